@@ -1,0 +1,207 @@
+"""Which blocks a RepVGG is made of: the 14 official models, RepVGGplus-L2pse and any custom width.
+
+Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again" (arXiv 2101.03697), section
+3.4 with Tables 2 and 3. D2se and RepVGGplus-L2pse appear in the official repository only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from repvgg_ref.errors import CheckpointError
+
+SqueezeExcitation = Literal["none", "before_relu", "after_relu"]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSpec:
+    """One 3x3 layer of the plain network, and the branches it is trained with.
+
+    Padding equals `dilation`, so a stride-1 block keeps height and width. The identity branch
+    needs equal shapes at entry and exit (paper, section 3.2).
+    """
+
+    name: str
+    in_channels: int
+    out_channels: int
+    stride: int
+    groups: int = 1
+    dilation: int = 1
+    se: SqueezeExcitation = "none"
+    se_channels: int = 0
+    has_1x1: bool = True
+    has_identity: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AuxHeadSpec:
+    """An auxiliary classifier of RepVGGplus: conv 3x3 stride 2 + BN + ReLU, pool, linear.
+
+    It hangs on the output of block `after` and exists in training only.
+    """
+
+    name: str
+    after: str
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A whole network: a chain of blocks, global average pool, one linear layer."""
+
+    name: str
+    blocks: tuple[BlockSpec, ...]
+    num_classes: int = 1000
+    aux_heads: tuple[AuxHeadSpec, ...] = ()
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input image."""
+        return self.blocks[0].in_channels
+
+    @property
+    def features(self) -> int:
+        """Channels that reach the linear layer."""
+        return self.blocks[-1].out_channels
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """``stage0, stage1.0, ..., linear``: the names every report uses."""
+        return (*(block.name for block in self.blocks), "linear")
+
+    def block(self, name: str) -> BlockSpec:
+        """The block called `name`."""
+        return next(block for block in self.blocks if block.name == name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """A row of the paper's Tables 2 and 3."""
+
+    depths: tuple[int, int, int, int]
+    widths: tuple[float, float, float, float]
+    groups: int = 1
+    se: SqueezeExcitation = "none"
+    aux: bool = False
+
+
+_A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)
+_B1, _B2, _B3 = (2.0, 2.0, 2.0, 4.0), (2.5, 2.5, 2.5, 5.0), (3.0, 3.0, 3.0, 5.0)
+
+_FAMILIES = {
+    "RepVGG-A0": _Family(_A, (0.75, 0.75, 0.75, 2.5)),
+    "RepVGG-A1": _Family(_A, (1.0, 1.0, 1.0, 2.5)),
+    "RepVGG-A2": _Family(_A, (1.5, 1.5, 1.5, 2.75)),
+    "RepVGG-B0": _Family(_B, (1.0, 1.0, 1.0, 2.5)),
+    "RepVGG-B1": _Family(_B, _B1),
+    "RepVGG-B1g2": _Family(_B, _B1, groups=2),
+    "RepVGG-B1g4": _Family(_B, _B1, groups=4),
+    "RepVGG-B2": _Family(_B, _B2),
+    "RepVGG-B2g2": _Family(_B, _B2, groups=2),
+    "RepVGG-B2g4": _Family(_B, _B2, groups=4),
+    "RepVGG-B3": _Family(_B, _B3),
+    "RepVGG-B3g2": _Family(_B, _B3, groups=2),
+    "RepVGG-B3g4": _Family(_B, _B3, groups=4),
+    "RepVGG-D2se": _Family(_D, _B2, se="before_relu"),
+    "RepVGGplus-L2pse": _Family(_D, _B2, se="after_relu", aux=True),
+}
+
+NAMES: tuple[str, ...] = tuple(_FAMILIES)
+
+# The official code groups every second layer, counted from stage0 = 0, up to layer 26.
+_GROUPED_LAYERS = frozenset(range(2, 27, 2))
+_SE_REDUCTION = {"before_relu": 16, "after_relu": 4}
+
+
+def architecture(name: str, *, num_classes: int = 1000, in_channels: int = 3) -> Architecture:
+    """The official architecture called `name` (``"RepVGG-A0"``; case and prefix may be left out).
+
+    Raises
+    ------
+    CheckpointError
+        If no official model has that name.
+    """
+    found = {known.lower(): known for known in NAMES} | {
+        known.split("-", 1)[1].lower(): known for known in NAMES
+    }
+    if name.lower() not in found:
+        raise CheckpointError(
+            "there is no official model of that name", got=repr(name), wanted=", ".join(NAMES)
+        )
+    official = found[name.lower()]
+    family = _FAMILIES[official]
+    built = plain_architecture(
+        depths=family.depths,
+        channels=_channels(family.widths),
+        groups=family.groups,
+        se=family.se,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        name=official,
+    )
+    return replace(built, aux_heads=_aux_heads(built)) if family.aux else built
+
+
+def plain_architecture(
+    *,
+    depths: Sequence[int],
+    channels: Sequence[int],
+    groups: int = 1,
+    se: SqueezeExcitation = "none",
+    num_classes: int,
+    in_channels: int = 3,
+    name: str = "custom",
+) -> Architecture:
+    """A RepVGG of any size.
+
+    Parameters
+    ----------
+    depths : sequence of int
+        Blocks in stage 1, 2, ...; stage0 is always one block.
+    channels : sequence of int
+        Output channels of stage 0, 1, 2, ...: one more entry than `depths`.
+    groups : int
+        Groups of layers 2, 4, ..., 26, as in the official g2 and g4 models.
+    se : {"none", "before_relu", "after_relu"}
+        Squeeze-and-excitation in every block, reduced to C/16 (D2se) or C/4 (RepVGGplus).
+    """
+    blocks: list[BlockSpec] = []
+    for stage, depth in enumerate((1, *depths)):
+        for index in range(depth):
+            entry = blocks[-1].out_channels if blocks else in_channels
+            stride = 2 if index == 0 else 1
+            out_channels = channels[stage]
+            blocks.append(
+                BlockSpec(
+                    name=f"stage{stage}.{index}" if stage else "stage0",
+                    in_channels=entry,
+                    out_channels=out_channels,
+                    stride=stride,
+                    groups=groups if len(blocks) in _GROUPED_LAYERS else 1,
+                    se=se,
+                    se_channels=0 if se == "none" else out_channels // _SE_REDUCTION[se],
+                    has_identity=entry == out_channels and stride == 1,
+                )
+            )
+    return Architecture(name, tuple(blocks), num_classes)
+
+
+def _channels(widths: tuple[float, float, float, float]) -> tuple[int, ...]:
+    a0, a1, a2, a3 = widths
+    stem = min(64, int(64 * a0))
+    return stem, int(64 * a0), int(128 * a1), int(256 * a2), int(512 * a3)
+
+
+def _aux_heads(arch: Architecture) -> tuple[AuxHeadSpec, ...]:
+    """RepVGGplus hangs its heads after stage 1, stage 2 and the first half of stage 3."""
+    stage3 = [block.name for block in arch.blocks if block.name.startswith("stage3.")]
+    ends = {
+        "stage1_aux": [b.name for b in arch.blocks if b.name.startswith("stage1.")][-1],
+        "stage2_aux": [b.name for b in arch.blocks if b.name.startswith("stage2.")][-1],
+        "stage3_first_aux": stage3[len(stage3) // 2 - 1],
+    }
+    return tuple(
+        AuxHeadSpec(name, after, arch.block(after).out_channels) for name, after in ends.items()
+    )
