@@ -1,0 +1,89 @@
+"""Arrays of any kind: NumPy or CuPy, floating point or exact rationals.
+
+Exact arrays have dtype ``object`` and hold `fractions.Fraction` (integers are welcome among them).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from fractions import Fraction
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repvgg_ref.errors import InexactError
+
+Array: TypeAlias = NDArray[Any]
+Real: TypeAlias = float | Fraction
+
+
+def array_module(x: Array) -> ModuleType:
+    """Return the module whose functions work on `x`: ``cupy`` for its arrays, else ``numpy``."""
+    cupy = sys.modules.get(
+        "cupy"
+    )  # never imported here: an array of it exists only if it is loaded
+    return cupy if cupy is not None and isinstance(x, cupy.ndarray) else np
+
+
+def to_numpy(x: Array) -> Array:
+    """Return `x` in host memory, without a copy when it is there already."""
+    return np.asarray(x) if array_module(x) is np else np.asarray(x.get())  # type: ignore[attr-defined]
+
+
+def is_exact(x: Array) -> bool:
+    """Say whether `x` holds exact rationals."""
+    return x.dtype == np.object_
+
+
+def scalar_like(value: Real, x: Array) -> Any:
+    """Return `value` fit to meet the elements of `x`: a `Fraction` among exact rationals.
+
+    Without it ``0 / 4`` and ``Fraction(1, 2) + 1e-5`` would quietly leave the rationals. A float is
+    taken at its exact binary value.
+    """
+    return Fraction(value) if is_exact(x) else value
+
+
+def sqrt(x: Array) -> Array:
+    """Square root of every element; of exact rationals, the exact rational root.
+
+    Parameters
+    ----------
+    x : array of any shape, floating or exact
+
+    Returns
+    -------
+    array, shape and dtype of `x`
+
+    Raises
+    ------
+    InexactError
+        If `x` is exact and an element is not the square of a rational; the message names it.
+    """
+    if is_exact(x):
+        return np.asarray(np.frompyfunc(_rational_sqrt, 1, 1)(x), dtype=object)
+    root: Array = array_module(x).sqrt(x)
+    return root
+
+
+def refuse_exact(operator: str, x: Array, why: str) -> None:
+    """Raise `InexactError` if `x` is exact: `operator` has no rational result, because `why`."""
+    if is_exact(x):
+        raise InexactError(
+            f"{operator}: exact rationals have no exact result here: {why}",
+            got="an array of dtype object",
+            wanted="a floating-point array",
+        )
+
+
+def _rational_sqrt(value: Real) -> Fraction:
+    """Return the non-negative rational whose square is `value`."""
+    exact = Fraction(value)
+    if exact >= 0:
+        root = Fraction(math.isqrt(exact.numerator), math.isqrt(exact.denominator))
+        if root * root == exact:
+            return root
+    raise InexactError(f"sqrt: {value} is not the square of a rational", got=value)

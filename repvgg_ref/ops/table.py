@@ -1,0 +1,186 @@
+"""A backend as a value: the table of operators, and the table of reference operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from repvgg_ref.arrays import Array, Real
+from repvgg_ref.ops.batch_norm import (
+    BatchNormGrads,
+    RunningStats,
+    batch_norm_eval_backward,
+    batch_norm_eval_forward,
+    batch_norm_train_backward,
+    batch_norm_train_forward,
+    update_running_stats,
+)
+from repvgg_ref.ops.conv2d import Conv2dGrads, IntOrPair, conv2d_backward, conv2d_forward
+from repvgg_ref.ops.cross_entropy import (
+    softmax_cross_entropy_backward,
+    softmax_cross_entropy_forward,
+)
+from repvgg_ref.ops.global_avg_pool import global_avg_pool_backward, global_avg_pool_forward
+from repvgg_ref.ops.linear import LinearGrads, linear_backward, linear_forward
+from repvgg_ref.ops.relu import relu_backward, relu_forward
+from repvgg_ref.ops.squeeze_excitation import (
+    SqueezeExcitationGrads,
+    squeeze_excitation_backward,
+    squeeze_excitation_forward,
+)
+
+# A cache is `Any` here: each backend keeps what it likes, and only its own backward reads it.
+
+
+class BatchStatistics(Protocol):
+    """What every backend's training-mode batch norm cache must offer, (C,) each."""
+
+    @property
+    def mean(self) -> Array:
+        """Mean of the batch."""
+
+    @property
+    def var(self) -> Array:
+        """Biased variance of the batch."""
+
+
+class _Conv2dForward(Protocol):
+    def __call__(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        /,
+        *,
+        stride: IntOrPair,
+        padding: IntOrPair,
+        dilation: IntOrPair,
+        groups: int,
+    ) -> tuple[Array, Any]: ...
+
+
+class _ConvBiasReluForward(Protocol):
+    def __call__(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        /,
+        *,
+        stride: IntOrPair,
+        padding: IntOrPair,
+        dilation: IntOrPair,
+        groups: int,
+    ) -> Array: ...
+
+
+class _BatchNormTrainForward(Protocol):
+    def __call__(
+        self, x: Array, gamma: Array, beta: Array, /, *, eps: Real
+    ) -> tuple[Array, BatchStatistics]: ...
+
+
+class _BatchNormEvalForward(Protocol):
+    def __call__(
+        self, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, /, *, eps: Real
+    ) -> tuple[Array, Any]: ...
+
+
+class _UpdateRunningStats(Protocol):
+    def __call__(
+        self,
+        running_mean: Array,
+        running_var: Array,
+        mean: Array,
+        var: Array,
+        /,
+        *,
+        momentum: Real,
+        count: int,
+    ) -> RunningStats: ...
+
+
+class _SoftmaxCrossEntropyForward(Protocol):
+    def __call__(
+        self, logits: Array, labels: Array, /, *, label_smoothing: float
+    ) -> tuple[Array, Any]: ...
+
+
+@dataclass(frozen=True)
+class Ops:
+    """One backend's operators, under the names and signatures of the reference.
+
+    Functions of images take and give `layout`; a model converts at its entry and exit only. To
+    plant a bug or try one kernel: ``dataclasses.replace(REFERENCE, relu_forward=mine)``.
+    """
+
+    name: str
+    layout: Literal["NCHW", "NHWC"]
+    conv2d_forward: _Conv2dForward
+    conv2d_backward: Callable[[Array, Any], Conv2dGrads]
+    batch_norm_train_forward: _BatchNormTrainForward
+    batch_norm_train_backward: Callable[[Array, Any], BatchNormGrads]
+    batch_norm_eval_forward: _BatchNormEvalForward
+    batch_norm_eval_backward: Callable[[Array, Any], BatchNormGrads]
+    update_running_stats: _UpdateRunningStats
+    relu_forward: Callable[[Array], tuple[Array, Any]]
+    relu_backward: Callable[[Array, Any], Array]
+    squeeze_excitation_forward: Callable[[Array, Array, Array, Array, Array], tuple[Array, Any]]
+    squeeze_excitation_backward: Callable[[Array, Any], SqueezeExcitationGrads]
+    global_avg_pool_forward: Callable[[Array], tuple[Array, Any]]
+    global_avg_pool_backward: Callable[[Array, Any], Array]
+    linear_forward: Callable[[Array, Array, Array], tuple[Array, Any]]
+    linear_backward: Callable[[Array, Any], LinearGrads]
+    softmax_cross_entropy_forward: _SoftmaxCrossEntropyForward
+    softmax_cross_entropy_backward: Callable[[Any], Array]
+    fused_conv_bias_relu: _ConvBiasReluForward | None = None
+
+    def conv_bias_relu_forward(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        *,
+        stride: IntOrPair,
+        padding: IntOrPair,
+        dilation: IntOrPair,
+        groups: int,
+    ) -> Array:
+        """Convolve, add the bias, rectify: a whole block of the fused network.
+
+        ``y = max(conv2d(x, weight) + bias, 0)`` (RepVGG, arXiv 2101.03697, section 3.3), by
+        `fused_conv_bias_relu` if the backend has one, else by this table's own primitives.
+        Parameters and errors are those of `conv2d_forward`.
+        """
+        if self.fused_conv_bias_relu is not None:
+            return self.fused_conv_bias_relu(
+                x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
+            )
+        y, _ = self.conv2d_forward(
+            x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
+        )
+        return self.relu_forward(y)[0]
+
+
+REFERENCE = Ops(
+    name="reference",
+    layout="NCHW",
+    conv2d_forward=conv2d_forward,
+    conv2d_backward=conv2d_backward,
+    batch_norm_train_forward=batch_norm_train_forward,
+    batch_norm_train_backward=batch_norm_train_backward,
+    batch_norm_eval_forward=batch_norm_eval_forward,
+    batch_norm_eval_backward=batch_norm_eval_backward,
+    update_running_stats=update_running_stats,
+    relu_forward=relu_forward,
+    relu_backward=relu_backward,
+    squeeze_excitation_forward=squeeze_excitation_forward,
+    squeeze_excitation_backward=squeeze_excitation_backward,
+    global_avg_pool_forward=global_avg_pool_forward,
+    global_avg_pool_backward=global_avg_pool_backward,
+    linear_forward=linear_forward,
+    linear_backward=linear_backward,
+    softmax_cross_entropy_forward=softmax_cross_entropy_forward,
+    softmax_cross_entropy_backward=softmax_cross_entropy_backward,
+)
