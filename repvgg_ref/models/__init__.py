@@ -1,0 +1,1 @@
+"""Architectures, their costs, and networks with weights."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from repvgg_ref.models.architectures import Architecture, BlockSpec
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.models.architectures import Architecture
 
 
 @dataclass(frozen=True, slots=True)

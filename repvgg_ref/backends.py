@@ -1,0 +1,31 @@
+"""From a backend's name to its table of operators."""
+
+from __future__ import annotations
+
+import os
+
+from repvgg_ref.errors import BackendError
+from repvgg_ref.ops import REFERENCE, Ops
+
+BACKENDS = ("reference", "numpy", "cupy", "auto")
+VARIABLE = "REPVGG_BACKEND"
+
+
+def backend_ops(name: str | None = None) -> Ops:
+    """The operator table called `name`; default the variable ``REPVGG_BACKEND``, else "numpy".
+
+    Raises
+    ------
+    BackendError
+        If there is no such backend, or it cannot be used on this machine.
+    """
+    chosen = name or os.environ.get(VARIABLE) or "numpy"
+    if chosen in ("reference", "numpy", "auto"):
+        return REFERENCE
+    if chosen == "cupy":
+        raise BackendError(
+            "the CuPy backend is not part of this release",
+            got="backend 'cupy'",
+            wanted="'reference', 'numpy' or 'auto'",
+        )
+    raise BackendError("there is no such backend", got=repr(chosen), wanted=", ".join(BACKENDS))

@@ -1,0 +1,1 @@
+"""Training-time blocks: one file each, forward and backward."""

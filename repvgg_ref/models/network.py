@@ -1,0 +1,252 @@
+"""A network and its evaluation: ``x -> block -> ... -> block -> pool -> linear``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.backends import backend_ops
+from repvgg_ref.blocks.repvgg import fused_block_forward, train_block_forward
+from repvgg_ref.errors import NotFusibleError, ShapeError
+from repvgg_ref.fusion import fuse_block
+from repvgg_ref.models.architectures import Architecture, architecture
+from repvgg_ref.models.parameters import Form, initial_params, param_shapes
+from repvgg_ref.models.step import StepResult, training_step
+from repvgg_ref.ops import Ops
+
+DEFAULT_EPS = 1e-5
+DEFAULT_MOMENTUM = 0.1
+
+
+@dataclass(eq=False)
+class Model:
+    """A RepVGG with its weights, in the three-branch form ("train") or the fused one ("deploy").
+
+    Attributes
+    ----------
+    arch : Architecture
+    form : {"train", "deploy"}
+    params : dict
+        Canonical name -> array; `state_dict` gives the official names.
+    eps, momentum : float
+        Batch norm's constants, which no checkpoint holds; the official code uses 1e-5 and 0.1.
+    notes : list of str
+        What was decided while loading (a wrapper, an EMA entry, a prefix), for people.
+    """
+
+    arch: Architecture
+    form: Form
+    params: dict[str, Array]
+    eps: float = DEFAULT_EPS
+    momentum: float = DEFAULT_MOMENTUM
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The official name, or "custom"."""
+        return self.arch.name
+
+    @overload
+    def forward(
+        self, x: Array, *, backend: str | None = ..., layers: Literal[False] = ...
+    ) -> Array: ...
+    @overload
+    def forward(
+        self, x: Array, *, backend: str | None = ..., layers: Literal[True]
+    ) -> dict[str, Array]: ...
+    def forward(
+        self, x: Array, *, backend: str | None = None, layers: bool = False
+    ) -> Array | dict[str, Array]:
+        """Evaluate the network (batch norm by its running statistics).
+
+        Parameters
+        ----------
+        x : array, shape (N, in_channels, H, W)
+            Normalised images; computed in the dtype of `x`.
+        backend : {"reference", "numpy", "cupy", "auto"}, optional
+            Where to compute; default the variable ``REPVGG_BACKEND``, else "numpy".
+        layers : bool
+            Return every layer's output, ``{"stage0": ..., "stage1.0": ..., "linear": logits}``.
+
+        Returns
+        -------
+        logits : array, shape (N, num_classes), or the dict of all layers
+
+        Raises
+        ------
+        ShapeError
+            If `x` is not 4-d with the network's number of channels.
+        """
+        outputs = dict(self.walk(x, backend_ops(backend)))
+        return outputs if layers else outputs["linear"]
+
+    def walk(self, x: Array, ops: Ops) -> Iterator[tuple[str, Array]]:
+        """Yield ``(layer name, output)`` in network order, holding one activation at a time."""
+        require_image_batch(self.arch, x)
+        params = _in_dtype_of(x, self.params)
+        for spec in self.arch.blocks:
+            if self.form == "train":
+                x, _ = train_block_forward(spec, params, x, ops=ops, eps=self.eps, training=False)
+            else:
+                x = fused_block_forward(spec, params, x, ops=ops)
+            yield spec.name, x
+        pooled, _ = ops.global_avg_pool_forward(x)
+        yield (
+            "linear",
+            ops.linear_forward(pooled, params["linear.weight"], params["linear.bias"])[0],
+        )
+
+    def loss_and_grads(
+        self,
+        x: Array,
+        labels: Array,
+        *,
+        label_smoothing: float = 0.0,
+        backend: str | None = None,
+    ) -> StepResult:
+        """Forward and backward in training mode (batch statistics); changes nothing.
+
+        Parameters
+        ----------
+        x : array, shape (N, in_channels, H, W)
+        labels : int array (N,), or float array (N, num_classes) of target probabilities
+
+        Returns
+        -------
+        StepResult
+            `.loss`, `.logits`, `.grads` and `.stats` (running statistics after the step), the
+            latter two under the official parameter names.
+
+        Raises
+        ------
+        NotFusibleError
+            If the model is in deploy form: its branches are gone, so it cannot be trained.
+        """
+        require_branches(self, "loss_and_grads")
+        require_image_batch(self.arch, x)
+        step = training_step(
+            self.arch,
+            self.params,
+            x,
+            labels,
+            ops=backend_ops(backend),
+            eps=self.eps,
+            momentum=self.momentum,
+            label_smoothing=label_smoothing,
+        )
+        official = _official_names(self)
+        return step._replace(
+            grads={official[name]: grad for name, grad in step.grads.items()},
+            stats={official[name]: stat for name, stat in step.stats.items()},
+        )
+
+    def state_dict(self) -> dict[str, Array]:
+        """The arrays under the official names (``stage1.0.rbr_dense.conv.weight``); no copies."""
+        return {name: self.params[ours] for ours, name in _official_names(self).items()}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Replace arrays by those in `state`, given under the official names."""
+        ours = {name: canonical for canonical, name in _official_names(self).items()}
+        for name, array in state.items():
+            self.params[ours[name]] = array
+
+
+def build(
+    name: str | Architecture,
+    *,
+    seed: int = 0,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    dtype: Any = np.float32,
+    eps: float = DEFAULT_EPS,
+) -> Model:
+    """An untrained model in train form: an official name, or an `Architecture` of your own."""
+    arch = (
+        architecture(name, num_classes=num_classes, in_channels=in_channels)
+        if isinstance(name, str)
+        else name
+    )
+    return Model(arch, "train", initial_params(arch, seed=seed, dtype=dtype), eps=eps)
+
+
+def fuse(model: Model, *, dtype: Any = None) -> Model:
+    """The deploy form of `model`: every block one 3x3 convolution, each tap rounded once.
+
+    Parameters
+    ----------
+    dtype : numpy dtype, optional
+        Default float64 for a float64 model, else float32.
+
+    Raises
+    ------
+    NotFusibleError
+        If the model is fused already, or holds NaN, infinity or a negative variance.
+    """
+    require_branches(model, "fuse")
+    dtype = deploy_dtype(model.params) if dtype is None else dtype
+    params: dict[str, Array] = {}
+    for spec in model.arch.blocks:
+        params[f"{spec.name}.fused.weight"], params[f"{spec.name}.fused.bias"] = fuse_block(
+            spec, model.params, eps=model.eps, dtype=dtype
+        )
+    for name in param_shapes(model.arch, "deploy"):
+        if name not in params:
+            params[name] = model.params[name].astype(dtype)
+    return Model(model.arch, "deploy", params, model.eps, model.momentum, list(model.notes))
+
+
+def deploy_dtype(params: Mapping[str, Any]) -> Any:
+    """float64 if the weights are kept so, else float32."""
+    return np.float64 if params["linear.weight"].dtype == np.float64 else np.float32
+
+
+def require_branches(model: Model, what: str) -> None:
+    """Refuse, by name, what a fused model cannot do."""
+    if model.form != "train":
+        raise NotFusibleError(
+            f"{what} needs the three branches of a block, and fusion has summed them",
+            got=f"{model.name} in deploy form",
+            wanted="the train form",
+            advice="load the training-time checkpoint",
+        )
+
+
+def require_image_batch(arch: Architecture, x: Array) -> None:
+    """Raise `ShapeError` unless `x` is (N, in_channels, H, W)."""
+    if x.ndim != 4 or x.shape[1] != arch.in_channels:
+        raise ShapeError(
+            f"{arch.name}: the input must be a batch of images",
+            got=f"shape {tuple(x.shape)}",
+            wanted=f"(N, {arch.in_channels}, H, W)",
+        )
+
+
+def _in_dtype_of(x: Array, params: Mapping[str, Array]) -> Mapping[str, Array]:
+    """Parameters in the arithmetic the input asks for; converted one at a time, when used."""
+    return _Converted(params, x.dtype)
+
+
+class _Converted(Mapping[str, Array]):
+    """A read-only view of `params` in another dtype."""
+
+    def __init__(self, params: Mapping[str, Array], dtype: Any) -> None:
+        self._params, self._dtype = params, dtype
+
+    def __getitem__(self, name: str) -> Array:
+        return self._params[name].astype(self._dtype, copy=False)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._params)
+
+    def __len__(self) -> int:
+        return len(self._params)
+
+
+def _official_names(model: Model) -> dict[str, str]:
+    from repvgg_ref.dialects import official_dialect
+
+    return official_dialect(model.arch).names(param_shapes(model.arch, model.form))
