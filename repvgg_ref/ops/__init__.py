@@ -15,8 +15,8 @@ Ho, Wo height and width of the output
 Read `conv2d` first. Arrays are positional, settings are keywords without defaults. A forward
 function returns ``(y, cache)`` and never writes to its inputs; a backward function reads the cache
 and returns new arrays. float32, float64, longdouble and exact rationals (`fractions.Fraction` in
-object arrays) are computed as they are, float16 in float32 and rounded once. Give all arrays of a
-call one dtype: mixed ones promote as in NumPy.
+object arrays) are computed as they are, float16 in float32 and rounded once. All arrays of a call
+share one dtype, which is that of the results.
 """
 
 from repvgg_ref.ops.batch_norm import BatchNormGrads, RunningStats

@@ -73,11 +73,13 @@ def batch_norm_train_forward(
     Raises
     ------
     ShapeError
-        If the shapes do not fit together, or if a channel has no element.
+        If the shapes do not fit together, or if a channel has no value.
     InexactError
         If `x` is exact and some ``var + eps`` is not the square of a rational.
     """
     _require_shapes(x, gamma=gamma, beta=beta)
+    if _count(x) == 0:
+        raise ShapeError(f"batch_norm: x.shape (={x.shape}) leaves a channel without values")
     count = scalar_like(_count(x), x)
     mean = x.sum(axis=(0, 2, 3)) / count  # (N, C, H, W) -> (C,)
     centred = x - _per_channel(mean)

@@ -150,7 +150,7 @@ def _windows(cache: Conv2dCache) -> Array:
     N, C, H, W = cache.x.shape
     (Kh, Kw), (ph, pw), (dh, dw) = cache.weight.shape[2:], cache.padding, cache.dilation
     span_h, span_w = dh * (Kh - 1) + 1, dw * (Kw - 1) + 1  # pixels that a dilated kernel covers
-    if H + 2 * ph < span_h or W + 2 * pw < span_w:
+    if not (1 <= span_h <= H + 2 * ph and 1 <= span_w <= W + 2 * pw):
         raise ShapeError(
             f"conv2d: no output pixel: the kernel covers {span_h} x {span_w} pixels, "
             f"x with its padding has {H + 2 * ph} x {W + 2 * pw}"

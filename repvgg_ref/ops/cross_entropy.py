@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array, array_module, refuse_exact
-from repvgg_ref.errors import ReportedError, require_equal
+from repvgg_ref.errors import ReportedError, ShapeError, require_equal
 from repvgg_ref.ops.half import widen
 
 
@@ -42,7 +42,7 @@ def softmax_cross_entropy_forward(
     Raises
     ------
     ShapeError
-        If the shapes do not fit together.
+        If the shapes do not fit together, or `logits` is empty.
     ReportedError
         If a label is no class (the message names it), or `label_smoothing` is outside [0, 1].
     InexactError
@@ -50,6 +50,8 @@ def softmax_cross_entropy_forward(
     """
     refuse_exact("softmax_cross_entropy", logits, "the exponential of a rational is irrational")
     require_equal("softmax_cross_entropy", "logits.ndim", logits.ndim, "len((N, classes))", 2)
+    if logits.size == 0:
+        raise ShapeError(f"softmax_cross_entropy: logits.shape (={logits.shape}) has no element")
     xp = array_module(logits)
     wide = widen(logits)
     targets = _smoothed_targets(wide, labels, label_smoothing)
@@ -101,10 +103,17 @@ def _one_hot(logits: Array, labels: Array) -> Array:
     operator = "softmax_cross_entropy"
     N, classes = logits.shape
     require_equal(operator, "labels.shape", labels.shape, "(N,)", (N,))
-    require_equal(operator, "labels.dtype.kind", labels.dtype.kind in "iu", "an integer", True)
-    for index in np.flatnonzero(((labels < 0) | (labels >= classes)).tolist()):
+    if labels.dtype.kind not in "iu":
         raise ReportedError(
-            f"{operator}: labels[{index}] (={labels[index]}) is no class of 0 ... {classes - 1}"
+            f"{operator}: labels of shape (N,) must be integers",
+            got=labels.dtype,
+            advice="soft targets have shape (N, classes)",
+        )
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        index = int(wrong.argmax())
+        raise ReportedError(
+            f"{operator}: labels[{index}] (={labels[index]}) is not in 0 ... {classes - 1}"
         )
     xp = array_module(logits)
     one_hot: Array = (labels[:, None] == xp.arange(classes)).astype(logits.dtype)

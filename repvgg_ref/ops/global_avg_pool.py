@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from repvgg_ref.arrays import Array, array_module, scalar_like
-from repvgg_ref.errors import require_equal
+from repvgg_ref.errors import ShapeError, require_equal
 from repvgg_ref.ops.half import rounds_half_once
 
 
@@ -33,10 +33,12 @@ def global_avg_pool_forward(x: Array) -> tuple[Array, GlobalAvgPoolCache]:
     Raises
     ------
     ShapeError
-        If `x` has not four axes.
+        If `x` has not four axes, or no pixel.
     """
     require_equal("global_avg_pool", "x.ndim", x.ndim, "len((N, C, H, W))", 4)
     _, _, H, W = x.shape
+    if H * W == 0:
+        raise ShapeError(f"global_avg_pool: x.shape (={x.shape}) has no pixel")
     return x.sum(axis=(2, 3)) / scalar_like(H * W, x), GlobalAvgPoolCache(x.shape)
 
 
