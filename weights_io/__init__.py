@@ -1,0 +1,33 @@
+"""Weights files as named NumPy arrays: read without trust, written without loss.
+
+Knows torch (zip and legacy), pickles of arrays, npz and safetensors; imports NumPy and nothing
+of torch. Start with `open_weights` and `save_weights`.
+"""
+
+from weights_io.archive import Archive, open_weights
+from weights_io.errors import LimitError, RefusedGlobalError, ReportedError, WeightsFileError
+from weights_io.lazy import LazyArray
+from weights_io.limits import DEFAULT_LIMITS, Limits
+from weights_io.pickles.inert import Inert
+from weights_io.text import sanitize
+from weights_io.writers.atomic import atomic_path
+from weights_io.writers.specs import ArraySpec
+from weights_io.writers.write import save_weights, write_weights
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "Archive",
+    "ArraySpec",
+    "Inert",
+    "LazyArray",
+    "LimitError",
+    "Limits",
+    "RefusedGlobalError",
+    "ReportedError",
+    "WeightsFileError",
+    "atomic_path",
+    "open_weights",
+    "sanitize",
+    "save_weights",
+    "write_weights",
+]

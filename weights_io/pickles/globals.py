@@ -1,0 +1,201 @@
+"""The exact table of what a pickle may name, and the inert thing each name stands for.
+
+The key is the pair (module, name) exactly as the pickle spells it. A table keyed on a module, a
+prefix or the joined string is a hole: `collections` with the name `abc.sys.modules` is a dotted
+walk to anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from weights_io.dtypes import STORED, decode
+from weights_io.errors import RefusedGlobalError
+from weights_io.pickles.inert import (
+    CfgNode,
+    Inert,
+    Namespace,
+    NumpyArray,
+    NumpyDtype,
+    OrderedDict,
+    Span,
+    Storage,
+    StorageType,
+    TensorView,
+    malformed,
+    sizes,
+)
+from weights_io.text import sanitize
+
+Args = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """A name the pickle may push; `reduce` and `new` say what applying it yields."""
+
+    name: str
+    reduce: Callable[[Args], object] | None = None
+    new: Callable[[], object] | None = None
+
+
+def look_up(module: str, name: str) -> object:
+    """Return the inert stand-in for a global, or refuse it by its exact name."""
+    try:
+        return GLOBALS[module, name]
+    except KeyError:
+        refuse(module, name)
+
+
+def refuse(module: str, name: str) -> NoReturn:
+    """Raise the error that names a refused global exactly."""
+    raise RefusedGlobalError(
+        f"refused global {sanitize(f'{module}.{name}')}: it is no part of any weights and could "
+        "run code in a program that trusts the file",
+        advice="re-save the weights alone: torch.save(model.state_dict(), path)",
+    )
+
+
+def _ordered_dict(args: Args) -> OrderedDict:
+    _expect(args == (), "collections.OrderedDict")
+    return OrderedDict()
+
+
+def _default_dict(args: Args) -> dict[Any, Any]:
+    _expect(args == () or (len(args) == 1 and args[0] in _FACTORIES), "collections.defaultdict")
+    return {}
+
+
+def _set(args: Args) -> set[str]:
+    good = len(args) == 1 and type(args[0]) is list and all(type(item) is str for item in args[0])
+    _expect(good, "set")
+    return set(args[0])
+
+
+def _size(args: Args) -> tuple[int, ...]:
+    _expect(len(args) == 1, "torch.Size")
+    return sizes(args[0])
+
+
+def _device(args: Args) -> Inert:
+    kinds = [type(arg) for arg in args]
+    _expect(kinds in ([str], [str, int]), "torch.device")
+    return Inert("torch.device", ":".join(str(arg) for arg in args))
+
+
+def _rebuild_tensor(args: Args) -> TensorView:
+    _expect(len(args) in (6, 7), "torch._utils._rebuild_tensor_v2")
+    storage, offset, shape, strides, _requires_grad, hooks, *metadata = args
+    good = isinstance(storage, Storage) and type(offset) is int and hooks == {}
+    _expect(good, "torch._utils._rebuild_tensor_v2")
+    negate = bool(metadata) and _is_negated(metadata[0])
+    return TensorView(storage, offset, sizes(shape), sizes(strides), negate)
+
+
+def _is_negated(metadata: object) -> bool:
+    """Read torch's lazy-math bits: `neg` is honoured, anything else changes values unknowably."""
+    if metadata in (None, {}):
+        return False
+    if isinstance(metadata, dict) and set(metadata) == {"neg"} and type(metadata["neg"]) is bool:
+        return metadata["neg"]
+    raise malformed("a tensor carries metadata other than neg, such as conj")
+
+
+def _rebuild_parameter(args: Args) -> TensorView:
+    _expect(len(args) == 3 and args[2] == {}, "torch._utils._rebuild_parameter")
+    tensor = args[0]
+    if not isinstance(tensor, TensorView):
+        raise malformed("torch._utils._rebuild_parameter of something that is no tensor")
+    return tensor
+
+
+def _encode(args: Args) -> bytes | Span:
+    """Serve the `_codecs.encode(text, "latin1")` by which protocol 2 carries bytes."""
+    _expect(len(args) == 2 and args[1] in ("latin1", "latin-1"), "_codecs.encode")
+    text = args[0]
+    if isinstance(text, Span):
+        _expect(text.encoding == "text", "_codecs.encode")
+        return Span(text.source, text.start, text.size, "latin1")
+    _expect(type(text) is str, "_codecs.encode")
+    try:
+        return bytes(text.encode("latin-1"))
+    except UnicodeEncodeError:
+        raise malformed("bytes written as text hold a character above 255") from None
+
+
+def _array(args: Args) -> NumpyArray:
+    _expect(len(args) == 3 and args[0] is _NDARRAY and args[1:] == ((0,), b"b"), "_reconstruct")
+    return NumpyArray()
+
+
+def _frombuffer(args: Args) -> NumpyArray:
+    """Serve protocol 5's contiguous arrays: `_frombuffer(data, dtype, shape, order)`."""
+    _expect(len(args) == 4 and args[3] in ("C", "F"), "_frombuffer")
+    array = NumpyArray()
+    array.fill(args[2], args[1], args[3] == "F", args[0])
+    return array
+
+
+def _dtype(args: Args) -> NumpyDtype:
+    good = len(args) == 3 and args[1] in (False, 0) and args[2] in (True, 1)
+    _expect(good, "numpy.dtype")
+    return NumpyDtype(args[0])
+
+
+def _scalar(args: Args) -> object:
+    good = len(args) == 2 and isinstance(args[0], NumpyDtype) and type(args[1]) is bytes
+    _expect(good, "numpy scalar")
+    kind, data = args
+    _expect(len(data) == kind.stored.itemsize, "numpy scalar")
+    return decode(np.frombuffer(data, kind.stored), kind.dtype)[0].item()
+
+
+def _expect(condition: bool, name: str) -> None:
+    if not condition:
+        raise malformed(f"{name} with arguments it never has")
+
+
+_NDARRAY = Global("numpy.ndarray")
+_STORAGES = {
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+
+GLOBALS: dict[tuple[str, str], object] = {
+    ("collections", "OrderedDict"): Global("OrderedDict", _ordered_dict, OrderedDict),
+    ("collections", "defaultdict"): Global("defaultdict", _default_dict),
+    ("argparse", "Namespace"): Global("Namespace", None, Namespace),
+    ("yacs.config", "CfgNode"): Global("CfgNode", None, CfgNode),
+    ("torch", "Size"): Global("Size", _size),
+    ("torch", "device"): Global("device", _device),
+    ("torch._utils", "_rebuild_tensor_v2"): Global("_rebuild_tensor_v2", _rebuild_tensor),
+    ("torch._utils", "_rebuild_parameter"): Global("_rebuild_parameter", _rebuild_parameter),
+    ("_codecs", "encode"): Global("encode", _encode),
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): Global("dtype", _dtype),
+}
+for _name, _kind in _STORAGES.items():
+    GLOBALS["torch", _name] = StorageType(_kind)
+for _kind in STORED:
+    GLOBALS["torch", _kind] = Inert("torch.dtype", _kind)
+for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and NumPy 2
+    GLOBALS[f"{_core}.multiarray", "_reconstruct"] = Global("_reconstruct", _array)
+    GLOBALS[f"{_core}.multiarray", "scalar"] = Global("scalar", _scalar)
+    GLOBALS[f"{_core}.numeric", "_frombuffer"] = Global("_frombuffer", _frombuffer)
+for _builtins in ("__builtin__", "builtins"):  # protocol 2 spells it as Python 2 did
+    GLOBALS[_builtins, "set"] = Global("set", _set)
+    for _name in ("dict", "list", "int", "float", "str"):
+        GLOBALS[_builtins, _name] = Global(_name)  # only as a defaultdict's factory
+_FACTORIES = [item for (module, _), item in GLOBALS.items() if module == "builtins"]

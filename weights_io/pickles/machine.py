@@ -1,0 +1,309 @@
+"""The pickle machine: a small interpreter that can build data and nothing else.
+
+Python's own unpickler imports and calls whatever a pickle names. This one has no way to do
+either: a name is looked up in `globals.GLOBALS`, where it stands for an inert value or for one
+of our own functions from plain arguments to plain data. Opcodes outside the table below, which
+no writer of weights emits, are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import unpack
+from typing import Any, NoReturn
+
+from weights_io.errors import WeightsFileError
+from weights_io.limits import Limits
+from weights_io.pickles.globals import Global, look_up, refuse
+from weights_io.pickles.inert import (
+    CfgNode,
+    Namespace,
+    NumpyArray,
+    NumpyDtype,
+    OrderedDict,
+    Span,
+    malformed,
+)
+from weights_io.pickles.tape import Tape
+from weights_io.source import Source
+from weights_io.text import sanitize
+
+PROTOCOLS = range(2, 6)
+_STOP = 0x2E
+_BUILDABLE = (OrderedDict, CfgNode, Namespace, NumpyDtype, NumpyArray)
+
+Persistent = Callable[[object], object]
+
+
+def run_pickle(
+    source: Source, start: int, limits: Limits, persistent: Persistent | None = None
+) -> tuple[object, int]:
+    """Interpret one pickle and return its raw object and the position after it.
+
+    Parameters
+    ----------
+    source : Source
+        The file, or a part of it in memory.
+    start : int
+        Where the pickle begins.
+    limits : Limits
+        What the pickle may ask for at most.
+    persistent : callable, optional
+        Turns a persistent id into an inert object; without it such an id is refused.
+
+    Raises
+    ------
+    RefusedGlobalError
+        When the pickle names anything outside the table, wherever it stands.
+    WeightsFileError
+        When the pickle is broken, uses an opcode that weights do not need, or asks too much.
+    """
+    machine = _Machine(Tape(source, start, limits), limits, persistent)
+    return machine.run(), machine.tape.position
+
+
+class _Machine:
+    """Stack, marks and memo of one pickle being read."""
+
+    def __init__(self, tape: Tape, limits: Limits, persistent: Persistent | None) -> None:
+        self.tape = tape
+        self.limits = limits
+        self.persistent = persistent
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []  # the stacks below each open mark
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> object:
+        self._check_protocol()
+        byte, most = self.tape.byte, self.limits.opcodes
+        for _ in range(most):
+            opcode = byte()
+            if opcode == _STOP:
+                return self._finish()
+            step = _STEPS.get(opcode)
+            if step is None:
+                self._refuse_opcode(opcode)
+            step(self)
+        self.limits.enforce("opcodes", most + 1, "the pickle has too many opcodes")
+        raise AssertionError("unreachable")
+
+    def _check_protocol(self) -> None:
+        head = self.tape.take(2)
+        if head[0] != 0x80 or head[1] not in PROTOCOLS:
+            raise WeightsFileError(
+                "not a pickle of a protocol that is read here",
+                got=head.hex(" "),
+                wanted="protocol 2 to 5",
+                advice="re-save the weights alone: torch.save(model.state_dict(), path)",
+            )
+
+    def _finish(self) -> object:
+        if self.marks or len(self.stack) != 1:
+            raise malformed("it ends with other than one object")
+        return self.stack[0]
+
+    def _refuse_opcode(self, opcode: int) -> NoReturn:
+        if opcode == 0x69:  # INST imports and calls in one: say what it would have called
+            refuse(*self._two_lines())
+        import pickletools  # only to say the opcode's name
+
+        names = {ord(known.code): known.name for known in pickletools.opcodes}
+        raise WeightsFileError(
+            f"refused pickle opcode {names.get(opcode, f'0x{opcode:02x}')}",
+            got=f"at byte {self.tape.position - 1}",
+            wanted="only opcodes that weights need",
+            advice="the file is damaged or was made to do something else than hold weights",
+        )
+
+    # The stack ------------------------------------------------------------------------------
+
+    def push(self, value: object) -> None:
+        self.stack.append(value)
+
+    def pop(self) -> Any:
+        if not self.stack:
+            raise malformed("it takes more objects than it has made")
+        return self.stack.pop()
+
+    def top(self) -> Any:
+        if not self.stack:
+            raise malformed("it takes more objects than it has made")
+        return self.stack[-1]
+
+    def mark(self) -> None:
+        self.limits.enforce("depth", len(self.marks) + 1, "the pickle is nested too deeply")
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def pop_mark(self) -> list[Any]:
+        if not self.marks:
+            raise malformed("it closes a group that it has not opened")
+        items, self.stack = self.stack, self.marks.pop()
+        return items
+
+    # Scalars, text and bytes ----------------------------------------------------------------
+
+    def long(self) -> None:
+        length = self.tape.byte()
+        self.limits.enforce("integer_bytes", length, "the pickle holds too large an integer")
+        self.push(int.from_bytes(self.tape.take(length), "little", signed=True))
+
+    def text(self, width: int) -> None:
+        length = self.tape.number(width)
+        if length > self.limits.text_bytes:
+            self.push(Span(self.tape.source, self.tape.skip(length), length, "text"))
+        else:
+            self.push(_decode(self.tape.take(length)))
+
+    def bytes(self, width: int) -> None:
+        length = self.tape.number(width)
+        if length > self.limits.text_bytes:
+            self.push(Span(self.tape.source, self.tape.skip(length), length, "bytes"))
+        else:
+            self.push(self.tape.take(length))
+
+    def frame(self) -> None:
+        self.tape.require(self.tape.number(8))
+
+    # Containers -----------------------------------------------------------------------------
+
+    def append(self, items: list[Any]) -> None:
+        target = self.top()
+        if type(target) is not list:
+            raise malformed("it appends to something that is no list")
+        target.extend(items)
+
+    def add_items(self) -> None:
+        items = self.pop_mark()
+        target = self.top()
+        if type(target) is not set or not all(type(item) is str for item in items):
+            raise malformed("a set of other than strings")
+        target.update(items)
+
+    def tuple_of(self, count: int) -> None:
+        if len(self.stack) < count:
+            raise malformed("it takes more objects than it has made")
+        items = tuple(self.stack[-count:])
+        self.stack[-count:] = [items]
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.top()
+        if not isinstance(target, dict) or len(items) % 2:
+            raise malformed("it sets items on something that is no dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) not in (str, int):
+                raise malformed("a dict has a key that is neither text nor an integer")
+            if key in target:
+                raise malformed(f"the key {sanitize(key)} comes twice")
+            target[key] = value
+
+    def pair(self) -> list[Any]:
+        value, key = self.pop(), self.pop()
+        return [key, value]
+
+    # The memo, a dict: a huge index costs nothing (CPython's array is gh-115952) ------------
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.top()
+        self.limits.enforce("memo", len(self.memo), "the pickle remembers too many objects")
+
+    def get(self, index: int) -> None:
+        if index not in self.memo:
+            raise malformed("it recalls an object that it has not remembered")
+        self.push(self.memo[index])
+
+    # Names and what is made of them ---------------------------------------------------------
+
+    def _two_lines(self) -> tuple[str, str]:
+        return _decode(self.tape.line()), _decode(self.tape.line())
+
+    def global_(self) -> None:
+        self.push(look_up(*self._two_lines()))
+
+    def stack_global(self) -> None:
+        name, module = self.pop(), self.pop()
+        if type(name) is not str or type(module) is not str:
+            raise malformed("a global whose name is no text")
+        self.push(look_up(module, name))
+
+    def reduce(self) -> None:
+        args, function = self.pop(), self.pop()
+        if not isinstance(function, Global) or function.reduce is None or type(args) is not tuple:
+            raise malformed("it calls something that is no function")
+        self.push(function.reduce(args))
+
+    def new(self) -> None:
+        args, cls = self.pop(), self.pop()
+        if not isinstance(cls, Global) or cls.new is None or args != ():
+            raise malformed("it makes an instance of something that is no class")
+        self.push(cls.new())
+
+    def build(self) -> None:
+        state = self.pop()
+        target = self.top()
+        if not isinstance(target, _BUILDABLE):
+            raise malformed("it sets attributes on something that has none")
+        target.build(state)
+
+    def persistent_id(self) -> None:
+        identity = self.pop()
+        if self.persistent is None:
+            raise malformed("it refers to storages outside it, which a plain pickle has not")
+        self.push(self.persistent(identity))
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise malformed("a string is no UTF-8") from None
+
+
+_STEPS: dict[int, Callable[[_Machine], None]] = {
+    # scalars
+    0x4E: lambda m: m.push(None),  # NONE
+    0x88: lambda m: m.push(True),  # NEWTRUE
+    0x89: lambda m: m.push(False),  # NEWFALSE
+    0x4A: lambda m: m.push(unpack("<i", m.tape.take(4))[0]),  # BININT
+    0x4B: lambda m: m.push(m.tape.byte()),  # BININT1
+    0x4D: lambda m: m.push(m.tape.number(2)),  # BININT2
+    0x8A: _Machine.long,  # LONG1
+    0x47: lambda m: m.push(unpack(">d", m.tape.take(8))[0]),  # BINFLOAT
+    # text and bytes
+    0x58: lambda m: m.text(4),  # BINUNICODE
+    0x8C: lambda m: m.text(1),  # SHORT_BINUNICODE
+    0x8D: lambda m: m.text(8),  # BINUNICODE8
+    0x42: lambda m: m.bytes(4),  # BINBYTES
+    0x43: lambda m: m.bytes(1),  # SHORT_BINBYTES
+    0x8E: lambda m: m.bytes(8),  # BINBYTES8
+    0x96: lambda m: m.bytes(8),  # BYTEARRAY8
+    0x95: _Machine.frame,  # FRAME
+    # containers
+    0x28: _Machine.mark,  # MARK
+    0x5D: lambda m: m.push([]),  # EMPTY_LIST
+    0x61: lambda m: m.append([m.pop()]),  # APPEND
+    0x65: lambda m: m.append(m.pop_mark()),  # APPENDS
+    0x29: lambda m: m.push(()),  # EMPTY_TUPLE
+    0x74: lambda m: m.push(tuple(m.pop_mark())),  # TUPLE
+    0x85: lambda m: m.tuple_of(1),  # TUPLE1
+    0x86: lambda m: m.tuple_of(2),  # TUPLE2
+    0x87: lambda m: m.tuple_of(3),  # TUPLE3
+    0x7D: lambda m: m.push({}),  # EMPTY_DICT
+    0x73: lambda m: m.set_items(m.pair()),  # SETITEM
+    0x75: lambda m: m.set_items(m.pop_mark()),  # SETITEMS
+    0x8F: lambda m: m.push(set()),  # EMPTY_SET
+    0x90: _Machine.add_items,  # ADDITEMS
+    # memo
+    0x71: lambda m: m.put(m.tape.byte()),  # BINPUT
+    0x72: lambda m: m.put(m.tape.number(4)),  # LONG_BINPUT
+    0x94: lambda m: m.put(len(m.memo)),  # MEMOIZE
+    0x68: lambda m: m.get(m.tape.byte()),  # BINGET
+    0x6A: lambda m: m.get(m.tape.number(4)),  # LONG_BINGET
+    # names
+    0x63: _Machine.global_,  # GLOBAL
+    0x93: _Machine.stack_global,  # STACK_GLOBAL
+    0x52: _Machine.reduce,  # REDUCE
+    0x81: _Machine.new,  # NEWOBJ
+    0x62: _Machine.build,  # BUILD
+    0x51: _Machine.persistent_id,  # BINPERSID
+}

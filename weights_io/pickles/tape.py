@@ -1,0 +1,80 @@
+"""The bytes of a pickle, read from front to back."""
+
+from __future__ import annotations
+
+from weights_io.errors import WeightsFileError
+from weights_io.limits import Limits
+from weights_io.source import Source
+
+_CHUNK = 1 << 16
+
+
+class Tape:
+    """A forward reader with a small buffer; large payloads are stepped over, not read."""
+
+    def __init__(self, source: Source, start: int, limits: Limits) -> None:
+        self.source = source
+        self.limits = limits
+        self._start = start
+        self._skipped = 0
+        self._base = start  # position of the buffer's first byte
+        self._buffer = b""
+        self._at = 0
+
+    @property
+    def position(self) -> int:
+        """Where the next byte stands in the source."""
+        return self._base + self._at
+
+    def byte(self) -> int:
+        """Return the next byte."""
+        if self._at == len(self._buffer):
+            self._fill(1)
+        self._at += 1
+        return self._buffer[self._at - 1]
+
+    def take(self, length: int) -> bytes:
+        """Return the next `length` bytes, which the caller has bounded."""
+        if self._at + length > len(self._buffer):
+            self._fill(length)
+        self._at += length
+        return self._buffer[self._at - length : self._at]
+
+    def number(self, length: int) -> int:
+        """Return the next `length` bytes as an unsigned little-endian number."""
+        return int.from_bytes(self.take(length), "little")
+
+    def line(self) -> bytes:
+        """Return the bytes up to the next line feed, which is consumed."""
+        line = bytearray()
+        while (letter := self.byte()) != 0x0A:
+            line.append(letter)
+            self.limits.enforce("text_bytes", len(line), "the pickle has too long a line")
+        return bytes(line)
+
+    def skip(self, length: int) -> int:
+        """Step over `length` bytes that must be there; return where they start."""
+        start = self.position
+        self.require(length)
+        self._skipped += length
+        self._base, self._buffer, self._at = start + length, b"", 0
+        return start
+
+    def require(self, length: int) -> None:
+        """Raise unless at least `length` bytes follow."""
+        left = self.source.size - self.position
+        if length > left:
+            raise WeightsFileError(
+                "the pickle is cut short",
+                got=f"{left} bytes at {self.position}",
+                wanted=length,
+                advice="the file is damaged: copy or download it again",
+            )
+
+    def _fill(self, length: int) -> None:
+        self.require(length)
+        start = self.position
+        read = start - self._start - self._skipped
+        self.limits.enforce("pickle_bytes", read, "the pickle is too large")
+        size = min(max(length, _CHUNK), self.source.size - start)
+        self._base, self._buffer, self._at = start, self.source.read(start, size), 0

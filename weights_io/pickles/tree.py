@@ -1,0 +1,112 @@
+"""From the machine's raw object to a tree of plain values and lazy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weights_io.dtypes import decode
+from weights_io.lazy import LazyArray
+from weights_io.limits import Ledger
+from weights_io.pickles.inert import (
+    CfgNode,
+    Inert,
+    Namespace,
+    NumpyArray,
+    Span,
+    TensorView,
+    malformed,
+)
+
+Resolve = Callable[[TensorView], LazyArray]
+
+_PLAIN = (str, int, float, bool, type(None), bytes, Inert)
+
+
+class TreeBuilder:
+    """Copies a raw object, resolving arrays and bounding what a walk over the copy can cost.
+
+    A shared part stays shared. Its size counts each time it appears, so that a small pickle
+    cannot unfold into an exponential tree (the "billion laughs"), and a part that holds itself
+    is refused.
+    """
+
+    def __init__(self, ledger: Ledger, resolve: Resolve | None = None) -> None:
+        self._ledger = ledger
+        self._limits = ledger.limits
+        self._resolve = resolve
+        self._done: dict[int, tuple[object, int]] = {}  # by id: the copy and its unfolded size
+        self._open: set[int] = set()
+
+    def build(self, raw: object) -> object:
+        """Return the plain tree that `raw` stands for; `raw` must outlive the call."""
+        copy, _ = self._copy(raw, 0)
+        return copy
+
+    def _copy(self, raw: object, depth: int) -> tuple[object, int]:
+        if type(raw) in _PLAIN:
+            return raw, 1
+        key = id(raw)
+        if key in self._done:
+            return self._done[key]
+        if key in self._open:
+            raise malformed("an object holds itself")
+        self._limits.enforce("depth", depth, "the pickle is nested too deeply")
+        self._open.add(key)
+        copy, size = self._container(raw, depth + 1)
+        self._open.remove(key)
+        self._limits.enforce("nodes", size, "the pickle unfolds into too many objects")
+        self._done[key] = copy, size
+        return copy, size
+
+    def _container(self, raw: object, depth: int) -> tuple[object, int]:
+        if isinstance(raw, Namespace):
+            content, size = self._dict(raw.content, depth)
+            return Inert(raw.type_name, content), size
+        if isinstance(raw, CfgNode):
+            content, size = self._dict(raw, depth)
+            return Inert(raw.type_name, content), size
+        if isinstance(raw, dict):
+            return self._dict(raw, depth)
+        if isinstance(raw, list | tuple):
+            copies = [self._copy(item, depth) for item in raw]
+            items = [copy for copy, _ in copies]
+            size = 1 + sum(size for _, size in copies)
+            return (tuple(items) if isinstance(raw, tuple) else items), size
+        if isinstance(raw, set):  # of strings, which the machine has made sure of
+            return set(raw), 1 + len(raw)
+        return self._leaf(raw), 1
+
+    def _dict(self, raw: dict[Any, Any], depth: int) -> tuple[dict[Any, object], int]:
+        content, size = {}, 1
+        for key, value in raw.items():
+            content[key], value_size = self._copy(value, depth)
+            size += 1 + value_size
+        return content, size
+
+    def _leaf(self, raw: object) -> LazyArray:
+        if isinstance(raw, TensorView) and self._resolve is not None:
+            return self._resolve(raw)
+        if isinstance(raw, NumpyArray):
+            return self._numpy_array(raw)
+        if isinstance(raw, Span):
+            self._limits.enforce("text_bytes", raw.size, "the pickle holds too long a string")
+        raise malformed(f"a {type(raw).__name__} stands where data should be")
+
+    def _numpy_array(self, raw: NumpyArray) -> LazyArray:
+        kind = raw.dtype
+        if kind is None:
+            raise malformed("a numpy array has no state")
+        count = self._ledger.admit(raw.shape, kind.stored.itemsize, "a numpy array")
+        wanted, got = count * kind.stored.itemsize, raw.data_bytes
+        if not got[0] <= wanted <= got[1]:
+            raise malformed(f"a numpy array has {got[1]} bytes of data where {wanted} are needed")
+
+        def read() -> NDArray[Any]:
+            values = raw.values().reshape(raw.shape, order="F" if raw.fortran else "C")
+            return np.ascontiguousarray(decode(values, kind.dtype)).reshape(raw.shape)
+
+        return LazyArray(raw.shape, kind.dtype, read)

@@ -1,0 +1,1 @@
+"""One reader for each container; each returns `Contents`."""

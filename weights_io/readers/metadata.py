@@ -1,0 +1,45 @@
+"""Strict JSON for headers and metadata."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from weights_io.errors import WeightsFileError
+from weights_io.text import sanitize
+
+
+def parse_json(text: bytes, what: str) -> dict[str, Any]:
+    """Return a JSON object without repeated keys; numbers are integers only."""
+    try:
+        value = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_float=_refuse_number,
+            parse_constant=_refuse_number,
+        )
+    except (ValueError, RecursionError) as error:
+        raise WeightsFileError(f"{what} is no JSON", got=sanitize(error)) from None
+    if not isinstance(value, dict):
+        raise WeightsFileError(f"{what} is no JSON object", got=type(value).__name__)
+    return value
+
+
+def parse_text_metadata(value: object) -> dict[str, str]:
+    """Return `value` if it is a dict of strings."""
+    if isinstance(value, dict) and all(type(item) is str for item in value.values()):
+        return value
+    raise WeightsFileError("the file's __metadata__ is no table of strings")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in table if keys.count(key) > 1)
+        raise ValueError(f"the key {sanitize(twice)} comes twice")
+    return table
+
+
+def _refuse_number(text: str) -> NoReturn:
+    raise ValueError(f"{sanitize(text)} is no integer")

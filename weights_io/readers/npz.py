@@ -1,0 +1,143 @@
+"""The npz container: a zip of .npy files, one plain array each."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weights_io.dtypes import FROM_NUMPY_CODE, STORED, decode
+from weights_io.errors import WeightsFileError
+from weights_io.lazy import LazyArray
+from weights_io.limits import Ledger, Limits
+from weights_io.readers.contents import Contents
+from weights_io.readers.metadata import parse_json, parse_text_metadata
+from weights_io.source import Source
+from weights_io.strided import read_elements
+from weights_io.text import sanitize
+from weights_io.zips.member import Member
+
+SUFFIX = ".npy"
+METADATA = "__metadata__"
+MAGIC = b"\x93NUMPY"
+
+# The header is a Python literal. It is matched, not evaluated: three items in any order.
+_ITEM = (
+    r"""\s*(?:(['"])descr\1\s*:\s*(['"])(?P<descr>[<>|=]?[A-Za-z]\d{0,9})\2"""
+    r"""|(['"])fortran_order\4\s*:\s*(?P<fortran>True|False)"""
+    r"""|(['"])shape\6\s*:\s*\((?P<shape>[\d\s,]*)\))\s*"""
+)
+_COMMA = re.compile(r",")
+_ONE_ITEM = re.compile(_ITEM)
+
+
+class _Header(NamedTuple):
+    order: str  # "<", ">", "|" or "="
+    code: str  # f4, i8, U12, ...
+    shape: tuple[int, ...]
+    fortran: bool
+    size: int  # bytes before the data
+
+
+def read_npz(source: Source, members: dict[str, Member], limits: Limits) -> Contents:
+    """Read the .npy headers; the arrays stay in the file."""
+    ledger = Ledger(limits, source.size)
+    root: dict[str, object] = {}
+    metadata: dict[str, str] = {}
+    for member_name, member in members.items():
+        name = member_name.removesuffix(SUFFIX)
+        if name == member_name:
+            raise WeightsFileError("an npz member that is no .npy file", got=sanitize(member_name))
+        header = _parse_header(member, limits)
+        if name == METADATA:
+            metadata = _read_metadata(member, header, limits)
+        else:
+            root[name] = _lazy_array(name, member, header, ledger)
+    return Contents("npz", root, metadata)
+
+
+def _parse_header(member: Member, limits: Limits) -> _Header:
+    head = member.head(limits.npy_header_bytes)
+    shown = sanitize(member.name)
+    width = {1: 2, 2: 4, 3: 4}.get(head[6] if len(head) > 7 else 0)
+    if not head.startswith(MAGIC) or width is None:
+        raise WeightsFileError(f"{shown} is no .npy file of version 1 to 3")
+    start = len(MAGIC) + 2 + width
+    size = start + int.from_bytes(head[start - width : start], "little")
+    limits.enforce("npy_header_bytes", size, f"{shown} has too large a header")
+    if size > len(head):
+        raise WeightsFileError(f"{shown} ends inside its header", got=len(head), wanted=size)
+    return _parse_literal(head[start:size].decode("latin-1"), size, shown)
+
+
+def _parse_literal(text: str, size: int, shown: str) -> _Header:
+    fields: dict[str, str] = {}
+    inside = text.strip()
+    at = 1
+    while inside[:1] == "{" and (match := _ONE_ITEM.match(inside, at)):
+        found = {key: value for key, value in match.groupdict().items() if value is not None}
+        if found.keys() & fields.keys():
+            break
+        fields |= found
+        comma = _COMMA.match(inside, match.end())
+        at = comma.end() if comma else match.end()
+        if not comma:
+            break
+    if len(fields) != 3 or inside[at:].strip() != "}":
+        raise WeightsFileError(
+            f"{shown} is no plain array of numbers", got=sanitize(inside), wanted="a plain header"
+        )
+    shape = tuple(int(part) for part in fields["shape"].split(",") if part.strip())
+    descr = fields["descr"]
+    order, code = (descr[0], descr[1:]) if descr[0] in "<>|=" else ("=", descr)
+    return _Header(order, code, shape, fields["fortran"] == "True", size)
+
+
+def _lazy_array(name: str, member: Member, header: _Header, ledger: Ledger) -> LazyArray:
+    shown = sanitize(name)
+    if header.code.startswith("O"):
+        raise WeightsFileError(
+            f"{shown} is an object array: its elements could be anything, code included",
+            advice="save it again as an array of numbers",
+        )
+    dtype = FROM_NUMPY_CODE.get(header.code)
+    if dtype is None:
+        raise WeightsFileError(
+            f"{shown} has a dtype that is not read here",
+            got=header.code,
+            wanted=", ".join(FROM_NUMPY_CODE),
+        )
+    stored = STORED[dtype].newbyteorder(">" if header.order == ">" else "<")
+    count = ledger.admit(header.shape, stored.itemsize, shown)
+    _check_size(member, header, count * stored.itemsize)
+
+    def read() -> NDArray[Any]:
+        flat = read_elements(member, header.size, count, stored)
+        values = flat.reshape(header.shape, order="F" if header.fortran else "C")
+        return np.ascontiguousarray(decode(values, dtype)).reshape(header.shape)
+
+    return LazyArray(header.shape, dtype, read)
+
+
+def _check_size(member: Member, header: _Header, data_bytes: int) -> None:
+    if member.size != header.size + data_bytes:
+        raise WeightsFileError(
+            f"{sanitize(member.name)} has the wrong size",
+            got=f"{member.size} bytes",
+            wanted=f"{header.size + data_bytes} bytes",
+            advice="the file is damaged: copy or download it again",
+        )
+
+
+def _read_metadata(member: Member, header: _Header, limits: Limits) -> dict[str, str]:
+    """Read the JSON string that is kept as a 0-d array of UTF-32 text."""
+    if not header.code.startswith("U") or header.order == ">" or header.shape != ():
+        raise WeightsFileError("the npz's __metadata__ is no text", got=header.code)
+    _check_size(member, header, 4 * int(header.code[1:] or 0))
+    try:
+        text = member.read(limits)[header.size :].decode("utf-32-le").rstrip("\0").encode()
+    except UnicodeError:
+        raise WeightsFileError("the npz's __metadata__ is no text") from None
+    return parse_text_metadata(parse_json(text, "the npz's __metadata__"))

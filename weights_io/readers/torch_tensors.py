@@ -1,0 +1,84 @@
+"""What both torch containers share: storages by persistent id, and tensors as views of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weights_io.dtypes import STORED, decode
+from weights_io.errors import WeightsFileError
+from weights_io.lazy import LazyArray
+from weights_io.limits import Ledger
+from weights_io.pickles.inert import Storage, StorageType, TensorView, malformed
+from weights_io.source import Readable
+from weights_io.strided import View, check_view, read_view
+from weights_io.text import sanitize
+
+
+class Storages:
+    """The storages that a torch pickle refers to, in order of their first mention."""
+
+    def __init__(self, id_length: int) -> None:
+        self._id_length = id_length  # 5 in a zip; 6 in a legacy stream, the last one None
+        self.by_key: dict[str, Storage] = {}
+
+    def persistent(self, identity: object) -> Storage:
+        """Turn ``("storage", type, key, location, count[, None])`` into a storage."""
+        if type(identity) is not tuple or len(identity) != self._id_length:
+            raise malformed("a persistent id is no torch storage")
+        tag, kind, key, location, count, *view = identity
+        if tag != "storage" or not isinstance(kind, StorageType) or type(key) is not str:
+            raise malformed("a persistent id is no torch storage")
+        if (
+            type(location) is not str
+            or type(count) is not int
+            or count < 0
+            or view not in ([], [None])
+        ):
+            raise malformed("a torch storage has a location, size or view that it cannot have")
+        storage = self.by_key.setdefault(key, Storage(key, kind.dtype, count))
+        if (storage.dtype, storage.count) != (kind.dtype, count):
+            raise malformed(f"storage {sanitize(key)} has two types or sizes")
+        return storage
+
+
+class TensorResolver:
+    """Makes lazy arrays of tensors, once their storages can be found."""
+
+    def __init__(
+        self, find: Callable[[Storage], Readable], ledger: Ledger, *, big_endian: bool = False
+    ) -> None:
+        self._find, self.ledger = find, ledger
+        self._order: Literal["<", ">"] = ">" if big_endian else "<"
+
+    def __call__(self, tensor: TensorView) -> LazyArray:
+        """Check a tensor against its storage and return it unread."""
+        storage = tensor.storage
+        stored = STORED[storage.dtype].newbyteorder(self._order)
+        count = self.ledger.admit(tensor.shape, stored.itemsize, "a tensor")
+        view = View(tensor.offset, tensor.shape, tensor.strides)
+        check_view(view, storage.count, count, stored.itemsize, self.ledger.limits)
+        if tensor.negate and storage.dtype == "bool":
+            raise malformed("a negated tensor of type bool")
+        record = self._find(storage)
+
+        def read() -> NDArray[Any]:
+            values = decode(read_view(record, view, stored), storage.dtype)
+            return np.negative(values, out=values) if tensor.negate else values
+
+        return LazyArray(tensor.shape, storage.dtype, read)
+
+
+def check_record_size(storage: Storage, size: int) -> None:
+    """Raise unless a record of `size` bytes is just what a storage needs."""
+    wanted = storage.count * STORED[storage.dtype].itemsize
+    if size != wanted:
+        raise WeightsFileError(
+            f"storage {sanitize(storage.key)} has the wrong size",
+            got=f"{size} bytes",
+            wanted=f"{wanted} bytes ({storage.count} x {storage.dtype})",
+            advice="the file is damaged: copy or download it again",
+        )

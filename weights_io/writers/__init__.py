@@ -1,0 +1,1 @@
+"""One writer for each container; all stream, one array at a time."""
