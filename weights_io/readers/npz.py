@@ -23,18 +23,16 @@ SUFFIX = ".npy"
 METADATA = "__metadata__"
 MAGIC = b"\x93NUMPY"
 
-# The header is a Python literal. It is matched, not evaluated: three items in any order.
-_ITEM = (
-    r"""\s*(?:(['"])descr\1\s*:\s*(['"])(?P<descr>[<>|=]?[A-Za-z]\d{0,9})\2"""
-    r"""|(['"])fortran_order\4\s*:\s*(?P<fortran>True|False)"""
-    r"""|(['"])shape\6\s*:\s*\((?P<shape>[\d\s,]*)\))\s*"""
+# The header is a Python literal, its keys sorted. It is matched, never evaluated.
+_LITERAL = re.compile(
+    r"""\{\s*(['"])descr\1\s*:\s*(['"])(?P<order>[<>|=]?)(?P<code>[A-Za-z]\d{0,9})\2\s*,"""
+    r"""\s*(['"])fortran_order\5\s*:\s*(?P<fortran>True|False)\s*,"""
+    r"""\s*(['"])shape\7\s*:\s*\((?P<shape>[\d\s,]*)\)\s*,?\s*\}"""
 )
-_COMMA = re.compile(r",")
-_ONE_ITEM = re.compile(_ITEM)
 
 
 class _Header(NamedTuple):
-    order: str  # "<", ">", "|" or "="
+    order: str  # "<", ">", "|", "=" or nothing
     code: str  # f4, i8, U12, ...
     shape: tuple[int, ...]
     fortran: bool
@@ -73,26 +71,16 @@ def _parse_header(member: Member, limits: Limits) -> _Header:
 
 
 def _parse_literal(text: str, size: int, shown: str) -> _Header:
-    fields: dict[str, str] = {}
-    inside = text.strip()
-    at = 1
-    while inside[:1] == "{" and (match := _ONE_ITEM.match(inside, at)):
-        found = {key: value for key, value in match.groupdict().items() if value is not None}
-        if found.keys() & fields.keys():
-            break
-        fields |= found
-        comma = _COMMA.match(inside, match.end())
-        at = comma.end() if comma else match.end()
-        if not comma:
-            break
-    if len(fields) != 3 or inside[at:].strip() != "}":
+    match = _LITERAL.fullmatch(text.strip())
+    if not match:
         raise WeightsFileError(
-            f"{shown} is no plain array of numbers", got=sanitize(inside), wanted="a plain header"
+            f"{shown} is no plain array of numbers", got=sanitize(text), wanted="a plain header"
         )
-    shape = tuple(int(part) for part in fields["shape"].split(",") if part.strip())
-    descr = fields["descr"]
-    order, code = (descr[0], descr[1:]) if descr[0] in "<>|=" else ("=", descr)
-    return _Header(order, code, shape, fields["fortran"] == "True", size)
+    try:
+        shape = tuple(int(part) for part in match["shape"].split(",") if part.strip())
+    except ValueError:  # spaces between digits
+        raise WeightsFileError(f"{shown} has a damaged shape", got=match["shape"]) from None
+    return _Header(match["order"], match["code"], shape, match["fortran"] == "True", size)
 
 
 def _lazy_array(name: str, member: Member, header: _Header, ledger: Ledger) -> LazyArray:

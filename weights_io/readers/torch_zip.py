@@ -14,11 +14,13 @@ from weights_io.text import sanitize
 from weights_io.zips.member import Member
 
 PICKLE = "data.pkl"
+_PLAIN_MEMBERS = (PICKLE, "byteorder", "version")
 
 
 def read_torch_zip(source: Source, members: dict[str, Member], limits: Limits) -> Contents:
     """Read the tree of a torch zip; its storages stay in the file."""
     root_folder = _root_folder(members)
+    _refuse_strangers(members, root_folder)
     pickle = _pickle_source(members[root_folder + PICKLE], limits)
     storages = Storages(id_length=5)
     raw, end = run_pickle(pickle, 0, limits, storages.persistent)
@@ -63,6 +65,18 @@ def _root_folder(members: dict[str, Member]) -> str:
     if folder + PICKLE not in members:
         raise WeightsFileError("a zip archive without data.pkl in its top-level folder")
     return folder
+
+
+def _refuse_strangers(members: dict[str, Member], folder: str) -> None:
+    """Refuse members that torch never writes: `torch.load` can be told to run a second pickle."""
+    for name in members:
+        inside = name.removeprefix(folder)
+        if inside not in _PLAIN_MEMBERS and not inside.startswith(("data/", ".")):
+            raise WeightsFileError(
+                "a torch zip with a member that no torch writes",
+                got=sanitize(name),
+                advice="get the file again from its source",
+            )
 
 
 def _pickle_source(member: Member, limits: Limits) -> Source:
