@@ -1,0 +1,1 @@
+"""Training: the optimiser's step, and what grows around it."""
