@@ -24,9 +24,17 @@ from repvgg_ref.models.identify import Shape, form_of, identify
 from repvgg_ref.models.network import DEFAULT_EPS, Model
 from repvgg_ref.models.parameters import Form, param_shapes
 from weights_io import LazyArray
+from weights_io.writers.write import Container
 
 WhichWeights = Literal["model", "ema"]
-CONTAINERS = {".npz": "npz", ".safetensors": "safetensors", ".pth": "torch-zip", ".pt": "torch-zip"}
+CONTAINERS: Mapping[str, Container] = {
+    ".npz": "npz",
+    ".safetensors": "safetensors",
+    ".pth": "torch-zip",
+    ".pt": "torch-zip",
+}
+# torch's containers have no place for metadata.
+METADATA_CONTAINERS = frozenset({"npz", "safetensors"})
 
 # Wrappers met in the wild, newest trainer first; the EMA keys are the official one's and timm's.
 _MODEL_KEYS = ("model", "state_dict", "net", "params")
@@ -129,16 +137,17 @@ def load(
 def save(model: Model, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write `model` under the official names; ``.npz``, ``.safetensors`` or ``.pth`` by suffix."""
     path = Path(path)
+    container = container_for(path)
+    described = {"model": model.name, "form": model.form, "eps": repr(model.eps)}
     weights_io.save_weights(
         path,
         model.state_dict(),
-        container=container_for(path),
-        metadata={"model": model.name, "form": model.form, "eps": repr(model.eps)}
-        | dict(metadata or {}),
+        container=container,
+        metadata=described | dict(metadata or {}) if container in METADATA_CONTAINERS else None,
     )
 
 
-def container_for(path: Path) -> str:
+def container_for(path: Path) -> Container:
     """The container that a file name's suffix asks for."""
     if path.suffix.lower() not in CONTAINERS:
         raise CheckpointError(

@@ -21,6 +21,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.checkpoint import (
     CONTAINERS,
+    METADATA_CONTAINERS,
     Checkpoint,
     LazyParams,
     WhichWeights,
@@ -34,6 +35,7 @@ from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.network import DEFAULT_EPS
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.selfcheck import BlockCheck, SelfCheckError, check_block, worst
+from weights_io.writers.write import Container
 
 Format = Literal["npz", "safetensors", "pth", "onnx"]
 FORMATS: tuple[Format, ...] = ("npz", "safetensors", "pth", "onnx")
@@ -255,15 +257,17 @@ def _write(
     if kind == "onnx":
         from repvgg_ref.onnx_export import write_onnx
 
-        write_onnx(target, arch, dict(arrays), metadata=metadata)
+        write_onnx(target, arch, arrays, metadata=metadata)
         return
     official = deploy_names(arch)
     specs = [
         weights_io.ArraySpec(official[name], shape, dtype.name) for name, shape in shapes.items()
     ]
-    container = "torch-zip" if kind == "pth" else kind
+    container: Container = "torch-zip" if kind == "pth" else kind
     weights_io.write_weights(
-        target, specs, (array for _, array in arrays), container=container, metadata=metadata
+        target,
+        specs,
+        (array for _, array in arrays),
+        container=container,
+        metadata=metadata if container in METADATA_CONTAINERS else None,
     )
-
-
