@@ -1,0 +1,73 @@
+"""Small networks that between them have every kind of block, with weights that hide nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.models.architectures import Architecture, AuxHeadSpec, plain_architecture
+from repvgg_ref.models.network import Model, build
+
+
+def _plus() -> Architecture:
+    """RepVGGplus in small: SE after the ReLU, stage 3 in two halves, three auxiliary heads."""
+    body = plain_architecture(
+        depths=[1, 2, 3, 1],
+        channels=[4, 8, 8, 12, 16],
+        se="after_relu",
+        num_classes=5,
+        in_channels=2,
+    )
+    ends = {"stage1_aux": "stage1.0", "stage2_aux": "stage2.1", "stage3_first_aux": "stage3.0"}
+    heads = (AuxHeadSpec(name, end, body.block(end).out_channels) for name, end in ends.items())
+    return replace(body, aux_heads=tuple(heads))
+
+
+def _dilated() -> Architecture:
+    """The segmentation backbone's last stage: stride 1 and dilation 2."""
+    body = plain_architecture(depths=[2, 2], channels=[4, 6, 6], num_classes=3, in_channels=2)
+    blocks = [
+        replace(block, stride=1, dilation=2, has_identity=True)
+        if block.name.startswith("stage2.")
+        else block
+        for block in body.blocks
+    ]
+    return replace(body, blocks=tuple(blocks))
+
+
+SMALL = {
+    "plain": plain_architecture(depths=[2, 2], channels=[4, 6, 8], num_classes=3, in_channels=3),
+    "grouped": plain_architecture(
+        depths=[2, 3], channels=[4, 8, 12], groups=2, num_classes=4, in_channels=1
+    ),
+    "se-before-relu": plain_architecture(
+        depths=[2, 1], channels=[16, 16, 32], se="before_relu", num_classes=3, in_channels=2
+    ),
+    "plus": _plus(),
+    "dilated": _dilated(),
+}
+
+
+def distinct_model(arch: Architecture, *, seed: int = 0, dtype: Any = np.float64) -> Model:
+    """A model whose batch norms are far from their start: mean 0 and variance 1 hide mistakes."""
+    model = build(arch, seed=seed, dtype=dtype)
+    rng = np.random.default_rng(seed + 1)
+    for name, array in model.params.items():
+        shape = array.shape
+        if name.endswith((".gamma", ".running_var")):
+            model.params[name] = rng.uniform(0.5, 2.0, shape).astype(dtype)
+        elif name.endswith((".beta", ".running_mean")):
+            model.params[name] = rng.normal(0.0, 0.5, shape).astype(dtype)
+    return model
+
+
+def batch(
+    arch: Architecture, *, count: int = 4, seed: int = 0, dtype: Any = np.float64
+) -> tuple[Array, Array]:
+    """Images higher than wide, and labels."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((count, arch.in_channels, 26, 18)).astype(dtype)
+    return x, rng.integers(0, arch.num_classes, count)
