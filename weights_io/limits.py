@@ -31,9 +31,9 @@ class Limits:
     members: int = 50_000  # of a zip archive
     compression_ratio: int = 200  # of a member larger than one MiB
     pickle_bytes: int = 64 * _MIB  # of one pickle, the array data in it not counted
-    opcodes: int = 1_000_000  # of one pickle
-    memo: int = 500_000
-    nodes: int = 1_000_000  # of the tree, every shared part counted each time it appears
+    opcodes: int = 500_000  # of one pickle
+    memo: int = 250_000
+    nodes: int = 500_000  # of the tree, every shared part counted each time it appears
     depth: int = 100
     text_bytes: int = 64 * 1024  # of one string
     integer_bytes: int = 32

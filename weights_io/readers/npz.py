@@ -79,7 +79,8 @@ def _parse_literal(text: str, size: int, shown: str) -> _Header:
     try:
         shape = tuple(int(part) for part in match["shape"].split(",") if part.strip())
     except ValueError:  # spaces between digits
-        raise WeightsFileError(f"{shown} has a damaged shape", got=match["shape"]) from None
+        got = sanitize(match["shape"])
+        raise WeightsFileError(f"{shown} has a damaged shape", got=got) from None
     return _Header(match["order"], match["code"], shape, match["fortran"] == "True", size)
 
 
