@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.ops import REFERENCE, Ops
-from tests.ops.exact import floats, rationals
+from tests.ops.exact import floats, frozen, rationals
 
 Law = Callable[[Ops, Any], None]
 LAWS: dict[str, tuple[Law, Sequence[Any]]] = {}
@@ -73,19 +73,19 @@ conv_cases = st.builds(
     ConvCase,
     images=st.integers(1, 2),
     groups=st.integers(1, 3),
-    inputs_per_group=st.integers(1, 2),
-    outputs_per_group=st.integers(1, 2),
+    inputs_per_group=st.integers(1, 3),
+    outputs_per_group=st.integers(1, 3),
     kernel=pairs(1, 3),
     stride=pairs(1, 3),
     padding=pairs(0, 2),
     dilation=pairs(1, 2),
-    extra=pairs(0, 3),
+    extra=pairs(0, 4),
     seed=seeds,
 )
 CONV_EXAMPLES = (
     ConvCase(),
     ConvCase(stride=(2, 1), padding=(2, 0), dilation=(1, 2), kernel=(3, 2), seed=1),
-    ConvCase(groups=2, stride=(2, 2), seed=2),
+    ConvCase(groups=2, stride=(1, 2), dilation=(2, 1), seed=2),
     ConvCase(kernel=(1, 1), padding=(0, 0), images=1, seed=3),
 )
 
@@ -99,23 +99,22 @@ class ImageCase:
     height: int = 2
     width: int = 3
     classes: int = 4
-    scale: int = 1
+    scale: float = 1.0
     seed: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         return self.images, self.channels, self.height, self.width
 
-    def rng(self) -> np.random.Generator:
-        return np.random.default_rng(self.seed)
-
     def floats(self, *shapes: tuple[int, ...]) -> list[Array]:
-        rng = self.rng()
-        return [floats(rng, *shape) for shape in shapes]
+        return [frozen(self.scale * x) for x in self._fill(floats, shapes)]
 
     def rationals(self, *shapes: tuple[int, ...]) -> list[Array]:
-        rng = self.rng()
-        return [rationals(rng, *shape) for shape in shapes]
+        return self._fill(rationals, shapes)
+
+    def _fill(self, fill: Any, shapes: tuple[tuple[int, ...], ...]) -> list[Array]:
+        rng = np.random.default_rng(self.seed)
+        return [fill(rng, *shape) for shape in shapes]
 
 
 image_cases = st.builds(
@@ -125,12 +124,12 @@ image_cases = st.builds(
     height=st.integers(1, 4),
     width=st.integers(2, 4),  # so that a channel never has just one value
     classes=st.integers(1, 5),
-    scale=st.integers(1, 100),
+    scale=st.sampled_from([0.01, 1.0, 30.0]),
     seed=seeds,
 )
 IMAGE_EXAMPLES = (
     ImageCase(),
-    ImageCase(images=3, channels=1, height=4, scale=7, seed=1),
+    ImageCase(images=3, channels=1, height=4, scale=30.0, seed=1),
     ImageCase(images=1, channels=4, height=1, classes=2, seed=2),
 )
 
@@ -146,4 +145,4 @@ def image_law(law: Callable[[Ops, ImageCase], None]) -> Callable[[], None]:
 def _law(law: Law, cases: st.SearchStrategy[Any], examples: Sequence[Any]) -> Callable[[], None]:
     LAWS[f"{law.__module__.rpartition('.')[2]}.{law.__name__}"] = law, examples
     drawn = given(ops=st.just(REFERENCE), case=cases)(law)
-    return settings(max_examples=25, deadline=None)(drawn)
+    return settings(max_examples=50, deadline=None)(drawn)
