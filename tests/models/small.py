@@ -69,5 +69,5 @@ def batch(
 ) -> tuple[Array, Array]:
     """Images higher than wide, and labels."""
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((count, arch.in_channels, 26, 18)).astype(dtype)
+    x = rng.standard_normal((count, arch.in_channels, 36, 34)).astype(dtype)
     return x, rng.integers(0, arch.num_classes, count)
