@@ -1,0 +1,95 @@
+"""What every candidate hands over, whatever it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.errors import ReportedError
+
+Shape = tuple[int | None, ...]
+FailureVerdict = Literal["cannot-judge", "disagree"]
+
+
+class CandidateFailure(ReportedError):  # noqa: N818 - it is an outcome, not only an error
+    """A candidate that gave nothing to compare; `verdict` says what follows from that.
+
+    "cannot-judge" where the reason may lie outside the port (a crash, a file that cannot be read),
+    "disagree" where the port itself gave the wrong thing (it lost an image of the batch).
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        got: object = None,
+        wanted: object = None,
+        advice: str | None = None,
+        verdict: FailureVerdict = "cannot-judge",
+    ) -> None:
+        super().__init__(what, got=got, wanted=wanted, advice=advice)
+        self.verdict: FailureVerdict = verdict
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Layer outputs of one candidate, as it gave them: shapes and values are not judged here.
+
+    Attributes
+    ----------
+    layers : mapping
+        Layer name -> array, NCHW; "linear" -> (N, classes). Never empty, often partial.
+    x : array or None
+        The input these outputs belong to, if the candidate brought its own.
+    precision : {"fp32", "fp16", "bf16", "tf32"} or None
+        What the candidate declares to compute in.
+    notes : tuple of str
+        What was decided on the way: a transposition, a match by position.
+    problem : str or None
+        A disagreement that shows in the structure alone (22 convolutions wanted, 21 found): the
+        layers are those in front of it and must not make an "agree".
+    """
+
+    layers: Mapping[str, Array]
+    x: Array | None = None
+    precision: str | None = None
+    notes: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+class Candidate(Protocol):
+    """Somebody's port, ready to be asked for its layer outputs.
+
+    `name` is safe to print.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def brings_input(self) -> bool:
+        """Whether it may be run without an input."""
+
+    def run(self, x: Array | None) -> Outputs:
+        """Layer outputs for the batch `x` (N, C, H, W), or for the candidate's own input."""
+
+    def input_shape(self) -> Shape | None:
+        """(N, C, H, W) with None where free; None if nothing is known."""
+
+
+@dataclass(frozen=True)
+class WeightsCandidate:
+    """A weights file: its kernels can be compared without running anything."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        from weights_io import sanitize
+
+        return sanitize(self.path.name)

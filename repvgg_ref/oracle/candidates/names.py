@@ -1,0 +1,160 @@
+"""Which layer does a name mean? Ours, the official code's, timm's, mmpretrain's, or a number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.oracle.candidates.base import CandidateFailure
+from weights_io import sanitize
+
+_INPUTS = frozenset(
+    {"input", "inputs", "x", "image", "images", "data", "input.0", "input0", "input.1"}
+)
+_LOGITS = (
+    "linear",
+    "logits",
+    "output",
+    "output.0",
+    "outputs",
+    "fc",
+    "head.fc",
+    "head",
+    "classifier",
+)
+_WRAPPERS = ("module.", "model.", "net.", "network.", "orig.mod.", "repvgg.", "backbone.")
+# What exporters append to a module's name: Keras and TensorFlow ":0", torch.onnx "_output_0".
+_ENDINGS = (".output.0", ".output", ".outputs", ".out", ".0.npy", ".npy")
+# torch.onnx names a tensor after the module that made it; the block's last one is the activation.
+_LAST_MODULE = {
+    "none": (".nonlinearity.relu", ".relu", ".act.relu"),
+    "before_relu": (".nonlinearity.relu", ".relu", ".act.relu"),
+    "after_relu": (".post.se.mul", ".mul"),
+}
+_SHOWN = 8
+
+
+class Named(NamedTuple):
+    """Names sorted out: the input's (if any), layer -> name, and what nobody knows."""
+
+    input: str | None
+    layers: dict[str, str]
+    unknown: list[str]
+    notes: list[str]
+
+
+class LayerNames:
+    """The names that `arch`'s layers go by in the code bases we know."""
+
+    def __init__(self, arch: Architecture) -> None:
+        self.layers = arch.layer_names
+        self._layer_of = _aliases(arch)
+        self._tails = _LAST_MODULE[arch.blocks[0].se]
+
+    def layer(self, name: str) -> str | None:
+        """The layer called `name`, numbers aside."""
+        key = _key(name)
+        for tail in ("", *_ENDINGS, *self._tails):
+            if key.endswith(tail):
+                found = self._layer_of.get(_unwrapped(key.removesuffix(tail), self._layer_of))
+                if found:
+                    return found
+        return None
+
+    def sort(self, names: Iterable[str]) -> Named:
+        """Sort out the names of one dump.
+
+        Raises
+        ------
+        CandidateFailure
+            If two of them mean the same layer.
+        """
+        known = list(names)
+        entrance = next((name for name in known if _key(name) in _INPUTS), None)
+        rest = [name for name in known if name != entrance]
+        numbers = {name: int(name) for name in rest if re.fullmatch(r"\d{1,4}", name)}
+        first, notes = self._first_number(list(numbers.values()))
+        layers: dict[str, str] = {}
+        unknown = []
+        for name in rest:
+            index = numbers.get(name, -1) - first
+            layer = self.layers[index] if 0 <= index < len(self.layers) else self.layer(name)
+            if layer is None:
+                unknown.append(name)
+            elif layer in layers:
+                raise CandidateFailure(
+                    f"two arrays are both the output of {layer}",
+                    got=f"{sanitize(layers[layer])} and {sanitize(name)}",
+                    wanted="one array a layer",
+                )
+            else:
+                layers[layer] = name
+        ordered = {layer: layers[layer] for layer in self.layers if layer in layers}
+        return Named(entrance, ordered, unknown, notes)
+
+    def _first_number(self, numbers: list[int]) -> tuple[int, list[str]]:
+        """Do they count from 0 or from 1? From 1 only if the last number shows it."""
+        if not numbers:
+            return 0, []
+        first = 1 if 0 not in numbers and max(numbers) == len(self.layers) else 0
+        return first, [f"numbers taken as positions, stage0 = {first}"]
+
+    def unknown_names(self, unknown: Iterable[str], where: str) -> CandidateFailure:
+        """The error that lists names nobody knows, and those that would be understood."""
+        return CandidateFailure(
+            f"{where}: names that mean no layer of this network",
+            got=listed(unknown),
+            wanted=f"{listed(self.layers)}, or input; official, timm and mmpretrain names and "
+            "numbers are understood too",
+            advice="rename the arrays, or leave out what is no layer output",
+        )
+
+
+def listed(names: Iterable[str]) -> str:
+    """At most eight names, safe to print, and how many more there are."""
+    known = [sanitize(name) for name in names]
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return ", ".join(known[:_SHOWN]) + more
+
+
+def _aliases(arch: Architecture) -> Mapping[str, str]:
+    aliases: dict[str, str] = dict.fromkeys(_LOGITS, "linear")
+    half = sum(block.name.startswith("stage3.") for block in arch.blocks) // 2
+    for block in arch.blocks:
+        stage, _, index = block.name.removeprefix("stage").partition(".")
+        if not index:
+            forms = ["stage0", "stage.0", "stage0.0", "stem", "stage0.nonlinearity"]
+        else:
+            s, i = int(stage), int(index)
+            forms = [
+                f"stage{s}.{i}",
+                f"stage.{s}.{i}",  # mmpretrain
+                f"stages.{s - 1}.{i}",  # timm
+                f"stage{s}.blocks.{i}",  # RepVGGplus
+                f"stage{s}.stage{s}.{i}",  # torch.onnx: /stage1/stage1.0/...
+                f"stages.{s - 1}.stages.{s - 1}.{i}",
+            ]
+            if s == 3:
+                forms.append(
+                    f"stage3.first.blocks.{i}" if i < half else f"stage3.second.blocks.{i - half}"
+                )
+        aliases |= dict.fromkeys(forms, block.name)
+    return aliases
+
+
+def _key(name: str) -> str:
+    """Lower case, every run of punctuation one dot."""
+    return re.sub(r"[^a-z0-9]+", ".", name.lower()).strip(".")
+
+
+def _unwrapped(key: str, known: Mapping[str, str]) -> str:
+    """`key` without what wrappers put in front, as far as that is needed."""
+    changed = True
+    while key not in known and changed:
+        changed = False
+        for wrapper in _WRAPPERS:
+            if key.startswith(wrapper):
+                key, changed = key.removeprefix(wrapper), True
+    return key

@@ -1,0 +1,145 @@
+"""Arrays in files, read without trust: .npy and raw bytes. No pickle, no size that is not there."""
+
+from __future__ import annotations
+
+import stat
+import warnings
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.candidates.base import CandidateFailure
+from weights_io import sanitize
+
+MOST_BYTES = 4 << 30
+_HEADER_BYTES = 4096
+# bfloat16 is read as what NumPy has of the same width, and widened.
+_DTYPES = {"float16": "f2", "bfloat16": "u2", "float32": "f4", "float64": "f8"}
+_SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
+_SHORT |= {"float": "float32", "fp64": "float64", "double": "float64"}
+_SHORT |= {"f2": "float16", "f4": "float32", "f8": "float64"}
+_ORDERS = {"little": "<", "big": ">", "<": "<", ">": ">"}
+
+
+def read_npy(path: Path) -> Array:
+    """The array in a .npy file.
+
+    Raises
+    ------
+    CandidateFailure
+        If it is no plain .npy file, or is shorter or longer than its header says.
+    """
+    with _opened(path) as file:
+        return read_npy_stream(file, path.stat().st_size, path.name)
+
+
+def read_npy_stream(file: BinaryIO, size: int, name: str) -> Array:
+    """The array in `size` bytes of .npy format."""
+    shown = sanitize(name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shape, fortran, dtype = _header(file)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise CandidateFailure(f"{shown}: no readable .npy file", got=sanitize(lines[0])) from None
+    if dtype.hasobject or dtype.kind not in "fiu":
+        raise CandidateFailure(
+            f"{shown}: holds no numbers",
+            got="objects: they could be anything, code included" if dtype.hasobject else dtype,
+            wanted="an array of floating-point numbers",
+        )
+    flat = _exactly(file, shape, dtype, size - file.tell(), shown)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def read_raw(
+    path: Path, shape: tuple[int, ...], dtype: str, endianness: str, offset: int
+) -> tuple[Array, str]:
+    """Numbers without a header, as a manifest describes them: the array and its dtype's name."""
+    shown = sanitize(path.name)
+    kind = _SHORT.get(dtype.lower(), dtype.lower())
+    if kind not in _DTYPES or endianness not in _ORDERS or offset < 0:
+        raise CandidateFailure(
+            f"{shown}: the manifest describes it in words that are not known",
+            got=sanitize(f"dtype {dtype}, endianness {endianness}, offset {offset}"),
+            wanted=f"dtype {', '.join(_DTYPES)}; endianness little or big; offset at least 0",
+        )
+    stored = np.dtype(_ORDERS[endianness] + _DTYPES[kind])
+    with _opened(path) as file:
+        file.seek(offset)
+        flat = _exactly(file, shape, stored, path.stat().st_size - offset, shown)
+    if kind == "bfloat16":
+        flat = (flat.astype(np.uint32) << 16).view(np.float32)
+    return flat.reshape(shape), kind
+
+
+def require_regular(path: Path) -> None:
+    """Raise unless `path` is a file that can be opened and read to its end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no such name"
+        raise CandidateFailure(f"{sanitize(path.name)}: cannot be opened", got=reason) from None
+    if not stat.S_ISREG(mode):
+        raise CandidateFailure(f"{sanitize(path.name)}: is no regular file")
+
+
+def read_text(path: Path, most: int = 8 << 20) -> str:
+    """A small text file."""
+    require_regular(path)
+    if path.stat().st_size > most:
+        raise CandidateFailure(
+            f"{sanitize(path.name)}: is too large",
+            got=path.stat().st_size,
+            wanted=f"at most {most}",
+        )
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeError) as error:
+        raise CandidateFailure(
+            f"{sanitize(path.name)}: cannot be read as text", got=type(error).__name__
+        ) from None
+
+
+def _opened(path: Path) -> BinaryIO:
+    require_regular(path)
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise CandidateFailure(
+            f"{sanitize(path.name)}: cannot be opened", got=error.strerror
+        ) from None
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read: Any = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
+        raise ValueError(f"version {version} of the format")
+    shape, fortran, dtype = read(file, max_header_size=_HEADER_BYTES)
+    return shape, fortran, dtype
+
+
+def _exactly(
+    file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any], available: int, shown: str
+) -> Array:
+    """The elements of `shape`, after their bytes were found to be there."""
+    wanted = prod(shape) * dtype.itemsize
+    if any(extent < 0 for extent in shape) or wanted != available or wanted > MOST_BYTES:
+        raise CandidateFailure(
+            f"{shown}: its size is not that of its shape",
+            got=f"{max(available, 0)} bytes for shape {tuple(shape)} of {dtype.name}",
+            wanted=f"exactly {wanted} bytes, at most {MOST_BYTES}",
+            advice="the file is cut short, or described wrongly",
+        )
+    data = np.frombuffer(file.read(wanted), dtype)
+    if data.nbytes != wanted:
+        raise CandidateFailure(f"{shown}: ends too early", got=data.nbytes, wanted=wanted)
+    return data.astype(dtype.newbyteorder("="), copy=True)

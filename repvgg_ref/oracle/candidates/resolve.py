@@ -1,0 +1,113 @@
+"""From what the user names or hands over to a candidate: told by content, not by suffix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.checkpoint import open_checkpoint
+from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, WeightsCandidate
+from repvgg_ref.oracle.candidates.callables import CallableCandidate
+from repvgg_ref.oracle.candidates.dumps import (
+    Dump,
+    DumpCandidate,
+    dump_candidate,
+    read_npz,
+    read_single,
+)
+from repvgg_ref.oracle.candidates.manifest import read_folder
+from weights_io import WeightsFileError, sanitize
+
+Given = str | Path | Callable[..., Any] | Mapping[str, Array] | Array
+
+DEFAULT_TIMEOUT = 300.0
+
+
+def resolve(
+    candidate: Given, arch: Architecture, *, timeout: float = DEFAULT_TIMEOUT
+) -> Candidate | WeightsCandidate:
+    """Find out what a candidate is.
+
+    Parameters
+    ----------
+    candidate : path, ``module:callable``, ``exec:command``, callable, mapping or array
+        A callable is run in this process; a mapping is a dump; an array is logits.
+    arch : Architecture
+        The reference's.
+    timeout : float
+        Seconds that a candidate which is run may take.
+
+    Returns
+    -------
+    Candidate, or WeightsCandidate for a file of weights
+
+    Raises
+    ------
+    CandidateFailure
+        If it cannot be read or is of no kind we know.
+    MissingExtraError
+        If it needs a package that is not installed.
+    """
+    if isinstance(candidate, Model):
+        model = candidate
+        return CallableCandidate(lambda x: model.forward(x, layers=True), arch, model.name)
+    if isinstance(candidate, Mapping):
+        return dump_candidate("dump", arch, Dump(candidate), assume="NCHW")
+    if isinstance(candidate, np.ndarray):
+        return dump_candidate("logits", arch, Dump({"linear": candidate}))
+    if not isinstance(candidate, str | Path):
+        if not callable(candidate):
+            raise CandidateFailure(
+                "this is no candidate",
+                got=type(candidate).__name__,
+                wanted="a path, module:callable, a callable, a dict of arrays or an array",
+            )
+        name = getattr(candidate, "__name__", type(candidate).__name__)
+        return CallableCandidate(candidate, arch, sanitize(name))
+    return _resolve_text(candidate, arch, timeout)
+
+
+def _resolve_text(
+    candidate: str | Path, arch: Architecture, timeout: float
+) -> Candidate | WeightsCandidate:
+    text = str(candidate)
+    path = Path(candidate)
+    if path.is_dir():
+        return _resolve_folder(path, arch)
+    if path.is_file():
+        return _resolve_file(path, arch)
+    raise CandidateFailure(
+        f"{sanitize(text)}: no such file or folder",
+        wanted="a file, a folder, module:callable, or exec:command {input} {output}",
+    )
+
+
+def _resolve_folder(path: Path, arch: Architecture) -> Candidate:
+    dump = read_folder(path)
+    return dump_candidate(sanitize(path.name), arch, dump)
+
+
+def _resolve_file(path: Path, arch: Architecture) -> Candidate | WeightsCandidate:
+    name = sanitize(path.name)
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head.startswith(b"\x93NUMPY"):
+        return DumpCandidate(name, arch, lambda: read_single(path))
+    if _holds_weights(path):
+        return WeightsCandidate(path)
+    return dump_candidate(name, arch, read_npz(path))
+
+
+def _holds_weights(path: Path) -> bool:
+    """Whether the names in the file are those of weights, in any dialect."""
+    try:
+        with open_checkpoint(path) as checkpoint:
+            return checkpoint.dialect is not None
+    except WeightsFileError as error:
+        raise CandidateFailure(error.what, got=error.got, wanted=error.wanted) from None
