@@ -25,15 +25,17 @@ from repvgg_ref.arrays import Array, scalar_like, sqrt
 from repvgg_ref.blocks.repvgg import Branch, block_branches
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError
-from repvgg_ref.rounding import root, round_once
+from repvgg_ref.rounding import root, round_once, round_products
 
-# What `fuse_branches` can be wrong by in float64, relative to the terms' magnitudes, in units of
+# What a fused value can be wrong by in float64, relative to the terms' magnitudes, in units of
 # u = 2**-53: var + eps (u/2 after the root), root (u), quotient (u), product (u), additions (2u).
 _ERROR = 8 * 2.0**-53
 
-# Output channels are fused in chunks of about this many taps, so that the float64 temporaries of
-# a chunk stay in a core's L2 cache and B3's 17.7-million-tap block needs no more memory than A0's.
-_CHUNK_TAPS = 1 << 15
+# Where a factor is so small that float64 holds it with fewer bits.
+_TINY = 4 * 2.0**-1074
+
+# Output channels are fused in chunks of about this many taps, which stay in a core's L2 cache.
+_CHUNK_TAPS = 1 << 17
 
 
 class FusedConv(NamedTuple):
@@ -51,12 +53,14 @@ def bn_scale(branch: Branch, eps: Any) -> Array:
 def fold_kernel(branch: Branch, eps: Any) -> Array:
     """``W' = W * t``, equation (3) of the paper; the kernel of a conv + BN branch."""
     assert branch.weight is not None, "the identity branch's kernel comes from `identity_kernel`"
-    return branch.weight * bn_scale(branch, eps)[:, None, None, None]
+    kernel: Array = branch.weight * bn_scale(branch, eps)[:, None, None, None]
+    return kernel
 
 
 def fold_bias(branch: Branch, eps: Any) -> Array:
     """``b' = beta - mean * t``, equation (3) of the paper; the bias of any branch, shape (O,)."""
-    return branch.beta - branch.running_mean * bn_scale(branch, eps)
+    bias: Array = branch.beta - branch.running_mean * bn_scale(branch, eps)
+    return bias
 
 
 def identity_kernel(channels: int, groups: int, dtype: Any) -> Array:
@@ -87,9 +91,10 @@ def fuse_branches(branches: Mapping[str, Branch], eps: Any) -> FusedConv:
     """
     dense = branches["branch_3x3"]
     weight, bias = fold_kernel(dense, eps), fold_bias(dense, eps)
+    centre = weight.shape[2] // 2
     for name, branch in branches.items():
         if name != "branch_3x3":
-            weight[:, :, 1, 1] += fold_kernel(branch, eps)[:, :, 0, 0]
+            weight[:, :, centre, centre] += fold_kernel(branch, eps)[:, :, 0, 0]
             bias = bias + fold_bias(branch, eps)
     return FusedConv(weight, bias)
 
@@ -115,16 +120,18 @@ def fuse_block(
     branches = as_convolutions(spec, block_branches(spec, params))
     for name, branch in branches.items():
         _require_sound(f"{spec.name}.{name}", branch, eps)
-    shape = branches["branch_3x3"].weight.shape  # type: ignore[union-attr]
-    fused = FusedConv(np.empty(shape, dtype), np.empty(shape[0], dtype))
-    step = max(1, _CHUNK_TAPS // int(np.prod(shape[1:])))
-    for start in range(0, shape[0], step):
+    kernel = branches["branch_3x3"].weight
+    assert kernel is not None
+    fused = FusedConv(np.empty(kernel.shape, dtype), np.empty(len(kernel), dtype))
+    step = max(1, _CHUNK_TAPS // kernel[0].size)
+    for start in range(0, len(kernel), step):
         rows = slice(start, start + step)
         chunk = {
-            name: Branch(*(np.asarray(field)[rows].astype(np.float64) for field in branch))
+            name: Branch(*(np.asarray(field)[rows] for field in branch))
             for name, branch in branches.items()
         }
-        fused.weight[rows], fused.bias[rows] = _fuse_chunk(chunk, eps, dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+            fused.weight[rows], fused.bias[rows] = _fuse_rows(chunk, eps, dtype)
     if not (np.isfinite(fused.weight).all() and np.isfinite(fused.bias).all()):
         raise NotFusibleError(
             f"{spec.name}: a fused value exceeds the range of {np.dtype(dtype)}",
@@ -134,25 +141,41 @@ def fuse_block(
     return fused
 
 
-def _fuse_chunk(branches: Mapping[str, Branch], eps: float, dtype: Any) -> FusedConv:
-    """Fuse some output channels, all float64, and round them correctly.
+def _fuse_rows(branches: Mapping[str, Branch], eps: float, dtype: Any) -> FusedConv:
+    """Fuse some output channels and round them correctly.
 
     Off the centre a tap is one product, so its error is relative to itself. On the centre, and in
     the bias, terms can cancel: there the error is relative to the sum of their magnitudes.
     """
-    weight, bias = fuse_branches(branches, eps)
-    magnitude = np.abs(weight)
-    magnitude[:, :, 1, 1] = sum(
-        np.abs(fold_kernel(b, eps)[:, :, b.weight.shape[2] // 2, b.weight.shape[3] // 2])  # type: ignore[union-attr]
-        for b in branches.values()
-    )
-    bias_magnitude = sum(
-        np.abs(b.beta) + np.abs(b.running_mean * bn_scale(b, eps)) for b in branches.values()
+    centres = {name: _centre(branch) for name, branch in branches.items()}
+    centre, bias = fuse_branches(centres, eps)
+    centre_error, bias_error = np.full_like(centre, _TINY), np.full_like(bias, _TINY)
+    for branch in centres.values():
+        centre_error += _ERROR * np.abs(fold_kernel(branch, eps))
+        bias_error += _ERROR * np.abs(branch.beta)
+        bias_error += _ERROR * np.abs(branch.running_mean * bn_scale(branch, eps))
+    kernel = branches["branch_3x3"].weight
+    assert kernel is not None
+    scale = bn_scale(centres["branch_3x3"], eps)[:, None, None, None]
+
+    def exact(at: tuple[int, ...]) -> Fraction:
+        return exact_tap(branches, eps, at)
+
+    weight = round_products(kernel, scale, _ERROR * np.abs(scale) + _TINY, dtype, exact)
+    weight[:, :, 1:2, 1:2] = round_once(
+        centre, centre_error, dtype, lambda at: exact((*at[:2], 1, 1))
     )
     return FusedConv(
-        round_once(weight, _ERROR * magnitude, dtype, lambda at: exact_tap(branches, eps, at)),
-        round_once(bias, _ERROR * bias_magnitude, dtype, lambda at: exact_bias(branches, eps, at)),
+        weight, round_once(bias, bias_error, dtype, lambda at: exact_bias(branches, eps, at))
     )
+
+
+def _centre(branch: Branch) -> Branch:
+    """The branch in float64, its kernel cut to the centre tap."""
+    kernel = branch.weight
+    assert kernel is not None
+    middle = slice(kernel.shape[2] // 2, kernel.shape[2] // 2 + 1)
+    return Branch(*(np.asarray(f, np.float64) for f in (kernel[:, :, middle, middle], *branch[1:])))
 
 
 def exact_tap(branches: Mapping[str, Branch], eps: float, at: tuple[int, ...]) -> Fraction:
@@ -188,6 +211,7 @@ def _exact_scale(branch: Branch, eps: float, o: int) -> Fraction:
 
 def _require_sound(name: str, branch: Branch, eps: float) -> None:
     for field, array in zip(Branch._fields, branch, strict=True):
+        assert array is not None, "`as_convolutions` has given the identity its kernel"
         if not np.isfinite(array).all():
             raise NotFusibleError(
                 f"{name}: {field} holds NaN or infinity",

@@ -36,22 +36,52 @@ def round_once(
     """
     if np.dtype(dtype) == np.float64:
         return value
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         rounded = (value - error).astype(dtype)
         upper = (value + error).astype(dtype)
-    for index in zip(*np.nonzero(rounded != upper), strict=True):
-        where = tuple(int(i) for i in index)
-        rounded[where] = nearest(exact(where), dtype)
+    return _settled(rounded, upper, exact)
+
+
+def round_products(
+    x: Array, factor: Array, error: Array, dtype: Any, exact: Callable[[tuple[int, ...]], Fraction]
+) -> Array:
+    """Round ``x * factor`` to `dtype` as if it had been exact, with no float64 array in between.
+
+    Parameters
+    ----------
+    x : floating array
+    factor, error : float64 arrays that broadcast to the shape of `x`
+        The exact factor lies within `error` of `factor`, the rounding of the product included.
+    dtype, exact
+        As for `round_once`.
+    """
+    if np.dtype(dtype) == np.float64:
+        return np.asarray(x * factor)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        rounded, upper = (
+            np.multiply(x, f, out=np.empty(x.shape, dtype), dtype=np.float64, casting="unsafe")
+            for f in (factor - error, factor + error)
+        )
+    return _settled(rounded, upper, exact)
+
+
+def _settled(rounded: Array, upper: Array, exact: Callable[[tuple[int, ...]], Fraction]) -> Array:
+    """`rounded`, with the elements on which the two ends disagree decided exactly."""
+    for position in np.flatnonzero(rounded != upper):
+        where = tuple(int(i) for i in np.unravel_index(position, rounded.shape))
+        rounded[where] = nearest(exact(where), rounded.dtype)
     return rounded
 
 
 def nearest(exact: Fraction, dtype: Any) -> Any:
     """The number of type `dtype` nearest to a rational; a tie goes to the even one."""
+    number, largest = np.dtype(dtype).type, np.finfo(dtype).max
+    step = Fraction(float(largest)) - Fraction(float(np.nextafter(largest, number(0))))
+    if abs(exact) >= Fraction(float(largest)) + step / 2:
+        return number(np.copysign(np.inf, exact.numerator))
     with np.errstate(over="ignore", under="ignore"):
-        guess = np.dtype(dtype).type(float(exact))
-        if not np.isfinite(guess):
-            return guess
-        neighbours = [np.nextafter(guess, np.dtype(dtype).type(s * np.inf)) for s in (-1, 1)]
+        guess = number(float(exact))
+        neighbours = [np.nextafter(guess, number(s * np.inf)) for s in (-1, 1)]
     candidates = [c for c in (guess, *neighbours) if np.isfinite(c)]
     return min(candidates, key=lambda c: (abs(Fraction(float(c)) - exact), _is_odd(c)))
 

@@ -1,14 +1,17 @@
 """Does the fused convolution equal its three branches? Checked block by block, with a bound.
 
-The branches are evaluated as they were trained (three convolutions, three batch norms, the
-identity as itself), the fused kernel as it will be written, both in float64 on the same random
-input. They may differ by the rounding of the fused taps and by float64's own error, no more:
+One output pixel of a convolution is a product of the kernel with the window below the pixel. On a
+few random windows the branches are evaluated as they were trained (convolution, then batch norm;
+the 1x1 kernel and the identity see the window's centre) and the fused kernel as it will be written,
+both in float64. They may differ by the rounding of the fused taps and by float64's own error, no
+more:
 
     |y_fused - y_branches| <= u * (|W| * |x| + |b|) + 2 n u64 * (magnitudes of all terms)
 
 with u the unit roundoff of the written type and n the terms of one output (Higham, Accuracy and
-Stability of Numerical Algorithms, section 3.1). The input is dense and signed, the image smaller
-than two kernels, so that every tap, every border and every statistic shows in the output.
+Stability of Numerical Algorithms, section 3.1). The windows are dense and signed, so a wrong tap,
+statistic or index shows in the output; such a random product misses one with probability zero
+(Freivalds, 1977).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,11 +28,28 @@ from repvgg_ref.blocks.repvgg import Branch, block_branches
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.fusion import FusedConv, bn_scale
-from repvgg_ref.ops.conv2d import conv2d_forward
 
-_HEIGHT, _WIDTH = 3, 4
+_WINDOWS = 4
 _U64 = 2.0**-53
-_CHUNK_TAPS = 1 << 17
+
+# Output channels are checked in chunks of about this many taps, which stay in a core's L2 cache.
+# Times `_WINDOWS` it is also the largest matrix product that OpenBLAS leaves on the calling thread;
+# its own threads and those of `convert` would stand in each other's way.
+_CHUNK_TAPS = 1 << 16
+
+
+class _Windows(NamedTuple):
+    """What kernels meet, (C, 3, 3, windows), and its magnitudes."""
+
+    values: Array
+    sizes: Array
+
+    def of(self, channels: slice, tap: slice) -> _Windows:
+        """Some channels of these, and some taps along height and width."""
+        return _Windows(*(part[channels, tap, tap] for part in self))
+
+
+_ALL, _CENTRE = slice(0, 3), slice(1, 2)
 
 
 class SelfCheckError(ReportedError):
@@ -72,13 +93,14 @@ def check_block(
         At the output element with the largest ratio of error to bound.
     """
     rng = np.random.default_rng(zlib.crc32(spec.name.encode()))
-    scale = np.exp(rng.normal(size=(1, spec.in_channels, 1, 1)))
-    x = scale * rng.normal(size=(1, spec.in_channels, _HEIGHT, _WIDTH))
+    scale = np.exp(rng.normal(size=(spec.in_channels, 1, 1, 1)))
+    values = scale * rng.normal(size=(spec.in_channels, 3, 3, _WINDOWS))
+    windows = _Windows(values, np.abs(values))
     branches = block_branches(spec, params)
-    found = [
-        _check_rows(spec, rows, inputs, x, branches, fused, eps) for rows, inputs in _parts(spec)
-    ]
-    return worst(found)
+    return worst(
+        _check_rows(spec, rows, inputs, windows, branches, fused, eps)
+        for rows, inputs in _parts(spec)
+    )
 
 
 def worst(checks: Iterable[BlockCheck]) -> BlockCheck:
@@ -101,34 +123,33 @@ def _check_rows(
     spec: BlockSpec,
     rows: slice,
     inputs: slice,
-    x: Array,
+    windows: _Windows,
     branches: Mapping[str, Branch],
     fused: FusedConv,
     eps: float,
 ) -> BlockCheck:
-    weight, bias = fused.weight[rows].astype(np.float64), fused.bias[rows].astype(np.float64)
-    bias = bias[:, None, None]
-    got = _conv(spec, x[:, inputs], weight) + bias
-    written = _conv(spec, np.abs(x[:, inputs]), np.abs(weight)) + np.abs(bias)
+    """Check output channels `rows`, which see the input channels `inputs`."""
+    got, written = _products(fused.weight[rows], windows.of(inputs, _ALL))
+    bias = fused.bias[rows].astype(np.float64)[:, None]
+    got, written = got + bias, written + np.abs(bias)
 
     want, terms = np.zeros_like(got), written.copy()
     for branch in branches.values():
-        part = Branch(*(None if f is None else f[rows].astype(np.float64) for f in branch))
-        seen = x[:, rows] if part.weight is None else _conv(spec, x[:, inputs], part.weight)
-        size = (
-            np.abs(seen)
-            if part.weight is None
-            else _conv(spec, np.abs(x[:, inputs]), np.abs(part.weight))
-        )
-        t, beta, mean = (v[:, None, None] for v in (bn_scale(part, eps), part.beta, part.running_mean))
-        want += (seen - mean) * t + beta
+        part = Branch(None, *(field[rows].astype(np.float64) for field in branch[1:]))
+        t, beta, mean = (v[:, None] for v in (bn_scale(part, eps), part.beta, part.running_mean))
+        if branch.weight is None:
+            y, size = (part[:, 0, 0] for part in windows.of(rows, _CENTRE))
+        else:
+            taps = _CENTRE if branch.weight.shape[2] == 1 else _ALL
+            y, size = _products(branch.weight[rows], windows.of(inputs, taps))
+        want += (y - mean) * t + beta
         terms += (size + np.abs(mean)) * np.abs(t) + np.abs(beta)
 
     kind = np.finfo(fused.weight.dtype)
-    count = 9 * weight.shape[1] + 16
+    count = fused.weight[0].size + 16
     bound = (
         float(kind.eps) / 2 * written
-        + float(kind.smallest_subnormal) * (np.abs(x[:, inputs]).sum() + 1)
+        + float(kind.smallest_subnormal) * (windows.of(inputs, _ALL).sizes.sum() + 1)
         + 2 * count * _U64 * terms
     )
     error = np.abs(got - want)
@@ -136,15 +157,9 @@ def _check_rows(
     return BlockCheck(spec.name, float(error[at]), float(bound[at]))
 
 
-def _conv(spec: BlockSpec, x: Array, weight: Array) -> Array:
-    reach = weight.shape[-1] // 2
-    y, _ = conv2d_forward(
-        x,
-        weight,
-        None,
-        stride=spec.stride,
-        padding=reach * spec.dilation,
-        dilation=spec.dilation,
-        groups=1,
-    )
-    return y
+def _products(weight: Array, windows: _Windows) -> tuple[Array, Array]:
+    """The products of (O, C/G, K, K) kernels with windows, and the sums of their magnitudes."""
+    values, sizes = (part.reshape(-1, _WINDOWS) for part in windows)  # -> (C/G*K*K, windows)
+    kernel = weight.reshape(len(weight), -1).astype(np.float64)  # (O, C/G, K, K) -> (O, C/G*K*K)
+    products = kernel @ values
+    return products, np.abs(kernel, out=kernel) @ sizes
