@@ -20,7 +20,6 @@ import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.checkpoint import (
-    CONTAINERS,
     METADATA_CONTAINERS,
     Checkpoint,
     LazyParams,
@@ -39,6 +38,7 @@ from weights_io.writers.write import Container
 
 Format = Literal["npz", "safetensors", "pth", "onnx"]
 FORMATS: tuple[Format, ...] = ("npz", "safetensors", "pth", "onnx")
+_SUFFIXES: Mapping[str, Format] = {f".{kind}": kind for kind in FORMATS} | {".pt": "pth"}
 
 # Called with the layer just done, how many are done, and how many there are.
 Progress = Callable[[str, int, int], None]
@@ -90,6 +90,8 @@ def convert(
         Default ``<path>-deploy.npz`` beside it; the suffix says the format unless `to` does.
     model, eps, weights
         As for `load`.
+    to : str, optional
+        "npz", "safetensors", "pth" or "onnx".
     progress : callable, optional
         ``progress(layer, done, total)`` after every block.
 
@@ -130,10 +132,8 @@ def _target(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path
         kind = to or "npz"
         return path.with_name(f"{path.stem}-deploy.{kind}"), kind
     target = Path(out)
-    named = {"torch-zip": "pth"}.get(found := CONTAINERS.get(target.suffix.lower(), ""), found)
-    kinds = {kind: kind for kind in FORMATS}
-    kind_of_suffix = kinds.get(named) or kinds.get(target.suffix.lower().lstrip("."))
-    if to is None and kind_of_suffix is None:
+    chosen = to or _SUFFIXES.get(target.suffix.lower())
+    if chosen is None:
         raise CheckpointError(
             "the suffix of the output says nothing about its format",
             got=repr(target.name),
@@ -150,8 +150,6 @@ def _target(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path
             got=str(target.parent),
             wanted="an existing folder",
         )
-    chosen = to or kind_of_suffix
-    assert chosen is not None
     return target, chosen
 
 
@@ -203,7 +201,8 @@ def _fused_part(
 def _copied_part(
     spec: BlockSpec, arch: Architecture, params: LazyParams, eps: float, dtype: Any
 ) -> _Part:
-    arrays = {n: _finite(n, params[n].astype(dtype, copy=False)) for n in params if _belongs(n, spec)}
+    names = [name for name in params if _belongs(name, spec)]
+    arrays = {name: _finite(name, params[name].astype(dtype, copy=False)) for name in names}
     return _Part(spec.name, arrays, None)
 
 
