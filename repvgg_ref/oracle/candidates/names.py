@@ -29,9 +29,9 @@ _WRAPPERS = ("module.", "model.", "net.", "network.", "orig.mod.", "repvgg.", "b
 _ENDINGS = (".output.0", ".output", ".outputs", ".out", ".0.npy", ".npy")
 # torch.onnx names a tensor after the module that made it; the block's last one is the activation.
 _LAST_MODULE = {
-    "none": (".nonlinearity.relu", ".relu", ".act.relu"),
-    "before_relu": (".nonlinearity.relu", ".relu", ".act.relu"),
-    "after_relu": (".post.se.mul", ".mul"),
+    "none": (".nonlinearity.relu", ".relu", ".act.relu", ".gemm"),
+    "before_relu": (".nonlinearity.relu", ".relu", ".act.relu", ".gemm"),
+    "after_relu": (".post.se.mul", ".mul", ".gemm"),
 }
 _SHOWN = 8
 
@@ -56,12 +56,24 @@ class LayerNames:
     def layer(self, name: str) -> str | None:
         """The layer called `name`, numbers aside."""
         key = _key(name)
-        for tail in ("", *_ENDINGS, *self._tails):
-            if key.endswith(tail):
-                found = self._layer_of.get(_unwrapped(key.removesuffix(tail), self._layer_of))
-                if found:
-                    return found
+        for ending in ("", *_ENDINGS):
+            for module in ("", *self._tails) if key.endswith(ending) else ():
+                shorter = key.removesuffix(ending)
+                if shorter.endswith(module):
+                    bare = _unwrapped(shorter.removesuffix(module), self._layer_of)
+                    if bare in self._layer_of:
+                        return self._layer_of[bare]
         return None
+
+    def find(self, names: Iterable[str]) -> tuple[str | None, dict[str, str]]:
+        """The input and the layers among a graph's tensors, numbers and all others left alone.
+
+        Of two tensors that mean the same layer the later one is its output.
+        """
+        known = list(names)
+        entrance = next((name for name in known if _key(name) in _INPUTS), None)
+        found = {self.layer(name): name for name in known if name != entrance}
+        return entrance, {layer: found[layer] for layer in self.layers if layer in found}
 
     def sort(self, names: Iterable[str]) -> Named:
         """Sort out the names of one dump.

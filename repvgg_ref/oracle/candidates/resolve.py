@@ -22,6 +22,14 @@ from repvgg_ref.oracle.candidates.dumps import (
     read_single,
 )
 from repvgg_ref.oracle.candidates.manifest import read_folder
+from repvgg_ref.oracle.candidates.onnx_data_set import data_set_folder, read_data_set
+from repvgg_ref.oracle.candidates.outside import (
+    EXEC,
+    CommandCandidate,
+    ModuleCandidate,
+    is_module,
+)
+from repvgg_ref.oracle.candidates.polygraphy import read_outputs
 from weights_io import WeightsFileError, sanitize
 
 Given = str | Path | Callable[..., Any] | Mapping[str, Array] | Array
@@ -37,7 +45,8 @@ def resolve(
     Parameters
     ----------
     candidate : path, ``module:callable``, ``exec:command``, callable, mapping or array
-        A callable is run in this process; a mapping is a dump; an array is logits.
+        A callable is run in this process; a mapping is a dump; an array is logits. Of a
+        Polygraphy file, ``outputs.json#runner`` takes another runner than the first.
     arch : Architecture
         The reference's.
     timeout : float
@@ -82,6 +91,14 @@ def _resolve_text(
         return _resolve_folder(path, arch)
     if path.is_file():
         return _resolve_file(path, arch)
+    file, _, runner = text.rpartition("#")
+    if file and Path(file).is_file():
+        name = sanitize(Path(text).name)
+        return dump_candidate(name, arch, read_outputs(Path(file), arch, runner))
+    if text.startswith(EXEC):
+        return CommandCandidate(text.removeprefix(EXEC), arch, timeout)
+    if is_module(text):
+        return ModuleCandidate(text, arch, timeout)
     raise CandidateFailure(
         f"{sanitize(text)}: no such file or folder",
         wanted="a file, a folder, module:callable, or exec:command {input} {output}",
@@ -89,8 +106,9 @@ def _resolve_text(
 
 
 def _resolve_folder(path: Path, arch: Architecture) -> Candidate:
-    dump = read_folder(path)
-    return dump_candidate(sanitize(path.name), arch, dump)
+    found = data_set_folder(path)
+    dump = read_folder(path) if found is None else read_data_set(found[0], arch, found[1])
+    return dump_candidate(sanitize(path.resolve().name), arch, dump)
 
 
 def _resolve_file(path: Path, arch: Architecture) -> Candidate | WeightsCandidate:
@@ -99,6 +117,8 @@ def _resolve_file(path: Path, arch: Architecture) -> Candidate | WeightsCandidat
         head = file.read(16)
     if head.startswith(b"\x93NUMPY"):
         return DumpCandidate(name, arch, lambda: read_single(path))
+    if head.lstrip()[:1] in (b"{", b"["):
+        return dump_candidate(name, arch, read_outputs(path, arch))
     if _holds_weights(path):
         return WeightsCandidate(path)
     return dump_candidate(name, arch, read_npz(path))

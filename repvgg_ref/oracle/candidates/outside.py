@@ -1,0 +1,166 @@
+"""Ports run outside this process: ``module:callable`` and ``exec:command {input} {output}``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import repvgg_ref
+from repvgg_ref.arrays import Array
+from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.oracle.candidates.base import CandidateFailure, Outputs, Shape
+from repvgg_ref.oracle.candidates.callables import from_values
+from repvgg_ref.oracle.candidates.dumps import Dump, interpret, read_json, read_npz, read_single
+from repvgg_ref.oracle.candidates.manifest import read_folder
+from repvgg_ref.oracle.candidates.npy_files import read_npy, read_text
+from repvgg_ref.oracle.candidates.processes import run_program
+from repvgg_ref.oracle.candidates.values import Value
+from repvgg_ref.oracle.candidates.worker import INPUT, RESULT, TASK, task_of
+from weights_io import sanitize
+
+EXEC = "exec:"
+# No letter alone in front of the colon: C:\model is a path.
+_MODULE = re.compile(r"(?P<module>[\w./\\-]{2,}):(?P<name>[A-Za-z_]\w*(\.\w+)*)")
+
+
+def is_module(text: str) -> bool:
+    """Whether `text` reads ``module:callable``."""
+    return _MODULE.fullmatch(text) is not None
+
+
+@dataclass(frozen=True)
+class ModuleCandidate:
+    """``package.module:name`` or ``file.py:name``, called in a child process.
+
+    The child may crash, exit, hang or print: it costs a verdict, never this process.
+    """
+
+    spec: str
+    arch: Architecture
+    timeout: float
+    brings_input: bool = False
+
+    @property
+    def name(self) -> str:
+        """The text that names it."""
+        return sanitize(self.spec)
+
+    def run(self, x: Array | None) -> Outputs:
+        """Call it with `x` as float32, NCHW."""
+        with _folder_with(x, self.name) as (folder, batch):
+            (folder / TASK).write_text(json.dumps(task_of(self.spec, self.arch)), "utf-8")
+            worker = [sys.executable, "-m", f"{__package__}.worker", str(folder)]
+            run_program(worker, name=self.name, timeout=self.timeout, env=_environment())
+            values, notes = _result(folder, self.name)
+        return from_values(values, notes, self.arch, where=self.name, x=batch)
+
+    def input_shape(self) -> Shape | None:
+        """A function does not say."""
+        return None
+
+
+@dataclass(frozen=True)
+class CommandCandidate:
+    """Any program: it reads an .npy file and writes .npy (logits), .npz, or a folder of a dump."""
+
+    command: str
+    arch: Architecture
+    timeout: float
+    brings_input: bool = False
+
+    @property
+    def name(self) -> str:
+        """The command."""
+        return sanitize(self.command)
+
+    def run(self, x: Array | None) -> Outputs:
+        """Run the program on `x`; no shell is involved."""
+        words = self._words()
+        with _folder_with(x, self.name) as (folder, batch):
+            output = folder / "output"
+            places = {"{input}": str(folder / INPUT), "{output}": str(output)}
+            for place, path in places.items():
+                words = [word.replace(place, path) for word in words]
+            run_program(words, name=self.name, timeout=self.timeout)
+            dump = _written(output, self.name)
+            return interpret(dump, self.arch, where=self.name, x=batch, assume="NCHW", live=True)
+
+    def input_shape(self) -> Shape | None:
+        """A program does not say."""
+        return None
+
+    def _words(self) -> list[str]:
+        try:
+            words = shlex.split(self.command)
+        except ValueError as error:
+            raise CandidateFailure(f"{self.name}: no command", got=error) from None
+        if not words or "{output}" not in self.command or "{input}" not in self.command:
+            raise CandidateFailure(
+                f"{self.name}: the command does not say where its files go",
+                wanted="exec:./my_port {input} {output}",
+            )
+        return words
+
+
+@contextmanager
+def _folder_with(x: Array | None, name: str) -> Iterator[tuple[Path, Array]]:
+    """A folder of our own that holds the batch as float32 in x.npy."""
+    if x is None:
+        raise CandidateFailure(f"{name}: needs an input batch", wanted="(N, C, H, W)")
+    batch = np.ascontiguousarray(x, np.float32)
+    with tempfile.TemporaryDirectory(prefix="repvgg-ref-", ignore_cleanup_errors=True) as folder:
+        np.save(Path(folder) / INPUT, batch, allow_pickle=False)
+        yield Path(folder), batch
+
+
+def _environment() -> dict[str, str]:
+    """Ours, in which the child finds this very package, behind everything the user set."""
+    root = str(Path(repvgg_ref.__file__).resolve().parents[1])
+    given = os.environ.get("PYTHONPATH")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([given, root] if given else [root])}
+
+
+def _result(folder: Path, name: str) -> tuple[dict[str, Value], list[str]]:
+    """What the worker wrote; the port ran in it, so nothing in there is trusted."""
+    if not (folder / RESULT).is_file():
+        raise CandidateFailure(f"{name}: ended without a result", got="exit code 0")
+    result = read_json(read_text(folder / RESULT), name)
+    if not isinstance(result, dict):
+        raise CandidateFailure(f"{name}: ended with a damaged result")
+    if "failure" in result:
+        what, got, wanted = (*result["failure"], None, None, None)[:3]
+        raise CandidateFailure(f"{name}: {what}", got=got, wanted=wanted)
+    values = {
+        str(layer): Value(read_npy(folder / f"{i}.npy"), precision)
+        for i, (layer, precision) in enumerate(_pairs(result))
+    }
+    return values, [sanitize(note) for note in result.get("notes", [])]
+
+
+def _pairs(result: dict[str, Any]) -> list[tuple[str, str | None]]:
+    return list(zip(result.get("names", []), result.get("precisions", []), strict=False))
+
+
+def _written(output: Path, name: str) -> Dump:
+    """What a program left at ``{output}``, with the suffix that its library likes to append."""
+    if output.is_dir():
+        return read_folder(output)
+    for path in (output, output.with_suffix(".npz"), output.with_suffix(".npy")):
+        if path.is_file():
+            with path.open("rb") as file:
+                single = file.read(6) == b"\x93NUMPY"
+            return read_single(path) if single else read_npz(path)
+    raise CandidateFailure(
+        f"{name}: wrote nothing", wanted="an .npy or .npz file, or a folder, at {output}"
+    )
