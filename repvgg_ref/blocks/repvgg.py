@@ -31,11 +31,11 @@ class Branch(NamedTuple):
 
 
 class BatchStats(NamedTuple):
-    """What one training step saw: biased variance over ``count = N * Ho * Wo`` values."""
+    """What one training step saw: biased variance over ``pixels = N * Ho * Wo`` values."""
 
     mean: Array
     var: Array
-    count: int
+    pixels: int
 
 
 class BlockCache(NamedTuple):
@@ -106,8 +106,8 @@ def train_block_forward(
         z, conv_cache = (x, None) if branch.weight is None else _conv(spec, x, branch.weight, ops)
         if training:
             y, bn_cache = ops.batch_norm_train_forward(z, branch.gamma, branch.beta, eps=eps)
-            count = z.shape[0] * z.shape[2] * z.shape[3]
-            stats[name] = BatchStats(bn_cache.mean, bn_cache.var, count)
+            pixels = z.shape[0] * z.shape[2] * z.shape[3]
+            stats[name] = BatchStats(bn_cache.mean, bn_cache.var, pixels)
         else:
             y, bn_cache = ops.batch_norm_eval_forward(
                 z, branch.gamma, branch.beta, branch.running_mean, branch.running_var, eps=eps
@@ -137,6 +137,7 @@ def train_block_backward(
             conv = ops.conv2d_backward(bn.grad_x, conv_cache)
             grads[f"{name}.conv.weight"], through = conv.grad_weight, conv.grad_x
         grad_x = through if grad_x is None else grad_x + through
+    assert grad_x is not None, "every block has a 3x3 branch"
     return BlockGrads(grad_x, grads)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import CheckpointError
 
+
 @dataclass(frozen=True, slots=True)
 class AuxHeadSpec:
     """An auxiliary classifier of RepVGGplus: conv 3x3 stride 2 + BN + ReLU, pool, linear.

@@ -22,7 +22,7 @@ _BLOCK = re.compile(r"(?P<block>stage(?P<stage>\d+)(?:\.(?P<index>\d+))?)\.")
 
 
 def form_of(canonical: Mapping[str, object]) -> str:
-    """"train", "deploy", "mixed" or "unknown", from the branches that are there."""
+    """Say "train", "deploy", "mixed" or "unknown", from the branches that are there."""
     fused = any(".fused." in name for name in canonical)
     branches = any(".branch_" in name for name in canonical)
     return {

@@ -110,7 +110,7 @@ def _running(
             batch.mean,
             batch.var,
             momentum=momentum,
-            count=batch.count,
+            count=batch.pixels,
         )
         after[f"{bn}.running_mean"], after[f"{bn}.running_var"] = running
         after[f"{bn}.num_batches_tracked"] = params[f"{bn}.num_batches_tracked"] + 1
