@@ -113,10 +113,10 @@ def batch_norm_train_backward(grad_y: Array, cache: BatchNormTrainCache) -> Batc
         If `grad_y` has not the shape of ``y``.
     """
     x_hat, gamma, inv_std = cache.x_hat, cache.gamma, cache.inv_std
-    _, grad_gamma, grad_beta = fixed = _grads_at_fixed_statistics(grad_y, x_hat, gamma, inv_std)
+    fixed = _grads_at_fixed_statistics(grad_y, x_hat, gamma, inv_std)
     count = scalar_like(_count(grad_y), grad_y)
-    through_mean = _per_channel(gamma * inv_std * grad_beta / count)
-    through_var = _per_channel(gamma * inv_std * grad_gamma / count) * x_hat
+    through_mean = _per_channel(gamma * inv_std * fixed.grad_beta / count)
+    through_var = _per_channel(gamma * inv_std * fixed.grad_gamma / count) * x_hat
     return fixed._replace(grad_x=fixed.grad_x - through_mean - through_var)
 
 

@@ -95,8 +95,8 @@ def conv2d_forward(
 def conv2d_backward(grad_y: Array, cache: Conv2dCache) -> Conv2dGrads:
     """Gradients of a loss with respect to ``x``, ``weight`` and ``bias``.
 
-    With `columns` the windows of ``x`` laid out as in the forward pass (same source):
-    ``grad_columns = weight^T @ grad_y``, added back to where each window came from;
+    The transposed linear map (arXiv 1603.07285, section 4.1). With `columns` the windows of ``x``:
+    ``grad_columns = weight^T @ grad_y``, added back to where each window was read;
     ``grad_weight = grad_y @ columns^T``; ``grad_bias = sum over N, Ho, Wo of grad_y``.
 
     Parameters

@@ -19,7 +19,8 @@ def rounds_half_once(operator: Callable[P, R]) -> Callable[P, R]:
 
     NumPy multiplies float16 matrices slowly and accumulates them in float16, where 2048 + 1 = 2048.
     The result is narrowed if the first argument (``x`` or ``grad_y``) is float16. A cache is
-    internal: it keeps float32. Every other dtype passes through untouched.
+    internal: it keeps float32. Every other dtype passes through untouched. A result beyond 65504
+    becomes infinite, with NumPy's own overflow warning.
     """
 
     @functools.wraps(operator)

@@ -40,7 +40,7 @@ MUTANTS = [  # operator, the line as it is, the line with a bug
     ("batch_norm", "(x - _per_channel(mean)) * _per", "x * _per"),
     ("batch_norm", "x - through_mean - through_var", "x - through_mean"),
     ("batch_norm", "x - through_mean - through_var", "x - through_var"),
-    ("batch_norm", "inv_std * grad_beta / count", "inv_std * grad_beta"),
+    ("batch_norm", "fixed.grad_beta / count", "fixed.grad_beta"),
     ("batch_norm", "_per_channel(gamma * inv_std) * grad_y", "_per_channel(inv_std) * grad_y"),
     ("batch_norm", "new * mean)", "new * mean * count / (count - 1))"),  # in a framework, 2015
     ("batch_norm", "new * unbiased_var)", "new * var)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -50,10 +51,10 @@ def test_equals_the_papers_equations(ops: Ops, case: ImageCase) -> None:
 
 @image_law
 def test_backward_equals_finite_differences(ops: Ops, case: ImageCase) -> None:
-    inputs = arrays(case)
+    inputs = arrays(replace(case, scale=min(case.scale, 1.0)))  # a saturated gate has no slope
     x, down_weight, down_bias, *_ = inputs
     middle = x.mean(axis=(2, 3)) @ down_weight[:, :, 0, 0].T + down_bias
-    if not (abs(middle) > 1e-4 * case.scale).all():
+    if not (abs(middle) > 1e-4 * min(case.scale, 1.0)).all():
         return  # a finite difference would step over the kink of the ReLU
     assert_gradients(
         ops.squeeze_excitation_forward,
