@@ -49,6 +49,5 @@ def decode(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
         wide <<= 16
         return wide.view(np.float32)
     if dtype == "bool":
-        flags: NDArray[np.bool_] = stored != 0
-        return flags
+        return stored.astype(np.bool_)
     return stored

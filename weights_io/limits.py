@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from weights_io.errors import LimitError, WeightsFileError
+from weights_io.text import sanitize
 
 _MIB = 1 << 20
 _GIB = 1 << 30
@@ -25,15 +26,15 @@ class Limits:
     overlap_bytes: int = 64 * _MIB  # one array whose strides repeat elements
     elements: int = 1 << 31  # of one array
     dimensions: int = 32
-    tensors: int = 50_000
-    header_bytes: int = 8 * _MIB  # safetensors header, zip directory, metadata
+    tensors: int = 20_000
+    header_bytes: int = 2 * _MIB  # safetensors header, zip directory, metadata
     npy_header_bytes: int = 4096
-    members: int = 50_000  # of a zip archive
+    members: int = 20_000  # of a zip archive
     compression_ratio: int = 200  # of a member larger than one MiB
-    pickle_bytes: int = 64 * _MIB  # of one pickle, the array data in it not counted
-    opcodes: int = 500_000  # of one pickle
-    memo: int = 250_000
-    nodes: int = 500_000  # of the tree, every shared part counted each time it appears
+    pickle_bytes: int = 16 * _MIB  # of one pickle, the array data in it not counted
+    opcodes: int = 250_000  # of one pickle
+    memo: int = 150_000
+    nodes: int = 250_000  # of the tree, every shared part counted each time it appears
     depth: int = 100
     text_bytes: int = 64 * 1024  # of one string
     integer_bytes: int = 32
@@ -68,10 +69,14 @@ class Ledger:
         limits.enforce("dimensions", len(shape), f"{what} has too many dimensions")
         if any(size < 0 for size in shape):
             raise WeightsFileError(
-                f"{what} has a negative size", got=shape, advice="the file is damaged or hostile"
+                f"{what} has a negative size",
+                got=sanitize(shape),
+                advice="the file is damaged or hostile",
             )
+        # An empty array may not have other sizes that NumPy's index arithmetic cannot hold.
+        index_space = prod(max(size, 1) for size in shape)
+        limits.enforce("elements", index_space, f"{what} has too many elements")
         count = prod(shape)
-        limits.enforce("elements", count, f"{what} has too many elements")
         self._tensors += 1
         limits.enforce("tensors", self._tensors, "the file holds too many arrays")
         self._bytes += count * itemsize

@@ -140,7 +140,7 @@ def write_seeds(folder: Path) -> None:
     ]
     for container in ("npz", "safetensors", "torch-zip", "torch-legacy"):
         path = folder / "seed"
-        weights_io.save_weights(path, arrays, container=container)  # type: ignore[arg-type]
+        weights_io.save_weights(path, arrays, container=container)
         seeds.append((0, path.read_bytes()))
         path.unlink()
     for position, (wrapping, data) in enumerate(seeds):

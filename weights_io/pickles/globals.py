@@ -45,10 +45,9 @@ class Global:
 
 def look_up(module: str, name: str) -> object:
     """Return the inert stand-in for a global, or refuse it by its exact name."""
-    try:
-        return GLOBALS[module, name]
-    except KeyError:
+    if (module, name) not in GLOBALS:
         refuse(module, name)
+    return GLOBALS[module, name]
 
 
 def refuse(module: str, name: str) -> NoReturn:
@@ -127,6 +126,12 @@ def _encode(args: Args) -> bytes | Span:
         raise malformed("bytes written as text hold a character above 255") from None
 
 
+def _empty_bytes(args: Args) -> bytes:
+    """Serve protocol 2's `bytes()`, which is how it spells no bytes at all."""
+    _expect(args == (), "bytes")
+    return b""
+
+
 def _array(args: Args) -> NumpyArray:
     _expect(len(args) == 3 and args[0] is _NDARRAY and args[1:] == ((0,), b"b"), "_reconstruct")
     return NumpyArray()
@@ -182,6 +187,7 @@ GLOBALS: dict[tuple[str, str], object] = {
     ("torch", "device"): Global("device", _device),
     ("torch._utils", "_rebuild_tensor_v2"): Global("_rebuild_tensor_v2", _rebuild_tensor),
     ("torch._utils", "_rebuild_parameter"): Global("_rebuild_parameter", _rebuild_parameter),
+    ("__builtin__", "bytes"): Global("bytes", _empty_bytes),
     ("_codecs", "encode"): Global("encode", _encode),
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): Global("dtype", _dtype),

@@ -52,6 +52,14 @@ class Span:
         return latin1_bytes(data) if self.encoding == "latin1" else data
 
 
+def decode_text(data: bytes) -> str:
+    """Decode text, strictly."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise malformed("a string is no UTF-8") from None
+
+
 def latin1_bytes(data: bytes) -> bytes:
     """Undo protocol 2's detour of bytes through UTF-8 text."""
     try:

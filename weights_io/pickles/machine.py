@@ -22,6 +22,7 @@ from weights_io.pickles.inert import (
     NumpyDtype,
     OrderedDict,
     Span,
+    decode_text,
     malformed,
 )
 from weights_io.pickles.tape import Tape
@@ -30,6 +31,7 @@ from weights_io.text import sanitize
 
 PROTOCOLS = range(2, 6)
 _STOP = 0x2E
+_INLINE_BYTES = 1024  # longer payloads, most of them array data, stay in the file
 _BUILDABLE = (OrderedDict, CfgNode, Namespace, NumpyDtype, NumpyArray)
 
 Persistent = Callable[[object], object]
@@ -150,14 +152,14 @@ class _Machine:
 
     def text(self, width: int) -> None:
         length = self.tape.number(width)
-        if length > self.limits.text_bytes:
+        if length > _INLINE_BYTES:
             self.push(Span(self.tape.source, self.tape.skip(length), length, "text"))
         else:
-            self.push(_decode(self.tape.take(length)))
+            self.push(decode_text(self.tape.take(length)))
 
     def bytes(self, width: int) -> None:
         length = self.tape.number(width)
-        if length > self.limits.text_bytes:
+        if length > _INLINE_BYTES:
             self.push(Span(self.tape.source, self.tape.skip(length), length, "bytes"))
         else:
             self.push(self.tape.take(length))
@@ -215,7 +217,7 @@ class _Machine:
     # Names and what is made of them ---------------------------------------------------------
 
     def _two_lines(self) -> tuple[str, str]:
-        return _decode(self.tape.line()), _decode(self.tape.line())
+        return decode_text(self.tape.line()), decode_text(self.tape.line())
 
     def global_(self) -> None:
         self.push(look_up(*self._two_lines()))
@@ -250,13 +252,6 @@ class _Machine:
         if self.persistent is None:
             raise malformed("it refers to storages outside it, which a plain pickle has not")
         self.push(self.persistent(identity))
-
-
-def _decode(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise malformed("a string is no UTF-8") from None
 
 
 _STEPS: dict[int, Callable[[_Machine], None]] = {

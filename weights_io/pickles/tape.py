@@ -54,10 +54,13 @@ class Tape:
 
     def skip(self, length: int) -> int:
         """Step over `length` bytes that must be there; return where they start."""
-        start = self.position
         self.require(length)
+        start = self.position
         self._skipped += length
-        self._base, self._buffer, self._at = start + length, b"", 0
+        if self._at + length <= len(self._buffer):
+            self._at += length
+        else:
+            self._base, self._buffer, self._at = start + length, b"", 0
         return start
 
     def require(self, length: int) -> None:

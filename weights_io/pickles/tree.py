@@ -18,6 +18,7 @@ from weights_io.pickles.inert import (
     NumpyArray,
     Span,
     TensorView,
+    decode_text,
     malformed,
 )
 
@@ -87,13 +88,14 @@ class TreeBuilder:
             size += 1 + value_size
         return content, size
 
-    def _leaf(self, raw: object) -> LazyArray:
+    def _leaf(self, raw: object) -> LazyArray | str | bytes:
         if isinstance(raw, TensorView) and self._resolve is not None:
             return self._resolve(raw)
         if isinstance(raw, NumpyArray):
             return self._numpy_array(raw)
         if isinstance(raw, Span):
             self._limits.enforce("text_bytes", raw.size, "the pickle holds too long a string")
+            return decode_text(raw.read()) if raw.encoding == "text" else raw.read()
         raise malformed(f"a {type(raw).__name__} stands where data should be")
 
     def _numpy_array(self, raw: NumpyArray) -> LazyArray:

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 from weights_io.errors import WeightsFileError
 from weights_io.text import sanitize
 
+_MOST_DIGITS = 20  # enough for 64 bits
+
 
 def parse_json(text: bytes, what: str) -> dict[str, Any]:
     """Return a JSON object without repeated keys; numbers are integers only."""
@@ -15,6 +17,7 @@ def parse_json(text: bytes, what: str) -> dict[str, Any]:
         value = json.loads(
             text.decode("utf-8"),
             object_pairs_hook=_unique,
+            parse_int=_integer,
             parse_float=_refuse_number,
             parse_constant=_refuse_number,
         )
@@ -33,12 +36,18 @@ def parse_text_metadata(value: object) -> dict[str, str]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in table if keys.count(key) > 1)
-        raise ValueError(f"the key {sanitize(twice)} comes twice")
+    table: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"the key {sanitize(key)} comes twice")
+        table[key] = value
     return table
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def _refuse_number(text: str) -> NoReturn:

@@ -22,6 +22,7 @@ from weights_io.zips.member import Member
 SUFFIX = ".npy"
 METADATA = "__metadata__"
 MAGIC = b"\x93NUMPY"
+_MOST_DIGITS = 20  # enough for 64 bits
 
 # The header is a Python literal, its keys sorted. It is matched, never evaluated.
 _LITERAL = re.compile(
@@ -76,11 +77,10 @@ def _parse_literal(text: str, size: int, shown: str) -> _Header:
         raise WeightsFileError(
             f"{shown} is no plain array of numbers", got=sanitize(text), wanted="a plain header"
         )
-    try:
-        shape = tuple(int(part) for part in match["shape"].split(",") if part.strip())
-    except ValueError:  # spaces between digits
-        got = sanitize(match["shape"])
-        raise WeightsFileError(f"{shown} has a damaged shape", got=got) from None
+    sizes = [part.strip() for part in match["shape"].split(",") if part.strip()]
+    if not all(part.isdigit() and len(part) <= _MOST_DIGITS for part in sizes):
+        raise WeightsFileError(f"{shown} has a damaged shape", got=sanitize(match["shape"]))
+    shape = tuple(map(int, sizes))
     return _Header(match["order"], match["code"], shape, match["fortran"] == "True", size)
 
 

@@ -25,14 +25,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     WeightsFileError
         When the folder cannot be written, or `path` is something other than a file.
     """
-    # Through a symbolic link the file it points to is replaced, not the link.
-    final = Path(os.path.realpath(path))
-    if final.exists() and not final.is_file():
-        raise WeightsFileError(f"{sanitize(path)}: cannot be written", got="not a regular file")
-    temporary = final.with_name(f".{final.stem[:80]}.{secrets.token_hex(6)}{final.suffix}")
+    if "\0" in os.fspath(path):
+        raise _unwritable(path, "a NUL in the name")
+    with reported(path):
+        # Through a symbolic link the file it points to is replaced, not the link.
+        final = Path(os.path.realpath(path))
+        if final.exists() and not final.is_file():
+            raise _unwritable(path, "no regular file")
+        temporary = final.with_name(f".{final.stem[:80]}.{secrets.token_hex(6)}{final.suffix}")
+        temporary.touch(exist_ok=False)  # fails now, before any work, if it has to
     try:
-        with reported(path):
-            temporary.touch(exist_ok=False)  # fails now, before any work, if it has to
         yield temporary
         with reported(path):
             temporary.replace(final)
@@ -47,6 +49,8 @@ def reported(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WeightsFileError(
-            f"{sanitize(path)}: cannot be written", got=error.strerror or error
-        ) from None
+        raise _unwritable(path, error.strerror or error) from None
+
+
+def _unwritable(path: str | os.PathLike[str], got: object) -> WeightsFileError:
+    return WeightsFileError(f"{sanitize(path)}: cannot be written", got=got)

@@ -1,0 +1,375 @@
+"""Zip, npz, safetensors and legacy files that are broken, lie or hide; and what is no weights."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+from collections.abc import Callable
+from struct import pack
+
+import numpy as np
+import pytest
+
+import weights_io
+from tests.weights_io.forge import (
+    Entry,
+    entry,
+    npy,
+    npz,
+    proto,
+    safetensors,
+    state_dict,
+    storage,
+    tensor,
+    torch_legacy,
+    torch_zip,
+    zip_file,
+)
+from tests.weights_io.refusal import assert_refused, read_everything
+
+DATA = bytes(16)
+COUNTING = bytes(range(16))
+GOOD_PKL = state_dict({"w": tensor()})
+GOOD_ZIP = torch_zip(GOOD_PKL)
+GOOD_LEGACY_PKL = state_dict({"w": tensor(of=storage(legacy=True))})
+PKL = Entry("m/data.pkl", GOOD_PKL)
+DATA_0 = Entry("m/data/0", DATA)
+END = GOOD_ZIP[-22:]
+
+
+def overlapping() -> bytes:
+    """Two directory entries for the same bytes: Fifield's quoted-overlap bomb in its smallest."""
+    return zip_file([Entry("a.npy", npy()), Entry("b.npy", npy(), offset=0)])
+
+
+def patched(data: bytes, at: int, value: bytes) -> bytes:
+    at %= len(data)
+    return data[:at] + value + data[at + len(value) :]
+
+
+ZIPS: dict[str, tuple[bytes, str]] = {
+    "a prefix, as in a polyglot": (b"\x00" * 16 + GOOD_ZIP, "not a weights file"),
+    "a pickle before the zip": (proto(b"}") + GOOD_ZIP, "follow its end"),
+    "a tail": (GOOD_ZIP + b"\x00", "does not end with its end record"),
+    "a comment": (zip_file([PKL, DATA_0], comment=b"x"), "does not end with its end record"),
+    "two zips in one": (GOOD_ZIP + GOOD_ZIP, "not where its end record says|hides bytes"),
+    "a gap between members": (zip_file([PKL, DATA_0], gap=b"PK"), "hides bytes"),
+    "overlapping members": (overlapping(), "hides bytes or its members overlap"),
+    "a first member not at the start": (
+        zip_file([Entry("m/data.pkl", GOOD_PKL, offset=4), DATA_0]),
+        "hides bytes",
+    ),
+    "a duplicate name": (zip_file([PKL, DATA_0, PKL]), "two members called m/data.pkl"),
+    "a name that climbs": (zip_file([PKL, Entry("m/../../x", b"")]), "leaves the archive"),
+    "an absolute name": (zip_file([Entry("/etc/passwd", b""), PKL]), "leaves the archive"),
+    "a Windows name": (zip_file([Entry("m\\..\\x", b""), PKL]), "leaves the archive"),
+    "a name with a NUL": (zip_file([Entry("m/a\0b", b""), PKL]), "leaves the archive"),
+    "an empty name": (zip_file([Entry("", b""), PKL]), "leaves the archive"),
+    "a name with an escape": (zip_file([PKL, DATA_0, Entry("m/\x1b[2J", b"")]), "no torch writes"),
+    "a name that is no text": (
+        zip_file([PKL, Entry("m/é", b"")]).replace("é".encode(), b"\xff\xfe"),
+        "a name that is no text",
+    ),
+    "an encrypted member": (zip_file([Entry("m/data.pkl", GOOD_PKL, flags=1)]), "encrypted"),
+    "a split archive": (patched(GOOD_ZIP, -18, b"\x01"), "split over several disks"),
+    "more entries than there are": (
+        patched(GOOD_ZIP, -14, b"\x09\x00\x09\x00"),
+        "directory is cut short|directory is damaged",
+    ),
+    "fewer entries than there are": (
+        patched(GOOD_ZIP, -14, b"\x01\x00\x01\x00"),
+        "more than its entries",
+    ),
+    "a directory elsewhere": (patched(GOOD_ZIP, -6, b"\x00"), "not where its end record says"),
+    "a packing that is unknown": (
+        GOOD_ZIP.replace(b"\x00\x00\x00\x00\x21\x00", b"\x0c\x00\x00\x00\x21\x00"),
+        "unknown method",
+    ),
+    "a wrong checksum of the pickle": (
+        zip_file([Entry("m/data.pkl", GOOD_PKL, crc=1), DATA_0]),
+        "checksum of m/data.pkl is wrong",
+    ),
+    "a wrong checksum of a storage": (
+        zip_file([PKL, Entry("m/data/0", DATA, crc=1)]),
+        "checksum of m/data/0 is wrong",
+    ),
+    "a flipped bit in a storage": (
+        torch_zip(GOOD_PKL, {"0": COUNTING}).replace(COUNTING, b"\x80" + COUNTING[1:]),
+        "checksum of m/data/0 is wrong",
+    ),
+    "a size that lies": (
+        zip_file([PKL, Entry("m/data/0", DATA, size=12)]),
+        "two sizes differ",
+    ),
+    "a deflated size that lies": (
+        zip_file([PKL, Entry("m/data/0", bytes(12), deflate=True, size=16)]),
+        "does not decompress",
+    ),
+    "a deflated member that is none": (
+        GOOD_ZIP.replace(b"\x00\x00\x00\x00\x21\x00", b"\x08\x00\x00\x00\x21\x00"),
+        "does not decompress|checksum",
+    ),
+    "a zip bomb": (
+        zip_file([PKL, Entry("m/data/0", bytes(300 << 20), deflate=True)]),
+        "compressed beyond belief",
+    ),
+    "a zip bomb that lies about its size": (
+        zip_file([PKL, Entry("m/data/0", bytes(30 << 20), deflate=True, size=16)]),
+        "does not decompress",
+    ),
+    "a pickle bomb": (
+        zip_file([Entry("m/data.pkl", bytes(80 << 20), deflate=True)]),
+        "compressed beyond belief|pickle is too large",
+    ),
+    "two roots": (zip_file([PKL, Entry("n/data/0", DATA)]), "more than one top-level folder"),
+    "a nested root": (zip_file([Entry("a/b/data.pkl", GOOD_PKL)]), "without data.pkl"),
+    "TorchScript": (
+        torch_zip(GOOD_PKL, None, Entry("m/constants.pkl", b""), Entry("m/code/a.py", b"")),
+        "TorchScript",
+    ),
+    "another zip": (zip_file([Entry("word/document.xml", b"<w/>")]), "holds no weights"),
+    "an empty zip": (zip_file([]), "an empty zip archive"),
+    "an unknown byte order": (
+        zip_file([PKL, DATA_0, Entry("m/byteorder", b"middle")]),
+        "unknown byte order",
+    ),
+    "local headers only": (GOOD_ZIP[: GOOD_ZIP.index(b"PK\x01\x02")], "end with its end record"),
+}
+
+LEGACIES: dict[str, tuple[bytes, str]] = {
+    "another magic": (
+        torch_legacy(GOOD_LEGACY_PKL).replace(b"\x6c\xfc\x9c", b"\x6c\xfc\x9d"),
+        "follow its end",
+    ),
+    "another version": (
+        torch_legacy(GOOD_LEGACY_PKL).replace(b"M\xe9\x03.", b"M\xea\x03."),
+        "not a legacy torch file",
+    ),
+    "a big-endian writer": (
+        torch_legacy(GOOD_LEGACY_PKL, system={"little_endian": False}),
+        "little-endian machine",
+    ),
+    "a missing key": (torch_legacy(GOOD_LEGACY_PKL, ()), "not the ones that the tensors use"),
+    "a key too many": (torch_legacy(GOOD_LEGACY_PKL, ("0", "1")), "not the ones"),
+    "a key twice": (torch_legacy(GOOD_LEGACY_PKL, ("0", "0")), "not the ones"),
+    "keys that are no strings": (torch_legacy(GOOD_LEGACY_PKL, (0,)), "no list of strings"),
+    "keys that are no list": (torch_legacy(GOOD_LEGACY_PKL, {"0": 1}), "no list of strings"),
+    "another count": (torch_legacy(GOOD_LEGACY_PKL, records=[(3, DATA)]), "wrong size"),
+    "a negative count": (torch_legacy(GOOD_LEGACY_PKL, records=[(-4, DATA)]), "wrong size"),
+    "a huge count": (
+        torch_legacy(
+            state_dict({"w": tensor(of=storage(1 << 40, legacy=True))}), records=[(1 << 40, b"")]
+        ),
+        "ends too early",
+    ),
+    "missing data": (torch_legacy(GOOD_LEGACY_PKL, records=[(4, DATA[:15])]), "ends too early"),
+    "a tail": (torch_legacy(GOOD_LEGACY_PKL, tail=b"\x00"), "bytes follow the last storage"),
+    "a storage view": (
+        torch_legacy(GOOD_LEGACY_PKL.replace(b"NtQ", b"(K\x00ttQ")),
+        "cannot have",
+    ),
+    "ids as in a zip": (torch_legacy(GOOD_PKL), "no torch storage"),
+}
+
+HEADERS: dict[str, tuple[bytes, str]] = {
+    "a header longer than the file": (safetensors({}, size=1 << 20), "ends too early"),
+    "a header of the largest size": (
+        safetensors(b"{", b" " * (9 << 20), size=9 << 20),
+        "header is too large",
+    ),
+    "a header of very many entries": (
+        safetensors(b"{" + b",".join(b'"%d":{}' % i for i in range(150_000)) + b"}"),
+        "other fields",
+    ),
+    "very many names, the last one twice": (
+        safetensors(b"{" + b",".join(b'"%d":1' % (i // 2 * 2) for i in range(150_000)) + b"}"),
+        "comes twice",
+    ),
+    "a header cut short": (safetensors({"w": entry()}, DATA, size=20), "no JSON"),
+    "no JSON": (safetensors(b"{nope}"), "no JSON"),
+    "JSON that is nested": (safetensors(b'{"a":' + b"[" * 100_000), "no JSON"),
+    "JSON with a tail": (safetensors(b"{}{}"), "no JSON"),
+    "no UTF-8": (safetensors(b'{"\xff": 1}'), "no JSON"),
+    "a name twice": (
+        safetensors(b'{"w": 1, "w": 2}'),
+        "the key w comes twice",
+    ),
+    "a field twice": (
+        safetensors(b'{"w": {"dtype": "F32", "dtype": "F32"}}'),
+        "the key dtype comes twice",
+    ),
+    "an entry that is no table": (safetensors({"w": 1}), "other fields"),
+    "a missing field": (safetensors({"w": {"dtype": "F32"}}), "other fields"),
+    "a field too many": (safetensors({"w": {**entry(), "x": 1}}, DATA), "other fields"),
+    "a dtype that is unknown": (safetensors({"w": entry(dtype="F8_E4M3")}, DATA), "dtype"),
+    "a dtype that is no text": (safetensors({"w": entry(dtype=["F32"])}, DATA), "dtype"),
+    "a shape that is no list": (safetensors({"w": entry(4)}, DATA), "list of integers"),
+    "a shape of floats": (safetensors(b'{"w": {"shape": [4.0]}}', DATA), "no integer"),
+    "a shape of bools": (safetensors({"w": entry([True])}, DATA), "list of integers"),
+    "NaN": (safetensors(b'{"w": NaN}'), "no integer"),
+    "a negative size": (safetensors({"w": entry([-4])}, DATA), "negative size"),
+    "a size that wraps": (safetensors({"w": entry([1 << 32] * 2)}, DATA), "too many elements"),
+    "no element in too many": (
+        safetensors({"w": entry([1 << 40, 1 << 40, 0], [0, 0])}),
+        "too many elements",
+    ),
+    "an integer of a hundred digits": (safetensors(b'{"w": ' + b"9" * 100 + b"}"), "no JSON"),
+    "an integer of a million digits": (safetensors(b'{"w": ' + b"9" * 1_000_000 + b"}"), "no JSON"),
+    "three offsets": (safetensors({"w": entry(offsets=[0, 8, 16])}, DATA), "list of integers"),
+    "offsets outside": (safetensors({"w": entry(offsets=[16, 32])}, DATA), "hole or overlaps"),
+    "offsets that do not fit": (safetensors({"w": entry(offsets=[0, 12])}, DATA), "do not fit"),
+    "offsets the wrong way": (safetensors({"w": entry(offsets=[16, 0])}, DATA), "do not fit"),
+    "negative offsets": (safetensors({"w": entry(offsets=[-16, 0])}, DATA), "hole or overlaps"),
+    "overlap": (safetensors({"v": entry(), "w": entry()}, DATA), "hole or overlaps"),
+    "a hole": (safetensors({"w": entry(offsets=[4, 20])}, bytes(20)), "hole or overlaps"),
+    "a tail": (safetensors({"w": entry()}, DATA + b"\x00"), "do not cover"),
+    "data that is missing": (safetensors({"w": entry()}, DATA[:15]), "do not cover"),
+    "metadata that is no text": (safetensors({"__metadata__": {"a": 1}}), "table of strings"),
+    "metadata that is no table": (safetensors({"__metadata__": "a"}), "table of strings"),
+    "a name with an escape": (safetensors({"\x1b[2Jw": 1}), "other fields"),
+}
+
+NPZS: dict[str, tuple[bytes, str]] = {
+    "an object array": (npz({"w": npy(descr="'|O'")}), "object array"),
+    "an object array of pickles": (npz({"w": npy(proto(b"}"), descr="'|O8'")}), "object array"),
+    "a structured array": (npz({"w": npy(descr="[('a', '<f4')]")}), "no plain array"),
+    "a header that calls": (npz({"w": npy(shape="(__import__('os'),)")}), "no plain array"),
+    "a header that is nested": (npz({"w": npy(header=b"(" * 4000)}), "no plain array"),
+    "a dtype that is unknown": (npz({"w": npy(descr="'<c8'")}), "dtype that is not read"),
+    "text": (npz({"w": npy(descr="'<U4'")}), "dtype that is not read"),
+    "a negative size": (npz({"w": npy(shape="(-4,)")}), "no plain array"),
+    "a size too large": (npz({"w": npy(shape="(5,)")}), "wrong size"),
+    "a size too small": (npz({"w": npy(shape="(3,)")}), "wrong size"),
+    "a size that wraps": (npz({"w": npy(shape=f"({1 << 32}, {1 << 32})")}), "too many elements"),
+    "digits without end": (npz({"w": npy(shape=f"({'9' * 3000},)")}), "damaged shape"),
+    "no element in too many": (
+        npz({"w": npy(b"", shape=f"({1 << 40}, {1 << 40}, 0)")}),
+        "too many elements",
+    ),
+    "a damaged shape": (npz({"w": npy(shape="(4 4,)")}), "damaged shape"),
+    "another magic": (npz({"w": b"\x93NUMPX\x01\x00" + bytes(200)}), "no .npy file"),
+    "another version": (npz({"w": npy(version=9)}), "no .npy file"),
+    "an empty member": (npz({"w": b""}), "no .npy file"),
+    "a header longer than its member": (
+        npz({"w": b"\x93NUMPY\x01\x00\xff\x0e{"}),
+        "ends inside its header",
+    ),
+    "a header too long": (npz({"w": npy(header=b"{" + b" " * 5000)}), "too large a header"),
+    "a member that is no array": (
+        zip_file([Entry("a.npy", npy()), Entry("run.py", b"")]),
+        "holds no weights",
+    ),
+    "a checksum that is wrong": (zip_file([Entry("w.npy", npy(), crc=1)]), "checksum of w.npy"),
+    "a bomb": (
+        zip_file([Entry("w.npy", npy(bytes(99 << 20), shape=f"({99 << 18},)"), deflate=True)]),
+        "compressed beyond belief",
+    ),
+    "metadata that is no text": (npz({"__metadata__": npy()}), "no text"),
+    "metadata that is no JSON": (
+        npz({"__metadata__": npy("nope".encode("utf-32-le"), descr="'<U4'", shape="()")}),
+        "no JSON",
+    ),
+    "metadata of lone surrogates": (
+        npz({"__metadata__": npy(pack("<I", 0xD800), descr="'<U1'", shape="()")}),
+        "no text",
+    ),
+    "metadata of the wrong size": (
+        npz({"__metadata__": npy(bytes(4), descr="'<U9'", shape="()")}),
+        "wrong size",
+    ),
+}
+
+
+def _tar(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    return buffer.getvalue()
+
+
+def _npy_alone() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+FOREIGN: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "is empty"),
+    "one byte": (b"\x80", "cut short"),
+    "zeros": (bytes(4096), "not a weights file"),
+    "a torch 0.1 tar": (_tar("storages"), "tar archive"),
+    "a web page": (b"\n<!DOCTYPE html><html>404</html>", "web page"),
+    "an XML error": (b"\xef\xbb\xbf<?xml version='1.0'?><Error/>", "web page"),
+    "gzip": (gzip.compress(GOOD_ZIP), "gzip"),
+    "bzip2": (bz2.compress(GOOD_ZIP), "bzip2"),
+    "xz": (lzma.compress(GOOD_ZIP), "xz file"),
+    "7-Zip": (b"7z\xbc\xaf\x27\x1c" + bytes(32), "7-Zip"),
+    "Zstandard": (b"\x28\xb5\x2f\xfd" + bytes(32), "Zstandard"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(32), "HDF5"),
+    "TensorFlow Lite": (b"\x1c\x00\x00\x00TFL3" + bytes(32), "TensorFlow Lite"),
+    "ONNX": (b"\x08\x08\x12\x07pytorch\x1a\x032.0:", "ONNX"),
+    "GGUF": (b"GGUF" + bytes(32), "GGUF"),
+    "a single npy": (_npy_alone(), "single .npy"),
+    "a PNG": (b"\x89PNG\r\n\x1a\n" + bytes(32), "PNG"),
+    "text": (b"0.1 0.2 0.3\n", "not a weights file"),
+}
+
+TABLES: dict[str, dict[str, tuple[bytes, str]]] = {
+    "zip": ZIPS,
+    "legacy": LEGACIES,
+    "safetensors": HEADERS,
+    "npz": NPZS,
+    "foreign": FOREIGN,
+}
+CASES = [(table, case) for table, cases in TABLES.items() for case in cases]
+
+
+@pytest.mark.parametrize(("table", "case"), CASES)
+def test_a_bad_file_is_refused_in_one_line(table: str, case: str) -> None:
+    data, match = TABLES[table][case]
+    assert_refused(data, match)
+
+
+@pytest.mark.parametrize(
+    "good",
+    [GOOD_ZIP, torch_legacy(GOOD_LEGACY_PKL), safetensors({"w": entry()}, DATA), npz({"w": npy()})],
+)
+def test_the_forged_files_are_good_before_they_are_broken(good: bytes) -> None:
+    root = read_everything(good)
+    assert isinstance(root, dict)
+    assert list(root) == ["w"]
+
+
+def test_limits_are_enforced_and_say_how_to_raise_them() -> None:
+    tight = weights_io.Limits(tensors=1)
+    data = safetensors({"v": entry(), "w": entry(offsets=[16, 32])}, bytes(32))
+    with pytest.raises(weights_io.LimitError, match=r"raise weights_io\.Limits\.tensors"):
+        weights_io.open_weights(io.BytesIO(data), tight)
+    with weights_io.open_weights(io.BytesIO(data)) as archive:
+        assert archive.container == "safetensors"
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: GOOD_ZIP, "file_bytes"),
+        (lambda: GOOD_ZIP, "members"),
+        (lambda: GOOD_ZIP, "header_bytes"),
+        (lambda: GOOD_ZIP, "pickle_bytes"),
+        (lambda: GOOD_ZIP, "opcodes"),
+        (lambda: GOOD_ZIP, "text_bytes"),
+        (lambda: GOOD_ZIP, "elements"),
+        (lambda: npz({"w": npy()}), "npy_header_bytes"),
+    ],
+)
+def test_every_limit_is_looked_at(make: Callable[[], bytes], field: str) -> None:
+    limits = weights_io.Limits(**{field: 1})
+    with (
+        pytest.raises(weights_io.ReportedError),
+        weights_io.open_weights(io.BytesIO(make()), limits) as archive,
+    ):
+        del archive
