@@ -78,6 +78,8 @@ def convert(
     eps: float = DEFAULT_EPS,
     to: Format | None = None,
     weights: WhichWeights = "model",
+    batch: int | None = None,
+    size: int | tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Fuse the checkpoint at `path` in float64, round once, check, and write the deploy form.
@@ -92,6 +94,8 @@ def convert(
         As for `load`.
     to : str, optional
         "npz", "safetensors", "pth" or "onnx".
+    batch, size : int, or (height, width) for `size`; optional
+        Fixed extents of an ONNX file's input, dynamic by default; other formats have no input.
     progress : callable, optional
         ``progress(layer, done, total)`` after every block.
 
@@ -104,6 +108,12 @@ def convert(
     """
     path = Path(path)
     target, kind = _target(path, out, to)
+    if kind != "onnx" and (batch is not None or size is not None):
+        raise CheckpointError(
+            "only an ONNX file has an input of fixed extents",
+            got=f"format {kind}",
+            wanted="format onnx",
+        )
     with open_checkpoint(path, model=model, weights=weights) as checkpoint:
         arch = require_complete(checkpoint)
         assert checkpoint.dialect is not None
@@ -112,7 +122,7 @@ def convert(
         checks: list[BlockCheck] = []
         parts = _watched(_parts(arch, checkpoint.form, params, eps, dtype), arch, checks, progress)
         metadata = {"model": arch.name, "form": "deploy", "eps": repr(eps), "source": path.name}
-        _write(target, kind, arch, parts, dtype, metadata)
+        _write(target, kind, arch, parts, dtype, metadata, batch, size)
         return Conversion(
             model=arch.name,
             dialect=checkpoint.dialect.name,
@@ -251,12 +261,14 @@ def _write(
     arrays: Iterator[tuple[str, Array]],
     dtype: Any,
     metadata: Mapping[str, str],
+    batch: int | None,
+    size: int | tuple[int, int] | None,
 ) -> None:
     shapes = param_shapes(arch, "deploy")
     if kind == "onnx":
         from repvgg_ref.onnx_export import write_onnx
 
-        write_onnx(target, arch, arrays, metadata=metadata)
+        write_onnx(target, arch, arrays, metadata=metadata, batch=batch, size=size)
         return
     official = deploy_names(arch)
     specs = [

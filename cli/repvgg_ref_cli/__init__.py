@@ -1,0 +1,1 @@
+"""The `repvgg-ref` command: the only place of the project that prints."""

@@ -1,0 +1,144 @@
+"""`repvgg-ref convert`: a training-time checkpoint in, the exactly fused model out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repvgg_ref_cli.options import (
+    FILE,
+    FORMATS,
+    debug_option,
+    eps_option,
+    json_option,
+    model_option,
+    note,
+    print_json,
+    weights_set_option,
+)
+
+if TYPE_CHECKING:
+    from repvgg_ref.convert import Conversion
+
+_NEXT = {
+    "npz": "python: repvgg_ref.load({out!r}).forward(x), or numpy.load({out!r})",
+    "safetensors": "python: repvgg_ref.load({out!r}).forward(x)",
+    "pth": "official code: model = create_{short}(deploy=True); "
+    "model.load_state_dict(torch.load({out!r}, weights_only=True))",
+    "onnx": "python: onnxruntime.InferenceSession({out!r}).run(None, {{'input': x}})",
+}
+
+
+def _extents(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, int] | None:
+    """``224`` or ``224x320`` (height first) as a pair."""
+    if value is None:
+        return None
+    height, _, width = value.partition("x")
+    if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", value):
+        raise click.BadParameter("a size is N or HxW, in pixels")
+    return int(height), int(width or height)
+
+
+@click.command(short_help="Fuse a training checkpoint and write its deploy form.")
+@click.option("--in", "source", type=FILE, required=True, help="The training-time checkpoint.")
+@click.option(
+    "--out", type=FILE, help="Where to write; the suffix says the format. [<in>-deploy.npz]"
+)
+@click.option("--to", type=click.Choice(FORMATS), help="The format, if the suffix does not say it.")
+@model_option
+@eps_option
+@weights_set_option
+@click.option(
+    "--batch", type=click.IntRange(min=1), help="Fixed batch of an ONNX file; default dynamic."
+)
+@click.option(
+    "--size",
+    callback=_extents,
+    metavar="N|HxW",
+    help="Fixed height and width of an ONNX file; default dynamic.",
+)
+@json_option
+@debug_option
+def command(
+    source: Path,
+    out: Path | None,
+    to: Any,
+    model: str,
+    eps: float,
+    weights_set: Any,
+    batch: int | None,
+    size: tuple[int, int] | None,
+    as_json: bool,
+) -> None:
+    """Fuse the checkpoint given by --in in float64, round once, check, and write the deploy form.
+
+    Reads torch files (zip and legacy), pickled arrays, npz and safetensors, with the names of the
+    official code, timm, mmpretrain or MegEngine. Nothing in a file is ever run. The result is
+    checked against the branches on distinguishing inputs before it appears under its name.
+    """
+    from repvgg_ref.convert import convert
+    from repvgg_ref_cli.progress import ProgressBar
+
+    with ProgressBar("fusing") as progress:
+        done = convert(
+            source,
+            out,
+            model=model,
+            eps=eps,
+            to=to,
+            weights=weights_set,
+            batch=batch,
+            size=size,
+            progress=progress,
+        )
+    if as_json:
+        for message in done.notes:
+            note(message)
+        print_json(_as_json(done))
+    else:
+        _show(source, done, eps)
+
+
+def _as_json(done: Conversion) -> dict[str, Any]:
+    check = done.self_check
+    return {
+        "model": done.model,
+        "dialect": done.dialect,
+        "container": done.container,
+        "form": done.form,
+        "tensors": done.tensors,
+        "out": str(done.out),
+        "format": done.format,
+        "self_check": check
+        and {"max_error": check.max_error, "bound": check.bound, "ok": check.ok},
+    }
+
+
+def _show(source: Path, done: Conversion, eps: float) -> None:
+    from weights_io import sanitize
+
+    click.echo(
+        f"read   {sanitize(source.name)}: {done.model}, {done.form} form, "
+        f"{done.dialect} names, {done.container}"
+    )
+    for message in done.notes:
+        click.echo(f"       {message}")
+    size = done.out.stat().st_size / 1e6
+    click.echo(f"wrote  {sanitize(done.out)}: {done.tensors} arrays, {size:.2f} MB, {done.format}")
+    check = done.self_check
+    if check is None:
+        click.echo("       it was fused already: rewritten as it is, no branches to check")
+    else:
+        click.echo(
+            f"check  fused = branches in every block; closest to its bound: {check.layer}, "
+            f"error {check.max_error:.2g}, bound {check.bound:.2g}"
+        )
+        click.echo(f"       with eps {eps:g}, which is in no checkpoint; --eps takes another")
+    name = "RepVGG_" + done.model.split("-", 1)[-1]
+    usage = _NEXT[done.format].format(out=str(done.out), short=name)
+    click.echo(f"next   {sanitize(usage)}")

@@ -1,0 +1,154 @@
+"""`repvgg-ref doctor`: what works on this machine, and the command that mends each gap."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import click
+
+from repvgg_ref_cli.options import BACKENDS, debug_option, json_option, print_json
+
+_MARKS = {"ok": ("ok", "green"), "missing": ("--", "yellow"), "broken": ("!!", "red")}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at; `fix` is the command that mends it, None if nothing needs mending."""
+
+    name: str
+    status: str
+    detail: str
+    fix: str | None = None
+
+
+@click.command(short_help="Show what works here, and how to mend what does not.")
+@json_option
+@debug_option
+def command(as_json: bool) -> None:
+    """Look at Python, the libraries, the backends and the GPU; exit code 0 whatever is found."""
+    checks = [
+        Check("python", "ok", f"{platform.python_version()} on {platform.platform()}"),
+        *_required(),
+        *_backends(),
+        _gpu(),
+        *_extras(),
+    ]
+    if as_json:
+        print_json({"version": _version("repvgg-ref"), "checks": [asdict(c) for c in checks]})
+        return
+    for check in checks:
+        mark, colour = _MARKS[check.status]
+        click.echo(f"{click.style(mark, fg=colour)}  {check.name:<18} {check.detail}")
+        if check.fix:
+            click.echo(f"    {'':<18} mend: {check.fix}")
+
+
+def _required() -> list[Check]:
+    fix = f"{_pip()} install --force-reinstall"
+    return [
+        _library("numpy", f"{fix} numpy", describe=_blas),
+        _library("scipy", f"{fix} scipy"),
+        _library("PIL", f"{fix} pillow", package="pillow"),
+        _library("rich", f"{fix} rich"),
+    ]
+
+
+def _extras() -> list[Check]:
+    return [
+        _library("onnx", f'{_pip()} install "onnx>=1.16"', purpose="convert to .onnx"),
+        _library(
+            "onnxruntime", f'{_pip()} install "onnxruntime>=1.18"', purpose="tests of .onnx files"
+        ),
+        _library(
+            "safetensors", f"{_pip()} install safetensors", purpose="tests only; read without it"
+        ),
+        _library("torch", f"{_pip()} install torch", purpose="peer tests only"),
+        _library("pytest", f"{_pip()} install pytest hypothesis", purpose="tests only"),
+    ]
+
+
+def _backends() -> list[Check]:
+    from repvgg_ref.backends import backend_ops
+    from repvgg_ref.errors import ReportedError
+
+    found = []
+    for name in BACKENDS:
+        try:
+            table = backend_ops(name)
+        except ReportedError as error:
+            found.append(Check(f"backend {name}", "missing", error.what, error.advice))
+        else:
+            found.append(Check(f"backend {name}", "ok", f"computes with the {table.name} table"))
+    return found
+
+
+def _gpu() -> Check:
+    """Told without CUDA libraries; only a working driver puts `nvidia-smi` to work."""
+    import subprocess
+
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return Check("gpu", "missing", "no NVIDIA driver found; everything here runs without one")
+    try:
+        listed = subprocess.run(
+            [tool, "--query-gpu=name,memory.total", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check("gpu", "broken", f"nvidia-smi fails: {error}")
+    return Check("gpu", "ok", " ; ".join(listed.stdout.strip().splitlines()))
+
+
+def _library(
+    module: str,
+    fix: str,
+    *,
+    package: str | None = None,
+    purpose: str | None = None,
+    describe: Any = None,
+) -> Check:
+    """Import what is there: an installed library that does not load is the gap hardest to see."""
+    name = package or module
+    version = _version(name)
+    why = f" (for: {purpose})" if purpose else ""
+    if version is None:
+        return Check(name, "missing", f"not installed{why}", fix)
+    if module == "torch":  # takes seconds to import, and nothing here depends on it
+        return Check(name, "ok", version + why)
+    try:
+        loaded = importlib.import_module(module)
+    except Exception as error:  # whatever a broken library raises is the answer
+        return Check(name, "broken", f"{version} does not load: {error}", fix)
+    return Check(name, "ok", version + (describe(loaded) if describe else "") + why)
+
+
+def _blas(numpy: Any) -> str:
+    """Which BLAS NumPy multiplies matrices with: it decides the speed of everything here."""
+    import os
+
+    try:
+        blas = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        library = f"{blas['name']} {blas['version']}"
+    except (KeyError, TypeError):
+        library = "unknown"
+    return f", BLAS {library}, {os.cpu_count()} processors"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _pip() -> str:
+    return f"{sys.executable} -m pip"

@@ -1,0 +1,106 @@
+"""`repvgg-ref inspect`: what a weights file holds, without trusting it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repvgg_ref_cli.options import (
+    FILE,
+    debug_option,
+    eps_option,
+    json_option,
+    print_json,
+    weights_set_option,
+)
+
+if TYPE_CHECKING:
+    from repvgg_ref.inspection import Inspection
+    from repvgg_ref.lint import Finding
+
+_COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
+_SHOWN = 10
+
+
+@click.command(short_help="Say what a weights file holds, without trusting it.")
+@click.argument("file", type=FILE)
+@eps_option
+@weights_set_option
+@json_option
+@debug_option
+def command(file: Path, eps: float, weights_set: Any, as_json: bool) -> None:
+    """Say what FILE holds: container, names, form, model, what is missing, what looks wrong.
+
+    Works on incomplete files too. Findings: NaN and infinity, negative variances, dead channels,
+    float16 overflow, default statistics, a name that contradicts the content. The exit code is 0
+    whatever is found, and 2 for a file that cannot be read.
+    """
+    from repvgg_ref.inspection import inspect_file
+
+    found = inspect_file(file, eps=eps, weights=weights_set)
+    if as_json:
+        print_json(_as_json(found))
+    else:
+        _show(found)
+
+
+def _as_json(found: Inspection) -> dict[str, Any]:
+    return {
+        "container": found.container,
+        "dialect": found.dialect,
+        "form": found.form,
+        "model": found.model,
+        "tensors": found.tensors,
+        "unexpected": list(found.unexpected),
+        "missing": list(found.missing),
+        "findings": [
+            {"level": f.level, "layer": f.layer, "message": f.message} for f in found.findings
+        ],
+    }
+
+
+def _show(found: Inspection) -> None:
+    from weights_io import sanitize
+
+    click.echo(sanitize(found.path))
+    for label, value in (
+        ("container", found.container),
+        ("names", found.dialect or "of no known dialect"),
+        ("form", found.form),
+        ("model", found.model or "none that is known"),
+        ("tensors", str(found.tensors)),
+    ):
+        click.echo(f"  {label:<11}{value}")
+    _show_names("missing", found.missing)
+    _show_names("unexpected", found.unexpected)
+    for finding in found.findings:
+        _show_finding(finding)
+
+
+def _show_names(label: str, names: tuple[str, ...]) -> None:
+    from weights_io import sanitize
+
+    if not names:
+        return
+    click.echo(f"  {label:<11}{len(names)}")
+    for name in names[:_SHOWN]:
+        click.echo(f"             {sanitize(name)}")
+    if len(names) > _SHOWN:
+        click.echo(f"             ... {len(names) - _SHOWN} more; --json lists them all")
+
+
+def _show_finding(finding: Finding) -> None:
+    import shutil
+    import textwrap
+
+    from repvgg_ref_cli.failures import printable
+
+    place = f"{finding.layer}: " if finding.layer else ""
+    width = max(60, shutil.get_terminal_size().columns)
+    lines = textwrap.wrap(printable(place + finding.message), width - 13)
+    level = click.style(f"{finding.level:<11}", fg=_COLOURS[finding.level])
+    click.echo(f"  {level}{lines[0]}")
+    for line in lines[1:]:
+        click.echo(" " * 13 + line)

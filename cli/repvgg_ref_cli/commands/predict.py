@@ -1,0 +1,152 @@
+"""`repvgg-ref predict`: classify images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repvgg_ref_cli.options import (
+    FILE,
+    backend_option,
+    debug_option,
+    eps_option,
+    json_option,
+    model_option,
+    note,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from repvgg_ref.arrays import Array
+    from repvgg_ref.models.network import Model
+
+
+@click.command(short_help="Classify images with any checkpoint, fused or not.")
+@click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--weights", type=FILE, required=True, help="A checkpoint in train or deploy form.")
+@click.option("--classes", type=FILE, help="Class names: one a line, or a JSON list.")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option(
+    "--input",
+    "preparation",
+    type=click.Choice(["auto", "imagenet", "digits"]),
+    default="auto",
+    show_default=True,
+    help="How images are prepared: as for ImageNet, or as for the bundled digits model.",
+)
+@click.option(
+    "--size", type=click.IntRange(min=32, max=4096), default=224, show_default=True, help="Crop."
+)
+@click.option("--ema", is_flag=True, help="Take a training checkpoint's EMA weights.")
+@model_option
+@eps_option
+@backend_option
+@json_option
+@debug_option
+def command(
+    images: tuple[Path, ...],
+    weights: Path,
+    classes: Path | None,
+    top: int,
+    preparation: str,
+    size: int,
+    ema: bool,
+    model: str,
+    eps: float,
+    backend: str,
+    as_json: bool,
+) -> None:
+    """Classify every IMAGE and print its most probable classes.
+
+    Images are turned upright (EXIF), flattened on white, brought to the model's colours, resized
+    (shorter side to size * 256 / 224), centre-cropped and standardised by ImageNet's mean and
+    deviation, as the model's validation did.
+    """
+    import repvgg_ref
+    from repvgg_ref_cli.progress import ProgressBar
+
+    loaded = repvgg_ref.load(weights, model=model, eps=eps, weights="ema" if ema else "model")
+    for message in loaded.notes:
+        note(message)
+    names = _class_names(classes, loaded.arch.num_classes)
+    prepare = _preparation(preparation, loaded, size)
+    results = []
+    with ProgressBar("classifying") as progress:
+        for index, path in enumerate(images):
+            logits = loaded.forward(prepare(path), backend=backend)
+            results.append((path, _most_probable(path, logits[0], names, top)))
+            progress(path.name, index + 1, len(images))
+    if as_json:
+        print_json(
+            {
+                "model": loaded.name,
+                "form": loaded.form,
+                "images": [{"image": str(path), "top": best} for path, best in results],
+            }
+        )
+    else:
+        _show(results)
+
+
+def _preparation(name: str, model: Model, size: int) -> Callable[[Path], Array]:
+    from repvgg_ref.digits import digits_architecture, image_to_input
+    from repvgg_ref.images import eval_input, open_upright
+
+    if name == "auto":
+        is_digits = model.arch.blocks == digits_architecture().blocks
+        name = "digits" if is_digits else "imagenet"
+    if name == "digits":
+        return lambda path: image_to_input(open_upright(path))
+    return lambda path: eval_input(open_upright(path), size=size, channels=model.arch.in_channels)
+
+
+def _class_names(path: Path | None, count: int) -> list[str]:
+    """The names in `path`, or the indices themselves."""
+    import json
+
+    from repvgg_ref.errors import CheckpointError
+
+    if path is None:
+        return [str(index) for index in range(count)]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        listed = json.loads(text)
+    except json.JSONDecodeError:
+        listed = text.splitlines()
+    if not isinstance(listed, list) or len(listed) != count:
+        raise CheckpointError(
+            f"{path.name} does not name the model's classes",
+            got=f"{len(listed)} lines" if isinstance(listed, list) else type(listed).__name__,
+            wanted=f"{count} names, one a line or as a JSON list",
+        )
+    return [str(name) for name in listed]
+
+
+def _most_probable(path: Path, logits: Array, names: list[str], top: int) -> list[dict[str, Any]]:
+    import numpy as np
+
+    from repvgg_ref.errors import CheckpointError
+
+    if not np.isfinite(logits).all():
+        raise CheckpointError(
+            f"{path.name}: the model's outputs are not finite",
+            advice="see what `repvgg-ref inspect` says about the weights",
+        )
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = powers / powers.sum()
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return [
+        {"index": int(i), "class": names[i], "probability": float(probabilities[i])} for i in best
+    ]
+
+
+def _show(results: list[tuple[Path, list[dict[str, Any]]]]) -> None:
+    from weights_io import sanitize
+
+    for path, best in results:
+        click.echo(sanitize(path))
+        for entry in best:
+            click.echo(f"  {entry['probability']:7.2%}  {sanitize(entry['class'])}")

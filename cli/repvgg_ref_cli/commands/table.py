@@ -1,0 +1,66 @@
+"""`repvgg-ref table`: every architecture and what it costs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from repvgg_ref_cli.options import debug_option, json_option, print_json
+
+if TYPE_CHECKING:
+    from repvgg_ref.models.cost import Cost
+
+
+@click.command(short_help="List every architecture and its costs, as in the paper.")
+@json_option
+@debug_option
+def command(as_json: bool) -> None:
+    """List every architecture: parameters, FLOPs and Winograd multiplications at 224 x 224.
+
+    The columns are those of the paper's Tables 4 and 5: parameters of the fused form, truncated as
+    there; FLOPs are multiply-accumulates. --json gives the exact counts.
+    """
+    from repvgg_ref import NAMES, architecture, cost
+
+    costs = [cost(architecture(name)) for name in NAMES]
+    if as_json:
+        print_json({"models": [_as_json(c) for c in costs]})
+    else:
+        _show(costs)
+
+
+def _as_json(c: Cost) -> dict[str, object]:
+    return {
+        "name": c.name,
+        "params_train": c.params_train,
+        "params_deploy": c.params_deploy,
+        "macs": c.macs,
+        "wino_muls": int(c.wino_muls),
+    }
+
+
+def _show(costs: list[Cost]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("model")
+    for title in ("train params (M)", "params (M)", "FLOPs (B)", "Wino MULs (B)"):
+        table.add_column(title, justify="right")
+    for c in costs:
+        table.add_row(
+            c.name,
+            _truncated(c.params_train),
+            _truncated(c.params_deploy),
+            f"{c.macs / 1e9:.1f}",
+            f"{float(c.wino_muls) / 1e9:.1f}",
+        )
+    Console().print(table)
+
+
+def _truncated(count: int) -> str:
+    """Millions with two decimals, cut off as the paper does: 8,309,384 is 8.30."""
+    hundredths = count // 10_000
+    return f"{hundredths // 100}.{hundredths % 100:02}"

@@ -1,0 +1,102 @@
+"""The `repvgg-ref` command: finds the subcommand, runs it, turns what goes wrong into one line.
+
+Nothing heavy is imported here: `repvgg-ref --help` must answer at once, and a subcommand pays for
+what it uses only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import click
+
+from repvgg_ref_cli.failures import leave_quietly, report
+from repvgg_ref_cli.options import Settings, debug_option
+
+_COMMANDS = ("convert", "inspect", "table", "predict", "demo", "doctor")
+
+
+class _Subcommands(click.Group):
+    """Finds a subcommand in the module of its name, imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"repvgg_ref_cli.commands.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+
+def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"repvgg-ref {version('repvgg-ref')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Subcommands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and leave.",
+)
+@debug_option
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """RepVGG (arXiv 2101.03697): exact fusion of training checkpoints, without PyTorch.
+
+    Start with `repvgg-ref demo`; the main job is `repvgg-ref convert --in train.pth`.
+
+    Exit codes: 0 done, 1 a check failed, 2 could not do it (one line on stderr says why).
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; never raises, never shows a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    settings = Settings()
+    try:
+        code = _run(sys.argv[1:] if arguments is None else list(arguments), settings)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk or a closed pipe shows here, not at exit
+    except BrokenPipeError:
+        return leave_quietly()
+    except BaseException as error:
+        return report(error, debug=settings.debug)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return code
+
+
+def _run(arguments: list[str], settings: Settings) -> int:
+    try:
+        with cli.make_context("repvgg-ref", arguments, obj=settings) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Leave through the `finally` blocks, so that no half-written file stays behind."""
+    raise SystemExit(128 + number)

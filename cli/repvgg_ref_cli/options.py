@@ -1,0 +1,93 @@
+"""Options that several subcommands share, and how each prints its JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+# As in `repvgg_ref.backends` and `repvgg_ref.convert`, which are too heavy to import for --help.
+BACKENDS = ("reference", "numpy", "cupy", "auto")
+FORMATS = ("npz", "safetensors", "pth", "onnx")
+
+FILE = click.Path(path_type=Path)
+
+
+@dataclass
+class Settings:
+    """What the whole run shares."""
+
+    debug: bool = False
+
+
+def _remember_debug(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    settings = ctx.find_object(Settings)
+    if wanted and settings is not None:
+        settings.debug = True
+
+
+def _finite_eps(ctx: click.Context, param: click.Parameter, eps: float) -> float:
+    if not (math.isfinite(eps) and eps >= 0):
+        raise click.BadParameter("eps is a finite number of at least 0")
+    return eps
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_remember_debug,
+    help="Show the traceback of an error.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else."
+)
+eps_option = click.option(
+    "--eps",
+    default=1e-5,
+    show_default=True,
+    callback=_finite_eps,
+    help="Batch norm's eps, which is in no checkpoint. Keras ports, YOLOv6: 1e-3.",
+)
+model_option = click.option(
+    "--model",
+    default="auto",
+    show_default=True,
+    metavar="auto|custom|NAME",
+    help="What the shapes must be; auto tells it from them.",
+)
+weights_set_option = click.option(
+    "--weights",
+    "weights_set",
+    type=click.Choice(["model", "ema"]),
+    default="model",
+    show_default=True,
+    help="Which of a training checkpoint's two sets to take.",
+)
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    envvar="REPVGG_BACKEND",
+    default="numpy",
+    show_default=True,
+    show_envvar=True,
+    help="Where arrays are computed.",
+)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print exactly one JSON object, on one line; NaN is never written."""
+    click.echo(json.dumps(value, allow_nan=False))
+
+
+def note(message: str) -> None:
+    """Tell people something beside the result: one line on stderr."""
+    click.echo(f"note: {message}", err=True)

@@ -1,0 +1,125 @@
+"""Pictures as the arrays a RepVGG was validated on.
+
+Source: section 4.1 of arXiv 2101.03697 and the official validation code: resize the shorter side
+to 256, crop the centre to 224, scale to 0 ... 1, subtract ImageNet's mean, divide by its deviation.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.errors import ReportedError
+from weights_io import sanitize
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in Pillow's greyscale
+
+_RESIZED_TO_CROPPED = (256, 224)
+_WHITE = (255, 255, 255)
+
+
+class ImageError(ReportedError):
+    """A picture that cannot be read, or that no input can be made of."""
+
+
+def open_upright(path: str | Path) -> Image.Image:
+    """Read a picture as a viewer shows it: turned by its EXIF tag, alpha on white, in RGB.
+
+    Greyscale (8 and 16 bits), palettes, alpha and CMYK are converted.
+
+    Raises
+    ------
+    ImageError
+        If it is no picture that Pillow reads, is cut off, or is suspiciously large.
+    """
+    name = sanitize(Path(path).name)
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 90 megapixels on and refuses from 180: the latter is enough.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                upright = ImageOps.exif_transpose(image)
+                return _in_rgb(upright)
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not a picture", wanted="a format that Pillow reads") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: the picture is too large", got=error) from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what broken pictures cause
+        raise ImageError(f"{name}: the picture is damaged", got=error) from None
+
+
+def eval_input(image: Image.Image, *, size: int = 224, channels: int = 3) -> Array:
+    """The network's input for one picture.
+
+    Parameters
+    ----------
+    image : PIL image
+        As `open_upright` gives it.
+    size : int
+        Of the crop, in pixels; the shorter side is resized to ``size * 256 // 224`` first.
+    channels : int
+        3, or 1 for a network of greyscale pictures (mean and deviation are then the luma's).
+
+    Returns
+    -------
+    x : array, shape (1, channels, size, size), float32
+
+    Raises
+    ------
+    ImageError
+        If `channels` is neither.
+    """
+    if channels not in (1, 3):
+        raise ImageError(
+            "there is no standard way to prepare a picture for this network",
+            got=f"{channels} input channels",
+            wanted="3 or 1",
+            advice="prepare the array yourself and call Model.forward",
+        )
+    cropped = _centre(_resized(image, size), size).convert("RGB" if channels == 3 else "L")
+    pixels = np.asarray(cropped, np.float32).reshape(size, size, channels) / np.float32(255)
+    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
+    if channels == 1:
+        luma = np.array(LUMA, np.float32)
+        mean, std = mean @ luma, std @ luma
+    # (H, W, C) -> (1, C, H, W)
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None])
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, np.float64)
+        most = 65535 if values.max(initial=0) > 255 else 255
+        return Image.fromarray(np.clip(values * (255 / most), 0, 255).astype(np.uint8)).convert(
+            "RGB"
+        )
+    if image.has_transparency_data:
+        shown = image.convert("RGBA")
+        ground = Image.new("RGBA", shown.size, (*_WHITE, 255))
+        return Image.alpha_composite(ground, shown).convert("RGB")
+    return image.convert("RGB")
+
+
+def _resized(image: Image.Image, size: int) -> Image.Image:
+    """Shorter side to ``size * 256 // 224``, the longer in proportion, rounded down."""
+    wanted, cropped = _RESIZED_TO_CROPPED
+    short = size * wanted // cropped
+    width, height = image.size
+    if width <= height:
+        target = (short, int(short * height / width))
+    else:
+        target = (int(short * width / height), short)
+    return image.resize(target, Image.Resampling.BILINEAR)
+
+
+def _centre(image: Image.Image, size: int) -> Image.Image:
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
