@@ -23,6 +23,7 @@ from repvgg_ref.oracle.candidates.dumps import (
 )
 from repvgg_ref.oracle.candidates.manifest import read_folder
 from repvgg_ref.oracle.candidates.onnx_data_set import data_set_folder, read_data_set
+from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
 from repvgg_ref.oracle.candidates.outside import (
     EXEC,
     CommandCandidate,
@@ -90,7 +91,7 @@ def _resolve_text(
     if path.is_dir():
         return _resolve_folder(path, arch)
     if path.is_file():
-        return _resolve_file(path, arch)
+        return _resolve_file(path, arch, timeout)
     file, _, runner = text.rpartition("#")
     if file and Path(file).is_file():
         name = sanitize(Path(text).name)
@@ -111,10 +112,12 @@ def _resolve_folder(path: Path, arch: Architecture) -> Candidate:
     return dump_candidate(sanitize(path.resolve().name), arch, dump)
 
 
-def _resolve_file(path: Path, arch: Architecture) -> Candidate | WeightsCandidate:
+def _resolve_file(path: Path, arch: Architecture, timeout: float) -> Candidate | WeightsCandidate:
     name = sanitize(path.name)
     with path.open("rb") as file:
         head = file.read(16)
+    if path.suffix.lower() == ".onnx" or _starts_like_onnx(head):
+        return OnnxCandidate(path, arch, timeout)
     if head.startswith(b"\x93NUMPY"):
         return DumpCandidate(name, arch, lambda: read_single(path))
     if head.lstrip()[:1] in (b"{", b"["):
@@ -122,6 +125,11 @@ def _resolve_file(path: Path, arch: Architecture) -> Candidate | WeightsCandidat
     if _holds_weights(path):
         return WeightsCandidate(path)
     return dump_candidate(name, arch, read_npz(path))
+
+
+def _starts_like_onnx(head: bytes) -> bool:
+    """The field ir_version, a small number, and then the producer, a domain or the graph."""
+    return head[:1] == b"\x08" and head[1:2] < b"\x20" and head[2:3] in (b"\x12", b"\x22", b"\x3a")
 
 
 def _holds_weights(path: Path) -> bool:
