@@ -1,0 +1,122 @@
+"""Magnitudes of Winograd's minimal filtering: what its rounding errors are relative to.
+
+Source of the algorithm: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks"
+(arXiv 1509.09308), equation 8; of the matrices for any points: Cook and Toom, as in Barabasz,
+Anderson, Soodhalter & Gregg, "Error analysis and improving the accuracy of Winograd convolution for
+deep neural networks", ACM TOMS 46 (2020), algorithm 1; of the bound: their theorem 2 for one
+dimension and theorem 5 for two, kept per element instead of taking norms.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+
+# Interpolation points of F(m, 3), infinity besides. The rational ones are Lavin & Gray's and
+# NNPACK's; ncnn's F(4, 3) takes square roots of 1/2 and 2. The bound is the largest of them.
+_ROOT = 2.0**0.5
+POINTS: dict[int, tuple[tuple[float, ...], ...]] = {
+    2: ((0, 1, -1),),
+    4: ((0, 1, -1, 2, -2), (0, _ROOT / 2, -_ROOT / 2, _ROOT, -_ROOT)),
+    6: ((0, 1, -1, 2, -2, 0.5, -0.5),),
+}
+
+
+class Transforms(NamedTuple):
+    """``Y = A^T [(G g G^T) . (B^T d B)] A``: `a` (m + 2, m), `b` (m + 2, m + 2), `g` (m + 2, 3)."""
+
+    a: Array
+    b: Array
+    g: Array
+
+
+def transforms(points: tuple[float, ...]) -> Transforms:
+    """Cook and Toom's matrices for ``len(points) - 1`` outputs of a filter of three taps.
+
+    Row j of G holds the powers of the point p_j over ``prod over l != j of (p_j - p_l)``, row j of
+    B^T the coefficients of ``prod over l != j of (x - p_l)``, row j of A the powers of p_j; the
+    last rows stand for infinity. Scaling row j of one and dividing that of another changes
+    nothing in a bound made of absolute values, so every library's variant is covered.
+    """
+    tile, m = len(points) + 1, len(points) - 1
+    a, b, g = np.zeros((tile, m)), np.zeros((tile, tile)), np.zeros((tile, 3))
+    for j, p in enumerate(points):
+        others = [q for q in points if q != p]
+        a[j] = [p**i for i in range(m)]
+        g[j] = [p**k / np.prod([p - q for q in others]) for k in range(3)]
+        b[:-1, j] = np.poly(others)[::-1]
+    a[-1, -1] = g[-1, -1] = 1
+    b[:, -1] = np.poly(points)[::-1]
+    return Transforms(a, b, g)
+
+
+def roundings(m: int) -> int:
+    """How many roundings one product meets in F(m x m, 3 x 3), sums over channels not counted.
+
+    A row of a transform with k entries is a dot product with k - 1 additions, one multiplication
+    and a rounded constant: k + 1 roundings a dimension, in whatever order it is evaluated. G has
+    3, B and A^T m + 2 entries; there are two dimensions; then the product of the two sides.
+    """
+    return 2 * (3 + 1) + 4 * (m + 2 + 1) + 1
+
+
+def winograd_magnitudes(
+    padded: Array, weight: Array, groups: int, size: tuple[int, int], m: int
+) -> tuple[Array, Array]:
+    """``|A^T| [sum over c of (|G| |g| |G^T|) . (|B^T| |d| |B|)] |A|``, and its root-square sum.
+
+    Every rounding of the algorithm multiplies one of the products in these sums, so the error is
+    at most ``((1 - u)^-k - 1)`` times the first array, with k the roundings a product meets. The
+    second is ``sqrt(m + 2)`` times the root of the sum of squared products: one rounding after the
+    first pass of a transform reaches m + 2 products, whose sum is at most that (Cauchy-Schwarz).
+
+    Parameters
+    ----------
+    padded : (C, H, W) array, absolute values with their border of zeros
+    weight : (O, C/G, 3, 3) array, absolute values
+    size : (Ho, Wo); tiles start at output pixel (0, 0), as in every runtime
+
+    Returns
+    -------
+    magnitude, energy : (O, Ho * Wo) arrays
+    """
+    found = [_of_points(padded, weight, groups, size, transforms(p)) for p in POINTS[m]]
+    magnitudes, energies = zip(*found, strict=True)
+    return np.maximum.reduce(magnitudes), np.sqrt((m + 2) * np.maximum.reduce(energies))
+
+
+def _of_points(
+    padded: Array, weight: Array, groups: int, size: tuple[int, int], matrices: Transforms
+) -> tuple[Array, Array]:
+    """Both sums for one set of points; the second still squared."""
+    a, b, g = (np.abs(matrix) for matrix in matrices)
+    tile, m = a.shape
+    rows, columns = (-(-length // m) for length in size)
+    d = np.zeros((len(padded), rows * m + 2, columns * m + 2))
+    d[:, : padded.shape[1], : padded.shape[2]] = padded[:, : d.shape[1], : d.shape[2]]
+    windows = np.lib.stride_tricks.sliding_window_view(d, (tile, tile), axis=(1, 2))[:, ::m, ::m]
+    v = b.T @ windows @ b  # (C, rows, columns, tile, tile)
+    u = g @ weight @ g.T  # (O, C/G, tile, tile)
+    # (tile^2, G, O/G, C/G) and (tile^2, G, C/G, rows * columns)
+    u = np.ascontiguousarray(u.reshape(groups, -1, *u.shape[1:]).transpose(3, 4, 0, 1, 2))
+    v = v.reshape(groups, -1, rows * columns, tile, tile).transpose(3, 4, 0, 1, 2)
+    v = np.ascontiguousarray(v)
+    return (
+        _gather_tiles(u @ v, a, size, (rows, columns)),
+        _gather_tiles(np.square(u, out=u) @ np.square(v, out=v), a**2, size, (rows, columns)),
+    )
+
+
+def _gather_tiles(
+    products: Array, a: Array, size: tuple[int, int], tiles: tuple[int, int]
+) -> Array:
+    """``A^T P A`` of every tile, put side by side: (tile, tile, G, O/G, T) -> (O, Ho * Wo)."""
+    m = a.shape[1]
+    outputs = products.shape[2] * products.shape[3]
+    y = a.T @ products.transpose(2, 3, 4, 0, 1) @ a  # (G, O/G, T, m, m)
+    y = y.reshape(outputs, *tiles, m, m).transpose(0, 1, 3, 2, 4)  # -> (O, rows, m, columns, m)
+    y = y.reshape(outputs, tiles[0] * m, tiles[1] * m)[:, : size[0], : size[1]]
+    return np.ascontiguousarray(y).reshape(outputs, -1)
