@@ -12,6 +12,7 @@ file instead of the folder to see it again.
 
 from __future__ import annotations
 
+import pickle  # only to make seeds
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -136,7 +137,10 @@ def write_seeds(folder: Path) -> None:
         ),
         (WRAPPINGS.index(_torch_legacy_tail), b""),
         (0, forge.zip_file([forge.Entry("m/data.pkl", forge.proto(b"}"), deflate=True)])),
+        (0, forge.zip_file([forge.Entry("m/data.pkl", forge.proto(b"}"))], zip64=True)),
         (0, _training_pickle()),
+        *((0, pickle.dumps(_numpy_values(), protocol)) for protocol in range(2, 6)),
+        *((WRAPPINGS.index(_torch_zip), _one_tensor(kind)) for kind in ("Bool", "BFloat16")),
     ]
     for container in ("npz", "safetensors", "torch-zip", "torch-legacy"):
         path = folder / "seed"
@@ -145,6 +149,22 @@ def write_seeds(folder: Path) -> None:
         path.unlink()
     for position, (wrapping, data) in enumerate(seeds):
         (folder / f"seed-{position}").write_bytes(bytes([wrapping]) + data)
+
+
+def _numpy_values() -> dict[str, object]:
+    """Arrays small and large enough to stay in the file, and a scalar."""
+    large = np.arange(150, dtype=np.float64).reshape(10, 15)
+    return {"large": large, "f": np.asfortranarray(large[:2, :2]), "one": np.int64(1)}
+
+
+def _one_tensor(kind: str) -> bytes:
+    """A parameter of a type whose bytes need decoding, of just the default storage's size."""
+    count = 16 if kind == "Bool" else 8
+    of = forge.storage(count, kind=f"{kind}Storage")
+    tensor = forge.tensor([count], of=of)
+    parameter = b"ctorch._utils\n_rebuild_parameter\n(" + tensor + b"\x88" + forge.ORDERED + b"tR"
+    names = b"c__builtin__\nset\n](" + forge.text("a") + b"e\x85R"
+    return forge.state_dict({"w": parameter, "names": names})
 
 
 def _training_pickle() -> bytes:

@@ -11,6 +11,7 @@ from struct import pack
 
 OS_SYSTEM = b"cos\nsystem\n"
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+FULL32 = 0xFFFFFFFF
 ORDERED = b"ccollections\nOrderedDict\n)R"
 
 
@@ -78,7 +79,10 @@ class Entry:
     offset: int | None = None
 
 
-def zip_file(entries: Iterable[Entry], *, comment: bytes = b"", gap: bytes = b"") -> bytes:
+def zip_file(
+    entries: Iterable[Entry], *, comment: bytes = b"", gap: bytes = b"", zip64: bool = False
+) -> bytes:
+    """A zip; with `zip64` every size and offset stands in the 64-bit records alone."""
     body, directory, count = b"", b"", 0
     for entry in entries:
         packed = _deflated(entry.data) if entry.deflate else entry.data
@@ -91,9 +95,18 @@ def zip_file(entries: Iterable[Entry], *, comment: bytes = b"", gap: bytes = b""
         common = (20, entry.flags, method, 0, 0x21, *sizes)
         local = pack("<4s5H3I2H", b"PK\x03\x04", *common, len(local_name), 0)
         body += local + local_name + packed + gap
-        central = (20, *common, len(name), 0, 0, 0, 0, 0, offset)
-        directory += pack("<4s6H3I5H2I", b"PK\x01\x02", *central) + name
+        extra = pack("<2H3Q", 1, 24, size, len(packed), offset) if zip64 else b""
+        if zip64:
+            common, offset = (*common[:5], crc, FULL32, FULL32), FULL32
+        central = (20, *common, len(name), len(extra), 0, 0, 0, 0, offset)
+        directory += pack("<4s6H3I5H2I", b"PK\x01\x02", *central) + name + extra
         count += 1
+    if zip64:
+        wide = (count, count, len(directory), len(body))
+        end64 = pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, *wide)
+        locator = pack("<4sIQI", b"PK\x06\x07", 0, len(body) + len(directory), 1)
+        narrow = pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, FULL32, FULL32, 0)
+        return body + directory + end64 + locator + narrow
     numbers = (0, 0, count, count, len(directory), len(body), len(comment))
     return body + directory + pack("<4s4H2IH", b"PK\x05\x06", *numbers) + comment
 

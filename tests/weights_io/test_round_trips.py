@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -102,6 +102,7 @@ def test_without_metadata_there_is_none(reopened: Save, container: Container) ->
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
+@settings(deadline=None)  # a shared machine can stall on a file
 @given(
     shape=st.lists(st.integers(0, 5), max_size=5).map(tuple),
     dtype=st.sampled_from([dtype for dtype in STORED if dtype != "bfloat16"]),

@@ -26,6 +26,7 @@ from weights_io.pickles.inert import (
     Storage,
     StorageType,
     TensorView,
+    latin1_bytes,
     malformed,
     sizes,
 )
@@ -120,10 +121,7 @@ def _encode(args: Args) -> bytes | Span:
         _expect(text.encoding == "text", "_codecs.encode")
         return Span(text.source, text.start, text.size, "latin1")
     _expect(type(text) is str, "_codecs.encode")
-    try:
-        return bytes(text.encode("latin-1"))
-    except UnicodeEncodeError:
-        raise malformed("bytes written as text hold a character above 255") from None
+    return latin1_bytes(text.encode("utf-8"))
 
 
 def _empty_bytes(args: Args) -> bytes:
