@@ -1,0 +1,35 @@
+"""`repvgg-ref demo`: the main job with no argument and no network."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.cli.runner import invoke
+
+
+def test_demo_converts_checks_reads_and_compares(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    started = time.perf_counter()
+    shown = invoke(capsys, "demo")
+    assert time.perf_counter() - started < 20
+    assert (shown.code, shown.err) == (0, "")
+    assert "fused = branches in every block" in shown.out
+    for digit in range(10):
+        assert f"{digit} = {digit} = {digit}" in shown.out
+    assert shown.out.count("360 of 360 right") == 2
+    assert "same answer on 360 of 360" in shown.out
+    assert max(map(len, shown.out.splitlines())) <= 80
+
+
+def test_demo_needs_no_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the demo opened a connection")
+
+    monkeypatch.setattr("socket.socket.connect", refused)
+    assert invoke(capsys, "demo").code == 0
