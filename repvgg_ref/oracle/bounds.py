@@ -238,16 +238,16 @@ def _scale_error(branch: BranchValues, p: Precision) -> Array:
 
 def _sizes(branch: BranchValues) -> Array:
     """``|t z| + |t mean|``, (O, P)."""
-    return np.abs(branch.scaled) + np.abs(branch.t * branch.mean)[:, None]
+    return np.asarray(np.abs(branch.scaled) + np.abs(branch.t * branch.mean)[:, None])
 
 
 def _stored(part: LinearPart) -> Array:
     """Sum of the magnitudes of all values that may be written to memory, scaled to the output.
 
     Fused: the convolution ``V - b`` and V. Apart: z, then either ``z - mean``, times
-    ``1/sqrt(..)``, times gamma, plus beta, or ``z alpha``, ``mean alpha``, ``beta - mean alpha`` and
-    their sum. Scaled by t these are at most 4 times ``|t z| + |t mean|``, and ``|beta|``, and the
-    branch's value v; then sums of the v, at most ``sum |v|``, and V. The fused are no larger.
+    ``1/sqrt(..)``, times gamma, plus beta, or ``z alpha``, ``mean alpha``, ``beta - mean alpha``
+    and their sum. Scaled by t these are at most 4 times ``|t z| + |t mean|``, and ``|beta|``, and
+    the branch's value v; then sums of the v, at most ``sum |v|``, and V. The fused are no larger.
     """
     value = np.abs(part.value)
     if not part.branches:
