@@ -12,12 +12,13 @@ from weights_io.pickles.inert import Inert
 from weights_io.text import sanitize
 from weights_io.writers.atomic import atomic_path
 from weights_io.writers.specs import ArraySpec
-from weights_io.writers.write import save_weights, write_weights
+from weights_io.writers.write import Container, save_weights, write_weights
 
 __all__ = [
     "DEFAULT_LIMITS",
     "Archive",
     "ArraySpec",
+    "Container",
     "Inert",
     "LazyArray",
     "LimitError",

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 import weights_io
 from weights_io.dtypes import STORED
-from weights_io.writers.write import Container
 
-CONTAINERS: list[Container] = ["npz", "safetensors", "torch-zip", "torch-legacy"]
-WITH_METADATA: list[Container] = ["npz", "safetensors"]
+CONTAINERS: list[weights_io.Container] = ["npz", "safetensors", "torch-zip", "torch-legacy"]
+WITH_METADATA: list[weights_io.Container] = ["npz", "safetensors"]
 SHAPES = [(), (0,), (1,), (3, 0, 2), (2, 3, 4, 5)]
 
 Save = Callable[..., weights_io.Archive]
@@ -29,7 +28,7 @@ def reopened(tmp_path: Path) -> Save:
     """Save arrays to a file, and open what stands there."""
 
     def save(
-        arrays: dict[str, NDArray[Any]], container: Container, **options: Any
+        arrays: dict[str, NDArray[Any]], container: weights_io.Container, **options: Any
     ) -> weights_io.Archive:
         path = tmp_path / "weights"
         weights_io.save_weights(path, arrays, container=container, **options)
@@ -59,7 +58,7 @@ def assert_same(got: NDArray[Any], wanted: NDArray[Any]) -> None:
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("dtype", [dtype for dtype in STORED if dtype != "bfloat16"])
 def test_every_type_comes_back_bit_for_bit(
-    reopened: Save, container: Container, dtype: str
+    reopened: Save, container: weights_io.Container, dtype: str
 ) -> None:
     arrays = {f"a{i}": random_array(dtype, shape, i) for i, shape in enumerate(SHAPES)}
     with reopened(arrays, container) as archive:
@@ -74,7 +73,9 @@ def test_every_type_comes_back_bit_for_bit(
 
 
 @pytest.mark.parametrize("container", ["safetensors", "torch-zip", "torch-legacy"])
-def test_every_bfloat16_comes_back_as_its_float32(tmp_path: Path, container: Container) -> None:
+def test_every_bfloat16_comes_back_as_its_float32(
+    tmp_path: Path, container: weights_io.Container
+) -> None:
     bits = np.arange(1 << 16, dtype=np.uint32) << 16
     wanted = bits.view(np.float32).reshape(256, 256)
     spec = weights_io.ArraySpec("w", wanted.shape, "bfloat16")
@@ -87,7 +88,7 @@ def test_every_bfloat16_comes_back_as_its_float32(tmp_path: Path, container: Con
 
 
 @pytest.mark.parametrize("container", WITH_METADATA)
-def test_metadata_comes_back(reopened: Save, container: Container) -> None:
+def test_metadata_comes_back(reopened: Save, container: weights_io.Container) -> None:
     metadata = {"eps": "1e-05", "model": "RepVGG-A0", "ü\n": '"\0\ud7ff{}', "": ""}
     with reopened({"w": np.ones(3)}, container, metadata=metadata) as archive:
         assert archive.metadata == metadata
@@ -96,7 +97,7 @@ def test_metadata_comes_back(reopened: Save, container: Container) -> None:
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_without_metadata_there_is_none(reopened: Save, container: Container) -> None:
+def test_without_metadata_there_is_none(reopened: Save, container: weights_io.Container) -> None:
     with reopened({"w": np.ones(3)}, container) as archive:
         assert archive.metadata == {}
 
@@ -112,7 +113,7 @@ def test_without_metadata_there_is_none(reopened: Save, container: Container) ->
 )
 def test_any_array_under_any_name_comes_back(
     tmp_path_factory: pytest.TempPathFactory,
-    container: Container,
+    container: weights_io.Container,
     shape: tuple[int, ...],
     dtype: str,
     seed: int,

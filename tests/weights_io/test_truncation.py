@@ -12,14 +12,13 @@ import pytest
 
 import weights_io
 from tests.weights_io.refusal import read_everything
-from weights_io.writers.write import Container
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(7)}
 CONTAINERS: list[str] = ["npz", "safetensors", "torch-zip", "torch-legacy", "pickle"]
 
 
 @cache
-def small_file(container: Container) -> bytes:
+def small_file(container: weights_io.Container) -> bytes:
     if container not in ("npz", "safetensors", "torch-zip", "torch-legacy"):
         return pickle.dumps(ARRAYS, 4)
     with TemporaryDirectory() as folder:
@@ -29,7 +28,7 @@ def small_file(container: Container) -> bytes:
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_a_file_cut_at_any_byte_is_refused(container: Container) -> None:
+def test_a_file_cut_at_any_byte_is_refused(container: weights_io.Container) -> None:
     data = small_file(container)
     read_everything(data)
     for length in range(len(data)):
@@ -41,7 +40,7 @@ def test_a_file_cut_at_any_byte_is_refused(container: Container) -> None:
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("change", [0x01, 0x80, 0xFF])
 def test_a_file_with_any_byte_damaged_gives_our_errors_only(
-    container: Container, change: int
+    container: weights_io.Container, change: int
 ) -> None:
     data = bytearray(small_file(container))
     for position in range(len(data)):
@@ -54,7 +53,7 @@ def test_a_file_with_any_byte_damaged_gives_our_errors_only(
 
 
 @pytest.mark.parametrize("container", ["npz", "torch-zip"])
-def test_a_zip_with_damaged_data_is_never_read(container: Container) -> None:
+def test_a_zip_with_damaged_data_is_never_read(container: weights_io.Container) -> None:
     data = bytearray(small_file(container))
     start = bytes(data).index(ARRAYS["a.weight"].tobytes())
     for position in range(start, start + ARRAYS["a.weight"].nbytes):

@@ -17,9 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 import weights_io
-from weights_io.writers.write import Container
 
-CONTAINERS: list[Container] = ["npz", "safetensors", "torch-zip", "torch-legacy"]
+CONTAINERS: list[weights_io.Container] = ["npz", "safetensors", "torch-zip", "torch-legacy"]
 ONE = weights_io.ArraySpec("w", (2,), "float32")
 GOOD = np.ones(2, np.float32)
 
@@ -42,14 +41,16 @@ def assert_untouched(old: Path) -> None:
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_the_same_arrays_give_the_same_bytes(tmp_path: Path, container: Container) -> None:
+def test_the_same_arrays_give_the_same_bytes(
+    tmp_path: Path, container: weights_io.Container
+) -> None:
     for name in ("a", "b"):
         weights_io.save_weights(tmp_path / name, {"w": GOOD, "n": np.array(1)}, container=container)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_memory_stays_near_one_array(tmp_path: Path, container: Container) -> None:
+def test_memory_stays_near_one_array(tmp_path: Path, container: weights_io.Container) -> None:
     count, size = 24, 1 << 20
     specs = [weights_io.ArraySpec(f"w{i}", (size // 4,), "float32") for i in range(count)]
     arrays = (np.full(size // 4, i, np.float32) for i in range(count))
@@ -67,7 +68,7 @@ def test_memory_stays_near_one_array(tmp_path: Path, container: Container) -> No
 
 
 @pytest.mark.parametrize("container", ["npz", "torch-zip"])
-def test_array_data_in_a_zip_is_aligned(tmp_path: Path, container: Container) -> None:
+def test_array_data_in_a_zip_is_aligned(tmp_path: Path, container: weights_io.Container) -> None:
     arrays = {"a" * i: np.arange(i, dtype=np.float32) + 0.5 for i in range(1, 20)}
     weights_io.save_weights(tmp_path / "w", arrays, container=container)
     data = (tmp_path / "w").read_bytes()
@@ -181,7 +182,7 @@ weights_io.write_weights(sys.argv[1], specs, arrays(), container=sys.argv[2])
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_killed_run_leaves_the_old_file_or_none(
-    tmp_path: Path, container: Container, exists: bool
+    tmp_path: Path, container: weights_io.Container, exists: bool
 ) -> None:
     path = tmp_path / "weights"
     if exists:

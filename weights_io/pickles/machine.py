@@ -77,17 +77,16 @@ class _Machine:
 
     def run(self) -> object:
         self._check_protocol()
-        byte, most = self.tape.byte, self.limits.opcodes
-        for _ in range(most):
-            opcode = byte()
-            if opcode == _STOP:
-                return self._finish()
+        byte, most, count = self.tape.byte, self.limits.opcodes, 0
+        while (opcode := byte()) != _STOP:
+            count += 1
+            if count > most:
+                self.limits.enforce("opcodes", count, "the pickle has too many opcodes")
             step = _STEPS.get(opcode)
             if step is None:
                 self._refuse_opcode(opcode)
             step(self)
-        self.limits.enforce("opcodes", most + 1, "the pickle has too many opcodes")
-        raise AssertionError("unreachable")
+        return self._finish()
 
     def _check_protocol(self) -> None:
         head = self.tape.take(2)

@@ -41,14 +41,12 @@ class _Header(NamedTuple):
 
 
 def read_npz(source: Source, members: dict[str, Member], limits: Limits) -> Contents:
-    """Read the .npy headers; the arrays stay in the file."""
+    """Read the headers of the .npy members; the arrays stay in the file."""
     ledger = Ledger(limits, source.size)
     root: dict[str, object] = {}
     metadata: dict[str, str] = {}
     for member_name, member in members.items():
         name = member_name.removesuffix(SUFFIX)
-        if name == member_name:
-            raise WeightsFileError("an npz member that is no .npy file", got=sanitize(member_name))
         header = _parse_header(member, limits)
         if name == METADATA:
             metadata = _read_metadata(member, header, limits)
