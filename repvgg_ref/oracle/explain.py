@@ -1,0 +1,257 @@
+"""From compared layers to a verdict with reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.bounds import block_bound
+from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.diagnose import Evidence, diagnose, diagnose_shape, hidden_bugs
+from repvgg_ref.oracle.head import HEAD_BUGS
+from repvgg_ref.oracle.head_diagnosis import diagnose_head, hidden_head_bugs
+from repvgg_ref.oracle.hypotheses import LIBRARY, Site
+from repvgg_ref.oracle.layers import Comparison, Programs, head_program
+from repvgg_ref.oracle.precision import Precision
+from repvgg_ref.oracle.report import Finding, Report
+
+# A bad layer after the first is diagnosed as well, but not without end.
+_MOST_DIAGNOSED = 6
+_WINOGRAD: tuple[Literal["winograd2", "winograd4", "winograd6"], ...] = (
+    "winograd2",
+    "winograd4",
+    "winograd6",
+)
+
+
+class Case:
+    """One verification: the compared layers and all that is needed to explain them."""
+
+    def __init__(
+        self,
+        model: Model,
+        programs: Programs,
+        comparisons: dict[str, Comparison],
+        x: Array,
+        outputs: Outputs,
+        precision: Precision,
+    ) -> None:
+        self.model, self.programs, self.comparisons = model, programs, comparisons
+        self.x, self.outputs, self.precision = np.asarray(x, np.float64), outputs, precision
+        self.names = model.arch.layer_names
+        self.tests = len(comparisons) * (len(LIBRARY) + len(HEAD_BUGS))
+        self.notes: list[str] = list(outputs.notes)
+
+    def input_of(self, name: str) -> Array:
+        """The candidate's own input of a layer."""
+        at = self.names.index(name)
+        return self.x if at == 0 else np.asarray(self.outputs.layers[self.names[at - 1]], float)
+
+    def evidence(self, name: str) -> Evidence:
+        """A block's comparison as the diagnosis wants it."""
+        compared = self.comparisons[name]
+        assert compared.bound is not None
+        site = Site(
+            self.programs[name],
+            self.input_of(name),
+            compared.y_hat,
+            is_stem=name == self.names[0],
+            others=self.programs,
+            alike=tuple(self.programs.alike(name)),
+        )
+        return Evidence(
+            site,
+            compared.y,
+            compared.y_hat,
+            compared.bound.certified,
+            compared.bound.likely,
+            self.tests,
+            self.precision.name,
+        )
+
+    def findings(self, name: str) -> list[Finding]:
+        """Why this layer is bad."""
+        compared = self.comparisons[name]
+        lost = ~np.isfinite(compared.y_hat)
+        if lost.all():
+            return [_not_finite(name, 1.0, overflow=False)]
+        if compared.bound is None:
+            if name == "linear":
+                return [_wrong_shape(name, compared)]
+            site = Site(self.programs[name], self.input_of(name), compared.y_hat)
+            return diagnose_shape(site, compared.y_hat) or [_wrong_shape(name, compared)]
+        if lost.any():
+            largest = np.abs(compared.y[lost]).min()
+            return [_not_finite(name, float(lost.mean()), overflow=bool(largest > 60000))]
+        if name == "linear":
+            return diagnose_head(
+                head_program(self.model), self.input_of(name), compared, self.precision.name
+            )
+        return diagnose(self.evidence(name))
+
+    def hidden(self, name: str) -> list[Finding]:
+        """Bugs in a layer that is within its bound."""
+        if name == "linear":
+            return hidden_head_bugs(
+                head_program(self.model),
+                self.input_of(name),
+                self.comparisons[name],
+                self.precision.name,
+                self.tests,
+            )
+        return hidden_bugs(self.evidence(name))
+
+    def within_winograd(self, name: str) -> str | None:
+        """The Winograd algorithm whose bound holds where the direct one does not."""
+        compared = self.comparisons[name]
+        if name == "linear":
+            return None
+        program = self.programs[name]
+        if program.stride != 1 or compared.bound is None:
+            return None
+        for algorithm in _WINOGRAD:
+            bound = block_bound(
+                program, self.input_of(name), compared.y, self.precision, algorithm=algorithm
+            )
+            if (np.abs(compared.y_hat - compared.y) <= bound.certified).all():
+                return algorithm
+        return None
+
+    def mark(self, name: str, *, ok: bool, note: str) -> None:
+        """Overrule a layer's judgement, saying why."""
+        compared = self.comparisons[name]
+        self.comparisons[name] = replace(
+            compared, report=replace(compared.report, ok=ok, note=note)
+        )
+
+
+def explain(
+    model: Model,
+    programs: Programs,
+    comparisons: dict[str, Comparison],
+    unjudged: list[str],
+    x: Array,
+    outputs: Outputs,
+    precision: Precision,
+    candidate: str,
+) -> Report:
+    """Judge, diagnose, and say it."""
+    case = Case(model, programs, comparisons, x, outputs, precision)
+    diagnosis = _bad_layers(case) or _hidden(case)
+    bad = [name for name, compared in case.comparisons.items() if not compared.report.ok]
+    first = bad[0] if bad else None
+    problem = outputs.problem  # the structure alone is wrong: a layer too few
+    return Report(
+        verdict="disagree" if bad or problem else "cannot-judge" if unjudged else "agree",
+        reason=problem if problem and not bad else _reason(case, bad, diagnosis, unjudged),
+        model=model.name,
+        candidate=candidate,
+        precision=precision.name,
+        layers=tuple(compared.report for compared in case.comparisons.values()),
+        diagnosis=tuple(diagnosis),
+        first_bad_layer=first,
+        notes=tuple(case.notes),
+        residual=_residual(case, first),
+    )
+
+
+def _bad_layers(case: Case) -> list[Finding]:
+    """Findings for layers beyond their bound; Winograd arithmetic is recognised and excused."""
+    diagnosis: list[Finding] = []
+    explained: dict[str, list[str]] = {}
+    bad = [name for name, compared in case.comparisons.items() if not compared.report.ok]
+    for name in bad[:_MOST_DIAGNOSED]:
+        found = case.findings(name)
+        if found[0].bug == "unknown" and (algorithm := case.within_winograd(name)):
+            case.mark(name, ok=True, note=f"{algorithm} arithmetic: within that bound")
+            continue
+        for finding in found:
+            explained.setdefault(finding.bug, []).append(name)
+            if len(explained[finding.bug]) == 1:
+                diagnosis.append(finding)
+    for name in bad[_MOST_DIAGNOSED:]:
+        if all(case.comparisons[n].report.ok for n in bad[:_MOST_DIAGNOSED]) and (
+            algorithm := case.within_winograd(name)
+        ):
+            case.mark(name, ok=True, note=f"{algorithm} arithmetic: within that bound")
+    still_bad = sum(not compared.report.ok for compared in case.comparisons.values())
+    return [_in_every_layer(f, explained[f.bug], still_bad) for f in diagnosis]
+
+
+def _in_every_layer(finding: Finding, layers: list[str], bad: int) -> Finding:
+    """Say that a bug is everywhere if every diagnosed layer has it and there are several."""
+    if len(layers) > 1 and len(layers) == min(bad, _MOST_DIAGNOSED):
+        return replace(finding, says=finding.says + f" (in all {bad} bad layers)")
+    if len(layers) > 1:
+        return replace(finding, says=finding.says + " (also in " + ", ".join(layers[1:]) + ")")
+    return finding
+
+
+def _hidden(case: Case) -> list[Finding]:
+    """Findings within the bounds. Their layers are marked bad, with the reason."""
+    diagnosis: list[Finding] = []
+    for name in list(case.comparisons):
+        found = case.hidden(name)
+        if not found:
+            continue
+        case.mark(name, ok=False, note=f"within its bound, but {found[0].bug} shows in it")
+        if found[0].bug not in {finding.bug for finding in diagnosis}:
+            diagnosis += found
+    return diagnosis
+
+
+def _reason(case: Case, bad: list[str], diagnosis: Iterable[Finding], unjudged: list[str]) -> str:
+    if bad:
+        report = case.comparisons[bad[0]].report
+        what = report.note or f"error {report.max_error:.3g}, {report.ratio:.3g} times its bound"
+        more = f" ({len(bad) - 1} more layers are bad)" if len(bad) > 1 else ""
+        named = next((finding.says for finding in diagnosis), "")
+        return f"{bad[0]}: {what}{more}" + (f": {named}" if named else "")
+    if unjudged:
+        shown = ", ".join(unjudged[:6]) + (", ..." if len(unjudged) > 6 else "")
+        return (
+            f"{len(case.comparisons)} layers agree, but {len(unjudged)} could not be judged for"
+            f" want of their input or output: {shown}"
+        )
+    used = max(compared.report.ratio for compared in case.comparisons.values())
+    return (
+        f"all {len(case.comparisons)} layers are within their certified bounds"
+        f" (at most {used:.1%} of one is used) and no known bug shows in the residuals"
+    )
+
+
+def _residual(case: Case, name: str | None) -> Array | None:
+    """Candidate minus reference in the first bad layer, for the picture."""
+    if name is None or case.comparisons[name].y.shape != case.comparisons[name].y_hat.shape:
+        return None
+    return np.asarray(case.comparisons[name].y_hat - case.comparisons[name].y)
+
+
+def _not_finite(name: str, share: float, *, overflow: bool) -> Finding:
+    bug = "fp16-overflow" if overflow else "not-finite"
+    says = f"{share:.1%} of the outputs are NaN or infinite" + (
+        ", where the right value exceeds float16's range" if overflow else ""
+    )
+    advice = (
+        "scale the activations, or run this layer in float32"
+        if overflow
+        else "look for a division by zero, a root of a negative variance, or memory never written"
+    )
+    return Finding(bug, name, share, 1.0 if overflow else 0.5, share, says, advice)
+
+
+def _wrong_shape(name: str, compared: Comparison) -> Finding:
+    return Finding(
+        "wrong-shape",
+        name,
+        None,
+        1.0,
+        0.0,
+        compared.report.note,
+        "check stride, padding, dilation and the number of channels or classes",
+    )

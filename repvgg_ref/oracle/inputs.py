@@ -1,0 +1,30 @@
+"""Inputs that let bugs show: dense, signed, asymmetric, different in every channel and corner."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.models.architectures import Architecture
+
+
+def distinguishing_inputs(
+    arch: Architecture, *, batch: int = 2, height: int = 96, width: int = 96, seed: int = 0
+) -> Array:
+    """A batch on which known bugs change the output, float32 (N, in_channels, H, W).
+
+    Smooth waves of a different frequency and phase in every channel carry structure as images do,
+    noise reaches every tap, and a gradient to one corner breaks every symmetry (flips, swaps of
+    height and width, borders). The scale is that of a normalised image.
+    """
+    rng = np.random.default_rng(seed)
+    shape = (batch, arch.in_channels)
+    rows = np.linspace(0, 1, height)[:, None]
+    columns = np.linspace(0, 1, width)[None, :]
+    frequency = rng.uniform(1, 6, (2, *shape, 1, 1))
+    phase = rng.uniform(0, 2 * np.pi, (*shape, 1, 1))
+    waves = np.sin(2 * np.pi * (frequency[0] * rows + frequency[1] * columns) + phase)
+    noise = rng.normal(size=(*shape, height, width))
+    corner = 0.5 * rows + 0.9 * columns**2
+    offset = rng.normal(size=(*shape, 1, 1)) * 0.3
+    return (0.8 * waves + 0.6 * noise + corner + offset).astype(np.float32)

@@ -1,0 +1,96 @@
+"""How much of a residual a suspected bug explains, and how surely.
+
+For a hypothesis with predicted output y_h the residual r = y_hat - y is regressed on the
+direction d = y_h - y. A candidate with exactly that bug has coefficient 1; a correct one has a
+residual of rounding errors, which knows nothing of d. Both are divided by the probabilistic error
+bound first, so that outputs with little rounding count for more (weighted least squares).
+
+Rounding errors share weights within an output channel and so are not independent: the standard
+error is cluster-robust with channels as clusters (Liang & Zeger, "Longitudinal data analysis using
+generalized linear models", Biometrika 73, 1986).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from repvgg_ref.arrays import Array
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Regression of a residual on one direction.
+
+    Attributes
+    ----------
+    coefficient, standard_error : float
+        1 means "exactly this bug".
+    p_value : float
+        Two-sided, of the coefficient being 0, by Student's t with channels - 1 degrees of freedom.
+    explains : float
+        Fraction of the residual's weighted energy that vanishes with the coefficient held at 1.
+    remaining : float
+        Root mean square of what is left then, in units of the probabilistic bound.
+    """
+
+    coefficient: float
+    standard_error: float
+    p_value: float
+    explains: float
+    remaining: float
+
+    @property
+    def is_this(self) -> bool:
+        """Whether the coefficient is 1 for all that can be told, give or take a twentieth."""
+        return abs(self.coefficient - 1) <= max(0.05, 4 * self.standard_error)
+
+
+def regress(residual: Array, direction: Array, scale: Array) -> Fit | None:
+    """Fit `residual` by `direction`; None if the direction changes nothing.
+
+    Parameters
+    ----------
+    residual, direction, scale : arrays, shape (N, O, P)
+        Candidate minus reference, hypothesis minus reference, probabilistic error bound.
+    """
+    r, d = residual / scale, direction / scale
+    power = np.einsum("nop,nop->o", d, d)
+    if not power.sum() > 0 or not np.isfinite(power.sum()):
+        return None
+    cross = np.einsum("nop,nop->o", r, d)
+    coefficient = float(cross.sum() / power.sum())
+    spread = cross - coefficient * power
+    clusters = float(power.sum() ** 2 / (power**2).sum())  # channels that carry the direction
+    freedom = max(clusters - 1, 0.5)
+    error = float(np.sqrt((spread**2).sum() * (clusters / freedom)) / power.sum())
+    # Rounding alone cannot make the coefficient surer than this many independent outputs do.
+    error = max(error, float(np.sqrt(np.mean((r - coefficient * d) ** 2) / power.sum())), 1e-300)
+    energy = float((r**2).sum())
+    left = float(((r - d) ** 2).sum())
+    return Fit(
+        coefficient,
+        error,
+        _two_sided(coefficient / error, freedom),
+        1 - left / energy if energy > 0 else 0.0,
+        float(np.sqrt(left / r.size)),
+    )
+
+
+def _two_sided(t: float, freedom: float) -> float:
+    return float(2 * stats.t.sf(abs(t), freedom))
+
+
+def posterior(remaining: list[float], outputs: int) -> list[float]:
+    """Probability of each explanation, priors equal, errors Gaussian with unknown variance.
+
+    ``log p_h = -n/2 log(remaining_h**2)`` up to a constant (profile likelihood); `outputs` is the
+    number n of independent outputs.
+    """
+    floor = 1e-12
+    log: Any = np.array([-outputs * np.log(max(value, floor)) for value in remaining])
+    weight = np.exp(log - log.max())
+    return [float(value) for value in weight / weight.sum()]

@@ -1,0 +1,146 @@
+"""What the oracle says: a verdict, the first bad layer, the bug's name, and how sure it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.errors import ReportedError
+
+Verdict = Literal["agree", "disagree", "cannot-judge"]
+
+
+class VerificationError(ReportedError):
+    """A candidate that was not found to agree with the reference."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer, computed by the reference from the candidate's own input.
+
+    Attributes
+    ----------
+    max_error, bound : float
+        At the output element with the largest ratio of error to certified bound.
+    ratio : float
+        ``max_error / bound``; NaN where the candidate gave NaN.
+    likely_ratio : float
+        Error over the probabilistic bound (Higham & Mary 2019): above 1 is unusual, not wrong.
+    inherited : float or None
+        Largest error of this layer's *input*, relative to its largest value: what came from above.
+    ok : bool
+        Whether every element is within its certified bound.
+    note : str
+        Why the layer is bad, if it is not a matter of size (a shape, NaN, a missing layer).
+    """
+
+    name: str
+    max_error: float
+    bound: float
+    ratio: float
+    ok: bool
+    likely_ratio: float = 0.0
+    inherited: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One explanation of what the candidate does differently.
+
+    Attributes
+    ----------
+    bug : str
+        The name of the hypothesis, ``eps-outside-root``; "unknown" if none explains.
+    layer : str or None
+        Where; None if in every layer.
+    estimate : float or None
+        The bug's parameter as measured (eps), or the regression coefficient (1 = exactly this).
+    confidence : float
+        0 to 1: probability that this, among all explanations tried, is the right one.
+    explains : float
+        Fraction of the residual's energy that vanishes once the bug is assumed.
+    says, advice : str
+        In words: what the candidate does, and what to try next.
+    """
+
+    bug: str
+    layer: str | None
+    estimate: float | None
+    confidence: float
+    explains: float
+    says: str = ""
+    advice: str = ""
+    standard_error: float | None = None
+    equivalents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdict on one candidate; `raise_if_bad` makes it a test."""
+
+    verdict: Verdict
+    reason: str
+    model: str
+    candidate: str
+    precision: str
+    layers: tuple[LayerReport, ...] = ()
+    diagnosis: tuple[Finding, ...] = ()
+    first_bad_layer: str | None = None
+    notes: tuple[str, ...] = ()
+    residual: Array | None = field(default=None, repr=False, compare=False)
+
+    def raise_if_bad(self) -> None:
+        """Raise `VerificationError` unless the verdict is "agree"."""
+        if self.verdict != "agree":
+            bugs = ", ".join(finding.bug for finding in self.diagnosis[:3])
+            raise VerificationError(
+                f"{self.candidate}: {self.verdict}: {self.reason}",
+                got=bugs or None,
+                wanted="agreement with the reference",
+                advice=self.diagnosis[0].advice or None if self.diagnosis else None,
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``repvgg-ref verify --json`` prints."""
+        return {
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "model": self.model,
+            "candidate": self.candidate,
+            "first_bad_layer": self.first_bad_layer,
+            "diagnosis": [
+                {
+                    "bug": f.bug,
+                    "layer": f.layer,
+                    "estimate": _number(f.estimate),
+                    "confidence": _number(f.confidence),
+                    "explains": _number(f.explains),
+                    "says": f.says,
+                    "advice": f.advice,
+                    "equivalents": list(f.equivalents),
+                }
+                for f in self.diagnosis
+            ],
+            "precision": self.precision,
+            "layers": [
+                {
+                    "name": layer.name,
+                    "max_error": _number(layer.max_error),
+                    "bound": _number(layer.bound),
+                    "ratio": _number(layer.ratio),
+                    "likely_ratio": _number(layer.likely_ratio),
+                    "inherited": _number(layer.inherited),
+                    "ok": layer.ok,
+                    "note": layer.note,
+                }
+                for layer in self.layers
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity: null there."""
+    return float(value) if value is not None and abs(float(value)) < float("inf") else None

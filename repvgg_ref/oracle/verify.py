@@ -1,0 +1,228 @@
+"""Is this port right, which layer is wrong, which bug is it?
+
+Every layer is computed by the reference in float64 *from the candidate's own input of that
+layer*, so an error is found where it is made and not where it is seen, and can be held against a
+bound of that one layer. End-to-end bounds are useless: through RepVGG-A0 they reach 2e20.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.checkpoint import load
+from repvgg_ref.errors import ReportedError, ShapeError
+from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.blackbox import judge_logits
+from repvgg_ref.oracle.candidates import (
+    Candidate,
+    CandidateFailure,
+    Outputs,
+    WeightsCandidate,
+    resolve,
+)
+from repvgg_ref.oracle.explain import explain
+from repvgg_ref.oracle.inputs import distinguishing_inputs
+from repvgg_ref.oracle.layers import (
+    Comparison,
+    Programs,
+    block_output,
+    compare_block,
+    compare_head,
+    head_program,
+    relative_difference,
+)
+from repvgg_ref.oracle.precision import PRECISIONS, Precision, precision_of
+from repvgg_ref.oracle.report import Report
+from repvgg_ref.oracle.static_check import check_weights
+from weights_io import sanitize
+
+CandidateLike = str | Path | Callable[..., Any] | Mapping[str, Array] | Array
+_DEFAULT_EXTENT = 96
+
+
+def verify(
+    reference: Model | str | Path,
+    candidate: CandidateLike,
+    *,
+    inputs: Array | None = None,
+    eps: float | None = None,
+    precision: str = "auto",
+    timeout: float = 300.0,
+) -> Report:
+    """Judge a port of RepVGG against the reference, layer by layer.
+
+    Parameters
+    ----------
+    reference : Model or path
+        The train form knows more (its branches) than the deploy form; both work.
+    candidate : path, "module:callable", callable, or mapping of layer outputs
+        See `repvgg_ref.oracle.candidates`.
+    inputs : array, shape (N, C, H, W), optional
+        Default: the candidate's own, else inputs made so that bugs show.
+    eps : float, optional
+        Batch norm's eps of the reference, if it is given as a path. Default 1e-5.
+    precision : {"auto", "fp32", "tf32", "bf16", "fp16"}
+        What the candidate is held to. "auto" never excuses float32 for computing like less.
+
+    Returns
+    -------
+    Report
+        `.verdict` is "agree", "disagree" or "cannot-judge"; `.raise_if_bad()` makes it a test.
+
+    Raises
+    ------
+    ReportedError
+        If the reference or the inputs are unusable. A candidate's failure is in the report.
+    """
+    model = _reference(reference, eps)
+    named = _name(candidate)
+    try:
+        port = resolve(candidate, model.arch, timeout=timeout)
+        named = port.name
+        if isinstance(port, WeightsCandidate):
+            return check_weights(model, port.path)
+        x = _inputs(model, port, inputs)
+        outputs = port.run(x)
+    except CandidateFailure as failure:
+        return Report(failure.verdict, str(failure), model.name, named, precision)
+    x = outputs.x if outputs.x is not None else x
+    if x is None:
+        return Report(
+            "cannot-judge",
+            "the candidate brings outputs but no input: give the batch they belong to",
+            model.name,
+            named,
+            precision,
+        )
+    return judge(model, outputs, x, precision=precision, candidate=named)
+
+
+def judge(
+    model: Model,
+    outputs: Outputs,
+    x: Array,
+    *,
+    precision: str = "auto",
+    candidate: str = "candidate",
+) -> Report:
+    """The verdict on layer outputs that are at hand already; `x` is the batch they belong to."""
+    chosen = _precision(precision, outputs)
+    reason = _unjudgeable(model, x, outputs)
+    if reason:
+        return Report("cannot-judge", reason, model.name, candidate, chosen.name)
+    if set(outputs.layers) == {"linear"}:
+        return judge_logits(model, outputs, x, chosen, candidate)
+    programs = Programs(model)
+    comparisons, unjudged = _compare_all(model, programs, outputs, x, chosen)
+    return explain(model, programs, comparisons, unjudged, x, outputs, chosen, candidate)
+
+
+def _compare_all(
+    model: Model,
+    programs: Programs,
+    outputs: Outputs,
+    x: Array,
+    precision: Precision,
+) -> tuple[dict[str, Comparison], list[str]]:
+    """Compare every layer whose input and output are known; list those that are not."""
+    comparisons: dict[str, Comparison] = {}
+    unjudged: list[str] = []
+    x_hat: Array | None = np.asarray(x, np.float64)
+    true: Array | None = x_hat  # the reference's own chain, for the inherited error
+    for name in model.arch.layer_names:
+        y_hat = outputs.layers.get(name)
+        if y_hat is None or x_hat is None:
+            unjudged.append(name)
+        else:
+            y_hat = np.asarray(y_hat, np.float64)
+            inherited = relative_difference(x_hat, true)
+            if name == "linear":
+                comparisons[name] = compare_head(
+                    head_program(model), x_hat, y_hat, precision, inherited
+                )
+            else:
+                comparisons[name] = compare_block(
+                    programs[name], x_hat, y_hat, precision, inherited
+                )
+        if name == "linear":
+            break
+        true = block_output(programs[name], true) if true is not None else None
+        x_hat = _next_input(y_hat, model, name)
+    return comparisons, unjudged
+
+
+def _next_input(y_hat: Array | None, model: Model, name: str) -> Array | None:
+    """The candidate's output as the next layer's input, if it can be one."""
+    if y_hat is None:
+        return None
+    y_hat = np.asarray(y_hat, np.float64)
+    fits = y_hat.ndim == 4 and y_hat.shape[1] == model.arch.block(name).out_channels
+    return y_hat if fits and np.isfinite(y_hat).all() else None
+
+
+def _reference(reference: Model | str | Path, eps: float | None) -> Model:
+    if isinstance(reference, Model):
+        return reference
+    return load(reference) if eps is None else load(reference, eps=eps)
+
+
+def _name(candidate: CandidateLike) -> str:
+    """What to call a candidate that could not even be resolved."""
+    return sanitize(str(candidate)) if isinstance(candidate, str | Path) else "candidate"
+
+
+def _inputs(model: Model, port: Candidate, inputs: Array | None) -> Array | None:
+    """The batch to run: the user's, or ours in the shape the candidate can take."""
+    if inputs is not None:
+        _require_images(model, inputs)
+        return inputs
+    if port.brings_input:
+        return None
+    wanted = port.input_shape() or (None,) * 4
+    batch, _, height, width = wanted if len(wanted) == 4 else (None,) * 4
+    return distinguishing_inputs(
+        model.arch,
+        batch=batch or 2,
+        height=height or _DEFAULT_EXTENT,
+        width=width or _DEFAULT_EXTENT,
+    )
+
+
+def _require_images(model: Model, x: Array) -> None:
+    if x.ndim != 4 or x.shape[1] != model.arch.in_channels or 0 in x.shape:
+        raise ShapeError(
+            "the inputs are no batch of images for this network",
+            got=f"shape {tuple(x.shape)}",
+            wanted=f"(N, {model.arch.in_channels}, H, W)",
+            advice="save the batch in NCHW",
+        )
+
+
+def _precision(asked: str, outputs: Outputs) -> Precision:
+    """What the candidate is held to."""
+    name = asked if asked != "auto" else outputs.precision or precision_of(outputs.layers)
+    if name not in PRECISIONS:
+        raise ReportedError(
+            "there is no such precision", got=repr(name), wanted=", ".join(PRECISIONS)
+        )
+    return PRECISIONS[name]
+
+
+def _unjudgeable(model: Model, x: Array, outputs: Outputs) -> str:
+    """Why nothing can be said, or the empty string."""
+    if not outputs.layers:
+        return "the candidate gave no outputs"
+    if not all(np.isfinite(array).all() for array in model.params.values()):
+        return "the reference itself holds NaN or infinity"
+    if not np.isfinite(np.asarray(x, np.float64)).all():
+        return "the input holds NaN or infinity"
+    _require_images(model, x)
+    known = set(model.arch.layer_names)
+    if not known & set(outputs.layers):
+        return "none of the candidate's outputs is a layer of this network"
+    return ""
