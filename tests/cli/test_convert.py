@@ -111,7 +111,7 @@ def test_the_ema_set_is_offered_and_taken_when_asked_for(
 ) -> None:
     source, out = tmp_path / "both.pkl", tmp_path / "out.npz"
     plain = small_model().state_dict()
-    average = {name: array + 1 for name, array in plain.items()}
+    average = {name: np.asarray(array + 1) for name, array in plain.items()}
     source.write_bytes(pickle.dumps({"model": plain, "ema": average, "epoch": 3}, protocol=2))
     shown = invoke(capsys, "convert", "--in", source, "--out", out, "--json")
     assert "--weights ema" in shown.err
