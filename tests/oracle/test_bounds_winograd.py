@@ -1,0 +1,95 @@
+"""Winograd's algorithm stays within its own bound, whichever library's matrices it uses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repvgg_ref.oracle.bounds import Algorithm, block_bound
+from repvgg_ref.oracle.precision import PRECISIONS
+from repvgg_ref.oracle.winograd_bound import POINTS, transforms, winograd_magnitudes
+from tests.oracle.bounds_arithmetic import ARITHMETICS
+from tests.oracle.bounds_cases import DATA, STATISTICS, random_block
+from tests.oracle.bounds_winograd import PRINTED, winograd_block
+from tests.oracle.test_bounds import reference, used
+
+ALGORITHMS: dict[int, Algorithm] = {2: "winograd2", 4: "winograd4", 6: "winograd6"}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    m=st.sampled_from(sorted(ALGORITHMS)),
+    data=st.sampled_from([kind for kind in DATA if kind != "subnormal"]),
+    statistics=st.sampled_from(STATISTICS),
+    groups=st.sampled_from([1, 2]),
+    arithmetic=st.sampled_from(["fp32", "fp32-flushed", "bf16", "fp16", "fp16-acc16"]),
+    size=st.integers(3, 9),
+)
+def test_winograd_stays_within_its_bound(
+    seed: int, m: int, data: str, statistics: str, groups: int, arithmetic: str, size: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    program, x = random_block(rng, data=data, statistics=statistics, groups=groups, size=size)
+    a = ARITHMETICS[arithmetic]
+    y = reference(program, x)
+    bound = block_bound(program, x, y, PRECISIONS[a.precision], algorithm=ALGORITHMS[m])
+    used(winograd_block(program, x, m, a), y, bound)
+
+
+@pytest.mark.parametrize("m", [4, 6])
+def test_winograd_breaks_the_bound_of_direct_summation(m: Literal[4, 6]) -> None:
+    """Else the constant would be of no use: cancellation in the transforms is not in |W| * |x|."""
+    rng = np.random.default_rng(m)
+    program, x = random_block(rng, data="normal", deploy=True, channels=1, size=24)
+    x[..., ::2] *= 1e4
+    y = reference(program, x)
+    bound = block_bound(program, x, y, PRECISIONS["fp32"])
+    error = np.abs(winograd_block(program, x, m, ARITHMETICS["fp32"]) - y)
+    assert (error > bound.certified).any()
+    allowed = block_bound(program, x, y, PRECISIONS["fp32"], algorithm=ALGORITHMS[m])
+    assert (error <= allowed.certified).all()
+
+
+@pytest.mark.parametrize("m", sorted(POINTS))
+def test_the_matrices_convolve(m: int) -> None:
+    rng = np.random.default_rng(m)
+    d, g = rng.normal(size=m + 2), rng.normal(size=3)
+    for points in POINTS[m]:
+        t = transforms(points)
+        assert np.allclose(t.a.T @ ((t.g @ g) * (t.b.T @ d)), np.correlate(d, g), atol=1e-12)
+
+
+@pytest.mark.parametrize("m", sorted(PRINTED))
+def test_our_matrices_are_the_printed_ones_up_to_scale(m: int) -> None:
+    """The products that a bound is made of are the same: scales cancel in absolute values."""
+    bt, g, at = (np.abs(np.asarray(matrix, np.float64)) for matrix in PRINTED[m])
+    ours = transforms(POINTS[m][0])
+    a, b, w = (np.abs(matrix) for matrix in ours)
+    products = np.einsum("ij,jk,jl->ijkl", at, g, bt)
+    assert np.allclose(products.sum(axis=1), np.einsum("ji,jk,lj->ikl", a, w, b), atol=1e-12)
+
+
+def test_winograd_is_only_assumed_where_it_applies() -> None:
+    program, x = random_block(np.random.default_rng(0), data="normal", stride=2)
+    y = reference(program, x)
+    direct = block_bound(program, x, y, PRECISIONS["fp32"])
+    asked = block_bound(program, x, y, PRECISIONS["fp32"], algorithm="winograd4")
+    assert (direct.certified == asked.certified).all()
+
+
+@pytest.mark.parametrize("m", sorted(POINTS))
+def test_the_magnitude_is_at_least_that_of_direct_summation(m: int) -> None:
+    """So one array serves the 3x3 kernel by Winograd and the 1x1 branch beside it."""
+    rng = np.random.default_rng(m)
+    x, weight = np.abs(rng.normal(size=(4, 9, 8))), np.abs(rng.normal(size=(6, 2, 3, 3)))
+    magnitude, _ = winograd_magnitudes(x, weight, 2, (7, 6), m)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
+    for o, kernel in enumerate(weight):
+        first = o // 3 * 2
+        direct = np.einsum("chwij,cij->hw", windows[first : first + 2], kernel)
+        assert (magnitude[o].reshape(7, 6) >= direct * (1 - 1e-12)).all()
