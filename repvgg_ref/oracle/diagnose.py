@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.evaluate import evaluate
 from repvgg_ref.oracle.hypotheses import LIBRARY, Hypothesis, Site, Variant
 from repvgg_ref.oracle.hypotheses.batch_norm import with_eps
 from repvgg_ref.oracle.pattern import describe
-from repvgg_ref.oracle.program import BlockProgram, Pixels, evaluate, output_size
+from repvgg_ref.oracle.program import BlockProgram, Pixels, Workspace, output_size
 from repvgg_ref.oracle.regression import regress
 from repvgg_ref.oracle.report import Finding
 from repvgg_ref.oracle.trials import Observation, Trial
@@ -56,6 +57,7 @@ class LayerView:
     def __init__(self, evidence: Evidence) -> None:
         self.evidence, self.site = evidence, evidence.site
         self.pixels = sample_pixels(*evidence.y.shape[2:])
+        self.workspace = Workspace()
         rows, columns = self.pixels
         self.seen = Observation(
             evidence.site.program.spec.name,
@@ -74,7 +76,7 @@ class LayerView:
         ):
             return None
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            predicted = evaluate(program, self.site.x, self.pixels)
+            predicted = evaluate(program, self.site.x, self.pixels, self.workspace)
         if predicted.shape != self.seen.y.shape or not np.isfinite(predicted).all():
             return None
         return predicted

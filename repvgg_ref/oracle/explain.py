@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal
 
@@ -10,13 +12,14 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.network import Model
+from repvgg_ref.blas import single_threaded_blas
 from repvgg_ref.oracle.bounds import block_bound
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnose import Evidence, diagnose, diagnose_shape, hidden_bugs
 from repvgg_ref.oracle.head import HEAD_BUGS
 from repvgg_ref.oracle.head_diagnosis import diagnose_head, hidden_head_bugs
 from repvgg_ref.oracle.hypotheses import LIBRARY, Site
-from repvgg_ref.oracle.layers import Comparison, Programs, head_program
+from repvgg_ref.oracle.layers import Comparison, Programs, diagnosis_bound, head_program
 from repvgg_ref.oracle.precision import Precision
 from repvgg_ref.oracle.report import Finding, Report
 
@@ -55,21 +58,22 @@ class Case:
     def evidence(self, name: str) -> Evidence:
         """A block's comparison as the diagnosis wants it."""
         compared = self.comparisons[name]
-        assert compared.bound is not None
+        program, x = self.programs[name], self.input_of(name)
         site = Site(
-            self.programs[name],
-            self.input_of(name),
+            program,
+            x,
             compared.y_hat,
             is_stem=name == self.names[0],
             others=self.programs,
             alike=tuple(self.programs.alike(name)),
         )
+        bound = diagnosis_bound(program, x, compared.y, self.precision)
         return Evidence(
             site,
             compared.y,
             compared.y_hat,
-            compared.bound.certified,
-            compared.bound.likely,
+            bound.certified,
+            bound.likely,
             self.tests,
             self.precision.name,
         )
@@ -185,24 +189,31 @@ def _bad_layers(case: Case) -> list[Finding]:
 
 def _in_every_layer(finding: Finding, layers: list[str], bad: int) -> Finding:
     """Say that a bug is everywhere if every diagnosed layer has it and there are several."""
-    if len(layers) > 1 and len(layers) == min(bad, _MOST_DIAGNOSED):
+    if len(layers) > 1 and len(layers) >= min(bad, _MOST_DIAGNOSED):
         return replace(finding, says=finding.says + f" (in all {bad} bad layers)")
     if len(layers) > 1:
-        return replace(finding, says=finding.says + " (also in " + ", ".join(layers[1:]) + ")")
+        also = ", ".join(layers[1:4]) + (", ..." if len(layers) > 4 else "")
+        return replace(finding, says=finding.says + f" (also in {also})")
     return finding
 
 
 def _hidden(case: Case) -> list[Finding]:
     """Findings within the bounds. Their layers are marked bad, with the reason."""
+    names = list(case.comparisons)
+    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        found_in = dict(zip(names, pool.map(case.hidden, names), strict=True))
     diagnosis: list[Finding] = []
-    for name in list(case.comparisons):
-        found = case.hidden(name)
+    layers: dict[str, list[str]] = {}
+    for name, found in found_in.items():
         if not found:
             continue
         case.mark(name, ok=False, note=f"within its bound, but {found[0].bug} shows in it")
-        if found[0].bug not in {finding.bug for finding in diagnosis}:
-            diagnosis += found
-    return diagnosis
+        for finding in found:
+            layers.setdefault(finding.bug, []).append(name)
+            if len(layers[finding.bug]) == 1:
+                diagnosis.append(finding)
+    bad = sum(bool(found) for found in found_in.values())
+    return [_in_every_layer(finding, layers[finding.bug], bad) for finding in diagnosis]
 
 
 def _reason(case: Case, bad: list[str], diagnosis: Iterable[Finding], unjudged: list[str]) -> str:

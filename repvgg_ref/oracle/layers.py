@@ -13,9 +13,10 @@ from repvgg_ref.blocks.repvgg import block_branches
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds import Bound, block_bound, head_bound
+from repvgg_ref.oracle.evaluate import evaluate
 from repvgg_ref.oracle.head import HeadProgram, evaluate_head
 from repvgg_ref.oracle.precision import Precision
-from repvgg_ref.oracle.program import BlockProgram, correct_program, evaluate, output_size
+from repvgg_ref.oracle.program import BlockProgram, correct_program, output_size
 from repvgg_ref.oracle.report import LayerReport
 
 
@@ -63,7 +64,7 @@ def compare_block(
     if y_hat.shape != y.shape:
         return _incomparable(name, y, y_hat, inherited)
     bound = block_bound(program, x, y, precision)
-    return Comparison(_judged(name, y, y_hat, bound, inherited), y, y_hat, bound)
+    return Comparison(_judged(name, y, y_hat, bound, inherited, precision), y, y_hat, bound)
 
 
 def compare_head(
@@ -74,26 +75,45 @@ def compare_head(
     if y_hat.shape != y.shape:
         return _incomparable("linear", y, y_hat, inherited)
     bound = head_bound(head.weight, head.bias, x, y, precision)
-    return Comparison(_judged("linear", y, y_hat, bound, inherited), y, y_hat, bound)
+    return Comparison(_judged("linear", y, y_hat, bound, inherited, precision), y, y_hat, bound)
 
 
 def _judged(
-    name: str, y: Array, y_hat: Array, bound: Bound, inherited: float | None
+    name: str, y: Array, y_hat: Array, bound: Bound, inherited: float | None, precision: Precision
 ) -> LayerReport:
+    """Every element is held against its bound; the worst is shown.
+
+    Where ReLU is certainly off the bound is next to nothing and any error infinite times it. To
+    choose and show the worst element, bounds count as at least one rounding of the largest output.
+    """
     error = np.abs(y_hat - y)
-    ratio = error / bound.certified
+    floor = precision.u_store * float(np.abs(y).max()) + precision.tiny
+    shown = np.maximum(bound.certified, floor)
+    ratio = error / shown
     at = np.unravel_index(np.argmax(ratio), ratio.shape)  # argmax stops at a NaN
     bad = int((~np.isfinite(y_hat)).sum())
     return LayerReport(
         name=name,
         max_error=float(error[at]),
-        bound=float(bound.certified[at]),
+        bound=float(shown[at]),
         ratio=float(ratio[at]),
         ok=bool((error <= bound.certified).all()),
-        likely_ratio=float((error / bound.likely).max()),
+        likely_ratio=float((error / np.maximum(bound.likely, floor)).max()),
         inherited=inherited,
         note=f"{bad} outputs are NaN or infinite" if bad else "",
     )
+
+
+def diagnosis_bound(program: BlockProgram, x: Array, y: Array, precision: Precision) -> Bound:
+    """A block's bound for comparing *other* programs: as if ReLU were never certainly off.
+
+    Where it is off the right output is exactly 0 and its bound next to nothing, but a bug may turn
+    it on, and what it gives then is rounded. The bound before the activations is added (a gate
+    multiplies by at most 1).
+    """
+    after = block_bound(program, x, y, precision)
+    before = block_bound(replace(program, activation="none", se=None), x, y, precision)
+    return Bound(after.certified + before.certified, after.likely + before.likely)
 
 
 def _incomparable(name: str, y: Array, y_hat: Array, inherited: float | None) -> Comparison:
@@ -123,9 +143,10 @@ class Programs(Mapping[str, BlockProgram]):
         self._last: BlockProgram | None = None
 
     def __getitem__(self, name: str) -> BlockProgram:
-        if self._last is None or self._last.spec.name != name:
-            self._last = block_program(self._model, self._model.arch.block(name))
-        return self._last
+        last = self._last  # threads may race for the slot; each returns what it looked up
+        if last is None or last.spec.name != name:
+            last = self._last = block_program(self._model, self._model.arch.block(name))
+        return last
 
     def __iter__(self) -> Iterator[str]:
         return (spec.name for spec in self._model.arch.blocks)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.program import Pixels, gather
+from repvgg_ref.oracle.evaluate import gather
+from repvgg_ref.oracle.program import Pixels
 
 if TYPE_CHECKING:
     from repvgg_ref.oracle.diagnose import Evidence

@@ -131,12 +131,37 @@ _ACTIVATION: dict[SqueezeExcitation, str] = {
 }
 
 
-def fused_kernel(program: BlockProgram) -> FusedConv:
+class Workspace:
+    """What evaluations of many programs on one input share: patches and branches' responses.
+
+    Keys are the identities of the arrays and functions that went in; they are kept alive here.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Any, ...], tuple[Array, Any]] = {}
+
+    def get(self, key: tuple[Any, ...], alive: Any, make: Callable[[], Array]) -> Array:
+        """The array under `key`, made once; `alive` is what the key's identities belong to."""
+        if key not in self._kept:
+            self._kept[key] = make(), alive
+        return self._kept[key][0]
+
+
+def fused_kernel(program: BlockProgram, workspace: Workspace | None = None) -> FusedConv:
     """The program's kernel (O, C/G, 3, 3) and bias, float64, with its `kernel_map` applied."""
     if program.fused is not None:
         kernel = program.fused
+    elif program.offsets:
+        parts = _separate(program)
+        kernel = FusedConv(sum(p.weight for p in parts), sum(p.bias for p in parts))  # type: ignore[arg-type]
     elif program.branches:
-        kernel = _fuse_displaced(program)
+        kept = workspace or Workspace()
+        made = kept.get(
+            ("fused", id(program.branches), program.eps),
+            program.branches,
+            lambda: fuse_branches(program.branches, program.eps),  # type: ignore[arg-type,return-value]
+        )
+        kernel = FusedConv(*made)
     else:
         raise ValueError("a program needs branches or a fused kernel")
     return kernel if program.kernel_map is None else program.kernel_map(kernel)
@@ -150,79 +175,6 @@ def output_size(program: BlockProgram, height: int, width: int) -> tuple[int, in
         (height + top + bottom - reach - 1) // program.stride + 1,
         (width + left + right - reach - 1) // program.stride + 1,
     )
-
-
-def evaluate(program: BlockProgram, x: Array, pixels: Pixels | None = None) -> Array:
-    """Run the program in float64.
-
-    Parameters
-    ----------
-    x : array, shape (N, C, H, W)
-    pixels : (rows, columns), optional
-        Output pixels wanted. Ignored (all are computed) where SE or an output map needs them all.
-
-    Returns
-    -------
-    array, shape (N, O, P) at `pixels`, or (N, O, Ho * Wo)
-    """
-    x = _float64(x)
-    if program.input_map is not None:
-        x = _float64(program.input_map(x))
-    if not program.branches and program.fused is None:
-        return _finish(program, x, pixels)  # the layer is skipped
-    size = output_size(program, *x.shape[2:])
-    needs_all = program.se is not None or program.output_map is not None
-    rows, columns = all_pixels(*size) if pixels is None or needs_all else pixels
-    patches = gather(program, x, rows, columns)  # (N, P, C, 3, 3)
-    if program.relu_inside:
-        z = sum(np.maximum(_product(program, patches, part), 0) for part in _separate(program))
-    else:
-        z = _product(program, patches, fused_kernel(program))
-    y = _activate(program, np.asarray(z).reshape(*z.shape[:2], -1), size if needs_all else None)
-    if program.output_map is not None:
-        y = program.output_map(y.reshape(*y.shape[:2], *size)).reshape(y.shape)
-    if pixels is not None and needs_all:
-        return y[:, :, pixels[0] * size[1] + pixels[1]]
-    return y
-
-
-def all_pixels(height: int, width: int) -> Pixels:
-    """Every output pixel, row by row."""
-    rows, columns = np.divmod(np.arange(height * width), width)
-    return rows, columns
-
-
-def gather(program: BlockProgram, x: Array, rows: Array, columns: Array) -> Array:
-    """The 3x3 patches that output pixels see: (N, P, C, 3, 3)."""
-    top, left, bottom, right = program.pads
-    if program.pad_mode == "none":
-        padded = x
-    else:
-        mode: Any = {"zeros": "constant", "reflect": "reflect", "edge": "edge"}[program.pad_mode]
-        padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), mode=mode)
-    taps = np.arange(3) * program.dilation
-    r = rows[:, None, None] * program.stride + taps[:, None]  # (P, 3, 1)
-    c = columns[:, None, None] * program.stride + taps[None, :]  # (P, 1, 3)
-    return np.moveaxis(padded[:, :, r, c], 1, 2)  # (N, C, P, 3, 3) -> (N, P, C, 3, 3)
-
-
-def _product(program: BlockProgram, patches: Array, kernel: FusedConv) -> Array:
-    """``y[n, o, p] = sum over c, i, j of W[o, c, i, j] * patch[n, p, g*C/G + c, i, j] + b[o]``."""
-    n, p = patches.shape[:2]
-    groups, outputs = program.groups, kernel.weight.shape[0]
-    columns = patches.reshape(n * p, groups, -1).transpose(1, 2, 0)  # (G, K, N*P)
-    weight = kernel.weight.reshape(groups, outputs // groups, -1)  # (G, O/G, K)
-    y = (weight @ columns).reshape(outputs, n, p)  # (G, O/G, N*P) -> (O, N, P)
-    return np.asarray(y.transpose(1, 0, 2) + kernel.bias[:, None])
-
-
-def _fuse_displaced(program: BlockProgram) -> FusedConv:
-    """Fuse, with each branch's kernel moved by its offset within the 3x3 window."""
-    fused = fuse_branches(program.branches, program.eps) if not program.offsets else None
-    if fused is not None:
-        return fused
-    parts = _separate(program)
-    return FusedConv(sum(p.weight for p in parts), sum(p.bias for p in parts))  # type: ignore[arg-type]
 
 
 def _separate(program: BlockProgram) -> list[FusedConv]:
@@ -239,70 +191,6 @@ def _separate(program: BlockProgram) -> list[FusedConv]:
             kernel = wide
         parts.append(FusedConv(kernel, branch.beta - branch.running_mean * t))
     return parts
-
-
-def _finish(program: BlockProgram, x: Array, pixels: Pixels | None) -> Array:
-    """A skipped layer: its input is its output."""
-    y = x if program.output_map is None else program.output_map(x)
-    flat = y.reshape(*y.shape[:2], -1)
-    return flat if pixels is None else flat[:, :, pixels[0] * y.shape[3] + pixels[1]]
-
-
-def _activate(program: BlockProgram, z: Array, size: tuple[int, int] | None) -> Array:
-    """SE and ReLU on (N, C, P), in the program's order."""
-    y = z
-    for step in program.activation.split("-"):
-        if step == "se" and program.se is not None:
-            assert size is not None
-            y = y * _gate(program, y.reshape(*y.shape[:2], *size))
-        elif step in _ACTIVATIONS:
-            y = _ACTIVATIONS[step](y)
-    return y
-
-
-def _sigmoid(y: Array) -> Array:
-    return np.asarray(0.5 * (1 + np.tanh(y / 2)))
-
-
-_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": lambda y: np.maximum(y, 0),
-    "relu6": lambda y: np.clip(y, 0, 6),
-    "leaky": lambda y: np.maximum(y, 0.01 * y),
-    "silu": lambda y: y * _sigmoid(y),
-    "hardswish": lambda y: y * np.clip(y / 6 + 0.5, 0, 1),
-    "gelu": lambda y: y * _sigmoid(1.702 * y),
-}
-
-
-def _gate(program: BlockProgram, y: Array) -> Array:
-    """Sigmoid of the two SE layers, (N, C, 1) or (N, C, P) where the pool keeps an axis."""
-    assert program.se is not None
-    se, pooled = program.se, _pooled(program, y)
-    hidden = np.einsum("mc,nchw->nmhw", se.down_weight, pooled) + _column(se.down_bias)
-    if program.se_gate != "no-relu":
-        hidden = np.maximum(hidden, 0)
-    logit = np.einsum("cm,nmhw->nchw", se.up_weight, hidden) + _column(se.up_bias)
-    hard = program.se_gate == "hard-sigmoid"
-    gate = np.clip(logit / 6 + 0.5, 0, 1) if hard else _sigmoid(logit)
-    if gate.shape[2:] == (1, 1):
-        return gate.reshape(*y.shape[:2], 1)
-    return np.broadcast_to(gate, y.shape).reshape(*y.shape[:2], -1)
-
-
-def _pooled(program: BlockProgram, y: Array) -> Array:
-    """The squeeze: (N, C, 1, 1), or with an axis left where a port forgets it."""
-    if program.se_pool == "max":
-        return np.asarray(y.max(axis=(2, 3), keepdims=True))
-    if program.se_pool == "sum":
-        return np.asarray(y.sum(axis=(2, 3), keepdims=True))
-    if program.se_pool == "square":  # a W x W window, as if height were width
-        side = min(y.shape[2:])
-        return np.asarray(y[:, :, :side, :side].mean(axis=(2, 3), keepdims=True))
-    return np.asarray(y.mean(axis=program.se_pool, keepdims=True))
-
-
-def _column(vector: Array) -> Array:
-    return vector[:, None, None]
 
 
 def _se_params(spec: BlockSpec, params: Mapping[str, Array]) -> SqueezeExcitationParams | None:

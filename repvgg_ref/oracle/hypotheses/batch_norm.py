@@ -8,8 +8,9 @@ import numpy as np
 
 from repvgg_ref.blocks.repvgg import Branch
 from repvgg_ref.fusion import bn_scale
+from repvgg_ref.oracle.evaluate import all_pixels, gather
 from repvgg_ref.oracle.hypotheses.base import Hypothesis, Site, Variant, hypothesis
-from repvgg_ref.oracle.program import BlockProgram, all_pixels, gather
+from repvgg_ref.oracle.program import BlockProgram
 
 LIBRARY: list[Hypothesis] = []
 

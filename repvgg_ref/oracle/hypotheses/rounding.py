@@ -127,7 +127,7 @@ def output_rounded(site: Site) -> Iterator[Variant]:
 def fp16_overflow(site: Site) -> Iterator[Variant]:
     from dataclasses import replace
 
-    from repvgg_ref.oracle.program import evaluate
+    from repvgg_ref.oracle.evaluate import evaluate
 
     if np.abs(evaluate(site.program, site.x)).max() > _LARGEST_HALF:
         yield Variant(

@@ -10,8 +10,9 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.repvgg import Branch
 from repvgg_ref.fusion import FusedConv, identity_kernel
+from repvgg_ref.oracle.evaluate import evaluate
 from repvgg_ref.oracle.hypotheses.base import Hypothesis, Site, Variant, hypothesis
-from repvgg_ref.oracle.program import BlockProgram, evaluate
+from repvgg_ref.oracle.program import BlockProgram
 
 LIBRARY: list[Hypothesis] = []
 
