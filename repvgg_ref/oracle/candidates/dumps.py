@@ -145,6 +145,16 @@ def read_npz(path: Path) -> Dump:
     return Dump(loaded, {"": layout} if layout else {}, declared or precision)
 
 
+def holds_layers(path: Path, arch: Architecture) -> bool:
+    """Whether an archive has an array that is called like a layer."""
+    try:
+        with weights_io.open_weights(path, _LIMITS) as archive:
+            names = archive.root if isinstance(archive.root, dict) else {}
+            return bool(LayerNames(arch).sort(map(str, names)).layers)
+    except weights_io.WeightsFileError:
+        return False  # whoever reads it will say why
+
+
 _PRECISION = {"float16": "fp16", "bfloat16": "bf16"}
 
 

@@ -25,7 +25,7 @@ _LOGITS = (
     "classifier",
 )
 _WRAPPERS = ("module.", "model.", "net.", "network.", "orig.mod.", "repvgg.", "backbone.")
-# What exporters append to a module's name: Keras and TensorFlow ":0", torch.onnx "_output_0".
+# What exporters append to a module's name; torch.onnx: "_output_0".
 _ENDINGS = (".output.0", ".output", ".outputs", ".out", ".0.npy", ".npy")
 # torch.onnx names a tensor after the module that made it; the block's last one is the activation.
 _LAST_MODULE = {
@@ -157,8 +157,8 @@ def _aliases(arch: Architecture) -> Mapping[str, str]:
 
 
 def _key(name: str) -> str:
-    """Lower case, every run of punctuation one dot."""
-    return re.sub(r"[^a-z0-9]+", ".", name.lower()).strip(".")
+    """Lower case, every run of punctuation one dot, TensorFlow's ``:0`` taken off."""
+    return re.sub(r"[^a-z0-9]+", ".", re.sub(r":\d$", "", name.lower())).strip(".")
 
 
 def _unwrapped(key: str, known: Mapping[str, str]) -> str:

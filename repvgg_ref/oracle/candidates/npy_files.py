@@ -43,7 +43,7 @@ def read_npy_stream(file: BinaryIO, size: int, name: str) -> Array:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             shape, fortran, dtype = _header(file)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except Exception as error:  # NumPy lets its tokenizer's and parser's errors through
         lines = str(error).splitlines() or [type(error).__name__]
         raise CandidateFailure(f"{shown}: no readable .npy file", got=sanitize(lines[0])) from None
     if dtype.hasobject or dtype.kind not in "fiu":
@@ -70,8 +70,9 @@ def read_raw(
         )
     stored = np.dtype(_ORDERS[endianness] + _DTYPES[kind])
     with _opened(path) as file:
-        file.seek(offset)
-        flat = _exactly(file, shape, stored, path.stat().st_size - offset, shown)
+        size = path.stat().st_size
+        file.seek(min(offset, size))
+        flat = _exactly(file, shape, stored, size - offset, shown)
     if kind == "bfloat16":
         flat = (flat.astype(np.uint32) << 16).view(np.float32)
     return flat.reshape(shape), kind

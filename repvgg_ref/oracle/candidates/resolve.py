@@ -18,6 +18,7 @@ from repvgg_ref.oracle.candidates.dumps import (
     Dump,
     DumpCandidate,
     dump_candidate,
+    holds_layers,
     read_npz,
     read_single,
 )
@@ -122,7 +123,7 @@ def _resolve_file(path: Path, arch: Architecture, timeout: float) -> Candidate |
         return DumpCandidate(name, arch, lambda: read_single(path))
     if head.lstrip()[:1] in (b"{", b"["):
         return dump_candidate(name, arch, read_outputs(path, arch))
-    if _holds_weights(path):
+    if not holds_layers(path, arch) and _holds_weights(path):
         return WeightsCandidate(path)
     return dump_candidate(name, arch, read_npz(path))
 
