@@ -7,6 +7,10 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.architectures import Architecture
 
+# Height and width differ, and still do after five halvings (2 x 3): a squeeze-and-excitation that
+# pools over a square, or exchanged axes, change nothing on a square image.
+GOLDEN_EXTENT = (64, 72)
+
 
 def distinguishing_inputs(
     arch: Architecture, *, batch: int = 2, height: int = 96, width: int = 96, seed: int = 0
@@ -28,3 +32,15 @@ def distinguishing_inputs(
     corner = 0.5 * rows + 0.9 * columns**2
     offset = rng.normal(size=(*shape, 1, 1)) * 0.3
     return (0.8 * waves + 0.6 * noise + corner + offset).astype(np.float32)
+
+
+def golden_inputs(arch: Architecture, *, batch: int = 2, seed: int = 0) -> Array:
+    """The batch of a golden bundle: `distinguishing_inputs` of `GOLDEN_EXTENT`."""
+    height, width = GOLDEN_EXTENT
+    return distinguishing_inputs(arch, batch=batch, height=height, width=width, seed=seed)
+
+
+def distinguishing_labels(arch: Architecture, batch: int, *, seed: int = 0) -> Array:
+    """A class for each image, int64 (N,), no class twice if there are enough of them."""
+    rng = np.random.default_rng(seed)
+    return rng.choice(arch.num_classes, batch, replace=batch > arch.num_classes).astype(np.int64)
