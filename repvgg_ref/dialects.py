@@ -84,20 +84,23 @@ class Dialect:
         return {name: self._write(name, half) for name in known}
 
     def parse(self, names: Iterable[str]) -> dict[str, str]:
-        """This dialect's name -> canonical name, for those of `names` that it knows."""
+        """The dialect's name -> canonical name, for those of `names` that it knows.
+
+        Of two names for one array the second stays unknown.
+        """
         known = list(names)
         ours_of_whole = {theirs: ours for ours, theirs in self.whole.items()}
         ours_of_part = {theirs: ours for ours, theirs in self.parts.items()}
         offset = _length_of_first_half(known) if self.split_stage3 else 0
         parsed: dict[str, str] = {}
         for name in known:
-            if name in ours_of_whole:
-                parsed[name] = ours_of_whole[name]
-            elif found := self._split(name, offset):
+            ours = ours_of_whole.get(name)
+            if ours is None and (found := self._split(name, offset)):
                 block, part = found
-                if part in ours_of_part:
-                    parsed[name] = f"{block}.{ours_of_part[part]}"
-        return parsed
+                ours = f"{block}.{ours_of_part[part]}" if part in ours_of_part else None
+            if ours is not None:
+                parsed.setdefault(ours, name)
+        return {theirs: ours for ours, theirs in parsed.items()}
 
     def _write(self, name: str, half: int) -> str:
         if name in self.whole:
@@ -118,29 +121,34 @@ class Dialect:
         """Their name -> (our block name, their part)."""
         if name.startswith(self.stem + "."):
             return "stage0", name[len(self.stem) + 1 :]
-        pattern = re.escape(self.block).replace(r"\{stage\}", r"(?P<stage>\d+(?:_first|_second)?)")
-        match = re.fullmatch(
-            pattern.replace(r"\{index\}", r"(?P<index>\d+)") + r"\.(?P<part>.+)", name
-        )
+        pattern = re.escape(self.block).replace(r"\{stage\}", f"(?P<stage>{_STAGE})")
+        pattern = pattern.replace(r"\{index\}", f"(?P<index>{_NUMBER})")
+        match = re.fullmatch(pattern + r"\.(?P<part>.+)", name)
         if match is None:
             return None
         stage, index = match["stage"], int(match["index"])
         if stage.endswith("_second"):
             index += first_half
         number = int(stage.removesuffix("_first").removesuffix("_second")) - self.stage_offset
+        if number < 1:  # stage 0 is the stem
+            return None
         return f"stage{number}.{index}", match["part"]
 
+
+# Strict and short: no leading zeros, no other alphabet's digits, no stage 10**12.
+_NUMBER = "(?:0|[1-9][0-9]{0,3})"
+_STAGE = f"{_NUMBER}(?:_first|_second)?"
 
 _CANONICAL = re.compile(r"stage(?P<stage>\d+)(?:\.(?P<index>\d+))?\.(?P<part>.+)")
 
 
 def _half_of_stage3(canonical: Iterable[str]) -> int:
-    found = (re.match(r"stage3\.(\d+)\.", name) for name in canonical)
+    found = (re.match(rf"stage3\.({_NUMBER})\.", name) for name in canonical)
     return (1 + max((int(m[1]) for m in found if m), default=-1)) // 2
 
 
 def _length_of_first_half(names: Iterable[str]) -> int:
-    found = (re.match(r"stage3_first\.blocks\.(\d+)\.", name) for name in names)
+    found = (re.match(rf"stage3_first\.blocks\.({_NUMBER})\.", name) for name in names)
     return 1 + max((int(m[1]) for m in found if m), default=-1)
 
 

@@ -115,6 +115,7 @@ def _inferred(
     names = _block_names(shapes)
     has_1x1 = not free_branches or any(".branch_1x1." in name for name in shapes)
     has_skip = not free_branches or any(".branch_identity." in name for name in shapes)
+    has_se = any(".se." in name for name in shapes)
     blocks: list[BlockSpec] = []
     for name in names:
         weight = _shape(shapes, f"{name}.{kernel}.weight", 4)
@@ -127,7 +128,7 @@ def _inferred(
                 wanted=f"(O, C/G, 3, 3) with C/G a divisor of {entry}",
                 advice="the file holds no plain chain of RepVGG blocks",
             )
-        narrow = shapes.get(f"{name}.se.down.weight")
+        se_channels = _shape(shapes, f"{name}.se.down.weight", 4)[0] if has_se else 0
         blocks.append(
             BlockSpec(
                 name=name,
@@ -135,8 +136,8 @@ def _inferred(
                 out_channels=weight[0],
                 stride=stride,
                 groups=entry // weight[1],
-                se="none" if narrow is None else se,
-                se_channels=0 if narrow is None else narrow[0],
+                se=se if has_se else "none",
+                se_channels=se_channels,
                 has_1x1=has_1x1,
                 has_identity=has_skip and entry == weight[0] and stride == 1,
             )
