@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import SqueezeExcitation
 from repvgg_ref.models.architectures import Architecture, plain_architecture
 from repvgg_ref.models.network import Model, build, fuse
+from repvgg_ref.oracle.candidates import CandidateFailure, Outputs, WeightsCandidate, resolve
 
 HEIGHT, WIDTH = 20, 12
 
@@ -64,3 +67,23 @@ def assert_same(got: Any, wanted: dict[str, Array], tolerance: float = 0.0) -> N
         error = np.abs(got[name].astype(np.float64) - array).max()
         if not (error <= tolerance * np.abs(array).max()):  # NaN must fail
             raise AssertionError(f"{name} is off by {error}")
+
+
+def run(candidate: Any, x: Any = None) -> Outputs:
+    """What a candidate for `architecture()` gives."""
+    found = resolve(candidate, architecture())
+    assert not isinstance(found, WeightsCandidate)
+    return found.run(x)
+
+
+def failure(candidate: Any, x: Any = None) -> CandidateFailure:
+    """The one-line reason why it gives nothing."""
+    with pytest.raises(CandidateFailure) as raised:
+        run(candidate, x)
+    assert "\n" not in str(raised.value)
+    return raised.value
+
+
+def save_npz(path: Path, arrays: dict[str, Any], *, compressed: bool = False) -> Path:
+    (np.savez_compressed if compressed else np.savez)(path, **arrays)
+    return path

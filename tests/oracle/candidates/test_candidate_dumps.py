@@ -1,51 +1,41 @@
 from __future__ import annotations
 
 import io
-import json
+import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import weights_io
 from repvgg_ref.checkpoint import save
-from repvgg_ref.oracle.candidates import CandidateFailure, Outputs, WeightsCandidate, resolve
+from repvgg_ref.oracle.candidates import WeightsCandidate, resolve
 from tests.oracle.candidates.ports import (
     architecture,
     assert_same,
     channels_last,
+    failure,
     images,
     network,
     right_outputs,
+    run,
+    save_npz,
 )
 
 arch = architecture()
 
 
-def run(candidate: Any, x: Any = None) -> Outputs:
-    found = resolve(candidate, arch)
-    assert not isinstance(found, WeightsCandidate)
-    return found.run(x)
-
-
-def failure(candidate: Any, x: Any = None) -> CandidateFailure:
-    with pytest.raises(CandidateFailure) as raised:
-        run(candidate, x)
-    assert "\n" not in str(raised.value)
-    return raised.value
-
-
 def test_an_npz_is_read_under_our_names(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", **right_outputs())
+    save_npz(tmp_path / "a.npz", right_outputs())
     outputs = run(tmp_path / "a.npz", images())
     assert_same(outputs.layers, right_outputs())
     assert (outputs.x, outputs.precision, outputs.problem) == (None, None, None)
 
 
 def test_a_dump_that_brings_its_input_runs_without_one(tmp_path: Path) -> None:
-    np.savez_compressed(tmp_path / "a.npz", input=images(), **right_outputs())
+    save_npz(tmp_path / "a.npz", {"input": images(), **right_outputs()}, compressed=True)
     candidate = resolve(str(tmp_path / "a.npz"), arch)
     assert not isinstance(candidate, WeightsCandidate)
     assert candidate.brings_input
@@ -57,7 +47,7 @@ def test_a_dump_that_brings_its_input_runs_without_one(tmp_path: Path) -> None:
 
 def test_nhwc_is_recognised_and_said(tmp_path: Path) -> None:
     dumped = channels_last({"input": images(), **right_outputs()})
-    np.savez(tmp_path / "a.npz", **dumped)
+    save_npz(tmp_path / "a.npz", dumped)
     outputs = run(tmp_path / "a.npz")
     assert_same(outputs.layers, right_outputs())
     assert outputs.x is not None
@@ -98,7 +88,7 @@ def test_a_dump_of_one_image_may_lack_the_batch_axis() -> None:
 def test_the_element_type_declares_the_precision(
     tmp_path: Path, dtype: Any, precision: str
 ) -> None:
-    np.savez(tmp_path / "a.npz", **{n: a.astype(dtype) for n, a in right_outputs().items()})
+    save_npz(tmp_path / "a.npz", {n: a.astype(dtype) for n, a in right_outputs().items()})
     outputs = run(tmp_path / "a.npz")
     assert outputs.precision == precision
     assert outputs.layers["stage0"].dtype == np.dtype(dtype).newbyteorder("=")
@@ -117,7 +107,7 @@ def test_wrong_values_and_shapes_pass_through_for_the_verdict() -> None:
 
 def test_a_dead_network_compresses_a_thousandfold_and_is_read(tmp_path: Path) -> None:
     dead = {"stage0": np.zeros((8, 32, 64, 128), np.float32)}
-    np.savez_compressed(tmp_path / "a.npz", **dead)
+    save_npz(tmp_path / "a.npz", dead, compressed=True)
     assert_same(run(tmp_path / "a.npz").layers, dead)
 
 
@@ -144,8 +134,6 @@ def test_arrays_given_in_python_are_nchw_if_nothing_decides() -> None:
 
 
 def test_the_metadata_of_an_archive_tells_the_layout(tmp_path: Path) -> None:
-    import weights_io
-
     cube = np.random.default_rng(0).standard_normal((2, 32, 32, 32)).astype(np.float32)
     said = {"layout": "NHWC", "precision": "tf32"}
     weights_io.save_weights(tmp_path / "a.npz", {"stage0": cube}, container="npz", metadata=said)
@@ -159,8 +147,6 @@ def test_the_metadata_of_an_archive_tells_the_layout(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".npz", ".pth", ".safetensors"])
 def test_content_tells_weights_from_dumps(tmp_path: Path, suffix: str) -> None:
-    import weights_io
-
     save(network(), tmp_path / f"w{suffix}")
     assert resolve(tmp_path / f"w{suffix}", arch) == WeightsCandidate(tmp_path / f"w{suffix}")
     containers: dict[str, Any] = {".npz": "npz", ".pth": "torch-zip", ".safetensors": "safetensors"}
@@ -211,13 +197,11 @@ def _pickled() -> bytes:
 )
 def test_a_damaged_or_hostile_npy_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "a.npy").write_bytes(content)
-    import re
-
     assert re.search(says, str(failure(tmp_path / "a.npy")))
 
 
 def test_a_truncated_npz_is_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", **right_outputs())
+    save_npz(tmp_path / "a.npz", right_outputs())
     whole = (tmp_path / "a.npz").read_bytes()
     (tmp_path / "a.npz").write_bytes(whole[: len(whole) // 2])
     assert failure(tmp_path / "a.npz").verdict == "cannot-judge"
@@ -244,8 +228,6 @@ def test_object_arrays_in_an_npz_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_dump_is_refused_with_the_reason(dump: Any, says: str) -> None:
-    import re
-
     error = failure(dump)
     assert re.search(says, str(error))
     assert error.verdict == "cannot-judge"
@@ -278,151 +260,3 @@ def test_what_is_not_there_is_said_to_be(given: Any) -> None:
 def test_a_text_file_is_no_candidate(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("hello")
     assert failure(tmp_path / "a.txt").verdict == "cannot-judge"
-
-
-# ------------------------------------------------------------------- folders and manifests
-
-Writer = Callable[[Path], None]
-
-
-def write_raw(folder: Path, outputs: dict[str, Any], **common: Any) -> None:
-    """Raw little-endian files and the manifest that describes them."""
-    entries = {}
-    for i, (name, array) in enumerate(outputs.items()):
-        (folder / f"{i}.bin").write_bytes(np.ascontiguousarray(array).tobytes())
-        entries[name] = {"file": f"{i}.bin", "shape": list(array.shape)}
-    manifest = {"dtype": "float32", "arrays": entries, **common}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def rewrite(folder: Path, **changes: Any) -> None:
-    """Change the manifest's entry for stage0."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["arrays"]["stage0"].update(changes)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def test_a_folder_of_npy_files_needs_no_manifest(tmp_path: Path) -> None:
-    for name, array in {"x": images(), **right_outputs()}.items():
-        np.save(tmp_path / f"{name}.npy", array)
-    outputs = run(tmp_path)
-    assert_same(outputs.layers, right_outputs())
-    assert outputs.x is not None
-
-
-def test_raw_files_are_read_as_the_manifest_says(tmp_path: Path) -> None:
-    write_raw(tmp_path, channels_last({"input": images(), **right_outputs()}), layout="NHWC")
-    outputs = run(tmp_path)
-    assert_same(outputs.layers, right_outputs())
-    assert outputs.x is not None
-    assert np.array_equal(outputs.x, images())
-
-
-def test_a_manifest_may_be_a_list_with_types_orders_and_offsets(tmp_path: Path) -> None:
-    y = right_outputs()["stage0"]
-    (tmp_path / "all.bin").write_bytes(b"head" + y.astype(">f2").tobytes())
-    entry = {
-        "name": "stem",
-        "file": "all.bin",
-        "shape": list(y.shape),
-        "dtype": "fp16",
-        "endianness": "big",
-        "offset": 4,
-    }
-    (tmp_path / "manifest.json").write_text(json.dumps({"layers": [entry]}))
-    outputs = run(tmp_path)
-    assert outputs.precision == "fp16"
-    assert_same(outputs.layers, {"stage0": y.astype(np.float16)})
-
-
-def test_raw_bfloat16_is_widened_exactly(tmp_path: Path) -> None:
-    y = right_outputs()["stage0"]
-    bits = y.view(np.uint32) >> 16
-    write_raw(tmp_path, {"stage0": bits.astype("<u2")}, dtype="bfloat16")
-    outputs = run(tmp_path)
-    assert outputs.precision == "bf16"
-    assert np.array_equal(outputs.layers["stage0"].view(np.uint32), bits << 16)
-
-
-def test_a_manifest_beside_one_npz_gives_its_layout(tmp_path: Path) -> None:
-    cube = np.random.default_rng(0).standard_normal((2, 32, 32, 32)).astype(np.float32)
-    np.savez(tmp_path / "outputs.npz", stage0=cube)
-    (tmp_path / "manifest.json").write_text('{"layout": "nhwc", "precision": "bf16"}')
-    outputs = run(tmp_path)
-    assert np.array_equal(outputs.layers["stage0"], np.moveaxis(cube, -1, 1))
-    assert outputs.precision == "bf16"
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"shape": [2, 32, 10, 7]}, "its size"),
-        ({"shape": [2, 32, 10]}, "its size"),
-        ({"shape": [-2, 32, 10, -6]}, "its size"),
-        ({"shape": "2x32"}, "no shape"),
-        ({"shape": [True, 32, 10, 6]}, "no shape"),
-        ({"shape": []}, "no shape"),
-        ({"shape": None}, "without shape"),
-        ({"shape": [1 << 40, 1 << 40]}, "its size"),
-        ({"dtype": "float64"}, "its size"),
-        ({"dtype": "object"}, "not known"),
-        ({"dtype": "O"}, "not known"),
-        ({"endianness": "middle"}, "not known"),
-        ({"offset": -8}, "not known"),
-        ({"offset": 1 << 60}, "its size"),
-        ({"offset": "8"}, "no offset"),
-        ({"layout": "CHWN"}, "unknown layout"),
-        ({"file": "missing.bin"}, "cannot be opened"),
-        ({"file": ""}, "names no file"),
-        ({"file": 7}, "names no file"),
-        ({"file": "../secret.bin"}, "outside"),
-        ({"file": "sub/../../secret.bin"}, "outside"),
-        ({"file": "/etc/passwd"}, "outside"),
-        ({"file": "link.bin"}, "outside"),
-        ({"file": "a\0b"}, "outside"),
-        ({"file": "."}, "outside"),
-    ],
-)
-def test_a_manifest_that_lies_or_leads_outside_is_refused(
-    tmp_path: Path, change: dict[str, Any], says: str
-) -> None:
-    folder = tmp_path / "dump"
-    folder.mkdir()
-    (tmp_path / "secret.bin").write_bytes(right_outputs()["stage0"].tobytes())
-    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
-    write_raw(folder, {"stage0": right_outputs()["stage0"]})
-    rewrite(folder, **change)
-    assert says in str(failure(folder))
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("", "no JSON"),
-        ("[" * 100_000, "no JSON"),
-        ("[]", "no object"),
-        ('{"arrays": {}}', "lists no arrays"),
-        ('{"arrays": [1]}', "lists no arrays"),
-        ('{"layout": 3}', "unknown layout"),
-        ('{"precision": "fp8", "arrays": {"stage0": "a.npy"}}', "cannot be opened|precision"),
-        ("{}", "no dump in this folder"),
-    ],
-)
-def test_a_broken_manifest_is_refused(tmp_path: Path, text: str, says: str) -> None:
-    import re
-
-    (tmp_path / "manifest.json").write_text(text)
-    assert re.search(says, str(failure(tmp_path)))
-
-
-def test_a_manifest_and_an_npy_file_that_differ_are_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", right_outputs()["stage0"])
-    manifest = {"arrays": {"stage0": {"file": "a.npy", "shape": [2, 32, 5, 5]}}}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert "differ" in str(failure(tmp_path))
-
-
-def test_an_empty_folder_says_what_a_dump_looks_like(tmp_path: Path) -> None:
-    error = failure(tmp_path)
-    assert "manifest" in str(error)
-    assert "arrays" in str(error)
