@@ -17,17 +17,17 @@ import click
 from repvgg_ref_cli.failures import leave_quietly, report
 from repvgg_ref_cli.options import Settings, debug_option
 
-_COMMANDS = ("convert", "inspect", "table", "predict", "demo", "doctor")
+COMMANDS = ("convert", "inspect", "table", "predict", "demo", "doctor")
 
 
 class _Subcommands(click.Group):
     """Finds a subcommand in the module of its name, imported when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"repvgg_ref_cli.commands.{cmd_name}")
         command: click.Command = module.command

@@ -146,9 +146,9 @@ def test_convert_refuses_in_one_line_and_leaves_nothing(
     source = tmp_path / "in.pth"
     write, words = BROKEN[kind]
     write(source)
-    started = time.perf_counter()
+    started = time.process_time()
     line = invoke(capsys, "convert", "--in", source, "--out", "out.npz", *flag).error_line()
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert words in line
     assert list(tmp_path.iterdir()) == [source]
 

@@ -13,9 +13,9 @@ def test_demo_converts_checks_reads_and_compares(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    started = time.perf_counter()
+    started = time.process_time()
     shown = invoke(capsys, "demo")
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
     assert (shown.code, shown.err) == (0, "")
     assert "fused = branches in every block" in shown.out
     for digit in range(10):

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 from repvgg_ref_cli import options
 from repvgg_ref_cli.failures import printable
+from repvgg_ref_cli.main import COMMANDS
 
 from repvgg_ref import backends, convert
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.selfcheck import SelfCheckError
 from tests.cli.runner import environment, invoke, run_python, save_small
-
-COMMANDS = ("convert", "inspect", "table", "predict", "demo", "doctor")
 
 
 def test_help_imports_neither_numpy_nor_rich() -> None:

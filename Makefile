@@ -1,0 +1,39 @@
+# Targets run in the virtual environment that the README's second line makes: .venv
+PYTHON ?= .venv/bin/python
+FUZZ_VENV ?= .venv-fuzz
+FUZZ_RUNS ?= 1000000
+CORPUS ?= .fuzz-corpus
+
+.PHONY: check format lint types test peers fuzz demo ci
+
+check: lint types test
+
+format:
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+lint:
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+
+types:
+	$(PYTHON) -m mypy
+
+test:
+	$(PYTHON) -m pytest -q
+
+peers:
+	$(PYTHON) -m pip install -q -e ".[peers]"
+	$(PYTHON) -m pytest -q -m peers
+
+fuzz:
+	test -d $(FUZZ_VENV) || python3 -m venv $(FUZZ_VENV)
+	$(FUZZ_VENV)/bin/pip install -q atheris numpy
+	mkdir -p $(CORPUS)
+	$(FUZZ_VENV)/bin/python -m tests.fuzz.fuzz_readers $(CORPUS) -runs=$(FUZZ_RUNS) -max_len=4096 -timeout=10
+
+demo:
+	$(PYTHON) -m repvgg_ref_cli demo
+
+ci:
+	bash .ci/run
