@@ -74,8 +74,8 @@ _OTHER = 1 + 2 + 1 + 4
 _WRITES = 7
 
 # The bound is computed in float64 too, as sums of positive terms: relative error below n 2**-52,
-# and n < 2**20 for any layer. The reference errs by (n + 8) 2**-53 of M, while the bound is at least
-# n 2**-24 of M: 2**-28 of it pays for both.
+# and n < 2**20 for any layer. The reference errs by (n + 8) 2**-53 of M, while the bound is at
+# least n 2**-24 of M: 2**-28 of it pays for both.
 _OWN_ERROR = 2.0**-28
 
 _FAILURE = 1e-3
@@ -267,11 +267,11 @@ def _underflow(part: LinearPart, steps: int, p: Precision) -> Array:
     inputs. Products and sums in the accumulator, alike. Writes: mean, z, ``z - mean`` before t
     acts, the quotient before gamma does, up to 5 a branch after that, and `_WRITES` of the whole.
     """
-    scales = np.ones((len(part.value), 1))
-    for b in part.branches:
-        scales += (3 * np.abs(b.t) + np.abs(b.gamma) + 5)[:, None]
-    in_memory = p.tiny * (part.weight_sum[:, None] + scales * (part.input_sum + _WRITES))
-    return np.asarray(in_memory + p.tiny_accumulate * steps * scales)
+    apart = sum(np.abs(b.t) for b in part.branches) + np.ones(1)
+    written = sum(3 * np.abs(b.t) + np.abs(b.gamma) + 5 for b in part.branches) + _WRITES
+    rounded = part.weight_sum[:, None] + apart[:, None] * part.input_sum
+    in_memory = p.tiny * (rounded + np.reshape(written, (-1, 1)))
+    return np.asarray(in_memory + p.tiny_accumulate * steps * apart[:, None])
 
 
 def _activate(program: BlockProgram, z: Interval, p: Precision, lam: float) -> Interval:

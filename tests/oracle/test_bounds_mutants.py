@@ -1,0 +1,132 @@
+"""Every term of the bounds is needed: a right candidate breaks each bound with a weaker one."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repvgg_ref.oracle.precision import PRECISIONS, Precision
+from tests.oracle.bounds_adversaries import ADVERSARIES, Attack
+
+ATTACKS = {adversary.__name__: adversary() for adversary in ADVERSARIES}
+
+MODULES = ("winograd_bound", "linear_part", "squeeze_bound", "bounds")  # each imports earlier ones
+
+# Module, the line as it is, the line that says too little.
+MUTANTS: list[tuple[str, str, str]] = [
+    # how many roundings a product meets
+    ("bounds", "terms = kernels.weight[0].size if not m", "terms = 9 if not m"),
+    ("bounds", "steps = terms + _OTHER", "steps = terms**0.5 + _OTHER"),
+    ("bounds", "steps = terms + _OTHER", "steps = terms / 2"),
+    ("bounds", "(1 + theta(p.u_accumulate, steps))", "(1 + p.u_accumulate)"),
+    ("bounds", "(1 + theta(p.u_input, reads))", "1"),
+    ("bounds", "(1 + theta(p.u_weight, kernels))", "1"),
+    # what they are relative to
+    ("bounds", "relative * part.magnitude", "relative * np.abs(part.value)"),
+    ("bounds", "relative * part.magnitude", "relative * part.energy"),
+    ("bounds", "p.u_store * _stored(part)", "0 * part.value"),
+    ("bounds", "np.asarray(2 * value", "np.asarray(0 * value"),
+    ("linear_part", "bias, weight_magnitude, bias", "bias, np.abs(weight), bias"),
+    ("linear_part", "magnitude + kernels.bias_magnitude[:, None],", "magnitude,"),
+    # batch norm's scale
+    ("bounds", "beside) + coherent)\n\n", "beside))\n\n"),
+    ("bounds", "2 * (1 + u) * p.tiny / branch.spread", "0 / branch.spread"),
+    ("bounds", "(1 - np.minimum(r, 1)) ** -0.5", "(1 - np.minimum(r, 1)) ** -0.25"),
+    ("bounds", "* (1 + lost[0])", ""),
+    # underflow
+    ("bounds", "+ (1 + relative) * _underflow(part, steps, p)", ""),
+    ("bounds", "rounded = part.weight_sum[:, None] +", "rounded ="),
+    ("bounds", "+ apart[:, None] * part.input_sum", ""),
+    ("bounds", "+ p.tiny_accumulate * steps * apart[:, None]", ""),
+    ("bounds", "rounded + np.reshape(written, (-1, 1))", "rounded"),
+    # SE, pool and linear layer
+    ("squeeze_bound", "before / 4 +", "before / 16 +"),
+    ("squeeze_bound", "size * e)", "0 * e)"),
+    ("squeeze_bound", "(magnitudes @ before", "(0 * before.sum()"),
+    ("squeeze_bound", "(1 + g) * before.mean(axis=-1) + g * size", "before.mean(axis=-1)"),
+    ("squeeze_bound", "steps = z.value.shape[-1] + 1", "steps = 1"),
+    ("squeeze_bound", "steps = len(x.value) + 1", "steps = 1"),
+    ("squeeze_bound", "own = g * magnitude +", "own = 0 * magnitude +"),
+    # Winograd
+    ("bounds", "m = _OUTPUTS_PER_TILE[algorithm] if", "m = 0 if"),
+    ("winograd_bound", "(np.abs(matrix) for matrix in matrices)", "matrices"),
+]  # fmt: skip
+
+WEAKER: list[tuple[str, str, float]] = [  # precision, field, factor: common mistakes of half a bit
+    ("fp32", "u_accumulate", 0.5),
+    ("tf32", "u_accumulate", 1 / 3),  # 2**-24 in a matrix unit
+    ("tf32", "u_input", 0.5),  # rounded to nearest, not cut
+    ("bf16", "u_store", 0.0),
+    ("bf16", "u_input", 0.0),
+    ("bf16", "u_weight", 0.0),
+    ("fp16", "u_store", 0.0),
+    ("fp16", "u_input", 0.0),
+    ("fp16", "tiny", 0.5),
+    ("fp32", "tiny_accumulate", 0.0),
+]
+
+
+def broken(attack: Attack, bounds: Mapping[str, Any], precisions: Mapping[str, Precision]) -> bool:
+    """Whether the candidate is outside the bound."""
+    p = precisions[attack.precision]
+    if attack.exact_data:
+        p = replace(p, u_input=0.0, u_weight=0.0)
+    if attack.program is None:
+        got = bounds["head_bound"](attack.weight, attack.bias, attack.x, attack.y, p)
+    else:
+        got = bounds["block_bound"](
+            attack.program, attack.x, attack.y, p, algorithm=attack.algorithm
+        )
+    return not bool((np.abs(attack.y_hat - attack.y) <= got.certified).all())
+
+
+def planted(mutated: str, line: str, weaker: str) -> dict[str, Any]:
+    """`bounds` with `line` of one module's source replaced, as a namespace."""
+    changed: dict[str, Any] = {}
+    for name in MODULES[MODULES.index(mutated) :]:
+        module = importlib.import_module(f"repvgg_ref.oracle.{name}")
+        source = Path(str(module.__file__)).read_text(encoding="utf-8")
+        if name == mutated:
+            assert source.count(line) == 1, f"{name}: update the mutant, its line is gone: {line}"
+            source = source.replace(line, weaker)
+        space: dict[str, Any] = {"__name__": module.__name__}
+        exec(compile(source, f"weaker {name}", "exec"), space)
+        space |= {key: value for key, value in changed.items() if key in space}
+        changed |= {k: v for k, v in space.items() if k in _functions(name)}
+    return space
+
+
+def _functions(name: str) -> set[str]:
+    """Functions defined in one of the modules."""
+    module = importlib.import_module(f"repvgg_ref.oracle.{name}")
+    return {k for k, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__}
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_the_worst_candidates_are_within_the_real_bounds(name: str) -> None:
+    bounds = vars(importlib.import_module("repvgg_ref.oracle.bounds"))
+    assert not broken(ATTACKS[name], bounds, PRECISIONS)
+
+
+def test_every_weaker_bound_is_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    real = vars(importlib.import_module("repvgg_ref.oracle.bounds"))
+    survivors: list[Any] = []
+    for mutant in MUTANTS:
+        weaker = planted(*mutant)
+        if not any(broken(attack, weaker, PRECISIONS) for attack in ATTACKS.values()):
+            survivors.append(mutant)
+    for name, field, factor in WEAKER:
+        value = getattr(PRECISIONS[name], field) * factor
+        less = {**PRECISIONS, name: replace(PRECISIONS[name], **{field: value})}
+        if not any(broken(attack, real, less) for attack in ATTACKS.values()):
+            survivors.append((name, field, factor))
+    total = len(MUTANTS) + len(WEAKER)
+    with capsys.disabled():
+        print(f"\nweakened bounds caught: {total - len(survivors)} of {total}")
+    assert not survivors
