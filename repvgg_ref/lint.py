@@ -196,7 +196,7 @@ def _fused(
     try:
         return fuse_block(spec, arrays, eps=eps), None
     except NotFusibleError as error:
-        return None, Finding("error", spec.name, str(error))
+        return None, Finding("error", spec.name, str(error).removeprefix(f"{spec.name}: "))
 
 
 def _needed(spec: BlockSpec, form: str) -> list[str]:

@@ -212,3 +212,11 @@ def test_metadata_says_where_the_file_came_from(
             "eps": "0.001",
             "source": "a.pth",
         }
+
+
+def test_a_pth_says_how_the_official_code_loads_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source = save_small(tmp_path / "a.npz")
+    shown = invoke(capsys, "convert", "--in", source, "--out", tmp_path / "b.pth")
+    assert "deploy=True: model.load_state_dict(torch.load(" in shown.out.splitlines()[-1]

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 _NEXT = {
     "npz": "python: repvgg_ref.load({out!r}).forward(x), or numpy.load({out!r})",
     "safetensors": "python: repvgg_ref.load({out!r}).forward(x)",
-    "pth": "official code: model = create_{short}(deploy=True); "
-    "model.load_state_dict(torch.load({out!r}, weights_only=True))",
+    "pth": "official code: {create}model.load_state_dict(torch.load({out!r}, weights_only=True))",
     "onnx": "python: onnxruntime.InferenceSession({out!r}).run(None, {{'input': x}})",
 }
 
@@ -139,6 +138,12 @@ def _show(source: Path, done: Conversion, eps: float) -> None:
             f"error {check.max_error:.2g}, bound {check.bound:.2g}"
         )
         click.echo(f"       with eps {eps:g}, which is in no checkpoint; --eps takes another")
-    name = "RepVGG_" + done.model.split("-", 1)[-1]
-    usage = _NEXT[done.format].format(out=str(done.out), short=name)
-    click.echo(f"next   {sanitize(usage)}")
+    click.echo(f"next   {_NEXT[done.format].format(out=sanitize(done.out), create=_create(done))}")
+
+
+def _create(done: Conversion) -> str:
+    """How the official code builds the model, if it has a function for it."""
+    family, _, size = done.model.partition("-")
+    if family != "RepVGG":
+        return "with the model built with deploy=True: "
+    return f"model = create_RepVGG_{size}(deploy=True); "

@@ -54,6 +54,7 @@ def _required() -> list[Check]:
     return [
         _library("numpy", f"{fix} numpy", describe=_blas),
         _library("scipy", f"{fix} scipy"),
+        _library("threadpoolctl", f"{fix} threadpoolctl"),
         _library("PIL", f"{fix} pillow", package="pillow"),
         _library("rich", f"{fix} rich"),
     ]
