@@ -49,6 +49,7 @@ from repvgg_ref.oracle.precision import Precision
 from repvgg_ref.oracle.program import BlockProgram
 from repvgg_ref.oracle.squeeze_bound import (
     Interval,
+    cutting_drift,
     dense,
     likely_theta,
     pooled,
@@ -209,8 +210,7 @@ def _before_activation(
     once = float(np.sqrt(reads * p.u_input**2 + kernels * p.u_weight**2 + writes * p.u_store**2))
     random = lam * once * part.energy
     random = random + likely_theta(p.u_accumulate, steps, lam) * part.magnitude
-    # TF32 by cutting off shrinks both factors by u/2 on average: one relative error of everything.
-    drift = (p.u_input + p.u_weight) * np.abs(part.value)
+    drift = cutting_drift(p) * np.abs(part.value)
     likely = grows * (widest * (random + drift + beside) + coherent)
     return certified, np.minimum(likely, certified)
 

@@ -74,16 +74,18 @@ PRECISIONS: Mapping[str, Precision] = {
     )
 }
 
-# A random float32 is a float16 or bfloat16 with probability 2**-13 or 2**-16: 16 that all are one
-# happen by chance once in 2**208. Zeros (ReLU) are evidence of nothing.
+# A random float32 is a float16 or bfloat16 with probability 2**-13 or 2**-16: 16 different ones
+# that all are happen by chance once in 2**208. Zeros and repetitions are evidence of nothing.
 _EVIDENCE = 16
+_SAMPLE = 4096
 
 
 def precision_of(outputs: Mapping[str, Array]) -> str:
     """The precision that a candidate's outputs give away: "fp16", "bf16", else "fp32".
 
-    A dtype of 16 bits says it; so do float32 arrays in which *every* value is a 16-bit number.
-    TF32 is never concluded: TF32 that poses as float32 is a bug to be named, not an excuse.
+    A dtype of 16 bits says it; so do float32 arrays in which *every* value is a 16-bit number (NaN
+    apart: a later layer's NaN does not change what the others are held to). TF32 is never
+    concluded: its results are float32, and TF32 that poses as float32 is a bug to be named.
 
     Parameters
     ----------
@@ -95,8 +97,7 @@ def precision_of(outputs: Mapping[str, Array]) -> str:
         return "fp16"
     if "bfloat16" in names:
         return "bf16"
-    seen = sum(int(np.count_nonzero(array)) for array in outputs.values())
-    if seen < _EVIDENCE:
+    if len({value for array in outputs.values() for value in _sample(array)}) < _EVIDENCE:
         return "fp32"
     for name, fits in (("bf16", _is_bfloat16), ("fp16", _is_float16)):
         if all(fits(array) for array in outputs.values()):
@@ -104,16 +105,24 @@ def precision_of(outputs: Mapping[str, Array]) -> str:
     return "fp32"
 
 
+def _sample(array: Array) -> list[float]:
+    """Some finite values that are not 0."""
+    flat = array.reshape(-1)
+    return [float(v) for v in flat[np.isfinite(flat) & (flat != 0)][:_SAMPLE]]
+
+
 def _is_bfloat16(array: Array) -> bool:
-    """Whether every value is finite and survives as the upper half of a float32."""
-    single = array.astype(np.float32)
+    """Whether every value is NaN or the upper half of a float32."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        single = array.astype(np.float32)
     upper = single.view(np.uint32) & np.uint32(0xFFFF) == 0
-    return bool((upper & (single == array)).all())
+    return bool((np.isnan(array) | upper & (single == array)).all())
 
 
 def _is_float16(array: Array) -> bool:
+    """Whether every value is NaN or a float16."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        return bool((array.astype(np.float16) == array).all())
+        return bool((np.isnan(array) | (array.astype(np.float16) == array)).all())
 
 
 class RoundoffEstimate(NamedTuple):
