@@ -126,7 +126,7 @@ class LayerNames:
 
 def listed(names: Iterable[str]) -> str:
     """At most eight names, safe to print, and how many more there are."""
-    known = [sanitize(name) for name in names]
+    known = [sanitize(name) or "''" for name in names]
     more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
     return ", ".join(known[:_SHOWN]) + more
 
