@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import subprocess
 import sys
 import zipfile
@@ -62,12 +63,9 @@ def test_it_offers_one_command_and_its_extras(wheel: Path) -> None:
         info = "repvgg_ref-0.1.0.dist-info/"
         entry_points = file.read(info + "entry_points.txt").decode()
         metadata = file.read(info + "METADATA").decode()
-    assert entry_points.split() == [
-        "[console_scripts]",
-        "repvgg-ref",
-        "=",
-        "repvgg_ref_cli.main:main",
-    ]
+    parsed = configparser.ConfigParser()
+    parsed.read_string(entry_points)
+    assert dict(parsed["console_scripts"]) == {"repvgg-ref": "repvgg_ref_cli.main:main"}
     extras = {
         line.split()[1] for line in metadata.splitlines() if line.startswith("Provides-Extra:")
     }
