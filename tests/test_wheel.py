@@ -49,6 +49,11 @@ def test_every_source_file_is_in_it(wheel: Path) -> None:
             assert path.relative_to(root).as_posix() in packed
 
 
+def test_the_reports_templates_are_in_it(wheel: Path) -> None:
+    folder = "repvgg_ref/oracle/render/templates/"
+    assert {f"{folder}report.html.j2", f"{folder}report.css"} <= set(members(wheel))
+
+
 def test_the_bundled_model_and_pictures_are_in_it_and_small(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         data = [i for i in file.infolist() if i.filename.startswith("repvgg_ref/data/")]
@@ -58,7 +63,7 @@ def test_the_bundled_model_and_pictures_are_in_it_and_small(wheel: Path) -> None
     assert sum(info.file_size for info in data) < 1_000_000
 
 
-def test_it_offers_one_command_and_its_extras(wheel: Path) -> None:
+def test_it_offers_one_command_a_pytest_plugin_and_its_extras(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         info = "repvgg_ref-0.1.0.dist-info/"
         entry_points = file.read(info + "entry_points.txt").decode()

@@ -18,6 +18,9 @@ def test_demo_converts_checks_reads_and_compares(
     assert time.process_time() - started < 20
     assert (shown.code, shown.err) == (0, "")
     assert "fused = branches in every block" in shown.out
+    assert "the fused model  agrees" in shown.out
+    assert "disagrees; first bad layer stage2.1" in shown.out
+    assert "is eps-outside-root" in shown.out
     for digit in range(10):
         assert f"{digit} = {digit} = {digit}" in shown.out
     assert shown.out.count("360 of 360 right") == 2

@@ -28,12 +28,13 @@ _INK = 7  # of 16; darker pixels are drawn
 @backend_option
 @debug_option
 def command(backend: str) -> None:
-    """Convert the bundled digits model, check it, and read handwritten digits with both forms."""
+    """Convert the bundled digits model, verify it, find a planted bug, read handwritten digits."""
     from rich.console import Console
 
     import repvgg_ref
     from repvgg_ref.convert import convert
     from repvgg_ref.digits import MODEL_PATH
+    from repvgg_ref_cli.planted import show_verification
 
     started = time.monotonic()
     console = Console(highlight=False)
@@ -43,6 +44,7 @@ def command(backend: str) -> None:
         done = convert(source)
         train, deploy = repvgg_ref.load(source), repvgg_ref.load(done.out)
         _show_conversion(console, source, done)
+    show_verification(console, train, deploy)
     _show_samples(console, train, deploy, backend)
     _show_agreement(console, train, deploy, backend)
     console.print(f"\n{time.monotonic() - started:.1f} s. Now your own checkpoint:")
@@ -77,7 +79,7 @@ def _show_samples(console: Console, train: Model, deploy: Model, backend: str) -
 
     from repvgg_ref.digits import image_to_input, sample_label, sample_paths
 
-    console.print("\n[bold]2. predict[/bold] bundled pictures that no training has seen")
+    console.print("\n[bold]3. predict[/bold] bundled pictures that no training has seen")
     paths = sample_paths()
     for start in range(0, len(paths), _SAMPLES_A_ROW):
         table = Table(box=None, show_header=False, padding=(0, 3, 0, 3))
@@ -119,7 +121,7 @@ def _show_agreement(console: Console, train: Model, deploy: Model, backend: str)
     branches, fused = (m.forward(x, backend=backend) for m in (train, deploy))
     difference = float(np.abs(branches - fused).max())
     same = int((branches.argmax(1) == fused.argmax(1)).sum())
-    console.print(f"\n[bold]3. compare[/bold] on all {len(x)} test images, in float32")
+    console.print(f"\n[bold]4. compare[/bold] on all {len(x)} test images, in float32")
     for name, logits in (("three branches", branches), ("fused", fused)):
         console.print(f"   {name:<15} {_correct(logits, test.labels)} of {len(x)} right")
     console.print(

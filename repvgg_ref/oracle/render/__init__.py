@@ -1,6 +1,6 @@
 """A `Report` for people and machines: an HTML page, JUnit XML, an assertion's message.
 
-What a page needs (Jinja, Pillow) is imported when one is made. The terminal's view is the command's.
+What a page needs (Jinja, Pillow) is imported when one is made. The command has the terminal's view.
 """
 
 from repvgg_ref.oracle.render.assertion import assertion_text

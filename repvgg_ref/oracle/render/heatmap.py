@@ -135,8 +135,9 @@ def _logits(
 
 def _mean(magnitude: Array, finite: Array, axis: tuple[int, ...]) -> Array:
     """Mean of the finite magnitudes; NaN where there is none."""
-    n = finite.sum(axis=axis)
-    return np.where(n > 0, magnitude.sum(axis=axis) / np.maximum(n, 1), np.nan)
+    n = np.maximum(finite.sum(axis=axis, keepdims=True), 1)
+    mean = (magnitude / n).sum(axis=axis)  # divided first: a sum of large values may overflow
+    return np.where(finite.any(axis=axis), mean, np.nan)
 
 
 def _largest(values: Array) -> str:

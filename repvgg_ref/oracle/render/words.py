@@ -14,7 +14,7 @@ from repvgg_ref.oracle.report import Finding, LayerReport, Report, Verdict
 
 State = Literal["ok", "excused", "bad", "hidden", "void"]
 
-_SURE = ((0.99, "practically certain"), (0.8, "likely"), (0.4, "possible"), (0.0, "a guess"))
+_SURE = ((0.99, "practically certain"), (0.8, "likely"), (0.4, "possible"), (0.01, "unlikely"))
 _MOST_DIGITS = 12
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -111,7 +111,9 @@ def sureness(finding: Finding) -> str:
     """The confidence in a word."""
     if finding.bug == "unknown":
         return "not in the library"
-    return next((word for least, word in _SURE if finding.confidence >= least), "a guess")
+    return next(
+        (word for least, word in _SURE if finding.confidence >= least), "practically ruled out"
+    )
 
 
 def place(finding: Finding) -> str:
@@ -123,22 +125,23 @@ def next_steps(report: Report) -> list[str]:
     """What to try, most useful first."""
     steps = [visible(finding.advice) for finding in report.diagnosis if finding.advice]
     if report.verdict == "disagree":
-        first = report.first_bad_layer
-        if first is not None and sum(not layer.ok for layer in report.layers) > 1:
+        first, bad = report.first_bad_layer, sum(not layer.ok for layer in report.layers)
+        if first is not None and bad > 1 and len(report.diagnosis) != 1:
             steps.append(
-                f"mend {visible(first)} first, then verify again: every layer was fed the "
-                "candidate's own values, so each one marked bad is wrong by itself"
+                f"mend {visible(first)} first, then verify again: every layer was judged by "
+                "itself, so each one marked bad has something wrong of its own"
             )
         if not steps and len(report.layers) <= 1:
             steps.append("give the outputs of every layer, so that the bug can be named")
         elif not steps:
             steps.append("compare the layer's weights and geometry")
     elif report.verdict == "cannot-judge":
-        steps += [
-            "give the outputs of every layer (stage0, stage1.0, ..., linear) and, with --inputs, "
-            "the batch that they belong to",
-            "if the candidate itself failed, run it alone on one image first",
-        ]
+        if not report.layers:
+            steps.append("run the candidate by itself: it gave nothing that could be compared")
+        steps.append(
+            "give the outputs of every layer (stage0, stage1.0, ..., linear) and the batch that "
+            "they belong to (--inputs)"
+        )
     else:
         steps.append(
             "keep it so: the pytest fixture repvgg_oracle makes this check one line of the "

@@ -1,0 +1,143 @@
+"""`repvgg-ref verify`: is this port right, which layer is wrong, which bug is it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from repvgg_ref_cli.failures import DISAGREES
+from repvgg_ref_cli.options import FILE, debug_option, eps_option, json_option, note, print_json
+
+if TYPE_CHECKING:
+    from repvgg_ref.oracle.report import Report
+
+# As in `repvgg_ref.oracle.precision`, which is too heavy to import for --help.
+_PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+
+
+@click.command(short_help="Say whether a port is right, which layer is wrong, and which bug it is.")
+@click.option("--reference", type=FILE, required=True, help="A checkpoint, best in train form.")
+@click.option(
+    "--candidate",
+    required=True,
+    metavar="CAND",
+    help="A weights file, .onnx, dump of outputs, module:callable, or exec:COMMAND.",
+)
+@click.option(
+    "--inputs", type=FILE, help="The batch: .npy, .npz or a picture. [made so that bugs show]"
+)
+@eps_option
+@click.option(
+    "--precision",
+    type=click.Choice(_PRECISIONS),
+    default="auto",
+    show_default=True,
+    help="What the candidate is held to.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Seconds that a candidate which is run may take.",
+)
+@click.option("--report", "page", type=FILE, help="Write the report as one HTML page.")
+@click.option("--junit", type=FILE, help="Write the report as JUnit XML, a test a layer.")
+@json_option
+@debug_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    reference: Path,
+    candidate: str,
+    inputs: Path | None,
+    eps: float,
+    precision: str,
+    timeout: float,
+    page: Path | None,
+    junit: Path | None,
+    as_json: bool,
+) -> None:
+    """Judge the port CAND against the reference, layer by layer.
+
+    \b
+    CAND is one of
+      a weights file (.pth .npz .safetensors)   its fused kernels are checked, nothing is run
+      an .onnx file                             run in ONNX Runtime, every layer tapped
+      outputs: .npy, .npz, a folder of them, an ONNX test_data_set folder, Polygraphy JSON
+      module:callable or file.py:callable       images (N, C, H, W) in, logits or a dict out
+      "exec:COMMAND {input} {output}"           any program that reads and writes .npy
+
+    Every layer is computed in float64 from the candidate's own input and held against a bound that
+    correct arithmetic cannot exceed. Exit codes: 0 agrees, 1 disagrees, 2 cannot be judged.
+    """  # noqa: D301 - \b is click's
+    import repvgg_ref
+    from repvgg_ref.oracle.verify import verify
+    from repvgg_ref_cli.batches import read_batch
+
+    started = time.monotonic()
+    with _patience(candidate):
+        model = repvgg_ref.load(reference, eps=eps)
+        batch = None if inputs is None else read_batch(inputs, model)
+        report = verify(model, candidate, inputs=batch, precision=precision, timeout=timeout)
+    _write(report, page, junit, time.monotonic() - started)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _show(report)
+    for path in (page, junit):
+        if path is not None:
+            note(f"wrote {path}")
+    if report.verdict == "disagree":
+        ctx.exit(DISAGREES)
+    if report.verdict == "cannot-judge":
+        _refuse(report)
+
+
+@contextmanager
+def _patience(candidate: str) -> Iterator[None]:
+    """Show on a terminal that work goes on; how much of it is left nobody knows."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    from weights_io import sanitize
+
+    with Console(stderr=True).status(Text(f"verifying {sanitize(candidate)}")):
+        yield
+
+
+def _write(report: Report, page: Path | None, junit: Path | None, seconds: float) -> None:
+    from repvgg_ref.oracle.render import render_html, render_junit
+    from weights_io import atomic_path
+
+    if page is not None:
+        with atomic_path(page) as path:
+            path.write_text(render_html(report), encoding="utf-8")
+    if junit is not None:
+        with atomic_path(junit) as path:
+            path.write_bytes(render_junit(report, seconds=seconds))
+
+
+def _show(report: Report) -> None:
+    from rich.console import Console
+
+    from repvgg_ref_cli.terminal import render_terminal
+
+    Console(highlight=False).print(render_terminal(report))
+
+
+def _refuse(report: Report) -> None:
+    """Exit code 2, by the one line that goes with it."""
+    from repvgg_ref.errors import ReportedError
+
+    whose = "" if report.reason.startswith(report.candidate) else f"{report.candidate}: "
+    raise ReportedError(f"cannot judge: {whose}{report.reason}")
