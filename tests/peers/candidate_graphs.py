@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class Graph:
 
     dtype: Any = np.float32
     seed: int | None = None
+    split_groups: bool = False
     nodes: list[Any] = field(default_factory=list)
     constants: list[Any] = field(default_factory=list)
 
@@ -66,11 +67,12 @@ class Style:
     input_shape: Sequence[Any] = ("n", 3, "h", "w")
     extra_outputs: bool = False
     skip: tuple[str, ...] = ()
+    split_groups: bool = False
 
 
 def onnx_model(model: Model, style: Style = Style()) -> Any:
     """`model` (train form) as a ModelProto."""
-    graph = Graph(style.dtype, style.seed)
+    graph = Graph(style.dtype, style.seed, style.split_groups)
     x = style.entrance(graph, "pixels")
     outputs = []
     for spec in model.arch.blocks:
@@ -126,12 +128,29 @@ def _branch_folded(graph: Graph, spec: BlockSpec, x: str, branch: Branch, eps: f
 
 
 def _conv(graph: Graph, spec: BlockSpec, x: str, weight: Array, bias: Array | None) -> str:
+    if graph.split_groups and spec.groups > 1:
+        return _one_conv_a_group(graph, spec, x, weight, bias)
     constants = [graph.constant(weight)] + ([] if bias is None else [graph.constant(bias)])
     padding = weight.shape[2] // 2
     geometry = {"strides": [spec.stride] * 2, "pads": [padding] * 4, "group": spec.groups}
     if padding:  # a kernel's shape may be left to the weight's
         geometry["kernel_shape"] = [3, 3]
     return graph.add("Conv", x, *constants, **geometry)
+
+
+def _one_conv_a_group(
+    graph: Graph, spec: BlockSpec, x: str, weight: Array, bias: Array | None
+) -> str:
+    """Split, convolve, concatenate: what old TensorFlow exporters make of groups."""
+    parts = [graph.add("Identity", x) for _ in range(spec.groups)]
+    graph.nodes[-spec.groups :] = [helper.make_node("Split", [x], parts, axis=1)]
+    plain = replace(spec, groups=1)
+    weights = np.split(weight, spec.groups)
+    biases = [None] * spec.groups if bias is None else np.split(bias, spec.groups)
+    outputs = [
+        _conv(graph, plain, part, w, b) for part, w, b in zip(parts, weights, biases, strict=True)
+    ]
+    return graph.add("Concat", *outputs, axis=1)
 
 
 def _squeeze(graph: Graph, model: Model, spec: BlockSpec, x: str) -> str:

@@ -122,6 +122,11 @@ def test_the_border_may_be_a_node_of_its_own(tmp_path: Path) -> None:
     assert_same(outputs.layers, expected(network(), images()), FLOAT32)
 
 
+@pytest.mark.parametrize("form", graphs.FORMS)
+def test_groups_may_be_convolutions_of_their_own(tmp_path: Path, form: str) -> None:
+    check(tmp_path, Style(form=form, split_groups=True), network("none", 2))
+
+
 def test_an_nhwc_input_is_fed_in_its_layout(tmp_path: Path) -> None:
     style = Style(entrance=graphs.to_nchw, input_shape=("n", "h", "w", "c"))
     check(tmp_path, style)
@@ -220,6 +225,46 @@ def test_half_weights_cast_up_are_float32_arithmetic(tmp_path: Path) -> None:
     outputs = run(saved(tmp_path / "m.onnx", proto), network().arch, images())
     assert outputs.precision == "fp32"
     assert list(outputs.layers) == list(network().arch.layer_names)
+
+
+@pytest.mark.parametrize("kind", ["QDQ", "QOperator", "dynamic"])
+def test_quantised_models_are_matched(tmp_path: Path, kind: str) -> None:
+    from onnxruntime import quantization as q
+
+    class Data(q.CalibrationDataReader):  # type: ignore[misc]
+        batches = iter([{"pixels": images()}])
+
+        def get_next(self) -> Any:
+            return next(self.batches, None)
+
+    path = saved(tmp_path / "f.onnx", onnx_model(network(), Style(form="fused")))
+    made = tmp_path / "m.onnx"
+    if kind == "dynamic":
+        q.quantize_dynamic(path, made, op_types_to_quantize=["Conv", "MatMul"])
+    else:
+        q.quantize_static(path, made, Data(), quant_format=q.QuantFormat[kind])
+    outputs = run(made, network().arch, images())
+    assert outputs.problem is None
+    assert outputs.precision is None
+    assert any("quantised" in note for note in outputs.notes)
+    if kind == "QOperator":  # layers stay in integers between the operators
+        assert list(outputs.layers) == ["linear"]
+        assert any("not compared: stage0" in note for note in outputs.notes)
+    wanted = {name: expected(network(), images())[name] for name in outputs.layers}
+    assert_same(outputs.layers, wanted, 0.3)
+
+
+def test_what_onnx_runtime_has_optimised_is_matched(tmp_path: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "m.onnx")
+    path = saved(tmp_path / "f.onnx", onnx_model(network()))
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    outputs = run(tmp_path / "m.onnx", network().arch, images())
+    assert outputs.problem is None
+    assert_same(outputs.layers, expected(network(), images()), FLOAT32)
 
 
 # -------------------------------------------------------------------- another structure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ pytest.importorskip("torch")
 import torch
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.models.architectures import AuxHeadSpec
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.oracle.candidates import Outputs, WeightsCandidate, resolve
 from tests.oracle.candidates.ports import assert_same, images, network
@@ -58,6 +60,24 @@ def test_a_module_is_fed_in_its_own_type(dtype: Any, precision: str, tolerance: 
     outputs = run(module(network()).to(dtype), network())
     assert outputs.precision == precision
     assert_same(outputs.layers, expected(network()), tolerance)
+
+
+def test_auxiliary_outputs_beside_the_main_one_are_left_out() -> None:
+    class Plus(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = module(network("after_relu"))
+
+        def forward(self, x: Any) -> Any:
+            y = self.backbone(x)
+            return {"main": y, "stage1_aux": y}
+
+    model = network("after_relu")
+    head = AuxHeadSpec("stage1_aux", "stage1.1", 32)
+    arch = dataclasses.replace(model.arch, aux_heads=(head,))
+    found = resolve(Plus().eval(), arch)
+    assert not isinstance(found, WeightsCandidate)
+    assert_same(found.run(images()).layers, expected(model), 3e-6)
 
 
 def test_training_mode_is_noted_and_not_changed() -> None:

@@ -64,7 +64,6 @@ def from_values(
                 f"{where}: returned arrays without names, and not one a layer",
                 got=f"{len(unnamed)} arrays",
                 wanted=f"logits, {len(arch.layer_names)} arrays in network order, or a dict",
-                verdict="disagree",
             )
         renamed = dict(zip(arch.layer_names, values.values(), strict=True))
         notes = [*notes, "a sequence of arrays, matched to the layers by position"]
@@ -114,8 +113,9 @@ def call(
     except (Exception, SystemExit) as error:
         raise CandidateFailure("the candidate failed", got=last_line(error)) from None
     named = _named(result)
-    if heard and set(named) == {"#0"}:
-        named = {**heard, "linear": named["#0"]}
+    if heard and layer_of and all(layer_of(name) in (None, "linear") for name in named):
+        own = {"linear" if name == "#0" else name: value for name, value in named.items()}
+        named = {**heard, **own}
         notes.append(f"outputs of {len(heard)} submodules taken by forward hooks")
     return {name: to_value(value, name) for name, value in named.items()}, notes
 

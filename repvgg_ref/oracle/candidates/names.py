@@ -23,6 +23,7 @@ _LOGITS = (
     "head.fc",
     "head",
     "classifier",
+    "main",
 )
 _WRAPPERS = ("module.", "model.", "net.", "network.", "orig.mod.", "repvgg.", "backbone.")
 # What exporters append to a module's name; torch.onnx: "_output_0".
@@ -51,6 +52,7 @@ class LayerNames:
     def __init__(self, arch: Architecture) -> None:
         self.layers = arch.layer_names
         self._layer_of = _aliases(arch)
+        self._auxiliary = {head.name for head in arch.aux_heads}
         self._tails = _LAST_MODULE[arch.blocks[0].se]
 
     def layer(self, name: str) -> str | None:
@@ -85,7 +87,7 @@ class LayerNames:
         """
         known = list(names)
         entrance = next((name for name in known if _key(name) in _INPUTS), None)
-        rest = [name for name in known if name != entrance]
+        rest = [name for name in known if name != entrance and name not in self._auxiliary]
         numbers = {name: int(name) for name in rest if re.fullmatch(r"\d{1,4}", name)}
         first, notes = self._first_number(list(numbers.values()))
         layers: dict[str, str] = {}

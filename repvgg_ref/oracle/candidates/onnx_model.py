@@ -15,6 +15,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.oracle.candidates.base import CandidateFailure, Outputs, Shape
 from repvgg_ref.oracle.candidates.dumps import Dump, interpret
+from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_chain import Chain, chain_of, is_main_convolution
 from repvgg_ref.oracle.candidates.onnx_import import first_line, require
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx, serialized
@@ -63,8 +64,9 @@ class OnnxCandidate:
         self._require_shape(x)
         session, notes = self._session(loaded)
         outputs = self._evaluate(session, loaded, x)
-        arrays, declared = _arranged(outputs, loaded.taps)
-        dump = Dump(arrays, declared, loaded.precision, (*loaded.notes, *notes, *loaded.taps.notes))
+        arrays, declared, left_out = _arranged(outputs, loaded.taps)
+        notes = [*loaded.notes, *notes, *loaded.taps.notes, *left_out]
+        dump = Dump(arrays, declared, loaded.precision, tuple(notes))
         found = interpret(dump, self.arch, where=self.name, x=x, assume="NCHW", live=True)
         return Outputs(found.layers, None, found.precision, found.notes, loaded.taps.problem)
 
@@ -172,15 +174,13 @@ def _open(model: Any, name: str) -> Any:
 
 
 def _tapped(model: Any, taps: Taps) -> Any:
-    """The model with every tapped tensor among its outputs; `model` keeps its own."""
+    """The model itself, every tapped tensor among its outputs: a copy could take half a GiB."""
     onnx = require("onnx")
-    tapped = onnx.ModelProto()
-    tapped.CopyFrom(model)
-    present = {value.name for value in tapped.graph.output}
+    present = {value.name for value in model.graph.output}
     for tensor in dict.fromkeys(tap.tensor for tap in taps.layers.values()):
         if tensor not in present:
-            tapped.graph.output.append(onnx.ValueInfoProto(name=tensor))
-    return tapped
+            model.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    return model
 
 
 def _entrance_perm(loaded: _Loaded, in_channels: int) -> Perm:
@@ -192,15 +192,21 @@ def _entrance_perm(loaded: _Loaded, in_channels: int) -> Perm:
     return _NHWC_TO_NCHW if last else (0, 1, 2, 3)
 
 
-def _arranged(outputs: Mapping[str, Array], taps: Taps) -> tuple[dict[str, Array], dict[str, str]]:
-    """Layer -> array, transposed where the graph's own transpositions tell how."""
+def _arranged(
+    outputs: Mapping[str, Array], taps: Taps
+) -> tuple[dict[str, Array], dict[str, str], list[str]]:
+    """Layer -> array, transposed where the graph's own transpositions tell how, and notes."""
     arrays, declared = {}, {}
+    whole = [layer for layer, tap in taps.layers.items() if outputs[tap.tensor].dtype.kind in "iu"]
     for layer, tap in taps.layers.items():
         array = outputs[tap.tensor]
+        if layer in whole:  # their scale is the next operator's affair
+            continue
         if tap.perm is not None and array.ndim == 4:
             array, declared[layer] = array.transpose(tap.perm), "NCHW"
         arrays[layer] = array
-    return arrays, declared
+    notes = [f"kept in integers, not compared: {listed(whole)}"] if whole else []
+    return arrays, declared, notes
 
 
 def _precision(chain: Chain) -> tuple[str | None, tuple[str, ...]]:
@@ -221,6 +227,8 @@ def _precision(chain: Chain) -> tuple[str | None, tuple[str, ...]]:
 
 def _weight_type(node: Any, chain: Chain) -> int:
     """ONNX's number for the element type that a convolution gets its weight in; 0 if quantised."""
+    if node.op_type in ("QLinearConv", "ConvInteger"):
+        return 0
     tensor, passed = chain.constants.origin(node.input[1])
     for step in passed:  # the nearest first
         if step.op_type == "Cast":

@@ -26,11 +26,13 @@ Perm = tuple[int, ...]
 _STRAIGHT: Perm = (0, 1, 2, 3)
 _NHWC_TO_NCHW: Perm = (0, 3, 1, 2)
 _AVERAGED: dict[Perm, Perm] = {(2, 3): _STRAIGHT, (1, 2): _NHWC_TO_NCHW}
-# They change no value, or only its rounding, and add no more than a border.
-_CARRIERS = frozenset(
-    {"Pad", "Cast", "Identity", "Transpose", "QuantizeLinear", "DequantizeLinear", "Dropout"}
+# They change no value, or only its rounding, and add no more than a border. Quantisation is not
+# among them: it clips, and quantisers leave the ReLU out where it does the same.
+_CARRIERS = frozenset({"Pad", "Cast", "Identity", "Transpose", "Dropout"})
+_QUANTISERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_POOLS_NCHW = frozenset(
+    {"GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "QLinearGlobalAveragePool"}
 )
-_POOLS_NCHW = frozenset({"GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool"})
 _REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax"})
 _FLATTENERS = frozenset({"Flatten", "Reshape", "Squeeze"})
 _PRODUCTS = frozenset(
@@ -39,7 +41,11 @@ _PRODUCTS = frozenset(
 _GATES = frozenset({"Sigmoid", "HardSigmoid"})
 _HEAD_ENDS = _POOLS_NCHW | _REDUCTIONS | _FLATTENERS | _PRODUCTS
 # After the last product they still belong to the linear layer; softmax and the like do not.
-_AFFINE = _FLATTENERS | {"Add", "Sub", "Mul", "Div", "BatchNormalization"} | _CARRIERS - {"Pad"}
+_AFFINE = (
+    _FLATTENERS
+    | {"Add", "Sub", "Mul", "Div", "BatchNormalization", "QuantizeLinear", "DequantizeLinear"}
+    | _CARRIERS - {"Pad"}
+)
 
 
 @dataclass(frozen=True)
@@ -119,10 +125,14 @@ def _tap_before(steps: Sequence[Step], consumer: int, producer: int) -> Tap:
 
 
 def _walk_back(
-    steps: Sequence[Step], last: int, producer: int, perm: Perm | None
+    steps: Sequence[Step],
+    last: int,
+    producer: int,
+    perm: Perm | None,
+    carriers: frozenset[str] = _CARRIERS,
 ) -> tuple[int, Perm | None]:
     """The step, `producer` at the earliest, from which all later ones to `last` only carry."""
-    while last > producer and steps[last].single in _CARRIERS:
+    while last > producer and steps[last].single in carriers:
         if steps[last].single == "Transpose":
             perm = _composed(_transposition(steps[last].nodes[0]), perm)
         last -= 1
@@ -205,7 +215,7 @@ def _gates(step: Step) -> bool:
 
 def _entrance(chain: Chain, first: int) -> tuple[Perm | None, list[str]]:
     """The input's layout, followed from the first convolution, and what happens in between."""
-    last, perm = _walk_back(chain.steps, first - 1, -1, _STRAIGHT)
+    last, perm = _walk_back(chain.steps, first - 1, -1, _STRAIGHT, _CARRIERS | _QUANTISERS)
     if last < 0:
         return perm, []
     if first == len(chain.steps):  # no block was found at all
