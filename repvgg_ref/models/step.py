@@ -31,7 +31,9 @@ class StepResult(NamedTuple):
     stats: dict[str, Array]
 
 
-class _AuxCache(NamedTuple):
+class AuxCache(NamedTuple):
+    """What the backward pass of an auxiliary head needs."""
+
     conv: Any
     bn: Any
     relu: Any
@@ -59,7 +61,7 @@ def training_step(
     labels : int array (N,), or float array (N, num_classes)
     """
     caches: dict[str, BlockCache] = {}
-    aux_caches: dict[str, tuple[AuxHeadSpec, _AuxCache]] = {}
+    aux_caches: dict[str, tuple[AuxHeadSpec, AuxCache]] = {}
     batch_stats: dict[str, BatchStats] = {}
     aux_loss: Any = 0
     heads = {head.after: head for head in arch.aux_heads}
@@ -68,7 +70,7 @@ def training_step(
         caches[spec.name] = cache
         batch_stats |= {f"{spec.name}.{branch}.bn": s for branch, s in cache.stats.items()}
         if head := heads.get(spec.name):
-            loss, aux_cache, stats = _aux_forward(
+            loss, aux_cache, stats = aux_forward(
                 head, params, x, labels, ops=ops, eps=eps, label_smoothing=label_smoothing
             )
             aux_caches[spec.name] = head, aux_cache
@@ -89,7 +91,7 @@ def training_step(
     grad = ops.global_avg_pool_backward(linear.grad_x, pool_cache)
     for spec in reversed(arch.blocks):
         if spec.name in aux_caches:
-            grad = grad + _aux_backward(*aux_caches[spec.name], grads, ops=ops)
+            grad = grad + aux_backward(*aux_caches[spec.name], grads, ops=ops)
         block = train_block_backward(spec, grad, caches.pop(spec.name), ops=ops, training=True)
         grads |= {f"{spec.name}.{part}": value for part, value in block.params.items()}
         grad = block.x
@@ -117,7 +119,7 @@ def _running(
     return after
 
 
-def _aux_forward(
+def aux_forward(
     head: AuxHeadSpec,
     params: Mapping[str, Array],
     x: Array,
@@ -126,7 +128,7 @@ def _aux_forward(
     ops: Ops,
     eps: Any,
     label_smoothing: float,
-) -> tuple[Any, _AuxCache, BatchStats]:
+) -> tuple[Any, AuxCache, BatchStats]:
     """Conv 3x3 stride 2, BN, ReLU, pool, linear, loss."""
     z, conv = ops.conv2d_forward(
         x, params[f"{head.name}.conv.weight"], None, stride=2, padding=1, dilation=1, groups=1
@@ -143,13 +145,11 @@ def _aux_forward(
         logits, labels, label_smoothing=label_smoothing
     )
     stats = BatchStats(bn.mean, bn.var, z.shape[0] * z.shape[2] * z.shape[3])
-    return loss, _AuxCache(conv, bn, relu, pool, linear, loss_cache), stats
+    return loss, AuxCache(conv, bn, relu, pool, linear, loss_cache), stats
 
 
-def _aux_backward(
-    head: AuxHeadSpec, cache: _AuxCache, grads: dict[str, Array], *, ops: Ops
-) -> Array:
-    """Backward of `_aux_forward` with the weight 0.1; puts its gradients into `grads`."""
+def aux_backward(head: AuxHeadSpec, cache: AuxCache, grads: dict[str, Array], *, ops: Ops) -> Array:
+    """Backward of `aux_forward` with the weight 0.1; puts its gradients into `grads`."""
     grad = AUX_WEIGHT * ops.softmax_cross_entropy_backward(cache.loss)
     linear = ops.linear_backward(grad, cache.linear)
     grad = ops.global_avg_pool_backward(linear.grad_x, cache.pool)

@@ -2,12 +2,14 @@
 
 An untrained network (mean 0, variance 1, beta 0) hides an ignored mean, a dropped eps, swapped
 batch norms and more; a random one lets activations die out or explode over 28 layers. Here every
-layer is set up on what the layers before it really give: per channel a variance between 1e-4 (eps
-matters) and 10, a mean apart from the batch's, a slope that gives the channel a scale between 0.6
+layer is set up on what the layers before it really give: per channel a variance from 1e-4 (eps
+matters) to 10, a mean apart from the batch's, a slope that gives the channel a scale between 0.6
 and 6 (so a ReLU6 shows), and a beta that leaves a good half of its values above zero.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,12 +22,43 @@ from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.inputs import golden_inputs
 
+
+@dataclass(frozen=True)
+class Statistics:
+    """How batch norms are made to differ.
+
+    Attributes
+    ----------
+    variances : (smallest, largest)
+        Of the channels in front of batch norm, spread evenly on a logarithmic scale.
+    apart : (smallest, largest)
+        Distance of the running mean from the batch's, in the batch's deviations.
+    ratio : float
+        The batch's variance is at most this times the running one, or one over it.
+    """
+
+    variances: tuple[float, float] = (1e-4, 10.0)
+    apart: tuple[float, float] = (0.3, 0.8)
+    ratio: float = 2.0
+
+
+INFERENCE = Statistics()
+# Gradients of a kernel are inverse to the deviation it gives: for training a narrower range, or
+# one step of one learning rate would turn some channels round and leave others alone. And what
+# is set up on running statistics (SE's gates) must hold with the batch's, too.
+TRAINING = Statistics((0.05, 5.0), (0.03, 0.08), 1.1)
+
 _SHARE = {"branch_3x3": (0.7, 1.0), "branch_1x1": (0.5, 0.8), "branch_identity": (0.4, 0.7)}
 _STEPS_SEEN = 1000  # what num_batches_tracked says; no evaluation reads it
 
 
 def distinguishing_model(
-    arch: Architecture, seed: int = 0, *, x: Array | None = None, eps: float = DEFAULT_EPS
+    arch: Architecture,
+    seed: int = 0,
+    *,
+    x: Array | None = None,
+    eps: float = DEFAULT_EPS,
+    statistics: Statistics = INFERENCE,
 ) -> Model:
     """A model of `arch` that hides no known bug, float32, train form.
 
@@ -37,6 +70,8 @@ def distinguishing_model(
         The batch on which the activations get their scale; default `golden_inputs`.
     eps : float
         Batch norm's.
+    statistics : Statistics
+        `INFERENCE`, or `TRAINING` for a model that is to take training steps.
 
     Returns
     -------
@@ -47,7 +82,7 @@ def distinguishing_model(
     y = batch.astype(np.float64)
     params: dict[str, Array] = {}
     for spec in arch.blocks:
-        mine = _block(spec, y, rng, eps)
+        mine = distinguishing_block(spec, y, rng, eps, statistics)
         params |= mine
         y, _ = train_block_forward(spec, _widened(mine), y, ops=REFERENCE, eps=eps, training=False)
     params |= _head(arch, y, rng) | _aux_heads(arch, rng)
@@ -70,14 +105,20 @@ def weak_statistics(model: Model) -> list[str]:
     ]
 
 
-def _block(spec: BlockSpec, x: Array, rng: np.random.Generator, eps: float) -> dict[str, Array]:
-    """The arrays of one block for the input `x` that it will get."""
+def distinguishing_block(
+    spec: BlockSpec,
+    x: Array,
+    rng: np.random.Generator,
+    eps: float,
+    statistics: Statistics = INFERENCE,
+) -> dict[str, Array]:
+    """The arrays of one block, canonical names, for the input `x` that it will get."""
     channels = spec.out_channels
     scale = rng.permutation(np.geomspace(0.6, 6.0, channels))
     branches: dict[str, Branch] = {}
     total = np.zeros(())
     for name in branch_names(spec):
-        branches[name], part = _branch(spec, name, x, scale, rng, eps)
+        branches[name], part = _branch(spec, name, x, scale, rng, eps, statistics)
         total = total + part
     # The last thing chosen is the 3x3 branch's beta: it puts the sum's mean where it shows most.
     wanted = rng.uniform(-0.2, 0.8, channels) * total.std(axis=(0, 2, 3))
@@ -95,16 +136,23 @@ def _block(spec: BlockSpec, x: Array, rng: np.random.Generator, eps: float) -> d
 
 
 def _branch(
-    spec: BlockSpec, name: str, x: Array, scale: Array, rng: np.random.Generator, eps: float
+    spec: BlockSpec,
+    name: str,
+    x: Array,
+    scale: Array,
+    rng: np.random.Generator,
+    eps: float,
+    statistics: Statistics,
 ) -> tuple[Branch, Array]:
     """One branch, and its output (N, O, Ho, Wo) for `x`."""
     channels = spec.out_channels
-    var = rng.permutation(np.geomspace(1e-4, 10.0, channels))
-    weight, z = _kernel(spec, name, x, var * rng.uniform(0.5, 2.0, channels), rng)
+    var = rng.permutation(np.geomspace(*statistics.variances, channels))
+    ratio = statistics.ratio ** rng.uniform(-1, 1, channels)
+    weight, z = _kernel(spec, name, x, var * ratio, rng)
     spread = np.maximum(z.std(axis=(0, 2, 3)), 1e-6)
     sign = rng.choice([-1, 1, 1, 1], channels)
     slope = sign * scale * rng.uniform(*_SHARE[name], channels) / spread
-    apart = rng.choice([-1, 1], channels) * rng.uniform(0.3, 0.8, channels)
+    apart = rng.choice([-1, 1], channels) * rng.uniform(*statistics.apart, channels)
     branch = Branch(
         weight,
         gamma=slope * np.sqrt(var + eps),

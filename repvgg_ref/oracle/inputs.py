@@ -31,7 +31,7 @@ def distinguishing_inputs(
     noise = rng.normal(size=(*shape, height, width))
     corner = 0.5 * rows + 0.9 * columns**2
     offset = rng.normal(size=(*shape, 1, 1)) * 0.3
-    return (0.8 * waves + 0.6 * noise + corner + offset).astype(np.float32)
+    return np.asarray(0.8 * waves + 0.6 * noise + corner + offset, np.float32)
 
 
 def golden_inputs(arch: Architecture, *, batch: int = 2, seed: int = 0) -> Array:
@@ -40,7 +40,14 @@ def golden_inputs(arch: Architecture, *, batch: int = 2, seed: int = 0) -> Array
     return distinguishing_inputs(arch, batch=batch, height=height, width=width, seed=seed)
 
 
+def training_inputs(arch: Architecture, *, batch: int = 4, seed: int = 0) -> Array:
+    """The batch of a train-step bundle: half as high and wide, for there are gradients to store."""
+    height, width = (extent // 2 for extent in GOLDEN_EXTENT)
+    return distinguishing_inputs(arch, batch=batch, height=height, width=width, seed=seed)
+
+
 def distinguishing_labels(arch: Architecture, batch: int, *, seed: int = 0) -> Array:
     """A class for each image, int64 (N,), no class twice if there are enough of them."""
     rng = np.random.default_rng(seed)
-    return rng.choice(arch.num_classes, batch, replace=batch > arch.num_classes).astype(np.int64)
+    chosen = rng.choice(arch.num_classes, batch, replace=batch > arch.num_classes)
+    return np.asarray(chosen, np.int64)

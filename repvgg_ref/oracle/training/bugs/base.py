@@ -1,0 +1,65 @@
+"""What a training bug is: a named function from a right setup to wrong ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from repvgg_ref.oracle.training.run import Setup
+
+
+class Wrong(NamedTuple):
+    """One setting of a bug."""
+
+    setup: Setup
+    detail: str = ""
+    parameter: float | None = None
+
+
+Mutation = Callable[[Setup], Iterator[Wrong]]
+
+
+@dataclass(frozen=True)
+class TrainingBug:
+    """A bug class.
+
+    Attributes
+    ----------
+    says : str
+        A sentence about the port; ``{parameter}`` and ``{detail}`` are filled in.
+    local : bool
+        It can sit in one layer alone.
+    first : bool
+        It shows in the first step's numbers; otherwise in what comes after them only.
+    """
+
+    name: str
+    says: str
+    advice: str
+    mutate: Mutation
+    local: bool = False
+    first: bool = True
+
+
+def training_bug(
+    registry: list[TrainingBug],
+    name: str,
+    *,
+    says: str,
+    advice: str,
+    local: bool = False,
+    first: bool = True,
+) -> Callable[[Mutation], Mutation]:
+    """Register the decorated mutation under `name`."""
+
+    def register(mutate: Mutation) -> Mutation:
+        registry.append(TrainingBug(name, says, advice, mutate, local, first))
+        return mutate
+
+    return register
+
+
+def with_ops(setup: Setup, **changes: Any) -> Setup:
+    """The setup with some operators exchanged."""
+    return replace(setup, ops=replace(setup.ops, **changes))

@@ -1,0 +1,283 @@
+"""From gradients to weights: momentum, weight decay, learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from repvgg_ref.oracle.training.bugs.base import TrainingBug, Wrong, training_bug
+from repvgg_ref.oracle.training.recipe import DECAY_RULES
+from repvgg_ref.oracle.training.run import Arrays, Setup, Update, plain_update, with_steps
+from repvgg_ref.train.sgd import Factors, SgdStep
+
+LIBRARY: list[TrainingBug] = []
+
+
+def _recipe(setup: Setup, **changes: object) -> Setup:
+    return replace(setup, recipe=replace(setup.recipe, **changes))  # type: ignore[arg-type]
+
+
+@training_bug(
+    LIBRARY,
+    "weight-decay-on-batch-norm",
+    says="weight decay is applied to {detail}",
+    advice="decay the kernels of convolutions and linear layers only",
+    first=False,
+)
+def _weight_decay_on_batch_norm(setup: Setup) -> Iterator[Wrong]:
+    right = setup.factors or setup.recipe.factors
+    for detail, decays in {
+        "every array, batch norm and biases included": lambda name: True,
+        "batch norm's gamma and beta": _is_batch_norm,
+        "gamma (every array called weight)": lambda name: name.endswith(".weight"),
+        "the biases of linear layers and SE": lambda name: (
+            name.endswith(".bias") and not _is_batch_norm(name)
+        ),
+    }.items():
+
+        def factors(name: str, decays: Callable[[str], bool] = decays) -> Factors:
+            return right(name)._replace(decay=1.0) if decays(name) else right(name)
+
+        yield Wrong(replace(setup, factors=factors), detail)
+    for rule, other in DECAY_RULES.items():
+        if rule != setup.recipe.decay:
+            yield Wrong(replace(setup, factors=other), f"what the rule '{rule}' says")
+
+
+def _is_batch_norm(name: str) -> bool:
+    return ".bn." in name or ".rbr_identity." in name
+
+
+@training_bug(
+    LIBRARY,
+    "weight-decay-missing",
+    says="there is no weight decay",
+    advice="add weight_decay * w to the gradient of the kernels",
+    first=False,
+)
+def _weight_decay_missing(setup: Setup) -> Iterator[Wrong]:
+    if setup.recipe.weight_decay:
+        yield Wrong(_recipe(setup, weight_decay=0.0))
+
+
+@training_bug(
+    LIBRARY,
+    "weight-decay-decoupled",
+    says="weight decay is decoupled: it shrinks the weights beside the momentum, not through it",
+    advice="add weight_decay * w to the gradient before the velocity (SGD, not SGDW)",
+    first=False,
+)
+def _weight_decay_decoupled(setup: Setup) -> Iterator[Wrong]:
+    def update(step: Update) -> SgdStep:
+        decay, factors = step.recipe.weight_decay, step.factors
+        plain = plain_update(step._replace(recipe=replace(step.recipe, weight_decay=0.0)))
+        params = dict(plain.params)
+        for name in step.grads:
+            factor = factors(name)
+            params[name] = (
+                params[name] - step.lr * factor.lr * decay * factor.decay * step.params[name]
+            )
+        return SgdStep(params, plain.velocities)
+
+    if setup.recipe.weight_decay:
+        yield Wrong(replace(setup, update=update))
+
+
+@training_bug(
+    LIBRARY,
+    "weight-decay-factor",
+    says="weight decay is {parameter:g} times the recipe's",
+    advice="the gradient gets weight_decay * w, without a half or a two",
+    first=False,
+)
+def _weight_decay_factor(setup: Setup) -> Iterator[Wrong]:
+    for factor in (2.0, 0.5, 0.1, 10.0) if setup.recipe.weight_decay else ():
+        decay = factor * setup.recipe.weight_decay
+        yield Wrong(_recipe(setup, weight_decay=decay), parameter=factor)
+
+
+@training_bug(
+    LIBRARY,
+    "nesterov",
+    says="Nesterov's momentum is {detail}",
+    advice="w -= lr * (d + momentum * v) with Nesterov, lr * v without",
+    first=False,
+)
+def _nesterov(setup: Setup) -> Iterator[Wrong]:
+    on = setup.recipe.nesterov
+    if setup.recipe.momentum:
+        yield Wrong(
+            _recipe(setup, nesterov=not on), "off but wanted" if on else "on but not wanted"
+        )
+
+
+@training_bug(
+    LIBRARY,
+    "momentum-missing",
+    says="there is no momentum",
+    advice="v = momentum * v + d",
+    first=False,
+)
+def _momentum_missing(setup: Setup) -> Iterator[Wrong]:
+    if setup.recipe.momentum:
+        yield Wrong(_recipe(setup, momentum=0.0, nesterov=False))
+
+
+@training_bug(
+    LIBRARY,
+    "momentum-value",
+    says="momentum is {parameter:g}, the recipe's another",
+    advice="set the optimizer's momentum to the recipe's",
+    first=False,
+)
+def _momentum_value(setup: Setup) -> Iterator[Wrong]:
+    for momentum in (0.9, 0.5, 0.95, 0.99, 0.1):
+        if momentum != setup.recipe.momentum:
+            yield Wrong(_recipe(setup, momentum=momentum), parameter=momentum)
+
+
+@training_bug(
+    LIBRARY,
+    "momentum-dampened",
+    says="the velocity takes only {detail} of the gradient (dampening)",
+    advice="v = momentum * v + d, dampening 0",
+    first=False,
+)
+def _momentum_dampened(setup: Setup) -> Iterator[Wrong]:
+    m = setup.recipe.momentum
+
+    def update(step: Update, share: float, first: bool) -> SgdStep:
+        """The same with gradients and decay times `share`; torch leaves the first step alone."""
+        whole = first and not step.velocities
+        scale = 1.0 if whole else share
+        d = {n: g + _decay(step, n) for n, g in step.grads.items()}
+        flat = replace(step.recipe, weight_decay=0.0, nesterov=False)
+        scaled = {n: scale * g for n, g in d.items()}
+        return plain_update(step._replace(grads=scaled, recipe=flat))
+
+    if m:
+        for detail, first in {
+            "1 - momentum, after the first step": True,
+            "1 - momentum": False,
+        }.items():
+            yield Wrong(
+                replace(setup, update=lambda s, f=first: update(s, 1 - m, f)),  # type: ignore[misc]
+                detail,
+            )
+
+
+def _decay(step: Update, name: str) -> np.ndarray | float:
+    factor = step.recipe.weight_decay * step.factors(name).decay
+    return factor * step.params[name] if factor else 0.0
+
+
+@training_bug(
+    LIBRARY,
+    "velocity-holds-learning-rate",
+    says="the learning rate is inside the velocity: v = momentum * v + lr * d, w -= v",
+    advice="v = momentum * v + d, w -= lr * v: they differ as soon as lr changes",
+    first=False,
+)
+def _velocity_holds_learning_rate(setup: Setup) -> Iterator[Wrong]:
+    def update(step: Update) -> SgdStep:
+        scaled = {n: step.lr * (g + _decay(step, n)) for n, g in step.grads.items()}
+        flat = replace(step.recipe, weight_decay=0.0)
+        return plain_update(step._replace(grads=scaled, lr=1.0, recipe=flat))
+
+    if setup.recipe.momentum and len(set(setup.recipe.lrs)) > 1:
+        yield Wrong(replace(setup, update=update))
+
+
+@training_bug(
+    LIBRARY,
+    "gradients-accumulate",
+    says="gradients add up from step to step",
+    advice="set the gradients to zero before each backward pass",
+    first=False,
+)
+def _gradients_accumulate(setup: Setup) -> Iterator[Wrong]:
+    right = setup.update
+
+    def update(step: Update) -> SgdStep:
+        # The sum so far travels among the velocities, under names of its own.
+        so_far = {n[4:]: v for n, v in step.velocities.items() if n.startswith("sum:")}
+        own = {n: v for n, v in step.velocities.items() if not n.startswith("sum:")}
+        total = {n: g + so_far.get(n, 0) for n, g in step.grads.items()}
+        taken = right(step._replace(grads=total, velocities=own))
+        return SgdStep(taken.params, taken.velocities | {f"sum:{n}": g for n, g in total.items()})
+
+    if len(setup.recipe.lrs) > 1:
+        yield Wrong(replace(setup, update=update))
+
+
+@training_bug(
+    LIBRARY,
+    "learning-rates",
+    says="the learning rates are not the recipe's: {detail}",
+    advice="one rate a step, as the manifest lists them; the same for every array",
+    first=False,
+)
+def _learning_rates(setup: Setup) -> Iterator[Wrong]:
+    lrs = setup.recipe.lrs
+    for detail, others in {
+        "the first one in every step": (lrs[0],) * len(lrs),
+        "shifted by one step": (*lrs[1:], lrs[-1]),
+        "in reverse": lrs[::-1],
+        "ten times as high": tuple(10 * lr for lr in lrs),
+        "a tenth": tuple(lr / 10 for lr in lrs),
+        "all zero: the weights do not move": (0.0,) * len(lrs),
+    }.items():
+        if others != lrs:
+            yield Wrong(with_steps(setup, others), detail)
+    right = setup.factors or setup.recipe.factors
+    yield Wrong(
+        replace(
+            setup,
+            factors=lambda n: right(n)._replace(lr=2.0 if "bias" in n else right(n).lr),
+        ),
+        "biases learn twice as fast",
+    )
+
+
+@training_bug(
+    LIBRARY,
+    "steps-miscounted",
+    says="these are the weights after {parameter:.0f} steps",
+    advice="dump the weights after as many steps as the manifest says",
+    first=False,
+)
+def _steps_miscounted(setup: Setup) -> Iterator[Wrong]:
+    lrs = setup.recipe.lrs
+    for count in range(1, len(lrs)):
+        yield Wrong(with_steps(setup, lrs[:count]), parameter=float(count))
+    yield Wrong(with_steps(setup, (*lrs, lrs[-1])), parameter=float(len(lrs) + 1))
+
+
+@training_bug(
+    LIBRARY,
+    "gradients-clipped",
+    says="gradients are clipped to norm {parameter:g} before the update",
+    advice="no clipping in this recipe",
+    first=False,
+)
+def _gradients_clipped(setup: Setup) -> Iterator[Wrong]:
+    for limit in (1.0, 0.1, 5.0):
+
+        def clipped(grads: Arrays, limit: float = limit) -> Arrays:
+            norm = float(np.sqrt(sum(float((g**2).sum()) for g in grads.values())))
+            return {n: g * min(1.0, limit / max(norm, 1e-300)) for n, g in grads.items()}
+
+        yield Wrong(replace(setup, grads_map=clipped), parameter=limit)
+
+
+@training_bug(
+    LIBRARY,
+    "update-sign",
+    says="the step goes up the gradient instead of down",
+    advice="w -= lr * v",
+    first=False,
+)
+def _update_sign(setup: Setup) -> Iterator[Wrong]:
+    yield Wrong(with_steps(setup, tuple(-lr for lr in setup.recipe.lrs)))

@@ -1,0 +1,201 @@
+"""The verdict on a training dump: what is wrong, what is wrong first, and which bug it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.candidates.base import CandidateFailure
+from repvgg_ref.oracle.candidates.names import listed
+from repvgg_ref.oracle.report import Finding, LayerReport, Report
+from repvgg_ref.oracle.training.diagnose import TrainingCase
+from repvgg_ref.oracle.training.dump import KINDS, TrainingDump, read_training_dump
+from repvgg_ref.oracle.training.noise import ALLOWED, FLOAT32, FLOAT64, Yardstick
+from repvgg_ref.oracle.training.run import right_setup
+from repvgg_ref.oracle.training.steps import TrainingSteps
+from weights_io import sanitize
+
+# Without one of these whole, nothing is known of the backward pass.
+_ENOUGH = ("grad", "after")
+
+
+def judge_training(
+    steps: TrainingSteps,
+    dump: str | Path | Mapping[str, Any],
+    *,
+    model: Model | None = None,
+    name: str = "",
+) -> Report:
+    """Hold a training dump against the right steps.
+
+    Parameters
+    ----------
+    steps : TrainingSteps
+    dump : path or mapping
+        An npz (or mapping) with the bundle's names, float32 or float64: any whole kinds.
+    model : Model, optional
+        The start weights; without them a disagreement is found but not explained.
+    name : str
+        What to call the candidate.
+
+    Returns
+    -------
+    Report
+        "layers" are arrays, in the order in which a training step computes them, so that
+        `first_bad_layer` is where it goes wrong. Verdicts as for inference; never "agree" on an
+        empty dump, a part of a kind, or a loss alone.
+    """
+    called = name or (sanitize(Path(dump).name) if isinstance(dump, str | Path) else "dump")
+    network = model.name if model is not None else "bundle"
+    try:
+        read = read_training_dump(dump, steps.exact)
+    except CandidateFailure as failure:
+        return Report("cannot-judge", str(failure), network, called, "auto")
+    reason = _unusable(read)
+    if reason:
+        return Report("cannot-judge", reason, network, called, read.precision)
+    yardstick = _yardstick(steps, read.precision)
+    rows = [
+        _row(n, read.arrays[n], np.asarray(exact), yardstick)
+        for n, exact in steps.exact.items()
+        if n in read.arrays
+    ]
+    bad = [row.name for row in rows if not row.ok]
+    missing = _missing(steps, read)
+    findings = _explained(steps, read, yardstick, bad, model) if bad else []
+    verdict, reason = _verdict(rows, bad, missing, findings)
+    notes = [f"names that are not the bundle's: {listed(read.unknown)}"] if read.unknown else []
+    if model is None and bad:
+        notes.append("no start weights at hand, so no bug was looked for: give the reference")
+    absent = [k for k in ("loss", "logits", *KINDS) if not any(_kind(n) == k for n in read.arrays)]
+    if absent:
+        notes.append("not in the dump and not judged: " + ", ".join(absent))
+    return Report(
+        verdict=verdict,
+        reason=reason,
+        model=network,
+        candidate=called,
+        precision=read.precision,
+        layers=tuple(rows),
+        diagnosis=tuple(findings),
+        first_bad_layer=bad[0] if bad else None,
+        notes=tuple(notes),
+    )
+
+
+def _unusable(dump: TrainingDump) -> str:
+    """Why nothing can be said, or the empty string."""
+    if not dump.arrays:
+        got = f": {listed(dump.unknown)}" if dump.unknown else ""
+        return f"the dump holds no number of a training step{got}"
+    if dump.precision in ("fp16", "bf16"):
+        return (
+            f"the dump is in {dump.precision}: there is no yardstick for 16-bit training;"
+            " dump the float32 master weights' step"
+        )
+    return ""
+
+
+def _yardstick(steps: TrainingSteps, precision: str) -> Yardstick:
+    """For the dump's precision, but no finer than the bundle's own numbers are."""
+    fine = precision == "fp64" and steps.stored == "float64"
+    return steps.yardstick.scaled(FLOAT64 if fine else FLOAT32)
+
+
+def _row(name: str, given: Array, exact: Array, yardstick: Yardstick) -> LayerReport:
+    """One array; `bound` is what its largest error may be, `likely_ratio` compares the rms."""
+    if given.shape != exact.shape and not (given.size == exact.size == 1):
+        note = f"shape {_plain(given.shape)} instead of {_plain(exact.shape)}"
+        return LayerReport(name, float("nan"), 0.0, float("nan"), ok=False, note=note)
+    given = given.reshape(exact.shape).astype(np.float64)
+    lost = int((~np.isfinite(given)).sum())
+    if lost:
+        note = f"{lost} of {given.size} are NaN or infinite"
+        return LayerReport(name, float("nan"), 0.0, float("nan"), ok=False, note=note)
+    error = np.abs(given - exact)
+    largest = float(error.max())
+    if name not in yardstick.of:  # a counter
+        return LayerReport(name, largest, 0.5, largest / 0.5, ok=largest <= 0.5)
+    yard = yardstick.of[name]
+    bound, rms = ALLOWED * yard.largest, float(np.sqrt(np.mean(error**2)))
+    likely = rms / (ALLOWED * yard.rms)
+    ok = largest <= bound and likely <= 1
+    note = "" if ok else f"relative error {_relative(error, exact):.2g}"
+    return LayerReport(name, largest, bound, largest / bound, ok=ok, likely_ratio=likely, note=note)
+
+
+def _relative(error: Array, exact: Array) -> float:
+    size = float(np.linalg.norm(exact))
+    return float(np.linalg.norm(error)) / size if size > 0 else float("inf")
+
+
+def _plain(shape: tuple[int, ...]) -> str:
+    return "x".join(str(extent) for extent in shape) or "scalar"
+
+
+def _kind(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _missing(steps: TrainingSteps, dump: TrainingDump) -> dict[str, list[str]]:
+    """Kind -> what is missing of it, for kinds that are there in part; counters may be missing."""
+    there = {_kind(name) for name in dump.arrays}
+    missing: dict[str, list[str]] = {}
+    for name in steps.exact:
+        counter = name.endswith(".num_batches_tracked")
+        if _kind(name) in there and name not in dump.arrays and not counter:
+            missing.setdefault(_kind(name), []).append(name)
+    return missing
+
+
+def _explained(
+    steps: TrainingSteps,
+    dump: TrainingDump,
+    yardstick: Yardstick,
+    bad: list[str],
+    model: Model | None,
+) -> list[Finding]:
+    """The diagnosis, if the start weights are known."""
+    if model is None:
+        return []
+    setup = right_setup(model, steps.x, steps.labels, steps.recipe)
+    fits = {
+        name: array.astype(np.float64)
+        for name, array in dump.arrays.items()
+        if array.shape == steps.exact[name].shape
+    }
+    return TrainingCase(setup, steps.exact, fits, yardstick, bad).findings()
+
+
+def _verdict(
+    rows: list[LayerReport],
+    bad: list[str],
+    missing: Mapping[str, list[str]],
+    findings: list[Finding],
+) -> tuple[Any, str]:
+    if bad:
+        row = next(row for row in rows if not row.ok)
+        what = row.note or f"error {row.max_error:.3g}, {row.ratio:.3g} times what is allowed"
+        more = f" ({len(bad) - 1} more arrays are wrong)" if len(bad) > 1 else ""
+        says = f": {findings[0].says}" if findings else ""
+        return "disagree", f"{row.name}: {what}{more}{says}"
+    if missing:
+        kind, names = next(iter(missing.items()))
+        return "cannot-judge", (
+            f"{len(rows)} arrays agree, but of the kind '{kind}' {len(names)} are missing: "
+            + listed(names)
+        )
+    if not any(_kind(row.name) in _ENOUGH for row in rows):
+        return "cannot-judge", (
+            f"{len(rows)} arrays agree, but there is no gradient among them and no weight after "
+            "the steps: nothing is known of the backward pass"
+        )
+    used = max(row.ratio for row in rows)
+    return "agree", (
+        f"all {len(rows)} arrays agree (at most {used:.1%} of what rounding is allowed is used)"
+    )

@@ -1,0 +1,148 @@
+"""How far a right port may be from the float64 training steps: measured by perturbation.
+
+There is no useful certified bound through a whole backward pass. Instead the steps are run again
+with every operator's every operand and result disturbed as a port's rounding would: each element by
+a normal error of u times (its own size + the array's root mean square), u the unit roundoff. What
+such runs differ by is the yardstick; ReLUs whose input is within rounding of zero switch in some of
+them, so the jumps that causes are in it too. It is a statistical yardstick, not a proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.ops import Ops
+from repvgg_ref.oracle.training.run import Setup, Update, run
+from repvgg_ref.train.sgd import SgdStep
+
+FLOAT32, FLOAT64 = 2.0**-24, 2.0**-53
+# What a correct port may exceed the runs' spread by.
+ALLOWED = 8.0
+_RUNS = 6
+
+
+class Yard(NamedTuple):
+    """Root mean square and largest deviation of one array over the noisy runs."""
+
+    rms: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Array name -> what rounding does to it, for the unit roundoff `u`."""
+
+    u: float
+    of: Mapping[str, Yard]
+
+    def scaled(self, u: float) -> Yardstick:
+        """For another unit roundoff: errors of first order are proportional to it."""
+        factor = u / self.u
+        return Yardstick(
+            u, {n: Yard(y.rms * factor, y.largest * factor) for n, y in self.of.items()}
+        )
+
+
+def measure(
+    setup: Setup,
+    exact: Mapping[str, Array],
+    *,
+    u: float = FLOAT32,
+    runs: int = _RUNS,
+    first_only: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Yardstick:
+    """Run `setup` a few times with noise and compare with its `exact` numbers."""
+    square = dict.fromkeys(exact, 0.0)
+    largest = dict.fromkeys(exact, 0.0)
+    for i in range(runs):
+        noisy = run(_noisy(setup, u, np.random.default_rng(i)), first_only=first_only)
+        for name, array in exact.items():
+            error = np.abs(np.asarray(noisy[name], np.float64) - array)
+            square[name] += float(np.mean(error**2)) / runs
+            largest[name] = max(largest[name], float(error.max()))
+        if progress is not None:
+            progress("rounding, by perturbation", i + 1, runs)
+    return Yardstick(
+        u, {name: _floored(square[name], largest[name], exact[name], u) for name in exact}
+    )
+
+
+def _floored(square: float, largest: float, exact: Array, u: float) -> Yard:
+    """A few runs of one number may agree by luck: storing it costs u at least."""
+    values = np.asarray(exact, np.float64)
+    size = float(np.sqrt(np.mean(values**2))) if values.size else 0.0
+    rms = max(float(np.sqrt(square)), u * size, 1e-300)
+    return Yard(rms, max(largest, rms))
+
+
+def relu_margin(setup: Setup) -> float:
+    """How near to zero a ReLU's input comes in the steps, relative to its root mean square.
+
+    Where it is less than rounding errors are, a right port's ReLU may switch the other way.
+    """
+    nearest = [np.inf]
+
+    def forward(x: Array) -> tuple[Array, Any]:
+        size = float(np.sqrt(np.mean(x**2)))
+        if size > 0:
+            nearest[0] = min(nearest[0], float(np.abs(x).min()) / size)
+        return setup.ops.relu_forward(x)
+
+    run(replace(setup, ops=replace(setup.ops, relu_forward=forward)))
+    return float(nearest[0])
+
+
+_BOOKKEEPING = frozenset({"name", "layout", "fused_conv_bias_relu"})
+
+
+def _noisy(setup: Setup, u: float, rng: np.random.Generator) -> Setup:
+    """The setup on a machine that rounds."""
+
+    def disturbed(value: Any) -> Any:
+        if isinstance(value, np.ndarray | np.floating) and value.dtype.kind == "f":
+            size = np.abs(value) + np.sqrt(np.mean(np.square(value)))
+            return value + u * size * rng.standard_normal(np.shape(value))
+        return value
+
+    def noisy(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return _results(function(*map(disturbed, args), **kwargs), disturbed)
+
+        return wrapped
+
+    def all_noisy(ops: Ops) -> Ops:
+        changes: dict[str, Any] = {
+            field.name: noisy(getattr(ops, field.name))
+            for field in fields(Ops)
+            if field.name not in _BOOKKEEPING
+        }
+        return replace(ops, **changes)
+
+    def update(step: Update) -> SgdStep:
+        taken = setup.update(step)
+        return SgdStep(*({n: disturbed(a) for n, a in d.items()} for d in taken))
+
+    return replace(setup, base=all_noisy(setup.base), ops=all_noisy(setup.ops), update=update)
+
+
+def _results(value: Any, disturbed: Callable[[Any], Any]) -> Any:
+    """Disturb what an operator returns: y of (y, cache), each field of gradients, an array.
+
+    Of a cache, batch norm's statistics and the gate's sigmoid change: they are results too.
+    """
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(disturbed(part) for part in value))
+    if isinstance(value, tuple):
+        y, cache = value
+        if hasattr(cache, "inv_std") and hasattr(cache, "mean"):
+            cache = cache._replace(mean=disturbed(cache.mean), var=disturbed(cache.var))
+        if hasattr(cache, "sigmoid"):  # s (1 - s) of a saturated gate is all rounding
+            cache = cache._replace(sigmoid=type(cache.sigmoid)(*map(disturbed, cache.sigmoid)))
+        return disturbed(y), cache
+    return disturbed(value)

@@ -1,0 +1,166 @@
+"""What a bundle knows of the training steps: inputs, recipe, every number, and how exact it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import weights_io
+from repvgg_ref.arrays import Array
+from repvgg_ref.errors import ReportedError
+from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.training.noise import ALLOWED, Yard, Yardstick, measure, relu_margin
+from repvgg_ref.oracle.training.recipe import Recipe, fitting_recipe
+from repvgg_ref.oracle.training.run import Arrays, right_setup, run
+
+ARRAYS, DESCRIPTION = "train_step.npz", "train_step.json"
+# Gradients and weights of a large network are stored in float32: 8 bytes a parameter, twice.
+_MOST_FLOAT64 = 24 << 20
+
+_HOW = """
+Load the weights, feed `input` and `labels`, train as `recipe` says, and dump an npz with the names
+of train_step.npz: loss, logits, batch_mean/<bn>, batch_var/<bn> (biased), grad/<name> and
+stat/<name> (running statistics) of the first step; losses (one a step) and after/<name> after the
+last. Any whole kinds will do. An array agrees if its root-mean-square error is within `allowed`
+times tolerances[name][0] and its largest error within `allowed` times tolerances[name][1]. These
+come from runs with rounding errors put in on purpose: a yardstick, not a proven bound.
+"""
+
+
+@dataclass(frozen=True)
+class TrainingSteps:
+    """The right training steps on one batch.
+
+    Attributes
+    ----------
+    exact : mapping
+        The numbers of `run`, in the order in which a step computes them.
+    yardstick : Yardstick
+        For float32.
+    stored : "float64" or "float32"
+        What `exact` was rounded to on its way.
+    margin : float
+        How near to zero a ReLU's input comes (`relu_margin`).
+    """
+
+    x: Array
+    labels: Array
+    recipe: Recipe
+    exact: Mapping[str, Array]
+    yardstick: Yardstick
+    margin: float
+    stored: str = "float64"
+
+
+def training_steps(
+    model: Model,
+    x: Array,
+    labels: Array,
+    *,
+    steps: int = 3,
+    recipe: Recipe | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> TrainingSteps:
+    """Take the steps in float64 and measure what rounding does to them.
+
+    Parameters
+    ----------
+    model : Model
+        Train form.
+    x : array, shape (N, in_channels, H, W)
+    labels : int array (N,), or float array (N, num_classes)
+    steps : int
+        How many, if no `recipe` says so.
+    recipe : Recipe, optional
+        Default `fitting_recipe`.
+
+    Raises
+    ------
+    NotFusibleError
+        If the model has no branches.
+    ReportedError
+        If a number of the steps is not finite.
+    """
+    setup = right_setup(model, x, labels, Recipe((0.0,)))
+    if recipe is None:
+        start = run(setup, first_only=True)
+        grads = {n.removeprefix("grad/"): g for n, g in start.items() if n.startswith("grad/")}
+        _require_finite(grads)
+        recipe = fitting_recipe(model.state_dict(), grads, steps)
+    setup = right_setup(model, x, labels, recipe)
+    exact = run(setup)
+    _require_finite(exact)
+    floating = {name: array for name, array in exact.items() if array.dtype.kind == "f"}
+    yardstick = measure(setup, floating, progress=progress)
+    return TrainingSteps(x, labels, recipe, exact, yardstick, relu_margin(setup))
+
+
+def write_steps(steps: TrainingSteps, folder: Path) -> None:
+    """Write `ARRAYS` and `DESCRIPTION` into `folder`."""
+    arrays = {name: np.asarray(array) for name, array in steps.exact.items()}
+    size = sum(array.nbytes for array in arrays.values())
+    stored = "float64" if size <= _MOST_FLOAT64 else "float32"
+    if stored == "float32":
+        arrays = {n: a.astype(np.float32) if _is_large(n, a) else a for n, a in arrays.items()}
+    own = {"input": np.asarray(steps.x), "labels": np.asarray(steps.labels)}
+    weights_io.save_weights(folder / ARRAYS, own | arrays, container="npz")
+    described = {
+        "recipe": steps.recipe.to_json(),
+        "stored": stored,
+        "how_to_compare": " ".join(_HOW.split()),
+        "allowed": ALLOWED,
+        "relu_margin": steps.margin if np.isfinite(steps.margin) else None,
+        "unit_roundoff": steps.yardstick.u,
+        "tolerances": {n: [y.rms, y.largest] for n, y in steps.yardstick.of.items()},
+    }
+    text = json.dumps(described, indent=1, allow_nan=False)
+    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+
+
+def read_steps(folder: Path) -> TrainingSteps:
+    """Read what `write_steps` wrote."""
+    try:
+        described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        with weights_io.open_weights(folder / ARRAYS) as archive:
+            root: Any = archive.root
+            arrays: Arrays = {str(name): lazy.read() for name, lazy in root.items()}
+        yards = {
+            n: Yard(float(rms), float(big)) for n, (rms, big) in described["tolerances"].items()
+        }
+        x, labels = arrays.pop("input"), arrays.pop("labels")
+        margin = described["relu_margin"]
+        return TrainingSteps(
+            x,
+            labels,
+            Recipe.from_json(described["recipe"]),
+            {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()},
+            Yardstick(float(described["unit_roundoff"]), yards),
+            np.inf if margin is None else float(margin),
+            str(described["stored"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ReportedError(
+            f"{folder}: the training steps of this bundle cannot be read",
+            got=f"{type(error).__name__}: {error}",
+            advice="write the bundle again with --train-step",
+        ) from None
+
+
+def _is_large(name: str, array: Array) -> bool:
+    return name.startswith(("grad/", "after/")) and array.dtype.kind == "f"
+
+
+def _require_finite(arrays: Mapping[str, Array]) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ReportedError(
+                f"{name} of the reference's own training step is not finite",
+                got=f"{int((~np.isfinite(array)).sum())} such values",
+                wanted="finite numbers",
+                advice="take another checkpoint, or inputs of the scale of normalised images",
+            )
