@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -270,3 +271,53 @@ def test_nothing_here_is_imported_before_it_is_needed() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# -------------------------------------------------------------------------- broken graphs
+
+
+def _break(proto: Any, rng: np.random.Generator) -> None:
+    """Take away, add or exchange something that an operator needs."""
+    nodes = proto.graph.node
+    node, other = (nodes[int(i)] for i in rng.integers(len(nodes), size=2))
+    match int(rng.integers(6)):
+        case 0:
+            node.op_type = str(rng.choice(["Conv", "Transpose", "ReduceMean", "Gemm", "Cast"]))
+        case 1:
+            del node.input[: int(rng.integers(1, 3))]
+        case 2:
+            del node.attribute[:]
+        case 3 if node.input:
+            node.input[0] = (*other.output, "nothing")[0]
+        case 4:
+            del node.output[:]
+        case _:
+            name = str(rng.choice(["perm", "axes", "kernel_shape", "strides"]))
+            node.attribute.append(helper.make_attribute(name, [int(rng.integers(-3, 5))] * 3))
+
+
+@pytest.mark.parametrize("form", ["bn", "fused"])
+def test_a_graph_broken_anywhere_is_understood_or_refused(tmp_path: Path, form: str) -> None:
+    whole = onnx_model(network("before_relu"), Style(form=form))
+    for tensor in whole.graph.initializer:
+        tensor.ClearField("raw_data")
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        proto = onnx.ModelProto()
+        proto.CopyFrom(whole)
+        for _ in range(1 + seed % 3):
+            _break(proto, rng)
+        data = bytearray(proto.SerializeToString())
+        if seed % 5 == 0:
+            data[int(rng.integers(len(data)))] = int(rng.integers(256))
+        (tmp_path / "m.onnx").write_bytes(data)
+        candidate = resolve(tmp_path / "m.onnx", arch)
+        assert not isinstance(candidate, WeightsCandidate)
+        with contextlib.suppress(CandidateFailure):
+            candidate.input_shape()
+
+
+def test_a_tensor_made_twice_is_refused(tmp_path: Path) -> None:
+    proto = onnx_model(network())
+    proto.graph.node[4].output[0] = proto.graph.node[2].output[0]
+    assert "same tensor" in str(failure(saved(tmp_path / "m.onnx", proto)))

@@ -146,7 +146,10 @@ def _entrance(graph: Any, constants: Constants, in_channels: int, name: str) -> 
 def _sorted_nodes(graph: Any, name: str) -> list[tuple[Any, set[str]]]:
     """Nodes with the tensors they read (inside branches too), producers first."""
     reads = [(node, _reads(node)) for node in graph.node]
-    made = {output for node in graph.node for output in node.output if output}
+    outputs = [output for node in graph.node for output in node.output if output]
+    made = set(outputs)
+    if len(made) < len(outputs):
+        raise CandidateFailure(f"{name}: two nodes of the graph make the same tensor")
     waiting: dict[str, list[int]] = {}
     missing = []
     for i, (_, inputs) in enumerate(reads):

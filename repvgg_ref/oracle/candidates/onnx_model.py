@@ -21,6 +21,7 @@ from repvgg_ref.oracle.candidates.onnx_import import first_line, require
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx, serialized
 from repvgg_ref.oracle.candidates.onnx_taps import Perm, Taps, find_taps
 from repvgg_ref.oracle.candidates.onnx_widen import widened
+from repvgg_ref.oracle.candidates.values import last_line
 from weights_io import sanitize
 
 _THREADS = 2
@@ -84,11 +85,17 @@ class OnnxCandidate:
     def _loaded(self) -> _Loaded:
         require("onnxruntime")
         model = load_onnx(self.path)
-        chain = chain_of(model.graph, self.arch.in_channels, self.name)
-        taps = find_taps(chain, self.arch)
+        try:
+            chain = chain_of(model.graph, self.arch.in_channels, self.name)
+            taps = find_taps(chain, self.arch)
+            precision, notes = _precision(chain)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            # Nothing has checked this graph yet: nodes may lack what their operators require.
+            raise CandidateFailure(
+                f"{self.name}: the graph is malformed", got=last_line(error)
+            ) from None
         if not taps.layers:
             raise CandidateFailure(f"{self.name}: no layer and no logits found in the graph")
-        precision, notes = _precision(chain)
         return _Loaded(model, taps, chain.entrance, precision, notes)
 
     def _require_shape(self, x: Array) -> None:

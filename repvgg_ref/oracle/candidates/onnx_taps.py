@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_chain import (
     Chain,
     Step,
@@ -99,7 +100,7 @@ def find_taps(chain: Chain, arch: Architecture) -> Taps:
     if linear is not None:
         layers["linear"] = Tap(linear)
     if left_out:
-        notes.append(f"not part of the network, left out at the end: {', '.join(left_out)}")
+        notes.append(f"not part of the network, left out at the end: {listed(left_out)}")
     entrance, before = _entrance(chain, blocks[0] if blocks else len(steps))
     notes += before
     return Taps(layers, entrance, tuple(notes), problem)
@@ -221,7 +222,7 @@ def _entrance(chain: Chain, first: int) -> tuple[Perm | None, list[str]]:
     if first == len(chain.steps):  # no block was found at all
         return None, []
     done = [node.op_type for step in chain.steps[: last + 1] for node in step.nodes]
-    return None, [f"the graph changes its input before the first block: {', '.join(done[:6])}"]
+    return None, [f"the graph changes its input before the first block: {listed(done)}"]
 
 
 def _fitting(chain: Chain, blocks: Sequence[int], arch: Architecture) -> int:
