@@ -6,6 +6,8 @@
 'deploy'
 """
 
+from typing import TYPE_CHECKING, Any
+
 from repvgg_ref.checkpoint import load, save
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.architectures import NAMES, Architecture, architecture, plain_architecture
@@ -13,19 +15,38 @@ from repvgg_ref.models.cost import cost
 from repvgg_ref.models.network import Model, build, fuse
 from repvgg_ref.models.step import StepResult
 
+if TYPE_CHECKING:
+    from repvgg_ref.oracle import Report, VerificationError, judge, verify
+
 __version__ = "0.1.0"
+
+# The oracle needs SciPy, which takes longer to import than everything else together.
+_OF_THE_ORACLE = frozenset({"Report", "VerificationError", "judge", "verify"})
 
 __all__ = [
     "NAMES",
     "Architecture",
     "Model",
+    "Report",
     "ReportedError",
     "StepResult",
+    "VerificationError",
     "architecture",
     "build",
     "cost",
     "fuse",
+    "judge",
     "load",
     "plain_architecture",
     "save",
+    "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the oracle when it is first asked for (PEP 562)."""
+    if name in _OF_THE_ORACLE:
+        from repvgg_ref import oracle
+
+        return getattr(oracle, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,235 @@
+"""The diagnosis matrix: every known bug in every layer; is it seen, and is it named right?
+
+    python -m tests.oracle.matrix_study [--model NAME ...] [--out FILE.json]
+
+A right port is run in float32. In one layer at a time its output is replaced by that of a wrong
+program, with the right port's own float32 rounding on top, and the oracle is asked. Bugs that
+change nothing in a layer (by more than 1e-13) do not count. Naming one of several bugs that predict
+the same output there is right, since they are one bug on that data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import repvgg_ref as rr
+from repvgg_ref.arrays import Array
+from repvgg_ref.blas import single_threaded_blas
+from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.distinguishing import distinguishing_model
+from repvgg_ref.oracle.evaluate import evaluate
+from repvgg_ref.oracle.explain import Case, explain
+from repvgg_ref.oracle.head import HEAD_BUGS, evaluate_head
+from repvgg_ref.oracle.hypotheses import LIBRARY, Site
+from repvgg_ref.oracle.inputs import distinguishing_inputs
+from repvgg_ref.oracle.layers import (
+    Comparison,
+    Programs,
+    block_output,
+    compare_block,
+    compare_head,
+    head_program,
+)
+from repvgg_ref.oracle.precision import PRECISIONS
+from repvgg_ref.oracle.program import output_size
+
+FP32 = PRECISIONS["fp32"]
+
+
+@dataclass(frozen=True)
+class Plant:
+    """One bug in one layer, and what the oracle said of it."""
+
+    bug: str
+    layer: str
+    detail: str
+    detected: bool
+    named: bool
+    top: str
+    explains: float
+
+
+class Port:
+    """A right port in float32: every layer's input and output."""
+
+    def __init__(self, model: Model, x: Array) -> None:
+        self.model, self.x, self.programs = model, x, Programs(model)
+        self.outputs = model.forward(x, layers=True)
+        self.names = model.arch.layer_names
+
+    def input_of(self, layer: str) -> Array:
+        """What the port's layer was given, float64."""
+        at = self.names.index(layer)
+        given = self.x if at == 0 else self.outputs[self.names[at - 1]]
+        return given.astype(np.float64)
+
+    def plants(self, layer: str) -> Iterator[tuple[str, str, Array]]:
+        """``(bug, detail, wrong output)`` for every variant that changes something here."""
+        x = self.input_of(layer)
+        if layer == "linear":
+            yield from self._head_plants(x)
+            return
+        program = self.programs[layer]
+        right = block_output(program, x)
+        noise = self.outputs[layer] - right
+        alike = tuple(self.programs.alike(layer))
+        site = Site(program, x, None, layer == self.names[0], self.programs, alike)
+        for hypothesis in LIBRARY:
+            for variant in hypothesis.variants(site):
+                skipped = not variant.program.branches and variant.program.fused is None
+                size = x.shape[2:] if skipped else output_size(variant.program, *x.shape[2:])
+                if min(size) < 1:
+                    continue
+                wrong = evaluate(variant.program, x).reshape(len(x), -1, *size)
+                if wrong.shape == right.shape:
+                    if np.abs(wrong - right).max() <= 1e-13 * np.abs(right).max():
+                        continue
+                    wrong = np.where(wrong == 0, 0, wrong + noise)
+                detail = variant.detail + (f" {variant.parameter:g}" if variant.parameter else "")
+                yield hypothesis.name, detail, wrong.astype(np.float32)
+        order = np.roll(np.random.default_rng(1).permutation(right.shape[1]), 1)
+        yield "channels-permuted", "at random", self.outputs[layer][:, order]
+
+    def _head_plants(self, x: Array) -> Iterator[tuple[str, str, Array]]:
+        head = head_program(self.model)
+        right = evaluate_head(head, x)
+        noise = self.outputs["linear"] - right
+        for bug in HEAD_BUGS:
+            for program, detail in bug.variants(head):
+                wrong = evaluate_head(program, x)
+                if np.abs(wrong - right).max() > 1e-13 * np.abs(right).max():
+                    yield bug.name, detail, (wrong + noise).astype(np.float32)
+
+
+def ask(port: Port, layer: str, wrong: Array) -> tuple[bool, list[str], float]:
+    """The oracle on one layer: detected, names it gives (top first, equivalents), explained."""
+    x, y_hat = port.input_of(layer), wrong.astype(np.float64)
+    if layer == "linear":
+        compared = compare_head(head_program(port.model), x, y_hat, FP32, None)
+    else:
+        compared = compare_block(port.programs[layer], x, y_hat, FP32, None)
+    outputs = Outputs(port.outputs | {layer: wrong})
+    case = Case(port.model, port.programs, {layer: compared}, port.x, outputs, FP32)
+    found = case.hidden(layer) if compared.report.ok else case.findings(layer)
+    if not found:
+        return False, [], 0.0
+    top = found[0]
+    return True, [top.bug, *top.equivalents], top.explains
+
+
+def study(model: Model, x: Array) -> list[Plant]:
+    """Every plant of one model."""
+    port = Port(model, x)
+
+    def layer_plants(layer: str) -> list[Plant]:
+        done = []
+        for bug, detail, wrong in port.plants(layer):
+            detected, names, explains = ask(port, layer, wrong)
+            top = names[0] if names else ""
+            done.append(Plant(bug, layer, detail, detected, bug in names, top, explains))
+        return done
+
+    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(layer_plants, port.names)
+        return [p for plants in track(results, model.name, len(port.names)) for p in plants]
+
+
+def first_bad_layers(model: Model, x: Array, count: int) -> tuple[int, int]:
+    """Whole verifications with a bug in a random layer: how many find that layer first."""
+    port = Port(model, x)
+    rng = np.random.default_rng(0)
+    right = 0
+    for _ in range(count):
+        layer = str(rng.choice(port.names))
+        plants = list(port.plants(layer))
+        _, _, wrong = plants[rng.integers(len(plants))]
+        report = verify_from(port, layer, wrong)
+        right += report == layer
+    return right, count
+
+
+def verify_from(port: Port, layer: str, wrong: Array) -> str | None:
+    """First bad layer of a port whose layers after `layer` are right again."""
+    comparisons: dict[str, Comparison] = {}
+    layers: dict[str, Array] = {}
+    x = port.x
+    for name in port.names:
+        if name == layer:
+            y = wrong
+        elif name == "linear":
+            y = evaluate_head(head_program(port.model), x).astype(np.float32)
+        else:
+            y = block_output(port.programs[name], x).astype(np.float32)
+        layers[name] = y
+        given, seen = x.astype(np.float64), y.astype(np.float64)
+        if name == "linear":
+            comparisons[name] = compare_head(head_program(port.model), given, seen, FP32, None)
+        else:
+            comparisons[name] = compare_block(port.programs[name], given, seen, FP32, None)
+        if comparisons[name].bound is None:
+            break  # another shape: nothing after it can be compared
+        x = y
+    return explain(
+        port.model, port.programs, comparisons, [], port.x, Outputs(layers), FP32, "plant"
+    ).first_bad_layer
+
+
+def table(name: str, plants: list[Plant]) -> Table:
+    """Bug by bug: planted, detected, named."""
+    shown = Table("bug", "planted", "detected", "named", "else called", title=name)
+    for bug in dict.fromkeys(plant.bug for plant in plants):
+        mine = [plant for plant in plants if plant.bug == bug]
+        wrong = Counter(plant.top for plant in mine if plant.detected and not plant.named)
+        shown.add_row(
+            bug,
+            str(len(mine)),
+            f"{sum(p.detected for p in mine) / len(mine):.0%}",
+            f"{sum(p.named for p in mine) / len(mine):.0%}",
+            ", ".join(f"{top} x{n}" for top, n in wrong.most_common(3)),
+        )
+    return shown
+
+
+def main() -> None:
+    """Run the study and print the matrix."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", nargs="*", default=["A0"])
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    console, results = Console(width=120), {}
+    for name in arguments.model:
+        model = distinguishing_model(rr.architecture(name))
+        x = distinguishing_inputs(model.arch, height=arguments.size, width=arguments.size - 4)
+        plants = study(model, x)
+        console.print(table(model.name, plants))
+        detected = sum(p.detected for p in plants) / len(plants)
+        named = sum(p.named for p in plants) / len(plants)
+        console.print(
+            f"{model.name}: {len(plants)} planted, {detected:.2%} detected, {named:.2%} named"
+        )
+        results[model.name] = {
+            "planted": len(plants),
+            "detected": detected,
+            "named": named,
+            "not_named": [asdict(p) for p in plants if not p.named],
+        }
+    if arguments.out:
+        arguments.out.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Planted bugs are found in their layer and called by their name; strange ones are "unknown"."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.models.network import fuse
+from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.distinguishing import distinguishing_model
+from repvgg_ref.oracle.evaluate import evaluate
+from repvgg_ref.oracle.hypotheses import LIBRARY, Site
+from repvgg_ref.oracle.inputs import distinguishing_inputs
+from repvgg_ref.oracle.verify import judge, verify
+from tests.models.small import SMALL
+from tests.oracle.matrix_study import Port, ask, verify_from
+from tests.oracle.strange import STRANGE
+
+KINDS = ("plain", "grouped", "se-before-relu", "plus")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def port(request: pytest.FixtureRequest) -> Port:
+    model = distinguishing_model(SMALL[request.param])
+    return Port(model, distinguishing_inputs(model.arch, height=28, width=24))
+
+
+def _some(plants: list[tuple[str, str, Array]]) -> list[tuple[str, str, Array]]:
+    """The first variant of each bug."""
+    return list({bug: (bug, detail, wrong) for bug, detail, wrong in reversed(plants)}.values())
+
+
+def test_every_bug_is_detected_and_named_in_the_last_block_and_the_head(port: Port) -> None:
+    for layer in port.names[-2:]:
+        for bug, detail, wrong in _some(list(port.plants(layer))):
+            detected, names, _ = ask(port, layer, wrong)
+            assert detected, f"{bug} ({detail}) in {layer} passed"
+            assert bug in names, f"{bug} ({detail}) in {layer} was called {names}"
+
+
+def test_the_first_bad_layer_is_the_planted_one(port: Port) -> None:
+    rng = np.random.default_rng(0)
+    for layer in port.names:
+        plants = list(port.plants(layer))
+        for at in rng.choice(len(plants), 2, replace=False):
+            bug, detail, wrong = plants[at]
+            assert verify_from(port, layer, wrong) == layer, f"{bug} ({detail}) in {layer}"
+
+
+def test_a_right_port_agrees_in_both_forms(port: Port) -> None:
+    for model in (port.model, fuse(port.model)):
+        outputs = model.forward(port.x, layers=True)
+        report = verify(port.model, outputs | {"input": port.x})
+        assert report.verdict == "agree", report.reason
+        assert not report.diagnosis
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_bugs_are_detected_and_called_unknown(port: Port, name: str) -> None:
+    layer = port.names[1]
+    wrong = STRANGE[name](port.programs[layer], port.input_of(layer)).astype(np.float32)
+    detected, names, _ = ask(port, layer, wrong)
+    assert detected, f"{name} passed"
+    assert names[0] == "unknown", f"{name} was called {names}"
+
+
+def test_two_bugs_at_once_are_both_reported(port: Port) -> None:
+    layer = port.names[1]
+    library = {hypothesis.name: hypothesis for hypothesis in LIBRARY}
+    site = Site(port.programs[layer], port.input_of(layer))
+    first = next(library["mean-ignored"].variants(site)).program
+    both = next(library["padding-replicate"].variants(Site(first, site.x))).program
+    wrong = evaluate(both, site.x).reshape(port.outputs[layer].shape).astype(np.float32)
+    report = judge(port.model, Outputs({**port.outputs, layer: wrong}), port.x)
+    assert report.verdict == "disagree"
+    assert {"mean-ignored", "padding-replicate"} <= {finding.bug for finding in report.diagnosis}
