@@ -57,6 +57,7 @@ def _required() -> list[Check]:
         _library("threadpoolctl", f"{fix} threadpoolctl"),
         _library("PIL", f"{fix} pillow", package="pillow"),
         _library("rich", f"{fix} rich"),
+        _library("jinja2", f"{fix} jinja2"),
     ]
 
 
