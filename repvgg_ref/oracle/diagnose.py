@@ -24,6 +24,10 @@ from repvgg_ref.oracle.trials import Observation, Trial
 _MOST_PIXELS = 96
 _PAIR_STARTS = 6
 
+# Two bugs at once need not make sense together: one leaves a quarter of the channels (groups
+# ignored), the other permutes all of them.
+_DO_NOT_FIT = (IndexError, ValueError)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -75,8 +79,11 @@ class LayerView:
             and output_size(program, *self.site.x.shape[2:]) != self.evidence.y.shape[2:]
         ):
             return None
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            predicted = evaluate(program, self.site.x, self.pixels, self.workspace)
+        try:
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+                predicted = evaluate(program, self.site.x, self.pixels, self.workspace)
+        except _DO_NOT_FIT:
+            return None
         if predicted.shape != self.seen.y.shape or not np.isfinite(predicted).all():
             return None
         return predicted
@@ -104,7 +111,7 @@ class LayerView:
                 fitted = self._fitted_eps(hypothesis, site.program)
                 yield from () if fitted is None else (fitted,)
             else:
-                for variant in hypothesis.variants(site):
+                for variant in _variants(hypothesis, site):
                     if (trial := self.trial(hypothesis, variant)) is not None:
                         yield trial
 
@@ -133,6 +140,14 @@ class LayerView:
             if abs(step) < max(1e-6, 0.01 * fit.standard_error):
                 break
         return eps
+
+
+def _variants(hypothesis: Hypothesis, site: Site) -> Iterator[Variant]:
+    """The hypothesis's variants, as far as they can be made of the program at `site`."""
+    try:
+        yield from hypothesis.variants(site)
+    except _DO_NOT_FIT:
+        return
 
 
 def sample_pixels(height: int, width: int) -> Pixels:
@@ -223,13 +238,15 @@ def _pair(view: LayerView, trials: list[Trial]) -> list[Finding]:
                 continue
             if best is None or second.fit.remaining < best[1].fit.remaining:
                 best = first, second
+    if best is None:
+        return []
     return [
         replace(
             view.seen.finding(trial, 0.5),
             explains=best[1].fit.explains,
             says="two bugs at once, one of them: " + trial.says,
         )
-        for trial in best or ()
+        for trial in best
     ]
 
 

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.network import Model
 from repvgg_ref.blas import single_threaded_blas
+from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds import block_bound
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnose import Evidence, diagnose, diagnose_shape, hidden_bugs
@@ -75,7 +75,7 @@ class Case:
             bound.certified,
             bound.likely,
             self.tests,
-            self.precision.name,
+            self.precision.number_format,
         )
 
     def findings(self, name: str) -> list[Finding]:
@@ -94,7 +94,10 @@ class Case:
             return [_not_finite(name, float(lost.mean()), overflow=bool(largest > 60000))]
         if name == "linear":
             return diagnose_head(
-                head_program(self.model), self.input_of(name), compared, self.precision.name
+                head_program(self.model),
+                self.input_of(name),
+                compared,
+                self.precision.number_format,
             )
         return diagnose(self.evidence(name))
 
@@ -105,7 +108,7 @@ class Case:
                 head_program(self.model),
                 self.input_of(name),
                 self.comparisons[name],
-                self.precision.name,
+                self.precision.number_format,
                 self.tests,
             )
         return hidden_bugs(self.evidence(name))

@@ -58,6 +58,11 @@ class Precision:
     tiny_accumulate: float
     largest: float
 
+    @property
+    def number_format(self) -> str:
+        """The format of numbers in memory, whatever sums are kept in: "fp16" for "fp16-acc16"."""
+        return self.name.partition("-")[0]
+
 
 # TF32 has 11 significant bits. Library code rounds to nearest before the matrix unit (2**-11), or
 # hands float32 over and the unit ignores the 13 lower bits (2**-10): the wider one is assumed.
