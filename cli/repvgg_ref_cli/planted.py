@@ -19,7 +19,7 @@ def show_verification(console: Console, train: Model, deploy: Model) -> None:
     """Verify the fused model, then a port with a bug, and print what the oracle says."""
     from repvgg_ref.digits import load_digits, to_input
     from repvgg_ref.oracle.render.words import LOOKS, estimate, used
-    from repvgg_ref.oracle.verify import verify
+    from repvgg_ref.oracle.verification import verify
 
     console.print("\n[bold]2. verify[/bold] every layer against a bound no right port can exceed")
     test = load_digits().test

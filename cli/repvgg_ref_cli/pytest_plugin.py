@@ -62,11 +62,11 @@ class Oracle:
         precision: str = "auto",
         timeout: float = 300.0,
     ) -> PortReport:
-        """Judge a port; the parameters are those of `repvgg_ref.oracle.verify.verify`.
+        """Judge a port; the parameters are those of `repvgg_ref.oracle.verification.verify`.
 
         A report that is bad and whose `raise_if_bad` is never called fails the test at its end.
         """
-        from repvgg_ref.oracle.verify import verify
+        from repvgg_ref.oracle.verification import verify
         from repvgg_ref_cli.port_report import port_report, write_page
 
         found = verify(

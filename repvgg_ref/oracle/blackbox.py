@@ -9,7 +9,7 @@ candidate has is named. A candidate agrees only if every known bug would have sh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,11 +17,12 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds import block_bound, head_bound
 from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.evaluate import evaluate
 from repvgg_ref.oracle.head import HEAD_BUGS, HeadProgram, evaluate_head
 from repvgg_ref.oracle.hypotheses import LIBRARY, Hypothesis, Site
 from repvgg_ref.oracle.layers import Programs, block_output, head_program
 from repvgg_ref.oracle.precision import Precision
-from repvgg_ref.oracle.program import BlockProgram
+from repvgg_ref.oracle.program import BlockProgram, Workspace, output_size
 from repvgg_ref.oracle.report import Finding, LayerReport, Report, Verdict
 from repvgg_ref.oracle.trials import FALSE_ALARM, Observation, Trial
 
@@ -214,8 +215,9 @@ def alternatives(chain: Chain, precision: str) -> Iterator[Alternative]:
         if hypothesis.global_bug:
             yield from _everywhere(chain, hypothesis)
     for at, name in enumerate(chain.names):
+        workspace = Workspace()
         for hypothesis in library:
-            yield from _in_layer(chain, at, name, hypothesis)
+            yield from _in_layer(chain, at, name, hypothesis, workspace)
     for bug in HEAD_BUGS:
         if precision not in bug.precision:
             for program, detail in bug.variants(chain.head):
@@ -225,7 +227,9 @@ def alternatives(chain: Chain, precision: str) -> Iterator[Alternative]:
                 )
 
 
-def _in_layer(chain: Chain, at: int, name: str, hypothesis: Hypothesis) -> Iterator[Alternative]:
+def _in_layer(
+    chain: Chain, at: int, name: str, hypothesis: Hypothesis, workspace: Workspace
+) -> Iterator[Alternative]:
     x = chain.inputs[name]
     site = Site(
         chain.programs[name], x, None, at == 0, chain.programs, tuple(chain.programs.alike(name))
@@ -233,7 +237,7 @@ def _in_layer(chain: Chain, at: int, name: str, hypothesis: Hypothesis) -> Itera
     following = chain.names[at + 1] if at + 1 < len(chain.names) else "linear"
     right = chain.inputs[following]
     for variant in hypothesis.variants(site):
-        out = _safe_output(variant.program, x)
+        out = _safe_output(variant.program, x, workspace)
         if out is None or out.shape[1] != right.shape[1]:
             continue
         if out.shape == right.shape and np.allclose(out, right, rtol=1e-13, atol=0):
@@ -279,14 +283,13 @@ def _everywhere(chain: Chain, hypothesis: Hypothesis) -> Iterator[Alternative]:
             yield Alternative(hypothesis.name, None, says, hypothesis.advice, parameter, logits)
 
 
-def _safe_output(program: BlockProgram, x: Array) -> Array | None:
-    """The layer's output, or None where it has no pixel left or overflows."""
-    from repvgg_ref.oracle.program import output_size
-
+def _safe_output(program: BlockProgram, x: Array, workspace: Workspace | None = None) -> Array | None:
+    """The whole batch's output, or None where it has no pixel left or overflows."""
     if not program.branches and program.fused is None:
         return x
-    if min(output_size(program, *x.shape[2:])) < 1:
+    size = output_size(program, *x.shape[2:])
+    if min(size) < 1:
         return None
     with np.errstate(all="ignore"):
-        out = block_output(replace(program), x)
+        out = evaluate(program, x, workspace=workspace).reshape(len(x), -1, *size)
     return out if np.isfinite(out).all() else None

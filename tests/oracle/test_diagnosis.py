@@ -12,7 +12,7 @@ from repvgg_ref.oracle.distinguishing import distinguishing_model
 from repvgg_ref.oracle.evaluate import evaluate
 from repvgg_ref.oracle.hypotheses import LIBRARY, Site
 from repvgg_ref.oracle.inputs import distinguishing_inputs
-from repvgg_ref.oracle.verify import judge, verify
+from repvgg_ref.oracle.verification import judge, verify
 from tests.models.small import SMALL
 from tests.oracle.matrix_study import Port, ask, verify_from
 from tests.oracle.strange import STRANGE

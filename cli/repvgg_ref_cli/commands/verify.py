@@ -78,7 +78,7 @@ def command(
     correct arithmetic cannot exceed. Exit codes: 0 agrees, 1 disagrees, 2 cannot be judged.
     """  # noqa: D301 - \b is click's
     import repvgg_ref
-    from repvgg_ref.oracle.verify import verify
+    from repvgg_ref.oracle.verification import verify
     from repvgg_ref_cli.batches import read_batch
 
     started = time.monotonic()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blas import single_threaded_blas
 from repvgg_ref.checkpoint import load
 from repvgg_ref.errors import ReportedError, ShapeError
 from repvgg_ref.models.network import Model
@@ -116,7 +117,8 @@ def judge(
     if reason:
         return Report("cannot-judge", reason, model.name, candidate, chosen.name)
     if set(outputs.layers) == {"linear"}:
-        return judge_logits(model, outputs, x, chosen, candidate)
+        with single_threaded_blas():
+            return judge_logits(model, outputs, x, chosen, candidate)
     programs = Programs(model)
     comparisons, unjudged = _compare_all(model, programs, outputs, x, chosen)
     return explain(model, programs, comparisons, unjudged, x, outputs, chosen, candidate)
