@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal
@@ -141,7 +141,7 @@ def explain(
     model: Model,
     programs: Programs,
     comparisons: dict[str, Comparison],
-    unjudged: list[str],
+    unjudged: Mapping[str, str],
     x: Array,
     outputs: Outputs,
     precision: Precision,
@@ -219,7 +219,7 @@ def _hidden(case: Case) -> list[Finding]:
     return [_in_every_layer(finding, layers[finding.bug], bad) for finding in diagnosis]
 
 
-def _reason(case: Case, bad: list[str], diagnosis: Iterable[Finding], unjudged: list[str]) -> str:
+def _reason(case: Case, bad: list[str], diagnosis: Iterable[Finding], unjudged: Mapping[str, str]) -> str:
     if bad:
         report = case.comparisons[bad[0]].report
         what = report.note or f"error {report.max_error:.3g}, {report.ratio:.3g} times its bound"
@@ -227,10 +227,11 @@ def _reason(case: Case, bad: list[str], diagnosis: Iterable[Finding], unjudged: 
         named = next((finding.says for finding in diagnosis), "")
         return f"{bad[0]}: {what}{more}" + (f": {named}" if named else "")
     if unjudged:
-        shown = ", ".join(unjudged[:6]) + (", ..." if len(unjudged) > 6 else "")
+        name, why = next(iter(unjudged.items()))
+        more = f", and neither can {len(unjudged) - 1} more" if len(unjudged) > 1 else ""
         return (
-            f"{len(case.comparisons)} layers agree, but {len(unjudged)} could not be judged for"
-            f" want of their input or output: {shown}"
+            f"{len(case.comparisons.keys() - unjudged.keys())} layers agree, but {name} cannot be"
+            f" judged{more}: {why}"
         )
     used = max(compared.report.ratio for compared in case.comparisons.values())
     return (

@@ -33,6 +33,13 @@ class Comparison:
     y_hat: Array
     bound: Bound | None
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether the bound is so wide, at most outputs, that it excludes nothing."""
+        if self.bound is None or not self.report.ok:
+            return False
+        return bool(np.median(self.bound.certified) > np.abs(self.y).max())
+
 
 def block_program(model: Model, spec: BlockSpec) -> BlockProgram:
     """How the reference computes the block `spec`, in float64."""

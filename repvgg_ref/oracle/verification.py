@@ -42,7 +42,7 @@ from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.static_check import check_weights
 from weights_io import sanitize
 
-CandidateLike = str | Path | Callable[..., Any] | Mapping[str, Array] | Array
+CandidateLike = Model | str | Path | Callable[..., Any] | Mapping[str, Array] | Array
 _DEFAULT_EXTENT = 96
 
 
@@ -130,16 +130,16 @@ def _compare_all(
     outputs: Outputs,
     x: Array,
     precision: Precision,
-) -> tuple[dict[str, Comparison], list[str]]:
-    """Compare every layer whose input and output are known; list those that are not."""
+) -> tuple[dict[str, Comparison], dict[str, str]]:
+    """Compare every layer whose input and output are known; say why others cannot be judged."""
     comparisons: dict[str, Comparison] = {}
-    unjudged: list[str] = []
+    unjudged: dict[str, str] = {}
     x_hat: Array | None = np.asarray(x, np.float64)
     true: Array | None = x_hat  # the reference's own chain, for the inherited error
     for name in model.arch.layer_names:
         y_hat = outputs.layers.get(name)
         if y_hat is None or x_hat is None:
-            unjudged.append(name)
+            unjudged[name] = "its input or output is not known"
         else:
             y_hat = np.asarray(y_hat, np.float64)
             inherited = relative_difference(x_hat, true)
@@ -151,6 +151,8 @@ def _compare_all(
                 comparisons[name] = compare_block(
                     programs[name], x_hat, y_hat, precision, inherited
                 )
+        if name in comparisons and comparisons[name].is_blind:
+            unjudged[name] = f"{precision.name} rounding may be larger than its values"
         if name == "linear":
             break
         true = block_output(programs[name], true) if true is not None else None

@@ -183,7 +183,7 @@ def verify_from(port: Port, layer: str, wrong: Array) -> str | None:
             break  # another shape: nothing after it can be compared
         x = y
     return explain(
-        port.model, port.programs, comparisons, [], port.x, Outputs(layers), FP32, "plant"
+        port.model, port.programs, comparisons, {}, port.x, Outputs(layers), FP32, "plant"
     ).first_bad_layer
 
 

@@ -221,7 +221,7 @@ SABOTAGE: dict[str, Sabotage] = {
     "missing layers forgotten": (
         verification,
         "_compare_all",
-        lambda original: lambda *args: (original(*args)[0], []),
+        lambda original: lambda *args: (original(*args)[0], {}),
     ),
     "another shape is cut to fit": (
         layers,
