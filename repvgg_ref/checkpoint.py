@@ -206,7 +206,7 @@ def _understand(checkpoint: Checkpoint, model: str) -> None:
         raise _foreign(checkpoint)
     dialect, canonical = recognised
     checkpoint.dialect, checkpoint.canonical = dialect, canonical
-    checkpoint.form = form_of({ours: None for ours in canonical.values()})
+    checkpoint.form = form_of(dict.fromkeys(canonical.values()))
     checkpoint.unexpected = [name for name in checkpoint.arrays if name not in canonical]
     if checkpoint.form not in ("train", "deploy"):
         raise CheckpointError(
@@ -234,9 +234,7 @@ def _understand(checkpoint: Checkpoint, model: str) -> None:
     checkpoint.missing = [
         theirs_of[name] for name in wanted if name not in shapes and not _is_counter(name)
     ]
-    checkpoint.unexpected += [
-        theirs for theirs, ours in canonical.items() if ours not in wanted
-    ]
+    checkpoint.unexpected += [theirs for theirs, ours in canonical.items() if ours not in wanted]
     _require_shapes(checkpoint, shapes, wanted)
 
 
@@ -320,7 +318,9 @@ def _holds_arrays(entry: Any) -> bool:
 
 
 def _arrays_of(mapping: Mapping[Any, Any]) -> dict[str, LazyArray]:
-    odd = [key for key, v in mapping.items() if not (isinstance(key, str) and isinstance(v, LazyArray))]
+    odd = [
+        key for key, v in mapping.items() if not (isinstance(key, str) and isinstance(v, LazyArray))
+    ]
     arrays = {key: v for key, v in mapping.items() if isinstance(v, LazyArray)}
     if odd and arrays:
         raise CheckpointError(

@@ -1,14 +1,14 @@
-"""Logits and nothing else: which bug, in which layer, would give exactly these?
+"""Logits and nothing else: the bug, and the layer, that would give exactly these.
 
 Without layer outputs nothing can be certified: an error is held against the network's own
-sensitivity, measured by letting every layer round at random as badly as is likely. The reference is
-then run once for each bug in each layer (and in all layers at once); the one whose logits the
+sensitivity, measured by letting every layer round at random as badly as is likely. The reference
+is then run once for each bug in each layer (and in all layers at once); the one whose logits the
 candidate has is named. A candidate agrees only if every known bug would have shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,10 @@ class Alternative:
     def name(self) -> str:
         """The bug's name."""
         return self.bug
+
+
+# Completes a report: verdict, reason, the logits' line, findings.
+_Say = Callable[[Verdict, str, LayerReport, list[Finding]], Report]
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def judge_logits(
                   layer, [unknown])  # fmt: skip
 
 
-def _within(report, layer: LayerReport, hidden: list[Alternative]) -> Report:  # type: ignore[no-untyped-def]
+def _within(report: _Say, layer: LayerReport, hidden: list[Alternative]) -> Report:
     if not hidden:
         return report(
             "agree", "the logits agree to rounding, and every known bug would show", layer, []
@@ -154,7 +158,7 @@ def _is_noise(layer: LayerReport, matches: list[tuple[Trial, Alternative]]) -> b
     return layer.ok and chance > FALSE_ALARM
 
 
-def _named(report, layer: LayerReport, matches: list[tuple[Trial, Alternative]]) -> Report:  # type: ignore[no-untyped-def]
+def _named(report: _Say, layer: LayerReport, matches: list[tuple[Trial, Alternative]]) -> Report:
     best = matches[0][0].fit.remaining
     likely = [(t, other) for t, other in matches if t.fit.remaining <= 2 * best + 1e-12]
     found = [
@@ -192,7 +196,7 @@ def sensitivity(chain: Chain, y: Array, precision: Precision) -> Array:
         own = head_bound(chain.head.weight, chain.head.bias, x, logits, precision).likely / _LAMBDA
         total += (logits - y) ** 2 + own**2
     deviation = np.sqrt(total / _ROUNDINGS)
-    return np.maximum(deviation, np.sqrt((deviation**2).mean(axis=1, keepdims=True)))
+    return np.asarray(np.maximum(deviation, np.sqrt((deviation**2).mean(axis=1, keepdims=True))))
 
 
 def _layer(y: Array, y_hat: Array, allowed: Array) -> LayerReport:
@@ -279,11 +283,14 @@ def _everywhere(chain: Chain, hypothesis: Hypothesis) -> Iterator[Alternative]:
                 break
         else:
             says = hypothesis.says.format(parameter=parameter or 0.0, detail=detail)
+            assert x is not None
             logits = evaluate_head(chain.head, x)
             yield Alternative(hypothesis.name, None, says, hypothesis.advice, parameter, logits)
 
 
-def _safe_output(program: BlockProgram, x: Array, workspace: Workspace | None = None) -> Array | None:
+def _safe_output(
+    program: BlockProgram, x: Array, workspace: Workspace | None = None
+) -> Array | None:
     """The whole batch's output, or None where it has no pixel left or overflows."""
     if not program.branches and program.fused is None:
         return x

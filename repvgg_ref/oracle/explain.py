@@ -219,7 +219,9 @@ def _hidden(case: Case) -> list[Finding]:
     return [_in_every_layer(finding, layers[finding.bug], bad) for finding in diagnosis]
 
 
-def _reason(case: Case, bad: list[str], diagnosis: Iterable[Finding], unjudged: Mapping[str, str]) -> str:
+def _reason(
+    case: Case, bad: list[str], diagnosis: Iterable[Finding], unjudged: Mapping[str, str]
+) -> str:
     if bad:
         report = case.comparisons[bad[0]].report
         what = report.note or f"error {report.max_error:.3g}, {report.ratio:.3g} times its bound"

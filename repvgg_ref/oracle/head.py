@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def _layouts(head: HeadProgram) -> Iterator[tuple[HeadProgram, str]]:
 
 def _classes(head: HeadProgram) -> Iterator[tuple[HeadProgram, str]]:
     for shift in (1, -1):
-        yield replace(head, output_map=lambda y, s=shift: np.roll(y, s, axis=1)), f"by {shift:+d}"
+        yield replace(head, output_map=partial(np.roll, shift=shift, axis=1)), f"by {shift:+d}"
     yield replace(head, output_map=lambda y: y[:, ::-1]), "reversed"
 
 

@@ -1,4 +1,4 @@
-"""Which bug is in the pool or the linear layer?"""
+"""The bug in the pool or the linear layer."""
 
 from __future__ import annotations
 

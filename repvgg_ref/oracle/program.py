@@ -95,6 +95,10 @@ class BlockProgram:
         changed = {name: change(name, branch) for name, branch in self.branches.items()}
         return replace(self, branches={n: b for n, b in changed.items() if b is not None})
 
+    def with_branch(self, chosen: str, change: Callable[[Branch], Branch]) -> BlockProgram:
+        """The same with one branch changed."""
+        return self.with_branches(lambda name, b: change(b) if name == chosen else b)
+
 
 def correct_program(
     spec: BlockSpec, params: Mapping[str, Array], eps: float, branches: Mapping[str, Branch]
@@ -107,7 +111,10 @@ def correct_program(
             _float64(params[f"{spec.name}.fused.bias"]),
         )
     exact = {
-        name: Branch(*(None if f is None else _float64(f) for f in branch))
+        name: Branch(
+            None if branch.weight is None else _float64(branch.weight),
+            *(_float64(vector) for vector in branch[1:] if vector is not None),
+        )
         for name, branch in branches.items()
     }
     return BlockProgram(

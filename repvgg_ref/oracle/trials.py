@@ -1,4 +1,4 @@
-"""Predictions of suspected bugs beside what the candidate gave: which of them is it?
+"""Predictions of suspected bugs, held against what the candidate gave, and ranked.
 
 Shared by the diagnosis of blocks (outputs at sampled pixels), of the head (logits) and of weight
 files (taps): each makes predictions, this module compares and ranks them.

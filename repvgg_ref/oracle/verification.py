@@ -1,4 +1,4 @@
-"""Is this port right, which layer is wrong, which bug is it?
+"""The oracle's front: is this port right, which layer is wrong, which bug is it.
 
 Every layer is computed by the reference in float64 *from the candidate's own input of that
 layer*, so an error is found where it is made and not where it is seen, and can be held against a

@@ -48,8 +48,9 @@ def _float32_fusion(model: Model) -> Model:
                 kernel = model.params[f"{spec.name}.{branch}.conv.weight"]
                 if kernel.shape[2] == 1:
                     kernel = np.pad(kernel, ((0, 0), (0, 0), (1, 1), (1, 1)))
-            part, shift = kernel * t[:, None, None, None], beta - mean * gamma / np.sqrt(
-                var + np.float32(model.eps)
+            part, shift = (
+                kernel * t[:, None, None, None],
+                beta - mean * gamma / np.sqrt(var + np.float32(model.eps)),
             )
             total = part if total is None else total + part
             bias = shift if bias is None else bias + shift

@@ -28,7 +28,9 @@ LAYERS = PORT.names
 
 def _judge(**changed: Any) -> Report:
     given = {name: changed.get(name, array) for name, array in PORT.outputs.items()}
-    return verification.judge(MODEL, Outputs({n: a for n, a in given.items() if a is not None}), PORT.x)
+    return verification.judge(
+        MODEL, Outputs({n: a for n, a in given.items() if a is not None}), PORT.x
+    )
 
 
 def _wrong(layer: str, bug: str) -> Any:
@@ -226,8 +228,10 @@ SABOTAGE: dict[str, Sabotage] = {
     "another shape is cut to fit": (
         layers,
         "_incomparable",
-        lambda original: lambda name, y, y_hat, inherited: layers.Comparison(
-            LayerReport(name, 0.0, 1.0, 0.0, ok=True), y, y, Bound(abs(y) + 1, abs(y) + 1)
+        lambda original: (
+            lambda name, y, y_hat, inherited: layers.Comparison(
+                LayerReport(name, 0.0, 1.0, 0.0, ok=True), y, y, Bound(abs(y) + 1, abs(y) + 1)
+            )
         ),
     ),
     "small regular bugs not looked for": (explain.Case, "hidden", lambda _: lambda *args: []),
@@ -239,17 +243,21 @@ SABOTAGE: dict[str, Sabotage] = {
     "the last bad layer is reported": (
         explain,
         "Report",
-        lambda original: lambda *args, first_bad_layer=None, **kw: original(
-            *args, first_bad_layer=first_bad_layer and LAYERS[-1], **kw
+        lambda original: (
+            lambda *args, first_bad_layer=None, **kw: original(
+                *args, first_bad_layer=first_bad_layer and LAYERS[-1], **kw
+            )
         ),
     ),
     "an empty dump agrees": (
         verification,
         "judge",
-        lambda original: lambda model, outputs, x: (
-            original(model, outputs, x)
-            if outputs.layers
-            else Report("agree", "nothing differs", model.name, "", "fp32")
+        lambda original: (
+            lambda model, outputs, x: (
+                original(model, outputs, x)
+                if outputs.layers
+                else Report("agree", "nothing differs", model.name, "", "fp32")
+            )
         ),
     ),
     "the report does not raise": (Report, "raise_if_bad", lambda _: lambda self: None),

@@ -34,7 +34,7 @@ from repvgg_ref.oracle.candidates.outside import (
 from repvgg_ref.oracle.candidates.polygraphy import read_outputs
 from weights_io import WeightsFileError, sanitize
 
-Given = str | Path | Callable[..., Any] | Mapping[str, Array] | Array
+Given = Model | str | Path | Callable[..., Any] | Mapping[str, Array] | Array
 
 DEFAULT_TIMEOUT = 300.0
 

@@ -112,4 +112,4 @@ def round_to_bits(x: Array, bits: int, *, truncate: bool = False) -> Array:
     """
     mantissa, exponent = np.frexp(x)
     scaled = mantissa * 2.0**bits
-    return np.ldexp(np.trunc(scaled) if truncate else np.rint(scaled), exponent - bits)
+    return np.asarray(np.ldexp(np.trunc(scaled) if truncate else np.rint(scaled), exponent - bits))

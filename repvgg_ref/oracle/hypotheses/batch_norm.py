@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -150,13 +151,15 @@ def bn_of_branches_swapped(site: Site) -> Iterator[Variant]:
         for second in names[i + 1 :]:
             pair = {first: second, second: first}
             yield Variant(
-                site.program.with_branches(
-                    lambda name, b, pair=pair: site.program.branches[pair.get(name, name)]._replace(
-                        weight=b.weight
-                    )
-                ),
+                site.program.with_branches(partial(_bn_of_another, site.program.branches, pair)),
                 detail=f"{first} and {second}",
             )
+
+
+def _bn_of_another(
+    branches: Mapping[str, Branch], pair: Mapping[str, str], name: str, branch: Branch
+) -> Branch:
+    return branches[pair.get(name, name)]._replace(weight=branch.weight)
 
 
 @hypothesis(
@@ -227,7 +230,7 @@ def _size(site: Site) -> tuple[int, int]:
 def _convolved(program: BlockProgram, patches: np.ndarray, branch: Branch) -> np.ndarray:
     """A branch before its batch norm, (O, N*P)."""
     assert branch.weight is not None
-    n, p, c = patches.shape[:3]
+    n, p = patches.shape[:2]
     groups, outputs = program.groups, branch.weight.shape[0]
     seen = patches if branch.weight.shape[2] == 3 else patches[..., 1:2, 1:2]
     columns = seen.reshape(n * p, groups, -1).transpose(1, 2, 0)  # (G, K, N*P)
@@ -241,9 +244,4 @@ def _each_or_all(site: Site, change: Callable[[Branch], Branch]) -> Iterator[Var
     if names:
         yield Variant(site.program.with_branches(lambda _, b: change(b)), detail="every branch")
     for chosen in names if len(names) > 1 else ():
-        yield Variant(
-            site.program.with_branches(
-                lambda name, b, chosen=chosen: change(b) if name == chosen else b
-            ),
-            detail=chosen,
-        )
+        yield Variant(site.program.with_branch(chosen, change), detail=chosen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -103,7 +104,7 @@ def branch_1x1_on_wrong_tap(site: Site) -> Iterator[Variant]:
 )
 def kernel_flipped(site: Site) -> Iterator[Variant]:
     for detail, axes in {"both ways": (2, 3), "top to bottom": (2,), "left to right": (3,)}.items():
-        yield Variant(_kernel(site.program, lambda w, a=axes: np.flip(w, a)), detail=detail)
+        yield Variant(_kernel(site.program, partial(np.flip, axis=axes)), detail=detail)
 
 
 @hypothesis(
@@ -140,21 +141,19 @@ def kernel_memory_layout(site: Site) -> Iterator[Variant]:
         "OHWI as OIHW": (0, 2, 3, 1),
         "IHWO as OIHW": (1, 2, 3, 0),
     }.items():
-        inverse = tuple(int(i) for i in np.argsort(order))
-        yield Variant(_kernel(site.program, lambda w, o=order: _reread(w, o)), detail=detail)
+        yield Variant(_kernel(site.program, partial(_reread, order=order)), detail=detail)
         back = "OIHW as " + detail.split(" ")[0]
-        yield Variant(
-            _kernel(
-                site.program,
-                lambda w, o=order, i=inverse: w.reshape([w.shape[axis] for axis in o]).transpose(i),
-            ),
-            detail=back,
-        )
+        yield Variant(_kernel(site.program, partial(_reread_back, order=order)), detail=back)
 
 
 def _reread(weight: Array, order: tuple[int, ...]) -> Array:
     """Memory written in another axis order and read as if it were OIHW."""
     return np.ascontiguousarray(weight.transpose(order)).reshape(weight.shape)
+
+
+def _reread_back(weight: Array, order: tuple[int, ...]) -> Array:
+    """OIHW memory read as if it were written in another axis order."""
+    return weight.reshape([weight.shape[axis] for axis in order]).transpose(np.argsort(order))
 
 
 @hypothesis(
@@ -229,7 +228,9 @@ def groups_permuted(site: Site) -> Iterator[Variant]:
         "shuffled back": np.arange(channels).reshape(-1, groups).T.ravel(),
     }.items():
         if (order != np.arange(channels)).any():
-            yield Variant(site.program.with_input(lambda x, o=order: x[:, o]), detail=detail)
+            yield Variant(
+                site.program.with_input(partial(np.take, indices=order, axis=1)), detail=detail
+            )
 
 
 @hypothesis(
@@ -280,7 +281,7 @@ def stride_phase(site: Site) -> Iterator[Variant]:
         return
     for row, column in ((1, 0), (0, 1), (1, 1)):
         yield Variant(
-            site.program.with_input(lambda x, r=row, c=column: _shifted(x, r, c)),
+            site.program.with_input(partial(_shifted, rows=row, columns=column)),
             detail=f"({row}, {column})",
         )
 

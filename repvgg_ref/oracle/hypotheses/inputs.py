@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -92,7 +93,7 @@ def input_crop_ratio(site: Site) -> Iterator[Variant]:
     for ratio in (0.875, 1 / 0.875) if site.is_stem else ():
         for filter_name in ("BILINEAR", "BICUBIC"):
             yield Variant(
-                site.program.with_input(lambda x, r=ratio, f=filter_name: _zoomed(x, r, f)),
+                site.program.with_input(partial(_zoomed, ratio=ratio, filter_name=filter_name)),
                 ratio,
                 filter_name.lower(),
             )
@@ -110,7 +111,7 @@ def input_resize_filter(site: Site) -> Iterator[Variant]:
     if site.is_stem:
         for filter_name in ("NEAREST", "BILINEAR", "BOX"):
             yield Variant(
-                site.program.with_input(lambda x, f=filter_name: _down_and_up(x, f)),
+                site.program.with_input(partial(_down_and_up, filter_name=filter_name)),
                 detail=filter_name.lower(),
             )
 

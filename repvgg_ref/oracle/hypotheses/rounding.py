@@ -7,12 +7,16 @@ other: with the rounded operands the reference reproduces the candidate's output
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.fusion import FusedConv
+from repvgg_ref.oracle.evaluate import evaluate
 from repvgg_ref.oracle.hypotheses.base import Hypothesis, Site, Variant, hypothesis, round_to_bits
+from repvgg_ref.oracle.program import BlockProgram
 
 LIBRARY: list[Hypothesis] = []
 
@@ -33,7 +37,7 @@ def _weights(change: Callable[[Array], Array]) -> Callable[[FusedConv], FusedCon
 )
 def weights_bf16(site: Site) -> Iterator[Variant]:
     for detail, truncate in {"to nearest": False, "truncated": True}.items():
-        change = _weights(lambda w, t=truncate: round_to_bits(w, _BF16, truncate=t))
+        change = _weights(partial(round_to_bits, bits=_BF16, truncate=truncate))
         yield Variant(site.program.with_kernel(change), detail=detail)
 
 
@@ -62,13 +66,13 @@ def _to_half(values: Array) -> Array:
 def weights_int8(site: Site) -> Iterator[Variant]:
     for detail, axes in {"one scale a tensor": None, "one scale a channel": (1, 2, 3)}.items():
         for levels in (127, 128):
-            change = _weights(lambda w, a=axes, n=levels: _quantised(w, a, n))
+            change = _weights(partial(_quantised, axes=axes, levels=levels))
             yield Variant(site.program.with_kernel(change), detail=f"{detail}, max/{levels}")
 
 
 def _quantised(weight: Array, axes: tuple[int, ...] | None, levels: int) -> Array:
     step = np.abs(weight).max(axis=axes, keepdims=True) / levels
-    return np.clip(np.rint(weight / np.where(step > 0, step, 1)), -128, 127) * step
+    return np.asarray(np.clip(np.rint(weight / np.where(step > 0, step, 1)), -128, 127) * step)
 
 
 @hypothesis(
@@ -94,7 +98,7 @@ def bf16_arithmetic(site: Site) -> Iterator[Variant]:
     yield Variant(_operands(site, _BF16, truncate=False))
 
 
-def _operands(site: Site, bits: int, truncate: bool) -> object:
+def _operands(site: Site, bits: int, truncate: bool) -> BlockProgram:
     def rounded(v: Array) -> Array:
         return round_to_bits(v, bits, truncate=truncate)
 
@@ -109,8 +113,6 @@ def _operands(site: Site, bits: int, truncate: bool) -> object:
     precision=("fp16", "bf16"),
 )
 def output_rounded(site: Site) -> Iterator[Variant]:
-    from dataclasses import replace
-
     for detail, change in {
         "float16": _to_half,
         "bfloat16": lambda y: round_to_bits(y, _BF16),
@@ -125,10 +127,6 @@ def output_rounded(site: Site) -> Iterator[Variant]:
     advice="activations exceed 65504: scale them, or run this layer in float32",
 )
 def fp16_overflow(site: Site) -> Iterator[Variant]:
-    from dataclasses import replace
-
-    from repvgg_ref.oracle.evaluate import evaluate
-
     if np.abs(evaluate(site.program, site.x)).max() > _LARGEST_HALF:
         yield Variant(
             replace(site.program, output_map=lambda y: np.minimum(y, _LARGEST_HALF)),
@@ -148,16 +146,9 @@ def fp16_overflow(site: Site) -> Iterator[Variant]:
     advice="compare the float model; a quantised one is another network",
 )
 def activations_int8(site: Site) -> Iterator[Variant]:
-    from dataclasses import replace
-
-    for levels in (127, 255):
-        yield Variant(
-            replace(
-                site.program,
-                output_map=lambda y, n=levels: _quantised(y, None, n) if n == 127 else _unsigned(y),
-            ),
-            detail=f"max/{levels}",
-        )
+    signed = partial(_quantised, axes=None, levels=127)
+    yield Variant(replace(site.program, output_map=signed), detail="max/127")
+    yield Variant(replace(site.program, output_map=_unsigned), detail="max/255")
 
 
 def _unsigned(y: Array) -> Array:

@@ -121,14 +121,7 @@ def branch_3x3_missing(site: Site) -> Iterator[Variant]:
 )
 def branch_doubled(site: Site) -> Iterator[Variant]:
     for chosen in site.program.branches if len(site.program.branches) > 1 else ():
-        yield Variant(
-            site.program.with_branches(
-                lambda name, b, chosen=chosen: (
-                    b._replace(gamma=2 * b.gamma, beta=2 * b.beta) if name == chosen else b
-                )
-            ),
-            detail=chosen,
-        )
+        yield Variant(site.program.with_branch(chosen, _twice), detail=chosen)
 
 
 @hypothesis(
@@ -285,7 +278,7 @@ def layers_swapped(site: Site) -> Iterator[Variant]:
     global_bug=False,
 )
 def channels_permuted(site: Site) -> Iterator[Variant]:
-    """The order is read off the candidate: each output channel is matched to the nearest of ours."""
+    """The order is read off the candidate: each channel is matched to the nearest of ours."""
     if site.y_hat is None:
         return
     y = evaluate(site.program, site.x)
@@ -314,8 +307,12 @@ def _identity_added(program: BlockProgram) -> BlockProgram:
     return program.with_kernel(add)
 
 
+def _twice(branch: Branch) -> Branch:
+    return branch._replace(gamma=2 * branch.gamma, beta=2 * branch.beta)
+
+
 def _with_weight(program: BlockProgram, branch: str, weight: Array) -> BlockProgram:
-    return program.with_branches(lambda name, b: b._replace(weight=weight) if name == branch else b)
+    return program.with_branch(branch, lambda b: b._replace(weight=weight))
 
 
 def _weight(branch: Branch) -> Array:
