@@ -46,7 +46,7 @@ INFERENCE = Statistics()
 # Gradients of a kernel are inverse to the deviation it gives: for training a narrower range, or
 # one step of one learning rate would turn some channels round and leave others alone. And what
 # is set up on running statistics (SE's gates) must hold with the batch's, too.
-TRAINING = Statistics((0.05, 5.0), (0.03, 0.08), 1.1)
+TRAINING = Statistics((0.01, 5.0), (0.03, 0.08), 1.1)
 
 _SHARE = {"branch_3x3": (0.7, 1.0), "branch_1x1": (0.5, 0.8), "branch_identity": (0.4, 0.7)}
 _STEPS_SEEN = 1000  # what num_batches_tracked says; no evaluation reads it

@@ -40,12 +40,6 @@ def golden_inputs(arch: Architecture, *, batch: int = 2, seed: int = 0) -> Array
     return distinguishing_inputs(arch, batch=batch, height=height, width=width, seed=seed)
 
 
-def training_inputs(arch: Architecture, *, batch: int = 4, seed: int = 0) -> Array:
-    """The batch of a train-step bundle: half as high and wide, for there are gradients to store."""
-    height, width = (extent // 2 for extent in GOLDEN_EXTENT)
-    return distinguishing_inputs(arch, batch=batch, height=height, width=width, seed=seed)
-
-
 def distinguishing_labels(arch: Architecture, batch: int, *, seed: int = 0) -> Array:
     """A class for each image, int64 (N,), no class twice if there are enough of them."""
     rng = np.random.default_rng(seed)

@@ -86,18 +86,22 @@ def training_steps(
     ReportedError
         If a number of the steps is not finite.
     """
-    setup = right_setup(model, x, labels, Recipe((0.0,)))
     if recipe is None:
-        start = run(setup, first_only=True)
-        grads = {n.removeprefix("grad/"): g for n, g in start.items() if n.startswith("grad/")}
-        _require_finite(grads)
-        recipe = fitting_recipe(model.state_dict(), grads, steps)
+        recipe = default_recipe(model, x, labels, steps)
     setup = right_setup(model, x, labels, recipe)
     exact = run(setup)
     _require_finite(exact)
     floating = {name: array for name, array in exact.items() if array.dtype.kind == "f"}
     yardstick = measure(setup, floating, progress=progress)
     return TrainingSteps(x, labels, recipe, exact, yardstick, relu_margin(setup))
+
+
+def default_recipe(model: Model, x: Array, labels: Array, steps: int) -> Recipe:
+    """`fitting_recipe` for the gradients on this batch."""
+    start = run(right_setup(model, x, labels, Recipe((0.0,))), first_only=True)
+    grads = {n.removeprefix("grad/"): g for n, g in start.items() if n.startswith("grad/")}
+    _require_finite(grads)
+    return fitting_recipe(model.state_dict(), grads, steps)
 
 
 def write_steps(steps: TrainingSteps, folder: Path) -> None:

@@ -1,0 +1,123 @@
+"""`repvgg-ref golden`: golden vectors for whoever writes a port, and what they would notice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from repvgg_ref_cli.options import FILE, debug_option, eps_option, json_option, note, print_json
+
+if TYPE_CHECKING:
+    from repvgg_ref.models.network import Model
+    from repvgg_ref.oracle.golden import GoldenSummary
+
+_SHOWN_SURVIVORS = 8
+
+
+@click.command(short_help="Write golden vectors, and say which known bugs they would miss.")
+@click.option(
+    "--reference",
+    required=True,
+    metavar="FILE|NAME",
+    help="A checkpoint, or an official name: then weights are chosen that hide no bug.",
+)
+@click.option("--out", type=FILE, required=True, help="The bundle: a new folder.")
+@click.option(
+    "--inputs", type=FILE, help="The batch: .npy, .npz or a picture. [made so that bugs show]"
+)
+@click.option("--train-step", is_flag=True, help="Also gradients, statistics, weights after SGD.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1, max=100),
+    default=3,
+    show_default=True,
+    help="Steps of SGD with --train-step.",
+)
+@eps_option
+@json_option
+@debug_option
+def command(
+    reference: str,
+    out: Path,
+    inputs: Path | None,
+    train_step: bool,
+    steps: int,
+    eps: float,
+    as_json: bool,
+) -> None:
+    """Write what every layer of the reference gives, in float64, with certified local bounds.
+
+    The bundle is for ports in any language: npz files, ONNX tensors, and a manifest that says how
+    to compare. Every known bug is planted in every layer once; the score says how many of them
+    these vectors would notice. `repvgg-ref verify --reference BUNDLE --candidate YOURS.npz` names
+    the bug in what a port dumped, training steps included.
+    """
+    from repvgg_ref.oracle.golden import write_golden
+    from repvgg_ref_cli.batches import read_batch
+    from repvgg_ref_cli.progress import ProgressBar
+
+    model = _reference(reference, eps, train_step)
+    batch = None if inputs is None else read_batch(inputs, model)
+    chosen = not Path(reference).exists()
+    with ProgressBar("golden") as progress:
+        done = write_golden(
+            model,
+            out,
+            inputs=batch,
+            train_step=train_step,
+            steps=steps,
+            weights=True if chosen else None,
+            progress=progress,
+        )
+    if as_json:
+        for message in (*done.warnings, *done.skipped):
+            note(message)
+        print_json(done.to_json())
+    else:
+        _show(done)
+
+
+def _reference(reference: str, eps: float, train_step: bool) -> Model:
+    """The checkpoint, or weights chosen for an official architecture."""
+    from repvgg_ref.checkpoint import load
+    from repvgg_ref.models.architectures import NAMES, architecture
+    from repvgg_ref.oracle.distinguishing import INFERENCE, TRAINING, distinguishing_model
+
+    short = {name.split("-", 1)[1].lower() for name in NAMES} | {name.lower() for name in NAMES}
+    if Path(reference).exists() or reference.lower() not in short:
+        return load(reference, eps=eps)
+    statistics = TRAINING if train_step else INFERENCE
+    return distinguishing_model(architecture(reference), eps=eps, statistics=statistics)
+
+
+def _show(done: GoldenSummary) -> None:
+    from weights_io import sanitize
+
+    size = sum(done.files.values()) / 1e6
+    click.echo(f"wrote  {sanitize(str(done.out))}: {len(done.files)} files, {size:.2f} MB")
+    click.echo(
+        f"       {done.model}, {done.form} form, {len(done.matrix.layers)} layers in float64"
+    )
+    if done.steps is not None:
+        recipe = done.steps.recipe
+        rates = ", ".join(f"{lr:g}" for lr in recipe.lrs)
+        click.echo(
+            f"train  {len(recipe.lrs)} steps of SGD, lr {rates},"
+            f" momentum {recipe.momentum:g}, weight decay {recipe.weight_decay:g}"
+        )
+    matrix = done.matrix
+    click.echo(
+        f"score  {matrix.killed} of {matrix.counted} planted bugs are noticed ({matrix.score:.1%})"
+    )
+    for mutant in matrix.survivors[:_SHOWN_SURVIVORS]:
+        detail = f" ({mutant.detail})" if mutant.detail else ""
+        click.echo(f"       hidden: {mutant.bug}{detail} in {mutant.layer}: {mutant.reason}")
+    if len(matrix.survivors) > _SHOWN_SURVIVORS:
+        click.echo(f"       ... {len(matrix.survivors) - _SHOWN_SURVIVORS} more: manifest.json")
+    for message in done.warnings:
+        click.echo(f"weak   {message}")
+    for message in done.skipped:
+        click.echo(f"left   {message}")
+    click.echo(f"next   read {sanitize(str(done.out / 'manifest.json'))}: how_to_compare")

@@ -1,0 +1,135 @@
+"""A folder that appears whole or not at all, and the digests of what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.errors import ReportedError
+from weights_io import sanitize
+
+MANIFEST, FORMAT, VERSION = "manifest.json", "repvgg-ref golden", 1
+_MOST_MANIFEST_BYTES = 64 << 20
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; put it in the place of `path` in the end.
+
+    An older bundle is replaced, nothing else is. On any exception, an interrupt included, the
+    temporary folder is removed; a killed process leaves the old bundle or none under the name.
+
+    Raises
+    ------
+    ReportedError
+        If `path` is a file, or a folder that is neither empty nor a bundle.
+    """
+    final = Path(path).absolute()
+    _require_free(final)
+    temporary = final.with_name(f".{final.name[:80]}.{secrets.token_hex(6)}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        _put(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def is_golden(path: object) -> bool:
+    """Whether `path` is a folder with the manifest of a golden bundle."""
+    if not isinstance(path, str | Path) or not Path(path).is_dir():
+        return False
+    try:
+        return read_manifest(Path(path)).get("format") == FORMAT
+    except ReportedError:
+        return False
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest as it stands; `ReportedError` if there is none."""
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > _MOST_MANIFEST_BYTES:
+            raise ValueError("too large for a manifest")
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ReportedError(
+            f"{sanitize(str(path))}: no manifest of a golden bundle", got=sanitize(str(error))
+        ) from None
+    return found
+
+
+def checked_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, after every file was found to be the one it speaks of."""
+    manifest = read_manifest(folder)
+    if manifest.get("format") != FORMAT or manifest.get("format_version") != VERSION:
+        raise ReportedError(
+            f"{sanitize(folder.name)}: not a bundle this version reads",
+            got=sanitize(f"{manifest.get('format')} {manifest.get('format_version')}"),
+            wanted=f"{FORMAT} {VERSION}",
+        )
+    files = manifest.get("files")
+    for name, about in files.items() if isinstance(files, dict) else ():
+        path = folder / name
+        inside = path.resolve().is_relative_to(folder.resolve())
+        if not inside or not path.is_file() or sha256(path) != about.get("sha256"):
+            raise ReportedError(
+                f"{sanitize(folder.name)}: {sanitize(name)} is not the file that was written",
+                got="another digest" if inside and path.is_file() else "no such file",
+                wanted="the bundle as it was made",
+                advice="get the bundle again from its source",
+            )
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(arrays: Mapping[str, Array]) -> str:
+    """A digest of named arrays that does not depend on the container they are stored in."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _require_free(final: Path) -> None:
+    if not final.exists():
+        return
+    if not final.is_dir() or (any(final.iterdir()) and not is_golden(final)):
+        raise ReportedError(
+            f"{sanitize(str(final))}: exists already, and is no golden bundle",
+            wanted="a new folder, an empty one, or an older bundle to replace",
+        )
+
+
+def _put(temporary: Path, final: Path) -> None:
+    """Move into place; between two renames there may be no bundle, never half of one."""
+    if not final.exists():
+        temporary.rename(final)
+        return
+    old = final.with_name(f".{final.name[:80]}.{secrets.token_hex(6)}.old")
+    final.rename(old)
+    try:
+        temporary.rename(final)
+    except BaseException:
+        old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
