@@ -29,13 +29,13 @@ from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.fusion import FusedConv, bn_scale
 
-_WINDOWS = 4
+_WINDOWS = 2
 _U64 = 2.0**-53
 
 # Output channels are checked in chunks of about this many taps, which stay in a core's L2 cache.
 # Times `_WINDOWS` it is also the largest matrix product that OpenBLAS leaves on the calling thread;
 # its own threads and those of `convert` would stand in each other's way.
-_CHUNK_TAPS = 1 << 16
+_CHUNK_TAPS = 1 << 17
 
 
 class _Windows(NamedTuple):
