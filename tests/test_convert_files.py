@@ -39,7 +39,7 @@ def test_a_fused_file_is_rewritten_and_said_to_be_so(tmp_path: Path) -> None:
         ("stage0.rbr_dense.bn.weight", 3e38, "exceeds the range of float32"),
     ],
 )
-def test_bad_numbers_are_refused_by_layer_and_nothing_iswritten(
+def test_bad_numbers_are_refused_by_layer_and_nothing_is_written(
     tmp_path: Path, name: str, value: float, said: str
 ) -> None:
     state = {n: a.copy() for n, a in small_state().items()}
