@@ -27,6 +27,8 @@ from repvgg_ref.oracle.candidates import (
     resolve,
 )
 from repvgg_ref.oracle.explain import explain
+from repvgg_ref.oracle.golden_folder import is_golden
+from repvgg_ref.oracle.golden_read import verify_golden
 from repvgg_ref.oracle.inputs import distinguishing_inputs
 from repvgg_ref.oracle.layers import (
     Comparison,
@@ -60,7 +62,8 @@ def verify(
     Parameters
     ----------
     reference : Model or path
-        The train form knows more (its branches) than the deploy form; both work.
+        The train form knows more (its branches) than the deploy form; both work. A bundle of golden
+        vectors judges training dumps, too.
     candidate : path, "module:callable", callable, or mapping of layer outputs
         See `repvgg_ref.oracle.candidates`.
     inputs : array, shape (N, C, H, W), optional
@@ -80,6 +83,8 @@ def verify(
     ReportedError
         If the reference or the inputs are unusable. A candidate's failure is in the report.
     """
+    if not isinstance(reference, Model) and is_golden(reference):
+        return verify_golden(reference, candidate, precision=precision, timeout=timeout)
     model = _reference(reference, eps)
     named = _name(candidate)
     try:

@@ -78,14 +78,18 @@ def command(
     correct arithmetic cannot exceed. Exit codes: 0 agrees, 1 disagrees, 2 cannot be judged.
     """  # noqa: D301 - \b is click's
     import repvgg_ref
+    from repvgg_ref.oracle.golden_folder import is_golden
     from repvgg_ref.oracle.verification import verify
     from repvgg_ref_cli.batches import read_batch
 
     started = time.monotonic()
     with _patience(candidate):
-        model = repvgg_ref.load(reference, eps=eps)
-        batch = None if inputs is None else read_batch(inputs, model)
-        report = verify(model, candidate, inputs=batch, precision=precision, timeout=timeout)
+        if is_golden(reference):
+            report = verify(reference, candidate, precision=precision, timeout=timeout)
+        else:
+            model = repvgg_ref.load(reference, eps=eps)
+            batch = None if inputs is None else read_batch(inputs, model)
+            report = verify(model, candidate, inputs=batch, precision=precision, timeout=timeout)
     _write(report, page, junit, time.monotonic() - started)
     if as_json:
         print_json(report.to_json())
