@@ -121,7 +121,11 @@ def convert(
         dtype = _deploy_dtype(checkpoint)
         checks: list[BlockCheck] = []
         parts = _watched(_parts(arch, checkpoint.form, params, eps, dtype), arch, checks, progress)
-        metadata = {"model": arch.name, "form": "deploy", "eps": repr(eps), "source": path.name}
+        metadata = {"model": arch.name, "form": "deploy", "source": path.name}
+        # With what eps a fused file was fused, only the file can say.
+        fused_with = repr(eps) if checkpoint.form == "train" else checkpoint.metadata.get("eps")
+        if fused_with is not None:
+            metadata["eps"] = fused_with
         _write(target, kind, arch, parts, dtype, metadata, batch, size)
         return Conversion(
             model=arch.name,

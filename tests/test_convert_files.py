@@ -25,6 +25,16 @@ def test_a_fused_file_is_rewritten_and_said_to_be_so(tmp_path: Path) -> None:
         np.testing.assert_array_equal(array, deploy.params[name], strict=True)
 
 
+def test_metadata_never_claims_an_eps_that_nobody_knows(tmp_path: Path) -> None:
+    source = written(tmp_path, small_state())
+    fused = convert(source, tmp_path / "a.npz", eps=1e-3).out
+    again = convert(fused, tmp_path / "b.safetensors").out
+    through_torch = convert(convert(fused, tmp_path / "c.pth").out, tmp_path / "d.npz").out
+    for path, eps in ((fused, "0.001"), (again, "0.001"), (through_torch, None)):
+        with weights_io.open_weights(path) as archive:
+            assert archive.metadata.get("eps") == eps
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
