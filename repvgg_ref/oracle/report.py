@@ -91,6 +91,10 @@ class Report:
     notes: tuple[str, ...] = ()
     residual: Array | None = field(default=None, repr=False, compare=False)
 
+    def __bool__(self) -> bool:
+        """Whether the verdict is "agree": an object that is always true makes no test."""
+        return self.verdict == "agree"
+
     def raise_if_bad(self) -> None:
         """Raise `VerificationError` unless the verdict is "agree"."""
         if self.verdict != "agree":
