@@ -136,6 +136,10 @@ def fp16_overflow(site: Site) -> Iterator[Variant]:
             replace(site.program, output_map=lambda y: np.where(y > _LARGEST_HALF, 0, y)),
             detail="set to zero",
         )
+        yield Variant(
+            replace(site.program, output_map=lambda y: np.where(y > _LARGEST_HALF, 0, _to_half(y))),
+            detail="set to zero, the rest rounded to float16",
+        )
     yield Variant(replace(site.program, output_map=lambda y: 0 * y), detail="all outputs are zero")
 
 
