@@ -1,0 +1,43 @@
+"""15. Alive: grouped convolutions in bfloat16 storage.
+
+The port: ncnn 1.0.20261020 on x86 with AVX512-BF16, `use_bf16_storage`, a convolution of several
+groups and several channels each. Its output is 1e35 here and NaN there, and not the same twice.
+Found by this project's study of correct runtimes (`tests/peers/false_alarm_study.py`), which asked
+why the oracle accused ncnn, and found it right. The hazard is old: a grouped layer is made of
+ordinary ones writing into parts of its output (Tencent/ncnn issues 329 and 1581).
+
+Why no test saw it: depthwise and ungrouped convolutions are right.
+
+The oracle: beyond its bound by a factor of 1e30, "unknown", in the first grouped layer. The bug may
+be repaired in the reader's version: then the oracle must agree.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from repvgg_ref.oracle import verify
+from repvgg_ref.oracle.inputs import distinguishing_inputs
+from tests.museum.exhibit import GROUPED, trained
+
+pytest.importorskip("ncnn")
+pytestmark = pytest.mark.peers
+
+
+def test_the_oracle_accuses_ncnn_exactly_if_a_plain_comparison_does(tmp_path: Path) -> None:
+    from tests.peers.right_ncnn import CANDIDATES
+
+    model = trained(GROUPED)
+    bf16 = next(c for c in CANDIDATES if c.name == "ncnn bf16 storage")
+    x = distinguishing_inputs(GROUPED, height=64, width=48)
+    found = bf16.build(model, tmp_path)
+    assert not isinstance(found, Path)
+    outputs = {name: np.array(y) for name, y in found(x).items()}
+    right = model.forward(x.astype(np.float64), layers=True)["stage1.1"]  # the first with groups
+    wrong = not np.abs(outputs["stage1.1"] - right).max() < 0.1 * np.abs(right).max()
+    report = verify(model, outputs, inputs=x, precision="bf16")
+    assert report.verdict == ("disagree" if wrong else "agree"), report.reason
+    assert report.first_bad_layer == ("stage1.1" if wrong else None)
