@@ -72,7 +72,7 @@ def _biases(head: HeadProgram) -> Iterator[tuple[HeadProgram, str]]:
 
 def _outputs(head: HeadProgram) -> Iterator[tuple[HeadProgram, str]]:
     yield replace(head, output_map=_softmax), "softmax"
-    yield replace(head, output_map=lambda y: np.log(_softmax(y))), "log-softmax"
+    yield replace(head, output_map=_log_softmax), "log-softmax"
     yield replace(head, output_map=lambda y: 0.5 * (1 + np.tanh(y / 2))), "sigmoid"
     yield replace(head, output_map=lambda y: np.maximum(y, 0)), "ReLU"
 
@@ -80,6 +80,12 @@ def _outputs(head: HeadProgram) -> Iterator[tuple[HeadProgram, str]]:
 def _softmax(y: Array) -> Array:
     e = np.exp(y - y.max(axis=1, keepdims=True))
     return np.asarray(e / e.sum(axis=1, keepdims=True))
+
+
+def _log_softmax(y: Array) -> Array:
+    """The logarithm of `_softmax`, also where that underflows to 0."""
+    shifted = y - y.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def _layouts(head: HeadProgram) -> Iterator[tuple[HeadProgram, str]]:
