@@ -79,8 +79,8 @@ def chosen(candidates: list[RightCandidate], seed: int, share: int) -> Iterator[
         yield candidates[(seed * share + turn) * step % count]
 
 
-def study(name: str, seeds: int, share: int) -> list[Tally]:
-    """Every chosen candidate on one network for every seed."""
+def study(name: str, seeds: int, share: int) -> Iterator[list[Tally]]:
+    """Every chosen candidate on one network; all tallies so far, after every seed."""
     candidates = [c for c in all_candidates() if c.installed]
     tallies: dict[str, Tally] = {}
     for seed in range(seeds):
@@ -93,7 +93,7 @@ def study(name: str, seeds: int, share: int) -> list[Tally]:
             tally.add(seed, report)
             if report.verdict != "agree":
                 print(f"{name} seed {seed} {candidate.name}: {report.verdict}: {report.reason}")
-    return list(tallies.values())
+        yield list(tallies.values())
 
 
 def judged(model: Model, x: Array, candidate: RightCandidate, folder: Path) -> Report:
@@ -114,6 +114,14 @@ def show(name: str, tallies: list[Tally], seconds: float) -> None:
         print(f"{t.candidate:38} {t.precision:8} {t.runs:4} {t.agree:5} {numbers}")
 
 
+def _write(path: Path, record: dict[str, object], tallies: list[Tally], seconds: float) -> None:
+    """What is known so far: a study that is stopped has not been for nothing."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    kept = {"candidates": [tally.summary() for tally in tallies]}
+    whole = record | {"seconds": round(seconds), "peak_mb": peak} | kept
+    path.write_text(json.dumps(whole, indent=1) + "\n")
+
+
 def main() -> int:
     """Run the study; exit code 1 if anybody was accused."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -126,21 +134,13 @@ def main() -> int:
     accused = 0
     for name in options.models:
         start = time.perf_counter()
-        tallies = study(name, options.seeds, options.share)
-        kept = [tally.summary() for tally in tallies]
-        seconds = time.perf_counter() - start
-        show(name, tallies, seconds)
+        tallies: list[Tally] = []
+        for done, tallies in enumerate(study(name, options.seeds, options.share), 1):
+            seconds = time.perf_counter() - start
+            record = {"model": name, "seeds": done, "share": options.share}
+            _write(options.out / f"false-alarm-{name}.json", record, tallies, seconds)
+        show(name, tallies, time.perf_counter() - start)
         accused += sum(tally.runs - tally.agree for tally in tallies)
-        record = {
-            "model": name,
-            "seeds": options.seeds,
-            "share": options.share,
-            "seconds": round(seconds),
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "candidates": kept,
-        }
-        path = options.out / f"false-alarm-{name}.json"
-        path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\n{accused} correct ports not agreed with")
     return 1 if accused else 0
 
