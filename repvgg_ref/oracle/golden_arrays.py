@@ -100,7 +100,8 @@ def rounded_up(bound: Array) -> Array:
     """float32, each value the smallest that is no smaller; infinity beyond its range."""
     with np.errstate(over="ignore", under="ignore"):
         single = bound.astype(np.float32)
-    return np.where(single < bound, np.nextafter(single, np.float32(np.inf)), single)
+        above = np.nextafter(single, np.float32(np.inf))
+    return np.where(single < bound, above, single)
 
 
 def write_data_set(folder: Path, x: Array, logits: Array) -> None:

@@ -11,10 +11,11 @@ import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.checkpoint import load
+from repvgg_ref.dialects import official_dialect
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.models.architectures import Architecture, AuxHeadSpec
 from repvgg_ref.models.network import Model
-from repvgg_ref.models.parameters import param_shapes
+from repvgg_ref.models.parameters import Form, param_shapes
 from repvgg_ref.oracle.golden import WEIGHTS
 from repvgg_ref.oracle.golden_arrays import OUTPUTS
 from repvgg_ref.oracle.golden_folder import checked_manifest, digest_of
@@ -105,27 +106,39 @@ def verify_golden(
 def _model(
     folder: Path, manifest: Mapping[str, Any], reference: Model | str | Path | None
 ) -> Model | None:
-    eps, name = float(manifest["eps"]), str(manifest["model"])
+    eps, momentum = float(manifest["eps"]), float(manifest["momentum"])
+    arch = _architecture(manifest["architecture"])
     if isinstance(reference, Model):
-        model = reference
+        model = replace(reference, arch=arch, eps=eps, momentum=momentum)
     elif reference is not None:
-        model = load(reference, eps=eps)
+        model = replace(load(reference, eps=eps), arch=arch, momentum=momentum)
     elif (folder / WEIGHTS).is_file():
-        model = load(folder / WEIGHTS, eps=eps)
+        form: Form = "deploy" if manifest["form"] == "deploy" else "train"
+        model = Model(arch, form, _params(folder / WEIGHTS, arch, form), eps, momentum)
     else:
         return None
-    if digest_of(model.state_dict()) != manifest["weights_sha256"]:
+    shapes = {name: array.shape for name, array in model.params.items()}
+    fits = shapes == param_shapes(arch, model.form)
+    if not fits or digest_of(model.state_dict()) != manifest["weights_sha256"]:
         raise CheckpointError(
             "these are not the weights the bundle was made with",
-            got=model.name,
-            wanted=f"{name}, digest {str(manifest['weights_sha256'])[:12]}",
+            got=f"{model.name} in {model.form} form",
+            wanted=f"{arch.name}, digest {str(manifest['weights_sha256'])[:12]}",
         )
-    # Strides and dilations are in no file of weights: the manifest's architecture decides.
-    arch = _architecture(manifest["architecture"])
-    shapes = {name: array.shape for name, array in model.params.items()}
-    if shapes != param_shapes(arch, model.form):
-        raise CheckpointError("the manifest's architecture is not that of the weights", got=name)
-    return replace(model, arch=arch, momentum=float(manifest["momentum"]))
+    return model
+
+
+def _params(path: Path, arch: Architecture, form: Form) -> dict[str, Array]:
+    """The bundle's own weights; strides and dilations are in no such file, but in the manifest."""
+    names = official_dialect(arch).names(param_shapes(arch, form))
+    with weights_io.open_weights(path) as archive:
+        root: Any = archive.root
+        try:
+            return {ours: root[theirs].read() for ours, theirs in names.items()}
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path.name} lacks an array of the manifest's architecture", got=str(error)
+            ) from None
 
 
 def _architecture(fields: Mapping[str, Any]) -> Architecture:

@@ -50,7 +50,7 @@ def dump_of(
     x, labels = torch.tensor(steps.x).to(dtype), torch.tensor(steps.labels)
     optimizer = port.optimizer(network, recipe)
     arrays: dict[str, Array] = {}
-    losses = []
+    losses: list[float] = []
     for lr in recipe.lrs:
         for group in optimizer.param_groups:
             group["lr"] = recipe.lrs[0] if port.constant_lr else lr
@@ -205,8 +205,9 @@ class _PassingReLU(torch.autograd.Function):
 
 def _relu(function: Any) -> Callable[[Port], None]:
     def plant(port: Port) -> None:
-        for block in port.network.modules():
-            if isinstance(block, TorchBlock):
+        for module in port.network.modules():
+            if isinstance(module, TorchBlock):
+                block: Any = module
 
                 def forward(x: Any, block: Any = block) -> Any:
                     names = [n for n, _ in block.named_children() if n.startswith("rbr_")]
