@@ -272,7 +272,7 @@ def _write(
     if kind == "onnx":
         from repvgg_ref.onnx_export import write_onnx
 
-        write_onnx(target, arch, arrays, metadata=metadata, batch=batch, size=size)
+        write_onnx(target, arch, dict(arrays), metadata=metadata, batch=batch, size=size)
         return
     official = deploy_names(arch)
     specs = [

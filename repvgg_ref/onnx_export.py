@@ -1,17 +1,13 @@
 """The fused network as an ONNX file: Conv and ReLU in a chain, global pool, one Gemm.
 
-The graph holds no weights while it is built. They are written behind it one array at a time, framed
-as protobuf frames its fields, so a model needs no more memory than its largest layer. What stands
-in the file then goes through ONNX's own checker, strict shape inference included.
+What stands in the file goes through ONNX's own checker, strict shape inference included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
-from math import prod
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +15,7 @@ import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.dialects import official_dialect
-from repvgg_ref.errors import CheckpointError, MissingExtraError, ShapeError, require_equal
+from repvgg_ref.errors import CheckpointError, MissingExtraError, require_equal
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.parameters import param_shapes
 
@@ -27,23 +23,14 @@ OPSET = 17
 IR_VERSION = 8  # that of onnx 1.12, the first with opset 17: newer ones shut out older runtimes
 INPUT = "input"
 
-_MOST_BYTES = 2**31 - 1  # protobuf's own limit on one message
+_MOST_BYTES = 2**31 - 2**20  # protobuf's limit on one message, less the graph itself
 _TYPES = {np.dtype(np.float32): "FLOAT", np.dtype(np.float64): "DOUBLE"}
-
-
-class _Tensor(NamedTuple):
-    """An initializer to come: its message but for the values, and the size of those."""
-
-    name: str
-    shape: tuple[int, ...]
-    header: bytes
-    nbytes: int
 
 
 def write_onnx(
     path: str | Path,
     arch: Architecture,
-    params: Mapping[str, Array] | Iterable[tuple[str, Array]],
+    params: Mapping[str, Array],
     *,
     metadata: Mapping[str, str],
     batch: int | None = None,
@@ -55,9 +42,9 @@ def write_onnx(
     ----------
     path : str or Path
     arch : Architecture
-    params : mapping or iterable of pairs
-        Canonical deploy name -> array, all float32 or all float64; pairs in network order are
-        taken one at a time. Initializers get the official names.
+    params : mapping
+        Canonical deploy name -> array, all float32 or all float64. Initializers get the official
+        names.
     metadata : mapping of str to str
         Becomes the file's ``metadata_props``.
     batch, size : int, or (height, width) for `size`; optional
@@ -68,27 +55,53 @@ def write_onnx(
     MissingExtraError
         If the onnx package is not installed.
     ShapeError
-        If an array is missing, misplaced, or not as `arch` wants it.
+        If an array is missing or superfluous, or not as `arch` wants it.
     CheckpointError
         If the arrays are neither float32 nor float64, or exceed ONNX's 2 GiB.
     """
     onnx = _require_onnx()
     shapes = param_shapes(arch, "deploy")
-    if isinstance(params, Mapping):
-        stored = params
-        params = ((name, stored[name]) for name in shapes if name in stored)
-    dtype, params = _first_dtype(iter(params))
+    dtype = _require_arrays(params, shapes)
     graph = _graph(arch, _TYPES[dtype], batch, (size, size) if isinstance(size, int) else size)
-    tensors = _tensors(arch, shapes, dtype)
+    for name, official in official_dialect(arch).names(shapes).items():
+        array = np.ascontiguousarray(params[name])
+        graph.initializer.append(onnx.numpy_helper.from_array(array, official))
     with weights_io.atomic_path(path) as temporary:
-        with temporary.open("wb") as file:
-            _write(file, _model(arch, graph, metadata), tensors, _checked(params, tensors, dtype))
+        onnx.save_model(_model(arch, graph, metadata), str(temporary))
+        del graph
         onnx.checker.check_model(str(temporary), full_check=True)
+
+
+def _require_arrays(
+    arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
+) -> np.dtype[Any]:
+    """The common dtype of exactly the arrays that a network of these `shapes` has."""
+    missing, spare = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
+    require_equal("write_onnx", "missing arrays", missing, "none", [])
+    require_equal("write_onnx", "superfluous arrays", spare, "none", [])
+    dtype = arrays["linear.weight"].dtype
+    if dtype not in _TYPES:
+        raise CheckpointError(
+            "these weights cannot be written as ONNX", got=str(dtype), wanted="float32 or float64"
+        )
+    for name, array in arrays.items():
+        require_equal("write_onnx", f"{name}.shape", array.shape, "its place", shapes[name])
+        require_equal("write_onnx", f"{name}.dtype", array.dtype, "linear.weight's", dtype)
+    total = sum(array.nbytes for array in arrays.values())
+    if total > _MOST_BYTES:
+        raise CheckpointError(
+            "the network is too large for an ONNX file",
+            got=f"{total} bytes of weights",
+            wanted=f"at most {_MOST_BYTES}",
+            advice="write float32, or another format",
+        )
+    return dtype
 
 
 def _require_onnx() -> Any:
     try:
-        import onnx.checker  # takes 0.2 s: only who writes ONNX should wait for it
+        import onnx.checker
+        import onnx.numpy_helper  # takes 0.2 s: only who writes ONNX should wait for it
     except ImportError:
         raise MissingExtraError(
             "writing ONNX needs the onnx package",
@@ -97,41 +110,6 @@ def _require_onnx() -> Any:
             advice='pip install "repvgg-ref[onnx]"',
         ) from None
     return onnx
-
-
-def _first_dtype(
-    params: Iterator[tuple[str, Array]],
-) -> tuple[np.dtype[Any], Iterator[tuple[str, Array]]]:
-    """The dtype of the first array, and the pairs once more from the start."""
-    first = next(params, None)
-    dtype = None if first is None else first[1].dtype
-    if first is None or dtype not in _TYPES:
-        raise CheckpointError(
-            "these weights cannot be written as ONNX",
-            got="no arrays" if dtype is None else str(dtype),
-            wanted="float32 or float64",
-        )
-    return first[1].dtype, chain([first], params)
-
-
-def _checked(
-    params: Iterable[tuple[str, Array]], tensors: list[_Tensor], dtype: np.dtype[Any]
-) -> Iterator[Array]:
-    """The arrays, each found to be the one whose turn it is."""
-    given = iter(params)
-    for tensor in tensors:
-        name, array = next(given, (None, None))
-        require_equal("write_onnx", "name", name, "the next array", tensor.name)
-        assert array is not None
-        require_equal("write_onnx", f"{name}.shape", array.shape, "its place", tensor.shape)
-        require_equal("write_onnx", f"{name}.dtype", array.dtype, "the first array's", dtype)
-        yield array
-        del array  # so that the caller's next array can take its memory
-    if (left := next(given, None)) is not None:
-        raise ShapeError("write_onnx: more arrays than the network has", got=left[0])
-
-
-# --------------------------------------------------------------------------- the graph
 
 
 def _graph(
@@ -229,62 +207,3 @@ def _model(arch: Architecture, graph: Any, metadata: Mapping[str, str]) -> Any:
     )
     helper.set_model_props(model, dict(metadata))
     return model
-
-
-# ------------------------------------------------------------------- protobuf, by hand
-
-
-def _tensors(
-    arch: Architecture, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]
-) -> list[_Tensor]:
-    from onnx import TensorProto
-
-    official = official_dialect(arch).names(shapes)
-    element = getattr(TensorProto, _TYPES[dtype])
-    return [
-        _Tensor(
-            name,
-            shape,
-            TensorProto(name=official[name], data_type=element, dims=shape).SerializeToString(),
-            prod(shape) * dtype.itemsize,
-        )
-        for name, shape in shapes.items()
-    ]
-
-
-def _write(file: BinaryIO, model: Any, tensors: list[_Tensor], arrays: Iterable[Array]) -> None:
-    """Write `model` with its initializers: a message is its fields, in any order, end to end."""
-    from onnx import GraphProto, ModelProto, TensorProto
-
-    graph = model.graph.SerializeToString()
-    model.ClearField("graph")
-    frames = []
-    for tensor in tensors:
-        values = tensor.header + _field(TensorProto.RAW_DATA_FIELD_NUMBER, tensor.nbytes)
-        size = len(values) + tensor.nbytes
-        frames.append(_field(GraphProto.INITIALIZER_FIELD_NUMBER, size) + values)
-    total = len(graph) + sum(map(len, frames)) + sum(tensor.nbytes for tensor in tensors)
-    head = model.SerializeToString() + _field(ModelProto.GRAPH_FIELD_NUMBER, total)
-    if len(head) + total > _MOST_BYTES:
-        raise CheckpointError(
-            "the network is too large for an ONNX file",
-            got=f"{total} bytes",
-            wanted=f"at most {_MOST_BYTES}",
-            advice="write float32, or another format",
-        )
-    file.write(head + graph)
-    for frame, array in zip(frames, arrays, strict=True):
-        file.write(frame)
-        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        file.write(little.reshape(-1).view(np.uint8).data)
-
-
-def _field(number: int, size: int) -> bytes:
-    """What stands before `size` bytes of a length-delimited field: its tag and the size."""
-    return _varint(number << 3 | 2) + _varint(size)
-
-
-def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the top bit says that more follow."""
-    groups = [value >> shift & 0x7F for shift in range(0, max(1, value.bit_length()), 7)]
-    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])

@@ -15,7 +15,6 @@ from repvgg_ref import onnx_export
 from repvgg_ref.errors import CheckpointError, MissingExtraError, ShapeError
 from repvgg_ref.models.architectures import Architecture, plain_architecture
 from repvgg_ref.models.network import Model
-from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.onnx_export import write_onnx
 from tests.random_networks import random_model
 
@@ -114,20 +113,12 @@ def test_dilation_reaches_the_graph(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-13)
 
 
-def test_pairs_stream_to_the_same_bytes(tmp_path: Path) -> None:
-    deploy = _deploy(NETWORKS["SE after ReLU"])
-    order = param_shapes(deploy.arch, "deploy")
-    for name, params in (("a", deploy.params), ("b", ((n, deploy.params[n]) for n in order))):
-        write_onnx(tmp_path / f"{name}.onnx", deploy.arch, params, metadata={})
-    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (
             lambda p: p.pop("stage1.0.fused.bias"),
-            r"must equal the next array \(=stage1.0.fused.bias",
+            r"missing arrays \(=\['stage1.0.fused.bias'\]\)",
         ),
         (lambda p: p.update({"linear.bias": np.zeros(4, np.float32)}), "linear.bias.shape"),
         (lambda p: p.update({"linear.bias": np.zeros(5)}), "linear.bias.dtype"),
@@ -143,18 +134,17 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path, change: Any, said: s
 
 def test_one_array_too_many_is_refused(tmp_path: Path) -> None:
     deploy = _deploy(NETWORKS["plain"])
-    pairs = [*deploy.params.items(), ("spare", np.zeros(1, np.float32))]
-    with pytest.raises(ShapeError, match="more arrays than the network has"):
-        write_onnx(tmp_path / "m.onnx", deploy.arch, pairs, metadata={})
+    params = deploy.params | {"spare": np.zeros(1, np.float32)}
+    with pytest.raises(ShapeError, match="superfluous arrays"):
+        write_onnx(tmp_path / "m.onnx", deploy.arch, params, metadata={})
     assert not list(tmp_path.iterdir())
 
 
-def test_other_types_and_nothing_at_all_are_refused(tmp_path: Path) -> None:
+def test_other_types_are_refused(tmp_path: Path) -> None:
     deploy = _deploy(NETWORKS["plain"])
     halves = {n: a.astype(np.float16) for n, a in deploy.params.items()}
-    for params, got in ((halves, "float16"), ({}, "no arrays")):
-        with pytest.raises(CheckpointError, match=f"{got} ; wanted float32 or float64"):
-            write_onnx(tmp_path / "m.onnx", deploy.arch, params, metadata={})
+    with pytest.raises(CheckpointError, match="got float16 ; wanted float32 or float64"):
+        write_onnx(tmp_path / "m.onnx", deploy.arch, halves, metadata={})
 
 
 def test_too_large_a_network_is_refused_before_anything_is_written(
