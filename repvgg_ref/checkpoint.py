@@ -70,6 +70,21 @@ class Checkpoint:
         assert self.arch is not None
         return LazyParams(lazy, param_shapes(self.arch, self._form()), dtype)
 
+    def eps(self, asked: float | None = None) -> float:
+        """The eps asked for, else what the file's metadata says, else the official 1e-5."""
+        if asked is not None:
+            return asked
+        said = self.metadata.get("eps")
+        try:
+            eps = DEFAULT_EPS if said is None else float(said)
+        except ValueError:
+            eps = -1.0
+        if not 0 <= eps < float("inf"):
+            raise CheckpointError(
+                "the file's metadata holds no eps", got=repr(said), wanted="a number of at least 0"
+            )
+        return eps
+
     def _form(self) -> Form:
         return "deploy" if self.form == "deploy" else "train"
 
@@ -103,7 +118,7 @@ class LazyParams(Mapping[str, Array]):
 def load(
     path: str | Path,
     model: str = "auto",
-    eps: float = DEFAULT_EPS,
+    eps: float | None = None,
     dtype: Any = None,
     weights: WhichWeights = "model",
 ) -> Model:
@@ -114,8 +129,9 @@ def load(
     path : str or Path
     model : str
         "auto", "custom", or an official name that the shapes must have.
-    eps : float
-        Batch norm's eps; in no checkpoint. Official, timm: 1e-5. Keras ports, YOLOv6: 1e-3.
+    eps : float, optional
+        Batch norm's eps. Default 1e-5, or what `save` wrote into the file; torch checkpoints do
+        not say it. Official, timm: 1e-5. Keras ports, YOLOv6: 1e-3.
     dtype : numpy dtype, optional
         Default float32, or float64 for what is stored so.
     weights : {"model", "ema"}
@@ -131,7 +147,8 @@ def load(
     with open_checkpoint(path, model=model, weights=weights) as checkpoint:
         arch = require_complete(checkpoint)
         form: Form = "deploy" if checkpoint.form == "deploy" else "train"
-        return Model(arch, form, dict(checkpoint.params(dtype)), eps, notes=checkpoint.notes)
+        params = dict(checkpoint.params(dtype))
+        return Model(arch, form, params, checkpoint.eps(eps), notes=checkpoint.notes)
 
 
 def save(model: Model, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:

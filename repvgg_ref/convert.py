@@ -31,7 +31,6 @@ from repvgg_ref.checkpoint import (
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.fusion import fuse_block
 from repvgg_ref.models.architectures import Architecture
-from repvgg_ref.models.network import DEFAULT_EPS
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.selfcheck import BlockCheck, SelfCheckError, check_block, worst
 from weights_io.writers.write import Container
@@ -59,6 +58,7 @@ class Conversion:
     format: Format
     self_check: BlockCheck | None
     notes: tuple[str, ...]
+    eps: float
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def convert(
     out: str | Path | None = None,
     *,
     model: str = "auto",
-    eps: float = DEFAULT_EPS,
+    eps: float | None = None,
     to: Format | None = None,
     weights: WhichWeights = "model",
     batch: int | None = None,
@@ -120,6 +120,7 @@ def convert(
         params = checkpoint.params()
         dtype = _deploy_dtype(checkpoint)
         checks: list[BlockCheck] = []
+        eps = checkpoint.eps(eps)
         parts = _watched(_parts(arch, checkpoint.form, params, eps, dtype), arch, checks, progress)
         metadata = {"model": arch.name, "form": "deploy", "source": path.name}
         # With what eps a fused file was fused, only the file can say.
@@ -137,6 +138,7 @@ def convert(
             format=kind,
             self_check=worst(checks) if checks else None,
             notes=tuple(checkpoint.notes),
+            eps=eps,
         )
 
 

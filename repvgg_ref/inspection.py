@@ -17,7 +17,6 @@ from repvgg_ref.checkpoint import Checkpoint, WhichWeights, open_checkpoint
 from repvgg_ref.lint import Finding
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.identify import closest_official
-from repvgg_ref.models.network import DEFAULT_EPS
 from repvgg_ref.models.parameters import Form, param_shapes
 from repvgg_ref.unfuse import what_is_lost
 
@@ -44,15 +43,15 @@ class Inspection:
 
 
 def inspect_file(
-    path: str | Path, *, eps: float = DEFAULT_EPS, weights: WhichWeights = "model"
+    path: str | Path, *, eps: float | None = None, weights: WhichWeights = "model"
 ) -> Inspection:
     """Look at a checkpoint of any supported container and dialect, complete or not.
 
     Parameters
     ----------
     path : str or Path
-    eps : float
-        Batch norm's eps for the questions that depend on it (what the fused kernels look like).
+    eps : float, optional
+        As for `load`, for the questions that depend on it (what the fused kernels look like).
     weights : {"model", "ema"}
         Which of a training checkpoint's two sets to look at.
 
@@ -73,7 +72,7 @@ def inspect_file(
             tensors=len(checkpoint.arrays),
             missing=tuple(checkpoint.missing),
             unexpected=tuple(checkpoint.unexpected),
-            findings=tuple(_findings(checkpoint, eps)),
+            findings=tuple(_findings(checkpoint, checkpoint.eps(eps))),
         )
 
 

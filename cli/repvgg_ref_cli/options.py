@@ -33,8 +33,8 @@ def _remember_debug(ctx: click.Context, param: click.Parameter, wanted: bool) ->
         settings.debug = True
 
 
-def _finite_eps(ctx: click.Context, param: click.Parameter, eps: float) -> float:
-    if not (math.isfinite(eps) and eps >= 0):
+def _finite_eps(ctx: click.Context, param: click.Parameter, eps: float | None) -> float | None:
+    if eps is not None and not (math.isfinite(eps) and eps >= 0):
         raise click.BadParameter("eps is a finite number of at least 0")
     return eps
 
@@ -52,10 +52,10 @@ json_option = click.option(
 )
 eps_option = click.option(
     "--eps",
-    default=1e-5,
-    show_default=True,
+    type=float,
+    show_default="1e-05, or what the file says",
     callback=_finite_eps,
-    help="Batch norm's eps, which is in no checkpoint. Keras ports, YOLOv6: 1e-3.",
+    help="Batch norm's eps, which is in no torch checkpoint. Keras ports, YOLOv6: 1e-3.",
 )
 model_option = click.option(
     "--model",

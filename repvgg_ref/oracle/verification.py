@@ -177,7 +177,7 @@ def _next_input(y_hat: Array | None, model: Model, name: str) -> Array | None:
 def _reference(reference: Model | str | Path, eps: float | None) -> Model:
     if isinstance(reference, Model):
         return reference
-    return load(reference) if eps is None else load(reference, eps=eps)
+    return load(reference, eps=eps)
 
 
 def _name(candidate: CandidateLike) -> str:

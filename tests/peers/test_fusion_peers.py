@@ -62,7 +62,7 @@ def _longdouble(spec: BlockSpec, params: dict[str, Array]) -> tuple[Array, Array
     """Kernel, its error bound, bias, its error bound; eight roundings at most on each path."""
     at = f"{spec.name}."
     part = {n.removeprefix(at): p.astype(np.longdouble) for n, p in params.items()}
-    weight = np.zeros(part["branch_3x3.conv.weight"].shape, np.longdouble)
+    weight: Array = np.zeros(part["branch_3x3.conv.weight"].shape, np.longdouble)
     sizes, bias, shifts = (
         np.zeros_like(weight),
         weight[:, 0, 0, 0].copy(),

@@ -68,7 +68,7 @@ def command(
     out: Path | None,
     to: Any,
     model: str,
-    eps: float,
+    eps: float | None,
     weights_set: Any,
     batch: int | None,
     size: tuple[int, int] | None,
@@ -100,7 +100,7 @@ def command(
             note(message)
         print_json(_as_json(done))
     else:
-        _show(source, done, eps)
+        _show(source, done)
 
 
 def _as_json(done: Conversion) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _as_json(done: Conversion) -> dict[str, Any]:
     }
 
 
-def _show(source: Path, done: Conversion, eps: float) -> None:
+def _show(source: Path, done: Conversion) -> None:
     from weights_io import sanitize
 
     click.echo(
@@ -137,7 +137,7 @@ def _show(source: Path, done: Conversion, eps: float) -> None:
             f"check  fused = branches in every block; closest to its bound: {check.layer}, "
             f"error {check.max_error:.2g}, bound {check.bound:.2g}"
         )
-        click.echo(f"       with eps {eps:g}, which is in no checkpoint; --eps takes another")
+        click.echo(f"       with eps {done.eps:g}, which is in no checkpoint; --eps takes another")
     click.echo(f"next   {_NEXT[done.format].format(out=sanitize(done.out), create=_create(done))}")
 
 

@@ -44,7 +44,7 @@ def command(
     inputs: Path | None,
     train_step: bool,
     steps: int,
-    eps: float,
+    eps: float | None,
     as_json: bool,
 ) -> None:
     """Write what every layer of the reference gives, in float64, with certified local bounds.
@@ -79,17 +79,20 @@ def command(
         _show(done)
 
 
-def _reference(reference: str, eps: float, train_step: bool) -> Model:
+def _reference(reference: str, eps: float | None, train_step: bool) -> Model:
     """The checkpoint, or weights chosen for an official architecture."""
     from repvgg_ref.checkpoint import load
     from repvgg_ref.models.architectures import NAMES, architecture
+    from repvgg_ref.models.network import DEFAULT_EPS
     from repvgg_ref.oracle.distinguishing import INFERENCE, TRAINING, distinguishing_model
 
     short = {name.split("-", 1)[1].lower() for name in NAMES} | {name.lower() for name in NAMES}
     if Path(reference).exists() or reference.lower() not in short:
         return load(reference, eps=eps)
     statistics = TRAINING if train_step else INFERENCE
-    return distinguishing_model(architecture(reference), eps=eps, statistics=statistics)
+    return distinguishing_model(
+        architecture(reference), eps=DEFAULT_EPS if eps is None else eps, statistics=statistics
+    )
 
 
 def _show(done: GoldenSummary) -> None:

@@ -30,7 +30,7 @@ _SHOWN = 10
 @weights_set_option
 @json_option
 @debug_option
-def command(file: Path, eps: float, weights_set: Any, as_json: bool) -> None:
+def command(file: Path, eps: float | None, weights_set: Any, as_json: bool) -> None:
     """Say what FILE holds: container, names, form, model, what is missing, what looks wrong.
 
     Works on incomplete files too. Findings: NaN and infinity, negative variances, dead channels,

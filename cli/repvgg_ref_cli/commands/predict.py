@@ -55,7 +55,7 @@ def command(
     size: int,
     ema: bool,
     model: str,
-    eps: float,
+    eps: float | None,
     backend: str,
     as_json: bool,
 ) -> None:

@@ -57,7 +57,7 @@ def command(
     reference: Path,
     candidate: str,
     inputs: Path | None,
-    eps: float,
+    eps: float | None,
     precision: str,
     timeout: float,
     page: Path | None,
