@@ -1,0 +1,41 @@
+"""How images lie in memory: NHWC inside a border of zeros, rows of a batch counted through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from repvgg_ref.arrays import Array
+
+
+def carve(flat: Array, shape: tuple[int, ...]) -> Array:
+    """The first numbers of `flat`, in `shape`."""
+    return flat[: math.prod(shape)].reshape(shape)
+
+
+def clear_border(padded: Array, height: int, width: int, border: int) -> None:
+    """Zero all of (N, Hp, Wp, C) but the image of height x width at (border, border)."""
+    inside = slice(border, border + height)
+    padded[:, :border] = 0
+    padded[:, border + height :] = 0
+    padded[:, inside, :border] = 0
+    padded[:, inside, border + width :] = 0
+
+
+def interior(padded: Array, height: int, width: int, border: int) -> Array:
+    """The image inside the border, (N, H, W, C): a view."""
+    return padded[:, border : border + height, border : border + width]
+
+
+def image_runs(start: int, stop: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut rows `start` to `stop` of a batch, `rows` an image, at the borders between images.
+
+    Yields ``(image, first, last, place)``: rows `first` to `last` of `image` are the ones at
+    `place` and after it, counted from `start`.
+    """
+    row = start
+    while row < stop:
+        image, first = divmod(row, rows)
+        last = min(rows, first + stop - row)
+        yield image, first, last, row - start
+        row += last - first

@@ -1,0 +1,114 @@
+"""Threads of our own, with BLAS held to one thread in each.
+
+A layer is a few *stages*; a stage is a number of independent items. The calling thread and its
+helpers draw items from one counter, so a thread that the machine holds up does fewer. NumPy
+releases the interpreter lock inside products and element-wise loops, where the time goes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+THREADS = "REPVGG_NUM_THREADS"
+
+
+class Stage(NamedTuple):
+    """`items` calls ``run(worker, item)`` in any order; `worker` tells whose scratch to use."""
+
+    items: int
+    run: Callable[[int, int], None]
+
+
+def default_threads() -> int:
+    """The variable ``REPVGG_NUM_THREADS``, else the number of processors we may use.
+
+    Raises
+    ------
+    ValueError
+        If the variable is no positive number.
+    """
+    asked = os.environ.get(THREADS)
+    if not asked:
+        return (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else (os.cpu_count() or 1)
+        )
+    if not asked.isdigit() or int(asked) < 1:
+        raise ValueError(f"{THREADS} must be a positive number (got {asked!r})")
+    return int(asked)
+
+
+class Pool:
+    """`threads` workers, the caller being number 0; the others wait for work as daemons."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._busy = threading.RLock()
+        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._orders: list[SimpleQueue[_Job]] = [SimpleQueue() for _ in range(threads - 1)]
+        for worker, orders in enumerate(self._orders, start=1):
+            threading.Thread(target=self._help, args=(worker, orders), daemon=True).start()
+
+    def run(self, stage: Stage) -> None:
+        """Do all items; an exception in one of them is raised here, after the others stop."""
+        helpers = self._orders[: stage.items - 1]
+        job = _Job(stage)
+        for orders in helpers:
+            orders.put(job)
+        failed = job.work(0)
+        for _ in helpers:
+            failed = self._done.get() or failed
+        if failed is not None:
+            raise failed
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """For one caller at a time, with every BLAS held to one thread until the end."""
+        with self._busy, _controller().limit(limits=1, user_api="blas"):
+            yield
+
+    def _help(self, worker: int, orders: SimpleQueue[_Job]) -> None:
+        while True:
+            self._done.put(orders.get().work(worker))
+
+
+class _Job:
+    def __init__(self, stage: Stage) -> None:
+        self._run, self._items, self._next = stage.run, stage.items, itertools.count()
+
+    def work(self, worker: int) -> BaseException | None:
+        """Draw items until none is left; `next` on a counter is atomic."""
+        try:
+            while (item := next(self._next)) < self._items:
+                self._run(worker, item)
+        except BaseException as error:  # handed to the caller of `Pool.run`
+            self._next = itertools.count(self._items)
+            return error
+        return None
+
+
+def pool(threads: int | None = None) -> Pool:
+    """The process's pool of `threads` (default `default_threads`); made once, remade after a fork."""
+    return _pool(os.getpid(), threads or default_threads())
+
+
+@cache
+def _pool(pid: int, threads: int) -> Pool:
+    return Pool(threads)
+
+
+@cache
+def _controller() -> Any:
+    """Finding the BLAS libraries takes milliseconds, setting them microseconds: find them once."""
+    import numpy.linalg  # noqa: F401  so that NumPy's BLAS is among those found
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()

@@ -1,0 +1,270 @@
+"""Which thread does what: a convolution as stages of independent items.
+
+Two ways to share a layer between threads, for either algorithm:
+
+- *private*: each thread takes blocks of rows through all steps in its own scratch, which stays in
+  its second-level cache. No thread waits for another. For layers with small weights.
+- *shared*: all threads do one step, then the next, on one scratch. Each weight is then read once
+  instead of once a block, and a product has all rows of the batch. For large weights, and for
+  layers with few pixels, such as all of batch 1: products are shared by position or output part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.cpu import direct, winograd
+from repvgg_ref.cpu.direct import Window
+from repvgg_ref.cpu.layout import carve
+from repvgg_ref.cpu.pool import Stage
+from repvgg_ref.cpu.winograd import Tiling
+
+PRIVATE_TILES = 64
+PRIVATE_NUMBERS = 400_000  # columns of one block: 1.6 MB of float32
+SHARED_NUMBERS = 10_000_000  # scratch of all threads together: 40 MB of float32
+ITEMS_A_THREAD = 4
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """A convolution with padding ``dilation * (K // 2)``: `height` and `width` of its output."""
+
+    images: int
+    height: int
+    width: int
+    channels: int
+    outputs: int
+    kernel: int = 3
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+
+    @property
+    def border(self) -> int:
+        """Width of the border of zeros that the input has on each side."""
+        return self.dilation * (self.kernel // 2)
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Height and width that the windows cover, border included."""
+        span = self.dilation * (self.kernel - 1) + 1
+        return (self.height - 1) * self.stride + span, (self.width - 1) * self.stride + span
+
+
+class Convolution(Protocol):
+    """An algorithm with its weights packed, for one shape and one number of threads."""
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Height and width the input buffer must have, at least."""
+
+    @property
+    def scratch(self) -> int:
+        """Numbers of scratch that the stages use."""
+
+    def stages(
+        self, x: Array, y: Array, bias: Array, arena: Array, *, relu: bool
+    ) -> Iterator[Stage]:
+        """The work: from padded (N, Hp, Wp, C) to (N, Ho, Wo, O), done stage after stage."""
+
+
+class WinogradConvolution:
+    """F(m, 3); the mathematics is in `winograd`."""
+
+    def __init__(self, shape: ConvShape, weight: Array, m: int, threads: int) -> None:
+        self.shape, self.threads = shape, threads
+        self.tiling = Tiling(m, shape.stride, shape.height, shape.width)
+        self.shared = self._shared()
+        self.block = self._block()
+        self.u = winograd.transform_weight(
+            weight, shape.groups, self.tiling, self.block * self.tiling.tiles
+        )
+
+    @property
+    def padded(self) -> tuple[int, int]:  # noqa: D102  (Convolution)
+        return self.tiling.padded
+
+    @property
+    def scratch(self) -> int:  # noqa: D102  (Convolution)
+        return self._floats * (1 if self.shared else self.threads)
+
+    def stages(  # noqa: D102  (Convolution)
+        self, x: Array, y: Array, bias: Array, arena: Array, *, relu: bool
+    ) -> Iterator[Stage]:
+        bias = bias_row(bias, self.shape.width)
+        if self.shared:
+            for start in range(0, self.strips, self.block):
+                stop = min(start + self.block, self.strips)
+                yield from self._together(x, y, bias, arena, start, stop, relu)
+            return
+        scratches = [self._scratch(arena[k * self._floats :]) for k in range(self.threads)]
+
+        def block(worker: int, item: int) -> None:
+            start, stop = item * self.block, min((item + 1) * self.block, self.strips)
+            s = scratches[worker]
+            winograd.input_transform(x, self.tiling, start, stop, 0, s)
+            winograd.multiply(self.u, s, stop - start, 0, len(self.u))
+            winograd.output_transform(y, bias, self.tiling, start, stop, 0, s, relu=relu)
+
+        yield Stage(-(-self.strips // self.block), block)
+
+    def _together(
+        self, x: Array, y: Array, bias: Array, arena: Array, start: int, stop: int, relu: bool
+    ) -> Iterator[Stage]:
+        """All threads on strips `start` to `stop`: transform, multiply, transform."""
+        s = self._scratch(arena)
+        few = -(-(stop - start) // (ITEMS_A_THREAD * self.threads))
+        positions = -(-len(self.u) // (ITEMS_A_THREAD * self.threads))
+
+        def transform_in(worker: int, item: int) -> None:
+            first, last = start + item * few, min(start + (item + 1) * few, stop)
+            winograd.input_transform(x, self.tiling, first, last, item * few, s)
+
+        def multiply(worker: int, item: int) -> None:
+            end = min((item + 1) * positions, len(self.u))
+            winograd.multiply(self.u, s, stop - start, item * positions, end)
+
+        def transform_out(worker: int, item: int) -> None:
+            first, last = start + item * few, min(start + (item + 1) * few, stop)
+            winograd.output_transform(y, bias, self.tiling, first, last, item * few, s, relu=relu)
+
+        yield Stage(-(-(stop - start) // few), transform_in)
+        yield Stage(-(-len(self.u) // positions), multiply)
+        yield Stage(-(-(stop - start) // few), transform_out)
+
+    @property
+    def strips(self) -> int:
+        """Rows of tiles in the batch."""
+        return self.shape.images * self.tiling.strips
+
+    @cached_property
+    def _floats(self) -> int:
+        shape = self.shape
+        return winograd.scratch_floats(self.tiling, self.block, shape.channels, shape.outputs)
+
+    def _scratch(self, arena: Array) -> winograd.Scratch:
+        shape = self.shape
+        return winograd.scratch(arena, self.tiling, self.block, shape.channels, shape.outputs)
+
+    def _shared(self) -> bool:
+        per_group = self.shape.channels // self.shape.groups
+        tiles = self.strips * self.tiling.tiles
+        return per_group > 192 or tiles < 2 * self.threads * PRIVATE_TILES
+
+    def _block(self) -> int:
+        """Strips that are in scratch at a time; blocks of nearly one size, and one a thread."""
+        shape, tiles = self.shape, self.tiling.tiles
+        if self.shared:
+            strip = self.tiling.t**2 * tiles * (shape.channels + shape.outputs)
+            blocks = -(-self.strips * strip // SHARED_NUMBERS)
+        else:
+            blocks = -(-self.strips // max(1, PRIVATE_TILES // tiles))
+            blocks = -(-blocks // self.threads) * self.threads
+        return -(-self.strips // min(blocks, self.strips))
+
+
+class DirectConvolution:
+    """Windows gathered in cache and multiplied once; the arithmetic is in `direct`."""
+
+    def __init__(self, shape: ConvShape, weight: Array, threads: int) -> None:
+        self.shape, self.threads = shape, threads
+        self.window = Window(
+            shape.kernel, shape.stride, shape.dilation, shape.groups, shape.height, shape.width
+        )
+        self.inner = shape.kernel**2 * shape.channels  # K K C, all groups together
+        self.rows = shape.images * shape.height
+        self.shared = weight.size > 1_000_000 or self.rows < threads
+        self.block = self._block()
+        self.packed = direct.pack_weight(weight, shape.groups, self._parts())
+
+    @property
+    def padded(self) -> tuple[int, int]:  # noqa: D102  (Convolution)
+        return self.shape.reach
+
+    @property
+    def scratch(self) -> int:  # noqa: D102  (Convolution)
+        return self._floats * (1 if self.shared else self.threads)
+
+    def stages(  # noqa: D102  (Convolution)
+        self, x: Array, y: Array, bias: Array, arena: Array, *, relu: bool
+    ) -> Iterator[Stage]:
+        if self.shared:
+            for start in range(0, self.rows, self.block):
+                stop = min(start + self.block, self.rows)
+                yield from self._together(x, y, bias, arena, start, stop, relu)
+            return
+
+        def block(worker: int, item: int) -> None:
+            start, stop = item * self.block, min((item + 1) * self.block, self.rows)
+            columns, products = self._scratch(arena[worker * self._floats :], stop - start)
+            direct.gather(x, self.window, start, stop, columns)
+            for part in range(len(self.packed)):
+                self._multiply(columns, part, products)
+            direct.finish(products, bias, y, start, stop, relu=relu)
+
+        yield Stage(-(-self.rows // self.block), block)
+
+    def _together(
+        self, x: Array, y: Array, bias: Array, arena: Array, start: int, stop: int, relu: bool
+    ) -> Iterator[Stage]:
+        """All threads on rows `start` to `stop`: gather by rows, multiply by output parts."""
+        columns, products = self._scratch(arena, stop - start)
+        few = -(-(stop - start) // (ITEMS_A_THREAD * self.threads))
+        width = self.packed.shape[2]
+
+        def gather(worker: int, item: int) -> None:
+            first, last = start + item * few, min(start + (item + 1) * few, stop)
+            begin, end = ((row - start) * self.shape.width for row in (first, last))
+            direct.gather(x, self.window, first, last, columns[begin:end])
+
+        def multiply(worker: int, part: int) -> None:
+            self._multiply(columns, part, products)
+            outputs = slice(part * width, (part + 1) * width)
+            direct.finish(
+                products[:, outputs], bias[outputs], y[..., outputs], start, stop, relu=relu
+            )
+
+        yield Stage(-(-(stop - start) // few), gather)
+        yield Stage(len(self.packed), multiply)
+
+    def _multiply(self, columns: Array, part: int, products: Array) -> None:
+        group = part * self.shape.groups // len(self.packed)
+        width = self.packed.shape[2]
+        direct.multiply(
+            columns[:, group], self.packed[part], products[:, part * width : (part + 1) * width]
+        )
+
+    @cached_property
+    def _floats(self) -> int:
+        return self.block * self.shape.width * (self.inner + self.shape.outputs)
+
+    def _scratch(self, arena: Array, rows: int) -> tuple[Array, Array]:
+        shape, pixels = self.shape, rows * self.shape.width
+        columns = carve(arena, (pixels, shape.groups, self.inner // shape.groups))
+        return columns, carve(arena[columns.size :], (pixels, shape.outputs))
+
+    def _parts(self) -> int:
+        """Into how many parts the outputs of a group are cut, so that threads can share them."""
+        per_group = self.shape.outputs // self.shape.groups
+        wanted = ITEMS_A_THREAD * self.threads if self.shared else 1
+        return math.gcd(per_group, -(-wanted // self.shape.groups))
+
+    def _block(self) -> int:
+        row = self.shape.width * self.inner
+        limit = SHARED_NUMBERS if self.shared else PRIVATE_NUMBERS
+        blocks = -(-self.rows // max(1, limit // row))
+        if not self.shared:
+            blocks = -(-blocks // self.threads) * self.threads
+        return -(-self.rows // min(blocks, self.rows))
+
+
+def bias_row(bias: Array, width: int) -> Array:
+    """(O,) -> (W * O,), the bias of every number in a row of pixels."""
+    return np.tile(bias, width)

@@ -1,0 +1,243 @@
+"""Winograd's 3x3 convolution in NHWC: nine multiplications become 2.25, or fewer.
+
+An output tile of m x m pixels needs an input tile of t x t pixels, ``t = stride (m - 1) + 3``, and
+
+    Y = A^T [sum over c of (G g_c G^T) . (B^T d_c B)] A          (Lavin & Gray, equation 8)
+
+where the dot is a product of t x t numbers. Read for one of the t * t positions p = (p1, p2), the
+sum over channels is a matrix product over all tiles at once, the only step with real work:
+
+    M_p = V_p U_p        (tiles, O) = (tiles, C) (C, O)          t^2 / m^2 products a pixel
+
+    step            reads            writes          as matrix products, channels innermost
+    1 input rows    x (Hp, Wp, C)    rows            (t, t) @ (t, Wp * C), one a strip of tiles
+    2 input columns rows             V               (t, t) @ (t, C), one a tile and p1
+    3 multiply      V, U             M               (tiles, C) @ (C, O), one a p and group
+    4 columns       M                sums            (m, t) @ (t, O), one a tile and p1
+    5 rows          sums, bias       y (H, W, O)     (m, t + 1) @ (t + 1, W * O), one a strip
+
+A *strip* is one row of tiles of one image. Steps 1 and 2 are B^T d B, done one dimension after the
+other: step 1 on whole rows, so that the two columns which neighbouring tiles share are transformed
+once. The bias rides in step 5 as row t + 1 of the sums, against a column of ones in A^T.
+
+Measured on one AVX-512 core, per tile and channel, F(4, 3): steps 1 and 2 18 ns, 4 and 5 14 ns,
+against 22 and 14 ns for one dense product with the Kronecker matrices (36, 36) and (16, 36) plus
+the copy that must lay out its operand; step 3 takes 60 ns at 128 channels and 240 ns at 512. So
+the product binds, then the transforms; the smaller the layer the more the transforms.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.cook_toom import Point, Rows, cook_toom, every_other_output
+from repvgg_ref.cpu.gemm import multiply_panels, to_panels
+from repvgg_ref.cpu.layout import carve, image_runs
+
+# The least rounding error found by a search over small fractions (tests/cpu/test_accuracy.py):
+# Lavin & Gray's 0, 1, -1, 2, -2 for F(4, 3) errs four times more.
+POINTS: dict[int, tuple[Point, ...]] = {
+    2: (0, 1, -1, math.inf),
+    4: (0, Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2), math.inf),
+    5: (0, *(sign * Fraction(n, 8) for n in (5, 10, 24) for sign in (1, -1))),
+    6: (0, *(sign * Fraction(n, 4) for n in (2, 4, 7) for sign in (1, -1)), math.inf),
+}
+# Of F(m, 2), the even half of a convolution with stride 2.
+POINTS_OF_STRIDE_2: dict[int, tuple[Point, ...]] = {
+    2: (0, -1, math.inf),
+    4: (0, Fraction(1, 2), Fraction(-1, 2), Fraction(2), Fraction(-2)),
+}
+
+
+class Transforms(NamedTuple):
+    """`bt` (t, t), `at` (m, t), `at_bias` (m, t + 1) with ones beside `at`, `g` (t, 3) float64."""
+
+    bt: Array
+    at: Array
+    at_bias: Array
+    g: Array
+
+
+@cache
+def transforms(m: int, stride: int, dtype: Any) -> Transforms:
+    """The matrices of F(m, 3), exact until they are rounded once to `dtype`."""
+    exact = cook_toom(POINTS[m]) if stride == 1 else every_other_output(POINTS_OF_STRIDE_2[m])
+    a, b, g = (_floats(rows) for rows in exact)
+    at = a.T.astype(dtype)
+    ones = np.ones((m, 1), dtype)
+    return Transforms(
+        np.ascontiguousarray(b.T.astype(dtype)),
+        np.ascontiguousarray(at),
+        np.concatenate([at, ones], axis=1),
+        g,
+    )
+
+
+class Tiling(NamedTuple):
+    """How F(m, 3) covers an output of H x W: `strips` rows of `tiles` tiles an image."""
+
+    m: int
+    stride: int
+    height: int
+    width: int
+
+    @property
+    def t(self) -> int:
+        """Side of an input tile, which is the number of products a dimension."""
+        return self.stride * (self.m - 1) + 3
+
+    @property
+    def step(self) -> int:
+        """From one input tile to the next, in pixels."""
+        return self.stride * self.m
+
+    @property
+    def strips(self) -> int:
+        """Rows of tiles in an image."""
+        return -(-self.height // self.m)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles in a strip."""
+        return -(-self.width // self.m)
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Height and width of the input that the tiles read, zero border included."""
+        return tuple((n - 1) * self.step + self.t for n in (self.strips, self.tiles))  # type: ignore[return-value]
+
+
+def transform_weight(weight: Array, groups: int, tiling: Tiling, rows: int) -> Array:
+    """``U = G g G^T`` in float64, rounded once: (O, C/G, 3, 3) -> (t * t, G, panels, C/G, width).
+
+    `rows` is how many tiles a product will have, which decides on the panels.
+    """
+    g = transforms(tiling.m, tiling.stride, weight.dtype).g
+    outputs, inputs = weight.shape[:2]
+    u = np.empty((len(g) ** 2, groups, inputs, outputs // groups), weight.dtype)
+    for group, kernels in enumerate(np.split(weight, groups)):
+        flat = kernels.astype(np.float64).transpose(2, 3, 1, 0).reshape(9, -1)
+        u[:, group] = (np.kron(g, g) @ flat).reshape(len(u), inputs, -1)
+    return to_panels(u, rows)
+
+
+class Scratch(NamedTuple):
+    """Where a block of strips lives between steps; `rows` and `m`, `sums` and `v` share memory."""
+
+    rows: Array  # (strips, t, Wp, C)
+    v: Array  # (t, t, strips, tiles, C)
+    m: Array  # (t, t, strips, tiles, O)
+    sums: Array  # (strips, t + 1, tiles * m, O)
+
+
+def scratch_floats(tiling: Tiling, strips: int, channels: int, outputs: int) -> int:
+    """How many numbers `scratch` needs for a block of `strips` strips."""
+    first, second = _halves(tiling, strips, channels, outputs)
+    return first + second
+
+
+def scratch(arena: Array, tiling: Tiling, strips: int, channels: int, outputs: int) -> Scratch:
+    """Lay a block's arrays into the flat `arena`."""
+    t, tiles = tiling.t, tiling.tiles
+    first, _ = _halves(tiling, strips, channels, outputs)
+    return Scratch(
+        carve(arena[first:], (strips, t, tiling.padded[1], channels)),
+        carve(arena, (t, t, strips, tiles, channels)),
+        carve(arena[first:], (t, t, strips, tiles, outputs)),
+        carve(arena, (strips, t + 1, tiles * tiling.m, outputs)),
+    )
+
+
+def input_transform(x: Array, tiling: Tiling, start: int, stop: int, at: int, s: Scratch) -> None:
+    """Steps 1 and 2 for strips `start` to `stop` of the batch, kept from place `at` on.
+
+    Parameters
+    ----------
+    x : (N, Hp, Wp, C) array
+        The input with its border of zeros, at least as large as ``tiling.padded``.
+    """
+    step, t = tiling.step, tiling.t
+    bt = transforms(tiling.m, tiling.stride, x.dtype).bt
+    image, row, pixel, number = x.strides
+    wide = tiling.padded[1] * x.shape[3]
+    strips = as_strided(  # overlapping: strip i begins `step` rows below strip i - 1
+        x, (len(x), tiling.strips, t, wide), (image, step * row, row, number), writeable=False
+    )
+    rows = s.rows.reshape(len(s.rows), t, wide)
+    for n, first, last, place in image_runs(start, stop, tiling.strips):
+        np.matmul(bt, strips[n, first:last], out=rows[at + place : at + place + last - first])
+    block = slice(at, at + stop - start)
+    strip, row, pixel, number = s.rows.strides
+    tiles = as_strided(  # (t, strips, tiles, t, C): tile j begins `step` pixels right of tile j - 1
+        s.rows[block],
+        (t, stop - start, tiling.tiles, t, x.shape[3]),
+        (row, strip, step * pixel, pixel, number),
+        writeable=False,
+    )
+    np.matmul(bt, tiles, out=s.v[:, :, block].transpose(0, 2, 3, 1, 4))
+
+
+def multiply(u: Array, s: Scratch, strips: int, start: int, stop: int) -> None:
+    """Step 3 for positions ``start <= p1 * t + p2 < stop``: V_p U_p, group by group."""
+    positions, groups = u.shape[:2]
+    tiles = strips * s.v.shape[3]
+    v = s.v.reshape(positions, -1, groups, s.v.shape[4] // groups)[start:stop, :tiles]
+    m = s.m.reshape(positions, -1, groups, s.m.shape[4] // groups)[start:stop, :tiles]
+    multiply_panels(v.transpose(0, 2, 1, 3), u[start:stop], m.transpose(0, 2, 1, 3))
+
+
+def output_transform(
+    y: Array, bias: Array, tiling: Tiling, start: int, stop: int, at: int, s: Scratch, *, relu: bool
+) -> None:
+    """Steps 4 and 5 for strips `start` to `stop`: bias, ReLU, and into the pixels of `y`.
+
+    Parameters
+    ----------
+    y : (N, H, W, O) array, its last two axes contiguous
+        May be the interior of a larger buffer, the next layer's padded input.
+    bias : (W * O,) array, the bias repeated for each pixel of a row
+    """
+    m, t = tiling.m, tiling.t
+    matrices = transforms(m, tiling.stride, y.dtype)
+    block = slice(at, at + stop - start)
+    strip, row, pixel, number = s.sums.strides
+    sums = as_strided(  # (t, strips, tiles, m, O)
+        s.sums[block],
+        (t, stop - start, tiling.tiles, m, s.sums.shape[3]),
+        (row, strip, m * pixel, pixel, number),
+    )
+    np.matmul(matrices.at, s.m[:, :, block].transpose(0, 2, 3, 1, 4), out=sums)
+    rows = s.sums.reshape(len(s.sums), t + 1, -1)[:, :, : len(bias)]
+    rows[block, t] = bias
+    image, row, pixel, number = y.strides
+    for n, first, last, place in image_runs(start, stop, tiling.strips):
+        whole = min(last, tiling.height // m)  # the lowest strip may reach below the image
+        for begin, end, kept in ((first, whole, m), (max(first, whole), last, tiling.height % m)):
+            if begin < end:
+                out = as_strided(
+                    y[n, begin * m :], (end - begin, kept, len(bias)), (m * row, row, number)
+                )
+                held = rows[at + place + begin - first : at + place + end - first]
+                np.matmul(matrices.at_bias[:kept], held, out=out)
+                if relu:
+                    np.maximum(out, 0, out=out)
+
+
+def _halves(tiling: Tiling, strips: int, channels: int, outputs: int) -> tuple[int, int]:
+    t, tiles = tiling.t, tiling.tiles
+    v, m = t * t * strips * tiles * channels, t * t * strips * tiles * outputs
+    rows = strips * t * tiling.padded[1] * channels
+    sums = strips * (t + 1) * tiles * tiling.m * outputs
+    line = 16  # floats in a cache line
+    return -(-max(v, sums) // line) * line, max(m, rows)
+
+
+def _floats(rows: Rows) -> Array:
+    return np.array([[float(number) for number in row] for row in rows])
