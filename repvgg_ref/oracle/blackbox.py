@@ -8,21 +8,18 @@ candidate has is named. A candidate agrees only if every known bug would have sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.alternatives import Alternative, Chain, alternatives, make_chain
 from repvgg_ref.oracle.bounds import block_bound, head_bound
 from repvgg_ref.oracle.candidates import Outputs
-from repvgg_ref.oracle.evaluate import evaluate
-from repvgg_ref.oracle.head import HEAD_BUGS, HeadProgram, evaluate_head
-from repvgg_ref.oracle.hypotheses import LIBRARY, Hypothesis, Site
-from repvgg_ref.oracle.layers import Programs, block_output, head_program
+from repvgg_ref.oracle.head import evaluate_head
+from repvgg_ref.oracle.layers import block_output
 from repvgg_ref.oracle.precision import Precision
-from repvgg_ref.oracle.program import BlockProgram, Workspace, output_size
 from repvgg_ref.oracle.report import Finding, LayerReport, Report, Verdict
 from repvgg_ref.oracle.trials import FALSE_ALARM, Observation, Trial
 
@@ -32,53 +29,8 @@ _LAMBDA = 6.0  # the probabilistic bound is about this many standard deviations
 _EXPLAINED = 0.98  # of the logits' deviation, by the bug that is to be named
 
 
-@dataclass(frozen=True)
-class Alternative:
-    """The logits of the reference with one bug in it; `layer` None: in every layer."""
-
-    bug: str
-    layer: str | None
-    says: str
-    advice: str
-    parameter: float | None
-    logits: Array
-
-    @property
-    def name(self) -> str:
-        """The bug's name."""
-        return self.bug
-
-
 # Completes a report: verdict, reason, the logits' line, findings.
 _Say = Callable[[Verdict, str, LayerReport, list[Finding]], Report]
-
-
-@dataclass(frozen=True)
-class Chain:
-    """The reference network, runnable from any layer on."""
-
-    names: tuple[str, ...]
-    programs: Programs
-    head: HeadProgram
-    inputs: Mapping[str, Array]  # layer -> the reference's input of it
-
-    def logits_from(self, at: int, x: Array) -> Array:
-        """Run blocks `at`, `at + 1`, ... and the head."""
-        for name in self.names[at:]:
-            x = block_output(self.programs[name], x)
-        return evaluate_head(self.head, x)
-
-
-def make_chain(model: Model, x: Array) -> Chain:
-    """Run the reference once, keeping every layer's input."""
-    programs = Programs(model)
-    inputs: dict[str, Array] = {}
-    x = np.asarray(x, np.float64)
-    for name, program in programs.items():
-        inputs[name] = x
-        x = block_output(program, x)
-    inputs["linear"] = x
-    return Chain(tuple(programs), programs, head_program(model), inputs)
 
 
 def judge_logits(
@@ -135,7 +87,7 @@ def _within(report: _Say, layer: LayerReport, hidden: list[Alternative]) -> Repo
         return report(
             "agree", "the logits agree to rounding, and every known bug would show", layer, []
         )
-    names = sorted({other.bug for other in hidden})
+    names = sorted({other.name for other in hidden})
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return report(
         "cannot-judge",
@@ -163,7 +115,7 @@ def _named(report: _Say, layer: LayerReport, matches: list[tuple[Trial, Alternat
     likely = [(t, other) for t, other in matches if t.fit.remaining <= 2 * best + 1e-12]
     found = [
         Finding(
-            bug=other.bug,
+            bug=other.name,
             layer=other.layer,
             estimate=other.parameter,
             confidence=1 / len(likely),
@@ -188,9 +140,8 @@ def sensitivity(chain: Chain, y: Array, precision: Precision) -> Array:
     for _ in range(_ROUNDINGS):
         x = chain.inputs[chain.names[0]]
         for name in chain.names:
-            program = chain.programs[name]
-            out = block_output(program, x)
-            bound = block_bound(program, x, out, precision)
+            out = block_output(chain.plain[name], x)
+            bound = block_bound(chain.programs[name], x, out, precision)
             x = np.where(out > 0, out + bound.likely / _LAMBDA * rng.normal(size=out.shape), out)
         logits = evaluate_head(chain.head, x)
         own = head_bound(chain.head.weight, chain.head.bias, x, logits, precision).likely / _LAMBDA
@@ -210,93 +161,3 @@ def _layer(y: Array, y_hat: Array, allowed: Array) -> LayerReport:
         ok=bool((ratio <= 1).all()),
         note="end to end: eight standard deviations of the network's own rounding",
     )
-
-
-def alternatives(chain: Chain, precision: str) -> Iterator[Alternative]:
-    """The reference with every known bug: in all layers, then in each."""
-    library = [h for h in LIBRARY if precision not in h.precision]
-    for hypothesis in library:
-        if hypothesis.global_bug:
-            yield from _everywhere(chain, hypothesis)
-    for at, name in enumerate(chain.names):
-        workspace = Workspace()
-        for hypothesis in library:
-            yield from _in_layer(chain, at, name, hypothesis, workspace)
-    for bug in HEAD_BUGS:
-        if precision not in bug.precision:
-            for program, detail in bug.variants(chain.head):
-                logits = evaluate_head(program, chain.inputs["linear"])
-                yield Alternative(
-                    bug.name, "linear", bug.says.format(detail=detail), bug.advice, None, logits
-                )
-
-
-def _in_layer(
-    chain: Chain, at: int, name: str, hypothesis: Hypothesis, workspace: Workspace
-) -> Iterator[Alternative]:
-    x = chain.inputs[name]
-    site = Site(
-        chain.programs[name], x, None, at == 0, chain.programs, tuple(chain.programs.alike(name))
-    )
-    following = chain.names[at + 1] if at + 1 < len(chain.names) else "linear"
-    right = chain.inputs[following]
-    for variant in hypothesis.variants(site):
-        out = _safe_output(variant.program, x, workspace)
-        if out is None or out.shape[1] != right.shape[1]:
-            continue
-        if out.shape == right.shape and np.allclose(out, right, rtol=1e-13, atol=0):
-            continue  # the bug changes nothing here
-        logits = chain.logits_from(at + 1, out)
-        says = hypothesis.says.format(parameter=variant.parameter or 0.0, detail=variant.detail)
-        yield Alternative(hypothesis.name, name, says, hypothesis.advice, variant.parameter, logits)
-
-
-def _everywhere(chain: Chain, hypothesis: Hypothesis) -> Iterator[Alternative]:
-    """The same variant in every layer where it exists; told apart by its words and parameter."""
-    settings = {
-        (variant.detail, variant.parameter)
-        for at, name in enumerate(chain.names)
-        for variant in hypothesis.variants(
-            Site(
-                chain.programs[name],
-                chain.inputs[name],
-                None,
-                at == 0,
-                chain.programs,
-                tuple(chain.programs.alike(name)),
-            )
-        )
-    }
-    for detail, parameter in sorted(settings, key=str):
-        x: Array | None = chain.inputs[chain.names[0]]
-        for at, name in enumerate(chain.names):
-            assert x is not None
-            program = chain.programs[name]
-            for variant in hypothesis.variants(
-                Site(program, x, None, at == 0, chain.programs, tuple(chain.programs.alike(name)))
-            ):
-                if (variant.detail, variant.parameter) == (detail, parameter):
-                    program = variant.program
-                    break
-            x = _safe_output(program, x)
-            if x is None:
-                break
-        else:
-            says = hypothesis.says.format(parameter=parameter or 0.0, detail=detail)
-            assert x is not None
-            logits = evaluate_head(chain.head, x)
-            yield Alternative(hypothesis.name, None, says, hypothesis.advice, parameter, logits)
-
-
-def _safe_output(
-    program: BlockProgram, x: Array, workspace: Workspace | None = None
-) -> Array | None:
-    """The whole batch's output, or None where it has no pixel left or overflows."""
-    if not program.branches and program.fused is None:
-        return x
-    size = output_size(program, *x.shape[2:])
-    if min(size) < 1:
-        return None
-    with np.errstate(all="ignore"):
-        out = evaluate(program, x, workspace=workspace).reshape(len(x), -1, *size)
-    return out if np.isfinite(out).all() else None
