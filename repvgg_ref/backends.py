@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
+import numpy as np
+
+from repvgg_ref.cpu import NUMPY
 from repvgg_ref.errors import BackendError
 from repvgg_ref.ops import REFERENCE, Ops
 
@@ -11,8 +15,10 @@ BACKENDS = ("reference", "numpy", "cupy", "auto")
 VARIABLE = "REPVGG_BACKEND"
 
 
-def backend_ops(name: str | None = None) -> Ops:
+def backend_ops(name: str | None = None, dtype: Any = np.float32) -> Ops:
     """The operator table called `name`; default the variable ``REPVGG_BACKEND``, else "numpy".
+
+    The fast NumPy table knows float32 and float64; other arrays (`dtype`) go to the reference.
 
     Raises
     ------
@@ -20,7 +26,9 @@ def backend_ops(name: str | None = None) -> Ops:
         If there is no such backend, or it cannot be used on this machine.
     """
     chosen = name or os.environ.get(VARIABLE) or "numpy"
-    if chosen in ("reference", "numpy", "auto"):
+    if chosen in ("numpy", "auto"):
+        return NUMPY if dtype in (np.float32, np.float64) else REFERENCE
+    if chosen == "reference":
         return REFERENCE
     if chosen == "cupy":
         raise BackendError(

@@ -87,7 +87,7 @@ def train_block_forward(
 
     Parameters
     ----------
-    x : array, shape (N, C, H, W)
+    x : array, shape (N, C, H, W), or (N, H, W, C) where `ops` says so
     params : mapping
         The model's arrays under their canonical names, ``stage1.0.branch_3x3.conv.weight``.
     training : bool
@@ -106,7 +106,7 @@ def train_block_forward(
         z, conv_cache = (x, None) if branch.weight is None else _conv(spec, x, branch.weight, ops)
         if training:
             y, bn_cache = ops.batch_norm_train_forward(z, branch.gamma, branch.beta, eps=eps)
-            pixels = z.shape[0] * z.shape[2] * z.shape[3]
+            pixels = z.size // len(bn_cache.mean)  # N * Ho * Wo, whatever the table's layout
             stats[name] = BatchStats(bn_cache.mean, bn_cache.var, pixels)
         else:
             y, bn_cache = ops.batch_norm_eval_forward(

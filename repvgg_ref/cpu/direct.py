@@ -35,7 +35,7 @@ class Window(NamedTuple):
 
 def pack_weight(weight: Array, groups: int, parts: int) -> Array:
     """(O, C/G, K, K) -> (G * parts, K * K * C/G, O/(G * parts)), in the order of `gather`."""
-    outputs, inputs, kernel, _ = weight.shape
+    _, inputs, kernel, _ = weight.shape
     split = weight.reshape(groups * parts, -1, inputs, kernel, kernel)
     packed = split.transpose(0, 3, 4, 2, 1).reshape(groups * parts, kernel * kernel * inputs, -1)
     return np.ascontiguousarray(packed)

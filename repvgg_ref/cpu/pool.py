@@ -96,7 +96,7 @@ class _Job:
 
 
 def pool(threads: int | None = None) -> Pool:
-    """The process's pool of `threads` (default `default_threads`); made once, remade after a fork."""
+    """The process's pool of `threads`, by default `default_threads`; made anew after a fork."""
     return _pool(os.getpid(), threads or default_threads())
 
 

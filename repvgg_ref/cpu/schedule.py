@@ -15,13 +15,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import direct, winograd
 from repvgg_ref.cpu.direct import Window
+from repvgg_ref.cpu.gemm import panel_width
 from repvgg_ref.cpu.layout import carve
 from repvgg_ref.cpu.pool import Stage
 from repvgg_ref.cpu.winograd import Tiling
@@ -30,6 +31,10 @@ PRIVATE_TILES = 64
 PRIVATE_NUMBERS = 400_000  # columns of one block: 1.6 MB of float32
 SHARED_NUMBERS = 10_000_000  # scratch of all threads together: 40 MB of float32
 ITEMS_A_THREAD = 4
+
+
+Packed = dict[tuple[Any, ...], Array]
+"""Packed weights by layer, algorithm and form, so that plans of several shapes share them."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +83,26 @@ class Convolution(Protocol):
 class WinogradConvolution:
     """F(m, 3); the mathematics is in `winograd`."""
 
-    def __init__(self, shape: ConvShape, weight: Array, m: int, threads: int) -> None:
+    def __init__(
+        self,
+        shape: ConvShape,
+        weight: Array,
+        m: int,
+        threads: int,
+        packed: Packed | None = None,
+        name: str = "",
+    ) -> None:
         self.shape, self.threads = shape, threads
         self.tiling = Tiling(m, shape.stride, shape.height, shape.width)
         self.shared = self._shared()
         self.block = self._block()
-        self.u = winograd.transform_weight(
-            weight, shape.groups, self.tiling, self.block * self.tiling.tiles
-        )
+        rows = self.block * self.tiling.tiles
+        packed = {} if packed is None else packed
+        inner, outputs = shape.channels // shape.groups, shape.outputs // shape.groups
+        key = (name, "winograd", m, panel_width(inner, outputs, rows))
+        if key not in packed:
+            packed[key] = winograd.transform_weight(weight, shape.groups, self.tiling, rows)
+        self.u = packed[key]
 
     @property
     def padded(self) -> tuple[int, int]:  # noqa: D102  (Convolution)
@@ -173,7 +190,14 @@ class WinogradConvolution:
 class DirectConvolution:
     """Windows gathered in cache and multiplied once; the arithmetic is in `direct`."""
 
-    def __init__(self, shape: ConvShape, weight: Array, threads: int) -> None:
+    def __init__(
+        self,
+        shape: ConvShape,
+        weight: Array,
+        threads: int,
+        packed: Packed | None = None,
+        name: str = "",
+    ) -> None:
         self.shape, self.threads = shape, threads
         self.window = Window(
             shape.kernel, shape.stride, shape.dilation, shape.groups, shape.height, shape.width
@@ -182,7 +206,11 @@ class DirectConvolution:
         self.rows = shape.images * shape.height
         self.shared = weight.size > 1_000_000 or self.rows < threads
         self.block = self._block()
-        self.packed = direct.pack_weight(weight, shape.groups, self._parts())
+        packed = {} if packed is None else packed
+        key = (name, "direct", self._parts())
+        if key not in packed:
+            packed[key] = direct.pack_weight(weight, shape.groups, self._parts())
+        self.packed = packed[key]
 
     @property
     def padded(self) -> tuple[int, int]:  # noqa: D102  (Convolution)

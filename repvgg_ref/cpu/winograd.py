@@ -216,7 +216,7 @@ def output_transform(
     np.matmul(matrices.at, s.m[:, :, block].transpose(0, 2, 3, 1, 4), out=sums)
     rows = s.sums.reshape(len(s.sums), t + 1, -1)[:, :, : len(bias)]
     rows[block, t] = bias
-    image, row, pixel, number = y.strides
+    _, row, _, number = y.strides
     for n, first, last, place in image_runs(start, stop, tiling.strips):
         whole = min(last, tiling.height // m)  # the lowest strip may reach below the image
         for begin, end, kept in ((first, whole, m), (max(first, whole), last, tiling.height % m)):

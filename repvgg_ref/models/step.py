@@ -65,6 +65,7 @@ def training_step(
     batch_stats: dict[str, BatchStats] = {}
     aux_loss: Any = 0
     heads = {head.after: head for head in arch.aux_heads}
+    x = ops.enter(x)
     for spec in arch.blocks:
         x, cache = train_block_forward(spec, params, x, ops=ops, eps=eps, training=True)
         caches[spec.name] = cache
@@ -144,7 +145,7 @@ def aux_forward(
     loss, loss_cache = ops.softmax_cross_entropy_forward(
         logits, labels, label_smoothing=label_smoothing
     )
-    stats = BatchStats(bn.mean, bn.var, z.shape[0] * z.shape[2] * z.shape[3])
+    stats = BatchStats(bn.mean, bn.var, z.size // len(bn.mean))
     return loss, AuxCache(conv, bn, relu, pool, linear, loss_cache), stats
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from repvgg_ref.arrays import Array, Real
+from repvgg_ref.arrays import Array, Real, array_module
 from repvgg_ref.ops.batch_norm import (
     BatchNormGrads,
     RunningStats,
@@ -135,6 +135,19 @@ class Ops:
     softmax_cross_entropy_forward: _SoftmaxCrossEntropyForward
     softmax_cross_entropy_backward: Callable[[Any], Array]
     fused_conv_bias_relu: _ConvBiasReluForward | None = None
+
+    def enter(self, x: Array) -> Array:
+        """NCHW, as models are given images, to this table's layout."""
+        if self.layout == "NCHW" or x.ndim != 4:
+            return x
+        # (N, C, H, W) -> (N, H, W, C)
+        nhwc: Array = array_module(x).ascontiguousarray(x.transpose(0, 2, 3, 1))
+        return nhwc
+
+    def leave(self, y: Array) -> Array:
+        """Back to NCHW, as a view."""
+        # (N, H, W, C) -> (N, C, H, W)
+        return y if self.layout == "NCHW" or y.ndim != 4 else y.transpose(0, 3, 1, 2)
 
     def conv_bias_relu_forward(
         self,

@@ -1,0 +1,242 @@
+"""Convolution with its gradients for the table `NUMPY`: NHWC in, NHWC out, on all threads.
+
+    grad_x       stride 1: again a convolution, of grad_y with the kernels turned and transposed;
+                 else  columns = grad_y W^T, added back to the pixels that each tap read
+    grad_weight  columns(x)^T grad_y, summed over blocks of rows, a sum for each thread
+
+What the fast paths do not cover (kernels that are not square, settings that differ between height
+and width) goes to the reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.cpu import direct
+from repvgg_ref.cpu.cost import cheapest
+from repvgg_ref.cpu.layout import interior
+from repvgg_ref.cpu.plan import make_convolution
+from repvgg_ref.cpu.pool import Stage, pool
+from repvgg_ref.cpu.schedule import ConvShape
+from repvgg_ref.ops import REFERENCE, Conv2dGrads, IntOrPair
+
+BLOCK_NUMBERS = 1_000_000
+
+
+class Conv2dCache(NamedTuple):
+    """What the backward pass needs; `padding` is one number."""
+
+    x: Array
+    weight: Array
+    has_bias: bool
+    shape: ConvShape
+    padding: int
+
+
+def conv2d_forward(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    *,
+    stride: IntOrPair,
+    padding: IntOrPair,
+    dilation: IntOrPair,
+    groups: int,
+) -> tuple[Array, Any]:
+    """`ops.conv2d.conv2d_forward` for x (N, H, W, C) and y (N, Ho, Wo, O)."""
+    found = _shape(x, weight, bias, stride, padding, dilation, groups)
+    if found is None:
+        y, cache = REFERENCE.conv2d_forward(
+            x.transpose(0, 3, 1, 2),
+            weight,
+            bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+        )
+        return np.ascontiguousarray(y.transpose(0, 2, 3, 1)), cache
+    shape, border = found
+    y = _convolve(x, weight, bias, shape, border, relu=False)
+    return y, Conv2dCache(x, weight, bias is not None, shape, border)
+
+
+def conv_bias_relu(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    /,
+    *,
+    stride: IntOrPair,
+    padding: IntOrPair,
+    dilation: IntOrPair,
+    groups: int,
+) -> Array:
+    """`Ops.conv_bias_relu_forward`, bias and ReLU while the block is in cache."""
+    found = _shape(x, weight, bias, stride, padding, dilation, groups)
+    if found is not None:
+        return _convolve(x, weight, bias, *found, relu=True)
+    y, _ = conv2d_forward(
+        x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
+    )
+    return np.maximum(y, 0)
+
+
+def conv2d_backward(grad_y: Array, cache: Any) -> Conv2dGrads:
+    """`ops.conv2d.conv2d_backward` for NHWC arrays."""
+    if not isinstance(cache, Conv2dCache):
+        grads = REFERENCE.conv2d_backward(grad_y.transpose(0, 3, 1, 2), cache)
+        return grads._replace(grad_x=np.ascontiguousarray(grads.grad_x.transpose(0, 2, 3, 1)))
+    shape = cache.shape
+    reach = shape.dilation * (shape.kernel - 1) - cache.padding
+    if shape.stride == 1 and reach >= 0:
+        turned = _turned(cache.weight, shape.groups)
+        height, width = cache.x.shape[1:3]
+        back = replace(
+            shape, height=height, width=width, channels=shape.outputs, outputs=shape.channels
+        )
+        grad_x = _convolve(grad_y, turned, None, back, reach, relu=False)
+    else:
+        grad_x = _scattered(grad_y, cache)
+    grad_bias = grad_y.sum(axis=(0, 1, 2)) if cache.has_bias else None
+    return Conv2dGrads(grad_x, _grad_weight(grad_y, cache), grad_bias)
+
+
+def _shape(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: IntOrPair,
+    padding: IntOrPair,
+    dilation: IntOrPair,
+    groups: int,
+) -> tuple[ConvShape, int] | None:
+    """The shape and the border, or None if the reference must do it (or refuse it)."""
+    numbers = [_single(setting) for setting in (stride, padding, dilation)]
+    fits = (
+        None not in numbers
+        and x.ndim == weight.ndim == 4
+        and groups >= 1
+        and x.dtype in (np.float32, np.float64)
+        and weight.dtype == x.dtype
+        and weight.shape[2] == weight.shape[3]
+        and x.shape[3] == weight.shape[1] * groups
+        and len(weight) % groups == 0
+        and (bias is None or bias.shape == weight.shape[:1])
+        and min(x.shape) > 0
+    )
+    if not fits:
+        return None
+    step, border, apart = (int(number) for number in numbers if number is not None)
+    span = apart * (weight.shape[2] - 1) + 1
+    height, width = ((size + 2 * border - span) // step + 1 for size in x.shape[1:3])
+    if min(height, width, step, apart) < 1 or border < 0:
+        return None
+    channels, outputs, kernel = x.shape[3], len(weight), weight.shape[2]
+    return (
+        ConvShape(len(x), height, width, channels, outputs, kernel, step, apart, groups),
+        border,
+    )
+
+
+def _single(setting: IntOrPair) -> int | None:
+    if isinstance(setting, tuple):
+        return setting[0] if len(set(setting)) == 1 else None
+    return setting
+
+
+def _convolve(
+    x: Array, weight: Array, bias: Array | None, shape: ConvShape, border: int, *, relu: bool
+) -> Array:
+    threads = pool()
+    algorithm = "direct" if x.dtype == np.float64 else cheapest(shape, x.itemsize)
+    convolution = make_convolution(shape, weight, algorithm, threads.threads, {}, "")
+    padded = _padded(x, convolution.padded, border)
+    y = np.empty((shape.images, shape.height, shape.width, shape.outputs), x.dtype)
+    arena = np.empty(convolution.scratch, x.dtype)
+    bias = np.zeros(shape.outputs, x.dtype) if bias is None else bias
+    with threads.session():
+        for stage in convolution.stages(padded, y, bias, arena, relu=relu):
+            threads.run(stage)
+    return y
+
+
+def _padded(x: Array, least: tuple[int, int], border: int) -> Array:
+    """`x` inside zeros: `border` before it, and after it what `least` asks for."""
+    images, height, width, channels = x.shape
+    size = [max(n + 2 * border, least[k]) for k, n in enumerate((height, width))]
+    if size == [height, width]:
+        return np.ascontiguousarray(x)
+    padded = np.zeros((images, *size, channels), x.dtype)
+    interior(padded, height, width, border)[...] = x
+    return padded
+
+
+def _turned(weight: Array, groups: int) -> Array:
+    """Kernels turned by half a turn, inputs and outputs exchanged: (C, O/G, K, K)."""
+    outputs, inputs, *kernel = weight.shape
+    split = weight.reshape(groups, outputs // groups, inputs, *kernel).swapaxes(1, 2)
+    turned = split[..., ::-1, ::-1].reshape(groups * inputs, outputs // groups, *kernel)
+    return np.ascontiguousarray(turned)
+
+
+def _window(shape: ConvShape) -> direct.Window:
+    return direct.Window(
+        shape.kernel, shape.stride, shape.dilation, shape.groups, shape.height, shape.width
+    )
+
+
+def _scattered(grad_y: Array, cache: Conv2dCache) -> Array:
+    """``columns = grad_y W^T``, each added back to the pixels that its tap read; by images."""
+    shape, K = cache.shape, cache.shape.kernel
+    images, height, width, channels = cache.x.shape
+    reach = [max(n + 2 * cache.padding, shape.reach[k]) for k, n in enumerate((height, width))]
+    padded = np.zeros((images, *reach, channels), grad_y.dtype)
+    packed = direct.pack_weight(cache.weight, shape.groups, 1).swapaxes(1, 2)  # (G, O/G, K K C/G)
+
+    def scatter(worker: int, n: int) -> None:
+        # (G, Ho * Wo, O/G) @ (G, O/G, K * K * C/G)
+        rows = grad_y[n].reshape(-1, shape.groups, shape.outputs // shape.groups)
+        columns = rows.transpose(1, 0, 2) @ packed
+        taps = columns.reshape(shape.groups, shape.height, shape.width, K, K, -1)
+        for i in range(K):
+            for j in range(K):
+                down = slice(i * shape.dilation, None, shape.stride)
+                right = slice(j * shape.dilation, None, shape.stride)
+                under = padded[n, down, right][: shape.height, : shape.width]
+                tap = taps[:, :, :, i, j].transpose(1, 2, 0, 3)  # (Ho, Wo, G, C/G)
+                under += tap.reshape(under.shape)
+
+    threads = pool()
+    with threads.session():
+        threads.run(Stage(images, scatter))
+    return np.ascontiguousarray(interior(padded, height, width, cache.padding))
+
+
+def _grad_weight(grad_y: Array, cache: Conv2dCache) -> Array:
+    """``columns(x)^T grad_y``, a partial sum for each thread."""
+    shape, threads = cache.shape, pool()
+    G, inner = shape.groups, shape.kernel**2 * shape.channels
+    padded = _padded(cache.x, shape.reach, cache.padding)
+    block = max(1, BLOCK_NUMBERS // (inner * shape.width))
+    rows = shape.images * shape.height
+    sums = np.zeros((threads.threads, G, inner // G, shape.outputs // G), grad_y.dtype)
+    flat = grad_y.reshape(rows * shape.width, G, shape.outputs // G)
+
+    def add(worker: int, item: int) -> None:
+        start, stop = item * block, min((item + 1) * block, rows)
+        columns = np.empty(((stop - start) * shape.width, G, inner // G), grad_y.dtype)
+        direct.gather(padded, _window(shape), start, stop, columns)
+        under = flat[start * shape.width : stop * shape.width]
+        # (G, K K C/G, pixels) @ (G, pixels, O/G)
+        sums[worker] += columns.transpose(1, 2, 0) @ under.transpose(1, 0, 2)
+
+    with threads.session():
+        threads.run(Stage(-(-rows // block), add))
+    total = sums.sum(axis=0).reshape(G, shape.kernel, shape.kernel, -1, shape.outputs // G)
+    # (G, K, K, C/G, O/G) -> (G, O/G, C/G, K, K) -> (O, C/G, K, K)
+    return np.ascontiguousarray(total.transpose(0, 4, 3, 1, 2)).reshape(cache.weight.shape)

@@ -1,0 +1,83 @@
+"""Which algorithm for a layer: a cost model of three terms, or a measurement.
+
+    time = products / rate  +  numbers moved by the transforms or the gather  +  weight bytes / bw
+
+The constants were measured on one AVX-512 core and enter as ratios, so a machine that is faster
+all over chooses the same.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from repvgg_ref.cpu.schedule import ConvShape
+from repvgg_ref.cpu.winograd import Tiling
+
+Algorithm = Literal["direct", "winograd2", "winograd4", "winograd5", "winograd6"]
+ALGORITHMS: tuple[Algorithm, ...] = (
+    "direct",
+    "winograd2",
+    "winograd4",
+    "winograd5",
+    "winograd6",
+)
+# F(6, 3) rounds three times worse than F(5, 3), for at most a tenth of the time: on request only.
+DEFAULT_CHOICES: tuple[Algorithm, ...] = ("direct", "winograd2", "winograd4", "winograd5")
+
+SECONDS_A_PRODUCT = 2 / 150e9
+SECONDS_A_TRANSFORM_PRODUCT = 0.055e-9  # products with matrices of 4 to 8 rows
+SECONDS_A_GATHERED_NUMBER = 0.15e-9
+SECONDS_A_WEIGHT_BYTE = 1 / 12e9
+PACKING_ROWS = 12  # packing a weight matrix takes the time of this many rows of pixels
+
+
+def tile_of(algorithm: Algorithm) -> int:
+    """The m of F(m, 3); 0 for direct."""
+    return 0 if algorithm == "direct" else int(algorithm.removeprefix("winograd"))
+
+
+def applies(algorithm: Algorithm, shape: ConvShape) -> bool:
+    """Whether `algorithm` can compute `shape` at all."""
+    if algorithm == "direct":
+        return True
+    tiled = shape.kernel == 3 and shape.dilation == 1 and shape.stride in (1, 2)
+    return tiled and (shape.stride == 1 or algorithm in ("winograd2", "winograd4"))
+
+
+def seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> float:
+    """Estimated time on one core."""
+    C, O, G = shape.channels, shape.outputs, shape.groups  # noqa: E741  (the shape letters)
+    if algorithm == "direct":
+        rows = shape.images * shape.height * shape.width
+        inner = shape.kernel**2 * C
+        weight_bytes = inner * O / G * itemsize
+        moved = rows * inner * SECONDS_A_GATHERED_NUMBER
+        products = (rows + PACKING_ROWS) * inner * O / G * SECONDS_A_PRODUCT
+        return products + moved + weight_bytes * SECONDS_A_WEIGHT_BYTE
+    tiling = Tiling(tile_of(algorithm), shape.stride, shape.height, shape.width)
+    m, t = tiling.m, tiling.t
+    rows = shape.images * tiling.strips * tiling.tiles
+    products = (rows + PACKING_ROWS) * t * t * C * O / G * SECONDS_A_PRODUCT
+    transforms = rows * (C * (tiling.step + t) * t * t + O * (t + m) * t * m)
+    weight_bytes = t * t * C * O / G * itemsize
+    return (
+        products + transforms * SECONDS_A_TRANSFORM_PRODUCT + weight_bytes * SECONDS_A_WEIGHT_BYTE
+    )
+
+
+def cheapest(
+    shape: ConvShape, itemsize: int, choices: tuple[Algorithm, ...] = DEFAULT_CHOICES
+) -> Algorithm:
+    """The choice with the least estimated time."""
+    possible = [algorithm for algorithm in choices if applies(algorithm, shape)]
+    return min(
+        possible, key=lambda algorithm: seconds(algorithm, shape, itemsize), default="direct"
+    )
+
+
+def speedup_bound(shape: ConvShape, m: int) -> float:
+    """How many times fewer products F(m, 3) needs than direct convolution, with its waste."""
+    tiling = Tiling(m, shape.stride, shape.height, shape.width)
+    direct = 9 * shape.height * shape.width
+    return direct / math.prod((tiling.strips, tiling.tiles, tiling.t, tiling.t))

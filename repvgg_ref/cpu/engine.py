@@ -1,0 +1,93 @@
+"""A fused model's fast forward: plans by batch shape over one set of packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.cpu.cost import Algorithm, applies, cheapest
+from repvgg_ref.cpu.plan import Plan
+from repvgg_ref.cpu.pool import pool
+from repvgg_ref.cpu.schedule import ConvShape, Packed
+
+CHUNK = 16  # images that go through the chain together; more would only need more memory
+KEPT_PLANS = 4
+
+
+class Engine:
+    """Evaluates the fused chain of `blocks`; keeps packed weights and the last few plans.
+
+    Parameters
+    ----------
+    algorithm : "auto" or one of `cost.ALGORITHMS`
+        "auto" takes the cheapest by `cost` among those whose rounding error, measured on whole
+        networks in float32, is at most 2e-5 of the largest output; in float64, where precision was
+        asked for, it is "direct". An algorithm that does not fit a layer yields to direct there.
+    threads : int, optional
+        Default: the variable ``REPVGG_NUM_THREADS``, else all processors.
+    """
+
+    def __init__(
+        self,
+        blocks: tuple[BlockSpec, ...],
+        params: Mapping[str, Array],
+        *,
+        dtype: Any,
+        algorithm: Algorithm | str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self._blocks, self._dtype, self._algorithm = blocks, np.dtype(dtype), algorithm
+        for array in params.values():
+            array.flags.writeable = False  # a change in place would not reach the packed weights
+        self._params = {name: array.astype(dtype, copy=False) for name, array in params.items()}
+        self._pool = pool(threads)
+        self._packed: Packed = {}
+        self._plans: dict[tuple[int, ...], Plan] = {}
+
+    def forward(self, x: Array) -> Array:
+        """Logits of any number of images."""
+        return np.concatenate([self.plan(part.shape).run(part) for part in _chunks(x)])
+
+    def layers(self, x: Array) -> dict[str, Array]:
+        """Every layer's output, NCHW, and the logits as "linear"."""
+        found: dict[str, list[Array]] = {}
+
+        def keep(name: str, y: Array) -> None:
+            found.setdefault(name, []).append(np.ascontiguousarray(y.transpose(0, 3, 1, 2)))
+
+        for part in _chunks(x):
+            found.setdefault("linear", []).append(self.plan(part.shape).run(part, keep))
+        found["linear"] = found.pop("linear")  # last, as in the network
+        return {name: np.concatenate(parts) for name, parts in found.items()}
+
+    def plan(self, shape: tuple[int, ...]) -> Plan:
+        """The plan for a batch of `shape`, made on first use."""
+        if shape not in self._plans:
+            while len(self._plans) >= KEPT_PLANS:
+                del self._plans[next(iter(self._plans))]
+            self._plans[shape] = Plan(
+                self._blocks,
+                self._params,
+                shape,
+                dtype=self._dtype,
+                pool=self._pool,
+                choose=self._choose,
+                packed=self._packed,
+            )
+        return self._plans[shape]
+
+    def _choose(self, name: str, shape: ConvShape) -> Algorithm:
+        if self._algorithm == "auto":
+            return "direct" if self._dtype == np.float64 else cheapest(shape, self._dtype.itemsize)
+        asked: Algorithm = self._algorithm  # type: ignore[assignment]
+        return asked if applies(asked, shape) else "direct"
+
+
+def _chunks(x: Array) -> list[Array]:
+    if len(x) < 2 * CHUNK:
+        return [x]
+    return [x[start : start + CHUNK] for start in range(0, len(x), CHUNK)]

@@ -1,0 +1,63 @@
+"""The table `NUMPY`: the reference's functions under NHWC, the costly ones replaced.
+
+An element-wise reference operator already is as fast as NumPy gets, and NumPy keeps the memory
+order of its operands; so those are wrapped: a transposed view goes in, a transposed view comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.cpu.batch_norm import batch_norm_train_backward, batch_norm_train_forward
+from repvgg_ref.cpu.conv2d import conv2d_backward, conv2d_forward, conv_bias_relu
+from repvgg_ref.ops import REFERENCE, Ops
+
+
+def _in_nhwc(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """`operator` of NCHW arrays as one of NHWC arrays; caches and vectors pass as they are."""
+
+    def wrapped(x: Array, *rest: Any, **settings: Any) -> Any:
+        found = operator(_to_nchw(x), *rest, **settings)
+        if isinstance(found, tuple):
+            first, *others = found
+            whole = (_to_nhwc(first), *others)
+            return type(found)(*whole) if hasattr(found, "_fields") else whole
+        return _to_nhwc(found)
+
+    return wrapped
+
+
+def _to_nchw(x: Array) -> Array:
+    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x
+
+
+def _to_nhwc(x: Array) -> Array:
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if x.ndim == 4 else x
+
+
+NUMPY = Ops(
+    name="numpy",
+    layout="NHWC",
+    conv2d_forward=conv2d_forward,
+    conv2d_backward=conv2d_backward,
+    batch_norm_train_forward=batch_norm_train_forward,
+    batch_norm_train_backward=batch_norm_train_backward,
+    batch_norm_eval_forward=_in_nhwc(REFERENCE.batch_norm_eval_forward),
+    batch_norm_eval_backward=_in_nhwc(REFERENCE.batch_norm_eval_backward),
+    update_running_stats=REFERENCE.update_running_stats,
+    relu_forward=REFERENCE.relu_forward,
+    relu_backward=REFERENCE.relu_backward,
+    squeeze_excitation_forward=_in_nhwc(REFERENCE.squeeze_excitation_forward),
+    squeeze_excitation_backward=_in_nhwc(REFERENCE.squeeze_excitation_backward),
+    global_avg_pool_forward=_in_nhwc(REFERENCE.global_avg_pool_forward),
+    global_avg_pool_backward=_in_nhwc(REFERENCE.global_avg_pool_backward),
+    linear_forward=REFERENCE.linear_forward,
+    linear_backward=REFERENCE.linear_backward,
+    softmax_cross_entropy_forward=REFERENCE.softmax_cross_entropy_forward,
+    softmax_cross_entropy_backward=REFERENCE.softmax_cross_entropy_backward,
+    fused_conv_bias_relu=conv_bias_relu,
+)
