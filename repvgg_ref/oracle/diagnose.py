@@ -24,6 +24,10 @@ from repvgg_ref.oracle.trials import Observation, Trial
 _MOST_PIXELS = 96
 _PAIR_STARTS = 6
 
+# Of two bugs at once the larger explains half of the residual or more if their effects are
+# orthogonal, and still a twentieth if those cancel with a correlation of -0.47.
+_PAIR_EXPLAINS = 0.05
+
 # Two bugs at once need not make sense together: one leaves a quarter of the channels (groups
 # ignored), the other permutes all of them.
 _DO_NOT_FIT = (IndexError, ValueError)
@@ -232,7 +236,9 @@ def _left_of_shape(program: BlockProgram, x: Array, y_hat: Array) -> float:
 def _pair(view: LayerView, trials: list[Trial]) -> list[Finding]:
     """Two bugs at once: the most explaining ones, each composed with every other."""
     best: tuple[Trial, Trial] | None = None
-    for first in sorted(trials, key=lambda t: t.fit.remaining)[:_PAIR_STARTS]:
+    starts = [trial for trial in trials if trial.fit.explains > _PAIR_EXPLAINS]
+    for first in sorted(starts, key=lambda t: t.fit.remaining)[:_PAIR_STARTS]:
+        view.workspace = Workspace()  # another program's responses are of no use to this one
         for second in view.trials(replace(view.site, program=first.payload)):
             if second.bug.name == first.bug.name or not second.named:
                 continue
