@@ -58,11 +58,12 @@ from repvgg_ref.oracle.squeeze_bound import (
 )
 from repvgg_ref.oracle.winograd_bound import roundings
 
-Algorithm = Literal["direct", "winograd2", "winograd4", "winograd6"]
+Algorithm = Literal["direct", "winograd2", "winograd4", "winograd5", "winograd6"]
 _OUTPUTS_PER_TILE: dict[Algorithm, int] = {
     "direct": 0,
     "winograd2": 2,
     "winograd4": 4,
+    "winograd5": 5,
     "winograd6": 6,
 }
 
@@ -112,7 +113,7 @@ def block_bound(
     y : (N, O, Ho, Wo) array
         The reference's output for it.
     precision : Precision
-    algorithm : {"direct", "winograd2", "winograd4", "winograd6"}
+    algorithm : {"direct", "winograd2", "winograd4", "winograd5", "winograd6"}
         How the candidate convolves, F(m x m, 3 x 3). Direct wherever stride or dilation is not 1,
         since Winograd's algorithm does not apply there.
 

@@ -9,20 +9,24 @@ dimension and theorem 5 for two, kept per element instead of taking norms.
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.cook_toom import Point, cook_toom
+from repvgg_ref.cpu.winograd import POINTS as OUR_POINTS
 
-# Interpolation points of F(m, 3), infinity besides. The rational ones are Lavin & Gray's and
-# NNPACK's; ncnn's F(4, 3) takes square roots of 1/2 and 2. The bound is the largest of them.
+# Interpolation points of F(m, 3) in use. The rational ones are Lavin & Gray's and NNPACK's, and
+# this library's own; ncnn's F(4, 3) takes square roots of 1/2 and 2. The bound is the largest.
 _ROOT = 2.0**0.5
-POINTS: dict[int, tuple[tuple[float, ...], ...]] = {
-    2: ((0, 1, -1),),
-    4: ((0, 1, -1, 2, -2), (0, _ROOT / 2, -_ROOT / 2, _ROOT, -_ROOT)),
-    6: ((0, 1, -1, 2, -2, 0.5, -0.5),),
+_LIBRARIES: dict[int, tuple[tuple[Point, ...], ...]] = {
+    2: ((0, 1, -1, inf),),
+    4: ((0, 1, -1, 2, -2, inf), (0, _ROOT / 2, -_ROOT / 2, _ROOT, -_ROOT, inf)),
+    6: ((0, 1, -1, 2, -2, 0.5, -0.5, inf),),
 }
+POINTS = {m: tuple(dict.fromkeys((*_LIBRARIES.get(m, ()), ours))) for m, ours in OUR_POINTS.items()}
 
 
 class Transforms(NamedTuple):
@@ -33,24 +37,13 @@ class Transforms(NamedTuple):
     g: Array
 
 
-def transforms(points: tuple[float, ...]) -> Transforms:
-    """Cook and Toom's matrices for ``len(points) - 1`` outputs of a filter of three taps.
+def transforms(points: tuple[Point, ...]) -> Transforms:
+    """Cook and Toom's matrices for ``len(points) - 2`` outputs of a filter of three taps.
 
-    Row j of G holds the powers of the point p_j over ``prod over l != j of (p_j - p_l)``, row j of
-    B^T the coefficients of ``prod over l != j of (x - p_l)``, row j of A the powers of p_j; the
-    last rows stand for infinity. Scaling row j of one and dividing that of another changes
-    nothing in a bound made of absolute values, so every library's variant is covered.
+    Scaling row j of one and dividing that of another changes nothing in a bound made of absolute
+    values, so every library's variant is covered.
     """
-    tile, m = len(points) + 1, len(points) - 1
-    a, b, g = np.zeros((tile, m)), np.zeros((tile, tile)), np.zeros((tile, 3))
-    for j, p in enumerate(points):
-        others = [q for q in points if q != p]
-        a[j] = [p**i for i in range(m)]
-        g[j] = [p**k / np.prod([p - q for q in others]) for k in range(3)]
-        b[:-1, j] = np.poly(others)[::-1]
-    a[-1, -1] = g[-1, -1] = 1
-    b[:, -1] = np.poly(points)[::-1]
-    return Transforms(a, b, g)
+    return Transforms(*(np.array(rows, dtype=float) for rows in cook_toom(points)))
 
 
 def roundings(m: int) -> int:
