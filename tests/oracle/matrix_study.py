@@ -1,11 +1,14 @@
 """The diagnosis matrix: every known bug in every layer; is it seen, and is it named right?
 
-    python -m tests.oracle.matrix_study [--model NAME ...] [--out FILE.json]
+    python -m tests.oracle.matrix_study [--model NAME ...] [--logits N] [--out FILE.json]
 
 A right port is run in float32. In one layer at a time its output is replaced by that of a wrong
 program, with the right port's own float32 rounding on top, and the oracle is asked. Bugs that
 change nothing in a layer (by more than 1e-13) do not count. Naming one of several bugs that predict
 the same output there is right, since they are one bug on that data.
+
+With ``--logits N`` the oracle sees the logits only, of N plants drawn at random; the rest of the
+network is right.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.blas import single_threaded_blas
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.alternatives import make_chain
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.distinguishing import distinguishing_model
 from repvgg_ref.oracle.evaluate import evaluate
@@ -45,6 +49,8 @@ from repvgg_ref.oracle.layers import (
 )
 from repvgg_ref.oracle.precision import PRECISIONS
 from repvgg_ref.oracle.program import output_size
+from repvgg_ref.oracle.verification import judge
+from tests.models.small import SMALL
 
 FP32 = PRECISIONS["fp32"]
 
@@ -147,18 +153,24 @@ def study(model: Model, x: Array) -> list[Plant]:
         return [p for plants in track(results, model.name, len(port.names)) for p in plants]
 
 
-def first_bad_layers(model: Model, x: Array, count: int) -> tuple[int, int]:
-    """Whole verifications with a bug in a random layer: how many find that layer first."""
-    port = Port(model, x)
-    rng = np.random.default_rng(0)
-    right = 0
-    for _ in range(count):
-        layer = str(rng.choice(port.names))
-        plants = list(port.plants(layer))
-        _, _, wrong = plants[rng.integers(len(plants))]
-        report = verify_from(port, layer, wrong)
-        right += report == layer
-    return right, count
+def logits_study(model: Model, x: Array, count: int) -> list[Plant]:
+    """The oracle on logits alone, for `count` plants drawn at random."""
+    port, chain = Port(model, x), make_chain(model, x)
+    plants = [(layer, *plant) for layer in port.names for plant in port.plants(layer)]
+    drawn = np.random.default_rng(0).permutation(len(plants))[:count]
+    done = []
+    for at in track(drawn, f"{model.name}, logits only"):
+        layer, bug, detail, wrong = plants[at]
+        if layer != "linear":
+            following = port.names.index(layer) + 1
+            wrong = chain.logits_from(following, wrong.astype(np.float64)).astype(np.float32)
+        report = judge(model, Outputs({"linear": wrong}), x)
+        top = report.diagnosis[0] if report.diagnosis else None
+        named = top is not None and bug in (top.bug, *top.equivalents)
+        said = top.bug if top else report.verdict
+        detected = report.verdict == "disagree"
+        done.append(Plant(bug, layer, detail, detected, named, said, top.explains if top else 0.0))
+    return done
 
 
 def verify_from(port: Port, layer: str, wrong: Array) -> str | None:
@@ -206,29 +218,28 @@ def table(name: str, plants: list[Plant]) -> Table:
 def main() -> None:
     """Run the study and print the matrix."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", nargs="*", default=["A0"])
+    parser.add_argument("--model", nargs="*", default=["A0"], help="official, or a small one's")
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--logits", type=int, default=0, metavar="N")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     console, results = Console(width=120), {}
     for name in arguments.model:
-        model = distinguishing_model(rr.architecture(name))
+        model = distinguishing_model(SMALL.get(name) or rr.architecture(name))
         x = distinguishing_inputs(model.arch, height=arguments.size, width=arguments.size - 4)
-        plants = study(model, x)
-        console.print(table(model.name, plants))
+        plants = logits_study(model, x, arguments.logits) if arguments.logits else study(model, x)
+        console.print(table(name, plants))
         detected = sum(p.detected for p in plants) / len(plants)
         named = sum(p.named for p in plants) / len(plants)
-        console.print(
-            f"{model.name}: {len(plants)} planted, {detected:.2%} detected, {named:.2%} named"
-        )
-        results[model.name] = {
+        console.print(f"{name}: {len(plants)} planted, {detected:.2%} detected, {named:.2%} named")
+        results[name] = {
             "planted": len(plants),
             "detected": detected,
             "named": named,
             "not_named": [asdict(p) for p in plants if not p.named],
         }
     if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=1))
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
