@@ -4,7 +4,7 @@ FUZZ_VENV ?= .venv-fuzz
 FUZZ_RUNS ?= 1000000
 CORPUS ?= .fuzz-corpus
 
-.PHONY: check format lint types test peers fuzz demo ci
+.PHONY: check format lint types test peers fuzz matrix demo ci
 
 check: lint types test
 
@@ -31,6 +31,12 @@ fuzz:
 	$(FUZZ_VENV)/bin/pip install -q atheris numpy
 	mkdir -p $(CORPUS)
 	$(FUZZ_VENV)/bin/python -m tests.fuzz.fuzz_readers $(CORPUS) -runs=$(FUZZ_RUNS) -max_len=4096 -timeout=10
+
+# Every known bug in every layer: seen, and named right? Then the same from logits alone.
+matrix:
+	$(PYTHON) -m tests.oracle.matrix_study --model A0 --out tests/oracle/results/diagnosis-A0.json
+	$(PYTHON) -m tests.oracle.matrix_study --model plain grouped se-before-relu plus --size 36 \
+		--logits 150 --out tests/oracle/results/logits-only.json
 
 demo:
 	$(PYTHON) -m repvgg_ref_cli demo
