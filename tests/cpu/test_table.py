@@ -139,7 +139,7 @@ def arrays(arch: Architecture, size: int, dtype: Any) -> tuple[Array, Array]:
 
 NETWORKS = {
     "tiny": (tiny(), 19),
-    "aux": (tiny(aux_heads=(AuxHeadSpec("aux1", "stage1.1", 12),)), 33),
+    "aux": (tiny(aux_heads=(AuxHeadSpec("stage1_aux", "stage1.1", 12),)), 33),
     "A0": (architecture("RepVGG-A0", num_classes=7), 64),
 }
 
