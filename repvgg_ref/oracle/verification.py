@@ -45,7 +45,7 @@ from repvgg_ref.oracle.static_check import check_weights
 from weights_io import sanitize
 
 CandidateLike = Model | str | Path | Callable[..., Any] | Mapping[str, Array] | Array
-_DEFAULT_EXTENT = 96
+_DEFAULT_EXTENT = (96, 80)  # a square hides what confuses height with width
 
 
 def verify(
@@ -197,8 +197,8 @@ def _inputs(model: Model, port: Candidate, inputs: Array | None) -> Array | None
     return distinguishing_inputs(
         model.arch,
         batch=batch or 2,
-        height=height or _DEFAULT_EXTENT,
-        width=width or _DEFAULT_EXTENT,
+        height=height or _DEFAULT_EXTENT[0],
+        width=width or _DEFAULT_EXTENT[1],
     )
 
 
