@@ -230,7 +230,8 @@ def _grad_weight(grad_y: Array, cache: Conv2dCache) -> Array:
     def add(worker: int, item: int) -> None:
         start, stop = item * block, min((item + 1) * block, rows)
         columns = np.empty(((stop - start) * shape.width, G, inner // G), grad_y.dtype)
-        direct.gather(padded, _window(shape), start, stop, columns)
+        for copy in direct.gather(padded, _window(shape), start, stop, columns):
+            copy()
         under = flat[start * shape.width : stop * shape.width]
         # (G, K K C/G, pixels) @ (G, pixels, O/G)
         sums[worker] += columns.transpose(1, 2, 0) @ under.transpose(1, 0, 2)

@@ -13,6 +13,7 @@ the stride is 2. `tests/peers/bench_cpu_designs.py` compares them.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.layout import image_runs
+from repvgg_ref.cpu.pool import Step
 
 
 class Window(NamedTuple):
@@ -70,7 +72,7 @@ def windows(x: Array, window: Window) -> Array:
     )
 
 
-def gather(x: Array, window: Window, start: int, stop: int, columns: Array) -> None:
+def gather(x: Array, window: Window, start: int, stop: int, columns: Array) -> list[Step]:
     """Copy the windows of output rows `start` to `stop` of the batch.
 
     Parameters
@@ -80,30 +82,33 @@ def gather(x: Array, window: Window, start: int, stop: int, columns: Array) -> N
     """
     view = windows(x, window)
     target = columns.reshape(stop - start, *view.shape[2:])
-    for n, first, last, place in image_runs(start, stop, window.height):
-        np.copyto(target[place : place + last - first], view[n, first:last])
+    return [
+        partial(np.copyto, target[place : place + last - first], view[n, first:last])
+        for n, first, last, place in image_runs(start, stop, window.height)
+    ]
 
 
-def finish(products: Array, bias: Array, y: Array, start: int, stop: int, *, relu: bool) -> None:
+def finish(
+    products: Array, bias: Array, y: Array, start: int, stop: int, *, relu: bool
+) -> list[Step]:
     """Bias and ReLU, then output rows `start` to `stop` of the batch into their place.
 
     Parameters
     ----------
     products : ((stop - start) * Wo, O) array
         Overwritten.
+    bias : (W * O,) array, the bias repeated for each pixel of a row
     y : (N, Ho, Wo, O) array
         May be the interior of the next layer's padded input.
     """
-    np.add(products, bias, out=products)
     rows = products.reshape(stop - start, y.shape[2], -1)
+    beside = bias.reshape(rows.shape[1:])
+    steps: list[Step] = []
     for n, first, last, place in image_runs(start, stop, y.shape[1]):
         held, out = rows[place : place + last - first], y[n, first:last]
         if relu:
-            np.maximum(held, 0, out=out)
+            steps.append(partial(np.add, held, beside, out=held))
+            steps.append(partial(np.maximum, held, 0, out=out))
         else:
-            np.copyto(out, held)
-
-
-def multiply(columns: Array, packed: Array, products: Array) -> None:
-    """``(pixels, width) = (pixels, K * K * C/G) @ (K * K * C/G, width)``: one group, one part."""
-    np.matmul(columns, packed, out=products)
+            steps.append(partial(np.add, held, beside, out=out))
+    return steps

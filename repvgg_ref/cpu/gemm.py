@@ -12,11 +12,12 @@ Where those kernels do not exist a block is the whole product.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.cpu.pool import Step
 
 IN_PLACE_LIMIT = 1_000_000
 IN_PLACE_CORES = {"skylakex", "cooperlake", "sapphirerapids"}
@@ -55,8 +56,8 @@ def to_panels(matrices: Array, rows: int) -> Array:
     return np.ascontiguousarray(np.moveaxis(split, -2, -3))
 
 
-def multiply_panels(x: Array, panels: Array, out: Array) -> None:
-    """``out = x @ weight`` for a stack of products, `panels` being ``to_panels(weight)``.
+def panel_products(x: Array, panels: Array, out: Array) -> list[Step]:
+    """Steps for ``out = x @ weight``, a stack of products, `panels` being ``to_panels(weight)``.
 
     Parameters
     ----------
@@ -67,6 +68,7 @@ def multiply_panels(x: Array, panels: Array, out: Array) -> None:
     *_, count, inner, width = panels.shape
     rows = x.shape[-2]
     split = out.reshape(*out.shape[:-1], count, width)
+    steps: list[Step] = []
     for start, stop, size in _blocks(rows, inner, width):
         # (..., blocks, 1, size, K) @ (..., 1, P, K, width) -> (..., blocks, P, size, width)
         many = (stop - start) // size
@@ -74,7 +76,9 @@ def multiply_panels(x: Array, panels: Array, out: Array) -> None:
         left = left.reshape(*left.shape[:-2], many, 1, size, inner)
         target = split[..., start:stop, :, :]
         target = target.reshape(*target.shape[:-3], many, size, count, width)
-        np.matmul(left, panels[..., None, :, :, :], out=np.moveaxis(target, -2, -3))
+        right = panels[..., None, :, :, :]
+        steps.append(partial(np.matmul, left, right, out=np.moveaxis(target, -2, -3)))
+    return steps
 
 
 def _blocks(rows: int, inner: int, width: int) -> list[tuple[int, int, int]]:

@@ -13,13 +13,16 @@ def carve(flat: Array, shape: tuple[int, ...]) -> Array:
     return flat[: math.prod(shape)].reshape(shape)
 
 
-def clear_border(padded: Array, height: int, width: int, border: int) -> None:
-    """Zero all of (N, Hp, Wp, C) but the image of height x width at (border, border)."""
+def border_views(padded: Array, height: int, width: int, border: int) -> list[Array]:
+    """What of (N, Hp, Wp, C) lies around the image of height x width at (border, border)."""
     inside = slice(border, border + height)
-    padded[:, :border] = 0
-    padded[:, border + height :] = 0
-    padded[:, inside, :border] = 0
-    padded[:, inside, border + width :] = 0
+    around = [
+        padded[:, :border],
+        padded[:, border + height :],
+        padded[:, inside, :border],
+        padded[:, inside, border + width :],
+    ]
+    return [view for view in around if view.size]
 
 
 def interior(padded: Array, height: int, width: int, border: int) -> Array:

@@ -22,7 +22,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu.cost import Algorithm, tile_of
-from repvgg_ref.cpu.layout import carve, clear_border, interior
+from repvgg_ref.cpu.layout import border_views, carve, interior
 from repvgg_ref.cpu.pool import Pool, Stage
 from repvgg_ref.cpu.schedule import (
     Convolution,
@@ -119,8 +119,9 @@ class Plan:
         views = [carve(self.buffers[i % 2], p) for i, p in enumerate(padded)]
         inner = [interior(v, *s, b) for v, s, b in zip(views, sizes, borders, strict=True)]
         self._entry, self._exit = inner[0], inner[-1]
-        self._clear = [
-            (view, *size, border) for view, size, border in zip(views, sizes, borders, strict=True)
+        self._borders = [
+            border_views(view, *size, border)
+            for view, size, border in zip(views, sizes, borders, strict=True)
         ]
         self.layers = [
             self._layer(*parts)
@@ -130,10 +131,10 @@ class Plan:
     def run(self, x: Array, tap: Tap | None = None) -> Array:
         """Logits of `x`, (N, C, H, W) of the plan's shape; `tap` sees every layer, NHWC views."""
         with self._pool.session():
-            clear_border(*self._clear[0])
+            _clear(self._borders[0])
             self._pool.run(Stage(len(x), lambda worker, n: self._enter(x, n)))
-            for layer, beside in zip(self.layers, self._clear[1:], strict=True):
-                clear_border(*beside)
+            for layer, beside in zip(self.layers, self._borders[1:], strict=True):
+                _clear(beside)
                 for stage in layer.stages:
                     self._pool.run(stage)
                 if tap is not None:
@@ -170,6 +171,11 @@ class Plan:
 
     def _average(self, pooled: Array, n: int) -> None:
         np.mean(self._exit[n], axis=(0, 1), out=pooled[n])
+
+
+def _clear(views: list[Array]) -> None:
+    for view in views:
+        view.fill(0)
 
 
 def make_convolution(

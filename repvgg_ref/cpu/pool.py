@@ -26,6 +26,24 @@ class Stage(NamedTuple):
     run: Callable[[int, int], None]
 
 
+Step = Callable[[], object]
+"""One NumPy call on views made beforehand: making views costs as much as a small product."""
+
+
+def prepared(items: int, build: Callable[[int, int], list[Step]]) -> Stage:
+    """A stage whose item is a list of steps, built when ``(worker, item)`` first comes up."""
+    built: dict[tuple[int, int], list[Step]] = {}
+
+    def run(worker: int, item: int) -> None:
+        steps = built.get((worker, item))
+        if steps is None:
+            steps = built[worker, item] = build(worker, item)
+        for step in steps:
+            step()
+
+    return Stage(items, run)
+
+
 def default_threads() -> int:
     """The variable ``REPVGG_NUM_THREADS``, else the number of processors we may use.
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,11 +24,11 @@ from repvgg_ref.cpu import direct, winograd
 from repvgg_ref.cpu.direct import Window
 from repvgg_ref.cpu.gemm import panel_width
 from repvgg_ref.cpu.layout import carve
-from repvgg_ref.cpu.pool import Stage
+from repvgg_ref.cpu.pool import Stage, Step, prepared
 from repvgg_ref.cpu.winograd import Tiling
 
 PRIVATE_TILES = 64
-PRIVATE_NUMBERS = 400_000  # columns of one block: 1.6 MB of float32
+PRIVATE_NUMBERS = 200_000  # columns of one block: 0.8 MB of float32
 SHARED_NUMBERS = 10_000_000  # scratch of all threads together: 40 MB of float32
 ITEMS_A_THREAD = 4
 
@@ -123,38 +123,42 @@ class WinogradConvolution:
             return
         scratches = [self._scratch(arena[k * self._floats :]) for k in range(self.threads)]
 
-        def block(worker: int, item: int) -> None:
+        def block(worker: int, item: int) -> list[Step]:
             start, stop = item * self.block, min((item + 1) * self.block, self.strips)
             s = scratches[worker]
-            winograd.input_transform(x, self.tiling, start, stop, 0, s)
-            winograd.multiply(self.u, s, stop - start, 0, len(self.u))
-            winograd.output_transform(y, bias, self.tiling, start, stop, 0, s, relu=relu)
+            return [
+                *winograd.input_transform(x, self.tiling, start, stop, 0, s),
+                *winograd.multiply(self.u, s, stop - start, 0, len(self.u)),
+                *winograd.output_transform(y, bias, self.tiling, start, stop, 0, s, relu=relu),
+            ]
 
-        yield Stage(-(-self.strips // self.block), block)
+        yield prepared(-(-self.strips // self.block), block)
 
     def _together(
         self, x: Array, y: Array, bias: Array, arena: Array, start: int, stop: int, relu: bool
     ) -> Iterator[Stage]:
         """All threads on strips `start` to `stop`: transform, multiply, transform."""
         s = self._scratch(arena)
-        few = -(-(stop - start) // (ITEMS_A_THREAD * self.threads))
-        positions = -(-len(self.u) // (ITEMS_A_THREAD * self.threads))
+        items = share(self.threads, (stop - start) * self.tiling.tiles)
+        few = -(-(stop - start) // items)
+        positions = -(-len(self.u) // items)
 
-        def transform_in(worker: int, item: int) -> None:
-            first, last = start + item * few, min(start + (item + 1) * few, stop)
-            winograd.input_transform(x, self.tiling, first, last, item * few, s)
+        def strips(item: int) -> tuple[int, int, int]:
+            return start + item * few, min(start + (item + 1) * few, stop), item * few
 
-        def multiply(worker: int, item: int) -> None:
+        def transform_in(worker: int, item: int) -> list[Step]:
+            return winograd.input_transform(x, self.tiling, *strips(item), s)
+
+        def multiply(worker: int, item: int) -> list[Step]:
             end = min((item + 1) * positions, len(self.u))
-            winograd.multiply(self.u, s, stop - start, item * positions, end)
+            return winograd.multiply(self.u, s, stop - start, item * positions, end)
 
-        def transform_out(worker: int, item: int) -> None:
-            first, last = start + item * few, min(start + (item + 1) * few, stop)
-            winograd.output_transform(y, bias, self.tiling, first, last, item * few, s, relu=relu)
+        def transform_out(worker: int, item: int) -> list[Step]:
+            return winograd.output_transform(y, bias, self.tiling, *strips(item), s, relu=relu)
 
-        yield Stage(-(-(stop - start) // few), transform_in)
-        yield Stage(-(-len(self.u) // positions), multiply)
-        yield Stage(-(-(stop - start) // few), transform_out)
+        yield prepared(-(-(stop - start) // few), transform_in)
+        yield prepared(-(-len(self.u) // positions), multiply)
+        yield prepared(-(-(stop - start) // few), transform_out)
 
     @property
     def strips(self) -> int:
@@ -223,51 +227,55 @@ class DirectConvolution:
     def stages(  # noqa: D102  (Convolution)
         self, x: Array, y: Array, bias: Array, arena: Array, *, relu: bool
     ) -> Iterator[Stage]:
+        bias = bias_row(bias, self.shape.width)
         if self.shared:
             for start in range(0, self.rows, self.block):
                 stop = min(start + self.block, self.rows)
                 yield from self._together(x, y, bias, arena, start, stop, relu)
             return
 
-        def block(worker: int, item: int) -> None:
+        def block(worker: int, item: int) -> list[Step]:
             start, stop = item * self.block, min((item + 1) * self.block, self.rows)
             columns, products = self._scratch(arena[worker * self._floats :], stop - start)
-            direct.gather(x, self.window, start, stop, columns)
-            for part in range(len(self.packed)):
-                self._multiply(columns, part, products)
-            direct.finish(products, bias, y, start, stop, relu=relu)
+            return [
+                *direct.gather(x, self.window, start, stop, columns),
+                *(self._product(columns, part, products) for part in range(len(self.packed))),
+                *direct.finish(products, bias, y, start, stop, relu=relu),
+            ]
 
-        yield Stage(-(-self.rows // self.block), block)
+        yield prepared(-(-self.rows // self.block), block)
 
     def _together(
         self, x: Array, y: Array, bias: Array, arena: Array, start: int, stop: int, relu: bool
     ) -> Iterator[Stage]:
         """All threads on rows `start` to `stop`: gather by rows, multiply by output parts."""
         columns, products = self._scratch(arena, stop - start)
-        few = -(-(stop - start) // (ITEMS_A_THREAD * self.threads))
+        few = -(-(stop - start) // share(self.threads, len(columns)))
         width = self.packed.shape[2]
+        beside = bias.reshape(self.shape.width, -1)
 
-        def gather(worker: int, item: int) -> None:
+        def gather(worker: int, item: int) -> list[Step]:
             first, last = start + item * few, min(start + (item + 1) * few, stop)
             begin, end = ((row - start) * self.shape.width for row in (first, last))
-            direct.gather(x, self.window, first, last, columns[begin:end])
+            return direct.gather(x, self.window, first, last, columns[begin:end])
 
-        def multiply(worker: int, part: int) -> None:
-            self._multiply(columns, part, products)
+        def multiply(worker: int, part: int) -> list[Step]:
             outputs = slice(part * width, (part + 1) * width)
-            direct.finish(
-                products[:, outputs], bias[outputs], y[..., outputs], start, stop, relu=relu
-            )
+            held, its_bias = products[:, outputs], beside[:, outputs]
+            return [
+                self._product(columns, part, products),
+                *direct.finish(held, its_bias, y[..., outputs], start, stop, relu=relu),
+            ]
 
-        yield Stage(-(-(stop - start) // few), gather)
-        yield Stage(len(self.packed), multiply)
+        yield prepared(-(-(stop - start) // few), gather)
+        yield prepared(len(self.packed), multiply)
 
-    def _multiply(self, columns: Array, part: int, products: Array) -> None:
+    def _product(self, columns: Array, part: int, products: Array) -> Step:
+        """(pixels, width) = (pixels, K K C/G) @ (K K C/G, width): one part of one group."""
         group = part * self.shape.groups // len(self.packed)
         width = self.packed.shape[2]
-        direct.multiply(
-            columns[:, group], self.packed[part], products[:, part * width : (part + 1) * width]
-        )
+        out = products[:, part * width : (part + 1) * width]
+        return partial(np.matmul, columns[:, group], self.packed[part], out=out)
 
     @cached_property
     def _floats(self) -> int:
@@ -281,7 +289,7 @@ class DirectConvolution:
     def _parts(self) -> int:
         """Into how many parts the outputs of a group are cut, so that threads can share them."""
         per_group = self.shape.outputs // self.shape.groups
-        wanted = ITEMS_A_THREAD * self.threads if self.shared else 1
+        wanted = share(self.threads, self.rows * self.shape.width) if self.shared else 1
         return math.gcd(per_group, -(-wanted // self.shape.groups))
 
     def _block(self) -> int:
@@ -291,6 +299,14 @@ class DirectConvolution:
         if not self.shared:
             blocks = -(-blocks // self.threads) * self.threads
         return -(-self.rows // min(blocks, self.rows))
+
+
+def share(threads: int, rows: int) -> int:
+    """Into how many items a step is cut: more than threads, so that a slow one can do fewer.
+
+    One thread needs no items, and a step of few rows is over before it is shared out.
+    """
+    return threads if threads == 1 or rows < 100 else ITEMS_A_THREAD * threads
 
 
 def bias_row(bias: Array, width: int) -> Array:

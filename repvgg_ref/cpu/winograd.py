@@ -16,9 +16,10 @@ sum over channels is a matrix product over all tiles at once, the only step with
     4 columns       M                sums            (m, t) @ (t, O), one a tile and p1
     5 rows          sums, bias       y (H, W, O)     (m, t + 1) @ (t + 1, W * O), one a strip
 
-A *strip* is one row of tiles of one image. Steps 1 and 2 are B^T d B, done one dimension after the
+A *strip* is one row of tiles of one image. Steps 1 and 2 are B^T d B, one dimension after the
 other: step 1 on whole rows, so that the two columns which neighbouring tiles share are transformed
-once. The bias rides in step 5 as row t + 1 of the sums, against a column of ones in A^T.
+once. The bias rides in step 5 as row t + 1 of the sums, against a column of ones in A^T. Each
+function below returns its steps as NumPy calls on views, ready to be run any number of times.
 
 Measured on one AVX-512 core, per tile and channel, F(4, 3): steps 1 and 2 18 ns, 4 and 5 14 ns,
 against 22 and 14 ns for one dense product with the Kronecker matrices (36, 36) and (16, 36) plus
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,8 +39,9 @@ from numpy.lib.stride_tricks import as_strided
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cook_toom import Point, Rows, cook_toom, every_other_output
-from repvgg_ref.cpu.gemm import multiply_panels, to_panels
+from repvgg_ref.cpu.gemm import panel_products, to_panels
 from repvgg_ref.cpu.layout import carve, image_runs
+from repvgg_ref.cpu.pool import Step
 
 # The least rounding error found by a search over small fractions (tests/cpu/test_accuracy.py):
 # Lavin & Gray's 0, 1, -1, 2, -2 for F(4, 3) errs four times more.
@@ -155,7 +157,9 @@ def scratch(arena: Array, tiling: Tiling, strips: int, channels: int, outputs: i
     )
 
 
-def input_transform(x: Array, tiling: Tiling, start: int, stop: int, at: int, s: Scratch) -> None:
+def input_transform(
+    x: Array, tiling: Tiling, start: int, stop: int, at: int, s: Scratch
+) -> list[Step]:
     """Steps 1 and 2 for strips `start` to `stop` of the batch, kept from place `at` on.
 
     Parameters
@@ -171,8 +175,10 @@ def input_transform(x: Array, tiling: Tiling, start: int, stop: int, at: int, s:
         x, (len(x), tiling.strips, t, wide), (image, step * row, row, number), writeable=False
     )
     rows = s.rows.reshape(len(s.rows), t, wide)
-    for n, first, last, place in image_runs(start, stop, tiling.strips):
-        np.matmul(bt, strips[n, first:last], out=rows[at + place : at + place + last - first])
+    steps: list[Step] = [
+        partial(np.matmul, bt, strips[n, i:j], out=rows[at + place : at + place + j - i])
+        for n, i, j, place in image_runs(start, stop, tiling.strips)
+    ]
     block = slice(at, at + stop - start)
     strip, row, pixel, number = s.rows.strides
     tiles = as_strided(  # (t, strips, tiles, t, C): tile j begins `step` pixels right of tile j - 1
@@ -181,21 +187,21 @@ def input_transform(x: Array, tiling: Tiling, start: int, stop: int, at: int, s:
         (row, strip, step * pixel, pixel, number),
         writeable=False,
     )
-    np.matmul(bt, tiles, out=s.v[:, :, block].transpose(0, 2, 3, 1, 4))
+    return [*steps, partial(np.matmul, bt, tiles, out=s.v[:, :, block].transpose(0, 2, 3, 1, 4))]
 
 
-def multiply(u: Array, s: Scratch, strips: int, start: int, stop: int) -> None:
+def multiply(u: Array, s: Scratch, strips: int, start: int, stop: int) -> list[Step]:
     """Step 3 for positions ``start <= p1 * t + p2 < stop``: V_p U_p, group by group."""
     positions, groups = u.shape[:2]
     tiles = strips * s.v.shape[3]
     v = s.v.reshape(positions, -1, groups, s.v.shape[4] // groups)[start:stop, :tiles]
     m = s.m.reshape(positions, -1, groups, s.m.shape[4] // groups)[start:stop, :tiles]
-    multiply_panels(v.transpose(0, 2, 1, 3), u[start:stop], m.transpose(0, 2, 1, 3))
+    return panel_products(v.transpose(0, 2, 1, 3), u[start:stop], m.transpose(0, 2, 1, 3))
 
 
 def output_transform(
     y: Array, bias: Array, tiling: Tiling, start: int, stop: int, at: int, s: Scratch, *, relu: bool
-) -> None:
+) -> list[Step]:
     """Steps 4 and 5 for strips `start` to `stop`: bias, ReLU, and into the pixels of `y`.
 
     Parameters
@@ -213,9 +219,11 @@ def output_transform(
         (t, stop - start, tiling.tiles, m, s.sums.shape[3]),
         (row, strip, m * pixel, pixel, number),
     )
-    np.matmul(matrices.at, s.m[:, :, block].transpose(0, 2, 3, 1, 4), out=sums)
     rows = s.sums.reshape(len(s.sums), t + 1, -1)[:, :, : len(bias)]
-    rows[block, t] = bias
+    steps: list[Step] = [
+        partial(np.matmul, matrices.at, s.m[:, :, block].transpose(0, 2, 3, 1, 4), out=sums),
+        partial(np.copyto, rows[block, t], bias),
+    ]
     _, row, _, number = y.strides
     for n, first, last, place in image_runs(start, stop, tiling.strips):
         whole = min(last, tiling.height // m)  # the lowest strip may reach below the image
@@ -225,9 +233,10 @@ def output_transform(
                     y[n, begin * m :], (end - begin, kept, len(bias)), (m * row, row, number)
                 )
                 held = rows[at + place + begin - first : at + place + end - first]
-                np.matmul(matrices.at_bias[:kept], held, out=out)
+                steps.append(partial(np.matmul, matrices.at_bias[:kept], held, out=out))
                 if relu:
-                    np.maximum(out, 0, out=out)
+                    steps.append(partial(np.maximum, out, 0, out=out))
+    return steps
 
 
 def _halves(tiling: Tiling, strips: int, channels: int, outputs: int) -> tuple[int, int]:
