@@ -180,8 +180,14 @@ class Model:
         )
 
     def state_dict(self) -> dict[str, Array]:
-        """The arrays under the official names (``stage1.0.rbr_dense.conv.weight``); no copies."""
-        return {name: self.params[ours] for ours, name in _official_names(self).items()}
+        """The arrays under the official names (``stage1.0.rbr_dense.conv.weight``).
+
+        No copies, but of arrays that are read-only, since torch takes none of those.
+        """
+        return {
+            name: array if (array := self.params[ours]).flags.writeable else array.copy()
+            for ours, name in _official_names(self).items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Replace arrays by those in `state`, given under the official names."""
