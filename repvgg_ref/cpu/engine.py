@@ -9,10 +9,12 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.cpu.cost import Algorithm, applies, cheapest
+from repvgg_ref.cpu.autotune import Tuner
+from repvgg_ref.cpu.cost import ALGORITHMS, Algorithm, applies, cheapest
 from repvgg_ref.cpu.plan import Plan
 from repvgg_ref.cpu.pool import pool
 from repvgg_ref.cpu.schedule import ConvShape, Packed
+from repvgg_ref.errors import BackendError
 
 CHUNK = 16  # images that go through the chain together; more would only need more memory
 KEPT_PLANS = 4
@@ -23,7 +25,8 @@ class Engine:
 
     Parameters
     ----------
-    algorithm : "auto" or one of `cost.ALGORITHMS`
+    algorithm : "auto", "measure" or one of `cost.ALGORITHMS`
+        "measure" takes the fastest of the same choices by `autotune`.
         "auto" takes the cheapest by `cost` among those whose rounding error, measured on whole
         networks in float32, is at most 2e-5 of the largest output; in float64, where precision was
         asked for, it is "direct". An algorithm that does not fit a layer yields to direct there.
@@ -37,14 +40,22 @@ class Engine:
         params: Mapping[str, Array],
         *,
         dtype: Any,
-        algorithm: Algorithm | str = "auto",
+        algorithm: str = "auto",
         threads: int | None = None,
     ) -> None:
-        self._blocks, self._dtype, self._algorithm = blocks, np.dtype(dtype), algorithm
+        if algorithm not in ("auto", "measure", *ALGORITHMS):
+            raise BackendError(
+                "there is no such algorithm of convolution",
+                got=repr(algorithm),
+                wanted=", ".join(("auto", "measure", *ALGORITHMS)),
+            )
+        self._blocks, self._dtype = blocks, np.dtype(dtype)
+        self._asked = next((each for each in ALGORITHMS if each == algorithm), None)
         for array in params.values():
             array.flags.writeable = False  # a change in place would not reach the packed weights
         self._params = {name: array.astype(dtype, copy=False) for name, array in params.items()}
         self._pool = pool(threads)
+        self._tuner = Tuner(self._pool, dtype) if algorithm == "measure" else None
         self._packed: Packed = {}
         self._plans: dict[tuple[int, ...], Plan] = {}
 
@@ -81,10 +92,11 @@ class Engine:
         return self._plans[shape]
 
     def _choose(self, name: str, shape: ConvShape) -> Algorithm:
-        if self._algorithm == "auto":
-            return "direct" if self._dtype == np.float64 else cheapest(shape, self._dtype.itemsize)
-        asked: Algorithm = self._algorithm  # type: ignore[assignment]
-        return asked if applies(asked, shape) else "direct"
+        if self._tuner is not None:
+            return self._tuner.choose(shape)
+        if self._asked is not None:
+            return self._asked if applies(self._asked, shape) else "direct"
+        return "direct" if self._dtype == np.float64 else cheapest(shape, self._dtype.itemsize)
 
 
 def _chunks(x: Array) -> list[Array]:

@@ -99,23 +99,28 @@ class Plan:
         shapes = conv_shapes(blocks, images, height, width)
         names = [spec.name for spec in blocks]
         algorithms = [choose(name, each) for name, each in zip(names, shapes, strict=True)]
-        convolutions = [
-            make_convolution(
-                each, params[f"{name}.fused.weight"], algorithm, pool.threads, packed, name
+        convolutions: dict[int, Convolution] = {}
+
+        def pack(worker: int, i: int) -> None:
+            weight = params[f"{names[i]}.fused.weight"]
+            convolutions[i] = make_convolution(
+                shapes[i], weight, algorithms[i], pool.threads, packed, names[i]
             )
-            for name, each, algorithm in zip(names, shapes, algorithms, strict=True)
-        ]
+
+        with pool.session():
+            pool.run(Stage(len(blocks), pack))
+        chain = [convolutions[i] for i in range(len(blocks))]
         sizes = [(height, width), *((each.height, each.width) for each in shapes)]
         padded = [
             _padded_shape(conv, each, size)
-            for conv, each, size in zip(convolutions, shapes, sizes, strict=False)
+            for conv, each, size in zip(chain, shapes, sizes, strict=False)
         ]
         padded.append((images, *sizes[-1], shapes[-1].outputs))
         borders = [each.border for each in shapes] + [0]
         self.buffers = [
             np.zeros(max(math.prod(p) for p in padded[first::2]), dtype) for first in (0, 1)
         ]
-        self.arena = np.empty(max(conv.scratch for conv in convolutions), dtype)
+        self.arena = np.empty(max(conv.scratch for conv in chain), dtype)
         views = [carve(self.buffers[i % 2], p) for i, p in enumerate(padded)]
         inner = [interior(v, *s, b) for v, s, b in zip(views, sizes, borders, strict=True)]
         self._entry, self._exit = inner[0], inner[-1]
@@ -125,7 +130,7 @@ class Plan:
         ]
         self.layers = [
             self._layer(*parts)
-            for parts in zip(blocks, algorithms, convolutions, views[:-1], inner[1:], strict=True)
+            for parts in zip(blocks, algorithms, chain, views[:-1], inner[1:], strict=True)
         ]
 
     def run(self, x: Array, tap: Tap | None = None) -> Array:

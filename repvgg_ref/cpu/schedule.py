@@ -177,7 +177,7 @@ class WinogradConvolution:
     def _shared(self) -> bool:
         per_group = self.shape.channels // self.shape.groups
         tiles = self.strips * self.tiling.tiles
-        return per_group > 192 or tiles < 2 * self.threads * PRIVATE_TILES
+        return per_group > 192 or tiles < 4 * self.threads * PRIVATE_TILES
 
     def _block(self) -> int:
         """Strips that are in scratch at a time; blocks of nearly one size, and one a thread."""

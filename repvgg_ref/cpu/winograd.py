@@ -124,9 +124,13 @@ def transform_weight(weight: Array, groups: int, tiling: Tiling, rows: int) -> A
     g = transforms(tiling.m, tiling.stride, weight.dtype).g
     outputs, inputs = weight.shape[:2]
     u = np.empty((len(g) ** 2, groups, inputs, outputs // groups), weight.dtype)
+    both = np.kron(g, g)  # (t * t, 9)
+    some = max(1, 400_000 // (len(u) * outputs // groups))  # input channels that fit in cache
     for group, kernels in enumerate(np.split(weight, groups)):
-        flat = kernels.astype(np.float64).transpose(2, 3, 1, 0).reshape(9, -1)
-        u[:, group] = (np.kron(g, g) @ flat).reshape(len(u), inputs, -1)
+        for first in range(0, inputs, some):
+            part = kernels[:, first : first + some].astype(np.float64)
+            flat = part.reshape(len(part), -1, 9).transpose(2, 1, 0).reshape(9, -1)
+            u[:, group, first : first + some] = (both @ flat).reshape(len(u), -1, len(part))
     return to_panels(u, rows)
 
 

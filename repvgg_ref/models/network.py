@@ -85,10 +85,11 @@ class Model:
             Where to compute; default the variable ``REPVGG_BACKEND``, else "numpy".
         layers : bool
             Return every layer's output, ``{"stage0": ..., "stage1.0": ..., "linear": logits}``.
-        algorithm : {"auto", "direct", "winograd2", "winograd4", "winograd5", "winograd6"}
+        algorithm : {"auto", "measure", "direct", "winograd2", ..4, ..5, ..6}
             How the "numpy" backend convolves in deploy form. "auto" in float32 takes Winograd
             where it is faster; its error is at most 2e-5 of the largest output (measured on whole
-            networks; direct: 1e-6). In float64 "auto" is "direct".
+            networks; direct: 1e-6). In float64 "auto" is "direct". "measure" times the same
+            choices on this machine, once.
 
         Returns
         -------

@@ -1,0 +1,89 @@
+"""The oracle's bound for an algorithm holds for ours, and its points are good ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.cook_toom import Point, cook_toom
+from repvgg_ref.cpu.cost import ALGORITHMS, Algorithm
+from repvgg_ref.cpu.schedule import ConvShape
+from repvgg_ref.cpu.winograd import POINTS
+from repvgg_ref.oracle.bounds import block_bound
+from repvgg_ref.oracle.precision import PRECISIONS
+from repvgg_ref.oracle.program import fused_kernel
+from tests.cpu.test_conv2d import run
+from tests.oracle.bounds_cases import STATISTICS, random_block
+from tests.oracle.test_bounds import reference
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    algorithm=st.sampled_from(ALGORITHMS),
+    statistics=st.sampled_from(STATISTICS),
+    groups=st.sampled_from([1, 2]),
+    size=st.integers(3, 20),
+    channels=st.sampled_from([2, 8, 24]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_oracles_bound_holds(
+    algorithm: Algorithm, statistics: str, groups: int, size: int, channels: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    program, x = random_block(
+        rng,
+        data="normal",
+        statistics=statistics,
+        groups=groups,
+        size=size,
+        channels=channels,
+        deploy=True,
+    )
+    weight, bias = (array.astype(np.float32) for array in fused_kernel(program))
+    nhwc = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).astype(np.float32)
+    images, inputs, height, width = x.shape
+    shape = ConvShape(images, height, width, inputs, len(weight), groups=groups)
+    y_hat = run(algorithm, shape, (height, width), (nhwc, weight, bias), relu=True, threads=2)
+    y = reference(program, x)
+    bound = block_bound(program, x, y, PRECISIONS["fp32"], algorithm=algorithm)
+    error = np.abs(y_hat.transpose(0, 3, 1, 2) - y)
+    assert (error <= bound.certified).all()
+
+
+def amplification(points: tuple[Point, ...]) -> float:
+    """Sum over points of ``|a_p| |b_p| |g_p|``, Euclidean: what roundings are multiplied by."""
+    a, b, g = (np.array(rows, dtype=float) for rows in cook_toom(points))
+    norms = (np.linalg.norm(part, axis=1) for part in (a, b.T, g))
+    return float(np.prod(list(norms), axis=0).sum())
+
+
+@pytest.mark.parametrize(
+    ("m", "usual"), [(4, (0, 1, -1, 2, -2, math.inf)), (5, (0, 1, -1, 2, -2, 0.5, math.inf))]
+)
+def test_our_points_amplify_less_than_the_usual_ones(m: int, usual: tuple[Point, ...]) -> None:
+    assert amplification(POINTS[m]) < 0.9 * amplification(usual)
+
+
+def test_float32_error_grows_with_the_tile() -> None:
+    """Measured against float64 on ReLU'd data, 256 channels: the figures that the docs state."""
+    rng = np.random.default_rng(0)
+    shape = ConvShape(2, 30, 30, 256, 64)
+    x = np.maximum(rng.normal(size=(2, 30, 30, 256)), 0).astype(np.float32)
+    weight = rng.normal(0, np.sqrt(2 / 2304), (64, 256, 3, 3)).astype(np.float32)
+    bias = np.zeros(64, np.float32)
+    wide: tuple[Array, Array, Array] = (
+        x.astype(np.float64),
+        weight.astype(np.float64),
+        bias.astype(np.float64),
+    )
+    y = run("direct", shape, (30, 30), wide, relu=False, threads=2)
+    limits = {"direct": 2e-6, "winograd2": 2e-6, "winograd4": 5e-6, "winograd5": 1.2e-5}
+    for algorithm in ALGORITHMS:
+        y_hat = run(algorithm, shape, (30, 30), (x, weight, bias), relu=False, threads=2)
+        error = np.abs(y_hat - y).max() / np.abs(y).max()
+        assert error <= limits.get(algorithm, 4e-5), f"{algorithm}: {error}"
