@@ -40,29 +40,32 @@ def calibrated_model(arch: Architecture, seed: int) -> Model:
     drawn = random_model(arch, seed)
     network = build_torch(arch)
     network.load_state_dict(to_torch(drawn.state_dict()))
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 1.0  # running statistics := this batch's
-    with torch.no_grad():
-        network(torch.from_numpy(distinguishing_inputs(arch, batch=4, height=96, width=64)))
     rng = np.random.default_rng(seed + 1000)
+    y = torch.from_numpy(distinguishing_inputs(arch, batch=4, height=96, width=64, seed=seed))
+    with torch.no_grad():
+        for path in network.paths:
+            block = network.get_submodule(path)
+            norms = [m for m in block.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+            for bn in norms:
+                bn.momentum = 1.0  # running statistics := this batch's
+            block.train()(y)
+            for bn in norms:
+                _drift(bn, rng)
+            y = block.eval()(y)
     state: dict[str, Array] = {k: v.numpy() for k, v in network.state_dict().items()}
     official = drawn.state_dict()
-    params = {
-        name: _drifted(name, state[theirs], rng)
-        for name, theirs in zip(drawn.params, official, strict=True)
-    }
+    params = {name: state[theirs] for name, theirs in zip(drawn.params, official, strict=True)}
     return Model(arch, "train", params)
 
 
-def _drifted(name: str, value: Array, rng: np.random.Generator) -> Array:
-    if name.endswith(".running_var"):
-        value = value * np.exp(rng.normal(0, 0.4, value.shape)) + 1e-6
-    elif name.endswith(".running_mean"):
-        value = value * np.exp(rng.normal(0, 0.2, value.shape))
-    else:
-        return value
-    return np.asarray(value, np.float32)
+def _drift(bn: Any, rng: np.random.Generator) -> None:
+    """Statistics of other images: off by a factor; a dead channel's variance is not 0."""
+    shape = tuple(bn.running_var.shape)
+    factors = np.exp(rng.normal(0, [[0.4], [0.2]], (2, *shape))).astype(np.float32)
+    bn.running_var.clamp_(min=0.05 * float(bn.running_var.mean())).mul_(
+        bn.running_var.new_tensor(factors[0])
+    )
+    bn.running_mean.mul_(bn.running_mean.new_tensor(factors[1]))
 
 
 def model_and_inputs(name: str, seed: int) -> tuple[Model, Array]:
