@@ -6,7 +6,7 @@ composed and tried; if none does, the answer is "unknown", with what the residua
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.evaluate import evaluate
 from repvgg_ref.oracle.hypotheses import LIBRARY, Hypothesis, Site, Variant
 from repvgg_ref.oracle.hypotheses.batch_norm import with_eps
-from repvgg_ref.oracle.pattern import describe
+from repvgg_ref.oracle.pattern import describe, is_structured
 from repvgg_ref.oracle.program import BlockProgram, Pixels, Workspace, output_size
 from repvgg_ref.oracle.regression import regress
 from repvgg_ref.oracle.report import Finding
@@ -184,6 +184,12 @@ def diagnose(evidence: Evidence) -> list[Finding]:
     if pair := _pair(view, trials):
         return pair
     return [_unknown(view, max(trials, key=lambda t: t.fit.explains, default=None))]
+
+
+def errs_like_a_bug(evidence: Evidence, channels: Iterable[int]) -> bool:
+    """Whether the residual of one of these channels has a single cause: no arithmetic's has."""
+    view = LayerView(evidence)
+    return is_structured(view.seen.residual, channels, view.pixels, evidence)
 
 
 def hidden_bugs(evidence: Evidence) -> list[Finding]:

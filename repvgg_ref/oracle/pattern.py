@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from repvgg_ref.oracle.diagnose import Evidence
 
 _CHANNELS_SHOWN = 6
+_FEWEST = 12  # outputs of a channel that say something about its pattern
+_MOST_SHARE = 0.7  # of a channel's residual, in one cause
 
 
 def describe(residual: Array, certified: Array, pixels: Pixels, evidence: Evidence) -> str:
@@ -33,6 +36,36 @@ def describe(residual: Array, certified: Array, pixels: Pixels, evidence: Eviden
     said.append(_kind(residual, beyond, pixels, evidence))
     said.append(_taps(residual, pixels, evidence))
     return "; ".join(part for part in said if part)
+
+
+def is_structured(
+    residual: Array, suspects: Iterable[int], pixels: Pixels, evidence: Evidence
+) -> bool:
+    """Whether one of the channels `suspects` errs as a bug does, not as arithmetic does.
+
+    Rounding, Winograd's too, spreads over all taps a channel sees. A bug in one tap, one bias or
+    one scale puts most of that channel's residual into one of them.
+    """
+    y = evidence.y[:, :, pixels[0], pixels[1]]
+    active = (y > 0) & (y + residual > 0)
+    patches = gather(evidence.site.program, np.asarray(evidence.site.x, np.float64), *pixels)
+    n, p, c = patches.shape[:3]
+    groups = evidence.site.program.groups
+    enough = active.sum(axis=(0, 2)) >= _FEWEST
+    for channel in suspects:
+        if not enough[channel]:
+            continue
+        group = channel // (y.shape[1] // groups)
+        own = slice(group * (c // groups), (group + 1) * (c // groups))
+        seen = active[:, channel].ravel()
+        r = residual[:, channel].ravel()[seen]
+        taps = patches[:, :, own].reshape(n * p, -1)[seen]
+        causes = np.column_stack([taps, np.ones(len(r)), y[:, channel].ravel()[seen]])
+        size = np.maximum((causes**2).sum(axis=0), 1e-300)
+        share = (causes.T @ r) ** 2 / size / max(float((r**2).sum()), 1e-300)
+        if share.max() > _MOST_SHARE:
+            return True
+    return False
 
 
 def _channels(beyond: Array) -> str:

@@ -19,6 +19,7 @@ from repvgg_ref.oracle.report import Finding
 # Chance of accusing a correct candidate, over a whole verification (Bonferroni-corrected).
 FALSE_ALARM = 1e-6
 _MOST_FINDINGS = 5
+_SIGNIFICANT = 8.0  # standard errors
 
 
 class Bug(Protocol):
@@ -62,8 +63,9 @@ class Trial:
 
     @property
     def named(self) -> bool:
-        """Whether this alone leaves nothing but rounding."""
-        return self.within and self.fit.is_this
+        """Whether this alone leaves nothing but rounding, and something was there to explain."""
+        fit = self.fit
+        return self.within and fit.is_this and fit.coefficient > _SIGNIFICANT * fit.standard_error
 
     @property
     def says(self) -> str:
@@ -114,7 +116,7 @@ class Observation:
         return (
             fit.is_this
             and fit.p_value < FALSE_ALARM / max(1, tests)
-            and fit.coefficient > 8 * fit.standard_error
+            and fit.coefficient > _SIGNIFICANT * fit.standard_error
             and fit.explains > 0.2
         )
 
