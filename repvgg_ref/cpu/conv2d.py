@@ -196,7 +196,7 @@ def _scattered(grad_y: Array, cache: Conv2dCache) -> Array:
     images, height, width, channels = cache.x.shape
     reach = [max(n + 2 * cache.padding, shape.reach[k]) for k, n in enumerate((height, width))]
     padded = np.zeros((images, *reach, channels), grad_y.dtype)
-    packed = direct.pack_weight(cache.weight, shape.groups, 1).swapaxes(1, 2)  # (G, O/G, K K C/G)
+    packed = direct.pack_weight(cache.weight, shape.groups).swapaxes(1, 2)  # (G, O/G, K K C/G)
 
     def scatter(worker: int, n: int) -> None:
         # (G, Ho * Wo, O/G) @ (G, O/G, K * K * C/G)

@@ -26,8 +26,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 DEFAULT_CHOICES: tuple[Algorithm, ...] = ("direct", "winograd2", "winograd4", "winograd5")
 
 SECONDS_A_PRODUCT = 2 / 150e9
-SECONDS_A_TRANSFORM_PRODUCT = 0.055e-9  # products with matrices of 4 to 8 rows
-SECONDS_A_GATHERED_NUMBER = 0.15e-9
+SECONDS_A_TRANSFORM_PRODUCT = 0.065e-9  # products with matrices of 4 to 8 rows
+SECONDS_A_GATHERED_NUMBER = 0.1e-9
 SECONDS_A_WEIGHT_BYTE = 1 / 12e9
 PACKING_ROWS = 12  # packing a weight matrix takes the time of this many rows of pixels
 

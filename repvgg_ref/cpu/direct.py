@@ -4,11 +4,12 @@
 
 `columns` is laid out for a block of output rows only, in scratch that stays in cache, and is
 gathered in runs of K * C numbers, since the pixels of a window's row lie side by side. The copy
-costs 9 C moves a pixel against 9 C O multiplications: 0.12 ns a number against 2 O / 160.
+costs 9 C moves a pixel against 9 C O multiplications.
 
-The flat-shift form (nine products on shifted views, accumulated by BLAS) copies nothing, but reads
-and writes the sum nine times; and it must multiply the seam between rows, or all odd pixels where
-the stride is 2. `tests/peers/bench_cpu_designs.py` compares them.
+Also tried, with stride 2 on one AVX-512 core (GFLOP/s; this form: 93-147): one product a kernel row
+on overlapping views (Wo, 3 C), nothing copied, the three sums added: 84, 124, 96, 106, 75, 59 for
+48, 48, 64, 128, 256, 192 channels, because a product has only Wo rows and the sum passes through
+memory three times. The flat-shift form adds nine times.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ class Window(NamedTuple):
     width: int
 
 
-def pack_weight(weight: Array, groups: int, parts: int) -> Array:
-    """(O, C/G, K, K) -> (G * parts, K * K * C/G, O/(G * parts)), in the order of `gather`."""
+def pack_weight(weight: Array, groups: int) -> Array:
+    """(O, C/G, K, K) -> (G, K * K * C/G, O/G), in the order of `gather`."""
     _, inputs, kernel, _ = weight.shape
-    split = weight.reshape(groups * parts, -1, inputs, kernel, kernel)
-    packed = split.transpose(0, 3, 4, 2, 1).reshape(groups * parts, kernel * kernel * inputs, -1)
+    split = weight.reshape(groups, -1, inputs, kernel, kernel)
+    packed = split.transpose(0, 3, 4, 2, 1).reshape(groups, kernel * kernel * inputs, -1)
     return np.ascontiguousarray(packed)
 
 

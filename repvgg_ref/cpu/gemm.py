@@ -21,7 +21,7 @@ from repvgg_ref.cpu.pool import Step
 
 IN_PLACE_LIMIT = 1_000_000
 IN_PLACE_CORES = {"skylakex", "cooperlake", "sapphirerapids"}
-_WIDTHS = (64, 96, 48, 32, 80)
+_WIDEST = 96  # panels that are multiplied in place
 _ROWS = 12  # the in-place kernels hold rows in multiples of this
 
 
@@ -37,21 +37,29 @@ def multiplies_in_place() -> bool:
     )
 
 
-def panel_width(inner: int, columns: int, rows: int) -> int:
+def panel_width(inner: int, columns: int, rows: int, *, reused: bool = False) -> int:
     """How many columns of a weight matrix lie together; divides `columns`.
 
-    In place pays while a weight matrix fits the second-level cache beside the pixels, and where
-    there are so few rows that packing the weights would cost more than multiplying by them.
+    In place pays while a weight matrix fits the second-level cache beside the pixels (a larger one
+    if it is `reused` block after block), and where there are so few rows that packing the weights
+    would cost more than multiplying by them. Else packing itself is quicker on panels of 256
+    columns, which memory delivers in longer runs.
     """
-    if not multiplies_in_place() or (inner > 192 and rows > 24):
+    if not multiplies_in_place():
         return columns
-    return next((width for width in _WIDTHS if columns % width == 0), columns)
+    widths: tuple[int, ...] = (256,)
+    if inner <= 128 or rows <= 24:
+        widths = (64, 96, 48, 32, 80)
+    elif inner <= 192:
+        widths = (32, 48, 64, 80)
+    elif reused and inner <= 650:
+        widths = (64, 48, 32)
+    return next((width for width in widths if columns % width == 0), columns)
 
 
-def to_panels(matrices: Array, rows: int) -> Array:
-    """(..., K, columns) -> (..., panels, K, width), for products with `rows` rows."""
+def to_panels(matrices: Array, width: int) -> Array:
+    """(..., K, columns) -> (..., panels, K, width)."""
     *lead, inner, columns = matrices.shape
-    width = panel_width(inner, columns, rows)
     split = matrices.reshape(*lead, inner, columns // width, width)
     return np.ascontiguousarray(np.moveaxis(split, -2, -3))
 
@@ -84,11 +92,7 @@ def panel_products(x: Array, panels: Array, out: Array) -> list[Step]:
 def _blocks(rows: int, inner: int, width: int) -> list[tuple[int, int, int]]:
     """Cut `rows` into whole blocks of one size and a rest: ``(start, stop, size of a block)``."""
     size = rows
-    if (
-        multiplies_in_place()
-        and (inner <= 192 or rows <= 24)
-        and inner * width * _ROWS <= IN_PLACE_LIMIT
-    ):
+    if multiplies_in_place() and width <= _WIDEST and inner * width * _ROWS <= IN_PLACE_LIMIT:
         most = min(rows, IN_PLACE_LIMIT // (inner * width))
         size = min(range(most, most // 2, -1), key=lambda size: _wasted(rows, size))
     whole = rows // size * size

@@ -22,7 +22,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import direct, winograd
 from repvgg_ref.cpu.direct import Window
-from repvgg_ref.cpu.gemm import panel_width
+from repvgg_ref.cpu.gemm import panel_products, panel_width, to_panels
 from repvgg_ref.cpu.layout import carve
 from repvgg_ref.cpu.pool import Stage, Step, prepared
 from repvgg_ref.cpu.winograd import Tiling
@@ -99,9 +99,10 @@ class WinogradConvolution:
         rows = self.block * self.tiling.tiles
         packed = {} if packed is None else packed
         inner, outputs = shape.channels // shape.groups, shape.outputs // shape.groups
-        key = (name, "winograd", m, panel_width(inner, outputs, rows))
+        width = panel_width(inner, outputs, rows)
+        key = (name, "winograd", m, width)
         if key not in packed:
-            packed[key] = winograd.transform_weight(weight, shape.groups, self.tiling, rows)
+            packed[key] = winograd.transform_weight(weight, shape.groups, self.tiling, width)
         self.u = packed[key]
 
     @property
@@ -211,10 +212,11 @@ class DirectConvolution:
         self.shared = weight.size > 1_000_000 or self.rows < threads
         self.block = self._block()
         packed = {} if packed is None else packed
-        key = (name, "direct", self._parts())
+        width = self._width()
+        key = (name, "direct", width)
         if key not in packed:
-            packed[key] = direct.pack_weight(weight, shape.groups, self._parts())
-        self.packed = packed[key]
+            packed[key] = to_panels(direct.pack_weight(weight, shape.groups), width)
+        self.packed = packed[key]  # (G, panels, K K C/G, width)
 
     @property
     def padded(self) -> tuple[int, int]:  # noqa: D102  (Convolution)
@@ -239,7 +241,7 @@ class DirectConvolution:
             columns, products = self._scratch(arena[worker * self._floats :], stop - start)
             return [
                 *direct.gather(x, self.window, start, stop, columns),
-                *(self._product(columns, part, products) for part in range(len(self.packed))),
+                *panel_products(columns.transpose(1, 0, 2), self.packed, self._grouped(products)),
                 *direct.finish(products, bias, y, start, stop, relu=relu),
             ]
 
@@ -251,7 +253,7 @@ class DirectConvolution:
         """All threads on rows `start` to `stop`: gather by rows, multiply by output parts."""
         columns, products = self._scratch(arena, stop - start)
         few = -(-(stop - start) // share(self.threads, len(columns)))
-        width = self.packed.shape[2]
+        groups, panels, _, width = self.packed.shape
         beside = bias.reshape(self.shape.width, -1)
 
         def gather(worker: int, item: int) -> list[Step]:
@@ -260,22 +262,19 @@ class DirectConvolution:
             return direct.gather(x, self.window, first, last, columns[begin:end])
 
         def multiply(worker: int, part: int) -> list[Step]:
+            group, panel = divmod(part, panels)
             outputs = slice(part * width, (part + 1) * width)
             held, its_bias = products[:, outputs], beside[:, outputs]
-            return [
-                self._product(columns, part, products),
-                *direct.finish(held, its_bias, y[..., outputs], start, stop, relu=relu),
-            ]
+            product = partial(np.matmul, columns[:, group], self.packed[group, panel], out=held)
+            finish = direct.finish(held, its_bias, y[..., outputs], start, stop, relu=relu)
+            return [product, *finish]
 
         yield prepared(-(-(stop - start) // few), gather)
-        yield prepared(len(self.packed), multiply)
+        yield prepared(groups * panels, multiply)
 
-    def _product(self, columns: Array, part: int, products: Array) -> Step:
-        """(pixels, width) = (pixels, K K C/G) @ (K K C/G, width): one part of one group."""
-        group = part * self.shape.groups // len(self.packed)
-        width = self.packed.shape[2]
-        out = products[:, part * width : (part + 1) * width]
-        return partial(np.matmul, columns[:, group], self.packed[part], out=out)
+    def _grouped(self, products: Array) -> Array:
+        """(pixels, O) -> (G, pixels, O/G)."""
+        return products.reshape(len(products), self.shape.groups, -1).transpose(1, 0, 2)
 
     @cached_property
     def _floats(self) -> int:
@@ -286,11 +285,15 @@ class DirectConvolution:
         columns = carve(arena, (pixels, shape.groups, self.inner // shape.groups))
         return columns, carve(arena[columns.size :], (pixels, shape.outputs))
 
-    def _parts(self) -> int:
-        """Into how many parts the outputs of a group are cut, so that threads can share them."""
-        per_group = self.shape.outputs // self.shape.groups
-        wanted = share(self.threads, self.rows * self.shape.width) if self.shared else 1
-        return math.gcd(per_group, -(-wanted // self.shape.groups))
+    def _width(self) -> int:
+        """Columns of a panel: for shared weights, so many panels that threads can share them."""
+        groups = self.shape.groups
+        inner, outputs = self.inner // groups, self.shape.outputs // groups
+        if not self.shared:
+            rows = self.block * self.shape.width
+            return panel_width(inner, outputs, rows, reused=True)
+        wanted = share(self.threads, self.rows * self.shape.width)
+        return outputs // math.gcd(outputs, -(-wanted // groups))
 
     def _block(self) -> int:
         row = self.shape.width * self.inner

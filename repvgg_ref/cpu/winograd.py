@@ -116,10 +116,10 @@ class Tiling(NamedTuple):
         return tuple((n - 1) * self.step + self.t for n in (self.strips, self.tiles))  # type: ignore[return-value]
 
 
-def transform_weight(weight: Array, groups: int, tiling: Tiling, rows: int) -> Array:
+def transform_weight(weight: Array, groups: int, tiling: Tiling, width: int) -> Array:
     """``U = G g G^T`` in float64, rounded once: (O, C/G, 3, 3) -> (t * t, G, panels, C/G, width).
 
-    `rows` is how many tiles a product will have, which decides on the panels.
+    `width` is that of the panels, `gemm.panel_width`.
     """
     g = transforms(tiling.m, tiling.stride, weight.dtype).g
     outputs, inputs = weight.shape[:2]
@@ -131,7 +131,7 @@ def transform_weight(weight: Array, groups: int, tiling: Tiling, rows: int) -> A
             part = kernels[:, first : first + some].astype(np.float64)
             flat = part.reshape(len(part), -1, 9).transpose(2, 1, 0).reshape(9, -1)
             u[:, group, first : first + some] = (both @ flat).reshape(len(u), -1, len(part))
-    return to_panels(u, rows)
+    return to_panels(u, width)
 
 
 class Scratch(NamedTuple):
