@@ -18,13 +18,13 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import direct
 from repvgg_ref.cpu.cost import cheapest
-from repvgg_ref.cpu.layout import interior
+from repvgg_ref.cpu.layout import carve, interior
 from repvgg_ref.cpu.plan import make_convolution
 from repvgg_ref.cpu.pool import Stage, pool
 from repvgg_ref.cpu.schedule import ConvShape
 from repvgg_ref.ops import REFERENCE, Conv2dGrads, IntOrPair
 
-BLOCK_NUMBERS = 1_000_000
+BLOCK_NUMBERS = 250_000
 
 
 class Conv2dCache(NamedTuple):
@@ -154,12 +154,12 @@ def _convolve(
 ) -> Array:
     threads = pool()
     algorithm = "direct" if x.dtype == np.float64 else cheapest(shape, x.itemsize)
-    convolution = make_convolution(shape, weight, algorithm, threads.threads, {}, "")
-    padded = _padded(x, convolution.padded, border)
-    y = np.empty((shape.images, shape.height, shape.width, shape.outputs), x.dtype)
-    arena = np.empty(convolution.scratch, x.dtype)
     bias = np.zeros(shape.outputs, x.dtype) if bias is None else bias
+    y = np.empty((shape.images, shape.height, shape.width, shape.outputs), x.dtype)
     with threads.session():
+        convolution = make_convolution(shape, weight, algorithm, threads.threads, {}, "")
+        padded = _padded(x, convolution.padded, border)
+        arena = np.empty(convolution.scratch, x.dtype)
         for stage in convolution.stages(padded, y, bias, arena, relu=relu):
             threads.run(stage)
     return y
@@ -225,11 +225,12 @@ def _grad_weight(grad_y: Array, cache: Conv2dCache) -> Array:
     block = max(1, BLOCK_NUMBERS // (inner * shape.width))
     rows = shape.images * shape.height
     sums = np.zeros((threads.threads, G, inner // G, shape.outputs // G), grad_y.dtype)
+    scratch = np.empty((threads.threads, block * shape.width * inner), grad_y.dtype)
     flat = grad_y.reshape(rows * shape.width, G, shape.outputs // G)
 
     def add(worker: int, item: int) -> None:
         start, stop = item * block, min((item + 1) * block, rows)
-        columns = np.empty(((stop - start) * shape.width, G, inner // G), grad_y.dtype)
+        columns = carve(scratch[worker], ((stop - start) * shape.width, G, inner // G))
         for copy in direct.gather(padded, _window(shape), start, stop, columns):
             copy()
         under = flat[start * shape.width : stop * shape.width]

@@ -123,14 +123,15 @@ def transform_weight(weight: Array, groups: int, tiling: Tiling, width: int) -> 
     """
     g = transforms(tiling.m, tiling.stride, weight.dtype).g
     outputs, inputs = weight.shape[:2]
-    u = np.empty((len(g) ** 2, groups, inputs, outputs // groups), weight.dtype)
     both = np.kron(g, g)  # (t * t, 9)
-    some = max(1, 400_000 // (len(u) * outputs // groups))  # input channels that fit in cache
-    for group, kernels in enumerate(np.split(weight, groups)):
-        for first in range(0, inputs, some):
-            part = kernels[:, first : first + some].astype(np.float64)
-            flat = part.reshape(len(part), -1, 9).transpose(2, 1, 0).reshape(9, -1)
-            u[:, group, first : first + some] = (both @ flat).reshape(len(u), -1, len(part))
+    u = np.empty((len(both), groups, inputs, outputs // groups), weight.dtype)
+    # (O, C/G, 3, 3) -> (9, C/G, O), outputs innermost as in u
+    taps = np.ascontiguousarray(weight.reshape(outputs, inputs, 9).transpose(2, 1, 0))
+    some = max(1, 200_000 // (len(both) * outputs))  # input channels that fit in cache
+    for first in range(0, inputs, some):
+        part = taps[:, first : first + some].astype(np.float64)
+        products = (both @ part.reshape(9, -1)).reshape(len(u), -1, groups, outputs // groups)
+        u[:, :, first : first + some] = products.transpose(0, 2, 1, 3)
     return to_panels(u, width)
 
 
