@@ -102,7 +102,7 @@ class Model:
         """
         ops = backend_ops(backend, x.dtype)
         require_image_batch(self.arch, x)
-        if self.form == "deploy" and ops is NUMPY:
+        if self.form == "deploy" and ops is NUMPY and x.size:
             engine = self._engine(x.dtype, algorithm)
             return engine.layers(x) if layers else engine.forward(x)
         outputs: dict[str, Array] = {}
@@ -118,6 +118,10 @@ class Model:
             engine = Engine(self.arch.blocks, self.params, dtype=dtype, algorithm=algorithm)
             self._kept = identity, engine
         return self._kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave out the fast evaluation: it holds threads."""
+        return self.__dict__ | {"_kept": None}
 
     def walk(self, x: Array, ops: Ops) -> Iterator[tuple[str, Array]]:
         """Yield ``(layer name, output)`` in network order, holding one activation at a time."""

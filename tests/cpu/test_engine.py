@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -117,3 +121,23 @@ def test_the_variable_sets_the_number_of_threads(monkeypatch: pytest.MonkeyPatch
         default_threads()
     monkeypatch.delenv(THREADS)
     assert default_threads() >= 1
+
+
+def test_a_model_that_has_run_can_be_copied_and_pickled() -> None:
+    x = images(1)
+    wanted = DEPLOY.forward(x)
+    for twin in (copy.deepcopy(DEPLOY), pickle.loads(pickle.dumps(DEPLOY))):
+        assert (twin.forward(x) == wanted).all()
+
+
+def test_an_empty_batch_has_no_logits() -> None:
+    assert DEPLOY.forward(images(0)).shape == (0, 5)
+    assert DEPLOY.forward(images(0), layers=True)["stage0"].shape[0] == 0
+
+
+def test_callers_in_several_threads_take_turns() -> None:
+    batches = [images(n) for n in (1, 2, 3, 4)]
+    wanted = [DEPLOY.forward(x) for x in batches]
+    with ThreadPoolExecutor(4) as callers:
+        for got, want in zip(callers.map(DEPLOY.forward, batches * 5), wanted * 5, strict=True):
+            assert (got == want).all()
