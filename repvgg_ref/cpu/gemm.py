@@ -6,8 +6,9 @@ it also has kernels that multiply in place, used while rows * inner * columns <=
 (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c). Measured here on one core, in GFLOP/s: packed
 135-160, in place 180-215 for up to 256 channels; peak 203 at 2048^3, packed.
 
-So weights are stored as *panels* of 64 columns, and a product runs over blocks of some 24 rows.
-Where those kernels do not exist a block is the whole product.
+So weights are stored as *panels* of 32 to 96 columns, and a product runs over blocks of some 24 to
+100 rows. Where those kernels do not exist, or a weight matrix is too large for the cache, a block
+is the whole product.
 """
 
 from __future__ import annotations
