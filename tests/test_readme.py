@@ -56,9 +56,7 @@ def test_commands_print_what_is_shown(command: str, shown: str, folder: Path) ->
     assert stable(done.stdout) == stable(shown)
 
 
-def test_python_sessions_give_what_is_shown(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_python_sessions_give_what_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     found: list[str] = []
     for session in blocks("python"):
