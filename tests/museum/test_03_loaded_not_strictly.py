@@ -26,9 +26,10 @@ from repvgg_ref.errors import CheckpointError
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.oracle import verify
 from tests.museum.exhibit import PLAIN, torch_port, trained
-from tests.peers.torch_repvgg import build_torch, to_torch
 
 torch = pytest.importorskip("torch")
+from tests.peers.torch_repvgg import build_torch, to_torch  # noqa: E402 - it imports torch
+
 pytestmark = pytest.mark.peers
 
 

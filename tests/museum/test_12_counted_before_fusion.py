@@ -15,9 +15,10 @@ from __future__ import annotations
 import pytest
 
 import repvgg_ref as rr
-from tests.peers.torch_repvgg import build_torch
 
 pytest.importorskip("torch")
+from tests.peers.torch_repvgg import build_torch  # noqa: E402 - it imports torch
+
 pytestmark = pytest.mark.peers
 
 

@@ -22,11 +22,11 @@ from repvgg_ref.oracle.layers import block_output, block_program
 from repvgg_ref.oracle.precision import PRECISIONS, precision_of
 from tests.oracle.bounds_cases import deploy_block
 from tests.oracle.test_bounds import reference
-from tests.peers.torch_repvgg import build_torch, to_torch
 
 torch: Any = pytest.importorskip("torch")
 onnx: Any = pytest.importorskip("onnx")
 ort: Any = pytest.importorskip("onnxruntime")
+from tests.peers.torch_repvgg import build_torch, to_torch  # noqa: E402 - it imports torch
 
 pytestmark = pytest.mark.peers
 
