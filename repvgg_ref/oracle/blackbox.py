@@ -64,7 +64,7 @@ def judge_logits(
     seen = Observation("linear", *(v[:, :, None] for v in (y, y_hat, allowed, allowed / _SIGMAS)))
     matches: list[tuple[Trial, Alternative]] = []
     hidden: list[Alternative] = []
-    for other in alternatives(chain, precision.name):
+    for other in alternatives(chain, precision.number_format):
         trial = seen.compare(other, other.logits[:, :, None])
         if trial is None:
             continue

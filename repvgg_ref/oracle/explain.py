@@ -181,8 +181,9 @@ def _bad_layers(case: Case) -> list[Finding]:
     diagnosis: list[Finding] = []
     explained: dict[str, list[str]] = {}
     bad = [name for name, compared in case.comparisons.items() if not compared.report.ok]
-    for name in bad[:_MOST_DIAGNOSED]:
-        found = case.findings(name)
+    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        found_in = dict(zip(bad, pool.map(case.findings, bad[:_MOST_DIAGNOSED]), strict=False))
+    for name, found in found_in.items():
         if found[0].bug == "unknown" and (algorithm := case.within_winograd(name)):
             case.mark(name, ok=True, note=f"{algorithm} arithmetic: within that bound")
             continue

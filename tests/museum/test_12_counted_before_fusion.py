@@ -17,7 +17,7 @@ import pytest
 import repvgg_ref as rr
 
 pytest.importorskip("torch")
-from tests.peers.torch_repvgg import build_torch  # noqa: E402 - it imports torch
+from tests.peers.torch_repvgg import build_torch
 
 pytestmark = pytest.mark.peers
 
