@@ -199,7 +199,8 @@ def hidden_bugs(evidence: Evidence) -> list[Finding]:
     hypotheses in all layers, so that a correct candidate is never accused.
     """
     view = LayerView(evidence)
-    found = [t for t in view.trials(evidence.site) if view.seen.is_hidden(t, evidence.tests)]
+    site = replace(evidence.site, alike=())  # another layer's weights are never within a bound
+    found = [t for t in view.trials(site) if view.seen.is_hidden(t, evidence.tests)]
     return view.seen.ranked(found) if found else []
 
 
