@@ -38,7 +38,7 @@ def evaluate(
     size = output_size(program, *x.shape[2:])
     needs_all = program.se is not None or program.output_map is not None
     wanted = all_pixels(*size) if pixels is None or needs_all else pixels
-    z = _before_activation(program, x, wanted, workspace or Workspace())
+    z = _before_activation(program, x, wanted, size, workspace or Workspace())
     y = _activate(program, z, size if needs_all else None)
     if program.output_map is not None:
         y = program.output_map(y.reshape(*y.shape[:2], *size)).reshape(y.shape)
@@ -48,9 +48,9 @@ def evaluate(
 
 
 def _before_activation(
-    program: BlockProgram, x: Array, pixels: Pixels, workspace: Workspace
+    program: BlockProgram, x: Array, pixels: Pixels, size: tuple[int, int], workspace: Workspace
 ) -> Array:
-    """The sum of the branches, (N, O, P); a new array."""
+    """The sum of the branches, (N, O, P); a new array. `size` is the whole output's."""
     geometry = (
         id(program.input_map),
         program.stride,
@@ -89,7 +89,10 @@ def _before_activation(
         assert branch.weight is not None
         t = bn_scale(branch, program.eps)
         shift = branch.beta - branch.running_mean * t
-        parts.append(t[:, None] * product(name, branch.weight) + shift[:, None])
+        z = product(name, branch.weight)
+        if program.se_inside:
+            z = z * _gate(program, z.reshape(*z.shape[:2], *size))
+        parts.append(t[:, None] * z + shift[:, None])
     if program.relu_inside:
         parts = [np.maximum(part, 0) for part in parts]
     return np.asarray(sum(parts))

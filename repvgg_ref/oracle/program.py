@@ -54,6 +54,8 @@ class BlockProgram:
         Branch -> (rows, columns) by which its kernel is displaced: the 1x1 on another tap.
     relu_inside : bool
         ReLU in every branch before the sum (not fusible).
+    se_inside : bool
+        SE gates every branch's convolution, before its batch norm (not fusible).
     activation : "se-relu", "relu-se", "relu", "se", "none", or with another activation
     se_pool : axes that squeeze averages over, or "max", "sum", "square"
     se_gate : "sigmoid", "hard-sigmoid", or "no-relu" between the two layers
@@ -75,6 +77,7 @@ class BlockProgram:
     pad_mode: PadMode = "zeros"
     offsets: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     relu_inside: bool = False
+    se_inside: bool = False
     activation: str = "relu"
     se_pool: Any = (2, 3)
     se_gate: str = "sigmoid"

@@ -213,6 +213,17 @@ def se_order(site: Site) -> Iterator[Variant]:
 
 @hypothesis(
     LIBRARY,
+    "se-before-batch-norm",
+    says="squeeze-and-excitation gates every branch's convolution, before its batch norm",
+    advice="sum the branches after their batch norms, then gate the sum once",
+)
+def se_before_batch_norm(site: Site) -> Iterator[Variant]:
+    if site.program.se is not None and site.program.branches:
+        yield Variant(replace(site.program, se_inside=True, activation="relu"))
+
+
+@hypothesis(
+    LIBRARY,
     "se-pool",
     says="squeeze-and-excitation pools wrongly ({detail})",
     advice="average over height and width, both",
