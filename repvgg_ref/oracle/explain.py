@@ -13,7 +13,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blas import single_threaded_blas
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.bounds import block_bound
+from repvgg_ref.oracle.bounds import block_bound, product_energy
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnose import (
     Evidence,
@@ -26,11 +26,13 @@ from repvgg_ref.oracle.head import HEAD_BUGS
 from repvgg_ref.oracle.head_diagnosis import diagnose_head, hidden_head_bugs
 from repvgg_ref.oracle.hypotheses import LIBRARY, Site
 from repvgg_ref.oracle.layers import Comparison, Programs, diagnosis_bound, head_program
-from repvgg_ref.oracle.precision import Precision
+from repvgg_ref.oracle.precision import Precision, estimate_unit_roundoff
 from repvgg_ref.oracle.report import Finding, Report
 
 # A bad layer after the first is diagnosed as well, but not without end.
 _MOST_DIAGNOSED = 6
+_NO_ARITHMETIC = 2.0**-5  # errors this large are a bug's, not a number format's
+_FEWEST = 32  # outputs that an estimate of the roundoff needs
 _WINOGRAD: tuple[Literal["winograd2", "winograd4", "winograd6"], ...] = (
     "winograd2",
     "winograd4",
@@ -138,6 +140,25 @@ class Case:
                 return algorithm
         return None
 
+    def roundoff(self, name: str) -> str:
+        """What the size of a block's errors says of its arithmetic, in words; empty if nothing.
+
+        Where ReLU is off on both sides nothing is seen; SE hides the convolution behind its gate.
+        """
+        compared = self.comparisons.get(name)
+        if name == "linear" or compared is None or compared.bound is None:
+            return ""
+        program = self.programs[name]
+        active = (compared.y > 0) & (compared.y_hat > 0) & np.isfinite(compared.y_hat)
+        if program.se is not None or active.sum() < _FEWEST:
+            return ""
+        energy = product_energy(program, self.input_of(name)).reshape(compared.y.shape)
+        found = estimate_unit_roundoff((compared.y_hat - compared.y)[active], energy[active])
+        if not 0 < found.unit_roundoff < _NO_ARITHMETIC:
+            return ""
+        power = f"unit roundoff about 2^{np.log2(found.unit_roundoff):.0f}"
+        return f"the errors in {name} look like {found.looks_like}: {power}"
+
     def mark(self, name: str, *, ok: bool, note: str) -> None:
         """Overrule a layer's judgement, saying why."""
         compared = self.comparisons[name]
@@ -161,6 +182,8 @@ def explain(
     diagnosis = _bad_layers(case) or _hidden(case)
     bad = [name for name, compared in case.comparisons.items() if not compared.report.ok]
     first = bad[0] if bad else None
+    # A right port's arithmetic shows best where most products are summed: in the last block.
+    case.notes += filter(None, [case.roundoff(first or case.names[-2])])
     problem = outputs.problem  # the structure alone is wrong: a layer too few
     return Report(
         verdict="disagree" if bad or problem else "cannot-judge" if unjudged else "agree",

@@ -56,6 +56,22 @@ def test_a_right_port_agrees_in_both_forms(port: Port) -> None:
         assert not report.diagnosis
 
 
+def test_the_arithmetic_is_estimated_from_the_size_of_the_errors() -> None:
+    model = distinguishing_model(SMALL["plain"])
+    port = Port(model, distinguishing_inputs(model.arch, height=28, width=24))
+    last = port.names[-2]
+    wrong = {bug: wrong for bug, _, wrong in reversed(list(port.plants(last)))}
+    for given, said in {
+        "right": "look like fp32",
+        "tf32-arithmetic": "look like tf32 or fp16",
+        "bf16-arithmetic": "look like bf16",
+    }.items():
+        outputs = port.outputs | {last: wrong.get(given, port.outputs[last])}
+        (note,) = judge(model, Outputs(outputs), port.x).notes
+        assert note.startswith(f"the errors in {last} {said}: unit roundoff about 2^-")
+    assert not judge(model, Outputs(port.outputs | {last: wrong["identity-missing"]}), port.x).notes
+
+
 @pytest.mark.parametrize("name", STRANGE)
 def test_strange_bugs_are_detected_and_called_unknown(port: Port, name: str) -> None:
     layer = port.names[1]
