@@ -21,7 +21,7 @@ from repvgg_ref.dialects import Dialect, official_dialect, recognise
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.identify import Shape, form_of, identify
-from repvgg_ref.models.network import DEFAULT_EPS, Model
+from repvgg_ref.models.network import DEFAULT_EPS, Model, working_dtype
 from repvgg_ref.models.parameters import Form, param_shapes
 from weights_io import LazyArray
 from weights_io.writers.write import Container
@@ -70,6 +70,11 @@ class Checkpoint:
         assert self.arch is not None
         return LazyParams(lazy, param_shapes(self.arch, self._form()), dtype)
 
+    def stored_dtype(self, canonical: str) -> str:
+        """The dtype in which the array of this canonical name is stored."""
+        theirs = {ours: name for name, ours in self.canonical.items()}
+        return self.arrays[theirs[canonical]].dtype
+
     def eps(self, asked: float | None = None) -> float:
         """The eps asked for, else what the file's metadata says, else the official 1e-5."""
         if asked is not None:
@@ -105,7 +110,7 @@ class LazyParams(Mapping[str, Array]):
         array = self._lazy[name].read().reshape(self._shapes[name])
         if _is_counter(name):
             return array
-        wanted = self._dtype or (np.float64 if array.dtype == np.float64 else np.float32)
+        wanted = self._dtype or working_dtype(array.dtype)
         return array.astype(wanted, copy=False)
 
     def __iter__(self) -> Iterator[str]:

@@ -21,7 +21,6 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.checkpoint import (
     METADATA_CONTAINERS,
-    Checkpoint,
     LazyParams,
     WhichWeights,
     deploy_names,
@@ -31,6 +30,7 @@ from repvgg_ref.checkpoint import (
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.fusion import fuse_block
 from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.network import working_dtype
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.selfcheck import BlockCheck, SelfCheckError, check_block, worst
 from weights_io.writers.write import Container
@@ -118,7 +118,7 @@ def convert(
         arch = require_complete(checkpoint)
         assert checkpoint.dialect is not None
         params = checkpoint.params()
-        dtype = _deploy_dtype(checkpoint)
+        dtype = working_dtype(checkpoint.stored_dtype("linear.weight"))
         checks: list[BlockCheck] = []
         eps = checkpoint.eps(eps)
         parts = _watched(_parts(arch, checkpoint.form, params, eps, dtype), arch, checks, progress)
@@ -167,13 +167,6 @@ def _target(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path
             wanted="an existing folder",
         )
     return target, chosen
-
-
-def _deploy_dtype(checkpoint: Checkpoint) -> Any:
-    """float64 for weights stored so, else float32."""
-    theirs = {ours: name for name, ours in checkpoint.canonical.items()}
-    stored = checkpoint.arrays[theirs["linear.weight"]].dtype
-    return np.dtype(np.float64 if stored == "float64" else np.float32)
 
 
 def _parts(

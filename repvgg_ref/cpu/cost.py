@@ -8,7 +8,6 @@ all over chooses the same.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from repvgg_ref.cpu.schedule import ConvShape
@@ -74,10 +73,3 @@ def cheapest(
     return min(
         possible, key=lambda algorithm: seconds(algorithm, shape, itemsize), default="direct"
     )
-
-
-def speedup_bound(shape: ConvShape, m: int) -> float:
-    """How many times fewer products F(m, 3) needs than direct convolution, with its waste."""
-    tiling = Tiling(m, shape.stride, shape.height, shape.width)
-    direct = 9 * shape.height * shape.width
-    return direct / math.prod((tiling.strips, tiling.tiles, tiling.t, tiling.t))

@@ -91,11 +91,6 @@ class Engine:
             )
         return self._plans[shape]
 
-    @property
-    def packed_bytes(self) -> int:
-        """Memory of the packed weights, all plans together."""
-        return sum(array.nbytes for array in self._packed.values())
-
     def _choose(self, name: str, shape: ConvShape) -> Algorithm:
         if self._tuner is not None:
             return self._tuner.choose(shape)

@@ -233,7 +233,7 @@ def fuse(model: Model, *, dtype: Any = None) -> Model:
         If the model is fused already, or holds NaN, infinity or a negative variance.
     """
     require_branches(model, "fuse")
-    dtype = deploy_dtype(model.params) if dtype is None else dtype
+    dtype = working_dtype(model.params["linear.weight"].dtype) if dtype is None else dtype
     params: dict[str, Array] = {}
     for spec in model.arch.blocks:
         params[f"{spec.name}.fused.weight"], params[f"{spec.name}.fused.bias"] = fuse_block(
@@ -245,9 +245,9 @@ def fuse(model: Model, *, dtype: Any = None) -> Model:
     return Model(model.arch, "deploy", params, model.eps, model.momentum, list(model.notes))
 
 
-def deploy_dtype(params: Mapping[str, Any]) -> Any:
-    """float64 if the weights are kept so, else float32."""
-    return np.float64 if params["linear.weight"].dtype == np.float64 else np.float32
+def working_dtype(stored: Any) -> Any:
+    """What weights stored as `stored` (a dtype or its name) are worked with: float64 or float32."""
+    return np.dtype(np.float64 if str(stored) == "float64" else np.float32)
 
 
 def require_branches(model: Model, what: str) -> None:

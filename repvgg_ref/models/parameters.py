@@ -6,7 +6,6 @@ to the names other code bases use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -111,10 +110,3 @@ def _aux_shapes(head: AuxHeadSpec, num_classes: int) -> Shapes:
 def _bn_shapes(prefix: str, channels: int) -> Shapes:
     vectors = {f"{prefix}.{field}": (channels,) for field in _BN_VECTORS}
     return vectors | {f"{prefix}.num_batches_tracked": ()}
-
-
-def batch_norms(arch: Architecture) -> Iterator[str]:
-    """The canonical prefix of every batch norm of the train form, in network order."""
-    for name in param_shapes(arch, "train"):
-        if name.endswith(".num_batches_tracked"):
-            yield name.removesuffix(".num_batches_tracked")

@@ -10,7 +10,7 @@ import pytest
 
 from repvgg_ref.cpu import autotune
 from repvgg_ref.cpu.autotune import FOLDER, Tuner, cache_file
-from repvgg_ref.cpu.cost import ALGORITHMS, applies, cheapest, speedup_bound
+from repvgg_ref.cpu.cost import ALGORITHMS, applies, cheapest
 from repvgg_ref.cpu.engine import Engine
 from repvgg_ref.cpu.pool import pool
 from repvgg_ref.cpu.schedule import ConvShape
@@ -28,12 +28,6 @@ def test_winograd_needs_three_taps_undilated() -> None:
     assert [a for a in ALGORITHMS if applies(a, ConvShape(1, 8, 8, 4, 4, kernel=1))] == ["direct"]
     strided = [a for a in ALGORITHMS if applies(a, ConvShape(1, 8, 8, 4, 4, stride=2))]
     assert strided == ["direct", "winograd2", "winograd4"]
-
-
-def test_products_saved() -> None:
-    assert speedup_bound(ConvShape(1, 28, 28, 1, 1), 4) == 4
-    assert speedup_bound(ConvShape(1, 4, 4, 1, 1), 2) == 2.25
-    assert speedup_bound(ConvShape(1, 28, 28, 1, 1, stride=2), 4) == 9 * 16 / 81
 
 
 def test_the_model_knows_large_layers_from_small_ones() -> None:
