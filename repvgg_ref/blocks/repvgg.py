@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.ops import Ops
+from repvgg_ref.ops import BranchArrays, Ops
 
 BRANCHES = ("branch_3x3", "branch_1x1", "branch_identity")
 _SE_FIELDS = ("down.weight", "down.bias", "up.weight", "up.bias")
@@ -45,6 +45,7 @@ class BlockCache(NamedTuple):
     se: Any
     relu: Any
     stats: dict[str, BatchStats]
+    fused: Any = None  # the cache of `ops.fused_branches_forward`, in place of `branches`, `relu`
 
 
 class BlockGrads(NamedTuple):
@@ -99,6 +100,8 @@ def train_block_forward(
     cache : BlockCache
         `cache.stats` is empty in evaluation mode.
     """
+    if training and ops.fused_branches_forward is not None:
+        return _fused_training_forward(spec, params, x, ops=ops, eps=eps)
     total: Array | None = None
     caches: dict[str, tuple[Any, Any]] = {}
     stats: dict[str, BatchStats] = {}
@@ -125,6 +128,8 @@ def train_block_backward(
 
     The sum of branches hands the same gradient to each; their input gradients add up.
     """
+    if cache.fused is not None:
+        return _fused_training_backward(spec, grad_y, cache, ops)
     grads: dict[str, Array] = {}
     grad_total = _activate_backward(spec, grad_y, cache, grads, ops)
     bn_backward = ops.batch_norm_train_backward if training else ops.batch_norm_eval_backward
@@ -166,7 +171,7 @@ def activate(
     if spec.se == "none":
         y, relu_cache = ops.relu_forward(x)
         return y, None, relu_cache
-    weights = [params[f"{spec.name}.se.{field}"] for field in _SE_FIELDS]
+    weights = _se_weights(spec, params)
     if spec.se == "before_relu":
         scaled, se_cache = ops.squeeze_excitation_forward(x, *weights)
         y, relu_cache = ops.relu_forward(scaled)
@@ -184,9 +189,64 @@ def _activate_backward(
         return ops.relu_backward(grad_y, cache.relu)
     if spec.se == "before_relu":
         grad_y = ops.relu_backward(grad_y, cache.relu)
+    grad_x = _se_backward(grad_y, cache, grads, ops)
+    return grad_x if spec.se == "before_relu" else ops.relu_backward(grad_x, cache.relu)
+
+
+def _se_weights(spec: BlockSpec, params: Mapping[str, Array]) -> list[Array]:
+    return [params[f"{spec.name}.se.{field}"] for field in _SE_FIELDS]
+
+
+def _se_backward(grad_y: Array, cache: BlockCache, grads: dict[str, Array], ops: Ops) -> Array:
     grad_x, *grad_weights = ops.squeeze_excitation_backward(grad_y, cache.se)
     grads.update(zip((f"se.{field}" for field in _SE_FIELDS), grad_weights, strict=True))
-    return grad_x if spec.se == "before_relu" else ops.relu_backward(grad_x, cache.relu)
+    return grad_x
+
+
+def _fused_training_forward(
+    spec: BlockSpec, params: Mapping[str, Array], x: Array, *, ops: Ops, eps: Any
+) -> tuple[Array, BlockCache]:
+    """The three branches by the table's own fused passes, with the ReLU that follows them."""
+    assert ops.fused_branches_forward is not None
+    y, cache, seen = ops.fused_branches_forward(
+        x,
+        {
+            name: BranchArrays(branch.weight, branch.gamma, branch.beta)
+            for name, branch in block_branches(spec, params).items()
+        },
+        stride=spec.stride,
+        dilation=spec.dilation,
+        groups=spec.groups,
+        eps=eps,
+        relu=spec.se != "before_relu",
+    )
+    pixels = y.size // spec.out_channels  # N * Ho * Wo, whatever the table's layout
+    stats = {name: BatchStats(batch.mean, batch.var, pixels) for name, batch in seen.items()}
+    if spec.se == "none":
+        return y, BlockCache({}, None, None, stats, cache)
+    y, se_cache = ops.squeeze_excitation_forward(y, *_se_weights(spec, params))
+    if spec.se == "after_relu":
+        return y, BlockCache({}, se_cache, None, stats, cache)
+    y, relu_cache = ops.relu_forward(y)
+    return y, BlockCache({}, se_cache, relu_cache, stats, cache)
+
+
+def _fused_training_backward(
+    spec: BlockSpec, grad_y: Array, cache: BlockCache, ops: Ops
+) -> BlockGrads:
+    """Backward of `_fused_training_forward`."""
+    assert ops.fused_branches_backward is not None
+    grads: dict[str, Array] = {}
+    if spec.se == "before_relu":
+        grad_y = ops.relu_backward(grad_y, cache.relu)
+    if spec.se != "none":
+        grad_y = _se_backward(grad_y, cache, grads, ops)
+    grad_x, branches = ops.fused_branches_backward(grad_y, cache.fused)
+    for name, branch in branches.items():
+        grads[f"{name}.bn.gamma"], grads[f"{name}.bn.beta"] = branch.gamma, branch.beta
+        if branch.weight is not None:
+            grads[f"{name}.conv.weight"] = branch.weight
+    return BlockGrads(grad_x, grads)
 
 
 def _conv(spec: BlockSpec, x: Array, weight: Array, ops: Ops) -> tuple[Array, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
 
 from repvgg_ref.arrays import Array, Real, array_module
 from repvgg_ref.ops.batch_norm import (
@@ -45,6 +47,30 @@ class BatchStatistics(Protocol):
         """Biased variance of the batch."""
 
 
+class BranchArrays(NamedTuple):
+    """One branch: a convolution (`weight` None: the identity), then batch norm, (O,) vectors."""
+
+    weight: Array | None
+    gamma: Array
+    beta: Array
+
+
+class BranchGrads(NamedTuple):
+    """Gradients of a `BranchArrays`."""
+
+    weight: Array | None
+    gamma: Array
+    beta: Array
+
+
+class BranchesForward(NamedTuple):
+    """What `Ops.fused_branches_forward` gives; `stats` has the names of the branches."""
+
+    y: Array
+    cache: Any
+    stats: Mapping[str, BatchStatistics]
+
+
 class _Conv2dForward(Protocol):
     def __call__(
         self,
@@ -73,6 +99,21 @@ class _ConvBiasReluForward(Protocol):
         dilation: IntOrPair,
         groups: int,
     ) -> Array: ...
+
+
+class _BranchesForward(Protocol):
+    def __call__(
+        self,
+        x: Array,
+        branches: Mapping[str, BranchArrays],
+        /,
+        *,
+        stride: int,
+        dilation: int,
+        groups: int,
+        eps: Real,
+        relu: bool,
+    ) -> BranchesForward: ...
 
 
 class _BatchNormTrainForward(Protocol):
@@ -135,6 +176,14 @@ class Ops:
     softmax_cross_entropy_forward: _SoftmaxCrossEntropyForward
     softmax_cross_entropy_backward: Callable[[Any], Array]
     fused_conv_bias_relu: _ConvBiasReluForward | None = None
+    # A whole three-branch block in training mode, `relu` included where no SE comes before it:
+    # y = [ReLU](sum of branches); backward gives grad_x and each branch's gradients. None: the
+    # block is composed from the primitives above. Both or neither.
+    fused_branches_forward: _BranchesForward | None = None
+    fused_branches_backward: (
+        Callable[[Array, Any], tuple[Array, Mapping[str, BranchGrads]]] | None
+    ) = None
+    from_host: Callable[[Array], Array] = np.asarray  # a NumPy array as one of this backend's
 
     def enter(self, x: Array) -> Array:
         """NCHW, as models are given images, to this table's layout."""
