@@ -56,7 +56,7 @@ from repvgg_ref.oracle.squeeze_bound import (
     squeeze_excitation,
     theta,
 )
-from repvgg_ref.oracle.winograd_bound import roundings
+from repvgg_ref.oracle.winograd_bound import applies, roundings
 
 Algorithm = Literal["direct", "winograd2", "winograd4", "winograd5", "winograd6"]
 _OUTPUTS_PER_TILE: dict[Algorithm, int] = {
@@ -114,8 +114,8 @@ def block_bound(
         The reference's output for it.
     precision : Precision
     algorithm : {"direct", "winograd2", "winograd4", "winograd5", "winograd6"}
-        How the candidate convolves, F(m x m, 3 x 3). Direct wherever stride or dilation is not 1,
-        since Winograd's algorithm does not apply there.
+        How the candidate convolves, F(m x m, 3 x 3). Direct wherever that does not apply: with
+        dilation, and with stride 2 but for m of 2 and 4.
 
     Returns
     -------
@@ -131,13 +131,17 @@ def block_bound(
     _require_right(program)
     if len(y) != len(x):
         raise ValueError(f"y has {len(y)} images, x has {len(x)}")
-    m = _OUTPUTS_PER_TILE[algorithm] if program.stride == program.dilation == 1 else 0
+    m = _OUTPUTS_PER_TILE[algorithm]
+    if not applies(m, program.stride, program.dilation):
+        m = 0
     kernels = layer_kernels(program)
     lam = _lambda(terms=kernels.weight[0].size, outputs=y.size)
     found = []
     for image in np.asarray(x, np.float64):
         part = linear_part(program, kernels, image, m)
-        terms = kernels.weight[0].size if not m else kernels.weight.shape[1] + roundings(m)
+        terms = kernels.weight[0].size
+        if m:
+            terms = kernels.weight.shape[1] + roundings(m, program.stride)
         before = Interval(part.value, *_before_activation(part, terms, precision, m, lam))
         found.append(_activate(program, before, precision, lam))
     certified, likely = (

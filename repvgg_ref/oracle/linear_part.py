@@ -102,7 +102,12 @@ def linear_part(program: BlockProgram, kernels: Kernels, x: Array, winograd: int
     energy = _energy(kernels, columns)
     if winograd:
         magnitude, beside = winograd_magnitudes(
-            np.abs(padded), kernels.weight_magnitude, program.groups, size, winograd
+            np.abs(padded),
+            kernels.weight_magnitude,
+            program.groups,
+            size,
+            winograd,
+            program.stride,
         )
         energy = np.hypot(energy, beside)
     return LinearPart(

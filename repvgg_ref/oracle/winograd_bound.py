@@ -4,7 +4,8 @@ Source of the algorithm: Lavin & Gray, "Fast Algorithms for Convolutional Neural
 (arXiv 1509.09308), equation 8; of the matrices for any points: Cook and Toom, as in Barabasz,
 Anderson, Soodhalter & Gregg, "Error analysis and improving the accuracy of Winograd convolution for
 deep neural networks", ACM TOMS 46 (2020), algorithm 1; of the bound: their theorem 2 for one
-dimension and theorem 5 for two, kept per element instead of taking norms.
+dimension and theorem 5 for two, kept per element instead of taking norms. With stride 2 the even
+and the odd pixels are filtered apart, `cook_toom.every_other_output`; the reasoning is the same.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cook_toom import Point, cook_toom
+from repvgg_ref.cook_toom import MinimalFilter, Point, cook_toom, every_other_output
 from repvgg_ref.cpu.winograd import POINTS as OUR_POINTS
+from repvgg_ref.cpu.winograd import POINTS_OF_STRIDE_2
 
 # Interpolation points of F(m, 3) in use. The rational ones are Lavin & Gray's and NNPACK's, and
 # this library's own; ncnn's F(4, 3) takes square roots of 1/2 and 2. The bound is the largest.
@@ -30,41 +32,48 @@ POINTS = {m: tuple(dict.fromkeys((*_LIBRARIES.get(m, ()), ours))) for m, ours in
 
 
 class Transforms(NamedTuple):
-    """``Y = A^T [(G g G^T) . (B^T d B)] A``: `a` (m + 2, m), `b` (m + 2, m + 2), `g` (m + 2, 3)."""
+    """``Y = A^T [(G g G^T) . (B^T d B)] A``: `a` (t, m), `b` (t, t), `g` (t, 3)."""
 
     a: Array
     b: Array
     g: Array
 
 
-def transforms(points: tuple[Point, ...]) -> Transforms:
-    """Cook and Toom's matrices for ``len(points) - 2`` outputs of a filter of three taps.
+def transforms(matrices: MinimalFilter) -> Transforms:
+    """The exact matrices in float64.
 
     Scaling row j of one and dividing that of another changes nothing in a bound made of absolute
-    values, so every library's variant is covered.
+    values, so every library's variant of the same points is covered.
     """
-    return Transforms(*(np.array(rows, dtype=float) for rows in cook_toom(points)))
+    return Transforms(*(np.array(rows, dtype=float) for rows in matrices))
 
 
-def roundings(m: int) -> int:
+def applies(m: int, stride: int, dilation: int) -> bool:
+    """Whether F(m x m, 3 x 3) is known for such a convolution."""
+    known: dict[int, tuple[int, ...]] = {1: tuple(POINTS), 2: tuple(POINTS_OF_STRIDE_2)}
+    return dilation == 1 and m in known.get(stride, ())
+
+
+def roundings(m: int, stride: int) -> int:
     """How many roundings one product meets in F(m x m, 3 x 3), sums over channels not counted.
 
     A row of a transform with k entries is a dot product with k - 1 additions, one multiplication
     and a rounded constant: k + 1 roundings a dimension, in whatever order it is evaluated. G has
-    3, B and A^T m + 2 entries; there are two dimensions; then the product of the two sides.
+    3, B and A^T t entries; there are two dimensions; then the product of the two sides.
     """
-    return 2 * (3 + 1) + 4 * (m + 2 + 1) + 1
+    t = stride * (m - 1) + 3
+    return 2 * (3 + 1) + 4 * (t + 1) + 1
 
 
 def winograd_magnitudes(
-    padded: Array, weight: Array, groups: int, size: tuple[int, int], m: int
+    padded: Array, weight: Array, groups: int, size: tuple[int, int], m: int, stride: int
 ) -> tuple[Array, Array]:
     """``|A^T| [sum over c of (|G| |g| |G^T|) . (|B^T| |d| |B|)] |A|``, and its root-square sum.
 
     Every rounding of the algorithm multiplies one of the products in these sums, so the error is
     at most ``((1 - u)^-k - 1)`` times the first array, with k the roundings a product meets. The
-    second is ``sqrt(m + 2)`` times the root of the sum of squared products: one rounding after the
-    first pass of a transform reaches m + 2 products, whose sum is at most that (Cauchy-Schwarz).
+    second is ``sqrt(t)`` times the root of the sum of squared products: one rounding after the
+    first pass of a transform reaches t products, whose sum is at most that (Cauchy-Schwarz).
 
     Parameters
     ----------
@@ -76,21 +85,33 @@ def winograd_magnitudes(
     -------
     magnitude, energy : (O, Ho * Wo) arrays
     """
-    found = [_of_points(padded, weight, groups, size, transforms(p)) for p in POINTS[m]]
+    if stride == 2:
+        variants = [every_other_output(POINTS_OF_STRIDE_2[m])]
+    else:
+        variants = [cook_toom(points) for points in POINTS[m]]
+    found = [_of_variant(padded, weight, groups, size, transforms(v), stride) for v in variants]
     magnitudes, energies = zip(*found, strict=True)
-    return np.maximum.reduce(magnitudes), np.sqrt((m + 2) * np.maximum.reduce(energies))
+    t = len(variants[0].a)
+    return np.maximum.reduce(magnitudes), np.sqrt(t * np.maximum.reduce(energies))
 
 
-def _of_points(
-    padded: Array, weight: Array, groups: int, size: tuple[int, int], matrices: Transforms
+def _of_variant(
+    padded: Array,
+    weight: Array,
+    groups: int,
+    size: tuple[int, int],
+    matrices: Transforms,
+    stride: int,
 ) -> tuple[Array, Array]:
     """Both sums for one set of points; the second still squared."""
     a, b, g = (np.abs(matrix) for matrix in matrices)
     tile, m = a.shape
+    step = stride * m
     rows, columns = (-(-length // m) for length in size)
-    d = np.zeros((len(padded), rows * m + 2, columns * m + 2))
+    d = np.zeros((len(padded), (rows - 1) * step + tile, (columns - 1) * step + tile))
     d[:, : padded.shape[1], : padded.shape[2]] = padded[:, : d.shape[1], : d.shape[2]]
-    windows = np.lib.stride_tricks.sliding_window_view(d, (tile, tile), axis=(1, 2))[:, ::m, ::m]
+    windows = np.lib.stride_tricks.sliding_window_view(d, (tile, tile), axis=(1, 2))
+    windows = windows[:, ::step, ::step]
     v = b.T @ windows @ b  # (C, rows, columns, tile, tile)
     u = g @ weight @ g.T  # (O, C/G, tile, tile)
     # (tile^2, G, O/G, C/G) and (tile^2, G, C/G, rows * columns)

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cook_toom import Point, cook_toom
-from repvgg_ref.cpu.cost import ALGORITHMS, Algorithm
+from repvgg_ref.cpu.cost import ALGORITHMS, Algorithm, applies
 from repvgg_ref.cpu.schedule import ConvShape
 from repvgg_ref.cpu.winograd import POINTS
 from repvgg_ref.oracle.bounds import block_bound
@@ -27,12 +27,19 @@ from tests.oracle.test_bounds import reference
     algorithm=st.sampled_from(ALGORITHMS),
     statistics=st.sampled_from(STATISTICS),
     groups=st.sampled_from([1, 2]),
+    stride=st.sampled_from([1, 2]),
     size=st.integers(3, 20),
     channels=st.sampled_from([2, 8, 24]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_the_oracles_bound_holds(
-    algorithm: Algorithm, statistics: str, groups: int, size: int, channels: int, seed: int
+    algorithm: Algorithm,
+    statistics: str,
+    groups: int,
+    stride: int,
+    size: int,
+    channels: int,
+    seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     program, x = random_block(
@@ -40,6 +47,7 @@ def test_the_oracles_bound_holds(
         data="normal",
         statistics=statistics,
         groups=groups,
+        stride=stride,
         size=size,
         channels=channels,
         deploy=True,
@@ -47,7 +55,16 @@ def test_the_oracles_bound_holds(
     weight, bias = (array.astype(np.float32) for array in fused_kernel(program))
     nhwc = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).astype(np.float32)
     images, inputs, height, width = x.shape
-    shape = ConvShape(images, height, width, inputs, len(weight), groups=groups)
+    shape = ConvShape(
+        images,
+        -(-height // stride),
+        -(-width // stride),
+        inputs,
+        len(weight),
+        stride=stride,
+        groups=groups,
+    )
+    assume(applies(algorithm, shape))
     y_hat = run(algorithm, shape, (height, width), (nhwc, weight, bias), relu=True, threads=2)
     y = reference(program, x)
     bound = block_bound(program, x, y, PRECISIONS["fp32"], algorithm=algorithm)

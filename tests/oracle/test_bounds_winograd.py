@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from repvgg_ref.cook_toom import cook_toom
+from repvgg_ref.cpu.winograd import POINTS_OF_STRIDE_2
 from repvgg_ref.oracle.bounds import Algorithm, block_bound
 from repvgg_ref.oracle.precision import PRECISIONS
 from repvgg_ref.oracle.winograd_bound import POINTS, transforms, winograd_magnitudes
@@ -60,7 +62,7 @@ def test_the_matrices_convolve(m: int) -> None:
     rng = np.random.default_rng(m)
     d, g = rng.normal(size=m + 2), rng.normal(size=3)
     for points in POINTS[m]:
-        t = transforms(points)
+        t = transforms(cook_toom(points))
         assert np.allclose(t.a.T @ ((t.g @ g) * (t.b.T @ d)), np.correlate(d, g), atol=1e-12)
 
 
@@ -68,28 +70,39 @@ def test_the_matrices_convolve(m: int) -> None:
 def test_our_matrices_are_the_printed_ones_up_to_scale(m: int) -> None:
     """The products that a bound is made of are the same: scales cancel in absolute values."""
     bt, g, at = (np.abs(np.asarray(matrix, np.float64)) for matrix in PRINTED[m])
-    ours = transforms(POINTS[m][0])
+    ours = transforms(cook_toom(POINTS[m][0]))
     a, b, w = (np.abs(matrix) for matrix in ours)
     products = np.einsum("ij,jk,jl->ijkl", at, g, bt)
     assert np.allclose(products.sum(axis=1), np.einsum("ji,jk,lj->ikl", a, w, b), atol=1e-12)
 
 
-def test_winograd_is_only_assumed_where_it_applies() -> None:
-    program, x = random_block(np.random.default_rng(0), data="normal", stride=2)
+@pytest.mark.parametrize(
+    ("algorithm", "geometry"),
+    [("winograd6", {"stride": 2}), ("winograd4", {"dilation": 2})],
+    ids=["F(6, 3) with stride 2", "dilated"],
+)
+def test_winograd_is_only_assumed_where_it_applies(
+    algorithm: Algorithm, geometry: dict[str, int]
+) -> None:
+    program, x = random_block(np.random.default_rng(0), data="normal", **geometry)
     y = reference(program, x)
     direct = block_bound(program, x, y, PRECISIONS["fp32"])
-    asked = block_bound(program, x, y, PRECISIONS["fp32"], algorithm="winograd4")
+    asked = block_bound(program, x, y, PRECISIONS["fp32"], algorithm=algorithm)
     assert (direct.certified == asked.certified).all()
 
 
-@pytest.mark.parametrize("m", sorted(POINTS))
-def test_the_magnitude_is_at_least_that_of_direct_summation(m: int) -> None:
+@pytest.mark.parametrize(
+    ("m", "stride"), [*((m, 1) for m in sorted(POINTS)), *((m, 2) for m in POINTS_OF_STRIDE_2)]
+)
+def test_the_magnitude_is_at_least_that_of_direct_summation(m: int, stride: int) -> None:
     """So one array serves the 3x3 kernel by Winograd and the 1x1 branch beside it."""
     rng = np.random.default_rng(m)
     x, weight = np.abs(rng.normal(size=(4, 9, 8))), np.abs(rng.normal(size=(6, 2, 3, 3)))
-    magnitude, _ = winograd_magnitudes(x, weight, 2, (7, 6), m)
+    size = (-(-7 // stride), -(-6 // stride))
+    magnitude, _ = winograd_magnitudes(x, weight, 2, size, m, stride)
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))
+    windows = windows[:, ::stride, ::stride]
     for o, kernel in enumerate(weight):
         first = o // 3 * 2
         direct = np.einsum("chwij,cij->hw", windows[first : first + 2], kernel)
-        assert (magnitude[o].reshape(7, 6) >= direct * (1 - 1e-12)).all()
+        assert (magnitude[o].reshape(size) >= direct * (1 - 1e-12)).all()
