@@ -77,14 +77,15 @@ def test_our_matrices_are_the_printed_ones_up_to_scale(m: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "geometry"),
-    [("winograd6", {"stride": 2}), ("winograd4", {"dilation": 2})],
+    ("algorithm", "stride", "dilation"),
+    [("winograd6", 2, 1), ("winograd4", 1, 2)],
     ids=["F(6, 3) with stride 2", "dilated"],
 )
 def test_winograd_is_only_assumed_where_it_applies(
-    algorithm: Algorithm, geometry: dict[str, int]
+    algorithm: Algorithm, stride: int, dilation: int
 ) -> None:
-    program, x = random_block(np.random.default_rng(0), data="normal", **geometry)
+    rng = np.random.default_rng(0)
+    program, x = random_block(rng, data="normal", stride=stride, dilation=dilation)
     y = reference(program, x)
     direct = block_bound(program, x, y, PRECISIONS["fp32"])
     asked = block_bound(program, x, y, PRECISIONS["fp32"], algorithm=algorithm)
