@@ -45,6 +45,7 @@ from repvgg_ref.oracle.static_check import check_weights
 from weights_io import sanitize
 
 CandidateLike = Model | str | Path | Callable[..., Any] | Mapping[str, Array] | Array
+Progress = Callable[[str, int, int], None]
 _DEFAULT_EXTENT = (96, 80)  # a square hides what confuses height with width
 
 
@@ -56,6 +57,7 @@ def verify(
     eps: float | None = None,
     precision: str = "auto",
     timeout: float = 300.0,
+    progress: Progress | None = None,
 ) -> Report:
     """Judge a port of RepVGG against the reference, layer by layer.
 
@@ -72,6 +74,10 @@ def verify(
         Batch norm's eps of the reference, if it is given as a path. Default 1e-5.
     precision : {"auto", "fp32", "tf32", "bf16", "fp16"}
         What the candidate is held to. "auto" never excuses float32 for computing like less.
+    timeout : float
+        Seconds that a candidate in a process of its own may take.
+    progress : callable, optional
+        Called with (layer, layers compared, layers in all) while layers are compared.
 
     Returns
     -------
@@ -105,7 +111,7 @@ def verify(
             named,
             precision,
         )
-    return judge(model, outputs, x, precision=precision, candidate=named)
+    return judge(model, outputs, x, precision=precision, candidate=named, progress=progress)
 
 
 def judge(
@@ -115,6 +121,7 @@ def judge(
     *,
     precision: str = "auto",
     candidate: str = "candidate",
+    progress: Progress | None = None,
 ) -> Report:
     """The verdict on layer outputs that are at hand already; `x` is the batch they belong to."""
     chosen = _precision(precision, outputs)
@@ -125,7 +132,7 @@ def judge(
         with single_threaded_blas():
             return judge_logits(model, outputs, x, chosen, candidate)
     programs = Programs(model)
-    comparisons, unjudged = _compare_all(model, programs, outputs, x, chosen)
+    comparisons, unjudged = _compare_all(model, programs, outputs, x, chosen, progress or _unseen)
     return explain(model, programs, comparisons, unjudged, x, outputs, chosen, candidate)
 
 
@@ -135,13 +142,15 @@ def _compare_all(
     outputs: Outputs,
     x: Array,
     precision: Precision,
+    progress: Progress,
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Compare every layer whose input and output are known; say why others cannot be judged."""
     comparisons: dict[str, Comparison] = {}
     unjudged: dict[str, str] = {}
     x_hat: Array | None = np.asarray(x, np.float64)
     true: Array | None = x_hat  # the reference's own chain, for the inherited error
-    for name in model.arch.layer_names:
+    for done, name in enumerate(model.arch.layer_names):
+        progress(name, done, len(model.arch.layer_names))
         y_hat = outputs.layers.get(name)
         if y_hat is None or x_hat is None:
             unjudged[name] = "its input or output is not known"
@@ -163,6 +172,10 @@ def _compare_all(
         true = block_output(programs[name], true) if true is not None else None
         x_hat = _next_input(y_hat, model, name)
     return comparisons, unjudged
+
+
+def _unseen(layer: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 def _next_input(y_hat: Array | None, model: Model, name: str) -> Array | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,7 +17,7 @@ from PIL import Image
 import repvgg_ref as rr
 from repvgg_ref.checkpoint import save
 from repvgg_ref.digits import MODEL_PATH, load_digits, sample_paths, to_input
-from tests.cli.runner import Outcome, invoke, run_python
+from tests.cli.runner import Outcome, environment, invoke, run_python
 
 KEYS = {"verdict", "first_bad_layer", "diagnosis", "precision", "layers"}
 LAYER_KEYS = {"name", "max_error", "bound", "ratio", "ok"}
@@ -258,3 +261,27 @@ def test_help_is_quick_to_load_and_lists_the_candidates(capsys: pytest.CaptureFi
     assert done.returncode == 0
     for said in ("module:callable", "exec:COMMAND", ".onnx", "--junit", "Exit codes: 0 agrees"):
         assert said in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are a thing of POSIX")
+def test_on_a_terminal_the_layers_are_counted(tmp_path: Path, inputs: Path) -> None:
+    main_side, terminal = os.openpty()
+    arguments = ["--reference", MODEL_PATH, "--candidate", dump(tmp_path), "--inputs", inputs]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "repvgg_ref_cli", "verify", *map(str, arguments), "--json"],
+        env=environment() | {"TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    seen = b""
+    try:
+        while part := os.read(main_side, 4096):
+            seen += part
+    except OSError:
+        pass  # how Linux says that the other end is closed
+    os.close(main_side)
+    out, _ = run.communicate(timeout=60)
+    assert json.loads(out)["verdict"] == "agree"
+    assert b"running" in seen
+    assert b"comparing" in seen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,13 +83,19 @@ def command(
     from repvgg_ref_cli.batches import read_batch
 
     started = time.monotonic()
-    with _patience(candidate):
+    with _progress(candidate) as progress:
         if is_golden(reference):
             report = verify(reference, candidate, precision=precision, timeout=timeout)
         else:
             model = repvgg_ref.load(reference, eps=eps)
-            batch = None if inputs is None else read_batch(inputs, model)
-            report = verify(model, candidate, inputs=batch, precision=precision, timeout=timeout)
+            report = verify(
+                model,
+                candidate,
+                inputs=None if inputs is None else read_batch(inputs, model),
+                precision=precision,
+                timeout=timeout,
+                progress=progress,
+            )
     _write(report, page, junit, time.monotonic() - started)
     if as_json:
         print_json(report.to_json())
@@ -105,18 +111,24 @@ def command(
 
 
 @contextmanager
-def _patience(candidate: str) -> Iterator[None]:
-    """Show on a terminal that work goes on; how much of it is left nobody knows."""
+def _progress(candidate: str) -> Iterator[Callable[[str, int, int], None] | None]:
+    """On a terminal: a bar that pulses while the candidate runs, then counts layers."""
     if sys.stderr is None or not sys.stderr.isatty():
-        yield
+        yield None
         return
     from rich.console import Console
-    from rich.text import Text
+    from rich.markup import escape
+    from rich.progress import Progress
 
     from weights_io import sanitize
 
-    with Console(stderr=True).status(Text(f"verifying {sanitize(candidate)}")):
-        yield
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"running {escape(sanitize(candidate))}", total=None)
+
+        def compared(layer: str, done: int, total: int) -> None:
+            bar.update(task, description=f"comparing {layer}", completed=done, total=total)
+
+        yield compared
 
 
 def _write(report: Report, page: Path | None, junit: Path | None, seconds: float) -> None:
