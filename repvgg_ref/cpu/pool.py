@@ -12,11 +12,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 THREADS = "REPVGG_NUM_THREADS"
+_asked: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
 class Stage(NamedTuple):
@@ -44,14 +46,26 @@ def prepared(items: int, build: Callable[[int, int], list[Step]]) -> Stage:
     return Stage(items, run)
 
 
+@contextmanager
+def default_of(threads: int | None) -> Iterator[None]:
+    """Let `default_threads` be `threads` for the caller within the block; None changes nothing."""
+    before = _asked.set(threads or _asked.get())
+    try:
+        yield
+    finally:
+        _asked.reset(before)
+
+
 def default_threads() -> int:
-    """The variable ``REPVGG_NUM_THREADS``, else the number of processors we may use.
+    """That of `default_of`, else of ``REPVGG_NUM_THREADS``, else the processors we may use.
 
     Raises
     ------
     ValueError
         If the variable is no positive number.
     """
+    if (held := _asked.get()) is not None:
+        return held
     asked = os.environ.get(THREADS)
     if not asked:
         return (

@@ -13,7 +13,8 @@ from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.repvgg import fused_block_forward, train_block_forward
 from repvgg_ref.cpu import NUMPY
 from repvgg_ref.cpu.engine import Engine
-from repvgg_ref.errors import NotFusibleError, ShapeError
+from repvgg_ref.cpu.pool import default_of, default_threads
+from repvgg_ref.errors import BackendError, NotFusibleError, ShapeError
 from repvgg_ref.fusion import fuse_block
 from repvgg_ref.models.architectures import Architecture, architecture
 from repvgg_ref.models.parameters import Form, initial_params, param_shapes
@@ -62,10 +63,17 @@ class Model:
         backend: str | None = ...,
         layers: Literal[False] = ...,
         algorithm: str = ...,
+        threads: int | None = ...,
     ) -> Array: ...
     @overload
     def forward(
-        self, x: Array, *, backend: str | None = ..., layers: Literal[True], algorithm: str = ...
+        self,
+        x: Array,
+        *,
+        backend: str | None = ...,
+        layers: Literal[True],
+        algorithm: str = ...,
+        threads: int | None = ...,
     ) -> dict[str, Array]: ...
     def forward(
         self,
@@ -74,6 +82,7 @@ class Model:
         backend: str | None = None,
         layers: bool = False,
         algorithm: str = "auto",
+        threads: int | None = None,
     ) -> Array | dict[str, Array]:
         """Evaluate the network (batch norm by its running statistics).
 
@@ -85,11 +94,14 @@ class Model:
             Where to compute; default the variable ``REPVGG_BACKEND``, else "numpy".
         layers : bool
             Return every layer's output, ``{"stage0": ..., "stage1.0": ..., "linear": logits}``.
-        algorithm : {"auto", "measure", "direct", "winograd2", ..4, ..5, ..6}
+        algorithm : {"auto", "measure", "direct", "winograd2", ..4, ..5, ..6, ..7}
             How the "numpy" backend convolves in deploy form. "auto" in float32 takes Winograd
             where it is faster; its error is at most 2e-5 of the largest output (measured on whole
             networks; direct: 1e-6). In float64 "auto" is "direct". "measure" times the same
             choices on this machine, once.
+        threads : int, optional
+            Of the "numpy" backend; default the variable ``REPVGG_NUM_THREADS``, else all
+            processors.
 
         Returns
         -------
@@ -99,23 +111,29 @@ class Model:
         ------
         ShapeError
             If `x` is not 4-d with the network's number of channels.
+        BackendError
+            If the backend, the algorithm or the number of threads cannot be had.
         """
         ops = backend_ops(backend, x.dtype)
         require_image_batch(self.arch, x)
+        require_threads(threads)
         if self.form == "deploy" and ops is NUMPY and x.size:
-            engine = self._engine(x.dtype, algorithm)
+            engine = self._engine(x.dtype, algorithm, threads or default_threads())
             return engine.layers(x) if layers else engine.forward(x)
         outputs: dict[str, Array] = {}
-        for name, y in self.walk(x, ops):
-            if layers or name == "linear":
-                outputs[name] = np.ascontiguousarray(y) if ops is NUMPY else y
+        with default_of(threads):
+            for name, y in self.walk(x, ops):
+                if layers or name == "linear":
+                    outputs[name] = np.ascontiguousarray(y) if ops is NUMPY else y
         return outputs if layers else outputs["linear"]
 
-    def _engine(self, dtype: Any, algorithm: str) -> Engine:
+    def _engine(self, dtype: Any, algorithm: str, threads: int) -> Engine:
         """The fast evaluation of the fused chain, made anew when an array was replaced."""
-        identity = (np.dtype(dtype), algorithm, *map(id, self.params.values()))
+        identity = (np.dtype(dtype), algorithm, threads, *map(id, self.params.values()))
         if self._kept is None or self._kept[0] != identity:
-            engine = Engine(self.arch.blocks, self.params, dtype=dtype, algorithm=algorithm)
+            engine = Engine(
+                self.arch.blocks, self.params, dtype=dtype, algorithm=algorithm, threads=threads
+            )
             self._kept = identity, engine
         return self._kept[1]
 
@@ -259,6 +277,12 @@ def require_branches(model: Model, what: str) -> None:
             wanted="the train form",
             advice="load the training-time checkpoint",
         )
+
+
+def require_threads(threads: int | None) -> None:
+    """Raise `BackendError` unless `threads` is None or a positive number."""
+    if threads is not None and threads < 1:
+        raise BackendError("there must be threads to compute with", got=threads, wanted=">= 1")
 
 
 def require_image_batch(arch: Architecture, x: Array) -> None:
