@@ -84,7 +84,9 @@ def eval_input(image: Image.Image, *, size: int = 224, channels: int = 3) -> Arr
             wanted="3 or 1",
             advice="prepare the array yourself and call Model.forward",
         )
-    cropped = _centre(_resized(image, size), size).convert("RGB" if channels == 3 else "L")
+    wanted, of = _RESIZED_TO_CROPPED
+    resized = resize_shorter(image, size * wanted // of)
+    cropped = centre_crop(resized, size).convert("RGB" if channels == 3 else "L")
     pixels = np.asarray(cropped, np.float32).reshape(size, size, channels) / np.float32(255)
     mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
     if channels == 1:
@@ -92,6 +94,26 @@ def eval_input(image: Image.Image, *, size: int = 224, channels: int = 3) -> Arr
         mean, std = mean @ luma, std @ luma
     # (H, W, C) -> (1, C, H, W)
     return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None])
+
+
+def resize_shorter(
+    image: Image.Image,
+    size: int,
+    interpolation: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Image.Image:
+    """Shorter side to `size` pixels, the longer in proportion, rounded down (torchvision)."""
+    width, height = image.size
+    if width <= height:
+        target = (size, int(size * height / width))
+    else:
+        target = (int(size * width / height), size)
+    return image if target == image.size else image.resize(target, interpolation)
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """The central square of `size` pixels; the image must hold it."""
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
 
 
 def _in_rgb(image: Image.Image) -> Image.Image:
@@ -106,20 +128,3 @@ def _in_rgb(image: Image.Image) -> Image.Image:
         ground = Image.new("RGBA", shown.size, (*_WHITE, 255))
         return Image.alpha_composite(ground, shown).convert("RGB")
     return image.convert("RGB")
-
-
-def _resized(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to ``size * 256 // 224``, the longer in proportion, rounded down."""
-    wanted, cropped = _RESIZED_TO_CROPPED
-    short = size * wanted // cropped
-    width, height = image.size
-    if width <= height:
-        target = (short, int(short * height / width))
-    else:
-        target = (int(short * width / height), short)
-    return image.resize(target, Image.Resampling.BILINEAR)
-
-
-def _centre(image: Image.Image, size: int) -> Image.Image:
-    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-    return image.crop((left, top, left + size, top + size))

@@ -1,0 +1,31 @@
+"""Pictures for training and evaluation: data sets, transforms, and the loader.
+
+>>> from repvgg_ref.train.data import Loader, open_data, training_transform
+>>> digits = open_data(None, split="train")
+>>> shifted = training_transform(size=32, crop="shift", flip=False)
+>>> loader = Loader(digits, transform=shifted, batch_size=64, seed=0, threads=2)
+>>> next(loader.epoch(0)).images.shape
+(64, 32, 32, 1)
+"""
+
+from repvgg_ref.train.data.loader import Batch, Loader
+from repvgg_ref.train.data.open import open_data
+from repvgg_ref.train.data.source import ArraySource, DataError, Source, Standardise
+from repvgg_ref.train.data.transforms import (
+    Transform,
+    evaluation_transform,
+    training_transform,
+)
+
+__all__ = [
+    "ArraySource",
+    "Batch",
+    "DataError",
+    "Loader",
+    "Source",
+    "Standardise",
+    "Transform",
+    "evaluation_transform",
+    "open_data",
+    "training_transform",
+]
