@@ -61,7 +61,7 @@ class Engine:
 
     def forward(self, x: Array) -> Array:
         """Logits of any number of images."""
-        return np.concatenate([self.plan(part.shape).run(part) for part in _chunks(x)])
+        return np.concatenate([self.plan(part.shape).run(part) for part in chunks(x)])
 
     def layers(self, x: Array) -> dict[str, Array]:
         """Every layer's output, NCHW, and the logits as "linear"."""
@@ -70,7 +70,7 @@ class Engine:
         def keep(name: str, y: Array) -> None:
             found.setdefault(name, []).append(np.ascontiguousarray(y.transpose(0, 3, 1, 2)))
 
-        for part in _chunks(x):
+        for part in chunks(x):
             found.setdefault("linear", []).append(self.plan(part.shape).run(part, keep))
         found["linear"] = found.pop("linear")  # last, as in the network
         return {name: np.concatenate(parts) for name, parts in found.items()}
@@ -90,6 +90,11 @@ class Engine:
                 packed=self._packed,
             )
         return self._plans[shape]
+
+    @property
+    def packed_bytes(self) -> int:
+        """Weights as the algorithms of all plans want them."""
+        return sum(array.nbytes for array in self._packed.values())
 
     def _choose(self, name: str, shape: ConvShape) -> Algorithm:
         if self._tuner is not None:
