@@ -104,7 +104,8 @@ class Engine:
         return "direct" if self._dtype == np.float64 else cheapest(shape, self._dtype.itemsize)
 
 
-def _chunks(x: Array) -> list[Array]:
+def chunks(x: Array) -> list[Array]:
+    """The parts of a batch that go through the chain together."""
     if len(x) < 2 * CHUNK:
         return [x]
     return [x[start : start + CHUNK] for start in range(0, len(x), CHUNK)]
