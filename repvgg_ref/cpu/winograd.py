@@ -50,6 +50,7 @@ POINTS: dict[int, tuple[Point, ...]] = {
     4: (0, Fraction(5, 8), Fraction(-5, 8), Fraction(3, 2), Fraction(-3, 2), math.inf),
     5: (0, *(sign * Fraction(n, 8) for n in (5, 10, 24) for sign in (1, -1))),
     6: (0, *(sign * Fraction(n, 4) for n in (2, 4, 7) for sign in (1, -1)), math.inf),
+    7: (0, *(sign * Fraction(n, 8) for n in (4, 7, 12, 32) for sign in (1, -1))),
 }
 # Of F(m, 2), the even half of a convolution with stride 2.
 POINTS_OF_STRIDE_2: dict[int, tuple[Point, ...]] = {

@@ -58,13 +58,14 @@ from repvgg_ref.oracle.squeeze_bound import (
 )
 from repvgg_ref.oracle.winograd_bound import applies, roundings
 
-Algorithm = Literal["direct", "winograd2", "winograd4", "winograd5", "winograd6"]
+Algorithm = Literal["direct", "winograd2", "winograd4", "winograd5", "winograd6", "winograd7"]
 _OUTPUTS_PER_TILE: dict[Algorithm, int] = {
     "direct": 0,
     "winograd2": 2,
     "winograd4": 4,
     "winograd5": 5,
     "winograd6": 6,
+    "winograd7": 7,
 }
 
 # Roundings that a product meets besides those of its dot product: weight times t (1), two additions
@@ -113,7 +114,7 @@ def block_bound(
     y : (N, O, Ho, Wo) array
         The reference's output for it.
     precision : Precision
-    algorithm : {"direct", "winograd2", "winograd4", "winograd5", "winograd6"}
+    algorithm : {"direct", "winograd2", ..4, ..5, ..6, ..7}
         How the candidate convolves, F(m x m, 3 x 3). Direct wherever that does not apply: with
         dilation, and with stride 2 but for m of 2 and 4.
 

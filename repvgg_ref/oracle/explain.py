@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blas import single_threaded_blas
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.bounds import block_bound, product_energy
+from repvgg_ref.oracle.bounds import Algorithm, block_bound, product_energy
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnose import (
     Evidence,
@@ -33,11 +32,12 @@ from repvgg_ref.oracle.report import Finding, Report
 _MOST_DIAGNOSED = 6
 _NO_ARITHMETIC = 2.0**-5  # errors this large are a bug's, not a number format's
 _FEWEST = 32  # outputs that an estimate of the roundoff needs
-_WINOGRAD: tuple[Literal["winograd2", "winograd4", "winograd5", "winograd6"], ...] = (
+_WINOGRAD: tuple[Algorithm, ...] = (
     "winograd2",
     "winograd4",
     "winograd5",
     "winograd6",
+    "winograd7",
 )
 
 

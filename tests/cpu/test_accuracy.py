@@ -80,7 +80,12 @@ def amplification(points: tuple[Point, ...]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("m", "usual"), [(4, (0, 1, -1, 2, -2, math.inf)), (5, (0, 1, -1, 2, -2, 0.5, math.inf))]
+    ("m", "usual"),
+    [
+        (4, (0, 1, -1, 2, -2, math.inf)),
+        (5, (0, 1, -1, 2, -2, 0.5, math.inf)),
+        (7, (0, 1, -1, 2, -2, 0.5, -0.5, 4, math.inf)),
+    ],
 )
 def test_our_points_amplify_less_than_the_usual_ones(m: int, usual: tuple[Point, ...]) -> None:
     assert amplification(POINTS[m]) < 0.9 * amplification(usual)
@@ -99,8 +104,14 @@ def test_float32_error_grows_with_the_tile() -> None:
         bias.astype(np.float64),
     )
     y = run("direct", shape, (30, 30), wide, relu=False, threads=2)
-    limits = {"direct": 2e-6, "winograd2": 2e-6, "winograd4": 5e-6, "winograd5": 1.2e-5}
+    limits = {
+        "direct": 2e-6,
+        "winograd2": 2e-6,
+        "winograd4": 5e-6,
+        "winograd5": 1.2e-5,
+        "winograd6": 4e-5,
+    }
     for algorithm in ALGORITHMS:
         y_hat = run(algorithm, shape, (30, 30), (x, weight, bias), relu=False, threads=2)
         error = np.abs(y_hat - y).max() / np.abs(y).max()
-        assert error <= limits.get(algorithm, 4e-5), f"{algorithm}: {error}"
+        assert error <= limits.get(algorithm, 1e-4), f"{algorithm}: {error}"

@@ -24,6 +24,7 @@ TOLERANCE = {
     (np.float64, "winograd4"): 5e-14,
     (np.float64, "winograd5"): 1e-13,
     (np.float64, "winograd6"): 2e-13,
+    (np.float64, "winograd7"): 5e-13,
 }
 
 

@@ -26,7 +26,9 @@ def port() -> Port:
     return Port(model, distinguishing_inputs(ARCH, height=48, width=40))
 
 
-@pytest.mark.parametrize("algorithm", ["direct", "winograd2", "winograd4", "winograd6"])
+@pytest.mark.parametrize(
+    "algorithm", ["direct", "winograd2", "winograd4", "winograd6", "winograd7"]
+)
 def test_a_port_that_convolves_by_winograd_agrees(port: Port, algorithm: str) -> None:
     outputs = fuse(port.model).forward(port.x, layers=True, algorithm=algorithm)
     report = judge(port.model, Outputs(outputs), port.x)
