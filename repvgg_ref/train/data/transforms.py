@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.images import centre_crop, resize_shorter
+from repvgg_ref.train.data.auto_augment import POLICIES, AutoAugment, RandAugment
 from repvgg_ref.train.data.source import DataError
 
 INTERPOLATIONS = {
@@ -202,11 +203,21 @@ def training_transform(
             wanted="0 < scale <= 1, 0 < ratio, each smaller number first",
         )
     method = _one_of("interpolation", interpolation, INTERPOLATIONS)
-    crops = {
+    crops: dict[str, ResizedCrop | ShiftedCrop] = {
         "resized": ResizedCrop(size, scale, ratio, method),
         "shift": ShiftedCrop(size, shift, method),
     }
-    return TrainingTransform(_one_of("crop", crop, crops), 0.5 if flip else 0.0, None)
+    augments: dict[str, Augment | None] = {
+        "none": None,
+        "autoaugment": AutoAugment(POLICIES["imagenet"]),
+        "autoaugment-cifar10": AutoAugment(POLICIES["cifar10"]),
+        "randaugment": RandAugment(operations, magnitude),
+    }
+    return TrainingTransform(
+        crop=_one_of("crop", crop, crops),
+        flip=0.5 if flip else 0.0,
+        augment=_one_of("auto_augment", auto_augment, augments),
+    )
 
 
 def evaluation_transform(
