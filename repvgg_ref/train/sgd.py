@@ -10,10 +10,10 @@ from repvgg_ref.errors import ShapeError
 
 
 class Factors(NamedTuple):
-    """What multiplies the learning rate and the weight decay of one array."""
+    """What multiplies the learning rate and the weight decay of one array, or of each element."""
 
-    lr: float = 1.0
-    decay: float = 1.0
+    lr: float | Array = 1.0
+    decay: float | Array = 1.0
 
 
 class SgdStep(NamedTuple):

@@ -1,0 +1,194 @@
+"""A training on the terminal: the plan, a bar while it runs, a line an epoch, and the results."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+import click
+
+from repvgg_ref.train.evaluate import Evaluation
+from repvgg_ref.train.events import (
+    EpochDone,
+    Event,
+    Finished,
+    Noted,
+    Plan,
+    StepDone,
+    Stopped,
+)
+from repvgg_ref_cli.options import note, print_json
+
+_SMOOTHING = 0.95
+
+
+class View:
+    """Shows events to people; `stopped` says whether the training ended early.
+
+    Parameters
+    ----------
+    shown : bool
+        False for all ranks but the first, which stay silent.
+    """
+
+    def __init__(self, plan: Plan, *, shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.stopped = False
+        self._plan, self._shown = plan, shown
+        self._began, self._loss = time.monotonic(), 0.0
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} {task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not (shown and self._console.is_terminal),
+        )
+        self._task = self._bar.add_task("training", total=plan.steps, figures="")
+
+    def __enter__(self) -> View:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, event: Event) -> None:
+        """Tell `event`."""
+        self.stopped = self.stopped or isinstance(event, Stopped)
+        if not self._shown:
+            return
+        if isinstance(event, StepDone):
+            self._step(event)
+        elif isinstance(event, Noted):
+            self._say_note(event.message)
+        else:
+            self.tell(event)
+
+    def tell(self, event: Event) -> None:
+        """Print what is no progress and no note."""
+        if isinstance(event, Plan):
+            self._print(
+                f"train  {event.model} by {event.recipe}: {event.images} images, "
+                f"{event.classes} classes, {event.steps} steps, {event.parameters:,} parameters"
+            )
+        elif isinstance(event, EpochDone):
+            found = event.evaluation
+            minutes = (time.monotonic() - self._began) / 60
+            self._print(
+                f"epoch  {event.epoch:3}  loss {found.trained.loss:.4f}  top-1 "
+                f"{found.trained.top1:7.2%}  fused {found.fused.top1:7.2%}  "
+                f"training loss {self._loss:.4f}  {minutes:.1f} min"
+            )
+        elif isinstance(event, Stopped):
+            self._print(f"stop   after step {event.step}; the state is saved: --resume continues")
+        elif isinstance(event, Finished):
+            self._results(event)
+
+    def _step(self, event: StepDone) -> None:
+        weight = _SMOOTHING if event.step > 1 and self._loss else 0.0
+        self._loss = weight * self._loss + (1 - weight) * event.loss
+        rate = event.images / max(sum(event.seconds.values()), 1e-9)
+        figures = f"{rate:.0f} images/s  loss {self._loss:.3f}  lr {event.lr:.4f}"
+        self._bar.update(self._task, completed=event.step, figures=figures)
+
+    def _results(self, event: Finished) -> None:
+        from rich.table import Table
+
+        found = event.evaluation
+        self._print(
+            f"proof  trained and fused form agree on {found.images} images: logits within "
+            f"{found.difference:.2g} (rounding explains {found.tolerance:.2g});"
+        )
+        self._print(
+            f"       closest block {found.closest.layer}: error {found.closest.max_error:.2g}, "
+            f"bound {found.closest.bound:.2g}"
+        )
+        for path in event.files:
+            self._print(f"wrote  {path}")
+        table = Table(box=None, pad_edge=False)
+        for title in ("where the time went", "s", "%"):
+            table.add_column(title, justify="left" if title[0] == "w" else "right")
+        total = sum(event.seconds.values()) or 1.0
+        for name, seconds in sorted(event.seconds.items(), key=lambda item: -item[1]):
+            table.add_row(name.replace("_", " and "), f"{seconds:.2f}", f"{seconds / total:.1%}")
+        self._console.print(table)
+
+    def _print(self, line: str) -> None:
+        # Through the bar's console, which moves the bar out of the way; else straight to stdout.
+        if self._bar.disable:
+            click.echo(line)
+        else:
+            self._console.print(line, markup=False, highlight=False)
+
+    def _say_note(self, message: str) -> None:
+        if self._bar.disable:
+            note(message)
+        else:
+            self._console.print(f"note: {message}", markup=False, highlight=False)
+
+
+class JsonView(View):
+    """Progress and notes on stderr; in the end one JSON object on stdout."""
+
+    def tell(self, event: Event) -> None:
+        """Print the result as JSON."""
+        if isinstance(event, Finished):
+            print_json(
+                {
+                    "model": self._plan.model,
+                    "recipe": self._plan.recipe,
+                    "steps": event.step,
+                    "stopped": False,
+                    **_scores(event.evaluation),
+                    "files": [str(path) for path in event.files],
+                    "seconds": event.seconds,
+                }
+            )
+        elif isinstance(event, Stopped):
+            print_json(
+                {
+                    "model": self._plan.model,
+                    "recipe": self._plan.recipe,
+                    "steps": event.step,
+                    "stopped": True,
+                }
+            )
+
+
+def show_plan(plan: Plan, step_seconds: float, *, as_json: bool) -> None:
+    """What a training would do and cost, from its plan and one measured step."""
+    hours = plan.steps * step_seconds / 3600
+    if as_json:
+        from dataclasses import asdict
+
+        print_json(
+            asdict(plan) | {"lrs": [list(mark) for mark in plan.lrs], "step_seconds": step_seconds}
+        )
+        return
+    click.echo(f"model     {plan.model}: {plan.parameters:,} parameters, {plan.classes} classes")
+    click.echo(f"data      {plan.images} images to train on, {plan.test_images} to evaluate on")
+    click.echo(f"steps     {plan.steps}, {plan.steps_per_epoch} an epoch, {plan.ranks} ranks")
+    click.echo("rate      " + ", ".join(f"{lr:.4g} at step {step}" for step, lr in plan.lrs))
+    click.echo(f"memory    about {plan.memory / 2**20:,.0f} MiB a rank, beside the images")
+    click.echo(f"time      about {hours:.2g} hours: {step_seconds:.3f} s a step (one measured)")
+    click.echo("nothing was written")
+
+
+def _scores(found: Evaluation) -> dict[str, Any]:
+    return {
+        "trained": found.trained._asdict(),
+        "fused": found.fused._asdict(),
+        "difference": found.difference,
+        "tolerance": found.tolerance,
+    }

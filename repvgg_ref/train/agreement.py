@@ -1,0 +1,164 @@
+"""The trained form and the fused form of a network, on real images: a training run is also a proof.
+
+*Block by block.* Each block gets the trained form's own input and is evaluated both ways in
+float64, the fused kernel as it will be written. They may differ by the rounding of the fused taps
+and by float64's own error (the certified bound of `repvgg_ref.selfcheck`, here at every pixel):
+
+    |y_fused - y_branches| <= u (|W| * |x| + |b|) + 2 n u64 (magnitudes of all terms)
+
+*End to end.* In the backend's arithmetic the two forms' logits differ by what both round, layer by
+layer. A certified bound of that is useless after twenty layers, so the tolerance is propagated:
+every block's output is moved by ``sqrt(n) u (magnitudes)`` with random signs, in float64, which is
+the probable size of a rounded sum's error (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, theorem
+2.4), and the logits may differ by `SAFETY` times what that moves them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.repvgg import activate, block_branches
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.errors import ShapeError
+from repvgg_ref.models.network import Model
+from repvgg_ref.ops import Ops
+from repvgg_ref.selfcheck import BlockCheck, SelfCheckError, worst
+
+SAFETY = 8.0
+_U64 = 2.0**-53
+
+
+class Agreement(NamedTuple):
+    """The block that came closest to its bound, and what logits may differ by."""
+
+    block: BlockCheck
+    tolerance: float
+
+
+def check_agreement(
+    trained: Model, fused: Model, x: Array, *, ops: Ops, roundoff: float, seed: int = 0
+) -> Agreement:
+    """Compare the two forms' blocks on `x`.
+
+    Parameters
+    ----------
+    trained, fused : Model
+        With arrays on the host.
+    x : array, shape (N, C, H, W)
+        A few real images.
+    ops : Ops
+        A table that computes in float64 as it should, on the host.
+    roundoff : float
+        Of the arithmetic in which the two forms' logits will be compared: 2^-24 for float32.
+
+    Raises
+    ------
+    SelfCheckError
+        If some block differs by more than rounding.
+    """
+    rng = np.random.default_rng(seed)
+    wide = {n: np.asarray(a, np.float64) for n, a in trained.params.items()}
+    z = ops.enter(np.asarray(x, np.float64))
+    shaken = z
+    checks: list[BlockCheck] = []
+    for spec in trained.arch.blocks:
+        both = _evaluate(spec, wide, fused, z, ops, trained.eps)
+        checks.append(_check(spec, fused, both))
+        moved = _branches(spec, wide, shaken, ops, trained.eps)
+        count = fused.params[f"{spec.name}.fused.weight"][0].size + 16
+        slack = math.sqrt(count) * roundoff * (both.written + both.terms)
+        moved = moved + slack * rng.choice((-1.0, 1.0), slack.shape)
+        z = activate(spec, wide, both.branches, ops=ops)[0]
+        shaken = activate(spec, wide, moved, ops=ops)[0]
+    closest = worst(checks)
+    if not closest.ok:
+        raise SelfCheckError(
+            f"{closest.layer}: the fused convolution differs from its branches on real images",
+            got=f"{closest.max_error:.3g}",
+            wanted=f"at most {closest.bound:.3g}",
+            advice="this is a bug in repvgg-ref: please report it",
+        )
+    right, moved = (_logits(wide, end, ops) for end in (z, shaken))
+    return Agreement(closest, SAFETY * float(np.abs(moved - right).max()))
+
+
+class _Both(NamedTuple):
+    """A block's sum before its activation, both ways, and the magnitudes that entered it."""
+
+    branches: Array
+    fused: Array
+    terms: Array
+    written: Array
+
+
+def _evaluate(
+    spec: BlockSpec, params: dict[str, Array], fused: Model, z: Array, ops: Ops, eps: float
+) -> _Both:
+    weight = fused.params[f"{spec.name}.fused.weight"].astype(np.float64)
+    bias = fused.params[f"{spec.name}.fused.bias"].astype(np.float64)
+    got = _conv(spec, z, weight, ops) + _on_channels(bias, ops)
+    written = _conv(spec, np.abs(z), np.abs(weight), ops) + np.abs(_on_channels(bias, ops))
+    terms = _branches(spec, params, np.abs(z), ops, eps, magnitudes=True) + written
+    return _Both(_branches(spec, params, z, ops, eps), got, terms, written)
+
+
+def _branches(
+    spec: BlockSpec,
+    params: dict[str, Array],
+    z: Array,
+    ops: Ops,
+    eps: float,
+    *,
+    magnitudes: bool = False,
+) -> Array:
+    """The sum of the branches in evaluation mode, or of the magnitudes of its terms."""
+    total: Any = 0
+    size = np.abs if magnitudes else (lambda value: value)
+    for branch in block_branches(spec, params).values():
+        y = z if branch.weight is None else _conv(spec, z, size(branch.weight), ops)
+        scale = branch.gamma / np.sqrt(branch.running_var + eps)
+        mean = -size(branch.running_mean) if magnitudes else branch.running_mean
+        total = total + (y - _on_channels(mean, ops)) * _on_channels(size(scale), ops)
+        total = total + _on_channels(size(branch.beta), ops)
+    whole: Array = total
+    return whole
+
+
+def _check(spec: BlockSpec, fused: Model, both: _Both) -> BlockCheck:
+    """At the element that used most of its bound."""
+    kind = np.finfo(fused.params[f"{spec.name}.fused.weight"].dtype)
+    count = fused.params[f"{spec.name}.fused.weight"][0].size + 16
+    bound = float(kind.eps) / 2 * both.written + 2 * count * _U64 * both.terms
+    bound += count * float(kind.smallest_subnormal)
+    error = np.abs(both.fused - both.branches)
+    if error.size == 0:
+        raise ShapeError(f"{spec.name}: no image to compare the two forms on")
+    at = np.unravel_index(np.argmax(error / bound), error.shape)  # argmax returns a NaN if any
+    return BlockCheck(spec.name, float(error[at]), float(bound[at]))
+
+
+def _conv(spec: BlockSpec, z: Array, weight: Array, ops: Ops) -> Array:
+    y, _ = ops.conv2d_forward(
+        z,
+        weight,
+        None,
+        stride=spec.stride,
+        padding=weight.shape[-1] // 2 * spec.dilation,
+        dilation=spec.dilation,
+        groups=spec.groups,
+    )
+    return y
+
+
+def _on_channels(vector: Array, ops: Ops) -> Array:
+    return vector if ops.layout == "NHWC" else vector[:, None, None]
+
+
+def _logits(params: dict[str, Array], z: Array, ops: Ops) -> Array:
+    pooled, _ = ops.global_avg_pool_forward(z)
+    logits, _ = ops.linear_forward(pooled, params["linear.weight"], params["linear.bias"])
+    return logits

@@ -1,0 +1,133 @@
+"""Ranks that add up their gradients: one process, MPI between NumPy processes, NCCL between GPUs.
+
+MPI is used when the process was started by ``mpiexec``; mpi4py is imported then only.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+import numpy as np
+
+from repvgg_ref.arrays import Array, array_module
+from repvgg_ref.errors import MissingExtraError
+
+# What the launchers of MPICH and Intel MPI, Open MPI, and Slurm with PMI set.
+_LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
+
+
+class Comm(Protocol):
+    """The ranks of a training."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def sum(self, values: Array) -> Array:
+        """The sum over all ranks of a vector, the same bits on each; `values` may be reused."""
+
+    def abort(self, code: int) -> None:
+        """End all ranks at once, with this exit code; returns if there is nobody else."""
+
+
+class Solo:
+    """One process: nothing to add up."""
+
+    rank, size = 0, 1
+
+    def sum(self, values: Array) -> Array:
+        """`values` itself."""
+        return values
+
+    def abort(self, code: int) -> None:
+        """Nothing: the caller ends itself."""
+
+
+class Mpi:
+    """NumPy ranks under ``mpiexec``."""
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+        self.rank: int = world.Get_rank()
+        self.size: int = world.Get_size()
+
+    def sum(self, values: Array) -> Array:
+        """One Allreduce."""
+        values = np.ascontiguousarray(values)
+        total = np.empty_like(values)
+        self._world.Allreduce(values, total)
+        return total
+
+    def abort(self, code: int) -> None:
+        """``MPI_Abort``: the launcher ends every rank."""
+        self._world.Abort(code)
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's Python object."""
+        return self._world.bcast(value, root=0)
+
+
+class Nccl:
+    """GPU ranks: NCCL adds device arrays, MPI only hands round the group's name.
+
+    Has not been run on a GPU yet. Each rank uses the device that is current when it is made.
+    """
+
+    def __init__(self, mpi: Mpi, like: Array) -> None:
+        self._mpi, self.rank, self.size = mpi, mpi.rank, mpi.size
+        self._cupy = array_module(like)
+        nccl = self._cupy.cuda.nccl
+        name = mpi.broadcast(nccl.get_unique_id() if mpi.rank == 0 else None)
+        self._nccl, self._group = nccl, nccl.NcclCommunicator(mpi.size, name, mpi.rank)
+
+    def sum(self, values: Array) -> Array:
+        """One ncclAllReduce on the current stream."""
+        packed: Any = self._cupy.ascontiguousarray(values)
+        total: Any = self._cupy.empty_like(packed)
+        kind = self._nccl.NCCL_FLOAT64 if values.dtype == np.float64 else self._nccl.NCCL_FLOAT32
+        self._group.allReduce(
+            packed.data.ptr,
+            total.data.ptr,
+            packed.size,
+            kind,
+            self._nccl.NCCL_SUM,
+            self._cupy.cuda.get_current_stream().ptr,
+        )
+        summed: Array = total
+        return summed
+
+    def abort(self, code: int) -> None:
+        """As for `Mpi`."""
+        self._mpi.abort(code)
+
+
+def connect() -> Comm:
+    """The ranks that this process was started among: itself, or those of ``mpiexec``.
+
+    Raises
+    ------
+    MissingExtraError
+        If it was started by an MPI launcher and mpi4py is not installed.
+    """
+    if not any(name in os.environ for name in _LAUNCHED):
+        return Solo()
+    try:
+        from mpi4py import MPI
+    except ImportError:
+        raise MissingExtraError(
+            "several ranks need mpi4py",
+            got="a process started by mpiexec, and no mpi4py",
+            advice="pip install 'repvgg-ref[mpi]'",
+        ) from None
+    world = MPI.COMM_WORLD
+    return Mpi(world) if world.Get_size() > 1 else Solo()
+
+
+def on_device(comm: Comm, like: Array) -> Comm:
+    """`comm` fit for arrays of `like`'s kind: NCCL for several ranks on GPUs."""
+    return Nccl(comm, like) if isinstance(comm, Mpi) and array_module(like) is not np else comm

@@ -1,0 +1,57 @@
+"""The first official trainer's L2 on equivalent kernels, in place of the branches' own decay.
+
+With ``t_k = gamma_k / sqrt(running_var_k + eps)``, taken as constants, a block adds
+
+    L2 = sum K3^2 - sum K3[:, :, 1, 1]^2 + sum (K3[:, :, 1, 1] t3 + K1 t1)^2 / (t3^2 + t1^2)
+
+and the loss ``weight_decay / 2 * sum of L2``: the centre tap decays as the branches use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from repvgg_ref.arrays import Array, array_module
+from repvgg_ref.models.architectures import Architecture
+
+_K3, _K1 = "branch_3x3.conv.weight", "branch_1x1.conv.weight"
+
+
+class CustomL2(NamedTuple):
+    """The penalty ``weight_decay / 2 * sum of L2``, and its gradients by canonical name."""
+
+    loss: Any
+    grads: dict[str, Array]
+
+
+def custom_l2(
+    arch: Architecture, params: Mapping[str, Array], *, eps: float, weight_decay: float
+) -> CustomL2:
+    """Penalty and gradients at `params` (canonical names, running variances included)."""
+    loss: Any = 0
+    grads: dict[str, Array] = {}
+    for spec in arch.blocks:
+        if not spec.has_1x1:
+            continue
+        k3, k1 = params[f"{spec.name}.{_K3}"], params[f"{spec.name}.{_K1}"]
+        t3, t1 = (
+            _scale(params, f"{spec.name}.{branch}.bn", eps)
+            for branch in ("branch_3x3", "branch_1x1")
+        )
+        centre, point = k3[:, :, 1, 1], k1[:, :, 0, 0]  # (O, C/G) each
+        norm = t3 * t3 + t1 * t1
+        equivalent = centre * t3 + point * t1
+        loss = loss + (k3 * k3).sum() - (centre * centre).sum() + (equivalent**2 / norm).sum()
+        grad_k3 = weight_decay * k3
+        grad_k3[:, :, 1, 1] = weight_decay * equivalent * t3 / norm
+        grads[f"{spec.name}.{_K3}"] = grad_k3
+        grads[f"{spec.name}.{_K1}"] = (weight_decay * equivalent * t1 / norm)[:, :, None, None]
+    return CustomL2(weight_decay / 2 * loss, grads)
+
+
+def _scale(params: Mapping[str, Array], bn: str, eps: float) -> Array:
+    """``gamma / sqrt(running_var + eps)``, (O, 1)."""
+    gamma, var = params[f"{bn}.gamma"], params[f"{bn}.running_var"]
+    scale: Array = (gamma / array_module(gamma).sqrt(var + eps))[:, None]
+    return scale

@@ -1,0 +1,48 @@
+"""Where a training that diverged went wrong: the first layer whose output is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from repvgg_ref.arrays import Array, array_module, to_numpy
+from repvgg_ref.blocks.repvgg import train_block_forward
+from repvgg_ref.errors import ReportedError
+from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.ops import Ops
+from repvgg_ref.train.comm import Comm
+
+
+class DivergenceError(ReportedError):
+    """The loss, or a weight, is NaN or infinite."""
+
+
+def first_bad_layer(
+    arch: Architecture,
+    params: Mapping[str, Array],
+    x: Array,
+    *,
+    ops: Ops,
+    eps: float,
+    comm: Comm,
+) -> str | None:
+    """The first layer, in network order and on any rank, that gives NaN or infinity for `x`.
+
+    Batch norm takes the batch's statistics, as in the step that failed. A layer is named as in
+    every report; "the input" if that is not finite itself.
+    """
+    names = ["the input", *arch.layer_names]
+    bad = [not _finite(x)]
+    x = ops.enter(x)
+    for spec in arch.blocks:
+        x, _ = train_block_forward(spec, params, x, ops=ops, eps=eps, training=True)
+        bad.append(not _finite(x))
+    pooled, _ = ops.global_avg_pool_forward(x)
+    logits, _ = ops.linear_forward(pooled, params["linear.weight"], params["linear.bias"])
+    bad.append(not _finite(logits))
+    xp = array_module(x)
+    anywhere = to_numpy(comm.sum(xp.asarray(bad, dtype=params["linear.weight"].dtype)))
+    return next((name for name, count in zip(names, anywhere, strict=True) if count), None)
+
+
+def _finite(x: Array) -> bool:
+    return bool(array_module(x).isfinite(x).all())

@@ -1,0 +1,135 @@
+"""What a training tells while it runs; `run.train` yields these, whoever drives it shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repvgg_ref.train.evaluate import Evaluation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done, known before anything is written.
+
+    Attributes
+    ----------
+    steps, steps_per_epoch : int
+        Optimiser steps, in all and in one pass over the data.
+    parameters : int
+        Trainable numbers.
+    memory : int
+        Bytes a rank is estimated to need at most.
+    lrs : tuple of (int, float)
+        The learning rate at a few steps.
+    """
+
+    model: str
+    recipe: str
+    images: int
+    test_images: int
+    classes: int
+    steps: int
+    steps_per_epoch: int
+    ranks: int
+    parameters: int
+    memory: int
+    lrs: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Something that people should know."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimiser step; `seconds` says where its time went, `loss` is before the step."""
+
+    step: int
+    epoch: int
+    loss: float
+    top1: float
+    lr: float
+    images: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """The evaluation after an epoch, counted from 1."""
+
+    step: int
+    epoch: int
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A state that `resume` continues from."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The training was asked to stop and has saved its state; it can be resumed."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last step is done and the results are written."""
+
+    step: int
+    evaluation: Evaluation
+    files: tuple[Path, ...]
+    seconds: dict[str, float]
+
+
+Event = Plan | Noted | StepDone | EpochDone | Saved | Stopped | Finished
+
+
+def as_record(event: Event) -> dict[str, Any] | None:
+    """The line of ``log.jsonl`` for `event`; None for what is not logged."""
+    if isinstance(event, StepDone):
+        return {
+            "event": "step",
+            "step": event.step,
+            "epoch": event.epoch,
+            "loss": event.loss,
+            "top1": event.top1,
+            "lr": event.lr,
+            "images": event.images,
+            "seconds": {name: round(value, 6) for name, value in event.seconds.items()},
+        }
+    if isinstance(event, EpochDone):
+        found = event.evaluation
+        return {
+            "event": "evaluation",
+            "step": event.step,
+            "epoch": event.epoch,
+            "trained": found.trained._asdict(),
+            "fused": found.fused._asdict(),
+            "difference": found.difference,
+            "tolerance": found.tolerance,
+            "closest_block": {
+                "layer": found.closest.layer,
+                "error": found.closest.max_error,
+                "bound": found.closest.bound,
+            },
+        }
+    if isinstance(event, Saved):
+        return {"event": "saved", "step": event.step}
+    if isinstance(event, Noted):
+        return {"event": "note", "message": event.message}
+    if isinstance(event, Stopped):
+        return {"event": "stopped", "step": event.step}
+    if isinstance(event, Finished):
+        return {"event": "finished", "step": event.step, "seconds": event.seconds}
+    return None

@@ -1,0 +1,136 @@
+"""What a training needs before its first step: data, network, ranks, and whether they fit."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.backends import backend_ops
+from repvgg_ref.checkpoint import load
+from repvgg_ref.digits import digits_architecture
+from repvgg_ref.models.architectures import Architecture, architecture
+from repvgg_ref.models.network import Model, build, require_branches
+from repvgg_ref.ops import Ops
+from repvgg_ref.train.comm import Comm, Solo, on_device
+from repvgg_ref.train.events import Plan
+from repvgg_ref.train.plan import UnfitError, available_memory, make_plan, require_fit
+from repvgg_ref.train.settings import Settings
+from repvgg_ref.train.sources import Data, open_sources
+from repvgg_ref.train.synchronised import synchronised
+from repvgg_ref.train.update import Updater
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `prepare` found out; nothing is written yet."""
+
+    settings: Settings
+    data: Data
+    updater: Updater
+    start: Model
+    comm: Comm
+    ops: Ops
+    plan: Plan
+
+
+def prepare(settings: Settings, *, comm: Comm | None = None, data: Data | None = None) -> Job:
+    """Open the data, build the network, and see that everything fits together.
+
+    Parameters
+    ----------
+    comm : Comm, optional
+        The ranks; default this process alone.
+    data : Data, optional
+        In place of what `settings.data` names.
+
+    Raises
+    ------
+    ReportedError
+        If data, model, recipe, memory or ranks do not fit together; the message says what to do.
+    """
+    recipe, comm = settings.recipe, comm or Solo()
+    shares = comm.size * recipe.accumulate
+    if recipe.batch % shares:
+        raise UnfitError(
+            "the batch cannot be split evenly",
+            got=f"{recipe.batch} images a step over {comm.size} ranks, {recipe.accumulate} parts",
+            wanted=f"a --batch divisible by {shares}",
+        )
+    ops = backend_ops(settings.backend, np.dtype(settings.dtype))
+    comm = on_device(comm, ops.from_host(np.zeros(1, settings.dtype)))
+    data = data or open_sources(settings, comm)
+    start = _start(settings, data)
+    updater = Updater(
+        start,
+        recipe,
+        data.standardise,
+        ops=synchronised(ops, comm) if settings.sync_bn and comm.size > 1 else ops,
+        comm=comm,
+        seed=settings.seed,
+        dtype=settings.dtype,
+    )
+    plan = make_plan(
+        replace(start.arch, name=recipe.model),
+        recipe,
+        parameters=updater.trainable.size,
+        images=data.images,
+        test_images=data.test_images,
+        steps_per_epoch=data.training.steps // recipe.accumulate,
+        ranks=comm.size,
+        dtype=updater.dtype,
+    )
+    require_fit(plan, available_memory(), recipe)
+    return Job(settings, data, updater, start, comm, ops, plan)
+
+
+def measured_step(job: Job) -> float:
+    """Seconds that one step takes, after one to warm up; changes nothing."""
+    state = job.updater.start(job.start.params)
+    for _ in range(2):
+        began = time.perf_counter()
+        parts = list(islice(job.data.training.epoch(0), job.settings.recipe.accumulate))
+        job.updater.step(state, parts, lr=0.0, epoch=0)
+    return time.perf_counter() - began
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What a continuation must have in common with the state it continues."""
+    settings = job.settings
+    return settings.recipe.to_json() | {
+        "seed": settings.seed,
+        "dtype": settings.dtype,
+        "backend": job.ops.name,
+        "ranks": job.comm.size,
+        "sync_bn": settings.sync_bn,
+        "classes": job.plan.classes,
+        "images": job.plan.images,
+    }
+
+
+def _start(settings: Settings, data: Data) -> Model:
+    """The network's first weights: drawn from the seed, or those of ``--init``."""
+    arch = _architecture(settings.recipe.model, data)
+    if settings.init is None:
+        return build(arch, seed=settings.seed, dtype=np.dtype(settings.dtype))
+    model = load(settings.init, dtype=np.dtype(settings.dtype))
+    require_branches(model, f"training from {settings.init.name}")
+    if model.arch.blocks != arch.blocks or model.arch.num_classes != arch.num_classes:
+        raise UnfitError(
+            f"{settings.init.name} is another network",
+            got=f"{model.name}, {model.arch.num_classes} classes",
+            wanted=f"{arch.name}, {arch.num_classes} classes",
+        )
+    return model
+
+
+def _architecture(name: str, data: Data) -> Architecture:
+    classes = len(data.classes)
+    if name != "digits":
+        return architecture(name, num_classes=classes, in_channels=data.channels)
+    small = digits_architecture()
+    first = replace(small.blocks[0], in_channels=data.channels)
+    return replace(small, blocks=(first, *small.blocks[1:]), num_classes=classes)

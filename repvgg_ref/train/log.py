@@ -1,0 +1,101 @@
+"""The training's log: one JSON object a line, and TensorBoard events where that is installed."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from repvgg_ref.errors import MissingExtraError
+from repvgg_ref.train.events import EpochDone, Event, StepDone, as_record
+from repvgg_ref.train.state import write_text
+
+NAME = "log.jsonl"
+
+
+class Log:
+    """Appends to ``log.jsonl`` in `folder`; a line is written at once.
+
+    Parameters
+    ----------
+    after : int
+        The step that the training continues from: what an earlier process logged beyond it, and
+        then lost, is taken out.
+    """
+
+    def __init__(self, folder: Path, *, after: int) -> None:
+        self.path = folder / NAME
+        kept = [record for record in read_log(folder) if record.get("step", 0) <= after]
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, event: Event) -> None:
+        """Log `event`, if it is of a kind that is logged."""
+        record = as_record(event)
+        if record is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The records of `folder`'s log; a last line that a killed process left half is dropped."""
+    path = folder / NAME
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+class TensorBoard:
+    """Scalars for TensorBoard in ``folder/tensorboard``: loss, lr, top-1 of both forms."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            protocol = import_module("tensorboard.compat.proto.event_pb2")
+            summaries = import_module("tensorboard.compat.proto.summary_pb2")
+            files = import_module("tensorboard.summary.writer.event_file_writer")
+        except ImportError:
+            raise MissingExtraError(
+                "TensorBoard's log needs tensorboard",
+                got="no such package",
+                advice="pip install 'repvgg-ref[tensorboard]'",
+            ) from None
+        self._event, self._summary = protocol.Event, summaries.Summary
+        self._writer = files.EventFileWriter(str(folder / "tensorboard"))
+
+    def write(self, event: Event) -> None:
+        """Add the scalars of `event`."""
+        if isinstance(event, StepDone):
+            self._add(event.step, {"train/loss": event.loss, "train/lr": event.lr})
+        elif isinstance(event, EpochDone):
+            found = event.evaluation
+            self._add(
+                event.step,
+                {
+                    "test/loss": found.trained.loss,
+                    "test/top1": found.trained.top1,
+                    "test/top1 fused": found.fused.top1,
+                },
+            )
+
+    def close(self) -> None:
+        """Write out what is left."""
+        self._writer.close()
+
+    def _add(self, step: int, scalars: dict[str, float]) -> None:
+        values = [self._summary.Value(tag=tag, simple_value=v) for tag, v in scalars.items()]
+        summary = self._summary(value=values)
+        self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))

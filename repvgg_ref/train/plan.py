@@ -1,0 +1,123 @@
+"""What a training would cost, before it starts: steps, learning rates, memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from repvgg_ref.blocks.repvgg import branch_names
+from repvgg_ref.errors import ReportedError
+from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.train.events import Plan
+from repvgg_ref.train.recipe import Recipe
+from repvgg_ref.train.schedule import learning_rate
+
+_SHOWN_STEPS = 7
+
+
+class UnfitError(ReportedError):
+    """A training that does not fit: into memory, or onto its data."""
+
+
+def activation_bytes(arch: Architecture, *, images: int, size: int, itemsize: int) -> int:
+    """What a step keeps of its forward pass for the backward pass, in bytes.
+
+    Each block keeps its input for the convolutions, a normalised image for every branch, and its
+    output for the ReLU; the block in work holds a gradient for each of these beside them.
+    """
+    kept, largest, extent = 0, 0, size
+    for block in arch.blocks:
+        entry = block.in_channels * extent * extent
+        extent = (extent - 1) // block.stride + 1
+        exit_ = block.out_channels * extent * extent
+        block_kept = entry + (len(branch_names(block)) + 1 + (block.se != "none")) * exit_
+        kept += block_kept
+        largest = max(largest, entry + (len(branch_names(block)) + 2) * exit_)
+    return images * (kept + largest) * itemsize
+
+
+def memory_bytes(
+    arch: Architecture, parameters: int, recipe: Recipe, *, images: int, itemsize: int
+) -> int:
+    """Estimate of a rank's largest need: vectors of the state and of a step, and activations.
+
+    Weights, velocity, gradient (by array and packed), the step's new weights, velocity and
+    direction, factors, and two each for averages.
+    """
+    vectors = 10 + (2 if recipe.ema else 0)
+    activations = activation_bytes(arch, images=images, size=recipe.size, itemsize=itemsize)
+    return vectors * parameters * itemsize + activations
+
+
+def available_memory() -> int | None:
+    """Bytes that this machine can still give, if it says."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def require_fit(plan: Plan, available: int | None, recipe: Recipe) -> None:
+    """Refuse a training that cannot run.
+
+    Raises
+    ------
+    UnfitError
+        If the batch is larger than the data set, or the memory smaller than the estimate.
+    """
+    if plan.steps_per_epoch < 1:
+        raise UnfitError(
+            "the batch is larger than the data set",
+            got=f"{recipe.batch} images a step, {plan.images} to train on",
+            wanted=f"--batch of at most {plan.images}",
+        )
+    local = int(os.environ.get("MPI_LOCALNRANKS") or plan.ranks)
+    if available is not None and plan.memory * local > available:
+        raise UnfitError(
+            "the training does not fit into memory",
+            got=f"about {plan.memory * local / 2**30:.1f} GiB needed, "
+            f"{available / 2**30:.1f} GiB available",
+            advice=f"take a smaller --batch, or --accumulate {2 * recipe.accumulate} to keep it",
+        )
+
+
+def make_plan(
+    arch: Architecture,
+    recipe: Recipe,
+    *,
+    parameters: int,
+    images: int,
+    test_images: int,
+    steps_per_epoch: int,
+    ranks: int,
+    dtype: np.dtype[np.generic],
+) -> Plan:
+    """The plan of `recipe` on a data set of `images`."""
+    local = recipe.batch // recipe.accumulate // ranks
+    total = recipe.epochs * steps_per_epoch
+    warm = round(recipe.warm_up_epochs * steps_per_epoch)
+    marks = {0, warm, *(total * n // (_SHOWN_STEPS - 1) for n in range(_SHOWN_STEPS - 1))}
+    marks |= {max(0, total - 1)}
+    return Plan(
+        model=arch.name,
+        recipe=recipe.name,
+        images=images,
+        test_images=test_images,
+        classes=arch.num_classes,
+        steps=total,
+        steps_per_epoch=steps_per_epoch,
+        ranks=ranks,
+        parameters=parameters,
+        memory=memory_bytes(
+            arch, parameters, recipe, images=local, itemsize=np.dtype(dtype).itemsize
+        ),
+        lrs=tuple(
+            (step, learning_rate(recipe, step, steps_per_epoch=max(1, steps_per_epoch)))
+            for step in sorted(marks)
+            if step < max(1, total)
+        ),
+    )
