@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu import direct
-from repvgg_ref.cpu.cost import cheapest
+from repvgg_ref.cpu import direct, memory, phases
+from repvgg_ref.cpu.cost import Algorithm, cheapest, tile_of
 from repvgg_ref.cpu.layout import carve, interior
 from repvgg_ref.cpu.plan import make_convolution
 from repvgg_ref.cpu.pool import Stage, pool
 from repvgg_ref.cpu.schedule import ConvShape
+from repvgg_ref.cpu.weight_gradient import winograd_weight_gradient
+from repvgg_ref.cpu.winograd import Tiling
 from repvgg_ref.ops import REFERENCE, Conv2dGrads, IntOrPair
 
 BLOCK_NUMBERS = 250_000
@@ -91,19 +93,42 @@ def conv2d_backward(grad_y: Array, cache: Any) -> Conv2dGrads:
     if not isinstance(cache, Conv2dCache):
         grads = REFERENCE.conv2d_backward(grad_y.transpose(0, 3, 1, 2), cache)
         return grads._replace(grad_x=np.ascontiguousarray(grads.grad_x.transpose(0, 2, 3, 1)))
+    grad_bias = grad_y.sum(axis=(0, 1, 2)) if cache.has_bias else None
+    return Conv2dGrads(input_gradient(grad_y, cache), weight_gradient(grad_y, cache), grad_bias)
+
+
+def input_gradient(grad_y: Array, cache: Conv2dCache) -> Array:
+    """Gradient with respect to x, (N, H, W, C)."""
     shape = cache.shape
     reach = shape.dilation * (shape.kernel - 1) - cache.padding
-    if shape.stride == 1 and reach >= 0:
-        turned = _turned(cache.weight, shape.groups)
-        height, width = cache.x.shape[1:3]
-        back = replace(
-            shape, height=height, width=width, channels=shape.outputs, outputs=shape.channels
-        )
-        grad_x = _convolve(grad_y, turned, None, back, reach, relu=False)
-    else:
-        grad_x = _scattered(grad_y, cache)
-    grad_bias = grad_y.sum(axis=(0, 1, 2)) if cache.has_bias else None
-    return Conv2dGrads(grad_x, _grad_weight(grad_y, cache), grad_bias)
+    if phases.fits(shape, cache.padding):
+        grad_x = memory.empty(cache.x.shape, grad_y.dtype)
+        with pool().session():
+            padded = _padded(grad_y, (shape.height + 1, shape.width + 1), 0)
+            phases.stride_2_input_gradient(padded, cache.weight, shape, grad_x, pool())
+        return grad_x
+    if shape.stride > 1 or reach < 0:
+        return _scattered(grad_y, cache)
+    turned = _turned(cache.weight, shape.groups)
+    height, width = cache.x.shape[1:3]
+    back = replace(
+        shape, height=height, width=width, channels=shape.outputs, outputs=shape.channels
+    )
+    return _convolve(grad_y, turned, None, back, reach, relu=False)
+
+
+def weight_gradient(grad_y: Array, cache: Conv2dCache) -> Array:
+    """Gradient with respect to the kernels, (O, C/G, K, K)."""
+    shape, threads = cache.shape, pool()
+    algorithm = _algorithm(cache.x.dtype, shape)
+    if shape.stride > 1 or algorithm == "direct":
+        return _grad_weight(grad_y, cache)
+    m = tile_of(algorithm)
+    with threads.session():
+        tiling = Tiling(m, shape.stride, shape.height, shape.width)
+        padded_x = _padded(cache.x, tiling.padded, cache.padding)
+        padded_grad = _padded(grad_y, (tiling.strips * m, tiling.tiles * m), 0)
+        return winograd_weight_gradient(padded_x, padded_grad, shape, m, threads)
 
 
 def _shape(
@@ -153,16 +178,20 @@ def _convolve(
     x: Array, weight: Array, bias: Array | None, shape: ConvShape, border: int, *, relu: bool
 ) -> Array:
     threads = pool()
-    algorithm = "direct" if x.dtype == np.float64 else cheapest(shape, x.itemsize)
+    algorithm = _algorithm(x.dtype, shape)
     bias = np.zeros(shape.outputs, x.dtype) if bias is None else bias
-    y = np.empty((shape.images, shape.height, shape.width, shape.outputs), x.dtype)
+    y = memory.empty((shape.images, shape.height, shape.width, shape.outputs), x.dtype)
     with threads.session():
         convolution = make_convolution(shape, weight, algorithm, threads.threads, {}, "")
         padded = _padded(x, convolution.padded, border)
-        arena = np.empty(convolution.scratch, x.dtype)
+        arena = memory.empty((convolution.scratch,), x.dtype)
         for stage in convolution.stages(padded, y, bias, arena, relu=relu):
             threads.run(stage)
     return y
+
+
+def _algorithm(dtype: Any, shape: ConvShape) -> Algorithm:
+    return "direct" if dtype == np.float64 else cheapest(shape, dtype.itemsize)
 
 
 def _padded(x: Array, least: tuple[int, int], border: int) -> Array:

@@ -39,7 +39,8 @@ from numpy.lib.stride_tricks import as_strided
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cook_toom import Point, Rows, cook_toom, every_other_output
-from repvgg_ref.cpu.gemm import panel_products, to_panels
+from repvgg_ref.cpu import memory
+from repvgg_ref.cpu.gemm import panel_products
 from repvgg_ref.cpu.layout import carve, image_runs
 from repvgg_ref.cpu.pool import Step
 
@@ -123,17 +124,18 @@ def transform_weight(weight: Array, groups: int, tiling: Tiling, width: int) -> 
     `width` is that of the panels, `gemm.panel_width`.
     """
     g = transforms(tiling.m, tiling.stride, weight.dtype).g
-    outputs, inputs = weight.shape[:2]
     both = np.kron(g, g)  # (t * t, 9)
-    u = np.empty((len(both), groups, inputs, outputs // groups), weight.dtype)
-    # (O, C/G, 3, 3) -> (9, C/G, O), outputs innermost as in u
-    taps = np.ascontiguousarray(weight.reshape(outputs, inputs, 9).transpose(2, 1, 0))
-    some = max(1, 200_000 // (len(both) * outputs))  # input channels that fit in cache
-    for first in range(0, inputs, some):
-        part = taps[:, first : first + some].astype(np.float64)
-        products = (both @ part.reshape(9, -1)).reshape(len(u), -1, groups, outputs // groups)
-        u[:, :, first : first + some] = products.transpose(0, 2, 1, 3)
-    return to_panels(u, width)
+    inputs, panels = weight.shape[1], len(weight) // groups // width
+    split = weight.reshape(groups, panels, width, inputs, 9)
+    # (G, panels, width, C/G, 9) -> (9, G, panels, C/G, width), as in U, so that nothing is moved
+    # after the product
+    taps = np.ascontiguousarray(split.transpose(4, 0, 1, 3, 2)).reshape(9, -1)
+    u = memory.empty((len(both), taps.shape[1]), weight.dtype)
+    some = max(1, 100_000 // len(both))  # columns that fit in cache
+    for first in range(0, taps.shape[1], some):
+        part = slice(first, first + some)
+        u[:, part] = both @ taps[:, part].astype(np.float64)
+    return u.reshape(len(both), groups, panels, inputs, width)
 
 
 class Scratch(NamedTuple):

@@ -1,0 +1,70 @@
+"""Large arrays in memory that has been used before.
+
+A fresh array of 40 MB costs more than the pass that fills it: the kernel hands out zeroed pages at
+1 ns a number, a copy between warm arrays takes 0.5 ns. So the memory of a large array, once nobody
+holds the array or a view of it, is kept for the next request of the same size. Reference counting
+decides that, so no array that anyone can still see is ever written by another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+
+SMALL = 1 << 18  # bytes below which the C library's own reuse is as good
+PATIENCE = 1000  # requests after which memory that nobody wanted is given back
+
+
+class _Idle:
+    """Memory that waits for its next user, oldest first."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[int, Array]] = []
+        self._requests = 0
+
+    def take(self, size: int) -> Array:
+        """Idle memory of `size` bytes, or new."""
+        self._requests += 1
+        while self._waiting and self._waiting[0][0] < self._requests - PATIENCE:
+            self._waiting.pop(0)
+        for place in reversed(range(len(self._waiting))):  # the last one may still be in cache
+            if self._waiting[place][1].size == size:
+                return self._waiting.pop(place)[1]
+        return np.empty(size, np.uint8)
+
+    def put(self, memory: Array) -> None:
+        """Keep `memory` for `take`."""
+        self._waiting.append((self._requests, memory))
+
+    def clear(self) -> None:
+        """Give everything back to the system."""
+        self._waiting.clear()
+
+
+IDLE = _Idle()
+
+
+class _Loan:
+    """What NumPy keeps as the base of an array and all its views; ends with the last of them."""
+
+    def __init__(self, memory: Array) -> None:
+        self._memory = memory
+        self.__array_interface__ = memory.__array_interface__
+
+    def __del__(self) -> None:
+        IDLE.put(self._memory)
+
+
+def empty(shape: Iterable[int], dtype: Any) -> Array:
+    """`numpy.empty`, where it can in memory that is already mapped."""
+    sizes = tuple(shape)
+    size = math.prod(sizes) * np.dtype(dtype).itemsize
+    if size < SMALL:
+        return np.empty(sizes, dtype)
+    loan: Any = _Loan(IDLE.take(size))
+    return np.asarray(loan).view(dtype).reshape(sizes)
