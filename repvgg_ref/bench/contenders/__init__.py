@@ -1,0 +1,1 @@
+"""Who can be timed: one file for each, all seen through `base.Contender`."""

@@ -1,0 +1,99 @@
+"""Ours: the fused chain, and a training step; a comparison network on the same convolutions."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from repvgg_ref.arrays import Array, to_numpy
+from repvgg_ref.bench.contenders.base import COMPARED_GRADIENTS, Contender
+from repvgg_ref.bench.graph import Graph
+from repvgg_ref.bench.layers import time_layers
+from repvgg_ref.bench.memory import fused_count
+from repvgg_ref.bench.task import Task
+from repvgg_ref.cpu.engine import Engine
+from repvgg_ref.models.comparison import comparison_network, random_network_params
+from repvgg_ref.models.network import fuse
+
+
+def variants(task: Task) -> tuple[str, ...]:
+    """One: `Task.algorithm` says the rest."""
+    return (task.algorithm,)
+
+
+def prepare(task: Task, variant: str) -> Contender:
+    """Ready to run, through the same functions that users call."""
+    if task.kind == "training":
+        return _training(task)
+    return _inference(task) if task.is_repvgg else _comparison(task)
+
+
+def on_device(x: Array, backend: str) -> Array:
+    """`x` where the backend computes, so that no turn pays for the transfer."""
+    if backend != "cupy":
+        return x
+    moved: Array = importlib.import_module("cupy").asarray(x)
+    return moved
+
+
+def waiting_for(backend: str) -> Callable[[], None]:
+    """What waits until the backend's device is done."""
+    if backend != "cupy":
+        return lambda: None
+    cupy: Any = importlib.import_module("cupy")
+    return lambda: cupy.cuda.Device().synchronize()
+
+
+def _inference(task: Task) -> Contender:
+    deploy, x = fuse(task.model()), on_device(task.images(), task.backend)
+
+    def run() -> Array:
+        return deploy.forward(
+            x, backend=task.backend, algorithm=task.algorithm, threads=task.threads
+        )
+
+    @cache
+    def engine() -> Engine:
+        return Engine(
+            deploy.arch.blocks,
+            deploy.params,
+            dtype=x.dtype,
+            algorithm=task.algorithm,
+            threads=task.threads,
+        )
+
+    if task.backend != "numpy":
+        return Contender(run, _logits, waiting_for(task.backend))
+    return Contender(
+        run,
+        _logits,
+        count=lambda: fused_count(deploy, engine(), x),
+        layers=lambda rounds: time_layers(engine(), x, rounds=rounds, threads=task.threads),
+    )
+
+
+def _training(task: Task) -> Contender:
+    model, labels = task.model(), on_device(task.labels(), task.backend)
+    x = on_device(task.images(), task.backend)
+
+    def run() -> Any:
+        return model.loss_and_grads(x, labels, backend=task.backend)
+
+    def outputs(step: Any) -> dict[str, Array]:
+        found = {name: to_numpy(step.grads[name]) for name in COMPARED_GRADIENTS}
+        return {"loss": to_numpy(step.loss), "logits": to_numpy(step.logits), **found}
+
+    return Contender(run, outputs, waiting_for(task.backend))
+
+
+def _comparison(task: Task) -> Contender:
+    network, x = comparison_network(task.network), task.images()
+    params = random_network_params(network, height=task.size, width=task.size, seed=task.seed)
+    graph = Graph(network, params, x.shape, threads=task.threads, algorithm=task.algorithm)
+    return Contender(lambda: graph.run(x), _logits)
+
+
+def _logits(y: Array) -> dict[str, Array]:
+    return {"logits": to_numpy(y)}

@@ -1,0 +1,115 @@
+"""A contender's process, seen from the one that asks it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import repvgg_ref
+from repvgg_ref.bench.contenders.base import Entry
+from repvgg_ref.bench.task import Task
+from repvgg_ref.errors import ReportedError
+
+
+class ContenderError(ReportedError):
+    """A contender that failed, or computed something else."""
+
+
+@dataclass
+class Rival:
+    """A process that has prepared its network; `started` is what it said then.
+
+    `error` and `seconds` are of its qualification.
+    """
+
+    entry: Entry
+    variant: str
+    process: subprocess.Popen[str]
+    log: Path
+    started: dict[str, Any]
+    error: float = 0.0
+    seconds: float = 0.0
+
+    def ask(self, do: str, **order: Any) -> dict[str, Any]:
+        """Let it `do` one of the worker's commands.
+
+        Raises
+        ------
+        ContenderError
+            If it fails, or the process ends.
+        """
+        return _ask(self.process, self.log, {"do": do, **order})
+
+    def stop(self) -> None:
+        """End the process."""
+        _stop(self.process)
+
+
+@contextmanager
+def started(entry: Entry, variant: str, task: Task, folder: Path) -> Iterator[Rival]:
+    """The process of a contender, ready; ended when the block ends."""
+    log = folder / f"{entry.name}-{task.network}-{variant}.log".replace(os.sep, "-")
+    job = {"contender": entry.name, "variant": variant, "task": task.as_json()}
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "repvgg_ref.bench.worker", json.dumps(job)],
+            env=environment(task.threads),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    try:
+        yield Rival(entry, variant, process, log, _answer(process, log))
+    finally:
+        _stop(process)
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Of a child process: the same number of threads for every runtime that reads one."""
+    names = ("OMP", "OPENBLAS", "MKL", "REPVGG")
+    root = str(Path(repvgg_ref.__file__).parents[1])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return (
+        os.environ | {f"{name}_NUM_THREADS": str(threads) for name in names} | {"PYTHONPATH": path}
+    )
+
+
+def _ask(process: subprocess.Popen[str], log: Path, order: dict[str, Any]) -> dict[str, Any]:
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it has ended; reading tells how
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+    return _answer(process, log)
+
+
+def _answer(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        code = process.wait()
+        said = [each for each in log.read_text(errors="replace").splitlines() if each.strip()]
+        raise ContenderError(
+            "its process ended early",
+            got=f"exit code {code}" + (f", last words: {said[-1].strip()}" if said else ""),
+        )
+    answer: dict[str, Any] = json.loads(line)
+    if "error" in answer:
+        raise ContenderError(answer["error"])
+    return answer
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None and not pipe.closed:
+            with suppress(BrokenPipeError):
+                pipe.close()
+    process.kill()
+    process.wait()
