@@ -10,12 +10,12 @@ coefficients and sums are float32 (float64 for float64 arrays).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.errors import ShapeError, require_equal
+from repvgg_ref.errors import ShapeError
 from repvgg_ref.gpu.kernels.launch import (
     Rows,
     empty,
@@ -67,8 +67,8 @@ def channel_moments(
     ShapeError
         If shapes or dtypes differ, an array is not contiguous, or a channel has no value.
     """
-    rows = _rows("channel_moments", _ROWS_OF_A_SUM, arrays=3, y3=y3, y1=y1, x=x)
-    if rows.count == 0:
+    rows = _rows("channel_moments", _ROWS_OF_A_SUM, {"y3": y3, "y1": y1, "x": x}, passes=3)
+    if rows.length == 0:
         raise ShapeError(f"channel_moments: shape {y3.shape} leaves a channel without values")
     real = real_dtype(y3.dtype)
     C = rows.channels
@@ -148,7 +148,7 @@ def branches_forward(
     (N, H, W, C) array, dtype of `y3`
     """
     y = empty(y3.shape, y3.dtype, out, "branches_forward")
-    rows = _rows("branches_forward", 8, y3=y3, y1=y1, x=x, out=y)
+    rows = _rows("branches_forward", 8, {"y3": y3, "y1": y1, "x": x, "out": y})
     real = real_dtype(y3.dtype)
     require_arrays("branches_forward", (4, rows.channels), real, coefficients=coefficients)
     launch(
@@ -187,7 +187,11 @@ def branches_backward_sums(
     (4, C) array
         ``sum g``, then 3x3, 1x1, identity; rows of absent branches are 0.
     """
-    rows = _rows("branches_backward_sums", _ROWS_OF_A_SUM, grad_y=grad_y, y=y, y3=y3, y1=y1, x=x)
+    rows = _rows(
+        "branches_backward_sums",
+        _ROWS_OF_A_SUM,
+        {"grad_y": grad_y, "y": y, "y3": y3, "y1": y1, "x": x},
+    )
     real = real_dtype(grad_y.dtype)
     C = rows.channels
     require_arrays("branches_backward_sums", (3, 2, C), real, moments=moments)
@@ -283,8 +287,8 @@ def branches_backward(
         None if each is None else empty(each.shape, each.dtype, o, operator)
         for each, o in zip(inputs, out, strict=True)
     ]
-    named: dict[str, Array | None] = {f"out[{k}]": grads[k] for k in range(3)}
-    rows = _rows(operator, 8, grad_y=grad_y, y=y, y3=y3, y1=y1, x=x, **named)
+    named: dict[str, Array | None] = {"grad_y": grad_y, "y": y, "y3": y3, "y1": y1, "x": x}
+    rows = _rows(operator, 8, named | {f"out[{k}]": grads[k] for k in range(3)})
     require_arrays(
         operator, (9, rows.channels), real_dtype(grad_y.dtype), coefficients=coefficients
     )
@@ -300,8 +304,10 @@ def branches_backward(
     return grads[0], grads[1], grads[2]
 
 
-def _rows(operator: str, least_rows: int, arrays: int = 1, **named: Any) -> Rows:
-    first = next(iter(named.values()))
-    require_equal(operator, "ndim > 0", first.ndim > 0, "True", True)
+def _rows(operator: str, least_rows: int, named: dict[str, Array | None], passes: int = 1) -> Rows:
+    """How arrays of one shape and dtype, the first of which is there, are cut for `passes`."""
+    first = next(array for array in named.values() if array is not None)
+    if first.ndim == 0:
+        raise ShapeError(f"{operator}: arrays must have channels as their last axis, got a scalar")
     require_arrays(operator, first.shape, first.dtype, **named)
-    return split_rows(list(named.values()), least_rows=least_rows, blocks=-(-_BLOCKS // arrays))
+    return split_rows(list(named.values()), least_rows=least_rows, blocks=_BLOCKS // passes)

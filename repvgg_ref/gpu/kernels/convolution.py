@@ -56,7 +56,6 @@ def im2col(
     ShapeError
         If the geometry leaves no output pixel, or has 2**31 pixels or more.
     """
-    N, H, W, C = x.shape
     geometry = _geometry("im2col", x.shape, kernel, stride, padding, dilation, groups)
     shape = columns_shape(
         x.shape, kernel=kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
@@ -65,7 +64,7 @@ def im2col(
     columns = empty(shape, x.dtype, out, "im2col")
     if columns.size == 0:
         return columns
-    width = vector_width((x, columns), C // groups)
+    width = vector_width((x, columns), x.shape[3] // groups)
     vectors = shape[2] // width
     lanes = min(vectors, THREADS)
     height = THREADS // lanes
@@ -135,7 +134,7 @@ def columns_shape(
     dilation: Pair,
     groups: int,
 ) -> tuple[int, int, int]:
-    """Shape of the columns of an (N, H, W, C) array: (groups, N * Ho * Wo, Kh * Kw * C / groups)."""
+    """Shape of an (N, H, W, C) array's columns: (groups, N * Ho * Wo, Kh * Kw * C / groups)."""
     Ho, Wo = _output_size(shape, kernel, stride, padding, dilation)
     return groups, shape[0] * Ho * Wo, kernel[0] * kernel[1] * (shape[3] // groups)
 

@@ -75,7 +75,7 @@ def real_dtype(dtype: Any) -> Any:
 class Rows(NamedTuple):
     """How (rows, C) is cut: blocks of `lanes` channel vectors x `height` rows, see `split_rows`."""
 
-    count: int
+    length: int
     channels: int
     width: int
     lanes: int
@@ -97,7 +97,7 @@ class Rows(NamedTuple):
     def arguments(self) -> tuple[Any, ...]:
         """What every kernel over rows is told: rows, C, rows of a chunk, vector width."""
         return (
-            np.int64(self.count),
+            np.int64(self.length),
             np.int32(self.channels),
             np.int64(self.rows_per_chunk),
             np.int32(self.width),
@@ -115,16 +115,16 @@ def split_rows(
     """
     present = [array for array in arrays if array is not None]
     channels = present[0].shape[-1]
-    count = present[0].size // channels // slices if channels else 0
+    length = present[0].size // channels // slices if channels else 0
     width = vector_width(present, channels)
     vectors = max(channels // width, 1)
     tiles = -(-vectors // 32)
     lanes = -(-vectors // tiles)
-    height = max(1, min(THREADS // lanes, count))
-    wanted = max(least_rows, -(-count * tiles * slices // blocks))
+    height = max(1, min(THREADS // lanes, length))
+    wanted = max(least_rows, -(-length * tiles * slices // blocks))
     rows_per_chunk = -(-wanted // height) * height
-    chunks = max(1, -(-count // rows_per_chunk))
-    return Rows(count, channels, width, lanes, height, tiles, rows_per_chunk, chunks)
+    chunks = max(1, -(-length // rows_per_chunk))
+    return Rows(length, channels, width, lanes, height, tiles, rows_per_chunk, chunks)
 
 
 def vector_width(arrays: Sequence[Array], channels: int) -> int:

@@ -65,12 +65,10 @@ def sgd_update(
     """
     count = len(params)
     copied: Sequence[Array | None] = [None] * count if copies is None else copies
-    lists = {"grads": grads, "velocities": velocities, "copies": copied}
-    lists |= {
-        "lr_factors": lr_factors or [1.0] * count,
-        "decay_factors": decay_factors or [1.0] * count,
-    }  # type: ignore[dict-item]
-    _require_lengths("sgd_update", count, **lists)
+    lrs = [1.0] * count if lr_factors is None else lr_factors
+    decays = [1.0] * count if decay_factors is None else decay_factors
+    _require_lengths("sgd_update", count, grads=grads, velocities=velocities, copies=copied)
+    _require_lengths("sgd_update", count, lr_factors=lrs, decay_factors=decays)
     if not count:
         return
     real = params[0].dtype
@@ -84,12 +82,9 @@ def sgd_update(
     if on_device:
         require_arrays("sgd_update", (1,), real, grad_factor=grad_factor)
     require_arrays("sgd_update", (1,), np.int32, skip=skip)
-    lr_list, decay_list = lists["lr_factors"], lists["decay_factors"]
     rows = [
-        ((p, g, v, c), p.size, g.dtype != real, (lr * float(a), weight_decay * float(b)))  # type: ignore[arg-type]
-        for p, g, v, c, a, b in zip(
-            params, grads, velocities, copied, lr_list, decay_list, strict=True
-        )
+        ((p, g, v, c), p.size, g.dtype != real, (lr * float(a), weight_decay * float(b)))
+        for p, g, v, c, a, b in zip(params, grads, velocities, copied, lrs, decays, strict=True)
     ]
     scalars = (
         np.float64(momentum),

@@ -1,0 +1,16 @@
+"""Runs `.cu` text on the CPU: compiled by g++ with `device.h`, called as a CuPy `RawKernel` is.
+
+``compile(code, options).get_function(name)(grid, block, args)`` runs a kernel on NumPy arrays and
+returns when it is done. Arguments are checked as no GPU would: a pointer's array must have its
+element size and kind and be contiguous, a scalar must have exactly its C type. A structure is
+passed by value, as a 0-d structured array.
+
+`thread_order(seed)` draws another order of blocks and threads: a race gives other results.
+`SANITIZE=1` in ``REPVGG_EMULATOR_SANITIZE`` builds with address and undefined-behaviour checks; the
+process must then have been started by `sanitized.run`.
+"""
+
+from tests.gpu.emulator.build import why_missing
+from tests.gpu.emulator.kernel import Kernel, LaunchError, Module, compile, thread_order
+
+__all__ = ["Kernel", "LaunchError", "Module", "compile", "thread_order", "why_missing"]
