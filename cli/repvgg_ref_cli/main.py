@@ -17,7 +17,18 @@ import click
 from repvgg_ref_cli.failures import leave_quietly, report
 from repvgg_ref_cli.options import Settings, debug_option
 
-COMMANDS = ("convert", "inspect", "verify", "golden", "table", "predict", "train", "demo", "doctor")
+COMMANDS = (
+    "convert",
+    "inspect",
+    "verify",
+    "golden",
+    "table",
+    "predict",
+    "train",
+    "bench",
+    "demo",
+    "doctor",
+)
 
 
 class _Subcommands(click.Group):

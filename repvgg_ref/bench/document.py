@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
-import weights_io
 from repvgg_ref.bench.machine import is_busy, load, machine
 
 FORMAT = 1
@@ -32,12 +30,6 @@ def document(found: Found, load_before: list[float] | None) -> dict[str, Any]:
     }
 
 
-def write_document(path: str | Path, made: Mapping[str, Any]) -> None:
-    """Write JSON, whole or not at all."""
-    write_text(path, json.dumps(made, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with weights_io.atomic_path(path) as temporary:
-        Path(temporary).write_text(text, encoding="utf-8")
+def as_text(made: Mapping[str, Any]) -> str:
+    """The document as a JSON file; NaN is never written."""
+    return json.dumps(made, indent=1, allow_nan=False) + "\n"

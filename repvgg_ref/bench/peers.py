@@ -47,3 +47,17 @@ def choose_peers(asked: Sequence[str] | None, task: Task) -> tuple[list[str], li
             if name not in chosen
         ]
     return ([BRANCHES, *chosen] if task.kind == "inference" else chosen), skipped
+
+
+def choose_converter(asked: Sequence[str] | None) -> tuple[bool, list[Skipped]]:
+    """Whether the official script in torch takes part; errors as in `choose_peers`."""
+    torch = ENTRIES["torch"]
+    if asked is None and (missing := torch.missing()):
+        return False, [Skipped("torch", "not installed", install(missing))]
+    for name in asked or []:
+        if name != "torch":
+            raise CannotTakePartError(
+                f"{name} does not convert checkpoints", got=name, wanted="torch"
+            )
+        require_installed(torch)
+    return asked is None or bool(asked), []

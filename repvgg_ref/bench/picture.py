@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-WIDTH, LEFT, RIGHT, ROW, HEAD = 860, 230, 150, 22, 58  # pixels
+WIDTH, LEFT, RIGHT, ROW, HEAD = 880, 230, 175, 22, 58  # pixels
 _SPAN = WIDTH - LEFT - RIGHT
 
 
@@ -65,6 +65,7 @@ def render_picture(made: Mapping[str, Any]) -> str:
             busy=made["busy"],
             panels=list(zip(tops, panels, strict=True)),
             width=WIDTH,
+            text_at=WIDTH - RIGHT + 4,
             left=LEFT,
             row=ROW,
             head=HEAD,
@@ -85,6 +86,11 @@ def heading(made: Mapping[str, Any]) -> str:
     )
 
 
+def label(one: Mapping[str, Any]) -> str:
+    """A contender's name, and which of its variants it was if it had several."""
+    return f"{one['name']} ({one['variant']})" if len(one["tried"]) > 1 else str(one["name"])
+
+
 def _inference(made: Mapping[str, Any]) -> list[Panel]:
     panels = _ratios(made)
     if made["layers"]:
@@ -95,7 +101,7 @@ def _inference(made: Mapping[str, Any]) -> list[Panel]:
 def _ratios(made: Mapping[str, Any]) -> list[Panel]:
     bars = tuple(
         Bar(
-            f"{one['name']}" if index == 0 else f"{one['name']} ({one['variant']})",
+            label(one),
             one["ratio"]["median"],
             f"{one['ratio']['median']:.2f}",
             one["ratio"]["low"],

@@ -37,6 +37,8 @@ def command(as_json: bool) -> None:
         *_required(),
         *_backends(),
         _gpu(),
+        _cupy(),
+        _cudnn(),
         *_extras(),
     ]
     if as_json:
@@ -108,6 +110,39 @@ def _gpu() -> Check:
     except (OSError, subprocess.SubprocessError) as error:
         return Check("gpu", "broken", f"nvidia-smi fails: {error}")
     return Check("gpu", "ok", " ; ".join(listed.stdout.strip().splitlines()))
+
+
+def _cupy() -> Check:
+    """Not whether it is installed, but whether it computes: one kernel and one matrix product."""
+    from repvgg_ref.errors import BackendError
+    from repvgg_ref.gpu import installed_cupys, require_device, several_cupys
+
+    found = installed_cupys()
+    try:
+        device = require_device()
+    except BackendError as error:
+        status = "broken" if found else "missing"
+        got = f" ({error.got})" if error.got else ""
+        return Check("cupy", status, f"{error.what}{got}", error.advice)
+    if len(found) > 1:
+        error = several_cupys(found)
+        return Check("cupy", "broken", f"works, but {error.what} ({error.got})", error.advice)
+    return Check(
+        "cupy",
+        "ok",
+        f"{device.cupy} on {device.name}, compute capability {device.compute_capability}, "
+        f"{device.memory / 2**30:.0f} GiB, driver {device.driver}, runtime {device.runtime}",
+    )
+
+
+def _cudnn() -> Check:
+    from repvgg_ref.gpu import find_cudnn
+
+    found = find_cudnn()
+    if found.version is None:
+        detail = f"{found.missing} (for: fast convolutions of the cupy backend)"
+        return Check("cudnn", "missing", detail, found.fix)
+    return Check("cudnn", "ok", f"{found.version} for the convolutions of the cupy backend")
 
 
 def _library(

@@ -13,7 +13,7 @@ from repvgg_ref.bench.task import Task
 from repvgg_ref.errors import MissingExtraError, ReportedError
 
 OURS = "repvgg-ref"
-BRANCHES = "repvgg-ref, three branches"
+BRANCHES = "repvgg-ref, branches"
 
 # A training step must agree in these, from the first layer to the last, under official names.
 COMPARED_GRADIENTS = (
