@@ -19,7 +19,7 @@ from repvgg_ref.convert import convert
 from repvgg_ref.models.network import Model
 from repvgg_ref.train.divergence import DivergenceError
 from repvgg_ref.train.log import NAME as LOG
-from repvgg_ref.train.state import StateError, Stored, read_newest, steps_in, write_state
+from repvgg_ref.train.state import StateError, Stored, last_good, read_newest, steps_in, write_state
 from repvgg_ref.train.update import State, Updater
 
 _LOCK = "lock"
@@ -177,12 +177,6 @@ class Folder:
         return self._updater.restored(
             stored.step, part(_WEIGHTS), part(_VELOCITY), part(_RUNNING), part(_EMA)
         )
-
-
-def last_good(path: Path) -> str:
-    """What an error says about the state that is left."""
-    steps = steps_in(path)
-    return f"the last good state is step {steps[0]} in {path}" if steps else "no state was saved"
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

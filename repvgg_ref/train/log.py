@@ -10,7 +10,7 @@ from typing import Any
 
 from repvgg_ref.errors import MissingExtraError
 from repvgg_ref.train.events import EpochDone, Event, StepDone, as_record
-from repvgg_ref.train.state import write_text
+from repvgg_ref.train.state import StateError, last_good, write_text
 
 NAME = "log.jsonl"
 
@@ -27,7 +27,12 @@ class Log:
 
     def __init__(self, folder: Path, *, after: int) -> None:
         self.path = folder / NAME
-        kept = [record for record in read_log(folder) if record.get("step", 0) <= after]
+        # The evaluation after that very step is made again, if it was made.
+        kept = [
+            record
+            for record in read_log(folder)
+            if record.get("step", 0) + (record["event"] == "evaluation") <= after
+        ]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a", encoding="utf-8")
 
@@ -35,8 +40,15 @@ class Log:
         """Log `event`, if it is of a kind that is logged."""
         record = as_record(event)
         if record is not None:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise StateError(
+                    "the training's log cannot be written",
+                    got=f"{self.path}: {error.strerror}",
+                    advice=last_good(self.path.parent),
+                ) from None
 
     def close(self) -> None:
         """Close the file."""
@@ -54,7 +66,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if isinstance(record, dict):
+        if isinstance(record, dict) and "event" in record:
             records.append(record)
     return records
 

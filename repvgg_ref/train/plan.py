@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.blocks.repvgg import branch_names
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.architectures import Architecture
@@ -51,8 +52,11 @@ def memory_bytes(
     return vectors * parameters * itemsize + activations
 
 
-def available_memory() -> int | None:
-    """Bytes that this machine can still give, if it says."""
+def available_memory(like: Array) -> int | None:
+    """Bytes that the machine, or the GPU that holds `like`, can still give, if it says."""
+    xp = array_module(like)
+    if xp is not np:
+        return int(xp.cuda.runtime.memGetInfo()[0])
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         fields = dict(line.split(":", 1) for line in lines)

@@ -164,9 +164,9 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if kind == tuple[float, ...] and isinstance(value, list | tuple):
-        return tuple(float(entry) for entry in value)
+        return tuple(_typed(name, entry, float) for entry in value)
     if kind not in (int, float, bool, str) or type(value) is not kind:
-        wanted = getattr(kind, "__name__", "list of numbers")
+        wanted = getattr(kind, "__name__", "") if isinstance(kind, type) else "a list of numbers"
         raise RecipeError(
             f"the recipe's field {name} has another type", got=repr(value), wanted=wanted
         )
@@ -189,6 +189,11 @@ def _wrong(recipe: Recipe) -> list[tuple[str, bool, str]]:
         *(
             (name, getattr(recipe, name) not in known, ", ".join(known))
             for name, known in choices.items()
+        ),
+        (
+            "step_epochs",
+            not all(0 < epoch < math.inf for epoch in recipe.step_epochs),
+            "numbers above 0",
         ),
         ("lr", not 0 < recipe.lr < math.inf, "a finite number above 0"),
         ("ema", recipe.ema == 1, "below 1"),

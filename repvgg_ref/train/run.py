@@ -15,15 +15,15 @@ import numpy as np
 
 from repvgg_ref.train.curves import write_curves
 from repvgg_ref.train.data.loader import Batch
-from repvgg_ref.train.data.source import DataError
 from repvgg_ref.train.divergence import DivergenceError, first_bad_layer
 from repvgg_ref.train.evaluate import Evaluation, evaluate
 from repvgg_ref.train.events import EpochDone, Event, Finished, Noted, Saved, StepDone, Stopped
-from repvgg_ref.train.folder import Folder, last_good
+from repvgg_ref.train.folder import Folder
 from repvgg_ref.train.job import Job, identity
 from repvgg_ref.train.log import Log, read_log
 from repvgg_ref.train.schedule import learning_rate
 from repvgg_ref.train.settings import Settings
+from repvgg_ref.train.state import last_good
 from repvgg_ref.train.update import State, Stepped
 
 Clock = dict[str, float]
@@ -119,7 +119,6 @@ def _epoch(
     for _ in range(within, an_epoch):
         began = time.perf_counter()
         parts = list(islice(batches, recipe.accumulate))
-        _require_labels(job, parts)
         waited = time.perf_counter() - began
         lr = learning_rate(recipe, state.step, steps_per_epoch=an_epoch)
         done = job.updater.step(state, parts, lr=lr, epoch=epoch, stop=stop())
@@ -194,19 +193,6 @@ def _diverged(
         got=f"NaN or infinity {where}",
         advice=f"{last_good(folder.path)}; lower --lr or lengthen --warm-up-epochs",
     )
-
-
-def _require_labels(job: Job, parts: list[Batch]) -> None:
-    """Refuse a label that is no class before it indexes anything."""
-    for part in parts:
-        wrong = (part.labels < 0) | (part.labels >= job.plan.classes)
-        if wrong.any():
-            place = int(wrong.argmax())
-            raise DataError(
-                "a label is no class of the network",
-                got=f"{part.labels[place]} at image {part.indices[place]}",
-                wanted=f"0 ... {job.plan.classes - 1}",
-            )
 
 
 @contextmanager

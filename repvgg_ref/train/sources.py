@@ -64,12 +64,6 @@ def open_sources(settings: Settings, comm: Comm) -> Data:
             got=f"{len(training.classes)} and {len(test.classes)} classes",
             wanted="the same folders in train and val",
         )
-    if recipe.batch > len(training):
-        raise DataError(
-            "the batch is larger than the data set",
-            got=f"{recipe.batch} images a step, {len(training)} to train on",
-            wanted=f"--batch of at most {len(training)}",
-        )
     seen = training_transform(
         size=recipe.size,
         crop=recipe.crop,

@@ -103,6 +103,12 @@ def steps_in(folder: Path) -> list[int]:
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
+def last_good(path: Path) -> str:
+    """What an error says about the state that is left."""
+    steps = steps_in(path)
+    return f"the last good state is step {steps[0]} in {path}" if steps else "no state was saved"
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with weights_io.atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -136,13 +142,8 @@ def _told(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ReportedError) as error:
-        left = steps_in(folder)
         raise StateError(
             "the training's state cannot be written",
             got=error,
-            advice=(
-                f"make room, then continue from step {left[0]} with --resume"
-                if left
-                else "make room; there is no earlier state"
-            ),
+            advice=f"{last_good(folder)}: make room, then --resume",
         ) from None

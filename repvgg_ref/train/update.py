@@ -106,12 +106,13 @@ class Updater:
         self.statistics = Layout(
             {n: s for n, s in shapes.items() if not is_trainable(n) and not n.endswith(_COUNTER)}
         )
+        self._layouts = self.trainable, self.statistics
         self._vectors = self._factors()
 
     def start(self, params: Mapping[str, Array]) -> State:
         """The state before the first step: no velocity, the averages equal to the weights."""
         zeros = {name: np.zeros(shape) for name, shape in self.trainable.shapes.items()}
-        return self.restored(0, params, zeros, params, params if self.recipe.ema else {})
+        return self.restored(0, params, zeros, params, {})
 
     def restored(
         self,
@@ -121,16 +122,17 @@ class Updater:
         running: Mapping[str, Array],
         ema: Mapping[str, Array],
     ) -> State:
-        """The state that these named arrays on the host are; no averages if `ema` is empty.
+        """The state that these named arrays on the host are.
+
+        Averages that the recipe wants and `ema` does not have begin at the weights.
 
         Raises
         ------
         StateError
             If an array is missing, or has another shape.
         """
-        averages = [
-            self._vector(layout, ema) for layout in (self.trainable, self.statistics) if ema
-        ]
+        averaged = (ema or {**weights, **running}) if self.recipe.ema else {}
+        averages = [self._vector(part, averaged) for part in self._layouts if averaged]
         first = self._vector(self.trainable, weights)
         return State(
             step,

@@ -1,0 +1,126 @@
+"""States on disk: whole or not at all, two kept, the last good one used."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repvgg_ref.train.state import StateError, read_newest, steps_in, write_state
+
+ARRAYS = {"weights/a": np.arange(6.0).reshape(2, 3), "running/n": np.array(3, np.int64)}
+FACTS = {"identity": {"lr": 0.1}}
+
+
+def write(folder: Path, *steps: int) -> None:
+    for step in steps:
+        arrays = {name: array + step for name, array in ARRAYS.items()}
+        write_state(folder, step, arrays, FACTS)
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    stored, damaged = read_newest(tmp_path)
+    assert stored is not None
+    assert (stored.step, stored.facts["identity"], damaged) == (5, FACTS["identity"], [])
+    for name, array in ARRAYS.items():
+        assert np.array_equal(stored.arrays[name], array + 5)
+        assert stored.arrays[name].dtype == array.dtype
+
+
+def test_two_states_are_kept(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2, 3, 10)
+    assert steps_in(tmp_path) == [10, 3]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_an_empty_or_missing_folder_has_no_state(tmp_path: Path) -> None:
+    assert read_newest(tmp_path) == (None, [])
+    assert read_newest(tmp_path / "none") == (None, [])
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def _format(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+
+
+def _other_json(path: Path) -> None:
+    path.write_text("[]")
+
+
+DAMAGES: list[tuple[str, Callable[[Path], None]]] = [
+    (".safetensors", _cut),
+    (".safetensors", _flip),
+    (".safetensors", lambda path: path.write_bytes(b"")),
+    (".safetensors", Path.unlink),
+    (".json", _cut),
+    (".json", lambda path: path.write_bytes(b"\xff")),
+    (".json", _format),
+    (".json", _other_json),
+]
+
+
+@pytest.mark.parametrize(("suffix", "damage"), DAMAGES)
+def test_a_damaged_newest_state_is_named_and_the_one_before_it_used(
+    suffix: str, damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    write(tmp_path, 1, 2)
+    damage(tmp_path / f"state-000000002{suffix}")
+    stored, damaged = read_newest(tmp_path)
+    assert stored is not None
+    assert stored.step == 1
+    assert len(damaged) == 1
+    assert "state-000000002" in damaged[0]
+
+
+def test_arrays_without_their_json_are_no_state(tmp_path: Path) -> None:
+    """What a process leaves that is killed between the two files."""
+    write(tmp_path, 1, 2)
+    (tmp_path / "state-000000002.json").unlink()
+    stored, damaged = read_newest(tmp_path)
+    assert stored is not None
+    assert (stored.step, damaged) == (1, [])
+
+
+@pytest.mark.parametrize("survives", [0, 1, 2, 3])
+def test_a_full_disk_is_told_and_the_last_good_state_stays(
+    survives: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills at each of the writes in turn: its flushes and its renames."""
+    write(tmp_path, 1)
+    calls = 0
+
+    def full(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > survives:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return original(*arguments)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", full(os.fsync))
+    monkeypatch.setattr(Path, "replace", full(Path.replace))
+    with pytest.raises(StateError, match=r"No space left.*step 1 "):
+        write(tmp_path, 2)
+    monkeypatch.undo()
+    stored, _ = read_newest(tmp_path)
+    assert stored is not None
+    assert stored.step == 1
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
