@@ -23,7 +23,6 @@ from repvgg_ref.cpu.plan import make_convolution
 from repvgg_ref.cpu.pool import Stage, pool
 from repvgg_ref.cpu.schedule import ConvShape
 from repvgg_ref.cpu.weight_gradient import winograd_weight_gradient
-from repvgg_ref.cpu.winograd import Tiling
 from repvgg_ref.ops import REFERENCE, Conv2dGrads, IntOrPair
 
 BLOCK_NUMBERS = 250_000
@@ -63,6 +62,7 @@ def conv2d_forward(
         )
         return np.ascontiguousarray(y.transpose(0, 2, 3, 1)), cache
     shape, border = found
+    x = np.ascontiguousarray(x)
     y = _convolve(x, weight, bias, shape, border, relu=False)
     return y, Conv2dCache(x, weight, bias is not None, shape, border)
 
@@ -81,7 +81,7 @@ def conv_bias_relu(
     """`Ops.conv_bias_relu_forward`, bias and ReLU while the block is in cache."""
     found = _shape(x, weight, bias, stride, padding, dilation, groups)
     if found is not None:
-        return _convolve(x, weight, bias, *found, relu=True)
+        return _convolve(np.ascontiguousarray(x), weight, bias, *found, relu=True)
     y, _ = conv2d_forward(
         x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
     )
@@ -93,6 +93,7 @@ def conv2d_backward(grad_y: Array, cache: Any) -> Conv2dGrads:
     if not isinstance(cache, Conv2dCache):
         grads = REFERENCE.conv2d_backward(grad_y.transpose(0, 3, 1, 2), cache)
         return grads._replace(grad_x=np.ascontiguousarray(grads.grad_x.transpose(0, 2, 3, 1)))
+    grad_y = np.ascontiguousarray(grad_y)
     grad_bias = grad_y.sum(axis=(0, 1, 2)) if cache.has_bias else None
     return Conv2dGrads(input_gradient(grad_y, cache), weight_gradient(grad_y, cache), grad_bias)
 
@@ -104,8 +105,7 @@ def input_gradient(grad_y: Array, cache: Conv2dCache) -> Array:
     if phases.fits(shape, cache.padding):
         grad_x = memory.empty(cache.x.shape, grad_y.dtype)
         with pool().session():
-            padded = _padded(grad_y, (shape.height + 1, shape.width + 1), 0)
-            phases.stride_2_input_gradient(padded, cache.weight, shape, grad_x, pool())
+            phases.stride_2_input_gradient(grad_y, cache.weight, shape, grad_x, pool())
         return grad_x
     if shape.stride > 1 or reach < 0:
         return _scattered(grad_y, cache)
@@ -121,14 +121,11 @@ def weight_gradient(grad_y: Array, cache: Conv2dCache) -> Array:
     """Gradient with respect to the kernels, (O, C/G, K, K)."""
     shape, threads = cache.shape, pool()
     algorithm = _algorithm(cache.x.dtype, shape)
-    if shape.stride > 1 or algorithm == "direct":
+    if algorithm == "direct":
         return _grad_weight(grad_y, cache)
     m = tile_of(algorithm)
     with threads.session():
-        tiling = Tiling(m, shape.stride, shape.height, shape.width)
-        padded_x = _padded(cache.x, tiling.padded, cache.padding)
-        padded_grad = _padded(grad_y, (tiling.strips * m, tiling.tiles * m), 0)
-        return winograd_weight_gradient(padded_x, padded_grad, shape, m, threads)
+        return winograd_weight_gradient(cache.x, grad_y, shape, cache.padding, m, threads)
 
 
 def _shape(
@@ -183,9 +180,8 @@ def _convolve(
     y = memory.empty((shape.images, shape.height, shape.width, shape.outputs), x.dtype)
     with threads.session():
         convolution = make_convolution(shape, weight, algorithm, threads.threads, {}, "")
-        padded = _padded(x, convolution.padded, border)
         arena = memory.empty((convolution.scratch,), x.dtype)
-        for stage in convolution.stages(padded, y, bias, arena, relu=relu):
+        for stage in convolution.stages(x, y, bias, arena, relu=relu, border=border):
             threads.run(stage)
     return y
 
@@ -194,29 +190,12 @@ def _algorithm(dtype: Any, shape: ConvShape) -> Algorithm:
     return "direct" if dtype == np.float64 else cheapest(shape, dtype.itemsize)
 
 
-def _padded(x: Array, least: tuple[int, int], border: int) -> Array:
-    """`x` inside zeros: `border` before it, and after it what `least` asks for."""
-    images, height, width, channels = x.shape
-    size = [max(n + 2 * border, least[k]) for k, n in enumerate((height, width))]
-    if size == [height, width]:
-        return np.ascontiguousarray(x)
-    padded = np.zeros((images, *size, channels), x.dtype)
-    interior(padded, height, width, border)[...] = x
-    return padded
-
-
 def _turned(weight: Array, groups: int) -> Array:
     """Kernels turned by half a turn, inputs and outputs exchanged: (C, O/G, K, K)."""
     outputs, inputs, *kernel = weight.shape
     split = weight.reshape(groups, outputs // groups, inputs, *kernel).swapaxes(1, 2)
     turned = split[..., ::-1, ::-1].reshape(groups * inputs, outputs // groups, *kernel)
     return np.ascontiguousarray(turned)
-
-
-def _window(shape: ConvShape) -> direct.Window:
-    return direct.Window(
-        shape.kernel, shape.stride, shape.dilation, shape.groups, shape.height, shape.width
-    )
 
 
 def _scattered(grad_y: Array, cache: Conv2dCache) -> Array:
@@ -250,7 +229,15 @@ def _grad_weight(grad_y: Array, cache: Conv2dCache) -> Array:
     """``columns(x)^T grad_y``, a partial sum for each thread."""
     shape, threads = cache.shape, pool()
     G, inner = shape.groups, shape.kernel**2 * shape.channels
-    padded = _padded(cache.x, shape.reach, cache.padding)
+    window = direct.Window(
+        shape.kernel,
+        shape.stride,
+        shape.dilation,
+        G,
+        shape.height,
+        shape.width,
+        cache.padding,
+    )
     block = max(1, BLOCK_NUMBERS // (inner * shape.width))
     rows = shape.images * shape.height
     sums = np.zeros((threads.threads, G, inner // G, shape.outputs // G), grad_y.dtype)
@@ -260,7 +247,7 @@ def _grad_weight(grad_y: Array, cache: Conv2dCache) -> Array:
     def add(worker: int, item: int) -> None:
         start, stop = item * block, min((item + 1) * block, rows)
         columns = carve(scratch[worker], ((stop - start) * shape.width, G, inner // G))
-        for copy in direct.gather(padded, _window(shape), start, stop, columns):
+        for copy in direct.gather(cache.x, window, start, stop, columns):
             copy()
         under = flat[start * shape.width : stop * shape.width]
         # (G, K K C/G, pixels) @ (G, pixels, O/G)

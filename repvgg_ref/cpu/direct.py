@@ -15,6 +15,7 @@ memory three times. The flat-shift form adds nine times.
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,10 @@ from repvgg_ref.cpu.pool import Step
 
 
 class Window(NamedTuple):
-    """Geometry of a convolution: kernel side, stride, dilation, groups, output height and width."""
+    """Geometry of a convolution: kernel side, stride, dilation, groups, output height and width.
+
+    `border` is how many pixels of zeros lie around x that it does not hold itself.
+    """
 
     kernel: int
     stride: int
@@ -34,6 +38,7 @@ class Window(NamedTuple):
     groups: int
     height: int
     width: int
+    border: int = 0
 
 
 def pack_weight(weight: Array, groups: int) -> Array:
@@ -44,49 +49,88 @@ def pack_weight(weight: Array, groups: int) -> Array:
     return np.ascontiguousarray(packed)
 
 
-def windows(x: Array, window: Window) -> Array:
-    """Every window of the padded `x`: a view, (N, Ho, Wo, G, K, K, C/G)."""
-    image, row, pixel, number = x.strides
-    per_group = x.shape[3] // window.groups
-    apart = window.dilation
+def gather(x: Array, window: Window, start: int, stop: int, columns: Array) -> list[Step]:
+    """Copy the windows of output rows `start` to `stop` of the batch.
+
+    Parameters
+    ----------
+    x : (N, H, W, C) array, its last two axes contiguous
+    columns : ((stop - start) * Wo, G, K * K * C/G) array
+    """
+    K, G = window.kernel, window.groups
+    target = columns.reshape(stop - start, window.width, G, K, K, -1)
+    left, right = _inside(window, x.shape[2], window.width)
+    above, below = _inside(window, x.shape[1], window.height)
+    steps: list[Step] = []
+    for n, first, last, place in image_runs(start, stop, window.height):
+        top, bottom = (min(max(first, row), last) for row in (above, below))
+        held = target[place : place + last - first]
+        if top < bottom and left < right:
+            inner = held[top - first : bottom - first, left:right]
+            steps.append(partial(np.copyto, inner, _windows(x[n], window, top, left, inner.shape)))
+        for rows, across in (
+            (range(first, top), range(window.width)),
+            (range(bottom, last), range(window.width)),
+            (range(top, bottom), range(left)),
+            (range(top, bottom), range(right, window.width)),
+        ):
+            if rows and across:
+                beside = held[rows.start - first : rows.stop - first, across.start : across.stop]
+                steps += _gather_taps(x[n], window, rows, across, beside)
+    return steps
+
+
+def _inside(window: Window, size: int, outputs: int) -> tuple[int, int]:
+    """The outputs whose whole window lies inside `size` pixels: first and end."""
+    span = window.dilation * (window.kernel - 1) + 1
+    first = min(-(-window.border // window.stride), outputs)
+    return first, max(first, min((size + window.border - span) // window.stride + 1, outputs))
+
+
+def _windows(image: Array, window: Window, top: int, left: int, shape: tuple[int, ...]) -> Array:
+    """Whole windows from output (top, left) on: a view, (rows, columns, G, K, K, C/G)."""
+    row, pixel, number = image.strides
+    first, begin = (at * window.stride - window.border for at in (top, left))
     return as_strided(
-        x,
+        image[first:, begin:],
+        shape,
         (
-            len(x),
-            window.height,
-            window.width,
-            window.groups,
-            window.kernel,
-            window.kernel,
-            per_group,
-        ),
-        (
-            image,
             window.stride * row,
             window.stride * pixel,
-            per_group * number,
-            apart * row,
-            apart * pixel,
+            shape[5] * number,
+            window.dilation * row,
+            window.dilation * pixel,
             number,
         ),
         writeable=False,
     )
 
 
-def gather(x: Array, window: Window, start: int, stop: int, columns: Array) -> list[Step]:
-    """Copy the windows of output rows `start` to `stop` of the batch.
+def _gather_taps(
+    image: Array, window: Window, rows: range, columns: range, target: Array
+) -> list[Step]:
+    """A rectangle of outputs, tap by tap, with zeros where a tap lies outside of the image."""
+    steps: list[Step] = [partial(target.fill, 0)]
+    for i, j in product(range(window.kernel), repeat=2):
+        top, bottom, row = _seen(window, i, image.shape[0], rows)
+        left, right, column = _seen(window, j, image.shape[1], columns)
+        if top < bottom and left < right:
+            seen = image[row :: window.stride, column :: window.stride]
+            seen = seen[: bottom - top, : right - left]
+            seen = seen.reshape(*seen.shape[:2], window.groups, -1)  # a view: one axis is split
+            steps.append(partial(np.copyto, target[top:bottom, left:right, :, i, j], seen))
+    return steps
 
-    Parameters
-    ----------
-    x : (N, Hp, Wp, C) array, with its border of zeros
-    columns : ((stop - start) * Wo, G, K * K * C/G) array
+
+def _seen(window: Window, tap: int, size: int, outputs: range) -> tuple[int, int, int]:
+    """Which of the `outputs` a tap sees within `size` pixels, counted from the first of them.
+
+    Also the first pixel that it sees.
     """
-    view = windows(x, window)
-    target = columns.reshape(stop - start, *view.shape[2:])
-    return [
-        partial(np.copyto, target[place : place + last - first], view[n, first:last])
-        for n, first, last, place in image_runs(start, stop, window.height)
-    ]
+    shift = tap * window.dilation - window.border
+    low = min(max(outputs.start, -(shift // window.stride)), outputs.stop)
+    high = max(low, min(outputs.stop, (size - 1 - shift) // window.stride + 1))
+    return low - outputs.start, high - outputs.start, low * window.stride + shift
 
 
 def finish(

@@ -41,16 +41,9 @@ def fits(shape: ConvShape, padding: int) -> bool:
 
 
 def stride_2_input_gradient(
-    padded: Array, weight: Array, shape: ConvShape, grad_x: Array, threads: Pool
+    grad_y: Array, weight: Array, shape: ConvShape, grad_x: Array, threads: Pool
 ) -> None:
-    """Fill `grad_x` (N, H, W, C).
-
-    Parameters
-    ----------
-    padded : (N, >= Ho + 1, >= Wo + 1, O) array
-        grad_y from pixel (0, 0) on, then zeros.
-    weight : (O, C/G, 3, 3) array
-    """
+    """Fill `grad_x` (N, H, W, C) from `grad_y` (N, Ho, Wo, O) and `weight` (O, C/G, 3, 3)."""
     groups, width = shape.groups, shape.width
     inner = shape.outputs // groups
     # (O, C/G, 3, 3) -> (3, 3, G, O/G, C/G)
@@ -62,14 +55,14 @@ def stride_2_input_gradient(
     rows = shape.images * shape.height
     block = max(1, min(-(-rows // threads.threads), BLOCK_NUMBERS // (4 * shape.outputs * width)))
     numbers = block * width * (4 * shape.outputs + shape.channels)
-    scratch = memory.empty((threads.threads, numbers), padded.dtype)
+    scratch = memory.empty((threads.threads, numbers), grad_y.dtype)
 
     def fill(worker: int, item: int) -> None:
         start, stop = item * block, min((item + 1) * block, rows)
         columns = carve(scratch[worker], ((stop - start), width, groups, 4, inner))
         out = carve(scratch[worker, columns.size :], ((stop - start) * width, shape.channels))
         for n, first, last, place in image_runs(start, stop, shape.height):
-            _gather(padded[n, first : last + 1, : width + 1], columns[place : place + last - first])
+            _gather(grad_y[n, first : last + 1], columns[place : place + last - first])
         flat = columns.reshape(-1, groups, 4 * inner).transpose(1, 0, 2)
         for (p, q), (begin, matrix) in matrices.items():
             # (G, pixels, C/G) = (G, pixels, k O/G) @ (G, k O/G, C/G)
@@ -85,9 +78,12 @@ def stride_2_input_gradient(
 
 
 def _gather(grad: Array, columns: Array) -> None:
-    """Rows (h + 1, W + 1, O) into (h, W, G, 4, O/G), ordered d_10, d_00, d_01, d_11."""
+    """Rows into (h, W, G, 4, O/G), ordered as above; `grad` has a row more, or not."""
     split = grad.reshape(*grad.shape[:2], columns.shape[2], -1)
-    columns[..., 0, :] = split[1:, :-1]
-    columns[..., 1, :] = split[:-1, :-1]
-    columns[..., 2, :] = split[:-1, 1:]
-    columns[..., 3, :] = split[1:, 1:]
+    height, below = len(columns), len(grad) - 1
+    columns[below:, :, :, (0, 3)] = 0
+    columns[:, -1, :, 2:] = 0
+    columns[:below, :, :, 0] = split[1:]
+    columns[:, :, :, 1] = split[:height]
+    columns[:, :-1, :, 2] = split[:height, 1:]
+    columns[:below, :-1, :, 3] = split[1:, 1:]

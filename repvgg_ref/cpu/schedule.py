@@ -12,7 +12,7 @@ Two ways to share a layer between threads, for either algorithm:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -25,13 +25,16 @@ from repvgg_ref.cpu.direct import Window
 from repvgg_ref.cpu.gemm import panel_products, panel_width, to_panels
 from repvgg_ref.cpu.layout import carve
 from repvgg_ref.cpu.pool import Stage, Step, prepared
-from repvgg_ref.cpu.winograd import Tiling
+from repvgg_ref.cpu.winograd import Tiles, Tiling
 
 PRIVATE_TILES = 64
 PRIVATE_NUMBERS = 200_000  # columns of one block: 0.8 MB of float32
 SHARED_NUMBERS = 10_000_000  # scratch of all threads together: 40 MB of float32
 ITEMS_A_THREAD = 4
 
+
+Gather = Callable[[int, int, Array], list[Step]]
+"""`direct.gather` for given x and window: first row, end, columns."""
 
 Packed = dict[tuple[Any, ...], Array]
 """Packed weights by layer, algorithm and form, so that plans of several shapes share them."""
@@ -75,9 +78,13 @@ class Convolution(Protocol):
         """Numbers of scratch that the stages use."""
 
     def stages(
-        self, x: Array, y: Array, bias: Array, arena: Array, *, relu: bool
+        self, x: Array, y: Array, bias: Array, arena: Array, *, relu: bool, border: int = 0
     ) -> Iterator[Stage]:
-        """The work: from padded (N, Hp, Wp, C) to (N, Ho, Wo, O), done stage after stage."""
+        """The work, done stage after stage: from (N, H, W, C) to (N, Ho, Wo, O).
+
+        `border` is how many pixels of zeros lie around `x` that it does not hold itself; 0 where
+        it is a buffer of the size `padded`.
+        """
 
 
 class WinogradConvolution:
@@ -114,21 +121,21 @@ class WinogradConvolution:
         return self._floats * (1 if self.shared else self.threads)
 
     def stages(  # noqa: D102  (Convolution)
-        self, x: Array, y: Array, bias: Array, arena: Array, *, relu: bool
+        self, x: Array, y: Array, bias: Array, arena: Array, *, relu: bool, border: int = 0
     ) -> Iterator[Stage]:
-        bias = bias_row(bias, self.shape.width)
+        bias, tiles = bias_row(bias, self.shape.width), winograd.input_tiles(x, self.tiling, border)
         if self.shared:
             for start in range(0, self.strips, self.block):
                 stop = min(start + self.block, self.strips)
-                yield from self._together(x, y, bias, arena, start, stop, relu)
+                yield from self._together(tiles, y, bias, arena, start, stop, relu)
             return
         scratches = [self._scratch(arena[k * self._floats :]) for k in range(self.threads)]
 
         def block(worker: int, item: int) -> list[Step]:
             start, stop = item * self.block, min((item + 1) * self.block, self.strips)
-            s = scratches[worker]
+            s, strips = scratches[worker], slice(0, stop - start)
             return [
-                *winograd.input_transform(x, self.tiling, start, stop, 0, s),
+                *tiles.transform(start, stop, s.rows[strips], s.v[:, :, strips]),
                 *winograd.multiply(self.u, s, stop - start, 0, len(self.u)),
                 *winograd.output_transform(y, bias, self.tiling, start, stop, 0, s, relu=relu),
             ]
@@ -136,7 +143,7 @@ class WinogradConvolution:
         yield prepared(-(-self.strips // self.block), block)
 
     def _together(
-        self, x: Array, y: Array, bias: Array, arena: Array, start: int, stop: int, relu: bool
+        self, tiles: Tiles, y: Array, bias: Array, arena: Array, start: int, stop: int, relu: bool
     ) -> Iterator[Stage]:
         """All threads on strips `start` to `stop`: transform, multiply, transform."""
         s = self._scratch(arena)
@@ -148,7 +155,9 @@ class WinogradConvolution:
             return start + item * few, min(start + (item + 1) * few, stop), item * few
 
         def transform_in(worker: int, item: int) -> list[Step]:
-            return winograd.input_transform(x, self.tiling, *strips(item), s)
+            first, last, at = strips(item)
+            block = slice(at, at + last - first)
+            return tiles.transform(first, last, s.rows[block], s.v[:, :, block])
 
         def multiply(worker: int, item: int) -> list[Step]:
             end = min((item + 1) * positions, len(self.u))
@@ -227,20 +236,21 @@ class DirectConvolution:
         return self._floats * (1 if self.shared else self.threads)
 
     def stages(  # noqa: D102  (Convolution)
-        self, x: Array, y: Array, bias: Array, arena: Array, *, relu: bool
+        self, x: Array, y: Array, bias: Array, arena: Array, *, relu: bool, border: int = 0
     ) -> Iterator[Stage]:
-        bias = bias_row(bias, self.shape.width)
+        bias, window = bias_row(bias, self.shape.width), self.window._replace(border=border)
         if self.shared:
             for start in range(0, self.rows, self.block):
                 stop = min(start + self.block, self.rows)
-                yield from self._together(x, y, bias, arena, start, stop, relu)
+                gather = partial(direct.gather, x, window)
+                yield from self._together(gather, y, bias, arena, start, stop, relu)
             return
 
         def block(worker: int, item: int) -> list[Step]:
             start, stop = item * self.block, min((item + 1) * self.block, self.rows)
             columns, products = self._scratch(arena[worker * self._floats :], stop - start)
             return [
-                *direct.gather(x, self.window, start, stop, columns),
+                *direct.gather(x, window, start, stop, columns),
                 *panel_products(columns.transpose(1, 0, 2), self.packed, self._grouped(products)),
                 *direct.finish(products, bias, y, start, stop, relu=relu),
             ]
@@ -248,7 +258,7 @@ class DirectConvolution:
         yield prepared(-(-self.rows // self.block), block)
 
     def _together(
-        self, x: Array, y: Array, bias: Array, arena: Array, start: int, stop: int, relu: bool
+        self, gather: Gather, y: Array, bias: Array, arena: Array, start: int, stop: int, relu: bool
     ) -> Iterator[Stage]:
         """All threads on rows `start` to `stop`: gather by rows, multiply by output parts."""
         columns, products = self._scratch(arena, stop - start)
@@ -256,10 +266,10 @@ class DirectConvolution:
         groups, panels, _, width = self.packed.shape
         beside = bias.reshape(self.shape.width, -1)
 
-        def gather(worker: int, item: int) -> list[Step]:
+        def fill(worker: int, item: int) -> list[Step]:
             first, last = start + item * few, min(start + (item + 1) * few, stop)
             begin, end = ((row - start) * self.shape.width for row in (first, last))
-            return direct.gather(x, self.window, first, last, columns[begin:end])
+            return gather(first, last, columns[begin:end])
 
         def multiply(worker: int, part: int) -> list[Step]:
             group, panel = divmod(part, panels)
@@ -269,7 +279,7 @@ class DirectConvolution:
             finish = direct.finish(held, its_bias, y[..., outputs], start, stop, relu=relu)
             return [product, *finish]
 
-        yield prepared(-(-(stop - start) // few), gather)
+        yield prepared(-(-(stop - start) // few), fill)
         yield prepared(groups * panels, multiply)
 
     def _grouped(self, products: Array) -> Array:

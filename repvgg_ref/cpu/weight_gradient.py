@@ -15,86 +15,39 @@ anew, because keeping it since the forward pass would take t^2 / m^2 times the m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
-from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import memory
-from repvgg_ref.cpu.layout import carve, image_runs
-from repvgg_ref.cpu.pool import Pool, Stage, Step
+from repvgg_ref.cpu.layout import carve
+from repvgg_ref.cpu.pool import Pool, Stage
 from repvgg_ref.cpu.schedule import ConvShape
-from repvgg_ref.cpu.winograd import Tiling, transforms
+from repvgg_ref.cpu.winograd import Tiles, Tiling, input_tiles, transforms
 
 BLOCK_NUMBERS = 12_000_000  # of V and dM together: 48 MB of float32
 ITEMS_A_THREAD = 4
 
 
-class _Side(NamedTuple):
-    """One operand: its tiles of `size` pixels, `step` apart, are multiplied by `matrix`."""
-
-    padded: Array  # (N, Hp, Wp, C), tiles from pixel (0, 0) on
-    matrix: Array  # (t, size)
-    step: int
-
-    def transform(
-        self, tiling: Tiling, start: int, stop: int, rows: Array, out: Array
-    ) -> list[Step]:
-        """Strips `start` to `stop` into `out` (t, t, strips, tiles, C): rows, then columns."""
-        t, size = self.matrix.shape
-        image, row, _, number = self.padded.strides
-        channels = self.padded.shape[3]
-        pixels = (tiling.tiles - 1) * self.step + size
-        strips = as_strided(
-            self.padded,
-            (len(self.padded), tiling.strips, size, pixels * channels),
-            (image, self.step * row, row, number),
-            writeable=False,
-        )
-        flat = carve(rows, (stop - start, t, pixels * channels))
-        steps: list[Step] = [
-            partial(np.matmul, self.matrix, strips[n, i:j], out=flat[place : place + j - i])
-            for n, i, j, place in image_runs(start, stop, tiling.strips)
-        ]
-        number = flat.itemsize
-        tiles = as_strided(
-            flat,
-            (t, stop - start, tiling.tiles, size, channels),
-            (
-                pixels * channels * number,
-                t * pixels * channels * number,
-                self.step * channels * number,
-                channels * number,
-                number,
-            ),
-            writeable=False,
-        )
-        # (t, strips, tiles, t, C) = (t, size) @ (t, strips, tiles, size, C)
-        return [*steps, partial(np.matmul, self.matrix, tiles, out=out.transpose(0, 2, 3, 1, 4))]
-
-
 def winograd_weight_gradient(
-    padded_x: Array, padded_grad: Array, shape: ConvShape, m: int, threads: Pool
+    x: Array, grad_y: Array, shape: ConvShape, padding: int, m: int, threads: Pool
 ) -> Array:
     """``dg`` summed over the batch, (O, C/G, 3, 3), by F(m, 3).
 
     Parameters
     ----------
-    padded_x : (N, Hp, Wp, C) array
-        With its border of zeros, at least as large as ``Tiling.padded``.
-    padded_grad : (N, H', W', O) array
-        dY from pixel (0, 0) on, then zeros up to whole tiles, ``strips * m`` by ``tiles * m``.
+    x : (N, H, W, C) array, its last two axes contiguous
+    grad_y : (N, Ho, Wo, O) array, its last two axes contiguous
+    padding : int
+        Pixels of zeros around x.
     """
     tiling = Tiling(m, shape.stride, shape.height, shape.width)
-    matrices = transforms(m, shape.stride, padded_x.dtype)
-    of_x = _Side(padded_x, matrices.bt, tiling.step)
-    of_grad = _Side(padded_grad, np.ascontiguousarray(matrices.at.T), m)
+    matrices = transforms(m, shape.stride, x.dtype)
+    of_x = input_tiles(x, tiling, padding)
+    of_grad = Tiles(grad_y, np.ascontiguousarray(matrices.at.T), m, 0, tiling.strips)
     t, groups = tiling.t, shape.groups
-    total = memory.empty(
-        (t * t, groups, shape.channels // groups, shape.outputs // groups), padded_x.dtype
-    )
+    per_group = shape.channels // groups, shape.outputs // groups
+    total = memory.empty((t * t, groups, *per_group), x.dtype)
     strips = shape.images * tiling.strips
     a_strip = t * t * tiling.tiles * (shape.channels + shape.outputs)
     blocks = -(-strips * a_strip // BLOCK_NUMBERS)
@@ -107,8 +60,8 @@ def winograd_weight_gradient(
 
 
 def _stages(
-    of_x: _Side,
-    of_grad: _Side,
+    of_x: Tiles,
+    of_grad: Tiles,
     tiling: Tiling,
     start: int,
     stop: int,
@@ -117,20 +70,18 @@ def _stages(
 ) -> Iterator[Stage]:
     """Transform strips `start` to `stop`, then multiply into `total`, or add to it."""
     t, count, workers = tiling.t, stop - start, threads.threads
-    channels, outputs = of_x.padded.shape[3], of_grad.padded.shape[3]
+    channels, outputs = of_x.x.shape[3], of_grad.x.shape[3]
     items = min(count, workers * ITEMS_A_THREAD)
-    wide = tiling.padded[1] * max(channels, outputs)
     v = memory.empty((t, t, count, tiling.tiles, channels), total.dtype)
     dm = memory.empty((t, t, count, tiling.tiles, outputs), total.dtype)
-    rows = memory.empty((workers, t * wide * -(-count // items)), total.dtype)
+    wide = tiling.padded[1] * max(channels, outputs)
+    rows = memory.empty((workers, -(-count // items) * t * wide), total.dtype)
 
     def transform(worker: int, item: int) -> None:
         first, last = item * count // items, (item + 1) * count // items
-        part = slice(first, last)
-        for side, out in ((of_x, v), (of_grad, dm)):
-            for step in side.transform(
-                tiling, start + first, start + last, rows[worker], out[:, :, part]
-            ):
+        for tiles, out in ((of_x, v), (of_grad, dm)):
+            held = carve(rows[worker], (last - first, t, tiling.padded[1], out.shape[4]))
+            for step in tiles.transform(start + first, start + last, held, out[:, :, first:last]):
                 step()
 
     def multiply(worker: int, p: int) -> None:

@@ -165,37 +165,82 @@ def scratch(arena: Array, tiling: Tiling, strips: int, channels: int, outputs: i
     )
 
 
-def input_transform(
-    x: Array, tiling: Tiling, start: int, stop: int, at: int, s: Scratch
-) -> list[Step]:
-    """Steps 1 and 2 for strips `start` to `stop` of the batch, kept from place `at` on.
+class Tiles(NamedTuple):
+    """The tiles of a batch, each to become ``matrix d matrix^T``; steps 1 and 2 for ``B^T``.
 
-    Parameters
-    ----------
-    x : (N, Hp, Wp, C) array
-        The input with its border of zeros, at least as large as ``tiling.padded``.
+    Tile (i, j) begins `border` pixels above and left of pixel ``(step * i, step * j)``. Outside of
+    `x` there are zeros: a strip that reaches there meets fewer columns of the matrix.
     """
-    step, t = tiling.step, tiling.t
-    bt = transforms(tiling.m, tiling.stride, x.dtype).bt
-    image, row, pixel, number = x.strides
-    wide = tiling.padded[1] * x.shape[3]
-    strips = as_strided(  # overlapping: strip i begins `step` rows below strip i - 1
-        x, (len(x), tiling.strips, t, wide), (image, step * row, row, number), writeable=False
-    )
-    rows = s.rows.reshape(len(s.rows), t, wide)
-    steps: list[Step] = [
-        partial(np.matmul, bt, strips[n, i:j], out=rows[at + place : at + place + j - i])
-        for n, i, j, place in image_runs(start, stop, tiling.strips)
-    ]
-    block = slice(at, at + stop - start)
-    strip, row, pixel, number = s.rows.strides
-    tiles = as_strided(  # (t, strips, tiles, t, C): tile j begins `step` pixels right of tile j - 1
-        s.rows[block],
-        (t, stop - start, tiling.tiles, t, x.shape[3]),
-        (row, strip, step * pixel, pixel, number),
-        writeable=False,
-    )
-    return [*steps, partial(np.matmul, bt, tiles, out=s.v[:, :, block].transpose(0, 2, 3, 1, 4))]
+
+    x: Array  # (N, H, W, C), its last two axes contiguous
+    matrix: Array  # (t, size)
+    step: int
+    border: int
+    strips: int  # an image
+
+    def transform(self, start: int, stop: int, rows: Array, out: Array) -> list[Step]:
+        """Strips `start` to `stop` of the batch.
+
+        Parameters
+        ----------
+        rows : (stop - start, t, at least (tiles - 1) step + size, C) scratch, contiguous
+        out : (t, t, stop - start, tiles, C) array
+        """
+        t, size = self.matrix.shape
+        _, _, strips, tiles, channels = out.shape
+        rows = rows[:, :, : (tiles - 1) * self.step + size]
+        strip, row, pixel, number = rows.strides
+        columns = as_strided(  # tile j begins `step` pixels right of tile j - 1
+            rows,
+            (t, strips, tiles, size, channels),
+            (row, strip, self.step * pixel, pixel, number),
+            writeable=False,
+        )
+        # (t, strips, tiles, t, C) = (t, size) @ (t, strips, tiles, size, C)
+        second = partial(np.matmul, self.matrix, columns, out=out.transpose(0, 2, 3, 1, 4))
+        return [*self._rows(start, stop, rows), second]
+
+    def _rows(self, start: int, stop: int, rows: Array) -> list[Step]:
+        """``matrix d`` for whole rows of pixels, zeros left and right of them."""
+        _, height, width, channels = self.x.shape
+        size, border = self.matrix.shape[1], self.border
+        end = border + min(width, rows.shape[2] - border)
+        wide = (end - border) * channels
+        around = rows[:, :, :border], rows[:, :, end:]
+        steps: list[Step] = [partial(side.fill, 0) for side in around if side.size]
+        strip, row, _, number = rows.strides
+        flat = as_strided(rows[:, :, border:], (*rows.shape[:2], wide), (strip, row, number))
+        row, number = self.x.strides[1], self.x.strides[3]
+        inside = -(-border // self.step), (height + border - size) // self.step + 1
+        for n, first, last, place in image_runs(start, stop, self.strips):
+            low, high = (min(max(i, first), last) for i in inside)
+            held = flat[place - first + low : place - first + high]
+            if low < high:
+                seen = as_strided(  # strip i begins `step` rows below strip i - 1
+                    self.x[n, low * self.step - border :],
+                    (high - low, size, wide),
+                    (self.step * row, row, number),
+                    writeable=False,
+                )
+                steps.append(partial(np.matmul, self.matrix, seen, out=held))
+            for i in (*range(first, low), *range(max(low, high), last)):
+                begin = i * self.step - border
+                cut = slice(max(0, -begin), min(size, height - begin))
+                seen = as_strided(
+                    self.x[n, begin + cut.start :],
+                    (cut.stop - cut.start, wide),
+                    (row, number),
+                    writeable=False,
+                )
+                held = flat[place - first + i]
+                steps.append(partial(np.matmul, self.matrix[:, cut], seen, out=held))
+        return steps
+
+
+def input_tiles(x: Array, tiling: Tiling, border: int = 0) -> Tiles:
+    """The tiles that step 1 reads, `border` pixels of zeros being around `x` beyond its own."""
+    matrix = transforms(tiling.m, tiling.stride, x.dtype).bt
+    return Tiles(x, matrix, tiling.step, border, tiling.strips)
 
 
 def multiply(u: Array, s: Scratch, strips: int, start: int, stop: int) -> list[Step]:
