@@ -7,6 +7,8 @@ to 256, crop the centre to 224, scale to 0 ... 1, subtract ImageNet's mean, divi
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,22 +40,31 @@ def open_upright(path: str | Path) -> Image.Image:
     ImageError
         If it is no picture that Pillow reads, is cut off, or is suspiciously large.
     """
-    name = sanitize(Path(path).name)
+    with readable(Path(path).name), warnings.catch_warnings():
+        # Pillow warns from 90 megapixels on and refuses from 180: the latter is enough.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
+            return _in_rgb(ImageOps.exif_transpose(image))
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turn whatever a broken picture causes into an `ImageError` about `name`.
+
+    Files that are missing or may not be read pass as they are.
+    """
     try:
-        with warnings.catch_warnings():
-            # Pillow warns from 90 megapixels on and refuses from 180: the latter is enough.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image)
-                return _in_rgb(upright)
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not a picture", wanted="a format that Pillow reads") from None
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: the picture is too large", got=error) from None
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        yield
+    except (ImageError, FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
         raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what broken pictures cause
-        raise ImageError(f"{name}: the picture is damaged", got=error) from None
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"{sanitize(name)}: not a picture", wanted="a format that Pillow reads"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{sanitize(name)}: the picture is too large", got=error) from None
+    except Exception as error:  # Pillow's readers raise any kind, of which OSError is the usual one
+        raise ImageError(f"{sanitize(name)}: the picture is damaged", got=error) from None
 
 
 def eval_input(image: Image.Image, *, size: int = 224, channels: int = 3) -> Array:

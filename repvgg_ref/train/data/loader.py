@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -100,7 +100,7 @@ class Loader:
         """Name and reason of every picture that could not be read so far, by index."""
         return self._unreadable.listed()
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch from `first_step` on.
 
         Closing the iterator, or an error, cancels what is under way and ends the threads.

@@ -5,19 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 
 from repvgg_ref.train.data.bundled import digits_source
+from repvgg_ref.train.data.cifar import cifar_source, is_cifar
+from repvgg_ref.train.data.decode import decoder as decoder_called
+from repvgg_ref.train.data.folder import FolderSource
+from repvgg_ref.train.data.generated import PREFIX, ShapesSource
+from repvgg_ref.train.data.pixel_shards import MANIFEST, PixelSource
 from repvgg_ref.train.data.source import DataError, Source
+from repvgg_ref.train.data.tar_shards import TarSource, class_names, tar_files
+from repvgg_ref.train.data.write_pixels import PLAN
+from weights_io import sanitize
 
 SPLITS = ("train", "val")
 
 
-def open_data(path: str | Path | None, *, split: str) -> Source:
+def open_data(
+    path: str | Path | None, *, split: str, channels: int = 3, decoder: str = "auto"
+) -> Source:
     """The data set at `path`.
 
     Parameters
     ----------
-    path : path or None
-        None is the bundled digits.
+    path : path, str or None
+        None is the bundled digits; ``generated:shapes`` a generated set. A folder holds ``train``
+        and ``val``, or is itself what it would hold there: one folder a class, tar files (with
+        ``train`` or ``val`` in their names), what `repvgg-ref shards` wrote, or CIFAR's binary
+        files. A tar file may have ranges in its name: ``train-{000..146}.tar``.
     split : {"train", "val"}
+    channels : int
+        3, or 1 for greyscale; of folders and tar files.
+    decoder : {"auto", "pillow", "simplejpeg"}
+        Of folders and tar files.
 
     Raises
     ------
@@ -28,4 +45,64 @@ def open_data(path: str | Path | None, *, split: str) -> Source:
         raise DataError("there is no such split", got=repr(split), wanted=", ".join(SPLITS))
     if path is None:
         return digits_source(split)
-    raise DataError("no data set of a known kind", got=path)
+    if str(path).startswith(PREFIX):
+        return ShapesSource(str(path), split=split)
+    decode = decoder_called(decoder, channels=channels)
+    if str(path).endswith(".tar"):
+        files = tar_files(str(path))
+        classes = class_names(files[0].parent)
+        return TarSource(files, decode=decode, channels=channels, classes=classes)
+    folder = _folder(Path(path), split)
+    if (folder / MANIFEST).exists() or (folder / PLAN).exists():
+        return PixelSource(folder)
+    if is_cifar(folder):
+        return cifar_source(folder, split=split)
+    if tars := _tars(folder, split):
+        return TarSource(tars, decode=decode, channels=channels, classes=class_names(folder))
+    return FolderSource(folder, decode=decode, channels=channels)
+
+
+def splits_of(path: str | Path) -> tuple[str, ...]:
+    """Which splits the data set has: "train" and "val", one of them, or none of its own.
+
+    With none, whatever split is asked for is the same pictures.
+    """
+    if str(path).startswith(PREFIX) or is_cifar(Path(path)):
+        return SPLITS
+    return tuple(
+        split
+        for split in SPLITS
+        if (Path(path) / split).is_dir() or any(Path(path).glob(f"*{split}*.tar"))
+    )
+
+
+def _folder(path: Path, split: str) -> Path:
+    """The folder of the split, or `path` itself if it has none."""
+    if not path.is_dir():
+        raise DataError(
+            f"{sanitize(path)}: no such folder", got="a file" if path.exists() else "nothing"
+        )
+    if (path / split).is_dir():
+        return path / split
+    if any((path / other).is_dir() for other in SPLITS):
+        raise DataError(
+            f"{sanitize(path)}: no folder called {split}",
+            wanted="train and val, or one folder a class",
+        )
+    return path
+
+
+def _tars(folder: Path, split: str) -> list[Path]:
+    """The tar files of the split; all of them if no name speaks of one."""
+    tars = sorted(folder.glob("*.tar"))
+    named = [path for path in tars if any(other in path.name for other in SPLITS)]
+    if not named:
+        return tars
+    wanted = [path for path in named if split in path.name]
+    if not wanted:
+        raise DataError(
+            f"{sanitize(folder)}: no tar file of the {split} split",
+            got=", ".join(sanitize(path.name) for path in named[:3]),
+            wanted=f"{split} in the name",
+        )
+    return wanted

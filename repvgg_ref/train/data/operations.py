@@ -1,7 +1,7 @@
 """The operations that AutoAugment and RandAugment choose from, and how strong each level is.
 
 Source: the search space of AutoAugment (Cubuk et al., arXiv 1805.09501, appendix). Where it leaves
-something open (rounding, which corner a shear leaves alone): what torchvision does to Pillow images.
+something open (rounding, which corner a shear leaves alone): what torchvision does to pictures.
 """
 
 from __future__ import annotations
