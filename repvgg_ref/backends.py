@@ -19,21 +19,26 @@ def backend_ops(name: str | None = None, dtype: Any = np.float32) -> Ops:
     """The operator table called `name`; default the variable ``REPVGG_BACKEND``, else "numpy".
 
     The fast NumPy table knows float32 and float64; other arrays (`dtype`) go to the reference.
+    "cupy" computes float16 and bfloat16 in mixed precision, float32 strictly; for TF32 take
+    `repvgg_ref.gpu.cupy_ops`. "auto" is "cupy" where a GPU has computed something, else "numpy".
 
     Raises
     ------
     BackendError
-        If there is no such backend, or it cannot be used on this machine.
+        If there is no such backend, or it cannot be used on this machine: "cupy" never becomes
+        another in silence.
     """
     chosen = name or os.environ.get(VARIABLE) or "numpy"
-    if chosen in ("numpy", "auto"):
+    if chosen == "auto":
+        from repvgg_ref.gpu import has_device
+
+        chosen = "cupy" if has_device() else "numpy"
+    if chosen == "numpy":
         return NUMPY if dtype in (np.float32, np.float64) else REFERENCE
     if chosen == "reference":
         return REFERENCE
     if chosen == "cupy":
-        raise BackendError(
-            "the CuPy backend is not part of this release",
-            got="backend 'cupy'",
-            wanted="'reference', 'numpy' or 'auto'",
-        )
+        from repvgg_ref.gpu import cupy_ops, math_of
+
+        return cupy_ops(math_of(dtype))
     raise BackendError("there is no such backend", got=repr(chosen), wanted=", ".join(BACKENDS))

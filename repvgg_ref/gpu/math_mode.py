@@ -22,6 +22,12 @@ Math: TypeAlias = Literal["fp32", "tf32", "bf16", "fp16"]
 MATH_MODES: tuple[Math, ...] = get_args(Math)
 
 
+def math_of(dtype: Any) -> Math:
+    """The arithmetic of images that come as `dtype`: float16 and bfloat16 are mixed precision."""
+    named: dict[str, Math] = {"float16": "fp16", "bfloat16": "bf16"}
+    return named.get(np.dtype(dtype).name, "fp32")
+
+
 def activation_dtype(math: Math) -> np.dtype[Any]:
     """The dtype that activations and kernels have.
 
@@ -50,4 +56,5 @@ def bfloat16() -> np.dtype[Any]:
             "bfloat16 needs the package ml_dtypes",
             advice="pip install ml_dtypes, or take --math fp16",
         ) from error
-    return np.dtype(ml_dtypes.bfloat16)
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return found

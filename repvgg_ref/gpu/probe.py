@@ -71,6 +71,16 @@ def require_device() -> Device:
         raise _explained(error, found) from error
 
 
+@functools.cache
+def has_device() -> bool:
+    """Whether `require_device` would be content."""
+    try:
+        require_device()
+    except BackendError:
+        return False
+    return True
+
+
 def installed_cupys() -> list[str]:
     """The CuPy distributions that are installed, by name."""
     names = {

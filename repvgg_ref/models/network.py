@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -17,6 +17,7 @@ from repvgg_ref.cpu.pool import default_of, default_threads
 from repvgg_ref.errors import BackendError, NotFusibleError, ShapeError
 from repvgg_ref.fusion import fuse_block
 from repvgg_ref.models.architectures import Architecture, architecture
+from repvgg_ref.models.on_device import OnDevice, like, step_like
 from repvgg_ref.models.parameters import Form, initial_params, param_shapes
 from repvgg_ref.models.step import StepResult, training_step
 from repvgg_ref.ops import Ops
@@ -49,6 +50,7 @@ class Model:
     momentum: float = DEFAULT_MOMENTUM
     notes: list[str] = field(default_factory=list)
     _kept: tuple[Any, Engine] | None = field(default=None, init=False, repr=False)
+    _resident: OnDevice | None = field(default=None, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -117,6 +119,8 @@ class Model:
         ops = backend_ops(backend, x.dtype)
         require_image_batch(self.arch, x)
         require_threads(threads)
+        if ops.on_device:
+            return self._on_device(x, ops, layers=layers)
         if self.form == "deploy" and ops is NUMPY and x.size:
             engine = self._engine(x.dtype, algorithm, threads or default_threads())
             return engine.layers(x) if layers else engine.forward(x)
@@ -126,6 +130,26 @@ class Model:
                 if layers or name == "linear":
                     outputs[name] = np.ascontiguousarray(y) if ops is NUMPY else y
         return outputs if layers else outputs["linear"]
+
+    def _on_device(self, x: Array, ops: Ops, *, layers: bool) -> Array | dict[str, Array]:
+        """Evaluate on the device; the result is where `x` is."""
+        kept = self._device(ops)
+        on_device = kept.enter(x)
+        if self.form == "deploy" and x.size:
+            chain = kept.chain(self.arch.blocks, self.params, x.dtype)
+            if not layers:
+                return like(x, chain.forward(on_device))
+            return {name: like(x, y) for name, y in chain.layers(on_device).items()}
+        model = replace(self, params=kept.params(self.params, x.dtype))
+        outputs = {
+            name: like(x, y) for name, y in model.walk(on_device, ops) if layers or name == "linear"
+        }
+        return outputs if layers else outputs["linear"]
+
+    def _device(self, ops: Ops) -> OnDevice:
+        if self._resident is None or self._resident.ops is not ops:
+            self._resident = OnDevice(ops)
+        return self._resident
 
     def _engine(self, dtype: Any, algorithm: str, threads: int) -> Engine:
         """The fast evaluation of the fused chain, made anew when an array was replaced."""
@@ -138,13 +162,13 @@ class Model:
         return self._kept[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave out the fast evaluation: it holds threads."""
-        return self.__dict__ | {"_kept": None}
+        """Copies and pickles leave out the fast evaluation: it holds threads, or device memory."""
+        return self.__dict__ | {"_kept": None, "_resident": None}
 
     def walk(self, x: Array, ops: Ops) -> Iterator[tuple[str, Array]]:
         """Yield ``(layer name, output)`` in network order, holding one activation at a time."""
         require_image_batch(self.arch, x)
-        params = _in_dtype_of(x, self.params)
+        params = self.params if ops.on_device else _in_dtype_of(x, self.params)
         x = ops.enter(x)
         for spec in self.arch.blocks:
             if self.form == "train":
@@ -186,16 +210,22 @@ class Model:
         """
         require_branches(self, "loss_and_grads")
         require_image_batch(self.arch, x)
+        ops = backend_ops(backend, x.dtype)
+        params, images = self.params, x
+        if ops.on_device:
+            params = self._device(ops).params(self.params, x.dtype)
+            images = self._device(ops).enter(x)
         step = training_step(
             self.arch,
-            self.params,
-            x,
+            params,
+            images,
             labels,
-            ops=backend_ops(backend, x.dtype),
+            ops=ops,
             eps=self.eps,
             momentum=self.momentum,
             label_smoothing=label_smoothing,
         )
+        step = step_like(x, step) if ops.on_device else step
         official = _official_names(self)
         return step._replace(
             grads={official[name]: grad for name, grad in step.grads.items()},
@@ -208,7 +238,8 @@ class Model:
         No copies, but of arrays that are read-only, since torch takes none of those.
         """
         return {
-            name: array if (array := self.params[ours]).flags.writeable else array.copy()
+            # CuPy's arrays are never read-only, and their flags do not say so
+            name: a if getattr((a := self.params[ours]).flags, "writeable", True) else a.copy()
             for ours, name in _official_names(self).items()
         }
 

@@ -184,6 +184,10 @@ class Ops:
         Callable[[Array, Any], tuple[Array, Mapping[str, BranchGrads]]] | None
     ) = None
     from_host: Callable[[Array], Array] = np.asarray  # a NumPy array as one of this backend's
+    on_device: bool = False  # arrays live in a device's memory, and must be brought there
+    # (blocks, deploy arrays) -> an object with `forward(x)` and `layers(x)`: the whole fused
+    # network, buffers kept. None: it is walked block by block.
+    fused_chain: Callable[[Any, Mapping[str, Array]], Any] | None = None
 
     def enter(self, x: Array) -> Array:
         """NCHW, as models are given images, to this table's layout."""

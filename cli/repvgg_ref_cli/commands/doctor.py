@@ -125,8 +125,8 @@ def _cupy() -> Check:
         got = f" ({error.got})" if error.got else ""
         return Check("cupy", status, f"{error.what}{got}", error.advice)
     if len(found) > 1:
-        error = several_cupys(found)
-        return Check("cupy", "broken", f"works, but {error.what} ({error.got})", error.advice)
+        several = several_cupys(found)
+        return Check("cupy", "broken", f"works, but {several.what}", several.advice)
     return Check(
         "cupy",
         "ok",

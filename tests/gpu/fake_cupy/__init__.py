@@ -36,14 +36,26 @@ def installed(cudnn: ModuleType | None = None) -> Iterator[ModuleType]:
         yield fake
     finally:
         _take_out()
-        sys.modules |= kept
+        sys.modules.update(kept)
         LEDGER.memory_limit = None
 
 
 def _take_out() -> dict[str, ModuleType]:
-    names = [
-        name
-        for name in sys.modules
-        if name.split(".")[0] in _TAKEN or name == _BOUND_TO_CUPY or name.startswith(_BOUND_TO_CUPY + ".")
-    ]
-    return {name: sys.modules.pop(name) for name in names}
+    """Remove CuPy and all that is bound to it; whoever still holds such a module finds no cache."""
+    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_bound(name)}
+    for module in (module for name, module in kept.items() if _is_room(name)):
+        for value in list(vars(module).values()):
+            if (
+                hasattr(value, "cache_clear")
+                and getattr(value, "__module__", "") == module.__name__
+            ):
+                value.cache_clear()
+    return kept
+
+
+def _is_bound(name: str) -> bool:
+    return _is_room(name) or name.split(".")[0] in _TAKEN
+
+
+def _is_room(name: str) -> bool:
+    return name == _BOUND_TO_CUPY or name.startswith(_BOUND_TO_CUPY + ".")

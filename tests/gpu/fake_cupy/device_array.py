@@ -103,7 +103,7 @@ class ndarray:  # noqa: N801 - CuPy's own name
         LEDGER.wait("repr()")
         return repr(self._host)
 
-    def __getitem__(self, index: Any) -> ndarray:
+    def __getitem__(self, index: Any) -> Any:
         return wrap(self._host[_index(index, self._host.shape)])
 
     def __setitem__(self, index: Any, value: Any) -> None:

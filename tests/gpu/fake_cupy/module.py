@@ -167,7 +167,7 @@ class RawModule:
         from tests.gpu import emulator
 
         assert code is not None, "the fake compiles source only"
-        self._module: Any = emulator.compile(code)
+        self._module: Any = emulator.compile(code, options)
 
     def get_function(self, name: str) -> Callable[..., None]:
         function = self._module.get_function(name)
@@ -180,11 +180,17 @@ class RawModule:
             shared_mem: int = 0,
             stream: Any = None,
         ) -> None:
-            inside = tuple(unwrap(argument) for argument in args)
+            inside = tuple(_argument(argument) for argument in args)
             extra = {"shared_mem": shared_mem} if shared_mem else {}
             LEDGER.launch(name, lambda: function(grid, block, inside, **extra))
 
         return launch
+
+
+def _argument(value: Any) -> Any:
+    """A kernel takes arrays of the device, scalars, and structures: 0-d structured host arrays."""
+    is_structure = isinstance(value, np.ndarray) and value.dtype.names and value.ndim == 0
+    return value if is_structure else unwrap(value)
 
 
 def alloc(size: int) -> Any:
@@ -231,6 +237,21 @@ def _never(name: str, why: str) -> Callable[..., Any]:
         raise AssertionError(f"cupy.{name}: {why}")
 
     return called
+
+
+class _Core:
+    """CuPy's private choice of the arithmetic inside products."""
+
+    COMPUTE_TYPE_DEFAULT, COMPUTE_TYPE_TF32 = 0, 3
+
+    def __init__(self) -> None:
+        self._chosen = self.COMPUTE_TYPE_DEFAULT
+
+    def get_compute_type(self, dtype: Any) -> int:
+        return self._chosen
+
+    def set_compute_type(self, dtype: Any, chosen: int) -> None:
+        self._chosen = chosen
 
 
 def _memory() -> tuple[int, int]:
@@ -290,7 +311,7 @@ def make_cupy(version: str) -> ModuleType:
         get_elapsed_time=_elapsed,
         is_available=lambda: True,
     )
-    module = _namespace(
+    module: Any = _namespace(
         "cupy",
         cuda=cuda,
         random=_namespace("cupy.random", default_rng=Generator),
@@ -307,7 +328,8 @@ def make_cupy(version: str) -> ModuleType:
         get_default_memory_pool=MemoryPool,
         get_array_module=lambda *a: module if any(isinstance(x, ndarray) for x in a) else np,
     )
-    module.__version__ = version  # type: ignore[attr-defined]
+    module.__version__ = version
+    module._core = _Core()
     for name in NAMES["cupy"]:
         value = getattr(np, name, None)
         if hasattr(module, name) or name.startswith("_") or isinstance(value, ModuleType):
@@ -315,14 +337,16 @@ def make_cupy(version: str) -> ModuleType:
         if value is not None:
             is_function = callable(value) and not isinstance(value, type)
             setattr(module, name, on_device(name, value) if is_function else value)
-    return module
+    made: ModuleType = module
+    return made
 
 
 def make_cupyx() -> ModuleType:
     """A new module `cupyx` of the fake."""
-    return _namespace(
+    made: ModuleType = _namespace(
         "cupyx",
         empty_pinned=lambda shape, dtype=float: np.empty(shape, dtype),
         zeros_pinned=lambda shape, dtype=float: np.zeros(shape, dtype),
         rsqrt=on_device("rsqrt", lambda x, **named: np.divide(1, np.sqrt(x), **named)),
     )
+    return made

@@ -1,0 +1,39 @@
+"""Matrix products in a stated arithmetic: two dimensions, one dtype, cuBLAS underneath.
+
+CuPy's products beyond two dimensions upcast float16, break on bfloat16 and ignore the choice of
+TF32, as does `einsum`; so this is the only product that the GPU room uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import cupy
+import numpy as np
+from cupy import _core  # where CuPy keeps the choice of TF32; its public switch is a variable
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.gpu.math_mode import Math
+
+
+def matmul(a: Array, b: Array, *, math: Math, out: Array | None = None) -> Array:
+    """``a @ b``, (m, k) @ (k, n); 16-bit operands are summed in float32.
+
+    float32 operands are rounded to TF32 unless `math` is "fp32".
+    """
+    with _tf32(a.dtype == np.float32 and math != "fp32"):
+        product: Array = cupy.matmul(a, b, out=out)
+    return product
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """The choice is one for the whole process: set it for one product, and set it back."""
+    before = _core.get_compute_type(np.float32)
+    wanted = _core.COMPUTE_TYPE_TF32 if allowed else _core.COMPUTE_TYPE_DEFAULT
+    _core.set_compute_type(np.float32, wanted)
+    try:
+        yield
+    finally:
+        _core.set_compute_type(np.float32, before)
