@@ -82,13 +82,18 @@ def channel_moments(
         rows.block,
         (y3, y1, x, partial, *rows.arguments),
     )
+    present = sum(1 << k for k, branch in enumerate((y3, y1, x)) if branch is not None)
     launch(
         _FILE,
         "merge_moments",
         y3.dtype,
         (-(-C // 32), 3),
         (32, 8),
-        (y3, y1, x, partial, moments, *rows.arguments, np.int64(rows.chunks)),
+        (
+            *(partial, moments, np.int32(present)),
+            *(np.int64(rows.length), np.int32(C), np.int64(rows.rows_per_chunk)),
+            np.int64(rows.chunks),
+        ),
     )
     return moments
 

@@ -16,15 +16,16 @@ from repvgg_ref.errors import ShapeError
 from repvgg_ref.gpu.kernels.launch import (
     THREADS,
     empty,
-    flat_grid,
     launch,
     real_dtype,
     require_arrays,
+    split_rows,
     vector_width,
 )
 
 Pair = tuple[int, int]
 _FILE = "convolution.cu"
+_GEOMETRY = np.dtype([("numbers", np.int32, 15)])
 _MOST_ROWS = 2**31 - 1  # the kernels count pixels in 32 bits, elements in 64
 
 
@@ -74,7 +75,7 @@ def im2col(
         x.dtype,
         (min(-(-shape[1] // height), 65536), 1, groups),
         (lanes, height),
-        (x, columns, *geometry, np.int32(width)),
+        (x, columns, geometry, np.int32(width)),
     )
     return columns
 
@@ -120,7 +121,7 @@ def col2im(
         columns.dtype,
         (min(-(-pixels // height), 65536),),
         (lanes, height),
-        (columns, grad_x, *geometry, np.int32(width)),
+        (columns, grad_x, geometry, np.int32(width)),
     )
     return grad_x
 
@@ -158,22 +159,14 @@ def bias_relu(y: Array, bias: Array | None, *, relu: bool = True) -> Array:
     if bias is not None:
         require_arrays("bias_relu", (O,), real_dtype(y.dtype) if wide_bias else y.dtype, bias=bias)
     if y.size:
-        width = vector_width((y,), O)
+        rows = split_rows((y,), least_rows=8, blocks=4096)
         launch(
             _FILE,
             "bias_relu",
             y.dtype,
-            flat_grid(y.size // width),
-            (THREADS,),
-            (
-                y,
-                bias,
-                np.int32(wide_bias),
-                np.int32(relu),
-                np.int64(y.size),
-                np.int32(O),
-                np.int32(width),
-            ),
+            rows.grid(),
+            rows.block,
+            (y, bias, np.int32(wide_bias), np.int32(relu), *rows.arguments),
         )
     return y
 
@@ -186,7 +179,8 @@ def _geometry(
     padding: Pair,
     dilation: Pair,
     groups: int,
-) -> tuple[Any, ...]:
+) -> Any:
+    """The kernels' `struct Geometry`."""
     N, H, W, C = shape
     Ho, Wo = _output_size(shape, kernel, stride, padding, dilation)
     if groups < 1 or C % groups:
@@ -196,7 +190,7 @@ def _geometry(
     if N * max(Ho * Wo, H * W) > _MOST_ROWS:
         raise ShapeError(f"{operator}: N * H * W (={N * max(Ho * Wo, H * W)}) must be below 2**31")
     numbers = (N, H, W, C, Ho, Wo, *kernel, *stride, *padding, *dilation, groups)
-    return tuple(np.int32(number) for number in numbers)
+    return np.array((numbers,), _GEOMETRY)
 
 
 def _output_size(

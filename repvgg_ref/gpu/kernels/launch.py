@@ -1,6 +1,6 @@
 """How a `.cu` file becomes a kernel, and the shapes in which kernels are launched.
 
-Every file is compiled once for each storage type (`io_name`) with `storage.cuh` before it; CuPy
+Every file is compiled once for each storage type, with `storage.cuh` and `rows.cuh` before it; CuPy
 keeps the binaries. A launch takes the current stream, never waits, and its grid depends on shapes
 only: the same input gives the same bits on every device of one kind.
 """
@@ -27,18 +27,20 @@ IO_NAMES = {
     "bfloat16": "BFLOAT16",
     "uint16": "BFLOAT16",  # its bits, where ml_dtypes is not installed
 }
+_HEADERS = ("storage.cuh", "rows.cuh")
 FILES = tuple(sorted(path.name for path in Path(__file__).parent.glob("*.cu")))
 
 
 def source(file: str) -> str:
     """The text of `file` as it is compiled."""
     here = Path(__file__).parent
-    return "\n".join((here / name).read_text("utf-8") for name in ("storage.cuh", file))
+    return "\n".join((here / name).read_text("utf-8") for name in (*_HEADERS, file))
 
 
 def options(dtype: Any) -> tuple[str, ...]:
     """What the compiler is told for arrays stored as `dtype`."""
-    return ("-std=c++17", f"-DIO_{IO_NAMES[np.dtype(dtype).name]}")
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    return ("-std=c++17", f"-DIO_{IO_NAMES[name]}")
 
 
 def launch(

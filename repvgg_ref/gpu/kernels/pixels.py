@@ -39,14 +39,22 @@ def standardise_uint8(
     require_arrays("standardise_uint8", pixels.shape, np.uint8, pixels=pixels)
     require_arrays("standardise_uint8", (C,), real_dtype(dtype), mean=mean, std=std)
     images = empty(pixels.shape, dtype, out, "standardise_uint8")
-    if images.size:
-        arguments = (pixels, mean, std, images, np.float64(scale))
-        launch(
-            _FILE,
-            "standardise_uint8",
-            dtype,
-            flat_grid(-(-images.size // 4)),
-            (THREADS,),
-            (*arguments, np.int64(images.size), np.int32(C)),
-        )
+    if images.size == 0:
+        return images
+    width = min(4, 16 // images.itemsize)
+    together = images.size % width == 0 and all(
+        array.data.ptr % (width * array.itemsize) == 0  # type: ignore[attr-defined]
+        for array in (pixels, images)
+    )
+    launch(
+        _FILE,
+        "standardise_uint8",
+        dtype,
+        flat_grid(-(-images.size // width)),
+        (THREADS,),
+        (
+            *(pixels, mean, std, images, np.float64(scale)),
+            *(np.int64(images.size), np.int32(C), np.int32(width if together else 1)),
+        ),
+    )
     return images
