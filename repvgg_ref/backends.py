@@ -15,8 +15,10 @@ BACKENDS = ("reference", "numpy", "cupy", "auto")
 VARIABLE = "REPVGG_BACKEND"
 
 
-def backend_ops(name: str | None = None, dtype: Any = np.float32) -> Ops:
+def backend_ops(name: str | Ops | None = None, dtype: Any = np.float32) -> Ops:
     """The operator table called `name`; default the variable ``REPVGG_BACKEND``, else "numpy".
+
+    A table is passed through.
 
     The fast NumPy table knows float32 and float64; other arrays (`dtype`) go to the reference.
     "cupy" computes float16 and bfloat16 in mixed precision, float32 strictly; for TF32 take
@@ -28,6 +30,8 @@ def backend_ops(name: str | None = None, dtype: Any = np.float32) -> Ops:
         If there is no such backend, or it cannot be used on this machine: "cupy" never becomes
         another in silence.
     """
+    if isinstance(name, Ops):
+        return name
     chosen = name or os.environ.get(VARIABLE) or "numpy"
     if chosen == "auto":
         from repvgg_ref.gpu import has_device

@@ -62,7 +62,7 @@ class Model:
         self,
         x: Array,
         *,
-        backend: str | None = ...,
+        backend: str | Ops | None = ...,
         layers: Literal[False] = ...,
         algorithm: str = ...,
         threads: int | None = ...,
@@ -72,7 +72,7 @@ class Model:
         self,
         x: Array,
         *,
-        backend: str | None = ...,
+        backend: str | Ops | None = ...,
         layers: Literal[True],
         algorithm: str = ...,
         threads: int | None = ...,
@@ -81,7 +81,7 @@ class Model:
         self,
         x: Array,
         *,
-        backend: str | None = None,
+        backend: str | Ops | None = None,
         layers: bool = False,
         algorithm: str = "auto",
         threads: int | None = None,
@@ -92,8 +92,10 @@ class Model:
         ----------
         x : array, shape (N, in_channels, H, W)
             Normalised images; computed in the dtype of `x`.
-        backend : {"reference", "numpy", "cupy", "auto"}, optional
-            Where to compute; default the variable ``REPVGG_BACKEND``, else "numpy".
+        backend : {"reference", "numpy", "cupy", "auto"} or a table of operators, optional
+            Where to compute; default the variable ``REPVGG_BACKEND``, else "numpy". On a GPU
+            weights are copied once and kept, 16-bit images are computed in mixed precision, and
+            the result is where `x` is.
         layers : bool
             Return every layer's output, ``{"stage0": ..., "stage1.0": ..., "linear": logits}``.
         algorithm : {"auto", "measure", "direct", "winograd2", ..4, ..5, ..6, ..7}
@@ -188,7 +190,7 @@ class Model:
         labels: Array,
         *,
         label_smoothing: float = 0.0,
-        backend: str | None = None,
+        backend: str | Ops | None = None,
     ) -> StepResult:
         """Forward and backward in training mode (batch statistics); changes nothing.
 
