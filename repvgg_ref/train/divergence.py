@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from repvgg_ref.arrays import Array, array_module, to_numpy
 from repvgg_ref.blocks.repvgg import train_block_forward
 from repvgg_ref.errors import ReportedError
@@ -16,6 +18,7 @@ class DivergenceError(ReportedError):
     """The loss, or a weight, is NaN or infinite."""
 
 
+@np.errstate(over="ignore", invalid="ignore")  # these are what it looks for
 def first_bad_layer(
     arch: Architecture,
     params: Mapping[str, Array],

@@ -143,6 +143,7 @@ class Folder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self._lock.close()
             raise StateError(
                 "another process is training in this folder",
                 got=str(self.path),

@@ -162,6 +162,7 @@ class Updater:
             weights, running = state.ema[: self.trainable.size], state.ema[self.trainable.size :]
         return Model(self.arch, "train", self._params(weights, running, state.counters), self.eps)
 
+    @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is the caller's find
     def step(
         self, state: State, parts: Sequence[Batch], *, lr: float, epoch: int, stop: bool = False
     ) -> Stepped:

@@ -63,7 +63,7 @@ def _other_json(path: Path) -> None:
     path.write_text("[]")
 
 
-DAMAGES: list[tuple[str, Callable[[Path], None]]] = [
+DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
     (".safetensors", _cut),
     (".safetensors", _flip),
     (".safetensors", lambda path: path.write_bytes(b"")),
@@ -77,7 +77,7 @@ DAMAGES: list[tuple[str, Callable[[Path], None]]] = [
 
 @pytest.mark.parametrize(("suffix", "damage"), DAMAGES)
 def test_a_damaged_newest_state_is_named_and_the_one_before_it_used(
-    suffix: str, damage: Callable[[Path], None], tmp_path: Path
+    suffix: str, damage: Callable[[Path], object], tmp_path: Path
 ) -> None:
     write(tmp_path, 1, 2)
     damage(tmp_path / f"state-000000002{suffix}")
