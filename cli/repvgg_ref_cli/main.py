@@ -24,6 +24,8 @@ COMMANDS = (
     "golden",
     "table",
     "predict",
+    "eval",
+    "shards",
     "train",
     "bench",
     "demo",

@@ -9,9 +9,10 @@
 """
 
 from repvgg_ref.train.data.loader import Batch, Loader
-from repvgg_ref.train.data.open import open_data
-from repvgg_ref.train.data.source import ArraySource, DataError, Source, Standardise
+from repvgg_ref.train.data.open import open_data, splits_of
+from repvgg_ref.train.data.source import ArraySource, DataError, Source, Standardise, Subset
 from repvgg_ref.train.data.transforms import (
+    EvaluationTransform,
     Transform,
     evaluation_transform,
     training_transform,
@@ -21,11 +22,14 @@ __all__ = [
     "ArraySource",
     "Batch",
     "DataError",
+    "EvaluationTransform",
     "Loader",
     "Source",
     "Standardise",
+    "Subset",
     "Transform",
     "evaluation_transform",
     "open_data",
+    "splits_of",
     "training_transform",
 ]

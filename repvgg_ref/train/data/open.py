@@ -16,6 +16,7 @@ from repvgg_ref.train.data.write_pixels import PLAN
 from weights_io import sanitize
 
 SPLITS = ("train", "val")
+DIGITS = "digits"  # a folder of this name is ./digits
 
 
 def open_data(
@@ -26,10 +27,10 @@ def open_data(
     Parameters
     ----------
     path : path, str or None
-        None is the bundled digits; ``generated:shapes`` a generated set. A folder holds ``train``
-        and ``val``, or is itself what it would hold there: one folder a class, tar files (with
-        ``train`` or ``val`` in their names), what `repvgg-ref shards` wrote, or CIFAR's binary
-        files. A tar file may have ranges in its name: ``train-{000..146}.tar``.
+        None or "digits" is the bundled digits; ``generated:shapes`` a generated set. A folder
+        holds ``train`` and ``val``, or is itself what it would hold there: one folder a class, tar
+        files (with ``train`` or ``val`` in their names), what `repvgg-ref shards` wrote, or CIFAR's
+        binary files. A tar file may have ranges in its name: ``train-{000..146}.tar``.
     split : {"train", "val"}
     channels : int
         3, or 1 for greyscale; of folders and tar files.
@@ -43,7 +44,7 @@ def open_data(
     """
     if split not in SPLITS:
         raise DataError("there is no such split", got=repr(split), wanted=", ".join(SPLITS))
-    if path is None:
+    if path is None or str(path) == DIGITS:
         return digits_source(split)
     if str(path).startswith(PREFIX):
         return ShapesSource(str(path), split=split)
@@ -67,7 +68,7 @@ def splits_of(path: str | Path) -> tuple[str, ...]:
 
     With none, whatever split is asked for is the same pictures.
     """
-    if str(path).startswith(PREFIX) or is_cifar(Path(path)):
+    if str(path) == DIGITS or str(path).startswith(PREFIX) or is_cifar(Path(path)):
         return SPLITS
     return tuple(
         split

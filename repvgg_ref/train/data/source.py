@@ -153,3 +153,24 @@ def checked_labels(labels: Array, images: int, classes: int) -> Array:
             wanted=f"0 ... {classes - 1}, as there are {classes} classes",
         )
     return labels.astype(np.int64)
+
+
+class Subset:
+    """`count` pictures of a source, evenly spread over it; all of them if it has fewer."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        self.source, self.classes, self.channels = source, source.classes, source.channels
+        self.standardise = source.standardise
+        self._places = np.arange(min(count, len(source))) * len(source) // min(count, len(source))
+        self.labels = source.labels[self._places]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def name(self, index: int) -> str:
+        """As in the source."""
+        return self.source.name(int(self._places[index]))
+
+    def picture(self, index: int) -> Image:
+        """As in the source."""
+        return self.source.picture(int(self._places[index]))

@@ -1,0 +1,333 @@
+"""`repvgg-ref eval`: top-1 and top-5 accuracy on a labelled data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from repvgg_ref_cli.data_options import (
+    data_option,
+    decoder_option,
+    interpolation_option,
+    threads_option,
+)
+from repvgg_ref_cli.options import (
+    FILE,
+    backend_option,
+    debug_option,
+    eps_option,
+    json_option,
+    model_option,
+    note,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from repvgg_ref.accuracy import Hits
+    from repvgg_ref.arrays import Array
+    from repvgg_ref.models.network import Model
+    from repvgg_ref.models.published import Published
+    from repvgg_ref.train.data import EvaluationTransform, Loader, Source
+
+_PIXELS = click.IntRange(1, 4096)
+_COUNT = click.IntRange(min=1)
+_CROP_RATIO = 0.875
+_DISAGREES = 1
+
+
+@dataclass
+class _Outcome:
+    """What was counted for each form, and how far the forms were apart."""
+
+    hits: dict[str, Hits]
+    same_class: int = 0
+    difference: float = 0.0
+    tolerance: float = 0.0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether rounding explains the difference between the forms."""
+        return self.difference <= self.tolerance
+
+
+@click.command(short_help="Top-1 and top-5 accuracy on a labelled data set.")
+@click.option("--weights", type=FILE, required=True, help="A checkpoint in train or deploy form.")
+@data_option
+@click.option(
+    "--split", type=click.Choice(["train", "val"]), default="val", show_default=True, help="Part."
+)
+@click.option("--size", type=_PIXELS, show_default="224, D2se 320", help="Of the crop, in pixels.")
+@click.option("--resize", type=_PIXELS, show_default="size / 0.875", help="Shorter side first.")
+@interpolation_option
+@click.option("--batch", type=_COUNT, default=64, show_default=True, help="Images at once.")
+@threads_option
+@click.option("--limit", type=_COUNT, help="Only so many images, evenly spread.")
+@click.option(
+    "--form",
+    type=click.Choice(["train", "deploy", "both"]),
+    default="deploy",
+    show_default=True,
+    help="Which form to evaluate; both also shows that they agree.",
+)
+@click.option("--ema", is_flag=True, help="Take a training checkpoint's EMA weights.")
+@decoder_option
+@model_option
+@eps_option
+@backend_option
+@json_option
+@debug_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    weights: Path,
+    data: str,
+    split: str,
+    size: int | None,
+    resize: int | None,
+    interpolation: str,
+    batch: int,
+    threads: int,
+    limit: int | None,
+    form: str,
+    ema: bool,
+    decoder: str,
+    model: str,
+    eps: float | None,
+    backend: str,
+    as_json: bool,
+) -> None:
+    """Measure how often a network is right on DIR (val in it, or DIR itself).
+
+    DIR holds one folder a class, tar files in WebDataset's layout, or what `repvgg-ref shards`
+    wrote; `digits` is the bundled data. Classes are the sorted folder names, as for the official
+    weights. The interval is Wilson's at 95 %.
+
+    Exit code 1 with --form both if the two forms disagree.
+    """
+    import repvgg_ref
+    from repvgg_ref.train.data import Loader, Subset, evaluation_transform, open_data
+
+    loaded = repvgg_ref.load(weights, model=model, eps=eps, weights="ema" if ema else "model")
+    for message in loaded.notes:
+        note(message)
+    forms = _forms(loaded, form)
+    source = open_data(data, split=split, channels=loaded.arch.in_channels, decoder=decoder)
+    _require_classes(loaded, source)
+    transform = evaluation_transform(
+        size=size or _usual_size(loaded),
+        resize=resize,
+        crop_ratio=1.0 if _is_digits(loaded) else _CROP_RATIO,
+        interpolation=interpolation,
+    )
+    loader = Loader(
+        source if limit is None else Subset(source, limit),
+        transform=transform,
+        batch_size=batch,
+        threads=threads,
+        shuffle=False,
+        drop_last=False,
+    )
+    outcome = _evaluate(forms, loader, backend)
+    for name, reason in loader.skipped:
+        note(f"skipped: {reason if name in reason else f'{name}: {reason}'}")
+    found = _as_json(loaded, form, outcome, loader, transform)
+    if as_json:
+        print_json(found)
+    else:
+        _show(found)
+    if form == "both" and not outcome.agrees:
+        ctx.exit(_DISAGREES)
+
+
+def _forms(model: Model, form: str) -> dict[str, Model]:
+    """The models to evaluate, by their form."""
+    from repvgg_ref import fuse
+    from repvgg_ref.errors import NotFusibleError
+
+    if model.form == "deploy":
+        if form != "deploy":
+            raise NotFusibleError(
+                "the file's branches are fused already",
+                got="deploy form",
+                wanted="a training checkpoint",
+                advice="leave --form out",
+            )
+        return {"deploy": model}
+    forms = {"train": model} if form != "deploy" else {}
+    return forms if form == "train" else forms | {"deploy": fuse(model)}
+
+
+def _require_classes(model: Model, source: Source) -> None:
+    from repvgg_ref.train.data import DataError
+
+    if len(source.classes) != model.arch.num_classes or source.channels != model.arch.in_channels:
+        raise DataError(
+            "the data set is not of the model's kind",
+            got=f"{len(source.classes)} classes, {source.channels} channels",
+            wanted=f"{model.arch.num_classes} classes, {model.arch.in_channels} channels",
+            advice="a label is the place of its folder among the sorted names",
+        )
+
+
+def _is_digits(model: Model) -> bool:
+    from repvgg_ref.digits import digits_architecture
+
+    return model.arch.blocks == digits_architecture().blocks
+
+
+def _usual_size(model: Model) -> int:
+    """The crop that the model's published accuracy was measured at."""
+    from repvgg_ref.models.published import PUBLISHED
+
+    if _is_digits(model):
+        return 32
+    return PUBLISHED[model.name].size if model.name in PUBLISHED else 224
+
+
+def _evaluate(forms: dict[str, Model], loader: Loader, backend: str) -> _Outcome:
+    import numpy as np
+
+    from repvgg_ref.accuracy import Hits, hits
+
+    outcome = _Outcome(dict.fromkeys(forms, Hits()))
+    for step, (x, labels) in enumerate(_inputs(loader)):
+        if step == 0 and len(forms) == 2:
+            outcome.tolerance = _tolerance(forms, x)
+        logits = {form: model.forward(x, backend=backend) for form, model in forms.items()}
+        for form, values in logits.items():
+            _require_finite(values)
+            outcome.hits[form] |= hits(values, labels)
+        if len(forms) == 2:
+            first, second = logits.values()
+            outcome.same_class += int((first.argmax(axis=1) == second.argmax(axis=1)).sum())
+            outcome.difference = max(outcome.difference, float(np.abs(first - second).max()))
+    return outcome
+
+
+def _require_finite(logits: Array) -> None:
+    import numpy as np
+
+    from repvgg_ref.errors import CheckpointError
+
+    if not np.isfinite(logits).all():
+        raise CheckpointError(
+            "the model's outputs are not finite",
+            advice="see what `repvgg-ref inspect` says about the weights",
+        )
+
+
+def _inputs(loader: Loader) -> Iterator[tuple[Array, Array]]:
+    """The batches as the network takes them, with a progress bar."""
+    import time
+    from contextlib import closing
+
+    from repvgg_ref_cli.progress import ProgressBar
+
+    started, done, total = time.monotonic(), 0, len(loader.source)
+    with ProgressBar("evaluating") as progress, closing(loader.epoch(0)) as batches:
+        for batch in batches:
+            if len(batch.labels):
+                yield loader.source.standardise(batch.images), batch.labels
+            done += len(batch.labels)
+            progress(f"{done / (time.monotonic() - started):.0f} images/s", done, total)
+
+
+def _tolerance(forms: dict[str, Model], x: Array) -> float:
+    """What rounding explains between the forms' logits; raises if a block differs by more."""
+    import numpy as np
+
+    from repvgg_ref.backends import backend_ops
+    from repvgg_ref.train.agreement import check_agreement
+
+    agreement = check_agreement(
+        forms["train"],
+        forms["deploy"],
+        x[:4],
+        ops=backend_ops("numpy", np.float64),
+        roundoff=2.0**-24,
+    )
+    return agreement.tolerance
+
+
+def _as_json(
+    model: Model, form: str, outcome: _Outcome, loader: Loader, transform: EvaluationTransform
+) -> dict[str, Any]:
+    from repvgg_ref.models.published import PUBLISHED
+
+    *_, last = outcome.hits  # the fused form if there are both
+    found: dict[str, Any] = {
+        "model": model.name,
+        "form": form,
+        **_rates(outcome.hits[last]),
+        "size": transform.size,
+        "resize": transform.resize,
+        "skipped": [{"image": name, "reason": reason} for name, reason in loader.skipped],
+        "expected": _expected(PUBLISHED.get(model.name), transform.size),
+    }
+    if form == "both":
+        found["forms"] = {name: _rates(hits) for name, hits in outcome.hits.items()}
+        found["agreement"] = {
+            "ok": outcome.agrees,
+            "same_class": outcome.same_class,
+            "max_difference": outcome.difference,
+            "tolerance": outcome.tolerance,
+        }
+    return found
+
+
+def _rates(counted: Hits) -> dict[str, Any]:
+    from repvgg_ref.accuracy import wilson_interval
+
+    images = max(1, counted.images)
+    return {
+        "images": counted.images,
+        "top1": counted.top1 / images,
+        "top5": counted.top5 / images,
+        "interval": list(wilson_interval(counted.top1, counted.images)),
+    }
+
+
+def _expected(published: Published | None, size: int) -> dict[str, Any] | None:
+    """Top-1 as parts of 1, and whether it was measured on crops of this size."""
+    if published is None:
+        return None
+    return {
+        name: None if value is None else value / 100
+        for name, value in (("paper", published.paper), ("timm", published.timm))
+    } | {"size": published.size, "same_size": published.size == size}
+
+
+def _show(found: dict[str, Any]) -> None:
+    click.echo(
+        f"{found['model']}, {found['form']} form{'s' if found['form'] == 'both' else ''}, "
+        f"{found['images']} images "
+        f"({found['size']} x {found['size']} of {found['resize']})"
+    )
+    for form, rates in found.get("forms", {found["form"]: found}).items():
+        low, high = rates["interval"]
+        of = f", {form} form" if "forms" in found else ""
+        click.echo(f"top-1  {rates['top1']:7.2%}  (95 % interval {low:.2%} to {high:.2%}{of})")
+        click.echo(f"top-5  {rates['top5']:7.2%}")
+    if "agreement" in found:
+        apart = found["agreement"]
+        click.echo(
+            f"forms  {'agree' if apart['ok'] else 'DISAGREE'}: the same class for "
+            f"{apart['same_class']} of {found['images']} images; logits differ by at most "
+            f"{apart['max_difference']:.2g}, rounding explains {apart['tolerance']:.2g}"
+        )
+    if found["expected"] is not None:
+        _show_expected(found["expected"])
+
+
+def _show_expected(expected: dict[str, Any]) -> None:
+    stated = [
+        f"{expected[name]:.2%} ({says})"
+        for name, says in (("paper", "paper"), ("timm", "released weights, timm"))
+        if expected[name] is not None
+    ]
+    other = "" if expected["same_size"] else f", at {expected['size']} x {expected['size']}"
+    click.echo(f"stated {', '.join(stated)} on ImageNet's validation set{other}")

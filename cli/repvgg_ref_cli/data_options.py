@@ -1,0 +1,41 @@
+"""Options of the subcommands that read a data set."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+
+def _threads(ctx: click.Context, param: click.Parameter, asked: int | None) -> int:
+    return asked or len(os.sched_getaffinity(0))
+
+
+data_option = click.option(
+    "--data",
+    required=True,
+    metavar="DIR",
+    help="Class folders, tar files (one, a range NAME-{000..146}.tar, or a folder of them), a "
+    "folder that `shards` wrote, CIFAR's binary files, generated:shapes, or digits.",
+)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 256),
+    callback=_threads,
+    show_default="one a core",
+    help="That decode.",
+)
+interpolation_option = click.option(
+    "--interpolation",
+    type=click.Choice(["bilinear", "bicubic"]),
+    default="bilinear",
+    show_default=True,
+    help="How pictures are resized.",
+)
+decoder_option = click.option(
+    "--decoder",
+    type=click.Choice(["auto", "pillow", "simplejpeg"]),
+    default="auto",
+    show_default=True,
+    help="Of JPEG files; auto takes simplejpeg where it is installed.",
+)
