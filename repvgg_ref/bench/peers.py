@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from repvgg_ref.bench.contenders.base import (
     BRANCHES,
     ENTRIES,
+    OURS,
     PEERS,
     CannotTakePartError,
+    Entry,
     install,
     require_installed,
 )
@@ -16,8 +18,8 @@ from repvgg_ref.bench.result import Skipped
 from repvgg_ref.bench.task import Task
 
 
-def choose_peers(asked: Sequence[str] | None, task: Task) -> tuple[list[str], list[Skipped]]:
-    """The contenders besides ours: those asked for, else all that are installed and can do it.
+def choose_entries(asked: Sequence[str] | None, task: Task) -> tuple[list[Entry], list[Skipped]]:
+    """Ours first, then the peers asked for, else all that are installed and can do the task.
 
     Raises
     ------
@@ -26,27 +28,33 @@ def choose_peers(asked: Sequence[str] | None, task: Task) -> tuple[list[str], li
     CannotTakePartError
         If one was asked for and cannot do this kind of task.
     """
-    able = [name for name in PEERS if task.kind in ENTRIES[name].kinds]
+    able = [entry for entry in PEERS if task.kind in entry.kinds]
     if task.backend == "cupy":
-        able = ["torch"]  # the others are CPU runtimes here
-    if asked is not None:
-        for name in asked:
-            if name not in able:
-                raise CannotTakePartError(
-                    f"{name} takes no part in this comparison",
-                    got=f"{task.kind} with backend {task.backend}",
-                    wanted=f"one of {', '.join(able)}",
-                )
-            require_installed(ENTRIES[name])
-        chosen, skipped = list(asked), []
-    else:
-        chosen = [name for name in able if not ENTRIES[name].missing()]
-        skipped = [
-            Skipped(name, "not installed", install(ENTRIES[name].missing()))
-            for name in able
-            if name not in chosen
+        able = [ENTRIES["torch"]]  # the others are CPU runtimes here
+    skipped: list[Skipped] = []
+    if asked is None:
+        chosen = [entry for entry in able if not entry.missing()]
+        skipped += [
+            Skipped(entry.name, "not installed", install(missing))
+            for entry in able
+            if (missing := entry.missing())
         ]
-    return ([BRANCHES, *chosen] if task.kind == "inference" else chosen), skipped
+    else:
+        chosen = [_asked(name, able, task) for name in dict.fromkeys(asked)]
+    ours = [ENTRIES[name] for name in (OURS, BRANCHES) if task.kind in ENTRIES[name].kinds]
+    return [*ours, *chosen], skipped
+
+
+def _asked(name: str, able: Sequence[Entry], task: Task) -> Entry:
+    entry = next((entry for entry in able if entry.name == name), None)
+    if entry is None:
+        raise CannotTakePartError(
+            f"{name} takes no part in this comparison",
+            got=f"{task.kind} with backend {task.backend}",
+            wanted=f"one of {', '.join(entry.name for entry in able)}",
+        )
+    require_installed(entry)
+    return entry
 
 
 def choose_converter(asked: Sequence[str] | None) -> tuple[bool, list[Skipped]]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Rival:
 def started(entry: Entry, variant: str, task: Task, folder: Path) -> Iterator[Rival]:
     """The process of a contender, ready; ended when the block ends."""
     log = folder / f"{entry.name}-{task.network}-{variant}.log".replace(os.sep, "-")
-    job = {"contender": entry.name, "variant": variant, "task": task.as_json()}
+    job = {"entry": asdict(entry), "variant": variant, "task": task.as_json()}
     with log.open("w") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "repvgg_ref.bench.worker", json.dumps(job)],

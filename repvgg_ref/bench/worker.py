@@ -1,6 +1,6 @@
 """A contender's own process: prepares a network, then does what it is told, line by line.
 
-    python -m repvgg_ref.bench.worker '{"contender": "torch", "variant": "frozen", "task": {...}}'
+    python -m repvgg_ref.bench.worker '{"entry": {...}, "variant": "frozen", "task": {...}}'
 
 One JSON object a line on stdin, one on stdout for each. A process for each contender, because
 frameworks bring OpenMP runtimes and thread pools that hurt each other, because a crash must end
@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from repvgg_ref.bench.contenders.base import ENTRIES, Contender
+from repvgg_ref.bench.contenders.base import Contender, Entry
 from repvgg_ref.bench.memory import peak_bytes, reset_peak, resident_bytes, settle_memory
 from repvgg_ref.bench.task import Task
 from repvgg_ref.errors import ReportedError
@@ -30,8 +30,8 @@ QUIET = 0.1  # of a processor
 
 
 def serve(job: Mapping[str, Any], orders: IO[str], answers: IO[str]) -> None:
-    """Prepare ``job["contender"]``, say "ready", then answer orders until there are no more."""
-    entry, task = ENTRIES[job["contender"]], Task(**job["task"])
+    """Prepare what `job` says, say "ready", then answer orders until there are no more."""
+    entry, task = Entry(**job["entry"]), Task(**job["task"])
     for module in entry.needs:
         importlib.import_module(module)
     settle_memory()

@@ -158,7 +158,7 @@ def _task(
 
 def _found(kind: str, task: Task, against: Any, rounds: int, layers: bool) -> Found:
     from repvgg_ref.bench.conversion import race_conversions
-    from repvgg_ref.bench.peers import choose_converter, choose_peers
+    from repvgg_ref.bench.peers import choose_converter, choose_entries
     from repvgg_ref.bench.race import race
     from repvgg_ref.bench.table4 import race_table4
     from repvgg_ref_cli.progress import ProgressBar
@@ -171,8 +171,8 @@ def _found(kind: str, task: Task, against: Any, rounds: int, layers: bool) -> Fo
             done = race_conversions(task, official=official, rounds=rounds, progress=progress)
             done.skipped += skipped
             return done
-        names, skipped = choose_peers(against, task)
+        entries, skipped = choose_entries(against, task)
         layers = layers and kind == "inference" and task.backend == "numpy"
-        found = race(task, names, rounds=rounds, layers=layers, progress=progress)
+        found = race(task, entries, rounds=rounds, layers=layers, progress=progress)
         found.skipped += skipped
         return found

@@ -110,7 +110,7 @@ ENTRIES: Mapping[str, Entry] = {
         Entry("ncnn", f"{_HERE}.ncnn_peer", {"ncnn": "ncnn"}),
     )
 }
-PEERS = tuple(name for name, entry in ENTRIES.items() if entry.needs)
+PEERS = tuple(entry for entry in ENTRIES.values() if entry.needs)
 
 
 def require_installed(entry: Entry) -> None:
