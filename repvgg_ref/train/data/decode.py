@@ -19,11 +19,13 @@ from PIL import Image
 from repvgg_ref.errors import MissingExtraError
 from repvgg_ref.images import ImageError, readable
 from repvgg_ref.train.data.source import DataError
+from weights_io import sanitize
 
 DECODERS = ("auto", "pillow", "simplejpeg")
 MOST_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
 
 _JPEG = b"\xff\xd8\xff"
+_COLOURS = ("Gray", "YCbCr", "RGB")  # of which both libraries make the same RGB
 
 # The name of a picture and the bytes of its file -> the picture.
 Decode = Callable[[str, bytes], Image.Image]
@@ -66,8 +68,10 @@ def _decode_jpeg(library: Any, name: str, data: bytes) -> Image.Image | None:
     if library is None:
         return None
     try:
-        height, width, *_ = library.decode_jpeg_header(data)
+        height, width, colours, _ = library.decode_jpeg_header(data)
         _require_pixels(name, width, height)
+        if colours not in _COLOURS:
+            return None
         return Image.fromarray(library.decode_jpeg(data))
     except ValueError:
         return None
@@ -85,7 +89,7 @@ def _decode_any(name: str, data: bytes) -> Image.Image:
 def _require_pixels(name: str, width: int, height: int) -> None:
     if width * height > MOST_PIXELS:
         raise ImageError(
-            f"{name}: the picture is too large",
+            f"{sanitize(name)}: the picture is too large",
             got=f"{width} x {height}",
             wanted=f"at most {MOST_PIXELS} pixels",
         )

@@ -31,6 +31,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_FILES = 100_000
 _LONGEST_LABEL = 4096  # bytes of a .cls or .json file
 _LABEL_FIELDS = ("label", "cls")
+_TARFILE_RAISES = (ValueError, OverflowError, RecursionError, MemoryError, OSError)
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
@@ -150,6 +151,7 @@ class _Parts:
 def _samples(path: Path) -> Iterator[_Sample]:
     keys: dict[str, _Parts] = {}
     for member in _members(path):
+        # As WebDataset has it: the key ends at the first dot of the name.
         folder, _, base = member.name.rpartition("/")
         stem, _, suffix = base.partition(".")
         suffix = suffix.lower()
@@ -190,8 +192,8 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
             # tarfile takes any damage after the first member for the end.
             if read_at(str(path), archive.offset, tarfile.BLOCKSIZE).strip(b"\0"):
                 raise _damaged(path, f"no member at byte {archive.offset}")
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError, OSError) as error:
-        raise _damaged(path, str(error)) from None
+    except (tarfile.TarError, *_TARFILE_RAISES) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from None
 
 
 def _require_plain(path: Path) -> None:
