@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.ops import BranchArrays, Ops
+from repvgg_ref.ops import BranchArrays, BranchGrads, Ops
 
 BRANCHES = ("branch_3x3", "branch_1x1", "branch_identity")
 _SE_FIELDS = ("down.weight", "down.bias", "up.weight", "up.bias")
@@ -146,6 +146,16 @@ def train_block_backward(
     return BlockGrads(grad_x, grads)
 
 
+def train_block_parameter_grads(
+    spec: BlockSpec, grad_y: Array, cache: BlockCache, *, ops: Ops
+) -> dict[str, Array]:
+    """`train_block_backward` in training mode without ``x``: nobody trains the images."""
+    if cache.fused is None or ops.fused_branches_parameter_grads is None:
+        return train_block_backward(spec, grad_y, cache, ops=ops, training=True).params
+    grad_total, grads = _fused_activate_backward(spec, grad_y, cache, ops)
+    return grads | _named(ops.fused_branches_parameter_grads(grad_total, cache.fused))
+
+
 def fused_block_forward(
     spec: BlockSpec, params: Mapping[str, Array], x: Array, *, ops: Ops
 ) -> Array:
@@ -236,17 +246,31 @@ def _fused_training_backward(
 ) -> BlockGrads:
     """Backward of `_fused_training_forward`."""
     assert ops.fused_branches_backward is not None
+    grad_total, grads = _fused_activate_backward(spec, grad_y, cache, ops)
+    grad_x, branches = ops.fused_branches_backward(grad_total, cache.fused)
+    return BlockGrads(grad_x, grads | _named(branches))
+
+
+def _fused_activate_backward(
+    spec: BlockSpec, grad_y: Array, cache: BlockCache, ops: Ops
+) -> tuple[Array, dict[str, Array]]:
+    """Back to the sum of branches (with its ReLU, where no SE comes before it); SE's gradients."""
     grads: dict[str, Array] = {}
     if spec.se == "before_relu":
         grad_y = ops.relu_backward(grad_y, cache.relu)
     if spec.se != "none":
         grad_y = _se_backward(grad_y, cache, grads, ops)
-    grad_x, branches = ops.fused_branches_backward(grad_y, cache.fused)
+    return grad_y, grads
+
+
+def _named(branches: Mapping[str, BranchGrads]) -> dict[str, Array]:
+    """Gradients of branches under the block's part names."""
+    grads: dict[str, Array] = {}
     for name, branch in branches.items():
         grads[f"{name}.bn.gamma"], grads[f"{name}.bn.beta"] = branch.gamma, branch.beta
         if branch.weight is not None:
             grads[f"{name}.conv.weight"] = branch.weight
-    return BlockGrads(grad_x, grads)
+    return grads
 
 
 def _conv(spec: BlockSpec, x: Array, weight: Array, ops: Ops) -> tuple[Array, Any]:

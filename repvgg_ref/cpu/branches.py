@@ -40,9 +40,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array, Real
-from repvgg_ref.cpu import passes
-from repvgg_ref.cpu.conv2d import Conv2dCache, conv2d_forward, input_gradient, weight_gradient
-from repvgg_ref.cpu.passes import Grid, Moments, make_grid
+from repvgg_ref.cpu import memory, passes
+from repvgg_ref.cpu.conv2d import (
+    Conv2dCache,
+    convolve,
+    input_gradient,
+    square_convolution,
+    weight_gradient,
+    window_of,
+)
+from repvgg_ref.cpu.direct import Window, pack_weight
+from repvgg_ref.cpu.passes import GradientSums, Inputs, Moments
 from repvgg_ref.errors import require_equal
 from repvgg_ref.ops import BranchArrays, BranchesForward, BranchGrads
 
@@ -58,14 +66,14 @@ class Statistics(NamedTuple):
 class BranchesCache(NamedTuple):
     """What `branches_backward` needs."""
 
-    conv: Conv2dCache  # x and the 3x3 kernel
-    y3: Array
-    y: Array | None  # None: no ReLU
     branches: Mapping[str, BranchArrays]
     stats: Mapping[str, Statistics]
-    of_x: Moments | None  # None: no branch but the 3x3 one
-    grid: Grid
-    main: str
+    conv: Conv2dCache  # x and the 3x3 kernel
+    y3: Array | None  # None: the 3x3 kernel is one of the matrices
+    of_y3: Moments | None
+    y: Array | None  # None: no ReLU
+    inputs: Inputs
+    of_x: Moments | None  # None: there are no matrices
 
 
 def branches_forward(
@@ -81,107 +89,132 @@ def branches_forward(
 ) -> BranchesForward:
     """`Ops.fused_branches_forward` for x (N, H, W, C): one 3x3 branch, any number of 1x1 ones."""
     main, weight = _main(branches)
-    _, gamma, beta = branches[main]
-    y3, conv = conv2d_forward(
-        x, weight, None, stride=stride, padding=dilation, dilation=dilation, groups=groups
+    conv = square_convolution(
+        x, weight, stride=stride, padding=dilation, dilation=dilation, groups=groups
     )
-    channels = x.shape[3]
     _require_vectors(branches, len(weight))
-    grid = make_grid(y3, channels, stride, groups)
-    matrices = {
-        name: _matrix(branch, groups, channels) for name, branch in branches.items() if name != main
-    }
-    seen = x if matrices else None
-    of_y3, of_x = passes.moments_of(seen, y3, channels, grid)
-    stats = {main: _statistics(of_y3.mean, of_y3.about_mean / grid.pixels, eps, x.dtype)}
-    scale = gamma * stats[main].inv_std
-    bias = beta - scale * of_y3.mean
-    total = np.zeros((groups, channels // groups, y3.shape[3] // groups))
+    inputs = _inputs(conv)
+    y3 = None if inputs.window.kernel > 1 else convolve(conv)
+    matrices = _matrices(branches, inputs)
+    of_x = passes.product_moments(inputs) if matrices else None
+    of_y3 = None if y3 is None else passes.channel_moments(y3, inputs.grid)
+    pixels = inputs.grid.pixels
+    means, variances = {}, {}
+    if of_y3 is not None:
+        means[main], variances[main] = of_y3.mean, of_y3.about_mean / pixels
     for name, matrix in matrices.items():
-        assert of_x is not None
-        mean, var = _through(matrix, of_x, grid.pixels)
-        stats[name] = _statistics(mean, var, eps, x.dtype)
-        factor = branches[name].gamma * stats[name].inv_std
-        total += matrix * _by_group(factor, groups)
-        bias = bias + branches[name].beta - factor * mean
+        means[name], variances[name] = _through(matrix, of_x, pixels)
+    stats = {name: _statistics(means[name], variances[name], eps, x.dtype) for name in branches}
+    factors = {name: branch.gamma * stats[name].inv_std for name, branch in branches.items()}
+    bias = sum(branches[name].beta - factors[name] * means[name] for name in branches)
+    total = sum(matrix * _by_group(factors[name], groups) for name, matrix in matrices.items())
     y = passes.combine(
-        seen,
         y3,
-        scale.astype(x.dtype),
-        total.astype(x.dtype) if matrices else None,
-        bias.astype(x.dtype),
-        grid,
+        factors[main].astype(x.dtype),
+        inputs,
+        np.asarray(total, x.dtype) if matrices else None,
+        np.asarray(bias, x.dtype),
         relu=relu,
     )
-    cache = BranchesCache(conv, y3, y if relu else None, branches, stats, of_x, grid, main)
+    cache = BranchesCache(branches, stats, conv, y3, of_y3, y if relu else None, inputs, of_x)
     return BranchesForward(y, cache, stats)
 
 
 def branches_backward(grad_y: Array, cache: BranchesCache) -> tuple[Array, dict[str, BranchGrads]]:
     """`Ops.fused_branches_backward` for NHWC arrays."""
-    require_equal("branches", "grad_y.shape", grad_y.shape, "y.shape", cache.y3.shape)
-    grid, main, x, dtype = cache.grid, cache.main, cache.conv.x, cache.y3.dtype
-    of_x, groups = cache.of_x, cache.grid.groups
+    g, sums = _gradient(grad_y, cache, keep=True)
+    grads: dict[str, BranchGrads] = {}
+    if cache.y3 is None:
+        grad_x = np.zeros_like(cache.inputs.x)
+    else:
+        kernel, h = _kernel_gradient(g, sums, cache, grads)
+        grad_x = input_gradient(h, cache.conv._replace(weight=kernel))
+        del h  # its memory is wanted
+    if cache.of_x is not None:
+        from_g, from_x, bias = _matrix_gradients(sums, cache, cache.of_x, grads)
+        passes.add_pointwise(grad_x, g, from_g, cache.inputs, from_x, bias)
+    return grad_x, grads
+
+
+def branches_parameter_grads(grad_y: Array, cache: BranchesCache) -> dict[str, BranchGrads]:
+    """`branches_backward` without grad_x."""
+    g, sums = _gradient(grad_y, cache, keep=cache.y3 is not None)
+    grads: dict[str, BranchGrads] = {}
+    if cache.y3 is not None:
+        _kernel_gradient(g, sums, cache, grads)
+    if cache.of_x is not None:
+        _matrix_gradients(sums, cache, cache.of_x, grads)
+    return grads
+
+
+def _gradient(grad_y: Array, cache: BranchesCache, *, keep: bool) -> tuple[Array, GradientSums]:
+    """The masked gradient g and its sums; if g is not to be kept, its array is grad_y."""
+    grid, of_y3, of_x = cache.inputs.grid, cache.of_y3, cache.of_x
+    shape = (grid.images, grid.height, grid.width, cache.conv.shape.outputs)
+    require_equal("branches", "grad_y.shape", grad_y.shape, "y.shape", shape)
+    grad_y = np.ascontiguousarray(grad_y)
+    masked = memory.empty(shape, grad_y.dtype) if keep and cache.y is not None else None
     sums = passes.gradient_sums(
-        np.ascontiguousarray(grad_y),
+        grad_y,
         cache.y,
         cache.y3,
-        cache.stats[main].mean,
-        None if of_x is None else x,
-        None if of_x is None else of_x.mean.astype(dtype),
-        grid,
+        None if of_y3 is None else of_y3.mean,
+        cache.inputs,
+        None if of_x is None else of_x.mean,
+        masked,
     )
-    mean_g = sums.total / grid.pixels
-    grads: dict[str, BranchGrads] = {}
+    return grad_y if masked is None else masked, sums
 
+
+def _kernel_gradient(
+    g: Array, sums: GradientSums, cache: BranchesCache, grads: dict[str, BranchGrads]
+) -> tuple[Array, Array]:
+    """The 3x3 branch's gradients into `grads`; what grad_x needs: kernels scaled by a_3, and h."""
+    assert cache.y3 is not None
+    assert cache.of_y3 is not None
+    assert sums.with_y3 is not None
+    main, weight = _main(cache.branches)
+    grid, dtype = cache.inputs.grid, g.dtype
     inv_std = cache.stats[main].inv_std
-    _, gamma, _ = cache.branches[main]
     slope = inv_std**2 * sums.with_y3 / grid.pixels
-    shift = mean_g - slope * cache.stats[main].mean
-    h = np.empty_like(cache.y3)
-    passes.through_norm(sums.g, cache.y3, slope.astype(dtype), shift.astype(dtype), h, grid)
-    scale = (gamma * inv_std).astype(dtype)[:, None, None, None]
-    grad_kernel = weight_gradient(h, cache.conv)
-    grad_kernel *= scale
-    grads[main] = _branch_grads(grad_kernel, inv_std * sums.with_y3, sums.total, dtype)
-    conv = cache.conv._replace(weight=cache.conv.weight * scale)
-    if of_x is None:
-        return input_gradient(h, conv), grads
+    shift = sums.total / grid.pixels - slope * cache.of_y3.mean
+    h = passes.through_norm(g, cache.y3, slope.astype(dtype), shift.astype(dtype), grid)
+    scale = (cache.branches[main].gamma * inv_std).astype(dtype)[:, None, None, None]
+    grad_weight = weight_gradient(h, cache.conv)
+    grad_weight *= scale
+    grads[main] = _branch_grads(grad_weight, inv_std * sums.with_y3, sums.total, dtype)
+    return weight * scale, h
 
+
+def _matrix_gradients(
+    sums: GradientSums, cache: BranchesCache, of_x: Moments, grads: dict[str, BranchGrads]
+) -> tuple[Array, Array, Array]:
+    """Gradients of the other branches into `grads`; K^T, L and the constant of grad_x."""
     assert sums.with_x is not None
-    from_g = np.zeros(sums.with_x.shape)
-    from_x = np.zeros(of_x.about_mean.shape)
-    for name, branch in cache.branches.items():
-        if name == main:
-            continue
-        matrix = _matrix(branch, groups, x.shape[3])
+    inputs, dtype = cache.inputs, cache.inputs.x.dtype
+    groups, pixels = inputs.window.groups, inputs.grid.pixels
+    spread, with_x = of_x.about_mean.astype(dtype), sums.with_x.astype(dtype)
+    from_g, from_x = np.zeros_like(with_x), np.zeros_like(spread)
+    for name, matrix in _matrices(cache.branches, inputs).items():
+        weight, gamma, _ = cache.branches[name]
         inv_std = cache.stats[name].inv_std
         with_z = (matrix * sums.with_x).sum(axis=1).reshape(-1)  # diag(W^T P)
-        factor = branch.gamma * inv_std
-        slope = inv_std**2 * with_z / grid.pixels
-        from_g += matrix * _by_group(factor, groups)
-        from_x += (matrix * _by_group(factor * slope, groups)) @ matrix.swapaxes(1, 2)
+        matrix = matrix.astype(dtype)
+        slope = _by_group(inv_std**2 * with_z / pixels, groups).astype(dtype)
+        factor = _by_group(gamma * inv_std, groups).astype(dtype)
+        from_g += matrix * factor
+        from_x += (matrix * (factor * slope)) @ matrix.swapaxes(1, 2)
         grad_weight = None
-        if branch.weight is not None:
-            spread = of_x.about_mean @ (matrix * _by_group(slope, groups))
-            grad_matrix = (sums.with_x - spread) * _by_group(factor, groups)
-            # (G, C/G, O/G) -> (G, O/G, C/G) -> (O, C/G, 1, 1)
-            grad_weight = grad_matrix.swapaxes(1, 2).reshape(branch.weight.shape)
+        if weight is not None:
+            # (G, C/G, O/G) = (G, C/G, O/G) - (G, C/G, C/G) @ (G, C/G, O/G)
+            grad_matrix = (with_x - spread @ (matrix * slope)) * factor
+            grad_weight = _as_kernel(grad_matrix, weight, inputs.window)
         grads[name] = _branch_grads(grad_weight, inv_std * with_z, sums.total, dtype)
-    mean_x = of_x.mean.reshape(groups, 1, -1)
+    from_g = np.ascontiguousarray(from_g.swapaxes(1, 2))
+    mean_x, mean_g = of_x.mean.reshape(groups, 1, -1), sums.total.reshape(groups, 1, -1) / pixels
     # (G, 1, C/G) = (G, 1, C/G) @ (G, C/G, C/G) - (G, 1, O/G) @ (G, O/G, C/G)
-    bias = mean_x @ from_x - mean_g.reshape(groups, 1, -1) @ from_g.swapaxes(1, 2)
-    grad_x = input_gradient(h, conv)
-    passes.add_pointwise(
-        grad_x,
-        sums.g,
-        np.ascontiguousarray(from_g.swapaxes(1, 2), dtype),
-        x,
-        from_x.astype(dtype),
-        bias.reshape(-1).astype(dtype),
-        grid,
-    )
-    return grad_x, grads
+    bias = mean_x @ from_x - mean_g @ from_g
+    return from_g, from_x, bias.reshape(-1).astype(dtype)
 
 
 def _main(branches: Mapping[str, BranchArrays]) -> tuple[str, Array]:
@@ -200,17 +233,49 @@ def _require_vectors(branches: Mapping[str, BranchArrays], outputs: int) -> None
             require_equal("branches", f"{name}.{what}.shape", shape, "(O,)", (outputs,))
 
 
-def _matrix(branch: BranchArrays, groups: int, channels: int) -> Array:
-    """A 1x1 kernel, or the identity, as float64 (G, C/G, O/G)."""
-    inner = channels // groups
-    if branch.weight is None:
-        return np.broadcast_to(np.eye(inner), (groups, inner, inner))
-    split = branch.weight.reshape(groups, -1, inner).swapaxes(1, 2)
-    return np.ascontiguousarray(split, np.float64)
+def _inputs(conv: Conv2dCache) -> Inputs:
+    """What matrices meet: whole windows if these are no longer than the outputs, else pixels."""
+    shape, window = conv.shape, window_of(conv)
+    if window.kernel**2 * shape.channels > shape.outputs:
+        window = window._replace(kernel=1, dilation=1, border=0)
+    channels = max(window.kernel**2 * shape.channels, shape.outputs)
+    grid = passes.make_grid(shape.images, shape.height, shape.width, channels)
+    return Inputs(grid, conv.x, window)
 
 
-def _through(matrix: Array, of_x: Moments, pixels: int) -> tuple[Array, Array]:
+def _matrices(branches: Mapping[str, BranchArrays], inputs: Inputs) -> dict[str, Array]:
+    """Kernels that are matrices, and the identity, as float64 (G, K * K * C/G, O/G)."""
+    kernel, groups = inputs.window.kernel, inputs.window.groups
+    inner = inputs.x.shape[3] // groups
+    matrices = {}
+    for name, (weight, gamma, _) in branches.items():
+        if weight is None:
+            matrix = np.broadcast_to(np.eye(inner), (groups, inner, inner))
+        elif weight.shape[2] <= kernel:
+            matrix = pack_weight(weight, groups).astype(np.float64)
+        else:
+            continue
+        if matrix.shape[1] < kernel**2 * inner:  # it meets the pixel in the middle of the window
+            centre = np.zeros((groups, kernel**2, inner, len(gamma) // groups))
+            centre[:, kernel**2 // 2] = matrix
+            matrix = centre.reshape(groups, kernel**2 * inner, -1)
+        matrices[name] = matrix
+    return matrices
+
+
+def _as_kernel(matrix: Array, weight: Array, window: Window) -> Array:
+    """Back from (G, K * K * C/G, O/G) to the shape of `weight`, (O, C/G, k, k) with k 1 or K."""
+    outputs, inner, kernel, _ = weight.shape
+    taps = matrix.reshape(len(matrix), window.kernel**2, inner, -1)
+    if kernel < window.kernel:
+        taps = taps[:, window.kernel**2 // 2 :][:, :1]
+    # (G, k k, C/G, O/G) -> (G, O/G, C/G, k k) -> (O, C/G, k, k)
+    return taps.transpose(0, 3, 2, 1).reshape(outputs, inner, kernel, kernel)
+
+
+def _through(matrix: Array, of_x: Moments | None, pixels: int) -> tuple[Array, Array]:
     """Mean and biased variance (O,) of ``x W``."""
+    assert of_x is not None
     mean = of_x.mean.reshape(len(matrix), 1, -1) @ matrix
     squares = (matrix * (of_x.about_mean @ matrix)).sum(axis=1)  # diag(W^T S W)
     return mean.reshape(-1), np.maximum(squares.reshape(-1), 0) / pixels

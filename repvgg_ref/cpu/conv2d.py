@@ -23,6 +23,7 @@ from repvgg_ref.cpu.plan import make_convolution
 from repvgg_ref.cpu.pool import Stage, pool
 from repvgg_ref.cpu.schedule import ConvShape
 from repvgg_ref.cpu.weight_gradient import winograd_weight_gradient
+from repvgg_ref.errors import ShapeError
 from repvgg_ref.ops import REFERENCE, Conv2dGrads, IntOrPair
 
 BLOCK_NUMBERS = 250_000
@@ -65,6 +66,46 @@ def conv2d_forward(
     x = np.ascontiguousarray(x)
     y = _convolve(x, weight, bias, shape, border, relu=False)
     return y, Conv2dCache(x, weight, bias is not None, shape, border)
+
+
+def square_convolution(
+    x: Array, weight: Array, *, stride: int, padding: int, dilation: int, groups: int
+) -> Conv2dCache:
+    """The convolution of contiguous x (N, H, W, C) without a bias, for `convolve` and gradients.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit together, or the kernel is not square.
+    """
+    found = _shape(x, weight, None, stride, padding, dilation, groups)
+    if found is None:
+        geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        REFERENCE.conv2d_forward(x.transpose(0, 3, 1, 2), weight, None, **geometry)  # refuses
+        raise ShapeError(
+            f"branches: weight.shape[2:] (={weight.shape[2:]}) must be square, "
+            f"x.dtype (={x.dtype}) float32 or float64 and weight.dtype (={weight.dtype}) the same"
+        )
+    return Conv2dCache(np.ascontiguousarray(x), weight, False, *found)
+
+
+def convolve(cache: Conv2dCache) -> Array:
+    """The output, (N, Ho, Wo, O), of `square_convolution`."""
+    return _convolve(cache.x, cache.weight, None, cache.shape, cache.padding, relu=False)
+
+
+def window_of(cache: Conv2dCache) -> direct.Window:
+    """The convolution's windows, for `direct.gather`."""
+    shape = cache.shape
+    return direct.Window(
+        shape.kernel,
+        shape.stride,
+        shape.dilation,
+        shape.groups,
+        shape.height,
+        shape.width,
+        cache.padding,
+    )
 
 
 def conv_bias_relu(
@@ -229,15 +270,7 @@ def _grad_weight(grad_y: Array, cache: Conv2dCache) -> Array:
     """``columns(x)^T grad_y``, a partial sum for each thread."""
     shape, threads = cache.shape, pool()
     G, inner = shape.groups, shape.kernel**2 * shape.channels
-    window = direct.Window(
-        shape.kernel,
-        shape.stride,
-        shape.dilation,
-        G,
-        shape.height,
-        shape.width,
-        cache.padding,
-    )
+    window = window_of(cache)
     block = max(1, BLOCK_NUMBERS // (inner * shape.width))
     rows = shape.images * shape.height
     sums = np.zeros((threads.threads, G, inner // G, shape.outputs // G), grad_y.dtype)

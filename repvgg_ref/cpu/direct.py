@@ -122,6 +122,25 @@ def _gather_taps(
     return steps
 
 
+def add_back(columns: Array, window: Window, rows: range, image: Array) -> None:
+    """Add what belongs to the windows of output `rows` to the pixels that they were read from.
+
+    Parameters
+    ----------
+    columns : (rows, Wo * K * K * C) array, in the order of `gather`
+    image : (H, W, C) array
+    """
+    taps = columns.reshape(len(rows), window.width, window.groups, window.kernel, window.kernel, -1)
+    for i, j in product(range(window.kernel), repeat=2):
+        top, bottom, row = _seen(window, i, image.shape[0], rows)
+        left, right, column = _seen(window, j, image.shape[1], range(window.width))
+        if top < bottom and left < right:
+            under = image[row :: window.stride, column :: window.stride]
+            under = under[: bottom - top, : right - left]
+            tap = taps[top:bottom, left:right, :, i, j]
+            under += tap.reshape(under.shape)
+
+
 def _seen(window: Window, tap: int, size: int, outputs: range) -> tuple[int, int, int]:
     """Which of the `outputs` a tap sees within `size` pixels, counted from the first of them.
 

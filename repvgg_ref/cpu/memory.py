@@ -67,4 +67,5 @@ def empty(shape: Iterable[int], dtype: Any) -> Array:
     if size < SMALL:
         return np.empty(sizes, dtype)
     loan: Any = _Loan(IDLE.take(size))
-    return np.asarray(loan).view(dtype).reshape(sizes)
+    array: Array = np.asarray(loan).view(dtype).reshape(sizes)
+    return array

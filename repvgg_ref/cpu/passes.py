@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu import memory
+from repvgg_ref.cpu import direct, memory
+from repvgg_ref.cpu.direct import Window
 from repvgg_ref.cpu.layout import carve, image_runs
 from repvgg_ref.cpu.pool import Stage, pool
 
@@ -31,8 +32,6 @@ class Grid(NamedTuple):
     images: int
     height: int
     width: int
-    stride: int
-    groups: int
     rows: int
 
     @property
@@ -54,44 +53,50 @@ class Grid(NamedTuple):
         spans = [self.span(piece) for piece in range(self.pieces)]
         return np.array([(stop - start) * self.width for start, stop in spans], np.float64)
 
-    def of(self, image_rows: Array, piece: int) -> Array:
+    def of(self, images: Array, piece: int) -> Array:
         """A piece of a contiguous (N, H, W, C) array, as (pixels, C): a view."""
         start, stop = self.span(piece)
-        flat = image_rows.reshape(-1, image_rows.shape[3])
+        flat: Array = images.reshape(-1, images.shape[3])
         return flat[start * self.width : stop * self.width]
 
     def rows_of(self, pixels: Array) -> Array:
         """(pixels, C) -> (rows, W * C), so that inner loops are long."""
-        return pixels.reshape(-1, self.width * pixels.shape[1])
+        rows: Array = pixels.reshape(-1, self.width * pixels.shape[1])
+        return rows
 
 
-def make_grid(y: Array, channels: int, stride: int, groups: int) -> Grid:
-    """Pieces for an output `y` (N, H, W, O) and an input of `channels`."""
-    images, height, width, outputs = y.shape
-    pixels = max(PIECE_PIXELS, PIECE_NUMBERS // max(channels, outputs))
+def make_grid(images: int, height: int, width: int, channels: int) -> Grid:
+    """Pieces for arrays of up to `channels`."""
+    pixels = max(PIECE_PIXELS, PIECE_NUMBERS // channels)
     pieces = -(-images * height * width // pixels)
     even = pool().threads * SHARES_A_THREAD
     rows = -(-images * height // (-(-pieces // even) * even))
-    return Grid(images, height, width, stride, groups, rows)
+    return Grid(images, height, width, rows)
 
 
 class Inputs(NamedTuple):
-    """Pieces of x as seen from output pixels: every `stride`-th row and column."""
+    """What the products with x take: for each output pixel the C numbers, or K * K * C, it sees."""
 
     grid: Grid
     x: Array
+    window: Window  # its kernel is 1, or 3 for whole windows
+
+    @property
+    def channels(self) -> int:
+        """Numbers a pixel, K * K * C."""
+        return self.window.kernel * self.window.kernel * int(self.x.shape[3])
 
     def piece(self, piece: int, scratch: Array) -> Array:
-        """(pixels, C): a view where the stride is 1, else a copy in `scratch`."""
-        grid = self.grid
-        if grid.stride == 1:
+        """(pixels, K * K * C), group by group: a view of x where it can be, else in `scratch`."""
+        grid, window = self.grid, self.window
+        if window.kernel == window.stride == 1:
             return grid.of(self.x, piece)
         start, stop = grid.span(piece)
-        seen = self.x[:, :: grid.stride, :: grid.stride]
-        taken = carve(scratch, (stop - start, grid.width, self.x.shape[3]))
-        for n, first, last, place in image_runs(start, stop, grid.height):
-            np.copyto(taken[place : place + last - first], seen[n, first:last])
-        return taken.reshape(-1, self.x.shape[3])
+        taken = carve(scratch, ((stop - start) * grid.width, self.channels))
+        columns = taken.reshape(len(taken), window.groups, -1)
+        for copy in direct.gather(self.x, window, start, stop, columns):
+            copy()
+        return taken
 
 
 def pointwise(x: Array, weight: Array, out: Array) -> None:
@@ -116,83 +121,89 @@ def correlate(x: Array, g: Array, out: Array) -> None:
 
 
 class Moments(NamedTuple):
-    """Mean (C,) and the sum of squares or products about it, in float64."""
+    """Mean (C,) and the sum of squares (C,) or products (G, C/G, C/G) about it, in float64."""
 
     mean: Array
     about_mean: Array
 
 
-def moments_of(
-    x: Array | None, y: Array, channels: int, grid: Grid
-) -> tuple[Moments, Moments | None]:
-    """Mean and squares (O,) of `y`; mean and products (G, C/G, C/G) of `x`, where it is given.
+def channel_moments(y: Array, grid: Grid) -> Moments:
+    """Mean of `y` and its squares about it, (O,) each.
 
     Within a piece about the piece's own mean, in the array's dtype; pieces are merged in float64
     (Chan, Golub & LeVeque 1983, equation 2.1): nothing large is ever subtracted from its like.
     """
-    outputs, groups, shares = y.shape[3], grid.groups, _shares(grid)
-    means = np.empty((grid.pieces, outputs), y.dtype)
+    means = np.empty((grid.pieces, y.shape[3]), y.dtype)
     squares = np.empty_like(means)
-    means_x = np.empty((grid.pieces, channels), y.dtype)
-    products = np.zeros((shares, groups, channels // groups, channels // groups), y.dtype)
-    inputs = None if x is None else Inputs(grid, x)
-    scratch = _scratch(grid, max(channels, outputs), 2, y.dtype)
+    scratch = _scratch(grid, y.shape[3], 1, y.dtype)
+
+    def share(worker: int, item: int) -> None:
+        for piece in _pieces(grid, item):
+            held = grid.of(y, piece)
+            centred = _centre(held, means[piece], carve(scratch[worker, 0], held.shape), grid)
+            centred *= centred
+            squares[piece] = _column_sums(centred)
+
+    _run(_shares(grid), share)
+    sizes = grid.sizes()
+    mean, apart = _merge(means, sizes)
+    return Moments(mean, squares.sum(axis=0, dtype=np.float64) + sizes @ apart**2)
+
+
+def product_moments(inputs: Inputs) -> Moments:
+    """Mean of x and its products about it, as `channel_moments`."""
+    grid, channels, groups = inputs.grid, inputs.channels, inputs.window.groups
+    dtype, shares = inputs.x.dtype, _shares(grid)
+    means = np.empty((grid.pieces, channels), dtype)
+    products = np.zeros((shares, groups, channels // groups, channels // groups), dtype)
+    scratch = _scratch(grid, channels, 2, dtype)
 
     def share(worker: int, item: int) -> None:
         one, two = scratch[worker]
         product = np.empty_like(products[0])
         for piece in _pieces(grid, item):
-            held = grid.of(y, piece)
-            centred = _centre(held, means[piece], carve(one, held.shape), grid)
-            np.multiply(centred, centred, out=centred)
-            squares[piece] = _column_sums(centred)
-            if inputs is not None:
-                seen = inputs.piece(piece, two)
-                centred = _centre(seen, means_x[piece], carve(one, seen.shape), grid)
-                correlate(centred, centred, product)
-                products[item] += product
+            seen = inputs.piece(piece, one)
+            centred = _centre(seen, means[piece], carve(two, seen.shape), grid)
+            correlate(centred, centred, product)
+            products[item] += product
 
     _run(shares, share)
     sizes = grid.sizes()
     mean, apart = _merge(means, sizes)
-    of_y = Moments(mean, squares.sum(axis=0, dtype=np.float64) + sizes @ apart**2)
-    if x is None:
-        return of_y, None
-    mean, apart = _merge(means_x, sizes)
     split = apart.reshape(len(sizes), groups, -1).transpose(1, 0, 2)  # (G, pieces, C/G)
     between = (split * sizes[:, None]).swapaxes(1, 2) @ split
-    return of_y, Moments(mean, products.sum(axis=0, dtype=np.float64) + between)
+    return Moments(mean, products.sum(axis=0, dtype=np.float64) + between)
 
 
 def combine(
-    x: Array | None,
-    y3: Array,
+    y3: Array | None,
     scale: Array,
+    inputs: Inputs,
     weight: Array | None,
     bias: Array,
-    grid: Grid,
     *,
     relu: bool,
 ) -> Array:
-    """``[ReLU](scale y3 + x W + bias)``: vectors (O,), `weight` (G, C/G, O/G) or None with `x`."""
-    y = memory.empty(y3.shape, y3.dtype)
-    channels = 0 if x is None else x.shape[3]
-    inputs = None if x is None else Inputs(grid, x)
-    scratch = _scratch(grid, max(channels, y3.shape[3]), 2, y3.dtype)
+    """``[ReLU](scale y3 + x W + bias)``: vectors (O,), W (G, C/G, O/G), or one of the products."""
+    grid = inputs.grid
+    outputs = len(bias)
+    y = memory.empty((grid.images, grid.height, grid.width, outputs), inputs.x.dtype)
+    scratch = _scratch(grid, max(inputs.channels, outputs), 2, y.dtype)
     scale, bias = np.tile(scale, grid.width), np.tile(bias, grid.width)
 
     def share(worker: int, item: int) -> None:
         one, two = scratch[worker]
         for piece in _pieces(grid, item):
-            held, out = grid.of(y3, piece), grid.of(y, piece)
+            out = grid.of(y, piece)
             rows = grid.rows_of(out)
-            if inputs is None or weight is None:
-                np.multiply(grid.rows_of(held), scale, out=rows)
-            else:
+            if weight is not None:
                 pointwise(inputs.piece(piece, two), weight, out)
-                scaled = grid.rows_of(carve(one, held.shape))
-                np.multiply(grid.rows_of(held), scale, out=scaled)
-                rows += scaled
+            if y3 is not None:
+                held = grid.rows_of(grid.of(y3, piece))
+                scaled = rows if weight is None else grid.rows_of(carve(one, out.shape))
+                np.multiply(held, scale, out=scaled)
+                if weight is not None:
+                    rows += scaled
             rows += bias
             if relu:
                 np.maximum(rows, 0, out=rows)
@@ -202,118 +213,123 @@ def combine(
 
 
 class GradientSums(NamedTuple):
-    """`g` itself (N, H, W, O); sums over pixels in float64."""
+    """Sums over pixels in float64, about the exact means."""
 
-    g: Array
     total: Array  # (O,) of g
-    with_y3: Array  # (O,) of g (y3 - mean)
+    with_y3: Array | None  # (O,) of g (y3 - mean)
     with_x: Array | None  # (G, C/G, O/G) of (x - mean)^T g
 
 
 def gradient_sums(
     grad_y: Array,
     y: Array | None,
-    y3: Array,
-    mean_y3: Array,
-    x: Array | None,
+    y3: Array | None,
+    mean_y3: Array | None,
+    inputs: Inputs,
     mean_x: Array | None,
-    grid: Grid,
+    g: Array | None,
 ) -> GradientSums:
-    """``g = grad_y where y > 0`` (all of it where `y` is None), and what it sums to."""
-    outputs, shares = y3.shape[3], _shares(grid)
-    channels = 0 if x is None else x.shape[3]
-    g = grad_y if y is None else memory.empty(grad_y.shape, grad_y.dtype)
-    totals = np.empty((grid.pieces, outputs), g.dtype)
+    """``g = grad_y where y > 0``, kept in `g` if that is given, and what it sums to.
+
+    Where `y` is None, g is grad_y itself.
+
+    Sums with y3 and x are left out where there is no mean.
+    """
+    grid, outputs, groups = inputs.grid, grad_y.shape[3], inputs.window.groups
+    shares, dtype = _shares(grid), grad_y.dtype
+    totals = np.empty((grid.pieces, outputs), dtype)
     with_y3 = np.empty_like(totals)
-    per_group = channels // grid.groups, outputs // grid.groups
-    with_x = np.zeros((shares, grid.groups, *per_group), g.dtype)
-    inputs = None if x is None else Inputs(grid, x)
-    scratch = _scratch(grid, max(channels, outputs), 2, g.dtype)
-    mean_y3 = np.tile(mean_y3, grid.width)
-    mean_x = np.zeros(0) if mean_x is None else np.tile(mean_x, grid.width)
+    with_x = np.zeros((shares, groups, inputs.channels // groups, outputs // groups), dtype)
+    scratch = _scratch(grid, max(inputs.channels, outputs), 3, dtype)
+    centre_y3, centre_x = (
+        None if mean is None else np.tile(mean.astype(dtype), grid.width)
+        for mean in (mean_y3, mean_x)
+    )
 
     def share(worker: int, item: int) -> None:
-        one, two = scratch[worker]
+        one, two, three = scratch[worker]
         product = np.empty_like(with_x[0])
         for piece in _pieces(grid, item):
-            under, held = grid.of(g, piece), grid.of(y3, piece)
+            under = grid.of(grad_y, piece)
             if y is not None:  # y is never negative; NaN passes its gradient on
-                np.multiply(grid.of(grad_y, piece), grid.of(y, piece) != 0, out=under)
+                masked = carve(three, under.shape) if g is None else grid.of(g, piece)
+                under = np.multiply(under, grid.of(y, piece) != 0, out=masked)
             totals[piece] = _column_sums(under)
-            centred = carve(one, held.shape)
-            np.subtract(grid.rows_of(held), mean_y3, out=grid.rows_of(centred))
-            centred *= under
-            with_y3[piece] = _column_sums(centred)
-            if inputs is not None:
+            if y3 is not None and centre_y3 is not None:
+                centred = carve(one, under.shape)
+                held = grid.rows_of(grid.of(y3, piece))
+                np.subtract(held, centre_y3, out=grid.rows_of(centred))
+                centred *= under
+                with_y3[piece] = _column_sums(centred)
+            if centre_x is not None:
                 seen = inputs.piece(piece, two)
                 centred = carve(one, seen.shape)
-                np.subtract(grid.rows_of(seen), mean_x, out=grid.rows_of(centred))
+                np.subtract(grid.rows_of(seen), centre_x, out=grid.rows_of(centred))
                 correlate(centred, under, product)
                 with_x[item] += product
 
     _run(shares, share)
-    return GradientSums(
-        g,
-        totals.sum(axis=0, dtype=np.float64),
-        with_y3.sum(axis=0, dtype=np.float64),
-        None if x is None else with_x.sum(axis=0, dtype=np.float64),
-    )
+    total = totals.sum(axis=0, dtype=np.float64)
+    of_y3, of_x = None, None
+    if mean_y3 is not None:  # the means were rounded to the array's dtype: what that changed
+        of_y3 = with_y3.sum(axis=0, dtype=np.float64) + (mean_y3.astype(dtype) - mean_y3) * total
+    if mean_x is not None:
+        rounded = (mean_x.astype(dtype) - mean_x).reshape(groups, -1, 1)
+        of_x = with_x.sum(axis=0, dtype=np.float64) + rounded * total.reshape(groups, 1, -1)
+    return GradientSums(total, of_y3, of_x)
 
 
-def through_norm(g: Array, y3: Array, scale: Array, shift: Array, out: Array, grid: Grid) -> None:
-    """``out = g - (scale y3 + shift)``: vectors (O,); `out` may be the inside of a border."""
+def through_norm(g: Array, y3: Array, scale: Array, shift: Array, grid: Grid) -> Array:
+    """``g - (scale y3 + shift)``: vectors (O,)."""
+    out = memory.empty(g.shape, g.dtype)
     scratch = _scratch(grid, y3.shape[3], 1, g.dtype)
     scale, shift = np.tile(scale, grid.width), np.tile(shift, grid.width)
 
     def share(worker: int, item: int) -> None:
         for piece in _pieces(grid, item):
-            start, stop = grid.span(piece)
-            held = grid.of(y3, piece)
-            removed = grid.rows_of(carve(scratch[worker, 0], held.shape))
-            np.multiply(grid.rows_of(held), scale, out=removed)
+            held = grid.rows_of(grid.of(y3, piece))
+            removed = np.multiply(held, scale, out=carve(scratch[worker, 0], held.shape))
             removed += shift
-            under = grid.rows_of(grid.of(g, piece))
-            for n, first, last, place in image_runs(start, stop, grid.height):
-                target = out[n, first:last]
-                part = slice(place, place + last - first)
-                difference = np.subtract(under[part], removed[part], out=removed[part])
-                np.copyto(target, difference.reshape(target.shape))
+            np.subtract(
+                grid.rows_of(grid.of(g, piece)), removed, out=grid.rows_of(grid.of(out, piece))
+            )
 
     _run(_shares(grid), share)
+    return out
 
 
 def add_pointwise(
-    grad_x: Array, g: Array, from_g: Array, x: Array, from_x: Array, bias: Array, grid: Grid
+    grad_x: Array, g: Array, from_g: Array, inputs: Inputs, from_x: Array, bias: Array
 ) -> None:
-    """``grad_x += g from_g - x from_x + bias`` at the pixels that 1x1 kernels see, in place.
+    """``grad_x += g from_g - x from_x + bias`` where x was seen, in place.
 
     Parameters
     ----------
-    from_g : (G, O/G, C/G) array
+    from_g : (G, O/G, C/G) array; C here and below as in `Inputs`, K * K * C
     from_x : (G, C/G, C/G) array
     bias : (C,) array
     """
-    channels = x.shape[3]
-    inputs = Inputs(grid, x)
-    scratch = _scratch(grid, channels, 2, g.dtype)
+    grid, window = inputs.grid, inputs.window
+    if window.kernel > 1:  # windows overlap: an image is one thread's
+        grid = grid._replace(rows=grid.height)
+        inputs = inputs._replace(grid=grid)
+    scratch = _scratch(grid, inputs.channels, 3, g.dtype)
     bias = np.tile(bias, grid.width)
-    seen_by = grad_x[:, :: grid.stride, :: grid.stride]
 
     def share(worker: int, item: int) -> None:
-        one, two = scratch[worker]
+        one, two, three = scratch[worker]
         for piece in _pieces(grid, item):
-            start, stop = grid.span(piece)
-            under = grid.of(g, piece)
-            total = carve(one, (len(under), channels))
-            other = np.empty_like(total)
+            under, seen = grid.of(g, piece), inputs.piece(piece, two)
+            total, other = carve(one, seen.shape), carve(three, seen.shape)
             pointwise(under, from_g, total)
-            pointwise(inputs.piece(piece, two), from_x, other)
+            pointwise(seen, from_x, other)
             total -= other
             rows = grid.rows_of(total)
             rows += bias
+            start, stop = grid.span(piece)
             for n, first, last, place in image_runs(start, stop, grid.height):
-                target = seen_by[n, first:last]
-                target += rows[place : place + last - first].reshape(target.shape)
+                part = rows[place : place + last - first]
+                direct.add_back(part, window, range(first, last), grad_x[n])
 
     _run(_shares(grid), share)
 

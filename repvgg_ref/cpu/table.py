@@ -13,7 +13,11 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.batch_norm import batch_norm_train_backward, batch_norm_train_forward
-from repvgg_ref.cpu.branches import branches_backward, branches_forward
+from repvgg_ref.cpu.branches import (
+    branches_backward,
+    branches_forward,
+    branches_parameter_grads,
+)
 from repvgg_ref.cpu.conv2d import conv2d_backward, conv2d_forward, conv_bias_relu
 from repvgg_ref.ops import REFERENCE, Ops
 
@@ -63,4 +67,5 @@ NUMPY = Ops(
     fused_conv_bias_relu=conv_bias_relu,
     fused_branches_forward=branches_forward,
     fused_branches_backward=branches_backward,
+    fused_branches_parameter_grads=branches_parameter_grads,
 )

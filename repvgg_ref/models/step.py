@@ -15,6 +15,7 @@ from repvgg_ref.blocks.repvgg import (
     BlockCache,
     train_block_backward,
     train_block_forward,
+    train_block_parameter_grads,
 )
 from repvgg_ref.models.architectures import Architecture, AuxHeadSpec
 from repvgg_ref.ops import Ops
@@ -93,9 +94,13 @@ def training_step(
     for spec in reversed(arch.blocks):
         if spec.name in aux_caches:
             grad = grad + aux_backward(*aux_caches[spec.name], grads, ops=ops)
-        block = train_block_backward(spec, grad, caches.pop(spec.name), ops=ops, training=True)
-        grads |= {f"{spec.name}.{part}": value for part, value in block.params.items()}
-        grad = block.x
+        cache = caches.pop(spec.name)
+        if spec is arch.blocks[0]:
+            params_of_block = train_block_parameter_grads(spec, grad, cache, ops=ops)
+        else:
+            block = train_block_backward(spec, grad, cache, ops=ops, training=True)
+            params_of_block, grad = block.params, block.x
+        grads |= {f"{spec.name}.{part}": value for part, value in params_of_block.items()}
     return StepResult(
         loss + aux_loss, logits, grads, _running(params, batch_stats, ops=ops, momentum=momentum)
     )

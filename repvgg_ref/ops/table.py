@@ -178,11 +178,13 @@ class Ops:
     fused_conv_bias_relu: _ConvBiasReluForward | None = None
     # A whole three-branch block in training mode, `relu` included where no SE comes before it:
     # y = [ReLU](sum of branches); backward gives grad_x and each branch's gradients. None: the
-    # block is composed from the primitives above. Both or neither.
+    # block is composed from the primitives above. Both or neither. `..._parameter_grads` is the
+    # backward without grad_x, for the first block of a network; None: grad_x is thrown away.
     fused_branches_forward: _BranchesForward | None = None
     fused_branches_backward: (
         Callable[[Array, Any], tuple[Array, Mapping[str, BranchGrads]]] | None
     ) = None
+    fused_branches_parameter_grads: Callable[[Array, Any], Mapping[str, BranchGrads]] | None = None
     from_host: Callable[[Array], Array] = np.asarray  # a NumPy array as one of this backend's
     on_device: bool = False  # arrays live in a device's memory, and must be brought there
     # (blocks, deploy arrays) -> an object with `forward(x)` and `layers(x)`: the whole fused

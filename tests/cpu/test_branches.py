@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import NUMPY
-from repvgg_ref.cpu.branches import branches_backward, branches_forward
+from repvgg_ref.cpu.branches import (
+    branches_backward,
+    branches_forward,
+    branches_parameter_grads,
+)
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.ops import BranchArrays
 from tests.gradcheck import assert_gradients
@@ -100,7 +104,12 @@ def assert_is_the_reference(case: Case, dtype: Any, tolerance: float) -> None:
     got = branches_forward(x, branches, **case.settings)
     grad_x, grads = branches_backward(nhwc(grad), got.cache)
     again, _ = branches_backward(nhwc(grad), got.cache)
-    assert (again == grad_x).all(), "the backward pass changed its cache"
+    np.testing.assert_array_equal(again, grad_x, "the backward pass changed its cache")
+    alone = branches_parameter_grads(nhwc(grad), got.cache)
+    assert alone.keys() == grads.keys()
+    for name, branch in alone.items():
+        for mine, same in zip(branch, grads[name], strict=True):
+            np.testing.assert_array_equal(mine, same)
 
     def close(name: str, mine: Array, theirs: Array) -> None:
         assert mine.dtype == dtype, name
@@ -125,7 +134,7 @@ def assert_is_the_reference(case: Case, dtype: Any, tolerance: float) -> None:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     groups = draw(st.integers(1, 3))
-    channels, outputs = (groups * draw(st.integers(1, 4)) for _ in "io")
+    channels, outputs = groups * draw(st.integers(1, 4)), groups * draw(st.integers(1, 20))
     stride = draw(st.integers(1, 3))
     identity = stride == 1 and draw(st.booleans())
     return Case(
@@ -175,6 +184,7 @@ FEW = [
     Case(identity=True),
     Case(outputs=4, stride=2, groups=2),
     Case(identity=True, groups=3, dilation=2, relu=False),
+    Case(channels=2, outputs=20, stride=2),
 ]
 
 
@@ -207,6 +217,7 @@ def test_gradients_by_finite_differences(case: Case) -> None:
 def test_the_table_offers_it() -> None:
     assert NUMPY.fused_branches_forward is branches_forward
     assert NUMPY.fused_branches_backward is branches_backward
+    assert NUMPY.fused_branches_parameter_grads is branches_parameter_grads
 
 
 def test_wrong_shapes_are_refused() -> None:
