@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -111,6 +112,8 @@ def command(
     """
     from repvgg_ref.train.comm import connect
 
+    # A loss that is not finite is found and told; the arithmetic's threads need not warn as well.
+    warnings.filterwarnings("ignore", "overflow|invalid value", RuntimeWarning)
     if asked["threads"] is not None:  # the arithmetic's threads are made at its first use
         os.environ["REPVGG_NUM_THREADS"] = str(asked["threads"])
     comm = connect()

@@ -1,0 +1,154 @@
+"""`repvgg-ref train` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from repvgg_ref.train.log import read_log
+from tests.cli.runner import ROOT, environment, invoke, run_python
+
+SHORT = ("--epochs", 1, "--batch", 240)
+
+
+def test_it_trains_the_bundled_digits_and_a_second_run_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = invoke(capsys, "train", "--out", out, *SHORT)
+    assert done.code == 0, done.err
+    assert "train  digits by digits: 1437 images" in done.out
+    assert "epoch    1  loss" in done.out
+    assert "proof  trained and fused form agree on 360 images" in done.out
+    assert f"wrote  {out / 'deploy.npz'}" in done.out
+    assert "forward and backward" in done.err
+    assert "--resume" in invoke(capsys, "train", "--out", out, *SHORT).error_line()
+
+
+def test_json_is_one_object(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = invoke(capsys, "train", "--out", tmp_path / "out", "--json", *SHORT).json()
+    assert (found["model"], found["recipe"], found["steps"]) == ("digits", "digits", 5)
+    assert found["trained"]["top1"] == found["fused"]["top1"]
+    assert found["difference"] <= found["tolerance"]
+    assert all(Path(path).exists() for path in found["files"])
+
+
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = invoke(capsys, "train", "--dry-run", "--out", out, "--epochs", 3)
+    assert done.code == 0
+    for words in ("66, 22 an epoch", "83,226 parameters", "MiB a rank", "s a step", "0 at step 0"):
+        assert words in done.out
+    assert "nothing was written" in done.out
+    assert not out.exists()
+    plan = invoke(capsys, "train", "--dry-run", "--json", "--out", out).json()
+    assert plan["steps"] == 880
+    assert plan["step_seconds"] > 0
+
+
+def test_the_module_is_the_command() -> None:
+    helps = [
+        run_python("-m", name, *rest, "--help")
+        for name, *rest in (
+            ("repvgg_ref.train",),
+            ("repvgg_ref_cli", "train"),
+        )
+    ]
+    assert helps[0].returncode == helps[1].returncode == 0
+    assert helps[0].stdout == helps[1].stdout
+    assert "--label-smoothing" in helps[0].stdout
+    assert "--nesterov / --no-nesterov" in helps[0].stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--lr", "-1"), "lr"),
+        (("--lr", "nan"), "lr"),
+        (("--lr", "much"), "--lr"),
+        (("--recipe", "paper-121"), "paper-120"),
+        (("--schedule", "sine"), "cosine"),
+        (("--model", "RepVGG-Z9"), "RepVGG-A0"),
+        (("--batch", "100000"), "batch"),
+        (("--batch", "0"), "batch"),
+        (("--accumulate", "7"), "accumulate"),
+        (("--data", "/nonexistent"), "nonexistent"),
+        (("--init", "/nonexistent.pth"), "nonexistent.pth"),
+        (("--out", "/proc/nowhere"), "/proc/nowhere"),
+        (("--leraning-rate", "1"), "--leraning-rate"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(
+    options: tuple[str, ...],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = invoke(capsys, "train", *options).error_line()
+    assert said.lower() in line.lower()
+    assert not list(tmp_path.glob("runs/*/state*"))
+
+
+def test_a_fused_file_cannot_be_trained(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    fused = tmp_path / "fused.npz"
+    source = ROOT / "repvgg_ref" / "data" / "digits-train.pth"
+    assert invoke(capsys, "convert", "--in", source, "--out", fused).code == 0
+    line = invoke(capsys, "train", "--init", fused, "--out", tmp_path / "out").error_line()
+    assert "three branches" in line
+
+
+def test_divergence_is_told_with_its_layer(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    done = invoke(
+        capsys, "train", "--out", tmp_path / "out", *SHORT, "--lr", 1e30, "--warm-up-epochs", 0
+    )
+    assert done.code == 2
+    assert "diverged in step" in done.err
+    assert "output of stage" in done.err
+
+
+def test_a_file_of_ones_own_recipe_and_options_over_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('model = "digits"\nsize = 32\nepochs = 9\nbatch = 240\nflip = false\n')
+    plan = invoke(capsys, "train", "--dry-run", "--json", "--recipe", recipe, "--epochs", 2).json()
+    assert (plan["recipe"], plan["steps"]) == ("mine", 10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_training_can_be_resumed(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("--out", out, "--epochs", 3, "--batch", 240, "--evaluate-every", 9)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "repvgg_ref.train", *map(str, arguments)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not read_log(out) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "--resume continues" in printed
+    resumed = run_python("-m", "repvgg_ref.train", *arguments, "--resume", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["steps"] == 15
+    assert "resumed at step" in resumed.stderr
