@@ -23,7 +23,7 @@ PLAN = "unfinished.json"  # what is being made; there until the manifest is
 PART_BYTES = 2**28
 BATCH = 64
 
-# How many batches are written, and of how many.
+# How many batches are resized, and of how many.
 Progress = Callable[[int, int], None]
 
 
@@ -94,8 +94,8 @@ def _counted(
     batches: Iterable[Batch], first: int, steps: int, progress: Progress
 ) -> Iterator[Batch]:
     for done, batch in enumerate(batches, first + 1):
-        yield batch
         progress(done, steps)
+        yield batch
 
 
 def _fingerprint(source: Source) -> str:
