@@ -85,6 +85,11 @@ class Graph:
                     self._pool.run(stage)
             return self._head()
 
+    @property
+    def buffer_numbers(self) -> int:
+        """How many numbers all buffers hold together."""
+        return sum(memory.size for memory in self._memory)
+
     def _conv_shape(self, layer: Conv, images: int) -> ConvShape:
         height, width, outputs = self._sizes[layer.name]
         return ConvShape(
@@ -120,10 +125,10 @@ class Graph:
             taken[name] = slot
             # Layer number place - 1 has just written `name`; what was read last by it is free.
             free += [taken[n] for n, last in last_use.items() if last == place - 1 and n in taken]
-        memory = [np.zeros(size, np.float32) for size in slots]
+        self._memory = [np.zeros(size, np.float32) for size in slots]
         found = {}
         for name, (height, width, _) in self._sizes.items():
-            view, border = carve(memory[taken[name]], padded[name]), borders[name]
+            view, border = carve(self._memory[taken[name]], padded[name]), borders[name]
             inner = interior(view, height, width, border)
             found[name] = _Buffer(view, inner, border, border_views(view, height, width, border))
         return found

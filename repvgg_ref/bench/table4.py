@@ -88,11 +88,11 @@ def race_table4(
     task: Task,
     *,
     rounds: int,
-    networks: Sequence[str] = tuple(PAPER),
+    networks: Sequence[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Table4:
-    """Run `networks` in turns, each as `task` says but for its name."""
-    tasks = [replace(task, network=name) for name in networks]
+    """Run `networks`, by default all of `PAPER`, in turns, each as `task` says but for its name."""
+    tasks = [replace(task, network=name) for name in networks or PAPER]
     measured = race_networks(tasks, rounds=rounds, progress=progress)
     return Table4(task, tuple(map(_row, tasks, measured)))
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from repvgg_ref.bench import race as race_module
-from repvgg_ref.bench import rival
 from repvgg_ref.bench.contenders.base import BRANCHES, ENTRIES, OURS
 from repvgg_ref.bench.race import difference, race
 from repvgg_ref.bench.result import spread
@@ -92,7 +91,7 @@ def test_no_process_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
             super().__init__(*arguments, **options)
             made.append(self)
 
-    monkeypatch.setattr(rival.subprocess, "Popen", Kept)
+    monkeypatch.setattr("repvgg_ref.bench.rival.subprocess.Popen", Kept)
     run("slow", "slower or wrong")
 
     def interrupted(what: str, done: int, total: int) -> None:

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from repvgg_ref.bench.document import Found
     from repvgg_ref.bench.task import Task
 
-# As in `repvgg_ref.bench.contenders` and `repvgg_ref.cpu`, too heavy to import for --help.
+# As in `repvgg_ref.bench.contenders`, too heavy to import for --help.
 PEERS = ("torch", "onnxruntime", "openvino", "ncnn")
-ALGORITHMS = ("auto", "measure", "direct", "winograd2", "winograd4", "winograd5", "winograd6")
 KINDS = ("train", "convert", "table4")
 
 
@@ -57,7 +56,9 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
 @click.option(
     "--threads", type=click.IntRange(min=1), show_default="REPVGG_NUM_THREADS, else all processors"
 )
-@click.option("--algorithm", type=click.Choice(ALGORITHMS), default="auto", show_default=True)
+@click.option(
+    "--algorithm", default="auto", show_default=True, metavar="auto|measure|direct|winograd4|..."
+)
 @backend_option
 @click.option(
     "--layers/--no-layers", default=True, show_default=True, help="Show each layer's GFLOP/s."
@@ -135,10 +136,13 @@ def _task(
 ) -> Task:
     from repvgg_ref.backends import backend_ops
     from repvgg_ref.bench.task import Task
+    from repvgg_ref.cpu.cost import ALGORITHMS
     from repvgg_ref.cpu.pool import default_threads
     from repvgg_ref.models.architectures import architecture
 
     backend_ops(backend)  # refuses now what cannot be had
+    if algorithm not in (known := ("auto", "measure", *ALGORITHMS)):
+        raise click.UsageError(f"--algorithm {algorithm!r} is none of {', '.join(known)}")
     if kind in ("convert", "table4") and backend not in ("numpy", "auto"):
         raise click.UsageError(f"--{kind} runs on the numpy backend only")
     try:
