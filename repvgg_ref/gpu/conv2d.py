@@ -7,6 +7,7 @@ gradient goes the same way back.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import cupy
@@ -129,8 +130,8 @@ class Convolutions:
         grad_y = cupy.ascontiguousarray(grad_y, dtype=cache.x.dtype)
         grad_x = cupy.empty(sizes.x_shape, cache.x.dtype)
         grad = cupy.empty(cache.kernels.shape, cache.x.dtype)
-        self._first(lambda way: way.grad_x(grad_y, cache.kernels, sizes, grad_x), cache.x.dtype)
-        self._first(lambda way: way.grad_weight(cache.x, grad_y, sizes, grad), cache.x.dtype)
+        self._first(lambda way: way.grad_x(grad_y, cache.kernels, sizes, grad_x))
+        self._first(lambda way: way.grad_weight(cache.x, grad_y, sizes, grad))
         # (O, Kh, Kw, C/G) -> (O, C/G, Kh, Kw)
         grad_weight = cupy.ascontiguousarray(grad.transpose(0, 3, 1, 2), dtype=cache.weight_dtype)
         wide = np.promote_types(grad_y.dtype, np.float32)
@@ -149,13 +150,12 @@ class Convolutions:
     ) -> Array:
         """``[relu](conv2d(x, packed) + bias)`` into `out`, or into new memory."""
         y = cupy.empty(sizes.y_shape, x.dtype) if out is None else out
-        self._first(lambda way: way.forward(x, packed, bias, sizes, y, relu=relu), x.dtype)
+        self._first(lambda way: way.forward(x, packed, bias, sizes, y, relu=relu))
         return y
 
-    def _first(self, attempt: Any, dtype: Any) -> None:
+    def _first(self, attempt: Callable[[Convolution], bool]) -> None:
         """The first way that can do it; the last one can do everything."""
-        ways = self._ways[-1:] if dtype == np.float64 else self._ways
-        done = any(attempt(way) for way in ways)
+        done = any(attempt(way) for way in self._ways)
         assert done, "matrix products can do every convolution"
 
     def _bias(self, bias: Array | None, x: Array) -> Array | None:

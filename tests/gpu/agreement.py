@@ -45,10 +45,14 @@ def training_report(model: Model, x: Array, labels: Array, *, steps: int) -> Rep
     return judge_training(right, train_on_device(model, right, cupy_ops("fp32")), model=model)
 
 
-def train_on_device(model: Model, right: TrainingSteps, ops: Ops) -> dict[str, Any]:
+def train_on_device(
+    model: Model, right: TrainingSteps, ops: Ops, *, loss_scale: float = 1.0
+) -> dict[str, Any]:
     """The numbers of the first step, and the weights after the last, under official names."""
-    from repvgg_ref.gpu import sgd_step
+    from repvgg_ref.gpu.loss_scale import LossScaler
 
+    scaler = LossScaler(start=loss_scale)
+    ops = scaler.table(ops)
     names = official_dialect(model.arch).names(param_shapes(model.arch, "train"))
     official = {
         names[name]: ops.from_host(np.asarray(array, _stored(array)))
@@ -74,10 +78,10 @@ def train_on_device(model: Model, right: TrainingSteps, ops: Ops) -> dict[str, A
         stats = {names[name]: stat for name, stat in step.stats.items()}
         if not first:
             first = {"loss": to_numpy(step.loss), "logits": to_numpy(step.logits)}
-            first |= {f"grad/{name}": to_numpy(grad) for name, grad in grads.items()}
+            first |= {f"grad/{n}": to_numpy(grad) / loss_scale for n, grad in grads.items()}
             first |= {f"stat/{name}": to_numpy(stat) for name, stat in stats.items()}
         losses.append(step.loss)
-        taken = sgd_step(
+        taken = scaler.sgd_step(
             official,
             grads,
             velocities,

@@ -6,6 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 
 
+class DeviceSynchronized(RuntimeError):  # noqa: N818 - CuPy's own name
+    """As `cupyx.DeviceSynchronized`: the host waited where it must not."""
+
+
 class Ledger:
     """Counts of one run; `syncs` names what made the host wait, ``{"float()": 2}``.
 
@@ -18,6 +22,7 @@ class Ledger:
         self.launches: Counter[str] = Counter()
         self.capturing: list[Callable[[], object]] | None = None
         self.memory_limit: int | None = None
+        self.may_wait = True
 
     def clear(self) -> None:
         """Forget the counts."""
@@ -29,6 +34,8 @@ class Ledger:
         """The host waits for the device."""
         if self.capturing is not None:
             raise RuntimeError(f"cudaErrorStreamCaptureUnsupported: {why} while a stream captures")
+        if not self.may_wait:
+            raise DeviceSynchronized(why)
         self.syncs[why] += 1
 
     def launch(self, name: str, work: Callable[[], object], *, capturable: bool = True) -> None:

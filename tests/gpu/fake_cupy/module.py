@@ -20,7 +20,7 @@ from tests.gpu.fake_cupy.device_array import (
     unwrap,
     wrap,
 )
-from tests.gpu.fake_cupy.ledger import LEDGER
+from tests.gpu.fake_cupy.ledger import LEDGER, DeviceSynchronized
 
 DEVICE_NAME = "Fake device on NumPy"
 
@@ -265,7 +265,11 @@ def _elapsed(start: Event, end: Event) -> float:
 
 @contextmanager
 def _allow_synchronize(allow: bool) -> Iterator[None]:
-    yield
+    before, LEDGER.may_wait = LEDGER.may_wait, allow
+    try:
+        yield
+    finally:
+        LEDGER.may_wait = before
 
 
 def _namespace(place: str, **members: Any) -> Any:
@@ -345,6 +349,8 @@ def make_cupyx() -> ModuleType:
     """A new module `cupyx` of the fake."""
     made: ModuleType = _namespace(
         "cupyx",
+        DeviceSynchronized=DeviceSynchronized,
+        allow_synchronize=_allow_synchronize,
         empty_pinned=lambda shape, dtype=float: np.empty(shape, dtype),
         zeros_pinned=lambda shape, dtype=float: np.zeros(shape, dtype),
         rsqrt=on_device("rsqrt", lambda x, **named: np.divide(1, np.sqrt(x), **named)),
