@@ -51,6 +51,7 @@ from repvgg_ref.cpu.conv2d import (
 )
 from repvgg_ref.cpu.direct import Window, pack_weight
 from repvgg_ref.cpu.passes import GradientSums, Inputs, Moments
+from repvgg_ref.cpu.pool import in_session
 from repvgg_ref.errors import require_equal
 from repvgg_ref.ops import BranchArrays, BranchesForward, BranchGrads
 
@@ -76,6 +77,7 @@ class BranchesCache(NamedTuple):
     of_x: Moments | None  # None: there are no matrices
 
 
+@in_session
 def branches_forward(
     x: Array,
     branches: Mapping[str, BranchArrays],
@@ -120,6 +122,7 @@ def branches_forward(
     return BranchesForward(y, cache, stats)
 
 
+@in_session
 def branches_backward(grad_y: Array, cache: BranchesCache) -> tuple[Array, dict[str, BranchGrads]]:
     """`Ops.fused_branches_backward` for NHWC arrays."""
     g, sums = _gradient(grad_y, cache, keep=True)
@@ -136,6 +139,7 @@ def branches_backward(grad_y: Array, cache: BranchesCache) -> tuple[Array, dict[
     return grad_x, grads
 
 
+@in_session
 def branches_parameter_grads(grad_y: Array, cache: BranchesCache) -> dict[str, BranchGrads]:
     """`branches_backward` without grad_x."""
     g, sums = _gradient(grad_y, cache, keep=cache.y3 is not None)

@@ -1,8 +1,9 @@
 """Convolution with its gradients for the table `NUMPY`: NHWC in, NHWC out, on all threads.
 
     grad_x       stride 1: again a convolution, of grad_y with the kernels turned and transposed;
+                 stride 2: four small ones, `phases`;
                  else  columns = grad_y W^T, added back to the pixels that each tap read
-    grad_weight  columns(x)^T grad_y, summed over blocks of rows, a sum for each thread
+    grad_weight  `weight_gradient`, in Winograd's domain or directly
 
 What the fast paths do not cover (kernels that are not square, settings that differ between height
 and width) goes to the reference.
@@ -18,15 +19,13 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import direct, memory, phases
 from repvgg_ref.cpu.cost import Algorithm, cheapest, tile_of
-from repvgg_ref.cpu.layout import carve, interior
+from repvgg_ref.cpu.layout import interior
 from repvgg_ref.cpu.plan import make_convolution
 from repvgg_ref.cpu.pool import Stage, pool
 from repvgg_ref.cpu.schedule import ConvShape
-from repvgg_ref.cpu.weight_gradient import winograd_weight_gradient
+from repvgg_ref.cpu.weight_gradient import direct_weight_gradient, winograd_weight_gradient
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.ops import REFERENCE, Conv2dGrads, IntOrPair
-
-BLOCK_NUMBERS = 250_000
 
 
 class Conv2dCache(NamedTuple):
@@ -162,10 +161,10 @@ def weight_gradient(grad_y: Array, cache: Conv2dCache) -> Array:
     """Gradient with respect to the kernels, (O, C/G, K, K)."""
     shape, threads = cache.shape, pool()
     algorithm = _algorithm(cache.x.dtype, shape)
-    if algorithm == "direct":
-        return _grad_weight(grad_y, cache)
-    m = tile_of(algorithm)
     with threads.session():
+        if algorithm == "direct":
+            return direct_weight_gradient(cache.x, grad_y, window_of(cache), threads)
+        m = tile_of(algorithm)
         return winograd_weight_gradient(cache.x, grad_y, shape, cache.padding, m, threads)
 
 
@@ -217,10 +216,9 @@ def _convolve(
 ) -> Array:
     threads = pool()
     algorithm = _algorithm(x.dtype, shape)
-    bias = np.zeros(shape.outputs, x.dtype) if bias is None else bias
     y = memory.empty((shape.images, shape.height, shape.width, shape.outputs), x.dtype)
     with threads.session():
-        convolution = make_convolution(shape, weight, algorithm, threads.threads, {}, "")
+        convolution = make_convolution(shape, weight, algorithm, threads.threads, {}, "", threads)
         arena = memory.empty((convolution.scratch,), x.dtype)
         for stage in convolution.stages(x, y, bias, arena, relu=relu, border=border):
             threads.run(stage)
@@ -264,30 +262,3 @@ def _scattered(grad_y: Array, cache: Conv2dCache) -> Array:
     with threads.session():
         threads.run(Stage(images, scatter))
     return np.ascontiguousarray(interior(padded, height, width, cache.padding))
-
-
-def _grad_weight(grad_y: Array, cache: Conv2dCache) -> Array:
-    """``columns(x)^T grad_y``, a partial sum for each thread."""
-    shape, threads = cache.shape, pool()
-    G, inner = shape.groups, shape.kernel**2 * shape.channels
-    window = window_of(cache)
-    block = max(1, BLOCK_NUMBERS // (inner * shape.width))
-    rows = shape.images * shape.height
-    sums = np.zeros((threads.threads, G, inner // G, shape.outputs // G), grad_y.dtype)
-    scratch = np.empty((threads.threads, block * shape.width * inner), grad_y.dtype)
-    flat = grad_y.reshape(rows * shape.width, G, shape.outputs // G)
-
-    def add(worker: int, item: int) -> None:
-        start, stop = item * block, min((item + 1) * block, rows)
-        columns = carve(scratch[worker], ((stop - start) * shape.width, G, inner // G))
-        for copy in direct.gather(cache.x, window, start, stop, columns):
-            copy()
-        under = flat[start * shape.width : stop * shape.width]
-        # (G, K K C/G, pixels) @ (G, pixels, O/G)
-        sums[worker] += columns.transpose(1, 2, 0) @ under.transpose(1, 0, 2)
-
-    with threads.session():
-        threads.run(Stage(-(-rows // block), add))
-    total = sums.sum(axis=0).reshape(G, shape.kernel, shape.kernel, -1, shape.outputs // G)
-    # (G, K, K, C/G, O/G) -> (G, O/G, C/G, K, K) -> (O, C/G, K, K)
-    return np.ascontiguousarray(total.transpose(0, 4, 3, 1, 2)).reshape(cache.weight.shape)

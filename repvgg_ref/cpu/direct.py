@@ -43,10 +43,13 @@ class Window(NamedTuple):
 
 def pack_weight(weight: Array, groups: int) -> Array:
     """(O, C/G, K, K) -> (G, K * K * C/G, O/G), in the order of `gather`."""
-    _, inputs, kernel, _ = weight.shape
-    split = weight.reshape(groups, -1, inputs, kernel, kernel)
-    packed = split.transpose(0, 3, 4, 2, 1).reshape(groups, kernel * kernel * inputs, -1)
-    return np.ascontiguousarray(packed)
+    outputs, inputs, kernel, _ = weight.shape
+    split = weight.reshape(groups, outputs // groups, inputs, kernel * kernel)
+    packed = np.empty((groups, kernel * kernel, inputs, outputs // groups), weight.dtype)
+    for first in range(0, outputs // groups, 32):  # so few rows that their lines stay in cache
+        part = slice(first, first + 32)
+        packed[..., part] = split[:, part].transpose(0, 3, 2, 1)
+    return packed.reshape(groups, kernel * kernel * inputs, -1)
 
 
 def gather(x: Array, window: Window, start: int, stop: int, columns: Array) -> list[Step]:
@@ -153,7 +156,7 @@ def _seen(window: Window, tap: int, size: int, outputs: range) -> tuple[int, int
 
 
 def finish(
-    products: Array, bias: Array, y: Array, start: int, stop: int, *, relu: bool
+    products: Array, bias: Array | None, y: Array, start: int, stop: int, *, relu: bool
 ) -> list[Step]:
     """Bias and ReLU, then output rows `start` to `stop` of the batch into their place.
 
@@ -161,10 +164,13 @@ def finish(
     ----------
     products : ((stop - start) * Wo, O) array
         Overwritten.
-    bias : (W * O,) array, the bias repeated for each pixel of a row
+    bias : (W * O,) array, the bias repeated for each pixel of a row, or None
+        Without one, `products` are those rows already.
     y : (N, Ho, Wo, O) array
         May be the interior of the next layer's padded input.
     """
+    if bias is None:
+        return []
     rows = products.reshape(stop - start, y.shape[2], -1)
     beside = bias.reshape(rows.shape[1:])
     steps: list[Step] = []

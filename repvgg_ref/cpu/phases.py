@@ -20,11 +20,13 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import memory
+from repvgg_ref.cpu.direct import pack_weight
 from repvgg_ref.cpu.layout import carve, image_runs
 from repvgg_ref.cpu.pool import Pool, Stage
 from repvgg_ref.cpu.schedule import ConvShape
 
-BLOCK_NUMBERS = 150_000  # of columns
+BLOCK_NUMBERS = 150_000  # of columns that lie in cache
+BLOCK_PIXELS = 256  # at least, since each block packs the kernels for its products
 
 # phase (row, column): the first of the four that it sees, and the taps that these meet
 _PHASES: dict[tuple[int, int], tuple[int, tuple[tuple[int, int], ...]]] = {
@@ -46,14 +48,10 @@ def stride_2_input_gradient(
     """Fill `grad_x` (N, H, W, C) from `grad_y` (N, Ho, Wo, O) and `weight` (O, C/G, 3, 3)."""
     groups, width = shape.groups, shape.width
     inner = shape.outputs // groups
-    # (O, C/G, 3, 3) -> (3, 3, G, O/G, C/G)
-    taps = weight.reshape(groups, inner, -1, 3, 3).transpose(3, 4, 0, 1, 2)
-    matrices = {
-        phase: (first, np.concatenate([taps[at] for at in met], axis=1))
-        for phase, (first, met) in _PHASES.items()
-    }
+    matrices = _matrices(weight, groups)
     rows = shape.images * shape.height
-    block = max(1, min(-(-rows // threads.threads), BLOCK_NUMBERS // (4 * shape.outputs * width)))
+    pixels = max(BLOCK_PIXELS, BLOCK_NUMBERS // (4 * shape.outputs))
+    block = min(-(-rows // threads.threads), -(-pixels // width))
     numbers = block * width * (4 * shape.outputs + shape.channels)
     scratch = memory.empty((threads.threads, numbers), grad_y.dtype)
 
@@ -75,6 +73,20 @@ def stride_2_input_gradient(
                 np.copyto(target, there)
 
     threads.run(Stage(-(-rows // block), fill))
+
+
+def _matrices(weight: Array, groups: int) -> dict[tuple[int, int], tuple[int, Array]]:
+    """For each phase its first column and its taps, (G, k O/G, C/G): views of one array."""
+    order = [3 * i + j for _, met in _PHASES.values() for i, j in met]
+    taps = pack_weight(weight, groups).reshape(groups, 9, weight.shape[1], -1)[:, order]
+    # (G, 9, C/G, O/G) -> (G, C/G, 9, O/G) -> (G, 9 O/G, C/G)
+    packed = np.ascontiguousarray(taps.swapaxes(1, 2)).reshape(groups, weight.shape[1], -1)
+    columns, inner, start = packed.swapaxes(1, 2), taps.shape[3], 0
+    matrices = {}
+    for phase, (first, met) in _PHASES.items():
+        matrices[phase] = first, columns[:, start : start + len(met) * inner]
+        start += len(met) * inner
+    return matrices
 
 
 def _gather(grad: Array, columns: Array) -> None:

@@ -196,11 +196,15 @@ def make_convolution(
     threads: int,
     packed: Packed,
     name: str,
+    pool: Pool | None = None,
 ) -> Convolution:
-    """`algorithm` for `shape`, its weights packed or found in `packed` under the layer's name."""
+    """`algorithm` for `shape`, its weights packed or found in `packed` under the layer's name.
+
+    With a `pool` its threads pack together; without one the caller is one of them.
+    """
     if algorithm == "direct":
         return DirectConvolution(shape, weight, threads, packed, name)
-    return WinogradConvolution(shape, weight, tile_of(algorithm), threads, packed, name)
+    return WinogradConvolution(shape, weight, tile_of(algorithm), threads, packed, name, pool)
 
 
 def squeeze_excite(y: Array, weights: Mapping[str, Array], *, relu: bool) -> None:

@@ -13,9 +13,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, wraps
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 THREADS = "REPVGG_NUM_THREADS"
 _asked: ContextVar[int | None] = ContextVar("threads", default=None)
@@ -130,6 +133,21 @@ class _Job:
 def pool(threads: int | None = None) -> Pool:
     """The process's pool of `threads`, by default `default_threads`; made anew after a fork."""
     return _pool(os.getpid(), threads or default_threads())
+
+
+def in_session(function: Callable[P, R]) -> Callable[P, R]:
+    """Call `function` within a session of the default pool.
+
+    Else each of its small products would wake BLAS's own threads, which spin on for a while
+    afterwards, on the processors that ours work on.
+    """
+
+    @wraps(function)
+    def held(*args: P.args, **settings: P.kwargs) -> R:
+        with pool().session():
+            return function(*args, **settings)
+
+    return held
 
 
 @cache

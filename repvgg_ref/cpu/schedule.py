@@ -24,7 +24,7 @@ from repvgg_ref.cpu import direct, winograd
 from repvgg_ref.cpu.direct import Window
 from repvgg_ref.cpu.gemm import panel_products, panel_width, to_panels
 from repvgg_ref.cpu.layout import carve
-from repvgg_ref.cpu.pool import Stage, Step, prepared
+from repvgg_ref.cpu.pool import Pool, Stage, Step, prepared
 from repvgg_ref.cpu.winograd import Tiles, Tiling
 
 PRIVATE_TILES = 64
@@ -35,6 +35,9 @@ ITEMS_A_THREAD = 4
 
 Gather = Callable[[int, int, Array], list[Step]]
 """`direct.gather` for given x and window: first row, end, columns."""
+
+Row = Array | None
+"""A bias repeated for each pixel of a row, (W * O,), if there is one."""
 
 Packed = dict[tuple[Any, ...], Array]
 """Packed weights by layer, algorithm and form, so that plans of several shapes share them."""
@@ -78,12 +81,12 @@ class Convolution(Protocol):
         """Numbers of scratch that the stages use."""
 
     def stages(
-        self, x: Array, y: Array, bias: Array, arena: Array, *, relu: bool, border: int = 0
+        self, x: Array, y: Array, bias: Array | None, arena: Array, *, relu: bool, border: int = 0
     ) -> Iterator[Stage]:
         """The work, done stage after stage: from (N, H, W, C) to (N, Ho, Wo, O).
 
         `border` is how many pixels of zeros lie around `x` that it does not hold itself; 0 where
-        it is a buffer of the size `padded`.
+        it is a buffer of the size `padded`. Without a bias `y` is contiguous and there is no ReLU.
         """
 
 
@@ -98,6 +101,7 @@ class WinogradConvolution:
         threads: int,
         packed: Packed | None = None,
         name: str = "",
+        pool: Pool | None = None,
     ) -> None:
         self.shape, self.threads = shape, threads
         self.tiling = Tiling(m, shape.stride, shape.height, shape.width)
@@ -109,7 +113,7 @@ class WinogradConvolution:
         width = panel_width(inner, outputs, rows)
         key = (name, "winograd", m, width)
         if key not in packed:
-            packed[key] = winograd.transform_weight(weight, shape.groups, self.tiling, width)
+            packed[key] = winograd.transform_weight(weight, shape.groups, self.tiling, width, pool)
         self.u = packed[key]
 
     @property
@@ -121,7 +125,7 @@ class WinogradConvolution:
         return self._floats * (1 if self.shared else self.threads)
 
     def stages(  # noqa: D102  (Convolution)
-        self, x: Array, y: Array, bias: Array, arena: Array, *, relu: bool, border: int = 0
+        self, x: Array, y: Array, bias: Array | None, arena: Array, *, relu: bool, border: int = 0
     ) -> Iterator[Stage]:
         bias, tiles = bias_row(bias, self.shape.width), winograd.input_tiles(x, self.tiling, border)
         if self.shared:
@@ -143,7 +147,7 @@ class WinogradConvolution:
         yield prepared(-(-self.strips // self.block), block)
 
     def _together(
-        self, tiles: Tiles, y: Array, bias: Array, arena: Array, start: int, stop: int, relu: bool
+        self, tiles: Tiles, y: Array, bias: Row, arena: Array, start: int, stop: int, relu: bool
     ) -> Iterator[Stage]:
         """All threads on strips `start` to `stop`: transform, multiply, transform."""
         s = self._scratch(arena)
@@ -236,7 +240,7 @@ class DirectConvolution:
         return self._floats * (1 if self.shared else self.threads)
 
     def stages(  # noqa: D102  (Convolution)
-        self, x: Array, y: Array, bias: Array, arena: Array, *, relu: bool, border: int = 0
+        self, x: Array, y: Array, bias: Array | None, arena: Array, *, relu: bool, border: int = 0
     ) -> Iterator[Stage]:
         bias, window = bias_row(bias, self.shape.width), self.window._replace(border=border)
         if self.shared:
@@ -249,6 +253,8 @@ class DirectConvolution:
         def block(worker: int, item: int) -> list[Step]:
             start, stop = item * self.block, min((item + 1) * self.block, self.rows)
             columns, products = self._scratch(arena[worker * self._floats :], stop - start)
+            if bias is None:
+                products = self._pixels(y, start, stop)
             return [
                 *direct.gather(x, window, start, stop, columns),
                 *panel_products(columns.transpose(1, 0, 2), self.packed, self._grouped(products)),
@@ -258,13 +264,15 @@ class DirectConvolution:
         yield prepared(-(-self.rows // self.block), block)
 
     def _together(
-        self, gather: Gather, y: Array, bias: Array, arena: Array, start: int, stop: int, relu: bool
+        self, gather: Gather, y: Array, bias: Row, arena: Array, start: int, stop: int, relu: bool
     ) -> Iterator[Stage]:
         """All threads on rows `start` to `stop`: gather by rows, multiply by output parts."""
         columns, products = self._scratch(arena, stop - start)
+        if bias is None:
+            products = self._pixels(y, start, stop)
         few = -(-(stop - start) // share(self.threads, len(columns)))
         groups, panels, _, width = self.packed.shape
-        beside = bias.reshape(self.shape.width, -1)
+        beside = None if bias is None else bias.reshape(self.shape.width, -1)
 
         def fill(worker: int, item: int) -> list[Step]:
             first, last = start + item * few, min(start + (item + 1) * few, stop)
@@ -274,13 +282,19 @@ class DirectConvolution:
         def multiply(worker: int, part: int) -> list[Step]:
             group, panel = divmod(part, panels)
             outputs = slice(part * width, (part + 1) * width)
-            held, its_bias = products[:, outputs], beside[:, outputs]
+            held = products[:, outputs]
+            its_bias = None if beside is None else beside[:, outputs]
             product = partial(np.matmul, columns[:, group], self.packed[group, panel], out=held)
             finish = direct.finish(held, its_bias, y[..., outputs], start, stop, relu=relu)
             return [product, *finish]
 
         yield prepared(-(-(stop - start) // few), fill)
         yield prepared(groups * panels, multiply)
+
+    def _pixels(self, y: Array, start: int, stop: int) -> Array:
+        """Output rows `start` to `stop` of the batch, (pixels, O)."""
+        pixels = y.reshape(-1, self.shape.outputs)
+        return pixels[start * self.shape.width : stop * self.shape.width]
 
     def _grouped(self, products: Array) -> Array:
         """(pixels, O) -> (G, pixels, O/G)."""
@@ -322,6 +336,6 @@ def share(threads: int, rows: int) -> int:
     return threads if threads == 1 or rows < 100 else ITEMS_A_THREAD * threads
 
 
-def bias_row(bias: Array, width: int) -> Array:
+def bias_row(bias: Array | None, width: int) -> Row:
     """(O,) -> (W * O,), the bias of every number in a row of pixels."""
-    return np.tile(bias, width)
+    return None if bias is None else np.tile(bias, width)

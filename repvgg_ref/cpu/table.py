@@ -19,6 +19,7 @@ from repvgg_ref.cpu.branches import (
     branches_parameter_grads,
 )
 from repvgg_ref.cpu.conv2d import conv2d_backward, conv2d_forward, conv_bias_relu
+from repvgg_ref.cpu.pool import in_session
 from repvgg_ref.ops import REFERENCE, Ops
 
 
@@ -60,8 +61,8 @@ NUMPY = Ops(
     squeeze_excitation_backward=_in_nhwc(REFERENCE.squeeze_excitation_backward),
     global_avg_pool_forward=_in_nhwc(REFERENCE.global_avg_pool_forward),
     global_avg_pool_backward=_in_nhwc(REFERENCE.global_avg_pool_backward),
-    linear_forward=REFERENCE.linear_forward,
-    linear_backward=REFERENCE.linear_backward,
+    linear_forward=in_session(REFERENCE.linear_forward),
+    linear_backward=in_session(REFERENCE.linear_backward),
     softmax_cross_entropy_forward=REFERENCE.softmax_cross_entropy_forward,
     softmax_cross_entropy_backward=REFERENCE.softmax_cross_entropy_backward,
     fused_conv_bias_relu=conv_bias_relu,

@@ -19,14 +19,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu import memory
+from repvgg_ref.cpu import direct, memory
+from repvgg_ref.cpu.direct import Window
 from repvgg_ref.cpu.layout import carve
 from repvgg_ref.cpu.pool import Pool, Stage
 from repvgg_ref.cpu.schedule import ConvShape
-from repvgg_ref.cpu.winograd import Tiles, Tiling, input_tiles, transforms
+from repvgg_ref.cpu.winograd import Tiles, Tiling, in_float64, input_tiles, transforms
 
 BLOCK_NUMBERS = 12_000_000  # of V and dM together: 48 MB of float32
 ITEMS_A_THREAD = 4
+DIRECT_NUMBERS = 250_000  # of columns that lie in cache
+DIRECT_PIXELS = 400  # at least, so that adding to a sum costs little beside the product
 
 
 def winograd_weight_gradient(
@@ -56,7 +59,47 @@ def winograd_weight_gradient(
         stop = min(start + block, strips)
         for stage in _stages(of_x, of_grad, tiling, start, stop, total, threads):
             threads.run(stage)
-    return _kernel(total, matrices.g)
+    taps = memory.empty((9, total[0].size), x.dtype)
+    in_float64(np.kron(matrices.g, matrices.g).T, total.reshape(len(total), -1), taps, threads)
+    # (9, G, C/G, O/G) -> (G, O/G, C/G, 9) -> (O, C/G, 3, 3)
+    by_output = taps.reshape(9, groups, *per_group).transpose(1, 3, 2, 0)
+    return np.ascontiguousarray(by_output).reshape(shape.outputs, -1, 3, 3)
+
+
+def direct_weight_gradient(x: Array, grad_y: Array, window: Window, threads: Pool) -> Array:
+    """``columns(x)^T dY`` summed over the batch, (O, C/G, K, K), for any window.
+
+    A share of the pixels, one a thread, has a sum of its own; shares are added in order.
+    """
+    images, _, _, channels = x.shape
+    outputs, groups, taps = grad_y.shape[3], window.groups, window.kernel**2
+    rows, inner = images * window.height, taps * channels
+    pixels = max(DIRECT_PIXELS, DIRECT_NUMBERS // inner)
+    blocks = -(-rows * window.width // pixels)
+    shares = min(threads.threads, rows)
+    block = -(-rows // (-(-blocks // shares) * shares))
+    blocks = -(-rows // block)
+    sums = np.zeros((shares, groups, inner // groups, outputs // groups), x.dtype)
+    scratch = memory.empty((threads.threads, block * window.width * inner), x.dtype)
+    flat = grad_y.reshape(-1, groups, outputs // groups)
+
+    def add(worker: int, share: int) -> None:
+        for i in range(share * blocks // shares, (share + 1) * blocks // shares):
+            start, stop = i * block, min((i + 1) * block, rows)
+            columns = carve(
+                scratch[worker], ((stop - start) * window.width, groups, inner // groups)
+            )
+            for copy in direct.gather(x, window, start, stop, columns):
+                copy()
+            under = flat[start * window.width : stop * window.width]
+            # (G, K K C/G, pixels) @ (G, pixels, O/G)
+            sums[share] += columns.transpose(1, 2, 0) @ under.transpose(1, 0, 2)
+
+    threads.run(Stage(shares, add))
+    total = sums.sum(axis=0).reshape(groups, taps, -1, outputs // groups)
+    # (G, K K, C/G, O/G) -> (G, O/G, C/G, K K) -> (O, C/G, K, K)
+    by_output = np.ascontiguousarray(total.transpose(0, 3, 2, 1))
+    return by_output.reshape(outputs, -1, window.kernel, window.kernel)
 
 
 def _stages(
@@ -95,18 +138,3 @@ def _stages(
 
     yield Stage(items, transform)
     yield Stage(t * t, multiply)
-
-
-def _kernel(total: Array, g: Array) -> Array:
-    """``G^T dU G`` in float64, rounded once: (t * t, G, C/G, O/G) -> (O, C/G, 3, 3)."""
-    both = np.kron(g, g).T  # (9, t * t)
-    _, groups, inputs, outputs = total.shape
-    taps = np.empty((9, groups, inputs, outputs), total.dtype)
-    for group in range(groups):
-        some = max(1, 200_000 // (len(total) * outputs))  # input channels that fit in cache
-        for first in range(0, inputs, some):
-            part = total[:, group, first : first + some].astype(np.float64)
-            product = both @ part.reshape(len(total), -1)
-            taps[:, group, first : first + some] = product.reshape(9, -1, outputs)
-    # (9, G, C/G, O/G) -> (G, O/G, C/G, 9) -> (O, C/G, 3, 3)
-    return np.ascontiguousarray(taps.transpose(1, 3, 2, 0)).reshape(-1, inputs, 3, 3)

@@ -42,7 +42,7 @@ from repvgg_ref.cook_toom import Point, Rows, cook_toom, every_other_output
 from repvgg_ref.cpu import memory
 from repvgg_ref.cpu.gemm import panel_products
 from repvgg_ref.cpu.layout import carve, image_runs
-from repvgg_ref.cpu.pool import Step
+from repvgg_ref.cpu.pool import Pool, Stage, Step
 
 # The least rounding error found by a search over small fractions (tests/cpu/test_accuracy.py):
 # Lavin & Gray's 0, 1, -1, 2, -2 for F(4, 3) errs four times more.
@@ -118,10 +118,12 @@ class Tiling(NamedTuple):
         return tuple((n - 1) * self.step + self.t for n in (self.strips, self.tiles))  # type: ignore[return-value]
 
 
-def transform_weight(weight: Array, groups: int, tiling: Tiling, width: int) -> Array:
+def transform_weight(
+    weight: Array, groups: int, tiling: Tiling, width: int, pool: Pool | None = None
+) -> Array:
     """``U = G g G^T`` in float64, rounded once: (O, C/G, 3, 3) -> (t * t, G, panels, C/G, width).
 
-    `width` is that of the panels, `gemm.panel_width`.
+    `width` is that of the panels, `gemm.panel_width`. The caller works alone if there is no `pool`.
     """
     g = transforms(tiling.m, tiling.stride, weight.dtype).g
     both = np.kron(g, g)  # (t * t, 9)
@@ -131,11 +133,24 @@ def transform_weight(weight: Array, groups: int, tiling: Tiling, width: int) -> 
     # after the product
     taps = np.ascontiguousarray(split.transpose(4, 0, 1, 3, 2)).reshape(9, -1)
     u = memory.empty((len(both), taps.shape[1]), weight.dtype)
-    some = max(1, 100_000 // len(both))  # columns that fit in cache
-    for first in range(0, taps.shape[1], some):
-        part = slice(first, first + some)
-        u[:, part] = both @ taps[:, part].astype(np.float64)
+    in_float64(both, taps, u, pool)
     return u.reshape(len(both), groups, panels, inputs, width)
+
+
+def in_float64(matrix: Array, columns: Array, out: Array, pool: Pool | None = None) -> None:
+    """``out = matrix @ columns`` computed in float64 and rounded once; `matrix` is float64."""
+    some = 50_000 // max(matrix.shape)  # columns that fit in cache
+
+    def multiply(worker: int, item: int) -> None:
+        part = slice(item * some, (item + 1) * some)
+        out[:, part] = matrix @ columns[:, part].astype(np.float64)
+
+    items = -(-columns.shape[1] // some)
+    if pool is not None:
+        pool.run(Stage(items, multiply))
+        return
+    for item in range(items):
+        multiply(0, item)
 
 
 class Scratch(NamedTuple):
@@ -253,7 +268,15 @@ def multiply(u: Array, s: Scratch, strips: int, start: int, stop: int) -> list[S
 
 
 def output_transform(
-    y: Array, bias: Array, tiling: Tiling, start: int, stop: int, at: int, s: Scratch, *, relu: bool
+    y: Array,
+    bias: Array | None,
+    tiling: Tiling,
+    start: int,
+    stop: int,
+    at: int,
+    s: Scratch,
+    *,
+    relu: bool,
 ) -> list[Step]:
     """Steps 4 and 5 for strips `start` to `stop`: bias, ReLU, and into the pixels of `y`.
 
@@ -261,7 +284,7 @@ def output_transform(
     ----------
     y : (N, H, W, O) array, its last two axes contiguous
         May be the interior of a larger buffer, the next layer's padded input.
-    bias : (W * O,) array, the bias repeated for each pixel of a row
+    bias : (W * O,) array, the bias repeated for each pixel of a row, or None
     """
     m, t = tiling.m, tiling.t
     matrices = transforms(m, tiling.stride, y.dtype)
@@ -272,21 +295,26 @@ def output_transform(
         (t, stop - start, tiling.tiles, m, s.sums.shape[3]),
         (row, strip, m * pixel, pixel, number),
     )
-    rows = s.sums.reshape(len(s.sums), t + 1, -1)[:, :, : len(bias)]
+    wide = tiling.width * s.sums.shape[3]
+    rows = s.sums.reshape(len(s.sums), t + 1, -1)[:, :, :wide]
     steps: list[Step] = [
-        partial(np.matmul, matrices.at, s.m[:, :, block].transpose(0, 2, 3, 1, 4), out=sums),
-        partial(np.copyto, rows[block, t], bias),
+        partial(np.matmul, matrices.at, s.m[:, :, block].transpose(0, 2, 3, 1, 4), out=sums)
     ]
+    fifth = matrices.at_bias
+    if bias is None:
+        fifth, rows = matrices.at, rows[:, :t]
+    else:
+        steps.append(partial(np.copyto, rows[block, t], bias))
     _, row, _, number = y.strides
     for n, first, last, place in image_runs(start, stop, tiling.strips):
         whole = min(last, tiling.height // m)  # the lowest strip may reach below the image
         for begin, end, kept in ((first, whole, m), (max(first, whole), last, tiling.height % m)):
             if begin < end:
                 out = as_strided(
-                    y[n, begin * m :], (end - begin, kept, len(bias)), (m * row, row, number)
+                    y[n, begin * m :], (end - begin, kept, wide), (m * row, row, number)
                 )
                 held = rows[at + place + begin - first : at + place + end - first]
-                steps.append(partial(np.matmul, matrices.at_bias[:kept], held, out=out))
+                steps.append(partial(np.matmul, fifth[:kept], held, out=out))
                 if relu:
                     steps.append(partial(np.maximum, out, 0, out=out))
     return steps
