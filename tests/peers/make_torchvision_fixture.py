@@ -169,27 +169,22 @@ def tables() -> dict[str, Any]:
     }
 
 
+PARTS: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+    part.__name__: part
+    for part in (resized_crops, shifts, evaluations, operations, moves, policies)
+}
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     made: dict[str, Any] = {
         "torchvision": torchvision.__version__,
         "pillow": pillow,
-        "resized_crops": list(resized_crops()),
-        "shifts": list(shifts()),
-        "evaluations": list(evaluations()),
-        "operations": list(operations()),
-        "moves": list(moves()),
-        "policies": list(policies()),
+        **{name: list(part()) for name, part in PARTS.items()},
         "tables": tables(),
     }
-    lines = [
-        f"{json.dumps(name)}: "
-        + (
-            "[\n" + ",\n".join(map(json.dumps, part)) + "\n]"
-            if isinstance(part, list)
-            else json.dumps(part)
-        )
-        for name, part in made.items()
-    ]
+    lines = []
+    for name, value in made.items():
+        rows = ",\n".join(map(json.dumps, value)) if isinstance(value, list) else ""
+        lines.append(f"{json.dumps(name)}: " + (f"[\n{rows}\n]" if rows else json.dumps(value)))
     PATH.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     print(f"{PATH}: {PATH.stat().st_size} bytes")
