@@ -118,11 +118,10 @@ extern "C" __global__ void branch_coefficients(
 }
 
 template <int V>
-__device__ __forceinline__ void add_scaled(real (&sum)[V], const real (&a)[V], const io* array,
-                                           i64 at) {
-  if (!array) return;
+__device__ __forceinline__ void add_scaled(real (&sum)[V], const real (&a)[V],
+                                           const Pack<V, io>& pack) {
   real value[V];
-  load(value, array + at);
+  widened(value, pack);
 #pragma unroll
   for (int i = 0; i < V; i++) sum[i] += a[i] * value[i];
 }
@@ -142,12 +141,13 @@ __device__ void forward_chunk(const io* __restrict__ y3, const io* __restrict__ 
   const Chunk rows = chunk_of_rows(length, rows_per_chunk);
   for (i64 row = rows.first + threadIdx.y; row < rows.last; row += blockDim.y) {
     const i64 at = row * C + c;
+    const auto of3 = fetch<V>(y3, at), of1 = fetch<V>(y1, at), of0 = fetch<V>(x, at);
     real sum[V];
 #pragma unroll
     for (int i = 0; i < V; i++) sum[i] = b[i];
-    add_scaled(sum, a0, x, at);
-    add_scaled(sum, a1, y1, at);
-    add_scaled(sum, a3, y3, at);
+    add_scaled(sum, a0, of0);
+    add_scaled(sum, a1, of1);
+    add_scaled(sum, a3, of3);
 #pragma unroll
     for (int i = 0; i < V; i++) sum[i] = relu ? rectified(sum[i]) : sum[i];
     store(y + at, sum);
@@ -165,10 +165,9 @@ branches_forward(const io* y3, const io* y1, const io* x, const real* coefficien
 
 template <int V>
 __device__ __forceinline__ void add_centred(real (&sum)[V], const real (&grad)[V],
-                                            const io* array, const real (&mean)[V], i64 at) {
-  if (!array) return;
+                                            const Pack<V, io>& pack, const real (&mean)[V]) {
   real value[V];
-  load(value, array + at);
+  widened(value, pack);
 #pragma unroll
   for (int i = 0; i < V; i++) sum[i] += grad[i] * (value[i] - mean[i]);
 }
@@ -197,14 +196,16 @@ __device__ void sums_of_chunk(const io* __restrict__ grad_y, const io* __restric
     const Chunk rows = chunk_of_rows(length, rows_per_chunk);
     for (i64 row = rows.first + threadIdx.y; row < rows.last; row += blockDim.y) {
       const i64 at = row * C + c;
+      const auto of_grad = fetch<V>(grad_y, at), of_y = fetch<V>(y, at);
+      const auto of3 = fetch<V>(y3, at), of1 = fetch<V>(y1, at), of0 = fetch<V>(x, at);
       real grad[V];
-      load(grad, grad_y + at);
-      close_gate(grad, y, at);
+      widened(grad, of_grad);
+      if (y) close_gate(grad, of_y);
 #pragma unroll
       for (int i = 0; i < V; i++) total[i] += grad[i];
-      add_centred(total3, grad, y3, mean3, at);
-      add_centred(total1, grad, y1, mean1, at);
-      add_centred(total0, grad, x, mean0, at);
+      add_centred(total3, grad, of3, mean3);
+      if (y1) add_centred(total1, grad, of1, mean1);
+      if (x) add_centred(total0, grad, of0, mean0);
     }
   }
   write_sum(total, partial, c, C);
@@ -276,15 +277,14 @@ __device__ __forceinline__ Line<V> load_line(const real* coefficients, int c, in
 }
 
 template <int V>
-__device__ __forceinline__ void write_grad(io* grad_array, const io* array,
-                                           const real (&grad)[V], const Line<V>& line, i64 at) {
-  if (!array) return;
+__device__ __forceinline__ void write_grad(io* to, const Pack<V, io>& pack,
+                                           const real (&grad)[V], const Line<V>& line) {
   real value[V];
-  load(value, array + at);
+  widened(value, pack);
 #pragma unroll
   for (int i = 0; i < V; i++)
     value[i] = line.p[i] * grad[i] + (line.q[i] * value[i] + line.r[i]);
-  store(grad_array + at, value);
+  store(to, value);
 }
 
 template <int V>
@@ -301,12 +301,14 @@ __device__ void backward_chunk(const io* __restrict__ grad_y, const io* __restri
   const Chunk rows = chunk_of_rows(length, rows_per_chunk);
   for (i64 row = rows.first + threadIdx.y; row < rows.last; row += blockDim.y) {
     const i64 at = row * C + c;
+    const auto of_grad = fetch<V>(grad_y, at), of_y = fetch<V>(y, at);
+    const auto of3 = fetch<V>(y3, at), of1 = fetch<V>(y1, at), of0 = fetch<V>(x, at);
     real grad[V];
-    load(grad, grad_y + at);
-    close_gate(grad, y, at);
-    write_grad(grad_y3, y3, grad, line3, at);
-    write_grad(grad_y1, y1, grad, line1, at);
-    write_grad(grad_x, x, grad, line0, at);
+    widened(grad, of_grad);
+    if (y) close_gate(grad, of_y);
+    write_grad(grad_y3 + at, of3, grad, line3);
+    if (y1) write_grad(grad_y1 + at, of1, grad, line1);
+    if (x) write_grad(grad_x + at, of0, grad, line0);
   }
 }
 

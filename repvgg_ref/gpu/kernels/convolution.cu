@@ -21,11 +21,9 @@ __device__ void im2col_group(const io* __restrict__ x, io* __restrict__ columns,
       const int vector = j % vectors, tap = j / vectors;
       const int h = ho * s.stride_h - s.padding_h + tap / s.Kw * s.dilation_h;
       const int w = wo * s.stride_w - s.padding_w + tap % s.Kw * s.dilation_w;
-      Pack<V, io> pack = {};  // zeros, in every storage
-      if (h >= 0 && h < s.H && w >= 0 && w < s.W) {
-        const io* from = x + ((i64)n * s.H * s.W + (i64)h * s.W + w) * s.C + vector * V;
-        pack = *reinterpret_cast<const Pack<V, io>*>(from);
-      }
+      const bool inside = h >= 0 && h < s.H && w >= 0 && w < s.W;
+      const i64 from = (((i64)n * s.H + h) * s.W + w) * s.C + vector * V;
+      const auto pack = fetch<V>(inside ? x : nullptr, from);  // outside: zeros
       *reinterpret_cast<Pack<V, io>*>(columns + (at * row + j) * V) = pack;
     }
   }

@@ -33,8 +33,12 @@ FILES = tuple(sorted(path.name for path in Path(__file__).parent.glob("*.cu")))
 
 def source(file: str) -> str:
     """The text of `file` as it is compiled."""
-    here = Path(__file__).parent
-    return "\n".join((here / name).read_text("utf-8") for name in (*_HEADERS, file))
+    return "\n".join(read(name) for name in (*_HEADERS, file))
+
+
+def read(name: str) -> str:
+    """One file of this folder."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def options(dtype: Any) -> tuple[str, ...]:

@@ -11,12 +11,14 @@ __device__ void sums_of_image(const io* __restrict__ x, const io* __restrict__ f
   if (c < C)
     for (i64 row = threadIdx.y; row < length; row += blockDim.y) {
       const i64 at = (blockIdx.x * length + row) * C + c;
+      const auto of_x = fetch<V>(x, at), of_gate = fetch<V>(gate, at);
+      const auto of_factor = fetch<V>(factor, at);
       real value[V];
-      load(value, x + at);
-      close_gate(value, gate, at);
+      widened(value, of_x);
+      if (gate) close_gate(value, of_gate);
       if (factor) {
         real other[V];
-        load(other, factor + at);
+        widened(other, of_factor);
 #pragma unroll
         for (int i = 0; i < V; i++) value[i] *= other[i];
       }
@@ -68,9 +70,10 @@ __device__ void scale_chunk(const io* __restrict__ x, const void* __restrict__ s
     load_either(b, shift, wide, image * C + c, 0);
     for (i64 row = rows.first + threadIdx.y; row < rows.last; row += blockDim.y) {
       const i64 at = (image * length + row) * C + c;
-      real value[V] = {};
-      if (x) load(value, x + at);
-      close_gate(value, gate, at);
+      const auto of_x = fetch<V>(x, at), of_gate = fetch<V>(gate, at);
+      real value[V];
+      widened(value, of_x);
+      if (gate) close_gate(value, of_gate);
 #pragma unroll
       for (int i = 0; i < V; i++) {
         value[i] = value[i] * a[i] + b[i] * real(shift_factor);

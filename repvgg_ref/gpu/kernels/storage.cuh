@@ -17,8 +17,8 @@ typedef float real;
 
 typedef long long i64;
 
-constexpr int THREADS = 256;           // of a block, at most
-constexpr int WIDTH = 16 / sizeof(io);  // elements of a 16-byte access
+[[maybe_unused]] constexpr int THREADS = 256;            // of a block, at most
+[[maybe_unused]] constexpr int WIDTH = 16 / sizeof(io);  // elements of a 16-byte access
 
 #if defined(__CUDA_ARCH__)
 __device__ __forceinline__ float half_to_float(unsigned short bits) {
@@ -79,11 +79,21 @@ struct alignas(V * sizeof(T)) Pack {
   T element[V];
 };
 
+// Separate from `widened`, so that all loads of a row are under way before the first is waited for.
 template <int V>
-__device__ __forceinline__ void load(real (&to)[V], const io* from) {
-  const Pack<V, io> pack = *reinterpret_cast<const Pack<V, io>*>(from);
+__device__ __forceinline__ Pack<V, io> fetch(const io* array, i64 at) {
+  return array ? *reinterpret_cast<const Pack<V, io>*>(array + at) : Pack<V, io>{};
+}
+
+template <int V>
+__device__ __forceinline__ void widened(real (&to)[V], const Pack<V, io>& pack) {
 #pragma unroll
   for (int i = 0; i < V; i++) to[i] = widen(pack.element[i]);
+}
+
+template <int V>
+__device__ __forceinline__ void load(real (&to)[V], const io* from) {
+  widened(to, *reinterpret_cast<const Pack<V, io>*>(from));
 }
 
 template <int V>

@@ -1,9 +1,10 @@
 // CUDA's words on a CPU: what a .cu file may use, and how a grid of threads is run.
 //
 // Blocks run one after the other. A kernel without barriers is a plain loop over its threads. In
-// one with barriers every thread is a fiber, with a stack of its own; a barrier is a yield. Threads
-// are run in an order drawn from `seed` (0: ascending), anew after each barrier, so that a missing
-// barrier shows. Shared memory is filled with NaN bits before each block.
+// one with barriers every thread is a fiber, with a stack of its own; a barrier is a yield. Warps,
+// and threads in a warp, are run in an order drawn from `seed` (0: ascending), anew after each
+// barrier, each as far as it can, so that a missing barrier shows. Shared memory is filled with NaN
+// bits before each block.
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -128,49 +129,44 @@ static void place(unsigned t) {
 
 // Lets the threads `first` ... `last` - 1 go on if all of them wait at one `barrier`.
 static bool release(int first, int last, State barrier) {
-  int waiting = 0, lines = 1;
-  for (int t = first; t < last; t++) {
-    waiting += threads[t].state == barrier;
-    lines += threads[t].state == barrier && threads[t].line != threads[first].line;
-  }
-  if (waiting != last - first || lines > 1) return false;
+  for (int t = first; t < last; t++)
+    if (threads[t].state != barrier || threads[t].line != threads[first].line) return false;
   for (int t = first; t < last; t++) threads[t].state = READY;
   return true;
 }
 
-static bool stuck(int count) {
-  bool progress = release(0, count, AT_BLOCK_BARRIER);
-  for (int warp = 0; warp < count; warp += warpSize) {
-    int last = warp + warpSize < count ? warp + warpSize : count;
-    progress |= release(warp, last, AT_WARP_BARRIER);
-  }
-  return !progress;
+// Runs one warp until its threads wait for the block, are done, or are stuck.
+static void run_warp(int first, int last, uint64_t& seed) {
+  do {
+    const Order order = draw(last - first, seed);
+    for (int i = 0; i < last - first; i++) {
+      running = &threads[first + order(i)];
+      if (running->state != READY) continue;
+      place(running - threads);
+      emulated_switch(&scheduler_stack_pointer, running->stack_pointer);
+    }
+  } while (release(first, last, AT_WARP_BARRIER));
+  running = nullptr;
 }
 
+// Each warp runs as far ahead of the others as the barriers of the block allow.
 static bool run_fibers(int count, uint64_t& seed) {
+  const int warps = (count + warpSize - 1) / warpSize;
   for (int t = 0; t < count; t++) prepare(t);
-  for (;;) {
-    Order order = draw(count, seed);
-    int done = 0;
-    for (int i = 0; i < count; i++) {
-      unsigned t = order(i);
-      running = &threads[t];
-      if (running->state == READY) {
-        place(t);
-        emulated_switch(&scheduler_stack_pointer, running->stack_pointer);
-      }
-      done += running->state == DONE;
+  do {
+    const Order order = draw(warps, seed);
+    for (int i = 0; i < warps; i++) {
+      const int first = order(i) * warpSize;
+      run_warp(first, first + warpSize < count ? first + warpSize : count, seed);
     }
-    running = nullptr;
-    if (done == count) return true;
-    if (stuck(count)) break;
-  }
-  int waiting = 0, first = -1;
-  for (int t = 0; t < count; t++)
-    if (threads[t].state != DONE) waiting++, first = first < 0 ? t : first;
+  } while (release(0, count, AT_BLOCK_BARRIER));
+  int waiting = 0, first = 0;
+  for (int t = count - 1; t >= 0; t--)
+    if (threads[t].state != DONE) waiting++, first = t;
+  if (waiting == 0) return true;
   snprintf(message, sizeof message,
            "block (%u, %u, %u): %d of %d threads wait for ever, thread %d at the barrier of line %d",
-           blockIdx.x, blockIdx.y, blockIdx.z, waiting, count, first, threads[first].line);
+           blockIdx.x, blockIdx.y, blockIdx.z, waiting, count, first, abs(threads[first].line));
   return false;
 }
 

@@ -1,0 +1,97 @@
+"""All cases on the emulator, with kernels as they are or sabotaged: for tests and for a child.
+
+``python -m tests.gpu.kernels.everything DTYPE... [--plant FILE OLD NEW]`` prints what is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tests.gpu import emulator, fake_cupy
+from tests.gpu.kernels import branch_cases, other_cases, training_cases
+from tests.gpu.kernels.cases import Case
+
+CASES: dict[str, Case] = branch_cases.CASES | other_cases.CASES | training_cases.CASES
+
+
+class Plant(NamedTuple):
+    """A bug: in `file`, `old`, which is there exactly `count` times, becomes `new`."""
+
+    file: str
+    old: str
+    new: str
+    count: int = 1
+
+
+class Outcome(NamedTuple):
+    """What was wrong, and the bits of every result."""
+
+    wrong: list[str]
+    bits: list[bytes]
+
+
+@contextmanager
+def installed(plant: Plant | None = None) -> Iterator[Any]:
+    """The fake CuPy, its kernels sabotaged if so wished."""
+    with fake_cupy.installed() as cupy:
+        if plant is not None:
+            _sabotage(plant)
+        yield cupy
+
+
+def run(cupy: Any, dtype: Any, cases: Mapping[str, Case], *, order: int = 0) -> Outcome:
+    """Run `cases` with threads in that order."""
+    outcome = Outcome([], [])
+    with emulator.thread_order(order):
+        for name, case in cases.items():
+            for check in case(cupy, np.dtype(dtype)):
+                why = check.why_wrong()
+                outcome.wrong.extend([] if why is None else [f"{name}: {why}"])
+                outcome.bits.append(check.got.tobytes())
+    return outcome
+
+
+def dtype_of(name: str) -> Any:
+    """A dtype by its name; bfloat16 is ml_dtypes'."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def _sabotage(plant: Plant) -> None:
+    from repvgg_ref.gpu.kernels import launch
+
+    honest = launch.read
+
+    def read(name: str) -> str:
+        text = honest(name)
+        if name != plant.file:
+            return text
+        assert text.count(plant.old) == plant.count, f"{plant} does not fit {name} any more"
+        return text.replace(plant.old, plant.new)
+
+    launch.read = read
+
+
+def main(arguments: list[str]) -> int:
+    """Run everything; 1 if something was wrong."""
+    plant = None
+    if "--plant" in arguments:
+        place = arguments.index("--plant")
+        plant = Plant(*arguments[place + 1 : place + 4])
+        arguments = arguments[:place]
+    with installed(plant) as cupy:
+        wrong = [why for name in arguments for why in run(cupy, dtype_of(name), CASES).wrong]
+    print("\n".join(wrong or ["all as it should be"]))
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
