@@ -124,25 +124,37 @@ class FusedBranches:
         self, grad_y: Array, cache: BranchesCache
     ) -> tuple[Array, Mapping[str, BranchGrads]]:
         """`Ops.fused_branches_backward`."""
+        through, grads = self._through_norms(grad_y, cache)
+        grad_x: Array | None = through[2]  # the identity's share
+        for grad_z, conv in zip(through, cache.convolutions, strict=True):
+            if conv is not None:
+                assert grad_z is not None
+                part = self._convolutions.grad_x(grad_z, conv)
+                grad_x = part if grad_x is None else cupy.add(grad_x, part, out=part)
+        assert grad_x is not None
+        return grad_x, grads
+
+    def parameter_grads(self, grad_y: Array, cache: BranchesCache) -> Mapping[str, BranchGrads]:
+        """`Ops.fused_branches_parameter_grads`: no gradient of x."""
+        return self._through_norms(grad_y, cache)[1]
+
+    def _through_norms(
+        self, grad_y: Array, cache: BranchesCache
+    ) -> tuple[tuple[Array | None, ...], dict[str, BranchGrads]]:
+        """Gradients of the branches' outputs before batch norm, and of all parameters."""
         z3 = cache.outputs[0]
         assert z3 is not None, "every block has a 3x3 branch"
         grad_y = cupy.ascontiguousarray(grad_y, dtype=z3.dtype)
         found, through = _backward(
             grad_y, cache.y, cache.outputs, cache.moments, cache.inv_std, cache.gammas
         )
-        grad_x: Array | None = through[2]  # the identity's share
-        grads: dict[str, BranchGrads] = {}
+        grads = {}
         for place, name in enumerate(BRANCHES):
             grad_z, conv = through[place], cache.convolutions[place]
-            if grad_z is None:
-                continue
-            grad_weight = None
-            if conv is not None:
-                part, grad_weight, _ = self._convolutions.backward(grad_z, conv)
-                grad_x = part if grad_x is None else cupy.add(grad_x, part, out=part)
-            grads[name] = BranchGrads(grad_weight, found.grad_gamma[place], found.grad_beta)
-        assert grad_x is not None
-        return grad_x, grads
+            if grad_z is not None:
+                weight = None if conv is None else self._convolutions.grad_weight(grad_z, conv)
+                grads[name] = BranchGrads(weight, found.grad_gamma[place], found.grad_beta)
+        return through, grads
 
 
 def batch_norm_train_forward(

@@ -125,18 +125,28 @@ class Convolutions:
 
     def backward(self, grad_y: Array, cache: Conv2dCache) -> Conv2dGrads:
         """`ops.conv2d.conv2d_backward` for NHWC arrays; kernels' gradients as the model's dtype."""
-        sizes = cache.geometry
-        require_equal("conv2d", "grad_y.shape", grad_y.shape, "y.shape", sizes.y_shape)
+        require_equal("conv2d", "grad_y.shape", grad_y.shape, "y.shape", cache.geometry.y_shape)
         grad_y = cupy.ascontiguousarray(grad_y, dtype=cache.x.dtype)
-        grad_x = cupy.empty(sizes.x_shape, cache.x.dtype)
-        grad = cupy.empty(cache.kernels.shape, cache.x.dtype)
-        self._first(lambda way: way.grad_x(grad_y, cache.kernels, sizes, grad_x))
-        self._first(lambda way: way.grad_weight(cache.x, grad_y, sizes, grad))
-        # (O, Kh, Kw, C/G) -> (O, C/G, Kh, Kw)
-        grad_weight = cupy.ascontiguousarray(grad.transpose(0, 3, 1, 2), dtype=cache.weight_dtype)
         wide = np.promote_types(grad_y.dtype, np.float32)
         grad_bias = grad_y.sum(axis=(0, 1, 2), dtype=wide) if cache.has_bias else None
-        return Conv2dGrads(grad_x, grad_weight, grad_bias)
+        return Conv2dGrads(self.grad_x(grad_y, cache), self.grad_weight(grad_y, cache), grad_bias)
+
+    def grad_x(self, grad_y: Array, cache: Conv2dCache) -> Array:
+        """The gradient of x, (N, H, W, C); grad_y (N, Ho, Wo, O) as activations are stored."""
+        sizes = cache.geometry
+        grad_x: Array = cupy.empty(sizes.x_shape, cache.x.dtype)
+        self._first(lambda way: way.grad_x(grad_y, cache.kernels, sizes, grad_x))
+        return grad_x
+
+    def grad_weight(self, grad_y: Array, cache: Conv2dCache) -> Array:
+        """The gradient of the kernels, (O, C/G, Kh, Kw)."""
+        grad = cupy.empty(cache.kernels.shape, cache.x.dtype)
+        self._first(lambda way: way.grad_weight(cache.x, grad_y, cache.geometry, grad))
+        # (O, Kh, Kw, C/G) -> (O, C/G, Kh, Kw)
+        grad_weight: Array = cupy.ascontiguousarray(
+            grad.transpose(0, 3, 1, 2), dtype=cache.weight_dtype
+        )
+        return grad_weight
 
     def convolve(
         self,

@@ -43,6 +43,7 @@ def make_table(math: Math, *, deterministic: bool) -> Ops:
         fused_conv_bias_relu=advises_on_memory(convolutions.bias_relu),
         fused_branches_forward=advises_on_memory(fused.forward),
         fused_branches_backward=advises_on_memory(fused.backward),
+        fused_branches_parameter_grads=advises_on_memory(fused.parameter_grads),
         from_host=advises_on_memory(cupy.asarray),
         on_device=True,
         fused_chain=functools.partial(Chain, convolutions=convolutions, head=head),

@@ -19,6 +19,7 @@ from repvgg_ref.ops import Ops
 from repvgg_ref.oracle import Report, verify
 from repvgg_ref.oracle.training.judge import judge_training
 from repvgg_ref.oracle.training.steps import TrainingSteps, training_steps
+from repvgg_ref.train.loss_scale import scaled
 
 PRECISIONS = {"fp32": "fp32", "tf32": "tf32", "bf16": "bf16", "fp16": "fp16"}
 
@@ -49,10 +50,9 @@ def train_on_device(
     model: Model, right: TrainingSteps, ops: Ops, *, loss_scale: float = 1.0
 ) -> dict[str, Any]:
     """The numbers of the first step, and the weights after the last, under official names."""
-    from repvgg_ref.gpu.loss_scale import LossScaler
+    from repvgg_ref.gpu import sgd_step
 
-    scaler = LossScaler(start=loss_scale)
-    ops = scaler.table(ops)
+    ops = scaled(ops, loss_scale)
     names = official_dialect(model.arch).names(param_shapes(model.arch, "train"))
     official = {
         names[name]: ops.from_host(np.asarray(array, _stored(array)))
@@ -81,7 +81,7 @@ def train_on_device(
             first |= {f"grad/{n}": to_numpy(grad) / loss_scale for n, grad in grads.items()}
             first |= {f"stat/{name}": to_numpy(stat) for name, stat in stats.items()}
         losses.append(step.loss)
-        taken = scaler.sgd_step(
+        taken = sgd_step(
             official,
             grads,
             velocities,
@@ -90,6 +90,7 @@ def train_on_device(
             nesterov=right.recipe.nesterov,
             weight_decay=right.recipe.weight_decay,
             factors=right.recipe.factors,
+            grad_factor=1 / loss_scale,
         )
         official, velocities = taken.params | stats, taken.velocities
     first["losses"] = np.array([to_numpy(loss) for loss in losses])

@@ -197,23 +197,6 @@ def test_a_step_with_gradients_that_overflowed_is_skipped(device: UnderTest) -> 
         np.testing.assert_array_equal(to_numpy(weight), np.full(5, after))
 
 
-def test_the_loss_scale_halves_on_overflow_and_grows_after_good_steps(device: UnderTest) -> None:
-    from repvgg_ref.gpu.loss_scale import LossScaler
-
-    ops, scaler = table("fp16"), LossScaler(start=8.0, patience=2)
-    weight = {"w": ops.from_host(np.zeros(2, np.float32))}
-    settings: dict[str, Any] = {"lr": 1.0, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-    settings["factors"] = lambda _: Factors()
-    seen = []
-    for value in (8.0, np.inf, 4.0, 4.0, 8.0):  # the scale, or infinity: a gradient of 1
-        grad = {"w": ops.from_host(np.array([value, 0], np.float32))}
-        with device.cupyx.allow_synchronize(False):
-            scaler.sgd_step(weight, grad, {}, **settings)
-        seen.append((float(scaler.scale[0]), float(weight["w"][0])))
-    assert seen == [(8, -1), (4, -1), (4, -2), (8, -3), (8, -4)]
-    assert int(scaler.skipped[0]) == 1
-
-
 @pytest.mark.parametrize("math", ["fp32", "bf16"])
 def test_the_deterministic_mode_gives_the_same_bits_twice(math: Any, device: UnderTest) -> None:
     from repvgg_ref.gpu import cupy_ops
