@@ -122,7 +122,7 @@ class ndarray:  # noqa: N801 - CuPy's own name
         out[...] = self._host
         return out
 
-    def set(self, arr: Any) -> None:
+    def set(self, arr: Any, stream: Any = None) -> None:
         """Copy from the host."""
         assert isinstance(arr, np.ndarray)
         LEDGER.uploads += 1
