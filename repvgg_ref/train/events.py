@@ -47,7 +47,10 @@ class Noted:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimiser step; `seconds` says where its time went, `loss` is before the step."""
+    """One optimiser step; `seconds` says where its time went, `loss` is before the step.
+
+    `skipped`: float16's scaled gradient overflowed, so the weights stayed and the scale halved.
+    """
 
     step: int
     epoch: int
@@ -56,6 +59,7 @@ class StepDone:
     lr: float
     images: int
     seconds: dict[str, float]
+    skipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def as_record(event: Event) -> dict[str, Any] | None:
             "lr": event.lr,
             "images": event.images,
             "seconds": {name: round(value, 6) for name, value in event.seconds.items()},
-        }
+        } | ({"skipped": True} if event.skipped else {})
     if isinstance(event, EpochDone):
         found = event.evaluation
         return {

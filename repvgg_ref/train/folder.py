@@ -16,9 +16,11 @@ import repvgg_ref
 from repvgg_ref.arrays import Array, to_numpy
 from repvgg_ref.checkpoint import save as save_model
 from repvgg_ref.convert import convert
+from repvgg_ref.cpu.pool import default_threads
 from repvgg_ref.models.network import Model
 from repvgg_ref.train.divergence import DivergenceError
 from repvgg_ref.train.log import NAME as LOG
+from repvgg_ref.train.loss_scale import LossScale
 from repvgg_ref.train.state import StateError, Stored, last_good, read_newest, steps_in, write_state
 from repvgg_ref.train.update import State, Updater
 
@@ -83,6 +85,10 @@ class Folder:
             )
         notes += [f"changed since step {stored.step}: {change}" for change in changes]
         notes.append(f"resumed at step {stored.step}")
+        if (before := stored.facts["threads"]) != default_threads():
+            notes.append(
+                f"{default_threads()} threads instead of {before}: sums may round otherwise"
+            )
         return self._on_device(stored), notes
 
     def save(self, state: State) -> Path | None:
@@ -105,7 +111,12 @@ class Folder:
                 got=f"{len(bad)} such arrays",
                 advice=last_good(self.path),
             )
-        facts = {"identity": self._identity, "version": repvgg_ref.__version__}
+        facts = {
+            "identity": self._identity,
+            "version": repvgg_ref.__version__,
+            "threads": default_threads(),
+            "loss_scale": list(state.scale),
+        }
         path = write_state(self.path, state.step, arrays, facts)
         self._newest = state.step
         self.save_weights(state)
@@ -176,7 +187,12 @@ class Folder:
             return {n.removeprefix(prefix): a for n, a in named if n.startswith(prefix)}
 
         return self._updater.restored(
-            stored.step, part(_WEIGHTS), part(_VELOCITY), part(_RUNNING), part(_EMA)
+            stored.step,
+            part(_WEIGHTS),
+            part(_VELOCITY),
+            part(_RUNNING),
+            part(_EMA),
+            LossScale(*stored.facts["loss_scale"]),
         )
 
 

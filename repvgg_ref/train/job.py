@@ -12,6 +12,7 @@ import numpy as np
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.checkpoint import load
 from repvgg_ref.digits import digits_architecture
+from repvgg_ref.errors import BackendError
 from repvgg_ref.models.architectures import Architecture, architecture
 from repvgg_ref.models.network import Model, build, require_branches
 from repvgg_ref.ops import Ops
@@ -22,6 +23,8 @@ from repvgg_ref.train.settings import Settings
 from repvgg_ref.train.sources import Data, open_sources
 from repvgg_ref.train.synchronised import synchronised
 from repvgg_ref.train.update import Updater
+
+_ROUNDOFF = {"tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def prepare(
             got=f"{recipe.batch} images a step over {comm.size} ranks, {recipe.accumulate} parts",
             wanted=f"a --batch divisible by {shares}",
         )
-    ops = backend_ops(settings.backend, np.dtype(settings.dtype))
+    ops = _table(settings)
     like = ops.from_host(np.zeros(1, settings.dtype))
     comm = on_device(comm, like)
     data = data or open_sources(settings, comm)
@@ -88,6 +91,7 @@ def prepare(
         comm=comm,
         seed=settings.seed,
         dtype=settings.dtype,
+        scales_loss=settings.math == "fp16",
     )
     plan = make_plan(
         replace(start.arch, name=recipe.model),
@@ -125,12 +129,34 @@ def identity(job: Job) -> dict[str, Any]:
     return settings.recipe.to_json() | {
         "seed": settings.seed,
         "dtype": settings.dtype,
-        "backend": job.ops.name,
+        "backend": job.ops.name,  # it says the arithmetic, too
         "ranks": job.comm.size,
         "sync_bn": settings.sync_bn,
         "classes": job.plan.classes,
         "images": job.plan.images,
     }
+
+
+def _table(settings: Settings) -> Ops:
+    """The backend's operators in the arithmetic asked for, so that a step repeats to the bit."""
+    ops = backend_ops(settings.backend, np.dtype(settings.dtype))
+    if ops.on_device:
+        from repvgg_ref.gpu import cupy_ops
+
+        return cupy_ops(settings.math or "fp32", deterministic=True)
+    if settings.math not in (None, "fp32"):
+        raise BackendError(
+            "only a GPU backend has another arithmetic",
+            got=f"--math {settings.math} with backend {ops.name}",
+            wanted="--backend cupy with it",
+        )
+    return ops
+
+
+def roundoff(job: Job) -> float:
+    """Unit roundoff of the arithmetic in which a job's two forms are compared."""
+    of_dtype = float(np.finfo(job.updater.dtype).eps) / 2
+    return max(of_dtype, _ROUNDOFF.get(job.settings.math or "fp32", 0.0))
 
 
 def _start(settings: Settings, arch: Architecture) -> Model:

@@ -11,15 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from repvgg_ref.train.curves import write_curves
 from repvgg_ref.train.data.loader import Batch
 from repvgg_ref.train.divergence import DivergenceError, first_bad_layer
 from repvgg_ref.train.evaluate import Evaluation, evaluate
 from repvgg_ref.train.events import EpochDone, Event, Finished, Noted, Saved, StepDone, Stopped
 from repvgg_ref.train.folder import Folder
-from repvgg_ref.train.job import Job, identity
+from repvgg_ref.train.job import Job, identity, roundoff
 from repvgg_ref.train.log import Log, read_log
 from repvgg_ref.train.schedule import learning_rate
 from repvgg_ref.train.settings import Settings
@@ -130,7 +128,9 @@ def _epoch(
         for name, value in seconds.items():
             clock[name] += value
         top1 = done.correct / recipe.batch
-        event = StepDone(state.step, epoch, done.loss, top1, lr, recipe.batch, seconds)
+        event = StepDone(
+            state.step, epoch, done.loss, top1, lr, recipe.batch, seconds, done.skipped
+        )
         yield _Done(state, event, done.stop)
         if done.stop:
             return
@@ -160,7 +160,7 @@ def _evaluate(job: Job, state: State) -> Evaluation:
         job.updater.inputs,
         ops=job.ops,
         comm=job.comm,
-        roundoff=float(np.finfo(job.updater.dtype).eps) / 2,
+        roundoff=roundoff(job),
     )
 
 

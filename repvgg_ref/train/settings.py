@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repvgg_ref.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from repvgg_ref.gpu import Math
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class Settings:
     backend : str or None
         As in `repvgg_ref.backends.backend_ops`.
     dtype : {"float32", "float64"}
+    math : {"fp32", "tf32", "bf16", "fp16"} or None
+        Arithmetic of a GPU backend; weights, statistics and optimiser stay in `dtype`.
     threads : int
         That prepare images.
     init : Path or None
@@ -38,6 +44,7 @@ class Settings:
     data: Path | None = None
     backend: str | None = None
     dtype: str = "float32"
+    math: Math | None = None
     seed: int = 0
     threads: int = 2
     sync_bn: bool = False

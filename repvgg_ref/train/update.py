@@ -25,6 +25,7 @@ from repvgg_ref.train.custom_l2 import custom_l2
 from repvgg_ref.train.data.loader import Batch
 from repvgg_ref.train.data.source import Standardise
 from repvgg_ref.train.flat import Layout
+from repvgg_ref.train.loss_scale import START, LossScale, scaled
 from repvgg_ref.train.mixup import draw_blend, mixed, one_hot
 from repvgg_ref.train.recipe import Recipe
 from repvgg_ref.train.sgd import Factors, sgd_step
@@ -47,6 +48,8 @@ class State:
     counters : dict
         Each batch norm's ``num_batches_tracked``, on the host.
     ema : array, (trainable + statistics,), or None
+    scale : LossScale
+        What the loss's gradient is multiplied by; 1 but in float16.
     """
 
     step: int
@@ -55,6 +58,7 @@ class State:
     running: Array
     counters: dict[str, Array]
     ema: Array | None
+    scale: LossScale
 
 
 class Seconds(NamedTuple):
@@ -66,12 +70,16 @@ class Seconds(NamedTuple):
 
 
 class Stepped(NamedTuple):
-    """The state after a step; `loss` and `correct` are those of the whole batch before it."""
+    """The state after a step; `loss` and `correct` are those of the whole batch before it.
+
+    `skipped`: the scaled gradient overflowed, so the weights stayed.
+    """
 
     state: State
     loss: float
-    correct: int
+    correct: float
     stop: bool
+    skipped: bool
     seconds: Seconds
 
 
@@ -84,6 +92,8 @@ class Updater:
         Whose architecture and eps are trained.
     seed : int
         Of mixup's random numbers.
+    scales_loss : bool
+        Whether the arithmetic needs a loss scale: float16.
     """
 
     def __init__(
@@ -96,11 +106,12 @@ class Updater:
         comm: Comm,
         seed: int,
         dtype: Any,
+        scales_loss: bool = False,
     ) -> None:
         self.arch, self.eps, self.recipe = like.arch, like.eps, recipe
         self.ops, self._comm, self._seed = ops, comm, seed
         self.dtype = np.dtype(dtype)
-        self._standardise = standardise
+        self._standardise, self._scales_loss = standardise, scales_loss
         shapes = param_shapes(like.arch, "train")
         self.trainable = Layout({n: s for n, s in shapes.items() if is_trainable(n)})
         self.statistics = Layout(
@@ -121,6 +132,7 @@ class Updater:
         velocity: Mapping[str, Array],
         running: Mapping[str, Array],
         ema: Mapping[str, Array],
+        scale: LossScale | None = None,
     ) -> State:
         """The state that these named arrays on the host are.
 
@@ -141,6 +153,7 @@ class Updater:
             self._vector(self.statistics, running),
             {n: np.asarray(a, np.int64) for n, a in running.items() if n.endswith(_COUNTER)},
             array_module(first).concatenate(averages) if averages else None,
+            (scale or LossScale(START)) if self._scales_loss else LossScale(),
         )
 
     def _vector(self, layout: Layout, arrays: Mapping[str, Array]) -> Array:
@@ -176,18 +189,24 @@ class Updater:
         total = self._comm.sum(local)
         split = self.trainable.size
         shares = len(parts) * self._comm.size
-        grad, running = total[:split] / shares, total[split:-_FIGURES].copy()
+        grad = total[:split] / (shares * state.scale.value)
+        running = total[split:-_FIGURES].copy()
         loss, correct, asked = to_numpy(total[-_FIGURES:]).tolist()
         loss /= shares
         reduced = time.perf_counter()
         if self.recipe.custom_l2:
             penalty, grad = self._with_custom_l2(state.weights, running, grad)
             loss += penalty
-        after = self._moved(state, grad, running, lr)
+        skipped = self._scales_loss and not bool(array_module(grad).isfinite(grad).all())
+        if skipped:
+            after = replace(state, step=state.step + 1, running=running)
+        else:
+            after = self._moved(state, grad, running, lr)
         done = time.perf_counter()
         seconds = Seconds(computed - began, reduced - computed, done - reduced)
-        after = replace(after, counters=counters)
-        return Stepped(after, loss, round(correct), asked > 0, seconds)
+        scale = state.scale.after(overflow=skipped) if self._scales_loss else state.scale
+        after = replace(after, counters=counters, scale=scale)
+        return Stepped(after, loss, correct, asked > 0, skipped, seconds)
 
     def inputs(self, batch: Batch) -> Array:
         """Pixels on the device as the network's input: (N, S, S, C) uint8 -> (N, C, S, S)."""
@@ -213,7 +232,7 @@ class Updater:
                 params,
                 x,
                 targets,
-                ops=self.ops,
+                ops=scaled(self.ops, state.scale.value),
                 eps=self.eps,
                 momentum=DEFAULT_MOMENTUM,
                 label_smoothing=self.recipe.label_smoothing,
@@ -264,7 +283,14 @@ class Updater:
         if ema is not None:
             now = array_module(weights).concatenate([weights, running])
             ema = self.recipe.ema * ema + (1 - self.recipe.ema) * now
-        return State(state.step + 1, weights, velocity, running, state.counters, ema)
+        return replace(
+            state,
+            step=state.step + 1,
+            weights=weights,
+            velocity=velocity,
+            running=running,
+            ema=ema,
+        )
 
     def _params(
         self, weights: Array, running: Array, counters: Mapping[str, Array]

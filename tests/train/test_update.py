@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from repvgg_ref.train.custom_l2 import custom_l2
 from repvgg_ref.train.data import Batch
 from repvgg_ref.train.flat import Layout
 from repvgg_ref.train.job import Job
+from repvgg_ref.train.loss_scale import LARGEST, PATIENCE, LossScale
 from repvgg_ref.train.mixup import Blend, draw_blend, mixed, one_hot
 from repvgg_ref.train.state import StateError
+from repvgg_ref.train.update import Updater
 from tests.models.small import SMALL, distinct_model
 from tests.train.small_training import changed, small_job
 
@@ -176,3 +179,57 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
         job.updater.start(params)
     with pytest.raises(StateError, match=r"linear\.bias: \(7,\)"):
         job.updater.start(params | {"linear.bias": np.zeros(7)})
+
+
+# ------------------------------------------------------------------ loss scale
+
+
+def scaling(job: Job, planted: float = 1.0) -> Updater:
+    """The job's updater with a loss scale, as float16 has it; gradients `planted` times larger."""
+    backward = job.ops.softmax_cross_entropy_backward
+    ops = replace(job.ops, softmax_cross_entropy_backward=lambda c: planted * backward(c))
+    return Updater(
+        job.start,
+        job.settings.recipe,
+        job.data.standardise,
+        ops=ops,
+        comm=job.comm,
+        seed=0,
+        dtype="float64",
+        scales_loss=True,
+    )
+
+
+def test_a_loss_scale_changes_no_bit_where_nothing_underflows(tmp_path: Path) -> None:
+    job = small_job(tmp_path)
+    parts = [first_batch(job)]
+    plain = job.updater.step(job.updater.start(job.start.params), parts, lr=0.1, epoch=0)
+    updater = scaling(job)
+    start = updater.start(job.start.params)
+    assert start.scale.value == 2.0**12
+    done = updater.step(start, parts, lr=0.1, epoch=0)
+    assert done.state.weights.tobytes() == plain.state.weights.tobytes()
+    assert (done.loss, done.skipped) == (plain.loss, False)
+
+
+def test_a_scaled_gradient_that_overflows_skips_the_step_and_halves_the_scale(
+    tmp_path: Path,
+) -> None:
+    job = small_job(tmp_path, recipe=changed(ema=0.5))
+    updater = scaling(job, planted=np.inf)
+    start = updater.start(job.start.params)
+    done = updater.step(start, [first_batch(job)], lr=0.1, epoch=0)
+    assert done.skipped
+    assert np.isfinite(done.loss)
+    assert done.state.step == 1
+    assert done.state.scale == LossScale(2.0**11, 0)
+    assert np.array_equal(done.state.weights, start.weights)
+    assert np.array_equal(done.state.velocity, start.velocity)
+
+
+def test_the_scale_doubles_after_good_steps_and_stays_within_its_limits() -> None:
+    scale = LossScale(2.0**23)
+    for _ in range(2 * PATIENCE):
+        scale = scale.after(overflow=False)
+    assert scale == LossScale(LARGEST, 0)
+    assert LossScale(1.0, 7).after(overflow=True) == LossScale(1.0, 0)

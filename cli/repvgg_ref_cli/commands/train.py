@@ -80,6 +80,11 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
 @click.option(
     "--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True
 )
+@click.option(
+    "--math",
+    type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
+    help="Arithmetic on a GPU; fp16 scales the loss.",
+)
 @click.option("--sync-bn", is_flag=True, help="Batch norm over the images of all ranks.")
 @click.option(
     "--save-every", type=click.IntRange(min=0), default=0, help="Steps between states; 0: an epoch."
@@ -136,10 +141,12 @@ def _train(
         asked["out"] or Path("runs") / recipe.name,
         **{
             name: asked[name]
-            for name in ("data", "backend", "dtype", "seed", "sync_bn", "init", "resume")
+            for name in (
+                *("data", "backend", "dtype", "math", "seed"),
+                *("sync_bn", "init", "resume", "accept_changes", "save_every", "evaluate_every"),
+            )
         },
         threads=asked["threads"] or len(os.sched_getaffinity(0)),
-        **{name: asked[name] for name in ("accept_changes", "save_every", "evaluate_every")},
     )
     job = prepare(run, comm=comm)
     first = comm.rank == 0
