@@ -22,6 +22,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in Pillow's greyscale
 
+MOST_PIXELS = 89_478_485  # of a picture; where Pillow begins to warn of decompression bombs
+
 _RESIZED_TO_CROPPED = (256, 224)
 _WHITE = (255, 255, 255)
 
@@ -112,12 +114,20 @@ def resize_shorter(
     size: int,
     interpolation: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> Image.Image:
-    """Shorter side to `size` pixels, the longer in proportion, rounded down (torchvision)."""
+    """Shorter side to `size` pixels, the longer in proportion, rounded down (torchvision).
+
+    Raises
+    ------
+    ImageError
+        If the picture is so narrow that the result would not fit into memory.
+    """
     width, height = image.size
     if width <= height:
         target = (size, int(size * height / width))
     else:
         target = (int(size * width / height), size)
+    if target[0] * target[1] > MOST_PIXELS:
+        raise ImageError("the picture is too narrow to be resized", got=f"{width} x {height}")
     return image if target == image.size else image.resize(target, interpolation)
 
 

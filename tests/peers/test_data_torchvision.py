@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tests.train.data.test_transforms_torchvision import FIXTURE
 torch = pytest.importorskip("torch", reason="the extra 'peers' is not installed")
 
 pytestmark = pytest.mark.peers
+NO_TORCHVISION = "torchvision does not go with the project's torch"
 
 
 def test_standardised_pictures_are_torchs_to_float32_rounding() -> None:
@@ -30,7 +32,7 @@ def test_standardised_pictures_are_torchs_to_float32_rounding() -> None:
 
 def test_the_committed_file_is_what_torchvision_does() -> None:
     """Runs in an environment that has torchvision; elsewhere the file speaks for it."""
-    pytest.importorskip("torchvision", reason="torchvision does not go with the project's torch")
+    pytest.importorskip("torchvision", reason=NO_TORCHVISION)
     from tests.peers import make_torchvision_fixture as made
 
     torch.manual_seed(0)
@@ -40,11 +42,10 @@ def test_the_committed_file_is_what_torchvision_does() -> None:
 
 def test_a_whole_evaluation_set_is_what_torchvisions_loader_gives(tmp_path: Path) -> None:
     """Folder order, decoding, resizing, cropping and standardising, from files to arrays."""
-    pytest.importorskip("torchvision", reason="torchvision does not go with the project's torch")
-    from torchvision import datasets, transforms
-
+    torchvision: Any = pytest.importorskip("torchvision", reason=NO_TORCHVISION)
+    transforms = torchvision.transforms
     root = make_folder(tmp_path, classes=4, each=8)
-    theirs = datasets.ImageFolder(
+    theirs = torchvision.datasets.ImageFolder(
         root,
         transforms.Compose(
             [

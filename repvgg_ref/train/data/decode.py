@@ -17,12 +17,11 @@ from typing import Any
 from PIL import Image
 
 from repvgg_ref.errors import MissingExtraError
-from repvgg_ref.images import ImageError, readable
+from repvgg_ref.images import MOST_PIXELS, ImageError, readable
 from repvgg_ref.train.data.source import DataError
 from weights_io import sanitize
 
 DECODERS = ("auto", "pillow", "simplejpeg")
-MOST_PIXELS = 89_478_485  # where Pillow begins to warn of decompression bombs
 
 _JPEG = b"\xff\xd8\xff"
 _COLOURS = ("Gray", "YCbCr", "RGB")  # of which both libraries make the same RGB

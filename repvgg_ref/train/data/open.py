@@ -7,7 +7,7 @@ from pathlib import Path
 from repvgg_ref.train.data.bundled import digits_source
 from repvgg_ref.train.data.cifar import cifar_source, is_cifar
 from repvgg_ref.train.data.decode import decoder as decoder_called
-from repvgg_ref.train.data.folder import FolderSource
+from repvgg_ref.train.data.folder import FolderSource, class_folders
 from repvgg_ref.train.data.generated import PREFIX, ShapesSource
 from repvgg_ref.train.data.pixel_shards import MANIFEST, PixelSource
 from repvgg_ref.train.data.source import DataError, Source
@@ -58,8 +58,9 @@ def open_data(
         return PixelSource(folder)
     if is_cifar(folder):
         return cifar_source(folder, split=split)
-    if tars := _tars(folder, split):
-        return TarSource(tars, decode=decode, channels=channels, classes=class_names(folder))
+    if tars := _tars(folder):
+        files = _of_split(tars, split)
+        return TarSource(files, decode=decode, channels=channels, classes=class_names(folder))
     return FolderSource(folder, decode=decode, channels=channels)
 
 
@@ -70,11 +71,11 @@ def splits_of(path: str | Path) -> tuple[str, ...]:
     """
     if str(path) == DIGITS or str(path).startswith(PREFIX) or is_cifar(Path(path)):
         return SPLITS
-    return tuple(
-        split
-        for split in SPLITS
-        if (Path(path) / split).is_dir() or any(Path(path).glob(f"*{split}*.tar"))
-    )
+    folders = tuple(split for split in SPLITS if (Path(path) / split).is_dir())
+    if folders or not Path(path).is_dir():
+        return folders
+    tars = _tars(Path(path))
+    return tuple(split for split in SPLITS if any(split in tar.name for tar in tars))
 
 
 def _folder(path: Path, split: str) -> Path:
@@ -93,17 +94,19 @@ def _folder(path: Path, split: str) -> Path:
     return path
 
 
-def _tars(folder: Path, split: str) -> list[Path]:
-    """The tar files of the split; all of them if no name speaks of one."""
-    tars = sorted(folder.glob("*.tar"))
+def _tars(folder: Path) -> list[Path]:
+    """The tar files in a folder that holds no class folders."""
+    return [] if class_folders(folder) else sorted(folder.glob("*.tar"))
+
+
+def _of_split(tars: list[Path], split: str) -> list[Path]:
+    """Those with the split's name in theirs; all of them if no name speaks of one."""
     named = [path for path in tars if any(other in path.name for other in SPLITS)]
-    if not named:
-        return tars
     wanted = [path for path in named if split in path.name]
-    if not wanted:
+    if named and not wanted:
         raise DataError(
-            f"{sanitize(folder)}: no tar file of the {split} split",
+            f"{sanitize(named[0].parent)}: no tar file of the {split} split",
             got=", ".join(sanitize(path.name) for path in named[:3]),
             wanted=f"{split} in the name",
         )
-    return wanted
+    return wanted or tars

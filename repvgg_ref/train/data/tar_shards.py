@@ -175,7 +175,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     """The regular files of an archive, each of which lies wholly within it."""
     _require_plain(path)
-    end = 0
+    length, end = path.stat().st_size, 0
     try:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
@@ -185,7 +185,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
                 end = member.offset_data + (member.size if member.isreg() else 0)
                 if member.issparse():
                     raise _damaged(path, f"{sanitize(member.name)} is a sparse file")
-                if end > path.stat().st_size:
+                if end > length:
                     raise _damaged(path, f"{sanitize(member.name)} is cut off")
                 if member.isreg():
                     yield member

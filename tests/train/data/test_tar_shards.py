@@ -12,7 +12,7 @@ from repvgg_ref.train.data import DataError, Loader, evaluation_transform, open_
 from repvgg_ref.train.data.decode import decoder
 from repvgg_ref.train.data.places import read_at
 from repvgg_ref.train.data.tar_shards import TarSource, tar_files
-from tests.train.data.datasets import add, encoded, make_tar, pixels
+from tests.train.data.datasets import add, encoded, make_folder, make_tar, pixels
 from tests.train.data.pictures import drawn
 
 JPEG = encoded(drawn(12, 10))
@@ -101,6 +101,13 @@ def test_folders_of_tars(tmp_path: Path) -> None:
     make_tar(tmp_path / "three" / "x-train-0.tar", 4)
     with pytest.raises(DataError, match=r"no tar file of the val split \(got x-train-0\.tar"):
         open_data(tmp_path / "three", split="val")
+
+
+def test_tar_files_beside_class_folders_are_not_the_data_set(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    make_tar(tmp_path / "train.tar", 2)
+    assert len(open_data(tmp_path, split="val")) == 12
+    assert splits_of(tmp_path) == ()
 
 
 def test_ranges_in_braces_count_with_leading_zeros(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from repvgg_ref.images import eval_input, resize_shorter
+from repvgg_ref.images import ImageError, eval_input, resize_shorter
 from repvgg_ref.train.data import DataError, Standardise, evaluation_transform, training_transform
 from repvgg_ref.train.data.auto_augment import POLICIES, AutoAugment, RandAugment
 from repvgg_ref.train.data.operations import SIGNED, apply, magnitude_at
@@ -168,6 +168,14 @@ def test_impossible_recipes_are_refused(settings: dict[str, Any], says: str) -> 
 def test_a_crop_larger_than_the_picture_is_refused() -> None:
     with pytest.raises(DataError, match="size 224, resize 200"):
         evaluation_transform(size=224, resize=200)
+
+
+def test_a_picture_that_would_grow_without_bound_is_an_unreadable_one() -> None:
+    line = Image.new("RGB", (1, 50_000))
+    with pytest.raises(ImageError, match=r"too narrow to be resized \(got 1 x 50000\)"):
+        evaluation_transform(size=224)(line)
+    assert training_transform(size=8)(line, np.random.default_rng(0)).shape == (8, 8, 3)
+    assert evaluation_transform(size=1, resize=1)(line).shape == (1, 1, 3)
 
 
 def test_training_transforms_are_values() -> None:
