@@ -44,6 +44,10 @@ def read(name: str) -> str:
 def options(dtype: Any) -> tuple[str, ...]:
     """What the compiler is told for arrays stored as `dtype`."""
     name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if name not in IO_NAMES:
+        raise ShapeError(
+            f"kernels: no kernel for arrays of {name}", got=name, wanted=list(IO_NAMES)
+        )
     return ("-std=c++17", f"-DIO_{IO_NAMES[name]}")
 
 

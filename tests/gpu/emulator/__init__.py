@@ -6,11 +6,11 @@ element size and kind and be contiguous, a scalar must have exactly its C type. 
 passed by value, as a 0-d structured array.
 
 `thread_order(seed)` draws another order of blocks and threads: a race gives other results.
-`SANITIZE=1` in ``REPVGG_EMULATOR_SANITIZE`` builds with address and undefined-behaviour checks; the
-process must then have been started by `sanitized.run`.
+With ``REPVGG_EMULATOR_SANITIZE=1`` in the environment (`SANITIZE`) kernels are built with address
+and undefined-behaviour sanitizers; libasan must then be preloaded, as in test_sanitized.py.
 """
 
-from tests.gpu.emulator.build import why_missing
+from tests.gpu.emulator.build import SANITIZE, why_missing
 from tests.gpu.emulator.kernel import Kernel, LaunchError, Module, compile, thread_order
 
-__all__ = ["Kernel", "LaunchError", "Module", "compile", "thread_order", "why_missing"]
+__all__ = ["SANITIZE", "Kernel", "LaunchError", "Module", "compile", "thread_order", "why_missing"]

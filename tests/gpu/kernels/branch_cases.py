@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.ops import REFERENCE
-from tests.gpu.kernels.cases import Array, Case, Check, Data, fetch, real, stored, unit
+from tests.gpu.kernels.cases import Array, Case, Check, Data, fetch, kernels, real, stored, unit
 
 EPS = 1e-5
 DEPTH = 32  # additions in a row: rows of a thread, thread rows of a block, chunks; fewer here
@@ -19,11 +19,11 @@ BRANCHES = ((True, True, True), (True, True, False), (True, False, False))
 
 
 def moments(cupy: Any, dtype: Any, *, shape: tuple[int, ...], mean: float) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import channel_moments
+    gpu = kernels()
 
     data = Data(cupy, 1)
     arrays = [data.normal(shape, dtype, mean=mean, std=0.1 + k) for k in range(3)]
-    got = fetch(channel_moments(arrays[0][0], arrays[1][0], arrays[2][0]))
+    got = fetch(gpu.channel_moments(arrays[0][0], arrays[1][0], arrays[2][0]))
     for k, (_, wide) in enumerate(arrays):
         exact_mean, exact_var = wide.mean((0, 1, 2)), wide.var((0, 1, 2))
         mean_bound, var_bound = _moment_bounds(wide, dtype)
@@ -32,10 +32,10 @@ def moments(cupy: Any, dtype: Any, *, shape: tuple[int, ...], mean: float) -> It
 
 
 def absent_moments(cupy: Any, dtype: Any) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import channel_moments
+    gpu = kernels()
 
     y3, wide = Data(cupy, 2).normal(SHAPES[0], dtype)
-    got = fetch(channel_moments(y3))
+    got = fetch(gpu.channel_moments(y3))
     yield Check("mean", got[0, 0], wide.mean((0, 1, 2)), _moment_bounds(wide, dtype)[0])
     yield Check("absent branches", got[1:], np.zeros(got[1:].shape), 0)
 
@@ -43,12 +43,12 @@ def absent_moments(cupy: Any, dtype: Any) -> Iterator[Check]:
 def forward(
     cupy: Any, dtype: Any, *, shape: tuple[int, ...], present: tuple[bool, ...], relu: bool
 ) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import branches_forward
+    gpu = kernels()
 
     data = Data(cupy, 3)
     pairs = [data.normal(shape, dtype) if there else (None, 0.0) for there in present]
     coefficients, a = data.normal((4, shape[-1]), real(dtype))
-    y = branches_forward(pairs[0][0], pairs[1][0], pairs[2][0], coefficients, relu=relu)
+    y = gpu.branches_forward(pairs[0][0], pairs[1][0], pairs[2][0], coefficients, relu=relu)
     terms = [a[k] * pairs[k][1] for k in range(3)] + [np.broadcast_to(a[3], shape)]
     wanted = sum(terms)
     wanted = np.maximum(wanted, 0) if relu else wanted
@@ -60,12 +60,12 @@ def forward(
 def backward_sums(
     cupy: Any, dtype: Any, *, shape: tuple[int, ...], present: tuple[bool, ...], relu: bool
 ) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import branches_backward_sums
+    gpu = kernels()
 
     data = Data(cupy, 4)
     (grad_y, g), (y, y_wide), inputs, moments = _backward_data(data, dtype, shape, present)
     g = g * (y_wide > 0) if relu else g
-    sums = branches_backward_sums(
+    sums = gpu.branches_backward_sums(
         grad_y, y if relu else None, *(array for array, _ in inputs), moments
     )
     means, got = fetch(moments)[:, 0].astype(np.float64), fetch(sums)
@@ -81,14 +81,14 @@ def backward_sums(
 def backward(
     cupy: Any, dtype: Any, *, shape: tuple[int, ...], present: tuple[bool, ...], relu: bool
 ) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import branches_backward
+    gpu = kernels()
 
     data = Data(cupy, 5)
     (grad_y, g), (y, y_wide), inputs, _ = _backward_data(data, dtype, shape, present)
     coefficients, c = data.normal((9, shape[-1]), real(dtype))
     g = g * (y_wide > 0) if relu else g
     arrays = [array for array, _ in inputs]
-    grads = branches_backward(grad_y, y if relu else None, *arrays, coefficients)
+    grads = gpu.branches_backward(grad_y, y if relu else None, *arrays, coefficients)
     for k, (grad, (array, wide)) in enumerate(zip(grads, inputs, strict=True)):
         if array is None:
             assert grad is None
@@ -102,21 +102,21 @@ def backward(
 
 def block(cupy: Any, dtype: Any, *, present: tuple[bool, ...], mean: float) -> Iterator[Check]:
     """The whole chain against the reference's batch norm of each branch, summed."""
-    from repvgg_ref.gpu import kernels
+    gpu = kernels()
 
     data, shape = Data(cupy, 6), SHAPES[0]
     C, count = shape[-1], int(np.prod(shape[:-1]))
     pairs = [data.normal(shape, dtype, mean=mean) if there else (None, None) for there in present]
-    vectors = [
+    vectors: list[list[tuple[Any, Any]]] = [
         [data.normal((C,), real(dtype), mean=1) if there else (None, None) for there in present]
         for _ in range(2)
     ]
     arrays = [array for array, _ in pairs]
     gammas, betas = ([vector for vector, _ in row] for row in vectors)
-    moments = kernels.channel_moments(*arrays)
-    folded = kernels.branch_coefficients(moments, gammas, betas, eps=EPS)
-    y = kernels.branches_forward(*arrays, folded.forward, relu=True)
-    exact = {
+    moments = gpu.channel_moments(*arrays)
+    folded = gpu.branch_coefficients(moments, gammas, betas, eps=EPS)
+    y = gpu.branches_forward(*arrays, folded.forward, relu=True)
+    exact: dict[int, Any] = {
         k: REFERENCE.batch_norm_train_forward(
             _nchw(pairs[k][1]), vectors[0][k][1], vectors[1][k][1], eps=EPS
         )
@@ -130,9 +130,9 @@ def block(cupy: Any, dtype: Any, *, present: tuple[bool, ...], mean: float) -> I
 
     grad_y, g = data.normal(shape, dtype)
     g = g * (fetch(y).astype(np.float64) > 0)
-    sums = kernels.branches_backward_sums(grad_y, y, *arrays, moments)
-    found = kernels.branch_grad_coefficients(sums, moments, folded.inv_std, gammas, count=count)
-    grads = kernels.branches_backward(grad_y, y, *arrays, found.backward)
+    sums = gpu.branches_backward_sums(grad_y, y, *arrays, moments)
+    found = gpu.branch_grad_coefficients(sums, moments, folded.inv_std, gammas, count=count)
+    grads = gpu.branches_backward(grad_y, y, *arrays, found.backward)
     for k, (_, cache) in exact.items():
         wanted_grads = REFERENCE.batch_norm_train_backward(_nchw(g), cache)
         bounds = _grad_bounds(pairs[k][1], g, _nhwc(cache.x_hat), vectors[0][k][1], dtype)
@@ -145,12 +145,12 @@ def block(cupy: Any, dtype: Any, *, present: tuple[bool, ...], mean: float) -> I
 
 
 def coefficients(cupy: Any, dtype: Any) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import branch_coefficients
+    gpu = kernels()
 
     data, C, u = Data(cupy, 7), 150, unit(dtype)
     moments, m = data.put(data.rng.uniform(0.1, 2, (3, 2, C)).astype(real(dtype)))
     gammas, betas = ([data.normal((C,), real(dtype)) for _ in range(3)] for _ in range(2))
-    found = branch_coefficients(
+    found = gpu.branch_coefficients(
         moments, [gammas[0][0], None, gammas[2][0]], [betas[0][0], None, betas[2][0]], eps=EPS
     )
     inv_std = (m[:, 1] + EPS) ** -0.5 * np.array([[1], [0], [1]])
@@ -164,14 +164,14 @@ def coefficients(cupy: Any, dtype: Any) -> Iterator[Check]:
 
 
 def grad_coefficients(cupy: Any, dtype: Any) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import branch_grad_coefficients
+    gpu = kernels()
 
     data, C, u, count = Data(cupy, 8), 150, unit(dtype), 77
     sums, s = data.normal((4, C), real(dtype), std=30)
     moments, m = data.normal((3, 2, C), real(dtype))
     inv_std, inverse = data.put(data.rng.uniform(0.5, 2, (3, C)).astype(real(dtype)))
     gammas = [data.normal((C,), real(dtype)) for _ in range(3)]
-    found = branch_grad_coefficients(
+    found = gpu.branch_grad_coefficients(
         sums, moments, inv_std, [gammas[0][0], gammas[1][0], None], count=count
     )
     grad_gamma = inverse * s[1:] * np.array([[1], [1], [0]])
@@ -188,14 +188,14 @@ def grad_coefficients(cupy: Any, dtype: Any) -> Iterator[Check]:
 def _backward_data(
     data: Data, dtype: Any, shape: tuple[int, ...], present: tuple[bool, ...]
 ) -> tuple[Any, Any, list[tuple[Any, Array]], Any]:
-    from repvgg_ref.gpu.kernels import channel_moments
+    gpu = kernels()
 
     inputs: list[tuple[Any, Array]] = [
         data.normal(shape, dtype, mean=3.0) if there else (None, np.zeros(shape))
         for there in present
     ]
     grad_y, y = data.normal(shape, dtype), data.normal(shape, dtype)
-    return grad_y, y, inputs, channel_moments(*(array for array, _ in inputs))
+    return grad_y, y, inputs, gpu.channel_moments(*(array for array, _ in inputs))
 
 
 def _moment_bounds(wide: Array, dtype: Any) -> tuple[Array, Array]:

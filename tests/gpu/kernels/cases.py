@@ -4,14 +4,16 @@ A case takes CuPy (the fake one, or the real) and a storage dtype and gives `Che
 are compared with the reference, run in other thread orders, run under sanitizers, run on sabotaged
 kernels, and run on a device.
 
-Bounds: u is the unit roundoff of the arithmetic, `stored` that of the storage. One rounding of z is
-off by at most u |z|; a sum of m terms in any order by (m - 1) u times the sum of magnitudes (Higham,
-Accuracy and Stability, 2nd ed., eq. 4.4), where u^2 is left out and a factor of 2 is left over.
+Bounds: u is the unit roundoff of the arithmetic. One rounding of z is off by at most u |z|; a sum
+in which no term goes through more than m additions by m u times the sum of the magnitudes (Higham,
+Accuracy and Stability of Numerical Algorithms, 2nd ed., section 4.2). u^2 is left out; a factor of
+about 2 is left over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import importlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,11 +84,11 @@ class Data:
         return self.cupy.asarray(host), host.astype(np.float64)
 
 
+def kernels() -> Any:
+    """The launchers, as they were loaded under the CuPy of the moment."""
+    return importlib.import_module("repvgg_ref.gpu.kernels")
+
+
 def fetch(array: Array) -> Array:
     """A device array as a NumPy array."""
     return array.get()
-
-
-def fetch_all(arrays: Sequence[Array | None]) -> list[Array]:
-    """Those that are there."""
-    return [array.get() for array in arrays if array is not None]

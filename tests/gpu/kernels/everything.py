@@ -20,12 +20,12 @@ CASES: dict[str, Case] = branch_cases.CASES | other_cases.CASES | training_cases
 
 
 class Plant(NamedTuple):
-    """A bug: in `file`, `old`, which is there exactly `count` times, becomes `new`."""
+    """A bug: in `file`, `old`, which is there exactly `times` times, becomes `new`."""
 
     file: str
     old: str
     new: str
-    count: int = 1
+    times: int = 1
 
 
 class Outcome(NamedTuple):
@@ -74,7 +74,7 @@ def _sabotage(plant: Plant) -> None:
         text = honest(name)
         if name != plant.file:
             return text
-        assert text.count(plant.old) == plant.count, f"{plant} does not fit {name} any more"
+        assert text.count(plant.old) == plant.times, f"{plant} does not fit {name} any more"
         return text.replace(plant.old, plant.new)
 
     launch.read = read
@@ -85,7 +85,8 @@ def main(arguments: list[str]) -> int:
     plant = None
     if "--plant" in arguments:
         place = arguments.index("--plant")
-        plant = Plant(*arguments[place + 1 : place + 4])
+        file, old, new = arguments[place + 1 : place + 4]
+        plant = Plant(file, old, new)
         arguments = arguments[:place]
     with installed(plant) as cupy:
         wrong = [why for name in arguments for why in run(cupy, dtype_of(name), CASES).wrong]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.ops import REFERENCE
-from tests.gpu.kernels.cases import Array, Case, Check, Data, fetch, real, stored, unit
+from tests.gpu.kernels.cases import Array, Case, Check, Data, fetch, kernels, real, stored, unit
 
 # (N, H, W, C), groups, kernel, stride, padding, dilation
 CONVOLUTIONS: dict[str, tuple[Any, ...]] = {
@@ -25,22 +25,22 @@ CONVOLUTIONS: dict[str, tuple[Any, ...]] = {
 
 
 def im2col(cupy: Any, dtype: Any, *, setting: tuple[Any, ...]) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import im2col
+    gpu = kernels()
 
     shape, groups, *_ = setting
     x, wide = Data(cupy, 11).normal(shape, dtype)
-    got = im2col(x, **_settings(setting), groups=groups)
+    got = gpu.im2col(x, **_settings(setting), groups=groups)
     yield Check("columns", fetch(got), _columns(wide, setting), 0)
 
 
 def col2im(cupy: Any, dtype: Any, *, setting: tuple[Any, ...]) -> Iterator[Check]:
-    """The transpose: <im2col(x), columns> = <x, col2im(columns)> for each unit vector x."""
-    from repvgg_ref.gpu.kernels import col2im, columns_shape
+    """The transpose: <gpu.im2col(x), columns> = <x, gpu.col2im(columns)> for each unit vector x."""
+    gpu = kernels()
 
     shape, groups, kernel, *_ = setting
-    rows = columns_shape(shape, **_settings(setting), groups=groups)
+    rows = gpu.columns_shape(shape, **_settings(setting), groups=groups)
     columns, wide = Data(cupy, 12).normal(rows, dtype)
-    got = col2im(columns, shape=shape, **_settings(setting), groups=groups)
+    got = gpu.col2im(columns, shape=shape, **_settings(setting), groups=groups)
     # Where each column comes from: im2col of the pixels' numbers, 0 for the padding.
     numbers = np.arange(1.0, np.prod(shape) + 1).reshape(shape)
     places = _columns(numbers, setting).astype(int).ravel()
@@ -54,7 +54,7 @@ def col2im(cupy: Any, dtype: Any, *, setting: tuple[Any, ...]) -> Iterator[Check
 
 def convolution(cupy: Any, dtype: Any) -> Iterator[Check]:
     """Columns times weights is the reference's convolution."""
-    from repvgg_ref.gpu.kernels import im2col
+    gpu = kernels()
 
     setting = CONVOLUTIONS["2 groups"]
     shape, groups, kernel, stride, padding, dilation = setting
@@ -62,7 +62,7 @@ def convolution(cupy: Any, dtype: Any) -> Iterator[Check]:
     x, wide = data.normal(shape, dtype)
     O, Cg = 6, shape[3] // groups  # noqa: E741 - the field's letter
     weight = data.rng.standard_normal((O, Cg, *kernel))
-    columns = fetch(im2col(x, **_settings(setting), groups=groups)).astype(np.float64)
+    columns = fetch(gpu.im2col(x, **_settings(setting), groups=groups)).astype(np.float64)
     # (groups, O / G, Cg, Kh, Kw) -> (groups, Kh * Kw * Cg, O / G)
     matrices = weight.reshape(groups, -1, Cg, *kernel).transpose(0, 3, 4, 2, 1)
     got = columns @ matrices.reshape(groups, -1, O // groups)
@@ -83,25 +83,25 @@ def convolution(cupy: Any, dtype: Any) -> Iterator[Check]:
 def bias_relu(
     cupy: Any, dtype: Any, *, shape: tuple[int, ...], wide: bool, relu: bool
 ) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import bias_relu
+    gpu = kernels()
 
     data = Data(cupy, 14)
     y, y_wide = data.normal(shape, dtype)
     bias, b = data.normal(shape[-1:], real(dtype) if wide else dtype)
     wanted = y_wide + b
     wanted = np.maximum(wanted, 0) if relu else wanted
-    assert bias_relu(y, bias, relu=relu) is y
+    assert gpu.bias_relu(y, bias, relu=relu) is y
     size = np.abs(y_wide) + np.abs(b)
     yield Check("y", fetch(y), wanted, 2 * unit(dtype) * size + stored(dtype, wanted) * 1.01)
 
 
 def relu_alone(cupy: Any, dtype: Any) -> Iterator[Check]:
     """NaN passes, as through the reference."""
-    from repvgg_ref.gpu.kernels import bias_relu
+    gpu = kernels()
 
     host = np.array([[-1, 0, 2, np.nan, np.inf, -np.inf, 1, -2]], dtype)
     y, _ = Data(cupy, 15).put(host)
-    got = fetch(bias_relu(y, None))
+    got = fetch(gpu.bias_relu(y, None))
     wanted, _ = REFERENCE.relu_forward(host.astype(np.float64))
     same = (got.astype(np.float64) == wanted) | (np.isnan(got) & np.isnan(wanted))
     yield Check("same", same.astype(float), np.ones(same.shape), 0)
@@ -110,7 +110,7 @@ def relu_alone(cupy: Any, dtype: Any) -> Iterator[Check]:
 def spatial_sums(
     cupy: Any, dtype: Any, *, shape: tuple[int, ...], gated: bool, mean: bool
 ) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import spatial_sums
+    gpu = kernels()
 
     data = Data(cupy, 16)
     (x, a), (factor, b), (gate, c) = (data.normal(shape, dtype) for _ in range(3))
@@ -118,32 +118,32 @@ def spatial_sums(
     share = 1 / (shape[1] * shape[2]) if mean else 1.0
     wanted, size = terms.sum((1, 2)) * share, np.abs(terms).sum((1, 2)) * share
     extra = (factor, gate) if gated else ()
-    got = fetch(spatial_sums(x, *extra, mean=mean))
+    got = fetch(gpu.spatial_sums(x, *extra, mean=mean))
     bound = 2 * shape[1] * shape[2] * unit(dtype) * size
     yield Check("sums", got, wanted, bound)
-    narrow = fetch(spatial_sums(x, *extra, mean=mean, dtype=dtype))
+    narrow = fetch(gpu.spatial_sums(x, *extra, mean=mean, dtype=dtype))
     yield Check("stored", narrow, wanted, bound + stored(dtype, wanted) * 1.01)
 
 
 def pooling(cupy: Any, dtype: Any) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import global_avg_pool_backward, global_avg_pool_forward
+    gpu = kernels()
 
     data, shape = Data(cupy, 17), (3, 5, 4, 24)
     x, wide = data.normal(shape, dtype)
     wanted, cache = REFERENCE.global_avg_pool_forward(wide.transpose(0, 3, 1, 2))
     size = np.abs(wide).mean((1, 2))
     bound = 40 * unit(dtype) * size + stored(dtype, wanted) * 1.01
-    yield Check("y", fetch(global_avg_pool_forward(x)), wanted, bound)
+    yield Check("y", fetch(gpu.global_avg_pool_forward(x)), wanted, bound)
     grad_y, g = data.normal((3, 24), dtype)
     grad_x = REFERENCE.global_avg_pool_backward(g, cache).transpose(0, 2, 3, 1)
-    got = fetch(global_avg_pool_backward(grad_y, shape=shape))
+    got = fetch(gpu.global_avg_pool_backward(grad_y, shape=shape))
     yield Check("grad_x", got, grad_x, 4 * unit(dtype) * np.abs(grad_x) + stored(dtype, grad_x))
 
 
 def scale_channels(
     cupy: Any, dtype: Any, *, shape: tuple[int, ...], narrow: bool, gated: bool, relu: bool
 ) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import scale_channels
+    gpu = kernels()
 
     data = Data(cupy, 18)
     (x, a), (gate, c) = (data.normal(shape, dtype) for _ in range(2))
@@ -153,30 +153,30 @@ def scale_channels(
     s, t = s[:, None, None], t[:, None, None]
     wanted = x_wide * s + t
     wanted = np.maximum(wanted, 0) if relu else wanted
-    got = fetch(scale_channels(x, scale, shift, gate if gated else None, relu=relu))
+    got = fetch(gpu.scale_channels(x, scale, shift, gate if gated else None, relu=relu))
     bound = 4 * unit(dtype) * (np.abs(x_wide * s) + np.abs(t)) + stored(dtype, wanted) * 1.01
     yield Check("y", got, wanted, bound)
 
 
 def squeeze_excitation(cupy: Any, dtype: Any) -> Iterator[Check]:
     """The gradient of relu(x * scale) by both arguments, from the two kernels."""
-    from repvgg_ref.gpu.kernels import scale_channels, spatial_sums
+    gpu = kernels()
 
     data, shape = Data(cupy, 19), (2, 4, 5, 16)
     (x, a), (grad_y, g) = (data.normal(shape, dtype) for _ in range(2))
     scale, s = data.normal((2, 16), real(dtype))
-    y = scale_channels(x, scale, relu=True)
+    y = gpu.scale_channels(x, scale, relu=True)
     g = g * (fetch(y).astype(np.float64) > 0)
     wanted, products = g * s[:, None, None], g * a
     bound = 4 * unit(dtype) * np.abs(wanted) + stored(dtype, wanted) * 1.01
-    yield Check("grad_x", fetch(scale_channels(grad_y, scale, None, y)), wanted, bound)
-    sums = fetch(spatial_sums(grad_y, x, y))
+    yield Check("grad_x", fetch(gpu.scale_channels(grad_y, scale, None, y)), wanted, bound)
+    sums = fetch(gpu.spatial_sums(grad_y, x, y))
     bound = 40 * unit(dtype) * np.abs(products).sum((1, 2))
     yield Check("grad_scale", sums, products.sum((1, 2)), bound)
 
 
 def standardise(cupy: Any, dtype: Any, *, shape: tuple[int, ...]) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import standardise_uint8
+    gpu = kernels()
 
     data = Data(cupy, 20)
     pixels, p = data.put(data.rng.integers(0, 256, shape, dtype=np.uint8))
@@ -184,7 +184,7 @@ def standardise(cupy: Any, dtype: Any, *, shape: tuple[int, ...]) -> Iterator[Ch
         data.put(data.rng.uniform(0.2, 0.6, shape[-1:]).astype(real(dtype))) for _ in range(2)
     )
     wanted = (p / 255 - m) / s
-    got = fetch(standardise_uint8(pixels, mean, std, scale=1 / 255, dtype=dtype))
+    got = fetch(gpu.standardise_uint8(pixels, mean, std, scale=1 / 255, dtype=dtype))
     bound = 4 * unit(dtype) * (p / 255 + m) / s + stored(dtype, wanted) * 1.01
     yield Check("images", got, wanted, bound)
 

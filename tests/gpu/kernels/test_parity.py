@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.gpu.kernels.cases import Check, stored
+from tests.gpu.kernels.cases import Check, kernels, stored
 from tests.gpu.kernels.everything import CASES, dtype_of, run
 
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
@@ -23,7 +23,7 @@ def test_it_agrees_with_the_reference(cupy: Any, name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_its_bits_do_not_depend_on_the_order_of_threads(cupy: Any, dtype: str) -> None:
-    """No two threads touch one place without a barrier between them, and sums are in fixed order."""
+    """No two threads touch one place without a barrier between them; sums are in fixed order."""
     runs = [run(cupy, dtype, CASES, order=order).bits for order in (0, 1, 2)]
     names = [str(index) for index in range(len(runs[0]))]
     for other in runs[1:]:
@@ -33,11 +33,11 @@ def test_its_bits_do_not_depend_on_the_order_of_threads(cupy: Any, dtype: str) -
 
 def test_bfloat16_may_come_as_its_bits(cupy: Any) -> None:
     bfloat16 = pytest.importorskip("ml_dtypes", reason="the witness of bfloat16").bfloat16
-    from repvgg_ref.gpu.kernels import bias_relu
+    gpu = kernels()
 
     # Every bit pattern: rounding is that of ml_dtypes, NaN stays NaN.
     bits = np.arange(2**16, dtype=np.uint16).reshape(-1, 8)
-    got = bias_relu(cupy.asarray(bits), None, relu=False).get().view(bfloat16)
+    got = gpu.bias_relu(cupy.asarray(bits), None, relu=False).get().view(bfloat16)
     wanted = bits.view(bfloat16)
     with np.errstate(invalid="ignore"):  # signalling NaN
         same = (got == wanted) | (np.isnan(got) & np.isnan(wanted))
@@ -48,7 +48,7 @@ def test_bfloat16_may_come_as_its_bits(cupy: Any) -> None:
 def test_numbers_are_rounded_to_nearest_even(cupy: Any, dtype: str) -> None:
     """Ties, subnormals, overflow: as NumPy and ml_dtypes round."""
     pytest.importorskip("ml_dtypes", reason="the witness of bfloat16")
-    from repvgg_ref.gpu.kernels import sgd_update
+    gpu = kernels()
 
     rng = np.random.default_rng(0)
     tie = (1 + 2.0**-11) * 2.0 ** np.arange(-30.0, 17.0)
@@ -62,7 +62,7 @@ def test_numbers_are_rounded_to_nearest_even(cupy: Any, dtype: str) -> None:
     ).astype(np.float32)
     param, copy = cupy.asarray(wide), cupy.empty(wide.shape, dtype_of(dtype))
     zeros = cupy.zeros(wide.shape, np.float32)
-    sgd_update(
+    gpu.sgd_update(
         *([param], [zeros], [zeros.copy()]),
         lr=0.0,
         momentum=0.0,

@@ -29,7 +29,7 @@ MISTAKES = [
     Plant("storage.cuh", "+ 0x7FFF +", "+ 0x0000 +"),
     Plant("branches.cu", "a.m2 + b.m2 + delta * delta", "a.m2 + b.m2 + delta * share"),
     Plant("branches.cu", "m2[i] += delta * (value[i] - mean[i])", "m2[i] += delta * delta"),
-    Plant("branches.cu", "chunk += 8", "chunk += 9", count=2),
+    Plant("branches.cu", "chunk += 8", "chunk += 9", times=2),
     Plant("branches.cu", "q = -p * inverse * (grad / count)", "q = -p * (grad / count)"),
     Plant("branches.cu", "moments + 2 * C", "moments + C"),
     Plant("branches.cu", "load_line<V>(coefficients + 6 * C", "load_line<V>(coefficients + 5 * C"),

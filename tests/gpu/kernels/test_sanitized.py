@@ -22,17 +22,16 @@ def test_no_kernel_touches_what_is_not_its_own() -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("rows.cuh", "first + rows_per_chunk < length ?", "true ?"),
-        ("convolution.cu", "start >= 0 && start", "start"),
+        ("convolution.cu", "start / stride < outputs ?", "true ?"),
         ("cross_entropy.cu", "warp < ROW_THREADS / 32", "warp <= ROW_THREADS / 32"),
         ("pooling.cu", "row < length; row", "row <= length; row"),
     ],
 )
 def test_an_access_out_of_bounds_is_found(file: str, old: str, new: str) -> None:
     done = _child("float32", "--plant", file, old, new)
-    assert done.returncode not in (0, 1), done.stdout
-    assert "AddressSanitizer" in done.stderr
-    assert "overflow" in done.stderr
+    assert done.returncode != 0
+    assert done.stdout == ""  # it did not come to its end
+    assert "heap-buffer-overflow" in done.stderr or "out of bounds" in done.stderr
 
 
 def _child(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -44,9 +43,9 @@ def _child(*arguments: str) -> subprocess.CompletedProcess[str]:
     if not Path(asan).is_absolute():
         pytest.skip("g++ has no libasan: .cu files cannot be run under sanitizers")
     environment = os.environ | {
-        "LD_PRELOAD": asan,
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "REPVGG_EMULATOR_SANITIZE": "1",
+        "LD_PRELOAD": asan,  # it must come first in a process that is not built with it
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps what it likes
+        emulator.SANITIZE: "1",
         "OPENBLAS_NUM_THREADS": "1",
     }
     return subprocess.run(

@@ -10,7 +10,7 @@ import numpy as np
 
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.train.sgd import Factors, sgd_step
-from tests.gpu.kernels.cases import Case, Check, Data, fetch, real, stored, unit
+from tests.gpu.kernels.cases import Case, Check, Data, fetch, kernels, real, stored, unit
 
 EXP = 8  # units: exp and log are good to 2, their arguments lose a few more
 
@@ -18,7 +18,7 @@ EXP = 8  # units: exp and log are good to 2, their arguments lose a few more
 def cross_entropy(
     cupy: Any, dtype: Any, *, classes: int, soft: bool, smoothing: float
 ) -> Iterator[Check]:
-    from repvgg_ref.gpu import kernels
+    gpu = kernels()
 
     data, N = Data(cupy, 31), 3
     logits, wide = data.normal((N, classes), dtype, std=4)
@@ -28,10 +28,10 @@ def cross_entropy(
     else:
         labels, _ = data.put(data.rng.integers(0, classes, N))
         targets = fetch(labels)
-    found = kernels.softmax_cross_entropy_forward(logits, labels, label_smoothing=smoothing)
+    found = gpu.softmax_cross_entropy_forward(logits, labels, label_smoothing=smoothing)
     loss, cache = REFERENCE.softmax_cross_entropy_forward(wide, targets, label_smoothing=smoothing)
     p, q, u = cache.probabilities, cache.targets, unit(dtype)
-    # A log-probability is off by the rounding of its terms and of the sum of `classes` exponentials.
+    # A log-probability: the rounding of its terms, and of a sum of `classes` exponentials.
     spread = wide.max(axis=1, keepdims=True) - wide + 1 + np.log(classes)
     of_log = u * (EXP * spread + classes)
     losses = -(q * np.log(p)).sum(axis=1)
@@ -40,7 +40,7 @@ def cross_entropy(
     yield Check("mean loss", fetch(found.losses).mean(), loss, 2 * in_loss.max())
     yield Check("probabilities", fetch(found.probabilities), p, 2 * p * (of_log + 4 * u))
     yield Check("no bad label", fetch(found.bad_label), np.zeros(1), 0)
-    grad = kernels.softmax_cross_entropy_backward(
+    grad = gpu.softmax_cross_entropy_backward(
         found.probabilities, labels, label_smoothing=smoothing, scale=1 / N, dtype=dtype
     )
     wanted = REFERENCE.softmax_cross_entropy_backward(cache)
@@ -49,16 +49,16 @@ def cross_entropy(
 
 
 def bad_labels(cupy: Any, dtype: Any) -> Iterator[Check]:
-    from repvgg_ref.gpu import kernels
+    gpu = kernels()
 
     data = Data(cupy, 32)
     logits, _ = data.normal((4, 5), dtype)
     labels, _ = data.put(np.array([0, 5, 4, -1]))
-    found = kernels.softmax_cross_entropy_forward(logits, labels, label_smoothing=0.1)
+    found = gpu.softmax_cross_entropy_forward(logits, labels, label_smoothing=0.1)
     yield Check("flag", fetch(found.bad_label), np.ones(1), 0)
     nan = np.isnan(fetch(found.losses)).astype(float)
     yield Check("NaN losses", nan, np.array([0.0, 1, 0, 1]), 0)
-    grad = kernels.softmax_cross_entropy_backward(
+    grad = gpu.softmax_cross_entropy_backward(
         found.probabilities, labels, label_smoothing=0.1, scale=1.0, dtype=dtype
     )
     nan = np.isnan(fetch(grad).astype(np.float64)).astype(float)
@@ -68,7 +68,7 @@ def bad_labels(cupy: Any, dtype: Any) -> Iterator[Check]:
 def sgd(
     cupy: Any, dtype: Any, *, tensors: int, nesterov: bool, mixed: bool, scaled: bool
 ) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import sgd_update
+    gpu = kernels()
 
     data, wide = Data(cupy, 33), real(dtype)
     shapes = [((3, k % 7 + 1, 41) if k % 2 else (k + 1,)) for k in range(tensors)]
@@ -79,7 +79,7 @@ def sgd(
     decay_factors = [float(k % 2) for k in range(tensors)]
     factor = 0.125 if scaled else 1.0
     settings: dict[str, Any] = {"momentum": 0.9, "nesterov": nesterov, "weight_decay": 1e-2}
-    sgd_update(
+    gpu.sgd_update(
         *([array for array, _ in pairs] for pairs in (params, grads, velocities)),
         lr=0.1,
         **settings,
@@ -114,16 +114,16 @@ def sgd(
 
 def skipped_sgd(cupy: Any, dtype: Any) -> Iterator[Check]:
     """A gradient that is not finite changes nothing, and nobody asks the host."""
-    from repvgg_ref.gpu.kernels import find_nonfinite, sgd_update
+    gpu = kernels()
 
     data, wide = Data(cupy, 34), real(dtype)
     for value, factor in ((np.inf, 0.0), (np.nan, 0.0), (1.0, 1.0)):
         param, w = data.normal((300,), wide)
         velocity, _ = data.put(np.zeros(300, wide))
         grad, g = data.put(np.array([*np.ones(299), value], dtype))
-        flag = find_nonfinite([cupy.zeros(7, wide), grad])
+        flag = gpu.find_nonfinite([cupy.zeros(7, wide), grad])
         yield Check(f"flag of {value}", fetch(flag), np.array([1 - factor]), 0)
-        sgd_update(
+        gpu.sgd_update(
             *([param], [grad], [velocity]),
             lr=0.5,
             momentum=0.9,
@@ -136,11 +136,11 @@ def skipped_sgd(cupy: Any, dtype: Any) -> Iterator[Check]:
 
 
 def ema(cupy: Any, dtype: Any) -> Iterator[Check]:
-    from repvgg_ref.gpu.kernels import ema_update
+    gpu = kernels()
 
     data, wide = Data(cupy, 35), real(dtype)
     averages, values = ([data.normal((k * 9 + 1,), wide) for k in range(60)] for _ in range(2))
-    ema_update([a for a, _ in averages], [v for v, _ in values], decay=0.99)
+    gpu.ema_update([a for a, _ in averages], [v for v, _ in values], decay=0.99)
     for (average, a), (_, v) in zip(averages, values, strict=True):
         bound = 6 * unit(dtype) * (np.abs(a) + np.abs(v))
         yield Check("average", fetch(average), 0.99 * a + 0.01 * v, bound)
