@@ -52,7 +52,7 @@ def _race(made: Mapping[str, Any]) -> list[RenderableType]:
             f"{one['images_per_second']:.1f}",
             f"{one['gflops']:.0f}",
             f"{ratio['median']:.2f}",
-            f"{ratio['low']:.2f} .. {ratio['high']:.2f}",
+            f"{ratio['low']:.2f}..{ratio['high']:.2f}",
             f"{one['cpu_ratio']['median']:.2f}",
         )
     worst = max(one["error"] for one in made["contenders"])
@@ -89,7 +89,7 @@ def _layers(layers: Mapping[str, Any]) -> RenderableType:
         groups = f" g{row['groups']}" if row["groups"] > 1 else ""
         table.add_row(
             row["layer"],
-            f"{row['channels']} -> {'x'.join(map(str, row['output']))}{stride}{groups}",
+            f"{row['channels']}->{'x'.join(map(str, row['output']))}{stride}{groups}",
             _method(row["algorithm"]),
             f"{1e3 * row['seconds']:.2f}",
             f"{100 * row['share']:.1f}",
@@ -123,7 +123,7 @@ def _conversion(made: Mapping[str, Any]) -> list[RenderableType]:
             one["name"],
             f"{one['median_seconds']:.2f}",
             f"{ratio['median']:.2f}",
-            f"{ratio['low']:.2f} .. {ratio['high']:.2f}",
+            f"{ratio['low']:.2f}..{ratio['high']:.2f}",
             f"{one['memory']['peak'] / _MEGA:.0f}",
             f"{one['error']:.1g}",
         )

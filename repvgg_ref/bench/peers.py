@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from repvgg_ref.bench.contenders.base import (
     BRANCHES,
+    DIRECT,
     ENTRIES,
     OURS,
     PEERS,
@@ -41,8 +42,14 @@ def choose_entries(asked: Sequence[str] | None, task: Task) -> tuple[list[Entry]
         ]
     else:
         chosen = [_asked(name, able, task) for name in dict.fromkeys(asked)]
-    ours = [ENTRIES[name] for name in (OURS, BRANCHES) if task.kind in ENTRIES[name].kinds]
+    ours = [ENTRIES[name] for name in (OURS, DIRECT, BRANCHES) if _says_something(name, task)]
     return [*ours, *chosen], skipped
+
+
+def _says_something(name: str, task: Task) -> bool:
+    """Whether this form of ours can do the task, and is not one of the others again."""
+    has_algorithms = task.backend == "numpy" and task.algorithm != "direct"
+    return task.kind in ENTRIES[name].kinds and (name != DIRECT or has_algorithms)
 
 
 def _asked(name: str, able: Sequence[Entry], task: Task) -> Entry:

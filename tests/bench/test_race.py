@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from repvgg_ref.bench import race as race_module
 from repvgg_ref.bench.contenders.base import BRANCHES, ENTRIES, OURS
 from repvgg_ref.bench.race import difference, race
 from repvgg_ref.bench.result import spread
-from repvgg_ref.bench.rival import ContenderError
+from repvgg_ref.bench.rival import ContenderError, environment
 from repvgg_ref.bench.task import Task
 from tests.bench.ways import ways
 
@@ -124,6 +125,20 @@ def test_ours_agrees_with_its_own_branches_and_tells_its_layers() -> None:
     memory = [one.memory for one in found.contenders]
     assert memory[0]["weights"] == 4 * 8_309_384
     assert all(each["peak"] > each["weights"] for each in memory)
+
+
+def test_the_one_who_asks_loads_no_framework() -> None:
+    program = (
+        "import sys, repvgg_ref.bench.race, repvgg_ref.bench.peers; "
+        "from repvgg_ref.bench.contenders.base import ENTRIES; "
+        "from repvgg_ref.bench.task import Task; "
+        "[e.variants(Task('inference', 'RepVGG-A0', 1, 8, 1)) for e in ENTRIES.values()]; "
+        "sys.exit(str({'torch', 'onnx', 'onnxruntime', 'openvino', 'ncnn'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(1), capture_output=True, text=True
+    )
+    assert done.stderr == "set()\n"
 
 
 def test_a_spread_is_taken_within_rounds() -> None:

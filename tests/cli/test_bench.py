@@ -42,8 +42,8 @@ def test_json_is_one_object_with_all_rounds(
     assert shown.code == 0
     assert found == json.loads(out.read_text())
     assert ET.parse(picture).getroot().tag.endswith("svg")
-    assert [one["name"] for one in found["contenders"]] == ["repvgg-ref", "repvgg-ref, branches"]
-    assert [len(one["seconds"]) for one in found["contenders"]] == [1, 1]
+    assert [one["name"] for one in found["contenders"]] == [base.OURS, base.DIRECT, base.BRANCHES]
+    assert [len(one["seconds"]) for one in found["contenders"]] == [1, 1, 1]
     assert found["contenders"][0]["ratio"]["median"] == 1
     assert (found["kind"], found["network"], found["threads"]) == ("inference", "RepVGG-A0", 1)
     assert {"machine", "load_before", "load_after", "busy", "layers", "skipped"} <= set(found)
@@ -132,3 +132,11 @@ def test_files_that_were_there_stay_if_it_fails(
     out.write_text("old")
     run(capsys, "--against", "torch", "--out", out).error_line()
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_another_backend_is_timed_through_the_same_seam(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = run(capsys, "--backend", "reference", "--against", "none", "--json").json()
+    assert [one["name"] for one in found["contenders"]] == [base.OURS, base.BRANCHES]
+    assert (found["backend"], found["layers"]) == ("reference", None)

@@ -140,10 +140,11 @@ def _task(
     from repvgg_ref.cpu.pool import default_threads
     from repvgg_ref.models.architectures import architecture
 
-    backend_ops(backend)  # refuses now what cannot be had
+    # Refuses now what cannot be had, and tells what "auto" is; "cupy-fp32" is the table of "cupy".
+    backend = backend_ops(backend).name.partition("-")[0]
     if algorithm not in (known := ("auto", "measure", *ALGORITHMS)):
         raise click.UsageError(f"--algorithm {algorithm!r} is none of {', '.join(known)}")
-    if kind in ("convert", "table4") and backend not in ("numpy", "auto"):
+    if kind in ("convert", "table4") and backend != "numpy":
         raise click.UsageError(f"--{kind} runs on the numpy backend only")
     try:
         threads = threads or default_threads()
@@ -156,7 +157,7 @@ def _task(
         size,
         threads,
         algorithm,
-        "numpy" if backend == "auto" else backend,
+        backend,
     )
 
 

@@ -13,6 +13,7 @@ from repvgg_ref.bench.task import Task
 from repvgg_ref.errors import MissingExtraError, ReportedError
 
 OURS = "repvgg-ref"
+DIRECT = "repvgg-ref, direct"
 BRANCHES = "repvgg-ref, branches"
 
 # A training step must agree in these, from the first layer to the last, under official names.
@@ -99,6 +100,7 @@ ENTRIES: Mapping[str, Entry] = {
     entry.name: entry
     for entry in (
         Entry(OURS, f"{_HERE}.fused", kinds=_BOTH),
+        Entry(DIRECT, f"{_HERE}.direct"),
         Entry(BRANCHES, f"{_HERE}.branches"),
         Entry("torch", f"{_HERE}.torch_peer", {"torch": "torch"}, kinds=_BOTH),
         Entry(
