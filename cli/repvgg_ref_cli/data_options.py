@@ -16,7 +16,7 @@ data_option = click.option(
     required=True,
     metavar="DIR",
     help="Class folders, tar files (one, a range NAME-{000..146}.tar, or a folder of them), a "
-    "folder that `shards` wrote, CIFAR's binary files, generated:shapes, or digits.",
+    "folder that `shards` wrote, CIFAR's or MNIST's binary files, generated:shapes, or digits.",
 )
 threads_option = click.option(
     "--threads",

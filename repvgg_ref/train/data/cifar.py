@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repvgg_ref.arrays import Array
 from repvgg_ref.train.data.source import ArraySource, DataError, Standardise
 from weights_io import sanitize
 
@@ -53,7 +54,7 @@ def cifar_source(folder: Path, *, split: str) -> ArraySource:
     )
 
 
-def _records(path: Path, length: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+def _records(path: Path, length: int) -> Array:
     data = _bytes(path)
     if not data or len(data) % length:
         raise DataError(

@@ -9,9 +9,10 @@ from repvgg_ref.train.data.cifar import cifar_source, is_cifar
 from repvgg_ref.train.data.decode import decoder as decoder_called
 from repvgg_ref.train.data.folder import FolderSource, class_folders
 from repvgg_ref.train.data.generated import PREFIX, ShapesSource
+from repvgg_ref.train.data.idx import idx_source, is_idx
 from repvgg_ref.train.data.pixel_shards import MANIFEST, PixelSource
-from repvgg_ref.train.data.source import DataError, Source
-from repvgg_ref.train.data.tar_shards import TarSource, class_names, tar_files
+from repvgg_ref.train.data.source import DataError, Source, class_names
+from repvgg_ref.train.data.tar_shards import TarSource, tar_files
 from repvgg_ref.train.data.write_pixels import PLAN
 from weights_io import sanitize
 
@@ -29,8 +30,8 @@ def open_data(
     path : path, str or None
         None or "digits" is the bundled digits; ``generated:shapes`` a generated set. A folder
         holds ``train`` and ``val``, or is itself what it would hold there: one folder a class, tar
-        files (with ``train`` or ``val`` in their names), what `repvgg-ref shards` wrote, or CIFAR's
-        binary files. A tar file may have ranges in its name: ``train-{000..146}.tar``.
+        files (with ``train`` or ``val`` in their names), what `repvgg-ref shards` wrote, CIFAR's
+        binary files, or MNIST's. A tar file may have ranges in its name: ``train-{000..146}.tar``.
     split : {"train", "val"}
     channels : int
         3, or 1 for greyscale; of folders and tar files.
@@ -58,6 +59,8 @@ def open_data(
         return PixelSource(folder)
     if is_cifar(folder):
         return cifar_source(folder, split=split)
+    if is_idx(folder):
+        return idx_source(folder, split=split)
     if tars := _tars(folder):
         files = _of_split(tars, split)
         return TarSource(files, decode=decode, channels=channels, classes=class_names(folder))
@@ -69,7 +72,9 @@ def splits_of(path: str | Path) -> tuple[str, ...]:
 
     With none, whatever split is asked for is the same pictures.
     """
-    if str(path) == DIGITS or str(path).startswith(PREFIX) or is_cifar(Path(path)):
+    if str(path) == DIGITS or str(path).startswith(PREFIX):
+        return SPLITS
+    if is_cifar(Path(path)) or is_idx(Path(path)):
         return SPLITS
     folders = tuple(split for split in SPLITS if (Path(path) / split).is_dir())
     if folders or not Path(path).is_dir():

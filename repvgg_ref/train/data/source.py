@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -34,6 +35,8 @@ class Standardise(NamedTuple):
         x = (images * np.float32(self.scale) - mean) / std
         return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
+
+CLASS_NAMES = "classes.txt"  # beside files that number their classes
 
 IMAGENET_RGB = Standardise(1 / 255, IMAGENET_MEAN, IMAGENET_STD)
 IMAGENET_GREY = Standardise(
@@ -130,6 +133,14 @@ class ArraySource:
 
         pixels = self.images[index]
         return Pillow.fromarray(pixels if self.channels == 3 else pixels[:, :, 0])
+
+
+def class_names(folder: Path) -> tuple[str, ...] | None:
+    """The names in the folder's ``classes.txt``, one a line; None if there is no such file."""
+    path = folder / CLASS_NAMES
+    if not path.is_file():
+        return None
+    return tuple(path.read_text(encoding="utf-8", errors="replace").splitlines()) or None
 
 
 def checked_labels(labels: Array, images: int, classes: int) -> Array:

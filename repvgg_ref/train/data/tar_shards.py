@@ -26,7 +26,6 @@ from weights_io import sanitize
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CLASS_NAMES = "classes.txt"  # beside the tar files, one name a line; else classes are numbers
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _MOST_FILES = 100_000
 _LONGEST_LABEL = 4096  # bytes of a .cls or .json file
@@ -130,14 +129,6 @@ def tar_files(pattern: str) -> list[Path]:
             got=f"{len(missing)} of {len(files)} files missing",
         )
     return files
-
-
-def class_names(folder: Path) -> tuple[str, ...] | None:
-    """The names in ``classes.txt``, if there is one."""
-    path = folder / CLASS_NAMES
-    if not path.is_file():
-        return None
-    return tuple(path.read_text(encoding="utf-8", errors="replace").splitlines()) or None
 
 
 @dataclass

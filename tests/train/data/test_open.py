@@ -1,12 +1,15 @@
-"""What a name is taken for; CIFAR's files and the generated shapes."""
+"""What a name is taken for; CIFAR's and MNIST's files; the generated shapes."""
 
 from __future__ import annotations
 
+import gzip
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from repvgg_ref.arrays import Array
 from repvgg_ref.digits import load_digits
 from repvgg_ref.train.data import ArraySource, DataError, open_data, splits_of
 from repvgg_ref.train.data.generated import CLASSES, draw
@@ -16,7 +19,7 @@ from tests.train.data.datasets import PLAIN
 NAMES = [f"class {number}" for number in range(10)]
 
 
-def cifar10(folder: Path, count: int = 7) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+def cifar10(folder: Path, count: int = 7) -> Array:
     rng = np.random.default_rng(0)
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
         records = rng.integers(0, 256, (count, 3073), np.uint8)
@@ -65,6 +68,62 @@ def test_damaged_cifar_files_are_refused(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match=r"data_batch_3\.bin: the file of CIFAR's is missing"):
         open_data(tmp_path, split="train")
+
+
+def idx(path: Path, array: Array) -> None:
+    head = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    data = head + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def mnist(folder: Path, suffix: str = "") -> Array:
+    rng = np.random.default_rng(0)
+    for prefix, count in (("train", 9), ("t10k", 4)):
+        images = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        idx(folder / f"{prefix}-images-idx3-ubyte{suffix}", images)
+        idx(folder / f"{prefix}-labels-idx1-ubyte{suffix}", np.arange(count) % 3)
+    return images
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_mnists_files_are_read_plain_and_compressed(suffix: str, tmp_path: Path) -> None:
+    last = mnist(tmp_path, suffix)
+    assert splits_of(tmp_path) == ("train", "val")
+    train, val = (open_data(tmp_path, split=split) for split in ("train", "val"))
+    assert (len(train), len(val), val.channels, val.classes) == (9, 4, 1, ("0", "1", "2"))
+    np.testing.assert_array_equal(np.asarray(val.picture(3)), last[3])
+    assert val.labels.tolist() == [0, 1, 2, 0]
+    assert val.standardise == train.standardise
+    pixels = np.stack([np.asarray(train.picture(i)) for i in range(9)]) / 255
+    assert abs(train.standardise.mean[0] - pixels.mean()) <= 5.1e-5
+    assert abs(train.standardise.std[0] - pixels.std()) <= 5.1e-5
+    (tmp_path / "classes.txt").write_text("shirt\nshoe\nbag\n")
+    assert open_data(tmp_path, split="val").classes == ("shirt", "shoe", "bag")
+
+
+def test_damaged_idx_files_are_refused(tmp_path: Path) -> None:
+    def refusal() -> str:
+        with pytest.raises(DataError) as refused:
+            open_data(tmp_path, split="train")
+        return str(refused.value)
+
+    mnist(tmp_path, ".gz")
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "not whole in MNIST's format" in refusal()
+    path.write_bytes(b"no gzip")
+    assert "not whole in MNIST's format" in refusal()
+    idx(path, np.zeros((9, 28)))
+    assert "a header of 00 00 08 02" in refusal()
+    path.write_bytes(gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12))
+    assert "an array of shape" in refusal()
+    path.write_bytes(gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 1, 2, 2) + b"12345"))
+    assert "5 bytes or more, not 4" in refusal()
+    idx(path, np.zeros((8, 28, 28)))
+    assert "labels of another shape" in refusal()
+    (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
+    assert "train-labels-idx1-ubyte is missing" in refusal()
 
 
 def test_digits_need_no_path() -> None:
