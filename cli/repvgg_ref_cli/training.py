@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
 from typing import Any
@@ -47,6 +48,7 @@ class View:
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            redirect_stdout=False,  # what is meant for a pipe must reach it
             disable=not (shown and self._console.is_terminal),
         )
         self._task = self._bar.add_task("training", total=plan.steps, figures="")
@@ -68,6 +70,8 @@ class View:
         self.stopped = self.stopped or isinstance(event, Stopped)
         if not self._shown:
             return
+        if isinstance(event, Finished | Stopped):
+            self._bar.stop()
         if isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, Noted):
@@ -125,17 +129,17 @@ class View:
         self._console.print(table)
 
     def _print(self, line: str) -> None:
-        # Through the bar's console, which moves the bar out of the way; else straight to stdout.
-        if self._bar.disable:
-            click.echo(line)
-        else:
+        # Where bar and lines share a terminal, the bar must be moved out of the way.
+        if self._bar.live.is_started and sys.stdout.isatty():
             self._console.print(line, markup=False, highlight=False)
+        else:
+            click.echo(line)
 
     def _say_note(self, message: str) -> None:
-        if self._bar.disable:
-            note(message)
-        else:
+        if self._bar.live.is_started:
             self._console.print(f"note: {message}", markup=False, highlight=False)
+        else:
+            note(message)
 
 
 class JsonView(View):

@@ -6,6 +6,7 @@ MPI is used when the process was started by ``mpiexec``; mpi4py is imported then
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,8 @@ from repvgg_ref.errors import MissingExtraError
 
 # What the launchers of MPICH and Intel MPI, Open MPI, and Slurm with PMI set.
 _LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
+
+_LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 
 
 class Comm(Protocol):
@@ -55,6 +58,8 @@ class Mpi:
         self._world = world
         self.rank: int = world.Get_rank()
         self.size: int = world.Get_size()
+        local = next((os.environ[name] for name in _LOCAL_RANK if name in os.environ), self.rank)
+        self.rank_on_machine = int(local)
 
     def sum(self, values: Array) -> Array:
         """One Allreduce."""
@@ -75,13 +80,15 @@ class Mpi:
 class Nccl:
     """GPU ranks: NCCL adds device arrays, MPI only hands round the group's name.
 
-    Has not been run on a GPU yet. Each rank uses the device that is current when it is made.
+    Has not been run on several GPUs yet. Each rank of a machine takes a device of its own.
     """
 
     def __init__(self, mpi: Mpi, like: Array) -> None:
         self._mpi, self.rank, self.size = mpi, mpi.rank, mpi.size
         self._cupy = array_module(like)
-        nccl = self._cupy.cuda.nccl
+        nccl = import_module(f"{self._cupy.__name__}.cuda.nccl")
+        devices = self._cupy.cuda.runtime.getDeviceCount()
+        self._cupy.cuda.Device(mpi.rank_on_machine % devices).use()
         name = mpi.broadcast(nccl.get_unique_id() if mpi.rank == 0 else None)
         self._nccl, self._group = nccl, nccl.NcclCommunicator(mpi.size, name, mpi.rank)
 
@@ -117,14 +124,14 @@ def connect() -> Comm:
     if not any(name in os.environ for name in _LAUNCHED):
         return Solo()
     try:
-        from mpi4py import MPI
+        mpi = import_module("mpi4py.MPI")
     except ImportError:
         raise MissingExtraError(
             "several ranks need mpi4py",
             got="a process started by mpiexec, and no mpi4py",
             advice="pip install 'repvgg-ref[mpi]'",
         ) from None
-    world = MPI.COMM_WORLD
+    world = mpi.COMM_WORLD
     return Mpi(world) if world.Get_size() > 1 else Solo()
 
 

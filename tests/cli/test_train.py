@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -152,3 +153,27 @@ def test_a_signal_saves_and_the_training_can_be_resumed(
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["steps"] == 15
     assert "resumed at step" in resumed.stderr
+
+
+def test_the_bar_stays_on_stderr_and_results_reach_a_pipe(tmp_path: Path) -> None:
+    """stderr is a terminal, stdout a pipe: what rich would divert must arrive."""
+    pty = pytest.importorskip("pty", reason="needs a terminal")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "repvgg_ref.train", "--json", "--out", str(tmp_path / "out")]
+        + [str(option) for option in SHORT],
+        env=environment() | {"TERM": "xterm", "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+    )
+    os.close(theirs)
+    shown = bytearray()
+    with contextlib.suppress(OSError):  # what a terminal says at its end
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, shown
+    assert json.loads(printed)["steps"] == 5
+    assert b"images/s" in shown

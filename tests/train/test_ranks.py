@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from tests.train.threaded_ranks import on_ranks
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 needs_mpi = pytest.mark.skipif(
-    not MPIEXEC.exists(), reason="needs mpiexec beside Python: pip install 'repvgg-ref[mpi]'"
+    find_spec("mpi4py") is None or not MPIEXEC.exists(),
+    reason="needs mpi4py, and mpiexec beside Python: pip install 'repvgg-ref[mpi]'",
 )
 every_network = pytest.mark.parametrize("arch", SMALL.values(), ids=SMALL.keys())
 
