@@ -226,7 +226,7 @@ def _convolve(
 
 
 def _algorithm(dtype: Any, shape: ConvShape) -> Algorithm:
-    return "direct" if dtype == np.float64 else cheapest(shape, dtype.itemsize)
+    return "direct" if dtype == np.float64 else cheapest(shape, dtype.itemsize, training=True)
 
 
 def _turned(weight: Array, groups: int) -> Array:

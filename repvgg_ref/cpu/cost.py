@@ -37,6 +37,8 @@ SECONDS_A_PRODUCT = 2 / 150e9
 SECONDS_A_TRANSFORM_PRODUCT = 0.065e-9  # products with matrices of 4 to 8 rows
 SECONDS_A_GATHERED_NUMBER = 0.1e-9
 SECONDS_A_WEIGHT_BYTE = 1 / 12e9
+SECONDS_A_TILE_NUMBER = 0.45e-9
+SECONDS_A_KERNEL_NUMBER = 0.8e-9
 PACKING_ROWS = 12  # packing a weight matrix takes the time of this many rows of pixels
 
 
@@ -74,11 +76,31 @@ def seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> float:
     )
 
 
+def training_seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> float:
+    """The same in a training step, whose kernels are new each time.
+
+    Transforms are counted by the numbers they write, because their matrices are cold there.
+    """
+    if algorithm == "direct":
+        return seconds(algorithm, shape, itemsize)
+    C, O, G = shape.channels, shape.outputs, shape.groups  # noqa: E741  (the shape letters)
+    tiling = Tiling(tile_of(algorithm), shape.stride, shape.height, shape.width)
+    m, t = tiling.m, tiling.t
+    rows = shape.images * tiling.strips * tiling.tiles
+    products = rows * t * t * C * O / G * SECONDS_A_PRODUCT
+    numbers = rows * (C * (tiling.step + t) * t + O * (t + m) * t)
+    kernels = t * t * C * O / G
+    return products + numbers * SECONDS_A_TILE_NUMBER + kernels * SECONDS_A_KERNEL_NUMBER
+
+
 def cheapest(
-    shape: ConvShape, itemsize: int, choices: tuple[Algorithm, ...] = DEFAULT_CHOICES
+    shape: ConvShape,
+    itemsize: int,
+    choices: tuple[Algorithm, ...] = DEFAULT_CHOICES,
+    *,
+    training: bool = False,
 ) -> Algorithm:
-    """The choice with the least estimated time."""
+    """The choice with the least estimated time; `training` if the kernels are new each time."""
     possible = [algorithm for algorithm in choices if applies(algorithm, shape)]
-    return min(
-        possible, key=lambda algorithm: seconds(algorithm, shape, itemsize), default="direct"
-    )
+    estimate = training_seconds if training else seconds
+    return min(possible, key=lambda each: estimate(each, shape, itemsize), default="direct")

@@ -62,38 +62,56 @@ def gather(x: Array, window: Window, start: int, stop: int, columns: Array) -> l
     """
     K, G = window.kernel, window.groups
     target = columns.reshape(stop - start, window.width, G, K, K, -1)
-    left, right = _inside(window, x.shape[2], window.width)
-    above, below = _inside(window, x.shape[1], window.height)
+    across = _runs(window, x.shape[2], range(window.width))
     steps: list[Step] = []
     for n, first, last, place in image_runs(start, stop, window.height):
-        top, bottom = (min(max(first, row), last) for row in (above, below))
-        held = target[place : place + last - first]
-        if top < bottom and left < right:
-            inner = held[top - first : bottom - first, left:right]
-            steps.append(partial(np.copyto, inner, _windows(x[n], window, top, left, inner.shape)))
-        for rows, across in (
-            (range(first, top), range(window.width)),
-            (range(bottom, last), range(window.width)),
-            (range(top, bottom), range(left)),
-            (range(top, bottom), range(right, window.width)),
-        ):
-            if rows and across:
-                beside = held[rows.start - first : rows.stop - first, across.start : across.stop]
-                steps += _gather_taps(x[n], window, rows, across, beside)
+        for rows, i in _runs(window, x.shape[1], range(first, last)):
+            held = target[place + rows.start - first : place + rows.stop - first]
+            for pixels, j in across:
+                inner = held[:, pixels.start : pixels.stop]
+                if (len(i), len(j)) != (K, K):
+                    steps.append(partial(inner.fill, 0))
+                if i and j:
+                    met = inner[:, :, :, i.start : i.stop, j.start : j.stop]
+                    seen = _windows(x[n], window, (rows.start, pixels.start), (i, j), met.shape)
+                    steps.append(partial(np.copyto, met, seen))
     return steps
 
 
-def _inside(window: Window, size: int, outputs: int) -> tuple[int, int]:
-    """The outputs whose whole window lies inside `size` pixels: first and end."""
+def _runs(window: Window, size: int, outputs: range) -> list[tuple[range, range]]:
+    """Cut `outputs` into runs that see the same taps within `size` pixels; with these taps."""
     span = window.dilation * (window.kernel - 1) + 1
-    first = min(-(-window.border // window.stride), outputs)
-    return first, max(first, min((size + window.border - span) // window.stride + 1, outputs))
+    first = min(max(-(-window.border // window.stride), outputs.start), outputs.stop)
+    whole = (size + window.border - span) // window.stride + 1
+    end = max(first, min(whole, outputs.stop))
+    alone = [range(at, at + 1) for at in (*range(outputs.start, first), *range(end, outputs.stop))]
+    runs = [(run, _taps(window, size, run.start)) for run in alone]
+    return [(range(first, end), range(window.kernel)), *runs] if first < end else runs
 
 
-def _windows(image: Array, window: Window, top: int, left: int, shape: tuple[int, ...]) -> Array:
-    """Whole windows from output (top, left) on: a view, (rows, columns, G, K, K, C/G)."""
+def _taps(window: Window, size: int, output: int) -> range:
+    """The taps of one output that lie within `size` pixels."""
+    begin, apart = output * window.stride - window.border, window.dilation
+    stop = min(window.kernel, -(-(size - begin) // apart))
+    return range(min(max(0, -(begin // apart)), max(0, stop)), max(0, stop))
+
+
+def _windows(
+    image: Array,
+    window: Window,
+    output: tuple[int, int],
+    taps: tuple[range, range],
+    shape: tuple[int, ...],
+) -> Array:
+    """What some taps of the outputs from `output` on see: a view of `shape`.
+
+    That is (rows, columns, G, taps down, taps across, C/G).
+    """
     row, pixel, number = image.strides
-    first, begin = (at * window.stride - window.border for at in (top, left))
+    first, begin = (
+        at * window.stride - window.border + tap.start * window.dilation
+        for at, tap in zip(output, taps, strict=True)
+    )
     return as_strided(
         image[first:, begin:],
         shape,
@@ -107,22 +125,6 @@ def _windows(image: Array, window: Window, top: int, left: int, shape: tuple[int
         ),
         writeable=False,
     )
-
-
-def _gather_taps(
-    image: Array, window: Window, rows: range, columns: range, target: Array
-) -> list[Step]:
-    """A rectangle of outputs, tap by tap, with zeros where a tap lies outside of the image."""
-    steps: list[Step] = [partial(target.fill, 0)]
-    for i, j in product(range(window.kernel), repeat=2):
-        top, bottom, row = _seen(window, i, image.shape[0], rows)
-        left, right, column = _seen(window, j, image.shape[1], columns)
-        if top < bottom and left < right:
-            seen = image[row :: window.stride, column :: window.stride]
-            seen = seen[: bottom - top, : right - left]
-            seen = seen.reshape(*seen.shape[:2], window.groups, -1)  # a view: one axis is split
-            steps.append(partial(np.copyto, target[top:bottom, left:right, :, i, j], seen))
-    return steps
 
 
 def add_back(columns: Array, window: Window, rows: range, image: Array) -> None:
