@@ -22,7 +22,7 @@ from repvgg_ref.train.data.transforms import Transform
 
 MOST_SKIPPED = 0.01  # part of the data set that may be unreadable,
 FEWEST_LIMIT = 10  # but so many pictures may be in any case
-_CHUNK = 16  # pictures a task: small enough that all threads finish a batch together
+_MOST_A_TASK = 16  # pictures
 
 
 class Batch(NamedTuple):
@@ -153,12 +153,15 @@ class _Pending:
         size, channels = loader.transform.size, loader.source.channels
         self._loader, self._indices = loader, indices.copy()
         self._images = np.empty((len(indices), size, size, channels), np.uint8)
+        # So small that every thread has a part in every batch, so large that handing on is cheap.
+        part = max(1, min(_MOST_A_TASK, len(indices) // (2 * loader.threads)))
         self._tasks: list[Future[None]] = [
-            pool.submit(self._fill, start, epoch) for start in range(0, len(indices), _CHUNK)
+            pool.submit(self._fill, range(len(indices))[start : start + part], epoch)
+            for start in range(0, len(indices), part)
         ]
 
-    def _fill(self, start: int, epoch: int) -> None:
-        for place in range(start, min(start + _CHUNK, len(self._indices))):
+    def _fill(self, places: range, epoch: int) -> None:
+        for place in places:
             loaded = self._loader.load(int(self._indices[place]), epoch)
             if loaded is None:
                 self._indices[place] = -1

@@ -8,6 +8,7 @@ with one is whole. See `write_pixels` for what the pictures are.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,7 +107,10 @@ class PixelSource:
         data = _read(self.folder / LABELS)
         if hashlib.sha256(data).hexdigest() != self.manifest["labels_sha256"]:
             raise _damaged(self.folder, f"{LABELS} has other bytes than were written")
-        labels = np.load(self.folder / LABELS, allow_pickle=False)
+        try:
+            labels = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError):
+            raise _damaged(self.folder, f"{LABELS} is no array") from None
         return checked_labels(labels, self.manifest["count"], len(self.classes))
 
     def _require_parts(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -200,6 +201,16 @@ def write_manifest(text: str) -> Callable[[Path], None]:
     return damage
 
 
+def other_labels(data: bytes) -> Callable[[Path], None]:
+    """With a hash that fits: whoever can write the folder can write the manifest."""
+
+    def damage(folder: Path) -> None:
+        (folder / LABELS).write_bytes(data)
+        change(labels_sha256=hashlib.sha256(data).hexdigest())(folder)
+
+    return damage
+
+
 PARTS = [{"file": "pixels-00000.u8", "count": 128, "sha256": ""}]
 
 
@@ -230,6 +241,9 @@ PARTS = [{"file": "pixels-00000.u8", "count": 128, "sha256": ""}]
         change(parts=[{"file": "pixels-00000.u8", "count": -1, "sha256": ""}]),
         change(parts=[7]),
         change(labels_sha256="0" * 64),
+        other_labels(b""),
+        other_labels(b"\x93NUMPY\x01\x00garbage"),
+        other_labels(b"\x80\x04K\x05."),  # a pickle
     ],
 )
 def test_damage_is_refused_when_the_folder_is_opened(
