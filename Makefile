@@ -4,7 +4,7 @@ FUZZ_VENV ?= .venv-fuzz
 FUZZ_RUNS ?= 1000000
 CORPUS ?= .fuzz-corpus
 
-.PHONY: check format lint types test peers fuzz matrix demo ci
+.PHONY: check format lint types test peers fuzz matrix gpu gpu-plans demo ci
 
 check: lint types test
 
@@ -37,6 +37,15 @@ matrix:
 	$(PYTHON) -m tests.oracle.matrix_study --model A0 --out tests/oracle/results/diagnosis-A0.json
 	$(PYTHON) -m tests.oracle.matrix_study --model plain grouped se-before-relu plus --size 36 \
 		--logits 150 --out tests/oracle/results/logits-only.json
+
+# On a machine with a GPU: tests, oracle, races against torch, profile, a minute of training; one
+# JSON named after the device in tests/gpu/results. Less than ten minutes, no network.
+gpu:
+	$(PYTHON) -m tests.gpu.settle
+
+# No GPU needed, but cuDNN (pip install nvidia-cudnn-cu12 or -cu13): can it plan our convolutions?
+gpu-plans:
+	$(PYTHON) -m tests.gpu.plans
 
 demo:
 	$(PYTHON) -m repvgg_ref_cli demo

@@ -71,8 +71,8 @@ def standardise(pixels: Array, mean: Array, std: Array, *, scale: float, dtype: 
 def _slot_like(images: Array, labels: Array) -> _Slot:
     arrays = (images, labels)
     return _Slot(
-        (*(cupyx.empty_pinned(each.shape, each.dtype) for each in arrays),),  # type: ignore[arg-type]
-        (*(cupy.empty(each.shape, each.dtype) for each in arrays),),  # type: ignore[arg-type]
+        (*(cupyx.empty_pinned(each.shape, each.dtype) for each in arrays),),
+        (*(cupy.empty(each.shape, each.dtype) for each in arrays),),
         cupy.cuda.Event(disable_timing=True),
         cupy.cuda.Event(disable_timing=True),
     )
@@ -90,9 +90,7 @@ def _send(slot: _Slot, arrays: tuple[Array, Array], stream: Any) -> int:
     return count
 
 
-def _hand_out(
-    ready: deque[tuple[_Slot, int]], free: deque[_Slot]
-) -> Iterator[tuple[Array, Array]]:
+def _hand_out(ready: deque[tuple[_Slot, int]], free: deque[_Slot]) -> Iterator[tuple[Array, Array]]:
     """Give out the oldest batch; when the caller comes back, its work with it has been enqueued."""
     slot, count = ready.popleft()
     current = cupy.cuda.get_current_stream()

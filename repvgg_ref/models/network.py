@@ -50,7 +50,7 @@ class Model:
     momentum: float = DEFAULT_MOMENTUM
     notes: list[str] = field(default_factory=list)
     _kept: tuple[Any, Engine] | None = field(default=None, init=False, repr=False)
-    _resident: OnDevice | None = field(default=None, init=False, repr=False)
+    _resident: dict[int, OnDevice] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -149,9 +149,8 @@ class Model:
         return outputs if layers else outputs["linear"]
 
     def _device(self, ops: Ops) -> OnDevice:
-        if self._resident is None or self._resident.ops is not ops:
-            self._resident = OnDevice(ops)
-        return self._resident
+        """What is kept on the device for this table, which is held: its id stays its own."""
+        return self._resident.setdefault(id(ops), OnDevice(ops))
 
     def _engine(self, dtype: Any, algorithm: str, threads: int) -> Engine:
         """The fast evaluation of the fused chain, made anew when an array was replaced."""
@@ -165,7 +164,7 @@ class Model:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave out the fast evaluation: it holds threads, or device memory."""
-        return self.__dict__ | {"_kept": None, "_resident": None}
+        return self.__dict__ | {"_kept": None, "_resident": {}}
 
     def walk(self, x: Array, ops: Ops) -> Iterator[tuple[str, Array]]:
         """Yield ``(layer name, output)`` in network order, holding one activation at a time."""
