@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
+_SAME = 1.0  # seconds
+
 
 class StopSignals:
-    """While entered, the first signal is remembered; a second one ends the program at once.
+    """While entered, the first signal is remembered; a later one ends the program at once.
+
+    What comes within a second is the same signal: a terminal and a launcher may both send it.
 
     Attributes
     ----------
@@ -18,12 +23,12 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.number: int = signal.SIGTERM
-        self._came = False
+        self._came: float | None = None
         self._before: dict[int, Any] = {}
 
     def asked(self) -> bool:
         """Whether a signal has come."""
-        return self._came
+        return self._came is not None
 
     def __enter__(self) -> StopSignals:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -40,6 +45,8 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self._came:
+        now = time.monotonic()
+        if self._came is None:
+            self._came, self.number = now, number
+        elif now - self._came > _SAME:
             raise SystemExit(128 + number)
-        self._came, self.number = True, number

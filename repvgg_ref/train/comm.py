@@ -17,6 +17,7 @@ from repvgg_ref.errors import MissingExtraError
 # What the launchers of MPICH and Intel MPI, Open MPI, and Slurm with PMI set.
 _LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
 
+_LOCAL_SIZE = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 _LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
 
 
@@ -111,6 +112,12 @@ class Nccl:
     def abort(self, code: int) -> None:
         """As for `Mpi`."""
         self._mpi.abort(code)
+
+
+def ranks_on_machine(comm: Comm) -> int:
+    """How many ranks share this machine's memory and processors: all, if the launcher is silent."""
+    told = next((os.environ[name] for name in _LOCAL_SIZE if name in os.environ), comm.size)
+    return max(1, min(int(told), comm.size))
 
 
 def connect() -> Comm:

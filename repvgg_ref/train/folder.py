@@ -89,6 +89,7 @@ class Folder:
             notes.append(
                 f"{default_threads()} threads instead of {before}: sums may round otherwise"
             )
+        self._newest = stored.step
         return self._on_device(stored), notes
 
     def save(self, state: State) -> Path | None:

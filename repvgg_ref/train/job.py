@@ -16,7 +16,7 @@ from repvgg_ref.errors import BackendError
 from repvgg_ref.models.architectures import Architecture, architecture
 from repvgg_ref.models.network import Model, build, require_branches
 from repvgg_ref.ops import Ops
-from repvgg_ref.train.comm import Comm, Solo, on_device
+from repvgg_ref.train.comm import Comm, Solo, on_device, ranks_on_machine
 from repvgg_ref.train.events import Plan
 from repvgg_ref.train.plan import UnfitError, available_memory, make_plan, require_fit
 from repvgg_ref.train.settings import Settings
@@ -103,7 +103,12 @@ def prepare(
         ranks=comm.size,
         dtype=updater.dtype,
     )
-    require_fit(plan, available_memory(like), recipe)
+    require_fit(
+        plan,
+        available_memory(like),
+        recipe,
+        sharing=1 if ops.on_device else ranks_on_machine(comm),
+    )
     return Job(settings, data, updater, start, comm, ops, plan)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +64,8 @@ def available_memory(like: Array) -> int | None:
         return None
 
 
-def require_fit(plan: Plan, available: int | None, recipe: Recipe) -> None:
-    """Refuse a training that cannot run.
+def require_fit(plan: Plan, available: int | None, recipe: Recipe, *, sharing: int) -> None:
+    """Refuse a training that cannot run, where `sharing` ranks share the `available` bytes.
 
     Raises
     ------
@@ -79,12 +78,11 @@ def require_fit(plan: Plan, available: int | None, recipe: Recipe) -> None:
             got=f"{recipe.batch} images a step, {plan.images} to train on",
             wanted=f"--batch of at most {plan.images}",
         )
-    local = int(os.environ.get("MPI_LOCALNRANKS") or plan.ranks)
-    if available is not None and plan.memory * local > available:
+    needed = plan.memory * sharing
+    if available is not None and needed > available:
         raise UnfitError(
             "the training does not fit into memory",
-            got=f"about {plan.memory * local / 2**30:.1f} GiB needed, "
-            f"{available / 2**30:.1f} GiB available",
+            got=f"about {needed / 2**30:.1f} GiB needed, {available / 2**30:.1f} GiB available",
             advice=f"take a smaller --batch, or --accumulate {2 * recipe.accumulate} to keep it",
         )
 

@@ -54,7 +54,9 @@ class Stored:
 def write_state(
     folder: Path, step: int, arrays: Mapping[str, Array], facts: Mapping[str, Any]
 ) -> Path:
-    """Put a state into `folder`, then remove all but the newest `KEPT`.
+    """Put a state into `folder`, then remove all but it and the `KEPT` - 1 before it.
+
+    States of later steps go too: they are damaged, or of a course that was left.
 
     Raises
     ------
@@ -78,8 +80,10 @@ def write_state(
         weights_io.write_weights(data, specs, values.values(), container="safetensors", check=flush)
         text = json.dumps({"format": FORMAT, "step": step, "sha256": digests[0], **facts}, indent=1)
         write_text(note, text + "\n")
-    for old in steps_in(folder)[KEPT:]:
-        for path in reversed(_paths(folder, old)):
+    found = steps_in(folder)
+    kept = [other for other in found if other <= step][:KEPT]
+    for other in set(found) - set(kept):
+        for path in reversed(_paths(folder, other)):
             path.unlink(missing_ok=True)
     return note
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from repvgg_ref_cli.stop_signals import StopSignals
 
 from repvgg_ref.train.log import read_log
 from tests.cli.runner import ROOT, environment, invoke, run_python
@@ -145,6 +146,21 @@ def test_a_signal_saves_and_the_training_can_be_resumed(
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["steps"] == 11
     assert "resumed at step" in resumed.stderr
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_ends_the_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as signals:
+        assert not signals.asked()
+        for _ in range(2):  # a terminal and mpiexec both send it
+            signal.raise_signal(signal.SIGTERM)
+        assert signals.asked()
+        monkeypatch.setattr("repvgg_ref_cli.stop_signals._SAME", 0.0)
+        with pytest.raises(SystemExit, match="130"):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_bar_stays_on_stderr_and_one_json_object_reaches_the_pipe(tmp_path: Path) -> None:

@@ -40,6 +40,13 @@ def test_two_states_are_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_states_of_a_course_that_was_left_are_removed(tmp_path: Path) -> None:
+    write(tmp_path, 1, 9, 10, 5)
+    assert steps_in(tmp_path) == [5]
+    write(tmp_path, 6)
+    assert steps_in(tmp_path) == [6, 5]
+
+
 def test_an_empty_or_missing_folder_has_no_state(tmp_path: Path) -> None:
     assert read_newest(tmp_path) == (None, [])
     assert read_newest(tmp_path / "none") == (None, [])

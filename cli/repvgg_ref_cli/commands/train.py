@@ -74,7 +74,7 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
-    show_default="all processors",
+    show_default="REPVGG_NUM_THREADS, else all processors",
     help="For images and arithmetic, a rank.",
 )
 @click.option(
@@ -115,13 +115,18 @@ def command(
     After every few epochs the trained and the fused form are evaluated and must agree within the
     derived bound; otherwise the training stops with exit code 1.
     """
-    from repvgg_ref.train.comm import connect
+    from repvgg_ref.cpu.pool import THREADS, default_threads
+    from repvgg_ref.train.comm import connect, ranks_on_machine
 
     # A loss that is not finite is found and told; the arithmetic's threads need not warn as well.
     warnings.filterwarnings("ignore", "overflow|invalid value", RuntimeWarning)
-    if asked["threads"] is not None:  # the arithmetic's threads are made at its first use
-        os.environ["REPVGG_NUM_THREADS"] = str(asked["threads"])
     comm = connect()
+    if asked["threads"] is None:
+        told = THREADS in os.environ
+        shared = 1 if told else ranks_on_machine(comm)
+        asked["threads"] = max(1, default_threads() // shared)
+    if asked["threads"] != default_threads():  # the arithmetic's are made at its first use
+        os.environ[THREADS] = str(asked["threads"])
     with _ending_all_ranks(comm, ctx):
         _train(comm, asked, as_json=as_json, dry_run=dry_run, tensorboard=tensorboard)
 
@@ -142,11 +147,10 @@ def _train(
         **{
             name: asked[name]
             for name in (
-                *("data", "backend", "dtype", "math", "seed"),
+                *("data", "backend", "dtype", "math", "seed", "threads"),
                 *("sync_bn", "init", "resume", "accept_changes", "save_every", "evaluate_every"),
             )
         },
-        threads=asked["threads"] or len(os.sched_getaffinity(0)),
     )
     job = prepare(run, comm=comm)
     first = comm.rank == 0
