@@ -244,7 +244,7 @@ def _inputs(conv: Conv2dCache) -> Inputs:
         window = window._replace(kernel=1, dilation=1, border=0)
     channels = max(window.kernel**2 * shape.channels, shape.outputs)
     grid = passes.make_grid(shape.images, shape.height, shape.width, channels)
-    return Inputs(grid, conv.x, window)
+    return passes.make_inputs(grid, conv.x, window)
 
 
 def _matrices(branches: Mapping[str, BranchArrays], inputs: Inputs) -> dict[str, Array]:

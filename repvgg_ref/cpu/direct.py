@@ -19,10 +19,9 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.layout import image_runs
+from repvgg_ref.cpu.layout import image_runs, strided
 from repvgg_ref.cpu.pool import Step
 
 
@@ -112,8 +111,8 @@ def _windows(
         at * window.stride - window.border + tap.start * window.dilation
         for at, tap in zip(output, taps, strict=True)
     )
-    return as_strided(
-        image[first:, begin:],
+    return strided(
+        image,
         shape,
         (
             window.stride * row,
@@ -123,7 +122,7 @@ def _windows(
             window.dilation * pixel,
             number,
         ),
-        writeable=False,
+        (first, begin),
     )
 
 

@@ -62,7 +62,7 @@ def to_panels(matrices: Array, width: int) -> Array:
     """(..., K, columns) -> (..., panels, K, width)."""
     *lead, inner, columns = matrices.shape
     split = matrices.reshape(*lead, inner, columns // width, width)
-    return np.ascontiguousarray(np.moveaxis(split, -2, -3))
+    return np.ascontiguousarray(split.swapaxes(-2, -3))
 
 
 def panel_products(x: Array, panels: Array, out: Array) -> list[Step]:
@@ -86,10 +86,11 @@ def panel_products(x: Array, panels: Array, out: Array) -> list[Step]:
         target = split[..., start:stop, :, :]
         target = target.reshape(*target.shape[:-3], many, size, count, width)
         right = panels[..., None, :, :, :]
-        steps.append(partial(np.matmul, left, right, out=np.moveaxis(target, -2, -3)))
+        steps.append(partial(np.matmul, left, right, out=target.swapaxes(-2, -3)))
     return steps
 
 
+@cache
 def _blocks(rows: int, inner: int, width: int) -> list[tuple[int, int, int]]:
     """Cut `rows` into whole blocks of one size and a rest: ``(start, stop, size of a block)``."""
     size = rows

@@ -5,12 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
 from repvgg_ref.arrays import Array
 
 
 def carve(flat: Array, shape: tuple[int, ...]) -> Array:
     """The first numbers of `flat`, in `shape`."""
     return flat[: math.prod(shape)].reshape(shape)
+
+
+def strided(
+    x: Array, shape: tuple[int, ...], strides: tuple[int, ...], first: tuple[int, ...] = ()
+) -> Array:
+    """`numpy.lib.stride_tricks.as_strided` from element `first` on; quick if `x` is contiguous.
+
+    A block of work is described by a dozen views: made by `as_strided`, these take as long as the
+    block's products.
+    """
+    if x.flags.c_contiguous:
+        offset = sum(at * step for at, step in zip(first, x.strides, strict=False))
+        return np.ndarray(shape, x.dtype, x, offset, strides)
+    return as_strided(x[tuple(slice(at, None) for at in first)], shape, strides)
 
 
 def border_views(padded: Array, height: int, width: int, border: int) -> list[Array]:

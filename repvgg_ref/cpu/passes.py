@@ -79,24 +79,35 @@ class Inputs(NamedTuple):
 
     grid: Grid
     x: Array
-    window: Window  # its kernel is 1, or 3 for whole windows
+    window: Window  # its kernel is 1, or K for whole windows
+    columns: Array | None  # (N, Ho, Wo, K * K * C), group by group; None where they are x
 
     @property
     def channels(self) -> int:
         """Numbers a pixel, K * K * C."""
         return self.window.kernel * self.window.kernel * int(self.x.shape[3])
 
-    def piece(self, piece: int, scratch: Array) -> Array:
-        """(pixels, K * K * C), group by group: a view of x where it can be, else in `scratch`."""
-        grid, window = self.grid, self.window
-        if window.kernel == window.stride == 1:
-            return grid.of(self.x, piece)
-        start, stop = grid.span(piece)
-        taken = carve(scratch, ((stop - start) * grid.width, self.channels))
-        columns = taken.reshape(len(taken), window.groups, -1)
-        for copy in direct.gather(self.x, window, start, stop, columns):
+    def piece(self, piece: int) -> Array:
+        """(pixels, K * K * C): a view."""
+        return self.grid.of(self.x if self.columns is None else self.columns, piece)
+
+
+def make_inputs(grid: Grid, x: Array, window: Window) -> Inputs:
+    """Gather once what is not x itself: three passes read it."""
+    inputs = Inputs(grid, x, window, None)
+    if window.kernel == window.stride == 1:
+        return inputs
+    columns = memory.empty((grid.images, grid.height, grid.width, inputs.channels), x.dtype)
+
+    def gather(worker: int, piece: int) -> None:
+        held = grid.of(columns, piece)
+        for copy in direct.gather(
+            x, window, *grid.span(piece), held.reshape(len(held), window.groups, -1)
+        ):
             copy()
-        return taken
+
+    _run(grid.pieces, gather)
+    return inputs._replace(columns=columns)
 
 
 def pointwise(x: Array, weight: Array, out: Array) -> None:
@@ -156,14 +167,13 @@ def product_moments(inputs: Inputs) -> Moments:
     dtype, shares = inputs.x.dtype, _shares(grid)
     means = np.empty((grid.pieces, channels), dtype)
     products = np.zeros((shares, groups, channels // groups, channels // groups), dtype)
-    scratch = _scratch(grid, channels, 2, dtype)
+    scratch = _scratch(grid, channels, 1, dtype)
 
     def share(worker: int, item: int) -> None:
-        one, two = scratch[worker]
         product = np.empty_like(products[0])
         for piece in _pieces(grid, item):
-            seen = inputs.piece(piece, one)
-            centred = _centre(seen, means[piece], carve(two, seen.shape), grid)
+            seen = inputs.piece(piece)
+            centred = _centre(seen, means[piece], carve(scratch[worker, 0], seen.shape), grid)
             correlate(centred, centred, product)
             products[item] += product
 
@@ -188,19 +198,20 @@ def combine(
     grid = inputs.grid
     outputs = len(bias)
     y = memory.empty((grid.images, grid.height, grid.width, outputs), inputs.x.dtype)
-    scratch = _scratch(grid, max(inputs.channels, outputs), 2, y.dtype)
+    scratch = _scratch(grid, outputs, 1, y.dtype)
     scale, bias = np.tile(scale, grid.width), np.tile(bias, grid.width)
 
     def share(worker: int, item: int) -> None:
-        one, two = scratch[worker]
         for piece in _pieces(grid, item):
             out = grid.of(y, piece)
             rows = grid.rows_of(out)
             if weight is not None:
-                pointwise(inputs.piece(piece, two), weight, out)
+                pointwise(inputs.piece(piece), weight, out)
             if y3 is not None:
                 held = grid.rows_of(grid.of(y3, piece))
-                scaled = rows if weight is None else grid.rows_of(carve(one, out.shape))
+                scaled = (
+                    rows if weight is None else grid.rows_of(carve(scratch[worker, 0], out.shape))
+                )
                 np.multiply(held, scale, out=scaled)
                 if weight is not None:
                     rows += scaled
@@ -240,19 +251,19 @@ def gradient_sums(
     totals = np.empty((grid.pieces, outputs), dtype)
     with_y3 = np.empty_like(totals)
     with_x = np.zeros((shares, groups, inputs.channels // groups, outputs // groups), dtype)
-    scratch = _scratch(grid, max(inputs.channels, outputs), 3, dtype)
+    scratch = _scratch(grid, max(inputs.channels, outputs), 2, dtype)
     centre_y3, centre_x = (
         None if mean is None else np.tile(mean.astype(dtype), grid.width)
         for mean in (mean_y3, mean_x)
     )
 
     def share(worker: int, item: int) -> None:
-        one, two, three = scratch[worker]
+        one, two = scratch[worker]
         product = np.empty_like(with_x[0])
         for piece in _pieces(grid, item):
             under = grid.of(grad_y, piece)
             if y is not None:  # y is never negative; NaN passes its gradient on
-                masked = carve(three, under.shape) if g is None else grid.of(g, piece)
+                masked = carve(two, under.shape) if g is None else grid.of(g, piece)
                 under = np.multiply(under, grid.of(y, piece) != 0, out=masked)
             totals[piece] = _column_sums(under)
             if y3 is not None and centre_y3 is not None:
@@ -262,7 +273,7 @@ def gradient_sums(
                 centred *= under
                 with_y3[piece] = _column_sums(centred)
             if centre_x is not None:
-                seen = inputs.piece(piece, two)
+                seen = inputs.piece(piece)
                 centred = carve(one, seen.shape)
                 np.subtract(grid.rows_of(seen), centre_x, out=grid.rows_of(centred))
                 correlate(centred, under, product)
@@ -313,14 +324,14 @@ def add_pointwise(
     if window.kernel > 1:  # windows overlap: an image is one thread's
         grid = grid._replace(rows=grid.height)
         inputs = inputs._replace(grid=grid)
-    scratch = _scratch(grid, inputs.channels, 3, g.dtype)
+    scratch = _scratch(grid, inputs.channels, 2, g.dtype)
     bias = np.tile(bias, grid.width)
 
     def share(worker: int, item: int) -> None:
-        one, two, three = scratch[worker]
+        one, two = scratch[worker]
         for piece in _pieces(grid, item):
-            under, seen = grid.of(g, piece), inputs.piece(piece, two)
-            total, other = carve(one, seen.shape), carve(three, seen.shape)
+            under, seen = grid.of(g, piece), inputs.piece(piece)
+            total, other = carve(one, seen.shape), carve(two, seen.shape)
             pointwise(under, from_g, total)
             pointwise(seen, from_x, other)
             total -= other

@@ -35,13 +35,12 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cook_toom import Point, Rows, cook_toom, every_other_output
 from repvgg_ref.cpu import memory
 from repvgg_ref.cpu.gemm import panel_products
-from repvgg_ref.cpu.layout import carve, image_runs
+from repvgg_ref.cpu.layout import carve, image_runs, strided
 from repvgg_ref.cpu.pool import Pool, Stage, Step
 
 # The least rounding error found by a search over small fractions (tests/cpu/test_accuracy.py):
@@ -203,49 +202,45 @@ class Tiles(NamedTuple):
         """
         t, size = self.matrix.shape
         _, _, strips, tiles, channels = out.shape
-        rows = rows[:, :, : (tiles - 1) * self.step + size]
         strip, row, pixel, number = rows.strides
-        columns = as_strided(  # tile j begins `step` pixels right of tile j - 1
+        columns = strided(  # tile j begins `step` pixels right of tile j - 1
             rows,
             (t, strips, tiles, size, channels),
             (row, strip, self.step * pixel, pixel, number),
-            writeable=False,
         )
         # (t, strips, tiles, t, C) = (t, size) @ (t, strips, tiles, size, C)
         second = partial(np.matmul, self.matrix, columns, out=out.transpose(0, 2, 3, 1, 4))
-        return [*self._rows(start, stop, rows), second]
+        pixels = (tiles - 1) * self.step + size
+        return [*self._rows(start, stop, rows, pixels), second]
 
-    def _rows(self, start: int, stop: int, rows: Array) -> list[Step]:
+    def _rows(self, start: int, stop: int, rows: Array, pixels: int) -> list[Step]:
         """``matrix d`` for whole rows of pixels, zeros left and right of them."""
         _, height, width, channels = self.x.shape
         size, border = self.matrix.shape[1], self.border
-        end = border + min(width, rows.shape[2] - border)
+        end = border + min(width, pixels - border)
         wide = (end - border) * channels
-        around = rows[:, :, :border], rows[:, :, end:]
+        around = rows[:, :, :border], rows[:, :, end:pixels]
         steps: list[Step] = [partial(side.fill, 0) for side in around if side.size]
-        strip, row, _, number = rows.strides
-        flat = as_strided(rows[:, :, border:], (*rows.shape[:2], wide), (strip, row, number))
+        flat = rows.reshape(*rows.shape[:2], -1)[:, :, border * channels : border * channels + wide]
         row, number = self.x.strides[1], self.x.strides[3]
         inside = -(-border // self.step), (height + border - size) // self.step + 1
         for n, first, last, place in image_runs(start, stop, self.strips):
             low, high = (min(max(i, first), last) for i in inside)
             held = flat[place - first + low : place - first + high]
             if low < high:
-                seen = as_strided(  # strip i begins `step` rows below strip i - 1
+                seen = strided(  # strip i begins `step` rows below strip i - 1
                     self.x[n, low * self.step - border :],
                     (high - low, size, wide),
                     (self.step * row, row, number),
-                    writeable=False,
                 )
                 steps.append(partial(np.matmul, self.matrix, seen, out=held))
             for i in (*range(first, low), *range(max(low, high), last)):
                 begin = i * self.step - border
                 cut = slice(max(0, -begin), min(size, height - begin))
-                seen = as_strided(
+                seen = strided(
                     self.x[n, begin + cut.start :],
                     (cut.stop - cut.start, wide),
                     (row, number),
-                    writeable=False,
                 )
                 held = flat[place - first + i]
                 steps.append(partial(np.matmul, self.matrix[:, cut], seen, out=held))
@@ -290,7 +285,7 @@ def output_transform(
     matrices = transforms(m, tiling.stride, y.dtype)
     block = slice(at, at + stop - start)
     strip, row, pixel, number = s.sums.strides
-    sums = as_strided(  # (t, strips, tiles, m, O)
+    sums = strided(  # (t, strips, tiles, m, O)
         s.sums[block],
         (t, stop - start, tiling.tiles, m, s.sums.shape[3]),
         (row, strip, m * pixel, pixel, number),
@@ -310,9 +305,7 @@ def output_transform(
         whole = min(last, tiling.height // m)  # the lowest strip may reach below the image
         for begin, end, kept in ((first, whole, m), (max(first, whole), last, tiling.height % m)):
             if begin < end:
-                out = as_strided(
-                    y[n, begin * m :], (end - begin, kept, wide), (m * row, row, number)
-                )
+                out = strided(y[n, begin * m :], (end - begin, kept, wide), (m * row, row, number))
                 held = rows[at + place + begin - first : at + place + end - first]
                 steps.append(partial(np.matmul, fifth[:kept], held, out=out))
                 if relu:
