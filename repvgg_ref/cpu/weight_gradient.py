@@ -76,15 +76,16 @@ def direct_weight_gradient(x: Array, grad_y: Array, window: Window, threads: Poo
     rows, inner = images * window.height, taps * channels
     pixels = max(DIRECT_PIXELS, DIRECT_NUMBERS // inner)
     blocks = -(-rows * window.width // pixels)
-    shares = min(threads.threads, rows)
+    shares = min(threads.threads, blocks, rows)
     block = -(-rows // (-(-blocks // shares) * shares))
     blocks = -(-rows // block)
-    sums = np.zeros((shares, groups, inner // groups, outputs // groups), x.dtype)
+    sums = memory.empty((shares, groups, inner // groups, outputs // groups), x.dtype)
     scratch = memory.empty((threads.threads, block * window.width * inner), x.dtype)
     flat = grad_y.reshape(-1, groups, outputs // groups)
 
     def add(worker: int, share: int) -> None:
-        for i in range(share * blocks // shares, (share + 1) * blocks // shares):
+        first = share * blocks // shares
+        for i in range(first, (share + 1) * blocks // shares):
             start, stop = i * block, min((i + 1) * block, rows)
             columns = carve(
                 scratch[worker], ((stop - start) * window.width, groups, inner // groups)
@@ -93,10 +94,16 @@ def direct_weight_gradient(x: Array, grad_y: Array, window: Window, threads: Poo
                 copy()
             under = flat[start * window.width : stop * window.width]
             # (G, K K C/G, pixels) @ (G, pixels, O/G)
-            sums[share] += columns.transpose(1, 2, 0) @ under.transpose(1, 0, 2)
+            left, right = columns.transpose(1, 2, 0), under.transpose(1, 0, 2)
+            if i == first:
+                np.matmul(left, right, out=sums[share])
+            else:
+                sums[share] += left @ right
 
     threads.run(Stage(shares, add))
-    total = sums.sum(axis=0).reshape(groups, taps, -1, outputs // groups)
+    for other in sums[1:]:
+        sums[0] += other
+    total = sums[0].reshape(groups, taps, -1, outputs // groups)
     # (G, K K, C/G, O/G) -> (G, O/G, C/G, K K) -> (O, C/G, K, K)
     by_output = np.ascontiguousarray(total.transpose(0, 3, 2, 1))
     return by_output.reshape(outputs, -1, window.kernel, window.kernel)
