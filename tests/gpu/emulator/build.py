@@ -22,7 +22,7 @@ _BARRIERS = {"__syncthreads", "__syncwarp", "__shfl_sync", "__shfl_xor_sync", "_
 _FLAGS = ("-std=c++17", "-shared", "-fPIC", "-march=native", "-fno-strict-aliasing", "-w")
 _PLAIN = ("-O2",)
 _SANITIZED = (
-    *("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    *("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     *("-fsanitize-sections=emulated_shared", "-fno-omit-frame-pointer"),
 )
 

@@ -10,7 +10,7 @@ import pytest
 from tests.gpu import emulator, fake_cupy
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cupy() -> Iterator[Any]:
     """A CuPy whose kernels run on the CPU."""
     if (why := emulator.why_missing()) is not None:

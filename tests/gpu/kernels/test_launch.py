@@ -24,6 +24,7 @@ def _ones(cupy: Any, *shape: int, dtype: Any = np.float32) -> Any:
 
 
 def test_no_launch_waits_for_the_device(cupy: Any) -> None:
+    LEDGER.clear()
     for case in CASES.values():
         for check in case(cupy, np.dtype(np.float16)):
             assert check
@@ -107,6 +108,7 @@ def test_what_does_not_fit_is_refused_in_one_line(cupy: Any) -> None:
 def test_an_empty_list_of_tensors_is_no_work(cupy: Any) -> None:
     gpu = kernels()
 
+    LEDGER.clear()
     gpu.sgd_update([], [], [], lr=1, momentum=0, nesterov=False, weight_decay=0)
     gpu.ema_update([], [], decay=0.5)
     assert gpu.find_nonfinite([]).get().tolist() == [0]

@@ -33,7 +33,7 @@ MISTAKES = [
     Plant("branches.cu", "q = -p * inverse * (grad / count)", "q = -p * (grad / count)"),
     Plant("branches.cu", "moments + 2 * C", "moments + C"),
     Plant("branches.cu", "load_line<V>(coefficients + 6 * C", "load_line<V>(coefficients + 5 * C"),
-    Plant("convolution.cu", "h >= 0 &&", "h >= -1 &&"),
+    Plant("convolution.cu", "- s.padding_h +", "- s.padding_w +"),
     Plant("convolution.cu", "start % stride == 0 &&", ""),
     Plant("convolution.cu", "tap % s.Kw * s.dilation_w", "tap % s.Kw * s.dilation_h"),
     Plant("convolution.cu", "c / Cg * windows", "0 * windows"),
