@@ -16,6 +16,7 @@ import repvgg_ref
 from repvgg_ref.bench.contenders.base import Entry
 from repvgg_ref.bench.task import Task
 from repvgg_ref.errors import ReportedError
+from weights_io import sanitize
 
 
 class ContenderError(ReportedError):
@@ -98,7 +99,8 @@ def _answer(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
         said = [each for each in log.read_text(errors="replace").splitlines() if each.strip()]
         raise ContenderError(
             "its process ended early",
-            got=f"exit code {code}" + (f", last words: {said[-1].strip()}" if said else ""),
+            got=f"exit code {code}"
+            + (f", last words: {sanitize(said[-1].strip())}" if said else ""),
         )
     answer: dict[str, Any] = json.loads(line)
     if "error" in answer:

@@ -66,7 +66,7 @@ def test_who_breaks_is_left_out_with_the_reason(name: str, why: str) -> None:
     found = run("slow", name, "slower")
     assert [one.name for one in found.contenders] == ["slow", "slower"]
     assert why in found.skipped[0].reason
-    assert "\n" not in found.skipped[0].reason
+    assert found.skipped[0].reason.isprintable()
 
 
 @pytest.mark.parametrize("name", ["refuses", "dies", "dies later"])

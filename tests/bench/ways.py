@@ -43,7 +43,7 @@ def prepare(task: Task, variant: str) -> Contender:
         nonlocal calls
         calls += 1
         if variant == "dies later" and calls > 4:
-            sys.stderr.write("Fatal: out of luck\n")
+            sys.stderr.write("Fatal: \x1b[31mout of luck\n")
             sys.stderr.flush()
             os._exit(3)
         time.sleep(SECONDS.get(variant, 0.001))

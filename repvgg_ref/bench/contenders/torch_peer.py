@@ -28,6 +28,7 @@ def prepare(task: Task, variant: str) -> Contender:
     """The network on the CPU; against the CuPy backend, on the GPU."""
     torch: Any = importlib.import_module("torch")
     torch.set_num_threads(task.threads)
+    torch.backends.cudnn.allow_tf32 = False  # float32 against float32
     make = _training if task.kind == "training" else _inference
     return make(torch, task, variant)
 
