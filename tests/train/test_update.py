@@ -15,9 +15,11 @@ from repvgg_ref.models.parameters import is_trainable
 from repvgg_ref.train.custom_l2 import custom_l2
 from repvgg_ref.train.data import Batch
 from repvgg_ref.train.flat import Layout
-from repvgg_ref.train.job import Job
+from repvgg_ref.train.job import Job, prepare
 from repvgg_ref.train.loss_scale import LARGEST, PATIENCE, LossScale
 from repvgg_ref.train.mixup import Blend, draw_blend, mixed, one_hot
+from repvgg_ref.train.recipe import load_recipe
+from repvgg_ref.train.settings import Settings
 from repvgg_ref.train.state import StateError
 from repvgg_ref.train.update import Updater
 from tests.models.small import SMALL, distinct_model
@@ -233,3 +235,23 @@ def test_the_scale_doubles_after_good_steps_and_stays_within_its_limits() -> Non
         scale = scale.after(overflow=False)
     assert scale == LossScale(LARGEST, 0)
     assert LossScale(1.0, 7).after(overflow=True) == LossScale(1.0, 0)
+
+
+# ------------------------------------------------------------------ the same bits
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_a_step_on_several_threads_gives_the_same_bits_every_time(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On it rests that a resumed training is the one that was interrupted."""
+    monkeypatch.setenv("REPVGG_NUM_THREADS", str(threads))
+    recipe = load_recipe("digits", {"batch": 48, "mixup": 0.2})
+    job = prepare(Settings(recipe, tmp_path, backend="numpy"))
+    state, parts = job.updater.start(job.start.params), [first_batch(job)]
+    first = job.updater.step(state, parts, lr=0.1, epoch=0)
+    for _ in range(12):
+        again = job.updater.step(state, parts, lr=0.1, epoch=0)
+        assert again.loss == first.loss
+        assert again.state.weights.tobytes() == first.state.weights.tobytes()
+        assert again.state.running.tobytes() == first.state.running.tobytes()
