@@ -24,7 +24,7 @@ def render(made: Mapping[str, Any]) -> RenderableType:
         Text(heading(made), style="bold"),
         Text(
             f"{machine['processor']}, {machine['cores']} cores, {machine['blas']}, "
-            f"load before {made['load_before']}",
+            f"{_others(made['others'])} by others",
             style="dim",
         ),
     ]
@@ -38,6 +38,10 @@ def render(made: Mapping[str, Any]) -> RenderableType:
         mend = f"; {skipped['mend']}" if skipped["mend"] else ""
         parts.append(Text(f"not timed: {skipped['name']}: {skipped['reason']}{mend}"))
     return Group(*parts)
+
+
+def _others(share: float | None) -> str:
+    return "use unknown" if share is None else f"used {100 * share:.0f} %"
 
 
 def _race(made: Mapping[str, Any]) -> list[RenderableType]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from repvgg_ref.bench.machine import is_busy, load, machine
+from repvgg_ref.bench.machine import Watch, is_busy, load, machine
 
 FORMAT = 1
 
@@ -18,14 +18,16 @@ class Found(Protocol):
         """Plain values, all rounds included."""
 
 
-def document(found: Found, load_before: list[float] | None) -> dict[str, Any]:
-    """Everything that a reader of the figures needs to know."""
+def document(found: Found, watch: Watch) -> dict[str, Any]:
+    """Everything that a reader of the figures needs to know; `watch` began before the first run."""
+    others = watch.others()
     return {
         "format": FORMAT,
         "machine": machine(),
-        "load_before": load_before,
+        "load_before": watch.load_before,
         "load_after": load(),
-        "busy": is_busy(load_before),
+        "others": others,
+        "busy": is_busy(others),
         **found.as_json(),
     }
 

@@ -6,10 +6,11 @@ import importlib.metadata
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-BUSY = 0.25  # of the processors, over the last minute, before we began
+BUSY = 0.05  # of all processors, used by others while we measured
 
 
 def machine() -> dict[str, Any]:
@@ -29,6 +30,39 @@ def machine() -> dict[str, Any]:
     }
 
 
+class Watch:
+    """Counts, from now on, what the machine does that is not ours.
+
+    The load average cannot tell: after a benchmark it is high from the benchmark itself.
+
+    Attributes
+    ----------
+    load_before : list of float or None
+        `load` at the start, for the record.
+    """
+
+    def __init__(self) -> None:
+        self.load_before = load()
+        self._began, self._all, self._ours = time.monotonic(), _busy_seconds(), _our_seconds()
+
+    def others(self) -> float | None:
+        """The share of all processors that others used, the hypervisor's included.
+
+        Our child processes count as ours once they have ended. None where the system does not
+        tell (anywhere but Linux).
+        """
+        now, wall = _busy_seconds(), time.monotonic() - self._began
+        if now is None or self._all is None or wall <= 0:
+            return None
+        foreign = now - self._all - (_our_seconds() - self._ours)
+        return round(max(0.0, foreign) / (wall * (os.cpu_count() or 1)), 3)
+
+
+def is_busy(others: float | None) -> bool:
+    """Whether so much else was running that the timings are noisy; unknown is not busy."""
+    return others is not None and others > BUSY
+
+
 def load() -> list[float] | None:
     """Load averages over 1, 5 and 15 minutes; None where the system has none."""
     try:
@@ -37,17 +71,33 @@ def load() -> list[float] | None:
         return None
 
 
-def is_busy(before: list[float] | None) -> bool:
-    """Whether something else was running: timings taken then are noisy."""
-    return before is not None and before[0] > BUSY * (os.cpu_count() or 1)
-
-
 def version(package: str) -> str | None:
     """The installed version of `package`, as pip calls it."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _busy_seconds() -> float | None:
+    """Processor seconds that were not idle since the machine started: the first line of /proc/stat.
+
+    user, nice, system, idle, iowait, irq, softirq, steal; what comes after is in user and nice.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        ticks = list(
+            map(int, Path("/proc/stat").read_text(encoding="ascii").split("\n")[0].split()[1:9])
+        )
+    except (OSError, ValueError):
+        return None
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def _our_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _blas() -> str:

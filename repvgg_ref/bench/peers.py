@@ -65,7 +65,7 @@ def _asked(name: str, able: Sequence[Entry], task: Task) -> Entry:
 
 
 def choose_converter(asked: Sequence[str] | None) -> tuple[bool, list[Skipped]]:
-    """Whether the official script in torch takes part; errors as in `choose_peers`."""
+    """Whether the official script in torch takes part; errors as in `choose_entries`."""
     torch = ENTRIES["torch"]
     if asked is None and (missing := torch.missing()):
         return False, [Skipped("torch", "not installed", install(missing))]

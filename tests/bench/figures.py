@@ -111,19 +111,20 @@ def _speeds(races: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         "Ratio: their time over ours in the same round, median and quartiles; above 1 ours is "
-        "faster. CPU: the same in processor time. Wanted: issue 4."
+        "faster. CPU: the same in processor time. Others: how much of the machine something else "
+        "used meanwhile. Wanted: issue 4."
     )
     yield ""
-    yield "| what | load before | contender | ms | images/s | GFLOP/s | ratio | CPU | wanted | |"
+    yield "| what | others | contender | ms | images/s | GFLOP/s | ratio | CPU | wanted | |"
     yield "|---|---|---|--:|--:|--:|--:|--:|--:|---|"
     for name, made in races.items():
-        load = "unknown" if made["load_before"] is None else str(made["load_before"][0])
+        others = "" if made["others"] is None else f"{100 * made['others']:.0f} %"
         for one in made["contenders"]:
             wanted = TARGETS.get(name, {}).get(one["name"])
             ratio = one["ratio"]
             verdict = "" if wanted is None else _verdict(ratio["median"], wanted, made["busy"])
             yield (
-                f"| {name} | {load}{' (busy)' if made['busy'] else ''} | {label(one)} "
+                f"| {name} | {others} | {label(one)} "
                 f"| {1e3 * one['median_seconds']:.1f} | {one['images_per_second']:.1f} "
                 f"| {one['gflops']:.0f} "
                 f"| {ratio['median']:.2f} ({ratio['low']:.2f}..{ratio['high']:.2f}) "

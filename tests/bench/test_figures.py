@@ -12,7 +12,7 @@ from repvgg_ref.bench.contenders.base import PEERS
 from repvgg_ref.bench.document import document
 from repvgg_ref.bench.result import Race
 from tests.bench.figures import JOBS, TARGETS, readme
-from tests.bench.test_pictures import FOUND, OURS, TASK, THEIRS, measured
+from tests.bench.test_pictures import BUSY, FOUND, OURS, QUIET, TASK, THEIRS, UNKNOWN, measured
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -29,16 +29,16 @@ def test_every_target_belongs_to_a_job_and_a_peer() -> None:
 def test_the_page_says_what_was_met_and_what_was_not() -> None:
     fast, slow = measured("torch", 4.0, 8.0, 4.0), measured("ncnn", 1.0, 2.0, 1.0)
     found: dict[str, Any] = {
-        "B1-b16": document(Race(TASK, [OURS, fast, slow], []), [0.0, 0.0, 0.0]),
-        "A0-convert": document(FOUND["conversion"], None),
-        "table4-b16": document(FOUND["table4"], None),
+        "B1-b16": document(Race(TASK, [OURS, fast, slow], []), QUIET),
+        "A0-convert": document(FOUND["conversion"], UNKNOWN),
+        "table4-b16": document(FOUND["table4"], UNKNOWN),
     }
     lines = list(readme(found))
-    (torch,) = [line for line in lines if line.startswith("| B1-b16 | 0.0 | torch")]
-    (ncnn,) = [line for line in lines if line.startswith("| B1-b16 | 0.0 | ncnn")]
+    (torch,) = [line for line in lines if line.startswith("| B1-b16 | 1 % | torch")]
+    (ncnn,) = [line for line in lines if line.startswith("| B1-b16 | 1 % | ncnn")]
     assert torch.endswith("| 4.00 (4.00..4.00) | 4.00 | 2.0 | met |")
     assert ncnn.endswith("| 1.00 (1.00..1.00) | 1.00 | 1.5 | not met |")
-    found["B1-b16"] = document(Race(TASK, [OURS, fast], []), [99.0, 0.0, 0.0])
+    found["B1-b16"] = document(Race(TASK, [OURS, fast], []), BUSY)
     assert any(line.endswith("| 2.0 | busy, not judged |") for line in readme(found))
     page = "\n".join(lines)
     for words in (THEIRS.name, "rank correlation 1.000", "![conversion of RepVGG-A0"):

@@ -11,6 +11,7 @@ import pytest
 
 from repvgg_ref.bench.conversion import Conversion
 from repvgg_ref.bench.document import Found, as_text, document
+from repvgg_ref.bench.machine import Watch
 from repvgg_ref.bench.picture import Bar, Panel, render_picture
 from repvgg_ref.bench.result import Measured, Race, Skipped
 from repvgg_ref.bench.table4 import PAPER, Row, Table4
@@ -55,6 +56,20 @@ LAYERS = {
         }
     ],
 }
+
+
+class Told(Watch):
+    """A watch that tells what a test wants."""
+
+    def __init__(self, share: float | None) -> None:
+        super().__init__()
+        self.share = share
+
+    def others(self) -> float | None:
+        return self.share
+
+
+QUIET, BUSY, UNKNOWN = Told(0.01), Told(0.5), Told(None)
 TABLE4 = Table4(
     TASK, tuple(Row(name, speed / 10, speed, 100.0, (1.0,)) for name, speed in PAPER.items())
 )
@@ -68,7 +83,7 @@ FOUND: dict[str, Found] = {
 
 @pytest.mark.parametrize("kind", FOUND)
 def test_every_kind_becomes_json_and_a_picture(kind: str) -> None:
-    made = json.loads(as_text(document(FOUND[kind], [0.0, 0.1, 0.2])))
+    made = json.loads(as_text(document(FOUND[kind], QUIET)))
     assert made["kind"] == kind
     assert made["busy"] is False
     assert made["machine"]["cores"] >= 1
@@ -84,13 +99,13 @@ def test_every_kind_becomes_json_and_a_picture(kind: str) -> None:
 
 
 def test_names_are_text_in_the_picture() -> None:
-    made = document(FOUND["training"], None)
+    made = document(FOUND["training"], UNKNOWN)
     texts = [t.text for t in ET.fromstring(render_picture(made)).iter(f"{SVG}text")]
     assert "<script>&" in texts
 
 
 def test_a_document_holds_all_rounds_and_their_ratios() -> None:
-    made = document(FOUND["inference"], [9.0, 9.0, 9.0])
+    made = document(FOUND["inference"], BUSY)
     assert made["busy"] is True
     other = made["contenders"][1]
     assert other["seconds"] == [2.0, 5.0, 4.0]

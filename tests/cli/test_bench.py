@@ -46,7 +46,9 @@ def test_json_is_one_object_with_all_rounds(
     assert [len(one["seconds"]) for one in found["contenders"]] == [1, 1, 1]
     assert found["contenders"][0]["ratio"]["median"] == 1
     assert (found["kind"], found["network"], found["threads"]) == ("inference", "RepVGG-A0", 1)
-    assert {"machine", "load_before", "load_after", "busy", "layers", "skipped"} <= set(found)
+    assert {"machine", "load_before", "load_after", "others", "busy", "layers", "skipped"} <= set(
+        found
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.svg"]
 
 

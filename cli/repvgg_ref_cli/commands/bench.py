@@ -89,7 +89,7 @@ def command(
     within a round: above 1, ours is faster. Nothing here is a test: exit code 0 whatever is found.
     """
     from repvgg_ref.bench.document import as_text, document
-    from repvgg_ref.bench.machine import load
+    from repvgg_ref.bench.machine import Watch
     from repvgg_ref.bench.picture import render_picture
     from repvgg_ref_cli.bench_report import render
     from weights_io import atomic_path
@@ -99,14 +99,15 @@ def command(
     with ExitStack() as files:
         # Opened first: a folder that cannot be written must not show after minutes of work.
         targets = {path: files.enter_context(atomic_path(path)) for path in (out, picture) if path}
-        before = load()
-        made = document(_found(kind, task, against, rounds, layers), before)
+        watch = Watch()
+        made = document(_found(kind, task, against, rounds, layers), watch)
         if out:
             targets[out].write_text(as_text(made), encoding="utf-8")
         if picture:
             targets[picture].write_text(render_picture(made), encoding="utf-8")
     if made["busy"]:
-        note(f"the machine was busy (load {before}): trust the ratios little, the seconds less")
+        others = f"others used {100 * made['others']:.0f} % of the machine"
+        note(f"{others}: trust the ratios little, the seconds less")
     if as_json:
         print_json(made)
         return
