@@ -35,6 +35,7 @@ sgd_update(const Table table, double momentum, int nesterov, double grad_factor,
   io* copy = static_cast<io*>(tensor.arrays[3]);
   const real lr = tensor.factors[0], decay = tensor.factors[1], inertia = momentum;
   const real factor = grad_factor_on_device ? *grad_factor_on_device : real(grad_factor);
+#pragma unroll 4
   for (i64 i = first_element(); i < tensor.size; i += (i64)gridDim.x * blockDim.x) {
     const real old = param[i];
     const real direction = factor * either(tensor.arrays[1], tensor.narrow, i) + decay * old;
@@ -52,6 +53,7 @@ ema_update(const Table table, double decay) {
   const Tensor& tensor = table.tensors[blockIdx.y];
   real* average = static_cast<real*>(tensor.arrays[0]);
   const real* value = static_cast<const real*>(tensor.arrays[1]);
+#pragma unroll 4
   for (i64 i = first_element(); i < tensor.size; i += (i64)gridDim.x * blockDim.x)
     average[i] = real(decay) * average[i] + real(1 - decay) * value[i];
 }
@@ -61,6 +63,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 find_nonfinite(const Table table, int* flag) {
   const Tensor& tensor = table.tensors[blockIdx.y];
   bool finite = true;
+#pragma unroll 4
   for (i64 i = first_element(); i < tensor.size; i += (i64)gridDim.x * blockDim.x) {
     const real value = either(tensor.arrays[0], tensor.narrow, i);
     finite &= value - value == 0;

@@ -22,11 +22,11 @@ __device__ __forceinline__ void load_vector(real (&to)[V], const real* from, int
   for (int i = 0; i < V; i++) to[i] = from[channel + i];
 }
 
-// Where the ReLU's output `y` is not above 0 no gradient passes.
+// Where the ReLU's output is 0 no gradient passes; where it is NaN, one does, as in the reference.
 template <int V>
 __device__ __forceinline__ void close_gate(real (&grad)[V], const Pack<V, io>& y) {
 #pragma unroll
-  for (int i = 0; i < V; i++) grad[i] = widen(y.element[i]) > 0 ? grad[i] : 0;
+  for (int i = 0; i < V; i++) grad[i] = widen(y.element[i]) <= 0 ? 0 : grad[i];
 }
 
 // Sums `value` over the block's thread rows, as a tree in fixed order; thread row 0 has the sum.

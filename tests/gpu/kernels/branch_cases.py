@@ -13,8 +13,9 @@ from tests.gpu.kernels.cases import Array, Case, Check, Data, fetch, kernels, re
 
 EPS = 1e-5
 DEPTH = 32  # additions in a row: rows of a thread, thread rows of a block, chunks; fewer here
-# Vectors of 16 bytes; single elements; several rows of a thread, chunks and channel tiles.
-SHAPES = ((2, 9, 11, 16), (2, 9, 11, 10), (2, 17, 19, 136))
+# Vectors of 16 bytes in many chunks; single elements; several rows of a thread, and channel tiles
+# of which the last is not full.
+SHAPES = ((3, 19, 21, 16), (2, 9, 11, 10), (2, 13, 13, 280))
 BRANCHES = ((True, True, True), (True, True, False), (True, False, False))
 
 

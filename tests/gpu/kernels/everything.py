@@ -18,6 +18,11 @@ from tests.gpu.kernels.cases import Case
 
 CASES: dict[str, Case] = branch_cases.CASES | other_cases.CASES | training_cases.CASES
 
+GRID_STRIDE = {
+    *("im2col", "col2im", "standardise_uint8"),
+    *("sgd_update", "ema_update", "find_nonfinite"),
+}
+
 
 class Plant(NamedTuple):
     """A bug: in `file`, `old`, which is there exactly `times` times, becomes `new`."""
@@ -44,8 +49,10 @@ def installed(plant: Plant | None = None) -> Iterator[Any]:
         yield cupy
 
 
-def run(cupy: Any, dtype: Any, cases: Mapping[str, Case], *, order: int = 0) -> Outcome:
-    """Run `cases` with threads in that order."""
+def run(
+    cupy: Any, dtype: Any, cases: Mapping[str, Case], *, order: int = 0, until_wrong: bool = False
+) -> Outcome:
+    """Run `cases` with threads in that order; all of them, or until something is wrong."""
     outcome = Outcome([], [])
     with emulator.thread_order(order):
         for name, case in cases.items():
@@ -53,7 +60,29 @@ def run(cupy: Any, dtype: Any, cases: Mapping[str, Case], *, order: int = 0) -> 
                 why = check.why_wrong()
                 outcome.wrong.extend([] if why is None else [f"{name}: {why}"])
                 outcome.bits.append(check.got.tobytes())
+                if until_wrong and outcome.wrong:
+                    return outcome
     return outcome
+
+
+@contextmanager
+def small_grids() -> Iterator[None]:
+    """Launch kernels that stride over the grid with two blocks, as if there were ever so much."""
+    from repvgg_ref.gpu.kernels import launch
+
+    honest = launch._kernel
+
+    def smaller(file: str, name: str, settings: tuple[str, ...]) -> Any:
+        kernel = honest(file, name, settings)
+        if name not in GRID_STRIDE:
+            return kernel
+        return lambda grid, block, arguments: kernel((2, *grid[1:]), block, arguments)
+
+    launch._kernel = smaller  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        launch._kernel = honest
 
 
 def dtype_of(name: str) -> Any:

@@ -20,7 +20,7 @@ CONVOLUTIONS: dict[str, tuple[Any, ...]] = {
     "2 narrow groups": ((2, 5, 5, 6), 2, (3, 3), (2, 2), (1, 1), (1, 1)),
     "1x1 stride 2": ((2, 5, 4, 16), 1, (1, 1), (2, 2), (0, 0), (1, 1)),
     "dilation": ((1, 9, 8, 8), 1, (3, 2), (1, 2), (2, 1), (2, 3)),
-    "more than a block": ((1, 4, 3, 272), 1, (3, 3), (1, 1), (1, 1), (1, 1)),
+    "more than a block": ((1, 4, 3, 270), 1, (3, 3), (1, 1), (1, 1), (1, 1)),
 }
 
 
@@ -236,7 +236,13 @@ for _shape in ((2, 3, 5, 16), (1, 4, 3, 7)):
         CASES[f"scale_channels {_shape} {_flag}"] = partial(
             scale_channels, shape=_shape, narrow=_flag, gated=not _flag, relu=_flag
         )
+CASES["bias_relu of a tile that is not full"] = partial(
+    bias_relu, shape=(1, 3, 3, 280), wide=True, relu=True
+)
+CASES["scale_channels of a tile that is not full"] = partial(
+    scale_channels, shape=(2, 3, 3, 280), narrow=False, gated=True, relu=False
+)
 CASES["standardise (2, 5, 3, 3)"] = partial(standardise, shape=(2, 5, 3, 3))
 CASES["spatial_sums of many rows"] = partial(
-    spatial_sums, shape=(2, 17, 19, 136), gated=True, mean=True
+    spatial_sums, shape=(2, 13, 13, 280), gated=True, mean=True
 )

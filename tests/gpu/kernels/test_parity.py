@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.gpu.kernels.cases import Check, kernels, stored
-from tests.gpu.kernels.everything import CASES, dtype_of, run
+from tests.gpu.kernels.everything import CASES, dtype_of, run, small_grids
 
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
 
@@ -29,6 +29,12 @@ def test_its_bits_do_not_depend_on_the_order_of_threads(cupy: Any, dtype: str) -
     for other in runs[1:]:
         pairs = zip(names, runs[0], other, strict=True)
         assert [name for name, first, second in pairs if first != second] == []
+
+
+def test_a_grid_smaller_than_the_work_gives_the_same_bits(cupy: Any) -> None:
+    whole = run(cupy, "float32", CASES).bits
+    with small_grids():
+        assert run(cupy, "float32", CASES).bits == whole
 
 
 def test_bfloat16_may_come_as_its_bits(cupy: Any) -> None:

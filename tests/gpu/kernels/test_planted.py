@@ -23,7 +23,7 @@ BARRIER = "__syncthreads();"
 FILES = ("rows.cuh", *launch.FILES)
 BARRIERS = [(file, place) for file in FILES for place in range(launch.read(file).count(BARRIER))]
 MISTAKES = [
-    Plant("rows.cuh", "widen(y.element[i]) > 0", "widen(y.element[i]) >= -1"),
+    Plant("rows.cuh", "widen(y.element[i]) <= 0", "widen(y.element[i]) <= -1"),
     Plant("rows.cuh", "threadIdx.y + step < blockDim.y", "threadIdx.y + step < blockDim.y - 1"),
     Plant("storage.cuh", "return value < 0 ? 0 : value;", "return value > 0 ? value : 0;"),
     Plant("storage.cuh", "+ 0x7FFF +", "+ 0x0000 +"),
@@ -80,7 +80,9 @@ def _found(plant: Plant, orders: tuple[int, ...], dtype: str = "float32") -> boo
     with everything.installed(plant) as cupy:
         for order in orders:
             try:
-                outcome = everything.run(cupy, everything.dtype_of(dtype), cases, order=order)
+                outcome = everything.run(
+                    cupy, everything.dtype_of(dtype), cases, order=order, until_wrong=True
+                )
             except emulator.LaunchError:
                 return True
             seen.add(tuple(outcome.bits))

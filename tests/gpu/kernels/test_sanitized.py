@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_no_kernel_touches_what_is_not_its_own() -> None:
-    done = _child("float32", "float16")
+    done = _child("float16")  # vectors of eight, single elements, and float32 beside them
     assert (done.returncode, done.stdout.strip()) == (0, "all as it should be"), done.stderr[-3000:]
 
 
