@@ -4,7 +4,7 @@ FUZZ_VENV ?= .venv-fuzz
 FUZZ_RUNS ?= 1000000
 CORPUS ?= .fuzz-corpus
 
-.PHONY: check format lint types test peers fuzz matrix gpu gpu-plans demo ci
+.PHONY: check format lint types test peers fuzz matrix figures gpu gpu-plans demo ci
 
 check: lint types test
 
@@ -37,6 +37,11 @@ matrix:
 	$(PYTHON) -m tests.oracle.matrix_study --model A0 --out tests/oracle/results/diagnosis-A0.json
 	$(PYTHON) -m tests.oracle.matrix_study --model plain grouped se-before-relu plus --size 36 \
 		--logits 150 --out tests/oracle/results/logits-only.json
+
+# Every figure of the CPU engine beside its peers, about eleven minutes on a quiet machine: JSON,
+# pictures and a page in tests/bench/results.
+figures:
+	$(PYTHON) -m tests.bench.figures
 
 # On a machine with a GPU: tests, oracle, races against torch, profile, a minute of training; one
 # JSON named after the device in tests/gpu/results. Less than ten minutes, no network.

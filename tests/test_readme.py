@@ -82,8 +82,8 @@ def test_every_command_it_lists_exists() -> None:
 
 def test_every_file_of_the_reading_order_exists() -> None:
     order = TEXT.split("## Reading order")[1].split("Synonyms")[0]
-    lines = re.findall(r"^\d\. (.*)", order, re.MULTILINE)
-    assert len(lines) == 9
+    lines = re.findall(r"^\d+\. (.*)", order, re.MULTILINE)
+    assert len(lines) == 12
     for line in lines:
         first, *others = re.findall(r"`([\w/]+(?:\.py|/))`", line)
         beside = (ROOT / first).parent
