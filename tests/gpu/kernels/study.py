@@ -2,6 +2,7 @@
 
 python -m tests.gpu.kernels.study registers [--architecture 90]
 python -m tests.gpu.kernels.study mutants [--share 0.2]
+python -m tests.gpu.kernels.study large
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from rich.table import Table
 
 from repvgg_ref.gpu.kernels import launch
 from tests.gpu import emulator
+from tests.gpu.fake_cupy.device_array import wrap as on_fake_device
 from tests.gpu.kernels import everything, nvrtc
-from tests.gpu.kernels.cases import Case
+from tests.gpu.kernels.cases import Case, kernels
 from tests.gpu.kernels.test_planted import OF_FILE
 
 OUT = Console()
@@ -86,6 +88,23 @@ def mutants(share: float) -> None:
     for file, count in total.items():
         OUT.print(f"{file}: {score[file]} of {count} found")
     OUT.print(f"{len(drawn) - len(survivors)} of {len(drawn)} found ({len(every)} possible)")
+
+
+@study.command()
+def large() -> None:
+    """Arrays of more than 2**31 elements, which int32 cannot count: are the last ones reached?"""
+    rows, C, last = 2**21 + 64, 1024, 3
+    host = np.zeros((1, 1, rows, C), np.float16)  # pages of zeros take no memory until written
+    host[0, 0, -last:] = 3.0
+    with everything.installed() as cupy:
+        gpu, x = kernels(), on_fake_device(host)
+        sums = gpu.spatial_sums(x, x).get()
+        moments = gpu.channel_moments(x)
+        mean = moments.get()[0, 0]
+        of_grad = gpu.branches_backward_sums(x, x, x, None, None, cupy.zeros_like(moments)).get()
+    ok = (sums == 9.0 * last).all() and ([3.0 * last, 9.0 * last] == of_grad[:2].T).all()
+    ok = ok and np.allclose(mean, 3.0 * last / rows, rtol=1e-6)
+    OUT.print(f"{host.size / 2**31:.5f} x 2**31 elements: {'right' if ok else 'WRONG'}")
 
 
 class Mutant(NamedTuple):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -150,6 +153,20 @@ def test_rows_are_cut_so_that_each_is_someones(
     assert rows.chunks == 1 or rows.rows_per_chunk >= 64
     assert rows.tiles * rows.chunks <= max(1024 + rows.tiles, rows.tiles * length // 64)
     assert max(rows.grid()[1:]) < 65536
+
+
+def test_cupy_passes_a_structure_by_value() -> None:
+    """What the emulator takes for granted: its bytes are what the parameter points at."""
+    installed = {each.name for each in importlib.metadata.distributions() if each.name}
+    if not any(name.startswith("cupy-cuda") for name in installed):
+        pytest.skip("CuPy is not installed")  # the fake one of this test file does not count
+    program = (
+        "import numpy as np; from cupy.cuda.function import CNumpyArray; "
+        "table = np.zeros((), [('arrays', np.uint64, 4)]); "
+        "assert CNumpyArray(table).ptr == table.ctypes.data"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_type_that_no_kernel_knows_is_named() -> None:
