@@ -7,6 +7,8 @@ Squeeze-and-excitation is ``y = [relu](x * scale)`` with (N, C) scales; its grad
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from repvgg_ref.arrays import Array
@@ -28,7 +30,7 @@ def spatial_sums(
     gate: Array | None = None,
     *,
     mean: bool = False,
-    dtype: object = None,
+    dtype: Any = None,
     out: Array | None = None,
 ) -> Array:
     """Sum over H and W of ``x``, or of ``x * factor``, where ``gate > 0``; for each image, channel.
@@ -49,8 +51,10 @@ def spatial_sums(
     require_arrays("spatial_sums", x.shape, x.dtype, x=x, factor=factor, gate=gate)
     if H * W == 0:
         raise ShapeError(f"spatial_sums: x.shape (={x.shape}) has no pixel")
-    wide = dtype is None or np.dtype(dtype) == real  # type: ignore[call-overload]
-    sums = empty((N, C), real if wide else x.dtype, out, "spatial_sums")
+    wanted = real if dtype is None else np.dtype(dtype)
+    if wanted not in (real, x.dtype):
+        raise ShapeError(f"spatial_sums: dtype (={wanted}) must be {real} or that of x, {x.dtype}")
+    sums = empty((N, C), wanted, out, "spatial_sums")
     if sums.size == 0:
         return sums
     rows = split_rows((x, factor, gate), least_rows=H * W, blocks=1, slices=N)
@@ -65,7 +69,7 @@ def spatial_sums(
             factor,
             gate,
             sums,
-            np.int32(wide),
+            np.int32(wanted == real),
             np.float64(1 / (H * W) if mean else 1),
             *rows.arguments,
         ),

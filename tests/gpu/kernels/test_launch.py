@@ -86,6 +86,7 @@ def _mistakes(cupy: Any) -> dict[str, Any]:
         "columns": lambda: gpu.col2im(x, shape=SHAPE, kernel=(3, 3), **settings, groups=1),
         "bias": lambda: gpu.bias_relu(x, vector[:7]),
         "no pixel": lambda: gpu.spatial_sums(_ones(cupy, 2, 0, 3, 8)),
+        "dtype of sums": lambda: gpu.spatial_sums(x, dtype=np.float16),
         "scale": lambda: gpu.scale_channels(x, vector),
         "labels": lambda: gpu.softmax_cross_entropy_forward(a[:2], labels, label_smoothing=0),
         "logits": lambda: gpu.softmax_cross_entropy_forward(x, labels, label_smoothing=0),
