@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 PREFIX = "generated:"
 SPLITS = {"train": (0, 10_000), "val": (1, 2_000)}  # number of the stream, pictures
 _FINER = 3  # drawn so many times larger, then averaged
-_DISTRACTIONS = 4  # lines at most
-_NOISE = 16  # standard deviation at most, of 255
-_CONTRAST = 40  # of brightness at least, of 255
+_DISTRACTIONS = 3  # lines at most
+_NOISE = 10  # standard deviation at most, of 255
+_CONTRAST = 60  # of brightness at least, of 255
 
 Points = list[tuple[float, float]]
 
@@ -122,7 +122,7 @@ def draw(shape: str, size: int, rng: np.random.Generator) -> Image:
         canvas.line(ends, fill=_colour(rng), width=max(1, side // 32))
     canvas.polygon(_placed(_SHAPES[shape], side, rng), fill=ink)
     picture = picture.resize((size, size), Pillow.Resampling.BOX)
-    picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, size / 48)))
+    picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, size / 64)))
     noise = rng.normal(0, rng.uniform(0, _NOISE), (size, size, 3))
     return Pillow.fromarray(np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8))
 
@@ -153,7 +153,7 @@ def _gradient(colours: Array, side: int, rng: np.random.Generator) -> Array:
 
 def _placed(points: Points, side: int, rng: np.random.Generator) -> Points:
     """The shape turned, stretched a little and moved to somewhere within the picture."""
-    angle, radius = rng.uniform(0, 2 * math.pi), side * rng.uniform(0.18, 0.4)
+    angle, radius = rng.uniform(0, 2 * math.pi), side * rng.uniform(0.25, 0.42)
     stretch = np.array([1.0, rng.uniform(0.8, 1.0)])
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     centre = rng.uniform(radius, side - radius, 2)
