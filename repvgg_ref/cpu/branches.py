@@ -23,9 +23,9 @@ Of the sums only ``P = sum over pixels of (x - m)^T g`` (C, O) asks for work:
     sum(g (z_j - mean(z_j))) = diag(W_j^T P)           dW_j = (P - S W_j diag(B_j)) diag(a_j)
     dx = g K^T - (x - m) L - mean(g) K^T               L = sum_j W_j diag(a_j B_j) W_j^T
 
-and for the 3x3 branch ``dz_3 = a_3 h, h = g - mean(g) - B_3 (y3 - mean(y3))`` meets kernels scaled
-by a_3. So a block is five products with a matrix (C, O) or (C, C), three Winograd convolutions and
-four passes over pixels (`passes`), and keeps x, y3 and y: two thirds of what separate operators do.
+and dz_3 is formed, since the 3x3 kernel's two convolutions need it. So a block is five products
+with a matrix (C, O) or (C, C), three Winograd convolutions and four passes over pixels (`passes`),
+and keeps x, y3 and y: two thirds of what separate operators do.
 
 Error. S is summed in float32 in pieces of some hundred pixels about the piece's mean, then in
 float64. So var(z_j) errs by u (sum_c |W_cj| std(x_c))^2 at most, where computing z_j first errs by
@@ -130,9 +130,7 @@ def branches_backward(grad_y: Array, cache: BranchesCache) -> tuple[Array, dict[
     if cache.y3 is None:
         grad_x = np.zeros_like(cache.inputs.x)
     else:
-        kernel, h = _kernel_gradient(g, sums, cache, grads)
-        grad_x = input_gradient(h, cache.conv._replace(weight=kernel))
-        del h  # its memory is wanted
+        grad_x = input_gradient(_kernel_gradient(g, sums, cache, grads), cache.conv)
     if cache.of_x is not None:
         from_g, from_x, bias = _matrix_gradients(sums, cache, cache.of_x, grads)
         passes.add_pointwise(grad_x, g, from_g, cache.inputs, from_x, bias)
@@ -172,22 +170,23 @@ def _gradient(grad_y: Array, cache: BranchesCache, *, keep: bool) -> tuple[Array
 
 def _kernel_gradient(
     g: Array, sums: GradientSums, cache: BranchesCache, grads: dict[str, BranchGrads]
-) -> tuple[Array, Array]:
-    """The 3x3 branch's gradients into `grads`; what grad_x needs: kernels scaled by a_3, and h."""
+) -> Array:
+    """The 3x3 branch's gradients into `grads`; dz_3, which grad_x needs."""
     assert cache.y3 is not None
     assert cache.of_y3 is not None
     assert sums.with_y3 is not None
-    main, weight = _main(cache.branches)
+    main, _ = _main(cache.branches)
     grid, dtype = cache.inputs.grid, g.dtype
     inv_std = cache.stats[main].inv_std
-    slope = inv_std**2 * sums.with_y3 / grid.pixels
-    shift = sums.total / grid.pixels - slope * cache.of_y3.mean
-    h = passes.through_norm(g, cache.y3, slope.astype(dtype), shift.astype(dtype), grid)
-    scale = (cache.branches[main].gamma * inv_std).astype(dtype)[:, None, None, None]
-    grad_weight = weight_gradient(h, cache.conv)
-    grad_weight *= scale
+    factor = cache.branches[main].gamma * inv_std
+    slope = factor * inv_std**2 * sums.with_y3 / grid.pixels
+    shift = factor * sums.total / grid.pixels - slope * cache.of_y3.mean
+    grad_y3 = passes.through_norm(
+        g, cache.y3, factor.astype(dtype), slope.astype(dtype), shift.astype(dtype), grid
+    )
+    grad_weight = weight_gradient(grad_y3, cache.conv)
     grads[main] = _branch_grads(grad_weight, inv_std * sums.with_y3, sums.total, dtype)
-    return weight * scale, h
+    return grad_y3
 
 
 def _matrix_gradients(

@@ -86,7 +86,7 @@ class Pool:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._busy = threading.RLock()
+        self._busy, self._depth = threading.RLock(), 0
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
         self._orders: list[SimpleQueue[_Job]] = [SimpleQueue() for _ in range(threads - 1)]
         for worker, orders in enumerate(self._orders, start=1):
@@ -106,9 +106,20 @@ class Pool:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """For one caller at a time, with every BLAS held to one thread until the end."""
-        with self._busy, _controller().limit(limits=1, user_api="blas"):
-            yield
+        """For one caller at a time, with every BLAS held to one thread until the end.
+
+        Sessions may be nested; only the outermost tells BLAS, which takes tens of microseconds.
+        """
+        with self._busy:
+            self._depth += 1
+            try:
+                if self._depth > 1:
+                    yield
+                    return
+                with _controller().limit(limits=1, user_api="blas"):
+                    yield
+            finally:
+                self._depth -= 1
 
     def _help(self, worker: int, orders: SimpleQueue[_Job]) -> None:
         while True:
