@@ -27,6 +27,7 @@ _DATA_TYPES = {
     "float16": cudnn.data_type.HALF,
     "bfloat16": cudnn.data_type.BFLOAT16,
 }
+HEURISTICS = [cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK]
 
 
 class GraphKey(NamedTuple):
@@ -115,17 +116,30 @@ class CudnnConvolutions:
         return [key for key, plan in self._plans.items() if plan is None]
 
     def _build(self, key: GraphKey) -> Plan:
-        graph = cudnn.pygraph(
-            name="_".join(key.kind.split()),
-            io_data_type=_DATA_TYPES[key.dtype],
-            intermediate_data_type=cudnn.data_type.FLOAT,
-            compute_data_type=cudnn.data_type.FLOAT,
-            handle=self._handle,
+        graph, operands = make_graph(
+            key, self._math, deterministic=self._deterministic, handle=self._handle
         )
-        operands = describe(graph, key.kind, key.geometry)
-        graph.deselect_numeric_notes(refused_notes(self._math, deterministic=self._deterministic))
-        graph.build([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+        graph.build(HEURISTICS)
         return Plan(graph, operands, int(graph.get_workspace_size()))
+
+
+def make_graph(
+    key: GraphKey, math: Math, *, deterministic: bool, **where: Any
+) -> tuple[Any, tuple[Any, ...]]:
+    """The graph of `key`, not built yet, and its operands.
+
+    `where` is the ``handle``, or a ``device_property`` that stands for a device that is not here.
+    """
+    graph = cudnn.pygraph(
+        name="_".join(key.kind.split()),
+        io_data_type=_DATA_TYPES[key.dtype],
+        intermediate_data_type=cudnn.data_type.FLOAT,
+        compute_data_type=cudnn.data_type.FLOAT,
+        **where,
+    )
+    operands = describe(graph, key.kind, key.geometry)
+    graph.deselect_numeric_notes(refused_notes(math, deterministic=deterministic))
+    return graph, operands
 
 
 def describe(graph: Any, kind: Kind, geometry: Geometry) -> tuple[Any, ...]:
