@@ -12,7 +12,9 @@ import repvgg_ref as rr
 from repvgg_ref.checkpoint import save
 from repvgg_ref.digits import MODEL_PATH
 from repvgg_ref.images import eval_input, open_upright
+from repvgg_ref.models.architectures import plain_architecture
 from tests.cli.runner import invoke, save_small, small_model
+from tests.models.small import distinct_model
 from tests.train.data.datasets import make_folder, make_tar
 
 KEYS = [
@@ -118,6 +120,17 @@ def test_both_forms_are_compared_on_every_image(capsys: pytest.CaptureFixture[st
     assert shown.code == 0
     assert shown.out.splitlines()[0] == "custom, both forms, 360 images (32 x 32 of 32)"
     assert "forms  agree: the same class for 360 of 360 images" in shown.out
+
+
+def test_small_pictures_are_looked_at_as_they_are(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ten = plain_architecture(depths=[1, 1], channels=[4, 6, 8], num_classes=10)
+    save(distinct_model(ten, dtype="float32"), tmp_path / "ten.pth")
+    options = ["--weights", tmp_path / "ten.pth", "--limit", 20, "--json"]
+    for data, seen in (("generated:shapes-48", (48, 48)), ("generated:shapes-256", (224, 256))):
+        found = invoke(capsys, "eval", "--data", data, *options).json()
+        assert (found["size"], found["resize"], found["images"]) == (*seen, 20)
 
 
 def test_forms_that_disagree_end_with_1(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _PIXELS = click.IntRange(1, 4096)
 _COUNT = click.IntRange(min=1)
-_CROP_RATIO = 0.875
+_IMAGENET_CROP, _CROP_RATIO = 224, 0.875
 _DISAGREES = 1
 
 
@@ -60,8 +60,15 @@ class _Outcome:
 @click.option(
     "--split", type=click.Choice(["train", "val"]), default="val", show_default=True, help="Part."
 )
-@click.option("--size", type=_PIXELS, show_default="224, D2se 320", help="Of the crop, in pixels.")
-@click.option("--resize", type=_PIXELS, show_default="size / 0.875", help="Shorter side first.")
+@click.option(
+    "--size",
+    type=_PIXELS,
+    show_default="224, D2se 320, small pictures their own",
+    help="Of the crop.",
+)
+@click.option(
+    "--resize", type=_PIXELS, show_default="size / 0.875, or size", help="Shorter side first."
+)
 @interpolation_option
 @click.option("--batch", type=_COUNT, default=64, show_default=True, help="Images at once.")
 @threads_option
@@ -118,9 +125,9 @@ def command(
     source = open_data(data, split=split, channels=loaded.arch.in_channels, decoder=decoder)
     _require_classes(loaded, source)
     transform = evaluation_transform(
-        size=size or _usual_size(loaded),
+        size=size or _usual_size(loaded, source),
         resize=resize,
-        crop_ratio=1.0 if _is_digits(loaded) else _CROP_RATIO,
+        crop_ratio=1.0 if _is_small(source) else _CROP_RATIO,
         interpolation=interpolation,
     )
     loader = Loader(
@@ -173,19 +180,18 @@ def _require_classes(model: Model, source: Source) -> None:
         )
 
 
-def _is_digits(model: Model) -> bool:
-    from repvgg_ref.digits import digits_architecture
+def _is_small(source: Source) -> bool:
+    """Whether the pictures are smaller than ImageNet's crop, and so are looked at as they are."""
+    return source.side is not None and source.side < _IMAGENET_CROP
 
-    return model.arch.blocks == digits_architecture().blocks
 
-
-def _usual_size(model: Model) -> int:
-    """The crop that the model's published accuracy was measured at."""
+def _usual_size(model: Model, source: Source) -> int:
+    """The pictures' own size if small, else what the published accuracy was measured at."""
     from repvgg_ref.models.published import PUBLISHED
 
-    if _is_digits(model):
-        return 32
-    return PUBLISHED[model.name].size if model.name in PUBLISHED else 224
+    if source.side is not None and _is_small(source):
+        return source.side
+    return PUBLISHED[model.name].size if model.name in PUBLISHED else _IMAGENET_CROP
 
 
 def _evaluate(forms: dict[str, Model], loader: Loader, backend: str) -> _Outcome:

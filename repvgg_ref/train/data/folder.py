@@ -34,6 +34,7 @@ class FolderSource:
     def __init__(self, root: str | Path, *, decode: Decode, channels: int = 3) -> None:
         self.root, self.channels, self._decode = Path(root), channels, decode
         self.standardise = IMAGENET_RGB if channels == 3 else IMAGENET_GREY
+        self.side: int | None = None
         self.classes = class_folders(self.root)
         found = [_pictures(os.path.join(self.root, name)) for name in self.classes]  # noqa: PTH118  # strings: a Path for each of a million pictures is slow
         _require_pictures(self.root, dict(zip(self.classes, found, strict=True)))

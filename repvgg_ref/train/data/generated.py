@@ -90,6 +90,7 @@ class ShapesSource:
                 wanted="generated:shapes or generated:shapes-SIZE",
             )
         self.size, self._split = int(size or 32), split
+        self.side: int | None = self.size
         self._stream, count = SPLITS[split]
         if not 16 <= self.size <= 1024:
             raise DataError("no shapes of this size", got=self.size, wanted="16 ... 1024 pixels")

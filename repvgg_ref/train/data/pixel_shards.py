@@ -54,6 +54,7 @@ class PixelSource:
         self.folder = folder
         self.manifest = read_manifest(folder)
         self.size, self.channels = self.manifest["size"], self.manifest["channels"]
+        self.side: int | None = self.size
         self.classes = tuple(self.manifest["classes"])
         scale, mean, std = self.manifest["standardise"]
         self.standardise = Standardise(scale, tuple(mean), tuple(std))

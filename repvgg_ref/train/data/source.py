@@ -57,12 +57,15 @@ class Source(Protocol):
         3 (pictures in mode RGB) or 1 (mode L).
     standardise : Standardise
     labels : array, shape (len(source),), int64
+    side : int or None
+        Height and width if all pictures are squares of one size.
     """
 
     classes: tuple[str, ...]
     channels: int
     standardise: Standardise
     labels: Array
+    side: int | None
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -119,6 +122,7 @@ class ArraySource:
         self.images, self.labels = images, checked_labels(labels, len(images), len(classes))
         self.classes, self.standardise, self.title = classes, standardise, title
         self.channels: int = images.shape[3]
+        self.side: int | None = images.shape[1] if images.shape[1] == images.shape[2] else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -171,7 +175,7 @@ class Subset:
 
     def __init__(self, source: Source, count: int) -> None:
         self.source, self.classes, self.channels = source, source.classes, source.channels
-        self.standardise = source.standardise
+        self.standardise, self.side = source.standardise, source.side
         self._places = np.arange(min(count, len(source))) * len(source) // min(count, len(source))
         self.labels = source.labels[self._places]
 

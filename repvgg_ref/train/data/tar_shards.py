@@ -62,6 +62,7 @@ class TarSource:
     ) -> None:
         self.channels, self._decode = channels, decode
         self.standardise = IMAGENET_RGB if channels == 3 else IMAGENET_GREY
+        self.side: int | None = None
         self._files = [str(path) for path in files]
         samples = [(number, s) for number, path in enumerate(files) for s in _samples(path)]
         if not samples:

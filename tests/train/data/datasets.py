@@ -33,6 +33,7 @@ class SometimesBroken:
         self.source, self.errors = source, errors
         self.classes, self.channels = source.classes, source.channels
         self.standardise, self.labels = source.standardise, source.labels
+        self.side = source.side
 
     def __len__(self) -> int:
         return len(self.source)
