@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu import NUMPY
+from repvgg_ref.cpu import NUMPY, passes
 from repvgg_ref.cpu.branches import (
     branches_backward,
     branches_forward,
@@ -154,9 +155,10 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @settings(max_examples=150, deadline=None)
-@given(case=cases())
-def test_any_block_is_the_reference_in_float64(case: Case) -> None:
-    assert_is_the_reference(case, np.float64, 1e-8)
+@given(case=cases(), pixels=st.sampled_from([1, 20, 1000]))
+def test_any_block_is_the_reference_in_float64(case: Case, pixels: int) -> None:
+    with mock.patch.multiple(passes, PIECE_PIXELS=pixels, PIECE_NUMBERS=1):
+        assert_is_the_reference(case, np.float64, 1e-8)
 
 
 REAL = {
