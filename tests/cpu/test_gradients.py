@@ -63,7 +63,7 @@ def test_winograd_without_a_padded_copy(tile: tuple[int, int], shape: dict[str, 
     conv = square_convolution(x, weight, **geometry)
     threads = pool(shape["threads"])
     winograd = WinogradConvolution(conv.shape, weight, m, threads.threads, pool=threads)
-    y = np.full((len(x), conv.shape.height, conv.shape.width, outputs), np.nan)
+    y: Array = np.full((len(x), conv.shape.height, conv.shape.width, outputs), np.nan)
     arena = np.full(winograd.scratch, np.nan)
     grad_y: Array = rng.normal(size=y.shape)
     with threads.session():
