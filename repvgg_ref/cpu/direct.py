@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.cpu import memory
 from repvgg_ref.cpu.layout import image_runs, strided
 from repvgg_ref.cpu.pool import Step
 
@@ -44,7 +45,7 @@ def pack_weight(weight: Array, groups: int) -> Array:
     """(O, C/G, K, K) -> (G, K * K * C/G, O/G), in the order of `gather`."""
     outputs, inputs, kernel, _ = weight.shape
     split = weight.reshape(groups, outputs // groups, inputs, kernel * kernel)
-    packed = np.empty((groups, kernel * kernel, inputs, outputs // groups), weight.dtype)
+    packed = memory.empty((groups, kernel * kernel, inputs, outputs // groups), weight.dtype)
     for first in range(0, outputs // groups, 32):  # so few rows that their lines stay in cache
         part = slice(first, first + 32)
         packed[..., part] = split[:, part].transpose(0, 3, 2, 1)

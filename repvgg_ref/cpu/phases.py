@@ -78,11 +78,13 @@ def stride_2_input_gradient(
 def _matrices(weight: Array, groups: int) -> dict[tuple[int, int], tuple[int, Array]]:
     """For each phase its first column and its taps, (G, k O/G, C/G): views of one array."""
     order = [3 * i + j for _, met in _PHASES.values() for i, j in met]
-    taps = pack_weight(weight, groups).reshape(groups, 9, weight.shape[1], -1)[:, order]
-    # (G, 9, C/G, O/G) -> (G, C/G, 9, O/G) -> (G, 9 O/G, C/G)
-    packed = np.ascontiguousarray(taps.swapaxes(1, 2)).reshape(groups, weight.shape[1], -1)
-    columns, inner, start = packed.swapaxes(1, 2), taps.shape[3], 0
-    matrices = {}
+    taps = pack_weight(weight, groups).reshape(groups, 9, weight.shape[1], -1)
+    _, _, channels, inner = taps.shape
+    packed = memory.empty((groups, channels, 9, inner), weight.dtype)
+    for place, tap in enumerate(order):
+        packed[:, :, place] = taps[:, tap]
+    columns = packed.reshape(groups, channels, 9 * inner).swapaxes(1, 2)  # (G, 9 O/G, C/G)
+    matrices, start = {}, 0
     for phase, (first, met) in _PHASES.items():
         matrices[phase] = first, columns[:, start : start + len(met) * inner]
         start += len(met) * inner

@@ -105,7 +105,10 @@ def direct_weight_gradient(x: Array, grad_y: Array, window: Window, threads: Poo
         sums[0] += other
     total = sums[0].reshape(groups, taps, -1, outputs // groups)
     # (G, K K, C/G, O/G) -> (G, O/G, C/G, K K) -> (O, C/G, K, K)
-    by_output = np.ascontiguousarray(total.transpose(0, 3, 2, 1))
+    by_output = memory.empty((groups, outputs // groups, channels // groups, taps), x.dtype)
+    for first in range(0, channels // groups, 8):  # so few that their lines stay in cache
+        part = slice(first, first + 8)
+        by_output[:, :, part] = total[:, :, part].transpose(0, 3, 2, 1)
     return by_output.reshape(outputs, -1, window.kernel, window.kernel)
 
 
