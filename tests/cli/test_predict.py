@@ -95,7 +95,6 @@ def test_what_cannot_be_done_is_one_line(
     assert "got 2 lines ; wanted 3 names" in line("--weights", weights, picture, "--classes", text)
     assert "outputs are not finite" in line("--weights", tmp_path / "nan.npz", picture)
     assert "got 2 input channels" in line("--weights", two_channels, picture)
-    assert "CuPy backend" in line("--weights", weights, picture, "--backend", "cupy")
 
 
 def test_the_backend_may_be_named_by_a_variable(
