@@ -25,7 +25,8 @@ def activation_bytes(arch: Architecture, *, images: int, size: int, itemsize: in
     """What a step keeps of its forward pass for the backward pass, in bytes.
 
     Each block keeps its input for the convolutions, a normalised image for every branch, and its
-    output for the ReLU; the block in work holds a gradient for each of these beside them.
+    output for the ReLU; the block in work holds a gradient for each of these beside them. Backends
+    with fused blocks keep a third less.
     """
     kept, largest, extent = 0, 0, size
     for block in arch.blocks:

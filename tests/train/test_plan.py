@@ -44,7 +44,7 @@ def test_the_estimate_of_a_steps_memory_is_near_its_measured_peak() -> None:
     assert measured.returncode == 0, measured.stderr
     arch = digits_architecture()
     estimate = activation_bytes(arch, images=images, size=32, itemsize=4)
-    assert 0.5 <= int(measured.stdout) / estimate <= 1.5
+    assert 0.4 <= int(measured.stdout) / estimate <= 1.5
 
 
 def test_parts_need_less_memory_and_averages_more(tmp_path: Path) -> None:
