@@ -21,7 +21,7 @@ from repvgg_ref.cpu.direct import Window
 from repvgg_ref.cpu.layout import carve, image_runs
 from repvgg_ref.cpu.pool import Stage, pool
 
-PIECE_NUMBERS = 65_536  # of one array: four or five of them fit in cache
+PIECE_NUMBERS = 131_072  # of one array, so that some fit in cache and calls are long
 PIECE_PIXELS = 256  # at least, so that adding a product (C, O) costs little beside forming it
 SHARES_A_THREAD = 2
 
