@@ -19,7 +19,6 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import direct, memory, phases
 from repvgg_ref.cpu.cost import Algorithm, cheapest, tile_of
-from repvgg_ref.cpu.layout import interior
 from repvgg_ref.cpu.plan import make_convolution
 from repvgg_ref.cpu.pool import Stage, pool
 from repvgg_ref.cpu.schedule import ConvShape
@@ -238,27 +237,19 @@ def _turned(weight: Array, groups: int) -> Array:
 
 
 def _scattered(grad_y: Array, cache: Conv2dCache) -> Array:
-    """``columns = grad_y W^T``, each added back to the pixels that its tap read; by images."""
-    shape, K = cache.shape, cache.shape.kernel
-    images, height, width, channels = cache.x.shape
-    reach = [max(n + 2 * cache.padding, shape.reach[k]) for k, n in enumerate((height, width))]
-    padded = np.zeros((images, *reach, channels), grad_y.dtype)
+    """``columns = grad_y W^T``, each added back to the pixel that its tap read; by images."""
+    shape, threads, window = cache.shape, pool(), window_of(cache)
+    grad_x = np.zeros_like(cache.x, order="C")
     packed = direct.pack_weight(cache.weight, shape.groups).swapaxes(1, 2)  # (G, O/G, K K C/G)
+    size = shape.height * shape.width, shape.groups, packed.shape[2]
 
     def scatter(worker: int, n: int) -> None:
-        # (G, Ho * Wo, O/G) @ (G, O/G, K * K * C/G)
-        rows = grad_y[n].reshape(-1, shape.groups, shape.outputs // shape.groups)
-        columns = rows.transpose(1, 0, 2) @ packed
-        taps = columns.reshape(shape.groups, shape.height, shape.width, K, K, -1)
-        for i in range(K):
-            for j in range(K):
-                down = slice(i * shape.dilation, None, shape.stride)
-                right = slice(j * shape.dilation, None, shape.stride)
-                under = padded[n, down, right][: shape.height, : shape.width]
-                tap = taps[:, :, :, i, j].transpose(1, 2, 0, 3)  # (Ho, Wo, G, C/G)
-                under += tap.reshape(under.shape)
+        columns = np.empty(size, grad_y.dtype)
+        rows = grad_y[n].reshape(size[0], shape.groups, -1).transpose(1, 0, 2)
+        # (G, Ho * Wo, K K C/G) = (G, Ho * Wo, O/G) @ (G, O/G, K K C/G)
+        np.matmul(rows, packed, out=columns.transpose(1, 0, 2))
+        direct.add_back(columns, window, range(shape.height), grad_x[n])
 
-    threads = pool()
     with threads.session():
-        threads.run(Stage(images, scatter))
-    return np.ascontiguousarray(interior(padded, height, width, cache.padding))
+        threads.run(Stage(shape.images, scatter))
+    return grad_x
