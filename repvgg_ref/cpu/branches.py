@@ -39,14 +39,14 @@ Floor, A0, 16 images of 224 pixels, one AVX-512 core (BLAS 190 GFLOP/s, copies 1
     passes            some 20 numbers read or written for each of 19 million               0.11
                                                                                 sum        0.63
 
-Measured 0.96 to 1.0 (torch 2.13: 1.47 to 1.53): products run at 130 to 160 GFLOP/s, because
-kernels are new to the cache each time and thin; packing kernels takes 0.05, the rest (linear layer,
-small float64 matrices, Python) 0.05. The products bind, then the transforms. On two threads 0.6 to
-0.8 of wall time were seen beside torch's 0.74 to 0.82: short NumPy calls hand the interpreter lock
-to and fro, and passes over memory do not run twice as fast. Tried, in this order, seconds on one
-core: separate operators on all threads 2.0; this algebra on padded copies 1.26; tiles that know
-the zeros around x 1.17; windows of the first block as a matrix 1.06; F(7, 3) for F(4, 3), 0.05
-less, but four times the rounding. Keeping z_1 instead of S would save 0.02 for half of y3 more.
+Measured 0.96 to 1.07, beside torch 2.13's 1.47: products run at 130 to 160 GFLOP/s, because
+kernels are thin and new to the cache each time; packing them takes 0.05, the rest (linear layer,
+small float64 matrices, Python) 0.06. The products bind, then the transforms. Two threads took 0.83
+of wall time beside torch's 0.82, and 1.27 of processor time: short NumPy calls hand the
+interpreter lock to and fro, and passes over memory do not run twice as fast. Tried, in this order,
+seconds on one core: separate operators 2.0; this algebra on padded copies 1.26; tiles that know the
+zeros around x 1.17; the first block's windows as a matrix 1.06; F(7, 3) for F(4, 3), 0.04 less, but
+four times the error in gradients. Keeping z_1 instead of S would save 0.02 for half of y3 more.
 
 Error. S is summed in float32 in pieces of some hundred pixels about the piece's mean, then in
 float64. So var(z_j) errs by u (sum_c |W_cj| std(x_c))^2 at most, where computing z_j first errs by
