@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
@@ -172,7 +173,8 @@ class JsonView(View):
 
 def show_plan(plan: Plan, step_seconds: float, *, as_json: bool) -> None:
     """What a training would do and cost, from its plan and one measured step."""
-    hours = plan.steps * step_seconds / 3600
+    duration = timedelta(seconds=round(plan.steps * step_seconds))
+    ranks = "1 rank" if plan.ranks == 1 else f"{plan.ranks} ranks"
     if as_json:
         from dataclasses import asdict
 
@@ -182,10 +184,10 @@ def show_plan(plan: Plan, step_seconds: float, *, as_json: bool) -> None:
         return
     click.echo(f"model     {plan.model}: {plan.parameters:,} parameters, {plan.classes} classes")
     click.echo(f"data      {plan.images} images to train on, {plan.test_images} to evaluate on")
-    click.echo(f"steps     {plan.steps}, {plan.steps_per_epoch} an epoch, {plan.ranks} ranks")
+    click.echo(f"steps     {plan.steps}, {plan.steps_per_epoch} an epoch, {ranks}")
     click.echo("rate      " + ", ".join(f"{lr:.4g} at step {step}" for step, lr in plan.lrs))
     click.echo(f"memory    about {plan.memory / 2**20:,.0f} MiB a rank, beside the images")
-    click.echo(f"time      about {hours:.2g} hours: {step_seconds:.3f} s a step (one measured)")
+    click.echo(f"time      about {duration}: {step_seconds:.3f} s a step (one measured)")
     click.echo("nothing was written")
 
 
