@@ -16,6 +16,7 @@ from repvgg_ref.selfcheck import BlockCheck, SelfCheckError
 from repvgg_ref.train.agreement import check_agreement
 from repvgg_ref.train.comm import Comm
 from repvgg_ref.train.data.loader import Batch
+from repvgg_ref.train.data.source import DataError
 
 _PROOF_IMAGES = 4
 
@@ -62,7 +63,7 @@ def evaluate(
     Parameters
     ----------
     trained : Model
-        In train form, with arrays on the backend's device.
+        In train form.
     inputs : callable
         Batch -> the network's input on the device.
 
@@ -70,18 +71,22 @@ def evaluate(
     ------
     SelfCheckError
         If the two forms differ by more than rounding explains.
+    DataError
+        If this rank has no image.
     """
-    on_host = _moved(trained, to_numpy)
-    fused_on_host = fuse(on_host)
-    fused = _moved(fused_on_host, ops.from_host)
+    params = {name: to_numpy(array) for name, array in trained.params.items()}
+    trained = Model(trained.arch, trained.form, params, trained.eps, trained.momentum)
+    fused = fuse(trained)
     sums = np.zeros(7)
     difference, agreement = 0.0, None
     for batch in batches:
+        if not len(batch.labels):  # the last batch may have fewer images than there are ranks
+            continue
         x = inputs(batch)
         if agreement is None:
             agreement = check_agreement(
-                on_host,
-                fused_on_host,
+                trained,
+                fused,
                 to_numpy(x[:_PROOF_IMAGES]),
                 ops=backend_ops("numpy", np.float64),
                 roundoff=roundoff,
@@ -96,8 +101,9 @@ def evaluate(
                 wanted=f"at most {agreement.tolerance:.3g}, which rounding explains",
                 advice="this is a bug in repvgg-ref: please report it",
             )
+    if agreement is None:
+        raise DataError("there is no image to evaluate on")
     images, *rest = to_numpy(comm.sum(ops.from_host(sums))).tolist()
-    assert agreement is not None, "an evaluation has a batch on every rank"
     means = [value / images for value in rest]
     return Evaluation(
         int(images),
@@ -110,18 +116,8 @@ def evaluate(
 
 
 def logits(model: Model, x: Array, ops: Ops) -> Array:
-    """`model`'s output for device arrays, by the fast evaluation where there is one."""
-    if ops.name == "numpy":
-        return model.forward(x, backend="numpy")
-    *_, (_, last) = model.walk(x, ops)
-    return last
-
-
-def _moved(model: Model, move: Callable[[Array], Array]) -> Model:
-    params = {
-        name: array if array.ndim == 0 else move(array) for name, array in model.params.items()
-    }
-    return Model(model.arch, model.form, params, model.eps, model.momentum)
+    """What `model` says of device arrays, by the fastest evaluation there is."""
+    return model.forward(x, backend=ops)
 
 
 def _sums(logits: Array, labels: Array) -> tuple[float, int, int]:

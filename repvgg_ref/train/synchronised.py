@@ -30,7 +30,8 @@ def synchronised(ops: Ops, comm: Comm) -> Ops:
     """`ops` with batch norm's training mode over the batches of all ranks, of one size each.
 
     Equations as in `repvgg_ref.ops.batch_norm`, with sums over N, H, W and ranks. The gradients of
-    gamma and beta stay this rank's own: they are added up with all the others.
+    gamma and beta stay this rank's own: they are added up with all the others. Arithmetic is in
+    gamma's dtype, whatever the activations are stored in.
     """
     channels = 3 if ops.layout == "NHWC" else 1
 
@@ -44,24 +45,26 @@ def synchronised(ops: Ops, comm: Comm) -> Ops:
         return vector if ops.layout == "NHWC" else vector[:, None, None]
 
     def forward(x: Array, gamma: Array, beta: Array, /, *, eps: Real) -> tuple[Array, SyncCache]:
-        count = comm.size * x.size // x.shape[channels]
-        mean = (comm.sum(over_pixels(x)) / count).astype(x.dtype)
-        centred = x - on_channels(mean)
-        var = (comm.sum(over_pixels(centred * centred)) / count).astype(x.dtype)
+        count, wide = comm.size * x.size // x.shape[channels], gamma.dtype
+        mean = (comm.sum(over_pixels(x)) / count).astype(wide)
+        centred = x.astype(wide, copy=False) - on_channels(mean)
+        var = (comm.sum(over_pixels(centred * centred)) / count).astype(wide)
         inv_std = 1 / array_module(x).sqrt(var + float(eps))
         x_hat = centred * on_channels(inv_std)
         y = x_hat * on_channels(gamma) + on_channels(beta)
-        return y, SyncCache(x_hat, gamma, inv_std, mean, var)
+        return y.astype(x.dtype, copy=False), SyncCache(x_hat, gamma, inv_std, mean, var)
 
     def backward(grad_y: Array, cache: SyncCache) -> BatchNormGrads:
-        xp = array_module(grad_y)
+        xp, wide, narrow = array_module(grad_y), cache.gamma.dtype, grad_y.dtype
+        grad_y = grad_y.astype(wide, copy=False)
         own = xp.stack([over_pixels(grad_y), over_pixels(grad_y * cache.x_hat)])  # (2, C)
         count = comm.size * grad_y.size // grad_y.shape[channels]
-        through_mean, through_var = (comm.sum(own.copy()) / count).astype(grad_y.dtype)
+        through_mean, through_var = (comm.sum(own.copy()) / count).astype(wide)
         factor = cache.gamma * cache.inv_std
         grad_x = grad_y - on_channels(through_mean) - cache.x_hat * on_channels(through_var)
-        grad_beta, grad_gamma = own.astype(grad_y.dtype)
-        return BatchNormGrads(on_channels(factor) * grad_x, grad_gamma, grad_beta)
+        grad_x = (on_channels(factor) * grad_x).astype(narrow, copy=False)
+        grad_beta, grad_gamma = own.astype(wide)
+        return BatchNormGrads(grad_x, grad_gamma, grad_beta)
 
     def running(
         running_mean: Array,
@@ -84,4 +87,5 @@ def synchronised(ops: Ops, comm: Comm) -> Ops:
         update_running_stats=running,
         fused_branches_forward=None,
         fused_branches_backward=None,
+        fused_branches_parameter_grads=None,
     )
