@@ -21,7 +21,7 @@ MODULES = ("winograd_bound", "linear_part", "squeeze_bound", "bounds")  # each i
 # Module, the line as it is, the line that says too little.
 MUTANTS: list[tuple[str, str, str]] = [
     # how many roundings a product meets
-    ("bounds", "terms = kernels.weight[0].size if not m", "terms = 9 if not m"),
+    ("bounds", "terms = kernels.weight[0].size\n", "terms = 9\n"),
     ("bounds", "steps = terms + _OTHER", "steps = terms**0.5 + _OTHER"),
     ("bounds", "steps = terms + _OTHER", "steps = terms / 2"),
     ("bounds", "(1 + theta(p.u_accumulate, steps))", "(1 + p.u_accumulate)"),
@@ -54,7 +54,7 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("squeeze_bound", "steps = len(x.value) + 1", "steps = 1"),
     ("squeeze_bound", "own = g * magnitude +", "own = 0 * magnitude +"),
     # Winograd
-    ("bounds", "m = _OUTPUTS_PER_TILE[algorithm] if", "m = 0 if"),
+    ("bounds", "m = _OUTPUTS_PER_TILE[algorithm]\n", "m = 0\n"),
     ("winograd_bound", "(np.abs(matrix) for matrix in matrices)", "matrices"),
 ]  # fmt: skip
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision  # type: ignore[import-not-found]  # in an environment of its own
+import torchvision  # in an environment of its own
 from PIL import Image
 from PIL import __version__ as pillow
 from torchvision import transforms as tv
-from torchvision.transforms import autoaugment  # type: ignore[import-not-found]
+from torchvision.transforms import autoaugment
 
 from tests.train.data.pictures import drawn
 
