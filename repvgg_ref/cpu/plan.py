@@ -5,16 +5,15 @@ there. So two buffers do for all layers, each layer reading one and writing the 
 is written straight into the middle of the next layer's padded input; only borders are zeroed.
 One arena of scratch serves every layer, so that it stays warm in cache.
 
-What binds, B1 at 224 x 224, batch 16, one AVX-512 core (23.6 GFLOP an image in direct form; 61 ms
-an image, 390 effective GFLOP/s; BLAS peaks at 203 on large matrices, the peers at 195):
-
-    products at stride 1       4 times fewer, at 120-170 GFLOP/s    58 %
-    their transforms           35-45 GFLOP/s on 4 to 7 rows         18 %
-    stride 2 and first layer   1 to 1.4 times fewer, at 150-185     24 %
-
-Products run below the peak because transformed weights (5.4 times larger under F(5, 3): 51 MB for
-512 channels) come from memory once a layer: 121 GFLOP/s, and 160 where they are in cache. Batch 1
-is bound by that outright; there `cost` prefers F(2, 3), 1.8 times the weights.
+What binds, on two quiet AVX-512 cores at 224 x 224 (BLAS peaks at 203 GFLOP/s a core; figures and
+peers in tests/bench/results). B1, batch 16: 29 ms an image, 812 GFLOP/s as if in direct form.
+Products at stride 1 are 4 to 5 times fewer and run at 120-170 GFLOP/s a core, because transformed
+weights (9 times larger under F(7, 3): 85 MB for 512 channels) come from memory once a layer; they
+are half of the time. Transforms, at 35-45 GFLOP/s on 4 to 9 rows, are a fifth, the rest is stride 2
+and the first layer, 1 to 1.4 times fewer products. A0, batch 16: 93 ms, where one core takes 157:
+layers of 192 channels lose 15 % to their three stages (70 microseconds each, see `pool`) and to
+12 MB of weights. Batch 1 is bound by the weights outright: 49 rows of pixels meet each, products run
+at 80-100 GFLOP/s in every way of cutting them, so `cost` prefers F(2, 3), 1.8 times the weights.
 """
 
 from __future__ import annotations
