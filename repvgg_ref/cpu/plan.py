@@ -12,8 +12,8 @@ weights (9 times larger under F(7, 3): 85 MB for 512 channels) come from memory 
 are half of the time. Transforms, at 35-45 GFLOP/s on 4 to 9 rows, are a fifth, the rest is stride 2
 and the first layer, 1 to 1.4 times fewer products. A0, batch 16: 93 ms, where one core takes 157:
 layers of 192 channels lose 15 % to their three stages (70 microseconds each, see `pool`) and to
-12 MB of weights. Batch 1 is bound by the weights outright: 49 rows of pixels meet each, products run
-at 80-100 GFLOP/s in every way of cutting them, so `cost` prefers F(2, 3), 1.8 times the weights.
+12 MB of weights. Batch 1 is bound by the weights outright: 49 rows of pixels meet each, so that
+products run at 80-100 GFLOP/s however they are cut; `cost` prefers F(2, 3), 1.8 times the weights.
 """
 
 from __future__ import annotations
