@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import cupy
 import numpy as np
-from cupy import _core  # where CuPy keeps the choice of TF32; its public switch is a variable
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.gpu.math_mode import Math
@@ -30,10 +29,11 @@ def matmul(a: Array, b: Array, *, math: Math, out: Array | None = None) -> Array
 @contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
     """The choice is one for the whole process: set it for one product, and set it back."""
-    before = _core.get_compute_type(np.float32)
-    wanted = _core.COMPUTE_TYPE_TF32 if allowed else _core.COMPUTE_TYPE_DEFAULT
-    _core.set_compute_type(np.float32, wanted)
+    choice = cupy._core._routines_linalg  # CuPy's public switch is an environment variable
+    before = choice.get_compute_type(np.float32)
+    wanted = choice.COMPUTE_TYPE_TF32 if allowed else choice.COMPUTE_TYPE_DEFAULT
+    choice.set_compute_type(np.float32, wanted)
     try:
         yield
     finally:
-        _core.set_compute_type(np.float32, before)
+        choice.set_compute_type(np.float32, before)

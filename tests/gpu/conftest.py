@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,17 @@ class UnderTest:
     @property
     def is_fake(self) -> bool:
         return self.name.startswith("fake")
+
+    @contextmanager
+    def never_waits(self) -> Iterator[None]:
+        """Fail where the host would wait for the device in the block.
+
+        CuPy deprecates its detector, as it does not see what waits outside CuPy.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "cupyx.allow_synchronize", UserWarning)
+            with self.cupyx.allow_synchronize(False):
+                yield
 
     @property
     def has_cudnn(self) -> bool:
@@ -72,6 +84,9 @@ def device_named(name: str) -> Iterator[UnderTest]:
     """The device `name`, or a skip that says why there is none."""
     if name == "GPU":
         _skip_without_gpu()
+        with warnings.catch_warnings():  # tests of the products on a GPU without cuDNN are welcome
+            warnings.simplefilter("ignore")
+            _look_for_cudnn()
         yield UnderTest(name, __import__("cupy"), __import__("cupyx"))
         return
     if why := emulator.why_missing():
@@ -95,7 +110,12 @@ def _skip_without_gpu() -> None:
 def _hear_that_there_is_no_cudnn() -> None:
     """The warning comes once a process; here it is expected."""
     from repvgg_ref.gpu import NoCudnnWarning
-    from repvgg_ref.gpu.probe import use_cudnn
 
     with pytest.warns(NoCudnnWarning):
-        use_cudnn()
+        _look_for_cudnn()
+
+
+def _look_for_cudnn() -> None:
+    from repvgg_ref.gpu.probe import use_cudnn
+
+    use_cudnn()

@@ -29,6 +29,7 @@ PLACES = {
     "cupy.random": "random",
     "cupy.random.Generator": "random.Generator",
     "cupy.RawModule": "RawModule",
+    "cupy._core._routines_linalg": "_core._routines_linalg",
     "cupyx": "",
 }
 

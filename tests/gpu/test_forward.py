@@ -110,7 +110,7 @@ def test_evaluation_on_device_arrays_never_waits(device: UnderTest) -> None:
         model = fuse(model) if form == "deploy" else model
         x = cupy_ops("fp32").from_host(batch(model.arch, dtype=np.float32)[0])
         model.forward(x, backend="cupy")
-        with device.cupyx.allow_synchronize(False):
+        with device.never_waits():
             logits = model.forward(x, backend="cupy")
         assert isinstance(logits, device.cupy.ndarray)
         wanted = model.forward(to_numpy(x), backend="cupy")

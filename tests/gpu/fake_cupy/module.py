@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
@@ -239,19 +240,31 @@ def _never(name: str, why: str) -> Callable[..., Any]:
     return called
 
 
-class _Core:
+class _Products:
     """CuPy's private choice of the arithmetic inside products."""
 
-    COMPUTE_TYPE_DEFAULT, COMPUTE_TYPE_TF32 = 0, 3
-
     def __init__(self) -> None:
-        self._chosen = self.COMPUTE_TYPE_DEFAULT
+        self._chosen = 1
 
-    def get_compute_type(self, dtype: Any) -> int:
+    def get(self, dtype: Any) -> int:
         return self._chosen
 
-    def set_compute_type(self, dtype: Any, chosen: int) -> None:
+    def set(self, dtype: Any, chosen: int) -> None:
         self._chosen = chosen
+
+
+def _core() -> Any:
+    products = _Products()
+    place = "cupy._core._routines_linalg"
+    return SimpleNamespace(
+        _routines_linalg=_namespace(
+            place,
+            COMPUTE_TYPE_DEFAULT=1,
+            COMPUTE_TYPE_TF32=7,
+            get_compute_type=products.get,
+            set_compute_type=products.set,
+        )
+    )
 
 
 def _memory() -> tuple[int, int]:
@@ -265,6 +278,7 @@ def _elapsed(start: Event, end: Event) -> float:
 
 @contextmanager
 def _allow_synchronize(allow: bool) -> Iterator[None]:
+    warnings.warn("cupyx.allow_synchronize will be removed in future releases", stacklevel=3)
     before, LEDGER.may_wait = LEDGER.may_wait, allow
     try:
         yield
@@ -333,7 +347,7 @@ def make_cupy(version: str) -> ModuleType:
         get_array_module=lambda *a: module if any(isinstance(x, ndarray) for x in a) else np,
     )
     module.__version__ = version
-    module._core = _Core()
+    module._core = _core()
     for name in NAMES["cupy"]:
         value = getattr(np, name, None)
         if hasattr(module, name) or name.startswith("_") or isinstance(value, ModuleType):

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 def run_tests(found: Found, sizes: Sizes, seconds: float) -> None:
     """pytest in a process of its own: every test marked gpu, none skipped."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
+    command = [sys.executable, "-m", "pytest", "-q", "tests/gpu"]
     if sizes.rehearsal:
         command += ["--collect-only", "-k", "test_probe"]
     else:
