@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +15,9 @@ import pytest
 from tests.gpu import record_cupy_names
 from tests.gpu.fake_cupy import LEDGER, VERSION, installed
 from tests.gpu.fake_cupy.device_array import NAMES
+
+ROOT = Path(__file__).parents[2]
+USERS = (ROOT / "repvgg_ref/gpu", ROOT / "tests/gpu/settle")
 
 
 @pytest.fixture
@@ -27,6 +32,31 @@ def test_its_names_are_those_of_the_installed_cupy() -> None:
         pytest.skip(f"names are recorded of CuPy {VERSION}, installed is {real.__version__}")
     found = record_cupy_names.installed_names()
     assert {place: names.split() for place, names in found.items()} == NAMES
+
+
+def test_every_dotted_name_that_we_use_is_the_installed_cupys() -> None:
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    used = {name for folder in USERS for path in folder.rglob("*.py") for name in dotted(path)}
+    assert {"cupy.cuda.Event", "cupy._core._routines_linalg", "cupyx.empty_pinned"} <= used
+    missing = []
+    for name in sorted(used):
+        module, *parts = name.split(".")
+        value: Any = importlib.import_module(module)
+        for part in parts:
+            value = getattr(value, part, None)
+        if value is None:
+            missing.append(name)
+    assert missing == []
+
+
+def dotted(path: Path) -> Iterator[str]:
+    """``cupy.cuda.Event`` and the like, as they stand in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        parts: list[str] = []
+        while isinstance(node, ast.Attribute):
+            parts, node = [node.attr, *parts], node.value
+        if parts and isinstance(node, ast.Name) and node.id in ("cupy", "cupyx"):
+            yield ".".join((node.id, *parts))
 
 
 def test_it_offers_no_name_that_cupy_has_not(cupy: ModuleType) -> None:
