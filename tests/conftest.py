@@ -26,8 +26,8 @@ class _Record:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        cache = config.cache
-        self._passed: set[str] = set(cache.get(_KEY, []) if cache is not None else [])
+        self._cache = getattr(config, "cache", None)  # None with -p no:cacheprovider
+        self._passed: set[str] = set(self._cache.get(_KEY, []) if self._cache else [])
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -43,5 +43,5 @@ class _Record:
             self._passed.discard(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
-        if self._config.cache is not None:
-            self._config.cache.set(_KEY, sorted(self._passed))
+        if self._cache is not None:
+            self._cache.set(_KEY, sorted(self._passed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
@@ -95,8 +96,10 @@ def test_a_section_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_it_says_so_and_exits_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    from repvgg_ref import gpu
     from repvgg_ref.errors import BackendError
+
+    # The loaded module: after a fake device has come and gone, the package's attribute is another.
+    gpu = importlib.import_module("repvgg_ref.gpu")
 
     def none() -> None:
         raise BackendError("no NVIDIA driver is loaded")

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -289,6 +290,7 @@ def _allow_synchronize(allow: bool) -> Iterator[None]:
 def _namespace(place: str, **members: Any) -> Any:
     """A module that holds `members` and has no name that CuPy's has not."""
     made = ModuleType(place)
+    made.__spec__ = ModuleSpec(place, None)  # `find_spec` asks a loaded module for it
     for name, member in members.items():
         assert name in NAMES[place], f"{place} has no {name}"
         setattr(made, name, member)
