@@ -13,6 +13,7 @@ from repvgg_ref_cli.failures import printable
 from repvgg_ref_cli.main import COMMANDS
 
 from repvgg_ref import backends, convert
+from repvgg_ref.cpu import cost
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.selfcheck import SelfCheckError
 from tests.cli.runner import environment, invoke, run_python, save_small
@@ -103,6 +104,7 @@ def test_control_characters_of_names_do_not_reach_the_terminal(
 
 def test_lists_kept_here_for_speed_are_those_of_the_library() -> None:
     assert options.BACKENDS == backends.BACKENDS
+    assert ("auto", "measure", *cost.ALGORITHMS) == options.ALGORITHMS
     assert options.FORMATS == convert.FORMATS
 
 

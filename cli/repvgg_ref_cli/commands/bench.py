@@ -10,6 +10,7 @@ import click
 
 from repvgg_ref_cli.options import (
     FILE,
+    algorithm_option,
     backend_option,
     debug_option,
     json_option,
@@ -56,9 +57,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
 @click.option(
     "--threads", type=click.IntRange(min=1), show_default="REPVGG_NUM_THREADS, else all processors"
 )
-@click.option(
-    "--algorithm", default="auto", show_default=True, metavar="auto|measure|direct|winograd4|..."
-)
+@algorithm_option
 @backend_option
 @click.option(
     "--layers/--no-layers", default=True, show_default=True, help="Show each layer's GFLOP/s."
@@ -137,14 +136,11 @@ def _task(
 ) -> Task:
     from repvgg_ref.backends import backend_ops
     from repvgg_ref.bench.task import Task
-    from repvgg_ref.cpu.cost import ALGORITHMS
     from repvgg_ref.cpu.pool import default_threads
     from repvgg_ref.models.architectures import architecture
 
     # Refuses now what cannot be had, and tells what "auto" is; "cupy-fp32" is the table of "cupy".
     backend = backend_ops(backend).name.partition("-")[0]
-    if algorithm not in (known := ("auto", "measure", *ALGORITHMS)):
-        raise click.UsageError(f"--algorithm {algorithm!r} is none of {', '.join(known)}")
     if kind in ("convert", "table4") and backend != "numpy":
         raise click.UsageError(f"--{kind} runs on the numpy backend only")
     try:

@@ -17,6 +17,7 @@ from repvgg_ref_cli.data_options import (
 )
 from repvgg_ref_cli.options import (
     FILE,
+    algorithm_option,
     backend_option,
     debug_option,
     eps_option,
@@ -85,6 +86,7 @@ class _Outcome:
 @model_option
 @eps_option
 @backend_option
+@algorithm_option
 @json_option
 @debug_option
 @click.pass_context
@@ -105,6 +107,7 @@ def command(
     model: str,
     eps: float | None,
     backend: str,
+    algorithm: str,
     as_json: bool,
 ) -> None:
     """Measure how often a network is right on DIR (val in it, or DIR itself).
@@ -138,7 +141,7 @@ def command(
         shuffle=False,
         drop_last=False,
     )
-    outcome = _evaluate(forms, loader, backend)
+    outcome = _evaluate(forms, loader, backend, algorithm)
     for name, reason in loader.skipped:
         note(f"skipped: {reason if name in reason else f'{name}: {reason}'}")
     found = _as_json(loaded, form, outcome, loader, transform)
@@ -194,7 +197,7 @@ def _usual_size(model: Model, source: Source) -> int:
     return PUBLISHED[model.name].size if model.name in PUBLISHED else _IMAGENET_CROP
 
 
-def _evaluate(forms: dict[str, Model], loader: Loader, backend: str) -> _Outcome:
+def _evaluate(forms: dict[str, Model], loader: Loader, backend: str, algorithm: str) -> _Outcome:
     import numpy as np
 
     from repvgg_ref.accuracy import Hits, hits
@@ -203,7 +206,10 @@ def _evaluate(forms: dict[str, Model], loader: Loader, backend: str) -> _Outcome
     for step, (x, labels) in enumerate(_inputs(loader)):
         if step == 0 and len(forms) == 2:
             outcome.tolerance = _tolerance(forms, x)
-        logits = {form: model.forward(x, backend=backend) for form, model in forms.items()}
+        logits = {
+            form: model.forward(x, backend=backend, algorithm=algorithm)
+            for form, model in forms.items()
+        }
         for form, values in logits.items():
             _require_finite(values)
             outcome.hits[form] |= hits(values, labels)

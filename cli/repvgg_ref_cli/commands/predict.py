@@ -10,6 +10,7 @@ import click
 
 from repvgg_ref_cli.options import (
     FILE,
+    algorithm_option,
     backend_option,
     debug_option,
     eps_option,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 @model_option
 @eps_option
 @backend_option
+@algorithm_option
 @json_option
 @debug_option
 def command(
@@ -57,6 +59,7 @@ def command(
     model: str,
     eps: float | None,
     backend: str,
+    algorithm: str,
     as_json: bool,
 ) -> None:
     """Classify every IMAGE and print its most probable classes.
@@ -76,7 +79,7 @@ def command(
     results = []
     with ProgressBar("classifying") as progress:
         for index, path in enumerate(images):
-            logits = loaded.forward(prepare(path), backend=backend)
+            logits = loaded.forward(prepare(path), backend=backend, algorithm=algorithm)
             results.append((path, _most_probable(path, logits[0], names, top)))
             progress(path.name, index + 1, len(images))
     if as_json:
