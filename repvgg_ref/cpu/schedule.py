@@ -314,14 +314,16 @@ class DirectConvolution:
         return columns, carve(arena[columns.size :], (pixels, shape.outputs))
 
     def _width(self) -> int:
-        """Columns of a panel: for shared weights, so many panels that threads can share them."""
+        """Columns of a panel.
+
+        Shared weights have a part for each thread and no more, since BLAS packs all pixels for it.
+        """
         groups = self.shape.groups
         inner, outputs = self.inner // groups, self.shape.outputs // groups
         if not self.shared:
             rows = self.block * self.shape.width
             return panel_width(inner, outputs, rows, reused=True)
-        wanted = share(self.threads, self.rows * self.shape.width)
-        return outputs // math.gcd(outputs, -(-wanted // groups))
+        return outputs // math.gcd(outputs, -(-self.threads // groups))
 
     def _block(self) -> int:
         row = self.shape.width * self.inner
