@@ -11,7 +11,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu.autotune import Tuner
 from repvgg_ref.cpu.cost import ALGORITHMS, Algorithm, applies, cheapest
-from repvgg_ref.cpu.plan import Plan
+from repvgg_ref.cpu.plan import Plan, conv_shapes
 from repvgg_ref.cpu.pool import pool
 from repvgg_ref.cpu.schedule import ConvShape, Packed
 from repvgg_ref.errors import BackendError
@@ -80,13 +80,14 @@ class Engine:
         if shape not in self._plans:
             while len(self._plans) >= KEPT_PLANS:
                 del self._plans[next(iter(self._plans))]
+            shapes = conv_shapes(self._blocks, shape[0], *shape[2:])
             self._plans[shape] = Plan(
                 self._blocks,
                 self._params,
                 shape,
                 dtype=self._dtype,
-                pool=self._pool,
-                choose=self._choose,
+                team=self._pool,
+                algorithms=[self._choose(each) for each in shapes],
                 packed=self._packed,
             )
         return self._plans[shape]
@@ -96,7 +97,7 @@ class Engine:
         """Weights as the algorithms of all plans want them."""
         return sum(array.nbytes for array in self._packed.values())
 
-    def _choose(self, name: str, shape: ConvShape) -> Algorithm:
+    def _choose(self, shape: ConvShape) -> Algorithm:
         if self._tuner is not None:
             return self._tuner.choose(shape)
         if self._asked is not None:

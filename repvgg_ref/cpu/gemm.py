@@ -58,15 +58,8 @@ def panel_width(inner: int, columns: int, rows: int, *, reused: bool = False) ->
     return next((width for width in widths if columns % width == 0), columns)
 
 
-def to_panels(matrices: Array, width: int) -> Array:
-    """(..., K, columns) -> (..., panels, K, width)."""
-    *lead, inner, columns = matrices.shape
-    split = matrices.reshape(*lead, inner, columns // width, width)
-    return np.ascontiguousarray(split.swapaxes(-2, -3))
-
-
 def panel_products(x: Array, panels: Array, out: Array) -> list[Step]:
-    """Steps for ``out = x @ weight``, a stack of products, `panels` being ``to_panels(weight)``.
+    """Steps for ``out = x @ weight``, a stack of products, the weight's columns cut into panels.
 
     Parameters
     ----------

@@ -118,14 +118,20 @@ class Tiling(NamedTuple):
 
 
 def transform_weight(
-    weight: Array, groups: int, tiling: Tiling, width: int, pool: Pool | None = None
+    weight: Array,
+    groups: int,
+    tiling: Tiling,
+    width: int,
+    positions: range,
+    pool: Pool | None = None,
 ) -> Array:
-    """``U = G g G^T`` in float64, rounded once: (O, C/G, 3, 3) -> (t * t, G, panels, C/G, width).
+    """``U = G g G^T`` in float64, rounded once, for some of the t * t positions.
 
-    `width` is that of the panels, `gemm.panel_width`. The caller works alone if there is no `pool`.
+    (O, C/G, 3, 3) -> (positions, G, panels, C/G, width); `width` is that of the panels,
+    `gemm.panel_width`. The caller works alone if there is no `pool`.
     """
     g = transforms(tiling.m, tiling.stride, weight.dtype).g
-    both = np.kron(g, g)  # (t * t, 9)
+    both = np.kron(g, g)[positions.start : positions.stop]  # (positions, 9)
     inputs, panels = weight.shape[1], len(weight) // groups // width
     split = weight.reshape(groups, panels, width, inputs, 9)
     # (G, panels, width, C/G, 9) -> (9, G, panels, C/G, width), as in U, so that nothing is moved
@@ -253,13 +259,13 @@ def input_tiles(x: Array, tiling: Tiling, border: int = 0) -> Tiles:
     return Tiles(x, matrix, tiling.step, border, tiling.strips)
 
 
-def multiply(u: Array, s: Scratch, strips: int, start: int, stop: int) -> list[Step]:
-    """Step 3 for positions ``start <= p1 * t + p2 < stop``: V_p U_p, group by group."""
-    positions, groups = u.shape[:2]
-    tiles = strips * s.v.shape[3]
-    v = s.v.reshape(positions, -1, groups, s.v.shape[4] // groups)[start:stop, :tiles]
-    m = s.m.reshape(positions, -1, groups, s.m.shape[4] // groups)[start:stop, :tiles]
-    return panel_products(v.transpose(0, 2, 1, 3), u[start:stop], m.transpose(0, 2, 1, 3))
+def multiply(u: Array, s: Scratch, strips: int, first: int) -> list[Step]:
+    """Step 3, V_p U_p group by group, for as many positions p1 * t + p2 from `first` as `u` has."""
+    groups, tiles, square = u.shape[1], strips * s.v.shape[3], len(s.v) ** 2
+    some = slice(first, first + len(u))
+    v = s.v.reshape(square, -1, groups, s.v.shape[4] // groups)[some, :tiles]
+    m = s.m.reshape(square, -1, groups, s.m.shape[4] // groups)[some, :tiles]
+    return panel_products(v.transpose(0, 2, 1, 3), u, m.transpose(0, 2, 1, 3))
 
 
 def output_transform(

@@ -95,7 +95,8 @@ def test_memory_is_two_activations_and_scratch() -> None:
     largest = sorted((layer.x.nbytes for layer in plan.layers), reverse=True)
     buffers = sum(buffer.nbytes for buffer in plan.buffers)
     assert buffers <= largest[0] + largest[1]
-    assert plan.scratch_bytes == buffers + plan.arena.nbytes
+    scratch = max(layer.convolution.scratch for layer in plan.layers) * plan.arena.itemsize
+    assert buffers < plan.scratch_bytes <= buffers + 2 * scratch  # shared, and one a thread
 
 
 def test_the_pool_hands_on_what_fails_and_works_on() -> None:
