@@ -209,17 +209,19 @@ class Plan:
 
     def _head_stages(self, weight: Array, bias: Array) -> list[Stage]:
         """Global average, then the linear layer, each worker some of the classes."""
+        # not `self` in the stages: the plan shall end with its last user, not when cycles are sought
+        features, pooled, logits = self._exit, self._pooled, self._logits
         shares = self.team.threads
 
         def average(worker: int, n: int) -> None:
-            np.mean(self._exit[n], axis=(0, 1), out=self._pooled[n])
+            np.mean(features[n], axis=(0, 1), out=pooled[n])
 
         def classify(worker: int, item: int) -> None:
             some = portion(len(weight), item, shares)
             part = slice(some.start, some.stop)
-            np.add(self._pooled @ weight[part].T, bias[part], out=self._logits[:, part])
+            np.add(pooled @ weight[part].T, bias[part], out=logits[:, part])
 
-        return [Stage(len(self._pooled), average), Stage(shares, classify)]
+        return [Stage(len(pooled), average), Stage(shares, classify)]
 
     def _enter(self, x: Array) -> None:
         for image, entry in zip(x, self._entry, strict=True):

@@ -54,6 +54,10 @@ class Team(Protocol):
     def seat(self) -> int | None:
         """Which of them this process is; None if it is all."""
 
+    @property
+    def usable(self) -> bool:
+        """Whether its workers are there: not in a fork of the process that has them."""
+
     def allocate(self, numbers: int, dtype: Any) -> Array:
         """Zeros that all workers see, (numbers,)."""
 
@@ -129,7 +133,7 @@ class Pool:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._busy = OneAtATime()
+        self._busy, self._pid = OneAtATime(), os.getpid()
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
         self._orders: list[SimpleQueue[_Job]] = [SimpleQueue() for _ in range(threads - 1)]
         for worker, orders in enumerate(self._orders, start=1):
@@ -148,6 +152,11 @@ class Pool:
             raise failed
 
     here = run
+
+    @property
+    def usable(self) -> bool:
+        """Whether this is the process that made it: threads do not survive a fork."""
+        return self._pid == os.getpid()
 
     def call(self) -> None:
         """There are no other processes."""

@@ -67,6 +67,12 @@ class ConvShape:
         return self.dilation * (self.kernel // 2)
 
     @property
+    def macs(self) -> int:
+        """Multiply-accumulates in direct form; all groups, all images."""
+        pairs = self.channels * self.outputs // self.groups
+        return self.images * self.height * self.width * self.kernel**2 * pairs
+
+    @property
     def reach(self) -> tuple[int, int]:
         """Height and width that the windows cover, border included."""
         span = self.dilation * (self.kernel - 1) + 1
@@ -253,8 +259,8 @@ class DirectConvolution:
         key = (name, "direct", width, mine)
         if key not in packed:
             rows = weight[mine.start * width : mine.stop * width]
-            packed[key] = direct.pack_weight(rows, len(mine))
-        self.packed, self.first = packed[key], mine.start  # (panels, K K C/G, width)
+            packed[key] = direct.pack_weight(rows, max(1, len(mine)))
+        self.packed, self.first, self.width = packed[key], mine.start, width
 
     @property
     def padded(self) -> tuple[int, int]:  # noqa: D102  (Convolution)
@@ -274,6 +280,7 @@ class DirectConvolution:
                 gather = partial(direct.gather, x, window)
                 yield from self._together(gather, y, bias, arena, start, stop, relu)
             return
+        # (panels, K K C/G, width) -> (G, panels, K K C/G, width)
         panels = self.packed.reshape(self.shape.groups, -1, *self.packed.shape[1:])
 
         def block(worker: int, item: int) -> list[Step]:
@@ -298,7 +305,7 @@ class DirectConvolution:
         if bias is None:
             products = self._pixels(y, start, stop)
         items = min(share(self.threads, self.seat, len(columns)), stop - start)
-        width = self.packed.shape[2]
+        width = self.width
         parts = self.shape.outputs // width
         beside = None if bias is None else bias.reshape(self.shape.width, -1)
 
