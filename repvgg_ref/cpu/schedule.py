@@ -32,7 +32,8 @@ from repvgg_ref.cpu.winograd import Tiles, Tiling
 
 PRIVATE_TILES = 64
 PRIVATE_NUMBERS = 200_000  # columns of one block: 0.8 MB of float32
-PRIVATE_WEIGHTS = 1_200_000  # that every thread may read: cheaper than two more stages
+# Weights that every worker may read, once a block: on threads that is cheaper than two more stages.
+PRIVATE_WEIGHTS, PRIVATE_WEIGHTS_OF_PROCESSES = 1_200_000, 300_000
 SHARED_NUMBERS = 10_000_000  # scratch of all threads together: 40 MB of float32
 ITEMS_A_THREAD = 4
 
@@ -214,7 +215,8 @@ class WinogradConvolution:
 
     def _shared(self) -> bool:
         per_group = self.shape.channels // self.shape.groups
-        if self.tiling.t**2 * per_group * self.shape.outputs <= PRIVATE_WEIGHTS:
+        few = PRIVATE_WEIGHTS if self.seat is None else PRIVATE_WEIGHTS_OF_PROCESSES
+        if self.tiling.t**2 * per_group * self.shape.outputs <= few:
             return self.strips < self.threads
         tiles = self.strips * self.tiling.tiles
         return per_group > 192 or tiles < 4 * self.threads * PRIVATE_TILES

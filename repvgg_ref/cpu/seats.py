@@ -15,7 +15,8 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.pool import Stage, portion
 
-SPIN = 2_000  # looks at another seat's number, 0.1 ms, before others may have the processor
+SPIN = 2_000  # looks at another seat's number, 0.1 ms, before it naps
+NAP = 20e-6  # seconds; who slept is woken at once on a busy machine, who was spinning has had its turn
 LOOK = 0.02  # seconds between looks whether the other process is there at all
 CELLS = 8  # numbers of 8 bytes a seat: a cache line
 
@@ -42,10 +43,10 @@ class Board:
                     self._wait(other, done, check)
 
     def _wait(self, other: int, done: int, check: Callable[[], None]) -> None:
-        """The same with the processor left to others, for a helper that is not there yet."""
+        """The same with the processor left to others: they may be what we wait for."""
         since = time.perf_counter()
         while self._cells[other] < done:
-            os.sched_yield()
+            time.sleep(NAP)
             if time.perf_counter() - since > LOOK:
                 check()
                 since = time.perf_counter()
