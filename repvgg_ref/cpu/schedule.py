@@ -30,7 +30,7 @@ from repvgg_ref.cpu.layout import carve
 from repvgg_ref.cpu.pool import Pool, Stage, Step, portion, prepared
 from repvgg_ref.cpu.winograd import Tiles, Tiling
 
-PRIVATE_TILES = 64
+PRIVATE_TILES, PRIVATE_TILES_OF_THREADS = 64, 192  # threads want few calls rather than warm caches
 PRIVATE_NUMBERS = 200_000  # columns of one block: 0.8 MB of float32
 # Weights that every worker may read, once a block: on threads that is cheaper than two more stages.
 PRIVATE_WEIGHTS, PRIVATE_WEIGHTS_OF_PROCESSES = 1_200_000, 300_000
@@ -228,7 +228,9 @@ class WinogradConvolution:
             strip = self.tiling.t**2 * tiles * (shape.channels + shape.outputs)
             blocks = -(-self.strips * strip // SHARED_NUMBERS)
         else:
-            blocks = -(-self.strips // max(1, PRIVATE_TILES // tiles))
+            many = self.threads > 1 and self.seat is None
+            most = PRIVATE_TILES_OF_THREADS if many else PRIVATE_TILES
+            blocks = -(-self.strips // max(1, most // tiles))
             blocks = -(-blocks // self.threads) * self.threads
         return -(-self.strips // min(blocks, self.strips))
 

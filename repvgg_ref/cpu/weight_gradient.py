@@ -26,7 +26,7 @@ from repvgg_ref.cpu.pool import Pool, Stage
 from repvgg_ref.cpu.schedule import ConvShape
 from repvgg_ref.cpu.winograd import Tiles, Tiling, in_float64, input_tiles, transforms
 
-BLOCK_NUMBERS = 12_000_000  # of V and dM together: 48 MB of float32
+BLOCK_NUMBERS = 24_000_000  # of V and dM together: 96 MB of float32
 ITEMS_A_THREAD = 4
 DIRECT_NUMBERS = 250_000  # of columns that lie in cache
 DIRECT_PIXELS = 400  # at least, so that adding to a sum costs little beside the product

@@ -30,6 +30,7 @@ the product binds, then the transforms; the smaller the layer the more the trans
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.cook_toom import Point, Rows, cook_toom, every_other_output
 from repvgg_ref.cpu import memory
 from repvgg_ref.cpu.gemm import panel_products
-from repvgg_ref.cpu.layout import carve, image_runs, strided
+from repvgg_ref.cpu.layout import by_image, carve, image_blocks, strided
 from repvgg_ref.cpu.pool import Pool, Stage, Step
 
 # The least rounding error found by a search over small fractions (tests/cpu/test_accuracy.py):
@@ -221,36 +222,37 @@ class Tiles(NamedTuple):
 
     def _rows(self, start: int, stop: int, rows: Array, pixels: int) -> list[Step]:
         """``matrix d`` for whole rows of pixels, zeros left and right of them."""
-        _, height, width, channels = self.x.shape
-        size, border = self.matrix.shape[1], self.border
+        width, channels = self.x.shape[2:]
+        border = self.border
         end = border + min(width, pixels - border)
         wide = (end - border) * channels
         around = rows[:, :, :border], rows[:, :, end:pixels]
         steps: list[Step] = [partial(side.fill, 0) for side in around if side.size]
         flat = rows.reshape(*rows.shape[:2], -1)[:, :, border * channels : border * channels + wide]
-        row, number = self.x.strides[1], self.x.strides[3]
-        inside = -(-border // self.step), (height + border - size) // self.step + 1
-        for n, first, last, place in image_runs(start, stop, self.strips):
-            low, high = (min(max(i, first), last) for i in inside)
-            held = flat[place - first + low : place - first + high]
-            if low < high:
-                seen = strided(  # strip i begins `step` rows below strip i - 1
-                    self.x[n, low * self.step - border :],
-                    (high - low, size, wide),
-                    (self.step * row, row, number),
+        image, row, _, number = self.x.strides
+        for images, first, last, place in image_blocks(start, stop, self.strips):
+            some, held = self.x[images], by_image(flat[place], images)
+            for strips, seen in self._runs(first, last):
+                read = strided(  # strip i begins `step` rows below strip i - 1
+                    some,
+                    (len(some), len(strips), seen.stop - seen.start, wide),
+                    (image, self.step * row, row, number),
+                    (0, strips.start * self.step - border + seen.start),
                 )
-                steps.append(partial(np.matmul, self.matrix, seen, out=held))
-            for i in (*range(first, low), *range(max(low, high), last)):
-                begin = i * self.step - border
-                cut = slice(max(0, -begin), min(size, height - begin))
-                seen = strided(
-                    self.x[n, begin + cut.start :],
-                    (cut.stop - cut.start, wide),
-                    (row, number),
-                )
-                held = flat[place - first + i]
-                steps.append(partial(np.matmul, self.matrix[:, cut], seen, out=held))
+                out = held[:, strips.start - first : strips.stop - first]
+                steps.append(partial(np.matmul, self.matrix[:, seen], read, out=out))
         return steps
+
+    def _runs(self, first: int, last: int) -> Iterator[tuple[range, slice]]:
+        """Cut strips into runs that read the same rows of a tile from x, and which these are."""
+        size, height = self.matrix.shape[1], self.x.shape[1]
+        low = min(max(-(-self.border // self.step), first), last)
+        high = max(low, min((height + self.border - size) // self.step + 1, last))
+        if low < high:
+            yield range(low, high), slice(0, size)
+        for strip in (*range(first, low), *range(high, last)):
+            begin = strip * self.step - self.border
+            yield range(strip, strip + 1), slice(max(0, -begin), min(size, height - begin))
 
 
 def input_tiles(x: Array, tiling: Tiling, border: int = 0) -> Tiles:
@@ -306,14 +308,20 @@ def output_transform(
         fifth, rows = matrices.at, rows[:, :t]
     else:
         steps.append(partial(np.copyto, rows[block, t], bias))
-    _, row, _, number = y.strides
-    for n, first, last, place in image_runs(start, stop, tiling.strips):
+    image, row, _, number = y.strides
+    for images, first, last, place in image_blocks(start, stop, tiling.strips):
+        some, held = y[images], by_image(rows[block][place], images)
         whole = min(last, tiling.height // m)  # the lowest strip may reach below the image
         for begin, end, kept in ((first, whole, m), (max(first, whole), last, tiling.height % m)):
             if begin < end:
-                out = strided(y[n, begin * m :], (end - begin, kept, wide), (m * row, row, number))
-                held = rows[at + place + begin - first : at + place + end - first]
-                steps.append(partial(np.matmul, fifth[:kept], held, out=out))
+                out = strided(
+                    some,
+                    (len(some), end - begin, kept, wide),
+                    (image, m * row, row, number),
+                    (0, begin * m),
+                )
+                above = held[:, begin - first : end - first]
+                steps.append(partial(np.matmul, fifth[:kept], above, out=out))
                 if relu:
                     steps.append(partial(np.maximum, out, 0, out=out))
     return steps
