@@ -218,6 +218,15 @@ def pool(threads: int | None = None) -> Pool:
     return _pool(os.getpid(), threads or default_threads())
 
 
+def run_all(stage: Stage, pool: Pool | None) -> None:
+    """Do a stage on `pool`, or alone if there is none."""
+    if pool is not None:
+        pool.run(stage)
+        return
+    for item in range(stage.items):
+        stage.run(0, item)
+
+
 def in_session(function: Callable[P, R]) -> Callable[P, R]:
     """Call `function` within a session of the default pool.
 

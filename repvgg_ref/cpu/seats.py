@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.pool import Stage, portion
+from repvgg_ref.cpu.pool import Stage, portion, run_all
 
 SPIN = 2_000  # looks at another seat's number, 0.1 ms, before it naps
 NAP = 20e-6  # seconds; on a busy machine who slept is woken at once, who spun has had its turn
@@ -84,8 +84,7 @@ class Seat:
 
     def here(self, stage: Stage) -> None:
         """Do all items."""
-        for item in range(stage.items):
-            stage.run(0, item)
+        run_all(stage, None)
 
     def run(self, stage: Stage) -> None:
         """Do this seat's portion, and wait for the others."""

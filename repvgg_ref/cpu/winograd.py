@@ -42,7 +42,7 @@ from repvgg_ref.cook_toom import Point, Rows, cook_toom, every_other_output
 from repvgg_ref.cpu import memory
 from repvgg_ref.cpu.gemm import panel_products
 from repvgg_ref.cpu.layout import by_image, carve, image_blocks, strided
-from repvgg_ref.cpu.pool import Pool, Stage, Step
+from repvgg_ref.cpu.pool import Pool, Stage, Step, run_all
 
 # The least rounding error found by a search over small fractions (tests/cpu/test_accuracy.py):
 # Lavin & Gray's 0, 1, -1, 2, -2 for F(4, 3) errs four times more.
@@ -58,6 +58,9 @@ POINTS_OF_STRIDE_2: dict[int, tuple[Point, ...]] = {
     2: (0, -1, math.inf),
     4: (0, Fraction(1, 2), Fraction(-1, 2), Fraction(2), Fraction(-2)),
 }
+
+
+CACHED_NUMBERS = 120_000  # of float64, beside which all else fits the second-level cache
 
 
 class Transforms(NamedTuple):
@@ -133,30 +136,20 @@ def transform_weight(
     """
     g = transforms(tiling.m, tiling.stride, weight.dtype).g
     both = np.kron(g, g)[positions.start : positions.stop]  # (positions, 9)
-    inputs, panels = weight.shape[1], len(weight) // groups // width
-    split = weight.reshape(groups, panels, width, inputs, 9)
-    # (G, panels, width, C/G, 9) -> (9, G, panels, C/G, width), as in U, so that nothing is moved
-    # after the product
-    taps = np.ascontiguousarray(split.transpose(4, 0, 1, 3, 2)).reshape(9, -1)
-    u = memory.empty((len(both), taps.shape[1]), weight.dtype)
-    in_float64(both, taps, u, pool)
-    return u.reshape(len(both), groups, panels, inputs, width)
+    inputs, panels = weight.shape[1], len(weight) // width
+    kernels = weight.reshape(panels, width, inputs, 9)
+    u = memory.empty((len(both), panels, inputs, width), weight.dtype)
+    some = max(1, CACHED_NUMBERS // (len(positions) * width))  # input channels
 
+    def transform(worker: int, item: int) -> None:
+        panel, block = divmod(item, -(-inputs // some))
+        part = slice(block * some, (block + 1) * some)
+        taps = kernels[panel, :, part].transpose(2, 1, 0).astype(np.float64, order="C")
+        # (positions, some * width) = (positions, 9) @ (9, some * width)
+        u[:, panel, part] = (both @ taps.reshape(9, -1)).reshape(len(both), -1, width)
 
-def in_float64(matrix: Array, columns: Array, out: Array, pool: Pool | None = None) -> None:
-    """``out = matrix @ columns`` computed in float64 and rounded once; `matrix` is float64."""
-    some = 50_000 // max(matrix.shape)  # columns that fit in cache
-
-    def multiply(worker: int, item: int) -> None:
-        part = slice(item * some, (item + 1) * some)
-        out[:, part] = matrix @ columns[:, part].astype(np.float64)
-
-    items = -(-columns.shape[1] // some)
-    if pool is not None:
-        pool.run(Stage(items, multiply))
-        return
-    for item in range(items):
-        multiply(0, item)
+    run_all(Stage(panels * -(-inputs // some), transform), pool)
+    return u.reshape(len(both), groups, -1, inputs, width)
 
 
 class Scratch(NamedTuple):
