@@ -36,6 +36,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ from repvgg_ref.cpu.cost import Algorithm
 from repvgg_ref.cpu.helper import LONGEST
 from repvgg_ref.cpu.pool import OneAtATime
 from repvgg_ref.cpu.seats import Board, Seat
+from repvgg_ref.errors import BackendError
 
 WORKERS = "REPVGG_WORKERS"
 MOST_SEATS = 16  # a helper takes some 40 MB
@@ -57,13 +59,27 @@ class CrewError(Exception):
 
 
 def available(threads: int) -> bool:
-    """Whether a crew of so many can be: Linux on x86, and ``REPVGG_WORKERS`` not "threads"."""
+    """Whether a crew of so many can be: Linux on x86, and ``REPVGG_WORKERS`` not "threads".
+
+    And a Python to start, which the executable of a frozen or an embedding program is not.
+
+    Raises
+    ------
+    BackendError
+        If the variable is neither "threads" nor "processes".
+    """
+    asked = os.environ.get(WORKERS, "processes")
+    if asked not in ("processes", "threads"):
+        raise BackendError(
+            f"{WORKERS} says who works", got=repr(asked), wanted="processes or threads"
+        )
     return (
-        1 < threads <= MOST_SEATS
+        asked == "processes"
+        and 1 < threads <= MOST_SEATS
         and sys.platform == "linux"
         and platform.machine() == "x86_64"
-        and bool(sys.executable)
-        and os.environ.get(WORKERS, "processes") != "threads"
+        and not getattr(sys, "frozen", False)
+        and Path(sys.executable or "").name.startswith("python")
     )
 
 
@@ -130,37 +146,45 @@ class Crew:
         """Let the helpers make a plan, and this process's seat in it; arguments as for `Plan`.
 
         Plans with the same number `model` share packed weights.
-        """
-        plan = next(self._plans)
-        buffers, weights = (os.memfd_create(f"repvgg-ref {what}") for what in ("plan", "weights"))
-        with os.fdopen(weights, "wb") as file:
-            for array in params.values():
-                np.save(file, array, allow_pickle=False)
-            file.flush()
-            order = {
-                "do": "plan",
-                "plan": plan,
-                "model": model,
-                "blocks": [asdict(block) for block in blocks],
-                "params": list(params),
-                "shape": list(shape),
-                "dtype": np.dtype(dtype).str,
-                "algorithms": algorithms,
-            }
-            self.tell(order, [buffers, weights])
-        return Caller(self, plan, buffers)
-
-    def tell(self, order: Mapping[str, Any], files: list[int] | None = None) -> None:
-        """Send an order to every helper; nothing happens in a fork of the process, or at the end.
 
         Raises
         ------
         CrewError
-            If a helper is gone.
+            If a helper is gone, or there is no memory to be had.
         """
-        if self.closed or self._pid != os.getpid():
-            return
+        plan = next(self._plans)
+        order = {
+            "do": "plan",
+            "plan": plan,
+            "model": model,
+            "blocks": [asdict(block) for block in blocks],
+            "params": list(params),
+            "shape": list(shape),
+            "dtype": np.dtype(dtype).str,
+            "algorithms": algorithms,
+        }
+        try:
+            buffers, weights = (os.memfd_create(name) for name in ("plan", "weights"))
+            with os.fdopen(weights, "wb") as file:
+                for array in params.values():
+                    np.save(file, array, allow_pickle=False)
+                file.flush()
+                self.tell(order, [buffers, weights])
+        except OSError as error:
+            raise CrewError(f"no memory can be shared: {error}") from error
+        return Caller(self, plan, buffers)
+
+    def tell(self, order: Mapping[str, Any], files: list[int] | None = None) -> None:
+        """Send an order to every helper.
+
+        Raises
+        ------
+        CrewError
+            If they do not listen.
+        """
         message = json.dumps(order).encode()
+        if not self.usable or len(message) > LONGEST:
+            raise CrewError(f"helper processes are not there, or told too much: {len(message)} B")
         try:
             for _, channel in self._helpers:
                 socket.send_fds(channel, [message], files or [])

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.errors import BackendError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -109,7 +110,7 @@ def default_threads() -> int:
 
     Raises
     ------
-    ValueError
+    BackendError
         If the variable is no positive number.
     """
     if (held := _asked.get()) is not None:
@@ -122,7 +123,9 @@ def default_threads() -> int:
             else (os.cpu_count() or 1)
         )
     if not asked.isdigit() or int(asked) < 1:
-        raise ValueError(f"{THREADS} must be a positive number (got {asked!r})")
+        raise BackendError(
+            f"{THREADS} must be a number of threads", got=repr(asked), wanted="1 or more"
+        )
     return int(asked)
 
 

@@ -20,6 +20,7 @@ from repvgg_ref.cpu.cost import ALGORITHMS
 from repvgg_ref.cpu.crew import WORKERS, Caller, available, use_of_helpers
 from repvgg_ref.cpu.engine import CHUNK, Engine
 from repvgg_ref.cpu.pool import Pool
+from repvgg_ref.errors import BackendError
 from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.network import Model, fuse
 from tests.models.small import SMALL, distinct_model
@@ -105,6 +106,25 @@ def test_the_variable_keeps_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(DEPLOY)
     engine.forward(images(1))
     assert isinstance(engine.plan((1, 3, 33, 40)).team, Pool)
+
+
+def test_the_variable_has_two_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WORKERS, "process")
+    with pytest.raises(BackendError, match=WORKERS):
+        engine_of(DEPLOY)
+
+
+def test_threads_take_over_where_no_helper_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crews, "_PROGRAM", "raise SystemExit(3)")
+    engine, x = engine_of(DEPLOY), images(1)
+    with pytest.warns(RuntimeWarning, match="ended with code 3; threads take over"):
+        engine.forward(x)
+    assert np.isfinite(engine.forward(x)).all()
+
+
+def test_a_program_that_is_no_python_has_no_crew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/usr/bin/editor")
+    assert not available(2)
 
 
 def test_threads_take_over_from_a_helper_that_died() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from repvgg_ref.cpu.engine import CHUNK, Engine
 from repvgg_ref.cpu.pool import THREADS, Pool, Stage, default_threads
+from repvgg_ref.errors import BackendError
 from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.network import fuse
 from tests.random_networks import random_model
@@ -118,7 +119,7 @@ def test_the_variable_sets_the_number_of_threads(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(THREADS, "3")
     assert default_threads() == 3
     monkeypatch.setenv(THREADS, "none")
-    with pytest.raises(ValueError, match=THREADS):
+    with pytest.raises(BackendError, match=THREADS):
         default_threads()
     monkeypatch.delenv(THREADS)
     assert default_threads() >= 1
