@@ -27,6 +27,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.cpu import memory
 from repvgg_ref.cpu.cost import Algorithm, tile_of
 from repvgg_ref.cpu.layout import border_views, carve, interior
 from repvgg_ref.cpu.pool import Pool, Stage, Team, portion
@@ -173,9 +174,9 @@ class Plan:
         ]
         line = 64 // dtype.itemsize  # numbers in a cache line
         ends = list(accumulate(-(-size // line) * line for size in sizes))
-        memory = self.team.allocate(ends[-1], dtype)
+        common_memory = self.team.allocate(ends[-1], dtype)
         first, second, pooled, logits, arena = (
-            memory[end - -(-size // line) * line :][:size]
+            common_memory[end - -(-size // line) * line :][:size]
             for size, end in zip(sizes, ends, strict=True)
         )
         self.buffers, self.arena = [first, second], arena
@@ -183,7 +184,7 @@ class Plan:
             carve(pooled, (images, features)),
             carve(logits, (images, classes)),
         )
-        self._own = np.empty(max(own, default=0), dtype)
+        self._own = memory.empty((max(own, default=0),), dtype)
 
     def _stages(
         self,

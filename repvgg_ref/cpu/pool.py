@@ -21,9 +21,8 @@ from functools import cache, wraps
 from queue import SimpleQueue
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 
-import numpy as np
-
 from repvgg_ref.arrays import Array
+from repvgg_ref.cpu import memory
 from repvgg_ref.errors import BackendError
 
 P = ParamSpec("P")
@@ -166,7 +165,9 @@ class Pool:
 
     def allocate(self, numbers: int, dtype: Any) -> Array:
         """Zeros, (numbers,)."""
-        return np.zeros(numbers, dtype)
+        found = memory.empty((numbers,), dtype)
+        found.fill(0)
+        return found
 
     def session(self) -> AbstractContextManager[None]:
         """For one caller at a time, with every BLAS held to one thread until the end."""

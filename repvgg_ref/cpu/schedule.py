@@ -357,7 +357,7 @@ class DirectConvolution:
         inner, outputs = self.inner // groups, self.shape.outputs // groups
         if not self.shared:
             rows = self.block * self.shape.width
-            return panel_width(inner, outputs, rows, reused=True)
+            return panel_width(inner, outputs, rows)
         return outputs // math.gcd(outputs, -(-self.threads // groups))
 
     def _block(self) -> int:
