@@ -31,7 +31,7 @@ from repvgg_ref.cpu.pool import Pool, Stage, Step, portion, prepared
 from repvgg_ref.cpu.winograd import Tiles, Tiling
 
 PRIVATE_TILES, PRIVATE_TILES_OF_THREADS = 64, 192  # threads want few calls rather than warm caches
-PRIVATE_NUMBERS = 200_000  # columns of one block: 0.8 MB of float32
+PRIVATE_NUMBERS = 250_000  # columns and outputs of one block: 1 MB of float32
 # Weights that every worker may read, once a block: on threads that is cheaper than two more stages.
 PRIVATE_WEIGHTS, PRIVATE_WEIGHTS_OF_PROCESSES = 1_200_000, 300_000
 SHARED_NUMBERS = 10_000_000  # scratch of all threads together: 40 MB of float32
@@ -361,7 +361,7 @@ class DirectConvolution:
         return outputs // math.gcd(outputs, -(-self.threads // groups))
 
     def _block(self) -> int:
-        row = self.shape.width * self.inner
+        row = self.shape.width * (self.inner + self.shape.outputs)
         limit = SHARED_NUMBERS if self.shared else PRIVATE_NUMBERS
         blocks = -(-self.rows // max(1, limit // row))
         if not self.shared:
