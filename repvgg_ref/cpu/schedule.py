@@ -34,7 +34,7 @@ PRIVATE_TILES, PRIVATE_TILES_OF_THREADS = 64, 192  # threads want few calls rath
 PRIVATE_NUMBERS = 250_000  # columns and outputs of one block: 1 MB of float32
 # Weights that every worker may read, once a block: on threads that is cheaper than two more stages.
 PRIVATE_WEIGHTS, PRIVATE_WEIGHTS_OF_PROCESSES = 1_200_000, 300_000
-SHARED_NUMBERS = 10_000_000  # scratch of all threads together: 40 MB of float32
+SHARED_NUMBERS = 12_000_000  # scratch of all threads together: 48 MB of float32
 ITEMS_A_THREAD = 4
 
 
