@@ -263,10 +263,11 @@ def use_of_helpers() -> tuple[float, int]:
 
 def _start(seat: int, seats: int, board: int, channel: int) -> subprocess.Popen[bytes]:
     numbers = map(str, (seat, seats, board, channel, os.getpid()))
+    ours = Path(__file__).parents[2]  # first, so that the helper runs this very code
     return subprocess.Popen(
         [sys.executable, "-P", "-c", _PROGRAM, *numbers],
         pass_fds=(board, channel),
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ours), *filter(None, sys.path)])},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
