@@ -38,8 +38,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cook_toom import Point, Rows, cook_toom, every_other_output
-from repvgg_ref.cpu import memory
-from repvgg_ref.cpu.gemm import panel_products
+from repvgg_ref.cpu.gemm import empty_panels, panel_products
 from repvgg_ref.cpu.layout import carve, image_runs, strided
 from repvgg_ref.cpu.pool import Pool, Stage, Step
 
@@ -56,6 +55,7 @@ POINTS: dict[int, tuple[Point, ...]] = {
 POINTS_OF_STRIDE_2: dict[int, tuple[Point, ...]] = {
     2: (0, -1, math.inf),
     4: (0, Fraction(1, 2), Fraction(-1, 2), Fraction(2), Fraction(-2)),
+    7: (0, *(sign * Fraction(n, 2) for n in (1, 2, 4) for sign in (1, -1)), math.inf),
 }
 
 
@@ -72,7 +72,7 @@ class Transforms(NamedTuple):
 def transforms(m: int, stride: int, dtype: Any) -> Transforms:
     """The matrices of F(m, 3), exact until they are rounded once to `dtype`."""
     exact = cook_toom(POINTS[m]) if stride == 1 else every_other_output(POINTS_OF_STRIDE_2[m])
-    a, b, g = (_floats(rows) for rows in exact)
+    a, b, g = (floats(rows) for rows in exact)
     at = a.T.astype(dtype)
     ones = np.ones((m, 1), dtype)
     return Transforms(
@@ -131,9 +131,9 @@ def transform_weight(
     # (G, panels, width, C/G, 9) -> (9, G, panels, C/G, width), as in U, so that nothing is moved
     # after the product
     taps = np.ascontiguousarray(split.transpose(4, 0, 1, 3, 2)).reshape(9, -1)
-    u = memory.empty((len(both), taps.shape[1]), weight.dtype)
-    in_float64(both, taps, u, pool)
-    return u.reshape(len(both), groups, panels, inputs, width)
+    u = empty_panels((len(both), groups, panels, inputs, width), weight.dtype)
+    in_float64(both, taps, u.reshape(len(both), -1), pool)
+    return u
 
 
 def in_float64(matrix: Array, columns: Array, out: Array, pool: Pool | None = None) -> None:
@@ -182,8 +182,9 @@ def scratch(arena: Array, tiling: Tiling, strips: int, channels: int, outputs: i
 class Tiles(NamedTuple):
     """The tiles of a batch, each to become ``matrix d matrix^T``; steps 1 and 2 for ``B^T``.
 
-    Tile (i, j) begins `border` pixels above and left of pixel ``(step * i, step * j)``. Outside of
-    `x` there are zeros: a strip that reaches there meets fewer columns of the matrix.
+    Tile (i, j) begins `border` pixels above and left of pixel ``(step * i, step * j)``, and its
+    rows are `apart` pixels apart. Outside of `x` there are zeros: a strip that reaches there meets
+    fewer columns of the matrix.
     """
 
     x: Array  # (N, H, W, C), its last two axes contiguous
@@ -191,6 +192,7 @@ class Tiles(NamedTuple):
     step: int
     border: int
     strips: int  # an image
+    apart: int = 1
 
     def transform(self, start: int, stop: int, rows: Array, out: Array) -> list[Step]:
         """Strips `start` to `stop` of the batch.
@@ -211,19 +213,20 @@ class Tiles(NamedTuple):
         # (t, strips, tiles, t, C) = (t, size) @ (t, strips, tiles, size, C)
         second = partial(np.matmul, self.matrix, columns, out=out.transpose(0, 2, 3, 1, 4))
         pixels = (tiles - 1) * self.step + size
-        return [*self._rows(start, stop, rows, pixels), second]
+        return [*self.rows(start, stop, rows, pixels), second]
 
-    def _rows(self, start: int, stop: int, rows: Array, pixels: int) -> list[Step]:
-        """``matrix d`` for whole rows of pixels, zeros left and right of them."""
+    def rows(self, start: int, stop: int, rows: Array, pixels: int) -> list[Step]:
+        """``matrix d`` for whole rows of `pixels`, zeros left and right of them."""
         _, height, width, channels = self.x.shape
-        size, border = self.matrix.shape[1], self.border
+        size, border, apart = self.matrix.shape[1], self.border, self.apart
         end = border + min(width, pixels - border)
         wide = (end - border) * channels
         around = rows[:, :, :border], rows[:, :, end:pixels]
         steps: list[Step] = [partial(side.fill, 0) for side in around if side.size]
         flat = rows.reshape(*rows.shape[:2], -1)[:, :, border * channels : border * channels + wide]
         row, number = self.x.strides[1], self.x.strides[3]
-        inside = -(-border // self.step), (height + border - size) // self.step + 1
+        reach = apart * (size - 1) + 1
+        inside = -(-border // self.step), (height + border - reach) // self.step + 1
         for n, first, last, place in image_runs(start, stop, self.strips):
             low, high = (min(max(i, first), last) for i in inside)
             held = flat[place - first + low : place - first + high]
@@ -231,16 +234,16 @@ class Tiles(NamedTuple):
                 seen = strided(  # strip i begins `step` rows below strip i - 1
                     self.x[n, low * self.step - border :],
                     (high - low, size, wide),
-                    (self.step * row, row, number),
+                    (self.step * row, apart * row, number),
                 )
                 steps.append(partial(np.matmul, self.matrix, seen, out=held))
             for i in (*range(first, low), *range(max(low, high), last)):
                 begin = i * self.step - border
-                cut = slice(max(0, -begin), min(size, height - begin))
+                cut = slice(max(0, -(begin // apart)), min(size, -((begin - height) // apart)))
                 seen = strided(
-                    self.x[n, begin + cut.start :],
+                    self.x[n, begin + apart * cut.start :],
                     (cut.stop - cut.start, wide),
-                    (row, number),
+                    (apart * row, number),
                 )
                 held = flat[place - first + i]
                 steps.append(partial(np.matmul, self.matrix[:, cut], seen, out=held))
@@ -322,5 +325,6 @@ def _halves(tiling: Tiling, strips: int, channels: int, outputs: int) -> tuple[i
     return -(-max(v, sums) // line) * line, max(m, rows)
 
 
-def _floats(rows: Rows) -> Array:
+def floats(rows: Rows) -> Array:
+    """Exact matrices in float64."""
     return np.array([[float(number) for number in row] for row in rows])
