@@ -26,6 +26,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.cpu import memory
 from repvgg_ref.cpu.cost import Algorithm, tile_of
 from repvgg_ref.cpu.layout import border_views, carve, interior
 from repvgg_ref.cpu.pool import Pool, Stage
@@ -36,6 +37,7 @@ from repvgg_ref.cpu.schedule import (
     Packed,
     WinogradConvolution,
 )
+from repvgg_ref.cpu.schedule_stride_2 import Stride2Convolution
 
 Tap = Callable[[str, Array], None]
 Choose = Callable[[str, ConvShape], Algorithm]
@@ -123,9 +125,10 @@ class Plan:
         padded.append((images, *sizes[-1], shapes[-1].outputs))
         borders = [each.border for each in shapes] + [0]
         self.buffers = [
-            np.zeros(max(math.prod(p) for p in padded[first::2]), dtype) for first in (0, 1)
+            memory.empty((max(math.prod(p) for p in padded[first::2]),), dtype) for first in (0, 1)
         ]
-        self.arena = np.empty(max(conv.scratch for conv in chain), dtype)
+        _clear(self.buffers)
+        self.arena = memory.empty((max(conv.scratch for conv in chain),), dtype)
         views = [carve(self.buffers[i % 2], p) for i, p in enumerate(padded)]
         inner = [interior(v, *s, b) for v, s, b in zip(views, sizes, borders, strict=True)]
         self._entry, self._exit = inner[0], inner[-1]
@@ -204,7 +207,8 @@ def make_convolution(
     """
     if algorithm == "direct":
         return DirectConvolution(shape, weight, threads, packed, name)
-    return WinogradConvolution(shape, weight, tile_of(algorithm), threads, packed, name, pool)
+    tiled = WinogradConvolution if shape.stride == 1 else Stride2Convolution
+    return tiled(shape, weight, tile_of(algorithm), threads, packed, name, pool)
 
 
 def squeeze_excite(y: Array, weights: Mapping[str, Array], *, relu: bool) -> None:

@@ -1,0 +1,185 @@
+"""Which thread does what in a 3x3 convolution with stride 2 by F(m, 2); see `schedule`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.cpu import winograd_stride_2 as strided
+from repvgg_ref.cpu.gemm import panel_width
+from repvgg_ref.cpu.pool import Pool, Stage, Step, prepared
+from repvgg_ref.cpu.schedule import (
+    PRIVATE_WEIGHTS,
+    SHARED_NUMBERS,
+    ConvShape,
+    Packed,
+    Row,
+    bias_row,
+    share,
+)
+
+BLOCK_NUMBERS = 400_000  # scratch of one block: 1.6 MB of float32
+
+
+class Stride2Convolution:
+    """F(m, 2) down the rows; the mathematics is in `winograd_stride_2`."""
+
+    def __init__(
+        self,
+        shape: ConvShape,
+        weight: Array,
+        m: int,
+        threads: int,
+        packed: Packed | None = None,
+        name: str = "",
+        pool: Pool | None = None,
+    ) -> None:
+        self.shape, self.threads = shape, threads
+        self.layout = strided.Strips(m, shape.height, shape.width)
+        self.strips = shape.images * self.layout.strips
+        taps = 3 * (m + 2) * weight.size // 9
+        self.shared = taps > PRIVATE_WEIGHTS or self.strips < threads
+        self.block = self._block()
+        packed = {} if packed is None else packed
+        width = self._width()
+        key = (name, "stride 2", m, width)
+        if key not in packed:
+            packed[key] = strided.transform_weight(weight, shape.groups, m, width, pool)
+        self.u = packed[key]
+
+    @property
+    def padded(self) -> tuple[int, int]:  # noqa: D102  (Convolution)
+        return self.layout.padded
+
+    @property
+    def scratch(self) -> int:  # noqa: D102  (Convolution)
+        return self._floats * (1 if self.shared else self.threads)
+
+    def stages(  # noqa: D102  (Convolution)
+        self, x: Array, y: Array, bias: Array | None, arena: Array, *, relu: bool, border: int = 0
+    ) -> Iterator[Stage]:
+        bias, blocks = bias_row(bias, self.shape.width), -(-self.strips // self.block)
+        if self.shared:
+            for start in range(0, self.strips, self.block):
+                stop = min(start + self.block, self.strips)
+                yield from self._together(x, y, bias, arena, start, stop, relu, border)
+            return
+
+        def block(worker: int, item: int) -> list[Step]:
+            start, stop = item * self.block, min((item + 1) * self.block, self.strips)
+            s = self._scratch(arena[worker * self._floats :], start, stop)
+            return [
+                *self._windows(x, border, s, start, start, stop),
+                *strided.multiply(self.u[:-1], s.even, s.of_even[:-1]),
+                *strided.multiply(self.u[-1], s.odd, s.of_odd),
+                *self._output(y, bias, s, start, start, stop, relu),
+            ]
+
+        yield prepared(blocks, block)
+
+    def _together(
+        self,
+        x: Array,
+        y: Array,
+        bias: Row,
+        arena: Array,
+        start: int,
+        stop: int,
+        relu: bool,
+        border: int,
+    ) -> Iterator[Stage]:
+        """All threads on strips `start` to `stop`: windows, products, output.
+
+        The odd rows' product is by far the largest and comes first, so that threads end together.
+        """
+        s = self._scratch(arena, start, stop)
+        few = -(-(stop - start) // share(self.threads, len(s.odd) * self.shape.width))
+        matrices, groups, panels, _, width = self.u.shape
+        items = -(-(stop - start) // few)
+
+        def windows(worker: int, item: int) -> list[Step]:
+            first = start + item * few
+            return self._windows(x, border, s, start, first, min(first + few, stop))
+
+        def multiply(worker: int, item: int) -> list[Step]:
+            p, part = divmod(item, groups * panels)
+            group, panel = divmod(part, panels)
+            windows, out = (s.even[p - 1], s.of_even[p - 1]) if p else (s.odd, s.of_odd)
+            return strided.multiply(
+                self.u[p - 1, group, None, panel, None],
+                windows[..., group, None, :],
+                out[..., part * width : (part + 1) * width],
+            )
+
+        def output(worker: int, item: int) -> list[Step]:
+            first = start + item * few
+            return self._output(y, bias, s, start, first, min(first + few, stop), relu)
+
+        yield prepared(items, windows)
+        yield prepared(matrices * groups * panels, multiply)
+        yield prepared(items, output)
+
+    def _windows(
+        self, x: Array, border: int, s: strided.Scratch, start: int, first: int, last: int
+    ) -> list[Step]:
+        """Steps 1 and 2 for strips `first` to `last` of the block from `start` on."""
+        strips, rows = slice(first - start, last - start), self._rows(start, first, last)
+        row = self.layout.row
+        return [
+            *strided.windows_of_even_rows(
+                x, self.layout, border, first, last, s.even_rows[strips], s.even[:, strips]
+            ),
+            *strided.windows_of_odd_rows(
+                x, self.layout, border, row(first), row(last), s.odd_rows[rows], s.odd[rows]
+            ),
+        ]
+
+    def _output(
+        self,
+        y: Array,
+        bias: Row,
+        s: strided.Scratch,
+        start: int,
+        first: int,
+        last: int,
+        relu: bool,
+    ) -> list[Step]:
+        """Step 4 for strips `first` to `last` of the block from `start` on."""
+        even, odd = s.of_even[:, first - start : last - start], s.of_odd
+        odd = odd[self._rows(start, first, last)]
+        return strided.output_rows(y, bias, self.layout, first, last, even, odd, relu=relu)
+
+    def _rows(self, start: int, first: int, last: int) -> slice:
+        row = self.layout.row
+        return slice(row(first) - row(start), row(last) - row(start))
+
+    @cached_property
+    def _floats(self) -> int:
+        shape = self.shape
+        return strided.scratch_floats(self.layout, self.block, shape.channels, shape.outputs)
+
+    def _scratch(self, arena: Array, start: int, stop: int) -> strided.Scratch:
+        shape = self.shape
+        return strided.scratch(
+            arena, self.layout, start, stop, shape.channels, shape.outputs, shape.groups
+        )
+
+    def _width(self) -> int:
+        """Columns of a panel; shared, the odd rows' product has one for each thread."""
+        groups = self.shape.groups
+        inner, outputs = 3 * self.shape.channels // groups, self.shape.outputs // groups
+        if not self.shared:
+            return panel_width(inner, outputs, self.block * self.shape.width, reused=True)
+        return outputs // math.gcd(outputs, -(-self.threads // groups))
+
+    def _block(self) -> int:
+        """Strips that are in scratch at a time; blocks of nearly one size, and one a thread."""
+        shape = self.shape
+        a_strip = strided.scratch_floats(self.layout, 1, shape.channels, shape.outputs)
+        limit = SHARED_NUMBERS if self.shared else BLOCK_NUMBERS
+        blocks = -(-self.strips // max(1, limit // a_strip))
+        if not self.shared:
+            blocks = -(-blocks // self.threads) * self.threads
+        return -(-self.strips // min(blocks, self.strips))

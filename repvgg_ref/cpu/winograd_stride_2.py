@@ -1,0 +1,265 @@
+"""Winograd's 3x3 convolution with stride 2 in NHWC, down the rows: 6.43 or 6.75 products for nine.
+
+Down a column of pixels, x being padded, e its even rows and o its odd ones,
+
+    y_i = sum over k of g_k x_(2i+k) = (g_0 e_i + g_2 e_(i+1)) + g_1 o_i
+
+The even rows are filtered with two taps: F(m, 2), m + 1 products for m outputs instead of 2 m. An
+odd row meets one tap and is convolved as it is. Across, where pixels lie side by side in memory, a
+window's three taps are one run of 3 C numbers and stay the inner dimension of a direct product:
+
+    Y = A^T [W_p (B^T e)_p] + W' o       W_p = (G g)_p (3 C, O), p = 0 .. m;   W' = g_1 (3 C, O)
+
+    step            reads         writes            as matrix products, channels innermost
+    1 even rows     x             rows              (m + 1, m + 1) @ (m + 1, Wp * C), one a strip
+    2 gather        rows, x       even, odd         none: windows of 3 C numbers
+    3 multiply      even, odd, U  products          (pixels, 3 C) @ (3 C, O), m + 1 and one
+    4 output rows   products      y (Ho, Wo, O)     (m, m + 2) @ (m + 2, Wo * O), one a strip; add
+
+A *strip* is m rows of outputs of one image. The bias rides in step 4 as one more row of products,
+against a column of ones. The m + 2 weight matrices of 3 C rows are 24 to 27 taps, where 9 are
+given: F(m, 2) in both dimensions would have (m + 1)^2 + 2 (m + 1) + 1.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.cook_toom import cook_toom
+from repvgg_ref.cpu.gemm import empty_panels, panel_products
+from repvgg_ref.cpu.layout import carve, image_runs, strided
+from repvgg_ref.cpu.pool import Pool, Step
+from repvgg_ref.cpu.winograd import POINTS_OF_STRIDE_2, Tiles, floats, in_float64
+
+
+class Transforms(NamedTuple):
+    """`bt` (m + 1, m + 1), `at` (m, m + 1), `at_bias` with ones beside it, `g` (m + 2, 3) float64.
+
+    The last row of `g` is the middle tap, which the odd rows meet.
+    """
+
+    bt: Array
+    at: Array
+    at_bias: Array
+    g: Array
+
+
+@cache
+def transforms(m: int, dtype: Any) -> Transforms:
+    """The matrices of F(m, 2), exact until they are rounded once to `dtype`."""
+    a, b, g = (floats(rows) for rows in cook_toom(POINTS_OF_STRIDE_2[m], taps=2))
+    at = np.ascontiguousarray(a.T.astype(dtype))
+    taps = np.zeros((m + 2, 3))
+    taps[:-1, ::2], taps[-1, 1] = g, 1
+    at_bias = np.concatenate([at, np.ones((m, 1), dtype)], axis=1)
+    return Transforms(np.ascontiguousarray(b.T.astype(dtype)), at, at_bias, taps)
+
+
+class Strips(NamedTuple):
+    """How F(m, 2) covers an output of H x W: `strips` of m rows an image, the last one cut off."""
+
+    m: int
+    height: int
+    width: int
+
+    @property
+    def strips(self) -> int:
+        """In an image."""
+        return -(-self.height // self.m)
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Height and width of the input that the strips read, zero border included."""
+        return 2 * self.m * self.strips + 1, 2 * self.width + 1
+
+    @property
+    def products(self) -> int:
+        """Rows of windows that meet a weight matrix, in an image: `strips` times m + 1, and all."""
+        return (self.m + 1) * self.strips + self.height
+
+    def row(self, strip: int) -> int:
+        """The first output row of a strip, both counted through the batch."""
+        image, place = divmod(strip, self.strips)
+        return image * self.height + place * self.m
+
+
+def transform_weight(
+    weight: Array, groups: int, m: int, width: int, pool: Pool | None = None
+) -> Array:
+    """W_p and, last, W': (O, C/G, 3, 3) -> (m + 2, G, panels, 3 C/G, width), in float64 once.
+
+    `width` is that of the panels, `gemm.panel_width`. The caller works alone if there is no `pool`.
+    """
+    g = transforms(m, weight.dtype).g
+    inputs, panels = weight.shape[1], len(weight) // groups // width
+    split = weight.reshape(groups, panels, width, inputs, 3, 3)
+    taps = np.ascontiguousarray(split.transpose(4, 0, 1, 5, 3, 2)).reshape(3, -1)
+    u = empty_panels((m + 2, groups, panels, 3 * inputs, width), weight.dtype)
+    in_float64(g, taps, u.reshape(m + 2, -1), pool)
+    return u
+
+
+class Scratch(NamedTuple):
+    """Where a block of strips lives between steps; the rows and the products share memory."""
+
+    even_rows: Array  # (strips, m + 1, Wp, C)
+    odd_rows: Array  # (output rows, Wp, C), used where x has no zeros around itself
+    even: Array  # (m + 1, strips, Wo, G, 3 C/G)
+    odd: Array  # (output rows, Wo, G, 3 C/G)
+    of_even: Array  # (m + 2, strips, Wo, O), the bias last
+    of_odd: Array  # (output rows, Wo, O)
+
+
+def scratch(
+    arena: Array, layout: Strips, start: int, stop: int, channels: int, outputs: int, groups: int
+) -> Scratch:
+    """Lay the arrays for strips `start` to `stop` of the batch into the flat `arena`."""
+    m, width, reach = layout.m, layout.width, layout.padded[1]
+    strips, below = stop - start, layout.row(stop) - layout.row(start)
+    windows = width, groups, 3 * channels // groups
+    even, rest = _cut(arena, (m + 1, strips, *windows))
+    odd, rest = _cut(rest, (below, *windows))
+    even_rows, after_rows = _cut(rest, (strips, m + 1, reach, channels))
+    odd_rows, _ = _cut(after_rows, (below, reach, channels))
+    of_even, after_products = _cut(rest, (m + 2, strips, width, outputs))
+    of_odd, _ = _cut(after_products, (below, width, outputs))
+    return Scratch(even_rows, odd_rows, even, odd, of_even, of_odd)
+
+
+def scratch_floats(layout: Strips, strips: int, channels: int, outputs: int) -> int:
+    """How many numbers `scratch` needs."""
+    m, (_, reach) = layout.m, layout.padded
+    windows = (2 * m + 1) * layout.width * 3 * channels
+    rows = (2 * m + 1) * reach * channels
+    products = (2 * m + 2) * layout.width * outputs
+    return strips * (windows + max(rows, products))
+
+
+def windows_of_even_rows(
+    x: Array, layout: Strips, border: int, start: int, stop: int, rows: Array, out: Array
+) -> list[Step]:
+    """Steps 1 and 2 for strips `start` to `stop` of the batch.
+
+    Parameters
+    ----------
+    x : (N, H, W, C) array, its last two axes contiguous, in `border` pixels of zeros
+    rows : (stop - start, m + 1, Wp, C) scratch, contiguous
+    out : (m + 1, stop - start, Wo, G, 3 C/G) array
+    """
+    bt = transforms(layout.m, x.dtype).bt
+    strips = Tiles(x, bt, 2 * layout.m, border, layout.strips, apart=2)
+    transform = strips.rows(start, stop, rows, rows.shape[2])
+    return [*transform, _windows(rows.swapaxes(0, 1), out)]
+
+
+def windows_of_odd_rows(
+    x: Array, layout: Strips, border: int, start: int, stop: int, rows: Array, out: Array
+) -> list[Step]:
+    """Step 2 for output rows `start` to `stop` of the batch.
+
+    Parameters
+    ----------
+    x : (N, H, W, C) array, its last two axes contiguous, in `border` pixels of zeros
+    rows : (stop - start, Wp, C) scratch, contiguous
+    out : (stop - start, Wo, G, 3 C/G) array
+    """
+    steps: list[Step] = []
+    wide = range(border, min(border + x.shape[2], rows.shape[1]))
+    if border:
+        steps.append(partial(rows.fill, 0))
+    for n, first, last, place in image_runs(start, stop, layout.height):
+        if not border:
+            steps.append(_windows(x[n, 2 * first + 1 :: 2], out[place : place + last - first]))
+            continue
+        low = min(max(first, border // 2), last)  # output row i meets row 2 i + 1 - border of x
+        high = max(low, min(last, (x.shape[1] + border) // 2))
+        if low < high:
+            seen = x[n, 2 * low + 1 - border : 2 * high - border : 2, : len(wide)]
+            held = rows[place + low - first : place + high - first, wide.start : wide.stop]
+            steps.append(partial(np.copyto, held, seen))
+    return [*steps, _windows(rows, out)] if border else steps
+
+
+def output_rows(
+    y: Array,
+    bias: Array | None,
+    layout: Strips,
+    start: int,
+    stop: int,
+    even: Array,
+    odd: Array,
+    *,
+    relu: bool,
+) -> list[Step]:
+    """Step 4 for strips `start` to `stop`: bias, ReLU, and into the pixels of `y`.
+
+    Parameters
+    ----------
+    y : (N, Ho, Wo, O) array, its last two axes contiguous
+        May be the interior of a larger buffer, the next layer's padded input.
+    bias : (Wo * O,) array, the bias repeated for each pixel of a row, or None
+    even : (m + 2, stop - start, Wo, O) array
+        Products of the even rows; its last row is for the bias.
+    odd : (output rows, Wo, O) array
+        Products of the odd rows. Overwritten.
+    """
+    m, wide = layout.m, layout.width * y.shape[3]
+    _, at, matrix, _ = transforms(m, y.dtype)
+    products = even.reshape(m + 2, stop - start, wide)
+    steps: list[Step] = []
+    if bias is None:
+        matrix, products = at, products[: m + 1]
+    else:
+        steps.append(partial(np.copyto, products[m + 1], bias))
+    _, row, _, number = y.strides
+    for n, first, last, place in image_runs(start, stop, layout.strips):
+        whole = min(last, layout.height // m)  # the lowest strip may reach below the image
+        for begin, end, kept in ((first, whole, m), (max(first, whole), last, layout.height % m)):
+            if begin < end:
+                out = strided(y[n, begin * m :], (end - begin, kept, wide), (m * row, row, number))
+                held = products[:, place + begin - first : place + end - first].swapaxes(0, 1)
+                steps.append(partial(np.matmul, matrix[:kept], held, out=out))
+        above = layout.row(start + place) - layout.row(start)
+        out = y[n, first * m : last * m]
+        beside = odd[above : above + len(out)]
+        if relu:
+            steps.append(partial(np.add, out, beside, out=beside))
+            steps.append(partial(np.maximum, beside, 0, out=out))
+        else:
+            steps.append(partial(np.add, out, beside, out=out))
+    return steps
+
+
+def multiply(u: Array, windows: Array, out: Array) -> list[Step]:
+    """Step 3: ``windows (..., Wo, G, 3 C/G)`` by ``u (..., G, panels, 3 C/G, width)``.
+
+    Leading axes of `u`, if any, are those of the windows; `out` is (..., Wo, O).
+    """
+    lead = windows.shape[: u.ndim - 4]
+    groups, inner = windows.shape[-2:]
+    left = windows.reshape(*lead, -1, groups, inner).swapaxes(-3, -2)
+    target = out.reshape(*lead, -1, groups, out.shape[-1] // groups).swapaxes(-3, -2)
+    return panel_products(left, u, target)
+
+
+def _windows(rows: Array, out: Array) -> Step:
+    """Copy three pixels of ``rows (..., Wp, C)``, two apart, to ``out (..., Wo, G, 3 C/G)``."""
+    *lead, width, groups, inner = out.shape
+    channels = inner // 3
+    *steps, pixel, number = rows.strides
+    seen = strided(
+        rows,
+        (*lead, width, groups, 3, channels),
+        (*steps, 2 * pixel, channels * number, pixel, number),
+    )
+    return partial(np.copyto, out.reshape(*seen.shape), seen)
+
+
+def _cut(flat: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The first numbers of `flat`, in `shape`, and the rest."""
+    return carve(flat, shape), flat[math.prod(shape) :]
