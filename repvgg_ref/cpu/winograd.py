@@ -54,7 +54,7 @@ POINTS: dict[int, tuple[Point, ...]] = {
 # Of F(m, 2), the even half of a convolution with stride 2.
 POINTS_OF_STRIDE_2: dict[int, tuple[Point, ...]] = {
     2: (0, -1, math.inf),
-    4: (0, Fraction(1, 2), Fraction(-1, 2), Fraction(2), Fraction(-2)),
+    4: (0, *(sign * Fraction(n, 4) for n in (3, 10) for sign in (1, -1))),
     7: (0, *(sign * Fraction(n, 2) for n in (1, 2, 4) for sign in (1, -1)), math.inf),
 }
 
