@@ -107,8 +107,17 @@ def training_seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> f
     """The same in a training step, whose kernels are new each time."""
     if algorithm == "direct" or shape.stride == 1:
         return gradient_seconds(algorithm, shape, itemsize)
-    kernels = 3 * (tile_of(algorithm) + 2) * shape.channels * shape.outputs / shape.groups
-    return _stride_2_seconds(algorithm, shape) + kernels * SECONDS_A_KERNEL_NUMBER
+    m = tile_of(algorithm)
+    layout = Strips(m, shape.height, shape.width)
+    even, odd = (m + 1) * layout.strips, shape.height  # rows, laid out with zeros beside them
+    pixels = shape.images * shape.width
+    numbers = pixels * (2 * shape.channels * (even + odd) + shape.outputs * shape.height)
+    kernels = (9 + 3 * (m + 2)) * shape.channels * shape.outputs / shape.groups
+    return (
+        _stride_2_seconds(algorithm, shape)
+        + numbers * SECONDS_A_TILE_NUMBER
+        + kernels * SECONDS_A_KERNEL_NUMBER
+    )
 
 
 def gradient_seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> float:

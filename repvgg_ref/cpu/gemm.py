@@ -72,8 +72,10 @@ def empty_panels(shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def to_panels(matrices: Array, width: int) -> Array:
-    """(..., K, columns) -> (..., panels, K, width)."""
+    """(..., K, columns) -> (..., panels, K, width); a view if one panel is all."""
     *lead, inner, columns = matrices.shape
+    if columns == width:
+        return matrices[..., None, :, :]
     panels = empty_panels((*lead, columns // width, inner, width), matrices.dtype)
     panels[...] = matrices.reshape(*lead, inner, columns // width, width).swapaxes(-2, -3)
     return panels

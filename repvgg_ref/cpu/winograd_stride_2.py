@@ -31,7 +31,8 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cook_toom import cook_toom
-from repvgg_ref.cpu.gemm import empty_panels, panel_products
+from repvgg_ref.cpu import direct
+from repvgg_ref.cpu.gemm import empty_panels, panel_products, to_panels
 from repvgg_ref.cpu.layout import carve, image_runs, strided
 from repvgg_ref.cpu.pool import Pool, Step
 from repvgg_ref.cpu.winograd import POINTS_OF_STRIDE_2, Tiles, floats, in_float64
@@ -96,11 +97,10 @@ def transform_weight(
     `width` is that of the panels, `gemm.panel_width`. The caller works alone if there is no `pool`.
     """
     g = transforms(m, weight.dtype).g
-    inputs, panels = weight.shape[1], len(weight) // groups // width
-    split = weight.reshape(groups, panels, width, inputs, 3, 3)
-    taps = np.ascontiguousarray(split.transpose(4, 0, 1, 5, 3, 2)).reshape(3, -1)
-    u = empty_panels((m + 2, groups, panels, 3 * inputs, width), weight.dtype)
-    in_float64(g, taps, u.reshape(m + 2, -1), pool)
+    by_row = direct.pack_weight(weight, groups).reshape(groups, 3, 3 * weight.shape[1], -1)
+    taps = to_panels(by_row, width).swapaxes(0, 1)  # (3, G, panels, 3 C/G, width)
+    u = empty_panels((m + 2, *taps.shape[1:]), weight.dtype)
+    in_float64(g, taps.reshape(3, -1), u.reshape(m + 2, -1), pool)
     return u
 
 
@@ -154,7 +154,8 @@ def windows_of_even_rows(
     bt = transforms(layout.m, x.dtype).bt
     strips = Tiles(x, bt, 2 * layout.m, border, layout.strips, apart=2)
     transform = strips.rows(start, stop, rows, rows.shape[2])
-    return [*transform, _windows(rows.swapaxes(0, 1), out)]
+    strip, row, _, _ = rows.strides
+    return [*transform, _gather(rows, (), (row, strip), out)]
 
 
 def windows_of_odd_rows(
@@ -174,7 +175,8 @@ def windows_of_odd_rows(
         steps.append(partial(rows.fill, 0))
     for n, first, last, place in image_runs(start, stop, layout.height):
         if not border:
-            steps.append(_windows(x[n, 2 * first + 1 :: 2], out[place : place + last - first]))
+            held = out[place : place + last - first]
+            steps.append(_gather(x, (n, 2 * first + 1), (2 * x.strides[1],), held))
             continue
         low = min(max(first, border // 2), last)  # output row i meets row 2 i + 1 - border of x
         high = max(low, min(last, (x.shape[1] + border) // 2))
@@ -182,7 +184,7 @@ def windows_of_odd_rows(
             seen = x[n, 2 * low + 1 - border : 2 * high - border : 2, : len(wide)]
             held = rows[place + low - first : place + high - first, wide.start : wide.stop]
             steps.append(partial(np.copyto, held, seen))
-    return [*steps, _windows(rows, out)] if border else steps
+    return [*steps, _gather(rows, (), rows.strides[:1], out)] if border else steps
 
 
 def output_rows(
@@ -247,17 +249,20 @@ def multiply(u: Array, windows: Array, out: Array) -> list[Step]:
     return panel_products(left, u, target)
 
 
-def _windows(rows: Array, out: Array) -> Step:
-    """Copy three pixels of ``rows (..., Wp, C)``, two apart, to ``out (..., Wo, G, 3 C/G)``."""
+def _gather(rows: Array, first: tuple[int, ...], strides: tuple[int, ...], out: Array) -> Step:
+    """Copy three pixels of a row, two apart, to each window of ``out (..., Wo, G, 3 C/G)``.
+
+    The rows of ``rows (..., Wp, C)`` begin at `first`; `strides` (bytes) lead to the others.
+    """
     *lead, width, groups, inner = out.shape
-    channels = inner // 3
-    *steps, pixel, number = rows.strides
+    pixel, number = rows.strides[-2:]
     seen = strided(
         rows,
-        (*lead, width, groups, 3, channels),
-        (*steps, 2 * pixel, channels * number, pixel, number),
+        (*lead, width, groups, 3, inner // 3),
+        (*strides, 2 * pixel, inner // 3 * number, pixel, number),
+        first,
     )
-    return partial(np.copyto, out.reshape(*seen.shape), seen)
+    return partial(np.copyto, out.reshape(seen.shape), seen)
 
 
 def _cut(flat: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
