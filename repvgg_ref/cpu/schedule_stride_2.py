@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu import winograd_stride_2 as strided
+from repvgg_ref.cpu import winograd_stride_2 as stride_2
 from repvgg_ref.cpu.gemm import panel_width
 from repvgg_ref.cpu.pool import Pool, Stage, Step, prepared
 from repvgg_ref.cpu.schedule import (
@@ -41,7 +41,7 @@ class Stride2Convolution:
         pool: Pool | None = None,
     ) -> None:
         self.shape, self.threads = shape, threads
-        self.layout = strided.Strips(m, shape.height, shape.width)
+        self.layout = stride_2.Strips(m, shape.height, shape.width)
         self.strips = shape.images * self.layout.strips
         weights = (m + 2) * weight.size // 3
         self.shared = weights > PRIVATE_WEIGHTS or self.strips < threads
@@ -50,7 +50,7 @@ class Stride2Convolution:
         width = self._width()
         key = (name, "stride 2", m, width)
         if key not in packed:
-            packed[key] = strided.transform_weight(weight, shape.groups, m, width, pool)
+            packed[key] = stride_2.transform_weight(weight, shape.groups, m, width, pool)
         self.u = packed[key]
 
     @property
@@ -76,8 +76,8 @@ class Stride2Convolution:
             s = self._scratch(arena[worker * self._floats :], start, stop)
             return [
                 *self._windows(x, border, s, start, start, stop),
-                *strided.multiply(self.u[:-1], s.even, s.of_even[:-1]),
-                *strided.multiply(self.u[-1], s.odd, s.of_odd),
+                *stride_2.multiply(self.u[:-1], s.even, s.of_even[:-1]),
+                *stride_2.multiply(self.u[-1], s.odd, s.of_odd),
                 *self._output(y, bias, s, start, start, stop, relu),
             ]
 
@@ -111,7 +111,7 @@ class Stride2Convolution:
             p, part = divmod(item, groups * panels)
             group, panel = divmod(part, panels)
             windows, out = (s.even[p - 1], s.of_even[p - 1]) if p else (s.odd, s.of_odd)
-            return strided.multiply(
+            return stride_2.multiply(
                 self.u[p - 1, group, None, panel, None],
                 windows[..., group, None, :],
                 out[..., part * width : (part + 1) * width],
@@ -126,16 +126,16 @@ class Stride2Convolution:
         yield prepared(items, output)
 
     def _windows(
-        self, x: Array, border: int, s: strided.Scratch, start: int, first: int, last: int
+        self, x: Array, border: int, s: stride_2.Scratch, start: int, first: int, last: int
     ) -> list[Step]:
         """Steps 1 and 2 for strips `first` to `last` of the block from `start` on."""
         strips, rows = slice(first - start, last - start), self._rows(start, first, last)
         row = self.layout.row
         return [
-            *strided.windows_of_even_rows(
+            *stride_2.windows_of_even_rows(
                 x, self.layout, border, first, last, s.even_rows[strips], s.even[:, strips]
             ),
-            *strided.windows_of_odd_rows(
+            *stride_2.windows_of_odd_rows(
                 x, self.layout, border, row(first), row(last), s.odd_rows[rows], s.odd[rows]
             ),
         ]
@@ -144,7 +144,7 @@ class Stride2Convolution:
         self,
         y: Array,
         bias: Row,
-        s: strided.Scratch,
+        s: stride_2.Scratch,
         start: int,
         first: int,
         last: int,
@@ -153,7 +153,7 @@ class Stride2Convolution:
         """Step 4 for strips `first` to `last` of the block from `start` on."""
         even, odd = s.of_even[:, first - start : last - start], s.of_odd
         odd = odd[self._rows(start, first, last)]
-        return strided.output_rows(y, bias, self.layout, first, last, even, odd, relu=relu)
+        return stride_2.output_rows(y, bias, self.layout, first, last, even, odd, relu=relu)
 
     def _rows(self, start: int, first: int, last: int) -> slice:
         row = self.layout.row
@@ -162,11 +162,11 @@ class Stride2Convolution:
     @cached_property
     def _floats(self) -> int:
         shape = self.shape
-        return strided.scratch_floats(self.layout, self.block, shape.channels, shape.outputs)
+        return stride_2.scratch_floats(self.layout, self.block, shape.channels, shape.outputs)
 
-    def _scratch(self, arena: Array, start: int, stop: int) -> strided.Scratch:
+    def _scratch(self, arena: Array, start: int, stop: int) -> stride_2.Scratch:
         shape = self.shape
-        return strided.scratch(
+        return stride_2.scratch(
             arena, self.layout, start, stop, shape.channels, shape.outputs, shape.groups
         )
 
@@ -181,7 +181,7 @@ class Stride2Convolution:
     def _block(self, weights: int) -> int:
         """Strips that are in scratch at a time; blocks of nearly one size, and one a thread."""
         shape = self.shape
-        a_strip = strided.scratch_floats(self.layout, 1, shape.channels, shape.outputs)
+        a_strip = stride_2.scratch_floats(self.layout, 1, shape.channels, shape.outputs)
         limit = SHARED_NUMBERS if self.shared else max(BLOCK_NUMBERS, BLOCK_WEIGHTS * weights)
         blocks = -(-self.strips // max(1, int(limit // a_strip)))
         if not self.shared:

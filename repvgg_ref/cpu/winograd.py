@@ -51,7 +51,8 @@ POINTS: dict[int, tuple[Point, ...]] = {
     6: (0, *(sign * Fraction(n, 4) for n in (2, 4, 7) for sign in (1, -1)), math.inf),
     7: (0, *(sign * Fraction(n, 8) for n in (4, 7, 12, 32) for sign in (1, -1))),
 }
-# Of F(m, 2), the even half of a convolution with stride 2.
+# Of F(m, 2), the even half of a convolution with stride 2: its output is in `winograd_stride_2`,
+# here is what its weight gradient needs.
 POINTS_OF_STRIDE_2: dict[int, tuple[Point, ...]] = {
     2: (0, -1, math.inf),
     4: (0, *(sign * Fraction(n, 4) for n in (3, 10) for sign in (1, -1))),

@@ -132,6 +132,16 @@ def test_memory_is_used_again_only_when_nobody_sees_it() -> None:
     assert other.ctypes.data != address
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (1 << 16, 3)], ids=["small", "used again"])
+@pytest.mark.parametrize("offset", [0, 16])
+def test_memory_begins_where_it_is_asked_to(shape: tuple[int, int], offset: int) -> None:
+    for _ in range(2):
+        array = memory.empty(shape, np.float32, offset=offset)
+        assert array.shape == shape
+        assert array.ctypes.data % memory.LINE == offset
+        del array
+
+
 def test_memory_that_nobody_wants_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     idle = memory._Idle()
     monkeypatch.setattr(memory, "PATIENCE", 3)
