@@ -60,7 +60,7 @@ def panel_width(inner: int, columns: int, rows: int, *, reused: bool = False) ->
     if inner <= 128 or rows <= 24:
         widths = (64, 96, 48, 32, 80)
     elif inner <= 192:
-        widths = (32, 48, 64, 80)
+        widths = (64, 48, 32, 80)
     elif reused and inner <= 650:
         widths = (64, 48, 32)
     return next((width for width in widths if columns % width == 0), columns)
