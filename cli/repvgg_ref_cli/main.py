@@ -7,6 +7,7 @@ what it uses only.
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -79,6 +80,11 @@ def cli(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+    elif os.environ.keys() & {"REPVGG_NUM_THREADS", "REPVGG_WORKERS"}:
+        from repvgg_ref.cpu.crew import available
+        from repvgg_ref.cpu.pool import default_threads
+
+        available(default_threads())  # what they cannot mean is told before any work
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

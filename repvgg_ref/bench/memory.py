@@ -54,7 +54,7 @@ def fused_count(deploy: Model, engine: Engine, x: Array) -> dict[str, int]:
     dict
         `weights` of the deploy form, `activations`: the largest input and output of one layer,
         `theory` their sum; `packed`: weights as the algorithms want them, `buffers`: the two
-        activation buffers with their borders, `scratch`: the arena, `held`: all there is.
+        activation buffers with their borders, `scratch`: all scratch, `held`: all there is.
     """
     shape = chunks(x)[0].shape  # so many images go through the chain together
     plan = engine.plan(shape)
@@ -68,8 +68,8 @@ def fused_count(deploy: Model, engine: Engine, x: Array) -> dict[str, int]:
         "theory": weights + activations,
         "packed": packed,
         "buffers": buffers,
-        "scratch": plan.arena.nbytes,
-        "held": weights + packed + buffers + plan.arena.nbytes,
+        "scratch": plan.scratch_bytes - buffers,
+        "held": weights + packed + plan.scratch_bytes,
     }
 
 

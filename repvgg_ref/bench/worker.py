@@ -22,6 +22,7 @@ import numpy as np
 from repvgg_ref.bench.contenders.base import Contender, Entry
 from repvgg_ref.bench.memory import peak_bytes, reset_peak, resident_bytes, settle_memory
 from repvgg_ref.bench.task import Task
+from repvgg_ref.cpu.crew import use_of_helpers
 from repvgg_ref.errors import ReportedError
 
 PAUSE = 0.02  # seconds; thread pools spin for a while after their work
@@ -44,7 +45,7 @@ def serve(job: Mapping[str, Any], orders: IO[str], answers: IO[str]) -> None:
     commands: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
         "outputs": lambda order: _outputs(contender, order["path"]),
         "turn": lambda order: _turn(contender, order["repeats"]),
-        "peak": lambda order: {"peak": peak_bytes()},
+        "peak": lambda order: {"peak": peak_bytes() + use_of_helpers()[1]},
         "count": lambda order: contender.count(),
         "layers": lambda order: contender.layers(order["rounds"]) if contender.layers else {},
     }
@@ -63,12 +64,16 @@ def _outputs(contender: Contender, path: str) -> dict[str, Any]:
 
 def _turn(contender: Contender, repeats: int) -> dict[str, Any]:
     """Wall-clock and processor seconds of one run, the mean of `repeats`; then wait for quiet."""
-    cpu, wall = time.process_time(), time.perf_counter()
+    cpu, wall = _processor_seconds(), time.perf_counter()
     for _ in range(repeats):
         contender.run()
     contender.sync()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    wall, cpu = time.perf_counter() - wall, _processor_seconds() - cpu
     return {"seconds": wall / repeats, "cpu_seconds": cpu / repeats, "waited": _settle()}
+
+
+def _processor_seconds() -> float:
+    return time.process_time() + use_of_helpers()[0]
 
 
 def _settle() -> float:

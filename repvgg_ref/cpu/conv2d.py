@@ -232,8 +232,7 @@ def _turned(weight: Array, groups: int) -> Array:
     """Kernels turned by half a turn, inputs and outputs exchanged: (C, O/G, K, K)."""
     outputs, inputs, *kernel = weight.shape
     split = weight.reshape(groups, outputs // groups, inputs, *kernel).swapaxes(1, 2)
-    turned = split[..., ::-1, ::-1].reshape(groups * inputs, outputs // groups, *kernel)
-    return np.ascontiguousarray(turned)
+    return split[..., ::-1, ::-1].reshape(groups * inputs, outputs // groups, *kernel)
 
 
 def _scattered(grad_y: Array, cache: Conv2dCache) -> Array:

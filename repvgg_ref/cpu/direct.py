@@ -22,7 +22,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.gemm import empty_panels
-from repvgg_ref.cpu.layout import image_runs, strided
+from repvgg_ref.cpu.layout import by_image, image_blocks, strided
 from repvgg_ref.cpu.pool import Step
 
 
@@ -65,16 +65,18 @@ def gather(x: Array, window: Window, start: int, stop: int, columns: Array) -> l
     target = columns.reshape(stop - start, window.width, G, K, K, -1)
     across = _runs(window, x.shape[2], range(window.width))
     steps: list[Step] = []
-    for n, first, last, place in image_runs(start, stop, window.height):
+    for images, first, last, place in image_blocks(start, stop, window.height):
+        block = by_image(target[place], images)
         for rows, i in _runs(window, x.shape[1], range(first, last)):
-            held = target[place + rows.start - first : place + rows.stop - first]
+            held = block[:, rows.start - first : rows.stop - first]
             for pixels, j in across:
-                inner = held[:, pixels.start : pixels.stop]
+                inner = held[:, :, pixels.start : pixels.stop]
                 if (len(i), len(j)) != (K, K):
                     steps.append(partial(inner.fill, 0))
                 if i and j:
-                    met = inner[:, :, :, i.start : i.stop, j.start : j.stop]
-                    seen = _windows(x[n], window, (rows.start, pixels.start), (i, j), met.shape)
+                    met = inner[..., i.start : i.stop, j.start : j.stop, :]
+                    corner = (rows.start, pixels.start)
+                    seen = _windows(x[images], window, corner, (i, j), met.shape)
                     steps.append(partial(np.copyto, met, seen))
     return steps
 
@@ -98,7 +100,7 @@ def _taps(window: Window, size: int, output: int) -> range:
 
 
 def _windows(
-    image: Array,
+    images: Array,
     window: Window,
     output: tuple[int, int],
     taps: tuple[range, range],
@@ -106,25 +108,26 @@ def _windows(
 ) -> Array:
     """What some taps of the outputs from `output` on see: a view of `shape`.
 
-    That is (rows, columns, G, taps down, taps across, C/G).
+    That is (images, rows, columns, G, taps down, taps across, C/G).
     """
-    row, pixel, number = image.strides
+    image, row, pixel, number = images.strides
     first, begin = (
         at * window.stride - window.border + tap.start * window.dilation
         for at, tap in zip(output, taps, strict=True)
     )
     return strided(
-        image,
+        images,
         shape,
         (
+            image,
             window.stride * row,
             window.stride * pixel,
-            shape[5] * number,
+            shape[6] * number,
             window.dilation * row,
             window.dilation * pixel,
             number,
         ),
-        (first, begin),
+        (0, first, begin),
     )
 
 
@@ -177,8 +180,8 @@ def finish(
     rows = products.reshape(stop - start, y.shape[2], -1)
     beside = bias.reshape(rows.shape[1:])
     steps: list[Step] = []
-    for n, first, last, place in image_runs(start, stop, y.shape[1]):
-        held, out = rows[place : place + last - first], y[n, first:last]
+    for images, first, last, place in image_blocks(start, stop, y.shape[1]):
+        held, out = by_image(rows[place], images), y[images, first:last]
         if relu:
             steps.append(partial(np.add, held, beside, out=held))
             steps.append(partial(np.maximum, held, 0, out=out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,15 +10,18 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.cpu import memory
 from repvgg_ref.cpu.autotune import Tuner
 from repvgg_ref.cpu.cost import ALGORITHMS, Algorithm, applies, cheapest
-from repvgg_ref.cpu.plan import Plan
-from repvgg_ref.cpu.pool import pool
+from repvgg_ref.cpu.crew import CrewError, available, crew
+from repvgg_ref.cpu.plan import Plan, Tap, conv_shapes
+from repvgg_ref.cpu.pool import Team, default_threads, pool
 from repvgg_ref.cpu.schedule import ConvShape, Packed
 from repvgg_ref.errors import BackendError
 
 CHUNK = 16  # images that go through the chain together; more would only need more memory
 KEPT_PLANS = 4
+CREW_MACS = 100_000_000  # a millisecond's work: less is not worth a process
 
 
 class Engine:
@@ -54,39 +58,54 @@ class Engine:
         for array in params.values():
             array.flags.writeable = False  # a change in place would not reach the packed weights
         self._params = {name: array.astype(dtype, copy=False) for name, array in params.items()}
-        self._pool = pool(threads)
-        self._tuner = Tuner(self._pool, dtype) if algorithm == "measure" else None
+        self._threads = threads or default_threads()
+        self._tuner = Tuner(pool(threads), dtype) if algorithm == "measure" else None
         self._packed: Packed = {}
         self._plans: dict[tuple[int, ...], Plan] = {}
+        self._runs, self._crews = 0, available(self._threads)
 
     def forward(self, x: Array) -> Array:
         """Logits of any number of images."""
-        return np.concatenate([self.plan(part.shape).run(part) for part in chunks(x)])
+        return np.concatenate([self.run(part) for part in chunks(x)])
 
     def layers(self, x: Array) -> dict[str, Array]:
         """Every layer's output, NCHW, and the logits as "linear"."""
-        found: dict[str, list[Array]] = {}
+        parts = [self._layers(part) for part in chunks(x)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-        def keep(name: str, y: Array) -> None:
-            found.setdefault(name, []).append(np.ascontiguousarray(y.transpose(0, 3, 1, 2)))
+    def run(self, x: Array, tap: Tap | None = None) -> Array:
+        """Logits of images that go through the chain together; `tap` as for `Plan.run`.
 
-        for part in chunks(x):
-            found.setdefault("linear", []).append(self.plan(part.shape).run(part, keep))
-        found["linear"] = found.pop("linear")  # last, as in the network
-        return {name: np.concatenate(parts) for name, parts in found.items()}
+        An engine that is used a second time is worth a crew of processes. If these fail, threads
+        take over, and a warning says so.
+        """
+        self._runs += 1
+        if self._runs == 2 and self._crews:
+            self._forget()
+        try:
+            return self.plan(x.shape).run(x, tap)
+        except CrewError as error:
+            warnings.warn(f"{error}; threads take over", RuntimeWarning, stacklevel=2)
+            self._crews = False
+            self._forget()
+            return self.plan(x.shape).run(x, tap)
 
     def plan(self, shape: tuple[int, ...]) -> Plan:
         """The plan for a batch of `shape`, made on first use."""
+        if shape in self._plans and not self._plans[shape].team.usable:
+            self._forget()
         if shape not in self._plans:
             while len(self._plans) >= KEPT_PLANS:
                 del self._plans[next(iter(self._plans))]
+            shapes = conv_shapes(self._blocks, shape[0], *shape[2:])
+            algorithms = [self._choose(each) for each in shapes]
             self._plans[shape] = Plan(
                 self._blocks,
                 self._params,
                 shape,
                 dtype=self._dtype,
-                pool=self._pool,
-                choose=self._choose,
+                team=self._team(shape, sum(each.macs for each in shapes), algorithms),
+                algorithms=algorithms,
                 packed=self._packed,
             )
         return self._plans[shape]
@@ -96,7 +115,30 @@ class Engine:
         """Weights as the algorithms of all plans want them."""
         return sum(array.nbytes for array in self._packed.values())
 
-    def _choose(self, name: str, shape: ConvShape) -> Algorithm:
+    def _layers(self, x: Array) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+
+        def keep(name: str, y: Array) -> None:
+            found[name] = y.transpose(0, 3, 1, 2).copy(
+                order="C"
+            )  # the plan will use its memory again
+
+        logits = self.run(x, keep)
+        return found | {"linear": logits}
+
+    def _team(self, shape: tuple[int, ...], macs: int, algorithms: list[Algorithm]) -> Team:
+        if self._runs < 2 or macs < CREW_MACS or not self._crews:
+            return pool(self._threads)
+        return crew(self._threads).join(
+            self._blocks, self._params, shape, self._dtype, algorithms, id(self)
+        )
+
+    def _forget(self) -> None:
+        self._plans.clear()
+        self._packed.clear()
+        memory.IDLE.clear()  # packed weights of another team would be of other sizes
+
+    def _choose(self, shape: ConvShape) -> Algorithm:
         if self._tuner is not None:
             return self._tuner.choose(shape)
         if self._asked is not None:

@@ -1,20 +1,21 @@
 """The matrix product of many small pairs, cut into the blocks that OpenBLAS is best at.
 
 OpenBLAS copies ("packs") both operands of a product before it multiplies: of a weight matrix that
-meets 50 rows of pixels, the copy costs as much as a third of the product. For AVX-512 processors
-it also has kernels that multiply in place, used while rows * inner * columns <= 10^6
-(kernel/x86_64/sgemm_small_kernel_permit_skylakex.c). Measured here on one core, in GFLOP/s: packed
-135-160, in place 180-215 for up to 256 channels; peak 203 at 2048^3, packed.
+meets 50 rows of pixels, the copy costs as much as half of the product. For AVX-512 processors it
+also has kernels that multiply in place, used while rows * inner * columns <= 10^6
+(kernel/x86_64/sgemm_small_kernel_permit_skylakex.c). They read the weights where they lie, so these
+begin at a cache line (`memory`). Measured on one core, GFLOP/s, weights coming from memory:
 
-So weights are stored as *panels* of 32 to 96 columns, and a product runs over blocks of some 24 to
-100 rows. Where those kernels do not exist, or a weight matrix is too large for the cache, a block
-is the whole product.
+    inner, rows     packed    in place, not aligned    in place, aligned
+    512, 64            118                      109                  134
+    256, 128           127                      127                  155
 
-Where in a cache line a panel begins makes up to a quarter of the time; where the pixels and the
-result do makes none. In place it is read 64 bytes at a time, so it should begin a line: 191 GFLOP/s
-for (128, 64) by 196 rows, 165 elsewhere; 182 and 149 for (576, 64) by 336. While it is packed, 16
-bytes off are better, perhaps since each read then also fetches the next line: 138 and 115 for
-(1536, 2048) by 112 rows, 107 and 85 for (512, 512) by 64. `numpy.empty` is off by 16 or 48.
+and 160-190 with weights in cache; peak 203 at 2048^3, packed. Weights that are packed should begin
+16 bytes after a cache line, where `numpy.empty` puts them, perhaps since each read then fetches the
+next line too: 138 and 115 for (1536, 2048) by 112 rows, 107 and 85 for (512, 512) by 64.
+
+So weights are stored as *panels* of 32 to 96 columns, and a product runs over equal blocks of 12 to
+100 rows. Where those kernels do not exist, or rows cannot be cut so, a block is the whole product.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from repvgg_ref.cpu.pool import Step
 IN_PLACE_LIMIT = 1_000_000
 IN_PLACE_CORES = {"skylakex", "cooperlake", "sapphirerapids"}
 _WIDEST = 96  # panels that are multiplied in place
-_ROWS = 12  # the in-place kernels hold rows in multiples of this
+_ROWS = 12  # the in-place kernels hold rows in multiples of this; fewer cost as much
+_LARGEST = 700  # rows of a weight matrix: a panel of more of them would leave the first-level cache
 
 
 @cache
@@ -46,43 +48,33 @@ def multiplies_in_place() -> bool:
     )
 
 
-def panel_width(inner: int, columns: int, rows: int, *, reused: bool = False) -> int:
-    """How many columns of a weight matrix lie together; divides `columns`.
+def panel_width(inner: int, columns: int, rows: int) -> int:
+    """How many columns of a weight matrix (inner, columns) lie together; divides `columns`.
 
-    In place pays while a weight matrix fits the second-level cache beside the pixels (a larger one
-    if it is `reused` block after block), and where there are so few rows that packing the weights
-    would cost more than multiplying by them. Else packing itself is quicker on panels of 256
-    columns, which memory delivers in longer runs.
+    In place with as wide panels as equal blocks of `rows` allow; else panels of 256 columns, which
+    memory delivers in longer runs than narrower ones.
     """
     if not multiplies_in_place():
         return columns
-    widths: tuple[int, ...] = (256,)
-    if inner <= 128 or rows <= 24:
-        widths = (64, 96, 48, 32, 80)
-    elif inner <= 192:
-        widths = (64, 48, 32, 80)
-    elif reused and inner <= 650:
-        widths = (64, 48, 32)
-    return next((width for width in widths if columns % width == 0), columns)
+    widths = (64, 96, 48, 32, 80) if inner <= 192 else (64, 48, 32, 80)
+    fitting = (
+        width
+        for width in widths
+        if columns % width == 0 and inner <= _LARGEST and _block(rows, inner, width)
+    )
+    wide = 256 if columns % 256 == 0 else columns
+    return next(fitting, wide)
 
 
 def empty_panels(shape: tuple[int, ...], dtype: Any) -> Array:
     """Memory for panels ``(..., K, width)``, begun where their product likes it best."""
-    return memory.empty(shape, dtype, offset=0 if _in_place(*shape[-2:]) else 16)
-
-
-def to_panels(matrices: Array, width: int) -> Array:
-    """(..., K, columns) -> (..., panels, K, width); a view if one panel is all."""
-    *lead, inner, columns = matrices.shape
-    if columns == width:
-        return matrices[..., None, :, :]
-    panels = empty_panels((*lead, columns // width, inner, width), matrices.dtype)
-    panels[...] = matrices.reshape(*lead, inner, columns // width, width).swapaxes(-2, -3)
-    return panels
+    inner, width = shape[-2:]
+    small = width <= _WIDEST and inner * width * _ROWS <= IN_PLACE_LIMIT
+    return memory.empty(shape, dtype, offset=0 if small and multiplies_in_place() else 16)
 
 
 def panel_products(x: Array, panels: Array, out: Array) -> list[Step]:
-    """Steps for ``out = x @ weight``, a stack of products, `panels` being ``to_panels(weight)``.
+    """Steps for ``out = x @ weight``, a stack of products, the weight's columns cut into panels.
 
     Parameters
     ----------
@@ -108,23 +100,17 @@ def panel_products(x: Array, panels: Array, out: Array) -> list[Step]:
 
 @cache
 def _blocks(rows: int, inner: int, width: int) -> list[tuple[int, int, int]]:
-    """Cut `rows` into whole blocks of one size and a rest: ``(start, stop, size of a block)``."""
+    """Cut `rows` into equal blocks, else into whole ones and a rest: ``(start, stop, size)``."""
     size = rows
-    if _in_place(inner, width):
-        most = min(rows, IN_PLACE_LIMIT // (inner * width))
-        size = min(range(most, most // 2, -1), key=lambda size: _wasted(rows, size))
+    if multiplies_in_place() and width <= _WIDEST:
+        most = IN_PLACE_LIMIT // (inner * width)
+        size = _block(rows, inner, width) or (min(rows, most) if most >= _ROWS else rows)
     whole = rows // size * size
     return [(0, whole, size)] + ([(whole, rows, rows - whole)] if whole < rows else [])
 
 
-def _in_place(inner: int, width: int) -> bool:
-    """Whether a product with a panel of (inner, width) is made so small that nothing is copied."""
-    few = width <= _WIDEST and inner * width * _ROWS <= IN_PLACE_LIMIT
-    return few and multiplies_in_place()
-
-
-def _wasted(rows: int, size: int) -> int:
-    """How many rows' time the kernels lose at the ends of blocks of `size`, three a call."""
-    blocks, rest = divmod(rows, size)
-    lost = blocks * (3 + -size % _ROWS)
-    return lost + 3 + -rest % _ROWS if rest else lost
+@cache
+def _block(rows: int, inner: int, width: int) -> int:
+    """The largest equal blocks of `rows` that are multiplied in place; 0 if they would be small."""
+    most = min(rows, IN_PLACE_LIMIT // (inner * width))
+    return next((n for n in range(most, min(rows, _ROWS) - 1, -1) if rows % n == 0), 0)

@@ -59,3 +59,26 @@ def image_runs(start: int, stop: int, rows: int) -> Iterator[tuple[int, int, int
         last = min(rows, first + stop - row)
         yield image, first, last, row - start
         row += last - first
+
+
+def image_blocks(start: int, stop: int, rows: int) -> Iterator[tuple[slice, int, int, slice]]:
+    """Cut rows `start` to `stop` of a batch, `rows` an image, into whole images and parts of one.
+
+    Yields ``(images, first, last, place)``: rows `first` to `last` of each of `images` are the ones
+    at `place`, counted from `start`. All whole images come together, so that one NumPy call does
+    them all.
+    """
+    row = start
+    while row < stop:
+        image, first = divmod(row, rows)
+        last = min(rows, first + stop - row)
+        count = max(1, (stop - row) // rows) if first == 0 else 1
+        end = row + count * (last - first)
+        yield slice(image, image + count), first, last, slice(row - start, end - start)
+        row = end
+
+
+def by_image(rows: Array, images: slice) -> Array:
+    """(images * rows, ...) -> (images, rows, ...): a view."""
+    count = images.stop - images.start
+    return rows.reshape(count, len(rows) // count, *rows.shape[1:])

@@ -21,9 +21,9 @@ from repvgg_ref.cpu.direct import Window
 from repvgg_ref.cpu.layout import carve, image_runs
 from repvgg_ref.cpu.pool import Stage, pool
 
-PIECE_NUMBERS = 131_072  # of one array, so that some fit in cache and calls are long
+PIECE_NUMBERS = 393_216  # of one array: calls so long that threads seldom meet between them
 PIECE_PIXELS = 256  # at least, so that adding a product (C, O) costs little beside forming it
-SHARES_A_THREAD = 2
+SHARES_A_THREAD = 1
 
 
 class Grid(NamedTuple):

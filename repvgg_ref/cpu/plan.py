@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu import memory
 from repvgg_ref.cpu.cost import Algorithm, tile_of
 from repvgg_ref.cpu.layout import border_views, carve, interior
-from repvgg_ref.cpu.pool import Pool, Stage
+from repvgg_ref.cpu.pool import Pool, Stage, Team, portion
 from repvgg_ref.cpu.schedule import (
     Convolution,
     ConvShape,
@@ -40,7 +41,6 @@ from repvgg_ref.cpu.schedule import (
 from repvgg_ref.cpu.schedule_stride_2 import Stride2Convolution
 
 Tap = Callable[[str, Array], None]
-Choose = Callable[[str, ConvShape], Algorithm]
 
 
 class Layer(NamedTuple):
@@ -51,6 +51,7 @@ class Layer(NamedTuple):
     convolution: Convolution
     x: Array
     y: Array
+    beside: list[Array]  # what lies around `y`, to be zeroed
     stages: list[Stage]
 
 
@@ -80,12 +81,15 @@ def conv_shapes(
 class Plan:
     """The fused chain for one batch shape; `run` may be called any number of times.
 
+    Where the team's workers are processes, each of them has the plan: the caller's `run` and the
+    others' `follow` go through the same stages, on buffers that all see.
+
     Parameters
     ----------
     blocks, params
         The architecture's blocks and the deploy form's arrays, all of `dtype`.
     shape : (N, C, H, W)
-    choose : function of a layer's name and shape
+    algorithms : one for each block
     packed : dict
         Packed weights, shared by the plans of a model; filled here.
     """
@@ -97,94 +101,161 @@ class Plan:
         shape: tuple[int, ...],
         *,
         dtype: Any,
-        pool: Pool,
-        choose: Choose,
+        team: Team,
+        algorithms: list[Algorithm],
         packed: Packed,
     ) -> None:
-        self.shape, self._params, self._pool = shape, params, pool
-        images, _, height, width = shape
-        shapes = conv_shapes(blocks, images, height, width)
-        names = [spec.name for spec in blocks]
-        algorithms = [choose(name, each) for name, each in zip(names, shapes, strict=True)]
-        convolutions: dict[int, Convolution] = {}
-
-        def pack(worker: int, i: int) -> None:
-            weight = params[f"{names[i]}.fused.weight"]
-            convolutions[i] = make_convolution(
-                shapes[i], weight, algorithms[i], pool.threads, packed, names[i]
-            )
-
-        with pool.session():
-            pool.run(Stage(len(blocks), pack))
-        chain = [convolutions[i] for i in range(len(blocks))]
-        sizes = [(height, width), *((each.height, each.width) for each in shapes)]
-        padded = [
-            _padded_shape(conv, each, size)
-            for conv, each, size in zip(chain, shapes, sizes, strict=False)
-        ]
-        padded.append((images, *sizes[-1], shapes[-1].outputs))
-        borders = [each.border for each in shapes] + [0]
-        self.buffers = [
-            memory.empty((max(math.prod(p) for p in padded[first::2]),), dtype) for first in (0, 1)
-        ]
-        _clear(self.buffers)
-        self.arena = memory.empty((max(conv.scratch for conv in chain),), dtype)
+        self.shape, self.team = shape, team
+        shapes = conv_shapes(blocks, shape[0], *shape[2:])
+        chain = _convolutions(blocks, params, shapes, algorithms, team, packed)
+        padded = _padded_shapes(chain, shapes, shape)
+        self._allocate(chain, padded, len(params["linear.bias"]), np.dtype(dtype))
+        sizes = [(shape[2], shape[3]), *((each.height, each.width) for each in shapes)]
+        borders = [*(each.border for each in shapes), 0]
         views = [carve(self.buffers[i % 2], p) for i, p in enumerate(padded)]
         inner = [interior(v, *s, b) for v, s, b in zip(views, sizes, borders, strict=True)]
-        self._entry, self._exit = inner[0], inner[-1]
-        self._borders = [
+        around = [
             border_views(view, *size, border)
             for view, size, border in zip(views, sizes, borders, strict=True)
         ]
+        self._entry, self._around_entry, self._exit = inner[0], around[0], inner[-1]
         self.layers = [
-            self._layer(*parts)
-            for parts in zip(blocks, algorithms, chain, views[:-1], inner[1:], strict=True)
+            Layer(spec, algorithm, conv, x, y, beside, self._stages(spec, conv, x, y, params))
+            for spec, algorithm, conv, x, y, beside in zip(
+                blocks, algorithms, chain, views[:-1], inner[1:], around[1:], strict=True
+            )
         ]
+        self._head = self._head_stages(params["linear.weight"], params["linear.bias"])
 
     def run(self, x: Array, tap: Tap | None = None) -> Array:
         """Logits of `x`, (N, C, H, W) of the plan's shape; `tap` sees every layer, NHWC views."""
-        with self._pool.session():
-            _clear(self._borders[0])
-            self._pool.run(Stage(len(x), lambda worker, n: self._enter(x, n)))
-            for layer, beside in zip(self.layers, self._borders[1:], strict=True):
-                _clear(beside)
+        with self.team.session():
+            self.team.call()
+            _clear(self._around_entry)
+            self.team.run(Stage(1, lambda worker, item: self._enter(x)))
+            for layer in self.layers:
+                _clear(layer.beside)
                 for stage in layer.stages:
-                    self._pool.run(stage)
+                    self.team.run(stage)
                 if tap is not None:
                     tap(layer.spec.name, layer.y)
-            pooled = np.empty((len(x), self._exit.shape[3]), self._exit.dtype)
-            self._pool.run(Stage(len(x), lambda worker, n: self._average(pooled, n)))
-            logits: Array = pooled @ self._params["linear.weight"].T
-            logits += self._params["linear.bias"]
-            return logits
+            for stage in self._head:
+                self.team.run(stage)
+            return self._logits.copy()
+
+    def follow(self) -> None:
+        """Do this process's part of a `run` that another one was asked for."""
+        self.team.run(Stage(1, _not_here))
+        for layer in self.layers:
+            for stage in layer.stages:
+                self.team.run(stage)
+        for stage in self._head:
+            self.team.run(stage)
 
     @property
     def scratch_bytes(self) -> int:
-        """Two activation buffers and the arena: what a forward holds besides the weights."""
-        return self.arena.nbytes + sum(buffer.nbytes for buffer in self.buffers)
+        """Two activation buffers and scratch: what a forward holds besides the weights."""
+        return self.arena.nbytes + self._own.nbytes + sum(buffer.nbytes for buffer in self.buffers)
 
-    def _layer(
-        self, spec: BlockSpec, algorithm: Algorithm, convolution: Convolution, x: Array, y: Array
-    ) -> Layer:
-        bias = self._params[f"{spec.name}.fused.bias"]
+    def _allocate(
+        self, chain: list[Convolution], padded: list[tuple[int, ...]], classes: int, dtype: Any
+    ) -> None:
+        """Two buffers, the arena, features and logits: what all workers see, in one piece.
+
+        A process's own scratch is its own.
+        """
+        images, features = padded[-1][0], padded[-1][3]
+        own = [conv.scratch for conv in chain if not conv.shared or self.team.seat is None]
+        common = [conv.scratch for conv in chain if conv.shared]
+        sizes = [
+            *(max(math.prod(p) for p in padded[first::2]) for first in (0, 1)),
+            images * features,
+            images * classes,
+            max(common, default=0),
+        ]
+        line = 64 // dtype.itemsize  # numbers in a cache line
+        ends = list(accumulate(-(-size // line) * line for size in sizes))
+        common_memory = self.team.allocate(ends[-1], dtype)
+        first, second, pooled, logits, arena = (
+            common_memory[end - -(-size // line) * line :][:size]
+            for size, end in zip(sizes, ends, strict=True)
+        )
+        self.buffers, self.arena = [first, second], arena
+        self._pooled, self._logits = (
+            carve(pooled, (images, features)),
+            carve(logits, (images, classes)),
+        )
+        self._own = memory.empty((max(own, default=0),), dtype)
+
+    def _stages(
+        self,
+        spec: BlockSpec,
+        convolution: Convolution,
+        x: Array,
+        y: Array,
+        params: Mapping[str, Array],
+    ) -> list[Stage]:
+        bias = params[f"{spec.name}.fused.bias"]
         rectified = spec.se != "before_relu"
-        stages = list(convolution.stages(x, y, bias, self.arena, relu=rectified))
+        arena = self.arena if convolution.shared else self._own
+        stages = list(convolution.stages(x, y, bias, arena, relu=rectified))
         if spec.se != "none":
             weights = {
-                part: self._params[f"{spec.name}.se.{part}"]
+                part: params[f"{spec.name}.se.{part}"]
                 for part in ("down.weight", "down.bias", "up.weight", "up.bias")
             }
             stages.append(
                 Stage(len(y), lambda worker, n: squeeze_excite(y[n], weights, relu=not rectified))
             )
-        return Layer(spec, algorithm, convolution, x, y, stages)
+        return stages
 
-    def _enter(self, x: Array, n: int) -> None:
-        for channel, plane in enumerate(x[n]):  # a quarter of the time of one transposed copy
-            self._entry[n, :, :, channel] = plane
+    def _head_stages(self, weight: Array, bias: Array) -> list[Stage]:
+        """Global average, then the linear layer, each worker some of the classes."""
+        # no `self` in the stages: a plan shall end with its last user, not when cycles are sought
+        features, pooled, logits = self._exit, self._pooled, self._logits
+        shares = self.team.threads
 
-    def _average(self, pooled: Array, n: int) -> None:
-        np.mean(self._exit[n], axis=(0, 1), out=pooled[n])
+        def average(worker: int, n: int) -> None:
+            np.mean(features[n], axis=(0, 1), out=pooled[n])
+
+        def classify(worker: int, item: int) -> None:
+            some = portion(len(weight), item, shares)
+            part = slice(some.start, some.stop)
+            np.add(pooled @ weight[part].T, bias[part], out=logits[:, part])
+
+        return [Stage(len(pooled), average), Stage(shares, classify)]
+
+    def _enter(self, x: Array) -> None:
+        for image, entry in zip(x, self._entry, strict=True):
+            for channel, plane in enumerate(image):  # a quarter of the time of a transposed copy
+                entry[:, :, channel] = plane
+
+
+def _not_here(worker: int, item: int) -> None:
+    raise AssertionError("the images are with the caller")
+
+
+def _convolutions(
+    blocks: tuple[BlockSpec, ...],
+    params: Mapping[str, Array],
+    shapes: list[ConvShape],
+    algorithms: list[Algorithm],
+    team: Team,
+    packed: Packed,
+) -> list[Convolution]:
+    """All layers' convolutions, packed by as many threads as this process has."""
+    found: dict[int, Convolution] = {}
+
+    def pack(worker: int, i: int) -> None:
+        name = blocks[i].name
+        weight = params[f"{name}.fused.weight"]
+        found[i] = make_convolution(
+            shapes[i], weight, algorithms[i], team.threads, packed, name, seat=team.seat
+        )
+
+    with team.session():
+        team.here(Stage(len(blocks), pack))
+    return [found[i] for i in range(len(blocks))]
 
 
 def _clear(views: list[Array]) -> None:
@@ -200,15 +271,17 @@ def make_convolution(
     packed: Packed,
     name: str,
     pool: Pool | None = None,
+    seat: int | None = None,
 ) -> Convolution:
     """`algorithm` for `shape`, its weights packed or found in `packed` under the layer's name.
 
-    With a `pool` its threads pack together; without one the caller is one of them.
+    With a `pool` its threads pack together; without one the caller is one of them. `seat` tells
+    which of the `threads` this process is, None if it is all of them.
     """
     if algorithm == "direct":
-        return DirectConvolution(shape, weight, threads, packed, name)
+        return DirectConvolution(shape, weight, threads, packed, name, seat)
     tiled = WinogradConvolution if shape.stride == 1 else Stride2Convolution
-    return tiled(shape, weight, tile_of(algorithm), threads, packed, name, pool)
+    return tiled(shape, weight, tile_of(algorithm), threads, packed, name, pool, seat)
 
 
 def squeeze_excite(y: Array, weights: Mapping[str, Array], *, relu: bool) -> None:
@@ -221,12 +294,15 @@ def squeeze_excite(y: Array, weights: Mapping[str, Array], *, relu: bool) -> Non
         np.maximum(y, 0, out=y)
 
 
-def _padded_shape(
-    convolution: Convolution, shape: ConvShape, size: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """The input buffer: the image, its border, and what the last tiles read beyond it."""
-    height, width = (
-        max(wanted, length + 2 * shape.border)
-        for wanted, length in zip(convolution.padded, size, strict=True)
-    )
-    return shape.images, height, width, shape.channels
+def _padded_shapes(
+    chain: list[Convolution], shapes: list[ConvShape], shape: tuple[int, ...]
+) -> list[tuple[int, ...]]:
+    """Every layer's input: the image, its border, what the last tiles read beyond; the exit."""
+    height, width = shape[2:]
+    found = []
+    for conv, each in zip(chain, shapes, strict=True):
+        wanted = conv.padded
+        size = (max(wanted[0], height + 2 * each.border), max(wanted[1], width + 2 * each.border))
+        found.append((each.images, *size, each.channels))
+        height, width = each.height, each.width
+    return [*found, (shape[0], height, width, shapes[-1].outputs)]

@@ -15,11 +15,15 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import cache, wraps
 from queue import SimpleQueue
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.cpu import memory
+from repvgg_ref.errors import BackendError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,6 +41,43 @@ class Stage(NamedTuple):
 
 Step = Callable[[], object]
 """One NumPy call on views made beforehand: making views costs as much as a small product."""
+
+
+class Team(Protocol):
+    """Workers that do stages together: threads of this process (`Pool`), or processes (`crew`)."""
+
+    @property
+    def threads(self) -> int:
+        """How many workers."""
+
+    @property
+    def seat(self) -> int | None:
+        """Which of them this process is; None if it is all."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether its workers are there: not in a fork of the process that has them."""
+
+    def allocate(self, numbers: int, dtype: Any) -> Array:
+        """Zeros that all workers see, (numbers,)."""
+
+    def here(self, stage: Stage) -> None:
+        """Do all items in this process, and nothing in the others."""
+
+    def call(self) -> None:
+        """Let the other processes begin the same run of the same plan."""
+
+    def run(self, stage: Stage) -> None:
+        """Do all items together, each once; all workers have done theirs when this returns."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """For one caller at a time, with every BLAS held to one thread."""
+
+
+def portion(items: int, share: int, shares: int) -> range:
+    """Which items are in one of several nearly equal shares, the first ones being the larger."""
+    first, end = (-(-at * items // shares) for at in (share, share + 1))
+    return range(first, end)
 
 
 def prepared(items: int, build: Callable[[int, int], list[Step]]) -> Stage:
@@ -68,7 +109,7 @@ def default_threads() -> int:
 
     Raises
     ------
-    ValueError
+    BackendError
         If the variable is no positive number.
     """
     if (held := _asked.get()) is not None:
@@ -81,16 +122,20 @@ def default_threads() -> int:
             else (os.cpu_count() or 1)
         )
     if not asked.isdigit() or int(asked) < 1:
-        raise ValueError(f"{THREADS} must be a positive number (got {asked!r})")
+        raise BackendError(
+            f"{THREADS} must be a number of threads", got=repr(asked), wanted="1 or more"
+        )
     return int(asked)
 
 
 class Pool:
     """`threads` workers, the caller being number 0; the others wait for work as daemons."""
 
+    seat = None
+
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._busy, self._depth = threading.RLock(), 0
+        self._busy, self._pid = OneAtATime(), os.getpid()
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
         self._orders: list[SimpleQueue[_Job]] = [SimpleQueue() for _ in range(threads - 1)]
         for worker, orders in enumerate(self._orders, start=1):
@@ -108,12 +153,43 @@ class Pool:
         if failed is not None:
             raise failed
 
+    here = run
+
+    @property
+    def usable(self) -> bool:
+        """Whether this is the process that made it: threads do not survive a fork."""
+        return self._pid == os.getpid()
+
+    def call(self) -> None:
+        """There are no other processes."""
+
+    def allocate(self, numbers: int, dtype: Any) -> Array:
+        """Zeros, (numbers,)."""
+        found = memory.empty((numbers,), dtype)
+        found.fill(0)
+        return found
+
+    def session(self) -> AbstractContextManager[None]:
+        """For one caller at a time, with every BLAS held to one thread until the end."""
+        return self._busy.session()
+
+    def _help(self, worker: int, orders: SimpleQueue[_Job]) -> None:
+        while True:
+            self._done.put(orders.get().work(worker))
+
+
+class OneAtATime:
+    """Sessions of one caller, in which every BLAS is held to one thread.
+
+    Sessions may be nested; only the outermost tells BLAS, which takes tens of microseconds.
+    """
+
+    def __init__(self) -> None:
+        self._busy, self._depth = threading.RLock(), 0
+
     @contextmanager
     def session(self) -> Iterator[None]:
-        """For one caller at a time, with every BLAS held to one thread until the end.
-
-        Sessions may be nested; only the outermost tells BLAS, which takes tens of microseconds.
-        """
+        """Wait for one's turn; keep it until the end."""
         with self._busy:
             self._depth += 1
             try:
@@ -124,10 +200,6 @@ class Pool:
                     yield
             finally:
                 self._depth -= 1
-
-    def _help(self, worker: int, orders: SimpleQueue[_Job]) -> None:
-        while True:
-            self._done.put(orders.get().work(worker))
 
 
 class _Job:
@@ -148,6 +220,15 @@ class _Job:
 def pool(threads: int | None = None) -> Pool:
     """The process's pool of `threads`, by default `default_threads`; made anew after a fork."""
     return _pool(os.getpid(), threads or default_threads())
+
+
+def run_all(stage: Stage, pool: Pool | None) -> None:
+    """Do a stage on `pool`, or alone if there is none."""
+    if pool is not None:
+        pool.run(stage)
+        return
+    for item in range(stage.items):
+        stage.run(0, item)
 
 
 def in_session(function: Callable[P, R]) -> Callable[P, R]:

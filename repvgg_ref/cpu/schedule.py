@@ -7,7 +7,9 @@ Two ways to share a layer between threads, for either algorithm:
 - *shared*: all threads do one step, then the next, on one scratch. Each weight is then read once
   instead of once a block, and a product has all rows of the batch. For large weights, and for
   layers with few pixels, such as most of batch 1: products are shared by position or output part.
-  Each step is a stage of its own, and a stage costs 70 microseconds: waking a thread, twice.
+  Each step is a stage of its own, which on threads costs 70 microseconds: waking one, twice.
+
+Where each worker is a process (`crew`), one packs only the shared weights that it multiplies.
 """
 
 from __future__ import annotations
@@ -23,15 +25,16 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import direct, winograd
 from repvgg_ref.cpu.direct import Window
-from repvgg_ref.cpu.gemm import panel_products, panel_width, to_panels
+from repvgg_ref.cpu.gemm import panel_products, panel_width
 from repvgg_ref.cpu.layout import carve
-from repvgg_ref.cpu.pool import Pool, Stage, Step, prepared
+from repvgg_ref.cpu.pool import Pool, Stage, Step, portion, prepared
 from repvgg_ref.cpu.winograd import Tiles, Tiling
 
-PRIVATE_TILES = 64
-PRIVATE_NUMBERS = 200_000  # columns of one block: 0.8 MB of float32
-PRIVATE_WEIGHTS = 1_200_000  # that every thread may read: cheaper than two more stages
-SHARED_NUMBERS = 10_000_000  # scratch of all threads together: 40 MB of float32
+PRIVATE_TILES, PRIVATE_TILES_OF_THREADS = 64, 192  # threads want few calls rather than warm caches
+PRIVATE_NUMBERS = 250_000  # columns and outputs of one block: 1 MB of float32
+# Weights that every worker may read, once a block: on threads that is cheaper than two more stages.
+PRIVATE_WEIGHTS, PRIVATE_WEIGHTS_OF_PROCESSES = 1_200_000, 300_000
+SHARED_NUMBERS = 12_000_000  # scratch of all threads together: 48 MB of float32
 ITEMS_A_THREAD = 4
 
 
@@ -65,6 +68,12 @@ class ConvShape:
         return self.dilation * (self.kernel // 2)
 
     @property
+    def macs(self) -> int:
+        """Multiply-accumulates in direct form; all groups, all images."""
+        pairs = self.channels * self.outputs // self.groups
+        return self.images * self.height * self.width * self.kernel**2 * pairs
+
+    @property
     def reach(self) -> tuple[int, int]:
         """Height and width that the windows cover, border included."""
         span = self.dilation * (self.kernel - 1) + 1
@@ -79,8 +88,12 @@ class Convolution(Protocol):
         """Height and width the input buffer must have, at least."""
 
     @property
+    def shared(self) -> bool:
+        """Whether all workers use one scratch."""
+
+    @property
     def scratch(self) -> int:
-        """Numbers of scratch that the stages use."""
+        """Numbers of scratch that the stages use, in all that is in this process."""
 
     def stages(
         self, x: Array, y: Array, bias: Array | None, arena: Array, *, relu: bool, border: int = 0
@@ -104,8 +117,9 @@ class WinogradConvolution:
         packed: Packed | None = None,
         name: str = "",
         pool: Pool | None = None,
+        seat: int | None = None,
     ) -> None:
-        self.shape, self.threads = shape, threads
+        self.shape, self.threads, self.seat = shape, threads, seat
         self.tiling = Tiling(m, shape.stride, shape.height, shape.width)
         self.shared = self._shared()
         self.block = self._block()
@@ -113,10 +127,16 @@ class WinogradConvolution:
         packed = {} if packed is None else packed
         inner, outputs = shape.channels // shape.groups, shape.outputs // shape.groups
         width = panel_width(inner, outputs, rows)
-        key = (name, "winograd", m, width)
+        square = self.tiling.t**2
+        mine = range(square)
+        if self.shared and seat is not None:
+            mine = portion(square, seat, threads)
+        key = (name, "winograd", m, width, mine)
         if key not in packed:
-            packed[key] = winograd.transform_weight(weight, shape.groups, self.tiling, width, pool)
-        self.u = packed[key]
+            packed[key] = winograd.transform_weight(
+                weight, shape.groups, self.tiling, width, mine, pool
+            )
+        self.u, self.first = packed[key], mine.start
 
     @property
     def padded(self) -> tuple[int, int]:  # noqa: D102  (Convolution)
@@ -124,7 +144,7 @@ class WinogradConvolution:
 
     @property
     def scratch(self) -> int:  # noqa: D102  (Convolution)
-        return self._floats * (1 if self.shared else self.threads)
+        return self._floats * scratches(self.shared, self.threads, self.seat)
 
     def stages(  # noqa: D102  (Convolution)
         self, x: Array, y: Array, bias: Array | None, arena: Array, *, relu: bool, border: int = 0
@@ -135,14 +155,14 @@ class WinogradConvolution:
                 stop = min(start + self.block, self.strips)
                 yield from self._together(tiles, y, bias, arena, start, stop, relu)
             return
-        scratches = [self._scratch(arena[k * self._floats :]) for k in range(self.threads)]
 
         def block(worker: int, item: int) -> list[Step]:
             start, stop = item * self.block, min((item + 1) * self.block, self.strips)
-            s, strips = scratches[worker], slice(0, stop - start)
+            s = self._scratch(arena[scratch_of(worker, self.seat) * self._floats :])
+            strips = slice(0, stop - start)
             return [
                 *tiles.transform(start, stop, s.rows[strips], s.v[:, :, strips]),
-                *winograd.multiply(self.u, s, stop - start, 0, len(self.u)),
+                *winograd.multiply(self.u, s, stop - start, 0),
                 *winograd.output_transform(y, bias, self.tiling, start, stop, 0, s, relu=relu),
             ]
 
@@ -152,29 +172,32 @@ class WinogradConvolution:
         self, tiles: Tiles, y: Array, bias: Row, arena: Array, start: int, stop: int, relu: bool
     ) -> Iterator[Stage]:
         """All threads on strips `start` to `stop`: transform, multiply, transform."""
-        s = self._scratch(arena)
-        items = share(self.threads, (stop - start) * self.tiling.tiles)
-        few = -(-(stop - start) // items)
-        positions = -(-len(self.u) // items)
-
-        def strips(item: int) -> tuple[int, int, int]:
-            return start + item * few, min(start + (item + 1) * few, stop), item * few
+        s, square = self._scratch(arena), self.tiling.t**2
+        items = share(self.threads, self.seat, (stop - start) * self.tiling.tiles)
+        blocks = min(items, stop - start)
 
         def transform_in(worker: int, item: int) -> list[Step]:
-            first, last, at = strips(item)
-            block = slice(at, at + last - first)
-            return tiles.transform(first, last, s.rows[block], s.v[:, :, block])
+            some = portion(stop - start, item, blocks)
+            block = slice(some.start, some.stop)
+            return tiles.transform(
+                start + some.start, start + some.stop, s.rows[block], s.v[:, :, block]
+            )
 
         def multiply(worker: int, item: int) -> list[Step]:
-            end = min((item + 1) * positions, len(self.u))
-            return winograd.multiply(self.u, s, stop - start, item * positions, end)
+            some = portion(square, item, items)
+            u = self.u[some.start - self.first : some.stop - self.first]
+            return winograd.multiply(u, s, stop - start, some.start)
 
         def transform_out(worker: int, item: int) -> list[Step]:
-            return winograd.output_transform(y, bias, self.tiling, *strips(item), s, relu=relu)
+            some = portion(stop - start, item, blocks)
+            first, last = start + some.start, start + some.stop
+            return winograd.output_transform(
+                y, bias, self.tiling, first, last, some.start, s, relu=relu
+            )
 
-        yield prepared(-(-(stop - start) // few), transform_in)
-        yield prepared(-(-len(self.u) // positions), multiply)
-        yield prepared(-(-(stop - start) // few), transform_out)
+        yield prepared(blocks, transform_in)
+        yield prepared(items, multiply)
+        yield prepared(blocks, transform_out)
 
     @property
     def strips(self) -> int:
@@ -192,7 +215,8 @@ class WinogradConvolution:
 
     def _shared(self) -> bool:
         per_group = self.shape.channels // self.shape.groups
-        if self.tiling.t**2 * per_group * self.shape.outputs <= PRIVATE_WEIGHTS:
+        few = PRIVATE_WEIGHTS if self.seat is None else PRIVATE_WEIGHTS_OF_PROCESSES
+        if self.tiling.t**2 * per_group * self.shape.outputs <= few:
             return self.strips < self.threads
         tiles = self.strips * self.tiling.tiles
         return per_group > 192 or tiles < 4 * self.threads * PRIVATE_TILES
@@ -204,7 +228,9 @@ class WinogradConvolution:
             strip = self.tiling.t**2 * tiles * (shape.channels + shape.outputs)
             blocks = -(-self.strips * strip // SHARED_NUMBERS)
         else:
-            blocks = -(-self.strips // max(1, PRIVATE_TILES // tiles))
+            many = self.threads > 1 and self.seat is None
+            most = PRIVATE_TILES_OF_THREADS if many else PRIVATE_TILES
+            blocks = -(-self.strips // max(1, most // tiles))
             blocks = -(-blocks // self.threads) * self.threads
         return -(-self.strips // min(blocks, self.strips))
 
@@ -219,8 +245,9 @@ class DirectConvolution:
         threads: int,
         packed: Packed | None = None,
         name: str = "",
+        seat: int | None = None,
     ) -> None:
-        self.shape, self.threads = shape, threads
+        self.shape, self.threads, self.seat = shape, threads, seat
         self.window = Window(
             shape.kernel, shape.stride, shape.dilation, shape.groups, shape.height, shape.width
         )
@@ -230,10 +257,14 @@ class DirectConvolution:
         self.block = self._block()
         packed = {} if packed is None else packed
         width = self._width()
-        key = (name, "direct", width)
+        mine = range(shape.outputs // width)
+        if self.shared and seat is not None:
+            mine = portion(len(mine), seat, threads)
+        key = (name, "direct", width, mine)
         if key not in packed:
-            packed[key] = to_panels(direct.pack_weight(weight, shape.groups), width)
-        self.packed = packed[key]  # (G, panels, K K C/G, width)
+            rows = weight[mine.start * width : mine.stop * width]
+            packed[key] = direct.pack_weight(rows, max(1, len(mine)))
+        self.packed, self.first, self.width = packed[key], mine.start, width
 
     @property
     def padded(self) -> tuple[int, int]:  # noqa: D102  (Convolution)
@@ -241,7 +272,7 @@ class DirectConvolution:
 
     @property
     def scratch(self) -> int:  # noqa: D102  (Convolution)
-        return self._floats * (1 if self.shared else self.threads)
+        return self._floats * scratches(self.shared, self.threads, self.seat)
 
     def stages(  # noqa: D102  (Convolution)
         self, x: Array, y: Array, bias: Array | None, arena: Array, *, relu: bool, border: int = 0
@@ -253,15 +284,18 @@ class DirectConvolution:
                 gather = partial(direct.gather, x, window)
                 yield from self._together(gather, y, bias, arena, start, stop, relu)
             return
+        # (panels, K K C/G, width) -> (G, panels, K K C/G, width)
+        panels = self.packed.reshape(self.shape.groups, -1, *self.packed.shape[1:])
 
         def block(worker: int, item: int) -> list[Step]:
             start, stop = item * self.block, min((item + 1) * self.block, self.rows)
-            columns, products = self._scratch(arena[worker * self._floats :], stop - start)
+            scratch = arena[scratch_of(worker, self.seat) * self._floats :]
+            columns, products = self._scratch(scratch, stop - start)
             if bias is None:
                 products = self._pixels(y, start, stop)
             return [
                 *direct.gather(x, window, start, stop, columns),
-                *panel_products(columns.transpose(1, 0, 2), self.packed, self._grouped(products)),
+                *panel_products(columns.transpose(1, 0, 2), panels, self._grouped(products)),
                 *direct.finish(products, bias, y, start, stop, relu=relu),
             ]
 
@@ -274,26 +308,27 @@ class DirectConvolution:
         columns, products = self._scratch(arena, stop - start)
         if bias is None:
             products = self._pixels(y, start, stop)
-        few = -(-(stop - start) // share(self.threads, len(columns)))
-        groups, panels, _, width = self.packed.shape
+        items = min(share(self.threads, self.seat, len(columns)), stop - start)
+        width = self.width
+        parts = self.shape.outputs // width
         beside = None if bias is None else bias.reshape(self.shape.width, -1)
 
         def fill(worker: int, item: int) -> list[Step]:
-            first, last = start + item * few, min(start + (item + 1) * few, stop)
-            begin, end = ((row - start) * self.shape.width for row in (first, last))
-            return gather(first, last, columns[begin:end])
+            some = portion(stop - start, item, items)
+            held = columns[some.start * self.shape.width : some.stop * self.shape.width]
+            return gather(start + some.start, start + some.stop, held)
 
         def multiply(worker: int, part: int) -> list[Step]:
-            group, panel = divmod(part, panels)
+            seen = columns[:, part * self.shape.groups // parts]
             outputs = slice(part * width, (part + 1) * width)
             held = products[:, outputs]
             its_bias = None if beside is None else beside[:, outputs]
-            product = partial(np.matmul, columns[:, group], self.packed[group, panel], out=held)
+            product = partial(np.matmul, seen, self.packed[part - self.first], out=held)
             finish = direct.finish(held, its_bias, y[..., outputs], start, stop, relu=relu)
             return [product, *finish]
 
-        yield prepared(-(-(stop - start) // few), fill)
-        yield prepared(groups * panels, multiply)
+        yield prepared(items, fill)
+        yield prepared(parts, multiply)
 
     def _pixels(self, y: Array, start: int, stop: int) -> Array:
         """Output rows `start` to `stop` of the batch, (pixels, O)."""
@@ -322,11 +357,11 @@ class DirectConvolution:
         inner, outputs = self.inner // groups, self.shape.outputs // groups
         if not self.shared:
             rows = self.block * self.shape.width
-            return panel_width(inner, outputs, rows, reused=True)
+            return panel_width(inner, outputs, rows)
         return outputs // math.gcd(outputs, -(-self.threads // groups))
 
     def _block(self) -> int:
-        row = self.shape.width * self.inner
+        row = self.shape.width * (self.inner + self.shape.outputs)
         limit = SHARED_NUMBERS if self.shared else PRIVATE_NUMBERS
         blocks = -(-self.rows // max(1, limit // row))
         if not self.shared:
@@ -334,12 +369,24 @@ class DirectConvolution:
         return -(-self.rows // min(blocks, self.rows))
 
 
-def share(threads: int, rows: int) -> int:
-    """Into how many items a step is cut: more than threads, so that a slow one can do fewer.
+def scratches(shared: bool, threads: int, seat: int | None) -> int:
+    """How many scratches there are in this process: one that is shared, or one a worker here."""
+    return 1 if shared or seat is not None else threads
 
-    One thread needs no items, and a step of few rows is over before it is shared out.
+
+def scratch_of(worker: int, seat: int | None) -> int:
+    """Which of them is that of `worker`."""
+    return worker if seat is None else 0
+
+
+def share(threads: int, seat: int | None, rows: int) -> int:
+    """Into how many items a step is cut.
+
+    On threads into more than these, so that a slow one can do fewer. One thread needs no items, and
+    a step of few rows is over before it is shared out. A process has one item.
     """
-    return threads if threads == 1 or rows < 100 else ITEMS_A_THREAD * threads
+    fixed = threads == 1 or seat is not None or rows < 100
+    return threads if fixed else ITEMS_A_THREAD * threads
 
 
 def bias_row(bias: Array | None, width: int) -> Row:

@@ -9,14 +9,17 @@ from functools import cached_property
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import winograd_stride_2 as stride_2
 from repvgg_ref.cpu.gemm import panel_width
-from repvgg_ref.cpu.pool import Pool, Stage, Step, prepared
+from repvgg_ref.cpu.pool import Pool, Stage, Step, portion, prepared
 from repvgg_ref.cpu.schedule import (
     PRIVATE_WEIGHTS,
+    PRIVATE_WEIGHTS_OF_PROCESSES,
     SHARED_NUMBERS,
     ConvShape,
     Packed,
     Row,
     bias_row,
+    scratch_of,
+    scratches,
     share,
 )
 
@@ -39,19 +42,25 @@ class Stride2Convolution:
         packed: Packed | None = None,
         name: str = "",
         pool: Pool | None = None,
+        seat: int | None = None,
     ) -> None:
-        self.shape, self.threads = shape, threads
+        self.shape, self.threads, self.seat = shape, threads, seat
         self.layout = stride_2.Strips(m, shape.height, shape.width)
         self.strips = shape.images * self.layout.strips
         weights = (m + 2) * weight.size // 3
-        self.shared = weights > PRIVATE_WEIGHTS or self.strips < threads
+        few = PRIVATE_WEIGHTS if seat is None else PRIVATE_WEIGHTS_OF_PROCESSES
+        self.shared = weights > few or self.strips < threads
         self.block = self._block(weights)
+        self.width = self._width()
+        mine = range(shape.outputs // self.width)
+        if self.shared and seat is not None:
+            mine = portion(len(mine), seat, threads)
         packed = {} if packed is None else packed
-        width = self._width()
-        key = (name, "stride 2", m, width)
+        key = (name, "stride 2", m, self.width, mine)
         if key not in packed:
-            packed[key] = stride_2.transform_weight(weight, shape.groups, m, width, pool)
-        self.u = packed[key]
+            rows = weight[mine.start * self.width : mine.stop * self.width]
+            packed[key] = stride_2.transform_weight(rows, m, self.width, pool)
+        self.u, self.first = packed[key], mine.start
 
     @property
     def padded(self) -> tuple[int, int]:  # noqa: D102  (Convolution)
@@ -59,7 +68,7 @@ class Stride2Convolution:
 
     @property
     def scratch(self) -> int:  # noqa: D102  (Convolution)
-        return self._floats * (1 if self.shared else self.threads)
+        return self._floats * scratches(self.shared, self.threads, self.seat)
 
     def stages(  # noqa: D102  (Convolution)
         self, x: Array, y: Array, bias: Array | None, arena: Array, *, relu: bool, border: int = 0
@@ -70,14 +79,17 @@ class Stride2Convolution:
                 stop = min(start + self.block, self.strips)
                 yield from self._together(x, y, bias, arena, start, stop, relu, border)
             return
+        # (m + 2, panels, 3 C/G, width) -> (m + 2, G, panels, 3 C/G, width)
+        u = self.u.reshape(len(self.u), self.shape.groups, -1, *self.u.shape[2:])
 
         def block(worker: int, item: int) -> list[Step]:
             start, stop = item * self.block, min((item + 1) * self.block, self.strips)
-            s = self._scratch(arena[worker * self._floats :], start, stop)
+            scratch = arena[scratch_of(worker, self.seat) * self._floats :]
+            s = self._scratch(scratch, start, stop)
             return [
                 *self._windows(x, border, s, start, start, stop),
-                *stride_2.multiply(self.u[:-1], s.even, s.of_even[:-1]),
-                *stride_2.multiply(self.u[-1], s.odd, s.of_odd),
+                *stride_2.multiply(u[:-1], s.even, s.of_even[:-1]),
+                *stride_2.multiply(u[-1], s.odd, s.of_odd),
                 *self._output(y, bias, s, start, start, stop, relu),
             ]
 
@@ -94,35 +106,30 @@ class Stride2Convolution:
         relu: bool,
         border: int,
     ) -> Iterator[Stage]:
-        """All threads on strips `start` to `stop`: windows, products, output.
-
-        The odd rows' product is by far the largest and comes first, so that threads end together.
-        """
-        s = self._scratch(arena, start, stop)
-        few = -(-(stop - start) // share(self.threads, len(s.odd) * self.shape.width))
-        matrices, groups, panels, _, width = self.u.shape
-        items = -(-(stop - start) // few)
+        """All threads on strips `start` to `stop`: windows, products by output parts, output."""
+        s, count = self._scratch(arena, start, stop), stop - start
+        items = min(share(self.threads, self.seat, len(s.odd) * self.shape.width), count)
+        parts = self.shape.outputs // self.width
 
         def windows(worker: int, item: int) -> list[Step]:
-            first = start + item * few
-            return self._windows(x, border, s, start, first, min(first + few, stop))
+            some = portion(count, item, items)
+            return self._windows(x, border, s, start, start + some.start, start + some.stop)
 
-        def multiply(worker: int, item: int) -> list[Step]:
-            p, part = divmod(item, groups * panels)
-            group, panel = divmod(part, panels)
-            windows, out = (s.even[p - 1], s.of_even[p - 1]) if p else (s.odd, s.of_odd)
-            return stride_2.multiply(
-                self.u[p - 1, group, None, panel, None],
-                windows[..., group, None, :],
-                out[..., part * width : (part + 1) * width],
-            )
+        def multiply(worker: int, part: int) -> list[Step]:
+            group = slice(part * self.shape.groups // parts, part * self.shape.groups // parts + 1)
+            outputs = slice(part * self.width, (part + 1) * self.width)
+            u = self.u[:, part - self.first, None, None]
+            return [
+                *stride_2.multiply(u[:-1], s.even[..., group, :], s.of_even[:-1, ..., outputs]),
+                *stride_2.multiply(u[-1], s.odd[..., group, :], s.of_odd[..., outputs]),
+            ]
 
         def output(worker: int, item: int) -> list[Step]:
-            first = start + item * few
-            return self._output(y, bias, s, start, first, min(first + few, stop), relu)
+            some = portion(count, item, items)
+            return self._output(y, bias, s, start, start + some.start, start + some.stop, relu)
 
         yield prepared(items, windows)
-        yield prepared(matrices * groups * panels, multiply)
+        yield prepared(parts, multiply)
         yield prepared(items, output)
 
     def _windows(
@@ -171,11 +178,11 @@ class Stride2Convolution:
         )
 
     def _width(self) -> int:
-        """Columns of a panel; shared, the odd rows' product has one for each thread."""
+        """Columns of a panel; shared weights have a part for each thread."""
         groups = self.shape.groups
         inner, outputs = 3 * self.shape.channels // groups, self.shape.outputs // groups
         if not self.shared:
-            return panel_width(inner, outputs, self.block * self.shape.width, reused=True)
+            return panel_width(inner, outputs, self.block * self.shape.width)
         return outputs // math.gcd(outputs, -(-self.threads // groups))
 
     def _block(self, weights: int) -> int:

@@ -24,9 +24,9 @@ from repvgg_ref.cpu.direct import Window
 from repvgg_ref.cpu.layout import carve
 from repvgg_ref.cpu.pool import Pool, Stage
 from repvgg_ref.cpu.schedule import ConvShape
-from repvgg_ref.cpu.winograd import Tiles, Tiling, in_float64, input_tiles, transforms
+from repvgg_ref.cpu.winograd import CACHED_NUMBERS, Tiles, Tiling, input_tiles, transforms
 
-BLOCK_NUMBERS = 12_000_000  # of V and dM together: 48 MB of float32
+BLOCK_NUMBERS = 24_000_000  # of V and dM together: 96 MB of float32
 ITEMS_A_THREAD = 4
 DIRECT_NUMBERS = 250_000  # of columns that lie in cache
 DIRECT_PIXELS = 400  # at least, so that adding to a sum costs little beside the product
@@ -59,11 +59,25 @@ def winograd_weight_gradient(
         stop = min(start + block, strips)
         for stage in _stages(of_x, of_grad, tiling, start, stop, total, threads):
             threads.run(stage)
-    taps = memory.empty((9, total[0].size), x.dtype)
-    in_float64(np.kron(matrices.g, matrices.g).T, total.reshape(len(total), -1), taps, threads)
-    # (9, G, C/G, O/G) -> (G, O/G, C/G, 9) -> (O, C/G, 3, 3)
-    by_output = taps.reshape(9, groups, *per_group).transpose(1, 3, 2, 0)
-    return np.ascontiguousarray(by_output).reshape(shape.outputs, -1, 3, 3)
+    return _through_kernel_transform(matrices.g, total, threads)
+
+
+def _through_kernel_transform(g: Array, total: Array, threads: Pool) -> Array:
+    """``G^T dU G`` in float64, rounded once: (t * t, G, C/G, O/G) -> (O, C/G, 3, 3)."""
+    back = np.kron(g, g).T  # (9, t * t)
+    positions, groups, inputs, outputs = total.shape
+    grad = memory.empty((groups, outputs, inputs, 9), total.dtype)
+    some = max(1, CACHED_NUMBERS // (positions * outputs))  # input channels
+
+    def transform(worker: int, item: int) -> None:
+        group, block = divmod(item, -(-inputs // some))
+        part = slice(block * some, (block + 1) * some)
+        of_u = total[:, group, part].reshape(positions, -1).astype(np.float64)
+        # (9, some * O/G) = (9, t * t) @ (t * t, some * O/G)
+        grad[group, :, part] = (back @ of_u).reshape(9, -1, outputs).transpose(2, 1, 0)
+
+    threads.run(Stage(groups * -(-inputs // some), transform))
+    return grad.reshape(groups * outputs, inputs, 3, 3)
 
 
 def direct_weight_gradient(x: Array, grad_y: Array, window: Window, threads: Pool) -> Array:

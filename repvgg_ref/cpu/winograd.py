@@ -30,6 +30,7 @@ the product binds, then the transforms; the smaller the layer the more the trans
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -39,8 +40,8 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.cook_toom import Point, Rows, cook_toom, every_other_output
 from repvgg_ref.cpu.gemm import empty_panels, panel_products
-from repvgg_ref.cpu.layout import carve, image_runs, strided
-from repvgg_ref.cpu.pool import Pool, Stage, Step
+from repvgg_ref.cpu.layout import by_image, carve, image_blocks, strided
+from repvgg_ref.cpu.pool import Pool, Stage, Step, run_all
 
 # The least rounding error found by a search over small fractions (tests/cpu/test_accuracy.py):
 # Lavin & Gray's 0, 1, -1, 2, -2 for F(4, 3) errs four times more.
@@ -58,6 +59,9 @@ POINTS_OF_STRIDE_2: dict[int, tuple[Point, ...]] = {
     4: (0, *(sign * Fraction(n, 4) for n in (3, 10) for sign in (1, -1))),
     7: (0, *(sign * Fraction(n, 2) for n in (1, 2, 4) for sign in (1, -1)), math.inf),
 }
+
+
+CACHED_NUMBERS = 120_000  # of float64, beside which all else fits the second-level cache
 
 
 class Transforms(NamedTuple):
@@ -119,38 +123,34 @@ class Tiling(NamedTuple):
 
 
 def transform_weight(
-    weight: Array, groups: int, tiling: Tiling, width: int, pool: Pool | None = None
+    weight: Array,
+    groups: int,
+    tiling: Tiling,
+    width: int,
+    positions: range,
+    pool: Pool | None = None,
 ) -> Array:
-    """``U = G g G^T`` in float64, rounded once: (O, C/G, 3, 3) -> (t * t, G, panels, C/G, width).
+    """``U = G g G^T`` in float64, rounded once, for some of the t * t positions.
 
-    `width` is that of the panels, `gemm.panel_width`. The caller works alone if there is no `pool`.
+    (O, C/G, 3, 3) -> (positions, G, panels, C/G, width); `width` is that of the panels,
+    `gemm.panel_width`. The caller works alone if there is no `pool`.
     """
     g = transforms(tiling.m, tiling.stride, weight.dtype).g
-    both = np.kron(g, g)  # (t * t, 9)
-    inputs, panels = weight.shape[1], len(weight) // groups // width
-    split = weight.reshape(groups, panels, width, inputs, 9)
-    # (G, panels, width, C/G, 9) -> (9, G, panels, C/G, width), as in U, so that nothing is moved
-    # after the product
-    taps = np.ascontiguousarray(split.transpose(4, 0, 1, 3, 2)).reshape(9, -1)
-    u = empty_panels((len(both), groups, panels, inputs, width), weight.dtype)
-    in_float64(both, taps, u.reshape(len(both), -1), pool)
-    return u
+    both = np.kron(g, g)[positions.start : positions.stop]  # (positions, 9)
+    inputs, panels = weight.shape[1], len(weight) // width
+    kernels = weight.reshape(panels, width, inputs, 9)
+    u = empty_panels((len(both), panels, inputs, width), weight.dtype)
+    some = max(1, CACHED_NUMBERS // (len(positions) * width))  # input channels
 
+    def transform(worker: int, item: int) -> None:
+        panel, block = divmod(item, -(-inputs // some))
+        part = slice(block * some, (block + 1) * some)
+        taps = kernels[panel, :, part].transpose(2, 1, 0).astype(np.float64, order="C")
+        # (positions, some * width) = (positions, 9) @ (9, some * width)
+        u[:, panel, part] = (both @ taps.reshape(9, -1)).reshape(len(both), -1, width)
 
-def in_float64(matrix: Array, columns: Array, out: Array, pool: Pool | None = None) -> None:
-    """``out = matrix @ columns`` computed in float64 and rounded once; `matrix` is float64."""
-    some = 50_000 // max(matrix.shape)  # columns that fit in cache
-
-    def multiply(worker: int, item: int) -> None:
-        part = slice(item * some, (item + 1) * some)
-        out[:, part] = matrix @ columns[:, part].astype(np.float64)
-
-    items = -(-columns.shape[1] // some)
-    if pool is not None:
-        pool.run(Stage(items, multiply))
-        return
-    for item in range(items):
-        multiply(0, item)
+    run_all(Stage(panels * -(-inputs // some), transform), pool)
+    return u.reshape(len(both), groups, -1, inputs, width)
 
 
 class Scratch(NamedTuple):
@@ -218,37 +218,39 @@ class Tiles(NamedTuple):
 
     def rows(self, start: int, stop: int, rows: Array, pixels: int) -> list[Step]:
         """``matrix d`` for whole rows of `pixels`, zeros left and right of them."""
-        _, height, width, channels = self.x.shape
-        size, border, apart = self.matrix.shape[1], self.border, self.apart
+        width, channels = self.x.shape[2:]
+        border = self.border
         end = border + min(width, pixels - border)
         wide = (end - border) * channels
         around = rows[:, :, :border], rows[:, :, end:pixels]
         steps: list[Step] = [partial(side.fill, 0) for side in around if side.size]
         flat = rows.reshape(*rows.shape[:2], -1)[:, :, border * channels : border * channels + wide]
-        row, number = self.x.strides[1], self.x.strides[3]
-        reach = apart * (size - 1) + 1
-        inside = -(-border // self.step), (height + border - reach) // self.step + 1
-        for n, first, last, place in image_runs(start, stop, self.strips):
-            low, high = (min(max(i, first), last) for i in inside)
-            held = flat[place - first + low : place - first + high]
-            if low < high:
-                seen = strided(  # strip i begins `step` rows below strip i - 1
-                    self.x[n, low * self.step - border :],
-                    (high - low, size, wide),
-                    (self.step * row, apart * row, number),
+        image, row, _, number = self.x.strides
+        for images, first, last, place in image_blocks(start, stop, self.strips):
+            some, held = self.x[images], by_image(flat[place], images)
+            for strips, seen in self._runs(first, last):
+                read = strided(  # strip i begins `step` rows below strip i - 1
+                    some,
+                    (len(some), len(strips), seen.stop - seen.start, wide),
+                    (image, self.step * row, self.apart * row, number),
+                    (0, strips.start * self.step - border + self.apart * seen.start),
                 )
-                steps.append(partial(np.matmul, self.matrix, seen, out=held))
-            for i in (*range(first, low), *range(max(low, high), last)):
-                begin = i * self.step - border
-                cut = slice(max(0, -(begin // apart)), min(size, -((begin - height) // apart)))
-                seen = strided(
-                    self.x[n, begin + apart * cut.start :],
-                    (cut.stop - cut.start, wide),
-                    (apart * row, number),
-                )
-                held = flat[place - first + i]
-                steps.append(partial(np.matmul, self.matrix[:, cut], seen, out=held))
+                out = held[:, strips.start - first : strips.stop - first]
+                steps.append(partial(np.matmul, self.matrix[:, seen], read, out=out))
         return steps
+
+    def _runs(self, first: int, last: int) -> Iterator[tuple[range, slice]]:
+        """Cut strips into runs that read the same rows of a tile from x, and which these are."""
+        size, height, apart = self.matrix.shape[1], self.x.shape[1], self.apart
+        reach = apart * (size - 1) + 1
+        low = min(max(-(-self.border // self.step), first), last)
+        high = max(low, min((height + self.border - reach) // self.step + 1, last))
+        if low < high:
+            yield range(low, high), slice(0, size)
+        for strip in (*range(first, low), *range(high, last)):
+            begin = strip * self.step - self.border
+            above, end = max(0, -(begin // apart)), -((begin - height) // apart)
+            yield range(strip, strip + 1), slice(above, min(size, end))
 
 
 def input_tiles(x: Array, tiling: Tiling, border: int = 0) -> Tiles:
@@ -257,13 +259,13 @@ def input_tiles(x: Array, tiling: Tiling, border: int = 0) -> Tiles:
     return Tiles(x, matrix, tiling.step, border, tiling.strips)
 
 
-def multiply(u: Array, s: Scratch, strips: int, start: int, stop: int) -> list[Step]:
-    """Step 3 for positions ``start <= p1 * t + p2 < stop``: V_p U_p, group by group."""
-    positions, groups = u.shape[:2]
-    tiles = strips * s.v.shape[3]
-    v = s.v.reshape(positions, -1, groups, s.v.shape[4] // groups)[start:stop, :tiles]
-    m = s.m.reshape(positions, -1, groups, s.m.shape[4] // groups)[start:stop, :tiles]
-    return panel_products(v.transpose(0, 2, 1, 3), u[start:stop], m.transpose(0, 2, 1, 3))
+def multiply(u: Array, s: Scratch, strips: int, first: int) -> list[Step]:
+    """Step 3, V_p U_p group by group, for as many positions p1 * t + p2 from `first` as `u` has."""
+    groups, tiles, square = u.shape[1], strips * s.v.shape[3], len(s.v) ** 2
+    some = slice(first, first + len(u))
+    v = s.v.reshape(square, -1, groups, s.v.shape[4] // groups)[some, :tiles]
+    m = s.m.reshape(square, -1, groups, s.m.shape[4] // groups)[some, :tiles]
+    return panel_products(v.transpose(0, 2, 1, 3), u, m.transpose(0, 2, 1, 3))
 
 
 def output_transform(
@@ -304,14 +306,20 @@ def output_transform(
         fifth, rows = matrices.at, rows[:, :t]
     else:
         steps.append(partial(np.copyto, rows[block, t], bias))
-    _, row, _, number = y.strides
-    for n, first, last, place in image_runs(start, stop, tiling.strips):
+    image, row, _, number = y.strides
+    for images, first, last, place in image_blocks(start, stop, tiling.strips):
+        some, held = y[images], by_image(rows[block][place], images)
         whole = min(last, tiling.height // m)  # the lowest strip may reach below the image
         for begin, end, kept in ((first, whole, m), (max(first, whole), last, tiling.height % m)):
             if begin < end:
-                out = strided(y[n, begin * m :], (end - begin, kept, wide), (m * row, row, number))
-                held = rows[at + place + begin - first : at + place + end - first]
-                steps.append(partial(np.matmul, fifth[:kept], held, out=out))
+                out = strided(
+                    some,
+                    (len(some), end - begin, kept, wide),
+                    (image, m * row, row, number),
+                    (0, begin * m),
+                )
+                above = held[:, begin - first : end - first]
+                steps.append(partial(np.matmul, fifth[:kept], above, out=out))
                 if relu:
                     steps.append(partial(np.maximum, out, 0, out=out))
     return steps

@@ -46,11 +46,10 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cook_toom import cook_toom
-from repvgg_ref.cpu import direct
-from repvgg_ref.cpu.gemm import empty_panels, panel_products, to_panels
-from repvgg_ref.cpu.layout import carve, image_runs, strided
-from repvgg_ref.cpu.pool import Pool, Step
-from repvgg_ref.cpu.winograd import POINTS_OF_STRIDE_2, Tiles, floats, in_float64
+from repvgg_ref.cpu.gemm import empty_panels, panel_products
+from repvgg_ref.cpu.layout import by_image, carve, image_blocks, strided
+from repvgg_ref.cpu.pool import Pool, Stage, Step, run_all
+from repvgg_ref.cpu.winograd import CACHED_NUMBERS, POINTS_OF_STRIDE_2, Tiles, floats
 
 
 class Transforms(NamedTuple):
@@ -104,18 +103,27 @@ class Strips(NamedTuple):
         return image * self.height + place * self.m
 
 
-def transform_weight(
-    weight: Array, groups: int, m: int, width: int, pool: Pool | None = None
-) -> Array:
-    """W_p and, last, W': (O, C/G, 3, 3) -> (m + 2, G, panels, 3 C/G, width), in float64 once.
+def transform_weight(weight: Array, m: int, width: int, pool: Pool | None = None) -> Array:
+    """W_p and, last, W', in float64, rounded once: panels of `width` outputs, of any group.
 
-    `width` is that of the panels, `gemm.panel_width`. The caller works alone if there is no `pool`.
+    (panels * width, C/G, 3, 3) -> (m + 2, panels, 3 C/G, width). The caller works alone if there is
+    no `pool`.
     """
     g = transforms(m, weight.dtype).g
-    by_row = direct.pack_weight(weight, groups).reshape(groups, 3, 3 * weight.shape[1], -1)
-    taps = to_panels(by_row, width).swapaxes(0, 1)  # (3, G, panels, 3 C/G, width)
-    u = empty_panels((m + 2, *taps.shape[1:]), weight.dtype)
-    in_float64(g, taps.reshape(3, -1), u.reshape(m + 2, -1), pool)
+    inputs, panels = weight.shape[1], len(weight) // width
+    kernels = weight.reshape(panels, width, inputs, 3, 3)
+    u = empty_panels((m + 2, panels, 3 * inputs, width), weight.dtype)
+    by_tap = u.reshape(m + 2, panels, 3, inputs, width)
+    some = max(1, CACHED_NUMBERS // (3 * (m + 2) * width))  # input channels
+
+    def transform(worker: int, item: int) -> None:
+        panel, block = divmod(item, -(-inputs // some))
+        part = slice(block * some, (block + 1) * some)
+        taps = kernels[panel, :, part].transpose(2, 3, 1, 0).astype(np.float64, order="C")
+        # (m + 2, 3 * some * width) = (m + 2, 3) @ (3, 3 * some * width)
+        by_tap[:, panel, :, part] = (g @ taps.reshape(3, -1)).reshape(m + 2, 3, -1, width)
+
+    run_all(Stage(panels * -(-inputs // some), transform), pool)
     return u
 
 
@@ -185,19 +193,20 @@ def windows_of_odd_rows(
     out : (stop - start, Wo, G, 3 C/G) array
     """
     steps: list[Step] = []
-    wide = range(border, min(border + x.shape[2], rows.shape[1]))
+    end = min(border + x.shape[2], rows.shape[1])
+    image, row = x.strides[:2]
     if border:
         steps.append(partial(rows.fill, 0))
-    for n, first, last, place in image_runs(start, stop, layout.height):
+    for images, first, last, place in image_blocks(start, stop, layout.height):
         if not border:
-            held = out[place : place + last - first]
-            steps.append(_gather(x, (n, 2 * first + 1), (2 * x.strides[1],), held))
+            held = by_image(out[place], images)
+            steps.append(_gather(x[images], (0, 2 * first + 1), (image, 2 * row), held))
             continue
         low = min(max(first, border // 2), last)  # output row i meets row 2 i + 1 - border of x
         high = max(low, min(last, (x.shape[1] + border) // 2))
         if low < high:
-            seen = x[n, 2 * low + 1 - border : 2 * high - border : 2, : len(wide)]
-            held = rows[place + low - first : place + high - first, wide.start : wide.stop]
+            seen = x[images, 2 * low + 1 - border : 2 * high - border : 2, : end - border]
+            held = by_image(rows[place], images)[:, low - first : high - first, border:end]
             steps.append(partial(np.copyto, held, seen))
     return [*steps, _gather(rows, (), rows.strides[:1], out)] if border else steps
 
@@ -233,17 +242,24 @@ def output_rows(
         matrix, products = at, products[: m + 1]
     else:
         steps.append(partial(np.copyto, products[m + 1], bias))
-    _, row, _, number = y.strides
-    for n, first, last, place in image_runs(start, stop, layout.strips):
+    image, row, _, number = y.strides
+    for images, first, last, place in image_blocks(start, stop, layout.strips):
+        some = y[images]
+        count, runs = len(some), products[:, place].reshape(len(products), len(some), -1, wide)
         whole = min(last, layout.height // m)  # the lowest strip may reach below the image
         for begin, end, kept in ((first, whole, m), (max(first, whole), last, layout.height % m)):
             if begin < end:
-                out = strided(y[n, begin * m :], (end - begin, kept, wide), (m * row, row, number))
-                held = products[:, place + begin - first : place + end - first].swapaxes(0, 1)
+                out = strided(
+                    some,
+                    (count, end - begin, kept, wide),
+                    (image, m * row, row, number),
+                    (0, begin * m),
+                )
+                held = runs[:, :, begin - first : end - first].transpose(1, 2, 0, 3)
                 steps.append(partial(np.matmul, matrix[:kept], held, out=out))
-        above = layout.row(start + place) - layout.row(start)
-        out = y[n, first * m : last * m]
-        beside = odd[above : above + len(out)]
+        out = some[:, first * m : last * m]
+        above = layout.row(start + place.start) - layout.row(start)
+        beside = by_image(odd[above : above + count * out.shape[1]], images)
         if relu:
             steps.append(partial(np.add, out, beside, out=beside))
             steps.append(partial(np.maximum, beside, 0, out=out))

@@ -120,13 +120,6 @@ def test_a_missing_peer_that_was_asked_for_is_an_error(
     assert f"pip install {peer}" in line
 
 
-def test_a_bad_number_in_the_environment_is_told(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("REPVGG_NUM_THREADS", "two")
-    assert "REPVGG_NUM_THREADS" in invoke(capsys, "bench", "--batch", 1).error_line()
-
-
 def test_files_that_were_there_stay_if_it_fails(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, no_peers: None
 ) -> None:

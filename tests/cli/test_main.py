@@ -52,6 +52,15 @@ def test_every_subcommand_has_help_and_a_summary(
     assert "--debug" in shown.out
 
 
+@pytest.mark.parametrize("name", ["demo", "bench"])
+@pytest.mark.parametrize("variable", ["REPVGG_NUM_THREADS", "REPVGG_WORKERS"])
+def test_what_a_variable_cannot_mean_is_told_at_once(
+    variable: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "two")
+    assert f"{variable} " in invoke(capsys, name).error_line()
+
+
 def test_nothing_asked_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
     shown = invoke(capsys)
     assert shown.code == 0

@@ -143,16 +143,12 @@ def _task(
     backend = backend_ops(backend).name.partition("-")[0]
     if kind in ("convert", "table4") and backend != "numpy":
         raise click.UsageError(f"--{kind} runs on the numpy backend only")
-    try:
-        threads = threads or default_threads()
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
     return Task(
         "training" if kind == "train" else "inference",
         architecture(model).name,
         batch,
         size,
-        threads,
+        threads or default_threads(),
         algorithm,
         backend,
     )

@@ -1,0 +1,228 @@
+"""Processes that run a plan together: same results, whoever leaves, dies or forks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.cpu import crew as crews
+from repvgg_ref.cpu import engine as engines
+from repvgg_ref.cpu.cost import ALGORITHMS
+from repvgg_ref.cpu.crew import WORKERS, Caller, available, use_of_helpers
+from repvgg_ref.cpu.engine import CHUNK, Engine
+from repvgg_ref.cpu.pool import Pool
+from repvgg_ref.errors import BackendError
+from repvgg_ref.models.architectures import architecture
+from repvgg_ref.models.network import Model, fuse
+from tests.models.small import SMALL, distinct_model
+from tests.random_networks import random_model
+
+pytestmark = pytest.mark.skipif(not available(2), reason="crews need Linux on x86")
+
+ARCH = architecture("RepVGG-A0", num_classes=5)
+DEPLOY = fuse(random_model(ARCH, 0))
+
+
+@pytest.fixture(autouse=True)
+def _every_network_is_worth_a_crew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(engines, "CREW_MACS", 0)
+    yield
+    for each in list(crews._crews.values()):
+        each.close()
+
+
+def images(count: int, height: int = 33, width: int = 40, channels: int = 3) -> Array:
+    rng = np.random.default_rng(count)
+    return rng.normal(size=(count, channels, height, width)).astype(np.float32)
+
+
+def engine_of(model: Model, *, threads: int = 2, algorithm: str = "auto") -> Engine:
+    """An engine that has run once, so that its next run is a crew's."""
+    made = Engine(
+        model.arch.blocks, model.params, dtype=np.float32, algorithm=algorithm, threads=threads
+    )
+    made.forward(images(1, channels=model.arch.in_channels))
+    return made
+
+
+def is_right(engine: Engine, x: Array, model: Model = DEPLOY, limit: float = 2e-5) -> None:
+    got, wanted = engine.forward(x), model.forward(x, backend="reference")
+    assert isinstance(engine.plan(x.shape).team, Caller)
+    assert np.abs(got - wanted).max() <= limit * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
+def test_every_algorithm(algorithm: str) -> None:
+    engine = engine_of(DEPLOY, algorithm=algorithm)
+    for x in (images(1), images(5), images(1)):
+        is_right(engine, x, limit=6e-5)
+
+
+@pytest.mark.parametrize("variant", SMALL)
+def test_every_kind_of_block(variant: str) -> None:
+    model = fuse(distinct_model(SMALL[variant], dtype="float32"))
+    x = images(3, channels=model.arch.in_channels)
+    is_right(engine_of(model), x, model)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("size", [(1, 1), (2, 31), (97, 65)])
+def test_any_size_and_more_seats_than_work(size: tuple[int, int], threads: int) -> None:
+    is_right(engine_of(DEPLOY, threads=threads), images(2, *size))
+
+
+def test_layers_are_those_of_the_reference() -> None:
+    x = images(CHUNK * 2 + 1, 20, 20)
+    got = engine_of(DEPLOY).layers(x)
+    wanted = DEPLOY.forward(x, backend="reference", layers=True)
+    assert list(got) == list(wanted)
+    for name, y in wanted.items():
+        assert np.abs(got[name] - y).max() <= 2e-5 * np.abs(y).max(), name
+
+
+def test_many_shapes_and_engines_take_turns() -> None:
+    first, second = engine_of(DEPLOY), engine_of(DEPLOY)
+    for count in (1, 2, 3, 4, 5, 6, 1):
+        for engine in (first, second):
+            is_right(engine, images(count))
+
+
+def test_small_networks_stay_with_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "CREW_MACS", 10**12)
+    assert isinstance(engine_of(DEPLOY).plan((1, 3, 8, 8)).team, Pool)
+
+
+def test_the_variable_keeps_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WORKERS, "threads")
+    engine = engine_of(DEPLOY)
+    engine.forward(images(1))
+    assert isinstance(engine.plan((1, 3, 33, 40)).team, Pool)
+
+
+def test_the_variable_has_two_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WORKERS, "process")
+    with pytest.raises(BackendError, match=WORKERS):
+        engine_of(DEPLOY)
+
+
+def test_threads_take_over_where_no_helper_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crews, "_PROGRAM", "raise SystemExit(3)")
+    engine, x = engine_of(DEPLOY), images(1)
+    with pytest.warns(RuntimeWarning, match="ended with code 3; threads take over"):
+        engine.forward(x)
+    assert np.isfinite(engine.forward(x)).all()
+
+
+def test_a_program_that_is_no_python_has_no_crew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/usr/bin/editor")
+    assert not available(2)
+
+
+def test_threads_take_over_from_a_helper_that_died() -> None:
+    engine, x = engine_of(DEPLOY), images(2)
+    wanted = engine.forward(x)
+    ((process, _),) = crews.crew(2)._helpers
+    process.kill()
+    process.wait()
+    with pytest.warns(RuntimeWarning, match=r"helper process .*; threads take over"):
+        got = engine.forward(x)
+    assert np.abs(got - wanted).max() <= 2e-5 * np.abs(wanted).max()
+    assert isinstance(engine.plan(x.shape).team, Pool)
+
+
+def test_a_helper_that_fails_says_why() -> None:
+    engine, x = engine_of(DEPLOY), images(2)
+    engine.forward(x)
+    crews.crew(2).tell({"do": "run", "plan": 10**6})
+    with pytest.warns(RuntimeWarning, match="KeyError: 1000000"):
+        is_finite = np.isfinite(engine.forward(x)).all()
+    assert is_finite
+
+
+def test_who_leaves_in_the_middle_finds_a_new_crew() -> None:
+    engine, x = engine_of(DEPLOY), images(2)
+
+    def leave(name: str, y: Array) -> None:
+        if name == "stage2.0":
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            engine.run(x, leave)
+        is_right(engine, x)
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_fork_has_a_crew_of_its_own() -> None:
+    engine, x = engine_of(DEPLOY), images(2)
+    wanted = engine.forward(x)
+    child = os.fork()
+    if child == 0:
+        same = (engine.forward(x) == wanted).all()
+        for each in list(crews._crews.values()):
+            each.close()
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (engine.forward(x) == wanted).all()
+
+
+def test_helpers_drop_what_nobody_holds() -> None:
+    x = images(2, 128, 128)
+    held = []
+    for _ in range(8):
+        engine_of(DEPLOY).forward(x)
+        crews.crew(2).use()  # answered after all orders before it
+        held.append(held_by_helper())
+    one = sum(array.nbytes for array in DEPLOY.params.values()) / 2  # the least it packs
+    assert held[-1] < held[1] + one  # freed memory may wait for its next use
+
+
+def test_what_helpers_use_is_told() -> None:
+    engine, x = engine_of(DEPLOY), images(8, 64, 64)
+    engine.forward(x)
+    seconds, size = use_of_helpers()
+    for _ in range(5):
+        engine.forward(x)
+    assert use_of_helpers()[0] > seconds
+    assert 20e6 < size < 1e9
+
+
+def test_helpers_end_with_a_caller_that_is_killed(tmp_path: Path) -> None:
+    program = (
+        "import time, sys; from repvgg_ref.cpu.crew import crew; "
+        "print(*(process.pid for process, _ in crew(3)._helpers), flush=True); time.sleep(60)"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert caller.stdout is not None
+    helpers = list(map(int, caller.stdout.readline().split()))
+    assert len(helpers) == 2
+    assert all(is_running(pid) for pid in helpers)
+    caller.send_signal(signal.SIGKILL)
+    caller.communicate()
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in helpers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def held_by_helper() -> int:
+    ((process, _),) = crews.crew(2)._helpers
+    pages = Path(f"/proc/{process.pid}/statm").read_text().split()
+    return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGESIZE")
