@@ -21,6 +21,7 @@ from repvgg_ref.cpu.plan import Layer, conv_shapes
 from repvgg_ref.cpu.pool import Stage, pool
 from repvgg_ref.cpu.schedule import ConvShape
 from repvgg_ref.cpu.winograd import Tiling
+from repvgg_ref.cpu.winograd_stride_2 import Strips
 
 SIDE = 2048  # of the matrices that measure the ceiling: 50 MB, beyond every cache
 TRIES = 3
@@ -89,6 +90,9 @@ def done_macs(shape: ConvShape, m: int) -> int:
     if m == 0:
         return shape.macs
     pairs = shape.channels * shape.outputs // shape.groups
+    if shape.stride == 2:
+        rows = Strips(m, shape.height, shape.width).products
+        return shape.images * rows * shape.width * 3 * pairs
     tiling = Tiling(m, shape.stride, shape.height, shape.width)
     return shape.images * tiling.strips * tiling.tiles * tiling.t**2 * pairs
 

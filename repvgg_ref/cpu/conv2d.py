@@ -12,7 +12,7 @@ and width) goes to the reference.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -159,7 +159,7 @@ def input_gradient(grad_y: Array, cache: Conv2dCache) -> Array:
 def weight_gradient(grad_y: Array, cache: Conv2dCache) -> Array:
     """Gradient with respect to the kernels, (O, C/G, K, K)."""
     shape, threads = cache.shape, pool()
-    algorithm = _algorithm(cache.x.dtype, shape)
+    algorithm = _algorithm(cache.x.dtype, shape, "gradient")
     with threads.session():
         if algorithm == "direct":
             return direct_weight_gradient(cache.x, grad_y, window_of(cache), threads)
@@ -214,7 +214,7 @@ def _convolve(
     x: Array, weight: Array, bias: Array | None, shape: ConvShape, border: int, *, relu: bool
 ) -> Array:
     threads = pool()
-    algorithm = _algorithm(x.dtype, shape)
+    algorithm = _algorithm(x.dtype, shape, "training")
     y = memory.empty((shape.images, shape.height, shape.width, shape.outputs), x.dtype)
     with threads.session():
         convolution = make_convolution(shape, weight, algorithm, threads.threads, {}, "", threads)
@@ -224,8 +224,8 @@ def _convolve(
     return y
 
 
-def _algorithm(dtype: Any, shape: ConvShape) -> Algorithm:
-    return "direct" if dtype == np.float64 else cheapest(shape, dtype.itemsize, training=True)
+def _algorithm(dtype: Any, shape: ConvShape, purpose: Literal["training", "gradient"]) -> Algorithm:
+    return "direct" if dtype == np.float64 else cheapest(shape, dtype.itemsize, purpose=purpose)
 
 
 def _turned(weight: Array, groups: int) -> Array:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Literal
 
 from repvgg_ref.cpu.schedule import ConvShape
-from repvgg_ref.cpu.winograd import Tiling
+from repvgg_ref.cpu.winograd import POINTS_OF_STRIDE_2, Tiling
+from repvgg_ref.cpu.winograd_stride_2 import Strips
 
 Algorithm = Literal["direct", "winograd2", "winograd4", "winograd5", "winograd6", "winograd7"]
 ALGORITHMS: tuple[Algorithm, ...] = (
@@ -39,6 +40,7 @@ TRAINING_CHOICES: tuple[Algorithm, ...] = ("direct", "winograd2", "winograd4")
 SECONDS_A_PRODUCT = 2 / 150e9
 SECONDS_A_TRANSFORM_PRODUCT = 0.065e-9  # products with matrices of 4 to 8 rows
 SECONDS_A_GATHERED_NUMBER = 0.1e-9
+SECONDS_AN_ADDED_NUMBER = 0.2e-9
 SECONDS_A_WEIGHT_BYTE = 1 / 12e9
 SECONDS_A_TILE_NUMBER = 0.45e-9
 SECONDS_A_KERNEL_NUMBER = 0.8e-9
@@ -55,7 +57,7 @@ def applies(algorithm: Algorithm, shape: ConvShape) -> bool:
     if algorithm == "direct":
         return True
     tiled = shape.kernel == 3 and shape.dilation == 1 and shape.stride in (1, 2)
-    return tiled and (shape.stride == 1 or algorithm in ("winograd2", "winograd4"))
+    return tiled and (shape.stride == 1 or tile_of(algorithm) in POINTS_OF_STRIDE_2)
 
 
 def seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> float:
@@ -68,6 +70,10 @@ def seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> float:
         moved = rows * inner * SECONDS_A_GATHERED_NUMBER
         products = (rows + PACKING_ROWS) * inner * O / G * SECONDS_A_PRODUCT
         return products + moved + weight_bytes * SECONDS_A_WEIGHT_BYTE
+    if shape.stride == 2:
+        taps = 3 * (tile_of(algorithm) + 2)
+        weight_bytes = taps * C * O / G * itemsize
+        return _stride_2_seconds(algorithm, shape) + weight_bytes * SECONDS_A_WEIGHT_BYTE
     tiling = Tiling(tile_of(algorithm), shape.stride, shape.height, shape.width)
     m, t = tiling.m, tiling.t
     rows = shape.images * tiling.strips * tiling.tiles
@@ -79,8 +85,43 @@ def seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> float:
     )
 
 
+def _stride_2_seconds(algorithm: Algorithm, shape: ConvShape) -> float:
+    """F(m, 2) down the rows (`winograd_stride_2`), all but its weights' way to the processor."""
+    C, O, G = shape.channels, shape.outputs, shape.groups  # noqa: E741  (the shape letters)
+    m = tile_of(algorithm)
+    layout = Strips(m, shape.height, shape.width)
+    windows = shape.images * shape.width * layout.products
+    products = (windows + (m + 2) * PACKING_ROWS) * 3 * C * O / G
+    strips = shape.images * layout.strips * shape.width
+    transforms = strips * (2 * C * (m + 1) ** 2 + O * m * (m + 2))
+    outputs = shape.images * shape.height * shape.width * O
+    return (
+        products * SECONDS_A_PRODUCT
+        + windows * 3 * C * SECONDS_A_GATHERED_NUMBER
+        + transforms * SECONDS_A_TRANSFORM_PRODUCT
+        + outputs * SECONDS_AN_ADDED_NUMBER
+    )
+
+
 def training_seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> float:
-    """The same in a training step, whose kernels are new each time.
+    """The same in a training step, whose kernels are new each time."""
+    if algorithm == "direct" or shape.stride == 1:
+        return gradient_seconds(algorithm, shape, itemsize)
+    m = tile_of(algorithm)
+    layout = Strips(m, shape.height, shape.width)
+    even, odd = (m + 1) * layout.strips, shape.height  # rows, laid out with zeros beside them
+    pixels = shape.images * shape.width
+    numbers = pixels * (2 * shape.channels * (even + odd) + shape.outputs * shape.height)
+    kernels = (9 + 3 * (m + 2)) * shape.channels * shape.outputs / shape.groups
+    return (
+        _stride_2_seconds(algorithm, shape)
+        + numbers * SECONDS_A_TILE_NUMBER
+        + kernels * SECONDS_A_KERNEL_NUMBER
+    )
+
+
+def gradient_seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> float:
+    """The weight gradient, which is tiled in both dimensions whatever the stride.
 
     Transforms are counted by the numbers they write, because their matrices are cold there.
     """
@@ -96,10 +137,21 @@ def training_seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> f
     return products + numbers * SECONDS_A_TILE_NUMBER + kernels * SECONDS_A_KERNEL_NUMBER
 
 
-def cheapest(shape: ConvShape, itemsize: int, *, training: bool = False) -> Algorithm:
-    """The choice with the least estimated time; `training` if the kernels are new each time."""
-    choices, estimate = DEFAULT_CHOICES, seconds
-    if training:
-        choices, estimate = TRAINING_CHOICES, training_seconds
+def cheapest(
+    shape: ConvShape,
+    itemsize: int,
+    *,
+    purpose: Literal["inference", "training", "gradient"] = "inference",
+) -> Algorithm:
+    """The choice with the least estimated time.
+
+    In "training" the kernels are new each time; "gradient" is that of the weights.
+    """
+    estimate = {
+        "inference": seconds,
+        "training": training_seconds,
+        "gradient": gradient_seconds,
+    }[purpose]
+    choices = DEFAULT_CHOICES if purpose == "inference" else TRAINING_CHOICES
     possible = [algorithm for algorithm in choices if applies(algorithm, shape)]
     return min(possible, key=lambda each: estimate(each, shape, itemsize))

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu import memory
+from repvgg_ref.cpu.gemm import empty_panels
 from repvgg_ref.cpu.layout import by_image, image_blocks, strided
 from repvgg_ref.cpu.pool import Step
 
@@ -45,11 +45,12 @@ def pack_weight(weight: Array, groups: int) -> Array:
     """(O, C/G, K, K) -> (G, K * K * C/G, O/G), in the order of `gather`."""
     outputs, inputs, kernel, _ = weight.shape
     split = weight.reshape(groups, outputs // groups, inputs, kernel * kernel)
-    packed = memory.empty((groups, kernel * kernel, inputs, outputs // groups), weight.dtype)
+    whole = empty_panels((groups, kernel * kernel * inputs, outputs // groups), weight.dtype)
+    packed = whole.reshape(groups, kernel * kernel, inputs, -1)
     for first in range(0, outputs // groups, 32):  # so few rows that their lines stay in cache
         part = slice(first, first + 32)
         packed[..., part] = split[:, part].transpose(0, 3, 2, 1)
-    return packed.reshape(groups, kernel * kernel * inputs, -1)
+    return whole
 
 
 def gather(x: Array, window: Window, start: int, stop: int, columns: Array) -> list[Step]:

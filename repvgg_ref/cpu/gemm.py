@@ -10,18 +10,23 @@ begin at a cache line (`memory`). Measured on one core, GFLOP/s, weights coming 
     512, 64            118                      109                  134
     256, 128           127                      127                  155
 
-and 160-190 with weights in cache; peak 203 at 2048^3, packed. So weights are stored as *panels* of
-32 to 96 columns, and a product runs over equal blocks of 12 to 100 rows. Where those kernels do not
-exist, or rows cannot be cut so, a block is the whole product.
+and 160-190 with weights in cache; peak 203 at 2048^3, packed. Weights that are packed should begin
+16 bytes after a cache line, where `numpy.empty` puts them, perhaps since each read then fetches the
+next line too: 138 and 115 for (1536, 2048) by 112 rows, 107 and 85 for (512, 512) by 64.
+
+So weights are stored as *panels* of 32 to 96 columns, and a product runs over equal blocks of 12 to
+100 rows. Where those kernels do not exist, or rows cannot be cut so, a block is the whole product.
 """
 
 from __future__ import annotations
 
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.cpu import memory
 from repvgg_ref.cpu.pool import Step
 
 IN_PLACE_LIMIT = 1_000_000
@@ -59,6 +64,13 @@ def panel_width(inner: int, columns: int, rows: int) -> int:
     )
     wide = 256 if columns % 256 == 0 else columns
     return next(fitting, wide)
+
+
+def empty_panels(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Memory for panels ``(..., K, width)``, begun where their product likes it best."""
+    inner, width = shape[-2:]
+    small = width <= _WIDEST and inner * width * _ROWS <= IN_PLACE_LIMIT
+    return memory.empty(shape, dtype, offset=0 if small and multiplies_in_place() else 16)
 
 
 def panel_products(x: Array, panels: Array, out: Array) -> list[Step]:

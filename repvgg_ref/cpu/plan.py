@@ -38,6 +38,7 @@ from repvgg_ref.cpu.schedule import (
     Packed,
     WinogradConvolution,
 )
+from repvgg_ref.cpu.schedule_stride_2 import Stride2Convolution
 
 Tap = Callable[[str, Array], None]
 
@@ -279,8 +280,8 @@ def make_convolution(
     """
     if algorithm == "direct":
         return DirectConvolution(shape, weight, threads, packed, name, seat)
-    m = tile_of(algorithm)
-    return WinogradConvolution(shape, weight, m, threads, packed, name, pool, seat)
+    tiled = WinogradConvolution if shape.stride == 1 else Stride2Convolution
+    return tiled(shape, weight, tile_of(algorithm), threads, packed, name, pool, seat)
 
 
 def squeeze_excite(y: Array, weights: Mapping[str, Array], *, relu: bool) -> None:

@@ -106,7 +106,7 @@ class Convolution(Protocol):
 
 
 class WinogradConvolution:
-    """F(m, 3); the mathematics is in `winograd`."""
+    """F(m, 3) with stride 1; the mathematics is in `winograd`."""
 
     def __init__(
         self,

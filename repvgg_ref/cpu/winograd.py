@@ -39,8 +39,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cook_toom import Point, Rows, cook_toom, every_other_output
-from repvgg_ref.cpu import memory
-from repvgg_ref.cpu.gemm import panel_products
+from repvgg_ref.cpu.gemm import empty_panels, panel_products
 from repvgg_ref.cpu.layout import by_image, carve, image_blocks, strided
 from repvgg_ref.cpu.pool import Pool, Stage, Step, run_all
 
@@ -53,10 +52,12 @@ POINTS: dict[int, tuple[Point, ...]] = {
     6: (0, *(sign * Fraction(n, 4) for n in (2, 4, 7) for sign in (1, -1)), math.inf),
     7: (0, *(sign * Fraction(n, 8) for n in (4, 7, 12, 32) for sign in (1, -1))),
 }
-# Of F(m, 2), the even half of a convolution with stride 2.
+# Of F(m, 2), the even half of a convolution with stride 2: its output is in `winograd_stride_2`,
+# here is what its weight gradient needs.
 POINTS_OF_STRIDE_2: dict[int, tuple[Point, ...]] = {
     2: (0, -1, math.inf),
-    4: (0, Fraction(1, 2), Fraction(-1, 2), Fraction(2), Fraction(-2)),
+    4: (0, *(sign * Fraction(n, 4) for n in (3, 10) for sign in (1, -1))),
+    7: (0, *(sign * Fraction(n, 2) for n in (1, 2, 4) for sign in (1, -1)), math.inf),
 }
 
 
@@ -76,7 +77,7 @@ class Transforms(NamedTuple):
 def transforms(m: int, stride: int, dtype: Any) -> Transforms:
     """The matrices of F(m, 3), exact until they are rounded once to `dtype`."""
     exact = cook_toom(POINTS[m]) if stride == 1 else every_other_output(POINTS_OF_STRIDE_2[m])
-    a, b, g = (_floats(rows) for rows in exact)
+    a, b, g = (floats(rows) for rows in exact)
     at = a.T.astype(dtype)
     ones = np.ones((m, 1), dtype)
     return Transforms(
@@ -138,7 +139,7 @@ def transform_weight(
     both = np.kron(g, g)[positions.start : positions.stop]  # (positions, 9)
     inputs, panels = weight.shape[1], len(weight) // width
     kernels = weight.reshape(panels, width, inputs, 9)
-    u = memory.empty((len(both), panels, inputs, width), weight.dtype)
+    u = empty_panels((len(both), panels, inputs, width), weight.dtype)
     some = max(1, CACHED_NUMBERS // (len(positions) * width))  # input channels
 
     def transform(worker: int, item: int) -> None:
@@ -182,8 +183,9 @@ def scratch(arena: Array, tiling: Tiling, strips: int, channels: int, outputs: i
 class Tiles(NamedTuple):
     """The tiles of a batch, each to become ``matrix d matrix^T``; steps 1 and 2 for ``B^T``.
 
-    Tile (i, j) begins `border` pixels above and left of pixel ``(step * i, step * j)``. Outside of
-    `x` there are zeros: a strip that reaches there meets fewer columns of the matrix.
+    Tile (i, j) begins `border` pixels above and left of pixel ``(step * i, step * j)``, and its
+    rows are `apart` pixels apart. Outside of `x` there are zeros: a strip that reaches there meets
+    fewer columns of the matrix.
     """
 
     x: Array  # (N, H, W, C), its last two axes contiguous
@@ -191,6 +193,7 @@ class Tiles(NamedTuple):
     step: int
     border: int
     strips: int  # an image
+    apart: int = 1
 
     def transform(self, start: int, stop: int, rows: Array, out: Array) -> list[Step]:
         """Strips `start` to `stop` of the batch.
@@ -211,10 +214,10 @@ class Tiles(NamedTuple):
         # (t, strips, tiles, t, C) = (t, size) @ (t, strips, tiles, size, C)
         second = partial(np.matmul, self.matrix, columns, out=out.transpose(0, 2, 3, 1, 4))
         pixels = (tiles - 1) * self.step + size
-        return [*self._rows(start, stop, rows, pixels), second]
+        return [*self.rows(start, stop, rows, pixels), second]
 
-    def _rows(self, start: int, stop: int, rows: Array, pixels: int) -> list[Step]:
-        """``matrix d`` for whole rows of pixels, zeros left and right of them."""
+    def rows(self, start: int, stop: int, rows: Array, pixels: int) -> list[Step]:
+        """``matrix d`` for whole rows of `pixels`, zeros left and right of them."""
         width, channels = self.x.shape[2:]
         border = self.border
         end = border + min(width, pixels - border)
@@ -229,8 +232,8 @@ class Tiles(NamedTuple):
                 read = strided(  # strip i begins `step` rows below strip i - 1
                     some,
                     (len(some), len(strips), seen.stop - seen.start, wide),
-                    (image, self.step * row, row, number),
-                    (0, strips.start * self.step - border + seen.start),
+                    (image, self.step * row, self.apart * row, number),
+                    (0, strips.start * self.step - border + self.apart * seen.start),
                 )
                 out = held[:, strips.start - first : strips.stop - first]
                 steps.append(partial(np.matmul, self.matrix[:, seen], read, out=out))
@@ -238,14 +241,16 @@ class Tiles(NamedTuple):
 
     def _runs(self, first: int, last: int) -> Iterator[tuple[range, slice]]:
         """Cut strips into runs that read the same rows of a tile from x, and which these are."""
-        size, height = self.matrix.shape[1], self.x.shape[1]
+        size, height, apart = self.matrix.shape[1], self.x.shape[1], self.apart
+        reach = apart * (size - 1) + 1
         low = min(max(-(-self.border // self.step), first), last)
-        high = max(low, min((height + self.border - size) // self.step + 1, last))
+        high = max(low, min((height + self.border - reach) // self.step + 1, last))
         if low < high:
             yield range(low, high), slice(0, size)
         for strip in (*range(first, low), *range(high, last)):
             begin = strip * self.step - self.border
-            yield range(strip, strip + 1), slice(max(0, -begin), min(size, height - begin))
+            above, end = max(0, -(begin // apart)), -((begin - height) // apart)
+            yield range(strip, strip + 1), slice(above, min(size, end))
 
 
 def input_tiles(x: Array, tiling: Tiling, border: int = 0) -> Tiles:
@@ -329,5 +334,6 @@ def _halves(tiling: Tiling, strips: int, channels: int, outputs: int) -> tuple[i
     return -(-max(v, sums) // line) * line, max(m, rows)
 
 
-def _floats(rows: Rows) -> Array:
+def floats(rows: Rows) -> Array:
+    """Exact matrices in float64."""
     return np.array([[float(number) for number in row] for row in rows])

@@ -116,7 +116,7 @@ def block_bound(
     precision : Precision
     algorithm : {"direct", "winograd2", ..4, ..5, ..6, ..7}
         How the candidate convolves, F(m x m, 3 x 3). Direct wherever that does not apply: with
-        dilation, and with stride 2 but for m of 2 and 4.
+        dilation, and with stride 2 but for m of 2, 4 and 7.
 
     Returns
     -------
@@ -142,7 +142,7 @@ def block_bound(
         part = linear_part(program, kernels, image, m)
         terms = kernels.weight[0].size
         if m:
-            terms = kernels.weight.shape[1] + roundings(m, program.stride)
+            terms = roundings(m, program.stride, kernels.weight.shape[1])
         before = Interval(part.value, *_before_activation(part, terms, precision, m, lam))
         found.append(_activate(program, before, precision, lam))
     certified, likely = (

@@ -4,8 +4,10 @@ Source of the algorithm: Lavin & Gray, "Fast Algorithms for Convolutional Neural
 (arXiv 1509.09308), equation 8; of the matrices for any points: Cook and Toom, as in Barabasz,
 Anderson, Soodhalter & Gregg, "Error analysis and improving the accuracy of Winograd convolution for
 deep neural networks", ACM TOMS 46 (2020), algorithm 1; of the bound: their theorem 2 for one
-dimension and theorem 5 for two, kept per element instead of taking norms. With stride 2 the even
-and the odd pixels are filtered apart, `cook_toom.every_other_output`; the reasoning is the same.
+dimension and theorem 5 for two, kept per element instead of taking norms. With stride 2 only rows
+are filtered so, the even and the odd ones apart (`cook_toom.every_other_output`,
+`cpu.winograd_stride_2`), and taps across are summed as they are: theorem 2, with three times the
+terms.
 """
 
 from __future__ import annotations
@@ -54,15 +56,19 @@ def applies(m: int, stride: int, dilation: int) -> bool:
     return dilation == 1 and m in known.get(stride, ())
 
 
-def roundings(m: int, stride: int) -> int:
-    """How many roundings one product meets in F(m x m, 3 x 3), sums over channels not counted.
+def roundings(m: int, stride: int, channels: int) -> int:
+    """How many roundings one product meets in F(m x m, 3 x 3), `channels` being those of a group.
 
     A row of a transform with k entries is a dot product with k - 1 additions, one multiplication
     and a rounded constant: k + 1 roundings a dimension, in whatever order it is evaluated. G has
-    3, B and A^T t entries; there are two dimensions; then the product of the two sides.
+    3, B and A^T t entries; there are two dimensions; then the product of the two sides, and its sum
+    over channels. With stride 2, one dimension: G has 2 entries for the even rows, B and A^T
+    m + 1, the odd rows are added, and the sum is over three taps of each channel.
     """
-    t = stride * (m - 1) + 3
-    return 2 * (3 + 1) + 4 * (t + 1) + 1
+    if stride == 2:
+        return (2 + 1) + 2 * (m + 1 + 1) + 1 + 1 + 3 * channels
+    t = m + 2
+    return 2 * (3 + 1) + 4 * (t + 1) + 1 + channels
 
 
 def winograd_magnitudes(
@@ -73,7 +79,8 @@ def winograd_magnitudes(
     Every rounding of the algorithm multiplies one of the products in these sums, so the error is
     at most ``((1 - u)^-k - 1)`` times the first array, with k the roundings a product meets. The
     second is ``sqrt(t)`` times the root of the sum of squared products: one rounding after the
-    first pass of a transform reaches t products, whose sum is at most that (Cauchy-Schwarz).
+    first pass of a transform reaches t products, whose sum is at most that (Cauchy-Schwarz). With
+    stride 2 there is one pass, and ``|G|`` and ``|B|`` stand on one side only.
 
     Parameters
     ----------
@@ -86,13 +93,49 @@ def winograd_magnitudes(
     magnitude, energy : (O, Ho * Wo) arrays
     """
     if stride == 2:
-        variants = [every_other_output(POINTS_OF_STRIDE_2[m])]
-    else:
-        variants = [cook_toom(points) for points in POINTS[m]]
-    found = [_of_variant(padded, weight, groups, size, transforms(v), stride) for v in variants]
+        matrices = _absolute(every_other_output(POINTS_OF_STRIDE_2[m]))
+        magnitude, energy = _by_rows(padded, weight, groups, size, matrices)
+        return magnitude, np.sqrt(energy)
+    variants = [cook_toom(points) for points in POINTS[m]]
+    found = [_of_variant(padded, weight, groups, size, _absolute(v)) for v in variants]
     magnitudes, energies = zip(*found, strict=True)
     t = len(variants[0].a)
     return np.maximum.reduce(magnitudes), np.sqrt(t * np.maximum.reduce(energies))
+
+
+def _absolute(exact: MinimalFilter) -> Transforms:
+    matrices = transforms(exact)
+    return Transforms(*(np.abs(matrix) for matrix in matrices))
+
+
+def _by_rows(
+    padded: Array, weight: Array, groups: int, size: tuple[int, int], matrices: Transforms
+) -> tuple[Array, Array]:
+    """Both sums with stride 2, the second still squared: rows transformed, columns met directly."""
+    a, b, g = matrices
+    tile, m = a.shape
+    rows = -(-size[0] // m)
+    d = np.zeros((len(padded), (rows - 1) * 2 * m + tile, 2 * size[1] + 1))
+    d[:, : padded.shape[1], : padded.shape[2]] = padded[:, : d.shape[1], : d.shape[2]]
+    strips = np.lib.stride_tricks.sliding_window_view(d, tile, axis=1)[:, :: 2 * m]
+    v = strips @ b  # (C, rows, Wp, tile)
+    v = np.lib.stride_tricks.sliding_window_view(v, 3, axis=2)[:, :, ::2]
+    u = g @ weight  # (O, C/G, tile, 3)
+    # (tile, G, O/G, C/G * 3) and (tile, G, C/G * 3, rows * Wo)
+    u = (
+        u.reshape(groups, -1, *u.shape[1:])
+        .transpose(3, 0, 1, 2, 4)
+        .reshape(tile, groups, -1, 3 * u.shape[1])
+    )
+    v = v.transpose(3, 0, 4, 1, 2).reshape(tile, groups, u.shape[3], -1)
+
+    def rejoined(products: Array, to_rows: Array) -> Array:
+        """(tile, G, O/G, rows * Wo) -> (O, Ho * Wo)."""
+        y = np.einsum("tm,tgon->gonm", to_rows, products).reshape(-1, rows, size[1], m)
+        y = y.transpose(0, 1, 3, 2).reshape(len(y), rows * m, size[1])[:, : size[0]]
+        return np.ascontiguousarray(y).reshape(len(y), -1)
+
+    return rejoined(u @ v, a), rejoined(np.square(u) @ np.square(v), a**2)
 
 
 def _of_variant(
@@ -101,17 +144,15 @@ def _of_variant(
     groups: int,
     size: tuple[int, int],
     matrices: Transforms,
-    stride: int,
 ) -> tuple[Array, Array]:
     """Both sums for one set of points; the second still squared."""
-    a, b, g = (np.abs(matrix) for matrix in matrices)
+    a, b, g = matrices
     tile, m = a.shape
-    step = stride * m
     rows, columns = (-(-length // m) for length in size)
-    d = np.zeros((len(padded), (rows - 1) * step + tile, (columns - 1) * step + tile))
+    d = np.zeros((len(padded), (rows - 1) * m + tile, (columns - 1) * m + tile))
     d[:, : padded.shape[1], : padded.shape[2]] = padded[:, : d.shape[1], : d.shape[2]]
     windows = np.lib.stride_tricks.sliding_window_view(d, (tile, tile), axis=(1, 2))
-    windows = windows[:, ::step, ::step]
+    windows = windows[:, ::m, ::m]
     v = b.T @ windows @ b  # (C, rows, columns, tile, tile)
     u = g @ weight @ g.T  # (O, C/G, tile, tile)
     # (tile^2, G, O/G, C/G) and (tile^2, G, C/G, rows * columns)

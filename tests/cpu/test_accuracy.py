@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.cook_toom import Point, cook_toom
 from repvgg_ref.cpu.cost import ALGORITHMS, Algorithm, applies
 from repvgg_ref.cpu.schedule import ConvShape
-from repvgg_ref.cpu.winograd import POINTS
+from repvgg_ref.cpu.winograd import POINTS, POINTS_OF_STRIDE_2
 from repvgg_ref.oracle.bounds import block_bound
 from repvgg_ref.oracle.precision import PRECISIONS
 from repvgg_ref.oracle.program import fused_kernel
@@ -72,9 +74,9 @@ def test_the_oracles_bound_holds(
     assert (error <= bound.certified).all()
 
 
-def amplification(points: tuple[Point, ...]) -> float:
+def amplification(points: tuple[Point, ...], taps: int = 3) -> float:
     """Sum over points of ``|a_p| |b_p| |g_p|``, Euclidean: what roundings are multiplied by."""
-    a, b, g = (np.array(rows, dtype=float) for rows in cook_toom(points))
+    a, b, g = (np.array(rows, dtype=float) for rows in cook_toom(points, taps))
     norms = (np.linalg.norm(part, axis=1) for part in (a, b.T, g))
     return float(np.prod(list(norms), axis=0).sum())
 
@@ -89,6 +91,17 @@ def amplification(points: tuple[Point, ...]) -> float:
 )
 def test_our_points_amplify_less_than_the_usual_ones(m: int, usual: tuple[Point, ...]) -> None:
     assert amplification(POINTS[m]) < 0.9 * amplification(usual)
+
+
+@pytest.mark.parametrize(("m", "beside"), [(4, (0,)), (7, (0, math.inf))])
+def test_no_small_fractions_serve_stride_2_better(m: int, beside: tuple[Point, ...]) -> None:
+    """Of 0, infinity where there is one, and pairs of fractions of opposite sign."""
+    sizes = [Fraction(n, 4) for n in range(1, 17)]
+    least = min(
+        amplification((*beside, *(sign * p for p in pairs for sign in (1, -1))), taps=2)
+        for pairs in combinations(sizes, m // 2)
+    )
+    assert amplification(POINTS_OF_STRIDE_2[m], taps=2) == least
 
 
 def test_float32_error_grows_with_the_tile() -> None:

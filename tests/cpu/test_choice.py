@@ -10,7 +10,7 @@ import pytest
 
 from repvgg_ref.cpu import autotune
 from repvgg_ref.cpu.autotune import FOLDER, Tuner, cache_file
-from repvgg_ref.cpu.cost import ALGORITHMS, DEFAULT_CHOICES, applies, cheapest
+from repvgg_ref.cpu.cost import ALGORITHMS, DEFAULT_CHOICES, TRAINING_CHOICES, applies, cheapest
 from repvgg_ref.cpu.engine import Engine
 from repvgg_ref.cpu.pool import pool
 from repvgg_ref.cpu.schedule import ConvShape
@@ -27,7 +27,7 @@ def test_winograd_needs_three_taps_undilated() -> None:
     assert [a for a in ALGORITHMS if applies(a, ConvShape(1, 8, 8, 4, 4, dilation=2))] == ["direct"]
     assert [a for a in ALGORITHMS if applies(a, ConvShape(1, 8, 8, 4, 4, kernel=1))] == ["direct"]
     strided = [a for a in ALGORITHMS if applies(a, ConvShape(1, 8, 8, 4, 4, stride=2))]
-    assert strided == ["direct", "winograd2", "winograd4"]
+    assert strided == ["direct", "winograd2", "winograd4", "winograd7"]
 
 
 def test_the_model_knows_large_layers_from_small_ones() -> None:
@@ -36,6 +36,15 @@ def test_the_model_knows_large_layers_from_small_ones() -> None:
     assert cheapest(ConvShape(1, 14, 14, 512, 512), 4) == "winograd2"
     assert cheapest(ConvShape(16, 112, 112, 3, 64, stride=2), 4) == "direct"
     assert cheapest(ConvShape(1, 7, 7, 512, 2048, stride=2), 4) == "direct"
+    assert cheapest(ConvShape(16, 7, 7, 512, 2048, stride=2), 4) == "winograd7"
+    assert cheapest(ConvShape(16, 56, 56, 64, 128, stride=2), 4) == "winograd4"
+
+
+def test_a_training_step_takes_accurate_algorithms_only() -> None:
+    large = ConvShape(16, 14, 14, 256, 512, stride=2)
+    assert cheapest(large, 4) == "winograd7"
+    assert cheapest(large, 4, purpose="training") == "winograd2"
+    assert cheapest(large, 4, purpose="gradient") in TRAINING_CHOICES
 
 
 def test_a_measurement_is_made_once_and_kept(

@@ -15,6 +15,7 @@ from repvgg_ref.cpu import NUMPY, memory, phases
 from repvgg_ref.cpu.conv2d import square_convolution, window_of
 from repvgg_ref.cpu.pool import pool
 from repvgg_ref.cpu.schedule import WinogradConvolution
+from repvgg_ref.cpu.schedule_stride_2 import Stride2Convolution
 from repvgg_ref.cpu.weight_gradient import direct_weight_gradient, winograd_weight_gradient
 from repvgg_ref.cpu.winograd import POINTS, POINTS_OF_STRIDE_2
 from repvgg_ref.models.network import build
@@ -62,7 +63,8 @@ def test_winograd_without_a_padded_copy(tile: tuple[int, int], shape: dict[str, 
     wanted, cache = REFERENCE.conv2d_forward(nchw(x), weight, None, **geometry)
     conv = square_convolution(x, weight, **geometry)
     threads = pool(shape["threads"])
-    winograd = WinogradConvolution(conv.shape, weight, m, threads.threads, pool=threads)
+    tiled = WinogradConvolution if stride == 1 else Stride2Convolution
+    winograd = tiled(conv.shape, weight, m, threads.threads, pool=threads)
     y: Array = np.full((len(x), conv.shape.height, conv.shape.width, outputs), np.nan)
     arena = np.full(winograd.scratch, np.nan)
     grad_y: Array = rng.normal(size=y.shape)
@@ -128,6 +130,16 @@ def test_memory_is_used_again_only_when_nobody_sees_it() -> None:
     assert again.ctypes.data == address
     assert again.flags.writeable
     assert other.ctypes.data != address
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1 << 16, 3)], ids=["small", "used again"])
+@pytest.mark.parametrize("offset", [0, 16])
+def test_memory_begins_where_it_is_asked_to(shape: tuple[int, int], offset: int) -> None:
+    for _ in range(2):
+        array = memory.empty(shape, np.float32, offset=offset)
+        assert array.shape == shape
+        assert array.ctypes.data % memory.LINE == offset
+        del array
 
 
 def test_memory_that_nobody_wants_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repvgg_ref.cook_toom import cook_toom
+from repvgg_ref.cook_toom import cook_toom, every_other_output
 from repvgg_ref.cpu.winograd import POINTS_OF_STRIDE_2
+from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.bounds import Algorithm, block_bound
 from repvgg_ref.oracle.precision import PRECISIONS
-from repvgg_ref.oracle.winograd_bound import POINTS, transforms, winograd_magnitudes
+from repvgg_ref.oracle.winograd_bound import (
+    POINTS,
+    _by_rows,
+    _of_variant,
+    transforms,
+    winograd_magnitudes,
+)
 from tests.oracle.bounds_arithmetic import ARITHMETICS
 from tests.oracle.bounds_cases import DATA, STATISTICS, random_block
 from tests.oracle.bounds_winograd import PRINTED, winograd_block
@@ -92,9 +99,28 @@ def test_winograd_is_only_assumed_where_it_applies(
     assert (direct.certified == asked.certified).all()
 
 
-@pytest.mark.parametrize(
-    ("m", "stride"), [*((m, 1) for m in sorted(POINTS)), *((m, 2) for m in POINTS_OF_STRIDE_2)]
-)
+TILES = [*((m, 1) for m in sorted(POINTS)), *((m, 2) for m in POINTS_OF_STRIDE_2)]
+
+
+@pytest.mark.parametrize(("m", "stride"), TILES)
+def test_the_sums_are_those_of_the_algorithm(m: int, stride: int) -> None:
+    """With signs they are the convolution, so that no product is missing among the magnitudes."""
+    rng = np.random.default_rng(m)
+    size = 7, 5
+    x = rng.normal(size=(4, *(stride * (n - 1) + 3 for n in size)))
+    weight = rng.normal(size=(6, 2, 3, 3))
+    if stride == 1:
+        matrices, of_tiles = transforms(cook_toom(POINTS[m][0])), _of_variant
+    else:
+        matrices, of_tiles = transforms(every_other_output(POINTS_OF_STRIDE_2[m])), _by_rows
+    signed, _ = of_tiles(x, weight, 2, size, matrices)
+    wanted, _ = REFERENCE.conv2d_forward(
+        x[None], weight, None, stride=stride, padding=0, dilation=1, groups=2
+    )
+    assert np.abs(signed.reshape(wanted[0].shape) - wanted[0]).max() <= 1e-10
+
+
+@pytest.mark.parametrize(("m", "stride"), TILES)
 def test_the_magnitude_is_at_least_that_of_direct_summation(m: int, stride: int) -> None:
     """So one array serves the 3x3 kernel by Winograd and the 1x1 branch beside it."""
     rng = np.random.default_rng(m)
