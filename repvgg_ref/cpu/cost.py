@@ -38,7 +38,7 @@ DEFAULT_CHOICES: tuple[Algorithm, ...] = (
 TRAINING_CHOICES: tuple[Algorithm, ...] = ("direct", "winograd2", "winograd4")
 
 SECONDS_A_PRODUCT = 2 / 150e9
-SECONDS_A_TRANSFORM_PRODUCT = 0.065e-9  # products with matrices of 4 to 8 rows
+SECONDS_A_TRANSFORM_PRODUCT = 0.057e-9  # products with matrices of 4 to 8 rows
 SECONDS_A_GATHERED_NUMBER = 0.1e-9
 SECONDS_AN_ADDED_NUMBER = 0.2e-9
 SECONDS_A_WEIGHT_BYTE = 1 / 12e9
