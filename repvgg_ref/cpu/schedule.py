@@ -122,7 +122,8 @@ class WinogradConvolution:
         self.shape, self.threads, self.seat = shape, threads, seat
         self.tiling = Tiling(m, shape.stride, shape.height, shape.width)
         self.shared = self._shared()
-        self.block = self._block()
+        self.blocks = self._blocks()
+        self.block = -(-self.strips // self.blocks)
         rows = self.block * self.tiling.tiles
         packed = {} if packed is None else packed
         inner, outputs = shape.channels // shape.groups, shape.outputs // shape.groups
@@ -157,7 +158,8 @@ class WinogradConvolution:
             return
 
         def block(worker: int, item: int) -> list[Step]:
-            start, stop = item * self.block, min((item + 1) * self.block, self.strips)
+            some = portion(self.strips, item, self.blocks)
+            start, stop = some.start, some.stop
             s = self._scratch(arena[scratch_of(worker, self.seat) * self._floats :])
             strips = slice(0, stop - start)
             return [
@@ -166,7 +168,7 @@ class WinogradConvolution:
                 *winograd.output_transform(y, bias, self.tiling, start, stop, 0, s, relu=relu),
             ]
 
-        yield prepared(-(-self.strips // self.block), block)
+        yield prepared(self.blocks, block)
 
     def _together(
         self, tiles: Tiles, y: Array, bias: Row, arena: Array, start: int, stop: int, relu: bool
@@ -221,8 +223,8 @@ class WinogradConvolution:
         tiles = self.strips * self.tiling.tiles
         return per_group > 192 or tiles < 4 * self.threads * PRIVATE_TILES
 
-    def _block(self) -> int:
-        """Strips that are in scratch at a time; blocks of nearly one size, and one a thread."""
+    def _blocks(self) -> int:
+        """Into how many parts of nearly one size strips are cut that are in scratch together."""
         shape, tiles = self.shape, self.tiling.tiles
         if self.shared:
             strip = self.tiling.t**2 * tiles * (shape.channels + shape.outputs)
@@ -232,7 +234,7 @@ class WinogradConvolution:
             most = PRIVATE_TILES_OF_THREADS if many else PRIVATE_TILES
             blocks = -(-self.strips // max(1, most // tiles))
             blocks = -(-blocks // self.threads) * self.threads
-        return -(-self.strips // min(blocks, self.strips))
+        return min(blocks, self.strips)
 
 
 class DirectConvolution:
@@ -254,7 +256,8 @@ class DirectConvolution:
         self.inner = shape.kernel**2 * shape.channels  # K K C, all groups together
         self.rows = shape.images * shape.height
         self.shared = weight.size > 1_000_000 or self.rows < threads
-        self.block = self._block()
+        self.blocks = self._blocks()
+        self.block = -(-self.rows // self.blocks)
         packed = {} if packed is None else packed
         width = self._width()
         mine = range(shape.outputs // width)
@@ -288,7 +291,8 @@ class DirectConvolution:
         panels = self.packed.reshape(self.shape.groups, -1, *self.packed.shape[1:])
 
         def block(worker: int, item: int) -> list[Step]:
-            start, stop = item * self.block, min((item + 1) * self.block, self.rows)
+            some = portion(self.rows, item, self.blocks)
+            start, stop = some.start, some.stop
             scratch = arena[scratch_of(worker, self.seat) * self._floats :]
             columns, products = self._scratch(scratch, stop - start)
             if bias is None:
@@ -299,7 +303,7 @@ class DirectConvolution:
                 *direct.finish(products, bias, y, start, stop, relu=relu),
             ]
 
-        yield prepared(-(-self.rows // self.block), block)
+        yield prepared(self.blocks, block)
 
     def _together(
         self, gather: Gather, y: Array, bias: Row, arena: Array, start: int, stop: int, relu: bool
@@ -360,13 +364,13 @@ class DirectConvolution:
             return panel_width(inner, outputs, rows)
         return outputs // math.gcd(outputs, -(-self.threads // groups))
 
-    def _block(self) -> int:
+    def _blocks(self) -> int:
         row = self.shape.width * (self.inner + self.shape.outputs)
         limit = SHARED_NUMBERS if self.shared else PRIVATE_NUMBERS
         blocks = -(-self.rows // max(1, limit // row))
         if not self.shared:
             blocks = -(-blocks // self.threads) * self.threads
-        return -(-self.rows // min(blocks, self.rows))
+        return min(blocks, self.rows)
 
 
 def scratches(shared: bool, threads: int, seat: int | None) -> int:

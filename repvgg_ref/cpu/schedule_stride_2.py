@@ -50,7 +50,8 @@ class Stride2Convolution:
         weights = (m + 2) * weight.size // 3
         few = PRIVATE_WEIGHTS if seat is None else PRIVATE_WEIGHTS_OF_PROCESSES
         self.shared = weights > few or self.strips < threads
-        self.block = self._block(weights)
+        self.blocks = self._blocks(weights)
+        self.block = -(-self.strips // self.blocks)
         self.width = self._width()
         mine = range(shape.outputs // self.width)
         if self.shared and seat is not None:
@@ -73,7 +74,7 @@ class Stride2Convolution:
     def stages(  # noqa: D102  (Convolution)
         self, x: Array, y: Array, bias: Array | None, arena: Array, *, relu: bool, border: int = 0
     ) -> Iterator[Stage]:
-        bias, blocks = bias_row(bias, self.shape.width), -(-self.strips // self.block)
+        bias = bias_row(bias, self.shape.width)
         if self.shared:
             for start in range(0, self.strips, self.block):
                 stop = min(start + self.block, self.strips)
@@ -83,7 +84,8 @@ class Stride2Convolution:
         u = self.u.reshape(len(self.u), self.shape.groups, -1, *self.u.shape[2:])
 
         def block(worker: int, item: int) -> list[Step]:
-            start, stop = item * self.block, min((item + 1) * self.block, self.strips)
+            some = portion(self.strips, item, self.blocks)
+            start, stop = some.start, some.stop
             scratch = arena[scratch_of(worker, self.seat) * self._floats :]
             s = self._scratch(scratch, start, stop)
             return [
@@ -93,7 +95,7 @@ class Stride2Convolution:
                 *self._output(y, bias, s, start, start, stop, relu),
             ]
 
-        yield prepared(blocks, block)
+        yield prepared(self.blocks, block)
 
     def _together(
         self,
@@ -185,12 +187,12 @@ class Stride2Convolution:
             return panel_width(inner, outputs, self.block * self.shape.width)
         return outputs // math.gcd(outputs, -(-self.threads // groups))
 
-    def _block(self, weights: int) -> int:
-        """Strips that are in scratch at a time; blocks of nearly one size, and one a thread."""
+    def _blocks(self, weights: int) -> int:
+        """Into how many parts of nearly one size strips are cut that are in scratch together."""
         shape = self.shape
         a_strip = stride_2.scratch_floats(self.layout, 1, shape.channels, shape.outputs)
         limit = SHARED_NUMBERS if self.shared else max(BLOCK_NUMBERS, BLOCK_WEIGHTS * weights)
         blocks = -(-self.strips // max(1, int(limit // a_strip)))
         if not self.shared:
             blocks = -(-blocks // self.threads) * self.threads
-        return -(-self.strips // min(blocks, self.strips))
+        return min(blocks, self.strips)
