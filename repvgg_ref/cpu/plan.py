@@ -31,14 +31,10 @@ from repvgg_ref.cpu import memory
 from repvgg_ref.cpu.cost import Algorithm, tile_of
 from repvgg_ref.cpu.layout import border_views, carve, interior
 from repvgg_ref.cpu.pool import Pool, Stage, Team, portion
-from repvgg_ref.cpu.schedule import (
-    Convolution,
-    ConvShape,
-    DirectConvolution,
-    Packed,
-    WinogradConvolution,
-)
+from repvgg_ref.cpu.schedule import Convolution, ConvShape, Packed
+from repvgg_ref.cpu.schedule_direct import DirectConvolution
 from repvgg_ref.cpu.schedule_stride_2 import Stride2Convolution
+from repvgg_ref.cpu.schedule_winograd import WinogradConvolution
 
 Tap = Callable[[str, Array], None]
 

@@ -14,8 +14,8 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import NUMPY, memory, phases
 from repvgg_ref.cpu.conv2d import square_convolution, window_of
 from repvgg_ref.cpu.pool import pool
-from repvgg_ref.cpu.schedule import WinogradConvolution
 from repvgg_ref.cpu.schedule_stride_2 import Stride2Convolution
+from repvgg_ref.cpu.schedule_winograd import WinogradConvolution
 from repvgg_ref.cpu.weight_gradient import direct_weight_gradient, winograd_weight_gradient
 from repvgg_ref.cpu.winograd import POINTS, POINTS_OF_STRIDE_2
 from repvgg_ref.models.network import build
