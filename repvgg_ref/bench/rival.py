@@ -18,6 +18,8 @@ from repvgg_ref.bench.task import Task
 from repvgg_ref.errors import ReportedError
 from weights_io import sanitize
 
+LEAVE = 3  # seconds
+
 
 class ContenderError(ReportedError):
     """A contender that failed, or computed something else."""
@@ -113,5 +115,8 @@ def _stop(process: subprocess.Popen[str]) -> None:
         if pipe is not None and not pipe.closed:
             with suppress(BrokenPipeError):
                 pipe.close()
-    process.kill()
-    process.wait()
+    try:  # it may have children, whose time is ours once it has waited for them
+        process.wait(LEAVE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -21,7 +21,7 @@ from repvgg_ref.errors import BackendError
 
 CHUNK = 16  # images that go through the chain together; more would only need more memory
 KEPT_PLANS = 4
-CREW_MACS = 100_000_000  # a millisecond's work: less is not worth a process
+CREW_MACS = 100_000_000  # a millisecond's work: less is not worth processes
 
 
 class Engine:
@@ -62,7 +62,7 @@ class Engine:
         self._tuner = Tuner(pool(threads), dtype) if algorithm == "measure" else None
         self._packed: Packed = {}
         self._plans: dict[tuple[int, ...], Plan] = {}
-        self._runs, self._crews = 0, available(self._threads)
+        self._crews = available(self._threads)
 
     def forward(self, x: Array) -> Array:
         """Logits of any number of images."""
@@ -76,12 +76,8 @@ class Engine:
     def run(self, x: Array, tap: Tap | None = None) -> Array:
         """Logits of images that go through the chain together; `tap` as for `Plan.run`.
 
-        An engine that is used a second time is worth a crew of processes. If these fail, threads
-        take over, and a warning says so.
+        If a crew fails, threads take over, and a warning says so.
         """
-        self._runs += 1
-        if self._runs == 2 and self._crews:
-            self._forget()
         try:
             return self.plan(x.shape).run(x, tap)
         except CrewError as error:
@@ -112,8 +108,9 @@ class Engine:
 
     @property
     def packed_bytes(self) -> int:
-        """Weights as the algorithms of all plans want them."""
-        return sum(array.nbytes for array in self._packed.values())
+        """Weights as the algorithms of all plans want them, at most, in all processes together."""
+        processes = max((plan.team.processes for plan in self._plans.values()), default=1)
+        return processes * sum(array.nbytes for array in self._packed.values())
 
     def _layers(self, x: Array) -> dict[str, Array]:
         found: dict[str, Array] = {}
@@ -127,7 +124,7 @@ class Engine:
         return found | {"linear": logits}
 
     def _team(self, shape: tuple[int, ...], macs: int, algorithms: list[Algorithm]) -> Team:
-        if self._runs < 2 or macs < CREW_MACS or not self._crews:
+        if macs < CREW_MACS or not self._crews:
             return pool(self._threads)
         return crew(self._threads).join(
             self._blocks, self._params, shape, self._dtype, algorithms, id(self)

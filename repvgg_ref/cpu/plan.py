@@ -151,7 +151,8 @@ class Plan:
     @property
     def scratch_bytes(self) -> int:
         """Two activation buffers and scratch: what a forward holds besides the weights."""
-        return self.arena.nbytes + self._own.nbytes + sum(buffer.nbytes for buffer in self.buffers)
+        scratch = self.arena.nbytes + self._own.nbytes * self.team.processes
+        return scratch + sum(buffer.nbytes for buffer in self.buffers)
 
     def _allocate(
         self, chain: list[Convolution], padded: list[tuple[int, ...]], classes: int, dtype: Any

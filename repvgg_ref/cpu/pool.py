@@ -55,6 +55,10 @@ class Team(Protocol):
         """Which of them this process is; None if it is all."""
 
     @property
+    def processes(self) -> int:
+        """How many processes the workers are in."""
+
+    @property
     def usable(self) -> bool:
         """Whether its workers are there: not in a fork of the process that has them."""
 
@@ -131,7 +135,7 @@ def default_threads() -> int:
 class Pool:
     """`threads` workers, the caller being number 0; the others wait for work as daemons."""
 
-    seat = None
+    seat, processes = None, 1
 
     def __init__(self, threads: int) -> None:
         self.threads = threads

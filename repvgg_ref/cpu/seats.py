@@ -68,7 +68,7 @@ class Seat:
         self, seat: int, seats: int, board: Board, file: int, check: Callable[[], None]
     ) -> None:
         self.seat: int | None = seat
-        self.threads = seats
+        self.threads = self.processes = seats
         self._board, self._file, self._check = board, file, check
 
     @property

@@ -97,7 +97,7 @@ def test_memory_is_two_activations_and_scratch() -> None:
     buffers = sum(buffer.nbytes for buffer in plan.buffers)
     assert buffers <= largest[0] + largest[1]
     scratch = max(layer.convolution.scratch for layer in plan.layers) * plan.arena.itemsize
-    assert buffers < plan.scratch_bytes <= buffers + 2 * scratch  # shared, and one a thread
+    assert buffers < plan.scratch_bytes <= buffers + 3 * scratch  # one shared, one a worker
 
 
 def test_the_pool_hands_on_what_fails_and_works_on() -> None:
