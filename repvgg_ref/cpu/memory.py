@@ -67,11 +67,11 @@ class _Loan:
     """What NumPy keeps as the base of an array and all its views; ends with the last of them."""
 
     def __init__(self, memory: Array) -> None:
-        self._memory = memory
+        self._memory, self._put = memory, IDLE.put  # at exit, `IDLE` may be gone before this is
         self.__array_interface__ = memory.__array_interface__
 
     def __del__(self) -> None:
-        IDLE.put(self._memory)
+        self._put(self._memory)
 
 
 def empty(shape: Iterable[int], dtype: Any, *, offset: int = 0) -> Array:
