@@ -39,16 +39,18 @@ Floor, A0, 16 images of 224 pixels, one AVX-512 core (BLAS 190 GFLOP/s, copies 1
     passes            some 20 numbers read or written for each of 19 million               0.11
                                                                                 sum        0.63
 
-Measured 0.96 to 1.07, beside torch 2.13's 1.47: products run at 130 to 160 GFLOP/s, because
+Measured 1.01 to 1.07, beside torch 2.13's 1.47: products run at 130 to 170 GFLOP/s, because
 kernels are thin and new to the cache each time; packing them takes 0.05, the rest (linear layer,
-small float64 matrices, Python) 0.06. The products bind, then the transforms. Two threads took 0.83
-of wall time beside torch's 0.82, and 1.27 of processor time: short NumPy calls hand the
-interpreter lock to and fro, and passes over memory do not run twice as fast. Tried, in this order,
-seconds on one core: separate operators 2.0; this algebra on padded copies 1.26; tiles that know the
-zeros around x 1.17; the first block's windows as a matrix 1.06; F(7, 3) for F(4, 3), 0.04 less, but
-four times the error in gradients. Keeping z_1 instead of S would save 0.02 for half of y3 more.
+small float64 matrices, Python) 0.06. The products bind, then the transforms. Two threads take 0.72
+of wall time beside torch's 0.81, and 1.17 of processor time: NumPy calls hand the interpreter lock
+to and fro, which longer calls made rarer (0.83 before), and passes over memory do not run twice as
+fast. Tried, in this order, seconds on one core: separate operators 2.0; this algebra on padded
+copies 1.26; tiles that know the zeros around x 1.17; the first block's windows as a matrix 1.06;
+F(7, 3) for F(4, 3), 0.04 less, but four times the error in gradients. Keeping z_1 instead of S
+would save 0.02 for half of y3 more. Two processes with half of the batch each (`crew`, not built
+for training) would need 0.61 and what they tell each other.
 
-Error. S is summed in float32 in pieces of some hundred pixels about the piece's mean, then in
+Error. S is summed in float32 in pieces of some thousand pixels about the piece's mean, then in
 float64. So var(z_j) errs by u (sum_c |W_cj| std(x_c))^2 at most, where computing z_j first errs by
 u std(z_j) sum_c |W_cj| std(x_c): the same unless a 1x1 kernel cancels what its inputs share.
 """

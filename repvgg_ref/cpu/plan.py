@@ -6,14 +6,14 @@ is written straight into the middle of the next layer's padded input; only borde
 One arena of scratch serves every layer, so that it stays warm in cache.
 
 What binds, on two quiet AVX-512 cores at 224 x 224 (BLAS peaks at 203 GFLOP/s a core; figures and
-peers in tests/bench/results). B1, batch 16: 29 ms an image, 812 GFLOP/s as if in direct form.
-Products at stride 1 are 4 to 5 times fewer and run at 120-170 GFLOP/s a core, because transformed
-weights (9 times larger under F(7, 3): 85 MB for 512 channels) come from memory once a layer; they
-are half of the time. Transforms, at 35-45 GFLOP/s on 4 to 9 rows, are a fifth, the rest is stride 2
-and the first layer, 1 to 1.4 times fewer products. A0, batch 16: 93 ms, where one core takes 157:
-layers of 192 channels lose 15 % to their three stages (70 microseconds each, see `pool`) and to
-12 MB of weights. Batch 1 is bound by the weights outright: 49 rows of pixels meet each, so that
-products run at 80-100 GFLOP/s however they are cut; `cost` prefers F(2, 3), 1.8 times the weights.
+peers in tests/bench/results). B1, batch 16: 28 ms an image, 840-890 GFLOP/s in direct form's terms. A
+layer of 512 channels takes 25 ms on one core: 15 for its products, 4.9 times fewer than direct
+form's, 6 for its transformed weights to come from memory, 85 MB that nothing hides, 4 for
+transforms. Stride 2 and the first layer are 27 % of the network, at 66 % of the peak. A0, batch 16:
+80 ms, where one core takes 150: the caller alone copies images in (2 ms), and products have too
+few columns. Batch 1: 49 rows of pixels meet each weight, so weights bind; `cost` prefers F(2, 3),
+whose are 1.8 times the direct form's. Also tried: the first two layers depth first, a block of
+rows at a time (no gain: memory does not bind there), weights in other orders, rows in other blocks.
 """
 
 from __future__ import annotations
