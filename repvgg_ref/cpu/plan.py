@@ -6,9 +6,9 @@ is written straight into the middle of the next layer's padded input; only borde
 One arena of scratch serves every layer, so that it stays warm in cache.
 
 What binds, on two quiet AVX-512 cores at 224 x 224 (BLAS peaks at 203 GFLOP/s a core; figures and
-peers in tests/bench/results). B1, batch 16: 28 ms an image, 840-890 GFLOP/s in direct form's terms. A
-layer of 512 channels takes 25 ms on one core: 15 for its products, 4.9 times fewer than direct
-form's, 6 for its transformed weights to come from memory, 85 MB that nothing hides, 4 for
+peers in tests/bench/results). B1, batch 16: 28 ms an image, as if direct form ran at 840 to 890
+GFLOP/s. A layer of 512 channels takes 25 ms on one core: 15 for its products, 4.9 times fewer than
+direct form's, 6 for its transformed weights to come from memory, 85 MB that nothing hides, 4 for
 transforms. Stride 2 and the first layer are 27 % of the network, at 66 % of the peak. A0, batch 16:
 80 ms, where one core takes 150: the caller alone copies images in (2 ms), and products have too
 few columns. Batch 1: 49 rows of pixels meet each weight, so weights bind; `cost` prefers F(2, 3),

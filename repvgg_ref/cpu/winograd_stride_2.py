@@ -20,20 +20,19 @@ A *strip* is m rows of outputs of one image. The bias rides in step 4 as one mor
 against a column of ones. In float32 F(4, 2) errs by 1.5e-6 of the largest output of 256 channels,
 F(7, 2) by 6e-6; direct form by 4e-7.
 
-Milliseconds of A0's and B1's layers, batch 16, one AVX-512 core, before (direct, or the dense
-matrices of `cook_toom.every_other_output` in both dimensions) and now:
+Milliseconds of A0's and B1's layers, batch 16, one AVX-512 core, on aligned memory, before (direct,
+or the dense matrices of `cook_toom.every_other_output` in both dimensions) and now:
 
     channels    48->48   48->96  96->192  192->1280  64->128  128->256  256->512  512->2048
     pixels      56 x 56  28 x 28 14 x 14  7 x 7      56 x 56  28 x 28   14 x 14   7 x 7
-    before      20.6     7.9     6.7      19.7       58.5     41.1      40.6      77.6
-    now         17.1     6.6     5.8      18.3       43.5     36.0      33.5      71.0
+    before      17.1     7.8     5.9      19.0       46.5     34.5      34.5      79.1
+    now         16.0     6.3     5.5      17.4       42.3     36.4      32.3      69.2
     m           4        4       7        7          4        7         7         7
 
-(9 ms of the fifth are due to where its weights begin, see `gemm`.) The limit is the product: 30 of
-43.5 ms at 185 GFLOP/s. F(m, 2) in both dimensions, in four phases, takes 5.06 or 4.59 products, but
-(m + 2)^2 weights instead of 3 (m + 2), four results to add, and a third of the product's inner
-dimension; as a prototype beside this form, ms: 42.1 for 42.5, 34.7 for 38.7, 35.9 for 37.8, in
-the fifth layer to the seventh, 5.6 for 6.2 in the third. Its products alone are 23, 22 and 25.
+The limit is the product, at 150 to 190 GFLOP/s. F(m, 2) in both dimensions, in four phases, takes
+5.06 or 4.59 products, but (m + 2)^2 weights instead of 3 (m + 2), four results to add, and a third
+of the product's inner dimension; a prototype took 42.1 ms beside this form's 42.5, 34.7 beside 38.7
+and 35.9 beside 37.8 in the fifth layer to the seventh, 1 % of B1.
 """
 
 from __future__ import annotations
