@@ -94,7 +94,7 @@ def _layers(layers: Mapping[str, Any]) -> RenderableType:
         table.add_row(
             row["layer"],
             f"{row['channels']}->{'x'.join(map(str, row['output']))}{stride}{groups}",
-            _method(row["algorithm"]),
+            _method(row["algorithm"], row["stride"]),
             f"{1e3 * row['seconds']:.2f}",
             f"{100 * row['share']:.1f}",
             f"{row['gflops']:.0f}",
@@ -113,10 +113,10 @@ def _layers(layers: Mapping[str, Any]) -> RenderableType:
     return table
 
 
-def _method(algorithm: str) -> str:
-    """``winograd4`` as F(4,3)."""
+def _method(algorithm: str, stride: int) -> str:
+    """``winograd4`` as F(4,3); with stride 2, where even rows meet two taps, as F(4,2)."""
     m = algorithm.removeprefix("winograd")
-    return algorithm if m == algorithm else f"F({m},3)"
+    return algorithm if m == algorithm else f"F({m},{3 if stride == 1 else 2})"
 
 
 def _conversion(made: Mapping[str, Any]) -> list[RenderableType]:

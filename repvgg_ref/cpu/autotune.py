@@ -24,6 +24,7 @@ from repvgg_ref.cpu.schedule import ConvShape
 
 ROUNDS = 3
 FOLDER = "REPVGG_CACHE_DIR"
+ENGINE = 2  # raised when an algorithm changes so that its old times mean nothing
 
 
 def cache_file() -> Path:
@@ -47,7 +48,8 @@ class Tuner:
         self, pool: Pool, dtype: Any, choices: tuple[Algorithm, ...] = DEFAULT_CHOICES
     ) -> None:
         self._pool, self._dtype, self._choices = pool, np.dtype(dtype), choices
-        self._machine = f"{platform.machine()} {_processor()} numpy {np.__version__}"
+        system = f"{platform.machine()} {_processor()}"
+        self._machine = f"{system} numpy {np.__version__} engine {ENGINE}"
         self._known = _read()
 
     def choose(self, shape: ConvShape) -> Algorithm:
