@@ -8,8 +8,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from repvgg_ref.checkpoint import load, save
 from repvgg_ref.errors import ReportedError
+from repvgg_ref.files.checkpoint import load, save
 from repvgg_ref.models.architectures import NAMES, Architecture, architecture, plain_architecture
 from repvgg_ref.models.cost import cost
 from repvgg_ref.models.network import Model, build, fuse

@@ -68,8 +68,8 @@ def _floating(array: Array, path: Path) -> Array:
 
 
 def _picture(path: Path, model: Model) -> Array:
-    from repvgg_ref.digits import digits_architecture, image_to_input
-    from repvgg_ref.images import eval_input, open_upright
+    from repvgg_ref.data.digits import digits_architecture, image_to_input
+    from repvgg_ref.data.images import eval_input, open_upright
 
     image = open_upright(path)
     if model.arch.blocks == digits_architecture().blocks:

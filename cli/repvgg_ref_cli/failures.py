@@ -61,8 +61,8 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _of_the_package(error: BaseException) -> tuple[str, int]:
+    from repvgg_ref.blocks.selfcheck import SelfCheckError
     from repvgg_ref.errors import ReportedError
-    from repvgg_ref.selfcheck import SelfCheckError
 
     if isinstance(error, SelfCheckError):
         return str(error), DISAGREES

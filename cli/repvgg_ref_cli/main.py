@@ -81,8 +81,8 @@ def cli(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
     elif os.environ.keys() & {"REPVGG_NUM_THREADS", "REPVGG_WORKERS"}:
-        from repvgg_ref.cpu.crew import available
-        from repvgg_ref.cpu.pool import default_threads
+        from repvgg_ref.cpu.workers.crew import available
+        from repvgg_ref.cpu.workers.pool import default_threads
 
         available(default_threads())  # what they cannot mean is told before any work
 

@@ -17,7 +17,7 @@ _IMAGES = 8  # verified; all test images are read
 
 def show_verification(console: Console, train: Model, deploy: Model) -> None:
     """Verify the fused model, then a port with a bug, and print what the oracle says."""
-    from repvgg_ref.digits import load_digits, to_input
+    from repvgg_ref.data.digits import load_digits, to_input
     from repvgg_ref.oracle.render.words import LOOKS, estimate, used
     from repvgg_ref.oracle.verification import verify
 

@@ -27,7 +27,7 @@ from repvgg_ref.bench.memory import peak_bytes
 from repvgg_ref.bench.result import Measured, Skipped, Spread, spread
 from repvgg_ref.bench.rival import ContenderError, environment
 from repvgg_ref.bench.task import Task
-from repvgg_ref.checkpoint import load, save
+from repvgg_ref.files.checkpoint import load, save
 
 OFFICIAL = "torch, official script"
 TOLERANCE = 1e-4  # of a layer's largest tap: they fold in float32, we round once
@@ -68,7 +68,7 @@ class Conversion:
 def race_conversions(
     task: Task, *, official: bool, rounds: int, progress: Callable[[str, int, int], None] | None
 ) -> Conversion:
-    """Time `repvgg_ref.convert` and, if `official`, the script in torch on `task.network`.
+    """Time `repvgg_ref.files.convert` and, if `official`, the script in torch on `task.network`.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def main() -> None:
     """Convert once, as asked on the command line, and tell what it took."""
     way, name, source, target = sys.argv[1:]
     if way == OURS:
-        from repvgg_ref.convert import convert
+        from repvgg_ref.files.convert import convert
 
         convert(source, target)
     else:

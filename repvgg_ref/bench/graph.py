@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.cost import ALGORITHMS, Algorithm, applies, cheapest
-from repvgg_ref.cpu.layout import border_views, carve, interior
+from repvgg_ref.cpu.convolution.cost import ALGORITHMS, Algorithm, applies, cheapest
+from repvgg_ref.cpu.convolution.layout import border_views, carve, interior
+from repvgg_ref.cpu.convolution.schedule import Convolution, ConvShape, Packed
 from repvgg_ref.cpu.plan import make_convolution
-from repvgg_ref.cpu.pool import Stage, pool
-from repvgg_ref.cpu.schedule import Convolution, ConvShape, Packed
+from repvgg_ref.cpu.workers.pool import Stage, pool
 from repvgg_ref.models.comparison import INPUT, Conv, MaxPool, Network, extents
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.cost import tile_of
+from repvgg_ref.cpu.convolution.cost import tile_of
+from repvgg_ref.cpu.convolution.schedule import ConvShape
+from repvgg_ref.cpu.convolution.winograd import Tiling
+from repvgg_ref.cpu.convolution.winograd_stride_2 import Strips
 from repvgg_ref.cpu.engine import Engine, chunks
 from repvgg_ref.cpu.plan import Layer, conv_shapes
-from repvgg_ref.cpu.pool import Stage, pool
-from repvgg_ref.cpu.schedule import ConvShape
-from repvgg_ref.cpu.winograd import Tiling
-from repvgg_ref.cpu.winograd_stride_2 import Strips
+from repvgg_ref.cpu.workers.pool import Stage, pool
 
 SIDE = 2048  # of the matrices that measure the ceiling: 50 MB, beyond every cache
 TRIES = 3

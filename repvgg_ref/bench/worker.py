@@ -22,7 +22,7 @@ import numpy as np
 from repvgg_ref.bench.contenders.base import Contender, Entry
 from repvgg_ref.bench.memory import peak_bytes, reset_peak, resident_bytes, settle_memory
 from repvgg_ref.bench.task import Task
-from repvgg_ref.cpu.crew import use_of_helpers
+from repvgg_ref.cpu.workers.crew import use_of_helpers
 from repvgg_ref.errors import ReportedError
 
 PAUSE = 0.02  # seconds; thread pools spin for a while after their work

@@ -10,13 +10,13 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.cpu import memory
-from repvgg_ref.cpu.autotune import Tuner
-from repvgg_ref.cpu.cost import ALGORITHMS, Algorithm, applies, cheapest
-from repvgg_ref.cpu.crew import CrewError, available, crew
+from repvgg_ref.cpu.convolution.autotune import Tuner
+from repvgg_ref.cpu.convolution.cost import ALGORITHMS, Algorithm, applies, cheapest
+from repvgg_ref.cpu.convolution.schedule import ConvShape, Packed
 from repvgg_ref.cpu.plan import Plan, Tap, conv_shapes
-from repvgg_ref.cpu.pool import Team, default_threads, pool
-from repvgg_ref.cpu.schedule import ConvShape, Packed
+from repvgg_ref.cpu.workers import memory
+from repvgg_ref.cpu.workers.crew import CrewError, available, crew
+from repvgg_ref.cpu.workers.pool import Team, default_threads, pool
 from repvgg_ref.errors import BackendError
 
 CHUNK = 16  # images that go through the chain together; more would only need more memory

@@ -27,14 +27,14 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.cpu import memory
-from repvgg_ref.cpu.cost import Algorithm, tile_of
-from repvgg_ref.cpu.layout import border_views, carve, interior
-from repvgg_ref.cpu.pool import Pool, Stage, Team, portion
-from repvgg_ref.cpu.schedule import Convolution, ConvShape, Packed
-from repvgg_ref.cpu.schedule_direct import DirectConvolution
-from repvgg_ref.cpu.schedule_stride_2 import Stride2Convolution
-from repvgg_ref.cpu.schedule_winograd import WinogradConvolution
+from repvgg_ref.cpu.convolution.cost import Algorithm, tile_of
+from repvgg_ref.cpu.convolution.layout import border_views, carve, interior
+from repvgg_ref.cpu.convolution.schedule import Convolution, ConvShape, Packed
+from repvgg_ref.cpu.convolution.schedule_direct import DirectConvolution
+from repvgg_ref.cpu.convolution.schedule_stride_2 import Stride2Convolution
+from repvgg_ref.cpu.convolution.schedule_winograd import WinogradConvolution
+from repvgg_ref.cpu.workers import memory
+from repvgg_ref.cpu.workers.pool import Pool, Stage, Team, portion
 
 Tap = Callable[[str, Array], None]
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.batch_norm import batch_norm_train_backward, batch_norm_train_forward
-from repvgg_ref.cpu.branches import (
+from repvgg_ref.cpu.convolution.conv2d import conv2d_backward, conv2d_forward, conv_bias_relu
+from repvgg_ref.cpu.training.batch_norm import batch_norm_train_backward, batch_norm_train_forward
+from repvgg_ref.cpu.training.branches import (
     branches_backward,
     branches_forward,
     branches_parameter_grads,
 )
-from repvgg_ref.cpu.conv2d import conv2d_backward, conv2d_forward, conv_bias_relu
-from repvgg_ref.cpu.pool import in_session
+from repvgg_ref.cpu.workers.pool import in_session
 from repvgg_ref.ops import REFERENCE, Ops
 
 

@@ -1,1 +1,35 @@
-"""The digits, the model trained on them, and the script that made both; see README.md here."""
+"""Pictures for training and evaluation: data sets, transforms, and the loader.
+
+>>> from repvgg_ref.data import Loader, open_data, training_transform
+>>> digits = open_data(None, split="train")
+>>> shifted = training_transform(size=32, crop="shift", flip=False)
+>>> loader = Loader(digits, transform=shifted, batch_size=64, seed=0, threads=2)
+>>> next(loader.epoch(0)).images.shape
+(64, 32, 32, 1)
+"""
+
+from repvgg_ref.data.loader import Batch, Loader
+from repvgg_ref.data.open import open_data, splits_of
+from repvgg_ref.data.source import ArraySource, DataError, Source, Standardise, Subset
+from repvgg_ref.data.transforms import (
+    EvaluationTransform,
+    Transform,
+    evaluation_transform,
+    training_transform,
+)
+
+__all__ = [
+    "ArraySource",
+    "Batch",
+    "DataError",
+    "EvaluationTransform",
+    "Loader",
+    "Source",
+    "Standardise",
+    "Subset",
+    "Transform",
+    "evaluation_transform",
+    "open_data",
+    "splits_of",
+    "training_transform",
+]

@@ -17,10 +17,10 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from repvgg_ref import digits
 from repvgg_ref.arrays import Array
-from repvgg_ref.checkpoint import save
-from repvgg_ref.digits import Digits
+from repvgg_ref.data import digits
+from repvgg_ref.data.digits import Digits
+from repvgg_ref.files.checkpoint import save
 from repvgg_ref.models.network import Model, build, fuse
 from repvgg_ref.train.sgd import decay_kernels, sgd_step
 

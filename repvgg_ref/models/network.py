@@ -10,12 +10,12 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.backends import backend_ops
+from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.blocks.repvgg import fused_block_forward, train_block_forward
 from repvgg_ref.cpu import NUMPY
 from repvgg_ref.cpu.engine import Engine
-from repvgg_ref.cpu.pool import default_of, default_threads
+from repvgg_ref.cpu.workers.pool import default_of, default_threads
 from repvgg_ref.errors import BackendError, NotFusibleError, ShapeError
-from repvgg_ref.fusion import fuse_block
 from repvgg_ref.models.architectures import Architecture, architecture
 from repvgg_ref.models.on_device import OnDevice, like, step_like
 from repvgg_ref.models.parameters import Form, initial_params, param_shapes
@@ -349,6 +349,6 @@ class _Converted(Mapping[str, Array]):
 
 
 def _official_names(model: Model) -> dict[str, str]:
-    from repvgg_ref.dialects import official_dialect
+    from repvgg_ref.files.dialects import official_dialect
 
     return official_dialect(model.arch).names(param_shapes(model.arch, model.form))

@@ -1,6 +1,6 @@
 """The named arrays of a network: which there are, their shapes, and how they start.
 
-Canonical names are ours (``stage1.0.branch_3x3.bn.gamma``); `repvgg_ref.dialects` translates them
+Canonical names are ours (``stage1.0.branch_3x3.bn.gamma``); `files.dialects` translates them
 to the names other code bases use.
 """
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blas import single_threaded_blas
-from repvgg_ref.checkpoint import load
+from repvgg_ref.cpu.blas import single_threaded_blas
 from repvgg_ref.errors import ReportedError, ShapeError
+from repvgg_ref.files.checkpoint import load
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.blackbox import judge_logits
+from repvgg_ref.oracle.bounds.precision import PRECISIONS, Precision, precision_of
 from repvgg_ref.oracle.candidates import (
     Candidate,
     CandidateFailure,
@@ -26,11 +26,13 @@ from repvgg_ref.oracle.candidates import (
     WeightsCandidate,
     resolve,
 )
-from repvgg_ref.oracle.explain import explain
-from repvgg_ref.oracle.golden_folder import is_golden
-from repvgg_ref.oracle.golden_read import verify_golden
-from repvgg_ref.oracle.inputs import distinguishing_inputs
-from repvgg_ref.oracle.layers import (
+from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
+from repvgg_ref.oracle.diagnosis.explain import explain
+from repvgg_ref.oracle.diagnosis.static_check import check_weights
+from repvgg_ref.oracle.golden.folder import is_golden
+from repvgg_ref.oracle.golden.read import verify_golden
+from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
+from repvgg_ref.oracle.programs.layers import (
     Comparison,
     Programs,
     block_output,
@@ -39,9 +41,7 @@ from repvgg_ref.oracle.layers import (
     head_program,
     relative_difference,
 )
-from repvgg_ref.oracle.precision import PRECISIONS, Precision, precision_of
 from repvgg_ref.oracle.report import Report
-from repvgg_ref.oracle.static_check import check_weights
 from weights_io import sanitize
 
 CandidateLike = Model | str | Path | Callable[..., Any] | Mapping[str, Array] | Array

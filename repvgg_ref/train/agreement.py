@@ -2,7 +2,7 @@
 
 *Block by block.* Each block gets the trained form's own input and is evaluated both ways in
 float64, the fused kernel as it will be written. They may differ by the rounding of the fused taps
-and by float64's own error (the certified bound of `repvgg_ref.selfcheck`, here at every pixel):
+and by float64's own error (the certified bound of `blocks.selfcheck`, here at every pixel):
 
     |y_fused - y_branches| <= u (|W| * |x| + |b|) + 2 n u64 (magnitudes of all terms)
 
@@ -22,11 +22,11 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.repvgg import activate, block_branches
+from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError, worst
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.network import Model
 from repvgg_ref.ops import Ops
-from repvgg_ref.selfcheck import BlockCheck, SelfCheckError, worst
 
 SAFETY = 8.0
 _U64 = 2.0**-53

@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from repvgg_ref.accuracy import hits
 from repvgg_ref.arrays import Array, to_numpy
 from repvgg_ref.backends import backend_ops
+from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError
+from repvgg_ref.data.loader import Batch
+from repvgg_ref.data.source import DataError
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.ops import Ops
-from repvgg_ref.selfcheck import BlockCheck, SelfCheckError
+from repvgg_ref.train.accuracy import hits
 from repvgg_ref.train.agreement import check_agreement
 from repvgg_ref.train.comm import Comm
-from repvgg_ref.train.data.loader import Batch
-from repvgg_ref.train.data.source import DataError
 
 _PROOF_IMAGES = 4
 

@@ -14,9 +14,9 @@ import numpy as np
 
 import repvgg_ref
 from repvgg_ref.arrays import Array, to_numpy
-from repvgg_ref.checkpoint import save as save_model
-from repvgg_ref.convert import convert
-from repvgg_ref.cpu.pool import default_threads
+from repvgg_ref.cpu.workers.pool import default_threads
+from repvgg_ref.files.checkpoint import save as save_model
+from repvgg_ref.files.convert import convert
 from repvgg_ref.models.network import Model
 from repvgg_ref.train.divergence import DivergenceError
 from repvgg_ref.train.log import NAME as LOG

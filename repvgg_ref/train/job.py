@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.backends import backend_ops
-from repvgg_ref.checkpoint import load
-from repvgg_ref.digits import digits_architecture
+from repvgg_ref.data.digits import digits_architecture
 from repvgg_ref.errors import BackendError
+from repvgg_ref.files.checkpoint import load
 from repvgg_ref.models.architectures import Architecture, architecture
 from repvgg_ref.models.network import Model, build, require_branches
 from repvgg_ref.ops import Ops

@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from repvgg_ref.data.loader import Batch
 from repvgg_ref.train.curves import write_curves
-from repvgg_ref.train.data.loader import Batch
 from repvgg_ref.train.divergence import DivergenceError, first_bad_layer
 from repvgg_ref.train.evaluate import Evaluation, evaluate
 from repvgg_ref.train.events import EpochDone, Event, Finished, Noted, Saved, StepDone, Stopped

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from repvgg_ref.train.comm import Comm
-from repvgg_ref.train.data import (
+from repvgg_ref.data import (
     Batch,
     DataError,
     Loader,
@@ -16,6 +15,7 @@ from repvgg_ref.train.data import (
     open_data,
     training_transform,
 )
+from repvgg_ref.train.comm import Comm
 from repvgg_ref.train.settings import Settings
 
 _EVALUATION_BATCH = 128

@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array, array_module, to_numpy
-from repvgg_ref.dialects import official_dialect
+from repvgg_ref.data.loader import Batch
+from repvgg_ref.data.source import Standardise
+from repvgg_ref.files.dialects import official_dialect
 from repvgg_ref.models.network import DEFAULT_MOMENTUM, Model
 from repvgg_ref.models.parameters import is_trainable, param_shapes
 from repvgg_ref.models.step import training_step
 from repvgg_ref.ops import Ops
 from repvgg_ref.train.comm import Comm
 from repvgg_ref.train.custom_l2 import custom_l2
-from repvgg_ref.train.data.loader import Batch
-from repvgg_ref.train.data.source import Standardise
 from repvgg_ref.train.flat import Layout
 from repvgg_ref.train.loss_scale import START, LossScale, scaled
 from repvgg_ref.train.mixup import draw_blend, mixed, one_hot

@@ -9,8 +9,8 @@ import pytest
 
 from repvgg_ref.bench.layers import done_macs, gemm_ceiling, time_layers
 from repvgg_ref.bench.task import Task
+from repvgg_ref.cpu.convolution.schedule import ConvShape
 from repvgg_ref.cpu.engine import Engine
-from repvgg_ref.cpu.schedule import ConvShape
 from repvgg_ref.models.cost import cost
 from repvgg_ref.models.network import fuse
 from tests.models.small import SMALL, distinct_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from repvgg_ref.cpu import conv2d
-from repvgg_ref.cpu.pool import Pool, default_of, default_threads
+from repvgg_ref.cpu.convolution import conv2d
+from repvgg_ref.cpu.workers.pool import Pool, default_of, default_threads
 from repvgg_ref.errors import BackendError
 from repvgg_ref.models.network import fuse
 from tests.models.small import SMALL, distinct_model

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from repvgg_ref_cli.main import main
 
-from repvgg_ref.checkpoint import save
+from repvgg_ref.files.checkpoint import save
 from repvgg_ref.models.network import Model
 from tests.models.small import SMALL, distinct_model
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
-from repvgg_ref.checkpoint import save
+from repvgg_ref.files.checkpoint import save
 from repvgg_ref.models.network import Model
 from tests.cli.runner import invoke, small_model
 

@@ -12,8 +12,8 @@ import pytest
 
 import repvgg_ref as rr
 import weights_io
+from repvgg_ref.blocks.fusion import FusedConv, fuse_block
 from repvgg_ref.errors import NotFusibleError
-from repvgg_ref.fusion import FusedConv, fuse_block
 from tests.cli.runner import invoke, run_python, save_small, small_model
 from tests.models.small import SMALL, batch
 
@@ -163,7 +163,7 @@ def test_a_failed_self_check_is_exit_code_1_and_leaves_the_old_file(
         fused.weight[0, 0, 1, 1] *= 1.001
         return fused
 
-    monkeypatch.setattr("repvgg_ref.convert.fuse_block", off_by_a_thousandth)
+    monkeypatch.setattr("repvgg_ref.files.convert.fuse_block", off_by_a_thousandth)
     shown = invoke(capsys, "convert", "--in", source, "--out", out)
     assert (shown.code, shown.out) == (1, "")
     assert shown.err.startswith("error: stage0: the fused convolution differs from its branches")

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
-from repvgg_ref.checkpoint import save
-from repvgg_ref.digits import MODEL_PATH
-from repvgg_ref.images import eval_input, open_upright
+from repvgg_ref.data.digits import MODEL_PATH
+from repvgg_ref.data.images import eval_input, open_upright
+from repvgg_ref.files.checkpoint import save
 from repvgg_ref.models.architectures import plain_architecture
 from tests.cli.runner import invoke, save_small, small_model
+from tests.data.datasets import make_folder, make_tar
 from tests.models.small import distinct_model
-from tests.train.data.datasets import make_folder, make_tar
 
 KEYS = [
     "model",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repvgg_ref.checkpoint import save
+from repvgg_ref.files.checkpoint import save
 from tests.cli.runner import invoke, save_small, small_model
 
 KEYS = ["container", "dialect", "form", "model", "tensors", "unexpected", "missing", "findings"]

@@ -12,10 +12,11 @@ from repvgg_ref_cli import options
 from repvgg_ref_cli.failures import printable
 from repvgg_ref_cli.main import COMMANDS
 
-from repvgg_ref import backends, convert
-from repvgg_ref.cpu import cost
+from repvgg_ref import backends
+from repvgg_ref.blocks.selfcheck import SelfCheckError
+from repvgg_ref.cpu.convolution import cost
 from repvgg_ref.errors import CheckpointError
-from repvgg_ref.selfcheck import SelfCheckError
+from repvgg_ref.files import convert
 from tests.cli.runner import environment, invoke, run_python, save_small
 
 
@@ -148,7 +149,7 @@ def test_every_kind_of_error_has_its_code_and_one_line(
     def fails(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr("repvgg_ref.inspection.inspect_file", fails)
+    monkeypatch.setattr("repvgg_ref.files.inspect.inspect_file", fails)
     shown = invoke(capsys, "inspect", "x")
     assert (shown.code, shown.out) == (code, "")
     assert shown.err.startswith(f"error: {line}")

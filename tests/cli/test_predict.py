@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import repvgg_ref as rr
-from repvgg_ref.checkpoint import save
-from repvgg_ref.digits import MODEL_PATH, sample_label, sample_paths
-from repvgg_ref.images import eval_input, open_upright
+from repvgg_ref.data.digits import MODEL_PATH, sample_label, sample_paths
+from repvgg_ref.data.images import eval_input, open_upright
+from repvgg_ref.files.checkpoint import save
 from tests.cli.runner import invoke, save_small, small_model
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from repvgg_ref.digits import MODEL_PATH
+from repvgg_ref.data.digits import MODEL_PATH
 from tests.cli.runner import ROOT, environment
 
 PLUGIN = "repvgg_ref_cli.pytest_plugin"
 PORT = f"""
 import numpy as np
 import repvgg_ref as rr
-from repvgg_ref.digits import load_digits, to_input
+from repvgg_ref.data.digits import load_digits, to_input
 
 REFERENCE = {str(MODEL_PATH)!r}
 X = to_input(load_digits().test.images[:2])

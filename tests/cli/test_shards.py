@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repvgg_ref.train.data import evaluation_transform, open_data
+from repvgg_ref.data import evaluation_transform, open_data
 from tests.cli.runner import invoke
-from tests.train.data.datasets import make_folder
+from tests.data.datasets import make_folder
 
 KEYS = ["out", "images", "size", "classes", "bytes", "skipped"]
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 import repvgg_ref as rr
-from repvgg_ref.checkpoint import save
-from repvgg_ref.digits import MODEL_PATH, load_digits, sample_paths, to_input
+from repvgg_ref.data.digits import MODEL_PATH, load_digits, sample_paths, to_input
+from repvgg_ref.files.checkpoint import save
 from tests.cli.runner import Outcome, environment, invoke, run_python
 
 KEYS = {"verdict", "first_bad_layer", "diagnosis", "precision", "layers"}

@@ -12,13 +12,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cook_toom import Point, cook_toom
-from repvgg_ref.cpu.cost import ALGORITHMS, Algorithm, applies
-from repvgg_ref.cpu.schedule import ConvShape
-from repvgg_ref.cpu.winograd import POINTS, POINTS_OF_STRIDE_2
-from repvgg_ref.oracle.bounds import block_bound
-from repvgg_ref.oracle.precision import PRECISIONS
-from repvgg_ref.oracle.program import fused_kernel
+from repvgg_ref.cpu.convolution.cost import ALGORITHMS, Algorithm, applies
+from repvgg_ref.cpu.convolution.schedule import ConvShape
+from repvgg_ref.cpu.convolution.winograd import POINTS, POINTS_OF_STRIDE_2
+from repvgg_ref.exact.cook_toom import Point, cook_toom
+from repvgg_ref.oracle.bounds.block import block_bound
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
+from repvgg_ref.oracle.programs.program import fused_kernel
 from tests.cpu.test_conv2d import run
 from tests.oracle.bounds_cases import STATISTICS, random_block
 from tests.oracle.test_bounds import reference

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu import NUMPY, passes
-from repvgg_ref.cpu.branches import (
+from repvgg_ref.cpu import NUMPY
+from repvgg_ref.cpu.training import passes
+from repvgg_ref.cpu.training.branches import (
     branches_backward,
     branches_forward,
     branches_parameter_grads,

@@ -8,12 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repvgg_ref.cpu import autotune
-from repvgg_ref.cpu.autotune import FOLDER, Tuner, cache_file
-from repvgg_ref.cpu.cost import ALGORITHMS, DEFAULT_CHOICES, TRAINING_CHOICES, applies, cheapest
+from repvgg_ref.cpu.convolution import autotune
+from repvgg_ref.cpu.convolution.autotune import FOLDER, Tuner, cache_file
+from repvgg_ref.cpu.convolution.cost import (
+    ALGORITHMS,
+    DEFAULT_CHOICES,
+    TRAINING_CHOICES,
+    applies,
+    cheapest,
+)
+from repvgg_ref.cpu.convolution.schedule import ConvShape
 from repvgg_ref.cpu.engine import Engine
-from repvgg_ref.cpu.pool import pool
-from repvgg_ref.cpu.schedule import ConvShape
+from repvgg_ref.cpu.workers.pool import pool
 from repvgg_ref.errors import BackendError
 from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.network import fuse

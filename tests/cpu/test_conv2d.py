@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.cost import ALGORITHMS, Algorithm, applies
-from repvgg_ref.cpu.layout import interior
+from repvgg_ref.cpu.convolution.cost import ALGORITHMS, Algorithm, applies
+from repvgg_ref.cpu.convolution.layout import interior
+from repvgg_ref.cpu.convolution.schedule import ConvShape
 from repvgg_ref.cpu.plan import make_convolution
-from repvgg_ref.cpu.pool import pool
-from repvgg_ref.cpu.schedule import ConvShape
+from repvgg_ref.cpu.workers.pool import pool
 from repvgg_ref.ops import REFERENCE
 
 # Largest error over largest output: ten times what was seen in these shapes.

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu import crew as crews
 from repvgg_ref.cpu import engine as engines
-from repvgg_ref.cpu.cost import ALGORITHMS
-from repvgg_ref.cpu.crew import WORKERS, Caller, available, use_of_helpers
+from repvgg_ref.cpu.convolution.cost import ALGORITHMS
 from repvgg_ref.cpu.engine import CHUNK, Engine
-from repvgg_ref.cpu.pool import Pool
+from repvgg_ref.cpu.workers import crew as crews
+from repvgg_ref.cpu.workers.crew import WORKERS, Caller, available, use_of_helpers
+from repvgg_ref.cpu.workers.pool import Pool
 from repvgg_ref.errors import BackendError
 from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.network import Model, fuse
@@ -195,7 +195,7 @@ def test_what_helpers_use_is_told() -> None:
 
 def test_helpers_end_with_a_caller_that_is_killed(tmp_path: Path) -> None:
     program = (
-        "import time, sys; from repvgg_ref.cpu.crew import crew; "
+        "import time, sys; from repvgg_ref.cpu.workers.crew import crew; "
         "print(*(process.pid for process, _ in crew(3)._helpers), flush=True); time.sleep(60)"
     )
     caller = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.cpu.engine import CHUNK, Engine
-from repvgg_ref.cpu.pool import THREADS, Pool, Stage, default_threads
+from repvgg_ref.cpu.workers.pool import THREADS, Pool, Stage, default_threads
 from repvgg_ref.errors import BackendError
 from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.network import fuse

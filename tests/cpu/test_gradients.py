@@ -11,13 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu import NUMPY, memory, phases
-from repvgg_ref.cpu.conv2d import square_convolution, window_of
-from repvgg_ref.cpu.pool import pool
-from repvgg_ref.cpu.schedule_stride_2 import Stride2Convolution
-from repvgg_ref.cpu.schedule_winograd import WinogradConvolution
-from repvgg_ref.cpu.weight_gradient import direct_weight_gradient, winograd_weight_gradient
-from repvgg_ref.cpu.winograd import POINTS, POINTS_OF_STRIDE_2
+from repvgg_ref.cpu import NUMPY
+from repvgg_ref.cpu.convolution import phases
+from repvgg_ref.cpu.convolution.conv2d import square_convolution, window_of
+from repvgg_ref.cpu.convolution.schedule_stride_2 import Stride2Convolution
+from repvgg_ref.cpu.convolution.schedule_winograd import WinogradConvolution
+from repvgg_ref.cpu.convolution.weight_gradient import (
+    direct_weight_gradient,
+    winograd_weight_gradient,
+)
+from repvgg_ref.cpu.convolution.winograd import POINTS, POINTS_OF_STRIDE_2
+from repvgg_ref.cpu.workers import memory
+from repvgg_ref.cpu.workers.pool import pool
 from repvgg_ref.models.network import build
 from repvgg_ref.ops import REFERENCE
 from tests.models.small import SMALL, batch

@@ -10,7 +10,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.models.architectures import Architecture, plain_architecture
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.oracle import Report, verify
-from repvgg_ref.oracle.inputs import distinguishing_inputs
+from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from tests.random_networks import random_model
 
 PLAIN = plain_architecture(depths=(2, 2), channels=(8, 16, 24), num_classes=10)

@@ -25,7 +25,7 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle import verify
-from repvgg_ref.oracle.inputs import distinguishing_inputs
+from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from tests.museum.exhibit import GROUPED, trained
 
 pytest.importorskip("ncnn")

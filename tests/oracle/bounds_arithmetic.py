@@ -14,7 +14,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.repvgg import Branch
-from repvgg_ref.oracle.program import BlockProgram, SqueezeExcitationParams, fused_kernel
+from repvgg_ref.oracle.programs.program import BlockProgram, SqueezeExcitationParams, fused_kernel
 
 Rounding = Callable[[Any], Array]
 

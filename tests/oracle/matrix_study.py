@@ -29,17 +29,18 @@ from rich.table import Table
 
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
-from repvgg_ref.blas import single_threaded_blas
+from repvgg_ref.cpu.blas import single_threaded_blas
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.alternatives import make_chain
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
+from repvgg_ref.oracle.bugs import LIBRARY, Site
 from repvgg_ref.oracle.candidates import Outputs
-from repvgg_ref.oracle.distinguishing import distinguishing_model
-from repvgg_ref.oracle.evaluate import evaluate
-from repvgg_ref.oracle.explain import Case, explain
-from repvgg_ref.oracle.head import HEAD_BUGS, evaluate_head
-from repvgg_ref.oracle.hypotheses import LIBRARY, Site
-from repvgg_ref.oracle.inputs import distinguishing_inputs
-from repvgg_ref.oracle.layers import (
+from repvgg_ref.oracle.diagnosis.alternatives import make_chain
+from repvgg_ref.oracle.diagnosis.explain import Case, explain
+from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
+from repvgg_ref.oracle.programs.evaluate import evaluate
+from repvgg_ref.oracle.programs.head import HEAD_BUGS, evaluate_head
+from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
+from repvgg_ref.oracle.programs.layers import (
     Comparison,
     Programs,
     block_output,
@@ -47,8 +48,7 @@ from repvgg_ref.oracle.layers import (
     compare_head,
     head_program,
 )
-from repvgg_ref.oracle.precision import PRECISIONS
-from repvgg_ref.oracle.program import output_size
+from repvgg_ref.oracle.programs.program import output_size
 from repvgg_ref.oracle.verification import judge
 from tests.models.small import SMALL
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.fusion import FusedConv
-from repvgg_ref.oracle.evaluate import evaluate
-from repvgg_ref.oracle.program import BlockProgram, output_size
+from repvgg_ref.blocks.fusion import FusedConv
+from repvgg_ref.oracle.programs.evaluate import evaluate
+from repvgg_ref.oracle.programs.program import BlockProgram, output_size
 
 Strange = Callable[[BlockProgram, Array], Array]
 

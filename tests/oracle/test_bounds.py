@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.bounds import Bound, block_bound, head_bound
-from repvgg_ref.oracle.evaluate import evaluate
-from repvgg_ref.oracle.precision import PRECISIONS
-from repvgg_ref.oracle.program import BlockProgram, output_size
+from repvgg_ref.oracle.bounds.block import Bound, block_bound, head_bound
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
+from repvgg_ref.oracle.programs.evaluate import evaluate
+from repvgg_ref.oracle.programs.program import BlockProgram, output_size
 from tests.oracle.bounds_arithmetic import ARITHMETICS, ORDERS, Candidate
 from tests.oracle.bounds_cases import DATA, STATISTICS, fill, random_block
 

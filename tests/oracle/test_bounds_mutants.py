@@ -11,51 +11,60 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repvgg_ref.oracle.precision import PRECISIONS, Precision
+from repvgg_ref.oracle.bounds.precision import PRECISIONS, Precision
 from tests.oracle.bounds_adversaries import ADVERSARIES, Attack
 
 ATTACKS = {adversary.__name__: adversary() for adversary in ADVERSARIES}
 
-MODULES = ("winograd_bound", "linear_part", "squeeze_bound", "bounds")  # each imports earlier ones
+MODULES = (
+    "bounds.winograd",
+    "programs.linear_part",
+    "bounds.squeeze_excitation",
+    "bounds.block",
+)  # each imports earlier ones
 
 # Module, the line as it is, the line that says too little.
 MUTANTS: list[tuple[str, str, str]] = [
     # how many roundings a product meets
-    ("bounds", "terms = kernels.weight[0].size\n", "terms = 9\n"),
-    ("bounds", "steps = terms + _OTHER", "steps = terms**0.5 + _OTHER"),
-    ("bounds", "steps = terms + _OTHER", "steps = terms / 2"),
-    ("bounds", "(1 + theta(p.u_accumulate, steps))", "(1 + p.u_accumulate)"),
-    ("bounds", "(1 + theta(p.u_input, reads))", "1"),
-    ("bounds", "(1 + theta(p.u_weight, kernels))", "1"),
+    ("bounds.block", "terms = kernels.weight[0].size\n", "terms = 9\n"),
+    ("bounds.block", "steps = terms + _OTHER", "steps = terms**0.5 + _OTHER"),
+    ("bounds.block", "steps = terms + _OTHER", "steps = terms / 2"),
+    ("bounds.block", "(1 + theta(p.u_accumulate, steps))", "(1 + p.u_accumulate)"),
+    ("bounds.block", "(1 + theta(p.u_input, reads))", "1"),
+    ("bounds.block", "(1 + theta(p.u_weight, kernels))", "1"),
     # what they are relative to
-    ("bounds", "relative * part.magnitude", "relative * np.abs(part.value)"),
-    ("bounds", "relative * part.magnitude", "relative * part.energy"),
-    ("bounds", "p.u_store * _stored(part)", "0 * part.value"),
-    ("bounds", "np.asarray(2 * value", "np.asarray(0 * value"),
-    ("linear_part", "bias, weight_magnitude, bias", "bias, np.abs(weight), bias"),
-    ("linear_part", "magnitude + kernels.bias_magnitude[:, None],", "magnitude,"),
+    ("bounds.block", "relative * part.magnitude", "relative * np.abs(part.value)"),
+    ("bounds.block", "relative * part.magnitude", "relative * part.energy"),
+    ("bounds.block", "p.u_store * _stored(part)", "0 * part.value"),
+    ("bounds.block", "np.asarray(2 * value", "np.asarray(0 * value"),
+    ("programs.linear_part", "bias, weight_magnitude, bias", "bias, np.abs(weight), bias"),
+    ("programs.linear_part", "magnitude + kernels.bias_magnitude[:, None],", "magnitude,"),
     # batch norm's scale
-    ("bounds", "beside) + coherent)\n\n", "beside))\n\n"),
-    ("bounds", "2 * (1 + u) * p.tiny / branch.spread", "0 / branch.spread"),
-    ("bounds", "(1 - np.minimum(r, 1)) ** -0.5", "(1 - np.minimum(r, 1)) ** -0.25"),
-    ("bounds", "* (1 + lost[0])", ""),
+    ("bounds.block", "beside) + coherent)\n\n", "beside))\n\n"),
+    ("bounds.block", "2 * (1 + u) * p.tiny / branch.spread", "0 / branch.spread"),
+    ("bounds.block", "(1 - np.minimum(r, 1)) ** -0.5", "(1 - np.minimum(r, 1)) ** -0.25"),
+    ("bounds.block", "* (1 + lost[0])", ""),
     # underflow
-    ("bounds", "+ (1 + relative) * _underflow(part, steps, p)", ""),
-    ("bounds", "rounded = part.weight_sum[:, None] +", "rounded ="),
-    ("bounds", "+ apart[:, None] * part.input_sum", ""),
-    ("bounds", "+ p.tiny_accumulate * steps * apart[:, None]", ""),
-    ("bounds", "rounded + np.reshape(written, (-1, 1))", "rounded"),
+    ("bounds.block", "+ (1 + relative) * _underflow(part, steps, p)", ""),
+    ("bounds.block", "rounded = part.weight_sum[:, None] +", "rounded ="),
+    ("bounds.block", "+ apart[:, None] * part.input_sum", ""),
+    ("bounds.block", "+ p.tiny_accumulate * steps * apart[:, None]", ""),
+    ("bounds.block", "rounded + np.reshape(written, (-1, 1))", "rounded"),
     # SE, pool and linear layer
-    ("squeeze_bound", "before / 4 +", "before / 16 +"),
-    ("squeeze_bound", "size * e)", "0 * e)"),
-    ("squeeze_bound", "(magnitudes @ before", "(0 * before.sum()"),
-    ("squeeze_bound", "(1 + g) * before.mean(axis=-1) + g * size", "before.mean(axis=-1)"),
-    ("squeeze_bound", "steps = z.value.shape[-1] + 1", "steps = 1"),
-    ("squeeze_bound", "steps = len(x.value) + 1", "steps = 1"),
-    ("squeeze_bound", "own = g * magnitude +", "own = 0 * magnitude +"),
+    ("bounds.squeeze_excitation", "before / 4 +", "before / 16 +"),
+    ("bounds.squeeze_excitation", "size * e)", "0 * e)"),
+    ("bounds.squeeze_excitation", "(magnitudes @ before", "(0 * before.sum()"),
+    (
+        "bounds.squeeze_excitation",
+        "(1 + g) * before.mean(axis=-1) + g * size",
+        "before.mean(axis=-1)",
+    ),
+    ("bounds.squeeze_excitation", "steps = z.value.shape[-1] + 1", "steps = 1"),
+    ("bounds.squeeze_excitation", "steps = len(x.value) + 1", "steps = 1"),
+    ("bounds.squeeze_excitation", "own = g * magnitude +", "own = 0 * magnitude +"),
     # Winograd
-    ("bounds", "m = _OUTPUTS_PER_TILE[algorithm]\n", "m = 0\n"),
-    ("winograd_bound", "(np.abs(matrix) for matrix in matrices)", "matrices"),
+    ("bounds.block", "m = _OUTPUTS_PER_TILE[algorithm]\n", "m = 0\n"),
+    ("bounds.winograd", "(np.abs(matrix) for matrix in matrices)", "matrices"),
 ]  # fmt: skip
 
 WEAKER: list[tuple[str, str, float]] = [  # precision, field, factor: common mistakes of half a bit
@@ -110,12 +119,12 @@ def _functions(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 def test_the_worst_candidates_are_within_the_real_bounds(name: str) -> None:
-    bounds = vars(importlib.import_module("repvgg_ref.oracle.bounds"))
+    bounds = vars(importlib.import_module("repvgg_ref.oracle.bounds.block"))
     assert not broken(ATTACKS[name], bounds, PRECISIONS)
 
 
 def test_every_weaker_bound_is_broken(capsys: pytest.CaptureFixture[str]) -> None:
-    real = vars(importlib.import_module("repvgg_ref.oracle.bounds"))
+    real = vars(importlib.import_module("repvgg_ref.oracle.bounds.block"))
     survivors: list[Any] = []
     for mutant in MUTANTS:
         weaker = planted(*mutant)

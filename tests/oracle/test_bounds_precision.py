@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.bounds import product_energy
-from repvgg_ref.oracle.precision import PRECISIONS, estimate_unit_roundoff, precision_of
+from repvgg_ref.oracle.bounds.block import product_energy
+from repvgg_ref.oracle.bounds.precision import (
+    PRECISIONS,
+    estimate_unit_roundoff,
+    precision_of,
+)
 from tests.oracle.bounds_arithmetic import (
     ARITHMETICS,
     BFLOAT16,

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.bounds import Algorithm, block_bound
-from repvgg_ref.oracle.precision import PRECISIONS
-from repvgg_ref.oracle.program import BlockProgram, fused_kernel
+from repvgg_ref.oracle.bounds.block import Algorithm, block_bound
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
+from repvgg_ref.oracle.programs.program import BlockProgram, fused_kernel
 from tests.oracle.bounds_arithmetic import ARITHMETICS, ORDERS, Candidate
 from tests.oracle.bounds_cases import deploy_block, random_block
 from tests.oracle.test_bounds import FORMS, reference

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repvgg_ref.cook_toom import cook_toom, every_other_output
-from repvgg_ref.cpu.winograd import POINTS_OF_STRIDE_2
+from repvgg_ref.cpu.convolution.winograd import POINTS_OF_STRIDE_2
+from repvgg_ref.exact.cook_toom import cook_toom, every_other_output
 from repvgg_ref.ops import REFERENCE
-from repvgg_ref.oracle.bounds import Algorithm, block_bound
-from repvgg_ref.oracle.precision import PRECISIONS
-from repvgg_ref.oracle.winograd_bound import (
+from repvgg_ref.oracle.bounds.block import Algorithm, block_bound
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
+from repvgg_ref.oracle.bounds.winograd import (
     POINTS,
     _by_rows,
     _of_variant,

@@ -7,11 +7,11 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.network import fuse
+from repvgg_ref.oracle.bugs import LIBRARY, Site
 from repvgg_ref.oracle.candidates import Outputs
-from repvgg_ref.oracle.distinguishing import distinguishing_model
-from repvgg_ref.oracle.evaluate import evaluate
-from repvgg_ref.oracle.hypotheses import LIBRARY, Site
-from repvgg_ref.oracle.inputs import distinguishing_inputs
+from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
+from repvgg_ref.oracle.programs.evaluate import evaluate
+from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.verification import judge, verify
 from tests.models.small import SMALL
 from tests.oracle.matrix_study import Port, ask, verify_from

@@ -13,12 +13,13 @@ from repvgg_ref.blocks.repvgg import train_block_forward
 from repvgg_ref.errors import MissingExtraError, NotFusibleError, ReportedError
 from repvgg_ref.models.network import build, fuse
 from repvgg_ref.ops import REFERENCE
-from repvgg_ref.oracle import golden, golden_arrays
-from repvgg_ref.oracle.distinguishing import distinguishing_model
-from repvgg_ref.oracle.golden import write_golden
-from repvgg_ref.oracle.golden_arrays import rounded_up
-from repvgg_ref.oracle.golden_folder import is_golden, sha256
-from repvgg_ref.oracle.golden_read import read_golden, verify_golden
+from repvgg_ref.oracle.golden import arrays as golden_arrays
+from repvgg_ref.oracle.golden import write as golden
+from repvgg_ref.oracle.golden.arrays import rounded_up
+from repvgg_ref.oracle.golden.folder import is_golden, sha256
+from repvgg_ref.oracle.golden.read import read_golden, verify_golden
+from repvgg_ref.oracle.golden.write import write_golden
+from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.verification import verify
 from tests.models.small import SMALL
 

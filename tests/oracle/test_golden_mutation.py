@@ -10,16 +10,16 @@ import pytest
 
 from repvgg_ref.models.architectures import Architecture, plain_architecture
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.distinguishing import (
+from repvgg_ref.oracle.bugs import LIBRARY
+from repvgg_ref.oracle.golden.mutation import MutationMatrix, mutation_matrix
+from repvgg_ref.oracle.programs.distinguishing import (
     INFERENCE,
     TRAINING,
     Statistics,
     distinguishing_model,
     weak_statistics,
 )
-from repvgg_ref.oracle.hypotheses import LIBRARY
-from repvgg_ref.oracle.inputs import distinguishing_labels, golden_inputs
-from repvgg_ref.oracle.mutation import MutationMatrix, mutation_matrix
+from repvgg_ref.oracle.programs.inputs import distinguishing_labels, golden_inputs
 from tests.models.small import SMALL
 
 DEEPER = {

@@ -14,9 +14,13 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.architectures import Architecture, plain_architecture
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.distinguishing import TRAINING, distinguishing_model
-from repvgg_ref.oracle.golden import write_golden
-from repvgg_ref.oracle.inputs import distinguishing_inputs, distinguishing_labels, golden_inputs
+from repvgg_ref.oracle.golden.write import write_golden
+from repvgg_ref.oracle.programs.distinguishing import TRAINING, distinguishing_model
+from repvgg_ref.oracle.programs.inputs import (
+    distinguishing_inputs,
+    distinguishing_labels,
+    golden_inputs,
+)
 from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.training.bugs import LIBRARY
 from repvgg_ref.oracle.training.diagnose import wrong_setups

@@ -8,7 +8,7 @@ import numpy as np
 
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.oracle import verify
-from repvgg_ref.oracle.inputs import distinguishing_inputs
+from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from tests.random_networks import random_model
 
 _GROUPED = plain_architecture(depths=(2, 1), channels=(8, 8, 16), groups=4, num_classes=3)

@@ -10,10 +10,10 @@ import pytest
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.network import Model, fuse
-from repvgg_ref.oracle.distinguishing import distinguishing_model
-from repvgg_ref.oracle.hypotheses import LIBRARY, Site
-from repvgg_ref.oracle.layers import block_program
-from repvgg_ref.oracle.program import fused_kernel
+from repvgg_ref.oracle.bugs import LIBRARY, Site
+from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
+from repvgg_ref.oracle.programs.layers import block_program
+from repvgg_ref.oracle.programs.program import fused_kernel
 from tests.models.small import SMALL
 
 KINDS = ("plain", "grouped", "se-before-relu", "plus")

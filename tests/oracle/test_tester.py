@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from repvgg_ref.models.architectures import plain_architecture
-from repvgg_ref.oracle import explain, layers, verification
-from repvgg_ref.oracle.bounds import Bound
+from repvgg_ref.oracle import verification
+from repvgg_ref.oracle.bounds.block import Bound
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.candidates import Outputs
-from repvgg_ref.oracle.distinguishing import distinguishing_model
-from repvgg_ref.oracle.inputs import distinguishing_inputs
-from repvgg_ref.oracle.precision import PRECISIONS
+from repvgg_ref.oracle.diagnosis import explain
+from repvgg_ref.oracle.programs import layers
+from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
+from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.report import LayerReport, Report, VerificationError
 from tests.models.small import SMALL, distinct_model
 from tests.oracle.matrix_study import Port

@@ -8,11 +8,11 @@ import pytest
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.network import fuse
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.candidates import Outputs
-from repvgg_ref.oracle.distinguishing import distinguishing_model
-from repvgg_ref.oracle.inputs import distinguishing_inputs
-from repvgg_ref.oracle.layers import block_program, compare_block
-from repvgg_ref.oracle.precision import PRECISIONS
+from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
+from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
+from repvgg_ref.oracle.programs.layers import block_program, compare_block
 from repvgg_ref.oracle.verification import judge
 from tests.oracle.matrix_study import Port
 

@@ -116,7 +116,8 @@ def _timed(step: Step) -> dict[str, float]:
 
 def _profiled(step: Step, steps: int = 3) -> dict[str, float]:
     """Processor seconds of a step by pass; calls within a call count for the inner one."""
-    from repvgg_ref.cpu import branches, conv2d, passes
+    from repvgg_ref.cpu.convolution import conv2d
+    from repvgg_ref.cpu.training import branches, passes
 
     spent: defaultdict[str, float] = defaultdict(float)
     inner = [0.0]

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.checkpoint import load
-from repvgg_ref.digits import MODEL_PATH, load_digits, to_input
+from repvgg_ref.data.digits import MODEL_PATH, load_digits, to_input
+from repvgg_ref.files.checkpoint import load
 from repvgg_ref.models.architectures import Architecture, architecture, plain_architecture
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.inputs import distinguishing_inputs
+from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from tests.peers.torch_repvgg import build_torch, to_torch
 from tests.random_networks import random_model
 

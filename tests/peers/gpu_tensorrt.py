@@ -13,7 +13,7 @@ from typing import Any
 import tensorrt as trt
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.checkpoint import save
+from repvgg_ref.files.checkpoint import save
 from repvgg_ref.models.network import Model
 
 Work = Callable[[], object]

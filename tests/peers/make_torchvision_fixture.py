@@ -26,9 +26,9 @@ from PIL import __version__ as pillow
 from torchvision import transforms as tv
 from torchvision.transforms import autoaugment
 
-from tests.train.data.pictures import drawn
+from tests.data.pictures import drawn
 
-PATH = Path(__file__).parents[1] / "train" / "data" / "fixtures" / "torchvision.json"
+PATH = Path(__file__).parents[1] / "data" / "fixtures" / "torchvision.json"
 SIZES = [(500, 375), (375, 500), (224, 224), (333, 77), (40, 300), (32, 32), (97, 101)]
 MODES = {"bilinear": tv.InterpolationMode.BILINEAR, "bicubic": tv.InterpolationMode.BICUBIC}
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.onnx import write_onnx
 from repvgg_ref.models.network import Model, fuse
-from repvgg_ref.onnx_export import write_onnx
 from tests.peers.graphs import onnx_graph
 from tests.peers.right_candidates import Port, RightCandidate
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.onnx import write_onnx
 from repvgg_ref.models.architectures import Architecture, architecture, plain_architecture
 from repvgg_ref.models.network import Model, build, fuse
-from repvgg_ref.onnx_export import write_onnx
-from repvgg_ref.oracle.bounds import Algorithm, block_bound, head_bound
-from repvgg_ref.oracle.layers import block_output, block_program
-from repvgg_ref.oracle.precision import PRECISIONS, precision_of
+from repvgg_ref.oracle.bounds.block import Algorithm, block_bound, head_bound
+from repvgg_ref.oracle.bounds.precision import PRECISIONS, precision_of
+from repvgg_ref.oracle.programs.layers import block_output, block_program
 from tests.oracle.bounds_cases import deploy_block
 from tests.oracle.test_bounds import reference
 

@@ -14,9 +14,9 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.onnx import write_onnx
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.network import Model
-from repvgg_ref.onnx_export import write_onnx
 from repvgg_ref.oracle.candidates import Outputs, WeightsCandidate, resolve
 from tests.oracle.candidates.ports import assert_same, deployed, images, network
 from tests.peers import candidate_graphs as graphs

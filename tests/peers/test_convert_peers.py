@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
-from repvgg_ref.convert import FORMATS, convert
+from repvgg_ref.files.convert import FORMATS, convert
 from repvgg_ref.models.architectures import Architecture, architecture, plain_architecture
 from repvgg_ref.models.cost import cost
 from tests.random_networks import random_model

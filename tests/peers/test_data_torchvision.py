@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repvgg_ref.images import IMAGENET_MEAN, IMAGENET_STD
-from repvgg_ref.train.data import Loader, evaluation_transform, open_data
-from repvgg_ref.train.data.source import IMAGENET_RGB
-from tests.train.data.datasets import make_folder
-from tests.train.data.test_transforms_torchvision import FIXTURE
+from repvgg_ref.data import Loader, evaluation_transform, open_data
+from repvgg_ref.data.images import IMAGENET_MEAN, IMAGENET_STD
+from repvgg_ref.data.source import IMAGENET_RGB
+from tests.data.datasets import make_folder
+from tests.data.test_transforms_torchvision import FIXTURE
 
 torch = pytest.importorskip("torch", reason="the extra 'peers' is not installed")
 

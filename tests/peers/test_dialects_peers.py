@@ -1,7 +1,7 @@
 """One network under the names of four code bases: its deploy weights must be the same bits.
 
 The mappings below were written by hand from those code bases' layer names, not from
-`repvgg_ref.dialects`.
+`repvgg_ref.files.dialects`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
-from repvgg_ref.convert import convert
+from repvgg_ref.files.convert import convert
 from repvgg_ref.models.architectures import Architecture, architecture, plain_architecture
 from tests.random_networks import random_model
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.fusion import FusedConv, fuse_block
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.fusion import FusedConv, fuse_block
 from repvgg_ref.models.architectures import architecture
-from tests.fusion.witness import Witness, is_nearest, unclear
+from tests.blocks.witness import Witness, is_nearest, unclear
 from tests.random_networks import random_model
 
 torch = pytest.importorskip("torch")

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repvgg_ref.checkpoint import save
-from repvgg_ref.convert import convert
+from repvgg_ref.files.checkpoint import save
+from repvgg_ref.files.convert import convert
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.distinguishing import TRAINING, distinguishing_model
-from repvgg_ref.oracle.golden import write_golden
-from repvgg_ref.oracle.golden_folder import read_manifest
-from repvgg_ref.oracle.inputs import distinguishing_labels, golden_inputs
+from repvgg_ref.oracle.golden.folder import read_manifest
+from repvgg_ref.oracle.golden.write import write_golden
+from repvgg_ref.oracle.programs.distinguishing import TRAINING, distinguishing_model
+from repvgg_ref.oracle.programs.inputs import distinguishing_labels, golden_inputs
 from repvgg_ref.oracle.training.judge import judge_training
 from repvgg_ref.oracle.training.steps import TrainingSteps, training_steps
 from repvgg_ref.oracle.verification import verify

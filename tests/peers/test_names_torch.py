@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from repvgg_ref.dialects import official_dialect
+from repvgg_ref.files.dialects import official_dialect
 from repvgg_ref.models.architectures import NAMES, architecture
 from repvgg_ref.models.parameters import Form, param_shapes
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
-from repvgg_ref import onnx_export
 from repvgg_ref.errors import CheckpointError, MissingExtraError, ShapeError
+from repvgg_ref.files import onnx as onnx_export
+from repvgg_ref.files.onnx import write_onnx
 from repvgg_ref.models.architectures import Architecture, plain_architecture
 from repvgg_ref.models.network import Model
-from repvgg_ref.onnx_export import write_onnx
 from tests.random_networks import random_model
 
 onnx = pytest.importorskip("onnx")

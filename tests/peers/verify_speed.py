@@ -21,9 +21,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.onnx import write_onnx
 from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.network import Model, fuse
-from repvgg_ref.onnx_export import write_onnx
 from repvgg_ref.oracle import verify
 from tests.random_networks import random_model
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from repvgg_ref.data import ArraySource, Loader, Standardise, evaluation_transform
 from repvgg_ref.models.architectures import Architecture, plain_architecture
 from repvgg_ref.train.comm import Comm
-from repvgg_ref.train.data import ArraySource, Loader, Standardise, evaluation_transform
 from repvgg_ref.train.events import Event, StepDone
 from repvgg_ref.train.job import Job, prepare
 from repvgg_ref.train.recipe import Recipe

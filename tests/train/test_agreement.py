@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from repvgg_ref.backends import backend_ops
+from repvgg_ref.blocks.selfcheck import SelfCheckError
+from repvgg_ref.data import Batch
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.network import Model, fuse
-from repvgg_ref.selfcheck import SelfCheckError
 from repvgg_ref.train import evaluate as evaluation
 from repvgg_ref.train.agreement import check_agreement
 from repvgg_ref.train.comm import Solo
-from repvgg_ref.train.data import Batch
 from repvgg_ref.train.evaluate import evaluate
 from tests.models.small import SMALL, batch, distinct_model
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repvgg_ref.digits import digits_architecture
+from repvgg_ref.data.digits import digits_architecture
 from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.network import build
 from repvgg_ref.train.plan import activation_bytes, available_memory
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from repvgg_ref.backends import backend_ops
-from repvgg_ref.digits import digits_architecture
+from repvgg_ref.data.digits import digits_architecture
 from repvgg_ref.models.network import build
 from repvgg_ref.models.step import training_step
 

@@ -12,8 +12,8 @@ import pytest
 
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
-from repvgg_ref.checkpoint import save
 from repvgg_ref.errors import NotFusibleError, ReportedError
+from repvgg_ref.files.checkpoint import save
 from repvgg_ref.models.network import build, fuse
 from repvgg_ref.train.divergence import DivergenceError
 from repvgg_ref.train.events import EpochDone, Finished, Noted, Plan, Saved, StepDone, Stopped

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.data import Batch
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.parameters import is_trainable
 from repvgg_ref.train.custom_l2 import custom_l2
-from repvgg_ref.train.data import Batch
 from repvgg_ref.train.flat import Layout
 from repvgg_ref.train.job import Job, prepare
 from repvgg_ref.train.loss_scale import LARGEST, PATIENCE, LossScale

@@ -136,7 +136,7 @@ def _task(
 ) -> Task:
     from repvgg_ref.backends import backend_ops
     from repvgg_ref.bench.task import Task
-    from repvgg_ref.cpu.pool import default_threads
+    from repvgg_ref.cpu.workers.pool import default_threads
     from repvgg_ref.models.architectures import architecture
 
     # Refuses now what cannot be had, and tells what "auto" is; "cupy-fp32" is the table of "cupy".

@@ -21,7 +21,7 @@ from repvgg_ref_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from repvgg_ref.convert import Conversion
+    from repvgg_ref.files.convert import Conversion
 
 _NEXT = {
     "npz": "python: repvgg_ref.load({out!r}).forward(x), or numpy.load({out!r})",
@@ -80,7 +80,7 @@ def command(
     official code, timm, mmpretrain or MegEngine. Nothing in a file is ever run. The result is
     checked against the branches on distinguishing inputs before it appears under its name.
     """
-    from repvgg_ref.convert import convert
+    from repvgg_ref.files.convert import convert
     from repvgg_ref_cli.progress import ProgressBar
 
     with ProgressBar("fusing") as progress:

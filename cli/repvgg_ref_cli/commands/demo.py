@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from repvgg_ref.arrays import Array
-    from repvgg_ref.convert import Conversion
+    from repvgg_ref.files.convert import Conversion
     from repvgg_ref.models.network import Model
 
 _SAMPLES_A_ROW = 5
@@ -32,8 +32,8 @@ def command(backend: str) -> None:
     from rich.console import Console
 
     import repvgg_ref
-    from repvgg_ref.convert import convert
-    from repvgg_ref.digits import MODEL_PATH
+    from repvgg_ref.data.digits import MODEL_PATH
+    from repvgg_ref.files.convert import convert
     from repvgg_ref_cli.planted import show_verification
 
     started = time.monotonic()
@@ -77,7 +77,7 @@ def _show_samples(console: Console, train: Model, deploy: Model, backend: str) -
     from PIL import Image
     from rich.table import Table
 
-    from repvgg_ref.digits import image_to_input, sample_label, sample_paths
+    from repvgg_ref.data.digits import image_to_input, sample_label, sample_paths
 
     console.print("\n[bold]3. predict[/bold] bundled pictures that no training has seen")
     paths = sample_paths()
@@ -103,7 +103,7 @@ def _verdict(reading: _Reading) -> str:
 
 def _drawn(x: Array, encoding: str) -> str:
     """The network's input (1, 1, 32, 32) as 4 lines of 8 characters, two pixels in each."""
-    from repvgg_ref.digits import INK, MEAN, STD, UPSCALE
+    from repvgg_ref.data.digits import INK, MEAN, STD, UPSCALE
 
     ink = (x[0, 0, ::UPSCALE, ::UPSCALE] * STD + MEAN) * INK > _INK
     signs = _BLOCKS if encoding.lower().startswith("utf") else _PLAIN
@@ -114,7 +114,7 @@ def _drawn(x: Array, encoding: str) -> str:
 def _show_agreement(console: Console, train: Model, deploy: Model, backend: str) -> None:
     import numpy as np
 
-    from repvgg_ref.digits import load_digits, to_input
+    from repvgg_ref.data.digits import load_digits, to_input
 
     test = load_digits().test
     x = to_input(test.images)

@@ -28,11 +28,11 @@ from repvgg_ref_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from repvgg_ref.accuracy import Hits
     from repvgg_ref.arrays import Array
+    from repvgg_ref.data import EvaluationTransform, Loader, Source
     from repvgg_ref.models.network import Model
     from repvgg_ref.models.published import Published
-    from repvgg_ref.train.data import EvaluationTransform, Loader, Source
+    from repvgg_ref.train.accuracy import Hits
 
 _PIXELS = click.IntRange(1, 4096)
 _COUNT = click.IntRange(min=1)
@@ -119,7 +119,7 @@ def command(
     Exit code 1 with --form both if the two forms disagree.
     """
     import repvgg_ref
-    from repvgg_ref.train.data import Loader, Subset, evaluation_transform, open_data
+    from repvgg_ref.data import Loader, Subset, evaluation_transform, open_data
 
     loaded = repvgg_ref.load(weights, model=model, eps=eps, weights="ema" if ema else "model")
     for message in loaded.notes:
@@ -172,7 +172,7 @@ def _forms(model: Model, form: str) -> dict[str, Model]:
 
 
 def _require_classes(model: Model, source: Source) -> None:
-    from repvgg_ref.train.data import DataError
+    from repvgg_ref.data import DataError
 
     if len(source.classes) != model.arch.num_classes or source.channels != model.arch.in_channels:
         raise DataError(
@@ -200,7 +200,7 @@ def _usual_size(model: Model, source: Source) -> int:
 def _evaluate(forms: dict[str, Model], loader: Loader, backend: str, algorithm: str) -> _Outcome:
     import numpy as np
 
-    from repvgg_ref.accuracy import Hits, hits
+    from repvgg_ref.train.accuracy import Hits, hits
 
     outcome = _Outcome(dict.fromkeys(forms, Hits()))
     for step, (x, labels) in enumerate(_inputs(loader)):
@@ -292,7 +292,7 @@ def _as_json(
 
 
 def _rates(counted: Hits) -> dict[str, Any]:
-    from repvgg_ref.accuracy import wilson_interval
+    from repvgg_ref.train.accuracy import wilson_interval
 
     images = max(1, counted.images)
     return {

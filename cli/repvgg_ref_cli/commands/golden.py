@@ -11,7 +11,7 @@ from repvgg_ref_cli.options import FILE, debug_option, eps_option, json_option, 
 
 if TYPE_CHECKING:
     from repvgg_ref.models.network import Model
-    from repvgg_ref.oracle.golden import GoldenSummary
+    from repvgg_ref.oracle.golden.write import GoldenSummary
 
 _SHOWN_SURVIVORS = 8
 
@@ -54,7 +54,7 @@ def command(
     these vectors would notice. `repvgg-ref verify --reference BUNDLE --candidate YOURS.npz` names
     the bug in what a port dumped, training steps included.
     """
-    from repvgg_ref.oracle.golden import write_golden
+    from repvgg_ref.oracle.golden.write import write_golden
     from repvgg_ref_cli.batches import read_batch
     from repvgg_ref_cli.progress import ProgressBar
 
@@ -81,10 +81,10 @@ def command(
 
 def _reference(reference: str, eps: float | None, train_step: bool) -> Model:
     """The checkpoint, or weights chosen for an official architecture."""
-    from repvgg_ref.checkpoint import load
+    from repvgg_ref.files.checkpoint import load
     from repvgg_ref.models.architectures import NAMES, architecture
     from repvgg_ref.models.network import DEFAULT_EPS
-    from repvgg_ref.oracle.distinguishing import INFERENCE, TRAINING, distinguishing_model
+    from repvgg_ref.oracle.programs.distinguishing import INFERENCE, TRAINING, distinguishing_model
 
     short = {name.split("-", 1)[1].lower() for name in NAMES} | {name.lower() for name in NAMES}
     if Path(reference).exists() or reference.lower() not in short:

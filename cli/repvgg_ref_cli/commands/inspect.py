@@ -17,8 +17,8 @@ from repvgg_ref_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from repvgg_ref.inspection import Inspection
-    from repvgg_ref.lint import Finding
+    from repvgg_ref.files.inspect import Inspection
+    from repvgg_ref.files.lint import Finding
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
 _SHOWN = 10
@@ -37,7 +37,7 @@ def command(file: Path, eps: float | None, weights_set: Any, as_json: bool) -> N
     float16 overflow, default statistics, a name that contradicts the content. The exit code is 0
     whatever is found, and 2 for a file that cannot be read.
     """
-    from repvgg_ref.inspection import inspect_file
+    from repvgg_ref.files.inspect import inspect_file
 
     found = inspect_file(file, eps=eps, weights=weights_set)
     if as_json:

@@ -95,8 +95,8 @@ def command(
 
 
 def _preparation(name: str, model: Model, size: int) -> Callable[[Path], Array]:
-    from repvgg_ref.digits import digits_architecture, image_to_input
-    from repvgg_ref.images import eval_input, open_upright
+    from repvgg_ref.data.digits import digits_architecture, image_to_input
+    from repvgg_ref.data.images import eval_input, open_upright
 
     if name == "auto":
         is_digits = model.arch.blocks == digits_architecture().blocks

@@ -57,7 +57,7 @@ def command(
 
 def _outputs(data: str, out: Path) -> list[tuple[str, Path]]:
     """The splits to write, and where to."""
-    from repvgg_ref.train.data import splits_of
+    from repvgg_ref.data import splits_of
 
     # A data set without splits is the same pictures whichever is asked for.
     return [(split, out / split) for split in splits_of(data)] or [("train", out)]
@@ -66,8 +66,8 @@ def _outputs(data: str, out: Path) -> list[tuple[str, Path]]:
 def _write(
     data: str, split: str, out: Path, *, size: int, interpolation: str, threads: int, decoder: str
 ) -> dict[str, Any]:
-    from repvgg_ref.train.data import open_data
-    from repvgg_ref.train.data.write_pixels import write_pixels
+    from repvgg_ref.data import open_data
+    from repvgg_ref.data.write_pixels import write_pixels
     from repvgg_ref_cli.progress import ProgressBar
 
     source = open_data(data, split=split, decoder=decoder)
@@ -87,13 +87,13 @@ def _write(
 
 def _folders(folder: Path) -> list[Path]:
     """The folder itself, or its splits."""
-    from repvgg_ref.train.data import splits_of
+    from repvgg_ref.data import splits_of
 
     return [folder / split for split in splits_of(folder)] or [folder]
 
 
 def _check(folder: Path) -> dict[str, Any]:
-    from repvgg_ref.train.data.pixel_shards import PixelSource
+    from repvgg_ref.data.pixel_shards import PixelSource
     from repvgg_ref_cli.progress import ProgressBar
 
     source = PixelSource(folder)

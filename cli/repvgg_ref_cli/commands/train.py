@@ -115,7 +115,7 @@ def command(
     After every few epochs the trained and the fused form are evaluated and must agree within the
     derived bound; otherwise the training stops with exit code 1.
     """
-    from repvgg_ref.cpu.pool import THREADS, default_threads
+    from repvgg_ref.cpu.workers.pool import THREADS, default_threads
     from repvgg_ref.train.comm import connect, ranks_on_machine
 
     # A loss that is not finite is found and told; the arithmetic's threads need not warn as well.

@@ -17,7 +17,7 @@ from repvgg_ref_cli.options import FILE, debug_option, eps_option, json_option, 
 if TYPE_CHECKING:
     from repvgg_ref.oracle.report import Report
 
-# As in `repvgg_ref.oracle.precision`, which is too heavy to import for --help.
+# As in `repvgg_ref.oracle.bounds.precision`, which is too heavy to import for --help.
 _PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 
 
@@ -78,7 +78,7 @@ def command(
     correct arithmetic cannot exceed. Exit codes: 0 agrees, 1 disagrees, 2 cannot be judged.
     """  # noqa: D301 - \b is click's
     import repvgg_ref
-    from repvgg_ref.oracle.golden_folder import is_golden
+    from repvgg_ref.oracle.golden.folder import is_golden
     from repvgg_ref.oracle.verification import verify
     from repvgg_ref_cli.batches import read_batch
 

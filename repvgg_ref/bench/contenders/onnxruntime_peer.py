@@ -9,8 +9,8 @@ from typing import Any
 
 from repvgg_ref.bench.contenders.base import Contender
 from repvgg_ref.bench.task import Task
+from repvgg_ref.files.onnx import INPUT, write_onnx
 from repvgg_ref.models.network import fuse
-from repvgg_ref.onnx_export import INPUT, write_onnx
 
 
 def variants(task: Task) -> tuple[str, ...]:

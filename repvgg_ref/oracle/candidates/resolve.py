@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.checkpoint import open_checkpoint
+from repvgg_ref.files.checkpoint import open_checkpoint
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, WeightsCandidate

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.regression import Fit, posterior
+from repvgg_ref.oracle.diagnosis.regression import Fit, posterior
 from repvgg_ref.oracle.report import Finding
 from repvgg_ref.oracle.training.bugs import LIBRARY, TrainingBug, Wrong
 from repvgg_ref.oracle.training.noise import ALLOWED, Yardstick, measure

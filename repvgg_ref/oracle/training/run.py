@@ -21,7 +21,7 @@ from repvgg_ref.blocks.repvgg import (
     train_block_forward,
 )
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.dialects import official_dialect
+from repvgg_ref.files.dialects import official_dialect
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.network import Model, require_branches, require_image_batch
 from repvgg_ref.models.parameters import param_shapes

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from repvgg_ref.arrays import Array, to_numpy
+from repvgg_ref.data.loader import Loader
+from repvgg_ref.data.source import IMAGENET_RGB, ArraySource
+from repvgg_ref.data.transforms import training_transform
 from repvgg_ref.models.network import build
-from repvgg_ref.train.data.loader import Loader
-from repvgg_ref.train.data.source import IMAGENET_RGB, ArraySource
-from repvgg_ref.train.data.transforms import training_transform
 from tests.gpu.settle import ours
 from tests.gpu.settle.sections import Found
 from tests.gpu.settle.sizes import Sizes, network

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import weights_io
-from repvgg_ref.checkpoint import save
+from repvgg_ref.files.checkpoint import save
 from repvgg_ref.oracle.candidates import WeightsCandidate, resolve
 from tests.oracle.candidates.ports import (
     architecture,

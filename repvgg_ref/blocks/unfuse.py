@@ -1,0 +1,157 @@
+"""What a fused file can and cannot tell about the branches it came from.
+
+Fusion is a map from the arrays of a block to one kernel and one bias. With ``t = gamma /
+sqrt(var + eps)`` for each batch norm, output channel ``o`` and input channel ``c`` it reads
+
+    W[o, c, tap] = t3[o] W3[o, c, tap]                                        off the centre
+    W[o, c, 1,1] = t3[o] W3[o, c, 1,1] + t1[o] W1[o, c] + t0[o] [c is o]      at the centre
+    b[o]         = sum over branches of (beta[o] - mean[o] t[o])
+
+**Told.** Off the centre only the 3x3 branch writes, so the file holds its kernel up to one unknown
+factor ``t3[o]`` an output channel: ratios of off-centre taps within a channel are those of W3,
+exactly. At the centre and in the bias it holds the sums.
+
+**Not told.** Who contributed what. Any W1, any slopes t and any means may be chosen freely and the
+rest adjusted to give the same W and b; and (gamma, var) enter through t alone. So the blocks with
+one fused form make a family, whose dimension is counted here. The map is onto
+(`branches_from_fused` proves it), so the told and the untold add up to all numbers of the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from repvgg_ref.arrays import Array, Real, scalar_like
+from repvgg_ref.blocks.repvgg import branch_names
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.errors import require_equal
+
+
+def branches_from_fused(
+    spec: BlockSpec, weight: Array, bias: Array, *, eps: Real
+) -> dict[str, Array]:
+    """*A* three-branch block that fuses to `weight` and `bias`; one of infinitely many.
+
+    The 3x3 branch carries everything; the 1x1 branch has a zero kernel and the identity branch a
+    zero gamma. Each ``var + eps`` is made a perfect square s**2 with gamma = s, so t = 1.
+
+    Parameters
+    ----------
+    spec : BlockSpec
+        Says which branches there are to be.
+    weight, bias : array, shape (O, C/G, 3, 3) and (O,)
+        Rationals (exact throughout) or floats.
+    eps : float or Fraction
+        Batch norm's eps that the branches are to have.
+
+    Returns
+    -------
+    dict
+        Canonical name -> array of the dtype given: the block's train form, without SE. Exact
+        rationals fuse to `weight` and `bias` by ``==``. In floats var carries one rounding, which
+        moves t by less than half an ulp, so `fuse_block` gives back every tap bit for bit.
+
+    Raises
+    ------
+    ShapeError
+        If `weight` or `bias` is not of the shape that `spec` asks for.
+    """
+    shape = (spec.out_channels, spec.in_channels // spec.groups, 3, 3)
+    require_equal(spec.name, "weight.shape", weight.shape, "(O, C/G, 3, 3)", shape)
+    require_equal(spec.name, "bias.shape", bias.shape, "(O,)", shape[:1])
+    root = _root_above(eps)
+    vector = _constants(spec.out_channels, weight)
+    params: dict[str, Array] = {}
+    for branch in branch_names(spec):
+        prefix = f"{spec.name}.{branch}"
+        is_main = branch == "branch_3x3"
+        if is_main:
+            params[f"{prefix}.conv.weight"] = weight.copy()
+        elif branch == "branch_1x1":
+            params[f"{prefix}.conv.weight"] = np.zeros((*shape[:2], 1, 1), weight.dtype)
+        params |= {
+            f"{prefix}.bn.gamma": vector(root if branch != "branch_identity" else 0),
+            f"{prefix}.bn.beta": bias.copy() if is_main else vector(0),
+            f"{prefix}.bn.running_mean": vector(0),
+            f"{prefix}.bn.running_var": vector(root * root - scalar_like(eps, weight)),
+            f"{prefix}.bn.num_batches_tracked": np.zeros((), np.int64),
+        }
+    return params
+
+
+@dataclass(frozen=True, slots=True)
+class Untold:
+    """Numbers of one block in evaluation mode: what its fused form tells, and what it does not.
+
+    Attributes
+    ----------
+    off_centre, centre_sums, bias_sums : int
+        Told: taps of W3 up to a factor a channel; centre taps and biases as sums.
+    kernel_split : int
+        Not told: how much of each centre tap is the 1x1 branch's.
+    slopes : int
+        Not told: t of every branch and channel.
+    gamma_var_split : int
+        Not told: gamma and var, of which t is all that shows.
+    bias_split : int
+        Not told: beta and mean of every branch but for their sum.
+    """
+
+    layer: str
+    off_centre: int
+    centre_sums: int
+    bias_sums: int
+    kernel_split: int
+    slopes: int
+    gamma_var_split: int
+    bias_split: int
+
+    @property
+    def told(self) -> int:
+        """Independent numbers in the fused block."""
+        return self.off_centre + self.centre_sums + self.bias_sums
+
+    @property
+    def free(self) -> int:
+        """Dimension of the family of blocks with this fused form."""
+        return self.kernel_split + self.slopes + self.gamma_var_split + self.bias_split
+
+
+def what_is_lost(blocks: Iterable[BlockSpec]) -> tuple[Untold, ...]:
+    """Count, for every block, what fusion keeps and what it forgets."""
+    return tuple(_count(spec) for spec in blocks)
+
+
+def _count(spec: BlockSpec) -> Untold:
+    kernel = spec.out_channels * (spec.in_channels // spec.groups)
+    norms = spec.out_channels * len(branch_names(spec))
+    return Untold(
+        layer=spec.name,
+        off_centre=8 * kernel,
+        centre_sums=kernel,
+        bias_sums=spec.out_channels,
+        kernel_split=kernel if spec.has_1x1 else 0,
+        slopes=norms,
+        gamma_var_split=norms,
+        bias_split=2 * norms - spec.out_channels,
+    )
+
+
+def _root_above(eps: Real) -> int:
+    """The smallest power of two whose square exceeds `eps`; at least 1."""
+    root = 1
+    while root * root <= eps:
+        root *= 2
+    return root
+
+
+def _constants(channels: int, like: Array) -> Callable[[Real], Array]:
+    """A function that makes vectors of one value, exact or in the dtype of `like`."""
+
+    def vector(value: Real) -> Array:
+        return np.full((channels,), scalar_like(value, like), like.dtype)
+
+    return vector

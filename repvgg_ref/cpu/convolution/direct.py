@@ -1,0 +1,190 @@
+"""Direct 3x3 (or K x K) convolution in NHWC: gather windows in cache, multiply once.
+
+    y = columns W + b,        columns (pixels, K * K * C)
+
+`columns` is laid out for a block of output rows only, in scratch that stays in cache, and is
+gathered in runs of K * C numbers, since the pixels of a window's row lie side by side. The copy
+costs 9 C moves a pixel against 9 C O multiplications.
+
+Also tried, with stride 2 on one AVX-512 core (GFLOP/s; this form: 93-147): one product a kernel row
+on overlapping views (Wo, 3 C), nothing copied, the three sums added: 84, 124, 96, 106, 75, 59 for
+48, 48, 64, 128, 256, 192 channels, because a product has only Wo rows and the sum passes through
+memory three times. The flat-shift form adds nine times.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.cpu.convolution.gemm import empty_panels
+from repvgg_ref.cpu.convolution.layout import by_image, image_blocks, strided
+from repvgg_ref.cpu.workers.pool import Step
+
+
+class Window(NamedTuple):
+    """Geometry of a convolution: kernel side, stride, dilation, groups, output height and width.
+
+    `border` is how many pixels of zeros lie around x that it does not hold itself.
+    """
+
+    kernel: int
+    stride: int
+    dilation: int
+    groups: int
+    height: int
+    width: int
+    border: int = 0
+
+
+def pack_weight(weight: Array, groups: int) -> Array:
+    """(O, C/G, K, K) -> (G, K * K * C/G, O/G), in the order of `gather`."""
+    outputs, inputs, kernel, _ = weight.shape
+    split = weight.reshape(groups, outputs // groups, inputs, kernel * kernel)
+    whole = empty_panels((groups, kernel * kernel * inputs, outputs // groups), weight.dtype)
+    packed = whole.reshape(groups, kernel * kernel, inputs, -1)
+    for first in range(0, outputs // groups, 32):  # so few rows that their lines stay in cache
+        part = slice(first, first + 32)
+        packed[..., part] = split[:, part].transpose(0, 3, 2, 1)
+    return whole
+
+
+def gather(x: Array, window: Window, start: int, stop: int, columns: Array) -> list[Step]:
+    """Copy the windows of output rows `start` to `stop` of the batch.
+
+    Parameters
+    ----------
+    x : (N, H, W, C) array, its last two axes contiguous
+    columns : ((stop - start) * Wo, G, K * K * C/G) array
+    """
+    K, G = window.kernel, window.groups
+    target = columns.reshape(stop - start, window.width, G, K, K, -1)
+    across = _runs(window, x.shape[2], range(window.width))
+    steps: list[Step] = []
+    for images, first, last, place in image_blocks(start, stop, window.height):
+        block = by_image(target[place], images)
+        for rows, i in _runs(window, x.shape[1], range(first, last)):
+            held = block[:, rows.start - first : rows.stop - first]
+            for pixels, j in across:
+                inner = held[:, :, pixels.start : pixels.stop]
+                if (len(i), len(j)) != (K, K):
+                    steps.append(partial(inner.fill, 0))
+                if i and j:
+                    met = inner[..., i.start : i.stop, j.start : j.stop, :]
+                    corner = (rows.start, pixels.start)
+                    seen = _windows(x[images], window, corner, (i, j), met.shape)
+                    steps.append(partial(np.copyto, met, seen))
+    return steps
+
+
+def _runs(window: Window, size: int, outputs: range) -> list[tuple[range, range]]:
+    """Cut `outputs` into runs that see the same taps within `size` pixels; with these taps."""
+    span = window.dilation * (window.kernel - 1) + 1
+    first = min(max(-(-window.border // window.stride), outputs.start), outputs.stop)
+    whole = (size + window.border - span) // window.stride + 1
+    end = max(first, min(whole, outputs.stop))
+    alone = [range(at, at + 1) for at in (*range(outputs.start, first), *range(end, outputs.stop))]
+    runs = [(run, _taps(window, size, run.start)) for run in alone]
+    return [(range(first, end), range(window.kernel)), *runs] if first < end else runs
+
+
+def _taps(window: Window, size: int, output: int) -> range:
+    """The taps of one output that lie within `size` pixels."""
+    begin, apart = output * window.stride - window.border, window.dilation
+    stop = min(window.kernel, -(-(size - begin) // apart))
+    return range(min(max(0, -(begin // apart)), max(0, stop)), max(0, stop))
+
+
+def _windows(
+    images: Array,
+    window: Window,
+    output: tuple[int, int],
+    taps: tuple[range, range],
+    shape: tuple[int, ...],
+) -> Array:
+    """What some taps of the outputs from `output` on see: a view of `shape`.
+
+    That is (images, rows, columns, G, taps down, taps across, C/G).
+    """
+    image, row, pixel, number = images.strides
+    first, begin = (
+        at * window.stride - window.border + tap.start * window.dilation
+        for at, tap in zip(output, taps, strict=True)
+    )
+    return strided(
+        images,
+        shape,
+        (
+            image,
+            window.stride * row,
+            window.stride * pixel,
+            shape[6] * number,
+            window.dilation * row,
+            window.dilation * pixel,
+            number,
+        ),
+        (0, first, begin),
+    )
+
+
+def add_back(columns: Array, window: Window, rows: range, image: Array) -> None:
+    """Add what belongs to the windows of output `rows` to the pixels that they were read from.
+
+    Parameters
+    ----------
+    columns : (rows, Wo * K * K * C) array, in the order of `gather`
+    image : (H, W, C) array
+    """
+    taps = columns.reshape(len(rows), window.width, window.groups, window.kernel, window.kernel, -1)
+    for i, j in product(range(window.kernel), repeat=2):
+        top, bottom, row = _seen(window, i, image.shape[0], rows)
+        left, right, column = _seen(window, j, image.shape[1], range(window.width))
+        if top < bottom and left < right:
+            under = image[row :: window.stride, column :: window.stride]
+            under = under[: bottom - top, : right - left]
+            tap = taps[top:bottom, left:right, :, i, j]
+            under += tap.reshape(under.shape)
+
+
+def _seen(window: Window, tap: int, size: int, outputs: range) -> tuple[int, int, int]:
+    """Which of the `outputs` a tap sees within `size` pixels, counted from the first of them.
+
+    Also the first pixel that it sees.
+    """
+    shift = tap * window.dilation - window.border
+    low = min(max(outputs.start, -(shift // window.stride)), outputs.stop)
+    high = max(low, min(outputs.stop, (size - 1 - shift) // window.stride + 1))
+    return low - outputs.start, high - outputs.start, low * window.stride + shift
+
+
+def finish(
+    products: Array, bias: Array | None, y: Array, start: int, stop: int, *, relu: bool
+) -> list[Step]:
+    """Bias and ReLU, then output rows `start` to `stop` of the batch into their place.
+
+    Parameters
+    ----------
+    products : ((stop - start) * Wo, O) array
+        Overwritten.
+    bias : (W * O,) array, the bias repeated for each pixel of a row, or None
+        Without one, `products` are those rows already.
+    y : (N, Ho, Wo, O) array
+        May be the interior of the next layer's padded input.
+    """
+    if bias is None:
+        return []
+    rows = products.reshape(stop - start, y.shape[2], -1)
+    beside = bias.reshape(rows.shape[1:])
+    steps: list[Step] = []
+    for images, first, last, place in image_blocks(start, stop, y.shape[1]):
+        held, out = by_image(rows[place], images), y[images, first:last]
+        if relu:
+            steps.append(partial(np.add, held, beside, out=held))
+            steps.append(partial(np.maximum, held, 0, out=out))
+        else:
+            steps.append(partial(np.add, held, beside, out=out))
+    return steps

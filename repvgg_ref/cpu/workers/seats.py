@@ -1,0 +1,101 @@
+"""Where processes that run a plan together meet, and what each does of a stage; see `crew`."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.cpu.workers.pool import Stage, portion, run_all
+
+SPIN = 2_000  # looks at another seat's number, 0.1 ms, before it naps
+NAP = 20e-6  # seconds; on a busy machine who slept is woken at once, who spun has had its turn
+LOOK = 0.02  # seconds between looks whether the other process is there at all
+CELLS = 8  # numbers of 8 bytes a seat: a cache line
+
+
+class Board:
+    """A line of numbers for each seat, which all see; the first is how many stages it has done."""
+
+    def __init__(self, fd: int, seat: int, seats: int) -> None:
+        os.ftruncate(fd, 8 * CELLS * seats)
+        self._cells = memoryview(mmap.mmap(fd, 8 * CELLS * seats)).cast("q")
+        self._mine, self._done = CELLS * seat, 0
+        self._others = [CELLS * other for other in range(seats) if other != seat]
+
+    def meet(self, check: Callable[[], None]) -> None:
+        """Wait until all have called this as often as we; `check` raises if somebody is gone."""
+        self._done += 1
+        done, cells = self._done, self._cells
+        cells[self._mine] = done
+        for other in self._others:
+            looks = 0
+            while cells[other] < done:
+                looks += 1
+                if looks > SPIN:
+                    self._wait(other, done, check)
+
+    def _wait(self, other: int, done: int, check: Callable[[], None]) -> None:
+        """The same with the processor left to others: they may be what we wait for."""
+        since = time.perf_counter()
+        while self._cells[other] < done:
+            time.sleep(NAP)
+            if time.perf_counter() - since > LOOK:
+                check()
+                since = time.perf_counter()
+
+    def tell(self, *numbers: int) -> None:
+        """Show up to seven numbers to the other seats."""
+        for place, number in enumerate(numbers, start=self._mine + 1):
+            self._cells[place] = number
+
+    def told(self, place: int) -> int:
+        """The sum of a number that the other seats show."""
+        return sum(self._cells[other + 1 + place] for other in self._others)
+
+
+class Seat:
+    """The team of one plan, as one process of the crew sees it."""
+
+    def __init__(
+        self, seat: int, seats: int, board: Board, file: int, check: Callable[[], None]
+    ) -> None:
+        self.seat: int | None = seat
+        self.threads = self.processes = seats
+        self._board, self._file, self._check = board, file, check
+
+    @property
+    def usable(self) -> bool:
+        """A helper ends with its crew."""
+        return True
+
+    def allocate(self, numbers: int, dtype: Any) -> Array:
+        """The plan's file as an array, (numbers,); every seat asks for the same."""
+        size = max(1, numbers * np.dtype(dtype).itemsize)
+        os.ftruncate(self._file, size)
+        return np.frombuffer(mmap.mmap(self._file, size), dtype, numbers)
+
+    def here(self, stage: Stage) -> None:
+        """Do all items."""
+        run_all(stage, None)
+
+    def run(self, stage: Stage) -> None:
+        """Do this seat's portion, and wait for the others."""
+        assert self.seat is not None
+        for item in portion(stage.items, self.seat, self.threads):
+            stage.run(self.seat, item)
+        self._board.meet(self._check)
+
+    def call(self) -> None:
+        """Only seat 0 calls."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """A helper has one caller, and BLAS is held from its start."""
+        return contextlib.nullcontext()

@@ -1,0 +1,1 @@
+"""Exact arithmetic: minimal filtering from rational points, and correct rounding."""

@@ -1,0 +1,1 @@
+"""A model and its file: containers, dialects, identification, conversion, inspection, ONNX."""

@@ -1,0 +1,378 @@
+"""Model <-> named arrays in a file. The only module that reads and writes through `weights_io`.
+
+A checkpoint is a container (zip, pickle stream, safetensors, npz) around a wrapper (``state_dict``,
+``model``, ``ema`` or nothing) around prefixed names (``module.``) in a dialect. Each layer is found
+by its content; what cannot be explained is an error that lists it, never a partial load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import weights_io
+from repvgg_ref.arrays import Array
+from repvgg_ref.errors import CheckpointError
+from repvgg_ref.files.dialects import Dialect, official_dialect, recognise
+from repvgg_ref.files.identify import Shape, form_of, identify
+from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.network import DEFAULT_EPS, Model, working_dtype
+from repvgg_ref.models.parameters import Form, param_shapes
+from weights_io import LazyArray
+from weights_io.writers.write import Container
+
+WhichWeights = Literal["model", "ema"]
+CONTAINERS: Mapping[str, Container] = {
+    ".npz": "npz",
+    ".safetensors": "safetensors",
+    ".pth": "torch-zip",
+    ".pt": "torch-zip",
+}
+# torch's containers have no place for metadata.
+METADATA_CONTAINERS = frozenset({"npz", "safetensors"})
+
+# Wrappers met in the wild, newest trainer first; the EMA keys are the official one's and timm's.
+_MODEL_KEYS = ("model", "state_dict", "net", "params")
+_EMA_KEYS = ("ema", "state_dict_ema", "model_ema", "ema_state_dict")
+_PREFIXES = ("module.", "_orig_mod.")
+_SHOWN = 12
+
+
+@dataclass
+class Checkpoint:
+    """An open file whose arrays are known but not read.
+
+    `arrays` are under the file's own names; `canonical` translates those that were understood.
+    `arch` is None if the file could not be told to be a RepVGG, and `problem` then says why.
+    """
+
+    path: Path
+    container: str
+    metadata: Mapping[str, str]
+    arrays: dict[str, LazyArray]
+    notes: list[str]
+    dialect: Dialect | None = None
+    canonical: dict[str, str] = field(default_factory=dict)
+    form: str = "unknown"
+    arch: Architecture | None = None
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    problem: CheckpointError | None = None
+
+    def params(self, dtype: Any = None) -> LazyParams:
+        """The arrays under canonical names, each read when asked for."""
+        lazy = {ours: self.arrays[theirs] for theirs, ours in self.canonical.items()}
+        assert self.arch is not None
+        return LazyParams(lazy, param_shapes(self.arch, self._form()), dtype)
+
+    def stored_dtype(self, canonical: str) -> str:
+        """The dtype in which the array of this canonical name is stored."""
+        theirs = {ours: name for name, ours in self.canonical.items()}
+        return self.arrays[theirs[canonical]].dtype
+
+    def eps(self, asked: float | None = None) -> float:
+        """The eps asked for, else what the file's metadata says, else the official 1e-5."""
+        if asked is not None:
+            return asked
+        said = self.metadata.get("eps")
+        try:
+            eps = DEFAULT_EPS if said is None else float(said)
+        except ValueError:
+            eps = -1.0
+        if not 0 <= eps < float("inf"):
+            raise CheckpointError(
+                "the file's metadata holds no eps", got=repr(said), wanted="a number of at least 0"
+            )
+        return eps
+
+    def _form(self) -> Form:
+        return "deploy" if self.form == "deploy" else "train"
+
+
+class LazyParams(Mapping[str, Array]):
+    """Canonical name -> array, read from the file at every access, in its canonical shape.
+
+    Floats come as float32, or float64 if stored so, unless `dtype` says otherwise. Batch norm's
+    step counter may be absent (torch before 0.4.1, MegEngine): it is 0 then.
+    """
+
+    def __init__(self, lazy: Mapping[str, LazyArray], shapes: Mapping[str, Shape], dtype: Any):
+        self._lazy, self._shapes, self._dtype = lazy, shapes, dtype
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._lazy and _is_counter(name):
+            return np.zeros((), np.int64)
+        array = self._lazy[name].read().reshape(self._shapes[name])
+        if _is_counter(name):
+            return array
+        wanted = self._dtype or working_dtype(array.dtype)
+        return array.astype(wanted, copy=False)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def load(
+    path: str | Path,
+    model: str = "auto",
+    eps: float | None = None,
+    dtype: Any = None,
+    weights: WhichWeights = "model",
+) -> Model:
+    """Read a checkpoint of any supported container and dialect, without PyTorch.
+
+    Parameters
+    ----------
+    path : str or Path
+    model : str
+        "auto", "custom", or an official name that the shapes must have.
+    eps : float, optional
+        Batch norm's eps. Default 1e-5, or what `save` wrote into the file; torch checkpoints do
+        not say it. Official, timm: 1e-5. Keras ports, YOLOv6: 1e-3.
+    dtype : numpy dtype, optional
+        Default float32, or float64 for what is stored so.
+    weights : {"model", "ema"}
+        Which of a training checkpoint's two sets to take.
+
+    Raises
+    ------
+    WeightsFileError
+        If the file is broken or hostile, or of a kind that is not read.
+    CheckpointError
+        If its arrays are not exactly a RepVGG: missing and unexpected names are listed.
+    """
+    with open_checkpoint(path, model=model, weights=weights) as checkpoint:
+        arch = require_complete(checkpoint)
+        form: Form = "deploy" if checkpoint.form == "deploy" else "train"
+        params = dict(checkpoint.params(dtype))
+        return Model(arch, form, params, checkpoint.eps(eps), notes=checkpoint.notes)
+
+
+def save(model: Model, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
+    """Write `model` under the official names; ``.npz``, ``.safetensors`` or ``.pth`` by suffix."""
+    path = Path(path)
+    container = container_for(path)
+    described = {"model": model.name, "form": model.form, "eps": repr(model.eps)}
+    weights_io.save_weights(
+        path,
+        model.state_dict(),
+        container=container,
+        metadata=described | dict(metadata or {}) if container in METADATA_CONTAINERS else None,
+    )
+
+
+def container_for(path: Path) -> Container:
+    """The container that a file name's suffix asks for."""
+    if path.suffix.lower() not in CONTAINERS:
+        raise CheckpointError(
+            "the suffix of the output says nothing about its format",
+            got=repr(path.name),
+            wanted="one of " + ", ".join(CONTAINERS),
+        )
+    return CONTAINERS[path.suffix.lower()]
+
+
+@contextmanager
+def open_checkpoint(
+    path: str | Path, *, model: str = "auto", weights: WhichWeights = "model"
+) -> Iterator[Checkpoint]:
+    """Open a file and understand its names and shapes, reading no array.
+
+    What is wrong with the network is recorded in the `Checkpoint` for `inspect` to show;
+    `require_complete` turns it into an error.
+    """
+    path = Path(path)
+    with weights_io.open_weights(path) as archive:
+        notes: list[str] = []
+        arrays = _without_prefix(_select(archive.root, weights, notes), notes)
+        checkpoint = Checkpoint(path, archive.container, archive.metadata, arrays, notes)
+        try:
+            _understand(checkpoint, model)
+        except CheckpointError as error:
+            checkpoint.problem = error
+        yield checkpoint
+
+
+def require_complete(checkpoint: Checkpoint) -> Architecture:
+    """The architecture, or the error that says why this file is not exactly one network."""
+    if checkpoint.problem is not None:
+        raise checkpoint.problem
+    if checkpoint.missing or checkpoint.unexpected:
+        raise CheckpointError(
+            f"{checkpoint.path.name} is not exactly a {_name(checkpoint)}",
+            got=f"{len(checkpoint.missing)} missing: {_listed(checkpoint.missing)}"
+            f" ; {len(checkpoint.unexpected)} unexpected: {_listed(checkpoint.unexpected)}",
+            advice="nothing was loaded; see `repvgg-ref inspect`",
+        )
+    assert checkpoint.arch is not None
+    return checkpoint.arch
+
+
+def _name(checkpoint: Checkpoint) -> str:
+    name = checkpoint.arch.name if checkpoint.arch else "RepVGG"
+    return f"{name} in {checkpoint.form} form"
+
+
+def _understand(checkpoint: Checkpoint, model: str) -> None:
+    """Fill in dialect, form, architecture, and what is missing or unexpected."""
+    recognised = recognise(checkpoint.arrays)
+    if recognised is None:
+        raise _foreign(checkpoint)
+    dialect, canonical = recognised
+    checkpoint.dialect, checkpoint.canonical = dialect, canonical
+    checkpoint.form = form_of(dict.fromkeys(canonical.values()))
+    checkpoint.unexpected = [name for name in checkpoint.arrays if name not in canonical]
+    if checkpoint.form not in ("train", "deploy"):
+        raise CheckpointError(
+            f"{checkpoint.path.name} mixes fused kernels with training branches"
+            if checkpoint.form == "mixed"
+            else f"{checkpoint.path.name} holds neither branches nor fused kernels",
+            got=f"{len(canonical)} arrays in the {dialect.name} dialect",
+            wanted="a train form or a deploy form, not both",
+        )
+    shapes = {
+        ours: _plain_shape(checkpoint.arrays[theirs].shape, dialect)
+        for theirs, ours in canonical.items()
+    }
+    form: Form = "train" if checkpoint.form == "train" else "deploy"
+    arch = identify(
+        shapes,
+        form,
+        se="after_relu" if dialect.se == "after_relu" else "before_relu",
+        model=model,
+        only_3x3=dialect.name == "official-bn",
+    )
+    checkpoint.arch = arch
+    wanted = param_shapes(arch, form)
+    theirs_of = dialect.names(wanted)
+    checkpoint.missing = [
+        theirs_of[name] for name in wanted if name not in shapes and not _is_counter(name)
+    ]
+    checkpoint.unexpected += [theirs for theirs, ours in canonical.items() if ours not in wanted]
+    _require_shapes(checkpoint, shapes, wanted)
+
+
+def _require_shapes(
+    checkpoint: Checkpoint, shapes: Mapping[str, Shape], wanted: Mapping[str, Shape]
+) -> None:
+    theirs = {ours: name for name, ours in checkpoint.canonical.items()}
+    for name, shape in shapes.items():
+        if name in wanted and shape != wanted[name]:
+            raise CheckpointError(
+                f"{theirs[name]} has the wrong shape", got=shape, wanted=wanted[name]
+            )
+        dtype = checkpoint.arrays[theirs[name]].dtype
+        if not _is_counter(name) and "float" not in dtype:
+            raise CheckpointError(
+                f"{theirs[name]} does not hold real numbers", got=dtype, wanted="a float type"
+            )
+
+
+def _plain_shape(shape: Shape, dialect: Dialect) -> Shape:
+    """A shape without MegEngine's wrapping: (1, C, 1, 1) -> (C,), (G, O/G, ...) -> (O, ...)."""
+    if dialect.shape_wrappers and len(shape) == 5:
+        return (shape[0] * shape[1], *shape[2:])
+    if dialect.shape_wrappers and len(shape) == 4 and shape[0] == shape[2] == shape[3] == 1:
+        return (shape[1],)
+    return shape
+
+
+def _foreign(checkpoint: Checkpoint) -> CheckpointError:
+    """The most helpful thing to say about a file that is no RepVGG classifier."""
+    names = list(checkpoint.arrays)
+    if any(".rbr_dense." in name or ".rbr_reparam." in name for name in names):
+        what = "RepVGG blocks found, but not a RepVGG classifier (a detector such as YOLOv6/7?)"
+    else:
+        what = f"{checkpoint.path.name} holds no RepVGG in any known dialect"
+    return CheckpointError(
+        what,
+        got=f"{len(names)} arrays: {_listed(names)}" if names else "no arrays",
+        wanted="official, plus, timm, mmpretrain or MegEngine names",
+    )
+
+
+def _select(root: Any, weights: WhichWeights, notes: list[str]) -> dict[str, LazyArray]:
+    """The mapping of arrays that was asked for, out of whatever wraps it."""
+    if not isinstance(root, dict):
+        raise CheckpointError(
+            "the file holds no mapping of named arrays", got=type(root).__name__, wanted="a dict"
+        )
+    wrapped = {key: root[key] for key in (*_MODEL_KEYS, *_EMA_KEYS) if _holds_arrays(root.get(key))}
+    if not wrapped:
+        if weights == "ema":
+            raise _no_ema(root)
+        return _arrays_of(root)
+    models = [key for key in _MODEL_KEYS if key in wrapped]
+    emas = [key for key in _EMA_KEYS if key in wrapped]
+    if weights == "ema" and not emas:
+        raise _no_ema(root)
+    taken = emas[0] if weights == "ema" or not models else models[0]
+    notes.append(f"weights taken from the entry '{taken}'")
+    if others := [key for key in wrapped if key != taken]:
+        advice = "; --weights ema takes the average" if emas and taken not in emas else ""
+        notes.append("also in the file, not taken: " + ", ".join(others) + advice)
+    inner = wrapped[taken]
+    nested = next((inner[k] for k in _MODEL_KEYS if _holds_arrays(inner.get(k))), inner)
+    return _arrays_of(nested)
+
+
+def _no_ema(root: Mapping[Any, Any]) -> CheckpointError:
+    return CheckpointError(
+        "there is no EMA entry in this file",
+        got="entries " + _listed([weights_io.sanitize(str(key)) for key in root]),
+        wanted="one of " + ", ".join(_EMA_KEYS),
+        advice="use --weights model",
+    )
+
+
+def _holds_arrays(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    return any(isinstance(v, LazyArray) or _holds_arrays(v) for v in entry.values())
+
+
+def _arrays_of(mapping: Mapping[Any, Any]) -> dict[str, LazyArray]:
+    odd = [
+        key for key, v in mapping.items() if not (isinstance(key, str) and isinstance(v, LazyArray))
+    ]
+    arrays = {key: v for key, v in mapping.items() if isinstance(v, LazyArray)}
+    if odd and arrays:
+        raise CheckpointError(
+            "some entries among the weights are no arrays",
+            got=_listed([weights_io.sanitize(str(key)) for key in odd]),
+            wanted="names with arrays only",
+        )
+    return arrays
+
+
+def _without_prefix(arrays: dict[str, LazyArray], notes: list[str]) -> dict[str, LazyArray]:
+    """Take ``module.`` (DataParallel) and ``_orig_mod.`` (torch.compile) off, if on every name."""
+    for prefix in _PREFIXES * 2:
+        if arrays and all(name.startswith(prefix) for name in arrays):
+            notes.append(f"prefix '{prefix}' removed from every name")
+            arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
+    return arrays
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith(".num_batches_tracked")
+
+
+def _listed(names: list[str]) -> str:
+    """A short list for one line: names made printable, the tail counted."""
+    shown = ", ".join(weights_io.sanitize(name) for name in names[:_SHOWN])
+    more = len(names) - _SHOWN
+    return (shown or "none") + (f", ... {more} more" if more > 0 else "")
+
+
+def deploy_names(arch: Architecture) -> dict[str, str]:
+    """Canonical -> official name of every array of the deploy form."""
+    return official_dialect(arch).names(param_shapes(arch, "deploy"))

@@ -1,0 +1,283 @@
+"""The main job: a training-time checkpoint in, the exactly fused model out, one block at a time.
+
+Blocks are read, fused, checked and written independently of each other, so memory holds a few
+blocks and never the network, and threads work ahead of the writer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import weights_io
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.fusion import fuse_block
+from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError, check_block, worst
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.errors import CheckpointError
+from repvgg_ref.files.checkpoint import (
+    METADATA_CONTAINERS,
+    LazyParams,
+    WhichWeights,
+    deploy_names,
+    open_checkpoint,
+    require_complete,
+)
+from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.network import working_dtype
+from repvgg_ref.models.parameters import param_shapes
+from weights_io.writers.write import Container
+
+Format = Literal["npz", "safetensors", "pth", "onnx"]
+FORMATS: tuple[Format, ...] = ("npz", "safetensors", "pth", "onnx")
+_SUFFIXES: Mapping[str, Format] = {f".{kind}": kind for kind in FORMATS} | {".pt": "pth"}
+
+# Called with the layer just done, how many are done, and how many there are.
+Progress = Callable[[str, int, int], None]
+
+_THREADS = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert` did. `self_check` is None for a file that was fused already."""
+
+    model: str
+    dialect: str
+    container: str
+    form: str
+    tensors: int
+    out: Path
+    format: Format
+    self_check: BlockCheck | None
+    notes: tuple[str, ...]
+    eps: float
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The written arrays of one block, or of the head, and how its check went."""
+
+    layer: str
+    arrays: dict[str, Array]
+    check: BlockCheck | None
+
+
+def convert(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    model: str = "auto",
+    eps: float | None = None,
+    to: Format | None = None,
+    weights: WhichWeights = "model",
+    batch: int | None = None,
+    size: int | tuple[int, int] | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Fuse the checkpoint at `path` in float64, round once, check, and write the deploy form.
+
+    Parameters
+    ----------
+    path : str or Path
+        Any supported container and dialect. A fused file is rewritten in the asked format.
+    out : str or Path, optional
+        Default ``<path>-deploy.npz`` beside it; the suffix says the format unless `to` does.
+    model, eps, weights
+        As for `load`.
+    to : str, optional
+        "npz", "safetensors", "pth" or "onnx".
+    batch, size : int, or (height, width) for `size`; optional
+        Fixed extents of an ONNX file's input, dynamic by default; other formats have no input.
+    progress : callable, optional
+        ``progress(layer, done, total)`` after every block.
+
+    Raises
+    ------
+    WeightsFileError, CheckpointError, NotFusibleError
+        If the file cannot be read, is not exactly one RepVGG, or holds NaN or infinity.
+    SelfCheckError
+        If a fused block differs from its branches by more than rounding. Nothing is written.
+    """
+    path = Path(path)
+    target, kind = _target(path, out, to)
+    if kind != "onnx" and (batch is not None or size is not None):
+        raise CheckpointError(
+            "only an ONNX file has an input of fixed extents",
+            got=f"format {kind}",
+            wanted="format onnx",
+        )
+    with open_checkpoint(path, model=model, weights=weights) as checkpoint:
+        arch = require_complete(checkpoint)
+        assert checkpoint.dialect is not None
+        params = checkpoint.params()
+        dtype = working_dtype(checkpoint.stored_dtype("linear.weight"))
+        checks: list[BlockCheck] = []
+        eps = checkpoint.eps(eps)
+        parts = _watched(_parts(arch, checkpoint.form, params, eps, dtype), arch, checks, progress)
+        metadata = {"model": arch.name, "form": "deploy", "source": path.name}
+        # With what eps a fused file was fused, only the file can say.
+        fused_with = repr(eps) if checkpoint.form == "train" else checkpoint.metadata.get("eps")
+        if fused_with is not None:
+            metadata["eps"] = fused_with
+        _write(target, kind, arch, parts, dtype, metadata, batch, size)
+        return Conversion(
+            model=arch.name,
+            dialect=checkpoint.dialect.name,
+            container=checkpoint.container,
+            form=checkpoint.form,
+            tensors=len(param_shapes(arch, "deploy")),
+            out=target,
+            format=kind,
+            self_check=worst(checks) if checks else None,
+            notes=tuple(checkpoint.notes),
+            eps=eps,
+        )
+
+
+def _target(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path, Format]:
+    """Where to write and in which format."""
+    if out is None:
+        kind = to or "npz"
+        return path.with_name(f"{path.stem}-deploy.{kind}"), kind
+    target = Path(out)
+    chosen = to or _SUFFIXES.get(target.suffix.lower())
+    if chosen is None:
+        raise CheckpointError(
+            "the suffix of the output says nothing about its format",
+            got=repr(target.name),
+            wanted="a name ending in " + ", ".join(f".{kind}" for kind in FORMATS),
+            advice="or name the format with --to",
+        )
+    if target.exists() and path.exists() and target.samefile(path):
+        raise CheckpointError(
+            "the output would overwrite the input", got=str(target), wanted="another --out"
+        )
+    if not target.parent.is_dir():
+        raise CheckpointError(
+            "the output's folder does not exist",
+            got=str(target.parent),
+            wanted="an existing folder",
+        )
+    return target, chosen
+
+
+def _parts(
+    arch: Architecture, form: str, params: LazyParams, eps: float, dtype: Any
+) -> Iterator[_Part]:
+    """Every block in order, computed by threads that run a few blocks ahead."""
+    make = _fused_part if form == "train" else _copied_part
+    jobs = iter(arch.blocks)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        ahead: deque[Future[_Part]] = deque()
+        try:
+            for spec in jobs:
+                ahead.append(pool.submit(make, spec, arch, params, eps, dtype))
+                if len(ahead) > _THREADS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+    head = {name: _finite(name, params[name].astype(dtype)) for name in _HEAD}
+    yield _Part("linear", head, None)
+
+
+_HEAD = ("linear.weight", "linear.bias")
+
+
+def _fused_part(
+    spec: BlockSpec, arch: Architecture, params: LazyParams, eps: float, dtype: Any
+) -> _Part:
+    block = {name: params[name] for name in params if _belongs(name, spec)}
+    fused = fuse_block(spec, block, eps=eps, dtype=dtype)
+    check = check_block(spec, block, fused, eps=eps)
+    arrays = {f"{spec.name}.fused.weight": fused.weight, f"{spec.name}.fused.bias": fused.bias}
+    for name, array in block.items():
+        if ".se." in name:
+            arrays[name] = _finite(name, array.astype(dtype, copy=False))
+    return _Part(spec.name, arrays, check)
+
+
+def _copied_part(
+    spec: BlockSpec, arch: Architecture, params: LazyParams, eps: float, dtype: Any
+) -> _Part:
+    names = [name for name in params if _belongs(name, spec)]
+    arrays = {name: _finite(name, params[name].astype(dtype, copy=False)) for name in names}
+    return _Part(spec.name, arrays, None)
+
+
+def _belongs(name: str, spec: BlockSpec) -> bool:
+    return name.startswith(spec.name + ".")
+
+
+def _finite(name: str, array: Array) -> Array:
+    if not np.isfinite(array).all():
+        raise CheckpointError(
+            f"{name} holds NaN or infinity",
+            got=f"{int((~np.isfinite(array)).sum())} such values",
+            wanted="finite numbers",
+            advice="take an earlier checkpoint of this run",
+        )
+    return array
+
+
+def _watched(
+    parts: Iterator[_Part],
+    arch: Architecture,
+    checks: list[BlockCheck],
+    progress: Progress | None,
+) -> Iterator[tuple[str, Array]]:
+    """The arrays of `parts`, stopping at the first block that fails its check."""
+    total = len(arch.layer_names)
+    for done, part in enumerate(parts, start=1):
+        if part.check is not None:
+            checks.append(part.check)
+            if not part.check.ok:
+                raise SelfCheckError(
+                    f"{part.layer}: the fused convolution differs from its branches",
+                    got=f"{part.check.max_error:.3g}",
+                    wanted=f"at most {part.check.bound:.3g}",
+                    advice="this is a bug in repvgg-ref: please report it",
+                )
+        yield from part.arrays.items()
+        if progress is not None:
+            progress(part.layer, done, total)
+
+
+def _write(
+    target: Path,
+    kind: Format,
+    arch: Architecture,
+    arrays: Iterator[tuple[str, Array]],
+    dtype: Any,
+    metadata: Mapping[str, str],
+    batch: int | None,
+    size: int | tuple[int, int] | None,
+) -> None:
+    shapes = param_shapes(arch, "deploy")
+    if kind == "onnx":
+        from repvgg_ref.files.onnx import write_onnx
+
+        write_onnx(target, arch, dict(arrays), metadata=metadata, batch=batch, size=size)
+        return
+    official = deploy_names(arch)
+    specs = [
+        weights_io.ArraySpec(official[name], shape, dtype.name) for name, shape in shapes.items()
+    ]
+    container: Container = "torch-zip" if kind == "pth" else kind
+    weights_io.write_weights(
+        target,
+        specs,
+        (array for _, array in arrays),
+        container=container,
+        metadata=metadata if container in METADATA_CONTAINERS else None,
+    )

@@ -1,0 +1,190 @@
+"""What a weights file holds, without trusting it and without needing it to be whole.
+
+The names and shapes come from `open_checkpoint`; the values are then read one layer at a time, so
+a file of any size is inspected in the memory of its largest block. What the values are judged by
+stands in `repvgg_ref.files.lint`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.unfuse import what_is_lost
+from repvgg_ref.files import lint
+from repvgg_ref.files.checkpoint import Checkpoint, WhichWeights, open_checkpoint
+from repvgg_ref.files.identify import closest_official
+from repvgg_ref.files.lint import Finding
+from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.parameters import Form, param_shapes
+
+_COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found; `model` and `dialect` are None where the file could not be told.
+
+    `model` is an official name, or "custom" for a RepVGG of other widths or class counts.
+    `missing` and `unexpected` are in the file's own names.
+    """
+
+    path: Path
+    container: str
+    dialect: str | None
+    form: str
+    model: str | None
+    tensors: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+
+def inspect_file(
+    path: str | Path, *, eps: float | None = None, weights: WhichWeights = "model"
+) -> Inspection:
+    """Look at a checkpoint of any supported container and dialect, complete or not.
+
+    Parameters
+    ----------
+    path : str or Path
+    eps : float, optional
+        As for `load`, for the questions that depend on it (what the fused kernels look like).
+    weights : {"model", "ema"}
+        Which of a training checkpoint's two sets to look at.
+
+    Raises
+    ------
+    WeightsFileError
+        If the file is broken or hostile, or of a kind that is not read.
+    CheckpointError
+        If it holds no mapping of named arrays at all, or no EMA weights and they are asked for.
+    """
+    with open_checkpoint(path, weights=weights) as checkpoint:
+        return Inspection(
+            path=checkpoint.path,
+            container=checkpoint.container,
+            dialect=checkpoint.dialect.name if checkpoint.dialect else None,
+            form=checkpoint.form,
+            model=checkpoint.arch.name if checkpoint.arch else None,
+            tensors=len(checkpoint.arrays),
+            missing=tuple(checkpoint.missing),
+            unexpected=tuple(checkpoint.unexpected),
+            findings=tuple(_findings(checkpoint, checkpoint.eps(eps))),
+        )
+
+
+def _findings(checkpoint: Checkpoint, eps: float) -> Iterator[Finding]:
+    """Whole file first (what it is), then layer by layer, then what the layers add up to."""
+    yield from _about_the_file(checkpoint)
+    if checkpoint.arch is None or checkpoint.problem is not None:
+        for name, lazy in checkpoint.arrays.items():
+            yield from lint.not_finite(None, name, lazy.read())
+        return
+    yield from _about_the_network(checkpoint, checkpoint.arch)
+    summary = lint.Summary(eps)
+    theirs = {ours: name for name, ours in checkpoint.canonical.items()}
+    for layer, arrays in _layers(checkpoint, checkpoint.arch):
+        for ours, array in arrays.items():
+            yield from lint.not_finite(layer, theirs[ours], array)
+        spec = next((b for b in checkpoint.arch.blocks if b.name == layer), None)
+        if spec is not None:
+            yield from lint.block_findings(spec, checkpoint.form, arrays, summary)
+    yield from summary.findings()
+
+
+def _layers(checkpoint: Checkpoint, arch: Architecture) -> Iterator[tuple[str, dict[str, Array]]]:
+    """Each layer's name and the arrays of it that are there, read when its turn comes."""
+    form: Form = "deploy" if checkpoint.form == "deploy" else "train"
+    present = set(checkpoint.canonical.values())
+    params = checkpoint.params()
+    heads = tuple(head.name for head in arch.aux_heads)
+    names: dict[str, list[str]] = {layer: [] for layer in (*arch.layer_names, *heads)}
+    for name in param_shapes(arch, form):
+        owner = next(layer for layer in names if name.startswith(layer + "."))
+        if name in present:
+            names[owner].append(name)
+    for layer, own in names.items():
+        yield layer, {name: params[name] for name in own}
+
+
+def _about_the_file(checkpoint: Checkpoint) -> Iterator[Finding]:
+    for note in checkpoint.notes:
+        yield Finding("info", None, note)
+    if checkpoint.problem is not None:
+        yield Finding("error", None, str(checkpoint.problem))
+    if checkpoint.missing or checkpoint.unexpected:
+        yield Finding(
+            "error",
+            None,
+            f"not exactly one network: {len(checkpoint.missing)} arrays are missing, "
+            f"{len(checkpoint.unexpected)} are unexpected; `load` and `convert` refuse the file",
+        )
+    yield from _name_against_keys(checkpoint)
+    if checkpoint.metadata.get("eps"):
+        yield Finding("info", None, f"the file's metadata says eps = {checkpoint.metadata['eps']}")
+
+
+def _name_against_keys(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Files are judged by their keys; a name that says otherwise has misled people before."""
+    stem = checkpoint.path.stem.lower()
+    other = {"train": "deploy", "deploy": "train"}.get(checkpoint.form)
+    if other is not None and other in stem and checkpoint.form not in stem:
+        yield Finding(
+            "warning",
+            None,
+            f"the file's name says '{other}', but its arrays are the {checkpoint.form} form",
+        )
+
+
+def _about_the_network(checkpoint: Checkpoint, arch: Architecture) -> Iterator[Finding]:
+    if arch.name == "custom":
+        yield Finding("info", None, _custom(arch))
+    stored = {array.dtype for array in checkpoint.arrays.values()}
+    for dtype in sorted(stored & {"float16", "bfloat16"}):
+        yield Finding(
+            "info",
+            None,
+            f"arrays are stored as {dtype}: fusion is exact for these values, "
+            "but they are rounded already",
+        )
+    if checkpoint.form == "train":
+        yield from _counters(checkpoint.canonical)
+    else:
+        yield Finding("info", None, _untold(arch))
+
+
+def _custom(arch: Architecture) -> str:
+    official = closest_official(arch)
+    heads = f"{arch.num_classes} classes and {arch.in_channels} input channels"
+    if official is not None:
+        return f"the blocks are those of {official}, with {heads}"
+    widths = ", ".join(str(block.out_channels) for block in arch.blocks)
+    return f"no official model has these blocks: {heads}, channels {widths}"
+
+
+def _counters(canonical: Mapping[str, str]) -> Iterator[Finding]:
+    """Batch norm's step counters, which old torch and MegEngine do not write."""
+    names = list(canonical.values())
+    norms = sum(name.endswith(".running_var") for name in names)
+    counted = sum(name.endswith(_COUNTER) for name in names)
+    if counted < norms:
+        yield Finding(
+            "info",
+            None,
+            f"{norms - counted} of {norms} batch norms lack {_COUNTER} "
+            "(torch before 0.4.1, MegEngine); it counts steps only and is taken as 0",
+        )
+
+
+def _untold(arch: Architecture) -> str:
+    """What a fused file cannot say, in one sentence."""
+    blocks = what_is_lost(arch.blocks)
+    told, free = sum(b.told for b in blocks), sum(b.free for b in blocks)
+    return (
+        f"fused: {told:,} numbers tell the sum of the branches; {free:,} more that training needs "
+        "cannot be told from it (how centre taps and biases split over the branches, and each "
+        "batch norm's gamma, var and mean apart)"
+    )

@@ -1,0 +1,209 @@
+"""The fused network as an ONNX file: Conv and ReLU in a chain, global pool, one Gemm.
+
+What stands in the file goes through ONNX's own checker, strict shape inference included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import weights_io
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.errors import CheckpointError, MissingExtraError, require_equal
+from repvgg_ref.files.dialects import official_dialect
+from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.parameters import param_shapes
+
+OPSET = 17
+IR_VERSION = 8  # that of onnx 1.12, the first with opset 17: newer ones shut out older runtimes
+INPUT = "input"
+
+_MOST_BYTES = 2**31 - 2**20  # protobuf's limit on one message, less the graph itself
+_TYPES = {np.dtype(np.float32): "FLOAT", np.dtype(np.float64): "DOUBLE"}
+
+
+def write_onnx(
+    path: str | Path,
+    arch: Architecture,
+    params: Mapping[str, Array],
+    *,
+    metadata: Mapping[str, str],
+    batch: int | None = None,
+    size: int | tuple[int, int] | None = None,
+) -> None:
+    """Write the deploy form of `arch`; layer outputs are called ``stage0`` ... ``linear``.
+
+    Parameters
+    ----------
+    path : str or Path
+    arch : Architecture
+    params : mapping
+        Canonical deploy name -> array, all float32 or all float64. Initializers get the official
+        names.
+    metadata : mapping of str to str
+        Becomes the file's ``metadata_props``.
+    batch, size : int, or (height, width) for `size`; optional
+        Fixed extents of the input; dynamic by default.
+
+    Raises
+    ------
+    MissingExtraError
+        If the onnx package is not installed.
+    ShapeError
+        If an array is missing or superfluous, or not as `arch` wants it.
+    CheckpointError
+        If the arrays are neither float32 nor float64, or exceed ONNX's 2 GiB.
+    """
+    onnx = _require_onnx()
+    shapes = param_shapes(arch, "deploy")
+    dtype = _require_arrays(params, shapes)
+    graph = _graph(arch, _TYPES[dtype], batch, (size, size) if isinstance(size, int) else size)
+    for name, official in official_dialect(arch).names(shapes).items():
+        array = np.ascontiguousarray(params[name])
+        graph.initializer.append(onnx.numpy_helper.from_array(array, official))
+    with weights_io.atomic_path(path) as temporary:
+        onnx.save_model(_model(arch, graph, metadata), str(temporary))
+        del graph
+        onnx.checker.check_model(str(temporary), full_check=True)
+
+
+def _require_arrays(
+    arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]]
+) -> np.dtype[Any]:
+    """The common dtype of exactly the arrays that a network of these `shapes` has."""
+    missing, spare = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
+    require_equal("write_onnx", "missing arrays", missing, "none", [])
+    require_equal("write_onnx", "superfluous arrays", spare, "none", [])
+    dtype = arrays["linear.weight"].dtype
+    if dtype not in _TYPES:
+        raise CheckpointError(
+            "these weights cannot be written as ONNX", got=str(dtype), wanted="float32 or float64"
+        )
+    for name, array in arrays.items():
+        require_equal("write_onnx", f"{name}.shape", array.shape, "its place", shapes[name])
+        require_equal("write_onnx", f"{name}.dtype", array.dtype, "linear.weight's", dtype)
+    total = sum(array.nbytes for array in arrays.values())
+    if total > _MOST_BYTES:
+        raise CheckpointError(
+            "the network is too large for an ONNX file",
+            got=f"{total} bytes of weights",
+            wanted=f"at most {_MOST_BYTES}",
+            advice="write float32, or another format",
+        )
+    return dtype
+
+
+def _require_onnx() -> Any:
+    try:
+        import onnx.checker
+        import onnx.numpy_helper  # takes 0.2 s: only who writes ONNX should wait for it
+    except ImportError:
+        raise MissingExtraError(
+            "writing ONNX needs the onnx package",
+            got="it is not installed",
+            wanted="the extra 'onnx'",
+            advice='pip install "repvgg-ref[onnx]"',
+        ) from None
+    return onnx
+
+
+def _graph(
+    arch: Architecture, type_name: str, batch: int | None, size: tuple[int, int] | None
+) -> Any:
+    from onnx import TensorProto, helper
+
+    element = getattr(TensorProto, type_name)
+    height, width = size or ("height", "width")
+    images = [batch or "batch", arch.in_channels, height, width]
+    logits = [batch or "batch", arch.num_classes]
+    return helper.make_graph(
+        list(_nodes(arch)),
+        arch.name,
+        [helper.make_tensor_value_info(INPUT, element, images)],
+        [helper.make_tensor_value_info("linear", element, logits)],
+    )
+
+
+def _nodes(arch: Architecture) -> Iterator[Any]:
+    names = official_dialect(arch).names(param_shapes(arch, "deploy"))
+    x = INPUT
+    for spec in arch.blocks:
+        yield from _block_nodes(spec, x, names)
+        x = spec.name
+    yield _node("GlobalAveragePool", [x], "pool")
+    yield _node("Flatten", ["pool"], "features", axis=1)
+    head = ["features", names["linear.weight"], names["linear.bias"]]
+    yield _node("Gemm", head, "linear", alpha=1.0, beta=1.0, transA=0, transB=1)
+
+
+def _block_nodes(spec: BlockSpec, x: str, names: Mapping[str, str]) -> Iterator[Any]:
+    """Conv, then ReLU and SE in the block's order; the last output has the block's name."""
+    block = spec.name
+    geometry = {
+        "kernel_shape": [3, 3],
+        "strides": [spec.stride] * 2,
+        "pads": [spec.dilation] * 4,
+        "dilations": [spec.dilation] * 2,
+        "group": spec.groups,
+    }
+    kernel = [names[f"{block}.fused.weight"], names[f"{block}.fused.bias"]]
+    yield _node("Conv", [x, *kernel], f"{block}.conv", **geometry)
+    if spec.se == "none":
+        yield _node("Relu", [f"{block}.conv"], block)
+    elif spec.se == "before_relu":
+        yield from _se_nodes(block, f"{block}.conv", f"{block}.scaled", names)
+        yield _node("Relu", [f"{block}.scaled"], block)
+    else:
+        yield _node("Relu", [f"{block}.conv"], f"{block}.relu")
+        yield from _se_nodes(block, f"{block}.relu", block, names)
+
+
+def _se_nodes(block: str, x: str, y: str, names: Mapping[str, str]) -> Iterator[Any]:
+    """``y = x * sigmoid(up(relu(down(mean of x over height and width))))``."""
+    point = {
+        "kernel_shape": [1, 1],
+        "strides": [1, 1],
+        "pads": [0, 0, 0, 0],
+        "dilations": [1, 1],
+        "group": 1,
+    }
+    se = f"{block}.se"
+    down, up = (
+        [names[f"{se}.{layer}.{p}"] for p in ("weight", "bias")] for layer in ("down", "up")
+    )
+    yield _node("GlobalAveragePool", [x], f"{se}.pool")
+    yield _node("Conv", [f"{se}.pool", *down], f"{se}.down", **point)
+    yield _node("Relu", [f"{se}.down"], f"{se}.relu")
+    yield _node("Conv", [f"{se}.relu", *up], f"{se}.up", **point)
+    yield _node("Sigmoid", [f"{se}.up"], f"{se}.gate")
+    yield _node("Mul", [x, f"{se}.gate"], y)
+
+
+def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+    """A node named after its only output."""
+    from onnx import helper
+
+    return helper.make_node(operator, inputs, [output], output, **attributes)
+
+
+def _model(arch: Architecture, graph: Any, metadata: Mapping[str, str]) -> Any:
+    from onnx import helper
+
+    from repvgg_ref import __version__
+
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="repvgg-ref",
+        producer_version=__version__,
+        doc_string=f"{arch.name} in deploy form (RepVGG, arXiv 2101.03697): every block is one "
+        "3x3 convolution, fused exactly from its training-time branches.",
+    )
+    helper.set_model_props(model, dict(metadata))
+    return model

@@ -1,0 +1,1 @@
+"""What rounding can do to a right port, certified and likely."""

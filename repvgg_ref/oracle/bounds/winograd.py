@@ -1,0 +1,177 @@
+"""Magnitudes of Winograd's minimal filtering: what its rounding errors are relative to.
+
+Source of the algorithm: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks"
+(arXiv 1509.09308), equation 8; of the matrices for any points: Cook and Toom, as in Barabasz,
+Anderson, Soodhalter & Gregg, "Error analysis and improving the accuracy of Winograd convolution for
+deep neural networks", ACM TOMS 46 (2020), algorithm 1; of the bound: their theorem 2 for one
+dimension and theorem 5 for two, kept per element instead of taking norms. With stride 2 only rows
+are filtered so, the even and the odd ones apart (`cook_toom.every_other_output`,
+`cpu.winograd_stride_2`), and taps across are summed as they are: theorem 2, with three times the
+terms.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import NamedTuple
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.cpu.convolution.winograd import POINTS as OUR_POINTS
+from repvgg_ref.cpu.convolution.winograd import POINTS_OF_STRIDE_2
+from repvgg_ref.exact.cook_toom import MinimalFilter, Point, cook_toom, every_other_output
+
+# Interpolation points of F(m, 3) in use. The rational ones are Lavin & Gray's and NNPACK's, and
+# this library's own; ncnn's F(4, 3) takes square roots of 1/2 and 2. The bound is the largest.
+_ROOT = 2.0**0.5
+_LIBRARIES: dict[int, tuple[tuple[Point, ...], ...]] = {
+    2: ((0, 1, -1, inf),),
+    4: ((0, 1, -1, 2, -2, inf), (0, _ROOT / 2, -_ROOT / 2, _ROOT, -_ROOT, inf)),
+    6: ((0, 1, -1, 2, -2, 0.5, -0.5, inf),),
+}
+POINTS = {m: tuple(dict.fromkeys((*_LIBRARIES.get(m, ()), ours))) for m, ours in OUR_POINTS.items()}
+
+
+class Transforms(NamedTuple):
+    """``Y = A^T [(G g G^T) . (B^T d B)] A``: `a` (t, m), `b` (t, t), `g` (t, 3)."""
+
+    a: Array
+    b: Array
+    g: Array
+
+
+def transforms(matrices: MinimalFilter) -> Transforms:
+    """The exact matrices in float64.
+
+    Scaling row j of one and dividing that of another changes nothing in a bound made of absolute
+    values, so every library's variant of the same points is covered.
+    """
+    return Transforms(*(np.array(rows, dtype=float) for rows in matrices))
+
+
+def applies(m: int, stride: int, dilation: int) -> bool:
+    """Whether F(m x m, 3 x 3) is known for such a convolution."""
+    known: dict[int, tuple[int, ...]] = {1: tuple(POINTS), 2: tuple(POINTS_OF_STRIDE_2)}
+    return dilation == 1 and m in known.get(stride, ())
+
+
+def roundings(m: int, stride: int, channels: int) -> int:
+    """How many roundings one product meets in F(m x m, 3 x 3), `channels` being those of a group.
+
+    A row of a transform with k entries is a dot product with k - 1 additions, one multiplication
+    and a rounded constant: k + 1 roundings a dimension, in whatever order it is evaluated. G has
+    3, B and A^T t entries; there are two dimensions; then the product of the two sides, and its sum
+    over channels. With stride 2, one dimension: G has 2 entries for the even rows, B and A^T
+    m + 1, the odd rows are added, and the sum is over three taps of each channel.
+    """
+    if stride == 2:
+        return (2 + 1) + 2 * (m + 1 + 1) + 1 + 1 + 3 * channels
+    t = m + 2
+    return 2 * (3 + 1) + 4 * (t + 1) + 1 + channels
+
+
+def winograd_magnitudes(
+    padded: Array, weight: Array, groups: int, size: tuple[int, int], m: int, stride: int
+) -> tuple[Array, Array]:
+    """``|A^T| [sum over c of (|G| |g| |G^T|) . (|B^T| |d| |B|)] |A|``, and its root-square sum.
+
+    Every rounding of the algorithm multiplies one of the products in these sums, so the error is
+    at most ``((1 - u)^-k - 1)`` times the first array, with k the roundings a product meets. The
+    second is ``sqrt(t)`` times the root of the sum of squared products: one rounding after the
+    first pass of a transform reaches t products, whose sum is at most that (Cauchy-Schwarz). With
+    stride 2 there is one pass, and ``|G|`` and ``|B|`` stand on one side only.
+
+    Parameters
+    ----------
+    padded : (C, H, W) array, absolute values with their border of zeros
+    weight : (O, C/G, 3, 3) array, absolute values
+    size : (Ho, Wo); tiles start at output pixel (0, 0), as in every runtime
+
+    Returns
+    -------
+    magnitude, energy : (O, Ho * Wo) arrays
+    """
+    if stride == 2:
+        matrices = _absolute(every_other_output(POINTS_OF_STRIDE_2[m]))
+        magnitude, energy = _by_rows(padded, weight, groups, size, matrices)
+        return magnitude, np.sqrt(energy)
+    variants = [cook_toom(points) for points in POINTS[m]]
+    found = [_of_variant(padded, weight, groups, size, _absolute(v)) for v in variants]
+    magnitudes, energies = zip(*found, strict=True)
+    t = len(variants[0].a)
+    return np.maximum.reduce(magnitudes), np.sqrt(t * np.maximum.reduce(energies))
+
+
+def _absolute(exact: MinimalFilter) -> Transforms:
+    matrices = transforms(exact)
+    return Transforms(*(np.abs(matrix) for matrix in matrices))
+
+
+def _by_rows(
+    padded: Array, weight: Array, groups: int, size: tuple[int, int], matrices: Transforms
+) -> tuple[Array, Array]:
+    """Both sums with stride 2, the second still squared: rows transformed, columns met directly."""
+    a, b, g = matrices
+    tile, m = a.shape
+    rows = -(-size[0] // m)
+    d = np.zeros((len(padded), (rows - 1) * 2 * m + tile, 2 * size[1] + 1))
+    d[:, : padded.shape[1], : padded.shape[2]] = padded[:, : d.shape[1], : d.shape[2]]
+    strips = np.lib.stride_tricks.sliding_window_view(d, tile, axis=1)[:, :: 2 * m]
+    v = strips @ b  # (C, rows, Wp, tile)
+    v = np.lib.stride_tricks.sliding_window_view(v, 3, axis=2)[:, :, ::2]
+    u = g @ weight  # (O, C/G, tile, 3)
+    # (tile, G, O/G, C/G * 3) and (tile, G, C/G * 3, rows * Wo)
+    u = (
+        u.reshape(groups, -1, *u.shape[1:])
+        .transpose(3, 0, 1, 2, 4)
+        .reshape(tile, groups, -1, 3 * u.shape[1])
+    )
+    v = v.transpose(3, 0, 4, 1, 2).reshape(tile, groups, u.shape[3], -1)
+
+    def rejoined(products: Array, to_rows: Array) -> Array:
+        """(tile, G, O/G, rows * Wo) -> (O, Ho * Wo)."""
+        y = np.einsum("tm,tgon->gonm", to_rows, products).reshape(-1, rows, size[1], m)
+        y = y.transpose(0, 1, 3, 2).reshape(len(y), rows * m, size[1])[:, : size[0]]
+        return np.ascontiguousarray(y).reshape(len(y), -1)
+
+    return rejoined(u @ v, a), rejoined(np.square(u) @ np.square(v), a**2)
+
+
+def _of_variant(
+    padded: Array,
+    weight: Array,
+    groups: int,
+    size: tuple[int, int],
+    matrices: Transforms,
+) -> tuple[Array, Array]:
+    """Both sums for one set of points; the second still squared."""
+    a, b, g = matrices
+    tile, m = a.shape
+    rows, columns = (-(-length // m) for length in size)
+    d = np.zeros((len(padded), (rows - 1) * m + tile, (columns - 1) * m + tile))
+    d[:, : padded.shape[1], : padded.shape[2]] = padded[:, : d.shape[1], : d.shape[2]]
+    windows = np.lib.stride_tricks.sliding_window_view(d, (tile, tile), axis=(1, 2))
+    windows = windows[:, ::m, ::m]
+    v = b.T @ windows @ b  # (C, rows, columns, tile, tile)
+    u = g @ weight @ g.T  # (O, C/G, tile, tile)
+    # (tile^2, G, O/G, C/G) and (tile^2, G, C/G, rows * columns)
+    u = np.ascontiguousarray(u.reshape(groups, -1, *u.shape[1:]).transpose(3, 4, 0, 1, 2))
+    v = v.reshape(groups, -1, rows * columns, tile, tile).transpose(3, 4, 0, 1, 2)
+    v = np.ascontiguousarray(v)
+    return (
+        _gather_tiles(u @ v, a, size, (rows, columns)),
+        _gather_tiles(np.square(u, out=u) @ np.square(v, out=v), a**2, size, (rows, columns)),
+    )
+
+
+def _gather_tiles(
+    products: Array, a: Array, size: tuple[int, int], tiles: tuple[int, int]
+) -> Array:
+    """``A^T P A`` of every tile, put side by side: (tile, tile, G, O/G, T) -> (O, Ho * Wo)."""
+    m = a.shape[1]
+    outputs = products.shape[2] * products.shape[3]
+    y = a.T @ products.transpose(2, 3, 4, 0, 1) @ a  # (G, O/G, T, m, m)
+    y = y.reshape(outputs, *tiles, m, m).transpose(0, 1, 3, 2, 4)  # -> (O, rows, m, columns, m)
+    y = y.reshape(outputs, tiles[0] * m, tiles[1] * m)[:, : size[0], : size[1]]
+    return np.ascontiguousarray(y).reshape(outputs, -1)

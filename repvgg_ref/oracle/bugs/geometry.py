@@ -1,0 +1,294 @@
+"""Where the kernel's taps land: padding, flips, layouts, groups, strides, dilation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.fusion import FusedConv
+from repvgg_ref.oracle.bugs.base import Hypothesis, Site, Variant, hypothesis
+from repvgg_ref.oracle.programs.program import BlockProgram
+
+LIBRARY: list[Hypothesis] = []
+
+_NEIGHBOURS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
+
+
+def _kernel(program: BlockProgram, change: Callable[[Array], Array]) -> BlockProgram:
+    return program.with_kernel(lambda k: FusedConv(np.ascontiguousarray(change(k.weight)), k.bias))
+
+
+@hypothesis(
+    LIBRARY,
+    "padding-missing",
+    says="the convolution has no padding, so its output is smaller",
+    advice="build the fused convolution with padding=1",
+)
+def padding_missing(site: Site) -> Iterator[Variant]:
+    yield Variant(replace(site.program, pad_mode="none"))
+
+
+@hypothesis(
+    LIBRARY,
+    "padding-reflect",
+    says="the border is reflected instead of zero",
+    advice="pad with zeros",
+)
+def padding_reflect(site: Site) -> Iterator[Variant]:
+    if min(site.x.shape[2:]) > max(site.program.pads):
+        yield Variant(replace(site.program, pad_mode="reflect"))
+
+
+@hypothesis(
+    LIBRARY,
+    "padding-replicate",
+    says="the border repeats the edge pixels instead of zeros",
+    advice="pad with zeros",
+)
+def padding_replicate(site: Site) -> Iterator[Variant]:
+    yield Variant(replace(site.program, pad_mode="edge"))
+
+
+@hypothesis(
+    LIBRARY,
+    "padding-asymmetric",
+    says="padding lies on one side only ({detail})",
+    advice="pad 1 on every side; TensorFlow's SAME with stride 2 pads bottom and right only",
+)
+def padding_asymmetric(site: Site) -> Iterator[Variant]:
+    p = site.program.pads[0]
+    for detail, pads in {
+        "bottom and right": (0, 0, 2 * p, 2 * p),
+        "top and left": (2 * p, 2 * p, 0, 0),
+        "right": (p, 0, p, 2 * p),
+        "bottom": (0, p, 2 * p, p),
+    }.items():
+        yield Variant(replace(site.program, pads=pads), detail=detail)
+
+
+@hypothesis(
+    LIBRARY,
+    "tf-same-padding",
+    says="TensorFlow's SAME padding: the 3x3 kernel starts one pixel later, the 1x1 does not",
+    advice="with stride 2 pad (1, 1) explicitly and use padding='valid'",
+)
+def tf_same_padding(site: Site) -> Iterator[Variant]:
+    if site.program.branches and len(site.program.branches) > 1 and site.program.stride == 2:
+        shifted = dict.fromkeys(("branch_1x1", "branch_identity"), (-1, -1))
+        p = site.program.pads[0]
+        yield Variant(replace(site.program, pads=(0, 0, 2 * p, 2 * p), offsets=shifted))
+
+
+@hypothesis(
+    LIBRARY,
+    "branch-1x1-on-wrong-tap",
+    says="the 1x1 kernel sits {detail} of the centre tap",
+    advice="pad the 1x1 kernel by one on every side: it belongs on tap (1, 1)",
+)
+def branch_1x1_on_wrong_tap(site: Site) -> Iterator[Variant]:
+    if "branch_1x1" in site.program.branches:
+        for row, column in _NEIGHBOURS:
+            moved = replace(site.program, offsets={"branch_1x1": (row, column)})
+            yield Variant(moved, detail=f"({row:+d}, {column:+d})")
+
+
+@hypothesis(
+    LIBRARY,
+    "kernel-flipped",
+    says="the kernel is flipped ({detail}): a true convolution instead of cross-correlation",
+    advice="do not flip kernels",
+)
+def kernel_flipped(site: Site) -> Iterator[Variant]:
+    for detail, axes in {"both ways": (2, 3), "top to bottom": (2,), "left to right": (3,)}.items():
+        yield Variant(_kernel(site.program, partial(np.flip, axis=axes)), detail=detail)
+
+
+@hypothesis(
+    LIBRARY,
+    "kernel-height-width-swapped",
+    says="the kernel's height and width are exchanged",
+    advice="keep (O, I, kH, kW); check the transposition that the layout conversion applies",
+)
+def kernel_height_width_swapped(site: Site) -> Iterator[Variant]:
+    yield Variant(_kernel(site.program, lambda w: w.transpose(0, 1, 3, 2)))
+
+
+@hypothesis(
+    LIBRARY,
+    "kernel-in-out-swapped",
+    says="the kernel's input and output channels are exchanged",
+    advice="keep (O, I, kH, kW)",
+)
+def kernel_in_out_swapped(site: Site) -> Iterator[Variant]:
+    spec = site.program.spec
+    if spec.groups == 1 and spec.in_channels == spec.out_channels:
+        yield Variant(_kernel(site.program, lambda w: w.transpose(1, 0, 2, 3)))
+
+
+@hypothesis(
+    LIBRARY,
+    "kernel-memory-layout",
+    says="the kernel's memory is read in another layout ({detail})",
+    advice="transpose the kernel to the runtime's layout instead of reshaping its memory",
+)
+def kernel_memory_layout(site: Site) -> Iterator[Variant]:
+    for detail, order in {
+        "HWIO as OIHW": (2, 3, 1, 0),
+        "OHWI as OIHW": (0, 2, 3, 1),
+        "IHWO as OIHW": (1, 2, 3, 0),
+    }.items():
+        yield Variant(_kernel(site.program, partial(_reread, order=order)), detail=detail)
+        back = "OIHW as " + detail.split(" ")[0]
+        yield Variant(_kernel(site.program, partial(_reread_back, order=order)), detail=back)
+
+
+def _reread(weight: Array, order: tuple[int, ...]) -> Array:
+    """Memory written in another axis order and read as if it were OIHW."""
+    return np.ascontiguousarray(weight.transpose(order)).reshape(weight.shape)
+
+
+def _reread_back(weight: Array, order: tuple[int, ...]) -> Array:
+    """OIHW memory read as if it were written in another axis order."""
+    return weight.reshape([weight.shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
+@hypothesis(
+    LIBRARY,
+    "input-memory-layout",
+    says="the layer's input is read in the wrong memory layout ({detail})",
+    advice="transpose NHWC to NCHW instead of reshaping",
+)
+def input_memory_layout(site: Site) -> Iterator[Variant]:
+    if site.x.shape[2] * site.x.shape[3] == 1:
+        return
+    yield Variant(site.program.with_input(_as_nhwc), detail="NCHW memory read as NHWC")
+    yield Variant(site.program.with_input(_as_nchw), detail="NHWC memory read as NCHW")
+
+
+def _as_nhwc(x: Array) -> Array:
+    n, c, h, w = x.shape
+    return x.reshape(n, h, w, c).transpose(0, 3, 1, 2)
+
+
+def _as_nchw(x: Array) -> Array:
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).reshape(x.shape)
+
+
+@hypothesis(
+    LIBRARY,
+    "height-width-swapped",
+    says="height and width of the image are exchanged",
+    advice="check the order (N, C, H, W); PIL sizes are (width, height)",
+)
+def height_width_swapped(site: Site) -> Iterator[Variant]:
+    if site.x.shape[2] == site.x.shape[3] and site.x.shape[2] > 1:
+        yield Variant(site.program.with_input(lambda x: x.transpose(0, 1, 3, 2)))
+
+
+@hypothesis(
+    LIBRARY,
+    "groups-ignored",
+    says="the groups are ignored ({detail})",
+    advice="pass groups to the fused convolution; its kernel is (O, C / groups, 3, 3)",
+)
+def groups_ignored(site: Site) -> Iterator[Variant]:
+    groups = site.program.groups
+    if groups == 1:
+        return
+    dense = replace(site.program, groups=1)
+    yield Variant(
+        _kernel(dense, lambda w: np.tile(w, (1, groups, 1, 1))),
+        detail="every output reads every group",
+    )
+    yield Variant(
+        dense.with_input(lambda x: x[:, : x.shape[1] // groups]),
+        detail="every output reads the first group",
+    )
+
+
+@hypothesis(
+    LIBRARY,
+    "groups-permuted",
+    says="the groups read each other's input channels ({detail})",
+    advice="group g reads channels g * C/G ... (g + 1) * C/G - 1",
+)
+def groups_permuted(site: Site) -> Iterator[Variant]:
+    groups, channels = site.program.groups, site.x.shape[1]
+    if groups == 1:
+        return
+    index = np.arange(channels).reshape(groups, -1)
+    for detail, order in {
+        "in reverse": index[::-1].ravel(),
+        "rotated by one": np.roll(index, -1, 0).ravel(),
+        "interleaved, channel c in group c % G": index.T.ravel(),
+        "shuffled back": np.arange(channels).reshape(-1, groups).T.ravel(),
+    }.items():
+        if (order != np.arange(channels)).any():
+            yield Variant(
+                site.program.with_input(partial(np.take, indices=order, axis=1)), detail=detail
+            )
+
+
+@hypothesis(
+    LIBRARY,
+    "dilation-ignored",
+    says="the dilation is ignored",
+    advice="pass dilation (and padding = dilation) to the fused convolution",
+)
+def dilation_ignored(site: Site) -> Iterator[Variant]:
+    if site.program.dilation > 1:
+        yield Variant(replace(site.program, dilation=1, pads=(1, 1, 1, 1)))
+
+
+@hypothesis(
+    LIBRARY,
+    "dilation-added",
+    says="the convolution is dilated by {parameter:.0f}",
+    advice="this layer has no dilation",
+)
+def dilation_added(site: Site) -> Iterator[Variant]:
+    if site.program.dilation == 1:
+        for dilation in (2, 4):
+            yield Variant(
+                replace(site.program, dilation=dilation, pads=(dilation,) * 4), float(dilation)
+            )
+
+
+@hypothesis(
+    LIBRARY,
+    "stride-moved",
+    says="the stride is {parameter:.0f} here",
+    advice="stride 2 belongs to the first block of every stage, and to that only",
+    global_bug=False,
+)
+def stride_moved(site: Site) -> Iterator[Variant]:
+    other = 3 - site.program.stride
+    yield Variant(replace(site.program, stride=other), float(other))
+
+
+@hypothesis(
+    LIBRARY,
+    "stride-phase",
+    says="the strided convolution starts at pixel {detail} instead of (0, 0)",
+    advice="pad 1 on every side; do not crop the input first",
+)
+def stride_phase(site: Site) -> Iterator[Variant]:
+    if site.program.stride == 1:
+        return
+    for row, column in ((1, 0), (0, 1), (1, 1)):
+        yield Variant(
+            site.program.with_input(partial(_shifted, rows=row, columns=column)),
+            detail=f"({row}, {column})",
+        )
+
+
+def _shifted(x: Array, rows: int, columns: int) -> Array:
+    """The image moved up and left, zeros entering below and at the right."""
+    moved = np.zeros_like(x)
+    h, w = x.shape[2:]
+    moved[:, :, : h - rows, : w - columns] = x[:, :, rows:, columns:]
+    return moved

@@ -1,0 +1,140 @@
+"""What a residual that no hypothesis explains looks like: channels, border, taps, shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.programs.evaluate import gather
+from repvgg_ref.oracle.programs.program import Pixels
+
+if TYPE_CHECKING:
+    from repvgg_ref.oracle.diagnosis.diagnose import Evidence
+
+_CHANNELS_SHOWN = 6
+_FEWEST = 12  # outputs of a channel that say something about its pattern
+_MOST_SHARE = 0.7  # of a channel's residual, in one cause
+
+
+def describe(residual: Array, certified: Array, pixels: Pixels, evidence: Evidence) -> str:
+    """Say in words where the residual lies.
+
+    Parameters
+    ----------
+    residual, certified : arrays, shape (N, O, P)
+        Candidate minus reference, and the certified bound, at `pixels`.
+    """
+    beyond = ~(np.abs(residual) <= certified)
+    if not beyond.any():
+        return "the difference is within the bound"
+    said = [f"{beyond.mean():.1%} of the outputs looked at are beyond their bound"]
+    said.append(_channels(beyond))
+    said.append(_border(beyond, pixels, evidence))
+    said.append(_kind(residual, beyond, pixels, evidence))
+    said.append(_taps(residual, pixels, evidence))
+    return "; ".join(part for part in said if part)
+
+
+def is_structured(
+    residual: Array, suspects: Iterable[int], pixels: Pixels, evidence: Evidence
+) -> bool:
+    """Whether one of the channels `suspects` errs as a bug does, not as arithmetic does.
+
+    Rounding, Winograd's too, spreads over all taps a channel sees. A bug in one tap, one bias or
+    one scale puts most of that channel's residual into one of them.
+    """
+    y = evidence.y[:, :, pixels[0], pixels[1]]
+    active = (y > 0) & (y + residual > 0)
+    patches = gather(evidence.site.program, np.asarray(evidence.site.x, np.float64), *pixels)
+    n, p, c = patches.shape[:3]
+    groups = evidence.site.program.groups
+    enough = active.sum(axis=(0, 2)) >= _FEWEST
+    for channel in suspects:
+        if not enough[channel]:
+            continue
+        group = channel // (y.shape[1] // groups)
+        own = slice(group * (c // groups), (group + 1) * (c // groups))
+        seen = active[:, channel].ravel()
+        r = residual[:, channel].ravel()[seen]
+        taps = patches[:, :, own].reshape(n * p, -1)[seen]
+        causes = np.column_stack([taps, np.ones(len(r)), y[:, channel].ravel()[seen]])
+        size = np.maximum((causes**2).sum(axis=0), 1e-300)
+        share = (causes.T @ r) ** 2 / size / max(float((r**2).sum()), 1e-300)
+        if share.max() > _MOST_SHARE:
+            return True
+    return False
+
+
+def _channels(beyond: Array) -> str:
+    bad = np.flatnonzero(beyond.any(axis=(0, 2)))
+    if len(bad) == beyond.shape[1]:
+        return "in every channel"
+    shown = ", ".join(map(str, bad[:_CHANNELS_SHOWN]))
+    more = ", ..." if len(bad) > _CHANNELS_SHOWN else ""
+    return f"in {len(bad)} of {beyond.shape[1]} channels ({shown}{more})"
+
+
+def _border(beyond: Array, pixels: Pixels, evidence: Evidence) -> str:
+    height, width = evidence.y.shape[2:]
+    rows, columns = pixels
+    edge = (rows % max(height - 1, 1) == 0) | (columns % max(width - 1, 1) == 0)
+    if edge.all() or not edge.any():
+        return ""
+    border, interior = beyond[:, :, edge].mean(), beyond[:, :, ~edge].mean()
+    if interior == 0:
+        return "on the border only: padding"
+    if border == 0:
+        return "in the interior only"
+    return ""
+
+
+def _kind(residual: Array, beyond: Array, pixels: Pixels, evidence: Evidence) -> str:
+    """A constant a channel (bias), or a factor a channel (scale)."""
+    y = evidence.y[:, :, pixels[0], pixels[1]]
+    active = (y > 0) & ((y + residual) > 0)  # where ReLU hides nothing
+    count = active.sum(axis=(0, 2))
+    chosen = (count > 4) & beyond.any(axis=(0, 2))
+    if not chosen.any():
+        return ""
+    r, v, a = (array[:, chosen] for array in (residual, y, active))
+    n = a.sum(axis=(0, 2))
+    energy = float((r**2 * a).sum())
+    if energy == 0:
+        return "where the reference's ReLU is off"
+    constant = (r * a).sum(axis=(0, 2)) / n
+    factor = (r * v * a).sum(axis=(0, 2)) / np.maximum((v**2 * a).sum(axis=(0, 2)), 1e-300)
+    left_constant = float((((r - constant[:, None]) * a) ** 2).sum()) / energy
+    left_factor = float((((r - factor[:, None] * v) * a) ** 2).sum()) / energy
+    if left_constant < 0.01:
+        return f"a constant a channel (up to {np.abs(constant).max():.3g}): look at the bias"
+    if left_factor < 0.01:
+        factors = 1 + factor
+        return f"a factor a channel ({factors.min():.4g} to {factors.max():.4g}): look at the scale"
+    return ""
+
+
+def _taps(residual: Array, pixels: Pixels, evidence: Evidence) -> str:
+    """Which kernel taps the residual goes with, by correlation with the input patches."""
+    program, x = evidence.site.program, evidence.site.x
+    patches = gather(program, np.asarray(x, np.float64), *pixels)  # (N, P, C, 3, 3)
+    n, p = patches.shape[:2]
+    flat = patches.reshape(n * p, -1)
+    flat = flat / np.maximum(np.sqrt((flat**2).sum(axis=0)), 1e-300)
+    r = residual.transpose(0, 2, 1).reshape(n * p, -1)
+    score = (flat.T @ r) ** 2  # (C*9, O)
+    by_tap = score.sum(axis=1).reshape(-1, 9).sum(axis=0)
+    total = float(by_tap.sum())
+    if total == 0:
+        return ""
+    share = by_tap / total
+    best = int(np.argmax(share))
+    by_channel = score.sum(axis=1).reshape(-1, 9).sum(axis=1) / total
+    said = []
+    if share[best] > 0.3:
+        said.append(f"it goes with kernel tap ({best // 3}, {best % 3})")
+    if by_channel.max() > 0.5:
+        said.append(f"it goes with input channel {int(np.argmax(by_channel))}")
+    return "; ".join(said)

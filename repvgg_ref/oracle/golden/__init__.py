@@ -1,0 +1,1 @@
+"""Golden vectors: written, read again, and how many bugs they kill."""

@@ -1,0 +1,133 @@
+"""The arrays of a golden bundle: layer outputs, certified local bounds, ONNX tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import weights_io
+from repvgg_ref.arrays import Array
+from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.bounds.block import block_bound, head_bound
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
+from repvgg_ref.oracle.candidates.onnx_import import require
+from repvgg_ref.oracle.programs.head import evaluate_head
+from repvgg_ref.oracle.programs.layers import Programs, block_output, head_program
+
+OUTPUTS, BOUNDS, DATA_SET = "outputs.npz", "bounds.npz", "test_data_set_0"
+BOUND_PRECISIONS = ("fp32", "fp16", "bf16")
+_MOST_FLOAT64 = 16 << 20
+_MOST_BOUNDS = 24 << 20
+
+
+class Layer(NamedTuple):
+    """One layer: its exact output, and for each of `BOUND_PRECISIONS` the certified bound."""
+
+    y: Array
+    bounds: dict[str, Array]
+
+
+def layer_arrays(
+    model: Model, x: Array, step: Callable[[str], None] = lambda name: None
+) -> dict[str, Layer]:
+    """Every layer in float64, each on the exact output of the one before it.
+
+    Parameters
+    ----------
+    x : array, shape (N, in_channels, H, W)
+    step : callable
+        Called with each layer's name when it is done.
+    """
+    programs, head = Programs(model), head_program(model)
+    found: dict[str, Layer] = {}
+    below = np.asarray(x, np.float64)
+    for spec in model.arch.blocks:
+        program = programs[spec.name]
+        y = block_output(program, below)
+        bounds = {
+            name: block_bound(program, below, y, PRECISIONS[name]).certified
+            for name in BOUND_PRECISIONS
+        }
+        found[spec.name] = Layer(y, bounds)
+        below = y
+        step(spec.name)
+    logits = evaluate_head(head, below)
+    bounds = {
+        name: head_bound(head.weight, head.bias, below, logits, PRECISIONS[name]).certified
+        for name in BOUND_PRECISIONS
+    }
+    found["linear"] = Layer(logits, bounds)
+    step("linear")
+    return found
+
+
+def write_outputs(path: Path, x: Array, layers: dict[str, Layer]) -> str:
+    """Write the input and every output; returns the element type of the layers.
+
+    float64, unless that is beyond 16 MB: then float32, the logits still in float64.
+    """
+    size = sum(layer.y.nbytes for layer in layers.values())
+    stored = "float64" if size <= _MOST_FLOAT64 else "float32"
+    arrays = {
+        name: layer.y if name == "linear" else layer.y.astype(stored)
+        for name, layer in layers.items()
+    }
+    weights_io.save_weights(path, {"input": x, **arrays}, container="npz")
+    return stored
+
+
+def write_bounds(path: Path, layers: dict[str, Layer]) -> str:
+    """Write ``<layer>/<precision>``; returns "element", or "channel" where that is too large.
+
+    float32, rounded up: a bound must not shrink. A channel's is its elements' largest.
+    """
+    size = sum(layer.y.size * 4 * len(layer.bounds) for layer in layers.values())
+    shape = "element" if size <= _MOST_BOUNDS else "channel"
+    arrays = {}
+    for name, layer in layers.items():
+        for precision, bound in layer.bounds.items():
+            if shape == "channel":
+                bound = np.moveaxis(bound, 1, 0).reshape(bound.shape[1], -1).max(axis=1)
+            arrays[f"{name}/{precision}"] = rounded_up(bound)
+    weights_io.save_weights(path, arrays, container="npz")
+    return shape
+
+
+def rounded_up(bound: Array) -> Array:
+    """float32, each value the smallest that is no smaller; infinity beyond its range."""
+    with np.errstate(over="ignore", under="ignore"):
+        single = bound.astype(np.float32)
+        above = np.nextafter(single, np.float32(np.inf))
+    return np.where(single < bound, above, single)
+
+
+def write_data_set(folder: Path, x: Array, logits: Array) -> None:
+    """Write input_0.pb and output_0.pb as ONNX's own backend tests have them, float32.
+
+    Raises
+    ------
+    MissingExtraError
+        If the onnx package is not installed.
+    """
+    helper = require("onnx.numpy_helper")
+    folder.mkdir()
+    for file, name, array in (("input_0.pb", "input", x), ("output_0.pb", "linear", logits)):
+        tensor = helper.from_array(np.ascontiguousarray(array, np.float32), name)
+        (folder / file).write_bytes(tensor.SerializeToString())
+
+
+def float32_errors(model: Model, x: Array, layers: dict[str, Layer]) -> dict[str, float]:
+    """Largest end-to-end error of our own float32 forward pass, over the layer's largest value.
+
+    No bound, but the scale of what an honest port shows when it is run from the image on.
+    """
+    single = model.forward(x.astype(np.float32), backend="reference", layers=True)
+    errors = {}
+    for name, layer in layers.items():
+        size = float(np.abs(layer.y).max())
+        error = float(np.abs(single[name].astype(np.float64) - layer.y).max())
+        errors[name] = error / size if size > 0 else error
+    return errors

@@ -1,0 +1,167 @@
+"""Reading a golden bundle, and judging a port against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import weights_io
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.errors import CheckpointError, ReportedError
+from repvgg_ref.files.checkpoint import load
+from repvgg_ref.files.dialects import official_dialect
+from repvgg_ref.models.architectures import Architecture, AuxHeadSpec
+from repvgg_ref.models.network import Model
+from repvgg_ref.models.parameters import Form, param_shapes
+from repvgg_ref.oracle.golden.arrays import OUTPUTS
+from repvgg_ref.oracle.golden.folder import checked_manifest, digest_of
+from repvgg_ref.oracle.golden.write import WEIGHTS
+from repvgg_ref.oracle.report import Report
+from repvgg_ref.oracle.training.dump import is_training_dump
+from repvgg_ref.oracle.training.judge import judge_training
+from repvgg_ref.oracle.training.steps import TrainingSteps, read_steps
+from weights_io import sanitize
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A bundle whose files were found to be what its manifest says.
+
+    `model` is None if the bundle came without weights and none were given.
+    """
+
+    manifest: Mapping[str, Any]
+    x: Array
+    model: Model | None
+    steps: TrainingSteps | None
+
+
+def read_golden(folder: str | Path, *, reference: Model | str | Path | None = None) -> Golden:
+    """Read a bundle.
+
+    Parameters
+    ----------
+    folder : path
+    reference : Model or path, optional
+        The weights, for a bundle without them.
+
+    Raises
+    ------
+    ReportedError
+        If it is no bundle, or a file was changed.
+    CheckpointError
+        If `reference` does not have the weights that the bundle was made with.
+    """
+    path = Path(folder)
+    manifest = checked_manifest(path)
+    with weights_io.open_weights(path / OUTPUTS) as archive:
+        root: Any = archive.root
+        x = root["input"].read()
+    model = _model(path, manifest, reference)
+    steps = read_steps(path) if manifest.get("train_step") is not None else None
+    return Golden(manifest, x, model, steps)
+
+
+def verify_golden(
+    folder: str | Path,
+    candidate: Any,
+    *,
+    reference: Model | str | Path | None = None,
+    precision: str = "auto",
+    timeout: float = 300.0,
+) -> Report:
+    """Judge a port against a bundle: a training dump by its steps, anything else by its layers.
+
+    Parameters
+    ----------
+    folder : path
+        The bundle.
+    candidate : anything that `verify` takes, or a training dump
+        Told apart by the names of its arrays.
+    reference, precision, timeout
+        As for `read_golden` and `verify`.
+
+    Raises
+    ------
+    ReportedError
+        If layers are to be judged and the weights are nowhere.
+    """
+    golden = read_golden(folder, reference=reference)
+    if golden.steps is not None and is_training_dump(_names(candidate), golden.steps.exact):
+        return judge_training(golden.steps, candidate, model=golden.model)
+    if golden.model is None:
+        raise ReportedError(
+            f"{sanitize(Path(folder).name)}: the bundle came without weights",
+            wanted="the checkpoint it was made from, to compute each layer from the port's input",
+            advice="give it as the reference, and the bundle's outputs.npz as the inputs",
+        )
+    from repvgg_ref.oracle.verification import verify
+
+    return verify(golden.model, candidate, inputs=golden.x, precision=precision, timeout=timeout)
+
+
+def _model(
+    folder: Path, manifest: Mapping[str, Any], reference: Model | str | Path | None
+) -> Model | None:
+    eps, momentum = float(manifest["eps"]), float(manifest["momentum"])
+    arch = _architecture(manifest["architecture"])
+    if isinstance(reference, Model):
+        model = replace(reference, arch=arch, eps=eps, momentum=momentum)
+    elif reference is not None:
+        model = replace(load(reference, eps=eps), arch=arch, momentum=momentum)
+    elif (folder / WEIGHTS).is_file():
+        form: Form = "deploy" if manifest["form"] == "deploy" else "train"
+        model = Model(arch, form, _params(folder / WEIGHTS, arch, form), eps, momentum)
+    else:
+        return None
+    shapes = {name: array.shape for name, array in model.params.items()}
+    fits = shapes == param_shapes(arch, model.form)
+    if not fits or digest_of(model.state_dict()) != manifest["weights_sha256"]:
+        raise CheckpointError(
+            "these are not the weights the bundle was made with",
+            got=f"{model.name} in {model.form} form",
+            wanted=f"{arch.name}, digest {str(manifest['weights_sha256'])[:12]}",
+        )
+    return model
+
+
+def _params(path: Path, arch: Architecture, form: Form) -> dict[str, Array]:
+    """The bundle's own weights; strides and dilations are in no such file, but in the manifest."""
+    names = official_dialect(arch).names(param_shapes(arch, form))
+    with weights_io.open_weights(path) as archive:
+        root: Any = archive.root
+        try:
+            return {ours: root[theirs].read() for ours, theirs in names.items()}
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path.name} lacks an array of the manifest's architecture", got=str(error)
+            ) from None
+
+
+def _architecture(fields: Mapping[str, Any]) -> Architecture:
+    """What `dataclasses.asdict` made of an `Architecture`."""
+    try:
+        return Architecture(
+            str(fields["name"]),
+            tuple(BlockSpec(**block) for block in fields["blocks"]),
+            int(fields["num_classes"]),
+            tuple(AuxHeadSpec(**head) for head in fields["aux_heads"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ReportedError("the manifest's architecture is incomplete", got=str(error)) from None
+
+
+def _names(candidate: Any) -> list[str]:
+    """The names of a candidate's arrays, if it is a mapping or a file of them."""
+    if isinstance(candidate, Mapping):
+        return [str(name) for name in candidate]
+    if not isinstance(candidate, str | Path) or not Path(candidate).is_file():
+        return []
+    try:
+        with weights_io.open_weights(candidate) as archive:
+            return [str(name) for name in archive.root] if isinstance(archive.root, dict) else []
+    except weights_io.WeightsFileError:
+        return []

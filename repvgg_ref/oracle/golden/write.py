@@ -1,0 +1,368 @@
+"""Golden vectors: what every layer of a reference gives, how exact that is, what it would notice.
+
+A bundle is a folder for whoever writes a port in a language that cannot call this package:
+``manifest.json`` (what all of it is, and how to compare), ``outputs.npz`` (the input and every
+layer's output), ``bounds.npz`` (certified local bounds), ``test_data_set_0`` (input and logits as
+ONNX tensors), ``weights.npz`` (if small), ``train_step.npz`` and ``.json`` (on request).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.errors import MissingExtraError, ReportedError
+from repvgg_ref.files.checkpoint import save
+from repvgg_ref.models.network import Model, require_branches, require_image_batch
+from repvgg_ref.oracle.golden.arrays import (
+    BOUND_PRECISIONS,
+    BOUNDS,
+    DATA_SET,
+    OUTPUTS,
+    float32_errors,
+    layer_arrays,
+    write_bounds,
+    write_data_set,
+    write_outputs,
+)
+from repvgg_ref.oracle.golden.folder import (
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    atomic_folder,
+    digest_of,
+    sha256,
+)
+from repvgg_ref.oracle.golden.mutation import (
+    LETTERS,
+    NOT_APPLICABLE,
+    MutationMatrix,
+    mutation_matrix,
+)
+from repvgg_ref.oracle.programs.distinguishing import weak_statistics
+from repvgg_ref.oracle.programs.inputs import distinguishing_labels, golden_inputs
+from repvgg_ref.oracle.training.noise import noisy_runs, relu_margin
+from repvgg_ref.oracle.training.recipe import Recipe
+from repvgg_ref.oracle.training.run import right_setup
+from repvgg_ref.oracle.training.steps import (
+    TrainingSteps,
+    default_recipe,
+    training_steps,
+    write_steps,
+)
+
+Progress = Callable[[str, int, int], None]
+
+WEIGHTS = "weights.npz"
+_MOST_WEIGHTS = 16 << 20
+# A ReLU input this near to zero (relative) may switch in a right float32 port; then another
+# batch is tried, a few times.
+_SAFE_MARGIN = 1e-5
+_BATCHES_TRIED = 4
+_SHOWN_SURVIVORS = 200
+
+_HOW = (
+    "Layer by layer (finds the wrong layer): give your layer i the array outputs[layer i - 1] (the "
+    "first one 'input'), rounded to your number format; every element of what it returns must be "
+    "within bounds['<layer>/<format>'] of outputs['<layer>']. Correct arithmetic of any order "
+    "cannot be outside; the bounds hold for direct convolution, fused or in three branches.",
+    "From the image on: compare with outputs; 'end_to_end_float32_error' says what our own float32 "
+    "pass differs by, relative to each layer's largest value. That is a scale, not a bound.",
+    "Or hand your outputs (an npz with these names) to "
+    "`repvgg-ref verify --reference BUNDLE --candidate YOURS.npz`, which names the bug.",
+    "Write comparisons as `not (error <= bound)`, so that NaN fails.",
+)
+
+
+@dataclass(frozen=True)
+class GoldenSummary:
+    """What was written, and what it would notice.
+
+    Attributes
+    ----------
+    matrix : MutationMatrix
+    files : dict
+        Name -> bytes.
+    warnings : tuple of str
+        Why bugs could hide: weak statistics, survivors, ReLUs at their edge.
+    skipped : tuple of str
+        Parts left out, with the reason.
+    steps : TrainingSteps or None
+    """
+
+    out: Path
+    model: str
+    form: str
+    matrix: MutationMatrix
+    files: dict[str, int]
+    warnings: tuple[str, ...]
+    skipped: tuple[str, ...]
+    steps: TrainingSteps | None
+
+    @property
+    def score(self) -> float:
+        """Killed mutants over all that compute another function."""
+        return self.matrix.score
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``repvgg-ref golden --json`` prints."""
+        return {
+            "out": str(self.out),
+            "model": self.model,
+            "form": self.form,
+            "files": self.files,
+            "mutation": mutation_json(self.matrix),
+            "train_step": None if self.steps is None else self.steps.recipe.to_json(),
+            "warnings": list(self.warnings),
+            "skipped": list(self.skipped),
+        }
+
+
+def write_golden(
+    model: Model,
+    out_dir: str | Path,
+    *,
+    inputs: Array | None = None,
+    train_step: bool = False,
+    labels: Array | None = None,
+    steps: int = 3,
+    weights: bool | None = None,
+    progress: Progress | None = None,
+) -> GoldenSummary:
+    """Write a bundle of golden vectors; all of it appears at once, or nothing does.
+
+    Parameters
+    ----------
+    model : Model
+        Train form, or deploy form without `train_step`.
+    out_dir : str or Path
+        A new folder, or an older bundle to replace.
+    inputs : array, shape (N, in_channels, H, W), optional
+        Default: `golden_inputs`.
+    labels : int array (N,), or float array (N, num_classes); optional
+    steps : int
+        Steps of SGD.
+    weights : bool, optional
+        Whether to put the weights in; default if they are below 16 MB.
+    progress : callable, optional
+        ``progress(what, done, total)``.
+
+    Raises
+    ------
+    NotFusibleError
+        If `train_step` is asked of a model in deploy form.
+    ReportedError
+        If `out_dir` holds something else, or the reference is not finite.
+    """
+    if train_step:
+        require_branches(model, "a train-step bundle")
+    x = _batch(model, golden_inputs(model.arch) if inputs is None else inputs)
+    step = _counter(model, progress, train_step)
+    layers = layer_arrays(model, x, step)
+    matrix = mutation_matrix(model, x, progress=lambda name, *_: step(name))
+    trained = _trained(model, inputs, labels, steps, step) if train_step else None
+    with atomic_folder(Path(out_dir)) as folder:
+        stored = write_outputs(folder / OUTPUTS, x, layers)
+        bounds_per = write_bounds(folder / BOUNDS, layers)
+        skipped = _optional_parts(folder, model, x, layers["linear"].y, weights)
+        if trained is not None:
+            write_steps(trained, folder)
+        warnings = (*_warnings(model, matrix), *_training_warnings(trained))
+        manifest = _manifest(model, x, matrix, warnings, skipped)
+        manifest |= {
+            "outputs": {"dtype": stored, "logits_dtype": "float64", "computed_in": "float64"},
+            "bounds": {
+                "per": bounds_per,
+                "dtype": "float32, rounded up",
+                "formats": list(BOUND_PRECISIONS),
+                "kind": "certified, for the local comparison",
+            },
+            "end_to_end_float32_error": float32_errors(model, x, layers),
+            "train_step": None if trained is None else trained.recipe.to_json(),
+        }
+        manifest["files"] = _described_files(folder)
+        text = json.dumps(manifest, indent=1, allow_nan=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        files = {name: (folder / name).stat().st_size for name in (*manifest["files"], MANIFEST)}
+    return GoldenSummary(
+        Path(out_dir), model.name, model.form, matrix, files, warnings, skipped, trained
+    )
+
+
+def mutation_json(matrix: MutationMatrix) -> dict[str, Any]:
+    """Score, matrix (bug -> one letter a layer) and survivors."""
+    shown = matrix.survivors[:_SHOWN_SURVIVORS]
+    return {
+        "score": matrix.score,
+        "killed": matrix.killed,
+        "mutants": matrix.counted,
+        "equivalent": len(matrix.mutants) - matrix.counted,
+        "layers": list(matrix.layers),
+        "letters": {letter: fate for fate, letter in LETTERS.items()}
+        | {NOT_APPLICABLE: "not applicable"},
+        "matrix": matrix.rows(),
+        "survivors": [
+            {"bug": m.bug, "layer": m.layer, "detail": m.detail, "reason": m.reason} for m in shown
+        ],
+        "survivors_not_listed": len(matrix.survivors) - len(shown),
+    }
+
+
+def _batch(model: Model, x: Array) -> Array:
+    """The batch as float32, which is what ports take; everything is computed from that."""
+    require_image_batch(model.arch, x)
+    single = np.asarray(x, np.float32)
+    if single.size == 0 or not np.isfinite(single).all():
+        raise ReportedError(
+            "the inputs are no batch of finite numbers", got=f"shape {tuple(x.shape)}"
+        )
+    for name, array in model.params.items():
+        if not np.isfinite(array).all():
+            raise ReportedError(
+                f"{name} of the reference holds NaN or infinity", wanted="finite numbers"
+            )
+    return single
+
+
+def _counter(model: Model, progress: Progress | None, train_step: bool) -> Callable[[str], None]:
+    """One progress bar over layers, mutants and noisy runs."""
+    total = 2 * len(model.arch.layer_names)
+    if train_step:
+        total += noisy_runs(sum(array.size for array in model.params.values()))
+    done = 0
+
+    def step(name: str) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(name, min(done, total), total)
+
+    return step
+
+
+def _trained(
+    model: Model,
+    inputs: Array | None,
+    labels: Array | None,
+    steps: int,
+    step: Callable[[str], None],
+) -> TrainingSteps:
+    """The training steps, on the batch that keeps ReLUs farthest from their edge."""
+
+    def classes(x: Array) -> Array:
+        return distinguishing_labels(model.arch, len(x)) if labels is None else labels
+
+    best: tuple[float, Array] | None = None
+    recipe: Recipe | None = None
+    for x in _candidates(model, inputs):
+        recipe = recipe or default_recipe(model, x, classes(x), steps)
+        margin = relu_margin(right_setup(model, x, classes(x), recipe))
+        if best is None or margin > best[0]:
+            best = margin, x
+        if margin >= _SAFE_MARGIN:
+            break
+    assert best is not None
+    return training_steps(
+        model, best[1], classes(best[1]), steps=steps, progress=lambda name, *_: step(name)
+    )
+
+
+def _candidates(model: Model, inputs: Array | None) -> Iterator[Array]:
+    if inputs is not None:
+        yield _batch(model, inputs)
+        return
+    for seed in range(_BATCHES_TRIED):
+        yield golden_inputs(model.arch, seed=seed)
+
+
+def _optional_parts(
+    folder: Path, model: Model, x: Array, logits: Array, weights: bool | None
+) -> tuple[str, ...]:
+    """Write the ONNX data set and the weights if they can and should be; say what was not."""
+    skipped = []
+    try:
+        write_data_set(folder / DATA_SET, x, logits)
+    except MissingExtraError as missing:
+        skipped.append(f"{DATA_SET}: {missing}")
+    size = sum(array.nbytes for array in model.params.values())
+    if weights or (weights is None and size <= _MOST_WEIGHTS):
+        save(model, folder / WEIGHTS)
+    else:
+        skipped.append(f"{WEIGHTS}: {size / 1e6:.0f} MB; the manifest has their digest")
+    return tuple(skipped)
+
+
+def _warnings(model: Model, matrix: MutationMatrix) -> tuple[str, ...]:
+    found = weak_statistics(model)
+    if matrix.survivors:
+        bugs = list(dict.fromkeys(mutant.bug for mutant in matrix.survivors))
+        shown = ", ".join(bugs[:6]) + (f" and {len(bugs) - 6} more" if len(bugs) > 6 else "")
+        found.append(
+            f"{len(matrix.survivors)} of {matrix.counted} planted bugs would pass unnoticed:"
+            f" {shown}; chosen weights (--reference {model.name}) hide none"
+            if model.name != "custom"
+            else f"{len(matrix.survivors)} of {matrix.counted} planted bugs would pass unnoticed:"
+            f" {shown}"
+        )
+    return tuple(found)
+
+
+def _training_warnings(steps: TrainingSteps | None) -> tuple[str, ...]:
+    if steps is None or steps.margin >= _SAFE_MARGIN / 10:
+        return ()
+    return (
+        f"a ReLU's input comes within {steps.margin:.1g} of zero (relative): it may switch in a "
+        "right port too, so some tolerances are wide",
+    )
+
+
+def _manifest(
+    model: Model,
+    x: Array,
+    matrix: MutationMatrix,
+    warnings: tuple[str, ...],
+    skipped: tuple[str, ...],
+) -> dict[str, Any]:
+    """What is not about single files."""
+    from repvgg_ref import __version__
+
+    return {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "repvgg_ref": __version__,
+        "model": model.name,
+        "form": model.form,
+        "eps": model.eps,
+        "momentum": model.momentum,
+        "layout": "NCHW",
+        "kernel_layout": "OIHW",
+        "architecture": asdict(model.arch),
+        "layers": list(model.arch.layer_names),
+        "input": {"shape": list(x.shape), "dtype": "float32"},
+        "weights_sha256": digest_of(model.state_dict()),
+        "how_to_compare": list(_HOW),
+        "mutation": mutation_json(matrix),
+        "warnings": list(warnings),
+        "skipped": list(skipped),
+    }
+
+
+def _described_files(folder: Path) -> dict[str, Any]:
+    """Digest and size of every file, and what arrays an npz holds."""
+    files: dict[str, Any] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        about: dict[str, Any] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+        if path.suffix == ".npz" and path.name != WEIGHTS:
+            with np.load(path) as archive:
+                about["arrays"] = {
+                    name: {"shape": list(archive[name].shape), "dtype": archive[name].dtype.name}
+                    for name in archive.files
+                }
+        files[path.relative_to(folder).as_posix()] = about
+    return files

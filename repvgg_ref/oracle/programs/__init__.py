@@ -1,0 +1,1 @@
+"""Layers as somebody's port computes them, right or wrong."""

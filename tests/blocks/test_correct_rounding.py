@@ -1,0 +1,246 @@
+"""Every fused tap is the exact value correctly rounded: small blocks, all taps, hard numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Context, Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.fusion import fuse_block
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.exact.rounding import nearest, root, round_once
+from tests.blocks.exact_blocks import Case, block_shapes
+from tests.blocks.witness import Witness, exceptions, is_nearest
+from tests.random_networks import random_block
+
+EPS = 1e-5
+BLOCK = Case(1, 2, 1, has_1x1=True, has_identity=True, width=3).spec
+Params = dict[str, Array]
+
+
+def _block(seed: int, spec: BlockSpec = BLOCK) -> Params:
+    return random_block(block_shapes(spec), seed)
+
+
+def _assert_correct(
+    params: Params, *, dtype: Any = np.float32, eps: float = EPS, spec: BlockSpec = BLOCK
+) -> None:
+    fused = fuse_block(spec, params, eps=eps, dtype=dtype)
+    found = exceptions(fused.weight, fused.bias, Witness(params, spec.name, spec.groups, eps))
+    assert not found, f"{len(found)} values are not correctly rounded, the first: {found[0]}"
+
+
+def _ordinary(params: Params, rng: np.random.Generator) -> None:
+    pass
+
+
+def _tiny(params: Params, rng: np.random.Generator) -> None:
+    """Products fall among float32's subnormals, and below them."""
+    params["stage0.branch_3x3.bn.gamma"] *= np.float32(1e-38)
+    params["stage0.branch_1x1.bn.gamma"] *= np.float32(3e-39)
+    params["stage0.branch_identity.bn.gamma"] *= np.float32(1e-44)
+    for branch in ("branch_3x3", "branch_1x1", "branch_identity"):
+        params[f"stage0.{branch}.bn.beta"] *= np.float32(1e-40)
+        params[f"stage0.{branch}.bn.running_mean"] *= np.float32(1e-3)
+
+
+def _spread(params: Params, rng: np.random.Generator) -> None:
+    """Gammas and variances over sixty orders of magnitude."""
+    for name, array in params.items():
+        if name.endswith("running_var"):
+            array[:] = 10.0 ** rng.uniform(-30, 30, array.shape)
+        elif name.endswith("gamma"):
+            array *= (10.0 ** rng.uniform(-12, 12, array.shape)).astype(np.float32)
+
+
+def _cancelling(params: Params, rng: np.random.Generator) -> None:
+    """On the centre the 1x1 branch takes back what the 3x3 branch gives, but for a few bits."""
+    for field in ("gamma", "running_var", "running_mean", "beta"):
+        params[f"stage0.branch_1x1.bn.{field}"] = params[f"stage0.branch_3x3.bn.{field}"].copy()
+    params["stage0.branch_1x1.bn.running_mean"] *= np.float32(-1)
+    params["stage0.branch_1x1.bn.beta"] *= np.float32(-1)
+    centre = params["stage0.branch_3x3.conv.weight"][:, :, 1:2, 1:2]
+    off = rng.choice([0, 1, -1, 5], centre.shape) * np.spacing(centre)
+    params["stage0.branch_1x1.conv.weight"] = -(centre + off).astype(np.float32)
+    params["stage0.branch_identity.bn.gamma"] *= np.float32(1e-9)
+
+
+def _zero_variance(params: Params, rng: np.random.Generator) -> None:
+    """Dead channels: only eps stands under the root."""
+    for name, array in params.items():
+        if name.endswith("running_var"):
+            array[::2] = 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("make", [_ordinary, _tiny, _spread, _cancelling, _zero_variance])
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_every_tap_of_a_block_is_correctly_rounded(
+    make: Callable[[Params, np.random.Generator], None], dtype: Any, seed: int
+) -> None:
+    params = _block(seed)
+    make(params, np.random.default_rng(seed))
+    if dtype == np.float16 and make in (_spread, _zero_variance):
+        params = _within_half(params)
+    _assert_correct(params, dtype=dtype)
+
+
+def _within_half(params: Params) -> Params:
+    """Scaled so that no sum leaves float16's range (that is refused, not rounded)."""
+    for branch in ("branch_3x3", "branch_1x1", "branch_identity"):
+        var = params[f"stage0.{branch}.bn.running_var"].astype(np.float64)
+        gamma = params[f"stage0.{branch}.bn.gamma"]
+        gamma[:] = np.clip(gamma, -1, 1) * np.minimum(np.sqrt(var + EPS), 1e30)
+    return params
+
+
+# eps = 2^-17 and var = 1 - 2^-17 make sqrt(var + eps) exactly 1, so that t is gamma.
+_UNIT_EPS, _UNIT_VAR = 2.0**-17, np.float32(1 - 2.0**-17)
+
+
+def _with_unit_variance(seed: int) -> Params:
+    params = _block(seed)
+    for name, array in params.items():
+        if name.endswith("running_var"):
+            array[:] = _UNIT_VAR
+    return params
+
+
+def _odd_integers(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Odd multiples of 2^-23 in [1, 2): full significands."""
+    return (1 + (2 * rng.integers(0, 2**22, shape) + 1) * 2.0**-23).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_exact_ties_go_to_the_even_tap(seed: int) -> None:
+    """Times 1.5 an odd significand needs 25 bits: every such tap below 4/3 is halfway."""
+    rng = np.random.default_rng(seed)
+    params = _with_unit_variance(seed)
+    kernel = params["stage0.branch_3x3.conv.weight"]
+    kernel[:] = _odd_integers(rng, kernel.shape)
+    params["stage0.branch_3x3.bn.gamma"][:] = 1.5
+    ties = (kernel.astype(np.float64) * 1.5).astype(np.float32) != kernel.astype(np.float64) * 1.5
+    assert ties.mean() > 0.3
+    _assert_correct(params, eps=_UNIT_EPS)
+
+
+@pytest.mark.parametrize("dust", [2.0**-60, -(2.0**-60), 2.0**-100, -(2.0**-120)])
+@pytest.mark.parametrize("gamma", [1.5, -1.5])
+def test_a_speck_beyond_float64_decides_a_tie(dust: float, gamma: float) -> None:
+    """The centre is a tie plus a 1x1 tap far below float64's last bit: its sign must decide.
+
+    Fusing in float64 and rounding gets half of these wrong.
+    """
+    rng = np.random.default_rng(3)
+    spec = replace(BLOCK, has_identity=False)
+    params = {n: p for n, p in _with_unit_variance(3).items() if "identity" not in n}
+    for branch, value in (("branch_3x3", gamma), ("branch_1x1", dust)):
+        kernel = params[f"stage0.{branch}.conv.weight"]
+        kernel[:] = _odd_integers(rng, kernel.shape)
+        params[f"stage0.{branch}.bn.gamma"][:] = value
+    _assert_correct(params, eps=_UNIT_EPS, spec=spec)
+
+    kernels = [params[f"stage0.{b}.conv.weight"] for b in ("branch_3x3", "branch_1x1")]
+    wide = [k.astype(np.float64) for k in kernels]
+    naive = (wide[0][:, :, 1, 1] * gamma + wide[1][:, :, 0, 0] * dust).astype(np.float32)
+    fused = fuse_block(spec, params, eps=_UNIT_EPS).weight[:, :, 1, 1]
+    assert (naive != fused).any(), "the case is not hard: plain float64 gets it right"
+
+
+@pytest.mark.parametrize("shift", [2.0**-45, -(2.0**-50), 2.0**-57, -(2.0**-60), 2.0**-68])
+def test_an_eps_beyond_float64_decides_the_ties_of_products(shift: float) -> None:
+    """var + eps is 1 + shift, which float64 may not hold, and every tap off the centre is a tie."""
+    params = _with_unit_variance(4)
+    kernel = params["stage0.branch_3x3.conv.weight"]
+    kernel[:] = _odd_integers(np.random.default_rng(4), kernel.shape)
+    params["stage0.branch_3x3.bn.gamma"][:] = 1.5
+    _assert_correct(params, eps=_UNIT_EPS + shift)
+
+    naive = kernel.astype(np.float64) * (1.5 / np.sqrt(_UNIT_VAR + np.float64(_UNIT_EPS + shift)))
+    fused = fuse_block(BLOCK, params, eps=_UNIT_EPS + shift).weight
+    off_centre = np.ones((3, 3), bool)
+    off_centre[1, 1] = False
+    wrong = (naive.astype(np.float32) != fused)[:, :, off_centre]
+    assert wrong.any() == (abs(shift) < 2.0**-53), "where float64 suffices, and where it does not"
+
+
+def test_near_ties_of_a_product_are_searched_for_and_met() -> None:
+    """Of 4 million products the 200 closest to a rounding boundary, each checked in decimals."""
+    rng = np.random.default_rng(11)
+    kernel = rng.normal(size=(1, 2**22, 1, 1)).astype(np.float32)
+    params = {n: p[:1] if p.ndim else p for n, p in _block(5).items()}
+    t = np.float64(params["stage0.branch_3x3.bn.gamma"][0]) / np.sqrt(
+        np.float64(params["stage0.branch_3x3.bn.running_var"][0]) + EPS
+    )
+    product = np.abs(kernel.astype(np.float64).ravel() * t)
+    position = product.view(np.int64) & (2**29 - 1)  # the bits that float32 has not
+    hardest = kernel.ravel()[np.argsort(np.abs(position - 2**28))[:200]]
+    assert np.abs(np.sort(np.abs(position - 2**28))[0]) < 2**9
+    spec = Case(1, 1, 1, has_1x1=False, has_identity=False, width=200).spec
+    block = {n: p for n, p in params.items() if "branch_3x3" in n}
+    block["stage0.branch_3x3.conv.weight"] = np.broadcast_to(
+        hardest[None, :, None, None], (1, 200, 3, 3)
+    ).copy()
+    _assert_correct(block, spec=spec)
+
+
+def test_float64_output_is_within_its_stated_error() -> None:
+    """float64 is not rounded again; it stays within 8 units of the terms' magnitudes."""
+    for seed in range(5):
+        params = _block(seed)
+        fused = fuse_block(BLOCK, params, eps=EPS, dtype=np.float64)
+        witness = Witness(params, "stage0", BLOCK.groups, EPS)
+        sizes = Witness({n: np.abs(p) for n, p in params.items()}, "stage0", BLOCK.groups, EPS)
+        for at in np.ndindex(*fused.weight.shape):
+            error = abs(float(fused.weight[at]) - float(witness.weight(*at)))
+            assert error <= 9 * 2.0**-53 * float(sizes.weight(*at))
+
+
+@given(numerator=st.integers(1, 10**30), denominator=st.integers(1, 10**30))
+def test_roots_are_exact_to_256_bits(numerator: int, denominator: int) -> None:
+    value = Fraction(numerator, denominator)
+    assert root(value * value) == value
+    error = abs(root(value) ** 2 / value - 1)
+    assert error <= Fraction(1, 2**254)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@settings(max_examples=300, deadline=None)
+@given(
+    position=st.floats(0, 1),
+    halves=st.integers(-3, 3),
+    speck=st.sampled_from([0, 1, -1]),
+)
+def test_nearest_agrees_with_the_decimal_witness(
+    dtype: Any, position: float, halves: int, speck: int
+) -> None:
+    """On numbers, halfway between them, and a speck beside both; zero and the largest included."""
+    bits = np.dtype(f"u{np.dtype(dtype).itemsize}")
+    last = int(np.finfo(dtype).max.view(bits))
+    base = np.array(round(position * last), bits).view(dtype)[()]
+    gap = Fraction(float(base)) - Fraction(float(np.nextafter(base, dtype(-1))))
+    exact = Fraction(float(base)) + gap * halves / 2 + speck * Fraction(1, 2**300)
+    digits = Context(prec=2000).divide(Decimal(exact.numerator), Decimal(exact.denominator))
+    assert is_nearest(nearest(exact, dtype), digits)
+
+
+def test_exact_arithmetic_is_called_only_where_float64_cannot_decide() -> None:
+    asked = []
+
+    def exact(at: tuple[int, ...]) -> Any:
+        asked.append(at)
+        return Fraction(1) + Fraction(1, 2**24) + Fraction(1, 2**90)
+
+    value = np.array([1.25, 1 + 2.0**-24, 3.0])
+    rounded = round_once(value, np.full(3, 2.0**-50), np.float32, exact)
+    assert asked == [(1,)]
+    assert rounded.tolist() == [1.25, 1 + 2.0**-23, 3.0]
