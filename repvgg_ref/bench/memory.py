@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import norms
 from repvgg_ref.cpu.engine import Engine, chunks
 from repvgg_ref.cpu.plan import conv_shapes
 from repvgg_ref.models.network import Model
@@ -89,7 +90,7 @@ def _activations(model: Model, shape: tuple[int, ...], *, branches: bool = False
         model.arch.blocks, conv_shapes(model.arch.blocks, images, height, width), strict=True
     ):
         after = conv.images * conv.height * conv.width * conv.outputs
-        outputs = 1 + branches * (spec.has_1x1 + spec.has_identity)
+        outputs = len(norms(spec)) if branches else 1
         found.append(4 * (before + outputs * after))
         before = after
     return found

@@ -1,102 +1,47 @@
-"""Exact re-parameterisation: three branches become one 3x3 convolution, one function an equation.
+"""Exact re-parameterisation: a block's expression becomes one convolution.
 
-Source: section 3.3 of arXiv 2101.03697. A branch ``BN(W * x)`` in evaluation mode is
-
-    W' = W * gamma / sqrt(var + eps)                           (3)  `fold_kernel`
-    b' = beta - mean * gamma / sqrt(var + eps)                 (3)  `fold_bias`
-
-a 1x1 kernel is a 3x3 kernel with zeros around its only tap, the identity is a 1x1 convolution with
-an identity matrix, and convolution is linear in its kernel, so kernels and biases simply add.
-
-Everything is computed in float64 and rounded *once*; the few sums that fall within the float64
-error of a rounding boundary are decided in exact arithmetic, so every fused tap is the exact value
-correctly rounded. Given rationals (`fractions.Fraction` in object arrays) nothing is rounded.
+`linear` says what the sum is (section 3.3 of arXiv 2101.03697). Here it is computed in float64 and
+rounded *once*; the few taps that fall within the float64 error of a rounding boundary are decided
+in exact arithmetic, so every fused tap is the exact value correctly rounded. Given rationals
+(`fractions.Fraction` in object arrays) nothing is rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from repvgg_ref.arrays import Array, scalar_like, sqrt
-from repvgg_ref.blocks.repvgg import Branch, block_branches
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
+from repvgg_ref.blocks.form import Form, Lattice, Pair
+from repvgg_ref.blocks.linear import EVERYTHING, Linear
+from repvgg_ref.blocks.run import Reader, reading
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError
-from repvgg_ref.exact.rounding import root, round_once, round_products
-
-# What a fused value can be wrong by in float64, relative to the terms' magnitudes, in units of
-# u = 2**-53: var + eps (u/2 after the root), root (u), quotient (u), product (u), additions (2u).
-_ERROR = 8 * 2.0**-53
+from repvgg_ref.exact.rounding import round_once, round_products
 
 # Where a factor is so small that float64 holds it with fewer bits.
 _TINY = 4 * 2.0**-1074
 
 # Output channels are fused in chunks of about this many taps, which stay in a core's L2 cache.
-_CHUNK_TAPS = 1 << 17
+CHUNK_TAPS = 1 << 17
 
 
 class FusedConv(NamedTuple):
-    """`weight` (O, C/G, 3, 3) and `bias` (O,) of the one convolution that equals the block."""
+    """`weight` (O, C/G, Kh, Kw) and `bias` (O,) of the one convolution that equals the block."""
 
     weight: Array
     bias: Array
 
 
-def bn_scale(branch: Branch, eps: Any) -> Array:
-    """``t = gamma / sqrt(var + eps)``, shape (O,): the slope of batch norm in evaluation mode."""
-    return branch.gamma / sqrt(branch.running_var + scalar_like(eps, branch.running_var))
-
-
-def fold_kernel(branch: Branch, eps: Any) -> Array:
-    """``W' = W * t``, equation (3) of the paper; the kernel of a conv + BN branch."""
-    assert branch.weight is not None, "the identity branch's kernel comes from `identity_kernel`"
-    kernel: Array = branch.weight * bn_scale(branch, eps)[:, None, None, None]
-    return kernel
-
-
-def fold_bias(branch: Branch, eps: Any) -> Array:
-    """``b' = beta - mean * t``, equation (3) of the paper; the bias of any branch, shape (O,)."""
-    bias: Array = branch.beta - branch.running_mean * bn_scale(branch, eps)
-    return bias
-
-
-def identity_kernel(channels: int, groups: int, dtype: Any) -> Array:
-    """The 1x1 kernel (C, C/G, 1, 1) that copies its input: ``K[i, i % (C/G)] = 1``."""
-    per_group = channels // groups
-    kernel = np.zeros((channels, per_group, 1, 1), dtype=dtype)
-    rows = np.arange(channels)
-    kernel[rows, rows % per_group, 0, 0] = 1
-    return kernel
-
-
-def as_convolutions(spec: BlockSpec, branches: Mapping[str, Branch]) -> dict[str, Branch]:
-    """The same branches with the identity written as the 1x1 convolution it is."""
-    dtype = branches["branch_3x3"].gamma.dtype
-    return {
-        name: branch._replace(weight=identity_kernel(spec.out_channels, spec.groups, dtype))
-        if branch.weight is None
-        else branch
-        for name, branch in branches.items()
-    }
-
-
-def fuse_branches(branches: Mapping[str, Branch], eps: Any) -> FusedConv:
-    """The paper's sum (section 3.3), in the arithmetic of the arrays given: exact for rationals.
-
-    Every branch is a convolution here (`as_convolutions`). A 1x1 kernel padded with zeros to 3x3
-    touches the centre tap only, so that is where it is added.
-    """
-    dense = branches["branch_3x3"]
-    weight, bias = fold_kernel(dense, eps), fold_bias(dense, eps)
-    centre = weight.shape[2] // 2
-    for name, branch in branches.items():
-        if name != "branch_3x3":
-            weight[:, :, centre, centre] += fold_kernel(branch, eps)[:, :, 0, 0]
-            bias = bias + fold_bias(branch, eps)
-    return FusedConv(weight, bias)
+def fuse_exactly(linear: Linear, params: Mapping[str, Array], eps: Any) -> FusedConv:
+    """The sum in the arithmetic of the arrays given, by part name: exact for rationals."""
+    form = linear.form(reading(params, eps), EVERYTHING)
+    return FusedConv(form.dense(), form.bias)
 
 
 def fuse_block(
@@ -114,24 +59,17 @@ def fuse_block(
     Raises
     ------
     NotFusibleError
-        If a parameter is NaN or infinite, some ``var + eps`` is not positive, or a fused value
-        exceeds the range of `dtype`.
+        If no single convolution equals the block, a parameter is NaN or infinite, some
+        ``var + eps`` is not positive, or a fused value exceeds the range of `dtype`.
     """
-    branches = as_convolutions(spec, block_branches(spec, params))
-    for name, branch in branches.items():
-        _require_sound(f"{spec.name}.{name}", branch, eps)
-    kernel = branches["branch_3x3"].weight
-    assert kernel is not None
-    fused = FusedConv(np.empty(kernel.shape, dtype), np.empty(len(kernel), dtype))
-    step = max(1, _CHUNK_TAPS // kernel[0].size)
-    for start in range(0, len(kernel), step):
-        rows = slice(start, start + step)
-        chunk = {
-            name: Branch(*(np.asarray(field)[rows] for field in branch))
-            for name, branch in branches.items()
-        }
+    linear, parts = expression(spec), part_of(spec, params)
+    for name, array in parts.items():
+        _require_sound(f"{spec.name}.{name}", np.asarray(array), eps)
+    read, exact = Reader(parts, eps), Reader(parts, eps, exact=True)
+    fused = FusedConv(*(np.zeros(shape, dtype) for shape in fused_conv(spec).shapes().values()))
+    for rows in row_chunks(linear):
         with np.errstate(over="ignore", invalid="ignore"):  # looked for below
-            fused.weight[rows], fused.bias[rows] = _fuse_rows(chunk, eps, dtype)
+            fused.bias[rows] = _fuse_rows(linear, read, exact, rows, fused.weight[rows])
     if not (np.isfinite(fused.weight).all() and np.isfinite(fused.bias).all()):
         raise NotFusibleError(
             f"{spec.name}: a fused value exceeds the range of {np.dtype(dtype)}",
@@ -141,92 +79,107 @@ def fuse_block(
     return fused
 
 
-def _fuse_rows(branches: Mapping[str, Branch], eps: float, dtype: Any) -> FusedConv:
-    """Fuse some output channels and round them correctly.
+def row_chunks(linear: Linear, taps: int = CHUNK_TAPS) -> Iterator[slice]:
+    """Output channels, some at a time: whole groups, or some of one."""
+    largest = max(int(np.prod(shape[1:])) for shape in linear.shapes().values() if len(shape) > 1)
+    per_group = linear.out_channels // linear.groups
+    step = max(1, taps // largest)
+    if step >= per_group:
+        step = step // per_group * per_group
+        for start in range(0, linear.out_channels, step):
+            yield slice(start, min(start + step, linear.out_channels))
+        return
+    for group in range(linear.groups):
+        end = (group + 1) * per_group
+        for start in range(group * per_group, end, step):
+            yield slice(start, min(start + step, end))
 
-    Off the centre a tap is one product, so its error is relative to itself. On the centre, and in
-    the bias, terms can cancel: there the error is relative to the sum of their magnitudes.
+
+def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight: Array) -> Array:
+    """Fuse some output channels into `weight`, rounded correctly; return their bias.
+
+    A tap that one stored kernel makes alone is one product, so its error is relative to itself.
+    Elsewhere, and in the bias, terms can cancel: the error is relative to their magnitudes.
     """
-    centres = {name: _centre(branch) for name, branch in branches.items()}
-    centre, bias = fuse_branches(centres, eps)
-    centre_error, bias_error = np.full_like(centre, _TINY), np.full_like(bias, _TINY)
-    for branch in centres.values():
-        centre_error += _ERROR * np.abs(fold_kernel(branch, eps))
-        bias_error += _ERROR * np.abs(branch.beta)
-        bias_error += _ERROR * np.abs(branch.running_mean * bn_scale(branch, eps))
-    kernel = branches["branch_3x3"].weight
-    assert kernel is not None
-    scale = bn_scale(centres["branch_3x3"], eps)[:, None, None, None]
+    form = linear.form(read, rows)
+    lattice, dtype = form.lattice, weight.dtype
 
-    def exact(at: tuple[int, ...]) -> Fraction:
-        return exact_tap(branches, eps, at)
+    def exactly(row: int, channel: int) -> Form:
+        at = rows.start + row
+        return linear.form(exact, slice(at, at + 1), slice(channel, channel + 1))
 
-    weight = round_products(kernel, scale, _ERROR * np.abs(scale) + _TINY, dtype, exact)
-    weight[:, :, 1:2, 1:2] = round_once(
-        centre, centre_error, dtype, lambda at: exact((*at[:2], 1, 1))
-    )
-    return FusedConv(
-        weight, round_once(bias, bias_error, dtype, lambda at: exact_bias(branches, eps, at))
-    )
+    for offset in _products(form, weight, exactly):
+        i, j = _index(lattice, offset)
+        error = form.error * form.size_at(offset) + _TINY
+
+        def tap(at: tuple[int, ...], offset: Pair = offset) -> Fraction:
+            return exactly(at[0], at[1]).at(offset)[0, 0]  # type: ignore[no-any-return]
+
+        weight[:, :, i, j] = round_once(form.at(offset), error, dtype, tap)
+    bias_error = form.error * form.bias_size + _TINY
+    return round_once(form.bias, bias_error, dtype, lambda at: exactly(at[0], 0).bias[0])
 
 
-def _centre(branch: Branch) -> Branch:
-    """The branch in float64, its kernel cut to the centre tap."""
-    kernel = branch.weight
-    assert kernel is not None
-    middle = slice(kernel.shape[2] // 2, kernel.shape[2] // 2 + 1)
-    return Branch(*(np.asarray(f, np.float64) for f in (kernel[:, :, middle, middle], *branch[1:])))
+def _products(form: Form, weight: Array, exactly: Callable[[int, int], Form]) -> list[Pair]:
+    """Round the taps that are one product into `weight`; return the offsets of the others."""
+    makers = Counter(offset for term in form.terms for offset in term.lattice.offsets())
+    shared = [offset for offset, count in makers.items() if count > 1]
+    for term in form.terms:
+        offsets = term.lattice.offsets()
+        if term.size is not None:
+            shared += [offset for offset in offsets if makers[offset] == 1]
+            continue
+        if all(makers[offset] > 1 for offset in offsets):
+            continue
+        scale = term.scale[:, None, None, None]
+
+        def tap(at: tuple[int, ...], lattice: Lattice = term.lattice) -> Fraction:
+            value: Fraction = exactly(*at[:2]).at(lattice.offset(*at[2:]))[0, 0]
+            return value
+
+        error = form.error * np.abs(scale) + _TINY
+        rows, columns = _placed(form.lattice, term.lattice)
+        weight[:, :, rows, columns] = round_products(term.kernel, scale, error, weight.dtype, tap)
+    return shared
 
 
-def exact_tap(branches: Mapping[str, Branch], eps: float, at: tuple[int, ...]) -> Fraction:
-    """The fused kernel's tap at ``(o, i, kh, kw)`` as a rational (roots to 256 bits)."""
-    o, i, *tap = at
-    total = Fraction(0)
-    for branch in branches.values():
-        assert branch.weight is not None
-        if branch.weight.shape[2] == 3:
-            total += Fraction(float(branch.weight[o, i, *tap])) * _exact_scale(branch, eps, o)
-        elif tap == [1, 1]:
-            total += Fraction(float(branch.weight[o, i, 0, 0])) * _exact_scale(branch, eps, o)
-    return total
+def _placed(whole: Lattice, part: Lattice) -> tuple[slice, slice]:
+    """Where a term's taps lie in the kernel."""
+    found = []
+    for axis in (0, 1):
+        start = (part.first[axis] - whole.first[axis]) // whole.step[axis]
+        step = part.step[axis] // whole.step[axis] if part.size[axis] > 1 else 1
+        found.append(slice(start, start + step * (part.size[axis] - 1) + 1, step))
+    return found[0], found[1]
 
 
-def exact_bias(branches: Mapping[str, Branch], eps: float, at: tuple[int, ...]) -> Fraction:
-    """The fused bias of output channel ``at[0]`` as a rational (roots to 256 bits)."""
-    o = at[0]
-    return sum(
-        (
-            Fraction(float(b.beta[o]))
-            - Fraction(float(b.running_mean[o])) * _exact_scale(b, eps, o)
-            for b in branches.values()
-        ),
-        start=Fraction(0),
-    )
+def _index(lattice: Lattice, offset: Pair) -> Pair:
+    index = lattice.tap(offset)
+    assert index is not None, "the lattice holds every term's taps"
+    return index
 
 
-def _exact_scale(branch: Branch, eps: float, o: int) -> Fraction:
-    var = Fraction(float(branch.running_var[o])) + Fraction(eps)
-    return Fraction(float(branch.gamma[o])) / root(var)
-
-
-def _require_sound(name: str, branch: Branch, eps: float) -> None:
-    for field, array in zip(Branch._fields, branch, strict=True):
-        assert array is not None, "`as_convolutions` has given the identity its kernel"
-        if not np.isfinite(array).all():
-            raise NotFusibleError(
-                f"{name}: {field} holds NaN or infinity",
-                got=f"{int((~np.isfinite(array)).sum())} such values",
-                wanted="finite numbers",
-                advice="take an earlier checkpoint of this run",
-            )
-    if not (branch.running_var >= 0).all():
+def _require_sound(name: str, array: Array, eps: float) -> None:
+    place, _, field = name.rpartition(".")
+    if not np.isfinite(array).all():
         raise NotFusibleError(
-            f"{name}: running_var is negative, so its root does not exist",
-            got=f"{float(branch.running_var.min()):g}",
+            f"{place.removesuffix('.bn').removesuffix('.conv')}: {field} holds NaN or infinity",
+            got=f"{int((~np.isfinite(array)).sum())} such values",
+            wanted="finite numbers",
+            advice="take an earlier checkpoint of this run",
+        )
+    if field != "running_var":
+        return
+    if not (array >= 0).all():
+        raise NotFusibleError(
+            f"{place.removesuffix('.bn')}: running_var is negative, so its root does not exist",
+            got=f"{float(array.min()):g}",
             wanted="variances of at least 0",
             advice="the file is damaged, or is no batch norm's state",
         )
-    if not (branch.running_var + eps > 0).all():
+    if not (array + eps > 0).all():
         raise NotFusibleError(
-            f"{name}: running_var + eps must be positive", got=0, wanted=f"eps above {eps:g}"
+            f"{place.removesuffix('.bn')}: running_var + eps must be positive",
+            got=0,
+            wanted=f"eps above {eps:g}",
         )

@@ -1,10 +1,9 @@
-"""Does the fused convolution equal its three branches? Checked block by block, with a bound.
+"""Does the fused convolution equal its branches? Checked block by block, with a bound.
 
 One output pixel of a convolution is a product of the kernel with the window below the pixel. On a
-few random windows the branches are evaluated as they were trained (convolution, then batch norm;
-the 1x1 kernel and the identity see the window's centre) and the fused kernel as it will be written,
-both in float64. They may differ by the rounding of the fused taps and by float64's own error, no
-more:
+few random windows the expression is evaluated as it was trained (convolution, then batch norm, then
+the sum) and the fused kernel as it will be written, both in float64. They may differ by the
+rounding of the fused taps and by float64's own error, no more:
 
     |y_fused - y_branches| <= u * (|W| * |x| + |b|) + 2 n u64 * (magnitudes of all terms)
 
@@ -17,39 +16,56 @@ statistic or index shows in the output; such a random product misses one with pr
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import singledispatch
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.fusion import FusedConv, bn_scale
-from repvgg_ref.blocks.repvgg import Branch, block_branches
+from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
+from repvgg_ref.blocks.form import Lattice, Pair
+from repvgg_ref.blocks.fusion import FusedConv, row_chunks
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Linear, Norm, Sum
+from repvgg_ref.blocks.run import NORM_VECTORS, Reader
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import ReportedError
 
 _WINDOWS = 2
 _U64 = 2.0**-53
 
-# Output channels are checked in chunks of about this many taps, which stay in a core's L2 cache.
-# Times `_WINDOWS` it is also the largest matrix product that OpenBLAS leaves on the calling thread;
-# its own threads and those of `convert` would stand in each other's way.
-_CHUNK_TAPS = 1 << 17
 
+class Windows(NamedTuple):
+    """What kernels meet, (C, rows, columns, windows), and the magnitudes that made it.
 
-class _Windows(NamedTuple):
-    """What kernels meet, (C, 3, 3, windows), and its magnitudes."""
+    `first` is the offset of the first pixel.
+    """
 
     values: Array
     sizes: Array
+    first: Pair
 
-    def of(self, channels: slice, tap: slice) -> _Windows:
-        """Some channels of these, and some taps along height and width."""
-        return _Windows(*(part[channels, tap, tap] for part in self))
+    def under(self, lattice: Lattice, channels: slice, shift: Pair) -> tuple[Array, Array]:
+        """Both at a lattice's offsets plus `shift`, (channels, Kh, Kw, windows)."""
+        rows, columns = (
+            slice(start, start + step * (size - 1) + 1, step)
+            for start, step, size in zip(
+                (lattice.first[axis] + shift[axis] - self.first[axis] for axis in (0, 1)),
+                lattice.step,
+                lattice.size,
+                strict=True,
+            )
+        )
+        return self.values[channels, rows, columns], self.sizes[channels, rows, columns]
 
 
-_ALL, _CENTRE = slice(0, 3), slice(1, 2)
+class Response(NamedTuple):
+    """Outputs (O, windows) at the windows' place, and the magnitudes that entered them."""
+
+    value: Array
+    size: Array
 
 
 class SelfCheckError(ReportedError):
@@ -93,14 +109,16 @@ def check_block(
         At the output element with the largest ratio of error to bound.
     """
     rng = np.random.default_rng(zlib.crc32(spec.name.encode()))
+    conv, read = fused_conv(spec), Reader(part_of(spec, params), eps)
     scale = np.exp(rng.normal(size=(spec.in_channels, 1, 1, 1)))
-    values = scale * rng.normal(size=(spec.in_channels, 3, 3, _WINDOWS))
-    windows = _Windows(values, np.abs(values))
-    branches = block_branches(spec, params)
+    extent = [step * (size - 1) + 1 for _, step, size in zip(*conv.lattice, strict=True)]
+    values = scale * rng.normal(size=(spec.in_channels, *extent, _WINDOWS))
+    windows = Windows(values, np.abs(values), conv.lattice.first)
+    # Times `_WINDOWS` this is also the largest matrix product that OpenBLAS leaves on the calling
+    # thread; its own threads and those of `convert` would stand in each other's way.
     with np.errstate(over="ignore", invalid="ignore"):  # the NaN they make fails the check
         return worst(
-            _check_rows(spec, rows, inputs, windows, branches, fused, eps)
-            for rows, inputs in _parts(spec)
+            _check_rows(spec, rows, windows, read, fused) for rows in row_chunks(expression(spec))
         )
 
 
@@ -109,58 +127,112 @@ def worst(checks: Iterable[BlockCheck]) -> BlockCheck:
     return max(checks, key=lambda check: (check.used != check.used, check.used))
 
 
-def _parts(spec: BlockSpec) -> Iterator[tuple[slice, slice]]:
-    """Output channels with the input channels they see: groups, cut to a cache-sized piece."""
-    per_group_in, per_group_out = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    step = max(1, _CHUNK_TAPS // (9 * per_group_in))
-    for group in range(spec.groups):
-        inputs = slice(group * per_group_in, (group + 1) * per_group_in)
-        end = (group + 1) * per_group_out
-        for start in range(group * per_group_out, end, step):
-            yield slice(start, min(start + step, end)), inputs
-
-
 def _check_rows(
-    spec: BlockSpec,
-    rows: slice,
-    inputs: slice,
-    windows: _Windows,
-    branches: Mapping[str, Branch],
-    fused: FusedConv,
-    eps: float,
+    spec: BlockSpec, rows: slice, windows: Windows, read: Reader, fused: FusedConv
 ) -> BlockCheck:
-    """Check output channels `rows`, which see the input channels `inputs`."""
-    got, written = _products(fused.weight[rows], windows.of(inputs, _ALL))
-    bias = fused.bias[rows].astype(np.float64)[:, None]
-    got, written = got + bias, written + np.abs(bias)
-
-    want, terms = np.zeros_like(got), written.copy()
-    for branch in branches.values():
-        bn = Branch(None, *(field[rows].astype(np.float64) for field in branch[1:]))
-        t, beta, mean = (v[:, None] for v in (bn_scale(bn, eps), bn.beta, bn.running_mean))
-        if branch.weight is None:
-            y, size = (part[:, 0, 0] for part in windows.of(rows, _CENTRE))
-        else:
-            taps = _CENTRE if branch.weight.shape[2] == 1 else _ALL
-            y, size = _products(branch.weight[rows], windows.of(inputs, taps))
-        want += (y - mean) * t + beta
-        terms += (size + np.abs(mean)) * np.abs(t) + np.abs(beta)
+    """Check some output channels: whole groups, or some of one."""
+    conv, written = fused_conv(spec), {"fused.weight": fused.weight, "fused.bias": fused.bias}
+    got = respond(conv, read._replace(params=written), rows, windows, (0, 0))
+    want = respond(expression(spec), read, rows, windows, (0, 0))
 
     kind = np.finfo(fused.weight.dtype)
     count = fused.weight[0].size + 16
+    seen = windows.sizes.sum() + 1
     bound = (
-        float(kind.eps) / 2 * written
-        + float(kind.smallest_subnormal) * (windows.of(inputs, _ALL).sizes.sum() + 1)
-        + 2 * count * _U64 * terms
+        float(kind.eps) / 2 * got.size
+        + float(kind.smallest_subnormal) * seen
+        + 2 * count * _U64 * (want.size + got.size)
     )
-    error = np.abs(got - want)
+    error = np.abs(got.value - want.value)
     at = np.unravel_index(np.argmax(error / bound), error.shape)  # argmax returns a NaN if any
     return BlockCheck(spec.name, float(error[at]), float(bound[at]))
 
 
-def _products(weight: Array, windows: _Windows) -> tuple[Array, Array]:
-    """The products of (O, C/G, K, K) kernels with windows, and the sums of their magnitudes."""
-    values, sizes = (part.reshape(-1, _WINDOWS) for part in windows)  # -> (C/G*K*K, windows)
-    kernel = weight.reshape(len(weight), -1).astype(np.float64)  # (O, C/G, K, K) -> (O, C/G*K*K)
-    products = kernel @ values
-    return products, np.abs(kernel, out=kernel) @ sizes
+@singledispatch
+def respond(linear: Linear, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
+    """What some outputs of an expression are, in the order in which it is trained."""
+    raise NotImplementedError(f"no self check for {type(linear).__name__}")
+
+
+@respond.register
+def _(linear: Conv, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
+    kernel = read.array(f"{linear.name}.weight", rows).astype(np.float64)
+    first, end = groups_of(linear, rows)
+    per_group = linear.in_channels // linear.groups
+    seen = windows.under(linear.lattice, slice(first * per_group, end * per_group), shift)
+    # (channels, Kh, Kw, windows) -> (G, C/G*Kh*Kw, windows)
+    columns, sizes = (each.reshape(end - first, -1, each.shape[-1]) for each in seen)
+    matrix = kernel.reshape(end - first, -1, columns.shape[1])  # (G, O/G, C/G*Kh*Kw)
+    value = (matrix @ columns).reshape(len(kernel), -1)
+    size = (np.abs(matrix, out=matrix) @ sizes).reshape(len(kernel), -1)
+    if linear.bias:
+        bias = read.vector(f"{linear.name}.bias", rows)[:, None]
+        return Response(value + bias, size + np.abs(bias))
+    return Response(value, size)
+
+
+@respond.register
+def _(linear: Identity, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
+    seen = windows.under(Lattice((0, 0), (1, 1), (1, 1)), rows, shift)
+    return Response(*(each[:, 0, 0] for each in seen))
+
+
+@respond.register
+def _(linear: Sum, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
+    parts = [respond(part, read, rows, windows, shift) for part in linear.parts]
+    value, size = (sum(of[1:], start=of[0]) for of in zip(*parts, strict=True))
+    return Response(value, size)
+
+
+@respond.register
+def _(linear: Chain, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
+    *before, last = linear.parts
+    if not before:
+        return respond(last, read, rows, windows, shift)
+    if hasattr(last, "after"):
+        seen = respond(Chain(*before), read, rows, windows, shift)
+        return respond_after(last, seen, read, rows)
+    return respond(last, read, rows, _outputs(before, last, read, rows, windows, shift), shift)
+
+
+def _outputs(
+    before: list[Any], last: Conv, read: Reader, rows: slice, windows: Windows, shift: Pair
+) -> Windows:
+    """What a convolution meets: the outputs of the chain before it, at the pixels that it reads."""
+    chain = Chain(*(part for part in before if hasattr(part, "form") or hasattr(part, "after")))
+    pad = next((part.width for part in before[-1:] if hasattr(part, "width")), (0, 0))
+    stride = chain.stride
+    first = tuple(f + s - p for f, s, p in zip(last.lattice.first, shift, pad, strict=True))
+    extent = [step * (size - 1) + 1 for _, step, size in zip(*last.lattice, strict=True)]
+    everything = slice(0, chain.out_channels)
+    values = np.zeros((chain.out_channels, *extent, windows.values.shape[-1]))
+    sizes = np.zeros_like(values)
+    for i, j in product(*(range(0, n, d) for n, d in zip(extent, last.dilation, strict=True))):
+        at = stride[0] * (first[0] + i), stride[1] * (first[1] + j)
+        values[:, i, j], sizes[:, i, j] = respond(chain, read, everything, windows, at)
+    return Windows(
+        values, sizes, (last.lattice.first[0] + shift[0], last.lattice.first[1] + shift[1])
+    )
+
+
+@singledispatch
+def respond_after(last: Any, seen: Response, read: Reader, rows: slice) -> Response:
+    """What follows in a chain, channel by channel, does to outputs."""
+    raise NotImplementedError(f"no self check for {type(last).__name__}")
+
+
+@respond_after.register
+def _(last: Norm, seen: Response, read: Reader, rows: slice) -> Response:
+    gamma, beta, mean, var = (
+        read.vector(f"{last.name}.{part}", rows)[:, None] for part in NORM_VECTORS
+    )
+    t = gamma / np.sqrt(var + read.eps)
+    size = (seen.size + np.abs(mean)) * np.abs(t) + np.abs(beta)
+    return Response((seen.value - mean) * t + beta, size)
+
+
+def groups_of(linear: Linear, rows: slice) -> Pair:
+    """The first group that some outputs lie in, and the first after them."""
+    per_group = linear.out_channels // linear.groups
+    start, stop, _ = rows.indices(linear.out_channels)
+    return start // per_group, -(-stop // per_group)

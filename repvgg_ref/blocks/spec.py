@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 SqueezeExcitation = Literal["none", "before_relu", "after_relu"]
+Activation = Literal["relu", "none"]
 
 
 @dataclass(frozen=True, slots=True)
 class BlockSpec:
-    """One 3x3 layer of the plain network, and the branches it is trained with.
+    """One layer: a linear expression of some `kind` (`catalogue`), then SE if any, then ReLU.
 
-    Padding equals `dilation`, so a stride-1 block keeps height and width. The identity branch
-    needs equal shapes at entry and exit (paper, section 3.2).
+    Padding keeps height and width at stride 1, whatever `kernel` and `dilation` are.
     """
 
     name: str
@@ -24,5 +24,11 @@ class BlockSpec:
     dilation: int = 1
     se: SqueezeExcitation = "none"
     se_channels: int = 0
-    has_1x1: bool = True
-    has_identity: bool = False
+    kind: str = "repvgg"
+    kernel: int = 3
+    activation: Activation = "relu"
+
+    @property
+    def can_add_input(self) -> bool:
+        """Whether x has the shape of y, as an identity branch needs (paper, section 3.2)."""
+        return self.in_channels == self.out_channels and self.stride == 1

@@ -19,15 +19,19 @@ one fused form make a family, whose dimension is counted here. The map is onto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array, Real, scalar_like
-from repvgg_ref.blocks.repvgg import branch_names
+from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
+from repvgg_ref.blocks.fusion import fuse_exactly
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.errors import require_equal
+from repvgg_ref.errors import NotFusibleError, require_equal
 
 
 def branches_from_fused(
@@ -59,27 +63,55 @@ def branches_from_fused(
     ShapeError
         If `weight` or `bias` is not of the shape that `spec` asks for.
     """
-    shape = (spec.out_channels, spec.in_channels // spec.groups, 3, 3)
-    require_equal(spec.name, "weight.shape", weight.shape, "(O, C/G, 3, 3)", shape)
+    linear, fused = expression(spec), fused_conv(spec)
+    shape = fused.shapes()["fused.weight"]
+    require_equal(spec.name, "weight.shape", weight.shape, "(O, C/G, Kh, Kw)", shape)
     require_equal(spec.name, "bias.shape", bias.shape, "(O,)", shape[:1])
     root = _root_above(eps)
-    vector = _constants(spec.out_channels, weight)
-    params: dict[str, Array] = {}
-    for branch in branch_names(spec):
-        prefix = f"{spec.name}.{branch}"
-        is_main = branch == "branch_3x3"
-        if is_main:
-            params[f"{prefix}.conv.weight"] = weight.copy()
-        elif branch == "branch_1x1":
-            params[f"{prefix}.conv.weight"] = np.zeros((*shape[:2], 1, 1), weight.dtype)
-        params |= {
-            f"{prefix}.bn.gamma": vector(root if branch != "branch_identity" else 0),
-            f"{prefix}.bn.beta": bias.copy() if is_main else vector(0),
-            f"{prefix}.bn.running_mean": vector(0),
-            f"{prefix}.bn.running_var": vector(root * root - scalar_like(eps, weight)),
-            f"{prefix}.bn.num_batches_tracked": np.zeros((), np.int64),
-        }
-    return params
+    start = {"gamma": root, "running_var": root * root - scalar_like(eps, weight)}
+    params = {
+        f"{spec.name}.{name}": np.full(
+            of, scalar_like(start.get(name.rpartition(".")[2], 0), weight), weight.dtype
+        )
+        for name, of in linear.shapes().items()
+        if not name.endswith(".num_batches_tracked")
+    }
+    paths = list(leaves(linear))
+    for leaf, norm in paths:
+        if isinstance(leaf, Identity) and norm and [n for _, n in paths].count(norm) == 1:
+            params[f"{spec.name}.{norm}.gamma"][...] = 0 * weight.flat[0]
+    main, norm = next(
+        (
+            path
+            for path in paths
+            if isinstance(path[0], Conv) and path[0].lattice == fused.lattice and path[1]
+        ),
+        (None, None),
+    )
+    if main is None:
+        raise NotFusibleError(f"{spec.name}: no branch can carry the whole fused kernel")
+    rest = fuse_exactly(linear, part_of(spec, params), eps).weight
+    params[f"{spec.name}.{main.name}.weight"] = weight - rest if rest.any() else weight.copy()
+    params[f"{spec.name}.{norm}.beta"] = bias.copy()
+    return {
+        name: params[name] if name in params else np.zeros((), np.int64)
+        for name in (f"{spec.name}.{part}" for part in linear.shapes())
+    }
+
+
+def leaves(linear: Any, norm: str | None = None) -> Iterable[tuple[Conv | Identity, str | None]]:
+    """The convolutions and identities that are summed, each with the last norm behind it."""
+    if isinstance(linear, Chain) and linear.parts:
+        *before, last = linear.parts
+        if isinstance(last, Norm):
+            yield from leaves(Chain(*before), last.name if norm is None else norm)
+        elif not before:
+            yield from leaves(last, norm)
+    elif isinstance(linear, Conv | Identity):
+        yield linear, norm
+    else:
+        for part in getattr(linear, "parts", ()):
+            yield from leaves(part, norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +158,21 @@ def what_is_lost(blocks: Iterable[BlockSpec]) -> tuple[Untold, ...]:
 
 
 def _count(spec: BlockSpec) -> Untold:
-    kernel = spec.out_channels * (spec.in_channels // spec.groups)
-    norms = spec.out_channels * len(branch_names(spec))
+    pairs = spec.out_channels * (spec.in_channels // spec.groups)
+    paths = list(leaves(expression(spec)))
+    convs = [leaf for leaf, _ in paths if isinstance(leaf, Conv)]
+    lattices = [conv.lattice for conv in convs]
+    makers = Counter(offset for lattice in lattices for offset in lattice.offsets())
+    shared = {offset for offset, count in makers.items() if count > 1}
+    if any(isinstance(leaf, Identity) for leaf, _ in paths):
+        shared.add((0, 0))
+    norms = spec.out_channels * len({norm for _, norm in paths if norm})
     return Untold(
         layer=spec.name,
-        off_centre=8 * kernel,
-        centre_sums=kernel,
+        off_centre=len(makers.keys() - shared) * pairs,
+        centre_sums=len(makers.keys() & shared) * pairs,
         bias_sums=spec.out_channels,
-        kernel_split=kernel if spec.has_1x1 else 0,
+        kernel_split=(makers.total() - len(makers)) * pairs,
         slopes=norms,
         gamma_var_split=norms,
         bias_split=2 * norms - spec.out_channels,
@@ -146,12 +185,3 @@ def _root_above(eps: Real) -> int:
     while root * root <= eps:
         root *= 2
     return root
-
-
-def _constants(channels: int, like: Array) -> Callable[[Real], Array]:
-    """A function that makes vectors of one value, exact or in the dtype of `like`."""
-
-    def vector(value: Real) -> Array:
-        return np.full((channels,), scalar_like(value, like), like.dtype)
-
-    return vector

@@ -6,20 +6,22 @@ order of its operands; so those are wrapped: a transposed view goes in, a transp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.recognise import three_branch_passes
 from repvgg_ref.cpu.convolution.conv2d import conv2d_backward, conv2d_forward, conv_bias_relu
+from repvgg_ref.cpu.engine import Engine, fits
 from repvgg_ref.cpu.training.batch_norm import batch_norm_train_backward, batch_norm_train_forward
 from repvgg_ref.cpu.training.branches import (
     branches_backward,
     branches_forward,
     branches_parameter_grads,
 )
-from repvgg_ref.cpu.workers.pool import in_session
+from repvgg_ref.cpu.workers.pool import default_of, in_session
 from repvgg_ref.ops import REFERENCE, Ops
 
 
@@ -45,6 +47,15 @@ def _to_nhwc(x: Array) -> Array:
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if x.ndim == 4 else x
 
 
+def fused_network(
+    network: Any, params: Mapping[str, Array], dtype: Any, *, algorithm: str, threads: int | None
+) -> Engine | None:
+    """`Ops.recognise_network`: plain chains of convolutions."""
+    if not (network.is_chain and all(fits(spec) for spec in network.blocks)):
+        return None
+    return Engine(network.blocks, params, dtype=dtype, algorithm=algorithm, threads=threads)
+
+
 NUMPY = Ops(
     name="numpy",
     layout="NHWC",
@@ -61,12 +72,16 @@ NUMPY = Ops(
     squeeze_excitation_backward=_in_nhwc(REFERENCE.squeeze_excitation_backward),
     global_avg_pool_forward=_in_nhwc(REFERENCE.global_avg_pool_forward),
     global_avg_pool_backward=_in_nhwc(REFERENCE.global_avg_pool_backward),
+    max_pool_forward=_in_nhwc(REFERENCE.max_pool_forward),
+    max_pool_backward=_in_nhwc(REFERENCE.max_pool_backward),
     linear_forward=in_session(REFERENCE.linear_forward),
     linear_backward=in_session(REFERENCE.linear_backward),
     softmax_cross_entropy_forward=REFERENCE.softmax_cross_entropy_forward,
     softmax_cross_entropy_backward=REFERENCE.softmax_cross_entropy_backward,
     fused_conv_bias_relu=conv_bias_relu,
-    fused_branches_forward=branches_forward,
-    fused_branches_backward=branches_backward,
-    fused_branches_parameter_grads=branches_parameter_grads,
+    recognise_block=three_branch_passes(
+        branches_forward, branches_backward, branches_parameter_grads
+    ),
+    recognise_network=fused_network,
+    on_threads=default_of,
 )

@@ -18,11 +18,13 @@ import numpy as np
 import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import CheckpointError
-from repvgg_ref.files.dialects import Dialect, official_dialect, recognise
+from repvgg_ref.files.dialects import recognise
 from repvgg_ref.files.identify import Shape, form_of, identify
 from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.layers import Form
+from repvgg_ref.models.names import Dialect
 from repvgg_ref.models.network import DEFAULT_EPS, Model, working_dtype
-from repvgg_ref.models.parameters import Form, param_shapes
+from repvgg_ref.models.parameters import param_shapes
 from weights_io import LazyArray
 from weights_io.writers.write import Container
 
@@ -248,7 +250,7 @@ def _understand(checkpoint: Checkpoint, model: str) -> None:
         form,
         se="after_relu" if dialect.se == "after_relu" else "before_relu",
         model=model,
-        only_3x3=dialect.name == "official-bn",
+        only="plain" if dialect.name == "official-bn" else None,
     )
     checkpoint.arch = arch
     wanted = param_shapes(arch, form)
@@ -371,8 +373,3 @@ def _listed(names: list[str]) -> str:
     shown = ", ".join(weights_io.sanitize(name) for name in names[:_SHOWN])
     more = len(names) - _SHOWN
     return (shown or "none") + (f", ... {more} more" if more > 0 else "")
-
-
-def deploy_names(arch: Architecture) -> dict[str, str]:
-    """Canonical -> official name of every array of the deploy form."""
-    return official_dialect(arch).names(param_shapes(arch, "deploy"))

@@ -26,11 +26,11 @@ from repvgg_ref.files.checkpoint import (
     METADATA_CONTAINERS,
     LazyParams,
     WhichWeights,
-    deploy_names,
     open_checkpoint,
     require_complete,
 )
 from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.names import official_names
 from repvgg_ref.models.network import working_dtype
 from repvgg_ref.models.parameters import param_shapes
 from weights_io.writers.write import Container
@@ -269,7 +269,7 @@ def _write(
 
         write_onnx(target, arch, dict(arrays), metadata=metadata, batch=batch, size=size)
         return
-    official = deploy_names(arch)
+    official = official_names(arch, "deploy")
     specs = [
         weights_io.ArraySpec(official[name], shape, dtype.name) for name, shape in shapes.items()
     ]

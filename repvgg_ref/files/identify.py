@@ -11,10 +11,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
+from repvgg_ref.blocks.catalogue import KINDS, expression
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import CheckpointError
-from repvgg_ref.models.architectures import NAMES, Architecture, AuxHeadSpec, architecture
-from repvgg_ref.models.parameters import Form
+from repvgg_ref.models.architectures import (
+    NAMES,
+    Architecture,
+    AuxHeadSpec,
+    architecture,
+    aux_positions,
+)
+from repvgg_ref.models.layers import Form
 
 Shape = tuple[int, ...]
 
@@ -22,9 +29,10 @@ _BLOCK = re.compile(r"(?P<block>stage(?P<stage>\d+)(?:\.(?P<index>\d+))?)\.")
 
 
 def form_of(canonical: Mapping[str, object]) -> str:
-    """Say "train", "deploy", "mixed" or "unknown", from the branches that are there."""
-    fused = any(".fused." in name for name in canonical)
-    branches = any(".branch_" in name for name in canonical)
+    """Say "train", "deploy", "mixed" or "unknown", from the parts of blocks that are there."""
+    parts = {name[m.end() :] for name in canonical if (m := _BLOCK.match(name))}
+    fused = any(part.startswith("fused.") for part in parts)
+    branches = any(not part.startswith(("fused.", "se.")) for part in parts)
     return {
         (True, False): "deploy",
         (False, True): "train",
@@ -39,7 +47,7 @@ def identify(
     *,
     se: SqueezeExcitation = "before_relu",
     model: str = "auto",
-    only_3x3: bool = False,
+    only: str | None = None,
 ) -> Architecture:
     """The architecture whose canonical arrays have these shapes.
 
@@ -52,24 +60,23 @@ def identify(
     model : str
         "auto"; "custom", which also accepts a network whose blocks all lack a branch (the
         ablations of the paper's Table 6); or an official name that must be met.
-    only_3x3 : bool
-        The code base writes no other branch (a batch norm re-inserted after a fused kernel).
+    only : str, optional
+        The one kind of block that the code base writes (a batch norm re-inserted after a fused
+        kernel is "plain").
 
     Raises
     ------
     CheckpointError
         If the shapes are no RepVGG, or not the `model` asked for.
     """
-    found = _inferred(shapes, form, se, free_branches=model == "custom" or only_3x3)
+    found = _inferred(shapes, form, se, _kinds(model, only))
     if model == "auto":
         return _named(found)
     if model == "custom":
         return found
     wanted = architecture(model, num_classes=found.num_classes, in_channels=found.in_channels)
-    if form == "train" and not only_3x3:
-        same = [replace(b, has_identity=False) for b in found.blocks] == [
-            replace(b, has_identity=False) for b in wanted.blocks
-        ]
+    if form == "train" and only is None:
+        same = found.blocks == wanted.blocks
     else:
         same = _fused_geometry(found) == _fused_geometry(wanted)
     if not same:
@@ -79,7 +86,18 @@ def identify(
             wanted="channels " + _channels(wanted),
             advice="leave --model auto to see what the file holds",
         )
-    return wanted if not only_3x3 else replace(found, name=wanted.name)
+    return wanted if only is None else replace(found, name=wanted.name)
+
+
+def _kinds(model: str, only: str | None) -> list[str]:
+    """The kinds of block that a file may hold, likeliest first.
+
+    A network that lacks a branch everywhere is more likely a damaged file than an ablation, whose
+    arrays are some of the paper's block's: it has to be asked for.
+    """
+    if only is not None:
+        return [only]
+    return [name for name, each in KINDS.items() if each.keys and (model == "custom" or each.auto)]
 
 
 def _named(found: Architecture) -> Architecture:
@@ -109,24 +127,23 @@ def _channels(arch: Architecture) -> str:
 
 
 def _inferred(
-    shapes: Mapping[str, Shape], form: Form, se: SqueezeExcitation, *, free_branches: bool
+    shapes: Mapping[str, Shape], form: Form, se: SqueezeExcitation, kinds: list[str]
 ) -> Architecture:
-    kernel = "fused" if form == "deploy" else "branch_3x3.conv"
     names = _block_names(shapes)
-    has_1x1 = not free_branches or any(".branch_1x1." in name for name in shapes)
-    has_skip = not free_branches or any(".branch_identity." in name for name in shapes)
     has_se = any(".se." in name for name in shapes)
     blocks: list[BlockSpec] = []
     for name in names:
-        weight = _shape(shapes, f"{name}.{kernel}.weight", 4)
+        weight = _main_kernel(shapes, name, form)
         entry = blocks[-1].out_channels if blocks else weight[1]
         stride = 2 if name == "stage0" or name.endswith(".0") else 1
-        if weight[2:] != (3, 3) or weight[1] == 0 or entry % weight[1] or weight[0] == 0:
+        sizes = {spec.kernel for spec in blocks if spec.kernel > 1} | {weight[3]} - {1}
+        square = weight[2] == weight[3] and weight[2] % 2 and len(sizes) <= 1
+        if not square or weight[1] == 0 or entry % weight[1] or weight[0] == 0:
             raise CheckpointError(
                 f"{name}: the kernel does not follow the block before it",
                 got=f"shape {weight}",
-                wanted=f"(O, C/G, 3, 3) with C/G a divisor of {entry}",
-                advice="the file holds no plain chain of RepVGG blocks",
+                wanted=f"(O, C/G, K, K), one odd K for all and C/G a divisor of {entry}",
+                advice="the file holds no plain chain of re-parameterisable blocks",
             )
         se_channels = _shape(shapes, f"{name}.se.down.weight", 4)[0] if has_se else 0
         blocks.append(
@@ -138,17 +155,50 @@ def _inferred(
                 groups=entry // weight[1],
                 se=se if has_se else "none",
                 se_channels=se_channels,
-                has_1x1=has_1x1,
-                has_identity=has_skip and entry == weight[0] and stride == 1,
+                kernel=weight[2],
             )
         )
     head = _shape(shapes, "linear.weight", 2)
     aux = tuple(
         AuxHeadSpec(name, after, _shape(shapes, f"{name}.conv.weight", 4)[0])
-        for name, after in _aux_positions(names).items()
+        for name, after in aux_positions(names).items()
         if f"{name}.conv.weight" in shapes
     )
-    return Architecture("custom", tuple(blocks), head[0], aux)
+    return Architecture("custom", _of_kind(blocks, shapes, form, kinds), head[0], aux)
+
+
+def _of_kind(
+    blocks: list[BlockSpec], shapes: Mapping[str, Shape], form: Form, kinds: list[str]
+) -> tuple[BlockSpec, ...]:
+    """The blocks as the first of `kinds` that has just these arrays, else as the closest."""
+    if form == "deploy":
+        return tuple(replace(spec, kind=kinds[0]) for spec in blocks)
+    held = {name for name in shapes if ".se." not in name and _BLOCK.match(name)}
+    counted = any(name.endswith(".num_batches_tracked") for name in held)
+    best: tuple[BlockSpec, ...] = ()
+    fewest = -1
+    for kind in kinds:
+        candidate = tuple(replace(spec, kind=kind) for spec in blocks)
+        wanted = {
+            f"{spec.name}.{part}"
+            for spec in candidate
+            for part in expression(spec).shapes()
+            if counted or not part.endswith(".num_batches_tracked")
+        }
+        apart = len(wanted ^ held)
+        if fewest < 0 or apart < fewest:
+            best, fewest = candidate, apart
+    return best
+
+
+def _main_kernel(shapes: Mapping[str, Shape], name: str, form: Form) -> Shape:
+    """The block's largest square kernel, which says its channels and groups."""
+    if form == "deploy":
+        return _shape(shapes, f"{name}.fused.weight", 4)
+    start, end = f"{name}.", "conv.weight"
+    kernels = [part for part in shapes if part.startswith(start) and part.endswith(end)]
+    found = [_shape(shapes, part, 4) for part in kernels or [f"{start}branch_3x3.conv.weight"]]
+    return max(found, key=lambda shape: shape[2:])
 
 
 def _block_names(shapes: Mapping[str, Shape]) -> list[str]:
@@ -173,19 +223,6 @@ def _block_names(shapes: Mapping[str, Shape]) -> list[str]:
             advice="the file is incomplete, or holds another network",
         )
     return [found[key] for key in ordered]
-
-
-def _aux_positions(names: list[str]) -> dict[str, str]:
-    """Where RepVGGplus hangs its heads: after stage 1, stage 2, and half of stage 3."""
-    stages = {n: [name for name in names if name.startswith(f"stage{n}.")] for n in (1, 2, 3)}
-    if not all(stages.values()):
-        return {}
-    middle = stages[3][max(0, len(stages[3]) // 2 - 1)]
-    return {
-        "stage1_aux": stages[1][-1],
-        "stage2_aux": stages[2][-1],
-        "stage3_first_aux": middle,
-    }
 
 
 def _shape(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:

@@ -18,7 +18,8 @@ from repvgg_ref.files.checkpoint import Checkpoint, WhichWeights, open_checkpoin
 from repvgg_ref.files.identify import closest_official
 from repvgg_ref.files.lint import Finding
 from repvgg_ref.models.architectures import Architecture
-from repvgg_ref.models.parameters import Form, param_shapes
+from repvgg_ref.models.layers import Form
+from repvgg_ref.models.parameters import param_shapes
 
 _COUNTER = "num_batches_tracked"
 

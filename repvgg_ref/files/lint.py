@@ -13,12 +13,11 @@ from typing import Literal
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import norms
 from repvgg_ref.blocks.fusion import FusedConv, fuse_block
-from repvgg_ref.blocks.repvgg import BRANCHES
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError
-from repvgg_ref.models.architectures import Architecture
-from repvgg_ref.models.parameters import param_shapes
+from repvgg_ref.models.layers import Block
 from weights_io import sanitize
 
 Level = Literal["error", "warning", "info"]
@@ -117,8 +116,8 @@ def block_findings(
 ) -> Iterator[Finding]:
     """Judge one block by those of its arrays that are there, under canonical names."""
     if form == "train":
-        for branch in BRANCHES:
-            yield from _norm_findings(spec, branch, arrays, summary)
+        for name in norms(spec):
+            yield from _norm_findings(spec, name, arrays, summary)
         yield from _activation_findings(spec, arrays)
     fused, problem = _fused(spec, form, arrays, summary.eps)
     if problem is not None:
@@ -129,9 +128,9 @@ def block_findings(
 
 
 def _norm_findings(
-    spec: BlockSpec, branch: str, arrays: Mapping[str, Array], summary: Summary
+    spec: BlockSpec, norm: str, arrays: Mapping[str, Array], summary: Summary
 ) -> Iterator[Finding]:
-    prefix = f"{spec.name}.{branch}.bn"
+    prefix, branch = f"{spec.name}.{norm}", norm.removesuffix(".bn")
     gamma, _, mean, var = (arrays.get(f"{prefix}.{field}") for field in _VECTORS)
     if var is not None:
         if negative := int((var < 0).sum()):
@@ -200,9 +199,8 @@ def _fused(
 
 
 def _needed(spec: BlockSpec, form: str) -> list[str]:
-    alone = Architecture("custom", (spec,))
-    names = param_shapes(alone, "deploy" if form == "deploy" else "train")
-    return [n for n in names if n.startswith(spec.name) and not n.endswith(".num_batches_tracked")]
+    names = Block(spec).shapes("deploy" if form == "deploy" else "train")
+    return [f"{spec.name}.{n}" for n in names if not n.endswith(".num_batches_tracked")]
 
 
 def _fused_findings(spec: BlockSpec, fused: FusedConv) -> Iterator[Finding]:

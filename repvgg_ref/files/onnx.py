@@ -13,10 +13,11 @@ import numpy as np
 
 import weights_io
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, MissingExtraError, require_equal
-from repvgg_ref.files.dialects import official_dialect
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
+from repvgg_ref.models.names import official_names
 from repvgg_ref.models.parameters import param_shapes
 
 OPSET = 17
@@ -29,7 +30,7 @@ _TYPES = {np.dtype(np.float32): "FLOAT", np.dtype(np.float64): "DOUBLE"}
 
 def write_onnx(
     path: str | Path,
-    arch: Architecture,
+    arch: Network,
     params: Mapping[str, Array],
     *,
     metadata: Mapping[str, str],
@@ -41,7 +42,7 @@ def write_onnx(
     Parameters
     ----------
     path : str or Path
-    arch : Architecture
+    arch : Network
     params : mapping
         Canonical deploy name -> array, all float32 or all float64. Initializers get the official
         names.
@@ -63,7 +64,7 @@ def write_onnx(
     shapes = param_shapes(arch, "deploy")
     dtype = _require_arrays(params, shapes)
     graph = _graph(arch, _TYPES[dtype], batch, (size, size) if isinstance(size, int) else size)
-    for name, official in official_dialect(arch).names(shapes).items():
+    for name, official in official_names(arch, "deploy").items():
         array = np.ascontiguousarray(params[name])
         graph.initializer.append(onnx.numpy_helper.from_array(array, official))
     with weights_io.atomic_path(path) as temporary:
@@ -112,9 +113,7 @@ def _require_onnx() -> Any:
     return onnx
 
 
-def _graph(
-    arch: Architecture, type_name: str, batch: int | None, size: tuple[int, int] | None
-) -> Any:
+def _graph(arch: Network, type_name: str, batch: int | None, size: tuple[int, int] | None) -> Any:
     from onnx import TensorProto, helper
 
     element = getattr(TensorProto, type_name)
@@ -129,8 +128,8 @@ def _graph(
     )
 
 
-def _nodes(arch: Architecture) -> Iterator[Any]:
-    names = official_dialect(arch).names(param_shapes(arch, "deploy"))
+def _nodes(arch: Network) -> Iterator[Any]:
+    names = official_names(arch, "deploy")
     x = INPUT
     for spec in arch.blocks:
         yield from _block_nodes(spec, x, names)
@@ -144,12 +143,13 @@ def _nodes(arch: Architecture) -> Iterator[Any]:
 def _block_nodes(spec: BlockSpec, x: str, names: Mapping[str, str]) -> Iterator[Any]:
     """Conv, then ReLU and SE in the block's order; the last output has the block's name."""
     block = spec.name
+    conv = fused_conv(spec)
     geometry = {
-        "kernel_shape": [3, 3],
-        "strides": [spec.stride] * 2,
-        "pads": [spec.dilation] * 4,
-        "dilations": [spec.dilation] * 2,
-        "group": spec.groups,
+        "kernel_shape": list(conv.kernel),
+        "strides": list(conv.stride),
+        "pads": [*conv.padding, *conv.padding],
+        "dilations": list(conv.dilation),
+        "group": conv.groups,
     }
     kernel = [names[f"{block}.fused.weight"], names[f"{block}.fused.bias"]]
     yield _node("Conv", [x, *kernel], f"{block}.conv", **geometry)
@@ -191,7 +191,7 @@ def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> A
     return helper.make_node(operator, inputs, [output], output, **attributes)
 
 
-def _model(arch: Architecture, graph: Any, metadata: Mapping[str, str]) -> Any:
+def _model(arch: Network, graph: Any, metadata: Mapping[str, str]) -> Any:
     from onnx import helper
 
     from repvgg_ref import __version__

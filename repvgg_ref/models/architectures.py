@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import CheckpointError
+from repvgg_ref.models.graph import INPUT, Network, Node
+from repvgg_ref.models.layers import Block, GlobalAvgPool, Linear
+
+AUX_WEIGHT = 0.1  # of an auxiliary head's loss, in the official trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,33 +30,40 @@ class AuxHeadSpec:
     channels: int
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A whole network: a chain of blocks, global average pool, one linear layer."""
+@dataclass(frozen=True)
+class Architecture(Network):
+    """A chain: blocks, global average pool, one linear layer, and heads that help to train it."""
 
     name: str
     blocks: tuple[BlockSpec, ...]
     num_classes: int = 1000
     aux_heads: tuple[AuxHeadSpec, ...] = ()
 
-    @property
-    def in_channels(self) -> int:
-        """Channels of the input image."""
-        return self.blocks[0].in_channels
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """The same as a graph."""
+        nodes: list[Node] = []
+        last = INPUT
+        for spec in self.blocks:
+            nodes.append(Node(spec.name, Block(spec), (last,)))
+            last = spec.name
+            for head in self.aux_heads:
+                if head.after == last:
+                    nodes += _aux_nodes(head, self.num_classes)
+        linear = Linear(self.blocks[-1].out_channels, self.num_classes)
+        nodes.append(Node("pool", GlobalAvgPool(), (last,)))
+        nodes.append(Node("linear", linear, ("pool",), loss_weight=1.0))
+        return tuple(nodes)
 
-    @property
-    def features(self) -> int:
-        """Channels that reach the linear layer."""
-        return self.blocks[-1].out_channels
 
-    @property
-    def layer_names(self) -> tuple[str, ...]:
-        """``stage0, stage1.0, ..., linear``: the names every report uses."""
-        return (*(block.name for block in self.blocks), "linear")
-
-    def block(self, name: str) -> BlockSpec:
-        """The block called `name`."""
-        return next(block for block in self.blocks if block.name == name)
+def _aux_nodes(head: AuxHeadSpec, num_classes: int) -> list[Node]:
+    spec = BlockSpec(head.name, head.channels, head.channels, stride=2, kind="conv-bn")
+    pool, linear = f"{head.name}.pool", f"{head.name}.linear"
+    return [
+        Node(head.name, Block(spec), (head.after,), training_only=True),
+        Node(pool, GlobalAvgPool(), (head.name,), training_only=True),
+        Node(linear, Linear(head.channels, num_classes), (pool,), AUX_WEIGHT, training_only=True),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +140,7 @@ def plain_architecture(
     channels: Sequence[int],
     groups: int = 1,
     se: SqueezeExcitation = "none",
+    kind: str = "repvgg",
     num_classes: int,
     in_channels: int = 3,
     name: str = "custom",
@@ -144,6 +157,8 @@ def plain_architecture(
         Groups of layers 2, 4, ..., 26, as in the official g2 and g4 models.
     se : {"none", "before_relu", "after_relu"}
         Squeeze-and-excitation in every block, reduced to C/16 (D2se) or C/4 (RepVGGplus).
+    kind : str
+        Of every block, a name in `blocks.catalogue.KINDS`.
     """
     blocks: list[BlockSpec] = []
     for stage, depth in enumerate((1, *depths)):
@@ -160,7 +175,7 @@ def plain_architecture(
                     groups=groups if len(blocks) in _GROUPED_LAYERS else 1,
                     se=se,
                     se_channels=0 if se == "none" else out_channels // _SE_REDUCTION[se],
-                    has_identity=entry == out_channels and stride == 1,
+                    kind=kind,
                 )
             )
     return Architecture(name, tuple(blocks), num_classes)
@@ -172,14 +187,19 @@ def _channels(widths: tuple[float, float, float, float]) -> tuple[int, ...]:
     return stem, int(64 * a0), int(128 * a1), int(256 * a2), int(512 * a3)
 
 
-def _aux_heads(arch: Architecture) -> tuple[AuxHeadSpec, ...]:
+def aux_positions(blocks: Sequence[str]) -> dict[str, str]:
     """RepVGGplus hangs its heads after stage 1, stage 2 and the first half of stage 3."""
-    stage3 = [block.name for block in arch.blocks if block.name.startswith("stage3.")]
-    ends = {
-        "stage1_aux": [b.name for b in arch.blocks if b.name.startswith("stage1.")][-1],
-        "stage2_aux": [b.name for b in arch.blocks if b.name.startswith("stage2.")][-1],
-        "stage3_first_aux": stage3[len(stage3) // 2 - 1],
+    stages = {n: [name for name in blocks if name.startswith(f"stage{n}.")] for n in (1, 2, 3)}
+    if not all(stages.values()):
+        return {}
+    middle = stages[3][max(0, len(stages[3]) // 2 - 1)]
+    return {
+        "stage1_aux": stages[1][-1],
+        "stage2_aux": stages[2][-1],
+        "stage3_first_aux": middle,
     }
-    return tuple(
-        AuxHeadSpec(name, after, arch.block(after).out_channels) for name, after in ends.items()
-    )
+
+
+def _aux_heads(arch: Architecture) -> tuple[AuxHeadSpec, ...]:
+    ends = aux_positions([block.name for block in arch.blocks])
+    return tuple(AuxHeadSpec(n, after, arch.block(after).out_channels) for n, after in ends.items())

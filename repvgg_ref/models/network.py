@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
 import numpy as np
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.fusion import fuse_block
-from repvgg_ref.blocks.repvgg import fused_block_forward, train_block_forward
-from repvgg_ref.cpu import NUMPY
-from repvgg_ref.cpu.engine import Engine
-from repvgg_ref.cpu.workers.pool import default_of, default_threads
 from repvgg_ref.errors import BackendError, NotFusibleError, ShapeError
-from repvgg_ref.models.architectures import Architecture, architecture
-from repvgg_ref.models.on_device import OnDevice, like, step_like
-from repvgg_ref.models.parameters import Form, initial_params, param_shapes
+from repvgg_ref.models.architectures import architecture
+from repvgg_ref.models.graph import QUIET, Network, walk
+from repvgg_ref.models.layers import Form, Pass
+from repvgg_ref.models.names import official_names
+from repvgg_ref.models.parameters import initial_params, param_shapes
+from repvgg_ref.models.resident import Resident, like, step_like
 from repvgg_ref.models.step import StepResult, training_step
 from repvgg_ref.ops import Ops
 
@@ -43,14 +42,13 @@ class Model:
         What was decided while loading (a wrapper, an EMA entry, a prefix), for people.
     """
 
-    arch: Architecture
+    arch: Network
     form: Form
     params: dict[str, Array]
     eps: float = DEFAULT_EPS
     momentum: float = DEFAULT_MOMENTUM
     notes: list[str] = field(default_factory=list)
-    _kept: tuple[Any, Engine] | None = field(default=None, init=False, repr=False)
-    _resident: dict[int, OnDevice] = field(default_factory=dict, init=False, repr=False)
+    _resident: dict[int, Resident] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -121,67 +119,43 @@ class Model:
         ops = backend_ops(backend, x.dtype)
         require_image_batch(self.arch, x)
         require_threads(threads)
-        if ops.on_device:
-            return self._on_device(x, ops, layers=layers)
-        if self.form == "deploy" and ops is NUMPY and x.size:
-            engine = self._engine(x.dtype, algorithm, threads or default_threads())
-            return engine.layers(x) if layers else engine.forward(x)
-        outputs: dict[str, Array] = {}
-        with default_of(threads):
-            for name, y in self.walk(x, ops):
-                if layers or name == "linear":
-                    outputs[name] = np.ascontiguousarray(y) if ops is NUMPY else y
-        return outputs if layers else outputs["linear"]
+        kept = self._at(ops)
+        with ops.on_threads(threads):
+            fast = None
+            if self.form == "deploy" and x.size:
+                how = {"algorithm": algorithm, "threads": threads}
+                fast = kept.fast(self.arch, self.params, x.dtype, **how)
+            if fast is not None:
+                on_table = kept.enter(x)
+                outputs = fast.layers(on_table) if layers else {"": fast.forward(on_table)}
+            else:
+                outputs = dict(self._walked(x, kept, layers=layers))
+        found = {name: like(x, y) for name, y in outputs.items()}
+        return found if layers else next(iter(found.values()))
 
-    def _on_device(self, x: Array, ops: Ops, *, layers: bool) -> Array | dict[str, Array]:
-        """Evaluate on the device; the result is where `x` is."""
-        kept = self._device(ops)
-        on_device = kept.enter(x)
-        if self.form == "deploy" and x.size:
-            chain = kept.chain(self.arch.blocks, self.params, x.dtype)
-            if not layers:
-                return like(x, chain.forward(on_device))
-            return {name: like(x, y) for name, y in chain.layers(on_device).items()}
-        model = replace(self, params=kept.params(self.params, x.dtype))
-        outputs = {
-            name: like(x, y) for name, y in model.walk(on_device, ops) if layers or name == "linear"
-        }
-        return outputs if layers else outputs["linear"]
+    def _walked(self, x: Array, kept: Resident, *, layers: bool) -> Iterator[tuple[str, Array]]:
+        """Every layer's output, or the logits alone, as arrays of their own."""
+        for name, y in self.walk(x, kept.ops):
+            if layers or name == self.arch.head.name:
+                yield name, array_module(y).ascontiguousarray(y)
 
-    def _device(self, ops: Ops) -> OnDevice:
-        """What is kept on the device for this table, which is held: its id stays its own."""
-        return self._resident.setdefault(id(ops), OnDevice(ops))
-
-    def _engine(self, dtype: Any, algorithm: str, threads: int) -> Engine:
-        """The fast evaluation of the fused chain, made anew when an array was replaced."""
-        identity = (np.dtype(dtype), algorithm, threads, *map(id, self.params.values()))
-        if self._kept is None or self._kept[0] != identity:
-            engine = Engine(
-                self.arch.blocks, self.params, dtype=dtype, algorithm=algorithm, threads=threads
-            )
-            self._kept = identity, engine
-        return self._kept[1]
+    def _at(self, ops: Ops) -> Resident:
+        """What is kept for this table, which is held: its id stays its own."""
+        return self._resident.setdefault(id(ops), Resident(ops))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave out the fast evaluation: it holds threads, or device memory."""
-        return self.__dict__ | {"_kept": None, "_resident": {}}
+        """Copies and pickles leave out what is kept: it holds threads, or device memory."""
+        return self.__dict__ | {"_resident": {}}
 
     def walk(self, x: Array, ops: Ops) -> Iterator[tuple[str, Array]]:
-        """Yield ``(layer name, output)`` in network order, holding one activation at a time."""
+        """Yield ``(layer name, output)`` in network order, holding as few as possible."""
         require_image_batch(self.arch, x)
-        params = self.params if ops.on_device else _in_dtype_of(x, self.params)
-        x = ops.enter(x)
-        for spec in self.arch.blocks:
-            if self.form == "train":
-                x, _ = train_block_forward(spec, params, x, ops=ops, eps=self.eps, training=False)
-            else:
-                x = fused_block_forward(spec, params, x, ops=ops)
-            yield spec.name, ops.leave(x)
-        pooled, _ = ops.global_avg_pool_forward(x)
-        yield (
-            "linear",
-            ops.linear_forward(pooled, params["linear.weight"], params["linear.bias"])[0],
-        )
+        kept = self._at(ops)
+        params = kept.params(self.params, x.dtype) if ops.on_device else in_dtype(self.params, x)
+        run = Pass(params, ops, self.eps, self.form)
+        for visit in walk(self.arch.evaluated, kept.enter(x), lambda node: run):
+            if visit.node.name not in QUIET:
+                yield visit.node.name, ops.leave(visit.y)
 
     def loss_and_grads(
         self,
@@ -214,8 +188,8 @@ class Model:
         ops = backend_ops(backend, x.dtype)
         params, images = self.params, x
         if ops.on_device:
-            params = self._device(ops).params(self.params, x.dtype)
-            images = self._device(ops).enter(x)
+            params = self._at(ops).params(self.params, x.dtype)
+            images = self._at(ops).enter(x)
         step = training_step(
             self.arch,
             params,
@@ -227,7 +201,7 @@ class Model:
             label_smoothing=label_smoothing,
         )
         step = step_like(x, step) if ops.on_device else step
-        official = _official_names(self)
+        official = official_names(self.arch, self.form)
         return step._replace(
             grads={official[name]: grad for name, grad in step.grads.items()},
             stats={official[name]: stat for name, stat in step.stats.items()},
@@ -241,18 +215,18 @@ class Model:
         return {
             # CuPy's arrays are never read-only, and their flags do not say so
             name: a if getattr((a := self.params[ours]).flags, "writeable", True) else a.copy()
-            for ours, name in _official_names(self).items()
+            for ours, name in official_names(self.arch, self.form).items()
         }
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Replace arrays by those in `state`, given under the official names."""
-        ours = {name: canonical for canonical, name in _official_names(self).items()}
+        ours = {name: canonical for canonical, name in official_names(self.arch, self.form).items()}
         for name, array in state.items():
             self.params[ours[name]] = array
 
 
 def build(
-    name: str | Architecture,
+    name: str | Network,
     *,
     seed: int = 0,
     num_classes: int = 1000,
@@ -283,7 +257,11 @@ def fuse(model: Model, *, dtype: Any = None) -> Model:
         If the model is fused already, or holds NaN, infinity or a negative variance.
     """
     require_branches(model, "fuse")
-    dtype = working_dtype(model.params["linear.weight"].dtype) if dtype is None else dtype
+    dtype = (
+        working_dtype(model.params[f"{model.arch.head.name}.weight"].dtype)
+        if dtype is None
+        else dtype
+    )
     params: dict[str, Array] = {}
     for spec in model.arch.blocks:
         params[f"{spec.name}.fused.weight"], params[f"{spec.name}.fused.bias"] = fuse_block(
@@ -317,7 +295,7 @@ def require_threads(threads: int | None) -> None:
         raise BackendError("there must be threads to compute with", got=threads, wanted=">= 1")
 
 
-def require_image_batch(arch: Architecture, x: Array) -> None:
+def require_image_batch(arch: Network, x: Array) -> None:
     """Raise `ShapeError` unless `x` is (N, in_channels, H, W)."""
     if x.ndim != 4 or x.shape[1] != arch.in_channels:
         raise ShapeError(
@@ -327,7 +305,7 @@ def require_image_batch(arch: Architecture, x: Array) -> None:
         )
 
 
-def _in_dtype_of(x: Array, params: Mapping[str, Array]) -> Mapping[str, Array]:
+def in_dtype(params: Mapping[str, Array], x: Array) -> Mapping[str, Array]:
     """Parameters in the arithmetic the input asks for; converted one at a time, when used."""
     return _Converted(params, x.dtype)
 
@@ -346,9 +324,3 @@ class _Converted(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._params)
-
-
-def _official_names(model: Model) -> dict[str, str]:
-    from repvgg_ref.files.dialects import official_dialect
-
-    return official_dialect(model.arch).names(param_shapes(model.arch, model.form))

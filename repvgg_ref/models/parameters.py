@@ -6,36 +6,31 @@ to the names other code bases use.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.repvgg import branch_names
-from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.models.architectures import Architecture, AuxHeadSpec
-
-Form = Literal["train", "deploy"]
-Shapes = dict[str, tuple[int, ...]]
-
-_BN_VECTORS = ("gamma", "beta", "running_mean", "running_var")
+from repvgg_ref.models.graph import Network, Node
+from repvgg_ref.models.layers import Block, Form, Shapes
 
 
-def param_shapes(arch: Architecture, form: Form) -> Shapes:
-    """Every array of `arch` in the given form: canonical name -> shape, in network order.
+def param_shapes(arch: Network, form: Form) -> Shapes:
+    """Every array of `arch` in the given form: canonical name -> shape.
 
-    The train form counts each batch norm's ``num_batches_tracked``, a 0-d int64 as in torch.
+    Blocks come first in network order, then auxiliary heads, then linear layers. The train form
+    counts each batch norm's ``num_batches_tracked``, a 0-d int64 as in torch.
     """
-    shapes: Shapes = {}
-    for block in arch.blocks:
-        shapes |= _train_shapes(block) if form == "train" else _fused_shapes(block)
-        shapes |= _se_shapes(block)
-    if form == "train":
-        for head in arch.aux_heads:
-            shapes |= _aux_shapes(head, arch.num_classes)
-    shapes["linear.weight"] = (arch.num_classes, arch.features)
-    shapes["linear.bias"] = (arch.num_classes,)
-    return shapes
+    nodes = arch.nodes if form == "train" else arch.evaluated
+    return {
+        f"{node.name}.{part}": shape
+        for node in sorted(nodes, key=_place)
+        for part, shape in node.op.shapes(form).items()
+    }
+
+
+def _place(node: Node) -> int:
+    return 1 if node.training_only else 0 if isinstance(node.op, Block) else 2
 
 
 def is_trainable(name: str) -> bool:
@@ -43,7 +38,7 @@ def is_trainable(name: str) -> bool:
     return not name.endswith((".running_mean", ".running_var", ".num_batches_tracked"))
 
 
-def initial_params(arch: Architecture, *, seed: int, dtype: Any = np.float32) -> dict[str, Array]:
+def initial_params(arch: Network, *, seed: int, dtype: Any = np.float32) -> dict[str, Array]:
     """Start values of the train form, distributed as the official code leaves them to torch.
 
     Kernels, linear weights and all biases of layers are uniform in +-1/sqrt(fan_in) (torch's
@@ -67,46 +62,3 @@ def _initial(name: str, shapes: Shapes, rng: np.random.Generator, dtype: Any) ->
     fan_in = np.prod(shapes[name.removesuffix("bias").removesuffix("weight") + "weight"][1:])
     bound = 1 / np.sqrt(fan_in)
     return rng.uniform(-bound, bound, shape).astype(dtype)
-
-
-def _train_shapes(block: BlockSpec) -> Shapes:
-    shapes: Shapes = {}
-    for branch in branch_names(block):
-        if branch != "branch_identity":
-            extent = 3 if branch == "branch_3x3" else 1
-            kernel = (block.out_channels, block.in_channels // block.groups, extent, extent)
-            shapes[f"{block.name}.{branch}.conv.weight"] = kernel
-        shapes |= _bn_shapes(f"{block.name}.{branch}.bn", block.out_channels)
-    return shapes
-
-
-def _fused_shapes(block: BlockSpec) -> Shapes:
-    kernel = (block.out_channels, block.in_channels // block.groups, 3, 3)
-    return {f"{block.name}.fused.weight": kernel, f"{block.name}.fused.bias": kernel[:1]}
-
-
-def _se_shapes(block: BlockSpec) -> Shapes:
-    if block.se == "none":
-        return {}
-    wide, narrow = block.out_channels, block.se_channels
-    return {
-        f"{block.name}.se.down.weight": (narrow, wide, 1, 1),
-        f"{block.name}.se.down.bias": (narrow,),
-        f"{block.name}.se.up.weight": (wide, narrow, 1, 1),
-        f"{block.name}.se.up.bias": (wide,),
-    }
-
-
-def _aux_shapes(head: AuxHeadSpec, num_classes: int) -> Shapes:
-    wide = head.channels
-    return {
-        f"{head.name}.conv.weight": (wide, wide, 3, 3),
-        **_bn_shapes(f"{head.name}.bn", wide),
-        f"{head.name}.linear.weight": (num_classes, wide),
-        f"{head.name}.linear.bias": (num_classes,),
-    }
-
-
-def _bn_shapes(prefix: str, channels: int) -> Shapes:
-    vectors = {f"{prefix}.{field}": (channels,) for field in _BN_VECTORS}
-    return vectors | {f"{prefix}.num_batches_tracked": ()}

@@ -23,15 +23,25 @@ from repvgg_ref.ops.batch_norm import BatchNormGrads, RunningStats
 from repvgg_ref.ops.conv2d import Conv2dGrads, IntOrPair
 from repvgg_ref.ops.linear import LinearGrads
 from repvgg_ref.ops.squeeze_excitation import SqueezeExcitationGrads
-from repvgg_ref.ops.table import REFERENCE, BranchArrays, BranchesForward, BranchGrads, Ops
+from repvgg_ref.ops.table import (
+    REFERENCE,
+    BlockPasses,
+    BranchArrays,
+    BranchesForward,
+    BranchGrads,
+    FastNetwork,
+    Ops,
+)
 
 __all__ = [
     "REFERENCE",
     "BatchNormGrads",
+    "BlockPasses",
     "BranchArrays",
     "BranchGrads",
     "BranchesForward",
     "Conv2dGrads",
+    "FastNetwork",
     "IntOrPair",
     "LinearGrads",
     "Ops",

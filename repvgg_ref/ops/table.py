@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -25,6 +26,7 @@ from repvgg_ref.ops.cross_entropy import (
 )
 from repvgg_ref.ops.global_avg_pool import global_avg_pool_backward, global_avg_pool_forward
 from repvgg_ref.ops.linear import LinearGrads, linear_backward, linear_forward
+from repvgg_ref.ops.max_pool import max_pool_backward, max_pool_forward
 from repvgg_ref.ops.relu import relu_backward, relu_forward
 from repvgg_ref.ops.squeeze_excitation import (
     SqueezeExcitationGrads,
@@ -64,7 +66,7 @@ class BranchGrads(NamedTuple):
 
 
 class BranchesForward(NamedTuple):
-    """What `Ops.fused_branches_forward` gives; `stats` has the names of the branches."""
+    """What a fused forward pass gives; `stats` by branch, or by norm in `BlockPasses`."""
 
     y: Array
     cache: Any
@@ -101,19 +103,32 @@ class _ConvBiasReluForward(Protocol):
     ) -> Array: ...
 
 
-class _BranchesForward(Protocol):
-    def __call__(
-        self,
-        x: Array,
-        branches: Mapping[str, BranchArrays],
-        /,
-        *,
-        stride: int,
-        dilation: int,
-        groups: int,
-        eps: Real,
-        relu: bool,
-    ) -> BranchesForward: ...
+class BlockPasses(Protocol):
+    """A table's own way through an expression that it recognised, in training mode.
+
+    Arrays and gradients go by the expression's part names; `relu` asks for a ReLU at the end.
+    """
+
+    def forward(
+        self, x: Array, params: Mapping[str, Array], *, eps: Real, relu: bool
+    ) -> BranchesForward:
+        """Output, cache, and the statistics that each norm saw."""
+
+    def backward(self, grad_y: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
+        """The gradients of x and of the arrays."""
+
+    def parameter_grads(self, grad_y: Array, cache: Any) -> dict[str, Array]:
+        """`backward` without x, for the first block of a network."""
+
+
+class FastNetwork(Protocol):
+    """A table's own way through a whole fused network; x is (N, C, H, W) where it computes."""
+
+    def forward(self, x: Array) -> Array:
+        """Logits (N, classes)."""
+
+    def layers(self, x: Array) -> dict[str, Array]:
+        """Every layer's output, NCHW, and the logits."""
 
 
 class _BatchNormTrainForward(Protocol):
@@ -148,6 +163,12 @@ class _SoftmaxCrossEntropyForward(Protocol):
     ) -> tuple[Array, Any]: ...
 
 
+class _MaxPoolForward(Protocol):
+    def __call__(
+        self, x: Array, /, *, kernel: int, stride: int, padding: int
+    ) -> tuple[Array, Any]: ...
+
+
 @dataclass(frozen=True)
 class Ops:
     """One backend's operators, under the names and signatures of the reference.
@@ -171,25 +192,22 @@ class Ops:
     squeeze_excitation_backward: Callable[[Array, Any], SqueezeExcitationGrads]
     global_avg_pool_forward: Callable[[Array], tuple[Array, Any]]
     global_avg_pool_backward: Callable[[Array, Any], Array]
+    max_pool_forward: _MaxPoolForward
+    max_pool_backward: Callable[[Array, Any], Array]
     linear_forward: Callable[[Array, Array, Array], tuple[Array, Any]]
     linear_backward: Callable[[Array, Any], LinearGrads]
     softmax_cross_entropy_forward: _SoftmaxCrossEntropyForward
     softmax_cross_entropy_backward: Callable[[Any], Array]
     fused_conv_bias_relu: _ConvBiasReluForward | None = None
-    # A whole three-branch block in training mode, `relu` included where no SE comes before it:
-    # y = [ReLU](sum of branches); backward gives grad_x and each branch's gradients. None: the
-    # block is composed from the primitives above. Both or neither. `..._parameter_grads` is the
-    # backward without grad_x, for the first block of a network; None: grad_x is thrown away.
-    fused_branches_forward: _BranchesForward | None = None
-    fused_branches_backward: (
-        Callable[[Array, Any], tuple[Array, Mapping[str, BranchGrads]]] | None
-    ) = None
-    fused_branches_parameter_grads: Callable[[Array, Any], Mapping[str, BranchGrads]] | None = None
+    # A block's expression -> passes of this table's own, or None: it is then composed from the
+    # primitives above. What a table does not know as a whole it declines.
+    recognise_block: Callable[[Any], BlockPasses | None] = lambda linear: None
     from_host: Callable[[Array], Array] = np.asarray  # a NumPy array as one of this backend's
     on_device: bool = False  # arrays live in a device's memory, and must be brought there
-    # (blocks, deploy arrays) -> an object with `forward(x)` and `layers(x)`: the whole fused
-    # network, buffers kept. None: it is walked block by block.
-    fused_chain: Callable[[Any, Mapping[str, Array]], Any] | None = None
+    # (network, deploy arrays, dtype, ...) -> this table's way through the whole fused network,
+    # buffers kept; None for one that it does not know: it is walked node by node.
+    recognise_network: Callable[..., FastNetwork | None] = lambda *network, **how: None
+    on_threads: Callable[[int | None], AbstractContextManager[None]] = lambda n: nullcontext()
 
     def enter(self, x: Array) -> Array:
         """NCHW, as models are given images, to this table's layout."""
@@ -247,6 +265,8 @@ REFERENCE = Ops(
     squeeze_excitation_backward=squeeze_excitation_backward,
     global_avg_pool_forward=global_avg_pool_forward,
     global_avg_pool_backward=global_avg_pool_backward,
+    max_pool_forward=max_pool_forward,
+    max_pool_backward=max_pool_backward,
     linear_forward=linear_forward,
     linear_backward=linear_backward,
     softmax_cross_entropy_forward=softmax_cross_entropy_forward,

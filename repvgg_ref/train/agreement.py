@@ -16,12 +16,14 @@ the probable size of a rounded sum's error (Higham and Mary, SIAM J. Sci. Comput
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.repvgg import activate, block_branches
+from repvgg_ref.blocks.block import activate
+from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
+from repvgg_ref.blocks.run import evaluate, magnitudes
 from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError, worst
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import ShapeError
@@ -68,7 +70,7 @@ def check_agreement(
     for spec in trained.arch.blocks:
         both = _evaluate(spec, wide, fused, z, ops, trained.eps)
         checks.append(_check(spec, fused, both))
-        moved = _branches(spec, wide, shaken, ops, trained.eps)
+        moved = evaluate(expression(spec), part_of(spec, wide), shaken, ops=ops, eps=trained.eps)
         count = fused.params[f"{spec.name}.fused.weight"][0].size + 16
         slack = math.sqrt(count) * roundoff * (both.written + both.terms)
         moved = moved + slack * rng.choice((-1.0, 1.0), slack.shape)
@@ -100,32 +102,12 @@ def _evaluate(
 ) -> _Both:
     weight = fused.params[f"{spec.name}.fused.weight"].astype(np.float64)
     bias = fused.params[f"{spec.name}.fused.bias"].astype(np.float64)
-    got = _conv(spec, z, weight, ops) + _on_channels(bias, ops)
-    written = _conv(spec, np.abs(z), np.abs(weight), ops) + np.abs(_on_channels(bias, ops))
-    terms = _branches(spec, params, np.abs(z), ops, eps, magnitudes=True) + written
-    return _Both(_branches(spec, params, z, ops, eps), got, terms, written)
-
-
-def _branches(
-    spec: BlockSpec,
-    params: dict[str, Array],
-    z: Array,
-    ops: Ops,
-    eps: float,
-    *,
-    magnitudes: bool = False,
-) -> Array:
-    """The sum of the branches in evaluation mode, or of the magnitudes of its terms."""
-    total: Any = 0
-    size = np.abs if magnitudes else (lambda value: value)
-    for branch in block_branches(spec, params).values():
-        y = z if branch.weight is None else _conv(spec, z, size(branch.weight), ops)
-        scale = branch.gamma / np.sqrt(branch.running_var + eps)
-        mean = -size(branch.running_mean) if magnitudes else branch.running_mean
-        total = total + (y - _on_channels(mean, ops)) * _on_channels(size(scale), ops)
-        total = total + _on_channels(size(branch.beta), ops)
-    whole: Array = total
-    return whole
+    settings = fused_conv(spec).settings
+    got, _ = ops.conv2d_forward(z, weight, bias, **settings)
+    written, _ = ops.conv2d_forward(np.abs(z), np.abs(weight), np.abs(bias), **settings)
+    parts = part_of(spec, params)
+    terms = evaluate(expression(spec), magnitudes(parts), np.abs(z), ops=ops, eps=eps) + written
+    return _Both(evaluate(expression(spec), parts, z, ops=ops, eps=eps), got, terms, written)
 
 
 def _check(spec: BlockSpec, fused: Model, both: _Both) -> BlockCheck:
@@ -139,23 +121,6 @@ def _check(spec: BlockSpec, fused: Model, both: _Both) -> BlockCheck:
         raise ShapeError(f"{spec.name}: no image to compare the two forms on")
     at = np.unravel_index(np.argmax(error / bound), error.shape)  # argmax returns a NaN if any
     return BlockCheck(spec.name, float(error[at]), float(bound[at]))
-
-
-def _conv(spec: BlockSpec, z: Array, weight: Array, ops: Ops) -> Array:
-    y, _ = ops.conv2d_forward(
-        z,
-        weight,
-        None,
-        stride=spec.stride,
-        padding=weight.shape[-1] // 2 * spec.dilation,
-        dilation=spec.dilation,
-        groups=spec.groups,
-    )
-    return y
-
-
-def _on_channels(vector: Array, ops: Ops) -> Array:
-    return vector if ops.layout == "NHWC" else vector[:, None, None]
 
 
 def _logits(params: dict[str, Array], z: Array, ops: Ops) -> Array:

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from repvgg_ref.arrays import Array, array_module
-from repvgg_ref.models.architectures import Architecture
-
-_K3, _K1 = "branch_3x3.conv.weight", "branch_1x1.conv.weight"
+from repvgg_ref.blocks.catalogue import expression
+from repvgg_ref.blocks.recognise import three_branches
+from repvgg_ref.models.graph import Network
 
 
 class CustomL2(NamedTuple):
@@ -26,27 +26,27 @@ class CustomL2(NamedTuple):
 
 
 def custom_l2(
-    arch: Architecture, params: Mapping[str, Array], *, eps: float, weight_decay: float
+    arch: Network, params: Mapping[str, Array], *, eps: float, weight_decay: float
 ) -> CustomL2:
     """Penalty and gradients at `params` (canonical names, running variances included)."""
     loss: Any = 0
     grads: dict[str, Array] = {}
     for spec in arch.blocks:
-        if not spec.has_1x1:
+        found = three_branches(expression(spec))
+        if found is None or found.point is None:
             continue
-        k3, k1 = params[f"{spec.name}.{_K3}"], params[f"{spec.name}.{_K1}"]
-        t3, t1 = (
-            _scale(params, f"{spec.name}.{branch}.bn", eps)
-            for branch in ("branch_3x3", "branch_1x1")
-        )
+        dense, thin = found.dense, found.point
+        k3, k1 = (params[f"{spec.name}.{b.conv}.weight"] for b in (dense, thin))
+        t3, t1 = (_scale(params, f"{spec.name}.{b.norm}", eps) for b in (dense, thin))
         centre, point = k3[:, :, 1, 1], k1[:, :, 0, 0]  # (O, C/G) each
         norm = t3 * t3 + t1 * t1
         equivalent = centre * t3 + point * t1
         loss = loss + (k3 * k3).sum() - (centre * centre).sum() + (equivalent**2 / norm).sum()
         grad_k3 = weight_decay * k3
         grad_k3[:, :, 1, 1] = weight_decay * equivalent * t3 / norm
-        grads[f"{spec.name}.{_K3}"] = grad_k3
-        grads[f"{spec.name}.{_K1}"] = (weight_decay * equivalent * t1 / norm)[:, :, None, None]
+        grads[f"{spec.name}.{dense.conv}.weight"] = grad_k3
+        grad_k1 = weight_decay * equivalent * t1 / norm
+        grads[f"{spec.name}.{thin.conv}.weight"] = grad_k1[:, :, None, None]
     return CustomL2(weight_decay / 2 * loss, grads)
 
 

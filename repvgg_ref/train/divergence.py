@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from repvgg_ref.arrays import Array, array_module, to_numpy
-from repvgg_ref.blocks.repvgg import train_block_forward
 from repvgg_ref.errors import ReportedError
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network, walk
+from repvgg_ref.models.layers import Pass
 from repvgg_ref.ops import Ops
 from repvgg_ref.train.comm import Comm
 
@@ -20,7 +20,7 @@ class DivergenceError(ReportedError):
 
 @np.errstate(over="ignore", invalid="ignore")  # these are what it looks for
 def first_bad_layer(
-    arch: Architecture,
+    arch: Network,
     params: Mapping[str, Array],
     x: Array,
     *,
@@ -33,15 +33,11 @@ def first_bad_layer(
     Batch norm takes the batch's statistics, as in the step that failed. A layer is named as in
     every report; "the input" if that is not finite itself.
     """
-    names = ["the input", *arch.layer_names]
-    bad = [not _finite(x)]
-    x = ops.enter(x)
-    for spec in arch.blocks:
-        x, _ = train_block_forward(spec, params, x, ops=ops, eps=eps, training=True)
-        bad.append(not _finite(x))
-    pooled, _ = ops.global_avg_pool_forward(x)
-    logits, _ = ops.linear_forward(pooled, params["linear.weight"], params["linear.bias"])
-    bad.append(not _finite(logits))
+    run = Pass(params, ops, eps, training=True)
+    names, bad = ["the input"], [not _finite(x)]
+    for visit in walk(arch.evaluated, x, lambda node: run):
+        names.append(visit.node.name)
+        bad.append(not _finite(visit.y))
     xp = array_module(x)
     anywhere = to_numpy(comm.sum(xp.asarray(bad, dtype=params["linear.weight"].dtype)))
     return next((name for name, count in zip(names, anywhere, strict=True) if count), None)

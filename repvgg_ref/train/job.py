@@ -94,7 +94,7 @@ def prepare(
         scales_loss=settings.math == "fp16",
     )
     plan = make_plan(
-        replace(start.arch, name=recipe.model),
+        start.arch.called(recipe.model),
         recipe,
         parameters=updater.trainable.size,
         images=data.images,

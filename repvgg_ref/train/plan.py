@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from repvgg_ref.arrays import Array, array_module
-from repvgg_ref.blocks.repvgg import branch_names
+from repvgg_ref.blocks.catalogue import norms
 from repvgg_ref.errors import ReportedError
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.train.events import Plan
 from repvgg_ref.train.recipe import Recipe
 from repvgg_ref.train.schedule import learning_rate
@@ -21,7 +21,7 @@ class UnfitError(ReportedError):
     """A training that does not fit: into memory, or onto its data."""
 
 
-def activation_bytes(arch: Architecture, *, images: int, size: int, itemsize: int) -> int:
+def activation_bytes(arch: Network, *, images: int, size: int, itemsize: int) -> int:
     """What a step keeps of its forward pass for the backward pass, in bytes.
 
     Each block keeps its input for the convolutions, a normalised image for every branch, and its
@@ -33,14 +33,14 @@ def activation_bytes(arch: Architecture, *, images: int, size: int, itemsize: in
         entry = block.in_channels * extent * extent
         extent = (extent - 1) // block.stride + 1
         exit_ = block.out_channels * extent * extent
-        block_kept = entry + (len(branch_names(block)) + 1 + (block.se != "none")) * exit_
+        block_kept = entry + (len(norms(block)) + 1 + (block.se != "none")) * exit_
         kept += block_kept
-        largest = max(largest, entry + (len(branch_names(block)) + 2) * exit_)
+        largest = max(largest, entry + (len(norms(block)) + 2) * exit_)
     return images * (kept + largest) * itemsize
 
 
 def memory_bytes(
-    arch: Architecture, parameters: int, recipe: Recipe, *, images: int, itemsize: int
+    arch: Network, parameters: int, recipe: Recipe, *, images: int, itemsize: int
 ) -> int:
     """Estimate of a rank's largest need: vectors of the state and of a step, and activations.
 
@@ -89,7 +89,7 @@ def require_fit(plan: Plan, available: int | None, recipe: Recipe, *, sharing: i
 
 
 def make_plan(
-    arch: Architecture,
+    arch: Network,
     recipe: Recipe,
     *,
     parameters: int,

@@ -17,7 +17,7 @@ import numpy as np
 from repvgg_ref.arrays import Array, array_module, to_numpy
 from repvgg_ref.data.loader import Batch
 from repvgg_ref.data.source import Standardise
-from repvgg_ref.files.dialects import official_dialect
+from repvgg_ref.models.names import official_dialect
 from repvgg_ref.models.network import DEFAULT_MOMENTUM, Model
 from repvgg_ref.models.parameters import is_trainable, param_shapes
 from repvgg_ref.models.step import training_step

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.fusion import FusedConv, as_convolutions, fuse_branches
-from repvgg_ref.blocks.repvgg import block_branches, train_block_forward
+from repvgg_ref.blocks.block import train_block_forward
+from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
+from repvgg_ref.blocks.fusion import FusedConv, fuse_exactly
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.parameters import param_shapes
@@ -24,6 +25,15 @@ from tests.ops.exact import frozen, rationals
 
 EPS: Any = Fraction(1, 100)
 WITHOUT_RELU = replace(REFERENCE, relu_forward=lambda x: (x, None))
+
+
+# What is there besides the 3x3 branch: 1x1, identity.
+KIND = {
+    (True, True): "repvgg",
+    (True, False): "1x1-only",
+    (False, True): "identity-only",
+    (False, False): "plain",
+}
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,7 @@ class Case:
             stride=self.stride,
             groups=self.groups,
             dilation=self.dilation,
-            has_1x1=self.has_1x1,
-            has_identity=self.has_identity,
+            kind=KIND[self.has_1x1, self.has_identity],
         )
 
     @property
@@ -76,12 +85,7 @@ def block_shapes(spec: BlockSpec) -> dict[str, tuple[int, ...]]:
 
 def geometry(spec: BlockSpec) -> dict[str, Any]:
     """How the fused convolution runs."""
-    return {
-        "stride": spec.stride,
-        "padding": spec.dilation,
-        "dilation": spec.dilation,
-        "groups": spec.groups,
-    }
+    return fused_conv(spec).settings
 
 
 def branch_sum(spec: BlockSpec, params: Mapping[str, Array], x: Array, eps: Any) -> Array:
@@ -91,9 +95,12 @@ def branch_sum(spec: BlockSpec, params: Mapping[str, Array], x: Array, eps: Any)
 
 def fused_output(spec: BlockSpec, params: Mapping[str, Array], x: Array, eps: Any) -> Array:
     """The one convolution, its kernel summed in the arithmetic of the arrays given."""
-    return convolve(
-        spec, fuse_branches(as_convolutions(spec, block_branches(spec, params)), eps), x
-    )
+    return convolve(spec, fused_exactly(spec, params, eps), x)
+
+
+def fused_exactly(spec: BlockSpec, params: Mapping[str, Array], eps: Any) -> FusedConv:
+    """The block's kernel and bias in the arithmetic of the arrays given."""
+    return fuse_exactly(expression(spec), part_of(spec, params), eps)
 
 
 def convolve(spec: BlockSpec, fused: FusedConv, x: Array) -> Array:

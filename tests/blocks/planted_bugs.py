@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.branches import Branch
 from repvgg_ref.blocks.fusion import FusedConv
-from repvgg_ref.blocks.repvgg import Branch
 from repvgg_ref.blocks.spec import BlockSpec
 
 EPS = 1e-5
@@ -36,10 +36,10 @@ def fuse_with(branches: Branches, rules: _Rules | None = None) -> FusedConv:
     """Fuse in float64 by `rules`; the paper's where none are given."""
     rules = rules or _Rules()
     dense = branches["branch_3x3"].weight
-    assert dense is not None
     weight, bias = np.zeros(dense.shape), np.zeros(len(dense))
     for branch in branches.values():
-        assert branch.weight is not None
+        assert branch.beta is not None
+        assert branch.running_mean is not None
         t = rules.scale(branch)
         kernel = branch.weight * t[:, None, None, None]
         if kernel.shape[2] == 3:

@@ -141,7 +141,7 @@ def test_a_speck_beyond_float64_decides_a_tie(dust: float, gamma: float) -> None
     Fusing in float64 and rounding gets half of these wrong.
     """
     rng = np.random.default_rng(3)
-    spec = replace(BLOCK, has_identity=False)
+    spec = replace(BLOCK, kind="1x1-only")
     params = {n: p for n, p in _with_unit_variance(3).items() if "identity" not in n}
     for branch, value in (("branch_3x3", gamma), ("branch_1x1", dust)):
         kernel = params[f"stage0.{branch}.conv.weight"]

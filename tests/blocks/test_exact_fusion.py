@@ -11,13 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repvgg_ref.blocks.fusion import as_convolutions, fuse_branches, identity_kernel
-from repvgg_ref.blocks.repvgg import block_branches
+from repvgg_ref.blocks.branches import identity_kernel
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.ops import REFERENCE
-from tests.blocks.exact_blocks import EPS, Case, block_shapes, branch_sum, exact_array, fused_output
+from tests.blocks.exact_blocks import (
+    EPS,
+    Case,
+    block_shapes,
+    branch_sum,
+    exact_array,
+    fused_exactly,
+    fused_output,
+)
 from tests.ops.exact import assert_exact, rationals
 
 # An identity branch needs stride 1; everything else combines freely.
@@ -66,12 +73,12 @@ def test_grouped_fusion_is_the_blockwise_one() -> None:
     """Groups are independent blocks side by side."""
     case = Case(1, 2, 1, has_1x1=True, has_identity=True, width=3)
     params, _ = case.exact()
-    whole = fuse_branches(as_convolutions(case.spec, block_branches(case.spec, params)), EPS)
+    whole = fused_exactly(case.spec, params, EPS)
     half = replace(case, groups=1)
     for group in range(2):
         rows = slice(3 * group, 3 * group + 3)
         part = {n: p[rows] if p.ndim else p for n, p in params.items()}
-        fused = fuse_branches(as_convolutions(half.spec, block_branches(half.spec, part)), EPS)
+        fused = fused_exactly(half.spec, part, EPS)
         assert_exact(whole.weight[rows], fused.weight)
         assert_exact(whole.bias[rows], fused.bias)
 
@@ -88,10 +95,8 @@ def test_a_whole_network_in_rationals_gives_equal_logits() -> None:
     train = Model(arch, "train", params, eps=EPS)
     fused = {}
     for spec in arch.blocks:
-        branches = as_convolutions(spec, block_branches(spec, params))
-        fused[f"{spec.name}.fused.weight"], fused[f"{spec.name}.fused.bias"] = fuse_branches(
-            branches, EPS
-        )
+        kernel = fused_exactly(spec, params, EPS)
+        fused[f"{spec.name}.fused.weight"], fused[f"{spec.name}.fused.bias"] = kernel
     deploy = Model(
         arch, "deploy", fused | {n: params[n] for n in ("linear.weight", "linear.bias")}, eps=EPS
     )
@@ -112,6 +117,6 @@ def test_eps_sits_inside_the_root() -> None:
     }
     params["stage0.branch_3x3.bn.gamma"][:] = Fraction(3)
     params["stage0.branch_3x3.bn.running_var"][:] = Fraction(6, 25)
-    fused = fuse_branches(as_convolutions(case.spec, block_branches(case.spec, params)), EPS)
+    fused = fused_exactly(case.spec, params, EPS)
     assert set(fused.weight.flat) == {Fraction(6)}
     assert set(fused.bias.flat) == {Fraction(1 - 6)}

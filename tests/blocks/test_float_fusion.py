@@ -29,11 +29,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.fusion import as_convolutions, bn_scale, fuse_block
-from repvgg_ref.blocks.repvgg import block_branches
+from repvgg_ref.blocks.branches import branches_of
+from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.ops import REFERENCE
-from tests.blocks.exact_blocks import Case, block_shapes, branch_sum, convolve, geometry
+from tests.blocks.exact_blocks import KIND, Case, block_shapes, branch_sum, convolve, geometry
 from tests.random_networks import random_block
 
 EPS = 1e-5
@@ -74,7 +74,7 @@ def test_branch_sum_and_fused_output_agree_within_the_bound(
 
 
 def _with_identity(spec: BlockSpec) -> BlockSpec:
-    return replace(spec, out_channels=spec.in_channels, has_identity=True)
+    return replace(spec, out_channels=spec.in_channels, kind=KIND["1x1" in spec.kind, True])
 
 
 def _bound(spec: BlockSpec, params: Mapping[str, Array], x: Array, kind: Any) -> Array:
@@ -82,11 +82,11 @@ def _bound(spec: BlockSpec, params: Mapping[str, Array], x: Array, kind: Any) ->
     x = np.abs(x.astype(np.float64))
     taps: Any = 0
     terms: Any = 0
-    branches = as_convolutions(spec, block_branches(spec, params))
-    for branch in branches.values():
-        wide = branch._replace(**{f: getattr(branch, f).astype(np.float64) for f in branch._fields})
-        assert wide.weight is not None
-        t = np.abs(bn_scale(wide, EPS))[:, None, None]
+    branches = branches_of(spec, {n: np.asarray(a, np.float64) for n, a in params.items()})
+    for wide in branches.values():
+        assert wide.running_mean is not None
+        assert wide.beta is not None
+        t = np.abs(wide.scale(EPS))[:, None, None]
         seen = _conv(spec, x, np.abs(wide.weight))
         terms = terms + (seen + np.abs(wide.running_mean)[:, None, None]) * t
         terms = terms + np.abs(wide.beta)[:, None, None]

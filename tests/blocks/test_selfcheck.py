@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.fusion import FusedConv, as_convolutions, fuse_block
-from repvgg_ref.blocks.repvgg import Branch, block_branches
+from repvgg_ref.blocks.branches import Branch, branches_of
+from repvgg_ref.blocks.fusion import FusedConv, fuse_block
 from repvgg_ref.blocks.selfcheck import BlockCheck, check_block, worst
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError
@@ -19,22 +19,19 @@ from tests.random_networks import random_block
 
 BLOCKS = (
     BlockSpec("stem", 3, 8, stride=2),
-    BlockSpec("plain", 16, 16, stride=1, has_identity=True),
-    BlockSpec("grouped", 32, 32, stride=1, groups=4, has_identity=True),
+    BlockSpec("plain", 16, 16, stride=1),
+    BlockSpec("grouped", 32, 32, stride=1, groups=4),
     BlockSpec("down", 16, 24, stride=2, groups=2),
     BlockSpec("no identity though it could", 12, 12, stride=2),
     BlockSpec("wide", 512, 64, stride=1),
-    BlockSpec("3x3 only", 6, 6, stride=1, has_1x1=False),
+    BlockSpec("3x3 only", 6, 6, stride=1, kind="plain"),
 )
 
 
 def _case(spec: BlockSpec, seed: int) -> tuple[dict[str, Array], dict[str, Branch]]:
     params = random_block(block_shapes(spec), seed)
-    branches = {
-        name: Branch(*(np.asarray(field, np.float64) for field in branch))
-        for name, branch in as_convolutions(spec, block_branches(spec, params)).items()
-    }
-    return params, branches
+    wide = {name: np.asarray(array, np.float64) for name, array in params.items()}
+    return params, branches_of(spec, wide)
 
 
 def _as_float32(fused: FusedConv) -> FusedConv:
@@ -93,8 +90,7 @@ def _random_spec(rng: np.random.Generator) -> BlockSpec:
         out,
         stride,
         groups=groups,
-        has_1x1=rng.random() < 0.9,
-        has_identity=stride == 1 and out == entry,
+        kind="repvgg" if rng.random() < 0.9 else "identity-only",
     )
 
 

@@ -9,22 +9,22 @@ import pytest
 from numpy.typing import DTypeLike
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.fusion import FusedConv, as_convolutions, fuse_block, fuse_branches
-from repvgg_ref.blocks.repvgg import block_branches
+from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.blocks.unfuse import branches_from_fused, what_is_lost
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.architectures import Architecture, architecture
 from repvgg_ref.models.cost import cost
 from repvgg_ref.models.parameters import initial_params, param_shapes
+from tests.blocks.exact_blocks import fused_exactly
 from tests.ops.exact import assert_exact, rationals
 
 SPECS = [
     BlockSpec("stage0", 3, 4, stride=2),
     BlockSpec("stage1.0", 4, 4, stride=2),
-    BlockSpec("stage1.1", 4, 4, stride=1, has_identity=True),
-    BlockSpec("stage1.1", 4, 4, stride=1, groups=2, has_identity=True),
-    BlockSpec("stage1.1", 4, 6, stride=1, has_1x1=False),
+    BlockSpec("stage1.1", 4, 4, stride=1),
+    BlockSpec("stage1.1", 4, 4, stride=1, groups=2),
+    BlockSpec("stage1.1", 4, 6, stride=1, kind="plain"),
 ]
 
 
@@ -34,10 +34,6 @@ def kernel_shape(spec: BlockSpec) -> tuple[int, ...]:
 
 def only(spec: BlockSpec) -> Architecture:
     return Architecture("custom", (spec,), num_classes=2)
-
-
-def fused_exactly(spec: BlockSpec, params: dict[str, Array], eps: Fraction) -> FusedConv:
-    return fuse_branches(as_convolutions(spec, block_branches(spec, params)), eps)
 
 
 def random_exact_block(spec: BlockSpec, eps: Fraction, seed: int) -> dict[str, Array]:
@@ -123,7 +119,7 @@ def derivative_of_fusion(spec: BlockSpec, step: float = 1e-5) -> Array:
     }
 
     def fused() -> Array:
-        weight, bias = fuse_branches(as_convolutions(spec, block_branches(spec, params)), 1e-5)
+        weight, bias = fused_exactly(spec, params, 1e-5)
         return np.concatenate([weight.ravel(), bias])
 
     columns = []
@@ -144,7 +140,7 @@ def test_told_numbers_are_the_deploy_parameters(name: str) -> None:
     head = (arch.features + 1) * arch.num_classes
     counts, whole = what_is_lost(arch.blocks), cost(arch)
     running = sum(2 * 2 * b.out_channels for b in arch.blocks) + sum(
-        2 * b.out_channels for b in arch.blocks if b.has_identity
+        2 * b.out_channels for b in arch.blocks if b.can_add_input
     )
     assert sum(block.told for block in counts) + head == whole.params_deploy
     everything = sum(block.told + block.free for block in counts) + head

@@ -13,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import expression
+from repvgg_ref.blocks.recognise import BranchPasses
+from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu import NUMPY
 from repvgg_ref.cpu.training import passes
 from repvgg_ref.cpu.training.branches import (
@@ -218,9 +221,10 @@ def test_gradients_by_finite_differences(case: Case) -> None:
 
 
 def test_the_table_offers_it() -> None:
-    assert NUMPY.fused_branches_forward is branches_forward
-    assert NUMPY.fused_branches_backward is branches_backward
-    assert NUMPY.fused_branches_parameter_grads is branches_parameter_grads
+    passes = NUMPY.recognise_block(expression(BlockSpec("block", 4, 4, 1)))
+    assert isinstance(passes, BranchPasses)
+    ours = branches_forward, branches_backward, branches_parameter_grads
+    assert (passes.forward_pass, passes.backward_pass, passes.parameter_pass) == ours
 
 
 def test_wrong_shapes_are_refused() -> None:

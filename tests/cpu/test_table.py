@@ -124,7 +124,7 @@ def test_a_wrong_shape_is_refused_as_by_the_reference() -> None:
 def tiny(**changes: Any) -> Architecture:
     blocks = (
         BlockSpec("stage0", 3, 8, 2),
-        BlockSpec("stage1.0", 8, 8, 1, groups=2, has_identity=True),
+        BlockSpec("stage1.0", 8, 8, 1, groups=2),
         BlockSpec("stage1.1", 8, 12, 2, se="before_relu", se_channels=3),
         BlockSpec("stage2.0", 12, 12, 1, dilation=2, se="after_relu", se_channels=3),
     )

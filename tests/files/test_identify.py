@@ -10,18 +10,12 @@ import pytest
 
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError
-from repvgg_ref.files.dialects import (
-    MEGENGINE,
-    MMPRETRAIN,
-    OFFICIAL,
-    PLUS,
-    TIMM,
-    Dialect,
-    recognise,
-)
+from repvgg_ref.files.dialects import MEGENGINE, MMPRETRAIN, TIMM, recognise
 from repvgg_ref.files.identify import closest_official, form_of, identify
 from repvgg_ref.models.architectures import NAMES, Architecture, architecture, plain_architecture
-from repvgg_ref.models.parameters import Form, param_shapes
+from repvgg_ref.models.layers import Form
+from repvgg_ref.models.names import OFFICIAL, PLUS, Dialect
+from repvgg_ref.models.parameters import param_shapes
 
 FORMS = get_args(Form)
 
@@ -52,7 +46,7 @@ def test_official_shapes_differ_pairwise(form: Form) -> None:
 def test_equal_widths_at_stride_two_have_no_identity(name: str) -> None:
     first = identify(param_shapes(architecture(name), "deploy"), "deploy").block("stage1.0")
     assert first.in_channels == first.out_channels
-    assert (first.stride, first.has_identity) == (2, False)
+    assert (first.stride, first.can_add_input) == (2, False)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -100,8 +94,8 @@ def test_an_official_name_may_be_asked_for_with_other_classes(form: Form) -> Non
 def _without(branch: str, arch: Architecture) -> Architecture:
     def strip(block: BlockSpec) -> BlockSpec:
         if branch == "1x1":
-            return replace(block, has_1x1=False)
-        return replace(block, has_identity=False)
+            return replace(block, kind="identity-only")
+        return replace(block, kind="1x1-only")
 
     return replace(arch, name="custom", blocks=tuple(map(strip, arch.blocks)))
 

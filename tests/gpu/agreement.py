@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array, to_numpy
-from repvgg_ref.files.dialects import official_dialect
+from repvgg_ref.models.names import official_dialect
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.models.step import training_step

@@ -30,9 +30,7 @@ def _dilated() -> Architecture:
     """The segmentation backbone's last stage: stride 1 and dilation 2."""
     body = plain_architecture(depths=[2, 2], channels=[4, 6, 6], num_classes=3, in_channels=2)
     blocks = [
-        replace(block, stride=1, dilation=2, has_identity=True)
-        if block.name.startswith("stage2.")
-        else block
+        replace(block, stride=1, dilation=2) if block.name.startswith("stage2.") else block
         for block in body.blocks
     ]
     return replace(body, blocks=tuple(blocks))

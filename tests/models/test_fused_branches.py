@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.recognise import three_branch_passes
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.step import StepResult, training_step
@@ -57,7 +58,11 @@ def backward(grad: Array, cache: Any) -> tuple[Array, dict[str, BranchGrads]]:
     return grad_x, grads
 
 
-FUSED = replace(REFERENCE, fused_branches_forward=forward, fused_branches_backward=backward)
+def parameter_grads(grad: Array, cache: Any) -> dict[str, BranchGrads]:
+    return backward(grad, cache)[1]
+
+
+FUSED = replace(REFERENCE, recognise_block=three_branch_passes(forward, backward, parameter_grads))
 
 
 def step(model: Model, ops: Ops, x: Array, labels: Array) -> StepResult:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.repvgg import train_block_backward, train_block_forward
+from repvgg_ref.blocks.block import train_block_backward, train_block_forward
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError, ReportedError, ShapeError
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.architectures import AUX_WEIGHT, Architecture
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.models.parameters import is_trainable
-from repvgg_ref.models.step import AUX_WEIGHT, StepResult
+from repvgg_ref.models.step import StepResult
 from repvgg_ref.ops import REFERENCE
 from tests.gradcheck import assert_gradients
 from tests.models.small import SMALL, batch, distinct_model
@@ -62,12 +62,12 @@ def test_every_gradient_by_finite_differences(arch: Architecture, label_smoothin
     "spec",
     [
         BlockSpec("block", 3, 5, 2),
-        BlockSpec("block", 4, 4, 1, groups=2, has_identity=True),
-        BlockSpec("block", 4, 4, 1, dilation=2, has_identity=True),
-        BlockSpec("block", 4, 4, 1, se="before_relu", se_channels=2, has_identity=True),
+        BlockSpec("block", 4, 4, 1, groups=2),
+        BlockSpec("block", 4, 4, 1, dilation=2),
+        BlockSpec("block", 4, 4, 1, se="before_relu", se_channels=2),
         BlockSpec("block", 4, 8, 2, groups=4, se="after_relu", se_channels=2),
-        BlockSpec("block", 4, 4, 1, has_1x1=False, has_identity=True),
-        BlockSpec("block", 4, 4, 1, has_1x1=False),
+        BlockSpec("block", 4, 4, 1, kind="identity-only"),
+        BlockSpec("block", 4, 4, 1, kind="plain"),
     ],
     ids=["stride", "grouped", "dilated", "se before", "se after", "no 1x1", "3x3 only"],
 )
@@ -81,7 +81,7 @@ def test_block_gradients_by_finite_differences(spec: BlockSpec, training: bool) 
         return train_block_forward(spec, params, x, ops=REFERENCE, eps=model.eps, training=training)
 
     def backward(grad_y: Array, cache: Any) -> tuple[Array, ...]:
-        grads = train_block_backward(spec, grad_y, cache, ops=REFERENCE, training=training)
+        grads = train_block_backward(spec, grad_y, cache)
         return grads.x, *(grads.params[name.removeprefix("block.")] for name in names)
 
     assert_gradients(forward, backward, x, *(model.params[name] for name in names), seed=3)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.repvgg import Branch
+from repvgg_ref.blocks.block import Branch
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.oracle.programs.program import BlockProgram, correct_program
 from tests.oracle.bounds_arithmetic import ARITHMETICS, FLOAT32, Candidate

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.repvgg import Branch
+from repvgg_ref.blocks.block import Branch
 from repvgg_ref.oracle.programs.program import BlockProgram, SqueezeExcitationParams, fused_kernel
 
 Rounding = Callable[[Any], Array]

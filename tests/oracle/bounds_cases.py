@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.repvgg import Branch, branch_names
+from repvgg_ref.blocks.block import Branch, branch_names
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.oracle.programs.program import BlockProgram, correct_program
 

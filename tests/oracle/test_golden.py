@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repvgg_ref.blocks.repvgg import train_block_forward
+from repvgg_ref.blocks.block import train_block_forward
 from repvgg_ref.errors import MissingExtraError, NotFusibleError, ReportedError
 from repvgg_ref.models.network import build, fuse
 from repvgg_ref.ops import REFERENCE

@@ -11,8 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.block import Branch, block_branches
 from repvgg_ref.blocks.fusion import bn_scale, fuse_block
-from repvgg_ref.blocks.repvgg import Branch, block_branches
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.network import Model
 

@@ -105,7 +105,7 @@ def _official(spec: BlockSpec, params: dict[str, Array]) -> FusedConv:
     kernel, bias = fold("branch_3x3", tensors["branch_3x3.conv.weight"])
     point, point_bias = fold("branch_1x1", tensors["branch_1x1.conv.weight"])
     kernel, bias = kernel + torch.nn.functional.pad(point, [1, 1, 1, 1]), bias + point_bias
-    if spec.has_identity:
+    if spec.can_add_input:
         identity = torch.zeros_like(kernel)
         for i in range(spec.out_channels):
             identity[i, i % kernel.shape[1], 1, 1] = 1

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from repvgg_ref.files.dialects import official_dialect
 from repvgg_ref.models.architectures import NAMES, architecture
-from repvgg_ref.models.parameters import Form, param_shapes
+from repvgg_ref.models.layers import Form
+from repvgg_ref.models.names import official_dialect
+from repvgg_ref.models.parameters import param_shapes
 
 torch = pytest.importorskip("torch")
 

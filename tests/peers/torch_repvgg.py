@@ -85,9 +85,9 @@ class TorchBlock(nn.Module):
             self.rbr_reparam = _conv(spec, 3, bias=True)
         else:
             self.rbr_dense = _conv_bn(_conv(spec, 3, bias=False), channels, eps)
-            if spec.has_1x1:
+            if spec.kind in ("repvgg", "1x1-only"):
                 self.rbr_1x1 = _conv_bn(_conv(spec, 1, bias=False), channels, eps)
-            if spec.has_identity:
+            if spec.can_add_input and spec.kind in ("repvgg", "identity-only"):
                 self.rbr_identity = nn.BatchNorm2d(channels, eps=eps)
         before = spec.se == "before_relu"
         after = spec.se == "after_relu"

@@ -7,11 +7,11 @@ from typing import Any
 
 from repvgg_ref.bench.contenders.base import CannotTakePartError
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 
 
-def train_network(torch: Any, arch: Architecture, *, eps: float) -> Any:
+def train_network(torch: Any, arch: Network, *, eps: float) -> Any:
     """The three-branch form, layers as torch starts them: ``stage1.0.rbr_dense.conv`` ...
 
     Raises
@@ -19,8 +19,10 @@ def train_network(torch: Any, arch: Architecture, *, eps: float) -> Any:
     CannotTakePartError
         For squeeze-and-excitation and auxiliary heads, which are not written here.
     """
-    if arch.aux_heads or any(spec.se != "none" for spec in arch.blocks):
-        raise CannotTakePartError("squeeze-and-excitation is not written for torch's training form")
+    if arch.nodes != arch.evaluated or any(
+        s.se != "none" or s.kind != "repvgg" for s in arch.blocks
+    ):
+        raise CannotTakePartError("only RepVGG's own block is written for torch's training form")
     network = torch.nn.Module()
     for spec in arch.blocks:
         stage, _, index = spec.name.partition(".")
@@ -34,12 +36,12 @@ def train_network(torch: Any, arch: Architecture, *, eps: float) -> Any:
     return network
 
 
-def train_forward(torch: Any, network: Any, arch: Architecture, x: Any) -> Any:
+def train_forward(torch: Any, network: Any, arch: Network, x: Any) -> Any:
     """Logits of `train_network`; batch norm as the network's mode says."""
     for spec in arch.blocks:
         block = network.get_submodule(spec.name)
         total = block.rbr_dense(x) + block.rbr_1x1(x)
-        if spec.has_identity:
+        if spec.can_add_input:
             total = total + block.rbr_identity(x)
         x = torch.relu(total)
     return network.linear(x.mean((2, 3)))
@@ -72,7 +74,7 @@ def _block(nn: Any, spec: BlockSpec, eps: float) -> Any:
 
     block = nn.Module()
     block.rbr_dense, block.rbr_1x1 = with_bn(3), with_bn(1)
-    if spec.has_identity:
+    if spec.can_add_input:
         block.rbr_identity = nn.BatchNorm2d(spec.out_channels, eps=eps)
     return block
 

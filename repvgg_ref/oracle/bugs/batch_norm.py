@@ -7,8 +7,8 @@ from functools import partial
 
 import numpy as np
 
+from repvgg_ref.blocks.block import Branch
 from repvgg_ref.blocks.fusion import bn_scale
-from repvgg_ref.blocks.repvgg import Branch
 from repvgg_ref.oracle.bugs.base import Hypothesis, Site, Variant, hypothesis
 from repvgg_ref.oracle.programs.evaluate import all_pixels, gather
 from repvgg_ref.oracle.programs.program import BlockProgram

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.block import Branch
 from repvgg_ref.blocks.fusion import FusedConv, identity_kernel
-from repvgg_ref.blocks.repvgg import Branch
 from repvgg_ref.oracle.bugs.base import Hypothesis, Site, Variant, hypothesis
 from repvgg_ref.oracle.programs.evaluate import evaluate
 from repvgg_ref.oracle.programs.program import BlockProgram

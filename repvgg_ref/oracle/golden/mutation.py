@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.repvgg import block_branches, fused_block_forward, train_block_forward
+from repvgg_ref.blocks.block import block_branches, fused_block_forward, train_block_forward
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.network import Model
 from repvgg_ref.ops import REFERENCE

@@ -12,8 +12,8 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import load
-from repvgg_ref.files.dialects import official_dialect
 from repvgg_ref.models.architectures import Architecture, AuxHeadSpec
+from repvgg_ref.models.names import official_dialect
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import Form, param_shapes
 from repvgg_ref.oracle.golden.arrays import OUTPUTS

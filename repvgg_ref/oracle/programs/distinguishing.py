@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.repvgg import Branch, branch_names, train_block_forward
+from repvgg_ref.blocks.block import Branch, branch_names, train_block_forward
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.network import DEFAULT_EPS, Model

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.repvgg import block_branches
+from repvgg_ref.blocks.block import block_branches
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.block import Bound, block_bound, head_bound

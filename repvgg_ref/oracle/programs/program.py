@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.block import Branch
 from repvgg_ref.blocks.fusion import FusedConv, as_convolutions, bn_scale, fuse_branches
-from repvgg_ref.blocks.repvgg import Branch
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 
 PadMode = Literal["zeros", "reflect", "edge", "none"]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.repvgg import (
+from repvgg_ref.blocks.block import (
     BatchStats,
     BlockCache,
     BlockGrads,
@@ -21,8 +21,8 @@ from repvgg_ref.blocks.repvgg import (
     train_block_forward,
 )
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.files.dialects import official_dialect
 from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.names import official_dialect
 from repvgg_ref.models.network import Model, require_branches, require_image_batch
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.models.step import AUX_WEIGHT, aux_backward, aux_forward

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.repvgg import BlockCache, BlockGrads, branch_names
+from repvgg_ref.blocks.block import BlockCache, BlockGrads, branch_names
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.ops import Ops
 from repvgg_ref.ops.batch_norm import BatchNormGrads

@@ -1,0 +1,190 @@
+"""Every block as data: the expression that it trains with, and the keys of its arrays.
+
+To add a block, add a function here that says what it computes before its activation, in the words
+of `linear`, and under which keys its published code keeps the arrays. Fusion, self check, shapes,
+initialisation, cost, identification, conversion, bounds and bugs of the oracle follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Linear, Norm, Sum
+from repvgg_ref.blocks.run import Reader
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.errors import CheckpointError, NotFusibleError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of block.
+
+    Attributes
+    ----------
+    says : str
+        The expression, for people.
+    build : callable
+        `BlockSpec` -> expression. Leaves called ``....bn`` are batch norms.
+    keys : mapping
+        Start of a part's name -> start of its key in the published code.
+    fused : str
+        The key of the fused convolution.
+    auto : bool
+        Whether a file is taken for it unasked: not where its keys are some of another's.
+    """
+
+    name: str
+    says: str
+    build: Callable[[BlockSpec], Linear]
+    keys: Mapping[str, str]
+    fused: str
+    auto: bool
+
+
+KINDS: dict[str, Kind] = {}
+
+_RBR = {
+    "branch_3x3": "rbr_dense",
+    "branch_1x1": "rbr_1x1",
+    "branch_identity.bn": "rbr_identity",
+}
+
+
+def block(
+    name: str,
+    says: str,
+    keys: Mapping[str, str],
+    *,
+    fused: str = "rbr_reparam",
+    auto: bool = True,
+) -> Callable[[Callable[[BlockSpec], Linear]], Callable[[BlockSpec], Linear]]:
+    """Enter the decorated function under `name`."""
+
+    def enter(build: Callable[[BlockSpec], Linear]) -> Callable[[BlockSpec], Linear]:
+        KINDS[name] = Kind(name, says, build, keys, fused, auto)
+        return build
+
+    return enter
+
+
+def conv(spec: BlockSpec, name: str, *kernel: int, bias: bool = False) -> Conv:
+    """A convolution of the block's stride and groups, its centre where the block's is."""
+    return Conv(
+        name,
+        spec.in_channels,
+        spec.out_channels,
+        (kernel[0], kernel[-1]),
+        (spec.stride, spec.stride),
+        (kernel[0] // 2 * spec.dilation, kernel[-1] // 2 * spec.dilation),
+        (spec.dilation if kernel[0] > 1 else 1, spec.dilation if kernel[-1] > 1 else 1),
+        spec.groups,
+        bias,
+    )
+
+
+def conv_bn(spec: BlockSpec, name: str, *kernel: int) -> Chain:
+    """``BN(W x)``: the leaves are ``name.conv`` and ``name.bn``."""
+    return Chain(conv(spec, f"{name}.conv", *kernel), Norm(f"{name}.bn", spec.out_channels))
+
+
+def identity(spec: BlockSpec, name: str = "branch_identity") -> Identity:
+    """``x``."""
+    return Identity(name, spec.in_channels, spec.groups)
+
+
+def identity_bn(spec: BlockSpec, name: str = "branch_identity") -> list[Linear]:
+    """``BN(x)`` where shapes allow it, else nothing."""
+    bn = Chain(identity(spec, name), Norm(f"{name}.bn", spec.out_channels))
+    return [bn] if spec.can_add_input else []
+
+
+@block("repvgg", "BN3(W3 x) + BN1(W1 x) + BN0(x)", _RBR)
+def repvgg(spec: BlockSpec) -> Linear:
+    """The paper's block (section 3.2, figure 4)."""
+    k = spec.kernel
+    return Sum(conv_bn(spec, "branch_3x3", k), conv_bn(spec, "branch_1x1", 1), *identity_bn(spec))
+
+
+@block("plain", "BN3(W3 x)", _RBR, auto=False)
+def plain(spec: BlockSpec) -> Linear:
+    """No branch beside the convolution (Table 6, first row)."""
+    return Sum(conv_bn(spec, "branch_3x3", spec.kernel))
+
+
+@block("identity-only", "BN3(W3 x) + BN0(x)", _RBR, auto=False)
+def identity_only(spec: BlockSpec) -> Linear:
+    """No 1x1 branch (Table 6)."""
+    return Sum(conv_bn(spec, "branch_3x3", spec.kernel), *identity_bn(spec))
+
+
+@block("1x1-only", "BN3(W3 x) + BN1(W1 x)", _RBR, auto=False)
+def point_only(spec: BlockSpec) -> Linear:
+    """No identity branch (Table 6)."""
+    return Sum(conv_bn(spec, "branch_3x3", spec.kernel), conv_bn(spec, "branch_1x1", 1))
+
+
+@block("conv-bn", "BN(W x)", {}, fused="conv")
+def plain_conv_bn(spec: BlockSpec) -> Linear:
+    """A convolution and its batch norm, as residual networks and auxiliary heads have it."""
+    k = spec.kernel
+    return Chain(conv(spec, "conv", k), Norm("bn", spec.out_channels))
+
+
+@lru_cache(maxsize=1024)
+def expression(spec: BlockSpec) -> Linear:
+    """What the block computes before SE and ReLU, in train form."""
+    return kind(spec.kind).build(spec)
+
+
+@lru_cache(maxsize=1024)
+def fused_conv(spec: BlockSpec) -> Conv:
+    """The one convolution that equals the block; its leaf is ``fused``.
+
+    Raises
+    ------
+    NotFusibleError
+        If no single convolution does, or none whose padding is the same on both sides.
+    """
+    linear = expression(spec)
+    nothing = {
+        name: np.broadcast_to(np.zeros(()), shape) for name, shape in linear.shapes().items()
+    }
+    form = linear.form(Reader(nothing, 1.0), slice(0, 1))
+    first, step, size = form.lattice
+    if any(f + s * (n - 1) != -f for f, s, n in zip(first, step, size, strict=True)):
+        raise NotFusibleError(
+            f"{spec.name}: the fused kernel is not centred", got=form.lattice, wanted="odd extents"
+        )
+    padding = -first[0], -first[1]
+    channels = spec.in_channels, spec.out_channels
+    return Conv("fused", *channels, size, form.stride, padding, step, form.groups, bias=True)
+
+
+def kind(name: str) -> Kind:
+    """The kind of block called `name`."""
+    if name not in KINDS:
+        raise CheckpointError(
+            "there is no block of that name", got=repr(name), wanted=", ".join(KINDS)
+        )
+    return KINDS[name]
+
+
+def part_of(spec: BlockSpec, params: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays that the block's expression computes with, by part name."""
+    return {part: params[f"{spec.name}.{part}"] for part in _part_names(spec)}
+
+
+@lru_cache(maxsize=1024)
+def _part_names(spec: BlockSpec) -> tuple[str, ...]:
+    return tuple(n for n in expression(spec).shapes() if not n.endswith(".num_batches_tracked"))
+
+
+def norms(spec: BlockSpec) -> list[str]:
+    """The part names of the block's batch norms, in order."""
+    ends = ".running_var"
+    return [name.removesuffix(ends) for name in _part_names(spec) if name.endswith(ends)]

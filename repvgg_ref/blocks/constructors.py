@@ -1,0 +1,331 @@
+"""The rest of the algebra's constructors: scales, averages, computed kernels, padding, channels.
+
+`linear` holds what the paper's block needs; these serve its relatives (asymmetric, diverse-branch
+and over-parameterised blocks, pre-multiplied identities, weights with a formula).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from repvgg_ref.arrays import Array, array_module
+from repvgg_ref.blocks.form import Form, Lattice, Pair, Term, add, ungrouped
+from repvgg_ref.blocks.linear import EVERYTHING, Conv, Norm, Shapes, Sum
+from repvgg_ref.blocks.run import Reader, Run
+from repvgg_ref.blocks.selfcheck import Response, Windows, respond, respond_after
+from repvgg_ref.errors import NotFusibleError
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Times a number a channel, or one number (rule 4): LayerScale, alpha; follows in a `Chain`."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    def shapes(self) -> Shapes:
+        """The numbers."""
+        return {self.name: self.shape}
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """``y = v x``."""
+        return x * run.on_channels(_vector(run.params[self.name])), x
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """``grad_v = sum(grad_y x)``, ``grad_x = v grad_y``."""
+        v = run.params[self.name]
+        summed = run.over_pixels(grad_y * cache)
+        run.grads[self.name] = (summed.sum() if prod(self.shape) == 1 else summed).reshape(v.shape)
+        grad_x: Array = grad_y * run.on_channels(_vector(v))
+        return grad_x
+
+    def after(self, form: Form, read: Reader, rows: slice) -> Form:
+        """Kernel and bias times v."""
+        return form.scaled(_spread(self, read, rows, len(form.bias)))
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Plus a number a channel, or one number (rule 5); follows in a `Chain`."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    def shapes(self) -> Shapes:
+        """The numbers."""
+        return {self.name: self.shape}
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """``y = x + v``."""
+        return x + run.on_channels(_vector(run.params[self.name])), None
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """``grad_v = sum(grad_y)``."""
+        summed = run.over_pixels(grad_y)
+        total = summed.sum() if prod(self.shape) == 1 else summed
+        run.grads[self.name] = total.reshape(run.params[self.name].shape)
+        return grad_y
+
+    def after(self, form: Form, read: Reader, rows: slice) -> Form:
+        """Bias plus v."""
+        return form.shifted(_spread(self, read, rows, len(form.bias)))
+
+
+class Formula(Protocol):
+    """A kernel that is computed (rule 11)."""
+
+    def shapes(self) -> Shapes:
+        """The arrays that it is computed from."""
+
+    def kernel(self, read: Reader, rows: slice) -> tuple[Array, Array, int]:
+        """Some outputs' kernels, a bound of their terms' magnitudes, and the roundings."""
+
+    def gradients(self, grad_weight: Array, run: Run) -> dict[str, Array]:
+        """Gradients of its arrays, by name."""
+
+
+@dataclass(frozen=True)
+class FormulaConv:
+    """A convolution of `conv`'s geometry whose kernel a formula gives."""
+
+    conv: Conv
+    formula: Formula
+
+    in_channels = property(lambda self: self.conv.in_channels)
+    out_channels = property(lambda self: self.conv.out_channels)
+    groups = property(lambda self: self.conv.groups)
+    stride = property(lambda self: self.conv.stride)
+
+    def shapes(self) -> Shapes:
+        """The formula's."""
+        return self.formula.shapes()
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """``y = W(arrays) * x``."""
+        read = Reader(run.params, run.eps, x.dtype == object)
+        kernel = self.formula.kernel(read, EVERYTHING)[0]
+        weight = array_module(x).asarray(kernel).astype(x.dtype)
+        return run.ops.conv2d_forward(x, weight, None, **self.conv.settings)
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """Through the convolution, then through the formula."""
+        grads = run.ops.conv2d_backward(grad_y, cache)
+        run.grads.update(self.formula.gradients(grads.grad_weight, run))
+        return grads.grad_x
+
+    def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
+        """The formula's kernel at the convolution's offsets."""
+        kernel, size, roundings = self.formula.kernel(read, rows)
+        one = read.ones(len(kernel))
+        term = Term(kernel[:, inputs], one, self.conv.lattice, size[:, inputs])
+        return Form((term,), 0 * one, 0 * one, self.stride, self.groups, roundings)
+
+
+@dataclass(frozen=True)
+class Average:
+    """The mean over a window, channel by channel: every tap is 1 / (Kh Kw)."""
+
+    channels: int
+    window: Pair
+
+    def shapes(self) -> Shapes:
+        """Nothing."""
+        return {}
+
+    def kernel(self, read: Reader, rows: slice) -> tuple[Array, Array, int]:
+        """(C, 1, Kh, Kw)."""
+        count = len(range(self.channels)[rows])
+        tap = Fraction(1, prod(self.window)) if read.exact else 1 / prod(self.window)
+        kernel = np.full((count, 1, *self.window), tap)
+        return kernel, kernel, 1
+
+    def gradients(self, grad_weight: Array, run: Run) -> dict[str, Array]:
+        """Nothing is trained."""
+        return {}
+
+
+def avg_pool(
+    channels: int, window: Pair, stride: Pair, padding: Pair, *, padding_counted: bool = True
+) -> FormulaConv:
+    """Average pooling (rule 3): a convolution with one group a channel.
+
+    Raises
+    ------
+    NotFusibleError
+        If pixels of padding are not counted: the divisor then depends on the place.
+    """
+    if not padding_counted and max(padding) > 0:
+        raise NotFusibleError(
+            "an average that does not count its padding divides by another number at the border",
+            got=f"padding {padding}, not counted",
+            wanted="padding 0, or count_include_pad",
+        )
+    conv = Conv("", channels, channels, window, stride, padding, groups=channels)
+    return FormulaConv(conv, Average(channels, window))
+
+
+@dataclass(frozen=True)
+class Pad:
+    """A border of what the batch norm before it makes of zero (rule 10), in a `Chain`.
+
+    In training it is made of the running statistics, and is a constant of the gradient, as in the
+    code of diverse-branch blocks.
+    """
+
+    width: Pair
+    norm: Norm
+
+    def shapes(self) -> Shapes:
+        """Nothing of its own."""
+        return {}
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """The border is ``beta - mean gamma / sqrt(var + eps)``."""
+        xp = array_module(x)
+        rows, columns = ((w, w) for w in self.width)
+        nothing = (0, 0)
+        if run.ops.layout == "NHWC":
+            around = (nothing, rows, columns, nothing)
+        else:
+            around = (nothing, nothing, rows, columns)
+        inside = xp.pad(xp.ones_like(x[:1, ...]), around)
+        read = Reader(run.params, run.eps, x.dtype == object)
+        one = read.ones(self.norm.channels)
+        zero = Form((), 0 * one, 0 * one, (1, 1), 1, 0)
+        fill = xp.asarray(self.norm.after(zero, read, EVERYTHING).bias).astype(x.dtype)
+        return xp.pad(x, around) + (1 - inside) * run.on_channels(fill), None
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """What is inside."""
+        (top, left), at = self.width, slice(None)
+        rows, columns = slice(top, -top or None), slice(left, -left or None)
+        inside = (at, rows, columns) if run.ops.layout == "NHWC" else (at, at, rows, columns)
+        return grad_y[inside]
+
+
+@dataclass(frozen=True, init=False)
+class Concat(Sum):
+    """Expressions side by side along the channels, groups of one network (rule 9)."""
+
+    out_channels = property(lambda self: sum(part.out_channels for part in self.parts))
+    groups = 1
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """Stack the outputs."""
+        found = [part.forward(x, run) for part in self.parts]
+        axis = -1 if run.ops.layout == "NHWC" else 1
+        y = array_module(x).concatenate([y for y, _ in found], axis=axis)
+        return y, [cache for _, cache in found]
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """Each part gets its channels."""
+        axis = grad_y.ndim - 1 if run.ops.layout == "NHWC" else 1
+        ends = np.cumsum([part.out_channels for part in self.parts])[:-1].tolist()
+        shares = array_module(grad_y).split(grad_y, ends, axis=axis)
+        grads = [
+            part.backward(share, kept, run)
+            for part, share, kept in zip(self.parts, shares, cache, strict=True)
+        ]
+        total: Array = sum(grads[1:], start=grads[0])
+        return total
+
+    def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
+        """Rows behind one another."""
+        forms = [ungrouped(part.form(read, EVERYTHING), 1) for part in self.parts]
+        ends = np.cumsum([part.out_channels for part in self.parts])
+        taken = [
+            form.placed(slice(int(end) - len(form.bias), int(end)), self.out_channels)
+            for form, end in zip(forms, ends, strict=True)
+        ]
+        return add(taken).part(rows, inputs)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some channels of the input, as a convolution (rule 9)."""
+
+    channels: int
+    start: int
+    stop: int
+
+    in_channels = property(lambda self: self.channels)
+    out_channels = property(lambda self: self.stop - self.start)
+    groups, stride = 1, (1, 1)
+
+    def shapes(self) -> Shapes:
+        """Nothing."""
+        return {}
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """``x[:, start:stop]``."""
+        return x[self._at(run)], x.shape
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """Zero for the other channels."""
+        grad_x: Array = array_module(grad_y).zeros(cache, grad_y.dtype)
+        grad_x[self._at(run)] = grad_y
+        return grad_x
+
+    def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
+        """``K[i, start + i] = 1``."""
+        at = np.arange(self.start, self.stop)[rows]
+        one = read.ones(len(at))
+        kernel = np.zeros((len(at), self.channels, 1, 1), one.dtype)
+        kernel[np.arange(len(at)), at, 0, 0] = one
+        term = Term(kernel[:, inputs], one, Lattice((0, 0), (1, 1), (1, 1)))
+        return Form((term,), 0 * one, 0 * one, (1, 1), 1, 0)
+
+    def _at(self, run: Run) -> tuple[Any, ...]:
+        channels = slice(self.start, self.stop)
+        return (..., channels) if run.ops.layout == "NHWC" else (slice(None), channels)
+
+
+@respond.register
+def _(linear: FormulaConv, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
+    weight = linear.formula.kernel(read, EVERYTHING)[0]
+    arrays = read._replace(params={f"{linear.conv.name}.weight": weight})
+    return respond(linear.conv, arrays, rows, windows, shift)
+
+
+@respond.register
+def _(linear: Slice, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
+    channels = np.arange(linear.start, linear.stop)[rows]
+    seen = windows.under(Lattice((0, 0), (1, 1), (1, 1)), slice(None), shift)
+    return Response(*(each[channels, 0, 0] for each in seen))
+
+
+@respond.register
+def _(linear: Concat, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
+    parts = [respond(p, read, slice(0, p.out_channels), windows, shift) for p in linear.parts]
+    return Response(*(np.concatenate(of)[rows] for of in zip(*parts, strict=True)))
+
+
+@respond_after.register
+def _(last: Scale, seen: Response, read: Reader, rows: slice) -> Response:
+    v = _spread(last, read, rows, len(seen.value))[:, None]
+    return Response(seen.value * v, seen.size * abs(v))
+
+
+@respond_after.register
+def _(last: Bias, seen: Response, read: Reader, rows: slice) -> Response:
+    v = _spread(last, read, rows, len(seen.value))[:, None]
+    return Response(seen.value + v, seen.size + abs(v))
+
+
+def _vector(v: Array) -> Array:
+    """One number as a scalar, others as a vector."""
+    return v.reshape(()) if v.size == 1 else v.reshape(-1)
+
+
+def _spread(numbers: Scale | Bias, read: Reader, rows: slice, count: int) -> Array:
+    """A number for each of some outputs, in the arithmetic of the fusion."""
+    if prod(numbers.shape) == 1:
+        return read.vector(numbers.name, slice(None)).reshape(1).repeat(count)
+    return read._replace(
+        params={numbers.name: np.asarray(read.params[numbers.name]).reshape(-1)}
+    ).vector(numbers.name, rows)

@@ -1,0 +1,309 @@
+"""The algebra of linear blocks: what a block computes, how it is trained, what it fuses to.
+
+A RepVGG block before its ReLU (arXiv 2101.03697, section 3.3, figure 4) is the expression
+
+    Sum(
+        Chain(Conv("branch_3x3.conv", C, O, (3, 3), padding=(1, 1)), Norm("branch_3x3.bn", O)),
+        Chain(Conv("branch_1x1.conv", C, O, (1, 1)), Norm("branch_1x1.bn", O)),
+        Chain(Identity("branch_identity", C), Norm("branch_identity.bn", O)),
+    )
+
+Every expression has a normal form (`form`), and the paper's section is four of its rules. Equation
+(3) is `Norm`: a batch norm behind a convolution scales its kernel by gamma / sqrt(var + eps) and
+moves its bias. "An identity can be viewed as a 1x1 convolution with an identity matrix" is
+`Identity`. "Zero-padding the 1x1 kernels to 3x3" is `Lattice`: a 1x1 kernel has its one tap at
+offset (0, 0), in the middle of a 3x3 kernel's. "Adding up" is `Sum`.
+
+The names of leaves are those of a block's arrays: ``branch_3x3.conv`` owns
+``branch_3x3.conv.weight``. In evaluation, training (`forward`, `backward`) and fusion (`form`)
+arrays may be floats or exact rationals; settings that have no exact form are refused with a reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd, prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from repvgg_ref.arrays import Array, is_exact, scalar_like
+from repvgg_ref.blocks.form import Form, Lattice, Pair, Term, add, compose, ungrouped
+from repvgg_ref.blocks.run import NORM_VECTORS, BatchStats, Reader, Run
+from repvgg_ref.exact.rounding import root
+
+Shapes = dict[str, tuple[int, ...]]
+EVERYTHING = slice(None)
+
+
+class Linear(Protocol):
+    """What every constructor of the algebra offers."""
+
+    @property
+    def in_channels(self) -> int:
+        """C."""
+
+    @property
+    def out_channels(self) -> int:
+        """O."""
+
+    @property
+    def groups(self) -> int:
+        """G: kernels are block diagonal in so many blocks."""
+
+    @property
+    def stride(self) -> Pair:
+        """Pixels of input from one output to the next."""
+
+    def shapes(self) -> Shapes:
+        """The arrays that it owns: part name -> shape."""
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """Compute, with what `backward` needs; notes the batch's statistics in `run.stats`."""
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """The gradient of x; those of the arrays go to `run.grads`."""
+
+    def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
+        """The normal form of some outputs, whole groups or part of one, and some of C/G inputs."""
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Cross-correlation (rule 1), `padding` on both sides of an axis."""
+
+    name: str
+    in_channels: int
+    out_channels: int
+    kernel: Pair = (3, 3)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    bias: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How an operator convolves."""
+        names = ("stride", "padding", "dilation")
+        pairs = {name: getattr(self, name) for name in names}
+        # one number where both agree, as fast paths want it
+        single = {name: pair[0] if pair[0] == pair[1] else pair for name, pair in pairs.items()}
+        return {**single, "groups": self.groups}
+
+    @property
+    def lattice(self) -> Lattice:
+        """Where the taps lie."""
+        first = -self.padding[0], -self.padding[1]
+        return Lattice(first, self.dilation, self.kernel)
+
+    def shapes(self) -> Shapes:
+        """Kernel (O, C/G, Kh, Kw), and a bias (O,)."""
+        kernel = (self.out_channels, self.in_channels // self.groups, *self.kernel)
+        return {f"{self.name}.weight": kernel} | (
+            {f"{self.name}.bias": kernel[:1]} if self.bias else {}
+        )
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """``y = W * x + b``."""
+        bias = run.params[f"{self.name}.bias"] if self.bias else None
+        weight = run.params[f"{self.name}.weight"]
+        return run.ops.conv2d_forward(x, weight, bias, **self.settings)
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """As `conv2d_backward`."""
+        grads = run.ops.conv2d_backward(grad_y, cache)
+        run.grads[f"{self.name}.weight"] = grads.grad_weight
+        if grads.grad_bias is not None:
+            run.grads[f"{self.name}.bias"] = grads.grad_bias
+        return grads.grad_x
+
+    def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
+        """K[d u - padding] = W[u]."""
+        kernel = read.array(f"{self.name}.weight", rows, inputs)
+        one = read.ones(len(kernel))
+        bias = read.vector(f"{self.name}.bias", rows) if self.bias else 0 * one
+        term = Term(kernel, one, self.lattice)
+        return Form((term,), bias, abs(bias), self.stride, self.groups, 0)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The input itself, as a convolution of `groups` groups (rule 2)."""
+
+    name: str
+    channels: int
+    groups: int = 1
+
+    in_channels = out_channels = property(lambda self: self.channels)
+    stride = (1, 1)
+
+    def shapes(self) -> Shapes:
+        """Nothing."""
+        return {}
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """``y = x``."""
+        return x, None
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """``grad_x = grad_y``."""
+        return grad_y
+
+    def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
+        """``K[i, i % (C/G)] = 1``."""
+        at = np.arange(self.channels)[rows]
+        per_group, one = self.channels // self.groups, read.ones(len(at))
+        kernel = np.zeros((len(at), per_group, 1, 1), one.dtype)
+        kernel[np.arange(len(at)), at % per_group, 0, 0] = one
+        term = Term(kernel[:, inputs], one, Lattice((0, 0), (1, 1), (1, 1)))
+        return Form((term,), 0 * one, 0 * one, (1, 1), self.groups, 0)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Batch norm (rule 6; Ioffe & Szegedy, arXiv 1502.03167); it follows something in a `Chain`."""
+
+    name: str
+    channels: int
+
+    def shapes(self) -> Shapes:
+        """Four vectors (C,), and the counter of training steps."""
+        vectors = {f"{self.name}.{part}": (self.channels,) for part in NORM_VECTORS}
+        return vectors | {f"{self.name}.num_batches_tracked": ()}
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """By the batch's statistics in training, else by the running ones."""
+        gamma, beta, mean, var = (run.params[f"{self.name}.{part}"] for part in NORM_VECTORS)
+        if not run.training:
+            return run.ops.batch_norm_eval_forward(x, gamma, beta, mean, var, eps=run.eps)
+        y, cache = run.ops.batch_norm_train_forward(x, gamma, beta, eps=run.eps)
+        pixels = x.size // len(cache.mean)  # N * Ho * Wo, whatever the table's layout
+        run.stats[self.name] = BatchStats(cache.mean, cache.var, pixels)
+        return y, cache
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """As `batch_norm_train_backward`, or `batch_norm_eval_backward`."""
+        ops = run.ops
+        way = ops.batch_norm_train_backward if run.training else ops.batch_norm_eval_backward
+        grads = way(grad_y, cache)
+        run.grads[f"{self.name}.gamma"] = grads.grad_gamma
+        run.grads[f"{self.name}.beta"] = grads.grad_beta
+        return grads.grad_x
+
+    def after(self, form: Form, read: Reader, rows: slice) -> Form:
+        """Equation (3): t = gamma / sqrt(var + eps) scales, beta - mean t is added."""
+        gamma, beta, mean, var = (read.vector(f"{self.name}.{p}", rows) for p in NORM_VECTORS)
+        t = gamma / _root(var + scalar_like(read.eps, var))
+        # Four roundings: the sum (half of one after the root), root, quotient, product.
+        scaled = form.scaled(t, roundings=4)
+        return scaled.shifted(beta - mean * t, abs(beta) + abs(mean * t))
+
+
+class _Many:
+    """A sum or a chain: what it owns is what its parts own."""
+
+    parts: tuple[Any, ...]
+
+    def shapes(self) -> Shapes:
+        """The arrays of all parts, in order."""
+        return {name: shape for part in self.parts for name, shape in part.shapes().items()}
+
+
+@dataclass(frozen=True, init=False)
+class Sum(_Many):
+    """The sum of expressions of one stride and output size (rule 7)."""
+
+    parts: tuple[Linear, ...]
+
+    def __init__(self, *parts: Linear) -> None:
+        object.__setattr__(self, "parts", parts)
+
+    in_channels = property(lambda self: self.parts[0].in_channels)
+    out_channels = property(lambda self: self.parts[0].out_channels)
+    groups = property(lambda self: gcd(*(part.groups for part in self.parts)))
+    stride = property(lambda self: self.parts[0].stride)
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """Add the parts' outputs, in order."""
+        total, caches = self.parts[0].forward(x, run)
+        caches = [caches]
+        for part in self.parts[1:]:
+            y, cache = part.forward(x, run)
+            total = total + y
+            caches.append(cache)
+        return total, caches
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """Each part gets the same gradient; their input gradients add up."""
+        grads = [part.backward(grad_y, c, run) for part, c in zip(self.parts, cache, strict=True)]
+        total: Array = sum(grads[1:], start=grads[0])
+        return total
+
+    def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
+        """Kernels add offset by offset."""
+        if all(part.groups == self.groups for part in self.parts):
+            return add([part.form(read, rows, inputs) for part in self.parts])
+        whole = [part.form(read, EVERYTHING) for part in self.parts]
+        return add([ungrouped(form, self.groups) for form in whole]).part(rows, inputs)
+
+
+@dataclass(frozen=True, init=False)
+class Chain(_Many):
+    """One expression after another, the first first (rules 6 and 8)."""
+
+    parts: tuple[Any, ...]
+
+    def __init__(self, *parts: Any) -> None:
+        object.__setattr__(self, "parts", parts)
+
+    in_channels = property(lambda self: self.parts[0].in_channels)
+    out_channels = property(lambda self: self._linear[-1].out_channels)
+    groups = property(lambda self: gcd(*(part.groups for part in self._linear)))
+    stride = property(lambda self: tuple(prod(p.stride[a] for p in self._linear) for a in (0, 1)))
+    _linear = property(lambda self: [part for part in self.parts if hasattr(part, "form")])
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """One part after another."""
+        caches = []
+        for part in self.parts:
+            x, cache = part.forward(x, run)
+            caches.append(cache)
+        return x, caches
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """The chain rule."""
+        for part, kept in zip(reversed(self.parts), reversed(cache), strict=True):
+            grad_y = part.backward(grad_y, kept, run)
+        return grad_y
+
+    def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
+        """A norm scales and shifts what came before; a convolution is composed with it."""
+        *before, last = self.parts
+        if not before:
+            return last.form(read, rows, inputs)  # type: ignore[no-any-return]
+        if hasattr(last, "after"):
+            return last.after(Chain(*before).form(read, rows, inputs), read, rows)  # type: ignore[no-any-return]
+        return _composed(before, last, read, rows, inputs)
+
+
+def _composed(before: list[Any], last: Linear, read: Reader, rows: slice, inputs: slice) -> Form:
+    """A convolution after others: only the groups that `rows` lie in are read (rule 8)."""
+    *before, pad = before if hasattr(before[-1], "width") else [*before, None]
+    chain = Chain(*before)
+    groups = gcd(chain.groups, last.groups)
+    if chain.groups == last.groups:
+        start, stop, _ = rows.indices(last.out_channels)
+        outputs, middle = last.out_channels // groups, last.in_channels // groups
+        first, end = start // outputs, -(-stop // outputs)
+        inner = chain.form(read, slice(first * middle, end * middle), inputs)
+        outer = last.form(read, rows)
+        found = compose(outer, inner, pad, groups=end - first)
+        return found._replace(groups=groups)
+    inner, outer = (ungrouped(part.form(read, EVERYTHING), groups) for part in (chain, last))
+    return compose(outer, inner, pad, groups=groups).part(rows, inputs)
+
+
+def _root(x: Array) -> Array:
+    """Square roots; of rationals exact ones, or to 256 bits."""
+    return np.array([root(v) for v in x], object) if is_exact(x) else np.asarray(np.sqrt(x))

@@ -1,0 +1,100 @@
+"""What a pass through a block needs, and what a fusion reads: arrays, and in which arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from repvgg_ref.arrays import Array, is_exact
+from repvgg_ref.ops import Ops
+
+NORM_VECTORS = ("gamma", "beta", "running_mean", "running_var")
+
+
+class BatchStats(NamedTuple):
+    """What one training step saw: biased variance over ``pixels = N * Ho * Wo`` values."""
+
+    mean: Array
+    var: Array
+    pixels: int
+
+
+@dataclass
+class Run:
+    """One pass through a block: its arrays by part name, how to compute, and what was found.
+
+    `stats` collects the batch statistics of norms in training mode, `grads` the gradients.
+    """
+
+    params: Mapping[str, Array]
+    ops: Ops
+    eps: Any
+    training: bool
+    stats: dict[str, BatchStats] = field(default_factory=dict)
+    grads: dict[str, Array] = field(default_factory=dict)
+
+    def on_channels(self, vector: Array) -> Array:
+        """A (C,) vector, or one number, so that it meets the images of the table's layout."""
+        return vector if self.ops.layout == "NHWC" or vector.ndim == 0 else vector[:, None, None]
+
+    def over_pixels(self, x: Array) -> Array:
+        """The sum over all but the channels, (C,)."""
+        total: Array = x.sum(axis=(0, 1, 2) if self.ops.layout == "NHWC" else (0, 2, 3))
+        return total
+
+
+class Reader(NamedTuple):
+    """A block's arrays for a fusion: vectors in float64, or everything as exact rationals."""
+
+    params: Mapping[str, Array]
+    eps: Any
+    exact: bool = False
+
+    def array(self, name: str, *part: slice) -> Array:
+        """A part of a stored array, exact if asked; roots of rationals have 256 bits."""
+        found = np.asarray(self.params[name])[part]
+        return _fractions(found) if self.exact and not is_exact(found) else found
+
+    def vector(self, name: str, rows: slice) -> Array:
+        """A part of a vector, in the arithmetic of the fusion."""
+        found = self.array(name, rows)
+        return found if self.exact else found.astype(np.float64)
+
+    def ones(self, count: int) -> Array:
+        """A vector of ones, in the arithmetic of the fusion."""
+        return np.full(count, Fraction(1)) if self.exact else np.ones(count)
+
+
+def reading(params: Mapping[str, Array], eps: Any, *, exact: bool = False) -> Reader:
+    """Read `params` for a fusion: exactly if asked, or if they are rationals themselves."""
+    return Reader(params, eps, exact or any(is_exact(np.asarray(a)) for a in params.values()))
+
+
+def evaluate(linear: Any, params: Mapping[str, Array], x: Array, *, ops: Ops, eps: Any) -> Array:
+    """An expression in evaluation mode; x and y in the table's layout."""
+    y: Array = linear.forward(x, Run(params, ops, eps, training=False))[0]
+    return y
+
+
+def magnitudes(params: Mapping[str, Array]) -> dict[str, Array]:
+    """Arrays whose expression, of magnitudes too, is the sum of the magnitudes of its terms.
+
+    Variances stay, and a mean turns negative, since it is subtracted.
+    """
+    return {
+        name: array
+        if name.endswith((".running_var", ".num_batches_tracked"))
+        else -abs(array)
+        if name.endswith(".running_mean")
+        else abs(array)
+        for name, array in params.items()
+    }
+
+
+def _fractions(x: Array) -> Array:
+    """The exact values of floats."""
+    return np.array([Fraction(float(v)) for v in x.flat], object).reshape(x.shape)

@@ -1,0 +1,185 @@
+"""One description of a network, and one walk over it, forward and backward.
+
+A network is a list of nodes in an order in which they can be computed. Evaluation, a training step,
+the search for where a training diverged, agreement of two forms, cost and export all go along it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.models.layers import Block, Extent, Linear, Operation, Pass
+
+INPUT = "input"
+QUIET = ("pool", "flatten")  # what no report lists
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation and where it is wired to.
+
+    Attributes
+    ----------
+    inputs : tuple of str
+        Names of earlier nodes, or `INPUT`.
+    loss_weight : float
+        Of the cross-entropy of this node's output, 0 for none.
+    training_only : bool
+        Whether the node exists in training only.
+    """
+
+    name: str
+    op: Operation
+    inputs: tuple[str, ...]
+    loss_weight: float = 0.0
+    training_only: bool = False
+
+
+class Network:
+    """What follows from a network's nodes. Its subclasses are `Graph` and `Architecture`."""
+
+    if TYPE_CHECKING:  # a property here would stand in the way of a dataclass's fields
+
+        @property
+        def name(self) -> str:
+            """What it is called."""
+
+        @property
+        def nodes(self) -> tuple[Node, ...]:
+            """All operations, in an order in which they can be computed."""
+
+        @property
+        def blocks(self) -> tuple[BlockSpec, ...]:
+            """The blocks that evaluation goes through, in order."""
+
+        @property
+        def num_classes(self) -> int:
+            """How many logits there are."""
+
+    @property
+    def evaluated(self) -> tuple[Node, ...]:
+        """The nodes that are there outside training too."""
+        return tuple(node for node in self.nodes if not node.training_only)
+
+    @property
+    def head(self) -> Node:
+        """The node whose output are the logits."""
+        return self.evaluated[-1]
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input image."""
+        return self.blocks[0].in_channels
+
+    @property
+    def features(self) -> int:
+        """Channels that reach the last linear layer."""
+        assert isinstance(self.head.op, Linear)
+        return self.head.op.features
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """``stage0, stage1.0, ..., linear``: the names every report uses."""
+        return tuple(node.name for node in self.evaluated if node.name not in QUIET)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether it is blocks, each fed by the one before, then the mean and a linear layer."""
+        *body, pool, head = self.evaluated
+        names = [INPUT, *(node.name for node in body)]
+        wired = [node.inputs for node in body] == [(name,) for name in names[:-1]]
+        ends = (pool.name, head.name, pool.inputs, head.inputs)
+        return (
+            wired
+            and all(isinstance(node.op, Block) for node in body)
+            and ends == ("pool", "linear", (names[-1],), ("pool",))
+        )
+
+    def called(self, name: str) -> Network:
+        """The same under another name."""
+        return replace(self, name=name)  # type: ignore[type-var]
+
+    def block(self, name: str) -> BlockSpec:
+        """The block called `name`."""
+        return next(block for block in self.blocks if block.name == name)
+
+
+@dataclass(frozen=True)
+class Graph(Network):
+    """A network given by its nodes."""
+
+    name: str
+    nodes: tuple[Node, ...]
+
+    @property
+    def blocks(self) -> tuple[BlockSpec, ...]:
+        """The blocks that evaluation goes through, in order."""
+        return tuple(n.op.spec for n in self.evaluated if isinstance(n.op, Block))
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits there are."""
+        assert isinstance(self.head.op, Linear)
+        return self.head.op.outputs
+
+
+class Visit(NamedTuple):
+    """A node that was computed: its input, its output and its cache."""
+
+    node: Node
+    inputs: list[Array]
+    y: Array
+    cache: Any
+
+
+def walk(nodes: Iterable[Node], x: Array, at: Callable[[Node], Pass]) -> Iterator[Visit]:
+    """Compute the nodes in order, each by the pass that `at` gives; x is (N, C, H, W).
+
+    Outputs are in the layout of the passes' tables, one for all, and let go after their last use.
+    """
+    order = list(nodes)
+    last_use = {name: place for place, node in enumerate(order) for name in node.inputs}
+    alive = {INPUT: at(order[0]).ops.enter(x)}
+    for place, node in enumerate(order):
+        inputs = [alive[name] for name in node.inputs]
+        y, cache = node.op.forward(node.name, inputs, at(node))
+        for name in set(node.inputs):
+            if last_use[name] == place:
+                del alive[name]
+        if node.name in last_use:
+            alive[node.name] = y
+        yield Visit(node, inputs, y, cache)
+
+
+def walk_back(
+    visited: list[tuple[Node, Any]], grads: Mapping[str, Array], at: Callable[[Node], Pass]
+) -> Iterator[tuple[Node, Array]]:
+    """Send gradients of outputs (by node) back through nodes and their caches, last first.
+
+    `visited` is emptied on the way, so that memory is; gradients of arrays go to the passes'
+    ``grads``. Yields each node and the gradient of its output, before its own backward pass.
+    """
+    waiting = dict(grads)
+    while visited:
+        node, cache = visited.pop()
+        if node.name not in waiting:
+            continue
+        grad_y = waiting.pop(node.name)
+        yield node, grad_y
+        wants_x = node.inputs != (INPUT,)
+        found = node.op.backward(node.name, grad_y, cache, at(node), wants_x=wants_x)
+        for name, grad in zip(node.inputs, found, strict=True):
+            if grad is not None and name != INPUT:
+                waiting[name] = waiting[name] + grad if name in waiting else grad
+
+
+def extents(network: Network, height: int, width: int) -> dict[str, Extent]:
+    """Channels, height and width of every node's output, and of `INPUT`."""
+    found: dict[str, Extent] = {INPUT: (network.in_channels, height, width)}
+    for node in network.nodes:
+        found[node.name] = node.op.extent([found[name] for name in node.inputs])
+    return found

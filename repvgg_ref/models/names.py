@@ -1,0 +1,214 @@
+"""The official names of a network's arrays, and what a dialect of names is.
+
+Our canonical name is ``<block>.<part>``, ``stage1.0`` + ``branch_3x3.conv.weight``. A dialect says
+how it writes the block and how it writes the part; parsing and printing follow from that. How the
+published code of a block calls its parts stands beside the block, in `blocks.catalogue`. The
+dialects of other code bases are in `files.dialects`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from repvgg_ref.blocks.catalogue import KINDS, kind
+from repvgg_ref.models.graph import Network
+from repvgg_ref.models.layers import Form
+from repvgg_ref.models.parameters import param_shapes
+
+_NORM = {"gamma": "weight", "beta": "bias"}
+_NORM_BACK = {"weight": "gamma", "bias": "beta"} | {
+    field: field for field in ("running_mean", "running_var", "num_batches_tracked")
+}
+_AFFINE_LEAVES = ("conv", "fused", "down", "up")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """The names of one code base.
+
+    Attributes
+    ----------
+    stem, block : str
+        How stage0 and block ``{index}`` of stage ``{stage}`` are written; `stage_offset` is
+        added to our stage number.
+    parts : mapping
+        Start of a part's name in a block, ours -> theirs: a leaf, or all leaves of a branch.
+    whole : mapping
+        Our names outside blocks -> theirs.
+    split_stage3 : bool
+        RepVGGplus writes stage 3 in two halves, each counted from 0.
+    shape_wrappers : bool
+        Vectors come as (1, C, 1, 1) and grouped kernels as (G, O/G, C/G, K, K): MegEngine.
+    se : str
+        Where this code base puts squeeze-and-excitation.
+    """
+
+    name: str
+    stem: str
+    block: str
+    parts: Mapping[str, str]
+    whole: Mapping[str, str]
+    stage_offset: int = 0
+    split_stage3: bool = False
+    shape_wrappers: bool = False
+    se: str = "before_relu"
+
+    def names(self, canonical: Iterable[str]) -> dict[str, str]:
+        """Canonical name -> this dialect's name, for all of `canonical`."""
+        known = list(canonical)
+        half = _half_of_stage3(known) if self.split_stage3 else 0
+        return {name: self._write(name, half) for name in known}
+
+    def parse(self, names: Iterable[str]) -> dict[str, str]:
+        """The dialect's name -> canonical name, for those of `names` that it knows.
+
+        Of two names for one array the second stays unknown.
+        """
+        known = list(names)
+        ours_of_whole = {theirs: ours for ours, theirs in self.whole.items()}
+        offset = _length_of_first_half(known) if self.split_stage3 else 0
+        parsed: dict[str, str] = {}
+        for name in known:
+            ours = ours_of_whole.get(name)
+            if ours is None and (found := self._split(name, offset)):
+                block, part = found
+                known_part = self._ours(part)
+                ours = f"{block}.{known_part}" if known_part else None
+            if ours is not None:
+                parsed.setdefault(ours, name)
+        return {theirs: ours for ours, theirs in parsed.items()}
+
+    def _write(self, name: str, half: int) -> str:
+        if name in self.whole:
+            return self.whole[name]
+        match = _CANONICAL.fullmatch(name)
+        if match is None:
+            raise KeyError(name)
+        stage, index, part = match["stage"], match["index"], self._theirs(match["part"])
+        if index is None:
+            return f"{self.stem}.{part}"
+        number = int(index)
+        written = str(int(stage) + self.stage_offset)
+        if self.split_stage3 and stage == "3":
+            written, number = ("3_first", number) if number < half else ("3_second", number - half)
+        return f"{self.block.format(stage=written, index=number)}.{part}"
+
+    def _theirs(self, part: str) -> str:
+        """Our part's name in this code base."""
+        start = _start_of(part, self.parts)
+        if start is None:
+            raise KeyError(part)
+        path, _, field = part[len(start) :].rpartition(".")
+        return self.parts[start] + path + (f".{_NORM.get(field, field)}" if field else "")
+
+    def _ours(self, part: str) -> str | None:
+        """Their part's name in our words; None if it names no leaf of a block."""
+        starts = {theirs: ours for ours, theirs in self.parts.items()}
+        if self.parts.get("fused") in _FUSED:  # whatever kind of block was fused
+            starts |= dict.fromkeys(_FUSED, "fused")
+        start = _start_of(part, starts)
+        if start is None:
+            return None
+        ours = starts[start] + part[len(start) :]
+        owner, _, field = ours.rpartition(".")
+        branch, _, leaf = owner.rpartition(".")
+        if branch == "fused" or not owner:
+            return None
+        if leaf == "bn":
+            field = _NORM_BACK.get(field, "")
+        elif leaf not in _AFFINE_LEAVES or field not in ("weight", "bias"):
+            field = ""
+        return f"{owner}.{field}" if field else None
+
+    def _split(self, name: str, first_half: int) -> tuple[str, str] | None:
+        """Their name -> (our block name, their part)."""
+        if name.startswith(self.stem + "."):
+            return "stage0", name[len(self.stem) + 1 :]
+        pattern = re.escape(self.block).replace(r"\{stage\}", f"(?P<stage>{_STAGE})")
+        pattern = pattern.replace(r"\{index\}", f"(?P<index>{_NUMBER})")
+        match = re.fullmatch(pattern + r"\.(?P<part>.+)", name)
+        if match is None:
+            return None
+        stage, index = match["stage"], int(match["index"])
+        if stage.endswith("_second"):
+            index += first_half
+        number = int(stage.removesuffix("_first").removesuffix("_second")) - self.stage_offset
+        if number < 1:  # stage 0 is the stem
+            return None
+        return f"stage{number}.{index}", match["part"]
+
+
+# Strict and short: no leading zeros, no other alphabet's digits, no stage 10**12.
+_NUMBER = "(?:0|[1-9][0-9]{0,3})"
+_STAGE = f"{_NUMBER}(?:_first|_second)?"
+
+_CANONICAL = re.compile(r"stage(?P<stage>\d+)(?:\.(?P<index>\d+))?\.(?P<part>.+)")
+
+
+def _half_of_stage3(canonical: Iterable[str]) -> int:
+    found = (re.match(rf"stage3\.({_NUMBER})\.", name) for name in canonical)
+    return (1 + max((int(m[1]) for m in found if m), default=-1)) // 2
+
+
+def _length_of_first_half(names: Iterable[str]) -> int:
+    found = (re.match(rf"stage3_first\.blocks\.({_NUMBER})\.", name) for name in names)
+    return 1 + max((int(m[1]) for m in found if m), default=-1)
+
+
+def _start_of(name: str, starts: Iterable[str]) -> str | None:
+    """The longest of `starts` that `name` is, or begins with up to a dot."""
+    fitting = [s for s in starts if name == s or name.startswith(s + ".")]
+    return max(fitting, key=len, default=None)
+
+
+def _affine(ours: str, theirs: str) -> dict[str, str]:
+    return {f"{ours}.{field}": f"{theirs}.{field}" for field in ("weight", "bias")}
+
+
+def _norm(ours: str, theirs: str) -> dict[str, str]:
+    return {f"{ours}.{field}": f"{theirs}.{name}" for name, field in _NORM_BACK.items()}
+
+
+def _aux_names(head: str) -> dict[str, str]:
+    return {
+        f"{head}.conv.weight": f"{head}.0.conv.weight",
+        **_norm(f"{head}.bn", f"{head}.0.bn"),
+        **_affine(f"{head}.linear", f"{head}.3"),
+    }
+
+
+_FUSED = tuple(dict.fromkeys(each.fused for each in KINDS.values() if each.keys))
+_KEYS = {ours: theirs for each in KINDS.values() for ours, theirs in each.keys.items()}
+
+OFFICIAL = Dialect(
+    name="official",
+    stem="stage0",
+    block="stage{stage}.{index}",
+    parts=_KEYS | {"fused": "rbr_reparam", "se": "se"},
+    whole=_affine("linear", "linear"),
+)
+PLUS = Dialect(
+    name="plus",
+    stem="stage0",
+    block="stage{stage}.blocks.{index}",
+    parts=_KEYS | {"fused": "rbr_reparam", "se": "post_se"},
+    whole=_affine("linear", "linear")
+    | _aux_names("stage1_aux")
+    | _aux_names("stage2_aux")
+    | _aux_names("stage3_first_aux"),
+    split_stage3=True,
+    se="after_relu",
+)
+
+
+def official_dialect(arch: Network) -> Dialect:
+    """The names the official code, or the published code of its blocks, uses for `arch`."""
+    base = PLUS if any(block.se == "after_relu" for block in arch.blocks) else OFFICIAL
+    return replace(base, parts={**base.parts, "fused": kind(arch.blocks[0].kind).fused})
+
+
+def official_names(arch: Network, form: Form) -> dict[str, str]:
+    """Canonical -> official name of every array of a form."""
+    return official_dialect(arch).names(param_shapes(arch, form))
