@@ -24,8 +24,6 @@ from repvgg_ref.gpu.kernels.loss import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
-from repvgg_ref.gpu.kernels.optimiser import ema_update, find_nonfinite, sgd_update
-from repvgg_ref.gpu.kernels.pixels import standardise_uint8
 from repvgg_ref.gpu.kernels.pooling import (
     global_avg_pool_backward,
     global_avg_pool_forward,
@@ -46,15 +44,11 @@ __all__ = [
     "channel_moments",
     "col2im",
     "columns_shape",
-    "ema_update",
-    "find_nonfinite",
     "global_avg_pool_backward",
     "global_avg_pool_forward",
     "im2col",
     "scale_channels",
-    "sgd_update",
     "softmax_cross_entropy_backward",
     "softmax_cross_entropy_forward",
     "spatial_sums",
-    "standardise_uint8",
 ]

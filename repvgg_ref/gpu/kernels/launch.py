@@ -144,11 +144,6 @@ def vector_width(arrays: Sequence[Array], channels: int) -> int:
     return width if aligned and channels % width == 0 else 1
 
 
-def flat_grid(elements: int, *, most: int = 4096) -> tuple[int]:
-    """Blocks for a grid-stride loop over `elements`."""
-    return (max(1, min(-(-elements // THREADS), most)),)
-
-
 def require_arrays(operator: str, shape: tuple[int, ...], dtype: Any, **arrays: Any) -> None:
     """Raise `ShapeError` unless each array that is there has `shape` and `dtype`, C-contiguous."""
     wanted = (shape, np.dtype(dtype), True)

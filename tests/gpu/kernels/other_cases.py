@@ -175,20 +175,6 @@ def squeeze_excitation(cupy: Any, dtype: Any) -> Iterator[Check]:
     yield Check("grad_scale", sums, products.sum((1, 2)), bound)
 
 
-def standardise(cupy: Any, dtype: Any, *, shape: tuple[int, ...]) -> Iterator[Check]:
-    gpu = kernels()
-
-    data = Data(cupy, 20)
-    pixels, p = data.put(data.rng.integers(0, 256, shape, dtype=np.uint8))
-    (mean, m), (std, s) = (
-        data.put(data.rng.uniform(0.2, 0.6, shape[-1:]).astype(real(dtype))) for _ in range(2)
-    )
-    wanted = (p / 255 - m) / s
-    got = fetch(gpu.standardise_uint8(pixels, mean, std, scale=1 / 255, dtype=dtype))
-    bound = 4 * unit(dtype) * (p / 255 + m) / s + stored(dtype, wanted) * 1.01
-    yield Check("images", got, wanted, bound)
-
-
 def _settings(setting: tuple[Any, ...]) -> dict[str, Any]:
     return dict(zip(("kernel", "stride", "padding", "dilation"), setting[2:], strict=True))
 
@@ -225,7 +211,6 @@ for _name, _setting in CONVOLUTIONS.items():
     CASES[f"im2col {_name}"] = partial(im2col, setting=_setting)
     CASES[f"col2im {_name}"] = partial(col2im, setting=_setting)
 for _shape in ((2, 3, 5, 16), (1, 4, 3, 7)):
-    CASES[f"standardise {_shape}"] = partial(standardise, shape=_shape)
     for _flag in (False, True):
         CASES[f"bias_relu {_shape} {_flag}"] = partial(
             bias_relu, shape=_shape, wide=_flag, relu=not _flag
@@ -242,7 +227,6 @@ CASES["bias_relu of a tile that is not full"] = partial(
 CASES["scale_channels of a tile that is not full"] = partial(
     scale_channels, shape=(2, 3, 3, 280), narrow=False, gated=True, relu=False
 )
-CASES["standardise (2, 5, 3, 3)"] = partial(standardise, shape=(2, 5, 3, 3))
 CASES["spatial_sums of many rows"] = partial(
     spatial_sums, shape=(2, 13, 13, 280), gated=True, mean=True
 )

@@ -15,9 +15,7 @@ OF_FILE = {
     "storage.cuh": other_cases.CASES,
     "convolution.cu": other_cases.CASES,
     "pooling.cu": other_cases.CASES,
-    "pixels.cu": other_cases.CASES,
     "cross_entropy.cu": training_cases.CASES,
-    "optimiser.cu": training_cases.CASES,
 }
 BARRIER = "__syncthreads();"
 FILES = ("rows.cuh", *launch.FILES)
@@ -46,10 +44,6 @@ MISTAKES = [
     Plant("cross_entropy.cu", "mass * probabilities[k] - target", "probabilities[k] - target"),
     Plant("cross_entropy.cu", "row.label >= classes", "row.label > classes"),
     Plant("cross_entropy.cu", "smoothing / classes", "smoothing / (classes - 1)"),
-    Plant("optimiser.cu", "direction + inertia * moved", "direction + inertia * velocity[i]"),
-    Plant("optimiser.cu", "if (skip && *skip) return;", ""),
-    Plant("optimiser.cu", "value - value == 0", "value == value"),
-    Plant("pixels.cu", "channel + 1 == C ? 0", "channel == C ? 0"),
 ]
 
 
