@@ -18,7 +18,7 @@ from repvgg_ref.gpu.kernels.branches import (
     branches_forward,
     channel_moments,
 )
-from repvgg_ref.gpu.kernels.convolution import bias_relu, col2im, columns_shape, im2col
+from repvgg_ref.gpu.kernels.convolution import bias_relu, col2im, im2col
 from repvgg_ref.gpu.kernels.loss import (
     CrossEntropy,
     softmax_cross_entropy_backward,
@@ -43,7 +43,6 @@ __all__ = [
     "branches_forward",
     "channel_moments",
     "col2im",
-    "columns_shape",
     "global_avg_pool_backward",
     "global_avg_pool_forward",
     "im2col",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from repvgg_ref.gpu.geometry import Geometry
 from repvgg_ref.ops import REFERENCE
 from tests.gpu.kernels.cases import Array, Case, Check, Data, fetch, kernels, real, stored, unit
 
@@ -27,9 +28,8 @@ CONVOLUTIONS: dict[str, tuple[Any, ...]] = {
 def im2col(cupy: Any, dtype: Any, *, setting: tuple[Any, ...]) -> Iterator[Check]:
     gpu = kernels()
 
-    shape, groups, *_ = setting
-    x, wide = Data(cupy, 11).normal(shape, dtype)
-    got = gpu.im2col(x, **_settings(setting), groups=groups)
+    x, wide = Data(cupy, 11).normal(setting[0], dtype)
+    got = gpu.im2col(x, _sizes(setting))
     yield Check("columns", fetch(got), _columns(wide, setting), 0)
 
 
@@ -37,18 +37,17 @@ def col2im(cupy: Any, dtype: Any, *, setting: tuple[Any, ...]) -> Iterator[Check
     """The transpose: <gpu.im2col(x), columns> = <x, gpu.col2im(columns)> for each unit vector x."""
     gpu = kernels()
 
-    shape, groups, kernel, *_ = setting
-    rows = gpu.columns_shape(shape, **_settings(setting), groups=groups)
-    columns, wide = Data(cupy, 12).normal(rows, dtype)
-    got = gpu.col2im(columns, shape=shape, **_settings(setting), groups=groups)
+    sizes, shape, kernel = _sizes(setting), setting[0], setting[2]
+    columns, wide = Data(cupy, 12).normal(sizes.columns_shape, dtype)
+    got = gpu.col2im(columns, sizes)
     # Where each column comes from: im2col of the pixels' numbers, 0 for the padding.
     numbers = np.arange(1.0, np.prod(shape) + 1).reshape(shape)
     places = _columns(numbers, setting).astype(int).ravel()
-    sums, sizes = (
+    sums, magnitudes = (
         np.bincount(places, values.ravel(), numbers.size + 1)[1:].reshape(shape)
         for values in (wide, np.abs(wide))
     )
-    bound = 2 * kernel[0] * kernel[1] * unit(dtype) * sizes + stored(dtype, sums) * 1.01
+    bound = 2 * kernel[0] * kernel[1] * unit(dtype) * magnitudes + stored(dtype, sums) * 1.01
     yield Check("grad_x", fetch(got), sums, bound)
 
 
@@ -62,7 +61,7 @@ def convolution(cupy: Any, dtype: Any) -> Iterator[Check]:
     x, wide = data.normal(shape, dtype)
     O, Cg = 6, shape[3] // groups  # noqa: E741 - the field's letter
     weight = data.rng.standard_normal((O, Cg, *kernel))
-    columns = fetch(gpu.im2col(x, **_settings(setting), groups=groups)).astype(np.float64)
+    columns = fetch(gpu.im2col(x, _sizes(setting))).astype(np.float64)
     # (groups, O / G, Cg, Kh, Kw) -> (groups, Kh * Kw * Cg, O / G)
     matrices = weight.reshape(groups, -1, Cg, *kernel).transpose(0, 3, 4, 2, 1)
     got = columns @ matrices.reshape(groups, -1, O // groups)
@@ -175,8 +174,9 @@ def squeeze_excitation(cupy: Any, dtype: Any) -> Iterator[Check]:
     yield Check("grad_scale", sums, products.sum((1, 2)), bound)
 
 
-def _settings(setting: tuple[Any, ...]) -> dict[str, Any]:
-    return dict(zip(("kernel", "stride", "padding", "dilation"), setting[2:], strict=True))
+def _sizes(setting: tuple[Any, ...]) -> Geometry:
+    (N, H, W, C), groups, kernel, stride, padding, dilation = setting
+    return Geometry(N, (H, W), C, groups, kernel, stride, padding, dilation, groups)
 
 
 def _columns(x: Array, setting: tuple[Any, ...]) -> Array:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repvgg_ref.errors import ReportedError, ShapeError
+from repvgg_ref.gpu.geometry import geometry
 from repvgg_ref.gpu.kernels import launch
 from tests.gpu.fake_cupy import LEDGER
 from tests.gpu.kernels.cases import kernels
@@ -63,7 +64,8 @@ def _mistakes(cupy: Any) -> dict[str, Any]:
     x, y, a = _ones(cupy, *SHAPE), _ones(cupy, 2, 3, 4, 7), _ones(cupy, 4, 8)
     half, vector = _ones(cupy, *SHAPE, dtype=np.float16), _ones(cupy, 8)
     turned = x.transpose(0, 2, 1, 3)
-    settings: dict[str, Any] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+    settings: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1}
+    sizes = geometry(SHAPE, (4, 8, 3, 3), **settings, groups=1)
     labels = cupy.zeros(2, np.int32)
     return {
         "shape": lambda: gpu.branches_forward(x, y, None, a, relu=True),
@@ -77,9 +79,12 @@ def _mistakes(cupy: Any) -> dict[str, Any]:
         "gamma": lambda: gpu.branch_coefficients(
             _ones(cupy, 3, 2, 8), [vector, None, vector[:7]], [vector, None, vector], eps=1e-5
         ),
-        "groups": lambda: gpu.im2col(x, kernel=(3, 3), **settings, groups=3),
-        "no output": lambda: gpu.im2col(x, kernel=(5, 3), **settings, groups=1),
-        "columns": lambda: gpu.col2im(x, shape=SHAPE, kernel=(3, 3), **settings, groups=1),
+        "groups": lambda: geometry(SHAPE, (3, 2, 3, 3), **settings, groups=3),
+        "no output": lambda: geometry(SHAPE, (4, 8, 5, 3), **settings, groups=1),
+        "images": lambda: gpu.im2col(y, sizes),
+        "columns": lambda: gpu.col2im(x, sizes),
+        "too many pixels": lambda: gpu.im2col(x, sizes._replace(images=2**29)),
+        "too many windows": lambda: gpu.col2im(x, sizes._replace(images=2**29)),
         "bias": lambda: gpu.bias_relu(x, vector[:7]),
         "no pixel": lambda: gpu.spatial_sums(_ones(cupy, 2, 0, 3, 8)),
         "dtype of sums": lambda: gpu.spatial_sums(x, dtype=np.float16),
