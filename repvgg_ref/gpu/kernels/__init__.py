@@ -24,12 +24,7 @@ from repvgg_ref.gpu.kernels.loss import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
-from repvgg_ref.gpu.kernels.pooling import (
-    global_avg_pool_backward,
-    global_avg_pool_forward,
-    scale_channels,
-    spatial_sums,
-)
+from repvgg_ref.gpu.kernels.pooling import scale_channels, spatial_sums, spread_over_pixels
 
 __all__ = [
     "BranchCoefficients",
@@ -43,11 +38,10 @@ __all__ = [
     "branches_forward",
     "channel_moments",
     "col2im",
-    "global_avg_pool_backward",
-    "global_avg_pool_forward",
     "im2col",
     "scale_channels",
     "softmax_cross_entropy_backward",
     "softmax_cross_entropy_forward",
     "spatial_sums",
+    "spread_over_pixels",
 ]

@@ -29,7 +29,7 @@ _GEOMETRY = np.dtype([("numbers", np.int32, 15)])
 _MOST_PIXELS = 2**31 - 1  # the kernels count pixels in 32 bits, elements in 64
 
 
-def im2col(x: Array, sizes: Geometry, *, out: Array | None = None) -> Array:
+def im2col(x: Array, sizes: Geometry) -> Array:
     """Every window of `x` as a row; padding is zeros.
 
     Parameters
@@ -49,7 +49,7 @@ def im2col(x: Array, sizes: Geometry, *, out: Array | None = None) -> Array:
     """
     structure = _structure("im2col", sizes)
     require_arrays("im2col", sizes.x_shape, x.dtype, x=x)
-    columns = empty(sizes.columns_shape, x.dtype, out, "im2col")
+    columns = empty(sizes.columns_shape, x.dtype)
     if columns.size == 0:
         return columns
     groups, pixels, row = columns.shape
@@ -81,7 +81,8 @@ def col2im(columns: Array, sizes: Geometry, *, out: Array | None = None) -> Arra
     """
     structure = _structure("col2im", sizes)
     require_arrays("col2im", sizes.columns_shape, columns.dtype, columns=columns)
-    grad_x = empty(sizes.x_shape, columns.dtype, out, "col2im")
+    require_arrays("col2im", sizes.x_shape, columns.dtype, out=out)
+    grad_x = empty(sizes.x_shape, columns.dtype) if out is None else out
     if grad_x.size == 0:
         return grad_x
     width = vector_width((columns, grad_x), sizes.channels // sizes.groups)

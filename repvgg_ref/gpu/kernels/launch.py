@@ -160,12 +160,9 @@ def require_arrays(operator: str, shape: tuple[int, ...], dtype: Any, **arrays: 
             )
 
 
-def empty(shape: tuple[int, ...], dtype: Any, out: Array | None, operator: str) -> Array:
-    """`out` after a check, or new memory."""
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+    """New memory on the device."""
     import cupy
 
-    if out is None:
-        new: Array = cupy.empty(shape, dtype)
-        return new
-    require_arrays(operator, shape, dtype, out=out)
-    return out
+    new: Array = cupy.empty(shape, dtype)
+    return new

@@ -107,21 +107,17 @@ def relu_alone(cupy: Any, dtype: Any) -> Iterator[Check]:
 
 
 def spatial_sums(
-    cupy: Any, dtype: Any, *, shape: tuple[int, ...], gated: bool, mean: bool
+    cupy: Any, dtype: Any, *, shape: tuple[int, ...], factored: bool, mean: bool
 ) -> Iterator[Check]:
     gpu = kernels()
 
     data = Data(cupy, 16)
-    (x, a), (factor, b), (gate, c) = (data.normal(shape, dtype) for _ in range(3))
-    terms = a * b * (c > 0) if gated else a
+    (x, a), (factor, b) = (data.normal(shape, dtype) for _ in range(2))
+    terms = a * b if factored else a
     share = 1 / (shape[1] * shape[2]) if mean else 1.0
     wanted, size = terms.sum((1, 2)) * share, np.abs(terms).sum((1, 2)) * share
-    extra = (factor, gate) if gated else ()
-    got = fetch(gpu.spatial_sums(x, *extra, mean=mean))
-    bound = 2 * shape[1] * shape[2] * unit(dtype) * size
-    yield Check("sums", got, wanted, bound)
-    narrow = fetch(gpu.spatial_sums(x, *extra, mean=mean, dtype=dtype))
-    yield Check("stored", narrow, wanted, bound + stored(dtype, wanted) * 1.01)
+    got = fetch(gpu.spatial_sums(x, factor if factored else None, mean=mean))
+    yield Check("sums", got, wanted, 2 * shape[1] * shape[2] * unit(dtype) * size)
 
 
 def pooling(cupy: Any, dtype: Any) -> Iterator[Check]:
@@ -130,48 +126,27 @@ def pooling(cupy: Any, dtype: Any) -> Iterator[Check]:
     data, shape = Data(cupy, 17), (3, 5, 4, 24)
     x, wide = data.normal(shape, dtype)
     wanted, cache = REFERENCE.global_avg_pool_forward(wide.transpose(0, 3, 1, 2))
-    size = np.abs(wide).mean((1, 2))
-    bound = 40 * unit(dtype) * size + stored(dtype, wanted) * 1.01
-    yield Check("y", fetch(gpu.global_avg_pool_forward(x)), wanted, bound)
-    grad_y, g = data.normal((3, 24), dtype)
+    bound = 40 * unit(dtype) * np.abs(wide).mean((1, 2))
+    yield Check("y", fetch(gpu.spatial_sums(x, mean=True)), wanted, bound)
+    grad_y, g = data.normal((3, 24), real(dtype))
     grad_x = REFERENCE.global_avg_pool_backward(g, cache).transpose(0, 2, 3, 1)
-    got = fetch(gpu.global_avg_pool_backward(grad_y, shape=shape))
+    got = fetch(gpu.spread_over_pixels(grad_y / 20, shape=shape, dtype=dtype))
     yield Check("grad_x", got, grad_x, 4 * unit(dtype) * np.abs(grad_x) + stored(dtype, grad_x))
 
 
 def scale_channels(
-    cupy: Any, dtype: Any, *, shape: tuple[int, ...], narrow: bool, gated: bool, relu: bool
+    cupy: Any, dtype: Any, *, shape: tuple[int, ...], shifted: bool
 ) -> Iterator[Check]:
     gpu = kernels()
 
     data = Data(cupy, 18)
-    (x, a), (gate, c) = (data.normal(shape, dtype) for _ in range(2))
-    factors = dtype if narrow else real(dtype)
-    (scale, s), (shift, t) = (data.normal((shape[0], shape[3]), factors) for _ in range(2))
-    x_wide = a * (c > 0) if gated else a
-    s, t = s[:, None, None], t[:, None, None]
-    wanted = x_wide * s + t
-    wanted = np.maximum(wanted, 0) if relu else wanted
-    got = fetch(gpu.scale_channels(x, scale, shift, gate if gated else None, relu=relu))
-    bound = 4 * unit(dtype) * (np.abs(x_wide * s) + np.abs(t)) + stored(dtype, wanted) * 1.01
+    x, a = data.normal(shape, dtype)
+    (scale, s), (shift, t) = (data.normal((shape[0], shape[3]), real(dtype)) for _ in range(2))
+    s, t = s[:, None, None], t[:, None, None] * shifted
+    wanted = a * s + t
+    got = fetch(gpu.scale_channels(x, scale, shift if shifted else None))
+    bound = 4 * unit(dtype) * (np.abs(a * s) + np.abs(t)) + stored(dtype, wanted) * 1.01
     yield Check("y", got, wanted, bound)
-
-
-def squeeze_excitation(cupy: Any, dtype: Any) -> Iterator[Check]:
-    """The gradient of relu(x * scale) by both arguments, from the two kernels."""
-    gpu = kernels()
-
-    data, shape = Data(cupy, 19), (2, 4, 5, 16)
-    (x, a), (grad_y, g) = (data.normal(shape, dtype) for _ in range(2))
-    scale, s = data.normal((2, 16), real(dtype))
-    y = gpu.scale_channels(x, scale, relu=True)
-    g = g * (fetch(y).astype(np.float64) > 0)
-    wanted, products = g * s[:, None, None], g * a
-    bound = 4 * unit(dtype) * np.abs(wanted) + stored(dtype, wanted) * 1.01
-    yield Check("grad_x", fetch(gpu.scale_channels(grad_y, scale, None, y)), wanted, bound)
-    sums = fetch(gpu.spatial_sums(grad_y, x, y))
-    bound = 40 * unit(dtype) * np.abs(products).sum((1, 2))
-    yield Check("grad_scale", sums, products.sum((1, 2)), bound)
 
 
 def _sizes(setting: tuple[Any, ...]) -> Geometry:
@@ -205,7 +180,6 @@ CASES: dict[str, Case] = {
     "convolution": convolution,
     "ReLU alone": relu_alone,
     "pooling": pooling,
-    "squeeze excitation": squeeze_excitation,
 }
 for _name, _setting in CONVOLUTIONS.items():
     CASES[f"im2col {_name}"] = partial(im2col, setting=_setting)
@@ -216,17 +190,17 @@ for _shape in ((2, 3, 5, 16), (1, 4, 3, 7)):
             bias_relu, shape=_shape, wide=_flag, relu=not _flag
         )
         CASES[f"spatial_sums {_shape} {_flag}"] = partial(
-            spatial_sums, shape=_shape, gated=_flag, mean=not _flag
+            spatial_sums, shape=_shape, factored=_flag, mean=not _flag
         )
         CASES[f"scale_channels {_shape} {_flag}"] = partial(
-            scale_channels, shape=_shape, narrow=_flag, gated=not _flag, relu=_flag
+            scale_channels, shape=_shape, shifted=_flag
         )
 CASES["bias_relu of a tile that is not full"] = partial(
     bias_relu, shape=(1, 3, 3, 280), wide=True, relu=True
 )
 CASES["scale_channels of a tile that is not full"] = partial(
-    scale_channels, shape=(2, 3, 3, 280), narrow=False, gated=True, relu=False
+    scale_channels, shape=(2, 3, 3, 280), shifted=True
 )
 CASES["spatial_sums of many rows"] = partial(
-    spatial_sums, shape=(2, 13, 13, 280), gated=True, mean=True
+    spatial_sums, shape=(2, 13, 13, 280), factored=True, mean=True
 )

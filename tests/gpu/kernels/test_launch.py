@@ -38,10 +38,9 @@ def test_no_launch_waits_for_the_device(cupy: Any) -> None:
 def test_results_are_written_where_they_are_wanted(cupy: Any) -> None:
     gpu = kernels()
 
-    y3, a = _ones(cupy, *SHAPE), _ones(cupy, 4, 8)
-    out = cupy.empty(SHAPE, np.float32)
-    assert gpu.branches_forward(y3, None, None, a, relu=True, out=out) is out
-    assert (out.get() == 2).all()
+    out = cupy.empty((2, 8), np.float32)
+    assert gpu.spatial_sums(_ones(cupy, *SHAPE), out=out) is out
+    assert (out.get() == 12).all()
 
 
 @pytest.mark.parametrize("offset", [1, 2, 4])
@@ -72,7 +71,7 @@ def _mistakes(cupy: Any) -> dict[str, Any]:
         "dtype": lambda: gpu.branches_forward(x, None, half, a, relu=True),
         "not contiguous": lambda: gpu.channel_moments(turned),
         "coefficients": lambda: gpu.branches_forward(x, None, None, a[:3], relu=True),
-        "out": lambda: gpu.branches_forward(x, None, None, a, relu=True, out=half),
+        "out": lambda: gpu.spatial_sums(x, out=half),
         "no value": lambda: gpu.channel_moments(_ones(cupy, 0, 3, 3, 8)),
         "scalar": lambda: gpu.channel_moments(cupy.ones((), np.float32)),
         "moments": lambda: gpu.branches_backward_sums(x, x, x, None, None, a),
@@ -87,8 +86,9 @@ def _mistakes(cupy: Any) -> dict[str, Any]:
         "too many windows": lambda: gpu.col2im(x, sizes._replace(images=2**29)),
         "bias": lambda: gpu.bias_relu(x, vector[:7]),
         "no pixel": lambda: gpu.spatial_sums(_ones(cupy, 2, 0, 3, 8)),
-        "dtype of sums": lambda: gpu.spatial_sums(x, dtype=np.float16),
         "scale": lambda: gpu.scale_channels(x, vector),
+        "16-bit scale": lambda: gpu.scale_channels(half, _ones(cupy, 2, 8, dtype=np.float16)),
+        "values": lambda: gpu.spread_over_pixels(vector, shape=SHAPE, dtype=np.float32),
         "labels": lambda: gpu.softmax_cross_entropy_forward(a[:2], labels, label_smoothing=0),
         "logits": lambda: gpu.softmax_cross_entropy_forward(x, labels, label_smoothing=0),
         "smoothing": lambda: gpu.softmax_cross_entropy_forward(
