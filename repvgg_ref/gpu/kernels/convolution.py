@@ -35,7 +35,7 @@ def im2col(x: Array, sizes: Geometry) -> Array:
     Parameters
     ----------
     x : (N, H, W, C) array
-    sizes : Geometry of the convolution; how many outputs it has does not matter
+    sizes : Geometry of the convolution
 
     Returns
     -------
