@@ -44,13 +44,13 @@ figures:
 	$(PYTHON) -m tests.bench.figures
 
 # On a machine with a GPU: tests, oracle, races against torch, profile, a minute of training; one
-# JSON named after the device in tests/gpu/results. Less than ten minutes, no network.
+# JSON named after the device in tests/studies/gpu/results. Less than ten minutes, no network.
 gpu:
-	$(PYTHON) -m tests.gpu.settle
+	$(PYTHON) -m tests.studies.gpu.settle
 
 # No GPU needed, but cuDNN (pip install nvidia-cudnn-cu12 or -cu13): can it plan our convolutions?
 gpu-plans:
-	$(PYTHON) -m tests.gpu.plans
+	$(PYTHON) -m tests.studies.gpu.plans
 
 demo:
 	$(PYTHON) -m repvgg_ref_cli demo

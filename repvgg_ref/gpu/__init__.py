@@ -4,15 +4,11 @@ Importing this room loads no CuPy; asking for a table does, and says what is mis
 
 Reading order: `math_mode.py`, `kernels/` (the CUDA text and its launchers), `conv2d.py` (which of
 `cudnn_conv.py` and `gemm_conv.py` convolves), `branches.py` (the block), `table.py`, `chain.py`
-(the fused network), `sgd.py`.
+(the fused network).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
-
-from repvgg_ref.arrays import Array
 from repvgg_ref.gpu.math_mode import MATH_MODES, Math, activation_dtype, math_of
 from repvgg_ref.gpu.probe import (
     Cudnn,
@@ -25,9 +21,6 @@ from repvgg_ref.gpu.probe import (
     several_cupys,
 )
 from repvgg_ref.ops import Ops
-
-if TYPE_CHECKING:
-    from repvgg_ref.gpu.sgd import SgdStep
 
 __all__ = [
     "MATH_MODES",
@@ -42,7 +35,6 @@ __all__ = [
     "math_of",
     "require_device",
     "several_cupys",
-    "sgd_step",
 ]
 
 
@@ -73,48 +65,3 @@ def cupy_ops(math: Math = "fp32", *, deterministic: bool = False) -> Ops:
     from repvgg_ref.gpu.table import make_table
 
     return make_table(math, deterministic=deterministic)
-
-
-def sgd_step(
-    params: Mapping[str, Array],
-    grads: Mapping[str, Array],
-    velocities: Mapping[str, Array],
-    *,
-    lr: float,
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
-    factors: Callable[[str], Any],
-    grad_factor: float | Array = 1.0,
-    skip: Array | None = None,
-) -> SgdStep:
-    """`train.sgd.sgd_step` on the device, **in place**, in a few launches for all arrays.
-
-    Parameters
-    ----------
-    params, grads, velocities, lr, momentum, nesterov, weight_decay, factors
-        As there; `params` are overwritten, and so are `velocities` where they exist.
-    grad_factor : float, or (1,) array on the device
-        Multiplies every gradient first: 1 / loss scale.
-    skip : (1,) int32 array on the device, optional
-        If it is not 0 nothing changes; from `kernels.find_nonfinite`.
-
-    Returns
-    -------
-    SgdStep
-        `params` (the same arrays) and `velocities`.
-    """
-    from repvgg_ref.gpu.sgd import sgd_step as on_device
-
-    return on_device(
-        params,
-        grads,
-        velocities,
-        lr=lr,
-        momentum=momentum,
-        nesterov=nesterov,
-        weight_decay=weight_decay,
-        factors=factors,
-        grad_factor=grad_factor,
-        skip=skip,
-    )

@@ -5,24 +5,63 @@
     backward   sums over the batch in one pass, grad z_k of all branches in one pass, then the
                gradients of the convolutions
 
-Kept for the backward pass: x, z_3x3, z_1x1 and y. The equations stand in `kernels.branches`.
+Kept for the backward pass: x, the z_k and y. The equations stand in `kernels.branches`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, NamedTuple, TypeVar
 
 import cupy
 
 from repvgg_ref.arrays import Array, Real
-from repvgg_ref.errors import require_equal
+from repvgg_ref.errors import BackendError, require_equal
 from repvgg_ref.gpu import kernels
 from repvgg_ref.gpu.conv2d import Conv2dCache, Convolutions
 from repvgg_ref.ops import BatchNormGrads, BranchArrays, BranchesForward, BranchGrads
 
-# The order of the kernels' arguments.
-BRANCHES = ("branch_3x3", "branch_1x1", "branch_identity")
+T = TypeVar("T")
+R = TypeVar("R")
+
+# What blocks call the three roles; the rest of this file knows no name.
+_NAMES = ("branch_3x3", "branch_1x1", "branch_identity")
+
+
+class ThreeBranches(NamedTuple, Generic[T]):
+    """Something of each branch by its role, in the order of the kernels' arguments."""
+
+    dense: T
+    point: T | None = None
+    identity: T | None = None
+
+    def map(self, function: Callable[[T], R]) -> ThreeBranches[R]:
+        """`function` of each that is there."""
+        point, identity = (None if each is None else function(each) for each in self[1:])
+        return ThreeBranches(function(self.dense), point, identity)
+
+
+def by_role(branches: Mapping[str, T]) -> ThreeBranches[T]:
+    """Named branches by their roles.
+
+    Raises
+    ------
+    BackendError
+        If a name stands for no role (a sum leaves nothing out in silence), or none for `dense`.
+    """
+    dense, point, identity = _NAMES
+    if dense not in branches or not set(branches) <= set(_NAMES):
+        raise BackendError(
+            "the fused kernels do not know such a block",
+            got=", ".join(branches),
+            wanted=f"{dense}, and beside it at most {point} and {identity}",
+        )
+    return ThreeBranches(branches[dense], branches.get(point), branches.get(identity))
+
+
+def by_name(roles: Iterable[T | None]) -> dict[str, T]:
+    """What is there of three, in the order of `ThreeBranches`, under the branches' names."""
+    return {name: each for name, each in zip(_NAMES, roles, strict=True) if each is not None}
 
 
 class Moments(NamedTuple):
@@ -32,24 +71,14 @@ class Moments(NamedTuple):
     var: Array
 
 
-class BranchesCache(NamedTuple):
-    """What the backward pass needs; lists are in the order of `BRANCHES`, None where absent."""
+class NormsCache(NamedTuple):
+    """What the backward pass of a sum of batch norms needs; `mean` and `var` are `dense`'s."""
 
-    outputs: list[Array | None]  # z_3x3, z_1x1, x
-    convolutions: list[Conv2dCache | None]
-    gammas: list[Array | None]
+    inputs: ThreeBranches[Array]  # the z_k; the identity's is x
+    gammas: ThreeBranches[Array]
     moments: Array  # (3, 2, C)
     inv_std: Array  # (3, C)
     y: Array | None  # None without a ReLU
-
-
-class BatchNormCache(NamedTuple):
-    """What the backward pass needs; `mean` and `var` feed the running statistics."""
-
-    x: Array
-    gamma: Array
-    moments: Array
-    inv_std: Array
 
     @property
     def mean(self) -> Array:
@@ -62,6 +91,21 @@ class BatchNormCache(NamedTuple):
         """Biased variance of the batch, (C,)."""
         var: Array = self.moments[0, 1]
         return var
+
+
+class NormsGrads(NamedTuple):
+    """Gradients of the z_k; of gamma, (3, C); and of every beta, (C,)."""
+
+    inputs: ThreeBranches[Array]
+    gamma: Array
+    beta: Array
+
+
+class BranchesCache(NamedTuple):
+    """What the backward pass of a block needs; the identity has no convolution."""
+
+    norms: NormsCache
+    convolutions: ThreeBranches[Conv2dCache | None]
 
 
 class FusedBranches:
@@ -83,145 +127,125 @@ class FusedBranches:
         relu: bool,
     ) -> BranchesForward:
         """`Ops.fused_branches_forward`; x (N, H, W, C), y (N, Ho, Wo, O)."""
+        three = by_role(branches)
         x = self._convolutions.store(x)
-        outputs: list[Array | None] = []
-        caches: list[Conv2dCache | None] = []
-        for name in BRANCHES:
-            weight = branches[name].weight if name in branches else None
-            if weight is None:
-                outputs.append(x if name in branches else None)
-                caches.append(None)
-                continue
-            z, cache = self._convolutions.forward(
-                x,
-                weight,
-                None,
-                stride=stride,
-                padding=weight.shape[-1] // 2 * dilation,
-                dilation=dilation,
-                groups=groups,
-            )
-            outputs.append(z)
-            caches.append(cache)
-        z3, z1, identity = outputs
-        assert z3 is not None, "every block has a 3x3 branch"
-        moments = kernels.channel_moments(z3, z1, identity)
-        gammas = [branches[name].gamma if name in branches else None for name in BRANCHES]
-        betas = [branches[name].beta if name in branches else None for name in BRANCHES]
-        found = kernels.branch_coefficients(moments, gammas, betas, eps=float(eps))
-        y = kernels.branches_forward(z3, z1, identity, found.forward, relu=relu)
-        stats = {
-            name: Moments(moments[place, 0], moments[place, 1])
-            for place, name in enumerate(BRANCHES)
-            if name in branches
-        }
-        kept = y if relu else None
-        return BranchesForward(
-            y, BranchesCache(outputs, caches, gammas, moments, found.inv_std, kept), stats
+
+        def convolved(branch: BranchArrays) -> tuple[Array, Conv2dCache | None]:
+            if branch.weight is None:
+                return x, None
+            padding = branch.weight.shape[-1] // 2 * dilation
+            settings = {"stride": stride, "padding": padding, "dilation": dilation}
+            return self._convolutions.forward(x, branch.weight, None, groups=groups, **settings)
+
+        found = three.map(convolved)
+        inputs = found.map(lambda each: each[0])
+        moments = kernels.channel_moments(*inputs)
+        gammas, betas = three.map(lambda each: each.gamma), three.map(lambda each: each.beta)
+        y, norms = _norms_forward(inputs, gammas, betas, moments, eps=eps, relu=relu)
+        stats = (
+            None if branch is None else Moments(of_branch[0], of_branch[1])
+            for branch, of_branch in zip(three, moments, strict=True)
         )
+        cache = BranchesCache(norms, found.map(lambda each: each[1]))
+        return BranchesForward(y, cache, by_name(stats))
 
     def backward(
         self, grad_y: Array, cache: BranchesCache
     ) -> tuple[Array, Mapping[str, BranchGrads]]:
         """`Ops.fused_branches_backward`."""
-        through, grads = self._through_norms(grad_y, cache)
-        grad_x: Array | None = through[2]  # the identity's share
-        for grad_z, conv in zip(through, cache.convolutions, strict=True):
-            if conv is not None:
-                assert grad_z is not None
+        through = _norms_backward(grad_y, cache.norms)
+        grad_x: Array | None = through.inputs.identity
+        for grad_z, conv in zip(through.inputs, cache.convolutions, strict=True):
+            if grad_z is not None and conv is not None:
                 part = self._convolutions.grad_x(grad_z, conv)
                 grad_x = part if grad_x is None else cupy.add(grad_x, part, out=part)
         assert grad_x is not None
-        return grad_x, grads
+        return grad_x, self._parameter_grads(through, cache)
 
     def parameter_grads(self, grad_y: Array, cache: BranchesCache) -> Mapping[str, BranchGrads]:
         """`Ops.fused_branches_parameter_grads`: no gradient of x."""
-        return self._through_norms(grad_y, cache)[1]
+        return self._parameter_grads(_norms_backward(grad_y, cache.norms), cache)
 
-    def _through_norms(
-        self, grad_y: Array, cache: BranchesCache
-    ) -> tuple[tuple[Array | None, ...], dict[str, BranchGrads]]:
-        """Gradients of the branches' outputs before batch norm, and of all parameters."""
-        z3 = cache.outputs[0]
-        assert z3 is not None, "every block has a 3x3 branch"
-        grad_y = cupy.ascontiguousarray(grad_y, dtype=z3.dtype)
-        found, through = _backward(
-            grad_y, cache.y, cache.outputs, cache.moments, cache.inv_std, cache.gammas
+    def _parameter_grads(self, through: NormsGrads, cache: BranchesCache) -> dict[str, BranchGrads]:
+        return by_name(
+            None
+            if grad_z is None
+            else BranchGrads(
+                None if conv is None else self._convolutions.grad_weight(grad_z, conv),
+                grad_gamma,
+                through.beta,
+            )
+            for grad_z, conv, grad_gamma in zip(
+                through.inputs, cache.convolutions, through.gamma, strict=True
+            )
         )
-        grads = {}
-        for place, name in enumerate(BRANCHES):
-            grad_z, conv = through[place], cache.convolutions[place]
-            if grad_z is not None:
-                weight = None if conv is None else self._convolutions.grad_weight(grad_z, conv)
-                grads[name] = BranchGrads(weight, found.grad_gamma[place], found.grad_beta)
-        return through, grads
 
 
 def batch_norm_train_forward(
     x: Array, gamma: Array, beta: Array, *, eps: Real
-) -> tuple[Array, BatchNormCache]:
+) -> tuple[Array, NormsCache]:
     """`ops.batch_norm.batch_norm_train_forward` for x (N, H, W, C): one branch without ReLU."""
     _require_vectors(x, gamma=gamma, beta=beta)
-    moments = kernels.channel_moments(x)
-    found = kernels.branch_coefficients(
-        moments, (gamma, None, None), (beta, None, None), eps=float(eps)
-    )
-    y = kernels.branches_forward(x, None, None, found.forward, relu=False)
-    return y, BatchNormCache(x, gamma, moments, found.inv_std)
+    alone = ThreeBranches(x), ThreeBranches(gamma), ThreeBranches(beta)
+    return _norms_forward(*alone, kernels.channel_moments(x), eps=eps, relu=False)
 
 
-def batch_norm_train_backward(grad_y: Array, cache: BatchNormCache) -> BatchNormGrads:
+def batch_norm_train_backward(grad_y: Array, cache: NormsCache) -> BatchNormGrads:
     """`ops.batch_norm.batch_norm_train_backward` for grad_y (N, H, W, C)."""
-    outputs, gammas = [cache.x, None, None], [cache.gamma, None, None]
-    require_equal("batch_norm", "grad_y.shape", grad_y.shape, "y.shape", cache.x.shape)
-    found, through = _backward(
-        cupy.ascontiguousarray(grad_y), None, outputs, cache.moments, cache.inv_std, gammas
-    )
-    assert through[0] is not None
-    return BatchNormGrads(through[0], found.grad_gamma[0], found.grad_beta)
+    x = cache.inputs.dense
+    require_equal("batch_norm", "grad_y.shape", grad_y.shape, "y.shape", x.shape)
+    grads = _norms_backward(grad_y, cache)
+    return BatchNormGrads(grads.inputs.dense, grads.gamma[0], grads.beta)
 
 
 def batch_norm_eval_forward(
     x: Array, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: Real
-) -> tuple[Array, BatchNormCache]:
+) -> tuple[Array, NormsCache]:
     """`ops.batch_norm.batch_norm_eval_forward` for x (N, H, W, C), by the running statistics."""
     _require_vectors(x, gamma=gamma, beta=beta, mean=mean, var=var)
     moments = cupy.zeros((3, 2, len(mean)), mean.dtype)
     moments[0, 0], moments[0, 1] = mean, var
-    found = kernels.branch_coefficients(
-        moments, (gamma, None, None), (beta, None, None), eps=float(eps)
-    )
-    x = cupy.ascontiguousarray(x)
-    y = kernels.branches_forward(x, None, None, found.forward, relu=False)
-    return y, BatchNormCache(x, gamma, moments, found.inv_std)
+    alone = ThreeBranches(cupy.ascontiguousarray(x)), ThreeBranches(gamma), ThreeBranches(beta)
+    return _norms_forward(*alone, moments, eps=eps, relu=False)
 
 
-def batch_norm_eval_backward(grad_y: Array, cache: BatchNormCache) -> BatchNormGrads:
+def batch_norm_eval_backward(grad_y: Array, cache: NormsCache) -> BatchNormGrads:
     """`ops.batch_norm.batch_norm_eval_backward` for grad_y (N, H, W, C)."""
-    require_equal("batch_norm", "grad_y.shape", grad_y.shape, "y.shape", cache.x.shape)
+    x, gamma = cache.inputs.dense, cache.gammas.dense
+    require_equal("batch_norm", "grad_y.shape", grad_y.shape, "y.shape", x.shape)
     grad_y = cupy.ascontiguousarray(grad_y)
-    sums = kernels.branches_backward_sums(grad_y, None, cache.x, None, None, cache.moments)
-    scale = cupy.zeros((4, len(cache.gamma)), cache.gamma.dtype)
-    scale[0] = cache.gamma * cache.inv_std[0]
+    sums = kernels.branches_backward_sums(grad_y, None, x, None, None, cache.moments)
+    scale = cupy.zeros((4, len(gamma)), gamma.dtype)
+    scale[0] = gamma * cache.inv_std[0]
     grad_x = kernels.branches_forward(grad_y, None, None, scale, relu=False)
     return BatchNormGrads(grad_x, sums[1] * cache.inv_std[0], sums[0])
 
 
-def _backward(
-    grad_y: Array,
-    y: Array | None,
-    outputs: Sequence[Array | None],
+def _norms_forward(
+    inputs: ThreeBranches[Array],
+    gammas: ThreeBranches[Array],
+    betas: ThreeBranches[Array],
     moments: Array,
-    inv_std: Array,
-    gammas: Sequence[Array | None],
-) -> tuple[kernels.BranchGradCoefficients, tuple[Array | None, ...]]:
-    """Gradients of gamma and beta, and of each branch's output before its batch norm."""
-    z3, z1, x = outputs
-    assert z3 is not None
-    sums = kernels.branches_backward_sums(grad_y, y, z3, z1, x, moments)
-    count = z3.size // z3.shape[-1]
-    found = kernels.branch_grad_coefficients(sums, moments, inv_std, gammas, count=count)
-    return found, kernels.branches_backward(grad_y, y, z3, z1, x, found.backward)
+    *,
+    eps: Real,
+    relu: bool,
+) -> tuple[Array, NormsCache]:
+    """``y = [relu](sum of batch norms)`` by these moments."""
+    found = kernels.branch_coefficients(moments, gammas, betas, eps=float(eps))
+    y = kernels.branches_forward(*inputs, found.forward, relu=relu)
+    return y, NormsCache(inputs, gammas, moments, found.inv_std, y if relu else None)
+
+
+def _norms_backward(grad_y: Array, cache: NormsCache) -> NormsGrads:
+    """Backward of `_norms_forward` by moments of the batch."""
+    z = cache.inputs.dense
+    grad_y = cupy.ascontiguousarray(grad_y, dtype=z.dtype)
+    sums = kernels.branches_backward_sums(grad_y, cache.y, *cache.inputs, cache.moments)
+    found = kernels.branch_grad_coefficients(
+        sums, cache.moments, cache.inv_std, cache.gammas, count=z.size // z.shape[-1]
+    )
+    grads = kernels.branches_backward(grad_y, cache.y, *cache.inputs, found.backward)
+    return NormsGrads(ThreeBranches(*grads), found.grad_gamma, found.grad_beta)
 
 
 def _require_vectors(x: Array, **vectors: Array) -> None:

@@ -95,7 +95,7 @@ class Chain:
     def _make_plan(self, shape: tuple[int, ...], dtype: Any) -> Plan:
         images, channels, height, width = shape
         x = cupy.empty((images, height, width, channels), dtype)
-        sizes = self._sizes(x)
+        sizes = self._sizes(x.shape)
         longest = max(math.prod(each.y_shape) for each in sizes)
         buffers = [cupy.empty(longest, dtype) for _ in range(2)]
         layers = []
@@ -115,13 +115,14 @@ class Chain:
         )
         return Plan(x, layers, self._convolutions, self._head, capture=capture)
 
-    def _sizes(self, x: Array) -> list[Geometry]:
+    def _sizes(self, shape: tuple[int, ...]) -> list[Geometry]:
+        """Of every block's convolution, from images of `shape` on."""
         found = []
         for spec in self._blocks:
             weight = self._params[f"{spec.name}.fused.weight"]
             settings = {"stride": spec.stride, "padding": spec.dilation, "dilation": spec.dilation}
-            found.append(geometry(x, weight, None, groups=spec.groups, **settings))
-            x = _Shape(found[-1].y_shape)  # type: ignore[assignment]  # sizes are all that counts
+            found.append(geometry(shape, weight.shape, groups=spec.groups, **settings))
+            shape = found[-1].y_shape
         return found
 
     def _pack(self, name: str, dtype: Any) -> tuple[Array, Array]:
@@ -201,13 +202,3 @@ class Plan:
             y = kernels.bias_relu(y, None)
         y, _ = self._head.squeeze_excitation_forward(y, *layer.se_weights)
         return kernels.bias_relu(y, None) if layer.se == "before_relu" else y
-
-
-class _Shape:
-    """What `geometry` asks of an array."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape, self.ndim = shape, len(shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]

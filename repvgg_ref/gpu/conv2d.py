@@ -94,34 +94,27 @@ class Convolutions:
         padding: IntOrPair,
         dilation: IntOrPair,
         groups: int,
+        relu: bool = False,
     ) -> tuple[Array, Conv2dCache]:
         """`ops.conv2d.conv2d_forward` for x (N, H, W, C) and y (N, Ho, Wo, O)."""
         sizes = geometry(
-            x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
+            x.shape,
+            weight.shape,
+            None if bias is None else bias.shape,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
         )
         x = self.store(x)
         packed = self.pack(weight, x.dtype)
-        y = self.convolve(x, packed, self._bias(bias, x), sizes, relu=False)
+        stored = None if bias is None else cupy.ascontiguousarray(bias, dtype=x.dtype)
+        y = self.convolve(x, packed, stored, sizes, relu=relu)
         return y, Conv2dCache(x, packed, sizes, bias is not None, weight.dtype)
 
-    def bias_relu(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array | None,
-        /,
-        *,
-        stride: IntOrPair,
-        padding: IntOrPair,
-        dilation: IntOrPair,
-        groups: int,
-    ) -> Array:
-        """`Ops.conv_bias_relu_forward`."""
-        sizes = geometry(
-            x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
-        )
-        x = self.store(x)
-        return self.convolve(x, self.pack(weight, x.dtype), self._bias(bias, x), sizes, relu=True)
+    def bias_relu(self, x: Array, weight: Array, bias: Array | None, /, **settings: Any) -> Array:
+        """`Ops.conv_bias_relu_forward`; settings as for `forward`."""
+        return self.forward(x, weight, bias, relu=True, **settings)[0]
 
     def backward(self, grad_y: Array, cache: Conv2dCache) -> Conv2dGrads:
         """`ops.conv2d.conv2d_backward` for NHWC arrays; kernels' gradients as the model's dtype."""
@@ -167,6 +160,3 @@ class Convolutions:
         """The first way that can do it; the last one can do everything."""
         done = any(attempt(way) for way in self._ways)
         assert done, "matrix products can do every convolution"
-
-    def _bias(self, bias: Array | None, x: Array) -> Array | None:
-        return None if bias is None else cupy.ascontiguousarray(bias, dtype=x.dtype)

@@ -131,7 +131,7 @@ def make_graph(
     `where` is the ``handle``, or a ``device_property`` that stands for a device that is not here.
     """
     graph = cudnn.pygraph(
-        name="_".join(key.kind.split()),
+        name=key.kind,
         io_data_type=_DATA_TYPES[key.dtype],
         intermediate_data_type=cudnn.data_type.FLOAT,
         compute_data_type=cudnn.data_type.FLOAT,

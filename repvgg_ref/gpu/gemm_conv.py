@@ -10,7 +10,7 @@ Columns are `Kh * Kw` times as large as x, so images go through in chunks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from math import prod
 
 import cupy
 import numpy as np
@@ -35,8 +35,8 @@ class GemmConvolutions:
     ) -> bool:
         """Fill y (N, Ho, Wo, O) with ``[relu](conv2d(x) + bias)``."""
         rows = _kernel_rows(kernels, sizes)
-        for part in _chunks(sizes, x.itemsize):
-            columns = self._columns(x[part], sizes)
+        for part, chunk in _chunks(sizes, x.itemsize):
+            columns = self._columns(x[part], chunk)
             flat = y[part].reshape(-1, sizes.outputs)
             for g in range(sizes.groups):
                 # (pixels, O/G) = (pixels, Kh*Kw*C/G) @ (Kh*Kw*C/G, O/G)
@@ -51,28 +51,27 @@ class GemmConvolutions:
     def grad_x(self, grad_y: Array, kernels: Array, sizes: Geometry, grad_x: Array) -> bool:
         """Fill grad_x (N, H, W, C)."""
         rows = _kernel_rows(kernels, sizes)
-        for part in _chunks(sizes, grad_y.itemsize):
+        for part, chunk in _chunks(sizes, grad_y.itemsize):
             flat = grad_y[part].reshape(-1, sizes.outputs)
             columns = (
                 grad_x[part].reshape(1, -1, sizes.channels)
                 if _is_view(sizes)
-                else cupy.empty((sizes.groups, len(flat), rows.shape[2]), grad_y.dtype)
+                else cupy.empty(chunk.columns_shape, grad_y.dtype)
             )
             for g in range(sizes.groups):
                 # (pixels, Kh*Kw*C/G) = (pixels, O/G) @ (O/G, Kh*Kw*C/G)
                 mine = cupy.ascontiguousarray(flat[:, _group(sizes, g)])
                 matmul(mine, rows[g], math=self._math, out=columns[g])
             if not _is_view(sizes):
-                shape = grad_x[part].shape
-                cuda.col2im(columns, shape=shape, out=grad_x[part], **_window(sizes))
+                cuda.col2im(columns, chunk, out=grad_x[part])
         return True
 
     def grad_weight(self, x: Array, grad_y: Array, sizes: Geometry, grad: Array) -> bool:
         """Fill grad (O, Kh, Kw, C/G); chunks are summed in float32."""
         rows = _kernel_rows(grad, sizes)
         total = cupy.zeros(rows.shape, np.promote_types(grad.dtype, np.float32))
-        for part in _chunks(sizes, x.itemsize):
-            columns = self._columns(x[part], sizes)
+        for part, chunk in _chunks(sizes, x.itemsize):
+            columns = self._columns(x[part], chunk)
             flat = grad_y[part].reshape(-1, sizes.outputs)
             for g in range(sizes.groups):
                 # (O/G, Kh*Kw*C/G) = (O/G, pixels) @ (pixels, Kh*Kw*C/G)
@@ -86,7 +85,7 @@ class GemmConvolutions:
         if _is_view(sizes):
             view: Array = x.reshape(1, -1, sizes.channels)
             return view
-        return cuda.im2col(x, **_window(sizes))
+        return cuda.im2col(x, sizes)
 
 
 def _is_view(sizes: Geometry) -> bool:
@@ -106,15 +105,10 @@ def _group(sizes: Geometry, g: int) -> slice:
     return slice(g * size, (g + 1) * size)
 
 
-def _window(sizes: Geometry) -> dict[str, Any]:
-    names = ("kernel", "stride", "padding", "dilation", "groups")
-    return {name: getattr(sizes, name) for name in names}
-
-
-def _chunks(sizes: Geometry, itemsize: int) -> Iterator[slice]:
-    """Runs of images whose columns take no more than `COLUMN_BYTES`."""
-    height, width = sizes.out_size
-    window = sizes.kernel[0] * sizes.kernel[1] * sizes.channels
-    step = max(1, COLUMN_BYTES // max(1, height * width * window * itemsize))
+def _chunks(sizes: Geometry, itemsize: int) -> Iterator[tuple[slice, Geometry]]:
+    """Runs of images whose columns take no more than `COLUMN_BYTES`, and their sizes."""
+    columns = prod(sizes._replace(images=1).columns_shape) * itemsize  # of one image
+    step = max(1, COLUMN_BYTES // max(1, columns))
     for start in range(0, sizes.images, step):
-        yield slice(start, min(start + step, sizes.images))
+        stop = min(start + step, sizes.images)
+        yield slice(start, stop), sizes._replace(images=stop - start)

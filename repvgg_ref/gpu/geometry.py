@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
-from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ShapeError, require_equal
 from repvgg_ref.ops import IntOrPair
 
@@ -51,15 +51,21 @@ class Geometry(NamedTuple):
         return (self.images, *self.out_size, self.outputs)
 
     @property
+    def columns_shape(self) -> tuple[int, int, int]:
+        """(G, N*Ho*Wo, Kh*Kw*C/G): every window as a row."""
+        pixels = self.images * prod(self.out_size)
+        return self.groups, pixels, prod(self.kernel) * (self.channels // self.groups)
+
+    @property
     def weight_shape(self) -> tuple[int, int, int, int]:
         """(O, C/G, Kh, Kw)."""
         return (self.outputs, self.channels // self.groups, *self.kernel)
 
 
 def geometry(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    bias_shape: tuple[int, ...] | None = None,
     *,
     stride: IntOrPair,
     padding: IntOrPair,
@@ -73,22 +79,22 @@ def geometry(
     ShapeError
         If the shapes do not fit together, or if Ho or Wo would be less than 1.
     """
-    require_equal("conv2d", "x.ndim", x.ndim, "len((N, H, W, C))", 4)
-    require_equal("conv2d", "weight.ndim", weight.ndim, "len((O, C/G, Kh, Kw))", 4)
-    channels, outputs = x.shape[3], weight.shape[0]
+    require_equal("conv2d", "x.ndim", len(x_shape), "len((N, H, W, C))", 4)
+    require_equal("conv2d", "weight.ndim", len(weight_shape), "len((O, C/G, Kh, Kw))", 4)
+    (images, height, width, channels), (outputs, inputs, *kernel) = x_shape, weight_shape
     if groups < 1:
         raise ShapeError(f"conv2d: groups (={groups}) must be at least 1")
     require_equal("conv2d", "C % groups", channels % groups, "no remainder", 0)
     require_equal("conv2d", "O % groups", outputs % groups, "no remainder", 0)
-    require_equal("conv2d", "weight.shape[1]", weight.shape[1], "C / groups", channels // groups)
-    if bias is not None:
-        require_equal("conv2d", "bias.shape", bias.shape, "(O,)", (outputs,))
+    require_equal("conv2d", "weight.shape[1]", inputs, "C / groups", channels // groups)
+    if bias_shape is not None:
+        require_equal("conv2d", "bias.shape", bias_shape, "(O,)", (outputs,))
     found = Geometry(
-        len(x),
-        (x.shape[1], x.shape[2]),
+        images,
+        (height, width),
         channels,
         outputs,
-        (weight.shape[2], weight.shape[3]),
+        (kernel[0], kernel[1]),
         _pair("stride", stride, minimum=1),
         _pair("padding", padding, minimum=0),
         _pair("dilation", dilation, minimum=1),

@@ -14,6 +14,7 @@ import numpy as np
 from repvgg_ref.arrays import Array, Real
 from repvgg_ref.errors import ShapeError, require_equal
 from repvgg_ref.gpu import kernels
+from repvgg_ref.gpu.kernels.launch import real_dtype
 from repvgg_ref.gpu.math_mode import Math
 from repvgg_ref.gpu.products import matmul
 from repvgg_ref.ops import REFERENCE, LinearGrads, RunningStats, SqueezeExcitationGrads
@@ -81,8 +82,8 @@ def global_avg_pool_backward(grad_y: Array, cache: PoolCache) -> Array:
     """`ops.global_avg_pool.global_avg_pool_backward`; grad_x in the dtype of ``x``."""
     N, H, W, C = cache.shape
     require_equal("global_avg_pool", "grad_y.shape", grad_y.shape, "y.shape", (N, C))
-    grad_y = cupy.ascontiguousarray(grad_y, dtype=cache.dtype)
-    return kernels.global_avg_pool_backward(grad_y, shape=(N, H, W, C))
+    shares = cupy.ascontiguousarray(grad_y, dtype=real_dtype(cache.dtype)) / (H * W)
+    return kernels.spread_over_pixels(shares, shape=(N, H, W, C), dtype=cache.dtype)
 
 
 def softmax_cross_entropy_forward(

@@ -1,6 +1,6 @@
 """The GPU backend against the oracle: networks layer by layer, and whole training steps.
 
-Used on the fake device by the tests and on a real one by `tests.gpu.settle`.
+Used on the fake device by the tests and on a real one by `tests.studies.gpu.settle`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from repvgg_ref.oracle import Report, verify
 from repvgg_ref.oracle.training.judge import judge_training
 from repvgg_ref.oracle.training.steps import TrainingSteps, training_steps
 from repvgg_ref.train.loss_scale import scaled
+from repvgg_ref.train.sgd import sgd_step
 
 PRECISIONS = {"fp32": "fp32", "tf32": "tf32", "bf16": "bf16", "fp16": "fp16"}
 
@@ -50,8 +51,6 @@ def train_on_device(
     model: Model, right: TrainingSteps, ops: Ops, *, loss_scale: float = 1.0
 ) -> dict[str, Any]:
     """The numbers of the first step, and the weights after the last, under official names."""
-    from repvgg_ref.gpu import sgd_step
-
     ops = scaled(ops, loss_scale)
     names = official_dialect(model.arch).names(param_shapes(model.arch, "train"))
     official = {
@@ -74,11 +73,11 @@ def train_on_device(
             momentum=model.momentum,
             label_smoothing=right.recipe.label_smoothing,
         )
-        grads = {names[name]: grad for name, grad in step.grads.items()}
+        grads = {names[name]: grad / loss_scale for name, grad in step.grads.items()}
         stats = {names[name]: stat for name, stat in step.stats.items()}
         if not first:
             first = {"loss": to_numpy(step.loss), "logits": to_numpy(step.logits)}
-            first |= {f"grad/{n}": to_numpy(grad) / loss_scale for n, grad in grads.items()}
+            first |= {f"grad/{n}": to_numpy(grad) for n, grad in grads.items()}
             first |= {f"stat/{name}": to_numpy(stat) for name, stat in stats.items()}
         losses.append(step.loss)
         taken = sgd_step(
@@ -90,7 +89,6 @@ def train_on_device(
             nesterov=right.recipe.nesterov,
             weight_decay=right.recipe.weight_decay,
             factors=right.recipe.factors,
-            grad_factor=1 / loss_scale,
         )
         official, velocities = taken.params | stats, taken.velocities
     first["losses"] = np.array([to_numpy(loss) for loss in losses])

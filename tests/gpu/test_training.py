@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array, to_numpy
-from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.step import StepResult, training_step
@@ -18,7 +17,7 @@ from repvgg_ref.oracle.training.judge import judge_training
 from repvgg_ref.oracle.training.noise import Yardstick, measure
 from repvgg_ref.oracle.training.run import right_setup
 from repvgg_ref.oracle.training.steps import TrainingSteps, training_steps
-from repvgg_ref.train.sgd import Factors, decay_kernels, sgd_step
+from repvgg_ref.train.sgd import decay_kernels, sgd_step
 from tests.gpu.agreement import train_on_device
 from tests.gpu.conftest import UnderTest
 from tests.gpu.fake_cupy import LEDGER
@@ -104,8 +103,6 @@ def noise_of(name: str, math: str) -> Yardstick:
     ("name", "math"), [(name, "fp32") for name in NETWORKS] + [("plain", "bf16"), ("plus", "fp16")]
 )
 def test_a_step_never_waits_for_the_device(name: str, math: str, device: UnderTest) -> None:
-    from repvgg_ref.gpu import sgd_step as on_device
-
     ops = table(math)
     model, x, labels = network(name)
     params = {n: a if "num_batches" in n else ops.from_host(a) for n, a in model.params.items()}
@@ -122,7 +119,7 @@ def test_a_step_never_waits_for_the_device(name: str, math: str, device: UnderTe
             momentum=0.1,
             label_smoothing=0.1,
         )
-        on_device(
+        sgd_step(
             params,
             found.grads,
             {},
@@ -130,7 +127,7 @@ def test_a_step_never_waits_for_the_device(name: str, math: str, device: UnderTe
             momentum=0.9,
             nesterov=True,
             weight_decay=1e-4,
-            factors=lambda _: Factors(),
+            factors=decay_kernels,
         )
         return found
 
@@ -141,60 +138,6 @@ def test_a_step_never_waits_for_the_device(name: str, math: str, device: UnderTe
         result = whole_step()
     assert (sum(LEDGER.syncs.values()), LEDGER.uploads) == (0, 0)
     assert np.isfinite(to_numpy(result.loss))
-
-
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_is_the_references_in_place(nesterov: bool, device: UnderTest) -> None:
-    from repvgg_ref.gpu import sgd_step as on_device
-
-    ops, rng = table(), np.random.default_rng(0)
-    shapes = {"a.conv.weight": (4, 3, 3, 3), "a.bn.bias": (4,), "linear.bias": (7,)}
-    params, grads, velocities = (
-        {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-        for _ in range(3)
-    )
-    del velocities["linear.bias"]  # as before its first step
-    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": nesterov}
-    settings |= {"weight_decay": 0.01, "factors": decay_kernels}
-    wanted = sgd_step(params, grads, velocities, **settings)
-    there = {name: ops.from_host(array) for name, array in params.items()}
-    moved = {name: ops.from_host(array) for name, array in velocities.items()}
-    sent = {name: ops.from_host(array) for name, array in grads.items()}
-    got = on_device(there, sent, moved, **settings)
-    for name in shapes:
-        assert got.params[name] is there[name]
-        for mine, theirs in ((got.params, wanted.params), (got.velocities, wanted.velocities)):
-            np.testing.assert_allclose(
-                to_numpy(mine[name]), theirs[name], rtol=1e-6, atol=1e-6, equal_nan=False
-            )
-    with pytest.raises(ShapeError, match="linear"):
-        on_device(there, {"linear.bias": sent["a.bn.bias"]}, {}, **settings)
-    with pytest.raises(ShapeError, match="one number"):
-        on_device(
-            there, sent, {}, **settings | {"factors": lambda _: Factors(lr=np.ones(3), decay=1.0)}
-        )
-
-
-def test_a_step_with_gradients_that_overflowed_is_skipped(device: UnderTest) -> None:
-    from repvgg_ref.gpu import kernels
-    from repvgg_ref.gpu import sgd_step as on_device
-
-    ops = table()
-    weight = ops.from_host(np.ones(5, np.float32))
-    settings: dict[str, Any] = {"lr": 1.0, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
-    for value, after in ((np.inf, 1.0), (np.nan, 1.0), (0.5, 0.75)):
-        grad = ops.from_host(np.array([0.5, 0.5, 0.5, 0.5, value], np.float32))
-        with device.never_waits():
-            on_device(
-                {"w": weight},
-                {"w": grad},
-                {},
-                factors=lambda _: Factors(),
-                grad_factor=0.5,
-                skip=kernels.find_nonfinite([grad]),
-                **settings,
-            )
-        np.testing.assert_array_equal(to_numpy(weight), np.full(5, after))
 
 
 @pytest.mark.parametrize("math", ["fp32", "bf16"])

@@ -1,7 +1,4 @@
-"""TensorRT's side of the inference race on a GPU: the exported ONNX file, built for fp16.
-
-Has not been run: no machine with TensorRT was at hand. If it fails the race goes on without it.
-"""
+"""TensorRT's side of the inference race on a GPU: the exported ONNX file, built for fp16."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # mypy: allow-subclassing-any
 # This project does not follow the types torch publishes: it is a witness, not a dependency.
-"""torch's side of the races on a GPU (`tests.gpu.settle`): as fast as torch is made to be there.
+"""torch's side of `tests.studies.gpu.settle`'s races: as fast as torch is made to be on a GPU.
 
 channels_last memory, `cudnn.benchmark`, fp16 inference and bf16 AMP training, each eager, as a CUDA
 graph, and by `torch.compile`. Without a GPU everything runs on the CPU, for rehearsals.

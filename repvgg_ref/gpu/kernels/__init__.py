@@ -18,20 +18,13 @@ from repvgg_ref.gpu.kernels.branches import (
     branches_forward,
     channel_moments,
 )
-from repvgg_ref.gpu.kernels.convolution import bias_relu, col2im, columns_shape, im2col
+from repvgg_ref.gpu.kernels.convolution import bias_relu, col2im, im2col
 from repvgg_ref.gpu.kernels.loss import (
     CrossEntropy,
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
-from repvgg_ref.gpu.kernels.optimiser import ema_update, find_nonfinite, sgd_update
-from repvgg_ref.gpu.kernels.pixels import standardise_uint8
-from repvgg_ref.gpu.kernels.pooling import (
-    global_avg_pool_backward,
-    global_avg_pool_forward,
-    scale_channels,
-    spatial_sums,
-)
+from repvgg_ref.gpu.kernels.pooling import scale_channels, spatial_sums, spread_over_pixels
 
 __all__ = [
     "BranchCoefficients",
@@ -45,16 +38,10 @@ __all__ = [
     "branches_forward",
     "channel_moments",
     "col2im",
-    "columns_shape",
-    "ema_update",
-    "find_nonfinite",
-    "global_avg_pool_backward",
-    "global_avg_pool_forward",
     "im2col",
     "scale_channels",
-    "sgd_update",
     "softmax_cross_entropy_backward",
     "softmax_cross_entropy_forward",
     "spatial_sums",
-    "standardise_uint8",
+    "spread_over_pixels",
 ]

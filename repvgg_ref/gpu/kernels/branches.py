@@ -45,9 +45,7 @@ class BranchGradCoefficients(NamedTuple):
     grad_beta: Array
 
 
-def channel_moments(
-    y3: Array, y1: Array | None = None, x: Array | None = None, *, out: Array | None = None
-) -> Array:
+def channel_moments(y3: Array, y1: Array | None = None, x: Array | None = None) -> Array:
     """Mean and biased variance of every channel of one to three arrays, in one pass and a merge.
 
     Welford's update in each thread, then Chan, Golub and LeVeque's merge in a fixed order
@@ -72,8 +70,8 @@ def channel_moments(
         raise ShapeError(f"channel_moments: shape {y3.shape} leaves a channel without values")
     real = real_dtype(y3.dtype)
     C = rows.channels
-    moments = empty((3, 2, C), real, out, "channel_moments")
-    partial = empty((3, rows.chunks, 2, C), real, None, "channel_moments")
+    moments = empty((3, 2, C), real)
+    partial = empty((3, rows.chunks, 2, C), real)
     launch(
         _FILE,
         "channel_moments",
@@ -118,8 +116,8 @@ def branch_coefficients(
     vectors |= {f"betas[{k}]": betas[k] for k in range(3)}
     require_arrays("branch_coefficients", (3, 2, C), moments.dtype, moments=moments)
     require_arrays("branch_coefficients", (C,), moments.dtype, **vectors)
-    forward = empty((4, C), moments.dtype, None, "branch_coefficients")
-    inv_std = empty((3, C), moments.dtype, None, "branch_coefficients")
+    forward = empty((4, C), moments.dtype)
+    inv_std = empty((3, C), moments.dtype)
     launch(
         _FILE,
         "branch_coefficients",
@@ -138,7 +136,6 @@ def branches_forward(
     coefficients: Array,
     *,
     relu: bool,
-    out: Array | None = None,
 ) -> Array:
     """``y = [relu](a3 * y3 + a1 * y1 + a0 * x + b)`` in one pass.
 
@@ -152,8 +149,8 @@ def branches_forward(
     -------
     (N, H, W, C) array, dtype of `y3`
     """
-    y = empty(y3.shape, y3.dtype, out, "branches_forward")
-    rows = _rows("branches_forward", 8, {"y3": y3, "y1": y1, "x": x, "out": y})
+    y = empty(y3.shape, y3.dtype)
+    rows = _rows("branches_forward", 8, {"y3": y3, "y1": y1, "x": x, "y": y})
     real = real_dtype(y3.dtype)
     require_arrays("branches_forward", (4, rows.channels), real, coefficients=coefficients)
     launch(
@@ -174,8 +171,6 @@ def branches_backward_sums(
     y1: Array | None,
     x: Array | None,
     moments: Array,
-    *,
-    out: Array | None = None,
 ) -> Array:
     """What the gradients of three batch norms need to know of the whole batch, in one pass.
 
@@ -200,8 +195,8 @@ def branches_backward_sums(
     real = real_dtype(grad_y.dtype)
     C = rows.channels
     require_arrays("branches_backward_sums", (3, 2, C), real, moments=moments)
-    sums = empty((4, C), real, out, "branches_backward_sums")
-    partial = empty((rows.chunks, 4, C), real, None, "branches_backward_sums")
+    sums = empty((4, C), real)
+    partial = empty((rows.chunks, 4, C), real)
     launch(
         _FILE,
         "branches_backward_sums",
@@ -248,8 +243,8 @@ def branch_grad_coefficients(
     require_arrays("branch_grad_coefficients", (3, C), moments.dtype, inv_std=inv_std)
     vectors = {f"gammas[{k}]": gammas[k] for k in range(3)}
     require_arrays("branch_grad_coefficients", (C,), moments.dtype, **vectors)
-    backward = empty((9, C), moments.dtype, None, "branch_grad_coefficients")
-    grad_gamma = empty((3, C), moments.dtype, None, "branch_grad_coefficients")
+    backward = empty((9, C), moments.dtype)
+    grad_gamma = empty((3, C), moments.dtype)
     launch(
         _FILE,
         "branch_grad_coefficients",
@@ -268,8 +263,6 @@ def branches_backward(
     y1: Array | None,
     x: Array | None,
     coefficients: Array,
-    *,
-    out: Sequence[Array | None] = (None, None, None),
 ) -> tuple[Array, Array | None, Array | None]:
     """Gradients of the three convolution outputs, in one pass: ``p_k * g + q_k * y_k + r_k``.
 
@@ -288,12 +281,9 @@ def branches_backward(
     """
     operator = "branches_backward"
     inputs = (y3, y1, x)
-    grads = [
-        None if each is None else empty(each.shape, each.dtype, o, operator)
-        for each, o in zip(inputs, out, strict=True)
-    ]
-    named: dict[str, Array | None] = {"grad_y": grad_y, "y": y, "y3": y3, "y1": y1, "x": x}
-    rows = _rows(operator, 8, named | {f"out[{k}]": grads[k] for k in range(3)})
+    grads = [None if each is None else empty(each.shape, each.dtype) for each in inputs]
+    named = {"grad_y": grad_y, "y": y, "y3": y3, "y1": y1, "x": x}
+    rows = _rows(operator, 8, named | {f"grads[{k}]": grads[k] for k in range(3)})
     require_arrays(
         operator, (9, rows.channels), real_dtype(grad_y.dtype), coefficients=coefficients
     )

@@ -6,13 +6,14 @@ x (O / G); Chellapilla et al., 2006, section 2.
 
 from __future__ import annotations
 
-import math
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ShapeError
+from repvgg_ref.gpu.geometry import Geometry
 from repvgg_ref.gpu.kernels.launch import (
     THREADS,
     empty,
@@ -23,29 +24,18 @@ from repvgg_ref.gpu.kernels.launch import (
     vector_width,
 )
 
-Pair = tuple[int, int]
 _FILE = "convolution.cu"
 _GEOMETRY = np.dtype([("numbers", np.int32, 15)])
-_MOST_ROWS = 2**31 - 1  # the kernels count pixels in 32 bits, elements in 64
+_MOST_PIXELS = 2**31 - 1  # the kernels count pixels in 32 bits, elements in 64
 
 
-def im2col(
-    x: Array,
-    *,
-    kernel: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    out: Array | None = None,
-) -> Array:
+def im2col(x: Array, sizes: Geometry) -> Array:
     """Every window of `x` as a row; padding is zeros.
 
     Parameters
     ----------
     x : (N, H, W, C) array
-    kernel, stride, padding, dilation : (vertical, horizontal) ints
-    groups : int, divides C
+    sizes : Geometry of the convolution
 
     Returns
     -------
@@ -55,89 +45,59 @@ def im2col(
     Raises
     ------
     ShapeError
-        If the geometry leaves no output pixel, or has 2**31 pixels or more.
+        If `x` is not of these sizes, or has 2**31 pixels or more.
     """
-    geometry = _geometry("im2col", x.shape, kernel, stride, padding, dilation, groups)
-    shape = columns_shape(
-        x.shape, kernel=kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
-    )
-    require_arrays("im2col", x.shape, x.dtype, x=x)
-    columns = empty(shape, x.dtype, out, "im2col")
+    structure = _structure("im2col", sizes)
+    require_arrays("im2col", sizes.x_shape, x.dtype, x=x)
+    columns = empty(sizes.columns_shape, x.dtype)
     if columns.size == 0:
         return columns
-    width = vector_width((x, columns), x.shape[3] // groups)
-    vectors = shape[2] // width
-    lanes = min(vectors, THREADS)
+    groups, pixels, row = columns.shape
+    width = vector_width((x, columns), sizes.channels // groups)
+    lanes = min(row // width, THREADS)
     height = THREADS // lanes
     launch(
         _FILE,
         "im2col",
         x.dtype,
-        (min(-(-shape[1] // height), 65536), 1, groups),
+        (min(-(-pixels // height), 65536), 1, groups),
         (lanes, height),
-        (x, columns, geometry, np.int32(width)),
+        (x, columns, structure, np.int32(width)),
     )
     return columns
 
 
-def col2im(
-    columns: Array,
-    *,
-    shape: tuple[int, int, int, int],
-    kernel: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    out: Array | None = None,
-) -> Array:
+def col2im(columns: Array, sizes: Geometry, *, out: Array | None = None) -> Array:
     """The transpose of `im2col`: every pixel gathers what its windows hold of it, in fixed order.
 
     Parameters
     ----------
     columns : (groups, N * Ho * Wo, Kh * Kw * C / groups) array
-    shape : (N, H, W, C) of the result
-    kernel, stride, padding, dilation, groups : as for `im2col`
+    sizes : as for `im2col`
 
     Returns
     -------
     (N, H, W, C) array, dtype of `columns`; sums are made in float32 (float64)
     """
-    geometry = _geometry("col2im", shape, kernel, stride, padding, dilation, groups)
-    wanted = columns_shape(
-        shape, kernel=kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
-    )
-    require_arrays("col2im", wanted, columns.dtype, columns=columns)
-    grad_x = empty(shape, columns.dtype, out, "col2im")
+    structure = _structure("col2im", sizes)
+    require_arrays("col2im", sizes.columns_shape, columns.dtype, columns=columns)
+    require_arrays("col2im", sizes.x_shape, columns.dtype, out=out)
+    grad_x = empty(sizes.x_shape, columns.dtype) if out is None else out
     if grad_x.size == 0:
         return grad_x
-    width = vector_width((columns, grad_x), shape[3] // groups)
-    lanes = min(shape[3] // width, THREADS)
+    width = vector_width((columns, grad_x), sizes.channels // sizes.groups)
+    lanes = min(sizes.channels // width, THREADS)
     height = THREADS // lanes
-    pixels = shape[0] * shape[1] * shape[2]
+    pixels = sizes.images * prod(sizes.size)
     launch(
         _FILE,
         "col2im",
         columns.dtype,
         (min(-(-pixels // height), 65536),),
         (lanes, height),
-        (columns, grad_x, geometry, np.int32(width)),
+        (columns, grad_x, structure, np.int32(width)),
     )
     return grad_x
-
-
-def columns_shape(
-    shape: tuple[int, ...],
-    *,
-    kernel: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-) -> tuple[int, int, int]:
-    """Shape of an (N, H, W, C) array's columns: (groups, N * Ho * Wo, Kh * Kw * C / groups)."""
-    Ho, Wo = _output_size(shape, kernel, stride, padding, dilation)
-    return groups, shape[0] * Ho * Wo, kernel[0] * kernel[1] * (shape[3] // groups)
 
 
 def bias_relu(y: Array, bias: Array | None, *, relu: bool = True) -> Array:
@@ -171,34 +131,11 @@ def bias_relu(y: Array, bias: Array | None, *, relu: bool = True) -> Array:
     return y
 
 
-def _geometry(
-    operator: str,
-    shape: tuple[int, ...],
-    kernel: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-) -> Any:
+def _structure(operator: str, sizes: Geometry) -> Any:
     """The kernels' `struct Geometry`."""
-    N, H, W, C = shape
-    Ho, Wo = _output_size(shape, kernel, stride, padding, dilation)
-    if groups < 1 or C % groups:
-        raise ShapeError(f"{operator}: C (={C}) must be a multiple of groups (={groups})")
-    if min(Ho, Wo) < 1:
-        raise ShapeError(f"{operator}: no output pixel: Ho, Wo (={Ho}, {Wo}) of {H} x {W}")
-    if N * max(Ho * Wo, H * W) > _MOST_ROWS:
-        raise ShapeError(f"{operator}: N * H * W (={N * max(Ho * Wo, H * W)}) must be below 2**31")
-    numbers = (N, H, W, C, Ho, Wo, *kernel, *stride, *padding, *dilation, groups)
+    pixels = sizes.images * max(prod(sizes.size), prod(sizes.out_size))
+    if pixels > _MOST_PIXELS:
+        raise ShapeError(f"{operator}: N * H * W (={pixels}) must be below 2**31")
+    window = (*sizes.kernel, *sizes.stride, *sizes.padding, *sizes.dilation)
+    numbers = (*sizes.x_shape, *sizes.out_size, *window, sizes.groups)
     return np.array((numbers,), _GEOMETRY)
-
-
-def _output_size(
-    shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> Pair:
-    Ho, Wo = (
-        math.floor((shape[1 + k] + 2 * padding[k] - dilation[k] * (kernel[k] - 1) - 1) / stride[k])
-        + 1
-        for k in range(2)
-    )
-    return Ho, Wo

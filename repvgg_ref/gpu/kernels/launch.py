@@ -144,11 +144,6 @@ def vector_width(arrays: Sequence[Array], channels: int) -> int:
     return width if aligned and channels % width == 0 else 1
 
 
-def flat_grid(elements: int, *, most: int = 4096) -> tuple[int]:
-    """Blocks for a grid-stride loop over `elements`."""
-    return (max(1, min(-(-elements // THREADS), most)),)
-
-
 def require_arrays(operator: str, shape: tuple[int, ...], dtype: Any, **arrays: Any) -> None:
     """Raise `ShapeError` unless each array that is there has `shape` and `dtype`, C-contiguous."""
     wanted = (shape, np.dtype(dtype), True)
@@ -165,12 +160,9 @@ def require_arrays(operator: str, shape: tuple[int, ...], dtype: Any, **arrays: 
             )
 
 
-def empty(shape: tuple[int, ...], dtype: Any, out: Array | None, operator: str) -> Array:
-    """`out` after a check, or new memory."""
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+    """New memory on the device."""
     import cupy
 
-    if out is None:
-        new: Array = cupy.empty(shape, dtype)
-        return new
-    require_arrays(operator, shape, dtype, out=out)
-    return out
+    new: Array = cupy.empty(shape, dtype)
+    return new

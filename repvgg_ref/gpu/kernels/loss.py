@@ -42,8 +42,8 @@ def softmax_cross_entropy_forward(
     operator = "softmax_cross_entropy"
     N, classes, real = _checked(operator, logits, labels, label_smoothing)
     require_arrays(operator, (N, classes), logits.dtype, logits=logits)
-    losses = empty((N,), real, None, operator)
-    probabilities = empty((N, classes), real, None, operator)
+    losses = empty((N,), real)
+    probabilities = empty((N, classes), real)
     import cupy
 
     bad_label = cupy.zeros((1,), np.int32)
@@ -73,7 +73,6 @@ def softmax_cross_entropy_backward(
     label_smoothing: float,
     scale: float,
     dtype: Any,
-    out: Array | None = None,
 ) -> Array:
     """``scale * (sum over k of q[k] * softmax - q)``; NaN in the row of a label that is no class.
 
@@ -98,7 +97,7 @@ def softmax_cross_entropy_backward(
             wanted=real_dtype(dtype),
         )
     require_arrays(operator, (N, classes), real, probabilities=probabilities)
-    grad_logits = empty((N, classes), dtype, out, operator)
+    grad_logits = empty((N, classes), dtype)
     launch(
         _FILE,
         "softmax_cross_entropy_backward",

@@ -55,9 +55,6 @@ class Graph:
         for each in self._work:
             each()
 
-    def upload(self, stream: Any = None) -> None:
-        """Nothing to upload."""
-
 
 class Stream:
     """A stream whose work is done when it is asked for, unless it captures."""
@@ -367,8 +364,6 @@ def make_cupyx() -> ModuleType:
         "cupyx",
         DeviceSynchronized=DeviceSynchronized,
         allow_synchronize=_allow_synchronize,
-        empty_pinned=lambda shape, dtype=float: np.empty(shape, dtype),
-        zeros_pinned=lambda shape, dtype=float: np.zeros(shape, dtype),
         rsqrt=on_device("rsqrt", lambda x, **named: np.divide(1, np.sqrt(x), **named)),
     )
     return made

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from repvgg_ref.gpu.geometry import Geometry
 from repvgg_ref.ops import REFERENCE
 from tests.gpu.kernels.cases import Array, Case, Check, Data, fetch, kernels, real, stored, unit
 
@@ -27,9 +28,8 @@ CONVOLUTIONS: dict[str, tuple[Any, ...]] = {
 def im2col(cupy: Any, dtype: Any, *, setting: tuple[Any, ...]) -> Iterator[Check]:
     gpu = kernels()
 
-    shape, groups, *_ = setting
-    x, wide = Data(cupy, 11).normal(shape, dtype)
-    got = gpu.im2col(x, **_settings(setting), groups=groups)
+    x, wide = Data(cupy, 11).normal(setting[0], dtype)
+    got = gpu.im2col(x, _sizes(setting))
     yield Check("columns", fetch(got), _columns(wide, setting), 0)
 
 
@@ -37,18 +37,17 @@ def col2im(cupy: Any, dtype: Any, *, setting: tuple[Any, ...]) -> Iterator[Check
     """The transpose: <gpu.im2col(x), columns> = <x, gpu.col2im(columns)> for each unit vector x."""
     gpu = kernels()
 
-    shape, groups, kernel, *_ = setting
-    rows = gpu.columns_shape(shape, **_settings(setting), groups=groups)
-    columns, wide = Data(cupy, 12).normal(rows, dtype)
-    got = gpu.col2im(columns, shape=shape, **_settings(setting), groups=groups)
+    sizes, shape, kernel = _sizes(setting), setting[0], setting[2]
+    columns, wide = Data(cupy, 12).normal(sizes.columns_shape, dtype)
+    got = gpu.col2im(columns, sizes)
     # Where each column comes from: im2col of the pixels' numbers, 0 for the padding.
     numbers = np.arange(1.0, np.prod(shape) + 1).reshape(shape)
     places = _columns(numbers, setting).astype(int).ravel()
-    sums, sizes = (
+    sums, magnitudes = (
         np.bincount(places, values.ravel(), numbers.size + 1)[1:].reshape(shape)
         for values in (wide, np.abs(wide))
     )
-    bound = 2 * kernel[0] * kernel[1] * unit(dtype) * sizes + stored(dtype, sums) * 1.01
+    bound = 2 * kernel[0] * kernel[1] * unit(dtype) * magnitudes + stored(dtype, sums) * 1.01
     yield Check("grad_x", fetch(got), sums, bound)
 
 
@@ -62,7 +61,7 @@ def convolution(cupy: Any, dtype: Any) -> Iterator[Check]:
     x, wide = data.normal(shape, dtype)
     O, Cg = 6, shape[3] // groups  # noqa: E741 - the field's letter
     weight = data.rng.standard_normal((O, Cg, *kernel))
-    columns = fetch(gpu.im2col(x, **_settings(setting), groups=groups)).astype(np.float64)
+    columns = fetch(gpu.im2col(x, _sizes(setting))).astype(np.float64)
     # (groups, O / G, Cg, Kh, Kw) -> (groups, Kh * Kw * Cg, O / G)
     matrices = weight.reshape(groups, -1, Cg, *kernel).transpose(0, 3, 4, 2, 1)
     got = columns @ matrices.reshape(groups, -1, O // groups)
@@ -108,21 +107,17 @@ def relu_alone(cupy: Any, dtype: Any) -> Iterator[Check]:
 
 
 def spatial_sums(
-    cupy: Any, dtype: Any, *, shape: tuple[int, ...], gated: bool, mean: bool
+    cupy: Any, dtype: Any, *, shape: tuple[int, ...], factored: bool, mean: bool
 ) -> Iterator[Check]:
     gpu = kernels()
 
     data = Data(cupy, 16)
-    (x, a), (factor, b), (gate, c) = (data.normal(shape, dtype) for _ in range(3))
-    terms = a * b * (c > 0) if gated else a
+    (x, a), (factor, b) = (data.normal(shape, dtype) for _ in range(2))
+    terms = a * b if factored else a
     share = 1 / (shape[1] * shape[2]) if mean else 1.0
     wanted, size = terms.sum((1, 2)) * share, np.abs(terms).sum((1, 2)) * share
-    extra = (factor, gate) if gated else ()
-    got = fetch(gpu.spatial_sums(x, *extra, mean=mean))
-    bound = 2 * shape[1] * shape[2] * unit(dtype) * size
-    yield Check("sums", got, wanted, bound)
-    narrow = fetch(gpu.spatial_sums(x, *extra, mean=mean, dtype=dtype))
-    yield Check("stored", narrow, wanted, bound + stored(dtype, wanted) * 1.01)
+    got = fetch(gpu.spatial_sums(x, factor if factored else None, mean=mean))
+    yield Check("sums", got, wanted, 2 * shape[1] * shape[2] * unit(dtype) * size)
 
 
 def pooling(cupy: Any, dtype: Any) -> Iterator[Check]:
@@ -131,66 +126,32 @@ def pooling(cupy: Any, dtype: Any) -> Iterator[Check]:
     data, shape = Data(cupy, 17), (3, 5, 4, 24)
     x, wide = data.normal(shape, dtype)
     wanted, cache = REFERENCE.global_avg_pool_forward(wide.transpose(0, 3, 1, 2))
-    size = np.abs(wide).mean((1, 2))
-    bound = 40 * unit(dtype) * size + stored(dtype, wanted) * 1.01
-    yield Check("y", fetch(gpu.global_avg_pool_forward(x)), wanted, bound)
-    grad_y, g = data.normal((3, 24), dtype)
+    bound = 40 * unit(dtype) * np.abs(wide).mean((1, 2))
+    yield Check("y", fetch(gpu.spatial_sums(x, mean=True)), wanted, bound)
+    grad_y, g = data.normal((3, 24), real(dtype))
     grad_x = REFERENCE.global_avg_pool_backward(g, cache).transpose(0, 2, 3, 1)
-    got = fetch(gpu.global_avg_pool_backward(grad_y, shape=shape))
+    got = fetch(gpu.spread_over_pixels(grad_y / 20, shape=shape, dtype=dtype))
     yield Check("grad_x", got, grad_x, 4 * unit(dtype) * np.abs(grad_x) + stored(dtype, grad_x))
 
 
 def scale_channels(
-    cupy: Any, dtype: Any, *, shape: tuple[int, ...], narrow: bool, gated: bool, relu: bool
+    cupy: Any, dtype: Any, *, shape: tuple[int, ...], shifted: bool
 ) -> Iterator[Check]:
     gpu = kernels()
 
     data = Data(cupy, 18)
-    (x, a), (gate, c) = (data.normal(shape, dtype) for _ in range(2))
-    factors = dtype if narrow else real(dtype)
-    (scale, s), (shift, t) = (data.normal((shape[0], shape[3]), factors) for _ in range(2))
-    x_wide = a * (c > 0) if gated else a
-    s, t = s[:, None, None], t[:, None, None]
-    wanted = x_wide * s + t
-    wanted = np.maximum(wanted, 0) if relu else wanted
-    got = fetch(gpu.scale_channels(x, scale, shift, gate if gated else None, relu=relu))
-    bound = 4 * unit(dtype) * (np.abs(x_wide * s) + np.abs(t)) + stored(dtype, wanted) * 1.01
+    x, a = data.normal(shape, dtype)
+    (scale, s), (shift, t) = (data.normal((shape[0], shape[3]), real(dtype)) for _ in range(2))
+    s, t = s[:, None, None], t[:, None, None] * shifted
+    wanted = a * s + t
+    got = fetch(gpu.scale_channels(x, scale, shift if shifted else None))
+    bound = 4 * unit(dtype) * (np.abs(a * s) + np.abs(t)) + stored(dtype, wanted) * 1.01
     yield Check("y", got, wanted, bound)
 
 
-def squeeze_excitation(cupy: Any, dtype: Any) -> Iterator[Check]:
-    """The gradient of relu(x * scale) by both arguments, from the two kernels."""
-    gpu = kernels()
-
-    data, shape = Data(cupy, 19), (2, 4, 5, 16)
-    (x, a), (grad_y, g) = (data.normal(shape, dtype) for _ in range(2))
-    scale, s = data.normal((2, 16), real(dtype))
-    y = gpu.scale_channels(x, scale, relu=True)
-    g = g * (fetch(y).astype(np.float64) > 0)
-    wanted, products = g * s[:, None, None], g * a
-    bound = 4 * unit(dtype) * np.abs(wanted) + stored(dtype, wanted) * 1.01
-    yield Check("grad_x", fetch(gpu.scale_channels(grad_y, scale, None, y)), wanted, bound)
-    sums = fetch(gpu.spatial_sums(grad_y, x, y))
-    bound = 40 * unit(dtype) * np.abs(products).sum((1, 2))
-    yield Check("grad_scale", sums, products.sum((1, 2)), bound)
-
-
-def standardise(cupy: Any, dtype: Any, *, shape: tuple[int, ...]) -> Iterator[Check]:
-    gpu = kernels()
-
-    data = Data(cupy, 20)
-    pixels, p = data.put(data.rng.integers(0, 256, shape, dtype=np.uint8))
-    (mean, m), (std, s) = (
-        data.put(data.rng.uniform(0.2, 0.6, shape[-1:]).astype(real(dtype))) for _ in range(2)
-    )
-    wanted = (p / 255 - m) / s
-    got = fetch(gpu.standardise_uint8(pixels, mean, std, scale=1 / 255, dtype=dtype))
-    bound = 4 * unit(dtype) * (p / 255 + m) / s + stored(dtype, wanted) * 1.01
-    yield Check("images", got, wanted, bound)
-
-
-def _settings(setting: tuple[Any, ...]) -> dict[str, Any]:
-    return dict(zip(("kernel", "stride", "padding", "dilation"), setting[2:], strict=True))
+def _sizes(setting: tuple[Any, ...]) -> Geometry:
+    (N, H, W, C), groups, kernel, stride, padding, dilation = setting
+    return Geometry(N, (H, W), C, groups, kernel, stride, padding, dilation, groups)
 
 
 def _columns(x: Array, setting: tuple[Any, ...]) -> Array:
@@ -219,30 +180,27 @@ CASES: dict[str, Case] = {
     "convolution": convolution,
     "ReLU alone": relu_alone,
     "pooling": pooling,
-    "squeeze excitation": squeeze_excitation,
 }
 for _name, _setting in CONVOLUTIONS.items():
     CASES[f"im2col {_name}"] = partial(im2col, setting=_setting)
     CASES[f"col2im {_name}"] = partial(col2im, setting=_setting)
 for _shape in ((2, 3, 5, 16), (1, 4, 3, 7)):
-    CASES[f"standardise {_shape}"] = partial(standardise, shape=_shape)
     for _flag in (False, True):
         CASES[f"bias_relu {_shape} {_flag}"] = partial(
             bias_relu, shape=_shape, wide=_flag, relu=not _flag
         )
         CASES[f"spatial_sums {_shape} {_flag}"] = partial(
-            spatial_sums, shape=_shape, gated=_flag, mean=not _flag
+            spatial_sums, shape=_shape, factored=_flag, mean=not _flag
         )
         CASES[f"scale_channels {_shape} {_flag}"] = partial(
-            scale_channels, shape=_shape, narrow=_flag, gated=not _flag, relu=_flag
+            scale_channels, shape=_shape, shifted=_flag
         )
 CASES["bias_relu of a tile that is not full"] = partial(
     bias_relu, shape=(1, 3, 3, 280), wide=True, relu=True
 )
 CASES["scale_channels of a tile that is not full"] = partial(
-    scale_channels, shape=(2, 3, 3, 280), narrow=False, gated=True, relu=False
+    scale_channels, shape=(2, 3, 3, 280), shifted=True
 )
-CASES["standardise (2, 5, 3, 3)"] = partial(standardise, shape=(2, 5, 3, 3))
 CASES["spatial_sums of many rows"] = partial(
-    spatial_sums, shape=(2, 13, 13, 280), gated=True, mean=True
+    spatial_sums, shape=(2, 13, 13, 280), factored=True, mean=True
 )

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repvgg_ref.errors import ReportedError, ShapeError
+from repvgg_ref.gpu.geometry import geometry
 from repvgg_ref.gpu.kernels import launch
 from tests.gpu.fake_cupy import LEDGER
 from tests.gpu.kernels.cases import kernels
@@ -37,13 +38,9 @@ def test_no_launch_waits_for_the_device(cupy: Any) -> None:
 def test_results_are_written_where_they_are_wanted(cupy: Any) -> None:
     gpu = kernels()
 
-    y3, a = _ones(cupy, *SHAPE), _ones(cupy, 4, 8)
-    out = cupy.empty(SHAPE, np.float32)
-    assert gpu.branches_forward(y3, None, None, a, relu=True, out=out) is out
-    assert (out.get() == 2).all()
-    flag = cupy.empty((1,), np.int32)
-    assert gpu.find_nonfinite([y3], out=flag) is flag
-    assert flag.get().tolist() == [0]
+    out = cupy.empty((2, 8), np.float32)
+    assert gpu.spatial_sums(_ones(cupy, *SHAPE), out=out) is out
+    assert (out.get() == 12).all()
 
 
 @pytest.mark.parametrize("offset", [1, 2, 4])
@@ -66,38 +63,37 @@ def _mistakes(cupy: Any) -> dict[str, Any]:
     x, y, a = _ones(cupy, *SHAPE), _ones(cupy, 2, 3, 4, 7), _ones(cupy, 4, 8)
     half, vector = _ones(cupy, *SHAPE, dtype=np.float16), _ones(cupy, 8)
     turned = x.transpose(0, 2, 1, 3)
-    settings: dict[str, Any] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
-    sgd: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
+    settings: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1}
+    sizes = geometry(SHAPE, (4, 8, 3, 3), **settings, groups=1)
     labels = cupy.zeros(2, np.int32)
     return {
         "shape": lambda: gpu.branches_forward(x, y, None, a, relu=True),
         "dtype": lambda: gpu.branches_forward(x, None, half, a, relu=True),
         "not contiguous": lambda: gpu.channel_moments(turned),
         "coefficients": lambda: gpu.branches_forward(x, None, None, a[:3], relu=True),
-        "out": lambda: gpu.branches_forward(x, None, None, a, relu=True, out=half),
+        "out": lambda: gpu.spatial_sums(x, out=half),
         "no value": lambda: gpu.channel_moments(_ones(cupy, 0, 3, 3, 8)),
         "scalar": lambda: gpu.channel_moments(cupy.ones((), np.float32)),
         "moments": lambda: gpu.branches_backward_sums(x, x, x, None, None, a),
         "gamma": lambda: gpu.branch_coefficients(
             _ones(cupy, 3, 2, 8), [vector, None, vector[:7]], [vector, None, vector], eps=1e-5
         ),
-        "groups": lambda: gpu.im2col(x, kernel=(3, 3), **settings, groups=3),
-        "no output": lambda: gpu.im2col(x, kernel=(5, 3), **settings, groups=1),
-        "columns": lambda: gpu.col2im(x, shape=SHAPE, kernel=(3, 3), **settings, groups=1),
+        "groups": lambda: geometry(SHAPE, (3, 2, 3, 3), **settings, groups=3),
+        "no output": lambda: geometry(SHAPE, (4, 8, 5, 3), **settings, groups=1),
+        "images": lambda: gpu.im2col(y, sizes),
+        "columns": lambda: gpu.col2im(x, sizes),
+        "too many pixels": lambda: gpu.im2col(x, sizes._replace(images=2**29)),
+        "too many windows": lambda: gpu.col2im(x, sizes._replace(images=2**29)),
         "bias": lambda: gpu.bias_relu(x, vector[:7]),
         "no pixel": lambda: gpu.spatial_sums(_ones(cupy, 2, 0, 3, 8)),
-        "dtype of sums": lambda: gpu.spatial_sums(x, dtype=np.float16),
         "scale": lambda: gpu.scale_channels(x, vector),
+        "16-bit scale": lambda: gpu.scale_channels(half, _ones(cupy, 2, 8, dtype=np.float16)),
+        "values": lambda: gpu.spread_over_pixels(vector, shape=SHAPE, dtype=np.float32),
         "labels": lambda: gpu.softmax_cross_entropy_forward(a[:2], labels, label_smoothing=0),
         "logits": lambda: gpu.softmax_cross_entropy_forward(x, labels, label_smoothing=0),
         "smoothing": lambda: gpu.softmax_cross_entropy_forward(
             a, cupy.zeros(4, np.int64), label_smoothing=1.5
         ),
-        "length": lambda: gpu.sgd_update([x], [], [x], **sgd),
-        "gradient": lambda: gpu.sgd_update([x], [y], [x], **sgd),
-        "two 16-bit dtypes": lambda: gpu.find_nonfinite([half, cupy.zeros(3, np.uint16)]),
-        "velocity": lambda: gpu.sgd_update([x], [x], [half], **sgd),
-        "pixels": lambda: gpu.standardise_uint8(x, vector, vector, scale=1.0, dtype=np.float32),
     }
 
 
@@ -107,25 +103,6 @@ def test_what_does_not_fit_is_refused_in_one_line(cupy: Any) -> None:
             mistake()
         assert "\n" not in str(caught.value), name
         assert ":" in str(caught.value), name
-
-
-def test_an_empty_list_of_tensors_is_no_work(cupy: Any) -> None:
-    gpu = kernels()
-
-    LEDGER.clear()
-    gpu.sgd_update([], [], [], lr=1, momentum=0, nesterov=False, weight_decay=0)
-    gpu.ema_update([], [], decay=0.5)
-    assert gpu.find_nonfinite([]).get().tolist() == [0]
-    assert not LEDGER.launches["sgd_update"]
-
-
-def test_170_tensors_are_four_launches(cupy: Any) -> None:
-    gpu = kernels()
-
-    tensors = [_ones(cupy, 5) for _ in range(170)]
-    LEDGER.clear()
-    gpu.ema_update(tensors, [_ones(cupy, 5) for _ in tensors], decay=0.5)
-    assert LEDGER.launches["ema_update"] == 4
 
 
 @given(

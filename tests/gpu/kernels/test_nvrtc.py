@@ -36,7 +36,7 @@ def test_it_compiles(file: str, storage: str, architecture: int) -> None:
 
 
 def test_what_is_no_cuda_is_refused() -> None:
-    broken = launch.source("pixels.cu").replace("threadIdx.x", "threadIdx.t")
+    broken = launch.source("convolution.cu").replace("threadIdx.x", "threadIdx.t")
     with pytest.raises(SyntaxError, match="threadIdx"):
         _compile(broken, "float32", 90)
 

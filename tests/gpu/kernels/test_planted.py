@@ -15,9 +15,7 @@ OF_FILE = {
     "storage.cuh": other_cases.CASES,
     "convolution.cu": other_cases.CASES,
     "pooling.cu": other_cases.CASES,
-    "pixels.cu": other_cases.CASES,
     "cross_entropy.cu": training_cases.CASES,
-    "optimiser.cu": training_cases.CASES,
 }
 BARRIER = "__syncthreads();"
 FILES = ("rows.cuh", *launch.FILES)
@@ -42,14 +40,11 @@ MISTAKES = [
         "row += blockDim.y) {\n      const i64 at = (blockIdx",
         "row += blockDim.y + 1) {\n      const i64 at = (blockIdx",
     ),
-    Plant("pooling.cu", "load_either(b, shift, wide, image * C", "load_either(b, shift, wide, C"),
+    Plant("pooling.cu", "load_vector(b, shift + image * C", "load_vector(b, shift + C"),
+    Plant("pooling.cu", "factor ? value[i] * other[i] :", ""),
     Plant("cross_entropy.cu", "mass * probabilities[k] - target", "probabilities[k] - target"),
     Plant("cross_entropy.cu", "row.label >= classes", "row.label > classes"),
     Plant("cross_entropy.cu", "smoothing / classes", "smoothing / (classes - 1)"),
-    Plant("optimiser.cu", "direction + inertia * moved", "direction + inertia * velocity[i]"),
-    Plant("optimiser.cu", "if (skip && *skip) return;", ""),
-    Plant("optimiser.cu", "value - value == 0", "value == value"),
-    Plant("pixels.cu", "channel + 1 == C ? 0", "channel == C ? 0"),
 ]
 
 

@@ -1,8 +1,8 @@
 """Write down which names CuPy has, so that the fake cannot offer more: run with CuPy installed.
 
-    python -m tests.gpu.record_cupy_names
+    python -m tests.studies.gpu.record_cupy_names
 
-Importing CuPy needs no GPU. `test_names.py` holds the list against an installed CuPy.
+Importing CuPy needs no GPU. `tests/gpu/test_fake_cupy.py` holds the list against an installed CuPy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-NAMES = Path(__file__).with_name("fake_cupy") / "names.json"
+NAMES = Path(__file__).parents[2] / "gpu/fake_cupy/names.json"
 
 # Where in CuPy -> under which key. Classes and modules alike: `dir` tells their names.
 PLACES = {

@@ -9,26 +9,25 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from repvgg_ref.arrays import Array, to_numpy
-from repvgg_ref.data.loader import Loader
+from repvgg_ref.data.loader import Batch, Loader
 from repvgg_ref.data.source import IMAGENET_RGB, ArraySource
 from repvgg_ref.data.transforms import training_transform
 from repvgg_ref.models.network import build
-from tests.gpu.settle import ours
-from tests.gpu.settle.sections import Found
-from tests.gpu.settle.sizes import Sizes, network
+from repvgg_ref.train.comm import Solo
+from repvgg_ref.train.recipe import Recipe
+from repvgg_ref.train.update import Updater
+from tests.studies.gpu.settle.sections import Found
+from tests.studies.gpu.settle.sizes import Sizes, network
 
 CLASSES = 10
 
 
 def train_for_a_while(found: Found, sizes: Sizes) -> None:
-    """From pictures in memory through crops, flips and upload to SGD in bf16; loss read at the end.
+    """The trainer's own step in bf16, from pictures in memory through crops and flips.
 
     Pictures are noise with their class's colour, so the loss must fall; that is no accuracy.
     """
-    import cupy
-
-    from repvgg_ref.gpu.upload import standardise, upload
+    from repvgg_ref.gpu import cupy_ops
 
     name, batch = sizes.trained[0]
     arch = network(name)
@@ -40,37 +39,41 @@ def train_for_a_while(found: Found, sizes: Sizes) -> None:
         threads=threads,
         ahead=4,
     )
-    training = ours.start_training(build(arch, seed=0), "bf16", lr=0.05)
-    mean, std = (cupy.asarray(np.array(v, np.float32)) for v in IMAGENET_RGB[1:])
-    losses, waited, steps = [], 0.0, 0
-    batches = upload(_endless(loader))
+    model = build(arch, seed=0)
+    updater = Updater(
+        model,
+        Recipe(nesterov=True, label_smoothing=0.1),
+        IMAGENET_RGB,
+        ops=cupy_ops("bf16"),
+        comm=Solo(),
+        seed=0,
+        dtype=np.float32,
+    )
+    state = updater.start(model.params)
+    losses: list[float] = []
+    waited = 0.0
     began = previous = time.perf_counter()
-    for images, labels in batches:
+    for part in _endless(loader):
         waited += time.perf_counter() - previous
-        x = standardise(images, mean, std, scale=IMAGENET_RGB.scale, dtype=np.float32)
-        losses.append(training.step(x, labels).loss)
-        steps += 1
-        if steps % 8 == 0:  # at most this far ahead of the device, or memory grows
-            cupy.cuda.Device().synchronize()
+        stepped = updater.step(state, [part], lr=0.05, epoch=0)
+        state = stepped.state
+        losses.append(stepped.loss)
         previous = time.perf_counter()
         if previous - began > sizes.training_s:
             break
-    cupy.cuda.Device().synchronize()
     seconds = time.perf_counter() - began
-    batches.close()  # type: ignore[attr-defined]
-    values = [float(to_numpy(loss)) for loss in losses]
     found |= {
         "network": f"{name} x {batch} at {sizes.pixels}",
         "seconds": seconds,
-        "steps": steps,
-        "images_per_s": steps * batch / seconds,
+        "steps": len(losses),
+        "images_per_s": len(losses) * batch / seconds,
         "waited_for_input": waited / seconds,
-        "loss_first": float(np.mean(values[:5])),
-        "loss_last": float(np.mean(values[-5:])),
+        "loss_first": float(np.mean(losses[:5])),
+        "loss_last": float(np.mean(losses[-5:])),
         "input_alone_images_per_s": _input_alone(loader, batch, min(10.0, sizes.training_s)),
         "threads": threads,
     }
-    if not np.isfinite(values).all():
+    if not np.isfinite(losses).all():
         raise AssertionError("a loss is not finite")
     if not sizes.rehearsal and not found["loss_last"] < 0.5 * found["loss_first"]:
         raise AssertionError(f"it does not learn: {found['loss_first']} -> {found['loss_last']}")
@@ -90,10 +93,9 @@ def pictures(sizes: Sizes, channels: int, classes: int) -> ArraySource:
     return ArraySource(images, labels, classes=names, standardise=IMAGENET_RGB, title="generated")
 
 
-def _endless(loader: Loader) -> Iterator[tuple[Array, Array]]:
+def _endless(loader: Loader) -> Iterator[Batch]:
     for epoch in itertools.count():
-        for batch in loader.epoch(epoch):
-            yield batch.images, batch.labels
+        yield from loader.epoch(epoch)
 
 
 def _input_alone(loader: Loader, batch: int, seconds: float) -> float:

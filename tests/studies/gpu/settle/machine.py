@@ -9,7 +9,7 @@ import shutil
 import subprocess
 
 from repvgg_ref.gpu import find_cudnn, require_device
-from tests.gpu.settle.sections import Found
+from tests.studies.gpu.settle.sections import Found
 
 PACKAGES = (
     *("numpy", "cupy-cuda12x", "cupy-cuda13x", "nvidia-cudnn-frontend", "nvidia-cudnn-cu12"),

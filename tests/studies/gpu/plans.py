@@ -1,6 +1,6 @@
 """Can cuDNN plan our convolutions on a device that is not here? Opt-in: needs cuDNN (1.1 GB).
 
-    pip install nvidia-cudnn-cu12 && python -m tests.gpu.plans [--model RepVGG-A0]
+    pip install nvidia-cudnn-cu12 && python -m tests.studies.gpu.plans [--model RepVGG-A0]
 
 cuDNN builds plans from a description of a device (its "deviceless" mode, from 9.8). Where it
 looks for the driver's library and cuBLAS's empty ones are put; nothing is run. What has no plan

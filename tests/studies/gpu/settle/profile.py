@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.ops import Ops
-from tests.gpu.settle import ours
-from tests.gpu.settle.sections import Found
-from tests.gpu.settle.sizes import Sizes, network
 from tests.random_networks import random_model
+from tests.studies.gpu.settle import ours
+from tests.studies.gpu.settle.sections import Found
+from tests.studies.gpu.settle.sizes import Sizes, network
 
 # Kernel class -> what its name contains; the first that fits counts.
 CLASSES = {
     "branches": r"branch|channel_moments|merge_(moments|sums)",
-    "optimiser": r"sgd_update|ema_update|find_nonfinite",
     "head": r"spatial_sums|scale_channels|cross_entropy",
     "im2col": r"im2col|col2im|bias_relu",
     "convolution": r"cudnn|conv|fprop|dgrad|wgrad|implicit|winograd|xmma|cutlass",
@@ -38,7 +37,7 @@ def profile_step(found: Found, sizes: Sizes) -> None:
     name, batch = sizes.trained[0]
     arch = network(name)
     rng = np.random.default_rng(5)
-    started = ours.start_training(random_model(arch, 0), "bf16", lr=1e-3)
+    started = ours.Training(random_model(arch, 0), "bf16", lr=1e-3)
     shape = (batch, arch.in_channels, sizes.pixels, sizes.pixels)
     x = started.ops.from_host(rng.normal(size=shape).astype(np.float32))
     labels = started.ops.from_host(rng.integers(0, arch.num_classes, batch))

@@ -9,11 +9,11 @@ import numpy as np
 
 from repvgg_ref.arrays import to_numpy
 from repvgg_ref.models.network import Model, fuse
-from tests.gpu.settle import ours
-from tests.gpu.settle.race import Work, race
-from tests.gpu.settle.sections import Found
-from tests.gpu.settle.sizes import Sizes, network
 from tests.random_networks import random_model
+from tests.studies.gpu.settle import ours
+from tests.studies.gpu.settle.race import Work, race
+from tests.studies.gpu.settle.sections import Found
+from tests.studies.gpu.settle.sizes import Sizes, network
 
 OURS = "repvgg-ref"
 

@@ -1,8 +1,8 @@
 """What the tests do not say: registers of every kernel, and how many planted bugs the cases find.
 
-python -m tests.gpu.kernels.study registers [--architecture 90]
-python -m tests.gpu.kernels.study mutants [--share 0.2]
-python -m tests.gpu.kernels.study large
+python -m tests.studies.gpu.kernels registers [--architecture 90]
+python -m tests.studies.gpu.kernels mutants [--share 0.2]
+python -m tests.studies.gpu.kernels large
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ import numpy as np
 
 from repvgg_ref.oracle import Report
 from tests.gpu.agreement import inference_report, training_report
-from tests.gpu.settle.sections import Found
-from tests.gpu.settle.sizes import Sizes, network
 from tests.random_networks import random_model
+from tests.studies.gpu.settle.sections import Found
+from tests.studies.gpu.settle.sizes import Sizes, network
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def run_tests(found: Found, sizes: Sizes, seconds: float) -> None:

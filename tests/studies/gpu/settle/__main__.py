@@ -11,15 +11,15 @@ from typing import Any
 
 import click
 
-from tests.gpu.settle.sections import Found, Section, run_sections
-from tests.gpu.settle.sizes import REAL, REHEARSAL, Sizes
+from tests.studies.gpu.settle.sections import Found, Section, run_sections
+from tests.studies.gpu.settle.sizes import REAL, REHEARSAL, Sizes
 
 RESULTS = Path(__file__).parents[1] / "results"
 
 
 def sections(sizes: Sizes) -> list[Section]:
     """In the order of what must be known first; seconds add up to more than there are."""
-    from tests.gpu.settle import judged, learn, machine, profile, speed
+    from tests.studies.gpu.settle import judged, learn, machine, profile, speed
 
     return [
         Section("machine", 30, machine.describe),
@@ -35,7 +35,7 @@ def sections(sizes: Sizes) -> list[Section]:
 
 
 def _race_compiled(found: Found, sizes: Sizes) -> None:
-    from tests.gpu.settle import speed
+    from tests.studies.gpu.settle import speed
 
     found["inference"], found["training"] = {}, {}
     speed.race_inference(found["inference"], sizes, compiled=True)
