@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from repvgg_ref.arrays import Array, Real
+from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
+from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.ops import BlockPasses, BranchArrays, BranchesForward, BranchGrads
+
+ROLES = ("dense", "point", "identity")
 
 
 class Branch(NamedTuple):
@@ -35,8 +39,8 @@ class ThreeBranches(NamedTuple):
     @property
     def branches(self) -> dict[str, Branch]:
         """Those that are there, by role."""
-        roles = {"dense": self.dense, "point": self.point, "identity": self.identity}
-        return {role: branch for role, branch in roles.items() if branch is not None}
+        found = zip(ROLES, (self.dense, self.point, self.identity), strict=True)
+        return {role: branch for role, branch in found if branch is not None}
 
 
 def three_branches(linear: Any) -> ThreeBranches | None:
@@ -149,3 +153,11 @@ def three_branch_passes(
         return None if found is None else BranchPasses(found, forward, backward, parameter_grads)
 
     return recognise
+
+
+def is_plain(spec: BlockSpec) -> bool:
+    """Whether the fused block is a 3x3 convolution that keeps the size but for its stride; ReLU."""
+    conv = fused_conv(spec)
+    same = conv.padding == conv.dilation == (spec.dilation, spec.dilation)
+    square = conv.kernel == (3, 3) and conv.stride == (spec.stride, spec.stride)
+    return same and square and conv.groups == spec.groups and spec.activation == "relu"

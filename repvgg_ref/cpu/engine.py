@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu.convolution.autotune import Tuner
 from repvgg_ref.cpu.convolution.cost import ALGORITHMS, Algorithm, applies, cheapest
@@ -23,14 +22,6 @@ from repvgg_ref.errors import BackendError
 CHUNK = 16  # images that go through the chain together; more would only need more memory
 KEPT_PLANS = 4
 CREW_MACS = 100_000_000  # a millisecond's work: less is not worth processes
-
-
-def fits(spec: BlockSpec) -> bool:
-    """Whether the chain knows the block's fused form: a centred 3x3 kernel, then ReLU."""
-    conv = fused_conv(spec)
-    same = conv.padding == conv.dilation == (spec.dilation, spec.dilation)
-    square = conv.kernel == (3, 3) and conv.stride == (spec.stride, spec.stride)
-    return same and square and conv.groups == spec.groups and spec.activation == "relu"
 
 
 class Engine:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.recognise import three_branch_passes
+from repvgg_ref.blocks.recognise import is_plain, three_branch_passes
 from repvgg_ref.cpu.convolution.conv2d import conv2d_backward, conv2d_forward, conv_bias_relu
-from repvgg_ref.cpu.engine import Engine, fits
+from repvgg_ref.cpu.engine import Engine
 from repvgg_ref.cpu.training.batch_norm import batch_norm_train_backward, batch_norm_train_forward
 from repvgg_ref.cpu.training.branches import (
     branches_backward,
@@ -51,7 +51,7 @@ def fused_network(
     network: Any, params: Mapping[str, Array], dtype: Any, *, algorithm: str, threads: int | None
 ) -> Engine | None:
     """`Ops.recognise_network`: plain chains of convolutions."""
-    if not (network.is_chain and all(fits(spec) for spec in network.blocks)):
+    if not (network.is_chain and all(is_plain(spec) for spec in network.blocks)):
         return None
     return Engine(network.blocks, params, dtype=dtype, algorithm=algorithm, threads=threads)
 

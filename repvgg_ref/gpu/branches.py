@@ -16,6 +16,7 @@ from typing import Generic, NamedTuple, TypeVar
 import cupy
 
 from repvgg_ref.arrays import Array, Real
+from repvgg_ref.blocks.recognise import ROLES
 from repvgg_ref.errors import BackendError, require_equal
 from repvgg_ref.gpu import kernels
 from repvgg_ref.gpu.conv2d import Conv2dCache, Convolutions
@@ -23,9 +24,6 @@ from repvgg_ref.ops import BatchNormGrads, BranchArrays, BranchesForward, Branch
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-# What blocks call the three roles; the rest of this file knows no name.
-_NAMES = ("branch_3x3", "branch_1x1", "branch_identity")
 
 
 class ThreeBranches(NamedTuple, Generic[T]):
@@ -49,8 +47,8 @@ def by_role(branches: Mapping[str, T]) -> ThreeBranches[T]:
     BackendError
         If a name stands for no role (a sum leaves nothing out in silence), or none for `dense`.
     """
-    dense, point, identity = _NAMES
-    if dense not in branches or not set(branches) <= set(_NAMES):
+    dense, point, identity = ROLES
+    if dense not in branches or not set(branches) <= set(ROLES):
         raise BackendError(
             "the fused kernels do not know such a block",
             got=", ".join(branches),
@@ -61,7 +59,7 @@ def by_role(branches: Mapping[str, T]) -> ThreeBranches[T]:
 
 def by_name(roles: Iterable[T | None]) -> dict[str, T]:
     """What is there of three, in the order of `ThreeBranches`, under the branches' names."""
-    return {name: each for name, each in zip(_NAMES, roles, strict=True) if each is not None}
+    return {name: each for name, each in zip(ROLES, roles, strict=True) if each is not None}
 
 
 class Moments(NamedTuple):

@@ -228,3 +228,17 @@ def _labels_on_device(
             )
     on_device: Array = cupy.asarray(labels, dtype=real if soft else np.int64)
     return on_device
+
+
+def max_pool_forward(x: Array, *, kernel: int, stride: int, padding: int) -> tuple[Array, Any]:
+    """`ops.max_pool.max_pool_forward` for x (N, H, W, C)."""
+    y, cache = REFERENCE.max_pool_forward(
+        x.transpose(0, 3, 1, 2), kernel=kernel, stride=stride, padding=padding
+    )
+    return cupy.ascontiguousarray(y.transpose(0, 2, 3, 1)), cache
+
+
+def max_pool_backward(grad_y: Array, cache: Any) -> Array:
+    """`ops.max_pool.max_pool_backward` for grad_y (N, Ho, Wo, C)."""
+    grad_x = REFERENCE.max_pool_backward(grad_y.transpose(0, 3, 1, 2), cache)
+    return cupy.ascontiguousarray(grad_x.transpose(0, 2, 3, 1))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import cupy
 
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.recognise import is_plain, three_branch_passes
 from repvgg_ref.gpu import branches, layers
 from repvgg_ref.gpu.chain import Chain
 from repvgg_ref.gpu.conv2d import Convolutions
@@ -36,15 +40,33 @@ def make_table(math: Math, *, deterministic: bool) -> Ops:
         squeeze_excitation_backward=head.squeeze_excitation_backward,
         global_avg_pool_forward=layers.global_avg_pool_forward,
         global_avg_pool_backward=layers.global_avg_pool_backward,
+        max_pool_forward=layers.max_pool_forward,
+        max_pool_backward=layers.max_pool_backward,
         linear_forward=head.linear_forward,
         linear_backward=head.linear_backward,
         softmax_cross_entropy_forward=layers.softmax_cross_entropy_forward,
         softmax_cross_entropy_backward=layers.softmax_cross_entropy_backward,
         fused_conv_bias_relu=advises_on_memory(convolutions.bias_relu),
-        fused_branches_forward=advises_on_memory(fused.forward),
-        fused_branches_backward=advises_on_memory(fused.backward),
-        fused_branches_parameter_grads=advises_on_memory(fused.parameter_grads),
+        recognise_block=three_branch_passes(
+            advises_on_memory(fused.forward),
+            advises_on_memory(fused.backward),
+            advises_on_memory(fused.parameter_grads),
+        ),
         from_host=advises_on_memory(cupy.asarray),
         on_device=True,
-        fused_chain=functools.partial(Chain, convolutions=convolutions, head=head),
+        recognise_network=functools.partial(_chain, convolutions, head),
     )
+
+
+def _chain(
+    convolutions: Convolutions,
+    head: layers.Head,
+    network: Any,
+    params: Mapping[str, Array],
+    dtype: Any,
+    **how: Any,
+) -> Chain | None:
+    """`Ops.recognise_network`: plain chains of convolutions; `how` is for other tables."""
+    if not (network.is_chain and all(is_plain(spec) for spec in network.blocks)):
+        return None
+    return Chain(network.blocks, params, convolutions=convolutions, head=head)
