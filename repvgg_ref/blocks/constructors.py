@@ -100,6 +100,7 @@ class FormulaConv:
     out_channels = property(lambda self: self.conv.out_channels)
     groups = property(lambda self: self.conv.groups)
     stride = property(lambda self: self.conv.stride)
+    lattice = property(lambda self: self.conv.lattice)
 
     def shapes(self) -> Shapes:
         """The formula's."""

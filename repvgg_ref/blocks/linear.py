@@ -30,6 +30,7 @@ import numpy as np
 from repvgg_ref.arrays import Array, is_exact, scalar_like
 from repvgg_ref.blocks.form import Form, Lattice, Pair, Term, add, compose, ungrouped
 from repvgg_ref.blocks.run import NORM_VECTORS, BatchStats, Reader, Run
+from repvgg_ref.errors import NotFusibleError
 from repvgg_ref.exact.rounding import root
 
 Shapes = dict[str, tuple[int, ...]]
@@ -291,6 +292,12 @@ def _composed(before: list[Any], last: Linear, read: Reader, rows: slice, inputs
     """A convolution after others: only the groups that `rows` lie in are read (rule 8)."""
     *before, pad = before if hasattr(before[-1], "width") else [*before, None]
     chain = Chain(*before)
+    if pad is not None and before[-1] != pad.norm:
+        raise NotFusibleError(
+            "a border may be made of the batch norm right before it only",
+            got=getattr(before[-1], "name", type(before[-1]).__name__),
+            wanted=pad.norm.name,
+        )
     groups = gcd(chain.groups, last.groups)
     if chain.groups == last.groups:
         start, stop, _ = rows.indices(last.out_channels)

@@ -207,7 +207,7 @@ def _outputs(
     everything = slice(0, chain.out_channels)
     values = np.zeros((chain.out_channels, *extent, windows.values.shape[-1]))
     sizes = np.zeros_like(values)
-    for i, j in product(*(range(0, n, d) for n, d in zip(extent, last.dilation, strict=True))):
+    for i, j in product(*map(range, (0, 0), extent, last.lattice.step)):
         at = stride[0] * (first[0] + i), stride[1] * (first[1] + j)
         values[:, i, j], sizes[:, i, j] = respond(chain, read, everything, windows, at)
     return Windows(
