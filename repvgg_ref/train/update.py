@@ -18,7 +18,7 @@ from repvgg_ref.arrays import Array, array_module, to_numpy
 from repvgg_ref.data.loader import Batch
 from repvgg_ref.data.source import Standardise
 from repvgg_ref.files.dialects import official_dialect
-from repvgg_ref.models.network import DEFAULT_MOMENTUM, Model
+from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import is_trainable, param_shapes
 from repvgg_ref.models.step import training_step
 from repvgg_ref.ops import Ops
@@ -89,7 +89,7 @@ class Updater:
     Parameters
     ----------
     like : Model
-        Whose architecture and eps are trained.
+        Whose architecture is trained, with its batch norm's eps and momentum.
     seed : int
         Of mixup's random numbers.
     scales_loss : bool
@@ -108,7 +108,8 @@ class Updater:
         dtype: Any,
         scales_loss: bool = False,
     ) -> None:
-        self.arch, self.eps, self.recipe = like.arch, like.eps, recipe
+        self.arch, self.eps, self.momentum = like.arch, like.eps, like.momentum
+        self.recipe = recipe
         self.ops, self._comm, self._seed = ops, comm, seed
         self.dtype = np.dtype(dtype)
         self._standardise, self._scales_loss = standardise, scales_loss
@@ -173,7 +174,8 @@ class Updater:
         weights, running = state.weights, state.running
         if averaged and state.ema is not None:
             weights, running = state.ema[: self.trainable.size], state.ema[self.trainable.size :]
-        return Model(self.arch, "train", self._params(weights, running, state.counters), self.eps)
+        params = self._params(weights, running, state.counters)
+        return Model(self.arch, "train", params, self.eps, self.momentum)
 
     @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is the caller's find
     def step(
@@ -234,7 +236,7 @@ class Updater:
                 targets,
                 ops=scaled(self.ops, state.scale.value),
                 eps=self.eps,
-                momentum=DEFAULT_MOMENTUM,
+                momentum=self.momentum,
                 label_smoothing=self.recipe.label_smoothing,
             )
             grad = grad + self.trainable.pack(result.grads)
