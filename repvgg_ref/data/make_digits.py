@@ -22,7 +22,8 @@ from repvgg_ref.data import digits
 from repvgg_ref.data.digits import Digits
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.models.network import Model, build, fuse
-from repvgg_ref.train.sgd import decay_kernels, sgd_step
+from repvgg_ref.train.decay import decay_kernels
+from repvgg_ref.train.sgd import sgd_step
 
 SEED = 0
 EPOCHS = 40

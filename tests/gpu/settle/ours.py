@@ -11,7 +11,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.step import StepResult, training_step
 from repvgg_ref.ops import Ops
-from repvgg_ref.train.sgd import decay_kernels
+from repvgg_ref.train.decay import decay_kernels
 from tests.gpu.settle.race import Work
 
 
