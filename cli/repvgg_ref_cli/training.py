@@ -110,14 +110,14 @@ class View:
     def _results(self, event: Finished) -> None:
         from rich.table import Table
 
-        found = event.evaluation
+        found, apart = event.evaluation, event.evaluation.comparison
         self._print(
             f"proof  trained and fused form agree on {found.images} images: logits within "
-            f"{found.difference:.2g} (rounding explains {found.tolerance:.2g});"
+            f"{apart.difference:.2g} (rounding explains {apart.tolerance:.2g});"
         )
         self._print(
-            f"       closest block {found.closest.layer}: error {found.closest.max_error:.2g}, "
-            f"bound {found.closest.bound:.2g}"
+            f"       closest block {apart.closest.layer}: error {apart.closest.max_error:.2g}, "
+            f"bound {apart.closest.bound:.2g}"
         )
         for path in event.files:
             self._print(f"wrote  {path}")
@@ -195,6 +195,6 @@ def _scores(found: Evaluation) -> dict[str, Any]:
     return {
         "trained": found.trained._asdict(),
         "fused": found.fused._asdict(),
-        "difference": found.difference,
-        "tolerance": found.tolerance,
+        "difference": found.comparison.difference,
+        "tolerance": found.comparison.tolerance,
     }

@@ -113,19 +113,19 @@ def as_record(event: Event) -> dict[str, Any] | None:
             "seconds": {name: round(value, 6) for name, value in event.seconds.items()},
         } | ({"skipped": True} if event.skipped else {})
     if isinstance(event, EpochDone):
-        found = event.evaluation
+        found, apart = event.evaluation, event.evaluation.comparison
         return {
             "event": "evaluation",
             "step": event.step,
             "epoch": event.epoch,
             "trained": found.trained._asdict(),
             "fused": found.fused._asdict(),
-            "difference": found.difference,
-            "tolerance": found.tolerance,
+            "difference": apart.difference,
+            "tolerance": apart.tolerance,
             "closest_block": {
-                "layer": found.closest.layer,
-                "error": found.closest.max_error,
-                "bound": found.closest.bound,
+                "layer": apart.closest.layer,
+                "error": apart.closest.max_error,
+                "bound": apart.closest.bound,
             },
         }
     if isinstance(event, Saved):

@@ -311,3 +311,9 @@ class Updater:
             self.trainable.spread(lr, like) if any(factor != 1 for factor in lr.values()) else 1.0,
             self.trainable.spread(decay, like),
         )
+
+
+def on_host(model: Model) -> Model:
+    """`model` with its arrays in the host's memory."""
+    params = {name: to_numpy(array) for name, array in model.params.items()}
+    return replace(model, params=params)

@@ -42,7 +42,9 @@ def torch_losses(job: Job, dtype: Any) -> list[float]:
     for epoch in range(recipe.epochs):
         for batch in job.data.training.epoch(epoch):
             pixels = torch.tensor(batch.images).to(dtype).permute(0, 3, 1, 2)
-            scale, mean, std = (torch.tensor(v, dtype=dtype) for v in job.data.standardise)
+            scale, mean, std = (
+                torch.tensor(v, dtype=dtype) for v in job.data.training.source.standardise
+            )
             x = (pixels * scale - mean[:, None, None]) / std[:, None, None]
             loss = network.loss(x, torch.tensor(batch.labels), recipe.label_smoothing)
             if recipe.custom_l2:

@@ -144,7 +144,7 @@ def test_batch_norms_constants_are_the_models_own(tmp_path: Path) -> None:
     updater = Updater(
         like,
         job.settings.recipe,
-        job.data.standardise,
+        job.data.training.source.standardise,
         ops=job.ops,
         comm=job.comm,
         seed=0,
@@ -218,7 +218,7 @@ def scaling(job: Job, planted: float = 1.0) -> Updater:
     return Updater(
         job.start,
         job.settings.recipe,
-        job.data.standardise,
+        job.data.training.source.standardise,
         ops=ops,
         comm=job.comm,
         seed=0,
