@@ -1,7 +1,7 @@
-"""Make everything in this folder: ``python -m repvgg_ref.data.make_digits``.
+"""Make the bundled digits, their model and pictures: ``python -m tests.studies.make_digits``.
 
 The data are copied out of scikit-learn (only if ``digits.npz`` is absent); the model is trained
-with this project's own backward pass. A script for maintainers: it reports to the terminal.
+with this project's own backward pass. Run once, by hand; what it wrote is committed.
 """
 
 from __future__ import annotations
