@@ -102,16 +102,11 @@ Event = Plan | Noted | StepDone | EpochDone | Saved | Stopped | Finished
 def as_record(event: Event) -> dict[str, Any] | None:
     """The line of ``log.jsonl`` for `event`; None for what is not logged."""
     if isinstance(event, StepDone):
-        return {
-            "event": "step",
-            "step": event.step,
-            "epoch": event.epoch,
-            "loss": event.loss,
-            "top1": event.top1,
-            "lr": event.lr,
-            "images": event.images,
-            "seconds": {name: round(value, 6) for name, value in event.seconds.items()},
-        } | ({"skipped": True} if event.skipped else {})
+        record = {"event": "step"} | vars(event)
+        record["seconds"] = {name: round(value, 6) for name, value in event.seconds.items()}
+        if not event.skipped:
+            del record["skipped"]
+        return record
     if isinstance(event, EpochDone):
         found, apart = event.evaluation, event.evaluation.comparison
         return {
