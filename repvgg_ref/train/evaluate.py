@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,6 +64,15 @@ class Evaluation(NamedTuple):
     trained: Score
     fused: Score
     comparison: Comparison
+
+    def to_json(self) -> dict[str, Any]:
+        """Scores and difference, as the log and the command have them."""
+        return {
+            "trained": self.trained._asdict(),
+            "fused": self.fused._asdict(),
+            "difference": self.comparison.difference,
+            "tolerance": self.comparison.tolerance,
+        }
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a NaN fails the comparison of the two forms

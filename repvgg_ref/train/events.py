@@ -108,19 +108,16 @@ def as_record(event: Event) -> dict[str, Any] | None:
             del record["skipped"]
         return record
     if isinstance(event, EpochDone):
-        found, apart = event.evaluation, event.evaluation.comparison
+        closest = event.evaluation.comparison.closest
         return {
             "event": "evaluation",
             "step": event.step,
             "epoch": event.epoch,
-            "trained": found.trained._asdict(),
-            "fused": found.fused._asdict(),
-            "difference": apart.difference,
-            "tolerance": apart.tolerance,
+            **event.evaluation.to_json(),
             "closest_block": {
-                "layer": apart.closest.layer,
-                "error": apart.closest.max_error,
-                "bound": apart.closest.bound,
+                "layer": closest.layer,
+                "error": closest.max_error,
+                "bound": closest.bound,
             },
         }
     if isinstance(event, Saved):
