@@ -19,7 +19,7 @@ LONGEST = 400
 # not listed may be imported by everybody but `ops`; nothing may import `train` or `oracle`.
 OPS_IMPORTS = {"repvgg_ref.arrays", "repvgg_ref.errors", "repvgg_ref.ops"}
 TOP_ROOMS = ("train", "oracle", "bench")
-ROOMS_BELOW = ("ops", "blocks", "models", "cpu", "gpu")
+ROOMS_BELOW = ("ops", "blocks", "models", "data", "cpu", "gpu")
 
 # Whoever reads or writes files, or makes a file's names printable, needs weights_io itself.
 MAY_USE_WEIGHTS_IO = ("errors", "files", "data", *TOP_ROOMS)
