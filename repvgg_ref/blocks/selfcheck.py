@@ -28,8 +28,8 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
 from repvgg_ref.blocks.form import Lattice, Pair
 from repvgg_ref.blocks.fusion import FusedConv, row_chunks
-from repvgg_ref.blocks.linear import Chain, Conv, Identity, Linear, Norm, Sum
-from repvgg_ref.blocks.run import NORM_VECTORS, Reader
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
+from repvgg_ref.blocks.run import NORM_VECTORS, Linear, Reader
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import ReportedError
 

@@ -241,4 +241,5 @@ def max_pool_forward(x: Array, *, kernel: int, stride: int, padding: int) -> tup
 def max_pool_backward(grad_y: Array, cache: Any) -> Array:
     """`ops.max_pool.max_pool_backward` for grad_y (N, Ho, Wo, C)."""
     grad_x = REFERENCE.max_pool_backward(grad_y.transpose(0, 3, 1, 2), cache)
-    return cupy.ascontiguousarray(grad_x.transpose(0, 2, 3, 1))
+    nhwc: Array = cupy.ascontiguousarray(grad_x.transpose(0, 2, 3, 1))
+    return nhwc

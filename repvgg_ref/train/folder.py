@@ -17,12 +17,11 @@ from repvgg_ref.arrays import Array, to_numpy
 from repvgg_ref.cpu.workers.pool import default_threads
 from repvgg_ref.files.checkpoint import save as save_model
 from repvgg_ref.files.convert import convert
-from repvgg_ref.models.network import Model
 from repvgg_ref.train.divergence import DivergenceError
 from repvgg_ref.train.log import NAME as LOG
 from repvgg_ref.train.loss_scale import LossScale
 from repvgg_ref.train.state import StateError, Stored, last_good, read_newest, steps_in, write_state
-from repvgg_ref.train.update import State, Updater
+from repvgg_ref.train.update import State, Updater, on_host
 
 _LOCK = "lock"
 _WEIGHTS, _VELOCITY, _RUNNING, _EMA = "weights/", "velocity/", "running/", "ema/"
@@ -131,7 +130,7 @@ class Folder:
                 continue
             model = self._updater.model(state, averaged=averaged)
             paths.append(self.path / f"{name}.pth")
-            save_model(_on_host(model), paths[-1])
+            save_model(on_host(model), paths[-1])
         return paths
 
     def export(self, state: State) -> list[Path]:
@@ -204,8 +203,3 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
-
-
-def _on_host(model: Model) -> Model:
-    params = {name: to_numpy(array) for name, array in model.params.items()}
-    return Model(model.arch, model.form, params, model.eps, model.momentum)

@@ -11,6 +11,7 @@ import numpy as np
 
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.data.digits import digits_architecture
+from repvgg_ref.data.source import Source
 from repvgg_ref.errors import BackendError
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.models.architectures import Architecture, architecture
@@ -75,18 +76,19 @@ def prepare(
     like = ops.from_host(np.zeros(1, settings.dtype))
     comm = on_device(comm, like)
     data = data or open_sources(settings, comm)
-    arch = arch or _architecture(recipe.model, data)
-    if arch.num_classes != len(data.classes) or arch.in_channels != data.channels:
+    source = data.training.source
+    arch = arch or _architecture(recipe.model, source)
+    if arch.num_classes != len(source.classes) or arch.in_channels != source.channels:
         raise UnfitError(
             "network and data do not fit together",
             got=f"{arch.num_classes} classes, {arch.in_channels} channels in the network",
-            wanted=f"{len(data.classes)} classes, {data.channels} channels, as in the data",
+            wanted=f"{len(source.classes)} classes, {source.channels} channels, as in the data",
         )
     start = _start(settings, arch)
     updater = Updater(
         start,
         recipe,
-        data.standardise,
+        source.standardise,
         ops=synchronised(ops, comm) if settings.sync_bn and comm.size > 1 else ops,
         comm=comm,
         seed=settings.seed,
@@ -97,8 +99,8 @@ def prepare(
         start.arch.called(recipe.model),
         recipe,
         parameters=updater.trainable.size,
-        images=data.images,
-        test_images=data.test_images,
+        images=len(source),
+        test_images=len(data.test.source),
         steps_per_epoch=data.training.steps // recipe.accumulate,
         ranks=comm.size,
         dtype=updater.dtype,
@@ -179,10 +181,10 @@ def _start(settings: Settings, arch: Architecture) -> Model:
     return model
 
 
-def _architecture(name: str, data: Data) -> Architecture:
-    classes = len(data.classes)
+def _architecture(name: str, source: Source) -> Architecture:
+    classes, channels = len(source.classes), source.channels
     if name != "digits":
-        return architecture(name, num_classes=classes, in_channels=data.channels)
+        return architecture(name, num_classes=classes, in_channels=channels)
     small = digits_architecture()
-    first = replace(small.blocks[0], in_channels=data.channels)
+    first = replace(small.blocks[0], in_channels=channels)
     return replace(small, blocks=(first, *small.blocks[1:]), num_classes=classes)

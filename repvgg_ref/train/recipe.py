@@ -9,17 +9,15 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from repvgg_ref.errors import ReportedError
-from repvgg_ref.train.sgd import Factors, decay_kernels, official_first
+from repvgg_ref.train.decay import DECAY_RULES, factors_of
+from repvgg_ref.train.sgd import Factors
 
 FOLDER = Path(__file__).parent / "recipes"
-DECAY_RULES: Mapping[str, Callable[[str], Factors]] = {
-    "kernels": decay_kernels,
-    "official-first": official_first,
-}
 
 
 class RecipeError(ReportedError):
@@ -88,18 +86,8 @@ class Recipe:
 
     @property
     def factors(self) -> Callable[[str], Factors]:
-        """Official name -> what multiplies learning rate and decay.
-
-        The custom L2 takes the place of the decay of 3x3 and 1x1 kernels (official trainer).
-        """
-        rule = DECAY_RULES[self.decay]
-        if not self.custom_l2:
-            return rule
-        return lambda name: (
-            rule(name)._replace(decay=0.0)
-            if "rbr_dense" in name or "rbr_1x1" in name
-            else rule(name)
-        )
+        """Official name -> what multiplies learning rate and decay."""
+        return partial(factors_of, rule=self.decay, custom_l2=self.custom_l2)
 
     @property
     def peak_lr(self) -> float:

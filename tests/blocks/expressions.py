@@ -19,8 +19,8 @@ from repvgg_ref.blocks.constructors import (
     Slice,
     avg_pool,
 )
-from repvgg_ref.blocks.linear import Chain, Conv, Identity, Linear, Norm, Sum
-from repvgg_ref.blocks.run import Reader, Run
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
+from repvgg_ref.blocks.run import Linear, Reader, Run
 from repvgg_ref.ops import REFERENCE
 from tests.blocks.exact_blocks import EPS, exact_array
 

@@ -17,7 +17,8 @@ from repvgg_ref.oracle.training.judge import judge_training
 from repvgg_ref.oracle.training.noise import Yardstick, measure
 from repvgg_ref.oracle.training.run import right_setup
 from repvgg_ref.oracle.training.steps import TrainingSteps, training_steps
-from repvgg_ref.train.sgd import decay_kernels, sgd_step
+from repvgg_ref.train.decay import decay_kernels
+from repvgg_ref.train.sgd import sgd_step
 from tests.gpu.agreement import train_on_device
 from tests.gpu.conftest import UnderTest
 from tests.gpu.fake_cupy import LEDGER

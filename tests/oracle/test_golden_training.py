@@ -31,7 +31,8 @@ from repvgg_ref.oracle.training.recipe import Recipe, fitting_recipe
 from repvgg_ref.oracle.training.run import Setup, right_setup, run
 from repvgg_ref.oracle.training.steps import TrainingSteps, training_steps
 from repvgg_ref.oracle.verification import verify
-from repvgg_ref.train.sgd import decay_kernels, sgd_step
+from repvgg_ref.train.decay import decay_kernels
+from repvgg_ref.train.sgd import sgd_step
 from tests.models.small import SMALL
 
 TINY = plain_architecture(depths=[1, 2], channels=[4, 4, 5], num_classes=4, in_channels=2)
