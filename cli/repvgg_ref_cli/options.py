@@ -66,6 +66,13 @@ model_option = click.option(
     metavar="auto|custom|NAME",
     help="What the shapes must be; auto tells it from them.",
 )
+block_option = click.option(
+    "--block",
+    default="auto",
+    show_default=True,
+    metavar="auto|NAME",
+    help="The kind of block; auto tells it from the keys.",
+)
 weights_set_option = click.option(
     "--weights",
     "weights_set",

@@ -75,7 +75,8 @@ class Folder:
             if notes:
                 raise StateError(f"no state in {self.path} can be used", got="; ".join(notes))
             return None, [f"nothing to resume in {self.path}: starting at step 0"]
-        changes = _changes(stored.facts["identity"], self._identity)
+        before = {"block": "repvgg"} | stored.facts["identity"]  # states of 0.1.0 do not say it
+        changes = _changes(before, self._identity)
         if changes and not accept_changes:
             raise StateError(
                 "this is not the training that was begun here",
@@ -136,9 +137,10 @@ class Folder:
     def export(self, state: State) -> list[Path]:
         """The results: weights, and their fused form as npz and as the official code's file."""
         weights = self.save_weights(state)
+        block = self._updater.arch.blocks[0].kind
         deployed = [self.path / "deploy.npz", self.path / "deploy.pth"]
         for path in deployed:
-            convert(weights[-1], path, eps=self._updater.eps)
+            convert(weights[-1], path, eps=self._updater.eps, block=block)
         return weights + deployed
 
     def _claim(self) -> None:

@@ -14,7 +14,8 @@ from repvgg_ref.data.digits import digits_architecture
 from repvgg_ref.data.source import Source
 from repvgg_ref.errors import BackendError
 from repvgg_ref.files.checkpoint import load
-from repvgg_ref.models.architectures import Architecture, architecture
+from repvgg_ref.models.architectures import architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, build, require_branches
 from repvgg_ref.ops import Ops
 from repvgg_ref.train.comm import Comm, Solo, on_device, ranks_on_machine
@@ -46,7 +47,7 @@ def prepare(
     *,
     comm: Comm | None = None,
     data: Data | None = None,
-    arch: Architecture | None = None,
+    arch: Network | None = None,
 ) -> Job:
     """Open the data, build the network, and see that everything fits together.
 
@@ -56,7 +57,7 @@ def prepare(
         The ranks; default this process alone.
     data : Data, optional
         In place of what `settings.data` names.
-    arch : Architecture, optional
+    arch : Network, optional
         In place of what `recipe.model` names.
 
     Raises
@@ -77,7 +78,7 @@ def prepare(
     comm = on_device(comm, like)
     data = data or open_sources(settings, comm)
     source = data.training.source
-    arch = arch or _architecture(recipe.model, source)
+    arch = arch or _architecture(recipe.model, recipe.block, source)
     if arch.num_classes != len(source.classes) or arch.in_channels != source.channels:
         raise UnfitError(
             "network and data do not fit together",
@@ -166,11 +167,11 @@ def roundoff(job: Job) -> float:
     return max(of_dtype, _ROUNDOFF.get(job.settings.math or "fp32", 0.0))
 
 
-def _start(settings: Settings, arch: Architecture) -> Model:
+def _start(settings: Settings, arch: Network) -> Model:
     """The network's first weights: drawn from the seed, or those of ``--init``."""
     if settings.init is None:
         return build(arch, seed=settings.seed, dtype=np.dtype(settings.dtype))
-    model = load(settings.init, dtype=np.dtype(settings.dtype))
+    model = load(settings.init, dtype=np.dtype(settings.dtype), block=settings.recipe.block)
     require_branches(model, f"training from {settings.init.name}")
     if model.arch.blocks != arch.blocks or model.arch.num_classes != arch.num_classes:
         raise UnfitError(
@@ -181,10 +182,11 @@ def _start(settings: Settings, arch: Architecture) -> Model:
     return model
 
 
-def _architecture(name: str, source: Source) -> Architecture:
+def _architecture(name: str, block: str, source: Source) -> Network:
     classes, channels = len(source.classes), source.channels
     if name != "digits":
-        return architecture(name, num_classes=classes, in_channels=channels)
+        return architecture(name, num_classes=classes, in_channels=channels, block=block)
     small = digits_architecture()
-    first = replace(small.blocks[0], in_channels=channels)
-    return replace(small, blocks=(first, *small.blocks[1:]), num_classes=classes)
+    first, *others = (replace(spec, kind=block) for spec in small.blocks)
+    first = replace(first, in_channels=channels)
+    return replace(small, blocks=(first, *others), num_classes=classes)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from repvgg_ref.blocks.catalogue import kind
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.train.decay import DECAY_RULES, factors_of
 from repvgg_ref.train.sgd import Factors
@@ -38,6 +39,7 @@ class Recipe:
 
     name: str = _field("custom", "name of the recipe")
     model: str = _field("RepVGG-A0", "an official model, or digits")
+    block: str = _field("repvgg", "kind of block: repvgg, plain, acb, ...")
     size: int = _field(224, "height and width of the network's input, in pixels")
     epochs: int = _field(120, "passes over the training images")
     batch: int = _field(256, "images a step, over all ranks and accumulated parts")
@@ -76,6 +78,7 @@ class Recipe:
     crop_ratio: float = _field(0.875, "part of the picture that evaluation looks at")
 
     def __post_init__(self) -> None:
+        kind(self.block)
         for setting, wrong, wanted in _wrong(self):
             if wrong:
                 raise RecipeError(

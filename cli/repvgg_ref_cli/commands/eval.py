@@ -18,6 +18,7 @@ from repvgg_ref_cli.options import (
     FILE,
     algorithm_option,
     backend_option,
+    block_option,
     debug_option,
     eps_option,
     json_option,
@@ -69,6 +70,7 @@ _DISAGREES = 1
 @click.option("--ema", is_flag=True, help="Take a training checkpoint's EMA weights.")
 @decoder_option
 @model_option
+@block_option
 @eps_option
 @backend_option
 @algorithm_option
@@ -90,6 +92,7 @@ def command(
     ema: bool,
     decoder: str,
     model: str,
+    block: str,
     eps: float | None,
     backend: str,
     algorithm: str,
@@ -108,7 +111,9 @@ def command(
     from repvgg_ref.train.evaluate import count
     from repvgg_ref.train.sources import open_validation, validation_transform
 
-    loaded = repvgg_ref.load(weights, model=model, eps=eps, weights="ema" if ema else "model")
+    loaded = repvgg_ref.load(
+        weights, model=model, eps=eps, weights="ema" if ema else "model", block=block
+    )
     for message in loaded.notes:
         note(message)
     forms = _forms(loaded, form)

@@ -11,6 +11,7 @@ from repvgg_ref_cli.options import (
     FILE,
     algorithm_option,
     backend_option,
+    block_option,
     debug_option,
     eps_option,
     json_option,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option("--ema", is_flag=True, help="Take a training checkpoint's EMA weights.")
 @model_option
+@block_option
 @eps_option
 @backend_option
 @algorithm_option
@@ -55,6 +57,7 @@ def command(
     size: int,
     ema: bool,
     model: str,
+    block: str,
     eps: float | None,
     backend: str,
     algorithm: str,
@@ -70,7 +73,9 @@ def command(
     from repvgg_ref.data.images import network_input
     from repvgg_ref_cli.progress import ProgressBar
 
-    loaded = repvgg_ref.load(weights, model=model, eps=eps, weights="ema" if ema else "model")
+    loaded = repvgg_ref.load(
+        weights, model=model, eps=eps, weights="ema" if ema else "model", block=block
+    )
     for message in loaded.notes:
         note(message)
     names = _class_names(classes, loaded.arch.num_classes)
