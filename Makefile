@@ -30,7 +30,7 @@ fuzz:
 	test -d $(FUZZ_VENV) || python3 -m venv $(FUZZ_VENV)
 	$(FUZZ_VENV)/bin/pip install -q atheris numpy
 	mkdir -p $(CORPUS)
-	$(FUZZ_VENV)/bin/python -m tests.fuzz.fuzz_readers $(CORPUS) -runs=$(FUZZ_RUNS) -max_len=4096 -timeout=10
+	$(FUZZ_VENV)/bin/python -m tests.studies.fuzz.fuzz_readers $(CORPUS) -runs=$(FUZZ_RUNS) -max_len=4096 -timeout=10
 
 # Every known bug in every layer: seen, and named right? Then the same from logits alone.
 matrix:
@@ -39,9 +39,9 @@ matrix:
 		--logits 150 --out tests/oracle/results/logits-only.json
 
 # Every figure of the CPU engine beside its peers, about eleven minutes on a quiet machine: JSON,
-# pictures and a page in tests/bench/results.
+# pictures and a page in tests/studies/bench/results.
 figures:
-	$(PYTHON) -m tests.bench.figures
+	$(PYTHON) -m tests.studies.bench.figures
 
 # On a machine with a GPU: tests, oracle, races against torch, profile, a minute of training; one
 # JSON named after the device in tests/gpu/results. Less than ten minutes, no network.

@@ -1,6 +1,6 @@
 """Killed with SIGKILL at a random moment, a training resumes to the bits it would have had.
 
-``kill_study.py`` does this thirty times; its result is in ``results/kills.json``.
+``tests/studies/train/kill_study.py`` does this thirty times; its result is in ``results`` there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.train.kill_study import KILLS, RESULTS
+from tests.studies.train.kill_study import KILLS, RESULTS
 from tests.train.kills import kill_and_resume, never_killed
 
 
