@@ -135,7 +135,9 @@ def test_the_yardstick_is_proportional_to_the_roundoff(tiny: Case) -> None:
         assert 0.2 < finer.of[name].rms / yard.rms < 5, name
 
 
-def test_every_known_bug_is_named(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_known_bug_is_named(
+    case: Case, record_property: Callable[[str, object], None]
+) -> None:
     planted, wrong = 0, list[tuple[str, str]]()
     seen: set[str] = set()
     for bug, how in wrong_setups(case.setup):
@@ -149,8 +151,7 @@ def test_every_known_bug_is_named(case: Case, capsys: pytest.CaptureFixture[str]
             wrong.append((bug.name, report.verdict))
         elif bug.name not in (first.bug, *first.equivalents):
             wrong.append((bug.name, first.bug))
-    with capsys.disabled():
-        print(f"\nplanted training bugs named: {planted - len(wrong)} of {planted}")
+    record_property("planted training bugs named", f"{planted - len(wrong)} of {planted}")
     assert wrong == []
     assert planted >= 40
 
