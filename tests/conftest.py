@@ -3,7 +3,7 @@
 Marks say what a push may leave out, and the closing section says how much it left out:
 
 - ``few(n)``: a family of parametrised cases of which `n` will do, spread evenly. Without `n`: as
-  many as it takes for every value of every parameter to occur.
+  many as it takes for every value of every parameter to occur. Cases for a GPU always stay.
 - ``slow``: takes long and proves little that a cheaper test does not; runs only with the others.
 
 ``--not-yet-passed`` runs what no earlier run in this clone has passed: CI runs the README's test
@@ -83,7 +83,7 @@ class _Selection:
         slow = "slow" not in self._config.getoption("markexpr")
         families: dict[Any, list[pytest.Item]] = {}
         for item in items:
-            if item.get_closest_marker("few"):
+            if item.get_closest_marker("few") and not item.get_closest_marker("gpu"):
                 families.setdefault((item.path, item.parent, _function(item)), []).append(item)
         run = set(items)
         for family in families.values():

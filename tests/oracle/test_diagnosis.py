@@ -39,6 +39,7 @@ def test_every_bug_is_detected_and_named_in_the_last_block_and_the_head(port: Po
             assert bug in names, f"{bug} ({detail}) in {layer} was called {names}"
 
 
+@pytest.mark.few(2)
 def test_the_first_bad_layer_is_the_planted_one(port: Port) -> None:
     rng = np.random.default_rng(0)
     for layer in port.names:
@@ -72,6 +73,7 @@ def test_the_arithmetic_is_estimated_from_the_size_of_the_errors() -> None:
     assert not judge(model, Outputs(port.outputs | {last: wrong["identity-missing"]}), port.x).notes
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", STRANGE)
 def test_strange_bugs_are_detected_and_called_unknown(port: Port, name: str) -> None:
     layer = port.names[1]
@@ -81,6 +83,7 @@ def test_strange_bugs_are_detected_and_called_unknown(port: Port, name: str) -> 
     assert names[0] == "unknown", f"{name} was called {names}"
 
 
+@pytest.mark.few(2)
 def test_two_bugs_at_once_are_both_reported(port: Port) -> None:
     layer = port.names[1]
     library = {hypothesis.name: hypothesis for hypothesis in LIBRARY}

@@ -43,6 +43,7 @@ def matrix_of(model: Model) -> MutationMatrix:
     return mutation_matrix(model, golden_inputs(model.arch))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", [*SMALL, *DEEPER])
 @pytest.mark.parametrize("statistics", [INFERENCE, TRAINING], ids=["inference", "training"])
 def test_chosen_weights_hide_no_known_bug(
@@ -86,6 +87,7 @@ def weakened(arch: Architecture, **fields: float) -> Model:
     return replace(model, params=params)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("fields", "bug"),
     [

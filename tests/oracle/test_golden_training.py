@@ -78,6 +78,7 @@ def tiny() -> Case:
     return Case(TINY, distinguishing_inputs(TINY, batch=2, height=22, width=18))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_the_steps_are_the_packages_own_bit_by_bit(name: str, nesterov: bool) -> None:
@@ -135,6 +136,7 @@ def test_the_yardstick_is_proportional_to_the_roundoff(tiny: Case) -> None:
         assert 0.2 < finer.of[name].rms / yard.rms < 5, name
 
 
+@pytest.mark.few(1)
 def test_every_known_bug_is_named(
     case: Case, record_property: Callable[[str, object], None]
 ) -> None:
@@ -156,6 +158,7 @@ def test_every_known_bug_is_named(
     assert planted >= 40
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("layer", ["stage1.0", "stage2.0", "stage2.1"])
 @pytest.mark.parametrize(
     "name", ["bn-backward-without-mean-term", "relu-mask-wrong", "gamma-beta-gradients-swapped"]

@@ -70,6 +70,7 @@ def test_both_ways_of_fusing_agree(kind: str, tmp_path: Path) -> None:
             assert report.verdict == "agree", report.reason
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ulps", [4, -4])
 def test_one_tap_off_by_four_ulp_is_found(kind: str, ulps: int, tmp_path: Path) -> None:

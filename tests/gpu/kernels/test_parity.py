@@ -21,6 +21,7 @@ def test_it_agrees_with_the_reference(cupy: Any, name: str, dtype: str) -> None:
     assert run(cupy, dtype_of(dtype), {name: CASES[name]}).wrong == []
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_its_bits_do_not_depend_on_the_order_of_threads(cupy: Any, dtype: str) -> None:
     """No two threads touch one place without a barrier between them; sums are in fixed order."""
