@@ -4,7 +4,7 @@ FUZZ_VENV ?= .venv-fuzz
 FUZZ_RUNS ?= 1000000
 CORPUS ?= .fuzz-corpus
 
-.PHONY: check format lint types test peers fuzz matrix figures gpu gpu-plans demo ci
+.PHONY: check format lint types test every peers fuzz matrix figures gpu gpu-plans demo ci
 
 check: lint types test
 
@@ -20,11 +20,15 @@ types:
 	$(PYTHON) -m mypy
 
 test:
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n auto
+
+# Every case of the families of which `make test` runs a few, and the slow tests.
+every:
+	$(PYTHON) -m pytest -q -n auto --every-case
 
 peers:
 	$(PYTHON) -m pip install -q -e ".[peers]"
-	$(PYTHON) -m pytest -q -m peers
+	$(PYTHON) -m pytest -q -n auto --every-case -m peers
 
 fuzz:
 	test -d $(FUZZ_VENV) || python3 -m venv $(FUZZ_VENV)

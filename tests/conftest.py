@@ -14,7 +14,6 @@ command first, then installs the peers and runs the rest. All of it works in one
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import hypothesis
@@ -39,7 +38,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("--hypothesis-profile", None):
         every = config.getoption("--every-case")
@@ -149,7 +147,7 @@ def spread(family: list[pytest.Item], count: int) -> list[pytest.Item]:
 
 def cover(family: list[pytest.Item]) -> list[pytest.Item]:
     """As few cases as a greedy search finds in which every value of every parameter occurs."""
-    values = {item: set(_values(item)) for item in family}
+    values = {item: _values(item) for item in family}
     missing = set().union(*values.values())
     chosen = []
     while missing:
@@ -159,9 +157,10 @@ def cover(family: list[pytest.Item]) -> list[pytest.Item]:
     return chosen
 
 
-def _values(item: pytest.Item) -> Iterable[tuple[str, int]]:
+def _values(item: pytest.Item) -> set[tuple[str, int]]:
+    """The case's parameters, values told apart by identity: each stands in one list."""
     callspec = getattr(item, "callspec", None)
-    return callspec.indices.items() if callspec else [("", 0)]
+    return {(name, id(value)) for name, value in callspec.params.items()} if callspec else set()
 
 
 def _function(item: pytest.Item) -> str:
