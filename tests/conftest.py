@@ -146,14 +146,22 @@ def spread(family: list[pytest.Item], count: int) -> list[pytest.Item]:
 
 
 def cover(family: list[pytest.Item]) -> list[pytest.Item]:
-    """As few cases as a greedy search finds in which every value of every parameter occurs."""
+    """As few cases as a greedy search finds in which every value of every parameter occurs.
+
+    Of cases that add as much, one whose values were used least: pairs are mixed.
+    """
     values = {item: _values(item) for item in family}
-    missing = set().union(*values.values())
+    used = dict.fromkeys(set().union(*values.values()), 0)
+
+    def worth(item: pytest.Item) -> tuple[int, int]:
+        times = [used[value] for value in values[item]]
+        return times.count(0), -sum(times)
+
     chosen = []
-    while missing:
-        best = max(family, key=lambda item: len(values[item] & missing))
-        chosen.append(best)
-        missing -= values[best]
+    while not all(used.values()):
+        chosen.append(max(family, key=worth))
+        for value in values[chosen[-1]]:
+            used[value] += 1
     return chosen
 
 

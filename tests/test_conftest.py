@@ -66,7 +66,7 @@ def test_few_of_many_hold_every_value_and_say_how_many_ran(folder: Path, process
 
 
 def test_every_case_runs_all_and_what_passed_is_not_run_again(folder: Path) -> None:
-    assert "8 passed" in run(folder, "-n", "2")[1]
+    assert "8 passed" in run(folder)[1]
     counted, printed = run(folder, "-n", "2", "--every-case", "--not-yet-passed")
     assert len(counted) == 22 - 7
     assert "few of many" not in printed
@@ -75,4 +75,3 @@ def test_every_case_runs_all_and_what_passed_is_not_run_again(folder: Path) -> N
 
 def test_a_case_that_is_named_runs(folder: Path) -> None:
     assert run(folder, "test_families.py::test_slow")[0] == ["slow: ran"]
-    assert run(folder, "-m", "slow")[0] == ["slow: ran"]

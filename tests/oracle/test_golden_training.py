@@ -136,9 +136,10 @@ def test_the_yardstick_is_proportional_to_the_roundoff(tiny: Case) -> None:
         assert 0.2 < finer.of[name].rms / yard.rms < 5, name
 
 
-@pytest.mark.few(1)
+@pytest.mark.few
+@pytest.mark.parametrize("quarter", range(4))
 def test_every_known_bug_is_named(
-    case: Case, record_property: Callable[[str, object], None]
+    case: Case, quarter: int, record_property: Callable[[str, object], None]
 ) -> None:
     planted, wrong = 0, list[tuple[str, str]]()
     seen: set[str] = set()
@@ -146,6 +147,8 @@ def test_every_known_bug_is_named(
         if bug.name in seen:  # one variant each; the study has them all
             continue
         seen.add(bug.name)
+        if len(seen) % 4 != quarter:
+            continue
         planted += 1
         report = case.judged(case.dump(how.setup))
         first = report.diagnosis[0] if report.diagnosis else None
@@ -155,7 +158,8 @@ def test_every_known_bug_is_named(
             wrong.append((bug.name, first.bug))
     record_property("planted training bugs named", f"{planted - len(wrong)} of {planted}")
     assert wrong == []
-    assert planted >= 40
+    assert planted >= 10
+    assert len(seen) >= 40
 
 
 @pytest.mark.few

@@ -106,6 +106,7 @@ _IN_THE_KERNEL = (
 )
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize("bug", _IN_THE_KERNEL)
 def test_bugs_of_the_kernel_are_named_from_its_taps(bug: str, tmp_path: Path) -> None:
     model = distinguishing_model(SMALL["grouped"])

@@ -13,6 +13,7 @@ from tests.gpu.kernels.everything import CASES, dtype_of, run, small_grids
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_it_agrees_with_the_reference(cupy: Any, name: str, dtype: str) -> None:
