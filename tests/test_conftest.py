@@ -53,13 +53,14 @@ def run(folder: Path, *options: str) -> tuple[list[str], str]:
     return re.findall(r"^(?:grid|line|slow): \w+$", done.stdout, re.MULTILINE), done.stdout
 
 
-@pytest.mark.parametrize("processes", ["0", "2"])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("processes", ["2", "0"])
 def test_few_of_many_hold_every_value_and_say_how_many_ran(folder: Path, processes: str) -> None:
     counted, printed = run(folder, "-n", processes)
     grid = [line[-2:] for line in counted if line.startswith("grid")]
     assert len(grid) == 4
-    assert {a for a, _ in grid} == set("abcd")
-    assert {b for _, b in grid} == set("xyz")
+    assert {pair[0] for pair in grid} == set("abcd")
+    assert {pair[1] for pair in grid} == set("xyz")
     assert counted[4:] == ["line: 0", "line: 4", "line: 8"]
     assert "few of many: 7 of 21 cases of the families marked so; 1 slow tests left out" in printed
     assert "8 passed" in printed.splitlines()[-1]
