@@ -114,6 +114,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("algorithm", "stride"),
     [(a, s) for a in ALGORITHMS for s in (1, 2) if applies(a, ConvShape(1, 9, 9, 1, 1, stride=s))],
