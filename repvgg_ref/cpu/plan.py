@@ -27,14 +27,11 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.cpu.convolution.cost import Algorithm, tile_of
+from repvgg_ref.cpu.convolution.algorithms import Algorithm, make_convolution
 from repvgg_ref.cpu.convolution.layout import border_views, carve, interior
 from repvgg_ref.cpu.convolution.schedule import Convolution, ConvShape, Packed
-from repvgg_ref.cpu.convolution.schedule_direct import DirectConvolution
-from repvgg_ref.cpu.convolution.schedule_stride_2 import Stride2Convolution
-from repvgg_ref.cpu.convolution.schedule_winograd import WinogradConvolution
 from repvgg_ref.cpu.workers import memory
-from repvgg_ref.cpu.workers.pool import Pool, Stage, Team, portion
+from repvgg_ref.cpu.workers.pool import Stage, Team, portion
 
 Tap = Callable[[str, Array], None]
 
@@ -258,27 +255,6 @@ def _convolutions(
 def _clear(views: list[Array]) -> None:
     for view in views:
         view.fill(0)
-
-
-def make_convolution(
-    shape: ConvShape,
-    weight: Array,
-    algorithm: Algorithm,
-    threads: int,
-    packed: Packed,
-    name: str,
-    pool: Pool | None = None,
-    seat: int | None = None,
-) -> Convolution:
-    """`algorithm` for `shape`, its weights packed or found in `packed` under the layer's name.
-
-    With a `pool` its threads pack together; without one the caller is one of them. `seat` tells
-    which of the `threads` this process is, None if it is all of them.
-    """
-    if algorithm == "direct":
-        return DirectConvolution(shape, weight, threads, packed, name, seat)
-    tiled = WinogradConvolution if shape.stride == 1 else Stride2Convolution
-    return tiled(shape, weight, tile_of(algorithm), threads, packed, name, pool, seat)
 
 
 def squeeze_excite(y: Array, weights: Mapping[str, Array], *, relu: bool) -> None:

@@ -18,13 +18,13 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.convolution import direct, phases
-from repvgg_ref.cpu.convolution.cost import Algorithm, cheapest, tile_of
+from repvgg_ref.cpu.convolution.algorithms import Algorithm, make_convolution, tile_of
+from repvgg_ref.cpu.convolution.cost import cheapest
 from repvgg_ref.cpu.convolution.schedule import ConvShape
 from repvgg_ref.cpu.convolution.weight_gradient import (
     direct_weight_gradient,
     winograd_weight_gradient,
 )
-from repvgg_ref.cpu.plan import make_convolution
 from repvgg_ref.cpu.workers import memory
 from repvgg_ref.cpu.workers.pool import Stage, pool
 from repvgg_ref.errors import ShapeError
@@ -98,16 +98,7 @@ def convolve(cache: Conv2dCache) -> Array:
 
 def window_of(cache: Conv2dCache) -> direct.Window:
     """The convolution's windows, for `direct.gather`."""
-    shape = cache.shape
-    return direct.Window(
-        shape.kernel,
-        shape.stride,
-        shape.dilation,
-        shape.groups,
-        shape.height,
-        shape.width,
-        cache.padding,
-    )
+    return direct.window_of(cache.shape, cache.padding)
 
 
 def conv_bias_relu(

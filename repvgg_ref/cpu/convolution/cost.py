@@ -10,32 +10,16 @@ from __future__ import annotations
 
 from typing import Literal
 
+from repvgg_ref.cpu.convolution.algorithms import (
+    DEFAULT_CHOICES,
+    TRAINING_CHOICES,
+    Algorithm,
+    applies,
+    tile_of,
+)
 from repvgg_ref.cpu.convolution.schedule import ConvShape
-from repvgg_ref.cpu.convolution.winograd import POINTS_OF_STRIDE_2, Tiling
+from repvgg_ref.cpu.convolution.winograd import Tiling
 from repvgg_ref.cpu.convolution.winograd_stride_2 import Strips
-
-Algorithm = Literal["direct", "winograd2", "winograd4", "winograd5", "winograd6", "winograd7"]
-ALGORITHMS: tuple[Algorithm, ...] = (
-    "direct",
-    "winograd2",
-    "winograd4",
-    "winograd5",
-    "winograd6",
-    "winograd7",
-)
-# Images of 224 pixels have layers of 7, 14, 28 and 56: F(7, 3) covers them with a fifth fewer
-# products than F(4, 3) and F(5, 3), whose tiles stand over, for four times the rounding error, 2e-6
-# to 4e-6 of the largest logit, 2e-5 on networks made to be hard. F(6, 3) gains nothing there.
-DEFAULT_CHOICES: tuple[Algorithm, ...] = (
-    "direct",
-    "winograd2",
-    "winograd4",
-    "winograd5",
-    "winograd7",
-)
-# A training step's errors flip ReLUs and so disturb gradients: of A0 at 224 pixels, 16 images, by
-# 5e-3 with these, as in direct form, and by 2e-2 with F(7, 3), for a twentieth of the time.
-TRAINING_CHOICES: tuple[Algorithm, ...] = ("direct", "winograd2", "winograd4")
 
 SECONDS_A_PRODUCT = 2 / 150e9
 SECONDS_A_TRANSFORM_PRODUCT = 0.057e-9  # products with matrices of 4 to 8 rows
@@ -45,19 +29,6 @@ SECONDS_A_WEIGHT_BYTE = 1 / 12e9
 SECONDS_A_TILE_NUMBER = 0.45e-9
 SECONDS_A_KERNEL_NUMBER = 0.8e-9
 PACKING_ROWS = 12  # packing a weight matrix takes the time of this many rows of pixels
-
-
-def tile_of(algorithm: Algorithm) -> int:
-    """The m of F(m, 3); 0 for direct."""
-    return 0 if algorithm == "direct" else int(algorithm.removeprefix("winograd"))
-
-
-def applies(algorithm: Algorithm, shape: ConvShape) -> bool:
-    """Whether `algorithm` can compute `shape` at all."""
-    if algorithm == "direct":
-        return True
-    tiled = shape.kernel == 3 and shape.dilation == 1 and shape.stride in (1, 2)
-    return tiled and (shape.stride == 1 or tile_of(algorithm) in POINTS_OF_STRIDE_2)
 
 
 def seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> float:

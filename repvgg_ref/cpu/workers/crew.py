@@ -43,7 +43,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.cpu.convolution.cost import Algorithm
+from repvgg_ref.cpu.convolution.algorithms import Algorithm
 from repvgg_ref.cpu.workers.helper import LONGEST
 from repvgg_ref.cpu.workers.pool import OneAtATime
 from repvgg_ref.cpu.workers.seats import Board, Seat
