@@ -4,16 +4,6 @@ Section 3.1 of arXiv 2101.03697: a plain topology frees a layer's input as soon 
 there. So two buffers do for all layers, each layer reading one and writing the other. An output
 is written straight into the middle of the next layer's padded input; only borders are zeroed.
 One arena of scratch serves every layer, so that it stays warm in cache.
-
-What binds, on two quiet AVX-512 cores at 224 x 224 (BLAS peaks at 203 GFLOP/s a core; figures and
-peers in tests/bench/results). B1, batch 16: 28 ms an image, as if direct form ran at 840 to 890
-GFLOP/s. A layer of 512 channels takes 25 ms on one core: 15 for its products, 4.9 times fewer than
-direct form's, 6 for its transformed weights to come from memory, 85 MB that nothing hides, 4 for
-transforms. Stride 2 and the first layer are 27 % of the network, at 66 % of the peak. A0, batch 16:
-80 ms, where one core takes 150: the caller alone copies images in (2 ms), and products have too
-few columns. Batch 1: 49 rows of pixels meet each weight, so weights bind; `cost` prefers F(2, 3),
-whose are 1.8 times the direct form's. Also tried: the first two layers depth first, a block of
-rows at a time (no gain: memory does not bind there), weights in other orders, rows in other blocks.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Which algorithm for a layer: a cost model of three terms, or a measurement.
+"""Which algorithm is the cheapest for a layer, by a model of three terms.
 
     time = products / rate  +  numbers moved by the transforms or the gather  +  weight bytes / bw
 
-The constants were measured on one AVX-512 core and enter as ratios, so a machine that is faster
-all over chooses the same.
+The constants are those of one AVX-512 core and enter as ratios, so a machine that is faster all
+over chooses the same.
 """
 
 from __future__ import annotations

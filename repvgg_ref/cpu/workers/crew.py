@@ -1,19 +1,12 @@
 """Processes that run a plan together, because Python's threads stand in each other's way.
 
 Between two NumPy calls a thread needs the interpreter lock. If the other one holds it, it sleeps;
-being woken takes 30 microseconds, as long as a call. Measured on two AVX-512 cores, milliseconds,
-the last column being one thread's time halved:
-
-                    threads   processes   ideal
-    A0, batch 1        11.5         8.2     7.5
-    A0, batch 16       97          88        81
-    B1, batch 1        70          61        57
-    B1, batch 16      469         459       451
+being woken takes as long as a call.
 
 So a *crew* is this process, at seat 0, and helpers, which hold the same plan and go through the
 same stages (`Plan.run`, `Plan.follow`): each does its portion of a stage and waits for the others
-at its end. Activations lie in memory that all see. To wait is to read a number until it changes,
-which takes 0.1 microseconds; helpers that have no plan to run sleep on a socket.
+at its end. Activations lie in memory that all see. To wait is to read a number until it changes;
+helpers that have no plan to run sleep on a socket.
 
 A helper is a fresh interpreter, no fork: it inherits no locks and none of the caller's memory. It
 is told everything by messages of JSON, with arrays in anonymous files (`memfd_create`, Linux), and
