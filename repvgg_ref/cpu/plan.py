@@ -195,7 +195,7 @@ class Plan:
 
     def _head_stages(self, weight: Array, bias: Array) -> list[Stage]:
         """Global average, then the linear layer, each worker some of the classes."""
-        # no `self` in the stages: a plan shall end with its last user, not when cycles are sought
+        # no `self` in the stages: a plan ends with its last user, not when cycles are collected
         features, pooled, logits = self._exit, self._pooled, self._logits
         shares = self.team.threads
 

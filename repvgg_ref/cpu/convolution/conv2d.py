@@ -26,7 +26,7 @@ from repvgg_ref.cpu.convolution.weight_gradient import (
     winograd_weight_gradient,
 )
 from repvgg_ref.cpu.workers import memory
-from repvgg_ref.cpu.workers.pool import Stage, pool
+from repvgg_ref.cpu.workers.pool import pool, share_out
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.ops import REFERENCE, Conv2dGrads, IntOrPair
 
@@ -214,7 +214,7 @@ def _turned(weight: Array, groups: int) -> Array:
 
 def _scattered(grad_y: Array, cache: Conv2dCache) -> Array:
     """``columns = grad_y W^T``, each added back to the pixel that its tap read; by images."""
-    shape, threads, window = cache.shape, pool(), window_of(cache)
+    shape, window = cache.shape, window_of(cache)
     grad_x = np.zeros_like(cache.x, order="C")
     packed = direct.pack_weight(cache.weight, shape.groups).swapaxes(1, 2)  # (G, O/G, K K C/G)
     size = shape.height * shape.width, shape.groups, packed.shape[2]
@@ -226,6 +226,5 @@ def _scattered(grad_y: Array, cache: Conv2dCache) -> Array:
         np.matmul(rows, packed, out=columns.transpose(1, 0, 2))
         direct.add_back(columns, window, range(shape.height), grad_x[n])
 
-    with threads.session():
-        threads.run(Stage(shape.images, scatter))
+    share_out(shape.images, scatter)
     return grad_x

@@ -23,6 +23,7 @@ from repvgg_ref.cpu.convolution.schedule import (
     Block,
     Convolution,
     ConvShape,
+    Layout,
     Task,
     add,
 )
@@ -65,17 +66,9 @@ class DirectConvolution(Convolution):
 
     writes = False
 
-    @property
-    def padded(self) -> tuple[int, int]:  # noqa: D102  (Convolution)
-        return self.shape.reach
-
-    @property
-    def _strips_an_image(self) -> int:
-        return self.shape.height
-
-    @property
-    def _inner(self) -> int:
-        return self.shape.kernel**2 * self.shape.channels // self.shape.groups
+    def _layout(self) -> Layout:
+        inner = self.shape.kernel**2 * self.shape.channels // self.shape.groups
+        return Layout(self.shape.height, self.shape.reach, inner)
 
     def _is_heavy(self) -> bool:
         return self.shape.kernel**2 * self.shape.pairs > SHARED_WEIGHTS
@@ -94,12 +87,12 @@ class DirectConvolution(Convolution):
 
     def _scratch_numbers(self, strips: int) -> int:
         shape = self.shape
-        return strips * shape.width * (self._inner * shape.groups + shape.outputs)
+        return strips * shape.width * (self.inner * shape.groups + shape.outputs)
 
     def _lay(self, arena: Array, task: Task, strips: range) -> tuple[Array, Array]:
         """Columns (pixels, G, K K C/G) and products (pixels, O), which are in y without a bias."""
         pixels, outputs = self._rows(strips), self.shape.outputs
-        columns = carve(arena, (pixels, self.shape.groups, self._inner))
+        columns = carve(arena, (pixels, self.shape.groups, self.inner))
         if task.bias is None:
             first = strips.start * self.shape.width
             return columns, task.y.reshape(-1, outputs)[first : first + pixels]

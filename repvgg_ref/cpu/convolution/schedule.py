@@ -75,6 +75,14 @@ class ConvShape:
         return (self.height - 1) * self.stride + span, (self.width - 1) * self.stride + span
 
 
+class Layout(NamedTuple):
+    """How an algorithm covers the output."""
+
+    strips: int  # in an image
+    padded: tuple[int, int]  # height and width of the input that they read, border included
+    inner: int  # the inner dimension of the product, in one group
+
+
 class Task(NamedTuple):
     """From where to where, and with what."""
 
@@ -128,7 +136,8 @@ class Convolution(ABC):
         seat: int | None = None,
     ) -> None:
         self.shape, self.m, self.threads, self.seat = shape, m, threads, seat
-        self.strips = shape.images * self._strips_an_image
+        an_image, self.padded, self.inner = self._layout()
+        self.strips = shape.images * an_image
         self.shared = self.strips < threads or self._is_heavy()
         blocks = -(-self.strips // max(1, self._strips_together()))
         if not self.shared:
@@ -202,20 +211,9 @@ class Convolution(ABC):
 
     # What follows is the algorithm's own.
 
-    @property
     @abstractmethod
-    def padded(self) -> tuple[int, int]:
-        """Height and width the input buffer must have, at least."""
-
-    @property
-    @abstractmethod
-    def _strips_an_image(self) -> int:
-        """How many strips an image is cut into."""
-
-    @property
-    @abstractmethod
-    def _inner(self) -> int:
-        """The inner dimension of the product, in one group."""
+    def _layout(self) -> Layout:
+        """How the output is covered."""
 
     @property
     def _parts(self) -> int:
@@ -238,7 +236,7 @@ class Convolution(ABC):
         groups, outputs = self.shape.groups, self.shape.outputs // self.shape.groups
         if self.shared:
             return outputs // math.gcd(outputs, -(-self.threads // groups))
-        return gemm.panel_width(self._inner, outputs, self.block * self.shape.width)
+        return gemm.panel_width(self.inner, outputs, self.block * self.shape.width)
 
     def _shares(self, items: int) -> list[range]:
         """Which parts of the product make up each of some `items`: here each part is one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,9 +16,26 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.convolution.gemm import empty_panels
 from repvgg_ref.cpu.convolution.layout import by_image, image_blocks, strided
 from repvgg_ref.cpu.workers.pool import Pool, Stage, Step, run_all
-from repvgg_ref.exact.cook_toom import Rows
+from repvgg_ref.exact.cook_toom import MinimalFilter
 
 CACHED_NUMBERS = 120_000  # of float64, beside which all else fits the second-level cache
+
+
+class Transforms(NamedTuple):
+    """``B^T``, ``A^T``, and that with a column of ones for the bias; G in float64."""
+
+    bt: Array
+    at: Array
+    at_bias: Array
+    g: Array
+
+
+def rounded(exact: MinimalFilter, dtype: Any) -> Transforms:
+    """Exact matrices, rounded once to `dtype`."""
+    a, b, g = (np.array([[float(x) for x in row] for row in rows]) for rows in exact)
+    bt, at = (matrix.T.astype(dtype) for matrix in (b, a))
+    at_bias = np.concatenate([at, np.ones((len(at), 1), dtype)], axis=1)  # columns contiguous
+    return Transforms(np.ascontiguousarray(bt), np.ascontiguousarray(at), at_bias, g)
 
 
 class Tiles(NamedTuple):
@@ -145,8 +162,3 @@ def transform_weight(matrix: Array, weight: Array, width: int, pool: Pool | None
 
     run_all(Stage(panels * blocks, transform), pool)
     return u
-
-
-def floats(rows: Rows) -> Array:
-    """Exact matrices in float64."""
-    return np.array([[float(number) for number in row] for row in rows])

@@ -37,10 +37,17 @@ from repvgg_ref.cpu.convolution.schedule import (
     SHARED_NUMBERS,
     Block,
     Convolution,
+    Layout,
     Task,
     private_weights,
 )
-from repvgg_ref.cpu.convolution.tiles import Tiles, floats, rows_of_strips, transform_weight
+from repvgg_ref.cpu.convolution.tiles import (
+    Tiles,
+    Transforms,
+    rounded,
+    rows_of_strips,
+    transform_weight,
+)
 from repvgg_ref.cpu.workers.pool import Pool, Step, portion
 from repvgg_ref.exact.cook_toom import cook_toom, every_other_output
 from repvgg_ref.exact.points import POINTS, POINTS_OF_STRIDE_2
@@ -48,28 +55,11 @@ from repvgg_ref.exact.points import POINTS, POINTS_OF_STRIDE_2
 PRIVATE_TILES, PRIVATE_TILES_OF_THREADS = 64, 192  # threads want few calls rather than warm caches
 
 
-class Transforms(NamedTuple):
-    """`bt` (t, t), `at` (m, t), `at_bias` (m, t + 1) with ones beside `at`, `g` (t, 3) float64."""
-
-    bt: Array
-    at: Array
-    at_bias: Array
-    g: Array
-
-
 @cache
 def transforms(m: int, stride: int, dtype: Any) -> Transforms:
-    """The matrices of F(m, 3), exact until they are rounded once to `dtype`."""
+    """The matrices of F(m, 3): `bt` (t, t), `at` (m, t), `g` (t, 3)."""
     exact = cook_toom(POINTS[m]) if stride == 1 else every_other_output(POINTS_OF_STRIDE_2[m])
-    a, b, g = (floats(rows) for rows in exact)
-    at = a.T.astype(dtype)
-    ones = np.ones((m, 1), dtype)
-    return Transforms(
-        np.ascontiguousarray(b.T.astype(dtype)),
-        np.ascontiguousarray(at),
-        np.concatenate([at, ones], axis=1),
-        g,
-    )
+    return rounded(exact, dtype)
 
 
 class Tiling(NamedTuple):
@@ -150,17 +140,9 @@ class WinogradConvolution(Convolution):
         """The tiles of the output."""
         return Tiling(self.m, self.shape.stride, self.shape.height, self.shape.width)
 
-    @property
-    def padded(self) -> tuple[int, int]:  # noqa: D102  (Convolution)
-        return self.tiling.padded
-
-    @property
-    def _strips_an_image(self) -> int:
-        return self.tiling.strips
-
-    @property
-    def _inner(self) -> int:
-        return self.shape.channels // self.shape.groups
+    def _layout(self) -> Layout:
+        inner = self.shape.channels // self.shape.groups
+        return Layout(self.tiling.strips, self.tiling.padded, inner)
 
     @property
     def _parts(self) -> int:
@@ -173,7 +155,7 @@ class WinogradConvolution(Convolution):
         if self._parts * self.shape.pairs <= private_weights(self.seat):
             return False
         tiles = self.strips * self.tiling.tiles
-        return self._inner > 192 or tiles < 4 * self.threads * PRIVATE_TILES
+        return self.inner > 192 or tiles < 4 * self.threads * PRIVATE_TILES
 
     def _strips_together(self) -> int | Fraction:
         shape, tiles = self.shape, self.tiling.tiles
@@ -184,7 +166,7 @@ class WinogradConvolution(Convolution):
 
     def _panel_width(self) -> int:
         outputs = self.shape.outputs // self.shape.groups
-        return panel_width(self._inner, outputs, self.block * self.tiling.tiles)
+        return panel_width(self.inner, outputs, self.block * self.tiling.tiles)
 
     def _pack(self, weight: Array, parts: range, pool: Pool | None) -> Array:
         """``U = G g G^T``, (positions, G, panels, C/G, width)."""
@@ -213,7 +195,7 @@ class WinogradConvolution(Convolution):
         """Step 3, V_p U_p group by group for some positions p1 * t + p2."""
         s, groups, tiles = block.scratch, self.shape.groups, self._rows(block.strips)
         some = slice(parts.start, parts.stop)
-        v = s.v.reshape(self._parts, -1, groups, self._inner)[some, :tiles]
+        v = s.v.reshape(self._parts, -1, groups, self.inner)[some, :tiles]
         m = s.m.reshape(self._parts, -1, groups, s.m.shape[4] // groups)[some, :tiles]
         u = self.packed[parts.start - self.first : parts.stop - self.first]
         return panel_products(v.transpose(0, 2, 1, 3), u, m.transpose(0, 2, 1, 3))

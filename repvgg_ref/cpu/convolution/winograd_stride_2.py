@@ -38,11 +38,18 @@ from repvgg_ref.cpu.convolution.schedule import (
     SHARED_NUMBERS,
     Block,
     Convolution,
+    Layout,
     Task,
     add,
     private_weights,
 )
-from repvgg_ref.cpu.convolution.tiles import Tiles, floats, rows_of_strips, transform_weight
+from repvgg_ref.cpu.convolution.tiles import (
+    Tiles,
+    Transforms,
+    rounded,
+    rows_of_strips,
+    transform_weight,
+)
 from repvgg_ref.cpu.workers.pool import Pool, Step
 from repvgg_ref.exact.cook_toom import cook_toom
 from repvgg_ref.exact.points import POINTS_OF_STRIDE_2
@@ -53,27 +60,16 @@ BLOCK_NUMBERS = 600_000
 BLOCK_WEIGHTS = 1.6  # numbers at least for each of the weights, which every block reads
 
 
-class Transforms(NamedTuple):
-    """`bt` (m + 1, m + 1), `at` (m, m + 1), `at_bias` with ones beside it, `g` (m + 2, 3) float64.
+@cache
+def transforms(m: int, dtype: Any) -> Transforms:
+    """The matrices of F(m, 2): `bt` (m + 1, m + 1), `at` (m, m + 1), `g` (m + 2, 3).
 
     The last row of `g` is the middle tap, which the odd rows meet.
     """
-
-    bt: Array
-    at: Array
-    at_bias: Array
-    g: Array
-
-
-@cache
-def transforms(m: int, dtype: Any) -> Transforms:
-    """The matrices of F(m, 2), exact until they are rounded once to `dtype`."""
-    a, b, g = (floats(rows) for rows in cook_toom(POINTS_OF_STRIDE_2[m], taps=2))
-    at = np.ascontiguousarray(a.T.astype(dtype))
-    taps = np.zeros((m + 2, 3))
-    taps[:-1, ::2], taps[-1, 1] = g, 1
-    at_bias = np.concatenate([at, np.ones((m, 1), dtype)], axis=1)
-    return Transforms(np.ascontiguousarray(b.T.astype(dtype)), at, at_bias, taps)
+    even = rounded(cook_toom(POINTS_OF_STRIDE_2[m], taps=2), dtype)
+    g = np.zeros((m + 2, 3))
+    g[:-1, ::2], g[-1, 1] = even.g, 1
+    return even._replace(at_bias=np.ascontiguousarray(even.at_bias), g=g)
 
 
 class Strips(NamedTuple):
@@ -182,21 +178,13 @@ class Stride2Convolution(Convolution):
     """F(m, 2) down the rows, with stride 2."""
 
     @cached_property
-    def layout(self) -> Strips:
+    def tiling(self) -> Strips:
         """The strips of the output."""
         return Strips(self.m, self.shape.height, self.shape.width)
 
-    @property
-    def padded(self) -> tuple[int, int]:  # noqa: D102  (Convolution)
-        return self.layout.padded
-
-    @property
-    def _strips_an_image(self) -> int:
-        return self.layout.strips
-
-    @property
-    def _inner(self) -> int:
-        return 3 * self.shape.channels // self.shape.groups
+    def _layout(self) -> Layout:
+        inner = 3 * self.shape.channels // self.shape.groups
+        return Layout(self.tiling.strips, self.tiling.padded, inner)
 
     def _is_heavy(self) -> bool:
         return self._weights > private_weights(self.seat)
@@ -215,7 +203,7 @@ class Stride2Convolution(Convolution):
         return transform_weight(transforms(self.m, weight.dtype).g, rows, self.width, pool)
 
     def _rows(self, strips: range) -> int:
-        row = self.layout.row
+        row = self.tiling.row
         return (row(strips.stop) - row(strips.start)) * self.shape.width
 
     def _scratch_numbers(self, strips: int) -> int:
@@ -228,7 +216,7 @@ class Stride2Convolution(Convolution):
     def _lay(self, arena: Array, task: Task, strips: range) -> Scratch:
         shape, m, reach = self.shape, self.m, self.padded[1]
         count, below = len(strips), self._below(strips, strips).stop
-        windows = shape.width, shape.groups, self._inner
+        windows = shape.width, shape.groups, self.inner
         even, rest = _cut(arena, (m + 1, count, *windows))
         odd, rest = _cut(rest, (below, *windows))
         even_rows, after_rows = _cut(rest, (count, m + 1, reach, shape.channels))
@@ -240,13 +228,13 @@ class Stride2Convolution(Convolution):
     def _read(self, block: Block, strips: range) -> list[Step]:
         """Steps 1 and 2."""
         s, at, below = block.scratch, block.within(strips), self._below(block.strips, strips)
-        x, border, layout = block.task.x, block.task.border, self.layout
+        x, border, tiling = block.task.x, block.task.border, self.tiling
         bt = transforms(self.m, x.dtype).bt
         rows = s.even_rows[at]
-        tiles = Tiles(x, bt, 2 * self.m, border, layout.strips, apart=2)
+        tiles = Tiles(x, bt, 2 * self.m, border, tiling.strips, apart=2)
         even = tiles.rows(strips.start, strips.stop, rows, rows.shape[2])
-        first, last = layout.row(strips.start), layout.row(strips.stop)
-        odd = windows_of_odd_rows(x, layout, border, first, last, s.odd_rows[below], s.odd[below])
+        first, last = tiling.row(strips.start), tiling.row(strips.stop)
+        odd = windows_of_odd_rows(x, tiling, border, first, last, s.odd_rows[below], s.odd[below])
         return [*even, _gather(rows, (), rows.strides[1::-1], s.even[:, at]), *odd]
 
     def _multiply(self, block: Block, parts: range) -> list[Step]:
@@ -270,7 +258,7 @@ class Stride2Convolution(Convolution):
     def _write(self, block: Block, strips: range) -> list[Step]:
         """Step 4: bias, ReLU, and into y, which may lie in the next layer's border."""
         _, y, bias, relu, _ = block.task
-        layout, wide = self.layout, self.shape.width * y.shape[3]
+        tiling, wide = self.tiling, self.shape.width * y.shape[3]
         odd = block.scratch.of_odd[self._below(block.strips, strips)]
         even = block.scratch.of_even[:, block.within(strips)]
         matrices = transforms(self.m, y.dtype)
@@ -282,16 +270,16 @@ class Stride2Convolution(Convolution):
             matrix = matrices.at_bias
             steps.append(partial(np.copyto, products[-1], bias))
         by_strip = products.swapaxes(0, 1)
-        for images, first, last, place in image_blocks(strips.start, strips.stop, layout.strips):
+        for images, first, last, place in image_blocks(strips.start, strips.stop, tiling.strips):
             some, held = y[images], by_image(by_strip[place], images)
             steps += [step for step, _ in rows_of_strips(matrix, held, some, first, last)]
             out = some[:, first * self.m : last * self.m]
-            above = layout.row(strips.start + place.start) - layout.row(strips.start)
+            above = tiling.row(strips.start + place.start) - tiling.row(strips.start)
             beside = by_image(odd[above : above + len(some) * out.shape[1]], images)
             steps += add(out, beside, beside, out, relu=relu)
         return steps
 
     def _below(self, block: range, strips: range) -> slice:
         """The output rows of some strips, counted from the first of the block."""
-        row = self.layout.row
+        row = self.tiling.row
         return slice(row(strips.start) - row(block.start), row(strips.stop) - row(block.start))

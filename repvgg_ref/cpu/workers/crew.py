@@ -10,8 +10,8 @@ helpers that have no plan to run sleep on a socket.
 
 A helper is a fresh interpreter, no fork: it inherits no locks and none of the caller's memory. It
 is told everything by messages of JSON, with arrays in anonymous files (`memfd_create`, Linux), and
-ends when the caller does. What makes stores visible in order without further ado is an x86
-processor, so crews are for these.
+ends when the caller does. An x86 processor makes stores visible in order without further ado, so
+crews are for these.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Caller(Seat):
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """For one caller at a time; who leaves in the middle of a run leaves the crew useless."""
+        """For one caller at a time; leaving in the middle of a run makes the crew useless."""
         with self.crew.turns.session():
             try:
                 yield

@@ -234,6 +234,13 @@ def run_all(stage: Stage, pool: Pool | None) -> None:
         stage.run(0, item)
 
 
+def share_out(items: int, run: Callable[[int, int], None]) -> None:
+    """Do items on the default pool, in a session."""
+    threads = pool()
+    with threads.session():
+        threads.run(Stage(items, run))
+
+
 def in_session(function: Callable[P, R]) -> Callable[P, R]:
     """Call `function` within a session of the default pool.
 
