@@ -18,8 +18,8 @@ sum over channels is a matrix product over all tiles at once, the only step with
 
 A *strip* is one row of tiles of one image. Steps 1 and 2 are B^T d B, one dimension after the
 other: step 1 on whole rows, so that the two columns which neighbouring tiles share are transformed
-once. The bias rides in step 5 as row t + 1 of the sums, against a column of ones in A^T. Each
-function below returns its steps as NumPy calls on views, ready to be run any number of times.
+once. The bias rides in step 5 as row t + 1 of the sums, against a column of ones in A^T. Steps are
+NumPy calls on views, ready to be run any number of times.
 """
 
 from __future__ import annotations
@@ -105,31 +105,10 @@ class Scratch(NamedTuple):
     sums: Array  # (strips, t + 1, tiles * m, O)
 
 
-def scratch(arena: Array, tiling: Tiling, strips: int, channels: int, outputs: int) -> Scratch:
-    """Lay a block's arrays into the flat `arena`."""
-    t, tiles = tiling.t, tiling.tiles
-    first, _ = _halves(tiling, strips, channels, outputs)
-    return Scratch(
-        carve(arena[first:], (strips, t, tiling.padded[1], channels)),
-        carve(arena, (t, t, strips, tiles, channels)),
-        carve(arena[first:], (t, t, strips, tiles, outputs)),
-        carve(arena, (strips, t + 1, tiles * tiling.m, outputs)),
-    )
-
-
 def input_tiles(x: Array, tiling: Tiling, border: int = 0) -> Tiles:
     """The tiles that step 1 reads, `border` pixels of zeros being around `x` beyond its own."""
     matrix = transforms(tiling.m, tiling.stride, x.dtype).bt
     return Tiles(x, matrix, tiling.step, border, tiling.strips)
-
-
-def _halves(tiling: Tiling, strips: int, channels: int, outputs: int) -> tuple[int, int]:
-    t, tiles = tiling.t, tiling.tiles
-    v, m = t * t * strips * tiles * channels, t * t * strips * tiles * outputs
-    rows = strips * t * tiling.padded[1] * channels
-    sums = strips * (t + 1) * tiles * tiling.m * outputs
-    line = 16  # floats in a cache line
-    return -(-max(v, sums) // line) * line, max(m, rows)
 
 
 class WinogradConvolution(Convolution):
@@ -179,11 +158,28 @@ class WinogradConvolution(Convolution):
         return len(strips) * self.tiling.tiles
 
     def _scratch_numbers(self, strips: int) -> int:
-        return sum(_halves(self.tiling, strips, self.shape.channels, self.shape.outputs))
+        return sum(self._halves(strips))
+
+    def _halves(self, strips: int) -> tuple[int, int]:
+        """Numbers of the two halves of scratch, each for two arrays that take turns."""
+        shape, m, t, tiles = self.shape, self.m, self.tiling.t, self.tiling.tiles
+        of_v, of_m = (t * t * strips * tiles * size for size in (shape.channels, shape.outputs))
+        of_rows = strips * t * self.padded[1] * shape.channels
+        of_sums = strips * (t + 1) * tiles * m * shape.outputs
+        line = 16  # floats in a cache line
+        return -(-max(of_v, of_sums) // line) * line, max(of_m, of_rows)
 
     def _lay(self, arena: Array, task: Task, strips: range) -> Scratch:
         """As for the largest block."""
-        return scratch(arena, self.tiling, self.block, self.shape.channels, self.shape.outputs)
+        t, tiles, count = self.tiling.t, self.tiling.tiles, self.block
+        channels, outputs = self.shape.channels, self.shape.outputs
+        second = arena[self._halves(count)[0] :]
+        return Scratch(
+            carve(second, (count, t, self.padded[1], channels)),
+            carve(arena, (t, t, count, tiles, channels)),
+            carve(second, (t, t, count, tiles, outputs)),
+            carve(arena, (count, t + 1, tiles * self.m, outputs)),
+        )
 
     def _read(self, block: Block, strips: range) -> list[Step]:
         """Steps 1 and 2."""
