@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from repvgg_ref.cpu.convolution import autotune
-from repvgg_ref.cpu.convolution.autotune import FOLDER, Tuner, cache_file
-from repvgg_ref.cpu.convolution.cost import (
+from repvgg_ref.cpu.convolution.algorithms import (
     ALGORITHMS,
     DEFAULT_CHOICES,
     TRAINING_CHOICES,
     applies,
-    cheapest,
 )
+from repvgg_ref.cpu.convolution.autotune import FOLDER, Tuner, cache_file
+from repvgg_ref.cpu.convolution.cost import cheapest
 from repvgg_ref.cpu.convolution.schedule import ConvShape
 from repvgg_ref.cpu.engine import Engine
 from repvgg_ref.cpu.workers.pool import pool

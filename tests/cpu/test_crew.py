@@ -15,7 +15,7 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import engine as engines
-from repvgg_ref.cpu.convolution.cost import ALGORITHMS
+from repvgg_ref.cpu.convolution.algorithms import ALGORITHMS
 from repvgg_ref.cpu.engine import CHUNK, Engine
 from repvgg_ref.cpu.workers import crew as crews
 from repvgg_ref.cpu.workers.crew import WORKERS, Caller, available, use_of_helpers
