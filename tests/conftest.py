@@ -128,6 +128,11 @@ class _Told:
     def __init__(self) -> None:
         self._lines: list[str] = []
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> None:
+        """Numbers of NumPy's types cannot travel between processes; words can."""
+        item.user_properties[:] = [(what, str(number)) for what, number in item.user_properties]
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call":
             self._lines += [f"{what}: {number}" for what, number in report.user_properties]

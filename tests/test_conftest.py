@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = """
+import numpy
 import pytest
 
 @pytest.mark.few
@@ -23,7 +24,7 @@ def test_grid(a, b, record_property):
 @pytest.mark.few(3)
 @pytest.mark.parametrize("n", range(9))
 def test_line(n, record_property):
-    record_property("line", n)
+    record_property("line", numpy.int64(n))
 
 @pytest.mark.slow
 def test_slow(record_property):
