@@ -65,7 +65,7 @@ def test_the_model_has_every_kind_of_block(model: Model) -> None:
     assert model.form == "train"
     assert model.arch == digits.digits_architecture()
     blocks = model.arch.blocks
-    kinds = {(block.stride, block.groups, block.has_identity) for block in blocks}
+    kinds = {(block.stride, block.groups, block.can_add_input) for block in blocks}
     assert kinds == {(2, 1, False), (2, 2, False), (1, 1, True), (1, 2, True)}
 
 
