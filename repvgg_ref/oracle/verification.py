@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.blas import single_threaded_blas
+from repvgg_ref.oracle.blas import single_threaded_blas
 from repvgg_ref.errors import ReportedError, ShapeError
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.models.network import Model

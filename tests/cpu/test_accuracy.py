@@ -20,8 +20,8 @@ from repvgg_ref.oracle.bounds.block import block_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.programs.program import fused_kernel
 from tests.cpu.test_conv2d import run
-from tests.oracle.bounds_cases import STATISTICS, random_block
-from tests.oracle.test_bounds import reference
+from tests.oracle.bounds.cases import STATISTICS, random_block
+from tests.oracle.bounds.test_block import reference
 
 
 @settings(max_examples=60, deadline=None)

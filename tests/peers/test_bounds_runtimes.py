@@ -20,8 +20,8 @@ from repvgg_ref.models.network import Model, build, fuse
 from repvgg_ref.oracle.bounds.block import Algorithm, block_bound, head_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS, precision_of
 from repvgg_ref.oracle.programs.layers import block_output, block_program
-from tests.oracle.bounds_cases import deploy_block
-from tests.oracle.test_bounds import reference
+from tests.oracle.bounds.cases import deploy_block
+from tests.oracle.bounds.test_block import reference
 
 torch: Any = pytest.importorskip("torch")
 onnx: Any = pytest.importorskip("onnx")

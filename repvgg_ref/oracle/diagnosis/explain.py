@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.blas import single_threaded_blas
+from repvgg_ref.oracle.blas import single_threaded_blas
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.block import Algorithm, block_bound, product_energy
 from repvgg_ref.oracle.bounds.precision import Precision, estimate_unit_roundoff

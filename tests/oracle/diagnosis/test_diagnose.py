@@ -14,8 +14,8 @@ from repvgg_ref.oracle.programs.evaluate import evaluate
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.verification import judge, verify
 from tests.models.small import SMALL
-from tests.oracle.matrix_study import Port, ask, verify_from
-from tests.oracle.strange import STRANGE
+from tests.oracle.diagnosis.strange import STRANGE
+from tests.studies.oracle.matrix_study import Port, ask, verify_from
 
 KINDS = ("plain", "grouped", "se-before-relu", "plus")
 

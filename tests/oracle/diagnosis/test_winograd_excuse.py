@@ -14,7 +14,7 @@ from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.programs.layers import block_program, compare_block
 from repvgg_ref.oracle.verification import judge
-from tests.oracle.matrix_study import Port
+from tests.studies.oracle.matrix_study import Port
 
 ARCH = plain_architecture(depths=[2, 3], channels=[16, 24, 32], num_classes=5)
 LAYER = "stage2.1"

@@ -15,10 +15,10 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.repvgg import Branch
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.oracle.programs.program import BlockProgram, correct_program
-from tests.oracle.bounds_arithmetic import ARITHMETICS, FLOAT32, Candidate
-from tests.oracle.bounds_cases import deploy_block, random_block
-from tests.oracle.bounds_winograd import winograd_block
-from tests.oracle.test_bounds import reference
+from tests.oracle.bounds.arithmetic import ARITHMETICS, FLOAT32, Candidate
+from tests.oracle.bounds.cases import deploy_block, random_block
+from tests.oracle.bounds.test_block import reference
+from tests.oracle.bounds.winograd import winograd_block
 
 
 class Attack(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.oracle.bounds.precision import PRECISIONS, Precision
-from tests.oracle.bounds_adversaries import ADVERSARIES, Attack
+from tests.oracle.bounds.adversaries import ADVERSARIES, Attack
 
 ATTACKS = {adversary.__name__: adversary() for adversary in ADVERSARIES}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.programs.program import BlockProgram, fused_kernel
-from tests.oracle.bounds_arithmetic import Arithmetic, Rounding
+from tests.oracle.bounds.arithmetic import Arithmetic, Rounding
 
 # Lavin & Gray 2016, section 4.1 and 4.3, as printed: (B^T, G, A^T).
 F2 = (

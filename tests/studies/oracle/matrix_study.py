@@ -1,6 +1,6 @@
 """The diagnosis matrix: every known bug in every layer; is it seen, and is it named right?
 
-    python -m tests.oracle.matrix_study [--model NAME ...] [--logits N] [--out FILE.json]
+    python -m tests.studies.oracle.matrix_study [--model NAME ...] [--logits N] [--out FILE.json]
 
 A right port is run in float32. In one layer at a time its output is replaced by that of a wrong
 program, with the right port's own float32 rounding on top, and the oracle is asked. Bugs that
@@ -29,8 +29,8 @@ from rich.table import Table
 
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.blas import single_threaded_blas
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.blas import single_threaded_blas
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bugs import LIBRARY, Site
 from repvgg_ref.oracle.candidates import Outputs

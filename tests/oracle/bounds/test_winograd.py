@@ -21,10 +21,10 @@ from repvgg_ref.oracle.bounds.winograd import (
     transforms,
     winograd_magnitudes,
 )
-from tests.oracle.bounds_arithmetic import ARITHMETICS
-from tests.oracle.bounds_cases import DATA, STATISTICS, random_block
-from tests.oracle.bounds_winograd import PRINTED, winograd_block
-from tests.oracle.test_bounds import reference, used
+from tests.oracle.bounds.arithmetic import ARITHMETICS
+from tests.oracle.bounds.cases import DATA, STATISTICS, random_block
+from tests.oracle.bounds.test_block import reference, used
+from tests.oracle.bounds.winograd import PRINTED, winograd_block
 
 ALGORITHMS: dict[int, Algorithm] = {2: "winograd2", 4: "winograd4", 6: "winograd6"}
 

@@ -14,8 +14,8 @@ from repvgg_ref.oracle.bounds.block import Bound, block_bound, head_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.programs.evaluate import evaluate
 from repvgg_ref.oracle.programs.program import BlockProgram, output_size
-from tests.oracle.bounds_arithmetic import ARITHMETICS, ORDERS, Candidate
-from tests.oracle.bounds_cases import DATA, STATISTICS, fill, random_block
+from tests.oracle.bounds.arithmetic import ARITHMETICS, ORDERS, Candidate
+from tests.oracle.bounds.cases import DATA, STATISTICS, fill, random_block
 
 FORMS = ("rounded once", "fused by itself", "branches", "branches, scale and shift")
 

@@ -21,7 +21,7 @@ from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.report import LayerReport, Report, VerificationError
 from tests.models.small import SMALL, distinct_model
-from tests.oracle.matrix_study import Port
+from tests.studies.oracle.matrix_study import Port
 
 MODEL = distinguishing_model(SMALL["plain"])
 PORT = Port(MODEL, distinguishing_inputs(MODEL.arch, height=28, width=24))

@@ -14,9 +14,9 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.block import Algorithm, block_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.programs.program import BlockProgram, fused_kernel
-from tests.oracle.bounds_arithmetic import ARITHMETICS, ORDERS, Candidate
-from tests.oracle.bounds_cases import deploy_block, random_block
-from tests.oracle.test_bounds import FORMS, reference
+from tests.oracle.bounds.arithmetic import ARITHMETICS, ORDERS, Candidate
+from tests.oracle.bounds.cases import deploy_block, random_block
+from tests.oracle.bounds.test_block import FORMS, reference
 
 
 def _exactly(program: BlockProgram, x: Array) -> list[Fraction]:
