@@ -38,6 +38,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.bounds.linear_part import (
+    BranchValues,
+    LinearPart,
+    direct_energy,
+    layer_kernels,
+    linear_part,
+)
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bounds.squeeze_excitation import (
     Interval,
@@ -49,14 +56,9 @@ from repvgg_ref.oracle.bounds.squeeze_excitation import (
     theta,
 )
 from repvgg_ref.oracle.bounds.winograd import applies, roundings
-from repvgg_ref.oracle.programs.linear_part import (
-    BranchValues,
-    LinearPart,
-    direct_energy,
-    layer_kernels,
-    linear_part,
-)
-from repvgg_ref.oracle.programs.program import BlockProgram
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.head import HeadProgram
+from repvgg_ref.oracle.programs.program import Program
 
 Algorithm = Literal["direct", "winograd2", "winograd4", "winograd5", "winograd6", "winograd7"]
 _OUTPUTS_PER_TILE: dict[Algorithm, int] = {
@@ -150,6 +152,14 @@ def block_bound(
         for kind in ("certified", "likely")
     )
     return _finished(certified, likely, precision)
+
+
+def layer_bound(program: Program, x: Array, y: Array, precision: Precision) -> Bound:
+    """Bound the error of any layer for the candidate's own input, direct summation assumed."""
+    if isinstance(program, HeadProgram):
+        return head_bound(program.weight, program.bias, x, y, precision)
+    assert isinstance(program, BlockProgram)
+    return block_bound(program, x, y, precision)
 
 
 def head_bound(weight: Array, bias: Array, x: Array, logits: Array, precision: Precision) -> Bound:

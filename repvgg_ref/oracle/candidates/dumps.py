@@ -155,6 +155,19 @@ def holds_layers(path: Path, arch: Architecture) -> bool:
         return False  # whoever reads it will say why
 
 
+def array_names(candidate: object) -> list[str]:
+    """The names of a candidate's arrays, if it is a mapping or a file of them."""
+    if isinstance(candidate, Mapping):
+        return [str(name) for name in candidate]
+    if not isinstance(candidate, str | Path) or not Path(candidate).is_file():
+        return []
+    try:
+        with weights_io.open_weights(candidate) as archive:
+            return [str(name) for name in archive.root] if isinstance(archive.root, dict) else []
+    except weights_io.WeightsFileError:
+        return []
+
+
 _PRECISION = {"float16": "fp16", "bfloat16": "bf16"}
 
 

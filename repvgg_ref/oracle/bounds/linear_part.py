@@ -9,7 +9,13 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import bn_scale
 from repvgg_ref.oracle.bounds.winograd import winograd_magnitudes
-from repvgg_ref.oracle.programs.program import BlockProgram, fused_kernel, output_size
+from repvgg_ref.oracle.programs.block import (
+    EXTENT,
+    BlockProgram,
+    kernel_of,
+    widened,
+    window,
+)
 
 
 class BranchValues(NamedTuple):
@@ -69,18 +75,13 @@ class Kernels(NamedTuple):
 
 def layer_kernels(program: BlockProgram) -> Kernels:
     """The fused kernel, and ``sum |t| |W|`` with each branch on its own taps."""
-    weight, bias = fused_kernel(program)
+    weight, bias = program.fused_kernel()
     if not program.branches:
         return Kernels(weight, bias, np.abs(weight), np.abs(bias))
     weight_magnitude, bias_magnitude = np.zeros_like(weight), np.zeros_like(bias)
     for branch in program.branches.values():
-        assert branch.weight is not None
         t = np.abs(bn_scale(branch, program.eps))
-        part = np.abs(branch.weight) * t[:, None, None, None]
-        if part.shape[2] == 1:
-            weight_magnitude[:, :, 1, 1] += part[:, :, 0, 0]
-        else:
-            weight_magnitude += part
+        weight_magnitude += widened(np.abs(kernel_of(branch)) * t[:, None, None, None])
         bias_magnitude += np.abs(branch.beta) + t * np.abs(branch.running_mean)
     return Kernels(weight, bias, weight_magnitude, bias_magnitude)
 
@@ -91,7 +92,7 @@ def linear_part(program: BlockProgram, kernels: Kernels, x: Array, winograd: int
     `winograd` is m of F(m x m, 3 x 3), or 0 for direct summation. The windows are laid out once and
     turned into their absolute values and squares in place: three matrix products.
     """
-    size = output_size(program, *x.shape[1:])
+    size = program.output_size(*x.shape[1:])
     padded = _padded(program, x)
     columns = _columns(program, padded, size)  # (G, K, P)
     value = _times(kernels.weight, columns) + kernels.bias[:, None]
@@ -123,7 +124,7 @@ def linear_part(program: BlockProgram, kernels: Kernels, x: Array, winograd: int
 
 def direct_energy(program: BlockProgram, kernels: Kernels, x: Array) -> Array:
     """``sqrt(sum (w x)^2)`` of one image by direct summation, (O, P)."""
-    size = output_size(program, *x.shape[1:])
+    size = program.output_size(*x.shape[1:])
     return _energy(kernels, _columns(program, _padded(program, x), size))
 
 
@@ -135,16 +136,19 @@ def _energy(kernels: Kernels, columns: Array) -> Array:
 def _branches(program: BlockProgram, columns: Array, products: Array) -> tuple[BranchValues, ...]:
     """Every branch's own part of `products` (O, P).
 
-    The 1x1 kernels are multiplied out; what they leave of the fused result is the 3x3 branch's. Its
-    float64 error is relative to the layer's magnitude, and disappears beside the float32 terms.
+    All kernels but the largest are multiplied out; what they leave of the fused result is the
+    largest one's. Its float64 error is relative to the layer's magnitude, and disappears beside
+    the float32 terms.
     """
-    centre = columns.reshape(program.groups, -1, 9, columns.shape[-1])[:, :, 4]  # (G, C/G, P)
+    taps = columns.reshape(program.groups, -1, EXTENT, EXTENT, columns.shape[-1])
+    kernels = {name: kernel_of(branch) for name, branch in program.branches.items()}
+    largest = max(kernels, key=lambda name: kernels[name].size, default="")
     scaled: dict[str, Array] = {}
-    for name, branch in program.branches.items():
-        assert branch.weight is not None
-        if branch.weight.shape[2] == 1:
-            t = bn_scale(branch, program.eps)
-            scaled[name] = _times(branch.weight * t[:, None, None, None], centre)
+    for name, weight in kernels.items():
+        if name != largest:
+            t = bn_scale(program.branches[name], program.eps)
+            met = taps[:, :, *window(weight)].reshape(program.groups, -1, columns.shape[-1])
+            scaled[name] = _times(weight * t[:, None, None, None], met)
     rest = products - sum(scaled.values()) if scaled else products
     return tuple(
         BranchValues(
@@ -164,7 +168,7 @@ def _padded(program: BlockProgram, x: Array) -> Array:
     return np.pad(x, ((0, 0), (top, bottom), (left, right)))
 
 
-def _columns(program: BlockProgram, padded: Array, size: tuple[int, int]) -> Array:
+def _columns(program: BlockProgram, padded: Array, size: tuple[int, ...]) -> Array:
     """What the nine taps meet at each output pixel, a copy: (G, C/G * 9, Ho * Wo)."""
     d, s = program.dilation, program.stride
     windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * d + 1,) * 2, axis=(1, 2))

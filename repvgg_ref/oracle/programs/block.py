@@ -1,0 +1,272 @@
+"""A block as somebody's port computes it, right or wrong: the thing that bugs mutate.
+
+`BlockProgram` says everything a port can do differently: the branches' numbers, what happens to
+the fused kernel afterwards, where the kernel's taps land on the image, which border it sees, and
+in which order the activation functions come. A bug is a function from program to program, so that
+two bugs at once are a composition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.fusion import FusedConv, bn_scale, fuse_branches
+from repvgg_ref.blocks.repvgg import Branch
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.oracle.programs.activation import ACTIVATIONS, SqueezeExcitationParams, gate
+from repvgg_ref.oracle.programs.program import Pixels, Workspace, all_pixels
+
+PadMode = Literal["zeros", "reflect", "edge", "none"]
+Offset = tuple[int, int]
+
+# The branches that bugs speak of by name.
+DENSE, POINTWISE, IDENTITY = "branch_3x3", "branch_1x1", "branch_identity"
+EXTENT = 3  # of the window of taps that an output sees
+
+
+@dataclass(frozen=True)
+class BlockProgram:
+    """What one block of a port does, in the order in which it does it.
+
+    Attributes
+    ----------
+    input_map : callable
+        Applied to the block's input (N, C, H, W) first: a permutation, a rounding, a rescaling.
+    branches : mapping
+        float64 branches; empty if only the fused kernel is known (a deploy reference).
+    fused : FusedConv or None
+        The kernel instead of `branches`, in a deploy reference; with neither the block is skipped.
+    kernel_map : callable
+        Applied to the fused kernel and bias: a transposition, a quantisation.
+    pads : (top, left, bottom, right)
+        Pixels of border; `pad_mode` says what they hold.
+    offsets : mapping
+        Branch -> (rows, columns) by which its kernel is displaced: the 1x1 on another tap.
+    relu_inside, se_inside : bool
+        ReLU after, or SE before the batch norm of, every branch (not fusible).
+    activation : "se-relu", "relu-se", "relu", "se", "none", or with another activation
+    se_pool, se_gate
+        As `activation.gate` takes them.
+    output_map : callable
+        Applied to the block's output last.
+    """
+
+    spec: BlockSpec
+    branches: Mapping[str, Branch]
+    eps: float
+    fused: FusedConv | None = None
+    se: SqueezeExcitationParams | None = None
+    input_map: Callable[[Array], Array] | None = None
+    kernel_map: Callable[[FusedConv], FusedConv] | None = None
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    pads: tuple[int, int, int, int] = (1, 1, 1, 1)
+    pad_mode: PadMode = "zeros"
+    offsets: Mapping[str, Offset] = field(default_factory=dict)
+    relu_inside: bool = False
+    se_inside: bool = False
+    activation: str = "relu"
+    se_pool: Any = (2, 3)
+    se_gate: str = "sigmoid"
+    output_map: Callable[[Array], Array] | None = None
+
+    @property
+    def name(self) -> str:
+        """The block's."""
+        return self.spec.name
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether the output is the input."""
+        return not self.branches and self.fused is None
+
+    def with_input(self, change: Callable[[Array], Array]) -> BlockProgram:
+        """The same after `change` of the input; an earlier map stays and comes second."""
+        then = self.input_map
+        return replace(self, input_map=change if then is None else lambda x: then(change(x)))
+
+    def with_kernel(self, change: Callable[[FusedConv], FusedConv]) -> BlockProgram:
+        """The same with `change` after whatever is done to the fused kernel already."""
+        first = self.kernel_map
+        return replace(self, kernel_map=change if first is None else lambda k: change(first(k)))
+
+    def with_branches(self, change: Callable[[str, Branch], Branch]) -> BlockProgram:
+        """The same with every branch changed."""
+        return replace(self, branches={n: change(n, b) for n, b in self.branches.items()})
+
+    def with_branch(self, chosen: str, change: Callable[[Branch], Branch]) -> BlockProgram:
+        """The same with one branch changed."""
+        return self.with_branches(lambda name, b: change(b) if name == chosen else b)
+
+    def without(self, branch: str) -> BlockProgram:
+        """The same with one branch removed."""
+        return replace(self, branches={n: b for n, b in self.branches.items() if n != branch})
+
+    def output_size(self, height: int, width: int) -> tuple[int, ...]:
+        """Height and width of the output; less than 1 if the kernel does not fit."""
+        if self.is_skipped:
+            return height, width
+        top, left, bottom, right = (0, 0, 0, 0) if self.pad_mode == "none" else self.pads
+        reach = (EXTENT - 1) * self.dilation
+        return (
+            (height + top + bottom - reach - 1) // self.stride + 1,
+            (width + left + right - reach - 1) // self.stride + 1,
+        )
+
+    def fused_kernel(self, workspace: Workspace | None = None) -> FusedConv:
+        """Kernel (O, C/G, 3, 3) and bias, float64, with `kernel_map` applied."""
+        if self.fused is not None:
+            kernel = self.fused
+        elif self.offsets:
+            kernel = self._sum_of_displaced()
+        else:
+            kernel = (workspace or Workspace()).get(
+                ("fused", id(self.branches), self.eps),
+                self.branches,
+                lambda: fuse_branches(self.branches, self.eps),
+            )
+        return kernel if self.kernel_map is None else self.kernel_map(kernel)
+
+    def _sum_of_displaced(self) -> FusedConv:
+        weight, bias = np.zeros(()), np.zeros(())
+        for name, branch in self.branches.items():
+            t = bn_scale(branch, self.eps)
+            weight = weight + widened(kernel_of(branch) * t[:, None, None, None], self.offset(name))
+            bias = bias + branch.beta - branch.running_mean * t
+        return FusedConv(weight, bias)
+
+    def offset(self, branch: str) -> Offset:
+        """By how much a branch's kernel is displaced."""
+        return self.offsets.get(branch, (0, 0))
+
+    def evaluate(
+        self, x: Array, pixels: Pixels | None = None, workspace: Workspace | None = None
+    ) -> Array:
+        """The output (N, O, P), float64. All is computed where SE or an output map needs it all."""
+        x = np.asarray(x, np.float64)
+        height, width = self.output_size(*x.shape[2:])
+        needs_all = self.is_skipped or self.se is not None or self.output_map is not None
+        wanted = all_pixels(height, width) if pixels is None or needs_all else pixels
+
+        def as_image(y: Array) -> Array:
+            return y.reshape(*y.shape[:2], height, width)
+
+        if self.is_skipped:
+            y = x.reshape(*x.shape[:2], -1)
+        else:
+            y = self._before_activation(x, wanted, as_image, workspace or Workspace())
+        for step in self.activation.split("-"):
+            if step == "se" and self.se is not None:
+                y = y * self._gate(as_image(y))
+            elif step in ACTIVATIONS:
+                y = ACTIVATIONS[step](y)
+        if self.output_map is not None:
+            y = self.output_map(as_image(y)).reshape(y.shape)
+        return y[:, :, pixels[0] * width + pixels[1]] if pixels is not None and needs_all else y
+
+    def _gate(self, y: Array) -> Array:
+        assert self.se is not None
+        return gate(self.se, y, self.se_pool, self.se_gate)
+
+    def _before_activation(
+        self,
+        x: Array,
+        pixels: Pixels,
+        as_image: Callable[[Array], Array],
+        workspace: Workspace,
+    ) -> Array:
+        """The sum of the branches, (N, O, P); a new array."""
+        geometry = (
+            id(self.input_map),
+            self.stride,
+            self.dilation,
+            self.pads,
+            self.pad_mode,
+            len(pixels[0]),
+        )
+
+        def patches() -> Array:
+            seen = x if self.input_map is None else np.asarray(self.input_map(x), np.float64)
+            return self.gather(seen, *pixels)
+
+        def product(weight: Array, offset: Offset) -> Array:
+            found = workspace.get(("patches", *geometry), self.input_map, patches)
+            return _product(self.groups, found[..., *window(weight, offset)], weight)
+
+        if self.fused is not None or self.kernel_map is not None:
+            kernel = self.fused_kernel(workspace)
+            return np.asarray(product(kernel.weight, (0, 0)) + kernel.bias[:, None])
+        parts = []
+        for name, branch in self.branches.items():
+            weight, offset = kernel_of(branch), self.offset(name)
+            t = bn_scale(branch, self.eps)
+            shift = branch.beta - branch.running_mean * t
+            z = workspace.get(
+                ("response", id(weight), offset, self.groups, *geometry),
+                (weight, self.input_map),
+                partial(product, weight, offset),
+            )
+            if self.se_inside:
+                z = z * self._gate(as_image(z))
+            parts.append(t[:, None] * z + shift[:, None])
+        if self.relu_inside:
+            parts = [np.maximum(part, 0) for part in parts]
+        return np.asarray(sum(parts))
+
+    def gather(self, x: Array, rows: Array, columns: Array) -> Array:
+        """The 3x3 patches that output pixels see: (N, P, C, 3, 3)."""
+        top, left, bottom, right = self.pads
+        if self.pad_mode == "none":
+            padded = x
+        else:
+            mode: Any = {"zeros": "constant"}.get(self.pad_mode, self.pad_mode)
+            padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), mode=mode)
+        taps = np.arange(EXTENT) * self.dilation
+        r = rows[:, None, None] * self.stride + taps[:, None]  # (P, 3, 1)
+        c = columns[:, None, None] * self.stride + taps[None, :]  # (P, 1, 3)
+        return np.moveaxis(padded[:, :, r, c], 1, 2)  # (N, C, P, 3, 3) -> (N, P, C, 3, 3)
+
+    def responses(self, x: Array) -> dict[str, Array]:
+        """Each branch before its batch norm, on every pixel of `x`: (N, O, P)."""
+        patches = self.gather(x, *all_pixels(*self.output_size(*x.shape[2:])))
+        return {
+            name: _product(self.groups, patches[..., *window(weight)], weight)
+            for name, branch in self.branches.items()
+            for weight in [kernel_of(branch)]
+        }
+
+
+def kernel_of(branch: Branch) -> Array:
+    """A branch's kernel; in a program every branch is a convolution."""
+    assert branch.weight is not None
+    return branch.weight
+
+
+def window(weight: Array, offset: Offset = (0, 0)) -> tuple[slice, slice]:
+    """Which rows and columns of the 3x3 taps a kernel of its own size lies on."""
+    first = [(EXTENT - n) // 2 + moved for n, moved in zip(weight.shape[2:], offset, strict=True)]
+    return slice(first[0], first[0] + weight.shape[2]), slice(first[1], first[1] + weight.shape[3])
+
+
+def widened(weight: Array, offset: Offset = (0, 0)) -> Array:
+    """The kernel on 3x3 taps, with zeros around it."""
+    wide = np.zeros((*weight.shape[:2], EXTENT, EXTENT))
+    wide[:, :, *window(weight, offset)] = weight
+    return wide
+
+
+def _product(groups: int, patches: Array, weight: Array) -> Array:
+    """``z[n, o, p] = sum over c, i, j of W[o, c, i, j] * patch[n, p, g*C/G + c, i, j]``."""
+    n, p = patches.shape[:2]
+    outputs = weight.shape[0]
+    columns = patches.reshape(n * p, groups, -1).transpose(1, 2, 0)  # (G, K, N*P)
+    rows = weight.reshape(groups, outputs // groups, -1)  # (G, O/G, K)
+    y = (rows @ columns).reshape(outputs, n, p)  # (G, O/G, N*P) -> (O, N, P)
+    return np.ascontiguousarray(y.transpose(1, 0, 2))
