@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-import repvgg_ref
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.oracle.candidates.base import CandidateFailure, Outputs, Shape
@@ -126,7 +125,7 @@ def _folder_with(x: Array | None, name: str) -> Iterator[tuple[Path, Array]]:
 
 def _environment() -> dict[str, str]:
     """Ours, in which the child finds this very package, behind everything the user set."""
-    root = str(Path(repvgg_ref.__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[3])
     given = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": os.pathsep.join([given, root] if given else [root])}
 

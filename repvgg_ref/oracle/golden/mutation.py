@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.repvgg import block_branches
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
@@ -30,7 +29,7 @@ from repvgg_ref.oracle.golden.arrays import float32_outputs
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_block
 from repvgg_ref.oracle.programs.head import HeadProgram
-from repvgg_ref.oracle.programs.layers import Programs, correct_program
+from repvgg_ref.oracle.programs.layers import Programs, block_program
 from repvgg_ref.oracle.programs.program import layer_output
 
 Fate = Literal["bound", "regression", "shape", "not-finite", "equivalent", "hidden"]
@@ -158,7 +157,7 @@ def mutation_matrix(model: Model, x: Array, *, progress: Progress | None = None)
     for done, name in enumerate(names):
         layer: _Layer | None = None
         for site, mutant in mutants(programs, inputs, [name], outputs=rolled):
-            layer = layer or _Layer(site, outputs[name], tests)
+            layer = layer or _Layer(model, site, outputs[name], tests)
             found.append(layer.judged(mutant))
         height, width = inputs[name].shape[2:]
         if height != width and name != "linear":
@@ -172,8 +171,8 @@ def mutation_matrix(model: Model, x: Array, *, progress: Progress | None = None)
 class _Layer:
     """One layer on one input: the right output, its bounds, and float32's own errors."""
 
-    def __init__(self, site: Site[Any], single: Array, tests: int) -> None:
-        self.site, self.single, self.tests = site, single, tests
+    def __init__(self, model: Model, site: Site[Any], single: Array, tests: int) -> None:
+        self.model, self.site, self.single, self.tests = model, site, single, tests
         self.y = layer_output(site.program, site.x)
         self.bound = layer_bound(site.program, site.x, self.y, PRECISIONS["fp32"])
         self.sampled = self._evidence(everywhere=False)
@@ -236,11 +235,10 @@ class _Layer:
         """The block with other weights, which coincide nowhere."""
         right, rng = self.site.program, np.random.default_rng(0)
         params = distinguishing_block(right.spec, self.site.x, rng, right.eps)
-        branches = {} if right.fused else block_branches(right.spec, params)
         for part, like in zip(("weight", "bias"), right.fused or (), strict=False):
             params[f"{right.name}.fused.{part}"] = rng.normal(size=like.shape)
-        program = correct_program(right.spec, params, right.eps, branches)
-        return replace(self.site, program=program)
+        other = replace(self.model, params=self.model.params | params)
+        return replace(self.site, program=block_program(other, right.spec))
 
 
 def _is_same_function(bug: str, program: Any, site: Site[Any]) -> bool:

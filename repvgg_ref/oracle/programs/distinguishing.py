@@ -20,6 +20,7 @@ from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.network import DEFAULT_EPS, Model
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.ops import REFERENCE
+from repvgg_ref.oracle.programs.block import DENSE, EXTENT, IDENTITY, POINTWISE
 from repvgg_ref.oracle.programs.inputs import golden_inputs
 
 
@@ -48,7 +49,7 @@ INFERENCE = Statistics()
 # is set up on running statistics (SE's gates) must hold with the batch's, too.
 TRAINING = Statistics((0.01, 5.0), (0.03, 0.08), 1.1)
 
-_SHARE = {"branch_3x3": (0.7, 1.0), "branch_1x1": (0.5, 0.8), "branch_identity": (0.4, 0.7)}
+_SHARE = {DENSE: (0.7, 1.0), POINTWISE: (0.5, 0.8), IDENTITY: (0.4, 0.7)}
 _STEPS_SEEN = 1000  # what num_batches_tracked says; no evaluation reads it
 
 
@@ -120,10 +121,10 @@ def distinguishing_block(
     for name in branch_names(spec):
         branches[name], part = _branch(spec, name, x, scale, rng, eps, statistics)
         total = total + part
-    # The last thing chosen is the 3x3 branch's beta: it puts the sum's mean where it shows most.
+    # The last thing chosen is the first branch's beta: it puts the sum's mean where it shows most.
     wanted = rng.uniform(-0.2, 0.8, channels) * total.std(axis=(0, 2, 3))
-    first = branches["branch_3x3"]
-    branches["branch_3x3"] = first._replace(beta=first.beta + wanted - total.mean(axis=(0, 2, 3)))
+    first, branch = next(iter(branches.items()))
+    branches[first] = branch._replace(beta=branch.beta + wanted - total.mean(axis=(0, 2, 3)))
     params = {}
     for name, branch in branches.items():
         if branch.weight is not None:
@@ -168,9 +169,9 @@ def _kernel(
     spec: BlockSpec, name: str, x: Array, variance: Array, rng: np.random.Generator
 ) -> tuple[Array | None, Array]:
     """A kernel whose output on `x` has the given variances, and that output; None for identity."""
-    if name == "branch_identity":
+    if name == IDENTITY:
         return None, x
-    extent = 3 if name == "branch_3x3" else 1
+    extent = EXTENT if name == DENSE else 1
     shape = (spec.out_channels, spec.in_channels // spec.groups, extent, extent)
     weight = rng.normal(size=shape)
     z, _ = REFERENCE.conv2d_forward(
