@@ -77,9 +77,8 @@ def _judged(
 
 
 def _incomparable(name: str, y: Array, y_hat: Array, inherited: float | None) -> Comparison:
-    shapes = ("x".join(map(str, array.shape)) for array in (y_hat, y))
-    note, nan = "shape {} instead of {}".format(*shapes), float("nan")
-    report = LayerReport(name, nan, 0.0, nan, ok=False, inherited=inherited, note=note)
+    got, wanted = ("x".join(map(str, array.shape)) for array in (y_hat, y))
+    report = LayerReport.incomparable(name, f"shape {got} instead of {wanted}", inherited)
     return Comparison(report, y, y_hat, None)
 
 

@@ -1,7 +1,7 @@
 """Numbers kept or multiplied in fewer bits than the candidate claims.
 
-The rounding of weights and inputs is deterministic, so a lower precision is a hypothesis like any
-other: with the rounded operands the reference reproduces the candidate's output.
+The rounding of weights and inputs is deterministic, so a lower precision is a bug like any other:
+with the rounded operands the reference reproduces the candidate's output.
 """
 
 from __future__ import annotations

@@ -64,8 +64,7 @@ def _judge(chain: Chain, y_hat: Array, precision: Precision) -> _Judgement:
     y = chain.logits
     if y_hat.shape != y.shape or not np.isfinite(y_hat).all():
         why = "not all finite" if y_hat.shape == y.shape else f"of shape {y_hat.shape}"
-        nan = float("nan")
-        bad = LayerReport("linear", nan, 0.0, nan, ok=False, note=f"logits {why}")
+        bad = LayerReport.incomparable("linear", f"logits {why}")
         return _Judgement("disagree", f"the logits are {why}, wanted {y.shape}", bad)
     allowed = _SIGMAS * sensitivity(chain, precision)
     layer = _layer(y, y_hat, allowed)
