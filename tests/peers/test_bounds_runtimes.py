@@ -19,9 +19,10 @@ from repvgg_ref.models.architectures import Architecture, architecture, plain_ar
 from repvgg_ref.models.network import Model, build, fuse
 from repvgg_ref.oracle.bounds.block import Algorithm, block_bound, head_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS, precision_of
-from repvgg_ref.oracle.programs.layers import block_output, block_program
-from tests.oracle.bounds_cases import deploy_block
-from tests.oracle.test_bounds import reference
+from repvgg_ref.oracle.programs.layers import block_program
+from repvgg_ref.oracle.programs.program import layer_output
+from tests.oracle.bounds.cases import deploy_block
+from tests.oracle.bounds.test_block import reference
 
 torch: Any = pytest.importorskip("torch")
 onnx: Any = pytest.importorskip("onnx")
@@ -71,7 +72,7 @@ def judge(model: Model, x: Array, outputs: dict[str, Array], precision: str) -> 
     seen = x.astype(np.float64)
     for spec in model.arch.blocks:
         program = block_program(model, spec)
-        y = block_output(program, seen)
+        y = layer_output(program, seen)
         bound = block_bound(program, seen, y, p)
         found.append(_used(spec.name, outputs[spec.name], y, bound))
         seen = outputs[spec.name].astype(np.float64)

@@ -98,9 +98,10 @@ def _resolve_text(
         name = sanitize(Path(text).name)
         return dump_candidate(name, arch, read_outputs(Path(file), arch, runner))
     if text.startswith(EXEC):
-        return CommandCandidate(text.removeprefix(EXEC), arch, timeout)
+        command = text.removeprefix(EXEC)
+        return CommandCandidate(sanitize(command), command, arch, timeout)
     if is_module(text):
-        return ModuleCandidate(text, arch, timeout)
+        return ModuleCandidate(sanitize(text), text, arch, timeout)
     raise CandidateFailure(
         f"{sanitize(text)}: no such file or folder",
         wanted="a file, a folder, module:callable, or exec:command {input} {output}",
@@ -118,7 +119,7 @@ def _resolve_file(path: Path, arch: Architecture, timeout: float) -> Candidate |
     with path.open("rb") as file:
         head = file.read(16)
     if path.suffix.lower() == ".onnx" or _starts_like_onnx(head):
-        return OnnxCandidate(path, arch, timeout)
+        return OnnxCandidate(name, path, arch, timeout)
     if head.startswith(b"\x93NUMPY"):
         return DumpCandidate(name, arch, lambda: read_single(path))
     if head.lstrip()[:1] in (b"{", b"["):

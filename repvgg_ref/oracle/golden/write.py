@@ -25,6 +25,7 @@ from repvgg_ref.oracle.golden.arrays import (
     BOUNDS,
     DATA_SET,
     OUTPUTS,
+    WEIGHTS,
     float32_errors,
     layer_arrays,
     write_bounds,
@@ -59,7 +60,6 @@ from repvgg_ref.oracle.training.steps import (
 
 Progress = Callable[[str, int, int], None]
 
-WEIGHTS = "weights.npz"
 _MOST_WEIGHTS = 16 << 20
 # A ReLU input this near to zero (relative) may switch in a right float32 port; then another
 # batch is tried, a few times.

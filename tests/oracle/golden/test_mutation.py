@@ -11,7 +11,7 @@ import pytest
 
 from repvgg_ref.models.architectures import Architecture, plain_architecture
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.bugs import LIBRARY
+from repvgg_ref.oracle.bugs import LAYER_BUGS
 from repvgg_ref.oracle.golden.mutation import MutationMatrix, mutation_matrix
 from repvgg_ref.oracle.programs.distinguishing import (
     INFERENCE,
@@ -124,7 +124,7 @@ def test_a_blank_image_hides_much() -> None:
 def test_the_matrix_has_a_letter_for_every_bug_and_layer() -> None:
     matrix = matrix_of(distinguishing_model(SMALL["plain"]))
     rows = matrix.rows()
-    assert set(rows) >= {hypothesis.name for hypothesis in LIBRARY}
+    assert set(rows) >= {bug.name for bug in LAYER_BUGS}
     assert {len(row) for row in rows.values()} == {len(matrix.layers)}
     assert rows["identity-missing"] == "..B.B."
     assert rows["stride-moved"] == "SSSSS."

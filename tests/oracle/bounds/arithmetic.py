@@ -14,7 +14,8 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.block import Branch
-from repvgg_ref.oracle.programs.program import BlockProgram, SqueezeExcitationParams, fused_kernel
+from repvgg_ref.oracle.programs.activation import SqueezeExcitationParams
+from repvgg_ref.oracle.programs.block import BlockProgram
 
 Rounding = Callable[[Any], Array]
 
@@ -123,7 +124,7 @@ class Candidate:
         a = self.arithmetic
         windows, size = _windows(program, a.read(x))
         if self.form == "rounded once" or not program.branches:
-            weight, bias = fused_kernel(program)
+            weight, bias = program.fused_kernel()
             z = self._convolve(program, windows, a.read(weight))
             z = a.write(z + a.write(bias)[:, None])
         elif self.form == "fused by itself":

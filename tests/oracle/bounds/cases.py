@@ -9,7 +9,8 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.block import Branch, branch_names
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
-from repvgg_ref.oracle.programs.program import BlockProgram, correct_program
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.layers import correct_program
 
 DATA = ("normal", "positive", "cancelling", "wide", "subnormal", "large", "constant")
 STATISTICS = ("usual", "tiny var", "no var", "gamma 0", "large mean", "opposed branches")
