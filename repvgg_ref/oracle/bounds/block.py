@@ -33,7 +33,7 @@ which serves the roundings of inputs and weights; sums in n steps err by at most
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -61,14 +61,8 @@ from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.program import Program
 
 Algorithm = Literal["direct", "winograd2", "winograd4", "winograd5", "winograd6", "winograd7"]
-_OUTPUTS_PER_TILE: dict[Algorithm, int] = {
-    "direct": 0,
-    "winograd2": 2,
-    "winograd4": 4,
-    "winograd5": 5,
-    "winograd6": 6,
-    "winograd7": 7,
-}
+WINOGRAD: tuple[Algorithm, ...] = get_args(Algorithm)[1:]
+_OUTPUTS_PER_TILE = {"direct": 0} | {name: int(name[-1]) for name in WINOGRAD}
 
 # Roundings that a product meets besides those of its dot product: weight times t (1), two additions
 # of centre taps (2) or two of branches (2, the larger path has either), bias (1), batch norm apart

@@ -11,7 +11,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.blas import single_threaded_blas
-from repvgg_ref.oracle.bounds.block import Algorithm, block_bound, product_energy
+from repvgg_ref.oracle.bounds.block import WINOGRAD, Algorithm, block_bound, product_energy
 from repvgg_ref.oracle.bounds.comparison import Comparison, diagnosis_bound
 from repvgg_ref.oracle.bounds.precision import Precision, estimate_unit_roundoff
 from repvgg_ref.oracle.bugs import HEAD_BUGS, LAYER_BUGS
@@ -29,13 +29,6 @@ _MOST_DIAGNOSED = 6
 _NO_ARITHMETIC = 2.0**-5  # errors this large are a bug's, not a number format's
 _FEWEST = 32  # outputs that an estimate of the roundoff needs
 _LARGEST_HALF = 60000  # about: what is not finite and should be more has overflown
-_WINOGRAD: tuple[Algorithm, ...] = (
-    "winograd2",
-    "winograd4",
-    "winograd5",
-    "winograd6",
-    "winograd7",
-)
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,7 @@ class Case:
         if errs_like_a_bug(self.evidence(name), np.flatnonzero(beyond.any(axis=(0, 2, 3)))):
             return None
         x = self.input_of(name)
-        for algorithm in _WINOGRAD:
+        for algorithm in WINOGRAD:
             bound = block_bound(program, x, compared.y, self.precision, algorithm=algorithm)
             if (error <= bound.certified).all():
                 return algorithm
