@@ -106,7 +106,7 @@ def fuse_branches(branches: Mapping[str, Branch], eps: Any) -> FusedConv:
 def window(
     size: tuple[int, ...], whole: tuple[int, ...], moved: tuple[int, int] = (0, 0)
 ) -> tuple[slice, slice]:
-    """Which rows and columns of a kernel of size `whole` one of `size` lies on, middle on middle."""
+    """Which rows and columns of a kernel of size `whole` one of `size` lies on, both centred."""
     first = [(w - s) // 2 + m for w, s, m in zip(whole, size, moved, strict=True)]
     return slice(first[0], first[0] + size[0]), slice(first[1], first[1] + size[1])
 
@@ -130,8 +130,9 @@ def _centred(kernel: Array, own: Lattice, block: Lattice) -> Array:
         return kernel
     wide = np.zeros((*kernel.shape[:2], *(2 * r + 1 for r in reach)), kernel.dtype)
     for index in np.ndindex(*own.size):
-        at = (o // s + r for o, s, r in zip(own.offset(*index), block.step, reach, strict=True))
-        wide[:, :, *at] = kernel[:, :, *index]
+        offset = own.offset(*index)
+        row, column = (offset[axis] // block.step[axis] + reach[axis] for axis in (0, 1))
+        wide[:, :, row, column] = kernel[:, :, index[0], index[1]]
     return wide
 
 

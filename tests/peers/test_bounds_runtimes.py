@@ -16,6 +16,7 @@ import pytest
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.onnx import write_onnx
 from repvgg_ref.models.architectures import Architecture, architecture, plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, build, fuse
 from repvgg_ref.oracle.bounds.block import Algorithm, block_bound, head_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS, precision_of
@@ -53,7 +54,7 @@ class Used(NamedTuple):
     layer: str
 
 
-def trained(arch: Architecture, seed: int) -> Model:
+def trained(arch: Network, seed: int) -> Model:
     """A model whose batch norms have seen something."""
     model = build(arch, seed=seed)
     rng = np.random.default_rng(seed)

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.exact.cook_toom import MinimalFilter, Point, cook_toom, every_other_output
+from repvgg_ref.exact.cook_toom import MinimalFilter, cook_toom, every_other_output
+from repvgg_ref.exact.points import Point
 
 # Interpolation points of F(m, 3) in use, stated here and not taken from any engine that is judged:
 # 1. Lavin & Gray's and NNPACK's, small integers and their inverses; ncnn's F(4, 3) takes square

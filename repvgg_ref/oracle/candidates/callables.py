@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs
 from repvgg_ref.oracle.candidates.dumps import Dump, interpret
 from repvgg_ref.oracle.candidates.names import LayerNames
@@ -29,7 +29,7 @@ class CallableCandidate(Candidate):
     """
 
     function: Callable[..., Any]
-    arch: Architecture
+    arch: Network
     name: str
 
     def run(self, x: Array | None) -> Outputs:
@@ -42,7 +42,7 @@ class CallableCandidate(Candidate):
 def from_values(
     values: Mapping[str, Value],
     notes: Sequence[str],
-    arch: Architecture,
+    arch: Network,
     *,
     where: str,
     x: Array,

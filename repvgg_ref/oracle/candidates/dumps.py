@@ -10,7 +10,7 @@ from typing import Any
 
 import weights_io
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs
 from repvgg_ref.oracle.candidates.layout import LAYOUTS, to_nchw
 from repvgg_ref.oracle.candidates.names import LayerNames, Named, listed
@@ -43,7 +43,7 @@ class DumpCandidate(Candidate):
     """A finished dump; running it is reading it."""
 
     name: str
-    arch: Architecture
+    arch: Network
     read: Callable[[], Dump]
     brings_input: bool = False
     assume: str | None = None
@@ -54,7 +54,7 @@ class DumpCandidate(Candidate):
 
 
 def dump_candidate(
-    name: str, arch: Architecture, dump: Dump, *, assume: str | None = None
+    name: str, arch: Network, dump: Dump, *, assume: str | None = None
 ) -> DumpCandidate:
     """A candidate of arrays already in memory."""
     brings = LayerNames(arch).sort(dump.arrays).input is not None
@@ -63,7 +63,7 @@ def dump_candidate(
 
 def interpret(
     dump: Dump,
-    arch: Architecture,
+    arch: Network,
     *,
     where: str,
     x: Array | None = None,
@@ -141,7 +141,7 @@ def read_npz(path: Path) -> Dump:
     return Dump(loaded, {"": layout} if layout else {}, declared or precision)
 
 
-def holds_layers(path: Path, arch: Architecture) -> bool:
+def holds_layers(path: Path, arch: Network) -> bool:
     """Whether an archive has an array that is called like a layer."""
     try:
         with weights_io.open_weights(path, _LIMITS) as archive:
@@ -215,9 +215,7 @@ def _layouts(dump: Dump, names: Named) -> dict[str, str]:
     return {layer: layout for layer, layout in said.items() if layout is not None}
 
 
-def _with_batch_axis(
-    arrays: dict[str, Array], arch: Architecture
-) -> tuple[dict[str, Array], list[str]]:
+def _with_batch_axis(arrays: dict[str, Array], arch: Network) -> tuple[dict[str, Array], list[str]]:
     """Add the batch axis that a dump of a single image often lacks."""
     single = all(a.ndim == (1 if name == "linear" else 3) for name, a in arrays.items())
     if not single:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs, Shape
 from repvgg_ref.oracle.candidates.dumps import Dump, interpret
 from repvgg_ref.oracle.candidates.names import listed
@@ -48,7 +48,7 @@ class OnnxCandidate(Candidate):
 
     name: str
     path: Path
-    arch: Architecture
+    arch: Network
     timeout: float
 
     def run(self, x: Array | None) -> Outputs:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs
 from repvgg_ref.oracle.candidates.callables import from_values
 from repvgg_ref.oracle.candidates.dumps import Dump, interpret, read_json, read_npz, read_single
@@ -47,7 +47,7 @@ class ModuleCandidate(Candidate):
 
     name: str
     spec: str
-    arch: Architecture
+    arch: Network
     timeout: float
 
     def run(self, x: Array | None) -> Outputs:
@@ -66,7 +66,7 @@ class CommandCandidate(Candidate):
 
     name: str
     command: str
-    arch: Architecture
+    arch: Network
     timeout: float
 
     def run(self, x: Array | None) -> Outputs:

@@ -10,7 +10,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.checkpoint import open_checkpoint
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, WeightsCandidate
 from repvgg_ref.oracle.candidates.callables import CallableCandidate
@@ -40,7 +40,7 @@ DEFAULT_TIMEOUT = 300.0
 
 
 def resolve(
-    candidate: Given, arch: Architecture, *, timeout: float = DEFAULT_TIMEOUT
+    candidate: Given, arch: Network, *, timeout: float = DEFAULT_TIMEOUT
 ) -> Candidate | WeightsCandidate:
     """Find out what a candidate is.
 
@@ -85,7 +85,7 @@ def resolve(
 
 
 def _resolve_text(
-    candidate: str | Path, arch: Architecture, timeout: float
+    candidate: str | Path, arch: Network, timeout: float
 ) -> Candidate | WeightsCandidate:
     text = str(candidate)
     path = Path(candidate)
@@ -108,13 +108,13 @@ def _resolve_text(
     )
 
 
-def _resolve_folder(path: Path, arch: Architecture) -> Candidate:
+def _resolve_folder(path: Path, arch: Network) -> Candidate:
     found = data_set_folder(path)
     dump = read_folder(path) if found is None else read_data_set(found[0], arch, found[1])
     return dump_candidate(sanitize(path.resolve().name), arch, dump)
 
 
-def _resolve_file(path: Path, arch: Architecture, timeout: float) -> Candidate | WeightsCandidate:
+def _resolve_file(path: Path, arch: Network, timeout: float) -> Candidate | WeightsCandidate:
     name = sanitize(path.name)
     with path.open("rb") as file:
         head = file.read(16)

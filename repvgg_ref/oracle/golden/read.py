@@ -9,12 +9,15 @@ from typing import Any
 
 import weights_io
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.models.architectures import Architecture, AuxHeadSpec
+from repvgg_ref.models.graph import Network
+from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import official_dialect
 from repvgg_ref.models.network import Model
-from repvgg_ref.models.parameters import Form, param_shapes
+from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.oracle.golden.arrays import OUTPUTS, WEIGHTS
 from repvgg_ref.oracle.golden.folder import checked_manifest, digest_of
 from repvgg_ref.oracle.training.steps import TrainingSteps, read_steps
@@ -84,7 +87,7 @@ def _model(
     return model
 
 
-def _params(path: Path, arch: Architecture, form: Form) -> dict[str, Array]:
+def _params(path: Path, arch: Network, form: Form) -> dict[str, Array]:
     """The bundle's own weights; strides and dilations are in no such file, but in the manifest."""
     names = official_dialect(arch).names(param_shapes(arch, form))
     with weights_io.open_weights(path) as archive:
@@ -97,7 +100,27 @@ def _params(path: Path, arch: Architecture, form: Form) -> dict[str, Array]:
             ) from None
 
 
-def _architecture(fields: Mapping[str, Any]) -> Architecture:
+def _block(fields: Mapping[str, Any]) -> BlockSpec:
+    """A block; bundles of 0.1.0 say which branches it has instead of its kind."""
+    known = dict(fields)
+    branches = known.pop("has_1x1", None), known.pop("has_identity", None)
+    if branches[0] is not None:
+        spec = BlockSpec(**known)
+        beside = bool(branches[0]), bool(branches[1]) or not spec.can_add_input
+        known["kind"] = _KINDS_OF_0_1_0[beside]
+    return BlockSpec(**known)
+
+
+# 1x1, and identity wherever shapes allow one.
+_KINDS_OF_0_1_0 = {
+    (True, True): "repvgg",
+    (True, False): "1x1-only",
+    (False, True): "identity-only",
+    (False, False): "plain",
+}
+
+
+def _architecture(fields: Mapping[str, Any]) -> Network:
     """What `dataclasses.asdict` made of an `Architecture`."""
     try:
         return Architecture(

@@ -342,7 +342,12 @@ def _manifest(
         "momentum": model.momentum,
         "layout": "NCHW",
         "kernel_layout": "OIHW",
-        "architecture": asdict(model.arch),
+        "architecture": {
+            "name": model.arch.name,
+            "blocks": [asdict(block) for block in model.arch.blocks],
+            "num_classes": model.arch.num_classes,
+            "aux_heads": [asdict(head) for head in model.arch.aux_heads],
+        },
         "layers": list(model.arch.layer_names),
         "input": {"shape": list(x.shape), "dtype": "float32"},
         "weights_sha256": digest_of(model.state_dict()),

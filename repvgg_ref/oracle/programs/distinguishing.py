@@ -20,7 +20,7 @@ from repvgg_ref.blocks.catalogue import expression
 from repvgg_ref.blocks.linear import Chain, Norm, Sum
 from repvgg_ref.blocks.run import evaluate
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import DEFAULT_EPS, Model
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.ops import REFERENCE
@@ -57,7 +57,7 @@ _STEPS_SEEN = 1000  # what num_batches_tracked says; no evaluation reads it
 
 
 def distinguishing_model(
-    arch: Architecture,
+    arch: Network,
     seed: int = 0,
     *,
     x: Array | None = None,
@@ -184,7 +184,7 @@ class _Drawing:
         factor = scale / np.sqrt(np.maximum(z.var(axis=(0, 2, 3)), 1e-12))
         for part, shape in shapes.items():
             self.params[part] = self.params[part] * factor.reshape(-1, *(1,) * (len(shape) - 1))
-        return z * factor[:, None, None]
+        return np.asarray(z * factor[:, None, None])
 
 
 def _first_beta(linear: Any) -> str | None:
@@ -220,7 +220,7 @@ def _squeeze(spec: BlockSpec, total: Array, rng: np.random.Generator) -> dict[st
     }
 
 
-def _head(arch: Architecture, y: Array, rng: np.random.Generator) -> dict[str, Array]:
+def _head(arch: Network, y: Array, rng: np.random.Generator) -> dict[str, Array]:
     """A linear layer with logits of order one, of both signs."""
     features = y.mean(axis=(2, 3))
     weight = rng.normal(size=(arch.num_classes, arch.features))
@@ -229,7 +229,7 @@ def _head(arch: Architecture, y: Array, rng: np.random.Generator) -> dict[str, A
     return _narrowed({"linear.weight": weight, "linear.bias": bias})
 
 
-def _aux_heads(arch: Architecture, rng: np.random.Generator) -> dict[str, Array]:
+def _aux_heads(arch: Network, rng: np.random.Generator) -> dict[str, Array]:
     """Auxiliary heads, which no evaluation reads; distinct in training all the same."""
     shapes = param_shapes(arch, "train")
     heads = tuple(f"{head.name}." for head in arch.aux_heads)

@@ -47,7 +47,7 @@ def correct_program(
             *(_float64(params[f"{spec.name}.fused.{part}"]) for part in ("weight", "bias"))
         )
     exact = {
-        name: Branch(*(None if array is None else _float64(array) for array in branch))
+        name: Branch(*(array if array is None else _float64(array) for array in branch))  # type: ignore[arg-type]
         for name, branch in branches.items()
     }
     conv = fused_conv(spec)

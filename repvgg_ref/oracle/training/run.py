@@ -21,7 +21,7 @@ from repvgg_ref.blocks.block import (
     train_block_forward,
 )
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.names import official_dialect
 from repvgg_ref.models.network import Model, require_branches, require_image_batch
 from repvgg_ref.models.parameters import param_shapes
@@ -81,7 +81,7 @@ class Setup:
         Official name -> gradient, as they come out of a step, to what the optimizer is given.
     """
 
-    arch: Architecture
+    arch: Network
     params: Mapping[str, Array]
     x: Array
     labels: Array

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repvgg_ref.cpu.convolution import winograd as engine
+from repvgg_ref.exact import points as engine_points
 from repvgg_ref.exact.cook_toom import cook_toom, every_other_output
-from repvgg_ref.exact.points import POINTS_OF_STRIDE_2
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.bounds.block import Algorithm, block_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
@@ -68,9 +67,9 @@ def test_winograd_breaks_the_bound_of_direct_summation(m: Literal[4, 6]) -> None
 
 def test_the_points_of_our_engine_are_among_those_that_are_allowed_for() -> None:
     """The judge states its points itself: an engine that takes others is no longer excused."""
-    for m, points in engine.POINTS.items():
+    for m, points in engine_points.POINTS.items():
         assert any(set(points) == set(known) for known in POINTS[m])
-    for m, points in engine.POINTS_OF_STRIDE_2.items():
+    for m, points in engine_points.POINTS_OF_STRIDE_2.items():
         assert set(points) == set(POINTS_OF_STRIDE_2[m])
 
 

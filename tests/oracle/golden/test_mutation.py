@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from repvgg_ref.models.architectures import Architecture, plain_architecture
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bugs import LAYER_BUGS
 from repvgg_ref.oracle.golden.mutation import MutationMatrix, mutation_matrix
@@ -77,7 +78,7 @@ def test_only_proven_equivalents_do_not_count() -> None:
     assert matrix_of(distinguishing_model(SMALL["plain"])).counted == 567
 
 
-def weakened(arch: Architecture, **fields: float) -> Model:
+def weakened(arch: Network, **fields: float) -> Model:
     """A model whose batch norms all have the given numbers."""
     model = distinguishing_model(arch)
     params = dict(model.params)
