@@ -15,7 +15,7 @@ from repvgg_ref.models.graph import INPUT, Graph, Network, Node
 from repvgg_ref.models.layers import AddRelu, Block, Flatten, GlobalAvgPool, Linear, MaxPool
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.models.step import StepResult, training_step
-from repvgg_ref.ops import Ops
+from repvgg_ref.ops import REFERENCE, Ops
 from tests.gpu.conftest import UnderTest
 from tests.gpu.fake_cupy import LEDGER
 from tests.gpu.test_operators import DTYPES, table
@@ -135,14 +135,7 @@ def test_a_plain_chain_has_its_fused_way(device: UnderTest) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_training_step_is_the_references(name: str, device: UnderTest) -> None:
-    model, x, labels = small(name)
-    wanted = training_step(
-        *(model.arch, model.params, x, labels),
-        ops=table_of_the_reference(),
-        eps=model.eps,
-        momentum=model.momentum,
-        label_smoothing=0.1,
-    )
+    wanted = step(REFERENCE, name, np.float64)
     got = step(table("fp32"), name, np.float64)
     assert_close(to_numpy(got.loss), wanted.loss, 1e-12, "loss")
     assert_close(to_numpy(got.logits), wanted.logits, 1e-11, "logits")
@@ -152,16 +145,10 @@ def test_a_training_step_is_the_references(name: str, device: UnderTest) -> None
             assert_close(to_numpy(ours[key]), array, 1e-9, key)
 
 
-def table_of_the_reference() -> Ops:
-    from repvgg_ref.ops import REFERENCE
-
-    return REFERENCE
-
-
 @pytest.mark.parametrize("math", DTYPES)
 @pytest.mark.parametrize("name", ["resnet", "vgg"])
 def test_every_arithmetic_and_no_moment_of_waiting(name: str, math: str, device: UnderTest) -> None:
-    ops, exact = table(math), step(table_of_the_reference(), name, np.float64)
+    ops, exact = table(math), step(REFERENCE, name, np.float64)
     if not device.is_fake:
         step(ops, name, np.float32)
     LEDGER.clear()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.files.dialects import official_dialect
+from repvgg_ref.models.names import official_dialect
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import is_trainable
 from repvgg_ref.models.step import StepResult, training_step
