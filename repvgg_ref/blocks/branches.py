@@ -15,8 +15,7 @@ from repvgg_ref.arrays import Array, is_exact, scalar_like
 from repvgg_ref.blocks.catalogue import expression, part_of
 from repvgg_ref.blocks.form import Lattice, union
 from repvgg_ref.blocks.fusion import FusedConv
-from repvgg_ref.blocks.linear import EVERYTHING
-from repvgg_ref.blocks.run import NORM_VECTORS, reading
+from repvgg_ref.blocks.run import EVERYTHING, NORM_VECTORS, reading
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.blocks.unfuse import leaves
 from repvgg_ref.errors import NotFusibleError

@@ -100,6 +100,7 @@ def test_another_split_of_centre_and_bias_fuses_the_same() -> None:
     assert (params[split] != other[split]).any(), "two different blocks, one fused form"
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("spec", SPECS)
 def test_counts_are_the_rank_and_nullity_of_the_derivative_of_fusion(spec: BlockSpec) -> None:
     (lost,) = what_is_lost([spec])

@@ -12,10 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.convolution.cost import ALGORITHMS, Algorithm, applies
+from repvgg_ref.cpu.convolution.algorithms import ALGORITHMS, Algorithm, applies
 from repvgg_ref.cpu.convolution.schedule import ConvShape
-from repvgg_ref.cpu.convolution.winograd import POINTS, POINTS_OF_STRIDE_2
-from repvgg_ref.exact.cook_toom import Point, cook_toom
+from repvgg_ref.exact.cook_toom import cook_toom
+from repvgg_ref.exact.points import POINTS, POINTS_OF_STRIDE_2, Point
 from repvgg_ref.oracle.bounds.block import block_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.programs.program import fused_kernel

@@ -30,6 +30,7 @@ def small(name: str = "plain") -> tuple[Model, Array]:
     return fuse(model), batch(SMALL[name], dtype=np.float32)[0]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("name", "math", "form"), JUDGED)
 def test_the_oracle_agrees(name: str, math: str, form: str, device: UnderTest) -> None:
     model = distinct_model(SMALL[name], dtype=np.float32)

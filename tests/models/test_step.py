@@ -37,6 +37,7 @@ def cross_entropy(logits: Array, labels: Array) -> float:
     return float(-np.log(probabilities[np.arange(len(labels)), labels]).mean())
 
 
+@pytest.mark.few
 @every_network
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_every_gradient_by_finite_differences(arch: Architecture, label_smoothing: float) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repvgg_ref.cpu.convolution.winograd import POINTS_OF_STRIDE_2
 from repvgg_ref.exact.cook_toom import cook_toom, every_other_output
+from repvgg_ref.exact.points import POINTS_OF_STRIDE_2
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.bounds.block import Algorithm, block_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS

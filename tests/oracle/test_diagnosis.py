@@ -31,14 +31,17 @@ def _some(plants: list[tuple[str, str, Array]]) -> list[tuple[str, str, Array]]:
     return list({bug: (bug, detail, wrong) for bug, detail, wrong in reversed(plants)}.values())
 
 
-def test_every_bug_is_detected_and_named_in_the_last_block_and_the_head(port: Port) -> None:
-    for layer in port.names[-2:]:
-        for bug, detail, wrong in _some(list(port.plants(layer))):
-            detected, names, _ = ask(port, layer, wrong)
-            assert detected, f"{bug} ({detail}) in {layer} passed"
-            assert bug in names, f"{bug} ({detail}) in {layer} was called {names}"
+@pytest.mark.few
+@pytest.mark.parametrize("place", [-2, -1], ids=["last block", "head"])
+def test_every_bug_is_detected_and_named(port: Port, place: int) -> None:
+    layer = port.names[place]
+    for bug, detail, wrong in _some(list(port.plants(layer))):
+        detected, names, _ = ask(port, layer, wrong)
+        assert detected, f"{bug} ({detail}) in {layer} passed"
+        assert bug in names, f"{bug} ({detail}) in {layer} was called {names}"
 
 
+@pytest.mark.few(2)
 def test_the_first_bad_layer_is_the_planted_one(port: Port) -> None:
     rng = np.random.default_rng(0)
     for layer in port.names:
@@ -48,6 +51,7 @@ def test_the_first_bad_layer_is_the_planted_one(port: Port) -> None:
             assert verify_from(port, layer, wrong) == layer, f"{bug} ({detail}) in {layer}"
 
 
+@pytest.mark.few(2)
 def test_a_right_port_agrees_in_both_forms(port: Port) -> None:
     for model in (port.model, fuse(port.model)):
         outputs = model.forward(port.x, layers=True)
@@ -72,6 +76,7 @@ def test_the_arithmetic_is_estimated_from_the_size_of_the_errors() -> None:
     assert not judge(model, Outputs(port.outputs | {last: wrong["identity-missing"]}), port.x).notes
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", STRANGE)
 def test_strange_bugs_are_detected_and_called_unknown(port: Port, name: str) -> None:
     layer = port.names[1]
@@ -81,6 +86,7 @@ def test_strange_bugs_are_detected_and_called_unknown(port: Port, name: str) -> 
     assert names[0] == "unknown", f"{name} was called {names}"
 
 
+@pytest.mark.few(2)
 def test_two_bugs_at_once_are_both_reported(port: Port) -> None:
     layer = port.names[1]
     library = {hypothesis.name: hypothesis for hypothesis in LIBRARY}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -42,16 +43,17 @@ def matrix_of(model: Model) -> MutationMatrix:
     return mutation_matrix(model, golden_inputs(model.arch))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", [*SMALL, *DEEPER])
 @pytest.mark.parametrize("statistics", [INFERENCE, TRAINING], ids=["inference", "training"])
 def test_chosen_weights_hide_no_known_bug(
-    name: str, statistics: Statistics, capsys: pytest.CaptureFixture[str]
+    name: str, statistics: Statistics, record_property: Callable[[str, object], None]
 ) -> None:
     arch = (SMALL | DEEPER)[name]
     model = distinguishing_model(arch, statistics=statistics)
     matrix = matrix_of(model)
-    with capsys.disabled():
-        print(f"\n{name}: {matrix.killed} of {matrix.counted} planted bugs noticed")
+    noticed = f"{matrix.killed} of {matrix.counted}"
+    record_property(f"planted bugs noticed by golden vectors, {name}", noticed)
     assert matrix.survivors == ()
     assert matrix.score == 1.0
     assert weak_statistics(model) == []
@@ -85,6 +87,7 @@ def weakened(arch: Architecture, **fields: float) -> Model:
     return replace(model, params=params)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("fields", "bug"),
     [

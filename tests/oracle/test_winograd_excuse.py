@@ -26,6 +26,7 @@ def port() -> Port:
     return Port(model, distinguishing_inputs(ARCH, height=48, width=40))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "algorithm", ["direct", "winograd2", "winograd4", "winograd6", "winograd7"]
 )
@@ -41,6 +42,7 @@ def _beyond(port: Port, wrong: Array) -> float:
     return compare_block(program, x, wrong.astype(float), PRECISIONS["fp32"], None).report.ratio
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("times", [1.5, 3, 10, 30])
 @pytest.mark.parametrize("kind", ["bias", "scale", "tap"])
 def test_a_bug_some_times_the_direct_bound_is_no_winograd(

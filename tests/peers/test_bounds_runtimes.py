@@ -181,18 +181,17 @@ RUNTIMES: dict[str, tuple[str, Runtime, float]] = {
 @pytest.mark.parametrize("runtime", sorted(RUNTIMES))
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_a_right_runtime_is_within_the_bounds(
-    runtime: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runtime: str, name: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     precision, run, least = RUNTIMES[runtime]
     model = trained(ARCHITECTURES[name], seed=len(name))
     x = np.random.default_rng(1).normal(size=(2, 3, 48, 64)).astype(np.float32)
     outputs = run(model, x, tmp_path)
     used = judge(model, x, outputs, precision)
-    with capsys.disabled():
-        print(
-            f"\n{runtime} on {name}: {used.certified:.1%} of the certified bound at {used.layer}, "
-            f"{used.likely:.1%} of the likely one"
-        )
+    record_property(
+        f"bound used by {runtime} on {name}",
+        f"{used.certified:.1%} of certified at {used.layer}, {used.likely:.1%} of likely",
+    )
     assert used.certified >= least, "the bound is too loose to be of use"
     assert used.likely <= 1
 
@@ -221,7 +220,7 @@ def _ncnn_layers() -> Iterator[tuple[int, int]]:
 @pytest.mark.parametrize(("channels", "size"), list(_ncnn_layers()))
 @pytest.mark.parametrize("winograd", [False, True])
 def test_ncnn_is_within_the_bounds_of_its_algorithm(
-    channels: int, size: int, winograd: bool, capsys: pytest.CaptureFixture[str]
+    channels: int, size: int, winograd: bool, record_property: Callable[[str, object], None]
 ) -> None:
     """A convolution with ReLU, by Winograd's algorithm and without, as ncnn computes it."""
     ncnn = pytest.importorskip("ncnn")
@@ -237,8 +236,7 @@ def test_ncnn_is_within_the_bounds_of_its_algorithm(
     for algorithm in algorithms:
         bound = block_bound(program, x, y, PRECISIONS["fp32"], algorithm=algorithm)
         shares[algorithm] = float((np.abs(y_hat - y) / bound.certified).max())
-    with capsys.disabled():
-        print(f"\nncnn, winograd={winograd}, {channels} channels: {shares}")
+    record_property(f"bound used by ncnn, winograd={winograd}, {channels} channels", shares)
     assert shares["winograd6" if winograd else "direct"] <= 1
 
 

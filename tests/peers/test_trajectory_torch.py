@@ -11,7 +11,8 @@ import pytest
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.architectures import Architecture, architecture
 from repvgg_ref.models.network import Model, build, fuse
-from repvgg_ref.train.sgd import Factors, decay_kernels, official_first, sgd_step
+from repvgg_ref.train.decay import decay_kernels, official_first
+from repvgg_ref.train.sgd import Factors, sgd_step
 from tests.models.small import SMALL, batch, distinct_model
 
 torch = pytest.importorskip("torch")

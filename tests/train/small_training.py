@@ -71,11 +71,6 @@ def small_data(
     return Data(
         loader(training, recipe.batch // recipe.accumulate, True),
         loader(test, 6, False),
-        images,
-        12,
-        training.classes,
-        3,
-        training.standardise,
     )
 
 

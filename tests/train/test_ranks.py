@@ -47,6 +47,7 @@ def assert_close(got: Any, want: Array, what: str) -> None:
     assert error <= 1e-11 * float(np.max(np.abs(want))) + 1e-14, (what, error)
 
 
+@pytest.mark.few
 @every_network
 @pytest.mark.parametrize("backend", ["reference", "numpy"])
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -82,6 +83,7 @@ def test_without_synchronisation_the_gradients_differ(arch: Architecture) -> Non
     assert np.max(np.abs(sum(halves) / 2 - whole)) > 1e-4 * np.max(np.abs(whole))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("custom_l2", [False, True])
 def test_a_whole_training_on_ranks_is_that_of_one(

@@ -137,6 +137,31 @@ def test_parts_of_a_batch_are_averaged_and_each_has_its_own_statistics(tmp_path:
             assert np.max(np.abs(after[name] - model.state_dict()[name])) <= 1e-14, name
 
 
+def test_batch_norms_constants_are_the_models_own(tmp_path: Path) -> None:
+    """YOLOv6's are eps 1e-3 and momentum 0.03; no recipe says so, the model does."""
+    job = small_job(tmp_path)
+    like = replace(job.start, eps=1e-3, momentum=0.03)
+    updater = Updater(
+        like,
+        job.settings.recipe,
+        job.data.training.source.standardise,
+        ops=job.ops,
+        comm=job.comm,
+        seed=0,
+        dtype="float64",
+    )
+    part = first_batch(job)
+    done = updater.step(updater.start(like.params), [part], lr=0.1, epoch=0)
+    after = updater.model(done.state)
+    assert (after.eps, after.momentum) == (1e-3, 0.03)
+    want = like.loss_and_grads(
+        updater.inputs(part), part.labels, label_smoothing=0.1, backend="reference"
+    ).stats
+    state = after.state_dict()
+    for name, statistic in want.items():
+        assert np.max(np.abs(state[name] - statistic)) <= 1e-14, name
+
+
 def test_averages_follow_the_weights_and_statistics(tmp_path: Path) -> None:
     job = small_job(tmp_path, recipe=changed(ema=0.75))
     state = job.updater.start(job.start.params)
@@ -193,7 +218,7 @@ def scaling(job: Job, planted: float = 1.0) -> Updater:
     return Updater(
         job.start,
         job.settings.recipe,
-        job.data.standardise,
+        job.data.training.source.standardise,
         ops=ops,
         comm=job.comm,
         seed=0,

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.convolution.winograd import POINTS as OUR_POINTS
-from repvgg_ref.cpu.convolution.winograd import POINTS_OF_STRIDE_2
-from repvgg_ref.exact.cook_toom import MinimalFilter, Point, cook_toom, every_other_output
+from repvgg_ref.exact.cook_toom import MinimalFilter, cook_toom, every_other_output
+from repvgg_ref.exact.points import POINTS as OUR_POINTS
+from repvgg_ref.exact.points import POINTS_OF_STRIDE_2, Point
 
 # Interpolation points of F(m, 3) in use. The rational ones are Lavin & Gray's and NNPACK's, and
 # this library's own; ncnn's F(4, 3) takes square roots of 1/2 and 2. The bound is the largest.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import scipy  # its parts are loaded when they are first used: a second of start-up
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.block import Branch
@@ -300,7 +300,7 @@ def channels_permuted(site: Site) -> Iterator[Variant]:
     distance = (theirs**2).sum(1)[:, None] + (ours**2).sum(1) - 2 * theirs @ ours.T
     order = np.argmin(distance, axis=1)
     if len(np.unique(order)) < len(order):  # channels that are always off look alike
-        order = linear_sum_assignment(distance)[1]
+        order = scipy.optimize.linear_sum_assignment(distance)[1]
     if (order != np.arange(len(order))).any():
         yield Variant(replace(site.program, output_map=lambda out: out[:, order]))
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts are loaded when they are first used: a second of start-up
 
 from repvgg_ref.arrays import Array
 
@@ -81,7 +81,7 @@ def regress(residual: Array, direction: Array, scale: Array) -> Fit | None:
     agree = np.einsum("nop,nop->o", r - d, r - d) < _VOTE**2 * power
     chance = min(
         _two_sided(coefficient / error, freedom),
-        float(stats.binom.sf(agree.sum() - 1, (power > 0).sum(), _CHANCE)),
+        float(scipy.stats.binom.sf(agree.sum() - 1, (power > 0).sum(), _CHANCE)),
     )
     return Fit(
         coefficient,
@@ -93,7 +93,7 @@ def regress(residual: Array, direction: Array, scale: Array) -> Fit | None:
 
 
 def _two_sided(t: float, freedom: float) -> float:
-    return float(2 * stats.t.sf(abs(t), freedom))
+    return float(2 * scipy.stats.t.sf(abs(t), freedom))
 
 
 def posterior(remaining: list[float], outputs: int) -> list[float]:

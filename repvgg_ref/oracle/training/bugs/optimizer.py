@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from repvgg_ref.oracle.training.bugs.base import TrainingBug, Wrong, training_bug
-from repvgg_ref.oracle.training.recipe import DECAY_RULES
 from repvgg_ref.oracle.training.run import Arrays, Setup, Update, plain_update, with_steps
+from repvgg_ref.train.decay import DECAY_RULES
 from repvgg_ref.train.sgd import Factors, SgdStep
 
 LIBRARY: list[TrainingBug] = []

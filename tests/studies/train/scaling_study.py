@@ -1,4 +1,4 @@
-"""How much faster N ranks train than one: ``python -m tests.train.scaling_study``.
+"""How much faster N ranks train than one: ``python -m tests.studies.train.scaling_study``.
 
 One thread a rank, the same global batch, rounds interleaved. A step's time is the first decile of
 its wall time, which other work on the machine disturbs least. Writes ``results/scaling.json``.

@@ -2,7 +2,7 @@
 
 Run from the repository root, in an environment with ``pip install atheris numpy``::
 
-    python -m tests.fuzz.fuzz_readers CORPUS_FOLDER -runs=1000000 -max_len=4096 -timeout=10
+    python -m tests.studies.fuzz.fuzz_readers CORPUS_FOLDER -runs=1000000 -max_len=4096 -timeout=10
 
 The first byte of an input picks a wrapping: none, or one that puts the rest where a mutation of
 a whole file would seldom get past the checksums and lengths. The corpus folder is kept between

@@ -1,7 +1,7 @@
-"""Make everything in this folder: ``python -m repvgg_ref.data.make_digits``.
+"""Make the bundled digits, their model and pictures: ``python -m tests.studies.make_digits``.
 
 The data are copied out of scikit-learn (only if ``digits.npz`` is absent); the model is trained
-with this project's own backward pass. A script for maintainers: it reports to the terminal.
+with this project's own backward pass. Run once, by hand; what it wrote is committed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from repvgg_ref.data import digits
 from repvgg_ref.data.digits import Digits
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.models.network import Model, build, fuse
-from repvgg_ref.train.sgd import decay_kernels, sgd_step
+from repvgg_ref.train.decay import decay_kernels
+from repvgg_ref.train.sgd import sgd_step
 
 SEED = 0
 EPOCHS = 40

@@ -1,6 +1,6 @@
 """All figures that the speed promises need, in one go: JSON, pictures, and a README made of them.
 
-    python -m tests.bench.figures [--rounds 7] [--only A0-b16 ...] [--readme]
+    python -m tests.studies.bench.figures [--rounds 7] [--only A0-b16 ...] [--readme]
 
 Takes some ten minutes on two quiet cores; whatever else runs makes the figures worth less, and
 each document says how busy the machine was. `--readme` only writes the README again from the
@@ -69,7 +69,7 @@ def run(name: str, rounds: int) -> None:
     print(f"{name} ...", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "repvgg_ref_cli", "bench", *JOBS[name]]
     files = ["--out", str(_json(name)), "--picture", str(_json(name).with_suffix(".svg"))]
-    root = FOLDER.parents[2]
+    root = FOLDER.parents[3]
     env = environment(1)
     for variable in [key for key in env if key.endswith("_NUM_THREADS")]:
         del env[variable]  # all processors, whatever the shell of the tests says
@@ -82,7 +82,10 @@ def readme(found: dict[str, Any]) -> Iterator[str]:
     """The page, line by line."""
     yield "# Benchmark figures"
     yield ""
-    yield "Made by `python -m tests.bench.figures`; do not edit. Every document holds all rounds."
+    yield (
+        "Made by `python -m tests.studies.bench.figures`; do not edit. "
+        "Every document holds all rounds."
+    )
     yield ""
     if not found:
         return

@@ -1,4 +1,4 @@
-"""Kill -9 at thirty random moments: ``python -m tests.train.kill_study``.
+"""Kill -9 at thirty random moments: ``python -m tests.studies.train.kill_study``.
 
 Writes ``results/kills.json`` beside this file. Every resume must end with the bits of the training
 that was never killed.

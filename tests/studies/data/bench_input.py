@@ -1,6 +1,6 @@
 """How fast pictures reach a step: decoding alone, with its transform, and through the loader.
 
-    python -m tests.data.bench_input [--images 256] [--rounds 5] [--json OUT]
+    python -m tests.studies.data.bench_input [--images 256] [--rounds 5] [--json OUT]
 
 The pictures are generated, 500 x 375 and some 90 KB, nearly as large as ImageNet's are on average.
 The three ways take turns, so a busy machine slows all of them; rates are medians of the rounds.

@@ -1,10 +1,10 @@
 """Is a correct port ever accused? Many networks, many seeds, every runtime at every precision.
 
-    python tests/peers/false_alarm_study.py --seeds 20
-    python tests/peers/false_alarm_study.py --seeds 20 --models RepVGG-D2se --share 2
+    python tests/studies/peers/false_alarm_study.py --seeds 20
+    python tests/studies/peers/false_alarm_study.py --seeds 20 --models RepVGG-D2se --share 2
 
-Prints a table and writes one JSON file a network to ``tests/peers/results``. With `--share` each
-seed tries that many of the candidates, in rotation, so that large networks take their turns too.
+Prints a table and writes one JSON file a network to ``results`` beside this file. With `--share`
+each seed tries that many of the candidates, in rotation, so that large networks take their turns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
+sys.path.insert(0, str(Path(__file__).parents[3]))  # run as a script, from anywhere
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.network import Model

@@ -1,6 +1,6 @@
 """How long does `verify` take on RepVGG-A0 as an ONNX file, and how much memory?
 
-    python tests/peers/verify_speed.py
+    python tests/studies/peers/verify_speed.py
 
 The promise: under 10 s on 2 cores and under 1 GB, diagnosis included, right or wrong. Each case is
 a process of its own. CPU seconds tell more than wall-clock seconds on a busy machine.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from anywhere
+sys.path.insert(0, str(Path(__file__).parents[3]))  # run as a script, from anywhere
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.onnx import write_onnx

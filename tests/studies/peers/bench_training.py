@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-any-return"
 """A training step of ours and of torch, side by side: time, memory, and where our time goes.
 
-    python -m tests.peers.bench_training [--model RepVGG-A0] [--batch 16] [--size 224]
+    python -m tests.studies.peers.bench_training [--model RepVGG-A0] [--batch 16] [--size 224]
                                          [--threads 2] [--rounds 7] [--no-torch]
 
 Each contender is a process of its own that holds the same weights and images and does one step
@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 Step = Callable[[], object]
 
 
@@ -76,7 +76,10 @@ class _Worker:
         ]
         threads = str(asked.threads)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.peers.bench_training", f"--worker={who}", *numbers],
+            [
+                *(sys.executable, "-m", "tests.studies.peers.bench_training"),
+                *(f"--worker={who}", *numbers),
+            ],
             env=os.environ | {"REPVGG_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
