@@ -25,8 +25,9 @@ from repvgg_ref.blocks.catalogue import (
     identity_bn,
 )
 from repvgg_ref.blocks.constructors import Bias, Concat, Scale, Slice
-from repvgg_ref.blocks.linear import Chain, Conv, Identity, Linear, Norm, Sum
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.recognise import ROLES, BranchPasses
+from repvgg_ref.blocks.run import Linear
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import BackendError
 from repvgg_ref.ops import REFERENCE, BranchArrays, Ops
@@ -264,6 +265,7 @@ def test_what_the_kernels_know_is_theirs(spec: BlockSpec, device: UnderTest) -> 
     assert assert_same_block(spec, ops, training=False).passes is None
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("spec", STRANGERS, indirect=True)
 def test_what_they_do_not_know_is_composed(
@@ -274,6 +276,7 @@ def test_what_they_do_not_know_is_composed(
     assert assert_same_block(spec, ops, training=training).passes is None
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("math", ["bf16", "fp16"])
 @pytest.mark.parametrize("spec", STRANGERS, indirect=True)
 def test_composed_blocks_are_stored_in_sixteen_bits(

@@ -86,7 +86,7 @@ def small(name: str) -> tuple[Model, Array, Array]:
     """In train form and float64."""
     network, rng = NETWORKS[name], np.random.default_rng(2)
     x = rng.normal(size=(3, network.in_channels, 20, 24))
-    return distinct_model(network), x, rng.integers(0, network.num_classes, 3)  # type: ignore[arg-type]
+    return distinct_model(network), x, rng.integers(0, network.num_classes, 3)
 
 
 def step(ops: Ops, name: str, dtype: Any) -> StepResult:
@@ -112,6 +112,7 @@ def assert_close(got: Array, wanted: Array, tolerance: float, what: str) -> None
     assert error <= tolerance * max(np.abs(wanted).max(), 1e-300), f"{what}: off by {error}"
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_evaluation_is_the_references(name: str, form: str, device: UnderTest) -> None:
@@ -133,6 +134,7 @@ def test_a_plain_chain_has_its_fused_way(device: UnderTest) -> None:
     assert isinstance(model._at(ops).fast(model.arch, model.params, np.float32), Chain)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_training_step_is_the_references(name: str, device: UnderTest) -> None:
     wanted = step(REFERENCE, name, np.float64)
@@ -145,6 +147,7 @@ def test_a_training_step_is_the_references(name: str, device: UnderTest) -> None
             assert_close(to_numpy(ours[key]), array, 1e-9, key)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("math", DTYPES)
 @pytest.mark.parametrize("name", ["resnet", "vgg"])
 def test_every_arithmetic_and_no_moment_of_waiting(name: str, math: str, device: UnderTest) -> None:

@@ -169,6 +169,7 @@ def test_operators_of_images(operator: str, case: ImageCase, device: UnderTest) 
 POOLS = [(1, 1, 0), (2, 2, 0), (2, 2, 1), (3, 2, 1), (3, 1, 1), (2, 3, 0)]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("kernel", "stride", "padding"), POOLS)
 @pytest.mark.parametrize("dtype", DTYPES.values())
 def test_max_pooling(kernel: int, stride: int, padding: int, dtype: str, device: UnderTest) -> None:
