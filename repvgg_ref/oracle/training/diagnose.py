@@ -177,7 +177,7 @@ class TrainingCase:
 
     def _suspects(self) -> list[str]:
         """Layers where a bug of one layer could sit: where it shows first, and its neighbours."""
-        layers = [spec.name for spec in self.setup.arch.blocks]
+        layers = [spec.name for spec in self.setup.network.blocks]
         official = {self.setup.names[n]: n for n in self.setup.names}
         for name in self.bad:
             kind, _, rest = name.partition("/")

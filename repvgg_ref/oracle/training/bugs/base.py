@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from repvgg_ref.models.graph import Graph, Node
 from repvgg_ref.oracle.training.run import Setup
 
 
@@ -63,3 +64,20 @@ def training_bug(
 def with_ops(setup: Setup, **changes: Any) -> Setup:
     """The setup with some operators exchanged."""
     return replace(setup, ops=replace(setup.ops, **changes))
+
+
+def with_result(setup: Setup, operator: str, change: Callable[..., Any]) -> Setup:
+    """The setup with `change` of what an operator gives; it gets the operator's arguments too."""
+    right = getattr(setup.ops, operator)
+
+    def changed(*args: Any, **how: Any) -> Any:
+        return change(right(*args, **how), *args, **how)
+
+    return with_ops(setup, **{operator: changed})
+
+
+def with_nodes(setup: Setup, change: Callable[[Node], Node | None]) -> Setup:
+    """The setup with every node of the network changed; None leaves it out."""
+    changed = (change(node) for node in setup.network.nodes)
+    nodes = tuple(node for node in changed if node is not None)
+    return replace(setup, network=Graph(setup.network.name, nodes))
