@@ -169,10 +169,5 @@ def _recorded(setup: Setup, step: Step, grads: Arrays, stats: Arrays) -> Arrays:
     }
 
 
-def with_steps(setup: Setup, lrs: tuple[float, ...]) -> Setup:
-    """The same with other learning rates, one a step."""
-    return replace(setup, recipe=replace(setup.recipe, lrs=lrs))
-
-
 def _widened(array: Array) -> Array:
     return np.asarray(array, np.float64) if array.dtype.kind == "f" else np.asarray(array)

@@ -11,7 +11,6 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.form import Pair
 from repvgg_ref.ops.batch_norm import BatchNormGrads
 from repvgg_ref.oracle.training.bugs.base import (
-    TrainingBug,
     Wrong,
     training_bug,
     with_ops,
@@ -28,9 +27,6 @@ from repvgg_ref.oracle.training.bugs.wrong_block import (
     with_sum,
 )
 from repvgg_ref.oracle.training.run import Setup
-
-LIBRARY: list[TrainingBug] = []
-
 
 # ------------------------------------------------------------------ batch norm
 
@@ -54,7 +50,6 @@ def _through_var(grad_y: Array, cache: Any) -> Array:
 
 
 @training_bug(
-    LIBRARY,
     "bn-backward-constant-statistics",
     says="batch norm's backward pass holds the batch's mean and variance constant",
     advice="grad_x = gamma * inv_std * (grad_y - mean(grad_y) - x_hat * mean(grad_y * x_hat))",
@@ -72,7 +67,6 @@ def _bn_backward_constant_statistics(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "bn-backward-without-mean-term",
     says="batch norm's backward pass leaves out the gradient through the batch's mean",
     advice="subtract mean(grad_y) over N, H, W",
@@ -83,7 +77,6 @@ def _bn_backward_without_mean_term(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "bn-backward-without-variance-term",
     says="batch norm's backward pass leaves out the gradient through the batch's variance",
     advice="subtract x_hat * mean(grad_y * x_hat)",
@@ -94,7 +87,6 @@ def _bn_backward_without_variance_term(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "bn-backward-without-scale",
     says="batch norm's input gradient is not multiplied by {detail}",
     advice="the input gradient carries the factor gamma / sqrt(var + eps)",
@@ -112,7 +104,6 @@ def _bn_backward_without_scale(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "gamma-beta-gradients-swapped",
     says="the gradients of gamma and beta are exchanged",
     advice="grad_gamma = sum(grad_y * x_hat), grad_beta = sum(grad_y)",
@@ -123,7 +114,6 @@ def _gamma_beta_gradients_swapped(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "gamma-gradient-of-unnormalised-input",
     says="gamma's gradient uses {detail} where the normalised input belongs",
     advice="grad_gamma = sum(grad_y * x_hat), x_hat = (x - mean) / sqrt(var + eps)",
@@ -143,7 +133,6 @@ def _gamma_gradient_of_unnormalised_input(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "bn-parameter-gradients-averaged",
     says="gamma's and beta's gradients are means over the pixels instead of sums",
     advice="sum over N, H and W",
@@ -161,7 +150,6 @@ def _bn_parameter_gradients_averaged(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "identity-gradient-missing",
     says="the identity branch sends no gradient to the block's input",
     advice="add the identity branch's input gradient to those of the other branches",
@@ -173,7 +161,6 @@ def _identity_gradient_missing(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "branch-1x1-gradient-missing",
     says="the 1x1 branch sends no gradient to the block's input",
     advice="add the 1x1 branch's input gradient to those of the other branches",
@@ -185,7 +172,6 @@ def _branch_1x1_gradient_missing(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "branch-gradient-missing",
     says="{detail} sends no gradient to the block's input",
     advice="add the input gradients of all branches",
@@ -197,7 +183,6 @@ def _branch_gradient_missing(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "branch-not-trained",
     says="the arrays of {detail} get no gradient (all are zero)",
     advice="check that the branch is part of the graph and that its parameters are registered",
@@ -209,7 +194,6 @@ def _branch_not_trained(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "branch-gradient-divided",
     says="the gradient is divided among the branches instead of handed to each",
     advice="a sum hands the same gradient to every term",
@@ -233,7 +217,6 @@ def _branches(setup: Setup, chosen: Callable[[set[Pair]], bool] = lambda of: Tru
 
 
 @training_bug(
-    LIBRARY,
     "relu-mask-wrong",
     says="the ReLU's gradient is wrong: {detail}",
     advice="the gradient passes where the ReLU's *input*, the sum of the branches, is positive",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,14 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.models.graph import Node
 from repvgg_ref.ops.batch_norm import RunningStats
 from repvgg_ref.oracle.training.bugs.base import (
-    TrainingBug,
     Wrong,
     training_bug,
     with_nodes,
     with_ops,
+    with_recipe,
     with_result,
 )
 from repvgg_ref.oracle.training.run import Setup
-
-LIBRARY: list[TrainingBug] = []
-
 
 # ------------------------------------------------------------------------ loss
 
@@ -38,7 +36,6 @@ def _loss(setup: Setup, *, loss: float = 1.0, grad: float = 1.0) -> Setup:
 
 
 @training_bug(
-    LIBRARY,
     "loss-summed",
     says="the loss is the sum over the batch instead of the mean",
     advice="divide the loss by N (reduction='mean')",
@@ -49,7 +46,6 @@ def _loss_summed(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "loss-gradient-not-averaged",
     says="the loss is a mean, but its gradient misses the factor 1/N",
     advice="grad_logits = (softmax - target) / N",
@@ -59,7 +55,6 @@ def _loss_gradient_not_averaged(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "loss-gradient-averaged-twice",
     says="the gradient of the loss is divided by N twice",
     advice="grad_logits = (softmax - target) / N, once",
@@ -69,7 +64,6 @@ def _loss_gradient_averaged_twice(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "label-smoothing",
     says="label smoothing is wrong: {detail}",
     advice="target = (1 - s) * one_hot + s / classes, with the recipe's s",
@@ -81,11 +75,10 @@ def _label_smoothing(setup: Setup) -> Iterator[Wrong]:
         others["s is spread over the other classes only"] = s * classes / (classes - 1)
     for detail, value in others.items():
         if value != s and value <= 1:
-            yield Wrong(replace(setup, recipe=replace(setup.recipe, label_smoothing=value)), detail)
+            yield Wrong(with_recipe(setup, label_smoothing=value), detail)
 
 
 @training_bug(
-    LIBRARY,
     "softmax-twice",
     says="the loss takes the softmax of what is a softmax already",
     advice="hand logits to the cross-entropy, not probabilities",
@@ -111,7 +104,6 @@ def _softmax_twice(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "labels-shifted",
     says="the labels are off by {parameter:+.0f}",
     advice="classes count from 0",
@@ -124,32 +116,27 @@ def _labels_shifted(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "aux-heads",
     says="the auxiliary heads are wrong: {detail}",
     advice="loss = CE(main) + 0.1 * sum of CE(aux), their gradients included",
 )
 def _aux_heads(setup: Setup) -> Iterator[Wrong]:
-    def weighing(weight: float) -> Callable[[Node], Node]:
-        return lambda node: replace(
-            node,
-            loss_weight=weight if node.training_only and node.loss_weight else node.loss_weight,
-        )
+    def weighing(node: Node, weight: float) -> Node:
+        aux = node.training_only and node.loss_weight
+        return replace(node, loss_weight=weight) if aux else node
 
     if any(node.training_only for node in setup.network.nodes):
         without = with_nodes(setup, lambda node: None if node.training_only else node)
         yield Wrong(without, "their losses are left out")
         for weight in (1.0, 0.3, 0.4):
-            yield Wrong(
-                with_nodes(setup, weighing(weight)), f"they weigh {weight:g} instead of 0.1"
-            )
+            others = with_nodes(setup, partial(weighing, weight=weight))
+            yield Wrong(others, f"they weigh {weight:g} instead of 0.1")
 
 
 # ------------------------------------------------------------- batch norm, forward
 
 
 @training_bug(
-    LIBRARY,
     "bn-evaluation-mode",
     says="batch norm uses its running statistics while training",
     advice="call model.train() before the step",
@@ -160,7 +147,6 @@ def _bn_evaluation_mode(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "bn-normalises-by-unbiased-variance",
     says="batch norm normalises by the unbiased variance, n / (n - 1) times the biased one",
     advice="normalise by the biased variance; the unbiased one goes into running_var only",
@@ -187,7 +173,6 @@ def _bn_normalises_by_unbiased_variance(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "bn-eps",
     says="batch norm adds eps = {parameter:g} in training, the reference another",
     advice="set eps of every batch norm to the reference's (official code: 1e-5)",
@@ -215,7 +200,6 @@ def _averaging(setup: Setup, change: Callable[[Array, Array, int], tuple[Array, 
 
 
 @training_bug(
-    LIBRARY,
     "running-var-biased",
     says="the biased variance goes into running_var",
     advice="running_var takes var * n / (n - 1)",
@@ -225,7 +209,6 @@ def _running_var_biased(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "running-mean-scaled",
     says="the running mean is scaled by the variance's factor n / (n - 1)",
     advice="the factor belongs to the variance only",
@@ -235,7 +218,6 @@ def _running_mean_scaled(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "running-var-is-deviation",
     says="running_var holds a standard deviation",
     advice="average variances, not their roots",
@@ -248,7 +230,6 @@ def _running_var_is_deviation(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "running-momentum-reversed",
     says="old and new weights of the running averages are exchanged",
     advice="new = (1 - momentum) * old + momentum * batch; ONNX and Keras write it the other way",
@@ -259,7 +240,6 @@ def _running_momentum_reversed(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "running-momentum-value",
     says="the running averages take {parameter:g} of each batch, the reference's another share",
     advice="set the batch norms' momentum to the reference's (torch and the official code: 0.1)",
@@ -271,7 +251,6 @@ def _running_momentum_value(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "running-statistics-frozen",
     says="the running statistics are not updated",
     advice="apply the update of the batch norms' running averages after the forward pass",
@@ -284,13 +263,12 @@ def _running_statistics_frozen(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "running-statistics-twice",
     says="the running statistics are updated twice a step",
     advice="one forward pass in training mode a step: an extra one moves the averages again",
 )
 def _running_statistics_twice(setup: Setup) -> Iterator[Wrong]:
-    right = setup.ops.update_running_stats
+    right: Callable[..., RunningStats] = setup.ops.update_running_stats
     twice = with_result(
         setup,
         "update_running_stats",

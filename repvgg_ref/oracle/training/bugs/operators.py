@@ -9,14 +9,11 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.ops.conv2d import Conv2dGrads
-from repvgg_ref.oracle.training.bugs.base import TrainingBug, Wrong, training_bug, with_result
+from repvgg_ref.oracle.training.bugs.base import Wrong, training_bug, with_result
 from repvgg_ref.oracle.training.run import Setup
-
-LIBRARY: list[TrainingBug] = []
 
 
 @training_bug(
-    LIBRARY,
     "conv-input-gradient-unflipped",
     says="the convolution's input gradient correlates with the kernel instead of its mirror image",
     advice="the input gradient is a convolution with the kernel flipped in both directions",
@@ -33,7 +30,6 @@ def _conv_input_gradient_unflipped(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "conv-weight-gradient-layout",
     says="the convolution's weight gradient is {detail}",
     advice="keep (O, I, kH, kW) and the kernel's own orientation",
@@ -48,7 +44,6 @@ def _conv_weight_gradient_layout(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "conv-weight-gradient-averaged",
     says="the convolution's weight gradient is a mean over {detail} instead of a sum",
     advice="sum over the images and the output pixels; the loss has divided by N already",
@@ -74,7 +69,6 @@ def _weight_gradient(setup: Setup, change: Callable[[Array, Array], Array]) -> S
 
 
 @training_bug(
-    LIBRARY,
     "pool-gradient-not-divided",
     says="the global pool's gradient is not divided by the number of pixels",
     advice="every pixel gets grad / (H W)",
@@ -89,7 +83,6 @@ def _pool_gradient_not_divided(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "linear-bias-gradient-averaged",
     says="the linear layer's bias gradient is a mean over the batch instead of a sum",
     advice="sum over N: the loss has divided already",
@@ -104,7 +97,6 @@ def _linear_bias_gradient_averaged(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "se-gate-gradient-missing",
     says="squeeze-and-excitation: {detail}",
     advice="grad_x = gate * grad_y plus the gradient that went through pool, both layers and gate",
