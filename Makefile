@@ -38,9 +38,9 @@ fuzz:
 
 # Every known bug in every layer: seen, and named right? Then the same from logits alone.
 matrix:
-	$(PYTHON) -m tests.oracle.matrix_study --model A0 --out tests/oracle/results/diagnosis-A0.json
-	$(PYTHON) -m tests.oracle.matrix_study --model plain grouped se-before-relu plus --size 36 \
-		--logits 150 --out tests/oracle/results/logits-only.json
+	$(PYTHON) -m tests.studies.oracle.matrix_study --model A0 --out tests/studies/oracle/results/diagnosis-A0.json
+	$(PYTHON) -m tests.studies.oracle.matrix_study --model plain grouped se-before-relu plus --size 36 \
+		--logits 150 --out tests/studies/oracle/results/logits-only.json
 
 # Every figure of the CPU engine beside its peers, about eleven minutes on a quiet machine: JSON,
 # pictures and a page in tests/studies/bench/results.

@@ -6,6 +6,8 @@ Marks say what a push may leave out, and the closing section says how much it le
   many as it takes for every value of every parameter to occur. Cases for a GPU always stay.
 - ``slow``: takes long and proves little that a cheaper test does not; runs only with the others.
 
+Hypothesis draws fewer examples, too. A test that is named (``file.py::test``) runs all its cases.
+
 ``--not-yet-passed`` runs what no earlier run in this clone has passed: CI runs the README's test
 command first, then installs the peers and runs the rest. All of it works in one process and, with
 ``-n auto``, in one for each core. What a test counts, it tells by `record_property`.
@@ -66,10 +68,11 @@ class _Selection:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        asked = self._config.getoption
-        chosen = items if asked("--every-case") or self._are_named() else self._few(items)
-        if asked("--not-yet-passed"):
-            chosen = [item for item in chosen if item.nodeid not in self._passed]
+        every = self._config.getoption("--every-case")
+        chosen = items if every or self._are_named() else self._few(items)
+        if self._config.getoption("--not-yet-passed"):
+            settled = self._passed.difference(i.nodeid for i in items if every and _is_drawn(i))
+            chosen = [item for item in chosen if item.nodeid not in settled]
         kept = set(chosen)
         self._config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = chosen
@@ -105,7 +108,8 @@ class _Selection:
 
     def pytest_sessionfinish(self) -> None:
         if self._is_worker:
-            getattr(self._config, "workeroutput")[_LEFT_OUT] = self._left_out  # noqa: B009 - xdist's
+            config: Any = self._config  # with what xdist adds
+            config.workeroutput[_LEFT_OUT] = self._left_out
         elif self._cache is not None:
             self._cache.set(_PASSED, sorted(self._passed))
 
@@ -174,6 +178,11 @@ def _values(item: pytest.Item) -> set[tuple[str, int]]:
     """The case's parameters, values told apart by identity: each stands in one list."""
     callspec = getattr(item, "callspec", None)
     return {(name, id(value)) for name, value in callspec.params.items()} if callspec else set()
+
+
+def _is_drawn(item: pytest.Item) -> bool:
+    """Whether Hypothesis draws its examples: of them, too, a push has fewer."""
+    return getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
 
 
 def _function(item: pytest.Item) -> str:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 FAMILIES = """
 import numpy
 import pytest
+from hypothesis import given, strategies as st
 
 @pytest.mark.few
 @pytest.mark.parametrize("a", "abcd")
@@ -30,7 +31,8 @@ def test_line(n, record_property):
 def test_slow(record_property):
     record_property("slow", "ran")
 
-def test_other():
+@given(st.integers())
+def test_drawn(number):
     pass
 """
 
@@ -72,7 +74,7 @@ def test_every_case_runs_all_and_what_passed_is_not_run_again(folder: Path) -> N
     counted, printed = run(folder, "-n", "2", "--every-case", "--not-yet-passed")
     assert len(counted) == 22 - 7
     assert "few of many" not in printed
-    assert "15 passed" in printed.splitlines()[-1]
+    assert "16 passed" in printed.splitlines()[-1], "and those whose examples are drawn"
 
 
 def test_a_case_that_is_named_runs(folder: Path) -> None:

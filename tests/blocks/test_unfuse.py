@@ -15,6 +15,7 @@ from repvgg_ref.blocks.unfuse import branches_from_fused, what_is_lost
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.architectures import Architecture, architecture
 from repvgg_ref.models.cost import cost
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.parameters import initial_params, param_shapes
 from tests.blocks.exact_blocks import fused_exactly
 from tests.ops.exact import assert_exact, rationals
@@ -32,7 +33,7 @@ def kernel_shape(spec: BlockSpec) -> tuple[int, ...]:
     return (spec.out_channels, spec.in_channels // spec.groups, 3, 3)
 
 
-def only(spec: BlockSpec) -> Architecture:
+def only(spec: BlockSpec) -> Network:
     return Architecture("custom", (spec,), num_classes=2)
 
 

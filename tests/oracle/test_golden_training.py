@@ -12,7 +12,8 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
-from repvgg_ref.models.architectures import Architecture, plain_architecture
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.golden.write import write_golden
 from repvgg_ref.oracle.programs.distinguishing import TRAINING, distinguishing_model
@@ -47,7 +48,7 @@ FEW = {
 class Case:
     """A model, its right training steps, and dumps of ports."""
 
-    def __init__(self, arch: Architecture, x: Array) -> None:
+    def __init__(self, arch: Network, x: Array) -> None:
         self.model: Model = distinguishing_model(arch, x=x, statistics=TRAINING)
         labels = distinguishing_labels(arch, len(x))
         self.steps: TrainingSteps = training_steps(self.model, x, labels)

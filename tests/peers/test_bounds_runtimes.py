@@ -16,12 +16,14 @@ import pytest
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.onnx import write_onnx
 from repvgg_ref.models.architectures import Architecture, architecture, plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, build, fuse
 from repvgg_ref.oracle.bounds.block import Algorithm, block_bound, head_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS, precision_of
-from repvgg_ref.oracle.programs.layers import block_output, block_program
-from tests.oracle.bounds_cases import deploy_block
-from tests.oracle.test_bounds import reference
+from repvgg_ref.oracle.programs.layers import block_program
+from repvgg_ref.oracle.programs.program import layer_output
+from tests.oracle.bounds.cases import deploy_block
+from tests.oracle.bounds.test_block import reference
 
 torch: Any = pytest.importorskip("torch")
 onnx: Any = pytest.importorskip("onnx")
@@ -52,7 +54,7 @@ class Used(NamedTuple):
     layer: str
 
 
-def trained(arch: Architecture, seed: int) -> Model:
+def trained(arch: Network, seed: int) -> Model:
     """A model whose batch norms have seen something."""
     model = build(arch, seed=seed)
     rng = np.random.default_rng(seed)
@@ -71,7 +73,7 @@ def judge(model: Model, x: Array, outputs: dict[str, Array], precision: str) -> 
     seen = x.astype(np.float64)
     for spec in model.arch.blocks:
         program = block_program(model, spec)
-        y = block_output(program, seen)
+        y = layer_output(program, seen)
         bound = block_bound(program, seen, y, p)
         found.append(_used(spec.name, outputs[spec.name], y, bound))
         seen = outputs[spec.name].astype(np.float64)

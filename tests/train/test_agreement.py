@@ -12,7 +12,8 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.selfcheck import SelfCheckError
 from repvgg_ref.data.source import DataError
-from repvgg_ref.models.architectures import Architecture, plain_architecture
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, build, fuse
 from repvgg_ref.train.agreement import check_agreement
 from repvgg_ref.train.comm import Solo
@@ -24,7 +25,7 @@ every_network = pytest.mark.parametrize("arch", SMALL.values(), ids=SMALL.keys()
 every_backend = pytest.mark.parametrize("backend", ["reference", "numpy"])
 
 
-def both(arch: Architecture, seed: int = 0) -> tuple[Model, Model]:
+def both(arch: Network, seed: int = 0) -> tuple[Model, Model]:
     trained = distinct_model(arch, seed=seed, dtype=np.float32)
     return trained, fuse(trained)
 
@@ -32,7 +33,7 @@ def both(arch: Architecture, seed: int = 0) -> tuple[Model, Model]:
 @every_network
 @every_backend
 def test_both_forms_agree_and_their_logits_stay_within_the_tolerance(
-    arch: Architecture, backend: str
+    arch: Network, backend: str
 ) -> None:
     for seed in range(3):
         trained, fused = both(arch, seed)
@@ -47,7 +48,7 @@ def test_both_forms_agree_and_their_logits_stay_within_the_tolerance(
 
 
 @every_network
-def test_one_kernel_six_millionths_off_is_found_in_its_block(arch: Architecture) -> None:
+def test_one_kernel_six_millionths_off_is_found_in_its_block(arch: Network) -> None:
     trained, fused = both(arch)
     x, _ = batch(arch, dtype=np.float32)
     ops = backend_ops("reference")

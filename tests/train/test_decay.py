@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from repvgg_ref.models.architectures import Architecture, plain_architecture
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import build
 from repvgg_ref.train.custom_l2 import custom_l2
 from repvgg_ref.train.decay import DECAY_RULES, decay_kernels, factors_of, official_first
@@ -32,7 +33,7 @@ def test_the_first_official_trainer_goes_by_words_in_the_name() -> None:
 
 @pytest.mark.parametrize("rule", DECAY_RULES)
 @pytest.mark.parametrize("arch", SMALL.values(), ids=SMALL.keys())
-def test_what_the_custom_l2_decays_does_not_decay_twice(arch: Architecture, rule: str) -> None:
+def test_what_the_custom_l2_decays_does_not_decay_twice(arch: Network, rule: str) -> None:
     """Of every official name: the penalty's own kernels lose their decay, nothing else changes."""
     model = build(arch)
     penalty = custom_l2(arch, model.params, eps=model.eps, weight_decay=0.1)

@@ -11,7 +11,7 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.data import Batch
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.parameters import is_trainable
 from repvgg_ref.train.custom_l2 import custom_l2
 from repvgg_ref.train.flat import Layout
@@ -83,7 +83,7 @@ def test_blends_depend_on_the_seed_alone_and_are_beta_distributed() -> None:
 
 
 @every_network
-def test_the_custom_l2s_gradient_is_that_of_its_penalty(arch: Architecture) -> None:
+def test_the_custom_l2s_gradient_is_that_of_its_penalty(arch: Network) -> None:
     """Finite differences; the scales of the branches are constants, as upstream detaches them."""
     params = distinct_model(arch).params
     settings: dict[str, Any] = {"eps": 1e-5, "weight_decay": 0.3}

@@ -6,7 +6,7 @@ of its yardstick, arrays as clusters: as `oracle.regression` does for a layer's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -82,17 +82,23 @@ class TrainingCase:
 
     def _sweep(self, setup: Setup, layer: str | None) -> list[Trial]:
         """Every bug that can explain what is wrong, on the numbers that tell soonest."""
-        found = []
-        for bug in LIBRARY:
-            impossible = self.first_bad and not bug.first
-            inert = self.first_given and not self.first_bad and bug.first
-            if impossible or inert or (layer is not None and not bug.local):
-                continue
-            for wrong in bug.mutate(setup):
-                trial = self._trial(bug, wrong, layer, first_only=self.first_bad)
-                if trial is not None:
-                    found.append(trial)
-        return found
+        bugs = [
+            bug
+            for bug in LIBRARY
+            if (bug.local or layer is None)
+            and not (self.first_bad and not bug.first)
+            and not (self.first_given and not self.first_bad and bug.first)
+        ]
+        return self._trials(bugs, setup, layer, first_only=self.first_bad)
+
+    def _trials(
+        self, bugs: Iterable[TrainingBug], setup: Setup, layer: str | None, *, first_only: bool
+    ) -> list[Trial]:
+        tried = (
+            self._trial(bug, wrong, layer, first_only=first_only)
+            for bug, wrong in wrong_setups(setup, bugs)
+        )
+        return [trial for trial in tried if trial is not None]
 
     def _trial(
         self,
@@ -177,7 +183,7 @@ class TrainingCase:
 
     def _suspects(self) -> list[str]:
         """Layers where a bug of one layer could sit: where it shows first, and its neighbours."""
-        layers = [spec.name for spec in self.setup.arch.blocks]
+        layers = [spec.name for spec in self.setup.network.blocks]
         official = {self.setup.names[n]: n for n in self.setup.names}
         for name in self.bad:
             kind, _, rest = name.partition("/")
@@ -194,23 +200,13 @@ class TrainingCase:
         if size > _MOST_PARAMETERS_FOR_PAIRS:
             return []
         for first in sorted(trials, key=lambda t: t.fit.remaining)[:2]:
-            seconds = self._sweep_with(first)
+            others = [bug for bug in LIBRARY if bug.name != first.bug.name]
+            seconds = self._trials(others, first.wrong.setup, first.layer, first_only=False)
             best = min(seconds, key=lambda t: t.fit.remaining, default=None)
             if best is not None and best.named:
                 chosen = (self._finding(first, 0.5), self._finding(best, 0.5))
                 return [replace(f, says="two bugs at once, one of them: " + f.says) for f in chosen]
         return []
-
-    def _sweep_with(self, first: Trial) -> list[Trial]:
-        found = []
-        for bug in LIBRARY:
-            if bug.name == first.bug.name:
-                continue
-            for wrong in bug.mutate(first.wrong.setup):
-                trial = self._trial(bug, wrong, first.layer, first_only=False)
-                if trial is not None:
-                    found.append(trial)
-        return found
 
     def _ranked(self, trials: list[Trial]) -> list[Finding]:
         """Likeliest first; those that predict the same numbers are listed as equivalent."""
@@ -295,8 +291,10 @@ def _described(given: Array, exact: Array) -> str:
     return f"{along:.3g} times the right ones plus something {across:.2g} of their size"
 
 
-def wrong_setups(setup: Setup) -> Iterator[tuple[TrainingBug, Wrong]]:
-    """Every bug of the library, planted everywhere it applies."""
-    for bug in LIBRARY:
+def wrong_setups(
+    setup: Setup, bugs: Iterable[TrainingBug] = LIBRARY
+) -> Iterator[tuple[TrainingBug, Wrong]]:
+    """Every bug, planted everywhere it applies."""
+    for bug in bugs:
         for wrong in bug.mutate(setup):
             yield bug, wrong

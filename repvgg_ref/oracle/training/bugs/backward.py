@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.block import BlockCache, BlockGrads, branch_names
-from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.ops import Ops
+from repvgg_ref.blocks.form import Pair
 from repvgg_ref.ops.batch_norm import BatchNormGrads
-from repvgg_ref.oracle.training.bugs.base import TrainingBug, Wrong, training_bug, with_ops
-from repvgg_ref.oracle.training.run import Backward, Setup
-
-LIBRARY: list[TrainingBug] = []
-
+from repvgg_ref.oracle.training.bugs.base import (
+    Wrong,
+    training_bug,
+    with_ops,
+    with_result,
+)
+from repvgg_ref.oracle.training.bugs.wrong_block import (
+    Detached,
+    Divided,
+    Untrained,
+    branches,
+    kernels,
+    with_branch,
+    with_mask,
+    with_sum,
+)
+from repvgg_ref.oracle.training.run import Setup
 
 # ------------------------------------------------------------------ batch norm
 
 
 def _bn(setup: Setup, change: Callable[[BatchNormGrads, Array, Any], BatchNormGrads]) -> Setup:
     """The setup with `change` of batch norm's gradients; it gets grad_y and the cache too."""
-    right = setup.ops.batch_norm_train_backward
-
-    def backward(grad_y: Array, cache: Any) -> BatchNormGrads:
-        return change(right(grad_y, cache), grad_y, cache)
-
-    return with_ops(setup, batch_norm_train_backward=backward)
+    return with_result(setup, "batch_norm_train_backward", change)
 
 
 def _through_mean(grad_y: Array, cache: Any) -> Array:
@@ -46,7 +50,6 @@ def _through_var(grad_y: Array, cache: Any) -> Array:
 
 
 @training_bug(
-    LIBRARY,
     "bn-backward-constant-statistics",
     says="batch norm's backward pass holds the batch's mean and variance constant",
     advice="grad_x = gamma * inv_std * (grad_y - mean(grad_y) - x_hat * mean(grad_y * x_hat))",
@@ -64,7 +67,6 @@ def _bn_backward_constant_statistics(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "bn-backward-without-mean-term",
     says="batch norm's backward pass leaves out the gradient through the batch's mean",
     advice="subtract mean(grad_y) over N, H, W",
@@ -75,7 +77,6 @@ def _bn_backward_without_mean_term(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "bn-backward-without-variance-term",
     says="batch norm's backward pass leaves out the gradient through the batch's variance",
     advice="subtract x_hat * mean(grad_y * x_hat)",
@@ -86,7 +87,6 @@ def _bn_backward_without_variance_term(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "bn-backward-without-scale",
     says="batch norm's input gradient is not multiplied by {detail}",
     advice="the input gradient carries the factor gamma / sqrt(var + eps)",
@@ -104,7 +104,6 @@ def _bn_backward_without_scale(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "gamma-beta-gradients-swapped",
     says="the gradients of gamma and beta are exchanged",
     advice="grad_gamma = sum(grad_y * x_hat), grad_beta = sum(grad_y)",
@@ -115,7 +114,6 @@ def _gamma_beta_gradients_swapped(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "gamma-gradient-of-unnormalised-input",
     says="gamma's gradient uses {detail} where the normalised input belongs",
     advice="grad_gamma = sum(grad_y * x_hat), x_hat = (x - mean) / sqrt(var + eps)",
@@ -135,7 +133,6 @@ def _gamma_gradient_of_unnormalised_input(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "bn-parameter-gradients-averaged",
     says="gamma's and beta's gradients are means over the pixels instead of sums",
     advice="sum over N, H and W",
@@ -152,90 +149,74 @@ def _bn_parameter_gradients_averaged(setup: Setup) -> Iterator[Wrong]:
 # -------------------------------------------------------------------- branches
 
 
-def _backward(setup: Setup, change: Backward) -> Setup:
-    return replace(setup, backward=change)
-
-
 @training_bug(
-    LIBRARY,
     "identity-gradient-missing",
     says="the identity branch sends no gradient to the block's input",
     advice="add the identity branch's input gradient to those of the other branches",
     local=True,
 )
 def _identity_gradient_missing(setup: Setup) -> Iterator[Wrong]:
-    if any(spec.has_identity for spec in setup.arch.blocks):
-        yield Wrong(_backward(setup, _without_input_gradient(setup.backward, "branch_identity")))
+    for name in _branches(setup, lambda of: not of):
+        yield Wrong(with_branch(setup, name, Detached))
 
 
 @training_bug(
-    LIBRARY,
     "branch-1x1-gradient-missing",
     says="the 1x1 branch sends no gradient to the block's input",
     advice="add the 1x1 branch's input gradient to those of the other branches",
     local=True,
 )
 def _branch_1x1_gradient_missing(setup: Setup) -> Iterator[Wrong]:
-    yield Wrong(_backward(setup, _without_input_gradient(setup.backward, "branch_1x1")))
+    for name in _branches(setup, lambda of: of == {(1, 1)}):
+        yield Wrong(with_branch(setup, name, Detached))
 
 
 @training_bug(
-    LIBRARY,
+    "branch-gradient-missing",
+    says="{detail} sends no gradient to the block's input",
+    advice="add the input gradients of all branches",
+    local=True,
+)
+def _branch_gradient_missing(setup: Setup) -> Iterator[Wrong]:
+    for name in _branches(setup, lambda of: bool(of - {(1, 1)})):
+        yield Wrong(with_branch(setup, name, Detached), name)
+
+
+@training_bug(
     "branch-not-trained",
     says="the arrays of {detail} get no gradient (all are zero)",
     advice="check that the branch is part of the graph and that its parameters are registered",
     local=True,
 )
 def _branch_not_trained(setup: Setup) -> Iterator[Wrong]:
-    present = {name for spec in setup.arch.blocks for name in branch_names(spec)}
-    for branch in ("branch_identity", "branch_1x1", "branch_3x3"):
-        if branch in present:
-            yield Wrong(_backward(setup, _untrained(setup.backward, branch)), branch)
+    for name in _branches(setup):
+        yield Wrong(with_branch(setup, name, Untrained), name)
 
 
 @training_bug(
-    LIBRARY,
     "branch-gradient-divided",
     says="the gradient is divided among the branches instead of handed to each",
     advice="a sum hands the same gradient to every term",
     local=True,
 )
 def _branch_gradient_divided(setup: Setup) -> Iterator[Wrong]:
-    right = setup.backward
-
-    def backward(spec: BlockSpec, grad: Array, cache: BlockCache, ops: Ops) -> BlockGrads:
-        divided = right(spec, grad / len(cache.branches), cache, ops)
-        squeeze = {n: g * len(cache.branches) for n, g in divided.params.items() if n[:3] == "se."}
-        return BlockGrads(divided.x, divided.params | squeeze)
-
-    yield Wrong(_backward(setup, backward))
+    yield Wrong(with_sum(setup, lambda total: Divided(*total.parts)))
 
 
-def _without_input_gradient(right: Backward, branch: str) -> Backward:
-    def backward(spec: BlockSpec, grad: Array, cache: BlockCache, ops: Ops) -> BlockGrads:
-        whole = right(spec, grad, cache, ops)
-        if branch not in cache.branches or len(cache.branches) == 1:
-            return whole
-        others = {name: kept for name, kept in cache.branches.items() if name != branch}
-        return BlockGrads(right(spec, grad, cache._replace(branches=others), ops).x, whole.params)
-
-    return backward
-
-
-def _untrained(right: Backward, branch: str) -> Backward:
-    def backward(spec: BlockSpec, grad: Array, cache: BlockCache, ops: Ops) -> BlockGrads:
-        whole = right(spec, grad, cache, ops)
-        still = {n: 0 * g for n, g in whole.params.items() if n.startswith(branch)}
-        return BlockGrads(whole.x, whole.params | still)
-
-    return backward
+def _branches(setup: Setup, chosen: Callable[[set[Pair]], bool] = lambda of: True) -> list[str]:
+    """The names of the blocks' branches, the first one last; those whose kernels are `chosen`."""
+    found = {
+        name: kernels(branch)
+        for node in setup.network.nodes
+        for name, branch in branches(node.op).items()
+    }
+    return [name for name, of in reversed(found.items()) if chosen(of)]
 
 
 # ------------------------------------------------------------------------ ReLU
 
 
 @training_bug(
-    LIBRARY,
     "relu-mask-wrong",
     says="the ReLU's gradient is wrong: {detail}",
     advice="the gradient passes where the ReLU's *input*, the sum of the branches, is positive",
@@ -253,43 +234,7 @@ def _relu_mask_wrong(setup: Setup) -> Iterator[Wrong]:
         ),
     }.items():
         yield Wrong(with_ops(setup, relu_backward=backward), detail)
-    for branch in ("branch_3x3", "branch_1x1"):
-        masked = _backward(setup, _masked_by(branch, setup.backward))
-        remembering = with_ops(
-            masked, batch_norm_train_forward=_remembering(setup.ops.batch_norm_train_forward)
+    for name in _branches(setup):
+        yield Wrong(
+            with_mask(setup, name), f"it passes where {name} is positive instead of the sum"
         )
-        yield Wrong(remembering, f"it passes where {branch} is positive instead of the sum")
-
-
-class _BatchNormMemory(NamedTuple):
-    """Batch norm's cache, with the output."""
-
-    x_hat: Array
-    gamma: Array
-    inv_std: Array
-    mean: Array
-    var: Array
-    y: Array
-
-
-def _remembering(right: Callable[..., tuple[Array, Any]]) -> Callable[..., tuple[Array, Any]]:
-    def forward(x: Array, gamma: Array, beta: Array, *, eps: Any) -> tuple[Array, Any]:
-        y, cache = right(x, gamma, beta, eps=eps)
-        return y, _BatchNormMemory(
-            cache.x_hat, cache.gamma, cache.inv_std, cache.mean, cache.var, y
-        )
-
-    return forward
-
-
-def _masked_by(branch: str, right: Backward) -> Backward:
-    """The block's backward pass with the ReLU's mask taken from one branch's output."""
-
-    def backward(spec: BlockSpec, grad: Array, cache: BlockCache, ops: Ops) -> BlockGrads:
-        memory = cache.branches[branch][1] if branch in cache.branches else None
-        if not isinstance(memory, _BatchNormMemory):  # a layer without this bug
-            return right(spec, grad, cache, ops)
-        mask = cache.relu._replace(blocked=memory.y <= 0)
-        return right(spec, grad, cache._replace(relu=mask), ops)
-
-    return backward

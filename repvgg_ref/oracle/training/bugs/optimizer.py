@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from repvgg_ref.oracle.training.bugs.base import TrainingBug, Wrong, training_bug
-from repvgg_ref.oracle.training.run import Arrays, Setup, Update, plain_update, with_steps
+from repvgg_ref.oracle.training.bugs.base import Wrong, training_bug, with_recipe
+from repvgg_ref.oracle.training.run import Arrays, Setup, Update, plain_update
 from repvgg_ref.train.decay import DECAY_RULES
 from repvgg_ref.train.sgd import Factors, SgdStep
 
-LIBRARY: list[TrainingBug] = []
-
-
-def _recipe(setup: Setup, **changes: object) -> Setup:
-    return replace(setup, recipe=replace(setup.recipe, **changes))  # type: ignore[arg-type]
-
 
 @training_bug(
-    LIBRARY,
     "weight-decay-on-batch-norm",
     says="weight decay is applied to {detail}",
     advice="decay the kernels of convolutions and linear layers only",
@@ -28,12 +22,13 @@ def _recipe(setup: Setup, **changes: object) -> Setup:
 )
 def _weight_decay_on_batch_norm(setup: Setup) -> Iterator[Wrong]:
     right = setup.factors or setup.recipe.factors
+    norms = {setup.names[ours] for ours in setup.names if ours.endswith((".gamma", ".beta"))}
     for detail, decays in {
         "every array, batch norm and biases included": lambda name: True,
-        "batch norm's gamma and beta": _is_batch_norm,
+        "batch norm's gamma and beta": lambda name: name in norms,
         "gamma (every array called weight)": lambda name: name.endswith(".weight"),
         "the biases of linear layers and SE": lambda name: (
-            name.endswith(".bias") and not _is_batch_norm(name)
+            name.endswith(".bias") and name not in norms
         ),
     }.items():
 
@@ -46,12 +41,7 @@ def _weight_decay_on_batch_norm(setup: Setup) -> Iterator[Wrong]:
             yield Wrong(replace(setup, factors=other), f"what the rule '{rule}' says")
 
 
-def _is_batch_norm(name: str) -> bool:
-    return ".bn." in name or ".rbr_identity." in name
-
-
 @training_bug(
-    LIBRARY,
     "weight-decay-missing",
     says="there is no weight decay",
     advice="add weight_decay * w to the gradient of the kernels",
@@ -59,11 +49,10 @@ def _is_batch_norm(name: str) -> bool:
 )
 def _weight_decay_missing(setup: Setup) -> Iterator[Wrong]:
     if setup.recipe.weight_decay:
-        yield Wrong(_recipe(setup, weight_decay=0.0))
+        yield Wrong(with_recipe(setup, weight_decay=0.0))
 
 
 @training_bug(
-    LIBRARY,
     "weight-decay-decoupled",
     says="weight decay is decoupled: it shrinks the weights beside the momentum, not through it",
     advice="add weight_decay * w to the gradient before the velocity (SGD, not SGDW)",
@@ -86,7 +75,6 @@ def _weight_decay_decoupled(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "weight-decay-factor",
     says="weight decay is {parameter:g} times the recipe's",
     advice="the gradient gets weight_decay * w, without a half or a two",
@@ -95,11 +83,10 @@ def _weight_decay_decoupled(setup: Setup) -> Iterator[Wrong]:
 def _weight_decay_factor(setup: Setup) -> Iterator[Wrong]:
     for factor in (2.0, 0.5, 0.1, 10.0) if setup.recipe.weight_decay else ():
         decay = factor * setup.recipe.weight_decay
-        yield Wrong(_recipe(setup, weight_decay=decay), parameter=factor)
+        yield Wrong(with_recipe(setup, weight_decay=decay), parameter=factor)
 
 
 @training_bug(
-    LIBRARY,
     "nesterov",
     says="Nesterov's momentum is {detail}",
     advice="w -= lr * (d + momentum * v) with Nesterov, lr * v without",
@@ -109,12 +96,11 @@ def _nesterov(setup: Setup) -> Iterator[Wrong]:
     on = setup.recipe.nesterov
     if setup.recipe.momentum:
         yield Wrong(
-            _recipe(setup, nesterov=not on), "off but wanted" if on else "on but not wanted"
+            with_recipe(setup, nesterov=not on), "off but wanted" if on else "on but not wanted"
         )
 
 
 @training_bug(
-    LIBRARY,
     "momentum-missing",
     says="there is no momentum",
     advice="v = momentum * v + d",
@@ -122,11 +108,10 @@ def _nesterov(setup: Setup) -> Iterator[Wrong]:
 )
 def _momentum_missing(setup: Setup) -> Iterator[Wrong]:
     if setup.recipe.momentum:
-        yield Wrong(_recipe(setup, momentum=0.0, nesterov=False))
+        yield Wrong(with_recipe(setup, momentum=0.0, nesterov=False))
 
 
 @training_bug(
-    LIBRARY,
     "momentum-value",
     says="momentum is {parameter:g}, the recipe's another",
     advice="set the optimizer's momentum to the recipe's",
@@ -135,11 +120,10 @@ def _momentum_missing(setup: Setup) -> Iterator[Wrong]:
 def _momentum_value(setup: Setup) -> Iterator[Wrong]:
     for momentum in (0.9, 0.5, 0.95, 0.99, 0.1):
         if momentum != setup.recipe.momentum:
-            yield Wrong(_recipe(setup, momentum=momentum), parameter=momentum)
+            yield Wrong(with_recipe(setup, momentum=momentum), parameter=momentum)
 
 
 @training_bug(
-    LIBRARY,
     "momentum-dampened",
     says="the velocity takes only {detail} of the gradient (dampening)",
     advice="v = momentum * v + d, dampening 0",
@@ -148,24 +132,20 @@ def _momentum_value(setup: Setup) -> Iterator[Wrong]:
 def _momentum_dampened(setup: Setup) -> Iterator[Wrong]:
     m = setup.recipe.momentum
 
-    def update(step: Update, share: float, first: bool) -> SgdStep:
-        """The same with gradients and decay times `share`; torch leaves the first step alone."""
-        whole = first and not step.velocities
-        scale = 1.0 if whole else share
-        d = {n: g + _decay(step, n) for n, g in step.grads.items()}
+    def dampened(step: Update, first: float) -> SgdStep:
+        """The same with gradients and decay times 1 - m, or `first` before there is a velocity."""
+        scale = 1 - m if step.velocities else first
+        scaled = {n: scale * (g + _decay(step, n)) for n, g in step.grads.items()}
         flat = replace(step.recipe, weight_decay=0.0, nesterov=False)
-        scaled = {n: scale * g for n, g in d.items()}
         return plain_update(step._replace(grads=scaled, recipe=flat))
 
-    if m:
-        for detail, first in {
-            "1 - momentum, after the first step": True,
-            "1 - momentum": False,
-        }.items():
-            yield Wrong(
-                replace(setup, update=lambda s, f=first: update(s, 1 - m, f)),  # type: ignore[misc]
-                detail,
-            )
+    # torch leaves the first step alone
+    for detail, first in {
+        "1 - momentum, after the first step": 1.0,
+        "1 - momentum": 1 - m,
+    }.items():
+        if m:
+            yield Wrong(replace(setup, update=partial(dampened, first=first)), detail)
 
 
 def _decay(step: Update, name: str) -> np.ndarray | float:
@@ -174,7 +154,6 @@ def _decay(step: Update, name: str) -> np.ndarray | float:
 
 
 @training_bug(
-    LIBRARY,
     "velocity-holds-learning-rate",
     says="the learning rate is inside the velocity: v = momentum * v + lr * d, w -= v",
     advice="v = momentum * v + d, w -= lr * v: they differ as soon as lr changes",
@@ -191,7 +170,6 @@ def _velocity_holds_learning_rate(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "gradients-accumulate",
     says="gradients add up from step to step",
     advice="set the gradients to zero before each backward pass",
@@ -213,7 +191,6 @@ def _gradients_accumulate(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "learning-rates",
     says="the learning rates are not the recipe's: {detail}",
     advice="one rate a step, as the manifest lists them; the same for every array",
@@ -230,19 +207,15 @@ def _learning_rates(setup: Setup) -> Iterator[Wrong]:
         "all zero: the weights do not move": (0.0,) * len(lrs),
     }.items():
         if others != lrs:
-            yield Wrong(with_steps(setup, others), detail)
+            yield Wrong(with_recipe(setup, lrs=others), detail)
     right = setup.factors or setup.recipe.factors
-    yield Wrong(
-        replace(
-            setup,
-            factors=lambda n: right(n)._replace(lr=2.0 if "bias" in n else right(n).lr),
-        ),
-        "biases learn twice as fast",
+    faster = replace(
+        setup, factors=lambda n: right(n)._replace(lr=2.0) if "bias" in n else right(n)
     )
+    yield Wrong(faster, "biases learn twice as fast")
 
 
 @training_bug(
-    LIBRARY,
     "steps-miscounted",
     says="these are the weights after {parameter:.0f} steps",
     advice="dump the weights after as many steps as the manifest says",
@@ -251,12 +224,11 @@ def _learning_rates(setup: Setup) -> Iterator[Wrong]:
 def _steps_miscounted(setup: Setup) -> Iterator[Wrong]:
     lrs = setup.recipe.lrs
     for count in range(1, len(lrs)):
-        yield Wrong(with_steps(setup, lrs[:count]), parameter=float(count))
-    yield Wrong(with_steps(setup, (*lrs, lrs[-1])), parameter=float(len(lrs) + 1))
+        yield Wrong(with_recipe(setup, lrs=lrs[:count]), parameter=float(count))
+    yield Wrong(with_recipe(setup, lrs=(*lrs, lrs[-1])), parameter=float(len(lrs) + 1))
 
 
 @training_bug(
-    LIBRARY,
     "gradients-clipped",
     says="gradients are clipped to norm {parameter:g} before the update",
     advice="no clipping in this recipe",
@@ -273,11 +245,10 @@ def _gradients_clipped(setup: Setup) -> Iterator[Wrong]:
 
 
 @training_bug(
-    LIBRARY,
     "update-sign",
     says="the step goes up the gradient instead of down",
     advice="w -= lr * v",
     first=False,
 )
 def _update_sign(setup: Setup) -> Iterator[Wrong]:
-    yield Wrong(with_steps(setup, tuple(-lr for lr in setup.recipe.lrs)))
+    yield Wrong(with_recipe(setup, lrs=tuple(-lr for lr in setup.recipe.lrs)))

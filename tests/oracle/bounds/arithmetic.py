@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.block import Branch
-from repvgg_ref.oracle.programs.program import BlockProgram, SqueezeExcitationParams, fused_kernel
+from repvgg_ref.blocks.branches import Branch
+from repvgg_ref.oracle.programs.activation import SqueezeExcitationParams
+from repvgg_ref.oracle.programs.block import BlockProgram
 
 Rounding = Callable[[Any], Array]
 
@@ -123,7 +124,7 @@ class Candidate:
         a = self.arithmetic
         windows, size = _windows(program, a.read(x))
         if self.form == "rounded once" or not program.branches:
-            weight, bias = fused_kernel(program)
+            weight, bias = program.fused_kernel()
             z = self._convolve(program, windows, a.read(weight))
             z = a.write(z + a.write(bias)[:, None])
         elif self.form == "fused by itself":
@@ -161,7 +162,6 @@ class Candidate:
         weight: Any = 0.0
         bias: Any = 0.0
         for branch in program.branches.values():
-            assert branch.weight is not None
             _, t = self._scale(branch, program.eps, a.add)
             kernel = a.add(branch.weight * t[:, None, None, None])
             if kernel.shape[2] == 1:
@@ -176,7 +176,6 @@ class Candidate:
         write = self.arithmetic.write
         total: Any = 0.0
         for branch in program.branches.values():
-            assert branch.weight is not None
             inverse, t = (v[:, None] for v in self._scale(branch, program.eps, write))
             gamma, beta, mean = (
                 write(v)[:, None] for v in (branch.gamma, branch.beta, branch.running_mean)

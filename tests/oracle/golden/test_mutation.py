@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from repvgg_ref.models.architectures import Architecture, plain_architecture
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.bugs import LIBRARY
+from repvgg_ref.oracle.bugs import LAYER_BUGS
 from repvgg_ref.oracle.golden.mutation import MutationMatrix, mutation_matrix
 from repvgg_ref.oracle.programs.distinguishing import (
     INFERENCE,
@@ -77,7 +78,7 @@ def test_only_proven_equivalents_do_not_count() -> None:
     assert matrix_of(distinguishing_model(SMALL["plain"])).counted == 567
 
 
-def weakened(arch: Architecture, **fields: float) -> Model:
+def weakened(arch: Network, **fields: float) -> Model:
     """A model whose batch norms all have the given numbers."""
     model = distinguishing_model(arch)
     params = dict(model.params)
@@ -124,7 +125,7 @@ def test_a_blank_image_hides_much() -> None:
 def test_the_matrix_has_a_letter_for_every_bug_and_layer() -> None:
     matrix = matrix_of(distinguishing_model(SMALL["plain"]))
     rows = matrix.rows()
-    assert set(rows) >= {hypothesis.name for hypothesis in LIBRARY}
+    assert set(rows) >= {bug.name for bug in LAYER_BUGS}
     assert {len(row) for row in rows.values()} == {len(matrix.layers)}
     assert rows["identity-missing"] == "..B.B."
     assert rows["stride-moved"] == "SSSSS."

@@ -12,17 +12,16 @@ from hypothesis import strategies as st
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.block import Bound, block_bound, head_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.programs.evaluate import evaluate
-from repvgg_ref.oracle.programs.program import BlockProgram, output_size
-from tests.oracle.bounds_arithmetic import ARITHMETICS, ORDERS, Candidate
-from tests.oracle.bounds_cases import DATA, STATISTICS, fill, random_block
+from repvgg_ref.oracle.programs.block import BlockProgram
+from tests.oracle.bounds.arithmetic import ARITHMETICS, ORDERS, Candidate
+from tests.oracle.bounds.cases import DATA, STATISTICS, fill, random_block
 
 FORMS = ("rounded once", "fused by itself", "branches", "branches, scale and shift")
 
 
 def reference(program: BlockProgram, x: Array) -> Array:
     """(N, O, Ho, Wo), float64."""
-    return evaluate(program, x).reshape(len(x), -1, *output_size(program, *x.shape[2:]))
+    return program.evaluate(x).reshape(len(x), -1, *program.output_size(*x.shape[2:]))
 
 
 def used(y_hat: Array, y: Array, bound: Bound) -> float:

@@ -1,6 +1,6 @@
 """The diagnosis matrix: every known bug in every layer; is it seen, and is it named right?
 
-    python -m tests.oracle.matrix_study [--model NAME ...] [--logits N] [--out FILE.json]
+    python -m tests.studies.oracle.matrix_study [--model NAME ...] [--logits N] [--out FILE.json]
 
 A right port is run in float32. In one layer at a time its output is replaced by that of a wrong
 program, with the right port's own float32 rounding on top, and the oracle is asked. Bugs that
@@ -29,26 +29,18 @@ from rich.table import Table
 
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.blas import single_threaded_blas
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.blas import single_threaded_blas
+from repvgg_ref.oracle.bounds.comparison import Comparison, compare
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.bugs import LIBRARY, Site
+from repvgg_ref.oracle.bugs.harness import mutants
 from repvgg_ref.oracle.candidates import Outputs
-from repvgg_ref.oracle.diagnosis.alternatives import make_chain
+from repvgg_ref.oracle.diagnosis.alternatives import Chain
 from repvgg_ref.oracle.diagnosis.explain import Case, explain
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
-from repvgg_ref.oracle.programs.evaluate import evaluate
-from repvgg_ref.oracle.programs.head import HEAD_BUGS, evaluate_head
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
-from repvgg_ref.oracle.programs.layers import (
-    Comparison,
-    Programs,
-    block_output,
-    compare_block,
-    compare_head,
-    head_program,
-)
-from repvgg_ref.oracle.programs.program import output_size
+from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.programs.program import batch_output, layer_output
 from repvgg_ref.oracle.verification import judge
 from tests.models.small import SMALL
 
@@ -75,60 +67,37 @@ class Port:
         self.model, self.x, self.programs = model, x, Programs(model)
         self.outputs = model.forward(x, layers=True)
         self.names = model.arch.layer_names
-
-    def input_of(self, layer: str) -> Array:
-        """What the port's layer was given, float64."""
-        at = self.names.index(layer)
-        given = self.x if at == 0 else self.outputs[self.names[at - 1]]
-        return given.astype(np.float64)
+        given = (x, *(self.outputs[name] for name in self.names[:-1]))
+        self.inputs = {n: y.astype(np.float64) for n, y in zip(self.names, given, strict=True)}
 
     def plants(self, layer: str) -> Iterator[tuple[str, str, Array]]:
         """``(bug, detail, wrong output)`` for every variant that changes something here."""
-        x = self.input_of(layer)
-        if layer == "linear":
-            yield from self._head_plants(x)
-            return
-        program = self.programs[layer]
-        right = block_output(program, x)
+        x = self.inputs[layer]
+        right = layer_output(self.programs[layer], x)
         noise = self.outputs[layer] - right
-        alike = tuple(self.programs.alike(layer))
-        site = Site(program, x, None, layer == self.names[0], self.programs, alike)
-        for hypothesis in LIBRARY:
-            for variant in hypothesis.variants(site):
-                skipped = not variant.program.branches and variant.program.fused is None
-                size = x.shape[2:] if skipped else output_size(variant.program, *x.shape[2:])
-                if min(size) < 1:
+        for _, mutant in mutants(self.programs, self.inputs, [layer]):
+            program, variant = mutant.variant.program, mutant.variant
+            if min(program.output_size(*x.shape[2:]), default=1) < 1:
+                continue
+            wrong = batch_output(program, x)
+            if wrong.shape == right.shape:
+                if np.abs(wrong - right).max() <= 1e-13 * np.abs(right).max():
                     continue
-                wrong = evaluate(variant.program, x).reshape(len(x), -1, *size)
-                if wrong.shape == right.shape:
-                    if np.abs(wrong - right).max() <= 1e-13 * np.abs(right).max():
-                        continue
-                    wrong = np.where(wrong == 0, 0, wrong + noise)
-                detail = variant.detail + (f" {variant.parameter:g}" if variant.parameter else "")
-                yield hypothesis.name, detail, wrong.astype(np.float32)
-        order = np.roll(np.random.default_rng(1).permutation(right.shape[1]), 1)
-        yield "channels-permuted", "at random", self.outputs[layer][:, order]
-
-    def _head_plants(self, x: Array) -> Iterator[tuple[str, str, Array]]:
-        head = head_program(self.model)
-        right = evaluate_head(head, x)
-        noise = self.outputs["linear"] - right
-        for bug in HEAD_BUGS:
-            for program, detail in bug.variants(head):
-                wrong = evaluate_head(program, x)
-                if np.abs(wrong - right).max() > 1e-13 * np.abs(right).max():
-                    yield bug.name, detail, (wrong + noise).astype(np.float32)
+                silent = (wrong == 0) & (right.ndim == 4)  # where ReLU is off nothing is rounded
+                wrong = np.where(silent, 0, wrong + noise)
+            detail = variant.detail + (f" {variant.parameter:g}" if variant.parameter else "")
+            yield mutant.bug.name, detail, wrong.astype(np.float32)
+        if layer != "linear":
+            order = np.roll(np.random.default_rng(1).permutation(right.shape[1]), 1)
+            yield "channels-permuted", "at random", self.outputs[layer][:, order]
 
 
 def ask(port: Port, layer: str, wrong: Array) -> tuple[bool, list[str], float]:
     """The oracle on one layer: detected, names it gives (top first, equivalents), explained."""
-    x, y_hat = port.input_of(layer), wrong.astype(np.float64)
-    if layer == "linear":
-        compared = compare_head(head_program(port.model), x, y_hat, FP32, None)
-    else:
-        compared = compare_block(port.programs[layer], x, y_hat, FP32, None)
+    x, y_hat = port.inputs[layer], wrong.astype(np.float64)
+    compared = compare(port.programs[layer], x, y_hat, FP32)
     outputs = Outputs(port.outputs | {layer: wrong})
-    case = Case(port.model, port.programs, {layer: compared}, port.x, outputs, FP32)
+    case = Case(port.programs, {layer: compared}, port.x, outputs, FP32)
     found = case.hidden(layer) if compared.report.ok else case.findings(layer)
     if not found:
         return False, [], 0.0
@@ -155,15 +124,14 @@ def study(model: Model, x: Array) -> list[Plant]:
 
 def logits_study(model: Model, x: Array, count: int) -> list[Plant]:
     """The oracle on logits alone, for `count` plants drawn at random."""
-    port, chain = Port(model, x), make_chain(model, x)
+    port = Port(model, x)
+    chain = Chain(port.programs, x)
     plants = [(layer, *plant) for layer in port.names for plant in port.plants(layer)]
     drawn = np.random.default_rng(0).permutation(len(plants))[:count]
     done = []
     for at in track(drawn, f"{model.name}, logits only"):
         layer, bug, detail, wrong = plants[at]
-        if layer != "linear":
-            following = port.names.index(layer) + 1
-            wrong = chain.logits_from(following, wrong.astype(np.float64)).astype(np.float32)
+        wrong = chain.logits_after(layer, wrong.astype(np.float64)).astype(np.float32)
         report = judge(model, Outputs({"linear": wrong}), x)
         top = report.diagnosis[0] if report.diagnosis else None
         named = top is not None and bug in (top.bug, *top.equivalents)
@@ -179,24 +147,14 @@ def verify_from(port: Port, layer: str, wrong: Array) -> str | None:
     layers: dict[str, Array] = {}
     x = port.x
     for name in port.names:
-        if name == layer:
-            y = wrong
-        elif name == "linear":
-            y = evaluate_head(head_program(port.model), x).astype(np.float32)
-        else:
-            y = block_output(port.programs[name], x).astype(np.float32)
-        layers[name] = y
+        right = layer_output(port.programs[name], x.astype(np.float64)).astype(np.float32)
+        y = layers[name] = wrong if name == layer else right
         given, seen = x.astype(np.float64), y.astype(np.float64)
-        if name == "linear":
-            comparisons[name] = compare_head(head_program(port.model), given, seen, FP32, None)
-        else:
-            comparisons[name] = compare_block(port.programs[name], given, seen, FP32, None)
+        comparisons[name] = compare(port.programs[name], given, seen, FP32)
         if comparisons[name].bound is None:
             break  # another shape: nothing after it can be compared
         x = y
-    return explain(
-        port.model, port.programs, comparisons, {}, port.x, Outputs(layers), FP32, "plant"
-    ).first_bad_layer
+    return explain(Case(port.programs, comparisons, port.x, Outputs(layers), FP32)).first_bad_layer
 
 
 def table(name: str, plants: list[Plant]) -> Table:

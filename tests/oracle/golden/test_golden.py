@@ -17,10 +17,10 @@ from repvgg_ref.oracle.golden import arrays as golden_arrays
 from repvgg_ref.oracle.golden import write as golden
 from repvgg_ref.oracle.golden.arrays import rounded_up
 from repvgg_ref.oracle.golden.folder import is_golden, sha256
-from repvgg_ref.oracle.golden.read import read_golden, verify_golden
+from repvgg_ref.oracle.golden.read import read_golden
 from repvgg_ref.oracle.golden.write import write_golden
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
-from repvgg_ref.oracle.verification import verify
+from repvgg_ref.oracle.verification import verify, verify_golden
 from tests.models.small import SMALL
 
 PLAIN = distinguishing_model(SMALL["plain"])

@@ -9,22 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from repvgg_ref.exact import points as engine_points
 from repvgg_ref.exact.cook_toom import cook_toom, every_other_output
-from repvgg_ref.exact.points import POINTS_OF_STRIDE_2
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.bounds.block import Algorithm, block_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bounds.winograd import (
     POINTS,
+    POINTS_OF_STRIDE_2,
     _by_rows,
     _of_variant,
     transforms,
     winograd_magnitudes,
 )
-from tests.oracle.bounds_arithmetic import ARITHMETICS
-from tests.oracle.bounds_cases import DATA, STATISTICS, random_block
-from tests.oracle.bounds_winograd import PRINTED, winograd_block
-from tests.oracle.test_bounds import reference, used
+from tests.oracle.bounds.arithmetic import ARITHMETICS
+from tests.oracle.bounds.cases import DATA, STATISTICS, random_block
+from tests.oracle.bounds.test_block import reference, used
+from tests.oracle.bounds.winograd import PRINTED, winograd_block
 
 ALGORITHMS: dict[int, Algorithm] = {2: "winograd2", 4: "winograd4", 6: "winograd6"}
 
@@ -62,6 +63,14 @@ def test_winograd_breaks_the_bound_of_direct_summation(m: Literal[4, 6]) -> None
     assert (error > bound.certified).any()
     allowed = block_bound(program, x, y, PRECISIONS["fp32"], algorithm=ALGORITHMS[m])
     assert (error <= allowed.certified).all()
+
+
+def test_the_points_of_our_engine_are_among_those_that_are_allowed_for() -> None:
+    """The judge states its points itself: an engine that takes others is no longer excused."""
+    for m, points in engine_points.POINTS.items():
+        assert any(set(points) == set(known) for known in POINTS[m])
+    for m, points in engine_points.POINTS_OF_STRIDE_2.items():
+        assert set(points) == set(POINTS_OF_STRIDE_2[m])
 
 
 @pytest.mark.parametrize("m", sorted(POINTS))

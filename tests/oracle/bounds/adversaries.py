@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.block import Branch
+from repvgg_ref.blocks.branches import Branch
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
-from repvgg_ref.oracle.programs.program import BlockProgram, correct_program
-from tests.oracle.bounds_arithmetic import ARITHMETICS, FLOAT32, Candidate
-from tests.oracle.bounds_cases import deploy_block, random_block
-from tests.oracle.bounds_winograd import winograd_block
-from tests.oracle.test_bounds import reference
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.layers import correct_program
+from tests.oracle.bounds.arithmetic import ARITHMETICS, FLOAT32, Candidate
+from tests.oracle.bounds.cases import deploy_block, random_block
+from tests.oracle.bounds.test_block import reference
+from tests.oracle.bounds.winograd import winograd_block
 
 
 class Attack(NamedTuple):
@@ -277,7 +278,7 @@ def _one_branch(
         np.repeat(_centre(tap), o, axis=0),
         *(np.asarray(v, np.float64) for v in (gamma, beta, mean, var)),
     )
-    spec = BlockSpec("block", 1, o, 1, has_1x1=False)
+    spec = BlockSpec("block", 1, o, 1, kind="plain")
     return correct_program(spec, {}, eps, {"branch_3x3": branch})
 
 

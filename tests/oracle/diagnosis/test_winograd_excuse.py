@@ -8,13 +8,14 @@ import pytest
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.network import fuse
+from repvgg_ref.oracle.bounds.comparison import compare
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
-from repvgg_ref.oracle.programs.layers import block_program, compare_block
+from repvgg_ref.oracle.programs.layers import block_program
 from repvgg_ref.oracle.verification import judge
-from tests.oracle.matrix_study import Port
+from tests.studies.oracle.matrix_study import Port
 
 ARCH = plain_architecture(depths=[2, 3], channels=[16, 24, 32], num_classes=5)
 LAYER = "stage2.1"
@@ -38,8 +39,8 @@ def test_a_port_that_convolves_by_winograd_agrees(port: Port, algorithm: str) ->
 
 def _beyond(port: Port, wrong: Array) -> float:
     program = block_program(port.model, port.model.arch.block(LAYER))
-    x = port.input_of(LAYER)
-    return compare_block(program, x, wrong.astype(float), PRECISIONS["fp32"], None).report.ratio
+    x = port.inputs[LAYER]
+    return compare(program, x, wrong.astype(float), PRECISIONS["fp32"]).report.ratio
 
 
 @pytest.mark.few
@@ -51,7 +52,7 @@ def test_a_bug_some_times_the_direct_bound_is_no_winograd(
     right = port.outputs[LAYER].astype(np.float64)
     channel = int(np.argmax((right > 0).sum(axis=(0, 2, 3))))
     on = right[:, channel] > 0
-    x = port.input_of(LAYER)
+    x = port.inputs[LAYER]
     cause = {"bias": np.ones_like(right[:, 0]), "scale": right[:, channel], "tap": x[:, 3]}[kind]
     step = 1e-7 * np.abs(right).max() / np.abs(cause).max()
     wrong = right.copy()

@@ -12,15 +12,15 @@ from repvgg_ref.oracle.bounds.precision import (
     estimate_unit_roundoff,
     precision_of,
 )
-from tests.oracle.bounds_arithmetic import (
+from tests.oracle.bounds.arithmetic import (
     ARITHMETICS,
     BFLOAT16,
     FLOAT16,
     Candidate,
     Rounding,
 )
-from tests.oracle.bounds_cases import random_block
-from tests.oracle.test_bounds import reference
+from tests.oracle.bounds.cases import random_block
+from tests.oracle.bounds.test_block import reference
 
 
 def _outputs(rounded: Rounding = np.asarray) -> dict[str, Array]:

@@ -1,7 +1,7 @@
 """Holding BLAS to one thread, where the parallelism is ours or the products are small.
 
 OpenBLAS threads spin while they wait. On small products, or beside other work, they make NumPy
-many times slower than one thread is.
+several times slower than one thread is.
 """
 
 from __future__ import annotations

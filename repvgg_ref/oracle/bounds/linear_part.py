@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.fusion import bn_scale
+from repvgg_ref.blocks.branches import Branch, window
 from repvgg_ref.oracle.bounds.winograd import winograd_magnitudes
-from repvgg_ref.oracle.programs.program import BlockProgram, fused_kernel, output_size
+from repvgg_ref.oracle.programs.block import BlockProgram
 
 
 class BranchValues(NamedTuple):
@@ -69,19 +69,16 @@ class Kernels(NamedTuple):
 
 def layer_kernels(program: BlockProgram) -> Kernels:
     """The fused kernel, and ``sum |t| |W|`` with each branch on its own taps."""
-    weight, bias = fused_kernel(program)
+    weight, bias = program.fused_kernel()
     if not program.branches:
         return Kernels(weight, bias, np.abs(weight), np.abs(bias))
     weight_magnitude, bias_magnitude = np.zeros_like(weight), np.zeros_like(bias)
     for branch in program.branches.values():
-        assert branch.weight is not None
-        t = np.abs(bn_scale(branch, program.eps))
-        part = np.abs(branch.weight) * t[:, None, None, None]
-        if part.shape[2] == 1:
-            weight_magnitude[:, :, 1, 1] += part[:, :, 0, 0]
-        else:
-            weight_magnitude += part
-        bias_magnitude += np.abs(branch.beta) + t * np.abs(branch.running_mean)
+        weight_magnitude += program.widened(np.abs(branch.kernel(program.eps)))
+        values = _vectors(branch)
+        bias_magnitude += np.abs(values.beta) + np.abs(
+            values.scale(program.eps) * values.running_mean
+        )
     return Kernels(weight, bias, weight_magnitude, bias_magnitude)
 
 
@@ -91,7 +88,7 @@ def linear_part(program: BlockProgram, kernels: Kernels, x: Array, winograd: int
     `winograd` is m of F(m x m, 3 x 3), or 0 for direct summation. The windows are laid out once and
     turned into their absolute values and squares in place: three matrix products.
     """
-    size = output_size(program, *x.shape[1:])
+    size = program.output_size(*x.shape[1:])
     padded = _padded(program, x)
     columns = _columns(program, padded, size)  # (G, K, P)
     value = _times(kernels.weight, columns) + kernels.bias[:, None]
@@ -123,7 +120,7 @@ def linear_part(program: BlockProgram, kernels: Kernels, x: Array, winograd: int
 
 def direct_energy(program: BlockProgram, kernels: Kernels, x: Array) -> Array:
     """``sqrt(sum (w x)^2)`` of one image by direct summation, (O, P)."""
-    size = output_size(program, *x.shape[1:])
+    size = program.output_size(*x.shape[1:])
     return _energy(kernels, _columns(program, _padded(program, x), size))
 
 
@@ -135,28 +132,39 @@ def _energy(kernels: Kernels, columns: Array) -> Array:
 def _branches(program: BlockProgram, columns: Array, products: Array) -> tuple[BranchValues, ...]:
     """Every branch's own part of `products` (O, P).
 
-    The 1x1 kernels are multiplied out; what they leave of the fused result is the 3x3 branch's. Its
-    float64 error is relative to the layer's magnitude, and disappears beside the float32 terms.
+    All kernels but the largest are multiplied out; what they leave of the fused result is the
+    largest one's. Its float64 error is relative to the layer's magnitude, and disappears beside
+    the float32 terms.
     """
-    centre = columns.reshape(program.groups, -1, 9, columns.shape[-1])[:, :, 4]  # (G, C/G, P)
+    taps = columns.reshape(program.groups, -1, *program.size, columns.shape[-1])
+    kernels = {name: branch.weight for name, branch in program.branches.items()}
+    largest = max(kernels, key=lambda name: kernels[name].size, default="")
     scaled: dict[str, Array] = {}
-    for name, branch in program.branches.items():
-        assert branch.weight is not None
-        if branch.weight.shape[2] == 1:
-            t = bn_scale(branch, program.eps)
-            scaled[name] = _times(branch.weight * t[:, None, None, None], centre)
+    for name, weight in kernels.items():
+        if name != largest:
+            met = taps[:, :, *window(weight.shape[2:], program.size)]
+            met = met.reshape(program.groups, -1, columns.shape[-1])
+            scaled[name] = _times(program.branches[name].kernel(program.eps), met)
     rest = products - sum(scaled.values()) if scaled else products
     return tuple(
         BranchValues(
             scaled.get(name, rest),
-            bn_scale(branch, program.eps),
+            branch.scale(program.eps),
             branch.running_mean,
             branch.beta,
             branch.gamma,
             branch.running_var + program.eps,
         )
-        for name, branch in program.branches.items()
+        for name, branch in ((n, _vectors(b)) for n, b in program.branches.items())
     )
+
+
+def _vectors(branch: Branch) -> Branch:
+    """A branch without a norm as one of a norm that does nothing: its bound is no smaller."""
+    if branch.has_norm:
+        return branch
+    one = np.ones(len(branch.weight))
+    return Branch(branch.weight, one, 0 * one, 0 * one, one)
 
 
 def _padded(program: BlockProgram, x: Array) -> Array:
@@ -164,11 +172,12 @@ def _padded(program: BlockProgram, x: Array) -> Array:
     return np.pad(x, ((0, 0), (top, bottom), (left, right)))
 
 
-def _columns(program: BlockProgram, padded: Array, size: tuple[int, int]) -> Array:
-    """What the nine taps meet at each output pixel, a copy: (G, C/G * 9, Ho * Wo)."""
+def _columns(program: BlockProgram, padded: Array, size: tuple[int, ...]) -> Array:
+    """What the taps meet at each output pixel, a copy: (G, C/G * Kh * Kw, Ho * Wo)."""
     d, s = program.dilation, program.stride
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * d + 1,) * 2, axis=(1, 2))
-    windows = windows[:, ::s, ::s, ::d, ::d].transpose(0, 3, 4, 1, 2)  # (C, 3, 3, Ho, Wo)
+    span = tuple((n - 1) * d + 1 for n in program.size)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, span, axis=(1, 2))
+    windows = windows[:, ::s, ::s, ::d, ::d].transpose(0, 3, 4, 1, 2)  # (C, Kh, Kw, Ho, Wo)
     columns = np.empty(windows.shape)
     columns[...] = windows
     return columns.reshape(program.groups, -1, size[0] * size[1])

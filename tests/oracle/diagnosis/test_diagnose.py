@@ -7,15 +7,14 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.network import fuse
-from repvgg_ref.oracle.bugs import LIBRARY, Site
+from repvgg_ref.oracle.bugs import LAYER_BUGS, Site
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
-from repvgg_ref.oracle.programs.evaluate import evaluate
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.verification import judge, verify
 from tests.models.small import SMALL
-from tests.oracle.matrix_study import Port, ask, verify_from
-from tests.oracle.strange import STRANGE
+from tests.oracle.diagnosis.strange import STRANGE
+from tests.studies.oracle.matrix_study import Port, ask, verify_from
 
 KINDS = ("plain", "grouped", "se-before-relu", "plus")
 
@@ -80,7 +79,7 @@ def test_the_arithmetic_is_estimated_from_the_size_of_the_errors() -> None:
 @pytest.mark.parametrize("name", STRANGE)
 def test_strange_bugs_are_detected_and_called_unknown(port: Port, name: str) -> None:
     layer = port.names[1]
-    wrong = STRANGE[name](port.programs[layer], port.input_of(layer)).astype(np.float32)
+    wrong = STRANGE[name](port.programs[layer], port.inputs[layer]).astype(np.float32)
     detected, names, _ = ask(port, layer, wrong)
     assert detected, f"{name} passed"
     assert names[0] == "unknown", f"{name} was called {names}"
@@ -89,11 +88,11 @@ def test_strange_bugs_are_detected_and_called_unknown(port: Port, name: str) -> 
 @pytest.mark.few(2)
 def test_two_bugs_at_once_are_both_reported(port: Port) -> None:
     layer = port.names[1]
-    library = {hypothesis.name: hypothesis for hypothesis in LIBRARY}
-    site = Site(port.programs[layer], port.input_of(layer))
-    first = next(library["mean-ignored"].variants(site)).program
-    both = next(library["padding-replicate"].variants(Site(first, site.x))).program
-    wrong = evaluate(both, site.x).reshape(port.outputs[layer].shape).astype(np.float32)
+    library = {bug.name: bug for bug in LAYER_BUGS}
+    site = Site(port.programs[layer], port.inputs[layer])
+    first = next(library["mean-ignored"].mutate(site)).program
+    both = next(library["padding-replicate"].mutate(Site(first, site.x))).program
+    wrong = both.evaluate(site.x).reshape(port.outputs[layer].shape).astype(np.float32)
     report = judge(port.model, Outputs({**port.outputs, layer: wrong}), port.x)
     assert report.verdict == "disagree"
     assert {"mean-ignored", "padding-replicate"} <= {finding.bug for finding in report.diagnosis}

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from repvgg_ref.oracle.bounds.precision import PRECISIONS, Precision
-from tests.oracle.bounds_adversaries import ADVERSARIES, Attack
+from tests.oracle.bounds.adversaries import ADVERSARIES, Attack
 
 ATTACKS = {adversary.__name__: adversary() for adversary in ADVERSARIES}
 
 MODULES = (
     "bounds.winograd",
-    "programs.linear_part",
+    "bounds.linear_part",
     "bounds.squeeze_excitation",
     "bounds.block",
 )  # each imports earlier ones
@@ -37,8 +37,8 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("bounds.block", "relative * part.magnitude", "relative * part.energy"),
     ("bounds.block", "p.u_store * _stored(part)", "0 * part.value"),
     ("bounds.block", "np.asarray(2 * value", "np.asarray(0 * value"),
-    ("programs.linear_part", "bias, weight_magnitude, bias", "bias, np.abs(weight), bias"),
-    ("programs.linear_part", "magnitude + kernels.bias_magnitude[:, None],", "magnitude,"),
+    ("bounds.linear_part", "bias, weight_magnitude, bias", "bias, np.abs(weight), bias"),
+    ("bounds.linear_part", "magnitude + kernels.bias_magnitude[:, None],", "magnitude,"),
     # batch norm's scale
     ("bounds.block", "beside) + coherent)\n\n", "beside))\n\n"),
     ("bounds.block", "2 * (1 + u) * p.tiny / branch.spread", "0 / branch.spread"),

@@ -10,10 +10,9 @@ import pytest
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.network import Model, fuse
-from repvgg_ref.oracle.bugs import LIBRARY, Site
+from repvgg_ref.oracle.bugs import LAYER_BUGS, Site
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.layers import block_program
-from repvgg_ref.oracle.programs.program import fused_kernel
 from tests.models.small import SMALL
 
 KINDS = ("plain", "grouped", "se-before-relu", "plus")
@@ -110,12 +109,12 @@ _IN_THE_KERNEL = (
 @pytest.mark.parametrize("bug", _IN_THE_KERNEL)
 def test_bugs_of_the_kernel_are_named_from_its_taps(bug: str, tmp_path: Path) -> None:
     model = distinguishing_model(SMALL["grouped"])
-    hypothesis = next(h for h in LIBRARY if h.name == bug)
+    known = next(b for b in LAYER_BUGS if b.name == bug)
     planted = 0
     for spec in model.arch.blocks:
         site = Site(block_program(model, spec), np.zeros((1, spec.in_channels, 8, 8)))
-        for variant in hypothesis.variants(site):
-            kernel = fused_kernel(variant.program)
+        for variant in known.mutate(site):
+            kernel = variant.program.fused_kernel()
             wrong = fuse(model)
             wrong.params[f"{spec.name}.fused.weight"] = kernel.weight.astype(np.float32)
             wrong.params[f"{spec.name}.fused.bias"] = kernel.bias.astype(np.float32)

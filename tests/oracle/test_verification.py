@@ -12,16 +12,16 @@ import pytest
 
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.oracle import verification
+from repvgg_ref.oracle.bounds import comparison
 from repvgg_ref.oracle.bounds.block import Bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnosis import explain
-from repvgg_ref.oracle.programs import layers
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.report import LayerReport, Report, VerificationError
 from tests.models.small import SMALL, distinct_model
-from tests.oracle.matrix_study import Port
+from tests.studies.oracle.matrix_study import Port
 
 MODEL = distinguishing_model(SMALL["plain"])
 PORT = Port(MODEL, distinguishing_inputs(MODEL.arch, height=28, width=24))
@@ -187,29 +187,29 @@ def _first(original: Any) -> Any:
 
 SABOTAGE: dict[str, Sabotage] = {
     "tolerance inverted": (
-        layers,
+        comparison,
         "_judged",
         _judging(lambda y, y_hat, b, r: replace(r, ok=bool((abs(y_hat - y) >= b.certified).all()))),
     ),
     "NaN passes": (
-        layers,
+        comparison,
         "_judged",
         _judging(
             lambda y, y_hat, b, r: replace(r, ok=not bool((abs(y_hat - y) > b.certified).any()))
         ),
     ),
     "everything is within its bound": (
-        layers,
+        comparison,
         "_judged",
         _judging(lambda y, y_hat, b, r: replace(r, ok=True)),
     ),
     "nothing is within its bound": (
-        layers,
+        comparison,
         "_judged",
         _judging(lambda y, y_hat, b, r: replace(r, ok=False)),
     ),
     "the mean error is judged instead of the largest": (
-        layers,
+        comparison,
         "_judged",
         _judging(
             lambda y, y_hat, b, r: replace(
@@ -217,9 +217,9 @@ SABOTAGE: dict[str, Sabotage] = {
             )
         ),
     ),
-    "one pixel is compared": (layers, "_judged", _first),
-    "bounds a million times too wide": (layers, "block_bound", _wider(1e6)),
-    "bounds a thousand times too narrow": (layers, "block_bound", _wider(1e-3)),
+    "one pixel is compared": (comparison, "_judged", _first),
+    "bounds a million times too wide": (comparison, "layer_bound", _wider(1e6)),
+    "bounds a thousand times too narrow": (comparison, "layer_bound", _wider(1e-3)),
     "first layer skipped": (verification, "_compare_all", _compare_without("stage0")),
     "head skipped": (verification, "_compare_all", _compare_without("linear")),
     "missing layers forgotten": (
@@ -228,10 +228,10 @@ SABOTAGE: dict[str, Sabotage] = {
         lambda original: lambda *args: (original(*args)[0], {}),
     ),
     "another shape is cut to fit": (
-        layers,
+        comparison,
         "_incomparable",
         lambda original: (
-            lambda name, y, y_hat, inherited: layers.Comparison(
+            lambda name, y, y_hat, inherited: comparison.Comparison(
                 LayerReport(name, 0.0, 1.0, 0.0, ok=True), y, y, Bound(abs(y) + 1, abs(y) + 1)
             )
         ),

@@ -8,15 +8,10 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
-from repvgg_ref.oracle.programs.evaluate import evaluate
-from repvgg_ref.oracle.programs.program import BlockProgram, output_size
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.program import batch_output
 
 Strange = Callable[[BlockProgram, Array], Array]
-
-
-def _run(program: BlockProgram, x: Array) -> Array:
-    size = output_size(program, *x.shape[2:])
-    return evaluate(program, x).reshape(len(x), -1, *size)
 
 
 def _with_kernel(change: Callable[[Array, Array, int], None]) -> Strange:
@@ -30,17 +25,17 @@ def _with_kernel(change: Callable[[Array, Array, int], None]) -> Strange:
             change(weight, bias, strongest)
             return FusedConv(weight, bias)
 
-        return _run(program.with_kernel(altered), x)
+        return batch_output(program.with_kernel(altered), x)
 
     return wrong
 
 
 def _on_output(change: Callable[[Array], Array]) -> Strange:
-    return lambda program, x: change(_run(program, x))
+    return lambda program, x: change(batch_output(program, x))
 
 
 def _on_input(change: Callable[[Array], Array]) -> Strange:
-    return lambda program, x: _run(program, change(x))
+    return lambda program, x: batch_output(program, change(x))
 
 
 def _one_tap(weight: Array, bias: Array, channel: int) -> None:

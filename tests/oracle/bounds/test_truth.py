@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.block import Algorithm, block_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.programs.program import BlockProgram, fused_kernel
-from tests.oracle.bounds_arithmetic import ARITHMETICS, ORDERS, Candidate
-from tests.oracle.bounds_cases import deploy_block, random_block
-from tests.oracle.test_bounds import FORMS, reference
+from repvgg_ref.oracle.programs.block import BlockProgram
+from tests.oracle.bounds.arithmetic import ARITHMETICS, ORDERS, Candidate
+from tests.oracle.bounds.cases import deploy_block, random_block
+from tests.oracle.bounds.test_block import FORMS, reference
 
 
 def _exactly(program: BlockProgram, x: Array) -> list[Fraction]:
     """A deploy block's single output pixel per channel, before rounding anything."""
-    weight, bias = fused_kernel(program)
+    weight, bias = program.fused_kernel()
     return [
         max(
             Fraction(0),

@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.programs.program import BlockProgram, fused_kernel
-from tests.oracle.bounds_arithmetic import Arithmetic, Rounding
+from repvgg_ref.oracle.programs.block import BlockProgram
+from tests.oracle.bounds.arithmetic import Arithmetic, Rounding
 
 # Lavin & Gray 2016, section 4.1 and 4.3, as printed: (B^T, G, A^T).
 F2 = (
@@ -72,7 +72,7 @@ PRINTED = {2: F2, 4: F4, 6: F6}
 def winograd_block(program: BlockProgram, x: Array, m: int, a: Arithmetic) -> Array:
     """The fused block with ReLU: (N, C, H, W) -> (N, O, H, W), transforms kept in memory."""
     bt, g, at = (np.asarray(matrix, np.float64) for matrix in PRINTED[m])
-    weight, bias = fused_kernel(program)
+    weight, bias = program.fused_kernel()
     u = _both_sides(a.add(g), a.read(weight), a.add, a.add)
     n, _, height, width = x.shape
     rows, columns = -(-height // m), -(-width // m)

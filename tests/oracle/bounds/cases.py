@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.block import Branch, branch_names
+from repvgg_ref.blocks.branches import Branch, identity_kernel
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
-from repvgg_ref.oracle.programs.program import BlockProgram, correct_program
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.layers import correct_program
 
 DATA = ("normal", "positive", "cancelling", "wide", "subnormal", "large", "constant")
 STATISTICS = ("usual", "tiny var", "no var", "gamma 0", "large mean", "opposed branches")
@@ -39,12 +40,11 @@ def random_block(
         dilation,
         se,
         2 if se != "none" else 0,
-        has_identity=stride == 1,
     )
     x = fill(rng, (2, channels, size, size + 1), data, smallest)
     branches = {
         name: _branch(rng, spec, name, data if data != "subnormal" else "normal", statistics)
-        for name in branch_names(spec)
+        for name in ("branch_3x3", "branch_1x1", "branch_identity")[: 3 if stride == 1 else 2]
     }
     if statistics == "opposed branches" and stride == 1:
         branches = _oppose(branches)
@@ -97,13 +97,14 @@ def _branch(
         mean = mean * 100
         beta = gamma * mean / np.sqrt(var)
     fields = [f.astype(np.float32).astype(np.float64) for f in (gamma, beta, mean, var)]
-    return Branch(None if name == "branch_identity" else weight, *fields)
+    if name == "branch_identity":
+        weight = identity_kernel(o, spec.groups, np.float64)
+    return Branch(weight, *fields)
 
 
 def _oppose(branches: dict[str, Branch]) -> dict[str, Branch]:
     """The 3x3 branch's centre and offset are taken back by the 1x1 branch."""
     dense = branches["branch_3x3"]
-    assert dense.weight is not None
     opposed = Branch(
         dense.weight[:, :, 1:2, 1:2],
         -dense.gamma,
