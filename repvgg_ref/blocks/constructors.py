@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from repvgg_ref.arrays import Array, array_module
+from repvgg_ref.arrays import Array, array_module, scalar_like, sqrt
 from repvgg_ref.blocks.form import Form, Lattice, Pair, Term, add, ungrouped
 from repvgg_ref.blocks.linear import Conv, Norm, Sum
-from repvgg_ref.blocks.run import EVERYTHING, Reader, Run, Shapes
+from repvgg_ref.blocks.run import EVERYTHING, NORM_VECTORS, Reader, Run, Shapes
 from repvgg_ref.blocks.selfcheck import Response, Windows, respond, respond_after
 from repvgg_ref.errors import NotFusibleError
 
@@ -195,10 +195,8 @@ class Pad:
         else:
             around = (nothing, nothing, rows, columns)
         inside = xp.pad(xp.ones_like(x[:1, ...]), around)
-        read = Reader(run.params, run.eps, x.dtype == object)
-        one = read.ones(self.norm.channels)
-        zero = Form((), 0 * one, 0 * one, (1, 1), 1, 0)
-        fill = xp.asarray(self.norm.after(zero, read, EVERYTHING).bias).astype(x.dtype)
+        gamma, beta, mean, var = (run.params[f"{self.norm.name}.{p}"] for p in NORM_VECTORS)
+        fill = beta - mean * gamma / sqrt(var + scalar_like(run.eps, var))
         return xp.pad(x, around) + (1 - inside) * run.on_channels(fill), None
 
     def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:

@@ -67,7 +67,9 @@ def three_branches(linear: Any) -> ThreeBranches | None:
         found[role] = Branch(name, norm.name)
     if dense is None or not all(_fits(each, dense) for each in convs):
         return None
-    if dense.kernel[0] != dense.kernel[1]:
+    if dense.kernel[0] != dense.kernel[1] or ("identity" in found and dense.stride != (1, 1)):
+        return None
+    if len({branch.norm for branch in found.values()}) < len(found):
         return None
     return ThreeBranches(
         found["dense"],

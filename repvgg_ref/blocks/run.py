@@ -59,7 +59,7 @@ class Reader(NamedTuple):
 
     def array(self, name: str, *part: slice) -> Array:
         """A part of a stored array, exact if asked; roots of rationals have 256 bits."""
-        found = np.asarray(self.params[name])[part]
+        found = self.params[name][part]
         return _fractions(found) if self.exact and not is_exact(found) else found
 
     def vector(self, name: str, rows: slice) -> Array:
@@ -74,7 +74,7 @@ class Reader(NamedTuple):
 
 def reading(params: Mapping[str, Array], eps: Any, *, exact: bool = False) -> Reader:
     """Read `params` for a fusion: exactly if asked, or if they are rationals themselves."""
-    return Reader(params, eps, exact or any(is_exact(np.asarray(a)) for a in params.values()))
+    return Reader(params, eps, exact or any(is_exact(a) for a in params.values()))
 
 
 class Linear(Protocol):

@@ -17,6 +17,7 @@ import numpy as np
 
 import weights_io
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import KINDS
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.dialects import recognise
 from repvgg_ref.files.identify import Shape, form_of, identify
@@ -257,7 +258,7 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
         form,
         se="after_relu" if dialect.se == "after_relu" else "before_relu",
         model=model,
-        block="plain" if dialect.name == "official-bn" else block,
+        block=_kind_of(dialect, canonical) if block == "auto" else block,
     )
     checkpoint.arch = arch
     wanted = param_shapes(arch, form)
@@ -267,6 +268,16 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
     ]
     checkpoint.unexpected += [theirs for theirs, ours in canonical.items() if ours not in wanted]
     _require_shapes(checkpoint, shapes, wanted)
+
+
+def _kind_of(dialect: Dialect, canonical: Mapping[str, str]) -> str:
+    """The kind of block that a dialect, or the key of a fused kernel, says; else "auto"."""
+    if dialect.name == "official-bn":
+        return "plain"
+    fused = next((theirs for theirs, ours in canonical.items() if ".fused." in ours), None)
+    if fused is None or dialect.name not in ("official", "plus"):
+        return "auto"
+    return next((n for n, k in KINDS.items() if k.keys and f".{k.fused}." in fused), "auto")
 
 
 def _require_shapes(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.models.layers import Block, Extent, Linear, Operation, Pass
+from repvgg_ref.models.layers import Block, Extent, GlobalAvgPool, Linear, Operation, Pass
 
 INPUT = "input"
 QUIET = ("pool", "flatten")  # what no report lists
@@ -100,6 +100,9 @@ class Network:
         return (
             wired
             and all(isinstance(node.op, Block) for node in body)
+            and isinstance(pool.op, GlobalAvgPool)
+            and isinstance(head.op, Linear)
+            and not head.op.relu
             and ends == ("pool", "linear", (names[-1],), ("pool",))
         )
 
