@@ -128,6 +128,26 @@ def point_only(spec: BlockSpec) -> Linear:
     return Sum(conv_bn(spec, "branch_3x3", spec.kernel), conv_bn(spec, "branch_1x1", 1))
 
 
+@block(
+    "acb",
+    "BN(W3 x) + BN(W31 x) + BN(W13 x)",
+    {
+        "square.conv": "square_conv",
+        "square.bn": "square_bn",
+        "vertical.conv": "ver_conv",
+        "vertical.bn": "ver_bn",
+        "horizontal.conv": "hor_conv",
+        "horizontal.bn": "hor_bn",
+    },
+    fused="fused_conv",
+)
+def asymmetric(spec: BlockSpec) -> Linear:
+    """Ding et al., "ACNet" (arXiv 1908.03930): the kernel's middle column and row by themselves."""
+    k = spec.kernel
+    sizes = {"square": (k, k), "vertical": (k, 1), "horizontal": (1, k)}
+    return Sum(*(conv_bn(spec, name, *size) for name, size in sizes.items()))
+
+
 @block("conv-bn", "BN(W x)", {}, fused="conv")
 def plain_conv_bn(spec: BlockSpec) -> Linear:
     """A convolution and its batch norm, as residual networks and auxiliary heads have it."""

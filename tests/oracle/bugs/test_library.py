@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.oracle.bugs import HEAD_BUGS, LAYER_BUGS, Bug
 from repvgg_ref.oracle.bugs.harness import mutants, output_of
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
@@ -14,6 +15,11 @@ from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.program import batch_output, layer_output
 from tests.models.small import SMALL
+
+# Branches that have no bug of their own.
+ASYMMETRIC = plain_architecture(
+    depths=[2, 1], channels=[4, 6, 8], num_classes=3, in_channels=2, kind="acb"
+)
 
 # They need a square image, a candidate's output, or two layers of one shape.
 _ELSEWHERE = {"height-width-swapped", "channels-permuted", "layers-swapped"}
@@ -29,7 +35,7 @@ def test_every_bug_has_one_name_and_something_to_say(bugs: tuple[Bug[Any], ...])
 
 def test_the_harness_plants_every_bug_somewhere_and_names_the_place() -> None:
     seen = set()
-    for arch in SMALL.values():
+    for arch in (*SMALL.values(), ASYMMETRIC):
         programs = Programs(distinguishing_model(arch))
         inputs, y = {}, distinguishing_inputs(arch, height=20, width=24).astype(np.float64)
         for name, program in programs.items():
