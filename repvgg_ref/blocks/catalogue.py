@@ -128,6 +128,21 @@ def point_only(spec: BlockSpec) -> Linear:
     return Sum(conv_bn(spec, "branch_3x3", spec.kernel), conv_bn(spec, "branch_1x1", 1))
 
 
+@block("identity-without-bn", "BN3(W3 x) + BN1(W1 x) + x", _RBR, auto=False)
+def identity_without_bn(spec: BlockSpec) -> Linear:
+    """The identity as it is (Table 7)."""
+    same = [identity(spec)] if spec.can_add_input else []
+    return Sum(conv_bn(spec, "branch_3x3", spec.kernel), conv_bn(spec, "branch_1x1", 1), *same)
+
+
+@block("post-addition-bn", "BN(W3 x + W1 x + x)", _RBR | {"bn": "bn"})
+def post_addition_bn(spec: BlockSpec) -> Linear:
+    """One batch norm, behind the sum (Table 7)."""
+    convs = conv(spec, "branch_3x3.conv", spec.kernel), conv(spec, "branch_1x1.conv", 1)
+    same = [identity(spec)] if spec.can_add_input else []
+    return Chain(Sum(*convs, *same), Norm("bn", spec.out_channels))
+
+
 @block(
     "acb",
     "BN(W3 x) + BN(W31 x) + BN(W13 x)",

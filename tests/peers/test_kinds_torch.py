@@ -48,7 +48,49 @@ class Asymmetric(torch.nn.Module):  # type: ignore[name-defined]
         )
 
 
-BLOCKS: dict[str, Callable[[BlockSpec, float], Any]] = {"acb": Asymmetric}
+def _convs(spec: BlockSpec) -> list[Any]:
+    settings: dict[str, Any] = {"groups": spec.groups, "bias": False}
+    sizes = spec.in_channels, spec.out_channels
+    return [torch.nn.Conv2d(*sizes, k, spec.stride, k // 2, **settings) for k in (3, 1)]
+
+
+class IdentityWithoutNorm(torch.nn.Module):  # type: ignore[name-defined]
+    """``BN(W3 x) + BN(W1 x) + x`` (the paper's Table 7)."""
+
+    def __init__(self, spec: BlockSpec, eps: float) -> None:
+        super().__init__()
+        self.adds = spec.can_add_input
+        for name, conv in zip(("rbr_dense", "rbr_1x1"), _convs(spec), strict=True):
+            branch = torch.nn.Module()
+            branch.conv, branch.bn = conv, torch.nn.BatchNorm2d(spec.out_channels, eps=eps)
+            self.add_module(name, branch)
+
+    def forward(self, x: Any) -> Any:
+        y = sum(b.bn(b.conv(x)) for b in (self.rbr_dense, self.rbr_1x1))
+        return y + x if self.adds else y
+
+
+class PostAdditionNorm(torch.nn.Module):  # type: ignore[name-defined]
+    """``BN(W3 x + W1 x + x)`` (the paper's Table 7)."""
+
+    def __init__(self, spec: BlockSpec, eps: float) -> None:
+        super().__init__()
+        self.adds = spec.can_add_input
+        for name, conv in zip(("rbr_dense", "rbr_1x1"), _convs(spec), strict=True):
+            self.add_module(name, torch.nn.Module())
+            getattr(self, name).conv = conv
+        self.bn = torch.nn.BatchNorm2d(spec.out_channels, eps=eps)
+
+    def forward(self, x: Any) -> Any:
+        y = self.rbr_dense.conv(x) + self.rbr_1x1.conv(x)
+        return self.bn(y + x if self.adds else y)
+
+
+BLOCKS: dict[str, Callable[[BlockSpec, float], Any]] = {
+    "acb": Asymmetric,
+    "identity-without-bn": IdentityWithoutNorm,
+    "post-addition-bn": PostAdditionNorm,
+}
 
 
 def network(model: Any) -> Any:
