@@ -4,7 +4,7 @@ FUZZ_VENV ?= .venv-fuzz
 FUZZ_RUNS ?= 1000000
 CORPUS ?= .fuzz-corpus
 
-.PHONY: check format lint types test peers fuzz matrix figures gpu gpu-plans demo ci
+.PHONY: check format lint types test every peers fuzz matrix figures gpu gpu-plans demo ci
 
 check: lint types test
 
@@ -20,28 +20,32 @@ types:
 	$(PYTHON) -m mypy
 
 test:
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n auto
+
+# Every case of the families of which `make test` runs a few, and the slow tests.
+every:
+	$(PYTHON) -m pytest -q -n auto --every-case
 
 peers:
 	$(PYTHON) -m pip install -q -e ".[peers]"
-	$(PYTHON) -m pytest -q -m peers
+	$(PYTHON) -m pytest -q -n auto --every-case -m peers
 
 fuzz:
 	test -d $(FUZZ_VENV) || python3 -m venv $(FUZZ_VENV)
 	$(FUZZ_VENV)/bin/pip install -q atheris numpy
 	mkdir -p $(CORPUS)
-	$(FUZZ_VENV)/bin/python -m tests.fuzz.fuzz_readers $(CORPUS) -runs=$(FUZZ_RUNS) -max_len=4096 -timeout=10
+	$(FUZZ_VENV)/bin/python -m tests.studies.fuzz.fuzz_readers $(CORPUS) -runs=$(FUZZ_RUNS) -max_len=4096 -timeout=10
 
 # Every known bug in every layer: seen, and named right? Then the same from logits alone.
 matrix:
-	$(PYTHON) -m tests.oracle.matrix_study --model A0 --out tests/oracle/results/diagnosis-A0.json
-	$(PYTHON) -m tests.oracle.matrix_study --model plain grouped se-before-relu plus --size 36 \
-		--logits 150 --out tests/oracle/results/logits-only.json
+	$(PYTHON) -m tests.studies.oracle.matrix_study --model A0 --out tests/studies/oracle/results/diagnosis-A0.json
+	$(PYTHON) -m tests.studies.oracle.matrix_study --model plain grouped se-before-relu plus --size 36 \
+		--logits 150 --out tests/studies/oracle/results/logits-only.json
 
 # Every figure of the CPU engine beside its peers, about eleven minutes on a quiet machine: JSON,
-# pictures and a page in tests/bench/results.
+# pictures and a page in tests/studies/bench/results.
 figures:
-	$(PYTHON) -m tests.bench.figures
+	$(PYTHON) -m tests.studies.bench.figures
 
 # On a machine with a GPU: tests, oracle, races against torch, profile, a minute of training; one
 # JSON named after the device in tests/studies/gpu/results. Less than ten minutes, no network.

@@ -72,7 +72,7 @@ def test_the_first_two_blocks_are_the_two_set_up_lines() -> None:
         assert line.count("\n") == 1
         assert line.startswith("python3 -m venv .venv && .venv/bin/pip install -q ")
     assert first.endswith(".venv/bin/repvgg-ref demo\n")
-    assert second.endswith("-m pytest -q\n")
+    assert second.endswith("-m pytest -q -n auto\n")
 
 
 def test_every_command_it_lists_exists() -> None:

@@ -34,7 +34,9 @@ def read_batch(path: Path, model: Model) -> Array:
         return _floating(read_npy(path), path)
     if head.startswith(_ZIP):
         return _floating(_only_array(path), path)
-    return _picture(path, model)
+    from repvgg_ref.data.images import network_input
+
+    return network_input(path, model.arch)
 
 
 def _only_array(path: Path) -> Array:
@@ -65,13 +67,3 @@ def _floating(array: Array, path: Path) -> Array:
             wanted="images as the network sees them, scaled and standardised",
         )
     return array
-
-
-def _picture(path: Path, model: Model) -> Array:
-    from repvgg_ref.data.digits import digits_architecture, image_to_input
-    from repvgg_ref.data.images import eval_input, open_upright
-
-    image = open_upright(path)
-    if model.arch.blocks == digits_architecture().blocks:
-        return image_to_input(image)
-    return eval_input(image, channels=model.arch.in_channels)

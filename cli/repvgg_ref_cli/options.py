@@ -16,7 +16,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 # As in `backends` and `files.convert` of repvgg_ref, which are too heavy to import for --help.
 BACKENDS = ("reference", "numpy", "cupy", "auto")
 FORMATS = ("npz", "safetensors", "pth", "onnx")
-# "auto", "measure" and those of `repvgg_ref.cpu.convolution.cost`.
+# "auto", "measure" and those of `repvgg_ref.cpu.convolution.algorithms`.
 ALGORITHMS = ("auto", "measure", "direct", *(f"winograd{m}" for m in (2, 4, 5, 6, 7)))
 
 FILE = click.Path(path_type=Path)
@@ -65,6 +65,13 @@ model_option = click.option(
     show_default=True,
     metavar="auto|custom|NAME",
     help="What the shapes must be; auto tells it from them.",
+)
+block_option = click.option(
+    "--block",
+    default="auto",
+    show_default=True,
+    metavar="auto|NAME",
+    help="The kind of block; auto tells it from the keys.",
 )
 weights_set_option = click.option(
     "--weights",

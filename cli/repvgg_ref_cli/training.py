@@ -6,11 +6,9 @@ import sys
 import time
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
 
 import click
 
-from repvgg_ref.train.evaluate import Evaluation
 from repvgg_ref.train.events import (
     EpochDone,
     Event,
@@ -110,14 +108,14 @@ class View:
     def _results(self, event: Finished) -> None:
         from rich.table import Table
 
-        found = event.evaluation
+        found, apart = event.evaluation, event.evaluation.comparison
         self._print(
             f"proof  trained and fused form agree on {found.images} images: logits within "
-            f"{found.difference:.2g} (rounding explains {found.tolerance:.2g});"
+            f"{apart.difference:.2g} (rounding explains {apart.tolerance:.2g});"
         )
         self._print(
-            f"       closest block {found.closest.layer}: error {found.closest.max_error:.2g}, "
-            f"bound {found.closest.bound:.2g}"
+            f"       closest block {apart.closest.layer}: error {apart.closest.max_error:.2g}, "
+            f"bound {apart.closest.bound:.2g}"
         )
         for path in event.files:
             self._print(f"wrote  {path}")
@@ -148,27 +146,17 @@ class JsonView(View):
 
     def tell(self, event: Event) -> None:
         """Print the result as JSON."""
-        if isinstance(event, Finished):
-            print_json(
-                {
-                    "model": self._plan.model,
-                    "recipe": self._plan.recipe,
-                    "steps": event.step,
-                    "stopped": False,
-                    **_scores(event.evaluation),
-                    "files": [str(path) for path in event.files],
-                    "seconds": event.seconds,
-                }
-            )
-        elif isinstance(event, Stopped):
-            print_json(
-                {
-                    "model": self._plan.model,
-                    "recipe": self._plan.recipe,
-                    "steps": event.step,
-                    "stopped": True,
-                }
-            )
+        if isinstance(event, Finished | Stopped):
+            found = {
+                "model": self._plan.model,
+                "recipe": self._plan.recipe,
+                "steps": event.step,
+                "stopped": isinstance(event, Stopped),
+            }
+            if isinstance(event, Finished):
+                found |= event.evaluation.to_json()
+                found |= {"files": [str(path) for path in event.files], "seconds": event.seconds}
+            print_json(found)
 
 
 def show_plan(plan: Plan, step_seconds: float, *, as_json: bool) -> None:
@@ -189,12 +177,3 @@ def show_plan(plan: Plan, step_seconds: float, *, as_json: bool) -> None:
     click.echo(f"memory    about {plan.memory / 2**20:,.0f} MiB a rank, beside the images")
     click.echo(f"time      about {duration}: {step_seconds:.3f} s a step (one measured)")
     click.echo("nothing was written")
-
-
-def _scores(found: Evaluation) -> dict[str, Any]:
-    return {
-        "trained": found.trained._asdict(),
-        "fused": found.fused._asdict(),
-        "difference": found.difference,
-        "tolerance": found.tolerance,
-    }

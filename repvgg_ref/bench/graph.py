@@ -13,10 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.convolution.cost import ALGORITHMS, Algorithm, applies, cheapest
+from repvgg_ref.cpu.convolution.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    applies,
+    make_convolution,
+)
+from repvgg_ref.cpu.convolution.cost import cheapest
 from repvgg_ref.cpu.convolution.layout import border_views, carve, interior
 from repvgg_ref.cpu.convolution.schedule import Convolution, ConvShape, Packed
-from repvgg_ref.cpu.plan import make_convolution
 from repvgg_ref.cpu.workers.pool import Stage, pool
 from repvgg_ref.models.comparison import INPUT, Conv, MaxPool, Network, extents
 
@@ -38,7 +43,7 @@ class Graph:
     params : mapping
         As `comparison.network_shapes` names them, float32.
     shape : (N, 3, H, W)
-    algorithm : "auto" or one of `cost.ALGORITHMS`
+    algorithm : "auto" or one of `algorithms.ALGORITHMS`
         One that does not fit a layer yields to direct there.
     """
 

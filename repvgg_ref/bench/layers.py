@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.convolution.cost import tile_of
+from repvgg_ref.cpu.convolution.algorithms import tile_of
 from repvgg_ref.cpu.convolution.schedule import ConvShape
 from repvgg_ref.cpu.convolution.winograd import Tiling
 from repvgg_ref.cpu.convolution.winograd_stride_2 import Strips

@@ -1,4 +1,4 @@
-"""A block seen as a flat sum: one kernel each, where it lies, and the batch norm behind it.
+"""A block seen as a flat sum: one kernel each, and the batch norm behind it.
 
 An expression may be any tree; what a port can get wrong is mostly said of its branches. Here
 ``BN(W x + x)`` is two branches of one norm, whose mean and beta the first one has.
@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array, is_exact, scalar_like
-from repvgg_ref.blocks.catalogue import expression, part_of
-from repvgg_ref.blocks.form import Lattice, union
+from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
+from repvgg_ref.blocks.form import Lattice
 from repvgg_ref.blocks.fusion import FusedConv
-from repvgg_ref.blocks.linear import EVERYTHING
-from repvgg_ref.blocks.run import NORM_VECTORS, reading
+from repvgg_ref.blocks.run import EVERYTHING, NORM_VECTORS, reading
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.blocks.unfuse import leaves
 from repvgg_ref.errors import NotFusibleError
@@ -24,26 +23,26 @@ from repvgg_ref.exact.rounding import root
 
 
 class Branch(NamedTuple):
-    """``BN(weight * x)``, or without a norm (`gamma` None); vectors are (O,).
+    """``BN(weight * x)``, or without a norm (all vectors None); vectors are (O,).
 
-    `weight` is (O, C/G, Kh, Kw), the identity's written out; its taps lie at `lattice`.
+    `weight` (O, C/G, Kh, Kw), the identity's written out, has odd extents and its middle tap in the
+    middle of the block's kernel.
     """
 
     weight: Array
-    lattice: Lattice
-    gamma: Array | None = None
-    beta: Array | None = None
-    running_mean: Array | None = None
-    running_var: Array | None = None
+    gamma: Any = None
+    beta: Any = None
+    running_mean: Any = None
+    running_var: Any = None
 
     @property
-    def is_pointwise(self) -> bool:
-        """Whether there is one tap, at the centre."""
-        return self.lattice.offsets() == [(0, 0)]
+    def has_norm(self) -> bool:
+        """Whether a batch norm follows."""
+        return self.gamma is not None
 
     def scale(self, eps: Any) -> Array:
         """``t = gamma / sqrt(var + eps)``, (O,): the slope of batch norm; 1 without a norm."""
-        if self.gamma is None or self.running_var is None:
+        if not self.has_norm:
             one = scalar_like(1, self.weight)
             return np.full(len(self.weight), one, self.weight.dtype)
         var = self.running_var + scalar_like(eps, self.running_var)
@@ -57,9 +56,8 @@ class Branch(NamedTuple):
 
     def bias(self, eps: Any) -> Array:
         """``b' = beta - mean t``, equation (3) of the paper; 0 without a norm."""
-        if self.beta is None or self.running_mean is None:
-            return 0 * self.scale(eps)
-        bias: Array = self.beta - self.running_mean * self.scale(eps)
+        t = self.scale(eps)
+        bias: Array = self.beta - self.running_mean * t if self.has_norm else 0 * t
         return bias
 
 
@@ -72,40 +70,45 @@ def branches_of(spec: BlockSpec, params: Mapping[str, Array]) -> dict[str, Branc
         If the expression is no flat sum: a convolution of a convolution, say.
     """
     linear, parts = expression(spec), part_of(spec, params)
+    lattice = fused_conv(spec).lattice
+    paths = list(leaves(linear))
+    known = {leaf.name for leaf, _ in paths} | {norm for _, norm in paths}
+    if {part.rpartition(".")[0] for part in parts} - known:
+        raise NotFusibleError(f"{spec.name}: a {spec.kind} block is no flat sum of branches")
     found: dict[str, Branch] = {}
     seen: set[str] = set()
-    for leaf, norm in leaves(linear):
-        form = leaf.form(reading(parts, 0), EVERYTHING)
-        term = form.terms[0]
+    for leaf, norm in paths:
+        term = leaf.form(reading(parts, 0), EVERYTHING).terms[0]
+        weight = _centred(np.asarray(term.kernel), term.lattice, lattice)
         vectors: dict[str, Array] = {}
         if norm is not None:
             vectors = {field: parts[f"{norm}.{field}"] for field in NORM_VECTORS}
             if norm in seen:
                 vectors |= {field: 0 * vectors[field] for field in ("beta", "running_mean")}
             seen.add(norm)
-        weight = np.asarray(term.kernel)
-        if norm is not None and not is_exact(weight):
-            weight = weight.astype(vectors["gamma"].dtype, copy=False)
-        found[leaf.name.removesuffix(".conv")] = Branch(weight, term.lattice, **vectors)
-    if {n.rpartition(".")[0] for n in parts} - {leaf.name for leaf, _ in leaves(linear)} - seen:
-        raise NotFusibleError(f"{spec.name}: a {spec.kind} block is no flat sum of branches")
+            if not is_exact(weight):
+                weight = weight.astype(vectors["gamma"].dtype, copy=False)
+        found[leaf.name.removesuffix(".conv")] = Branch(weight, **vectors)
     return found
 
 
 def fuse_branches(branches: Mapping[str, Branch], eps: Any) -> FusedConv:
     """The paper's sum (section 3.3), in the arithmetic of the arrays given: exact for rationals."""
-    lattice = union([branch.lattice for branch in branches.values()])
-    first = next(iter(branches.values()))
-    weight = np.zeros((*first.weight.shape[:2], *lattice.size), first.kernel(eps).dtype)
-    bias = 0 * first.bias(eps)
-    for branch in branches.values():
-        kernel = branch.kernel(eps)
-        for index in np.ndindex(*branch.lattice.size):
-            at = lattice.tap(branch.lattice.offset(*index))
-            assert at is not None
-            weight[:, :, at[0], at[1]] += kernel[:, :, index[0], index[1]]
-        bias = bias + branch.bias(eps)
-    return FusedConv(weight, bias)
+    kernels = [branch.kernel(eps) for branch in branches.values()]
+    size = tuple(max(kernel.shape[axis] for kernel in kernels) for axis in (2, 3))
+    weight = np.zeros((*kernels[0].shape[:2], *size), kernels[0].dtype)
+    for kernel in kernels:
+        weight[:, :, *window(kernel.shape[2:], size)] += kernel
+    biases = [branch.bias(eps) for branch in branches.values()]
+    return FusedConv(weight, sum(biases[1:], start=biases[0]))
+
+
+def window(
+    size: tuple[int, ...], whole: tuple[int, ...], moved: tuple[int, int] = (0, 0)
+) -> tuple[slice, slice]:
+    """Which rows and columns of a kernel of size `whole` one of `size` lies on, both centred."""
+    first = [(w - s) // 2 + m for w, s, m in zip(whole, size, moved, strict=True)]
+    return slice(first[0], first[0] + size[0]), slice(first[1], first[1] + size[1])
 
 
 def identity_kernel(channels: int, groups: int, dtype: Any) -> Array:
@@ -115,6 +118,22 @@ def identity_kernel(channels: int, groups: int, dtype: Any) -> Array:
     rows = np.arange(channels)
     kernel[rows, rows % per_group, 0, 0] = 1
     return kernel
+
+
+def _centred(kernel: Array, own: Lattice, block: Lattice) -> Array:
+    """A kernel on the block's steps, its middle at offset (0, 0)."""
+    reach = [
+        max(max(abs(offset[axis]) for offset in own.offsets()) // block.step[axis], 0)
+        for axis in (0, 1)
+    ]
+    if all(size == 2 * r + 1 for size, r in zip(own.size, reach, strict=True)):
+        return kernel
+    wide = np.zeros((*kernel.shape[:2], *(2 * r + 1 for r in reach)), kernel.dtype)
+    for index in np.ndindex(*own.size):
+        offset = own.offset(*index)
+        row, column = (offset[axis] // block.step[axis] + reach[axis] for axis in (0, 1))
+        wide[:, :, row, column] = kernel[:, :, index[0], index[1]]
+    return wide
 
 
 def _roots(var: Array) -> Array:

@@ -14,8 +14,8 @@ from functools import lru_cache
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.linear import Chain, Conv, Identity, Linear, Norm, Sum
-from repvgg_ref.blocks.run import Reader
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
+from repvgg_ref.blocks.run import Linear, Reader
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, NotFusibleError
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.blocks.form import Form, Lattice, Pair, Term, add, ungrouped
-from repvgg_ref.blocks.linear import EVERYTHING, Conv, Norm, Shapes, Sum
-from repvgg_ref.blocks.run import Reader, Run
+from repvgg_ref.blocks.linear import Conv, Norm, Sum
+from repvgg_ref.blocks.run import EVERYTHING, Reader, Run, Shapes
 from repvgg_ref.blocks.selfcheck import Response, Windows, respond, respond_after
 from repvgg_ref.errors import NotFusibleError
 
@@ -100,6 +100,7 @@ class FormulaConv:
     out_channels = property(lambda self: self.conv.out_channels)
     groups = property(lambda self: self.conv.groups)
     stride = property(lambda self: self.conv.stride)
+    lattice = property(lambda self: self.conv.lattice)
 
     def shapes(self) -> Shapes:
         """The formula's."""
@@ -208,12 +209,11 @@ class Pad:
         return grad_y[inside]
 
 
-@dataclass(frozen=True, init=False)
 class Concat(Sum):
     """Expressions side by side along the channels, groups of one network (rule 9)."""
 
     out_channels = property(lambda self: sum(part.out_channels for part in self.parts))
-    groups = 1
+    groups = 1  # outputs of every part see all inputs
 
     def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
         """Stack the outputs."""

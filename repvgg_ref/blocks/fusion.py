@@ -18,8 +18,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
 from repvgg_ref.blocks.form import Form, Lattice, Pair
-from repvgg_ref.blocks.linear import EVERYTHING, Linear
-from repvgg_ref.blocks.run import Reader, reading
+from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader, reading
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError
 from repvgg_ref.exact.rounding import round_once, round_products
@@ -66,7 +65,7 @@ def fuse_block(
     for name, array in parts.items():
         _require_sound(f"{spec.name}.{name}", np.asarray(array), eps)
     read, exact = Reader(parts, eps), Reader(parts, eps, exact=True)
-    fused = FusedConv(*(np.zeros(shape, dtype) for shape in fused_conv(spec).shapes().values()))
+    fused = FusedConv(*(np.empty(shape, dtype) for shape in fused_conv(spec).shapes().values()))
     for rows in row_chunks(linear):
         with np.errstate(over="ignore", invalid="ignore"):  # looked for below
             fused.bias[rows] = _fuse_rows(linear, read, exact, rows, fused.weight[rows])
@@ -124,6 +123,8 @@ def _products(form: Form, weight: Array, exactly: Callable[[int, int], Form]) ->
     """Round the taps that are one product into `weight`; return the offsets of the others."""
     makers = Counter(offset for term in form.terms for offset in term.lattice.offsets())
     shared = [offset for offset, count in makers.items() if count > 1]
+    if len(makers) < len(form.lattice.offsets()):
+        weight[...] = 0  # corners that no term reaches
     for term in form.terms:
         offsets = term.lattice.offsets()
         if term.size is not None:
@@ -139,7 +140,7 @@ def _products(form: Form, weight: Array, exactly: Callable[[int, int], Form]) ->
 
         error = form.error * np.abs(scale) + _TINY
         rows, columns = _placed(form.lattice, term.lattice)
-        weight[:, :, rows, columns] = round_products(term.kernel, scale, error, weight.dtype, tap)
+        round_products(term.kernel, scale, error, weight[:, :, rows, columns], tap)
     return shared
 
 

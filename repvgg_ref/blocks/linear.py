@@ -22,50 +22,25 @@ arrays may be floats or exact rationals; settings that have no exact form are re
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import gcd, prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array, is_exact, scalar_like
 from repvgg_ref.blocks.form import Form, Lattice, Pair, Term, add, compose, ungrouped
-from repvgg_ref.blocks.run import NORM_VECTORS, BatchStats, Reader, Run
+from repvgg_ref.blocks.run import (
+    EVERYTHING,
+    NORM_VECTORS,
+    BatchStats,
+    Linear,
+    Reader,
+    Run,
+    Shapes,
+)
+from repvgg_ref.errors import NotFusibleError
 from repvgg_ref.exact.rounding import root
-
-Shapes = dict[str, tuple[int, ...]]
-EVERYTHING = slice(None)
-
-
-class Linear(Protocol):
-    """What every constructor of the algebra offers."""
-
-    @property
-    def in_channels(self) -> int:
-        """C."""
-
-    @property
-    def out_channels(self) -> int:
-        """O."""
-
-    @property
-    def groups(self) -> int:
-        """G: kernels are block diagonal in so many blocks."""
-
-    @property
-    def stride(self) -> Pair:
-        """Pixels of input from one output to the next."""
-
-    def shapes(self) -> Shapes:
-        """The arrays that it owns: part name -> shape."""
-
-    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
-        """Compute, with what `backward` needs; notes the batch's statistics in `run.stats`."""
-
-    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
-        """The gradient of x; those of the arrays go to `run.grads`."""
-
-    def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
-        """The normal form of some outputs, whole groups or part of one, and some of C/G inputs."""
 
 
 @dataclass(frozen=True)
@@ -200,28 +175,31 @@ class Norm:
         return scaled.shifted(beta - mean * t, abs(beta) + abs(mean * t))
 
 
+@dataclass(frozen=True, init=False)
 class _Many:
     """A sum or a chain: what it owns is what its parts own."""
 
     parts: tuple[Any, ...]
+
+    def __init__(self, *parts: Any) -> None:
+        object.__setattr__(self, "parts", parts)
+
+    in_channels = property(lambda self: self.parts[0].in_channels)
+
+    @cached_property
+    def groups(self) -> int:
+        """What all convolutions have in common."""
+        return gcd(*(part.groups for part in self.parts if hasattr(part, "form")))
 
     def shapes(self) -> Shapes:
         """The arrays of all parts, in order."""
         return {name: shape for part in self.parts for name, shape in part.shapes().items()}
 
 
-@dataclass(frozen=True, init=False)
 class Sum(_Many):
     """The sum of expressions of one stride and output size (rule 7)."""
 
-    parts: tuple[Linear, ...]
-
-    def __init__(self, *parts: Linear) -> None:
-        object.__setattr__(self, "parts", parts)
-
-    in_channels = property(lambda self: self.parts[0].in_channels)
     out_channels = property(lambda self: self.parts[0].out_channels)
-    groups = property(lambda self: gcd(*(part.groups for part in self.parts)))
     stride = property(lambda self: self.parts[0].stride)
 
     def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
@@ -248,18 +226,10 @@ class Sum(_Many):
         return add([ungrouped(form, self.groups) for form in whole]).part(rows, inputs)
 
 
-@dataclass(frozen=True, init=False)
 class Chain(_Many):
     """One expression after another, the first first (rules 6 and 8)."""
 
-    parts: tuple[Any, ...]
-
-    def __init__(self, *parts: Any) -> None:
-        object.__setattr__(self, "parts", parts)
-
-    in_channels = property(lambda self: self.parts[0].in_channels)
     out_channels = property(lambda self: self._linear[-1].out_channels)
-    groups = property(lambda self: gcd(*(part.groups for part in self._linear)))
     stride = property(lambda self: tuple(prod(p.stride[a] for p in self._linear) for a in (0, 1)))
     _linear = property(lambda self: [part for part in self.parts if hasattr(part, "form")])
 
@@ -291,6 +261,12 @@ def _composed(before: list[Any], last: Linear, read: Reader, rows: slice, inputs
     """A convolution after others: only the groups that `rows` lie in are read (rule 8)."""
     *before, pad = before if hasattr(before[-1], "width") else [*before, None]
     chain = Chain(*before)
+    if pad is not None and before[-1] != pad.norm:
+        raise NotFusibleError(
+            "a border may be made of the batch norm right before it only",
+            got=getattr(before[-1], "name", type(before[-1]).__name__),
+            wanted=pad.norm.name,
+        )
     groups = gcd(chain.groups, last.groups)
     if chain.groups == last.groups:
         start, stop, _ = rows.indices(last.out_channels)

@@ -1,17 +1,20 @@
-"""What a pass through a block needs, and what a fusion reads: arrays, and in which arithmetic."""
+"""What every constructor of the algebra offers, and what its passes and fusions need."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from repvgg_ref.arrays import Array, is_exact
+from repvgg_ref.blocks.form import Form, Pair
 from repvgg_ref.ops import Ops
 
+Shapes = dict[str, tuple[int, ...]]
+EVERYTHING = slice(None)
 NORM_VECTORS = ("gamma", "beta", "running_mean", "running_var")
 
 
@@ -74,7 +77,39 @@ def reading(params: Mapping[str, Array], eps: Any, *, exact: bool = False) -> Re
     return Reader(params, eps, exact or any(is_exact(np.asarray(a)) for a in params.values()))
 
 
-def evaluate(linear: Any, params: Mapping[str, Array], x: Array, *, ops: Ops, eps: Any) -> Array:
+class Linear(Protocol):
+    """What every constructor of the algebra offers."""
+
+    @property
+    def in_channels(self) -> int:
+        """C."""
+
+    @property
+    def out_channels(self) -> int:
+        """O."""
+
+    @property
+    def groups(self) -> int:
+        """G: kernels are block diagonal in so many blocks."""
+
+    @property
+    def stride(self) -> Pair:
+        """Pixels of input from one output to the next."""
+
+    def shapes(self) -> Shapes:
+        """The arrays that it owns: part name -> shape."""
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """Compute, with what `backward` needs; notes the batch's statistics in `run.stats`."""
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """The gradient of x; those of the arrays go to `run.grads`."""
+
+    def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
+        """The normal form of some outputs, whole groups or part of one, and some of C/G inputs."""
+
+
+def evaluate(linear: Linear, params: Mapping[str, Array], x: Array, *, ops: Ops, eps: Any) -> Array:
     """An expression in evaluation mode; x and y in the table's layout."""
     y: Array = linear.forward(x, Run(params, ops, eps, training=False))[0]
     return y

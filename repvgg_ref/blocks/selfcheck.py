@@ -28,8 +28,8 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
 from repvgg_ref.blocks.form import Lattice, Pair
 from repvgg_ref.blocks.fusion import FusedConv, row_chunks
-from repvgg_ref.blocks.linear import Chain, Conv, Identity, Linear, Norm, Sum
-from repvgg_ref.blocks.run import NORM_VECTORS, Reader
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
+from repvgg_ref.blocks.run import NORM_VECTORS, Linear, Reader
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import ReportedError
 
@@ -207,7 +207,7 @@ def _outputs(
     everything = slice(0, chain.out_channels)
     values = np.zeros((chain.out_channels, *extent, windows.values.shape[-1]))
     sizes = np.zeros_like(values)
-    for i, j in product(*(range(0, n, d) for n, d in zip(extent, last.dilation, strict=True))):
+    for i, j in product(*map(range, (0, 0), extent, last.lattice.step)):
         at = stride[0] * (first[0] + i), stride[1] * (first[1] + j)
         values[:, i, j], sizes[:, i, j] = respond(chain, read, everything, windows, at)
     return Windows(

@@ -10,8 +10,9 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.cpu.convolution.algorithms import ALGORITHMS, Algorithm, applies
 from repvgg_ref.cpu.convolution.autotune import Tuner
-from repvgg_ref.cpu.convolution.cost import ALGORITHMS, Algorithm, applies, cheapest
+from repvgg_ref.cpu.convolution.cost import cheapest
 from repvgg_ref.cpu.convolution.schedule import ConvShape, Packed
 from repvgg_ref.cpu.plan import Plan, Tap, conv_shapes
 from repvgg_ref.cpu.workers import memory
@@ -29,7 +30,7 @@ class Engine:
 
     Parameters
     ----------
-    algorithm : "auto", "measure" or one of `cost.ALGORITHMS`
+    algorithm : "auto", "measure" or one of `algorithms.ALGORITHMS`
         "measure" takes the fastest of the same choices by `autotune`.
         "auto" takes the cheapest by `cost` among those whose rounding error, measured on whole
         networks in float32, is at most 2e-5 of the largest output; in float64, where precision was

@@ -4,16 +4,6 @@ Section 3.1 of arXiv 2101.03697: a plain topology frees a layer's input as soon 
 there. So two buffers do for all layers, each layer reading one and writing the other. An output
 is written straight into the middle of the next layer's padded input; only borders are zeroed.
 One arena of scratch serves every layer, so that it stays warm in cache.
-
-What binds, on two quiet AVX-512 cores at 224 x 224 (BLAS peaks at 203 GFLOP/s a core; figures and
-peers in tests/bench/results). B1, batch 16: 28 ms an image, as if direct form ran at 840 to 890
-GFLOP/s. A layer of 512 channels takes 25 ms on one core: 15 for its products, 4.9 times fewer than
-direct form's, 6 for its transformed weights to come from memory, 85 MB that nothing hides, 4 for
-transforms. Stride 2 and the first layer are 27 % of the network, at 66 % of the peak. A0, batch 16:
-80 ms, where one core takes 150: the caller alone copies images in (2 ms), and products have too
-few columns. Batch 1: 49 rows of pixels meet each weight, so weights bind; `cost` prefers F(2, 3),
-whose are 1.8 times the direct form's. Also tried: the first two layers depth first, a block of
-rows at a time (no gain: memory does not bind there), weights in other orders, rows in other blocks.
 """
 
 from __future__ import annotations
@@ -27,14 +17,11 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.cpu.convolution.cost import Algorithm, tile_of
+from repvgg_ref.cpu.convolution.algorithms import Algorithm, make_convolution
 from repvgg_ref.cpu.convolution.layout import border_views, carve, interior
 from repvgg_ref.cpu.convolution.schedule import Convolution, ConvShape, Packed
-from repvgg_ref.cpu.convolution.schedule_direct import DirectConvolution
-from repvgg_ref.cpu.convolution.schedule_stride_2 import Stride2Convolution
-from repvgg_ref.cpu.convolution.schedule_winograd import WinogradConvolution
 from repvgg_ref.cpu.workers import memory
-from repvgg_ref.cpu.workers.pool import Pool, Stage, Team, portion
+from repvgg_ref.cpu.workers.pool import Stage, Team, portion
 
 Tap = Callable[[str, Array], None]
 
@@ -208,7 +195,7 @@ class Plan:
 
     def _head_stages(self, weight: Array, bias: Array) -> list[Stage]:
         """Global average, then the linear layer, each worker some of the classes."""
-        # no `self` in the stages: a plan shall end with its last user, not when cycles are sought
+        # no `self` in the stages: a plan ends with its last user, not when cycles are collected
         features, pooled, logits = self._exit, self._pooled, self._logits
         shares = self.team.threads
 
@@ -258,27 +245,6 @@ def _convolutions(
 def _clear(views: list[Array]) -> None:
     for view in views:
         view.fill(0)
-
-
-def make_convolution(
-    shape: ConvShape,
-    weight: Array,
-    algorithm: Algorithm,
-    threads: int,
-    packed: Packed,
-    name: str,
-    pool: Pool | None = None,
-    seat: int | None = None,
-) -> Convolution:
-    """`algorithm` for `shape`, its weights packed or found in `packed` under the layer's name.
-
-    With a `pool` its threads pack together; without one the caller is one of them. `seat` tells
-    which of the `threads` this process is, None if it is all of them.
-    """
-    if algorithm == "direct":
-        return DirectConvolution(shape, weight, threads, packed, name, seat)
-    tiled = WinogradConvolution if shape.stride == 1 else Stride2Convolution
-    return tiled(shape, weight, tile_of(algorithm), threads, packed, name, pool, seat)
 
 
 def squeeze_excite(y: Array, weights: Mapping[str, Array], *, relu: bool) -> None:

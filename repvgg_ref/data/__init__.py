@@ -8,15 +8,19 @@
 (64, 32, 32, 1)
 """
 
-from repvgg_ref.data.loader import Batch, Loader
-from repvgg_ref.data.open import open_data, splits_of
-from repvgg_ref.data.source import ArraySource, DataError, Source, Standardise, Subset
-from repvgg_ref.data.transforms import (
-    EvaluationTransform,
-    Transform,
-    evaluation_transform,
-    training_transform,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from repvgg_ref.data.loader import Batch, Loader
+    from repvgg_ref.data.open import open_data, splits_of
+    from repvgg_ref.data.source import ArraySource, DataError, Source, Standardise, Subset
+    from repvgg_ref.data.transforms import (
+        EvaluationTransform,
+        Transform,
+        evaluation_transform,
+        training_transform,
+    )
 
 __all__ = [
     "ArraySource",
@@ -33,3 +37,13 @@ __all__ = [
     "splits_of",
     "training_transform",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for (PEP 562): the digits alone need neither Pillow nor threads."""
+    if name in __all__:
+        for home in ("source", "transforms", "loader", "open"):
+            module = import_module(f"repvgg_ref.data.{home}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

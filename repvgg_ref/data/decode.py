@@ -1,9 +1,9 @@
 """From a file's bytes to a picture, as torchvision's loader reads it: no EXIF turn, RGB.
 
-simplejpeg (the extra "jpeg") decodes JPEG files in about two thirds of Pillow's time. Both stand on
-libjpeg-turbo with its default transform and upsampling, so with the same release of it the pixels
-are equal; releases may differ in the last bit. Whatever simplejpeg does not take (other formats,
-CMYK, files with errors) goes to Pillow, whose verdict decides.
+simplejpeg (the extra "jpeg") decodes JPEG files faster than Pillow. Both stand on libjpeg-turbo
+with its default transform and upsampling, so with the same release of it the pixels are equal;
+releases may differ in the last bit. Whatever simplejpeg does not take (other formats, CMYK, files
+with errors) goes to Pillow, whose verdict decides.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.data.digits import digits_architecture, image_to_input
 from repvgg_ref.errors import ReportedError
+from repvgg_ref.models.graph import Network
 from weights_io import sanitize
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -67,6 +69,31 @@ def readable(name: str) -> Iterator[None]:
         raise ImageError(f"{sanitize(name)}: the picture is too large", got=error) from None
     except Exception as error:  # Pillow's readers raise any kind, of which OSError is the usual one
         raise ImageError(f"{sanitize(name)}: the picture is damaged", got=error) from None
+
+
+def network_input(
+    path: str | Path, arch: Network, *, preparation: str = "auto", size: int = 224
+) -> Array:
+    """What the network `arch` is to see of one picture, (1, C, H, W) float32.
+
+    Parameters
+    ----------
+    preparation : {"auto", "imagenet", "digits"}
+        As `eval_input` or as `digits.image_to_input` do; "auto" goes by the network.
+    size : int
+        Of ImageNet's crop.
+
+    Raises
+    ------
+    ImageError
+        If it is no picture, or there is no standard way to prepare one for this network.
+    """
+    image = open_upright(path)
+    if preparation == "auto":
+        preparation = "digits" if arch.blocks == digits_architecture().blocks else "imagenet"
+    if preparation == "digits":
+        return image_to_input(image)
+    return eval_input(image, size=size, channels=arch.in_channels)
 
 
 def eval_input(image: Image.Image, *, size: int = 224, channels: int = 3) -> Array:

@@ -8,8 +8,8 @@ import os
 def read_at(path: str, offset: int, size: int) -> bytes:
     """`size` bytes of the file from `offset` on; any number of threads may do so at once.
 
-    The file is opened anew each time (a few microseconds): a data set may have more shards than a
-    process may hold files, and nothing is left to close.
+    The file is opened anew each time: a data set may have more shards than a process may hold
+    files, and nothing is left to close.
 
     Raises
     ------

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.data.images import IMAGENET_MEAN, IMAGENET_STD, LUMA
 from repvgg_ref.errors import ReportedError
 
@@ -31,9 +31,14 @@ class Standardise(NamedTuple):
 
     def __call__(self, images: Array) -> Array:
         """``(N, H, W, C)`` uint8 -> ``(N, C, H, W)`` float32, on the CPU."""
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        x = (images * np.float32(self.scale) - mean) / std
-        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        return np.ascontiguousarray(self.view(images, np.float32))
+
+    def view(self, images: Array, dtype: Any) -> Array:
+        """The same in any dtype and wherever the images are; channels stay last in memory."""
+        xp = array_module(images)
+        scale, mean, std = (xp.asarray(value, dtype) for value in self)
+        x: Array = (images.astype(dtype) * scale - mean) / std
+        return x.transpose(0, 3, 1, 2)
 
 
 CLASS_NAMES = "classes.txt"  # beside files that number their classes

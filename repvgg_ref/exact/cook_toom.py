@@ -25,8 +25,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+from repvgg_ref.exact.points import Point
+
 Rows = tuple[tuple[Fraction, ...], ...]
-Point = int | float | Fraction
 
 
 class MinimalFilter(NamedTuple):

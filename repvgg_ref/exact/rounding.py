@@ -43,26 +43,32 @@ def round_once(
 
 
 def round_products(
-    x: Array, factor: Array, error: Array, dtype: Any, exact: Callable[[tuple[int, ...]], Fraction]
-) -> Array:
-    """Round ``x * factor`` to `dtype` as if it had been exact, with no float64 array in between.
+    x: Array,
+    factor: Array,
+    error: Array,
+    out: Array,
+    exact: Callable[[tuple[int, ...]], Fraction],
+) -> None:
+    """Round ``x * factor`` into `out` as if it had been exact, with no float64 array in between.
 
     Parameters
     ----------
     x : floating array
     factor, error : float64 arrays that broadcast to the shape of `x`
         The exact factor lies within `error` of `factor`, the rounding of the product included.
-    dtype, exact
+    out : array of the shape of `x`
+        Its type is the one to round to; float64 is left as computed.
+    exact
         As for `round_once`.
     """
-    if np.dtype(dtype) == np.float64:
-        return np.asarray(x * factor)
+    if out.dtype == np.float64:
+        np.multiply(x, factor, out=out)
+        return
+    upper = np.empty(x.shape, out.dtype)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        rounded, upper = (
-            np.multiply(x, f, out=np.empty(x.shape, dtype), dtype=np.float64, casting="unsafe")
-            for f in (factor - error, factor + error)
-        )
-    return _settled(rounded, upper, exact)
+        for end, into in ((factor - error, out), (factor + error, upper)):
+            np.multiply(x, end, out=into, dtype=np.float64, casting="unsafe")
+    _settled(out, upper, exact)
 
 
 def _settled(rounded: Array, upper: Array, exact: Callable[[tuple[int, ...]], Fraction]) -> Array:

@@ -128,6 +128,7 @@ def load(
     eps: float | None = None,
     dtype: Any = None,
     weights: WhichWeights = "model",
+    block: str = "auto",
 ) -> Model:
     """Read a checkpoint of any supported container and dialect, without PyTorch.
 
@@ -143,6 +144,8 @@ def load(
         Default float32, or float64 for what is stored so.
     weights : {"model", "ema"}
         Which of a training checkpoint's two sets to take.
+    block : str
+        "auto" tells the kind of block from the keys; else a name in `blocks.catalogue.KINDS`.
 
     Raises
     ------
@@ -151,7 +154,7 @@ def load(
     CheckpointError
         If its arrays are not exactly a RepVGG: missing and unexpected names are listed.
     """
-    with open_checkpoint(path, model=model, weights=weights) as checkpoint:
+    with open_checkpoint(path, model=model, weights=weights, block=block) as checkpoint:
         arch = require_complete(checkpoint)
         form: Form = "deploy" if checkpoint.form == "deploy" else "train"
         params = dict(checkpoint.params(dtype))
@@ -184,7 +187,11 @@ def container_for(path: Path) -> Container:
 
 @contextmanager
 def open_checkpoint(
-    path: str | Path, *, model: str = "auto", weights: WhichWeights = "model"
+    path: str | Path,
+    *,
+    model: str = "auto",
+    weights: WhichWeights = "model",
+    block: str = "auto",
 ) -> Iterator[Checkpoint]:
     """Open a file and understand its names and shapes, reading no array.
 
@@ -197,7 +204,7 @@ def open_checkpoint(
         arrays = _without_prefix(_select(archive.root, weights, notes), notes)
         checkpoint = Checkpoint(path, archive.container, archive.metadata, arrays, notes)
         try:
-            _understand(checkpoint, model)
+            _understand(checkpoint, model, block)
         except CheckpointError as error:
             checkpoint.problem = error
         yield checkpoint
@@ -223,7 +230,7 @@ def _name(checkpoint: Checkpoint) -> str:
     return f"{name} in {checkpoint.form} form"
 
 
-def _understand(checkpoint: Checkpoint, model: str) -> None:
+def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
     """Fill in dialect, form, architecture, and what is missing or unexpected."""
     recognised = recognise(checkpoint.arrays)
     if recognised is None:
@@ -250,7 +257,7 @@ def _understand(checkpoint: Checkpoint, model: str) -> None:
         form,
         se="after_relu" if dialect.se == "after_relu" else "before_relu",
         model=model,
-        only="plain" if dialect.name == "official-bn" else None,
+        block="plain" if dialect.name == "official-bn" else block,
     )
     checkpoint.arch = arch
     wanted = param_shapes(arch, form)

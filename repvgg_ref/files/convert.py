@@ -78,6 +78,7 @@ def convert(
     eps: float | None = None,
     to: Format | None = None,
     weights: WhichWeights = "model",
+    block: str = "auto",
     batch: int | None = None,
     size: int | tuple[int, int] | None = None,
     progress: Progress | None = None,
@@ -90,7 +91,7 @@ def convert(
         Any supported container and dialect. A fused file is rewritten in the asked format.
     out : str or Path, optional
         Default ``<path>-deploy.npz`` beside it; the suffix says the format unless `to` does.
-    model, eps, weights
+    model, eps, weights, block
         As for `load`.
     to : str, optional
         "npz", "safetensors", "pth" or "onnx".
@@ -114,7 +115,7 @@ def convert(
             got=f"format {kind}",
             wanted="format onnx",
         )
-    with open_checkpoint(path, model=model, weights=weights) as checkpoint:
+    with open_checkpoint(path, model=model, weights=weights, block=block) as checkpoint:
         arch = require_complete(checkpoint)
         assert checkpoint.dialect is not None
         params = checkpoint.params()

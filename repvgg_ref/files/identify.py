@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from repvgg_ref.blocks.catalogue import KINDS, expression
+from repvgg_ref.blocks.catalogue import KINDS, expression, kind
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.models.architectures import (
@@ -47,7 +47,7 @@ def identify(
     *,
     se: SqueezeExcitation = "before_relu",
     model: str = "auto",
-    only: str | None = None,
+    block: str = "auto",
 ) -> Architecture:
     """The architecture whose canonical arrays have these shapes.
 
@@ -60,22 +60,27 @@ def identify(
     model : str
         "auto"; "custom", which also accepts a network whose blocks all lack a branch (the
         ablations of the paper's Table 6); or an official name that must be met.
-    only : str, optional
-        The one kind of block that the code base writes (a batch norm re-inserted after a fused
-        kernel is "plain").
+    block : str
+        "auto", or the one kind of block that it must be; a batch norm re-inserted after a fused
+        kernel is "plain".
 
     Raises
     ------
     CheckpointError
         If the shapes are no RepVGG, or not the `model` asked for.
     """
-    found = _inferred(shapes, form, se, _kinds(model, only))
+    found = _inferred(shapes, form, se, _kinds(model, block))
     if model == "auto":
         return _named(found)
     if model == "custom":
         return found
-    wanted = architecture(model, num_classes=found.num_classes, in_channels=found.in_channels)
-    if form == "train" and only is None:
+    wanted = architecture(
+        model,
+        num_classes=found.num_classes,
+        in_channels=found.in_channels,
+        block=found.blocks[0].kind,
+    )
+    if form == "train":
         same = found.blocks == wanted.blocks
     else:
         same = _fused_geometry(found) == _fused_geometry(wanted)
@@ -86,24 +91,24 @@ def identify(
             wanted="channels " + _channels(wanted),
             advice="leave --model auto to see what the file holds",
         )
-    return wanted if only is None else replace(found, name=wanted.name)
+    return wanted
 
 
-def _kinds(model: str, only: str | None) -> list[str]:
+def _kinds(model: str, block: str) -> list[str]:
     """The kinds of block that a file may hold, likeliest first.
 
     A network that lacks a branch everywhere is more likely a damaged file than an ablation, whose
     arrays are some of the paper's block's: it has to be asked for.
     """
-    if only is not None:
-        return [only]
+    if block != "auto":
+        return [kind(block).name]
     return [name for name, each in KINDS.items() if each.keys and (model == "custom" or each.auto)]
 
 
 def _named(found: Architecture) -> Architecture:
     """`found` under its official name, if it has the shapes and the class count of one."""
     for name in NAMES:
-        official = architecture(name)
+        official = architecture(name, block=found.blocks[0].kind)
         if found.num_classes == official.num_classes and found.blocks == official.blocks:
             return replace(found, name=official.name)
     return found
@@ -177,8 +182,8 @@ def _of_kind(
     counted = any(name.endswith(".num_batches_tracked") for name in held)
     best: tuple[BlockSpec, ...] = ()
     fewest = -1
-    for kind in kinds:
-        candidate = tuple(replace(spec, kind=kind) for spec in blocks)
+    for name in kinds:
+        candidate = tuple(replace(spec, kind=name) for spec in blocks)
         wanted = {
             f"{spec.name}.{part}"
             for spec in candidate

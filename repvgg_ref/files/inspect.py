@@ -44,7 +44,11 @@ class Inspection:
 
 
 def inspect_file(
-    path: str | Path, *, eps: float | None = None, weights: WhichWeights = "model"
+    path: str | Path,
+    *,
+    eps: float | None = None,
+    weights: WhichWeights = "model",
+    block: str = "auto",
 ) -> Inspection:
     """Look at a checkpoint of any supported container and dialect, complete or not.
 
@@ -55,6 +59,8 @@ def inspect_file(
         As for `load`, for the questions that depend on it (what the fused kernels look like).
     weights : {"model", "ema"}
         Which of a training checkpoint's two sets to look at.
+    block : str
+        As for `load`.
 
     Raises
     ------
@@ -63,7 +69,7 @@ def inspect_file(
     CheckpointError
         If it holds no mapping of named arrays at all, or no EMA weights and they are asked for.
     """
-    with open_checkpoint(path, weights=weights) as checkpoint:
+    with open_checkpoint(path, weights=weights, block=block) as checkpoint:
         return Inspection(
             path=checkpoint.path,
             container=checkpoint.container,

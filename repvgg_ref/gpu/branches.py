@@ -26,40 +26,39 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class ThreeBranches(NamedTuple, Generic[T]):
+class ByRole(NamedTuple, Generic[T]):
     """Something of each branch by its role, in the order of the kernels' arguments."""
 
     dense: T
     point: T | None = None
     identity: T | None = None
 
-    def map(self, function: Callable[[T], R]) -> ThreeBranches[R]:
+    @classmethod
+    def of(cls, branches: Mapping[str, T]) -> ByRole[T]:
+        """A block's branches in this order.
+
+        Raises
+        ------
+        BackendError
+            If there is another role (a sum leaves nothing out in silence), or nothing dense.
+        """
+        if ROLES[0] not in branches or not set(branches) <= set(ROLES):
+            raise BackendError(
+                "the fused kernels do not know such a block",
+                got=", ".join(branches),
+                wanted="{}, and beside it at most {} and {}".format(*ROLES),
+            )
+        return ByRole(**branches)
+
+    def map(self, function: Callable[[T], R]) -> ByRole[R]:
         """`function` of each that is there."""
         point, identity = (None if each is None else function(each) for each in self[1:])
-        return ThreeBranches(function(self.dense), point, identity)
+        return ByRole(function(self.dense), point, identity)
 
 
-def by_role(branches: Mapping[str, T]) -> ThreeBranches[T]:
-    """Named branches by their roles.
-
-    Raises
-    ------
-    BackendError
-        If a name stands for no role (a sum leaves nothing out in silence), or none for `dense`.
-    """
-    dense, point, identity = ROLES
-    if dense not in branches or not set(branches) <= set(ROLES):
-        raise BackendError(
-            "the fused kernels do not know such a block",
-            got=", ".join(branches),
-            wanted=f"{dense}, and beside it at most {point} and {identity}",
-        )
-    return ThreeBranches(branches[dense], branches.get(point), branches.get(identity))
-
-
-def by_name(roles: Iterable[T | None]) -> dict[str, T]:
-    """What is there of three, in the order of `ThreeBranches`, under the branches' names."""
-    return {name: each for name, each in zip(ROLES, roles, strict=True) if each is not None}
+def present(three: Iterable[T | None]) -> dict[str, T]:
+    """What is there of three, in the order of `ByRole`, under its role."""
+    return {role: each for role, each in zip(ROLES, three, strict=True) if each is not None}
 
 
 class Moments(NamedTuple):
@@ -72,8 +71,8 @@ class Moments(NamedTuple):
 class NormsCache(NamedTuple):
     """What the backward pass of a sum of batch norms needs; `mean` and `var` are `dense`'s."""
 
-    inputs: ThreeBranches[Array]  # the z_k; the identity's is x
-    gammas: ThreeBranches[Array]
+    inputs: ByRole[Array]  # the z_k; the identity's is x
+    gammas: ByRole[Array]
     moments: Array  # (3, 2, C)
     inv_std: Array  # (3, C)
     y: Array | None  # None without a ReLU
@@ -94,7 +93,7 @@ class NormsCache(NamedTuple):
 class NormsGrads(NamedTuple):
     """Gradients of the z_k; of gamma, (3, C); and of every beta, (C,)."""
 
-    inputs: ThreeBranches[Array]
+    inputs: ByRole[Array]
     gamma: Array
     beta: Array
 
@@ -103,7 +102,7 @@ class BranchesCache(NamedTuple):
     """What the backward pass of a block needs; the identity has no convolution."""
 
     norms: NormsCache
-    convolutions: ThreeBranches[Conv2dCache | None]
+    convolutions: ByRole[Conv2dCache | None]
 
 
 class FusedBranches:
@@ -124,8 +123,8 @@ class FusedBranches:
         eps: Real,
         relu: bool,
     ) -> BranchesForward:
-        """`Ops.fused_branches_forward`; x (N, H, W, C), y (N, Ho, Wo, O)."""
-        three = by_role(branches)
+        """`BranchPasses.forward_pass`; x (N, H, W, C), y (N, Ho, Wo, O)."""
+        three = ByRole.of(branches)
         x = self._convolutions.store(x)
 
         def convolved(branch: BranchArrays) -> tuple[Array, Conv2dCache | None]:
@@ -145,12 +144,12 @@ class FusedBranches:
             for branch, of_branch in zip(three, moments, strict=True)
         )
         cache = BranchesCache(norms, found.map(lambda each: each[1]))
-        return BranchesForward(y, cache, by_name(stats))
+        return BranchesForward(y, cache, present(stats))
 
     def backward(
         self, grad_y: Array, cache: BranchesCache
     ) -> tuple[Array, Mapping[str, BranchGrads]]:
-        """`Ops.fused_branches_backward`."""
+        """`BranchPasses.backward_pass`: gradients of x and of the branches by role."""
         through = _norms_backward(grad_y, cache.norms)
         grad_x: Array | None = through.inputs.identity
         for grad_z, conv in zip(through.inputs, cache.convolutions, strict=True):
@@ -161,11 +160,11 @@ class FusedBranches:
         return grad_x, self._parameter_grads(through, cache)
 
     def parameter_grads(self, grad_y: Array, cache: BranchesCache) -> Mapping[str, BranchGrads]:
-        """`Ops.fused_branches_parameter_grads`: no gradient of x."""
+        """`BranchPasses.parameter_pass`: no gradient of x."""
         return self._parameter_grads(_norms_backward(grad_y, cache.norms), cache)
 
     def _parameter_grads(self, through: NormsGrads, cache: BranchesCache) -> dict[str, BranchGrads]:
-        return by_name(
+        return present(
             None
             if grad_z is None
             else BranchGrads(
@@ -184,7 +183,7 @@ def batch_norm_train_forward(
 ) -> tuple[Array, NormsCache]:
     """`ops.batch_norm.batch_norm_train_forward` for x (N, H, W, C): one branch without ReLU."""
     _require_vectors(x, gamma=gamma, beta=beta)
-    alone = ThreeBranches(x), ThreeBranches(gamma), ThreeBranches(beta)
+    alone = ByRole(x), ByRole(gamma), ByRole(beta)
     return _norms_forward(*alone, kernels.channel_moments(x), eps=eps, relu=False)
 
 
@@ -203,7 +202,7 @@ def batch_norm_eval_forward(
     _require_vectors(x, gamma=gamma, beta=beta, mean=mean, var=var)
     moments = cupy.zeros((3, 2, len(mean)), mean.dtype)
     moments[0, 0], moments[0, 1] = mean, var
-    alone = ThreeBranches(cupy.ascontiguousarray(x)), ThreeBranches(gamma), ThreeBranches(beta)
+    alone = ByRole(cupy.ascontiguousarray(x)), ByRole(gamma), ByRole(beta)
     return _norms_forward(*alone, moments, eps=eps, relu=False)
 
 
@@ -220,9 +219,9 @@ def batch_norm_eval_backward(grad_y: Array, cache: NormsCache) -> BatchNormGrads
 
 
 def _norms_forward(
-    inputs: ThreeBranches[Array],
-    gammas: ThreeBranches[Array],
-    betas: ThreeBranches[Array],
+    inputs: ByRole[Array],
+    gammas: ByRole[Array],
+    betas: ByRole[Array],
     moments: Array,
     *,
     eps: Real,
@@ -243,7 +242,7 @@ def _norms_backward(grad_y: Array, cache: NormsCache) -> NormsGrads:
         sums, cache.moments, cache.inv_std, cache.gammas, count=z.size // z.shape[-1]
     )
     grads = kernels.branches_backward(grad_y, cache.y, *cache.inputs, found.backward)
-    return NormsGrads(ThreeBranches(*grads), found.grad_gamma, found.grad_beta)
+    return NormsGrads(ByRole(*grads), found.grad_gamma, found.grad_beta)
 
 
 def _require_vectors(x: Array, **vectors: Array) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import cupy
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.block import SE_FIELDS
 from repvgg_ref.gpu import kernels
 from repvgg_ref.gpu.conv2d import Convolutions
 from repvgg_ref.gpu.geometry import Geometry, geometry
@@ -102,8 +103,8 @@ class Chain:
         for number, (spec, each) in enumerate(zip(self._blocks, sizes, strict=True)):
             y = buffers[number % 2][: math.prod(each.y_shape)].reshape(each.y_shape)
             weight, bias = self._pack(spec.name, dtype)
-            fields = ("down.weight", "down.bias", "up.weight", "up.bias")
-            se = [self._params[f"{spec.name}.se.{field}"] for field in fields if spec.se != "none"]
+            fields = SE_FIELDS if spec.se != "none" else ()
+            se = [self._params[f"{spec.name}.se.{field}"] for field in fields]
             layers.append(Layer(spec.name, weight, bias, each, spec.se, tuple(se), y))
         cudnn = self._convolutions.cudnn
         capture = (

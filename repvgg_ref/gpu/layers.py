@@ -68,8 +68,8 @@ def relu_forward(x: Array) -> tuple[Array, ReluCache]:
 def relu_backward(grad_y: Array, cache: ReluCache) -> Array:
     """`ops.relu.relu_backward`."""
     require_equal("relu", "grad_y.shape", grad_y.shape, "y.shape", cache.blocked.shape)
-    grad_x: Array = cupy.where(cache.blocked, cupy.zeros((), grad_y.dtype), grad_y)
-    return grad_x
+    grad_x = cupy.where(cache.blocked, cupy.zeros((), grad_y.dtype), grad_y)
+    return _as(grad_y.dtype, grad_x)
 
 
 def global_avg_pool_forward(x: Array) -> tuple[Array, PoolCache]:
@@ -84,6 +84,21 @@ def global_avg_pool_backward(grad_y: Array, cache: PoolCache) -> Array:
     require_equal("global_avg_pool", "grad_y.shape", grad_y.shape, "y.shape", (N, C))
     shares = cupy.ascontiguousarray(grad_y, dtype=real_dtype(cache.dtype)) / (H * W)
     return kernels.spread_over_pixels(shares, shape=(N, H, W, C), dtype=cache.dtype)
+
+
+def max_pool_forward(x: Array, *, kernel: int, stride: int, padding: int) -> tuple[Array, Any]:
+    """`ops.max_pool.max_pool_forward` for x (N, H, W, C): a few launches for each tap."""
+    require_equal("max_pool", "x.ndim", x.ndim, "len((N, H, W, C))", 4)
+    y, cache = REFERENCE.max_pool_forward(
+        x.transpose(0, 3, 1, 2), kernel=kernel, stride=stride, padding=padding
+    )
+    return _as(x.dtype, y.transpose(0, 2, 3, 1)), cache
+
+
+def max_pool_backward(grad_y: Array, cache: Any) -> Array:
+    """`ops.max_pool.max_pool_backward` for grad_y (N, Ho, Wo, C)."""
+    grad_x = REFERENCE.max_pool_backward(grad_y.transpose(0, 3, 1, 2), cache)
+    return _as(grad_y.dtype, grad_x.transpose(0, 2, 3, 1))
 
 
 def softmax_cross_entropy_forward(
@@ -208,6 +223,12 @@ class Head:
         )
 
 
+def _as(dtype: Any, x: Array) -> Array:
+    """`x` contiguous in `dtype`: `cupy.where` gives float32 for bfloat16."""
+    found: Array = cupy.ascontiguousarray(x, dtype=dtype)
+    return found
+
+
 def _wide(x: Array) -> Array:
     """16-bit arrays in float32."""
     wide: Array = cupy.ascontiguousarray(x, dtype=np.promote_types(x.dtype, np.float32))
@@ -228,17 +249,3 @@ def _labels_on_device(
             )
     on_device: Array = cupy.asarray(labels, dtype=real if soft else np.int64)
     return on_device
-
-
-def max_pool_forward(x: Array, *, kernel: int, stride: int, padding: int) -> tuple[Array, Any]:
-    """`ops.max_pool.max_pool_forward` for x (N, H, W, C)."""
-    y, cache = REFERENCE.max_pool_forward(
-        x.transpose(0, 3, 1, 2), kernel=kernel, stride=stride, padding=padding
-    )
-    return cupy.ascontiguousarray(y.transpose(0, 2, 3, 1)), cache
-
-
-def max_pool_backward(grad_y: Array, cache: Any) -> Array:
-    """`ops.max_pool.max_pool_backward` for grad_y (N, Ho, Wo, C)."""
-    grad_x = REFERENCE.max_pool_backward(grad_y.transpose(0, 3, 1, 2), cache)
-    return cupy.ascontiguousarray(grad_x.transpose(0, 2, 3, 1))

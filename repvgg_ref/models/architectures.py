@@ -105,8 +105,12 @@ _GROUPED_LAYERS = frozenset(range(2, 27, 2))
 _SE_REDUCTION = {"before_relu": 16, "after_relu": 4}
 
 
-def architecture(name: str, *, num_classes: int = 1000, in_channels: int = 3) -> Architecture:
+def architecture(
+    name: str, *, num_classes: int = 1000, in_channels: int = 3, block: str = "repvgg"
+) -> Architecture:
     """The official architecture called `name` (``"RepVGG-A0"``; case and prefix may be left out).
+
+    `block` is the kind of all its blocks, a name in `blocks.catalogue.KINDS`.
 
     Raises
     ------
@@ -127,6 +131,7 @@ def architecture(name: str, *, num_classes: int = 1000, in_channels: int = 3) ->
         channels=_channels(family.widths),
         groups=family.groups,
         se=family.se,
+        kind=block,
         num_classes=num_classes,
         in_channels=in_channels,
         name=official,

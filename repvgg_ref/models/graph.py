@@ -60,6 +60,10 @@ class Network:
         def num_classes(self) -> int:
             """How many logits there are."""
 
+        @property
+        def aux_heads(self) -> tuple[Any, ...]:
+            """Heads that exist in training only."""
+
     @property
     def evaluated(self) -> tuple[Node, ...]:
         """The nodes that are there outside training too."""
@@ -114,6 +118,7 @@ class Graph(Network):
 
     name: str
     nodes: tuple[Node, ...]
+    aux_heads: tuple[Any, ...] = ()
 
     @property
     def blocks(self) -> tuple[BlockSpec, ...]:

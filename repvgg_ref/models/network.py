@@ -55,6 +55,11 @@ class Model:
         """The official name, or "custom"."""
         return self.arch.name
 
+    @property
+    def block(self) -> str:
+        """The kind of its blocks, a name in `blocks.catalogue.KINDS`."""
+        return self.arch.blocks[0].kind
+
     @overload
     def forward(
         self,
@@ -233,10 +238,14 @@ def build(
     in_channels: int = 3,
     dtype: Any = np.float32,
     eps: float = DEFAULT_EPS,
+    block: str = "repvgg",
 ) -> Model:
-    """An untrained model in train form: an official name, or an `Architecture` of your own."""
+    """An untrained model in train form: an official name, or an `Architecture` of your own.
+
+    An official architecture may have another kind of `block`, a name in `blocks.catalogue.KINDS`.
+    """
     arch = (
-        architecture(name, num_classes=num_classes, in_channels=in_channels)
+        architecture(name, num_classes=num_classes, in_channels=in_channels, block=block)
         if isinstance(name, str)
         else name
     )

@@ -44,6 +44,12 @@ class LayerReport:
     inherited: float | None = None
     note: str = ""
 
+    @classmethod
+    def incomparable(cls, name: str, note: str, inherited: float | None = None) -> LayerReport:
+        """A bad layer of which no error can be measured: another shape, or NaN."""
+        nan = float("nan")
+        return cls(name, nan, 0.0, nan, ok=False, inherited=inherited, note=note)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -52,7 +58,7 @@ class Finding:
     Attributes
     ----------
     bug : str
-        The name of the hypothesis, ``eps-outside-root``; "unknown" if none explains.
+        The bug's name, ``eps-outside-root``; "unknown" if none explains.
     layer : str or None
         Where; None if in every layer.
     estimate : float or None

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.blas import single_threaded_blas
 from repvgg_ref.errors import ReportedError, ShapeError
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.blas import single_threaded_blas
+from repvgg_ref.oracle.bounds.comparison import Comparison, compare, relative_difference
 from repvgg_ref.oracle.bounds.precision import PRECISIONS, Precision, precision_of
 from repvgg_ref.oracle.candidates import (
     Candidate,
@@ -26,22 +27,18 @@ from repvgg_ref.oracle.candidates import (
     WeightsCandidate,
     resolve,
 )
+from repvgg_ref.oracle.candidates.dumps import array_names
 from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
-from repvgg_ref.oracle.diagnosis.explain import explain
+from repvgg_ref.oracle.diagnosis.explain import Case, explain
 from repvgg_ref.oracle.diagnosis.static_check import check_weights
 from repvgg_ref.oracle.golden.folder import is_golden
-from repvgg_ref.oracle.golden.read import verify_golden
+from repvgg_ref.oracle.golden.read import read_golden
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
-from repvgg_ref.oracle.programs.layers import (
-    Comparison,
-    Programs,
-    block_output,
-    compare_block,
-    compare_head,
-    head_program,
-    relative_difference,
-)
+from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.programs.program import layer_output
 from repvgg_ref.oracle.report import Report
+from repvgg_ref.oracle.training.dump import is_training_dump
+from repvgg_ref.oracle.training.judge import judge_training
 from weights_io import sanitize
 
 CandidateLike = Model | str | Path | Callable[..., Any] | Mapping[str, Array] | Array
@@ -69,7 +66,7 @@ def verify(
     candidate : path, "module:callable", callable, or mapping of layer outputs
         See `repvgg_ref.oracle.candidates`.
     inputs : array, shape (N, C, H, W), optional
-        Default: the candidate's own, else inputs made so that bugs show.
+        Default: the candidate's own, else inputs made so that bugs show. A bundle has its own.
     eps : float, optional
         Batch norm's eps of the reference, if it is given as a path. Default 1e-5.
     precision : {"auto", "fp32", "tf32", "bf16", "fp16"}
@@ -89,10 +86,52 @@ def verify(
     ReportedError
         If the reference or the inputs are unusable. A candidate's failure is in the report.
     """
-    if not isinstance(reference, Model) and is_golden(reference):
-        return verify_golden(reference, candidate, precision=precision, timeout=timeout)
-    model = _reference(reference, eps)
-    named = _name(candidate)
+    if not isinstance(reference, Model):
+        if is_golden(reference):
+            return verify_golden(reference, candidate, precision=precision, timeout=timeout)
+        reference = load(reference, eps=eps)
+    return _verify(reference, candidate, inputs, precision, timeout, progress)
+
+
+def verify_golden(
+    folder: str | Path,
+    candidate: Any,
+    *,
+    reference: Model | str | Path | None = None,
+    precision: str = "auto",
+    timeout: float = 300.0,
+) -> Report:
+    """Judge a port against a bundle: a training dump by its steps, anything else by its layers.
+
+    `reference` is the bundle's checkpoint, if it came without; the rest is as for `verify`.
+
+    Raises
+    ------
+    ReportedError
+        If layers are to be judged and the weights are nowhere.
+    """
+    golden = read_golden(folder, reference=reference)
+    steps = golden.steps
+    if steps is not None and is_training_dump(array_names(candidate), steps.exact):
+        return judge_training(steps, candidate, model=golden.model)
+    if golden.model is None:
+        raise ReportedError(
+            f"{sanitize(Path(folder).name)}: the bundle came without weights",
+            wanted="the checkpoint it was made from, to compute each layer from the port's input",
+            advice="give it as the reference, and the bundle's outputs.npz as the inputs",
+        )
+    return _verify(golden.model, candidate, golden.x, precision, timeout, None)
+
+
+def _verify(
+    model: Model,
+    candidate: CandidateLike,
+    inputs: Array | None,
+    precision: str,
+    timeout: float,
+    progress: Progress | None,
+) -> Report:
+    named = sanitize(str(candidate)) if isinstance(candidate, str | Path) else "candidate"
     try:
         port = resolve(candidate, model.arch, timeout=timeout)
         named = port.name
@@ -104,13 +143,8 @@ def verify(
         return Report(failure.verdict, str(failure), model.name, named, precision)
     x = outputs.x if outputs.x is not None else x
     if x is None:
-        return Report(
-            "cannot-judge",
-            "the candidate brings outputs but no input: give the batch they belong to",
-            model.name,
-            named,
-            precision,
-        )
+        reason = "the candidate brings outputs but no input: give the batch they belong to"
+        return Report("cannot-judge", reason, model.name, named, precision)
     return judge(model, outputs, x, precision=precision, candidate=named, progress=progress)
 
 
@@ -128,74 +162,47 @@ def judge(
     reason = _unjudgeable(model, x, outputs)
     if reason:
         return Report("cannot-judge", reason, model.name, candidate, chosen.name)
+    programs = Programs(model)
     if set(outputs.layers) == {"linear"}:
         with single_threaded_blas():
-            return judge_logits(model, outputs, x, chosen, candidate)
-    programs = Programs(model)
-    comparisons, unjudged = _compare_all(model, programs, outputs, x, chosen, progress or _unseen)
-    return explain(model, programs, comparisons, unjudged, x, outputs, chosen, candidate)
+            return judge_logits(programs, outputs, x, chosen, candidate)
+    comparisons, unjudged = _compare_all(programs, outputs, x, chosen, progress)
+    return explain(Case(programs, comparisons, x, outputs, chosen, unjudged, candidate))
 
 
 def _compare_all(
-    model: Model,
-    programs: Programs,
-    outputs: Outputs,
-    x: Array,
-    precision: Precision,
-    progress: Progress,
+    programs: Programs, outputs: Outputs, x: Array, precision: Precision, progress: Progress | None
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Compare every layer whose input and output are known; say why others cannot be judged."""
     comparisons: dict[str, Comparison] = {}
     unjudged: dict[str, str] = {}
     x_hat: Array | None = np.asarray(x, np.float64)
     true: Array | None = x_hat  # the reference's own chain, for the inherited error
-    for done, name in enumerate(model.arch.layer_names):
-        progress(name, done, len(model.arch.layer_names))
+    for done, (name, program) in enumerate(programs.items()):
+        if progress is not None:
+            progress(name, done, len(programs))
         y_hat = outputs.layers.get(name)
         if y_hat is None or x_hat is None:
             unjudged[name] = "its input or output is not known"
         else:
             y_hat = np.asarray(y_hat, np.float64)
             inherited = relative_difference(x_hat, true)
-            if name == "linear":
-                comparisons[name] = compare_head(
-                    head_program(model), x_hat, y_hat, precision, inherited
-                )
-            else:
-                comparisons[name] = compare_block(
-                    programs[name], x_hat, y_hat, precision, inherited
-                )
-        if name in comparisons and comparisons[name].is_blind:
-            unjudged[name] = f"{precision.name} rounding may be larger than its values"
-        if name == "linear":
-            break
-        true = block_output(programs[name], true) if true is not None else None
-        x_hat = _next_input(y_hat, model, name)
+            comparisons[name] = compare(program, x_hat, y_hat, precision, inherited)
+            if comparisons[name].is_blind:
+                unjudged[name] = f"{precision.name} rounding may be larger than its values"
+        if name != "linear":
+            true = layer_output(program, true) if true is not None else None
+            x_hat = _next_input(y_hat, programs.model.arch.block(name).out_channels)
     return comparisons, unjudged
 
 
-def _unseen(layer: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
-
-
-def _next_input(y_hat: Array | None, model: Model, name: str) -> Array | None:
+def _next_input(y_hat: Array | None, channels: int) -> Array | None:
     """The candidate's output as the next layer's input, if it can be one."""
     if y_hat is None:
         return None
     y_hat = np.asarray(y_hat, np.float64)
-    fits = y_hat.ndim == 4 and y_hat.shape[1] == model.arch.block(name).out_channels
+    fits = y_hat.ndim == 4 and y_hat.shape[1] == channels
     return y_hat if fits and np.isfinite(y_hat).all() else None
-
-
-def _reference(reference: Model | str | Path, eps: float | None) -> Model:
-    if isinstance(reference, Model):
-        return reference
-    return load(reference, eps=eps)
-
-
-def _name(candidate: CandidateLike) -> str:
-    """What to call a candidate that could not even be resolved."""
-    return sanitize(str(candidate)) if isinstance(candidate, str | Path) else "candidate"
 
 
 def _inputs(model: Model, port: Candidate, inputs: Array | None) -> Array | None:
@@ -244,7 +251,6 @@ def _unjudgeable(model: Model, x: Array, outputs: Outputs) -> str:
     if not np.isfinite(np.asarray(x, np.float64)).all():
         return "the input holds NaN or infinity"
     _require_images(model, x)
-    known = set(model.arch.layer_names)
-    if not known & set(outputs.layers):
+    if not set(model.arch.layer_names) & set(outputs.layers):
         return "none of the candidate's outputs is a layer of this network"
     return ""

@@ -1,4 +1,4 @@
-"""How often a network is right: top-1, top-5, and how well so many images tell."""
+"""How often a network is right: loss, top-1, top-5, and how well so many images tell."""
 
 from __future__ import annotations
 
@@ -12,20 +12,40 @@ from repvgg_ref.arrays import Array
 Z95 = 1.959963984540054  # a normal variable lies within so many deviations in 95 of 100 cases
 
 
-class Hits(NamedTuple):
-    """Of `images`, how many had their class first, and among the first five."""
+class Score(NamedTuple):
+    """Means over some images; `top1` and `top5` are parts of 1."""
+
+    loss: float
+    top1: float
+    top5: float
+
+
+class Tally(NamedTuple):
+    """Of `images`, how many had their class first, and among the first five; summed losses."""
 
     images: int = 0
     top1: int = 0
     top5: int = 0
+    loss: float = 0.0
 
-    def __or__(self, more: Hits) -> Hits:
-        """Those of both."""
-        return Hits(*(a + b for a, b in zip(self, more, strict=True)))
+    def __or__(self, more: Tally) -> Tally:
+        """That of both."""
+        return Tally(
+            self.images + more.images,
+            self.top1 + more.top1,
+            self.top5 + more.top5,
+            self.loss + more.loss,
+        )
+
+    @property
+    def score(self) -> Score:
+        """The means; those of no image are 0."""
+        images = max(1, self.images)
+        return Score(self.loss / images, self.top1 / images, self.top5 / images)
 
 
-def hits(logits: Array, labels: Array) -> Hits:
-    """Count the images whose label is among the largest logits.
+def tally(logits: Array, labels: Array) -> Tally:
+    """Count the images whose label is among the largest logits, and add up the cross-entropy.
 
     Equal logits count in the order of the classes, so a network that says the same of every class
     is right about one of them, not about all; a NaN is never right, and is ahead of every number.
@@ -39,7 +59,16 @@ def hits(logits: Array, labels: Array) -> Hits:
     earlier = np.arange(logits.shape[1]) < labels[:, None]
     ahead = ~(logits <= own) | ((logits == own) & earlier)
     place = ahead.sum(axis=1)
-    return Hits(len(labels), int((place < 1).sum()), int((place < 5).sum()))
+    return Tally(
+        len(labels), int((place < 1).sum()), int((place < 5).sum()), _summed_loss(logits, labels)
+    )
+
+
+def _summed_loss(logits: Array, labels: Array) -> float:
+    wide = logits.astype(np.float64)
+    wide = wide - wide.max(axis=1, keepdims=True)
+    own = wide[np.arange(len(labels)), labels]
+    return float((np.log(np.exp(wide).sum(axis=1)) - own).sum())
 
 
 def wilson_interval(right: int, images: int, *, z: float = Z95) -> tuple[float, float]:

@@ -1,71 +1,128 @@
-"""How good a network is: loss, top-1 and top-5 of the trained and of the fused form."""
+"""How good a network is, in one form or in both; and with both, whether they say the same."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array, to_numpy
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError
-from repvgg_ref.data.loader import Batch
 from repvgg_ref.data.source import DataError
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.ops import Ops
-from repvgg_ref.train.accuracy import hits
+from repvgg_ref.train.accuracy import Score, Tally, tally
 from repvgg_ref.train.agreement import check_agreement
 from repvgg_ref.train.comm import Comm
 
 _PROOF_IMAGES = 4
 
-
-class Score(NamedTuple):
-    """Means over `images`; `top1` and `top5` are parts of 1."""
-
-    loss: float
-    top1: float
-    top5: float
+# Images as the network takes them, where it runs, and their labels on the host.
+Labelled = tuple[Array, Array]
 
 
-class Evaluation(NamedTuple):
-    """Both forms on one data set, and how far apart they were.
+class Comparison(NamedTuple):
+    """The trained form beside the fused one.
+
+    `difference` and `tolerance` belong to the same images: the few that the forms are furthest
+    apart on. What rounding explains on others, of another class or size, says nothing of these.
 
     Attributes
     ----------
+    same_class : int
+        Images that both forms put into the same class.
     difference, tolerance : float
         Largest difference of a logit between the forms, and what rounding explains.
     closest : BlockCheck
         The block that used most of its certified bound.
     """
 
-    images: int
-    trained: Score
-    fused: Score
+    same_class: int
     difference: float
     tolerance: float
     closest: BlockCheck
 
+    @property
+    def ok(self) -> bool:
+        """Whether rounding explains the difference; false for NaN."""
+        return self.difference <= self.tolerance
+
+
+class Counted(NamedTuple):
+    """What `count` found: a tally for each form, and with two forms their comparison."""
+
+    tallies: dict[str, Tally]
+    comparison: Comparison | None
+
+
+class Evaluation(NamedTuple):
+    """Both forms on the images of all ranks; the comparison is of this rank's."""
+
+    images: int
+    trained: Score
+    fused: Score
+    comparison: Comparison
+
+    def to_json(self) -> dict[str, Any]:
+        """Scores and difference, as the log and the command have them."""
+        return {
+            "trained": self.trained._asdict(),
+            "fused": self.fused._asdict(),
+            "difference": self.comparison.difference,
+            "tolerance": self.comparison.tolerance,
+        }
+
 
 @np.errstate(over="ignore", invalid="ignore")  # a NaN fails the comparison of the two forms
-def evaluate(
-    trained: Model,
-    batches: Iterable[Batch],
-    inputs: Callable[[Batch], Array],
+def count(
+    forms: Sequence[Model],
+    batches: Iterable[Labelled],
     *,
-    ops: Ops,
-    comm: Comm,
+    forward: Callable[[Model, Array], Array],
     roundoff: float,
-) -> Evaluation:
-    """Evaluate `trained` and its fused form on this rank's batches, and prove that they agree.
+) -> Counted:
+    """Count how often each of `forms` is right.
 
     Parameters
     ----------
-    trained : Model
-        In train form.
-    inputs : callable
-        Batch -> the network's input on the device.
+    forms : sequence of Model
+        One, or a network in train form and its fusion; arrays on the host.
+    forward : callable
+        Model and images -> logits.
+    roundoff : float
+        Of the arithmetic that `forward` computes in: 2^-24 for float32.
+
+    Raises
+    ------
+    DataError
+        If there is no image.
+    SelfCheckError
+        If some block's two forms differ by more than rounding.
+    """
+    tallies: dict[str, Tally] = {model.form: Tally() for model in forms}
+    furthest = _Furthest()
+    for x, labels in batches:
+        if not len(labels):  # the last batch may have fewer images than there are ranks
+            continue
+        logits = {model.form: to_numpy(forward(model, x)) for model in forms}
+        for form, values in logits.items():
+            tallies[form] |= tally(values, labels)
+        if len(forms) == 2:
+            furthest.see(x, *logits.values())
+    if not any(counted.images for counted in tallies.values()):
+        raise DataError("there is no image to evaluate on")
+    if len(forms) == 1:
+        return Counted(tallies, None)
+    trained, fused = forms
+    return Counted(tallies, furthest.compare(trained, fused, roundoff=roundoff))
+
+
+def evaluate(
+    trained: Model, batches: Iterable[Labelled], *, ops: Ops, comm: Comm, roundoff: float
+) -> Evaluation:
+    """Evaluate `trained` and its fusion on this rank's batches, and prove that they agree.
 
     Raises
     ------
@@ -74,57 +131,48 @@ def evaluate(
     DataError
         If this rank has no image.
     """
-    params = {name: to_numpy(array) for name, array in trained.params.items()}
-    trained = Model(trained.arch, trained.form, params, trained.eps, trained.momentum)
-    fused = fuse(trained)
-    sums = np.zeros(7)
-    difference, agreement = 0.0, None
-    for batch in batches:
-        if not len(batch.labels):  # the last batch may have fewer images than there are ranks
-            continue
-        x = inputs(batch)
-        if agreement is None:
-            agreement = check_agreement(
-                trained,
-                fused,
-                to_numpy(x[:_PROOF_IMAGES]),
-                ops=backend_ops("numpy", np.float64),
-                roundoff=roundoff,
-            )
-        first, second = (to_numpy(logits(model, x, ops)) for model in (trained, fused))
-        difference = np.maximum(difference, np.abs(first - second).max())  # keeps a NaN
-        sums += (len(x), *_sums(first, batch.labels), *_sums(second, batch.labels))
-        if not difference <= agreement.tolerance:
-            raise SelfCheckError(
-                "the trained and the fused form give different logits",
-                got=f"{difference:.3g}",
-                wanted=f"at most {agreement.tolerance:.3g}, which rounding explains",
-                advice="this is a bug in repvgg-ref: please report it",
-            )
-    if agreement is None:
-        raise DataError("there is no image to evaluate on")
-    images, *rest = to_numpy(comm.sum(ops.from_host(sums))).tolist()
-    means = [value / images for value in rest]
-    return Evaluation(
-        int(images),
-        Score(*means[:3]),
-        Score(*means[3:]),
-        float(difference),
-        agreement.tolerance,
-        agreement.block,
+    forms = trained, fuse(trained)
+    tallies, comparison = count(
+        forms, batches, forward=lambda model, x: model.forward(x, backend=ops), roundoff=roundoff
     )
+    assert comparison is not None, "there are two forms"
+    if not comparison.ok:
+        raise SelfCheckError(
+            "the trained and the fused form give different logits",
+            got=f"{comparison.difference:.3g}",
+            wanted=f"at most {comparison.tolerance:.3g}, which rounding explains",
+            advice="this is a bug in repvgg-ref: please report it",
+        )
+    own = np.array(list(tallies.values()), np.float64)  # (2, fields of a tally)
+    everybody = to_numpy(comm.sum(ops.from_host(own.ravel()))).reshape(own.shape)
+    first, second = (Tally(*fields) for fields in everybody.tolist())
+    return Evaluation(int(first.images), first.score, second.score, comparison)
 
 
-def logits(model: Model, x: Array, ops: Ops) -> Array:
-    """What `model` says of device arrays, by the fastest evaluation there is."""
-    return model.forward(x, backend=ops)
+class _Furthest:
+    """The few images that two forms are furthest apart on."""
 
+    def __init__(self) -> None:
+        self._same_class = 0
+        self._kept: list[tuple[float, Array]] = []  # difference and image, the largest last
 
-def _sums(logits: Array, labels: Array) -> tuple[float, int, int]:
-    """Summed loss, images whose class came first, and among the first five."""
-    wide = logits.astype(np.float64)
-    wide = wide - wide.max(axis=1, keepdims=True)
-    own = wide[np.arange(len(labels)), labels]
-    loss = float((np.log(np.exp(wide).sum(axis=1)) - own).sum())
-    _, top1, top5 = hits(logits, labels)
-    return loss, top1, top5
+    def see(self, x: Array, first: Array, second: Array) -> None:
+        """Look at the logits that the two forms give for `x`."""
+        self._same_class += int((first.argmax(axis=1) == second.argmax(axis=1)).sum())
+        apart = np.abs(first - second).max(axis=1)  # (N,)
+        for i in np.argsort(apart)[-_PROOF_IMAGES:]:
+            self._kept.append((float(apart[i]), to_numpy(x[int(i)]).copy()))
+        self._kept.sort(key=lambda kept: (kept[0] != kept[0], kept[0]))  # a NaN is the largest
+        del self._kept[:-_PROOF_IMAGES]
+
+    def compare(self, trained: Model, fused: Model, *, roundoff: float) -> Comparison:
+        """What the forms may differ by on those images, beside what they do."""
+        agreement = check_agreement(
+            trained,
+            fused,
+            np.stack([image for _, image in self._kept]),
+            ops=backend_ops("numpy", np.float64),
+            roundoff=roundoff,
+        )
+        difference, _ = self._kept[-1]
+        return Comparison(self._same_class, difference, agreement.tolerance, agreement.block)

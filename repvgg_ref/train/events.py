@@ -102,30 +102,22 @@ Event = Plan | Noted | StepDone | EpochDone | Saved | Stopped | Finished
 def as_record(event: Event) -> dict[str, Any] | None:
     """The line of ``log.jsonl`` for `event`; None for what is not logged."""
     if isinstance(event, StepDone):
-        return {
-            "event": "step",
-            "step": event.step,
-            "epoch": event.epoch,
-            "loss": event.loss,
-            "top1": event.top1,
-            "lr": event.lr,
-            "images": event.images,
-            "seconds": {name: round(value, 6) for name, value in event.seconds.items()},
-        } | ({"skipped": True} if event.skipped else {})
+        record = {"event": "step"} | vars(event)
+        record["seconds"] = {name: round(value, 6) for name, value in event.seconds.items()}
+        if not event.skipped:
+            del record["skipped"]
+        return record
     if isinstance(event, EpochDone):
-        found = event.evaluation
+        closest = event.evaluation.comparison.closest
         return {
             "event": "evaluation",
             "step": event.step,
             "epoch": event.epoch,
-            "trained": found.trained._asdict(),
-            "fused": found.fused._asdict(),
-            "difference": found.difference,
-            "tolerance": found.tolerance,
+            **event.evaluation.to_json(),
             "closest_block": {
-                "layer": found.closest.layer,
-                "error": found.closest.max_error,
-                "bound": found.closest.bound,
+                "layer": closest.layer,
+                "error": closest.max_error,
+                "bound": closest.bound,
             },
         }
     if isinstance(event, Saved):

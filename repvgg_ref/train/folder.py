@@ -17,12 +17,11 @@ from repvgg_ref.arrays import Array, to_numpy
 from repvgg_ref.cpu.workers.pool import default_threads
 from repvgg_ref.files.checkpoint import save as save_model
 from repvgg_ref.files.convert import convert
-from repvgg_ref.models.network import Model
 from repvgg_ref.train.divergence import DivergenceError
 from repvgg_ref.train.log import NAME as LOG
 from repvgg_ref.train.loss_scale import LossScale
 from repvgg_ref.train.state import StateError, Stored, last_good, read_newest, steps_in, write_state
-from repvgg_ref.train.update import State, Updater
+from repvgg_ref.train.update import State, Updater, on_host
 
 _LOCK = "lock"
 _WEIGHTS, _VELOCITY, _RUNNING, _EMA = "weights/", "velocity/", "running/", "ema/"
@@ -76,7 +75,8 @@ class Folder:
             if notes:
                 raise StateError(f"no state in {self.path} can be used", got="; ".join(notes))
             return None, [f"nothing to resume in {self.path}: starting at step 0"]
-        changes = _changes(stored.facts["identity"], self._identity)
+        before = {"block": "repvgg"} | stored.facts["identity"]  # states of 0.1.0 do not say it
+        changes = _changes(before, self._identity)
         if changes and not accept_changes:
             raise StateError(
                 "this is not the training that was begun here",
@@ -131,15 +131,16 @@ class Folder:
                 continue
             model = self._updater.model(state, averaged=averaged)
             paths.append(self.path / f"{name}.pth")
-            save_model(_on_host(model), paths[-1])
+            save_model(on_host(model), paths[-1])
         return paths
 
     def export(self, state: State) -> list[Path]:
         """The results: weights, and their fused form as npz and as the official code's file."""
         weights = self.save_weights(state)
+        block = self._updater.arch.blocks[0].kind
         deployed = [self.path / "deploy.npz", self.path / "deploy.pth"]
         for path in deployed:
-            convert(weights[-1], path, eps=self._updater.eps)
+            convert(weights[-1], path, eps=self._updater.eps, block=block)
         return weights + deployed
 
     def _claim(self) -> None:
@@ -204,8 +205,3 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
-
-
-def _on_host(model: Model) -> Model:
-    params = {name: to_numpy(array) for name, array in model.params.items()}
-    return Model(model.arch, model.form, params, model.eps, model.momentum)

@@ -11,9 +11,11 @@ import numpy as np
 
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.data.digits import digits_architecture
+from repvgg_ref.data.source import Source
 from repvgg_ref.errors import BackendError
 from repvgg_ref.files.checkpoint import load
-from repvgg_ref.models.architectures import Architecture, architecture
+from repvgg_ref.models.architectures import architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, build, require_branches
 from repvgg_ref.ops import Ops
 from repvgg_ref.train.comm import Comm, Solo, on_device, ranks_on_machine
@@ -45,7 +47,7 @@ def prepare(
     *,
     comm: Comm | None = None,
     data: Data | None = None,
-    arch: Architecture | None = None,
+    arch: Network | None = None,
 ) -> Job:
     """Open the data, build the network, and see that everything fits together.
 
@@ -55,7 +57,7 @@ def prepare(
         The ranks; default this process alone.
     data : Data, optional
         In place of what `settings.data` names.
-    arch : Architecture, optional
+    arch : Network, optional
         In place of what `recipe.model` names.
 
     Raises
@@ -75,18 +77,19 @@ def prepare(
     like = ops.from_host(np.zeros(1, settings.dtype))
     comm = on_device(comm, like)
     data = data or open_sources(settings, comm)
-    arch = arch or _architecture(recipe.model, data)
-    if arch.num_classes != len(data.classes) or arch.in_channels != data.channels:
+    source = data.training.source
+    arch = arch or _architecture(recipe.model, recipe.block, source)
+    if arch.num_classes != len(source.classes) or arch.in_channels != source.channels:
         raise UnfitError(
             "network and data do not fit together",
             got=f"{arch.num_classes} classes, {arch.in_channels} channels in the network",
-            wanted=f"{len(data.classes)} classes, {data.channels} channels, as in the data",
+            wanted=f"{len(source.classes)} classes, {source.channels} channels, as in the data",
         )
     start = _start(settings, arch)
     updater = Updater(
         start,
         recipe,
-        data.standardise,
+        source.standardise,
         ops=synchronised(ops, comm) if settings.sync_bn and comm.size > 1 else ops,
         comm=comm,
         seed=settings.seed,
@@ -97,8 +100,8 @@ def prepare(
         start.arch.called(recipe.model),
         recipe,
         parameters=updater.trainable.size,
-        images=data.images,
-        test_images=data.test_images,
+        images=len(source),
+        test_images=len(data.test.source),
         steps_per_epoch=data.training.steps // recipe.accumulate,
         ranks=comm.size,
         dtype=updater.dtype,
@@ -164,11 +167,11 @@ def roundoff(job: Job) -> float:
     return max(of_dtype, _ROUNDOFF.get(job.settings.math or "fp32", 0.0))
 
 
-def _start(settings: Settings, arch: Architecture) -> Model:
+def _start(settings: Settings, arch: Network) -> Model:
     """The network's first weights: drawn from the seed, or those of ``--init``."""
     if settings.init is None:
         return build(arch, seed=settings.seed, dtype=np.dtype(settings.dtype))
-    model = load(settings.init, dtype=np.dtype(settings.dtype))
+    model = load(settings.init, dtype=np.dtype(settings.dtype), block=settings.recipe.block)
     require_branches(model, f"training from {settings.init.name}")
     if model.arch.blocks != arch.blocks or model.arch.num_classes != arch.num_classes:
         raise UnfitError(
@@ -179,10 +182,11 @@ def _start(settings: Settings, arch: Architecture) -> Model:
     return model
 
 
-def _architecture(name: str, data: Data) -> Architecture:
-    classes = len(data.classes)
+def _architecture(name: str, block: str, source: Source) -> Network:
+    classes, channels = len(source.classes), source.channels
     if name != "digits":
-        return architecture(name, num_classes=classes, in_channels=data.channels)
+        return architecture(name, num_classes=classes, in_channels=channels, block=block)
     small = digits_architecture()
-    first = replace(small.blocks[0], in_channels=data.channels)
-    return replace(small, blocks=(first, *small.blocks[1:]), num_classes=classes)
+    first, *others = (replace(spec, kind=block) for spec in small.blocks)
+    first = replace(first, in_channels=channels)
+    return replace(small, blocks=(first, *others), num_classes=classes)

@@ -9,17 +9,16 @@ import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from repvgg_ref.blocks.catalogue import kind
 from repvgg_ref.errors import ReportedError
-from repvgg_ref.train.sgd import Factors, decay_kernels, official_first
+from repvgg_ref.train.decay import DECAY_RULES, factors_of
+from repvgg_ref.train.sgd import Factors
 
 FOLDER = Path(__file__).parent / "recipes"
-DECAY_RULES: Mapping[str, Callable[[str], Factors]] = {
-    "kernels": decay_kernels,
-    "official-first": official_first,
-}
 
 
 class RecipeError(ReportedError):
@@ -40,6 +39,7 @@ class Recipe:
 
     name: str = _field("custom", "name of the recipe")
     model: str = _field("RepVGG-A0", "an official model, or digits")
+    block: str = _field("repvgg", "kind of block: repvgg, plain, acb, ...")
     size: int = _field(224, "height and width of the network's input, in pixels")
     epochs: int = _field(120, "passes over the training images")
     batch: int = _field(256, "images a step, over all ranks and accumulated parts")
@@ -78,6 +78,7 @@ class Recipe:
     crop_ratio: float = _field(0.875, "part of the picture that evaluation looks at")
 
     def __post_init__(self) -> None:
+        kind(self.block)
         for setting, wrong, wanted in _wrong(self):
             if wrong:
                 raise RecipeError(
@@ -88,18 +89,8 @@ class Recipe:
 
     @property
     def factors(self) -> Callable[[str], Factors]:
-        """Official name -> what multiplies learning rate and decay.
-
-        The custom L2 takes the place of the decay of 3x3 and 1x1 kernels (official trainer).
-        """
-        rule = DECAY_RULES[self.decay]
-        if not self.custom_l2:
-            return rule
-        return lambda name: (
-            rule(name)._replace(decay=0.0)
-            if "rbr_dense" in name or "rbr_1x1" in name
-            else rule(name)
-        )
+        """Official name -> what multiplies learning rate and decay."""
+        return partial(factors_of, rule=self.decay, custom_l2=self.custom_l2)
 
     @property
     def peak_lr(self) -> float:

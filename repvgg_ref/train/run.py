@@ -22,7 +22,7 @@ from repvgg_ref.train.log import Log, read_log
 from repvgg_ref.train.schedule import learning_rate
 from repvgg_ref.train.settings import Settings
 from repvgg_ref.train.state import last_good
-from repvgg_ref.train.update import State, Stepped
+from repvgg_ref.train.update import State, Stepped, on_host
 
 Clock = dict[str, float]
 
@@ -155,9 +155,8 @@ def _evaluated(epoch: int, settings: Settings) -> bool:
 
 def _evaluate(job: Job, state: State) -> Evaluation:
     return evaluate(
-        job.updater.model(state, averaged=True),
-        job.data.test.epoch(0),
-        job.updater.inputs,
+        on_host(job.updater.model(state, averaged=True)),
+        ((job.updater.inputs(batch), batch.labels) for batch in job.data.test.epoch(0)),
         ops=job.ops,
         comm=job.comm,
         roundoff=roundoff(job),

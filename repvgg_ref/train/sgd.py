@@ -23,26 +23,6 @@ class SgdStep(NamedTuple):
     velocities: dict[str, Array]
 
 
-def decay_kernels(name: str) -> Factors:
-    """The paper's rule (section 4.1): weight decay on kernels of convolutions and linear layers.
-
-    `name` is an official one, where the identity branch is a bare batch norm.
-    """
-    is_kernel = name.endswith(".weight") and ".bn." not in name and ".rbr_identity." not in name
-    return Factors(decay=float(is_kernel))
-
-
-def official_first(name: str) -> Factors:
-    """The first official trainer's rule: biases learn twice as fast, nor they nor "bn" decay.
-
-    It goes by the words in the official name, so gamma of the identity branch *is* decayed.
-    """
-    return Factors(
-        lr=2.0 if "bias" in name else 1.0,
-        decay=0.0 if "bias" in name or "bn" in name else 1.0,
-    )
-
-
 def sgd_step(
     params: Mapping[str, Array],
     grads: Mapping[str, Array],
@@ -69,7 +49,7 @@ def sgd_step(
     lr, momentum, weight_decay, nesterov : float, and bool for the last
         As in the equations.
     factors : callable
-        Name -> `Factors`: `decay_kernels`, `official_first`, or your own.
+        Name -> `Factors`: a rule of `train.decay`, or your own.
 
     Raises
     ------

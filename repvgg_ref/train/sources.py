@@ -1,51 +1,32 @@
-"""The data of a training, as the loop sees it: batches to train on and batches to evaluate on."""
+"""Data as a network is to see it: to train on by a recipe, or to judge a checkpoint on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from repvgg_ref.data import (
-    Batch,
-    DataError,
-    Loader,
-    Standardise,
+from repvgg_ref.data.loader import Loader
+from repvgg_ref.data.open import open_data
+from repvgg_ref.data.source import DataError, Source, Subset
+from repvgg_ref.data.transforms import (
+    EvaluationTransform,
     evaluation_transform,
-    open_data,
     training_transform,
 )
+from repvgg_ref.models.network import Model
+from repvgg_ref.models.published import PUBLISHED
 from repvgg_ref.train.comm import Comm
 from repvgg_ref.train.settings import Settings
 
 _EVALUATION_BATCH = 128
-
-
-class Batches(Protocol):
-    """What the loop needs of a `Loader`."""
-
-    @property
-    def steps(self) -> int:
-        """Batches an epoch, the same on all ranks."""
-
-    @property
-    def skipped(self) -> list[tuple[str, str]]:
-        """Pictures that could not be read, and why."""
-
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of this rank from `first_step` on."""
+_IMAGENET_CROP, _CROP_RATIO = 224, 0.875
 
 
 class Data(NamedTuple):
     """A data set in two parts."""
 
-    training: Batches
-    test: Batches
-    images: int
-    test_images: int
-    classes: tuple[str, ...]
-    channels: int
-    standardise: Standardise
+    training: Loader
+    test: Loader
 
 
 def open_sources(settings: Settings, comm: Comm) -> Data:
@@ -87,9 +68,42 @@ def open_sources(settings: Settings, comm: Comm) -> Data:
             shuffle=False,
             drop_last=False,
         ),
-        len(training),
-        len(test),
-        training.classes,
-        training.channels,
-        training.standardise,
+    )
+
+
+def open_validation(
+    model: Model, path: str, *, split: str, decoder: str, limit: int | None = None
+) -> Source:
+    """The pictures to judge `model` on: all of a split, or `limit` evenly spread over it.
+
+    Raises
+    ------
+    DataError
+        If there is no such data set, or it has other classes or colours than the model.
+    """
+    source = open_data(path, split=split, channels=model.arch.in_channels, decoder=decoder)
+    if len(source.classes) != model.arch.num_classes or source.channels != model.arch.in_channels:
+        raise DataError(
+            "the data set is not of the model's kind",
+            got=f"{len(source.classes)} classes, {source.channels} channels",
+            wanted=f"{model.arch.num_classes} classes, {model.arch.in_channels} channels",
+            advice="a label is the place of its folder among the sorted names",
+        )
+    return source if limit is None else Subset(source, limit)
+
+
+def validation_transform(
+    model: Model, source: Source, *, size: int | None, resize: int | None, interpolation: str
+) -> EvaluationTransform:
+    """Pictures as `model`'s published accuracy was measured, unless `size` or `resize` is given.
+
+    Pictures smaller than ImageNet's crop are looked at as they are.
+    """
+    usual, ratio = _IMAGENET_CROP, _CROP_RATIO
+    if source.side is not None and source.side < _IMAGENET_CROP:
+        usual, ratio = source.side, 1.0
+    elif model.name in PUBLISHED:
+        usual = PUBLISHED[model.name].size
+    return evaluation_transform(
+        size=size or usual, resize=resize, crop_ratio=ratio, interpolation=interpolation
     )

@@ -18,7 +18,7 @@ from repvgg_ref.arrays import Array, array_module, to_numpy
 from repvgg_ref.data.loader import Batch
 from repvgg_ref.data.source import Standardise
 from repvgg_ref.models.names import official_dialect
-from repvgg_ref.models.network import DEFAULT_MOMENTUM, Model
+from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import is_trainable, param_shapes
 from repvgg_ref.models.step import training_step
 from repvgg_ref.ops import Ops
@@ -89,7 +89,7 @@ class Updater:
     Parameters
     ----------
     like : Model
-        Whose architecture and eps are trained.
+        Whose architecture is trained, with its batch norm's eps and momentum.
     seed : int
         Of mixup's random numbers.
     scales_loss : bool
@@ -108,7 +108,8 @@ class Updater:
         dtype: Any,
         scales_loss: bool = False,
     ) -> None:
-        self.arch, self.eps, self.recipe = like.arch, like.eps, recipe
+        self.arch, self.eps, self.momentum = like.arch, like.eps, like.momentum
+        self.recipe = recipe
         self.ops, self._comm, self._seed = ops, comm, seed
         self.dtype = np.dtype(dtype)
         self._standardise, self._scales_loss = standardise, scales_loss
@@ -173,7 +174,8 @@ class Updater:
         weights, running = state.weights, state.running
         if averaged and state.ema is not None:
             weights, running = state.ema[: self.trainable.size], state.ema[self.trainable.size :]
-        return Model(self.arch, "train", self._params(weights, running, state.counters), self.eps)
+        params = self._params(weights, running, state.counters)
+        return Model(self.arch, "train", params, self.eps, self.momentum)
 
     @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is the caller's find
     def step(
@@ -210,11 +212,7 @@ class Updater:
 
     def inputs(self, batch: Batch) -> Array:
         """Pixels on the device as the network's input: (N, S, S, C) uint8 -> (N, C, S, S)."""
-        pixels = self.ops.from_host(batch.images)
-        scale, mean, std = (
-            self.ops.from_host(np.asarray(v, self.dtype)) for v in self._standardise
-        )
-        return ((pixels.astype(self.dtype) * scale - mean) / std).transpose(0, 3, 1, 2)
+        return self._standardise.view(self.ops.from_host(batch.images), self.dtype)
 
     def _local(
         self, state: State, parts: Sequence[Batch], epoch: int, stop: bool
@@ -234,7 +232,7 @@ class Updater:
                 targets,
                 ops=scaled(self.ops, state.scale.value),
                 eps=self.eps,
-                momentum=DEFAULT_MOMENTUM,
+                momentum=self.momentum,
                 label_smoothing=self.recipe.label_smoothing,
             )
             grad = grad + self.trainable.pack(result.grads)
@@ -309,3 +307,9 @@ class Updater:
             self.trainable.spread(lr, like) if any(factor != 1 for factor in lr.values()) else 1.0,
             self.trainable.spread(decay, like),
         )
+
+
+def on_host(model: Model) -> Model:
+    """`model` with its arrays in the host's memory."""
+    params = {name: to_numpy(array) for name, array in model.params.items()}
+    return replace(model, params=params)

@@ -11,8 +11,8 @@ from repvgg_ref_cli.commands import bench
 from repvgg_ref.bench.contenders.base import PEERS
 from repvgg_ref.bench.document import document
 from repvgg_ref.bench.result import Race
-from tests.bench.figures import JOBS, TARGETS, readme
 from tests.bench.test_pictures import BUSY, FOUND, OURS, QUIET, TASK, THEIRS, UNKNOWN, measured
+from tests.studies.bench.figures import JOBS, TARGETS, readme
 
 
 @pytest.mark.parametrize("name", JOBS)

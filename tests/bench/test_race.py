@@ -46,6 +46,7 @@ def test_the_fastest_right_variant_represents_a_contender() -> None:
     assert [each.name.partition(" (")[2] for each in found.skipped] == ["wrong)", "dies)"]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["wrong", "nan", "infinite", "other shape"])
 def test_who_computes_something_else_is_not_timed(name: str) -> None:
     found = run("slow", name)
@@ -53,6 +54,7 @@ def test_who_computes_something_else_is_not_timed(name: str) -> None:
     assert "something else" in found.skipped[0].reason
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("name", "why"),
     [
@@ -69,6 +71,7 @@ def test_who_breaks_is_left_out_with_the_reason(name: str, why: str) -> None:
     assert found.skipped[0].reason.isprintable()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["refuses", "dies", "dies later"])
 def test_nothing_is_compared_with_a_broken_first_one(name: str) -> None:
     with pytest.raises(ContenderError):

@@ -26,7 +26,7 @@ Bug = Callable[[BlockSpec, Branches], FusedConv | None]
 class _Rules:
     """The paper's fusion with replaceable pieces."""
 
-    scale: Callable[[Branch], Array] = lambda b: b.gamma / np.sqrt(b.running_var + EPS)
+    scale: Callable[[Any], Array] = lambda b: b.gamma / np.sqrt(b.running_var + EPS)
     beta: float = 1.0
     mean: float = 1.0
     tap: tuple[int, int] = (1, 1)

@@ -15,6 +15,7 @@ from repvgg_ref.blocks.unfuse import branches_from_fused, what_is_lost
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.architectures import Architecture, architecture
 from repvgg_ref.models.cost import cost
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.parameters import initial_params, param_shapes
 from tests.blocks.exact_blocks import fused_exactly
 from tests.ops.exact import assert_exact, rationals
@@ -32,7 +33,7 @@ def kernel_shape(spec: BlockSpec) -> tuple[int, ...]:
     return (spec.out_channels, spec.in_channels // spec.groups, 3, 3)
 
 
-def only(spec: BlockSpec) -> Architecture:
+def only(spec: BlockSpec) -> Network:
     return Architecture("custom", (spec,), num_classes=2)
 
 
@@ -100,6 +101,7 @@ def test_another_split_of_centre_and_bias_fuses_the_same() -> None:
     assert (params[split] != other[split]).any(), "two different blocks, one fused form"
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("spec", SPECS)
 def test_counts_are_the_rank_and_nullity_of_the_derivative_of_fusion(spec: BlockSpec) -> None:
     (lost,) = what_is_lost([spec])

@@ -172,6 +172,7 @@ def test_a_failed_self_check_is_exit_code_1_and_leaves_the_old_file(
     assert sorted(tmp_path.iterdir()) == [source, out]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 130)],

@@ -14,7 +14,7 @@ from repvgg_ref_cli.main import COMMANDS
 
 from repvgg_ref import backends
 from repvgg_ref.blocks.selfcheck import SelfCheckError
-from repvgg_ref.cpu.convolution import cost
+from repvgg_ref.cpu.convolution.algorithms import ALGORITHMS
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files import convert
 from tests.cli.runner import environment, invoke, run_python, save_small
@@ -114,7 +114,7 @@ def test_control_characters_of_names_do_not_reach_the_terminal(
 
 def test_lists_kept_here_for_speed_are_those_of_the_library() -> None:
     assert options.BACKENDS == backends.BACKENDS
-    assert ("auto", "measure", *cost.ALGORITHMS) == options.ALGORITHMS
+    assert ("auto", "measure", *ALGORITHMS) == options.ALGORITHMS
     assert options.FORMATS == convert.FORMATS
 
 

@@ -122,6 +122,7 @@ def test_a_file_of_ones_own_recipe_and_options_over_it(
     assert (plan["recipe"], plan["steps"]) == ("mine", 10)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_training_can_be_resumed(
     number: signal.Signals, tmp_path: Path

@@ -12,16 +12,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.convolution.cost import ALGORITHMS, Algorithm, applies
+from repvgg_ref.cpu.convolution.algorithms import ALGORITHMS, Algorithm, applies
 from repvgg_ref.cpu.convolution.schedule import ConvShape
-from repvgg_ref.cpu.convolution.winograd import POINTS, POINTS_OF_STRIDE_2
-from repvgg_ref.exact.cook_toom import Point, cook_toom
+from repvgg_ref.exact.cook_toom import cook_toom
+from repvgg_ref.exact.points import POINTS, POINTS_OF_STRIDE_2, Point
 from repvgg_ref.oracle.bounds.block import block_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.programs.program import fused_kernel
 from tests.cpu.test_conv2d import run
-from tests.oracle.bounds_cases import STATISTICS, random_block
-from tests.oracle.test_bounds import reference
+from tests.oracle.bounds.cases import STATISTICS, random_block
+from tests.oracle.bounds.test_block import reference
 
 
 @settings(max_examples=60, deadline=None)
@@ -54,7 +53,7 @@ def test_the_oracles_bound_holds(
         channels=channels,
         deploy=True,
     )
-    weight, bias = (array.astype(np.float32) for array in fused_kernel(program))
+    weight, bias = (array.astype(np.float32) for array in program.fused_kernel())
     nhwc = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).astype(np.float32)
     images, inputs, height, width = x.shape
     shape = ConvShape(

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from repvgg_ref.cpu.convolution import autotune
-from repvgg_ref.cpu.convolution.autotune import FOLDER, Tuner, cache_file
-from repvgg_ref.cpu.convolution.cost import (
+from repvgg_ref.cpu.convolution.algorithms import (
     ALGORITHMS,
     DEFAULT_CHOICES,
     TRAINING_CHOICES,
     applies,
-    cheapest,
 )
+from repvgg_ref.cpu.convolution.autotune import FOLDER, Tuner, cache_file
+from repvgg_ref.cpu.convolution.cost import cheapest
 from repvgg_ref.cpu.convolution.schedule import ConvShape
 from repvgg_ref.cpu.engine import Engine
 from repvgg_ref.cpu.workers.pool import pool
@@ -93,6 +93,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(
 ARCH = architecture("RepVGG-A0", num_classes=5)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("algorithm", ["measure", *ALGORITHMS])
 def test_a_network_by_every_algorithm(
     algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,10 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.convolution.cost import ALGORITHMS, Algorithm, applies
+from repvgg_ref.cpu.convolution.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    applies,
+    make_convolution,
+)
 from repvgg_ref.cpu.convolution.layout import interior
 from repvgg_ref.cpu.convolution.schedule import ConvShape
-from repvgg_ref.cpu.plan import make_convolution
 from repvgg_ref.cpu.workers.pool import pool
 from repvgg_ref.ops import REFERENCE
 
@@ -114,6 +118,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("algorithm", "stride"),
     [(a, s) for a in ALGORITHMS for s in (1, 2) if applies(a, ConvShape(1, 9, 9, 1, 1, stride=s))],

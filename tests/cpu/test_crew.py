@@ -15,7 +15,7 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import engine as engines
-from repvgg_ref.cpu.convolution.cost import ALGORITHMS
+from repvgg_ref.cpu.convolution.algorithms import ALGORITHMS
 from repvgg_ref.cpu.engine import CHUNK, Engine
 from repvgg_ref.cpu.workers import crew as crews
 from repvgg_ref.cpu.workers.crew import WORKERS, Caller, available, use_of_helpers
@@ -57,6 +57,7 @@ def is_right(engine: Engine, x: Array, model: Model = DEPLOY, limit: float = 2e-
     assert np.abs(got - wanted).max() <= limit * np.abs(wanted).max()
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
 def test_every_algorithm(algorithm: str) -> None:
     engine = engine_of(DEPLOY, algorithm=algorithm)
@@ -71,6 +72,7 @@ def test_every_kind_of_block(variant: str) -> None:
     is_right(engine_of(model), x, model)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("size", [(1, 1), (2, 31), (97, 65)])
 def test_any_size_and_more_seats_than_work(size: tuple[int, int], threads: int) -> None:

@@ -14,15 +14,15 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import NUMPY
 from repvgg_ref.cpu.convolution import phases
 from repvgg_ref.cpu.convolution.conv2d import square_convolution, window_of
-from repvgg_ref.cpu.convolution.schedule_stride_2 import Stride2Convolution
-from repvgg_ref.cpu.convolution.schedule_winograd import WinogradConvolution
 from repvgg_ref.cpu.convolution.weight_gradient import (
     direct_weight_gradient,
     winograd_weight_gradient,
 )
-from repvgg_ref.cpu.convolution.winograd import POINTS, POINTS_OF_STRIDE_2
+from repvgg_ref.cpu.convolution.winograd import WinogradConvolution
+from repvgg_ref.cpu.convolution.winograd_stride_2 import Stride2Convolution
 from repvgg_ref.cpu.workers import memory
 from repvgg_ref.cpu.workers.pool import pool
+from repvgg_ref.exact.points import POINTS, POINTS_OF_STRIDE_2
 from repvgg_ref.models.network import build
 from repvgg_ref.ops import REFERENCE
 from tests.models.small import SMALL, batch
@@ -69,7 +69,7 @@ def test_winograd_without_a_padded_copy(tile: tuple[int, int], shape: dict[str, 
     conv = square_convolution(x, weight, **geometry)
     threads = pool(shape["threads"])
     tiled = WinogradConvolution if stride == 1 else Stride2Convolution
-    winograd = tiled(conv.shape, weight, m, threads.threads, pool=threads)
+    winograd = tiled(conv.shape, weight, m, threads.threads, {}, pool=threads)
     y: Array = np.full((len(x), conv.shape.height, conv.shape.width, outputs), np.nan)
     arena = np.full(winograd.scratch, np.nan)
     grad_y: Array = rng.normal(size=y.shape)

@@ -15,6 +15,7 @@ from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu import NUMPY
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.architectures import Architecture, AuxHeadSpec, architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import fuse
 from repvgg_ref.ops import REFERENCE
 from tests.gradcheck import assert_gradients
@@ -131,7 +132,7 @@ def tiny(**changes: Any) -> Architecture:
     return Architecture("custom", blocks, num_classes=5, **changes)
 
 
-def arrays(arch: Architecture, size: int, dtype: Any) -> tuple[Array, Array]:
+def arrays(arch: Network, size: int, dtype: Any) -> tuple[Array, Array]:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, arch.in_channels, size, size + 5)).astype(dtype)
     return x, rng.integers(0, arch.num_classes, 3)

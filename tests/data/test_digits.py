@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 import repvgg_ref as rr
+from repvgg_ref import data
 from repvgg_ref.arrays import Array
 from repvgg_ref.data import digits
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.network import Model
+from tests.cli.runner import run_python
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,22 @@ def model() -> Model:
 def classes(model: Model, images: Array) -> Array:
     answer: Array = model.forward(digits.to_input(images)).argmax(axis=1)
     return answer
+
+
+def test_reading_the_digits_loads_neither_pillow_nor_threads() -> None:
+    program = (
+        "import sys, repvgg_ref.data.digits as d; d.load_digits(); "
+        "heavy = {'PIL', 'concurrent.futures', 'repvgg_ref.data.loader'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = run_python("-c", program)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_room_offers_what_it_says_and_nothing_else() -> None:
+    assert [getattr(data, name).__name__ for name in data.__all__] == data.__all__
+    with pytest.raises(AttributeError, match="no attribute 'Losder'"):
+        data.Losder  # noqa: B018  # the access is the test
 
 
 def test_everything_bundled_is_under_a_megabyte() -> None:
@@ -47,7 +65,7 @@ def test_the_model_has_every_kind_of_block(model: Model) -> None:
     assert model.form == "train"
     assert model.arch == digits.digits_architecture()
     blocks = model.arch.blocks
-    kinds = {(block.stride, block.groups, block.has_identity) for block in blocks}
+    kinds = {(block.stride, block.groups, block.can_add_input) for block in blocks}
     assert kinds == {(2, 1, False), (2, 2, False), (1, 1, True), (1, 2, True)}
 
 

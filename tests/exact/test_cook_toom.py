@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repvgg_ref.cpu.convolution.winograd import POINTS, POINTS_OF_STRIDE_2
-from repvgg_ref.exact.cook_toom import Point, cook_toom, every_other_output, is_minimal_filter
+from repvgg_ref.exact.cook_toom import cook_toom, every_other_output, is_minimal_filter
+from repvgg_ref.exact.points import POINTS, POINTS_OF_STRIDE_2, Point
 
 fractions = st.fractions(-4, 4, max_denominator=8)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import weights_io
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture, plain_architecture
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from tests.random_networks import random_model
 
@@ -21,7 +22,7 @@ SQUEEZED = plain_architecture(
 PLUS = plain_architecture(depths=(1, 1, 4), channels=(4, 4, 8, 8), se="after_relu", num_classes=3)
 
 
-def small_model(arch: Architecture = SMALL, seed: int = 0) -> Model:
+def small_model(arch: Network = SMALL, seed: int = 0) -> Model:
     """The same weights at every call."""
     return random_model(arch, seed)
 

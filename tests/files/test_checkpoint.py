@@ -14,7 +14,7 @@ import pytest
 import repvgg_ref as rr
 from repvgg_ref.errors import CheckpointError, NotFusibleError
 from repvgg_ref.files.checkpoint import Checkpoint, open_checkpoint, require_complete
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from tests.files.checkpoint_files import PLUS, SMALL, SQUEEZED, small_model, small_state, written
 from tests.random_networks import random_model
 
@@ -34,7 +34,7 @@ def _refusal(path: Path, **options: Any) -> str:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pth", ".pt"])
 def test_save_then_load_is_the_identity(
-    tmp_path: Path, arch: Architecture, form: str, dtype: Any, suffix: str
+    tmp_path: Path, arch: Network, form: str, dtype: Any, suffix: str
 ) -> None:
     model = random_model(arch, 1, dtype)
     model = model if form == "train" else rr.fuse(model)

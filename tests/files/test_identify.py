@@ -13,6 +13,7 @@ from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.dialects import MEGENGINE, MMPRETRAIN, TIMM, recognise
 from repvgg_ref.files.identify import closest_official, form_of, identify
 from repvgg_ref.models.architectures import NAMES, Architecture, architecture, plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import OFFICIAL, PLUS, Dialect
 from repvgg_ref.models.parameters import param_shapes
@@ -20,7 +21,7 @@ from repvgg_ref.models.parameters import param_shapes
 FORMS = get_args(Form)
 
 
-def _order_of_se(arch: Architecture) -> Any:
+def _order_of_se(arch: Network) -> Any:
     return "after_relu" if arch.blocks[0].se == "after_relu" else "before_relu"
 
 
@@ -68,7 +69,7 @@ def test_equal_widths_at_stride_two_have_no_identity(name: str) -> None:
     ],
     ids=["holocron", "ten classes", "grey", "narrow end", "one channel", "stem only", "grouped"],
 )
-def test_whatever_is_not_official_is_custom(arch: Architecture, form: Form) -> None:
+def test_whatever_is_not_official_is_custom(arch: Network, form: Form) -> None:
     found = identify(param_shapes(arch, form), form)
     assert found.name == "custom"
     assert (found.blocks, found.num_classes) == (arch.blocks, arch.num_classes)

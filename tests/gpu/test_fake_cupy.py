@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from repvgg_ref.gpu.math_mode import bfloat16
 from tests.gpu.fake_cupy import LEDGER, VERSION, installed
 from tests.gpu.fake_cupy.device_array import NAMES
 from tests.studies.gpu import record_cupy_names
@@ -114,6 +115,18 @@ def test_numpy_arrays_are_refused_on_either_side(cupy: Any) -> None:
 def test_numpy_scalars_are_welcome(cupy: Any) -> None:
     doubled = np.float32(2) * cupy.ones(3, cupy.float32)
     assert doubled.get().tolist() == [2, 2, 2]
+
+
+def test_a_choice_among_bfloat16_is_float32(cupy: Any) -> None:
+    """CuPy 14 has `add` and `maximum` of bfloat16, and no `where`."""
+    narrow = cupy.ones(3, bfloat16())
+    assert cupy.where(narrow > 0, narrow, narrow).dtype == np.float32
+    assert cupy.maximum(narrow, narrow).dtype == (narrow + narrow).dtype == narrow.dtype
+
+
+def test_the_installed_cupy_has_no_choice_among_bfloat16() -> None:
+    search = pytest.importorskip("cupy._sorting.search", reason="CuPy is not installed")
+    assert not any("E" in loop for loop in search._where_ufunc.types)
 
 
 def test_every_wait_for_the_device_is_counted(cupy: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array, to_numpy
+from repvgg_ref.backends import backend_ops
 from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.network import Model, fuse
 from tests.gpu.agreement import inference_report
@@ -29,6 +30,7 @@ def small(name: str = "plain") -> tuple[Model, Array]:
     return fuse(model), batch(SMALL[name], dtype=np.float32)[0]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("name", "math", "form"), JUDGED)
 def test_the_oracle_agrees(name: str, math: str, form: str, device: UnderTest) -> None:
     model = distinct_model(SMALL[name], dtype=np.float32)
@@ -47,10 +49,10 @@ def test_a0_in_float64_is_the_reference_layer_by_layer(device: UnderTest) -> Non
 
 
 def chain_of(model: Model, x: Array) -> Any:
-    """The fused chain that `model` keeps for `x`, the only table it has been used with."""
+    """The fused chain that `model` keeps for images like `x`."""
     model.forward(x, backend="cupy")
-    (kept,) = model._resident.values()
-    return kept.chain(model.arch.blocks, model.params, x.dtype)
+    kept = model._at(backend_ops("cupy", x.dtype))
+    return kept.fast(model.arch, model.params, x.dtype, algorithm="auto", threads=None)
 
 
 def test_small_batches_run_as_one_graph_and_give_the_same(device: UnderTest) -> None:

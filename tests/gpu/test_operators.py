@@ -17,11 +17,9 @@ import pytest
 from hypothesis import given, settings
 
 from repvgg_ref.arrays import Array, to_numpy
-from repvgg_ref.errors import BackendError, ReportedError, ShapeError
-from repvgg_ref.ops import REFERENCE, BranchArrays, Ops
+from repvgg_ref.errors import ReportedError, ShapeError
+from repvgg_ref.ops import REFERENCE, Ops
 from tests.gpu.conftest import UnderTest
-from tests.gpu.fake_cupy import LEDGER
-from tests.models import test_fused_branches as in_few_lines
 from tests.ops.cases import CONV_EXAMPLES, ConvCase, ImageCase, conv_cases, image_cases
 from tests.ops.exact import assert_within, floats
 
@@ -168,6 +166,42 @@ def test_operators_of_images(operator: str, case: ImageCase, device: UnderTest) 
         assert_within(nchw(ours) if number == 0 else to_numpy(ours), exact, 1e-7)
 
 
+POOLS = [(1, 1, 0), (2, 2, 0), (2, 2, 1), (3, 2, 1), (3, 1, 1), (2, 3, 0)]
+
+
+@pytest.mark.few
+@pytest.mark.parametrize(("kernel", "stride", "padding"), POOLS)
+@pytest.mark.parametrize("dtype", DTYPES.values())
+def test_max_pooling(kernel: int, stride: int, padding: int, dtype: str, device: UnderTest) -> None:
+    """Nothing is rounded on the way forward; gradients are added in what they are stored in."""
+    from repvgg_ref.gpu.math_mode import activation_dtype, math_of
+
+    ops, rng = table("fp32"), np.random.default_rng(kernel)
+    dtype_in = activation_dtype(math_of(dtype))
+    settings = {"kernel": kernel, "stride": stride, "padding": padding}
+    # all negative, so that padding must not win, and with equals, of which the first wins
+    x = (np.round(rng.normal(size=(2, 3, 7, 8)), 1) - 9).astype(dtype_in)
+    x[0, 0, 3, 3] = np.nan
+    wanted, their_cache = REFERENCE.max_pool_forward(x.astype(np.float64), **settings)
+    got, cache = ops.max_pool_forward(nhwc(ops, x), **settings)
+    assert got.dtype == dtype_in
+    np.testing.assert_array_equal(nchw(got), wanted)
+    grad_y = rng.integers(-4, 5, wanted.shape).astype(np.float64)  # sums of these are exact
+    exact = REFERENCE.max_pool_backward(grad_y, their_cache)
+    grad_x = ops.max_pool_backward(nhwc(ops, grad_y.astype(dtype_in)), cache)
+    assert grad_x.dtype == dtype_in
+    np.testing.assert_array_equal(nchw(grad_x), exact)
+
+
+@pytest.mark.parametrize("math", DTYPES)
+def test_gradients_are_stored_as_activations_are(math: str, device: UnderTest) -> None:
+    from repvgg_ref.gpu.math_mode import activation_dtype
+
+    ops = table("fp32")
+    x = nhwc(ops, np.ones((1, 2, 3, 4), activation_dtype(math)))  # type: ignore[arg-type]
+    assert ops.relu_backward(x, ops.relu_forward(x)[1]).dtype == x.dtype
+
+
 def test_nan_is_never_rectified_away(device: UnderTest) -> None:
     ops = table("fp32")
     y, cache = ops.relu_forward(ops.from_host(np.array([-1.0, np.nan, 2.0], np.float32)))
@@ -245,6 +279,10 @@ def test_wrong_shapes_are_refused_as_by_the_reference(device: UnderTest) -> None
         ops.conv2d_forward(zeros(1, 4, 4, 3), zeros(2, 3, 3, 3), None, **plain | {"stride": 0})
     with pytest.raises(ShapeError, match=r"gamma\.shape"):
         ops.batch_norm_train_forward(zeros(1, 4, 4, 3), zeros(2), zeros(3), eps=1e-5)
+    with pytest.raises(ShapeError, match="max_pool"):
+        ops.max_pool_forward(zeros(1, 2, 2, 3), kernel=3, stride=1, padding=0)
+    with pytest.raises(ShapeError, match=r"max_pool.*x\.ndim"):
+        ops.max_pool_forward(zeros(2, 2), kernel=1, stride=1, padding=0)
     with pytest.raises(ShapeError, match="features"):
         ops.linear_forward(zeros(2, 3), zeros(4, 2), zeros(4))
 
@@ -269,70 +307,3 @@ def test_a_product_leaves_the_choice_of_tf32_as_it_was(device: UnderTest) -> Non
     before, ones = choice.get_compute_type(np.float32), device.cupy.ones((4, 4), np.float32)
     matmul(ones, ones, math="tf32")
     assert choice.get_compute_type(np.float32) == before
-
-
-BRANCHES = ("branch_3x3", "branch_1x1", "branch_identity")
-
-
-@pytest.mark.parametrize(
-    "names",
-    [(*BRANCHES, "branch_1x3"), ("branch_3x3", "dense"), ("branch_identity",), ()],
-    ids=["one more", "another name", "nothing dense", "nothing"],
-)
-def test_a_block_that_the_kernels_do_not_know_is_refused(
-    names: tuple[str, ...], device: UnderTest
-) -> None:
-    """A branch that was left out of the sum would be the worst of bugs: nothing would say so."""
-    ops = table("fp32")
-    vector = ops.from_host(np.ones(3, np.float32))
-    branch = BranchArrays(ops.from_host(np.ones((3, 3, 1, 1), np.float32)), vector, vector)
-    x = ops.from_host(np.ones((2, 4, 4, 3), np.float32))
-    assert ops.fused_branches_forward is not None
-    LEDGER.clear()
-    with pytest.raises(BackendError, match="do not know such a block") as caught:
-        ops.fused_branches_forward(
-            x, dict.fromkeys(names, branch), stride=1, dilation=1, groups=1, eps=1e-5, relu=True
-        )
-    assert all(name in str(caught.value) for name in names)
-    assert not LEDGER.launches
-
-
-@pytest.mark.parametrize("names", [BRANCHES[:1], BRANCHES[:2], BRANCHES[::2], BRANCHES[::-1]])
-@pytest.mark.parametrize("relu", [False, True])
-def test_branches_in_any_order_are_all_in_the_sum_and_its_gradients(
-    names: tuple[str, ...], relu: bool, device: UnderTest
-) -> None:
-    ops, rng = table("fp32"), np.random.default_rng(0)
-    shapes = {"branch_3x3": (4, 2, 3, 3), "branch_1x1": (4, 2, 1, 1), "branch_identity": None}
-    branches = {
-        name: BranchArrays(
-            None if shapes[name] is None else rng.normal(size=shapes[name]),
-            *rng.normal(size=(2, 4)),
-        )
-        for name in names
-    }
-    x, grad_y = rng.normal(size=(2, 3, 4, 5, 6))
-    settings: dict[str, Any] = {"stride": 1, "dilation": 1, "groups": 2, "eps": 1e-3, "relu": relu}
-    wanted = in_few_lines.forward(x, branches, **settings)
-    exact_x, exact = in_few_lines.backward(grad_y, wanted.cache)
-    there = {
-        name: BranchArrays(
-            None if weight is None else ops.from_host(weight), *map(ops.from_host, vectors)
-        )
-        for name, (weight, *vectors) in branches.items()
-    }
-    assert ops.fused_branches_forward is not None
-    assert ops.fused_branches_backward is not None
-    got = ops.fused_branches_forward(nhwc(ops, x), there, **settings)
-    assert_within(nchw(got.y), wanted.y, 1e-9)
-    assert got.stats.keys() == wanted.stats.keys()
-    grad_x, grads = ops.fused_branches_backward(nhwc(ops, grad_y), got.cache)
-    assert_within(nchw(grad_x), exact_x, 1e-7)
-    assert grads.keys() == exact.keys()
-    for name in names:
-        assert_within(to_numpy(got.stats[name].mean), wanted.stats[name].mean, 1e-9)
-        assert_within(to_numpy(got.stats[name].var), wanted.stats[name].var, 1e-9)
-        for ours, theirs in zip(grads[name], exact[name], strict=True):
-            assert (ours is None) == (theirs is None)
-            if ours is not None and theirs is not None:
-                assert_within(to_numpy(ours), theirs, 1e-7)

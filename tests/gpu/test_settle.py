@@ -55,7 +55,10 @@ def test_every_section_runs_on_the_fake_device(
     assert raced["path"]["cupy-fp16"] == {"graphs": [True], "cudnn": True, "without_plan": []}
     assert found["training"]["plain x 2"]["contenders"]["repvgg-ref bf16"]["ms"] > 0
     operators = found["profile"]["operators_ms"]
-    assert {"fused_branches_forward", "fused_branches_backward"} <= set(operators)
+    blocks = {"block forward", "block backward", "block parameter grads"}
+    assert blocks | {"global_avg_pool_forward", "linear_backward"} <= set(operators)
+    assert "conv2d_forward" not in operators  # no block was composed
+    assert all(milliseconds > 0 for milliseconds in operators.values())
     assert found["learning"]["steps"] > 0
 
 

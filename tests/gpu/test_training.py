@@ -17,7 +17,8 @@ from repvgg_ref.oracle.training.judge import judge_training
 from repvgg_ref.oracle.training.noise import Yardstick, measure
 from repvgg_ref.oracle.training.run import right_setup
 from repvgg_ref.oracle.training.steps import TrainingSteps, training_steps
-from repvgg_ref.train.sgd import decay_kernels, sgd_step
+from repvgg_ref.train.decay import decay_kernels
+from repvgg_ref.train.sgd import sgd_step
 from tests.gpu.agreement import train_on_device
 from tests.gpu.conftest import UnderTest
 from tests.gpu.fake_cupy import LEDGER
@@ -48,7 +49,8 @@ def table(math: Any = "fp32") -> Ops:
     return cupy_ops(math)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.few
+@pytest.mark.parametrize("name", [*SMALL, pytest.param("A0", marks=pytest.mark.slow)])
 def test_the_oracle_agrees_with_the_steps(name: str, device: UnderTest) -> None:
     """Loss, logits, every gradient, statistics, and the weights after SGD, in float32."""
     model, right = network(name)[0], right_steps(name)
@@ -56,6 +58,7 @@ def test_the_oracle_agrees_with_the_steps(name: str, device: UnderTest) -> None:
     assert report.verdict == "agree", report.reason
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", NETWORKS)
 def test_in_float64_a_step_is_the_references(name: str, device: UnderTest) -> None:
     model, x, labels = network(name)
@@ -72,6 +75,7 @@ def test_in_float64_a_step_is_the_references(name: str, device: UnderTest) -> No
             assert error <= 1e-10, f"{key}: {error}"
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("math", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", SMALL)
 def test_mixed_precision_stays_within_its_rounding(name: str, math: str, device: UnderTest) -> None:
@@ -99,6 +103,7 @@ def noise_of(name: str, math: str) -> Yardstick:
     return measure(setup, judged, u=unit, first_only=True)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("name", "math"), [(name, "fp32") for name in NETWORKS] + [("plain", "bf16"), ("plus", "fp16")]
 )

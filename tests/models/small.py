@@ -9,6 +9,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.architectures import Architecture, AuxHeadSpec, plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, build
 
 
@@ -49,7 +50,7 @@ SMALL = {
 }
 
 
-def distinct_model(arch: Architecture, *, seed: int = 0, dtype: Any = np.float64) -> Model:
+def distinct_model(arch: Network, *, seed: int = 0, dtype: Any = np.float64) -> Model:
     """A model whose batch norms are far from their start: mean 0 and variance 1 hide mistakes."""
     model = build(arch, seed=seed, dtype=dtype)
     rng = np.random.default_rng(seed + 1)
@@ -63,7 +64,7 @@ def distinct_model(arch: Architecture, *, seed: int = 0, dtype: Any = np.float64
 
 
 def batch(
-    arch: Architecture, *, count: int = 4, seed: int = 0, dtype: Any = np.float64
+    arch: Network, *, count: int = 4, seed: int = 0, dtype: Any = np.float64
 ) -> tuple[Array, Array]:
     """Images higher than wide, and labels."""
     rng = np.random.default_rng(seed)

@@ -11,7 +11,7 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.recognise import three_branch_passes
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.step import StepResult, training_step
 from repvgg_ref.ops import REFERENCE, BranchArrays, BranchesForward, BranchGrads, Ops
@@ -71,7 +71,7 @@ def step(model: Model, ops: Ops, x: Array, labels: Array) -> StepResult:
 
 
 @pytest.mark.parametrize("arch", SMALL.values(), ids=SMALL.keys())
-def test_whole_blocks_equal_their_primitives(arch: Architecture) -> None:
+def test_whole_blocks_equal_their_primitives(arch: Network) -> None:
     model = distinct_model(arch)
     x, labels = batch(arch, count=3)
     got, want = step(model, FUSED, x, labels), step(model, REFERENCE, x, labels)

@@ -13,6 +13,7 @@ from repvgg_ref.blocks.block import train_block_backward, train_block_forward
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError, ReportedError, ShapeError
 from repvgg_ref.models.architectures import AUX_WEIGHT, Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.models.parameters import is_trainable
 from repvgg_ref.models.step import StepResult
@@ -37,9 +38,10 @@ def cross_entropy(logits: Array, labels: Array) -> float:
     return float(-np.log(probabilities[np.arange(len(labels)), labels]).mean())
 
 
+@pytest.mark.few
 @every_network
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_every_gradient_by_finite_differences(arch: Architecture, label_smoothing: float) -> None:
+def test_every_gradient_by_finite_differences(arch: Network, label_smoothing: float) -> None:
     model = distinct_model(arch)
     x, labels = batch(arch, count=2)
     names = list(step(model, x, labels).grads)
@@ -88,7 +90,7 @@ def test_block_gradients_by_finite_differences(spec: BlockSpec, training: bool) 
 
 
 @every_network
-def test_gradients_and_statistics_carry_the_official_names(arch: Architecture) -> None:
+def test_gradients_and_statistics_carry_the_official_names(arch: Network) -> None:
     model = distinct_model(arch)
     result = step(model, *batch(arch))
     state = model.state_dict()
@@ -101,7 +103,7 @@ def test_gradients_and_statistics_carry_the_official_names(arch: Architecture) -
 
 @every_network
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_inputs_are_not_modified_and_their_dtype_stays(arch: Architecture, dtype: Any) -> None:
+def test_inputs_are_not_modified_and_their_dtype_stays(arch: Network, dtype: Any) -> None:
     model = distinct_model(arch, dtype=dtype)
     x, labels = batch(arch, dtype=dtype)
     for array in (x, labels, *model.params.values()):
@@ -137,7 +139,7 @@ def test_running_statistics_follow_from_what_each_batch_norm_saw() -> None:
 
 @every_network
 def test_with_the_batch_statistics_as_running_ones_evaluation_gives_the_same_logits(
-    arch: Architecture,
+    arch: Network,
 ) -> None:
     model = distinct_model(arch)
     model.momentum = 1.0
@@ -153,7 +155,7 @@ def test_with_the_batch_statistics_as_running_ones_evaluation_gives_the_same_log
 
 @every_network
 def test_a_batch_given_twice_over_or_in_another_order_has_the_same_gradients(
-    arch: Architecture,
+    arch: Network,
 ) -> None:
     model = distinct_model(arch)
     x, labels = batch(arch)

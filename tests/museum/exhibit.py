@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture, plain_architecture
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.oracle import Report, verify
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
@@ -96,6 +97,6 @@ def blocks(network: Any) -> list[Any]:
     return [network.get_submodule(path) for path in network.paths]
 
 
-def trained(arch: Architecture, seed: int = 0) -> Model:
+def trained(arch: Network, seed: int = 0) -> Model:
     """A reference whose batch norms have seen something."""
     return random_model(arch, seed)

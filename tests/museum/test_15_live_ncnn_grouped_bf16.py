@@ -2,8 +2,8 @@
 
 The port: ncnn 1.0.20261020 on x86 with AVX512-BF16, `use_bf16_storage`, a convolution of several
 groups and several channels each. Its output is 1e35 here and NaN there, and not the same twice.
-Found by this project's study of correct runtimes (`tests/peers/false_alarm_study.py`), which asked
-why the oracle accused ncnn, and found it right. The hazard is old: a grouped layer is made of
+Found by this project's study of correct runtimes (`tests/studies/peers/false_alarm_study.py`). It
+asked why the oracle accused ncnn, and found it right. The hazard is old: a grouped layer is made of
 ordinary ones writing into parts of its output (Tencent/ncnn issues 329 and 1581).
 
 Why no test saw it: depthwise and ungrouped convolutions are right.

@@ -12,7 +12,8 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
-from repvgg_ref.models.architectures import Architecture, plain_architecture
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.golden.write import write_golden
 from repvgg_ref.oracle.programs.distinguishing import TRAINING, distinguishing_model
@@ -31,7 +32,8 @@ from repvgg_ref.oracle.training.recipe import Recipe, fitting_recipe
 from repvgg_ref.oracle.training.run import Setup, right_setup, run
 from repvgg_ref.oracle.training.steps import TrainingSteps, training_steps
 from repvgg_ref.oracle.verification import verify
-from repvgg_ref.train.sgd import decay_kernels, sgd_step
+from repvgg_ref.train.decay import decay_kernels
+from repvgg_ref.train.sgd import sgd_step
 from tests.models.small import SMALL
 
 TINY = plain_architecture(depths=[1, 2], channels=[4, 4, 5], num_classes=4, in_channels=2)
@@ -46,7 +48,7 @@ FEW = {
 class Case:
     """A model, its right training steps, and dumps of ports."""
 
-    def __init__(self, arch: Architecture, x: Array) -> None:
+    def __init__(self, arch: Network, x: Array) -> None:
         self.model: Model = distinguishing_model(arch, x=x, statistics=TRAINING)
         labels = distinguishing_labels(arch, len(x))
         self.steps: TrainingSteps = training_steps(self.model, x, labels)
@@ -78,6 +80,7 @@ def tiny() -> Case:
     return Case(TINY, distinguishing_inputs(TINY, batch=2, height=22, width=18))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_the_steps_are_the_packages_own_bit_by_bit(name: str, nesterov: bool) -> None:
@@ -135,13 +138,19 @@ def test_the_yardstick_is_proportional_to_the_roundoff(tiny: Case) -> None:
         assert 0.2 < finer.of[name].rms / yard.rms < 5, name
 
 
-def test_every_known_bug_is_named(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.few
+@pytest.mark.parametrize("quarter", range(4))
+def test_every_known_bug_is_named(
+    case: Case, quarter: int, record_property: Callable[[str, object], None]
+) -> None:
     planted, wrong = 0, list[tuple[str, str]]()
     seen: set[str] = set()
     for bug, how in wrong_setups(case.setup):
         if bug.name in seen:  # one variant each; the study has them all
             continue
         seen.add(bug.name)
+        if len(seen) % 4 != quarter:
+            continue
         planted += 1
         report = case.judged(case.dump(how.setup))
         first = report.diagnosis[0] if report.diagnosis else None
@@ -149,12 +158,13 @@ def test_every_known_bug_is_named(case: Case, capsys: pytest.CaptureFixture[str]
             wrong.append((bug.name, report.verdict))
         elif bug.name not in (first.bug, *first.equivalents):
             wrong.append((bug.name, first.bug))
-    with capsys.disabled():
-        print(f"\nplanted training bugs named: {planted - len(wrong)} of {planted}")
+    record_property("planted training bugs named", f"{planted - len(wrong)} of {planted}")
     assert wrong == []
-    assert planted >= 40
+    assert planted >= 10
+    assert len(seen) >= 40
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("layer", ["stage1.0", "stage2.0", "stage2.1"])
 @pytest.mark.parametrize(
     "name", ["bn-backward-without-mean-term", "relu-mask-wrong", "gamma-beta-gradients-swapped"]

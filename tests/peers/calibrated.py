@@ -15,7 +15,8 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.data.digits import MODEL_PATH, load_digits, to_input
 from repvgg_ref.files.checkpoint import load
-from repvgg_ref.models.architectures import Architecture, architecture, plain_architecture
+from repvgg_ref.models.architectures import architecture, plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from tests.peers.torch_repvgg import build_torch, to_torch
@@ -33,7 +34,7 @@ SMALL = {
 }
 
 
-def calibrated_model(arch: Architecture, seed: int) -> Model:
+def calibrated_model(arch: Network, seed: int) -> Model:
     """The train form of `arch`, float32, every batch norm fitted to what reaches it."""
     import torch
 

@@ -11,8 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.block import Branch, block_branches
-from repvgg_ref.blocks.fusion import bn_scale, fuse_block
+from repvgg_ref.blocks.branches import Branch, branches_of
+from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.network import Model
 
@@ -101,8 +101,11 @@ def block(graph: Graph, model: Model, spec: BlockSpec, x: str, form: str) -> str
         y = _conv(graph, spec, x, fused.weight, fused.bias)
     else:
         write = _branch_with_bn if form == "bn" else _branch_folded
-        branches = block_branches(spec, model.params)
-        parts = [write(graph, spec, x, branch, model.eps) for branch in branches.values()]
+        branches = branches_of(spec, model.params)
+        parts = [
+            write(graph, spec, x, branch, model.eps, copies=name == "branch_identity")
+            for name, branch in branches.items()
+        ]
         y = parts[0]
         for part in parts[1:]:
             y = graph.add("Add", y, part)
@@ -112,17 +115,20 @@ def block(graph: Graph, model: Model, spec: BlockSpec, x: str, form: str) -> str
     return _squeeze(graph, model, spec, y) if spec.se == "after_relu" else y
 
 
-def _branch_with_bn(graph: Graph, spec: BlockSpec, x: str, branch: Branch, eps: float) -> str:
-    y = x if branch.weight is None else _conv(graph, spec, x, branch.weight, None)
+def _branch_with_bn(
+    graph: Graph, spec: BlockSpec, x: str, branch: Branch, eps: float, *, copies: bool
+) -> str:
+    y = x if copies else _conv(graph, spec, x, branch.weight, None)
     statistics = [branch.gamma, branch.beta, branch.running_mean, branch.running_var]
     return graph.add("BatchNormalization", y, *map(graph.constant, statistics), epsilon=eps)
 
 
-def _branch_folded(graph: Graph, spec: BlockSpec, x: str, branch: Branch, eps: float) -> str:
-    t = bn_scale(branch, eps)
-    bias = branch.beta - branch.running_mean * t
-    if branch.weight is not None:
-        return _conv(graph, spec, x, branch.weight * t[:, None, None, None], bias)
+def _branch_folded(
+    graph: Graph, spec: BlockSpec, x: str, branch: Branch, eps: float, *, copies: bool
+) -> str:
+    t, bias = branch.scale(eps), branch.bias(eps)
+    if not copies:
+        return _conv(graph, spec, x, branch.kernel(eps), bias)
     scaled = graph.add("Mul", x, graph.constant(t[:, None, None]))
     return graph.add("Add", scaled, graph.constant(bias[:, None, None]))
 

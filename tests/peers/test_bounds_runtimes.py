@@ -16,12 +16,14 @@ import pytest
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.onnx import write_onnx
 from repvgg_ref.models.architectures import Architecture, architecture, plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, build, fuse
 from repvgg_ref.oracle.bounds.block import Algorithm, block_bound, head_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS, precision_of
-from repvgg_ref.oracle.programs.layers import block_output, block_program
-from tests.oracle.bounds_cases import deploy_block
-from tests.oracle.test_bounds import reference
+from repvgg_ref.oracle.programs.layers import block_program
+from repvgg_ref.oracle.programs.program import layer_output
+from tests.oracle.bounds.cases import deploy_block
+from tests.oracle.bounds.test_block import reference
 
 torch: Any = pytest.importorskip("torch")
 onnx: Any = pytest.importorskip("onnx")
@@ -52,7 +54,7 @@ class Used(NamedTuple):
     layer: str
 
 
-def trained(arch: Architecture, seed: int) -> Model:
+def trained(arch: Network, seed: int) -> Model:
     """A model whose batch norms have seen something."""
     model = build(arch, seed=seed)
     rng = np.random.default_rng(seed)
@@ -71,7 +73,7 @@ def judge(model: Model, x: Array, outputs: dict[str, Array], precision: str) -> 
     seen = x.astype(np.float64)
     for spec in model.arch.blocks:
         program = block_program(model, spec)
-        y = block_output(program, seen)
+        y = layer_output(program, seen)
         bound = block_bound(program, seen, y, p)
         found.append(_used(spec.name, outputs[spec.name], y, bound))
         seen = outputs[spec.name].astype(np.float64)
@@ -181,18 +183,17 @@ RUNTIMES: dict[str, tuple[str, Runtime, float]] = {
 @pytest.mark.parametrize("runtime", sorted(RUNTIMES))
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_a_right_runtime_is_within_the_bounds(
-    runtime: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runtime: str, name: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     precision, run, least = RUNTIMES[runtime]
     model = trained(ARCHITECTURES[name], seed=len(name))
     x = np.random.default_rng(1).normal(size=(2, 3, 48, 64)).astype(np.float32)
     outputs = run(model, x, tmp_path)
     used = judge(model, x, outputs, precision)
-    with capsys.disabled():
-        print(
-            f"\n{runtime} on {name}: {used.certified:.1%} of the certified bound at {used.layer}, "
-            f"{used.likely:.1%} of the likely one"
-        )
+    record_property(
+        f"bound used by {runtime} on {name}",
+        f"{used.certified:.1%} of certified at {used.layer}, {used.likely:.1%} of likely",
+    )
     assert used.certified >= least, "the bound is too loose to be of use"
     assert used.likely <= 1
 
@@ -221,7 +222,7 @@ def _ncnn_layers() -> Iterator[tuple[int, int]]:
 @pytest.mark.parametrize(("channels", "size"), list(_ncnn_layers()))
 @pytest.mark.parametrize("winograd", [False, True])
 def test_ncnn_is_within_the_bounds_of_its_algorithm(
-    channels: int, size: int, winograd: bool, capsys: pytest.CaptureFixture[str]
+    channels: int, size: int, winograd: bool, record_property: Callable[[str, object], None]
 ) -> None:
     """A convolution with ReLU, by Winograd's algorithm and without, as ncnn computes it."""
     ncnn = pytest.importorskip("ncnn")
@@ -237,8 +238,7 @@ def test_ncnn_is_within_the_bounds_of_its_algorithm(
     for algorithm in algorithms:
         bound = block_bound(program, x, y, PRECISIONS["fp32"], algorithm=algorithm)
         shares[algorithm] = float((np.abs(y_hat - y) / bound.certified).max())
-    with capsys.disabled():
-        print(f"\nncnn, winograd={winograd}, {channels} channels: {shares}")
+    record_property(f"bound used by ncnn, winograd={winograd}, {channels} channels", shares)
     assert shares["winograd6" if winograd else "direct"] <= 1
 
 

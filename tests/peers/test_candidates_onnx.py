@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from repvgg_ref.models.graph import Network
+
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
@@ -15,7 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.onnx import write_onnx
-from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.candidates import Outputs, WeightsCandidate, resolve
 from tests.oracle.candidates.ports import assert_same, deployed, images, network
@@ -32,7 +33,7 @@ def expected(model: Model, x: Array) -> dict[str, Array]:
     return outputs
 
 
-def run(path: Path, arch: Architecture, x: Array) -> Outputs:
+def run(path: Path, arch: Network, x: Array) -> Outputs:
     candidate = resolve(path, arch)
     assert not isinstance(candidate, WeightsCandidate)
     assert not candidate.brings_input

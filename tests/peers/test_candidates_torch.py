@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 import torch
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import AuxHeadSpec
+from repvgg_ref.models.architectures import Architecture, AuxHeadSpec
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.oracle.candidates import Outputs, WeightsCandidate, resolve
 from tests.oracle.candidates.ports import assert_same, images, network
@@ -74,6 +74,7 @@ def test_auxiliary_outputs_beside_the_main_one_are_left_out() -> None:
 
     model = network("after_relu")
     head = AuxHeadSpec("stage1_aux", "stage1.1", 32)
+    assert isinstance(model.arch, Architecture)
     arch = dataclasses.replace(model.arch, aux_heads=(head,))
     found = resolve(Plus().eval(), arch)
     assert not isinstance(found, WeightsCandidate)

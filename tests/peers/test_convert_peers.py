@@ -16,8 +16,9 @@ import pytest
 
 import repvgg_ref as rr
 from repvgg_ref.files.convert import FORMATS, convert
-from repvgg_ref.models.architectures import Architecture, architecture, plain_architecture
+from repvgg_ref.models.architectures import architecture, plain_architecture
 from repvgg_ref.models.cost import cost
+from repvgg_ref.models.graph import Network
 from tests.random_networks import random_model
 
 torch = pytest.importorskip("torch")
@@ -61,14 +62,14 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def _trained(arch: Architecture, seed: int = 0) -> Any:
+def _trained(arch: Network, seed: int = 0) -> Any:
     """The torch network with batch norms that have seen something."""
     network = build_torch(arch)
     network.load_state_dict(to_torch(random_model(arch, seed).state_dict()), strict=True)
     return network.eval()
 
 
-def _images(arch: Architecture, seed: int = 1, batch: int = BATCH) -> Any:
+def _images(arch: Network, seed: int = 1, batch: int = BATCH) -> Any:
     rng = np.random.default_rng(seed)
     return rng.normal(size=(batch, arch.in_channels, HEIGHT, WIDTH)).astype(np.float32)
 
@@ -77,7 +78,7 @@ def _images(arch: Architecture, seed: int = 1, batch: int = BATCH) -> Any:
 
 
 @pytest.mark.parametrize("arch", NETWORKS.values(), ids=NETWORKS.keys())
-def test_every_format_computes_what_was_trained(arch: Architecture, folder: Path) -> None:
+def test_every_format_computes_what_was_trained(arch: Network, folder: Path) -> None:
     train = _trained(arch)
     torch.save(train.state_dict(), folder / "train.pth")
     kinds = FORMATS if cost(arch).params_deploy < 20e6 else ("npz", "pth", "onnx")
@@ -106,7 +107,7 @@ def test_every_format_computes_what_was_trained(arch: Architecture, folder: Path
 
 
 def _judge(
-    arch: Architecture, train: Any, deploy: Any, x: Any, runtimes: dict[str, dict[str, Any]]
+    arch: Network, train: Any, deploy: Any, x: Any, runtimes: dict[str, dict[str, Any]]
 ) -> None:
     """Every layer of every runtime within its local bound, its logits within the network's."""
     images = torch.from_numpy(x).double()
@@ -125,7 +126,7 @@ def _judge(
         assert error <= allowed, runtime
 
 
-def _used(arch: Architecture, train: Any, deploy: Any, x: Any, layers: dict[str, Any]) -> float:
+def _used(arch: Network, train: Any, deploy: Any, x: Any, layers: dict[str, Any]) -> float:
     """The largest error of a layer on its own input, as a fraction of that layer's bound."""
     worst = 0.0
     for spec, three, one in blocks(arch, train, deploy):
@@ -142,7 +143,7 @@ def _ratio(error: Any, bound: Any) -> float:
     return ratio if ratio == ratio else float("inf")
 
 
-def _onnx_layers(path: Path, arch: Architecture, x: Any) -> dict[str, Any]:
+def _onnx_layers(path: Path, arch: Network, x: Any) -> dict[str, Any]:
     """Every layer output, tapped, of a file that gives the same logits without taps."""
     logits = onnxruntime.InferenceSession(path).run(None, {"input": x})[0]
     model = onnx.load(path)
@@ -270,7 +271,7 @@ def test_tensors_that_share_and_stride_are_read(folder: Path) -> None:
 # ------------------------------------------------------------------------- ONNX files
 
 
-def _converted(folder: Path, arch: Architecture = SMALL, **options: Any) -> Path:
+def _converted(folder: Path, arch: Network = SMALL, **options: Any) -> Path:
     torch.save(_trained(arch).state_dict(), folder / "train.pth")
     convert(folder / "train.pth", folder / "deploy.onnx", **options)
     return folder / "deploy.onnx"

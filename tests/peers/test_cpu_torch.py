@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,9 @@ def torch_logits(deploy: Model, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]
 
 @pytest.mark.parametrize("name", ["RepVGG-A0", "RepVGG-A2", "RepVGG-B1g4"])
 @pytest.mark.parametrize("images", [1, 3])
-def test_logits_at_224(name: str, images: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_logits_at_224(
+    name: str, images: int, record_property: Callable[[str, object], None]
+) -> None:
     """The stated error of the default, 2e-5 of the largest output, against float64."""
     deploy = fuse(random_model(architecture(name), 0))
     x = np.random.default_rng(images).normal(size=(images, 3, 224, 224)).astype(np.float32)
@@ -47,8 +50,8 @@ def test_logits_at_224(name: str, images: int, capsys: pytest.CaptureFixture[str
         / np.abs(wanted).max()
         for algorithm in ("auto", "direct")
     }
-    with capsys.disabled():
-        print(f"\n{name}, {images} images, error over largest logit: {errors}")
+    found = ", ".join(f"{algorithm} {error:.1e}" for algorithm, error in errors.items())
+    record_property(f"error over largest logit, {name}, {images} images", found)
     assert errors["auto"] <= 2e-5
     assert errors["direct"] <= 5e-6
 
@@ -72,7 +75,9 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_training_step_is_autograds(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_step_is_autograds(
+    name: str, record_property: Callable[[str, object], None]
+) -> None:
     """Float64 to rounding; float32 by norms, as far from float64 as torch's own float32 is.
 
     In float32 rounding decides for a few activations near 0 whether their gradient passes; with a
@@ -99,7 +104,7 @@ def test_a_training_step_is_autograds(name: str, capsys: pytest.CaptureFixture[s
         model.params[key] = model.params[key].astype(np.float32)
     _, theirs = torch_step(model, x, labels, torch.float32)
     ours = model.loss_and_grads(x, labels, backend="numpy")
-    with capsys.disabled():
-        print(f"\n{name}, float32: ours {distance(ours.grads):.1e}, torch {distance(theirs):.1e}")
+    found = f"ours {distance(ours.grads):.1e}, torch {distance(theirs):.1e}"
+    record_property(f"float32 gradients, {name}", found)
     assert abs(ours.loss - loss) <= 1e-4 * abs(loss)
     assert distance(ours.grads) <= 0.1

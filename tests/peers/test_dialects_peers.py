@@ -17,7 +17,8 @@ import pytest
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.convert import convert
-from repvgg_ref.models.architectures import Architecture, architecture, plain_architecture
+from repvgg_ref.models.architectures import architecture, plain_architecture
+from repvgg_ref.models.graph import Network
 from tests.random_networks import random_model
 
 torch = pytest.importorskip("torch")
@@ -78,7 +79,7 @@ def _renamed(state: State, rules: list[tuple[str, str]]) -> State:
     return renamed
 
 
-def _write(dialect: str, arch: Architecture, state: State, folder: Path) -> Path:
+def _write(dialect: str, arch: Network, state: State, folder: Path) -> Path:
     path = folder / f"{dialect}.weights"
     if dialect == "megengine":
         shaped = {n: _as_megengine(n, a, arch) for n, a in state.items()}
@@ -94,7 +95,7 @@ def _write(dialect: str, arch: Architecture, state: State, folder: Path) -> Path
     return path
 
 
-def _as_megengine(name: str, array: Array, arch: Architecture) -> Array:
+def _as_megengine(name: str, array: Array, arch: Network) -> Array:
     """Vectors of layers (1, C, 1, 1); grouped kernels (G, O/G, C/G, K, K)."""
     if array.ndim == 1 and not name.startswith("linear"):
         return array.reshape(1, -1, 1, 1)
@@ -108,7 +109,7 @@ def _as_megengine(name: str, array: Array, arch: Architecture) -> Array:
 @pytest.mark.parametrize("dialect", ["official", "timm", "mmpretrain", "megengine"])
 @pytest.mark.parametrize("arch", NETWORKS.values(), ids=NETWORKS.keys())
 def test_dialects_give_the_same_bits(
-    arch: Architecture, dialect: str, form: str, tmp_path: Path
+    arch: Network, dialect: str, form: str, tmp_path: Path
 ) -> None:
     train = random_model(arch, seed=3)
     want = rr.fuse(train).state_dict()

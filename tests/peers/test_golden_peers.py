@@ -9,7 +9,7 @@ import pytest
 
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.files.convert import convert
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.golden.folder import read_manifest
 from repvgg_ref.oracle.golden.write import write_golden
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.peers
 every_network = pytest.mark.parametrize("arch", SMALL.values(), ids=SMALL.keys())
 
 
-def steps_of(arch: Architecture, seed: int = 0) -> tuple[Model, TrainingSteps]:
+def steps_of(arch: Network, seed: int = 0) -> tuple[Model, TrainingSteps]:
     x = golden_inputs(arch, seed=seed)
     model = distinguishing_model(arch, seed, x=x, statistics=TRAINING)
     labels = distinguishing_labels(arch, len(x), seed=seed)
@@ -43,7 +43,7 @@ def plain() -> tuple[Model, TrainingSteps]:
 
 @every_network
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
-def test_torch_passes_the_training_steps(arch: Architecture, dtype: object) -> None:
+def test_torch_passes_the_training_steps(arch: Network, dtype: object) -> None:
     model, steps = steps_of(arch)
     report = judge_training(steps, dump_of(model, steps, dtype), model=model)
     assert report.verdict == "agree", report.reason
@@ -76,7 +76,7 @@ def test_a_bug_in_one_layer_is_named_with_its_layer(plain: tuple[Model, Training
 
 
 @every_network
-def test_onnx_runtime_passes_its_data_set(arch: Architecture, tmp_path: Path) -> None:
+def test_onnx_runtime_passes_its_data_set(arch: Network, tmp_path: Path) -> None:
     ort = pytest.importorskip("onnxruntime")
     onnx, helper = pytest.importorskip("onnx"), pytest.importorskip("onnx.numpy_helper")
     model = distinguishing_model(arch)

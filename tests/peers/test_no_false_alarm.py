@@ -1,6 +1,6 @@
 """No correct port is accused: every runtime at hand, every precision, a few networks and seeds.
 
-The full study is ``tests/peers/false_alarm_study.py``, its results are in ``tests/peers/results``.
+The full study is ``tests/studies/peers/false_alarm_study.py``, its results lie beside it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.peers
 
 from tests.peers.calibrated import model_and_inputs  # noqa: E402 - needs torch
-from tests.peers.false_alarm_study import RESULTS, chosen, judged  # noqa: E402
 from tests.peers.right_candidates import RightCandidate, all_candidates  # noqa: E402
+from tests.studies.peers.false_alarm_study import RESULTS, chosen, judged  # noqa: E402
 
 CANDIDATES = all_candidates()
 

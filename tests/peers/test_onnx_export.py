@@ -14,7 +14,8 @@ import repvgg_ref as rr
 from repvgg_ref.errors import CheckpointError, MissingExtraError, ShapeError
 from repvgg_ref.files import onnx as onnx_export
 from repvgg_ref.files.onnx import write_onnx
-from repvgg_ref.models.architectures import Architecture, plain_architecture
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from tests.random_networks import random_model
 
@@ -33,7 +34,7 @@ NETWORKS = {
 each_network = pytest.mark.parametrize("arch", NETWORKS.values(), ids=NETWORKS.keys())
 
 
-def _deploy(arch: Architecture, dtype: Any = np.float32) -> Model:
+def _deploy(arch: Network, dtype: Any = np.float32) -> Model:
     return rr.fuse(random_model(arch, 2, dtype))
 
 
@@ -43,7 +44,7 @@ def _write(folder: Path, model: Model, **options: Any) -> Any:
 
 
 @each_network
-def test_the_file_describes_itself(tmp_path: Path, arch: Architecture) -> None:
+def test_the_file_describes_itself(tmp_path: Path, arch: Network) -> None:
     model = _write(tmp_path, _deploy(arch))
     assert (model.ir_version, [(o.domain, o.version) for o in model.opset_import]) == (
         8,
@@ -55,7 +56,7 @@ def test_the_file_describes_itself(tmp_path: Path, arch: Architecture) -> None:
 
 
 @each_network
-def test_layer_outputs_and_initializers_have_our_names(tmp_path: Path, arch: Architecture) -> None:
+def test_layer_outputs_and_initializers_have_our_names(tmp_path: Path, arch: Network) -> None:
     deploy = _deploy(arch)
     graph = _write(tmp_path, deploy).graph
     made = [name for node in graph.node for name in node.output]
@@ -71,7 +72,7 @@ def test_layer_outputs_and_initializers_have_our_names(tmp_path: Path, arch: Arc
 @each_network
 @pytest.mark.parametrize(("batch", "size"), [(None, None), (3, 17), (1, (33, 20)), (2, None)])
 def test_strict_shape_inference_agrees_with_the_network(
-    tmp_path: Path, arch: Architecture, batch: int | None, size: Any
+    tmp_path: Path, arch: Network, batch: int | None, size: Any
 ) -> None:
     deploy = _deploy(arch)
     model = _write(tmp_path, deploy, batch=batch, size=size)
@@ -90,7 +91,7 @@ def test_strict_shape_inference_agrees_with_the_network(
 
 
 @each_network
-def test_float64_files_compute_in_float64(tmp_path: Path, arch: Architecture) -> None:
+def test_float64_files_compute_in_float64(tmp_path: Path, arch: Network) -> None:
     """By ONNX's own reference evaluator: ONNX Runtime has no float64 convolution on CPUs."""
     from onnx.reference import ReferenceEvaluator
 

@@ -38,11 +38,12 @@ def torch_losses(job: Job, dtype: Any) -> list[float]:
     network.load_state_dict(to_torch(job.start.state_dict()))
     optimizer = _sgd(network, recipe)
     schedule = _schedule(optimizer, recipe)
+    standardise = job.data.training.source.standardise
     found = []
     for epoch in range(recipe.epochs):
         for batch in job.data.training.epoch(epoch):
             pixels = torch.tensor(batch.images).to(dtype).permute(0, 3, 1, 2)
-            scale, mean, std = (torch.tensor(v, dtype=dtype) for v in job.data.standardise)
+            scale, mean, std = (torch.tensor(v, dtype=dtype) for v in standardise)
             x = (pixels * scale - mean[:, None, None]) / std[:, None, None]
             loss = network.loss(x, torch.tensor(batch.labels), recipe.label_smoothing)
             if recipe.custom_l2:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture, architecture
+from repvgg_ref.models.architectures import architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, build, fuse
-from repvgg_ref.train.sgd import Factors, decay_kernels, official_first, sgd_step
+from repvgg_ref.train.decay import decay_kernels, official_first
+from repvgg_ref.train.sgd import Factors, sgd_step
 from tests.models.small import SMALL, batch, distinct_model
 
 torch = pytest.importorskip("torch")
@@ -42,7 +44,7 @@ def assert_close(got: Mapping[str, Array], want: Mapping[str, Any], what: str) -
 
 
 @every_network
-def test_every_layer_in_evaluation_mode(arch: Architecture) -> None:
+def test_every_layer_in_evaluation_mode(arch: Network) -> None:
     model = distinct_model(arch)
     x, _ = batch(arch)
     for form in (model, fuse(model)):
@@ -53,7 +55,7 @@ def test_every_layer_in_evaluation_mode(arch: Architecture) -> None:
 
 @every_network
 @pytest.mark.parametrize("soft", [False, True], ids=["classes", "soft targets"])
-def test_loss_logits_every_gradient_and_running_statistic(arch: Architecture, soft: bool) -> None:
+def test_loss_logits_every_gradient_and_running_statistic(arch: Network, soft: bool) -> None:
     model = distinct_model(arch)
     x, labels = batch(arch)
     if soft:
@@ -75,7 +77,7 @@ def test_loss_logits_every_gradient_and_running_statistic(arch: Architecture, so
 @every_network
 @pytest.mark.parametrize("nesterov", [False, True], ids=["heavy ball", "nesterov"])
 @pytest.mark.parametrize("factors", [decay_kernels, official_first])
-def test_three_steps(arch: Architecture, nesterov: bool, factors: Callable[[str], Factors]) -> None:
+def test_three_steps(arch: Network, nesterov: bool, factors: Callable[[str], Factors]) -> None:
     model = distinct_model(arch)
     peer = peer_of(model).train()
     groups = [

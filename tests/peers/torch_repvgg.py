@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.models.architectures import Architecture, AuxHeadSpec
+from repvgg_ref.models.architectures import AuxHeadSpec
+from repvgg_ref.models.graph import Network
 
 
-def build_torch(arch: Architecture, deploy: bool = False, eps: float = 1e-5) -> Any:
+def build_torch(arch: Network, deploy: bool = False, eps: float = 1e-5) -> Any:
     """A `torch.nn.Module`: float32, in training mode, its weights as torch's layers start."""
     return TorchRepVGG(arch, deploy, eps)
 
@@ -33,7 +34,7 @@ def to_torch(state: Any) -> dict[str, Any]:
 class TorchRepVGG(nn.Module):
     """Blocks under ``stage{s}.{i}``, or ``stage{s}.blocks.{i}`` and halves of stage 3 (plus)."""
 
-    def __init__(self, arch: Architecture, deploy: bool, eps: float) -> None:
+    def __init__(self, arch: Network, deploy: bool, eps: float) -> None:
         super().__init__()
         self.names = [spec.name for spec in arch.blocks]
         self.paths = _paths(arch)
@@ -136,7 +137,7 @@ def _aux_head(head: AuxHeadSpec, num_classes: int, eps: float) -> Any:
     return nn.Sequential(stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
 
 
-def _paths(arch: Architecture) -> list[str]:
+def _paths(arch: Network) -> list[str]:
     """Where the official code keeps each block; RepVGGplus splits stage 3 into two halves."""
     if all(spec.se != "after_relu" for spec in arch.blocks):
         return [spec.name for spec in arch.blocks]

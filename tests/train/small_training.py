@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.data import ArraySource, Loader, Standardise, evaluation_transform
-from repvgg_ref.models.architectures import Architecture, plain_architecture
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.train.comm import Comm
 from repvgg_ref.train.events import Event, StepDone
 from repvgg_ref.train.job import Job, prepare
@@ -71,11 +72,6 @@ def small_data(
     return Data(
         loader(training, recipe.batch // recipe.accumulate, True),
         loader(test, 6, False),
-        images,
-        12,
-        training.classes,
-        3,
-        training.standardise,
     )
 
 
@@ -83,7 +79,7 @@ def small_job(
     out: Path,
     *,
     recipe: Recipe = RECIPE,
-    arch: Architecture = TINY,
+    arch: Network = TINY,
     comm: Comm | None = None,
     data: Data | None = None,
     **settings: Any,

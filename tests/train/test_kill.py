@@ -1,6 +1,6 @@
 """Killed with SIGKILL at a random moment, a training resumes to the bits it would have had.
 
-``kill_study.py`` does this thirty times; its result is in ``results/kills.json``.
+``tests/studies/train/kill_study.py`` does this thirty times; its result is in ``results`` there.
 """
 
 from __future__ import annotations
@@ -9,18 +9,23 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from tests.train.kill_study import KILLS, RESULTS
-from tests.train.kills import kill_and_resume, never_killed
+from tests.studies.train.kill_study import KILLS, RESULTS
+from tests.train.kills import Whole, kill_and_resume, never_killed
 
 
-def test_two_random_kills(tmp_path: Path) -> None:
-    whole = never_killed(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return never_killed(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("kill", range(2))
+def test_a_random_kill(kill: int, whole: Whole, tmp_path: Path) -> None:
     assert len(whole.losses) == 30
-    rng = np.random.default_rng()
-    for number in range(2):
-        found = kill_and_resume(tmp_path / str(number), whole, rng)
-        assert found["same"], found
+    found = kill_and_resume(tmp_path, whole, np.random.default_rng())
+    assert found["same"], found
 
 
 def test_the_study_that_is_committed_found_no_difference() -> None:

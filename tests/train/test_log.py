@@ -105,6 +105,7 @@ def records(steps: int) -> list[dict[str, Any]]:
     return [*found, {"event": "evaluation", "step": steps, "trained": score, "fused": score}]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("steps", [2, 50, 5000])
 def test_curves_are_drawn_within_their_panels(steps: int, tmp_path: Path) -> None:
     svg, png = write_curves(tmp_path, records(steps), title="<digits> & co")

@@ -13,7 +13,7 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.backends import backend_ops
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.step import StepResult, training_step
 from repvgg_ref.ops import Ops
 from repvgg_ref.train.comm import Comm, Solo, connect
@@ -36,7 +36,7 @@ needs_mpi = pytest.mark.skipif(
 every_network = pytest.mark.parametrize("arch", SMALL.values(), ids=SMALL.keys())
 
 
-def step(arch: Architecture, x: Array, labels: Array, ops: Ops) -> StepResult:
+def step(arch: Network, x: Array, labels: Array, ops: Ops) -> StepResult:
     params = distinct_model(arch).params
     settings: dict[str, Any] = {"eps": 1e-5, "momentum": 0.1, "label_smoothing": 0.1}
     return training_step(arch, params, x, labels, ops=ops, **settings)
@@ -47,11 +47,12 @@ def assert_close(got: Any, want: Array, what: str) -> None:
     assert error <= 1e-11 * float(np.max(np.abs(want))) + 1e-14, (what, error)
 
 
+@pytest.mark.few
 @every_network
 @pytest.mark.parametrize("backend", ["reference", "numpy"])
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_synchronised_ranks_have_the_gradient_and_statistics_of_one(
-    arch: Architecture, backend: str, ranks: int
+    arch: Network, backend: str, ranks: int
 ) -> None:
     ops = backend_ops(backend, np.dtype(np.float64))
     x, labels = batch(arch, count=6)
@@ -72,7 +73,7 @@ def test_synchronised_ranks_have_the_gradient_and_statistics_of_one(
 
 
 @every_network
-def test_without_synchronisation_the_gradients_differ(arch: Architecture) -> None:
+def test_without_synchronisation_the_gradients_differ(arch: Network) -> None:
     """The test above can fail: batch statistics of parts are not those of the whole."""
     ops = backend_ops("reference")
     x, labels = batch(arch, count=6)
@@ -82,6 +83,7 @@ def test_without_synchronisation_the_gradients_differ(arch: Architecture) -> Non
     assert np.max(np.abs(sum(halves) / 2 - whole)) > 1e-4 * np.max(np.abs(whole))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("custom_l2", [False, True])
 def test_a_whole_training_on_ranks_is_that_of_one(

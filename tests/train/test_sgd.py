@@ -1,4 +1,4 @@
-"""The optimiser's step: worked by hand, its laws, and the named decay rules."""
+"""The optimiser's step: worked by hand, and its laws."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ShapeError
-from repvgg_ref.models.architectures import plain_architecture
-from repvgg_ref.models.network import build
-from repvgg_ref.train.sgd import Factors, SgdStep, decay_kernels, official_first, sgd_step
+from repvgg_ref.train.sgd import Factors, SgdStep, sgd_step
 
 
 def plain(_: str) -> Factors:
@@ -109,21 +107,3 @@ def test_factors_scale_rate_and_decay_of_one_array() -> None:
 def test_a_gradient_that_fits_no_parameter_is_named(grad: dict[str, Array]) -> None:
     with pytest.raises(ShapeError, match=f"the gradient of {next(iter(grad))}"):
         step({"w": np.ones(2)}, grad)
-
-
-def test_the_paper_decays_kernels_and_nothing_else() -> None:
-    arch = plain_architecture(
-        depths=[2], channels=[16, 16], se="before_relu", num_classes=2, in_channels=1
-    )
-    state = build(arch).state_dict()
-    decayed = {name for name in state if decay_kernels(name).decay}
-    assert decayed == {name for name, array in state.items() if array.ndim > 1}
-    assert {decay_kernels(name).lr for name in state} == {1.0}
-
-
-def test_the_first_official_trainer_goes_by_words_in_the_name() -> None:
-    assert official_first("stage0.rbr_dense.conv.weight") == Factors(1.0, 1.0)
-    assert official_first("stage0.rbr_dense.bn.weight") == Factors(1.0, 0.0)
-    assert official_first("stage1.1.rbr_identity.weight") == Factors(1.0, 1.0)
-    assert official_first("stage1.1.rbr_identity.bias") == Factors(2.0, 0.0)
-    assert official_first("linear.bias") == Factors(2.0, 0.0)

@@ -11,7 +11,7 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.data import Batch
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.parameters import is_trainable
 from repvgg_ref.train.custom_l2 import custom_l2
 from repvgg_ref.train.flat import Layout
@@ -83,7 +83,7 @@ def test_blends_depend_on_the_seed_alone_and_are_beta_distributed() -> None:
 
 
 @every_network
-def test_the_custom_l2s_gradient_is_that_of_its_penalty(arch: Architecture) -> None:
+def test_the_custom_l2s_gradient_is_that_of_its_penalty(arch: Network) -> None:
     """Finite differences; the scales of the branches are constants, as upstream detaches them."""
     params = distinct_model(arch).params
     settings: dict[str, Any] = {"eps": 1e-5, "weight_decay": 0.3}
@@ -135,6 +135,31 @@ def test_parts_of_a_batch_are_averaged_and_each_has_its_own_statistics(tmp_path:
             assert np.max(np.abs(after[name] - want)) <= 1e-13 * (1 + np.abs(want).max()), name
         else:
             assert np.max(np.abs(after[name] - model.state_dict()[name])) <= 1e-14, name
+
+
+def test_batch_norms_constants_are_the_models_own(tmp_path: Path) -> None:
+    """YOLOv6's are eps 1e-3 and momentum 0.03; no recipe says so, the model does."""
+    job = small_job(tmp_path)
+    like = replace(job.start, eps=1e-3, momentum=0.03)
+    updater = Updater(
+        like,
+        job.settings.recipe,
+        job.data.training.source.standardise,
+        ops=job.ops,
+        comm=job.comm,
+        seed=0,
+        dtype="float64",
+    )
+    part = first_batch(job)
+    done = updater.step(updater.start(like.params), [part], lr=0.1, epoch=0)
+    after = updater.model(done.state)
+    assert (after.eps, after.momentum) == (1e-3, 0.03)
+    want = like.loss_and_grads(
+        updater.inputs(part), part.labels, label_smoothing=0.1, backend="reference"
+    ).stats
+    state = after.state_dict()
+    for name, statistic in want.items():
+        assert np.max(np.abs(state[name] - statistic)) <= 1e-14, name
 
 
 def test_averages_follow_the_weights_and_statistics(tmp_path: Path) -> None:
@@ -193,7 +218,7 @@ def scaling(job: Job, planted: float = 1.0) -> Updater:
     return Updater(
         job.start,
         job.settings.recipe,
-        job.data.standardise,
+        job.data.training.source.standardise,
         ops=ops,
         comm=job.comm,
         seed=0,

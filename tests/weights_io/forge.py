@@ -112,7 +112,7 @@ def zip_file(
 
 
 def _deflated(data: bytes) -> bytes:
-    engine = zlib.compressobj(9, zlib.DEFLATED, -15)
+    engine = zlib.compressobj(1, zlib.DEFLATED, -15)
     return engine.compress(data) + engine.flush()
 
 

@@ -179,6 +179,7 @@ weights_io.write_weights(sys.argv[1], specs, arrays(), container=sys.argv[2])
 """
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_killed_run_leaves_the_old_file_or_none(

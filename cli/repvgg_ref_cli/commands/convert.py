@@ -11,6 +11,7 @@ import click
 from repvgg_ref_cli.options import (
     FILE,
     FORMATS,
+    block_option,
     debug_option,
     eps_option,
     json_option,
@@ -50,6 +51,7 @@ def _extents(
 )
 @click.option("--to", type=click.Choice(FORMATS), help="The format, if the suffix does not say it.")
 @model_option
+@block_option
 @eps_option
 @weights_set_option
 @click.option(
@@ -70,6 +72,7 @@ def command(
     model: str,
     eps: float | None,
     weights_set: Any,
+    block: str,
     batch: int | None,
     size: tuple[int, int] | None,
     as_json: bool,
@@ -91,6 +94,7 @@ def command(
             eps=eps,
             to=to,
             weights=weights_set,
+            block=block,
             batch=batch,
             size=size,
             progress=progress,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from repvgg_ref_cli.options import (
     FILE,
     algorithm_option,
     backend_option,
+    block_option,
     debug_option,
     eps_option,
     json_option,
@@ -29,30 +29,16 @@ from repvgg_ref_cli.options import (
 
 if TYPE_CHECKING:
     from repvgg_ref.arrays import Array
-    from repvgg_ref.data import EvaluationTransform, Loader, Source
+    from repvgg_ref.data.loader import Loader
+    from repvgg_ref.data.transforms import EvaluationTransform
     from repvgg_ref.models.network import Model
     from repvgg_ref.models.published import Published
-    from repvgg_ref.train.accuracy import Hits
+    from repvgg_ref.train.accuracy import Tally
+    from repvgg_ref.train.evaluate import Counted
 
 _PIXELS = click.IntRange(1, 4096)
 _COUNT = click.IntRange(min=1)
-_IMAGENET_CROP, _CROP_RATIO = 224, 0.875
 _DISAGREES = 1
-
-
-@dataclass
-class _Outcome:
-    """What was counted for each form, and how far the forms were apart."""
-
-    hits: dict[str, Hits]
-    same_class: int = 0
-    difference: float = 0.0
-    tolerance: float = 0.0
-
-    @property
-    def agrees(self) -> bool:
-        """Whether rounding explains the difference between the forms."""
-        return self.difference <= self.tolerance
 
 
 @click.command(short_help="Top-1 and top-5 accuracy on a labelled data set.")
@@ -84,6 +70,7 @@ class _Outcome:
 @click.option("--ema", is_flag=True, help="Take a training checkpoint's EMA weights.")
 @decoder_option
 @model_option
+@block_option
 @eps_option
 @backend_option
 @algorithm_option
@@ -105,6 +92,7 @@ def command(
     ema: bool,
     decoder: str,
     model: str,
+    block: str,
     eps: float | None,
     backend: str,
     algorithm: str,
@@ -119,42 +107,48 @@ def command(
     Exit code 1 with --form both if the two forms disagree.
     """
     import repvgg_ref
-    from repvgg_ref.data import Loader, Subset, evaluation_transform, open_data
+    from repvgg_ref.data.loader import Loader
+    from repvgg_ref.train.evaluate import count
+    from repvgg_ref.train.sources import open_validation, validation_transform
 
-    loaded = repvgg_ref.load(weights, model=model, eps=eps, weights="ema" if ema else "model")
+    loaded = repvgg_ref.load(
+        weights, model=model, eps=eps, weights="ema" if ema else "model", block=block
+    )
     for message in loaded.notes:
         note(message)
     forms = _forms(loaded, form)
-    source = open_data(data, split=split, channels=loaded.arch.in_channels, decoder=decoder)
-    _require_classes(loaded, source)
-    transform = evaluation_transform(
-        size=size or _usual_size(loaded, source),
-        resize=resize,
-        crop_ratio=1.0 if _is_small(source) else _CROP_RATIO,
-        interpolation=interpolation,
+    source = open_validation(loaded, data, split=split, decoder=decoder, limit=limit)
+    transform = validation_transform(
+        loaded, source, size=size, resize=resize, interpolation=interpolation
     )
     loader = Loader(
-        source if limit is None else Subset(source, limit),
+        source,
         transform=transform,
         batch_size=batch,
         threads=threads,
         shuffle=False,
         drop_last=False,
     )
-    outcome = _evaluate(forms, loader, backend, algorithm)
+
+    def forward(model: Model, x: Array) -> Array:
+        logits = model.forward(x, backend=backend, algorithm=algorithm)
+        _require_finite(logits)
+        return logits
+
+    counted = count(forms, _inputs(loader), forward=forward, roundoff=2.0**-24)
     for name, reason in loader.skipped:
         note(f"skipped: {reason if name in reason else f'{name}: {reason}'}")
-    found = _as_json(loaded, form, outcome, loader, transform)
+    found = _as_json(loaded, form, counted, loader, transform)
     if as_json:
         print_json(found)
     else:
         _show(found)
-    if form == "both" and not outcome.agrees:
+    if counted.comparison is not None and not counted.comparison.ok:
         ctx.exit(_DISAGREES)
 
 
-def _forms(model: Model, form: str) -> dict[str, Model]:
-    """The models to evaluate, by their form."""
+def _forms(model: Model, form: str) -> list[Model]:
+    """The models to evaluate."""
     from repvgg_ref import fuse
     from repvgg_ref.errors import NotFusibleError
 
@@ -166,58 +160,9 @@ def _forms(model: Model, form: str) -> dict[str, Model]:
                 wanted="a training checkpoint",
                 advice="leave --form out",
             )
-        return {"deploy": model}
-    forms = {"train": model} if form != "deploy" else {}
-    return forms if form == "train" else forms | {"deploy": fuse(model)}
-
-
-def _require_classes(model: Model, source: Source) -> None:
-    from repvgg_ref.data import DataError
-
-    if len(source.classes) != model.arch.num_classes or source.channels != model.arch.in_channels:
-        raise DataError(
-            "the data set is not of the model's kind",
-            got=f"{len(source.classes)} classes, {source.channels} channels",
-            wanted=f"{model.arch.num_classes} classes, {model.arch.in_channels} channels",
-            advice="a label is the place of its folder among the sorted names",
-        )
-
-
-def _is_small(source: Source) -> bool:
-    """Whether the pictures are smaller than ImageNet's crop, and so are looked at as they are."""
-    return source.side is not None and source.side < _IMAGENET_CROP
-
-
-def _usual_size(model: Model, source: Source) -> int:
-    """The pictures' own size if small, else what the published accuracy was measured at."""
-    from repvgg_ref.models.published import PUBLISHED
-
-    if source.side is not None and _is_small(source):
-        return source.side
-    return PUBLISHED[model.name].size if model.name in PUBLISHED else _IMAGENET_CROP
-
-
-def _evaluate(forms: dict[str, Model], loader: Loader, backend: str, algorithm: str) -> _Outcome:
-    import numpy as np
-
-    from repvgg_ref.train.accuracy import Hits, hits
-
-    outcome = _Outcome(dict.fromkeys(forms, Hits()))
-    for step, (x, labels) in enumerate(_inputs(loader)):
-        if step == 0 and len(forms) == 2:
-            outcome.tolerance = _tolerance(forms, x)
-        logits = {
-            form: model.forward(x, backend=backend, algorithm=algorithm)
-            for form, model in forms.items()
-        }
-        for form, values in logits.items():
-            _require_finite(values)
-            outcome.hits[form] |= hits(values, labels)
-        if len(forms) == 2:
-            first, second = logits.values()
-            outcome.same_class += int((first.argmax(axis=1) == second.argmax(axis=1)).sum())
-            outcome.difference = max(outcome.difference, float(np.abs(first - second).max()))
-    return outcome
+        return [model]
+    forms = [model] if form != "deploy" else []
+    return forms if form == "train" else [*forms, fuse(model)]
 
 
 def _require_finite(logits: Array) -> None:
@@ -242,64 +187,45 @@ def _inputs(loader: Loader) -> Iterator[tuple[Array, Array]]:
     started, done, total = time.monotonic(), 0, len(loader.source)
     with ProgressBar("evaluating") as progress, closing(loader.epoch(0)) as batches:
         for batch in batches:
-            if len(batch.labels):
-                yield loader.source.standardise(batch.images), batch.labels
+            yield loader.source.standardise(batch.images), batch.labels
             done += len(batch.labels)
             progress(f"{done / (time.monotonic() - started):.0f} images/s", done, total)
 
 
-def _tolerance(forms: dict[str, Model], x: Array) -> float:
-    """What rounding explains between the forms' logits; raises if a block differs by more."""
-    import numpy as np
-
-    from repvgg_ref.backends import backend_ops
-    from repvgg_ref.train.agreement import check_agreement
-
-    agreement = check_agreement(
-        forms["train"],
-        forms["deploy"],
-        x[:4],
-        ops=backend_ops("numpy", np.float64),
-        roundoff=2.0**-24,
-    )
-    return agreement.tolerance
-
-
 def _as_json(
-    model: Model, form: str, outcome: _Outcome, loader: Loader, transform: EvaluationTransform
+    model: Model, form: str, counted: Counted, loader: Loader, transform: EvaluationTransform
 ) -> dict[str, Any]:
     from repvgg_ref.models.published import PUBLISHED
 
-    *_, last = outcome.hits  # the fused form if there are both
+    *_, last = counted.tallies.values()  # the fused form if there are both
     found: dict[str, Any] = {
         "model": model.name,
         "form": form,
-        **_rates(outcome.hits[last]),
+        **_rates(last),
         "size": transform.size,
         "resize": transform.resize,
         "skipped": [{"image": name, "reason": reason} for name, reason in loader.skipped],
         "expected": _expected(PUBLISHED.get(model.name), transform.size),
     }
-    if form == "both":
-        found["forms"] = {name: _rates(hits) for name, hits in outcome.hits.items()}
+    if (apart := counted.comparison) is not None:
+        found["forms"] = {name: _rates(tally) for name, tally in counted.tallies.items()}
         found["agreement"] = {
-            "ok": outcome.agrees,
-            "same_class": outcome.same_class,
-            "max_difference": outcome.difference,
-            "tolerance": outcome.tolerance,
+            "ok": apart.ok,
+            "same_class": apart.same_class,
+            "max_difference": apart.difference,
+            "tolerance": apart.tolerance,
         }
     return found
 
 
-def _rates(counted: Hits) -> dict[str, Any]:
+def _rates(tally: Tally) -> dict[str, Any]:
     from repvgg_ref.train.accuracy import wilson_interval
 
-    images = max(1, counted.images)
     return {
-        "images": counted.images,
-        "top1": counted.top1 / images,
-        "top5": counted.top5 / images,
-        "interval": list(wilson_interval(counted.top1, counted.images)),
+        "images": tally.images,
+        "top1": tally.score.top1,
+        "top5": tally.score.top5,
+        "interval": list(wilson_interval(tally.top1, tally.images)),
     }
 
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from repvgg_ref_cli.options import FILE, debug_option, eps_option, json_option, note, print_json
+from repvgg_ref_cli.options import (
+    FILE,
+    block_option,
+    debug_option,
+    eps_option,
+    json_option,
+    note,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from repvgg_ref.models.network import Model
@@ -36,6 +44,7 @@ _SHOWN_SURVIVORS = 8
     help="Steps of SGD with --train-step.",
 )
 @eps_option
+@block_option
 @json_option
 @debug_option
 def command(
@@ -45,6 +54,7 @@ def command(
     train_step: bool,
     steps: int,
     eps: float | None,
+    block: str,
     as_json: bool,
 ) -> None:
     """Write what every layer of the reference gives, in float64, with certified local bounds.
@@ -58,7 +68,7 @@ def command(
     from repvgg_ref_cli.batches import read_batch
     from repvgg_ref_cli.progress import ProgressBar
 
-    model = _reference(reference, eps, train_step)
+    model = _reference(reference, eps, block, train_step)
     batch = None if inputs is None else read_batch(inputs, model)
     chosen = not Path(reference).exists()
     with ProgressBar("golden") as progress:
@@ -79,7 +89,7 @@ def command(
         _show(done)
 
 
-def _reference(reference: str, eps: float | None, train_step: bool) -> Model:
+def _reference(reference: str, eps: float | None, block: str, train_step: bool) -> Model:
     """The checkpoint, or weights chosen for an official architecture."""
     from repvgg_ref.files.checkpoint import load
     from repvgg_ref.models.architectures import NAMES, architecture
@@ -88,7 +98,7 @@ def _reference(reference: str, eps: float | None, train_step: bool) -> Model:
 
     short = {name.split("-", 1)[1].lower() for name in NAMES} | {name.lower() for name in NAMES}
     if Path(reference).exists() or reference.lower() not in short:
-        return load(reference, eps=eps)
+        return load(reference, eps=eps, block=block)
     statistics = TRAINING if train_step else INFERENCE
     return distinguishing_model(
         architecture(reference), eps=DEFAULT_EPS if eps is None else eps, statistics=statistics

@@ -9,6 +9,7 @@ import click
 
 from repvgg_ref_cli.options import (
     FILE,
+    block_option,
     debug_option,
     eps_option,
     json_option,
@@ -28,9 +29,10 @@ _SHOWN = 10
 @click.argument("file", type=FILE)
 @eps_option
 @weights_set_option
+@block_option
 @json_option
 @debug_option
-def command(file: Path, eps: float | None, weights_set: Any, as_json: bool) -> None:
+def command(file: Path, eps: float | None, weights_set: Any, block: str, as_json: bool) -> None:
     """Say what FILE holds: container, names, form, model, what is missing, what looks wrong.
 
     Works on incomplete files too. Findings: NaN and infinity, negative variances, dead channels,
@@ -39,7 +41,7 @@ def command(file: Path, eps: float | None, weights_set: Any, as_json: bool) -> N
     """
     from repvgg_ref.files.inspect import inspect_file
 
-    found = inspect_file(file, eps=eps, weights=weights_set)
+    found = inspect_file(file, eps=eps, weights=weights_set, block=block)
     if as_json:
         print_json(_as_json(found))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from repvgg_ref_cli.options import (
     FILE,
     algorithm_option,
     backend_option,
+    block_option,
     debug_option,
     eps_option,
     json_option,
@@ -22,7 +22,6 @@ from repvgg_ref_cli.options import (
 
 if TYPE_CHECKING:
     from repvgg_ref.arrays import Array
-    from repvgg_ref.models.network import Model
 
 
 @click.command(short_help="Classify images with any checkpoint, fused or not.")
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option("--ema", is_flag=True, help="Take a training checkpoint's EMA weights.")
 @model_option
+@block_option
 @eps_option
 @backend_option
 @algorithm_option
@@ -57,6 +57,7 @@ def command(
     size: int,
     ema: bool,
     model: str,
+    block: str,
     eps: float | None,
     backend: str,
     algorithm: str,
@@ -69,17 +70,20 @@ def command(
     deviation, as the model's validation did.
     """
     import repvgg_ref
+    from repvgg_ref.data.images import network_input
     from repvgg_ref_cli.progress import ProgressBar
 
-    loaded = repvgg_ref.load(weights, model=model, eps=eps, weights="ema" if ema else "model")
+    loaded = repvgg_ref.load(
+        weights, model=model, eps=eps, weights="ema" if ema else "model", block=block
+    )
     for message in loaded.notes:
         note(message)
     names = _class_names(classes, loaded.arch.num_classes)
-    prepare = _preparation(preparation, loaded, size)
     results = []
     with ProgressBar("classifying") as progress:
         for index, path in enumerate(images):
-            logits = loaded.forward(prepare(path), backend=backend, algorithm=algorithm)
+            x = network_input(path, loaded.arch, preparation=preparation, size=size)
+            logits = loaded.forward(x, backend=backend, algorithm=algorithm)
             results.append((path, _most_probable(path, logits[0], names, top)))
             progress(path.name, index + 1, len(images))
     if as_json:
@@ -92,18 +96,6 @@ def command(
         )
     else:
         _show(results)
-
-
-def _preparation(name: str, model: Model, size: int) -> Callable[[Path], Array]:
-    from repvgg_ref.data.digits import digits_architecture, image_to_input
-    from repvgg_ref.data.images import eval_input, open_upright
-
-    if name == "auto":
-        is_digits = model.arch.blocks == digits_architecture().blocks
-        name = "digits" if is_digits else "imagenet"
-    if name == "digits":
-        return lambda path: image_to_input(open_upright(path))
-    return lambda path: eval_input(open_upright(path), size=size, channels=model.arch.in_channels)
 
 
 def _class_names(path: Path | None, count: int) -> list[str]:

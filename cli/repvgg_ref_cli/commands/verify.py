@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 import click
 
 from repvgg_ref_cli.failures import DISAGREES
-from repvgg_ref_cli.options import FILE, debug_option, eps_option, json_option, note, print_json
+from repvgg_ref_cli.options import (
+    FILE,
+    block_option,
+    debug_option,
+    eps_option,
+    json_option,
+    note,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from repvgg_ref.oracle.report import Report
@@ -33,6 +41,7 @@ _PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
     "--inputs", type=FILE, help="The batch: .npy, .npz or a picture. [made so that bugs show]"
 )
 @eps_option
+@block_option
 @click.option(
     "--precision",
     type=click.Choice(_PRECISIONS),
@@ -58,6 +67,7 @@ def command(
     candidate: str,
     inputs: Path | None,
     eps: float | None,
+    block: str,
     precision: str,
     timeout: float,
     page: Path | None,
@@ -87,7 +97,7 @@ def command(
         if is_golden(reference):
             report = verify(reference, candidate, precision=precision, timeout=timeout)
         else:
-            model = repvgg_ref.load(reference, eps=eps)
+            model = repvgg_ref.load(reference, eps=eps, block=block)
             report = verify(
                 model,
                 candidate,

@@ -1,1 +1,1 @@
-"""Fast convolution in NHWC: the algorithms, who does what, and what each costs."""
+"""Fast convolution in NHWC: the algorithms, who does what, what each costs, and gradients."""

@@ -17,9 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from repvgg_ref.cpu.convolution.cost import DEFAULT_CHOICES, Algorithm, applies
+from repvgg_ref.cpu.convolution.algorithms import (
+    DEFAULT_CHOICES,
+    Algorithm,
+    applies,
+    make_convolution,
+)
 from repvgg_ref.cpu.convolution.schedule import ConvShape
-from repvgg_ref.cpu.plan import make_convolution
 from repvgg_ref.cpu.workers.pool import Pool
 
 ROUNDS = 3

@@ -12,23 +12,32 @@ and width) goes to the reference.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.convolution import direct, phases
-from repvgg_ref.cpu.convolution.cost import Algorithm, cheapest, tile_of
+from repvgg_ref.cpu.convolution.algorithms import Algorithm, make_convolution, tile_of
+from repvgg_ref.cpu.convolution.cost import cheapest
 from repvgg_ref.cpu.convolution.schedule import ConvShape
 from repvgg_ref.cpu.convolution.weight_gradient import (
     direct_weight_gradient,
     winograd_weight_gradient,
 )
-from repvgg_ref.cpu.plan import make_convolution
 from repvgg_ref.cpu.workers import memory
-from repvgg_ref.cpu.workers.pool import Stage, pool
+from repvgg_ref.cpu.workers.pool import pool, share_out
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.ops import REFERENCE, Conv2dGrads, IntOrPair
+
+
+class Geometry(TypedDict):
+    """The settings of a convolution."""
+
+    stride: IntOrPair
+    padding: IntOrPair
+    dilation: IntOrPair
+    groups: int
 
 
 class Conv2dCache(NamedTuple):
@@ -42,27 +51,12 @@ class Conv2dCache(NamedTuple):
 
 
 def conv2d_forward(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    *,
-    stride: IntOrPair,
-    padding: IntOrPair,
-    dilation: IntOrPair,
-    groups: int,
+    x: Array, weight: Array, bias: Array | None, **geometry: Unpack[Geometry]
 ) -> tuple[Array, Any]:
     """`ops.conv2d.conv2d_forward` for x (N, H, W, C) and y (N, Ho, Wo, O)."""
-    found = _shape(x, weight, bias, stride, padding, dilation, groups)
+    found = _shape(x, weight, bias, **geometry)
     if found is None:
-        y, cache = REFERENCE.conv2d_forward(
-            x.transpose(0, 3, 1, 2),
-            weight,
-            bias,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-        )
+        y, cache = REFERENCE.conv2d_forward(x.transpose(0, 3, 1, 2), weight, bias, **geometry)
         return np.ascontiguousarray(y.transpose(0, 2, 3, 1)), cache
     shape, border = found
     x = np.ascontiguousarray(x)
@@ -70,9 +64,7 @@ def conv2d_forward(
     return y, Conv2dCache(x, weight, bias is not None, shape, border)
 
 
-def square_convolution(
-    x: Array, weight: Array, *, stride: int, padding: int, dilation: int, groups: int
-) -> Conv2dCache:
+def square_convolution(x: Array, weight: Array, **geometry: Unpack[Geometry]) -> Conv2dCache:
     """The convolution of contiguous x (N, H, W, C) without a bias, for `convolve` and gradients.
 
     Raises
@@ -80,9 +72,8 @@ def square_convolution(
     ShapeError
         If the shapes do not fit together, or the kernel is not square.
     """
-    found = _shape(x, weight, None, stride, padding, dilation, groups)
+    found = _shape(x, weight, None, **geometry)
     if found is None:
-        geometry = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         REFERENCE.conv2d_forward(x.transpose(0, 3, 1, 2), weight, None, **geometry)  # refuses
         raise ShapeError(
             f"branches: weight.shape[2:] (={weight.shape[2:]}) must be square, "
@@ -98,36 +89,17 @@ def convolve(cache: Conv2dCache) -> Array:
 
 def window_of(cache: Conv2dCache) -> direct.Window:
     """The convolution's windows, for `direct.gather`."""
-    shape = cache.shape
-    return direct.Window(
-        shape.kernel,
-        shape.stride,
-        shape.dilation,
-        shape.groups,
-        shape.height,
-        shape.width,
-        cache.padding,
-    )
+    return direct.window_of(cache.shape, cache.padding)
 
 
 def conv_bias_relu(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    /,
-    *,
-    stride: IntOrPair,
-    padding: IntOrPair,
-    dilation: IntOrPair,
-    groups: int,
+    x: Array, weight: Array, bias: Array | None, /, **geometry: Unpack[Geometry]
 ) -> Array:
     """`Ops.conv_bias_relu_forward`, bias and ReLU while the block is in cache."""
-    found = _shape(x, weight, bias, stride, padding, dilation, groups)
+    found = _shape(x, weight, bias, **geometry)
     if found is not None:
         return _convolve(np.ascontiguousarray(x), weight, bias, *found, relu=True)
-    y, _ = conv2d_forward(
-        x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
-    )
+    y, _ = conv2d_forward(x, weight, bias, **geometry)
     return np.maximum(y, 0)
 
 
@@ -175,6 +147,7 @@ def _shape(
     x: Array,
     weight: Array,
     bias: Array | None,
+    *,
     stride: IntOrPair,
     padding: IntOrPair,
     dilation: IntOrPair,
@@ -241,7 +214,7 @@ def _turned(weight: Array, groups: int) -> Array:
 
 def _scattered(grad_y: Array, cache: Conv2dCache) -> Array:
     """``columns = grad_y W^T``, each added back to the pixel that its tap read; by images."""
-    shape, threads, window = cache.shape, pool(), window_of(cache)
+    shape, window = cache.shape, window_of(cache)
     grad_x = np.zeros_like(cache.x, order="C")
     packed = direct.pack_weight(cache.weight, shape.groups).swapaxes(1, 2)  # (G, O/G, K K C/G)
     size = shape.height * shape.width, shape.groups, packed.shape[2]
@@ -253,6 +226,5 @@ def _scattered(grad_y: Array, cache: Conv2dCache) -> Array:
         np.matmul(rows, packed, out=columns.transpose(1, 0, 2))
         direct.add_back(columns, window, range(shape.height), grad_x[n])
 
-    with threads.session():
-        threads.run(Stage(shape.images, scatter))
+    share_out(shape.images, scatter)
     return grad_x

@@ -1,140 +1,120 @@
-"""Which algorithm for a layer: a cost model of three terms, or a measurement.
+"""Which algorithm is the cheapest for a layer: what each does, counted, times what that takes.
 
-    time = products / rate  +  numbers moved by the transforms or the gather  +  weight bytes / bw
-
-The constants were measured on one AVX-512 core and enter as ratios, so a machine that is faster
-all over chooses the same.
+The times are those of one AVX-512 core and enter as ratios, so a machine that is faster all over
+chooses the same.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from repvgg_ref.cpu.convolution.algorithms import (
+    DEFAULT_CHOICES,
+    TRAINING_CHOICES,
+    Algorithm,
+    applies,
+    tile_of,
+)
 from repvgg_ref.cpu.convolution.schedule import ConvShape
-from repvgg_ref.cpu.convolution.winograd import POINTS_OF_STRIDE_2, Tiling
+from repvgg_ref.cpu.convolution.winograd import Tiling
 from repvgg_ref.cpu.convolution.winograd_stride_2 import Strips
 
-Algorithm = Literal["direct", "winograd2", "winograd4", "winograd5", "winograd6", "winograd7"]
-ALGORITHMS: tuple[Algorithm, ...] = (
-    "direct",
-    "winograd2",
-    "winograd4",
-    "winograd5",
-    "winograd6",
-    "winograd7",
-)
-# Images of 224 pixels have layers of 7, 14, 28 and 56: F(7, 3) covers them with a fifth fewer
-# products than F(4, 3) and F(5, 3), whose tiles stand over, for four times the rounding error, 2e-6
-# to 4e-6 of the largest logit, 2e-5 on networks made to be hard. F(6, 3) gains nothing there.
-DEFAULT_CHOICES: tuple[Algorithm, ...] = (
-    "direct",
-    "winograd2",
-    "winograd4",
-    "winograd5",
-    "winograd7",
-)
-# A training step's errors flip ReLUs and so disturb gradients: of A0 at 224 pixels, 16 images, by
-# 5e-3 with these, as in direct form, and by 2e-2 with F(7, 3), for a twentieth of the time.
-TRAINING_CHOICES: tuple[Algorithm, ...] = ("direct", "winograd2", "winograd4")
-
-SECONDS_A_PRODUCT = 2 / 150e9
-SECONDS_A_TRANSFORM_PRODUCT = 0.057e-9  # products with matrices of 4 to 8 rows
-SECONDS_A_GATHERED_NUMBER = 0.1e-9
-SECONDS_AN_ADDED_NUMBER = 0.2e-9
-SECONDS_A_WEIGHT_BYTE = 1 / 12e9
-SECONDS_A_TILE_NUMBER = 0.45e-9
-SECONDS_A_KERNEL_NUMBER = 0.8e-9
 PACKING_ROWS = 12  # packing a weight matrix takes the time of this many rows of pixels
 
 
-def tile_of(algorithm: Algorithm) -> int:
-    """The m of F(m, 3); 0 for direct."""
-    return 0 if algorithm == "direct" else int(algorithm.removeprefix("winograd"))
+class Work(NamedTuple):
+    """How often an algorithm does what; or, in `SECONDS`, what each takes."""
+
+    products: float
+    weight_bytes: float = 0  # that come from memory
+    transform_products: float = 0  # with matrices of 4 to 8 rows
+    gathered: float = 0
+    added: float = 0
+    cold: float = 0  # numbers that a transform writes, its operands being cold
+    kernels: float = 0  # numbers of kernels that are transformed
 
 
-def applies(algorithm: Algorithm, shape: ConvShape) -> bool:
-    """Whether `algorithm` can compute `shape` at all."""
-    if algorithm == "direct":
-        return True
-    tiled = shape.kernel == 3 and shape.dilation == 1 and shape.stride in (1, 2)
-    return tiled and (shape.stride == 1 or tile_of(algorithm) in POINTS_OF_STRIDE_2)
+SECONDS = Work(2 / 150e9, 1 / 12e9, 0.057e-9, 0.1e-9, 0.2e-9, 0.45e-9, 0.8e-9)
 
 
-def seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> float:
+def seconds(work: Work) -> float:
     """Estimated time on one core."""
-    C, O, G = shape.channels, shape.outputs, shape.groups  # noqa: E741  (the shape letters)
+    return sum(count * each for count, each in zip(work, SECONDS, strict=True))
+
+
+def inference(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> Work:
+    """One convolution with weights packed before."""
     if algorithm == "direct":
-        rows = shape.images * shape.height * shape.width
-        inner = shape.kernel**2 * C
-        weight_bytes = inner * O / G * itemsize
-        moved = rows * inner * SECONDS_A_GATHERED_NUMBER
-        products = (rows + PACKING_ROWS) * inner * O / G * SECONDS_A_PRODUCT
-        return products + moved + weight_bytes * SECONDS_A_WEIGHT_BYTE
-    if shape.stride == 2:
-        taps = 3 * (tile_of(algorithm) + 2)
-        weight_bytes = taps * C * O / G * itemsize
-        return _stride_2_seconds(algorithm, shape) + weight_bytes * SECONDS_A_WEIGHT_BYTE
-    tiling = Tiling(tile_of(algorithm), shape.stride, shape.height, shape.width)
-    m, t = tiling.m, tiling.t
-    rows = shape.images * tiling.strips * tiling.tiles
-    products = (rows + PACKING_ROWS) * t * t * C * O / G * SECONDS_A_PRODUCT
-    transforms = rows * (C * (tiling.step + t) * t * t + O * (t + m) * t * m)
-    weight_bytes = t * t * C * O / G * itemsize
-    return (
-        products + transforms * SECONDS_A_TRANSFORM_PRODUCT + weight_bytes * SECONDS_A_WEIGHT_BYTE
-    )
-
-
-def _stride_2_seconds(algorithm: Algorithm, shape: ConvShape) -> float:
-    """F(m, 2) down the rows (`winograd_stride_2`), all but its weights' way to the processor."""
-    C, O, G = shape.channels, shape.outputs, shape.groups  # noqa: E741  (the shape letters)
+        return _direct(shape, itemsize)
     m = tile_of(algorithm)
-    layout = Strips(m, shape.height, shape.width)
-    windows = shape.images * shape.width * layout.products
-    products = (windows + (m + 2) * PACKING_ROWS) * 3 * C * O / G
-    strips = shape.images * layout.strips * shape.width
-    transforms = strips * (2 * C * (m + 1) ** 2 + O * m * (m + 2))
-    outputs = shape.images * shape.height * shape.width * O
-    return (
-        products * SECONDS_A_PRODUCT
-        + windows * 3 * C * SECONDS_A_GATHERED_NUMBER
-        + transforms * SECONDS_A_TRANSFORM_PRODUCT
-        + outputs * SECONDS_AN_ADDED_NUMBER
-    )
+    return _by_rows(m, shape, itemsize) if shape.stride == 2 else _by_tiles(m, shape, itemsize)
 
 
-def training_seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> float:
+def training(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> Work:
     """The same in a training step, whose kernels are new each time."""
     if algorithm == "direct" or shape.stride == 1:
-        return gradient_seconds(algorithm, shape, itemsize)
+        return gradient(algorithm, shape, itemsize)
     m = tile_of(algorithm)
     layout = Strips(m, shape.height, shape.width)
     even, odd = (m + 1) * layout.strips, shape.height  # rows, laid out with zeros beside them
-    pixels = shape.images * shape.width
-    numbers = pixels * (2 * shape.channels * (even + odd) + shape.outputs * shape.height)
-    kernels = (9 + 3 * (m + 2)) * shape.channels * shape.outputs / shape.groups
-    return (
-        _stride_2_seconds(algorithm, shape)
-        + numbers * SECONDS_A_TILE_NUMBER
-        + kernels * SECONDS_A_KERNEL_NUMBER
+    numbers = 2 * shape.channels * (even + odd) + shape.outputs * shape.height
+    return _by_rows(m, shape, itemsize)._replace(
+        weight_bytes=0,
+        cold=shape.images * shape.width * numbers,
+        kernels=(9 + 3 * (m + 2)) * shape.pairs,
     )
 
 
-def gradient_seconds(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> float:
-    """The weight gradient, which is tiled in both dimensions whatever the stride.
-
-    Transforms are counted by the numbers they write, because their matrices are cold there.
-    """
+def gradient(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> Work:
+    """The gradient of the weights, which is tiled in both dimensions whatever the stride."""
     if algorithm == "direct":
-        return seconds(algorithm, shape, itemsize)
-    C, O, G = shape.channels, shape.outputs, shape.groups  # noqa: E741  (the shape letters)
+        return _direct(shape, itemsize)
     tiling = Tiling(tile_of(algorithm), shape.stride, shape.height, shape.width)
     m, t = tiling.m, tiling.t
-    rows = shape.images * tiling.strips * tiling.tiles
-    products = rows * t * t * C * O / G * SECONDS_A_PRODUCT
-    numbers = rows * (C * (tiling.step + t) * t + O * (t + m) * t)
-    kernels = t * t * C * O / G
-    return products + numbers * SECONDS_A_TILE_NUMBER + kernels * SECONDS_A_KERNEL_NUMBER
+    tiles = shape.images * tiling.strips * tiling.tiles
+    return Work(
+        tiles * t * t * shape.pairs,
+        cold=tiles * (shape.channels * (tiling.step + t) * t + shape.outputs * (t + m) * t),
+        kernels=t * t * shape.pairs,
+    )
+
+
+def _direct(shape: ConvShape, itemsize: int) -> Work:
+    pixels, taps = shape.images * shape.height * shape.width, shape.kernel**2
+    return Work(
+        (pixels + PACKING_ROWS) * taps * shape.pairs,
+        weight_bytes=taps * shape.pairs * itemsize,
+        gathered=pixels * taps * shape.channels,
+    )
+
+
+def _by_tiles(m: int, shape: ConvShape, itemsize: int) -> Work:
+    """F(m, 3) in both dimensions (`winograd`)."""
+    tiling = Tiling(m, shape.stride, shape.height, shape.width)
+    t, tiles = tiling.t, shape.images * tiling.strips * tiling.tiles
+    of_x, of_y = (tiling.step + t) * t * t, (t + m) * t * m
+    return Work(
+        (tiles + PACKING_ROWS) * t * t * shape.pairs,
+        weight_bytes=t * t * shape.pairs * itemsize,
+        transform_products=tiles * (shape.channels * of_x + shape.outputs * of_y),
+    )
+
+
+def _by_rows(m: int, shape: ConvShape, itemsize: int) -> Work:
+    """F(m, 2) down the rows (`winograd_stride_2`)."""
+    layout = Strips(m, shape.height, shape.width)
+    windows = shape.images * shape.width * layout.products
+    of_x, of_y = 2 * (m + 1) ** 2, m * (m + 2)
+    return Work(
+        (windows + (m + 2) * PACKING_ROWS) * 3 * shape.pairs,
+        weight_bytes=3 * (m + 2) * shape.pairs * itemsize,
+        transform_products=shape.images
+        * layout.strips
+        * shape.width
+        * (shape.channels * of_x + shape.outputs * of_y),
+        gathered=windows * 3 * shape.channels,
+        added=shape.images * shape.height * shape.width * shape.outputs,
+    )
 
 
 def cheapest(
@@ -143,15 +123,8 @@ def cheapest(
     *,
     purpose: Literal["inference", "training", "gradient"] = "inference",
 ) -> Algorithm:
-    """The choice with the least estimated time.
-
-    In "training" the kernels are new each time; "gradient" is that of the weights.
-    """
-    estimate = {
-        "inference": seconds,
-        "training": training_seconds,
-        "gradient": gradient_seconds,
-    }[purpose]
+    """The choice with the least estimated time for one of the purposes above."""
+    work = {"inference": inference, "training": training, "gradient": gradient}[purpose]
     choices = DEFAULT_CHOICES if purpose == "inference" else TRAINING_CHOICES
     possible = [algorithm for algorithm in choices if applies(algorithm, shape)]
-    return min(possible, key=lambda each: estimate(each, shape, itemsize))
+    return min(possible, key=lambda each: seconds(work(each, shape, itemsize)))

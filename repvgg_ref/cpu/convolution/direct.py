@@ -4,12 +4,7 @@
 
 `columns` is laid out for a block of output rows only, in scratch that stays in cache, and is
 gathered in runs of K * C numbers, since the pixels of a window's row lie side by side. The copy
-costs 9 C moves a pixel against 9 C O multiplications.
-
-Also tried, with stride 2 on one AVX-512 core (GFLOP/s; this form: 93-147): one product a kernel row
-on overlapping views (Wo, 3 C), nothing copied, the three sums added: 84, 124, 96, 106, 75, 59 for
-48, 48, 64, 128, 256, 192 channels, because a product has only Wo rows and the sum passes through
-memory three times. The flat-shift form adds nine times.
+costs 9 C moves a pixel against 9 C O multiplications. A *strip* is one row of output pixels.
 """
 
 from __future__ import annotations
@@ -21,9 +16,21 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.convolution.gemm import empty_panels
-from repvgg_ref.cpu.convolution.layout import by_image, image_blocks, strided
-from repvgg_ref.cpu.workers.pool import Step
+from repvgg_ref.cpu.convolution.gemm import empty_panels, panel_products
+from repvgg_ref.cpu.convolution.layout import by_image, carve, image_blocks, strided
+from repvgg_ref.cpu.convolution.schedule import (
+    SHARED_NUMBERS,
+    Block,
+    Convolution,
+    ConvShape,
+    Layout,
+    Task,
+    add,
+)
+from repvgg_ref.cpu.workers.pool import Pool, Step
+
+PRIVATE_NUMBERS = 250_000  # columns and outputs of one block: 1 MB of float32
+SHARED_WEIGHTS = 1_000_000  # from so many on
 
 
 class Window(NamedTuple):
@@ -39,6 +46,95 @@ class Window(NamedTuple):
     height: int
     width: int
     border: int = 0
+
+
+def window_of(shape: ConvShape, border: int) -> Window:
+    """The windows of a convolution whose x holds all but `border` pixels of its zeros."""
+    return Window(
+        shape.kernel,
+        shape.stride,
+        shape.dilation,
+        shape.groups,
+        shape.height,
+        shape.width,
+        border,
+    )
+
+
+class DirectConvolution(Convolution):
+    """Gather the windows of a block, multiply, add the bias as each panel's product is there."""
+
+    writes = False
+
+    def _layout(self) -> Layout:
+        inner = self.shape.kernel**2 * self.shape.channels // self.shape.groups
+        return Layout(self.shape.height, self.shape.reach, inner)
+
+    def _is_heavy(self) -> bool:
+        return self.shape.kernel**2 * self.shape.pairs > SHARED_WEIGHTS
+
+    def _strips_together(self) -> int:
+        limit = SHARED_NUMBERS if self.shared else PRIVATE_NUMBERS
+        return limit // self._scratch_numbers(1)
+
+    def _pack(self, weight: Array, parts: range, pool: Pool | None) -> Array:
+        """(parts, K K C/G, width)."""
+        rows = weight[parts.start * self.width : parts.stop * self.width]
+        return pack_weight(rows, max(1, len(parts)))
+
+    def _rows(self, strips: range) -> int:
+        return len(strips) * self.shape.width
+
+    def _scratch_numbers(self, strips: int) -> int:
+        shape = self.shape
+        return strips * shape.width * (self.inner * shape.groups + shape.outputs)
+
+    def _lay(self, arena: Array, task: Task, strips: range) -> tuple[Array, Array]:
+        """Columns (pixels, G, K K C/G) and products (pixels, O), which are in y without a bias."""
+        pixels, outputs = self._rows(strips), self.shape.outputs
+        columns = carve(arena, (pixels, self.shape.groups, self.inner))
+        if task.bias is None:
+            first = strips.start * self.shape.width
+            return columns, task.y.reshape(-1, outputs)[first : first + pixels]
+        return columns, carve(arena[columns.size :], (pixels, outputs))
+
+    def _read(self, block: Block, strips: range) -> list[Step]:
+        columns, width = block.scratch[0], self.shape.width
+        at = block.within(strips)
+        held = columns[at.start * width : at.stop * width]
+        window = window_of(self.shape, block.task.border)
+        return gather(block.task.x, window, strips.start, strips.stop, held)
+
+    def _multiply(self, block: Block, parts: range) -> list[Step]:
+        """With bias and ReLU, and into y."""
+        columns, products = block.scratch
+        groups = self.shape.groups
+        if not self.shared:
+            # (panels, K K C/G, width) -> (G, panels, K K C/G, width)
+            panels = self.packed.reshape(groups, -1, *self.packed.shape[1:])
+            # (pixels, O) -> (G, pixels, O/G)
+            out = products.reshape(len(products), groups, -1).transpose(1, 0, 2)
+            product = panel_products(columns.transpose(1, 0, 2), panels, out)
+            return [*product, *self._finish(block, slice(None))]
+        (part,) = parts
+        outputs = slice(part * self.width, (part + 1) * self.width)
+        seen, weight = columns[:, part * groups // self._parts], self.packed[part - self.first]
+        product = [partial(np.matmul, seen, weight, out=products[:, outputs])]
+        return [*product, *self._finish(block, outputs)]
+
+    def _finish(self, block: Block, outputs: slice) -> list[Step]:
+        """Bias and ReLU for some outputs, and into their place in y, which may lie in a border."""
+        task = block.task
+        if task.bias is None:
+            return []
+        rows = block.scratch[1].reshape(len(block.strips), self.shape.width, -1)[..., outputs]
+        beside = task.bias.reshape(self.shape.width, -1)[:, outputs]
+        steps: list[Step] = []
+        whole = block.strips
+        for images, first, last, place in image_blocks(whole.start, whole.stop, self.shape.height):
+            held, out = by_image(rows[place], images), task.y[images, first:last, :, outputs]
+            steps += add(held, beside, held, out, relu=task.relu)
+        return steps
 
 
 def pack_weight(weight: Array, groups: int) -> Array:
@@ -159,32 +255,3 @@ def _seen(window: Window, tap: int, size: int, outputs: range) -> tuple[int, int
     low = min(max(outputs.start, -(shift // window.stride)), outputs.stop)
     high = max(low, min(outputs.stop, (size - 1 - shift) // window.stride + 1))
     return low - outputs.start, high - outputs.start, low * window.stride + shift
-
-
-def finish(
-    products: Array, bias: Array | None, y: Array, start: int, stop: int, *, relu: bool
-) -> list[Step]:
-    """Bias and ReLU, then output rows `start` to `stop` of the batch into their place.
-
-    Parameters
-    ----------
-    products : ((stop - start) * Wo, O) array
-        Overwritten.
-    bias : (W * O,) array, the bias repeated for each pixel of a row, or None
-        Without one, `products` are those rows already.
-    y : (N, Ho, Wo, O) array
-        May be the interior of the next layer's padded input.
-    """
-    if bias is None:
-        return []
-    rows = products.reshape(stop - start, y.shape[2], -1)
-    beside = bias.reshape(rows.shape[1:])
-    steps: list[Step] = []
-    for images, first, last, place in image_blocks(start, stop, y.shape[1]):
-        held, out = by_image(rows[place], images), y[images, first:last]
-        if relu:
-            steps.append(partial(np.add, held, beside, out=held))
-            steps.append(partial(np.maximum, held, 0, out=out))
-        else:
-            steps.append(partial(np.add, held, beside, out=out))
-    return steps

@@ -4,15 +4,8 @@ OpenBLAS copies ("packs") both operands of a product before it multiplies: of a 
 meets 50 rows of pixels, the copy costs as much as half of the product. For AVX-512 processors it
 also has kernels that multiply in place, used while rows * inner * columns <= 10^6
 (kernel/x86_64/sgemm_small_kernel_permit_skylakex.c). They read the weights where they lie, so these
-begin at a cache line (`memory`). Measured on one core, GFLOP/s, weights coming from memory:
-
-    inner, rows     packed    in place, not aligned    in place, aligned
-    512, 64            118                      109                  134
-    256, 128           127                      127                  155
-
-and 160-190 with weights in cache; peak 203 at 2048^3, packed. Weights that are packed should begin
-16 bytes after a cache line, where `numpy.empty` puts them, perhaps since each read then fetches the
-next line too: 138 and 115 for (1536, 2048) by 112 rows, 107 and 85 for (512, 512) by 64.
+begin at a cache line (`memory`). Weights that are packed should begin 16 bytes after one, where
+`numpy.empty` puts them.
 
 So weights are stored as *panels* of 32 to 96 columns, and a product runs over equal blocks of 12 to
 100 rows. Where those kernels do not exist, or rows cannot be cut so, a block is the whole product.

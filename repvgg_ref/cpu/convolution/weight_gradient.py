@@ -23,13 +23,8 @@ from repvgg_ref.cpu.convolution import direct
 from repvgg_ref.cpu.convolution.direct import Window
 from repvgg_ref.cpu.convolution.layout import carve
 from repvgg_ref.cpu.convolution.schedule import ConvShape
-from repvgg_ref.cpu.convolution.winograd import (
-    CACHED_NUMBERS,
-    Tiles,
-    Tiling,
-    input_tiles,
-    transforms,
-)
+from repvgg_ref.cpu.convolution.tiles import CACHED_NUMBERS, Tiles
+from repvgg_ref.cpu.convolution.winograd import Tiling, input_tiles, transforms
 from repvgg_ref.cpu.workers import memory
 from repvgg_ref.cpu.workers.pool import Pool, Stage
 

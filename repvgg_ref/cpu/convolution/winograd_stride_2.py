@@ -17,61 +17,59 @@ window's three taps are one run of 3 C numbers and stay the inner dimension of a
     4 output rows   products      y (Ho, Wo, O)     (m, m + 2) @ (m + 2, Wo * O), one a strip; add
 
 A *strip* is m rows of outputs of one image. The bias rides in step 4 as one more row of products,
-against a column of ones. In float32 F(4, 2) errs by 1.5e-6 of the largest output of 256 channels,
-F(7, 2) by 6e-6; direct form by 4e-7.
+against a column of ones.
 
-Milliseconds of A0's and B1's layers, batch 16, one AVX-512 core, on aligned memory, before (direct,
-or the dense matrices of `cook_toom.every_other_output` in both dimensions) and now:
-
-    channels    48->48   48->96  96->192  192->1280  64->128  128->256  256->512  512->2048
-    pixels      56 x 56  28 x 28 14 x 14  7 x 7      56 x 56  28 x 28   14 x 14   7 x 7
-    before      17.1     7.8     5.9      19.0       46.5     34.5      34.5      79.1
-    now         16.0     6.3     5.5      17.4       42.3     36.4      32.3      69.2
-    m           4        4       7        7          4        7         7         7
-
-The limit is the product, at 150 to 190 GFLOP/s. F(m, 2) in both dimensions, in four phases, takes
-5.06 or 4.59 products, but (m + 2)^2 weights instead of 3 (m + 2), four results to add, and a third
-of the product's inner dimension; a prototype took 42.1 ms beside this form's 42.5, 34.7 beside 38.7
-and 35.9 beside 37.8 in the fifth layer to the seventh, 1 % of B1.
+F(m, 2) in both dimensions, in four phases, would take 5.06 or 4.59 products, but (m + 2)^2 weights
+instead of 3 (m + 2), four results to add, and a third of the product's inner dimension.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.convolution.gemm import empty_panels, panel_products
+from repvgg_ref.cpu.convolution.gemm import panel_products
 from repvgg_ref.cpu.convolution.layout import by_image, carve, image_blocks, strided
-from repvgg_ref.cpu.convolution.winograd import CACHED_NUMBERS, POINTS_OF_STRIDE_2, Tiles, floats
-from repvgg_ref.cpu.workers.pool import Pool, Stage, Step, run_all
+from repvgg_ref.cpu.convolution.schedule import (
+    SHARED_NUMBERS,
+    Block,
+    Convolution,
+    Layout,
+    Task,
+    add,
+    private_weights,
+)
+from repvgg_ref.cpu.convolution.tiles import (
+    Tiles,
+    Transforms,
+    rounded,
+    rows_of_strips,
+    transform_weight,
+)
+from repvgg_ref.cpu.workers.pool import Pool, Step
 from repvgg_ref.exact.cook_toom import cook_toom
+from repvgg_ref.exact.points import POINTS_OF_STRIDE_2
 
-
-class Transforms(NamedTuple):
-    """`bt` (m + 1, m + 1), `at` (m, m + 1), `at_bias` with ones beside it, `g` (m + 2, 3) float64.
-
-    The last row of `g` is the middle tap, which the odd rows meet.
-    """
-
-    bt: Array
-    at: Array
-    at_bias: Array
-    g: Array
+# Scratch of one block, 2.4 MB of float32, twice what a second-level cache would like: half as many
+# calls collide half as often on the interpreter's lock.
+BLOCK_NUMBERS = 600_000
+BLOCK_WEIGHTS = 1.6  # numbers at least for each of the weights, which every block reads
 
 
 @cache
 def transforms(m: int, dtype: Any) -> Transforms:
-    """The matrices of F(m, 2), exact until they are rounded once to `dtype`."""
-    a, b, g = (floats(rows) for rows in cook_toom(POINTS_OF_STRIDE_2[m], taps=2))
-    at = np.ascontiguousarray(a.T.astype(dtype))
-    taps = np.zeros((m + 2, 3))
-    taps[:-1, ::2], taps[-1, 1] = g, 1
-    at_bias = np.concatenate([at, np.ones((m, 1), dtype)], axis=1)
-    return Transforms(np.ascontiguousarray(b.T.astype(dtype)), at, at_bias, taps)
+    """The matrices of F(m, 2): `bt` (m + 1, m + 1), `at` (m, m + 1), `g` (m + 2, 3).
+
+    The last row of `g` is the middle tap, which the odd rows meet.
+    """
+    even = rounded(cook_toom(POINTS_OF_STRIDE_2[m], taps=2), dtype)
+    g = np.zeros((m + 2, 3))
+    g[:-1, ::2], g[-1, 1] = even.g, 1
+    return even._replace(at_bias=np.ascontiguousarray(even.at_bias), g=g)
 
 
 class Strips(NamedTuple):
@@ -102,30 +100,6 @@ class Strips(NamedTuple):
         return image * self.height + place * self.m
 
 
-def transform_weight(weight: Array, m: int, width: int, pool: Pool | None = None) -> Array:
-    """W_p and, last, W', in float64, rounded once: panels of `width` outputs, of any group.
-
-    (panels * width, C/G, 3, 3) -> (m + 2, panels, 3 C/G, width). The caller works alone if there is
-    no `pool`.
-    """
-    g = transforms(m, weight.dtype).g
-    inputs, panels = weight.shape[1], len(weight) // width
-    kernels = weight.reshape(panels, width, inputs, 3, 3)
-    u = empty_panels((m + 2, panels, 3 * inputs, width), weight.dtype)
-    by_tap = u.reshape(m + 2, panels, 3, inputs, width)
-    some = max(1, CACHED_NUMBERS // (3 * (m + 2) * width))  # input channels
-
-    def transform(worker: int, item: int) -> None:
-        panel, block = divmod(item, -(-inputs // some))
-        part = slice(block * some, (block + 1) * some)
-        taps = kernels[panel, :, part].transpose(2, 3, 1, 0).astype(np.float64, order="C")
-        # (m + 2, 3 * some * width) = (m + 2, 3) @ (3, 3 * some * width)
-        by_tap[:, panel, :, part] = (g @ taps.reshape(3, -1)).reshape(m + 2, 3, -1, width)
-
-    run_all(Stage(panels * -(-inputs // some), transform), pool)
-    return u
-
-
 class Scratch(NamedTuple):
     """Where a block of strips lives between steps; the rows and the products share memory."""
 
@@ -135,49 +109,6 @@ class Scratch(NamedTuple):
     odd: Array  # (output rows, Wo, G, 3 C/G)
     of_even: Array  # (m + 2, strips, Wo, O), the bias last
     of_odd: Array  # (output rows, Wo, O)
-
-
-def scratch(
-    arena: Array, layout: Strips, start: int, stop: int, channels: int, outputs: int, groups: int
-) -> Scratch:
-    """Lay the arrays for strips `start` to `stop` of the batch into the flat `arena`."""
-    m, width, reach = layout.m, layout.width, layout.padded[1]
-    strips, below = stop - start, layout.row(stop) - layout.row(start)
-    windows = width, groups, 3 * channels // groups
-    even, rest = _cut(arena, (m + 1, strips, *windows))
-    odd, rest = _cut(rest, (below, *windows))
-    even_rows, after_rows = _cut(rest, (strips, m + 1, reach, channels))
-    odd_rows, _ = _cut(after_rows, (below, reach, channels))
-    of_even, after_products = _cut(rest, (m + 2, strips, width, outputs))
-    of_odd, _ = _cut(after_products, (below, width, outputs))
-    return Scratch(even_rows, odd_rows, even, odd, of_even, of_odd)
-
-
-def scratch_floats(layout: Strips, strips: int, channels: int, outputs: int) -> int:
-    """How many numbers `scratch` needs."""
-    m, (_, reach) = layout.m, layout.padded
-    windows = (2 * m + 1) * layout.width * 3 * channels
-    rows = (2 * m + 1) * reach * channels
-    products = (2 * m + 2) * layout.width * outputs
-    return strips * (windows + max(rows, products))
-
-
-def windows_of_even_rows(
-    x: Array, layout: Strips, border: int, start: int, stop: int, rows: Array, out: Array
-) -> list[Step]:
-    """Steps 1 and 2 for strips `start` to `stop` of the batch.
-
-    Parameters
-    ----------
-    x : (N, H, W, C) array, its last two axes contiguous, in `border` pixels of zeros
-    rows : (stop - start, m + 1, Wp, C) scratch, contiguous
-    out : (m + 1, stop - start, Wo, G, 3 C/G) array
-    """
-    bt = transforms(layout.m, x.dtype).bt
-    strips = Tiles(x, bt, 2 * layout.m, border, layout.strips, apart=2)
-    transform = strips.rows(start, stop, rows, rows.shape[2])
-    strip, row, _, _ = rows.strides
-    return [*transform, _gather(rows, (), (row, strip), out)]
 
 
 def windows_of_odd_rows(
@@ -208,63 +139,6 @@ def windows_of_odd_rows(
             held = by_image(rows[place], images)[:, low - first : high - first, border:end]
             steps.append(partial(np.copyto, held, seen))
     return [*steps, _gather(rows, (), rows.strides[:1], out)] if border else steps
-
-
-def output_rows(
-    y: Array,
-    bias: Array | None,
-    layout: Strips,
-    start: int,
-    stop: int,
-    even: Array,
-    odd: Array,
-    *,
-    relu: bool,
-) -> list[Step]:
-    """Step 4 for strips `start` to `stop`: bias, ReLU, and into the pixels of `y`.
-
-    Parameters
-    ----------
-    y : (N, Ho, Wo, O) array, its last two axes contiguous
-        May be the interior of a larger buffer, the next layer's padded input.
-    bias : (Wo * O,) array, the bias repeated for each pixel of a row, or None
-    even : (m + 2, stop - start, Wo, O) array
-        Products of the even rows; its last row is for the bias.
-    odd : (output rows, Wo, O) array
-        Products of the odd rows. Overwritten.
-    """
-    m, wide = layout.m, layout.width * y.shape[3]
-    _, at, matrix, _ = transforms(m, y.dtype)
-    products = even.reshape(m + 2, stop - start, wide)
-    steps: list[Step] = []
-    if bias is None:
-        matrix, products = at, products[: m + 1]
-    else:
-        steps.append(partial(np.copyto, products[m + 1], bias))
-    image, row, _, number = y.strides
-    for images, first, last, place in image_blocks(start, stop, layout.strips):
-        some = y[images]
-        count, runs = len(some), products[:, place].reshape(len(products), len(some), -1, wide)
-        whole = min(last, layout.height // m)  # the lowest strip may reach below the image
-        for begin, end, kept in ((first, whole, m), (max(first, whole), last, layout.height % m)):
-            if begin < end:
-                out = strided(
-                    some,
-                    (count, end - begin, kept, wide),
-                    (image, m * row, row, number),
-                    (0, begin * m),
-                )
-                held = runs[:, :, begin - first : end - first].transpose(1, 2, 0, 3)
-                steps.append(partial(np.matmul, matrix[:kept], held, out=out))
-        out = some[:, first * m : last * m]
-        above = layout.row(start + place.start) - layout.row(start)
-        beside = by_image(odd[above : above + count * out.shape[1]], images)
-        if relu:
-            steps.append(partial(np.add, out, beside, out=beside))
-            steps.append(partial(np.maximum, beside, 0, out=out))
-        else:
-            steps.append(partial(np.add, out, beside, out=out))
-    return steps
 
 
 def multiply(u: Array, windows: Array, out: Array) -> list[Step]:
@@ -298,3 +172,114 @@ def _gather(rows: Array, first: tuple[int, ...], strides: tuple[int, ...], out: 
 def _cut(flat: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """The first numbers of `flat`, in `shape`, and the rest."""
     return carve(flat, shape), flat[math.prod(shape) :]
+
+
+class Stride2Convolution(Convolution):
+    """F(m, 2) down the rows, with stride 2."""
+
+    @cached_property
+    def tiling(self) -> Strips:
+        """The strips of the output."""
+        return Strips(self.m, self.shape.height, self.shape.width)
+
+    def _layout(self) -> Layout:
+        inner = 3 * self.shape.channels // self.shape.groups
+        return Layout(self.tiling.strips, self.tiling.padded, inner)
+
+    def _is_heavy(self) -> bool:
+        return self._weights > private_weights(self.seat)
+
+    @property
+    def _weights(self) -> int:
+        return (self.m + 2) * 3 * self.shape.pairs
+
+    def _strips_together(self) -> int:
+        limit = SHARED_NUMBERS if self.shared else max(BLOCK_NUMBERS, BLOCK_WEIGHTS * self._weights)
+        return int(limit // self._scratch_numbers(1))
+
+    def _pack(self, weight: Array, parts: range, pool: Pool | None) -> Array:
+        """W_p and, last, W': (m + 2, parts, 3 C/G, width)."""
+        rows = weight[parts.start * self.width : parts.stop * self.width]
+        return transform_weight(transforms(self.m, weight.dtype).g, rows, self.width, pool)
+
+    def _rows(self, strips: range) -> int:
+        row = self.tiling.row
+        return (row(strips.stop) - row(strips.start)) * self.shape.width
+
+    def _scratch_numbers(self, strips: int) -> int:
+        shape, m = self.shape, self.m
+        windows = (2 * m + 1) * shape.width * 3 * shape.channels
+        rows = (2 * m + 1) * self.padded[1] * shape.channels
+        products = (2 * m + 2) * shape.width * shape.outputs
+        return strips * (windows + max(rows, products))
+
+    def _lay(self, arena: Array, task: Task, strips: range) -> Scratch:
+        shape, m, reach = self.shape, self.m, self.padded[1]
+        count, below = len(strips), self._below(strips, strips).stop
+        windows = shape.width, shape.groups, self.inner
+        even, rest = _cut(arena, (m + 1, count, *windows))
+        odd, rest = _cut(rest, (below, *windows))
+        even_rows, after_rows = _cut(rest, (count, m + 1, reach, shape.channels))
+        odd_rows, _ = _cut(after_rows, (below, reach, shape.channels))
+        of_even, after_products = _cut(rest, (m + 2, count, shape.width, shape.outputs))
+        of_odd, _ = _cut(after_products, (below, shape.width, shape.outputs))
+        return Scratch(even_rows, odd_rows, even, odd, of_even, of_odd)
+
+    def _read(self, block: Block, strips: range) -> list[Step]:
+        """Steps 1 and 2."""
+        s, at, below = block.scratch, block.within(strips), self._below(block.strips, strips)
+        x, border, tiling = block.task.x, block.task.border, self.tiling
+        bt = transforms(self.m, x.dtype).bt
+        rows = s.even_rows[at]
+        tiles = Tiles(x, bt, 2 * self.m, border, tiling.strips, apart=2)
+        even = tiles.rows(strips.start, strips.stop, rows, rows.shape[2])
+        first, last = tiling.row(strips.start), tiling.row(strips.stop)
+        odd = windows_of_odd_rows(x, tiling, border, first, last, s.odd_rows[below], s.odd[below])
+        return [*even, _gather(rows, (), rows.strides[1::-1], s.even[:, at]), *odd]
+
+    def _multiply(self, block: Block, parts: range) -> list[Step]:
+        """Step 3."""
+        s, groups = block.scratch, self.shape.groups
+        if not self.shared:
+            # (m + 2, panels, 3 C/G, width) -> (m + 2, G, panels, 3 C/G, width)
+            u = self.packed.reshape(self.m + 2, groups, -1, *self.packed.shape[2:])
+            group, outputs = slice(None), slice(None)
+        else:
+            (part,) = parts
+            u = self.packed[:, part - self.first, None, None]
+            first = part * groups // self._parts
+            group = slice(first, first + 1)
+            outputs = slice(part * self.width, (part + 1) * self.width)
+        return [
+            *multiply(u[:-1], s.even[..., group, :], s.of_even[:-1, ..., outputs]),
+            *multiply(u[-1], s.odd[..., group, :], s.of_odd[..., outputs]),
+        ]
+
+    def _write(self, block: Block, strips: range) -> list[Step]:
+        """Step 4: bias, ReLU, and into y, which may lie in the next layer's border."""
+        _, y, bias, relu, _ = block.task
+        tiling, wide = self.tiling, self.shape.width * y.shape[3]
+        odd = block.scratch.of_odd[self._below(block.strips, strips)]
+        even = block.scratch.of_even[:, block.within(strips)]
+        matrices = transforms(self.m, y.dtype)
+        products = even.reshape(self.m + 2, len(strips), wide)
+        steps: list[Step] = []
+        if bias is None:
+            matrix, products = matrices.at, products[:-1]
+        else:
+            matrix = matrices.at_bias
+            steps.append(partial(np.copyto, products[-1], bias))
+        by_strip = products.swapaxes(0, 1)
+        for images, first, last, place in image_blocks(strips.start, strips.stop, tiling.strips):
+            some, held = y[images], by_image(by_strip[place], images)
+            steps += [step for step, _ in rows_of_strips(matrix, held, some, first, last)]
+            out = some[:, first * self.m : last * self.m]
+            above = tiling.row(strips.start + place.start) - tiling.row(strips.start)
+            beside = by_image(odd[above : above + len(some) * out.shape[1]], images)
+            steps += add(out, beside, beside, out, relu=relu)
+        return steps
+
+    def _below(self, block: range, strips: range) -> slice:
+        """The output rows of some strips, counted from the first of the block."""
+        row = self.tiling.row
+        return slice(row(strips.start) - row(block.start), row(strips.stop) - row(block.start))

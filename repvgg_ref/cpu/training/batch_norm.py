@@ -7,13 +7,12 @@ loops of C numbers alone would be too short.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array, Real
-from repvgg_ref.cpu.workers.pool import Stage, pool
+from repvgg_ref.cpu.workers.pool import share_out
 from repvgg_ref.ops import REFERENCE, BatchNormGrads
 
 
@@ -40,7 +39,7 @@ def batch_norm_train_forward(
     def add(worker: int, n: int) -> None:
         sums[n] = _sum(x[n])
 
-    _over_images(add, images)
+    share_out(images, add)
     mean = (sums.sum(axis=0, dtype=np.float64) / count).astype(x.dtype)
     x_hat, y = np.empty_like(x, order="C"), np.empty_like(x, order="C")
 
@@ -48,7 +47,7 @@ def batch_norm_train_forward(
         np.subtract(_rows(x[n]), np.tile(mean, width), out=_rows(x_hat[n]))
         sums[n] = _sum(x_hat[n] * x_hat[n])
 
-    _over_images(centre, images)
+    share_out(images, centre)
     var = (sums.sum(axis=0, dtype=np.float64) / count).astype(x.dtype)
     inv_std = 1 / np.sqrt(var + x.dtype.type(eps))
 
@@ -58,7 +57,7 @@ def batch_norm_train_forward(
         np.multiply(rows, np.tile(gamma, width), out=out)
         out += np.tile(beta, width)
 
-    _over_images(scale, images)
+    share_out(images, scale)
     return y, BatchNormCache(x_hat, gamma, inv_std, mean, var)
 
 
@@ -72,7 +71,7 @@ def batch_norm_train_backward(grad_y: Array, cache: BatchNormCache) -> BatchNorm
         sums[0, n] = _sum(grad_y[n])
         sums[1, n] = _sum(grad_y[n] * x_hat[n])
 
-    _over_images(add, images)
+    share_out(images, add)
     grad_beta, grad_gamma = sums.sum(axis=1, dtype=np.float64).astype(grad_y.dtype)
     count = images * height * width
     factor = cache.gamma * cache.inv_std
@@ -85,14 +84,8 @@ def batch_norm_train_backward(grad_y: Array, cache: BatchNormCache) -> BatchNorm
         rows -= np.tile(grad_beta / count, width)
         rows *= np.tile(factor, width)
 
-    _over_images(through, images)
+    share_out(images, through)
     return BatchNormGrads(grad_x, grad_gamma, grad_beta)
-
-
-def _over_images(run: Callable[[int, int], None], images: int) -> None:
-    threads = pool()
-    with threads.session():
-        threads.run(Stage(images, run))
 
 
 def _rows(image: Array) -> Array:

@@ -30,26 +30,6 @@ and keeps x, y3 and y: two thirds of what separate operators do.
 Where 9 C <= O (the images' block) the 3x3 kernel is a matrix too, of whole windows, (9 C, O), and
 y3 is not kept either.
 
-Floor, A0, 16 images of 224 pixels, one AVX-512 core (BLAS 190 GFLOP/s, copies 15 GB/s), seconds:
-
-    3x3, stride 1    35 GFLOP a pass / 4 by F(4, 3) and 12 % for whole tiles, 3 passes     0.15
-    3x3, stride 2     8 GFLOP a pass, 3 passes but for the images' gradient                0.12
-    1x1               5 GFLOP, 5 times, S by half its products                             0.11
-    transforms        7.5 numbers a pixel and channel of stride 1, 3 passes, 0.45 ns       0.14
-    passes            some 20 numbers read or written for each of 19 million               0.11
-                                                                                sum        0.63
-
-Measured 1.01 to 1.07, beside torch 2.13's 1.47: products run at 130 to 170 GFLOP/s, because
-kernels are thin and new to the cache each time; packing them takes 0.05, the rest (linear layer,
-small float64 matrices, Python) 0.06. The products bind, then the transforms. Two threads take 0.72
-of wall time beside torch's 0.81, and 1.17 of processor time: NumPy calls hand the interpreter lock
-to and fro, which longer calls made rarer (0.83 before), and passes over memory do not run twice as
-fast. Tried, in this order, seconds on one core: separate operators 2.0; this algebra on padded
-copies 1.26; tiles that know the zeros around x 1.17; the first block's windows as a matrix 1.06;
-F(7, 3) for F(4, 3), 0.04 less, but four times the error in gradients. Keeping z_1 instead of S
-would save 0.02 for half of y3 more. Two processes with half of the batch each (`crew`, not built
-for training) would need 0.61 and what they tell each other.
-
 Error. S is summed in float32 in pieces of some thousand pixels about the piece's mean, then in
 float64. So var(z_j) errs by u (sum_c |W_cj| std(x_c))^2 at most, where computing z_j first errs by
 u std(z_j) sum_c |W_cj| std(x_c): the same unless a 1x1 kernel cancels what its inputs share.

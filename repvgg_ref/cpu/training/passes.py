@@ -10,7 +10,6 @@ is kept for each piece, a matrix for each *share* of the pieces, and they are ad
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from repvgg_ref.cpu.convolution import direct
 from repvgg_ref.cpu.convolution.direct import Window
 from repvgg_ref.cpu.convolution.layout import carve, image_runs
 from repvgg_ref.cpu.workers import memory
-from repvgg_ref.cpu.workers.pool import Stage, pool
+from repvgg_ref.cpu.workers.pool import pool, share_out
 
 PIECE_NUMBERS = 393_216  # of one array: calls so long that threads seldom meet between them
 PIECE_PIXELS = 256  # at least, so that adding a product (C, O) costs little beside forming it
@@ -113,7 +112,7 @@ def make_inputs(grid: Grid, x: Array, window: Window) -> Inputs:
         ):
             copy()
 
-    _run(grid.pieces, gather)
+    share_out(grid.pieces, gather)
     return inputs._replace(columns=columns)
 
 
@@ -162,7 +161,7 @@ def channel_moments(y: Array, grid: Grid) -> Moments:
             centred *= centred
             squares[piece] = _column_sums(centred)
 
-    _run(grid.shares, share)
+    share_out(grid.shares, share)
     sizes = grid.sizes()
     mean, apart = _merge(means, sizes)
     return Moments(mean, squares.sum(axis=0, dtype=np.float64) + sizes @ apart**2)
@@ -184,7 +183,7 @@ def product_moments(inputs: Inputs) -> Moments:
             correlate(centred, centred, product)
             products[item] += product
 
-    _run(grid.shares, share)
+    share_out(grid.shares, share)
     sizes = grid.sizes()
     mean, apart = _merge(means, sizes)
     split = apart.reshape(len(sizes), groups, -1).transpose(1, 0, 2)  # (G, pieces, C/G)
@@ -226,7 +225,7 @@ def combine(
             if relu:
                 np.maximum(rows, 0, out=rows)
 
-    _run(grid.shares, share)
+    share_out(grid.shares, share)
     return y
 
 
@@ -285,7 +284,7 @@ def gradient_sums(
                 correlate(centred, under, product)
                 with_x[item] += product
 
-    _run(grid.shares, share)
+    share_out(grid.shares, share)
     total = totals.sum(axis=0, dtype=np.float64)
     of_y3, of_x = None, None
     if mean_y3 is not None:  # the means were rounded to the array's dtype: what that changed
@@ -310,7 +309,7 @@ def through_norm(g: Array, y3: Array, of_g: Array, of_y3: Array, shift: Array, g
             np.multiply(grid.rows_of(grid.of(g, piece)), of_g, out=rows)
             rows -= removed
 
-    _run(grid.shares, share)
+    share_out(grid.shares, share)
     return out
 
 
@@ -347,18 +346,12 @@ def add_pointwise(
                 part = rows[place : place + last - first]
                 direct.add_back(part, window, range(first, last), grad_x[n])
 
-    _run(grid.shares, share)
+    share_out(grid.shares, share)
 
 
 def _scratch(grid: Grid, channels: int, arrays: int, dtype: object) -> Array:
     numbers = grid.rows * grid.width * channels
     return memory.empty((pool().threads, arrays, numbers), dtype)
-
-
-def _run(items: int, run: Callable[[int, int], None]) -> None:
-    threads = pool()
-    with threads.session():
-        threads.run(Stage(items, run))
 
 
 def _along_row(vector: Array, grid: Grid) -> Array:

@@ -1,24 +1,17 @@
 """Processes that run a plan together, because Python's threads stand in each other's way.
 
 Between two NumPy calls a thread needs the interpreter lock. If the other one holds it, it sleeps;
-being woken takes 30 microseconds, as long as a call. Measured on two AVX-512 cores, milliseconds,
-the last column being one thread's time halved:
-
-                    threads   processes   ideal
-    A0, batch 1        11.5         8.2     7.5
-    A0, batch 16       97          88        81
-    B1, batch 1        70          61        57
-    B1, batch 16      469         459       451
+being woken takes as long as a call.
 
 So a *crew* is this process, at seat 0, and helpers, which hold the same plan and go through the
 same stages (`Plan.run`, `Plan.follow`): each does its portion of a stage and waits for the others
-at its end. Activations lie in memory that all see. To wait is to read a number until it changes,
-which takes 0.1 microseconds; helpers that have no plan to run sleep on a socket.
+at its end. Activations lie in memory that all see. To wait is to read a number until it changes;
+helpers that have no plan to run sleep on a socket.
 
 A helper is a fresh interpreter, no fork: it inherits no locks and none of the caller's memory. It
 is told everything by messages of JSON, with arrays in anonymous files (`memfd_create`, Linux), and
-ends when the caller does. What makes stores visible in order without further ado is an x86
-processor, so crews are for these.
+ends when the caller does. An x86 processor makes stores visible in order without further ado, so
+crews are for these.
 """
 
 from __future__ import annotations
@@ -43,7 +36,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.cpu.convolution.cost import Algorithm
+from repvgg_ref.cpu.convolution.algorithms import Algorithm
 from repvgg_ref.cpu.workers.helper import LONGEST
 from repvgg_ref.cpu.workers.pool import OneAtATime
 from repvgg_ref.cpu.workers.seats import Board, Seat
@@ -108,7 +101,7 @@ class Caller(Seat):
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """For one caller at a time; who leaves in the middle of a run leaves the crew useless."""
+        """For one caller at a time; leaving in the middle of a run makes the crew useless."""
         with self.crew.turns.session():
             try:
                 yield

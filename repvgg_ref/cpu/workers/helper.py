@@ -53,7 +53,6 @@ class _Helper:
             self._plans[order["plan"]][1].follow()
         elif order["do"] == "drop":
             self._drop(order["plan"])
-
         elif order["do"] == "use":
             self._board.tell(time.process_time_ns(), _peak_bytes())
             self._board.meet(self._check)

@@ -1,12 +1,12 @@
 """Large arrays in memory that has been used before.
 
-A fresh array of 40 MB costs more than the pass that fills it: the kernel hands out zeroed pages at
-1 ns a number, a copy between warm arrays takes 0.5 ns. So the memory of a large array, once nobody
-holds the array or a view of it, is kept for the next request of the same size. Reference counting
-decides that, so no array that anyone can still see is ever written by another.
+A large fresh array costs more than the pass that fills it, because the kernel hands out zeroed
+pages. So the memory of a large array, once nobody holds the array or a view of it, is kept for the
+next request of the same size. Reference counting decides that, so no array that anyone can still
+see is ever written by another.
 
 Arrays begin at a cache line: NumPy's own begin 16 bytes after one, so that every vector of 64 bytes
-is read from two lines, which costs products that pack nothing (`gemm`) a quarter of their speed.
+is read from two lines, which slows products that pack nothing (`gemm`).
 Weights that are packed want just those 16 bytes.
 """
 

@@ -16,7 +16,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.workers.pool import Stage, portion, run_all
 
 SPIN = 2_000  # looks at another seat's number, 0.1 ms, before it naps
-NAP = 20e-6  # seconds; on a busy machine who slept is woken at once, who spun has had its turn
+NAP = 20e-6  # seconds; on a busy machine a sleeper is woken at once, a spinner has had its turn
 LOOK = 0.02  # seconds between looks whether the other process is there at all
 CELLS = 8  # numbers of 8 bytes a seat: a cache line
 

@@ -2,9 +2,9 @@
 
 With ``y_k`` the outputs of the convolutions (the identity's is ``x`` itself) and per-channel
 ``a_k = gamma_k / sqrt(var_k + eps)``, the block is ``relu(sum of a_k * y_k + b)``, ``b = sum of
-beta_k - a_k * mean_k`` (RepVGG, arXiv 2101.03697, figure 4). Branches are always in the order 3x3,
-1x1, identity; an absent one is `None`. Arrays are (N, H, W, C), one storage dtype; statistics,
-coefficients and sums are float32 (float64 for float64 arrays).
+beta_k - a_k * mean_k`` (RepVGG, arXiv 2101.03697, figure 4). Branches are always in the order dense
+(3x3 in the paper: ``y3``), 1x1, identity; an absent one is `None`. Arrays are (N, H, W, C), one
+storage dtype; statistics, coefficients and sums are float32 (float64 for float64 arrays).
 """
 
 from __future__ import annotations

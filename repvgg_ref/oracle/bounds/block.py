@@ -33,11 +33,18 @@ which serves the roundings of inputs and weights; sums in n steps err by at most
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.bounds.linear_part import (
+    BranchValues,
+    LinearPart,
+    direct_energy,
+    layer_kernels,
+    linear_part,
+)
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bounds.squeeze_excitation import (
     Interval,
@@ -49,24 +56,13 @@ from repvgg_ref.oracle.bounds.squeeze_excitation import (
     theta,
 )
 from repvgg_ref.oracle.bounds.winograd import applies, roundings
-from repvgg_ref.oracle.programs.linear_part import (
-    BranchValues,
-    LinearPart,
-    direct_energy,
-    layer_kernels,
-    linear_part,
-)
-from repvgg_ref.oracle.programs.program import BlockProgram
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.head import HeadProgram
+from repvgg_ref.oracle.programs.program import Program
 
 Algorithm = Literal["direct", "winograd2", "winograd4", "winograd5", "winograd6", "winograd7"]
-_OUTPUTS_PER_TILE: dict[Algorithm, int] = {
-    "direct": 0,
-    "winograd2": 2,
-    "winograd4": 4,
-    "winograd5": 5,
-    "winograd6": 6,
-    "winograd7": 7,
-}
+WINOGRAD: tuple[Algorithm, ...] = get_args(Algorithm)[1:]
+_OUTPUTS_PER_TILE = {"direct": 0} | {name: int(name[-1]) for name in WINOGRAD}
 
 # Roundings that a product meets besides those of its dot product: weight times t (1), two additions
 # of centre taps (2) or two of branches (2, the larger path has either), bias (1), batch norm apart
@@ -133,7 +129,7 @@ def block_bound(
     if len(y) != len(x):
         raise ValueError(f"y has {len(y)} images, x has {len(x)}")
     m = _OUTPUTS_PER_TILE[algorithm]
-    if not applies(m, program.stride, program.dilation):
+    if program.size != (3, 3) or not applies(m, program.stride, program.dilation):
         m = 0
     kernels = layer_kernels(program)
     lam = _lambda(terms=kernels.weight[0].size, outputs=y.size)
@@ -150,6 +146,14 @@ def block_bound(
         for kind in ("certified", "likely")
     )
     return _finished(certified, likely, precision)
+
+
+def layer_bound(program: Program, x: Array, y: Array, precision: Precision) -> Bound:
+    """Bound the error of any layer for the candidate's own input, direct summation assumed."""
+    if isinstance(program, HeadProgram):
+        return head_bound(program.weight, program.bias, x, y, precision)
+    assert isinstance(program, BlockProgram)
+    return block_bound(program, x, y, precision)
 
 
 def head_bound(weight: Array, bias: Array, x: Array, logits: Array, precision: Precision) -> Bound:
@@ -196,7 +200,7 @@ def _before_activation(
     3; otherwise once each and not at all.
     """
     reads, kernels, writes = (3, 2, 3) if m else (1, 1, 0)
-    steps = terms + _OTHER
+    steps = terms + _OTHER + _more(part)
     relative = (
         (1 + theta(p.u_input, reads))
         * (1 + theta(p.u_weight, kernels))
@@ -210,7 +214,7 @@ def _before_activation(
     )
     widest = 1 + np.maximum.reduce(scale_errors)[:, None] if scale_errors else np.ones((1, 1))
     beside = p.u_store * _stored(part) + (1 + relative) * _underflow(part, steps, p)
-    grows = (1 + p.u_store) ** _WRITES
+    grows = (1 + p.u_store) ** (_WRITES + _more(part))
     certified = grows * (widest * (relative * part.magnitude + beside) + coherent)
 
     once = float(np.sqrt(reads * p.u_input**2 + kernels * p.u_weight**2 + writes * p.u_store**2))
@@ -219,6 +223,11 @@ def _before_activation(
     drift = cutting_drift(p) * np.abs(part.value)
     likely = grows * (widest * (random + drift + beside) + coherent)
     return certified, np.minimum(likely, certified)
+
+
+def _more(part: LinearPart) -> int:
+    """Additions of branches, and writes of their sums, beyond those of three."""
+    return max(0, len(part.branches) - 3)
 
 
 def _scale_error(branch: BranchValues, p: Precision) -> Array:
@@ -274,7 +283,9 @@ def _underflow(part: LinearPart, steps: int, p: Precision) -> Array:
     acts, the quotient before gamma does, up to 5 a branch after that, and `_WRITES` of the whole.
     """
     apart = sum(np.abs(b.t) for b in part.branches) + np.ones(1)
-    written = sum(3 * np.abs(b.t) + np.abs(b.gamma) + 5 for b in part.branches) + _WRITES
+    written = (
+        sum(3 * np.abs(b.t) + np.abs(b.gamma) + 5 for b in part.branches) + _WRITES + _more(part)
+    )
     rounded = part.weight_sum[:, None] + apart[:, None] * part.input_sum
     in_memory = p.tiny * (rounded + np.reshape(written, (-1, 1)))
     return np.asarray(in_memory + p.tiny_accumulate * steps * apart[:, None])

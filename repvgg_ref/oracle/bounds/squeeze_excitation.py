@@ -13,7 +13,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.precision import Precision
-from repvgg_ref.oracle.programs.program import SqueezeExcitationParams
+from repvgg_ref.oracle.programs.activation import SqueezeExcitationParams
 
 # Evaluating a sigmoid s(l), in units of the accumulators' u and at most: rounding the exponent's
 # argument, |l| s (1 - s) <= 0.23; exp to 2 ulp = 4 u of exp, times s (1 - s) <= 1/4, 1; the

@@ -5,9 +5,8 @@ Source of the algorithm: Lavin & Gray, "Fast Algorithms for Convolutional Neural
 Anderson, Soodhalter & Gregg, "Error analysis and improving the accuracy of Winograd convolution for
 deep neural networks", ACM TOMS 46 (2020), algorithm 1; of the bound: their theorem 2 for one
 dimension and theorem 5 for two, kept per element instead of taking norms. With stride 2 only rows
-are filtered so, the even and the odd ones apart (`cook_toom.every_other_output`,
-`cpu.winograd_stride_2`), and taps across are summed as they are: theorem 2, with three times the
-terms.
+are filtered so, the even and the odd ones apart (`cook_toom.every_other_output`), and taps across
+are summed as they are: theorem 2, with three times the terms.
 """
 
 from __future__ import annotations
@@ -18,19 +17,37 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.convolution.winograd import POINTS as OUR_POINTS
-from repvgg_ref.cpu.convolution.winograd import POINTS_OF_STRIDE_2
-from repvgg_ref.exact.cook_toom import MinimalFilter, Point, cook_toom, every_other_output
+from repvgg_ref.exact.cook_toom import MinimalFilter, cook_toom, every_other_output
+from repvgg_ref.exact.points import Point
 
-# Interpolation points of F(m, 3) in use. The rational ones are Lavin & Gray's and NNPACK's, and
-# this library's own; ncnn's F(4, 3) takes square roots of 1/2 and 2. The bound is the largest.
+# Interpolation points of F(m, 3) in use, stated here and not taken from any engine that is judged:
+# 1. Lavin & Gray's and NNPACK's, small integers and their inverses; ncnn's F(4, 3) takes square
+#    roots of 1/2 and 2; 2. fractions that a search over small denominators finds to err least, as
+#    Barabasz et al. did in their section 6. The bound is the largest over all of them.
 _ROOT = 2.0**0.5
-_LIBRARIES: dict[int, tuple[tuple[Point, ...], ...]] = {
-    2: ((0, 1, -1, inf),),
-    4: ((0, 1, -1, 2, -2, inf), (0, _ROOT / 2, -_ROOT / 2, _ROOT, -_ROOT, inf)),
-    6: ((0, 1, -1, 2, -2, 0.5, -0.5, inf),),
+
+
+def _both_signs(*numbers: float) -> tuple[float, ...]:
+    return tuple(sign * n for n in numbers for sign in (1, -1))
+
+
+POINTS: dict[int, tuple[tuple[Point, ...], ...]] = {
+    2: ((0, *_both_signs(1), inf),),
+    4: (
+        (0, *_both_signs(1, 2), inf),
+        (0, *_both_signs(_ROOT / 2, _ROOT), inf),
+        (0, *_both_signs(5 / 8, 3 / 2), inf),
+    ),
+    5: ((0, *_both_signs(5 / 8, 5 / 4, 3)),),
+    6: ((0, *_both_signs(1, 2, 1 / 2), inf), (0, *_both_signs(1 / 2, 1, 7 / 4), inf)),
+    7: ((0, *_both_signs(1 / 2, 7 / 8, 3 / 2, 4)),),
 }
-POINTS = {m: tuple(dict.fromkeys((*_LIBRARIES.get(m, ()), ours))) for m, ours in OUR_POINTS.items()}
+# Of F(m, 2), the even half of a convolution with stride 2.
+POINTS_OF_STRIDE_2: dict[int, tuple[Point, ...]] = {
+    2: (0, -1, inf),
+    4: (0, *_both_signs(3 / 4, 5 / 2)),
+    7: (0, *_both_signs(1 / 2, 1, 2), inf),
+}
 
 
 class Transforms(NamedTuple):
@@ -72,7 +89,7 @@ def roundings(m: int, stride: int, channels: int) -> int:
 
 
 def winograd_magnitudes(
-    padded: Array, weight: Array, groups: int, size: tuple[int, int], m: int, stride: int
+    padded: Array, weight: Array, groups: int, size: tuple[int, ...], m: int, stride: int
 ) -> tuple[Array, Array]:
     """``|A^T| [sum over c of (|G| |g| |G^T|) . (|B^T| |d| |B|)] |A|``, and its root-square sum.
 
@@ -109,7 +126,7 @@ def _absolute(exact: MinimalFilter) -> Transforms:
 
 
 def _by_rows(
-    padded: Array, weight: Array, groups: int, size: tuple[int, int], matrices: Transforms
+    padded: Array, weight: Array, groups: int, size: tuple[int, ...], matrices: Transforms
 ) -> tuple[Array, Array]:
     """Both sums with stride 2, the second still squared: rows transformed, columns met directly."""
     a, b, g = matrices
@@ -142,7 +159,7 @@ def _of_variant(
     padded: Array,
     weight: Array,
     groups: int,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     matrices: Transforms,
 ) -> tuple[Array, Array]:
     """Both sums for one set of points; the second still squared."""
@@ -166,7 +183,7 @@ def _of_variant(
 
 
 def _gather_tiles(
-    products: Array, a: Array, size: tuple[int, int], tiles: tuple[int, int]
+    products: Array, a: Array, size: tuple[int, ...], tiles: tuple[int, int]
 ) -> Array:
     """``A^T P A`` of every tile, put side by side: (tile, tile, G, O/G, T) -> (O, Ho * Wo)."""
     m = a.shape[1]

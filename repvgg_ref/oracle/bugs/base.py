@@ -1,37 +1,55 @@
-"""What a hypothesis is: a named way to compute a layer wrongly, with what to tell its author."""
+"""What a bug is: a named way to compute something wrongly, with what to tell its author.
+
+`Bug`, `Site`, `Variant` and `Mutant` know nothing of what is computed: P is a block's program, the
+head's, or whatever else a function can make a wrong one of.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.programs.program import BlockProgram
+from repvgg_ref.oracle.programs.block import BlockProgram
+
+P = TypeVar("P")
+Mutation = Callable[["Site[P]"], Iterator["Variant[P]"]]
 
 
-class Variant(NamedTuple):
-    """One setting of a hypothesis: the wrong program, and the parameter that tells it apart."""
+class Variant(NamedTuple, Generic[P]):
+    """One setting of a bug: the wrong program, and the parameter that tells it apart.
 
-    program: BlockProgram
+    `at` gives the program for other values of a continuous parameter.
+    """
+
+    program: P
     parameter: float | None = None
     detail: str = ""
+    at: Callable[[float], P] | None = None
+
+    @property
+    def label(self) -> str:
+        """What tells it from the bug's other variants, in a word or two."""
+        if self.detail or self.parameter is None:
+            return self.detail
+        return f"{self.parameter:g}"
 
 
 @dataclass(frozen=True)
-class Site:
-    """Where a hypothesis is tried.
+class Site(Generic[P]):
+    """Where a bug is tried.
 
     Attributes
     ----------
-    program : BlockProgram
+    program : P
         The layer as it should be.
     x : array, shape (N, C, H, W)
         The candidate's own input of the layer.
     y_hat : array or None
-        The candidate's output, for hypotheses that read a permutation off it.
+        The candidate's output, for bugs that read a permutation off it.
     is_stem : bool
         Whether the input is the image.
     others : mapping
@@ -40,25 +58,26 @@ class Site:
         The names of other layers of the same shape.
     """
 
-    program: BlockProgram
+    program: P
     x: Array
     y_hat: Array | None = None
     is_stem: bool = False
-    others: Mapping[str, BlockProgram] = field(default_factory=dict)
+    others: Mapping[str, P] = field(default_factory=dict)
     alike: tuple[str, ...] = ()
 
 
-Mutation = Callable[[Site], Iterator[Variant]]
-
-
 @dataclass(frozen=True)
-class Hypothesis:
+class Bug(Generic[P]):
     """A bug class: its name, what it says of a candidate, and how it is computed.
 
     Attributes
     ----------
+    family : str
+        The module it is written in.
     says : str
         A sentence about the candidate; ``{parameter}`` and ``{detail}`` are filled in.
+    mutate : callable
+        From a site to the ways of having this bug there; none where it changes nothing.
     continuous : bool
         The parameter is a number to be fitted, not a choice.
     global_bug : bool
@@ -71,18 +90,33 @@ class Hypothesis:
     family: str
     says: str
     advice: str
-    mutate: Mutation
+    mutate: Mutation[P]
     continuous: bool = False
     global_bug: bool = True
     precision: frozenset[str] = frozenset()
 
-    def variants(self, site: Site) -> Iterator[Variant]:
-        """The ways of having this bug at `site`; none where it changes nothing."""
-        yield from self.mutate(site)
+
+@dataclass(frozen=True)
+class Mutant(Generic[P]):
+    """One bug planted; `layer` None: in every layer. `where` is added to what is said of it."""
+
+    bug: Bug[P]
+    variant: Variant[P]
+    layer: str | None = None
+    where: str = ""
+
+    @property
+    def says(self) -> str:
+        """The bug's sentence, filled in."""
+        variant = self.variant
+        said = self.bug.says.format(parameter=variant.parameter or 0.0, detail=variant.detail)
+        return said + self.where
 
 
-def hypothesis(
-    registry: list[Hypothesis],
+_LIBRARY: dict[str, list[Bug[Any]]] = {}
+
+
+def bug(
     name: str,
     *,
     says: str,
@@ -90,19 +124,32 @@ def hypothesis(
     continuous: bool = False,
     global_bug: bool = True,
     precision: tuple[str, ...] = (),
-) -> Callable[[Mutation], Mutation]:
+) -> Callable[[Mutation[P]], Mutation[P]]:
     """Register the decorated mutation under `name`; the family is its module's name."""
 
-    def register(mutate: Mutation) -> Mutation:
+    def register(mutate: Mutation[P]) -> Mutation[P]:
         family = mutate.__module__.rsplit(".", 1)[1]
-        registry.append(
-            Hypothesis(
-                name, family, says, advice, mutate, continuous, global_bug, frozenset(precision)
-            )
-        )
+        made = Bug(name, family, says, advice, mutate, continuous, global_bug, frozenset(precision))
+        _LIBRARY.setdefault(family, []).append(made)
         return mutate
 
     return register
+
+
+def library(*modules: Any) -> tuple[Bug[Any], ...]:
+    """The bugs of some modules, in the order in which they stand there."""
+    families = [module.__name__.rsplit(".", 1)[1] for module in modules]
+    return tuple(found for family in families for found in _LIBRARY[family])
+
+
+def planted(
+    bugs: Iterable[Bug[P]], site: Site[P], layer: str | None = None, *, precision: str = ""
+) -> Iterator[Mutant[P]]:
+    """Every variant of every bug at one site, but for what `precision` excuses."""
+    for each in bugs:
+        if precision not in each.precision:
+            for variant in each.mutate(site):
+                yield Mutant(each, variant, layer)
 
 
 def round_to_bits(x: Array, bits: int, *, truncate: bool = False) -> Array:
@@ -113,3 +160,7 @@ def round_to_bits(x: Array, bits: int, *, truncate: bool = False) -> Array:
     mantissa, exponent = np.frexp(x)
     scaled = mantissa * 2.0**bits
     return np.asarray(np.ldexp(np.trunc(scaled) if truncate else np.rint(scaled), exponent - bits))
+
+
+BlockSite = Site[BlockProgram]
+BlockVariants = Iterator[Variant[BlockProgram]]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
 
-from repvgg_ref.blocks.block import Branch
-from repvgg_ref.blocks.fusion import bn_scale
-from repvgg_ref.oracle.bugs.base import Hypothesis, Site, Variant, hypothesis
-from repvgg_ref.oracle.programs.evaluate import all_pixels, gather
-from repvgg_ref.oracle.programs.program import BlockProgram
-
-LIBRARY: list[Hypothesis] = []
+from repvgg_ref.blocks.branches import Branch
+from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug
+from repvgg_ref.oracle.programs.block import BlockProgram
 
 _EPS_TRIED = (1e-2, 2e-3, 1e-3, 1e-4, 1e-6, 1e-7, 1e-8, 1e-12)
 
@@ -25,128 +21,124 @@ def rescaled(branch: Branch, eps: float, scale: object) -> Branch:
 
 def with_eps(program: BlockProgram, eps: float) -> BlockProgram:
     """The program with another eps inside the root."""
-    scale = {
-        n: b.gamma / np.sqrt(np.maximum(b.running_var + eps, 1e-300))
-        for n, b in program.branches.items()
-    }
-    return program.with_branches(lambda name, b: rescaled(b, program.eps, scale[name]))
+    return with_norms(
+        program,
+        lambda _, b: rescaled(
+            b, program.eps, b.gamma / np.sqrt(np.maximum(b.running_var + eps, 1e-300))
+        ),
+    )
 
 
-@hypothesis(
-    LIBRARY,
+def with_norms(program: BlockProgram, change: Callable[[str, Branch], Branch]) -> BlockProgram:
+    """The program with every branch changed that has a batch norm."""
+    return program.with_branches(lambda name, b: change(name, b) if b.has_norm else b)
+
+
+@bug(
     "eps-value",
     says="batch norm adds eps = {parameter:.3g} where the reference adds another",
     advice="set eps of every batch norm to the reference's (official code: 1e-5), or give --eps",
     continuous=True,
 )
-def eps_value(site: Site) -> Iterator[Variant]:
-    for eps in _EPS_TRIED if site.program.branches else ():
+def eps_value(site: BlockSite) -> BlockVariants:
+    for eps in _EPS_TRIED if site.program.norms else ():
         if abs(eps / site.program.eps - 1) > 1e-3:
-            yield Variant(with_eps(site.program, eps), eps)
+            yield Variant(with_eps(site.program, eps), eps, at=partial(with_eps, site.program))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "eps-outside-root",
     says="eps is added to the standard deviation: gamma / (sqrt(var) + eps)",
     advice="add eps to the variance, inside the square root",
 )
-def eps_outside_root(site: Site) -> Iterator[Variant]:
+def eps_outside_root(site: BlockSite) -> BlockVariants:
     eps = site.program.eps
-    if site.program.branches:
+    if site.program.norms:
         yield Variant(
-            site.program.with_branches(
-                lambda _, b: rescaled(b, eps, b.gamma / (np.sqrt(b.running_var) + eps))
+            with_norms(
+                site.program,
+                lambda _, b: rescaled(b, eps, b.gamma / (np.sqrt(b.running_var) + eps)),
             )
         )
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "eps-dropped",
     says="eps is left out: gamma / sqrt(var)",
     advice="add eps to the variance before the square root",
 )
-def eps_dropped(site: Site) -> Iterator[Variant]:
-    if site.program.branches and all(
-        (b.running_var > 0).all() for b in site.program.branches.values()
-    ):
+def eps_dropped(site: BlockSite) -> BlockVariants:
+    normed = [b for b in site.program.branches.values() if b.has_norm]
+    if normed and all((b.running_var > 0).all() for b in normed):
         yield Variant(with_eps(site.program, 0.0), 0.0)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "var-used-as-std",
     says="the variance is used where its square root belongs: gamma / (var + eps)",
     advice="take the square root of var + eps",
 )
-def var_used_as_std(site: Site) -> Iterator[Variant]:
+def var_used_as_std(site: BlockSite) -> BlockVariants:
     eps = site.program.eps
     yield from _each_or_all(site, lambda b: rescaled(b, eps, b.gamma / (b.running_var + eps)))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "mean-ignored",
     says="the running mean is not subtracted ({detail})",
     advice="the fused bias is beta - mean * gamma / sqrt(var + eps)",
 )
-def mean_ignored(site: Site) -> Iterator[Variant]:
+def mean_ignored(site: BlockSite) -> BlockVariants:
     yield from _each_or_all(site, lambda b: b._replace(running_mean=0 * b.running_mean))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "mean-sign",
     says="the running mean is added instead of subtracted ({detail})",
     advice="the fused bias is beta MINUS mean * gamma / sqrt(var + eps)",
 )
-def mean_sign(site: Site) -> Iterator[Variant]:
+def mean_sign(site: BlockSite) -> BlockVariants:
     yield from _each_or_all(site, lambda b: b._replace(running_mean=-b.running_mean))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "beta-ignored",
     says="batch norm's beta is left out ({detail})",
     advice="add beta (`bn.bias`) to the fused bias",
 )
-def beta_ignored(site: Site) -> Iterator[Variant]:
+def beta_ignored(site: BlockSite) -> BlockVariants:
     yield from _each_or_all(site, lambda b: b._replace(beta=0 * b.beta))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "gamma-ignored",
     says="batch norm's gamma is left out ({detail})",
     advice="scale by gamma (`bn.weight`), also in the bias",
 )
-def gamma_ignored(site: Site) -> Iterator[Variant]:
+def gamma_ignored(site: BlockSite) -> BlockVariants:
     yield from _each_or_all(site, lambda b: b._replace(gamma=np.ones_like(b.gamma)))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "mean-not-scaled",
     says="the running mean is subtracted without its scale gamma / sqrt(var + eps) ({detail})",
     advice="the fused bias is beta - mean * gamma / sqrt(var + eps)",
 )
-def mean_not_scaled(site: Site) -> Iterator[Variant]:
+def mean_not_scaled(site: BlockSite) -> BlockVariants:
     eps = site.program.eps
     yield from _each_or_all(
         site,
-        lambda b: b._replace(beta=b.beta - b.running_mean + b.running_mean * bn_scale(b, eps)),
+        lambda b: b._replace(beta=b.beta - b.running_mean + b.running_mean * b.scale(eps)),
     )
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "bn-of-branches-swapped",
     says="two branches use each other's batch norm ({detail})",
     advice="check which batch norm belongs to which branch in the key mapping",
 )
-def bn_of_branches_swapped(site: Site) -> Iterator[Variant]:
-    names = list(site.program.branches)
+def bn_of_branches_swapped(site: BlockSite) -> BlockVariants:
+    names = site.program.norms
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
             pair = {first: second, second: first}
@@ -162,13 +154,12 @@ def _bn_of_another(
     return branches[pair.get(name, name)]._replace(weight=branch.weight)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "stale-statistics",
     says="running statistics are the initial ones, mean 0 and variance 1 ({detail})",
     advice="load running_mean and running_var: buffers, which parameter-only copies leave out",
 )
-def stale_statistics(site: Site) -> Iterator[Variant]:
+def stale_statistics(site: BlockSite) -> BlockVariants:
     yield from _each_or_all(
         site,
         lambda b: b._replace(
@@ -177,13 +168,12 @@ def stale_statistics(site: Site) -> Iterator[Variant]:
     )
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "default-batch-norm",
     says="batch norm does nothing: gamma 1, beta 0, mean 0, variance 1 ({detail})",
     advice="the batch norm's weights were not loaded",
 )
-def default_batch_norm(site: Site) -> Iterator[Variant]:
+def default_batch_norm(site: BlockSite) -> BlockVariants:
     yield from _each_or_all(
         site,
         lambda b: Branch(
@@ -196,52 +186,29 @@ def default_batch_norm(site: Site) -> Iterator[Variant]:
     )
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "train-mode-batch-norm",
     says="batch norm normalises by the batch's own statistics: the port runs in training mode",
     advice="call model.eval() (or training=False) before comparing or exporting",
 )
-def train_mode_batch_norm(site: Site) -> Iterator[Variant]:
-    if not site.program.branches:
-        return
-    program = site.program
-    rows, columns = all_pixels(*_size(site))
-    patches = gather(program, site.x, rows, columns)  # (N, P, C, 3, 3)
-    statistics = {}
-    for name, branch in program.branches.items():
-        seen = _convolved(program, patches, branch)
-        statistics[name] = seen.mean(axis=1), seen.var(axis=1)
-    yield Variant(
-        program.with_branches(
-            lambda name, b: b._replace(
-                running_mean=statistics[name][0], running_var=statistics[name][1]
+def train_mode_batch_norm(site: BlockSite) -> BlockVariants:
+    if site.program.norms:
+        seen = {
+            name: (z.mean(axis=(0, 2)), z.var(axis=(0, 2)))
+            for name, z in site.program.responses(site.x).items()
+        }
+        yield Variant(
+            with_norms(
+                site.program,
+                lambda name, b: b._replace(running_mean=seen[name][0], running_var=seen[name][1]),
             )
         )
-    )
 
 
-def _size(site: Site) -> tuple[int, int]:
-    from repvgg_ref.oracle.programs.program import output_size
-
-    return output_size(site.program, *site.x.shape[2:])
-
-
-def _convolved(program: BlockProgram, patches: np.ndarray, branch: Branch) -> np.ndarray:
-    """A branch before its batch norm, (O, N*P)."""
-    assert branch.weight is not None
-    n, p = patches.shape[:2]
-    groups, outputs = program.groups, branch.weight.shape[0]
-    seen = patches if branch.weight.shape[2] == 3 else patches[..., 1:2, 1:2]
-    columns = seen.reshape(n * p, groups, -1).transpose(1, 2, 0)  # (G, K, N*P)
-    weight = branch.weight.reshape(groups, outputs // groups, -1)
-    return np.asarray((weight @ columns).reshape(outputs, n * p))
-
-
-def _each_or_all(site: Site, change: Callable[[Branch], Branch]) -> Iterator[Variant]:
+def _each_or_all(site: BlockSite, change: Callable[[Branch], Branch]) -> BlockVariants:
     """A change in every branch, then in each one alone."""
-    names = list(site.program.branches)
+    names = site.program.norms
     if names:
-        yield Variant(site.program.with_branches(lambda _, b: change(b)), detail="every branch")
+        yield Variant(with_norms(site.program, lambda _, b: change(b)), detail="every branch")
     for chosen in names if len(names) > 1 else ():
         yield Variant(site.program.with_branch(chosen, change), detail=chosen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -10,10 +10,8 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
-from repvgg_ref.oracle.bugs.base import Hypothesis, Site, Variant, hypothesis
-from repvgg_ref.oracle.programs.program import BlockProgram
-
-LIBRARY: list[Hypothesis] = []
+from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug
+from repvgg_ref.oracle.programs.block import DENSE, IDENTITY, POINTWISE, BlockProgram
 
 _NEIGHBOURS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
 
@@ -22,44 +20,40 @@ def _kernel(program: BlockProgram, change: Callable[[Array], Array]) -> BlockPro
     return program.with_kernel(lambda k: FusedConv(np.ascontiguousarray(change(k.weight)), k.bias))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "padding-missing",
     says="the convolution has no padding, so its output is smaller",
     advice="build the fused convolution with padding=1",
 )
-def padding_missing(site: Site) -> Iterator[Variant]:
+def padding_missing(site: BlockSite) -> BlockVariants:
     yield Variant(replace(site.program, pad_mode="none"))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "padding-reflect",
     says="the border is reflected instead of zero",
     advice="pad with zeros",
 )
-def padding_reflect(site: Site) -> Iterator[Variant]:
+def padding_reflect(site: BlockSite) -> BlockVariants:
     if min(site.x.shape[2:]) > max(site.program.pads):
         yield Variant(replace(site.program, pad_mode="reflect"))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "padding-replicate",
     says="the border repeats the edge pixels instead of zeros",
     advice="pad with zeros",
 )
-def padding_replicate(site: Site) -> Iterator[Variant]:
+def padding_replicate(site: BlockSite) -> BlockVariants:
     yield Variant(replace(site.program, pad_mode="edge"))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "padding-asymmetric",
     says="padding lies on one side only ({detail})",
     advice="pad 1 on every side; TensorFlow's SAME with stride 2 pads bottom and right only",
 )
-def padding_asymmetric(site: Site) -> Iterator[Variant]:
+def padding_asymmetric(site: BlockSite) -> BlockVariants:
     p = site.program.pads[0]
     for detail, pads in {
         "bottom and right": (0, 0, 2 * p, 2 * p),
@@ -70,72 +64,87 @@ def padding_asymmetric(site: Site) -> Iterator[Variant]:
         yield Variant(replace(site.program, pads=pads), detail=detail)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "tf-same-padding",
     says="TensorFlow's SAME padding: the 3x3 kernel starts one pixel later, the 1x1 does not",
     advice="with stride 2 pad (1, 1) explicitly and use padding='valid'",
 )
-def tf_same_padding(site: Site) -> Iterator[Variant]:
-    if site.program.branches and len(site.program.branches) > 1 and site.program.stride == 2:
-        shifted = dict.fromkeys(("branch_1x1", "branch_identity"), (-1, -1))
-        p = site.program.pads[0]
+def tf_same_padding(site: BlockSite) -> BlockVariants:
+    if len(site.program.branches) > 1 and site.program.stride == 2:
+        program, p = site.program, site.program.pads[0]
+        shifted = {
+            name: (-room[0], -room[1])
+            for name in program.branches
+            if any(room := program.room(name))
+        }
         yield Variant(replace(site.program, pads=(0, 0, 2 * p, 2 * p), offsets=shifted))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "branch-1x1-on-wrong-tap",
     says="the 1x1 kernel sits {detail} of the centre tap",
     advice="pad the 1x1 kernel by one on every side: it belongs on tap (1, 1)",
 )
-def branch_1x1_on_wrong_tap(site: Site) -> Iterator[Variant]:
-    if "branch_1x1" in site.program.branches:
+def branch_1x1_on_wrong_tap(site: BlockSite) -> BlockVariants:
+    if POINTWISE in site.program.branches:
         for row, column in _NEIGHBOURS:
-            moved = replace(site.program, offsets={"branch_1x1": (row, column)})
+            moved = replace(site.program, offsets={POINTWISE: (row, column)})
             yield Variant(moved, detail=f"({row:+d}, {column:+d})")
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
+    "branch-on-wrong-taps",
+    says="a branch's kernel does not sit in the middle of the fused one: {detail}",
+    advice="pad the smaller kernel by the same number of zeros on both sides",
+)
+def branch_on_wrong_taps(site: BlockSite) -> BlockVariants:
+    """Of branches that have no bug of their own: one tap off, where there is room."""
+    for name in site.program.branches:
+        if name in (DENSE, POINTWISE, IDENTITY):
+            continue
+        rows, columns = site.program.room(name)
+        for row, column in _NEIGHBOURS:
+            if abs(row) <= rows and abs(column) <= columns:
+                moved = replace(site.program, offsets={name: (row, column)})
+                yield Variant(moved, detail=f"{name} by ({row:+d}, {column:+d})")
+
+
+@bug(
     "kernel-flipped",
     says="the kernel is flipped ({detail}): a true convolution instead of cross-correlation",
     advice="do not flip kernels",
 )
-def kernel_flipped(site: Site) -> Iterator[Variant]:
+def kernel_flipped(site: BlockSite) -> BlockVariants:
     for detail, axes in {"both ways": (2, 3), "top to bottom": (2,), "left to right": (3,)}.items():
         yield Variant(_kernel(site.program, partial(np.flip, axis=axes)), detail=detail)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "kernel-height-width-swapped",
     says="the kernel's height and width are exchanged",
     advice="keep (O, I, kH, kW); check the transposition that the layout conversion applies",
 )
-def kernel_height_width_swapped(site: Site) -> Iterator[Variant]:
+def kernel_height_width_swapped(site: BlockSite) -> BlockVariants:
     yield Variant(_kernel(site.program, lambda w: w.transpose(0, 1, 3, 2)))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "kernel-in-out-swapped",
     says="the kernel's input and output channels are exchanged",
     advice="keep (O, I, kH, kW)",
 )
-def kernel_in_out_swapped(site: Site) -> Iterator[Variant]:
+def kernel_in_out_swapped(site: BlockSite) -> BlockVariants:
     spec = site.program.spec
     if spec.groups == 1 and spec.in_channels == spec.out_channels:
         yield Variant(_kernel(site.program, lambda w: w.transpose(1, 0, 2, 3)))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "kernel-memory-layout",
     says="the kernel's memory is read in another layout ({detail})",
     advice="transpose the kernel to the runtime's layout instead of reshaping its memory",
 )
-def kernel_memory_layout(site: Site) -> Iterator[Variant]:
+def kernel_memory_layout(site: BlockSite) -> BlockVariants:
     for detail, order in {
         "HWIO as OIHW": (2, 3, 1, 0),
         "OHWI as OIHW": (0, 2, 3, 1),
@@ -156,13 +165,12 @@ def _reread_back(weight: Array, order: tuple[int, ...]) -> Array:
     return weight.reshape([weight.shape[axis] for axis in order]).transpose(np.argsort(order))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "input-memory-layout",
     says="the layer's input is read in the wrong memory layout ({detail})",
     advice="transpose NHWC to NCHW instead of reshaping",
 )
-def input_memory_layout(site: Site) -> Iterator[Variant]:
+def input_memory_layout(site: BlockSite) -> BlockVariants:
     if site.x.shape[2] * site.x.shape[3] == 1:
         return
     yield Variant(site.program.with_input(_as_nhwc), detail="NCHW memory read as NHWC")
@@ -178,24 +186,22 @@ def _as_nchw(x: Array) -> Array:
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).reshape(x.shape)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "height-width-swapped",
     says="height and width of the image are exchanged",
     advice="check the order (N, C, H, W); PIL sizes are (width, height)",
 )
-def height_width_swapped(site: Site) -> Iterator[Variant]:
+def height_width_swapped(site: BlockSite) -> BlockVariants:
     if site.x.shape[2] == site.x.shape[3] and site.x.shape[2] > 1:
         yield Variant(site.program.with_input(lambda x: x.transpose(0, 1, 3, 2)))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "groups-ignored",
     says="the groups are ignored ({detail})",
     advice="pass groups to the fused convolution; its kernel is (O, C / groups, 3, 3)",
 )
-def groups_ignored(site: Site) -> Iterator[Variant]:
+def groups_ignored(site: BlockSite) -> BlockVariants:
     groups = site.program.groups
     if groups == 1:
         return
@@ -210,13 +216,12 @@ def groups_ignored(site: Site) -> Iterator[Variant]:
     )
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "groups-permuted",
     says="the groups read each other's input channels ({detail})",
     advice="group g reads channels g * C/G ... (g + 1) * C/G - 1",
 )
-def groups_permuted(site: Site) -> Iterator[Variant]:
+def groups_permuted(site: BlockSite) -> BlockVariants:
     groups, channels = site.program.groups, site.x.shape[1]
     if groups == 1:
         return
@@ -233,24 +238,22 @@ def groups_permuted(site: Site) -> Iterator[Variant]:
             )
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "dilation-ignored",
     says="the dilation is ignored",
     advice="pass dilation (and padding = dilation) to the fused convolution",
 )
-def dilation_ignored(site: Site) -> Iterator[Variant]:
+def dilation_ignored(site: BlockSite) -> BlockVariants:
     if site.program.dilation > 1:
         yield Variant(replace(site.program, dilation=1, pads=(1, 1, 1, 1)))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "dilation-added",
     says="the convolution is dilated by {parameter:.0f}",
     advice="this layer has no dilation",
 )
-def dilation_added(site: Site) -> Iterator[Variant]:
+def dilation_added(site: BlockSite) -> BlockVariants:
     if site.program.dilation == 1:
         for dilation in (2, 4):
             yield Variant(
@@ -258,25 +261,23 @@ def dilation_added(site: Site) -> Iterator[Variant]:
             )
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "stride-moved",
     says="the stride is {parameter:.0f} here",
     advice="stride 2 belongs to the first block of every stage, and to that only",
     global_bug=False,
 )
-def stride_moved(site: Site) -> Iterator[Variant]:
+def stride_moved(site: BlockSite) -> BlockVariants:
     other = 3 - site.program.stride
     yield Variant(replace(site.program, stride=other), float(other))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "stride-phase",
     says="the strided convolution starts at pixel {detail} instead of (0, 0)",
     advice="pad 1 on every side; do not crop the input first",
 )
-def stride_phase(site: Site) -> Iterator[Variant]:
+def stride_phase(site: BlockSite) -> BlockVariants:
     if site.program.stride == 1:
         return
     for row, column in ((1, 0), (0, 1), (1, 1)):

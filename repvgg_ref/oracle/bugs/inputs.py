@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.bugs.base import Hypothesis, Site, Variant, hypothesis
-
-LIBRARY: list[Hypothesis] = []
+from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug
 
 # ImageNet's, RGB (FACTS: mean .485 .456 .406, std .229 .224 .225).
 MEAN = np.array([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
 STD = np.array([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1)
 
 
-def _at_stem(site: Site, **changes: Callable[[Array], Array]) -> Iterator[Variant]:
+def _at_stem(site: BlockSite, **changes: Callable[[Array], Array]) -> BlockVariants:
     if site.is_stem and site.x.shape[1] == 3:
         for detail, change in changes.items():
             yield Variant(site.program.with_input(change), detail=detail.replace("_", " "))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "input-bgr",
     says="the image's channels are read as BGR",
     advice="OpenCV reads BGR: convert to RGB",
     global_bug=False,
 )
-def input_bgr(site: Site) -> Iterator[Variant]:
+def input_bgr(site: BlockSite) -> BlockVariants:
     yield from _at_stem(site, bgr=lambda x: x[:, ::-1])
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "input-not-normalised",
     says="the image is not normalised ({detail})",
     advice="subtract the mean (.485 .456 .406), divide by the deviation (.229 .224 .225)",
     global_bug=False,
 )
-def input_not_normalised(site: Site) -> Iterator[Variant]:
+def input_not_normalised(site: BlockSite) -> BlockVariants:
     yield from _at_stem(
         site,
         neither_mean_nor_deviation=lambda x: x * STD + MEAN,
@@ -53,14 +49,13 @@ def input_not_normalised(site: Site) -> Iterator[Variant]:
     )
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "input-not-divided-by-255",
     says="pixel values are 0 to 255 instead of 0 to 1 ({detail})",
     advice="divide by 255 before subtracting the mean",
     global_bug=False,
 )
-def input_not_divided_by_255(site: Site) -> Iterator[Variant]:
+def input_not_divided_by_255(site: BlockSite) -> BlockVariants:
     yield from _at_stem(
         site,
         then_normalised=lambda x: ((x * STD + MEAN) * 255 - MEAN) / STD,
@@ -69,27 +64,25 @@ def input_not_divided_by_255(site: Site) -> Iterator[Variant]:
     )
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "input-mirrored",
     says="the image is mirrored ({detail})",
     advice="no flip at evaluation",
     global_bug=False,
 )
-def input_mirrored(site: Site) -> Iterator[Variant]:
+def input_mirrored(site: BlockSite) -> BlockVariants:
     if site.is_stem:
         yield Variant(site.program.with_input(lambda x: x[..., ::-1]), detail="left to right")
         yield Variant(site.program.with_input(lambda x: x[:, :, ::-1]), detail="top to bottom")
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "input-crop-ratio",
     says="the image is cropped and resized differently (about {parameter:.3f} of the reference)",
     advice="resize the short side to 256, crop the centre 224 (ratio 0.875)",
     global_bug=False,
 )
-def input_crop_ratio(site: Site) -> Iterator[Variant]:
+def input_crop_ratio(site: BlockSite) -> BlockVariants:
     for ratio in (0.875, 1 / 0.875) if site.is_stem else ():
         for filter_name in ("BILINEAR", "BICUBIC"):
             yield Variant(
@@ -99,14 +92,13 @@ def input_crop_ratio(site: Site) -> Iterator[Variant]:
             )
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "input-resize-filter",
     says="the image was resized with another filter (like {detail})",
     advice="bilinear or bicubic, with antialiasing, as in training",
     global_bug=False,
 )
-def input_resize_filter(site: Site) -> Iterator[Variant]:
+def input_resize_filter(site: BlockSite) -> BlockVariants:
     """A blur, or nearest-neighbour steps, is what another filter leaves in the image."""
     if site.is_stem:
         for filter_name in ("NEAREST", "BILINEAR", "BOX"):

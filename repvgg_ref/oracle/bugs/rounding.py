@@ -1,12 +1,12 @@
 """Numbers kept or multiplied in fewer bits than the candidate claims.
 
-The rounding of weights and inputs is deterministic, so a lower precision is a hypothesis like any
-other: with the rounded operands the reference reproduces the candidate's output.
+The rounding of weights and inputs is deterministic, so a lower precision is a bug like any other:
+with the rounded operands the reference reproduces the candidate's output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -14,11 +14,8 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
-from repvgg_ref.oracle.bugs.base import Hypothesis, Site, Variant, hypothesis, round_to_bits
-from repvgg_ref.oracle.programs.evaluate import evaluate
-from repvgg_ref.oracle.programs.program import BlockProgram
-
-LIBRARY: list[Hypothesis] = []
+from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug, round_to_bits
+from repvgg_ref.oracle.programs.block import BlockProgram
 
 _BF16, _HALF, _TF32 = 8, 11, 11
 _LARGEST_HALF = 65504.0
@@ -28,27 +25,25 @@ def _weights(change: Callable[[Array], Array]) -> Callable[[FusedConv], FusedCon
     return lambda k: FusedConv(change(k.weight), k.bias)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "weights-bf16",
     says="the weights were rounded to bfloat16 ({detail})",
     advice="keep the weights in float32, or say --precision bf16",
     precision=("bf16",),
 )
-def weights_bf16(site: Site) -> Iterator[Variant]:
+def weights_bf16(site: BlockSite) -> BlockVariants:
     for detail, truncate in {"to nearest": False, "truncated": True}.items():
         change = _weights(partial(round_to_bits, bits=_BF16, truncate=truncate))
         yield Variant(site.program.with_kernel(change), detail=detail)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "weights-fp16",
     says="the weights were rounded to float16",
     advice="keep the weights in float32, or say --precision fp16",
     precision=("fp16", "tf32", "bf16"),
 )
-def weights_fp16(site: Site) -> Iterator[Variant]:
+def weights_fp16(site: BlockSite) -> BlockVariants:
     yield Variant(site.program.with_kernel(_weights(_to_half)))
 
 
@@ -57,13 +52,12 @@ def _to_half(values: Array) -> Array:
         return np.clip(values, -_LARGEST_HALF, _LARGEST_HALF).astype(np.float16).astype(float)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "weights-int8",
     says="the weights were quantised to 8 bits, {detail}",
     advice="compare the float model; a quantised one is another network",
 )
-def weights_int8(site: Site) -> Iterator[Variant]:
+def weights_int8(site: BlockSite) -> BlockVariants:
     for detail, axes in {"one scale a tensor": None, "one scale a channel": (1, 2, 3)}.items():
         for levels in (127, 128):
             change = _weights(partial(_quantised, axes=axes, levels=levels))
@@ -75,44 +69,41 @@ def _quantised(weight: Array, axes: tuple[int, ...] | None, levels: int) -> Arra
     return np.asarray(np.clip(np.rint(weight / np.where(step > 0, step, 1)), -128, 127) * step)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "tf32-arithmetic",
     says="inputs and weights are rounded to TF32 in the multiplication ({detail})",
     advice="switch TF32 off for the comparison, or say --precision tf32",
     precision=("tf32", "bf16", "fp16"),
 )
-def tf32_arithmetic(site: Site) -> Iterator[Variant]:
+def tf32_arithmetic(site: BlockSite) -> BlockVariants:
     for detail, truncate in {"to nearest": False, "truncated": True}.items():
         yield Variant(_operands(site, _TF32, truncate), detail=detail)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "bf16-arithmetic",
     says="inputs and weights are rounded to bfloat16 in the multiplication",
     advice="switch the fast-math mode off, or say --precision bf16",
     precision=("bf16",),
 )
-def bf16_arithmetic(site: Site) -> Iterator[Variant]:
+def bf16_arithmetic(site: BlockSite) -> BlockVariants:
     yield Variant(_operands(site, _BF16, truncate=False))
 
 
-def _operands(site: Site, bits: int, truncate: bool) -> BlockProgram:
+def _operands(site: BlockSite, bits: int, truncate: bool) -> BlockProgram:
     def rounded(v: Array) -> Array:
         return round_to_bits(v, bits, truncate=truncate)
 
     return site.program.with_input(rounded).with_kernel(_weights(rounded))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "output-rounded",
     says="the layer's output is kept in {detail}",
     advice="keep activations in float32, or give --precision",
     precision=("fp16", "bf16"),
 )
-def output_rounded(site: Site) -> Iterator[Variant]:
+def output_rounded(site: BlockSite) -> BlockVariants:
     for detail, change in {
         "float16": _to_half,
         "bfloat16": lambda y: round_to_bits(y, _BF16),
@@ -120,14 +111,13 @@ def output_rounded(site: Site) -> Iterator[Variant]:
         yield Variant(replace(site.program, output_map=change), detail=detail)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "fp16-overflow",
     says="values beyond float16's range are lost ({detail})",
     advice="activations exceed 65504: scale them, or run this layer in float32",
 )
-def fp16_overflow(site: Site) -> Iterator[Variant]:
-    if np.abs(evaluate(site.program, site.x)).max() > _LARGEST_HALF:
+def fp16_overflow(site: BlockSite) -> BlockVariants:
+    if np.abs(site.program.evaluate(site.x)).max() > _LARGEST_HALF:
         yield Variant(
             replace(site.program, output_map=lambda y: np.minimum(y, _LARGEST_HALF)),
             detail="saturated",
@@ -143,13 +133,12 @@ def fp16_overflow(site: Site) -> Iterator[Variant]:
     yield Variant(replace(site.program, output_map=lambda y: 0 * y), detail="all outputs are zero")
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "activations-int8",
     says="the layer's output is quantised to 8 bits",
     advice="compare the float model; a quantised one is another network",
 )
-def activations_int8(site: Site) -> Iterator[Variant]:
+def activations_int8(site: BlockSite) -> BlockVariants:
     signed = partial(_quantised, axes=None, levels=127)
     yield Variant(replace(site.program, output_map=signed), detail="max/127")
     yield Variant(replace(site.program, output_map=_unsigned), detail="max/255")

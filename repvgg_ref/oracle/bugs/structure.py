@@ -2,69 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import scipy  # its parts are loaded when they are first used: a second of start-up
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.block import Branch
-from repvgg_ref.blocks.fusion import FusedConv, identity_kernel
-from repvgg_ref.oracle.bugs.base import Hypothesis, Site, Variant, hypothesis
-from repvgg_ref.oracle.programs.evaluate import evaluate
-from repvgg_ref.oracle.programs.program import BlockProgram
-
-LIBRARY: list[Hypothesis] = []
-
-
-def _without(program: BlockProgram, branch: str) -> BlockProgram:
-    return program.with_branches(lambda name, b: None if name == branch else b)
+from repvgg_ref.blocks.branches import Branch, identity_kernel
+from repvgg_ref.blocks.fusion import FusedConv
+from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug
+from repvgg_ref.oracle.programs.block import (
+    DENSE,
+    IDENTITY,
+    POINTWISE,
+    BlockProgram,
+)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "identity-missing",
     says="the identity branch is left out",
     advice="add BN(x) to the sum where input and output widths are equal and the stride is 1",
 )
-def identity_missing(site: Site) -> Iterator[Variant]:
-    if "branch_identity" in site.program.branches:
-        yield Variant(_without(site.program, "branch_identity"))
+def identity_missing(site: BlockSite) -> BlockVariants:
+    if IDENTITY in site.program.branches:
+        yield Variant(site.program.without(IDENTITY))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "identity-without-bn",
     says="the identity branch adds x itself, without its batch norm",
     advice="the identity branch is a batch norm: scale and shift x by it",
 )
-def identity_without_bn(site: Site) -> Iterator[Variant]:
-    if "branch_identity" in site.program.branches:
-        yield Variant(_identity_added(_without(site.program, "branch_identity")))
+def identity_without_bn(site: BlockSite) -> BlockVariants:
+    if IDENTITY in site.program.norms:
+        yield Variant(_identity_added(site.program.without(IDENTITY)))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "identity-always-on",
     says="x is added although this block has no identity branch",
     advice="only blocks with equal widths AND stride 1 have an identity branch",
 )
-def identity_always_on(site: Site) -> Iterator[Variant]:
+def identity_always_on(site: BlockSite) -> BlockVariants:
     spec = site.program.spec
-    if not spec.has_identity and spec.in_channels == spec.out_channels:
+    if IDENTITY not in site.program.branches and spec.in_channels == spec.out_channels:
         yield Variant(_identity_added(site.program))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "identity-group-index",
     says="the grouped identity kernel has its ones in the wrong input channels ({detail})",
     advice="K[i, i % (C / groups), 1, 1] = 1",
 )
-def identity_group_index(site: Site) -> Iterator[Variant]:
+def identity_group_index(site: BlockSite) -> BlockVariants:
     program, spec = site.program, site.program.spec
-    if "branch_identity" not in program.branches or spec.groups == 1:
+    if IDENTITY not in program.branches or spec.groups == 1:
         return
     rows, per_group = np.arange(spec.out_channels), spec.in_channels // spec.groups
     for detail, columns in {
@@ -74,161 +67,151 @@ def identity_group_index(site: Site) -> Iterator[Variant]:
     }.items():
         kernel = np.zeros((spec.out_channels, per_group, 1, 1))
         kernel[rows, columns % per_group, 0, 0] = 1
-        yield Variant(_with_weight(program, "branch_identity", kernel), detail=detail)
+        yield Variant(_identity_as(program, kernel), detail=detail)
     kernel = np.zeros((spec.out_channels, per_group, 1, 1))
     first = rows < per_group  # as if the kernel had C rows but only the first group fits
     kernel[rows[first], rows[first], 0, 0] = 1
-    yield Variant(_with_weight(program, "branch_identity", kernel), detail="first group only")
+    yield Variant(_identity_as(program, kernel), detail="first group only")
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "branch-1x1-missing",
     says="the 1x1 branch is left out",
     advice="add the 1x1 kernel to the centre tap of the 3x3 kernel, and its bias",
 )
-def branch_1x1_missing(site: Site) -> Iterator[Variant]:
-    if "branch_1x1" in site.program.branches:
-        yield Variant(_without(site.program, "branch_1x1"))
+def branch_1x1_missing(site: BlockSite) -> BlockVariants:
+    if POINTWISE in site.program.branches:
+        yield Variant(site.program.without(POINTWISE))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "branch-3x3-missing",
     says="the 3x3 branch is left out",
     advice="add the 3x3 branch's kernel and bias",
 )
-def branch_3x3_missing(site: Site) -> Iterator[Variant]:
-    if len(site.program.branches) > 1:
-        kernel = 0 * _weight(site.program.branches["branch_3x3"])
-        silent = _with_weight(site.program, "branch_3x3", kernel)
-        yield Variant(
-            silent.with_branches(
-                lambda name, b: (
-                    b._replace(beta=0 * b.beta, running_mean=0 * b.running_mean)
-                    if name == "branch_3x3"
-                    else b
-                )
-            )
-        )
+def branch_3x3_missing(site: BlockSite) -> BlockVariants:
+    if DENSE in site.program.branches and len(site.program.branches) > 1:
+        yield Variant(site.program.with_branch(DENSE, _silent))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
+    "branch-missing",
+    says="the branch {detail} is left out",
+    advice="every branch counts in the sum",
+)
+def branch_missing(site: BlockSite) -> BlockVariants:
+    """Of branches that have no bug of their own."""
+    branches = site.program.branches
+    for name in branches if len(branches) > 1 else ():
+        if name not in (DENSE, POINTWISE, IDENTITY):
+            yield Variant(site.program.with_branch(name, _silent), detail=name)
+
+
+@bug(
     "branch-doubled",
     says="one branch is added twice ({detail})",
     advice="each branch counts once in the sum",
 )
-def branch_doubled(site: Site) -> Iterator[Variant]:
+def branch_doubled(site: BlockSite) -> BlockVariants:
     for chosen in site.program.branches if len(site.program.branches) > 1 else ():
         yield Variant(site.program.with_branch(chosen, _twice), detail=chosen)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "bias-dropped",
     says="the fused convolution has no bias",
     advice="create the convolution with bias=True and load it",
 )
-def bias_dropped(site: Site) -> Iterator[Variant]:
-    yield Variant(site.program.with_kernel(lambda k: FusedConv(k.weight, 0 * k.bias)))
+def bias_dropped(site: BlockSite) -> BlockVariants:
+    yield Variant(_bias_times(site.program, 0))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "bias-twice",
     says="the bias is added twice",
     advice="the runtime adds the convolution's bias already",
 )
-def bias_twice(site: Site) -> Iterator[Variant]:
-    yield Variant(site.program.with_kernel(lambda k: FusedConv(k.weight, 2 * k.bias)))
+def bias_twice(site: BlockSite) -> BlockVariants:
+    yield Variant(_bias_times(site.program, 2))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "bias-negated",
     says="the bias has the wrong sign",
     advice="b = beta - mean * gamma / sqrt(var + eps) is added, not subtracted",
 )
-def bias_negated(site: Site) -> Iterator[Variant]:
-    yield Variant(site.program.with_kernel(lambda k: FusedConv(k.weight, -k.bias)))
+def bias_negated(site: BlockSite) -> BlockVariants:
+    yield Variant(_bias_times(site.program, -1))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "relu-missing",
     says="there is no ReLU after the block",
     advice="apply ReLU to the sum of the branches",
 )
-def relu_missing(site: Site) -> Iterator[Variant]:
+def relu_missing(site: BlockSite) -> BlockVariants:
     left = "se" if "se" in site.program.activation else "none"
     yield Variant(replace(site.program, activation=left))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "relu-inside-branches",
     says="ReLU is applied in every branch before the sum",
     advice="sum the branches first, then apply one ReLU; branches with ReLU cannot be fused",
 )
-def relu_inside_branches(site: Site) -> Iterator[Variant]:
+def relu_inside_branches(site: BlockSite) -> BlockVariants:
     if len(site.program.branches) > 1:
         yield Variant(replace(site.program, relu_inside=True))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "other-activation",
     says="the activation is not ReLU but {detail}",
     advice="RepVGG uses plain ReLU",
 )
-def other_activation(site: Site) -> Iterator[Variant]:
+def other_activation(site: BlockSite) -> BlockVariants:
     for detail in ("relu6", "leaky", "silu", "hardswish", "gelu"):
         activation = site.program.activation.replace("relu", detail)
         yield Variant(replace(site.program, activation=activation), detail=detail)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "se-missing",
     says="squeeze-and-excitation is skipped",
     advice="run the SE block in the deploy form too: fusion keeps it",
 )
-def se_missing(site: Site) -> Iterator[Variant]:
+def se_missing(site: BlockSite) -> BlockVariants:
     if site.program.se is not None:
         yield Variant(replace(site.program, activation="relu"))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "se-order",
     says="squeeze-and-excitation and ReLU come in the wrong order",
     advice="D2se: SE, then ReLU; RepVGGplus: ReLU, then SE",
 )
-def se_order(site: Site) -> Iterator[Variant]:
+def se_order(site: BlockSite) -> BlockVariants:
     if site.program.se is not None:
         flipped = "-".join(reversed(site.program.activation.split("-")))
         yield Variant(replace(site.program, activation=flipped))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "se-before-batch-norm",
     says="squeeze-and-excitation gates every branch's convolution, before its batch norm",
     advice="sum the branches after their batch norms, then gate the sum once",
 )
-def se_before_batch_norm(site: Site) -> Iterator[Variant]:
+def se_before_batch_norm(site: BlockSite) -> BlockVariants:
     if site.program.se is not None and site.program.branches:
         yield Variant(replace(site.program, se_inside=True, activation="relu"))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "se-pool",
     says="squeeze-and-excitation pools wrongly ({detail})",
     advice="average over height and width, both",
 )
-def se_pool(site: Site) -> Iterator[Variant]:
+def se_pool(site: BlockSite) -> BlockVariants:
     if site.program.se is not None:
         for detail, axes in {
             "maximum instead of mean": "max",
@@ -240,13 +223,12 @@ def se_pool(site: Site) -> Iterator[Variant]:
             yield Variant(replace(site.program, se_pool=axes), detail=detail)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "se-gate",
     says="squeeze-and-excitation's gate is wrong ({detail})",
     advice="sigmoid(W2 relu(W1 mean + b1) + b2)",
 )
-def se_gate(site: Site) -> Iterator[Variant]:
+def se_gate(site: BlockSite) -> BlockVariants:
     se = site.program.se
     if se is None:
         return
@@ -256,43 +238,40 @@ def se_gate(site: Site) -> Iterator[Variant]:
     yield Variant(replace(site.program, se=bare), detail="its biases are dropped")
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "layer-skipped",
     says="the layer is skipped: its output is its input",
     advice="compare the number of blocks per stage",
     global_bug=False,
 )
-def layer_skipped(site: Site) -> Iterator[Variant]:
+def layer_skipped(site: BlockSite) -> BlockVariants:
     spec = site.program.spec
     if spec.in_channels == spec.out_channels and spec.stride == 1:
         yield Variant(replace(site.program, branches={}, fused=None, activation="none", se=None))
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "layers-swapped",
     says="the layer computes with the weights of {detail}",
     advice="check the order in which layers are loaded (sorting names as text puts 10 before 2)",
     global_bug=False,
 )
-def layers_swapped(site: Site) -> Iterator[Variant]:
+def layers_swapped(site: BlockSite) -> BlockVariants:
     for name in site.alike:
         yield Variant(site.others[name], detail=name)
 
 
-@hypothesis(
-    LIBRARY,
+@bug(
     "channels-permuted",
     says="the output channels come in another order",
     advice="check the channel order that the layout conversion or the concatenation gives",
     global_bug=False,
 )
-def channels_permuted(site: Site) -> Iterator[Variant]:
+def channels_permuted(site: BlockSite) -> BlockVariants:
     """The order is read off the candidate: each channel is matched to the nearest of ours."""
     if site.y_hat is None:
         return
-    y = evaluate(site.program, site.x)
+    y = site.program.evaluate(site.x)
     if y.size != site.y_hat.size:
         return
     ours = np.moveaxis(y, 1, 0).reshape(y.shape[1], -1)
@@ -300,7 +279,7 @@ def channels_permuted(site: Site) -> Iterator[Variant]:
     distance = (theirs**2).sum(1)[:, None] + (ours**2).sum(1) - 2 * theirs @ ours.T
     order = np.argmin(distance, axis=1)
     if len(np.unique(order)) < len(order):  # channels that are always off look alike
-        order = linear_sum_assignment(distance)[1]
+        order = scipy.optimize.linear_sum_assignment(distance)[1]
     if (order != np.arange(len(order))).any():
         yield Variant(replace(site.program, output_map=lambda out: out[:, order]))
 
@@ -311,21 +290,27 @@ def _identity_added(program: BlockProgram) -> BlockProgram:
     kernel = identity_kernel(spec.out_channels, spec.groups, np.float64)
 
     def add(fused: FusedConv) -> FusedConv:
-        weight = fused.weight.copy()
-        weight[:, :, 1, 1] += kernel[:, :, 0, 0]
-        return FusedConv(weight, fused.bias)
+        return FusedConv(fused.weight + program.widened(kernel), fused.bias)
 
     return program.with_kernel(add)
 
 
+def _bias_times(program: BlockProgram, factor: int) -> BlockProgram:
+    return program.with_kernel(lambda k: FusedConv(k.weight, factor * k.bias))
+
+
 def _twice(branch: Branch) -> Branch:
-    return branch._replace(gamma=2 * branch.gamma, beta=2 * branch.beta)
+    if branch.has_norm:
+        return branch._replace(gamma=2 * branch.gamma, beta=2 * branch.beta)
+    return branch._replace(weight=2 * branch.weight)
 
 
-def _with_weight(program: BlockProgram, branch: str, weight: Array) -> BlockProgram:
-    return program.with_branch(branch, lambda b: b._replace(weight=weight))
+def _identity_as(program: BlockProgram, kernel: Array) -> BlockProgram:
+    return program.with_branch(IDENTITY, lambda b: b._replace(weight=kernel))
 
 
-def _weight(branch: Branch) -> Array:
-    assert branch.weight is not None
-    return branch.weight
+def _silent(branch: Branch) -> Branch:
+    silent = branch._replace(weight=0 * branch.weight)
+    if branch.has_norm:
+        silent = silent._replace(beta=0 * branch.beta, running_mean=0 * branch.running_mean)
+    return silent

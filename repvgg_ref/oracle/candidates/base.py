@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
+from weights_io import sanitize
 
 Shape = tuple[int | None, ...]
 FailureVerdict = Literal["cannot-judge", "disagree"]
@@ -60,25 +61,33 @@ class Outputs:
     problem: str | None = None
 
 
-class Candidate(Protocol):
+class Candidate:
     """Somebody's port, ready to be asked for its layer outputs.
 
-    `name` is safe to print.
+    Attributes
+    ----------
+    name : str
+        What messages call it; safe to print.
+    brings_input : bool
+        Whether it may be run without an input.
     """
 
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-
-    @property
-    def brings_input(self) -> bool:
-        """Whether it may be run without an input."""
+    name: str
+    brings_input: bool = False
 
     def run(self, x: Array | None) -> Outputs:
         """Layer outputs for the batch `x` (N, C, H, W), or for the candidate's own input."""
+        raise NotImplementedError
 
     def input_shape(self) -> Shape | None:
         """(N, C, H, W) with None where free; None if nothing is known."""
+        return None
+
+    def batch(self, x: Array | None) -> Array:
+        """`x`, if there is one."""
+        if x is None:
+            raise CandidateFailure(f"{self.name}: needs an input batch", wanted="(N, C, H, W)")
+        return x
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,4 @@ class WeightsCandidate:
     @property
     def name(self) -> str:
         """The file's name."""
-        from weights_io import sanitize
-
         return sanitize(self.path.name)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture
-from repvgg_ref.oracle.candidates.base import CandidateFailure, Outputs, Shape
+from repvgg_ref.models.graph import Network
+from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs
 from repvgg_ref.oracle.candidates.dumps import Dump, interpret
 from repvgg_ref.oracle.candidates.names import LayerNames
 from repvgg_ref.oracle.candidates.values import Value, last_line, to_value
@@ -21,7 +21,7 @@ LayerOf = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
-class CallableCandidate:
+class CallableCandidate(Candidate):
     """A function of a batch (N, C, H, W), float32, or a `torch.nn.Module`.
 
     It returns logits, a dict of layer outputs, or a sequence with one array a layer. It runs in
@@ -29,26 +29,20 @@ class CallableCandidate:
     """
 
     function: Callable[..., Any]
-    arch: Architecture
+    arch: Network
     name: str
-    brings_input: bool = False
 
     def run(self, x: Array | None) -> Outputs:
         """Call it and sort out what it returned."""
-        if x is None:
-            raise CandidateFailure(f"{self.name}: needs an input batch", wanted="(N, C, H, W)")
+        x = self.batch(x)
         values, notes = call(self.function, x, LayerNames(self.arch).layer)
         return from_values(values, notes, self.arch, where=self.name, x=x)
-
-    def input_shape(self) -> Shape | None:
-        """A function does not say."""
-        return None
 
 
 def from_values(
     values: Mapping[str, Value],
     notes: Sequence[str],
-    arch: Architecture,
+    arch: Network,
     *,
     where: str,
     x: Array,

@@ -10,12 +10,12 @@ from typing import Any
 
 import weights_io
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture
-from repvgg_ref.oracle.candidates.base import CandidateFailure, Outputs, Shape
+from repvgg_ref.models.graph import Network
+from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs
 from repvgg_ref.oracle.candidates.layout import LAYOUTS, to_nchw
 from repvgg_ref.oracle.candidates.names import LayerNames, Named, listed
 from repvgg_ref.oracle.candidates.npy_files import MOST_BYTES, read_npy
-from repvgg_ref.oracle.candidates.values import to_value
+from repvgg_ref.oracle.candidates.values import SHORT, to_value
 from weights_io import sanitize
 
 PRECISIONS = ("fp32", "fp16", "bf16", "tf32")
@@ -39,11 +39,11 @@ class Dump:
 
 
 @dataclass(frozen=True)
-class DumpCandidate:
+class DumpCandidate(Candidate):
     """A finished dump; running it is reading it."""
 
     name: str
-    arch: Architecture
+    arch: Network
     read: Callable[[], Dump]
     brings_input: bool = False
     assume: str | None = None
@@ -52,13 +52,9 @@ class DumpCandidate:
         """The dump's layers; its own input, if it has one, comes before `x`."""
         return interpret(self.read(), self.arch, where=self.name, x=x, assume=self.assume)
 
-    def input_shape(self) -> Shape | None:
-        """Unknown: the batch that was used is the batch that was used."""
-        return None
-
 
 def dump_candidate(
-    name: str, arch: Architecture, dump: Dump, *, assume: str | None = None
+    name: str, arch: Network, dump: Dump, *, assume: str | None = None
 ) -> DumpCandidate:
     """A candidate of arrays already in memory."""
     brings = LayerNames(arch).sort(dump.arrays).input is not None
@@ -67,7 +63,7 @@ def dump_candidate(
 
 def interpret(
     dump: Dump,
-    arch: Architecture,
+    arch: Network,
     *,
     where: str,
     x: Array | None = None,
@@ -136,7 +132,7 @@ def read_npz(path: Path) -> Dump:
                 raise CandidateFailure(
                     f"{sanitize(path.name)}: entries that are no arrays", got=listed(others)
                 )
-            precision = _PRECISION.get({v.dtype for v in arrays.values()}.pop()) if arrays else None
+            precision = SHORT.get({v.dtype for v in arrays.values()}.pop()) if arrays else None
             loaded = {str(name): lazy.read() for name, lazy in arrays.items()}
             described = _described(archive.metadata)
     except weights_io.WeightsFileError as error:
@@ -145,7 +141,7 @@ def read_npz(path: Path) -> Dump:
     return Dump(loaded, {"": layout} if layout else {}, declared or precision)
 
 
-def holds_layers(path: Path, arch: Architecture) -> bool:
+def holds_layers(path: Path, arch: Network) -> bool:
     """Whether an archive has an array that is called like a layer."""
     try:
         with weights_io.open_weights(path, _LIMITS) as archive:
@@ -155,7 +151,17 @@ def holds_layers(path: Path, arch: Architecture) -> bool:
         return False  # whoever reads it will say why
 
 
-_PRECISION = {"float16": "fp16", "bfloat16": "bf16"}
+def array_names(candidate: object) -> list[str]:
+    """The names of a candidate's arrays, if it is a mapping or a file of them."""
+    if isinstance(candidate, Mapping):
+        return [str(name) for name in candidate]
+    if not isinstance(candidate, str | Path) or not Path(candidate).is_file():
+        return []
+    try:
+        with weights_io.open_weights(candidate) as archive:
+            return [str(name) for name in archive.root] if isinstance(archive.root, dict) else []
+    except weights_io.WeightsFileError:
+        return []
 
 
 def read_single(path: Path) -> Dump:
@@ -209,9 +215,7 @@ def _layouts(dump: Dump, names: Named) -> dict[str, str]:
     return {layer: layout for layer, layout in said.items() if layout is not None}
 
 
-def _with_batch_axis(
-    arrays: dict[str, Array], arch: Architecture
-) -> tuple[dict[str, Array], list[str]]:
+def _with_batch_axis(arrays: dict[str, Array], arch: Network) -> tuple[dict[str, Array], list[str]]:
     """Add the batch axis that a dump of a single image often lacks."""
     single = all(a.ndim == (1 if name == "linear" else 3) for name, a in arrays.items())
     if not single:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.names import listed
 
@@ -28,7 +28,7 @@ class Arranged(NamedTuple):
 
 def to_nchw(
     arrays: Mapping[str, Array],
-    arch: Architecture,
+    arch: Network,
     *,
     declared: Mapping[str, str] | None = None,
     assume: str | None = None,

@@ -25,12 +25,12 @@ from repvgg_ref.oracle.candidates.dumps import (
 )
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.npy_files import MOST_BYTES, read_npy, read_raw, read_text
+from repvgg_ref.oracle.candidates.values import SHORT
 from weights_io import sanitize
 
 MANIFEST = "manifest.json"
 _TABLES = ("arrays", "layers", "tensors", "outputs")
 _MOST_FILES = 4096
-_SHORT = {"float16": "fp16", "bfloat16": "bf16"}
 
 
 def read_folder(folder: Path) -> Dump:
@@ -81,7 +81,7 @@ def _described(folder: Path, manifest: Mapping[str, Any], entries: Mapping[str, 
     for name, entry in entries.items():
         said = {**manifest, **(entry if isinstance(entry, dict) else {})}
         arrays[name], kind = _array(_inside(folder, _file(entry, name)), said, name)
-        kinds.add(_SHORT.get(kind))
+        kinds.add(SHORT.get(kind))
         if "layout" in said:
             layouts[name] = checked_layout(said["layout"], sanitize(name))
     precision = _precision(manifest) or (kinds.pop() if len(kinds) == 1 else None)

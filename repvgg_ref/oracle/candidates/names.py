@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from weights_io import sanitize
 
@@ -49,7 +49,7 @@ class Named(NamedTuple):
 class LayerNames:
     """The names that `arch`'s layers go by in the code bases we know."""
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: Network) -> None:
         self.layers = arch.layer_names
         self._layer_of = _aliases(arch)
         self._auxiliary = {head.name for head in arch.aux_heads}
@@ -133,7 +133,7 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(known[:_SHOWN]) + more
 
 
-def _aliases(arch: Architecture) -> Mapping[str, str]:
+def _aliases(arch: Network) -> Mapping[str, str]:
     aliases: dict[str, str] = dict.fromkeys(_LOGITS, "linear")
     half = sum(block.name.startswith("stage3.") for block in arch.blocks) // 2
     for block in arch.blocks:

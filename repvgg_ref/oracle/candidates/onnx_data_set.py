@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.dumps import Dump
 from repvgg_ref.oracle.candidates.names import LayerNames
@@ -35,7 +35,7 @@ def data_set_folder(folder: Path) -> tuple[Path, list[str]] | None:
     return inner[0], [f"taken: {sanitize(inner[0].name)}{others}"]
 
 
-def read_data_set(folder: Path, arch: Architecture, notes: list[str]) -> Dump:
+def read_data_set(folder: Path, arch: Network, notes: list[str]) -> Dump:
     """The tensors of a data set, outputs under their own names or matched by their order.
 
     Raises
@@ -87,7 +87,7 @@ def read_tensor(path: Path) -> tuple[str, Array]:
 
 
 def _named(
-    outputs: list[tuple[str, Array]], arch: Architecture, notes: list[str]
+    outputs: list[tuple[str, Array]], arch: Network, notes: list[str]
 ) -> tuple[dict[str, Array], list[str]]:
     names = LayerNames(arch)
     known = [names.layer(name) for name, _ in outputs]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture
-from repvgg_ref.oracle.candidates.base import CandidateFailure, Outputs, Shape
+from repvgg_ref.models.graph import Network
+from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs, Shape
 from repvgg_ref.oracle.candidates.dumps import Dump, interpret
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_chain import Chain, chain_of, is_main_convolution
@@ -22,7 +22,6 @@ from repvgg_ref.oracle.candidates.onnx_load import load_onnx, serialized
 from repvgg_ref.oracle.candidates.onnx_taps import Perm, Taps, find_taps
 from repvgg_ref.oracle.candidates.onnx_widen import widened
 from repvgg_ref.oracle.candidates.values import last_line
-from weights_io import sanitize
 
 _THREADS = 2
 _SILENT = 4  # only fatal messages: what fails is reported by us
@@ -40,27 +39,21 @@ class _Loaded:
 
 
 @dataclass
-class OnnxCandidate:
+class OnnxCandidate(Candidate):
     """An ONNX model; layers are matched by their position in the graph (`onnx_taps`).
 
     ONNX Runtime runs it on the CPU with its graph optimisations on, as users do; no library of
     custom operators is ever loaded.
     """
 
+    name: str
     path: Path
-    arch: Architecture
+    arch: Network
     timeout: float
-    brings_input: bool = False
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return sanitize(self.path.name)
 
     def run(self, x: Array | None) -> Outputs:
         """Run the model on `x`, in pieces if its batch is fixed and smaller."""
-        if x is None:
-            raise CandidateFailure(f"{self.name}: needs an input batch", wanted="(N, C, H, W)")
+        x = self.batch(x)
         loaded = self._loaded
         self._require_shape(x)
         session, notes = self._session(loaded)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_chain import (
     Chain,
@@ -77,7 +77,7 @@ class Taps:
     problem: str | None
 
 
-def find_taps(chain: Chain, arch: Architecture) -> Taps:
+def find_taps(chain: Chain, arch: Network) -> Taps:
     """Match the graph's blocks to those of `arch`, in order."""
     steps, notes = chain.steps, []
     blocks = [i for i, step in enumerate(steps) if _depth(step, chain)]
@@ -225,7 +225,7 @@ def _entrance(chain: Chain, first: int) -> tuple[Perm | None, list[str]]:
     return None, [f"the graph changes its input before the first block: {listed(done)}"]
 
 
-def _fitting(chain: Chain, blocks: Sequence[int], arch: Architecture) -> int:
+def _fitting(chain: Chain, blocks: Sequence[int], arch: Network) -> int:
     """How many blocks from the front have the network's widths and strides."""
     for k, (i, spec) in enumerate(zip(blocks, arch.blocks, strict=False)):
         mains = [n for n in chain.steps[i].nodes if is_main_convolution(n, chain.constants)]

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-import repvgg_ref
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture
-from repvgg_ref.oracle.candidates.base import CandidateFailure, Outputs, Shape
+from repvgg_ref.models.graph import Network
+from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs
 from repvgg_ref.oracle.candidates.callables import from_values
 from repvgg_ref.oracle.candidates.dumps import Dump, interpret, read_json, read_npz, read_single
 from repvgg_ref.oracle.candidates.manifest import read_folder
@@ -40,54 +39,40 @@ def is_module(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class ModuleCandidate:
+class ModuleCandidate(Candidate):
     """``package.module:name`` or ``file.py:name``, called in a child process.
 
     The child may crash, exit, hang or print: it costs a verdict, never this process.
     """
 
+    name: str
     spec: str
-    arch: Architecture
+    arch: Network
     timeout: float
-    brings_input: bool = False
-
-    @property
-    def name(self) -> str:
-        """The text that names it."""
-        return sanitize(self.spec)
 
     def run(self, x: Array | None) -> Outputs:
         """Call it with `x` as float32, NCHW."""
-        with _folder_with(x, self.name) as (folder, batch):
+        with _folder_with(self.batch(x)) as (folder, batch):
             (folder / TASK).write_text(json.dumps(task_of(self.spec, self.arch)), "utf-8")
             worker = [sys.executable, "-m", f"{__package__}.worker", str(folder)]
             run_program(worker, name=self.name, timeout=self.timeout, env=_environment())
             values, notes = _result(folder, self.name)
         return from_values(values, notes, self.arch, where=self.name, x=batch)
 
-    def input_shape(self) -> Shape | None:
-        """A function does not say."""
-        return None
-
 
 @dataclass(frozen=True)
-class CommandCandidate:
+class CommandCandidate(Candidate):
     """Any program: it reads an .npy file and writes .npy (logits), .npz, or a folder of a dump."""
 
+    name: str
     command: str
-    arch: Architecture
+    arch: Network
     timeout: float
-    brings_input: bool = False
-
-    @property
-    def name(self) -> str:
-        """The command."""
-        return sanitize(self.command)
 
     def run(self, x: Array | None) -> Outputs:
         """Run the program on `x`; no shell is involved."""
         words = self._words()
-        with _folder_with(x, self.name) as (folder, batch):
+        with _folder_with(self.batch(x)) as (folder, batch):
             output = folder / "output"
             places = {"{input}": str(folder / INPUT), "{output}": str(output)}
             for place, path in places.items():
@@ -95,10 +80,6 @@ class CommandCandidate:
             run_program(words, name=self.name, timeout=self.timeout)
             dump = _written(output, self.name)
             return interpret(dump, self.arch, where=self.name, x=batch, assume="NCHW", live=True)
-
-    def input_shape(self) -> Shape | None:
-        """A program does not say."""
-        return None
 
     def _words(self) -> list[str]:
         try:
@@ -114,10 +95,8 @@ class CommandCandidate:
 
 
 @contextmanager
-def _folder_with(x: Array | None, name: str) -> Iterator[tuple[Path, Array]]:
+def _folder_with(x: Array) -> Iterator[tuple[Path, Array]]:
     """A folder of our own that holds the batch as float32 in x.npy."""
-    if x is None:
-        raise CandidateFailure(f"{name}: needs an input batch", wanted="(N, C, H, W)")
     batch = np.ascontiguousarray(x, np.float32)
     with tempfile.TemporaryDirectory(prefix="repvgg-ref-", ignore_cleanup_errors=True) as folder:
         np.save(Path(folder) / INPUT, batch, allow_pickle=False)
@@ -126,7 +105,7 @@ def _folder_with(x: Array | None, name: str) -> Iterator[tuple[Path, Array]]:
 
 def _environment() -> dict[str, str]:
     """Ours, in which the child finds this very package, behind everything the user set."""
-    root = str(Path(repvgg_ref.__file__).resolve().parents[1])
+    root = str(Path(__file__).resolve().parents[3])
     given = os.environ.get("PYTHONPATH")
     return os.environ | {"PYTHONPATH": os.pathsep.join([given, root] if given else [root])}
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import weights_io
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.dumps import Dump, read_json
 from repvgg_ref.oracle.candidates.names import LayerNames, listed
@@ -27,7 +27,7 @@ from weights_io import sanitize
 _MOST_BYTES = 2 << 30
 
 
-def read_outputs(path: Path, arch: Architecture, runner: str | None = None) -> Dump:
+def read_outputs(path: Path, arch: Network, runner: str | None = None) -> Dump:
     """The outputs of one runner's first iteration.
 
     Parameters
@@ -112,7 +112,7 @@ def _array(entry: Any, name: str) -> Array:
     raise CandidateFailure(f"{shown}: no single array", got=type(root).__name__)
 
 
-def _matched(arrays: dict[str, Array], arch: Architecture, where: str, notes: list[str]) -> Dump:
+def _matched(arrays: dict[str, Array], arch: Network, where: str, notes: list[str]) -> Dump:
     """Tensors that are layers: by name, else by their order if that fits."""
     names = LayerNames(arch)
     entrance, layers = names.find(arrays)
@@ -132,7 +132,7 @@ def _matched(arrays: dict[str, Array], arch: Architecture, where: str, notes: li
     return Dump(kept, notes=tuple(notes))
 
 
-def _by_order(arrays: Mapping[str, Array], arch: Architecture) -> dict[str, Array]:
+def _by_order(arrays: Mapping[str, Array], arch: Network) -> dict[str, Array]:
     """One image tensor a block in network order, or one activation a block; else nothing."""
     activations = [name for name in arrays if "relu" in name.lower()]
     logits = [array for array in arrays.values() if array.ndim == 2]
@@ -144,7 +144,7 @@ def _by_order(arrays: Mapping[str, Array], arch: Architecture) -> dict[str, Arra
     return {}
 
 
-def _chain_fits(images: list[Array], arch: Architecture) -> bool:
+def _chain_fits(images: list[Array], arch: Network) -> bool:
     """Whether the channels follow the network's, in either layout."""
     return any(
         all(a.shape[axis] == b.out_channels for a, b in zip(images, arch.blocks, strict=True))

@@ -10,7 +10,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.checkpoint import open_checkpoint
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, WeightsCandidate
 from repvgg_ref.oracle.candidates.callables import CallableCandidate
@@ -40,7 +40,7 @@ DEFAULT_TIMEOUT = 300.0
 
 
 def resolve(
-    candidate: Given, arch: Architecture, *, timeout: float = DEFAULT_TIMEOUT
+    candidate: Given, arch: Network, *, timeout: float = DEFAULT_TIMEOUT
 ) -> Candidate | WeightsCandidate:
     """Find out what a candidate is.
 
@@ -85,7 +85,7 @@ def resolve(
 
 
 def _resolve_text(
-    candidate: str | Path, arch: Architecture, timeout: float
+    candidate: str | Path, arch: Network, timeout: float
 ) -> Candidate | WeightsCandidate:
     text = str(candidate)
     path = Path(candidate)
@@ -98,27 +98,28 @@ def _resolve_text(
         name = sanitize(Path(text).name)
         return dump_candidate(name, arch, read_outputs(Path(file), arch, runner))
     if text.startswith(EXEC):
-        return CommandCandidate(text.removeprefix(EXEC), arch, timeout)
+        command = text.removeprefix(EXEC)
+        return CommandCandidate(sanitize(command), command, arch, timeout)
     if is_module(text):
-        return ModuleCandidate(text, arch, timeout)
+        return ModuleCandidate(sanitize(text), text, arch, timeout)
     raise CandidateFailure(
         f"{sanitize(text)}: no such file or folder",
         wanted="a file, a folder, module:callable, or exec:command {input} {output}",
     )
 
 
-def _resolve_folder(path: Path, arch: Architecture) -> Candidate:
+def _resolve_folder(path: Path, arch: Network) -> Candidate:
     found = data_set_folder(path)
     dump = read_folder(path) if found is None else read_data_set(found[0], arch, found[1])
     return dump_candidate(sanitize(path.resolve().name), arch, dump)
 
 
-def _resolve_file(path: Path, arch: Architecture, timeout: float) -> Candidate | WeightsCandidate:
+def _resolve_file(path: Path, arch: Network, timeout: float) -> Candidate | WeightsCandidate:
     name = sanitize(path.name)
     with path.open("rb") as file:
         head = file.read(16)
     if path.suffix.lower() == ".onnx" or _starts_like_onnx(head):
-        return OnnxCandidate(path, arch, timeout)
+        return OnnxCandidate(name, path, arch, timeout)
     if head.startswith(b"\x93NUMPY"):
         return DumpCandidate(name, arch, lambda: read_single(path))
     if head.lstrip()[:1] in (b"{", b"["):

@@ -11,7 +11,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from weights_io import sanitize
 
-_PRECISIONS = {"float16": "fp16", "bfloat16": "bf16"}
+SHORT = {"float16": "fp16", "bfloat16": "bf16"}
 
 
 class Value(NamedTuple):
@@ -50,7 +50,7 @@ def to_value(given: Any, name: str) -> Value:
         ) from None
     if array.dtype.name == "bfloat16":  # ml_dtypes, which JAX brings
         array, kind = array.astype(np.float32), "bfloat16"
-    return Value(real_numbers(array, name), _PRECISIONS.get(kind or array.dtype.name))
+    return Value(real_numbers(array, name), SHORT.get(kind or array.dtype.name))
 
 
 def real_numbers(array: Array, name: str) -> Array:

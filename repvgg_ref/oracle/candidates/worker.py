@@ -21,6 +21,7 @@ import numpy as np
 
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.callables import call
 from repvgg_ref.oracle.candidates.names import LayerNames
@@ -29,7 +30,7 @@ from repvgg_ref.oracle.candidates.values import last_line
 TASK, INPUT, RESULT = "task.json", "x.npy", "result.json"
 
 
-def task_of(spec: str, arch: Architecture) -> dict[str, Any]:
+def task_of(spec: str, arch: Network) -> dict[str, Any]:
     """What the child needs to know, as JSON."""
     blocks = [asdict(block) for block in arch.blocks]
     return {"callable": spec, "blocks": blocks, "num_classes": arch.num_classes}

@@ -3,89 +3,71 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.blas import single_threaded_blas
-from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.bounds.block import Algorithm, block_bound, product_energy
+from repvgg_ref.oracle.blas import single_threaded_blas
+from repvgg_ref.oracle.bounds.block import WINOGRAD, Algorithm, block_bound, product_energy
+from repvgg_ref.oracle.bounds.comparison import Comparison, diagnosis_bound
 from repvgg_ref.oracle.bounds.precision import Precision, estimate_unit_roundoff
-from repvgg_ref.oracle.bugs import LIBRARY, Site
+from repvgg_ref.oracle.bugs import HEAD_BUGS, LAYER_BUGS
+from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates import Outputs
-from repvgg_ref.oracle.diagnosis.diagnose import (
-    Evidence,
-    diagnose,
-    diagnose_shape,
-    errs_like_a_bug,
-    hidden_bugs,
-)
-from repvgg_ref.oracle.diagnosis.head_diagnosis import diagnose_head, hidden_head_bugs
-from repvgg_ref.oracle.programs.head import HEAD_BUGS
-from repvgg_ref.oracle.programs.layers import Comparison, Programs, diagnosis_bound, head_program
+from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape, hidden_bugs
+from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
+from repvgg_ref.oracle.diagnosis.pattern import errs_like_a_bug
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, Report
 
 # A bad layer after the first is diagnosed as well, but not without end.
 _MOST_DIAGNOSED = 6
 _NO_ARITHMETIC = 2.0**-5  # errors this large are a bug's, not a number format's
 _FEWEST = 32  # outputs that an estimate of the roundoff needs
-_WINOGRAD: tuple[Algorithm, ...] = (
-    "winograd2",
-    "winograd4",
-    "winograd5",
-    "winograd6",
-    "winograd7",
-)
+_LARGEST_HALF = 60000  # about: what is not finite and should be more has overflown
 
 
+@dataclass(frozen=True)
 class Case:
-    """One verification: the compared layers and all that is needed to explain them."""
+    """One verification: the compared layers and all that is needed to explain them.
 
-    def __init__(
-        self,
-        model: Model,
-        programs: Programs,
-        comparisons: dict[str, Comparison],
-        x: Array,
-        outputs: Outputs,
-        precision: Precision,
-    ) -> None:
-        self.model, self.programs, self.comparisons = model, programs, comparisons
-        self.x, self.outputs, self.precision = np.asarray(x, np.float64), outputs, precision
-        self.names = model.arch.layer_names
-        self.tests = len(comparisons) * (len(LIBRARY) + len(HEAD_BUGS))
-        self.notes: list[str] = list(outputs.notes)
+    `unjudged` says why a layer could not be compared; `comparisons` may be overruled.
+    """
+
+    programs: Programs
+    comparisons: dict[str, Comparison]
+    x: Array
+    outputs: Outputs
+    precision: Precision
+    unjudged: Mapping[str, str] = field(default_factory=dict)
+    candidate: str = "candidate"
+
+    @property
+    def tests(self) -> int:
+        """Bugs x layers, for the significance level."""
+        return len(self.comparisons) * (len(LAYER_BUGS) + len(HEAD_BUGS))
+
+    @property
+    def bad(self) -> list[str]:
+        """Layers that are not right."""
+        return [name for name, compared in self.comparisons.items() if not compared.report.ok]
 
     def input_of(self, name: str) -> Array:
         """The candidate's own input of a layer."""
-        at = self.names.index(name)
-        return self.x if at == 0 else np.asarray(self.outputs.layers[self.names[at - 1]], float)
+        names = list(self.programs)
+        at = names.index(name)
+        return np.asarray(self.x if at == 0 else self.outputs.layers[names[at - 1]], np.float64)
 
-    def evidence(self, name: str) -> Evidence:
-        """A block's comparison as the diagnosis wants it."""
-        compared = self.comparisons[name]
-        program, x = self.programs[name], self.input_of(name)
-        site = Site(
-            program,
-            x,
-            compared.y_hat,
-            is_stem=name == self.names[0],
-            others=self.programs,
-            alike=tuple(self.programs.alike(name)),
-        )
-        bound = diagnosis_bound(program, x, compared.y, self.precision)
-        return Evidence(
-            site,
-            compared.y,
-            compared.y_hat,
-            bound.certified,
-            bound.likely,
-            self.tests,
-            self.precision.number_format,
-        )
+    def evidence(self, name: str) -> LayerEvidence:
+        """A layer's comparison as the diagnosis wants it."""
+        compared, x = self.comparisons[name], self.input_of(name)
+        site = site_of(self.programs, name, x, compared.y_hat)
+        bound = diagnosis_bound(site.program, x, compared.y, self.precision)
+        return LayerEvidence(site, compared.y, compared.y_hat, bound, self.precision.number_format)
 
     def findings(self, name: str) -> list[Finding]:
         """Why this layer is bad."""
@@ -94,62 +76,48 @@ class Case:
         if lost.all():
             return [_not_finite(name, 1.0, overflow=False)]
         if compared.bound is None:
-            if name == "linear":
-                return [_wrong_shape(name, compared)]
-            site = Site(self.programs[name], self.input_of(name), compared.y_hat)
+            site = site_of(self.programs, name, self.input_of(name), compared.y_hat)
             return diagnose_shape(site, compared.y_hat) or [_wrong_shape(name, compared)]
         if lost.any():
-            largest = np.abs(compared.y[lost]).min()
-            return [_not_finite(name, float(lost.mean()), overflow=bool(largest > 60000))]
-        if name == "linear":
-            return diagnose_head(
-                head_program(self.model),
-                self.input_of(name),
-                compared,
-                self.precision.number_format,
-            )
+            overflow = bool(np.abs(compared.y[lost]).min() > _LARGEST_HALF)
+            return [_not_finite(name, float(lost.mean()), overflow=overflow)]
         return diagnose(self.evidence(name))
 
     def hidden(self, name: str) -> list[Finding]:
         """Bugs in a layer that is within its bound."""
-        if name == "linear":
-            return hidden_head_bugs(
-                head_program(self.model),
-                self.input_of(name),
-                self.comparisons[name],
-                self.precision.number_format,
-                self.tests,
-            )
-        return hidden_bugs(self.evidence(name))
+        return hidden_bugs(self.evidence(name), self.tests)
 
-    def within_winograd(self, name: str) -> str | None:
+    def within_winograd(self, name: str) -> Algorithm | None:
         """The Winograd algorithm whose bound holds where the direct one does not."""
-        compared = self.comparisons[name]
-        if name == "linear":
+        compared, program = self.comparisons[name], self.programs[name]
+        if compared.bound is None or not isinstance(program, BlockProgram):
             return None
-        program = self.programs[name]
-        if compared.bound is None:
-            return None
-        beyond = ~(np.abs(compared.y_hat - compared.y) <= compared.bound.certified)
+        error = np.abs(compared.y_hat - compared.y)
+        beyond = ~(error <= compared.bound.certified)
         if errs_like_a_bug(self.evidence(name), np.flatnonzero(beyond.any(axis=(0, 2, 3)))):
             return None
-        for algorithm in _WINOGRAD:
-            bound = block_bound(
-                program, self.input_of(name), compared.y, self.precision, algorithm=algorithm
-            )
-            if (np.abs(compared.y_hat - compared.y) <= bound.certified).all():
+        x = self.input_of(name)
+        for algorithm in WINOGRAD:
+            bound = block_bound(program, x, compared.y, self.precision, algorithm=algorithm)
+            if (error <= bound.certified).all():
                 return algorithm
         return None
+
+    def excuse(self, name: str) -> bool:
+        """Overrule a layer that Winograd arithmetic explains."""
+        algorithm = self.within_winograd(name)
+        if algorithm:
+            self.mark(name, ok=True, note=f"{algorithm} arithmetic: within that bound")
+        return algorithm is not None
 
     def roundoff(self, name: str) -> str:
         """What the size of a block's errors says of its arithmetic, in words; empty if nothing.
 
         Where ReLU is off on both sides nothing is seen; SE hides the convolution behind its gate.
         """
-        compared = self.comparisons.get(name)
-        if name == "linear" or compared is None or compared.bound is None:
+        compared, program = self.comparisons.get(name), self.programs[name]
+        if compared is None or compared.bound is None or not isinstance(program, BlockProgram):
             return ""
-        program = self.programs[name]
         active = (compared.y > 0) & (compared.y_hat > 0) & np.isfinite(compared.y_hat)
         if program.se is not None or active.sum() < _FEWEST:
             return ""
@@ -168,60 +136,67 @@ class Case:
         )
 
 
-def explain(
-    model: Model,
-    programs: Programs,
-    comparisons: dict[str, Comparison],
-    unjudged: Mapping[str, str],
-    x: Array,
-    outputs: Outputs,
-    precision: Precision,
-    candidate: str,
-) -> Report:
+def explain(case: Case) -> Report:
     """Judge, diagnose, and say it."""
-    case = Case(model, programs, comparisons, x, outputs, precision)
     diagnosis = _bad_layers(case) or _hidden(case)
-    bad = [name for name, compared in case.comparisons.items() if not compared.report.ok]
+    bad = case.bad
     first = bad[0] if bad else None
     # A right port's arithmetic shows best where most products are summed: in the last block.
-    case.notes += filter(None, [case.roundoff(first or case.names[-2])])
-    problem = outputs.problem  # the structure alone is wrong: a layer too few
+    arithmetic = case.roundoff(first or case.programs.model.arch.blocks[-1].name)
+    problem = case.outputs.problem  # the structure alone is wrong: a layer too few
     return Report(
-        verdict="disagree" if bad or problem else "cannot-judge" if unjudged else "agree",
-        reason=problem if problem and not bad else _reason(case, bad, diagnosis, unjudged),
-        model=model.name,
-        candidate=candidate,
-        precision=precision.name,
+        verdict="disagree" if bad or problem else "cannot-judge" if case.unjudged else "agree",
+        reason=problem if problem and not bad else _reason(case, bad, diagnosis),
+        model=case.programs.model.name,
+        candidate=case.candidate,
+        precision=case.precision.name,
         layers=tuple(compared.report for compared in case.comparisons.values()),
         diagnosis=tuple(diagnosis),
         first_bad_layer=first,
-        notes=tuple(case.notes),
+        notes=(*case.outputs.notes, *filter(None, [arithmetic])),
         residual=_residual(case, first),
     )
 
 
 def _bad_layers(case: Case) -> list[Finding]:
     """Findings for layers beyond their bound; Winograd arithmetic is recognised and excused."""
-    diagnosis: list[Finding] = []
-    explained: dict[str, list[str]] = {}
-    bad = [name for name, compared in case.comparisons.items() if not compared.report.ok]
-    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        found_in = dict(zip(bad, pool.map(case.findings, bad[:_MOST_DIAGNOSED]), strict=False))
+    bad = case.bad
+    found_in = _each(case.findings, bad[:_MOST_DIAGNOSED])
+    for name in list(found_in):
+        if found_in[name][0].bug == "unknown" and case.excuse(name):
+            del found_in[name]
+    if not found_in:
+        for name in bad[_MOST_DIAGNOSED:]:
+            case.excuse(name)
+    return _merged(found_in, len(case.bad))
+
+
+def _hidden(case: Case) -> list[Finding]:
+    """Findings within the bounds. Their layers are marked bad, with the reason."""
+    found_in = {
+        name: found for name, found in _each(case.hidden, case.comparisons).items() if found
+    }
     for name, found in found_in.items():
-        if found[0].bug == "unknown" and (algorithm := case.within_winograd(name)):
-            case.mark(name, ok=True, note=f"{algorithm} arithmetic: within that bound")
-            continue
+        case.mark(name, ok=False, note=f"within its bound, but {found[0].bug} shows in it")
+    return _merged(found_in, len(found_in))
+
+
+def _each(ask: Callable[[str], list[Finding]], names: Iterable[str]) -> dict[str, list[Finding]]:
+    """Ask about several layers at once."""
+    names = list(names)
+    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(names, pool.map(ask, names), strict=True))
+
+
+def _merged(found_in: Mapping[str, list[Finding]], bad: int) -> list[Finding]:
+    """Each bug once, where it is first, saying in which other layers it is."""
+    first: dict[str, Finding] = {}
+    layers: dict[str, list[str]] = {}
+    for name, found in found_in.items():
         for finding in found:
-            explained.setdefault(finding.bug, []).append(name)
-            if len(explained[finding.bug]) == 1:
-                diagnosis.append(finding)
-    for name in bad[_MOST_DIAGNOSED:]:
-        if all(case.comparisons[n].report.ok for n in bad[:_MOST_DIAGNOSED]) and (
-            algorithm := case.within_winograd(name)
-        ):
-            case.mark(name, ok=True, note=f"{algorithm} arithmetic: within that bound")
-    still_bad = sum(not compared.report.ok for compared in case.comparisons.values())
-    return [_in_every_layer(f, explained[f.bug], still_bad) for f in diagnosis]
+            first.setdefault(finding.bug, finding)
+            layers.setdefault(finding.bug, []).append(name)
+    return [_in_every_layer(finding, layers[bug], bad) for bug, finding in first.items()]
 
 
 def _in_every_layer(finding: Finding, layers: list[str], bad: int) -> Finding:
@@ -234,28 +209,8 @@ def _in_every_layer(finding: Finding, layers: list[str], bad: int) -> Finding:
     return finding
 
 
-def _hidden(case: Case) -> list[Finding]:
-    """Findings within the bounds. Their layers are marked bad, with the reason."""
-    names = list(case.comparisons)
-    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        found_in = dict(zip(names, pool.map(case.hidden, names), strict=True))
-    diagnosis: list[Finding] = []
-    layers: dict[str, list[str]] = {}
-    for name, found in found_in.items():
-        if not found:
-            continue
-        case.mark(name, ok=False, note=f"within its bound, but {found[0].bug} shows in it")
-        for finding in found:
-            layers.setdefault(finding.bug, []).append(name)
-            if len(layers[finding.bug]) == 1:
-                diagnosis.append(finding)
-    bad = sum(bool(found) for found in found_in.values())
-    return [_in_every_layer(finding, layers[finding.bug], bad) for finding in diagnosis]
-
-
-def _reason(
-    case: Case, bad: list[str], diagnosis: Iterable[Finding], unjudged: Mapping[str, str]
-) -> str:
+def _reason(case: Case, bad: list[str], diagnosis: Iterable[Finding]) -> str:
+    unjudged = case.unjudged
     if bad:
         report = case.comparisons[bad[0]].report
         what = report.note or f"error {report.max_error:.3g}, {report.ratio:.3g} times its bound"

@@ -1,54 +1,68 @@
-"""What a residual that no hypothesis explains looks like: channels, border, taps, shape."""
+"""What a residual that no bug explains looks like: channels, border, taps, shape."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.programs.evaluate import gather
-from repvgg_ref.oracle.programs.program import Pixels
-
-if TYPE_CHECKING:
-    from repvgg_ref.oracle.diagnosis.diagnose import Evidence
+from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
+from repvgg_ref.oracle.diagnosis.ranking import Trial
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.report import Finding
 
 _CHANNELS_SHOWN = 6
 _FEWEST = 12  # outputs of a channel that say something about its pattern
 _MOST_SHARE = 0.7  # of a channel's residual, in one cause
 
 
-def describe(residual: Array, certified: Array, pixels: Pixels, evidence: Evidence) -> str:
-    """Say in words where the residual lies.
+def unknown(evidence: LayerEvidence, trials: Sequence[Trial]) -> Finding:
+    """What can be said of a bug that is in no library."""
+    hint = max(trials, key=lambda t: t.fit.explains, default=None)
+    says = _described(evidence)
+    if hint is not None and hint.fit.explains > 0.5:
+        says += (
+            f"; {hint.mutant.bug.name} would explain {hint.fit.explains:.1%},"
+            " but one explanation is not enough"
+        )
+    look = (
+        "look at the residual's pattern"
+        if isinstance(evidence.site.program, BlockProgram)
+        else "compare weight and bias of the linear layer"
+    )
+    advice = f"the bug is not in the library: {look}"
+    return Finding("unknown", evidence.layer, None, 0.0, 0.0, says, advice)
 
-    Parameters
-    ----------
-    residual, certified : arrays, shape (N, O, P)
-        Candidate minus reference, and the certified bound, at `pixels`.
-    """
-    beyond = ~(np.abs(residual) <= certified)
+
+def _described(evidence: LayerEvidence) -> str:
+    """Say in words where the residual lies."""
+    residual = evidence.seen.residual
+    beyond = ~(np.abs(residual) <= evidence.seen.certified)
     if not beyond.any():
         return "the difference is within the bound"
-    said = [f"{beyond.mean():.1%} of the outputs looked at are beyond their bound"]
-    said.append(_channels(beyond))
-    said.append(_border(beyond, pixels, evidence))
-    said.append(_kind(residual, beyond, pixels, evidence))
-    said.append(_taps(residual, pixels, evidence))
+    if not isinstance(evidence.site.program, BlockProgram):
+        bad = np.flatnonzero(beyond.any(axis=(0, 2)))
+        return f"{len(bad)} of {beyond.shape[1]} logits are beyond their bound, first {bad[:1]}"
+    said = [
+        f"{beyond.mean():.1%} of the outputs looked at are beyond their bound",
+        _channels(beyond),
+        _border(beyond, evidence),
+        _kind(residual, beyond, evidence),
+        _taps(residual, evidence),
+    ]
     return "; ".join(part for part in said if part)
 
 
-def is_structured(
-    residual: Array, suspects: Iterable[int], pixels: Pixels, evidence: Evidence
-) -> bool:
+def errs_like_a_bug(evidence: LayerEvidence, suspects: Iterable[int]) -> bool:
     """Whether one of the channels `suspects` errs as a bug does, not as arithmetic does.
 
     Rounding, Winograd's too, spreads over all taps a channel sees. A bug in one tap, one bias or
     one scale puts most of that channel's residual into one of them.
     """
-    y = evidence.y[:, :, pixels[0], pixels[1]]
+    y, residual = evidence.seen.y, evidence.seen.residual
     active = (y > 0) & (y + residual > 0)
-    patches = gather(evidence.site.program, np.asarray(evidence.site.x, np.float64), *pixels)
+    patches = _patches(evidence)
     n, p, c = patches.shape[:3]
     groups = evidence.site.program.groups
     enough = active.sum(axis=(0, 2)) >= _FEWEST
@@ -68,6 +82,12 @@ def is_structured(
     return False
 
 
+def _patches(evidence: LayerEvidence) -> Array:
+    """What the looked-at outputs see: (N, P, C, 3, 3)."""
+    x = np.asarray(evidence.site.x, np.float64)
+    return np.asarray(evidence.site.program.gather(x, *evidence.pixels))
+
+
 def _channels(beyond: Array) -> str:
     bad = np.flatnonzero(beyond.any(axis=(0, 2)))
     if len(bad) == beyond.shape[1]:
@@ -77,9 +97,9 @@ def _channels(beyond: Array) -> str:
     return f"in {len(bad)} of {beyond.shape[1]} channels ({shown}{more})"
 
 
-def _border(beyond: Array, pixels: Pixels, evidence: Evidence) -> str:
-    height, width = evidence.y.shape[2:]
-    rows, columns = pixels
+def _border(beyond: Array, evidence: LayerEvidence) -> str:
+    height, width = evidence.size
+    rows, columns = evidence.pixels
     edge = (rows % max(height - 1, 1) == 0) | (columns % max(width - 1, 1) == 0)
     if edge.all() or not edge.any():
         return ""
@@ -91,9 +111,9 @@ def _border(beyond: Array, pixels: Pixels, evidence: Evidence) -> str:
     return ""
 
 
-def _kind(residual: Array, beyond: Array, pixels: Pixels, evidence: Evidence) -> str:
+def _kind(residual: Array, beyond: Array, evidence: LayerEvidence) -> str:
     """A constant a channel (bias), or a factor a channel (scale)."""
-    y = evidence.y[:, :, pixels[0], pixels[1]]
+    y = evidence.seen.y
     active = (y > 0) & ((y + residual) > 0)  # where ReLU hides nothing
     count = active.sum(axis=(0, 2))
     chosen = (count > 4) & beyond.any(axis=(0, 2))
@@ -116,10 +136,9 @@ def _kind(residual: Array, beyond: Array, pixels: Pixels, evidence: Evidence) ->
     return ""
 
 
-def _taps(residual: Array, pixels: Pixels, evidence: Evidence) -> str:
+def _taps(residual: Array, evidence: LayerEvidence) -> str:
     """Which kernel taps the residual goes with, by correlation with the input patches."""
-    program, x = evidence.site.program, evidence.site.x
-    patches = gather(program, np.asarray(x, np.float64), *pixels)  # (N, P, C, 3, 3)
+    patches = _patches(evidence)
     n, p = patches.shape[:2]
     flat = patches.reshape(n * p, -1)
     flat = flat / np.maximum(np.sqrt((flat**2).sum(axis=0)), 1e-300)

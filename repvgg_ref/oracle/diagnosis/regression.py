@@ -1,6 +1,6 @@
 """How much of a residual a suspected bug explains, and how surely.
 
-For a hypothesis with predicted output y_h the residual r = y_hat - y is regressed on the
+For a suspected bug with predicted output y_h the residual r = y_hat - y is regressed on the
 direction d = y_h - y. A candidate with exactly that bug has coefficient 1; a correct one has a
 residual of rounding errors, which knows nothing of d. Both are divided by the probabilistic error
 bound first, so that outputs with little rounding count for more (weighted least squares).
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts are loaded when they are first used: a second of start-up
 
 from repvgg_ref.arrays import Array
 
@@ -62,18 +62,14 @@ def regress(residual: Array, direction: Array, scale: Array) -> Fit | None:
     Parameters
     ----------
     residual, direction, scale : arrays, shape (N, O, P)
-        Candidate minus reference, hypothesis minus reference, probabilistic error bound.
+        Candidate minus reference, prediction minus reference, probabilistic error bound.
     """
     r, d = residual / scale, direction / scale
     power = np.einsum("nop,nop->o", d, d)
     if not power.sum() > 0 or not np.isfinite(power.sum()):
         return None
     cross = np.einsum("nop,nop->o", r, d)
-    coefficient = float(cross.sum() / power.sum())
-    spread = cross - coefficient * power
-    clusters = float(power.sum() ** 2 / (power**2).sum())  # channels that carry the direction
-    freedom = max(clusters - 1, 0.5)
-    error = float(np.sqrt((spread**2).sum() * (clusters / freedom)) / power.sum())
+    coefficient, error, freedom = clustered(cross, power)
     # Rounding alone cannot make the coefficient surer than this many independent outputs do.
     error = max(error, float(np.sqrt(np.mean((r - coefficient * d) ** 2) / power.sum())), 1e-300)
     energy = float((r**2).sum())
@@ -81,7 +77,7 @@ def regress(residual: Array, direction: Array, scale: Array) -> Fit | None:
     agree = np.einsum("nop,nop->o", r - d, r - d) < _VOTE**2 * power
     chance = min(
         _two_sided(coefficient / error, freedom),
-        float(stats.binom.sf(agree.sum() - 1, (power > 0).sum(), _CHANCE)),
+        float(scipy.stats.binom.sf(agree.sum() - 1, (power > 0).sum(), _CHANCE)),
     )
     return Fit(
         coefficient,
@@ -92,8 +88,25 @@ def regress(residual: Array, direction: Array, scale: Array) -> Fit | None:
     )
 
 
+def clustered(cross: Array, power: Array) -> tuple[float, float, float]:
+    """Coefficient, its cluster-robust standard error, and the degrees of freedom.
+
+    Parameters
+    ----------
+    cross, power : arrays, shape (clusters,)
+        ``sum r d`` and ``sum d d`` in each cluster.
+    """
+    total = power.sum()
+    coefficient = cross.sum() / total
+    spread = cross - coefficient * power
+    clusters = total**2 / (power**2).sum()  # those that carry the direction
+    freedom = max(clusters - 1, 0.5)
+    error = np.sqrt((spread**2).sum() * (clusters / freedom)) / total
+    return float(coefficient), float(error), float(freedom)
+
+
 def _two_sided(t: float, freedom: float) -> float:
-    return float(2 * stats.t.sf(abs(t), freedom))
+    return float(2 * scipy.stats.t.sf(abs(t), freedom))
 
 
 def posterior(remaining: list[float], outputs: int) -> list[float]:

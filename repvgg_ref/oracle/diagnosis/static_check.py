@@ -14,9 +14,9 @@ if the intervals of a channel have no point in common, some taps are wrong, by h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,15 +26,18 @@ from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import is_trainable
-from repvgg_ref.oracle.bugs import LIBRARY, Site
-from repvgg_ref.oracle.diagnosis.trials import Observation, Trial
+from repvgg_ref.oracle.bounds.linear_part import layer_kernels
+from repvgg_ref.oracle.bugs import Site
+from repvgg_ref.oracle.bugs.harness import site_of
+from repvgg_ref.oracle.diagnosis.evidence import Evidence
+from repvgg_ref.oracle.diagnosis.ranking import Observation
+from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.layers import Programs
-from repvgg_ref.oracle.programs.linear_part import layer_kernels
-from repvgg_ref.oracle.programs.program import BlockProgram, fused_kernel
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
 _ERROR = 6.0
 _LIKELY = 1.0
+_UNSEEN = (8, 8)  # extent of the blank image on which bugs are tried: only taps are looked at
 _FEW = 0.2  # of a kernel's taps: more are no damage but a method
 
 
@@ -73,9 +76,11 @@ def _fused_file(model: Model, port: Model, name: str) -> Report:
     layers: list[LayerReport] = []
     findings: list[Finding] = []
     programs = Programs(model)
-    for layer, program in programs.items():
+    for spec in model.arch.blocks:
+        layer = spec.name
         got = FusedConv(port.params[f"{layer}.fused.weight"], port.params[f"{layer}.fused.bias"])
-        report, found = check_kernel(program, got, programs)
+        site = site_of(programs, layer, np.zeros((1, spec.in_channels, *_UNSEEN)))
+        report, found = check_kernel(site, got)
         copied = _copied(model, port, f"{layer}.se.")
         layers.append(report if copied is None or not report.ok else copied)
         findings += [f for f in found if f.bug not in {known.bug for known in findings}]
@@ -104,16 +109,14 @@ def _report(model: Model, name: str, layers: list[LayerReport], found: list[Find
     )
 
 
-def check_kernel(
-    program: BlockProgram, got: FusedConv, others: Programs
-) -> tuple[LayerReport, list[Finding]]:
-    """Compare one fused kernel; `program` is how the reference computes the block."""
-    layer, exact = program.spec.name, fused_kernel(program)
+def check_kernel(site: Site[BlockProgram], got: FusedConv) -> tuple[LayerReport, list[Finding]]:
+    """Compare one fused kernel; `site.program` is how the reference computes the block."""
+    program = site.program
+    layer, exact = program.name, program.fused_kernel()
     unit = float(np.finfo(got.weight.dtype).eps) / 2
     tiny = float(np.finfo(got.weight.dtype).smallest_subnormal)
     magnitude = _magnitude(program)
     seen = Observation(
-        layer,
         _taps(exact),
         _taps(got),
         _ERROR * unit * _taps(magnitude) + tiny,
@@ -133,9 +136,9 @@ def check_kernel(
     )
     if report.ok:
         return report, []
-    coarse = _coarse(seen, unit)
-    if named := [t for t in _trials(program, coarse, others) if t.named]:
-        return report, coarse.ranked(named)
+    taps = TapEvidence(site, _coarse(seen, unit))
+    if named := [trial for trial in taps.trials() if trial.named]:
+        return report, taps.seen.ranked(named)
     if odd.any() and odd.sum() < _FEW * got.weight.size:
         return report, [_odd_taps(layer, odd)]
     return report, [_unknown(layer, seen)]
@@ -153,19 +156,19 @@ def _coarse(seen: Observation, unit: float) -> Observation:
 
 
 def inconsistent_taps(program: BlockProgram, got: FusedConv) -> Array:
-    """Off-centre taps of each channel, (O,), that no common scale explains; 0 for most.
+    """Taps of each channel, (O,), that no common scale explains; 0 for most.
 
-    Each tap confines t to ``[(tap_hat - ulp/2) / W, (tap_hat + ulp/2) / W]``. The scale that most
-    taps admit is found; those that do not admit it are counted.
+    Each tap that only one branch has confines t to
+    ``[(tap_hat - ulp/2) / W, (tap_hat + ulp/2) / W]``. The scale that most taps admit is found;
+    those that do not admit it are counted.
     """
     counts = np.zeros(len(got.weight), int)
     if not program.branches:
         return counts
-    raw = program.branches["branch_3x3"].weight
-    assert raw is not None
-    off_centre = [0, 1, 2, 3, 5, 6, 7, 8]
-    w = raw.reshape(*raw.shape[:2], 9)[:, :, off_centre].reshape(len(raw), -1)
-    taps = got.weight.reshape(*raw.shape[:2], 9)[:, :, off_centre].reshape(len(raw), -1)
+    raw, alone = _taps_of_one_branch(program)
+    if not alone.any():
+        return counts
+    w, taps = raw[:, :, alone].reshape(len(raw), -1), got.weight[:, :, alone].reshape(len(raw), -1)
     half = np.spacing(np.abs(taps)).astype(np.float64) / 2 * (1 + 1e-9)
     usable = np.abs(w) > 1e-30
     safe = np.where(usable, w, 1.0)
@@ -177,6 +180,15 @@ def inconsistent_taps(program: BlockProgram, got: FusedConv) -> Array:
     return counts
 
 
+def _taps_of_one_branch(program: BlockProgram) -> tuple[Array, Array]:
+    """The branch with most taps that no other has: its kernel, widened, and where those are."""
+    kernels = [branch.weight for branch in program.branches.values()]
+    covers = np.array([program.widened(np.ones_like(k[:1, :1]))[0, 0] > 0 for k in kernels])
+    own = covers & (covers.sum(axis=0) == 1)  # (branches, Kh, Kw)
+    most = int(np.argmax(own.sum(axis=(1, 2))))
+    return program.widened(kernels[most]), own[most]
+
+
 def _most_common(low: Array, high: Array) -> int:
     """How many of the intervals share a point, at most."""
     ends = np.concatenate([low, high])
@@ -185,31 +197,17 @@ def _most_common(low: Array, high: Array) -> int:
     return int(np.cumsum(steps[order]).max())
 
 
-def _trials(program: BlockProgram, seen: Observation, others: Programs) -> Iterator[Trial]:
-    """Bugs that are in the kernel: those that leave geometry and activations alone."""
-    spec = program.spec
-    alike = tuple(others.alike(spec.name))
-    site = Site(program, np.zeros((1, spec.in_channels, 8, 8)), others=others, alike=alike)
-    for hypothesis in LIBRARY:
-        if hypothesis.family not in ("batch_norm", "structure", "geometry", "rounding"):
-            continue
-        if hypothesis.name == "train-mode-batch-norm":
-            continue
-        for variant in hypothesis.variants(site):
-            changed = variant.program
-            if not changed.branches and changed.fused is None:
-                continue
-            kernel = fused_kernel(changed)
-            if kernel.weight.shape != (spec.out_channels, spec.in_channels // spec.groups, 3, 3):
-                continue
-            trial = seen.compare(
-                hypothesis,
-                _taps(kernel),
-                parameter=variant.parameter,
-                detail=variant.detail,
-            )
-            if trial is not None:
-                yield trial
+class TapEvidence(Evidence):
+    """A fused kernel: bugs that leave geometry and activations alone show in it."""
+
+    fits_parameters = False  # some eps can be found for any tap that is slightly wrong
+
+    def predict(self, program: Any) -> Array | None:
+        """The program's taps; None if its kernel is of another shape, or it has none."""
+        if program.is_skipped:
+            return None
+        taps = _taps(program.fused_kernel())
+        return taps if taps.shape == self.seen.y.shape else None
 
 
 def _taps(kernel: FusedConv) -> Array:

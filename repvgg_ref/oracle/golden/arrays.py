@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +12,14 @@ import numpy as np
 import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.bounds.block import block_bound, head_bound
+from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.candidates.onnx_import import require
-from repvgg_ref.oracle.programs.head import evaluate_head
-from repvgg_ref.oracle.programs.layers import Programs, block_output, head_program
+from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.programs.program import layer_output
 
-OUTPUTS, BOUNDS, DATA_SET = "outputs.npz", "bounds.npz", "test_data_set_0"
+OUTPUTS, BOUNDS, WEIGHTS = "outputs.npz", "bounds.npz", "weights.npz"
+DATA_SET = "test_data_set_0"
 BOUND_PRECISIONS = ("fp32", "fp16", "bf16")
 _MOST_FLOAT64 = 16 << 20
 _MOST_BOUNDS = 24 << 20
@@ -41,26 +43,17 @@ def layer_arrays(
     step : callable
         Called with each layer's name when it is done.
     """
-    programs, head = Programs(model), head_program(model)
     found: dict[str, Layer] = {}
     below = np.asarray(x, np.float64)
-    for spec in model.arch.blocks:
-        program = programs[spec.name]
-        y = block_output(program, below)
+    for name, program in Programs(model).items():
+        y = layer_output(program, below)
         bounds = {
-            name: block_bound(program, below, y, PRECISIONS[name]).certified
-            for name in BOUND_PRECISIONS
+            precision: layer_bound(program, below, y, PRECISIONS[precision]).certified
+            for precision in BOUND_PRECISIONS
         }
-        found[spec.name] = Layer(y, bounds)
+        found[name] = Layer(y, bounds)
         below = y
-        step(spec.name)
-    logits = evaluate_head(head, below)
-    bounds = {
-        name: head_bound(head.weight, head.bias, below, logits, PRECISIONS[name]).certified
-        for name in BOUND_PRECISIONS
-    }
-    found["linear"] = Layer(logits, bounds)
-    step("linear")
+        step(name)
     return found
 
 
@@ -119,15 +112,24 @@ def write_data_set(folder: Path, x: Array, logits: Array) -> None:
         (folder / file).write_bytes(tensor.SerializeToString())
 
 
+def float32_outputs(model: Model, x: Array) -> dict[str, Array]:
+    """What a plain float32 port gives."""
+    params = {
+        name: array.astype(np.float32) if array.dtype.kind == "f" else array
+        for name, array in model.params.items()
+    }
+    single = replace(model, params=params)
+    return single.forward(x.astype(np.float32), backend="reference", layers=True)
+
+
 def float32_errors(model: Model, x: Array, layers: dict[str, Layer]) -> dict[str, float]:
     """Largest end-to-end error of our own float32 forward pass, over the layer's largest value.
 
     No bound, but the scale of what an honest port shows when it is run from the image on.
     """
-    single = model.forward(x.astype(np.float32), backend="reference", layers=True)
     errors = {}
-    for name, layer in layers.items():
-        size = float(np.abs(layer.y).max())
-        error = float(np.abs(single[name].astype(np.float64) - layer.y).max())
+    for name, single in float32_outputs(model, x).items():
+        size = float(np.abs(layers[name].y).max())
+        error = float(np.abs(single.astype(np.float64) - layers[name].y).max())
         errors[name] = error / size if size > 0 else error
     return errors

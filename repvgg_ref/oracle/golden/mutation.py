@@ -1,7 +1,7 @@
 """Do these vectors notice? Every known bug is planted in every layer and must be seen.
 
 A mutant is killed if its output has another shape, is not finite, leaves the certified bound, or
-is found by regression (`Observation.is_hidden`) although float32 rounding lies on top of it: that
+is found by regression (`Trial.is_hidden`) although float32 rounding lies on top of it: that
 of our own float32 forward pass. What is left has survived: these vectors would let it pass.
 
 A mutant that computes the *same function whatever the weights* does not count. That is proven by
@@ -11,34 +11,26 @@ make them equal (an ignored mean of 0), the reference hides the bug and it has s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.block import block_branches, fused_block_forward, train_block_forward
-from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.network import Model
-from repvgg_ref.ops import REFERENCE
-from repvgg_ref.oracle.bounds.block import block_bound, head_bound
+from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.bugs import LIBRARY, Hypothesis, Site, Variant
-from repvgg_ref.oracle.diagnosis.diagnose import sample_pixels
-from repvgg_ref.oracle.diagnosis.trials import Bug, Observation
+from repvgg_ref.oracle.bugs import HEAD_BUGS, LAYER_BUGS, Mutant, Site
+from repvgg_ref.oracle.bugs.harness import mutants
+from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
+from repvgg_ref.oracle.golden.arrays import float32_outputs
+from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_block
-from repvgg_ref.oracle.programs.evaluate import evaluate
-from repvgg_ref.oracle.programs.head import HEAD_BUGS, HeadProgram, evaluate_head
-from repvgg_ref.oracle.programs.layers import Programs, block_output, head_program
-from repvgg_ref.oracle.programs.program import (
-    BlockProgram,
-    Workspace,
-    correct_program,
-    fused_kernel,
-    output_size,
-)
+from repvgg_ref.oracle.programs.head import HeadProgram
+from repvgg_ref.oracle.programs.layers import Programs, block_program
+from repvgg_ref.oracle.programs.program import layer_output
 
 Fate = Literal["bound", "regression", "shape", "not-finite", "equivalent", "hidden"]
 Progress = Callable[[str, int, int], None]
@@ -75,7 +67,7 @@ _WHY = {
 
 
 @dataclass(frozen=True)
-class Mutant:
+class Planted:
     """One planted bug: where, which setting of it, and what became of it.
 
     `ratio` is the largest change over the certified fp32 bound.
@@ -99,7 +91,7 @@ class MutationMatrix:
     """All mutants of one model on one batch."""
 
     layers: tuple[str, ...]
-    mutants: tuple[Mutant, ...]
+    mutants: tuple[Planted, ...]
 
     @property
     def counted(self) -> int:
@@ -117,7 +109,7 @@ class MutationMatrix:
         return self.killed / self.counted if self.counted else 0.0
 
     @property
-    def survivors(self) -> tuple[Mutant, ...]:
+    def survivors(self) -> tuple[Planted, ...]:
         """What these vectors would let pass."""
         return tuple(mutant for mutant in self.mutants if mutant.fate == "hidden")
 
@@ -135,7 +127,7 @@ class MutationMatrix:
                 else NOT_APPLICABLE
                 for layer in self.layers
             )
-            for bug in dict.fromkeys([*(h.name for h in LIBRARY), *(b.name for b in HEAD_BUGS)])
+            for bug in dict.fromkeys(each.name for bugs in (LAYER_BUGS, HEAD_BUGS) for each in bugs)
         }
 
 
@@ -155,197 +147,127 @@ def mutation_matrix(model: Model, x: Array, *, progress: Progress | None = None)
     MutationMatrix
     """
     programs, names = Programs(model), model.arch.layer_names
-    tests = len(names) * (len(LIBRARY) + len(HEAD_BUGS))
-    mutants: list[Mutant] = []
-    y = np.asarray(x, np.float64)
-    for done, spec in enumerate(model.arch.blocks):
-        program = programs[spec.name]
-        site = Site(
-            program, y, is_stem=done == 0, others=programs, alike=tuple(programs.alike(spec.name))
-        )
-        layer = _BlockUnderTest(model, site, tests)
-        mutants += layer.mutants()
-        y = layer.next_input
+    outputs = {name: y.astype(np.float64) for name, y in float32_outputs(model, x).items()}
+    # Each layer is given what a float32 port hands on, so that every input fits into float32.
+    given = (np.asarray(x, np.float64), *(outputs[name] for name in names[:-1]))
+    inputs = dict(zip(names, given, strict=True))
+    rolled = {name: np.roll(y, 1, axis=1) for name, y in outputs.items()}
+    tests = len(names) * (len(LAYER_BUGS) + len(HEAD_BUGS))
+    found: list[Planted] = []
+    for done, name in enumerate(names):
+        layer: _Layer | None = None
+        for site, mutant in mutants(programs, inputs, [name], outputs=rolled):
+            layer = layer or _Layer(model, site, outputs[name], tests)
+            found.append(layer.judged(mutant))
+        height, width = inputs[name].shape[2:]
+        if height != width and name != "linear":
+            # The bug needs a square image: on another one the shape gives it away.
+            found.append(Planted("height-width-swapped", name, "", "shape"))
         if progress is not None:
-            progress(spec.name, done + 1, len(names))
-    mutants += _head_mutants(head_program(model), y, tests)
-    if progress is not None:
-        progress("linear", len(names), len(names))
-    return MutationMatrix(names, tuple(mutants))
+            progress(name, done + 1, len(names))
+    return MutationMatrix(names, tuple(found))
 
 
-class _BlockUnderTest:
-    """One block on one input: the right output, its bounds, and float32's own errors."""
+class _Layer:
+    """One layer on one input: the right output, its bounds, and float32's own errors."""
 
-    def __init__(self, model: Model, site: Site, tests: int) -> None:
-        program, x = site.program, site.x
-        self.spec, self.tests = program.spec, tests
-        self.y = block_output(program, x)
-        bound = block_bound(program, x, self.y, PRECISIONS["fp32"])
-        self.certified, self.likely = bound.certified, bound.likely
-        single = _float32_output(model, program.spec, x)
-        self.rounding = single - self.y
-        self.next_input = single  # what a float32 port hands on, so every x fits into float32
-        rolled = np.roll(self.y, 1, axis=1)
-        self.site = Site(program, x, rolled, site.is_stem, others=site.others, alike=site.alike)
-        self.pixels = sample_pixels(*self.y.shape[2:])
-        self._workspace = Workspace()
+    def __init__(self, model: Model, site: Site[Any], single: Array, tests: int) -> None:
+        self.model, self.site, self.single, self.tests = model, site, single, tests
+        self.y = layer_output(site.program, site.x)
+        self.bound = layer_bound(site.program, site.x, self.y, PRECISIONS["fp32"])
+        self.sampled = self._evidence(everywhere=False)
 
-    def mutants(self) -> Iterator[Mutant]:
-        """Every variant of every hypothesis that applies here."""
-        for hypothesis in LIBRARY:
-            for variant in hypothesis.variants(self.site):
-                yield self._judged(hypothesis, variant.program, _detail(variant))
-        height, width = self.site.x.shape[2:]
-        if height != width:
-            # The hypothesis needs a square image: on another one the shape gives the bug away.
-            yield Mutant("height-width-swapped", self.spec.name, "", "shape")
+    def _evidence(self, *, everywhere: bool) -> LayerEvidence:
+        """What a right float32 port gives."""
+        return LayerEvidence(self.site, self.y, self.single, self.bound, everywhere=everywhere)
 
-    def _judged(self, bug: Hypothesis, program: BlockProgram, detail: str) -> Mutant:
-        name = self.spec.name
-        skipped = not program.branches and program.fused is None
-        if not skipped and output_size(program, *self.site.x.shape[2:]) != self.y.shape[2:]:
-            return Mutant(bug.name, name, detail, "shape")
-        rows, columns = self.pixels
-        seen = _seen(name, *(a[:, :, rows, columns] for a in self._arrays()))
-        with np.errstate(all="ignore"):
-            predicted = evaluate(program, self.site.x, self.pixels, self._workspace)
-            fate, ratio = _fate(bug, seen, predicted, self.tests)
-            if fate == "hidden":  # the pixels that were left out may tell
-                everywhere = _seen(name, *(_flat(a) for a in self._arrays()))
-                predicted = evaluate(program, self.site.x)
-                fate, ratio = _fate(bug, everywhere, predicted, self.tests)
-        reason = ""
+    def judged(self, mutant: Mutant[Any]) -> Planted:
+        """What becomes of one mutant."""
+        bug, program = mutant.bug.name, mutant.variant.program
+        name, label = self.site.program.name, mutant.variant.label
+        if program.output_size(*self.site.x.shape[2:]) != self.y.shape[2:]:
+            return Planted(bug, name, label, "shape")
+        fate, ratio = self._fate(mutant, self.sampled)
+        if fate == "hidden":  # the pixels that were left out may tell
+            fate, ratio = self._fate(mutant, self._evidence(everywhere=True))
+        reason = _reason(bug, fate, ratio)
         if fate == "hidden" and _is_same_function(bug, program, self.site):
-            if self._is_same_for_all_weights(bug, detail):
-                fate = "equivalent"
+            if self._is_same_for_all_weights(mutant):
+                fate, reason = "equivalent", ""
             else:
                 reason = "the same function with this reference's numbers"
-        return Mutant(bug.name, name, detail, fate, ratio, reason or _reason(bug.name, fate, ratio))
+        return Planted(bug, name, label, fate, ratio, reason)
 
-    def _is_same_for_all_weights(self, bug: Hypothesis, detail: str) -> bool:
+    def _fate(self, mutant: Mutant[Any], evidence: LayerEvidence) -> tuple[Fate, float]:
+        """Whether a port with this bug, and float32's rounding on top, is noticed."""
+        seen = evidence.seen
+        with np.errstate(all="ignore"):
+            predicted = mutant.variant.program.evaluate(
+                self.site.x, evidence.pixels, evidence.workspace
+            )
+        if predicted.shape != seen.y.shape:
+            return "shape", 0.0
+        if not np.isfinite(predicted).all():
+            return "not-finite", 0.0
+        change = np.abs(predicted - seen.y)
+        ratio = float((change / seen.certified).max())
+        if not change.any():
+            return "hidden", 0.0
+        port = replace(seen, y_hat=predicted + (seen.y_hat - seen.y))
+        if (np.abs(port.residual) > seen.certified).any():
+            return "bound", ratio
+        trial = port.compare(mutant, predicted)
+        found = trial is not None and trial.is_hidden(self.tests)
+        return ("regression" if found else "hidden"), ratio
+
+    def _is_same_for_all_weights(self, mutant: Mutant[Any]) -> bool:
         """Whether the bug changes nothing with generic weights either."""
-        generic = self._generic
-        variants = {_detail(v): v.program for v in bug.variants(generic)}
-        return detail not in variants or _is_same_function(bug, variants[detail], generic)
+        if isinstance(self.site.program, HeadProgram):
+            return True
+        variants = {v.label: v.program for v in mutant.bug.mutate(self._generic)}
+        label = mutant.variant.label
+        return label not in variants or _is_same_function(
+            mutant.bug.name, variants[label], self._generic
+        )
 
     @cached_property
-    def _generic(self) -> Site:
+    def _generic(self) -> Site[BlockProgram]:
         """The block with other weights, which coincide nowhere."""
         right, rng = self.site.program, np.random.default_rng(0)
-        params = distinguishing_block(self.spec, self.site.x, rng, right.eps)
-        if right.fused is None:
-            branches = block_branches(self.spec, params)
-        else:
-            branches = {}
-            for part, like in zip(("weight", "bias"), right.fused, strict=True):
-                params[f"{self.spec.name}.fused.{part}"] = rng.normal(size=like.shape)
-        program = correct_program(self.spec, params, right.eps, branches)
-        return replace(self.site, program=program)
-
-    def _arrays(self) -> tuple[Array, Array, Array, Array]:
-        return self.y, self.rounding, self.certified, self.likely
+        params = distinguishing_block(right.spec, self.site.x, rng, right.eps)
+        for part, like in zip(("weight", "bias"), right.fused or (), strict=False):
+            params[f"{right.name}.fused.{part}"] = rng.normal(size=like.shape)
+        other = replace(self.model, params=self.model.params | params)
+        return replace(self.site, program=block_program(other, right.spec))
 
 
-def _is_same_function(bug: Hypothesis, program: BlockProgram, site: Site) -> bool:
-    """Proof: the same geometry and activation, no maps, and the same taps, bit by bit."""
+def _is_same_function(bug: str, program: Any, site: Site[Any]) -> bool:
+    """Proof: all is the same, bit by bit, but for the order in which a kernel is fused."""
     right = site.program
-    if bug.name in _MOVES and program.input_map is not None:
+    if isinstance(right, HeadProgram):
+        return _is_equal(program, right, ("pool", "input_map", "output_map", "weight", "bias"))
+    if bug in _MOVES and program.input_map is not None:
         positions = np.arange(site.x.size).reshape(site.x.shape)
         if np.array_equal(program.input_map(positions), positions):
             program = replace(program, input_map=right.input_map)
-    same = all(
-        getattr(program, field) == getattr(right, field)
-        for field in (
-            *("stride", "dilation", "groups", "pads", "pad_mode", "relu_inside"),
-            *("activation", "se_pool", "se_gate", "input_map", "output_map"),
-        )
-    )
-    if not same or not (program.branches or program.fused):
+    if program.is_skipped or (program.se is None) != (right.se is None):
         return False
-    if (program.se is None) != (right.se is None):
-        return False
-    kernels = zip(fused_kernel(program), fused_kernel(right), strict=True)
+    kernels = zip(program.fused_kernel(), right.fused_kernel(), strict=True)
     squeeze = zip(program.se or (), right.se or (), strict=True)
-    return all(np.array_equal(mine, theirs) for mine, theirs in (*kernels, *squeeze))
-
-
-def _detail(variant: Variant) -> str:
-    if variant.detail or variant.parameter is None:
-        return variant.detail
-    return f"{variant.parameter:g}"
-
-
-def _float32_output(model: Model, spec: BlockSpec, x: Array) -> Array:
-    """What a plain float32 port gives, widened."""
-    params = {
-        name: np.asarray(array).astype(np.float32)
-        for name, array in model.params.items()
-        if name.startswith(f"{spec.name}.")
-    }
-    single = x.astype(np.float32)
-    if model.form == "deploy":
-        y = fused_block_forward(spec, params, single, ops=REFERENCE)
-    else:
-        y, _ = train_block_forward(
-            spec, params, single, ops=REFERENCE, eps=model.eps, training=False
-        )
-    return y.astype(np.float64)
-
-
-def _flat(array: Array) -> Array:
-    return array.reshape(*array.shape[:2], -1)  # (N, O, Ho, Wo) -> (N, O, P)
-
-
-def _seen(layer: str, y: Array, rounding: Array, certified: Array, likely: Array) -> Observation:
-    """What a right float32 port gives, at some pixels."""
-    return Observation(layer, y, y + rounding, certified, likely)
-
-
-def _fate(bug: Bug, seen: Observation, predicted: Array, tests: int) -> tuple[Fate, float]:
-    """What becomes of a mutant whose exact output is `predicted`, (N, O, P)."""
-    if predicted.shape != seen.y.shape:
-        return "shape", 0.0
-    if not np.isfinite(predicted).all():
-        return "not-finite", 0.0
-    change = np.abs(predicted - seen.y)
-    ratio = float((change / seen.certified).max())
-    if not change.any():
-        return "hidden", 0.0
-    rounding = seen.y_hat - seen.y
-    if (np.abs(predicted + rounding - seen.y) > seen.certified).any():
-        return "bound", ratio
-    port = Observation(seen.layer, seen.y, predicted + rounding, seen.certified, seen.likely)
-    trial = port.compare(bug, predicted)
-    found = trial is not None and port.is_hidden(trial, tests)
-    return ("regression" if found else "hidden"), ratio
-
-
-def _head_mutants(head: HeadProgram, x: Array, tests: int) -> Iterator[Mutant]:
-    """The same for pool and linear layer."""
-    y = evaluate_head(head, x)
-    bound = head_bound(head.weight, head.bias, x, y, PRECISIONS["fp32"])
-    single = x.astype(np.float32).mean(axis=(2, 3)) @ head.weight.astype(np.float32).T
-    rounding = (single + head.bias.astype(np.float32)).astype(np.float64) - y
-    arrays = (array[:, :, None] for array in (y, rounding, bound.certified, bound.likely))
-    seen = _seen("linear", *arrays)
-    for bug in HEAD_BUGS:
-        for program, detail in bug.variants(head):
-            with np.errstate(all="ignore"):
-                fate, ratio = _fate(bug, seen, evaluate_head(program, x)[:, :, None], tests)
-            if fate == "hidden" and _is_same_head(program, head):
-                fate = "equivalent"
-            yield Mutant(bug.name, "linear", detail, fate, ratio, _reason(bug.name, fate, ratio))
-
-
-def _is_same_head(program: HeadProgram, head: HeadProgram) -> bool:
-    return (
-        program.pool == head.pool
-        and program.input_map is head.input_map
-        and program.output_map is head.output_map
-        and np.array_equal(program.weight, head.weight)
-        and np.array_equal(program.bias, head.bias)
+    return _is_equal(program, right, _SETTINGS) and all(
+        np.array_equal(mine, theirs) for mine, theirs in (*kernels, *squeeze)
     )
+
+
+# What a block's function consists of, besides its fused kernel and its squeeze-and-excitation.
+_SETTINGS = (
+    *("stride", "dilation", "groups", "pads", "pad_mode", "relu_inside"),
+    *("activation", "se_pool", "se_gate", "input_map", "output_map"),
+)
+
+
+def _is_equal(program: Any, right: Any, fields: tuple[str, ...]) -> bool:
+    return all(np.array_equal(getattr(program, f), getattr(right, f)) for f in fields)
 
 
 def _reason(bug: str, fate: Fate, ratio: float) -> str:

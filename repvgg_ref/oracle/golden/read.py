@@ -1,4 +1,4 @@
-"""Reading a golden bundle, and judging a port against it."""
+"""Reading a golden bundle."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.models.architectures import Architecture, AuxHeadSpec
+from repvgg_ref.models.graph import Network
+from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import official_dialect
 from repvgg_ref.models.network import Model
-from repvgg_ref.models.parameters import Form, param_shapes
-from repvgg_ref.oracle.golden.arrays import OUTPUTS
+from repvgg_ref.models.parameters import param_shapes
+from repvgg_ref.oracle.golden.arrays import OUTPUTS, WEIGHTS
 from repvgg_ref.oracle.golden.folder import checked_manifest, digest_of
-from repvgg_ref.oracle.golden.write import WEIGHTS
-from repvgg_ref.oracle.report import Report
-from repvgg_ref.oracle.training.dump import is_training_dump
-from repvgg_ref.oracle.training.judge import judge_training
 from repvgg_ref.oracle.training.steps import TrainingSteps, read_steps
-from weights_io import sanitize
 
 
 @dataclass(frozen=True)
@@ -65,44 +62,6 @@ def read_golden(folder: str | Path, *, reference: Model | str | Path | None = No
     return Golden(manifest, x, model, steps)
 
 
-def verify_golden(
-    folder: str | Path,
-    candidate: Any,
-    *,
-    reference: Model | str | Path | None = None,
-    precision: str = "auto",
-    timeout: float = 300.0,
-) -> Report:
-    """Judge a port against a bundle: a training dump by its steps, anything else by its layers.
-
-    Parameters
-    ----------
-    folder : path
-        The bundle.
-    candidate : anything that `verify` takes, or a training dump
-        Told apart by the names of its arrays.
-    reference, precision, timeout
-        As for `read_golden` and `verify`.
-
-    Raises
-    ------
-    ReportedError
-        If layers are to be judged and the weights are nowhere.
-    """
-    golden = read_golden(folder, reference=reference)
-    if golden.steps is not None and is_training_dump(_names(candidate), golden.steps.exact):
-        return judge_training(golden.steps, candidate, model=golden.model)
-    if golden.model is None:
-        raise ReportedError(
-            f"{sanitize(Path(folder).name)}: the bundle came without weights",
-            wanted="the checkpoint it was made from, to compute each layer from the port's input",
-            advice="give it as the reference, and the bundle's outputs.npz as the inputs",
-        )
-    from repvgg_ref.oracle.verification import verify
-
-    return verify(golden.model, candidate, inputs=golden.x, precision=precision, timeout=timeout)
-
-
 def _model(
     folder: Path, manifest: Mapping[str, Any], reference: Model | str | Path | None
 ) -> Model | None:
@@ -128,7 +87,7 @@ def _model(
     return model
 
 
-def _params(path: Path, arch: Architecture, form: Form) -> dict[str, Array]:
+def _params(path: Path, arch: Network, form: Form) -> dict[str, Array]:
     """The bundle's own weights; strides and dilations are in no such file, but in the manifest."""
     names = official_dialect(arch).names(param_shapes(arch, form))
     with weights_io.open_weights(path) as archive:
@@ -141,27 +100,34 @@ def _params(path: Path, arch: Architecture, form: Form) -> dict[str, Array]:
             ) from None
 
 
-def _architecture(fields: Mapping[str, Any]) -> Architecture:
+def _block(fields: Mapping[str, Any]) -> BlockSpec:
+    """A block; bundles of 0.1.0 say which branches it has instead of its kind."""
+    known = dict(fields)
+    branches = known.pop("has_1x1", None), known.pop("has_identity", None)
+    if branches[0] is not None:
+        spec = BlockSpec(**known)
+        beside = bool(branches[0]), bool(branches[1]) or not spec.can_add_input
+        known["kind"] = _KINDS_OF_0_1_0[beside]
+    return BlockSpec(**known)
+
+
+# 1x1, and identity wherever shapes allow one.
+_KINDS_OF_0_1_0 = {
+    (True, True): "repvgg",
+    (True, False): "1x1-only",
+    (False, True): "identity-only",
+    (False, False): "plain",
+}
+
+
+def _architecture(fields: Mapping[str, Any]) -> Network:
     """What `dataclasses.asdict` made of an `Architecture`."""
     try:
         return Architecture(
             str(fields["name"]),
-            tuple(BlockSpec(**block) for block in fields["blocks"]),
+            tuple(_block(block) for block in fields["blocks"]),
             int(fields["num_classes"]),
             tuple(AuxHeadSpec(**head) for head in fields["aux_heads"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ReportedError("the manifest's architecture is incomplete", got=str(error)) from None
-
-
-def _names(candidate: Any) -> list[str]:
-    """The names of a candidate's arrays, if it is a mapping or a file of them."""
-    if isinstance(candidate, Mapping):
-        return [str(name) for name in candidate]
-    if not isinstance(candidate, str | Path) or not Path(candidate).is_file():
-        return []
-    try:
-        with weights_io.open_weights(candidate) as archive:
-            return [str(name) for name in archive.root] if isinstance(archive.root, dict) else []
-    except weights_io.WeightsFileError:
-        return []

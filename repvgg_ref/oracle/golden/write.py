@@ -25,6 +25,7 @@ from repvgg_ref.oracle.golden.arrays import (
     BOUNDS,
     DATA_SET,
     OUTPUTS,
+    WEIGHTS,
     float32_errors,
     layer_arrays,
     write_bounds,
@@ -59,7 +60,6 @@ from repvgg_ref.oracle.training.steps import (
 
 Progress = Callable[[str, int, int], None]
 
-WEIGHTS = "weights.npz"
 _MOST_WEIGHTS = 16 << 20
 # A ReLU input this near to zero (relative) may switch in a right float32 port; then another
 # batch is tried, a few times.
@@ -342,7 +342,12 @@ def _manifest(
         "momentum": model.momentum,
         "layout": "NCHW",
         "kernel_layout": "OIHW",
-        "architecture": asdict(model.arch),
+        "architecture": {
+            "name": model.arch.name,
+            "blocks": [asdict(block) for block in model.arch.blocks],
+            "num_classes": model.arch.num_classes,
+            "aux_heads": [asdict(head) for head in model.arch.aux_heads],
+        },
         "layers": list(model.arch.layer_names),
         "input": {"shape": list(x.shape), "dtype": "float32"},
         "weights_sha256": digest_of(model.state_dict()),

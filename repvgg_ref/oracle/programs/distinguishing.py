@@ -9,14 +9,18 @@ and 6 (so a ReLU6 shows), and a beta that leaves a good half of its values above
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.block import Branch, branch_names, train_block_forward
+from repvgg_ref.blocks.block import train_block_forward
+from repvgg_ref.blocks.catalogue import expression
+from repvgg_ref.blocks.linear import Chain, Norm, Sum
+from repvgg_ref.blocks.run import evaluate
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import DEFAULT_EPS, Model
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.ops import REFERENCE
@@ -48,12 +52,12 @@ INFERENCE = Statistics()
 # is set up on running statistics (SE's gates) must hold with the batch's, too.
 TRAINING = Statistics((0.01, 5.0), (0.03, 0.08), 1.1)
 
-_SHARE = {"branch_3x3": (0.7, 1.0), "branch_1x1": (0.5, 0.8), "branch_identity": (0.4, 0.7)}
+_SHARES = ((0.7, 1.0), (0.5, 0.8), (0.4, 0.7))  # of the first branch, the second, and others
 _STEPS_SEEN = 1000  # what num_batches_tracked says; no evaluation reads it
 
 
 def distinguishing_model(
-    arch: Architecture,
+    arch: Network,
     seed: int = 0,
     *,
     x: Array | None = None,
@@ -113,77 +117,83 @@ def distinguishing_block(
     statistics: Statistics = INFERENCE,
 ) -> dict[str, Array]:
     """The arrays of one block, canonical names, for the input `x` that it will get."""
-    channels = spec.out_channels
+    linear, channels = expression(spec), spec.out_channels
     scale = rng.permutation(np.geomspace(0.6, 6.0, channels))
-    branches: dict[str, Branch] = {}
-    total = np.zeros(())
-    for name in branch_names(spec):
-        branches[name], part = _branch(spec, name, x, scale, rng, eps, statistics)
-        total = total + part
-    # The last thing chosen is the 3x3 branch's beta: it puts the sum's mean where it shows most.
+    drawing = _Drawing(rng, eps, statistics)
+    total = drawing.draw(linear, x, scale, _SHARES[0])
+    # The last thing chosen is the first norm's beta: it puts the sum's mean where it shows most.
     wanted = rng.uniform(-0.2, 0.8, channels) * total.std(axis=(0, 2, 3))
-    first = branches["branch_3x3"]
-    branches["branch_3x3"] = first._replace(beta=first.beta + wanted - total.mean(axis=(0, 2, 3)))
-    params = {}
-    for name, branch in branches.items():
-        if branch.weight is not None:
-            params[f"{spec.name}.{name}.conv.weight"] = branch.weight
-        for field in ("gamma", "beta", "running_mean", "running_var"):
-            params[f"{spec.name}.{name}.bn.{field}"] = getattr(branch, field)
-        params[f"{spec.name}.{name}.bn.num_batches_tracked"] = np.array(_STEPS_SEEN, np.int64)
-    shifted = total + (wanted - total.mean(axis=(0, 2, 3)))[:, None, None]
-    return _narrowed(params | _squeeze(spec, shifted, rng))
+    shift = wanted - total.mean(axis=(0, 2, 3))
+    if (beta := _first_beta(linear)) is not None:
+        drawing.params[beta] = drawing.params[beta] + shift
+        total = total + shift[:, None, None]
+    params = {f"{spec.name}.{part}": drawing.params[part] for part in linear.shapes()}
+    return _narrowed(params | _squeeze(spec, total, rng))
 
 
-def _branch(
-    spec: BlockSpec,
-    name: str,
-    x: Array,
-    scale: Array,
-    rng: np.random.Generator,
-    eps: float,
-    statistics: Statistics,
-) -> tuple[Branch, Array]:
-    """One branch, and its output (N, O, Ho, Wo) for `x`."""
-    channels = spec.out_channels
-    var = rng.permutation(np.geomspace(*statistics.variances, channels))
-    ratio = statistics.ratio ** rng.uniform(-1, 1, channels)
-    weight, z = _kernel(spec, name, x, var * ratio, rng)
-    spread = np.maximum(z.std(axis=(0, 2, 3)), 1e-6)
-    sign = rng.choice([-1, 1, 1, 1], channels)
-    slope = sign * scale * rng.uniform(*_SHARE[name], channels) / spread
-    apart = rng.choice([-1, 1], channels) * rng.uniform(*statistics.apart, channels)
-    branch = Branch(
-        weight,
-        gamma=slope * np.sqrt(var + eps),
-        beta=rng.normal(0, 0.3, channels) * scale,
-        running_mean=z.mean(axis=(0, 2, 3)) + apart * spread,
-        running_var=var,
-    )
-    centred = z - branch.running_mean[:, None, None]
-    return branch, centred * slope[:, None, None] + branch.beta[:, None, None]
+@dataclass
+class _Drawing:
+    """Arrays of an expression, drawn part by part on what each part gets."""
+
+    rng: np.random.Generator
+    eps: float
+    statistics: Statistics
+    params: dict[str, Array] = field(default_factory=dict)
+
+    def draw(self, linear: Any, x: Array, scale: Array, share: tuple[float, float]) -> Array:
+        """Draw `linear`; its output (N, O, Ho, Wo), whose deviation is `scale` times a `share`."""
+        if isinstance(linear, Sum):
+            shares = [share, *_SHARES[1:]] if share == _SHARES[0] else [share]
+            outputs = [
+                self.draw(part, x, scale, shares[min(place, len(shares) - 1)])
+                for place, part in enumerate(linear.parts)
+            ]
+            return np.asarray(sum(outputs[1:], start=outputs[0]))
+        if isinstance(linear, Chain) and isinstance(linear.parts[-1], Norm):
+            return self._norm(linear, x, scale, share)
+        if isinstance(linear, Chain) and len(linear.parts) == 1:
+            return self.draw(linear.parts[0], x, scale, share)
+        return self._leaf(linear, x, scale)
+
+    def _norm(self, linear: Chain, x: Array, scale: Array, share: tuple[float, float]) -> Array:
+        """A batch norm, and what is before it."""
+        *before, norm = linear.parts
+        rng, channels = self.rng, norm.channels
+        var = rng.permutation(np.geomspace(*self.statistics.variances, channels))
+        ratio = self.statistics.ratio ** rng.uniform(-1, 1, channels)
+        z = self.draw(Chain(*before), x, np.sqrt(var * ratio), (1.0, 1.0))
+        spread = np.maximum(z.std(axis=(0, 2, 3)), 1e-6)
+        sign = rng.choice([-1, 1, 1, 1], channels)
+        slope = sign * scale * rng.uniform(*share, channels) / spread
+        apart = rng.choice([-1, 1], channels) * rng.uniform(*self.statistics.apart, channels)
+        beta = rng.normal(0, 0.3, channels) * scale
+        mean = z.mean(axis=(0, 2, 3)) + apart * spread
+        vectors = {"gamma": slope * np.sqrt(var + self.eps), "beta": beta}
+        vectors |= {"running_mean": mean, "running_var": var}
+        vectors["num_batches_tracked"] = np.array(_STEPS_SEEN, np.int64)
+        self.params |= {f"{norm.name}.{part}": array for part, array in vectors.items()}
+        return np.asarray((z - mean[:, None, None]) * slope[:, None, None] + beta[:, None, None])
+
+    def _leaf(self, leaf: Any, x: Array, scale: Array) -> Array:
+        """Kernels whose output has the deviations `scale`; what has no kernel stays as it is."""
+        shapes = leaf.shapes()
+        self.params |= {part: self.rng.normal(size=shape) for part, shape in shapes.items()}
+        z = evaluate(leaf, self.params, x, ops=REFERENCE, eps=self.eps)
+        if not shapes:
+            return z
+        factor = scale / np.sqrt(np.maximum(z.var(axis=(0, 2, 3)), 1e-12))
+        for part, shape in shapes.items():
+            self.params[part] = self.params[part] * factor.reshape(-1, *(1,) * (len(shape) - 1))
+        return np.asarray(z * factor[:, None, None])
 
 
-def _kernel(
-    spec: BlockSpec, name: str, x: Array, variance: Array, rng: np.random.Generator
-) -> tuple[Array | None, Array]:
-    """A kernel whose output on `x` has the given variances, and that output; None for identity."""
-    if name == "branch_identity":
-        return None, x
-    extent = 3 if name == "branch_3x3" else 1
-    shape = (spec.out_channels, spec.in_channels // spec.groups, extent, extent)
-    weight = rng.normal(size=shape)
-    z, _ = REFERENCE.conv2d_forward(
-        x,
-        weight,
-        None,
-        stride=spec.stride,
-        padding=extent // 2 * spec.dilation,
-        dilation=spec.dilation,
-        groups=spec.groups,
-    )
-    factor = np.sqrt(variance / np.maximum(z.var(axis=(0, 2, 3)), 1e-12))
-    return weight * factor[:, None, None, None], z * factor[:, None, None]
+def _first_beta(linear: Any) -> str | None:
+    """The beta that moves the whole output, if a norm is last in the expression's first part."""
+    if isinstance(linear, Norm):
+        return f"{linear.name}.beta"
+    if isinstance(linear, Chain):
+        return _first_beta(linear.parts[-1])
+    return _first_beta(linear.parts[0]) if isinstance(linear, Sum) else None
 
 
 def _squeeze(spec: BlockSpec, total: Array, rng: np.random.Generator) -> dict[str, Array]:
@@ -210,7 +220,7 @@ def _squeeze(spec: BlockSpec, total: Array, rng: np.random.Generator) -> dict[st
     }
 
 
-def _head(arch: Architecture, y: Array, rng: np.random.Generator) -> dict[str, Array]:
+def _head(arch: Network, y: Array, rng: np.random.Generator) -> dict[str, Array]:
     """A linear layer with logits of order one, of both signs."""
     features = y.mean(axis=(2, 3))
     weight = rng.normal(size=(arch.num_classes, arch.features))
@@ -219,7 +229,7 @@ def _head(arch: Architecture, y: Array, rng: np.random.Generator) -> dict[str, A
     return _narrowed({"linear.weight": weight, "linear.bias": bias})
 
 
-def _aux_heads(arch: Architecture, rng: np.random.Generator) -> dict[str, Array]:
+def _aux_heads(arch: Network, rng: np.random.Generator) -> dict[str, Array]:
     """Auxiliary heads, which no evaluation reads; distinct in training all the same."""
     shapes = param_shapes(arch, "train")
     heads = tuple(f"{head.name}." for head in arch.aux_heads)

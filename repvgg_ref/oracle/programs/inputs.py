@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 
 # Height and width differ, and still do after five halvings (2 x 3): a squeeze-and-excitation that
 # pools over a square, or exchanged axes, change nothing on a square image.
@@ -13,7 +13,7 @@ GOLDEN_EXTENT = (64, 72)
 
 
 def distinguishing_inputs(
-    arch: Architecture, *, batch: int = 2, height: int = 96, width: int = 80, seed: int = 0
+    arch: Network, *, batch: int = 2, height: int = 96, width: int = 80, seed: int = 0
 ) -> Array:
     """A batch on which known bugs change the output, float32 (N, in_channels, H, W).
 
@@ -34,13 +34,13 @@ def distinguishing_inputs(
     return np.asarray(0.8 * waves + 0.6 * noise + corner + offset, np.float32)
 
 
-def golden_inputs(arch: Architecture, *, batch: int = 2, seed: int = 0) -> Array:
+def golden_inputs(arch: Network, *, batch: int = 2, seed: int = 0) -> Array:
     """The batch of a golden bundle: `distinguishing_inputs` of `GOLDEN_EXTENT`."""
     height, width = GOLDEN_EXTENT
     return distinguishing_inputs(arch, batch=batch, height=height, width=width, seed=seed)
 
 
-def distinguishing_labels(arch: Architecture, batch: int, *, seed: int = 0) -> Array:
+def distinguishing_labels(arch: Network, batch: int, *, seed: int = 0) -> Array:
     """A class for each image, int64 (N,), no class twice if there are enough of them."""
     rng = np.random.default_rng(seed)
     chosen = rng.choice(arch.num_classes, batch, replace=batch > arch.num_classes)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts are loaded when they are first used: a second of start-up
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.diagnosis.regression import Fit, posterior
@@ -146,7 +146,7 @@ class TrainingCase:
         freedom = max(clusters - 1, 0.5)
         error = float(np.sqrt((spread**2).sum() * clusters / freedom) / total)
         error = max(error, float(np.sqrt(left / max(count, 1) / total)), 1e-300)
-        p_value = float(2 * stats.t.sf(abs(coefficient / error), freedom))
+        p_value = float(2 * scipy.stats.t.sf(abs(coefficient / error), freedom))
         explains = 1 - left / energy if energy > 0 else 0.0
         return Fit(coefficient, error, p_value, explains, float(np.sqrt(left / max(count, 1))))
 

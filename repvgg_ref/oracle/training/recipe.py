@@ -10,12 +10,8 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
-from repvgg_ref.train.sgd import Factors, decay_kernels, official_first
-
-DECAY_RULES: Mapping[str, Callable[[str], Factors]] = {
-    "kernels": decay_kernels,
-    "official-first": official_first,
-}
+from repvgg_ref.train.decay import DECAY_RULES
+from repvgg_ref.train.sgd import Factors
 
 
 @dataclass(frozen=True)

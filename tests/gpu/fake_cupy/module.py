@@ -231,6 +231,12 @@ def asnumpy(a: Any, *_: Any, **__: Any) -> Any:
     return a.get() if isinstance(a, ndarray) else np.asarray(a)
 
 
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """As CuPy's, which has no loop for bfloat16 and gives float32 instead."""
+    found = on_device("where", np.where)(condition, x, y)
+    return found.astype(np.float32) if found.dtype.name == "bfloat16" else found
+
+
 def _never(name: str, why: str) -> Callable[..., Any]:
     def called(*_: Any, **__: Any) -> Any:
         raise AssertionError(f"cupy.{name}: {why}")
@@ -341,6 +347,7 @@ def make_cupy(version: str) -> ModuleType:
         empty=empty,
         empty_like=empty_like,
         matmul=matmul,
+        where=where,
         einsum=_never("einsum", "ignores the choice of TF32"),
         get_default_memory_pool=MemoryPool,
         get_array_module=lambda *a: module if any(isinstance(x, ndarray) for x in a) else np,

@@ -1,6 +1,7 @@
 """All cases on the emulator, with kernels as they are or sabotaged: for tests and for a child.
 
-``python -m tests.gpu.kernels.everything DTYPE... [--plant FILE OLD NEW]`` prints what is wrong.
+``python -m tests.gpu.kernels.everything DTYPE... [--step N] [--plant FILE OLD NEW]`` prints what is
+wrong, of every Nth case only if so wished.
 """
 
 from __future__ import annotations
@@ -114,8 +115,14 @@ def main(arguments: list[str]) -> int:
         file, old, new = arguments[place + 1 : place + 4]
         plant = Plant(file, old, new)
         arguments = arguments[:place]
+    step = 1
+    if "--step" in arguments:
+        place = arguments.index("--step")
+        step = int(arguments[place + 1])
+        arguments = arguments[:place]
+    cases = dict(list(CASES.items())[::step])
     with installed(plant) as cupy:
-        wrong = [why for name in arguments for why in run(cupy, dtype_of(name), CASES).wrong]
+        wrong = [why for name in arguments for why in run(cupy, dtype_of(name), cases).wrong]
     print("\n".join(wrong or ["all as it should be"]))
     return bool(wrong)
 

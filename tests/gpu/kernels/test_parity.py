@@ -13,6 +13,7 @@ from tests.gpu.kernels.everything import CASES, dtype_of, run, small_grids
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_it_agrees_with_the_reference(cupy: Any, name: str, dtype: str) -> None:
@@ -21,6 +22,7 @@ def test_it_agrees_with_the_reference(cupy: Any, name: str, dtype: str) -> None:
     assert run(cupy, dtype_of(dtype), {name: CASES[name]}).wrong == []
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_its_bits_do_not_depend_on_the_order_of_threads(cupy: Any, dtype: str) -> None:
     """No two threads touch one place without a barrier between them; sums are in fixed order."""

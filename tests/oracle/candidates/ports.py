@@ -11,7 +11,8 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import SqueezeExcitation
-from repvgg_ref.models.architectures import Architecture, plain_architecture
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, build, fuse
 from repvgg_ref.oracle.candidates import CandidateFailure, Outputs, WeightsCandidate, resolve
 
@@ -39,7 +40,7 @@ def deployed(se: SqueezeExcitation = "none", groups: int = 1) -> Model:
     return fuse(network(se, groups))
 
 
-def architecture() -> Architecture:
+def architecture() -> Network:
     return network().arch
 
 

@@ -29,7 +29,8 @@ import click
 
 from repvgg_ref.gpu.geometry import Geometry
 from repvgg_ref.gpu.math_mode import MATH_MODES, activation_dtype
-from repvgg_ref.models.architectures import Architecture, architecture
+from repvgg_ref.models.architectures import architecture
+from repvgg_ref.models.graph import Network
 from tests.gpu.fake_cupy import installed
 
 # What `cudnn.create_device_properties(0).serialize()` gives, for an H100 SXM; from its data sheet.
@@ -110,7 +111,7 @@ def _plan(cudnn_conv: Any, key: Any, math: Any, device: Any) -> None:
     graph.build_plans()
 
 
-def graphs(arch: Architecture, batch: int) -> Iterator[tuple[Any, Geometry]]:
+def graphs(arch: Network, batch: int) -> Iterator[tuple[Any, Geometry]]:
     """Every convolution of the fused network and of a training step at 224 pixels."""
     size = (224, 224)
     for spec in arch.blocks:

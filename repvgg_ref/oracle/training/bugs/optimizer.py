@@ -9,8 +9,8 @@ from functools import partial
 import numpy as np
 
 from repvgg_ref.oracle.training.bugs.base import Wrong, training_bug, with_recipe
-from repvgg_ref.oracle.training.recipe import DECAY_RULES
 from repvgg_ref.oracle.training.run import Arrays, Setup, Update, plain_update
+from repvgg_ref.train.decay import DECAY_RULES
 from repvgg_ref.train.sgd import Factors, SgdStep
 
 

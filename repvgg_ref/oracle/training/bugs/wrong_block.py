@@ -17,8 +17,8 @@ from repvgg_ref.blocks.block import BlockCache, activate
 from repvgg_ref.blocks.catalogue import expression, part_of
 from repvgg_ref.blocks.constructors import Concat, FormulaConv
 from repvgg_ref.blocks.form import Pair
-from repvgg_ref.blocks.linear import Chain, Conv, Linear, Sum
-from repvgg_ref.blocks.run import Run
+from repvgg_ref.blocks.linear import Chain, Conv, Sum
+from repvgg_ref.blocks.run import Linear, Run
 from repvgg_ref.models.graph import Node
 from repvgg_ref.models.layers import Block, Operation, Pass
 from repvgg_ref.oracle.training.bugs.base import with_nodes

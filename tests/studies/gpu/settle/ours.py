@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.files.dialects import official_dialect
+from repvgg_ref.models.names import official_dialect
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import is_trainable
 from repvgg_ref.models.step import StepResult, training_step
+from repvgg_ref.train.decay import decay_kernels
 from repvgg_ref.train.flat import Layout
-from repvgg_ref.train.sgd import Factors, decay_kernels, sgd_step
+from repvgg_ref.train.sgd import Factors, sgd_step
 from tests.studies.gpu.settle.race import Work
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from repvgg_ref.ops import Ops
+from repvgg_ref.ops import BlockPasses, Ops
 from tests.random_networks import random_model
 from tests.studies.gpu.settle import ours
 from tests.studies.gpu.settle.sections import Found
@@ -56,7 +56,7 @@ def profile_step(found: Found, sizes: Sizes) -> None:
 
 
 def timed(ops: Ops, spans: list[tuple[str, Any, Any]]) -> Ops:
-    """`ops` that records an event before and after each operator."""
+    """`ops` that records an event before and after each operator, and each pass of a block."""
     import cupy
 
     def timing(name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -70,13 +70,25 @@ def timed(ops: Ops, spans: list[tuple[str, Any, Any]]) -> Ops:
 
         return run
 
+    def recognise(linear: Any) -> BlockPasses | None:
+        passes = ops.recognise_block(linear)
+        return None if passes is None else TimedPasses(passes, timing)
+
     changed: dict[str, Any] = {
         field.name: timing(field.name, getattr(ops, field.name))
         for field in fields(Ops)
-        if field.name.endswith(("forward", "backward", "stats", "grads"))
-        and getattr(ops, field.name) is not None
+        if field.name.endswith(("forward", "backward", "stats"))
     }
-    return replace(ops, **changed)
+    return replace(ops, recognise_block=recognise, **changed)
+
+
+class TimedPasses:
+    """A block's passes, each under `timing`."""
+
+    def __init__(self, passes: BlockPasses, timing: Callable[..., Callable[..., Any]]) -> None:
+        self.forward = timing("block forward", passes.forward)
+        self.backward = timing("block backward", passes.backward)
+        self.parameter_grads = timing("block parameter grads", passes.parameter_grads)
 
 
 def kernel_class(name: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from repvgg_ref.models.architectures import NAMES, Architecture, architecture
+from repvgg_ref.models.architectures import NAMES, architecture
+from repvgg_ref.models.graph import Network
 from tests.models.small import SMALL
 
 
@@ -53,7 +54,7 @@ REHEARSAL = Sizes(
 )
 
 
-def network(name: str) -> Architecture:
+def network(name: str) -> Network:
     """An official architecture, or a small one of the tests."""
     found: Any = SMALL.get(name)
     return found if found is not None else architecture(name)

@@ -112,9 +112,13 @@ def _differences(outputs: dict[str, Any], mine: str) -> dict[str, float]:
 
 def _path(model: Model) -> Found:
     """How ours ran in each arithmetic: as a CUDA graph or not, and what cuDNN had no plan for."""
+    from repvgg_ref.gpu.math_mode import activation_dtype
+
     found = {}
     for kept in model._resident.values():
-        chain: Any = kept.chain(model.arch.blocks, model.params, np.float32)
+        math: Any = kept.ops.name.removeprefix("cupy-")
+        how = {"algorithm": "auto", "threads": None}  # as `Model.forward` asks
+        chain: Any = kept.fast(model.arch, model.params, activation_dtype(math), **how)
         cudnn = chain._convolutions.cudnn
         found[kept.ops.name] = {
             "graphs": [plan.is_graph for plan in chain._plans.values()],

@@ -1,0 +1,190 @@
+"""The convolutions of one layer on one input: values, and what their errors are relative to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.branches import Branch, window
+from repvgg_ref.oracle.bounds.winograd import winograd_magnitudes
+from repvgg_ref.oracle.programs.block import BlockProgram
+
+
+class BranchValues(NamedTuple):
+    """A branch ``t (z - mean) + beta`` on one input; vectors are (O,).
+
+    `scaled` (O, P) is ``t z``, z the branch's convolution. `gamma` and `spread` (``var + eps``) say
+    how well t survives a rounding of its ingredients.
+    """
+
+    scaled: Array
+    t: Array
+    mean: Array
+    beta: Array
+    gamma: Array
+    spread: Array
+
+
+class LinearPart(NamedTuple):
+    """One image through a layer's convolutions, up to SE and ReLU. P is Ho * Wo.
+
+    Attributes
+    ----------
+    value : (O, P) array
+        The exact result, bias included.
+    magnitude : (O, P) array
+        ``sum over branches of |t| (|W| * |x| + |mean|) + |beta|``, or ``|W| * |x| + |b|``; for a
+        Winograd algorithm the convolution in it as `winograd_bound` defines it.
+    energy : (O, P) array
+        ``sqrt(sum of (w x)^2)``; with a Winograd algorithm also that of its products.
+    branches : tuple of BranchValues
+        Empty for a deploy reference.
+    weight_sum : (O,) array
+        Sum of a channel's weight magnitudes.
+    bias_magnitude : (O,) array
+        The part of `magnitude` that does not depend on the input.
+    input_sum : (O, P) array
+        Sum of ``|x|`` over what an output sees.
+    """
+
+    value: Array
+    magnitude: Array
+    energy: Array
+    branches: tuple[BranchValues, ...]
+    weight_sum: Array
+    bias_magnitude: Array
+    input_sum: Array
+
+
+class Kernels(NamedTuple):
+    """What is computed once for all images of a batch."""
+
+    weight: Array
+    bias: Array
+    weight_magnitude: Array
+    bias_magnitude: Array
+
+
+def layer_kernels(program: BlockProgram) -> Kernels:
+    """The fused kernel, and ``sum |t| |W|`` with each branch on its own taps."""
+    weight, bias = program.fused_kernel()
+    if not program.branches:
+        return Kernels(weight, bias, np.abs(weight), np.abs(bias))
+    weight_magnitude, bias_magnitude = np.zeros_like(weight), np.zeros_like(bias)
+    for branch in program.branches.values():
+        weight_magnitude += program.widened(np.abs(branch.kernel(program.eps)))
+        values = _vectors(branch)
+        bias_magnitude += np.abs(values.beta) + np.abs(
+            values.scale(program.eps) * values.running_mean
+        )
+    return Kernels(weight, bias, weight_magnitude, bias_magnitude)
+
+
+def linear_part(program: BlockProgram, kernels: Kernels, x: Array, winograd: int) -> LinearPart:
+    """Compute everything about one image `x` (C, H, W), float64.
+
+    `winograd` is m of F(m x m, 3 x 3), or 0 for direct summation. The windows are laid out once and
+    turned into their absolute values and squares in place: three matrix products.
+    """
+    size = program.output_size(*x.shape[1:])
+    padded = _padded(program, x)
+    columns = _columns(program, padded, size)  # (G, K, P)
+    value = _times(kernels.weight, columns) + kernels.bias[:, None]
+    branches = _branches(program, columns, value - kernels.bias[:, None])
+    np.abs(columns, out=columns)
+    input_sum = np.repeat(columns.sum(axis=1), len(value) // program.groups, axis=0)  # (O, P)
+    magnitude = _times(kernels.weight_magnitude, columns)
+    energy = _energy(kernels, columns)
+    if winograd:
+        magnitude, beside = winograd_magnitudes(
+            np.abs(padded),
+            kernels.weight_magnitude,
+            program.groups,
+            size,
+            winograd,
+            program.stride,
+        )
+        energy = np.hypot(energy, beside)
+    return LinearPart(
+        value,
+        magnitude + kernels.bias_magnitude[:, None],
+        energy,
+        branches,
+        kernels.weight_magnitude.sum(axis=(1, 2, 3)),
+        kernels.bias_magnitude,
+        input_sum,
+    )
+
+
+def direct_energy(program: BlockProgram, kernels: Kernels, x: Array) -> Array:
+    """``sqrt(sum (w x)^2)`` of one image by direct summation, (O, P)."""
+    size = program.output_size(*x.shape[1:])
+    return _energy(kernels, _columns(program, _padded(program, x), size))
+
+
+def _energy(kernels: Kernels, columns: Array) -> Array:
+    """Root of the sum of squared products; squares `columns` in place."""
+    return np.asarray(np.sqrt(_times(kernels.weight_magnitude**2, np.square(columns, out=columns))))
+
+
+def _branches(program: BlockProgram, columns: Array, products: Array) -> tuple[BranchValues, ...]:
+    """Every branch's own part of `products` (O, P).
+
+    All kernels but the largest are multiplied out; what they leave of the fused result is the
+    largest one's. Its float64 error is relative to the layer's magnitude, and disappears beside
+    the float32 terms.
+    """
+    taps = columns.reshape(program.groups, -1, *program.size, columns.shape[-1])
+    kernels = {name: branch.weight for name, branch in program.branches.items()}
+    largest = max(kernels, key=lambda name: kernels[name].size, default="")
+    scaled: dict[str, Array] = {}
+    for name, weight in kernels.items():
+        if name != largest:
+            met = taps[:, :, *window(weight.shape[2:], program.size)]
+            met = met.reshape(program.groups, -1, columns.shape[-1])
+            scaled[name] = _times(program.branches[name].kernel(program.eps), met)
+    rest = products - sum(scaled.values()) if scaled else products
+    return tuple(
+        BranchValues(
+            scaled.get(name, rest),
+            branch.scale(program.eps),
+            branch.running_mean,
+            branch.beta,
+            branch.gamma,
+            branch.running_var + program.eps,
+        )
+        for name, branch in ((n, _vectors(b)) for n, b in program.branches.items())
+    )
+
+
+def _vectors(branch: Branch) -> Branch:
+    """A branch without a norm as one of a norm that does nothing: its bound is no smaller."""
+    if branch.has_norm:
+        return branch
+    one = np.ones(len(branch.weight))
+    return Branch(branch.weight, one, 0 * one, 0 * one, one)
+
+
+def _padded(program: BlockProgram, x: Array) -> Array:
+    top, left, bottom, right = program.pads
+    return np.pad(x, ((0, 0), (top, bottom), (left, right)))
+
+
+def _columns(program: BlockProgram, padded: Array, size: tuple[int, ...]) -> Array:
+    """What the taps meet at each output pixel, a copy: (G, C/G * Kh * Kw, Ho * Wo)."""
+    d, s = program.dilation, program.stride
+    span = tuple((n - 1) * d + 1 for n in program.size)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, span, axis=(1, 2))
+    windows = windows[:, ::s, ::s, ::d, ::d].transpose(0, 3, 4, 1, 2)  # (C, Kh, Kw, Ho, Wo)
+    columns = np.empty(windows.shape)
+    columns[...] = windows
+    return columns.reshape(program.groups, -1, size[0] * size[1])
+
+
+def _times(weight: Array, columns: Array) -> Array:
+    """(G, O/G, K) @ (G, K, P) -> (O, P)."""
+    groups = len(columns)
+    y = weight.reshape(groups, len(weight) // groups, -1) @ columns
+    return np.asarray(y.reshape(len(weight), -1))

@@ -1,0 +1,159 @@
+"""The pool and the linear layer done differently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.bugs.base import Site, Variant, bug, round_to_bits
+from repvgg_ref.oracle.programs.activation import sigmoid
+from repvgg_ref.oracle.programs.head import HeadProgram
+
+HeadSite = Site[HeadProgram]
+HeadVariants = Iterator[Variant[HeadProgram]]
+
+
+@bug(
+    "head-pool",
+    says="the features are pooled by {detail} instead of the mean",
+    advice="average over height and width",
+)
+def head_pool(site: HeadSite) -> HeadVariants:
+    for pool, detail in {
+        "max": "the maximum",
+        "sum": "the sum",
+        "corner": "the first pixel",
+    }.items():
+        yield Variant(replace(site.program, pool=pool), detail=detail)
+
+
+@bug("head-bias", says="the linear layer's bias is {detail}", advice="logits = W f + b")
+def head_bias(site: HeadSite) -> HeadVariants:
+    for factor, detail in {0: "left out", 2: "added twice", -1: "subtracted"}.items():
+        yield Variant(replace(site.program, bias=factor * site.program.bias), detail=detail)
+
+
+@bug(
+    "head-output",
+    says="the output is not logits but {detail}",
+    advice="compare logits, before any softmax",
+)
+def head_output(site: HeadSite) -> HeadVariants:
+    for detail, change in {
+        "softmax": _softmax,
+        "log-softmax": _log_softmax,
+        "sigmoid": sigmoid,
+        "ReLU": lambda y: np.maximum(y, 0),
+    }.items():
+        yield Variant(replace(site.program, output_map=change), detail=detail)
+
+
+def _softmax(y: Array) -> Array:
+    e = np.exp(y - y.max(axis=1, keepdims=True))
+    return np.asarray(e / e.sum(axis=1, keepdims=True))
+
+
+def _log_softmax(y: Array) -> Array:
+    """The logarithm of `_softmax`, also where that underflows to 0."""
+    shifted = y - y.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+@bug(
+    "head-weight-layout",
+    says="the linear weight's memory is read in the wrong order ({detail})",
+    advice="transpose the matrix instead of reshaping it",
+)
+def head_weight_layout(site: HeadSite) -> HeadVariants:
+    weight = site.program.weight
+    for detail, reread in {
+        "(in, out) as (out, in)": weight.T.reshape(weight.shape),
+        "(out, in) as (in, out)": np.ascontiguousarray(weight.reshape(weight.shape[::-1]).T),
+    }.items():
+        yield Variant(replace(site.program, weight=reread), detail=detail)
+
+
+@bug(
+    "head-classes-permuted",
+    says="the classes come in another order ({detail})",
+    advice="check the class list (1001 classes with background?)",
+)
+def head_classes_permuted(site: HeadSite) -> HeadVariants:
+    changes: dict[str, Callable[[Array], Array]] = {
+        "by +1": partial(np.roll, shift=1, axis=1),
+        "by -1": partial(np.roll, shift=-1, axis=1),
+        "reversed": lambda y: y[:, ::-1],
+    }
+    for detail, change in changes.items():
+        yield Variant(replace(site.program, output_map=change), detail=detail)
+
+
+@bug(
+    "weights-bf16",
+    says="the linear weights were rounded to bfloat16 ({detail})",
+    advice="keep the weights in float32, or say --precision bf16",
+    precision=("bf16",),
+)
+def weights_bf16(site: HeadSite) -> HeadVariants:
+    yield _rounded(site.program, 8)
+
+
+@bug(
+    "weights-fp16",
+    says="the linear weights were rounded to float16 ({detail})",
+    advice="keep the weights in float32, or say --precision fp16",
+    precision=("fp16", "tf32", "bf16"),
+)
+def weights_fp16(site: HeadSite) -> HeadVariants:
+    yield _rounded(site.program, 11)
+
+
+@bug(
+    "weights-int8",
+    says="the linear weights were quantised to 8 bits, {detail}",
+    advice="compare the float model; a quantised one is another network",
+)
+def weights_int8(site: HeadSite) -> HeadVariants:
+    weight = site.program.weight
+    for detail, axis in {"one scale a tensor": None, "one scale a class": 1}.items():
+        step = np.abs(weight).max(axis=axis, keepdims=True) / 127
+        step = np.where(step > 0, step, 1)
+        quantised = np.clip(np.rint(weight / step), -128, 127) * step
+        yield Variant(replace(site.program, weight=quantised), detail=detail)
+
+
+@bug(
+    "tf32-arithmetic",
+    says="features and weights are rounded to TF32 in the multiplication ({detail})",
+    advice="switch TF32 off for the comparison, or say --precision tf32",
+    precision=("tf32", "bf16", "fp16"),
+)
+def tf32_arithmetic(site: HeadSite) -> HeadVariants:
+    yield _operands_rounded(site.program, 11)
+
+
+@bug(
+    "bf16-arithmetic",
+    says="features and weights are rounded to bfloat16 in the multiplication ({detail})",
+    advice="switch the fast-math mode off, or say --precision bf16",
+    precision=("bf16",),
+)
+def bf16_arithmetic(site: HeadSite) -> HeadVariants:
+    yield _operands_rounded(site.program, 8)
+
+
+def _rounded(head: HeadProgram, bits: int) -> Variant[HeadProgram]:
+    return Variant(replace(head, weight=round_to_bits(head.weight, bits)), detail="to nearest")
+
+
+def _operands_rounded(head: HeadProgram, bits: int) -> Variant[HeadProgram]:
+    """The pooled features are what meets the weights, so they are what is rounded."""
+
+    def pooled(x: Array) -> Array:
+        return round_to_bits(x.mean(axis=(2, 3), keepdims=True), bits)
+
+    return Variant(replace(_rounded(head, bits).program, input_map=pooled), detail="to nearest")

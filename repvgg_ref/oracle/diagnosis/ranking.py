@@ -1,0 +1,152 @@
+"""Predictions of suspected bugs, held against what the candidate gave, and ranked.
+
+Layer outputs, the taps of weight files, logits alone and training steps: each makes predictions
+in its own way; what a prediction is worth, and which is the likeliest, is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.bugs.base import Mutant
+from repvgg_ref.oracle.diagnosis.regression import Fit, posterior, regress
+from repvgg_ref.oracle.report import Finding
+
+# Chance of accusing a correct candidate, over a whole verification (Bonferroni-corrected).
+FALSE_ALARM = 1e-6
+_MOST_FINDINGS = 5
+_SIGNIFICANT = 8.0  # standard errors
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One prediction, compared.
+
+    Attributes
+    ----------
+    fit : Fit
+        Regression of the residual on what the bug would change.
+    within : bool
+        Whether the prediction leaves nothing beyond the certified bound.
+    """
+
+    mutant: Mutant[Any]
+    predicted: Any
+    fit: Fit
+    within: bool
+
+    @property
+    def named(self) -> bool:
+        """Whether this alone leaves nothing but rounding, and something was there to explain."""
+        return self.within and self.fit.is_this and self.is_significant
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the coefficient is well away from 0."""
+        return self.fit.coefficient > _SIGNIFICANT * self.fit.standard_error
+
+    def is_hidden(self, tests: int) -> bool:
+        """Whether a bug within the bound is beyond doubt: regular as rounding never is."""
+        fit = self.fit
+        significant = fit.p_value < FALSE_ALARM / max(1, tests) and self.is_significant
+        return fit.is_this and significant and fit.explains > 0.2
+
+    def finding(self, confidence: float, equivalents: Sequence[str] = ()) -> Finding:
+        """The trial as the report shows it."""
+        bug, parameter, fit = self.mutant.bug, self.mutant.variant.parameter, self.fit
+        error = fit.standard_error
+        if bug.continuous and parameter is not None:
+            error *= abs(parameter)  # the fit is of its logarithm
+        return Finding(
+            bug=bug.name,
+            layer=self.mutant.layer,
+            estimate=float(fit.coefficient if parameter is None else parameter),
+            confidence=confidence,
+            explains=fit.explains,
+            says=self.mutant.says,
+            advice=bug.advice,
+            standard_error=float(error),
+            equivalents=tuple(dict.fromkeys(name for name in equivalents if name != bug.name)),
+        )
+
+
+def ranked(
+    trials: Sequence[Trial], same: Callable[[Trial, Trial], bool], outputs: int
+) -> list[Finding]:
+    """Findings, likeliest first; what predicts the same values is listed as equivalent.
+
+    Ties go to the earlier bug and to a choice before a fitted number.
+
+    Parameters
+    ----------
+    same : callable
+        Whether two predictions cannot be told apart on this data.
+    outputs : int
+        How many independent numbers were predicted.
+    """
+    order = sorted(
+        trials,
+        key=lambda t: (
+            round(float(np.log(max(t.fit.remaining, 1e-30))), 2),
+            t.mutant.bug.continuous,
+        ),
+    )
+    groups: list[list[Trial]] = []
+    for trial in order:
+        home = next((group for group in groups if same(group[0], trial)), None)
+        if home is None:
+            groups.append([trial])
+        else:
+            home.append(trial)
+    chances = posterior([group[0].fit.remaining for group in groups], outputs)
+    ranking = sorted(zip(groups, chances, strict=True), key=lambda pair: -round(pair[1], 9))
+    return [
+        group[0].finding(chance, [trial.mutant.bug.name for trial in group[1:]])
+        for group, chance in ranking[:_MOST_FINDINGS]
+    ]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Reference and candidate values with their bounds; all of shape (N, O, P), O the channels.
+
+    NaN and infinities of the candidate are left out of regressions.
+    """
+
+    y: Array
+    y_hat: Array
+    certified: Array
+    likely: Array
+
+    @property
+    def residual(self) -> Array:
+        """Candidate minus reference, 0 where the candidate is not finite."""
+        return np.where(np.isfinite(self.y_hat), self.y_hat - self.y, 0.0)
+
+    def compare(self, mutant: Mutant[Any], predicted: Array) -> Trial | None:
+        """Hold a prediction against the candidate; None if the bug changes nothing here."""
+        scale = np.where(np.isfinite(self.y_hat), self.likely, np.inf)
+        fit = regress(self.residual, predicted - self.y, scale)
+        if fit is None:
+            return None
+        allowed = self.certified * (1 + _relative_size(predicted, self.y))
+        within = bool((np.abs(self.y_hat - predicted) <= allowed).all())
+        return Trial(mutant, predicted, fit, within)
+
+    def ranked(self, trials: Sequence[Trial]) -> list[Finding]:
+        """Findings, likeliest first."""
+        return ranked(trials, self._same, self.y.shape[1])
+
+    def _same(self, first: Trial, second: Trial) -> bool:
+        return bool((np.abs(first.predicted - second.predicted) <= 0.1 * self.likely).all())
+
+
+def _relative_size(predicted: Array, y: Array) -> float:
+    """A bug that makes outputs larger makes their rounding larger, in proportion."""
+    size = float(np.abs(y).max())
+    return float(np.abs(predicted).max()) / size if size > 0 else 1.0

@@ -1,0 +1,68 @@
+"""What follows a block's convolution: squeeze-and-excitation and ReLU, or what is done instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+
+
+class SqueezeExcitationParams(NamedTuple):
+    """Weights (Cm, C), (C, Cm) and biases of an SE block, float64."""
+
+    down_weight: Array
+    down_bias: Array
+    up_weight: Array
+    up_bias: Array
+
+
+def sigmoid(y: Array) -> Array:
+    """``1 / (1 + exp(-y))`` without overflow."""
+    return np.asarray(0.5 * (1 + np.tanh(y / 2)))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": lambda y: np.maximum(y, 0),
+    "relu6": lambda y: np.clip(y, 0, 6),
+    "leaky": lambda y: np.maximum(y, 0.01 * y),
+    "silu": lambda y: y * sigmoid(y),
+    "hardswish": lambda y: y * np.clip(y / 6 + 0.5, 0, 1),
+    "gelu": lambda y: y * sigmoid(1.702 * y),
+}
+
+
+def gate(se: SqueezeExcitationParams, y: Array, pool: Any, kind: str) -> Array:
+    """SE's factor for `y` (N, C, H, W): (N, C, 1), or (N, C, P) if `pool` keeps an axis.
+
+    Parameters
+    ----------
+    pool : axes to average over, or "max", "sum", "square"
+    kind : "sigmoid", "hard-sigmoid", or "no-relu" between the two layers
+    """
+    hidden = np.einsum("mc,nchw->nmhw", se.down_weight, _pooled(y, pool)) + _column(se.down_bias)
+    if kind != "no-relu":
+        hidden = np.maximum(hidden, 0)
+    logit = np.einsum("cm,nmhw->nchw", se.up_weight, hidden) + _column(se.up_bias)
+    factor = np.clip(logit / 6 + 0.5, 0, 1) if kind == "hard-sigmoid" else sigmoid(logit)
+    if factor.shape[2:] == (1, 1):
+        return factor.reshape(*y.shape[:2], 1)
+    return np.broadcast_to(factor, y.shape).reshape(*y.shape[:2], -1)
+
+
+def _pooled(y: Array, pool: Any) -> Array:
+    """The squeeze: (N, C, 1, 1), or with an axis left where a port forgets it."""
+    if pool == "max":
+        return np.asarray(y.max(axis=(2, 3), keepdims=True))
+    if pool == "sum":
+        return np.asarray(y.sum(axis=(2, 3), keepdims=True))
+    if pool == "square":  # a W x W window, as if height were width
+        side = min(y.shape[2:])
+        return np.asarray(y[:, :, :side, :side].mean(axis=(2, 3), keepdims=True))
+    return np.asarray(y.mean(axis=pool, keepdims=True))
+
+
+def _column(vector: Array) -> Array:
+    return vector[:, None, None]

@@ -1,0 +1,49 @@
+"""Which arrays decay and which learn faster: what an official parameter name says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from repvgg_ref.train.sgd import Factors
+
+
+def decay_kernels(name: str) -> Factors:
+    """The paper's rule (section 4.1): weight decay on kernels of convolutions and linear layers.
+
+    The identity branch is a bare batch norm, so its ``weight`` is a gamma and no kernel.
+    """
+    is_kernel = name.endswith(".weight") and ".bn." not in name and ".rbr_identity." not in name
+    return Factors(decay=float(is_kernel))
+
+
+def official_first(name: str) -> Factors:
+    """The first official trainer's rule: biases learn twice as fast; they and "bn" do not decay.
+
+    It goes by the words in the official name, so gamma of the identity branch *is* decayed.
+    """
+    return Factors(
+        lr=2.0 if "bias" in name else 1.0,
+        decay=0.0 if "bias" in name or "bn" in name else 1.0,
+    )
+
+
+DECAY_RULES: Mapping[str, Callable[[str], Factors]] = {
+    "kernels": decay_kernels,
+    "official-first": official_first,
+}
+
+
+def factors_of(name: str, *, rule: str, custom_l2: bool = False) -> Factors:
+    """What multiplies learning rate and decay of the parameter called `name`.
+
+    Parameters
+    ----------
+    rule : str
+        A key of `DECAY_RULES`.
+    custom_l2 : bool
+        The penalty of `custom_l2` is added to the loss, in place of the decay of the kernels that
+        it is made of: those of the 3x3 and 1x1 branches.
+    """
+    factors = DECAY_RULES[rule](name)
+    replaced = custom_l2 and ("rbr_dense" in name or "rbr_1x1" in name)
+    return factors._replace(decay=0.0) if replaced else factors

@@ -1,0 +1,178 @@
+"""Expressions for tests: the paper's block, its relatives, and one of every constructor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.constructors import (
+    Average,
+    Bias,
+    Concat,
+    FormulaConv,
+    Pad,
+    Scale,
+    Slice,
+    avg_pool,
+)
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
+from repvgg_ref.blocks.run import Linear, Reader, Run
+from repvgg_ref.ops import REFERENCE
+from tests.blocks.exact_blocks import EPS, exact_array
+
+C = 4
+
+
+def conv_bn(name: str, kernel: tuple[int, int], *, groups: int = 1, stride: int = 1) -> Chain:
+    padding = kernel[0] // 2, kernel[1] // 2
+    conv = Conv(f"{name}.conv", C, C, kernel, (stride, stride), padding, groups=groups)
+    return Chain(conv, Norm(f"{name}.bn", C))
+
+
+def paper(stride: int = 1, groups: int = 1) -> Linear:
+    parts = [conv_bn("k", (3, 3), stride=stride, groups=groups)]
+    parts.append(conv_bn("p", (1, 1), stride=stride, groups=groups))
+    if stride == 1:
+        parts.append(Chain(Identity("i", C, groups), Norm("i.bn", C)))
+    return Sum(*parts)
+
+
+def asymmetric() -> Linear:
+    return Sum(conv_bn("s", (3, 3)), conv_bn("v", (3, 1)), conv_bn("h", (1, 3)))
+
+
+def post_addition() -> Linear:
+    convs = Conv("a", C, C, (3, 3), padding=(1, 1)), Conv("b", C, C, (1, 1))
+    return Chain(Sum(*convs, Identity("i", C)), Norm("bn", C))
+
+
+def diverse(groups: int = 1) -> Linear:
+    """A diverse-branch block: padded batch norms before an average and before a 3x3 kernel."""
+    first = Norm("avg.bn1", C)
+    average = Chain(
+        Conv("avg.conv", C, C, (1, 1), groups=groups),
+        first,
+        Pad((1, 1), first),
+        avg_pool(C, (3, 3), (1, 1), (0, 0)),
+        Norm("avg.bn2", C),
+    )
+    before = Norm("seq.bn1", C)
+    sequence = Chain(
+        Sum(Conv("seq.conv1", C, C, (1, 1), groups=groups), Identity("seq.i", C, groups)),
+        before,
+        Pad((1, 1), before),
+        Conv("seq.conv2", C, C, (3, 3), groups=groups),
+        Norm("seq.bn2", C),
+    )
+    return Sum(conv_bn("k", (3, 3), groups=groups), average, sequence)
+
+
+def scaled() -> Linear:
+    """Four branches, a learned factor on one, then one number for all (PP-LCNet's kind)."""
+    small = Chain(conv_bn("p", (1, 1)), Scale("alpha", (1,)))
+    whole = Sum(conv_bn("k0", (3, 3)), conv_bn("k1", (3, 3)), small)
+    return Chain(whole, Scale("lab.scale", (1,)), Bias("lab.bias", (1,)), Scale("gamma", (C,)))
+
+
+def dilated() -> Linear:
+    """A large kernel and small dilated ones."""
+    wide = Conv("w", C, C, (5, 5), padding=(2, 2), groups=C)
+    sparse = Conv("d", C, C, (3, 3), padding=(2, 2), dilation=(2, 2), groups=C)
+    return Sum(Chain(wide, Norm("w.bn", C)), Chain(sparse, Norm("d.bn", C)))
+
+
+def side_by_side() -> Linear:
+    """Channels cut apart and put together again."""
+    half = C // 2
+    left = Chain(Slice(C, 0, half), Conv("l", half, 3, (3, 3), padding=(1, 1)), Bias("lb", (3,)))
+    right = Conv("r", C, 1, (1, 1), bias=True)
+    return Concat(left, right)
+
+
+def strided_chain() -> Linear:
+    """A convolution without padding behind one with stride: nothing is read outside."""
+    return Chain(
+        Conv("a", C, C, (3, 3), (2, 2), (1, 1)), Conv("b", C, C, (2, 2), bias=True), Norm("bn", C)
+    )
+
+
+def several_groups() -> Linear:
+    return Sum(Conv("a", C, C, (1, 1), groups=C), Conv("b", C, C, (1, 1), groups=2))
+
+
+def averaged() -> Linear:
+    return Sum(
+        FormulaConv(Conv("", C, C, (1, 1), groups=C), Average(C, (1, 1))), Identity("i", C, C)
+    )
+
+
+EXPRESSIONS: dict[str, Callable[[], Linear]] = {
+    "paper": paper,
+    "paper, stride 2": lambda: paper(stride=2),
+    "paper, two groups": lambda: paper(groups=2),
+    "asymmetric": asymmetric,
+    "post-addition": post_addition,
+    "diverse": diverse,
+    "diverse, two groups": lambda: diverse(groups=2),
+    "scaled": scaled,
+    "dilated": dilated,
+    "side by side": side_by_side,
+    "strided chain": strided_chain,
+    "several groups": several_groups,
+    "averaged": averaged,
+}
+
+
+def exact_params(linear: Linear, seed: int = 0) -> dict[str, Array]:
+    """Rationals whose batch norms have rational roots."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: exact_array(name, shape, rng)
+        for name, shape in linear.shapes().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def float_params(linear: Linear, seed: int = 0, dtype: Any = np.float64) -> dict[str, Array]:
+    """The same spread of numbers in floats."""
+    exact = exact_params(linear, seed)
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name, array in exact.items():
+        values = array.astype(np.float64)
+        noise = 1 + rng.uniform(-0.01, 0.01, values.shape)
+        found[name] = np.asarray(values * noise, dtype)
+    return found
+
+
+def fused_by_hand(linear: Linear, params: Mapping[str, Array], x: Array, eps: Any) -> Array:
+    """The normal form applied as its definition reads: a sum over offsets of shifted inputs."""
+    exact = x.dtype == object
+    form = linear.form(Reader(params, eps, exact), slice(None))
+    H, W = x.shape[2:]
+    probe, _ = linear.forward(x, _run(params, x, eps))
+    out = np.zeros(probe.shape, x.dtype) + form.bias[:, None, None]
+    groups, per_out = form.groups, len(form.bias) // form.groups
+    for offset in form.lattice.offsets():
+        taps = form.at(offset)  # (O, C/G)
+        for h in range(probe.shape[2]):
+            for w in range(probe.shape[3]):
+                r, c = h * form.stride[0] + offset[0], w * form.stride[1] + offset[1]
+                if not (0 <= r < H and 0 <= c < W):
+                    continue
+                for g in range(groups):
+                    rows = slice(g * per_out, (g + 1) * per_out)
+                    inputs = slice(g * taps.shape[1], (g + 1) * taps.shape[1])
+                    out[:, rows, h, w] += x[:, inputs, r, c] @ taps[rows].T
+    return out
+
+
+def _run(params: Mapping[str, Array], x: Array, eps: Any) -> Run:
+    return Run(params, REFERENCE, eps, training=False)
+
+
+__all__ = ["EPS", "EXPRESSIONS", "Fraction", "exact_params", "float_params", "fused_by_hand"]
