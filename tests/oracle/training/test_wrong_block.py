@@ -10,7 +10,8 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import KINDS, block, conv, conv_bn, identity
-from repvgg_ref.blocks.linear import Chain, Linear, Norm, Sum
+from repvgg_ref.blocks.linear import Chain, Norm, Sum
+from repvgg_ref.blocks.run import Linear
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.architectures import Architecture, plain_architecture
 from repvgg_ref.oracle.training.bugs import LIBRARY

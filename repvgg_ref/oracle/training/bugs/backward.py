@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.linear import Linear
+from repvgg_ref.blocks.run import Linear
 from repvgg_ref.ops.batch_norm import BatchNormGrads
 from repvgg_ref.oracle.training.bugs.base import (
     Wrong,
