@@ -148,6 +148,10 @@ def stride_of_one_axis(spec: BlockSpec) -> Linear:
     return Sum(free("a", spec, padding=(1, 1), stride=(2, 1), groups=2))
 
 
+def kernel_of_one_axis(spec: BlockSpec) -> Linear:
+    return Sum(conv_bn(spec, "a", 3, 1), conv_bn(spec, "b", 1))
+
+
 def groups_that_differ(spec: BlockSpec) -> Linear:
     return Sum(conv_bn(spec, "a", 3), free("b", spec, kernel=(1, 1), groups=4))
 
@@ -202,7 +206,14 @@ STRANGERS: dict[str, Build] = {
     build.__name__: build
     for build in (
         *(asymmetric, two_points, norm_after_the_sum, even_kernel, strides_that_differ),
-        *(stride_of_one_axis, groups_that_differ, dilation_of_one_axis, not_centred, biased),
+        *(
+            stride_of_one_axis,
+            kernel_of_one_axis,
+            groups_that_differ,
+            dilation_of_one_axis,
+            not_centred,
+            biased,
+        ),
         *(identity_without_norm, two_convolutions, two_norms, nothing_dense, no_sum),
         *(scaled, side_by_side),
     )
