@@ -165,8 +165,8 @@ def test_the_oracle_passes_what_is_right_and_names_every_mutant_of_a_layer(name:
         size = program.output_size(*inputs[place].shape[2:])
         if size != right[place].shape[2:]:
             continue
-        if np.array_equal(wrong, exact):
-            continue  # a branch that shares another's norm has no mean to lose
+        if np.allclose(wrong, exact, rtol=1e-12, atol=1e-13):
+            continue  # branches of one norm have no means to lose, and none to exchange
         outputs = dict(right)
         outputs[place] = wrong.reshape(right[place].shape).astype(np.float32)
         after = list(outputs)[list(outputs).index(place) + 1]

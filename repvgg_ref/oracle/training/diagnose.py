@@ -101,13 +101,7 @@ class TrainingCase:
         return [trial for trial in tried if trial is not None]
 
     def _trial(
-        self,
-        bug: TrainingBug,
-        wrong: Wrong,
-        layer: str | None,
-        *,
-        first_only: bool,
-        yardstick: Yardstick | None = None,
+        self, bug: TrainingBug, wrong: Wrong, layer: str | None, *, first_only: bool
     ) -> Trial | None:
         with np.errstate(all="ignore"):
             predicted = run(wrong.setup, first_only=first_only)
@@ -121,7 +115,7 @@ class TrainingCase:
         fit = self._fit(common)
         if fit is None:
             return None
-        return Trial(bug, wrong, layer, common, fit, self._within(common, yardstick))
+        return Trial(bug, wrong, layer, common, fit, self._within(common, self.yardstick))
 
     def _fit(self, predicted: Mapping[str, Array]) -> Fit | None:
         """Regress the residuals on the predicted changes; None if the bug changes nothing."""
@@ -150,13 +144,12 @@ class TrainingCase:
         explains = 1 - left / energy if energy > 0 else 0.0
         return Fit(coefficient, error, p_value, explains, float(np.sqrt(left / max(count, 1))))
 
-    def _within(self, predicted: Mapping[str, Array], yardstick: Yardstick | None) -> bool:
+    def _within(self, predicted: Mapping[str, Array], yardstick: Yardstick) -> bool:
         """Whether every wrong array is accounted for, and none is made wrong."""
         if any(name not in predicted for name in self._to_explain()):
             return False
-        yards = self.yardstick if yardstick is None else yardstick
         return all(
-            _agrees(self.given[name], values, yards, name, self.exact[name])
+            _agrees(self.given[name], values, yardstick, name, self.exact[name])
             for name, values in predicted.items()
         )
 

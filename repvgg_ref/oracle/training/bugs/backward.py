@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.form import Pair
+from repvgg_ref.blocks.run import Linear
 from repvgg_ref.ops.batch_norm import BatchNormGrads
 from repvgg_ref.oracle.training.bugs.base import (
     Wrong,
@@ -156,7 +156,7 @@ def _bn_parameter_gradients_averaged(setup: Setup) -> Iterator[Wrong]:
     local=True,
 )
 def _identity_gradient_missing(setup: Setup) -> Iterator[Wrong]:
-    for name in _branches(setup, lambda of: not of):
+    for name in _branches(setup, lambda branch: not kernels(branch)):
         yield Wrong(with_branch(setup, name, Detached))
 
 
@@ -167,7 +167,7 @@ def _identity_gradient_missing(setup: Setup) -> Iterator[Wrong]:
     local=True,
 )
 def _branch_1x1_gradient_missing(setup: Setup) -> Iterator[Wrong]:
-    for name in _branches(setup, lambda of: of == {(1, 1)}):
+    for name in _branches(setup, lambda branch: kernels(branch) == {(1, 1)}):
         yield Wrong(with_branch(setup, name, Detached))
 
 
@@ -178,7 +178,7 @@ def _branch_1x1_gradient_missing(setup: Setup) -> Iterator[Wrong]:
     local=True,
 )
 def _branch_gradient_missing(setup: Setup) -> Iterator[Wrong]:
-    for name in _branches(setup, lambda of: bool(of - {(1, 1)})):
+    for name in _branches(setup, lambda branch: kernels(branch) - {(1, 1)}):
         yield Wrong(with_branch(setup, name, Detached), name)
 
 
@@ -189,7 +189,7 @@ def _branch_gradient_missing(setup: Setup) -> Iterator[Wrong]:
     local=True,
 )
 def _branch_not_trained(setup: Setup) -> Iterator[Wrong]:
-    for name in _branches(setup):
+    for name in _branches(setup, lambda branch: branch.shapes()):
         yield Wrong(with_branch(setup, name, Untrained), name)
 
 
@@ -203,14 +203,12 @@ def _branch_gradient_divided(setup: Setup) -> Iterator[Wrong]:
     yield Wrong(with_sum(setup, lambda total: Divided(*total.parts)))
 
 
-def _branches(setup: Setup, chosen: Callable[[set[Pair]], bool] = lambda of: True) -> list[str]:
-    """The names of the blocks' branches, the first one last; those whose kernels are `chosen`."""
+def _branches(setup: Setup, chosen: Callable[[Linear], object]) -> list[str]:
+    """The names of the blocks' branches, the first one last; those that are `chosen`."""
     found = {
-        name: kernels(branch)
-        for node in setup.network.nodes
-        for name, branch in branches(node.op).items()
+        name: branch for node in setup.network.nodes for name, branch in branches(node.op).items()
     }
-    return [name for name, of in reversed(found.items()) if chosen(of)]
+    return [name for name, branch in reversed(found.items()) if chosen(branch)]
 
 
 # ------------------------------------------------------------------------ ReLU
@@ -234,7 +232,7 @@ def _relu_mask_wrong(setup: Setup) -> Iterator[Wrong]:
         ),
     }.items():
         yield Wrong(with_ops(setup, relu_backward=backward), detail)
-    for name in _branches(setup):
+    for name in _branches(setup, lambda branch: True):
         yield Wrong(
             with_mask(setup, name), f"it passes where {name} is positive instead of the sum"
         )
