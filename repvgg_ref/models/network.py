@@ -12,11 +12,11 @@ from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.errors import BackendError, NotFusibleError, ShapeError
-from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.graph import QUIET, Network, walk
 from repvgg_ref.models.layers import Form, Pass
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.parameters import initial_params, param_shapes
+from repvgg_ref.models.registry import network
 from repvgg_ref.models.resident import Resident, like, step_like
 from repvgg_ref.models.step import StepResult, training_step
 from repvgg_ref.ops import Ops
@@ -234,9 +234,9 @@ def build(
     dtype: Any = np.float32,
     eps: float = DEFAULT_EPS,
 ) -> Model:
-    """An untrained model in train form: an official name, or an `Architecture` of your own."""
+    """An untrained model in train form: by a name of `registry`, or a network of your own."""
     arch = (
-        architecture(name, num_classes=num_classes, in_channels=in_channels)
+        network(name, num_classes=num_classes, in_channels=in_channels)
         if isinstance(name, str)
         else name
     )
