@@ -127,11 +127,10 @@ def _conv_bn(
     return Node(name, Block(spec), (source,))
 
 
-_MAKERS: tuple[Callable[..., Graph], ...] = (
-    partial(resnet, "ResNet-18", depths=(2, 2, 2, 2), bottleneck=False),
-    partial(resnet, "ResNet-34", depths=(3, 4, 6, 3), bottleneck=False),
-    partial(resnet, "ResNet-50", depths=(3, 4, 6, 3), bottleneck=True),
-    partial(vgg, "VGG-16", depths=(2, 2, 3, 3, 3)),
-)
-BASELINES: Mapping[str, Callable[..., Graph]] = {make.args[0]: make for make in _MAKERS}
+BASELINES: Mapping[str, Callable[..., Graph]] = {
+    "ResNet-18": partial(resnet, "ResNet-18", depths=(2, 2, 2, 2), bottleneck=False),
+    "ResNet-34": partial(resnet, "ResNet-34", depths=(3, 4, 6, 3), bottleneck=False),
+    "ResNet-50": partial(resnet, "ResNet-50", depths=(3, 4, 6, 3), bottleneck=True),
+    "VGG-16": partial(vgg, "VGG-16", depths=(2, 2, 3, 3, 3)),
+}
 """Name -> what makes the network of ``num_classes``, ``in_channels`` and ``size``."""
