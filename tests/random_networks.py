@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import param_shapes
 
 
-def random_model(arch: Architecture, seed: int, dtype: Any = np.float32) -> Model:
+def random_model(arch: Network, seed: int, dtype: Any = np.float32) -> Model:
     """The train form of `arch` with activations of order one in every layer."""
     rng = np.random.default_rng(seed)
     shapes = param_shapes(arch, "train")

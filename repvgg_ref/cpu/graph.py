@@ -34,6 +34,8 @@ from repvgg_ref.models.layers import (
     MaxPool,
 )
 
+KNOWN = (Block, MaxPool, AddRelu, GlobalAvgPool, Flatten, Linear)
+GIVES_FEATURES = (GlobalAvgPool, Flatten, Linear)  # (N, C), the others images
 PARTS_A_THREAD = 4  # of a linear layer's outputs: its weights are what is read
 
 
@@ -49,10 +51,10 @@ def is_known(network: Network) -> bool:
         elif isinstance(op, MaxPool):
             known = sources <= images and 2 * op.padding < op.kernel
         else:
-            known = sources <= images and isinstance(op, AddRelu | GlobalAvgPool | Flatten)
-        if not known:
+            known = sources <= images
+        if not known or type(op) not in KNOWN:  # a subclass may compute something else
             return False
-        (features if isinstance(op, Linear | GlobalAvgPool | Flatten) else images).add(node.name)
+        (features if isinstance(op, GIVES_FEATURES) else images).add(node.name)
     return isinstance(network.head.op, Linear)
 
 
@@ -239,7 +241,7 @@ def _demands(
     images: int,
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """Every image's padded shape and border, so that all who read it find their own in it."""
-    features = {n.name for n in nodes if isinstance(n.op, Linear | GlobalAvgPool | Flatten)}
+    features = {node.name for node in nodes if isinstance(node.op, GIVES_FEATURES)}
     kept = [name for name in roots.values() if name not in features]
     borders = dict.fromkeys(kept, 0)
     blocks = [(node, node.op.spec) for node in nodes if isinstance(node.op, Block)]
