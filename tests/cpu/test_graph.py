@@ -33,7 +33,8 @@ from tests.random_networks import random_model
 
 
 def block(name: str, source: str, channels: int, outputs: int, **settings: Any) -> Node:
-    spec = BlockSpec(name, channels, outputs, **{"stride": 1, "kind": "conv-bn"} | settings)
+    chosen: dict[str, Any] = {"stride": 1, "kind": "conv-bn", **settings}
+    spec = BlockSpec(name, channels, outputs, **chosen)
     return Node(name, Block(spec), (source,))
 
 
