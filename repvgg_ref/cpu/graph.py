@@ -107,10 +107,19 @@ def _require_fitting(network: Network, sizes: Mapping[str, Extent]) -> None:
 
 
 def _conv_shape(spec: BlockSpec, images: int, y: Extent) -> ConvShape:
-    outputs, *size = y
+    outputs, height, width = y
     conv = fused_conv(spec)
-    kind = conv.kernel[0], conv.stride[0], conv.dilation[0], conv.groups
-    return ConvShape(images, *size, spec.in_channels, outputs, *kind)
+    return ConvShape(
+        images,
+        height,
+        width,
+        spec.in_channels,
+        outputs,
+        conv.kernel[0],
+        conv.stride[0],
+        conv.dilation[0],
+        conv.groups,
+    )
 
 
 class _Work(NamedTuple):

@@ -12,6 +12,7 @@ import pytest
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu import NUMPY
+from repvgg_ref.cpu.buffers import Reading, hand_out
 from repvgg_ref.cpu.engine import CHUNK, Engine
 from repvgg_ref.cpu.graph import GraphEngine
 from repvgg_ref.errors import BackendError, ShapeError
@@ -331,3 +332,30 @@ def shapes(arch: Network) -> dict[str, tuple[int, ...]]:
         for node in arch.evaluated
         for part, shape in node.op.shapes("deploy").items()
     }
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_buffers_of_what_is_needed_are_apart_and_large_enough(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    nodes = random_graph(rng).nodes
+    sizes = extents(Graph("random", nodes), 19, 14)
+    readings = {
+        node.name: Reading(border := int(rng.integers(0, 4)), (19 + border, 20 + border))
+        for node in nodes
+        if isinstance(node.op, Block)
+    }
+    memory, buffers = hand_out(nodes, sizes, readings, 2, np.zeros)
+    assert len(memory) < sum(y.inner.ndim == 4 for y in buffers.values())
+    last = {name: place for place, node in enumerate(nodes) for name in (node.name, *node.inputs)}
+    for place, node in enumerate(nodes):
+        if node.name in readings:
+            wanted = readings[node.name]
+            seen = buffers[node.inputs[0]].read(wanted.border)
+            assert all(a >= b for a, b in zip(seen.shape[1:3], wanted.padded, strict=True))
+            inner = seen[:, wanted.border :, wanted.border :]
+            assert np.shares_memory(inner[0, 0, 0], buffers[node.inputs[0]].inner[0, 0, 0])
+        y = buffers[node.name]
+        before = list(sizes)[: place + 1]  # the input, and the nodes before this one
+        over = isinstance(node.op, AddRelu)  # a sum may be written over what it is the last to read
+        for other in (name for name in before if last[name] >= place + over):
+            assert not np.shares_memory(y.view, buffers[other].view), other
