@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -9,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.architectures import architecture
-from repvgg_ref.models.comparison import COMPARISONS, comparison_network, network_macs
 from repvgg_ref.models.cost import cost
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, build
+from repvgg_ref.models.registry import network
 
 Kind = Literal["inference", "training"]
 
@@ -27,7 +28,7 @@ class Task:
     Attributes
     ----------
     network : str
-        An official model or, for inference by us alone, a comparison network.
+        A name in `models.registry`; for peers and training an official model.
     batch, size : int
         The input is (batch, 3, size, size), float32.
     threads : int
@@ -48,26 +49,30 @@ class Task:
         """The fields, for another process."""
         return asdict(self)
 
-    @property
-    def is_repvgg(self) -> bool:
-        """Whether the network is a RepVGG, and no comparison network."""
-        return self.network.lower() not in {name.lower() for name in COMPARISONS}
+    @cached_property
+    def arch(self) -> Network:
+        """The network, for images of this size."""
+        return network(self.network, size=self.size)
 
     @cached_property
     def macs(self) -> int:
         """Multiply-accumulates of one run in direct form: all images, all passes, fused network."""
-        if self.is_repvgg:
-            once = cost(architecture(self.network), height=self.size, width=self.size).macs
-        else:
-            once = network_macs(comparison_network(self.network), self.size, self.size)
+        once = cost(self.arch, height=self.size, width=self.size).macs
         return PASSES[self.kind] * self.batch * once
 
     def model(self) -> Model:
-        """The train form, with batch norms that have seen something."""
-        model = build(self.network, seed=self.seed)
+        """The train form, with batch norms that have seen something.
+
+        Where a layer is one convolution, its kernel has variance 2 / fan-in (arXiv 1502.01852), so
+        that activations neither vanish nor overflow.
+        """
+        model = build(self.arch, seed=self.seed)
         rng = np.random.default_rng(self.seed)
         for name, array in model.params.items():
-            if name.endswith((".gamma", ".running_var")):
+            if array.ndim > 1 and not self.arch.is_chain:
+                deviation = np.float32(math.sqrt(2 / math.prod(array.shape[1:])))
+                model.params[name] = deviation * rng.standard_normal(array.shape, np.float32)
+            elif name.endswith((".gamma", ".running_var")):
                 model.params[name] = rng.uniform(0.5, 1.5, array.shape).astype(np.float32)
             elif name.endswith((".beta", ".running_mean")):
                 model.params[name] = rng.normal(0, 0.1, array.shape).astype(np.float32)

@@ -170,6 +170,12 @@ def plain_conv_bn(spec: BlockSpec) -> Linear:
     return Chain(conv(spec, "conv", k), Norm("bn", spec.out_channels))
 
 
+@block("conv-bias", "W x + b", {}, fused="conv")
+def conv_bias(spec: BlockSpec) -> Linear:
+    """No batch norm, as networks from before it have it."""
+    return conv(spec, "conv", spec.kernel, bias=True)
+
+
 @lru_cache(maxsize=1024)
 def expression(spec: BlockSpec) -> Linear:
     """What the block computes before SE and ReLU, in train form."""

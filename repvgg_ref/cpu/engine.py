@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,8 +26,22 @@ KEPT_PLANS = 4
 CREW_MACS = 100_000_000  # a millisecond's work: less is not worth processes
 
 
-class Engine:
-    """Evaluates the fused chain of `blocks`; keeps packed weights and the last few plans.
+class _Plan(Protocol):
+    """A network bound to the buffers of one batch shape, such as `Plan`."""
+
+    @property
+    def team(self) -> Team:
+        """Who does its work."""
+
+    def run(self, x: Array, tap: Tap | None = None) -> Array:
+        """Logits; `tap` sees every layer before it."""
+
+
+P = TypeVar("P", bound=_Plan)
+
+
+class Plans(ABC, Generic[P]):
+    """Evaluates a fused network; keeps packed weights and the last few plans.
 
     Parameters
     ----------
@@ -39,9 +54,10 @@ class Engine:
         Default: the variable ``REPVGG_NUM_THREADS``, else all processors.
     """
 
+    head = "linear"
+
     def __init__(
         self,
-        blocks: tuple[BlockSpec, ...],
         params: Mapping[str, Array],
         *,
         dtype: Any,
@@ -54,55 +70,35 @@ class Engine:
                 got=repr(algorithm),
                 wanted=", ".join(("auto", "measure", *ALGORITHMS)),
             )
-        self._blocks, self._dtype = blocks, np.dtype(dtype)
+        self._dtype = np.dtype(dtype)
         self._asked = next((each for each in ALGORITHMS if each == algorithm), None)
         self._params = {name: array.astype(dtype, copy=False) for name, array in params.items()}
         self._threads = threads or default_threads()
         self._tuner = Tuner(pool(threads), dtype) if algorithm == "measure" else None
         self._packed: Packed = {}
-        self._plans: dict[tuple[int, ...], Plan] = {}
-        self._crews = available(self._threads)
+        self._plans: dict[tuple[int, ...], P] = {}
 
     def forward(self, x: Array) -> Array:
         """Logits of any number of images."""
         return np.concatenate([self.run(part) for part in chunks(x)])
 
     def layers(self, x: Array) -> dict[str, Array]:
-        """Every layer's output, NCHW, and the logits as "linear"."""
+        """Every layer's output, NCHW, and the logits under the name of the `head`."""
         parts = [self._layers(part) for part in chunks(x)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def run(self, x: Array, tap: Tap | None = None) -> Array:
-        """Logits of images that go through the chain together; `tap` as for `Plan.run`.
+        """Logits of images that go through the network together; `tap` as for `Plan.run`."""
+        return self.plan(x.shape).run(x, tap)
 
-        If a crew fails, threads take over, and a warning says so.
-        """
-        try:
-            return self.plan(x.shape).run(x, tap)
-        except CrewError as error:
-            warnings.warn(f"{error}; threads take over", RuntimeWarning, stacklevel=2)
-            self._crews = False
-            self._forget()
-            return self.plan(x.shape).run(x, tap)
-
-    def plan(self, shape: tuple[int, ...]) -> Plan:
+    def plan(self, shape: tuple[int, ...]) -> P:
         """The plan for a batch of `shape`, made on first use."""
         if shape in self._plans and not self._plans[shape].team.usable:
             self._forget()
         if shape not in self._plans:
             while len(self._plans) >= KEPT_PLANS:
                 del self._plans[next(iter(self._plans))]
-            shapes = conv_shapes(self._blocks, shape[0], *shape[2:])
-            algorithms = [self._choose(each) for each in shapes]
-            self._plans[shape] = Plan(
-                self._blocks,
-                self._params,
-                shape,
-                dtype=self._dtype,
-                team=self._team(shape, sum(each.macs for each in shapes), algorithms),
-                algorithms=algorithms,
-                packed=self._packed,
-            )
+            self._plans[shape] = self._make(shape)
         return self._plans[shape]
 
     @property
@@ -111,23 +107,19 @@ class Engine:
         processes = max((plan.team.processes for plan in self._plans.values()), default=1)
         return processes * sum(array.nbytes for array in self._packed.values())
 
+    @abstractmethod
+    def _make(self, shape: tuple[int, ...]) -> P:
+        """A plan for a batch of `shape`."""
+
     def _layers(self, x: Array) -> dict[str, Array]:
         found: dict[str, Array] = {}
 
         def keep(name: str, y: Array) -> None:
-            found[name] = y.transpose(0, 3, 1, 2).copy(
-                order="C"
-            )  # the plan will use its memory again
+            # a copy, since the plan will use its memory again
+            found[name] = (y.transpose(0, 3, 1, 2) if y.ndim == 4 else y).copy(order="C")
 
         logits = self.run(x, keep)
-        return found | {"linear": logits}
-
-    def _team(self, shape: tuple[int, ...], macs: int, algorithms: list[Algorithm]) -> Team:
-        if macs < CREW_MACS or not self._crews:
-            return pool(self._threads)
-        return crew(self._threads).join(
-            self._blocks, self._params, shape, self._dtype, algorithms, id(self)
-        )
+        return found | {self.head: logits}
 
     def _forget(self) -> None:
         self._plans.clear()
@@ -140,6 +132,52 @@ class Engine:
         if self._asked is not None:
             return self._asked if applies(self._asked, shape) else "direct"
         return "direct" if self._dtype == np.float64 else cheapest(shape, self._dtype.itemsize)
+
+
+class Engine(Plans[Plan]):
+    """Evaluates the fused chain of `blocks`; arguments as for `Plans`."""
+
+    def __init__(
+        self,
+        blocks: tuple[BlockSpec, ...],
+        params: Mapping[str, Array],
+        *,
+        dtype: Any,
+        algorithm: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(params, dtype=dtype, algorithm=algorithm, threads=threads)
+        self._blocks, self._crews = blocks, available(self._threads)
+
+    def run(self, x: Array, tap: Tap | None = None) -> Array:
+        """As `Plans.run`. If a crew fails, threads take over, and a warning says so."""
+        try:
+            return super().run(x, tap)
+        except CrewError as error:
+            warnings.warn(f"{error}; threads take over", RuntimeWarning, stacklevel=2)
+            self._crews = False
+            self._forget()
+            return super().run(x, tap)
+
+    def _make(self, shape: tuple[int, ...]) -> Plan:
+        shapes = conv_shapes(self._blocks, shape[0], *shape[2:])
+        algorithms = [self._choose(each) for each in shapes]
+        return Plan(
+            self._blocks,
+            self._params,
+            shape,
+            dtype=self._dtype,
+            team=self._team(shape, sum(each.macs for each in shapes), algorithms),
+            algorithms=algorithms,
+            packed=self._packed,
+        )
+
+    def _team(self, shape: tuple[int, ...], macs: int, algorithms: list[Algorithm]) -> Team:
+        if macs < CREW_MACS or not self._crews:
+            return pool(self._threads)
+        return crew(self._threads).join(
+            self._blocks, self._params, shape, self._dtype, algorithms, id(self)
+        )
 
 
 def chunks(x: Array) -> list[Array]:

@@ -90,7 +90,7 @@ class Plan:
     ) -> None:
         self.shape, self.team = shape, team
         shapes = conv_shapes(blocks, shape[0], *shape[2:])
-        chain = _convolutions(blocks, params, shapes, algorithms, team, packed)
+        chain = pack_convolutions(blocks, params, shapes, algorithms, team, packed)
         padded = _padded_shapes(chain, shapes, shape)
         self._allocate(chain, padded, len(params["linear.bias"]), np.dtype(dtype))
         sizes = [(shape[2], shape[3]), *((each.height, each.width) for each in shapes)]
@@ -219,7 +219,7 @@ def _not_here(worker: int, item: int) -> None:
     raise AssertionError("the images are with the caller")
 
 
-def _convolutions(
+def pack_convolutions(
     blocks: tuple[BlockSpec, ...],
     params: Mapping[str, Array],
     shapes: list[ConvShape],

@@ -15,6 +15,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.recognise import is_plain, three_branch_passes
 from repvgg_ref.cpu.convolution.conv2d import conv2d_backward, conv2d_forward, conv_bias_relu
 from repvgg_ref.cpu.engine import Engine
+from repvgg_ref.cpu.graph import GraphEngine, is_known
 from repvgg_ref.cpu.training.batch_norm import batch_norm_train_backward, batch_norm_train_forward
 from repvgg_ref.cpu.training.branches import (
     branches_backward,
@@ -49,11 +50,12 @@ def _to_nhwc(x: Array) -> Array:
 
 def fused_network(
     network: Any, params: Mapping[str, Array], dtype: Any, *, algorithm: str, threads: int | None
-) -> Engine | None:
-    """`Ops.recognise_network`: plain chains of convolutions."""
-    if not (network.is_chain and all(is_plain(spec) for spec in network.blocks)):
-        return None
-    return Engine(network.blocks, params, dtype=dtype, algorithm=algorithm, threads=threads)
+) -> Engine | GraphEngine | None:
+    """`Ops.recognise_network`: plain chains of convolutions, and graphs that `is_known` knows."""
+    how: Any = {"dtype": dtype, "algorithm": algorithm, "threads": threads}
+    if network.is_chain and all(is_plain(spec) for spec in network.blocks):
+        return Engine(network.blocks, params, **how)
+    return GraphEngine(network, params, **how) if is_known(network) else None
 
 
 NUMPY = Ops(

@@ -105,6 +105,14 @@ _GROUPED_LAYERS = frozenset(range(2, 27, 2))
 _SE_REDUCTION = {"before_relu": 16, "after_relu": 4}
 
 
+def official_name(name: str) -> str | None:
+    """``"RepVGG-A0"`` of ``"repvgg-a0"`` or ``"A0"``; None if no official model is called so."""
+    found = {known.lower(): known for known in NAMES} | {
+        known.split("-", 1)[1].lower(): known for known in NAMES
+    }
+    return found.get(name.lower())
+
+
 def architecture(
     name: str, *, num_classes: int = 1000, in_channels: int = 3, block: str = "repvgg"
 ) -> Architecture:
@@ -117,14 +125,11 @@ def architecture(
     CheckpointError
         If no official model has that name.
     """
-    found = {known.lower(): known for known in NAMES} | {
-        known.split("-", 1)[1].lower(): known for known in NAMES
-    }
-    if name.lower() not in found:
+    official = official_name(name)
+    if official is None:
         raise CheckpointError(
             "there is no official model of that name", got=repr(name), wanted=", ".join(NAMES)
         )
-    official = found[name.lower()]
     family = _FAMILIES[official]
     built = plain_architecture(
         depths=family.depths,

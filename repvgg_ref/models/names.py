@@ -144,7 +144,8 @@ class Dialect:
 _NUMBER = "(?:0|[1-9][0-9]{0,3})"
 _STAGE = f"{_NUMBER}(?:_first|_second)?"
 
-_CANONICAL = re.compile(r"stage(?P<stage>\d+)(?:\.(?P<index>\d+))?\.(?P<part>.+)")
+_BLOCK = re.compile(r"stage(?P<stage>\d+)(?:\.(?P<index>\d+))?")
+_CANONICAL = re.compile(_BLOCK.pattern + r"\.(?P<part>.+)")
 
 
 def _half_of_stage3(canonical: Iterable[str]) -> int:
@@ -210,5 +211,11 @@ def official_dialect(arch: Network) -> Dialect:
 
 
 def official_names(arch: Network, form: Form) -> dict[str, str]:
-    """Canonical -> official name of every array of a form."""
-    return official_dialect(arch).names(param_shapes(arch, form))
+    """Canonical -> official name of every array of a form.
+
+    Blocks that are in no stage have no official names: theirs are the canonical ones.
+    """
+    names = param_shapes(arch, form)
+    if not all(_BLOCK.fullmatch(block.name) for block in arch.blocks):
+        return {name: name for name in names}
+    return official_dialect(arch).names(names)

@@ -12,11 +12,11 @@ from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.errors import BackendError, NotFusibleError, ShapeError
-from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.graph import QUIET, Network, walk
 from repvgg_ref.models.layers import Form, Pass
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.parameters import initial_params, param_shapes
+from repvgg_ref.models.registry import network
 from repvgg_ref.models.resident import Resident, like, step_like
 from repvgg_ref.models.step import StepResult, training_step
 from repvgg_ref.ops import Ops
@@ -240,12 +240,12 @@ def build(
     eps: float = DEFAULT_EPS,
     block: str = "repvgg",
 ) -> Model:
-    """An untrained model in train form: an official name, or an `Architecture` of your own.
+    """An untrained model in train form: by a name of `registry`, or a network of your own.
 
-    An official architecture may have another kind of `block`, a name in `blocks.catalogue.KINDS`.
+    A RepVGG may have another kind of `block`, a name in `blocks.catalogue.KINDS`.
     """
     arch = (
-        architecture(name, num_classes=num_classes, in_channels=in_channels, block=block)
+        network(name, num_classes=num_classes, in_channels=in_channels, block=block)
         if isinstance(name, str)
         else name
     )

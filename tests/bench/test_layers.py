@@ -65,7 +65,21 @@ def test_a_task_is_the_same_in_every_process() -> None:
     assert one.macs == cost(left.arch, height=8, width=8).macs
 
 
+@pytest.mark.parametrize("name", ["ResNet-18", "ResNet-50", "VGG-16"])
+def test_activations_of_a_comparison_network_neither_vanish_nor_overflow(name: str) -> None:
+    task = Task("inference", name, 2, 64, 1)
+    for y in fuse(task.model()).forward(task.images(), layers=True).values():
+        assert 1e-2 < y.std() < 1e4
+        assert np.abs(y[0] - y[1]).max() > 0.02 * np.abs(y).max()  # the image matters
+
+
 def test_a_training_step_counts_three_passes() -> None:
     steps = [Task(kind, "RepVGG-A0", 2, 224, 1).macs for kind in ("inference", "training")]
     assert steps == [2 * 1_361_451_008, 6 * 1_361_451_008]
     assert Task("inference", "ResNet-18", 3, 224, 1).macs == 3 * 1_814_073_344
+    assert Task("inference", "VGG-16", 1, 224, 1).macs == 15_470_264_320
+    # The first linear layer reads 2 x 2 pixels of 512 channels there, not 7 x 7.
+    fewer = 4096 * 512 * (7 * 7 - 2 * 2)
+    convolutions = 15_470_264_320 - 4096 * (512 * 49 + 4096 + 1000)
+    want = 15_470_264_320 - fewer - convolutions + convolutions * 64**2 // 224**2
+    assert Task("inference", "VGG-16", 1, 64, 1).macs == want

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.architectures import Architecture, AuxHeadSpec, plain_architecture
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.baselines import residual_block
+from repvgg_ref.models.graph import INPUT, Graph, Network, Node
+from repvgg_ref.models.layers import Block, Flatten, GlobalAvgPool, Linear, MaxPool
 from repvgg_ref.models.network import Model, build
 
 
@@ -48,6 +51,40 @@ SMALL = {
     "plus": _plus(),
     "dilated": _dilated(),
 }
+
+
+def _residual() -> Graph:
+    """ResNet in small: a block whose shortcut is its input, and a bottleneck with another shape."""
+    stem = BlockSpec("conv1", 2, 4, 2, kind="conv-bn", kernel=7)
+    pool = Node("maxpool", MaxPool(3, 2, 1), ("conv1",))
+    basic = residual_block("layer1.0", "maxpool", 4, ((3, 4), (3, 4)), 1)
+    neck = residual_block("layer2.0", "layer1.0.add", 4, ((1, 3), (3, 3), (1, 6)), 2)
+    head = [
+        Node("pool", GlobalAvgPool(), ("layer2.0.add",)),
+        Node("linear", Linear(6, 3), ("pool",), loss_weight=1.0),
+    ]
+    return Graph("residual", (Node("conv1", Block(stem), (INPUT,)), pool, *basic, *neck, *head))
+
+
+def _vgg() -> Graph:
+    """VGG in small, for the images of `batch`: biases, no batch norm, two linear layers."""
+    specs = [BlockSpec(f"conv{n}_1", n, n + 1, 1, kind="conv-bias") for n in (2, 3)]
+    nodes, last = [], INPUT
+    for number, spec in enumerate(specs, start=1):
+        nodes += [
+            Node(spec.name, Block(spec), (last,)),
+            Node(f"pool{number}", MaxPool(2, 2), (spec.name,)),
+        ]
+        last = f"pool{number}"
+    head = [
+        Node("flatten", Flatten(), (last,)),
+        Node("fc0", Linear(4 * 9 * 8, 5, relu=True), ("flatten",)),
+        Node("fc1", Linear(5, 3), ("fc0",), loss_weight=1.0),
+    ]
+    return Graph("vgg", (*nodes, *head))
+
+
+GRAPHS = {"residual": _residual(), "vgg": _vgg()}
 
 
 def distinct_model(arch: Network, *, seed: int = 0, dtype: Any = np.float64) -> Model:

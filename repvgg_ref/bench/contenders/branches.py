@@ -15,11 +15,11 @@ def variants(task: Task) -> tuple[str, ...]:
 
 
 def prepare(task: Task, variant: str) -> Contender:
-    """The three-branch form, ready to run."""
+    """The train form, ready to run."""
     model, x = task.model(), on_device(task.images(), task.backend)
     return Contender(
         run=lambda: model.forward(x, backend=task.backend, threads=task.threads),
         outputs=lambda y: {"logits": to_numpy(y)},
         sync=waiting_for(task.backend),
-        count=lambda: branches_count(model, x.shape),
+        count=lambda: branches_count(model, x.shape) if model.arch.is_chain else {},
     )

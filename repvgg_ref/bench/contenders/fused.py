@@ -1,4 +1,4 @@
-"""Ours: the fused chain, and a training step; a comparison network on the same convolutions."""
+"""Ours: the fused network, and a training step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Any
 
 from repvgg_ref.arrays import Array, to_numpy
 from repvgg_ref.bench.contenders.base import COMPARED_GRADIENTS, Contender
-from repvgg_ref.bench.graph import Graph
 from repvgg_ref.bench.layers import time_layers
 from repvgg_ref.bench.memory import fused_count
 from repvgg_ref.bench.task import Task
 from repvgg_ref.cpu.engine import Engine
-from repvgg_ref.models.comparison import comparison_network, random_network_params
 from repvgg_ref.models.network import fuse
 
 
@@ -25,9 +23,7 @@ def variants(task: Task) -> tuple[str, ...]:
 
 def prepare(task: Task, variant: str) -> Contender:
     """Ready to run, through the same functions that users call."""
-    if task.kind == "training":
-        return _training(task)
-    return _inference(task) if task.is_repvgg else _comparison(task)
+    return _training(task) if task.kind == "training" else _inference(task)
 
 
 def on_device(x: Array, backend: str) -> Array:
@@ -64,7 +60,7 @@ def _inference(task: Task) -> Contender:
             threads=task.threads,
         )
 
-    if task.backend != "numpy":
+    if task.backend != "numpy" or not deploy.arch.is_chain:
         return Contender(run, _logits, waiting_for(task.backend))
     return Contender(
         run,
@@ -86,13 +82,6 @@ def _training(task: Task) -> Contender:
         return {"loss": to_numpy(step.loss), "logits": to_numpy(step.logits), **found}
 
     return Contender(run, outputs, waiting_for(task.backend))
-
-
-def _comparison(task: Task) -> Contender:
-    network, x = comparison_network(task.network), task.images()
-    params = random_network_params(network, height=task.size, width=task.size, seed=task.seed)
-    graph = Graph(network, params, x.shape, threads=task.threads, algorithm=task.algorithm)
-    return Contender(lambda: graph.run(x), _logits)
 
 
 def _logits(y: Array) -> dict[str, Array]:

@@ -49,6 +49,8 @@ def train_forward(torch: Any, network: Any, arch: Network, x: Any) -> Any:
 
 def deploy_network(torch: Any, deploy: Model) -> Any:
     """The fused chain with its weights: 3x3 convolutions and ReLU in place, nothing else."""
+    if not deploy.arch.is_chain:
+        raise CannotTakePartError("only a chain of blocks is written for torch")
     if any(spec.se != "none" for spec in deploy.arch.blocks):
         raise CannotTakePartError("squeeze-and-excitation is not written for torch")
     layers = []

@@ -1,0 +1,45 @@
+"""Every network that has a name: RepVGG's own, and those of other papers."""
+
+from __future__ import annotations
+
+from repvgg_ref.errors import CheckpointError
+from repvgg_ref.models.architectures import NAMES, architecture, official_name
+from repvgg_ref.models.baselines import BASELINES
+from repvgg_ref.models.graph import Network
+
+MAKERS = BASELINES
+"""Networks beside RepVGG by name: what makes one of num_classes, in_channels and size."""
+
+
+def network(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    size: int = 224,
+    block: str = "repvgg",
+) -> Network:
+    """The network called `name` (case does not matter), official names of RepVGG as there.
+
+    Parameters
+    ----------
+    size : int
+        Side of the images, for networks that take images of one size only.
+    block : str
+        The kind of a RepVGG's blocks; other networks have their own.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none of that name.
+    """
+    known = {each.lower(): make for each, make in MAKERS.items()}
+    if (make := known.get(name.lower())) is not None:
+        if block != "repvgg":
+            raise CheckpointError(f"{name} is not built of blocks to choose", got=f"block {block}")
+        return make(num_classes=num_classes, in_channels=in_channels, size=size)
+    if official_name(name) is not None:
+        return architecture(name, num_classes=num_classes, in_channels=in_channels, block=block)
+    raise CheckpointError(
+        "there is no network of that name", got=repr(name), wanted=", ".join((*NAMES, *MAKERS))
+    )
