@@ -13,7 +13,8 @@ Activation = Literal["relu", "none"]
 class BlockSpec:
     """One layer: a linear expression of some `kind` (`catalogue`), then SE if any, then ReLU.
 
-    Padding keeps height and width at stride 1, whatever `kernel` and `dilation` are.
+    Padding keeps height and width at stride 1, whatever `kernel` and `dilation` are. Kinds that are
+    over-parameterised have their largest convolution in so many `copies`.
     """
 
     name: str
@@ -26,6 +27,7 @@ class BlockSpec:
     se_channels: int = 0
     kind: str = "repvgg"
     kernel: int = 3
+    copies: int = 1
     activation: Activation = "relu"
 
     @property

@@ -21,7 +21,9 @@ from repvgg_ref.models.architectures import (
     architecture,
     aux_positions,
 )
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
+from repvgg_ref.models.registry import chains
 
 Shape = tuple[int, ...]
 
@@ -71,7 +73,7 @@ def identify(
     """
     found = _inferred(shapes, form, se, _kinds(model, block))
     if model == "auto":
-        return _named(found)
+        return _named(found, form)
     if model == "custom":
         return found
     wanted = architecture(
@@ -87,7 +89,7 @@ def identify(
     if not same:
         raise CheckpointError(
             f"the shapes are not those of {wanted.name}",
-            got=_named(found).name + " with channels " + _channels(found),
+            got=_named(found, form).name + " with channels " + _channels(found),
             wanted="channels " + _channels(wanted),
             advice="leave --model auto to see what the file holds",
         )
@@ -105,12 +107,17 @@ def _kinds(model: str, block: str) -> list[str]:
     return [name for name, each in KINDS.items() if each.keys and (model == "custom" or each.auto)]
 
 
-def _named(found: Architecture) -> Architecture:
+def _named(found: Architecture, form: Form) -> Architecture:
     """`found` under its official name, if it has the shapes and the class count of one."""
-    for name in NAMES:
-        official = architecture(name, block=found.blocks[0].kind)
-        if found.num_classes == official.num_classes and found.blocks == official.blocks:
-            return replace(found, name=official.name)
+    kind_of = found.blocks[0].kind
+    for official in (*(architecture(name, block=kind_of) for name in NAMES), *chains()):
+        if form == "deploy":
+            same = _fused_geometry(found) == _fused_geometry(official)
+            same = same and kind_of == official.blocks[0].kind
+        else:
+            same = found.blocks == official.blocks
+        if same and found.num_classes == official.num_classes:
+            return replace(found, name=official.name, blocks=official.blocks)
     return found
 
 
@@ -123,8 +130,10 @@ def closest_official(found: Architecture) -> str | None:
     return None
 
 
-def _fused_geometry(arch: Architecture) -> list[tuple[object, ...]]:
-    return [(b.in_channels, b.out_channels, b.stride, b.groups, b.se) for b in arch.blocks]
+def _fused_geometry(arch: Network) -> list[tuple[object, ...]]:
+    return [
+        (b.in_channels, b.out_channels, b.stride, b.groups, b.se, b.kernel) for b in arch.blocks
+    ]
 
 
 def _channels(arch: Architecture) -> str:
@@ -138,7 +147,7 @@ def _inferred(
     has_se = any(".se." in name for name in shapes)
     blocks: list[BlockSpec] = []
     for name in names:
-        weight = _main_kernel(shapes, name, form)
+        weight, copies = _main_kernel(shapes, name, form)
         entry = blocks[-1].out_channels if blocks else weight[1]
         stride = 2 if name == "stage0" or name.endswith(".0") else 1
         sizes = {spec.kernel for spec in blocks if spec.kernel > 1} | {weight[3]} - {1}
@@ -161,6 +170,7 @@ def _inferred(
                 se=se if has_se else "none",
                 se_channels=se_channels,
                 kernel=weight[2],
+                copies=copies,
             )
         )
     head = _shape(shapes, "linear.weight", 2)
@@ -196,14 +206,15 @@ def _of_kind(
     return best
 
 
-def _main_kernel(shapes: Mapping[str, Shape], name: str, form: Form) -> Shape:
-    """The block's largest square kernel, which says its channels and groups."""
+def _main_kernel(shapes: Mapping[str, Shape], name: str, form: Form) -> tuple[Shape, int]:
+    """The block's largest square kernel, which says its channels and groups, and how often."""
     if form == "deploy":
-        return _shape(shapes, f"{name}.fused.weight", 4)
+        return _shape(shapes, f"{name}.fused.weight", 4), 1
     start, end = f"{name}.", "conv.weight"
     kernels = [part for part in shapes if part.startswith(start) and part.endswith(end)]
     found = [_shape(shapes, part, 4) for part in kernels or [f"{start}branch_3x3.conv.weight"]]
-    return max(found, key=lambda shape: shape[2:])
+    largest = max(found, key=lambda shape: shape[2:])
+    return largest, found.count(largest)
 
 
 def _block_names(shapes: Mapping[str, Shape]) -> list[str]:

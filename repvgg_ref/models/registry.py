@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from repvgg_ref.errors import CheckpointError
-from repvgg_ref.models.architectures import NAMES, architecture, official_name
+from repvgg_ref.models.architectures import NAMES, Architecture, architecture, official_name
 from repvgg_ref.models.baselines import BASELINES
 from repvgg_ref.models.graph import Network
 
 MAKERS = BASELINES
 """Networks beside RepVGG by name: what makes one of num_classes, in_channels and size."""
+
+
+def chains() -> list[Architecture]:
+    """The networks beside RepVGG whose files are told from their keys and shapes."""
+    made = (make(num_classes=1000, in_channels=3, size=224) for make in MAKERS.values())
+    return [each for each in made if isinstance(each, Architecture)]
 
 
 def network(
