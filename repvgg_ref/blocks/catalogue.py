@@ -163,6 +163,20 @@ def asymmetric(spec: BlockSpec) -> Linear:
     return Sum(*(conv_bn(spec, name, *size) for name, size in sizes.items()))
 
 
+@block(
+    "mobileone",
+    "BN(WK x) + ... + BN(WK x) + BN(W1 x) + BN0(x)",
+    {"branch_kxk": "rbr_conv", "branch_scale": "rbr_scale", "branch_skip.bn": "rbr_skip"},
+    fused="reparam_conv",
+)
+def mobileone(spec: BlockSpec) -> Linear:
+    """Vasu et al., "MobileOne" (arXiv 2206.04040, section 3.2); W1 only beside a larger kernel."""
+    k = spec.kernel
+    copies = [conv_bn(spec, f"branch_kxk.{i}", k) for i in range(spec.copies)]
+    point = [conv_bn(spec, "branch_scale", 1)] if k > 1 else []
+    return Sum(*copies, *point, *identity_bn(spec, "branch_skip"))
+
+
 @block("conv-bn", "BN(W x)", {}, fused="conv")
 def plain_conv_bn(spec: BlockSpec) -> Linear:
     """A convolution and its batch norm, as residual networks and auxiliary heads have it."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.models.architectures import NAMES, Architecture, architecture, official_name
 from repvgg_ref.models.baselines import BASELINES
 from repvgg_ref.models.graph import Network
+from repvgg_ref.models.mobileone import MOBILEONE
 
-MAKERS = BASELINES
+MAKERS: Mapping[str, Callable[..., Network]] = {**BASELINES, **MOBILEONE}
 """Networks beside RepVGG by name: what makes one of num_classes, in_channels and size."""
 
 

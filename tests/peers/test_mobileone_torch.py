@@ -1,0 +1,133 @@
+# mypy: allow-subclassing-any
+"""MobileOne-S0 against a torch network with the published names, and the published counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import repvgg_ref as rr
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.files.convert import convert
+from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
+from tests.models.small import distinct_model
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.peers
+
+
+def _conv_bn(spec: BlockSpec, kernel: int) -> Any:
+    pair = torch.nn.Sequential()
+    pair.add_module(
+        "conv",
+        torch.nn.Conv2d(
+            spec.in_channels,
+            spec.out_channels,
+            kernel,
+            spec.stride,
+            kernel // 2,
+            groups=spec.groups,
+            bias=False,
+        ),
+    )
+    pair.add_module("bn", torch.nn.BatchNorm2d(spec.out_channels))
+    return pair
+
+
+class TorchBlock(torch.nn.Module):  # type: ignore[name-defined]
+    """The published block in training form: copies, scale, skip."""
+
+    def __init__(self, spec: BlockSpec) -> None:
+        super().__init__()
+        copies = [_conv_bn(spec, spec.kernel) for _ in range(spec.copies)]
+        self.rbr_conv = torch.nn.ModuleList(copies)
+        self.rbr_scale = _conv_bn(spec, 1) if spec.kernel > 1 else None
+        same = spec.in_channels == spec.out_channels and spec.stride == 1
+        self.rbr_skip = torch.nn.BatchNorm2d(spec.out_channels) if same else None
+
+    def forward(self, x: Any) -> Any:
+        y = self.rbr_scale(x) if self.rbr_scale is not None else 0
+        y = y + self.rbr_skip(x) if self.rbr_skip is not None else y
+        for branch in self.rbr_conv:
+            y = y + branch(x)
+        return torch.relu(y)
+
+
+class TorchMobileOne(torch.nn.Module):  # type: ignore[name-defined]
+    def __init__(self, arch: Any) -> None:
+        super().__init__()
+        stages: dict[str, list[Any]] = {}
+        for spec in arch.blocks:
+            stages.setdefault(spec.name.partition(".")[0], []).append(TorchBlock(spec))
+        for name, blocks in stages.items():
+            module = blocks[0] if name == "stage0" else torch.nn.Sequential(*blocks)
+            self.add_module(name, module)
+        self.stages = list(stages)
+        self.linear = torch.nn.Linear(arch.features, arch.num_classes)
+
+    def forward(self, x: Any) -> Any:
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        return self.linear(x.mean((2, 3)))
+
+
+def _torch_of(model: Any) -> Any:
+    root = TorchMobileOne(model.arch).to(torch.float64)
+    state = {name: torch.tensor(np.asarray(a)) for name, a in model.state_dict().items()}
+    root.load_state_dict(state, strict=True)
+    return root
+
+
+def test_the_published_counts() -> None:
+    """Table 9 of the paper: 2.1 million parameters, 275 million multiply-accumulates."""
+    counted = rr.cost(rr.build("MobileOne-S0").arch)
+    assert round(counted.params_deploy / 1e6, 1) == 2.1
+    assert round(counted.macs / 1e6) in (274, 275)
+    assert counted.params_train > 2 * counted.params_deploy
+
+
+def test_evaluation_loss_and_gradients_are_torchs() -> None:
+    model = distinct_model(rr.build("mobileone-s0", num_classes=7).arch)
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((3, 3, 33, 40)), rng.integers(0, 7, 3)
+    root = _torch_of(model)
+    with torch.no_grad():
+        want = root.eval()(torch.tensor(x)).numpy()
+    got = model.forward(x)
+    assert not np.abs(got - want).max() > 1e-9 * np.abs(want).max()
+    loss = torch.nn.functional.cross_entropy(root.train()(torch.tensor(x)), torch.tensor(labels))
+    loss.backward()
+    ours = model.loss_and_grads(x, labels)
+    assert float(ours.loss) == pytest.approx(loss.item(), rel=1e-11)
+    theirs = {name: p.grad.numpy() for name, p in root.named_parameters()}
+    assert theirs.keys() == ours.grads.keys()
+    for name, grad in theirs.items():
+        assert not np.abs(ours.grads[name] - grad).max() > 1e-8 * max(1e-4, np.abs(grad).max())
+
+
+def test_a_checkpoint_of_torch_converts_and_a_port_is_judged(tmp_path: Path) -> None:
+    model = distinguishing_model(rr.build("MobileOne-S0").arch, seed=1)
+    state = {name: torch.tensor(np.asarray(a)) for name, a in model.state_dict().items()}
+    torch.save(state, tmp_path / "s0.pth")
+    loaded = rr.load(tmp_path / "s0.pth")
+    assert (loaded.name, loaded.block) == ("MobileOne-S0", "mobileone")
+    done = convert(tmp_path / "s0.pth", tmp_path / "s0.npz")
+    assert done.self_check is not None
+    assert done.self_check.ok
+    fused = rr.load(tmp_path / "s0.npz")
+    assert (fused.name, fused.form) == ("MobileOne-S0", "deploy")
+    assert next(iter(fused.state_dict())) == "stage0.reparam_conv.weight"
+    x = np.random.default_rng(2).normal(size=(2, 3, 64, 64)).astype(np.float32)
+    port = fused.forward(x, layers=True)
+    assert rr.verify(loaded, lambda _: port, inputs=x).verdict == "agree"
+    wrong = rr.load(tmp_path / "s0.pth")
+    for name in wrong.params:
+        if name.startswith("stage2.3.branch_kxk.2.bn."):
+            wrong.params[name] = 0 * wrong.params[name]
+    report = rr.verify(loaded, lambda _: wrong.forward(x, layers=True), inputs=x)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage2.3")
+    assert report.diagnosis[0].bug == "branch-missing"
+    assert "branch_kxk.2" in report.diagnosis[0].says
