@@ -14,11 +14,10 @@ from repvgg_ref.models.architectures import NAMES, Architecture, architecture, p
 from repvgg_ref.models.cost import cost
 from repvgg_ref.models.network import Model, build, fuse
 from repvgg_ref.models.step import StepResult
+from repvgg_ref.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from repvgg_ref.oracle import Report, VerificationError, judge, verify
-
-__version__ = "0.1.0"
 
 # The oracle needs SciPy, which takes longer to import than everything else together.
 _OF_THE_ORACLE = frozenset({"Report", "VerificationError", "judge", "verify"})

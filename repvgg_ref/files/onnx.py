@@ -19,6 +19,7 @@ from repvgg_ref.errors import CheckpointError, MissingExtraError, require_equal
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.parameters import param_shapes
+from repvgg_ref.version import __version__
 
 OPSET = 17
 IR_VERSION = 8  # that of onnx 1.12, the first with opset 17: newer ones shut out older runtimes
@@ -193,8 +194,6 @@ def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> A
 
 def _model(arch: Network, graph: Any, metadata: Mapping[str, str]) -> Any:
     from onnx import helper
-
-    from repvgg_ref import __version__
 
     model = helper.make_model(
         graph,

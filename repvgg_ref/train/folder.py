@@ -12,7 +12,6 @@ from typing import IO, Any
 
 import numpy as np
 
-import repvgg_ref
 from repvgg_ref.arrays import Array, to_numpy
 from repvgg_ref.cpu.workers.pool import default_threads
 from repvgg_ref.files.checkpoint import save as save_model
@@ -22,6 +21,7 @@ from repvgg_ref.train.log import NAME as LOG
 from repvgg_ref.train.loss_scale import LossScale
 from repvgg_ref.train.state import StateError, Stored, last_good, read_newest, steps_in, write_state
 from repvgg_ref.train.update import State, Updater, on_host
+from repvgg_ref.version import __version__
 
 _LOCK = "lock"
 _WEIGHTS, _VELOCITY, _RUNNING, _EMA = "weights/", "velocity/", "running/", "ema/"
@@ -114,7 +114,7 @@ class Folder:
             )
         facts = {
             "identity": self._identity,
-            "version": repvgg_ref.__version__,
+            "version": __version__,
             "threads": default_threads(),
             "loss_scale": list(state.scale),
         }

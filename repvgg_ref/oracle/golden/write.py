@@ -57,6 +57,7 @@ from repvgg_ref.oracle.training.steps import (
     training_steps,
     write_steps,
 )
+from repvgg_ref.version import __version__
 
 Progress = Callable[[str, int, int], None]
 
@@ -330,8 +331,6 @@ def _manifest(
     skipped: tuple[str, ...],
 ) -> dict[str, Any]:
     """What is not about single files."""
-    from repvgg_ref import __version__
-
     return {
         "format": FORMAT,
         "format_version": VERSION,

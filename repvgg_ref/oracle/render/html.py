@@ -25,6 +25,7 @@ from repvgg_ref.oracle.render.words import (
     visible,
 )
 from repvgg_ref.oracle.report import Report
+from repvgg_ref.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -63,10 +64,8 @@ def render_html(report: Report, *, now: datetime | None = None) -> str:
 
 def _made(now: datetime | None) -> dict[str, str]:
     """The page's footer."""
-    import repvgg_ref
-
     return {
-        "repvgg-ref": repvgg_ref.__version__,
+        "repvgg-ref": __version__,
         "NumPy": np.__version__,
         "Python": platform.python_version(),
         "date": (now or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC"),
