@@ -15,11 +15,10 @@ from repvgg_ref.arrays import Array, is_exact, scalar_like
 from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
 from repvgg_ref.blocks.form import Lattice
 from repvgg_ref.blocks.fusion import FusedConv
-from repvgg_ref.blocks.run import EVERYTHING, NORM_VECTORS, reading
+from repvgg_ref.blocks.run import EVERYTHING, NORM_VECTORS, reading, roots
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.blocks.unfuse import leaves
 from repvgg_ref.errors import NotFusibleError
-from repvgg_ref.exact.rounding import root
 
 
 class Branch(NamedTuple):
@@ -46,7 +45,7 @@ class Branch(NamedTuple):
             one = scalar_like(1, self.weight)
             return np.full(len(self.weight), one, self.weight.dtype)
         var = self.running_var + scalar_like(eps, self.running_var)
-        t: Array = self.gamma / (_roots(var) if is_exact(var) else np.sqrt(var))
+        t: Array = self.gamma / roots(var)
         return t
 
     def kernel(self, eps: Any) -> Array:
@@ -134,7 +133,3 @@ def _centred(kernel: Array, own: Lattice, block: Lattice) -> Array:
         row, column = (offset[axis] // block.step[axis] + reach[axis] for axis in (0, 1))
         wide[:, :, row, column] = kernel[:, :, index[0], index[1]]
     return wide
-
-
-def _roots(var: Array) -> Array:
-    return np.array([root(value) for value in var], object)

@@ -40,7 +40,8 @@ class Scale:
         """``grad_v = sum(grad_y x)``, ``grad_x = v grad_y``."""
         v = run.params[self.name]
         summed = run.over_pixels(grad_y * cache)
-        run.grads[self.name] = (summed.sum() if prod(self.shape) == 1 else summed).reshape(v.shape)
+        total = summed.sum() if prod(self.shape) == 1 else summed
+        run.add_grad(self.name, total.reshape(v.shape))
         grad_x: Array = grad_y * run.on_channels(_vector(v))
         return grad_x
 
@@ -68,7 +69,7 @@ class Bias:
         """``grad_v = sum(grad_y)``."""
         summed = run.over_pixels(grad_y)
         total = summed.sum() if prod(self.shape) == 1 else summed
-        run.grads[self.name] = total.reshape(run.params[self.name].shape)
+        run.add_grad(self.name, total.reshape(run.params[self.name].shape))
         return grad_y
 
     def after(self, form: Form, read: Reader, rows: slice) -> Form:
@@ -100,6 +101,7 @@ class FormulaConv:
     out_channels = property(lambda self: self.conv.out_channels)
     groups = property(lambda self: self.conv.groups)
     stride = property(lambda self: self.conv.stride)
+    growth = property(lambda self: self.conv.growth)
     lattice = property(lambda self: self.conv.lattice)
 
     def shapes(self) -> Shapes:
@@ -116,7 +118,8 @@ class FormulaConv:
     def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
         """Through the convolution, then through the formula."""
         grads = run.ops.conv2d_backward(grad_y, cache)
-        run.grads.update(self.formula.gradients(grads.grad_weight, run))
+        for name, grad in self.formula.gradients(grads.grad_weight, run).items():
+            run.add_grad(name, grad)
         return grads.grad_x
 
     def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
@@ -180,6 +183,8 @@ class Pad:
 
     width: Pair
     norm: Norm
+
+    growth = property(lambda self: (2 * self.width[0], 2 * self.width[1]))
 
     def shapes(self) -> Shapes:
         """Nothing of its own."""
@@ -253,7 +258,7 @@ class Slice:
 
     in_channels = property(lambda self: self.channels)
     out_channels = property(lambda self: self.stop - self.start)
-    groups, stride = 1, (1, 1)
+    groups, stride, growth = 1, (1, 1), (0, 0)
 
     def shapes(self) -> Shapes:
         """Nothing."""
@@ -322,8 +327,7 @@ def _vector(v: Array) -> Array:
 
 def _spread(numbers: Scale | Bias, read: Reader, rows: slice, count: int) -> Array:
     """A number for each of some outputs, in the arithmetic of the fusion."""
+    flat = read._replace(params={numbers.name: read.params[numbers.name].reshape(-1)})
     if prod(numbers.shape) == 1:
-        return read.vector(numbers.name, slice(None)).reshape(1).repeat(count)
-    return read._replace(
-        params={numbers.name: np.asarray(read.params[numbers.name]).reshape(-1)}
-    ).vector(numbers.name, rows)
+        return flat.vector(numbers.name, slice(None)).repeat(count)
+    return flat.vector(numbers.name, rows)

@@ -246,7 +246,7 @@ def compose(second: Form, first: Form, pad: Padding | None, *, groups: int) -> F
     """
     if pad is not None:
         second = second.moved((-pad.width[0], -pad.width[1]))
-    _require_border(second, first, padded=pad is not None)
+    _require_border(second, first, groups, padded=pad is not None)
     taps: dict[Pair, Array] = {}
     sizes: dict[Pair, Array] = {}
     bias, bias_size = second.bias, second.bias_size
@@ -277,7 +277,7 @@ def compose(second: Form, first: Form, pad: Padding | None, *, groups: int) -> F
     )
 
 
-def _require_border(second: Form, first: Form, *, padded: bool) -> None:
+def _require_border(second: Form, first: Form, groups: int, *, padded: bool) -> None:
     """The border law of `compose`."""
     outside = [t for t in second.lattice.offsets() if min(t) < 0]
     if not outside:
@@ -289,7 +289,8 @@ def _require_border(second: Form, first: Form, *, padded: bool) -> None:
             wanted="a 1x1 convolution before it, or no padding",
         )
     if not padded and first.bias.any():
-        largest = max(float((second.size_at(t) @ abs(first.bias)).max()) for t in outside[:1])
+        seen = _by_group(second.size_at(outside[0]), abs(first.bias)[:, None], groups)
+        largest = float(seen.max())
         raise NotFusibleError(
             "zeros around an output that has a bias: the fused form is wrong along the border",
             got=f"an error of {largest:.3g} at a corner",

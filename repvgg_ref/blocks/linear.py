@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from repvgg_ref.arrays import Array, is_exact, scalar_like
+from repvgg_ref.arrays import Array, scalar_like
 from repvgg_ref.blocks.form import Form, Lattice, Pair, Term, add, compose, ungrouped
 from repvgg_ref.blocks.run import (
     EVERYTHING,
@@ -38,9 +38,10 @@ from repvgg_ref.blocks.run import (
     Reader,
     Run,
     Shapes,
+    require_one_size,
+    roots,
 )
 from repvgg_ref.errors import NotFusibleError
-from repvgg_ref.exact.rounding import root
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,22 @@ class Conv:
     @property
     def settings(self) -> dict[str, Any]:
         """How an operator convolves."""
-        names = ("stride", "padding", "dilation")
-        pairs = {name: getattr(self, name) for name in names}
+        pairs = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
         # one number where both agree, as fast paths want it
         single = {name: pair[0] if pair[0] == pair[1] else pair for name, pair in pairs.items()}
         return {**single, "groups": self.groups}
 
     @property
+    def growth(self) -> Pair:
+        """Of the image, before the stride."""
+        both = zip(self.padding, self.dilation, self.kernel, strict=True)
+        rows, columns = (2 * p - d * (k - 1) for p, d, k in both)
+        return rows, columns
+
+    @property
     def lattice(self) -> Lattice:
         """Where the taps lie."""
-        first = -self.padding[0], -self.padding[1]
-        return Lattice(first, self.dilation, self.kernel)
+        return Lattice((-self.padding[0], -self.padding[1]), self.dilation, self.kernel)
 
     def shapes(self) -> Shapes:
         """Kernel (O, C/G, Kh, Kw), and a bias (O,)."""
@@ -88,9 +94,9 @@ class Conv:
     def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
         """As `conv2d_backward`."""
         grads = run.ops.conv2d_backward(grad_y, cache)
-        run.grads[f"{self.name}.weight"] = grads.grad_weight
+        run.add_grad(f"{self.name}.weight", grads.grad_weight)
         if grads.grad_bias is not None:
-            run.grads[f"{self.name}.bias"] = grads.grad_bias
+            run.add_grad(f"{self.name}.bias", grads.grad_bias)
         return grads.grad_x
 
     def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
@@ -111,7 +117,7 @@ class Identity:
     groups: int = 1
 
     in_channels = out_channels = property(lambda self: self.channels)
-    stride = (1, 1)
+    stride, growth = (1, 1), (0, 0)
 
     def shapes(self) -> Shapes:
         """Nothing."""
@@ -162,14 +168,14 @@ class Norm:
         ops = run.ops
         way = ops.batch_norm_train_backward if run.training else ops.batch_norm_eval_backward
         grads = way(grad_y, cache)
-        run.grads[f"{self.name}.gamma"] = grads.grad_gamma
-        run.grads[f"{self.name}.beta"] = grads.grad_beta
+        run.add_grad(f"{self.name}.gamma", grads.grad_gamma)
+        run.add_grad(f"{self.name}.beta", grads.grad_beta)
         return grads.grad_x
 
     def after(self, form: Form, read: Reader, rows: slice) -> Form:
         """Equation (3): t = gamma / sqrt(var + eps) scales, beta - mean t is added."""
         gamma, beta, mean, var = (read.vector(f"{self.name}.{p}", rows) for p in NORM_VECTORS)
-        t = gamma / _root(var + scalar_like(read.eps, var))
+        t = gamma / roots(var + scalar_like(read.eps, var))
         # Four roundings: the sum (half of one after the root), root, quotient, product.
         scaled = form.scaled(t, roundings=4)
         return scaled.shifted(beta - mean * t, abs(beta) + abs(mean * t))
@@ -201,6 +207,7 @@ class Sum(_Many):
 
     out_channels = property(lambda self: self.parts[0].out_channels)
     stride = property(lambda self: self.parts[0].stride)
+    growth = property(lambda self: self.parts[0].growth)
 
     def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
         """Add the parts' outputs, in order."""
@@ -220,6 +227,7 @@ class Sum(_Many):
 
     def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
         """Kernels add offset by offset."""
+        require_one_size(self.parts)
         if all(part.groups == self.groups for part in self.parts):
             return add([part.form(read, rows, inputs) for part in self.parts])
         whole = [part.form(read, EVERYTHING) for part in self.parts]
@@ -227,10 +235,11 @@ class Sum(_Many):
 
 
 class Chain(_Many):
-    """One expression after another, the first first (rules 6 and 8)."""
+    """One expression after another, a convolution or the identity first (rules 6 and 8)."""
 
     out_channels = property(lambda self: self._linear[-1].out_channels)
     stride = property(lambda self: tuple(prod(p.stride[a] for p in self._linear) for a in (0, 1)))
+    growth = property(lambda self: _growth(self.parts))
     _linear = property(lambda self: [part for part in self.parts if hasattr(part, "form")])
 
     def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
@@ -257,6 +266,16 @@ class Chain(_Many):
         return _composed(before, last, read, rows, inputs)
 
 
+def _growth(parts: tuple[Any, ...]) -> Pair:
+    """What follows a stride grows by that many times as much of the input."""
+    grown, stride = [0, 0], [1, 1]
+    for part in parts:
+        for axis in (0, 1):
+            grown[axis] += stride[axis] * getattr(part, "growth", (0, 0))[axis]
+            stride[axis] *= getattr(part, "stride", (1, 1))[axis]
+    return grown[0], grown[1]
+
+
 def _composed(before: list[Any], last: Linear, read: Reader, rows: slice, inputs: slice) -> Form:
     """A convolution after others: only the groups that `rows` lie in are read (rule 8)."""
     *before, pad = before if hasattr(before[-1], "width") else [*before, None]
@@ -278,8 +297,3 @@ def _composed(before: list[Any], last: Linear, read: Reader, rows: slice, inputs
         return found._replace(groups=groups)
     inner, outer = (ungrouped(part.form(read, EVERYTHING), groups) for part in (chain, last))
     return compose(outer, inner, pad, groups=groups).part(rows, inputs)
-
-
-def _root(x: Array) -> Array:
-    """Square roots; of rationals exact ones, or to 256 bits."""
-    return np.array([root(v) for v in x], object) if is_exact(x) else np.asarray(np.sqrt(x))

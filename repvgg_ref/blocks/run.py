@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +11,8 @@ import numpy as np
 
 from repvgg_ref.arrays import Array, is_exact
 from repvgg_ref.blocks.form import Form, Pair
+from repvgg_ref.errors import NotFusibleError
+from repvgg_ref.exact.rounding import root
 from repvgg_ref.ops import Ops
 
 Shapes = dict[str, tuple[int, ...]]
@@ -39,6 +41,10 @@ class Run:
     training: bool
     stats: dict[str, BatchStats] = field(default_factory=dict)
     grads: dict[str, Array] = field(default_factory=dict)
+
+    def add_grad(self, name: str, grad: Array) -> None:
+        """Note a gradient; those of an array that is used twice add up."""
+        self.grads[name] = self.grads[name] + grad if name in self.grads else grad
 
     def on_channels(self, vector: Array) -> Array:
         """A (C,) vector, or one number, so that it meets the images of the table's layout."""
@@ -96,6 +102,10 @@ class Linear(Protocol):
     def stride(self) -> Pair:
         """Pixels of input from one output to the next."""
 
+    @property
+    def growth(self) -> Pair:
+        """2 padding - dilation (kernel - 1): n pixels become (n + growth - 1) // stride + 1."""
+
     def shapes(self) -> Shapes:
         """The arrays that it owns: part name -> shape."""
 
@@ -128,6 +138,23 @@ def magnitudes(params: Mapping[str, Array]) -> dict[str, Array]:
         else abs(array)
         for name, array in params.items()
     }
+
+
+def require_one_size(terms: Sequence[Linear]) -> None:
+    """Raise `NotFusibleError` unless all terms of a sum have outputs of one size."""
+    for what in ("stride", "growth", "out_channels"):
+        first, *others = (getattr(term, what) for term in terms)
+        if any(other != first for other in others):
+            raise NotFusibleError(
+                f"terms of a sum must have outputs of one size: their {what} differs",
+                got=", ".join(map(str, others)),
+                wanted=first,
+            )
+
+
+def roots(x: Array) -> Array:
+    """Square roots; of rationals exact ones, or to 256 bits."""
+    return np.array([root(v) for v in x], object) if is_exact(x) else np.asarray(np.sqrt(x))
 
 
 def _fractions(x: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.constructors import Bias, Pad, avg_pool
+from repvgg_ref.blocks.constructors import Bias, Pad, Scale, avg_pool
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.run import Reader, Run, evaluate, magnitudes
 from repvgg_ref.blocks.selfcheck import Windows, respond
@@ -179,6 +179,45 @@ def test_a_norm_after_a_pad_is_part_of_no_convolution() -> None:
     shifted = Chain(Conv("a", C, C, (1, 1)), norm, Bias("v", (C,)), Pad((1, 1), norm))
     with pytest.raises(NotFusibleError):
         form_of(Chain(*shifted.parts, Conv("b", C, C, (3, 3))))
+
+
+def test_terms_of_different_sizes_are_refused() -> None:
+    """Their sum would be right in the interior of no image at all."""
+    valid, same = Conv("a", C, C, (3, 3)), Conv("b", C, C, (1, 1))
+    with pytest.raises(NotFusibleError, match="growth differs"):
+        form_of(Sum(valid, same))
+    with pytest.raises(NotFusibleError, match="stride differs"):
+        form_of(Sum(same, Conv("c", C, C, (1, 1), (2, 2))))
+    behind_a_stride = Chain(Conv("d", C, C, (1, 1), (2, 2)), Conv("e", C, C, (3, 3)))
+    five = Conv("f", C, C, (5, 5), (2, 2))
+    assert behind_a_stride.growth == five.growth == (-4, -4)
+    form_of(Sum(behind_a_stride, five))
+
+
+def test_an_array_that_is_used_twice_gets_both_gradients() -> None:
+    shared = Conv("w", C, C, (1, 1))
+    linear = Sum(shared, shared)
+    params = float_params(linear)
+    x = np.random.default_rng(0).standard_normal((1, C, 3, 3))
+
+    def forward(x: Array, w: Array) -> tuple[Array, Any]:
+        run = Run({"w.weight": w}, REFERENCE, 0, False)
+        y, cache = linear.forward(x, run)
+        return y, (cache, run)
+
+    def backward(grad_y: Array, kept: Any) -> tuple[Array, ...]:
+        cache, run = kept
+        return linear.backward(grad_y, cache, run), run.grads["w.weight"]
+
+    assert_gradients(forward, backward, x, params["w.weight"], seed=1)
+
+
+def test_one_number_may_have_no_axis() -> None:
+    linear = Chain(Conv("k", C, C, (1, 1)), Scale("alpha", ()))
+    params = exact_params(linear) | {"alpha": np.array(Fraction(2, 3), dtype=object)}
+    x = rationals(np.random.default_rng(0), 1, C, 2, 3)
+    got = fused_by_hand(linear, params, x, EPS)
+    assert_exact(got, evaluate(linear, params, x, ops=REFERENCE, eps=EPS))
 
 
 def test_an_identity_is_a_sum_of_one() -> None:
