@@ -1,4 +1,4 @@
-"""Model <-> named arrays in a file. The only module that reads and writes through `weights_io`.
+"""Model <-> named arrays in a file, of any container and dialect that is known.
 
 A checkpoint is a container (zip, pickle stream, safetensors, npz) around a wrapper (``state_dict``,
 ``model``, ``ema`` or nothing) around prefixed names (``module.``) in a dialect. Each layer is found

@@ -1,4 +1,4 @@
-"""The fused network as an ONNX file: Conv and ReLU in a chain, global pool, one Gemm.
+"""The fused network as an ONNX file: one Conv for each block, wired as the network is.
 
 What stands in the file goes through ONNX's own checker, strict shape inference included.
 """
@@ -16,14 +16,14 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, MissingExtraError, require_equal
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.graph import INPUT, Network
+from repvgg_ref.models.layers import AddRelu, Block, Flatten, GlobalAvgPool, Linear, MaxPool
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.version import __version__
 
 OPSET = 17
 IR_VERSION = 8  # that of onnx 1.12, the first with opset 17: newer ones shut out older runtimes
-INPUT = "input"
 
 _MOST_BYTES = 2**31 - 2**20  # protobuf's limit on one message, less the graph itself
 _TYPES = {np.dtype(np.float32): "FLOAT", np.dtype(np.float64): "DOUBLE"}
@@ -81,14 +81,14 @@ def _require_arrays(
     missing, spare = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
     require_equal("write_onnx", "missing arrays", missing, "none", [])
     require_equal("write_onnx", "superfluous arrays", spare, "none", [])
-    dtype = arrays["linear.weight"].dtype
+    dtype = next(iter(arrays.values())).dtype
     if dtype not in _TYPES:
         raise CheckpointError(
             "these weights cannot be written as ONNX", got=str(dtype), wanted="float32 or float64"
         )
     for name, array in arrays.items():
         require_equal("write_onnx", f"{name}.shape", array.shape, "its place", shapes[name])
-        require_equal("write_onnx", f"{name}.dtype", array.dtype, "linear.weight's", dtype)
+        require_equal("write_onnx", f"{name}.dtype", array.dtype, "the others'", dtype)
     total = sum(array.nbytes for array in arrays.values())
     if total > _MOST_BYTES:
         raise CheckpointError(
@@ -125,20 +125,43 @@ def _graph(arch: Network, type_name: str, batch: int | None, size: tuple[int, in
         list(_nodes(arch)),
         arch.name,
         [helper.make_tensor_value_info(INPUT, element, images)],
-        [helper.make_tensor_value_info("linear", element, logits)],
+        [helper.make_tensor_value_info(arch.head.name, element, logits)],
     )
 
 
 def _nodes(arch: Network) -> Iterator[Any]:
     names = official_names(arch, "deploy")
-    x = INPUT
-    for spec in arch.blocks:
-        yield from _block_nodes(spec, x, names)
-        x = spec.name
-    yield _node("GlobalAveragePool", [x], "pool")
-    yield _node("Flatten", ["pool"], "features", axis=1)
-    head = ["features", names["linear.weight"], names["linear.bias"]]
-    yield _node("Gemm", head, "linear", alpha=1.0, beta=1.0, transA=0, transB=1)
+    for node in arch.evaluated:
+        inputs, op = list(node.inputs), node.op
+        if isinstance(op, Block):
+            yield from _block_nodes(op.spec, inputs[0], names)
+        elif isinstance(op, Linear):
+            yield from _linear_nodes(node.name, op, inputs[0], names)
+        elif isinstance(op, GlobalAvgPool):
+            yield _node("GlobalAveragePool", inputs, f"{node.name}.mean")
+            yield _node("Flatten", [f"{node.name}.mean"], node.name, axis=1)
+        elif isinstance(op, Flatten):
+            yield _node("Flatten", inputs, node.name, axis=1)
+        elif isinstance(op, MaxPool):
+            sizes = {"kernel_shape": [op.kernel] * 2, "strides": [op.stride] * 2}
+            yield _node("MaxPool", inputs, node.name, **sizes, pads=[op.padding] * 4)
+        elif isinstance(op, AddRelu):
+            yield _node("Add", inputs, f"{node.name}.sum")
+            yield _node("Relu", [f"{node.name}.sum"], node.name)
+        else:
+            raise CheckpointError(
+                f"{node.name} has no ONNX form here",
+                got=type(op).__name__,
+                wanted="an operation of models.layers",
+            )
+
+
+def _linear_nodes(name: str, op: Linear, x: str, names: Mapping[str, str]) -> Iterator[Any]:
+    y = f"{name}.sum" if op.relu else name
+    arrays = [names[f"{name}.weight"], names[f"{name}.bias"]]
+    yield _node("Gemm", [x, *arrays], y, alpha=1.0, beta=1.0, transA=0, transB=1)
+    if op.relu:
+        yield _node("Relu", [y], name)
 
 
 def _block_nodes(spec: BlockSpec, x: str, names: Mapping[str, str]) -> Iterator[Any]:
@@ -153,7 +176,10 @@ def _block_nodes(spec: BlockSpec, x: str, names: Mapping[str, str]) -> Iterator[
         "group": conv.groups,
     }
     kernel = [names[f"{block}.fused.weight"], names[f"{block}.fused.bias"]]
-    yield _node("Conv", [x, *kernel], f"{block}.conv", **geometry)
+    plain = spec.se == "none" and spec.activation == "none"
+    yield _node("Conv", [x, *kernel], block if plain else f"{block}.conv", **geometry)
+    if plain:
+        return
     if spec.se == "none":
         yield _node("Relu", [f"{block}.conv"], block)
     elif spec.se == "before_relu":
@@ -202,7 +228,7 @@ def _model(arch: Network, graph: Any, metadata: Mapping[str, str]) -> Any:
         producer_name="repvgg-ref",
         producer_version=__version__,
         doc_string=f"{arch.name} in deploy form (RepVGG, arXiv 2101.03697): every block is one "
-        "3x3 convolution, fused exactly from its training-time branches.",
+        "convolution, fused exactly from its training-time branches.",
     )
     helper.set_model_props(model, dict(metadata))
     return model

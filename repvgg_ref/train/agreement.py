@@ -16,6 +16,8 @@ the probable size of a rounded sum's error (Higham and Mary, SIAM J. Sci. Comput
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +29,8 @@ from repvgg_ref.blocks.run import evaluate, magnitudes
 from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError, worst
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import ShapeError
+from repvgg_ref.models.graph import walk
+from repvgg_ref.models.layers import Block, Pass
 from repvgg_ref.models.network import Model
 from repvgg_ref.ops import Ops
 
@@ -62,20 +66,18 @@ def check_agreement(
     SelfCheckError
         If some block differs by more than rounding.
     """
-    rng = np.random.default_rng(seed)
     wide = {n: np.asarray(a, np.float64) for n, a in trained.params.items()}
-    z = ops.enter(np.asarray(x, np.float64))
-    shaken = z
-    checks: list[BlockCheck] = []
-    for spec in trained.arch.blocks:
-        both = _evaluate(spec, wide, fused, z, ops, trained.eps)
-        checks.append(_check(spec, fused, both))
-        moved = evaluate(expression(spec), part_of(spec, wide), shaken, ops=ops, eps=trained.eps)
-        count = fused.params[f"{spec.name}.fused.weight"][0].size + 16
-        slack = math.sqrt(count) * roundoff * (both.written + both.terms)
-        moved = moved + slack * rng.choice((-1.0, 1.0), slack.shape)
-        z = activate(spec, wide, both.branches, ops=ops)[0]
-        shaken = activate(spec, wide, moved, ops=ops)[0]
+    run, checks = Pass(wide, ops, trained.eps), list[BlockCheck]()
+    rng = np.random.default_rng(seed)
+    nodes = [
+        replace(node, op=_Compared(node.op.spec, fused, roundoff, rng, checks))
+        if isinstance(node.op, Block)
+        else node
+        for node in trained.arch.evaluated
+    ]
+    images = np.asarray(x, np.float64)
+    for visit in walk(nodes, np.concatenate([images, images]), lambda node: run):
+        logits = visit.y
     closest = worst(checks)
     if not closest.ok:
         raise SelfCheckError(
@@ -84,8 +86,32 @@ def check_agreement(
             wanted=f"at most {closest.bound:.3g}",
             advice="this is a bug in repvgg-ref: please report it",
         )
-    right, moved = (_logits(wide, end, ops) for end in (z, shaken))
+    right, moved = np.split(logits, 2)
     return Agreement(closest, SAFETY * float(np.abs(moved - right).max()))
+
+
+@dataclass(frozen=True)
+class _Compared(Block):
+    """A block both ways, on a batch whose second half is the first, moved by what rounds so far."""
+
+    fused: Model
+    roundoff: float
+    rng: np.random.Generator
+    checks: list[BlockCheck]
+
+    def forward(self, name: str, x: list[Array], run: Pass) -> tuple[Array, None]:
+        """Both halves; the check of the first goes to `checks`."""
+        spec, ops = self.spec, run.ops
+        z, shaken = np.split(x[0], 2)
+        both = _evaluate(spec, run.params, self.fused, z, ops, run.eps)
+        self.checks.append(_check(spec, self.fused, both))
+        parts = part_of(spec, run.params)
+        moved = evaluate(expression(spec), parts, shaken, ops=ops, eps=run.eps)
+        count = self.fused.params[f"{spec.name}.fused.weight"][0].size + 16
+        slack = math.sqrt(count) * self.roundoff * (both.written + both.terms)
+        moved = moved + slack * self.rng.choice((-1.0, 1.0), slack.shape)
+        before = np.concatenate([both.branches, moved])
+        return activate(spec, run.params, before, ops=ops)[0], None
 
 
 class _Both(NamedTuple):
@@ -98,7 +124,7 @@ class _Both(NamedTuple):
 
 
 def _evaluate(
-    spec: BlockSpec, params: dict[str, Array], fused: Model, z: Array, ops: Ops, eps: float
+    spec: BlockSpec, params: Mapping[str, Array], fused: Model, z: Array, ops: Ops, eps: float
 ) -> _Both:
     weight = fused.params[f"{spec.name}.fused.weight"].astype(np.float64)
     bias = fused.params[f"{spec.name}.fused.bias"].astype(np.float64)
@@ -121,9 +147,3 @@ def _check(spec: BlockSpec, fused: Model, both: _Both) -> BlockCheck:
         raise ShapeError(f"{spec.name}: no image to compare the two forms on")
     at = np.unravel_index(np.argmax(error / bound), error.shape)  # argmax returns a NaN if any
     return BlockCheck(spec.name, float(error[at]), float(bound[at]))
-
-
-def _logits(params: dict[str, Array], z: Array, ops: Ops) -> Array:
-    pooled, _ = ops.global_avg_pool_forward(z)
-    logits, _ = ops.linear_forward(pooled, params["linear.weight"], params["linear.bias"])
-    return logits

@@ -15,6 +15,7 @@ from repvgg_ref.errors import CheckpointError, MissingExtraError, ShapeError
 from repvgg_ref.files import onnx as onnx_export
 from repvgg_ref.files.onnx import write_onnx
 from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.baselines import resnet
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from tests.random_networks import random_model
@@ -112,6 +113,20 @@ def test_dilation_reaches_the_graph(tmp_path: Path) -> None:
     got = ReferenceEvaluator(_write(tmp_path, deploy)).run(["stage2.2"], {"input": x})[0]
     want = deploy.forward(x, layers=True)["stage2.2"]
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-13)
+
+
+def test_a_network_that_is_no_chain_keeps_its_wiring(tmp_path: Path) -> None:
+    """Residual sums, two kinds of pooling, a 7x7 stem, as ONNX Runtime computes them."""
+    from onnxruntime import InferenceSession
+
+    arch = resnet("small", depths=(1, 2), bottleneck=True, num_classes=5)
+    deploy = _deploy(arch)
+    _write(tmp_path, deploy)
+    x = np.random.default_rng(0).normal(size=(2, 3, 65, 48)).astype(np.float32)
+    session = InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    want = deploy.forward(x, layers=True)
+    got = session.run([session.get_outputs()[0].name], {"input": x})[0]
+    np.testing.assert_allclose(got, want["linear"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,11 @@ from repvgg_ref.models.network import Model, build, fuse
 from repvgg_ref.train.agreement import check_agreement
 from repvgg_ref.train.comm import Solo
 from repvgg_ref.train.evaluate import Evaluation, evaluate
-from tests.models.small import SMALL, batch, distinct_model
+from tests.models.small import GRAPHS, SMALL, batch, distinct_model
 
 U32 = 2.0**-24
-every_network = pytest.mark.parametrize("arch", SMALL.values(), ids=SMALL.keys())
+NETWORKS: dict[str, Network] = {**SMALL, **GRAPHS}
+every_network = pytest.mark.parametrize("arch", NETWORKS.values(), ids=NETWORKS.keys())
 every_backend = pytest.mark.parametrize("backend", ["reference", "numpy"])
 
 

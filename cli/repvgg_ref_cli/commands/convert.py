@@ -81,7 +81,7 @@ def command(
 
     Reads torch files (zip and legacy), pickled arrays, npz and safetensors, with the names of the
     official code, timm, mmpretrain or MegEngine. Nothing in a file is ever run. The result is
-    checked against the branches on distinguishing inputs before it appears under its name.
+    checked against its branches, block by block, before it appears under its name.
     """
     from repvgg_ref.files.convert import convert
     from repvgg_ref_cli.progress import ProgressBar

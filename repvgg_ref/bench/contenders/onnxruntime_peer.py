@@ -9,7 +9,8 @@ from typing import Any
 
 from repvgg_ref.bench.contenders.base import Contender
 from repvgg_ref.bench.task import Task
-from repvgg_ref.files.onnx import INPUT, write_onnx
+from repvgg_ref.files.onnx import write_onnx
+from repvgg_ref.models.graph import INPUT
 from repvgg_ref.models.network import fuse
 
 
