@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -20,16 +20,16 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import KINDS
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.dialects import recognise
-from repvgg_ref.files.identify import Shape, form_of, identify
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.files.identify import Shape, form_of, identify, identify_graph
+from repvgg_ref.files.wrappers import WhichWeights, listed, select, without_prefix
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
-from repvgg_ref.models.names import Dialect
+from repvgg_ref.models.names import CANONICAL, Dialect
 from repvgg_ref.models.network import DEFAULT_EPS, Model, working_dtype
 from repvgg_ref.models.parameters import param_shapes
 from weights_io import LazyArray
 from weights_io.writers.write import Container
 
-WhichWeights = Literal["model", "ema"]
 CONTAINERS: Mapping[str, Container] = {
     ".npz": "npz",
     ".safetensors": "safetensors",
@@ -39,19 +39,13 @@ CONTAINERS: Mapping[str, Container] = {
 # torch's containers have no place for metadata.
 METADATA_CONTAINERS = frozenset({"npz", "safetensors"})
 
-# Wrappers met in the wild, newest trainer first; the EMA keys are the official one's and timm's.
-_MODEL_KEYS = ("model", "state_dict", "net", "params")
-_EMA_KEYS = ("ema", "state_dict_ema", "model_ema", "ema_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
-_SHOWN = 12
-
 
 @dataclass
 class Checkpoint:
     """An open file whose arrays are known but not read.
 
     `arrays` are under the file's own names; `canonical` translates those that were understood.
-    `arch` is None if the file could not be told to be a RepVGG, and `problem` then says why.
+    `arch` is None if the network could not be told, and `problem` then says why.
     """
 
     path: Path
@@ -62,7 +56,7 @@ class Checkpoint:
     dialect: Dialect | None = None
     canonical: dict[str, str] = field(default_factory=dict)
     form: str = "unknown"
-    arch: Architecture | None = None
+    arch: Network | None = None
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     problem: CheckpointError | None = None
@@ -202,7 +196,7 @@ def open_checkpoint(
     path = Path(path)
     with weights_io.open_weights(path) as archive:
         notes: list[str] = []
-        arrays = _without_prefix(_select(archive.root, weights, notes), notes)
+        arrays = without_prefix(select(archive.root, weights, notes), notes)
         checkpoint = Checkpoint(path, archive.container, archive.metadata, arrays, notes)
         try:
             _understand(checkpoint, model, block)
@@ -211,15 +205,15 @@ def open_checkpoint(
         yield checkpoint
 
 
-def require_complete(checkpoint: Checkpoint) -> Architecture:
+def require_complete(checkpoint: Checkpoint) -> Network:
     """The architecture, or the error that says why this file is not exactly one network."""
     if checkpoint.problem is not None:
         raise checkpoint.problem
     if checkpoint.missing or checkpoint.unexpected:
         raise CheckpointError(
             f"{checkpoint.path.name} is not exactly a {_name(checkpoint)}",
-            got=f"{len(checkpoint.missing)} missing: {_listed(checkpoint.missing)}"
-            f" ; {len(checkpoint.unexpected)} unexpected: {_listed(checkpoint.unexpected)}",
+            got=f"{len(checkpoint.missing)} missing: {listed(checkpoint.missing)}"
+            f" ; {len(checkpoint.unexpected)} unexpected: {listed(checkpoint.unexpected)}",
             advice="nothing was loaded; see `repvgg-ref inspect`",
         )
     assert checkpoint.arch is not None
@@ -235,7 +229,8 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
     """Fill in dialect, form, architecture, and what is missing or unexpected."""
     recognised = recognise(checkpoint.arrays)
     if recognised is None:
-        raise _foreign(checkpoint)
+        _understand_graph(checkpoint, model)
+        return
     dialect, canonical = recognised
     checkpoint.dialect, checkpoint.canonical = dialect, canonical
     checkpoint.form = form_of(dict.fromkeys(canonical.values()))
@@ -268,6 +263,17 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
     ]
     checkpoint.unexpected += [theirs for theirs, ours in canonical.items() if ours not in wanted]
     _require_shapes(checkpoint, shapes, wanted)
+
+
+def _understand_graph(checkpoint: Checkpoint, model: str) -> None:
+    """The same for a network whose blocks are in no stage; nothing can be missing there."""
+    shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
+    found = identify_graph(shapes, model)
+    if found is None:
+        raise _foreign(checkpoint)
+    checkpoint.arch, checkpoint.form = found
+    checkpoint.dialect, checkpoint.canonical = CANONICAL, {name: name for name in shapes}
+    _require_shapes(checkpoint, shapes, param_shapes(*found))
 
 
 def _kind_of(dialect: Dialect, canonical: Mapping[str, str]) -> str:
@@ -314,80 +320,10 @@ def _foreign(checkpoint: Checkpoint) -> CheckpointError:
         what = f"{checkpoint.path.name} holds no RepVGG in any known dialect"
     return CheckpointError(
         what,
-        got=f"{len(names)} arrays: {_listed(names)}" if names else "no arrays",
+        got=f"{len(names)} arrays: {listed(names)}" if names else "no arrays",
         wanted="official, plus, timm, mmpretrain or MegEngine names",
     )
 
 
-def _select(root: Any, weights: WhichWeights, notes: list[str]) -> dict[str, LazyArray]:
-    """The mapping of arrays that was asked for, out of whatever wraps it."""
-    if not isinstance(root, dict):
-        raise CheckpointError(
-            "the file holds no mapping of named arrays", got=type(root).__name__, wanted="a dict"
-        )
-    wrapped = {key: root[key] for key in (*_MODEL_KEYS, *_EMA_KEYS) if _holds_arrays(root.get(key))}
-    if not wrapped:
-        if weights == "ema":
-            raise _no_ema(root)
-        return _arrays_of(root)
-    models = [key for key in _MODEL_KEYS if key in wrapped]
-    emas = [key for key in _EMA_KEYS if key in wrapped]
-    if weights == "ema" and not emas:
-        raise _no_ema(root)
-    taken = emas[0] if weights == "ema" or not models else models[0]
-    notes.append(f"weights taken from the entry '{taken}'")
-    if others := [key for key in wrapped if key != taken]:
-        advice = "; --weights ema takes the average" if emas and taken not in emas else ""
-        notes.append("also in the file, not taken: " + ", ".join(others) + advice)
-    inner = wrapped[taken]
-    nested = next((inner[k] for k in _MODEL_KEYS if _holds_arrays(inner.get(k))), inner)
-    return _arrays_of(nested)
-
-
-def _no_ema(root: Mapping[Any, Any]) -> CheckpointError:
-    return CheckpointError(
-        "there is no EMA entry in this file",
-        got="entries " + _listed([weights_io.sanitize(str(key)) for key in root]),
-        wanted="one of " + ", ".join(_EMA_KEYS),
-        advice="use --weights model",
-    )
-
-
-def _holds_arrays(entry: Any) -> bool:
-    if not isinstance(entry, dict):
-        return False
-    return any(isinstance(v, LazyArray) or _holds_arrays(v) for v in entry.values())
-
-
-def _arrays_of(mapping: Mapping[Any, Any]) -> dict[str, LazyArray]:
-    odd = [
-        key for key, v in mapping.items() if not (isinstance(key, str) and isinstance(v, LazyArray))
-    ]
-    arrays = {key: v for key, v in mapping.items() if isinstance(v, LazyArray)}
-    if odd and arrays:
-        raise CheckpointError(
-            "some entries among the weights are no arrays",
-            got=_listed([weights_io.sanitize(str(key)) for key in odd]),
-            wanted="names with arrays only",
-        )
-    return arrays
-
-
-def _without_prefix(arrays: dict[str, LazyArray], notes: list[str]) -> dict[str, LazyArray]:
-    """Take ``module.`` (DataParallel) and ``_orig_mod.`` (torch.compile) off, if on every name."""
-    for prefix in _PREFIXES * 2:
-        if arrays and all(name.startswith(prefix) for name in arrays):
-            notes.append(f"prefix '{prefix}' removed from every name")
-            arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
-    return arrays
-
-
 def _is_counter(name: str) -> bool:
     return name.endswith(".num_batches_tracked")
-
-
-def _listed(names: list[str]) -> str:
-    """A short list for one line: names made printable, the tail counted."""
-    shown = ", ".join(weights_io.sanitize(name) for name in names[:_SHOWN])
-    more = len(names) - _SHOWN
-    return (shown or "none") + (f", ... {more} more" if more > 0 else "")

@@ -25,11 +25,12 @@ from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.checkpoint import (
     METADATA_CONTAINERS,
     LazyParams,
-    WhichWeights,
     open_checkpoint,
     require_complete,
 )
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.files.wrappers import WhichWeights
+from repvgg_ref.models.graph import Network
+from repvgg_ref.models.layers import Block, Linear
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.network import working_dtype
 from repvgg_ref.models.parameters import param_shapes
@@ -119,7 +120,7 @@ def convert(
         arch = require_complete(checkpoint)
         assert checkpoint.dialect is not None
         params = checkpoint.params()
-        dtype = working_dtype(checkpoint.stored_dtype("linear.weight"))
+        dtype = working_dtype(checkpoint.stored_dtype(f"{arch.head.name}.weight"))
         checks: list[BlockCheck] = []
         eps = checkpoint.eps(eps)
         parts = _watched(_parts(arch, checkpoint.form, params, eps, dtype), arch, checks, progress)
@@ -170,9 +171,7 @@ def _target(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path
     return target, chosen
 
 
-def _parts(
-    arch: Architecture, form: str, params: LazyParams, eps: float, dtype: Any
-) -> Iterator[_Part]:
+def _parts(arch: Network, form: str, params: LazyParams, eps: float, dtype: Any) -> Iterator[_Part]:
     """Every block in order, computed by threads that run a few blocks ahead."""
     make = _fused_part if form == "train" else _copied_part
     jobs = iter(arch.blocks)
@@ -188,15 +187,15 @@ def _parts(
         finally:
             for future in ahead:
                 future.cancel()
-    head = {name: _finite(name, params[name].astype(dtype)) for name in _HEAD}
-    yield _Part("linear", head, None)
-
-
-_HEAD = ("linear.weight", "linear.bias")
+    for node in arch.evaluated:
+        if isinstance(node.op, Linear):
+            names = [f"{node.name}.weight", f"{node.name}.bias"]
+            arrays = {name: _finite(name, params[name].astype(dtype)) for name in names}
+            yield _Part(node.name, arrays, None)
 
 
 def _fused_part(
-    spec: BlockSpec, arch: Architecture, params: LazyParams, eps: float, dtype: Any
+    spec: BlockSpec, arch: Network, params: LazyParams, eps: float, dtype: Any
 ) -> _Part:
     block = {name: params[name] for name in params if _belongs(name, spec)}
     fused = fuse_block(spec, block, eps=eps, dtype=dtype)
@@ -209,7 +208,7 @@ def _fused_part(
 
 
 def _copied_part(
-    spec: BlockSpec, arch: Architecture, params: LazyParams, eps: float, dtype: Any
+    spec: BlockSpec, arch: Network, params: LazyParams, eps: float, dtype: Any
 ) -> _Part:
     names = [name for name in params if _belongs(name, spec)]
     arrays = {name: _finite(name, params[name].astype(dtype, copy=False)) for name in names}
@@ -233,12 +232,12 @@ def _finite(name: str, array: Array) -> Array:
 
 def _watched(
     parts: Iterator[_Part],
-    arch: Architecture,
+    arch: Network,
     checks: list[BlockCheck],
     progress: Progress | None,
 ) -> Iterator[tuple[str, Array]]:
     """The arrays of `parts`, stopping at the first block that fails its check."""
-    total = len(arch.layer_names)
+    total = sum(isinstance(node.op, Block | Linear) for node in arch.evaluated)
     for done, part in enumerate(parts, start=1):
         if part.check is not None:
             checks.append(part.check)
@@ -257,7 +256,7 @@ def _watched(
 def _write(
     target: Path,
     kind: Format,
-    arch: Architecture,
+    arch: Network,
     arrays: Iterator[tuple[str, Array]],
     dtype: Any,
     metadata: Mapping[str, str],

@@ -23,7 +23,8 @@ from repvgg_ref.models.architectures import (
 )
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
-from repvgg_ref.models.registry import chains
+from repvgg_ref.models.parameters import param_shapes
+from repvgg_ref.models.registry import chains, graphs
 
 Shape = tuple[int, ...]
 
@@ -96,6 +97,38 @@ def identify(
     return wanted
 
 
+def identify_graph(shapes: Mapping[str, Shape], model: str = "auto") -> tuple[Network, Form] | None:
+    """The network that is no chain of stages and has arrays of these names, and its form.
+
+    `model` is "auto" or a name that must be met. Sizes of single arrays may still differ; batch
+    norm's counters may be missing.
+    """
+    counter = ".num_batches_tracked"
+    held = {name for name in shapes if not name.endswith(counter)}
+    for make in graphs():
+        forms: tuple[Form, ...] = ("train", "deploy")
+        for form in forms:
+            usual = make()
+            wanted = param_shapes(usual, form)
+            if model not in ("auto", usual.name) or held != {
+                name for name in wanted if not name.endswith(counter)
+            }:
+                continue
+            entry, head = next(iter(wanted)), f"{usual.head.name}.weight"
+            ends = {"num_classes": shapes[head][:1], "in_channels": shapes[entry][1:2]}
+            given = {key: end[0] for key, end in ends.items() if end}
+            for size in _SIZES:
+                found = make(**given, size=size)
+                if all(shapes.get(n, s) == s for n, s in param_shapes(found, form).items()):
+                    return found, form
+            return make(**given), form
+    return None
+
+
+_SIZES = (224, *range(32, 1025, 32))
+"""Sides of images that a network for one size is tried with: what it halves five times."""
+
+
 def _kinds(model: str, block: str) -> list[str]:
     """The kinds of block that a file may hold, likeliest first.
 
@@ -121,7 +154,7 @@ def _named(found: Architecture, form: Form) -> Architecture:
     return found
 
 
-def closest_official(found: Architecture) -> str | None:
+def closest_official(found: Network) -> str | None:
     """The official model with the same blocks but another class or input channel count."""
     geometry = _fused_geometry(found)[1:]
     for name in NAMES:

@@ -14,10 +14,11 @@ from pathlib import Path
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.unfuse import what_is_lost
 from repvgg_ref.files import lint
-from repvgg_ref.files.checkpoint import Checkpoint, WhichWeights, open_checkpoint
+from repvgg_ref.files.checkpoint import Checkpoint, open_checkpoint
 from repvgg_ref.files.identify import closest_official
 from repvgg_ref.files.lint import Finding
-from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.files.wrappers import WhichWeights
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.parameters import param_shapes
 
@@ -102,7 +103,7 @@ def _findings(checkpoint: Checkpoint, eps: float) -> Iterator[Finding]:
     yield from summary.findings()
 
 
-def _layers(checkpoint: Checkpoint, arch: Architecture) -> Iterator[tuple[str, dict[str, Array]]]:
+def _layers(checkpoint: Checkpoint, arch: Network) -> Iterator[tuple[str, dict[str, Array]]]:
     """Each layer's name and the arrays of it that are there, read when its turn comes."""
     form: Form = "deploy" if checkpoint.form == "deploy" else "train"
     present = set(checkpoint.canonical.values())
@@ -146,7 +147,7 @@ def _name_against_keys(checkpoint: Checkpoint) -> Iterator[Finding]:
         )
 
 
-def _about_the_network(checkpoint: Checkpoint, arch: Architecture) -> Iterator[Finding]:
+def _about_the_network(checkpoint: Checkpoint, arch: Network) -> Iterator[Finding]:
     if arch.name == "custom":
         yield Finding("info", None, _custom(arch))
     stored = {array.dtype for array in checkpoint.arrays.values()}
@@ -163,7 +164,7 @@ def _about_the_network(checkpoint: Checkpoint, arch: Architecture) -> Iterator[F
         yield Finding("info", None, _untold(arch))
 
 
-def _custom(arch: Architecture) -> str:
+def _custom(arch: Network) -> str:
     official = closest_official(arch)
     heads = f"{arch.num_classes} classes and {arch.in_channels} input channels"
     if official is not None:
@@ -186,7 +187,7 @@ def _counters(canonical: Mapping[str, str]) -> Iterator[Finding]:
         )
 
 
-def _untold(arch: Architecture) -> str:
+def _untold(arch: Network) -> str:
     """What a fused file cannot say, in one sentence."""
     blocks = what_is_lost(arch.blocks)
     told, free = sum(b.told for b in blocks), sum(b.free for b in blocks)

@@ -203,6 +203,9 @@ PLUS = Dialect(
     se="after_relu",
 )
 
+CANONICAL = Dialect(name="canonical", stem="", block="", parts={}, whole={})
+"""Our own names, for networks whose blocks are in no stage."""
+
 
 def official_dialect(arch: Network) -> Dialect:
     """The names the official code, or the published code of its blocks, uses for `arch`."""

@@ -15,9 +15,13 @@ MAKERS: Mapping[str, Callable[..., Network]] = {**BASELINES, **MOBILEONE}
 
 
 def chains() -> list[Architecture]:
-    """The networks beside RepVGG whose files are told from their keys and shapes."""
-    made = (make(num_classes=1000, in_channels=3, size=224) for make in MAKERS.values())
-    return [each for each in made if isinstance(each, Architecture)]
+    """The networks beside RepVGG that are stages of blocks, named as RepVGG's are."""
+    return [made for make in MAKERS.values() if isinstance(made := make(), Architecture)]
+
+
+def graphs() -> list[Callable[..., Network]]:
+    """Makers of the networks beside RepVGG that are no chain of stages."""
+    return [make for make in MAKERS.values() if not isinstance(make(), Architecture)]
 
 
 def network(

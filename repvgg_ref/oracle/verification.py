@@ -34,7 +34,7 @@ from repvgg_ref.oracle.diagnosis.static_check import check_weights
 from repvgg_ref.oracle.golden.folder import is_golden
 from repvgg_ref.oracle.golden.read import read_golden
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
-from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.programs.layers import Programs, require_chain
 from repvgg_ref.oracle.programs.program import layer_output
 from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.training.dump import is_training_dump
@@ -137,6 +137,7 @@ def _verify(
         named = port.name
         if isinstance(port, WeightsCandidate):
             return check_weights(model, port.path)
+        require_chain(model.arch)
         x = _inputs(model, port, inputs)
         outputs = port.run(x)
     except CandidateFailure as failure:

@@ -14,13 +14,14 @@ from repvgg_ref.data.digits import digits_architecture
 from repvgg_ref.data.source import Source
 from repvgg_ref.errors import BackendError
 from repvgg_ref.files.checkpoint import load
-from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, build, require_branches
+from repvgg_ref.models.registry import network
 from repvgg_ref.ops import Ops
 from repvgg_ref.train.comm import Comm, Solo, on_device, ranks_on_machine
 from repvgg_ref.train.events import Plan
 from repvgg_ref.train.plan import UnfitError, available_memory, make_plan, require_fit
+from repvgg_ref.train.recipe import Recipe
 from repvgg_ref.train.settings import Settings
 from repvgg_ref.train.sources import Data, open_sources
 from repvgg_ref.train.synchronised import synchronised
@@ -78,7 +79,7 @@ def prepare(
     comm = on_device(comm, like)
     data = data or open_sources(settings, comm)
     source = data.training.source
-    arch = arch or _architecture(recipe.model, recipe.block, source)
+    arch = arch or _architecture(recipe, source)
     if arch.num_classes != len(source.classes) or arch.in_channels != source.channels:
         raise UnfitError(
             "network and data do not fit together",
@@ -182,10 +183,16 @@ def _start(settings: Settings, arch: Network) -> Model:
     return model
 
 
-def _architecture(name: str, block: str, source: Source) -> Network:
-    classes, channels = len(source.classes), source.channels
-    if name != "digits":
-        return architecture(name, num_classes=classes, in_channels=channels, block=block)
+def _architecture(recipe: Recipe, source: Source) -> Network:
+    classes, channels, block = len(source.classes), source.channels, recipe.block
+    if recipe.model != "digits":
+        return network(
+            recipe.model,
+            num_classes=classes,
+            in_channels=channels,
+            size=recipe.size,
+            block=block,
+        )
     small = digits_architecture()
     first, *others = (replace(spec, kind=block) for spec in small.blocks)
     first = replace(first, in_channels=channels)

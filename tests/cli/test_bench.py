@@ -93,7 +93,7 @@ def test_table_4_prints_the_papers_figures(
         (("--against", "caffe"), "'caffe' is none of torch, onnxruntime"),
         (("--against", "torch,"), "'' is none of"),
         (("--against", ""), "'' is none of"),
-        (("--model", "RepVGG-Z9"), "no official model"),
+        (("--model", "RepVGG-Z9"), "no network of that name"),
         (("--batch", 0), "--batch"),
         (("--rounds", 0), "--rounds"),
         (("--threads", "many"), "--threads"),

@@ -12,6 +12,7 @@ import repvgg_ref as rr
 import weights_io
 from repvgg_ref.errors import CheckpointError, NotFusibleError
 from repvgg_ref.files.convert import convert
+from repvgg_ref.models.registry import network
 from tests.files.checkpoint_files import SMALL, small_model, small_state, written
 from tests.random_networks import random_model
 
@@ -108,3 +109,23 @@ def test_float64_weights_stay_float64(tmp_path: Path) -> None:
     fused, want = rr.load(done.out), rr.fuse(model)
     for name, array in want.params.items():
         np.testing.assert_array_equal(fused.params[name], array, strict=True)
+
+
+def test_a_network_that_is_no_chain_is_saved_loaded_and_converted(tmp_path: Path) -> None:
+    arch = network("ResNet-18", num_classes=3)
+    model = random_model(arch, 1)
+    rr.save(model, tmp_path / "m.npz")
+    done = convert(tmp_path / "m.npz", tmp_path / "d.npz")
+    assert (done.model, done.form, done.tensors) == ("ResNet-18", "train", 42)
+    assert done.self_check is not None
+    assert done.self_check.ok
+    fused, want = rr.load(tmp_path / "d.npz"), rr.fuse(model)
+    assert fused.arch == arch
+    assert list(fused.params) == list(want.params)
+    for name, array in want.params.items():
+        np.testing.assert_array_equal(fused.params[name], array, strict=True)
+    weight = model.params["layer2.0.conv1.conv.weight"]
+    model.params["layer2.0.conv1.conv.weight"] = weight[:, :-1]
+    rr.save(model, tmp_path / "m.npz")
+    with pytest.raises(CheckpointError, match=r"^layer2\.0\.conv1\.conv\.weight has the wrong"):
+        rr.load(tmp_path / "m.npz")

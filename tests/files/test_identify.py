@@ -11,12 +11,13 @@ import pytest
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.dialects import MEGENGINE, MMPRETRAIN, TIMM, recognise
-from repvgg_ref.files.identify import closest_official, form_of, identify
+from repvgg_ref.files.identify import closest_official, form_of, identify, identify_graph
 from repvgg_ref.models.architectures import NAMES, Architecture, architecture, plain_architecture
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import OFFICIAL, PLUS, Dialect
 from repvgg_ref.models.parameters import param_shapes
+from repvgg_ref.models.registry import network
 
 FORMS = get_args(Form)
 
@@ -132,3 +133,24 @@ def test_every_dialect_is_read_as_it_is_written(name: str, dialect: Dialect, for
 def test_names_of_nothing_known_are_not_recognised() -> None:
     assert recognise(["conv1.weight", "fc.bias", "head.fc.weight", "linear.bias"]) is None
     assert recognise([]) is None
+
+
+@pytest.mark.parametrize("form", ["train", "deploy"])
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("ResNet-18", {}),
+        ("ResNet-50", {"num_classes": 7, "in_channels": 1}),
+        ("VGG-16", {"num_classes": 10, "size": 64}),
+    ],
+)
+def test_networks_that_are_no_chain_are_told_from_their_names_and_shapes(
+    name: str, asked: dict[str, Any], form: Form
+) -> None:
+    arch = network(name, **asked)
+    shapes = param_shapes(arch, form)
+    assert identify_graph(shapes) == (arch, form)
+    assert identify_graph(shapes, model=name) == (arch, form)
+    assert identify_graph(shapes, model="RepVGG-A0") is None
+    shapes.popitem()
+    assert identify_graph(shapes) is None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import repvgg_ref as rr
 from repvgg_ref.models.graph import Network
 
 pytest.importorskip("onnx")
@@ -17,11 +19,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.onnx import write_onnx
+from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.mobileone import mobileone
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.candidates import Outputs, WeightsCandidate, resolve
+from repvgg_ref.oracle.verification import verify
 from tests.oracle.candidates.ports import assert_same, deployed, images, network
 from tests.peers import candidate_graphs as graphs
 from tests.peers.candidate_graphs import Style, onnx_model, saved
+from tests.random_networks import random_model
 
 pytestmark = pytest.mark.peers
 FLOAT32 = 3e-6
@@ -63,6 +69,39 @@ def test_our_own_export(tmp_path: Path, se: Any, groups: int) -> None:
     outputs = run(tmp_path / "m.onnx", model.arch, images())
     assert_same(outputs.layers, expected(model, images()), FLOAT32)
     assert (outputs.precision, outputs.notes, outputs.problem) == ("fp32", (), None)
+
+
+@pytest.mark.parametrize("se", ["none", "before_relu", "after_relu"])
+def test_blocks_of_one_tap_are_blocks_but_gates_and_head_are_not(tmp_path: Path, se: Any) -> None:
+    """As in MobileOne: every second block is a 1x1 convolution."""
+    arch = deployed(se, 1).arch
+    assert isinstance(arch, Architecture)
+    blocks = [
+        replace(spec, kind="mobileone", kernel=1, stride=1) if k % 2 else spec
+        for k, spec in enumerate(arch.blocks)
+    ]
+    model = rr.fuse(random_model(replace(arch, blocks=tuple(blocks)), 2))
+    write_onnx(tmp_path / "m.onnx", model.arch, model.params, metadata={})
+    outputs = run(tmp_path / "m.onnx", model.arch, images())
+    assert_same(outputs.layers, expected(model, images()), FLOAT32)
+    assert (outputs.precision, outputs.notes, outputs.problem) == ("fp32", (), None)
+
+
+def test_mobileone_agrees_and_its_mutant_is_found_in_its_layer(tmp_path: Path) -> None:
+    arch = mobileone("small", widths=(0.1, 0.1, 0.1, 0.1), copies=2, num_classes=3)
+    model = random_model(arch, 1)
+    fused = rr.fuse(model)
+    write_onnx(tmp_path / "m.onnx", model.arch, fused.params, metadata={})
+    report = verify(model, tmp_path / "m.onnx")
+    assert report.verdict == "agree", report.reason
+    assert len(report.layers) == len(model.arch.layer_names)
+    weight = fused.params["stage2.5.fused.weight"]
+    assert weight.shape[2:] == (1, 1)
+    wrong = fused.params | {"stage2.5.fused.weight": weight[::-1].copy()}
+    write_onnx(tmp_path / "m.onnx", model.arch, wrong, metadata={})
+    report = verify(model, tmp_path / "m.onnx")
+    assert report.verdict == "disagree"
+    assert "stage2.5" in report.reason
 
 
 @pytest.mark.parametrize(("se", "groups"), NETWORKS)

@@ -137,7 +137,7 @@ def _task(
     from repvgg_ref.backends import backend_ops
     from repvgg_ref.bench.task import Task
     from repvgg_ref.cpu.workers.pool import default_threads
-    from repvgg_ref.models.architectures import architecture
+    from repvgg_ref.models.registry import network
 
     # Refuses now what cannot be had, and tells what "auto" is; "cupy-fp32" is the table of "cupy".
     backend = backend_ops(backend).name.partition("-")[0]
@@ -145,7 +145,7 @@ def _task(
         raise click.UsageError(f"--{kind} runs on the numpy backend only")
     return Task(
         "training" if kind == "train" else "inference",
-        architecture(model).name,
+        network(model).name,
         batch,
         size,
         threads or default_threads(),

@@ -138,7 +138,9 @@ def _aliases(arch: Network) -> Mapping[str, str]:
     half = sum(block.name.startswith("stage3.") for block in arch.blocks) // 2
     for block in arch.blocks:
         stage, _, index = block.name.removeprefix("stage").partition(".")
-        if not index:
+        if not block.name.startswith("stage"):
+            forms = [block.name]
+        elif not index:
             forms = ["stage0", "stage.0", "stage0.0", "stem", "stage0.nonlinearity"]
         else:
             s, i = int(stage), int(index)

@@ -19,6 +19,11 @@ from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_load import subgraphs
 
 CONVOLUTIONS = frozenset({"Conv", "FusedConv", "QLinearConv", "ConvInteger"})
+POOLS = frozenset(
+    {"GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "QLinearGlobalAveragePool"}
+)
+REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax"})
+_GATES = frozenset({"Sigmoid", "HardSigmoid"})
 # They make shapes of data; what depends on the image through them alone is no activation.
 _SHAPES = frozenset({"Shape", "Size"})
 
@@ -101,8 +106,33 @@ def chain_of(graph: Any, in_channels: int, name: str) -> Chain:
     return Chain(entrance, tuple(_steps(forward, needed, entrance.name)), constants)
 
 
-def is_main_convolution(node: Any, constants: Constants) -> bool:
-    """Whether it is a convolution of more than one tap: a block's, not squeeze-and-excitation's."""
+def block_convolutions(chain: Chain, *, pointwise: bool) -> list[list[Any]]:
+    """The convolutions of each step that are a block's, not squeeze-and-excitation's or the head's.
+
+    Those of more than one tap are; where the network has blocks of one tap (`pointwise`), so are
+    all others in front of the global pool, but for a gate's.
+    """
+    steps = chain.steps
+    pools = [i for i, step in enumerate(steps) if step.single in POOLS | REDUCTIONS]
+    end = pools[-1] if pools else len(steps)
+    return [
+        [
+            node
+            for node in step.nodes
+            if _has_taps(node, chain.constants)
+            or (pointwise and i < end and node.op_type in CONVOLUTIONS and not is_gate(step))
+        ]
+        for i, step in enumerate(steps)
+    ]
+
+
+def is_gate(step: Step) -> bool:
+    """Whether a step is squeeze-and-excitation."""
+    return any(node.op_type in _GATES for node in step.nodes)
+
+
+def _has_taps(node: Any, constants: Constants) -> bool:
+    """Whether it is a convolution of more than one tap."""
     if node.op_type not in CONVOLUTIONS:
         return False
     kernel = attribute(node, "kernel_shape")
@@ -191,7 +221,7 @@ def _final(
     depth = {start: (0, 0)}
     for node, inputs in forward:
         convolutions, nodes = max(depth[tensor] for tensor in inputs)
-        here = (convolutions + is_main_convolution(node, constants), nodes + 1)
+        here = (convolutions + _has_taps(node, constants), nodes + 1)
         depth |= {output: here for output in node.output if output}
     reached = [str(value.name) for value in graph.output if value.name in depth]
     if not reached or max(reached, key=depth.__getitem__) == start:

@@ -16,10 +16,10 @@ from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs, Shape
 from repvgg_ref.oracle.candidates.dumps import Dump, interpret
 from repvgg_ref.oracle.candidates.names import listed
-from repvgg_ref.oracle.candidates.onnx_chain import Chain, chain_of, is_main_convolution
+from repvgg_ref.oracle.candidates.onnx_chain import Chain, block_convolutions, chain_of
 from repvgg_ref.oracle.candidates.onnx_import import first_line, require
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx, serialized
-from repvgg_ref.oracle.candidates.onnx_taps import Perm, Taps, find_taps
+from repvgg_ref.oracle.candidates.onnx_taps import Perm, Taps, find_taps, has_pointwise
 from repvgg_ref.oracle.candidates.onnx_widen import widened
 from repvgg_ref.oracle.candidates.values import last_line
 
@@ -81,7 +81,7 @@ class OnnxCandidate(Candidate):
         try:
             chain = chain_of(model.graph, self.arch.in_channels, self.name)
             taps = find_taps(chain, self.arch)
-            precision, notes = _precision(chain)
+            precision, notes = _precision(chain, self.arch)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             # Nothing has checked this graph yet: nodes may lack what their operators require.
             raise CandidateFailure(
@@ -209,14 +209,12 @@ def _arranged(
     return arrays, declared, notes
 
 
-def _precision(chain: Chain) -> tuple[str | None, tuple[str, ...]]:
+def _precision(chain: Chain, arch: Network) -> tuple[str | None, tuple[str, ...]]:
     """The element type that all convolution weights share, casts on their way included."""
     names = {1: "fp32", 10: "fp16", 11: "fp64", 16: "bf16"}
     found = set()
-    for step in chain.steps:
-        for node in step.nodes:
-            if is_main_convolution(node, chain.constants):
-                found.add(names.get(_weight_type(node, chain), "quantised"))
+    for mains in block_convolutions(chain, pointwise=has_pointwise(arch)):
+        found |= {names.get(_weight_type(node, chain), "quantised") for node in mains}
     if "quantised" in found:
         return None, ("the weights are quantised",)
     if len(found) > 1:

@@ -12,13 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_chain import (
+    POOLS,
+    REDUCTIONS,
     Chain,
     Step,
     attribute,
-    is_main_convolution,
+    block_convolutions,
+    is_gate,
     weight_dims,
 )
 
@@ -31,16 +35,11 @@ _AVERAGED: dict[Perm, Perm] = {(2, 3): _STRAIGHT, (1, 2): _NHWC_TO_NCHW}
 # among them: it clips, and quantisers leave the ReLU out where it does the same.
 _CARRIERS = frozenset({"Pad", "Cast", "Identity", "Transpose", "Dropout"})
 _QUANTISERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_POOLS_NCHW = frozenset(
-    {"GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "QLinearGlobalAveragePool"}
-)
-_REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax"})
 _FLATTENERS = frozenset({"Flatten", "Reshape", "Squeeze"})
 _PRODUCTS = frozenset(
     {"Gemm", "MatMul", "FusedGemm", "FusedMatMul", "QLinearMatMul", "MatMulInteger", "QGemm"}
 )
-_GATES = frozenset({"Sigmoid", "HardSigmoid"})
-_HEAD_ENDS = _POOLS_NCHW | _REDUCTIONS | _FLATTENERS | _PRODUCTS
+_HEAD_ENDS = POOLS | REDUCTIONS | _FLATTENERS | _PRODUCTS
 # After the last product they still belong to the linear layer; softmax and the like do not.
 _AFFINE = (
     _FLATTENERS
@@ -80,18 +79,20 @@ class Taps:
 def find_taps(chain: Chain, arch: Network) -> Taps:
     """Match the graph's blocks to those of `arch`, in order."""
     steps, notes = chain.steps, []
-    blocks = [i for i, step in enumerate(steps) if _depth(step, chain)]
-    knotted = next((k for k, i in enumerate(blocks) if _depth(steps[i], chain) > 1), None)
+    mains = block_convolutions(chain, pointwise=has_pointwise(arch))
+    depths = [_depth(step, own) for step, own in zip(steps, mains, strict=True)]
+    blocks = [i for i, depth in enumerate(depths) if depth]
+    knotted = next((k for k, i in enumerate(blocks) if depths[i] > 1), None)
     outputs = [_tap_before(steps, blocks[k + 1], blocks[k]) for k in range(len(blocks) - 1)]
     if blocks:
         outputs.append(_last_block(chain, blocks[-1]))
     wanted, problem = len(arch.blocks), None
     matched = wanted
     if knotted is not None:
-        matched = min(knotted, _fitting(chain, blocks, arch))
+        matched = min(knotted, _fitting(chain, mains, blocks, arch))
         notes.append(f"blocks after the {matched}. are not separated in the graph: not compared")
     elif blocks and len(blocks) != wanted:
-        matched = _fitting(chain, blocks, arch)
+        matched = _fitting(chain, mains, blocks, arch)
         problem = f"the graph has {len(blocks)} convolution blocks, {arch.name} has {wanted}"
     elif not blocks:
         notes.append("no convolution was recognised in the graph: only logits are compared")
@@ -106,12 +107,17 @@ def find_taps(chain: Chain, arch: Network) -> Taps:
     return Taps(layers, entrance, tuple(notes), problem)
 
 
-def _depth(step: Step, chain: Chain) -> int:
-    """How many convolutions of more than one tap follow one another within a step."""
+def has_pointwise(arch: Network) -> bool:
+    """Whether some block of the fused network is a 1x1 convolution."""
+    return any(fused_conv(spec).kernel == (1, 1) for spec in arch.blocks)
+
+
+def _depth(step: Step, mains: list[Any]) -> int:
+    """How many of the block convolutions `mains` follow one another within a step."""
     depth: dict[str, int] = {}
     for node in step.nodes:  # in topological order
         behind = max((depth.get(tensor, 0) for tensor in node.input), default=0)
-        here = behind + is_main_convolution(node, chain.constants)
+        here = behind + any(node is main for main in mains)
         depth |= dict.fromkeys(node.output, here)
     return depth.get(step.tensor, 0)
 
@@ -160,9 +166,9 @@ def _last_block(chain: Chain, producer: int) -> Tap:
     while end < len(steps) and steps[end].single not in _HEAD_ENDS:
         end += 1
     perm: Perm | None = None
-    if end < len(steps) and steps[end].single in _POOLS_NCHW:
+    if end < len(steps) and steps[end].single in POOLS:
         perm = _STRAIGHT
-    elif end < len(steps) and steps[end].single in _REDUCTIONS:
+    elif end < len(steps) and steps[end].single in REDUCTIONS:
         axes = _axes(steps[end].nodes[0], chain)
         perm = _AVERAGED.get(axes)
     elif end == len(steps):
@@ -199,7 +205,7 @@ def _linear(chain: Chain, last_block: int) -> tuple[str | None, list[str]]:
         i
         for i, step in enumerate(tail)
         if any(n.op_type in _PRODUCTS or n.op_type in ("Conv", "QLinearConv") for n in step.nodes)
-        and not _gates(step)
+        and not is_gate(step)
     ]
     if not products:
         return None, []
@@ -207,11 +213,6 @@ def _linear(chain: Chain, last_block: int) -> tuple[str | None, list[str]]:
     while end + 1 < len(tail) and tail[end + 1].single in _AFFINE:
         end += 1
     return tail[end].tensor, [node.op_type for step in tail[end + 1 :] for node in step.nodes]
-
-
-def _gates(step: Step) -> bool:
-    """Whether a step is squeeze-and-excitation."""
-    return any(node.op_type in _GATES for node in step.nodes)
 
 
 def _entrance(chain: Chain, first: int) -> tuple[Perm | None, list[str]]:
@@ -225,14 +226,13 @@ def _entrance(chain: Chain, first: int) -> tuple[Perm | None, list[str]]:
     return None, [f"the graph changes its input before the first block: {listed(done)}"]
 
 
-def _fitting(chain: Chain, blocks: Sequence[int], arch: Network) -> int:
+def _fitting(chain: Chain, mains: Sequence[list[Any]], blocks: Sequence[int], arch: Network) -> int:
     """How many blocks from the front have the network's widths and strides."""
     for k, (i, spec) in enumerate(zip(blocks, arch.blocks, strict=False)):
-        mains = [n for n in chain.steps[i].nodes if is_main_convolution(n, chain.constants)]
-        dims = weight_dims(mains[0], chain.constants)
-        strides = attribute(mains[0], "strides")
+        dims = weight_dims(mains[i][0], chain.constants)
+        strides = attribute(mains[i][0], "strides")
         stride = strides.ints[0] if strides is not None and strides.ints else 1
-        if len(mains) == 1 and (
+        if len(mains[i]) == 1 and (
             stride != spec.stride or (dims is not None and dims[0] != spec.out_channels)
         ):
             return k

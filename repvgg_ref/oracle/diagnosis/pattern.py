@@ -83,7 +83,7 @@ def errs_like_a_bug(evidence: LayerEvidence, suspects: Iterable[int]) -> bool:
 
 
 def _patches(evidence: LayerEvidence) -> Array:
-    """What the looked-at outputs see: (N, P, C, 3, 3)."""
+    """What the looked-at outputs see: (N, P, C, kernel height, kernel width)."""
     x = np.asarray(evidence.site.x, np.float64)
     return np.asarray(evidence.site.program.gather(x, *evidence.pixels))
 
@@ -139,21 +139,22 @@ def _kind(residual: Array, beyond: Array, evidence: LayerEvidence) -> str:
 def _taps(residual: Array, evidence: LayerEvidence) -> str:
     """Which kernel taps the residual goes with, by correlation with the input patches."""
     patches = _patches(evidence)
-    n, p = patches.shape[:2]
+    n, p, _, *size = patches.shape
+    count = size[0] * size[1]
     flat = patches.reshape(n * p, -1)
     flat = flat / np.maximum(np.sqrt((flat**2).sum(axis=0)), 1e-300)
     r = residual.transpose(0, 2, 1).reshape(n * p, -1)
-    score = (flat.T @ r) ** 2  # (C*9, O)
-    by_tap = score.sum(axis=1).reshape(-1, 9).sum(axis=0)
+    score = (flat.T @ r) ** 2  # (channels * taps, O)
+    by_tap = score.sum(axis=1).reshape(-1, count).sum(axis=0)
     total = float(by_tap.sum())
     if total == 0:
         return ""
     share = by_tap / total
     best = int(np.argmax(share))
-    by_channel = score.sum(axis=1).reshape(-1, 9).sum(axis=1) / total
+    by_channel = score.sum(axis=1).reshape(-1, count).sum(axis=1) / total
     said = []
-    if share[best] > 0.3:
-        said.append(f"it goes with kernel tap ({best // 3}, {best % 3})")
+    if count > 1 and share[best] > 0.3:
+        said.append(f"it goes with kernel tap ({best // size[1]}, {best % size[1]})")
     if by_channel.max() > 0.5:
         said.append(f"it goes with input channel {int(np.argmax(by_channel))}")
     return "; ".join(said)

@@ -48,6 +48,7 @@ from repvgg_ref.oracle.golden.mutation import (
 )
 from repvgg_ref.oracle.programs.distinguishing import weak_statistics
 from repvgg_ref.oracle.programs.inputs import distinguishing_labels, golden_inputs
+from repvgg_ref.oracle.programs.layers import require_chain
 from repvgg_ref.oracle.training.noise import noisy_runs, relu_margin
 from repvgg_ref.oracle.training.recipe import Recipe
 from repvgg_ref.oracle.training.run import right_setup
@@ -163,6 +164,7 @@ def write_golden(
     """
     if train_step:
         require_branches(model, "a train-step bundle")
+    require_chain(model.arch)
     x = _batch(model, golden_inputs(model.arch) if inputs is None else inputs)
     step = _counter(model, progress, train_step)
     layers = layer_arrays(model, x, step)

@@ -13,6 +13,8 @@ from repvgg_ref.blocks.branches import Branch, branches_of
 from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
+from repvgg_ref.errors import ReportedError
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.programs.activation import SqueezeExcitationParams
 from repvgg_ref.oracle.programs.block import BlockProgram
@@ -66,10 +68,27 @@ def correct_program(
     )
 
 
+def require_chain(arch: Network) -> None:
+    """Refuse a network whose layers are not each fed by the one before alone.
+
+    Raises
+    ------
+    ReportedError
+        If it is such a network.
+    """
+    if not arch.is_chain:
+        raise ReportedError(
+            f"layers of {arch.name} cannot be judged one by one yet",
+            got="layers with several inputs, or other layers than blocks",
+            wanted="a chain of blocks, then the mean and a linear layer",
+        )
+
+
 class Programs(Mapping[str, Any]):
     """Every layer's correct program by its name, built when asked for: float64 is large."""
 
     def __init__(self, model: Model) -> None:
+        require_chain(model.arch)
         self.model = model
         self._last: BlockProgram | HeadProgram | None = None
 
