@@ -15,6 +15,7 @@ from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.bugs.base import Site, planted
 from repvgg_ref.oracle.golden.write import write_golden
 from repvgg_ref.oracle.programs.distinguishing import TRAINING, distinguishing_model
 from repvgg_ref.oracle.programs.inputs import (
@@ -23,8 +24,7 @@ from repvgg_ref.oracle.programs.inputs import (
     golden_inputs,
 )
 from repvgg_ref.oracle.report import Report
-from repvgg_ref.oracle.training.bugs import LIBRARY
-from repvgg_ref.oracle.training.diagnose import wrong_setups
+from repvgg_ref.oracle.training.bugs import TRAINING_BUGS
 from repvgg_ref.oracle.training.dump import bundle_name
 from repvgg_ref.oracle.training.judge import judge_training
 from repvgg_ref.oracle.training.noise import FLOAT32, measure
@@ -67,6 +67,12 @@ class Case:
         with np.errstate(all="ignore"):
             found = run(replace(chosen, params=single, x=chosen.x.astype(np.float32)))
         return {n: a.astype(np.float32) if a.dtype.kind == "f" else a for n, a in found.items()}
+
+
+def wrong_setup(name: str, setup: Setup) -> Setup:
+    """The first variant of a bug."""
+    found = [bug for bug in TRAINING_BUGS if bug.name == name]
+    return next(planted(found, Site(setup, setup.x))).variant.program
 
 
 @pytest.fixture(scope="module", params=FEW)
@@ -143,24 +149,25 @@ def test_the_yardstick_is_proportional_to_the_roundoff(tiny: Case) -> None:
 def test_every_known_bug_is_named(
     case: Case, quarter: int, record_property: Callable[[str, object], None]
 ) -> None:
-    planted, wrong = 0, list[tuple[str, str]]()
+    count, wrong = 0, list[tuple[str, str]]()
     seen: set[str] = set()
-    for bug, how in wrong_setups(case.setup):
+    for mutant in planted(TRAINING_BUGS, Site(case.setup, case.setup.x)):
+        bug = mutant.bug
         if bug.name in seen:  # one variant each; the study has them all
             continue
         seen.add(bug.name)
         if len(seen) % 4 != quarter:
             continue
-        planted += 1
-        report = case.judged(case.dump(how.setup))
+        count += 1
+        report = case.judged(case.dump(mutant.variant.program))
         first = report.diagnosis[0] if report.diagnosis else None
         if report.verdict != "disagree" or first is None:
             wrong.append((bug.name, report.verdict))
         elif bug.name not in (first.bug, *first.equivalents):
             wrong.append((bug.name, first.bug))
-    record_property("planted training bugs named", f"{planted - len(wrong)} of {planted}")
+    record_property("planted training bugs named", f"{count - len(wrong)} of {count}")
     assert wrong == []
-    assert planted >= 10
+    assert count >= 10
     assert len(seen) >= 40
 
 
@@ -170,16 +177,14 @@ def test_every_known_bug_is_named(
     "name", ["bn-backward-without-mean-term", "relu-mask-wrong", "gamma-beta-gradients-swapped"]
 )
 def test_a_bug_in_one_layer_is_named_with_its_layer(tiny: Case, name: str, layer: str) -> None:
-    bug = next(bug for bug in LIBRARY if bug.name == name)
-    local = next(bug.mutate(replace(tiny.setup, at=frozenset({layer}))))
-    found = tiny.judged(tiny.dump(local.setup)).diagnosis[0]
+    local = wrong_setup(name, replace(tiny.setup, at=frozenset({layer})))
+    found = tiny.judged(tiny.dump(local)).diagnosis[0]
     assert (found.bug, found.layer) == (name, layer)
 
 
 def test_two_bugs_at_once_are_both_named(tiny: Case) -> None:
-    by_name = {bug.name: bug for bug in LIBRARY}
-    first = next(by_name["running-var-biased"].mutate(tiny.setup)).setup
-    both = next(by_name["gamma-beta-gradients-swapped"].mutate(first)).setup
+    first = wrong_setup("running-var-biased", tiny.setup)
+    both = wrong_setup("gamma-beta-gradients-swapped", first)
     report = tiny.judged(tiny.dump(both))
     assert {f.bug for f in report.diagnosis} == {
         "running-var-biased",
@@ -279,8 +284,7 @@ def test_names_are_taken_as_people_write_them(given: str) -> None:
 
 
 def test_without_weights_it_is_judged_but_not_explained(tiny: Case) -> None:
-    setup = next(bug for bug in LIBRARY if bug.name == "nesterov").mutate(tiny.setup)
-    report = tiny.judged(tiny.dump(next(setup).setup), explained=False)
+    report = tiny.judged(tiny.dump(wrong_setup("nesterov", tiny.setup)), explained=False)
     assert (report.verdict, report.diagnosis) == ("disagree", ())
     assert any("give the reference" in note for note in report.notes)
 

@@ -1,14 +1,15 @@
 """What a bug is: a named way to compute something wrongly, with what to tell its author.
 
 `Bug`, `Site`, `Variant` and `Mutant` know nothing of what is computed: P is a block's program, the
-head's, or whatever else a function can make a wrong one of.
+head's, a training setup, or whatever else a function can make a wrong one of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from types import ModuleType
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from repvgg_ref.oracle.programs.block import BlockProgram
 
 P = TypeVar("P")
 Mutation = Callable[["Site[P]"], Iterator["Variant[P]"]]
+Scope = Literal["any", "layer", "network"]
 
 
 class Variant(NamedTuple, Generic[P]):
@@ -45,9 +47,9 @@ class Site(Generic[P]):
     Attributes
     ----------
     program : P
-        The layer as it should be.
+        The layer, or whatever is tried, as it should be.
     x : array, shape (N, C, H, W)
-        The candidate's own input of the layer.
+        The candidate's own input of it.
     y_hat : array or None
         The candidate's output, for bugs that read a permutation off it.
     is_stem : bool
@@ -80,8 +82,9 @@ class Bug(Generic[P]):
         From a site to the ways of having this bug there; none where it changes nothing.
     continuous : bool
         The parameter is a number to be fitted, not a choice.
-    global_bug : bool
-        A port that has it usually has it in every layer.
+    scope : str
+        Where it sits: "layer", in one alone; "network", in the port as a whole; "any", in one or
+        in all layers.
     precision : frozenset of str
         Precisions in which this is no bug but what was asked for.
     """
@@ -92,7 +95,7 @@ class Bug(Generic[P]):
     advice: str
     mutate: Mutation[P]
     continuous: bool = False
-    global_bug: bool = True
+    scope: Scope = "any"
     precision: frozenset[str] = frozenset()
 
 
@@ -122,24 +125,24 @@ def bug(
     says: str,
     advice: str,
     continuous: bool = False,
-    global_bug: bool = True,
+    scope: Scope = "any",
     precision: tuple[str, ...] = (),
 ) -> Callable[[Mutation[P]], Mutation[P]]:
     """Register the decorated mutation under `name`; the family is its module's name."""
 
     def register(mutate: Mutation[P]) -> Mutation[P]:
-        family = mutate.__module__.rsplit(".", 1)[1]
-        made = Bug(name, family, says, advice, mutate, continuous, global_bug, frozenset(precision))
-        _LIBRARY.setdefault(family, []).append(made)
+        module = mutate.__module__
+        family = module.rsplit(".", 1)[1]
+        made = Bug(name, family, says, advice, mutate, continuous, scope, frozenset(precision))
+        _LIBRARY.setdefault(module, []).append(made)
         return mutate
 
     return register
 
 
-def library(*modules: Any) -> tuple[Bug[Any], ...]:
+def library(*modules: ModuleType) -> tuple[Bug[Any], ...]:
     """The bugs of some modules, in the order in which they stand there."""
-    families = [module.__name__.rsplit(".", 1)[1] for module in modules]
-    return tuple(found for family in families for found in _LIBRARY[family])
+    return tuple(found for module in modules for found in _LIBRARY[module.__name__])
 
 
 def planted(

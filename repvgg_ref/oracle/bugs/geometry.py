@@ -265,7 +265,7 @@ def dilation_added(site: BlockSite) -> BlockVariants:
     "stride-moved",
     says="the stride is {parameter:.0f} here",
     advice="stride 2 belongs to the first block of every stage, and to that only",
-    global_bug=False,
+    scope="layer",
 )
 def stride_moved(site: BlockSite) -> BlockVariants:
     other = 3 - site.program.stride

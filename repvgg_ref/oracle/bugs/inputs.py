@@ -25,7 +25,7 @@ def _at_stem(site: BlockSite, **changes: Callable[[Array], Array]) -> BlockVaria
     "input-bgr",
     says="the image's channels are read as BGR",
     advice="OpenCV reads BGR: convert to RGB",
-    global_bug=False,
+    scope="layer",
 )
 def input_bgr(site: BlockSite) -> BlockVariants:
     yield from _at_stem(site, bgr=lambda x: x[:, ::-1])
@@ -35,7 +35,7 @@ def input_bgr(site: BlockSite) -> BlockVariants:
     "input-not-normalised",
     says="the image is not normalised ({detail})",
     advice="subtract the mean (.485 .456 .406), divide by the deviation (.229 .224 .225)",
-    global_bug=False,
+    scope="layer",
 )
 def input_not_normalised(site: BlockSite) -> BlockVariants:
     yield from _at_stem(
@@ -53,7 +53,7 @@ def input_not_normalised(site: BlockSite) -> BlockVariants:
     "input-not-divided-by-255",
     says="pixel values are 0 to 255 instead of 0 to 1 ({detail})",
     advice="divide by 255 before subtracting the mean",
-    global_bug=False,
+    scope="layer",
 )
 def input_not_divided_by_255(site: BlockSite) -> BlockVariants:
     yield from _at_stem(
@@ -68,7 +68,7 @@ def input_not_divided_by_255(site: BlockSite) -> BlockVariants:
     "input-mirrored",
     says="the image is mirrored ({detail})",
     advice="no flip at evaluation",
-    global_bug=False,
+    scope="layer",
 )
 def input_mirrored(site: BlockSite) -> BlockVariants:
     if site.is_stem:
@@ -80,7 +80,7 @@ def input_mirrored(site: BlockSite) -> BlockVariants:
     "input-crop-ratio",
     says="the image is cropped and resized differently (about {parameter:.3f} of the reference)",
     advice="resize the short side to 256, crop the centre 224 (ratio 0.875)",
-    global_bug=False,
+    scope="layer",
 )
 def input_crop_ratio(site: BlockSite) -> BlockVariants:
     for ratio in (0.875, 1 / 0.875) if site.is_stem else ():
@@ -96,7 +96,7 @@ def input_crop_ratio(site: BlockSite) -> BlockVariants:
     "input-resize-filter",
     says="the image was resized with another filter (like {detail})",
     advice="bilinear or bicubic, with antialiasing, as in training",
-    global_bug=False,
+    scope="layer",
 )
 def input_resize_filter(site: BlockSite) -> BlockVariants:
     """A blur, or nearest-neighbour steps, is what another filter leaves in the image."""

@@ -242,7 +242,7 @@ def se_gate(site: BlockSite) -> BlockVariants:
     "layer-skipped",
     says="the layer is skipped: its output is its input",
     advice="compare the number of blocks per stage",
-    global_bug=False,
+    scope="layer",
 )
 def layer_skipped(site: BlockSite) -> BlockVariants:
     spec = site.program.spec
@@ -254,7 +254,7 @@ def layer_skipped(site: BlockSite) -> BlockVariants:
     "layers-swapped",
     says="the layer computes with the weights of {detail}",
     advice="check the order in which layers are loaded (sorting names as text puts 10 before 2)",
-    global_bug=False,
+    scope="layer",
 )
 def layers_swapped(site: BlockSite) -> BlockVariants:
     for name in site.alike:
@@ -265,7 +265,7 @@ def layers_swapped(site: BlockSite) -> BlockVariants:
     "channels-permuted",
     says="the output channels come in another order",
     advice="check the channel order that the layout conversion or the concatenation gives",
-    global_bug=False,
+    scope="layer",
 )
 def channels_permuted(site: BlockSite) -> BlockVariants:
     """The order is read off the candidate: each channel is matched to the nearest of ours."""

@@ -70,7 +70,7 @@ def alternatives(chain: Chain, precision: str) -> Iterator[Alternative]:
 
     `precision` excuses its own rounding. Layers are worked on in parallel.
     """
-    everywhere = [b for b in LAYER_BUGS if b.global_bug and precision not in b.precision]
+    everywhere = [b for b in LAYER_BUGS if b.scope != "layer" and precision not in b.precision]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for found in pool.map(lambda bug: list(_everywhere(chain, bug)), everywhere):
             yield from found

@@ -83,11 +83,4 @@ def _pair(evidence: LayerEvidence, trials: list[Trial]) -> list[Finding]:
                 best = first, second
     if best is None:
         return []
-    return [
-        replace(
-            trial.finding(0.5),
-            explains=best[1].fit.explains,
-            says="two bugs at once, one of them: " + trial.mutant.says,
-        )
-        for trial in best
-    ]
+    return [replace(trial.one_of_two(), explains=best[1].fit.explains) for trial in best]

@@ -7,7 +7,7 @@ in its own way; what a prediction is worth, and which is the likeliest, is decid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class Trial:
     fit : Fit
         Regression of the residual on what the bug would change.
     within : bool
-        Whether the prediction leaves nothing beyond the certified bound.
+        Whether the prediction leaves nothing beyond what rounding may do.
     """
 
     mutant: Mutant[Any]
@@ -73,6 +73,11 @@ class Trial:
             standard_error=float(error),
             equivalents=tuple(dict.fromkeys(name for name in equivalents if name != bug.name)),
         )
+
+    def one_of_two(self) -> Finding:
+        """The trial as the report shows it beside another that must be there too."""
+        says = "two bugs at once, one of them: " + self.mutant.says
+        return replace(self.finding(0.5), says=says)
 
 
 def ranked(

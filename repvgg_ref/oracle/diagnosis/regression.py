@@ -7,13 +7,13 @@ bound first, so that outputs with little rounding count for more (weighted least
 
 Rounding errors share weights within an output channel and so are not independent: the standard
 error is cluster-robust with channels as clusters (Liang & Zeger, "Longitudinal data analysis using
-generalized linear models", Biometrika 73, 1986).
+generalized linear models", Biometrika 73, 1986). In training steps arrays are the clusters.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy  # its parts are loaded when they are first used: a second of start-up
@@ -34,8 +34,8 @@ class Fit:
         1 means "exactly this bug".
     p_value : float
         Of rounding alone giving this, by the better of two tests (doubled for having two).
-        Student's t of the coefficient, channels - 1 degrees of freedom; and a vote: in how many
-        channels the direction itself, coefficient 1, leaves less than 4 % of its energy. An error
+        Student's t of the coefficient, clusters - 1 degrees of freedom; and a vote: in how many
+        clusters the direction itself, coefficient 1, leaves less than 4 % of its energy. An error
         that scales a channel's outputs at random lies within 20 % of any given factor with
         probability 0.1 at most (Gaussian, at the worst factor), so votes are binomial.
     explains : float
@@ -65,16 +65,31 @@ def regress(residual: Array, direction: Array, scale: Array) -> Fit | None:
         Candidate minus reference, prediction minus reference, probabilistic error bound.
     """
     r, d = residual / scale, direction / scale
-    power = np.einsum("nop,nop->o", d, d)
-    if not power.sum() > 0 or not np.isfinite(power.sum()):
+    left = r - d
+    sums = (np.einsum("nop,nop->o", a, b) for a, b in ((r, d), (d, d), (left, left), (r, r)))
+    return fitted(Sums(*sums), r.size)
+
+
+class Sums(NamedTuple):
+    """What a fit is made of, each of shape (clusters,): sums of r d, d**2, (r - d)**2, r**2."""
+
+    cross: Array
+    power: Array
+    left: Array
+    energy: Array
+
+
+def fitted(sums: Sums, count: int) -> Fit | None:
+    """The fit of `count` numbers in clusters; None if the direction changes nothing."""
+    cross, power, left = sums.cross, sums.power, sums.left
+    total, remaining, energy = float(power.sum()), float(left.sum()), float(sums.energy.sum())
+    if not 0 < total < np.inf:
         return None
-    cross = np.einsum("nop,nop->o", r, d)
     coefficient, error, freedom = clustered(cross, power)
     # Rounding alone cannot make the coefficient surer than this many independent outputs do.
-    error = max(error, float(np.sqrt(np.mean((r - coefficient * d) ** 2) / power.sum())), 1e-300)
-    energy = float((r**2).sum())
-    left = float(((r - d) ** 2).sum())
-    agree = np.einsum("nop,nop->o", r - d, r - d) < _VOTE**2 * power
+    unexplained = max(0.0, remaining - (1 - coefficient) ** 2 * total)  # sum of (r - c d)**2
+    error = max(error, float(np.sqrt(unexplained / count / total)), 1e-300)
+    agree = left < _VOTE**2 * power
     chance = min(
         _two_sided(coefficient / error, freedom),
         float(scipy.stats.binom.sf(agree.sum() - 1, (power > 0).sum(), _CHANCE)),
@@ -83,8 +98,8 @@ def regress(residual: Array, direction: Array, scale: Array) -> Fit | None:
         coefficient,
         error,
         min(1.0, 2 * chance),
-        1 - left / energy if energy > 0 else 0.0,
-        float(np.sqrt(left / r.size)),
+        1 - remaining / energy if energy > 0 else 0.0,
+        float(np.sqrt(remaining / count)),
     )
 
 

@@ -14,6 +14,7 @@ from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.program import batch_output, layer_output
+from repvgg_ref.oracle.training.bugs import TRAINING_BUGS
 from tests.models.small import SMALL
 
 # Branches that have no bug of their own.
@@ -25,7 +26,9 @@ ASYMMETRIC = plain_architecture(
 _ELSEWHERE = {"height-width-swapped", "channels-permuted", "layers-swapped"}
 
 
-@pytest.mark.parametrize("bugs", [LAYER_BUGS, HEAD_BUGS], ids=["blocks", "head"])
+@pytest.mark.parametrize(
+    "bugs", [LAYER_BUGS, HEAD_BUGS, TRAINING_BUGS], ids=["blocks", "head", "training"]
+)
 def test_every_bug_has_one_name_and_something_to_say(bugs: tuple[Bug[Any], ...]) -> None:
     names = [bug.name for bug in bugs]
     assert len(set(names)) == len(names)

@@ -14,8 +14,8 @@ from repvgg_ref.blocks.linear import Chain, Norm, Sum
 from repvgg_ref.blocks.run import Linear
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.architectures import Architecture, plain_architecture
-from repvgg_ref.oracle.training.bugs import LIBRARY
-from repvgg_ref.oracle.training.bugs.base import Wrong
+from repvgg_ref.oracle.bugs.base import Site, Variant
+from repvgg_ref.oracle.training.bugs import TRAINING_BUGS
 from repvgg_ref.oracle.training.bugs.wrong_block import (
     Detached,
     Untrained,
@@ -72,8 +72,9 @@ def setup_of(kind: str, *, at: str | None = LAYER) -> Setup:
     return replace(setup, at=None if at is None else frozenset({at}))
 
 
-def variants(name: str, setup: Setup) -> list[Wrong]:
-    return list(next(bug for bug in LIBRARY if bug.name == name).mutate(setup))
+def variants(name: str, setup: Setup) -> list[Variant[Setup]]:
+    found = next(bug for bug in TRAINING_BUGS if bug.name == name)
+    return list(found.mutate(Site(setup, setup.x)))
 
 
 def gradients(setup: Setup) -> dict[str, Array]:
@@ -111,7 +112,7 @@ def test_the_expression_is_asked_which_bugs_there_are(
 def test_what_branches_send_back_adds_up(kind: str) -> None:
     setup = setup_of(kind)
     right = gradients(setup)
-    missing = [gradients(wrong.setup) for name in MISSING for wrong in variants(name, setup)]
+    missing = [gradients(wrong.program) for name in MISSING for wrong in variants(name, setup)]
     assert missing, "no sum comes first in this kind of block"
     below = [name for name in right if name.startswith(("stage0.", "stage1.0."))]
     for name in right:
@@ -133,7 +134,7 @@ def test_an_untrained_branch_keeps_its_arrays_and_nothing_else(kind: str) -> Non
         for name, branch in branches(layer.op).items()
     }
     for wrong in variants("branch-not-trained", setup):
-        for name, grad in gradients(wrong.setup).items():
+        for name, grad in gradients(wrong.program).items():
             wanted = 0 * right[name] if name in owned[wrong.detail] else right[name]
             assert np.array_equal(grad, wanted), (wrong.detail, name)
 
@@ -165,7 +166,7 @@ def test_a_bug_in_a_branch_of_another_kind_is_named(kind: str) -> None:
     planted = right_setup(model, x, labels, steps.recipe)
     for bug in BUGS:
         for wrong in variants(bug, planted):
-            report = judge_training(steps, run(wrong.setup), model=model)
+            report = judge_training(steps, run(wrong.program), model=model)
             found = report.diagnosis[0]
             assert found.bug == bug, report.reason
             assert wrong.detail in found.says

@@ -1,8 +1,9 @@
-"""The library of training bugs, one file a family; `LIBRARY` is all of them, the likelier first."""
+"""The library of training bugs, one file a family, the likelier first."""
 
+from repvgg_ref.oracle.bugs.base import Bug, library
 from repvgg_ref.oracle.training.bugs import backward, forward, operators, optimizer
-from repvgg_ref.oracle.training.bugs.base import TrainingBug, Wrong, library
+from repvgg_ref.oracle.training.run import Setup
 
-LIBRARY: tuple[TrainingBug, ...] = library(backward, forward, operators, optimizer)
+TRAINING_BUGS: tuple[Bug[Setup], ...] = library(backward, forward, operators, optimizer)
 
-__all__ = ["LIBRARY", "TrainingBug", "Wrong"]
+__all__ = ["TRAINING_BUGS"]

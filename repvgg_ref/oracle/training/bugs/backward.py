@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.run import Linear
 from repvgg_ref.ops.batch_norm import BatchNormGrads
-from repvgg_ref.oracle.training.bugs.base import (
-    Wrong,
-    training_bug,
-    with_ops,
-    with_result,
-)
+from repvgg_ref.oracle.bugs.base import Variant, bug
 from repvgg_ref.oracle.training.bugs.wrong_block import (
     Detached,
     Divided,
@@ -26,14 +21,22 @@ from repvgg_ref.oracle.training.bugs.wrong_block import (
     with_mask,
     with_sum,
 )
+from repvgg_ref.oracle.training.bugs.wrong_setup import (
+    TrainingSite,
+    TrainingVariants,
+    with_ops,
+    with_result,
+)
 from repvgg_ref.oracle.training.run import Setup
 
 # ------------------------------------------------------------------ batch norm
 
 
-def _bn(setup: Setup, change: Callable[[BatchNormGrads, Array, Any], BatchNormGrads]) -> Setup:
+def _bn(
+    site: TrainingSite, change: Callable[[BatchNormGrads, Array, Any], BatchNormGrads]
+) -> Setup:
     """The setup with `change` of batch norm's gradients; it gets grad_y and the cache too."""
-    return with_result(setup, "batch_norm_train_backward", change)
+    return with_result(site.program, "batch_norm_train_backward", change)
 
 
 def _through_mean(grad_y: Array, cache: Any) -> Array:
@@ -49,16 +52,15 @@ def _through_var(grad_y: Array, cache: Any) -> Array:
     return np.asarray((slope * share)[:, None, None] * cache.x_hat)
 
 
-@training_bug(
+@bug(
     "bn-backward-constant-statistics",
     says="batch norm's backward pass holds the batch's mean and variance constant",
     advice="grad_x = gamma * inv_std * (grad_y - mean(grad_y) - x_hat * mean(grad_y * x_hat))",
-    local=True,
 )
-def _bn_backward_constant_statistics(setup: Setup) -> Iterator[Wrong]:
-    yield Wrong(
+def _bn_backward_constant_statistics(site: TrainingSite) -> TrainingVariants:
+    yield Variant(
         _bn(
-            setup,
+            site,
             lambda g, dy, c: g._replace(
                 grad_x=g.grad_x + _through_mean(dy, c) + _through_var(dy, c)
             ),
@@ -66,147 +68,139 @@ def _bn_backward_constant_statistics(setup: Setup) -> Iterator[Wrong]:
     )
 
 
-@training_bug(
+@bug(
     "bn-backward-without-mean-term",
     says="batch norm's backward pass leaves out the gradient through the batch's mean",
     advice="subtract mean(grad_y) over N, H, W",
-    local=True,
 )
-def _bn_backward_without_mean_term(setup: Setup) -> Iterator[Wrong]:
-    yield Wrong(_bn(setup, lambda g, dy, c: g._replace(grad_x=g.grad_x + _through_mean(dy, c))))
+def _bn_backward_without_mean_term(site: TrainingSite) -> TrainingVariants:
+    yield Variant(_bn(site, lambda g, dy, c: g._replace(grad_x=g.grad_x + _through_mean(dy, c))))
 
 
-@training_bug(
+@bug(
     "bn-backward-without-variance-term",
     says="batch norm's backward pass leaves out the gradient through the batch's variance",
     advice="subtract x_hat * mean(grad_y * x_hat)",
-    local=True,
 )
-def _bn_backward_without_variance_term(setup: Setup) -> Iterator[Wrong]:
-    yield Wrong(_bn(setup, lambda g, dy, c: g._replace(grad_x=g.grad_x + _through_var(dy, c))))
+def _bn_backward_without_variance_term(site: TrainingSite) -> TrainingVariants:
+    yield Variant(_bn(site, lambda g, dy, c: g._replace(grad_x=g.grad_x + _through_var(dy, c))))
 
 
-@training_bug(
+@bug(
     "bn-backward-without-scale",
     says="batch norm's input gradient is not multiplied by {detail}",
     advice="the input gradient carries the factor gamma / sqrt(var + eps)",
-    local=True,
 )
-def _bn_backward_without_scale(setup: Setup) -> Iterator[Wrong]:
+def _bn_backward_without_scale(site: TrainingSite) -> TrainingVariants:
     def without(factor: str) -> Setup:
         return _bn(
-            setup,
+            site,
             lambda g, _, c: g._replace(grad_x=g.grad_x / getattr(c, factor)[:, None, None]),
         )
 
-    yield Wrong(without("gamma"), "gamma")
-    yield Wrong(without("inv_std"), "1 / sqrt(var + eps)")
+    yield Variant(without("gamma"), detail="gamma")
+    yield Variant(without("inv_std"), detail="1 / sqrt(var + eps)")
 
 
-@training_bug(
+@bug(
     "gamma-beta-gradients-swapped",
     says="the gradients of gamma and beta are exchanged",
     advice="grad_gamma = sum(grad_y * x_hat), grad_beta = sum(grad_y)",
-    local=True,
 )
-def _gamma_beta_gradients_swapped(setup: Setup) -> Iterator[Wrong]:
-    yield Wrong(_bn(setup, lambda g, *_: BatchNormGrads(g.grad_x, g.grad_beta, g.grad_gamma)))
+def _gamma_beta_gradients_swapped(site: TrainingSite) -> TrainingVariants:
+    yield Variant(_bn(site, lambda g, *_: BatchNormGrads(g.grad_x, g.grad_beta, g.grad_gamma)))
 
 
-@training_bug(
+@bug(
     "gamma-gradient-of-unnormalised-input",
     says="gamma's gradient uses {detail} where the normalised input belongs",
     advice="grad_gamma = sum(grad_y * x_hat), x_hat = (x - mean) / sqrt(var + eps)",
-    local=True,
 )
-def _gamma_gradient_of_unnormalised_input(setup: Setup) -> Iterator[Wrong]:
-    yield Wrong(
-        _bn(setup, lambda g, _, c: g._replace(grad_gamma=g.grad_gamma / c.inv_std)), "x - mean"
+def _gamma_gradient_of_unnormalised_input(site: TrainingSite) -> TrainingVariants:
+    yield Variant(
+        _bn(site, lambda g, _, c: g._replace(grad_gamma=g.grad_gamma / c.inv_std)),
+        detail="x - mean",
     )
-    yield Wrong(
+    yield Variant(
         _bn(
-            setup,
+            site,
             lambda g, _, c: g._replace(grad_gamma=g.grad_gamma / c.inv_std + c.mean * g.grad_beta),
         ),
-        "x itself",
+        detail="x itself",
     )
 
 
-@training_bug(
+@bug(
     "bn-parameter-gradients-averaged",
     says="gamma's and beta's gradients are means over the pixels instead of sums",
     advice="sum over N, H and W",
-    local=True,
 )
-def _bn_parameter_gradients_averaged(setup: Setup) -> Iterator[Wrong]:
+def _bn_parameter_gradients_averaged(site: TrainingSite) -> TrainingVariants:
     def averaged(g: BatchNormGrads, grad_y: Array, _: Any) -> BatchNormGrads:
         count = grad_y.size / grad_y.shape[1]
         return BatchNormGrads(g.grad_x, g.grad_gamma / count, g.grad_beta / count)
 
-    yield Wrong(_bn(setup, averaged))
+    yield Variant(_bn(site, averaged))
 
 
 # -------------------------------------------------------------------- branches
 
 
-@training_bug(
+@bug(
     "identity-gradient-missing",
     says="the identity branch sends no gradient to the block's input",
     advice="add the identity branch's input gradient to those of the other branches",
-    local=True,
 )
-def _identity_gradient_missing(setup: Setup) -> Iterator[Wrong]:
-    for name in _branches(setup, lambda branch: not kernels(branch)):
-        yield Wrong(with_branch(setup, name, Detached))
+def _identity_gradient_missing(site: TrainingSite) -> TrainingVariants:
+    for name in _branches(site, lambda branch: not kernels(branch)):
+        yield Variant(with_branch(site.program, name, Detached))
 
 
-@training_bug(
+@bug(
     "branch-1x1-gradient-missing",
     says="the 1x1 branch sends no gradient to the block's input",
     advice="add the 1x1 branch's input gradient to those of the other branches",
-    local=True,
 )
-def _branch_1x1_gradient_missing(setup: Setup) -> Iterator[Wrong]:
-    for name in _branches(setup, lambda branch: kernels(branch) == {(1, 1)}):
-        yield Wrong(with_branch(setup, name, Detached))
+def _branch_1x1_gradient_missing(site: TrainingSite) -> TrainingVariants:
+    for name in _branches(site, lambda branch: kernels(branch) == {(1, 1)}):
+        yield Variant(with_branch(site.program, name, Detached))
 
 
-@training_bug(
+@bug(
     "branch-gradient-missing",
     says="{detail} sends no gradient to the block's input",
     advice="add the input gradients of all branches",
-    local=True,
 )
-def _branch_gradient_missing(setup: Setup) -> Iterator[Wrong]:
-    for name in _branches(setup, lambda branch: kernels(branch) - {(1, 1)}):
-        yield Wrong(with_branch(setup, name, Detached), name)
+def _branch_gradient_missing(site: TrainingSite) -> TrainingVariants:
+    for name in _branches(site, lambda branch: kernels(branch) - {(1, 1)}):
+        yield Variant(with_branch(site.program, name, Detached), detail=name)
 
 
-@training_bug(
+@bug(
     "branch-not-trained",
     says="the arrays of {detail} get no gradient (all are zero)",
     advice="check that the branch is part of the graph and that its parameters are registered",
-    local=True,
 )
-def _branch_not_trained(setup: Setup) -> Iterator[Wrong]:
-    for name in _branches(setup, lambda branch: branch.shapes()):
-        yield Wrong(with_branch(setup, name, Untrained), name)
+def _branch_not_trained(site: TrainingSite) -> TrainingVariants:
+    for name in _branches(site, lambda branch: branch.shapes()):
+        yield Variant(with_branch(site.program, name, Untrained), detail=name)
 
 
-@training_bug(
+@bug(
     "branch-gradient-divided",
     says="the gradient is divided among the branches instead of handed to each",
     advice="a sum hands the same gradient to every term",
-    local=True,
 )
-def _branch_gradient_divided(setup: Setup) -> Iterator[Wrong]:
-    yield Wrong(with_sum(setup, lambda total: Divided(*total.parts)))
+def _branch_gradient_divided(site: TrainingSite) -> TrainingVariants:
+    yield Variant(with_sum(site.program, lambda total: Divided(*total.parts)))
 
 
-def _branches(setup: Setup, chosen: Callable[[Linear], object]) -> list[str]:
+def _branches(site: TrainingSite, chosen: Callable[[Linear], object]) -> list[str]:
     """The names of the blocks' branches, the first one last; those that are `chosen`."""
     found = {
-        name: branch for node in setup.network.nodes for name, branch in branches(node.op).items()
+        name: branch
+        for node in site.program.network.nodes
+        for name, branch in branches(node.op).items()
     }
     return [name for name, branch in reversed(found.items()) if chosen(branch)]
 
@@ -214,13 +208,13 @@ def _branches(setup: Setup, chosen: Callable[[Linear], object]) -> list[str]:
 # ------------------------------------------------------------------------ ReLU
 
 
-@training_bug(
+@bug(
     "relu-mask-wrong",
     says="the ReLU's gradient is wrong: {detail}",
     advice="the gradient passes where the ReLU's *input*, the sum of the branches, is positive",
-    local=True,
 )
-def _relu_mask_wrong(setup: Setup) -> Iterator[Wrong]:
+def _relu_mask_wrong(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
     for detail, backward in {
         "it passes everywhere": lambda grad_y, cache: grad_y,
         "it passes where the gradient is positive": lambda grad_y, cache: np.maximum(grad_y, 0),
@@ -231,8 +225,8 @@ def _relu_mask_wrong(setup: Setup) -> Iterator[Wrong]:
             cache.blocked, 0.01 * grad_y, grad_y
         ),
     }.items():
-        yield Wrong(with_ops(setup, relu_backward=backward), detail)
-    for name in _branches(setup, lambda branch: True):
-        yield Wrong(
-            with_mask(setup, name), f"it passes where {name} is positive instead of the sum"
+        yield Variant(with_ops(setup, relu_backward=backward), detail=detail)
+    for name in _branches(site, lambda branch: True):
+        yield Variant(
+            with_mask(setup, name), detail=f"it passes where {name} is positive instead of the sum"
         )

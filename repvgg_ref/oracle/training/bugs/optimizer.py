@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from repvgg_ref.oracle.training.bugs.base import Wrong, training_bug, with_recipe
-from repvgg_ref.oracle.training.run import Arrays, Setup, Update, plain_update
+from repvgg_ref.oracle.bugs.base import Variant, bug
+from repvgg_ref.oracle.training.bugs.wrong_setup import TrainingSite, TrainingVariants, with_recipe
+from repvgg_ref.oracle.training.run import Arrays, Update, plain_update
 from repvgg_ref.train.decay import DECAY_RULES
 from repvgg_ref.train.sgd import Factors, SgdStep
 
 
-@training_bug(
+@bug(
     "weight-decay-on-batch-norm",
     says="weight decay is applied to {detail}",
     advice="decay the kernels of convolutions and linear layers only",
-    first=False,
+    scope="network",
 )
-def _weight_decay_on_batch_norm(setup: Setup) -> Iterator[Wrong]:
+def _weight_decay_on_batch_norm(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
     right = setup.factors or setup.recipe.factors
     norms = {setup.names[ours] for ours in setup.names if ours.endswith((".gamma", ".beta"))}
     for detail, decays in {
@@ -35,30 +37,33 @@ def _weight_decay_on_batch_norm(setup: Setup) -> Iterator[Wrong]:
         def factors(name: str, decays: Callable[[str], bool] = decays) -> Factors:
             return right(name)._replace(decay=1.0) if decays(name) else right(name)
 
-        yield Wrong(replace(setup, factors=factors), detail)
+        yield Variant(replace(setup, factors=factors), detail=detail)
     for rule, other in DECAY_RULES.items():
         if rule != setup.recipe.decay:
-            yield Wrong(replace(setup, factors=other), f"what the rule '{rule}' says")
+            yield Variant(replace(setup, factors=other), detail=f"what the rule '{rule}' says")
 
 
-@training_bug(
+@bug(
     "weight-decay-missing",
     says="there is no weight decay",
     advice="add weight_decay * w to the gradient of the kernels",
-    first=False,
+    scope="network",
 )
-def _weight_decay_missing(setup: Setup) -> Iterator[Wrong]:
+def _weight_decay_missing(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
     if setup.recipe.weight_decay:
-        yield Wrong(with_recipe(setup, weight_decay=0.0))
+        yield Variant(with_recipe(setup, weight_decay=0.0))
 
 
-@training_bug(
+@bug(
     "weight-decay-decoupled",
     says="weight decay is decoupled: it shrinks the weights beside the momentum, not through it",
     advice="add weight_decay * w to the gradient before the velocity (SGD, not SGDW)",
-    first=False,
+    scope="network",
 )
-def _weight_decay_decoupled(setup: Setup) -> Iterator[Wrong]:
+def _weight_decay_decoupled(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
+
     def update(step: Update) -> SgdStep:
         decay, factors = step.recipe.weight_decay, step.factors
         plain = plain_update(step._replace(recipe=replace(step.recipe, weight_decay=0.0)))
@@ -71,65 +76,71 @@ def _weight_decay_decoupled(setup: Setup) -> Iterator[Wrong]:
         return SgdStep(params, plain.velocities)
 
     if setup.recipe.weight_decay:
-        yield Wrong(replace(setup, update=update))
+        yield Variant(replace(setup, update=update))
 
 
-@training_bug(
+@bug(
     "weight-decay-factor",
     says="weight decay is {parameter:g} times the recipe's",
     advice="the gradient gets weight_decay * w, without a half or a two",
-    first=False,
+    scope="network",
 )
-def _weight_decay_factor(setup: Setup) -> Iterator[Wrong]:
+def _weight_decay_factor(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
     for factor in (2.0, 0.5, 0.1, 10.0) if setup.recipe.weight_decay else ():
         decay = factor * setup.recipe.weight_decay
-        yield Wrong(with_recipe(setup, weight_decay=decay), parameter=factor)
+        yield Variant(with_recipe(setup, weight_decay=decay), parameter=factor)
 
 
-@training_bug(
+@bug(
     "nesterov",
     says="Nesterov's momentum is {detail}",
     advice="w -= lr * (d + momentum * v) with Nesterov, lr * v without",
-    first=False,
+    scope="network",
 )
-def _nesterov(setup: Setup) -> Iterator[Wrong]:
+def _nesterov(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
     on = setup.recipe.nesterov
     if setup.recipe.momentum:
-        yield Wrong(
-            with_recipe(setup, nesterov=not on), "off but wanted" if on else "on but not wanted"
+        yield Variant(
+            with_recipe(setup, nesterov=not on),
+            detail="off but wanted" if on else "on but not wanted",
         )
 
 
-@training_bug(
+@bug(
     "momentum-missing",
     says="there is no momentum",
     advice="v = momentum * v + d",
-    first=False,
+    scope="network",
 )
-def _momentum_missing(setup: Setup) -> Iterator[Wrong]:
+def _momentum_missing(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
     if setup.recipe.momentum:
-        yield Wrong(with_recipe(setup, momentum=0.0, nesterov=False))
+        yield Variant(with_recipe(setup, momentum=0.0, nesterov=False))
 
 
-@training_bug(
+@bug(
     "momentum-value",
     says="momentum is {parameter:g}, the recipe's another",
     advice="set the optimizer's momentum to the recipe's",
-    first=False,
+    scope="network",
 )
-def _momentum_value(setup: Setup) -> Iterator[Wrong]:
+def _momentum_value(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
     for momentum in (0.9, 0.5, 0.95, 0.99, 0.1):
         if momentum != setup.recipe.momentum:
-            yield Wrong(with_recipe(setup, momentum=momentum), parameter=momentum)
+            yield Variant(with_recipe(setup, momentum=momentum), parameter=momentum)
 
 
-@training_bug(
+@bug(
     "momentum-dampened",
     says="the velocity takes only {detail} of the gradient (dampening)",
     advice="v = momentum * v + d, dampening 0",
-    first=False,
+    scope="network",
 )
-def _momentum_dampened(setup: Setup) -> Iterator[Wrong]:
+def _momentum_dampened(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
     m = setup.recipe.momentum
 
     def dampened(step: Update, first: float) -> SgdStep:
@@ -145,7 +156,7 @@ def _momentum_dampened(setup: Setup) -> Iterator[Wrong]:
         "1 - momentum": 1 - m,
     }.items():
         if m:
-            yield Wrong(replace(setup, update=partial(dampened, first=first)), detail)
+            yield Variant(replace(setup, update=partial(dampened, first=first)), detail=detail)
 
 
 def _decay(step: Update, name: str) -> np.ndarray | float:
@@ -153,29 +164,32 @@ def _decay(step: Update, name: str) -> np.ndarray | float:
     return factor * step.params[name] if factor else 0.0
 
 
-@training_bug(
+@bug(
     "velocity-holds-learning-rate",
     says="the learning rate is inside the velocity: v = momentum * v + lr * d, w -= v",
     advice="v = momentum * v + d, w -= lr * v: they differ as soon as lr changes",
-    first=False,
+    scope="network",
 )
-def _velocity_holds_learning_rate(setup: Setup) -> Iterator[Wrong]:
+def _velocity_holds_learning_rate(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
+
     def update(step: Update) -> SgdStep:
         scaled = {n: step.lr * (g + _decay(step, n)) for n, g in step.grads.items()}
         flat = replace(step.recipe, weight_decay=0.0)
         return plain_update(step._replace(grads=scaled, lr=1.0, recipe=flat))
 
     if setup.recipe.momentum and len(set(setup.recipe.lrs)) > 1:
-        yield Wrong(replace(setup, update=update))
+        yield Variant(replace(setup, update=update))
 
 
-@training_bug(
+@bug(
     "gradients-accumulate",
     says="gradients add up from step to step",
     advice="set the gradients to zero before each backward pass",
-    first=False,
+    scope="network",
 )
-def _gradients_accumulate(setup: Setup) -> Iterator[Wrong]:
+def _gradients_accumulate(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
     right = setup.update
 
     def update(step: Update) -> SgdStep:
@@ -187,16 +201,17 @@ def _gradients_accumulate(setup: Setup) -> Iterator[Wrong]:
         return SgdStep(taken.params, taken.velocities | {f"sum:{n}": g for n, g in total.items()})
 
     if len(setup.recipe.lrs) > 1:
-        yield Wrong(replace(setup, update=update))
+        yield Variant(replace(setup, update=update))
 
 
-@training_bug(
+@bug(
     "learning-rates",
     says="the learning rates are not the recipe's: {detail}",
     advice="one rate a step, as the manifest lists them; the same for every array",
-    first=False,
+    scope="network",
 )
-def _learning_rates(setup: Setup) -> Iterator[Wrong]:
+def _learning_rates(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
     lrs = setup.recipe.lrs
     for detail, others in {
         "the first one in every step": (lrs[0],) * len(lrs),
@@ -207,48 +222,50 @@ def _learning_rates(setup: Setup) -> Iterator[Wrong]:
         "all zero: the weights do not move": (0.0,) * len(lrs),
     }.items():
         if others != lrs:
-            yield Wrong(with_recipe(setup, lrs=others), detail)
+            yield Variant(with_recipe(setup, lrs=others), detail=detail)
     right = setup.factors or setup.recipe.factors
     faster = replace(
         setup, factors=lambda n: right(n)._replace(lr=2.0) if "bias" in n else right(n)
     )
-    yield Wrong(faster, "biases learn twice as fast")
+    yield Variant(faster, detail="biases learn twice as fast")
 
 
-@training_bug(
+@bug(
     "steps-miscounted",
     says="these are the weights after {parameter:.0f} steps",
     advice="dump the weights after as many steps as the manifest says",
-    first=False,
+    scope="network",
 )
-def _steps_miscounted(setup: Setup) -> Iterator[Wrong]:
+def _steps_miscounted(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
     lrs = setup.recipe.lrs
     for count in range(1, len(lrs)):
-        yield Wrong(with_recipe(setup, lrs=lrs[:count]), parameter=float(count))
-    yield Wrong(with_recipe(setup, lrs=(*lrs, lrs[-1])), parameter=float(len(lrs) + 1))
+        yield Variant(with_recipe(setup, lrs=lrs[:count]), parameter=float(count))
+    yield Variant(with_recipe(setup, lrs=(*lrs, lrs[-1])), parameter=float(len(lrs) + 1))
 
 
-@training_bug(
+@bug(
     "gradients-clipped",
     says="gradients are clipped to norm {parameter:g} before the update",
     advice="no clipping in this recipe",
-    first=False,
+    scope="network",
 )
-def _gradients_clipped(setup: Setup) -> Iterator[Wrong]:
+def _gradients_clipped(site: TrainingSite) -> TrainingVariants:
     for limit in (1.0, 0.1, 5.0):
 
         def clipped(grads: Arrays, limit: float = limit) -> Arrays:
             norm = float(np.sqrt(sum(float((g**2).sum()) for g in grads.values())))
             return {n: g * min(1.0, limit / max(norm, 1e-300)) for n, g in grads.items()}
 
-        yield Wrong(replace(setup, grads_map=clipped), parameter=limit)
+        yield Variant(replace(site.program, grads_map=clipped), parameter=limit)
 
 
-@training_bug(
+@bug(
     "update-sign",
     says="the step goes up the gradient instead of down",
     advice="w -= lr * v",
-    first=False,
+    scope="network",
 )
-def _update_sign(setup: Setup) -> Iterator[Wrong]:
-    yield Wrong(with_recipe(setup, lrs=tuple(-lr for lr in setup.recipe.lrs)))
+def _update_sign(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
+    yield Variant(with_recipe(setup, lrs=tuple(-lr for lr in setup.recipe.lrs)))

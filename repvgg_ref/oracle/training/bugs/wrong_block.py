@@ -21,7 +21,7 @@ from repvgg_ref.blocks.linear import Chain, Conv, Sum
 from repvgg_ref.blocks.run import Linear, Run
 from repvgg_ref.models.graph import Node
 from repvgg_ref.models.layers import Block, Operation, Pass
-from repvgg_ref.oracle.training.bugs.base import with_nodes
+from repvgg_ref.oracle.training.bugs.wrong_setup import with_nodes
 from repvgg_ref.oracle.training.run import Setup
 
 
