@@ -14,11 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from repvgg_ref.arrays import Array, array_module, scalar_like, sqrt
-from repvgg_ref.blocks.form import Form, Lattice, Pair, Term, add, ungrouped
+from repvgg_ref.blocks.form import Border, Form, Lattice, Pair, Term, add, ungrouped
 from repvgg_ref.blocks.linear import Conv, Norm, Sum
 from repvgg_ref.blocks.run import EVERYTHING, NORM_VECTORS, Reader, Run, Shapes
-from repvgg_ref.blocks.selfcheck import Response, Windows, respond, respond_after
-from repvgg_ref.errors import NotFusibleError
+from repvgg_ref.errors import NotFusibleError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Scale:
 
     def after(self, form: Form, read: Reader, rows: slice) -> Form:
         """Kernel and bias times v."""
-        return form.scaled(_spread(self, read, rows, len(form.bias)))
+        return form.scaled(spread(self, read, rows, len(form.bias)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Bias:
 
     def after(self, form: Form, read: Reader, rows: slice) -> Form:
         """Bias plus v."""
-        return form.shifted(_spread(self, read, rows, len(form.bias)))
+        return form.shifted(spread(self, read, rows, len(form.bias)))
 
 
 class Formula(Protocol):
@@ -204,6 +203,13 @@ class Pad:
         fill = beta - mean * gamma / sqrt(var + scalar_like(run.eps, var))
         return xp.pad(x, around) + (1 - inside) * run.on_channels(fill), None
 
+    def border(self, read: Reader, rows: slice) -> Border:
+        """The same for a fusion."""
+        count = len(range(self.norm.channels)[rows])
+        zero = 0 * read.ones(count)
+        nothing = Form((), zero, zero, (1, 1), 1, 0)
+        return Border(self.width, self.norm.after(nothing, read, rows).bias)
+
     def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
         """What is inside."""
         (top, left), at = self.width, slice(None)
@@ -217,6 +223,7 @@ class Concat(Sum):
 
     out_channels = property(lambda self: sum(part.out_channels for part in self.parts))
     groups = 1  # outputs of every part see all inputs
+    alike = ("in_channels", "stride", "growth")
 
     def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
         """Stack the outputs."""
@@ -260,6 +267,14 @@ class Slice:
     out_channels = property(lambda self: self.stop - self.start)
     groups, stride, growth = 1, (1, 1), (0, 0)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop <= self.channels:
+            raise ShapeError(
+                "there are no such channels",
+                got=f"{self.start} to {self.stop}",
+                wanted=f"some of 0 to {self.channels}",
+            )
+
     def shapes(self) -> Shapes:
         """Nothing."""
         return {}
@@ -288,44 +303,12 @@ class Slice:
         return (..., channels) if run.ops.layout == "NHWC" else (slice(None), channels)
 
 
-@respond.register
-def _(linear: FormulaConv, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
-    weight = linear.formula.kernel(read, EVERYTHING)[0]
-    arrays = read._replace(params={f"{linear.conv.name}.weight": weight})
-    return respond(linear.conv, arrays, rows, windows, shift)
-
-
-@respond.register
-def _(linear: Slice, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
-    channels = np.arange(linear.start, linear.stop)[rows]
-    seen = windows.under(Lattice((0, 0), (1, 1), (1, 1)), slice(None), shift)
-    return Response(*(each[channels, 0, 0] for each in seen))
-
-
-@respond.register
-def _(linear: Concat, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
-    parts = [respond(p, read, slice(0, p.out_channels), windows, shift) for p in linear.parts]
-    return Response(*(np.concatenate(of)[rows] for of in zip(*parts, strict=True)))
-
-
-@respond_after.register
-def _(last: Scale, seen: Response, read: Reader, rows: slice) -> Response:
-    v = _spread(last, read, rows, len(seen.value))[:, None]
-    return Response(seen.value * v, seen.size * abs(v))
-
-
-@respond_after.register
-def _(last: Bias, seen: Response, read: Reader, rows: slice) -> Response:
-    v = _spread(last, read, rows, len(seen.value))[:, None]
-    return Response(seen.value + v, seen.size + abs(v))
-
-
 def _vector(v: Array) -> Array:
     """One number as a scalar, others as a vector."""
     return v.reshape(()) if v.size == 1 else v.reshape(-1)
 
 
-def _spread(numbers: Scale | Bias, read: Reader, rows: slice, count: int) -> Array:
+def spread(numbers: Scale | Bias, read: Reader, rows: slice, count: int) -> Array:
     """A number for each of some outputs, in the arithmetic of the fusion."""
     flat = read._replace(params={numbers.name: read.params[numbers.name].reshape(-1)})
     if prod(numbers.shape) == 1:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import product
 from math import gcd
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -225,18 +225,17 @@ def add(forms: list[Form]) -> Form:
     )
 
 
-class Padding(Protocol):
-    """An image enlarged by `width` pixels of what its bias is, between two convolutions."""
+class Border(NamedTuple):
+    """Rows above and below, and columns left and right, of the numbers `fill` (C,)."""
 
-    @property
-    def width(self) -> Pair:
-        """Rows above and below, columns left and right."""
+    width: Pair
+    fill: Array
 
 
-def compose(second: Form, first: Form, pad: Padding | None, *, groups: int) -> Form:
+def compose(second: Form, first: Form, border: Border | None, *, groups: int) -> Form:
     """``second`` of ``first`` (rule 8): K[s1 t2 + t1] += K2[t2] K1[t1].
 
-    Kernels are (O, M/G, ..) and (M, C/G, ..), both of the same G `groups`; `pad` stands between.
+    Kernels are (O, M/G, ..) and (M, C/G, ..), both of the same G `groups`; `border` lies between.
 
     Raises
     ------
@@ -244,9 +243,11 @@ def compose(second: Form, first: Form, pad: Padding | None, *, groups: int) -> F
         If what `second` reads outside the output of `first` is not what the fused kernel would
         see there: that takes a pointwise `first`, and its bias (or no bias and zeros) around it.
     """
-    if pad is not None:
-        second = second.moved((-pad.width[0], -pad.width[1]))
-    _require_border(second, first, groups, padded=pad is not None)
+    around = [] if _outside(second) is None else [0 * first.bias]
+    if border is not None:
+        second = second.moved((-border.width[0], -border.width[1]))
+        around += [border.fill] if max(border.width) else []
+    _require_border(second, first, groups, around)
     taps: dict[Pair, Array] = {}
     sizes: dict[Pair, Array] = {}
     bias, bias_size = second.bias, second.bias_size
@@ -277,25 +278,40 @@ def compose(second: Form, first: Form, pad: Padding | None, *, groups: int) -> F
     )
 
 
-def _require_border(second: Form, first: Form, groups: int, *, padded: bool) -> None:
-    """The border law of `compose`."""
-    outside = [t for t in second.lattice.offsets() if min(t) < 0]
-    if not outside:
+def _outside(form: Form) -> Pair | None:
+    """An offset at which it reads outside its input, on top or on the left."""
+    return next((offset for offset in form.lattice.offsets() if min(offset) < 0), None)
+
+
+def _require_border(second: Form, first: Form, groups: int, around: list[Array]) -> None:
+    """The border law of `compose`; `around` has what stands around the output of `first`."""
+    corner = _outside(second)
+    if corner is None or not around:
         return
     if not first.is_pointwise:
+        outputs = first.bias_size
+        for offset in first.lattice.offsets():
+            outputs = outputs + first.size_at(offset).sum(axis=1)
         raise NotFusibleError(
             "a convolution with padding reads outside the output of one that is not pointwise",
-            got=f"kernel offsets {first.lattice.offsets()[0]} to {first.lattice.offsets()[-1]}",
-            wanted="a 1x1 convolution before it, or no padding",
+            got=f"kernel offsets {first.lattice.offsets()[0]} to {first.lattice.offsets()[-1]}, "
+            f"stride {first.stride}" + _corner_error(second, corner, outputs, groups, " a unit"),
+            wanted="a 1x1 convolution of stride 1 before it, or no padding",
         )
-    if not padded and first.bias.any():
-        seen = _by_group(second.size_at(outside[0]), abs(first.bias)[:, None], groups)
-        largest = float(seen.max())
-        raise NotFusibleError(
-            "zeros around an output that has a bias: the fused form is wrong along the border",
-            got=f"an error of {largest:.3g} at a corner",
-            wanted="the bias around it (a padded batch norm), or no bias",
-        )
+    for found in around:
+        if (found != first.bias).any():
+            wrong = abs(first.bias - found)
+            raise NotFusibleError(
+                "around an output there must be what its bias is: the fused form is wrong there",
+                got="another border" + _corner_error(second, corner, wrong, groups, ""),
+                wanted="the bias around it (a padded batch norm), or no bias and zeros",
+            )
+
+
+def _corner_error(second: Form, corner: Pair, wrong: Array, groups: int, of: str) -> str:
+    """How much `wrong` numbers at a corner change an output, in words; nothing if they do not."""
+    largest = float(_by_group(second.size_at(corner), wrong[:, None], groups).max())
+    return f": an error of {largest:.3g}{of} at a corner" if largest else ""
 
 
 def _by_group(left: Array, right: Array, groups: int) -> Array:

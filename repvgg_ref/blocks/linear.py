@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd, prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,10 +38,9 @@ from repvgg_ref.blocks.run import (
     Reader,
     Run,
     Shapes,
-    require_one_size,
     roots,
 )
-from repvgg_ref.errors import NotFusibleError
+from repvgg_ref.blocks.wiring import chain_growth, require_groups, require_order, require_terms
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,9 @@ class Conv:
     dilation: Pair = (1, 1)
     groups: int = 1
     bias: bool = False
+
+    def __post_init__(self) -> None:
+        require_groups(self.name, self.groups, self.in_channels, self.out_channels)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -118,6 +120,9 @@ class Identity:
 
     in_channels = out_channels = property(lambda self: self.channels)
     stride, growth = (1, 1), (0, 0)
+
+    def __post_init__(self) -> None:
+        require_groups(self.name, self.groups, self.channels)
 
     def shapes(self) -> Shapes:
         """Nothing."""
@@ -186,9 +191,14 @@ class _Many:
     """A sum or a chain: what it owns is what its parts own."""
 
     parts: tuple[Any, ...]
+    alike: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *parts: Any) -> None:
         object.__setattr__(self, "parts", parts)
+        if self.alike:
+            require_terms(parts, self.alike)
+        else:
+            require_order(parts)
 
     in_channels = property(lambda self: self.parts[0].in_channels)
 
@@ -204,6 +214,8 @@ class _Many:
 
 class Sum(_Many):
     """The sum of expressions of one stride and output size (rule 7)."""
+
+    alike: ClassVar[tuple[str, ...]] = ("in_channels", "stride", "growth", "out_channels")
 
     out_channels = property(lambda self: self.parts[0].out_channels)
     stride = property(lambda self: self.parts[0].stride)
@@ -227,7 +239,6 @@ class Sum(_Many):
 
     def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
         """Kernels add offset by offset."""
-        require_one_size(self.parts)
         if all(part.groups == self.groups for part in self.parts):
             return add([part.form(read, rows, inputs) for part in self.parts])
         whole = [part.form(read, EVERYTHING) for part in self.parts]
@@ -239,7 +250,7 @@ class Chain(_Many):
 
     out_channels = property(lambda self: self._linear[-1].out_channels)
     stride = property(lambda self: tuple(prod(p.stride[a] for p in self._linear) for a in (0, 1)))
-    growth = property(lambda self: _growth(self.parts))
+    growth = property(lambda self: chain_growth(self.parts))
     _linear = property(lambda self: [part for part in self.parts if hasattr(part, "form")])
 
     def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
@@ -266,34 +277,19 @@ class Chain(_Many):
         return _composed(before, last, read, rows, inputs)
 
 
-def _growth(parts: tuple[Any, ...]) -> Pair:
-    """What follows a stride grows by that many times as much of the input."""
-    grown, stride = [0, 0], [1, 1]
-    for part in parts:
-        for axis in (0, 1):
-            grown[axis] += stride[axis] * getattr(part, "growth", (0, 0))[axis]
-            stride[axis] *= getattr(part, "stride", (1, 1))[axis]
-    return grown[0], grown[1]
-
-
 def _composed(before: list[Any], last: Linear, read: Reader, rows: slice, inputs: slice) -> Form:
     """A convolution after others: only the groups that `rows` lie in are read (rule 8)."""
     *before, pad = before if hasattr(before[-1], "width") else [*before, None]
     chain = Chain(*before)
-    if pad is not None and before[-1] != pad.norm:
-        raise NotFusibleError(
-            "a border may be made of the batch norm right before it only",
-            got=getattr(before[-1], "name", type(before[-1]).__name__),
-            wanted=pad.norm.name,
-        )
     groups = gcd(chain.groups, last.groups)
     if chain.groups == last.groups:
         start, stop, _ = rows.indices(last.out_channels)
         outputs, middle = last.out_channels // groups, last.in_channels // groups
         first, end = start // outputs, -(-stop // outputs)
-        inner = chain.form(read, slice(first * middle, end * middle), inputs)
-        outer = last.form(read, rows)
-        found = compose(outer, inner, pad, groups=end - first)
-        return found._replace(groups=groups)
+        middles = slice(first * middle, end * middle)
+        inner, outer = chain.form(read, middles, inputs), last.form(read, rows)
+        border = pad and pad.border(read, middles)
+        return compose(outer, inner, border, groups=end - first)._replace(groups=groups)
     inner, outer = (ungrouped(part.form(read, EVERYTHING), groups) for part in (chain, last))
-    return compose(outer, inner, pad, groups=groups).part(rows, inputs)
+    border = pad and pad.border(read, EVERYTHING)
+    return compose(outer, inner, border, groups=groups).part(rows, inputs)

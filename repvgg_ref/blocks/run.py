@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +11,6 @@ import numpy as np
 
 from repvgg_ref.arrays import Array, is_exact
 from repvgg_ref.blocks.form import Form, Pair
-from repvgg_ref.errors import NotFusibleError
 from repvgg_ref.exact.rounding import root
 from repvgg_ref.ops import Ops
 
@@ -79,8 +78,9 @@ class Reader(NamedTuple):
 
 
 def reading(params: Mapping[str, Array], eps: Any, *, exact: bool = False) -> Reader:
-    """Read `params` for a fusion: exactly if asked, or if they are rationals themselves."""
-    return Reader(params, eps, exact or any(is_exact(a) for a in params.values()))
+    """Read `params` for a fusion: exactly if asked, or if they (or `eps` alone) are rationals."""
+    rational = any(map(is_exact, params.values())) if params else isinstance(eps, Fraction)
+    return Reader(params, eps, exact or rational)
 
 
 class Linear(Protocol):
@@ -138,18 +138,6 @@ def magnitudes(params: Mapping[str, Array]) -> dict[str, Array]:
         else abs(array)
         for name, array in params.items()
     }
-
-
-def require_one_size(terms: Sequence[Linear]) -> None:
-    """Raise `NotFusibleError` unless all terms of a sum have outputs of one size."""
-    for what in ("stride", "growth", "out_channels"):
-        first, *others = (getattr(term, what) for term in terms)
-        if any(other != first for other in others):
-            raise NotFusibleError(
-                f"terms of a sum must have outputs of one size: their {what} differs",
-                got=", ".join(map(str, others)),
-                wanted=first,
-            )
 
 
 def roots(x: Array) -> Array:

@@ -26,10 +26,11 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
+from repvgg_ref.blocks.constructors import Bias, Concat, FormulaConv, Scale, Slice, spread
 from repvgg_ref.blocks.form import Lattice, Pair
 from repvgg_ref.blocks.fusion import FusedConv, row_chunks
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
-from repvgg_ref.blocks.run import NORM_VECTORS, Linear, Reader
+from repvgg_ref.blocks.run import EVERYTHING, NORM_VECTORS, Linear, Reader
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import ReportedError
 
@@ -229,6 +230,38 @@ def _(last: Norm, seen: Response, read: Reader, rows: slice) -> Response:
     t = gamma / np.sqrt(var + read.eps)
     size = (seen.size + np.abs(mean)) * np.abs(t) + np.abs(beta)
     return Response((seen.value - mean) * t + beta, size)
+
+
+@respond.register
+def _(linear: FormulaConv, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
+    weight = linear.formula.kernel(read, EVERYTHING)[0]
+    arrays = read._replace(params={f"{linear.conv.name}.weight": weight})
+    return respond(linear.conv, arrays, rows, windows, shift)
+
+
+@respond.register
+def _(linear: Slice, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
+    channels = np.arange(linear.start, linear.stop)[rows]
+    seen = windows.under(Lattice((0, 0), (1, 1), (1, 1)), slice(None), shift)
+    return Response(*(each[channels, 0, 0] for each in seen))
+
+
+@respond.register
+def _(linear: Concat, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
+    parts = [respond(p, read, slice(0, p.out_channels), windows, shift) for p in linear.parts]
+    return Response(*(np.concatenate(of)[rows] for of in zip(*parts, strict=True)))
+
+
+@respond_after.register
+def _(last: Scale, seen: Response, read: Reader, rows: slice) -> Response:
+    v = spread(last, read, rows, len(seen.value))[:, None]
+    return Response(seen.value * v, seen.size * abs(v))
+
+
+@respond_after.register
+def _(last: Bias, seen: Response, read: Reader, rows: slice) -> Response:
+    v = spread(last, read, rows, len(seen.value))[:, None]
+    return Response(seen.value + v, seen.size + abs(v))
 
 
 def groups_of(linear: Linear, rows: slice) -> Pair:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.constructors import Bias, Pad, Scale, avg_pool
+from repvgg_ref.blocks.constructors import Bias, Pad, Scale, Slice, avg_pool
+from repvgg_ref.blocks.fusion import fuse_exactly
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.run import Reader, Run, evaluate, magnitudes
 from repvgg_ref.blocks.selfcheck import Windows, respond
 from repvgg_ref.cpu import NUMPY
-from repvgg_ref.errors import NotFusibleError
+from repvgg_ref.errors import NotFusibleError, ShapeError
 from repvgg_ref.ops import REFERENCE
 from tests.blocks.expressions import (
     EPS,
@@ -175,10 +177,62 @@ def test_an_average_that_does_not_count_its_padding_is_refused() -> None:
 
 def test_a_norm_after_a_pad_is_part_of_no_convolution() -> None:
     """A border of another value than the pointwise bias would be wrong; only its own norm fits."""
-    norm = Norm("n", C)
-    shifted = Chain(Conv("a", C, C, (1, 1)), norm, Bias("v", (C,)), Pad((1, 1), norm))
-    with pytest.raises(NotFusibleError):
-        form_of(Chain(*shifted.parts, Conv("b", C, C, (3, 3))))
+    norm, wide = Norm("n", C), Conv("b", C, C, (3, 3))
+    point = Conv("a", C, C, (1, 1))
+    assert form_of(Chain(point, norm, Pad((1, 1), norm), wide)).lattice.size == (3, 3)
+    for before in (
+        (point, norm, Bias("v", (C,))),
+        (point, Norm("m", C), norm),
+        (replace(point, bias=True), norm),
+    ):
+        with pytest.raises(NotFusibleError, match=r"an error of [0-9.]+ at a corner"):
+            form_of(Chain(*before, Pad((1, 1), norm), wide))
+
+
+@pytest.mark.parametrize("width", [(0, 0), (1, 0), (1, 1)])
+def test_zeros_beyond_a_border_are_refused_where_the_border_is_not_zero(width: Any) -> None:
+    """A padded convolution behind the border reads both: the fill, then zeros."""
+    point, norm = Conv("a", C, C, (1, 1)), Norm("n", C)
+    for last in (
+        Conv("b", C, C, (3, 3), padding=(0, 1)),
+        Conv("b", C, C, (3, 3), padding=(1, 1)),
+        avg_pool(C, (3, 3), (1, 1), (1, 1)),
+    ):
+        with pytest.raises(NotFusibleError, match=r"an error of [0-9.]+ at a corner"):
+            form_of(Chain(point, norm, Pad(width, norm), last))
+
+
+def test_a_strided_pointwise_convolution_before_a_padded_one_says_its_stride() -> None:
+    with pytest.raises(NotFusibleError, match=r"stride \(2, 2\): an error of [0-9.]+ a unit"):
+        form_of(Chain(Conv("a", C, C, (1, 1), (2, 2)), Conv("b", C, C, (3, 3), padding=(1, 1))))
+
+
+def test_what_cannot_be_put_together_is_refused_when_it_is_put_together() -> None:
+    point, norm = Conv("a", C, C, (1, 1)), Norm("n", C)
+    for wrong in (
+        lambda: Chain(),
+        lambda: Sum(),
+        lambda: Chain(norm, point),
+        lambda: Chain(point, norm, Pad((1, 1), norm)),
+        lambda: Chain(point, norm, Pad((1, 1), norm), Scale("s", (C,)), point),
+        lambda: Chain(point, Conv("b", C + 1, C, (1, 1))),
+        lambda: Sum(point, norm),
+        lambda: Identity("i", 4, groups=3),
+        lambda: Conv("a", 4, 6, groups=4),
+        lambda: Slice(4, 3, 6),
+        lambda: Slice(4, -2, 2),
+    ):
+        with pytest.raises(ShapeError):
+            wrong()
+    with pytest.raises(NotFusibleError, match="out_channels differs"):
+        Sum(point, Conv("b", C, 1, (1, 1)))
+
+
+def test_what_has_no_arrays_is_exact_if_eps_is() -> None:
+    for linear, tap in ((avg_pool(C, (3, 3), (1, 1), (1, 1)), Fraction(1, 9)), (Slice(C, 1, 3), 1)):
+        weight, bias = fuse_exactly(linear, {}, Fraction(1, 1000))
+        assert weight.dtype == bias.dtype == object
+        assert weight.max() == tap
 
 
 def test_terms_of_different_sizes_are_refused() -> None:
