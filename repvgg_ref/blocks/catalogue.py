@@ -229,6 +229,22 @@ def kind(name: str) -> Kind:
     return KINDS[name]
 
 
+def block_kind(name: str) -> Kind:
+    """The kind called `name` whose blocks a RepVGG may have.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or if its blocks are parts of other networks only.
+    """
+    chosen = [known for known, each in KINDS.items() if each.keys]
+    if name not in chosen:
+        raise CheckpointError(
+            "a RepVGG has no block of that name", got=repr(name), wanted=", ".join(chosen)
+        )
+    return KINDS[name]
+
+
 def part_of(spec: BlockSpec, params: Mapping[str, Array]) -> dict[str, Array]:
     """The arrays that the block's expression computes with, by part name."""
     return {part: params[f"{spec.name}.{part}"] for part in _part_names(spec)}

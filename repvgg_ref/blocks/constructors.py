@@ -27,6 +27,8 @@ class Scale:
     name: str
     shape: tuple[int, ...]
 
+    start = 1.0
+
     def shapes(self) -> Shapes:
         """The numbers."""
         return {self.name: self.shape}
@@ -55,6 +57,8 @@ class Bias:
 
     name: str
     shape: tuple[int, ...]
+
+    start = 0.0
 
     def shapes(self) -> Shapes:
         """The numbers."""

@@ -68,5 +68,12 @@ def chain_growth(parts: Sequence[Any]) -> Pair:
     return grown[0], grown[1]
 
 
+def starts(linear: Any) -> dict[str, float]:
+    """What arrays that are neither kernels nor a norm's hold before training: name -> value."""
+    own = dict.fromkeys(linear.shapes(), linear.start) if hasattr(linear, "start") else {}
+    parts = (starts(part) for part in getattr(linear, "parts", ()))
+    return {name: value for found in (own, *parts) for name, value in found.items()}
+
+
 def _listed(parts: Sequence[Any]) -> str:
     return ", ".join(type(part).__name__ for part in parts) or "nothing"

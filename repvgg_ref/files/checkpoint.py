@@ -17,10 +17,10 @@ import numpy as np
 
 import weights_io
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.catalogue import KINDS
+from repvgg_ref.blocks.catalogue import KINDS, kind
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.dialects import recognise
-from repvgg_ref.files.identify import Shape, form_of, identify, identify_graph
+from repvgg_ref.files.identify import Shape, fitting_kinds, form_of, identify, identify_graph
 from repvgg_ref.files.wrappers import WhichWeights, listed, select, without_prefix
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
@@ -60,6 +60,7 @@ class Checkpoint:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     problem: CheckpointError | None = None
+    fits: list[str] = field(default_factory=list)
 
     def params(self, dtype: Any = None) -> LazyParams:
         """The arrays under canonical names, each read when asked for."""
@@ -161,6 +162,7 @@ def save(model: Model, path: str | Path, *, metadata: Mapping[str, str] | None =
     path = Path(path)
     container = container_for(path)
     described = {"model": model.name, "form": model.form, "eps": repr(model.eps)}
+    described["block"] = model.block
     weights_io.save_weights(
         path,
         model.state_dict(),
@@ -194,6 +196,8 @@ def open_checkpoint(
     `require_complete` turns it into an error.
     """
     path = Path(path)
+    if block != "auto":
+        kind(block)
     with weights_io.open_weights(path) as archive:
         notes: list[str] = []
         arrays = without_prefix(select(archive.root, weights, notes), notes)
@@ -210,11 +214,14 @@ def require_complete(checkpoint: Checkpoint) -> Network:
     if checkpoint.problem is not None:
         raise checkpoint.problem
     if checkpoint.missing or checkpoint.unexpected:
+        advice = "nothing was loaded; see `repvgg-ref inspect`"
+        if checkpoint.fits:
+            advice = f"with --block {' or '.join(checkpoint.fits)} it is exactly one"
         raise CheckpointError(
             f"{checkpoint.path.name} is not exactly a {_name(checkpoint)}",
             got=f"{len(checkpoint.missing)} missing: {listed(checkpoint.missing)}"
             f" ; {len(checkpoint.unexpected)} unexpected: {listed(checkpoint.unexpected)}",
-            advice="nothing was loaded; see `repvgg-ref inspect`",
+            advice=advice,
         )
     assert checkpoint.arch is not None
     return checkpoint.arch
@@ -253,7 +260,7 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
         form,
         se="after_relu" if dialect.se == "after_relu" else "before_relu",
         model=model,
-        block=_kind_of(dialect, canonical) if block == "auto" else block,
+        block=_kind_of(checkpoint) if block == "auto" else block,
     )
     checkpoint.arch = arch
     wanted = param_shapes(arch, form)
@@ -262,6 +269,8 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
         theirs_of[name] for name in wanted if name not in shapes and not _is_counter(name)
     ]
     checkpoint.unexpected += [theirs for theirs, ours in canonical.items() if ours not in wanted]
+    if form == "train" and (checkpoint.missing or checkpoint.unexpected):
+        checkpoint.fits = fitting_kinds(arch, shapes)
     _require_shapes(checkpoint, shapes, wanted)
 
 
@@ -276,11 +285,15 @@ def _understand_graph(checkpoint: Checkpoint, model: str) -> None:
     _require_shapes(checkpoint, shapes, param_shapes(*found))
 
 
-def _kind_of(dialect: Dialect, canonical: Mapping[str, str]) -> str:
-    """The kind of block that a dialect, or the key of a fused kernel, says; else "auto"."""
+def _kind_of(checkpoint: Checkpoint) -> str:
+    """The kind of block that our metadata, the dialect or the fused key says; else "auto"."""
+    dialect = checkpoint.dialect
+    assert dialect is not None
+    if (said := checkpoint.metadata.get("block")) in KINDS and KINDS[str(said)].keys:
+        return str(said)
     if dialect.name == "official-bn":
         return "plain"
-    fused = next((theirs for theirs, ours in canonical.items() if ".fused." in ours), None)
+    fused = next((t for t, ours in checkpoint.canonical.items() if ".fused." in ours), None)
     if fused is None or dialect.name not in ("official", "plus"):
         return "auto"
     return next((n for n, k in KINDS.items() if k.keys and f".{k.fused}." in fused), "auto")

@@ -125,6 +125,7 @@ def convert(
         eps = checkpoint.eps(eps)
         parts = _watched(_parts(arch, checkpoint.form, params, eps, dtype), arch, checks, progress)
         metadata = {"model": arch.name, "form": "deploy", "source": path.name}
+        metadata["block"] = arch.blocks[0].kind
         # With what eps a fused file was fused, only the file can say.
         fused_with = repr(eps) if checkpoint.form == "train" else checkpoint.metadata.get("eps")
         if fused_with is not None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from repvgg_ref.blocks.catalogue import KINDS, expression, kind
+from repvgg_ref.blocks.catalogue import KINDS, block_kind, expression
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.models.architectures import (
@@ -28,6 +28,7 @@ from repvgg_ref.models.registry import chains, graphs
 
 Shape = tuple[int, ...]
 
+_COUNTER = ".num_batches_tracked"
 _BLOCK = re.compile(r"(?P<block>stage(?P<stage>\d+)(?:\.(?P<index>\d+))?)\.")
 
 
@@ -103,15 +104,14 @@ def identify_graph(shapes: Mapping[str, Shape], model: str = "auto") -> tuple[Ne
     `model` is "auto" or a name that must be met. Sizes of single arrays may still differ; batch
     norm's counters may be missing.
     """
-    counter = ".num_batches_tracked"
-    held = {name for name in shapes if not name.endswith(counter)}
+    held = {name for name in shapes if not name.endswith(_COUNTER)}
     for make in graphs():
         forms: tuple[Form, ...] = ("train", "deploy")
         for form in forms:
             usual = make()
             wanted = param_shapes(usual, form)
             if model not in ("auto", usual.name) or held != {
-                name for name in wanted if not name.endswith(counter)
+                name for name in wanted if not name.endswith(_COUNTER)
             }:
                 continue
             entry, head = next(iter(wanted)), f"{usual.head.name}.weight"
@@ -136,8 +136,23 @@ def _kinds(model: str, block: str) -> list[str]:
     arrays are some of the paper's block's: it has to be asked for.
     """
     if block != "auto":
-        return [kind(block).name]
+        return [block_kind(block).name]
     return [name for name, each in KINDS.items() if each.keys and (model == "custom" or each.auto)]
+
+
+def fitting_kinds(arch: Architecture, shapes: Mapping[str, Shape]) -> list[str]:
+    """The kinds of block with which `arch`, in train form, has just the arrays of these names."""
+    held = {name for name in shapes if not name.endswith(_COUNTER)}
+    return [
+        name
+        for name, each in KINDS.items()
+        if each.keys and held == {n for n in _train_names(arch, name) if not n.endswith(_COUNTER)}
+    ]
+
+
+def _train_names(arch: Architecture, block: str) -> dict[str, Shape]:
+    blocks = tuple(replace(spec, kind=block) for spec in arch.blocks)
+    return param_shapes(replace(arch, blocks=blocks), "train")
 
 
 def _named(found: Architecture, form: Form) -> Architecture:
@@ -222,7 +237,7 @@ def _of_kind(
     if form == "deploy":
         return tuple(replace(spec, kind=kinds[0]) for spec in blocks)
     held = {name for name in shapes if ".se." not in name and _BLOCK.match(name)}
-    counted = any(name.endswith(".num_batches_tracked") for name in held)
+    counted = any(name.endswith(_COUNTER) for name in held)
     best: tuple[BlockSpec, ...] = ()
     fewest = -1
     for name in kinds:
@@ -231,7 +246,7 @@ def _of_kind(
             f"{spec.name}.{part}"
             for spec in candidate
             for part in expression(spec).shapes()
-            if counted or not part.endswith(".num_batches_tracked")
+            if counted or not part.endswith(_COUNTER)
         }
         apart = len(wanted ^ held)
         if fewest < 0 or apart < fewest:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from repvgg_ref.blocks.catalogue import block_kind
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.models.graph import INPUT, Network, Node
@@ -136,7 +137,7 @@ def architecture(
         channels=_channels(family.widths),
         groups=family.groups,
         se=family.se,
-        kind=block,
+        kind=block_kind(block).name,
         num_classes=num_classes,
         in_channels=in_channels,
         name=official,

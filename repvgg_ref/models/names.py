@@ -111,6 +111,8 @@ class Dialect:
         start = _start_of(part, starts)
         if start is None:
             return None
+        if part == start:  # an array that is its own leaf
+            return starts[start]
         ours = starts[start] + part[len(start) :]
         owner, _, field = ours.rpartition(".")
         branch, _, leaf = owner.rpartition(".")

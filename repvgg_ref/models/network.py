@@ -50,6 +50,13 @@ class Model:
     notes: list[str] = field(default_factory=list)
     _resident: dict[int, Resident] = field(default_factory=dict, init=False, repr=False)
 
+    def __repr__(self) -> str:
+        """One line."""
+        count = sum(array.size for array in self.params.values())
+        kinds = " and ".join(dict.fromkeys(spec.kind for spec in self.arch.blocks))
+        ends = f"{self.arch.in_channels} channels to {self.arch.num_classes} classes"
+        return f"<Model {self.name}: {self.form} form, {kinds} blocks, {count:,} numbers, {ends}>"
+
     @property
     def name(self) -> str:
         """The official name, or "custom"."""

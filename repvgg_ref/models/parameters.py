@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import expression
+from repvgg_ref.blocks.wiring import starts
 from repvgg_ref.models.graph import Network, Node
 from repvgg_ref.models.layers import Block, Form, Shapes
 
@@ -43,11 +45,17 @@ def initial_params(arch: Network, *, seed: int, dtype: Any = np.float32) -> dict
 
     Kernels, linear weights and all biases of layers are uniform in +-1/sqrt(fan_in) (torch's
     ``kaiming_uniform_(a=sqrt(5))``); gamma 1, beta 0, running mean 0, running variance 1.
+    Factors of a `Scale` are 1, numbers of a `Bias` 0.
     Values differ from torch's for the same seed: the generator is NumPy's PCG64.
     """
     rng = np.random.default_rng(seed)
     shapes = param_shapes(arch, "train")
-    return {name: _initial(name, shapes, rng, dtype) for name in shapes}
+    given = {
+        f"{spec.name}.{part}": np.full(shapes[f"{spec.name}.{part}"], value, dtype)
+        for spec in arch.blocks
+        for part, value in starts(expression(spec)).items()
+    }
+    return {n: given[n] if n in given else _initial(n, shapes, rng, dtype) for n in shapes}
 
 
 def _initial(name: str, shapes: Shapes, rng: np.random.Generator, dtype: Any) -> Array:

@@ -24,6 +24,12 @@ def graphs() -> list[Callable[..., Network]]:
     return [make for make in MAKERS.values() if not isinstance(make(), Architecture)]
 
 
+def find_name(name: str) -> str | None:
+    """How the network called `name` is written (case does not matter); None if there is none."""
+    others = {each.lower(): each for each in MAKERS}
+    return others.get(name.lower()) or official_name(name)
+
+
 def network(
     name: str,
     *,
@@ -46,8 +52,7 @@ def network(
     CheckpointError
         If there is none of that name.
     """
-    known = {each.lower(): make for each, make in MAKERS.items()}
-    if (make := known.get(name.lower())) is not None:
+    if (make := MAKERS.get(find_name(name) or "")) is not None:
         if block != "repvgg":
             raise CheckpointError(f"{name} is not built of blocks to choose", got=f"block {block}")
         return make(num_classes=num_classes, in_channels=in_channels, size=size)

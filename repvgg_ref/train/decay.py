@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from repvgg_ref.blocks.catalogue import KINDS
 from repvgg_ref.train.sgd import Factors
 
 
@@ -12,8 +13,18 @@ def decay_kernels(name: str) -> Factors:
 
     The identity branch is a bare batch norm, so its ``weight`` is a gamma and no kernel.
     """
-    is_kernel = name.endswith(".weight") and ".bn." not in name and ".rbr_identity." not in name
-    return Factors(decay=float(is_kernel))
+    owner, _, field = name.rpartition(".")
+    is_norm = owner.rpartition(".")[2] in _NORMS
+    return Factors(decay=float(field == "weight" and not is_norm))
+
+
+_NORMS = {"bn"} | {
+    theirs
+    for each in KINDS.values()
+    for ours, theirs in each.keys.items()
+    if ours.rpartition(".")[2] == "bn"
+}
+"""What batch norms are called in the published code of some block."""
 
 
 def official_first(name: str) -> Factors:

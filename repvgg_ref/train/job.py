@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.backends import backend_ops
+from repvgg_ref.blocks.catalogue import block_kind
 from repvgg_ref.data.digits import digits_architecture
 from repvgg_ref.data.source import Source
 from repvgg_ref.errors import BackendError
@@ -194,6 +195,6 @@ def _architecture(recipe: Recipe, source: Source) -> Network:
             block=block,
         )
     small = digits_architecture()
-    first, *others = (replace(spec, kind=block) for spec in small.blocks)
+    first, *others = (replace(spec, kind=block_kind(block).name) for spec in small.blocks)
     first = replace(first, in_channels=channels)
     return replace(small, blocks=(first, *others), num_classes=classes)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from repvgg_ref.blocks.catalogue import KINDS
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import build
@@ -21,6 +24,15 @@ def test_the_paper_decays_kernels_and_nothing_else() -> None:
     decayed = {name for name in state if decay_kernels(name).decay}
     assert decayed == {name for name, array in state.items() if array.ndim > 1}
     assert {decay_kernels(name).lr for name in state} == {1.0}
+
+
+@pytest.mark.parametrize("block", [name for name, kind in KINDS.items() if kind.keys])
+def test_no_block_s_batch_norms_decay(block: str) -> None:
+    arch = plain_architecture(depths=[2], channels=[4, 4], kind=block, num_classes=2)
+    model = build(replace(arch, blocks=tuple(replace(b, copies=2) for b in arch.blocks)))
+    official = dict(zip(model.params, model.state_dict(), strict=True))
+    decayed = {ours for ours, theirs in official.items() if decay_kernels(theirs).decay}
+    assert decayed == {name for name, array in model.params.items() if array.ndim > 1}
 
 
 def test_the_first_official_trainer_goes_by_words_in_the_name() -> None:

@@ -92,16 +92,17 @@ def command(
 def _reference(reference: str, eps: float | None, block: str, train_step: bool) -> Model:
     """The checkpoint, or weights chosen for an official architecture."""
     from repvgg_ref.files.checkpoint import load
-    from repvgg_ref.models.architectures import NAMES, architecture
     from repvgg_ref.models.network import DEFAULT_EPS
+    from repvgg_ref.models.registry import find_name, network
     from repvgg_ref.oracle.programs.distinguishing import INFERENCE, TRAINING, distinguishing_model
 
-    short = {name.split("-", 1)[1].lower() for name in NAMES} | {name.lower() for name in NAMES}
-    if Path(reference).exists() or reference.lower() not in short:
+    if Path(reference).exists() or find_name(reference) is None:
         return load(reference, eps=eps, block=block)
     statistics = TRAINING if train_step else INFERENCE
     return distinguishing_model(
-        architecture(reference), eps=DEFAULT_EPS if eps is None else eps, statistics=statistics
+        network(reference, block="repvgg" if block == "auto" else block),
+        eps=DEFAULT_EPS if eps is None else eps,
+        statistics=statistics,
     )
 
 
