@@ -192,8 +192,25 @@ def conv_bias(spec: BlockSpec) -> Linear:
 
 @lru_cache(maxsize=1024)
 def expression(spec: BlockSpec) -> Linear:
-    """What the block computes before SE and ReLU, in train form."""
-    return kind(spec.kind).build(spec)
+    """What the block computes before SE and ReLU, in train form.
+
+    Raises
+    ------
+    CheckpointError
+        If the catalogue has no such kind, or not under which keys its arrays are kept.
+    """
+    found = kind(spec.kind)
+    linear = found.build(spec)
+    for name in linear.shapes() if found.keys else ():
+        leaf = name.rpartition(".")[0]
+        starts = any(name == start or name.startswith(start + ".") for start in found.keys)
+        if not starts or (name.endswith(".running_var") and leaf.rpartition(".")[2] != "bn"):
+            raise CheckpointError(
+                f"the catalogue's {found.name} cannot be written to a file",
+                got=f"an array {name}",
+                wanted="names that start as one of its keys; batch norms called bn",
+            )
+    return linear
 
 
 @lru_cache(maxsize=1024)

@@ -5,7 +5,6 @@ Files that attack the reader are in `tests/weights_io`; these are honest files w
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
-from repvgg_ref.blocks.catalogue import KINDS
 from repvgg_ref.errors import CheckpointError, NotFusibleError
 from repvgg_ref.files.checkpoint import Checkpoint, open_checkpoint, require_complete
-from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.graph import Network
 from tests.files.checkpoint_files import PLUS, SMALL, SQUEEZED, small_model, small_state, written
 from tests.random_networks import random_model
@@ -396,40 +393,3 @@ def test_the_eps_that_save_wrote_is_taken_unless_another_is_asked_for(tmp_path: 
     rr.save(model, tmp_path / "m.npz")
     assert rr.load(tmp_path / "m.npz").eps == 1e-3
     assert rr.load(tmp_path / "m.npz", eps=1e-5).eps == 1e-5
-
-
-# ----------------------------------------------------------------- kinds of block
-
-
-BLOCKS = [name for name, each in KINDS.items() if each.keys]
-
-
-@pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("form", ["train", "deploy"])
-def test_our_own_files_say_what_blocks_they_hold(tmp_path: Path, block: str, form: str) -> None:
-    arch = plain_architecture(depths=(2, 2), channels=(4, 4, 8), kind=block, num_classes=3)
-    model = random_model(arch, 1)
-    rr.save(model if form == "train" else rr.fuse(model), tmp_path / "m.npz")
-    loaded = rr.load(tmp_path / "m.npz")
-    assert (loaded.block, loaded.form) == (block, form)
-    assert repr(loaded).startswith(f"<Model custom: {form} form, {block} blocks")
-
-
-@pytest.mark.parametrize("block", BLOCKS)
-def test_a_file_that_says_nothing_loads_or_names_the_block_to_ask_for(
-    tmp_path: Path, block: str
-) -> None:
-    arch = plain_architecture(depths=(2, 2), channels=(4, 4, 8), kind=block, num_classes=3)
-    rr.save(random_model(arch, 1), tmp_path / "m.pth")
-    if KINDS[block].auto:
-        assert rr.load(tmp_path / "m.pth").block == block
-    else:
-        assert re.search(rf"with --block .*{block}.* it is exactly", _refusal(tmp_path / "m.pth"))
-    assert rr.load(tmp_path / "m.pth", block=block).block == block
-
-
-@pytest.mark.parametrize("block", ["nonsense", "conv-bn"])
-def test_blocks_that_a_repvgg_cannot_have_are_refused(tmp_path: Path, block: str) -> None:
-    assert "no block of that name" in _refusal(written(tmp_path, small_state()), block=block)
-    with pytest.raises(CheckpointError, match="no block of that name"):
-        rr.build("RepVGG-A0", block=block)
