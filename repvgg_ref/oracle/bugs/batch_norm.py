@@ -193,10 +193,11 @@ def default_batch_norm(site: BlockSite) -> BlockVariants:
 )
 def train_mode_batch_norm(site: BlockSite) -> BlockVariants:
     if site.program.norms:
-        seen = {
-            name: (z.mean(axis=(0, 2)), z.var(axis=(0, 2)))
-            for name, z in site.program.responses(site.x).items()
-        }
+        responses, seen = site.program.responses(site.x), {}
+        for first, *others in site.program.branches_of_norms:
+            z = sum((responses[name] for name in others), start=responses[first])
+            mean, var = z.mean(axis=(0, 2)), z.var(axis=(0, 2))
+            seen |= {first: (mean, var)} | dict.fromkeys(others, (0 * mean, var))
         yield Variant(
             with_norms(
                 site.program,
