@@ -193,7 +193,8 @@ def default_batch_norm(site: BlockSite) -> BlockVariants:
 )
 def train_mode_batch_norm(site: BlockSite) -> BlockVariants:
     if site.program.norms:
-        responses, seen = site.program.responses(site.x), {}
+        responses = site.program.responses(site.x)
+        seen: dict[str, tuple[Array, Array]] = {}
         for first, *others in site.program.branches_of_norms:
             z = sum((responses[name] for name in others), start=responses[first])
             mean, var = z.mean(axis=(0, 2)), z.var(axis=(0, 2))

@@ -21,7 +21,7 @@ from repvgg_ref.oracle.programs.block import (
 
 @bug(
     "identity-missing",
-    says="the identity branch is left out",
+    says="the identity branch is left out{detail}",
     advice="add BN(x) to the sum where input and output widths are equal and the stride is 1",
 )
 def identity_missing(site: BlockSite) -> BlockVariants:
@@ -75,7 +75,7 @@ def identity_group_index(site: BlockSite) -> BlockVariants:
 
 @bug(
     "branch-1x1-missing",
-    says="the 1x1 branch is left out",
+    says="the 1x1 branch is left out{detail}",
     advice="add the 1x1 kernel to the centre tap of the 3x3 kernel, and its bias",
 )
 def branch_1x1_missing(site: BlockSite) -> BlockVariants:
@@ -84,7 +84,7 @@ def branch_1x1_missing(site: BlockSite) -> BlockVariants:
 
 @bug(
     "branch-3x3-missing",
-    says="the 3x3 branch is left out",
+    says="the 3x3 branch is left out{detail}",
     advice="add the 3x3 branch's kernel and bias",
 )
 def branch_3x3_missing(site: BlockSite) -> BlockVariants:
@@ -100,7 +100,8 @@ def branch_missing(site: BlockSite) -> BlockVariants:
     """Of branches that have no bug of their own."""
     for name in site.program.branches:
         if name not in (DENSE, POINTWISE, IDENTITY):
-            yield from _missing(site, name)
+            for variant in _missing(site, name):
+                yield variant._replace(detail=name + variant.detail)
 
 
 @bug(
@@ -110,7 +111,7 @@ def branch_missing(site: BlockSite) -> BlockVariants:
 )
 def branch_doubled(site: BlockSite) -> BlockVariants:
     program = site.program
-    for name in program.branches if len(program.branches) > 1 else ():
+    for name in program.branches:
         twice = _twice if program.has_own_norm(name) else _kernel_twice
         yield Variant(program.with_branch(name, twice), detail=name)
 
@@ -298,13 +299,12 @@ def _bias_times(program: BlockProgram, factor: int) -> BlockProgram:
 
 
 def _missing(site: BlockSite, name: str) -> BlockVariants:
-    """The block without one branch, if it has it; then with its batch norm left, fed with 0."""
-    if name in site.program.branches:
-        yield Variant(_left_out(site.program, name), detail=name)
-        if site.program.has_own_norm(name):
-            yield Variant(
-                site.program.with_branch(name, _no_kernel), detail=f"{name}, not its bias"
-            )
+    """The block without one branch, if it has it; then with only that branch's kernel missing."""
+    program = site.program
+    if name in program.branches:
+        yield Variant(_left_out(program, name))
+        if program.has_own_norm(name):
+            yield Variant(program.with_branch(name, _no_kernel), detail=" but for its bias")
 
 
 def _left_out(program: BlockProgram, name: str) -> BlockProgram:
