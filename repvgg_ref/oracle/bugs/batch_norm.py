@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch
 from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug
 from repvgg_ref.oracle.programs.block import BlockProgram

@@ -43,7 +43,9 @@ class Norm:
         if self.trains:
             mean, var = z.mean((0, 2, 3)), z.var((0, 2, 3))
         slope = self.gamma / np.sqrt(var + self.eps)
-        return slope[:, None, None] * (z - mean[:, None, None]) + self.beta[:, None, None]
+        return np.asarray(
+            slope[:, None, None] * (z - mean[:, None, None]) + self.beta[:, None, None]
+        )
 
 
 @dataclass
