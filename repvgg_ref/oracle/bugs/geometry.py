@@ -110,21 +110,19 @@ def branch_on_wrong_taps(site: BlockSite) -> BlockVariants:
 
 def _displaced(program: BlockProgram, name: str, row: int, column: int) -> BlockProgram:
     """One branch's kernel one tap off; the taps that leave the block's kernel are dropped."""
-    rows, columns = program.room(name)
-    within = (row if rows else 0, column if columns else 0)
-    beyond = (row - within[0], column - within[1])
-    if any(beyond):
-        program = program.with_branch(
-            name, lambda b: b._replace(weight=_taps_moved(b.weight, *beyond))
-        )
-    return replace(program, offsets={**program.offsets, name: within})
+    room = program.room(name)
+    (rows, down), (columns, right) = _taps_left(row, room[0]), _taps_left(column, room[1])
+    # A view: kernels of wide layers take half a gigabyte, and tried programs keep theirs.
+    kernel = program.branches[name].weight[:, :, rows, columns]
+    moved = program.with_branch(name, lambda b: b._replace(weight=kernel))
+    return replace(moved, offsets={**program.offsets, name: (down, right)})
 
 
-def _taps_moved(weight: Array, row: int, column: int) -> Array:
-    """The kernel moved within its own size by at most one tap, zeros entering."""
-    height, width = weight.shape[2:]
-    wide = np.pad(weight, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    return wide[:, :, 1 - row : 1 - row + height, 1 - column : 1 - column + width]
+def _taps_left(step: int, room: int) -> tuple[slice, int]:
+    """Along one axis: the taps of a displaced kernel that are left, and their offset."""
+    if room or step == 0:
+        return slice(None), step
+    return (slice(None, -1), 1) if step > 0 else (slice(1, None), 0)
 
 
 @bug(

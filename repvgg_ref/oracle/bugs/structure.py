@@ -317,7 +317,7 @@ def _left_out(program: BlockProgram, name: str) -> BlockProgram:
 
 
 def _no_kernel(branch: Branch) -> Branch:
-    return branch._replace(weight=0 * branch.weight)
+    return branch._replace(weight=np.broadcast_to(np.zeros(()), branch.weight.shape))
 
 
 def _silent(branch: Branch) -> Branch:
@@ -326,6 +326,8 @@ def _silent(branch: Branch) -> Branch:
 
 
 def _kernel_twice(branch: Branch) -> Branch:
+    if branch.has_norm:  # the same by its slope, as beta - mean t stays
+        return branch._replace(gamma=2 * branch.gamma, running_mean=branch.running_mean / 2)
     return branch._replace(weight=2 * branch.weight)
 
 
