@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 
+from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch
 from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug
 from repvgg_ref.oracle.programs.block import BlockProgram
@@ -193,10 +194,12 @@ def default_batch_norm(site: BlockSite) -> BlockVariants:
 )
 def train_mode_batch_norm(site: BlockSite) -> BlockVariants:
     if site.program.norms:
-        seen = {
-            name: (z.mean(axis=(0, 2)), z.var(axis=(0, 2)))
-            for name, z in site.program.responses(site.x).items()
-        }
+        responses = site.program.responses(site.x)
+        seen: dict[str, tuple[Array, Array]] = {}
+        for first, *others in site.program.branches_of_norms:
+            z = sum((responses[name] for name in others), start=responses[first])
+            mean, var = z.mean(axis=(0, 2)), z.var(axis=(0, 2))
+            seen |= {first: (mean, var)} | dict.fromkeys(others, (0 * mean, var))
         yield Variant(
             with_norms(
                 site.program,

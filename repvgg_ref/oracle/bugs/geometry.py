@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug
-from repvgg_ref.oracle.programs.block import DENSE, IDENTITY, POINTWISE, BlockProgram
+from repvgg_ref.oracle.programs.block import POINTWISE, BlockProgram
 
 _NEIGHBOURS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
 
@@ -95,18 +96,54 @@ def branch_1x1_on_wrong_tap(site: BlockSite) -> BlockVariants:
 @bug(
     "branch-on-wrong-taps",
     says="a branch's kernel does not sit in the middle of the fused one: {detail}",
-    advice="pad the smaller kernel by the same number of zeros on both sides",
+    advice="pad every kernel by the same number of zeros on both sides, and keep all of its taps",
 )
 def branch_on_wrong_taps(site: BlockSite) -> BlockVariants:
-    """Of branches that have no bug of their own: one tap off, where there is room."""
-    for name in site.program.branches:
-        if name in (DENSE, POINTWISE, IDENTITY):
-            continue
-        rows, columns = site.program.room(name)
-        for row, column in _NEIGHBOURS:
-            if abs(row) <= rows and abs(column) <= columns:
-                moved = replace(site.program, offsets={name: (row, column)})
+    """Of branches that have no bug of their own: one tap off."""
+    program = site.program
+    for name in program.branches:
+        for row, column in _NEIGHBOURS if name != POINTWISE else ():
+            if abs(row) < program.size[0] and abs(column) < program.size[1]:
+                moved = _displaced(program, name, row, column)
                 yield Variant(moved, detail=f"{name} by ({row:+d}, {column:+d})")
+
+
+def _displaced(program: BlockProgram, name: str, row: int, column: int) -> BlockProgram:
+    """One branch's kernel one tap off; the taps that leave the block's kernel are dropped."""
+    room = program.room(name)
+    (rows, down), (columns, right) = _taps_left(row, room[0]), _taps_left(column, room[1])
+    # A view: kernels of wide layers take half a gigabyte, and tried programs keep theirs.
+    kernel = program.branches[name].weight[:, :, rows, columns]
+    moved = program.with_branch(name, lambda b: b._replace(weight=kernel))
+    return replace(moved, offsets={**program.offsets, name: (down, right)})
+
+
+def _taps_left(step: int, room: int) -> tuple[slice, int]:
+    """Along one axis: the taps of a displaced kernel that are left, and their offset."""
+    if room or step == 0:
+        return slice(None), step
+    return (slice(None, -1), 1) if step > 0 else (slice(1, None), 0)
+
+
+@bug(
+    "branch-kernels-swapped",
+    says="two branches compute with each other's kernel ({detail})",
+    advice="check which kernel belongs to which branch: k x 1 and 1 x k hold equally many numbers",
+)
+def branch_kernels_swapped(site: BlockSite) -> BlockVariants:
+    """Of kernels of the same shape it is their batch norms that are swapped: another bug."""
+    branches = site.program.branches
+    for one, other in combinations(branches, 2):
+        turned = {name: branches[name].weight.swapaxes(2, 3) for name in (one, other)}
+        if turned[other].shape == branches[one].weight.shape != turned[one].shape:
+            pair = f"{one} and {other}"
+            swapped = {one: turned[other], other: turned[one]}
+            yield Variant(_with_kernels(site.program, swapped), detail=pair)
+            yield Variant(_with_kernels(site.program, turned), detail=f"{pair}, norms as well")
+
+
+def _with_kernels(program: BlockProgram, kernels: Mapping[str, Array]) -> BlockProgram:
+    return program.with_branches(lambda name, b: b._replace(weight=kernels.get(name, b.weight)))
 
 
 @bug(

@@ -21,12 +21,11 @@ from repvgg_ref.oracle.programs.block import (
 
 @bug(
     "identity-missing",
-    says="the identity branch is left out",
+    says="the identity branch is left out{detail}",
     advice="add BN(x) to the sum where input and output widths are equal and the stride is 1",
 )
 def identity_missing(site: BlockSite) -> BlockVariants:
-    if IDENTITY in site.program.branches:
-        yield Variant(site.program.without(IDENTITY))
+    yield from _missing(site, IDENTITY)
 
 
 @bug(
@@ -36,7 +35,7 @@ def identity_missing(site: BlockSite) -> BlockVariants:
 )
 def identity_without_bn(site: BlockSite) -> BlockVariants:
     if IDENTITY in site.program.norms:
-        yield Variant(_identity_added(site.program.without(IDENTITY)))
+        yield Variant(_identity_added(_left_out(site.program, IDENTITY)))
 
 
 @bug(
@@ -76,22 +75,20 @@ def identity_group_index(site: BlockSite) -> BlockVariants:
 
 @bug(
     "branch-1x1-missing",
-    says="the 1x1 branch is left out",
+    says="the 1x1 branch is left out{detail}",
     advice="add the 1x1 kernel to the centre tap of the 3x3 kernel, and its bias",
 )
 def branch_1x1_missing(site: BlockSite) -> BlockVariants:
-    if POINTWISE in site.program.branches:
-        yield Variant(site.program.without(POINTWISE))
+    yield from _missing(site, POINTWISE)
 
 
 @bug(
     "branch-3x3-missing",
-    says="the 3x3 branch is left out",
+    says="the 3x3 branch is left out{detail}",
     advice="add the 3x3 branch's kernel and bias",
 )
 def branch_3x3_missing(site: BlockSite) -> BlockVariants:
-    if DENSE in site.program.branches and len(site.program.branches) > 1:
-        yield Variant(site.program.with_branch(DENSE, _silent))
+    yield from _missing(site, DENSE)
 
 
 @bug(
@@ -101,10 +98,10 @@ def branch_3x3_missing(site: BlockSite) -> BlockVariants:
 )
 def branch_missing(site: BlockSite) -> BlockVariants:
     """Of branches that have no bug of their own."""
-    branches = site.program.branches
-    for name in branches if len(branches) > 1 else ():
+    for name in site.program.branches:
         if name not in (DENSE, POINTWISE, IDENTITY):
-            yield Variant(site.program.with_branch(name, _silent), detail=name)
+            for variant in _missing(site, name):
+                yield variant._replace(detail=name + variant.detail)
 
 
 @bug(
@@ -113,8 +110,10 @@ def branch_missing(site: BlockSite) -> BlockVariants:
     advice="each branch counts once in the sum",
 )
 def branch_doubled(site: BlockSite) -> BlockVariants:
-    for chosen in site.program.branches if len(site.program.branches) > 1 else ():
-        yield Variant(site.program.with_branch(chosen, _twice), detail=chosen)
+    program = site.program
+    for name in program.branches:
+        twice = _twice if program.has_own_norm(name) else _kernel_twice
+        yield Variant(program.with_branch(name, twice), detail=name)
 
 
 @bug(
@@ -299,18 +298,42 @@ def _bias_times(program: BlockProgram, factor: int) -> BlockProgram:
     return program.with_kernel(lambda k: FusedConv(k.weight, factor * k.bias))
 
 
-def _twice(branch: Branch) -> Branch:
-    if branch.has_norm:
-        return branch._replace(gamma=2 * branch.gamma, beta=2 * branch.beta)
+def _missing(site: BlockSite, name: str) -> BlockVariants:
+    """The block without one branch, if it has it; then with only that branch's kernel missing."""
+    program = site.program
+    if name in program.branches:
+        yield Variant(_left_out(program, name))
+        if program.has_own_norm(name):
+            yield Variant(program.with_branch(name, _no_kernel), detail=" but for its bias")
+
+
+def _left_out(program: BlockProgram, name: str) -> BlockProgram:
+    """Without a branch, and without its batch norm where that is no other's."""
+    if len(program.branches) > 1 and (
+        program.has_own_norm(name) or not program.branches[name].has_norm
+    ):
+        return program.without(name)
+    return program.with_branch(name, _silent if program.has_own_norm(name) else _no_kernel)
+
+
+def _no_kernel(branch: Branch) -> Branch:
+    return branch._replace(weight=np.broadcast_to(np.zeros(()), branch.weight.shape))
+
+
+def _silent(branch: Branch) -> Branch:
+    nothing = 0 * branch.beta
+    return _no_kernel(branch)._replace(beta=nothing, running_mean=nothing)
+
+
+def _kernel_twice(branch: Branch) -> Branch:
+    if branch.has_norm:  # the same by its slope, as beta - mean t stays
+        return branch._replace(gamma=2 * branch.gamma, running_mean=branch.running_mean / 2)
     return branch._replace(weight=2 * branch.weight)
+
+
+def _twice(branch: Branch) -> Branch:
+    return branch._replace(gamma=2 * branch.gamma, beta=2 * branch.beta)
 
 
 def _identity_as(program: BlockProgram, kernel: Array) -> BlockProgram:
     return program.with_branch(IDENTITY, lambda b: b._replace(weight=kernel))
-
-
-def _silent(branch: Branch) -> Branch:
-    silent = branch._replace(weight=0 * branch.weight)
-    if branch.has_norm:
-        silent = silent._replace(beta=0 * branch.beta, running_mean=0 * branch.running_mean)
-    return silent

@@ -17,8 +17,10 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch, fuse_branches, window
+from repvgg_ref.blocks.catalogue import expression
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.blocks.unfuse import leaves
 from repvgg_ref.oracle.programs.activation import ACTIVATIONS, SqueezeExcitationParams, gate
 from repvgg_ref.oracle.programs.program import Pixels, Workspace, all_pixels
 
@@ -104,6 +106,16 @@ class BlockProgram:
         """The branches that have a batch norm."""
         return tuple(name for name, branch in self.branches.items() if branch.has_norm)
 
+    @property
+    def branches_of_norms(self) -> tuple[tuple[str, ...], ...]:
+        """The branches of each batch norm; of several, the first has its mean and beta."""
+        behind: dict[str, list[str]] = {}
+        for leaf, norm in leaves(expression(self.spec)):
+            name = leaf.name.removesuffix(".conv")
+            if norm is not None and name in self.norms:
+                behind.setdefault(norm, []).append(name)
+        return tuple(map(tuple, behind.values()))
+
     def with_branches(self, change: Callable[[str, Branch], Branch]) -> BlockProgram:
         """The same with every branch changed."""
         return replace(self, branches={n: change(n, b) for n, b in self.branches.items()})
@@ -115,6 +127,10 @@ class BlockProgram:
     def without(self, branch: str) -> BlockProgram:
         """The same with one branch removed."""
         return replace(self, branches={n: b for n, b in self.branches.items() if n != branch})
+
+    def has_own_norm(self, branch: str) -> bool:
+        """Whether the branch's batch norm is no other's, so that it comes and goes with it."""
+        return (branch,) in self.branches_of_norms
 
     def output_size(self, height: int, width: int) -> tuple[int, ...]:
         """Height and width of the output; less than 1 if the kernel does not fit."""
