@@ -21,7 +21,8 @@ from repvgg_ref.blocks.form import Form, Lattice, Pair
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader, reading
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError
-from repvgg_ref.exact.rounding import round_once, round_products
+from repvgg_ref.exact.rounding import nearest, round_once, round_products
+from repvgg_ref.exact.twofold import round_sum, twofold
 
 # Where a factor is so small that float64 holds it with fewer bits.
 _TINY = 4 * 2.0**-1074
@@ -107,6 +108,9 @@ def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight:
         at = rows.start + row
         return linear.form(exact, slice(at, at + 1), slice(channel, channel + 1))
 
+    if dtype == np.float64:
+        # Scales and biases are the same for any input.
+        return _fuse_in_twofold(form, linear.form(exact, rows, slice(0, 1)), weight, exactly)
     for offset in _products(form, weight, exactly):
         i, j = _index(lattice, offset)
         error = form.error * form.size_at(offset) + _TINY
@@ -117,6 +121,34 @@ def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight:
         weight[:, :, i, j] = round_once(form.at(offset), error, dtype, tap)
     bias_error = form.error * form.bias_size + _TINY
     return round_once(form.bias, bias_error, dtype, lambda at: exactly(at[0], 0).bias[0])
+
+
+def _fuse_in_twofold(
+    form: Form, narrow: Form, weight: Array, exactly: Callable[[int, int], Form]
+) -> Array:
+    """`_fuse_rows` for float64, whose error leaves no tap decided: in twice the precision.
+
+    `narrow` is the exact form of the first input. A kernel that was computed, of convolutions one
+    behind the other, is decided exactly, tap by tap.
+    """
+    scales = [twofold(term.scale) for term in narrow.terms]
+    for offset in form.lattice.offsets():
+        i, j = _index(form.lattice, offset)
+        products, stored = [], True
+        for term, scale in zip(form.terms, scales, strict=True):
+            if at := term.lattice.tap(offset):
+                products.append((term.kernel[:, :, at[0], at[1]], scale))
+                stored = stored and term.size is None
+
+        def tap(at: tuple[int, ...], offset: Pair = offset) -> Fraction:
+            return exactly(at[0], at[1]).at(offset)[0, 0]  # type: ignore[no-any-return]
+
+        if stored:
+            weight[:, :, i, j] = round_sum(products, weight.shape[:2], tap)
+        else:
+            error = form.error * form.size_at(offset) + _TINY
+            weight[:, :, i, j] = round_once(form.at(offset), error, np.float64, tap)
+    return np.array([nearest(bias, np.float64) for bias in narrow.bias])
 
 
 def _products(form: Form, weight: Array, exactly: Callable[[int, int], Form]) -> list[Pair]:
