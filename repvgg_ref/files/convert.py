@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import numpy as np
 
 import weights_io
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError, check_block, worst
 from repvgg_ref.blocks.spec import BlockSpec
@@ -44,6 +46,8 @@ _SUFFIXES: Mapping[str, Format] = {f".{kind}": kind for kind in FORMATS} | {".pt
 Progress = Callable[[str, int, int], None]
 
 _THREADS = min(4, os.cpu_count() or 1)
+# Taps of the blocks that are computed or wait to be written; a larger block is alone.
+_TAPS_AHEAD = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -174,18 +178,20 @@ def _target(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path
 def _parts(arch: Network, form: str, params: LazyParams, eps: float, dtype: Any) -> Iterator[_Part]:
     """Every block in order, computed by threads that run a few blocks ahead."""
     make = _fused_part if form == "train" else _copied_part
-    jobs = iter(arch.blocks)
+    ahead: deque[tuple[int, Future[_Part]]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
-        ahead: deque[Future[_Part]] = deque()
         try:
-            for spec in jobs:
-                ahead.append(pool.submit(make, spec, arch, params, eps, dtype))
-                if len(ahead) > _THREADS:
-                    yield ahead.popleft().result()
+            for spec in arch.blocks:
+                taps = prod(fused_conv(spec).shapes()["fused.weight"])
+                while ahead and (
+                    len(ahead) > _THREADS or taps + sum(count for count, _ in ahead) > _TAPS_AHEAD
+                ):
+                    yield ahead.popleft()[1].result()
+                ahead.append((taps, pool.submit(make, spec, arch, params, eps, dtype)))
             while ahead:
-                yield ahead.popleft().result()
+                yield ahead.popleft()[1].result()
         finally:
-            for future in ahead:
+            for _, future in ahead:
                 future.cancel()
     for node in arch.evaluated:
         if isinstance(node.op, Linear):
@@ -238,7 +244,8 @@ def _watched(
 ) -> Iterator[tuple[str, Array]]:
     """The arrays of `parts`, stopping at the first block that fails its check."""
     total = sum(isinstance(node.op, Block | Linear) for node in arch.evaluated)
-    for done, part in enumerate(parts, start=1):
+    for done in range(1, total + 1):
+        part = next(parts)
         if part.check is not None:
             checks.append(part.check)
             if not part.check.ok:
@@ -249,8 +256,10 @@ def _watched(
                     advice="this is a bug in repvgg-ref: please report it",
                 )
         yield from part.arrays.items()
+        layer = part.layer
+        del part  # while the next one is waited for, its arrays are another's memory
         if progress is not None:
-            progress(part.layer, done, total)
+            progress(layer, done, total)
 
 
 def _write(
