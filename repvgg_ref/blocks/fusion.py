@@ -1,8 +1,9 @@
 """Exact re-parameterisation: a block's expression becomes one convolution.
 
-`linear` says what the sum is (section 3.3 of arXiv 2101.03697). Here it is computed in float64 and
-rounded *once*; the few taps that fall within the float64 error of a rounding boundary are decided
-in exact arithmetic, so every fused tap is the exact value correctly rounded. Given rationals
+`linear` says what the sum is (section 3.3 of arXiv 2101.03697). Here it is computed in float64 (for
+a result in float64, in twice its precision) and rounded *once*; the few taps that fall within the
+error of a rounding boundary are decided in exact arithmetic, so every fused tap is the exact value
+correctly rounded. Given rationals
 (`fractions.Fraction` in object arrays) nothing is rounded.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,9 +47,17 @@ def fuse_exactly(linear: Linear, params: Mapping[str, Array], eps: Any) -> Fused
 
 
 def fuse_block(
-    spec: BlockSpec, params: Mapping[str, Array], *, eps: float, dtype: Any = np.float32
+    spec: BlockSpec,
+    params: Mapping[str, Array],
+    *,
+    eps: float,
+    dtype: Any = np.float32,
+    empty: Callable[[tuple[int, ...], Any], Array] = np.empty,
 ) -> FusedConv:
-    """Fuse one block in float64 and round every tap once, correctly, to `dtype`.
+    """Fuse one block and round every tap once, correctly, to `dtype`.
+
+    What float64 does not decide is decided by exact arithmetic; a result in float64 itself comes
+    from sums in twice that precision.
 
     Parameters
     ----------
@@ -55,6 +65,8 @@ def fuse_block(
         The model's arrays under their canonical names; float arrays of any precision.
     eps : float
         Batch norm's eps, which no checkpoint holds: 1e-5 in the official code.
+    empty : callable
+        ``empty(shape, dtype)`` makes the two arrays to be filled.
 
     Raises
     ------
@@ -66,7 +78,7 @@ def fuse_block(
     for name, array in parts.items():
         _require_sound(f"{spec.name}.{name}", np.asarray(array), eps)
     read, exact = Reader(parts, eps), Reader(parts, eps, exact=True)
-    fused = FusedConv(*(np.empty(shape, dtype) for shape in fused_conv(spec).shapes().values()))
+    fused = FusedConv(*(empty(shape, dtype) for shape in fused_conv(spec).shapes().values()))
     for rows in row_chunks(linear):
         with np.errstate(over="ignore", invalid="ignore"):  # looked for below
             fused.bias[rows] = _fuse_rows(linear, read, exact, rows, fused.weight[rows])
@@ -111,7 +123,7 @@ def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight:
     if dtype == np.float64:
         # Scales and biases are the same for any input.
         return _fuse_in_twofold(form, linear.form(exact, rows, slice(0, 1)), weight, exactly)
-    for offset in _products(form, weight, exactly):
+    for offset in _products(form, lattice, weight, exactly):
         i, j = _index(lattice, offset)
         error = form.error * form.size_at(offset) + _TINY
 
@@ -151,14 +163,16 @@ def _fuse_in_twofold(
     return np.array([nearest(bias, np.float64) for bias in narrow.bias])
 
 
-def _products(form: Form, weight: Array, exactly: Callable[[int, int], Form]) -> list[Pair]:
+def _products(
+    form: Form, lattice: Lattice, weight: Array, exactly: Callable[[int, int], Form]
+) -> list[Pair]:
     """Round the taps that are one product into `weight`; return the offsets of the others."""
-    makers = Counter(offset for term in form.terms for offset in term.lattice.offsets())
+    reached = [term.lattice.offsets() for term in form.terms]
+    makers = Counter(offset for offsets in reached for offset in offsets)
     shared = [offset for offset, count in makers.items() if count > 1]
-    if len(makers) < len(form.lattice.offsets()):
+    if len(makers) < prod(lattice.size):
         weight[...] = 0  # corners that no term reaches
-    for term in form.terms:
-        offsets = term.lattice.offsets()
+    for term, offsets in zip(form.terms, reached, strict=True):
         if term.size is not None:
             shared += [offset for offset in offsets if makers[offset] == 1]
             continue
@@ -166,12 +180,12 @@ def _products(form: Form, weight: Array, exactly: Callable[[int, int], Form]) ->
             continue
         scale = term.scale[:, None, None, None]
 
-        def tap(at: tuple[int, ...], lattice: Lattice = term.lattice) -> Fraction:
-            value: Fraction = exactly(*at[:2]).at(lattice.offset(*at[2:]))[0, 0]
+        def tap(at: tuple[int, ...], part: Lattice = term.lattice) -> Fraction:
+            value: Fraction = exactly(*at[:2]).at(part.offset(*at[2:]))[0, 0]
             return value
 
         error = form.error * np.abs(scale) + _TINY
-        rows, columns = _placed(form.lattice, term.lattice)
+        rows, columns = _placed(lattice, term.lattice)
         round_products(term.kernel, scale, error, weight[:, :, rows, columns], tap)
     return shared
 

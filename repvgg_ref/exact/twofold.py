@@ -96,5 +96,6 @@ def _sum(a: Array, b: Array) -> tuple[Array, Array]:
 
 def _head(x: Array) -> Array:
     """The upper half of the bits: products of halves are exact."""
-    large: Array = _SPLITTER * x
-    return large - (large - x)
+    large = _SPLITTER * x
+    head: Array = large - (large - x)
+    return head

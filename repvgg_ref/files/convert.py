@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
+from mmap import mmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -204,13 +205,22 @@ def _fused_part(
     spec: BlockSpec, arch: Network, params: LazyParams, eps: float, dtype: Any
 ) -> _Part:
     block = {name: params[name] for name in params if _belongs(name, spec)}
-    fused = fuse_block(spec, block, eps=eps, dtype=dtype)
+    fused = fuse_block(spec, block, eps=eps, dtype=dtype, empty=_pages)
     check = check_block(spec, block, fused, eps=eps)
     arrays = {f"{spec.name}.fused.weight": fused.weight, f"{spec.name}.fused.bias": fused.bias}
     for name, array in block.items():
         if ".se." in name:
             arrays[name] = _finite(name, array.astype(dtype, copy=False))
     return _Part(spec.name, arrays, check)
+
+
+def _pages(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An uninitialised array in pages of its own, which go back to the system with it.
+
+    What threads allocate and free by the ordinary way, the C library keeps for them.
+    """
+    count = prod(shape) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap(-1, count), dtype).reshape(shape)
 
 
 def _copied_part(
@@ -244,8 +254,9 @@ def _watched(
 ) -> Iterator[tuple[str, Array]]:
     """The arrays of `parts`, stopping at the first block that fails its check."""
     total = sum(isinstance(node.op, Block | Linear) for node in arch.evaluated)
-    for done in range(1, total + 1):
-        part = next(parts)
+    done = 0
+    for part in parts:  # `enumerate` would hold a part while the next one is waited for
+        done += 1
         if part.check is not None:
             checks.append(part.check)
             if not part.check.ok:
@@ -257,7 +268,7 @@ def _watched(
                 )
         yield from part.arrays.items()
         layer = part.layer
-        del part  # while the next one is waited for, its arrays are another's memory
+        del part
         if progress is not None:
             progress(layer, done, total)
 
