@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from math import prod
 from mmap import mmap
 from pathlib import Path
@@ -104,7 +105,7 @@ def convert(
     batch, size : int, or (height, width) for `size`; optional
         Fixed extents of an ONNX file's input, dynamic by default; other formats have no input.
     progress : callable, optional
-        ``progress(layer, done, total)`` after every block.
+        ``progress(layer, next(done), total)`` after every block.
 
     Raises
     ------
@@ -185,7 +186,7 @@ def _parts(arch: Network, form: str, params: LazyParams, eps: float, dtype: Any)
             for spec in arch.blocks:
                 taps = prod(fused_conv(spec).shapes()["fused.weight"])
                 while ahead and (
-                    len(ahead) > _THREADS or taps + sum(count for count, _ in ahead) > _TAPS_AHEAD
+                    len(ahead) > _THREADS or taps + sum(each for each, _ in ahead) > _TAPS_AHEAD
                 ):
                     yield ahead.popleft()[1].result()
                 ahead.append((taps, pool.submit(make, spec, arch, params, eps, dtype)))
@@ -219,8 +220,8 @@ def _pages(shape: tuple[int, ...], dtype: Any) -> Array:
 
     What threads allocate and free by the ordinary way, the C library keeps for them.
     """
-    count = prod(shape) * np.dtype(dtype).itemsize
-    return np.frombuffer(mmap(-1, count), dtype).reshape(shape)
+    length = prod(shape) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap(-1, length), dtype).reshape(shape)
 
 
 def _copied_part(
@@ -254,9 +255,8 @@ def _watched(
 ) -> Iterator[tuple[str, Array]]:
     """The arrays of `parts`, stopping at the first block that fails its check."""
     total = sum(isinstance(node.op, Block | Linear) for node in arch.evaluated)
-    done = 0
+    done = count(1)
     for part in parts:  # `enumerate` would hold a part while the next one is waited for
-        done += 1
         if part.check is not None:
             checks.append(part.check)
             if not part.check.ok:
@@ -270,7 +270,7 @@ def _watched(
         layer = part.layer
         del part
         if progress is not None:
-            progress(layer, done, total)
+            progress(layer, next(done), total)
 
 
 def _write(

@@ -234,7 +234,7 @@ def _in_rationals(spec: BlockSpec, parts: Params) -> tuple[Array, Array]:
         top, left = (K - kernel.shape[2]) // 2, (K - kernel.shape[3]) // 2
         under = weight[:, :, top : top + kernel.shape[2], left : left + kernel.shape[3]]
         under += kernel * scale[:, None, None, None]
-        bias = bias + scale * parts.get(f"{name}.bias", zero)
+        bias = bias + scale * parts.get(f"{name}.bias", np.full(C, zero))
     for name, scale in scales.items():
         bias = bias + parts[f"{name}.beta"] - parts[f"{name}.running_mean"] * scale
     return weight, bias
