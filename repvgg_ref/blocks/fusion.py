@@ -1,8 +1,9 @@
 """Exact re-parameterisation: a block's expression becomes one convolution.
 
-`linear` says what the sum is (section 3.3 of arXiv 2101.03697). Here it is computed in float64 and
-rounded *once*; the few taps that fall within the float64 error of a rounding boundary are decided
-in exact arithmetic, so every fused tap is the exact value correctly rounded. Given rationals
+`linear` says what the sum is (section 3.3 of arXiv 2101.03697). Here it is computed in float64 (for
+a result in float64, in twice its precision) and rounded *once*; the few taps that fall within the
+error of a rounding boundary are decided in exact arithmetic, so every fused tap is the exact value
+correctly rounded. Given rationals
 (`fractions.Fraction` in object arrays) nothing is rounded.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,8 @@ from repvgg_ref.blocks.form import Form, Lattice, Pair
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader, reading
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError
-from repvgg_ref.exact.rounding import round_once, round_products
+from repvgg_ref.exact.rounding import nearest, round_once, round_products
+from repvgg_ref.exact.twofold import round_sum, twofold
 
 # Where a factor is so small that float64 holds it with fewer bits.
 _TINY = 4 * 2.0**-1074
@@ -44,9 +47,17 @@ def fuse_exactly(linear: Linear, params: Mapping[str, Array], eps: Any) -> Fused
 
 
 def fuse_block(
-    spec: BlockSpec, params: Mapping[str, Array], *, eps: float, dtype: Any = np.float32
+    spec: BlockSpec,
+    params: Mapping[str, Array],
+    *,
+    eps: float,
+    dtype: Any = np.float32,
+    empty: Callable[[tuple[int, ...], Any], Array] = np.empty,
 ) -> FusedConv:
-    """Fuse one block in float64 and round every tap once, correctly, to `dtype`.
+    """Fuse one block and round every tap once, correctly, to `dtype`.
+
+    What float64 does not decide is decided by exact arithmetic; a result in float64 itself comes
+    from sums in twice that precision.
 
     Parameters
     ----------
@@ -54,6 +65,8 @@ def fuse_block(
         The model's arrays under their canonical names; float arrays of any precision.
     eps : float
         Batch norm's eps, which no checkpoint holds: 1e-5 in the official code.
+    empty : callable
+        ``empty(shape, dtype)`` makes the two arrays to be filled.
 
     Raises
     ------
@@ -65,11 +78,11 @@ def fuse_block(
     for name, array in parts.items():
         _require_sound(f"{spec.name}.{name}", np.asarray(array), eps)
     read, exact = Reader(parts, eps), Reader(parts, eps, exact=True)
-    fused = FusedConv(*(np.empty(shape, dtype) for shape in fused_conv(spec).shapes().values()))
+    fused = FusedConv(*(empty(shape, dtype) for shape in fused_conv(spec).shapes().values()))
     for rows in row_chunks(linear):
         with np.errstate(over="ignore", invalid="ignore"):  # looked for below
             fused.bias[rows] = _fuse_rows(linear, read, exact, rows, fused.weight[rows])
-    if not (np.isfinite(fused.weight).all() and np.isfinite(fused.bias).all()):
+    if not (_is_finite(fused.weight) and _is_finite(fused.bias)):
         raise NotFusibleError(
             f"{spec.name}: a fused value exceeds the range of {np.dtype(dtype)}",
             wanted=f"at most {np.finfo(dtype).max:g}",
@@ -107,7 +120,10 @@ def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight:
         at = rows.start + row
         return linear.form(exact, slice(at, at + 1), slice(channel, channel + 1))
 
-    for offset in _products(form, weight, exactly):
+    if dtype == np.float64:
+        # Scales and biases are the same for any input.
+        return _fuse_in_twofold(form, linear.form(exact, rows, slice(0, 1)), weight, exactly)
+    for offset in _products(form, lattice, weight, exactly):
         i, j = _index(lattice, offset)
         error = form.error * form.size_at(offset) + _TINY
 
@@ -119,14 +135,44 @@ def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight:
     return round_once(form.bias, bias_error, dtype, lambda at: exactly(at[0], 0).bias[0])
 
 
-def _products(form: Form, weight: Array, exactly: Callable[[int, int], Form]) -> list[Pair]:
+def _fuse_in_twofold(
+    form: Form, narrow: Form, weight: Array, exactly: Callable[[int, int], Form]
+) -> Array:
+    """`_fuse_rows` for float64, whose error leaves no tap decided: in twice the precision.
+
+    `narrow` is the exact form of the first input. A kernel that was computed, of convolutions one
+    behind the other, is decided exactly, tap by tap.
+    """
+    scales = [twofold(term.scale) for term in narrow.terms]
+    for offset in form.lattice.offsets():
+        i, j = _index(form.lattice, offset)
+        products, stored = [], True
+        for term, scale in zip(form.terms, scales, strict=True):
+            if at := term.lattice.tap(offset):
+                products.append((term.kernel[:, :, at[0], at[1]], scale))
+                stored = stored and term.size is None
+
+        def tap(at: tuple[int, ...], offset: Pair = offset) -> Fraction:
+            return exactly(at[0], at[1]).at(offset)[0, 0]  # type: ignore[no-any-return]
+
+        if stored:
+            weight[:, :, i, j] = round_sum(products, weight.shape[:2], tap)
+        else:
+            error = form.error * form.size_at(offset) + _TINY
+            weight[:, :, i, j] = round_once(form.at(offset), error, np.float64, tap)
+    return np.array([nearest(bias, np.float64) for bias in narrow.bias])
+
+
+def _products(
+    form: Form, lattice: Lattice, weight: Array, exactly: Callable[[int, int], Form]
+) -> list[Pair]:
     """Round the taps that are one product into `weight`; return the offsets of the others."""
-    makers = Counter(offset for term in form.terms for offset in term.lattice.offsets())
+    reached = [term.lattice.offsets() for term in form.terms]
+    makers = Counter(offset for offsets in reached for offset in offsets)
     shared = [offset for offset, count in makers.items() if count > 1]
-    if len(makers) < len(form.lattice.offsets()):
+    if len(makers) < prod(lattice.size):
         weight[...] = 0  # corners that no term reaches
-    for term in form.terms:
-        offsets = term.lattice.offsets()
+    for term, offsets in zip(form.terms, reached, strict=True):
         if term.size is not None:
             shared += [offset for offset in offsets if makers[offset] == 1]
             continue
@@ -134,12 +180,12 @@ def _products(form: Form, weight: Array, exactly: Callable[[int, int], Form]) ->
             continue
         scale = term.scale[:, None, None, None]
 
-        def tap(at: tuple[int, ...], lattice: Lattice = term.lattice) -> Fraction:
-            value: Fraction = exactly(*at[:2]).at(lattice.offset(*at[2:]))[0, 0]
+        def tap(at: tuple[int, ...], part: Lattice = term.lattice) -> Fraction:
+            value: Fraction = exactly(*at[:2]).at(part.offset(*at[2:]))[0, 0]
             return value
 
         error = form.error * np.abs(scale) + _TINY
-        rows, columns = _placed(form.lattice, term.lattice)
+        rows, columns = _placed(lattice, term.lattice)
         round_products(term.kernel, scale, error, weight[:, :, rows, columns], tap)
     return shared
 
@@ -160,9 +206,14 @@ def _index(lattice: Lattice, offset: Pair) -> Pair:
     return index
 
 
+def _is_finite(array: Array) -> bool:
+    """By the extremes, which need no array of flags as large as a block; NaN is both."""
+    return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
+
+
 def _require_sound(name: str, array: Array, eps: float) -> None:
     place, _, field = name.rpartition(".")
-    if not np.isfinite(array).all():
+    if not _is_finite(array):
         raise NotFusibleError(
             f"{place.removesuffix('.bn').removesuffix('.conv')}: {field} holds NaN or infinity",
             got=f"{int((~np.isfinite(array)).sum())} such values",

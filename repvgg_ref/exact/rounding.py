@@ -30,16 +30,14 @@ def round_once(
     value, error : float64 arrays of one shape
         The exact number lies within `error` of `value`.
     dtype : numpy dtype
-        float32 or float16; float64 is returned as computed.
+        float32 or float16; float64 leaves next to nothing decided (`twofold` decides that).
     exact : callable
         Index -> the exact number, called only where `value` cannot decide.
     """
-    if np.dtype(dtype) == np.float64:
-        return value
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         rounded = (value - error).astype(dtype)
         upper = (value + error).astype(dtype)
-    return _settled(rounded, upper, exact)
+    return settled(rounded, upper, exact)
 
 
 def round_products(
@@ -57,21 +55,18 @@ def round_products(
     factor, error : float64 arrays that broadcast to the shape of `x`
         The exact factor lies within `error` of `factor`, the rounding of the product included.
     out : array of the shape of `x`
-        Its type is the one to round to; float64 is left as computed.
+        Its type is the one to round to, as for `round_once`.
     exact
         As for `round_once`.
     """
-    if out.dtype == np.float64:
-        np.multiply(x, factor, out=out)
-        return
     upper = np.empty(x.shape, out.dtype)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for end, into in ((factor - error, out), (factor + error, upper)):
             np.multiply(x, end, out=into, dtype=np.float64, casting="unsafe")
-    _settled(out, upper, exact)
+    settled(out, upper, exact)
 
 
-def _settled(rounded: Array, upper: Array, exact: Callable[[tuple[int, ...]], Fraction]) -> Array:
+def settled(rounded: Array, upper: Array, exact: Callable[[tuple[int, ...]], Fraction]) -> Array:
     """`rounded`, with the elements on which the two ends disagree decided exactly."""
     for position in np.flatnonzero(rounded != upper):
         where = tuple(int(i) for i in np.unravel_index(position, rounded.shape))

@@ -11,6 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
+from math import prod
+from mmap import mmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +21,7 @@ import numpy as np
 
 import weights_io
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError, check_block, worst
 from repvgg_ref.blocks.spec import BlockSpec
@@ -44,6 +48,8 @@ _SUFFIXES: Mapping[str, Format] = {f".{kind}": kind for kind in FORMATS} | {".pt
 Progress = Callable[[str, int, int], None]
 
 _THREADS = min(4, os.cpu_count() or 1)
+# Taps of the blocks that are computed or wait to be written; a larger block is alone.
+_TAPS_AHEAD = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def convert(
     batch, size : int, or (height, width) for `size`; optional
         Fixed extents of an ONNX file's input, dynamic by default; other formats have no input.
     progress : callable, optional
-        ``progress(layer, done, total)`` after every block.
+        ``progress(layer, next(done), total)`` after every block.
 
     Raises
     ------
@@ -175,18 +181,20 @@ def _target(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path
 def _parts(arch: Network, form: str, params: LazyParams, eps: float, dtype: Any) -> Iterator[_Part]:
     """Every block in order, computed by threads that run a few blocks ahead."""
     make = _fused_part if form == "train" else _copied_part
-    jobs = iter(arch.blocks)
+    ahead: deque[tuple[int, Future[_Part]]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
-        ahead: deque[Future[_Part]] = deque()
         try:
-            for spec in jobs:
-                ahead.append(pool.submit(make, spec, arch, params, eps, dtype))
-                if len(ahead) > _THREADS:
-                    yield ahead.popleft().result()
+            for spec in arch.blocks:
+                taps = prod(fused_conv(spec).shapes()["fused.weight"])
+                while ahead and (
+                    len(ahead) > _THREADS or taps + sum(each for each, _ in ahead) > _TAPS_AHEAD
+                ):
+                    yield ahead.popleft()[1].result()
+                ahead.append((taps, pool.submit(make, spec, arch, params, eps, dtype)))
             while ahead:
-                yield ahead.popleft().result()
+                yield ahead.popleft()[1].result()
         finally:
-            for future in ahead:
+            for _, future in ahead:
                 future.cancel()
     for node in arch.evaluated:
         if isinstance(node.op, Linear):
@@ -199,13 +207,22 @@ def _fused_part(
     spec: BlockSpec, arch: Network, params: LazyParams, eps: float, dtype: Any
 ) -> _Part:
     block = {name: params[name] for name in params if _belongs(name, spec)}
-    fused = fuse_block(spec, block, eps=eps, dtype=dtype)
+    fused = fuse_block(spec, block, eps=eps, dtype=dtype, empty=_pages)
     check = check_block(spec, block, fused, eps=eps)
     arrays = {f"{spec.name}.fused.weight": fused.weight, f"{spec.name}.fused.bias": fused.bias}
     for name, array in block.items():
         if ".se." in name:
             arrays[name] = _finite(name, array.astype(dtype, copy=False))
     return _Part(spec.name, arrays, check)
+
+
+def _pages(shape: tuple[int, ...], dtype: Any) -> Array:
+    """An uninitialised array in pages of its own, which go back to the system with it.
+
+    What threads allocate and free by the ordinary way, the C library keeps for them.
+    """
+    length = prod(shape) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap(-1, length), dtype).reshape(shape)
 
 
 def _copied_part(
@@ -239,7 +256,8 @@ def _watched(
 ) -> Iterator[tuple[str, Array]]:
     """The arrays of `parts`, stopping at the first block that fails its check."""
     total = sum(isinstance(node.op, Block | Linear) for node in arch.evaluated)
-    for done, part in enumerate(parts, start=1):
+    done = count(1)
+    for part in parts:  # `enumerate` would hold a part while the next one is waited for
         if part.check is not None:
             checks.append(part.check)
             if not part.check.ok:
@@ -250,8 +268,10 @@ def _watched(
                     advice="this is a bug in repvgg-ref: please report it",
                 )
         yield from part.arrays.items()
+        layer = part.layer
+        del part
         if progress is not None:
-            progress(part.layer, done, total)
+            progress(layer, next(done), total)
 
 
 def _write(

@@ -6,17 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from decimal import Context, Decimal
 from fractions import Fraction
+from math import isqrt
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import KINDS, expression
 from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.exact.rounding import nearest, root, round_once
+from repvgg_ref.exact.twofold import round_sum, twofold
 from tests.blocks.exact_blocks import Case, block_shapes
 from tests.blocks.witness import Witness, exceptions, is_nearest
 from tests.random_networks import random_block
@@ -80,7 +83,7 @@ def _zero_variance(params: Params, rng: np.random.Generator) -> None:
             array[::2] = 0
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 @pytest.mark.parametrize("make", [_ordinary, _tiny, _spread, _cancelling, _zero_variance])
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
@@ -193,16 +196,94 @@ def test_near_ties_of_a_product_are_searched_for_and_met() -> None:
     _assert_correct(block, spec=spec)
 
 
-def test_float64_output_is_within_its_stated_error() -> None:
-    """float64 is not rounded again; it stays within 8 units of the terms' magnitudes."""
-    for seed in range(5):
-        params = _block(seed)
-        fused = fuse_block(BLOCK, params, eps=EPS, dtype=np.float64)
-        witness = Witness(params, "stage0", BLOCK.groups, EPS)
-        sizes = Witness({n: np.abs(p) for n, p in params.items()}, "stage0", BLOCK.groups, EPS)
-        for at in np.ndindex(*fused.weight.shape):
-            error = abs(float(fused.weight[at]) - float(witness.weight(*at)))
-            assert error <= 9 * 2.0**-53 * float(sizes.weight(*at))
+@pytest.mark.parametrize("kind", KINDS)
+def test_float64_arrays_fuse_to_the_nearest_float64_numbers(kind: str) -> None:
+    """Full significands, every kind of block; the sums in rationals, roots to 300 bits."""
+    spec, rng = replace(BLOCK, kind=kind), np.random.default_rng(2)
+    shapes = {f"stage0.{name}": shape for name, shape in expression(spec).shapes().items()}
+    params = {
+        name: array * rng.uniform(0.9, 1.1, array.shape)
+        for name, array in random_block(shapes, 2).items()
+    }
+    fused = fuse_block(spec, params, eps=EPS, dtype=np.float64)
+    weight, bias = _in_rationals(spec, {n[7:]: _rational(a) for n, a in params.items()})
+    assert fused.weight.dtype == fused.bias.dtype == np.float64
+    assert (fused.weight == weight.astype(np.float64)).all()  # a fraction's float is the nearest
+    assert (fused.bias == bias.astype(np.float64)).all()
+
+
+def _rational(array: Array) -> Array:
+    return np.array([Fraction(float(v)) for v in array.flat], object).reshape(array.shape)
+
+
+def _in_rationals(spec: BlockSpec, parts: Params) -> tuple[Array, Array]:
+    """The fused kernel and bias, written from the formulas of `catalogue` and nothing else."""
+    C, K = spec.out_channels, spec.kernel
+    zero, one = Fraction(0), Fraction(1)
+    weight, bias = np.full((C, C // spec.groups, K, K), zero), np.full(C, zero)
+    kernels = {n.removesuffix(".weight"): a for n, a in parts.items() if n.endswith(".weight")}
+    if spec.kind not in ("plain", "1x1-only", "acb", "conv-bn", "conv-bias"):
+        same = np.full((C, C // spec.groups, 1, 1), zero)
+        same[np.arange(C), np.arange(C) % (C // spec.groups)] = one
+        kernels["branch_skip" if spec.kind == "mobileone" else "branch_identity"] = same
+    norms = {n.removesuffix(".gamma") for n in parts if n.endswith(".gamma")}
+    scales = {n: parts[f"{n}.gamma"] / _roots(parts[f"{n}.running_var"]) for n in norms}
+    for name, kernel in kernels.items():
+        own = f"{name.removesuffix('conv').removesuffix('.')}.bn".removeprefix(".")
+        scale = scales.get(own, scales.get("bn", np.full(C, one)))
+        top, left = (K - kernel.shape[2]) // 2, (K - kernel.shape[3]) // 2
+        under = weight[:, :, top : top + kernel.shape[2], left : left + kernel.shape[3]]
+        under += kernel * scale[:, None, None, None]
+        bias = bias + scale * parts.get(f"{name}.bias", np.full(C, zero))
+    for name, scale in scales.items():
+        bias = bias + parts[f"{name}.beta"] - parts[f"{name}.running_mean"] * scale
+    return weight, bias
+
+
+def _roots(variances: Array) -> Array:
+    """``sqrt(var + eps)`` to 300 bits behind the point."""
+    sums = [variance + Fraction(EPS) for variance in variances]
+    return np.array([Fraction(isqrt(int(v * 4**300)), 2**300) for v in sums], object)
+
+
+def test_float64_asks_for_exact_arithmetic_next_to_never() -> None:
+    """Twice the precision leaves ties, total cancellation and the ends of the range."""
+    asked = []
+
+    def exact(at: tuple[int, ...]) -> Fraction:
+        asked.append(at)
+        return Fraction(0)
+
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(2, 100, 1000))
+    scales = [twofold([Fraction(int(n), 3**40) for n in rng.integers(1, 3**39, 100)]) for _ in x]
+    round_sum(list(zip(x, scales, strict=True)), x.shape[1:], exact)
+    assert not asked
+    for hard in (1e305, 1e-300, 5e-324):
+        round_sum([(np.full((1, 1), hard), twofold([Fraction(3, 7)]))], (1, 1), exact)
+    assert len(asked) == 3
+    round_sum([(np.ones((1, 1)), twofold([f])) for f in (Fraction(1, 3), Fraction(-1, 3))],
+              (1, 1), exact)  # fmt: skip
+    assert len(asked) == 4
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    numbers=st.lists(
+        st.tuples(
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.fractions() | st.floats(allow_nan=False, allow_infinity=False).map(Fraction),
+        ),
+        max_size=4,
+    )
+)
+def test_sums_of_any_floats_times_any_rationals_are_rounded_correctly(
+    numbers: list[tuple[float, Fraction]],
+) -> None:
+    total = sum((Fraction(x) * t for x, t in numbers), Fraction(0))
+    assume(abs(total) < Fraction(np.finfo(np.float64).max))
+    products = [(np.full((1, 1), x), twofold([t])) for x, t in numbers]
+    assert round_sum(products, (1, 1), lambda at: total)[0, 0] == float(total)
 
 
 @given(numerator=st.integers(1, 10**30), denominator=st.integers(1, 10**30))
