@@ -27,7 +27,8 @@ def _kernel(program: BlockProgram, change: Callable[[Array], Array]) -> BlockPro
     advice="build the fused convolution with padding=1",
 )
 def padding_missing(site: BlockSite) -> BlockVariants:
-    yield Variant(replace(site.program, pad_mode="none"))
+    if max(site.program.pads) > 0:
+        yield Variant(replace(site.program, pad_mode="none"))
 
 
 @bug(
@@ -36,7 +37,7 @@ def padding_missing(site: BlockSite) -> BlockVariants:
     advice="pad with zeros",
 )
 def padding_reflect(site: BlockSite) -> BlockVariants:
-    if min(site.x.shape[2:]) > max(site.program.pads):
+    if min(site.x.shape[2:]) > max(site.program.pads) > 0:
         yield Variant(replace(site.program, pad_mode="reflect"))
 
 
@@ -46,7 +47,8 @@ def padding_reflect(site: BlockSite) -> BlockVariants:
     advice="pad with zeros",
 )
 def padding_replicate(site: BlockSite) -> BlockVariants:
-    yield Variant(replace(site.program, pad_mode="edge"))
+    if max(site.program.pads) > 0:
+        yield Variant(replace(site.program, pad_mode="edge"))
 
 
 @bug(
@@ -62,7 +64,8 @@ def padding_asymmetric(site: BlockSite) -> BlockVariants:
         "right": (p, 0, p, 2 * p),
         "bottom": (0, p, 2 * p, p),
     }.items():
-        yield Variant(replace(site.program, pads=pads), detail=detail)
+        if p > 0:
+            yield Variant(replace(site.program, pads=pads), detail=detail)
 
 
 @bug(
