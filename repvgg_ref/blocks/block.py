@@ -10,6 +10,7 @@ SE sits before the ReLU in D2se and after it in RepVGGplus. What is summed is th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from repvgg_ref.arrays import Array
@@ -95,8 +96,9 @@ def train_block_backward(spec: BlockSpec, grad_y: Array, cache: BlockCache) -> B
     """Send `grad_y` of shape (N, O, Ho, Wo) back through the block."""
     grad, grads = _before_linear(spec, grad_y, cache)
     if cache.passes is None:
-        grad_x = expression(spec).backward(grad, cache.linear, cache.run)
-        return BlockGrads(grad_x, grads | cache.run.grads)
+        run = replace(cache.run, grads={})  # a second pass through one cache starts anew
+        grad_x = expression(spec).backward(grad, cache.linear, run)
+        return BlockGrads(grad_x, grads | run.grads)
     grad_x, of_linear = cache.passes.backward(grad, cache.linear)
     return BlockGrads(grad_x, grads | of_linear)
 

@@ -34,6 +34,7 @@ from tests.blocks.exact_blocks import EPS, branch_sum, exact_array, fused_output
 from tests.gradcheck import assert_gradients
 from tests.models.small import batch, distinct_model
 from tests.ops.exact import assert_exact, rationals
+from tests.random_networks import random_block
 
 NETWORK_KINDS = [name for name, each in KINDS.items() if each.keys]  # those a RepVGG is built of
 SHAPES = [
@@ -102,6 +103,20 @@ def test_gradients_by_finite_differences(
         return grads.x, *(grads.params[name.removeprefix("block.")] for name in names)
 
     assert_gradients(forward, backward, x, *(model.params[name] for name in names), seed=3)
+
+
+@every
+def test_a_cache_can_be_gone_back_through_twice(name: str) -> None:
+    spec = replace(network(name).blocks[2], name="stage0")
+    shapes = expression(spec).shapes()
+    params = random_block({f"stage0.{part}": of for part, of in shapes.items()}, 0)
+    x = np.random.default_rng(0).normal(size=(2, spec.in_channels, 5, 6)).astype(np.float32)
+    y, cache = train_block_forward(spec, params, x, ops=REFERENCE, eps=1e-5, training=True)
+    first, second = (train_block_backward(spec, np.ones_like(y), cache) for _ in "12")
+    np.testing.assert_array_equal(first.x, second.x)
+    assert first.params.keys() == second.params.keys()
+    for part, grad in first.params.items():
+        np.testing.assert_array_equal(second.params[part], grad)
 
 
 @every

@@ -210,6 +210,7 @@ def test_metadata_says_where_the_file_came_from(
         assert archive.metadata == {
             "model": "custom",
             "form": "deploy",
+            "block": "repvgg",
             "eps": "0.001",
             "source": "a.pth",
         }

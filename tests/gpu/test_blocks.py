@@ -138,12 +138,6 @@ def even_kernel(spec: BlockSpec) -> Linear:
     return Sum(free("a", spec, kernel=(2, 2), padding=(1, 1), groups=2))
 
 
-def strides_that_differ(spec: BlockSpec) -> Linear:
-    """One output from each of the two, on images of 4x4 or less."""
-    wide = free("b", spec, kernel=(1, 1), stride=(3, 3), groups=2)
-    return Sum(free("a", spec, padding=(1, 1), stride=(2, 2), groups=2), wide)
-
-
 def stride_of_one_axis(spec: BlockSpec) -> Linear:
     return Sum(free("a", spec, padding=(1, 1), stride=(2, 1), groups=2))
 
@@ -205,7 +199,7 @@ def side_by_side(spec: BlockSpec) -> Linear:
 STRANGERS: dict[str, Build] = {
     build.__name__: build
     for build in (
-        *(asymmetric, two_points, norm_after_the_sum, even_kernel, strides_that_differ),
+        *(asymmetric, two_points, norm_after_the_sum, even_kernel),
         *(
             stride_of_one_axis,
             kernel_of_one_axis,
