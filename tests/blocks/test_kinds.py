@@ -158,6 +158,7 @@ def test_a_file_of_it_is_told_from_its_keys_and_converted(
     assert fused.state_dict()[key].shape == conv.shapes()["fused.weight"]
 
 
+@pytest.mark.few(3)
 @every
 def test_the_oracle_passes_what_is_right_and_names_every_mutant_of_a_layer(name: str) -> None:
     """Deleted, doubled and moved branches, norms done wrongly: each named, in the right place."""

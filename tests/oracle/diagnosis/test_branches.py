@@ -188,6 +188,7 @@ def named(report: Report) -> str:
     return report.diagnosis[0].bug
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in CONVS.items() for n in names])
 def test_a_branch_missing_or_without_its_kernel_or_doubled(kind: str, name: str) -> None:
     want = MISSING.get(name, "branch-missing")
@@ -204,6 +205,7 @@ def test_batch_norm_in_training_mode(kind: str) -> None:
     assert named(judged(kind, training)) == "train-mode-batch-norm"
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("step", [(0, 1), (-1, 0), (1, 1)])
 @pytest.mark.parametrize("kind", CONVS)
 def test_the_largest_branch_one_tap_off(kind: str, step: tuple[int, int]) -> None:
