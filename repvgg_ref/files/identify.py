@@ -24,7 +24,7 @@ from repvgg_ref.models.architectures import (
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.parameters import param_shapes
-from repvgg_ref.models.registry import chains, graphs
+from repvgg_ref.models.registry import chains, find_name, graphs
 
 Shape = tuple[int, ...]
 
@@ -74,8 +74,9 @@ def identify(
         If the shapes are no RepVGG, or not the `model` asked for.
     """
     found = _inferred(shapes, form, se, _kinds(model, block))
-    if model == "auto":
-        return _named(found, form)
+    named = _named(found, form)
+    if model == "auto" or named.name == find_name(model):
+        return named
     if model == "custom":
         return found
     wanted = architecture(
@@ -91,7 +92,7 @@ def identify(
     if not same:
         raise CheckpointError(
             f"the shapes are not those of {wanted.name}",
-            got=_named(found, form).name + " with channels " + _channels(found),
+            got=named.name + " with channels " + _channels(found),
             wanted="channels " + _channels(wanted),
             advice="leave --model auto to see what the file holds",
         )
@@ -110,13 +111,15 @@ def identify_graph(shapes: Mapping[str, Shape], model: str = "auto") -> tuple[Ne
         for form in forms:
             usual = make()
             wanted = param_shapes(usual, form)
-            if model not in ("auto", usual.name) or held != {
+            if (model != "auto" and find_name(model) != usual.name) or held != {
                 name for name in wanted if not name.endswith(_COUNTER)
             }:
                 continue
             entry, head = next(iter(wanted)), f"{usual.head.name}.weight"
             ends = {"num_classes": shapes[head][:1], "in_channels": shapes[entry][1:2]}
             given = {key: end[0] for key, end in ends.items() if end}
+            if not all(given.values()):  # a network of no channels, or no classes
+                continue
             for size in _SIZES:
                 found = make(**given, size=size)
                 if all(shapes.get(n, s) == s for n, s in param_shapes(found, form).items()):

@@ -150,7 +150,17 @@ def test_networks_that_are_no_chain_are_told_from_their_names_and_shapes(
     arch = network(name, **asked)
     shapes = param_shapes(arch, form)
     assert identify_graph(shapes) == (arch, form)
-    assert identify_graph(shapes, model=name) == (arch, form)
+    assert identify_graph(shapes, model=name.lower()) == (arch, form)
     assert identify_graph(shapes, model="RepVGG-A0") is None
+    head = f"{arch.head.name}.weight"
+    assert identify_graph(shapes | {head: (0, *shapes[head][1:])}) is None
     shapes.popitem()
     assert identify_graph(shapes) is None
+
+
+@pytest.mark.parametrize("form", ["train", "deploy"])
+def test_a_chain_of_another_family_may_be_asked_for_by_name(form: Form) -> None:
+    arch = network("MobileOne-S0")
+    found = identify(param_shapes(arch, form), form, model="mobileone-s0", block="mobileone")
+    assert found.name == "MobileOne-S0"
+    assert found.blocks == arch.blocks
