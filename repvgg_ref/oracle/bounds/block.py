@@ -60,7 +60,10 @@ from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.program import Program
 
-Algorithm = Literal["direct", "winograd2", "winograd4", "winograd5", "winograd6", "winograd7"]
+Algorithm = Literal[
+    "direct", "winograd2", "winograd3", "winograd4", "winograd5", "winograd6", "winograd7",
+    "winograd8",
+]  # fmt: skip
 WINOGRAD: tuple[Algorithm, ...] = get_args(Algorithm)[1:]
 _OUTPUTS_PER_TILE = {"direct": 0} | {name: int(name[-1]) for name in WINOGRAD}
 
@@ -110,7 +113,7 @@ def block_bound(
     y : (N, O, Ho, Wo) array
         The reference's output for it.
     precision : Precision
-    algorithm : {"direct", "winograd2", ..4, ..5, ..6, ..7}
+    algorithm : {"direct", "winograd2", ..3, ..4, ..5, ..6, ..7, ..8}
         How the candidate convolves, F(m x m, 3 x 3). Direct wherever that does not apply: with
         dilation, and with stride 2 but for m of 2, 4 and 7.
 

@@ -33,14 +33,18 @@ def _both_signs(*numbers: float) -> tuple[float, ...]:
 
 POINTS: dict[int, tuple[tuple[Point, ...], ...]] = {
     2: ((0, *_both_signs(1), inf),),
+    3: ((0, *_both_signs(1), 2, inf), (0, *_both_signs(1), 1 / 2, inf)),
     4: (
         (0, *_both_signs(1, 2), inf),
         (0, *_both_signs(_ROOT / 2, _ROOT), inf),
         (0, *_both_signs(5 / 8, 3 / 2), inf),
+        (0, *_both_signs(1, 1 / 2), inf),
+        (0, *_both_signs(1 / 2, 3 / 2), inf),
     ),
     5: ((0, *_both_signs(5 / 8, 5 / 4, 3)),),
     6: ((0, *_both_signs(1, 2, 1 / 2), inf), (0, *_both_signs(1 / 2, 1, 7 / 4), inf)),
     7: ((0, *_both_signs(1 / 2, 7 / 8, 3 / 2, 4)),),
+    8: ((0, *_both_signs(1, 2, 1 / 2, 3 / 2), inf), (0, *_both_signs(1, 2, 1 / 2, 4), inf)),
 }
 # Of F(m, 2), the even half of a convolution with stride 2.
 POINTS_OF_STRIDE_2: dict[int, tuple[Point, ...]] = {

@@ -1,0 +1,51 @@
+"""What a right layer in the port's arithmetic may do: the model everything is tested against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+
+
+@dataclass(frozen=True)
+class Nuisance:
+    """The errors of one right layer, in its sample's order.
+
+    Attributes
+    ----------
+    unit : float
+        Unit roundoff u.
+    variance : (O, P) array
+        Of independent rounding.
+    drift : (O, P) array or 0.0
+        What directed rounding makes of the layer; already taken from the residual.
+    taps : float
+        tau**2: every tap may be wrong by tau u of its magnitude, independently.
+    scale : float
+        A whole channel may be wrong by this many u: conversion, and gates.
+    tiles : (P,) array of int or None
+        Which outputs err together: a tile of Winograd's algorithm.
+    clustering : float
+        By how much this widens standard errors.
+    level : float
+        Largest mean squared error, in units of `variance` or of direct summation's.
+    """
+
+    unit: float
+    variance: Array
+    drift: Array | float = 0.0
+    taps: float = 2.5
+    scale: float = 1.0
+    tiles: Array | None = None
+    clustering: float = 1.0
+    level: float = 0.0
+    algorithm: str = "direct"
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def signs(self, images: Array, rng: np.random.Generator) -> Array:
+        """Random signs for outputs that err independently, (P,)."""
+        if self.tiles is None:
+            return rng.choice((-1.0, 1.0), len(images))
+        return rng.choice((-1.0, 1.0), int(self.tiles.max()) + 1)[self.tiles]

@@ -1,0 +1,151 @@
+"""The arithmetic of a whole port, inferred from all its layers at once, before any bug is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from repvgg_ref.oracle.arithmetic.directed import DIRECTIONS, Directed, fit_directed
+from repvgg_ref.oracle.arithmetic.noise import noise_variance
+from repvgg_ref.oracle.arithmetic.nuisance import Nuisance
+from repvgg_ref.oracle.arithmetic.sample import Sample
+from repvgg_ref.oracle.arithmetic.tiles import (
+    Algorithm,
+    Evidence,
+    Layer,
+    TileNoise,
+    evidence,
+    recognise,
+)
+
+# tau**2: correct rounding of the weights gives 0.05 to 0.1, fusing in float32 up to 0.5, engines
+# with long chains up to 2.0. With tiles the estimate itself is worse.
+_TAPS, _TAPS_IN_TILES = 2.5, 5.5
+_GATE = 2.0  # u: squeeze-and-excitation's own rounding, the same for a channel of an image
+_DRIFT = 0.2  # of a fitted drift may be left
+_CHOPS = 5.0  # cut partial sums err more, independently too: twice and more at half an ulp
+
+
+@dataclass(frozen=True)
+class PortArithmetic:
+    """What the port's rounding does.
+
+    Attributes
+    ----------
+    unit : float
+        Unit roundoff of its numbers.
+    directed : Directed
+    nuisances : mapping
+        Layer -> the errors that it may have.
+    algorithms : mapping
+        Layer -> Winograd's algorithm, where the residual has that covariance.
+    evidence : mapping
+        Layer -> for those, how well it fits.
+    """
+
+    unit: float
+    directed: Directed
+    nuisances: Mapping[str, Nuisance]
+    algorithms: Mapping[str, Algorithm]
+    evidence: Mapping[str, Evidence]
+
+    @property
+    def says(self) -> str:
+        """In a sentence; empty for the ordinary: sums in order, rounding to nearest."""
+        parts = []
+        used = sorted({algorithm for algorithm in self.algorithms.values()})
+        for algorithm in used:
+            layers = sum(each == algorithm for each in self.algorithms.values())
+            points = ", ".join(f"{p:.4g}" for p in algorithm.points)
+            shown = "a layer errs" if layers == 1 else f"{layers} layers err"
+            parts.append(
+                f"{shown} as Winograd's F({algorithm.m}x{algorithm.m}, 3x3) does"
+                f" (points {points})"
+            )
+        if self.directed.is_any:
+            shares = zip(DIRECTIONS, self.directed.coefficients, strict=True)
+            largest = [f"{name} {share:+.2f}" for name, share in shares if abs(share) > 0.08]
+            parts.append(f"rounding is directed (in ulps: {', '.join(largest)})")
+        return "; ".join(parts)
+
+
+def infer(layers: Mapping[str, Layer], unit: float, suspects: Iterable[str] = ()) -> PortArithmetic:
+    """The arithmetic that the layers show.
+
+    Parameters
+    ----------
+    layers : mapping
+        Every layer whose outputs can be compared.
+    suspects : iterable of str
+        Layers that direct summation does not explain: only for them algorithms in tiles are
+        looked for, since they err more than direct summation does.
+    """
+    samples = {name: layer.sample for name, layer in layers.items()}
+    directed = fit_directed(samples, unit)
+    nuisances = {name: _direct(sample, directed, unit) for name, sample in samples.items()}
+    chosen: dict[str, Algorithm] = {}
+    seen: dict[str, Evidence] = {}
+    suspects = [name for name in suspects if layers[name].sample.tile_stride == 1]
+    known = recognise(layers, unit) if suspects else ()
+    for name, layer in layers.items():
+        if known and layer.sample.tile_stride == 1:
+            found = _in_tiles(layer, known, unit, nuisances[name])
+            if found is not None:
+                chosen[name], seen[name], nuisances[name] = found
+    return PortArithmetic(unit, directed, nuisances, chosen, seen)
+
+
+def _direct(sample: Sample, directed: Directed, unit: float) -> Nuisance:
+    """A right layer that sums products one after the other, in whatever order."""
+    drift = directed.drift(sample, unit)
+    left = replace(sample, residual=sample.residual - drift)
+    size = float(np.abs(np.mean(drift / np.maximum(np.abs(sample.y), 1e-300), where=sample.active)))\
+        if not isinstance(drift, float) and sample.active.any() else 0.0  # fmt: skip
+    return Nuisance(
+        unit,
+        noise_variance(left, unit),
+        drift,
+        _TAPS,
+        1.0 + (_GATE if sample.gated else 0.0),
+        level=(6 + sample.products / 25) * (1 + _CHOPS * directed.chopped),
+        extra={"drift": _DRIFT * size / unit},
+    )
+
+
+def _in_tiles(
+    layer: Layer, known: tuple[Algorithm, ...], unit: float, direct: Nuisance
+) -> tuple[Algorithm, Evidence, Nuisance] | None:
+    """The algorithm of those known that describes a layer best, if it gains over direct noise."""
+    sample = replace(layer.sample, residual=layer.sample.residual - direct.drift)
+    best: tuple[Algorithm, Evidence, TileNoise] | None = None
+    for algorithm in known:
+        noise = TileNoise(algorithm, layer.x, layer.weight, sample.groups)
+        found = evidence(noise, sample, unit)
+        if found.excuses(proved=True) and (best is None or found.gain > best[1].gain):
+            best = algorithm, found, noise
+    if best is None:
+        return None
+    algorithm, found, noise = best
+    v = unit**2 * noise.variance(sample)
+    rounded = noise_floor(sample, unit)
+    variance = max(found.c, 0.2) * v + rounded
+    ratio = float(np.sqrt(variance[sample.active].mean() / unit**2))
+    ratio /= max(float(np.sqrt(sample.energy[sample.active].mean())), 1e-300)
+    nuisance = replace(
+        direct,
+        variance=variance,
+        taps=_TAPS_IN_TILES,
+        scale=direct.scale * (1 + np.sqrt(found.c) / 4 if sample.gated else 1.0) + 0.15 * ratio,
+        tiles=noise.tiles(sample),
+        clustering=noise.widening(),
+        level=3.0,
+        algorithm=algorithm.name,
+    )
+    return algorithm, found, nuisance
+
+
+def noise_floor(sample: Sample, unit: float) -> np.ndarray:
+    """The variance of one correct rounding of the result."""
+    return np.asarray(unit**2 * sample.y**2 / 6)

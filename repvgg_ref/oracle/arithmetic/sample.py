@@ -1,0 +1,288 @@
+"""One layer's residual laid out for statistics: outputs, what they are sums of, and where they lie.
+
+Everything is before the gate of squeeze-and-excitation: outputs and residuals are divided by it, so
+that a layer with one is a layer without whose channels each have one more rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.bounds.linear_part import layer_kernels
+from repvgg_ref.oracle.programs.activation import gate
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.head import HeadProgram
+from repvgg_ref.oracle.programs.program import all_pixels
+
+# Whole bands of rows are kept, as high as tiles of F(2), F(3), F(4) and F(6) need.
+_BAND = 12
+_MOST_OUTPUTS = 1600  # of a channel
+_UNCLEAR = 4.0  # an output this many likely errors above 0 is active whatever the rounding
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Outputs of one layer; O channels, K products each, P outputs of a channel in G groups.
+
+    Attributes
+    ----------
+    columns : (G, K, P) array
+        What an output sees of the candidate's own input.
+    weight, magnitude : (O, K) arrays
+        The fused kernel, and the sum of the magnitudes of what each tap was added up from.
+    bias, bias_magnitude : (O,) arrays
+    y, residual : (O, P) arrays
+        The reference, and candidate minus reference; both over the gate, if there is one.
+    active : (O, P) array of bool
+        Where ReLU hides nothing.
+    images, rows, pixels_across : (P,) arrays of int
+        Where an output lies: image, row, column.
+    size : (int, int)
+        Height and width of the whole output.
+    kernel_size : int
+        Taps a channel.
+    tile_stride : int
+        1 where Winograd's algorithm may be at work, 2 with stride 2, 0 where it cannot.
+    gate : (O, P) array or None
+        What outputs and residuals were divided by.
+    relu : bool
+        Whether negative outputs are set to 0.
+    """
+
+    name: str
+    columns: Array
+    weight: Array
+    magnitude: Array
+    bias: Array
+    bias_magnitude: Array
+    y: Array
+    residual: Array
+    active: Array
+    images: Array
+    rows: Array
+    across: Array
+    size: tuple[int, int]
+    kernel_size: int = 1
+    tile_stride: int = 0
+    gate: Array | None = None
+    relu: bool = True
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is squeeze-and-excitation."""
+        return self.gate is not None
+
+    @property
+    def groups(self) -> int:
+        """Groups of the convolution."""
+        return len(self.columns)
+
+    @property
+    def products(self) -> int:
+        """K: products an output is the sum of."""
+        return self.columns.shape[1]
+
+    def times(self, taps: Array) -> Array:
+        """``sum_k taps[o, k] x_k``: (O, K) -> (O, P)."""
+        return _grouped(taps, self.columns)
+
+    def along(self, outputs: Array) -> Array:
+        """``sum_p outputs[o, p] x_k[p]``, the transpose of `times`: (O, P) -> (O, K)."""
+        return _grouped(outputs, self.columns.transpose(0, 2, 1))
+
+    @cached_property
+    def squares(self) -> Array:
+        """``x**2``, (G, K, P)."""
+        return np.square(self.columns)
+
+    @cached_property
+    def magnitude_squared(self) -> Array:
+        """``M**2``, (O, K)."""
+        return np.square(self.magnitude)
+
+    @cached_property
+    def energy(self) -> Array:
+        """``E**2 = sum_k (M_k x_k)**2 + M_b**2``, (O, P): what independent errors add up to."""
+        return self.powers(self.magnitude) + self.bias_magnitude[:, None] ** 2
+
+    def powers(self, taps: Array) -> Array:
+        """``sum_k (taps[o, k] x_k)**2``, (O, P)."""
+        return _grouped(np.square(taps), self.squares)
+
+    def weighted_squares(self, weights: Array) -> Array:
+        """``sum_p weights[o, p] x_k[p]**2``, (O, K)."""
+        return _grouped(weights, self.squares.transpose(0, 2, 1))
+
+    def at(self, positions: Array) -> Sample:
+        """The same at some output positions only."""
+        return replace(
+            self,
+            columns=np.ascontiguousarray(self.columns[:, :, positions]),
+            y=self.y[:, positions],
+            residual=self.residual[:, positions],
+            active=self.active[:, positions],
+            images=self.images[positions],
+            rows=self.rows[positions],
+            across=self.across[positions],
+            gate=None if self.gate is None else self.gate[:, positions],
+        )
+
+    def of_channels(self, channels: Array) -> Sample:
+        """The same with some output channels, as many of each group."""
+        return replace(
+            self,
+            weight=self.weight[channels],
+            magnitude=self.magnitude[channels],
+            bias=self.bias[channels],
+            bias_magnitude=self.bias_magnitude[channels],
+            y=self.y[channels],
+            residual=self.residual[channels],
+            active=self.active[channels],
+            gate=None if self.gate is None else self.gate[channels],
+        )
+
+    def beside(self, y: Array, y_hat: Array, unit: float) -> Sample:
+        """The same outputs held against another reference, (O, P) each, gate divided out."""
+        with np.errstate(invalid="ignore"):
+            residual = np.where(np.isfinite(y_hat), y_hat - y, 0.0)
+        active = _active(y, y_hat, self.energy, self.products, unit, self.relu)
+        return replace(self, y=y, residual=residual, active=active)
+
+
+def _grouped(rows: Array, columns: Array) -> Array:
+    """(O, A) times (G, A, B), each group's rows with its own columns: (O, B)."""
+    y = rows.reshape(len(columns), -1, rows.shape[-1]) @ columns
+    return np.asarray(y.reshape(len(rows), -1))
+
+
+def block_sample(
+    program: BlockProgram, x: Array, y: Array, y_hat: Array, unit: float
+) -> Sample:
+    """Lay out a block's outputs.
+
+    Parameters
+    ----------
+    program : BlockProgram
+        A right one.
+    x, y, y_hat : arrays (N, C, H, W), (N, O, Ho, Wo) twice
+        The candidate's input, the reference's and the candidate's output for it.
+    unit : float
+        Unit roundoff of the candidate's numbers.
+    """
+    kernels = layer_kernels(program)
+    o = len(kernels.weight)
+    size = y.shape[2], y.shape[3]
+    rows, across = _kept(len(x), *size)
+    taps = program.gather(x, rows, across)  # (N, P, C, Kh, Kw)
+    n, p = taps.shape[:2]
+    columns = taps.reshape(n * p, program.groups, -1).transpose(1, 2, 0)
+
+    def outputs(values: Array) -> Array:
+        return np.asarray(values[:, :, rows, across].transpose(1, 0, 2).reshape(o, -1))
+
+    factor = _gate(program, x) if program.se is not None else None
+    at, at_hat = outputs(y), outputs(y_hat)
+    spread = None if factor is None else np.repeat(factor.T, p, axis=1)  # (O, N * P)
+    if spread is not None:
+        at, at_hat = at / spread, at_hat / spread
+    made = Sample(
+        program.name,
+        np.ascontiguousarray(columns),
+        kernels.weight.reshape(o, -1),
+        kernels.weight_magnitude.reshape(o, -1),
+        kernels.bias,
+        kernels.bias_magnitude,
+        at,
+        at,
+        at > 0,
+        np.repeat(np.arange(n), p),
+        np.tile(rows, n),
+        np.tile(across, n),
+        size,
+        program.size[0] * program.size[1],
+        program.stride if program.size == (3, 3) and program.dilation == 1 else 0,
+        spread,
+        relu="relu" in program.activation,
+    )
+    return made.beside(at, at_hat, unit)
+
+
+def head_sample(program: HeadProgram, x: Array, y: Array, y_hat: Array, unit: float) -> Sample:
+    """Lay out the logits, (N, classes): sums over the pooled channels."""
+    pooled = x.mean(axis=(2, 3))  # (N, C)
+    zeros = np.zeros(len(x), int)
+    made = Sample(
+        program.name,
+        pooled.T[None],
+        program.weight,
+        np.abs(program.weight),
+        program.bias,
+        np.abs(program.bias),
+        y.T,
+        y.T,
+        y.T > 0,
+        np.arange(len(x)),
+        zeros,
+        zeros,
+        (1, 1),
+        relu=False,
+    )
+    return made.beside(y.T, y_hat.T, unit)
+
+
+def spread_channels(channels: int, groups: int, most: int) -> Array:
+    """Some output channels, as many of each group, evenly spread."""
+    in_group = channels // groups
+    count = min(in_group, max(1, most // groups))
+    offsets = np.unique(np.linspace(0, in_group - 1, count).astype(int))
+    return np.asarray((np.arange(groups)[:, None] * in_group + offsets).reshape(-1))
+
+
+def sample_of(program: Any, x: Array, y: Array, y_hat: Array, unit: float) -> Sample:
+    """Lay out any layer's outputs."""
+    make: Any = head_sample if isinstance(program, HeadProgram) else block_sample
+    made: Sample = make(program, x, y, y_hat, unit)
+    return made
+
+
+def _active(
+    y: Array, y_hat: Array, energy: Array, products: int, unit: float, relu: bool
+) -> Array:
+    finite = np.isfinite(y_hat)
+    if not relu:
+        return np.asarray(finite)
+    unclear = _UNCLEAR * unit * np.sqrt(products * energy)
+    return np.asarray(finite & (y_hat > 0) & (y > unclear))
+
+
+def _gate(program: BlockProgram, x: Array) -> Array:
+    """SE's factor of every image and channel, (N, O); see `programs.block.BlockProgram`."""
+    assert program.se is not None
+    before = replace(program, se=None, activation="none" if _gates_first(program) else "relu")
+    factors = []
+    for image in np.split(x, len(x)):
+        z = before.evaluate(image)
+        z = z.reshape(*z.shape[:2], *program.output_size(*image.shape[2:]))
+        factors.append(gate(program.se, z, program.se_pool, program.se_gate)[:, :, 0])
+    return np.concatenate(factors)
+
+
+def _gates_first(program: BlockProgram) -> bool:
+    return program.activation.startswith("se")
+
+
+def _kept(images: int, height: int, width: int) -> tuple[Array, Array]:
+    """Rows and columns of the outputs to look at: all, or bands of rows with both ends."""
+    most = max(_BAND, _MOST_OUTPUTS // max(1, images * width))
+    if height <= most:
+        return all_pixels(height, width)
+    bands = max(2, most // _BAND)
+    last = (height - 1) // _BAND
+    chosen = sorted({round(k * last / (bands - 1)) for k in range(bands)})
+    rows = np.concatenate([np.arange(b * _BAND, min((b + 1) * _BAND, height)) for b in chosen])
+    return np.repeat(rows, width), np.tile(np.arange(width), len(rows))

@@ -1,0 +1,1 @@
+"""What a layer computes, estimated from its outputs, held against what its arithmetic may do."""

@@ -1,0 +1,99 @@
+"""One number estimated of a layer, its standard error, and what a right layer may show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy  # its parts are loaded when they are first used: a second of start-up
+
+# Chance of accusing a right port, nominal, over all tests of a verification.
+FALSE_ALARM = 1e-6
+
+# Rounding errors are no Gaussians: those of long chains have kurtosis 4 to 7, and single outputs of
+# right ports reach 13 standard errors (tests/studies/NOTES-oracle.md). A statistic counts as this
+# many times fewer standard errors, the fewer numbers it is a mean of the more so.
+_SIZES = ("taps", "noise")  # squares: too small is no alarm
+
+TAILS = {"layer": 1.0, "channel": 1.15, "tap": 1.4, "output": 3.5}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one test found.
+
+    Attributes
+    ----------
+    kind : str
+        What was estimated: "scale", "bias", "taps", "tap", "contrast", "noise", "output".
+    where : str
+        "" for the layer as a whole, else "channel 3", "last column", "image 1".
+    value : float
+        Relative to the layer's right value: outputs are ``1 + value`` times as large.
+    error : float
+        Standard error of `value`, conversion of the weights included.
+    tolerance : float
+        What a right layer may show without any noise.
+    scope : str
+        A key of `TAILS`.
+    count : int
+        How many such tests were made; this one shows most.
+    """
+
+    kind: str
+    where: str
+    value: float
+    error: float
+    tolerance: float
+    scope: str
+    count: int = 1
+
+    @property
+    def deviation(self) -> float:
+        """By how many standard errors the value is beyond the tolerance, tails allowed for."""
+        size = self.value if self.kind in _SIZES else abs(self.value)
+        beyond = max(0.0, size - self.tolerance)
+        return beyond / max(self.error, 1e-300) / TAILS[self.scope]
+
+    @property
+    def p_value(self) -> float:
+        """Of the largest of `count` such deviations being rounding; at most 1."""
+        single = 2 * float(scipy.special.ndtr(-self.deviation))
+        return min(1.0, self.count * single)
+
+    def smallest(self, tests: int = 1_000_000) -> float:
+        """The smallest value that would have been an alarm among so many tests."""
+        needed = -float(scipy.special.ndtri(FALSE_ALARM / max(tests, self.count) / 2))
+        return self.tolerance + needed * TAILS[self.scope] * self.error
+
+
+def alarms(estimates: Iterable[Estimate]) -> list[Estimate]:
+    """Estimates that rounding does not explain, by Holm's step-down procedure, surest first.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6
+    (1979). Each estimate stands for `count` tests, whose number its p-value allows for already.
+    """
+    ordered = sorted(estimates, key=lambda e: e.p_value)
+    found: list[Estimate] = []
+    for at, estimate in enumerate(ordered):
+        if estimate.p_value * (len(ordered) - at) > FALSE_ALARM:
+            break
+        found.append(estimate)
+    return found
+
+
+def most(estimates: Sequence[Estimate], count: int) -> Estimate | None:
+    """The estimate that deviates most of those alike, standing for `count` tests."""
+    chosen = max(estimates, key=lambda e: e.deviation, default=None)
+    if chosen is None:
+        return None
+    return Estimate(**{**chosen.__dict__, "count": count})
+
+
+def wilson_hilferty(chi_square: float, freedom: float) -> float:
+    """A chi-square as standard deviations of a Gaussian (Wilson & Hilferty 1931)."""
+    if freedom <= 0:
+        return 0.0
+    part = 2 / (9 * freedom)
+    return float((np.cbrt(chi_square / freedom) - (1 - part)) / np.sqrt(part))

@@ -1,0 +1,299 @@
+"""Scale, bias, taps, single taps, contrasts and noise of one layer, each with its standard error.
+
+All are weighted regressions of the residual r on a direction D of the layer's outputs, weights
+``w = active / variance``:
+
+    coefficient = sum w r D / sum w D**2
+
+whose variance is rounding's, ``1 / sum w D**2``, and the conversion's: each tap is wrong by
+``tau u M_k`` for all outputs alike, which adds ``(tau u)**2 sum_k (M_k sum w D x_k)**2 /
+(sum w D**2)**2``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.arithmetic.nuisance import Nuisance
+from repvgg_ref.oracle.arithmetic.sample import Sample
+from repvgg_ref.oracle.estimates.estimate import Estimate, wilson_hilferty
+
+_FEW = 8  # active outputs that a channel needs to be judged alone
+_MANY = 24  # and to take part in the noise of taps
+_DRAWS = 2
+_WHOLE, _CONTRAST = 2.0, 1.0  # u: what a right layer's scale, and part of it, may be off by
+
+
+class Regression(NamedTuple):
+    """Of every channel: ``sum w r D``, ``sum w D**2``, and the conversion's variance of the first."""
+
+    cross: Array
+    power: Array
+    conversion: Array
+
+    def pooled(self) -> tuple[float, float]:
+        """Coefficient and standard error of all channels together."""
+        power = max(float(self.power.sum()), 1e-300)
+        spread = float((self.power + self.conversion).sum())
+        return float(self.cross.sum()) / power, float(np.sqrt(spread)) / power
+
+    def single(self) -> tuple[Array, Array]:
+        """Coefficients and standard errors of each channel; 0 and infinity where there is none."""
+        power = np.where(self.power > 0, self.power, np.inf)
+        error = np.sqrt(self.power + self.conversion) / power
+        return self.cross / power, np.where(self.power > 0, error, np.inf)
+
+
+class LayerEstimates:
+    """The estimates of one layer; `all` makes them."""
+
+    def __init__(self, sample: Sample, nuisance: Nuisance, seed: int = 0) -> None:
+        self.sample, self.nuisance = sample, nuisance
+        self.weights = np.where(sample.active, 1 / np.maximum(nuisance.variance, 1e-300), 0.0)
+        self.weights /= nuisance.clustering**2
+        self.residual = sample.residual - nuisance.drift
+        self.count = sample.active.sum(axis=1)
+        self._rng = np.random.default_rng(seed)
+
+    def all(self) -> list[Estimate]:
+        """Every estimate of this layer."""
+        if not self.sample.active.any():
+            return []
+        return [
+            *self._scales(),
+            *self._biases(),
+            *self._contrasts(),
+            *self._tap_noise(),
+            *self._single_taps(),
+            *self._noise(),
+        ]
+
+    def regress(self, direction: Array, residual: Array | None = None) -> Regression:
+        """Regress the residual on a direction (O, P), channel by channel."""
+        r = self.residual if residual is None else residual
+        weighted = self.weights * direction
+        seen = self.sample.along(weighted)
+        return Regression(
+            np.einsum("op,op->o", weighted, r),
+            np.einsum("op,op->o", weighted, direction),
+            self._conversion * self._met(seen),
+        )
+
+    def _met(self, taps: Array) -> Array:
+        """``sum_k (M_k taps_k)**2`` of each channel."""
+        return np.asarray(np.einsum("ok,ok,ok->o", self.sample.magnitude_squared, taps, taps))
+
+    @property
+    def _conversion(self) -> float:
+        return self.nuisance.taps * self.nuisance.unit**2
+
+    def _scales(self) -> Iterator[Estimate]:
+        u = self.nuisance.unit
+        found = self.regress(self.sample.y)
+        value, error = found.pooled()
+        tolerance = (_WHOLE + self.nuisance.scale - 1 + self._allowed_drift) * u
+        yield Estimate("scale", "", value, error, tolerance, "layer")
+        values, errors = found.single()
+        errors = np.hypot(errors, self.nuisance.scale * u)
+        yield from self._channels("scale", values, errors, self._allowed_drift * u)
+
+    def _biases(self) -> Iterator[Estimate]:
+        u, sample = self.nuisance.unit, self.sample
+        whole = np.broadcast_to(sample.bias[:, None], sample.y.shape)
+        value, error = self.regress(whole, self.across_scale).pooled()
+        yield Estimate("bias", "", value, error, (_WHOLE + self._allowed_drift) * u, "layer")
+        size = np.maximum(np.abs(sample.bias), sample.bias_magnitude)
+        found = self.regress(np.broadcast_to(size[:, None], sample.y.shape), self.perpendicular_to_y)
+        values, errors = found.single()
+        yield from self._channels("bias", values, np.hypot(errors, u), self._allowed_drift * u)
+
+    def _channels(
+        self, kind: str, values: Array, errors: Array, tolerance: float
+    ) -> Iterator[Estimate]:
+        enough = np.flatnonzero((self.count >= _FEW) & np.isfinite(errors))
+        if not len(enough):
+            return
+        beyond = np.maximum(0, np.abs(values) - tolerance)[enough] / errors[enough]
+        worst = enough[np.argmax(beyond)]
+        yield Estimate(
+            kind, f"channel {worst}", float(values[worst]), float(errors[worst]), tolerance,
+            "channel", len(enough),
+        )  # fmt: skip
+        deviation = wilson_hilferty(float((np.minimum(beyond, 50) ** 2).sum()), len(enough))
+        size = float(np.sqrt((errors[enough] ** 2).mean()))
+        yield Estimate(kind, "channels", max(0.0, deviation) * size, size, 0.0, "tap")
+
+    def _contrasts(self) -> Iterator[Estimate]:
+        sample, u = self.sample, self.nuisance.unit
+        tolerance = (_CONTRAST + self._allowed_drift + self.nuisance.scale - 1) * u
+        for name, there in self._places():
+            part = self._without_plane(sample.y * there)
+            value, error = self.regress(part, self.perpendicular).pooled()
+            yield Estimate("contrast", name, value, error, tolerance, "layer")
+
+    def _places(self) -> Iterator[tuple[str, Array]]:
+        sample = self.sample
+        images = int(sample.images.max()) + 1
+        if images > 1:
+            for image in range(images):
+                yield f"image {image}", sample.images == image
+        for name, at, length in (
+            ("row", sample.rows, sample.size[0]),
+            ("column", sample.across, sample.size[1]),
+        ):
+            if length > 2:
+                yield f"first {name}", at == 0
+                yield f"last {name}", at == length - 1
+                yield f"odd {name}s", at % 2 == 1
+
+    def _tap_noise(self) -> Iterator[Estimate]:
+        """Whether all taps are wrong, by a little each: tau**2 against its tolerance.
+
+        ``T = sum_k (M_k g_k)**2`` with ``g = sum_p w r x`` is expected to be ``sum_p (w r)**2 E**2``
+        if only rounding is at work, and more by ``tau**2 H`` if taps are wrong by tau u M_k: H is
+        measured on random signs.
+        """
+        sample, n = self.sample, self.nuisance
+        chosen = self.count >= _MANY
+        if not chosen.any():
+            return
+        magnitude = sample.magnitude
+        weighted = self.weights * self.perpendicular
+        observed = self._met(sample.along(weighted))
+        nulls, responses = [], []
+        for _ in range(_DRAWS):
+            signs = n.signs(sample.images, self._rng)
+            nulls.append(self._met(sample.along(weighted * signs)))
+            wrong = magnitude * self._rng.choice((-1.0, 1.0), magnitude.shape)
+            moved = self.weights * self._without_plane(sample.times(wrong)) * n.unit
+            responses.append(self._met(sample.along(moved)))
+        null = np.mean(nulls, axis=0)
+        if n.tiles is None:
+            energy = sample.energy - sample.bias_magnitude[:, None] ** 2
+            null = (weighted**2 * energy).sum(axis=1)
+        response = np.maximum(np.mean(responses, axis=0), 1e-300)
+        value, error = _capped_mean(((observed - null) / response)[chosen], (response / null)[chosen])
+        yield Estimate("taps", "", value, error, n.taps, "tap")
+
+    def _single_taps(self) -> Iterator[Estimate]:
+        """The largest error of one tap, relative to its magnitude."""
+        sample, u = self.sample, self.nuisance.unit
+        weighted = self.weights * self.perpendicular
+        g = sample.along(weighted)
+        plain = sample.weighted_squares(self.weights)
+        sandwich = sample.weighted_squares(weighted**2) * self.nuisance.clustering**2
+        spread = np.maximum(plain, sandwich)
+        usable = (self.count >= _FEW)[:, None] & (spread > 0) & (sample.magnitude > 0)
+        score = np.where(usable, np.abs(g) / np.sqrt(np.where(usable, spread, 1)), 0)
+        at = score.argmax(axis=1)
+        channels = np.arange(len(at))
+        group = channels // (len(at) // sample.groups)
+        met = sample.columns[group, at]  # (O, P): what each channel's suspect sees
+        own = self.weights * self._without_plane(met)
+        power = (own * met).sum(axis=1)
+        seen = sample.along(own)
+        seen[channels, at] = 0
+        conversion = self._conversion * self._met(seen)
+        enough = (
+            (power > 0.01 * plain[channels, at])
+            & (((met != 0) & (self.weights > 0)).sum(axis=1) >= _FEW)
+            & usable[channels, at]
+        )
+        if not enough.any():
+            return
+        size = np.where(enough, power * sample.magnitude[channels, at], np.inf)
+        values = g[channels, at] / size
+        errors = np.sqrt(np.maximum(power, spread[channels, at]) + conversion) / size
+        errors = np.hypot(errors, 2 * u)
+        chosen = np.flatnonzero(enough)
+        worst = chosen[np.argmax(np.abs(values[chosen]) / errors[chosen])]
+        name = f"channel {worst}, tap {at[worst]}"
+        count = int(usable.sum())
+        yield Estimate(
+            "tap", name, float(values[worst]), float(errors[worst]), 0.0, "tap", count
+        )
+
+    def _noise(self) -> Iterator[Estimate]:
+        """How large the errors are, and the largest of them."""
+        sample, n = self.sample, self.nuisance
+        on = sample.active
+        if on.sum() < _FEW:
+            return
+        norm = self.perpendicular[on] ** 2 / self._level_unit[on]
+        level = float(norm.mean())
+        spread = float(norm.std()) / np.sqrt(on.sum()) * n.clustering
+        yield Estimate("noise", "", level, spread, n.level, "tap")
+        taps = np.abs(self.perpendicular) / np.sqrt(
+            n.variance + n.taps * n.unit**2 * sample.energy + 1e-300
+        )
+        at = np.unravel_index(np.argmax(np.where(on, taps, 0)), on.shape)
+        size = max(abs(float(sample.y[at])), 1e-300)
+        value = float(self.perpendicular[at]) / size
+        where = f"channel {at[0]}, image {sample.images[at[1]]}, row {sample.rows[at[1]]}"
+        where += f", column {sample.across[at[1]]}"
+        error = abs(value) / max(float(taps[at]), 1e-300)
+        yield Estimate("output", where, value, error, 0.0, "output", int(on.sum()))
+
+    @property
+    def _level_unit(self) -> Array:
+        """What the level is measured in: direct summation's, or the algorithm's own."""
+        n = self.nuisance
+        if n.algorithm != "direct":
+            return np.asarray(n.variance)
+        return np.asarray(n.unit**2 * (self.sample.energy + 0.3 * self.sample.y**2) + 1e-300)
+
+    @property
+    def _allowed_drift(self) -> float:
+        return self.nuisance.extra.get("drift", 0.0)
+
+    @cached_property
+    def perpendicular(self) -> Array:
+        """The residual without what a scale and a bias of each channel explain."""
+        return self._without_plane(self.residual)
+
+    @cached_property
+    def perpendicular_to_y(self) -> Array:
+        """The residual without what a scale of each channel explains."""
+        found = self.weights * self.sample.y
+        power = (found * self.sample.y).sum(axis=1)
+        share = (found * self.residual).sum(axis=1) / np.where(power > 0, power, np.inf)
+        return np.asarray(self.residual - share[:, None] * self.sample.y)
+
+    @cached_property
+    def across_scale(self) -> Array:
+        """The residual without what one scale of the whole layer explains."""
+        y = self.sample.y
+        share = float((self.weights * y * self.residual).sum())
+        share /= max(float((self.weights * y * y).sum()), 1e-300)
+        return np.asarray(self.residual - share * y)
+
+    def _without_plane(self, values: Array) -> Array:
+        """`values` (O, P) less their weighted regression on 1 and y, channel by channel."""
+        w, y = self.weights, self.sample.y
+        one, sy, yy = w.sum(axis=1), (w * y).sum(axis=1), (w * y * y).sum(axis=1)
+        v1, vy = (w * values).sum(axis=1), (w * values * y).sum(axis=1)
+        determinant = one * yy - sy**2
+        good = determinant > 1e-9 * one * yy
+        safe = np.where(good, determinant, 1.0)
+        slope = np.where(good, (one * vy - sy * v1) / safe, 0.0)
+        level = np.where(one > 0, (v1 - slope * sy) / np.where(one > 0, one, 1.0), 0.0)
+        left = values - level[:, None] - slope[:, None] * y
+        return np.where(self.sample.active, left, 0.0)
+
+
+def _capped_mean(values: Array, precision: Array) -> tuple[float, float]:
+    """Weighted mean over channels, no channel with more weight than four medians, and its error."""
+    weight = precision**2 / (1 + precision**2)
+    weight = np.minimum(weight, 4 * max(float(np.median(weight)), 1e-300))
+    total = float(weight.sum())
+    mean = float((weight * values).sum()) / max(total, 1e-300)
+    spread = float((weight**2 * (values - mean) ** 2).sum())
+    count = len(values)
+    if count < 3:
+        return mean, abs(mean) + 1.0
+    return mean, float(np.sqrt(spread * count / (count - 1))) / max(total, 1e-300)

@@ -1,0 +1,111 @@
+"""Every layer of a port estimated, and what rounding does not explain."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.arithmetic.operands import with_operands
+from repvgg_ref.oracle.arithmetic.port import PortArithmetic, infer
+from repvgg_ref.oracle.arithmetic.sample import Sample, sample_of
+from repvgg_ref.oracle.arithmetic.tiles import Layer
+from repvgg_ref.oracle.blas import single_threaded_blas
+from repvgg_ref.oracle.bounds.precision import Precision
+from repvgg_ref.oracle.estimates.estimate import Estimate, alarms
+from repvgg_ref.oracle.estimates.layer import LayerEstimates
+from repvgg_ref.oracle.programs.block import BlockProgram
+
+T = TypeVar("T")
+
+# Direct summation has to explain a layer this easily, or algorithms in tiles are tried on it.
+_UNEASY, _UNEASY_LEVEL = 3.5, 0.4
+
+
+@dataclass(frozen=True)
+class PortEstimates:
+    """What the layers of a port compute, and how well that can be told.
+
+    Attributes
+    ----------
+    arithmetic : PortArithmetic
+    samples : mapping
+        Layer -> its outputs as they were looked at.
+    estimates, alarms : mappings
+        Layer -> all its estimates, and those that no rounding explains.
+    """
+
+    arithmetic: PortArithmetic
+    samples: Mapping[str, Sample]
+    estimates: Mapping[str, list[Estimate]]
+    alarms: Mapping[str, list[Estimate]]
+
+    def of(self, name: str, sample: Sample | None = None) -> list[Estimate]:
+        """What would be alarms in a layer if its outputs were held against another reference."""
+        chosen = self.samples[name] if sample is None else sample
+        return alarms(LayerEstimates(chosen, self.arithmetic.nuisances[name]).all())
+
+
+
+def estimate_port(seen: Mapping[str, tuple[Any, Array, Array, Array]], precision: Precision) -> PortEstimates:
+    """Estimate all layers.
+
+    Parameters
+    ----------
+    seen : mapping
+        Layer -> its right program, the candidate's input, the reference's output for it and the
+        candidate's.
+    """
+    unit = precision.u_store
+
+    def laid_out(name: str) -> Sample:
+        program, x, y, y_hat = seen[name]
+        return sample_of(program, x, y, y_hat, unit)
+
+    samples = with_operands(_each(laid_out, seen), precision)
+    layers = {
+        name: Layer(samples[name], seen[name][1], _kernel(seen[name][0])) for name in seen
+    }
+
+    def estimated(arithmetic: PortArithmetic) -> dict[str, list[Estimate]]:
+        return _each(
+            lambda name: LayerEstimates(samples[name], arithmetic.nuisances[name]).all(), seen
+        )
+
+    arithmetic = infer(layers, unit)
+    found = estimated(arithmetic)
+    if uneasy := [name for name in seen if any(_is_uneasy(e) for e in found[name])]:
+        tiled = infer(layers, unit, uneasy)
+        if tiled.algorithms:
+            arithmetic, found = tiled, estimated(tiled)
+    return PortEstimates(arithmetic, samples, found, _alarms(found))
+
+
+def _kernel(program: Any) -> Array:
+    if isinstance(program, BlockProgram):
+        return program.fused_kernel().weight
+    return program.weight[:, :, None, None]
+
+
+def _is_uneasy(estimate: Estimate) -> bool:
+    if estimate.kind == "noise":
+        return estimate.value > _UNEASY_LEVEL * estimate.tolerance
+    return estimate.deviation > _UNEASY
+
+
+def _alarms(found: Mapping[str, list[Estimate]]) -> dict[str, list[Estimate]]:
+    """Alarms by layer, Holm's procedure over all layers together."""
+    home = {id(estimate): name for name, listed in found.items() for estimate in listed}
+    by_layer: dict[str, list[Estimate]] = {}
+    for estimate in alarms(e for listed in found.values() for e in listed):
+        by_layer.setdefault(home[id(estimate)], []).append(estimate)
+    return {name: by_layer[name] for name in found if name in by_layer}
+
+
+def _each(make: Callable[[str], T], names: Mapping[str, Any]) -> dict[str, T]:
+    """Make something of every layer, several at once."""
+    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(names, pool.map(make, names), strict=True))
