@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +32,9 @@ class LayerReport:
         Largest error of this layer's *input*, relative to its largest value: what came from above.
     ok : bool
         Whether every element is within its certified bound.
+    detects : mapping
+        The smallest relative errors that would have been seen, by what they would be in; see
+        `estimates.port.PortEstimates.detects`.
     note : str
         Why the layer is bad, if it is not a matter of size (a shape, NaN, a missing layer).
     """
@@ -43,6 +47,7 @@ class LayerReport:
     likely_ratio: float = 0.0
     inherited: float | None = None
     note: str = ""
+    detects: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def incomparable(cls, name: str, note: str, inherited: float | None = None) -> LayerReport:
@@ -69,6 +74,8 @@ class Finding:
         Fraction of the residual's energy that vanishes once the bug is assumed.
     says, advice : str
         In words: what the candidate does, and what to try next.
+    taps : mapping or None
+        What was estimated of the weights: `estimates.taps.tap_errors`.
     """
 
     bug: str
@@ -80,6 +87,7 @@ class Finding:
     advice: str = ""
     standard_error: float | None = None
     equivalents: tuple[str, ...] = ()
+    taps: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,7 @@ class Report:
                     "says": f.says,
                     "advice": f.advice,
                     "equivalents": list(f.equivalents),
+                    "taps": None if f.taps is None else dict(f.taps),
                 }
                 for f in self.diagnosis
             ],
@@ -144,6 +153,7 @@ class Report:
                     "inherited": _number(layer.inherited),
                     "ok": layer.ok,
                     "note": layer.note,
+                    "detects": {what: _number(size) for what, size in layer.detects.items()},
                 }
                 for layer in self.layers
             ],

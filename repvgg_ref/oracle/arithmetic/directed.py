@@ -74,7 +74,9 @@ def fit_directed(samples: Mapping[str, Sample], unit: float) -> Directed:
     Layers that the fit leaves far more wrong than others, a faulty one among them, are dropped and
     the fit repeated.
     """
-    parts = {name: _part(sample, unit) for name, sample in samples.items() if sample.name != "linear"}
+    parts = {
+        name: _part(sample, unit) for name, sample in samples.items() if sample.name != "linear"
+    }
     kept = [name for name, part in parts.items() if len(part[1])]
     coefficients = np.zeros(len(DIRECTIONS))
     if not kept:

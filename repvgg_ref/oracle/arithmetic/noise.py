@@ -26,7 +26,7 @@ def noise_variance(sample: Sample, unit: float) -> Array:
 
 
 def fit_noise(sample: Sample, unit: float) -> tuple[float, float]:
-    """a and b of the variance, by non-negative least squares on squared residuals."""
+    """A and b of the variance, by non-negative least squares on squared residuals."""
     on = sample.active
     energy, result = sample.energy[on], sample.y[on] ** 2
     squares = (sample.residual[on] / unit) ** 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,10 +25,14 @@ class Nuisance:
         tau**2: every tap may be wrong by tau u of its magnitude, independently.
     scale : float
         A whole channel may be wrong by this many u: conversion, and gates.
+    allowed_drift : float
+        What may be left of `drift`, in u of the layer's outputs.
     tiles : (P,) array of int or None
         Which outputs err together: a tile of Winograd's algorithm.
     clustering : float
         By how much this widens standard errors.
+    gate : float
+        By how many times more a gate may be wrong than direct summation makes it.
     level : float
         Largest mean squared error, in units of `variance` or of direct summation's.
     """
@@ -42,7 +46,8 @@ class Nuisance:
     clustering: float = 1.0
     level: float = 0.0
     algorithm: str = "direct"
-    extra: dict[str, float] = field(default_factory=dict)
+    gate: float = 1.0
+    allowed_drift: float = 0.0
 
     def signs(self, images: Array, rng: np.random.Generator) -> Array:
         """Random signs for outputs that err independently, (P,)."""

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.arithmetic.sample import Sample
+from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bugs.base import round_to_bits
+from repvgg_ref.oracle.programs.head import HeadProgram
+from repvgg_ref.oracle.programs.program import layer_output
 
 Rounding = Callable[[Array], Array]
 
@@ -30,38 +33,49 @@ def _half(values: Array) -> Array:
 
 
 # Format -> ways of rounding weights (first) and inputs (second) before they are multiplied.
-_WAYS: Mapping[str, tuple[tuple[str, Rounding | None, Rounding | None], ...]] = {
-    "tf32": (("to nearest", _TF32, _TF32), ("cut", _CUT, _CUT)),
-    "fp16": (("to nearest", _half, None),),
-    "bf16": (("to nearest", partial(round_to_bits, bits=8), None),),
+_WAYS: Mapping[str, tuple[tuple[Rounding | None, Rounding | None], ...]] = {
+    "tf32": ((_TF32, _TF32), (_CUT, _CUT)),
+    "fp16": ((_half, None),),
+    "bf16": ((partial(round_to_bits, bits=8), None),),
 }
 
 
-def with_operands(samples: Mapping[str, Sample], precision: Precision) -> dict[str, Sample]:
-    """The samples beside a reference whose operands are rounded as the port's are, if they are.
+class Seen(NamedTuple):
+    """A layer: its right program, the candidate's input, both outputs for it."""
+
+    program: Any
+    x: Array
+    y: Array
+    y_hat: Array
+
+
+def with_operands(seen: Mapping[str, Seen], precision: Precision) -> Mapping[str, Seen]:
+    """The layers beside a reference whose operands are rounded as the port's are, if they are.
 
     Of the ways that `precision` allows the one that leaves least in most layers is taken for all.
     """
-    unit = precision.u_store
-    best = dict(samples)
-    for _, weights, inputs in _WAYS.get(precision.number_format, ()):
-        rounded = {n: _rounded(sample, weights, inputs, unit) for n, sample in samples.items()}
-        better = [_size(rounded[name]) < _size(best[name]) for name in samples]
+    best = seen
+    for weights, inputs in _WAYS.get(precision.number_format, ()):
+        rounded = {name: _rounded(layer, weights, inputs) for name, layer in seen.items()}
+        better = [_size(rounded[name]) < _size(best[name]) for name in seen]
         if sum(better) * 2 > len(better):
             best = rounded
     return best
 
 
-def _rounded(sample: Sample, weights: Rounding | None, inputs: Rounding | None, unit: float) -> Sample:
-    """One sample beside the reference with rounded operands."""
-    weight = sample.weight if weights is None else weights(sample.weight)
-    columns = sample.columns if inputs is None else inputs(sample.columns)
-    other = replace(sample, weight=weight, columns=columns)
-    z = other.times(weight) + sample.bias[:, None]
-    y = np.maximum(z, 0) if sample.relu else z
-    return other.beside(y, sample.y + sample.residual, unit)
+def _rounded(layer: Seen, weights: Rounding | None, inputs: Rounding | None) -> Seen:
+    """One layer beside the reference with rounded operands."""
+    program, x = layer.program, layer.x
+    if isinstance(program, HeadProgram):
+        rounded = replace(program, weight=weights(program.weight)) if weights else program
+    else:
+        kernel = program.fused_kernel()
+        weight = weights(kernel.weight) if weights else kernel.weight
+        rounded = replace(program, branches={}, fused=FusedConv(weight, kernel.bias))
+        x = inputs(x) if inputs else x
+    return Seen(rounded, x, layer_output(rounded, x), layer.y_hat)
 
 
-def _size(sample: Sample) -> float:
-    on = sample.active
-    return float(np.median(np.abs(sample.residual[on]))) if on.any() else 0.0
+def _size(layer: Seen) -> float:
+    error = np.abs(layer.y_hat - layer.y)[layer.y_hat > 0]
+    return float(np.median(error)) if error.size else 0.0

@@ -23,7 +23,6 @@ from repvgg_ref.oracle.arithmetic.tiles import (
 # tau**2: correct rounding of the weights gives 0.05 to 0.1, fusing in float32 up to 0.5, engines
 # with long chains up to 2.0. With tiles the estimate itself is worse.
 _TAPS, _TAPS_IN_TILES = 2.5, 5.5
-_GATE = 2.0  # u: squeeze-and-excitation's own rounding, the same for a channel of an image
 _DRIFT = 0.2  # of a fitted drift may be left
 _CHOPS = 5.0  # cut partial sums err more, independently too: twice and more at half an ulp
 
@@ -55,14 +54,13 @@ class PortArithmetic:
     def says(self) -> str:
         """In a sentence; empty for the ordinary: sums in order, rounding to nearest."""
         parts = []
-        used = sorted({algorithm for algorithm in self.algorithms.values()})
+        used = sorted(set(self.algorithms.values()), key=lambda each: each.m)
         for algorithm in used:
             layers = sum(each == algorithm for each in self.algorithms.values())
             points = ", ".join(f"{p:.4g}" for p in algorithm.points)
             shown = "a layer errs" if layers == 1 else f"{layers} layers err"
             parts.append(
-                f"{shown} as Winograd's F({algorithm.m}x{algorithm.m}, 3x3) does"
-                f" (points {points})"
+                f"{shown} as Winograd's F({algorithm.m}x{algorithm.m}, 3x3) does (points {points})"
             )
         if self.directed.is_any:
             shares = zip(DIRECTIONS, self.directed.coefficients, strict=True)
@@ -108,9 +106,10 @@ def _direct(sample: Sample, directed: Directed, unit: float) -> Nuisance:
         noise_variance(left, unit),
         drift,
         _TAPS,
-        1.0 + (_GATE if sample.gated else 0.0),
+        1.0,
         level=(6 + sample.products / 25) * (1 + _CHOPS * directed.chopped),
-        extra={"drift": _DRIFT * size / unit},
+        allowed_drift=_DRIFT * size / unit,
+        gate=1.0 + size / unit / 4,
     )
 
 
@@ -137,7 +136,8 @@ def _in_tiles(
         direct,
         variance=variance,
         taps=_TAPS_IN_TILES,
-        scale=direct.scale * (1 + np.sqrt(found.c) / 4 if sample.gated else 1.0) + 0.15 * ratio,
+        scale=direct.scale + 0.15 * ratio,
+        gate=direct.gate + ratio / 4,
         tiles=noise.tiles(sample),
         clustering=noise.widening(),
         level=3.0,

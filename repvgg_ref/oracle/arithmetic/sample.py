@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.bounds.block import likely_gate_error
 from repvgg_ref.oracle.bounds.linear_part import layer_kernels
+from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.programs.activation import gate
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.head import HeadProgram
@@ -44,12 +46,12 @@ class Sample:
         Where an output lies: image, row, column.
     size : (int, int)
         Height and width of the whole output.
-    kernel_size : int
-        Taps a channel.
+    kernel_sides : (int, int)
+        Rows and columns of taps.
     tile_stride : int
         1 where Winograd's algorithm may be at work, 2 with stride 2, 0 where it cannot.
-    gate : (O, P) array or None
-        What outputs and residuals were divided by.
+    gate, gate_error : (O, P) arrays or None
+        What outputs and residuals were divided by, and its likely relative error.
     relu : bool
         Whether negative outputs are set to 0.
     """
@@ -67,15 +69,21 @@ class Sample:
     rows: Array
     across: Array
     size: tuple[int, int]
-    kernel_size: int = 1
+    kernel_sides: tuple[int, int] = (1, 1)
     tile_stride: int = 0
     gate: Array | None = None
+    gate_error: Array | None = None
     relu: bool = True
 
     @property
     def gated(self) -> bool:
         """Whether there is squeeze-and-excitation."""
         return self.gate is not None
+
+    @property
+    def kernel_size(self) -> int:
+        """Taps a channel."""
+        return self.kernel_sides[0] * self.kernel_sides[1]
 
     @property
     def groups(self) -> int:
@@ -118,6 +126,29 @@ class Sample:
         """``sum_p weights[o, p] x_k[p]**2``, (O, K)."""
         return _grouped(weights, self.squares.transpose(0, 2, 1))
 
+    def without_gate(self, weights: Array, most: Array | None = None) -> Array:
+        """The residual less a factor for each channel and image: what errors of gates explain.
+
+        Parameters
+        ----------
+        weights : (O, P) array
+            Of a weighted least squares fit.
+        most : (O, P) array, optional
+            The largest factor in size, the same for all outputs of an image.
+        """
+        left = self.residual.copy()
+        for image in range(int(self.images.max()) + 1):
+            own = self.images == image
+            y, w = self.y[:, own], weights[:, own]
+            power = np.einsum("op,op,op->o", w, y, y)
+            share = np.einsum("op,op,op->o", w, y, self.residual[:, own])
+            share = share / np.where(power > 0, power, np.inf)
+            if most is not None:
+                allowed = most[:, own].max(axis=1)
+                share = np.clip(share, -allowed, allowed)
+            left[:, own] -= share[:, None] * y
+        return left
+
     def at(self, positions: Array) -> Sample:
         """The same at some output positions only."""
         return replace(
@@ -130,6 +161,7 @@ class Sample:
             rows=self.rows[positions],
             across=self.across[positions],
             gate=None if self.gate is None else self.gate[:, positions],
+            gate_error=None if self.gate_error is None else self.gate_error[:, positions],
         )
 
     def of_channels(self, channels: Array) -> Sample:
@@ -144,6 +176,7 @@ class Sample:
             residual=self.residual[channels],
             active=self.active[channels],
             gate=None if self.gate is None else self.gate[channels],
+            gate_error=None if self.gate_error is None else self.gate_error[channels],
         )
 
     def beside(self, y: Array, y_hat: Array, unit: float) -> Sample:
@@ -161,7 +194,7 @@ def _grouped(rows: Array, columns: Array) -> Array:
 
 
 def block_sample(
-    program: BlockProgram, x: Array, y: Array, y_hat: Array, unit: float
+    program: BlockProgram, x: Array, y: Array, y_hat: Array, precision: Precision
 ) -> Sample:
     """Lay out a block's outputs.
 
@@ -171,8 +204,8 @@ def block_sample(
         A right one.
     x, y, y_hat : arrays (N, C, H, W), (N, O, Ho, Wo) twice
         The candidate's input, the reference's and the candidate's output for it.
-    unit : float
-        Unit roundoff of the candidate's numbers.
+    precision : Precision
+        Of the candidate's numbers.
     """
     kernels = layer_kernels(program)
     o = len(kernels.weight)
@@ -187,8 +220,10 @@ def block_sample(
 
     factor = _gate(program, x) if program.se is not None else None
     at, at_hat = outputs(y), outputs(y_hat)
-    spread = None if factor is None else np.repeat(factor.T, p, axis=1)  # (O, N * P)
-    if spread is not None:
+    spread = likely = None
+    if factor is not None:
+        spread = np.repeat(factor.T, p, axis=1)  # (O, N * P)
+        likely = np.repeat(likely_gate_error(program, x, precision).T, p, axis=1)
         at, at_hat = at / spread, at_hat / spread
     made = Sample(
         program.name,
@@ -204,15 +239,18 @@ def block_sample(
         np.tile(rows, n),
         np.tile(across, n),
         size,
-        program.size[0] * program.size[1],
+        program.size,
         program.stride if program.size == (3, 3) and program.dilation == 1 else 0,
         spread,
+        likely,
         relu="relu" in program.activation,
     )
-    return made.beside(at, at_hat, unit)
+    return made.beside(at, at_hat, precision.u_store)
 
 
-def head_sample(program: HeadProgram, x: Array, y: Array, y_hat: Array, unit: float) -> Sample:
+def head_sample(
+    program: HeadProgram, x: Array, y: Array, y_hat: Array, precision: Precision
+) -> Sample:
     """Lay out the logits, (N, classes): sums over the pooled channels."""
     pooled = x.mean(axis=(2, 3))  # (N, C)
     zeros = np.zeros(len(x), int)
@@ -232,7 +270,7 @@ def head_sample(program: HeadProgram, x: Array, y: Array, y_hat: Array, unit: fl
         (1, 1),
         relu=False,
     )
-    return made.beside(y.T, y_hat.T, unit)
+    return made.beside(y.T, y_hat.T, precision.u_store)
 
 
 def spread_channels(channels: int, groups: int, most: int) -> Array:
@@ -243,16 +281,14 @@ def spread_channels(channels: int, groups: int, most: int) -> Array:
     return np.asarray((np.arange(groups)[:, None] * in_group + offsets).reshape(-1))
 
 
-def sample_of(program: Any, x: Array, y: Array, y_hat: Array, unit: float) -> Sample:
+def sample_of(program: Any, x: Array, y: Array, y_hat: Array, precision: Precision) -> Sample:
     """Lay out any layer's outputs."""
     make: Any = head_sample if isinstance(program, HeadProgram) else block_sample
-    made: Sample = make(program, x, y, y_hat, unit)
+    made: Sample = make(program, x, y, y_hat, precision)
     return made
 
 
-def _active(
-    y: Array, y_hat: Array, energy: Array, products: int, unit: float, relu: bool
-) -> Array:
+def _active(y: Array, y_hat: Array, energy: Array, products: int, unit: float, relu: bool) -> Array:
     finite = np.isfinite(y_hat)
     if not relu:
         return np.asarray(finite)

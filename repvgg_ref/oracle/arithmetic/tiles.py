@@ -17,6 +17,7 @@ A)``. One number a layer scales it. That a residual has the *size* that this all
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -119,7 +120,7 @@ class TileNoise:
         return np.ascontiguousarray(windows).reshape(x.shape[1], -1, t, t)
 
     def variance(self, sample: Sample) -> Array:
-        """v at the sample's outputs, (O, P); without u**2."""
+        """V at the sample's outputs, (O, P); without u**2."""
         a2 = self.a**2
         v = a2.T @ self.spectrum @ a2  # (O, T, m, m)
         return v[:, self.tiles(sample), sample.rows % self.m, sample.across % self.m]
@@ -182,6 +183,8 @@ def evidence(noise: TileNoise, sample: Sample, unit: float) -> Evidence:
     """How well the noise describes the sample's residual (the same channels)."""
     on = sample.active
     v = unit**2 * noise.variance(sample) + 1e-300
+    if sample.gated:  # gates err, too, and know nothing of tiles
+        sample = replace(sample, residual=sample.without_gate(np.where(on, 1 / v, 0.0)))
     squares = sample.residual[on] ** 2
     direct = noise_variance(sample, unit)[on] + 1e-300
     mine = v[on]

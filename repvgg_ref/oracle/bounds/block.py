@@ -50,6 +50,7 @@ from repvgg_ref.oracle.bounds.squeeze_excitation import (
     Interval,
     cutting_drift,
     dense,
+    gate_interval,
     likely_theta,
     pooled,
     squeeze_excitation,
@@ -149,6 +150,26 @@ def block_bound(
         for kind in ("certified", "likely")
     )
     return _finished(certified, likely, precision)
+
+
+def likely_gate_error(program: BlockProgram, x: Array, precision: Precision) -> Array:
+    """Likely error of squeeze-and-excitation's factor, relative to it: (N, O).
+
+    The convolutions are summed directly; see `block_bound` for the arguments.
+    """
+    assert program.se is not None
+    kernels = layer_kernels(program)
+    terms = kernels.weight[0].size
+    height, width = program.output_size(*x.shape[2:])
+    lam = _lambda(terms=terms, outputs=len(x) * len(kernels.weight) * height * width)
+    found = []
+    for image in np.asarray(x, np.float64):
+        part = linear_part(program, kernels, image, 0)
+        z = Interval(part.value, *_before_activation(part, terms, precision, 0, lam))
+        gate = gate_interval(z if program.activation.startswith("se") else z.relu(), program.se,
+                             precision, lam)  # fmt: skip
+        found.append(gate.likely / np.maximum(gate.value, 1e-300))
+    return np.stack(found)
 
 
 def layer_bound(program: Program, x: Array, y: Array, precision: Precision) -> Bound:

@@ -127,8 +127,7 @@ def squeeze_excitation(
     z: Interval, se: SqueezeExcitationParams, p: Precision, lam: float
 ) -> Interval:
     """``z * sigmoid(up(relu(down(mean z))))`` with z (C, P); the product is written to memory."""
-    hidden = dense(pooled(z, p, lam), se.down_weight, se.down_bias, p, lam).relu()
-    gate = sigmoid(dense(hidden, se.up_weight, se.up_bias, p, lam), p)
+    gate = gate_interval(z, se, p, lam)
     g, size = gate.value[:, None], np.abs(z.value)
     rounding = theta(p.u_accumulate, 1) + theta(p.u_store, 1)
 
@@ -139,3 +138,9 @@ def squeeze_excitation(
         )
 
     return Interval(z.value * g, error(z.certified, gate.certified), error(z.likely, gate.likely))
+
+
+def gate_interval(z: Interval, se: SqueezeExcitationParams, p: Precision, lam: float) -> Interval:
+    """``sigmoid(up(relu(down(mean z))))`` of each channel: (C, P) -> (C,)."""
+    hidden = dense(pooled(z, p, lam), se.down_weight, se.down_bias, p, lam).relu()
+    return sigmoid(dense(hidden, se.up_weight, se.up_bias, p, lam), p)

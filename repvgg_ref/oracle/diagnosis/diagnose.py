@@ -35,17 +35,6 @@ def diagnose(evidence: LayerEvidence) -> list[Finding]:
     return _pair(evidence, trials) or [unknown(evidence, trials)]
 
 
-def hidden_bugs(evidence: LayerEvidence, tests: int) -> list[Finding]:
-    """Bugs too small for the certified bound but too regular for rounding, in a layer within it.
-
-    Named only if the coefficient is 1 and its significance survives the correction for `tests`,
-    all bugs in all layers, so that a correct candidate is never accused.
-    """
-    site = replace(evidence.site, alike=())  # another layer's weights are never within a bound
-    found = [trial for trial in evidence.trials(site) if trial.is_hidden(tests)]
-    return evidence.seen.ranked(found) if found else []
-
-
 def diagnose_shape(site: Site[Any], y_hat: Array) -> list[Finding]:
     """Explain an output of the wrong size by a program that has this size and these values."""
     found: list[Finding] = []

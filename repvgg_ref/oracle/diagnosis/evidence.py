@@ -23,7 +23,7 @@ _STARTS, _STEPS, _RANGE = 3, 20, (1e-15, 10.0)
 
 # Two bugs at once need not make sense together: one leaves a quarter of the channels (groups
 # ignored), the other permutes all of them.
-_DO_NOT_FIT = (IndexError, ValueError)
+DO_NOT_FIT = (IndexError, ValueError)
 
 
 class Evidence:
@@ -50,7 +50,7 @@ class Evidence:
         for bug in bugs_for(site.program):
             try:
                 yield from self._trials_of(bug, site)
-            except _DO_NOT_FIT:
+            except DO_NOT_FIT:
                 continue
 
     def _trials_of(self, bug: Bug[Any], site: Site[Any]) -> Iterator[Trial]:
@@ -113,7 +113,7 @@ class LayerEvidence(Evidence):
         try:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 predicted = program.evaluate(self.site.x, self.pixels, self.workspace)
-        except _DO_NOT_FIT:
+        except DO_NOT_FIT:
             return None
         if predicted.shape != self.seen.y.shape or not np.isfinite(predicted).all():
             return None

@@ -6,27 +6,31 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.arithmetic.operands import Seen
 from repvgg_ref.oracle.blas import single_threaded_blas
-from repvgg_ref.oracle.bounds.block import WINOGRAD, Algorithm, block_bound, product_energy
+from repvgg_ref.oracle.bounds.block import block_bound, product_energy
 from repvgg_ref.oracle.bounds.comparison import Comparison, diagnosis_bound
 from repvgg_ref.oracle.bounds.precision import Precision, estimate_unit_roundoff
-from repvgg_ref.oracle.bugs import HEAD_BUGS, LAYER_BUGS
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates import Outputs
-from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape, hidden_bugs
+from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
-from repvgg_ref.oracle.diagnosis.pattern import errs_like_a_bug
+from repvgg_ref.oracle.diagnosis.small import explain_alarms
+from repvgg_ref.oracle.estimates.estimate import Estimate
+from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.layers import Programs
-from repvgg_ref.oracle.report import Finding, Report
+from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
 # A bad layer after the first is diagnosed as well, but not without end.
 _MOST_DIAGNOSED = 6
 _NO_ARITHMETIC = 2.0**-5  # errors this large are a bug's, not a number format's
+_MOST_STRANGE = 3  # a third of the layers is no fault of one of them
 _FEWEST = 32  # outputs that an estimate of the roundoff needs
 _LARGEST_HALF = 60000  # about: what is not finite and should be more has overflown
 
@@ -46,10 +50,15 @@ class Case:
     unjudged: Mapping[str, str] = field(default_factory=dict)
     candidate: str = "candidate"
 
-    @property
-    def tests(self) -> int:
-        """Bugs x layers, for the significance level."""
-        return len(self.comparisons) * (len(LAYER_BUGS) + len(HEAD_BUGS))
+    @cached_property
+    def estimates(self) -> PortEstimates:
+        """What the layers compute, as far as rounding lets it be told."""
+        seen = {
+            name: Seen(self.programs[name], self.input_of(name), compared.y, compared.y_hat)
+            for name, compared in self.comparisons.items()
+            if compared.bound is not None and np.isfinite(compared.y_hat).all()
+        }
+        return estimate_port(seen, self.precision)
 
     @property
     def bad(self) -> list[str]:
@@ -61,6 +70,19 @@ class Case:
         names = list(self.programs)
         at = names.index(name)
         return np.asarray(self.x if at == 0 else self.outputs.layers[names[at - 1]], np.float64)
+
+    def small_findings(self, name: str) -> list[Finding]:
+        """Why a layer within its bound is bad all the same."""
+        compared = self.comparisons[name]
+        site = site_of(self.programs, name, self.input_of(name), compared.y_hat)
+        assert compared.bound is not None
+        seen = Seen(self.programs[name], site.x, compared.y, compared.y_hat)
+        return explain_alarms(site, seen, compared.bound, self.estimates, self.precision)
+
+    def layer_report(self, name: str) -> LayerReport:
+        """The layer's report, with the smallest errors that would have been seen in it."""
+        report = self.comparisons[name].report
+        return replace(report, detects=self.estimates.detects(name))
 
     def evidence(self, name: str) -> LayerEvidence:
         """A layer's comparison as the diagnosis wants it."""
@@ -83,32 +105,19 @@ class Case:
             return [_not_finite(name, float(lost.mean()), overflow=overflow)]
         return diagnose(self.evidence(name))
 
-    def hidden(self, name: str) -> list[Finding]:
-        """Bugs in a layer that is within its bound."""
-        return hidden_bugs(self.evidence(name), self.tests)
-
-    def within_winograd(self, name: str) -> Algorithm | None:
-        """The Winograd algorithm whose bound holds where the direct one does not."""
-        compared, program = self.comparisons[name], self.programs[name]
-        if compared.bound is None or not isinstance(program, BlockProgram):
-            return None
-        error = np.abs(compared.y_hat - compared.y)
-        beyond = ~(error <= compared.bound.certified)
-        if errs_like_a_bug(self.evidence(name), np.flatnonzero(beyond.any(axis=(0, 2, 3)))):
-            return None
-        x = self.input_of(name)
-        for algorithm in WINOGRAD:
-            bound = block_bound(program, x, compared.y, self.precision, algorithm=algorithm)
-            if (error <= bound.certified).all():
-                return algorithm
-        return None
-
     def excuse(self, name: str) -> bool:
-        """Overrule a layer that Winograd arithmetic explains."""
-        algorithm = self.within_winograd(name)
-        if algorithm:
-            self.mark(name, ok=True, note=f"{algorithm} arithmetic: within that bound")
-        return algorithm is not None
+        """Overrule a layer whose errors have an algorithm's covariance, and its size at most."""
+        compared, program = self.comparisons[name], self.programs[name]
+        algorithm = self.estimates.arithmetic.algorithms.get(name)
+        if compared.bound is None or algorithm is None or not isinstance(program, BlockProgram):
+            return False
+        bound = block_bound(
+            program, self.input_of(name), compared.y, self.precision, algorithm=algorithm.name
+        )
+        if not (np.abs(compared.y_hat - compared.y) <= bound.certified).all():
+            return False
+        self.mark(name, ok=True, note=f"{algorithm.name} arithmetic: within that bound")
+        return True
 
     def roundoff(self, name: str) -> str:
         """What the size of a block's errors says of its arithmetic, in words; empty if nothing.
@@ -138,47 +147,57 @@ class Case:
 
 def explain(case: Case) -> Report:
     """Judge, diagnose, and say it."""
-    diagnosis = _bad_layers(case) or _hidden(case)
+    for name in case.bad:
+        case.excuse(name)
+    beyond = case.bad
+    alarms = {n: found for n, found in case.estimates.alarms.items() if n not in beyond}
+    for name, found in alarms.items():
+        case.mark(name, ok=False, note="within its bound, but " + found[0].says)
+    diagnosis = _diagnosis(case, beyond, alarms)
     bad = case.bad
     first = bad[0] if bad else None
+    strange = _is_strange(case, beyond, diagnosis)
     # A right port's arithmetic shows best where most products are summed: in the last block.
     arithmetic = case.roundoff(first or case.programs.model.arch.blocks[-1].name)
     problem = case.outputs.problem  # the structure alone is wrong: a layer too few
+    wrong = (bad and not strange) or problem
     return Report(
-        verdict="disagree" if bad or problem else "cannot-judge" if case.unjudged else "agree",
-        reason=problem if problem and not bad else _reason(case, bad, diagnosis),
+        verdict="disagree" if wrong else "cannot-judge" if case.unjudged or strange else "agree",
+        reason=problem if problem and not bad else strange or _reason(case, bad, diagnosis),
         model=case.programs.model.name,
         candidate=case.candidate,
         precision=case.precision.name,
-        layers=tuple(compared.report for compared in case.comparisons.values()),
+        layers=tuple(case.layer_report(name) for name in case.comparisons),
         diagnosis=tuple(diagnosis),
         first_bad_layer=first,
-        notes=(*case.outputs.notes, *filter(None, [arithmetic])),
+        notes=(*case.outputs.notes, *filter(None, [arithmetic, case.estimates.arithmetic.says])),
         residual=_residual(case, first),
     )
 
 
-def _bad_layers(case: Case) -> list[Finding]:
-    """Findings for layers beyond their bound; Winograd arithmetic is recognised and excused."""
-    bad = case.bad
-    found_in = _each(case.findings, bad[:_MOST_DIAGNOSED])
-    for name in list(found_in):
-        if found_in[name][0].bug == "unknown" and case.excuse(name):
-            del found_in[name]
-    if not found_in:
-        for name in bad[_MOST_DIAGNOSED:]:
-            case.excuse(name)
-    return _merged(found_in, len(case.bad))
+def _diagnosis(
+    case: Case, beyond: list[str], alarms: Mapping[str, list[Estimate]]
+) -> list[Finding]:
+    """Findings for the bad layers: first those beyond their bounds, else those with alarms."""
+    chosen = beyond or list(alarms)
+    ask = case.findings if beyond else case.small_findings
+    return _merged(_each(ask, chosen[:_MOST_DIAGNOSED]), len(chosen))
 
 
-def _hidden(case: Case) -> list[Finding]:
-    """Findings within the bounds. Their layers are marked bad, with the reason."""
-    found_in = {
-        name: found for name, found in _each(case.hidden, case.comparisons).items() if found
-    }
-    for name, found in found_in.items():
-        case.mark(name, ok=False, note=f"within its bound, but {found[0].bug} shows in it")
-    return _merged(found_in, len(found_in))
+def _is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
+    """Why nothing can be said of a port whose arithmetic is not known; empty if it can.
+
+    Errors in most layers that no bug explains, all of them within their certified bounds, are more
+    likely an arithmetic nobody told us of.
+    """
+    odd = case.estimates.alarms
+    explained = any(finding.bug != "unknown" for finding in diagnosis)
+    if beyond or explained or len(odd) * _MOST_STRANGE < len(case.comparisons):
+        return ""
+    return (
+        f"{len(odd)} of {len(case.comparisons)} layers err more than any arithmetic known here"
+        " does, all within their certified bounds, and no bug explains it"
+    )
 
 
 def _each(ask: Callable[[str], list[Finding]], names: Iterable[str]) -> dict[str, list[Finding]]:
@@ -230,7 +249,7 @@ def _reason(case: Case, bad: list[str], diagnosis: Iterable[Finding]) -> str:
     winograd = f", {excused} of them by Winograd's" if excused else ""
     return (
         f"all {len(reports)} layers are within their certified bounds{winograd}"
-        f" (at most {used:.1%} of one is used) and no known bug shows in the residuals"
+        f" (at most {used:.1%} of one is used), and nothing but rounding shows in the residuals"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -52,34 +52,6 @@ def _described(evidence: LayerEvidence) -> str:
         _taps(residual, evidence),
     ]
     return "; ".join(part for part in said if part)
-
-
-def errs_like_a_bug(evidence: LayerEvidence, suspects: Iterable[int]) -> bool:
-    """Whether one of the channels `suspects` errs as a bug does, not as arithmetic does.
-
-    Rounding, Winograd's too, spreads over all taps a channel sees. A bug in one tap, one bias or
-    one scale puts most of that channel's residual into one of them.
-    """
-    y, residual = evidence.seen.y, evidence.seen.residual
-    active = (y > 0) & (y + residual > 0)
-    patches = _patches(evidence)
-    n, p, c = patches.shape[:3]
-    groups = evidence.site.program.groups
-    enough = active.sum(axis=(0, 2)) >= _FEWEST
-    for channel in suspects:
-        if not enough[channel]:
-            continue
-        group = channel // (y.shape[1] // groups)
-        own = slice(group * (c // groups), (group + 1) * (c // groups))
-        seen = active[:, channel].ravel()
-        r = residual[:, channel].ravel()[seen]
-        taps = patches[:, :, own].reshape(n * p, -1)[seen]
-        causes = np.column_stack([taps, np.ones(len(r)), y[:, channel].ravel()[seen]])
-        size = np.maximum((causes**2).sum(axis=0), 1e-300)
-        share = (causes.T @ r) ** 2 / size / max(float((r**2).sum()), 1e-300)
-        if share.max() > _MOST_SHARE:
-            return True
-    return False
 
 
 def _patches(evidence: LayerEvidence) -> Array:

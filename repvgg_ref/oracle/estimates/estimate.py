@@ -62,6 +62,31 @@ class Estimate:
         single = 2 * float(scipy.special.ndtr(-self.deviation))
         return min(1.0, self.count * single)
 
+    @property
+    def sensitivity(self) -> str:
+        """What it says the smallest visible error of; empty for none."""
+        if self.where == "channels":
+            return ""
+        names = {"contrast": "part", "taps": "taps", "tap": "tap"}
+        if self.scope == "channel":
+            return "channel" if self.kind == "scale" else "channel bias"
+        return names.get(self.kind, self.kind if self.kind in ("scale", "bias") else "")
+
+    @property
+    def says(self) -> str:
+        """The finding in words."""
+        where = f" of {self.where}" if self.where else ""
+        sure = f"{self.deviation:.0f} standard errors beyond rounding"
+        if self.kind == "noise":
+            return f"its errors are {self.value:.3g} times direct summation's ({sure})"
+        if self.kind == "taps":
+            return f"its weights err by {self.value**0.5:.3g} roundings each ({sure})"
+        if self.where == "channels":
+            return f"its channels differ in {self.kind} ({sure})"
+        what = {"scale": "outputs", "bias": "bias", "contrast": "outputs",
+                "tap": "weight", "output": "output"}[self.kind]  # fmt: skip
+        return f"{what}{where} off by {self.value:+.3g} of the right value ({sure})"
+
     def smallest(self, tests: int = 1_000_000) -> float:
         """The smallest value that would have been an alarm among so many tests."""
         needed = -float(scipy.special.ndtri(FALSE_ALARM / max(tests, self.count) / 2))

@@ -13,6 +13,7 @@ whose variance is rounding's, ``1 / sum w D**2``, and the conversion's: each tap
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -57,6 +58,9 @@ class LayerEstimates:
         self.weights = np.where(sample.active, 1 / np.maximum(nuisance.variance, 1e-300), 0.0)
         self.weights /= nuisance.clustering**2
         self.residual = sample.residual - nuisance.drift
+        if sample.gate_error is not None:  # taken to be wrong by what fits best, if it may be
+            drifted = replace(sample, residual=self.residual)
+            self.residual = drifted.without_gate(self.weights, nuisance.gate * sample.gate_error)
         self.count = sample.active.sum(axis=1)
         self._rng = np.random.default_rng(seed)
 
@@ -108,7 +112,9 @@ class LayerEstimates:
         value, error = self.regress(whole, self.across_scale).pooled()
         yield Estimate("bias", "", value, error, (_WHOLE + self._allowed_drift) * u, "layer")
         size = np.maximum(np.abs(sample.bias), sample.bias_magnitude)
-        found = self.regress(np.broadcast_to(size[:, None], sample.y.shape), self.perpendicular_to_y)
+        found = self.regress(
+            np.broadcast_to(size[:, None], sample.y.shape), self.perpendicular_to_y
+        )
         values, errors = found.single()
         yield from self._channels("bias", values, np.hypot(errors, u), self._allowed_drift * u)
 
@@ -131,12 +137,13 @@ class LayerEstimates:
     def _contrasts(self) -> Iterator[Estimate]:
         sample, u = self.sample, self.nuisance.unit
         tolerance = (_CONTRAST + self._allowed_drift + self.nuisance.scale - 1) * u
-        for name, there in self._places():
+        for name, there in self.places():
             part = self._without_plane(sample.y * there)
             value, error = self.regress(part, self.perpendicular).pooled()
             yield Estimate("contrast", name, value, error, tolerance, "layer")
 
-    def _places(self) -> Iterator[tuple[str, Array]]:
+    def places(self) -> Iterator[tuple[str, Array]]:
+        """Parts of the output that may be wrong alone, by name: where they are, (P,)."""
         sample = self.sample
         images = int(sample.images.max()) + 1
         if images > 1:
@@ -177,7 +184,9 @@ class LayerEstimates:
             energy = sample.energy - sample.bias_magnitude[:, None] ** 2
             null = (weighted**2 * energy).sum(axis=1)
         response = np.maximum(np.mean(responses, axis=0), 1e-300)
-        value, error = _capped_mean(((observed - null) / response)[chosen], (response / null)[chosen])
+        value, error = _capped_mean(
+            ((observed - null) / response)[chosen], (response / null)[chosen]
+        )
         yield Estimate("taps", "", value, error, n.taps, "tap")
 
     def _single_taps(self) -> Iterator[Estimate]:
@@ -214,9 +223,7 @@ class LayerEstimates:
         worst = chosen[np.argmax(np.abs(values[chosen]) / errors[chosen])]
         name = f"channel {worst}, tap {at[worst]}"
         count = int(usable.sum())
-        yield Estimate(
-            "tap", name, float(values[worst]), float(errors[worst]), 0.0, "tap", count
-        )
+        yield Estimate("tap", name, float(values[worst]), float(errors[worst]), 0.0, "tap", count)
 
     def _noise(self) -> Iterator[Estimate]:
         """How large the errors are, and the largest of them."""
@@ -249,7 +256,7 @@ class LayerEstimates:
 
     @property
     def _allowed_drift(self) -> float:
-        return self.nuisance.extra.get("drift", 0.0)
+        return self.nuisance.allowed_drift
 
     @cached_property
     def perpendicular(self) -> Array:

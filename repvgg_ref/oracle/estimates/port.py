@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.arithmetic.operands import with_operands
+from repvgg_ref.oracle.arithmetic.operands import Seen, with_operands
 from repvgg_ref.oracle.arithmetic.port import PortArithmetic, infer
 from repvgg_ref.oracle.arithmetic.sample import Sample, sample_of
 from repvgg_ref.oracle.arithmetic.tiles import Layer
@@ -43,31 +43,41 @@ class PortEstimates:
     estimates: Mapping[str, list[Estimate]]
     alarms: Mapping[str, list[Estimate]]
 
+    def detects(self, name: str) -> dict[str, float]:
+        """The smallest errors that would have been alarms in a layer, by what they would be in.
+
+        Relative: "scale" of outputs, of one "channel", "bias", "part" (an image, row or column),
+        "tap" (of one channel; the most sensitive), "taps" (all, each at random).
+        """
+        found: dict[str, float] = {}
+        tests = sum(map(len, self.estimates.values()))
+        for estimate in self.estimates.get(name, ()):
+            key = estimate.sensitivity
+            if key:
+                size = estimate.smallest(tests)
+                size = self.arithmetic.unit * size**0.5 if key == "taps" else size
+                found[key] = max(size, found.get(key, 0.0))
+        return found
+
     def of(self, name: str, sample: Sample | None = None) -> list[Estimate]:
         """What would be alarms in a layer if its outputs were held against another reference."""
         chosen = self.samples[name] if sample is None else sample
         return alarms(LayerEstimates(chosen, self.arithmetic.nuisances[name]).all())
 
 
-
-def estimate_port(seen: Mapping[str, tuple[Any, Array, Array, Array]], precision: Precision) -> PortEstimates:
+def estimate_port(seen: Mapping[str, Seen], precision: Precision) -> PortEstimates:
     """Estimate all layers.
 
     Parameters
     ----------
     seen : mapping
-        Layer -> its right program, the candidate's input, the reference's output for it and the
-        candidate's.
+        Every layer whose outputs can be compared.
     """
     unit = precision.u_store
-
-    def laid_out(name: str) -> Sample:
-        program, x, y, y_hat = seen[name]
-        return sample_of(program, x, y, y_hat, unit)
-
-    samples = with_operands(_each(laid_out, seen), precision)
+    seen = with_operands(seen, precision)
+    samples = _each(lambda name: sample_of(*seen[name], precision), seen)
     layers = {
-        name: Layer(samples[name], seen[name][1], _kernel(seen[name][0])) for name in seen
+        name: Layer(samples[name], layer.x, _kernel(layer.program)) for name, layer in seen.items()
     }
 
     def estimated(arithmetic: PortArithmetic) -> dict[str, list[Estimate]]:

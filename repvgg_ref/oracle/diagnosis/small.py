@@ -1,0 +1,158 @@
+"""Explaining a layer that is within its certified bound and still not right.
+
+An explanation counts if nothing but rounding is left once the reference has it, too: first the
+bugs of the library, then what was estimated, then both together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.arithmetic.operands import Seen
+from repvgg_ref.oracle.arithmetic.sample import Sample
+from repvgg_ref.oracle.bounds.block import Bound
+from repvgg_ref.oracle.bounds.precision import Precision
+from repvgg_ref.oracle.bugs import Site
+from repvgg_ref.oracle.diagnosis.evidence import DO_NOT_FIT, Evidence
+from repvgg_ref.oracle.diagnosis.ranking import Observation, Trial
+from repvgg_ref.oracle.estimates.patches import Explanation, Patch, explain_by_patches
+from repvgg_ref.oracle.estimates.port import PortEstimates
+from repvgg_ref.oracle.estimates.taps import tap_errors, worst_channels
+from repvgg_ref.oracle.programs.program import Program, Workspace
+from repvgg_ref.oracle.report import Finding
+
+_OUTPUTS = 160  # of a channel: enough to see which bugs are worth a closer look
+_CLOSER = 6
+
+_ADVICE = {
+    "outputs-scaled": "look for a factor applied to the whole layer, or to its batch norms",
+    "bias-scaled": "look at how the bias is fused, stored or added",
+    "bias-altered": "compare this channel's bias with the exact fusion",
+    "channel-scaled": "compare this channel's weights and batch norm with the exact fusion",
+    "taps-altered": "compare this weight with the exact fusion",
+    "part-scaled": "look at how this part of the output is computed: a tail loop, a last tile",
+    "output-altered": "look for a race, or memory written twice",
+    "weights-rounded": "keep the weights in float32, or say --precision",
+}
+
+
+class SampleEvidence(Evidence):
+    """A layer's sampled outputs, held against predictions to within rounding."""
+
+    def __init__(
+        self,
+        site: Site[Any],
+        seen: Seen,
+        bound: Bound,
+        estimates: PortEstimates,
+        precision: Precision,
+        *,
+        most: int | None = None,
+    ) -> None:
+        name = site.program.name
+        self.estimates, self.sample = estimates, estimates.samples[name]
+        self.workspace = Workspace()
+        chosen = np.arange(self.sample.y.shape[1])
+        if most is not None and len(chosen) > most:
+            chosen = np.unique(np.linspace(0, len(chosen) - 1, most).astype(int))
+        self.at = chosen
+        small = self.sample.at(chosen)
+        variance = estimates.arithmetic.nuisances[name].variance[:, chosen]
+        gate = 1.0 if small.gate is None else small.gate
+        likely = np.sqrt(variance + small.energy * estimates.arithmetic.unit**2) * gate
+        values = (self._positions(array) for array in (seen.y, seen.y_hat, bound.certified))
+        y, y_hat, certified = values
+        observed = Observation(y[None], y_hat[None], certified[None], likely[None])
+        super().__init__(site, observed, precision.number_format)
+
+    def _positions(self, values: Array) -> Array:
+        """(N, O, Ho, Wo) or (N, classes) -> (O, P) at the sample's outputs."""
+        sample = self.sample
+        if values.ndim == 2:
+            return np.asarray(values.T)[:, self.at]
+        images, rows, across = (a[self.at] for a in (sample.images, sample.rows, sample.across))
+        return np.asarray(values[images, :, rows, across].T)
+
+    def predict(self, program: Program) -> Array | None:
+        """The program's output at the sampled places, (1, O, P)."""
+        sample = self.sample
+        if self.site.x.ndim == 4 and len(program.output_size(*self.site.x.shape[2:])) == 2:
+            if program.output_size(*self.site.x.shape[2:]) != sample.size:
+                return None
+            first = sample.images == 0
+            pixels = sample.rows[first], sample.across[first]
+        else:
+            pixels = None
+        try:
+            with np.errstate(all="ignore"):
+                predicted = program.evaluate(self.site.x, pixels, self.workspace)
+        except DO_NOT_FIT:
+            return None
+        flat = predicted.transpose(1, 0, 2).reshape(predicted.shape[1], -1)
+        if flat.shape[1] != sample.y.shape[1] or len(flat) != len(sample.y):
+            return None
+        flat = flat[:, self.at]
+        return flat[None] if np.isfinite(flat).all() else None
+
+    def beside(self, predicted: Array) -> Sample:
+        """The sample held against a prediction of all its outputs."""
+        sample = self.sample
+        gate = 1.0 if sample.gate is None else sample.gate
+        y_hat = self.seen.y_hat[0] / gate
+        return sample.beside(predicted[0] / gate, y_hat, self.estimates.arithmetic.unit)
+
+    def leaves_nothing(self, trial: Trial) -> bool:
+        """Whether only rounding is left once the reference has the bug."""
+        return not self.estimates.of(self.layer, self.beside(trial.predicted))
+
+
+def explain_alarms(
+    site: Site[Any], seen: Seen, bound: Bound, estimates: PortEstimates, precision: Precision
+) -> list[Finding]:
+    """Why a layer within its bound is bad: a bug, what was estimated, or both."""
+    site = replace(site, alike=())  # another layer's weights are never within a bound
+    coarse = SampleEvidence(site, seen, bound, estimates, precision, most=_OUTPUTS)
+    close = SampleEvidence(site, seen, bound, estimates, precision)
+    worth = [t for t in coarse.trials() if t.fit.is_this and t.fit.explains > 0]
+    best = sorted(worth, key=lambda trial: trial.fit.remaining)[:_CLOSER]
+    nearer = [trial for t in best if (trial := close.trial(t.mutant)) is not None]
+    if named := [trial for trial in nearer if close.leaves_nothing(trial)]:
+        return close.seen.ranked(named)
+    name = site.program.name
+    nuisance = estimates.arithmetic.nuisances[name]
+    explained = explain_by_patches(estimates.samples[name], nuisance)
+    if not explained.left:
+        return [_finding(name, patch, len(explained.patches)) for patch in explained.patches]
+    for trial in nearer:  # a bug that is known, and something beside
+        rest = explain_by_patches(close.beside(trial.predicted), nuisance)
+        if not rest.left:
+            return [trial.one_of_two(), *(_finding(name, patch, 2) for patch in rest.patches)]
+    return [_unknown(name, estimates, explained)]
+
+
+def _finding(layer: str, patch: Patch, causes: int) -> Finding:
+    says = patch.says if causes == 1 else f"one of {causes} causes at once: {patch.says}"
+    return Finding(
+        bug=patch.kind,
+        layer=layer,
+        estimate=patch.value,
+        confidence=1.0 if causes == 1 else 0.5,
+        explains=1.0,
+        says=says,
+        advice=_ADVICE[patch.kind],
+        standard_error=patch.error,
+    )
+
+
+def _unknown(layer: str, estimates: PortEstimates, explained: Explanation) -> Finding:
+    """What can be said of a layer that nothing explains: its estimates, and its taps."""
+    sample, nuisance = estimates.samples[layer], estimates.arithmetic.nuisances[layer]
+    said = [estimate.says for estimate in estimates.alarms[layer][:3]]
+    kernel = (sample.products // sample.kernel_size, *sample.kernel_sides)
+    taps = tap_errors(sample, nuisance, worst_channels(sample, nuisance), kernel)
+    advice = "nothing in the library explains it: compare the estimated taps with the port's"
+    return Finding("unknown", layer, None, 0.0, 0.0, "; ".join(said), advice, taps=taps)
