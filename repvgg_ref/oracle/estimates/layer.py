@@ -185,7 +185,8 @@ class LayerEstimates:
             null = (weighted**2 * energy).sum(axis=1)
         response = np.maximum(np.mean(responses, axis=0), 1e-300)
         value, error = _capped_mean(
-            ((observed - null) / response)[chosen], (response / null)[chosen]
+            ((observed - null) / response)[chosen],
+            np.minimum(response / np.maximum(null, 1e-200), 1e6)[chosen],
         )
         yield Estimate("taps", "", value, error, n.taps, "tap")
 
