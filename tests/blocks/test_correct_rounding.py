@@ -22,6 +22,7 @@ from repvgg_ref.exact.rounding import nearest, root, round_once
 from repvgg_ref.exact.twofold import round_sum, twofold
 from tests.blocks.exact_blocks import Case, block_shapes
 from tests.blocks.witness import Witness, exceptions, is_nearest
+from tests.examples import examples
 from tests.random_networks import random_block
 
 EPS = 1e-5
@@ -267,7 +268,7 @@ def test_float64_asks_for_exact_arithmetic_next_to_never() -> None:
     assert len(asked) == 4
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     numbers=st.lists(
         st.tuples(
@@ -295,7 +296,7 @@ def test_roots_are_exact_to_256_bits(numerator: int, denominator: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     position=st.floats(0, 1),
     halves=st.integers(-3, 3),

@@ -65,6 +65,7 @@ def test_every_algorithm(algorithm: str) -> None:
         is_right(engine, x, limit=6e-5)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("variant", SMALL)
 def test_every_kind_of_block(variant: str) -> None:
     model = fuse(distinct_model(SMALL[variant], dtype="float32"))

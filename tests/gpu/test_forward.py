@@ -30,7 +30,7 @@ def small(name: str = "plain") -> tuple[Model, Array]:
     return fuse(model), batch(SMALL[name], dtype=np.float32)[0]
 
 
-@pytest.mark.few
+@pytest.mark.few(5)
 @pytest.mark.parametrize(("name", "math", "form"), JUDGED)
 def test_the_oracle_agrees(name: str, math: str, form: str, device: UnderTest) -> None:
     model = distinct_model(SMALL[name], dtype=np.float32)
@@ -39,6 +39,7 @@ def test_the_oracle_agrees(name: str, math: str, form: str, device: UnderTest) -
     assert report.verdict == "agree", report.reason
 
 
+@pytest.mark.few(1)
 def test_a0_in_float64_is_the_reference_layer_by_layer(device: UnderTest) -> None:
     model = fuse(random_model(architecture("RepVGG-A0", num_classes=7), 1), dtype=np.float64)
     x = np.random.default_rng(0).normal(size=(2, 3, 40, 33))

@@ -62,6 +62,7 @@ def test_every_section_runs_on_the_fake_device(
     assert found["learning"]["steps"] > 0
 
 
+@pytest.mark.slow
 def test_the_tests_section_reports_what_pytest_says(tmp_path: Path) -> None:
     told = rehearse(tmp_path / "result.json", "tests")
     assert "tests collected" in told["sections"]["tests"]["summary"]

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
@@ -145,4 +145,4 @@ def image_law(law: Callable[[Ops, ImageCase], None]) -> Callable[[], None]:
 def _law(law: Law, cases: st.SearchStrategy[Any], examples: Sequence[Any]) -> Callable[[], None]:
     LAWS[f"{law.__module__.rpartition('.')[2]}.{law.__name__}"] = law, examples
     drawn = given(ops=st.just(REFERENCE), case=cases)(law)
-    return settings(max_examples=50, deadline=None)(drawn)
+    return examples(50)(drawn)

@@ -14,7 +14,7 @@ from tests.gpu import emulator
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [24, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_kernel_touches_what_is_not_its_own(step: int) -> None:
     # float16: vectors of eight, single elements, and float32 beside them
     done = _child("float16", "--step", str(step))

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from repvgg_ref.exact import points as engine_points
@@ -22,6 +22,7 @@ from repvgg_ref.oracle.bounds.winograd import (
     transforms,
     winograd_magnitudes,
 )
+from tests.examples import examples
 from tests.oracle.bounds.arithmetic import ARITHMETICS
 from tests.oracle.bounds.cases import DATA, STATISTICS, random_block
 from tests.oracle.bounds.test_block import reference, used
@@ -30,7 +31,7 @@ from tests.oracle.bounds.winograd import PRINTED, winograd_block
 ALGORITHMS: dict[int, Algorithm] = {2: "winograd2", 4: "winograd4", 6: "winograd6"}
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @example(13311, 4, "wide", "gamma 0", 2, "fp16", 3, "G")  # weights underflow when transformed
 @given(
     seed=st.integers(0, 2**32 - 1),
