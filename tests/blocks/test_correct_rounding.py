@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
@@ -86,7 +86,7 @@ def _zero_variance(params: Params, rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 @pytest.mark.parametrize("make", [_ordinary, _tiny, _spread, _cancelling, _zero_variance])
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_every_tap_of_a_block_is_correctly_rounded(
     make: Callable[[Params, np.random.Generator], None], dtype: Any, seed: int

@@ -143,7 +143,7 @@ def returns_zeros(x): return np.zeros((len(x), 10), np.float32)
 """
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "name",
     [

@@ -32,6 +32,7 @@ def rehearse(out: Path, *names: str) -> Any:
     return json.loads(out.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_every_section_runs_on_the_fake_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -142,7 +142,7 @@ def image_law(law: Callable[[Ops, ImageCase], None]) -> Callable[[], None]:
     return _law(law, image_cases, IMAGE_EXAMPLES)
 
 
-def _law(law: Law, cases: st.SearchStrategy[Any], examples: Sequence[Any]) -> Callable[[], None]:
-    LAWS[f"{law.__module__.rpartition('.')[2]}.{law.__name__}"] = law, examples
+def _law(law: Law, cases: st.SearchStrategy[Any], chosen: Sequence[Any]) -> Callable[[], None]:
+    LAWS[f"{law.__module__.rpartition('.')[2]}.{law.__name__}"] = law, chosen
     drawn = given(ops=st.just(REFERENCE), case=cases)(law)
     return examples(50)(drawn)

@@ -152,11 +152,11 @@ def winograd_underflow(
     weight = weight.sum(axis=1, keepdims=True)
     tile, taps = np.ones((groups, 2 * m + 1, 2 * m + 1)), np.ones((groups, 1, 3, 3))
     one_tile = (m, 1 if stride == 2 else m)
-    places = np.ix_(*(np.arange(n) % k for n, k in zip(size, one_tile, strict=True)))
+    rows, columns = (np.arange(n) % k for n, k in zip(size, one_tile, strict=True))
 
     def repeated(y: Array) -> Array:
         """One tile's outputs (O, m * m) -> all (O, Ho * Wo)."""
-        return np.asarray(y.reshape(-1, *one_tile)[:, *places].reshape(len(y), -1))
+        return np.asarray(y.reshape(-1, *one_tile)[:, rows][:, :, columns].reshape(len(y), -1))
 
     found = []
     for a, b, g in (t for p in points for t in _scalings(_absolute(make(p)))):

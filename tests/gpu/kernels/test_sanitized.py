@@ -21,7 +21,7 @@ def test_no_kernel_touches_what_is_not_its_own(step: int) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "all as it should be"), done.stderr[-3000:]
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
