@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.ops import REFERENCE, Ops
+from tests.examples import examples
 from tests.ops.exact import floats, frozen, rationals
 
 Law = Callable[[Ops, Any], None]
