@@ -6,7 +6,8 @@ Marks say what a push may leave out, and the closing section says how much it le
   many as it takes for every value of every parameter to occur. Cases for a GPU always stay.
 - ``slow``: takes long and proves little that a cheaper test does not; runs only with the others.
 
-Hypothesis draws fewer examples, too. A test that is named (``file.py::test``) runs all its cases.
+Hypothesis draws fewer examples, too (`tests/examples.py`). A test that is named
+(``file.py::test``) runs all its cases.
 
 ``--not-yet-passed`` runs what no earlier run in this clone has passed: CI runs the README's test
 command first, then installs the peers and runs the rest. All of it works in one process and, with

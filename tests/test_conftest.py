@@ -58,7 +58,9 @@ def run(folder: Path, *options: str) -> tuple[list[str], str]:
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("processes", ["2", "0"])
-def test_few_of_many_hold_every_value_and_say_how_many_ran(folder: Path, processes: str) -> None:
+def test_few_of_many_hold_every_value_and_the_others_can_be_had(
+    folder: Path, processes: str
+) -> None:
     counted, printed = run(folder, "-n", processes)
     grid = [line[-2:] for line in counted if line.startswith("grid")]
     assert len(grid) == 4
@@ -68,10 +70,8 @@ def test_few_of_many_hold_every_value_and_say_how_many_ran(folder: Path, process
     assert "few of many: 7 of 21 cases of the families marked so; 1 slow tests left out" in printed
     assert "8 passed" in printed.splitlines()[-1]
 
-
-def test_every_case_runs_all_and_what_passed_is_not_run_again(folder: Path) -> None:
-    assert "8 passed" in run(folder)[1]
-    counted, printed = run(folder, "-n", "2", "--every-case", "--not-yet-passed")
+    # All cases, without those that have passed.
+    counted, printed = run(folder, "-n", processes, "--every-case", "--not-yet-passed")
     assert len(counted) == 22 - 7
     assert "few of many" not in printed
     assert "16 passed" in printed.splitlines()[-1], "and those whose examples are drawn"

@@ -65,6 +65,7 @@ def test_a_task_is_the_same_in_every_process() -> None:
     assert one.macs == cost(left.arch, height=8, width=8).macs
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["ResNet-18", "ResNet-50", "VGG-16"])
 def test_activations_of_a_comparison_network_neither_vanish_nor_overflow(name: str) -> None:
     task = Task("inference", name, 2, 64, 1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
@@ -22,6 +22,7 @@ from repvgg_ref.exact.rounding import nearest, root, round_once
 from repvgg_ref.exact.twofold import round_sum, twofold
 from tests.blocks.exact_blocks import Case, block_shapes
 from tests.blocks.witness import Witness, exceptions, is_nearest
+from tests.examples import examples
 from tests.random_networks import random_block
 
 EPS = 1e-5
@@ -85,7 +86,7 @@ def _zero_variance(params: Params, rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 @pytest.mark.parametrize("make", [_ordinary, _tiny, _spread, _cancelling, _zero_variance])
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_every_tap_of_a_block_is_correctly_rounded(
     make: Callable[[Params, np.random.Generator], None], dtype: Any, seed: int
@@ -267,7 +268,7 @@ def test_float64_asks_for_exact_arithmetic_next_to_never() -> None:
     assert len(asked) == 4
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     numbers=st.lists(
         st.tuples(
@@ -295,7 +296,7 @@ def test_roots_are_exact_to_256_bits(numerator: int, denominator: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     position=st.floats(0, 1),
     halves=st.integers(-3, 3),

@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repvgg_ref.blocks.branches import identity_kernel
@@ -25,6 +25,7 @@ from tests.blocks.exact_blocks import (
     fused_exactly,
     fused_output,
 )
+from tests.examples import examples
 from tests.ops.exact import assert_exact, rationals
 
 # An identity branch needs stride 1; everything else combines freely.
@@ -43,7 +44,7 @@ def _name(case: Case) -> str:
 
 
 @pytest.mark.parametrize("case", COMBINATIONS, ids=_name)
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(
     width=st.integers(1, 2),
     out_width=st.integers(1, 3),

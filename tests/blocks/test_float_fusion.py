@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
@@ -34,13 +34,14 @@ from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.ops import REFERENCE
 from tests.blocks.exact_blocks import KIND, Case, block_shapes, branch_sum, convolve, geometry
+from tests.examples import examples
 from tests.random_networks import random_block
 
 EPS = 1e-5
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     case=st.builds(
         Case,

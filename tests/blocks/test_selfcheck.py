@@ -109,10 +109,13 @@ def _correct_block(seed: int, dtype: Any) -> BlockCheck | None:
     return check_block(spec, params, fused, eps=EPS)
 
 
+@pytest.mark.few
+@pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_no_correct_block_fails(dtype: Any) -> None:
-    checks = [check for seed in range(200) if (check := _correct_block(seed, dtype)) is not None]
-    assert len(checks) >= 100
+def test_no_correct_block_fails(dtype: Any, part: int) -> None:
+    seeds = range(50 * part, 50 * part + 50)
+    checks = [check for seed in seeds if (check := _correct_block(seed, dtype)) is not None]
+    assert len(checks) >= 20
     closest = worst(checks)
     print(
         f"\nself-check, {np.dtype(dtype)}: {len(checks)} correct blocks use at most "

@@ -27,6 +27,25 @@ right, wrong = rr.load(REFERENCE), rr.load(REFERENCE, eps=1e-3)
 def good(x): return right.forward(x, layers=True)
 def bad_port(x): return wrong.forward(x, layers=True)
 """
+PORTS = """
+import pytest
+from port import *
+
+def test_right(repvgg_oracle):
+    repvgg_oracle(REFERENCE, good, inputs=X).raise_if_bad()
+
+def test_wrong(repvgg_oracle):
+    repvgg_oracle(REFERENCE, bad_port, inputs=X).raise_if_bad()
+
+@pytest.mark.parametrize("name", ["a/../b"])
+def test_dropped(repvgg_oracle, name):
+    for port in (bad_port, good, bad_port):
+        repvgg_oracle(REFERENCE, port, inputs=X)
+
+def test_broken(repvgg_oracle):
+    def broken(x): raise RuntimeError("boom")
+    repvgg_oracle(REFERENCE, broken, inputs=X).raise_if_bad()
+"""
 
 
 def run(folder: Path, test: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -46,86 +65,55 @@ def run(folder: Path, test: str, *options: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_a_right_port_passes_in_one_line(tmp_path: Path) -> None:
-    done = run(
-        tmp_path,
-        "from port import *\n"
-        "def test_port(repvgg_oracle):\n"
-        "    repvgg_oracle(REFERENCE, good, inputs=X).raise_if_bad()\n",
-    )
-    assert done.returncode == 0, done.stdout
-    assert "1 passed" in done.stdout
-
-
-def test_a_wrong_port_fails_with_the_whole_story_and_a_page(tmp_path: Path) -> None:
-    done = run(
-        tmp_path,
-        "from port import *\n"
-        "def test_port(repvgg_oracle):\n"
-        "    repvgg_oracle(REFERENCE, bad_port, inputs=X).raise_if_bad()\n",
-        "--repvgg-report=pages",
-    )
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder and what was printed of ports of every kind: one run serves all that look at it."""
+    folder = tmp_path_factory.mktemp("ports")
+    done = run(folder, PORTS, "--repvgg-report=pages", "-rA")
     assert done.returncode == 1, done.stdout
+    assert "2 failed, 2 passed, 1 error" in done.stdout
+    return folder, done.stdout
+
+
+def test_a_right_port_passes_in_one_line(ran: tuple[Path, str]) -> None:
+    assert "PASSED test_port.py::test_right" in ran[1]
+
+
+def test_a_wrong_port_fails_with_the_whole_story_and_a_page(ran: tuple[Path, str]) -> None:
+    folder, printed = ran
     for said in (
+        "FAILED test_port.py::test_wrong",
         "bad_port: disagrees",
         "first bad   stage0",
         "eps-value",
         "try next",
-        "report      pages/test_port.py-test_port.html",
+        "report      pages/test_port.py-test_wrong.html",
     ):
-        assert said in done.stdout
-    assert "1 failed" in done.stdout
-    assert "raise VerificationError" not in done.stdout  # the test's own line is shown instead
-    page = tmp_path / "pages" / "test_port.py-test_port.html"
+        assert said in printed
+    assert "raise VerificationError" not in printed  # the test's own line is shown instead
+    page = folder / "pages" / "test_port.py-test_wrong.html"
     assert "Disagrees" in page.read_text("utf-8")
-    assert [path.name for path in page.parent.iterdir()] == [page.name]
 
 
-def test_pages_of_one_test_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    done = run(
-        tmp_path,
-        "from port import *\nimport pytest\n"
-        "@pytest.mark.parametrize('name', ['a/../b', 'c'])\n"
-        "def test_port(repvgg_oracle, name):\n"
-        "    for port in (bad_port, good, bad_port):\n"
-        "        try: repvgg_oracle(REFERENCE, port, inputs=X).raise_if_bad()\n"
-        "        except Exception: pass\n",
-        "--repvgg-report=pages",
-    )
-    assert done.returncode == 0, done.stdout
-    assert sorted(path.name for path in (tmp_path / "pages").iterdir()) == [
-        "test_port.py-test_port-a-..-b-3.html",
-        "test_port.py-test_port-a-..-b.html",
-        "test_port.py-test_port-c-3.html",
-        "test_port.py-test_port-c.html",
-    ]
+def test_only_bad_reports_have_pages_and_those_of_one_test_do_not_overwrite_each_other(
+    ran: tuple[Path, str],
+) -> None:
+    names = {path.name for path in (ran[0] / "pages").iterdir()}
+    assert {name for name in names if "broken" not in name} == {
+        "test_port.py-test_wrong.html",
+        "test_port.py-test_dropped-a-..-b-3.html",
+        "test_port.py-test_dropped-a-..-b.html",
+    }
 
 
-def test_a_bad_report_that_is_dropped_fails_the_test(tmp_path: Path) -> None:
-    done = run(
-        tmp_path,
-        "from port import *\n"
-        "def test_port(repvgg_oracle):\n"
-        "    repvgg_oracle(REFERENCE, bad_port, inputs=X)\n"
-        "def test_right(repvgg_oracle):\n"
-        "    repvgg_oracle(REFERENCE, good, inputs=X)\n",
-    )
-    assert done.returncode == 1, done.stdout
-    assert "call raise_if_bad()" in done.stdout
-    assert "2 passed, 1 error" in done.stdout
+def test_a_bad_report_that_is_dropped_fails_the_test(ran: tuple[Path, str]) -> None:
+    assert "ERROR test_port.py::test_dropped[a/../b]" in ran[1]
+    assert "call raise_if_bad()" in ran[1]
 
 
-def test_a_port_that_cannot_be_judged_fails(tmp_path: Path) -> None:
-    done = run(
-        tmp_path,
-        "from port import *\n"
-        "def broken(x): raise RuntimeError('boom')\n"
-        "def test_port(repvgg_oracle):\n"
-        "    repvgg_oracle(REFERENCE, broken, inputs=X).raise_if_bad()\n",
-    )
-    assert done.returncode == 1, done.stdout
-    assert "cannot judge" in done.stdout
-    assert "boom" in done.stdout
+def test_a_port_that_cannot_be_judged_fails(ran: tuple[Path, str]) -> None:
+    for said in ("FAILED test_port.py::test_broken", "cannot judge", "boom"):
+        assert said in ran[1]
 
 
 def test_pytest_starts_without_numpy(tmp_path: Path) -> None:

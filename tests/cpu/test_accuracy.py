@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
@@ -19,11 +19,12 @@ from repvgg_ref.exact.points import POINTS, POINTS_OF_STRIDE_2, Point
 from repvgg_ref.oracle.bounds.block import block_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from tests.cpu.test_conv2d import run
+from tests.examples import examples
 from tests.oracle.bounds.cases import STATISTICS, random_block
 from tests.oracle.bounds.test_block import reference
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     algorithm=st.sampled_from(ALGORITHMS),
     statistics=st.sampled_from(STATISTICS),

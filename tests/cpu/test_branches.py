@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
@@ -25,6 +25,7 @@ from repvgg_ref.cpu.training.branches import (
 )
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.ops import BranchArrays
+from tests.examples import examples
 from tests.gradcheck import assert_gradients
 from tests.models import test_fused_branches as plain
 
@@ -158,7 +159,7 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(case=cases(), pixels=st.sampled_from([1, 20, 1000]))
 def test_any_block_is_the_reference_in_float64(case: Case, pixels: int) -> None:
     with mock.patch.multiple(passes, PIECE_PIXELS=pixels, PIECE_NUMBERS=1):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
@@ -20,6 +20,7 @@ from repvgg_ref.cpu.convolution.layout import interior
 from repvgg_ref.cpu.convolution.schedule import ConvShape
 from repvgg_ref.cpu.workers.pool import pool
 from repvgg_ref.ops import REFERENCE
+from tests.examples import examples
 
 # Largest error over largest output: ten times what was seen in these shapes.
 TOLERANCE = {
@@ -63,7 +64,7 @@ def run(
     return result
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     algorithm=st.sampled_from(ALGORITHMS),
     images=st.integers(1, 3),

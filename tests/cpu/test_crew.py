@@ -57,7 +57,7 @@ def is_right(engine: Engine, x: Array, model: Model = DEPLOY, limit: float = 2e-
     assert np.abs(got - wanted).max() <= limit * np.abs(wanted).max()
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
 def test_every_algorithm(algorithm: str) -> None:
     engine = engine_of(DEPLOY, algorithm=algorithm)
@@ -65,6 +65,7 @@ def test_every_algorithm(algorithm: str) -> None:
         is_right(engine, x, limit=6e-5)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("variant", SMALL)
 def test_every_kind_of_block(variant: str) -> None:
     model = fuse(distinct_model(SMALL[variant], dtype="float32"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
@@ -25,6 +25,7 @@ from repvgg_ref.cpu.workers.pool import pool
 from repvgg_ref.exact.points import POINTS, POINTS_OF_STRIDE_2
 from repvgg_ref.models.network import build
 from repvgg_ref.ops import REFERENCE
+from tests.examples import examples
 from tests.models.small import SMALL, batch
 
 TILES = [*((m, 1) for m in POINTS), *((m, 2) for m in POINTS_OF_STRIDE_2)]
@@ -54,7 +55,7 @@ shapes = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(tile=st.sampled_from(TILES), shape=shapes)
 def test_winograd_without_a_padded_copy(tile: tuple[int, int], shape: dict[str, Any]) -> None:
     """Output and weight gradient from x itself, the zeros around it only being known of."""
@@ -100,7 +101,7 @@ def test_error_of_the_weight_gradient_in_float32(m: int) -> None:
     assert np.abs(got - wanted).max() <= 2e-5 * np.abs(wanted).max()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(shape=shapes)
 def test_the_four_phases_of_stride_2(shape: dict[str, Any]) -> None:
     groups, rng = shape["groups"], np.random.default_rng(shape["seed"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.backends import backend_ops
@@ -18,6 +18,7 @@ from repvgg_ref.models.architectures import Architecture, AuxHeadSpec, architect
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import fuse
 from repvgg_ref.ops import REFERENCE
+from tests.examples import examples
 from tests.gradcheck import assert_gradients
 from tests.ops.cases import ConvCase, ImageCase, conv_cases, image_cases
 from tests.ops.exact import assert_within, floats
@@ -47,7 +48,7 @@ def nchw(x: Array) -> Array:
     return x.transpose(0, 3, 1, 2)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(case=conv_cases)
 def test_convolution(case: ConvCase) -> None:
     x, weight, bias = case.arrays(floats)
@@ -63,7 +64,7 @@ def test_convolution(case: ConvCase) -> None:
     same(tuple(mine[1:]), tuple(theirs[1:]))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(case=conv_cases)
 def test_convolution_gradients_by_finite_differences(case: ConvCase) -> None:
     x, weight, bias = case.arrays(floats)
@@ -91,7 +92,7 @@ IMAGE_OPERATORS: dict[str, Callable[[ImageCase], tuple[tuple[int, ...], ...]]] =
 }
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(case=image_cases)
 @pytest.mark.parametrize("operator", IMAGE_OPERATORS)
 def test_operators_of_images(operator: str, case: ImageCase) -> None:

@@ -32,6 +32,7 @@ def rehearse(out: Path, *names: str) -> Any:
     return json.loads(out.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_every_section_runs_on_the_fake_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -62,6 +63,7 @@ def test_every_section_runs_on_the_fake_device(
     assert found["learning"]["steps"] > 0
 
 
+@pytest.mark.slow
 def test_the_tests_section_reports_what_pytest_says(tmp_path: Path) -> None:
     told = rehearse(tmp_path / "result.json", "tests")
     assert "tests collected" in told["sections"]["tests"]["summary"]

@@ -49,7 +49,7 @@ def table(math: Any = "fp32") -> Ops:
     return cupy_ops(math)
 
 
-@pytest.mark.few
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", [*SMALL, pytest.param("A0", marks=pytest.mark.slow)])
 def test_the_oracle_agrees_with_the_steps(name: str, device: UnderTest) -> None:
     """Loss, logits, every gradient, statistics, and the weights after SGD, in float32."""
@@ -58,7 +58,7 @@ def test_the_oracle_agrees_with_the_steps(name: str, device: UnderTest) -> None:
     assert report.verdict == "agree", report.reason
 
 
-@pytest.mark.few
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_in_float64_a_step_is_the_references(name: str, device: UnderTest) -> None:
     model, x, labels = network(name)
@@ -75,7 +75,7 @@ def test_in_float64_a_step_is_the_references(name: str, device: UnderTest) -> No
             assert error <= 1e-10, f"{key}: {error}"
 
 
-@pytest.mark.few
+@pytest.mark.few(3)
 @pytest.mark.parametrize("math", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", SMALL)
 def test_mixed_precision_stays_within_its_rounding(name: str, math: str, device: UnderTest) -> None:

@@ -39,7 +39,7 @@ def cross_entropy(logits: Array, labels: Array) -> float:
     return float(-np.log(probabilities[np.arange(len(labels)), labels]).mean())
 
 
-@pytest.mark.few
+@pytest.mark.few(3)
 @every_network
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_every_gradient_by_finite_differences(arch: Network, label_smoothing: float) -> None:

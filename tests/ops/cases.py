@@ -13,11 +13,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.ops import REFERENCE, Ops
+from tests.examples import examples
 from tests.ops.exact import floats, frozen, rationals
 
 Law = Callable[[Ops, Any], None]
@@ -142,7 +143,7 @@ def image_law(law: Callable[[Ops, ImageCase], None]) -> Callable[[], None]:
     return _law(law, image_cases, IMAGE_EXAMPLES)
 
 
-def _law(law: Law, cases: st.SearchStrategy[Any], examples: Sequence[Any]) -> Callable[[], None]:
-    LAWS[f"{law.__module__.rpartition('.')[2]}.{law.__name__}"] = law, examples
+def _law(law: Law, cases: st.SearchStrategy[Any], chosen: Sequence[Any]) -> Callable[[], None]:
+    LAWS[f"{law.__module__.rpartition('.')[2]}.{law.__name__}"] = law, chosen
     drawn = given(ops=st.just(REFERENCE), case=cases)(law)
-    return settings(max_examples=50, deadline=None)(drawn)
+    return examples(50)(drawn)

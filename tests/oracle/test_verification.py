@@ -274,6 +274,7 @@ def _broken(sabotage: Sabotage) -> Iterator[None]:
         yield
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", SABOTAGE)
 def test_a_broken_oracle_fails_its_checks(name: str) -> None:
     failed = []

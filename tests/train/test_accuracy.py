@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy  # its parts are loaded when they are first used
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from repvgg_ref import NAMES
 from repvgg_ref.models.published import PUBLISHED
@@ -53,7 +53,7 @@ def test_tallies_of_parts_add_up() -> None:
 
 @pytest.mark.parametrize(("right", "images"), [(0, 7), (7, 7), (3, 7), (36205, 50_000), (1, 10**9)])
 def test_the_interval_is_wilsons(right: int, images: int) -> None:
-    wanted = binomtest(right, images).proportion_ci(0.95, method="wilson")
+    wanted = scipy.stats.binomtest(right, images).proportion_ci(0.95, method="wilson")
     low, high = wilson_interval(right, images)
     assert abs(low - wanted.low) <= 1e-12
     assert abs(high - wanted.high) <= 1e-12

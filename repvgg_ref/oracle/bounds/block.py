@@ -237,7 +237,7 @@ def _before_activation(
         start=np.zeros_like(part.value),
     )
     widest = 1 + np.maximum.reduce(scale_errors)[:, None] if scale_errors else np.ones((1, 1))
-    beside = p.u_store * _stored(part) + (1 + relative) * _underflow(part, steps, p)
+    beside = p.u_store * _stored(part) + (1 + relative) * _underflow(part, steps, p, m)
     grows = (1 + p.u_store) ** (_WRITES + _more(part))
     certified = grows * (widest * (relative * part.magnitude + beside) + coherent)
 
@@ -299,20 +299,24 @@ def _stored(part: LinearPart) -> Array:
     return total
 
 
-def _underflow(part: LinearPart, steps: int, p: Precision) -> Array:
+def _underflow(part: LinearPart, steps: int, p: Precision, m: int) -> Array:
     """Sum of all absolute errors by underflow, scaled to the output, (O, P).
 
-    Inputs: tiny times the sum of weights. Weights, fused (1) or apart (t): tiny times the sum of
-    inputs. Products and sums in the accumulator, alike. Writes: mean, z, ``z - mean`` before t
-    acts, the quotient before gamma does, up to 5 a branch after that, and `_WRITES` of the whole.
+    Inputs, and weights, fused (1) or apart (t), as they are read and, in Winograd's algorithm, as
+    the passes of a transform leave them: dot products of ``m + 2`` terms. A term of a dot product
+    underflows once: where a product has, its sum cannot. Written: the sum of products, z apart;
+    mean before t acts (where either has underflowed, ``z - mean`` cannot); the quotient before
+    gamma does, up to 5 a branch after that, and `_WRITES` of the whole.
     """
-    apart = sum(np.abs(b.t) for b in part.branches) + np.ones(1)
-    written = (
-        sum(3 * np.abs(b.t) + np.abs(b.gamma) + 5 for b in part.branches) + _WRITES + _more(part)
+    spread = part.underflow
+    apart = np.reshape(sum(np.abs(b.t) for b in part.branches) + np.ones(1), (-1, 1))
+    read = p.tiny + (m + 2 if m else 0) * p.tiny_accumulate
+    written = sum(np.abs(b.t) + np.abs(b.gamma) + 5 for b in part.branches) + _WRITES + _more(part)
+    return np.asarray(
+        read * (spread.inputs + apart * (spread.weights + read * spread.both))
+        + (p.tiny + steps * p.tiny_accumulate) * apart * spread.products
+        + p.tiny * np.reshape(written, (-1, 1))
     )
-    rounded = part.weight_sum[:, None] + apart[:, None] * part.input_sum
-    in_memory = p.tiny * (rounded + np.reshape(written, (-1, 1)))
-    return np.asarray(in_memory + p.tiny_accumulate * steps * apart[:, None])
 
 
 def _activate(program: BlockProgram, z: Interval, p: Precision, lam: float) -> Interval:

@@ -8,7 +8,11 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch, window
-from repvgg_ref.oracle.bounds.winograd import winograd_magnitudes
+from repvgg_ref.oracle.bounds.winograd import (
+    Underflow,
+    winograd_magnitudes,
+    winograd_underflow,
+)
 from repvgg_ref.oracle.programs.block import BlockProgram
 
 
@@ -41,21 +45,19 @@ class LinearPart(NamedTuple):
         ``sqrt(sum of (w x)^2)``; with a Winograd algorithm also that of its products.
     branches : tuple of BranchValues
         Empty for a deploy reference.
-    weight_sum : (O,) array
-        Sum of a channel's weight magnitudes.
     bias_magnitude : (O,) array
         The part of `magnitude` that does not depend on the input.
-    input_sum : (O, P) array
-        Sum of ``|x|`` over what an output sees.
+    underflow : Underflow
+        What absolute errors are multiplied by: of inputs, the sum of weight magnitudes; of weights,
+        the sum of ``|x|`` over what an output sees; both through the transforms of Winograd.
     """
 
     value: Array
     magnitude: Array
     energy: Array
     branches: tuple[BranchValues, ...]
-    weight_sum: Array
     bias_magnitude: Array
-    input_sum: Array
+    underflow: Underflow
 
 
 class Kernels(NamedTuple):
@@ -94,28 +96,30 @@ def linear_part(program: BlockProgram, kernels: Kernels, x: Array, winograd: int
     value = _times(kernels.weight, columns) + kernels.bias[:, None]
     branches = _branches(program, columns, value - kernels.bias[:, None])
     np.abs(columns, out=columns)
-    input_sum = np.repeat(columns.sum(axis=1), len(value) // program.groups, axis=0)  # (O, P)
-    magnitude = _times(kernels.weight_magnitude, columns)
-    energy = _energy(kernels, columns)
     if winograd:
-        magnitude, beside = winograd_magnitudes(
-            np.abs(padded),
-            kernels.weight_magnitude,
-            program.groups,
-            size,
-            winograd,
-            program.stride,
-        )
-        energy = np.hypot(energy, beside)
+        met = np.abs(padded), kernels.weight_magnitude, program.groups, size
+        magnitude, beside = winograd_magnitudes(*met, winograd, program.stride)
+        underflow = winograd_underflow(*met, winograd, program.stride)
+        energy = np.hypot(_energy(kernels, columns), beside)
+    else:
+        magnitude = _times(kernels.weight_magnitude, columns)
+        underflow = _direct_underflow(kernels, columns)
+        energy = _energy(kernels, columns)
     return LinearPart(
         value,
         magnitude + kernels.bias_magnitude[:, None],
         energy,
         branches,
-        kernels.weight_magnitude.sum(axis=(1, 2, 3)),
         kernels.bias_magnitude,
-        input_sum,
+        underflow,
     )
+
+
+def _direct_underflow(kernels: Kernels, columns: Array) -> Underflow:
+    """Of a direct sum; `columns` holds magnitudes."""
+    weight_sum = kernels.weight_magnitude.sum(axis=(1, 2, 3))[:, None]
+    input_sum = np.repeat(columns.sum(axis=1), len(weight_sum) // len(columns), axis=0)  # (O, P)
+    return Underflow(weight_sum, input_sum, np.full((1, 1), columns.shape[1]), np.ones((1, 1)))
 
 
 def direct_energy(program: BlockProgram, kernels: Kernels, x: Array) -> Array:

@@ -54,6 +54,19 @@ POINTS_OF_STRIDE_2: dict[int, tuple[Point, ...]] = {
 }
 
 
+class Underflow(NamedTuple):
+    """What absolute errors of 1 in every number of a kind add to each output, (O, P) arrays.
+
+    `inputs` and `weights`: in numbers as they are read, and as they are transformed. `both`: in the
+    product of two such. `products`: in sums over channels, and in what becomes of them.
+    """
+
+    inputs: Array
+    weights: Array
+    both: Array
+    products: Array
+
+
 class Transforms(NamedTuple):
     """``Y = A^T [(G g G^T) . (B^T d B)] A``: `a` (t, m), `b` (t, t), `g` (t, 3)."""
 
@@ -122,6 +135,62 @@ def winograd_magnitudes(
     magnitudes, energies = zip(*found, strict=True)
     t = len(variants[0].a)
     return np.maximum.reduce(magnitudes), np.sqrt(t * np.maximum.reduce(energies))
+
+
+def winograd_underflow(
+    padded: Array, weight: Array, groups: int, size: tuple[int, ...], m: int, stride: int
+) -> Underflow:
+    """How the transforms spread absolute errors; parameters as of `winograd_magnitudes`.
+
+    One error in every d, every entry of ``B^T d`` and every one of ``B^T d B`` is at most an error
+    of ``(|B^T| + 1/t) 1 (|B| + 1/t)`` in the last, 1 being a tile of ones and t its length: the
+    brackets expand to the three and more. So with G and A. Unlike roundings, these do depend on how
+    rows are scaled. Lagrange's denominators stand in one of the three matrices; all are tried.
+    Shared out among them as powers, exponents adding up to 1, they do no more: a sum of
+    exponentials is convex, hence largest at a corner.
+    """
+    points = (POINTS_OF_STRIDE_2[m],) if stride == 2 else POINTS[m]
+    make, of_tiles = (every_other_output, _by_rows) if stride == 2 else (cook_toom, _of_variant)
+    channels, outputs = weight.shape[1], len(weight) // groups
+    inputs = padded.reshape(groups, channels, *padded.shape[1:]).sum(axis=1)
+    weight = weight.sum(axis=1, keepdims=True)
+    tile, taps = np.ones((groups, 2 * m + 1, 2 * m + 1)), np.ones((groups, 1, 3, 3))
+    one_tile = (m, 1 if stride == 2 else m)
+    rows, columns = (np.arange(n) % k for n, k in zip(size, one_tile, strict=True))
+
+    def repeated(y: Array) -> Array:
+        """One tile's outputs (O, m * m) -> all (O, Ho * Wo)."""
+        return np.asarray(y.reshape(-1, *one_tile)[:, rows][:, :, columns].reshape(len(y), -1))
+
+    found = []
+    for a, b, g in (t for p in points for t in _scalings(_absolute(make(p)))):
+        a1, b1, g1 = (matrix + 1 / len(matrix) for matrix in (a, b, g.T))
+        down = a1.sum(axis=0)
+        across = np.ones(1) if stride == 2 else down
+        found.append(
+            (
+                repeated(of_tiles(tile, weight, groups, one_tile, Transforms(a, b1, g))[0]),
+                of_tiles(inputs, taps, groups, size, Transforms(a, b, g1.T))[0],
+                repeated(of_tiles(tile, taps, groups, one_tile, Transforms(a, b1, g1.T))[0]),
+                repeated(np.outer(down, across).reshape(1, -1)),
+            )
+        )
+    of_inputs, of_weights, of_both, of_products = (
+        np.maximum.reduce(kind) for kind in zip(*found, strict=True)
+    )
+    return Underflow(
+        of_inputs,
+        np.repeat(of_weights, outputs, axis=0),
+        np.repeat(channels * of_both, outputs, axis=0),
+        np.repeat(of_products, len(weight), axis=0),
+    )
+
+
+def _scalings(matrices: Transforms) -> list[Transforms]:
+    """The denominators ``prod over q of |p - q|`` with G, as given, with B and with A."""
+    a, b, g = matrices
+    scale = np.divide(1, g[:, :1], out=np.ones((len(g), 1)), where=g[:, :1] > 0)
+    return [matrices, Transforms(a, b / scale.T, g * scale), Transforms(a / scale, b, g * scale)]
 
 
 def _absolute(exact: MinimalFilter) -> Transforms:

@@ -10,7 +10,12 @@ import pytest
 from tests.gpu.kernels.cases import Check, kernels, stored
 from tests.gpu.kernels.everything import CASES, dtype_of, run, small_grids
 
+PARTS = 3  # of all cases, so that a push can run some
 DTYPES = ["float64", "float32", "float16", "bfloat16"]
+
+
+def cases_of(part: int) -> dict[str, Any]:
+    return dict(list(CASES.items())[part::PARTS])
 
 
 @pytest.mark.few
@@ -23,20 +28,23 @@ def test_it_agrees_with_the_reference(cupy: Any, name: str, dtype: str) -> None:
 
 
 @pytest.mark.few(1)
+@pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_its_bits_do_not_depend_on_the_order_of_threads(cupy: Any, dtype: str) -> None:
+def test_its_bits_do_not_depend_on_the_order_of_threads(cupy: Any, dtype: str, part: int) -> None:
     """No two threads touch one place without a barrier between them; sums are in fixed order."""
-    runs = [run(cupy, dtype, CASES, order=order).bits for order in (0, 1, 2)]
+    runs = [run(cupy, dtype, cases_of(part), order=order).bits for order in (0, 1, 2)]
     names = [str(index) for index in range(len(runs[0]))]
     for other in runs[1:]:
         pairs = zip(names, runs[0], other, strict=True)
         assert [name for name, first, second in pairs if first != second] == []
 
 
-def test_a_grid_smaller_than_the_work_gives_the_same_bits(cupy: Any) -> None:
-    whole = run(cupy, "float32", CASES).bits
+@pytest.mark.few(1)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_a_grid_smaller_than_the_work_gives_the_same_bits(cupy: Any, part: int) -> None:
+    whole = run(cupy, "float32", cases_of(part)).bits
     with small_grids():
-        assert run(cupy, "float32", CASES).bits == whole
+        assert run(cupy, "float32", cases_of(part)).bits == whole
 
 
 def test_bfloat16_may_come_as_its_bits(cupy: Any) -> None:

@@ -14,14 +14,14 @@ from tests.gpu import emulator
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [24, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_kernel_touches_what_is_not_its_own(step: int) -> None:
     # float16: vectors of eight, single elements, and float32 beside them
     done = _child("float16", "--step", str(step))
     assert (done.returncode, done.stdout.strip()) == (0, "all as it should be"), done.stderr[-3000:]
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [

@@ -191,8 +191,9 @@ def tiny_products() -> Attack:
 
 
 def tiny_before_scale() -> Attack:
-    """A convolution's output that underflows in memory, before a large t."""
-    program = _one_branch(2.0**-13, gamma=[100.0], beta=[0.0], mean=[0.0], var=[1e-5], eps=1e-5)
+    """A convolution's output and a mean that underflow in memory, before a large t."""
+    mean = [2.0**-24 * 0.6]
+    program = _one_branch(2.0**-13, gamma=[-100.0], beta=[0.0], mean=mean, var=[1e-5], eps=1e-5)
     x = _pixels(np.array([2.0**-13 * 1.4, 2.0**-13]))
     return _block(program, x, "fp16", "branches", "sequential")
 
@@ -236,6 +237,15 @@ def winograd4() -> Attack:
 
 def winograd6() -> Attack:
     return _winograd(6)
+
+
+def winograd_underflow() -> Attack:
+    """Weights that float16 holds, but not once they are transformed; large inputs."""
+    program = deploy_block(_centre(2.0**-16), [0.0])
+    x = np.random.default_rng(4).uniform(1e4, 6e4, size=(1, 1, 8, 8))
+    x = np.rint(x / 32) * 32
+    y_hat = winograd_block(program, x, 4, ARITHMETICS["fp16"])
+    return Attack(program, x, reference(program, x), y_hat, "fp16", "winograd4")
 
 
 def pool_ladder() -> Attack:
@@ -301,6 +311,7 @@ ADVERSARIES: tuple[Callable[[], Attack], ...] = (
     squeeze_after_relu,
     winograd4,
     winograd6,
+    winograd_underflow,
     pool_ladder,
     dense_ladder,
     dense_roundings,

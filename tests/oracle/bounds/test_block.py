@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.block import Bound, block_bound, head_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.programs.block import BlockProgram
+from tests.examples import examples
 from tests.oracle.bounds.arithmetic import ARITHMETICS, ORDERS, Candidate
 from tests.oracle.bounds.cases import DATA, STATISTICS, fill, random_block
 
@@ -33,7 +34,7 @@ def used(y_hat: Array, y: Array, bound: Bound) -> float:
     return float((error / bound.certified).max())
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(
     seed=st.integers(0, 2**32 - 1),
     data=st.sampled_from(DATA),
@@ -75,7 +76,7 @@ def test_a_right_block_stays_within_its_bound(
     used(y_hat, y, block_bound(program, x, y, PRECISIONS[a.precision]))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     seed=st.integers(0, 2**32 - 1),
     data=st.sampled_from(DATA),

@@ -23,6 +23,9 @@ MODULES = (
     "bounds.block",
 )  # each imports earlier ones
 
+_BY_WINOGRAD = "underflow = winograd_underflow(*met, winograd, program.stride)"
+_DIRECT = "underflow = _direct_underflow(kernels, columns)"
+
 # Module, the line as it is, the line that says too little.
 MUTANTS: list[tuple[str, str, str]] = [
     # how many roundings a product meets
@@ -45,11 +48,12 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("bounds.block", "(1 - np.minimum(r, 1)) ** -0.5", "(1 - np.minimum(r, 1)) ** -0.25"),
     ("bounds.block", "* (1 + lost[0])", ""),
     # underflow
-    ("bounds.block", "+ (1 + relative) * _underflow(part, steps, p)", ""),
-    ("bounds.block", "rounded = part.weight_sum[:, None] +", "rounded ="),
-    ("bounds.block", "+ apart[:, None] * part.input_sum", ""),
-    ("bounds.block", "+ p.tiny_accumulate * steps * apart[:, None]", ""),
-    ("bounds.block", "rounded + np.reshape(written, (-1, 1))", "rounded"),
+    ("bounds.block", "+ (1 + relative) * _underflow(part, steps, p, m)", ""),
+    ("bounds.block", "(spread.inputs + apart", "(apart"),
+    ("bounds.block", "(spread.weights + read", "(read"),
+    ("bounds.block", "steps * p.tiny_accumulate", "0"),
+    ("bounds.block", "(p.tiny + steps", "(steps"),
+    ("bounds.block", "+ p.tiny * np.reshape(written, (-1, 1))", ""),
     # SE, pool and linear layer
     ("bounds.squeeze_excitation", "before / 4 +", "before / 16 +"),
     ("bounds.squeeze_excitation", "size * e)", "0 * e)"),
@@ -65,6 +69,7 @@ MUTANTS: list[tuple[str, str, str]] = [
     # Winograd
     ("bounds.block", "m = _OUTPUTS_PER_TILE[algorithm]\n", "m = 0\n"),
     ("bounds.winograd", "(np.abs(matrix) for matrix in matrices)", "matrices"),
+    ("bounds.linear_part", _BY_WINOGRAD, _DIRECT),
 ]  # fmt: skip
 
 WEAKER: list[tuple[str, str, float]] = [  # precision, field, factor: common mistakes of half a bit

@@ -7,13 +7,14 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.block import Algorithm, block_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.programs.block import BlockProgram
+from tests.examples import examples
 from tests.oracle.bounds.arithmetic import ARITHMETICS, ORDERS, Candidate
 from tests.oracle.bounds.cases import deploy_block, random_block
 from tests.oracle.bounds.test_block import FORMS, reference
@@ -38,7 +39,7 @@ def _exactly(program: BlockProgram, x: Array) -> list[Fraction]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     big=st.sampled_from([1e3, 1e8, 1e15]),

@@ -69,9 +69,21 @@ F6 = (
 PRINTED = {2: F2, 4: F4, 6: F6}
 
 
-def winograd_block(program: BlockProgram, x: Array, m: int, a: Arithmetic) -> Array:
-    """The fused block with ReLU: (N, C, H, W) -> (N, O, H, W), transforms kept in memory."""
+def winograd_block(
+    program: BlockProgram, x: Array, m: int, a: Arithmetic, scaled: str = "G"
+) -> Array:
+    """The fused block with ReLU: (N, C, H, W) -> (N, O, H, W), transforms kept in memory.
+
+    `scaled` names the matrix whose rows bear the denominators, G as printed, B or A.
+    """
     bt, g, at = (np.asarray(matrix, np.float64) for matrix in PRINTED[m])
+    denominators = 1 / np.where(g[:, :1] != 0, g[:, :1], 1)
+    if scaled != "G":
+        g = g * denominators
+    if scaled == "B":
+        bt = bt / denominators
+    if scaled == "A":
+        at = at / denominators.T
     weight, bias = program.fused_kernel()
     u = _both_sides(a.add(g), a.read(weight), a.add, a.add)
     n, _, height, width = x.shape

@@ -50,6 +50,7 @@ def test_without_heads_the_loss_is_the_main_one_and_theirs_weighs_what_is_said()
     assert not (abs(one - main - heads) > 1e-12 * one)
 
 
+@pytest.mark.few(16)
 @pytest.mark.parametrize("bug", TRAINING_BUGS, ids=lambda bug: bug.name)
 def test_an_optimizers_bug_shows_after_the_first_step_and_no_other_does(bug: Bug[Setup]) -> None:
     """The diagnosis leaves out a family that cannot be."""
