@@ -17,6 +17,7 @@ from repvgg_ref.oracle.bounds.block import Bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnosis import explain
+from repvgg_ref.oracle.estimates import port as estimated
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.report import LayerReport, Report, VerificationError
@@ -86,6 +87,13 @@ def one_element_disagrees() -> None:
     assert _judge(**{"stage2.0": spoilt}).verdict == "disagree"
 
 
+def output_on_where_relu_is_off_disagrees() -> None:
+    """Estimates look at active outputs only: the certified bound sees the others."""
+    spoilt = PORT.outputs["stage2.0"].copy()
+    spoilt[np.unravel_index(np.argmin(spoilt), spoilt.shape)] += 1e-4 * spoilt.max()
+    assert _judge(**{"stage2.0": spoilt}).verdict == "disagree"
+
+
 def wrong_shape_disagrees() -> None:
     assert _judge(**{"stage2.0": PORT.outputs["stage2.0"][:, :1]}).verdict == "disagree"
 
@@ -120,6 +128,7 @@ CHECKS: tuple[Callable[[], None], ...] = (
     bug_in_the_first_layer_is_found_there,
     bug_in_the_head_disagrees,
     one_element_disagrees,
+    output_on_where_relu_is_off_disagrees,
     wrong_shape_disagrees,
     missing_layer_cannot_be_judged,
     empty_dump_is_no_pass,
@@ -236,7 +245,7 @@ SABOTAGE: dict[str, Sabotage] = {
             )
         ),
     ),
-    "small regular bugs not looked for": (explain.Case, "hidden", lambda _: lambda *args: []),
+    "small errors not looked for": (estimated, "_alarms", lambda _: lambda *args: {}),
     "everything is held to bfloat16": (
         verification,
         "_precision",

@@ -37,7 +37,7 @@ _OUTPUTS = 2000  # of a layer: none counts more than others
 _CHANNELS = 64
 _ROUNDS = 4
 _FAR = 4.0  # medians of all layers: a layer that fits this badly takes no part
-_EXPLAINS = 0.02  # of the squared errors: less is no directed rounding
+_EXPLAINS = 0.02  # of a layer's squared errors: in two layers of three, or it is one layer's fault
 
 
 class Directed(NamedTuple):
@@ -92,9 +92,14 @@ def fit_directed(samples: Mapping[str, Sample], unit: float) -> Directed:
         if now == chosen or not now:
             break
         chosen = now
+    better = sum(_explained(*parts[name], coefficients) > _EXPLAINS for name in kept)
+    return Directed(coefficients if better * 3 >= len(kept) * 2 else 0.0 * coefficients)
+
+
+def _explained(matrix: Array, target: Array, coefficients: Array) -> float:
+    """Part of a layer's squared errors."""
     left = target - matrix @ coefficients
-    explains = 1 - float(left @ left) / max(float(target @ target), 1e-300)
-    return Directed(coefficients if explains > _EXPLAINS else 0.0 * coefficients)
+    return 1 - float(left @ left) / max(float(target @ target), 1e-300)
 
 
 def _bounded(matrix: Array, target: Array) -> Array:

@@ -82,7 +82,7 @@ def infer(layers: Mapping[str, Layer], unit: float, suspects: Iterable[str] = ()
     """
     samples = {name: layer.sample for name, layer in layers.items()}
     directed = fit_directed(samples, unit)
-    nuisances = {name: _direct(sample, directed, unit) for name, sample in samples.items()}
+    nuisances = {name: direct_nuisance(sample, directed, unit) for name, sample in samples.items()}
     chosen: dict[str, Algorithm] = {}
     seen: dict[str, Evidence] = {}
     suspects = [name for name in suspects if layers[name].sample.tile_stride == 1]
@@ -95,7 +95,7 @@ def infer(layers: Mapping[str, Layer], unit: float, suspects: Iterable[str] = ()
     return PortArithmetic(unit, directed, nuisances, chosen, seen)
 
 
-def _direct(sample: Sample, directed: Directed, unit: float) -> Nuisance:
+def direct_nuisance(sample: Sample, directed: Directed, unit: float) -> Nuisance:
     """A right layer that sums products one after the other, in whatever order."""
     drift = directed.drift(sample, unit)
     left = replace(sample, residual=sample.residual - drift)

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.operands import Seen, with_operands
-from repvgg_ref.oracle.arithmetic.port import PortArithmetic, infer
+from repvgg_ref.oracle.arithmetic.directed import fit_directed
+from repvgg_ref.oracle.arithmetic.port import PortArithmetic, direct_nuisance, infer
 from repvgg_ref.oracle.arithmetic.sample import Sample, sample_of
 from repvgg_ref.oracle.arithmetic.tiles import Layer
 from repvgg_ref.oracle.blas import single_threaded_blas
@@ -59,10 +60,17 @@ class PortEstimates:
                 found[key] = max(size, found.get(key, 0.0))
         return found
 
-    def of(self, name: str, sample: Sample | None = None) -> list[Estimate]:
-        """What would be alarms in a layer if its outputs were held against another reference."""
-        chosen = self.samples[name] if sample is None else sample
-        return alarms(LayerEstimates(chosen, self.arithmetic.nuisances[name]).all())
+    def of(self, name: str, sample: Sample) -> list[Estimate]:
+        """What would be alarms in a layer if its outputs were held against another reference.
+
+        A fault may have bent what all layers say of directed rounding: that is fitted again.
+        """
+        nuisance = self.arithmetic.nuisances[name]
+        if self.arithmetic.directed.is_any and nuisance.algorithm == "direct":
+            unit = self.arithmetic.unit
+            directed = fit_directed({**self.samples, name: sample}, unit)
+            nuisance = direct_nuisance(sample, directed, unit)
+        return alarms(LayerEstimates(sample, nuisance).all())
 
 
 def estimate_port(seen: Mapping[str, Seen], precision: Precision) -> PortEstimates:

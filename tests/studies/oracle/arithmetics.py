@@ -214,14 +214,22 @@ def apart(program: BlockProgram, x: Array) -> Array:
     total: Any = 0
     for name, branch in program.branches.items():
         alone = replace(program, branches={name: branch}, activation="none", se=None)
-        one = replace(
-            alone, branches={name: branch._replace(gamma=None, beta=None, running_mean=None,
-                                                   running_var=None)}
-        ) if branch.has_norm else alone
+        one = (
+            replace(
+                alone,
+                branches={
+                    name: branch._replace(
+                        gamma=None, beta=None, running_mean=None, running_var=None
+                    )
+                },
+            )
+            if branch.has_norm
+            else alone
+        )
         y, _ = dotted(blocked)(program, x, one.widened(single(branch.weight)), np.zeros(1))
         y = y.astype(F)
         if branch.has_norm:
-            scale = (branch.gamma.astype(F) / np.sqrt((branch.running_var + program.eps).astype(F)))
+            scale = branch.gamma.astype(F) / np.sqrt((branch.running_var + program.eps).astype(F))
             y = (y - branch.running_mean.astype(F)[:, None, None]) * scale[:, None, None]
             y = y + branch.beta.astype(F)[:, None, None]
         total = total + y
@@ -248,7 +256,9 @@ def fused_single(program: BlockProgram, order: int) -> tuple[Array, Array]:
 def layer(program: BlockProgram, x: Array, name: str) -> Array:
     """One right layer in arithmetic `name`."""
     store = {"fp16": half, "fp16-acc16": half, "bf16": bf16}.get(name, single)
-    read = {"tf32": tf32, "tf32-cut": tf32_cut, **{k: store for k in ("fp16", "bf16")}}.get(name, single)
+    read = {"tf32": tf32, "tf32-cut": tf32_cut, **{k: store for k in ("fp16", "bf16")}}.get(
+        name, single
+    )
     seen = x
     if name == "apart" and program.branches:
         z = apart(program, x)
@@ -263,10 +273,20 @@ def layer(program: BlockProgram, x: Array, name: str) -> Array:
             weight = toward(program.fused_kernel()[0], "up")
         seen = read(x)
         dots: dict[str, Any] = {
-            "split": split, "chain": chain, "fma": fma, "exact": exact, "outputs-zero": exact,
-            "weights-zero": exact, "both-zero": exact, "both-up": exact, "chop-1": chopped,
-            "chop-4": partial(chopped, step=4), "fp16-acc16": half_sums, "bf16x3": bf16x3,
-            "3xtf32": tf32x3, "strassen": strassen,
+            "split": split,
+            "chain": chain,
+            "fma": fma,
+            "exact": exact,
+            "outputs-zero": exact,
+            "weights-zero": exact,
+            "both-zero": exact,
+            "both-up": exact,
+            "chop-1": chopped,
+            "chop-4": partial(chopped, step=4),
+            "fp16-acc16": half_sums,
+            "bf16x3": bf16x3,
+            "3xtf32": tf32x3,
+            "strassen": strassen,
         }
         if name in POINTS:
             y, b = winograd(program, seen, weight, bias, name)
@@ -293,9 +313,31 @@ def layer(program: BlockProgram, x: Array, name: str) -> Array:
 
 
 ARITHMETICS = (
-    "blocked", "split", "chain", "fma", "exact", "apart", "fused-0", "fused-1", "outputs-zero",
-    "weights-zero", "both-zero", "both-up", "chop-1", "chop-4", "bf16x3", "3xtf32", "strassen",
-    "fft", "flushed", *POINTS, "tf32", "tf32-cut", "fp16", "bf16", "fp16-acc16",
+    "blocked",
+    "split",
+    "chain",
+    "fma",
+    "exact",
+    "apart",
+    "fused-0",
+    "fused-1",
+    "outputs-zero",
+    "weights-zero",
+    "both-zero",
+    "both-up",
+    "chop-1",
+    "chop-4",
+    "bf16x3",
+    "3xtf32",
+    "strassen",
+    "fft",
+    "flushed",
+    *POINTS,
+    "tf32",
+    "tf32-cut",
+    "fp16",
+    "bf16",
+    "fp16-acc16",
 )
 
 Fault = Callable[[BlockProgram, Array, Array], Array]
