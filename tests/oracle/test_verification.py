@@ -90,8 +90,9 @@ def one_element_disagrees() -> None:
 def output_on_where_relu_is_off_disagrees() -> None:
     """Estimates look at active outputs only: the certified bound sees the others."""
     spoilt = PORT.outputs["stage2.0"].copy()
-    spoilt[np.unravel_index(np.argmin(spoilt), spoilt.shape)] += 1e-4 * spoilt.max()
-    assert _judge(**{"stage2.0": spoilt}).verdict == "disagree"
+    last_off = np.argwhere(spoilt == 0)[-1]
+    spoilt[tuple(last_off)] = 1e-4 * spoilt.max()
+    assert _judge(**{"stage2.0": spoilt}).first_bad_layer == "stage2.0"
 
 
 def wrong_shape_disagrees() -> None:

@@ -99,8 +99,9 @@ def direct_nuisance(sample: Sample, directed: Directed, unit: float) -> Nuisance
     """A right layer that sums products one after the other, in whatever order."""
     drift = directed.drift(sample, unit)
     left = replace(sample, residual=sample.residual - drift)
-    size = float(np.abs(np.mean(drift / np.maximum(np.abs(sample.y), 1e-300), where=sample.active)))\
-        if not isinstance(drift, float) and sample.active.any() else 0.0  # fmt: skip
+    size = 0.0  # of the drift, relative to the outputs
+    if directed.is_any and sample.active.any():
+        size = abs(float(np.mean(drift / np.maximum(sample.y, 1e-300), where=sample.active)))
     return Nuisance(
         unit,
         noise_variance(left, unit),

@@ -93,7 +93,7 @@ class Sample:
     @property
     def products(self) -> int:
         """K: products an output is the sum of."""
-        return self.columns.shape[1]
+        return int(self.columns.shape[1])
 
     def times(self, taps: Array) -> Array:
         """``sum_k taps[o, k] x_k``: (O, K) -> (O, P)."""
@@ -106,17 +106,17 @@ class Sample:
     @cached_property
     def squares(self) -> Array:
         """``x**2``, (G, K, P)."""
-        return np.square(self.columns)
+        return np.asarray(np.square(self.columns))
 
     @cached_property
     def magnitude_squared(self) -> Array:
         """``M**2``, (O, K)."""
-        return np.square(self.magnitude)
+        return np.asarray(np.square(self.magnitude))
 
     @cached_property
     def energy(self) -> Array:
         """``E**2 = sum_k (M_k x_k)**2 + M_b**2``, (O, P): what independent errors add up to."""
-        return self.powers(self.magnitude) + self.bias_magnitude[:, None] ** 2
+        return np.asarray(self.powers(self.magnitude) + self.bias_magnitude[:, None] ** 2)
 
     def powers(self, taps: Array) -> Array:
         """``sum_k (taps[o, k] x_k)**2``, (O, P)."""

@@ -1,4 +1,4 @@
-"""The noise of Winograd's algorithm and of FFTs: larger than direct summation's, and alike in tiles.
+"""The noise of Winograd's algorithm: larger than direct summation's, and alike within tiles.
 
 For transforms A, B, G (`bounds.winograd`), an input tile x and a kernel w, independent roundings of
 the transformed input, of the transformed kernel and of their products have variances that add up to
@@ -16,9 +16,9 @@ A)``. One number a layer scales it. That a residual has the *size* that this all
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class Algorithm(NamedTuple):
     points: tuple[Point, ...]
 
     @property
-    def name(self) -> str:
+    def name(self) -> Any:
         """As reports name it."""
         return f"winograd{self.m}"
 
@@ -78,7 +78,7 @@ class TileNoise:
     x : (N, C, H, W) array
         The layer's input.
     weight : (O, C/G, 3, 3) array
-    channels : sequence of int, optional
+    channels : array of int, optional
         Output channels wanted; default all.
     """
 
@@ -88,7 +88,7 @@ class TileNoise:
         x: Array,
         weight: Array,
         groups: int,
-        channels: Sequence[int] | None = None,
+        channels: Array | None = None,
     ) -> None:
         self.a, b, g = transforms(cook_toom(algorithm.points))
         self.tile, self.m = self.a.shape
@@ -123,7 +123,7 @@ class TileNoise:
         """V at the sample's outputs, (O, P); without u**2."""
         a2 = self.a**2
         v = a2.T @ self.spectrum @ a2  # (O, T, m, m)
-        return v[:, self.tiles(sample), sample.rows % self.m, sample.across % self.m]
+        return np.asarray(v[:, self.tiles(sample), sample.rows % self.m, sample.across % self.m])
 
     def tiles(self, sample: Sample) -> Array:
         """The tile in which each of the sample's outputs lies, (P,)."""
@@ -142,11 +142,10 @@ class TileNoise:
         keep = np.unique(np.linspace(0, count - 1, _TILES).astype(int))
         full = np.zeros((len(z), count, m, m))
         full[:, at, sample.rows % m, sample.across % m] = np.where(active, z, 0.0)
-        full = full[:, keep].reshape(len(z), len(keep), m * m)
-        on = full != 0
+        flat = full[:, keep].reshape(len(z), len(keep), m * m)
+        on = flat != 0
         both = np.kron(self.a, self.a)  # (t t, m m)
         spectrum = self.spectrum[:, keep].reshape(len(z), len(keep), -1)
-        cross = uneven = 0.0
         found, sizes = [], []
         for o in range(len(z)):  # (T, m m, m m) at a time
             covariance = np.einsum("si,ts,sj->tij", both, spectrum[o], both, optimize=True)
@@ -154,7 +153,7 @@ class TileNoise:
             rho = covariance / deviation[:, :, None] / deviation[:, None, :]
             rho *= on[o][:, :, None] & on[o][:, None, :]
             np.einsum("tii->ti", rho)[...] = 0.0
-            found.append(np.einsum("ti,tij,tj->t", full[o], rho, full[o]))
+            found.append(np.einsum("ti,tij,tj->t", flat[o], rho, flat[o]))
             sizes.append((rho**2).sum(axis=(1, 2)))
         cross, power = np.concatenate(found), np.concatenate(sizes)
         total = max(float(power.sum()), 1e-300)
@@ -173,10 +172,10 @@ class TileNoise:
 
 
 def _sum(kernels: Array, tiles: Array) -> Array:
-    """``sum_c kernels[o, c] tiles[c, t]`` at each place: (O, C, t, t), (C, T, t, t) -> (O, T, ..)."""
+    """``sum_c kernels[o, c] tiles[c, t]`` at each place: (O, C, ..), (C, T, ..) -> (O, T, ..)."""
     k = kernels.transpose(2, 3, 0, 1)
     v = tiles.transpose(2, 3, 0, 1)
-    return (np.ascontiguousarray(k) @ np.ascontiguousarray(v)).transpose(2, 3, 0, 1)
+    return np.asarray((np.ascontiguousarray(k) @ np.ascontiguousarray(v)).transpose(2, 3, 0, 1))
 
 
 def evidence(noise: TileNoise, sample: Sample, unit: float) -> Evidence:

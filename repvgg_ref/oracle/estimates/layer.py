@@ -31,7 +31,7 @@ _WHOLE, _CONTRAST = 2.0, 1.0  # u: what a right layer's scale, and part of it, m
 
 
 class Regression(NamedTuple):
-    """Of every channel: ``sum w r D``, ``sum w D**2``, and the conversion's variance of the first."""
+    """Of every channel: ``sum w r D``, ``sum w D**2``, and what conversion adds to its variance."""
 
     cross: Array
     power: Array
@@ -161,7 +161,7 @@ class LayerEstimates:
     def _tap_noise(self) -> Iterator[Estimate]:
         """Whether all taps are wrong, by a little each: tau**2 against its tolerance.
 
-        ``T = sum_k (M_k g_k)**2`` with ``g = sum_p w r x`` is expected to be ``sum_p (w r)**2 E**2``
+        ``T = sum_k (M_k g_k)**2`` with ``g = sum_p w r x`` is expected to be ``sum_p (w r E)**2``
         if only rounding is at work, and more by ``tau**2 H`` if taps are wrong by tau u M_k: H is
         measured on random signs.
         """

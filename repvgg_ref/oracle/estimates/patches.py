@@ -53,7 +53,7 @@ class Explanation:
 
 
 def explain_by_patches(sample: Sample, nuisance: Nuisance) -> Explanation:
-    """Patch after patch, each the one that leaves least, until nothing is left or it is too many."""
+    """Patch after patch, each the one that leaves least, until nothing is left."""
     patches: tuple[Patch, ...] = ()
     here = LayerEstimates(sample, nuisance)
     left = alarms(here.all())

@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.arithmetic.operands import Seen, with_operands
 from repvgg_ref.oracle.arithmetic.directed import fit_directed
+from repvgg_ref.oracle.arithmetic.operands import Seen, with_operands
 from repvgg_ref.oracle.arithmetic.port import PortArithmetic, direct_nuisance, infer
 from repvgg_ref.oracle.arithmetic.sample import Sample, sample_of
 from repvgg_ref.oracle.arithmetic.tiles import Layer
@@ -105,7 +107,7 @@ def estimate_port(seen: Mapping[str, Seen], precision: Precision) -> PortEstimat
 def _kernel(program: Any) -> Array:
     if isinstance(program, BlockProgram):
         return program.fused_kernel().weight
-    return program.weight[:, :, None, None]
+    return np.asarray(program.weight[:, :, None, None])
 
 
 def _is_uneasy(estimate: Estimate) -> bool:

@@ -6,6 +6,7 @@ round where the real thing does, at the precision of the format; sums of a block
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -87,7 +88,7 @@ def blocked(w, x):
 def split(w, x, parts=7):
     edges = np.linspace(0, w.shape[1], parts + 1).astype(int)
     total = np.zeros((len(w), x.shape[1]), F)
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         total = total + w[:, a:b].astype(F) @ np.ascontiguousarray(x[a:b]).astype(F)
     return total.astype(float)
 
@@ -155,7 +156,7 @@ def strassen(w, x):
 
 
 def winograd(program: BlockProgram, x: Array, weight: Array, bias: Array, points: str):
-    """F(m x m, 3 x 3) in float32 with transforms kept in float32; direct where it does not apply."""
+    """F(m x m, 3 x 3) in float32, transforms too; direct where it does not apply."""
     if program.stride != 1 or program.size != (3, 3) or program.dilation != 1:
         return dotted(blocked)(program, x, weight, bias)
     a, b, g = (np.array(rows, dtype=float).astype(F) for rows in cook_toom(POINTS[points]))
@@ -256,7 +257,7 @@ def fused_single(program: BlockProgram, order: int) -> tuple[Array, Array]:
 def layer(program: BlockProgram, x: Array, name: str) -> Array:
     """One right layer in arithmetic `name`."""
     store = {"fp16": half, "fp16-acc16": half, "bf16": bf16}.get(name, single)
-    read = {"tf32": tf32, "tf32-cut": tf32_cut, **{k: store for k in ("fp16", "bf16")}}.get(
+    read = {"tf32": tf32, "tf32-cut": tf32_cut, **dict.fromkeys(("fp16", "bf16"), store)}.get(
         name, single
     )
     seen = x
@@ -346,7 +347,7 @@ Fault = Callable[[BlockProgram, Array, Array], Array]
 def run(
     programs: Programs, x: Array, name: str, faults: dict[str, Fault] | None = None
 ) -> dict[str, Array]:
-    """Layer outputs of a port; `faults` maps a layer to ``(program, input, right output) -> output``."""
+    """Layer outputs of a port; `faults`: layer -> ``(program, input, right output) -> output``."""
     outputs: dict[str, Array] = {}
     x = single(x)
     for at, program in programs.items():
