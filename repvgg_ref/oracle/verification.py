@@ -136,7 +136,7 @@ def _verify(
         port = resolve(candidate, model.arch, timeout=timeout)
         named = port.name
         if isinstance(port, WeightsCandidate):
-            return check_weights(model, port.path)
+            return check_weights(model, port.path, precision)
         require_chain(model.arch)
         x = _inputs(model, port, inputs)
         outputs = port.run(x)
