@@ -88,6 +88,12 @@ def _fused_file(model: Model, port: Model, name: str, precision: str) -> Report:
     report = _judged(programs, port, name, conversion, {stored[0], stored[1], precision})
     if report.verdict != "disagree":
         return _said(report, conversion, stored)
+    narrow = float(np.float32(model.eps))
+    if stored[0] == "fp64" and model.form == "train" and narrow != model.eps:
+        other = _fused_file(replace(model, eps=narrow), port, name, precision)
+        if other.verdict == "agree":
+            note = f"eps is held as the float32 number {narrow!r}, as ONNX files hold it"
+            return replace(other, notes=(*other.notes, note))
     same = realign(programs, port.params, conversion.units[0] * conversion.roundings)
     if not same.equivalences:
         return replace(report, diagnosis=(*same.findings, *report.diagnosis)[:6], notes=same.notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -73,7 +74,7 @@ class _Walk:
         """All layers."""
         names = list(self.programs)
         change = Change.nothing(self.programs.model.arch.in_channels)
-        for name, after in zip(names, names[1:], strict=False):
+        for name, after in pairwise(names):
             seen = self._seen(name, change)
             if seen is None:
                 return self._refused(name)
@@ -198,7 +199,7 @@ class _Walk:
             for part in ("weight", "bias"):
                 params[f"{down}.{part}"] = hidden.undone(params[f"{down}.{part}"], 0)
             params[f"{up}.weight"] = hidden.undone(params[f"{up}.weight"], 1, 1)
-            says = f"the hidden units of {name}'s squeeze-and-excitation are changed, both layers alike"
+            says = f"hidden units of {name}'s squeeze-and-excitation are changed in both its layers"
             kind: Kind = "scaling" if hidden.is_scaled else "permutation"
             self.done.equivalences += (Equivalence(name, kind, says),)
 

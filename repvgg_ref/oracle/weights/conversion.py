@@ -48,6 +48,7 @@ _WIDER_ERROR = {"fp64": 2.0**-60, "fp32": 2.0**-50} | dict.fromkeys(
 )
 
 _MOST_STEPS = 8  # by which a root, a reciprocal or a quotient may err: a slope's ulps
+_TOGETHER = 0.1  # of the taps that a slope is in must be mended by an ulp of it, or it is none
 _NOT_THIS = 0.5  # of a layer's taps contradict: it was not made by this conversion at all
 
 
@@ -189,14 +190,25 @@ class Simulated(NamedTuple):
             if start is None:
                 continue
             owns = any(list(terms.on(tap)) == [number] for tap in terms.alone)
+            least = _TOGETHER * self._seen_in(terms, number)
+            gained = np.zeros(len(left), int)
+            moved = start
             for step in _near(_MOST_STEPS if owns else self.steps + 1):
                 tried = list(best)
                 tried[number] = stepped(start, step)
-                odd = self._odd_taps(terms, got, tried).sum(axis=(1, 2, 3))
-                better = odd < left
-                best[number] = np.where(better, tried[number], best[number])
-                left = np.where(better, odd, left)
+                gain = left - self._odd_taps(terms, got, tried).sum(axis=(1, 2, 3))
+                better = (gain > gained) & (gain >= least)
+                moved = np.where(better, tried[number], moved)
+                gained = np.where(better, gain, gained)
+            best[number] = moved
+            left = left - gained
         return best
+
+    @staticmethod
+    def _seen_in(terms: Terms, number: int) -> Array:
+        """How many taps of each channel a term gives something to, (O,)."""
+        raw = [terms.on(tap)[number] for tap in terms.taps if number in terms.on(tap)]
+        return np.asarray(sum((r != 0).sum(axis=1) for r in raw))
 
     def _odd_bias(self, terms: Terms, got: FusedConv, fitted: list[Array | None]) -> Array:
         shift, a = self.shift, self.arithmetic
@@ -233,7 +245,10 @@ class Simulated(NamedTuple):
     @property
     def smallest(self) -> str:
         """The smallest error that would have been seen."""
-        ulp = f"one ulp of {FORMAT_NAMES[self.stored[0]]} in a tap ({_relative(self.stored)})"
+        ulp = (
+            f"one ulp of {FORMAT_NAMES[self.stored[0]]} in a tap ({_relative(self.stored)}), and"
+            " what an ulp of a branch's slope makes of a sum or a bias"
+        )
         unsettled = [
             *(["centre taps"] if self.added is None else []),
             *(["biases"] if self.shift is None else []),

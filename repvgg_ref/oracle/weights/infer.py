@@ -108,11 +108,15 @@ def _exact(samples: list[Sample], stored: tuple[str, str], enough: int) -> Exact
     """The fusion in a wider format, if that is it."""
     if stored[0] == "fp64" and not HAS_WIDER:
         return None
+    best: tuple[int, Exact | None] = (np.iinfo(int).max, None)
     for way in (Exact(stored, d, eps) for eps in (False, True) for d in DIRECTIONS):
         wrong = [way.check(sample.terms, sample.got) for sample in samples]
         if sum(_is_few(odd.taps) and _is_few(odd.bias, 0.2) for odd in wrong) >= enough:
-            return way
-    return None
+            count = int(sum(odd.by_channel.sum() for odd in wrong))
+            best = min(best, (count, way), key=lambda each: each[0])
+            if count == 0:
+                break
+    return best[1]
 
 
 def _is_few(odd: Array, share: float = _OFF) -> bool:
