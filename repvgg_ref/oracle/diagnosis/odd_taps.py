@@ -42,9 +42,7 @@ def scaled(layer: str, seen: Observation) -> Finding | None:
     with_bias = np.abs(y_hat[bad] - factors[:, None] * y[bad])
     whole = (np.abs(y_hat[bad] - y[bad]) > room[bad] / 16).mean(axis=1) > _MOST
     within = with_bias <= room[bad] * (1 + np.abs(factors[:, None]))
-    if len(bad) > y.shape[0] // 2 or not (
-        within[:, :-1].all() and (factors > 0).all() and whole.all()
-    ):
+    if not (within[:, :-1].all() and (factors > 0).all() and whole.all()):
         return None
     bias = "" if within.all() else ", its bias not"
     shown = ", ".join(f"{o} by {f:.7g}" for o, f in zip(bad[:_SHOWN], factors, strict=False))

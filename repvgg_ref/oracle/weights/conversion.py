@@ -49,6 +49,7 @@ _WIDER_ERROR = {"fp64": 2.0**-60, "fp32": 2.0**-50} | dict.fromkeys(
 
 _MOST_STEPS = 8  # by which a root, a reciprocal or a quotient may err: a slope's ulps
 _TOGETHER = 0.1  # of the taps that a slope is in must be mended by an ulp of it, or it is none
+_FEW_ROWS = 4
 _NOT_THIS = 0.5  # of a layer's taps contradict: it was not made by this conversion at all
 
 
@@ -156,19 +157,28 @@ class Simulated(NamedTuple):
         a = self.arithmetic
         shared = parameters(terms, self.order, a)
         odd = self._odd_taps(terms, got, shared)
-        if odd.mean() > _NOT_THIS:
-            return Odd(odd, np.zeros(len(odd), bool))
         rows = np.flatnonzero(odd.any(axis=(1, 2, 3)))
-        if len(rows):
-            some = FusedConv(got.weight[rows], got.bias[rows])
-            best = self._fitted(
-                terms.rows(rows), some, [s if s is None else s[rows] for s in shared]
-            )
-            for whole, part in zip(shared, best, strict=True):
-                if whole is not None:
-                    whole[rows] = part
-            odd[rows] = self._odd_taps(terms.rows(rows), some, best)
+        if odd.mean() > _NOT_THIS:
+            few = rows[:_FEW_ROWS]
+            self._fit(terms, got, few, shared, odd)
+            if odd[few].mean() > _NOT_THIS:
+                return Odd(odd, np.zeros(len(odd), bool))
+            rows = rows[_FEW_ROWS:]
+        self._fit(terms, got, rows, shared, odd)
         return Odd(odd, self._odd_bias(terms, got, shared))
+
+    def _fit(
+        self, terms: Terms, got: FusedConv, rows: Array, shared: list[Array | None], odd: Array
+    ) -> None:
+        """Fit the slopes of some rows: `shared` and `odd` are changed."""
+        if not len(rows):
+            return
+        some, kernel = terms.rows(rows), FusedConv(got.weight[rows], got.bias[rows])
+        best = self._fitted(some, kernel, [s if s is None else s[rows] for s in shared])
+        for whole, part in zip(shared, best, strict=True):
+            if whole is not None:
+                whole[rows] = part
+        odd[rows] = self._odd_taps(some, kernel, best)
 
     def _odd_taps(self, terms: Terms, got: FusedConv, shared: list[Array | None]) -> Array:
         odd = np.zeros(got.weight.shape, bool)
