@@ -17,7 +17,8 @@ def altered(layer: str, odd: Odd) -> Finding:
     """A few numbers that the conversion, which the rest of the file shows, does not give."""
     channels = np.flatnonzero(odd.by_channel)
     count, biases = int(odd.by_channel.sum()), int(odd.bias.sum())
-    what = f"{count} taps" if not biases else f"{count} numbers, {biases} of them biases"
+    what = f"{count - biases} taps" * (count > biases) + " and " * (0 < biases < count)
+    what += f"{biases} biases" * (biases > 0)
     first = np.argwhere(odd.taps)
     place = f" (the first is [{', '.join(map(str, first[0]))}])" if len(first) else ""
     return Finding(
@@ -26,7 +27,7 @@ def altered(layer: str, odd: Odd) -> Finding:
         float(count),
         1.0,
         1.0,
-        f"{what}, in output channels {_listed(channels)}, are not what their raw weights and the"
+        f"{what}, in output channels {_listed(channels)}, differ from what their raw weights and the"
         f" channel's scale give{place}",
         "convert again; a damaged or edited file, or weights fused in mixed precision",
     )

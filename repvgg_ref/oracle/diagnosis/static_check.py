@@ -94,6 +94,8 @@ def _fused_file(model: Model, port: Model, name: str, precision: str) -> Report:
         if other.verdict == "agree":
             note = f"eps is held as the float32 number {narrow!r}, as ONNX files hold it"
             return replace(other, notes=(*other.notes, note))
+    if all(layer.ratio <= 1 for layer in report.layers):  # too little for another order
+        return report
     same = realign(programs, port.params, conversion.units[0] * conversion.roundings)
     if not same.equivalences:
         return replace(report, diagnosis=(*same.findings, *report.diagnosis)[:6], notes=same.notes)
@@ -202,11 +204,17 @@ def check_kernel(
         float(error[at] / seen.certified[at]),
         ok=bool((error <= seen.certified).all()) and not count,
         likely_ratio=float((error / seen.likely).max()),
-        note=f"{count} taps contradict the rest of the file" if count else "",
+        note=_contradict(count),
     )
     if report.ok:
         return report, []
     return report, _findings(site, seen, odd, conversion.units[0])
+
+
+def _contradict(count: int) -> str:
+    if not count:
+        return ""
+    return f"{count} taps contradict the file" if count > 1 else "one tap contradicts the file"
 
 
 def _findings(site: Site[BlockProgram], seen: Observation, odd: Odd, unit: float) -> list[Finding]:

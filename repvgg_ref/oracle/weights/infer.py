@@ -34,7 +34,7 @@ Slopes = list[Array | None]
 
 _ROWS, _INPUTS = 12, 16  # of each layer that are looked at
 _OFF, _FEW_OFF = 0.005, 2  # share and number of a layer's taps that may be wrong for all that
-_BIASES = 0.85  # a root that errs by an ulp moves some biases
+_BIASES_OFF = 0.2  # share of a layer's: a root that errs by an ulp moves some
 _STEPS = (0, 1, -1, 2, -2, 3, -3, 4, -4)
 
 
@@ -79,7 +79,7 @@ def infer(layers: Iterable[Layer], stored: tuple[str, str]) -> Conversion | None
         return None
     slopes = [_fitted(sample, order, a) for sample in samples]
     added = _best_sum(samples, order, a, [fitted for fitted, _ in slopes], enough)
-    shift, shift_order = _best_shift(samples, a)
+    shift, shift_order = _best_shift(samples, a, enough)
     spread = int(np.quantile(np.concatenate([abs(s) for _, s in slopes]), 0.99, method="lower"))
     return Simulated(stored, a, order, added, shift, shift_order, spread)
 
@@ -206,22 +206,26 @@ def _best_sum(
     return best if score.layers >= enough else None
 
 
-def _best_shift(samples: list[Sample], a: Arithmetic) -> tuple[Shift | None, tuple[int, ...]]:
+def _best_shift(
+    samples: list[Sample], a: Arithmetic, enough: int
+) -> tuple[Shift | None, tuple[int, ...]]:
     """How biases are formed and added; None if no way of ours gives nearly all of them."""
     largest = max((sample.terms for sample in samples), key=lambda terms: len(terms.terms))
     orders = list(dict.fromkeys(how.order for how in sums(largest)))
-    best: tuple[int, Shift | None, tuple[int, ...]] = (-1, None, orders[0])
+    best: tuple[Score, Shift, tuple[int, ...]] | None = None
     for shift in shifts(a):
         parts = [
             shift_parts(s.terms, shift, parameters(s.terms, shift.order, a), a) for s in samples
         ]
         for order in orders:
-            right = sum(
-                int((~differs(sample.got.bias, added_parts(mine, order, a))).sum())
+            wrong = [
+                differs(sample.got.bias, added_parts(mine, order, a))
                 for sample, mine in zip(samples, parts, strict=True)
-            )
-            if right > best[0]:
-                best = right, shift, order
-    right, shift_found, order = best
-    enough = right >= _BIASES * sum(len(sample.got.bias) for sample in samples)
-    return (shift_found if enough else None), order
+            ]
+            right = sum(int((~odd).sum()) for odd in wrong)
+            score = Score(sum(bool(odd.mean() <= _BIASES_OFF) for odd in wrong), right)
+            if best is None or score > best[0]:
+                best = score, shift, order
+    assert best is not None
+    score, found, order = best
+    return (found if score.layers >= enough else None), order

@@ -123,17 +123,39 @@ FLOAT32 = (
     Converter("W (g/s), bias by slope", lambda w, g, s: w * (g / s), _by_slope),
     Converter("(W g)/s", lambda w, g, s: (w * g) / s, _official),
     Converter("(W/s) g", lambda w, g, s: (w / s) * g, lambda g, b, m, s: b - (m / s) * g),
-    Converter("W (g (1/s))", lambda w, g, s: w * (g * (1 / s)), lambda g, b, m, s: b - m * (g * (1 / s))),
-    Converter("W (g rsqrt)", lambda w, g, s: w * (g * _rsqrt(s)), lambda g, b, m, s: b - m * (g * _rsqrt(s))),
+    Converter(
+        "W (g (1/s))", lambda w, g, s: w * (g * (1 / s)), lambda g, b, m, s: b - m * (g * (1 / s))
+    ),
+    Converter(
+        "W (g rsqrt)",
+        lambda w, g, s: w * (g * _rsqrt(s)),
+        lambda g, b, m, s: b - m * (g * _rsqrt(s)),
+    ),
     Converter("(W g) (1/s)", lambda w, g, s: (w * g) * (1 / s), _by_slope),
     Converter("(W (1/s)) g", lambda w, g, s: (w * (1 / s)) * g, _official),
-    Converter("power", lambda w, g, s: w * (g / s), _official, root=lambda v: np.power(v, v.dtype.type(0.5))),
-    Converter("power 2 ulp off", lambda w, g, s: w * (g / s), _official, root=lambda v: np.exp(np.log(v) / 2)),
-    Converter("backward", lambda w, g, s: w * (g / s), _from_bias, order=lambda n: list(range(n))[::-1]),
-    Converter("last first", lambda w, g, s: (w * g) / s, _official, order=lambda n: [n - 1, *range(n - 1)]),
+    Converter(
+        "power",
+        lambda w, g, s: w * (g / s),
+        _official,
+        root=lambda v: np.power(v, v.dtype.type(0.5)),
+    ),
+    Converter(
+        "power 2 ulp off",
+        lambda w, g, s: w * (g / s),
+        _official,
+        root=lambda v: np.exp(np.log(v) / 2),
+    ),
+    Converter(
+        "backward", lambda w, g, s: w * (g / s), _from_bias, order=lambda n: list(range(n))[::-1]
+    ),
+    Converter(
+        "last first", lambda w, g, s: (w * g) / s, _official, order=lambda n: [n - 1, *range(n - 1)]
+    ),
     Converter("fused multiply-add", lambda w, g, s: w * (g / s), _by_slope, fused=True),
-    Converter("t in float64", lambda w, g, s: w * (g.astype(np.float64) / s).astype(np.float32), _by_slope),
-)  # fmt: skip
+    Converter(
+        "t in float64", lambda w, g, s: w * (g.astype(np.float64) / s).astype(np.float32), _by_slope
+    ),
+)
 DIRECTED = tuple(
     replace(way, name=f"{way.name}, {direction}", direction=direction)
     for way in (FLOAT32[0], FLOAT32[2], FLOAT32[3], FLOAT32[4], FLOAT32[10])
@@ -142,7 +164,12 @@ DIRECTED = tuple(
 FLOAT64 = (
     replace(FLOAT32[0], name="float64", dtype=np.float64),
     replace(FLOAT32[3], name="float64 (W/s) g", dtype=np.float64),
-    replace(FLOAT32[0], name="float64, float32 eps", dtype=np.float64, eps=lambda e: float(np.float32(e))),
+    replace(
+        FLOAT32[0],
+        name="float64, float32 eps",
+        dtype=np.float64,
+        eps=lambda e: float(np.float32(e)),
+    ),
     replace(FLOAT32[2], name="float64 upward", dtype=np.float64, direction="up"),
-)  # fmt: skip
+)
 RIGHT = (*FLOAT32, *DIRECTED, *FLOAT64)
