@@ -27,8 +27,8 @@ def altered(layer: str, odd: Odd) -> Finding:
         float(count),
         1.0,
         1.0,
-        f"{what}, in output channels {_listed(channels)}, differ from what their raw weights and the"
-        f" channel's scale give{place}",
+        f"{what}, in output channels {_listed(channels)}, differ from what their raw weights and"
+        f" the channel's scale give{place}",
         "convert again; a damaged or edited file, or weights fused in mixed precision",
     )
 

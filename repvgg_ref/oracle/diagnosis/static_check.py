@@ -208,7 +208,7 @@ def check_kernel(
     )
     if report.ok:
         return report, []
-    return report, _findings(site, seen, odd, conversion.units[0])
+    return report, _findings(site, seen, odd, conversion)
 
 
 def _contradict(count: int) -> str:
@@ -217,10 +217,12 @@ def _contradict(count: int) -> str:
     return f"{count} taps contradict the file" if count > 1 else "one tap contradicts the file"
 
 
-def _findings(site: Site[BlockProgram], seen: Observation, odd: Odd, unit: float) -> list[Finding]:
+def _findings(
+    site: Site[BlockProgram], seen: Observation, odd: Odd, conversion: Conversion
+) -> list[Finding]:
     """What is wrong with a kernel: a bug of the library, else its taps described."""
-    layer = site.program.name
-    taps = TapEvidence(site, _coarse(seen, unit))
+    layer, excused = site.program.name, conversion.stored[0]
+    taps = TapEvidence(site, _coarse(seen, conversion.units[0]), excused)
     if found := [trial for trial in taps.trials() if trial.named]:
         return taps.seen.ranked(found)
     if scales := scaled(layer, seen):
@@ -228,7 +230,7 @@ def _findings(site: Site[BlockProgram], seen: Observation, odd: Odd, unit: float
     count = odd.by_channel.sum()
     if count and count < _FEW * odd.taps.size:
         return [altered(layer, odd)]
-    fine = FittedTaps(site, seen)
+    fine = FittedTaps(site, seen, excused)
     if found := [trial for trial in fine.trials() if trial.named]:
         return fine.seen.ranked(found)
     return [unknown(layer, seen)]

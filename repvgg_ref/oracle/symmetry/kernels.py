@@ -39,7 +39,7 @@ class Realigned:
         """What a layer's kernel is held to: no single bit where a factor was divided out."""
         if layer not in self.rescaled:
             return conversion
-        return Unsettled(conversion.units, conversion.roundings + _SCALINGS)
+        return Unsettled(conversion.stored, conversion.roundings + _SCALINGS)
 
     def room(self, name: str) -> float:
         """How far an array that fusion leaves alone may be from the reference's, relatively."""

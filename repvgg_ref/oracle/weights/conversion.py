@@ -72,7 +72,6 @@ class Exact(NamedTuple):
     direction: Direction = "nearest"
     narrow_eps: bool = False
 
-    settled = True
     roundings = float(ROUNDINGS)
 
     @property
@@ -144,7 +143,6 @@ class Simulated(NamedTuple):
     shift_order: tuple[int, ...] = ()
     steps: int = 0
 
-    settled = True
     roundings = float(ROUNDINGS)
 
     @property
@@ -272,10 +270,13 @@ class Simulated(NamedTuple):
 class Unsettled(NamedTuple):
     """Some order of operations that is not among ours, or a format that was asked for."""
 
-    units: tuple[float, float]
+    stored: tuple[str, str]
     roundings: float = ROUNDINGS
 
-    settled = False
+    @property
+    def units(self) -> tuple[float, float]:
+        """Unit roundoffs of weights and biases."""
+        return UNITS[self.stored[0]], UNITS[self.stored[1]]
 
     def check(self, terms: Terms, got: FusedConv) -> Odd:
         """Which taps no slope of their channel explains, two directed roundings allowed."""

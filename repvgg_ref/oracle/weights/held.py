@@ -39,17 +39,13 @@ def conversion_of(
         asked for, and one that no order of operations explains to its rounding.
     """
     if precision in ("auto", stored[0]):
-        return infer(layers(), stored) or _unsettled(stored)
+        return infer(layers(), stored) or Unsettled(stored)
     if UNITS[precision] < UNITS[stored[0]]:
         wanted = precision, precision
         roundings = _STORED_ONCE if precision in ("fp16", "bf16") else ROUNDINGS
-        return infer(layers(), wanted) or _unsettled(wanted, roundings)
+        return infer(layers(), wanted) or Unsettled(wanted, roundings)
     coarse = max(precision, stored[1], key=lambda name: UNITS[name])
-    return infer(layers(), stored) or _unsettled((precision, coarse))
-
-
-def _unsettled(stored: tuple[str, str], roundings: int = ROUNDINGS) -> Unsettled:
-    return Unsettled((UNITS[stored[0]], UNITS[stored[1]]), roundings)
+    return infer(layers(), stored) or Unsettled((precision, coarse))
 
 
 def is_copy(got: Array, want: Array, formats: Iterable[str]) -> bool:
