@@ -10,6 +10,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
 
 Verdict = Literal["agree", "disagree", "cannot-judge"]
+Kind = Literal["permutation", "scaling"]
 
 
 class VerificationError(ReportedError):
@@ -91,6 +92,15 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Equivalence:
+    """A change to a layer's output channels that the next layer takes back: an equal network."""
+
+    layer: str
+    kind: Kind
+    says: str
+
+
+@dataclass(frozen=True)
 class Report:
     """The verdict on one candidate; `raise_if_bad` makes it a test."""
 
@@ -104,6 +114,7 @@ class Report:
     first_bad_layer: str | None = None
     notes: tuple[str, ...] = ()
     residual: Array | None = field(default=None, repr=False, compare=False)
+    equivalences: tuple[Equivalence, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether the verdict is "agree": an object that is always true makes no test."""
@@ -158,6 +169,9 @@ class Report:
                 for layer in self.layers
             ],
             "notes": list(self.notes),
+            "equivalences": [
+                {"layer": e.layer, "kind": e.kind, "says": e.says} for e in self.equivalences
+            ],
         }
 
 

@@ -8,6 +8,7 @@ bound of that one layer. End-to-end bounds are useless: through RepVGG-A0 they r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.programs.layers import Programs, require_chain
 from repvgg_ref.oracle.programs.program import layer_output
 from repvgg_ref.oracle.report import Report
+from repvgg_ref.oracle.symmetry.outputs import align
 from repvgg_ref.oracle.training.dump import is_training_dump
 from repvgg_ref.oracle.training.judge import judge_training
 from weights_io import sanitize
@@ -136,7 +138,7 @@ def _verify(
         port = resolve(candidate, model.arch, timeout=timeout)
         named = port.name
         if isinstance(port, WeightsCandidate):
-            return check_weights(model, port.path)
+            return check_weights(model, port.path, precision)
         require_chain(model.arch)
         x = _inputs(model, port, inputs)
         outputs = port.run(x)
@@ -167,8 +169,10 @@ def judge(
     if set(outputs.layers) == {"linear"}:
         with single_threaded_blas():
             return judge_logits(programs, outputs, x, chosen, candidate)
+    outputs, same = align(programs, x, outputs, precision=chosen.number_format)
     comparisons, unjudged = _compare_all(programs, outputs, x, chosen, progress)
-    return explain(Case(programs, comparisons, x, outputs, chosen, unjudged, candidate))
+    report = explain(Case(programs, comparisons, x, outputs, chosen, unjudged, candidate))
+    return replace(report, equivalences=same)
 
 
 def _compare_all(

@@ -13,7 +13,17 @@ ORACLE = "repvgg_ref.oracle"
 MODULES = {module_name(path): path for path in SOURCES if is_in(module_name(path), ORACLE)}
 
 # Each room may import those before it; `report` and `blas` are everybody's.
-ROOMS = ("programs", "bounds", "bugs", "candidates", "diagnosis", "training", "golden")
+ROOMS = (
+    "programs",
+    "bounds",
+    "bugs",
+    "candidates",
+    "weights",
+    "symmetry",
+    "diagnosis",
+    "training",
+    "golden",
+)
 
 
 @cache

@@ -110,6 +110,14 @@ def precision_of(outputs: Mapping[str, Array]) -> str:
     return "fp32"
 
 
+def stored_format(arrays: Mapping[str, Array]) -> str:
+    """The narrowest format that holds every value: "bf16", "fp16", "fp32", else "fp64"."""
+    found = precision_of(arrays)
+    if found == "fp32" and not all(_is_float32(array) for array in arrays.values()):
+        return "fp64"
+    return found
+
+
 def _sample(array: Array) -> list[float]:
     """Some finite values that are not 0."""
     flat = array.reshape(-1)
@@ -128,6 +136,12 @@ def _is_float16(array: Array) -> bool:
     """Whether every value is NaN or a float16."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return bool((np.isnan(array) | (array.astype(np.float16) == array)).all())
+
+
+def _is_float32(array: Array) -> bool:
+    """Whether every value is NaN or a float32."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return bool((np.isnan(array) | (array.astype(np.float32) == array)).all())
 
 
 class RoundoffEstimate(NamedTuple):

@@ -1,0 +1,79 @@
+"""What is said of taps of a weight file that no bug of the library explains."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.diagnosis.ranking import Observation
+from repvgg_ref.oracle.report import Finding
+from repvgg_ref.oracle.weights.conversion import Odd
+
+_SHOWN = 6
+_MOST = 0.5  # of a channel's taps err where the channel is scaled
+
+
+def altered(layer: str, odd: Odd) -> Finding:
+    """A few numbers that the conversion, which the rest of the file shows, does not give."""
+    channels = np.flatnonzero(odd.by_channel)
+    count, biases = int(odd.by_channel.sum()), int(odd.bias.sum())
+    what = f"{count - biases} taps" * (count > biases) + " and " * (0 < biases < count)
+    what += f"{biases} biases" * (biases > 0)
+    first = np.argwhere(odd.taps)
+    place = f" (the first is [{', '.join(map(str, first[0]))}])" if len(first) else ""
+    return Finding(
+        "taps-altered",
+        layer,
+        float(count),
+        1.0,
+        1.0,
+        f"{what}, in output channels {_listed(channels)}, differ from what their raw weights and"
+        f" the channel's scale give{place}",
+        "convert again; a damaged or edited file, or weights fused in mixed precision",
+    )
+
+
+def scaled(layer: str, seen: Observation) -> Finding | None:
+    """Channels of which every tap is the same factor off, if that is all that is wrong."""
+    y, y_hat, room = seen.y[0], seen.y_hat[0], seen.certified[0]
+    bad = np.flatnonzero((np.abs(y_hat - y) > room).any(axis=1))
+    if not len(bad):
+        return None
+    factors = (y_hat[bad] * y[bad]).sum(axis=1) / np.maximum((y[bad] ** 2).sum(axis=1), 1e-300)
+    with_bias = np.abs(y_hat[bad] - factors[:, None] * y[bad])
+    whole = (np.abs(y_hat[bad] - y[bad]) > room[bad] / 16).mean(axis=1) > _MOST
+    within = with_bias <= room[bad] * (1 + np.abs(factors[:, None]))
+    if not (within[:, :-1].all() and (factors > 0).all() and whole.all()):
+        return None
+    bias = "" if within.all() else ", its bias not"
+    shown = ", ".join(f"{o} by {f:.7g}" for o, f in zip(bad[:_SHOWN], factors, strict=False))
+    return Finding(
+        "channel-scaled",
+        layer,
+        float(factors[0]),
+        1.0,
+        1.0,
+        f"output channels are scaled: {shown}{bias}",
+        "compare gamma, running_var and eps of these channels; fold every scale into both layers",
+    )
+
+
+def unknown(layer: str, seen: Observation) -> Finding:
+    """How many numbers are beyond their bound."""
+    bad = np.abs(seen.residual) > seen.certified
+    taps, channels = int(bad.sum()), int(bad.any(axis=(0, 2)).sum())
+    bias_only = bool(bad[..., -1].any() and not bad[..., :-1].any())
+    says = f"{taps} taps in {channels} of {bad.shape[1]} channels are beyond their bound"
+    return Finding(
+        "unknown",
+        layer,
+        None,
+        0.0,
+        0.0,
+        says + (", all of them biases" if bias_only else ""),
+        "the bug is not in the library: compare the taps named here",
+    )
+
+
+def _listed(channels: Array) -> str:
+    return ", ".join(map(str, channels[:_SHOWN])) + (", ..." if len(channels) > _SHOWN else "")

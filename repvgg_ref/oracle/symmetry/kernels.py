@@ -1,0 +1,217 @@
+"""The symmetry of a weight file: rows of one layer and columns of the next, tap by tap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.fusion import FusedConv
+from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.report import Equivalence, Finding, Kind
+from repvgg_ref.oracle.symmetry.match import Change, matched
+from repvgg_ref.oracle.symmetry.words import equivalences, not_taken_back
+from repvgg_ref.oracle.weights.conversion import Conversion, Unsettled
+
+_GONE = 0.5  # of what was unexplained may be left where a change is taken as compensated
+_SCALINGS = 12  # roundings more: the factor on both sides, and its estimate
+
+
+@dataclass
+class Realigned:
+    """A port's arrays in the reference's order and scale.
+
+    `rescaled` names the layers in which numbers were divided by fitted factors.
+    """
+
+    params: dict[str, Array]
+    equivalences: tuple[Equivalence, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    rescaled: set[str] = field(default_factory=set)
+
+    def held(self, layer: str, conversion: Conversion) -> Conversion:
+        """What a layer's kernel is held to: no single bit where a factor was divided out."""
+        if layer not in self.rescaled:
+            return conversion
+        return Unsettled(conversion.stored, conversion.roundings + _SCALINGS)
+
+    def room(self, name: str) -> float:
+        """How far an array that fusion leaves alone may be from the reference's, relatively."""
+        layer = name.partition(".se.")[0].removesuffix(".weight").removesuffix(".bias")
+        return 2.0**-24 * _SCALINGS if layer in self.rescaled else 0.0
+
+
+def realign(programs: Programs, theirs: Mapping[str, Array], room: float) -> Realigned:
+    """Undo what reorders and scales channels without changing the network.
+
+    Parameters
+    ----------
+    programs : Programs
+        The reference's layers.
+    theirs : mapping
+        The port's arrays, deploy form.
+    room : float
+        How far a right number may be from the reference's, relatively.
+    """
+    return _Walk(programs, dict(theirs), room).along()
+
+
+class _Walk:
+    """From layer to layer, each in the order and scale in which its input is known to be."""
+
+    def __init__(self, programs: Programs, theirs: dict[str, Array], room: float) -> None:
+        self.programs, self.room = programs, room
+        self.specs = {spec.name: spec for spec in programs.model.arch.blocks}
+        self.done = Realigned(theirs)
+
+    def along(self) -> Realigned:
+        """All layers."""
+        names = list(self.programs)
+        change = Change.nothing(self.programs.model.arch.in_channels)
+        for name, after in pairwise(names):
+            seen = self._seen(name, change)
+            if seen is None:
+                return self._refused(name)
+            self._mark(name, change)
+            change = self._settled(name, after, seen)
+            self._put(name, seen.weight, change)
+            self._mark(name, change)
+            self.done.equivalences += tuple(equivalences(name, change, after))
+        weight = self.done.params["linear.weight"]
+        self.done.params["linear.weight"] = change.undone(weight, 1, 1)
+        self._mark("linear", change)
+        return self.done
+
+    def _mark(self, name: str, change: Change) -> None:
+        if change.is_scaled:
+            self.done.rescaled.add(name)
+
+    def _refused(self, name: str) -> Realigned:
+        note = (
+            f"{name} keeps groups of channels apart that the order of its input mixes: no network"
+            " of this shape takes that back"
+        )
+        self.done.notes += (note,)
+        return self.done
+
+    def _seen(self, name: str, change: Change) -> _Seen | None:
+        """The port's kernel for an input in our order; None if that order crosses its groups."""
+        spec, weight = self.specs[name], self.done.params[f"{name}.fused.weight"]
+        groups = spec.groups
+        if change.is_nothing:
+            return _Seen(weight, np.arange(groups))
+        per_group, outputs = spec.in_channels // groups, spec.out_channels // groups
+        parts, homes = [], []
+        for group in range(groups):
+            inputs = slice(group * per_group, (group + 1) * per_group)
+            home = np.unique(change.order[inputs] // per_group)
+            if len(home) > 1:
+                return None
+            own = Change(change.order[inputs] - home[0] * per_group, change.factor[inputs])
+            parts.append(own.undone(weight[group * outputs : (group + 1) * outputs], 1, 1))
+            homes.append(home[0])
+        return _Seen(np.concatenate(parts), np.array(homes))
+
+    def _matched(self, name: str, seen: _Seen) -> tuple[Change, Array]:
+        """How the layer's output channels differ from ours, and what that leaves of each row."""
+        ours = _rows(self.programs[name].fused_kernel())
+        theirs = _rows(FusedConv(seen.weight, self.done.params[f"{name}.fused.bias"]))
+        per_group = len(ours) // len(seen.homes)
+        order, factor, left = [], [], []
+        for group, home in enumerate(seen.homes):
+            theirs_at, ours_at = (slice(g * per_group, (g + 1) * per_group) for g in (group, home))
+            change, rest = matched(ours[ours_at], theirs[theirs_at], self.room)
+            order.append(change.order + home * per_group)
+            factor.append(change.factor)
+            left.append(rest)
+        return Change(np.concatenate(order), np.concatenate(factor)), np.concatenate(left)
+
+    def _settled(self, name: str, after: str, seen: _Seen) -> Change:
+        """How a layer's output channels differ, if what follows takes that back."""
+        change, _ = self._matched(name, seen)
+        nothing = Change.nothing(len(change.order))
+        if len(change.moved):
+            moved = (change, Change(change.order, nothing.factor))
+            if not min(map(partial(self._left, after), moved)) < _GONE * self._left(after, nothing):
+                self.done.findings += (not_taken_back(name, change, after),)
+                return nothing
+        return self._divided(after, change) if change.is_scaled else change
+
+    def _left(self, after: str, change: Change) -> float:
+        """The share of the next layer that stays unexplained once `change` is undone before it."""
+        if after not in self.specs:
+            want = self.programs[after].weight
+            rest = change.undone(self.done.params[f"{after}.weight"], 1, 1) - want
+            return float((rest**2).sum() / (want**2).sum())
+        seen = self._seen(after, change)
+        return np.inf if seen is None else float(self._matched(after, seen)[1].mean())
+
+    def _divided(self, after: str, change: Change) -> Change:
+        """`change` with those factors only that the next layer divides by."""
+        factors = self._factors_of_inputs(after, change)
+        mine = change.factor
+        kept = np.abs(factors - 1) <= np.abs(factors - mine)
+        return Change(change.order, np.where(kept, mine, 1.0))
+
+    def _factors_of_inputs(self, after: str, change: Change) -> Array:
+        """By what the next layer's columns are off with `change` undone, by the port's channels."""
+        if after not in self.specs:
+            want = self.programs[after].weight
+            got = change.undone(self.done.params[f"{after}.weight"], 1, 1)
+            groups = 1
+        else:
+            seen = self._seen(after, change)
+            if seen is None:
+                return np.ones(len(change.order))
+            onward, _ = self._matched(after, seen)
+            want, got = self.programs[after].fused_kernel().weight, onward.undone(seen.weight, 0)
+            groups = len(seen.homes)
+        # (O, C/G, ...) -> (G, O/G, C/G, taps), summed over outputs and taps: (G, C/G)
+        by_group = (groups, len(want) // groups, want.shape[1], -1)
+        want, got = want.reshape(by_group), np.asarray(got, np.float64).reshape(by_group)
+        power = np.maximum((want**2).sum(axis=(1, 3)), 1e-300)
+        return np.asarray(((want * got).sum(axis=(1, 3)) / power).reshape(-1)[change.order])
+
+    def _put(self, name: str, weight: Array, change: Change) -> None:
+        """The layer's arrays in our order and scale."""
+        params = self.done.params
+        params[f"{name}.fused.weight"] = change.undone(weight, 0)
+        params[f"{name}.fused.bias"] = change.undone(params[f"{name}.fused.bias"], 0)
+        if self.specs[name].se == "none":
+            return
+        down, up = f"{name}.se.down", f"{name}.se.up"
+        params[f"{down}.weight"] = change.undone(params[f"{down}.weight"], 1, 1)
+        for part in ("weight", "bias"):
+            params[f"{up}.{part}"] = change.undone(params[f"{up}.{part}"], 0, 0)
+        ours = self.programs.model.params
+        hidden, _ = matched(
+            *(_rows(FusedConv(p[f"{down}.weight"], p[f"{down}.bias"])) for p in (ours, params)),
+            self.room,
+        )
+        if not hidden.is_nothing:
+            self._mark(name, hidden)
+            for part in ("weight", "bias"):
+                params[f"{down}.{part}"] = hidden.undone(params[f"{down}.{part}"], 0)
+            params[f"{up}.weight"] = hidden.undone(params[f"{up}.weight"], 1, 1)
+            says = f"hidden units of {name}'s squeeze-and-excitation are changed in both its layers"
+            kind: Kind = "scaling" if hidden.is_scaled else "permutation"
+            self.done.equivalences += (Equivalence(name, kind, says),)
+
+
+class _Seen(NamedTuple):
+    """A kernel for inputs in our order; for each of its groups, ours that its inputs are from."""
+
+    weight: Array
+    homes: Array
+
+
+def _rows(kernel: FusedConv) -> Array:
+    """A channel's taps and bias, (O, K + 1)."""
+    flat = np.asarray(kernel.weight, np.float64).reshape(len(kernel.weight), -1)
+    return np.concatenate([flat, np.asarray(kernel.bias, np.float64)[:, None]], axis=1)

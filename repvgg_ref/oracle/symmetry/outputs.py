@@ -1,0 +1,161 @@
+"""The symmetry of layer outputs: which channel of ours each channel of a port's layer is.
+
+A layer that the reference explains from its own input at a few pixels, the largest output of each
+of its least active channels among them, is left alone. Of another one all pixels are compared, and
+what is found is taken only if the next layer takes it back: a port whose next layer does not is
+wrong, here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.programs.program import Pixels, Program, layer_output
+from repvgg_ref.oracle.report import Equivalence
+from repvgg_ref.oracle.symmetry.glance import glance
+from repvgg_ref.oracle.symmetry.match import Change, matched
+from repvgg_ref.oracle.symmetry.words import equivalences
+
+_ROOM = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}  # of a channel's largest output
+_PIXELS = 10  # looked at first
+_GONE = 0.5  # of what was unexplained may be left where a change is taken as compensated
+_EXPLAINED = 1e-6  # share of a layer's energy, above which something else is wrong with it
+
+
+def align(
+    programs: Programs, x: Array, outputs: Outputs, *, precision: str = "fp32"
+) -> tuple[Outputs, tuple[Equivalence, ...]]:
+    """Put a port's layer outputs into the reference's order and scale.
+
+    Parameters
+    ----------
+    programs : Programs
+        The reference's layers.
+    x : array (N, C, H, W)
+        The batch.
+    outputs : Outputs
+        Layer name -> (N, O, Ho, Wo), "linear" -> (N, classes); what cannot be read is left.
+    precision : {"fp32", "tf32", "fp16", "bf16"}
+        How far a right layer may be from the reference's.
+
+    Returns
+    -------
+    outputs : Outputs
+        The same object where nothing was found.
+    equivalences : tuple of Equivalence
+        What was undone, layer by layer.
+    """
+    walk = _Walk(programs, x, outputs, _ROOM.get(precision, _ROOM["fp32"]))
+    found = tuple(walk.along())
+    return (replace(outputs, layers=walk.layers) if found else outputs), found
+
+
+class _Walk:
+    """From layer to layer, each fed the port's own input in our order and scale."""
+
+    def __init__(self, programs: Programs, x: Array, outputs: Outputs, room: float) -> None:
+        self.programs, self.room = programs, room
+        self.layers = dict(outputs.layers)
+        self.x = np.asarray(x, np.float64)
+
+    def along(self) -> Iterable[Equivalence]:
+        """Layers, until one cannot be read."""
+        names = list(self.programs)
+        for name, after in pairwise(names):
+            y_hat = self._output(name)
+            if y_hat is None:
+                return
+            if not _is_explained(self.programs, name, self.x, y_hat, self.room):
+                change = self._settled(self.programs[name], y_hat, after)
+                if change is not None and not change.is_nothing:
+                    y_hat = change.undone(y_hat, 1)
+                    self.layers[name] = y_hat
+                    yield from equivalences(name, change, after, self._doubt(after, y_hat))
+            self.x = y_hat
+
+    def _output(self, name: str) -> Array | None:
+        """What the port gave, if it can be another layer's input."""
+        y_hat, spec = self.layers.get(name), self.programs.model.arch.block(name)
+        if y_hat is None or np.ndim(y_hat) != 4 or y_hat.shape[1] != spec.out_channels:
+            return None
+        y_hat = np.asarray(y_hat)
+        return y_hat if np.isfinite(y_hat).all() and y_hat.size else None
+
+    def _settled(self, program: Program, y_hat: Array, after: str) -> Change | None:
+        """How the layer's channels differ from ours, if the next layer takes that back."""
+        y = layer_output(program, self.x)
+        if y.shape != y_hat.shape or self.layers.get(after) is None:
+            return None
+        change, _ = matched(_by_channel(y), _by_channel(y_hat), self.room)
+        if change.is_nothing:
+            return change
+        nothing = Change.nothing(len(change.order))
+        tried = [nothing, change]
+        if len(change.moved) and change.is_scaled:
+            tried.append(Change(change.order, nothing.factor))
+        left = [self._left(after, each.undone(y_hat, 1)) for each in tried]
+        best = int(np.argmin(left))
+        return tried[best] if left[best] < _GONE * left[0] else nothing
+
+    def _left(self, after: str, x: Array) -> float:
+        """The share of the next layer that the reference does not explain from `x`."""
+        y, y_hat = layer_output(self.programs[after], x), np.asarray(self.layers[after])
+        if y.shape != y_hat.shape or not np.isfinite(y_hat).all():
+            return np.inf
+        ours, theirs = _by_channel(y), _by_channel(y_hat)
+        change = Change.nothing(len(ours))
+        if y.ndim == 4:
+            change, _ = matched(ours, theirs, self.room)
+        rest = theirs - change.factor[:, None] * ours[change.order]
+        return float((rest**2).sum() / max((theirs**2).sum(), 1e-300))
+
+    def _doubt(self, after: str, x: Array) -> str:
+        """What is to be added where the next layer is wrong all the same."""
+        if self._left(after, x) <= max(_EXPLAINED, self.room**2):
+            return ""
+        return f"; {after} differs for all that, and the fault may lie in either of the two"
+
+
+def _is_explained(programs: Programs, name: str, x: Array, y_hat: Array, room: float) -> bool:
+    """Whether the reference gives these outputs at some pixels, a right layer's error allowed."""
+    model = programs.model
+    spec = model.arch.block(name)
+    pixels = _telling(y_hat)
+    if len(x) != len(y_hat):
+        return False
+    if spec.se == "none":
+        y = glance(spec, model.params, model.eps, x, pixels)
+    else:  # a gate needs every pixel
+        program = programs[name]
+        if program.output_size(*x.shape[2:]) != y_hat.shape[2:]:
+            return False
+        y = program.evaluate(x, pixels)
+    if y is None:
+        return False
+    seen = y_hat[:, :, pixels[0], pixels[1]]
+    largest = np.abs(y_hat).max(axis=(0, 2, 3))
+    return bool((np.abs(seen - y).max(axis=(0, 2)) <= room * largest).all())
+
+
+def _telling(y_hat: Array) -> Pixels:
+    """Pixels at which the least active channels have their largest outputs, in the first image."""
+    flat = y_hat.reshape(*y_hat.shape[:2], -1)  # (N, O, P)
+    largest = flat.max(axis=0).argmax(axis=1)  # (O,)
+    active = (flat > 0).sum(axis=(0, 2))
+    order = np.argsort(np.where(active > 0, active, np.iinfo(int).max), kind="stable")
+    chosen = list(dict.fromkeys(largest[order].tolist()))[:_PIXELS]
+    rows, columns = np.divmod(np.array(chosen), y_hat.shape[3])
+    return rows, columns
+
+
+def _by_channel(y: Array) -> Array:
+    """(N, O, ...) -> (O, N * P), float64."""
+    moved = np.moveaxis(np.asarray(y, np.float64), 1, 0)
+    return np.ascontiguousarray(moved).reshape(len(moved), -1)

@@ -1,0 +1,153 @@
+"""Elementary operations as a converter's machine does them: a format and a direction of rounding.
+
+Everything is simulated bit for bit from float64, which holds a product of two float32 numbers
+exactly. A quotient or a root of such numbers lies nowhere near a float32 number without being one,
+and a sum is rounded to odd first, so that its second rounding errs no more than one would
+(Boldo & Melquiond, "Emulation of FMA and correctly rounded sums", IEEE TC 57, 2008).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+
+Direction = Literal["nearest", "zero", "up", "down"]
+DIRECTIONS: tuple[Direction, ...] = ("nearest", "zero", "up", "down")
+IN_WORDS = {
+    "nearest": "to nearest",
+    "zero": "toward zero",
+    "up": "upward",
+    "down": "downward",
+}
+
+# Unit roundoffs, to nearest.
+UNITS = {"fp64": 2.0**-53, "fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
+FORMAT_NAMES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+# The format that has more bits than float64, where a machine has one.
+WIDER: Any = np.longdouble
+HAS_WIDER = bool(np.finfo(WIDER).nmant >= 63)
+
+# Below it a float32 may have been flushed to zero.
+FLUSH = 2.0**-126
+
+
+class Arithmetic(NamedTuple):
+    """Operations in a format, "fp32" or "fp64"; float64 rounds to nearest only."""
+
+    number_format: str = "fp32"
+    direction: Direction = "nearest"
+
+    @property
+    def dtype(self) -> Any:
+        """What holds the numbers."""
+        return np.float64 if self.number_format == "fp64" else np.float32
+
+    def held(self, x: Any) -> Array:
+        """A number that the converter reads: rounded to nearest if the format is narrower."""
+        return np.asarray(x).astype(self.dtype, copy=False)
+
+    def rounded(self, exact: Array) -> Array:
+        """A float64 result in the format."""
+        if self.number_format == "fp64":
+            return exact
+        return narrow(exact, "fp32", self.direction).astype(np.float32)
+
+    def add(self, a: Array, b: Array) -> Array:
+        """``a + b``."""
+        return a + b if self._is_native else self.rounded(_odd_sum(_wide(a), _wide(b)))
+
+    def multiply(self, a: Array, b: Array) -> Array:
+        """``a * b``."""
+        return a * b if self._is_native else self.rounded(_wide(a) * _wide(b))
+
+    def divide(self, a: Array, b: Array) -> Array:
+        """``a / b``."""
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return a / b if self._is_native else self.rounded(_wide(a) / _wide(b))
+
+    def root(self, a: Array) -> Array:
+        """``sqrt(a)``."""
+        return np.sqrt(a) if self._is_native else self.rounded(np.sqrt(_wide(a)))
+
+    def multiply_add(self, a: Array, b: Array, c: Array) -> Array:
+        """``a * b + c`` with one rounding."""
+        return self.rounded(_odd_sum(_wide(a) * _wide(b), _wide(c)))
+
+    @property
+    def _is_native(self) -> bool:
+        return self.direction == "nearest" or self.number_format == "fp64"
+
+
+def narrow(exact: Array, number_format: str, direction: Direction) -> Array:
+    """Numbers (float64, or `WIDER` for "fp64") rounded to a format, as float64."""
+    if number_format == "fp64":
+        return _to_double(exact, direction)
+    exact = np.asarray(exact, np.float64)
+    low, high = _neighbours(np.abs(exact), number_format)
+    negative = exact < 0
+    if direction == "nearest":
+        return np.copysign(_nearest(np.abs(exact), low, high, number_format), exact)
+    outward = (negative == (direction == "down")) & (direction != "zero")
+    return np.copysign(np.where(outward, high, low), exact)
+
+
+def _to_double(exact: Array, direction: Direction) -> Array:
+    near = np.asarray(exact).astype(np.float64)
+    size = np.abs(near)
+    above, below = size > np.abs(exact), size < np.abs(exact)
+    outward = ((near < 0) == (direction == "down")) & (direction != "zero")
+    if direction != "nearest":
+        size = np.where(above & ~outward, np.nextafter(size, 0.0), size)
+        size = np.where(below & outward, np.nextafter(size, np.inf), size)
+    return np.copysign(size, near)
+
+
+def _neighbours(size: Array, number_format: str) -> tuple[Array, Array]:
+    """The numbers of the format next to ``size >= 0``, below and above; both it if it is one."""
+    narrower: Any = np.float16 if number_format == "fp16" else np.float32
+    with np.errstate(over="ignore", under="ignore"):
+        near = size.astype(narrower)
+    low = np.where(near.astype(np.float64) > size, np.nextafter(near, narrower(0)), near)
+    if number_format == "bf16":
+        bits = low.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
+        low = bits.view(np.float32)
+        above = (bits + np.uint32(0x10000)).view(np.float32)
+    else:
+        above = np.nextafter(low.astype(narrower), narrower(np.inf))
+    wide = low.astype(np.float64)
+    return wide, np.where(wide == size, size, above.astype(np.float64))
+
+
+def _nearest(size: Array, low: Array, high: Array, number_format: str) -> Array:
+    if number_format != "bf16":
+        narrower: Any = np.float16 if number_format == "fp16" else np.float32
+        with np.errstate(over="ignore", under="ignore"):
+            return size.astype(narrower).astype(np.float64)
+    odd = (low.astype(np.float32).view(np.uint32) >> 16) & 1 == 1
+    up = (high - size < size - low) | ((high - size == size - low) & odd)
+    return np.where(up, high, low)
+
+
+def stepped(x: Array, steps: Array | int) -> Array:
+    """Numbers so many steps of their format further from zero."""
+    kind: Any = np.int32 if x.dtype == np.float32 else np.int64
+    moved = (x.view(kind) + np.asarray(steps, kind)).view(x.dtype)
+    return np.where(x == 0, x, moved)
+
+
+def _wide(x: Array) -> Array:
+    return np.asarray(x, np.float64)
+
+
+def _odd_sum(a: Array, b: Array) -> Array:
+    """``a + b`` in float64, an inexact sum rounded to the neighbour whose last bit is set."""
+    total = a + b
+    of_b = total - a
+    error = (a - (total - of_b)) + (b - of_b)
+    even = total.view(np.int64) & 1 == 0
+    toward = np.where(error > 0, np.inf, -np.inf)
+    return np.where((error != 0) & even, np.nextafter(total, toward), total)

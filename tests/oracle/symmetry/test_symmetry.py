@@ -1,0 +1,139 @@
+"""Equal networks in another order or scale agree; where nothing takes it back they do not."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import repvgg_ref as rr
+from repvgg_ref.models.network import Model, fuse
+from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
+from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
+from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.symmetry.match import matched
+from repvgg_ref.oracle.symmetry.outputs import align
+from tests.models.small import SMALL
+from tests.oracle.symmetry.ports import changed, drawn_order
+
+KINDS = ("plain", "grouped", "se-before-relu", "plus")
+
+
+def judged(how: str, model: Model, port: Model, folder: Path) -> Any:
+    if how == "file":
+        path = folder / "port.npz"
+        rr.save(port, path)
+        return rr.verify(model, path)
+    x = distinguishing_inputs(model.arch, height=48, width=40)
+    return rr.verify(model, port.forward(x, layers=True), inputs=x)
+
+
+@pytest.mark.few(4)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["file", "layers"])
+def test_an_equal_network_agrees_and_says_so(how: str, kind: str, tmp_path: Path) -> None:
+    model, rng, port = distinguishing_model(SMALL[kind]), np.random.default_rng(1), None
+    for spec in model.arch.blocks:
+        factor = np.exp(rng.uniform(-1, 1, spec.out_channels)).astype(np.float32)
+        order = drawn_order(model, spec.name, rng)
+        port = changed(port or fuse(model), spec.name, order, factor)
+    assert port is not None
+    x = distinguishing_inputs(model.arch)
+    assert np.allclose(port.forward(x), fuse(model).forward(x), rtol=1e-3, atol=1e-4)
+    report = judged(how, model, port, tmp_path)
+    assert report.verdict == "agree", report.reason
+    kinds = {entry["kind"] for entry in report.to_json()["equivalences"]}
+    assert kinds == {"permutation", "scaling"}
+    assert {e.layer for e in report.equivalences} == set(model.arch.layer_names) - {"linear"}
+
+
+@pytest.mark.few(4)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["file", "layers"])
+def test_an_order_that_is_not_taken_back_is_named(how: str, kind: str, tmp_path: Path) -> None:
+    model = distinguishing_model(SMALL[kind])
+    layer = model.arch.blocks[1].name
+    order = drawn_order(model, layer, np.random.default_rng(4))
+    assert (order != np.arange(len(order))).any()
+    port = changed(model, layer, order, np.ones(len(order), np.float32), taken_back=False)
+    report = judged(how, model, port, tmp_path)
+    assert report.verdict == "disagree"
+    assert report.first_bad_layer == layer
+    assert report.diagnosis[0].bug == "channels-permuted"
+    assert not report.equivalences
+
+
+@pytest.mark.parametrize("how", ["file", "layers"])
+def test_a_scale_that_is_not_taken_back_is_found(how: str, tmp_path: Path) -> None:
+    model = distinguishing_model(SMALL["plain"])
+    order = np.arange(6)
+    factor = np.ones(6, np.float32)
+    factor[3] = 1.01
+    port = changed(model, "stage1.1", order, factor, taken_back=False)
+    report = judged(how, model, port, tmp_path)
+    assert report.verdict == "disagree"
+    assert report.first_bad_layer == "stage1.1"
+
+
+def test_a_negative_factor_is_no_symmetry(tmp_path: Path) -> None:
+    model = distinguishing_model(SMALL["plain"])
+    factor = np.ones(6, np.float32)
+    factor[2] = -1
+    port = changed(model, "stage1.0", np.arange(6), factor)
+    for how in ("file", "layers"):
+        report = judged(how, model, port, tmp_path)
+        assert report.verdict == "disagree"
+        assert report.first_bad_layer == "stage1.0"
+
+
+def test_an_order_that_crosses_the_groups_of_the_next_layer_disagrees(tmp_path: Path) -> None:
+    model = distinguishing_model(SMALL["grouped"])
+    grouped = next(spec for spec in model.arch.blocks if spec.groups > 1)
+    names = list(model.arch.layer_names)
+    layer = names[names.index(grouped.name) - 1]
+    channels = model.arch.block(layer).out_channels
+    order = np.roll(np.arange(channels), 1)
+    port = changed(model, layer, order, np.ones(channels, np.float32), taken_back=False)
+    for how in ("file", "layers"):
+        report = judged(how, model, port, tmp_path)
+        assert report.verdict == "disagree"
+        assert report.first_bad_layer == layer
+
+
+def test_a_reordered_network_with_a_fault_still_disagrees(tmp_path: Path) -> None:
+    model, rng = distinguishing_model(SMALL["plain"]), np.random.default_rng(2)
+    order = drawn_order(model, "stage1.0", rng)
+    port = changed(model, "stage1.0", order, np.ones(len(order), np.float32))
+    port.params["stage2.0.fused.weight"][1, 2, 0, 1] *= np.float32(1.01)
+    for how in ("file", "layers"):
+        report = judged(how, model, port, tmp_path)
+        assert report.first_bad_layer == "stage2.0", report.reason
+        assert report.equivalences
+
+
+def test_channels_that_are_off_stay_where_they_are() -> None:
+    rng = np.random.default_rng(0)
+    ours = rng.normal(size=(6, 40))
+    ours[[1, 4]] = 0
+    change, _ = matched(ours, ours.copy(), 1e-6)
+    assert change.is_nothing
+    order = np.array([2, 1, 0, 5, 4, 3])
+    change, left = matched(ours, 2 * ours[order], 1e-6)
+    assert (change.order[[0, 2, 3, 5]] == order[[0, 2, 3, 5]]).all()
+    assert (change.factor[[0, 2, 3, 5]] == 2).all()
+    assert left.max() < 1e-20
+
+
+def test_nothing_is_done_to_a_port_in_our_order() -> None:
+    model = rr.build("RepVGG-A0", seed=0)
+    x = distinguishing_inputs(model.arch, batch=1)
+    outputs = Outputs(fuse(model).forward(x, layers=True))
+    started = time.process_time()
+    same, found = align(Programs(model), x, outputs)
+    assert same is outputs
+    assert not found
+    assert not time.process_time() - started > 0.5  # measured: 0.03
