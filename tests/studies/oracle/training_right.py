@@ -173,7 +173,9 @@ def _by_fft(x: Any, w: Any, stride: Any, pad: Any, dilation: Any, groups: int) -
         "nchw,ochw->nohw", torch.fft.rfft2(x), torch.fft.rfft2(w, s=size).conj()
     )
     full = torch.fft.irfft2(spectrum, s=size)
-    return full[:, :, : size[0] - w.shape[2] + 1 : stride[0], : size[1] - w.shape[3] + 1 : stride[1]]
+    return full[
+        :, :, : size[0] - w.shape[2] + 1 : stride[0], : size[1] - w.shape[3] + 1 : stride[1]
+    ]
 
 
 def _by_winograd(x: Any, w: Any, stride: Any, pad: Any, dilation: Any, groups: int) -> Any:

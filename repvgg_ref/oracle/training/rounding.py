@@ -1,0 +1,74 @@
+"""What float32 does to the training steps, measured by taking them in float32.
+
+The weights and the batch are moved by a few units in the last place, at random; the steps are taken
+in float32 and in float64 from there; the difference is a sample of rounding errors. A few samples
+give each array's yard: what a right port with ordinary sums differs by, give or take a factor that
+`allowance` has calibrated. With `summation` it covers ports that add up in sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.training.noise import FLOAT32, Yard, Yardstick, measure, yard_of
+from repvgg_ref.oracle.training.run import Arrays, Setup, run
+from repvgg_ref.oracle.training.summation import adding_in_sequence
+
+_RUNS, _RUNS_OF_SUMS = 4, 3
+_MOST_ULPS = 8
+
+
+def rounding_yards(setup: Setup, *, runs: int = _RUNS, first_only: bool = False) -> dict[str, Yard]:
+    """Errors of the steps in float32, by array."""
+    errors: dict[str, list[Array]] = {}
+    exact: Arrays = {}
+    for i in range(runs):
+        narrow = _moved(setup, np.random.default_rng(i))
+        with np.errstate(all="ignore"):
+            rounded = run(narrow, first_only=first_only)
+        exact = _floating(run(_wide(narrow), first_only=first_only))
+        for name, array in exact.items():
+            errors.setdefault(name, []).append(np.asarray(rounded[name], np.float64) - array)
+    return {name: yard_of(found, exact[name]) for name, found in errors.items()}
+
+
+def sums_yards(setup: Setup, exact: Arrays, *, runs: int = _RUNS_OF_SUMS) -> dict[str, Yard]:
+    """Deviations of the steps where sums over pixels are added in sequence, in float32."""
+    errors: dict[str, list[Array]] = {}
+    for i in range(runs):
+        found = run(adding_in_sequence(setup, FLOAT32, np.random.default_rng(i)))
+        for name, array in exact.items():
+            errors.setdefault(name, []).append(np.asarray(found[name], np.float64) - array)
+    return {name: yard_of(each, exact[name]) for name, each in errors.items()}
+
+
+def yardstick_of(setup: Setup, exact: Arrays, **how: object) -> Yardstick:
+    """All that is known of how far a right port may be from `exact`, for float32."""
+    noise = measure(setup, exact, **how)  # type: ignore[arg-type]
+    return replace(noise, rounding=rounding_yards(setup), sums=sums_yards(setup, exact))
+
+
+def _moved(setup: Setup, rng: np.random.Generator) -> Setup:
+    """The setup in float32, a few units in the last place from where it was."""
+
+    def moved(array: Array) -> Array:
+        if array.dtype.kind != "f":
+            return array
+        ulps = rng.integers(-_MOST_ULPS, _MOST_ULPS + 1, array.shape).astype(np.float32)
+        return np.asarray(array.astype(np.float32) * (1 + ulps * np.float32(2**-23)))
+
+    return replace(setup, params={n: moved(a) for n, a in setup.params.items()}, x=moved(setup.x))
+
+
+def _wide(setup: Setup) -> Setup:
+    params = {
+        n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in setup.params.items()
+    }
+    return replace(setup, params=params, x=setup.x.astype(np.float64))
+
+
+def _floating(arrays: Arrays) -> Arrays:
+    return {n: np.asarray(a) for n, a in arrays.items() if np.asarray(a).dtype.kind == "f"}
