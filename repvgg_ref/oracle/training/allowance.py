@@ -24,8 +24,8 @@ ROOM = 3.0  # times what right ports use
 # Largest error of a right port in units of `rounding`, by phase. Running statistics are averages of
 # what the forward pass gave, trained weights are rounded once more than their gradients.
 _USED = {"forward": 6.0, "backward": 5.5, "after": 2.0, "statistics": 5.0}
-# Exaggerated noise is usually so much larger than rounding. Where it is more, ReLUs have switched in
-# a run of it, which a right port's may do as well.
+# Exaggerated noise is usually so much larger than rounding. Where it is more, ReLUs have switched
+# in a run of it, which a right port's may do as well.
 _SMOOTH, _NOISE_USED = 20.0, 0.1
 _SCALE_USED = 2.0  # the scale is one number: it varies more than a root mean square does
 _HIGHEST_LEVEL = 16.0  # ports that add in sequence reach it
@@ -59,8 +59,9 @@ class Allowance:
         once = _rounded(yards, name, self.exact[name])
         rounding = once.times(_USED[phase(name)])
         rounding = rounding._replace(scale=_SCALE_USED * rounding.scale)
-        noise = np.array(yards.of[name])
-        jumps = np.maximum(noise - _SMOOTH * np.array(once), _NOISE_USED * noise)
+        noise = yards.of[name]
+        share = max(1 - _SMOOTH * once.rms / noise.rms, _NOISE_USED)
+        jumps = noise._replace(scale=_SCALE_USED * noise.scale).times(share)
         parts = np.array([rounding, yards.sums[name], jumps])
         rms, largest, scale = ROOM * level * np.hypot.reduce(parts)
         return Yard(min(rms, most.rms), min(largest, most.largest), scale)

@@ -16,7 +16,7 @@ from repvgg_ref.oracle.report import Finding, LayerReport, Report
 from repvgg_ref.oracle.training.allowance import Allowance, allowance
 from repvgg_ref.oracle.training.diagnose import TrainingCase
 from repvgg_ref.oracle.training.dump import KINDS, TrainingDump, read_training_dump
-from repvgg_ref.oracle.training.noise import FLOAT32, FLOAT64, Yardstick
+from repvgg_ref.oracle.training.noise import FLOAT32, FLOAT64
 from repvgg_ref.oracle.training.order import in_order_of_cause
 from repvgg_ref.oracle.training.run import right_setup
 from repvgg_ref.oracle.training.steps import TrainingSteps
@@ -69,7 +69,7 @@ def judge_training(
     ]
     bad = [row.name for row in rows if not row.ok]
     missing = _missing(steps, read)
-    findings = _explained(steps, read, allowed.yardstick, bad, model) if bad else []
+    findings = _explained(steps, read, allowed, bad, model) if bad else []
     verdict, reason = _verdict(rows, bad, missing, findings)
     notes = [f"names that are not the bundle's: {listed(read.unknown)}"] if read.unknown else []
     if model is None and bad:
@@ -162,7 +162,7 @@ def _missing(steps: TrainingSteps, dump: TrainingDump) -> dict[str, list[str]]:
 def _explained(
     steps: TrainingSteps,
     dump: TrainingDump,
-    yardstick: Yardstick,
+    allowed: Allowance,
     bad: list[str],
     model: Model | None,
 ) -> list[Finding]:
@@ -175,7 +175,7 @@ def _explained(
         for name, array in dump.arrays.items()
         if array.shape == steps.exact[name].shape
     }
-    return TrainingCase(setup, steps.exact, fits, yardstick, bad).findings()
+    return TrainingCase(setup, steps.exact, fits, allowed, bad).findings()
 
 
 def _verdict(

@@ -8,6 +8,7 @@ give each array's yard: what a right port with ordinary sums differs by, give or
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -21,18 +22,30 @@ _RUNS, _RUNS_OF_SUMS = 4, 3
 _MOST_ULPS = 8
 
 
-def rounding_yards(setup: Setup, *, runs: int = _RUNS, first_only: bool = False) -> dict[str, Yard]:
+def rounding_yards(setup: Setup, *, runs: int = _RUNS) -> dict[str, Yard]:
     """Errors of the steps in float32, by array."""
     errors: dict[str, list[Array]] = {}
-    exact: Arrays = {}
-    for i in range(runs):
+    for error in samples_of_rounding(setup, runs):
+        for name, array in error.items():
+            errors.setdefault(name, []).append(array)
+    exact = run(setup)
+    return {name: yard_of(found, exact[name]) for name, found in errors.items()}
+
+
+def samples_of_rounding(
+    setup: Setup, count: int, *, first_only: bool = False
+) -> Iterator[dict[str, Array]]:
+    """Errors of every array in `count` runs in float32."""
+    for i in range(count):
         narrow = _moved(setup, np.random.default_rng(i))
         with np.errstate(all="ignore"):
             rounded = run(narrow, first_only=first_only)
-        exact = _floating(run(_wide(narrow), first_only=first_only))
-        for name, array in exact.items():
-            errors.setdefault(name, []).append(np.asarray(rounded[name], np.float64) - array)
-    return {name: yard_of(found, exact[name]) for name, found in errors.items()}
+            exact = run(_wide(narrow), first_only=first_only)
+        yield {
+            name: np.asarray(rounded[name], np.float64) - array
+            for name, array in exact.items()
+            if np.asarray(array).dtype.kind == "f"
+        }
 
 
 def sums_yards(setup: Setup, exact: Arrays, *, runs: int = _RUNS_OF_SUMS) -> dict[str, Yard]:
@@ -45,10 +58,25 @@ def sums_yards(setup: Setup, exact: Arrays, *, runs: int = _RUNS_OF_SUMS) -> dic
     return {name: yard_of(each, exact[name]) for name, each in errors.items()}
 
 
-def yardstick_of(setup: Setup, exact: Arrays, **how: object) -> Yardstick:
-    """All that is known of how far a right port may be from `exact`, for float32."""
-    noise = measure(setup, exact, **how)  # type: ignore[arg-type]
-    return replace(noise, rounding=rounding_yards(setup), sums=sums_yards(setup, exact))
+def yardstick_of(
+    setup: Setup,
+    exact: Arrays,
+    *,
+    runs: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Yardstick:
+    """All that is known of how far a right port may be from `exact`, for float32.
+
+    Parameters
+    ----------
+    runs : int, optional
+        How many of each kind; default: as many as usual.
+    """
+    noise = measure(setup, exact, runs=runs, progress=progress)
+    rounding = rounding_yards(setup, runs=runs or _RUNS)
+    return replace(
+        noise, rounding=rounding, sums=sums_yards(setup, exact, runs=runs or _RUNS_OF_SUMS)
+    )
 
 
 def _moved(setup: Setup, rng: np.random.Generator) -> Setup:
@@ -68,7 +96,3 @@ def _wide(setup: Setup) -> Setup:
         n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in setup.params.items()
     }
     return replace(setup, params=params, x=setup.x.astype(np.float64))
-
-
-def _floating(arrays: Arrays) -> Arrays:
-    return {n: np.asarray(a) for n, a in arrays.items() if np.asarray(a).dtype.kind == "f"}
