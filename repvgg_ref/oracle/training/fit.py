@@ -17,6 +17,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.report import Finding
 from repvgg_ref.oracle.training.allowance import Allowance, allowance
+from repvgg_ref.oracle.training.order import phase
 from repvgg_ref.oracle.training.rounding import samples_of_rounding
 from repvgg_ref.oracle.training.run import Arrays, Setup, run
 from repvgg_ref.oracle.training.settings import SETTINGS, Setting
@@ -25,6 +26,7 @@ _MOST_NUMBERS = 4096  # of one array; more would not make an estimate surer than
 _ITERATIONS = 8
 _NUDGE = 1e-4  # how far a setting is moved for its derivative, in its own size
 _CONVERGED = 1e-7
+_FAR = 0.1  # of an array's own distance is added to its unit
 _SIGNIFICANT = 5.0  # standard errors
 _RUNS = 3
 
@@ -100,6 +102,9 @@ class Estimation:
             self._numbers[name] = chosen, unit
             target.append(array.reshape(-1)[chosen] / unit)
         self._target = np.concatenate(target) if target else np.zeros(0)
+        self._is_forward = np.zeros(len(self._target))
+        for name, part in zip(self._numbers, self._clusters(), strict=True):
+            self._is_forward[part] = phase(name) == "forward" and name != "losses"
 
     def likely(
         self, base: Setup, count: int, *, late: bool | None = None
@@ -129,8 +134,10 @@ class Estimation:
         if len(kept) < count:
             return []
         found = []
-        gram = np.array(columns) @ np.array(columns).T
-        along = np.array(columns) @ (self._target - start)
+        weight = self._weight(self._target - start)
+        weighted = np.array(columns) * weight
+        gram = weighted @ weighted.T
+        along = weighted @ (weight * (self._target - start))
         for chosen in combinations(range(len(kept)), count):
             some = list(chosen)
             g, a = gram[np.ix_(some, some)], along[some]
@@ -145,22 +152,11 @@ class Estimation:
         first = self._vector(base)
         if first is None:
             return None
-        here, jacobian = first, np.zeros((len(first), len(settings)))
-        for _ in range(_ITERATIONS):
-            columns = [
-                self._derivative(base, settings, values, i, here) for i in range(len(values))
-            ]
-            if any(column is None for column in columns):
-                return None
-            jacobian = np.array(columns).T
-            step = np.linalg.lstsq(jacobian, self._target - here, rcond=1e-12)[0]
-            moved = self._moved(base, settings, values, step, here)
-            if moved is None:
-                break
-            done = np.abs(moved[0] - values) <= _CONVERGED * _sizes(settings, values)
-            values, here = moved
-            if done.all():
-                break
+        # What is near the cause responds most evenly: it says where to look with everything.
+        values, here, _ = self._descended(base, settings, values, first, self._is_forward)
+        values, here, jacobian = self._descended(base, settings, values, here, 1.0)
+        if not np.isfinite(jacobian).all():
+            return None
         setup = _at(base, settings, values)
         left = self._target - here
         energy = float(((self._target - first) ** 2).sum())
@@ -178,6 +174,36 @@ class Estimation:
             1 - float((left**2).sum()) / energy if energy > 0 else 0.0,
         )
 
+    def _descended(
+        self,
+        base: Setup,
+        settings: Sequence[Setting],
+        values: Array,
+        here: Array,
+        counts: Array | float,
+    ) -> tuple[Array, Array, Array]:
+        """Gauss-Newton from `values`: where it ends, what that gives, and its derivatives."""
+        jacobian = np.full((len(here), len(settings)), np.nan)
+        for _ in range(_ITERATIONS):
+            columns = [
+                self._derivative(base, settings, values, i, here) for i in range(len(values))
+            ]
+            if any(column is None for column in columns):
+                break
+            jacobian = np.array(columns).T
+            weight = counts * self._weight(self._target - here)
+            step = np.linalg.lstsq(
+                jacobian * weight[:, None], weight * (self._target - here), rcond=1e-12
+            )[0]
+            moved = self._moved(base, settings, values, step, here, weight)
+            if moved is None:
+                break
+            done = np.abs(moved[0] - values) <= _CONVERGED * _sizes(settings, values)
+            values, here = moved
+            if done.all():
+                break
+        return values, here, jacobian
+
     def _moved(
         self,
         base: Setup,
@@ -185,15 +211,18 @@ class Estimation:
         values: Array,
         step: Array,
         here: Array,
+        weight: Array,
     ) -> tuple[Array, Array] | None:
-        """The new values and what they give, the step halved until it is better."""
+        """The new values and what they give, the step shortened until it is better."""
         least = np.array([setting.least for setting in settings])
-        before = float(((self._target - here) ** 2).sum())
+        before = float(((weight * (self._target - here)) ** 2).sum())
         for _ in range(4):
             tried = np.maximum(values + step, least)
             there = self._vector(_at(base, settings, tried))
-            if there is not None and float(((self._target - there) ** 2).sum()) <= before:
-                return tried, there
+            if there is not None:
+                left = float(((weight * (self._target - there)) ** 2).sum())
+                if left <= before:
+                    return tried, there
             step = step / 4
         return None
 
@@ -213,6 +242,16 @@ class Estimation:
             parts.append(np.asarray(found[name]).reshape(-1)[chosen] / unit)
         vector = np.concatenate(parts) if parts else np.zeros(0)
         return vector if vector.shape == self._target.shape and np.isfinite(vector).all() else None
+
+    def _weight(self, left: Array) -> Array:
+        """What every number counts: an array far from its target no more than one that is near.
+
+        Effects are linear where they begin and less so the further they have gone.
+        """
+        weight = np.empty_like(left)
+        for part in self._clusters():
+            weight[part] = 1 / np.hypot(1, _FAR * np.sqrt(np.mean(left[part] ** 2)))
+        return weight
 
     def _derivative(
         self, base: Setup, settings: Sequence[Setting], values: Array, moved: int, here: Array
