@@ -25,8 +25,8 @@ from repvgg_ref.oracle.training.rounding import yardstick_of
 from repvgg_ref.oracle.training.run import Setup, run
 
 _FINALISTS = 6
-_OWN_RUNS = 3
-_LIKELY = 4  # sets of settings that are estimated
+_OWN_RUNS = 2
+_LIKELY = 10  # sets of settings that are estimated
 _FIRSTS = 3  # bugs to which a second one is looked for
 # Two bugs at once are looked for where a run is quick.
 _MOST_PARAMETERS_FOR_PAIRS = 3_000_000

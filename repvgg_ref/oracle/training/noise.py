@@ -29,7 +29,7 @@ FLOAT32, FLOAT64 = 2.0**-24, 2.0**-51
 ALLOWED = 8.0
 _SPREAD = 4.0
 _RUNS, _RUNS_OF_LARGE = 6, 3
-_LARGE = 3_000_000  # parameters; their many elements make up for fewer runs
+LARGE = 3_000_000  # parameters; their many elements make up for fewer runs
 
 
 class Yard(NamedTuple):
@@ -123,7 +123,7 @@ def measure(
 
 def noisy_runs(parameters: int) -> int:
     """How many runs `measure` makes."""
-    return _RUNS if parameters < _LARGE else _RUNS_OF_LARGE
+    return _RUNS if parameters < LARGE else _RUNS_OF_LARGE
 
 
 def _floored(yard: Yard, exact: Array, u: float) -> Yard:

@@ -14,22 +14,18 @@ from dataclasses import replace
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.training.noise import FLOAT32, Yard, Yardstick, measure, yard_of
+from repvgg_ref.oracle.training.noise import FLOAT32, LARGE, Yard, Yardstick, measure, yard_of
 from repvgg_ref.oracle.training.run import Arrays, Setup, run
 from repvgg_ref.oracle.training.summation import adding_in_sequence
 
-_RUNS, _RUNS_OF_SUMS = 4, 3
+_RUNS, _RUNS_OF_SUMS, _RUNS_OF_LARGE = 4, 3, 2
 _MOST_ULPS = 8
 
 
-def rounding_yards(setup: Setup, *, runs: int = _RUNS) -> dict[str, Yard]:
+def rounding_yards(setup: Setup, exact: Arrays, *, runs: int) -> dict[str, Yard]:
     """Errors of the steps in float32, by array."""
-    errors: dict[str, list[Array]] = {}
-    for error in samples_of_rounding(setup, runs):
-        for name, array in error.items():
-            errors.setdefault(name, []).append(array)
-    exact = run(setup)
-    return {name: yard_of(found, exact[name]) for name, found in errors.items()}
+    samples = list(samples_of_rounding(setup, runs))
+    return {name: yard_of([each[name] for each in samples], exact[name]) for name in exact}
 
 
 def samples_of_rounding(
@@ -48,14 +44,13 @@ def samples_of_rounding(
         }
 
 
-def sums_yards(setup: Setup, exact: Arrays, *, runs: int = _RUNS_OF_SUMS) -> dict[str, Yard]:
+def sums_yards(setup: Setup, exact: Arrays, *, runs: int) -> dict[str, Yard]:
     """Deviations of the steps where sums over pixels are added in sequence, in float32."""
-    errors: dict[str, list[Array]] = {}
-    for i in range(runs):
-        found = run(adding_in_sequence(setup, FLOAT32, np.random.default_rng(i)))
-        for name, array in exact.items():
-            errors.setdefault(name, []).append(np.asarray(found[name], np.float64) - array)
-    return {name: yard_of(each, exact[name]) for name, each in errors.items()}
+    found = [run(adding_in_sequence(setup, FLOAT32, np.random.default_rng(i))) for i in range(runs)]
+    return {
+        name: yard_of([np.asarray(each[name], np.float64) - array for each in found], array)
+        for name, array in exact.items()
+    }
 
 
 def yardstick_of(
@@ -73,9 +68,12 @@ def yardstick_of(
         How many of each kind; default: as many as usual.
     """
     noise = measure(setup, exact, runs=runs, progress=progress)
-    rounding = rounding_yards(setup, runs=runs or _RUNS)
+    is_large = sum(array.size for array in setup.params.values()) >= LARGE
+    fewer = runs or (_RUNS_OF_LARGE if is_large else None)
     return replace(
-        noise, rounding=rounding, sums=sums_yards(setup, exact, runs=runs or _RUNS_OF_SUMS)
+        noise,
+        rounding=rounding_yards(setup, exact, runs=fewer or _RUNS),
+        sums=sums_yards(setup, exact, runs=fewer or _RUNS_OF_SUMS),
     )
 
 
