@@ -144,6 +144,7 @@ class Report:
                     "bug": f.bug,
                     "layer": f.layer,
                     "estimate": _number(f.estimate),
+                    "standard_error": _number(f.standard_error),
                     "confidence": _number(f.confidence),
                     "explains": _number(f.explains),
                     "says": f.says,

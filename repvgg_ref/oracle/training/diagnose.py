@@ -17,12 +17,17 @@ from repvgg_ref.oracle.bugs.base import Bug, Mutant, Site, planted
 from repvgg_ref.oracle.diagnosis.ranking import Trial, ranked
 from repvgg_ref.oracle.diagnosis.regression import Fit, Sums, fitted
 from repvgg_ref.oracle.report import Finding
+from repvgg_ref.oracle.training.allowance import Allowance
 from repvgg_ref.oracle.training.bugs import TRAINING_BUGS
-from repvgg_ref.oracle.training.noise import ALLOWED, Yardstick, measure
+from repvgg_ref.oracle.training.fit import Estimation, tight
+from repvgg_ref.oracle.training.noise import Yardstick
+from repvgg_ref.oracle.training.rounding import yardstick_of
 from repvgg_ref.oracle.training.run import Setup, run
 
 _FINALISTS = 6
-_OWN_RUNS = 3
+_OWN_RUNS = 2
+_LIKELY = 10  # sets of settings that are estimated
+_FIRSTS = 3  # bugs to which a second one is looked for
 # Two bugs at once are looked for where a run is quick.
 _MOST_PARAMETERS_FOR_PAIRS = 3_000_000
 _FIRST = ("loss", "logits", "batch_mean", "batch_var", "grad", "stat")
@@ -36,11 +41,12 @@ class TrainingCase:
         setup: Setup,
         exact: Mapping[str, Array],
         given: Mapping[str, Array],
-        yardstick: Yardstick,
+        allowed: Allowance,
         bad: list[str],
     ) -> None:
-        self.setup, self.exact, self.yardstick, self.bad = setup, exact, yardstick, bad
-        self.given = {name: array for name, array in given.items() if name in yardstick.of}
+        self.setup, self.exact, self.bad = setup, exact, bad
+        self.allowed, self.yardstick = allowed, allowed.yardstick
+        self.given = {name: array for name, array in given.items() if name in allowed.yardstick.of}
         self.first_given = any(is_first_step(name) for name in self.given)
         self.first_bad = any(is_first_step(name) for name in bad)
 
@@ -50,13 +56,29 @@ class TrainingCase:
             return []
         trials = self._sweep(self.setup, None)
         named = self._finalists(trials)
-        if not named:
-            for layer in self._suspects():
-                trials += self._sweep(replace(self.setup, at=frozenset({layer})), layer)
-            named = self._finalists(trials)
         if named:
             return ranked(named, self._same, len(self.given))
-        return self._pair(trials) or [self._unknown(trials)]
+        found = self._settings(self.setup, 1)
+        if found:
+            return found
+        for layer in self._suspects():
+            trials += self._sweep(replace(self.setup, at=frozenset({layer})), layer)
+        named = self._finalists(trials)
+        if named:
+            return ranked(named, self._same, len(self.given))
+        return self._settings(self.setup, 2) or self._pair(trials) or [self._unknown(trials)]
+
+    def _settings(self, base: Setup, count: int, more: str = "") -> list[Finding]:
+        """So many settings, estimated; none if they do not explain everything."""
+        late = None if self.first_bad or not self.first_given else True
+        estimation = Estimation(self.given, self.allowed)
+        for settings in estimation.likely(base, count, late=late)[:_LIKELY]:
+            fitted = estimation.fit(base, settings)
+            if fitted is None or not fitted.is_significant:
+                continue
+            if tight(self.given, fitted.predicted, self.allowed):
+                return fitted.findings(more or ("two settings at once: " if count == 2 else ""))
+        return []
 
     def _sweep(self, setup: Setup, layer: str | None) -> list[Trial]:
         """Every bug that can explain what is wrong, on the numbers that tell soonest."""
@@ -111,10 +133,8 @@ class TrainingCase:
         """Whether every wrong array is accounted for, and none is made wrong."""
         if any(name not in predicted for name in self._to_explain()):
             return False
-        return all(
-            _agrees(self.given[name], values, yardstick, name, self.exact[name])
-            for name, values in predicted.items()
-        )
+        allowed = replace(self.allowed, yardstick=yardstick)
+        return tight(self.given, predicted, allowed)
 
     def _to_explain(self) -> list[str]:
         """What a bug must predict; not what a batch norm in evaluation mode never computes."""
@@ -130,7 +150,8 @@ class TrainingCase:
             whole = self._trial(trial.mutant, first_only=False)
             if whole is not None and not whole.named and whole.fit.explains > 0.99:
                 wrong = trial.mutant.variant.program
-                own = measure(wrong, whole.predicted, u=self.yardstick.u, runs=_OWN_RUNS)
+                own = yardstick_of(wrong, whole.predicted, runs=_OWN_RUNS)
+                own = own.scaled(self.yardstick.u)
                 whole = replace(whole, within=self._within(whole.predicted, own))
             if whole is not None and whole.named:
                 named.append(whole)
@@ -150,11 +171,18 @@ class TrainingCase:
         return layers[-1:] if self.first_bad else []
 
     def _pair(self, trials: list[Trial]) -> list[Finding]:
-        """Two bugs at once: the most explaining ones, each with every other."""
+        """Two bugs at once: the most explaining ones, each with a setting or every other bug."""
         size = sum(array.size for array in self.setup.params.values())
         if size > _MOST_PARAMETERS_FOR_PAIRS:
             return []
-        for first in sorted(trials, key=lambda t: t.fit.remaining)[:2]:
+        firsts = sorted(trials, key=lambda t: t.fit.remaining)[:_FIRSTS]
+        for first in firsts:
+            found = self._settings(
+                first.mutant.variant.program, 1, "two bugs at once, one of them: "
+            )
+            if found:
+                return [first.one_of_two(), *found]
+        for first in firsts:
             wrong, name = first.mutant.variant.program, first.mutant.bug.name
             others = [bug for bug in TRAINING_BUGS if bug.name != name]
             seconds = self._trials(others, wrong, first.mutant.layer, first_only=False)
@@ -191,17 +219,6 @@ def is_first_step(name: str) -> bool:
 def _is_late(bug: Bug[Any]) -> bool:
     """Whether it shows after the first step only."""
     return bug.family == "optimizer"
-
-
-def _agrees(given: Array, wanted: Array, yardstick: Yardstick, name: str, exact: Array) -> bool:
-    """`given` is `wanted` but for rounding, which grows with what the bug makes larger."""
-    size = float(np.abs(exact).max())
-    growth = 1 + (float(np.abs(wanted).max()) / size if size > 0 else 0.0)
-    error = np.abs(given - wanted)
-    yard = yardstick.of[name]
-    return bool((error <= ALLOWED * growth * yard.largest).all()) and bool(
-        np.sqrt(np.mean(error**2)) <= ALLOWED * growth * yard.rms
-    )
 
 
 def _described(given: Array, exact: Array) -> str:

@@ -13,9 +13,11 @@ from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
+from repvgg_ref.oracle.training.allowance import Allowance, allowance
 from repvgg_ref.oracle.training.diagnose import TrainingCase
 from repvgg_ref.oracle.training.dump import KINDS, TrainingDump, read_training_dump
-from repvgg_ref.oracle.training.noise import ALLOWED, FLOAT32, FLOAT64, Yardstick
+from repvgg_ref.oracle.training.noise import FLOAT32, FLOAT64
+from repvgg_ref.oracle.training.order import in_order_of_cause
 from repvgg_ref.oracle.training.run import right_setup
 from repvgg_ref.oracle.training.steps import TrainingSteps
 from weights_io import sanitize
@@ -59,15 +61,15 @@ def judge_training(
     reason = _unusable(read)
     if reason:
         return Report("cannot-judge", reason, network, called, read.precision)
-    yardstick = _yardstick(steps, read.precision)
+    allowed = _allowance(steps, read)
     rows = [
-        _row(n, read.arrays[n], np.asarray(exact), yardstick)
-        for n, exact in steps.exact.items()
-        if n in read.arrays
+        _row(name, read.arrays[name], np.asarray(steps.exact[name]), allowed)
+        for name in in_order_of_cause(steps.exact)
+        if name in read.arrays
     ]
     bad = [row.name for row in rows if not row.ok]
     missing = _missing(steps, read)
-    findings = _explained(steps, read, yardstick, bad, model) if bad else []
+    findings = _explained(steps, read, allowed, bad, model) if bad else []
     verdict, reason = _verdict(rows, bad, missing, findings)
     notes = [f"names that are not the bundle's: {listed(read.unknown)}"] if read.unknown else []
     if model is None and bad:
@@ -101,14 +103,20 @@ def _unusable(dump: TrainingDump) -> str:
     return ""
 
 
-def _yardstick(steps: TrainingSteps, precision: str) -> Yardstick:
+def _allowance(steps: TrainingSteps, dump: TrainingDump) -> Allowance:
     """For the dump's precision, but no finer than the bundle's own numbers are."""
-    fine = precision == "fp64" and steps.stored == "float64"
-    return steps.yardstick.scaled(FLOAT64 if fine else FLOAT32)
+    fine = dump.precision == "fp64" and steps.stored == "float64"
+    yardstick = steps.yardstick.scaled(FLOAT64 if fine else FLOAT32)
+    errors = {
+        name: dump.arrays[name].reshape(np.shape(steps.exact[name])) - steps.exact[name]
+        for name in yardstick.of
+        if name in dump.arrays and dump.arrays[name].size == np.size(steps.exact[name])
+    }
+    return allowance(yardstick, steps.exact, errors)
 
 
-def _row(name: str, given: Array, exact: Array, yardstick: Yardstick) -> LayerReport:
-    """One array; `bound` is what its largest error may be, `likely_ratio` compares the rms."""
+def _row(name: str, given: Array, exact: Array, allowed: Allowance) -> LayerReport:
+    """One array; `bound` is the backstop, `likely_ratio` compares with what is allowed."""
     if given.shape != exact.shape and not (given.size == exact.size == 1):
         note = f"shape {_plain(given.shape)} instead of {_plain(exact.shape)}"
         return LayerReport(name, float("nan"), 0.0, float("nan"), ok=False, note=note)
@@ -117,16 +125,14 @@ def _row(name: str, given: Array, exact: Array, yardstick: Yardstick) -> LayerRe
     if lost:
         note = f"{lost} of {given.size} are NaN or infinite"
         return LayerReport(name, float("nan"), 0.0, float("nan"), ok=False, note=note)
-    error = np.abs(given - exact)
-    largest = float(error.max())
-    if name not in yardstick.of:  # a counter
+    error = given - exact
+    largest = float(np.abs(error).max())
+    if name not in allowed.yardstick.of:  # a counter
         return LayerReport(name, largest, 0.5, largest / 0.5, ok=largest <= 0.5)
-    yard = yardstick.of[name]
-    bound, rms = ALLOWED * yard.largest, float(np.sqrt(np.mean(error**2)))
-    likely = rms / (ALLOWED * yard.rms)
-    ok = largest <= bound and likely <= 1
+    bound, used = allowed.backstop(name).largest, allowed.used(name, error)
+    ok = used <= 1
     note = "" if ok else f"relative error {_relative(error, exact):.2g}"
-    return LayerReport(name, largest, bound, largest / bound, ok=ok, likely_ratio=likely, note=note)
+    return LayerReport(name, largest, bound, largest / bound, ok=ok, likely_ratio=used, note=note)
 
 
 def _relative(error: Array, exact: Array) -> float:
@@ -156,7 +162,7 @@ def _missing(steps: TrainingSteps, dump: TrainingDump) -> dict[str, list[str]]:
 def _explained(
     steps: TrainingSteps,
     dump: TrainingDump,
-    yardstick: Yardstick,
+    allowed: Allowance,
     bad: list[str],
     model: Model | None,
 ) -> list[Finding]:
@@ -169,7 +175,7 @@ def _explained(
         for name, array in dump.arrays.items()
         if array.shape == steps.exact[name].shape
     }
-    return TrainingCase(setup, steps.exact, fits, yardstick, bad).findings()
+    return TrainingCase(setup, steps.exact, fits, allowed, bad).findings()
 
 
 def _verdict(
@@ -195,7 +201,7 @@ def _verdict(
             f"{len(rows)} arrays agree, but there is no gradient among them and no weight after "
             "the steps: nothing is known of the backward pass"
         )
-    used = max(row.ratio for row in rows)
+    used = max(row.likely_ratio for row in rows)
     return "agree", (
         f"all {len(rows)} arrays agree (at most {used:.1%} of what rounding is allowed is used)"
     )

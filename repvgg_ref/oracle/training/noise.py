@@ -10,8 +10,8 @@ proof.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,29 +29,69 @@ FLOAT32, FLOAT64 = 2.0**-24, 2.0**-51
 ALLOWED = 8.0
 _SPREAD = 4.0
 _RUNS, _RUNS_OF_LARGE = 6, 3
-_LARGE = 3_000_000  # parameters; their many elements make up for fewer runs
+LARGE = 3_000_000  # parameters; their many elements make up for fewer runs
 
 
 class Yard(NamedTuple):
-    """Root mean square and largest deviation of one array over the noisy runs."""
+    """Root mean square and largest deviation of one array over some runs, and its scale's.
+
+    `scale` is the root mean square of ``<error, exact> / <exact, exact>``: what rounding does to
+    the array's size as a whole, which is less than what it does to each number.
+    """
 
     rms: float
     largest: float
+    scale: float = 0.0
+
+    def times(self, factor: float) -> Yard:
+        """All of it larger."""
+        return Yard(*(factor * part for part in self))
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Array name -> what rounding does to it, for the unit roundoff `u`."""
+    """Array name -> what rounding does to it, for the unit roundoff `u`.
+
+    Attributes
+    ----------
+    of : mapping
+        Deviations of runs with exaggerated noise (`measure`): the backstop.
+    rounding : mapping
+        Errors of runs in float32 itself (`training.rounding`); empty in bundles of version 0.1.
+    sums : mapping
+        Deviations of runs whose long sums are added in sequence (`training.summation`).
+    """
 
     u: float
     of: Mapping[str, Yard]
+    rounding: Mapping[str, Yard] = field(default_factory=dict)
+    sums: Mapping[str, Yard] = field(default_factory=dict)
 
     def scaled(self, u: float) -> Yardstick:
         """For another unit roundoff: errors of first order are proportional to it."""
         factor = u / self.u
-        return Yardstick(
-            u, {n: Yard(y.rms * factor, y.largest * factor) for n, y in self.of.items()}
+        parts = (
+            {name: yard.times(factor) for name, yard in part.items()}
+            for part in (self.of, self.rounding, self.sums)
         )
+        return Yardstick(u, *parts)
+
+
+def yard_of(errors: Iterable[Array], exact: Array) -> Yard:
+    """The yard of one array from its errors in some runs."""
+    square, largest, scale, count = 0.0, 0.0, 0.0, 0
+    for error in errors:
+        square += float(np.mean(error**2))
+        largest = max(largest, float(np.abs(error).max()))
+        scale += scale_error(error, exact) ** 2
+        count += 1
+    return Yard(float(np.sqrt(square / count)), largest, float(np.sqrt(scale / count)))
+
+
+def scale_error(error: Array, exact: Array) -> float:
+    """By what fraction the array as a whole is too large."""
+    energy = float((exact * exact).sum())
+    return float((error * exact).sum()) / energy if energy > 0 else 0.0
 
 
 def measure(
@@ -65,32 +105,33 @@ def measure(
 ) -> Yardstick:
     """Run `setup` a few times with noise and compare with its `exact` numbers."""
     runs = runs or noisy_runs(sum(array.size for array in setup.params.values()))
-    square = dict.fromkeys(exact, 0.0)
-    largest = dict.fromkeys(exact, 0.0)
+    errors: dict[str, list[Array]] = {name: [] for name in exact}
     for i in range(runs):
         noisy = run(_noisy(setup, u, np.random.default_rng(i)), first_only=first_only)
         for name, array in exact.items():
-            error = np.abs(np.asarray(noisy[name], np.float64) - array)
-            square[name] += float(np.mean(error**2)) / runs
-            largest[name] = max(largest[name], float(error.max()))
+            errors[name].append(np.asarray(noisy[name], np.float64) - array)
         if progress is not None:
             progress("rounding, by perturbation", i + 1, runs)
     return Yardstick(
-        u, {name: _floored(square[name], largest[name], exact[name], u) for name in exact}
+        u,
+        {
+            name: _floored(yard_of(found, exact[name]), exact[name], u)
+            for name, found in errors.items()
+        },
     )
 
 
 def noisy_runs(parameters: int) -> int:
     """How many runs `measure` makes."""
-    return _RUNS if parameters < _LARGE else _RUNS_OF_LARGE
+    return _RUNS if parameters < LARGE else _RUNS_OF_LARGE
 
 
-def _floored(square: float, largest: float, exact: Array, u: float) -> Yard:
+def _floored(yard: Yard, exact: Array, u: float) -> Yard:
     """A few runs of one number may agree by luck: storing it costs u at least."""
     values = np.asarray(exact, np.float64)
     size = float(np.sqrt(np.mean(values**2))) if values.size else 0.0
-    rms = max(float(np.sqrt(square)), u * size, 1e-300)
-    return Yard(rms, max(largest, rms))
+    rms = max(yard.rms, u * size, 1e-300)
+    return Yard(rms, max(yard.largest, rms), yard.scale)
 
 
 def relu_margin(setup: Setup) -> float:

@@ -14,8 +14,9 @@ import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.training.noise import ALLOWED, Yard, Yardstick, measure, relu_margin
+from repvgg_ref.oracle.training.noise import ALLOWED, Yard, Yardstick, relu_margin
 from repvgg_ref.oracle.training.recipe import Recipe, fitting_recipe
+from repvgg_ref.oracle.training.rounding import yardstick_of
 from repvgg_ref.oracle.training.run import Arrays, right_setup, run
 
 ARRAYS, DESCRIPTION = "train_step.npz", "train_step.json"
@@ -26,9 +27,11 @@ _HOW = """
 Load the weights, feed `input` and `labels`, train as `recipe` says, and dump an npz with the names
 of train_step.npz: loss, logits, batch_mean/<bn>, batch_var/<bn> (biased), grad/<name> and
 stat/<name> (running statistics) of the first step; losses (one a step) and after/<name> after the
-last. Any whole kinds will do. An array agrees if its root-mean-square error is within `allowed`
-times tolerances[name][0] and its largest error within `allowed` times tolerances[name][1]. These
-come from runs with rounding errors put in on purpose: a yardstick, not a proven bound.
+last. Any whole kinds will do. No array of a right port has a root-mean-square error above `allowed`
+times tolerances[name][0] or a largest error above `allowed` times tolerances[name][1], unless it
+adds up long sums one term after the other. These come from runs with rounding errors put in on
+purpose: a yardstick, not a proven bound. `repvgg-ref verify` allows far less: what float32 itself
+did (`rounding`: root mean square, largest, scale) times the port's own level.
 """
 
 
@@ -92,7 +95,7 @@ def training_steps(
     exact = run(setup)
     _require_finite(exact)
     floating = {name: array for name, array in exact.items() if array.dtype.kind == "f"}
-    yardstick = measure(setup, floating, progress=progress)
+    yardstick = yardstick_of(setup, floating, progress=progress)
     return TrainingSteps(x, labels, recipe, exact, yardstick, relu_margin(setup))
 
 
@@ -121,6 +124,9 @@ def write_steps(steps: TrainingSteps, folder: Path) -> None:
         "relu_margin": steps.margin if np.isfinite(steps.margin) else None,
         "unit_roundoff": steps.yardstick.u,
         "tolerances": {n: [y.rms, y.largest] for n, y in steps.yardstick.of.items()},
+        "noise_scale": {n: y.scale for n, y in steps.yardstick.of.items()},
+        "rounding": {n: list(y) for n, y in steps.yardstick.rounding.items()},
+        "sums": {n: list(y) for n, y in steps.yardstick.sums.items()},
     }
     text = json.dumps(described, indent=1, allow_nan=False)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
@@ -133,9 +139,15 @@ def read_steps(folder: Path) -> TrainingSteps:
         with weights_io.open_weights(folder / ARRAYS) as archive:
             root: Any = archive.root
             arrays: Arrays = {str(name): lazy.read() for name, lazy in root.items()}
+        scales = described.get("noise_scale", {})
         yards = {
-            n: Yard(float(rms), float(big)) for n, (rms, big) in described["tolerances"].items()
+            n: Yard(float(rms), float(big), float(scales.get(n, 0.0)))
+            for n, (rms, big) in described["tolerances"].items()
         }
+        others = (
+            {n: Yard(*map(float, yard)) for n, yard in described.get(key, {}).items()}
+            for key in ("rounding", "sums")
+        )
         x, labels = arrays.pop("input"), arrays.pop("labels")
         margin = described["relu_margin"]
         return TrainingSteps(
@@ -143,7 +155,7 @@ def read_steps(folder: Path) -> TrainingSteps:
             labels,
             Recipe.from_json(described["recipe"]),
             {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in arrays.items()},
-            Yardstick(float(described["unit_roundoff"]), yards),
+            Yardstick(float(described["unit_roundoff"]), yards, *others),
             np.inf if margin is None else float(margin),
             str(described["stored"]),
         )

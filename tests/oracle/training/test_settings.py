@@ -1,0 +1,96 @@
+"""Numbers that a port was trained with are estimated from its dump, with an honest error."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from repvgg_ref.oracle.bugs.base import Site, planted
+from repvgg_ref.oracle.report import Finding
+from repvgg_ref.oracle.training.bugs import TRAINING_BUGS
+from repvgg_ref.oracle.training.bugs.wrong_setup import with_recipe
+from repvgg_ref.oracle.training.run import Setup, run
+from repvgg_ref.oracle.training.settings import SETTINGS
+from tests.oracle.training.tiny import dump_of, judged, setup_of
+
+
+def with_decay(setup: Setup, factor: float) -> Setup:
+    return with_recipe(setup, weight_decay=factor * setup.recipe.weight_decay)
+
+
+def with_rates(setup: Setup, factor: float) -> Setup:
+    return with_recipe(setup, lrs=tuple(factor * lr for lr in setup.recipe.lrs))
+
+
+WRONG = {
+    "momentum-value": (0.89, lambda s: with_recipe(s, momentum=0.89)),
+    "learning-rate-factor": (1.03, lambda s: with_rates(s, 1.03)),
+    "bn-eps": (3e-3, lambda s: replace(s, eps=3e-3)),
+    "label-smoothing": (0.12, lambda s: with_recipe(s, label_smoothing=0.12)),
+    "running-momentum-value": (0.11, lambda s: replace(s, bn_momentum=0.11)),
+}
+
+
+def assert_estimated(finding: Finding, value: float) -> None:
+    assert finding.estimate is not None
+    assert finding.standard_error is not None
+    assert 0 < finding.standard_error < 1e-3 * value
+    assert abs(finding.estimate - value) <= 3 * finding.standard_error, finding.says
+    assert f"{value:g}" in finding.says
+
+
+@pytest.mark.few
+@pytest.mark.parametrize("name", WRONG)
+def test_a_number_that_is_in_no_list_is_estimated(name: str) -> None:
+    value, wrong = WRONG[name]
+    report = judged(dump_of(wrong(setup_of())))
+    assert report.verdict == "disagree"
+    assert [finding.bug for finding in report.diagnosis] == [name], report.reason
+    assert_estimated(report.diagnosis[0], value)
+    said = report.to_json()["diagnosis"][0]
+    assert said["standard_error"] == report.diagnosis[0].standard_error
+
+
+def test_two_numbers_at_once_are_both_estimated() -> None:
+    setup = setup_of()
+    report = judged(dump_of(with_decay(with_recipe(setup, momentum=0.89), 1.1)))
+    found = {finding.bug: finding for finding in report.diagnosis}
+    assert found.keys() == {"momentum-value", "weight-decay-factor"}, report.reason
+    assert_estimated(found["momentum-value"], 0.89)
+    decay = found["weight-decay-factor"]
+    assert decay.estimate is not None
+    assert decay.standard_error is not None
+    off = decay.estimate - 1.1 * setup.recipe.weight_decay
+    assert abs(off) <= 3 * decay.standard_error
+
+
+def test_a_bug_and_a_number_are_told_together() -> None:
+    known = [bug for bug in TRAINING_BUGS if bug.name == "gamma-beta-gradients-swapped"]
+    swapped = next(planted(known, Site(setup_of(), setup_of().x))).variant.program
+    report = judged(dump_of(with_rates(swapped, 1.03)))
+    assert [f.bug for f in report.diagnosis] == [known[0].name, "learning-rate-factor"]
+    assert_estimated(report.diagnosis[1], 1.03)
+    assert report.first_bad_layer is not None
+    assert report.first_bad_layer.startswith("grad/")
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.bug)
+def test_the_reference_has_its_own_value_and_another_shows_when_it_should(
+    setting: object,
+) -> None:
+    """At the right value nothing changes; `late` is what shows after the first step only."""
+    setup, chosen = setup_of(), next(each for each in SETTINGS if each is setting)
+    right = chosen.right(setup)
+    if right is None:
+        assert chosen.bug == "aux-heads"  # this network has none
+        return
+    exact, same = run(setup), run(chosen.at(setup, right))
+    other = run(chosen.at(setup, right + 0.5 * max(abs(right), chosen.unit)))
+    for name in exact:
+        assert np.allclose(same[name], exact[name], rtol=1e-12, atol=1e-13), name
+    changed = {name for name in exact if not np.array_equal(other[name], exact[name])}
+    assert any(name.startswith("after/") for name in changed)
+    first = any(not name.startswith("after/") and name != "losses" for name in changed)
+    assert first == (not chosen.late)
