@@ -1,0 +1,74 @@
+"""Right ways to convolve that do not sum products: Winograd's and Fourier's, whose errors are wider.
+
+They are looked for only where a port is beyond the bound of sums *and* inexact on integers, which
+sums are not, so that no wrong sum is excused by them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.bounds.block import WINOGRAD, block_bound
+from repvgg_ref.oracle.bounds.precision import Precision
+from repvgg_ref.oracle.operators.convolution import conv_program, convolved, correlated, sent_back
+from repvgg_ref.oracle.operators.operator import Call, Expected
+from repvgg_ref.oracle.operators.rounding import Product
+
+# A transform of n points errs by at most log2(n) (mu + gamma_4 (sqrt 2 + mu)) of its norm, mu the
+# error of the twiddle factors (Higham, theorem 24.2): 8 u with mu = u. Three of them, and the
+# products; lengths that are no powers of 2 pay three times the logarithm.
+_TRANSFORMS, _STAGE = 3, 3 * 8
+_NEAR_BORDERS = 4  # an output in the corner meets a quarter of the taps, with strides fewer
+
+
+def excuse(call: Call, name: str, error: Array, expected: Expected, p: Precision) -> str:
+    """How the port convolves, in words, if such an error is within that way's bound; else ""."""
+    if not call.name.startswith("conv") or name == "grad_bias":
+        return ""
+    magnitude = np.abs(error)
+    if name == "y":
+        program: Any = conv_program(call.arrays, call.settings, _activation(call))
+        x, y = np.asarray(call.arrays["x"], np.float64), expected["y"].value
+        for algorithm in WINOGRAD if program is not None and program.size == (3, 3) else ():
+            bound = block_bound(program, x, y, p, algorithm=algorithm)
+            if (magnitude <= bound.certified).all():
+                return f"{algorithm} arithmetic"
+    if (magnitude <= _fourier(call, name, p)).all():
+        return "transforms (Fourier's or Winograd's)"
+    return ""
+
+
+def _activation(call: Call) -> str:
+    return "relu" if call.name == "conv_bias_relu" else "none"
+
+
+def _fourier(call: Call, name: str, p: Precision) -> Array:
+    """Normwise: Cauchy and Schwarz for the two operands of each output, whole images at a time."""
+    a, b, product, meetings = _operands(call, name)
+    pixels = float(a.shape[2] * a.shape[3] * 4)
+    u = p.u_accumulate + p.u_store + p.u_input
+    factor = u * (_TRANSFORMS * _STAGE * (np.log2(pixels) + 2) + a.shape[1])
+    size = product(_norms(a), _norms(b)) / meetings
+    return np.asarray(_NEAR_BORDERS * factor * size + p.tiny * pixels)
+
+
+def _operands(call: Call, name: str) -> tuple[Array, Array, Product, float]:
+    """Both, how they are multiplied, and how often two of their planes meet in one output."""
+    arrays = {key: np.asarray(value, np.float64) for key, value in call.arrays.items()}
+    weight, x = arrays["weight"], arrays["x"]
+    taps = float(weight.shape[2] * weight.shape[3])
+    if name == "y":
+        return x, weight, convolved(call.settings), taps
+    grad = arrays["grad_y"]
+    if name == "grad_x":
+        return grad, weight, sent_back(call.settings, x.shape), taps
+    return grad, x, correlated(call.settings, weight.shape), float(grad[0, 0].size)
+
+
+def _norms(array: Array) -> Array:
+    """Every number replaced by the norm of its plane, (N, C, H, W)."""
+    norm = np.sqrt((array**2).sum(axis=(2, 3), keepdims=True))
+    return np.broadcast_to(norm, array.shape).copy()
