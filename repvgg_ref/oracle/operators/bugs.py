@@ -16,7 +16,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ShapeError
-from repvgg_ref.oracle.bugs.base import Site, Variant, bug
+from repvgg_ref.oracle.bugs.base import Site, Variant, bug, round_to_bits
 from repvgg_ref.oracle.operators.block import block_backward, block_program
 from repvgg_ref.oracle.operators.catalogue import OPERATORS
 from repvgg_ref.oracle.operators.convolution import pair
@@ -386,3 +386,20 @@ def without_gamma(site: CallSite) -> CallVariants:
     if call.name == "batch_norm-backward":
         one = np.ones_like(call.arrays["gamma"])
         yield Variant(with_outputs_of(call, call.but({"gamma": one}).outputs, "grad_x"))
+
+
+@bug(
+    "fewer-bits",
+    says="{detail}",
+    advice="keep every operand in float32, and look for a fast-math or mixed-precision switch",
+    precision=("tf32", "bf16", "fp16"),
+)
+def fewer_bits(site: CallSite) -> CallVariants:
+    call = site.program
+    if not call.name.startswith(("conv", "linear")):
+        return
+    names = [n for n in call.operator.arrays if n in call.arrays and n != "bias"]
+    for bits in range(8, 21):
+        for chosen in ([n] for n in names):
+            wrong = call.but({n: round_to_bits(call.arrays[n], bits) for n in chosen})
+            yield Variant(wrong, detail=f"{chosen[0]} is rounded to {bits} significant bits")

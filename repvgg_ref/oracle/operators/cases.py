@@ -10,6 +10,7 @@ with zeros, huge and tiny values.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,15 @@ def calls(
     kind = operator.name.removesuffix("-backward")
     made = _MAKERS[kind](operator, fixed, shapes, extremes, rng)
     return [_with_gradient(call, rng) for call in made]
+
+
+def integers_like(call: Call, seed: int) -> list[Call]:
+    """The same call on integers, for operators that sum products; nothing for others."""
+    if not call.operator.name.startswith(("conv", "linear")):
+        return []
+    rng = np.random.default_rng(seed)
+    drawn = {n: integers(rng, np.shape(a)).astype(np.float32) for n, a in call.arrays.items()}
+    return [replace(call, arrays=drawn, label="integers of those shapes", integers=True)]
 
 
 def _fills(extremes: bool, *, exact: bool) -> dict[str, Fill]:

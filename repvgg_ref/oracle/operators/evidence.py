@@ -81,16 +81,21 @@ class CallEvidence(Evidence):
         return packed[None]
 
 
+def layer_site(call: Call, program: Program, y_hat: Array) -> Site[Any]:
+    """Where the library of blocks and heads is tried."""
+    x = np.asarray(call.arrays["x"], np.float64)
+    if x.ndim == 2:  # a linear layer behind a pool over one pixel
+        x = x[:, :, None, None]
+    return Site(program, x, y_hat)
+
+
 def layer_evidence(
     call: Call, program: Program, y_hat: Array, certified: Expected, likely: Expected, precision: str
 ) -> LayerEvidence:
     """A forward pass as the diagnosis of networks wants it."""
-    x = np.asarray(call.arrays["x"], np.float64)
-    if x.ndim == 2:  # a linear layer behind a pool over one pixel
-        x = x[:, :, None, None]
     y = certified["y"]
     bound = Bound(y.error, likely["y"].error)
-    return LayerEvidence(Site(program, x, y_hat), y.value, y_hat, bound, precision)
+    return LayerEvidence(layer_site(call, program, y_hat), y.value, y_hat, bound, precision)
 
 
 def shape_findings(call: Call, given: Mapping[str, Array]) -> list[Finding]:

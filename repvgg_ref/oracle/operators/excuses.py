@@ -6,6 +6,7 @@ sums are not, so that no wrong sum is excused by them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.block import WINOGRAD, block_bound
 from repvgg_ref.oracle.bounds.precision import Precision
+from repvgg_ref.oracle.bounds.winograd import applies, roundings
 from repvgg_ref.oracle.operators.convolution import conv_program, convolved, correlated, sent_back
 from repvgg_ref.oracle.operators.operator import Call, Expected
 from repvgg_ref.oracle.operators.rounding import Product
@@ -21,24 +23,38 @@ from repvgg_ref.oracle.operators.rounding import Product
 # error of the twiddle factors (Higham, theorem 24.2): 8 u with mu = u. Three of them, and the
 # products; lengths that are no powers of 2 pay three times the logarithm.
 _TRANSFORMS, _STAGE = 3, 3 * 8
+# F(2 x 2, 3 x 3): no row of a transform has more than three entries, none above 1, so that a product
+# is counted at most 3 x 3 times as large as in a sum (Lavin & Gray, equation 8).
+_WINOGRAD_2 = 9
 _NEAR_BORDERS = 4  # an output in the corner meets a quarter of the taps, with strides fewer
 
 
-def excuse(call: Call, name: str, error: Array, expected: Expected, p: Precision) -> str:
-    """How the port convolves, in words, if such an error is within that way's bound; else ""."""
+def fast_ways(
+    call: Call, name: str, expected: Expected, p: Precision, *, exact: bool | None
+) -> Iterator[tuple[str, Array, Array]]:
+    """Each way's words, bound, and unit of the two tests, for one output of a call.
+
+    `exact` is what the port was on integers: where it was right to the last bit, only F(2 x 2),
+    whose constants are halves, is left.
+    """
     if not call.name.startswith("conv") or name == "grad_bias":
-        return ""
-    magnitude = np.abs(error)
+        return
     if name == "y":
         program: Any = conv_program(call.arrays, call.settings, _activation(call))
         x, y = np.asarray(call.arrays["x"], np.float64), expected["y"].value
-        for algorithm in WINOGRAD if program is not None and program.size == (3, 3) else ():
-            bound = block_bound(program, x, y, p, algorithm=algorithm)
-            if (magnitude <= bound.certified).all():
-                return f"{algorithm} arithmetic"
-    if (magnitude <= _fourier(call, name, p)).all():
-        return "transforms (Fourier's or Winograd's)"
-    return ""
+        for way in WINOGRAD if program is not None and program.size == (3, 3) else ():
+            m = int(way[-1])
+            if (exact and m > 2) or not applies(m, program.stride, program.dilation):
+                continue
+            bound = block_bound(program, x, y, p, algorithm=way).certified
+            steps = roundings(m, program.stride, x.shape[1] // program.groups)
+            yield f"{way} arithmetic", bound, bound / np.sqrt(steps)
+    if not exact:
+        bound = _fourier(call, name, p)
+        yield "transforms (Fourier's or Winograd's)", bound, bound / _STAGE
+    elif name != "y":
+        bound = _WINOGRAD_2 * expected[name].error
+        yield "winograd2 arithmetic", bound, bound / np.sqrt(call.arrays["weight"].shape[0])
 
 
 def _activation(call: Call) -> str:

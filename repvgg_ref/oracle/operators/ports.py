@@ -166,9 +166,9 @@ def _named(result: Any, operator: Operator) -> dict[str, Any]:
 
 def _answer(named: Mapping[str, Any], notes: Sequence[str]) -> Answer:
     values = {name: to_value(value, name) for name, value in named.items()}
-    kinds = {value.precision for value in values.values()}
     arrays: dict[str, Array] = {name: value.array for name, value in values.items()}
-    return Answer(arrays, kinds.pop() if len(kinds) == 1 else None, tuple(notes))
+    first = next(iter(values.values()), None)  # statistics may be kept in more bits
+    return Answer(arrays, None if first is None else first.precision, tuple(notes))
 
 
 def dumped(

@@ -16,7 +16,9 @@ from repvgg_ref.oracle.bounds.precision import PRECISIONS, Precision, precision_
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.outside import is_module
 from repvgg_ref.oracle.operators.cases import calls as made_calls
+from repvgg_ref.oracle.operators.cases import integers_like
 from repvgg_ref.oracle.operators.catalogue import operator_called
+from repvgg_ref.oracle.operators.evidence import channel_axis
 from repvgg_ref.oracle.operators.judge import Judged, OutputCheck
 from repvgg_ref.oracle.operators.operator import Answer, Call, Operator, complete
 from repvgg_ref.oracle.operators.ports import FunctionPort, ModulePort, Port, dumped
@@ -41,7 +43,7 @@ class OperatorReport(Report):
     tests : mapping
         Output -> bias and variance of its errors as shares of what rounding can do, at the worst.
     detectable : mapping
-        Output -> the smallest error that would have been seen, relative to its root mean square.
+        Output -> the smallest error that would have been seen, relative to its channel's size.
     """
 
     calls: tuple[str, ...] = ()
@@ -166,7 +168,8 @@ def _asked(
     if given:
         call = Call(operator, given, complete(operator, settings), "")
         call.outputs()  # shapes that do not fit are the caller's fault
-        return [(call, asking.answers([call])[0])], asking.name
+        own = [call, *integers_like(call, seed)]
+        return list(zip(own, asking.answers(own), strict=True)), asking.name
     first = made_calls(operator, settings, shapes, extremes=False, seed=seed)
     asked = list(zip(first, asking.answers(first), strict=True))
     held = precision if precision != "auto" else _precision_of(asked)
@@ -220,7 +223,13 @@ def _judge(
 
 
 def _compared(asked: Asked, precision: Precision) -> list[Judged]:
-    return [Judged(call, answer, precision) for call, answer in asked]
+    """Integers first: what a port is on them says how it may compute the rest."""
+    whole = [Judged(call, answer, precision) for call, answer in asked if call.integers]
+    told = [check.exact for each in whole for check in each.checks if check.exact is not None]
+    exact = all(told) if told else None
+    return whole + [
+        Judged(call, answer, precision, exact) for call, answer in asked if not call.integers
+    ]
 
 
 @dataclass(frozen=True)
@@ -372,17 +381,19 @@ def _tests(case: _Case) -> dict[str, dict[str, float]]:
 
 
 def _detectable(case: _Case) -> dict[str, float]:
-    """Relative to an output's root mean square; where integers are exact, a unit in the last place."""
+    """Relative to a channel's root mean square; where integers are exact, one unit in the last place."""
     found: dict[str, float] = {}
     exact = {c.name: c.exact for c in case.checks if c.exact is not None}
     for each in case.judged:
         for name, right in each.certified.items():
-            size = float(np.sqrt(np.mean(right.value**2)))
-            if name not in each.given or size == 0:
+            if name not in each.given:
                 continue
             if exact.get(name):
                 found[name] = 2 * case.precision.u_store
-            else:
-                relative = float(np.median(right.error)) / size
-                found[name] = min(found.get(name, np.inf), relative)
+                continue
+            axis = channel_axis(name, right.value)
+            others = tuple(a for a in range(right.value.ndim) if a != axis)
+            size = np.sqrt(np.mean(right.value**2, axis=others, keepdims=True))
+            relative = float(np.median(right.error / np.maximum(size, 1e-300)))
+            found[name] = min(found.get(name, np.inf), relative)
     return found
