@@ -10,13 +10,16 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.oracle.bounds.block import Bound
+from repvgg_ref.oracle.bounds.comparison import diagnosis_bound
+from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bugs import Bug, Site
 from repvgg_ref.oracle.bugs.base import library, planted
 from repvgg_ref.oracle.diagnosis.evidence import Evidence, LayerEvidence
 from repvgg_ref.oracle.diagnosis.ranking import Observation, Trial
 from repvgg_ref.oracle.operators import bugs, norm_bugs
 from repvgg_ref.oracle.operators.operator import Call, Expected
-from repvgg_ref.oracle.programs.program import Program
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.program import Program, layer_output
 from repvgg_ref.oracle.report import Finding
 
 CALL_BUGS: tuple[Bug[Call], ...] = library(bugs, norm_bugs)
@@ -90,12 +93,14 @@ def layer_site(call: Call, program: Program, y_hat: Array) -> Site[Any]:
 
 
 def layer_evidence(
-    call: Call, program: Program, y_hat: Array, certified: Expected, likely: Expected, precision: str
+    call: Call, program: Program, y_hat: Array, bound: Bound, precision: Precision
 ) -> LayerEvidence:
-    """A forward pass as the diagnosis of networks wants it."""
-    y = certified["y"]
-    bound = Bound(y.error, likely["y"].error)
-    return LayerEvidence(layer_site(call, program, y_hat), y.value, y_hat, bound, precision)
+    """A forward pass as the diagnosis of networks wants it; `bound` is that of the right output."""
+    site = layer_site(call, program, y_hat)
+    y = layer_output(program, site.x)
+    if isinstance(program, BlockProgram) and program.activation != "none":
+        bound = diagnosis_bound(program, site.x, y, precision)
+    return LayerEvidence(site, y, y_hat, bound, precision.number_format)
 
 
 def shape_findings(call: Call, given: Mapping[str, Array]) -> list[Finding]:

@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.bounds.block import Bound
 from repvgg_ref.oracle.bounds.precision import Precision
+from repvgg_ref.oracle.bugs import HEAD_BUGS, LAYER_BUGS
 from repvgg_ref.oracle.bugs.base import round_to_bits
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape, hidden_bugs
+from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.operators.convolution import conv_program
 from repvgg_ref.oracle.operators.evidence import (
     CALL_BUGS,
@@ -30,10 +33,12 @@ from repvgg_ref.oracle.operators.statistics import (
     taps_wrong,
     two_tests,
 )
+from repvgg_ref.oracle.programs.program import Program
 from repvgg_ref.oracle.report import Finding, LayerReport
 
 _LIKELY = 7.5  # lambda of the likely bounds: 1e4 terms and outputs exceed one with 1e-4
 _SHORT = 8
+_LIBRARY = len(LAYER_BUGS) + len(HEAD_BUGS)
 _TESTED = ("short", "full", "running", "batch")  # labels of calls that the two tests may judge
 _HALF_RANGE = (2.0**-14, 65504.0)
 # A channel's own factor or constant in batch norm: its mean, deviation, gamma and beta are rounded.
@@ -211,19 +216,17 @@ class Judged:
             if program is not None:
                 return diagnose_shape(layer_site(self.call, program, got), got)
             return shape_findings(self.call, self.given)
-        number_format = self.precision.number_format
         if program is not None and not first.layer.ok:
-            seen = layer_evidence(
-                self.call, program, got, self.certified, self.likely, number_format
-            )
-            named = [each for each in diagnose(seen) if each.bug != "unknown"]
+            named = [f for f in diagnose(self._evidence(program)) if f.bug != "unknown"]
             if named:
                 return named
-        if program is None or self.call.name.startswith("batch_norm"):
-            own = self._own_evidence()
-            if named_trials := [trial for trial in own.trials() if trial.named]:
-                return own.seen.ranked(named_trials)
-        return []
+        own = self._own_evidence()
+        named_trials = [trial for trial in own.trials() if trial.named]
+        return own.seen.ranked(named_trials) if named_trials else []
+
+    def _evidence(self, program: Program) -> LayerEvidence:
+        bound = Bound(self.certified["y"].error, self.likely["y"].error)
+        return layer_evidence(self.call, program, self.given["y"], bound, self.precision)
 
     def _own_evidence(self) -> CallEvidence:
         return CallEvidence(
@@ -234,16 +237,8 @@ class Judged:
         """Bugs within the bounds, but too regular for rounding."""
         program = self.call.operator.program(self.call.arrays, self.call.settings)
         if program is not None:
-            y = self.given["y"]
-            seen = layer_evidence(
-                self.call,
-                program,
-                y,
-                self.certified,
-                self.likely,
-                self.precision.number_format,
-            )
-            found = [replace(each, layer="y") for each in hidden_bugs(seen, calls * 150)]
+            seen = self._evidence(program)
+            found = [replace(each, layer="y") for each in hidden_bugs(seen, calls * _LIBRARY)]
             if found:
                 return found
         own = self._own_evidence()

@@ -62,7 +62,10 @@ class ModulePort:
         """Start one child for all calls."""
         with tempfile.TemporaryDirectory(prefix="repvgg-ref-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
-            tasks = [{"operator": call.operator.name, "settings": call.settings} for call in calls]
+            tasks = [
+                {"operator": c.operator.name, "settings": c.settings, "label": c.label}
+                for c in calls
+            ]
             task = {"callable": self.spec, "calls": tasks}
             (folder / TASK).write_text(json.dumps(task), "utf-8")
             for i, call in enumerate(calls):
@@ -112,7 +115,8 @@ def ask(function: Callable[..., Any], call: Call) -> Answer:
     except CandidateFailure:
         raise
     except (Exception, SystemExit) as error:
-        raise CandidateFailure(f"it failed on {call.label}", got=last_line(error)) from None
+        where = f" on {call.label}" if call.label else ""
+        raise CandidateFailure(f"it failed{where}", got=last_line(error)) from None
     return _answer(_with_updates(result, given, call), notes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -45,6 +45,8 @@ class OperatorReport(Report):
     detectable : mapping
         Output -> the smallest error that would have been seen, relative to its channel's size.
     """
+
+    unit: ClassVar[str] = "output"
 
     calls: tuple[str, ...] = ()
     exact: bool | None = None
@@ -275,7 +277,7 @@ def _reported(case: _Case) -> OperatorReport:
         layers=tuple(layers),
         diagnosis=tuple(findings or hidden),
         first_bad_layer=first if wrong else None,
-        notes=tuple(dict.fromkeys([*case.notes, *_notes(case)])),
+        notes=tuple(dict.fromkeys([*case.notes, *([] if wrong else _notes(case))])),
         calls=tuple(each.call.label or "the arrays given" for each in case.judged),
         exact=case.is_exact,
         tests=_tests(case),
@@ -306,12 +308,12 @@ def _merged(found: list[list[Finding]]) -> list[Finding]:
 
 
 def _layers(case: _Case, hidden: list[Finding]) -> list[LayerReport]:
-    """Every output at its worst call."""
+    """Every output at its worst call, or the first that is wrong."""
     worst: dict[str, OutputCheck] = {}
     for check in case.checks:
         known = worst.get(check.name)
-        if known is None or _badness(check) > _badness(known):
-            worst[check.name] = check
+        if known is None or (known.is_sound and _badness(check) > _badness(known)):
+            worst[check.name] = check  # of those that are wrong the first: integers tell most
     spoiled = {finding.layer for finding in hidden}
     found = []
     for name, check in worst.items():

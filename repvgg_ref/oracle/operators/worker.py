@@ -45,7 +45,8 @@ def main(folder: Path) -> None:
 def _one(folder: Path, i: int, function: Any, task: dict[str, Any]) -> Answer:
     with np.load(folder / f"call{i}.npz", allow_pickle=False) as arrays:
         given = {name: arrays[name] for name in arrays.files}
-    answer = ask(function, Call(OPERATORS[task["operator"]], given, task["settings"], f"call {i}"))
+    operator = OPERATORS[task["operator"]]
+    answer = ask(function, Call(operator, given, task["settings"], task["label"]))
     np.savez(folder / f"answer{i}.npz", **answer.outputs)  # type: ignore[arg-type]
     return answer
 
