@@ -17,7 +17,14 @@ from repvgg_ref.models.step import StepResult
 from repvgg_ref.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from repvgg_ref.oracle import OperatorReport, Report, VerificationError, judge, verify, verify_op
+    from repvgg_ref.oracle import (
+        OperatorReport,
+        Report,
+        VerificationError,
+        judge,
+        verify,
+        verify_op,
+    )
 
 # The oracle needs SciPy, which takes longer to import than everything else together.
 _OF_THE_ORACLE = frozenset(

@@ -143,12 +143,16 @@ def fourier(x: Array, w: Array, b: Array, **s: Any) -> Array:
 
     (ph, pw), (dh, dw), (sh, sw) = pair(s["padding"]), pair(s["dilation"]), pair(s["stride"])
     padded = np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
-    kernel = np.zeros((*w.shape[:2], (w.shape[2] - 1) * dh + 1, (w.shape[3] - 1) * dw + 1), np.float32)
+    kernel = np.zeros(
+        (*w.shape[:2], (w.shape[2] - 1) * dh + 1, (w.shape[3] - 1) * dw + 1), np.float32
+    )
     kernel[:, :, ::dh, ::dw] = w
     size = padded.shape[2:]
     g = s["groups"]
     fx = scipy.fft.rfft2(padded, size).reshape(len(x), g, 1, -1, size[0], size[1] // 2 + 1)
-    fw = np.conj(scipy.fft.rfft2(kernel, size)).reshape(1, g, len(w) // g, -1, size[0], size[1] // 2 + 1)
+    fw = np.conj(scipy.fft.rfft2(kernel, size)).reshape(
+        1, g, len(w) // g, -1, size[0], size[1] // 2 + 1
+    )
     y = scipy.fft.irfft2((fx * fw).sum(axis=3), size).reshape(len(x), len(w), *size)
     ho, wo = (n - k + 1 for n, k in zip(size, kernel.shape[2:], strict=True))
     return (y[:, :, :ho:sh, :wo:sw] + b[:, None, None]).astype(np.float32)
@@ -331,9 +335,7 @@ def torch_norm(
     return {"y": y, "running_mean": mean, "running_var": var} if s["training"] else y
 
 
-def numpy_norm(
-    way: str, x: Array, ga: Array, be: Array, m: Array, v: Array, **s: Any
-) -> Any:
+def numpy_norm(way: str, x: Array, ga: Array, be: Array, m: Array, v: Array, **s: Any) -> Any:
     """Two passes, one pass, or Welford's; eps and sums in float32."""
     f = np.float32
     n = x[:, 0].size
@@ -496,5 +498,7 @@ def right_operators() -> Iterator[Right]:
     yield Right("batch_norm-backward", "sums first", part(numpy_norm_backward, sums=True))
     yield Right("repvgg_block", "fused, im2col", part(fused_block, part(im2col, np.float32)))
     yield Right("repvgg_block", "fused, loops", part(fused_block, loops))
-    yield Right("repvgg_block", "fused, ONNX Runtime", part(fused_block, part(onnxruntime_conv, False)))
+    yield Right(
+        "repvgg_block", "fused, ONNX Runtime", part(fused_block, part(onnxruntime_conv, False))
+    )
     yield Right("repvgg_block-backward", "torch fp32", torch_block_backward)

@@ -136,15 +136,28 @@ def squares_small(x: Array, w: Array, b: Array, **s: Any) -> Array:
 def wrong_convolutions() -> Iterator[tuple[str, Callable[..., Any], tuple[str, ...]]]:
     flip = lambda x, w, b: (x, w[:, :, ::-1, ::-1], b)  # noqa: E731
     yield "kernel flipped", changed(conv, flip), ("kernel-flipped",)
-    yield "kernel transposed", changed(conv, lambda x, w, b: (x, w.swapaxes(2, 3), b)), (
-        "kernel-height-width-swapped",)
-    yield "bias left out", changed(conv, lambda x, w, b: (x, w, 0 * b)), ("bias-dropped", "bias-missing")
+    yield (
+        "kernel transposed",
+        changed(conv, lambda x, w, b: (x, w.swapaxes(2, 3), b)),
+        ("kernel-height-width-swapped",),
+    )
+    yield (
+        "bias left out",
+        changed(conv, lambda x, w, b: (x, w, 0 * b)),
+        ("bias-dropped", "bias-missing"),
+    )
     yield "bias twice", changed(conv, lambda x, w, b: (x, w, 2 * b)), ("bias-twice", "bias-doubled")
     yield "bias of the next channel", changed(conv, lambda x, w, b: (x, w, np.roll(b, 1))), ()
-    yield "stride 2 starts at pixel 1", changed(
-        conv, lambda x, w, b: (np.roll(x, -1, axis=(2, 3)), w, b)), ()
-    yield "dilation ignored", changed(conv, dilation=lambda d: 1, padding=lambda p: p if p < 2 else 1), (
-        "dilation-ignored",)
+    yield (
+        "stride 2 starts at pixel 1",
+        changed(conv, lambda x, w, b: (np.roll(x, -1, axis=(2, 3)), w, b)),
+        (),
+    )
+    yield (
+        "dilation ignored",
+        changed(conv, dilation=lambda d: 1, padding=lambda p: p if p < 2 else 1),
+        ("dilation-ignored",),
+    )
     yield "padding reflects", functools.partial(padded_like, "reflect"), ("padding-reflect",)
     yield "padding repeats the edge", functools.partial(padded_like, "edge"), ("padding-replicate",)
     yield "padding on one side", one_sided, ("padding-asymmetric", "tf-same-padding")
@@ -156,23 +169,48 @@ def wrong_convolutions() -> Iterator[tuple[str, Callable[..., Any], tuple[str, .
     yield "half of K overwritten", raced, ()
     yield "some outputs in float16", half_in_places, ()
     yield "small outputs flushed", squares_small, ()
-    yield "weights in float16", changed(
-        conv, lambda x, w, b: (x, w.astype(np.float16).astype(f32), b)), ("weights-fp16",)
-    yield "weights in bfloat16", changed(conv, lambda x, w, b: (x, kept(w, 8), b)), ("weights-bf16",)
+    yield (
+        "weights in float16",
+        changed(conv, lambda x, w, b: (x, w.astype(np.float16).astype(f32), b)),
+        ("weights-fp16",),
+    )
+    yield (
+        "weights in bfloat16",
+        changed(conv, lambda x, w, b: (x, kept(w, 8), b)),
+        ("weights-bf16",),
+    )
     yield "weights of 16 bits", changed(conv, lambda x, w, b: (x, kept(w, 16), b)), ("fewer-bits",)
     yield "TF32", changed(conv, lambda x, w, b: (kept(x, 11), kept(w, 11), b)), ("tf32-arithmetic",)
-    yield "outputs x (1 + 1e-6)", changed(conv, after=lambda y: (y * (1 + 1e-6)).astype(f32)), (
-        "outputs-scaled",)
-    yield "bias x (1 + 1e-5)", changed(conv, lambda x, w, b: (x, w, b * f32(1 + 1e-5))), (
-        "constant-added",)
-    yield "weights with noise 2e-6", changed(conv, lambda x, w, b: (x, noisy(w, 2e-6), b)), (
-        "weights-altered",)
-    yield "last column x (1 + 1e-6)", changed(
-        conv, after=lambda y: put(y, np.s_[..., -1], 1 + 1e-6)), ("one-place-wrong",)
-    yield "first image x (1 + 1e-6)", changed(
-        conv, after=lambda y: put(y, np.s_[0], 1 + 1e-6)), ("one-place-wrong",)
-    yield "one channel x (1 + 4e-6)", changed(
-        conv, after=lambda y: put(y, np.s_[:, 1], 1 + 4e-6)), ("channels-scaled", "one-place-wrong")
+    yield (
+        "outputs x (1 + 1e-6)",
+        changed(conv, after=lambda y: (y * (1 + 1e-6)).astype(f32)),
+        ("outputs-scaled",),
+    )
+    yield (
+        "bias x (1 + 1e-5)",
+        changed(conv, lambda x, w, b: (x, w, b * f32(1 + 1e-5))),
+        ("constant-added",),
+    )
+    yield (
+        "weights with noise 2e-6",
+        changed(conv, lambda x, w, b: (x, noisy(w, 2e-6), b)),
+        ("weights-altered",),
+    )
+    yield (
+        "last column x (1 + 1e-6)",
+        changed(conv, after=lambda y: put(y, np.s_[..., -1], 1 + 1e-6)),
+        ("one-place-wrong",),
+    )
+    yield (
+        "first image x (1 + 1e-6)",
+        changed(conv, after=lambda y: put(y, np.s_[0], 1 + 1e-6)),
+        ("one-place-wrong",),
+    )
+    yield (
+        "one channel x (1 + 4e-6)",
+        changed(conv, after=lambda y: put(y, np.s_[:, 1], 1 + 4e-6)),
+        ("channels-scaled", "one-place-wrong"),
+    )
     yield "images swapped", changed(conv, after=lambda y: y[::-1]), ()
     yield "rows mirrored", changed(conv, after=lambda y: y[:, :, ::-1]), ()
     yield "channels reversed", changed(conv, lambda x, w, b: (x[:, ::-1], w, b)), ()
@@ -236,50 +274,105 @@ def _wrong_conv_backward() -> Iterator[Wrong]:
     def last_image(g: Array, x: Array, w: Array, **s: Any) -> Any:
         return right(g[-1:], x[-1:], w, **s)
 
-    yield Wrong(op, "kernel not rotated", with_weight(lambda w: w[:, :, ::-1, ::-1]), (
-        "gradient-kernel-not-rotated",))
-    yield Wrong(op, "kernel transposed", with_weight(lambda w: w.swapaxes(2, 3)), (
-        "gradient-axes-swapped",))
-    yield Wrong(op, "grad_weight rotated", out(1, lambda g: g[:, :, ::-1, ::-1]), (
-        "gradient-rotated",))
-    yield Wrong(op, "grad_weight transposed", out(1, lambda g: g.swapaxes(2, 3)), (
-        "gradient-axes-swapped",))
-    yield Wrong(op, "grad_weight averaged", lambda g, *a, **s: nth(
-        right(g, *a, **s), 1, lambda y: y / len(g)), ("gradient-averaged",))
-    yield Wrong(op, "grad_bias averaged over images", lambda g, *a, **s: nth(
-        right(g, *a, **s), 2, lambda y: y / len(g)), ("gradient-averaged",))
-    yield Wrong(op, "grad_bias averaged over all", lambda g, *a, **s: nth(
-        right(g, *a, **s), 2, lambda y: y / g[:, 0].size), ("gradient-averaged",))
-    yield Wrong(op, "grad_weight of the first image", only(1, first_image), (
-        "gradient-of-one-image",))
+    yield Wrong(
+        op,
+        "kernel not rotated",
+        with_weight(lambda w: w[:, :, ::-1, ::-1]),
+        ("gradient-kernel-not-rotated",),
+    )
+    yield Wrong(
+        op, "kernel transposed", with_weight(lambda w: w.swapaxes(2, 3)), ("gradient-axes-swapped",)
+    )
+    yield Wrong(
+        op, "grad_weight rotated", out(1, lambda g: g[:, :, ::-1, ::-1]), ("gradient-rotated",)
+    )
+    yield Wrong(
+        op, "grad_weight transposed", out(1, lambda g: g.swapaxes(2, 3)), ("gradient-axes-swapped",)
+    )
+    yield Wrong(
+        op,
+        "grad_weight averaged",
+        lambda g, *a, **s: nth(right(g, *a, **s), 1, lambda y: y / len(g)),
+        ("gradient-averaged",),
+    )
+    yield Wrong(
+        op,
+        "grad_bias averaged over images",
+        lambda g, *a, **s: nth(right(g, *a, **s), 2, lambda y: y / len(g)),
+        ("gradient-averaged",),
+    )
+    yield Wrong(
+        op,
+        "grad_bias averaged over all",
+        lambda g, *a, **s: nth(right(g, *a, **s), 2, lambda y: y / g[:, 0].size),
+        ("gradient-averaged",),
+    )
+    yield Wrong(
+        op, "grad_weight of the first image", only(1, first_image), ("gradient-of-one-image",)
+    )
     yield Wrong(op, "grad_bias of the last image", only(2, last_image), ("gradient-of-one-image",))
     yield Wrong(op, "grad_bias 0", out(2, lambda g: 0 * g), ("gradient-times",))
     yield Wrong(op, "grad_weight twice", out(1, lambda g: 2 * g), ("gradient-times",))
     yield Wrong(op, "grad_x of the other sign", out(0, lambda g: -g), ("gradient-times",))
-    yield Wrong(op, "grad_x one pixel off", out(0, lambda g: np.pad(
-        g, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]), ("gradient-displaced",))
-    yield Wrong(op, "grad_x without its last row", out(0, lambda g: put(g, np.s_[:, :, -1], 0)), (
-        "gradient-border-missing",))
-    yield Wrong(op, "grad_x x (1 + 1e-6)", out(0, lambda g: (g * (1 + 1e-6)).astype(f32)), (
-        "outputs-scaled",))
-    yield Wrong(op, "grad_weight: one channel x (1 + 4e-6)", out(1, lambda g: put(
-        g, 3, 1 + 4e-6)), ("one-place-wrong", "channels-scaled"))
-    yield Wrong(op, "groups reversed in grad_x", with_weight_groups(right), (
-        "gradient-groups-permuted",))
-    yield Wrong(op, "weights in float16 in grad_x", with_weight(
-        lambda w: w.astype(np.float16).astype(f32)), ("fewer-bits",))
-    yield Wrong(op, "dilation ignored in grad_weight", _undilated(right), (
-        "gradient-dilation-ignored",))
+    yield Wrong(
+        op,
+        "grad_x one pixel off",
+        out(0, lambda g: np.pad(g, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]),
+        ("gradient-displaced",),
+    )
+    yield Wrong(
+        op,
+        "grad_x without its last row",
+        out(0, lambda g: put(g, np.s_[:, :, -1], 0)),
+        ("gradient-border-missing",),
+    )
+    yield Wrong(
+        op,
+        "grad_x x (1 + 1e-6)",
+        out(0, lambda g: (g * (1 + 1e-6)).astype(f32)),
+        ("outputs-scaled",),
+    )
+    yield Wrong(
+        op,
+        "grad_weight: one channel x (1 + 4e-6)",
+        out(1, lambda g: put(g, 3, 1 + 4e-6)),
+        ("one-place-wrong", "channels-scaled"),
+    )
+    yield Wrong(
+        op, "groups reversed in grad_x", with_weight_groups(right), ("gradient-groups-permuted",)
+    )
+    yield Wrong(
+        op,
+        "weights in float16 in grad_x",
+        with_weight(lambda w: w.astype(np.float16).astype(f32)),
+        ("fewer-bits",),
+    )
+    yield Wrong(
+        op, "dilation ignored in grad_weight", _undilated(right), ("gradient-dilation-ignored",)
+    )
     relu = "conv_bias_relu-backward"
     backward = functools.partial(torch_conv_backward, torch.float32)
     yield Wrong(relu, "no mask", lambda g, x, w, b, **s: right(g, x, w, **s), ("relu-gradient",))
-    yield Wrong(relu, "mask before the bias", lambda g, x, w, b, **s: backward(
-        g, x, w, 0 * b, **s), ("relu-gradient",))
-    yield Wrong(relu, "gradient rectified", lambda g, x, w, b, **s: right(
-        np.maximum(g, 0), x, w, **s), ("relu-gradient",))
-    yield Wrong(relu, "grad_bias without the mask", lambda g, x, w, b, **s: nth(
-        [t.numpy() for t in backward(g, x, w, b, **s)], 2, lambda _: g.sum((0, 2, 3))), (
-        "relu-gradient",))
+    yield Wrong(
+        relu,
+        "mask before the bias",
+        lambda g, x, w, b, **s: backward(g, x, w, 0 * b, **s),
+        ("relu-gradient",),
+    )
+    yield Wrong(
+        relu,
+        "gradient rectified",
+        lambda g, x, w, b, **s: right(np.maximum(g, 0), x, w, **s),
+        ("relu-gradient",),
+    )
+    yield Wrong(
+        relu,
+        "grad_bias without the mask",
+        lambda g, x, w, b, **s: nth(
+            [t.numpy() for t in backward(g, x, w, b, **s)], 2, lambda _: g.sum((0, 2, 3))
+        ),
+        ("relu-gradient",),
+    )
     yield Wrong(relu, "leaky by 0.01", _leaky_backward)
 
 
@@ -312,49 +405,121 @@ def _wrong_linear() -> Iterator[Wrong]:
     op = "linear"
     yield Wrong(op, "bias left out", lambda x, w, b: linear_loops(x, w, 0 * b))
     yield Wrong(op, "last feature lost", lambda x, w, b: linear_loops(x[:, :-1], w[:, :-1], b))
-    yield Wrong(op, "outputs x (1 + 1e-6)", lambda x, w, b: linear_loops(x, w, b) * f32(1 + 1e-6), (
-        "outputs-scaled",))
+    yield Wrong(
+        op,
+        "outputs x (1 + 1e-6)",
+        lambda x, w, b: linear_loops(x, w, b) * f32(1 + 1e-6),
+        ("outputs-scaled",),
+    )
     yield Wrong(op, "bias added by row", lambda x, w, b: x @ w.T + np.resize(b, len(x))[:, None])
     yield Wrong(op, "weights in bfloat16", lambda x, w, b: x @ kept(w, 8).T + b, ("weights-bf16",))
     back = "linear-backward"
-    yield Wrong(back, "grad_weight averaged", lambda g, x, w: (g @ w, g.T @ x / len(x), g.sum(0)), (
-        "gradient-averaged",))
-    yield Wrong(back, "grad_bias averaged", lambda g, x, w: (g @ w, g.T @ x, g.mean(0)), (
-        "gradient-averaged",))
-    yield Wrong(back, "grad_x twice", lambda g, x, w: (2 * (g @ w), g.T @ x, g.sum(0)), (
-        "gradient-times",))
+    yield Wrong(
+        back,
+        "grad_weight averaged",
+        lambda g, x, w: (g @ w, g.T @ x / len(x), g.sum(0)),
+        ("gradient-averaged",),
+    )
+    yield Wrong(
+        back,
+        "grad_bias averaged",
+        lambda g, x, w: (g @ w, g.T @ x, g.mean(0)),
+        ("gradient-averaged",),
+    )
+    yield Wrong(
+        back, "grad_x twice", lambda g, x, w: (2 * (g @ w), g.T @ x, g.sum(0)), ("gradient-times",)
+    )
     yield Wrong(back, "last image lost", lambda g, x, w: (g @ w, g[:-1].T @ x[:-1], g.sum(0)))
 
 
 def _wrong_norms() -> Iterator[Wrong]:
     op, right = "batch_norm", functools.partial(numpy_norm, "two passes")
-    yield Wrong(op, "eps 1e-3", changed(right, eps=lambda e: 1e-3 if e == 1e-5 else 1e-5), (
-        "eps-value", "batch-eps-value"))
-    yield Wrong(op, "eps left out", changed(right, eps=lambda e: 0.0), (
-        "eps-dropped", "eps-value", "batch-eps-value"))
-    yield Wrong(op, "eps outside the root", _outside, ("eps-outside-root", "batch-eps-outside-root"))
-    yield Wrong(op, "variance for deviation", _variance_for_deviation, (
-        "var-used-as-std", "variance-used-as-deviation"))
+    yield Wrong(
+        op,
+        "eps 1e-3",
+        changed(right, eps=lambda e: 1e-3 if e == 1e-5 else 1e-5),
+        ("eps-value", "batch-eps-value"),
+    )
+    yield Wrong(
+        op,
+        "eps left out",
+        changed(right, eps=lambda e: 0.0),
+        ("eps-dropped", "eps-value", "batch-eps-value"),
+    )
+    yield Wrong(
+        op, "eps outside the root", _outside, ("eps-outside-root", "batch-eps-outside-root")
+    )
+    yield Wrong(
+        op,
+        "variance for deviation",
+        _variance_for_deviation,
+        ("var-used-as-std", "variance-used-as-deviation"),
+    )
     yield Wrong(op, "unbiased variance", _unbiased, ("variance-unbiased",))
-    yield Wrong(op, "momentum reversed", changed(right, momentum=lambda m: 1 - m), (
-        "running-average-reversed",))
-    yield Wrong(op, "running variance biased", _running(2, lambda new, old, m, n: (
-        old + (new - old - m * 0) - m * ((new - (1 - m) * old) / m) / n)), ("running-variance-biased",))
-    yield Wrong(op, "running statistics unchanged", _running(1, lambda new, old, m, n: old), (
-        "running-average-unchanged",))
-    yield Wrong(op, "running mean replaced", _running(1, lambda new, old, m, n: (
-        (new - (1 - m) * old) / m)), ("running-average-is-the-batch",))
-    yield Wrong(op, "running mean unbiased", _running(1, lambda new, old, m, n: (
-        new + (new - (1 - m) * old) / (n - 1))), ("running-mean-unbiased",))
-    yield Wrong(op, "beta left out", changed(right, lambda x, g, b, m, v: (x, g, 0 * b, m, v)), (
-        "beta-ignored", "affine-ignored"))
-    yield Wrong(op, "gamma left out", changed(right, lambda x, g, b, m, v: (x, 0 * g + 1, b, m, v)), (
-        "gamma-ignored", "affine-ignored"))
-    yield Wrong(op, "batch statistics in evaluation", _always_training, (
-        "train-mode-batch-norm", "statistics-of-the-other-mode"))
+    yield Wrong(
+        op,
+        "momentum reversed",
+        changed(right, momentum=lambda m: 1 - m),
+        ("running-average-reversed",),
+    )
+    yield Wrong(
+        op,
+        "running variance biased",
+        _running(
+            2,
+            lambda new, old, m, n: old + (new - old - m * 0) - m * ((new - (1 - m) * old) / m) / n,
+        ),
+        ("running-variance-biased",),
+    )
+    yield Wrong(
+        op,
+        "running statistics unchanged",
+        _running(1, lambda new, old, m, n: old),
+        ("running-average-unchanged",),
+    )
+    yield Wrong(
+        op,
+        "running mean replaced",
+        _running(1, lambda new, old, m, n: (new - (1 - m) * old) / m),
+        ("running-average-is-the-batch",),
+    )
+    yield Wrong(
+        op,
+        "running mean unbiased",
+        _running(1, lambda new, old, m, n: new + (new - (1 - m) * old) / (n - 1)),
+        ("running-mean-unbiased",),
+    )
+    yield Wrong(
+        op,
+        "beta left out",
+        changed(right, lambda x, g, b, m, v: (x, g, 0 * b, m, v)),
+        ("beta-ignored", "affine-ignored"),
+    )
+    yield Wrong(
+        op,
+        "gamma left out",
+        changed(right, lambda x, g, b, m, v: (x, 0 * g + 1, b, m, v)),
+        ("gamma-ignored", "affine-ignored"),
+    )
+    yield Wrong(
+        op,
+        "batch statistics in evaluation",
+        _always_training,
+        ("train-mode-batch-norm", "statistics-of-the-other-mode"),
+    )
     yield Wrong(op, "instance norm", _instance, ("statistics-of-each-image",))
-    yield Wrong(op, "outputs x (1 + 1e-5)", changed(right, after=lambda y: (
-        nth(y, 0, lambda a: a * f32(1 + 1e-5)) if isinstance(y, tuple) else y * f32(1 + 1e-5))))
+    yield Wrong(
+        op,
+        "outputs x (1 + 1e-5)",
+        changed(
+            right,
+            after=lambda y: (
+                nth(y, 0, lambda a: a * f32(1 + 1e-5))
+                if isinstance(y, tuple)
+                else y * f32(1 + 1e-5)
+            ),
+        ),
+    )
 
 
 def _outside(x: Array, g: Array, b: Array, m: Array, v: Array, **s: Any) -> Any:
@@ -433,17 +598,40 @@ def _wrong_norm_backward() -> Iterator[Wrong]:
     yield Wrong(op, "mean's part missing", lost(0), ("through-mean-missing",))
     yield Wrong(op, "variance's part missing", lost(1), ("through-variance-missing",))
     no_gamma = lambda g, x, ga, m, v, **s: nth(  # noqa: E731
-        right(g, x, ga, m, v, **s), 0, lambda _: right(g, x, 0 * ga + 1, m, v, **s)[0])
+        right(g, x, ga, m, v, **s), 0, lambda _: right(g, x, 0 * ga + 1, m, v, **s)[0]
+    )
     yield Wrong(op, "gamma missing in grad_x", no_gamma, ("gradient-without-gamma",))
-    yield Wrong(op, "grad_beta averaged", lambda g, *a, **s: nth(
-        right(g, *a, **s), 2, lambda y: y / f32(g[:, 0].size)), ("gradient-averaged",))
-    yield Wrong(op, "grad_gamma twice", lambda *a, **s: nth(
-        right(*a, **s), 1, lambda y: 2 * y), ("gradient-times",))
-    yield Wrong(op, "grad_gamma not centred", lambda g, x, ga, m, v, **s: nth(
-        right(g, x, ga, m, v, **s), 1, lambda _: (g * x).sum((0, 2, 3)) / np.sqrt(
-            (x.var((0, 2, 3)) if s["training"] else v) + f32(s["eps"]))), ("gradient-of-gamma",))
-    yield Wrong(op, "eps 1e-3", changed(right, eps=lambda e: 1e-3 if e == 1e-5 else 1e-5), (
-        "batch-eps-value",))
+    yield Wrong(
+        op,
+        "grad_beta averaged",
+        lambda g, *a, **s: nth(right(g, *a, **s), 2, lambda y: y / f32(g[:, 0].size)),
+        ("gradient-averaged",),
+    )
+    yield Wrong(
+        op,
+        "grad_gamma twice",
+        lambda *a, **s: nth(right(*a, **s), 1, lambda y: 2 * y),
+        ("gradient-times",),
+    )
+    yield Wrong(
+        op,
+        "grad_gamma not centred",
+        lambda g, x, ga, m, v, **s: nth(
+            right(g, x, ga, m, v, **s),
+            1,
+            lambda _: (
+                (g * x).sum((0, 2, 3))
+                / np.sqrt((x.var((0, 2, 3)) if s["training"] else v) + f32(s["eps"]))
+            ),
+        ),
+        ("gradient-of-gamma",),
+    )
+    yield Wrong(
+        op,
+        "eps 1e-3",
+        changed(right, eps=lambda e: 1e-3 if e == 1e-5 else 1e-5),
+        ("batch-eps-value",),
+    )
 
 
 def _wrong_blocks() -> Iterator[Wrong]:
@@ -460,10 +648,22 @@ def _wrong_blocks() -> Iterator[Wrong]:
 
         return run
 
-    yield Wrong(op, "identity missing", but(rbr_identity__weight=lambda a: 0 * a,
-                                            rbr_identity__bias=lambda a: 0 * a), ("identity-missing",))
-    yield Wrong(op, "1x1 missing", but(rbr_1x1__bn__weight=lambda a: 0 * a,
-                                       rbr_1x1__bn__bias=lambda a: 0 * a), ("branch-1x1-missing", "branch-missing", "1x1-missing",))
+    yield Wrong(
+        op,
+        "identity missing",
+        but(rbr_identity__weight=lambda a: 0 * a, rbr_identity__bias=lambda a: 0 * a),
+        ("identity-missing",),
+    )
+    yield Wrong(
+        op,
+        "1x1 missing",
+        but(rbr_1x1__bn__weight=lambda a: 0 * a, rbr_1x1__bn__bias=lambda a: 0 * a),
+        (
+            "branch-1x1-missing",
+            "branch-missing",
+            "1x1-missing",
+        ),
+    )
     yield Wrong(op, "eps 1e-3", changed(right, eps=lambda e: 1e-3), ("eps-value",))
     yield Wrong(op, "running mean ignored", but(running_mean=lambda a: 0 * a), ("mean-ignored",))
     yield Wrong(op, "1x1 with noise 1e-4", but(rbr_1x1__conv__weight=lambda a: noisy(a, 1e-4)))
@@ -474,7 +674,9 @@ def _wrong_blocks() -> Iterator[Wrong]:
         return {**y, "grad_x": y["grad_x"] * 1.001}
 
     yield Wrong(back, "grad_x x 1.001", constant)
-    yield Wrong(back, "a branch sends nothing back", _no_identity_back, ("branch-gradient-missing",))
+    yield Wrong(
+        back, "a branch sends nothing back", _no_identity_back, ("branch-gradient-missing",)
+    )
     yield Wrong(back, "no mask", _unmasked, ("relu-gradient",))
 
 
@@ -491,7 +693,9 @@ def _block_detached(x: torch.Tensor, p: dict[str, torch.Tensor], **s: Any) -> to
     """The block whose 1x1 branch reads a copy of x."""
 
     def norm(z: torch.Tensor, name: str) -> torch.Tensor:
-        return F.batch_norm(z, None, None, p[f"{name}.weight"], p[f"{name}.bias"], True, 0.1, s["eps"])
+        return F.batch_norm(
+            z, None, None, p[f"{name}.weight"], p[f"{name}.bias"], True, 0.1, s["eps"]
+        )
 
     dense = F.conv2d(x, p["rbr_dense.conv.weight"], None, s["stride"], 1, 1, s["groups"])
     point = F.conv2d(x.detach(), p["rbr_1x1.conv.weight"], None, s["stride"], 0, 1, s["groups"])

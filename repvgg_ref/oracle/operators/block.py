@@ -121,9 +121,7 @@ def block_backward(
     that sends nothing back to x.
     """
     program, x = block_program(arrays, settings), np.asarray(arrays["x"], np.float64)
-    passes = {
-        name: _Forward(branch, x, settings, r) for name, branch in program.branches.items()
-    }
+    passes = {name: _Forward(branch, x, settings, r) for name, branch in program.branches.items()}
     total = added([each.output(r) for each in passes.values()], r)
     grad_y = np.asarray(arrays["grad_y"], np.float64)
     if grad_y.shape != total.value.shape:

@@ -61,6 +61,7 @@ def _groups_reversed(weight: Array, groups: int) -> Array:
 
 def _with_weight(call: Call, change: Callable[[Array], Array]) -> Callable[[], dict[str, Array]]:
     """A convolution's gradients with another kernel, masks as they were."""
+
     def outputs() -> dict[str, Array]:
         plain = replace(call, operator=OPERATORS["conv2d-backward"], finish=None)
         return plain.but({"weight": change(call.arrays["weight"])}).outputs()
@@ -76,7 +77,9 @@ def _with_weight(call: Call, change: Callable[[Array], Array]) -> Callable[[], d
 def kernel_not_rotated(site: CallSite) -> CallVariants:
     call = site.program
     if _has_kernel(call) and call.name == "conv2d-backward":
-        yield Variant(with_outputs_of(call, _with_weight(call, lambda w: w[:, :, ::-1, ::-1]), "grad_x"))
+        yield Variant(
+            with_outputs_of(call, _with_weight(call, lambda w: w[:, :, ::-1, ::-1]), "grad_x")
+        )
 
 
 @bug(
@@ -223,7 +226,9 @@ def of_one_image(site: CallSite) -> CallVariants:
         only[which] = call.arrays["grad_y"][which]
         for name in _GRADIENTS:
             detail = f"{words_for(name)} (the {'first' if which == 0 else 'last'})"
-            yield Variant(with_outputs_of(call, call.but({"grad_y": only}).outputs, name), detail=detail)
+            yield Variant(
+                with_outputs_of(call, call.but({"grad_y": only}).outputs, name), detail=detail
+            )
 
 
 @bug(
@@ -250,7 +255,9 @@ def relu_gradient(site: CallSite) -> CallVariants:
     call = site.program
     if call.name == "conv_bias_relu-backward":
         plain = replace(call, operator=OPERATORS["conv2d-backward"], finish=None)
-        yield Variant(with_outputs_of(call, plain.outputs, *_GRADIENTS), detail="the ReLU lets all pass")
+        yield Variant(
+            with_outputs_of(call, plain.outputs, *_GRADIENTS), detail="the ReLU lets all pass"
+        )
         no_bias = call.but({"bias": np.zeros_like(call.arrays["bias"])})
         detail = "the ReLU's mask is taken before the bias is added"
         yield Variant(with_outputs_of(call, no_bias.outputs, *_GRADIENTS), detail=detail)
@@ -318,7 +325,9 @@ def other_mode(site: CallSite) -> CallVariants:
     names = [n for n in call.output_names if not n.startswith("running")]
     training = call.settings["training"]
     other = call.but(training=not training)
-    yield Variant(with_outputs_of(call, other.outputs, *names), detail="running" if training else "batch's")
+    yield Variant(
+        with_outputs_of(call, other.outputs, *names), detail="running" if training else "batch's"
+    )
 
 
 @bug(
@@ -366,7 +375,11 @@ def gradient_of_gamma(site: CallSite) -> CallVariants:
     if call.name != "batch_norm-backward":
         return
     training = call.settings["training"]
-    mean, var = batch_mean_and_var(call) if training else (call.arrays["running_mean"], call.arrays["running_var"])
+    mean, var = (
+        batch_mean_and_var(call)
+        if training
+        else (call.arrays["running_mean"], call.arrays["running_var"])
+    )
     std = np.sqrt(np.asarray(var, np.float64) + call.settings["eps"])
     beta = call.outputs()["grad_beta"]
     yield Variant(call.then(grad_gamma=lambda g: g + mean / std * beta), detail="ignores the mean")

@@ -265,4 +265,3 @@ def output_shape(call: Call) -> tuple[int, ...]:
 def _scaled(values: Array, factor: float) -> Array:
     """Times the nearest power of two, which no format rounds."""
     return values * 2.0 ** np.rint(np.log2(factor))
-

@@ -131,9 +131,7 @@ class Judged:
         """The same by a faster way to convolve, if its bound and its tests hold."""
         error = check.error
         assert error is not None
-        ways = fast_ways(
-            self.call, check.name, self.certified, self.precision, exact=self.exact
-        )
+        ways = fast_ways(self.call, check.name, self.certified, self.precision, exact=self.exact)
         for words, bound, unit in ways:
             tests = two_tests(error, unit) if check.tests.outputs else check.tests
             if (np.abs(error) <= bound).all() and tests.is_passed:
@@ -285,7 +283,9 @@ _BIASED = "look for a constant, or a sum that starts from something else than 0"
 def _not_finite(name: str, got: Array, right: Array) -> Finding:
     lost = ~np.isfinite(got)
     says = f"{lost.mean():.1%} of {name} are NaN or infinite"
-    overflow = bool(np.abs(right[lost]).min() > _HALF_RANGE[1]) if got.shape == right.shape else False
+    overflow = (
+        bool(np.abs(right[lost]).min() > _HALF_RANGE[1]) if got.shape == right.shape else False
+    )
     bug = "fp16-overflow" if overflow else "not-finite"
     advice = "look for a division by zero, a root of a negative variance, or unwritten memory"
     return Finding(bug, name, float(lost.mean()), 0.5, float(lost.mean()), says, advice)

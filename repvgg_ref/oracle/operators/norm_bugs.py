@@ -144,7 +144,11 @@ def momentum_reversed(site: CallSite) -> CallVariants:
 def running_biased(site: CallSite) -> CallVariants:
     call = site.program
     if call.name == "batch_norm" and call.settings["training"]:
-        part = call.settings["momentum"] * batch_mean_and_var(call)[1] / max(call.arrays["x"][:, 0].size - 1, 1)
+        part = (
+            call.settings["momentum"]
+            * batch_mean_and_var(call)[1]
+            / max(call.arrays["x"][:, 0].size - 1, 1)
+        )
         yield Variant(call.then(running_var=lambda v: v - part))
 
 
@@ -156,7 +160,11 @@ def running_biased(site: CallSite) -> CallVariants:
 def running_mean_unbiased(site: CallSite) -> CallVariants:
     call = site.program
     if call.name == "batch_norm" and call.settings["training"]:
-        part = call.settings["momentum"] * batch_mean_and_var(call)[0] / max(call.arrays["x"][:, 0].size - 1, 1)
+        part = (
+            call.settings["momentum"]
+            * batch_mean_and_var(call)[0]
+            / max(call.arrays["x"][:, 0].size - 1, 1)
+        )
         yield Variant(call.then(running_mean=lambda m: m + part))
 
 

@@ -125,9 +125,7 @@ def normalised_backward(
     return NormGrads(finished(value, error, unit), gamma_grad, beta)
 
 
-def _sum_of_products(
-    grad: Approx, x_hat: Array, off: Array, size: Array, r: Rounding
-) -> Approx:
+def _sum_of_products(grad: Approx, x_hat: Array, off: Array, size: Array, r: Rounding) -> Approx:
     """``sum(g x_hat)``, also as ``inv_std (sum(g x) - mean sum(g))``: (C,)."""
     n = x_hat[:, 0].size
     growth = r.sums(n + 5) + r.precision.u_input
@@ -157,7 +155,9 @@ def _size_of_roundings(size: Array, value: Array, r: Rounding) -> Array:
     """Six roundings in registers and `_WRITES` writes, of numbers of such a size."""
     p = r.precision
     unit = np.sqrt(6) * p.u_accumulate * size
-    return np.asarray(np.hypot(unit, np.sqrt(_WRITES) * p.u_store * np.maximum(size, np.abs(value))))
+    return np.asarray(
+        np.hypot(unit, np.sqrt(_WRITES) * p.u_store * np.maximum(size, np.abs(value)))
+    )
 
 
 def _on(vector: Array) -> Array:

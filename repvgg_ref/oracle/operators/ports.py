@@ -96,7 +96,9 @@ def _written(folder: Path, i: int, name: str) -> Answer:
     except (OSError, ValueError):
         raise CandidateFailure(f"{name}: ended with a damaged result") from None
     kind = result["precisions"][i]
-    return Answer(outputs, None if kind is None else str(kind), tuple(map(sanitize, result["notes"])))
+    return Answer(
+        outputs, None if kind is None else str(kind), tuple(map(sanitize, result["notes"]))
+    )
 
 
 def ask(function: Callable[..., Any], call: Call) -> Answer:
@@ -120,9 +122,7 @@ def ask(function: Callable[..., Any], call: Call) -> Answer:
     return _answer(_with_updates(result, given, call), notes)
 
 
-def _called(
-    function: Callable[..., Any], given: list[Any], call: Call, notes: list[str]
-) -> Any:
+def _called(function: Callable[..., Any], given: list[Any], call: Call, notes: list[str]) -> Any:
     try:
         return function(*given, **call.settings)
     except (TypeError, AttributeError):

@@ -82,8 +82,11 @@ def dot(product: Product, a: Approx, b: Approx, r: Rounding, start: Array | None
         What the sum starts from or ends with: the bias.
     """
     p = r.precision
+    value = product(a.value, b.value)
+    if p.u_accumulate == 0:  # arithmetic that does not round
+        return exact(value if start is None else value + start)
     x, w = np.abs(a.value), np.abs(b.value)
-    value, size = product(a.value, b.value), product(x, w)
+    size = product(x, w)
     terms = float(product(np.ones_like(x), np.ones_like(w)).max(initial=0))
     wider = product(x + a.error + p.tiny, w + b.error + p.tiny) - size
     energy = np.sqrt(product(x**2, w**2))

@@ -53,7 +53,7 @@ def two_tests(error: Array, unit: Array, *, fewest: int = _FEWEST) -> Tests:
 
 
 def rounding_direction(error: Array, value: Array) -> str:
-    """"down", "up" or "toward zero" if nearly all errors go there; else ""."""
+    """ "down", "up" or "toward zero" if nearly all errors go there; else ""."""
     wrong = (error != 0) & (value != 0)
     if wrong.sum() < _FEWEST:
         return ""

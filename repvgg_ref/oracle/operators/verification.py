@@ -27,7 +27,7 @@ from weights_io import sanitize
 
 PortLike = Callable[..., Any] | str | Path | Mapping[str, Array]
 
-_MOST_DIAGNOSED = 4  # calls that are explained
+_MOST_DIAGNOSED = 3  # calls that are explained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,11 +226,17 @@ def _judge(
 
 def _compared(asked: Asked, precision: Precision) -> list[Judged]:
     """Integers first: what a port is on them says how it may compute the rest."""
-    whole = [Judged(call, answer, precision) for call, answer in asked if call.integers]
-    told = [check.exact for each in whole for check in each.checks if check.exact is not None]
+    whole = {
+        i: Judged(call, answer, precision)
+        for i, (call, answer) in enumerate(asked)
+        if call.integers
+    }
+    told = [check.exact for each in whole.values() for check in each.checks]
+    told = [exact for exact in told if exact is not None]
     exact = all(told) if told else None
-    return whole + [
-        Judged(call, answer, precision, exact) for call, answer in asked if not call.integers
+    return [
+        whole[i] if i in whole else Judged(call, answer, precision, exact)
+        for i, (call, answer) in enumerate(asked)
     ]
 
 

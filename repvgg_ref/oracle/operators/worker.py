@@ -29,9 +29,7 @@ def main(folder: Path) -> None:
     result: dict[str, Any]
     try:
         function = imported(task["callable"])
-        answers = [
-            _one(folder, i, function, each) for i, each in enumerate(task["calls"])
-        ]
+        answers = [_one(folder, i, function, each) for i, each in enumerate(task["calls"])]
         notes = list(dict.fromkeys(note for answer in answers for note in answer.notes))
         result = {"precisions": [answer.precision for answer in answers], "notes": notes}
     except CandidateFailure as failure:
