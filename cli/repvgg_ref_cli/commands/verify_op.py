@@ -13,8 +13,7 @@ from repvgg_ref_cli.options import debug_option, json_option, print_json
 if TYPE_CHECKING:
     from repvgg_ref.oracle.report import Report
 
-# As in `repvgg_ref.oracle.operators.catalogue` and `oracle.bounds.precision`, which are too heavy to
-# import for --help.
+# As in `operators.catalogue` and `bounds.precision` of the oracle, too heavy to import for --help.
 OPERATORS = tuple(
     name + way
     for name in ("conv2d", "conv_bias_relu", "linear", "batch_norm", "repvgg_block")

@@ -12,17 +12,16 @@ from repvgg_ref.errors import ShapeError
 from repvgg_ref.oracle.bounds.block import Bound
 from repvgg_ref.oracle.bounds.comparison import diagnosis_bound
 from repvgg_ref.oracle.bounds.precision import Precision
-from repvgg_ref.oracle.bugs import Bug, Site
-from repvgg_ref.oracle.bugs.base import library, planted
+from repvgg_ref.oracle.bugs import Site
+from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.diagnosis.evidence import Evidence, LayerEvidence
 from repvgg_ref.oracle.diagnosis.ranking import Observation, Trial
-from repvgg_ref.oracle.operators import bugs, norm_bugs
+from repvgg_ref.oracle.operators.bugs import CALL_BUGS
 from repvgg_ref.oracle.operators.operator import Call, Expected
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.program import Program, layer_output
 from repvgg_ref.oracle.report import Finding
 
-CALL_BUGS: tuple[Bug[Call], ...] = library(bugs, norm_bugs)
 _FAR = 1e300  # the bound of numbers that are no outputs
 
 

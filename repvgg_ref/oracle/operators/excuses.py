@@ -1,4 +1,4 @@
-"""Right ways to convolve that do not sum products: Winograd's and Fourier's, whose errors are wider.
+"""Right ways to convolve that do not sum products, and err more: Winograd's and Fourier's.
 
 They are looked for only where a port is beyond the bound of sums *and* inexact on integers, which
 sums are not, so that no wrong sum is excused by them.
@@ -23,8 +23,8 @@ from repvgg_ref.oracle.operators.rounding import Product
 # error of the twiddle factors (Higham, theorem 24.2): 8 u with mu = u. Three of them, and the
 # products; lengths that are no powers of 2 pay three times the logarithm.
 _TRANSFORMS, _STAGE = 3, 3 * 8
-# F(2 x 2, 3 x 3): no row of a transform has more than three entries, none above 1, so that a product
-# is counted at most 3 x 3 times as large as in a sum (Lavin & Gray, equation 8).
+# F(2 x 2, 3 x 3): no row of a transform has more than three entries, none above 1, so that a
+# product is counted at most 3 x 3 times as large as in a sum (Lavin & Gray, equation 8).
 _WINOGRAD_2 = 9
 _NEAR_BORDERS = 4  # an output in the corner meets a quarter of the taps, with strides fewer
 

@@ -13,9 +13,9 @@ from repvgg_ref.oracle.bugs import HEAD_BUGS, LAYER_BUGS
 from repvgg_ref.oracle.bugs.base import round_to_bits
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape, hidden_bugs
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
+from repvgg_ref.oracle.operators.bugs import CALL_BUGS
 from repvgg_ref.oracle.operators.convolution import conv_program
 from repvgg_ref.oracle.operators.evidence import (
-    CALL_BUGS,
     CallEvidence,
     channel_axis,
     layer_evidence,
@@ -192,7 +192,7 @@ class Judged:
         height, width = program.output_size(*x.shape[2:])
         rows, columns = np.divmod(np.arange(height * width), width)
         patches = program.gather(x, rows, columns)  # (N, P, C, Kh, Kw)
-        n, p, c = patches.shape[:3]
+        n, p = patches.shape[:2]
         g = program.groups
         met = patches.reshape(n * p, g, -1).transpose(1, 2, 0)  # (G, K, N*P)
         errors = check.error.transpose(1, 0, 2, 3).reshape(len(program.fused_kernel().bias), -1)

@@ -1,4 +1,4 @@
-"""Asking a port: a callable here, ``module:callable`` in a child process, or arrays dumped before."""
+"""Asking a port: a callable here, ``module:callable`` in a child process, or a dump."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ error"): with errors in units of the largest single rounding of each of T output
 
 Derivation. A rounding to nearest errs by at most its unit, uniformly: mean square 1/3; K
 independent ones add up to K/3, and 0.4 leaves a fifth for what is not quite so. The sum over T
-outputs then has a standard deviation of at most sqrt(K T / 3), of which 2 sqrt(K T) is 3.5. Here the
-unit of an output holds its K already (`Approx.unit`), and what is written to memory too, so K is 1.
+outputs then has a standard deviation of at most sqrt(K T / 3), of which 2 sqrt(K T) is 3.5. Here
+an output's unit holds its K already (`Approx.unit`), and what is written to memory, so K is 1.
 Units count magnitudes where roundings are of partial sums, so right ports use a small part.
 """
 
@@ -53,7 +53,7 @@ def two_tests(error: Array, unit: Array, *, fewest: int = _FEWEST) -> Tests:
 
 
 def rounding_direction(error: Array, value: Array) -> str:
-    """ "down", "up" or "toward zero" if nearly all errors go there; else ""."""
+    """Where most errors go, "down", "up" or "toward zero"; empty if nowhere."""
     wrong = (error != 0) & (value != 0)
     if wrong.sum() < _FEWEST:
         return ""

@@ -1,4 +1,4 @@
-"""What the page on machine-written kernels shows is what happens, and its table is the catalogue."""
+"""The page on machine-written kernels shows what happens, and its table is the catalogue."""
 
 from __future__ import annotations
 

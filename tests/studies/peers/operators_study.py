@@ -22,8 +22,10 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.operators.verification import verify_op
-from tests.peers.right_operators import im2col, numpy_conv_backward, right_operators, winograd
-from tests.peers.wrong_operators import noisy, put, wrong_operators
+from tests.peers.right_convolutions import im2col, numpy_conv_backward, winograd
+from tests.peers.right_operators import right_operators
+from tests.peers.wrong_convolutions import noisy, put
+from tests.peers.wrong_operators import wrong_operators
 
 RESULTS = Path(__file__).parent / "results"
 STRENGTHS = tuple(10.0 ** (-k / 2) for k in range(4, 16))

@@ -1,13 +1,8 @@
-"""What ports of gradients and of training-mode batch norm get wrong; forward passes of blocks,
-convolutions and heads have the library of `oracle.bugs`.
-
-A bug makes a wrong `Call` of a right one: other arrays or settings for one of its outputs, or an
-output changed afterwards.
-"""
+"""What ports of gradients get wrong: a convolution's, a linear layer's, a block's, a ReLU's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,39 +10,20 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.errors import ShapeError
-from repvgg_ref.oracle.bugs.base import Site, Variant, bug, round_to_bits
-from repvgg_ref.oracle.operators.block import block_backward, block_program
+from repvgg_ref.oracle.bugs.base import Variant, bug, round_to_bits
+from repvgg_ref.oracle.operators.block import block_program
+from repvgg_ref.oracle.operators.bugs.base import (
+    CallSite,
+    CallVariants,
+    with_outputs_of,
+    words_for,
+    wrong_block,
+)
 from repvgg_ref.oracle.operators.catalogue import OPERATORS
 from repvgg_ref.oracle.operators.convolution import pair
-from repvgg_ref.oracle.operators.norms import batch_statistics, given_statistics
-from repvgg_ref.oracle.operators.operator import EXACT, Call
-from repvgg_ref.oracle.operators.rounding import read
-
-CallSite = Site[Call]
-CallVariants = Iterator[Variant[Call]]
+from repvgg_ref.oracle.operators.operator import Call
 
 _GRADIENTS = ("grad_x", "grad_weight", "grad_bias")
-
-
-def with_outputs_of(call: Call, other: Callable[[], dict[str, Array]], *names: str) -> Call:
-    """`call` with some outputs of another; as it is where that has no outputs of these shapes."""
-    before = call.finish
-
-    def finish(outputs: dict[str, Array]) -> dict[str, Array]:
-        outputs = outputs if before is None else before(outputs)
-        try:
-            wrong = other()
-        except ShapeError:
-            return outputs
-        return {n: wrong[n] if n in names else y for n, y in outputs.items()}
-
-    return replace(call, finish=finish)
-
-
-def words_for(name: str) -> str:
-    """An output's name in a sentence."""
-    return name.replace("grad_", "gradient of ") if name.startswith("grad_") else name
 
 
 def _has_kernel(call: Call) -> bool:
@@ -269,7 +245,7 @@ def relu_gradient(site: CallSite) -> CallVariants:
             detail = f"the ReLU is missing in the {words_for(name)}"
             yield Variant(with_outputs_of(call, plain.outputs, name), detail=detail)
     if call.name == "repvgg_block-backward":
-        yield Variant(_block(call, relu=False), detail="the ReLU lets all pass")
+        yield Variant(wrong_block(call, relu=False), detail="the ReLU lets all pass")
 
 
 @bug(
@@ -281,124 +257,7 @@ def branch_missing(site: CallSite) -> CallVariants:
     call = site.program
     if call.name == "repvgg_block-backward":
         for name in block_program(call.arrays, call.settings).branches:
-            yield Variant(_block(call, left_out=name), detail=name)
-
-
-def _block(call: Call, **wrong: Any) -> Call:
-    return replace(call, operator=replace(call.operator, expect=partial(block_backward, **wrong)))
-
-
-@bug(
-    "statistics-constant",
-    says="mean and variance are taken as constants in the backward pass",
-    advice="subtract mean(g) and x_hat mean(g x_hat): the batch's statistics depend on x",
-)
-def statistics_constant(site: CallSite) -> CallVariants:
-    call = site.program
-    if call.name == "repvgg_block-backward":
-        yield Variant(_block(call, through_statistics=False))
-    if call.name == "batch_norm-backward" and call.settings["training"]:
-        seen = batch_mean_and_var(call)
-        yield Variant(with_outputs_of(call, _fixed(call, *seen).outputs, "grad_x"))
-
-
-def batch_mean_and_var(call: Call) -> tuple[Array, Array]:
-    """The batch's mean and biased variance, (C,) each."""
-    seen = batch_statistics(read(call.arrays["x"], EXACT), 0.0, EXACT)
-    return seen.mean.value, seen.var.value
-
-
-def _fixed(call: Call, mean: Array, var: Array) -> Call:
-    """The same in evaluation mode, with these statistics."""
-    return call.but({"running_mean": mean, "running_var": var}, training=False)
-
-
-@bug(
-    "statistics-of-the-other-mode",
-    says="it uses the {detail} statistics",
-    advice="training mode normalises by the batch, evaluation mode by the running averages",
-)
-def other_mode(site: CallSite) -> CallVariants:
-    call = site.program
-    if not call.name.startswith("batch_norm") or "running_mean" not in call.arrays:
-        return
-    names = [n for n in call.output_names if not n.startswith("running")]
-    training = call.settings["training"]
-    other = call.but(training=not training)
-    yield Variant(
-        with_outputs_of(call, other.outputs, *names), detail="running" if training else "batch's"
-    )
-
-
-@bug(
-    "through-mean-missing",
-    says="the gradient through the batch's mean is left out",
-    advice="subtract mean(g) over N, H, W",
-)
-def through_mean_missing(site: CallSite) -> CallVariants:
-    call = site.program
-    if call.name == "batch_norm-backward" and call.settings["training"]:
-        yield Variant(_without(call, "grad_beta"))
-
-
-@bug(
-    "through-variance-missing",
-    says="the gradient through the batch's variance is left out",
-    advice="subtract x_hat times mean(g x_hat) over N, H, W",
-)
-def through_variance_missing(site: CallSite) -> CallVariants:
-    call = site.program
-    if call.name == "batch_norm-backward" and call.settings["training"]:
-        yield Variant(_without(call, "grad_gamma"))
-
-
-def _without(call: Call, term: str) -> Call:
-    """grad_x without the part that goes through one of the two sums."""
-    outputs, (mean, var) = call.outputs(), batch_mean_and_var(call)
-    inv_std = 1 / np.sqrt(var + call.settings["eps"])
-    t = np.asarray(call.arrays["gamma"], np.float64) * inv_std
-    x = np.asarray(call.arrays["x"], np.float64)
-    part = outputs[term] * t / x[:, 0].size
-    back = np.broadcast_to(part[:, None, None], x.shape)
-    if term == "grad_gamma":
-        back = back * (x - mean[:, None, None]) * inv_std[:, None, None]
-    return call.then(grad_x=lambda g: g + back)
-
-
-@bug(
-    "gradient-of-gamma",
-    says="the gradient of gamma {detail}",
-    advice="grad_gamma = sum(g x_hat), x_hat = (x - mean) / sqrt(var + eps)",
-)
-def gradient_of_gamma(site: CallSite) -> CallVariants:
-    call = site.program
-    if call.name != "batch_norm-backward":
-        return
-    training = call.settings["training"]
-    mean, var = (
-        batch_mean_and_var(call)
-        if training
-        else (call.arrays["running_mean"], call.arrays["running_var"])
-    )
-    std = np.sqrt(np.asarray(var, np.float64) + call.settings["eps"])
-    beta = call.outputs()["grad_beta"]
-    yield Variant(call.then(grad_gamma=lambda g: g + mean / std * beta), detail="ignores the mean")
-    yield Variant(call.then(grad_gamma=lambda g: g * std), detail="is not divided by the deviation")
-    yield Variant(call.then(grad_gamma=lambda g: g / std), detail="is divided by the variance")
-    gamma = call.arrays["gamma"]
-    yield Variant(call.then(grad_gamma=lambda g: g * gamma), detail="is multiplied by gamma")
-
-
-@bug(
-    "gradient-without-gamma",
-    says="the gradient of x is not multiplied by gamma",
-    advice="grad_x = gamma / sqrt(var + eps) (...)",
-)
-def without_gamma(site: CallSite) -> CallVariants:
-    call = site.program
-    if call.name == "batch_norm-backward":
-        one = np.ones_like(call.arrays["gamma"])
-        yield Variant(with_outputs_of(call, call.but({"gamma": one}).outputs, "grad_x"))
+            yield Variant(wrong_block(call, left_out=name), detail=name)
 
 
 @bug(

@@ -1,4 +1,4 @@
-"""What ports of batch norm get wrong in training mode: its statistics, eps, and running averages."""
+"""What ports of batch norm get wrong in training mode: statistics, eps, running averages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bugs.base import Variant, bug
-from repvgg_ref.oracle.operators.bugs import (
+from repvgg_ref.oracle.operators.bugs.base import (
     CallSite,
     CallVariants,
     batch_mean_and_var,
