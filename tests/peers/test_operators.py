@@ -21,14 +21,14 @@ from tests.studies.peers.operators_study import RESULTS  # noqa: E402
 
 
 @pytest.mark.few(8)
-@pytest.mark.parametrize("port", right_operators(), ids=lambda p: f"{p.operator}, {p.name}")
+@pytest.mark.parametrize("port", list(right_operators()), ids=lambda p: f"{p.operator}, {p.name}")
 def test_a_right_operator_is_not_accused(port: Right) -> None:
     report = verify_op(port.operator, port.port, precision=port.precision, seed=1000)
     assert report.verdict == "agree", report.reason
 
 
 @pytest.mark.few(8)
-@pytest.mark.parametrize("port", wrong_operators(), ids=lambda p: f"{p.operator}, {p.name}")
+@pytest.mark.parametrize("port", list(wrong_operators()), ids=lambda p: f"{p.operator}, {p.name}")
 def test_a_wrong_operator_is_caught_and_called_by_its_name(port: Wrong) -> None:
     report = verify_op(port.operator, port.port)
     assert report.verdict == "disagree", report.reason
