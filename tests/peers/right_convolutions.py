@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -110,7 +111,7 @@ def split_k(x: Array, w: Array, b: Array, **s: Any) -> Array:
     rows = w.reshape(g, len(w) // g, -1)
     middle = c.shape[2] // 2
     y = rows[..., :middle] @ c[:, :, :middle] + rows[..., middle:] @ c[:, :, middle:]
-    return y.reshape(len(x), len(w), *out_size(x, w, s)) + b[:, None, None]
+    return np.asarray(y.reshape(len(x), len(w), *out_size(x, w, s)) + b[:, None, None])
 
 
 def half_sums(x: Array, w: Array, b: Array, **s: Any) -> Array:
@@ -118,7 +119,7 @@ def half_sums(x: Array, w: Array, b: Array, **s: Any) -> Array:
 
 
 def tf32(x: Array, w: Array, b: Array, **s: Any) -> Array:
-    return im2col(np.float32, *(_cut(a, 13) for a in (x, w)), b, **s)
+    return im2col(np.float32, _cut(x, 13), _cut(w, 13), b, **s)
 
 
 def _cut(a: Array, bits: int) -> Array:
@@ -145,7 +146,7 @@ def fourier(x: Array, w: Array, b: Array, **s: Any) -> Array:
     )
     y = scipy.fft.irfft2((fx * fw).sum(axis=3), size).reshape(len(x), len(w), *size)
     ho, wo = (n - k + 1 for n, k in zip(size, kernel.shape[2:], strict=True))
-    return (y[:, :, :ho:sh, :wo:sw] + b[:, None, None]).astype(np.float32)
+    return np.asarray(y[:, :, :ho:sh, :wo:sw] + b[:, None, None], np.float32)
 
 
 POINTS: dict[int, tuple[Point, ...]] = {
@@ -174,7 +175,8 @@ def winograd(m: int, x: Array, w: Array, b: Array, **s: Any) -> Array:
     p = np.einsum("gocij,ngcrsij->ngorsij", u, v, optimize=False)
     y = a.T @ p @ a
     y = y.reshape(len(x), len(w), rows, cols, m, m).transpose(0, 1, 2, 4, 3, 5)
-    return y.reshape(len(x), len(w), rows * m, cols * m)[:, :, :ho, :wo] + b[:, None, None]
+    y = y.reshape(len(x), len(w), rows * m, cols * m)[:, :, :ho, :wo]
+    return np.asarray(y + b[:, None, None])
 
 
 def onnxruntime_conv(relu: bool, x: Array, w: Array, b: Array, **s: Any) -> Array:
@@ -189,8 +191,7 @@ def onnxruntime_conv(relu: bool, x: Array, w: Array, b: Array, **s: Any) -> Arra
 
 
 def openvino_conv(relu: bool, x: Array, w: Array, b: Array, **s: Any) -> Array:
-    import openvino
-
+    openvino: Any = importlib.import_module("openvino")
     core = openvino.Core()
     model = core.read_model(_conv_graph(relu, x, w, b, s))
     hint = {"INFERENCE_PRECISION_HINT": "f32"}

@@ -101,13 +101,15 @@ def moments(way: str, x: Array) -> tuple[Array, Array]:
     f, flat = np.float32, x.transpose(1, 0, 2, 3).reshape(x.shape[1], -1)
     n = f(flat.shape[1])
     if way == "welford":
-        mean, rest = np.zeros(len(flat), f), np.zeros(len(flat), f)
+        start = np.zeros(len(flat), f)
+        mean: Array = start
+        rest: Array = start
         for k in range(flat.shape[1]):
             delta = flat[:, k] - mean
             mean = mean + delta / f(k + 1)
             rest = rest + delta * (flat[:, k] - mean)
         return mean, rest / n
-    mean = flat.sum(axis=1) / n
+    mean = np.asarray(flat.sum(axis=1) / n)
     if way == "one pass":
         return mean, np.maximum((flat * flat).sum(axis=1) / n - mean * mean, f(0))
     centred = flat - mean[:, None]

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.peers
 
 from repvgg_ref.oracle.operators.verification import verify_op  # noqa: E402 - needs torch
 from tests.peers.right_operators import Right, right_operators  # noqa: E402
-from tests.peers.wrong_operators import Wrong, wrong_operators  # noqa: E402
+from tests.peers.wrong_convolutions import Wrong  # noqa: E402
+from tests.peers.wrong_operators import wrong_operators  # noqa: E402
 from tests.studies.peers.operators_study import RESULTS  # noqa: E402
 
 

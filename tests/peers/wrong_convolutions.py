@@ -65,7 +65,7 @@ def nth(outputs: Any, index: int, change: Callable[[Array], Array]) -> tuple[Arr
 
 def kept(a: Array, bits: int) -> Array:
     mantissa, exponent = np.frexp(a.astype(np.float64))
-    return np.ldexp(np.rint(mantissa * 2.0**bits), exponent - bits).astype(f32)
+    return np.asarray(np.ldexp(np.rint(mantissa * 2.0**bits), exponent - bits), f32)
 
 
 def noisy(a: Array, size: float) -> Array:

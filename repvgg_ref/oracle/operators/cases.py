@@ -93,7 +93,7 @@ def _fills(extremes: bool, *, exact: bool) -> dict[str, Fill]:
 
 def _conv_settings(fixed: Mapping[str, Any], shapes: Shapes) -> Iterator[dict[str, Any]]:
     """Settings that no bug of geometry survives, the plain 3x3 first."""
-    usual = (
+    usual: tuple[dict[str, Any], ...] = (
         {"stride": 1, "padding": 1, "dilation": 1, "groups": 1},
         {"stride": 2, "padding": 1, "dilation": 1, "groups": 1},
         {"stride": 1, "padding": 2, "dilation": 2, "groups": 1},
@@ -185,6 +185,7 @@ def _blocks(
 ) -> Iterator[Call]:
     if extremes:
         return
+    usual: tuple[tuple[int, int, int, int], ...]
     usual = ((8, 8, 1, 1), (6, 10, 2, 1), (8, 8, 1, 2))
     if "weight" in shapes:
         out, per_group = shapes["weight"][:2]
@@ -201,7 +202,7 @@ def _blocks(
 
 def _block_arrays(spec: BlockSpec, rng: np.random.Generator) -> dict[str, Array]:
     """A block's arrays under their official names, as trained networks have them."""
-    drawn = {
+    drawn: dict[str, Callable[[tuple[int, ...]], Array]] = {
         "gamma": lambda shape: rng.uniform(0.4, 1.3, shape) * rng.choice([-1, 1, 1, 1], shape),
         "beta": lambda shape: rng.normal(0, 0.3, shape),
         "running_mean": lambda shape: rng.normal(0, 0.3, shape),
@@ -264,4 +265,4 @@ def output_shape(call: Call) -> tuple[int, ...]:
 
 def _scaled(values: Array, factor: float) -> Array:
     """Times the nearest power of two, which no format rounds."""
-    return values * 2.0 ** np.rint(np.log2(factor))
+    return np.asarray(values * 2.0 ** np.rint(np.log2(factor)))

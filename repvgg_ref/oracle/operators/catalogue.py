@@ -62,7 +62,8 @@ def _linear_backward(arrays: Arrays, settings: Settings, r: Rounding) -> Expecte
 
 
 def _linear_program(arrays: Arrays, settings: Settings) -> Any:
-    return HeadProgram(*(np.asarray(arrays[n], np.float64) for n in ("weight", "bias")), name="y")
+    weight, bias = _vectors(arrays, "weight", "bias")
+    return HeadProgram(weight, bias, name="y")
 
 
 def _batch_norm(arrays: Arrays, settings: Settings, r: Rounding) -> Expected:

@@ -29,7 +29,7 @@ def pair(value: object) -> Pair:
     if isinstance(value, tuple | list):
         height, width = value
         return int(height), int(width)
-    return int(value), int(value)  # type: ignore[call-overload,no-any-return]
+    return int(value), int(value)  # type: ignore[call-overload]
 
 
 def geometry(settings: Settings) -> dict[str, object]:

@@ -125,5 +125,5 @@ def test_integers_are_exact_in_half_precision() -> None:
     for call in made("conv2d"):
         if call.integers:
             a = {name: array.astype(np.float16) for name, array in call.arrays.items()}
-            y, _ = conv2d_forward(a["x"], a["weight"], a["bias"], **call.settings)  # type: ignore[arg-type]
+            y, _ = conv2d_forward(a["x"], a["weight"], a["bias"], **call.settings)
             assert (y.astype(np.float64) == call.outputs()["y"]).all()

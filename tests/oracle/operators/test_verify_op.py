@@ -18,7 +18,7 @@ from repvgg_ref.oracle import VerificationError
 from repvgg_ref.oracle.operators.statistics import regularity, taps_wrong, two_tests
 from tests.cli.runner import invoke
 
-PLAIN = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1}
+PLAIN: dict[str, Any] = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1}
 
 
 def conv(x: Array, weight: Array, bias: Array | None, **settings: Any) -> Array:
@@ -106,7 +106,7 @@ def test_running_statistics_may_be_updated_in_place() -> None:
         mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
         m += s["momentum"] * (mean - m)
         v += s["momentum"] * (var * np.float32(n / (n - 1)) - v)
-        return batch_norm_eval_forward(x, g, b, mean, var, eps=np.float32(s["eps"]))[0]
+        return batch_norm_eval_forward(x, g, b, mean, var, eps=s["eps"])[0]
 
     report = rr.verify_op("batch_norm", port, training=True)
     assert report.verdict == "agree", report.reason
