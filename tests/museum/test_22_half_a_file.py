@@ -3,7 +3,7 @@
 The port: `model.half()`, then save, as trainers do to halve the file (ultralytics/yolov5 issue
 1840). Every weight is right to the bits that float16 has.
 
-Why no test saw it: it is right, if that was wanted. Only whoever holds the file to float32 is wrong.
+Why no test saw it: it is right, if that was wanted; who holds the file to float32 is wrong.
 
 The oracle: asked what the file is held to, agrees; unasked, agrees or calls it `weights-fp16`. It
 used to say that taps contradict the rest of their channel.
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.peers
 @pytest.fixture
 def half(tmp_path: Path) -> Path:
     state = {n: a.astype(np.float16) for n, a in rr.fuse(model()).state_dict().items()}
-    np.savez(tmp_path / "half.npz", **state)
+    np.savez(tmp_path / "half.npz", **state)  # type: ignore[arg-type]
     return tmp_path / "half.npz"
 
 

@@ -53,7 +53,7 @@ def _verified(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: Any)
 
 
 def test_nobody_can_know_the_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    np.savez(tmp_path / "layers.npz", **layers())
+    np.savez(tmp_path / "layers.npz", **layers())  # type: ignore[arg-type]
     np.save(tmp_path / "logits.npy", layers()["linear"])
     _saved_outputs(tmp_path / "out.json")
     for name in ("layers.npz", "logits.npy", "out.json"):

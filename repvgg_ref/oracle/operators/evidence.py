@@ -18,6 +18,7 @@ from repvgg_ref.oracle.diagnosis.evidence import Evidence, LayerEvidence
 from repvgg_ref.oracle.diagnosis.ranking import Observation, Trial
 from repvgg_ref.oracle.operators.bugs import CALL_BUGS
 from repvgg_ref.oracle.operators.operator import Call, Expected
+from repvgg_ref.oracle.operators.rounding import Approx
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.program import Program, layer_output
 from repvgg_ref.oracle.report import Finding
@@ -39,7 +40,7 @@ class CallEvidence(Evidence):
         given: Mapping[str, Array],
         certified: Expected,
         likely: Expected,
-        precision: str,
+        precision: Precision,
     ) -> None:
         self.names = [n for n in given if given[n].shape == certified[n].value.shape]
         self.shapes = {n: given[n].shape for n in self.names}
@@ -47,10 +48,10 @@ class CallEvidence(Evidence):
         seen = Observation(
             self._packed(right),
             self._packed(given),
-            self._packed({n: certified[n].error for n in self.names}, _FAR),
-            self._packed({n: likely[n].error for n in self.names}, _FAR),
+            self._packed({n: _widened(certified[n], precision) for n in self.names}, _FAR),
+            self._packed({n: _widened(likely[n], precision) for n in self.names}, _FAR),
         )
-        super().__init__(Site(call, np.zeros(0)), seen, precision)
+        super().__init__(Site(call, np.zeros(0)), seen, precision.number_format)
 
     def predict(self, program: Any) -> Array | None:
         """The call's outputs, packed; None if one has another shape."""
@@ -81,6 +82,12 @@ class CallEvidence(Evidence):
             packed[start : start + len(row), : row.shape[1]] = row
             start += len(row)
         return packed[None]
+
+
+def _widened(right: Approx, precision: Precision) -> Array:
+    """A bound for other outputs than the right one: where that is certainly 0 a bug may be on."""
+    floor = precision.u_store * float(np.abs(right.value).max(initial=0)) + precision.tiny
+    return np.maximum(right.error, floor)
 
 
 def layer_site(call: Call, program: Program, y_hat: Array) -> Site[Any]:
