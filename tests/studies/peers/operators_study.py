@@ -30,6 +30,7 @@ from tests.peers.wrong_operators import wrong_operators
 RESULTS = Path(__file__).parent / "results"
 STRENGTHS = tuple(10.0 ** (-k / 2) for k in range(4, 16))
 _SEEDS_OF_STRENGTHS = 3
+_FRESH = 100  # seeds below were seen while thresholds were chosen
 f32 = np.float32
 
 
@@ -38,7 +39,7 @@ def right(seeds: int) -> dict[str, Any]:
     ports, accused = [], []
     for port in right_operators():
         used, tests, exact = 0.0, 0.0, None
-        for seed in range(seeds):
+        for seed in range(_FRESH, _FRESH + seeds):
             report = verify_op(port.operator, port.port, precision=port.precision, seed=seed)
             used = max([used, *(layer.ratio for layer in report.layers)])
             tests = max([tests, *(max(each.values()) for each in report.tests.values())])
