@@ -17,15 +17,25 @@ from repvgg_ref.models.step import StepResult
 from repvgg_ref.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from repvgg_ref.oracle import Report, VerificationError, judge, verify
+    from repvgg_ref.oracle import (
+        OperatorReport,
+        Report,
+        VerificationError,
+        judge,
+        verify,
+        verify_op,
+    )
 
 # The oracle needs SciPy, which takes longer to import than everything else together.
-_OF_THE_ORACLE = frozenset({"Report", "VerificationError", "judge", "verify"})
+_OF_THE_ORACLE = frozenset(
+    {"OperatorReport", "Report", "VerificationError", "judge", "verify", "verify_op"}
+)
 
 __all__ = [
     "NAMES",
     "Architecture",
     "Model",
+    "OperatorReport",
     "Report",
     "ReportedError",
     "StepResult",
@@ -39,6 +49,7 @@ __all__ = [
     "plain_architecture",
     "save",
     "verify",
+    "verify_op",
 ]
 
 

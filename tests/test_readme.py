@@ -76,7 +76,7 @@ def test_the_first_two_blocks_are_the_two_set_up_lines() -> None:
 
 
 def test_every_command_it_lists_exists() -> None:
-    listed = re.findall(r"^\| `([a-z]+)", TEXT.split("## Reading order")[0], re.MULTILINE)
+    listed = re.findall(r"^\| `([a-z-]+)", TEXT.split("## Reading order")[0], re.MULTILINE)
     assert listed == list(repvgg_ref_cli.main.COMMANDS)
 
 

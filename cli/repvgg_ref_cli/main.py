@@ -22,6 +22,7 @@ COMMANDS = (
     "convert",
     "inspect",
     "verify",
+    "verify-op",
     "golden",
     "table",
     "predict",
@@ -43,7 +44,7 @@ class _Subcommands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"repvgg_ref_cli.commands.{cmd_name}")
+        module = importlib.import_module(f"repvgg_ref_cli.commands.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

@@ -60,7 +60,7 @@ def _layers(report: Report) -> Table:
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("layer", no_wrap=True)
+    table.add_column(report.unit, no_wrap=True)
     table.add_column("", no_wrap=True)
     scale = f"{'error':<{_LEFT}}|{'>':>{_RIGHT}}"
     table.add_column(scale, no_wrap=True)
@@ -138,7 +138,7 @@ def _verdict(report: Report) -> Panel:
     colour = _COLOURS[report.verdict]
     text = Text(visible(report.reason))
     text.append(f"\nreference {visible(report.model)}, precision {visible(report.precision)}, ")
-    text.append(f"{count(len(report.layers), 'layer')} judged", style="")
+    text.append(f"{count(len(report.layers), report.unit)} judged", style="")
     for note in report.notes:
         text.append(f"\nnote: {visible(note)}", style="dim")
     for step in next_steps(report):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
@@ -102,7 +102,9 @@ class Equivalence:
 
 @dataclass(frozen=True)
 class Report:
-    """The verdict on one candidate; `raise_if_bad` makes it a test."""
+    """The verdict on one candidate; `raise_if_bad` makes it a test. `unit` is what is judged."""
+
+    unit: ClassVar[str] = "layer"
 
     verdict: Verdict
     reason: str

@@ -74,6 +74,19 @@ def identity_group_index(site: BlockSite) -> BlockVariants:
 
 
 @bug(
+    "identity-all-ones",
+    says="the identity kernel has a one for every input channel of the group, and so adds them up",
+    advice="one output channel takes one input channel: K[i, i % (C / groups), 1, 1] = 1",
+)
+def identity_all_ones(site: BlockSite) -> BlockVariants:
+    program, spec = site.program, site.program.spec
+    per_group = spec.in_channels // spec.groups
+    if IDENTITY in program.branches and per_group > 1:
+        ones = np.ones((spec.out_channels, per_group, 1, 1))
+        yield Variant(_identity_as(program, ones))
+
+
+@bug(
     "branch-1x1-missing",
     says="the 1x1 branch is left out{detail}",
     advice="add the 1x1 kernel to the centre tap of the 3x3 kernel, and its bias",
@@ -114,6 +127,17 @@ def branch_doubled(site: BlockSite) -> BlockVariants:
     for name in program.branches:
         twice = _twice if program.has_own_norm(name) else _kernel_twice
         yield Variant(program.with_branch(name, twice), detail=name)
+
+
+@bug(
+    "block-summed-twice",
+    says="the sum of the branches is added twice before the activation",
+    advice="a fused convolution stands for all branches: run it or them, not both",
+)
+def block_summed_twice(site: BlockSite) -> BlockVariants:
+    if not site.program.is_skipped:
+        twice = site.program.with_kernel(lambda k: FusedConv(2 * k.weight, 2 * k.bias))
+        yield Variant(twice)
 
 
 @bug(

@@ -126,7 +126,8 @@ def next_steps(report: Report) -> list[str]:
     steps = [visible(finding.advice) for finding in report.diagnosis if finding.advice]
     if report.verdict == "disagree":
         first, bad = report.first_bad_layer, sum(not layer.ok for layer in report.layers)
-        if first is not None and bad > 1 and len(report.diagnosis) != 1:
+        in_turn = report.unit == "layer" and first is not None
+        if in_turn and bad > 1 and len(report.diagnosis) != 1:
             steps.append(
                 f"mend {visible(first)} first, then verify again: every layer was judged by "
                 "itself, so each one marked bad has something wrong of its own"
@@ -138,10 +139,14 @@ def next_steps(report: Report) -> list[str]:
     elif report.verdict == "cannot-judge":
         if not report.layers:
             steps.append("run the candidate by itself: it gave nothing that could be compared")
+        if report.unit == "output":
+            return steps
         steps.append(
             "give the outputs of every layer (stage0, stage1.0, ..., linear) and the batch that "
             "they belong to (--inputs)"
         )
+    elif report.unit == "output":
+        steps.append("keep it so: repvgg_ref.verify_op(...).raise_if_bad() is one line of a test")
     else:
         steps.append(
             "keep it so: the pytest fixture repvgg_oracle makes this check one line of the "

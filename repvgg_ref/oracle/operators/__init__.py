@@ -1,0 +1,1 @@
+"""One operator of anybody's library, forward or backward, held against its definition."""
