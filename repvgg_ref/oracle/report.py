@@ -83,6 +83,15 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class ProbeReport:
+    """A further call of the candidate; `ok` is None where it could not be made or judged."""
+
+    call: str
+    ok: bool | None
+    says: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """The verdict on one candidate; `raise_if_bad` makes it a test."""
 
@@ -96,6 +105,7 @@ class Report:
     first_bad_layer: str | None = None
     notes: tuple[str, ...] = ()
     residual: Array | None = field(default=None, repr=False, compare=False)
+    probes: tuple[ProbeReport, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether the verdict is "agree": an object that is always true makes no test."""
@@ -148,6 +158,7 @@ class Report:
                 for layer in self.layers
             ],
             "notes": list(self.notes),
+            "probes": [{"call": p.call, "ok": p.ok, "says": p.says} for p in self.probes],
         }
 
 

@@ -13,7 +13,7 @@ ORACLE = "repvgg_ref.oracle"
 MODULES = {module_name(path): path for path in SOURCES if is_in(module_name(path), ORACLE)}
 
 # Each room may import those before it; `report` and `blas` are everybody's.
-ROOMS = ("programs", "bounds", "bugs", "candidates", "diagnosis", "training", "golden")
+ROOMS = ("programs", "bounds", "bugs", "candidates", "diagnosis", "training", "golden", "probes")
 
 
 @cache

@@ -126,4 +126,6 @@ def _text(detail: object) -> str | None:
 if __name__ == "__main__":
     main(Path(sys.argv[1]).resolve(), *own_streams())
     sys.stderr.flush()
-    os._exit(0)  # threads and atexit handlers of a stranger's library may hang; the results are there
+    os._exit(
+        0
+    )  # threads and atexit handlers of a stranger's library may hang; the results are there
