@@ -71,13 +71,13 @@ def named(made: Sequence[Made]) -> Finding:
 
 def _bug(made: Sequence[Made]) -> str:
     wrong = {m.probe.call: m.probe.kind for m in made if m.is_wrong}
-    right = [m.probe.kind for m in made if m.outputs is not None and not m.is_wrong]
-    kinds = list(dict.fromkeys(wrong.values()))
-    others_right = [kind for kind in right if kind != "state-between-calls"]
-    # A port that keeps the first call's result is right whenever that very batch comes again.
-    if "state-between-calls" in kinds or (not others_right and len(wrong) > 2):
+    fine = [m.probe for m in made if m.outputs is not None and not m.is_wrong]
+    kinds, right = list(dict.fromkeys(wrong.values())), {probe.kind for probe in fine}
+    # A port that keeps the first call's result is right whenever that call's images come again.
+    keeps_the_first = len(wrong) > 2 and all(probe.like_first is not None for probe in fine)
+    if "state-between-calls" in kinds or keeps_the_first:
         return "state-between-calls"
-    if set(kinds) == set(_CONTENTS) and not set(right) & set(_CONTENTS):
+    if set(kinds) == set(_CONTENTS) and not right & set(_CONTENTS):
         return "cached-by-shape"
     return kinds[0] if len(kinds) == 1 else _explained(made, kinds)
 

@@ -15,7 +15,6 @@ from repvgg_ref.oracle.probes.screen import Called, deviations, is_the_same
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, ProbeReport, Report
 
-
 Judge = Callable[..., Report]  # `verification.judge`
 
 
@@ -108,7 +107,7 @@ def _disagreeing(report: Report, wrong: Sequence[Made], finding: Finding) -> Rep
     return replace(
         report,
         verdict="disagree",
-        reason=f"right when called first, wrong at {calls}: {what}: {finding.says}",
+        reason=f"right when called first, wrong with {calls}: {what}: {finding.says}",
         first_bad_layer=layer.name if layer is not None else None,
         layers=tuple(_or_bad(each, layer, wrong[0].probe.call) for each in report.layers),
         diagnosis=(finding, *report.diagnosis),
@@ -118,7 +117,7 @@ def _disagreeing(report: Report, wrong: Sequence[Made], finding: Finding) -> Rep
 def _or_bad(layer: LayerReport, bad: LayerReport | None, call: str) -> LayerReport:
     if bad is None or layer.name != bad.name:
         return layer
-    return replace(bad, ok=False, note=f"at {call!r}" + (f": {bad.note}" if bad.note else ""))
+    return replace(bad, ok=False, note=f"with {call!r}" + (f": {bad.note}" if bad.note else ""))
 
 
 def _writing(report: Report) -> Report:
@@ -141,8 +140,8 @@ def _writing(report: Report) -> Report:
 def _in_a_line(probes: Sequence[ProbeReport]) -> str:
     """What was called, for people."""
     texts = []
-    for ok, word in ((True, "right"), (False, "wrong"), (None, "not judged")):
+    for ok, word in ((True, "right with"), (False, "wrong with"), (None, "not judged:")):
         calls = [probe.call for probe in probes if probe.ok is ok]
         if calls:
-            texts.append(f"{word} at {', '.join(calls)}")
+            texts.append(f"{word} {', '.join(calls)}")
     return "called again: " + "; ".join(texts)
