@@ -34,6 +34,7 @@ from repvgg_ref.oracle.diagnosis.static_check import check_weights
 from repvgg_ref.oracle.golden.folder import is_golden
 from repvgg_ref.oracle.golden.read import read_golden
 from repvgg_ref.oracle.probes.first_call import first_call, require_images
+from repvgg_ref.oracle.probes.naming import finding
 from repvgg_ref.oracle.probes.probing import probed
 from repvgg_ref.oracle.programs.layers import Programs, require_chain
 from repvgg_ref.oracle.programs.program import layer_output
@@ -145,7 +146,8 @@ def _verify(
             report = judge(model, first.outputs, first.x, **settings)
             return probed(report, model, port, first, judge)
     except CandidateFailure as failure:
-        return Report(failure.verdict, str(failure), model.name, named, precision)
+        lost = (finding("batch-dependent", None),) if failure.verdict == "disagree" else ()
+        return Report(failure.verdict, str(failure), model.name, named, precision, diagnosis=lost)
 
 
 def judge(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,27 +48,26 @@ class Made:
         return ProbeReport(self.probe.call, not self.is_wrong, says)
 
 
-def made_calls(
-    arch: Network, port: Candidate, first: FirstCall, precision: Precision
-) -> Iterator[Made]:
+def deadline(first: FirstCall) -> float:
+    """When no further call is begun, on the monotonic clock."""
+    return time.monotonic() + max(_LEAST_SECONDS, 3 * first.seconds)
+
+
+def calls_in_turn(port: Candidate, probes: Iterable[Probe], until: float) -> list[Made]:
     """Make the calls in turn; what a port refuses is no error."""
-    until = time.monotonic() + max(_LEAST_SECONDS, 3 * first.seconds)
-    taken: list[Probe] = []
-    x = np.asarray(first.x, np.float32)
+    return [_call(port, probe, until) for probe in probes]
 
-    def call(probes: Iterable[Probe]) -> Iterator[Made]:
-        for probe in probes:
-            made = _call(port, probe, until)
-            if made.outputs is not None:
-                taken.append(probe)
-            yield made
 
-    yield from call([same_again(x)])
-    yield from call(batches(arch, x))
-    yield from call(shapes(arch, x))
-    odd = next((probe.x.shape for probe in taken if probe.kind == "odd-size"), x.shape)
-    yield from call(contents(arch, (odd[0], odd[2], odd[3]), precision))
-    yield from call([same_at_last(x)])
+def further_calls(
+    arch: Network, port: Candidate, first: FirstCall, precision: Precision
+) -> list[Made]:
+    """The whole plan after a right first call."""
+    until, x = deadline(first), np.asarray(first.x, np.float32)
+    made = calls_in_turn(port, [same_again(x), *batches(arch, x), *shapes(arch, x)], until)
+    taken = [m.probe for m in made if m.outputs is not None]
+    batch, _, *size = next((p.x.shape for p in taken if p.kind == "odd-size"), x.shape)
+    others = [*contents(arch, (batch, size[0], size[1]), precision), same_at_last(x)]
+    return [*made, *calls_in_turn(port, others, until)]
 
 
 def _call(port: Candidate, probe: Probe, until: float) -> Made:

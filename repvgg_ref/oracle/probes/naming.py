@@ -62,10 +62,14 @@ _WORDS: Mapping[str, tuple[str, str]] = {
 
 def named(made: Sequence[Made]) -> Finding:
     """The dependence that the wrong ones among the calls show, placed where it shows first."""
-    bug = _bug(made)
-    says, advice = _WORDS[bug]
     first = next((m.deviation for m in made if m.is_wrong and m.deviation is not None), None)
     layer = None if first is None or first.layer.name == "linear" else first.layer.name
+    return finding(_bug(made), layer)
+
+
+def finding(bug: str, layer: str | None) -> Finding:
+    """A dependence on the call, in words."""
+    says, advice = _WORDS[bug]
     return Finding(bug, layer, None, 1.0, 0.0, says, advice)
 
 

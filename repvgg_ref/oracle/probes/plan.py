@@ -26,6 +26,7 @@ Kind = Literal[
     "scale-dependent",
     "sign-dependent",
     "constant-image",
+    "depends-on-call",
 ]
 
 _MANY = (64, 32)
@@ -45,15 +46,12 @@ class Probe:
     ----------
     like_first : tuple of int, or None
         Which image of the first call each image is; None for new ones.
-    needs : str
-        The call whose shape it takes up; not made if that one was refused.
     """
 
     call: str
     kind: Kind
     x: Array
     like_first: tuple[int, ...] | None = None
-    needs: str = ""
 
 
 def same_again(x: Array) -> Probe:
@@ -82,6 +80,17 @@ def shapes(arch: Network, x: Array) -> Iterator[Probe]:
     yield Probe(_sized("odd extents", _ODD), "odd-size", _images(arch, 1, _ODD))
     yield Probe(_sized("a tiny image", _TINY), "tiny-size", _images(arch, 1, _TINY))
     yield Probe(_sized("an image above 128 pixels", _LARGE), "large-size", _images(arch, 1, _LARGE))
+
+
+def similar(arch: Network, x: Array) -> Iterator[Probe]:
+    """Calls like the first, with one thing about it changed that a port may have relied on."""
+    if len(x) > 1:
+        yield Probe("one image of the batch", "batch-dependent", x[:1], (0,))
+    is_square = x.shape[2] == x.shape[3]
+    for kind, size in (("a square", _SQUARE), ("an oblong", _OBLONG)):
+        changes_only_size = (size == _SQUARE) is is_square
+        bug: Kind = "depends-on-call" if changes_only_size else "square-assumed"
+        yield Probe(_sized(f"{kind} image", size), bug, _images(arch, len(x), size))
 
 
 def contents(arch: Network, shape: tuple[int, int, int], precision: Precision) -> Iterator[Probe]:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.bounds.precision import PRECISIONS, Precision
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.candidates import Candidate
-from repvgg_ref.oracle.probes.calls import Made, made_calls
+from repvgg_ref.oracle.probes.calls import Made, further_calls
+from repvgg_ref.oracle.probes.contrasts import contrasted
 from repvgg_ref.oracle.probes.first_call import FirstCall
+from repvgg_ref.oracle.probes.judging import judged
 from repvgg_ref.oracle.probes.naming import named
-from repvgg_ref.oracle.probes.screen import Called, deviations, is_the_same
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, ProbeReport, Report
 
@@ -21,13 +22,17 @@ Judge = Callable[..., Report]  # `verification.judge`
 def probed(report: Report, model: Model, port: Candidate, first: FirstCall, judge: Judge) -> Report:
     """`report`, which is the first call's, with what further calls of the port show.
 
-    A candidate that cannot be called, or whose first call was wrong already, is left as it is.
+    A candidate that cannot be called is left as it is.
     """
-    if not port.is_called or report.verdict == "disagree" or not report.layers:
+    if not port.is_called or not report.layers:
         return report
+    if report.verdict == "disagree":
+        return contrasted(report, model, port, first)
     precision = PRECISIONS[report.precision]
-    made = _judged(list(made_calls(model.arch, port, first, precision)), model, report, first)
-    made = _confirmed(made, model, report, judge)
+    calls = further_calls(model.arch, port, first, precision)
+    used = max((layer.ratio for layer in report.layers if layer.ratio == layer.ratio), default=0.0)
+    found = judged(calls, Programs(model), precision, used=used, first=first.outputs)
+    made = _confirmed(found, model, report, judge)
     written = [_WROTE] if first.outputs.wrote_input else []
     probes = (*(m.report for m in made), *written)
     report = replace(report, probes=probes, notes=(*report.notes, _in_a_line(probes)))
@@ -35,35 +40,6 @@ def probed(report: Report, model: Model, port: Candidate, first: FirstCall, judg
     if wrong:
         return _disagreeing(report, wrong, named(made))
     return _writing(report) if written else report
-
-
-def _judged(made: Sequence[Made], model: Model, report: Report, first: FirstCall) -> list[Made]:
-    """With what is wrong in each call's outputs, all in one walk over the layers."""
-    precision = PRECISIONS[report.precision]
-    open_ = {
-        i: m.outputs
-        for i, m in enumerate(made)
-        if m.outputs is not None and not _repeats(m, first, precision)
-    }
-    used = max((layer.ratio for layer in report.layers if layer.ratio == layer.ratio), default=0.0)
-    calls = [Called(made[i].probe.x, outputs.layers) for i, outputs in open_.items()]
-    found = dict(
-        zip(open_, deviations(Programs(model), calls, precision, used), strict=True)
-        if calls
-        else ()
-    )
-    judged = []
-    for i, m in enumerate(made):
-        deviation = found.get(i)
-        judged.append(replace(m, deviation=deviation, is_wrong=m.is_wrong or deviation is not None))
-    return judged
-
-
-def _repeats(made: Made, first: FirstCall, precision: Precision) -> bool:
-    images = made.probe.like_first
-    if images is None or made.outputs is None:
-        return False
-    return is_the_same(made.outputs.layers, first.outputs.layers, images, precision)
 
 
 def _confirmed(made: Sequence[Made], model: Model, report: Report, judge: Judge) -> list[Made]:
