@@ -101,6 +101,15 @@ class Equivalence:
 
 
 @dataclass(frozen=True)
+class ProbeReport:
+    """A further call of the candidate; `ok` is None where it could not be made or judged."""
+
+    call: str
+    ok: bool | None
+    says: str = ""
+
+
+@dataclass(frozen=True)
 class Report:
     """The verdict on one candidate; `raise_if_bad` makes it a test. `unit` is what is judged."""
 
@@ -117,6 +126,7 @@ class Report:
     notes: tuple[str, ...] = ()
     residual: Array | None = field(default=None, repr=False, compare=False)
     equivalences: tuple[Equivalence, ...] = ()
+    probes: tuple[ProbeReport, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether the verdict is "agree": an object that is always true makes no test."""
@@ -175,6 +185,7 @@ class Report:
             "equivalences": [
                 {"layer": e.layer, "kind": e.kind, "says": e.says} for e in self.equivalences
             ],
+            "probes": [{"call": p.call, "ok": p.ok, "says": p.says} for p in self.probes],
         }
 
 

@@ -8,6 +8,7 @@ bound of that one layer. End-to-end bounds are useless: through RepVGG-A0 they r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.errors import ReportedError, ShapeError
+from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.blas import single_threaded_blas
 from repvgg_ref.oracle.bounds.comparison import Comparison, compare, relative_difference
 from repvgg_ref.oracle.bounds.precision import PRECISIONS, Precision, precision_of
 from repvgg_ref.oracle.candidates import (
-    Candidate,
     CandidateFailure,
     Outputs,
     WeightsCandidate,
@@ -34,7 +34,9 @@ from repvgg_ref.oracle.diagnosis.explain import Case, explain
 from repvgg_ref.oracle.diagnosis.static_check import check_weights
 from repvgg_ref.oracle.golden.folder import is_golden
 from repvgg_ref.oracle.golden.read import read_golden
-from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
+from repvgg_ref.oracle.probes.first_call import first_call, require_images
+from repvgg_ref.oracle.probes.naming import finding
+from repvgg_ref.oracle.probes.probing import probed
 from repvgg_ref.oracle.programs.layers import Programs, require_chain
 from repvgg_ref.oracle.programs.program import layer_output
 from repvgg_ref.oracle.report import Report
@@ -45,7 +47,6 @@ from weights_io import sanitize
 
 CandidateLike = Model | str | Path | Callable[..., Any] | Mapping[str, Array] | Array
 Progress = Callable[[str, int, int], None]
-_DEFAULT_EXTENT = (96, 80)  # a square hides what confuses height with width
 
 
 def verify(
@@ -140,15 +141,15 @@ def _verify(
         if isinstance(port, WeightsCandidate):
             return check_weights(model, port.path, precision)
         require_chain(model.arch)
-        x = _inputs(model, port, inputs)
-        outputs = port.run(x)
+        # Whatever the caller or the port set, rounding to zero is no error in here.
+        with closing(port), np.errstate(all="warn", under="ignore"):
+            first = first_call(port, model.arch, inputs)
+            settings: Any = {"precision": precision, "candidate": named, "progress": progress}
+            report = judge(model, first.outputs, first.x, **settings)
+            return probed(report, model, port, first, judge)
     except CandidateFailure as failure:
-        return Report(failure.verdict, str(failure), model.name, named, precision)
-    x = outputs.x if outputs.x is not None else x
-    if x is None:
-        reason = "the candidate brings outputs but no input: give the batch they belong to"
-        return Report("cannot-judge", reason, model.name, named, precision)
-    return judge(model, outputs, x, precision=precision, candidate=named, progress=progress)
+        lost = (finding("batch-dependent", None),) if failure.verdict == "disagree" else ()
+        return Report(failure.verdict, str(failure), model.name, named, precision, diagnosis=lost)
 
 
 def judge(
@@ -210,33 +211,6 @@ def _next_input(y_hat: Array | None, channels: int) -> Array | None:
     return y_hat if fits and np.isfinite(y_hat).all() else None
 
 
-def _inputs(model: Model, port: Candidate, inputs: Array | None) -> Array | None:
-    """The batch to run: the user's, or ours in the shape the candidate can take."""
-    if inputs is not None:
-        _require_images(model, inputs)
-        return inputs
-    if port.brings_input:
-        return None
-    wanted = port.input_shape() or (None,) * 4
-    batch, _, height, width = wanted if len(wanted) == 4 else (None,) * 4
-    return distinguishing_inputs(
-        model.arch,
-        batch=batch or 2,
-        height=height or _DEFAULT_EXTENT[0],
-        width=width or _DEFAULT_EXTENT[1],
-    )
-
-
-def _require_images(model: Model, x: Array) -> None:
-    if x.ndim != 4 or x.shape[1] != model.arch.in_channels or 0 in x.shape:
-        raise ShapeError(
-            "the inputs are no batch of images for this network",
-            got=f"shape {tuple(x.shape)}",
-            wanted=f"(N, {model.arch.in_channels}, H, W)",
-            advice="save the batch in NCHW",
-        )
-
-
 def _precision(asked: str, outputs: Outputs) -> Precision:
     """What the candidate is held to."""
     name = asked if asked != "auto" else outputs.precision or precision_of(outputs.layers)
@@ -255,7 +229,7 @@ def _unjudgeable(model: Model, x: Array, outputs: Outputs) -> str:
         return "the reference itself holds NaN or infinity"
     if not np.isfinite(np.asarray(x, np.float64)).all():
         return "the input holds NaN or infinity"
-    _require_images(model, x)
+    require_images(model.arch, x)
     if not set(model.arch.layer_names) & set(outputs.layers):
         return "none of the candidate's outputs is a layer of this network"
     return ""

@@ -17,12 +17,15 @@ ROOMS = (
     "programs",
     "bounds",
     "bugs",
+    "arithmetic",
+    "estimates",
     "candidates",
     "weights",
     "symmetry",
     "diagnosis",
     "training",
     "golden",
+    "probes",
 )
 
 

@@ -38,7 +38,9 @@ _PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
     help="A weights file, .onnx, dump of outputs, module:callable, or exec:COMMAND.",
 )
 @click.option(
-    "--inputs", type=FILE, help="The batch: .npy, .npz or a picture. [made so that bugs show]"
+    "--inputs",
+    type=FILE,
+    help="The batch: .npy, .npz, Polygraphy JSON or a picture. [made so that bugs show]",
 )
 @eps_option
 @block_option

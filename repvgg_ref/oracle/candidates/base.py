@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
@@ -20,6 +20,7 @@ class CandidateFailure(ReportedError):  # noqa: N818 - it is an outcome, not onl
 
     "cannot-judge" where the reason may lie outside the port (a crash, a file that cannot be read),
     "disagree" where the port itself gave the wrong thing (it lost an image of the batch).
+    `refused` says that the port was reached and would not take this call: another may do.
     """
 
     def __init__(
@@ -30,9 +31,11 @@ class CandidateFailure(ReportedError):  # noqa: N818 - it is an outcome, not onl
         wanted: object = None,
         advice: str | None = None,
         verdict: FailureVerdict = "cannot-judge",
+        refused: bool = False,
     ) -> None:
         super().__init__(what, got=got, wanted=wanted, advice=advice)
         self.verdict: FailureVerdict = verdict
+        self.refused = refused
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Outputs:
     problem : str or None
         A disagreement that shows in the structure alone (22 convolutions wanted, 21 found): the
         layers are those in front of it and must not make an "agree".
+    wrote_input : bool
+        Whether the port wrote into the batch it was called with.
     """
 
     layers: Mapping[str, Array]
@@ -59,6 +64,7 @@ class Outputs:
     precision: str | None = None
     notes: tuple[str, ...] = ()
     problem: str | None = None
+    wrote_input: bool = False
 
 
 class Candidate:
@@ -70,14 +76,26 @@ class Candidate:
         What messages call it; safe to print.
     brings_input : bool
         Whether it may be run without an input.
+    is_called : bool
+        Whether it computes when it is run, so that it can be run on another batch; else it is a
+        dump of what was computed once.
     """
 
     name: str
     brings_input: bool = False
+    is_called: ClassVar[bool] = False
 
     def run(self, x: Array | None) -> Outputs:
         """Layer outputs for the batch `x` (N, C, H, W), or for the candidate's own input."""
         raise NotImplementedError
+
+    def run_again(self, x: Array, seconds: float) -> Outputs:
+        """The same for another batch, given up after `seconds` where that is possible."""
+        del seconds
+        return self.run(x)
+
+    def close(self) -> None:
+        """End what still runs for it."""
 
     def input_shape(self) -> Shape | None:
         """(N, C, H, W) with None where free; None if nothing is known."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs
 from repvgg_ref.oracle.candidates.dumps import Dump, interpret
 from repvgg_ref.oracle.candidates.names import LayerNames
+from repvgg_ref.oracle.candidates.surroundings import Surroundings
 from repvgg_ref.oracle.candidates.values import Value, last_line, to_value
 
 LayerOf = Callable[[str], str | None]
@@ -31,23 +32,31 @@ class CallableCandidate(Candidate):
     function: Callable[..., Any]
     arch: Network
     name: str
+    is_called: ClassVar[bool] = True
+    _surroundings: Surroundings = field(default_factory=Surroundings, repr=False, compare=False)
 
     def run(self, x: Array | None) -> Outputs:
         """Call it and sort out what it returned."""
         x = self.batch(x)
-        values, notes = call(self.function, x, LayerNames(self.arch).layer)
-        return from_values(values, notes, self.arch, where=self.name, x=x)
+        with self._surroundings.entered():
+            returned = call(self.function, x, LayerNames(self.arch).layer)
+        return from_values(returned, self.arch, where=self.name, x=x)
 
 
-def from_values(
-    values: Mapping[str, Value],
-    notes: Sequence[str],
-    arch: Network,
-    *,
-    where: str,
-    x: Array,
-) -> Outputs:
+class Returned(NamedTuple):
+    """What one call of a port gave.
+
+    `values` holds arrays of our own by name; names of an unnamed sequence are ``#0``, ``#1``, ...
+    """
+
+    values: Mapping[str, Value]
+    notes: Sequence[str] = ()
+    wrote_input: bool = False
+
+
+def from_values(returned: Returned, arch: Network, *, where: str, x: Array) -> Outputs:
     """Outputs from what `call` gave; unnamed arrays are logits, or layers by their order."""
+    values, notes, wrote_input = returned
     unnamed = [name for name in values if name.startswith("#")]
     renamed = dict(values)
     if len(unnamed) == 1 == len(values):
@@ -67,12 +76,11 @@ def from_values(
         precision=precisions.pop() if len(precisions) == 1 else None,
         notes=tuple(notes),
     )
-    return interpret(dump, arch, where=where, x=x, assume="NCHW", live=True)
+    found = interpret(dump, arch, where=where, x=x, assume="NCHW", live=True)
+    return replace(found, wrote_input=wrote_input)
 
 
-def call(
-    function: Callable[..., Any], x: Array, layer_of: LayerOf | None = None
-) -> tuple[dict[str, Value], list[str]]:
+def call(function: Callable[..., Any], x: Array, layer_of: LayerOf | None = None) -> Returned:
     """Call a port and make arrays of what it returns.
 
     Parameters
@@ -86,15 +94,15 @@ def call(
 
     Returns
     -------
-    (values, notes)
-        Name -> `Value`; names of an unnamed sequence are ``#0``, ``#1``, ...
+    Returned
 
     Raises
     ------
     CandidateFailure
         If it raises, exits, or returns what is no array.
     """
-    batch = np.array(x, np.float32)  # its own copy: a port may write into it
+    given = np.array(x, np.float32, order="C")
+    batch = given.copy()  # its own: a port may write into it
     notes: list[str] = []
     heard: dict[str, Any] = {}
     try:
@@ -105,13 +113,20 @@ def call(
     except CandidateFailure:
         raise
     except (Exception, SystemExit) as error:
-        raise CandidateFailure("the candidate failed", got=last_line(error)) from None
+        raise CandidateFailure("the candidate failed", got=last_line(error), refused=True) from None
+    wrote_input = not np.array_equal(batch.view(np.uint32), given.view(np.uint32))
     named = _named(result)
     if heard and layer_of and all(layer_of(name) in (None, "linear") for name in named):
         own = {"linear" if name == "#0" else name: value for name, value in named.items()}
         named = {**heard, **own}
         notes.append(f"outputs of {len(heard)} submodules taken by forward hooks")
-    return {name: to_value(value, name) for name, value in named.items()}, notes
+    values = {name: _owned(to_value(value, name)) for name, value in named.items()}
+    return Returned(values, notes, wrote_input)
+
+
+def _owned(value: Value) -> Value:
+    """With an array of our own: a port may use the one it returned again in its next call."""
+    return value._replace(array=value.array.copy())
 
 
 def _call_function(function: Callable[..., Any], batch: Array, notes: list[str]) -> Any:

@@ -73,7 +73,7 @@ class LayerNames:
         Of two tensors that mean the same layer the later one is its output.
         """
         known = list(names)
-        entrance = next((name for name in known if _key(name) in _INPUTS), None)
+        entrance = next(filter(is_input, known), None)
         found = {self.layer(name): name for name in known if name != entrance}
         return entrance, {layer: found[layer] for layer in self.layers if layer in found}
 
@@ -86,7 +86,7 @@ class LayerNames:
             If two of them mean the same layer.
         """
         known = list(names)
-        entrance = next((name for name in known if _key(name) in _INPUTS), None)
+        entrance = next(filter(is_input, known), None)
         rest = [name for name in known if name != entrance and name not in self._auxiliary]
         numbers = {name: int(name) for name in rest if re.fullmatch(r"\d{1,4}", name)}
         first, notes = self._first_number(list(numbers.values()))
@@ -124,6 +124,11 @@ class LayerNames:
             "numbers are understood too",
             advice="rename the arrays, or leave out what is no layer output",
         )
+
+
+def is_input(name: str) -> bool:
+    """Whether a tensor of this name is the network's input."""
+    return _key(name) in _INPUTS
 
 
 def listed(names: Iterable[str]) -> str:

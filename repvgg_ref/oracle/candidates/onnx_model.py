@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -50,13 +50,14 @@ class OnnxCandidate(Candidate):
     path: Path
     arch: Network
     timeout: float
+    is_called: ClassVar[bool] = True
 
     def run(self, x: Array | None) -> Outputs:
         """Run the model on `x`, in pieces if its batch is fixed and smaller."""
         x = self.batch(x)
         loaded = self._loaded
         self._require_shape(x)
-        session, notes = self._session(loaded)
+        session, notes = self._session
         outputs = self._evaluate(session, loaded, x)
         arrays, declared, left_out = _arranged(outputs, loaded.taps)
         notes = [*loaded.notes, *notes, *loaded.taps.notes, *left_out]
@@ -105,8 +106,10 @@ class OnnxCandidate(Candidate):
                 advice="give inputs of that shape, or export the model with free extents",
             )
 
-    def _session(self, loaded: _Loaded) -> tuple[Any, list[str]]:
+    @cached_property
+    def _session(self) -> tuple[Any, list[str]]:
         """A session that returns every tapped tensor; bfloat16 and float64 rewritten if need be."""
+        loaded = self._loaded
         try:
             return _open(_tapped(loaded.model, loaded.taps), self.name), []
         except CandidateFailure as failure:
@@ -150,7 +153,9 @@ class OnnxCandidate(Candidate):
         except Exception as error:
             late = "it took too long and was stopped; " if options.terminate else ""
             raise CandidateFailure(
-                f"{self.name}: ONNX Runtime failed", got=late + first_line(error)
+                f"{self.name}: ONNX Runtime failed",
+                got=late + first_line(error),
+                refused=not options.terminate,
             ) from None
         finally:
             stop.cancel()

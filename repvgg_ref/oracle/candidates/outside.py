@@ -6,24 +6,27 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import tempfile
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs
-from repvgg_ref.oracle.candidates.callables import from_values
+from repvgg_ref.oracle.candidates.callables import Returned, from_values
 from repvgg_ref.oracle.candidates.dumps import Dump, interpret, read_json, read_npz, read_single
 from repvgg_ref.oracle.candidates.manifest import read_folder
 from repvgg_ref.oracle.candidates.npy_files import read_npy, read_text
-from repvgg_ref.oracle.candidates.processes import run_program
+from repvgg_ref.oracle.candidates.processes import Child, run_program
 from repvgg_ref.oracle.candidates.values import Value
 from repvgg_ref.oracle.candidates.worker import INPUT, RESULT, TASK, task_of
 from weights_io import sanitize
@@ -38,26 +41,83 @@ def is_module(text: str) -> bool:
     return _MODULE.fullmatch(text) is not None
 
 
-@dataclass(frozen=True)
+@dataclass
 class ModuleCandidate(Candidate):
     """``package.module:name`` or ``file.py:name``, called in a child process.
 
-    The child may crash, exit, hang or print: it costs a verdict, never this process.
+    The child may crash, exit, hang or print: it costs a verdict, never this process. It lives on
+    from call to call, so that a port which depends on earlier calls shows it. `timeout` is for
+    all calls together, loading included.
     """
 
     name: str
     spec: str
     arch: Network
     timeout: float
+    is_called: ClassVar[bool] = True
+    _session: _Session | None = field(default=None, repr=False, compare=False)
 
     def run(self, x: Array | None) -> Outputs:
         """Call it with `x` as float32, NCHW."""
-        with _folder_with(self.batch(x)) as (folder, batch):
-            (folder / TASK).write_text(json.dumps(task_of(self.spec, self.arch)), "utf-8")
-            worker = [sys.executable, "-m", f"{__package__}.worker", str(folder)]
-            run_program(worker, name=self.name, timeout=self.timeout, env=_environment())
-            values, notes = _result(folder, self.name)
-        return from_values(values, notes, self.arch, where=self.name, x=batch)
+        return self._call(self.batch(x), self.timeout)
+
+    def run_again(self, x: Array, seconds: float) -> Outputs:
+        """Call it again, in the same child unless that has ended."""
+        return self._call(x, min(seconds, self.timeout))
+
+    def close(self) -> None:
+        """End the child."""
+        if self._session is not None:
+            self._session.end()
+            self._session = None
+
+    def _call(self, x: Array, seconds: float) -> Outputs:
+        batch = np.ascontiguousarray(x, np.float32)
+        if self._session is None:
+            self._session = _Session(self.name, task_of(self.spec, self.arch))
+        started = time.monotonic()
+        try:
+            returned = self._session.call(batch, seconds)
+        except CandidateFailure:
+            if not self._session.lives:
+                self.close()
+            raise
+        finally:
+            self.timeout -= time.monotonic() - started
+        return from_values(returned, self.arch, where=self.name, x=batch)
+
+
+class _Session:
+    """One child process that has imported the port, and the folder it is spoken to through."""
+
+    def __init__(self, name: str, task: dict[str, Any]) -> None:
+        self._name, self._calls = name, 0
+        self._folder = Path(tempfile.mkdtemp(prefix="repvgg-ref-"))
+        self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        (self._folder / TASK).write_text(json.dumps(task), "utf-8")
+        worker = [sys.executable, "-m", f"{__package__}.worker", str(self._folder)]
+        self._child = Child(worker, name=name, env=_environment())
+
+    @property
+    def lives(self) -> bool:
+        """Whether it can be called again."""
+        return self._child.lives
+
+    def call(self, batch: Array, seconds: float) -> Returned:
+        """What the port gives for `batch`."""
+        self._calls += 1
+        place = self._folder / str(self._calls)
+        place.mkdir()
+        np.save(place / INPUT, batch, allow_pickle=False)
+        self._child.ask(place.name, seconds)
+        returned = _result(place, self._name)
+        shutil.rmtree(place, ignore_errors=True)
+        return returned
+
+    def end(self) -> None:
+        """Stop the child and remove the folder."""
+        self._child.end()
+        self._remove()
 
 
 @dataclass(frozen=True)
@@ -68,16 +128,21 @@ class CommandCandidate(Candidate):
     command: str
     arch: Network
     timeout: float
+    is_called: ClassVar[bool] = True
 
     def run(self, x: Array | None) -> Outputs:
         """Run the program on `x`; no shell is involved."""
+        return self.run_again(self.batch(x), self.timeout)
+
+    def run_again(self, x: Array, seconds: float) -> Outputs:
+        """Start the program anew."""
         words = self._words()
-        with _folder_with(self.batch(x)) as (folder, batch):
+        with _folder_with(x) as (folder, batch):
             output = folder / "output"
             places = {"{input}": str(folder / INPUT), "{output}": str(output)}
             for place, path in places.items():
                 words = [word.replace(place, path) for word in words]
-            run_program(words, name=self.name, timeout=self.timeout)
+            run_program(words, name=self.name, timeout=min(seconds, self.timeout))
             dump = _written(output, self.name)
             return interpret(dump, self.arch, where=self.name, x=batch, assume="NCHW", live=True)
 
@@ -110,7 +175,7 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([given, root] if given else [root])}
 
 
-def _result(folder: Path, name: str) -> tuple[dict[str, Value], list[str]]:
+def _result(folder: Path, name: str) -> Returned:
     """What the worker wrote; the port ran in it, so nothing in there is trusted."""
     if not (folder / RESULT).is_file():
         raise CandidateFailure(f"{name}: ended without a result", got="exit code 0")
@@ -119,12 +184,14 @@ def _result(folder: Path, name: str) -> tuple[dict[str, Value], list[str]]:
         raise CandidateFailure(f"{name}: ended with a damaged result")
     if "failure" in result:
         what, got, wanted = (*result["failure"], None, None, None)[:3]
-        raise CandidateFailure(f"{name}: {what}", got=got, wanted=wanted)
+        refused = result.get("refused") is True
+        raise CandidateFailure(f"{name}: {what}", got=got, wanted=wanted, refused=refused)
     values = {
         str(layer): Value(read_npy(folder / f"{i}.npy"), precision)
         for i, (layer, precision) in enumerate(_pairs(result))
     }
-    return values, [sanitize(note) for note in result.get("notes", [])]
+    notes = [sanitize(note) for note in result.get("notes", [])]
+    return Returned(values, notes, result.get("wrote_input") is True)
 
 
 def _pairs(result: dict[str, Any]) -> list[tuple[str, str | None]]:

@@ -20,7 +20,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.dumps import Dump, read_json
-from repvgg_ref.oracle.candidates.names import LayerNames, listed
+from repvgg_ref.oracle.candidates.names import LayerNames, is_input, listed
 from repvgg_ref.oracle.candidates.npy_files import read_npy_stream, read_text
 from weights_io import sanitize
 
@@ -61,6 +61,58 @@ def read_outputs(path: Path, arch: Network, runner: str | None = None) -> Dump:
     return _matched({name: _array(v, name) for name, v in tensors.items()}, arch, where, notes)
 
 
+def read_inputs(path: Path, in_channels: int) -> Array:
+    """The batch of images in what ``polygraphy run --save-inputs`` or ``--save-outputs`` wrote.
+
+    It is the only tensor of the first iteration, the one that is called like an input, or the
+    only one with four axes and as many channels as images have.
+
+    Raises
+    ------
+    CandidateFailure
+        If it is no such file, or if it cannot be told which tensor is the batch.
+    """
+    where = sanitize(path.name)
+    tensors = _first_feed(read_json(read_text(path, _MOST_BYTES), where), where)
+    arrays = {name: _array(entry, name) for name, entry in tensors.items()}
+    chosen = list(arrays) if len(arrays) == 1 else [n for n in arrays if is_input(n)]
+    if len(chosen) != 1:
+        chosen = [n for n, a in arrays.items() if a.ndim == 4 and a.shape[1] == in_channels]
+    if len(chosen) != 1:
+        raise CandidateFailure(
+            f"{where}: which tensor is the batch?",
+            got=listed(arrays),
+            wanted="one tensor, or one called input",
+        )
+    return arrays[chosen[0]]
+
+
+def _first_feed(root: Any, where: str) -> dict[str, Any]:
+    """Tensor -> entry of the first iteration: a list of feeds, one feed, or runs with outputs."""
+    while isinstance(root, dict) and isinstance(root.get("lst"), list):
+        root = root["lst"]
+    if isinstance(root, list) and root and isinstance(root[0], list):
+        return _outputs(_runs({"lst": root}, where)[0][1], where)
+    feed = root[0] if isinstance(root, list) and root else root
+    if isinstance(feed, dict) and "outputs" in feed:
+        return _outputs([feed], where)
+    if isinstance(feed, dict) and isinstance(feed.get("dct"), dict):
+        feed = feed["dct"]
+    if isinstance(feed, dict) and ("array" in feed or "values" in feed):  # a tensor without a name
+        feed = {"input": feed}
+    tensors = {k: v for k, v in feed.items() if _is_tensor(k)} if isinstance(feed, dict) else {}
+    if not tensors:
+        raise CandidateFailure(
+            f"{where}: no inputs of Polygraphy",
+            wanted="what `polygraphy run --save-inputs` writes, or an .npy or .npz file",
+        )
+    return tensors
+
+
+def _is_tensor(key: str) -> bool:
+    return not key.startswith(("polygraphy_class", "__poly"))
+
+
 def _runs(root: Any, where: str) -> list[tuple[str, list[Any]]]:
     """(runner, iterations) pairs; a lone iteration counts as a run."""
     if isinstance(root, dict) and "outputs" in root:
@@ -84,7 +136,7 @@ def _outputs(iterations: list[Any], where: str) -> dict[str, Any]:
         outputs = outputs["dct"]
     if not isinstance(outputs, dict) or not outputs:
         raise CandidateFailure(f"{where}: the runner left no outputs", got=type(outputs).__name__)
-    return {k: v for k, v in outputs.items() if not k.startswith(("polygraphy_class", "__poly"))}
+    return {k: v for k, v in outputs.items() if _is_tensor(k)}
 
 
 def _array(entry: Any, name: str) -> Array:

@@ -2,7 +2,9 @@
 
     python -m repvgg_ref.oracle.candidates.worker FOLDER
 
-FOLDER holds task.json and x.npy; the child adds 0.npy, 1.npy, ... and, last of all, result.json.
+FOLDER holds task.json. The port is imported once; then the child reads the names of folders, one a
+line, on its standard input. Each holds x.npy; the child adds 0.npy, 1.npy, ... and, last of all,
+result.json, and says so by a line on its standard output. The port has neither of the two streams.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -23,7 +25,7 @@ from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import CandidateFailure
-from repvgg_ref.oracle.candidates.callables import call
+from repvgg_ref.oracle.candidates.callables import Returned, call
 from repvgg_ref.oracle.candidates.names import LayerNames
 from repvgg_ref.oracle.candidates.values import last_line
 
@@ -36,26 +38,47 @@ def task_of(spec: str, arch: Network) -> dict[str, Any]:
     return {"callable": spec, "blocks": blocks, "num_classes": arch.num_classes}
 
 
-def main(folder: Path) -> None:
-    """Do the task in `folder`; a failure is a result too."""
+def main(folder: Path, requests: IO[str], answers: IO[str]) -> None:
+    """Import the port and call it for every request; a failure is a result too."""
     task = json.loads((folder / TASK).read_text("utf-8"))
     blocks = tuple(BlockSpec(**block) for block in task["blocks"])
     names = LayerNames(Architecture("custom", blocks, task["num_classes"]))
-    try:
-        function = imported(task["callable"])
-        values, notes = call(function, np.load(folder / INPUT, allow_pickle=False), names.layer)
-    except CandidateFailure as failure:
-        result: dict[str, Any] = {
-            "failure": [failure.what, _text(failure.got), _text(failure.wanted)]
-        }
-    else:
-        for i, value in enumerate(values.values()):
-            np.save(folder / f"{i}.npy", value.array, allow_pickle=False)
-        precisions = [value.precision for value in values.values()]
-        result = {"names": list(values), "precisions": precisions, "notes": notes}
-    unfinished = folder / "unfinished.json"
-    unfinished.write_text(json.dumps(result), "utf-8")
-    unfinished.rename(folder / RESULT)
+    function: Callable[..., Any] | None = None
+    for line in requests:
+        place = folder / line.strip()
+        try:
+            if function is None:
+                function = imported(task["callable"])
+            x = np.load(place / INPUT, allow_pickle=False)
+            result = _written(place, call(function, x, names.layer))
+        except CandidateFailure as failure:
+            said = [failure.what, _text(failure.got), _text(failure.wanted)]
+            result = {"failure": said, "refused": failure.refused}
+        (place / RESULT).write_text(json.dumps(result), "utf-8")
+        answers.write(line)
+        answers.flush()
+
+
+def _written(place: Path, returned: Returned) -> dict[str, Any]:
+    """Write the arrays; the rest as JSON."""
+    for i, value in enumerate(returned.values.values()):
+        np.save(place / f"{i}.npy", value.array, allow_pickle=False)
+    return {
+        "names": list(returned.values),
+        "precisions": [value.precision for value in returned.values.values()],
+        "notes": list(returned.notes),
+        "wrote_input": returned.wrote_input,
+    }
+
+
+def own_streams() -> tuple[IO[str], IO[str]]:
+    """Standard input and output for ourselves alone; the port gets the null device for both."""
+    mine = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1):
+        os.dup2(null, descriptor)
+    os.close(null)
+    return mine
 
 
 def imported(spec: str) -> Callable[..., Any]:
@@ -101,6 +124,8 @@ def _text(detail: object) -> str | None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]).resolve(), *own_streams())
     sys.stderr.flush()
-    os._exit(0)  # threads and atexit handlers of a stranger's library may hang; the result is there
+    os._exit(
+        0
+    )  # threads and atexit handlers of a stranger's library may hang; the results are there

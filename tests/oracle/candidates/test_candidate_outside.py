@@ -4,6 +4,7 @@ import re
 import stat
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.oracle.candidates import CandidateFailure, Outputs, WeightsCandidate, resolve
+from repvgg_ref.oracle.candidates.outside import ModuleCandidate
 from tests.oracle.candidates.ports import architecture, assert_same, images, right_outputs
 
 STRANGE = "tests.oracle.candidates.strange_ports"
@@ -199,3 +201,63 @@ def test_an_input_is_needed() -> None:
         assert not isinstance(candidate, WeightsCandidate)
         with pytest.raises(CandidateFailure, match="input batch"):
             candidate.run(None)
+
+
+# ------------------------------------------------------------------------- several calls
+
+
+def module(folder: Path, text: str) -> ModuleCandidate:
+    (folder / "port.py").write_text(text)
+    spec = f"{folder}/port.py:net"
+    return ModuleCandidate("port", spec, architecture(), timeout=60.0)
+
+
+def test_a_module_keeps_its_process_from_call_to_call(tmp_path: Path) -> None:
+    port = module(
+        tmp_path,
+        "import numpy as np\ncount = 0\n"
+        "def net(x):\n    global count\n    count += 1\n"
+        "    print('a port that talks'); input_is_closed = __import__('sys').stdin.read() == ''\n"
+        "    assert input_is_closed\n"
+        "    return np.full((len(x), 7), count, 'f4')\n",
+    )
+    with closing(port):
+        found = [port.run_again(images(), 30).layers["linear"][0, 0] for _ in range(3)]
+    assert found == [1, 2, 3]
+
+
+def test_a_call_that_is_refused_or_ends_the_process_is_not_the_last(tmp_path: Path) -> None:
+    port = module(
+        tmp_path,
+        "import os\nimport numpy as np\n"
+        "def net(x):\n    if len(x) == 1: raise ValueError('two images')\n"
+        "    if len(x) == 3: os._exit(4)\n    return np.ones((len(x), 7), 'f4')\n",
+    )
+    with closing(port):
+        for batch, says in ((1, "two images"), (3, "exit code 4")):
+            with pytest.raises(CandidateFailure, match=says) as raised:
+                port.run(images(batch))
+            assert raised.value.refused
+            assert port.run(images()).layers["linear"].shape == (2, 7)
+
+
+def test_the_time_limit_covers_loading_and_all_calls(tmp_path: Path) -> None:
+    port = module(tmp_path, "import time\ntime.sleep(60)\ndef net(x): return x\n")
+    port.timeout = 2.0
+    started = time.monotonic()
+    with closing(port), pytest.raises(CandidateFailure, match="no result after 2 s") as raised:
+        port.run(images())
+    assert not raised.value.refused
+    assert time.monotonic() - started < 20
+    assert port.timeout < 0.1
+
+
+def test_whether_the_port_wrote_into_its_batch_is_known(tmp_path: Path) -> None:
+    port = module(
+        tmp_path,
+        "import numpy as np\ndef net(x):\n    y = np.ones((len(x), 7), 'f4')\n"
+        "    if len(x) == 2: x -= 1\n    return y\n",
+    )
+    with closing(port):
+        assert port.run(images()).wrote_input
+        assert not port.run(images(3)).wrote_input

@@ -11,6 +11,7 @@ import pytest
 
 import weights_io
 from repvgg_ref.oracle.candidates import CandidateFailure, Outputs, WeightsCandidate, resolve
+from repvgg_ref.oracle.candidates.polygraphy import read_inputs
 from tests.oracle.candidates.ports import (
     architecture,
     assert_same,
@@ -172,3 +173,47 @@ def test_a_truncated_json_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:2000])
     with pytest.raises(CandidateFailure, match="no JSON"):
         run(path)
+
+
+# ------------------------------------------------------------------------- saved inputs
+
+
+def _bare(array: Any) -> dict[str, str]:
+    return {"array": base64.b64encode(npy(array)).decode()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x: [{"input": _bare(x)}],
+        lambda x: [{"images": encoded(x)}, {"images": encoded(x + 1)}],
+        lambda x: {"whatever": _bare(x)},
+        lambda x: {"lst": [{"x": _bare(x)}], "polygraphy_class": "FeedDicts"},
+        lambda x: [{"dct": {"x": _bare(x)}, "polygraphy_class": "OrderedDict"}],
+        lambda x: [{"input": _bare(x), "threshold": _bare(np.ones(1, np.float32))}],
+        lambda x: [{"a": _bare(x), "b": _bare(np.ones((2, 7), np.float32))}],
+        lambda x: results(("trt", [{"input": encoded(x), "logits": encoded(x[:, :, 0, 0])}])),
+    ],
+)
+def test_saved_inputs_are_read_in_every_layout(tmp_path: Path, wrap: Any) -> None:
+    path = tmp_path / "inputs.json"
+    path.write_text(json.dumps(wrap(images())))
+    assert np.array_equal(read_inputs(path, 3), images())
+
+
+@pytest.mark.parametrize(
+    ("root", "says"),
+    [
+        ([], "no inputs of Polygraphy"),
+        ({}, "no inputs of Polygraphy"),
+        ([{"x": 3}], "no array in Polygraphy's form"),
+        ([{"a": _bare(np.ones((1, 3, 4, 4))), "b": _bare(np.ones((1, 3, 4, 4)))}], "which tensor"),
+        ([3], "no inputs of Polygraphy"),
+        ({"lst": [["runner"]]}, "no outputs of Polygraphy"),
+    ],
+)
+def test_inputs_that_cannot_be_told_are_refused(tmp_path: Path, root: Any, says: str) -> None:
+    path = tmp_path / "inputs.json"
+    path.write_text(json.dumps(root))
+    with pytest.raises(CandidateFailure, match=says):
+        read_inputs(path, 3)

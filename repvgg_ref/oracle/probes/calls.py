@@ -1,0 +1,81 @@
+"""Making the further calls, one after the other, within a time limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from repvgg_ref.models.graph import Network
+from repvgg_ref.oracle.bounds.precision import Precision
+from repvgg_ref.oracle.candidates import Candidate, CandidateFailure, Outputs
+from repvgg_ref.oracle.probes.first_call import FirstCall
+from repvgg_ref.oracle.probes.plan import (
+    Probe,
+    batches,
+    contents,
+    same_again,
+    same_at_last,
+    shapes,
+)
+from repvgg_ref.oracle.probes.screen import Deviation
+from repvgg_ref.oracle.report import ProbeReport
+
+_LEAST_SECONDS = 5.0  # for all further calls together; three times the first call's if that is more
+
+
+@dataclass(frozen=True)
+class Made:
+    """A probe that was called: its outputs, or why there are none and whether that is an error.
+
+    `deviation` says where the outputs are wrong.
+    """
+
+    probe: Probe
+    outputs: Outputs | None = None
+    refusal: str = ""
+    is_wrong: bool = False
+    deviation: Deviation | None = None
+
+    @property
+    def report(self) -> ProbeReport:
+        """It as part of the report."""
+        if self.outputs is None and not self.is_wrong:
+            return ProbeReport(self.probe.call, None, self.refusal)
+        says = self.deviation.says if self.deviation is not None else self.refusal
+        return ProbeReport(self.probe.call, not self.is_wrong, says)
+
+
+def deadline(first: FirstCall) -> float:
+    """When no further call is begun, on the monotonic clock."""
+    return time.monotonic() + max(_LEAST_SECONDS, 3 * first.seconds)
+
+
+def calls_in_turn(port: Candidate, probes: Iterable[Probe], until: float) -> list[Made]:
+    """Make the calls in turn; what a port refuses is no error."""
+    return [_call(port, probe, until) for probe in probes]
+
+
+def further_calls(
+    arch: Network, port: Candidate, first: FirstCall, precision: Precision
+) -> list[Made]:
+    """The whole plan after a right first call."""
+    until, x = deadline(first), np.asarray(first.x, np.float32)
+    made = calls_in_turn(port, [same_again(x), *batches(arch, x), *shapes(arch, x)], until)
+    taken = [m.probe for m in made if m.outputs is not None]
+    batch, _, *size = next((p.x.shape for p in taken if p.kind == "odd-size"), x.shape)
+    others = [*contents(arch, (batch, size[0], size[1]), precision), same_at_last(x)]
+    return [*made, *calls_in_turn(port, others, until)]
+
+
+def _call(port: Candidate, probe: Probe, until: float) -> Made:
+    left = until - time.monotonic()
+    if left <= 0:
+        return Made(probe, refusal="not called: the calls before took too long")
+    try:
+        return Made(probe, port.run_again(probe.x, left))
+    except CandidateFailure as failure:
+        why = str(failure.got or failure.what)
+        return Made(probe, refusal=why, is_wrong=failure.verdict == "disagree")

@@ -1,0 +1,116 @@
+"""Ports in torch and ONNX Runtime are called again: static shapes, tracing, in-place work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+
+import torch
+
+from repvgg_ref.files.onnx import write_onnx
+from repvgg_ref.models.network import fuse
+from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
+from repvgg_ref.oracle.report import Report
+from repvgg_ref.oracle.verification import verify
+from tests.models.small import SMALL
+
+pytestmark = pytest.mark.peers
+MODEL = distinguishing_model(SMALL["plain"])
+DEPLOY = fuse(MODEL)
+
+
+class Fused(torch.nn.Module):
+    """The deploy network; `mean` is taken off the images in place."""
+
+    def __init__(self, mean: float = 0.0) -> None:
+        super().__init__()
+        self.mean = mean
+        self.arrays = {name: torch.from_numpy(a.copy()) for name, a in DEPLOY.params.items()}
+
+    def forward(self, x: Any) -> Any:
+        if self.mean:
+            x.sub_(self.mean).add_(self.mean / 2)
+            x = x + self.mean / 2
+        layers = {}
+        for block in MODEL.arch.blocks:
+            weight, bias = (self.arrays[f"{block.name}.fused.{p}"] for p in ("weight", "bias"))
+            x = torch.relu(torch.conv2d(x, weight, bias, block.stride, 1))
+            layers[block.name] = x
+        weight, bias = self.arrays["linear.weight"], self.arrays["linear.bias"]
+        layers["linear"] = x.mean((2, 3)) @ weight.T + bias
+        return layers
+
+
+def counts(report: Report) -> tuple[int, ...]:
+    return tuple(sum(p.ok is ok for p in report.probes) for ok in (True, False, None))
+
+
+def test_a_torch_module_is_right_however_it_is_called() -> None:
+    report = verify(MODEL, Fused())
+    assert (report.verdict, counts(report)) == ("agree", (12, 0, 0))
+
+
+def test_a_torch_module_that_works_in_place_is_told() -> None:
+    report = verify(MODEL, Fused(mean=0.5))
+    assert report.verdict == "disagree"
+    assert "input-modified" in {finding.bug for finding in report.diagnosis}
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 64, 64), (2, 3, 40, 56)])
+def test_a_torch_module_compiled_for_one_shape_gets_it(shape: tuple[int, ...]) -> None:
+    class Engine(Fused):
+        def forward(self, x: Any) -> Any:
+            if tuple(x.shape) != shape:
+                raise RuntimeError(f"profile 0: {tuple(x.shape)} is not {list(shape)}")
+            return super().forward(x)
+
+    report = verify(MODEL, Engine())
+    assert report.verdict == "agree", report.reason
+    assert any("x".join(map(str, shape)) in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("batch", "size"), [(None, None), (1, None), (None, (48, 40)), (1, (224, 224)), (3, (32, 32))]
+)
+def test_an_onnx_file_of_a_fixed_shape_gets_it(
+    tmp_path: Path, batch: int | None, size: tuple[int, int] | None
+) -> None:
+    path = tmp_path / "m.onnx"
+    write_onnx(path, MODEL.arch, DEPLOY.params, metadata={}, batch=batch, size=size)
+    report = verify(MODEL, path)
+    assert report.verdict == "agree", report.reason
+    right, wrong, _ = counts(report)
+    assert wrong == 0
+    assert right >= (12 if batch is None and size is None else 5)
+    fixed = [note for note in report.notes if "fixed shape" in note and "--inputs" in note]
+    assert len(fixed) == (batch is not None or size is not None)
+
+
+def test_an_export_whose_pool_was_traced_at_one_size_is_told(tmp_path: Path) -> None:
+    """The mean of the exporter's own image size: a kernel of 12x10 where the image decides."""
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "m.onnx"
+    write_onnx(path, MODEL.arch, DEPLOY.params, metadata={})
+    model = onnx.load(path)
+    pool = next(n for n in model.graph.node if n.op_type in ("GlobalAveragePool", "ReduceMean"))
+    pool.op_type = "AveragePool"
+    del pool.attribute[:]
+    del pool.input[1:]
+    size = np.array(_last_extent(96, 80))
+    pool.attribute.append(onnx.helper.make_attribute("kernel_shape", size))
+    onnx.save(model, path)
+    report = verify(MODEL, path)
+    assert report.verdict == "disagree", [p.says for p in report.probes]
+    assert report.diagnosis[0].bug == "depends-on-call"
+
+
+def _last_extent(*extents: int) -> list[int]:
+    for block in MODEL.arch.blocks:
+        extents = tuple((n + block.stride - 1) // block.stride for n in extents)
+    return list(extents)
