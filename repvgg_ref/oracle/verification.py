@@ -30,6 +30,7 @@ from repvgg_ref.oracle.candidates import (
 from repvgg_ref.oracle.candidates.dumps import array_names
 from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
 from repvgg_ref.oracle.diagnosis.explain import Case, explain
+from repvgg_ref.oracle.diagnosis.file_evidence import with_file_evidence
 from repvgg_ref.oracle.diagnosis.static_check import check_weights
 from repvgg_ref.oracle.golden.folder import is_golden
 from repvgg_ref.oracle.golden.read import read_golden
@@ -146,7 +147,8 @@ def _verify(
     if x is None:
         reason = "the candidate brings outputs but no input: give the batch they belong to"
         return Report("cannot-judge", reason, model.name, named, precision)
-    return judge(model, outputs, x, precision=precision, candidate=named, progress=progress)
+    report = judge(model, outputs, x, precision=precision, candidate=named, progress=progress)
+    return with_file_evidence(report, model, outputs.evidence)
 
 
 def judge(
@@ -215,12 +217,13 @@ def _inputs(model: Model, port: Candidate, inputs: Array | None) -> Array | None
         return None
     wanted = port.input_shape() or (None,) * 4
     batch, _, height, width = wanted if len(wanted) == 4 else (None,) * 4
-    return distinguishing_inputs(
+    x = distinguishing_inputs(
         model.arch,
         batch=batch or 2,
         height=height or _DEFAULT_EXTENT[0],
         width=width or _DEFAULT_EXTENT[1],
     )
+    return port.images(x)
 
 
 def _require_images(model: Model, x: Array) -> None:
