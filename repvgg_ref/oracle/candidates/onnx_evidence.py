@@ -17,7 +17,7 @@ from repvgg_ref.oracle.candidates.base import FileEvidence
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_chain import Chain
 from repvgg_ref.oracle.candidates.onnx_constants import setting
-from repvgg_ref.oracle.candidates.onnx_reading import RELU, Clamp, Opaque, Reading, unread
+from repvgg_ref.oracle.candidates.onnx_reading import Clamp, Opaque, Reading, unread
 from repvgg_ref.oracle.candidates.onnx_rules import reader
 from repvgg_ref.oracle.candidates.onnx_taps import Taps
 from repvgg_ref.oracle.candidates.onnx_walk import Tap
@@ -33,6 +33,7 @@ def file_evidence(chain: Chain, taps: Taps, arch: Network) -> FileEvidence:
     start = taps.entrance.start or Tap(chain.entrance.name, taps.entrance.perm)
     kernels: dict[str, FusedConv] = {}
     findings: list[Finding] = []
+    suspects = list(_altered(taps))
     unread_layers: list[str] = []
     for name, tap in taps.blocks.items():
         spec = arch.block(name)
@@ -51,12 +52,13 @@ def file_evidence(chain: Chain, taps: Taps, arch: Network) -> FileEvidence:
         kernel = None if reading is None else _classifier(reading)
         if kernel is None:
             unread_layers.append("linear" + _why(reading))
+            suspects += _pooled_otherwise(reading)
         else:
             kernels["linear"] = kernel
     notes = [f"the file's weights were not read, only run: {listed(unread_layers)}"]
     findings += _left_on(chain, taps)
     return FileEvidence(
-        kernels, tuple(findings), _altered(taps), tuple(notes if unread_layers else ())
+        kernels, tuple(findings), tuple(suspects), tuple(notes if unread_layers else ())
     )
 
 
@@ -188,6 +190,14 @@ def _drops(node: Any, chain: Chain) -> bool:
     return training is not None and bool(training.any()) and (ratio is None or bool(ratio > 0))
 
 
+def _pooled_otherwise(reading: Reading | None) -> Iterator[Finding]:
+    """Operators in the head that are no mean."""
+    odd = [str(each) for each in (reading.after if reading else ())]
+    if odd:
+        says = f"the features are not averaged: in the head there is {listed(odd)}"
+        yield _certain("head-pool", "linear", says, "average over height and width")
+
+
 def _altered(taps: Taps) -> tuple[Finding, ...]:
     """Linear operators behind the classifier: to blame only if the logits are wrong."""
     if taps.ending is None or not taps.ending.linear:
@@ -197,7 +207,7 @@ def _altered(taps: Taps) -> tuple[Finding, ...]:
 
 def output_altered(operators: tuple[str, ...]) -> Finding:
     """Something follows the logits and makes other numbers of them."""
-    says = f"the output is not the logits: {listed(operators)} follows them"
+    says = f"the output is not the logits: behind them comes {listed(operators)}"
     return _certain("head-output", "linear", says, "export the logits, before anything else")
 
 

@@ -112,11 +112,8 @@ def find_ending(chain: Chain, producer: int, arch: Network) -> Ending | None:
         reading = found
         if reading.is_linear:
             at = i
-    linear = (
-        reading.steps[1:]
-        if reading.steps[:1] and reading.steps[0].operator == "Add"
-        else reading.steps
-    )
+    bias = bool(reading.steps) and reading.steps[0].operator == "Add" and not _has_bias(steps[last])
+    linear = reading.steps[1:] if bias else reading.steps
     return Ending(
         Tap(steps[at].tensor, None, at),
         chain.output,
@@ -163,6 +160,11 @@ def _classified(chain: Chain, step: Step, pooled: bool, arch: Network) -> Readin
     start = unread(count, NCHW if convolved else flat, pooled=pooled)
     activation = setting(node, "activation", "")
     return start.then(Opaque(activation, node.name)) if activation else start
+
+
+def _has_bias(step: Step) -> bool:
+    """Whether the classifier adds its bias itself."""
+    return any(_is_product(node) and len(node.input) > 2 for node in step.nodes)
 
 
 def _is_product(node: Any) -> bool:

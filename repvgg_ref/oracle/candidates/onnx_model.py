@@ -30,6 +30,7 @@ from repvgg_ref.oracle.candidates.onnx_head import customary
 from repvgg_ref.oracle.candidates.onnx_import import first_line, require
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx, serialized
 from repvgg_ref.oracle.candidates.onnx_taps import (
+    FLOATS,
     Taps,
     find_taps,
     has_pointwise,
@@ -44,6 +45,7 @@ from repvgg_ref.oracle.report import Finding
 _THREADS = 2
 _SILENT = 4  # only fatal messages: what fails is reported by us
 _INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_BYTE = 255  # what an image of integers goes up to
 _INTEGER_TYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(int8)": np.int8,
@@ -95,9 +97,14 @@ class OnnxCandidate(Candidate):
         return Outputs(seen.layers, judged, seen.precision, seen.notes, problem, evidence)
 
     def images(self, x: Array) -> Array:
-        """What to feed so that `x` comes out of the graph's own normalisation."""
-        normalisation = self._loaded.taps.entrance.normalisation
-        return x if normalisation is None else normalisation.images(x)
+        """What to feed so that `x` comes out of the graph's own normalisation; bytes are filled."""
+        loaded = self._loaded
+        normalisation = loaded.taps.entrance.normalisation
+        if normalisation is None:
+            return x
+        if loaded.chain.entrance.type.tensor_type.elem_type in FLOATS:
+            return normalisation.images(x)
+        return np.rint((x - x.min()) * (_BYTE / (x.max() - x.min())))
 
     def input_shape(self) -> Shape | None:
         """(N, C, H, W) with None where the model is flexible."""

@@ -26,7 +26,7 @@ from repvgg_ref.oracle.candidates.onnx_entrance import Entrance, find_entrance
 from repvgg_ref.oracle.candidates.onnx_head import Ending, find_ending, last_block
 from repvgg_ref.oracle.candidates.onnx_walk import Tap, tap_before
 
-_FLOATS = frozenset({1, 10, 11, 16})  # TensorProto.DataType
+FLOATS = frozenset({1, 10, 11, 16})  # TensorProto.DataType
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def find_taps(chain: Chain, arch: Network) -> Taps:
         problem = f"the graph has {len(blocks)} convolution blocks, {arch.name} has {wanted}"
     elif not blocks:
         notes.append("no convolution was recognised in the graph: only logits are compared")
-    integers = chain.entrance.type.tensor_type.elem_type not in _FLOATS
+    integers = chain.entrance.type.tensor_type.elem_type not in FLOATS
     first = blocks[0] if blocks else len(steps)
     return Taps(
         dict(zip(arch.layer_names[:matched], outputs, strict=False)),

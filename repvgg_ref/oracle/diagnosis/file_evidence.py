@@ -16,11 +16,13 @@ from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates.base import FileEvidence
+from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.diagnosis.static_check import check_kernel
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
 _UNSEEN = (8, 8)  # extent of the blank image on which bugs are tried: only taps are looked at
+_HALF = 0.5 + 2.0**-20  # of a unit in the last place, and what float64 gets wrong
 _ROUNDINGS = 2.0  # of a classifier's weight: stored once, perhaps scaled on the way
 
 
@@ -31,8 +33,8 @@ def with_file_evidence(report: Report, model: Model, evidence: FileEvidence | No
     found, marks = _in_the_file(model, evidence)
     wrong = {layer.name for layer in report.layers if not layer.ok} | found.keys()
     for suspect in evidence.suspects:
-        if suspect.layer in wrong:
-            found.setdefault(str(suspect.layer), []).append(suspect)
+        if suspect.layer in wrong:  # it accounts for a wrong kernel, too
+            found[str(suspect.layer)] = [suspect]
     notes = (*report.notes, *evidence.notes, *_compared(model, evidence, wrong - found.keys()))
     if not found:
         return replace(report, notes=notes)
@@ -64,6 +66,8 @@ def _in_the_file(
     for layer, kernel in evidence.kernels.items():
         if layer == "linear":
             report, findings = check_classifier(model, kernel)
+        elif is_rounded_once(programs[layer].fused_kernel(), kernel):
+            continue  # nothing could be better, and most files are: no need of bounds
         else:
             spec = model.arch.block(layer)
             blank = np.zeros((1, spec.in_channels, *_UNSEEN))
@@ -78,6 +82,17 @@ def _in_the_file(
         blank_report = LayerReport(layer, 0.0, 0.0, 0.0, ok=False)
         marks.setdefault(layer, replace(blank_report, note="the graph does something else"))
     return found, marks
+
+
+def is_rounded_once(exact: FusedConv, got: FusedConv) -> bool:
+    """Whether every tap is the exact one, rounded to the type of `got.weight`."""
+    for want, have in zip(exact, got, strict=True):
+        if want.shape != have.shape:
+            return False
+        step = np.spacing(np.abs(have).astype(got.weight.dtype))
+        if not (np.abs(have - want) <= _HALF * step).all():
+            return False
+    return True
 
 
 def check_classifier(model: Model, got: FusedConv) -> tuple[LayerReport, list[Finding]]:
@@ -127,17 +142,25 @@ def _marked(
 def _merged(
     seen: tuple[Finding, ...], found: Mapping[str, list[Finding]], order: tuple[str, ...]
 ) -> tuple[Finding, ...]:
-    """What the values say and what the file says, in the layers' order; a name before "unknown"."""
+    """What the values say and what the file says, in the layers' order, each bug once.
+
+    A name comes before "unknown"; a bug says in which other layers it is.
+    """
     everywhere = [finding for finding in seen if finding.layer not in order]
-    merged = list(everywhere)
+    merged = {finding.bug: finding for finding in reversed(everywhere)}
+    also: dict[str, list[str]] = {}
     for name in order:
         both = [*(f for f in seen if f.layer == name), *found.get(name, ())]
-        named = [f for f in both if f.bug != "unknown"]
-        kept: dict[str, Finding] = {}
-        for finding in named or both[:1]:
-            kept.setdefault(finding.bug, finding)
-        merged += kept.values()
-    return tuple(merged)
+        for finding in [f for f in both if f.bug != "unknown"] or both[:1]:
+            first = merged.setdefault(finding.bug, finding)
+            if first.layer != name and name in found:
+                also.setdefault(finding.bug, []).append(name)
+    return tuple(
+        replace(f, says=f"{f.says} (also in {listed(dict.fromkeys(also[bug]))})")
+        if bug in also
+        else f
+        for bug, f in merged.items()
+    )
 
 
 def _compared(model: Model, evidence: FileEvidence, elsewhere: set[str]) -> list[str]:
