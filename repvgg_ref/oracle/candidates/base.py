@@ -49,12 +49,15 @@ class FileEvidence:
         What is wrong in any case.
     suspects : tuple of Finding
         What is to blame if the layer's values are wrong, and harmless if they are right.
+    doubts : tuple of str
+        What could act otherwise on other inputs, so that no values here prove it right.
     notes : tuple of str
     """
 
     kernels: Mapping[str, FusedConv]
     findings: tuple[Finding, ...] = ()
     suspects: tuple[Finding, ...] = ()
+    doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

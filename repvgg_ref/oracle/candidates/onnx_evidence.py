@@ -25,6 +25,7 @@ from repvgg_ref.oracle.report import Finding
 from weights_io import sanitize
 
 _OVERFLOW = 65504.0  # float16's largest: a clip there guards, and changes nothing of this size
+_CHOOSING = frozenset({"If", "Loop", "Scan", "Where"})
 _NARROW = frozenset({"float16", "bfloat16"})
 
 
@@ -55,10 +56,13 @@ def file_evidence(chain: Chain, taps: Taps, arch: Network) -> FileEvidence:
             suspects += _pooled_otherwise(reading)
         else:
             kernels["linear"] = kernel
-    notes = [f"the file's weights were not read, only run: {listed(unread_layers)}"]
-    findings += _left_on(chain, taps)
+    notes = (f"the file's weights were not read, only run: {listed(unread_layers)}",)
     return FileEvidence(
-        kernels, tuple(findings), tuple(suspects), tuple(notes if unread_layers else ())
+        kernels,
+        (*findings, *_left_on(chain, taps)),
+        tuple(suspects),
+        tuple(_conditions(chain)),
+        notes if unread_layers else (),
     )
 
 
@@ -188,6 +192,14 @@ def _drops(node: Any, chain: Chain) -> bool:
     training = chain.constants.value(given[2]) if given[2] else None
     ratio = chain.constants.value(given[1]) if given[1] else np.array(0.5)
     return training is not None and bool(training.any()) and (ratio is None or bool(ratio > 0))
+
+
+def _conditions(chain: Chain) -> Iterator[str]:
+    """Nodes that choose what to do: the other choice may never have been seen."""
+    for step in chain.steps:
+        for node in step.nodes:
+            if node.op_type in _CHOOSING:
+                yield str(Opaque(node.op_type, sanitize(node.name)))
 
 
 def _pooled_otherwise(reading: Reading | None) -> Iterator[Finding]:

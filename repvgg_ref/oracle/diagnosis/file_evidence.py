@@ -36,6 +36,10 @@ def with_file_evidence(report: Report, model: Model, evidence: FileEvidence | No
         if suspect.layer in wrong:  # it accounts for a wrong kernel, too
             found[str(suspect.layer)] = [suspect]
     notes = (*report.notes, *evidence.notes, *_compared(model, evidence, wrong - found.keys()))
+    if not found and evidence.doubts and report.verdict == "agree":
+        nodes = listed(evidence.doubts)
+        reason = f"the values agree, but what a node chooses is not understood: {nodes}"
+        return replace(report, verdict="cannot-judge", reason=reason, notes=notes)
     if not found:
         return replace(report, notes=notes)
     order = model.arch.layer_names
