@@ -7,6 +7,7 @@ a dequantisation. `Constants.value` computes such things with ONNX's own referen
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ class Constants:
             return None
         inputs = {each: self.value(each, depth + 1) for each in node.input if each}
         known = {each: array for each, array in inputs.items() if array is not None}
-        if len(known) < len(inputs) or sum(a.size for a in known.values()) > _MOST_ELEMENTS:
+        if len(known) < len(inputs) or _size(node, list(known.values())) > _MOST_ELEMENTS:
             return None
         outputs = self._evaluated(node, known)
         return None if outputs is None else outputs[list(node.output).index(name)]
@@ -110,6 +111,22 @@ class Constants:
         except Exception:  # what the reference cannot compute is not known
             return None
         return [np.asarray(array) for array in found]
+
+
+def _size(node: Any, inputs: list[Array]) -> int:
+    """At least as many elements as the node makes or reads: a small file must not fill memory."""
+    whole = sum(array.size for array in inputs)
+    if node.op_type == "MatMul" and len(inputs) == 2 and inputs[1].ndim > 1:
+        return max(whole, inputs[0].size * inputs[1].shape[-1])
+    if node.op_type == "Gather" and len(inputs) == 2:
+        return max(whole, inputs[0].size * inputs[1].size)
+    if node.op_type == "Pad":
+        pads = setting(node, "pads") or (inputs[1].tolist() if len(inputs) > 1 else [])
+        return max(whole, inputs[0].size * prod(1 + abs(int(n)) for n in pads))
+    try:
+        return max(whole, prod(np.broadcast_shapes(*(array.shape for array in inputs))))
+    except ValueError:
+        return whole
 
 
 def _written_out(node: Any) -> Array | None:

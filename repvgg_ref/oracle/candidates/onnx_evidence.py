@@ -69,10 +69,13 @@ def file_evidence(chain: Chain, taps: Taps, arch: Network) -> FileEvidence:
 def kernel_of(reading: Reading, conv: Conv) -> FusedConv | None:
     """The kernel of a block on the taps of `conv`, as it is stored or computed from what is stored.
 
-    None if it has other taps, another stride, or was computed from rounded parts: what they were
-    before is not known.
+    None if an operator was not understood, if it has other taps or another stride, or was computed
+    from rounded parts: what they were before is not known.
     """
     form = reading.form
+    understood = not any(isinstance(each, Opaque) for each in reading.after)
+    if not understood or reading.pooled or any(reading.border):
+        return None
     if len(form.bias) > conv.out_channels:  # a blocked layout holds whole blocks
         form = form.part(slice(0, conv.out_channels), slice(None))
     if form.stride != conv.stride or len(form.bias) != conv.out_channels:

@@ -24,6 +24,7 @@ from repvgg_ref.oracle.candidates.dumps import Dump, interpret
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_blocked import in_order
 from repvgg_ref.oracle.candidates.onnx_chain import Chain, block_convolutions, chains_of
+from repvgg_ref.oracle.candidates.onnx_constants import setting
 from repvgg_ref.oracle.candidates.onnx_entrance import Entrance
 from repvgg_ref.oracle.candidates.onnx_evidence import file_evidence, output_altered
 from repvgg_ref.oracle.candidates.onnx_head import customary
@@ -327,7 +328,7 @@ def _weight_type(node: Any, chain: Chain) -> int:
     tensor, passed = chain.constants.origin(node.input[1])
     for step in passed:  # the nearest first
         if step.op_type == "Cast":
-            return int(next((a.i for a in step.attribute if a.name == "to"), 0))
+            return int(setting(step, "to", 0))
         if step.op_type in ("QuantizeLinear", "DequantizeLinear"):
             return 0
     return 0 if tensor is None else int(tensor.data_type)

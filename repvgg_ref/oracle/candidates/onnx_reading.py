@@ -214,7 +214,8 @@ class Reader:
         if rule is None:
             return None
         try:
-            return rule(node, operands, self)
+            with np.errstate(all="ignore"):
+                return rule(node, operands, self)
         except (
             NotFusibleError,
             ArithmeticError,

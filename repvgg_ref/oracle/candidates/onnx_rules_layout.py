@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.blocks.form import Pair, ungrouped
+from repvgg_ref.oracle.candidates.onnx_blocked import block_size
 from repvgg_ref.oracle.candidates.onnx_constants import setting
 from repvgg_ref.oracle.candidates.onnx_reading import (
     CHANNELS,
@@ -22,6 +23,7 @@ from repvgg_ref.oracle.candidates.onnx_reading import (
 )
 
 LAYOUT = Rules()
+_BLOCKED = (*NCHW, 4)  # the last axis lies within the channels
 _FLOATS = frozenset({1, 10, 11, 16})  # TensorProto.DataType
 
 
@@ -53,14 +55,21 @@ def _transposed(node: Any, operands: list[Operand], reader: Reader) -> Operand:
 
 @LAYOUT.rule("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 def _reshaped(node: Any, operands: list[Operand], reader: Reader) -> Operand:
-    """Pooled: (N, C) whatever ones come and go. Else rows and columns may become one axis."""
+    """Pooled: (N, C) whatever ones come and go. Else rows and columns may become one axis.
+
+    ONNX Runtime lays a blocked tensor out as (N, C/B, H, W, B), to add two, and back.
+    """
     x = operands[0]
     if x.pooled:
         return replace(x, axes=(0, CHANNELS))
     shape = operands[1] if len(operands) > 1 else None
-    if node.op_type == "Reshape" and x.axes == NCHW and len(shape) == 3:
+    if node.op_type != "Reshape" or not isinstance(shape, np.ndarray):
+        return None
+    if x.axes == NCHW and len(shape) == 3:
         return replace(x, axes=NCHW[:3])
-    return None
+    if x.axes == NCHW and len(shape) == 5 and shape[4] == block_size():
+        return replace(x, axes=_BLOCKED)
+    return replace(x, axes=NCHW) if x.axes == _BLOCKED and len(shape) == 4 else None
 
 
 @LAYOUT.rule("Pad")
