@@ -23,7 +23,8 @@ from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.verification import verify
 from tests.oracle.candidates.ports import images, network
 from tests.peers.candidate_graphs import Style, onnx_model, saved
-from tests.peers.onnx_variants import RIGHT, WRONG, one_tap_off
+from tests.peers.onnx_edits import one_tap_off
+from tests.peers.onnx_variants import RIGHT, WRONG
 
 pytestmark = pytest.mark.peers
 
