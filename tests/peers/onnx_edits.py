@@ -41,7 +41,8 @@ def strides_apart(operator: str, form: str = "fused") -> Any:
     proto = onnx_model(network(), Style(form=form))
     for name, values in (("from", [0, 0]), ("to", [2**31 - 1] * 2), ("on", [2, 3]), ("by", [2, 2])):
         add_constant(proto, name, np.array(values, np.int64))
-    nodes, renamed, thin = [], {}, False
+    nodes, thin = [], False
+    renamed: dict[str, str] = {}
     for node in proto.graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         nodes.append(node)

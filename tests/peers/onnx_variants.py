@@ -128,6 +128,9 @@ WRONG: dict[str, Wrong] = (
             "softmax over the batch": lambda: ending("Softmax", axis=0),
             "round": lambda: ending("Round"),
             "five classes": lambda: ending("Slice", np.array([0]), np.array([5]), np.array([1])),
+            "classes backwards": lambda: ending(
+                "Slice", np.array([-1]), np.array([-100]), np.array([1]), np.array([-1])
+            ),
             "times": lambda: ending("Mul", np.float32(1.01)),
             "plus": lambda: ending("Add", np.full(7, 0.5, np.float32)),
             "sigmoid": lambda: ending("Sigmoid"),

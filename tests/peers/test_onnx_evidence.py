@@ -13,18 +13,20 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.comparison import compare
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.candidates import Outputs, WeightsCandidate, resolve
 from repvgg_ref.oracle.diagnosis.file_evidence import is_rounded_once, with_file_evidence
 from repvgg_ref.oracle.programs.layers import Programs
-from repvgg_ref.oracle.report import Report
+from repvgg_ref.oracle.report import Report, Verdict
 from repvgg_ref.oracle.verification import verify
 from tests.oracle.candidates.ports import images, network
 from tests.peers.candidate_graphs import Style, onnx_model, saved
 from tests.peers.onnx_edits import one_tap_off
 from tests.peers.onnx_variants import RIGHT, WRONG
+from tests.random_networks import random_model
 
 pytestmark = pytest.mark.peers
 
@@ -35,7 +37,7 @@ def run(path: Path, model: Model, x: Array | None = None) -> tuple[Outputs, Arra
     assert not isinstance(found, WeightsCandidate)
     shape = found.input_shape() or (None,) * 4
     x = images() if x is None else x
-    if shape[2] is not None:
+    if shape[2] is not None and shape[3] is not None:
         x = np.resize(x, (2, 3, shape[2], shape[3]))
     outputs = found.run(found.images(x))
     return outputs, x if outputs.x is None else outputs.x
@@ -52,7 +54,7 @@ def judged(path: Path, model: Model) -> Report:
         layers[name] = compare(program, np.asarray(x, np.float64), y_hat, PRECISIONS["fp32"]).report
         x = y_hat
     bad = next((name for name, layer in layers.items() if not layer.ok), None)
-    verdict = "agree" if bad is None and outputs.problem is None else "disagree"
+    verdict: Verdict = "agree" if bad is None and outputs.problem is None else "disagree"
     report = Report(verdict, "", "m", "c", "fp32", tuple(layers.values()), (), bad, outputs.notes)
     return with_file_evidence(report, model, outputs.evidence)
 
@@ -91,6 +93,18 @@ def test_what_onnx_runtime_has_saved_is_read(
     report = judged(optimised(tmp_path, wrong, level), model)
     assert (report.verdict, report.first_bad_layer) == ("disagree", "stage2.1")
     assert report.diagnosis[0].bug == "taps-altered"
+
+
+@pytest.mark.parametrize("form", ["bn", "fused"])
+@pytest.mark.parametrize("channels", [(24, 40, 56), (8, 8, 8)])
+def test_blocks_of_channels_need_not_be_full(
+    tmp_path: Path, form: str, channels: tuple[int, ...]
+) -> None:
+    arch = plain_architecture(depths=(2, 2), channels=channels, num_classes=5)
+    model = random_model(arch, 3)
+    report = judged(optimised(tmp_path, onnx_model(model, Style(form=form)), "ALL"), model)
+    assert report.verdict == "agree", (report.reason, report.notes)
+    assert "the file's weights were compared tap by tap in 6 of 6 layers" in report.notes
 
 
 def optimised(folder: Path, proto: Any, level: str) -> Path:

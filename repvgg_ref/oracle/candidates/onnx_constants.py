@@ -117,7 +117,7 @@ def _size(node: Any, inputs: list[Array]) -> int:
     """At least as many elements as the node makes or reads: a small file must not fill memory."""
     whole = sum(array.size for array in inputs)
     if node.op_type == "MatMul" and len(inputs) == 2 and inputs[1].ndim > 1:
-        return max(whole, inputs[0].size * inputs[1].shape[-1])
+        return max(whole, int(inputs[0].size * inputs[1].shape[-1]))
     if node.op_type == "Gather" and len(inputs) == 2:
         return max(whole, inputs[0].size * inputs[1].size)
     if node.op_type == "Pad":

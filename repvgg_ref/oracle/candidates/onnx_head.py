@@ -182,7 +182,8 @@ def _starts_head(chain: Chain, i: int) -> bool:
     following = chain.steps[i + 1].single if i + 1 < len(chain.steps) else ""
     return (
         is_pool(step, chain.constants)
-        or step.single in _FLATTENERS | _PRODUCTS | {"Pow"}
+        or step.single in _PRODUCTS | {"Pow"}
+        or (step.single in _FLATTENERS and step.tensor not in chain.blocked)
         or (step.single in CONVOLUTIONS and setting(step.nodes[0], "group", 1) == 1)
         or (step.single in ("Clip", "Max") and following == "Pow")
     )

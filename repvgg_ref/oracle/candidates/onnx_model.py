@@ -47,7 +47,7 @@ _THREADS = 2
 _SILENT = 4  # only fatal messages: what fails is reported by us
 _INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _BYTE = 255  # what an image of integers goes up to
-_INTEGER_TYPES = {
+_INTEGER_TYPES: dict[str, Any] = {
     "tensor(uint8)": np.uint8,
     "tensor(int8)": np.int8,
     "tensor(int32)": np.int32,
@@ -105,7 +105,7 @@ class OnnxCandidate(Candidate):
             return x
         if loaded.chain.entrance.type.tensor_type.elem_type in FLOATS:
             return normalisation.images(x)
-        return np.rint((x - x.min()) * (_BYTE / (x.max() - x.min())))
+        return np.asarray(np.rint((x - x.min()) * (_BYTE / (x.max() - x.min()))))
 
     def input_shape(self) -> Shape | None:
         """(N, C, H, W) with None where the model is flexible."""

@@ -29,6 +29,7 @@ Sides = tuple[int, int, int, int]
 
 NCHW: Axes = (0, 1, 2, 3)
 CHANNELS = 1  # this axis of NCHW
+_LARGEST_BLOCK = 16  # channels, in any layout
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -135,6 +136,22 @@ class Reading:
         whole: Any = ungrouped(self.form, 1)
         return replace(self, form=whole.part(channels, slice(None)))
 
+    def filled(self, channels: int) -> Reading:
+        """The same with channels of zeros behind, as a blocked layout has them.
+
+        Raises
+        ------
+        ValueError
+            If that is no filling of one block.
+        """
+        own = len(self.form.bias)
+        if own == channels:
+            return self
+        if own == 1 or channels - own >= _LARGEST_BLOCK:
+            raise ValueError("parts of different channels")
+        whole = ungrouped(self.form, 1).placed(slice(0, own), channels)
+        return replace(self, form=whole)
+
     def through(self, second: Form, growth: Pair = (0, 0)) -> Reading:
         """The same through a convolution.
 
@@ -144,13 +161,19 @@ class Reading:
             If no single convolution is both, borders included.
         """
         sides = zip(self.growth, self.form.stride, growth, strict=True)
-        grown = tuple(own + stride * more for own, stride, more in sides)
+        rows, columns = (own + stride * more for own, stride, more in sides)
         return replace(
-            self, form=_composed(second, self.form), growth=grown, border=(0, 0, 0, 0), steps=()
+            self,
+            form=_composed(second, self.form),
+            growth=(rows, columns),
+            border=(0, 0, 0, 0),
+            steps=(),
         )
 
 
-Operand = Reading | Array | None
+# A Reading, an array, or None where nothing is known. Which of them stands where is the operator's
+# affair: a rule that meets another than it expects fails, and the node is opaque.
+Operand = Any
 Rule = Callable[[Any, list[Operand], "Reader"], Reading | tuple[Reading, ...] | None]
 
 
@@ -236,16 +259,24 @@ def unread(channels: int, axes: Axes = NCHW, *, pooled: bool = False) -> Reading
 
 
 def total(readings: list[Reading]) -> Reading:
-    """The sum of parts of one stride, size and layout."""
+    """The sum of parts of one stride, size and layout; the last block of channels may be full."""
+    count = max(len(each.form.bias) for each in readings)
+    readings = [each.filled(count) for each in readings]
     first = readings[0]
     for other in readings[1:]:
         alike = (other.axes, other.growth, other.form.stride, other.border, other.pooled)
         if alike != (first.axes, first.growth, first.form.stride, first.border, first.pooled):
             raise ValueError("parts of different sizes")
+    if len({_inputs(each.form) for each in readings}) > 1:
+        raise ValueError("parts of different inputs")
     groups = int(np.gcd.reduce([each.form.groups for each in readings]))
     form = add([ungrouped(each.form, groups) for each in readings])
     stored = frozenset().union(*(each.stored for each in readings))
     return replace(first, form=form, stored=stored, steps=())
+
+
+def _inputs(form: Form) -> int:
+    return form.groups * int(form.terms[0].kernel.shape[1])
 
 
 def channel_map(form: Form) -> tuple[Array, Array] | None:

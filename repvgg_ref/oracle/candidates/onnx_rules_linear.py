@@ -36,9 +36,7 @@ def _convolved(node: Any, operands: list[Operand], reader: Reader) -> Operand:
     x, weight, *rest = operands
     bias, beside, *_ = *rest, None, None
     if node.domain == DOMAIN:
-        channels, weight = len(x.form.bias), unblocked_kernel(weight)
-        if setting(node, "group", 1) == 1 and channels < weight.shape[1]:
-            weight = weight[:, :channels]
+        weight = unblocked_kernel(weight)
     if is_mean(node, reader.constants) and not any(x.border):
         return replace(x, pooled=True)
     second, growth = _convolution(node, x, weight, bias)
@@ -58,9 +56,14 @@ def _convolution(node: Any, x: Reading, weight: Array, bias: Array | None) -> tu
     spans = [d * (k - 1) for d, k in zip(step, weight.shape[2:], strict=True)]
     pads = [a + b for a, b in zip(_pads(node, spans, stride), x.border, strict=True)]
     lattice = Lattice((-pads[0], -pads[1]), step, weight.shape[2:])
+    groups, channels = setting(node, "group", 1), len(x.form.bias)
+    if groups == 1:
+        weight = weight[:, :channels]
+    elif groups == len(weight) > channels:  # the last block of channels is filled up
+        weight, groups = weight[:channels], channels
     one = np.ones(len(weight))
-    b = 0 * one if bias is None else np.asarray(bias, np.float64)
-    form = Form((Term(weight, one, lattice),), b, abs(b), stride, setting(node, "group", 1), 0)
+    b = 0 * one if bias is None else np.asarray(bias, np.float64)[: len(weight)]
+    form = Form((Term(weight, one, lattice),), b, abs(b), stride, groups, 0)
     return form, (pads[0] + pads[2] - spans[0], pads[1] + pads[3] - spans[1])
 
 
