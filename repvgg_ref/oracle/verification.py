@@ -31,6 +31,7 @@ from repvgg_ref.oracle.candidates import (
 from repvgg_ref.oracle.candidates.dumps import array_names
 from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
 from repvgg_ref.oracle.diagnosis.explain import Case, explain
+from repvgg_ref.oracle.diagnosis.file_evidence import with_file_evidence
 from repvgg_ref.oracle.diagnosis.static_check import check_weights
 from repvgg_ref.oracle.golden.folder import is_golden
 from repvgg_ref.oracle.golden.read import read_golden
@@ -146,6 +147,7 @@ def _verify(
             first = first_call(port, model.arch, inputs)
             settings: Any = {"precision": precision, "candidate": named, "progress": progress}
             report = judge(model, first.outputs, first.x, **settings)
+            report = with_file_evidence(report, model, first.outputs.evidence)
             return probed(report, model, port, first, judge)
     except CandidateFailure as failure:
         lost = (finding("batch-dependent", None),) if failure.verdict == "disagree" else ()

@@ -52,7 +52,8 @@ class Graph:
 class Style:
     """How a graph is written.
 
-    `between` is applied to every block's output, `reduce` to the last one; `tail` to the logits.
+    `between` is applied to every block's output, `tail` to the logits; `write_head` is called with
+    the last block's output instead of `pool` and `head`.
     """
 
     form: str = "bn"
@@ -63,6 +64,7 @@ class Style:
     entrance: Callable[[Graph, str], str] = lambda graph, x: x
     pool: str = "GlobalAveragePool"
     head: str = "Gemm"
+    write_head: Callable[[Graph, Model, str], str] | None = None
     tail: Callable[[Graph, str], str] = lambda graph, x: x
     input_shape: Sequence[Any] = ("n", 3, "h", "w")
     extra_outputs: bool = False
@@ -170,6 +172,8 @@ def _squeeze(graph: Graph, model: Model, spec: BlockSpec, x: str) -> str:
 
 
 def _head(graph: Graph, model: Model, x: str, style: Style) -> str:
+    if style.write_head is not None:
+        return style.write_head(graph, model, x)
     weight, bias = model.params["linear.weight"], model.params["linear.bias"]
     if style.pool == "GlobalAveragePool":
         pooled = graph.add("GlobalAveragePool", x)

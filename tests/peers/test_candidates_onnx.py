@@ -202,17 +202,17 @@ def test_outputs_beside_the_logits_do_not_matter(tmp_path: Path) -> None:
 
 def test_nodes_in_any_order(tmp_path: Path) -> None:
     """The chain is found though producers come last; whether to run it is the runtime's affair."""
-    from repvgg_ref.oracle.candidates.onnx_chain import chain_of
+    from repvgg_ref.oracle.candidates.onnx_chain import chains_of
     from repvgg_ref.oracle.candidates.onnx_taps import find_taps
 
     proto = onnx_model(network())
-    wanted = find_taps(chain_of(proto.graph, 3, "m"), network().arch)
+    wanted = find_taps(chains_of(proto.graph, 3, "m")[0], network().arch)
     nodes = list(proto.graph.node)
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(nodes))
         del proto.graph.node[:]
         proto.graph.node.extend(nodes[i] for i in order)
-        assert find_taps(chain_of(proto.graph, 3, "m"), network().arch) == wanted
+        assert find_taps(chains_of(proto.graph, 3, "m")[0], network().arch) == wanted
 
 
 def test_a_fixed_batch_is_fed_in_pieces(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.errors import ReportedError
+from repvgg_ref.oracle.report import Finding
 from weights_io import sanitize
 
 Shape = tuple[int | None, ...]
@@ -39,6 +41,30 @@ class CandidateFailure(ReportedError):  # noqa: N818 - it is an outcome, not onl
 
 
 @dataclass(frozen=True)
+class FileEvidence:
+    """What a port's file says without being run.
+
+    Attributes
+    ----------
+    kernels : mapping
+        Layer -> the one convolution that the file holds for it; the classifier's is 1x1.
+    findings : tuple of Finding
+        What is wrong in any case.
+    suspects : tuple of Finding
+        What is to blame if the layer's values are wrong, and harmless if they are right.
+    doubts : tuple of str
+        What could act otherwise on other inputs, so that no values here prove it right.
+    notes : tuple of str
+    """
+
+    kernels: Mapping[str, FusedConv]
+    findings: tuple[Finding, ...] = ()
+    suspects: tuple[Finding, ...] = ()
+    doubts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Outputs:
     """Layer outputs of one candidate, as it gave them: shapes and values are not judged here.
 
@@ -57,6 +83,8 @@ class Outputs:
         layers are those in front of it and must not make an "agree".
     wrote_input : bool
         Whether the port wrote into the batch it was called with.
+    evidence : FileEvidence or None
+        What the file holds, where it can be read.
     """
 
     layers: Mapping[str, Array]
@@ -65,6 +93,7 @@ class Outputs:
     notes: tuple[str, ...] = ()
     problem: str | None = None
     wrote_input: bool = False
+    evidence: FileEvidence | None = None
 
 
 class Candidate:
@@ -100,6 +129,10 @@ class Candidate:
     def input_shape(self) -> Shape | None:
         """(N, C, H, W) with None where free; None if nothing is known."""
         return None
+
+    def images(self, x: Array) -> Array:
+        """What to run so that `x` enters the network: `x`, unless the port normalises by itself."""
+        return x
 
     def batch(self, x: Array | None) -> Array:
         """`x`, if there is one."""

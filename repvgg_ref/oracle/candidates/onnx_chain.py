@@ -14,8 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.names import listed
+from repvgg_ref.oracle.candidates.onnx_blocked import blocked_tensors
+from repvgg_ref.oracle.candidates.onnx_constants import Constants, attribute, setting
 from repvgg_ref.oracle.candidates.onnx_load import subgraphs
 
 CONVOLUTIONS = frozenset({"Conv", "FusedConv", "QLinearConv", "ConvInteger"})
@@ -23,6 +28,7 @@ POOLS = frozenset(
     {"GlobalAveragePool", "GlobalMaxPool", "AveragePool", "MaxPool", "QLinearGlobalAveragePool"}
 )
 REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax"})
+ACTIVATIONS = frozenset({"Relu", "Clip", "Max", "Min", "LeakyRelu", "HardSwish", "Gelu"})
 _GATES = frozenset({"Sigmoid", "HardSigmoid"})
 # They make shapes of data; what depends on the image through them alone is no activation.
 _SHAPES = frozenset({"Shape", "Size"})
@@ -43,87 +49,113 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """`entrance` is the graph's image input (a ValueInfoProto), `steps` lead to its last output."""
+    """`entrance` is the graph's image input (a ValueInfoProto), `steps` lead to one of its outputs.
+
+    `blocked` are the tensors that ONNX Runtime keeps in its own layout.
+    """
 
     entrance: Any
     steps: tuple[Step, ...]
     constants: Constants
+    blocked: frozenset[str] = frozenset()
+
+    @property
+    def output(self) -> str:
+        """The graph's output that it leads to."""
+        return self.steps[-1].tensor
 
 
-class Constants:
-    """Initializers and constant nodes of a graph, and who makes which tensor."""
-
-    def __init__(self, graph: Any) -> None:
-        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
-        self.producers = {name: node for node in graph.node for name in node.output if name}
-
-    def tensor(self, name: str) -> Any | None:
-        """The TensorProto behind `name`, if it is one."""
-        if name in self.initializers:
-            return self.initializers[name]
-        node = self.producers.get(name)
-        if node is not None and node.op_type == "Constant":
-            return next((a.t for a in node.attribute if a.name == "value"), None)
-        return None
-
-    def origin(self, name: str) -> tuple[Any | None, list[Any]]:
-        """The tensor that `name` is made of by operators of one input, and those operators."""
-        passed: list[Any] = []
-        while (found := self.tensor(name)) is None and len(passed) < 16:
-            node = self.producers.get(name)
-            if node is None or node.op_type not in _PASSING or not node.input:
-                return None, passed
-            passed.append(node)
-            name = node.input[0]
-        return found, passed
-
-
-_PASSING = frozenset({"Cast", "Identity", "Transpose", "DequantizeLinear", "QuantizeLinear"})
-
-
-def chain_of(graph: Any, in_channels: int, name: str) -> Chain:
-    """Find the cuts of `graph`.
+def chains_of(graph: Any, in_channels: int, name: str, opset: int = 17) -> list[Chain]:
+    """The chain to each output of `graph` that depends on its input, in the graph's order.
 
     Raises
     ------
     CandidateFailure
         If the graph has not one image input, or if no output depends on it.
     """
-    constants = Constants(graph)
+    constants = Constants(graph, opset)
     entrance = _entrance(graph, constants, in_channels, name)
-    order = _sorted_nodes(graph, name)
     reached = {entrance.name}
     forward = []
-    for node, inputs in order:
+    for node, inputs in _sorted_nodes(graph, name):
         if node.op_type not in _SHAPES and not reached.isdisjoint(inputs):
             forward.append((node, inputs & reached))
             reached.update(output for output in node.output if output)
-    final = _final(graph, forward, entrance.name, constants, name)
-    needed = {final}
+    reached.discard(entrance.name)
+    outputs = list(dict.fromkeys(str(v.name) for v in graph.output if v.name in reached))
+    if not outputs:
+        raise CandidateFailure(f"{name}: no output of the graph depends on its input")
+    blocked = blocked_tensors(node for node, _ in forward)
+    return [
+        Chain(entrance, _steps_to(output, forward, entrance.name), constants, blocked)
+        for output in outputs
+    ]
+
+
+def _steps_to(output: str, forward: list[tuple[Any, set[str]]], start: str) -> tuple[Step, ...]:
+    needed = {output}
     for node, inputs in reversed(forward):
         if not needed.isdisjoint(node.output):
             needed |= inputs
-    return Chain(entrance, tuple(_steps(forward, needed, entrance.name)), constants)
+    return tuple(_steps(forward, needed, start))
 
 
 def block_convolutions(chain: Chain, *, pointwise: bool) -> list[list[Any]]:
     """The convolutions of each step that are a block's, not squeeze-and-excitation's or the head's.
 
-    Those of more than one tap are; where the network has blocks of one tap (`pointwise`), so are
-    all others in front of the global pool, but for a gate's.
+    Those of more than one tap are, unless they are a mean; where the network has blocks of one tap
+    (`pointwise`), so are all others that an activation follows, but for a gate's.
     """
-    steps = chain.steps
-    pools = [i for i, step in enumerate(steps) if step.single in POOLS | REDUCTIONS]
+    steps, constants = chain.steps, chain.constants
+    pools = [i for i, step in enumerate(steps) if is_pool(step, constants)]
     end = pools[-1] if pools else len(steps)
+    active = [i for i, step in enumerate(steps[:end]) if _activates(step)]
+    end = active[-1] + 1 if active else end
     return [
         [
             node
             for node in step.nodes
-            if _has_taps(node, chain.constants)
-            or (pointwise and i < end and node.op_type in CONVOLUTIONS and not is_gate(step))
+            if node.op_type in CONVOLUTIONS
+            and not is_mean(node, constants)
+            and (_has_taps(node, constants) or (pointwise and i < end and not is_gate(step)))
         ]
         for i, step in enumerate(steps)
     ]
+
+
+def _activates(step: Step) -> bool:
+    """Whether a step is, or ends in, a block's activation."""
+    if not step.nodes or is_gate(step):
+        return False
+    last = step.nodes[-1]
+    fused = last.op_type in CONVOLUTIONS and bool(setting(last, "activation", ""))
+    return fused or last.op_type in ACTIVATIONS
+
+
+def is_pool(step: Step, constants: Constants) -> bool:
+    """Whether a step is one node that pools; a window of one pixel only takes every so many."""
+    if step.single in ("AveragePool", "MaxPool", "NhwcMaxPool"):
+        return any(n > 1 for n in setting(step.nodes[0], "kernel_shape", ()))
+    return step.single in POOLS | REDUCTIONS or (
+        step.single in CONVOLUTIONS and is_mean(step.nodes[0], constants)
+    )
+
+
+def is_mean(node: Any, constants: Constants) -> bool:
+    """Whether a convolution is a mean: depthwise, several taps, all alike and adding up to 1."""
+    if node.op_type not in CONVOLUTIONS or setting(node, "group", 1) < 2 or len(node.input) != 2:
+        return False
+    dims = weight_dims(node, constants)
+    if dims is None or len(dims) != 4 or dims[1] != 1 or dims[0] != setting(node, "group"):
+        return False
+    taps = constants.value(node.input[1])
+    return taps is not None and taps[0].size > 1 and averages(taps)
+
+
+def averages(taps: Array) -> bool:
+    """Whether all of `taps` (O, ...) are one over their number, as near as their type can say."""
+    error = np.abs(np.asarray(taps, np.float64) * taps[0].size - 1).max()
+    return bool(error <= 2 * float(np.finfo(taps.dtype).eps))
 
 
 def is_gate(step: Step) -> bool:
@@ -155,11 +187,6 @@ def weight_dims(node: Any, constants: Constants) -> tuple[int, ...] | None:
                 return None
             dims = tuple(dims[axis] for axis in axes)
     return dims
-
-
-def attribute(node: Any, name: str) -> Any | None:
-    """The attribute called `name`, if the node has it."""
-    return next((a for a in node.attribute if a.name == name), None)
 
 
 def _entrance(graph: Any, constants: Constants, in_channels: int, name: str) -> Any:
@@ -212,21 +239,6 @@ def _reads(node: Any) -> set[str]:
             found |= _reads(child) - own
         found |= {value.name for value in inner.output} - own
     return found
-
-
-def _final(
-    graph: Any, forward: list[tuple[Any, set[str]]], start: str, constants: Constants, name: str
-) -> str:
-    """The graph output behind most convolutions, and among those behind most nodes."""
-    depth = {start: (0, 0)}
-    for node, inputs in forward:
-        convolutions, nodes = max(depth[tensor] for tensor in inputs)
-        here = (convolutions + _has_taps(node, constants), nodes + 1)
-        depth |= {output: here for output in node.output if output}
-    reached = [str(value.name) for value in graph.output if value.name in depth]
-    if not reached or max(reached, key=depth.__getitem__) == start:
-        raise CandidateFailure(f"{name}: no output of the graph depends on its input")
-    return max(reached, key=depth.__getitem__)
 
 
 def _steps(forward: list[tuple[Any, set[str]]], needed: set[str], start: str) -> Iterator[Step]:

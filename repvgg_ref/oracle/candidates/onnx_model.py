@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,27 +13,55 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.graph import Network
-from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs, Shape
+from repvgg_ref.oracle.candidates.base import (
+    Candidate,
+    CandidateFailure,
+    FileEvidence,
+    Outputs,
+    Shape,
+)
 from repvgg_ref.oracle.candidates.dumps import Dump, interpret
 from repvgg_ref.oracle.candidates.names import listed
-from repvgg_ref.oracle.candidates.onnx_chain import Chain, block_convolutions, chain_of
+from repvgg_ref.oracle.candidates.onnx_blocked import in_order
+from repvgg_ref.oracle.candidates.onnx_chain import Chain, block_convolutions, chains_of
+from repvgg_ref.oracle.candidates.onnx_constants import setting
+from repvgg_ref.oracle.candidates.onnx_entrance import Entrance
+from repvgg_ref.oracle.candidates.onnx_evidence import file_evidence, output_altered
+from repvgg_ref.oracle.candidates.onnx_head import customary
 from repvgg_ref.oracle.candidates.onnx_import import first_line, require
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx, serialized
-from repvgg_ref.oracle.candidates.onnx_taps import Perm, Taps, find_taps, has_pointwise
+from repvgg_ref.oracle.candidates.onnx_taps import (
+    FLOATS,
+    Taps,
+    find_taps,
+    has_pointwise,
+    judged_chain,
+    named_outputs,
+)
+from repvgg_ref.oracle.candidates.onnx_walk import NHWC_TO_NCHW, STRAIGHT, Perm, Tap, inverse
 from repvgg_ref.oracle.candidates.onnx_widen import widened
 from repvgg_ref.oracle.candidates.values import last_line
+from repvgg_ref.oracle.report import Finding
 
 _THREADS = 2
 _SILENT = 4  # only fatal messages: what fails is reported by us
 _INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-_NHWC_TO_NCHW: Perm = (0, 3, 1, 2)
+_BYTE = 255  # what an image of integers goes up to
+_INTEGER_TYPES: dict[str, Any] = {
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
+_UNITS = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 
 
 @dataclass(frozen=True)
 class _Loaded:
     model: Any
+    chain: Chain
     taps: Taps
-    entrance: Any
+    evidence: FileEvidence
     precision: str | None
     notes: tuple[str, ...]
 
@@ -58,17 +86,32 @@ class OnnxCandidate(Candidate):
         loaded = self._loaded
         self._require_shape(x)
         session, notes = self._session
-        outputs = self._evaluate(session, loaded, x)
-        arrays, declared, left_out = _arranged(outputs, loaded.taps)
-        notes = [*loaded.notes, *notes, *loaded.taps.notes, *left_out]
+        found = self._evaluate(session, loaded, x)
+        ending, altered, ends = _logits(loaded, found)
+        arrays, declared, left_out = _arranged(found, loaded.taps, ending)
+        entrance = loaded.taps.entrance
+        notes = [*loaded.notes, *notes, *loaded.taps.notes, *entrance.notes, *ends, *left_out]
         dump = Dump(arrays, declared, loaded.precision, tuple(notes))
-        found = interpret(dump, self.arch, where=self.name, x=x, assume="NCHW", live=True)
-        return Outputs(found.layers, None, found.precision, found.notes, loaded.taps.problem)
+        seen = interpret(dump, self.arch, where=self.name, x=x, assume="NCHW", live=True)
+        evidence = replace(loaded.evidence, findings=(*loaded.evidence.findings, *altered))
+        judged = _judged_input(found, entrance)
+        problem = loaded.taps.problem
+        return Outputs(seen.layers, judged, seen.precision, seen.notes, problem, evidence)
+
+    def images(self, x: Array) -> Array:
+        """What to feed so that `x` comes out of the graph's own normalisation; bytes are filled."""
+        loaded = self._loaded
+        normalisation = loaded.taps.entrance.normalisation
+        if normalisation is None:
+            return x
+        if loaded.chain.entrance.type.tensor_type.elem_type in FLOATS:
+            return normalisation.images(x)
+        return np.asarray(np.rint((x - x.min()) * (_BYTE / (x.max() - x.min()))))
 
     def input_shape(self) -> Shape | None:
         """(N, C, H, W) with None where the model is flexible."""
         loaded = self._loaded
-        kind = loaded.entrance.type.tensor_type
+        kind = loaded.chain.entrance.type.tensor_type
         if not kind.HasField("shape") or len(kind.shape.dim) != 4:
             return None
         dims = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
@@ -80,17 +123,20 @@ class OnnxCandidate(Candidate):
         require("onnxruntime")
         model = load_onnx(self.path)
         try:
-            chain = chain_of(model.graph, self.arch.in_channels, self.name)
+            chains = chains_of(model.graph, self.arch.in_channels, self.name, _opset(model))
+            chain = judged_chain(chains, self.arch)
             taps = find_taps(chain, self.arch)
             precision, notes = _precision(chain, self.arch)
+            evidence = file_evidence(chain, taps, self.arch)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             # Nothing has checked this graph yet: nodes may lack what their operators require.
             raise CandidateFailure(
                 f"{self.name}: the graph is malformed", got=last_line(error)
             ) from None
-        if not taps.layers:
+        if not taps.blocks and taps.ending is None:
             raise CandidateFailure(f"{self.name}: no layer and no logits found in the graph")
-        return _Loaded(model, taps, chain.entrance, precision, notes)
+        said = named_outputs(chain, taps, [value.name for value in model.graph.output])
+        return _Loaded(model, chain, taps, evidence, precision, (*notes, *said))
 
     def _require_shape(self, x: Array) -> None:
         wanted = self.input_shape()
@@ -111,35 +157,44 @@ class OnnxCandidate(Candidate):
         """A session that returns every tapped tensor; bfloat16 and float64 rewritten if need be."""
         loaded = self._loaded
         try:
-            return _open(_tapped(loaded.model, loaded.taps), self.name), []
+            return _open(_tapped(loaded.model, loaded, self.arch), self.name), []
         except CandidateFailure as failure:
             rewritten = widened(loaded.model, self.name)
             if rewritten is None:
                 raise failure from None
         model, note = rewritten
-        return _open(_tapped(model, loaded.taps), self.name), [note]
+        return _open(_tapped(model, loaded, self.arch), self.name), [note]
 
     def _evaluate(self, session: Any, loaded: _Loaded, x: Array) -> dict[str, Array]:
         """Tapped tensor -> array for the whole batch."""
         entrance = session.get_inputs()[0]
-        if entrance.type not in _INPUT_TYPES:
-            raise CandidateFailure(
-                f"{self.name}: does not take normalised images",
-                got=entrance.type,
-                wanted="floating-point input; what happens to the image before is not known",
-            )
-        perm = _entrance_perm(loaded, self.arch.in_channels)
-        images = x.transpose(np.argsort(perm)).astype(_INPUT_TYPES[entrance.type])
-        wanted = list(dict.fromkeys(tap.tensor for tap in loaded.taps.layers.values()))
+        images = self._fed(entrance.type, loaded, x)
+        wanted = loaded.taps.tensors
+        names = [_read_as(tensor, loaded.chain) for tensor in wanted]
         batch = (self.input_shape() or (None,))[0] or len(x)
         parts = [
-            self._call(session, wanted, {entrance.name: np.ascontiguousarray(piece)})
+            self._call(session, names, {entrance.name: np.ascontiguousarray(piece)})
             for piece in np.split(images, max(1, len(x) // batch))
         ]
         return {
-            name: np.concatenate([part[i] for part in parts]) if len(parts) > 1 else parts[0][i]
-            for i, name in enumerate(wanted)
+            tensor: np.concatenate([part[i] for part in parts]) if len(parts) > 1 else parts[0][i]
+            for i, tensor in enumerate(wanted)
         }
+
+    def _fed(self, kind: str, loaded: _Loaded, x: Array) -> Array:
+        """`x` in the layout and the type that the graph takes; rounded if that is an integer."""
+        normalises = loaded.taps.entrance.normalisation is not None
+        if kind not in _INPUT_TYPES and not (normalises and kind in _INTEGER_TYPES):
+            raise CandidateFailure(
+                f"{self.name}: does not take normalised images",
+                got=kind,
+                wanted="floating-point input; what happens to the image before is not known",
+            )
+        images = x.transpose(inverse(_entrance_perm(loaded, self.arch.in_channels)))
+        if kind in _INPUT_TYPES:
+            return images.astype(_INPUT_TYPES[kind])
+        range_ = np.iinfo(_INTEGER_TYPES[kind])
+        return np.clip(np.rint(images), range_.min, range_.max).astype(range_.dtype)
 
     def _call(self, session: Any, wanted: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
         """One run, stopped between two nodes when the time is up."""
@@ -178,33 +233,76 @@ def _open(model: Any, name: str) -> Any:
         ) from None
 
 
-def _tapped(model: Any, taps: Taps) -> Any:
+def _tapped(model: Any, loaded: _Loaded, arch: Network) -> Any:
     """The model itself, every tapped tensor among its outputs: a copy could take half a GiB."""
     onnx = require("onnx")
     present = {value.name for value in model.graph.output}
-    for tensor in dict.fromkeys(tap.tensor for tap in taps.layers.values()):
-        if tensor not in present:
-            model.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    channels = {tap.tensor: arch.block(n).out_channels for n, tap in loaded.taps.blocks.items()}
+    for tensor in loaded.taps.tensors:
+        name = _read_as(tensor, loaded.chain)
+        if name in present:
+            continue
+        if name != tensor:
+            count = channels.get(tensor, arch.num_classes)
+            model.graph.node.append(in_order(tensor, name, count))
+        model.graph.output.append(onnx.ValueInfoProto(name=name))
     return model
+
+
+def _read_as(tensor: str, chain: Chain) -> str:
+    """Under which name a tensor is read: another, if it must be put in order first."""
+    return f"{tensor}/nchw" if tensor in chain.blocked else tensor
+
+
+def _opset(model: Any) -> int:
+    """The version of ONNX's own operators."""
+    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 17)
 
 
 def _entrance_perm(loaded: _Loaded, in_channels: int) -> Perm:
     """The transposition that makes the graph's input NCHW: as followed, else by its shape."""
-    if loaded.taps.entrance is not None:
-        return loaded.taps.entrance
-    dims = [d.dim_value for d in loaded.entrance.type.tensor_type.shape.dim]
+    if loaded.taps.entrance.perm is not None:
+        return loaded.taps.entrance.perm
+    dims = [d.dim_value for d in loaded.chain.entrance.type.tensor_type.shape.dim]
     last = len(dims) == 4 and dims[3] == in_channels and dims[1] != in_channels
-    return _NHWC_TO_NCHW if last else (0, 1, 2, 3)
+    return NHWC_TO_NCHW if last else STRAIGHT
+
+
+def _judged_input(found: Mapping[str, Array], entrance: Entrance) -> Array | None:
+    """The batch that enters the first block, where that is not the graph's own input."""
+    normalisation = entrance.normalisation
+    if normalisation is None:
+        return None
+    y = found[normalisation.tap.tensor]
+    return normalisation.judged(y.transpose(normalisation.tap.perm))
+
+
+def _logits(
+    loaded: _Loaded, found: Mapping[str, Array]
+) -> tuple[str | None, tuple[Finding, ...], list[str]]:
+    """The tensor to judge as logits, what follows it and should not, and what may be left out."""
+    ending = loaded.taps.ending
+    if ending is None:
+        return None, (), []
+    logits, others = ending.logits.tensor, ending.others
+    if not others:
+        return logits, (), []
+    unit = _UNITS.get(loaded.precision or "", _UNITS["bf16"])
+    if usual := customary(found[logits], found[ending.output], unit):
+        note = f"not part of the network, left out at the end: {listed(others)} ({usual})"
+        return logits, (), [note]
+    return ending.output, (output_altered(others),), []
 
 
 def _arranged(
-    outputs: Mapping[str, Array], taps: Taps
+    found: Mapping[str, Array], taps: Taps, logits: str | None
 ) -> tuple[dict[str, Array], dict[str, str], list[str]]:
     """Layer -> array, transposed where the graph's own transpositions tell how, and notes."""
     arrays, declared = {}, {}
-    whole = [layer for layer, tap in taps.layers.items() if outputs[tap.tensor].dtype.kind in "iu"]
-    for layer, tap in taps.layers.items():
-        array = outputs[tap.tensor]
+    read = taps.blocks | ({} if logits is None else {"linear": Tap(logits)})
+    whole = [layer for layer, tap in read.items() if found[tap.tensor].dtype.kind in "iu"]
+    for layer, tap in read.items():
+        array = found[tap.tensor]
         if layer in whole:  # their scale is the next operator's affair
             continue
         if tap.perm is not None and array.ndim == 4:
@@ -235,7 +333,7 @@ def _weight_type(node: Any, chain: Chain) -> int:
     tensor, passed = chain.constants.origin(node.input[1])
     for step in passed:  # the nearest first
         if step.op_type == "Cast":
-            return int(next((a.i for a in step.attribute if a.name == "to"), 0))
+            return int(setting(step, "to", 0))
         if step.op_type in ("QuantizeLinear", "DequantizeLinear"):
             return 0
     return 0 if tensor is None else int(tensor.data_type)

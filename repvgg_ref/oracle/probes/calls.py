@@ -75,7 +75,7 @@ def _call(port: Candidate, probe: Probe, until: float) -> Made:
     if left <= 0:
         return Made(probe, refusal="not called: the calls before took too long")
     try:
-        return Made(probe, port.run_again(probe.x, left))
+        return Made(probe, port.run_again(port.images(probe.x), left))
     except CandidateFailure as failure:
         why = str(failure.got or failure.what)
         return Made(probe, refusal=why, is_wrong=failure.verdict == "disagree")

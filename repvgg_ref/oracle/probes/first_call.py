@@ -71,7 +71,7 @@ def first_call(port: Candidate, arch: Network, inputs: Array | None) -> FirstCal
     batch, _, *size = declared if declared is not None and len(declared) == 4 else (None,) * 4
     extents = (batch or DEFAULT[0], size[0] or DEFAULT[1], size[1] or DEFAULT[2])
     try:
-        found = _called(port, _images(arch, extents), started)
+        found = _called(port, port.images(_images(arch, extents)), started)
     except CandidateFailure as failure:
         if not failure.refused:
             raise
@@ -121,7 +121,7 @@ def _by_trying(
         if started > until:
             break
         tried += 1
-        x = _images(arch, extents)
+        x = port.images(_images(arch, extents))
         try:
             outputs = port.run_again(x, _SECONDS_A_CALL)
         except CandidateFailure as failure:

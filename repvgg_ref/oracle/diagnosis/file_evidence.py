@@ -1,0 +1,179 @@
+"""What a port's file holds, beside what the port computes: one report of both.
+
+A kernel that is wrong by less than its layer's bound shows in the file all the same, and a clip or
+a border that no image here has met is found there, too. Where values and file disagree about the
+first wrong layer the earlier one is first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from repvgg_ref.blocks.fusion import FusedConv
+from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.bugs.harness import site_of
+from repvgg_ref.oracle.candidates.base import FileEvidence
+from repvgg_ref.oracle.candidates.names import listed
+from repvgg_ref.oracle.diagnosis.static_check import check_kernel
+from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.report import Finding, LayerReport, Report
+
+_UNSEEN = (8, 8)  # extent of the blank image on which bugs are tried: only taps are looked at
+_HALF = 0.5 + 2.0**-20  # of a unit in the last place, and what float64 gets wrong
+_ROUNDINGS = 2.0  # of a classifier's weight: stored once, perhaps scaled on the way
+
+
+def with_file_evidence(report: Report, model: Model, evidence: FileEvidence | None) -> Report:
+    """The report on a port's values, and what its file adds to it."""
+    if evidence is None:
+        return report
+    found, marks = _in_the_file(model, evidence)
+    wrong = {layer.name for layer in report.layers if not layer.ok} | found.keys()
+    for suspect in evidence.suspects:
+        if suspect.layer in wrong:  # it accounts for a wrong kernel, too
+            found[str(suspect.layer)] = [suspect]
+    notes = (*report.notes, *evidence.notes, *_compared(model, evidence, wrong - found.keys()))
+    if not found and evidence.doubts and report.verdict == "agree":
+        nodes = listed(evidence.doubts)
+        reason = f"the values agree, but what a node chooses is not understood: {nodes}"
+        return replace(report, verdict="cannot-judge", reason=reason, notes=notes)
+    if not found:
+        return replace(report, notes=notes)
+    order = model.arch.layer_names
+    layers = _marked(report.layers, marks, order)
+    first = next(name for name in order if name in wrong)
+    diagnosis = _merged(report.diagnosis, found, order)
+    says = next((f.says for f in diagnosis if f.layer == first), "")
+    unchanged = first == report.first_bad_layer and diagnosis[:1] == report.diagnosis[:1]
+    note = next((layer.note for layer in layers if layer.name == first), "")
+    return replace(
+        report,
+        verdict="disagree",
+        reason=report.reason if unchanged else f"{first}: " + ": ".join(filter(None, [note, says])),
+        layers=layers,
+        diagnosis=diagnosis,
+        first_bad_layer=first,
+        notes=notes,
+    )
+
+
+def _in_the_file(
+    model: Model, evidence: FileEvidence
+) -> tuple[dict[str, list[Finding]], dict[str, LayerReport]]:
+    """Layer -> what is wrong there in any case, and -> the report on it."""
+    programs = Programs(model)
+    found: dict[str, list[Finding]] = {}
+    marks: dict[str, LayerReport] = {}
+    for layer, kernel in evidence.kernels.items():
+        if layer == "linear":
+            report, findings = check_classifier(model, kernel)
+        elif is_rounded_once(programs[layer].fused_kernel(), kernel):
+            continue  # nothing could be better, and most files are: no need of bounds
+        else:
+            spec = model.arch.block(layer)
+            blank = np.zeros((1, spec.in_channels, *_UNSEEN))
+            report, findings = check_kernel(site_of(programs, layer, blank), kernel)
+        if not report.ok:
+            found[layer] = list(findings)
+            note = report.note or f"a tap is off by {report.ratio:.3g} times its bound"
+            marks[layer] = replace(report, note=f"in the file: {note}")
+    for finding in evidence.findings:
+        layer = str(finding.layer)
+        found.setdefault(layer, []).insert(0, finding)
+        blank_report = LayerReport(layer, 0.0, 0.0, 0.0, ok=False)
+        marks.setdefault(layer, replace(blank_report, note="the graph does something else"))
+    return found, marks
+
+
+def is_rounded_once(exact: FusedConv, got: FusedConv) -> bool:
+    """Whether every tap is the exact one, rounded to the type of `got.weight`."""
+    for want, have in zip(exact, got, strict=True):
+        if want.shape != have.shape:
+            return False
+        step = np.spacing(np.abs(have).astype(got.weight.dtype))
+        if not (np.abs(have - want) <= _HALF * step).all():
+            return False
+    return True
+
+
+def check_classifier(model: Model, got: FusedConv) -> tuple[LayerReport, list[Finding]]:
+    """Compare a classifier's weight (classes, C, 1, 1) and bias with the reference's."""
+    weight, bias = (np.asarray(model.params[f"linear.{p}"], np.float64) for p in ("weight", "bias"))
+    unit = float(np.finfo(got.weight.dtype).eps) / 2
+    unit = max(unit, 2.0**-24)  # a float64 product of float32 numbers is as good as they are
+    if got.weight.shape[:2] != weight.shape:
+        note = f"a classifier of shape {got.weight.shape[:2]}, wanted {weight.shape}"
+        return LayerReport.incomparable("linear", note), []
+    errors = np.concatenate(
+        [np.abs(got.weight[:, :, 0, 0] - weight), np.abs(got.bias - bias)[:, None]], axis=1
+    )
+    bound = _ROUNDINGS * unit * np.abs(np.concatenate([weight, bias[:, None]], axis=1))
+    wrong = ~(errors <= bound)
+    at = np.unravel_index(np.argmax(errors - bound), errors.shape)
+    report = LayerReport(
+        "linear",
+        float(errors[at]),
+        float(bound[at]),
+        float(errors[at] / bound[at]) if bound[at] else float("inf"),
+        ok=not wrong.any(),
+    )
+    if report.ok:
+        return report, []
+    classes = np.flatnonzero(wrong.any(axis=1))
+    shown = ", ".join(map(str, classes[:6])) + (", ..." if len(classes) > 6 else "")
+    says = (
+        f"{int(wrong.sum())} weights of the classifier, in classes {shown}, are not the reference's"
+    )
+    return report, [
+        Finding("taps-altered", "linear", float(wrong.sum()), 1.0, 1.0, says, "convert again")
+    ]
+
+
+def _marked(
+    layers: tuple[LayerReport, ...], marks: Mapping[str, LayerReport], order: tuple[str, ...]
+) -> tuple[LayerReport, ...]:
+    """The reports, those of `marks` no longer right."""
+    known = {layer.name: layer for layer in layers}
+    for name, mark in marks.items():
+        own = known.get(name)
+        known[name] = mark if own is None else replace(own, ok=False, note=own.note or mark.note)
+    return tuple(known[name] for name in order if name in known)
+
+
+def _merged(
+    seen: tuple[Finding, ...], found: Mapping[str, list[Finding]], order: tuple[str, ...]
+) -> tuple[Finding, ...]:
+    """What the values say and what the file says, in the layers' order, each bug once.
+
+    A name comes before "unknown"; a bug says in which other layers it is.
+    """
+    everywhere = [finding for finding in seen if finding.layer not in order]
+    merged = {finding.bug: finding for finding in reversed(everywhere)}
+    also: dict[str, list[str]] = {}
+    for name in order:
+        both = [*(f for f in seen if f.layer == name), *found.get(name, ())]
+        for finding in [f for f in both if f.bug != "unknown"] or both[:1]:
+            first = merged.setdefault(finding.bug, finding)
+            if first.layer != name and name in found:
+                also.setdefault(finding.bug, []).append(name)
+    return tuple(
+        replace(f, says=f"{f.says} (also in {listed(dict.fromkeys(also[bug]))})")
+        if bug in also
+        else f
+        for bug, f in merged.items()
+    )
+
+
+def _compared(model: Model, evidence: FileEvidence, elsewhere: set[str]) -> list[str]:
+    """What was compared in the file, and which bad layers have the right kernel in it."""
+    if not evidence.kernels:
+        return []
+    of = f"{len(evidence.kernels)} of {len(model.arch.layer_names)} layers"
+    right = [name for name in model.arch.layer_names if name in elsewhere & evidence.kernels.keys()]
+    says = [f"the file's weights were compared tap by tap in {of}"]
+    if right:
+        says.append(f"the file holds the right weights for {right[0]}: it is computed differently")
+    return says

@@ -1,0 +1,198 @@
+"""What an ONNX file holds is read: right files in unusual shapes agree, wrong ones are named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.bounds.comparison import compare
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
+from repvgg_ref.oracle.candidates import Outputs, WeightsCandidate, resolve
+from repvgg_ref.oracle.diagnosis.file_evidence import is_rounded_once, with_file_evidence
+from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.report import Report, Verdict
+from repvgg_ref.oracle.verification import verify
+from tests.oracle.candidates.ports import images, network
+from tests.peers.candidate_graphs import Style, onnx_model, saved
+from tests.peers.onnx_edits import one_tap_off
+from tests.peers.onnx_variants import RIGHT, WRONG
+from tests.random_networks import random_model
+
+pytestmark = pytest.mark.peers
+
+
+def run(path: Path, model: Model, x: Array | None = None) -> tuple[Outputs, Array]:
+    """The candidate's layers, and what enters the first: made so that `images()` would."""
+    found = resolve(path, model.arch)
+    assert not isinstance(found, WeightsCandidate)
+    shape = found.input_shape() or (None,) * 4
+    x = images() if x is None else x
+    if shape[2] is not None and shape[3] is not None:
+        x = np.resize(x, (2, 3, shape[2], shape[3]))
+    outputs = found.run(found.images(x))
+    return outputs, x if outputs.x is None else outputs.x
+
+
+def judged(path: Path, model: Model) -> Report:
+    """Values and file, without the search for bugs that hide in rounding."""
+    outputs, x = run(path, model)
+    layers = {}
+    for name, program in Programs(model).items():
+        if name not in outputs.layers:
+            continue
+        y_hat = np.asarray(outputs.layers[name], np.float64)
+        layers[name] = compare(program, np.asarray(x, np.float64), y_hat, PRECISIONS["fp32"]).report
+        x = y_hat
+    bad = next((name for name, layer in layers.items() if not layer.ok), None)
+    verdict: Verdict = "agree" if bad is None and outputs.problem is None else "disagree"
+    report = Report(verdict, "", "m", "c", "fp32", tuple(layers.values()), (), bad, outputs.notes)
+    return with_file_evidence(report, model, outputs.evidence)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_graph_agrees_and_all_of_its_kernels_are_read(tmp_path: Path, name: str) -> None:
+    path = saved(tmp_path / "m.onnx", RIGHT[name]())
+    report = judged(path, network())
+    assert report.verdict == "agree", (report.reason, report.notes)
+    assert len(report.layers) == 7
+    assert "the file's weights were compared tap by tap in 7 of 7 layers" in report.notes
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_graph_is_placed(tmp_path: Path, name: str) -> None:
+    wrong = WRONG[name]
+    report = judged(saved(tmp_path / "m.onnx", wrong.make()), network())
+    assert report.verdict == "disagree"
+    assert report.first_bad_layer == wrong.layer
+    if wrong.bugs != ("input-bgr",):  # which the values tell
+        assert {finding.bug for finding in report.diagnosis} & set(wrong.bugs)
+
+
+@pytest.mark.parametrize("form", ["bn", "folded", "fused"])
+@pytest.mark.parametrize(("se", "groups"), [("none", 2), ("before_relu", 1), ("after_relu", 1)])
+@pytest.mark.parametrize("level", ["BASIC", "EXTENDED", "ALL"])
+def test_what_onnx_runtime_has_saved_is_read(
+    tmp_path: Path, form: str, se: Any, groups: int, level: str
+) -> None:
+    model = network(se, groups)
+    right = optimised(tmp_path, onnx_model(model, Style(form=form)), level)
+    report = judged(right, model)
+    assert report.verdict == "agree", (report.reason, report.notes)
+    assert "the file's weights were compared tap by tap in 7 of 7 layers" in report.notes
+    wrong = one_tap_off(4, form=form, se=se, groups=groups)
+    report = judged(optimised(tmp_path, wrong, level), model)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage2.1")
+    assert report.diagnosis[0].bug == "taps-altered"
+
+
+@pytest.mark.parametrize("form", ["bn", "fused"])
+@pytest.mark.parametrize("channels", [(24, 40, 56), (8, 8, 8)])
+def test_blocks_of_channels_need_not_be_full(
+    tmp_path: Path, form: str, channels: tuple[int, ...]
+) -> None:
+    arch = plain_architecture(depths=(2, 2), channels=channels, num_classes=5)
+    model = random_model(arch, 3)
+    report = judged(optimised(tmp_path, onnx_model(model, Style(form=form)), "ALL"), model)
+    assert report.verdict == "agree", (report.reason, report.notes)
+    assert "the file's weights were compared tap by tap in 6 of 6 layers" in report.notes
+
+
+def optimised(folder: Path, proto: Any, level: str) -> Path:
+    """The graph as ONNX Runtime saves it: NCHWc layouts and all at level ALL."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = getattr(levels, f"ORT_ENABLE_{level}")
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    providers = ["CPUExecutionProvider"]
+    onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=providers)
+    return folder / "optimised.onnx"
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("form", ["bn", "folded", "fused"])
+def test_a_kernel_that_is_read_is_the_exact_one_rounded_once(
+    tmp_path: Path, form: str, groups: int
+) -> None:
+    model = network("none", groups)
+    path = saved(tmp_path / "m.onnx", onnx_model(model, Style(form=form, split_groups=groups > 1)))
+    evidence = run(path, model)[0].evidence
+    assert evidence is not None
+    exact = {n: p.fused_kernel() for n, p in Programs(model).items() if n != "linear"}
+    read = {n: k for n, k in evidence.kernels.items() if n != "linear"}
+    assert list(read) == list(exact)
+    if form != "folded":  # which rounds every branch
+        assert all(is_rounded_once(exact[name], kernel) for name, kernel in read.items())
+    for name, kernel in read.items():
+        error = np.abs(kernel.weight - exact[name].weight).max()
+        assert error <= 3e-7 * np.abs(exact[name].weight).max()
+
+
+def test_a_choice_is_doubted(tmp_path: Path) -> None:
+    """ReLU as a choice: right on these values, and what else it may do is not known."""
+
+    def chosen(graph: Any, x: str) -> str:
+        zero = graph.constant(0.0)
+        return str(graph.add("Where", graph.add("Greater", x, zero), x, zero))
+
+    proto = onnx_model(network(), Style(form="fused", between=chosen))
+    report = judged(saved(tmp_path / "m.onnx", proto), network())
+    assert report.verdict == "cannot-judge"
+    assert "Where" in report.reason
+
+
+def test_verify_takes_file_and_values_together(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.onnx", one_tap_off(3))
+    report = verify(network(), path, inputs=images())
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage2.0")
+    assert report.diagnosis[0].bug == "taps-altered"
+    assert "channels 3" in report.reason
+
+
+def test_a_graph_that_swaps_channels_is_told_from_one_that_normalises(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.onnx", WRONG["bgr inside, normalised"].make())
+    report = verify(network(), path, inputs=images())
+    assert report.first_bad_layer == "stage0"
+    assert report.diagnosis[0].bug == "input-bgr"
+
+
+def test_the_output_that_is_judged_is_named_and_so_are_the_others(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.onnx", RIGHT["an auxiliary head first"]())
+    assert any("not judged: second" in note for note in run(path, network())[0].notes)
+
+
+def test_a_channel_taken_away_cannot_be_judged(tmp_path: Path) -> None:
+    style = Style(
+        form="fused",
+        entrance=lambda g, x: g.add("Mul", x, g.constant(np.reshape([1, 0, 1], (3, 1, 1)))),
+    )
+    report = verify(network(), saved(tmp_path / "m.onnx", onnx_model(network(), style)))
+    assert report.verdict == "cannot-judge"
+    assert "channel 1 times 0" in report.reason
+
+
+def test_arg_max_is_customary(tmp_path: Path) -> None:
+    proto = onnx_model(
+        network(), replace(Style(form="fused"), tail=lambda g, x: g.add("ArgMax", x, axis=1))
+    )
+    proto.graph.output[0].type.tensor_type.elem_type = 7
+    report = judged(saved(tmp_path / "m.onnx", proto), network())
+    assert report.verdict == "agree"
+    assert any("arg max" in note for note in report.notes)
+    proto = onnx_model(
+        network(), replace(Style(form="fused"), tail=lambda g, x: g.add("ArgMax", x, axis=0))
+    )
+    proto.graph.output[0].type.tensor_type.elem_type = 7
+    assert judged(saved(tmp_path / "n.onnx", proto), network()).verdict == "disagree"
