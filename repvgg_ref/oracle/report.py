@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
+from repvgg_ref.oracle.power import Power
 
 Verdict = Literal["agree", "disagree", "cannot-judge"]
 
@@ -96,6 +97,7 @@ class Report:
     first_bad_layer: str | None = None
     notes: tuple[str, ...] = ()
     residual: Array | None = field(default=None, repr=False, compare=False)
+    power: Power | None = None
 
     def __bool__(self) -> bool:
         """Whether the verdict is "agree": an object that is always true makes no test."""
@@ -148,6 +150,7 @@ class Report:
                 for layer in self.layers
             ],
             "notes": list(self.notes),
+            "power": None if self.power is None else self.power.to_json(),
         }
 
 
