@@ -21,7 +21,9 @@ class Place(NamedTuple):
     @classmethod
     def of(cls, mutant: Mutant[Any]) -> Place:
         """Where a mutant is, whatever input it was made for."""
-        return cls(mutant.bug.name, mutant.variant.label, mutant.layer)
+        detail, parameter = mutant.variant.detail, mutant.variant.parameter
+        number = [] if parameter is None else [f"{parameter:g}"]
+        return cls(mutant.bug.name, " ".join([detail, *number]).strip(), mutant.layer)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ bound of that one layer. End-to-end bounds are useless: through RepVGG-A0 they r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from repvgg_ref.oracle.candidates import (
 from repvgg_ref.oracle.candidates.dumps import array_names
 from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
 from repvgg_ref.oracle.diagnosis.explain import Case, explain
+from repvgg_ref.oracle.diagnosis.probing import logits_of
 from repvgg_ref.oracle.diagnosis.static_check import check_weights
 from repvgg_ref.oracle.golden.folder import is_golden
 from repvgg_ref.oracle.golden.read import read_golden
@@ -146,7 +148,10 @@ def _verify(
     if x is None:
         reason = "the candidate brings outputs but no input: give the batch they belong to"
         return Report("cannot-judge", reason, model.name, named, precision)
-    return judge(model, outputs, x, precision=precision, candidate=named, progress=progress)
+    again = None if port.brings_input else partial(logits_of, port)
+    return judge(
+        model, outputs, x, precision=precision, candidate=named, progress=progress, again=again
+    )
 
 
 def judge(
@@ -157,8 +162,12 @@ def judge(
     precision: str = "auto",
     candidate: str = "candidate",
     progress: Progress | None = None,
+    again: Callable[[Array], Array] | None = None,
 ) -> Report:
-    """The verdict on layer outputs that are at hand already; `x` is the batch they belong to."""
+    """The verdict on layer outputs that are at hand already; `x` is the batch they belong to.
+
+    `again` gives the candidate's logits for other images, if it can be asked.
+    """
     chosen = _precision(precision, outputs)
     reason = _unjudgeable(model, x, outputs)
     if reason:
@@ -166,7 +175,9 @@ def judge(
     programs = Programs(model)
     if set(outputs.layers) == {"linear"}:
         with single_threaded_blas():
-            return judge_logits(programs, outputs, x, chosen, candidate)
+            return judge_logits(
+                programs, outputs, x, chosen, candidate, again=again, progress=progress
+            )
     comparisons, unjudged = _compare_all(programs, outputs, x, chosen, progress)
     return explain(Case(programs, comparisons, x, outputs, chosen, unjudged, candidate))
 

@@ -133,9 +133,7 @@ def alternatives(
     if wanted is not None:
         names = list({place.bug for place in wanted if place.layer is None})
     chain.differences  # noqa: B018 - made before threads ask for it
-    layers = [
-        n for n in chain.names if wanted is None or any(place.layer == n for place in wanted)
-    ]
+    layers = [n for n in chain.names if wanted is None or any(place.layer == n for place in wanted)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         sought = [b for b in everywhere if b.name in names]
         for found in pool.map(lambda bug: list(_everywhere(chain, bug, wanted)), sought):
@@ -198,9 +196,7 @@ def _carried(
         return
     with np.errstate(all="ignore"):
         changes = chain.differences.to_logits(name, np.concatenate([d for _, d in waiting]))
-    for (mutant, _), change in zip(
-        waiting, changes.reshape(-1, *chain.logits.shape), strict=True
-    ):
+    for (mutant, _), change in zip(waiting, changes.reshape(-1, *chain.logits.shape), strict=True):
         if np.isfinite(change).all():
             yield Alternative(mutant, change)
 

@@ -19,11 +19,12 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnosis.alternatives import Alternative, Chain, Progress, alternatives
+from repvgg_ref.oracle.diagnosis.fitting import fitted
 from repvgg_ref.oracle.diagnosis.logit_noise import ALLOWED, STRANGE
 from repvgg_ref.oracle.diagnosis.look import Look
-from repvgg_ref.oracle.power import Power, power_of_bugs
 from repvgg_ref.oracle.diagnosis.probing import Again, Probing
 from repvgg_ref.oracle.diagnosis.ranking import FALSE_ALARM, Trial, ranked
+from repvgg_ref.oracle.power import Power, power_of_bugs
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, Report, Verdict
 
@@ -115,8 +116,11 @@ def _judge(
 
 def _named(look: Look, tried: Sequence[Alternative], probing: Probing) -> list[Finding]:
     """The bugs that give these logits, likeliest first; none if chance could have done it."""
-    hopeful = sorted(look.matches(tried), key=lambda m: m.left)[:_FINALISTS]
+    matches = look.matches(tried)
+    hopeful = sorted(matches, key=lambda m: m.left)[:_FINALISTS]
     sharp = [look.sharpened(match) for match in hopeful if match.left < 0.5 * match.size]
+    if not look.is_right and not any(look.reproduces(match) for match in sharp):
+        sharp = fitted(look, matches)
     found = probing.surviving([match for match in sharp if look.reproduces(match)])
     sure = [m for m in found if m.chance * len(tried) < FALSE_ALARM]
     if look.is_right:
@@ -186,4 +190,3 @@ def _layer(look: Look) -> LayerReport:
         ok=look.is_right,
         note="end to end: an estimate of the network's own rounding, not a certified bound",
     )
-

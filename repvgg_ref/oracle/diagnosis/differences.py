@@ -6,16 +6,15 @@ together. Linear layers take d as they take x, without their biases. Activations
 value z as well:
 
     ReLU      max(z + d, 0) - max(z, 0)
-    gate      s(b) - s(a) = s(b) s(-a) (1 - exp(a - b)),   s the sigmoid
+    gate      s(b) - s(a) = s(b) s(-a) (1 - exp(a - b)) for a < b,   s the sigmoid
 
 Arrays are (B, H, W, C) here: one batch is many errors times the images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -25,8 +24,6 @@ from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.head import HeadProgram
 
 _AT_ONCE = 6_000_000  # elements of the patches of one matrix product: they stay near the cache
-
-Activation = Callable[[Array, Array], Array]
 
 
 @dataclass(frozen=True)
@@ -155,16 +152,16 @@ def _relu_difference(z: Array, d: Array) -> Array:
 
 
 def _gated(se: SqueezeExcitationParams, z: Array, d: Array) -> tuple[Array, Array]:
-    """z s(a(z)), and its difference, for z (N, H, W, C) and d (M, N, H, W, C)."""
+    """The gated z s(a(z)), and its difference, for z (N, H, W, C) and d (M, N, H, W, C)."""
     pooled, change = z.mean(axis=(1, 2)), d.mean(axis=(2, 3))
     hidden = pooled @ se.down_weight.T + se.down_bias
     hidden_change = _relu_difference(hidden, change @ se.down_weight.T)
     a = np.maximum(hidden, 0) @ se.up_weight.T + se.up_bias
     step = hidden_change @ se.up_weight.T
     gate, other = sigmoid(a), sigmoid(a + step)
-    with np.errstate(over="ignore"):
-        gate_change = -other * sigmoid(-a) * np.expm1(np.maximum(-step, -80.0))
-    gate_change = np.where(step < -30, other - gate, gate_change)
+    higher, lower = np.maximum(a, a + step), np.minimum(a, a + step)
+    apart = -np.sign(step) * np.expm1(-np.abs(step))
+    gate_change = sigmoid(higher) * sigmoid(-lower) * apart
     whole = other[:, :, None, None]  # (z + d) s' - z s = d s' + z (s' - s)
     return z * gate[:, None, None], d * whole + z * gate_change[:, :, None, None]
 
@@ -207,6 +204,3 @@ class Differences:
     def _after(self, name: str) -> tuple[str, ...]:
         names = tuple(self.blocks)
         return names[names.index(name) + 1 :]
-
-
-Blocks = dict[str, Any]

@@ -9,7 +9,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.precision import Precision
-from repvgg_ref.oracle.candidates import CandidateFailure
+from repvgg_ref.oracle.candidates import Candidate, CandidateFailure
 from repvgg_ref.oracle.diagnosis.alternatives import Alternative, Chain, alternatives
 from repvgg_ref.oracle.diagnosis.look import Look, Match
 from repvgg_ref.oracle.power import Place
@@ -20,6 +20,20 @@ _LOGITS = 48  # numbers wanted at least: few of them say little
 _MOST_IMAGES = 16
 _CALLS = 3  # probes that are made, of those that are weighed
 _APART = 30.0  # deviations between two predictions that a probe is to separate
+
+
+def logits_of(port: Candidate, x: Array) -> Array:
+    """The logits that a candidate gives for other images.
+
+    Raises
+    ------
+    CandidateFailure
+        If it gives none.
+    """
+    layers = port.run(x).layers
+    if "linear" not in layers:
+        raise CandidateFailure(f"{port.name}: gave no logits")
+    return layers["linear"]
 
 
 @dataclass
