@@ -10,8 +10,9 @@ for more images where hypotheses are left that one batch does not separate (`pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -28,6 +29,8 @@ from repvgg_ref.oracle.power import Power, power_of_bugs
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, Report, Verdict
 
+Library = Callable[..., Iterable[Alternative]]
+
 _SHARE = 0.9  # of the known bugs must have shown, for "agree"
 _TELLING = 1e-2  # of the logits' spread: what rounding may do must be smaller
 _FINALISTS = 12
@@ -42,6 +45,7 @@ def judge_logits(
     *,
     again: Callable[[Array], Array] | None = None,
     progress: Progress | None = None,
+    library: Library = alternatives,
 ) -> Report:
     """Judge a candidate that shows its logits only.
 
@@ -51,9 +55,12 @@ def judge_logits(
         The candidate's logits for other images; it may raise `CandidateFailure`.
     progress : callable, optional
         Called with (layer, layers done, layers in all).
+    library : callable
+        What known bugs do, as `alternatives` tells it.
     """
     y_hat = np.asarray(outputs.layers["linear"], float)
-    found = _judge(Chain(programs, x), y_hat, precision, again, progress)
+    known = partial(library, precision=precision.number_format, progress=progress)
+    found = _judge(Chain(programs, x), y_hat, precision, again, known)
     bad = found.verdict == "disagree"
     first = next((f.layer for f in found.findings), None) or "linear"
     return Report(
@@ -87,7 +94,7 @@ def _judge(
     y_hat: Array,
     precision: Precision,
     again: Callable[[Array], Array] | None,
-    progress: Progress | None,
+    known: Library,
 ) -> _Judgement:
     y = chain.logits
     if y_hat.shape != y.shape or not np.isfinite(y_hat).all():
@@ -97,7 +104,7 @@ def _judge(
     first = Look.at(chain, y_hat, precision)
     probing = Probing(first, precision, Again(again))
     look = probing.cheap()
-    tried = list(alternatives(look.chain, precision.number_format, progress=progress))
+    tried = list(known(look.chain))
     layer = _layer(first)
     named = _named(look, tried, probing)
     if named:
@@ -123,7 +130,7 @@ def _named(look: Look, tried: Sequence[Alternative], probing: Probing) -> list[F
         sharp = fitted(look, matches)
     found = probing.surviving([match for match in sharp if look.reproduces(match)])
     sure = [m for m in found if m.chance * len(tried) < FALSE_ALARM]
-    if look.is_right:
+    if look.kappa <= STRANGE:  # some arithmetic may have done it: no name without proof
         found = sure
     if not found:
         return []

@@ -16,6 +16,8 @@ from repvgg_ref.oracle.power import Place
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 
 _CHEAP = (64, 48)  # what the whole library is tried on, where the candidate takes it
+_MANY = (32, 24)  # the same for more than `_FEW` of them
+_FEW = 4
 _LOGITS = 48  # numbers wanted at least: few of them say little
 _MOST_IMAGES = 16
 _CALLS = 3  # probes that are made, of those that are weighed
@@ -90,7 +92,7 @@ class Probing:
         enough = given.logits.size >= _LOGITS
         if self.again.call is None or (enough and pixels <= 3 * int(np.prod(_CHEAP))):
             return self.first
-        look = self._look(self._images(count, *_CHEAP, seed=0))
+        look = self._look(self._images(count, *(_CHEAP if count <= _FEW else _MANY), seed=0))
         if look is None or look.is_right != self.first.is_right:
             return self.first
         self.looks.append(look)

@@ -19,7 +19,7 @@ from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.verification import verify
 from tests.oracle.diagnosis.test_differences import chain_of
 from tests.studies.oracle import logits_study
-from tests.studies.oracle.logits_study import FP32, Network, library_spoil
+from tests.studies.oracle.logits_study import FP32, Network, library_spoil, remembered
 from tests.studies.oracle.strangers import BLOCK, HEAD
 
 KINDS = ("plain", "grouped", "se-before-relu")
@@ -33,15 +33,6 @@ def right(*_: Any) -> None:
 def network(request: pytest.FixtureRequest) -> Network:
     chain = chain_of(request.param)
     return Network(chain.programs.model, chain.inputs[chain.names[0]].astype(np.float32))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_library() -> Any:
-    """The library's effects on a batch are the same for every port."""
-    patched = pytest.MonkeyPatch()
-    patched.setattr(blackbox, "alternatives", logits_study.remembered(blackbox.alternatives))
-    yield
-    patched.undo()
 
 
 def judged(network: Network, spoil: Any, *, again: bool = False) -> Report:
@@ -63,6 +54,7 @@ def test_a_right_port_that_can_be_called_agrees_and_the_report_says_how_surely(
     assert any("would have shown" in note for note in report.notes)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("again", [False, True])
 def test_library_bugs_are_placed_and_named(network: Network, again: bool) -> None:
     layer = network.chain.blocks[1]
@@ -85,14 +77,20 @@ def test_another_eps_is_measured(network: Network) -> None:
     other = Model(model.arch, model.form, model.params, 5e-4)
     y_hat = other.forward(network.x)
     report = blackbox.judge_logits(
-        network.chain.programs, Outputs({"linear": y_hat}), network.x, FP32, "port"
+        network.chain.programs,
+        Outputs({"linear": y_hat}),
+        network.x,
+        FP32,
+        "port",
+        library=remembered,
     )
     assert report.diagnosis[0].bug == "eps-value"
     assert report.diagnosis[0].layer is None
     assert report.diagnosis[0].estimate == pytest.approx(5e-4, rel=1e-2)
 
 
-@pytest.mark.parametrize("kind", [*list(BLOCK)[::6], *list(HEAD)[::3]])
+@pytest.mark.few(5)
+@pytest.mark.parametrize("kind", [*BLOCK, *HEAD])
 def test_strange_bugs_disagree_and_are_unknown(network: Network, kind: str) -> None:
     layer = "linear" if kind in HEAD else network.chain.blocks[1]
     change = (BLOCK | HEAD)[kind]  # type: ignore[operator]
@@ -144,7 +142,7 @@ def test_a_port_that_takes_one_extent_only_is_judged_on_it(network: Network) -> 
 
     outputs = Outputs({"linear": fixed(network.x)})
     report = blackbox.judge_logits(
-        network.chain.programs, outputs, network.x, FP32, "port", again=fixed
+        network.chain.programs, outputs, network.x, FP32, "port", again=fixed, library=remembered
     )
     assert report.verdict in ("agree", "cannot-judge")
     assert not report.diagnosis
@@ -154,7 +152,12 @@ def test_wrong_shapes_and_nan_disagree(network: Network) -> None:
     y = network.chain.logits
     for wrong in (y[:, :-1], np.where(np.arange(y.size).reshape(y.shape) == 1, np.nan, y)):
         report = blackbox.judge_logits(
-            network.chain.programs, Outputs({"linear": wrong}), network.x, FP32, "port"
+            network.chain.programs,
+            Outputs({"linear": wrong}),
+            network.x,
+            FP32,
+            "port",
+            library=remembered,
         )
         assert report.verdict == "disagree"
 

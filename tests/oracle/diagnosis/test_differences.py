@@ -35,7 +35,7 @@ def chain(request: pytest.FixtureRequest) -> Chain:
 def _disturbed(chain: Chain, name: str, size: float) -> Array:
     rng = np.random.default_rng(3)
     y = chain.after(name)
-    return y + size * y.std() * rng.normal(size=y.shape)
+    return np.asarray(y + size * y.std() * rng.normal(size=y.shape))
 
 
 @pytest.mark.parametrize("size", [1e-7, 1e-2, 3.0])

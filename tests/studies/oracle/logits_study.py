@@ -36,7 +36,7 @@ from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.bugs.harness import output_of, site_of
 from repvgg_ref.oracle.candidates import CandidateFailure, Outputs
 from repvgg_ref.oracle.diagnosis import blackbox
-from repvgg_ref.oracle.diagnosis.alternatives import Alternative, Chain
+from repvgg_ref.oracle.diagnosis.alternatives import Alternative, Chain, alternatives
 from repvgg_ref.oracle.diagnosis.differences import nhwc
 from repvgg_ref.oracle.power import Place
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
@@ -139,7 +139,7 @@ def _fits(bug: Any, program: Program) -> bool:
 
 def places(network: Network) -> list[Place]:
     """Everything of the library that changes the logits by more than float64's rounding."""
-    found = blackbox.alternatives(network.chain, "fp32")
+    found = remembered(network.chain, "fp32")
     return [each.place for each in found if np.abs(each.change).max() > 0]
 
 
@@ -201,7 +201,7 @@ def study_right(model: Model, x: Array, console: Console) -> list[dict[str, Any]
     from repvgg_ref.oracle.candidates.resolve import resolve
     from tests.peers.right_candidates import all_candidates
 
-    told = []
+    told, programs = [], Programs(model)
     for port in all_candidates():
         if not port.installed or not port.suits(model):
             continue
@@ -214,7 +214,13 @@ def study_right(model: Model, x: Array, console: Console) -> list[dict[str, Any]
             for again in (None, call):
                 outputs = Outputs({"linear": call(x)})
                 report = blackbox.judge_logits(
-                    Programs(model), outputs, x, PRECISIONS[port.precision], port.name, again=again
+                    programs,
+                    outputs,
+                    x,
+                    PRECISIONS[port.precision],
+                    port.name,
+                    again=again,
+                    library=remembered,
                 )
                 power = report.power
                 told.append(
@@ -231,19 +237,15 @@ def study_right(model: Model, x: Array, console: Console) -> list[dict[str, Any]
     return told
 
 
-def remembered(function: Callable[..., Iterator[Alternative]]) -> Callable[..., Any]:
-    """The library's effects on a batch do not depend on the port: computed once."""
-    kept: dict[Any, list[Alternative]] = {}
+_KEPT: dict[Any, list[Alternative]] = {}
 
-    def found(chain: Chain, precision: str, **options: Any) -> list[Alternative]:
-        if options.get("wanted") is not None:
-            return list(function(chain, precision, **options))
-        key = (id(chain.programs.model), chain.inputs[chain.names[0]].tobytes(), precision)
-        if key not in kept:
-            kept[key] = list(function(chain, precision, **options))
-        return kept[key]
 
-    return found
+def remembered(chain: Chain, precision: str, **_progress: Any) -> list[Alternative]:
+    """`alternatives`, which do not depend on the port: computed once for a batch."""
+    key = (id(chain.programs.model), chain.inputs[chain.names[0]].tobytes(), precision)
+    if key not in _KEPT:
+        _KEPT[key] = list(alternatives(chain, precision))
+    return _KEPT[key]
 
 
 def summary(cases: list[Case], *, stranger: bool) -> Mapping[str, Any]:
@@ -279,7 +281,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     console, results = Console(width=120), {}
-    blackbox.alternatives = remembered(blackbox.alternatives)  # type: ignore[assignment]
     for name in arguments.model:
         model = distinguishing_model(SMALL.get(name) or rr.architecture(name))
         network = Network(model, distinguishing_inputs(model.arch))
