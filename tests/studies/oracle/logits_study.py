@@ -84,7 +84,10 @@ class Network:
         """The oracle's report."""
         call = (lambda x: self.logits(x, spoil)) if again else None
         outputs = Outputs({"linear": self.logits(self.x, spoil)})
-        return blackbox.judge_logits(self.chain.programs, outputs, self.x, FP32, "port", again=call)
+        programs = self.chain.programs
+        return blackbox.judge_logits(
+            programs, outputs, self.x, FP32, "port", again=call, library=remembered
+        )
 
 
 @dataclass(frozen=True)
