@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
+from repvgg_ref.oracle.power import Power
 
 Verdict = Literal["agree", "disagree", "cannot-judge"]
 Kind = Literal["permutation", "scaling"]
@@ -127,6 +128,7 @@ class Report:
     residual: Array | None = field(default=None, repr=False, compare=False)
     equivalences: tuple[Equivalence, ...] = ()
     probes: tuple[ProbeReport, ...] = ()
+    power: Power | None = None
 
     def __bool__(self) -> bool:
         """Whether the verdict is "agree": an object that is always true makes no test."""
@@ -186,6 +188,7 @@ class Report:
                 {"layer": e.layer, "kind": e.kind, "says": e.says} for e in self.equivalences
             ],
             "probes": [{"call": p.call, "ok": p.ok, "says": p.says} for p in self.probes],
+            "power": None if self.power is None else self.power.to_json(),
         }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from repvgg_ref.oracle.candidates.dumps import array_names
 from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
 from repvgg_ref.oracle.diagnosis.explain import Case, explain
 from repvgg_ref.oracle.diagnosis.file_evidence import with_file_evidence
+from repvgg_ref.oracle.diagnosis.probing import logits_of
 from repvgg_ref.oracle.diagnosis.static_check import check_weights
 from repvgg_ref.oracle.golden.folder import is_golden
 from repvgg_ref.oracle.golden.read import read_golden
@@ -146,7 +148,8 @@ def _verify(
         with closing(port), np.errstate(all="warn", under="ignore"):
             first = first_call(port, model.arch, inputs)
             settings: Any = {"precision": precision, "candidate": named, "progress": progress}
-            report = judge(model, first.outputs, first.x, **settings)
+            again = None if port.brings_input else partial(logits_of, port)
+            report = judge(model, first.outputs, first.x, again=again, **settings)
             report = with_file_evidence(report, model, first.outputs.evidence)
             return probed(report, model, port, first, judge)
     except CandidateFailure as failure:
@@ -162,8 +165,12 @@ def judge(
     precision: str = "auto",
     candidate: str = "candidate",
     progress: Progress | None = None,
+    again: Callable[[Array], Array] | None = None,
 ) -> Report:
-    """The verdict on layer outputs that are at hand already; `x` is the batch they belong to."""
+    """The verdict on layer outputs that are at hand already; `x` is the batch they belong to.
+
+    `again` gives the candidate's logits for other images, if it can be asked.
+    """
     chosen = _precision(precision, outputs)
     reason = _unjudgeable(model, x, outputs)
     if reason:
@@ -171,7 +178,9 @@ def judge(
     programs = Programs(model)
     if set(outputs.layers) == {"linear"}:
         with single_threaded_blas():
-            return judge_logits(programs, outputs, x, chosen, candidate)
+            return judge_logits(
+                programs, outputs, x, chosen, candidate, again=again, progress=progress
+            )
     outputs, same = align(programs, x, outputs, precision=chosen.number_format)
     comparisons, unjudged = _compare_all(programs, outputs, x, chosen, progress)
     report = explain(Case(programs, comparisons, x, outputs, chosen, unjudged, candidate))

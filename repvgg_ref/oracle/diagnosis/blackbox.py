@@ -1,40 +1,66 @@
 """Logits and nothing else: the bug, and the layer, that would give exactly these.
 
-Without layer outputs nothing can be certified: an error is held against the network's own
-sensitivity, measured by letting every layer round at random as badly as is likely. The reference
-is then run once for each bug in each layer (and in all layers at once); the one whose logits the
-candidate has is named. A candidate agrees only if every known bug would have shown.
+Without layer outputs nothing can be certified: an error is held against an estimate of what
+rounding does to the logits (`logit_noise`). Every known bug in each layer, and in all layers at
+once, is carried to the logits (`alternatives`); the one whose logits the candidate has is named. A
+candidate agrees if rounding explains its logits and known bugs would have shown: which, where and
+down to what size is part of the answer (`power`). A candidate that can be called again is asked
+for more images where hypotheses are left that one batch does not separate (`probing`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.candidates import Outputs
-from repvgg_ref.oracle.diagnosis.alternatives import Chain, alternatives
-from repvgg_ref.oracle.diagnosis.ranking import FALSE_ALARM, Observation, Trial
+from repvgg_ref.oracle.diagnosis.alternatives import Alternative, Chain, Progress, alternatives
+from repvgg_ref.oracle.diagnosis.fitting import fitted
+from repvgg_ref.oracle.diagnosis.logit_noise import ALLOWED, STRANGE
+from repvgg_ref.oracle.diagnosis.look import Look
+from repvgg_ref.oracle.diagnosis.probing import Again, Probing
+from repvgg_ref.oracle.diagnosis.ranking import FALSE_ALARM, Trial, ranked
+from repvgg_ref.oracle.power import Power, power_of_bugs
 from repvgg_ref.oracle.programs.layers import Programs
-from repvgg_ref.oracle.programs.program import layer_output
 from repvgg_ref.oracle.report import Finding, LayerReport, Report, Verdict
 
-_ROUNDINGS = 4  # runs that round differently, to see the network's sensitivity
-_SIGMAS = 8.0
-_LAMBDA = 6.0  # the probabilistic bound is about this many standard deviations
-_EXPLAINED = 0.98  # of the logits' deviation, by the bug that is to be named
-_SHOWN = 8
+Library = Callable[..., Iterable[Alternative]]
+
+_SHARE = 0.9  # of the known bugs must have shown, for "agree"
+_TELLING = 1e-2  # of the logits' spread: what rounding may do must be smaller
+_FINALISTS = 12
 
 
 def judge_logits(
-    programs: Programs, outputs: Outputs, x: Array, precision: Precision, candidate: str
+    programs: Programs,
+    outputs: Outputs,
+    x: Array,
+    precision: Precision,
+    candidate: str,
+    *,
+    again: Callable[[Array], Array] | None = None,
+    progress: Progress | None = None,
+    library: Library = alternatives,
 ) -> Report:
-    """Judge a candidate that shows its logits only."""
-    found = _judge(Chain(programs, x), np.asarray(outputs.layers["linear"], float), precision)
+    """Judge a candidate that shows its logits only.
+
+    Parameters
+    ----------
+    again : callable, optional
+        The candidate's logits for other images; it may raise `CandidateFailure`.
+    progress : callable, optional
+        Called with (layer, layers done, layers in all).
+    library : callable
+        What known bugs do, as `alternatives` tells it.
+    """
+    y_hat = np.asarray(outputs.layers["linear"], float)
+    known = partial(library, precision=precision.number_format, progress=progress)
+    found = _judge(Chain(programs, x), y_hat, precision, again, known)
     bad = found.verdict == "disagree"
     first = next((f.layer for f in found.findings), None) or "linear"
     return Report(
@@ -46,7 +72,8 @@ def judge_logits(
         layers=(found.layer,),
         diagnosis=found.findings,
         first_bad_layer=first if bad else None,
-        notes=outputs.notes,
+        notes=(*outputs.notes, *found.notes),
+        power=found.power,
     )
 
 
@@ -58,34 +85,74 @@ class _Judgement:
     reason: str
     layer: LayerReport
     findings: tuple[Finding, ...] = ()
+    power: Power | None = None
+    notes: tuple[str, ...] = ()
 
 
-def _judge(chain: Chain, y_hat: Array, precision: Precision) -> _Judgement:
+def _judge(
+    chain: Chain,
+    y_hat: Array,
+    precision: Precision,
+    again: Callable[[Array], Array] | None,
+    known: Library,
+) -> _Judgement:
     y = chain.logits
     if y_hat.shape != y.shape or not np.isfinite(y_hat).all():
         why = "not all finite" if y_hat.shape == y.shape else f"of shape {y_hat.shape}"
         bad = LayerReport.incomparable("linear", f"logits {why}")
         return _Judgement("disagree", f"the logits are {why}, wanted {y.shape}", bad)
-    allowed = _SIGMAS * sensitivity(chain, precision)
-    layer = _layer(y, y_hat, allowed)
-    seen = Observation(*(v[:, :, None] for v in (y, y_hat, allowed, allowed / _SIGMAS)))
-    matches: list[Trial] = []
-    hidden: set[str] = set()
-    for mutant, logits in alternatives(chain, precision.number_format):
-        trial = seen.compare(mutant, logits[:, :, None])
-        if trial is None:
-            continue
-        if trial.fit.is_this and trial.fit.explains > _EXPLAINED:
-            matches.append(trial)
-        if not (np.abs(logits - y) > 2 * allowed).any():
-            hidden.add(mutant.bug.name)
-    if matches and not _is_noise(layer, matches):
-        found = seen.ranked(matches)
-        return _Judgement(
-            "disagree", f"{found[0].says}: the logits are reproduced", layer, tuple(found)
+    first = Look.at(chain, y_hat, precision)
+    probing = Probing(first, precision, Again(again))
+    look = probing.cheap()
+    tried = list(known(look.chain))
+    layer = _layer(first)
+    named = _named(look, tried, probing)
+    if named:
+        findings = tuple(named)
+        reason = f"{findings[0].says}: the logits are reproduced"
+        return _Judgement("disagree", reason, layer, findings, None, probing.notes)
+    if not probing.all_right:
+        return _unexplained(max(probing.looks, key=lambda each: each.kappa), layer, probing)
+    smallest = probing.revealed(look.smallest(tried))
+    worst = max(each.kappa for each in probing.looks)
+    power = Power(
+        worst, ALLOWED, look.noise.freedom, power_of_bugs(smallest), look.smallest_errors()
+    )
+    return replace(_within(look, layer, power), notes=(*probing.notes, power.says))
+
+
+def _named(look: Look, tried: Sequence[Alternative], probing: Probing) -> list[Finding]:
+    """The bugs that give these logits, likeliest first; none if chance could have done it."""
+    matches = look.matches(tried)
+    hopeful = sorted(matches, key=lambda m: m.left)[:_FINALISTS]
+    sharp = [look.sharpened(match) for match in hopeful if match.left < 0.5 * match.size]
+    if not look.is_right and not any(look.reproduces(match) for match in sharp):
+        sharp = fitted(look, matches)
+    found = probing.surviving([match for match in sharp if look.reproduces(match)])
+    sure = [m for m in found if m.chance * len(tried) < FALSE_ALARM]
+    if look.kappa <= STRANGE:  # some arithmetic may have done it: no name without proof
+        found = sure
+    if not found:
+        return []
+    doubt = min(1.0, min(m.chance for m in found) * len(tried))
+    trials = [Trial(m.mutant, m.change, m.fit, within=True) for m in found]
+    ranking = ranked(
+        trials,
+        lambda a, b: look.noise.kappa(a.predicted - b.predicted) <= 0.5,
+        max(1, round(look.noise.freedom)),
+    )
+    return [replace(each, confidence=each.confidence * (1 - doubt)) for each in ranking]
+
+
+def _unexplained(look: Look, layer: LayerReport, probing: Probing) -> _Judgement:
+    """Beyond rounding, and no known bug."""
+    says = f"the logits differ by {look.kappa:.3g} times what one simple rounding a layer does"
+    if look.kappa <= STRANGE:
+        reason = (
+            f"{says}: more than right runtimes do ({ALLOWED:g}), less than Winograd with large"
+            " tiles or adders that chop may do; give layer outputs to tell"
         )
-    if layer.ok:
-        return _within(layer, sorted(hidden))
+        return _Judgement("cannot-judge", reason, layer, notes=probing.notes)
     unknown = Finding(
         "unknown",
         None,
@@ -95,64 +162,38 @@ def _judge(chain: Chain, y_hat: Array, precision: Precision) -> _Judgement:
         "no known bug gives these logits",
         "give layer outputs to find the layer",
     )
-    reason = f"the logits differ by {layer.ratio:.3g} times what rounding can do"
-    return _Judgement("disagree", reason, layer, (unknown,))
+    return _Judgement("disagree", says, layer, (unknown,), notes=probing.notes)
 
 
-def _within(layer: LayerReport, hidden: Sequence[str]) -> _Judgement:
-    if not hidden:
-        reason = "the logits agree to rounding, and every known bug would show"
-        return _Judgement("agree", reason, layer)
-    shown = ", ".join(hidden[:_SHOWN]) + (", ..." if len(hidden) > _SHOWN else "")
-    return _Judgement(
-        "cannot-judge",
-        f"the logits agree to rounding, but {len(hidden)} known bugs could hide in it: {shown};"
-        " give layer outputs to exclude them",
-        layer,
-    )
+def _within(look: Look, layer: LayerReport, power: Power) -> _Judgement:
+    spread = float(look.chain.logits.std())
+    blur = ALLOWED * float(np.sqrt((look.noise.deviation**2).mean()))
+    if not blur <= _TELLING * spread:
+        reason = (
+            f"rounding alone may move these logits by {blur:.2g}, and they spread by {spread:.2g}:"
+            " too little is known to agree; give layer outputs"
+        )
+        return _Judgement("cannot-judge", reason, layer, power=power)
+    if power.share < _SHARE:
+        reason = (
+            f"the logits agree to rounding, but {power.tried - power.seen} of {power.tried} known"
+            " bugs, each in each layer, could hide in it; give layer outputs to exclude them"
+        )
+        return _Judgement("cannot-judge", reason, layer, power=power)
+    reason = f"the logits agree to rounding, and {power.share:.1%} of the known bugs would show"
+    return _Judgement("agree", reason, layer, power=power)
 
 
-def _is_noise(layer: LayerReport, matches: Sequence[Trial]) -> bool:
-    """Whether so few numbers agree so loosely that chance could have done it.
-
-    Among a few thousand alternatives one fits noise in d dimensions to correlation r with
-    probability about ``thousands * (1 - r**2)**((d - 1) / 2)``.
-    """
-    best = max(trial.fit.explains for trial in matches)
-    chance = 5000 * max(1 - best, 1e-16) ** ((matches[0].predicted.size - 1) / 2)
-    return layer.ok and chance > FALSE_ALARM
-
-
-def sensitivity(chain: Chain, precision: Precision) -> Array:
-    """Standard deviation of each logit when every layer rounds at random, shape of the logits.
-
-    Each layer's output is disturbed by Gaussian errors of the size its probabilistic bound
-    stands for, several times what a good runtime commits but what Winograd arithmetic may; the
-    root mean square over a few runs is floored by its mean over the image's logits.
-    """
-    rng = np.random.default_rng(0)
-    total = np.zeros_like(chain.logits)
-    for _ in range(_ROUNDINGS):
-        x = chain.inputs[chain.names[0]]
-        for name in chain.names[:-1]:
-            out = layer_output(chain.plain[name], x)
-            size = layer_bound(chain.programs[name], x, out, precision).likely / _LAMBDA
-            x = np.where(out > 0, out + size * rng.normal(size=out.shape), out)
-        logits = chain.logits_from("linear", x)
-        own = layer_bound(chain.plain["linear"], x, logits, precision).likely / _LAMBDA
-        total += (logits - chain.logits) ** 2 + own**2
-    deviation = np.sqrt(total / _ROUNDINGS)
-    return np.asarray(np.maximum(deviation, np.sqrt((deviation**2).mean(axis=1, keepdims=True))))
-
-
-def _layer(y: Array, y_hat: Array, allowed: Array) -> LayerReport:
-    ratio = np.abs(y_hat - y) / allowed
+def _layer(look: Look) -> LayerReport:
+    """The logits as a layer: a ratio of 1 is the largest error that agrees."""
+    allowed = ALLOWED * look.kappa_per_logit
+    ratio = np.abs(look.residual) / allowed
     at = np.unravel_index(np.argmax(ratio), ratio.shape)
     return LayerReport(
         "linear",
-        float(np.abs(y_hat - y)[at]),
+        float(np.abs(look.residual)[at]),
         float(allowed[at]),
-        float(ratio[at]),
-        ok=bool((ratio <= 1).all()),
-        note="end to end: eight standard deviations of the network's own rounding",
+        look.kappa / ALLOWED,
+        ok=look.is_right,
+        note="end to end: an estimate of the network's own rounding, not a certified bound",
     )

@@ -208,6 +208,11 @@ class BlockProgram:
             y = self.output_map(as_image(y)).reshape(y.shape)
         return y[:, :, pixels[0] * width + pixels[1]] if pixels is not None and needs_all else y
 
+    def evaluate_linear(self, x: Array) -> Array:
+        """What stands in front of SE and activation, (N, O, Ho, Wo), float64."""
+        bare = replace(self, activation="none", output_map=None, se=None)
+        return bare.evaluate(x).reshape(len(x), -1, *self.output_size(*x.shape[2:]))
+
     def _gate(self, y: Array) -> Array:
         assert self.se is not None
         return gate(self.se, y, self.se_pool, self.se_gate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -90,16 +91,16 @@ class Programs(Mapping[str, Any]):
     def __init__(self, model: Model) -> None:
         require_chain(model.arch)
         self.model = model
-        self._last: BlockProgram | HeadProgram | None = None
+        self._kept = threading.local()  # each thread is at its own layer
 
     def __getitem__(self, name: str) -> Any:
-        last = self._last  # threads may race for the slot; each returns what it looked up
+        last: BlockProgram | HeadProgram | None = getattr(self._kept, "last", None)
         if last is None or last.name != name:
             if name == "linear":
                 last = head_program(self.model)
             else:
                 last = block_program(self.model, self.model.arch.block(name))
-            self._last = last
+            self._kept.last = last
         return last
 
     def __iter__(self) -> Iterator[str]:
