@@ -36,6 +36,7 @@ _MOST = 0.6  # of an ulp, on average: 1/2 and what a fit may be off by
 _OUTPUTS = 2000  # of a layer: none counts more than others
 _CHANNELS = 64
 _ROUNDS = 4
+_FEWEST = 3  # layers: fewer cannot tell what they have in common from a fault of one
 _FAR = 4.0  # medians of all layers: a layer that fits this badly takes no part
 _EXPLAINS = 0.02  # of a layer's squared errors: in two layers of three, or it is one layer's fault
 
@@ -79,7 +80,7 @@ def fit_directed(samples: Mapping[str, Sample], unit: float) -> Directed:
     }
     kept = [name for name, part in parts.items() if len(part[1])]
     coefficients = np.zeros(len(DIRECTIONS))
-    if not kept:
+    if len(kept) < _FEWEST:
         return Directed(coefficients)
     chosen = kept
     for _ in range(_ROUNDS):

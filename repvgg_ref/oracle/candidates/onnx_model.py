@@ -96,7 +96,7 @@ class OnnxCandidate(Candidate):
         evidence = replace(loaded.evidence, findings=(*loaded.evidence.findings, *altered))
         judged = _judged_input(found, entrance)
         problem = loaded.taps.problem
-        return Outputs(seen.layers, judged, seen.precision, seen.notes, problem, evidence)
+        return Outputs(seen.layers, judged, seen.precision, seen.notes, problem, evidence=evidence)
 
     def images(self, x: Array) -> Array:
         """What to feed so that `x` comes out of the graph's own normalisation; bytes are filled."""

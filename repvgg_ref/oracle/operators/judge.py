@@ -11,7 +11,7 @@ from repvgg_ref.oracle.bounds.block import Bound
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bugs import HEAD_BUGS, LAYER_BUGS
 from repvgg_ref.oracle.bugs.base import round_to_bits
-from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape, hidden_bugs
+from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.operators.bugs import CALL_BUGS
 from repvgg_ref.oracle.operators.convolution import conv_program
@@ -228,9 +228,7 @@ class Judged:
         return layer_evidence(self.call, program, self.given["y"], bound, self.precision)
 
     def _own_evidence(self) -> CallEvidence:
-        return CallEvidence(
-            self.call, self.given, self.certified, self.likely, self.precision
-        )
+        return CallEvidence(self.call, self.given, self.certified, self.likely, self.precision)
 
     def hidden(self, calls: int) -> list[Finding]:
         """Bugs within the bounds, but too regular for rounding; errors of float64 say nothing."""
@@ -243,9 +241,9 @@ class Judged:
         program = self.call.operator.program(self.call.arrays, self.call.settings)
         if program is not None:
             seen = self._evidence(program)
-            found = [replace(each, layer="y") for each in hidden_bugs(seen, calls * _LIBRARY)]
-            if found:
-                return found
+            regular = [t for t in seen.trials() if t.is_hidden(calls * _LIBRARY)]
+            if regular:
+                return [replace(each, layer="y") for each in seen.seen.ranked(regular)]
         own = self._own_evidence()
         tests = calls * len(CALL_BUGS) * 4
         shown = [trial for trial in own.trials() if trial.is_hidden(tests)]

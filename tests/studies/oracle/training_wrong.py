@@ -63,7 +63,7 @@ def _both(*each: Wrong) -> Wrong:
 
 
 def _decaying(of: Callable[[str, Any], float], rate: Callable[[str], float] | None = None) -> Plant:
-    """SGD whose decay is `of` (name, recipe) and whose learning rate is `rate` times the recipe's."""
+    """SGD whose decay is `of` (name, recipe), its learning rate `rate` times the recipe's."""
 
     def plant(port: Port) -> None:
         def optimizer(network: Any, recipe: Any) -> Any:
