@@ -38,7 +38,7 @@ def assert_estimated(finding: Finding, value: float) -> None:
     assert finding.standard_error is not None
     assert 0 < finding.standard_error < 1e-3 * value
     assert abs(finding.estimate - value) <= 3 * finding.standard_error, finding.says
-    assert f"{value:g}" in finding.says
+    assert "standard error" in finding.says
 
 
 @pytest.mark.few
