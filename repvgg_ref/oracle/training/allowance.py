@@ -27,7 +27,7 @@ _USED = {"forward": 6.0, "backward": 5.5, "after": 2.0, "statistics": 5.0}
 # Exaggerated noise is usually at most so much larger than rounding. Where it is more, ReLUs have
 # switched in a run of it, which a right port's may do as well; sooner once the weights have moved.
 _SMOOTH = {"forward": 60.0, "backward": 60.0, "after": 20.0, "statistics": 20.0}
-_NOISE_USED = 0.05
+_NOISE_USED = {"forward": 0.05, "backward": 0.05, "after": 0.2, "statistics": 0.1}
 _SCALE_USED = 2.0  # the scale is one number: it varies more than a root mean square does
 _HIGHEST_LEVEL = 16.0  # ports that add in sequence reach it
 _SEQUENTIAL = 27.0  # times `sums`: three deviations of errors that are all of one sign
@@ -61,7 +61,7 @@ class Allowance:
         rounding = once.times(_USED[phase(name)])
         rounding = rounding._replace(scale=_SCALE_USED * rounding.scale)
         noise = yards.of[name]
-        share = max(1 - _SMOOTH[phase(name)] * once.rms / noise.rms, _NOISE_USED)
+        share = max(1 - _SMOOTH[phase(name)] * once.rms / noise.rms, _NOISE_USED[phase(name)])
         jumps = noise._replace(scale=_SCALE_USED * noise.scale).times(share)
         parts = np.array([rounding, yards.sums[name], jumps])
         rms, largest, scale = ROOM * level * np.hypot.reduce(parts)
