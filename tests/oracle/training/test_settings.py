@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +28,7 @@ def with_rates(setup: Setup, factor: float) -> Setup:
     return with_recipe(setup, lrs=tuple(factor * lr for lr in setup.recipe.lrs))
 
 
-WRONG = {
+WRONG: dict[str, tuple[float, Callable[[Setup], Setup]]] = {
     "momentum-value": (0.89, lambda s: with_recipe(s, momentum=0.89)),
     "learning-rate-factor": (1.03, lambda s: with_rates(s, 1.03)),
     "bn-eps": (3e-3, lambda s: replace(s, eps=3e-3)),
