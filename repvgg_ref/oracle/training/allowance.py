@@ -5,7 +5,7 @@ independent errors are, and by the port's own level: how much larger its errors 
 out of four, than those of float32 with ordinary sums. A port that adds up in sequence has a higher
 level everywhere; one wrong array stands out from all others of its port.
 
-The factors were calibrated so that the ordinary ports of `tests/studies/oracle/training_right.py`
+The factors were calibrated so that the ordinary ports of `tests/studies/peers/training_right.py`
 use at most 1.3 and those that add in sequence at most 2.4 on 15 networks and seeds.
 """
 
