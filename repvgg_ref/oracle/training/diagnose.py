@@ -19,7 +19,7 @@ from repvgg_ref.oracle.diagnosis.regression import Fit, Sums, fitted
 from repvgg_ref.oracle.report import Finding
 from repvgg_ref.oracle.training.allowance import Allowance
 from repvgg_ref.oracle.training.bugs import TRAINING_BUGS
-from repvgg_ref.oracle.training.fit import Estimation, tight
+from repvgg_ref.oracle.training.fit import Estimation, Fitted, tight
 from repvgg_ref.oracle.training.noise import Yardstick
 from repvgg_ref.oracle.training.rounding import yardstick_of
 from repvgg_ref.oracle.training.run import Setup, run
@@ -66,19 +66,57 @@ class TrainingCase:
         named = self._finalists(trials)
         if named:
             return ranked(named, self._same, len(self.given))
-        return self._settings(self.setup, 2) or self._pair(trials) or [self._unknown(trials)]
+        return (
+            self._settings(self.setup, 2)
+            or self._setting_and_late_bug()
+            or self._pair(trials)
+            or [self._unknown(trials)]
+        )
 
     def _settings(self, base: Setup, count: int, more: str = "") -> list[Finding]:
         """So many settings, estimated; none if they do not explain everything."""
         late = None if self.first_bad or not self.first_given else True
-        estimation = Estimation(self.given, self.allowed)
+        fitted = self._fitted(self.given, base, count, late=late)
+        if fitted is None:
+            return []
+        return fitted.findings(more or ("two settings at once: " if count == 2 else ""))
+
+    def _fitted(
+        self, given: Mapping[str, Array], base: Setup, count: int, *, late: bool | None
+    ) -> Fitted | None:
+        """The likeliest settings with which nothing but rounding is left."""
+        estimation = Estimation(given, self.allowed)
         for settings in estimation.likely(base, count, late=late)[:_LIKELY]:
             fitted = estimation.fit(base, settings)
             if fitted is None or not fitted.is_significant:
                 continue
-            if tight(self.given, fitted.predicted, self.allowed):
-                return fitted.findings(more or ("two settings at once: " if count == 2 else ""))
-        return []
+            if tight(given, fitted.predicted, self.allowed):
+                return fitted
+            if fitted.explains > 0.9999 and self._is_tight_by_its_own(given, fitted):
+                return fitted
+        return None
+
+    def _is_tight_by_its_own(self, given: Mapping[str, Array], fitted: Fitted) -> bool:
+        """Whether all is explained if rounding goes as it does in the wrong steps."""
+        predicted = {n: a for n, a in fitted.predicted.items() if n in given}
+        own = yardstick_of(fitted.setup, predicted, runs=_OWN_RUNS).scaled(self.yardstick.u)
+        return tight(given, predicted, replace(self.allowed, yardstick=own))
+
+    def _setting_and_late_bug(self) -> list[Finding]:
+        """A setting that explains the first step, and then a bug of the optimizer."""
+        first = {name: array for name, array in self.given.items() if is_first_step(name)}
+        if not self.first_bad or len(first) == len(self.given):
+            return []
+        fitted = self._fitted(first, self.setup, 1, late=False)
+        if fitted is None:
+            return []
+        late = [bug for bug in TRAINING_BUGS if _is_late(bug)]
+        seconds = self._trials(late, fitted.setup, None, first_only=False)
+        named = self._finalists(seconds)
+        if not named:
+            return []
+        best = min(named, key=lambda trial: trial.fit.remaining)
+        return [*fitted.findings("two bugs at once, one of them: "), best.one_of_two()]
 
     def _sweep(self, setup: Setup, layer: str | None) -> list[Trial]:
         """Every bug that can explain what is wrong, on the numbers that tell soonest."""

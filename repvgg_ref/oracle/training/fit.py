@@ -15,6 +15,7 @@ from itertools import combinations
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.errors import ReportedError
 from repvgg_ref.oracle.report import Finding
 from repvgg_ref.oracle.training.allowance import Allowance, allowance
 from repvgg_ref.oracle.training.order import phase
@@ -29,6 +30,7 @@ _CONVERGED = 1e-7
 _FAR = 0.1  # of an array's own distance is added to its unit
 _SIGNIFICANT = 5.0  # standard errors
 _RUNS = 3
+_PHASES = {"forward": 0, "backward": 1, "after": 2, "statistics": 2}
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,9 @@ class Estimation:
             self._numbers[name] = chosen, unit
             target.append(array.reshape(-1)[chosen] / unit)
         self._target = np.concatenate(target) if target else np.zeros(0)
-        self._is_forward = np.zeros(len(self._target))
+        self._phases = np.zeros(len(self._target))
         for name, part in zip(self._numbers, self._clusters(), strict=True):
-            self._is_forward[part] = phase(name) == "forward" and name != "losses"
+            self._phases[part] = 2 if name == "losses" else _PHASES[phase(name)]
 
     def likely(
         self, base: Setup, count: int, *, late: bool | None = None
@@ -153,8 +155,9 @@ class Estimation:
         if first is None:
             return None
         # What is near the cause responds most evenly: it says where to look with everything.
-        values, here, _ = self._descended(base, settings, values, first, self._is_forward)
-        values, here, jacobian = self._descended(base, settings, values, here, 1.0)
+        values, here, _ = self._descended(base, settings, values, first, self._phases == 0)
+        values, here, _ = self._descended(base, settings, values, here, self._phases <= 1)
+        values, here, jacobian = self._descended(base, settings, values, here, self._phases <= 2)
         if not np.isfinite(jacobian).all():
             return None
         setup = _at(base, settings, values)
@@ -180,11 +183,11 @@ class Estimation:
         settings: Sequence[Setting],
         values: Array,
         here: Array,
-        counts: Array | float,
+        counts: Array,
     ) -> tuple[Array, Array, Array]:
         """Gauss-Newton from `values`: where it ends, what that gives, and its derivatives."""
         jacobian = np.full((len(here), len(settings)), np.nan)
-        for _ in range(_ITERATIONS):
+        for _ in range(_ITERATIONS if counts.any() else 0):
             columns = [
                 self._derivative(base, settings, values, i, here) for i in range(len(values))
             ]
@@ -228,9 +231,11 @@ class Estimation:
 
     def _vector(self, setup: Setup) -> Array | None:
         """What a setup gives, in the units and places of the target."""
-        with np.errstate(all="ignore"):
-            found = run(setup)
-        return self._taken(found)
+        try:
+            with np.errstate(all="ignore"):
+                return self._taken(run(setup))
+        except ReportedError:  # a smoothing above 1
+            return None
 
     def _taken(self, found: Mapping[str, Array]) -> Array | None:
         parts = []

@@ -17,7 +17,7 @@ from repvgg_ref.oracle.training.allowance import Allowance, allowance
 from repvgg_ref.oracle.training.diagnose import TrainingCase
 from repvgg_ref.oracle.training.dump import KINDS, TrainingDump, read_training_dump
 from repvgg_ref.oracle.training.noise import FLOAT32, FLOAT64
-from repvgg_ref.oracle.training.order import in_order_of_cause
+from repvgg_ref.oracle.training.order import in_order_of_cause, phase
 from repvgg_ref.oracle.training.run import right_setup
 from repvgg_ref.oracle.training.steps import TrainingSteps
 from weights_io import sanitize
@@ -68,6 +68,8 @@ def judge_training(
         if name in read.arrays
     ]
     bad = [row.name for row in rows if not row.ok]
+    if bad and phase(bad[0]) == "after" and model is not None:
+        bad = _hardest_hit_first(bad, steps, read, model)
     missing = _missing(steps, read)
     findings = _explained(steps, read, allowed, bad, model) if bad else []
     verdict, reason = _verdict(rows, bad, missing, findings)
@@ -159,6 +161,25 @@ def _missing(steps: TrainingSteps, dump: TrainingDump) -> dict[str, list[str]]:
     return missing
 
 
+def _hardest_hit_first(
+    bad: list[str], steps: TrainingSteps, dump: TrainingDump, model: Model
+) -> list[str]:
+    """Put first the earliest of the weights whose update is wrong by the largest share.
+
+    Whatever an update does to one array goes through all gradients of the next step.
+    """
+    start = model.state_dict()
+    shares = {}
+    for name in bad:
+        given, exact = dump.arrays[name], steps.exact[name]
+        if phase(name) == "after" and given.shape == exact.shape and np.isfinite(given).all():
+            moved = float(np.linalg.norm(exact - start[name.partition("/")[2]]))
+            shares[name] = float(np.linalg.norm(given - exact)) / max(moved, 1e-300)
+    most = max(shares.values(), default=0.0)
+    hit = next((name for name in bad if shares.get(name, 0.0) > most / 10), bad[0])
+    return [hit, *(name for name in bad if name != hit)]
+
+
 def _explained(
     steps: TrainingSteps,
     dump: TrainingDump,
@@ -185,7 +206,7 @@ def _verdict(
     findings: list[Finding],
 ) -> tuple[Any, str]:
     if bad:
-        row = next(row for row in rows if not row.ok)
+        row = next(row for row in rows if row.name == bad[0])
         what = row.note or f"error {row.max_error:.3g}, {row.ratio:.3g} times what is allowed"
         more = f" ({len(bad) - 1} more arrays are wrong)" if len(bad) > 1 else ""
         says = f": {findings[0].says}" if findings else ""

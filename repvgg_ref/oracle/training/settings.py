@@ -188,6 +188,7 @@ SETTINGS: tuple[Setting, ...] = (
         lambda setup: setup.recipe.label_smoothing,
         lambda setup, s: with_recipe(setup, label_smoothing=s),
         unit=0.1,
+        least=0.0,
     ),
     Setting(
         "loss-scaled",

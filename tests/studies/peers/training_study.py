@@ -1,6 +1,6 @@
 """Training dumps, right and wrong, held against the oracle: false alarms, places, names, values.
 
-    python -m tests.studies.oracle.training_study [--networks ...] [--seeds N] [--out FILE.json]
+    python -m tests.studies.peers.training_study [--networks ...] [--seeds N] [--out FILE.json]
 
 Right ports must agree, and what they use of the allowance is the calibration of the yardstick.
 Wrong ones must be caught; the first wrong array must be where the bug sits (placed); bugs of the
@@ -26,8 +26,8 @@ from repvgg_ref.oracle.training.judge import judge_training
 from repvgg_ref.oracle.training.steps import TrainingSteps, training_steps
 from tests.models.small import SMALL
 from tests.peers.torch_training import dump_of
-from tests.studies.oracle.training_right import RIGHT
-from tests.studies.oracle.training_wrong import UNKNOWN, WRONG, Wrong
+from tests.studies.peers.training_right import RIGHT
+from tests.studies.peers.training_wrong import UNKNOWN, WRONG, Wrong
 
 RELATIVE = ("weight-decay-factor", "weight-decay-on-batch-norm")  # stated as multiples
 

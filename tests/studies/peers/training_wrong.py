@@ -63,7 +63,7 @@ def _both(*each: Wrong) -> Wrong:
 
 
 def _decaying(of: Callable[[str, Any], float], rate: Callable[[str], float] | None = None) -> Plant:
-    """SGD whose decay is `of` (name, recipe), its learning rate `rate` times the recipe's."""
+    """SGD whose decay is `of` (name, recipe), and its learning rate times `rate` (name)."""
 
     def plant(port: Port) -> None:
         def optimizer(network: Any, recipe: Any) -> Any:
@@ -343,7 +343,7 @@ NUMBERS = {
     **{f"running momentum {m}": _named(_bn(momentum=m), "stat/", RM, value=m)
        for m in (0.11, 0.12, 0.3, 0.0999)},
     **{f"smoothing {s}": _named(_smoothing(s), "loss", S, value=s)
-       for s in (0.12, 0.08, 0.15, 0.1001)},
+       for s in (0.12, 0.08, 0.17, 0.1001)},
     **{f"loss x {f}": _named(_weighed(f), "loss", "loss-scaled", value=f) for f in (1.01, 3.0)},
     **{f"gradients x {f}": _named(_backward(f), "grad/", "gradients-scaled", value=f)
        for f in (1024.0, 0.98, 1.0001)},
