@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from repvgg_ref.oracle.bugs.base import Mutant
 
 _NAMED = 6  # bugs named in a sentence
+_EVERYWHERE = "every layer"
 
 
 class Place(NamedTuple):
@@ -57,6 +58,8 @@ class Power:
     freedom : float
         Independent numbers among the logits' rounding errors.
     bugs : tuple of Seen
+    layers : mapping
+        Layer, or "every layer" -> part of the known bugs tried there that would have shown.
     errors : mapping
         Layer -> smallest relative error that shows, whatever it is: every output channel of the
         layer wrong by its own random factor of this deviation.
@@ -66,6 +69,7 @@ class Power:
     allowed: float
     freedom: float
     bugs: tuple[Seen, ...] = ()
+    layers: Mapping[str, float] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -94,8 +98,8 @@ class Power:
         if self.errors:
             layer = max(self.errors, key=lambda name: self.errors[name])
             said += (
-                "; any error is found down to a random relative error of the layer's channels of"
-                f" {self.errors[layer]:.1g} at most (in {layer})"
+                "; no other error agrees that puts a random relative error of"
+                f" {self.errors[layer]:.1g} on a layer's channels (least seen in {layer})"
             )
         return said
 
@@ -118,6 +122,7 @@ class Power:
                 }
                 for bug in self.bugs
             ],
+            "layers": dict(self.layers),
             "errors": dict(self.errors),
         }
 
@@ -130,6 +135,14 @@ def power_of_bugs(smallest: Mapping[Place, float]) -> tuple[Seen, ...]:
     )
 
 
+def power_in_layers(smallest: Mapping[Place, float]) -> dict[str, float]:
+    """Layer, or "every layer" -> part of the bugs tried there that would have shown."""
+    shown: dict[str, list[bool]] = {}
+    for place, size in smallest.items():
+        shown.setdefault(place.layer or _EVERYWHERE, []).append(size <= 1)
+    return {layer: sum(seen) / len(seen) for layer, seen in shown.items()}
+
+
 def _seen(name: str, mine: Mapping[Place, float]) -> Seen:
     shown = [size for size in mine.values() if size <= 1]
     hidden = _layers(place for place, size in mine.items() if not size <= 1)
@@ -137,4 +150,4 @@ def _seen(name: str, mine: Mapping[Place, float]) -> Seen:
 
 
 def _layers(places: Iterable[Place]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(place.layer or "every layer" for place in places))
+    return tuple(dict.fromkeys(place.layer or _EVERYWHERE for place in places))

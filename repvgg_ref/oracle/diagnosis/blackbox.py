@@ -21,18 +21,18 @@ from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnosis.alternatives import Alternative, Chain, Progress, alternatives
 from repvgg_ref.oracle.diagnosis.fitting import fitted
-from repvgg_ref.oracle.diagnosis.logit_noise import ALLOWED, STRANGE
 from repvgg_ref.oracle.diagnosis.look import Look
 from repvgg_ref.oracle.diagnosis.probing import Again, Probing
 from repvgg_ref.oracle.diagnosis.ranking import FALSE_ALARM, Trial, ranked
-from repvgg_ref.oracle.power import Power, power_of_bugs
+from repvgg_ref.oracle.power import Power, power_in_layers, power_of_bugs
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, Report, Verdict
 
 Library = Callable[..., Iterable[Alternative]]
 
 _SHARE = 0.9  # of the known bugs must have shown, for "agree"
-_TELLING = 1e-2  # of the logits' spread: what rounding may do must be smaller
+_SHARE_IN_LAYER = 0.75  # and of those of each layer
+_TELLING = 0.2  # of the logits' spread: what rounding may do must be smaller
 _FINALISTS = 12
 
 
@@ -116,7 +116,12 @@ def _judge(
     smallest = probing.revealed(look.smallest(tried))
     worst = max(each.kappa for each in probing.looks)
     power = Power(
-        worst, ALLOWED, look.noise.freedom, power_of_bugs(smallest), look.smallest_errors()
+        worst,
+        look.noise.allowed,
+        look.noise.freedom,
+        power_of_bugs(smallest),
+        power_in_layers(smallest),
+        look.smallest_errors(),
     )
     return replace(_within(look, layer, power), notes=(*probing.notes, power.says))
 
@@ -130,7 +135,7 @@ def _named(look: Look, tried: Sequence[Alternative], probing: Probing) -> list[F
         sharp = fitted(look, matches)
     found = probing.surviving([match for match in sharp if look.reproduces(match)])
     sure = [m for m in found if m.chance * len(tried) < FALSE_ALARM]
-    if look.kappa <= STRANGE:  # some arithmetic may have done it: no name without proof
+    if look.kappa <= look.noise.strange:  # some arithmetic may have done it: no name without proof
         found = sure
     if not found:
         return []
@@ -147,10 +152,10 @@ def _named(look: Look, tried: Sequence[Alternative], probing: Probing) -> list[F
 def _unexplained(look: Look, layer: LayerReport, probing: Probing) -> _Judgement:
     """Beyond rounding, and no known bug."""
     says = f"the logits differ by {look.kappa:.3g} times what one simple rounding a layer does"
-    if look.kappa <= STRANGE:
+    if look.kappa <= look.noise.strange:
         reason = (
-            f"{says}: more than right runtimes do ({ALLOWED:g}), less than Winograd with large"
-            " tiles or adders that chop may do; give layer outputs to tell"
+            f"{says}: more than right runtimes do ({look.noise.allowed:g}), less than Winograd with"
+            " large tiles or adders that chop may do; give layer outputs to tell"
         )
         return _Judgement("cannot-judge", reason, layer, notes=probing.notes)
     unknown = Finding(
@@ -167,7 +172,7 @@ def _unexplained(look: Look, layer: LayerReport, probing: Probing) -> _Judgement
 
 def _within(look: Look, layer: LayerReport, power: Power) -> _Judgement:
     spread = float(look.chain.logits.std())
-    blur = ALLOWED * float(np.sqrt((look.noise.deviation**2).mean()))
+    blur = look.noise.allowed * float(np.sqrt((look.noise.deviation**2).mean()))
     if not blur <= _TELLING * spread:
         reason = (
             f"rounding alone may move these logits by {blur:.2g}, and they spread by {spread:.2g}:"
@@ -180,20 +185,28 @@ def _within(look: Look, layer: LayerReport, power: Power) -> _Judgement:
             " bugs, each in each layer, could hide in it; give layer outputs to exclude them"
         )
         return _Judgement("cannot-judge", reason, layer, power=power)
+    weakest = min(power.layers, key=lambda name: power.layers[name])
+    if power.layers[weakest] < _SHARE_IN_LAYER:
+        reason = (
+            f"the logits agree to rounding, but only {power.layers[weakest]:.0%} of the known bugs"
+            f" would show in {weakest}: others could hide there; give layer outputs, or other"
+            " images"
+        )
+        return _Judgement("cannot-judge", reason, layer, power=power)
     reason = f"the logits agree to rounding, and {power.share:.1%} of the known bugs would show"
     return _Judgement("agree", reason, layer, power=power)
 
 
 def _layer(look: Look) -> LayerReport:
     """The logits as a layer: a ratio of 1 is the largest error that agrees."""
-    allowed = ALLOWED * look.kappa_per_logit
+    allowed = look.noise.allowed * look.kappa_per_logit
     ratio = np.abs(look.residual) / allowed
     at = np.unravel_index(np.argmax(ratio), ratio.shape)
     return LayerReport(
         "linear",
         float(np.abs(look.residual)[at]),
         float(allowed[at]),
-        look.kappa / ALLOWED,
+        look.kappa / look.noise.allowed,
         ok=look.is_right,
         note="end to end: an estimate of the network's own rounding, not a certified bound",
     )

@@ -12,7 +12,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bugs.base import Mutant
 from repvgg_ref.oracle.diagnosis.alternatives import Alternative, Chain, exact
-from repvgg_ref.oracle.diagnosis.logit_noise import ALLOWED, PEAK, LogitNoise, logit_noise
+from repvgg_ref.oracle.diagnosis.logit_noise import PEAK, LogitNoise, logit_noise
 from repvgg_ref.oracle.diagnosis.ranking import FALSE_ALARM
 from repvgg_ref.oracle.diagnosis.regression import Fit
 from repvgg_ref.oracle.power import Place
@@ -82,7 +82,7 @@ class Look:
     @property
     def is_right(self) -> bool:
         """Whether rounding explains what is seen."""
-        return self.kappa <= ALLOWED
+        return self.kappa <= self.noise.allowed
 
     def matches(self, found: Sequence[Alternative]) -> list[Match]:
         """All mutants held against the candidate."""
@@ -110,7 +110,7 @@ class Look:
         y = self.chain.logits
         spread = float(np.abs(y).max())
         more = float(np.abs(y + match.change).max()) / spread if spread > 0 else 1.0
-        return match.left <= min(ALLOWED * (1 + more), _LEFT * match.size)
+        return match.left <= min(self.noise.allowed * (1 + more), _LEFT * match.size)
 
     def smallest(self, found: Sequence[Alternative]) -> dict[Place, float]:
         """Place -> the part of the bug's effect that would have shown; above 1 it can hide.
@@ -133,5 +133,5 @@ class Look:
             error = (factors * y).reshape(-1, *y.shape[1:])
             change = chain.differences.to_logits(name, error).reshape(4, *chain.logits.shape)
             size = min(self.noise.kappa(each) for each in change)
-            found[name] = float(tiny * 2 * ALLOWED / max(size, 1e-300))
+            found[name] = float(tiny * 2 * self.noise.allowed / max(size, 1e-300))
         return found

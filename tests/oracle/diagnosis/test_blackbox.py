@@ -40,6 +40,7 @@ def judged(network: Network, spoil: Any, *, again: bool = False) -> Report:
     return network.judged(spoil, again=again)
 
 
+@pytest.mark.few(1)
 def test_a_right_port_that_can_be_called_agrees_and_the_report_says_how_surely(
     network: Network,
 ) -> None:
@@ -71,6 +72,7 @@ def test_library_bugs_are_placed_and_named(network: Network, again: bool) -> Non
         assert place.bug in names, (place, names)
 
 
+@pytest.mark.few(1)
 def test_another_eps_is_measured(network: Network) -> None:
     """One that the library does not try."""
     model = network.model
@@ -103,6 +105,7 @@ def test_strange_bugs_disagree_and_are_unknown(network: Network, kind: str) -> N
     assert report.diagnosis[0].bug == "unknown"
 
 
+@pytest.mark.few(1)
 def test_what_is_below_the_stated_power_is_not_called_wrong(network: Network) -> None:
     """And what is ten times above is."""
     power = judged(network, right, again=True).power
@@ -124,6 +127,7 @@ def test_what_is_below_the_stated_power_is_not_called_wrong(network: Network) ->
     assert verdicts[1] != "agree"
 
 
+@pytest.mark.few(1)
 def test_an_image_that_shows_nothing_is_no_pass(network: Network) -> None:
     blank = Network(network.model, np.zeros_like(network.x))
     report = judged(blank, right)
@@ -134,6 +138,7 @@ def test_an_image_that_shows_nothing_is_no_pass(network: Network) -> None:
     assert network.chain.names[0] in hidden["kernel-flipped"]
 
 
+@pytest.mark.few(1)
 def test_a_port_that_takes_one_extent_only_is_judged_on_it(network: Network) -> None:
     def fixed(x: Array) -> Array:
         if x.shape != network.x.shape:

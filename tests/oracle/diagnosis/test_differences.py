@@ -10,7 +10,7 @@ from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bugs.harness import mutants
 from repvgg_ref.oracle.diagnosis.alternatives import Chain, alternatives, exact
 from repvgg_ref.oracle.diagnosis.differences import nhwc
-from repvgg_ref.oracle.diagnosis.logit_noise import ALLOWED, LogitNoise, logit_noise
+from repvgg_ref.oracle.diagnosis.logit_noise import LogitNoise, logit_noise
 from repvgg_ref.oracle.power import Place
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
@@ -88,7 +88,7 @@ def test_a_float32_port_scatters_as_estimated(chain: Chain) -> None:
     noise = logit_noise(chain, PRECISIONS["fp32"])
     x = chain.inputs[chain.blocks[0]].astype(np.float32)
     y = chain.programs.model.forward(x, backend="reference")
-    assert 0.05 < noise.kappa(y - chain.logits) < ALLOWED / 3
+    assert 0.05 < noise.kappa(y - chain.logits) < noise.allowed / 3
 
 
 def test_coarser_formats_scatter_in_proportion(chain: Chain) -> None:

@@ -14,8 +14,8 @@ Port = Callable[[Any], dict[str, Any]]
 
 
 def spoilt(outputs: dict[str, Any]) -> dict[str, Any]:
-    """The outputs with a block, and the logits after it, a hundredth too large."""
-    return outputs | {n: outputs[n] * np.float32(1.01) for n in ("stage1.0", "linear")}
+    """The outputs with a block, and the logits after it, a little too large: by no one factor."""
+    return outputs | {n: outputs[n] + 0.01 * abs(outputs[n]).max() for n in ("stage1.0", "linear")}
 
 
 def wrong_if(condition: Callable[[Any], Any]) -> Callable[[Port], Port]:
