@@ -25,7 +25,7 @@ MODEL = distinguishing_model(SMALL["plain"])
 DEPLOY = fuse(MODEL)
 
 
-class Fused(torch.nn.Module):
+class Fused(torch.nn.Module):  # type: ignore[misc]
     """The deploy network; `mean` is taken off the images in place."""
 
     def __init__(self, mean: float = 0.0) -> None:
