@@ -25,7 +25,7 @@ MODEL = distinguishing_model(SMALL["plain"])
 DEPLOY = fuse(MODEL)
 
 
-class Fused(torch.nn.Module):
+class Fused(torch.nn.Module):  # type: ignore[misc]
     """The deploy network; `mean` is taken off the images in place."""
 
     def __init__(self, mean: float = 0.0) -> None:
@@ -92,8 +92,10 @@ def test_an_onnx_file_of_a_fixed_shape_gets_it(
     assert len(fixed) == (batch is not None or size is not None)
 
 
-def test_an_export_whose_pool_was_traced_at_one_size_is_told(tmp_path: Path) -> None:
-    """The mean of the exporter's own image size: a kernel of 12x10 where the image decides."""
+def test_an_export_whose_pool_was_traced_at_one_size_is_said_to_refuse_others(
+    tmp_path: Path,
+) -> None:
+    """The mean over the exporter's own extents: ONNX Runtime raises for all other sizes."""
     onnx = pytest.importorskip("onnx")
     path = tmp_path / "m.onnx"
     write_onnx(path, MODEL.arch, DEPLOY.params, metadata={})
@@ -102,12 +104,15 @@ def test_an_export_whose_pool_was_traced_at_one_size_is_told(tmp_path: Path) -> 
     pool.op_type = "AveragePool"
     del pool.attribute[:]
     del pool.input[1:]
-    size = np.array(_last_extent(96, 80))
-    pool.attribute.append(onnx.helper.make_attribute("kernel_shape", size))
+    kernel = np.array(_last_extent(96, 80))
+    pool.attribute.append(onnx.helper.make_attribute("kernel_shape", kernel))
     onnx.save(model, path)
     report = verify(MODEL, path)
-    assert report.verdict == "disagree", [p.says for p in report.probes]
-    assert report.diagnosis[0].bug == "depends-on-call"
+    right, wrong, refused = counts(report)
+    assert (report.verdict, wrong) == ("agree", 0)
+    assert right >= 3
+    assert refused >= 4
+    assert any("not judged: three images" in note for note in report.notes)
 
 
 def _last_extent(*extents: int) -> list[int]:

@@ -74,9 +74,10 @@ def finding(bug: str, layer: str | None) -> Finding:
 
 
 def _bug(made: Sequence[Made]) -> str:
-    wrong = {m.probe.call: m.probe.kind for m in made if m.is_wrong}
+    wrong = [m.probe.kind for m in made if m.is_wrong]
     fine = [m.probe for m in made if m.outputs is not None and not m.is_wrong]
-    kinds, right = list(dict.fromkeys(wrong.values())), {probe.kind for probe in fine}
+    kinds: list[str] = list(dict.fromkeys(wrong))
+    right = {probe.kind for probe in fine}
     # A port that keeps the first call's result is right whenever that call's images come again.
     keeps_the_first = len(wrong) > 2 and all(probe.like_first is not None for probe in fine)
     if "state-between-calls" in kinds or keeps_the_first:
@@ -88,7 +89,7 @@ def _bug(made: Sequence[Made]) -> str:
 
 def _explained(made: Sequence[Made], kinds: list[str]) -> str:
     """The one dependence of which the others are consequences, if there is one."""
-    sizes = {m.probe.kind: m.probe.x.shape for m in made if m.is_wrong}
+    sizes: dict[str, tuple[int, ...]] = {m.probe.kind: m.probe.x.shape for m in made if m.is_wrong}
     if "odd-size" in kinds and all(_is_odd(sizes[kind]) for kind in kinds):
         return "odd-size"
     if "batch-dependent" in kinds and all(sizes[kind][0] == sizes[kinds[0]][0] for kind in kinds):

@@ -17,7 +17,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.comparison import compare
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.diagnosis.alternatives import Chain
-from repvgg_ref.oracle.diagnosis.logit_noise import STRANGE, logit_noise
+from repvgg_ref.oracle.diagnosis.logit_noise import PEAK, logit_noise
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.program import Pixels, Program, layer_output
@@ -28,6 +28,8 @@ _MOST_PIXELS = 256  # of one layer and image
 _USUAL = 2.0**-17
 # What a call may use more of a bound than the first did: another shape, another algorithm.
 _WORSE = 4.0
+# A constant image rounds alike everywhere, so its errors do not average out as random ones do.
+_CONSTANT = 4.0
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,9 @@ def _logits(
     if y_hat.shape != y.shape or not np.isfinite(y_hat).all():
         why = "not all finite" if y_hat.shape == y.shape else f"of shape {y_hat.shape}"
         return LayerReport.incomparable("linear", f"logits {why}, wanted {y.shape}")
-    allowed = STRANGE * logit_noise(Chain(programs, call.x), precision).deviation
+    noise = logit_noise(Chain(programs, call.x), precision)
+    constant = 1.0 if np.ptp(call.x, axis=(2, 3)).any() else _CONSTANT
+    allowed = constant * PEAK * noise.allowed * noise.deviation
     ratios = np.abs(y_hat - y) / allowed
     at = np.unravel_index(np.argmax(ratios), ratios.shape)
     ratio, error = float(ratios[at]), float(np.abs(y_hat - y)[at])

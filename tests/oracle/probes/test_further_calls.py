@@ -236,7 +236,7 @@ def test_what_a_port_sets_for_its_process_stays_its_own(tmp_path: Path) -> None:
 
 def _process() -> tuple[Any, ...]:
     environment, filters = dict(os.environ), list(warnings.filters)
-    state = np.random.get_state()[1].tolist()  # type: ignore[index,union-attr] # noqa: NPY002
+    state = np.random.get_state()[1].tolist()  # type: ignore[index] # noqa: NPY002
     return np.geterr(), random.getstate(), state, filters, environment, Path.cwd()
 
 
