@@ -12,6 +12,8 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from onnx import helper, numpy_helper
+
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.network import Model
@@ -24,7 +26,7 @@ from repvgg_ref.oracle.report import Report, Verdict
 from repvgg_ref.oracle.verification import verify
 from tests.oracle.candidates.ports import images, network
 from tests.peers.candidate_graphs import Style, onnx_model, saved
-from tests.peers.onnx_edits import one_tap_off
+from tests.peers.onnx_edits import add_constant, convolutions, one_tap_off, stored
 from tests.peers.onnx_variants import RIGHT, WRONG
 from tests.random_networks import random_model
 
@@ -151,6 +153,50 @@ def test_a_choice_is_doubted(tmp_path: Path) -> None:
     report = judged(saved(tmp_path / "m.onnx", proto), network())
     assert report.verdict == "cannot-judge"
     assert "Where" in report.reason
+
+
+def dequantised(weight: Array) -> tuple[Array, Array]:
+    """8 bits and a scale a channel."""
+    scale = (np.abs(weight).max(axis=(1, 2, 3)) / 127).astype(np.float32)
+    return np.rint(weight / scale[:, None, None, None]).astype(np.int8), scale
+
+
+def test_dequantised_weights_are_read_as_what_they_are(tmp_path: Path) -> None:
+    proto = onnx_model(network(), Style(form="fused"))
+    wanted = {}
+    names = [name for name in network().arch.layer_names if name != "linear"]
+    for layer, node in zip(names, convolutions(proto), strict=True):
+        tensor = stored(proto, node.input[1])
+        whole, scale = dequantised(numpy_helper.to_array(tensor))
+        tensor.CopyFrom(numpy_helper.from_array(whole, tensor.name))
+        add_constant(proto, f"{tensor.name}/scale", scale)
+        add_constant(proto, f"{tensor.name}/zero", np.zeros(len(scale), np.int8))
+        parts = [tensor.name, f"{tensor.name}/scale", f"{tensor.name}/zero"]
+        node.input[1] = f"{tensor.name}/used"
+        proto.graph.node.insert(
+            0, helper.make_node("DequantizeLinear", parts, [node.input[1]], axis=0)
+        )
+        wanted[layer] = whole * scale[:, None, None, None]
+    path = saved(tmp_path / "m.onnx", proto)
+    evidence = run(path, network())[0].evidence
+    assert evidence is not None
+    for layer, weight in wanted.items():
+        assert np.array_equal(evidence.kernels[layer].weight, weight)
+    report = judged(path, network())
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage0")
+
+
+@pytest.mark.parametrize("form", ["bn", "folded", "fused"])
+def test_half_precision_is_no_wrong_weight(tmp_path: Path, form: str) -> None:
+    """One kernel a layer is compared in its type; rounded branches are said not to be."""
+    path = saved(tmp_path / "m.onnx", onnx_model(network(), Style(form=form, dtype=np.float16)))
+    evidence = run(path, network())[0].evidence
+    assert evidence is not None
+    right = Report("agree", "", "m", "c", "fp16")
+    report = with_file_evidence(right, network(), evidence)
+    assert report.verdict == "agree"
+    assert len(evidence.kernels) == (7 if form == "fused" else 1)
+    assert any("stage0 (float16)" in note for note in report.notes) == (form != "fused")
 
 
 def test_verify_takes_file_and_values_together(tmp_path: Path) -> None:

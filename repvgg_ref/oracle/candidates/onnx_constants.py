@@ -77,7 +77,10 @@ class Constants:
         tensor, _ = self.origin(name)
         if tensor is None:
             return ""
-        return str(require("onnx").helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        onnx = require("onnx")
+        if tensor.data_type == onnx.TensorProto.BFLOAT16:  # of which NumPy knows nothing
+            return "bfloat16"
+        return str(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
 
     def value(self, name: str, depth: int = 0) -> Array | None:
         """The array called `name`, if it depends on no input of the graph and can be computed."""

@@ -69,12 +69,12 @@ def file_evidence(chain: Chain, taps: Taps, arch: Network) -> FileEvidence:
 def kernel_of(reading: Reading, conv: Conv) -> FusedConv | None:
     """The kernel of a block on the taps of `conv`, as it is stored or computed from what is stored.
 
-    None if an operator was not understood, if it has other taps or another stride, or was computed
-    from rounded parts: what they were before is not known.
+    None if an operator was not understood, if it has other taps or another stride, if it is held
+    in bfloat16, or was computed from parts in float16: what they were before is not known.
     """
     form = reading.form
     understood = not any(isinstance(each, Opaque) for each in reading.after)
-    if not understood or reading.pooled or any(reading.border):
+    if not understood or reading.pooled or any(reading.border) or "bfloat16" in reading.stored:
         return None
     if len(form.bias) > conv.out_channels:  # a blocked layout holds whole blocks
         form = form.part(slice(0, conv.out_channels), slice(None))
@@ -120,6 +120,8 @@ def _classifier(reading: Reading) -> FusedConv | None:
     """Weight (classes, C, 1, 1) and bias, if the features are averaged and no more."""
     if not reading.pooled or not reading.is_linear or not reading.form.is_pointwise:
         return None
+    if "bfloat16" in reading.stored:
+        return None
     form = reading.form
     if form.groups != 1:
         return None
@@ -136,9 +138,13 @@ def _read(chain: Chain, start: Tap, end: Tap, channels: int) -> Reading | None:
 
 
 def _why(reading: Reading | None) -> str:
-    """The operator that was not understood, in brackets."""
-    opaque = [each for each in (reading.after if reading else ()) if isinstance(each, Opaque)]
-    return f" ({opaque[0]})" if opaque else ""
+    """The operator that was not understood, or the type, in brackets."""
+    narrow = sorted(reading.stored & _NARROW) if reading else []
+    opaque: list[Any] = [
+        each for each in (reading.after if reading else ()) if isinstance(each, Opaque)
+    ]
+    why = opaque or narrow
+    return f" ({why[0]})" if why else ""
 
 
 def _clips(reading: Reading, spec: BlockSpec) -> Iterator[Finding]:

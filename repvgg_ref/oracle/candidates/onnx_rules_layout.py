@@ -141,8 +141,8 @@ def _sliced(node: Any, operands: list[Operand], reader: Reader) -> Operand:
     }
     if set(cuts) == {CHANNELS} and x.is_linear:
         channels = np.arange(len(x.form.bias))
-        rows = channels[cuts[CHANNELS]]
-        return x if np.array_equal(rows, channels) else x.rows(rows).named(node)
+        chosen = channels[cuts[CHANNELS]]
+        return x if np.array_equal(chosen, channels) else x.rows(chosen).named(node)
     if set(cuts) <= {2, 3} and all(cut.start == 0 and cut.stop > 1 << 20 for cut in cuts.values()):
         rows, columns = (cuts[a].step if a in cuts else 1 for a in (2, 3))
         return _thinned(x, (rows, columns))
