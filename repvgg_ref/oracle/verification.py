@@ -7,7 +7,9 @@ bound of that one layer. End-to-end bounds are useless: through RepVGG-A0 they r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -41,7 +43,7 @@ from repvgg_ref.oracle.probes.first_call import first_call, require_images
 from repvgg_ref.oracle.probes.naming import finding
 from repvgg_ref.oracle.probes.probing import probed
 from repvgg_ref.oracle.programs.layers import Programs, require_chain
-from repvgg_ref.oracle.programs.program import layer_output
+from repvgg_ref.oracle.programs.program import layer_output, plain
 from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.symmetry.outputs import align
 from repvgg_ref.oracle.training.dump import is_training_dump
@@ -191,26 +193,46 @@ def _compare_all(
     programs: Programs, outputs: Outputs, x: Array, precision: Precision, progress: Progress | None
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Compare every layer whose input and output are known; say why others cannot be judged."""
+    inputs = _inputs_of_layers(programs, outputs, x)
+
+    def compared(name: str) -> Comparison | None:
+        x_hat, y_hat = inputs[name], outputs.layers.get(name)
+        if x_hat is None or y_hat is None:
+            return None
+        return compare(programs[name], x_hat, np.asarray(y_hat, np.float64), precision)
+
     comparisons: dict[str, Comparison] = {}
     unjudged: dict[str, str] = {}
-    x_hat: Array | None = np.asarray(x, np.float64)
-    true: Array | None = x_hat  # the reference's own chain, for the inherited error
-    for done, (name, program) in enumerate(programs.items()):
-        if progress is not None:
-            progress(name, done, len(programs))
-        y_hat = outputs.layers.get(name)
-        if y_hat is None or x_hat is None:
-            unjudged[name] = "its input or output is not known"
-        else:
-            y_hat = np.asarray(y_hat, np.float64)
-            inherited = relative_difference(x_hat, true)
-            comparisons[name] = compare(program, x_hat, y_hat, precision, inherited)
-            if comparisons[name].is_blind:
-                unjudged[name] = f"{precision.name} rounding may be larger than its values"
-        if name != "linear":
-            true = layer_output(program, true) if true is not None else None
-            x_hat = _next_input(y_hat, programs.model.arch.block(name).out_channels)
+    true: Array | None = np.asarray(x, np.float64)  # the reference's own, for the inherited error
+    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, (name, found) in enumerate(
+            zip(programs, pool.map(compared, programs), strict=True)
+        ):
+            if progress is not None:
+                progress(name, done, len(programs))
+            if found is None:
+                unjudged[name] = "its input or output is not known"
+            else:
+                inherited = relative_difference(inputs[name], true)
+                report = replace(found.report, inherited=inherited)
+                comparisons[name] = replace(found, report=report)
+                if found.is_blind:
+                    unjudged[name] = f"{precision.name} rounding may be larger than its values"
+            if name != "linear":
+                true = layer_output(plain(programs[name]), true)
     return comparisons, unjudged
+
+
+def _inputs_of_layers(programs: Programs, outputs: Outputs, x: Array) -> dict[str, Array | None]:
+    """The candidate's own input of each layer, None where it is not known."""
+    x_hat: Array | None = np.asarray(x, np.float64)
+    inputs: dict[str, Array | None] = {}
+    for name in programs:
+        inputs[name] = x_hat
+        if name != "linear":
+            channels = programs.model.arch.block(name).out_channels
+            x_hat = _next_input(outputs.layers.get(name), channels)
+    return inputs
 
 
 def _next_input(y_hat: Array | None, channels: int) -> Array | None:

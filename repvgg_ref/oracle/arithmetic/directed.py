@@ -18,6 +18,7 @@ where x is 0 nothing is added, so nothing is cut. Products are summed in the ord
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -69,15 +70,18 @@ class Directed(NamedTuple):
         return total
 
 
-def fit_directed(samples: Mapping[str, Sample], unit: float) -> Directed:
+def fit_directed(
+    samples: Mapping[str, Sample], unit: float, *, pool: Executor | None = None
+) -> Directed:
     """Fit the coefficients by bounded least squares over all layers at once.
 
     Layers that the fit leaves far more wrong than others, a faulty one among them, are dropped and
     the fit repeated.
     """
-    parts = {
-        name: _part(sample, unit) for name, sample in samples.items() if sample.name != "linear"
-    }
+    judged = {name: sample for name, sample in samples.items() if sample.name != "linear"}
+    each = map if pool is None else pool.map
+    made = each(lambda sample: _part(sample, unit), judged.values())
+    parts = dict(zip(judged, made, strict=True))
     kept = [name for name, part in parts.items() if len(part[1])]
     coefficients = np.zeros(len(DIRECTIONS))
     if len(kept) < _FEWEST:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,29 +70,40 @@ class PortArithmetic:
         return "; ".join(parts)
 
 
-def infer(layers: Mapping[str, Layer], unit: float, suspects: Iterable[str] = ()) -> PortArithmetic:
+def infer(
+    layers: Mapping[str, Layer],
+    unit: float,
+    suspects: Iterable[str] = (),
+    *,
+    pool: ThreadPoolExecutor,
+) -> PortArithmetic:
     """The arithmetic that the layers show.
 
     Parameters
     ----------
     layers : mapping
         Every layer whose outputs can be compared.
+    unit : float
+        Unit roundoff of the port's numbers.
     suspects : iterable of str
         Layers that direct summation does not explain: only for them algorithms in tiles are
         looked for, since they err more than direct summation does.
+    pool : executor
+        Layers are worked on in parallel.
     """
     samples = {name: layer.sample for name, layer in layers.items()}
-    directed = fit_directed(samples, unit)
-    nuisances = {name: direct_nuisance(sample, directed, unit) for name, sample in samples.items()}
+    directed = fit_directed(samples, unit, pool=pool)
+    made = pool.map(lambda sample: direct_nuisance(sample, directed, unit), samples.values())
+    nuisances = dict(zip(samples, made, strict=True))
+    suspects = [name for name in suspects if samples[name].tile_stride == 1]
+    known = recognise(layers, unit, pool=pool) if suspects else ()
+    able = [name for name in layers if known and samples[name].tile_stride == 1]
+    found = pool.map(lambda n: _in_tiles(layers[n], known, unit, nuisances[n]), able)
     chosen: dict[str, Algorithm] = {}
     seen: dict[str, Evidence] = {}
-    suspects = [name for name in suspects if layers[name].sample.tile_stride == 1]
-    known = recognise(layers, unit) if suspects else ()
-    for name, layer in layers.items():
-        if known and layer.sample.tile_stride == 1:
-            found = _in_tiles(layer, known, unit, nuisances[name])
-            if found is not None:
-                chosen[name], seen[name], nuisances[name] = found
+    for name, best in zip(able, found, strict=True):
+        if best is not None:
+            chosen[name], seen[name], nuisances[name] = best
     return PortArithmetic(unit, directed, nuisances, chosen, seen)
 
 

@@ -17,6 +17,7 @@ A)``. One number a layer scales it. That a residual has the *size* that this all
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -211,26 +212,35 @@ class Layer(NamedTuple):
     weight: Array  # (O, C/G, 3, 3)
 
 
-def recognise(layers: Mapping[str, Layer], unit: float) -> tuple[Algorithm, ...]:
+def recognise(
+    layers: Mapping[str, Layer], unit: float, *, pool: ThreadPoolExecutor
+) -> tuple[Algorithm, ...]:
     """The algorithms that stride-1 layers show, the surest first; a port has one or few.
 
     Each of the largest layers chooses by its gain; what no layer proves is not there.
     """
     able = {n: each for n, each in layers.items() if each.sample.tile_stride == 1}
     size = {n: each.sample.active.sum() * each.sample.products for n, each in able.items()}
+    largest = sorted(able, key=lambda n: -size[n])[:_LAYERS]
     found: dict[Algorithm, float] = {}
-    for name in sorted(able, key=lambda n: -size[n])[:_LAYERS]:
-        layer, channels = _thinned(able[name])
-        best: tuple[float, Algorithm] | None = None
-        for algorithm in algorithms():
-            noise = TileNoise(algorithm, layer.x, layer.weight, layer.sample.groups, channels)
-            seen = evidence(noise, layer.sample, unit)
-            proved = seen.gain > _PROVED / 2 and seen.excuses(proved=False)
-            if proved and (best is None or seen.gain > best[0]):
-                best = seen.gain, algorithm
+    for best in pool.map(lambda name: _proved(able[name], unit), largest):
         if best is not None:
-            found[best[1]] = found.get(best[1], 0.0) + best[0]
+            gain, algorithm = best
+            found[algorithm] = found.get(algorithm, 0.0) + gain
     return tuple(sorted(found, key=lambda algorithm: -found[algorithm]))
+
+
+def _proved(whole: Layer, unit: float) -> tuple[float, Algorithm] | None:
+    """The algorithm that gains most of those a layer proves."""
+    layer, channels = _thinned(whole)
+    best: tuple[float, Algorithm] | None = None
+    for algorithm in algorithms():
+        noise = TileNoise(algorithm, layer.x, layer.weight, layer.sample.groups, channels)
+        seen = evidence(noise, layer.sample, unit)
+        proves = seen.gain > _PROVED / 2 and seen.excuses(proved=False)
+        if proves and (best is None or seen.gain > best[0]):
+            best = seen.gain, algorithm
+    return best
 
 
 def _thinned(layer: Layer) -> tuple[Layer, Array]:

@@ -10,7 +10,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.block import Bound, layer_bound
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.programs.block import BlockProgram
-from repvgg_ref.oracle.programs.program import Program, layer_output
+from repvgg_ref.oracle.programs.program import Program, layer_output, plain
 from repvgg_ref.oracle.report import LayerReport
 
 
@@ -43,7 +43,7 @@ def compare(
     inherited: float | None = None,
 ) -> Comparison:
     """Check one layer; `x` and `y_hat` are the candidate's input and output of it."""
-    y = layer_output(program, x)
+    y = layer_output(plain(program), x)
     if y_hat.shape != y.shape:
         return _incomparable(program.name, y, y_hat, inherited)
     bound = layer_bound(program, x, y, precision)

@@ -17,9 +17,9 @@ from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.bugs.harness import mutants, output_of, site_of
 from repvgg_ref.oracle.diagnosis.differences import Block, Differences, nhwc
 from repvgg_ref.oracle.power import Place
-from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.program import Program, Workspace, layer_output
+from repvgg_ref.oracle.programs.program import plain as as_plain
 
 _AT_ONCE = 16_000_000  # elements of the differences that travel together
 _NOTHING = 1e-13  # of a layer's output: less is float64's own rounding
@@ -55,7 +55,7 @@ class Chain:
 
     def __init__(self, programs: Programs, x: Array, plain: dict[str, Program] | None = None):
         self.programs, self.names = programs, tuple(programs)
-        self.plain = plain or {name: _plain(programs[name]) for name in programs}
+        self.plain = plain or {name: as_plain(programs[name]) for name in programs}
         self.inputs: dict[str, Array] = {}
         x = np.asarray(x, np.float64)
         for name, program in self.plain.items():
@@ -99,12 +99,6 @@ class Chain:
         made: Any = self.plain
         blocks = {n: Block.of(made[n], self.inputs[n], self.after(n)) for n in self.blocks}
         return Differences.of(blocks, made[self.names[-1]])
-
-
-def _plain(program: Any) -> Any:
-    if not isinstance(program, BlockProgram):
-        return program
-    return replace(program, branches={}, fused=program.fused_kernel())
 
 
 def alternatives(

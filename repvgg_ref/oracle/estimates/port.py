@@ -83,22 +83,30 @@ def estimate_port(seen: Mapping[str, Seen], precision: Precision) -> PortEstimat
     seen : mapping
         Every layer whose outputs can be compared.
     """
+    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return _estimate_port(seen, precision, pool)
+
+
+def _estimate_port(
+    seen: Mapping[str, Seen], precision: Precision, pool: ThreadPoolExecutor
+) -> PortEstimates:
+    def each(make: Callable[[str], T]) -> dict[str, T]:
+        return dict(zip(seen, pool.map(make, seen), strict=True))
+
     unit = precision.u_store
     seen = with_operands(seen, precision)
-    samples = _each(lambda name: sample_of(*seen[name], precision), seen)
+    samples = each(lambda name: sample_of(*seen[name], precision))
     layers = {
         name: Layer(samples[name], layer.x, _kernel(layer.program)) for name, layer in seen.items()
     }
 
     def estimated(arithmetic: PortArithmetic) -> dict[str, list[Estimate]]:
-        return _each(
-            lambda name: LayerEstimates(samples[name], arithmetic.nuisances[name]).all(), seen
-        )
+        return each(lambda name: LayerEstimates(samples[name], arithmetic.nuisances[name]).all())
 
-    arithmetic = infer(layers, unit)
+    arithmetic = infer(layers, unit, pool=pool)
     found = estimated(arithmetic)
     if uneasy := [name for name in seen if any(_is_uneasy(e) for e in found[name])]:
-        tiled = infer(layers, unit, uneasy)
+        tiled = infer(layers, unit, uneasy, pool=pool)
         if tiled.algorithms:
             arithmetic, found = tiled, estimated(tiled)
     return PortEstimates(arithmetic, samples, found, _alarms(found))
@@ -123,9 +131,3 @@ def _alarms(found: Mapping[str, list[Estimate]]) -> dict[str, list[Estimate]]:
     for estimate in alarms(e for listed in found.values() for e in listed):
         by_layer.setdefault(home[id(estimate)], []).append(estimate)
     return {name: by_layer[name] for name in found if name in by_layer}
-
-
-def _each(make: Callable[[str], T], names: Mapping[str, Any]) -> dict[str, T]:
-    """Make something of every layer, several at once."""
-    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(names, pool.map(make, names), strict=True))

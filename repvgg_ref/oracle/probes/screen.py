@@ -8,8 +8,7 @@ layer compared in full, with its certified bound.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,9 +17,8 @@ from repvgg_ref.oracle.bounds.comparison import compare
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.diagnosis.alternatives import Chain
 from repvgg_ref.oracle.diagnosis.logit_noise import PEAK, logit_noise
-from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.layers import Programs
-from repvgg_ref.oracle.programs.program import Pixels, Program, layer_output
+from repvgg_ref.oracle.programs.program import Pixels, Program, layer_output, plain
 from repvgg_ref.oracle.report import LayerReport
 
 _MOST_PIXELS = 256  # of one layer and image
@@ -68,28 +66,21 @@ def deviations(
     found: list[Deviation | None] = [None] * len(calls)
     inputs: list[Array | None] = [np.asarray(call.x, np.float64) for call in calls]
     for name, program in programs.items():
-        plain = _fused(program)
+        fused = plain(program)
         for i, call in enumerate(calls):
             x, y_hat = inputs[i], call.layers.get(name)
             inputs[i] = None if y_hat is None else np.asarray(y_hat, np.float64)
             if x is not None and y_hat is not None and found[i] is None:
                 y_hat = np.asarray(y_hat, np.float64)
-                found[i] = _deviates(program, plain, x, y_hat, precision, worst)
+                found[i] = _deviates(program, fused, x, y_hat, precision, worst)
     return found
 
 
-def _fused(program: Any) -> Any:
-    """One convolution instead of branches, where that is the same."""
-    if not isinstance(program, BlockProgram) or program.relu_inside or program.se_inside:
-        return program
-    return replace(program, branches={}, fused=program.fused_kernel())
-
-
 def _deviates(
-    program: Program, plain: Program, x: Array, y_hat: Array, precision: Precision, worst: float
+    program: Program, fused: Program, x: Array, y_hat: Array, precision: Precision, worst: float
 ) -> Deviation | None:
     size = program.output_size(*x.shape[2:])
-    if y_hat.shape[2:] == size and _is_usual(plain, x, y_hat, _sampled(size), precision):
+    if y_hat.shape[2:] == size and _is_usual(fused, x, y_hat, _sampled(size), precision):
         return None
     layer = compare(program, x, y_hat, precision).report
     if layer.ratio <= max(1.0, _WORSE * worst):
@@ -99,10 +90,10 @@ def _deviates(
 
 
 def _is_usual(
-    plain: Program, x: Array, y_hat: Array, pixels: Pixels | None, precision: Precision
+    fused: Program, x: Array, y_hat: Array, pixels: Pixels | None, precision: Precision
 ) -> bool:
     """Whether each image's sampled outputs are as exact as good arithmetic makes them."""
-    y = plain.evaluate(x, pixels)  # (N, O, P)
+    y = fused.evaluate(x, pixels)  # (N, O, P)
     got = y_hat.reshape(*y_hat.shape[:2], -1)  # (N, O, Ho * Wo)
     if pixels is not None:
         got = got[:, :, pixels[0] * y_hat.shape[3] + pixels[1]]
@@ -153,8 +144,8 @@ def _of_logits(
     """The same for logits: held to the usual error, else to the network's own sensitivity."""
     right = [np.asarray(call.x, np.float64) for call in calls]
     for program in programs.values():
-        plain = _fused(program)
-        right = [layer_output(plain, x) for x in right]
+        fused = plain(program)
+        right = [layer_output(fused, x) for x in right]
     found = []
     for call, y in zip(calls, right, strict=True):
         y_hat = np.asarray(call.layers["linear"], np.float64)

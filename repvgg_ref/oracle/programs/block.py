@@ -143,6 +143,13 @@ class BlockProgram:
             (width + left + right - wide - 1) // self.stride + 1,
         )
 
+    def as_one_convolution(self) -> BlockProgram:
+        """The same with the fused kernel for its branches; a program that cannot is returned."""
+        if self.relu_inside or self.se_inside or self.is_skipped:
+            return self
+        kernel = self.fused_kernel()
+        return replace(self, branches={}, offsets={}, fused=kernel, kernel_map=None)
+
     def fused_kernel(self, workspace: Workspace | None = None) -> FusedConv:
         """Kernel (O, C/G, Kh, Kw) and bias, float64, with `kernel_map` applied."""
         if self.fused is not None:

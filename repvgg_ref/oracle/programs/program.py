@@ -57,6 +57,11 @@ def layer_output(program: Program, x: Array) -> Array:
     return np.concatenate([batch_output(program, image) for image in np.split(x, len(x))])
 
 
+def plain(program: Any) -> Any:
+    """A program with the same output and one convolution at most: several times as fast."""
+    return program.as_one_convolution() if hasattr(program, "as_one_convolution") else program
+
+
 def batch_output(program: Program, x: Array, workspace: Workspace | None = None) -> Array:
     """The whole output, (N, O, Ho, Wo) or (N, classes), of any program: a mutant may mix images."""
     y = program.evaluate(x, None, workspace)
