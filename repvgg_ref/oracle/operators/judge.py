@@ -228,9 +228,7 @@ class Judged:
         return layer_evidence(self.call, program, self.given["y"], bound, self.precision)
 
     def _own_evidence(self) -> CallEvidence:
-        return CallEvidence(
-            self.call, self.given, self.certified, self.likely, self.precision
-        )
+        return CallEvidence(self.call, self.given, self.certified, self.likely, self.precision)
 
     def hidden(self, calls: int) -> list[Finding]:
         """Bugs within the bounds, but too regular for rounding; errors of float64 say nothing."""
