@@ -1,7 +1,8 @@
 """Right ways to convolve that do not sum products, and err more: Winograd's and Fourier's.
 
-They are looked for only where a port is beyond the bound of sums *and* inexact on integers, which
-sums are not, so that no wrong sum is excused by them.
+They are looked for only where a port is beyond the bound or the tests of sums. Transforms with
+thirds or roots of unity cannot be right to the last bit on integers, so a port that was is excused
+by F(2 x 2) alone, whose constants are halves.
 """
 
 from __future__ import annotations
