@@ -44,13 +44,15 @@ def fast_ways(
     if not call.name.startswith("conv") or name == "grad_bias":
         return
     x, program = _as_forward(call, name)
-    for way in WINOGRAD if program is not None and program.size == (3, 3) else ():
-        m = int(way[-1])
-        if (exact and m > 2) or not applies(m, program.stride, program.dilation):
-            continue
-        bound = block_bound(program, x, expected[name].value, p, algorithm=way).certified
-        steps = roundings(m, program.stride, x.shape[1] // program.groups)
-        yield f"{way} arithmetic", bound, bound / np.sqrt(steps)
+    if program is not None and program.size == (3, 3):
+        for way in WINOGRAD:
+            m = int(way[-1])
+            if (exact and m > 2) or not applies(m, program.stride, program.dilation):
+                continue
+            y = expected[name].value
+            bound = block_bound(program, x, y, p, algorithm=way).certified
+            steps = roundings(m, program.stride, x.shape[1] // program.groups)
+            yield f"{way} arithmetic", bound, bound / np.sqrt(steps)
     if not exact:
         bound = _fourier(call, name, p)
         yield "transforms (Fourier's or Winograd's)", bound, bound / _STAGE
