@@ -278,8 +278,10 @@ def torch_grad_functions(grad: Array, x: Array, w: Array, **s: Any) -> tuple[Any
     )
 
 
-def fourier_backward(grad: Array, x: Array, w: Array, **s: Any) -> tuple[Array, Array, Array]:
-    """grad_x of stride 1 by FFT, the rest by columns."""
+def turned_backward(
+    port: Callable[..., Any], grad: Array, x: Array, w: Array, **s: Any
+) -> tuple[Array, Array, Array]:
+    """grad_x of stride 1 by a forward convolution with the kernel turned, the rest by columns."""
     gx, gw, gb = numpy_conv_backward(grad, x, w, **s)
     if pair(s["stride"]) == (1, 1):
         g = s["groups"]
@@ -290,5 +292,5 @@ def fourier_backward(grad: Array, x: Array, w: Array, **s: Any) -> tuple[Array, 
             for d, k, p in zip(pair(s["dilation"]), w.shape[2:], pair(s["padding"]), strict=True)
         )
         zero = np.zeros(len(turned), np.float32)
-        gx = fourier(grad, np.ascontiguousarray(turned), zero, **{**s, "padding": pads})
+        gx = port(grad, np.ascontiguousarray(turned), zero, **{**s, "padding": pads})
     return gx, gw, gb

@@ -16,7 +16,6 @@ from tests.peers.right_convolutions import (
     POINTS,
     directed,
     fourier,
-    fourier_backward,
     half_sums,
     im2col,
     loops,
@@ -32,6 +31,7 @@ from tests.peers.right_convolutions import (
     torch_conv_backward,
     torch_grad_functions,
     torch_native,
+    turned_backward,
     winograd,
 )
 
@@ -232,7 +232,10 @@ def right_operators() -> Iterator[Right]:
         yield Right("repvgg_block", f"torch {name}", part(torch_block_port, dtype))
     yield Right("conv2d-backward", "columns", numpy_conv_backward)
     yield Right("conv2d-backward", "torch.nn.grad", torch_grad_functions)
-    yield Right("conv2d-backward", "FFT", fourier_backward)
+    yield Right("conv2d-backward", "FFT", part(turned_backward, fourier))
+    for m in POINTS:
+        fast = part(turned_backward, part(winograd, m))
+        yield Right("conv2d-backward", f"Winograd F({m})", fast)
     yield Right("linear", "loops", linear_loops)
     yield Right("linear", "NumPy", lambda x, w, b: x @ w.T + b)
     yield Right("linear-backward", "NumPy", lambda g, x, w: (g @ w, g.T @ x, g.sum(0)))

@@ -229,3 +229,28 @@ def test_wrong_weights_are_told_from_noise() -> None:
     assert found is not None
     assert found.estimate == pytest.approx(wrong.ravel()[np.argmax(np.abs(wrong))], rel=0.01)
     assert taps_wrong(noise, columns) is None
+
+
+def test_noise_is_not_excused_by_transforms_where_integers_are_exact() -> None:
+    """Winograd's F(4 x 4) could err so much, but not be right to the last bit on integers."""
+    rng = np.random.default_rng(6)
+
+    def noisy(x: Array, w: Array, b: Array, **s: Any) -> Array:
+        y = conv(x, w, b, **s)
+        if (x == np.rint(x)).all():
+            return y
+        return np.asarray(y + 2e-5 * rng.normal(size=y.shape), np.float32)
+
+    report = rr.verify_op("conv2d", noisy, **PLAIN)
+    assert (report.verdict, report.exact) == ("disagree", True)
+
+
+def test_sums_that_start_a_little_above_0_fail_the_test_of_bias() -> None:
+    def started(x: Array, w: Array, b: Array) -> Array:
+        y = linear(x, w, b)
+        whole = (x == np.rint(x)).all()
+        return y if whole else np.asarray(y + 4e-6 * np.abs(y).mean(), np.float32)
+
+    report = rr.verify_op("linear", started)
+    assert report.verdict == "disagree"
+    assert report.tests["y"]["bias"] > 1
