@@ -17,6 +17,7 @@ from repvgg_ref.oracle.render.words import (
     number,
     percent,
     place,
+    remarks,
     state,
     sureness,
     visible,
@@ -139,8 +140,8 @@ def _verdict(report: Report) -> Panel:
     text = Text(visible(report.reason))
     text.append(f"\nreference {visible(report.model)}, precision {visible(report.precision)}, ")
     text.append(f"{count(len(report.layers), report.unit)} judged", style="")
-    for note in report.notes:
-        text.append(f"\nnote: {visible(note)}", style="dim")
+    for note in remarks(report):
+        text.append(f"\nnote: {note}", style="dim")
     for step in next_steps(report):
         text.append("\n-> ", style=f"bold {colour}").append(step)
     title = Text(

@@ -55,6 +55,8 @@ class FileEvidence:
     doubts : tuple of str
         What could act otherwise on other inputs, so that no values here prove it right.
     notes : tuple of str
+    scaled : bool
+        Whether the kernels were divided by factors that were estimated.
     """
 
     kernels: Mapping[str, FusedConv]
@@ -62,6 +64,7 @@ class FileEvidence:
     suspects: tuple[Finding, ...] = ()
     doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    scaled: bool = False
 
 
 @dataclass(frozen=True)

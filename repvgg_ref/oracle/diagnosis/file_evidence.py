@@ -20,9 +20,15 @@ from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.diagnosis.static_check import check_kernel
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
+from repvgg_ref.oracle.symmetry.kernels import realign
+from repvgg_ref.oracle.weights.conversion import Conversion, Unsettled
+from repvgg_ref.oracle.weights.held import conversion_of, formats_of
+from repvgg_ref.oracle.weights.terms import terms_of
 
 _UNSEEN = (8, 8)  # extent of the blank image on which bugs are tried: only taps are looked at
 _HALF = 0.5 + 2.0**-20  # of a unit in the last place, and what float64 gets wrong
+_REALIGNED = 16 * 2.0**-24  # relative: how far right numbers are from the reference's
+_RESCALED = 32.0  # roundings: of fusion, of the factors, and of their estimates
 _ROUNDINGS = 2.0  # of a classifier's weight: stored once, perhaps scaled on the way
 
 
@@ -30,6 +36,7 @@ def with_file_evidence(report: Report, model: Model, evidence: FileEvidence | No
     """The report on a port's values, and what its file adds to it."""
     if evidence is None:
         return report
+    evidence = _realigned(model, report, evidence)
     found, marks = _in_the_file(model, evidence)
     wrong = {layer.name for layer in report.layers if not layer.ok} | found.keys()
     for suspect in evidence.suspects:
@@ -60,6 +67,33 @@ def with_file_evidence(report: Report, model: Model, evidence: FileEvidence | No
     )
 
 
+def _realigned(model: Model, report: Report, evidence: FileEvidence) -> FileEvidence:
+    """The file's kernels in the reference's order and scale, if the values showed another."""
+    if not report.equivalences:
+        return evidence
+    order = model.arch.layer_names
+    complete = evidence.kernels.keys() == set(order) and all(
+        block.se == "none" for block in model.arch.blocks
+    )
+    if not complete:  # a part of the network, or gates: their arrays are not read
+        changed = order.index(report.equivalences[0].layer)
+        kept = {n: kernel for n, kernel in evidence.kernels.items() if n in order[:changed]}
+        note = f"from {order[changed]} on the file's weights are in another order: not compared"
+        return replace(evidence, kernels=kept, notes=(*evidence.notes, note))
+    theirs = {}
+    for name, kernel in evidence.kernels.items():
+        stem = name if name == "linear" else f"{name}.fused"
+        weight = kernel.weight[:, :, 0, 0] if name == "linear" else kernel.weight
+        theirs |= {f"{stem}.weight": weight, f"{stem}.bias": kernel.bias}
+    same = realign(Programs(model), theirs, _REALIGNED).params
+    kernels = {
+        name: FusedConv(same[f"{name}.fused.weight"], same[f"{name}.fused.bias"])
+        for name in order[:-1]
+    }
+    kernels["linear"] = FusedConv(same["linear.weight"][:, :, None, None], same["linear.bias"])
+    return replace(evidence, kernels=kernels, scaled=True)
+
+
 def _in_the_file(
     model: Model, evidence: FileEvidence
 ) -> tuple[dict[str, list[Finding]], dict[str, LayerReport]]:
@@ -67,15 +101,18 @@ def _in_the_file(
     programs = Programs(model)
     found: dict[str, list[Finding]] = {}
     marks: dict[str, LayerReport] = {}
+    blocks = {name: kernel for name, kernel in evidence.kernels.items() if name != "linear"}
+    conversion: Conversion | None = None
     for layer, kernel in evidence.kernels.items():
         if layer == "linear":
-            report, findings = check_classifier(model, kernel)
+            report, findings = check_classifier(model, kernel, scaled=evidence.scaled)
         elif is_rounded_once(programs[layer].fused_kernel(), kernel):
             continue  # nothing could be better, and most files are: no need of bounds
         else:
             spec = model.arch.block(layer)
             blank = np.zeros((1, spec.in_channels, *_UNSEEN))
-            report, findings = check_kernel(site_of(programs, layer, blank), kernel)
+            conversion = conversion or _conversion(programs, blocks, scaled=evidence.scaled)
+            report, findings = check_kernel(site_of(programs, layer, blank), kernel, conversion)
         if not report.ok:
             found[layer] = list(findings)
             note = report.note or f"a tap is off by {report.ratio:.3g} times its bound"
@@ -86,6 +123,18 @@ def _in_the_file(
         blank_report = LayerReport(layer, 0.0, 0.0, 0.0, ok=False)
         marks.setdefault(layer, replace(blank_report, note="the graph does something else"))
     return found, marks
+
+
+def _conversion(
+    programs: Programs, kernels: Mapping[str, FusedConv], *, scaled: bool
+) -> Conversion:
+    """How the file's kernels were made; where they were rescaled since, no single bit is known."""
+    stored = formats_of(
+        {n: k.weight for n, k in kernels.items()}, {n: k.bias for n, k in kernels.items()}
+    )
+    if scaled:
+        return Unsettled(stored, _RESCALED)
+    return conversion_of(lambda: [(terms_of(programs[n]), k) for n, k in kernels.items()], stored)
 
 
 def is_rounded_once(exact: FusedConv, got: FusedConv) -> bool:
@@ -99,7 +148,9 @@ def is_rounded_once(exact: FusedConv, got: FusedConv) -> bool:
     return True
 
 
-def check_classifier(model: Model, got: FusedConv) -> tuple[LayerReport, list[Finding]]:
+def check_classifier(
+    model: Model, got: FusedConv, *, scaled: bool = False
+) -> tuple[LayerReport, list[Finding]]:
     """Compare a classifier's weight (classes, C, 1, 1) and bias with the reference's."""
     weight, bias = (np.asarray(model.params[f"linear.{p}"], np.float64) for p in ("weight", "bias"))
     unit = float(np.finfo(got.weight.dtype).eps) / 2
@@ -110,7 +161,11 @@ def check_classifier(model: Model, got: FusedConv) -> tuple[LayerReport, list[Fi
     errors = np.concatenate(
         [np.abs(got.weight[:, :, 0, 0] - weight), np.abs(got.bias - bias)[:, None]], axis=1
     )
-    bound = _ROUNDINGS * unit * np.abs(np.concatenate([weight, bias[:, None]], axis=1))
+    bound = (
+        (_RESCALED if scaled else _ROUNDINGS)
+        * unit
+        * np.abs(np.concatenate([weight, bias[:, None]], axis=1))
+    )
     wrong = ~(errors <= bound)
     at = np.unravel_index(np.argmax(errors - bound), errors.shape)
     report = LayerReport(

@@ -120,10 +120,11 @@ def _said(report: Report, conversion: Conversion, stored: tuple[str, str]) -> Re
 
 
 def _kernels_and_biases(port: Model) -> tuple[dict[str, Array], dict[str, Array]]:
-    return tuple(  # type: ignore[return-value] - two of them
+    kernels, biases = (
         {n: a for n, a in port.params.items() if n.endswith(f".fused.{part}")}
         for part in ("weight", "bias")
     )
+    return kernels, biases
 
 
 def _kernel(port: Model, layer: str) -> FusedConv:

@@ -11,6 +11,7 @@ from repvgg_ref.oracle.render.words import (
     next_steps,
     percent,
     place,
+    remarks,
     sureness,
     visible,
 )
@@ -52,8 +53,8 @@ def _entries(report: Report, page: str | None) -> Iterator[tuple[str, str]]:
         yield "diagnosis" if index == 0 else "or/and", _finding(finding)
     for index, step in enumerate(next_steps(report)):
         yield "try next" if index == 0 else "", step
-    for note in report.notes:
-        yield "note", visible(note)
+    for note in remarks(report):
+        yield "note", note
     if page is not None:
         yield "report", page
 

@@ -19,6 +19,7 @@ from repvgg_ref.oracle.render.words import (
     number,
     percent,
     place,
+    remarks,
     state,
     sureness,
     used,
@@ -56,6 +57,7 @@ def render_html(report: Report, *, now: datetime | None = None) -> str:
             top=TOP,
             residual=residual_pictures(report.residual),
             steps=next_steps(report),
+            remarks=remarks(report),
             is_static=report.precision == "weights",
             made=_made(now),
         )

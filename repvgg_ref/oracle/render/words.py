@@ -121,6 +121,11 @@ def place(finding: Finding) -> str:
     return visible(finding.layer) if finding.layer is not None else "every layer"
 
 
+def remarks(report: Report) -> list[str]:
+    """What was decided on the way, and in what the port differs without being another network."""
+    return [visible(said) for said in (*report.notes, *(e.says for e in report.equivalences))]
+
+
 def next_steps(report: Report) -> list[str]:
     """What to try, most useful first."""
     steps = [visible(finding.advice) for finding in report.diagnosis if finding.advice]

@@ -190,10 +190,10 @@ class _Walk:
         for part in ("weight", "bias"):
             params[f"{up}.{part}"] = change.undone(params[f"{up}.{part}"], 0, 0)
         ours = self.programs.model.params
-        hidden, _ = matched(
-            *(_rows(FusedConv(p[f"{down}.weight"], p[f"{down}.bias"])) for p in (ours, params)),
-            self.room,
+        here, there = (
+            _rows(FusedConv(of[f"{down}.weight"], of[f"{down}.bias"])) for of in (ours, params)
         )
+        hidden, _ = matched(here, there, self.room)
         if not hidden.is_nothing:
             self._mark(name, hidden)
             for part in ("weight", "bias"):

@@ -9,6 +9,7 @@ import scipy  # its parts are loaded when they are first used: a second of start
 
 from repvgg_ref.arrays import Array
 
+_MOST = 0.8  # of the moved channels must be explained; nearly dead ones may not be
 _LEFT = 1e-3  # share of a moved channel's energy that the one it is taken for may not explain
 
 
@@ -83,7 +84,8 @@ def matched(ours: Array, theirs: Array, room: float) -> tuple[Change, Array]:
         order = scipy.optimize.linear_sum_assignment(cosine, maximize=True)[1]
     change = Change(order, _factors(ours[order], theirs, room))
     left = change.left(ours, theirs)
-    if not (left[change.moved] <= _LEFT).all():  # no channel of ours: something else is wrong
+    explained = left[change.moved] <= _LEFT
+    if len(explained) and explained.mean() < _MOST:  # none of ours: something else is wrong
         change = Change(own, _factors(ours, theirs, room))
         left = change.left(ours, theirs)
     return change, left

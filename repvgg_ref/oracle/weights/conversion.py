@@ -50,6 +50,7 @@ _WIDER_ERROR = {"fp64": 2.0**-60, "fp32": 2.0**-50} | dict.fromkeys(
 _MOST_STEPS = 8  # by which a root, a reciprocal or a quotient may err: a slope's ulps
 _TOGETHER = 0.1  # of the taps that a slope is in must be mended by an ulp of it, or it is none
 _FEW_ROWS = 4
+_FEW_ROOTS = 3  # of more, all combinations of many ulps would take too long
 _NOT_THIS = 0.5  # of a layer's taps contradict: it was not made by this conversion at all
 
 
@@ -72,7 +73,10 @@ class Exact(NamedTuple):
     direction: Direction = "nearest"
     narrow_eps: bool = False
 
-    roundings = float(ROUNDINGS)
+    @property
+    def roundings(self) -> float:
+        """Roundings that a number may have met."""
+        return ROUNDINGS
 
     @property
     def units(self) -> tuple[float, float]:
@@ -108,7 +112,7 @@ class Exact(NamedTuple):
 
     def _differs(self, parts: list[Array], got: Array, stored: str) -> Array:
         if not parts:
-            return got != 0
+            return np.asarray(got != 0)
         total, size = sum(parts[1:], start=parts[0]), sum(map(np.abs, parts[1:]), abs(parts[0]))
         room = _WIDER_ERROR[stored] * size
         low, high = (narrow(total + s * room, stored, self.direction) for s in (-1, 1))
@@ -143,7 +147,10 @@ class Simulated(NamedTuple):
     shift_order: tuple[int, ...] = ()
     steps: int = 0
 
-    roundings = float(ROUNDINGS)
+    @property
+    def roundings(self) -> float:
+        """Roundings that a number may have met."""
+        return ROUNDINGS
 
     @property
     def units(self) -> tuple[float, float]:
@@ -200,13 +207,13 @@ class Simulated(NamedTuple):
             owns = any(list(terms.on(tap)) == [number] for tap in terms.alone)
             least = _TOGETHER * self._seen_in(terms, number)
             gained = np.zeros(len(left), int)
-            moved = start
+            moved: Array = start
             for step in _near(_MOST_STEPS if owns else self.steps + 1):
-                tried = list(best)
-                tried[number] = stepped(start, step)
+                slope = stepped(start, step)
+                tried = [slope if n == number else s for n, s in enumerate(best)]
                 gain = left - self._odd_taps(terms, got, tried).sum(axis=(1, 2, 3))
                 better = (gain > gained) & (gain >= least)
-                moved = np.where(better, tried[number], moved)
+                moved = np.where(better, slope, moved)
                 gained = np.where(better, gain, gained)
             best[number] = moved
             left = left - gained
@@ -230,7 +237,8 @@ class Simulated(NamedTuple):
         if len(rows) and terms.bias is None:
             some, bias = terms.rows(rows), got.bias[rows]
             start = [s if s is None else s[rows] for s in shared]
-            for steps in product((0, *_near(self.steps + 1)), repeat=len(start)):
+            reach = self.steps + 1 if len(start) <= _FEW_ROOTS else 1
+            for steps in product((0, *_near(reach)), repeat=len(start)):
                 moved = [
                     s if s is None else stepped(s, k) for s, k in zip(start, steps, strict=True)
                 ]

@@ -192,7 +192,7 @@ def _best_sum(
 ) -> Sum | None:
     """How taps of several terms are added; None if no way of ours reproduces them."""
     largest = max((sample.terms for sample in samples), key=lambda terms: len(terms.terms))
-    found = []
+    found: list[tuple[Score, int, Sum]] = []
     for how in sums(largest):
         wrong = []
         for (terms, got, _), mine in zip(samples, slopes, strict=True):

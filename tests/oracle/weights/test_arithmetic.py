@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.exact.rounding import nearest
-from repvgg_ref.oracle.weights.arithmetic import DIRECTIONS, Arithmetic, narrow, stepped
+from repvgg_ref.oracle.weights.arithmetic import DIRECTIONS, Arithmetic, Direction, narrow, stepped
 from tests.oracle.weights.converters import rounding
 
 on_x86 = pytest.mark.skipif(
@@ -19,14 +19,14 @@ on_x86 = pytest.mark.skipif(
 
 @on_x86
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_float32_operations_are_the_processors(direction: str) -> None:
+def test_float32_operations_are_the_processors(direction: Direction) -> None:
     rng = np.random.default_rng(0)
     a, b = (
         (rng.normal(size=4000) * 10.0 ** rng.uniform(-12, 12, 4000)).astype(np.float32)
         for _ in range(2)
     )
     b[:500] = -a[:500] * (1 + np.float32(1e-7) * rng.integers(-3, 3, 500).astype(np.float32))
-    ours = Arithmetic("fp32", direction)  # type: ignore[arg-type] - of the tuple above
+    ours = Arithmetic("fp32", direction)
     with rounding(direction):
         theirs = a + b, a * b, a / b, np.sqrt(np.abs(a))
     mine = ours.add(a, b), ours.multiply(a, b), ours.divide(a, b), ours.root(np.abs(a))
@@ -61,7 +61,7 @@ def test_directions_enclose_a_number(name: str) -> None:
     assert (zero == np.where(values > 0, down, up)).all()
     assert ((near == down) | (near == up)).all()
     assert (np.abs(near - values) <= np.minimum(values - down, up - values)).all()
-    assert (narrow(near, name, "up") == near).all()  # type: ignore[arg-type]
+    assert (narrow(near, name, "up") == near).all()
 
 
 def test_a_step_is_an_ulp_away_from_zero() -> None:

@@ -68,7 +68,9 @@ def judged(model: Model, port: Model, folder: str) -> tuple[Any, Any]:
 def main() -> None:
     """Count, and print what was found as JSON."""
     seeds = int(sys.argv[sys.argv.index("--seeds") + 1]) if "--seeds" in sys.argv else 5
-    counts, wrong, named = Counter(), [], Counter()
+    wrong = []
+    counts: Counter[str] = Counter()
+    named: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         for right in (True, False):
             for kind, way, model, port, layer in ports(

@@ -116,8 +116,11 @@ def main() -> None:
     """Count, and print what was found as JSON."""
     seed = int(sys.argv[1]) if sys.argv[1:] else 0
     kinds = tuple(sys.argv[2:]) or (*KINDS, *BLOCKS)
-    right, alarms, settled = 0, [], Counter()
-    planted, missed, misplaced, named = Counter(), [], [], Counter()
+    right, alarms = 0, []
+    settled: Counter[str] = Counter()
+    planted: Counter[str] = Counter()
+    named: Counter[str] = Counter()
+    missed, misplaced = [], []
     rng = np.random.default_rng(seed)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
