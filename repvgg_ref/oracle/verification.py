@@ -8,7 +8,7 @@ bound of that one layer. End-to-end bounds are useless: through RepVGG-A0 they r
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -44,7 +44,7 @@ from repvgg_ref.oracle.probes.naming import finding
 from repvgg_ref.oracle.probes.probing import probed
 from repvgg_ref.oracle.programs.layers import Programs, require_chain
 from repvgg_ref.oracle.programs.program import layer_output, plain
-from repvgg_ref.oracle.report import Report
+from repvgg_ref.oracle.report import Equivalence, Report
 from repvgg_ref.oracle.symmetry.outputs import align
 from repvgg_ref.oracle.training.dump import is_training_dump
 from repvgg_ref.oracle.training.judge import judge_training
@@ -185,8 +185,18 @@ def judge(
             )
     outputs, same = align(programs, x, outputs, precision=chosen.number_format)
     comparisons, unjudged = _compare_all(programs, outputs, x, chosen, progress)
-    report = explain(Case(programs, comparisons, x, outputs, chosen, unjudged, candidate))
+    behind = frozenset(name for name in programs if _is_behind_estimates(programs, name, same))
+    case = Case(programs, comparisons, x, outputs, chosen, unjudged, candidate, behind)
+    report = explain(case)
     return replace(report, equivalences=same)
+
+
+def _is_behind_estimates(programs: Programs, name: str, same: Sequence[Equivalence]) -> bool:
+    """Whether a layer's input was divided by factors that gates have blurred."""
+    at = list(programs).index(name) - 1
+    before = list(programs)[at] if at >= 0 else ""
+    scaled = any(each.layer == before and each.kind == "scaling" for each in same)
+    return scaled and programs.model.arch.block(before).se != "none"
 
 
 def _compare_all(

@@ -24,6 +24,7 @@ from repvgg_ref.oracle.programs.program import all_pixels
 # Whole bands of rows are kept, as high as tiles of F(2), F(3), F(4) and F(6) need.
 _BAND = 12
 _MOST_OUTPUTS = 1600  # of a channel
+_SHUT = 1e-200  # a gate that lets nothing through
 _UNCLEAR = 4.0  # an output this many likely errors above 0 is active whatever the rounding
 
 
@@ -222,7 +223,7 @@ def block_sample(
     at, at_hat = outputs(y), outputs(y_hat)
     spread = likely = None
     if factor is not None:
-        spread = np.repeat(factor.T, p, axis=1)  # (O, N * P)
+        spread = np.repeat(np.where(factor.T > _SHUT, factor.T, 1.0), p, axis=1)  # (O, N * P)
         likely = np.repeat(likely_gate_error(program, x, precision).T, p, axis=1)
         at, at_hat = at / spread, at_hat / spread
     made = Sample(

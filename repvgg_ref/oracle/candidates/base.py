@@ -55,8 +55,8 @@ class FileEvidence:
     doubts : tuple of str
         What could act otherwise on other inputs, so that no values here prove it right.
     notes : tuple of str
-    scaled : bool
-        Whether the kernels were divided by factors that were estimated.
+    scaled : (str, str) or None
+        The formats of weights and biases before they were divided by estimated factors.
     """
 
     kernels: Mapping[str, FusedConv]
@@ -64,7 +64,7 @@ class FileEvidence:
     suspects: tuple[Finding, ...] = ()
     doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    scaled: bool = False
+    scaled: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ _LARGEST_HALF = 60000  # about: what is not finite and should be more has overfl
 class Case:
     """One verification: the compared layers and all that is needed to explain them.
 
-    `unjudged` says why a layer could not be compared; `comparisons` may be overruled.
+    `unjudged` says why a layer could not be compared; `comparisons` may be overruled. Layers of
+    `unestimated` are held to their certified bounds alone: their inputs are not known that well.
     """
 
     programs: Programs
@@ -49,6 +50,7 @@ class Case:
     precision: Precision
     unjudged: Mapping[str, str] = field(default_factory=dict)
     candidate: str = "candidate"
+    unestimated: frozenset[str] = frozenset()
 
     @cached_property
     def estimates(self) -> PortEstimates:
@@ -56,7 +58,9 @@ class Case:
         seen = {
             name: Seen(self.programs[name], self.input_of(name), compared.y, compared.y_hat)
             for name, compared in self.comparisons.items()
-            if compared.bound is not None and np.isfinite(compared.y_hat).all()
+            if compared.bound is not None
+            and np.isfinite(compared.y_hat).all()
+            and name not in self.unestimated
         }
         return estimate_port(seen, self.precision)
 

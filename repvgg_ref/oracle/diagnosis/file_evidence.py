@@ -86,12 +86,13 @@ def _realigned(model: Model, report: Report, evidence: FileEvidence) -> FileEvid
         weight = kernel.weight[:, :, 0, 0] if name == "linear" else kernel.weight
         theirs |= {f"{stem}.weight": weight, f"{stem}.bias": kernel.bias}
     same = realign(Programs(model), theirs, _REALIGNED).params
-    kernels = {
-        name: FusedConv(same[f"{name}.fused.weight"], same[f"{name}.fused.bias"])
-        for name in order[:-1]
-    }
-    kernels["linear"] = FusedConv(same["linear.weight"][:, :, None, None], same["linear.bias"])
-    return replace(evidence, kernels=kernels, scaled=True)
+    kernels = {}
+    for name, kernel in evidence.kernels.items():
+        stem = name if name == "linear" else f"{name}.fused"
+        weight, bias = same[f"{stem}.weight"], same[f"{stem}.bias"]
+        weight = weight.reshape(kernel.weight.shape).astype(kernel.weight.dtype)
+        kernels[name] = FusedConv(weight, bias.astype(kernel.bias.dtype))
+    return replace(evidence, kernels=kernels, scaled=_stored(evidence.kernels))
 
 
 def _in_the_file(
@@ -105,13 +106,13 @@ def _in_the_file(
     conversion: Conversion | None = None
     for layer, kernel in evidence.kernels.items():
         if layer == "linear":
-            report, findings = check_classifier(model, kernel, scaled=evidence.scaled)
+            report, findings = check_classifier(model, kernel, scaled=evidence.scaled is not None)
         elif is_rounded_once(programs[layer].fused_kernel(), kernel):
             continue  # nothing could be better, and most files are: no need of bounds
         else:
             spec = model.arch.block(layer)
             blank = np.zeros((1, spec.in_channels, *_UNSEEN))
-            conversion = conversion or _conversion(programs, blocks, scaled=evidence.scaled)
+            conversion = conversion or _conversion(programs, blocks, evidence.scaled)
             report, findings = check_kernel(site_of(programs, layer, blank), kernel, conversion)
         if not report.ok:
             found[layer] = list(findings)
@@ -126,15 +127,21 @@ def _in_the_file(
 
 
 def _conversion(
-    programs: Programs, kernels: Mapping[str, FusedConv], *, scaled: bool
+    programs: Programs, kernels: Mapping[str, FusedConv], scaled: tuple[str, str] | None
 ) -> Conversion:
     """How the file's kernels were made; where they were rescaled since, no single bit is known."""
-    stored = formats_of(
-        {n: k.weight for n, k in kernels.items()}, {n: k.bias for n, k in kernels.items()}
-    )
-    if scaled:
-        return Unsettled(stored, _RESCALED)
+    if scaled is not None:
+        return Unsettled(scaled, _RESCALED)
+    stored = _stored(kernels)
     return conversion_of(lambda: [(terms_of(programs[n]), k) for n, k in kernels.items()], stored)
+
+
+def _stored(kernels: Mapping[str, FusedConv]) -> tuple[str, str]:
+    """The formats of a file's weights and biases."""
+    blocks = {name: kernel for name, kernel in kernels.items() if name != "linear"}
+    return formats_of(
+        {n: k.weight for n, k in blocks.items()}, {n: k.bias for n, k in blocks.items()}
+    )
 
 
 def is_rounded_once(exact: FusedConv, got: FusedConv) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,6 +38,10 @@ class Made:
     refusal: str = ""
     is_wrong: bool = False
     deviation: Deviation | None = None
+
+    def with_outputs(self, change: Callable[[Outputs], Outputs]) -> Made:
+        """The same with other outputs, if there are any."""
+        return self if self.outputs is None else replace(self, outputs=change(self.outputs))
 
     @property
     def report(self) -> ProbeReport:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.candidates import Candidate
+from repvgg_ref.oracle.candidates import Candidate, Outputs
 from repvgg_ref.oracle.probes.calls import Made, further_calls
 from repvgg_ref.oracle.probes.contrasts import contrasted
 from repvgg_ref.oracle.probes.first_call import FirstCall
@@ -30,6 +30,9 @@ def probed(report: Report, model: Model, port: Candidate, first: FirstCall, judg
         return contrasted(report, model, port, first)
     precision = PRECISIONS[report.precision]
     calls = further_calls(model.arch, port, first, precision)
+    if report.equivalences:
+        calls = [m.with_outputs(_logits_alone) for m in calls]
+        first = replace(first, outputs=_logits_alone(first.outputs))
     used = max((layer.ratio for layer in report.layers if layer.ratio == layer.ratio), default=0.0)
     found = judged(calls, Programs(model), precision, used=used, first=first.outputs)
     made = _confirmed(found, model, report, judge)
@@ -40,6 +43,11 @@ def probed(report: Report, model: Model, port: Candidate, first: FirstCall, judg
     if wrong:
         return _disagreeing(report, wrong, named(made))
     return _writing(report) if written else report
+
+
+def _logits_alone(outputs: Outputs) -> Outputs:
+    """Without layers: the first call showed their order and scale only where they were active."""
+    return replace(outputs, layers={n: y for n, y in outputs.layers.items() if n == "linear"})
 
 
 def _confirmed(made: Sequence[Made], model: Model, report: Report, judge: Judge) -> list[Made]:

@@ -16,7 +16,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.comparison import compare
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.diagnosis.alternatives import Chain
-from repvgg_ref.oracle.diagnosis.logit_noise import PEAK, logit_noise
+from repvgg_ref.oracle.diagnosis.logit_noise import logit_noise
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.program import Pixels, Program, layer_output, plain
 from repvgg_ref.oracle.report import LayerReport
@@ -28,6 +28,7 @@ _USUAL = 2.0**-17
 _WORSE = 4.0
 # A constant image rounds alike everywhere, so its errors do not average out as random ones do.
 _CONSTANT = 4.0
+_SINGLE = 3.0  # a single logit errs more than their root mean square
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _logits(
         return LayerReport.incomparable("linear", f"logits {why}, wanted {y.shape}")
     noise = logit_noise(Chain(programs, call.x), precision)
     constant = 1.0 if np.ptp(call.x, axis=(2, 3)).any() else _CONSTANT
-    allowed = constant * PEAK * noise.allowed * noise.deviation
+    allowed = constant * _SINGLE * noise.allowed * noise.deviation
     ratios = np.abs(y_hat - y) / allowed
     at = np.unravel_index(np.argmax(ratios), ratios.shape)
     ratio, error = float(ratios[at]), float(np.abs(y_hat - y)[at])
