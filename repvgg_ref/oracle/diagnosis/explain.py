@@ -174,9 +174,45 @@ def explain(case: Case) -> Report:
         layers=tuple(case.layer_report(name) for name in case.comparisons),
         diagnosis=tuple(diagnosis),
         first_bad_layer=first,
-        notes=(*case.outputs.notes, *filter(None, [arithmetic, case.estimates.arithmetic.says])),
+        notes=(*case.outputs.notes, *filter(None, [arithmetic, *_tested(case)])),
         residual=_residual(case, first),
     )
+
+
+# What `LayerReport.detects` holds, in the order and the words in which people are told.
+_SEEN = {
+    "scale": "all outputs",
+    "part": "an image, a border",
+    "channel": "a typical channel",
+    "bias": "the bias",
+    "taps": "all weights at random",
+    "tap": "one weight of a typical channel",
+}
+
+
+def _tested(case: Case) -> list[str]:
+    """What the arithmetic is, how small an error would have shown, and what was not seen."""
+    estimates = case.estimates
+    said = [estimates.arithmetic.says]
+    weakest: dict[str, tuple[float, str]] = {}
+    for name in estimates.samples:
+        for what, size in estimates.detects(name).items():
+            weakest[what] = max(weakest.get(what, (0.0, "")), (size, name))
+    shown = [
+        f"{words} {weakest[what][0]:.1g} ({weakest[what][1]})"
+        for what, words in _SEEN.items()
+        if what in weakest
+    ]
+    if shown:
+        said.append(
+            "relative errors that would have been seen in any layer, and the least sensitive one: "
+            + ", ".join(shown)
+        )
+    blind = [name for name in case.comparisons if name not in estimates.samples]
+    if blind:
+        said.append(f"{', '.join(blind)}: held to certified bounds alone")
+    said.append("not tested: training, other inputs than those of the calls named here")
+    return said
 
 
 def _diagnosis(

@@ -39,6 +39,8 @@ class Estimate:
         A key of `TAILS`.
     count : int
         How many such tests were made; this one shows most.
+    typical : float
+        The median of their standard errors; 0 for a test that is alone.
     """
 
     kind: str
@@ -48,6 +50,7 @@ class Estimate:
     tolerance: float
     scope: str
     count: int = 1
+    typical: float = 0.0
 
     @property
     def deviation(self) -> float:
@@ -90,7 +93,7 @@ class Estimate:
     def smallest(self, tests: int = 1_000_000) -> float:
         """The smallest value that would have been an alarm among so many tests."""
         needed = -float(scipy.special.ndtri(FALSE_ALARM / max(tests, self.count) / 2))
-        return self.tolerance + needed * TAILS[self.scope] * self.error
+        return self.tolerance + needed * TAILS[self.scope] * (self.typical or self.error)
 
 
 def alarms(estimates: Iterable[Estimate]) -> list[Estimate]:

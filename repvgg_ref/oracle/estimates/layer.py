@@ -128,7 +128,7 @@ class LayerEstimates:
         worst = enough[np.argmax(beyond)]
         yield Estimate(
             kind, f"channel {worst}", float(values[worst]), float(errors[worst]), tolerance,
-            "channel", len(enough),
+            "channel", len(enough), float(np.median(errors[enough])),
         )  # fmt: skip
         deviation = wilson_hilferty(float((np.minimum(beyond, 50) ** 2).sum()), len(enough))
         size = float(np.sqrt((errors[enough] ** 2).mean()))
@@ -137,6 +137,8 @@ class LayerEstimates:
     def _contrasts(self) -> Iterator[Estimate]:
         sample, u = self.sample, self.nuisance.unit
         tolerance = (_CONTRAST + self._allowed_drift + self.nuisance.scale - 1) * u
+        if self.count.max() < _FEW:
+            return
         for name, there in self.places():
             part = self._without_plane(sample.y * there)
             value, error = self.regress(part, self.perpendicular).pooled()
@@ -224,7 +226,10 @@ class LayerEstimates:
         worst = chosen[np.argmax(np.abs(values[chosen]) / errors[chosen])]
         name = f"channel {worst}, tap {at[worst]}"
         count = int(usable.sum())
-        yield Estimate("tap", name, float(values[worst]), float(errors[worst]), 0.0, "tap", count)
+        typical = float(np.median(errors[chosen]))
+        yield Estimate(
+            "tap", name, float(values[worst]), float(errors[worst]), 0.0, "tap", count, typical
+        )
 
     def _noise(self) -> Iterator[Estimate]:
         """How large the errors are, and the largest of them."""
