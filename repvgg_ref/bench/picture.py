@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -55,14 +55,18 @@ def render_picture(made: Mapping[str, Any]) -> str:
         "training": _ratios,
         "inference": _inference,
     }[made["kind"]](made)
+    return render_panels(heading(made), panels, _foot(made["machine"], busy=made["busy"]))
+
+
+def render_panels(heading: str, panels: Sequence[Panel], foot: str = "") -> str:
+    """Panels one below the other, a line of text above and one below them."""
     tops = [sum(panel.height for panel in panels[:k]) + 40 for k in range(len(panels))]
     return (
         _environment()
         .get_template("picture.svg.j2")
         .render(
-            heading=heading(made),
-            machine=made["machine"],
-            busy=made["busy"],
+            heading=heading,
+            foot=foot,
             panels=list(zip(tops, panels, strict=True)),
             width=WIDTH,
             text_at=WIDTH - RIGHT + 4,
@@ -71,6 +75,14 @@ def render_picture(made: Mapping[str, Any]) -> str:
             head=HEAD,
             height=sum(panel.height for panel in panels) + 64,
         )
+    )
+
+
+def _foot(machine: Mapping[str, Any], *, busy: bool) -> str:
+    noisy = "; the machine was busy, these figures are noisy" if busy else ""
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['blas']}, "
+        f"NumPy {machine['numpy']}{noisy}"
     )
 
 

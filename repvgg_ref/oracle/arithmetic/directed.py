@@ -128,13 +128,19 @@ def _drift_left(matrix: Array, target: Array, coefficients: Array) -> float:
 
 
 def _part(sample: Sample, unit: float) -> tuple[Array, Array]:
-    """Weighted directions and residuals of some active outputs of a layer: (Q, D), (Q,)."""
+    """Weighted directions and residuals of some active outputs of a layer: (Q, D), (Q,).
+
+    What adds up in the outputs adds up in the pooled means, too, and turns the gates of
+    squeeze-and-excitation by as much: only what no gate explains is fitted.
+    """
     few = _thinned(sample)
-    weight = np.sqrt(np.where(few.active, 1 / noise_variance(few, unit), 0.0))
-    on = few.active
+    weight = np.where(few.active, 1 / noise_variance(few, unit), 0.0)
     made = _Maker(few, unit)
-    columns = [(made.direction(name) * weight)[on] for name in DIRECTIONS]
-    return np.stack(columns, axis=1), (few.residual * weight)[on]
+    lines = [made.direction(name) for name in DIRECTIONS] + [few.residual]
+    if few.gated:
+        lines = [replace(few, residual=line).without_gate(weight) for line in lines]
+    *columns, target = ((line * np.sqrt(weight))[few.active] for line in lines)
+    return np.stack(columns, axis=1), target
 
 
 def _thinned(sample: Sample) -> Sample:

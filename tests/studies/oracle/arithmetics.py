@@ -22,7 +22,10 @@ from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.layers import Programs
 
 F = np.float32
-Convolve = Callable[[BlockProgram, Array], Array]
+Dot = Callable[[Array, Array], Array]
+Rounding = Callable[[Array], Array]
+Convolved = tuple[Array, Array]  # sums of products (N, O, H, W), and what is to be added
+Convolve = Callable[[BlockProgram, Array, Array, Array], Convolved]
 ROOT = 2**0.5
 
 
@@ -69,10 +72,10 @@ def shaped(y: Array, images: int, size: tuple[int, ...]) -> Array:
     return y.reshape(y.shape[0], images, *size).transpose(1, 0, 2, 3)
 
 
-def dotted(dot: Callable[[Array, Array], Array]) -> Convolve:
+def dotted(dot: Dot) -> Convolve:
     """A convolution by ``dot(w (O/G, K), x (K, P)) -> (O/G, P)`` of the fused, rounded kernel."""
 
-    def convolve(program: BlockProgram, x: Array, weight: Array, bias: Array) -> Array:
+    def convolve(program: BlockProgram, x: Array, weight: Array, bias: Array) -> Convolved:
         columns, size = columns_of(program, x)
         w = weight.reshape(program.groups, -1, columns.shape[1])
         y = np.concatenate([dot(a, b) for a, b in zip(w, columns, strict=True)])
@@ -81,19 +84,19 @@ def dotted(dot: Callable[[Array, Array], Array]) -> Convolve:
     return convolve
 
 
-def blocked(w, x):
+def blocked(w: Array, x: Array) -> Array:
     return (w.astype(F) @ x.astype(F)).astype(float)
 
 
-def split(w, x, parts=7):
+def split(w: Array, x: Array, parts: int = 7) -> Array:
     edges = np.linspace(0, w.shape[1], parts + 1).astype(int)
-    total = np.zeros((len(w), x.shape[1]), F)
+    total: Any = np.zeros((len(w), x.shape[1]), F)
     for a, b in itertools.pairwise(edges):
         total = total + w[:, a:b].astype(F) @ np.ascontiguousarray(x[a:b]).astype(F)
-    return total.astype(float)
+    return np.asarray(total, float)
 
 
-def chain(w, x):
+def chain(w: Array, x: Array) -> Array:
     total = np.zeros((len(w), x.shape[1]), F)
     w, x = w.astype(F), x.astype(F)
     for k in range(w.shape[1]):
@@ -101,49 +104,50 @@ def chain(w, x):
     return total.astype(float)
 
 
-def fma(w, x):
+def fma(w: Array, x: Array) -> Array:
     total = np.zeros((len(w), x.shape[1]), F)
     for k in range(w.shape[1]):
         total = (total + w[:, k, None] * x[k]).astype(F)
     return total.astype(float)
 
 
-def exact(w, x):
+def exact(w: Array, x: Array) -> Array:
     return w @ x
 
 
-def chopped(w, x, step=1):
+def chopped(w: Array, x: Array, step: int = 1) -> Array:
     total = np.zeros((len(w), x.shape[1]))
     for k in range(0, w.shape[1], step):
         total = toward(total + w[:, k : k + step] @ x[k : k + step], "zero")
     return total
 
 
-def half_sums(w, x):
+def half_sums(w: Array, x: Array) -> Array:
     total = np.zeros((len(w), x.shape[1]), np.float16)
     for k in range(w.shape[1]):
         total += (w[:, k, None] * x[k]).astype(np.float16)
     return total.astype(float)
 
 
-def parts3(v, bits):
+def parts3(v: Array, bits: int) -> tuple[Array, Array, Array]:
     a = round_to_bits(v, bits)
     b = round_to_bits(v - a, bits)
     return a, b, round_to_bits(v - a - b, bits)
 
 
-def bf16x3(w, x):
+def bf16x3(w: Array, x: Array) -> Array:
     (a, b, c), (d, e, f) = parts3(w, 8), parts3(x, 8)
-    return sum(blocked(p, q) for p, q in ((c, d), (a, f), (b, e), (b, d), (a, e), (a, d)))
+    pairs = ((c, d), (a, f), (b, e), (b, d), (a, e), (a, d))  # the smallest products first
+    return np.asarray(sum(blocked(p, q) for p, q in pairs))
 
 
-def tf32x3(w, x):
+def tf32x3(w: Array, x: Array) -> Array:
     a, b, _ = parts3(w, 11)
     d, e, _ = parts3(x, 11)
     return (blocked(b, d) + blocked(a, e) + blocked(a, d)).astype(F).astype(float)
 
 
-def strassen(w, x):
+def strassen(w: Array, x: Array) -> Array:
     if w.shape[0] % 2 or w.shape[1] % 2 or x.shape[1] % 2:
         return blocked(w, x)
     w, x = w.astype(F), x.astype(F)
@@ -155,7 +159,7 @@ def strassen(w, x):
     return np.block([[m1 + m4 - m5 + m7, m3 + m5], [m2 + m4, m1 - m2 + m3 + m6]]).astype(float)
 
 
-def winograd(program: BlockProgram, x: Array, weight: Array, bias: Array, points: str):
+def winograd(program: BlockProgram, x: Array, weight: Array, bias: Array, points: str) -> Convolved:
     """F(m x m, 3 x 3) in float32, transforms too; direct where it does not apply."""
     if program.stride != 1 or program.size != (3, 3) or program.dilation != 1:
         return dotted(blocked)(program, x, weight, bias)
@@ -179,7 +183,7 @@ def winograd(program: BlockProgram, x: Array, weight: Array, bias: Array, points
     return y.astype(float), bias[:, None, None]
 
 
-def fft(program: BlockProgram, x: Array, weight: Array, bias: Array):
+def fft(program: BlockProgram, x: Array, weight: Array, bias: Array) -> Convolved:
     import scipy.fft
 
     if program.stride != 1 or program.dilation != 1:
@@ -205,9 +209,13 @@ def half(x: Array) -> Array:
     return np.asarray(x, np.float16).astype(float)
 
 
-bf16 = partial(round_to_bits, bits=8)
-tf32 = partial(round_to_bits, bits=11)
-tf32_cut = partial(round_to_bits, bits=11, truncate=True)
+bf16: Rounding = partial(round_to_bits, bits=8)
+tf32: Rounding = partial(round_to_bits, bits=11)
+tf32_cut: Rounding = partial(round_to_bits, bits=11, truncate=True)
+
+
+STORED: dict[str, Rounding] = {"fp16": half, "fp16-acc16": half, "bf16": bf16}
+READ: dict[str, Rounding] = {"tf32": tf32, "tf32-cut": tf32_cut, "fp16": half, "bf16": bf16}
 
 
 def apart(program: BlockProgram, x: Array) -> Array:
@@ -256,10 +264,8 @@ def fused_single(program: BlockProgram, order: int) -> tuple[Array, Array]:
 
 def layer(program: BlockProgram, x: Array, name: str) -> Array:
     """One right layer in arithmetic `name`."""
-    store = {"fp16": half, "fp16-acc16": half, "bf16": bf16}.get(name, single)
-    read = {"tf32": tf32, "tf32-cut": tf32_cut, **dict.fromkeys(("fp16", "bf16"), store)}.get(
-        name, single
-    )
+    store = STORED.get(name, single)
+    read = READ.get(name, single)
     seen = x
     if name == "apart" and program.branches:
         z = apart(program, x)
@@ -273,7 +279,7 @@ def layer(program: BlockProgram, x: Array, name: str) -> Array:
         if name == "both-up":
             weight = toward(program.fused_kernel()[0], "up")
         seen = read(x)
-        dots: dict[str, Any] = {
+        dots: dict[str, Dot] = {
             "split": split,
             "chain": chain,
             "fma": fma,
