@@ -20,7 +20,7 @@ from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
-from repvgg_ref.oracle.diagnosis.small import explain_alarms
+from repvgg_ref.oracle.diagnosis.small import explain_alarms, explain_unknown
 from repvgg_ref.oracle.estimates.estimate import Estimate
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
 from repvgg_ref.oracle.programs.block import BlockProgram
@@ -107,7 +107,10 @@ class Case:
         if lost.any():
             overflow = bool(np.abs(compared.y[lost]).min() > _LARGEST_HALF)
             return [_not_finite(name, float(lost.mean()), overflow=overflow)]
-        return diagnose(self.evidence(name))
+        found = diagnose(self.evidence(name))
+        if found[0].bug != "unknown" or name not in self.estimates.samples:
+            return found
+        return explain_unknown(found[0], self.estimates)
 
     def excuse(self, name: str) -> bool:
         """Overrule a layer whose errors have an algorithm's covariance, and its size at most."""

@@ -40,7 +40,7 @@ def _described(evidence: LayerEvidence) -> str:
     residual = evidence.seen.residual
     beyond = ~(np.abs(residual) <= evidence.seen.certified)
     if not beyond.any():
-        return "the difference is within the bound"
+        return "beyond its bound at few outputs"
     if not isinstance(evidence.site.program, BlockProgram):
         bad = np.flatnonzero(beyond.any(axis=(0, 2)))
         return f"{len(bad)} of {beyond.shape[1]} logits are beyond their bound, first {bad[:1]}"

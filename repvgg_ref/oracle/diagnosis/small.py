@@ -150,9 +150,28 @@ def _finding(layer: str, patch: Patch, causes: int) -> Finding:
 
 def _unknown(layer: str, estimates: PortEstimates, explained: Explanation) -> Finding:
     """What can be said of a layer that nothing explains: its estimates, and its taps."""
-    sample, nuisance = estimates.samples[layer], estimates.arithmetic.nuisances[layer]
     said = [estimate.says for estimate in estimates.alarms[layer][:3]]
-    kernel = (sample.products // sample.kernel_size, *sample.kernel_sides)
-    taps = tap_errors(sample, nuisance, worst_channels(sample, nuisance), kernel)
     advice = "nothing in the library explains it: compare the estimated taps with the port's"
-    return Finding("unknown", layer, None, 0.0, 0.0, "; ".join(said), advice, taps=taps)
+    found = Finding("unknown", layer, None, 0.0, 0.0, "; ".join(said), advice)
+    return with_taps(found, estimates)
+
+
+def explain_unknown(finding: Finding, estimates: PortEstimates) -> list[Finding]:
+    """What no bug of the library explains: patches if they leave nothing, else its taps."""
+    name = str(finding.layer)
+    explained = explain_by_patches(estimates.samples[name], estimates.arithmetic.nuisances[name])
+    if explained.patches and not explained.left:
+        return [_finding(name, patch, len(explained.patches)) for patch in explained.patches]
+    said = [estimate.says for estimate in estimates.alarms.get(name, [])[:3]]
+    return [with_taps(replace(finding, says="; ".join([finding.says, *said])), estimates)]
+
+
+def with_taps(finding: Finding, estimates: PortEstimates) -> Finding:
+    """The finding with the errors of its layer's taps, as far as outputs tell them."""
+    sample = estimates.samples.get(finding.layer or "")
+    if sample is None or finding.taps is not None:
+        return finding
+    nuisance = estimates.arithmetic.nuisances[sample.name]
+    kernel = (sample.products // sample.kernel_size, *sample.kernel_sides)
+    channels = worst_channels(sample, nuisance)
+    return replace(finding, taps=tap_errors(sample, nuisance, channels, kernel))

@@ -18,6 +18,8 @@ from repvgg_ref.oracle.estimates.estimate import Estimate, alarms
 from repvgg_ref.oracle.estimates.layer import LayerEstimates
 
 _MOST = 3  # causes at once
+_ALIKE = 4.0  # parts of a layer may differ by this factor, and still err alike
+_COARSEST = 1e-3  # about bfloat16: what is larger is no rounding
 _ROUNDING = 0.392  # root mean square of one rounding, in unit roundoffs (`bounds.precision`)
 
 
@@ -176,6 +178,8 @@ _FROM: dict[str, Callable[[LayerEstimates, Estimate], Patch]] = {
 def _rounded_weights(here: LayerEstimates) -> Iterator[Patch]:
     """All weights wrong at random: as large as the residual is."""
     sample, nuisance = here.sample, here.nuisance
+    if not _is_everywhere(here):
+        return
     on = sample.active
     energy = float(sample.energy[on].sum())
     excess = float((here.residual[on] ** 2).sum()) - float(nuisance.variance[on].sum())
@@ -183,7 +187,7 @@ def _rounded_weights(here: LayerEstimates) -> Iterator[Patch]:
     # The fitted noise may hold all of it already: then the mean square of what was seen does.
     fitted.append(0.7 * float((here.residual[on] ** 2).sum()) / max(energy, 1e-300))
     for square in fitted:
-        if square <= 0:
+        if not 0 < square < _COARSEST**2:
             continue
         value = float(np.sqrt(square))
         bits = -np.log2(value / _ROUNDING)
@@ -192,6 +196,27 @@ def _rounded_weights(here: LayerEstimates) -> Iterator[Patch]:
             f" {bits:.0f} bits"
         )
         yield Patch("weights-rounded", "", value, 0.1 * value, None, says)
+
+
+def _is_everywhere(here: LayerEstimates) -> bool:
+    """Whether channels, images, rows and columns all err alike, beside what they are sums of.
+
+    Errors of weights at random do; what explains everything else as well explains nothing.
+    """
+    sample = here.sample
+    on = sample.active
+    ratio = np.where(on, here.residual**2 / (sample.energy + 1e-300), 0.0)
+    count = np.maximum(on.sum(axis=1), 1)
+    channels = ratio.sum(axis=1)[on.any(axis=1)] / count[on.any(axis=1)]
+    mean = float(ratio.sum() / max(on.sum(), 1))
+    if float(np.median(channels)) < mean / _ALIKE:
+        return False
+    for _, there in here.places():
+        inside = float(ratio[:, there].sum() / max(on[:, there].sum(), 1))
+        outside = float(ratio[:, ~there].sum() / max(on[:, ~there].sum(), 1))
+        if not outside / _ALIKE < inside < outside * _ALIKE:
+            return False
+    return True
 
 
 def _fitted_taps(here: LayerEstimates, left: Sequence[Estimate]) -> Iterator[Patch]:

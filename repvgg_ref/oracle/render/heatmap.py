@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.render.words import TIMES, count, number
+from repvgg_ref.oracle.report import Finding
 
 _MOST_TILES = 8
 _MOST_PIXELS = 128  # a side; larger maps are reduced, their largest values kept
@@ -89,6 +90,32 @@ def residual_pictures(residual: Array | None) -> ResidualPictures | None:
         not_finite=int(residual.size - finite.sum()),
         shape=f" {TIMES} ".join(map(str, residual.shape)),
     )
+
+
+def tap_pictures(findings: Iterable[Finding]) -> list[Picture]:
+    """The estimated errors of weights, one picture a channel: input channels side by side."""
+    drawn = []
+    for finding in findings:
+        for channel in (finding.taps or {}).get("channels", ()):
+            kernels = np.asarray(channel["errors"], np.float64)  # (C/G, Kh, Kw)
+            limit = float(np.abs(kernels).max())
+            caption = (
+                f"{finding.layer}, output channel {channel['channel']}: estimated errors of its"
+                f" {len(kernels)} kernels, up to {number(limit)}"
+            )
+            drawn.append(_signed(_side_by_side(kernels), limit, caption))
+    return drawn
+
+
+def _side_by_side(kernels: Array) -> Array:
+    """(C, Kh, Kw) -> one map, as many kernels across as down, a pixel of 0 between them."""
+    count, height, width = kernels.shape
+    across = int(np.ceil(np.sqrt(count)))
+    down = -(-count // across)
+    grid = np.zeros((down * across, height + 1, width + 1))
+    grid[:count, :height, :width] = kernels
+    grid = grid.reshape(down, across, height + 1, width + 1).transpose(0, 2, 1, 3)
+    return np.asarray(grid.reshape(down * (height + 1), across * (width + 1)))
 
 
 def _maps(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from repvgg_ref.oracle.render.chart import ROW, TOP, chart
-from repvgg_ref.oracle.render.heatmap import residual_pictures
+from repvgg_ref.oracle.render.heatmap import residual_pictures, tap_pictures
 from repvgg_ref.oracle.render.words import (
     LOOKS,
     count,
@@ -56,6 +56,7 @@ def render_html(report: Report, *, now: datetime | None = None) -> str:
             row=ROW,
             top=TOP,
             residual=residual_pictures(report.residual),
+            taps=tap_pictures(report.diagnosis),
             steps=next_steps(report),
             remarks=remarks(report),
             is_static=report.precision == "weights",

@@ -70,9 +70,18 @@ def test_the_arithmetic_is_estimated_from_the_size_of_the_errors() -> None:
         "bf16-arithmetic": "look like bf16",
     }.items():
         outputs = port.outputs | {last: wrong.get(given, port.outputs[last])}
-        (note,) = judge(model, Outputs(outputs), port.x).notes
+        note = judge(model, Outputs(outputs), port.x).notes[0]
         assert note.startswith(f"the errors in {last} {said}: unit roundoff about 2^-")
-    assert not judge(model, Outputs(port.outputs | {last: wrong["identity-missing"]}), port.x).notes
+    report = judge(model, Outputs(port.outputs | {last: wrong["identity-missing"]}), port.x)
+    assert not any("look like" in note for note in report.notes)
+
+
+# Strange bugs that are a number or two: they are estimated, and that explains them.
+ESTIMATED = {
+    "one bias": "bias-altered",
+    "one tap of one filter": "taps-altered",
+    "noise on the weights": "weights-rounded",
+}
 
 
 @pytest.mark.few
@@ -82,7 +91,7 @@ def test_strange_bugs_are_detected_and_called_unknown(port: Port, name: str) -> 
     wrong = STRANGE[name](port.programs[layer], port.inputs[layer]).astype(np.float32)
     detected, names, _ = ask(port, layer, wrong)
     assert detected, f"{name} passed"
-    assert names[0] == "unknown", f"{name} was called {names}"
+    assert names[0] in {"unknown", ESTIMATED.get(name)}, f"{name} was called {names}"
 
 
 @pytest.mark.few(2)
