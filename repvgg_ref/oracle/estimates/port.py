@@ -39,12 +39,21 @@ class PortEstimates:
         Layer -> its outputs as they were looked at.
     estimates, alarms : mappings
         Layer -> all its estimates, and those that no rounding explains.
+    heaviness : mapping
+        Layer -> see `LayerEstimates.heaviness`.
     """
 
     arithmetic: PortArithmetic
     samples: Mapping[str, Sample]
     estimates: Mapping[str, list[Estimate]]
     alarms: Mapping[str, list[Estimate]]
+    heaviness: Mapping[str, float]
+
+    @property
+    def is_of_unknown_noise(self) -> bool:
+        """Whether most layers err as in no arithmetic that is modelled."""
+        known = [value for value in self.heaviness.values() if value > 0]
+        return bool(known) and float(np.median(known)) > 1
 
     def detects(self, name: str) -> dict[str, float]:
         """The smallest errors that would have been alarms in a layer, by what they would be in.
@@ -90,18 +99,21 @@ def estimate_port(seen: Mapping[str, Seen], precision: Precision) -> PortEstimat
         name: Layer(samples[name], layer.x, _kernel(layer.program)) for name, layer in seen.items()
     }
 
-    def estimated(arithmetic: PortArithmetic) -> dict[str, list[Estimate]]:
-        return _each(
-            lambda name: LayerEstimates(samples[name], arithmetic.nuisances[name]).all(), seen
-        )
+    def estimated(arithmetic: PortArithmetic) -> PortEstimates:
+        def of_layer(name: str) -> tuple[list[Estimate], float]:
+            layer = LayerEstimates(samples[name], arithmetic.nuisances[name])
+            return layer.all(), layer.heaviness()
 
-    arithmetic = infer(layers, unit)
-    found = estimated(arithmetic)
-    if uneasy := [name for name in seen if any(_is_uneasy(e) for e in found[name])]:
-        tiled = infer(layers, unit, uneasy)
-        if tiled.algorithms:
-            arithmetic, found = tiled, estimated(tiled)
-    return PortEstimates(arithmetic, samples, found, _alarms(found))
+        made = _each(of_layer, seen)
+        found = {name: listed for name, (listed, _) in made.items()}
+        heaviness = {name: value for name, (_, value) in made.items()}
+        return PortEstimates(arithmetic, samples, found, _alarms(found), heaviness)
+
+    found = estimated(infer(layers, unit))
+    uneasy = [n for n, listed in found.estimates.items() if any(map(_is_uneasy, listed))]
+    if uneasy and (tiled := infer(layers, unit, uneasy)).algorithms:
+        return estimated(tiled)
+    return found
 
 
 def _kernel(program: Any) -> Array:
