@@ -28,9 +28,9 @@ _FEW = 8  # active outputs that a channel needs to be judged alone
 _MANY = 24  # and to take part in the noise of taps
 _DRAWS = 2
 _FEWEST = 64  # outputs that tell tails
-# Medians over a port's layers, modelled arithmetics (chopping ones are last) and Strassen's: at
-# most 13 and at least 12; at most 24 and at least 32 (tests/studies/NOTES-oracle.md).
-_KURTOSIS, _RATIO = 10.0, 27.0
+# Medians over a port's layers are at most 7.6 and 18 in modelled arithmetics (where every addition
+# chops 13 and 24) and at least 9 and 25 in Strassen's (tests/studies/NOTES-oracle.md).
+_KURTOSIS, _RATIO = 8.0, 22.0
 _WHOLE, _CONTRAST = 2.0, 1.0  # u: what a right layer's scale, and part of it, may be off by
 
 
@@ -88,7 +88,7 @@ class LayerEstimates:
         kurtosis alone, those of many (an image) the ratio of quantiles alone. Sums of large numbers
         that cancel, as Strassen's algorithm has them, do both.
         """
-        on = self.sample.active
+        on = self.sample.active & (self.count >= _FEW)[:, None]
         if on.sum() < _FEWEST:
             return 0.0
         squares = (self.perpendicular**2 / np.maximum(self.nuisance.variance, 1e-300))[on]
