@@ -16,7 +16,7 @@ A)``. One number a layer scales it. That a residual has the *size* that this all
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from repvgg_ref.oracle.arithmetic.sample import Sample, spread_channels
 from repvgg_ref.oracle.bounds.winograd import POINTS, transforms
 
 _LARGEST, _PROVED = 6.0, 100.0
+_LEAST_BETA, _SURE = 0.1, 3.0  # standard errors
 _FEWEST_OUTPUTS = 3000
 _SMALL_LOSS = -0.03  # log likelihood an output, in a layer too small for more
 _CHANNELS, _LAYERS = 32, 3  # looked at to choose the algorithm
@@ -50,7 +51,7 @@ class Evidence(NamedTuple):
         """Whether the layer may be larger than direct summation; `proved` by other layers."""
         if self.outputs < _FEWEST_OUTPUTS and proved:
             return self.c <= 2 * _LARGEST and self.gain > _SMALL_LOSS * self.outputs
-        covaries = self.beta > max(0.1, 3 * self.beta_error)
+        covaries = self.beta > max(_LEAST_BETA, _SURE * self.beta_error)
         return self.c <= _LARGEST and self.gain > 0 and covaries
 
 
@@ -217,35 +218,49 @@ def recognise(
 ) -> tuple[Algorithm, ...]:
     """The algorithms that stride-1 layers show, the surest first; a port has one or few.
 
-    Each of the largest layers chooses by its gain; what no layer proves is not there.
+    Each of the largest layers chooses by its gain among those that all of them together prove.
     """
     able = {n: each for n, each in layers.items() if each.sample.tile_stride == 1}
     size = {n: each.sample.active.sum() * each.sample.products for n, each in able.items()}
     largest = sorted(able, key=lambda n: -size[n])[:_LAYERS]
+    seen = list(pool.map(lambda name: _fitting(able[name], unit), largest))
+    proved = {a for a in algorithms() if _is_proved([fits[a] for fits in seen if a in fits])}
     found: dict[Algorithm, float] = {}
-    for best in pool.map(lambda name: _proved(able[name], unit), largest):
+    for fits in seen:
+        best = max(proved & fits.keys(), key=lambda a: fits[a].gain, default=None)
         if best is not None:
-            gain, algorithm = best
-            found[algorithm] = found.get(algorithm, 0.0) + gain
+            found[best] = found.get(best, 0.0) + fits[best].gain
     return tuple(sorted(found, key=lambda algorithm: -found[algorithm]))
 
 
-def _proved(whole: Layer, unit: float) -> tuple[float, Algorithm] | None:
-    """The algorithm that gains most of those a layer proves."""
-    layer, channels = _thinned(whole)
-    best: tuple[float, Algorithm] | None = None
+def _fitting(layer: Layer, unit: float) -> dict[Algorithm, Evidence]:
+    """The algorithms that describe a layer's variances better than direct summation does."""
+    layer, channels = _thinned(layer)
+    fits = {}
     for algorithm in algorithms():
         noise = TileNoise(algorithm, layer.x, layer.weight, layer.sample.groups, channels)
         seen = evidence(noise, layer.sample, unit)
-        proves = seen.gain > _PROVED / 2 and seen.excuses(proved=False)
-        if proves and (best is None or seen.gain > best[0]):
-            best = seen.gain, algorithm
-    return best
+        if seen.c <= _LARGEST and seen.gain > 0:
+            fits[algorithm] = seen
+    return fits
+
+
+def _is_proved(seen: Sequence[Evidence]) -> bool:
+    """Whether outputs covary as an algorithm's do, in all layers together: small ones hold few."""
+    known = [each for each in seen if each.beta_error > 0]
+    if sum(each.gain for each in known) <= _PROVED / 2:
+        return False
+    precision = [each.beta_error**-2 for each in known]
+    beta = sum(p * each.beta for p, each in zip(precision, known, strict=True)) / sum(precision)
+    return bool(beta > max(_LEAST_BETA, _SURE * sum(precision) ** -0.5))
 
 
 def _thinned(layer: Layer) -> tuple[Layer, Array]:
-    """The same with a few output channels of each group and one image."""
+    """The same with a few output channels of each group and no more images than are needed."""
     sample = layer.sample
     channels = spread_channels(len(sample.y), sample.groups, _CHANNELS)
-    one = sample.at(np.flatnonzero(sample.images == 0)).of_channels(channels)
-    return Layer(one, layer.x[:1], layer.weight), channels
+    few = sample.of_channels(channels)
+    one_image = max(1, int(few.active[:, sample.images == 0].sum()))
+    images = -(-_FEWEST_OUTPUTS // one_image)
+    kept = few.at(np.flatnonzero(sample.images < images))
+    return Layer(kept, layer.x[:images], layer.weight), channels

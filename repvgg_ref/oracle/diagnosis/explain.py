@@ -20,7 +20,7 @@ from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
-from repvgg_ref.oracle.diagnosis.small import explain_alarms, explain_unknown
+from repvgg_ref.oracle.diagnosis.small import ESTIMATED, explain_alarms, explain_unknown
 from repvgg_ref.oracle.estimates.estimate import Estimate
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
 from repvgg_ref.oracle.programs.block import BlockProgram
@@ -231,11 +231,22 @@ def _is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
     """Why nothing can be said of a port whose arithmetic is not known; empty if it can.
 
     Errors in most layers that no bug explains, all of them within their certified bounds, are more
-    likely an arithmetic nobody told us of.
+    likely an arithmetic nobody told us of. Where the noise of most layers is of no kind that is
+    known, what was estimated against such kinds explains nothing either.
     """
     odd = case.estimates.alarms
-    explained = any(finding.bug != "unknown" for finding in diagnosis)
-    if beyond or explained or len(odd) * _MOST_STRANGE < len(case.comparisons):
+    unknown_noise = case.estimates.is_of_unknown_noise
+    explains_nothing = {"unknown", *ESTIMATED} if unknown_noise else {"unknown"}
+    explained = any(finding.bug not in explains_nothing for finding in diagnosis)
+    if beyond or explained or not odd:
+        return ""
+    if unknown_noise:
+        return (
+            f"most layers err as in no arithmetic known here (with heavier tails), {len(odd)} of"
+            f" {len(case.comparisons)} by more than such arithmetics do, all within their"
+            " certified bounds, and no known bug explains it"
+        )
+    if len(odd) * _MOST_STRANGE < len(case.comparisons):
         return ""
     return (
         f"{len(odd)} of {len(case.comparisons)} layers err more than any arithmetic known here"

@@ -38,6 +38,7 @@ _ADVICE = {
     "output-altered": "look for a race, or memory written twice",
     "weights-rounded": "keep the weights in float32, or say --precision",
 }
+ESTIMATED = frozenset(_ADVICE)  # findings that were estimated, not looked up
 
 
 class SampleEvidence(Evidence):

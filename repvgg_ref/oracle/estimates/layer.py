@@ -27,6 +27,11 @@ from repvgg_ref.oracle.estimates.estimate import Estimate, wilson_hilferty
 _FEW = 8  # active outputs that a channel needs to be judged alone
 _MANY = 24  # and to take part in the noise of taps
 _DRAWS = 2
+_SURE = 0.1  # of a level: six times its limit is an alarm however few outputs there are
+_FEWEST = 64  # outputs that tell tails
+# Medians over a port's layers are at most 7.6 and 18 in modelled arithmetics (where every addition
+# chops 13 and 24) and at least 9 and 25 in Strassen's (tests/studies/NOTES-oracle.md).
+_KURTOSIS, _RATIO = 8.0, 22.0
 _WHOLE, _CONTRAST = 2.0, 1.0  # u: what a right layer's scale, and part of it, may be off by
 
 
@@ -76,6 +81,22 @@ class LayerEstimates:
             *self._single_taps(),
             *self._noise(),
         ]
+
+    def heaviness(self) -> float:
+        """How heavy the tails of the errors are: above 1 as in no arithmetic that is modelled.
+
+        Two measures, and the smaller one counts: faults of a few outputs (a column) drive up the
+        kurtosis alone, those of many (an image) the ratio of quantiles alone. Sums of large numbers
+        that cancel, as Strassen's algorithm has them, do both.
+        """
+        on = self.sample.active & (self.count >= _FEW)[:, None]
+        if on.sum() < _FEWEST:
+            return 0.0
+        squares = (self.perpendicular**2 / np.maximum(self.nuisance.variance, 1e-300))[on]
+        mean = max(float(squares.mean()), 1e-300)
+        middle, high = np.quantile(squares, (0.5, 0.95))
+        kurtosis = float((squares**2).mean()) / mean**2
+        return min(kurtosis / _KURTOSIS, float(high) / max(float(middle), 1e-9 * mean) / _RATIO)
 
     def regress(self, direction: Array, residual: Array | None = None) -> Regression:
         """Regress the residual on a direction (O, P), channel by channel."""
@@ -240,7 +261,8 @@ class LayerEstimates:
         norm = self.perpendicular[on] ** 2 / self._level_unit[on]
         level = float(norm.mean())
         spread = float(norm.std()) / np.sqrt(on.sum()) * n.clustering
-        yield Estimate("noise", "", level, spread, n.level, "tap")
+        error = min(spread, _SURE * level)  # few outputs scatter; what is far off is far off
+        yield Estimate("noise", "", level, error, n.level, "tap")
         taps = np.abs(self.perpendicular) / np.sqrt(
             n.variance + n.taps * n.unit**2 * sample.energy + 1e-300
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.arithmetic.noise import noise_variance
 from repvgg_ref.oracle.arithmetic.nuisance import Nuisance
 from repvgg_ref.oracle.arithmetic.sample import Sample
 from repvgg_ref.oracle.estimates.estimate import Estimate, alarms
@@ -79,7 +80,11 @@ def _after(patch: Patch, here: LayerEstimates) -> LayerEstimates:
     """The layer once the patch is taken into the reference."""
     sample, nuisance = here.sample, here.nuisance
     if patch.change is not None:
-        return LayerEstimates(replace(sample, residual=sample.residual - patch.change), nuisance)
+        mended = replace(sample, residual=sample.residual - patch.change)
+        if nuisance.algorithm == "direct":  # what was taken for noise was the fault, in part
+            left = replace(mended, residual=mended.residual - nuisance.drift)
+            nuisance = replace(nuisance, variance=noise_variance(left, nuisance.unit))
+        return LayerEstimates(mended, nuisance)
     tau = (patch.value / nuisance.unit) ** 2
     wider = nuisance.variance + nuisance.unit**2 * tau * sample.energy
     loose = replace(

@@ -39,12 +39,21 @@ class PortEstimates:
         Layer -> its outputs as they were looked at.
     estimates, alarms : mappings
         Layer -> all its estimates, and those that no rounding explains.
+    heaviness : mapping
+        Layer -> see `LayerEstimates.heaviness`.
     """
 
     arithmetic: PortArithmetic
     samples: Mapping[str, Sample]
     estimates: Mapping[str, list[Estimate]]
     alarms: Mapping[str, list[Estimate]]
+    heaviness: Mapping[str, float]
+
+    @property
+    def is_of_unknown_noise(self) -> bool:
+        """Whether most layers err as in no arithmetic that is modelled."""
+        known = [value for value in self.heaviness.values() if value > 0]
+        return bool(known) and float(np.median(known)) > 1
 
     def detects(self, name: str) -> dict[str, float]:
         """The smallest errors that would have been alarms in a layer, by what they would be in.
@@ -65,12 +74,14 @@ class PortEstimates:
     def of(self, name: str, sample: Sample) -> list[Estimate]:
         """What would be alarms in a layer if its outputs were held against another reference.
 
-        A fault may have bent what all layers say of directed rounding: that is fitted again.
+        A fault may have bent what was taken for noise and for directed rounding: both are fitted
+        again.
         """
         nuisance = self.arithmetic.nuisances[name]
-        if self.arithmetic.directed.is_any and nuisance.algorithm == "direct":
-            unit = self.arithmetic.unit
-            directed = fit_directed({**self.samples, name: sample}, unit)
+        if nuisance.algorithm == "direct":
+            unit, directed = self.arithmetic.unit, self.arithmetic.directed
+            if directed.is_any:
+                directed = fit_directed({**self.samples, name: sample}, unit)
             nuisance = direct_nuisance(sample, directed, unit)
         return alarms(LayerEstimates(sample, nuisance).all())
 
@@ -100,16 +111,21 @@ def _estimate_port(
         name: Layer(samples[name], layer.x, _kernel(layer.program)) for name, layer in seen.items()
     }
 
-    def estimated(arithmetic: PortArithmetic) -> dict[str, list[Estimate]]:
-        return each(lambda name: LayerEstimates(samples[name], arithmetic.nuisances[name]).all())
+    def estimated(arithmetic: PortArithmetic) -> PortEstimates:
+        def of_layer(name: str) -> tuple[list[Estimate], float]:
+            layer = LayerEstimates(samples[name], arithmetic.nuisances[name])
+            return layer.all(), layer.heaviness()
 
-    arithmetic = infer(layers, unit, pool=pool)
-    found = estimated(arithmetic)
-    if uneasy := [name for name in seen if any(_is_uneasy(e) for e in found[name])]:
-        tiled = infer(layers, unit, uneasy, pool=pool)
-        if tiled.algorithms:
-            arithmetic, found = tiled, estimated(tiled)
-    return PortEstimates(arithmetic, samples, found, _alarms(found))
+        made = each(of_layer)
+        found = {name: listed for name, (listed, _) in made.items()}
+        heaviness = {name: value for name, (_, value) in made.items()}
+        return PortEstimates(arithmetic, samples, found, _alarms(found), heaviness)
+
+    found = estimated(infer(layers, unit, pool=pool))
+    uneasy = [n for n, listed in found.estimates.items() if any(map(_is_uneasy, listed))]
+    if uneasy and (tiled := infer(layers, unit, uneasy, pool=pool)).algorithms:
+        return estimated(tiled)
+    return found
 
 
 def _kernel(program: Any) -> Array:
