@@ -95,7 +95,7 @@ class LayerEstimates:
         squares = (self.perpendicular**2 / np.maximum(self.nuisance.variance, 1e-300))[on]
         mean = max(float(squares.mean()), 1e-300)
         middle, high = np.quantile(squares, (0.5, 0.95))
-        kurtosis = float((squares**2).mean()) / mean**2
+        kurtosis = float((squares**2).mean()) / max(mean**2, 1e-300)
         return min(kurtosis / _KURTOSIS, float(high) / max(float(middle), 1e-9 * mean) / _RATIO)
 
     def regress(self, direction: Array, residual: Array | None = None) -> Regression:
