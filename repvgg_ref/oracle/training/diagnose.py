@@ -88,11 +88,12 @@ class TrainingCase:
         estimation = Estimation(given, self.allowed)
         for settings in estimation.likely(base, count, late=late)[:_LIKELY]:
             fitted = estimation.fit(base, settings)
-            if fitted is None or not fitted.is_significant:
+            if fitted is None or not (
+                tight(given, fitted.predicted, self.allowed)
+                or (fitted.explains > 0.9999 and self._is_tight_by_its_own(given, fitted))
+            ):
                 continue
-            if tight(given, fitted.predicted, self.allowed):
-                return fitted
-            if fitted.explains > 0.9999 and self._is_tight_by_its_own(given, fitted):
+            if fitted.is_significant:
                 return fitted
         return None
 
