@@ -25,11 +25,11 @@ from repvgg_ref.oracle.training.run import Arrays, Setup, run
 from repvgg_ref.oracle.training.settings import SETTINGS, Setting
 
 _MOST_NUMBERS = 4096  # of one array; more would not make an estimate surer than others are
-_ITERATIONS = 8
+_ITERATIONS = 12
 # How far a setting is moved for its derivative, in its own size. A ReLU may switch within the first
-# nudge and spoil it: where a step of it leads nowhere the second is taken.
-_NUDGES = (1e-4, -1e-6)
-_STALLED = 0.98  # of the energy is left after a step: this way leads nowhere
+# nudge and spoil it: where its steps stall the next is taken, and after the last there is no more.
+_NUDGES = (1e-4, -1e-6, 1e-6)
+_STALLED = 0.98  # of the energy is left after a step
 _CONVERGED = 1e-7
 _FAR = 0.1  # of an array's own distance is added to its unit
 _SIGNIFICANT = 5.0  # standard errors
