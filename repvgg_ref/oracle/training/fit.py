@@ -84,7 +84,7 @@ class Fitted:
         """One finding a setting."""
         return [
             Finding(
-                bug=setting.bug,
+                bug=_called(setting, value, error),
                 layer=None,
                 estimate=value,
                 confidence=1.0,
@@ -201,8 +201,7 @@ class Estimation:
         nudge = next(nudges)
         for _ in range(_ITERATIONS if counts.any() else 0):
             columns = [
-                self._derivative(base, settings, values, i, here, nudge)
-                for i in range(len(values))
+                self._derivative(base, settings, values, i, here, nudge) for i in range(len(values))
             ]
             if any(column is None for column in columns):
                 break
@@ -338,6 +337,12 @@ def _at(base: Setup, settings: Sequence[Setting], values: Array) -> Setup:
 
 def _sizes(settings: Sequence[Setting], values: Array) -> Array:
     return np.maximum(np.abs(values), [setting.unit for setting in settings])
+
+
+def _called(setting: Setting, value: float, error: float) -> str:
+    """The name of the disagreement."""
+    is_zero = abs(value) <= max(_SIGNIFICANT * error, 1e-6 * setting.unit)
+    return setting.at_zero if setting.at_zero and is_zero else setting.bug
 
 
 def _said(setting: Setting, base: Setup, value: float, error: float) -> str:
