@@ -219,7 +219,7 @@ class TrainingCase:
         return layers[-1:] if self.first_bad else []
 
     def _pair(self, trials: list[Trial]) -> list[Finding]:
-        """Two bugs at once: the most explaining ones with a setting, or two whose effects add up."""
+        """Two bugs at once: the most explaining ones with a setting, or two that add up."""
         size = sum(array.size for array in self.setup.params.values())
         if size > _MOST_PARAMETERS_FOR_PAIRS:
             return []

@@ -235,12 +235,16 @@ def _transposed(name: str, grad: Any) -> Any:
 
 
 WRONG = {
-    "1x1 branch's gradient doubled": Wrong(_branch_times("rbr_1x1", 2.0), ("grad/",)),
-    "identity's gradient halved": Wrong(_branch_times("rbr_identity", 0.5), ("grad/",)),
+    "1x1 branch's gradient doubled": _named(
+        _branch_times("rbr_1x1", 2.0), "grad/", "branch-gradient-scaled"
+    ),
+    "identity's gradient halved": _named(
+        _branch_times("rbr_identity", 0.5), "grad/", "branch-gradient-scaled"
+    ),
     "decay of running statistics": Wrong(_decayed_statistics, ("after/",)),
     "update before the gradient is complete": Wrong(_half_batch_update, ("after/",)),
     "statistics of the first image": Wrong(_norm_with(_first_images_statistics), ("batch_",)),
-    "gamma and beta swapped in one layer": Wrong(
+    "gamma and beta swapped in one layer": Wrong(  # in one branch of the layer
         _set(after_backward=_swapped_in_one_layer), ("grad/stage1.1.rbr_dense.bn",)
     ),
     "velocity reset": _named(_after_step(_reset), "after/", "momentum-missing", "momentum-value"),
