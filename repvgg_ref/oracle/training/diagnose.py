@@ -228,27 +228,29 @@ class TrainingCase:
             found = self._settings(wrong, 1, "two bugs at once, one of them: ")
             if found:
                 return [first.one_of_two(), *found]
-        for first, second in self._pairs(trials):
-            site = first.mutant.variant.program
-            seconds = self._trials([second], site, first.mutant.layer, first_only=False)
-            best = min(seconds, key=lambda t: t.fit.remaining, default=None)
-            if best is not None and best.named:
-                return [first.one_of_two(), best.one_of_two()]
+        for first, mutant in self._pairs(trials):
+            second = self._trial(mutant, first_only=False)
+            if second is not None and second.named:
+                return [first.one_of_two(), second.one_of_two()]
         return []
 
-    def _pairs(self, trials: list[Trial]) -> Iterator[tuple[Trial, Bug[Setup]]]:
-        """Which two to try: one that explains the first step and a late one, then the best sums."""
+    def _pairs(self, trials: list[Trial]) -> Iterator[tuple[Trial, Mutant[Setup]]]:
+        """Which two to try: one that explains the first step and a late one, then the best sums.
+
+        The second is planted where the first one is.
+        """
         if self.first_bad:
             for first in sorted(trials, key=lambda t: t.fit.remaining)[:_FIRSTS]:
                 if first.fit.explains > 0.99:
-                    yield from ((first, bug) for bug in TRAINING_BUGS if _is_late(bug))
-        tried = set()
+                    late = filter(_is_late, TRAINING_BUGS)
+                    yield from ((first, mutant) for mutant in _beside(first, late))
         for one, two in likely_pairs([t.predicted for t in trials], self.given, self.allowed):
             for first, second in ((trials[one], trials[two]), (trials[two], trials[one])):
-                key = (id(first), second.mutant.bug.name)
-                if key not in tried and first.mutant.layer == second.mutant.layer:
-                    tried.add(key)
-                    yield first, second.mutant.bug
+                wanted = second.mutant.variant
+                for mutant in _beside(first, [second.mutant.bug]):
+                    found = mutant.variant
+                    if (found.detail, found.parameter) == (wanted.detail, wanted.parameter):
+                        yield first, mutant
 
     def _same(self, first: Trial, second: Trial) -> bool:
         return all(
@@ -268,6 +270,14 @@ class TrainingCase:
             says += f"; {hint.mutant.bug.name} would explain {hint.fit.explains:.1%}"
         advice = "look at the operator whose gradient comes first in backward order"
         return Finding("unknown", name, None, 0.0, 0.0, says, advice)
+
+
+def _beside(first: Trial, bugs: Iterable[Bug[Setup]]) -> Iterator[Mutant[Setup]]:
+    """Bugs planted in addition to one that has been tried."""
+    program, layer = first.mutant.variant.program, first.mutant.layer
+    where = first.mutant.where
+    for mutant in planted(bugs, Site(program, program.x), layer):
+        yield replace(mutant, where=where)
 
 
 def is_first_step(name: str) -> bool:

@@ -31,6 +31,7 @@ _ITERATIONS = 12
 _NUDGES = (1e-4, -1e-6, 1e-6)
 _STALLED = 0.98  # of the energy is left after a step
 _CONVERGED = 1e-7
+_HOPELESS = 0.1  # of the error: two settings that explain less are not estimated
 _FAR = 0.1  # of an array's own distance is added to its unit
 _SIGNIFICANT = 5.0  # standard errors
 _RUNS = 3
@@ -157,7 +158,8 @@ class Estimation:
             explained = float(a @ np.linalg.lstsq(g, a, rcond=1e-12)[0])
             found.append((explained, tuple(kept[i] for i in some)))
         found.sort(key=lambda pair: -pair[0])
-        return [settings for _, settings in found]
+        least = _HOPELESS * float(((weight * (self._target - start)) ** 2).sum())
+        return [settings for explained, settings in found if explained > least or count == 1]
 
     def fit(self, base: Setup, settings: Sequence[Setting]) -> Fitted | None:
         """Estimate settings; None if the steps with them are not finite."""

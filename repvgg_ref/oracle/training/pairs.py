@@ -13,7 +13,8 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.training.allowance import Allowance
 
 _MOST_NUMBERS = 512  # of one array
-_PAIRS = 20
+_PAIRS = 8
+_EXPLAINED = 0.5  # of the error, at least
 
 
 def likely_pairs(
@@ -47,7 +48,9 @@ def likely_pairs(
     gram, along = np.array(effects) @ np.array(effects).T, np.array(effects) @ error
     gains = _gains(gram, along)
     first, second = np.triu_indices(len(effects), 1)
-    best = np.argsort(-gains[first, second], kind="stable")[:_PAIRS]
+    found = gains[first, second]
+    best = np.argsort(-found, kind="stable")[:_PAIRS]
+    best = best[found[best] > _EXPLAINED * float(error @ error)]
     return [(int(first[i]), int(second[i])) for i in best]
 
 
