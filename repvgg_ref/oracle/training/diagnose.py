@@ -6,7 +6,7 @@ of its yardstick, arrays as clusters, and the trials are ranked as those of laye
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +21,14 @@ from repvgg_ref.oracle.training.allowance import Allowance
 from repvgg_ref.oracle.training.bugs import TRAINING_BUGS
 from repvgg_ref.oracle.training.fit import Estimation, Fitted, tight
 from repvgg_ref.oracle.training.noise import Yardstick
+from repvgg_ref.oracle.training.pairs import likely_pairs
 from repvgg_ref.oracle.training.rounding import yardstick_of
 from repvgg_ref.oracle.training.run import Setup, run
 
 _FINALISTS = 6
 _OWN_RUNS = 2
-_LIKELY = 10  # sets of settings that are estimated
+# Sets of settings that are estimated: one setting, two, or one beside a bug.
+_LIKELY, _LIKELY_TWO, _LIKELY_BESIDE = 8, 4, 3
 _FIRSTS = 3  # bugs to which a second one is looked for
 # Two bugs at once are looked for where a run is quick.
 _MOST_PARAMETERS_FOR_PAIRS = 3_000_000
@@ -67,8 +69,8 @@ class TrainingCase:
         if named:
             return ranked(named, self._same, len(self.given))
         return (
-            self._settings(self.setup, 2)
-            or self._setting_and_late_bug()
+            self._setting_and_late_bug()
+            or self._settings(self.setup, 2)
             or self._pair(trials)
             or [self._unknown(trials)]
         )
@@ -76,23 +78,31 @@ class TrainingCase:
     def _settings(self, base: Setup, count: int, more: str = "") -> list[Finding]:
         """So many settings, estimated; none if they do not explain everything."""
         late = None if self.first_bad or not self.first_given else True
-        fitted = self._fitted(self.given, base, count, late=late)
+        most = _LIKELY_TWO if count == 2 else _LIKELY_BESIDE if more else _LIKELY
+        fitted = self._fitted(self.given, base, count, late=late, most=most)
         if fitted is None:
             return []
         return fitted.findings(more or ("two settings at once: " if count == 2 else ""))
 
     def _fitted(
-        self, given: Mapping[str, Array], base: Setup, count: int, *, late: bool | None
+        self,
+        given: Mapping[str, Array],
+        base: Setup,
+        count: int,
+        *,
+        late: bool | None,
+        most: int = _LIKELY,
     ) -> Fitted | None:
         """The likeliest settings with which nothing but rounding is left."""
         estimation = Estimation(given, self.allowed)
-        for settings in estimation.likely(base, count, late=late)[:_LIKELY]:
+        for settings in estimation.likely(base, count, late=late)[:most]:
             fitted = estimation.fit(base, settings)
-            if fitted is None or not fitted.is_significant:
+            if fitted is None or not (
+                tight(given, fitted.predicted, self.allowed)
+                or (fitted.explains > 0.9999 and self._is_tight_by_its_own(given, fitted))
+            ):
                 continue
-            if tight(given, fitted.predicted, self.allowed):
-                return fitted
-            if fitted.explains > 0.9999 and self._is_tight_by_its_own(given, fitted):
+            if fitted.is_significant:
                 return fitted
         return None
 
@@ -209,25 +219,38 @@ class TrainingCase:
         return layers[-1:] if self.first_bad else []
 
     def _pair(self, trials: list[Trial]) -> list[Finding]:
-        """Two bugs at once: the most explaining ones, each with a setting or every other bug."""
+        """Two bugs at once: the most explaining ones with a setting, or two that add up."""
         size = sum(array.size for array in self.setup.params.values())
         if size > _MOST_PARAMETERS_FOR_PAIRS:
             return []
-        firsts = sorted(trials, key=lambda t: t.fit.remaining)[:_FIRSTS]
-        for first in firsts:
-            found = self._settings(
-                first.mutant.variant.program, 1, "two bugs at once, one of them: "
-            )
+        for first in sorted(trials, key=lambda t: t.fit.remaining)[:_FIRSTS]:
+            wrong = first.mutant.variant.program
+            found = self._settings(wrong, 1, "two bugs at once, one of them: ")
             if found:
                 return [first.one_of_two(), *found]
-        for first in firsts:
-            wrong, name = first.mutant.variant.program, first.mutant.bug.name
-            others = [bug for bug in TRAINING_BUGS if bug.name != name]
-            seconds = self._trials(others, wrong, first.mutant.layer, first_only=False)
-            best = min(seconds, key=lambda t: t.fit.remaining, default=None)
-            if best is not None and best.named:
-                return [first.one_of_two(), best.one_of_two()]
+        for first, mutant in self._pairs(trials):
+            second = self._trial(mutant, first_only=False)
+            if second is not None and second.named:
+                return [first.one_of_two(), second.one_of_two()]
         return []
+
+    def _pairs(self, trials: list[Trial]) -> Iterator[tuple[Trial, Mutant[Setup]]]:
+        """Which two to try: one that explains the first step and a late one, then the best sums.
+
+        The second is planted where the first one is.
+        """
+        if self.first_bad:
+            for first in sorted(trials, key=lambda t: t.fit.remaining)[:_FIRSTS]:
+                if first.fit.explains > 0.99:
+                    late = filter(_is_late, TRAINING_BUGS)
+                    yield from ((first, mutant) for mutant in _beside(first, late))
+        for one, two in likely_pairs([t.predicted for t in trials], self.given, self.allowed):
+            for first, second in ((trials[one], trials[two]), (trials[two], trials[one])):
+                wanted = second.mutant.variant
+                for mutant in _beside(first, [second.mutant.bug]):
+                    found = mutant.variant
+                    if (found.detail, found.parameter) == (wanted.detail, wanted.parameter):
+                        yield first, mutant
 
     def _same(self, first: Trial, second: Trial) -> bool:
         return all(
@@ -247,6 +270,14 @@ class TrainingCase:
             says += f"; {hint.mutant.bug.name} would explain {hint.fit.explains:.1%}"
         advice = "look at the operator whose gradient comes first in backward order"
         return Finding("unknown", name, None, 0.0, 0.0, says, advice)
+
+
+def _beside(first: Trial, bugs: Iterable[Bug[Setup]]) -> Iterator[Mutant[Setup]]:
+    """Bugs planted in addition to one that has been tried."""
+    program, layer = first.mutant.variant.program, first.mutant.layer
+    where = first.mutant.where
+    for mutant in planted(bugs, Site(program, program.x), layer):
+        yield replace(mutant, where=where)
 
 
 def is_first_step(name: str) -> bool:

@@ -8,8 +8,9 @@ few float32 runs would have moved the estimate by, since one early error goes th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import combinations
 
 import numpy as np
@@ -24,9 +25,13 @@ from repvgg_ref.oracle.training.run import Arrays, Setup, run
 from repvgg_ref.oracle.training.settings import SETTINGS, Setting
 
 _MOST_NUMBERS = 4096  # of one array; more would not make an estimate surer than others are
-_ITERATIONS = 8
-_NUDGE = 1e-4  # how far a setting is moved for its derivative, in its own size
+_ITERATIONS = 12
+# How far a setting is moved for its derivative, in its own size. A ReLU may switch within the first
+# nudge and spoil it: where its steps stall the next is taken, and after the last there is no more.
+_NUDGES = (1e-4, -1e-6, 1e-6)
+_STALLED = 0.98  # of the energy is left after a step
 _CONVERGED = 1e-7
+_HOPELESS = 0.1  # of the error: two settings that explain less are not estimated
 _FAR = 0.1  # of an array's own distance is added to its unit
 _SIGNIFICANT = 5.0  # standard errors
 _RUNS = 3
@@ -39,8 +44,10 @@ class Fitted:
 
     Attributes
     ----------
-    values, errors : tuple of float
-        Estimates and standard errors, one a setting.
+    values : tuple of float
+        Estimates, one a setting.
+    estimated : callable
+        Gives their standard errors; that takes some runs.
     setup : Setup
         The setup with these values.
     predicted : mapping
@@ -54,11 +61,16 @@ class Fitted:
     base: Setup
     settings: tuple[Setting, ...]
     values: tuple[float, ...]
-    errors: tuple[float, ...]
+    estimated: Callable[[], Array]
     setup: Setup
     predicted: Arrays
     remaining: float
     explains: float
+
+    @cached_property
+    def errors(self) -> tuple[float, ...]:
+        """Standard errors of the values."""
+        return tuple(map(float, self.estimated()))
 
     @property
     def is_significant(self) -> bool:
@@ -73,7 +85,7 @@ class Fitted:
         """One finding a setting."""
         return [
             Finding(
-                bug=setting.bug,
+                bug=_called(setting, value, error),
                 layer=None,
                 estimate=value,
                 confidence=1.0,
@@ -129,7 +141,7 @@ class Estimation:
         columns, kept = [], []
         for setting in settings:
             right = np.array([setting.right(base) or 0.0])
-            column = self._derivative(base, (setting,), right, 0, start)
+            column = self._derivative(base, (setting,), right, 0, start, _NUDGES[0])
             if column is not None and np.any(column):
                 columns.append(column)
                 kept.append(setting)
@@ -146,7 +158,8 @@ class Estimation:
             explained = float(a @ np.linalg.lstsq(g, a, rcond=1e-12)[0])
             found.append((explained, tuple(kept[i] for i in some)))
         found.sort(key=lambda pair: -pair[0])
-        return [settings for _, settings in found]
+        least = _HOPELESS * float(((weight * (self._target - start)) ** 2).sum())
+        return [settings for explained, settings in found if explained > least or count == 1]
 
     def fit(self, base: Setup, settings: Sequence[Setting]) -> Fitted | None:
         """Estimate settings; None if the steps with them are not finite."""
@@ -163,14 +176,13 @@ class Estimation:
         setup = _at(base, settings, values)
         left = self._target - here
         energy = float(((self._target - first) ** 2).sum())
-        errors = self._errors(setup, jacobian, left)
         with np.errstate(all="ignore"):
             predicted = run(setup)
         return Fitted(
             base,
             tuple(settings),
             tuple(map(float, values)),
-            tuple(map(float, errors)),
+            partial(self._errors, setup, jacobian, left),
             setup,
             predicted,
             float(np.sqrt(np.mean(left**2))),
@@ -187,9 +199,11 @@ class Estimation:
     ) -> tuple[Array, Array, Array]:
         """Gauss-Newton from `values`: where it ends, what that gives, and its derivatives."""
         jacobian = np.full((len(here), len(settings)), np.nan)
+        nudges = iter(_NUDGES)
+        nudge = next(nudges)
         for _ in range(_ITERATIONS if counts.any() else 0):
             columns = [
-                self._derivative(base, settings, values, i, here) for i in range(len(values))
+                self._derivative(base, settings, values, i, here, nudge) for i in range(len(values))
             ]
             if any(column is None for column in columns):
                 break
@@ -199,12 +213,15 @@ class Estimation:
                 jacobian * weight[:, None], weight * (self._target - here), rcond=1e-12
             )[0]
             moved = self._moved(base, settings, values, step, here, weight)
-            if moved is None:
-                break
-            done = np.abs(moved[0] - values) <= _CONVERGED * _sizes(settings, values)
-            values, here = moved
-            if done.all():
-                break
+            if moved is not None:
+                done = np.abs(moved[0] - values) <= _CONVERGED * _sizes(settings, values)
+                values, here, left = moved
+                if done.all():
+                    break
+            if moved is None or left > _STALLED:
+                nudge = next(nudges, 0.0)
+                if not nudge:
+                    break
         return values, here, jacobian
 
     def _moved(
@@ -215,8 +232,8 @@ class Estimation:
         step: Array,
         here: Array,
         weight: Array,
-    ) -> tuple[Array, Array] | None:
-        """The new values and what they give, the step shortened until it is better."""
+    ) -> tuple[Array, Array, float] | None:
+        """New values, what they give, the energy's share left; steps shortened until better."""
         least = np.array([setting.least for setting in settings])
         before = float(((weight * (self._target - here)) ** 2).sum())
         for _ in range(4):
@@ -225,7 +242,7 @@ class Estimation:
             if there is not None:
                 left = float(((weight * (self._target - there)) ** 2).sum())
                 if left <= before:
-                    return tried, there
+                    return tried, there, left / max(before, 1e-300)
             step = step / 4
         return None
 
@@ -259,10 +276,16 @@ class Estimation:
         return weight
 
     def _derivative(
-        self, base: Setup, settings: Sequence[Setting], values: Array, moved: int, here: Array
+        self,
+        base: Setup,
+        settings: Sequence[Setting],
+        values: Array,
+        moved: int,
+        here: Array,
+        share: float,
     ) -> Array | None:
-        """What all numbers gain from one of the settings."""
-        nudge = _NUDGE * max(abs(values[moved]), settings[moved].unit)
+        """What all numbers gain from one of the settings, moved by a share of its size."""
+        nudge = share * max(abs(values[moved]), settings[moved].unit)
         nudged = values + nudge * (np.arange(len(values)) == moved)
         there = self._vector(_at(base, settings, nudged))
         return None if there is None else (there - here) / nudge
@@ -316,6 +339,12 @@ def _at(base: Setup, settings: Sequence[Setting], values: Array) -> Setup:
 
 def _sizes(settings: Sequence[Setting], values: Array) -> Array:
     return np.maximum(np.abs(values), [setting.unit for setting in settings])
+
+
+def _called(setting: Setting, value: float, error: float) -> str:
+    """The name of the disagreement."""
+    is_zero = abs(value) <= max(_SIGNIFICANT * error, 1e-6 * setting.unit)
+    return setting.at_zero if setting.at_zero and is_zero else setting.bug
 
 
 def _said(setting: Setting, base: Setup, value: float, error: float) -> str:

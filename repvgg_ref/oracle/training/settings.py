@@ -40,6 +40,8 @@ class Setting:
         The size of a change that is neither large nor small, where the right value is zero.
     least : float
         The smallest value that can be.
+    at_zero : str
+        What the disagreement is called where the value is zero; empty if it has no name of its own.
     """
 
     bug: str
@@ -50,6 +52,7 @@ class Setting:
     late: bool = False
     unit: float = 1.0
     least: float = -np.inf
+    at_zero: str = ""
 
 
 # ------------------------------------------------------------------------ the first step
@@ -227,6 +230,7 @@ SETTINGS: tuple[Setting, ...] = (
         "running_var takes var * n / (n - 1), that is {right:g} in place of it",
         lambda setup: 1.0,
         _with_var_share,
+        at_zero="running-var-biased",
     ),
     Setting(
         "momentum-value",
@@ -235,6 +239,7 @@ SETTINGS: tuple[Setting, ...] = (
         lambda setup: _when(setup.recipe.momentum, _is_scheduled(setup)),
         lambda setup, momentum: with_recipe(setup, momentum=momentum),
         late=True,
+        at_zero="momentum-missing",
     ),
     Setting(
         "momentum-dampened",
@@ -252,6 +257,7 @@ SETTINGS: tuple[Setting, ...] = (
         lambda setup: setup.recipe.weight_decay,
         lambda setup, decay: with_recipe(setup, weight_decay=decay),
         late=True,
+        at_zero="weight-decay-missing",
         unit=1e-4,
     ),
     *(

@@ -14,6 +14,8 @@ from repvgg_ref.oracle.bugs.base import Variant, bug
 from repvgg_ref.oracle.training.bugs.wrong_block import (
     Detached,
     Divided,
+    Doubled,
+    Halved,
     Untrained,
     branches,
     kernels,
@@ -184,6 +186,17 @@ def _branch_gradient_missing(site: TrainingSite) -> TrainingVariants:
 def _branch_not_trained(site: TrainingSite) -> TrainingVariants:
     for name in _branches(site, lambda branch: branch.shapes()):
         yield Variant(with_branch(site.program, name, Untrained), detail=name)
+
+
+@bug(
+    "branch-gradient-scaled",
+    says="{detail} its gradient",
+    advice="a sum hands the same gradient to every term, once",
+)
+def _branch_gradient_scaled(site: TrainingSite) -> TrainingVariants:
+    for change, share in ((Doubled, "twice"), (Halved, "half of")):
+        for name in _branches(site, lambda branch: True):
+            yield Variant(with_branch(site.program, name, change), detail=f"{name} takes {share}")
 
 
 @bug(

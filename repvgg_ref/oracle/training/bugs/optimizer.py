@@ -216,6 +216,7 @@ def _learning_rates(site: TrainingSite) -> TrainingVariants:
     for detail, others in {
         "the first one in every step": (lrs[0],) * len(lrs),
         "shifted by one step": (*lrs[1:], lrs[-1]),
+        "late by one step, zero in the first": (0.0, *lrs[:-1]),
         "in reverse": lrs[::-1],
         "ten times as high": tuple(10 * lr for lr in lrs),
         "a tenth": tuple(lr / 10 for lr in lrs),
@@ -258,6 +259,42 @@ def _gradients_clipped(site: TrainingSite) -> TrainingVariants:
             return {n: g * min(1.0, limit / max(norm, 1e-300)) for n, g in grads.items()}
 
         yield Variant(replace(site.program, grads_map=clipped), parameter=limit)
+
+
+@bug(
+    "other-optimizer",
+    says="the optimizer is not SGD but {detail}",
+    advice="use SGD with momentum and the recipe's numbers",
+    scope="network",
+)
+def _other_optimizer(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
+    recipe = setup.recipe
+    everywhere, kernels = (lambda name: 1.0), (lambda name: recipe.factors(name).decay)
+    for said, decays in (("", everywhere), (" that decays kernels only", kernels)):
+        for detail, coupled, decay in (
+            ("Adam", True, recipe.weight_decay),
+            ("AdamW", False, recipe.weight_decay),
+            ("AdamW with a decay of 0.01", False, 0.01),
+        ):
+            adam = partial(_adam, decay=decay, coupled=coupled, decays=decays)
+            yield Variant(replace(setup, update=adam), detail=detail + said)
+
+
+def _adam(step: Update, *, decay: float, coupled: bool, decays: Callable[[str], float]) -> SgdStep:
+    """Adam with its usual numbers; moments and the count travel among the velocities."""
+    count = float(step.velocities.get("count", np.zeros(()))) + 1
+    params, moments = dict(step.params), {"count": np.asarray(count)}
+    for name, g in step.grads.items():
+        w, shrink = step.params[name], decay * decays(name)
+        d = g + shrink * w if coupled else g
+        first = 0.9 * step.velocities.get(f"first:{name}", 0.0) + 0.1 * d
+        second = 0.999 * step.velocities.get(f"second:{name}", 0.0) + 0.001 * d**2
+        moments |= {f"first:{name}": first, f"second:{name}": second}
+        size = np.sqrt(second / (1 - 0.999**count)) + 1e-8
+        kept = w if coupled else w * (1 - step.lr * shrink)
+        params[name] = kept - step.lr * first / (1 - 0.9**count) / size
+    return SgdStep(params, moments)
 
 
 @bug(

@@ -33,6 +33,22 @@ class Detached(Chain):
         return np.zeros_like(super().backward(grad_y, cache, run))
 
 
+class Doubled(Chain):
+    """A part that takes its gradient twice."""
+
+    _times = 2.0
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """The right one of so many times the gradient."""
+        return super().backward(self._times * grad_y, cache, run)
+
+
+class Halved(Doubled):
+    """A part that takes half of its gradient."""
+
+    _times = 0.5
+
+
 class Untrained(Chain):
     """A part whose arrays get no gradient."""
 
