@@ -172,7 +172,7 @@ def test_every_known_bug_is_named(
     assert len(seen) >= 40
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layer", ["stage1.0", "stage2.0", "stage2.1"])
 @pytest.mark.parametrize(
     "name", ["bn-backward-without-mean-term", "relu-mask-wrong", "gamma-beta-gradients-swapped"]
@@ -183,6 +183,7 @@ def test_a_bug_in_one_layer_is_named_with_its_layer(tiny: Case, name: str, layer
     assert (found.bug, found.layer) == (name, layer)
 
 
+@pytest.mark.slow
 def test_two_bugs_at_once_are_both_named(tiny: Case) -> None:
     first = wrong_setup("running-var-biased", tiny.setup)
     both = wrong_setup("gamma-beta-gradients-swapped", first)
