@@ -24,6 +24,7 @@ from repvgg_ref.oracle.programs.inputs import (
     golden_inputs,
 )
 from repvgg_ref.oracle.report import Report
+from repvgg_ref.oracle.training import diagnose
 from repvgg_ref.oracle.training.bugs import TRAINING_BUGS
 from repvgg_ref.oracle.training.dump import bundle_name
 from repvgg_ref.oracle.training.judge import judge_training
@@ -197,7 +198,12 @@ def test_two_bugs_at_once_are_both_named(tiny: Case) -> None:
     assert all("two bugs at once" in finding.says for finding in report.diagnosis)
 
 
-def test_a_bug_that_nobody_knows_is_called_unknown(tiny: Case) -> None:
+@pytest.mark.parametrize("pairs", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_bug_that_nobody_knows_is_called_unknown(
+    tiny: Case, pairs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not pairs:  # they are tried last and take longest
+        monkeypatch.setattr(diagnose, "_MOST_PARAMETERS_FOR_PAIRS", 0)
     dump = tiny.dump()
     kernel = dump["grad/stage1.0.rbr_dense.conv.weight"]
     kernel[:, ::2] *= 1.01
