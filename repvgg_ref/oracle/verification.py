@@ -213,17 +213,18 @@ def _compare_all(
 
     comparisons: dict[str, Comparison] = {}
     unjudged: dict[str, str] = {}
-    true: Array | None = np.asarray(x, np.float64)  # the reference's own, for the inherited error
+    true: Array = np.asarray(x, np.float64)  # the reference's own, for the inherited error
     with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, (name, found) in enumerate(
             zip(programs, pool.map(compared, programs), strict=True)
         ):
             if progress is not None:
                 progress(name, done, len(programs))
-            if found is None:
+            x_hat = inputs[name]
+            if found is None or x_hat is None:
                 unjudged[name] = "its input or output is not known"
             else:
-                inherited = relative_difference(inputs[name], true)
+                inherited = relative_difference(x_hat, true)
                 report = replace(found.report, inherited=inherited)
                 comparisons[name] = replace(found, report=report)
                 if found.is_blind:

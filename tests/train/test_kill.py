@@ -20,7 +20,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return never_killed(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", range(2))
 def test_a_random_kill(kill: int, whole: Whole, tmp_path: Path) -> None:
     assert len(whole.losses) == 30

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.exact.cook_toom import cook_toom
 from repvgg_ref.exact.points import Point
 from repvgg_ref.oracle.arithmetic.noise import noise_variance
 from repvgg_ref.oracle.arithmetic.sample import Sample, spread_channels
@@ -92,7 +91,7 @@ class TileNoise:
         groups: int,
         channels: Array | None = None,
     ) -> None:
-        self.a, b, g = transforms(cook_toom(algorithm.points))
+        self.a, b, g = transforms(algorithm.points)
         self.tile, self.m = self.a.shape
         self.images, _, height, width = x.shape
         self.grid = -(-height // self.m), -(-width // self.m)
@@ -180,8 +179,11 @@ def _sum(kernels: Array, tiles: Array) -> Array:
     return np.asarray((np.ascontiguousarray(k) @ np.ascontiguousarray(v)).transpose(2, 3, 0, 1))
 
 
-def evidence(noise: TileNoise, sample: Sample, unit: float) -> Evidence:
-    """How well the noise describes the sample's residual (the same channels)."""
+def evidence(noise: TileNoise, sample: Sample, unit: float, *, least: float = -np.inf) -> Evidence:
+    """How well the noise describes the sample's residual (the same channels).
+
+    With a gain of `least` or less, products within tiles are not regressed, which takes long.
+    """
     on = sample.active
     v = unit**2 * noise.variance(sample) + 1e-300
     if sample.gated:  # gates err, too, and know nothing of tiles
@@ -194,6 +196,8 @@ def evidence(noise: TileNoise, sample: Sample, unit: float) -> Evidence:
         return Evidence(0.0, 0.0, 0.0, 1.0, n)
     c = float((squares / mine).mean())
     gain = _likelihood(squares, mine) - _likelihood(squares, direct)
+    if gain <= least:
+        return Evidence(c, gain, 0.0, 1.0, n)
     z = sample.residual / np.sqrt(v * max(c, 1e-300))
     beta, error = noise.beta(np.clip(z, -4, 4), on, sample)
     return Evidence(c, gain, beta, error, n)

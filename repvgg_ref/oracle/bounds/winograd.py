@@ -11,13 +11,14 @@ are summed as they are: theorem 2, with three times the terms.
 
 from __future__ import annotations
 
+from functools import cache
 from math import inf
 from typing import NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.exact.cook_toom import MinimalFilter, cook_toom, every_other_output
+from repvgg_ref.exact.cook_toom import cook_toom, every_other_output
 from repvgg_ref.exact.points import Point
 
 # Interpolation points of F(m, 3) in use, stated here and not taken from any engine that is judged:
@@ -75,13 +76,18 @@ class Transforms(NamedTuple):
     g: Array
 
 
-def transforms(matrices: MinimalFilter) -> Transforms:
-    """The exact matrices in float64.
+@cache  # rational numbers are slow
+def transforms(points: tuple[Point, ...], stride: int = 1) -> Transforms:
+    """The exact matrices in float64, not to be written to.
 
     Scaling row j of one and dividing that of another changes nothing in a bound made of absolute
     values, so every library's variant of the same points is covered.
     """
-    return Transforms(*(np.array(rows, dtype=float) for rows in matrices))
+    exact = every_other_output(points) if stride == 2 else cook_toom(points)
+    matrices = Transforms(*(np.array(rows, dtype=float) for rows in exact))
+    for matrix in matrices:
+        matrix.flags.writeable = False
+    return matrices
 
 
 def applies(m: int, stride: int, dilation: int) -> bool:
@@ -127,11 +133,11 @@ def winograd_magnitudes(
     magnitude, energy : (O, Ho * Wo) arrays
     """
     if stride == 2:
-        matrices = _absolute(every_other_output(POINTS_OF_STRIDE_2[m]))
+        matrices = _absolute(POINTS_OF_STRIDE_2[m], stride)
         magnitude, energy = _by_rows(padded, weight, groups, size, matrices)
         return magnitude, np.sqrt(energy)
-    variants = [cook_toom(points) for points in POINTS[m]]
-    found = [_of_variant(padded, weight, groups, size, _absolute(v)) for v in variants]
+    variants = [_absolute(points, stride) for points in POINTS[m]]
+    found = [_of_variant(padded, weight, groups, size, matrices) for matrices in variants]
     magnitudes, energies = zip(*found, strict=True)
     t = len(variants[0].a)
     return np.maximum.reduce(magnitudes), np.sqrt(t * np.maximum.reduce(energies))
@@ -150,7 +156,7 @@ def winograd_underflow(
     exponentials is convex, hence largest at a corner.
     """
     points = (POINTS_OF_STRIDE_2[m],) if stride == 2 else POINTS[m]
-    make, of_tiles = (every_other_output, _by_rows) if stride == 2 else (cook_toom, _of_variant)
+    of_tiles = _by_rows if stride == 2 else _of_variant
     channels, outputs = weight.shape[1], len(weight) // groups
     inputs = padded.reshape(groups, channels, *padded.shape[1:]).sum(axis=1)
     weight = weight.sum(axis=1, keepdims=True)
@@ -163,7 +169,7 @@ def winograd_underflow(
         return np.asarray(y.reshape(-1, *one_tile)[:, rows][:, :, columns].reshape(len(y), -1))
 
     found = []
-    for a, b, g in (t for p in points for t in _scalings(_absolute(make(p)))):
+    for a, b, g in (t for p in points for t in _scalings(_absolute(p, stride))):
         a1, b1, g1 = (matrix + 1 / len(matrix) for matrix in (a, b, g.T))
         down = a1.sum(axis=0)
         across = np.ones(1) if stride == 2 else down
@@ -193,9 +199,8 @@ def _scalings(matrices: Transforms) -> list[Transforms]:
     return [matrices, Transforms(a, b / scale.T, g * scale), Transforms(a / scale, b, g * scale)]
 
 
-def _absolute(exact: MinimalFilter) -> Transforms:
-    matrices = transforms(exact)
-    return Transforms(*(np.abs(matrix) for matrix in matrices))
+def _absolute(points: tuple[Point, ...], stride: int) -> Transforms:
+    return Transforms(*(np.abs(matrix) for matrix in transforms(points, stride)))
 
 
 def _by_rows(

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bugs.harness import site_of
@@ -80,7 +81,7 @@ def _realigned(model: Model, report: Report, evidence: FileEvidence) -> FileEvid
         kept = {n: kernel for n, kernel in evidence.kernels.items() if n in order[:changed]}
         note = f"from {order[changed]} on the file's weights are in another order: not compared"
         return replace(evidence, kernels=kept, notes=(*evidence.notes, note))
-    theirs = {}
+    theirs: dict[str, Array] = {}
     for name, kernel in evidence.kernels.items():
         stem = name if name == "linear" else f"{name}.fused"
         weight = kernel.weight[:, :, 0, 0] if name == "linear" else kernel.weight

@@ -92,7 +92,7 @@ def fitted(sums: Sums, count: int) -> Fit | None:
     agree = left < _VOTE**2 * power
     chance = min(
         _two_sided(coefficient / error, freedom),
-        float(scipy.stats.binom.sf(agree.sum() - 1, (power > 0).sum(), _CHANCE)),
+        float(scipy.special.bdtrc(agree.sum() - 1, (power > 0).sum(), _CHANCE)),
     )
     return Fit(
         coefficient,
@@ -121,7 +121,7 @@ def clustered(cross: Array, power: Array) -> tuple[float, float, float]:
 
 
 def _two_sided(t: float, freedom: float) -> float:
-    return float(2 * scipy.stats.t.sf(abs(t), freedom))
+    return float(2 * scipy.special.stdtr(freedom, -abs(t)))
 
 
 def posterior(remaining: list[float], outputs: int) -> list[float]:

@@ -81,7 +81,7 @@ class Allowance:
         shares = [size / allowed.rms, float(np.abs(error).max()) / allowed.largest]
         if np.isfinite(allowed.scale) and allowed.scale > 0:
             shares.append(abs(scale_error(error, self.exact[name])) / allowed.scale)
-        return max(shares)
+        return float(max(shares))
 
 
 def allowance(

@@ -29,7 +29,7 @@ _DIRECT = "underflow = _direct_underflow(kernels, columns)"
 # Module, the line as it is, the line that says too little.
 MUTANTS: list[tuple[str, str, str]] = [
     # how many roundings a product meets
-    ("bounds.block", "terms = kernels.weight[0].size\n", "terms = 9\n"),
+    ("bounds.block", "terms = kernels.weight[0].size\n        if m", "terms = 9\n        if m"),
     ("bounds.block", "steps = terms + _OTHER", "steps = terms**0.5 + _OTHER"),
     ("bounds.block", "steps = terms + _OTHER", "steps = terms / 2"),
     ("bounds.block", "(1 + theta(p.u_accumulate, steps))", "(1 + p.u_accumulate)"),
@@ -68,7 +68,7 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("bounds.squeeze_excitation", "own = g * magnitude +", "own = 0 * magnitude +"),
     # Winograd
     ("bounds.block", "m = _OUTPUTS_PER_TILE[algorithm]\n", "m = 0\n"),
-    ("bounds.winograd", "(np.abs(matrix) for matrix in matrices)", "matrices"),
+    ("bounds.winograd", "np.abs(matrix) for matrix", "matrix for matrix"),
     ("bounds.linear_part", _BY_WINOGRAD, _DIRECT),
 ]  # fmt: skip
 

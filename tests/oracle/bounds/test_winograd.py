@@ -10,7 +10,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from repvgg_ref.exact import points as engine_points
-from repvgg_ref.exact.cook_toom import cook_toom, every_other_output
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.bounds.block import Algorithm, block_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
@@ -94,7 +93,7 @@ def test_the_matrices_convolve(m: int) -> None:
     rng = np.random.default_rng(m)
     d, g = rng.normal(size=m + 2), rng.normal(size=3)
     for points in POINTS[m]:
-        t = transforms(cook_toom(points))
+        t = transforms(points)
         assert np.allclose(t.a.T @ ((t.g @ g) * (t.b.T @ d)), np.correlate(d, g), atol=1e-12)
 
 
@@ -102,7 +101,7 @@ def test_the_matrices_convolve(m: int) -> None:
 def test_our_matrices_are_the_printed_ones_up_to_scale(m: int) -> None:
     """The products that a bound is made of are the same: scales cancel in absolute values."""
     bt, g, at = (np.abs(np.asarray(matrix, np.float64)) for matrix in PRINTED[m])
-    ours = transforms(cook_toom(POINTS[m][0]))
+    ours = transforms(POINTS[m][0])
     a, b, w = (np.abs(matrix) for matrix in ours)
     products = np.einsum("ij,jk,jl->ijkl", at, g, bt)
     assert np.allclose(products.sum(axis=1), np.einsum("ji,jk,lj->ikl", a, w, b), atol=1e-12)
@@ -135,9 +134,9 @@ def test_the_sums_are_those_of_the_algorithm(m: int, stride: int) -> None:
     x = rng.normal(size=(4, *(stride * (n - 1) + 3 for n in size)))
     weight = rng.normal(size=(6, 2, 3, 3))
     if stride == 1:
-        matrices, of_tiles = transforms(cook_toom(POINTS[m][0])), _of_variant
+        matrices, of_tiles = transforms(POINTS[m][0]), _of_variant
     else:
-        matrices, of_tiles = transforms(every_other_output(POINTS_OF_STRIDE_2[m])), _by_rows
+        matrices, of_tiles = transforms(POINTS_OF_STRIDE_2[m], 2), _by_rows
     signed, _ = of_tiles(x, weight, 2, size, matrices)
     wanted, _ = REFERENCE.conv2d_forward(
         x[None], weight, None, stride=stride, padding=0, dilation=1, groups=2

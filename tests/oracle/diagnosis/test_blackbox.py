@@ -91,7 +91,7 @@ def test_another_eps_is_measured(network: Network) -> None:
     assert report.diagnosis[0].estimate == pytest.approx(5e-4, rel=1e-2)
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", [*BLOCK, *HEAD])
 def test_strange_bugs_disagree_and_are_unknown(network: Network, kind: str) -> None:
     layer = "linear" if kind in HEAD else network.chain.blocks[1]

@@ -44,7 +44,7 @@ def matrix_of(model: Model) -> MutationMatrix:
     return mutation_matrix(model, golden_inputs(model.arch))
 
 
-@pytest.mark.few
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", [*SMALL, *DEEPER])
 @pytest.mark.parametrize("statistics", [INFERENCE, TRAINING], ids=["inference", "training"])
 def test_chosen_weights_hide_no_known_bug(
@@ -88,7 +88,7 @@ def weakened(arch: Network, **fields: float) -> Model:
     return replace(model, params=params)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("fields", "bug"),
     [

@@ -35,7 +35,7 @@ def calls(report: Report, ok: bool | None) -> list[str]:
     return [probe.call for probe in report.probes if probe.ok is ok]
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", PORTS)
 def test_a_port_that_depends_on_the_call_is_caught_and_named(name: str) -> None:
     make, names = PORTS[name]
@@ -70,6 +70,7 @@ def _first_only(net: Port) -> Port:
     return port
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("make", "bug"),
     [
@@ -157,7 +158,7 @@ RIGHT: dict[str, tuple[Port, int]] = {
 }
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_port_is_not_accused(name: str) -> None:
     port, refused = RIGHT[name]
@@ -168,6 +169,7 @@ def test_a_right_port_is_not_accused(name: str) -> None:
     assert len(calls(report, True)) == ALL_CALLS - refused
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("shape", "says"),
     [

@@ -28,7 +28,7 @@ def verdict(model: Model, port: Model, folder: Path, **more: Any) -> Any:
 
 
 @on_x86
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("kind", ["grouped", "plus"])
 @pytest.mark.parametrize("name", _WAYS)
 def test_every_right_order_agrees(name: str, kind: str, tmp_path: Path) -> None:
@@ -50,6 +50,7 @@ def test_every_block_agrees(kind: str, way: Converter, tmp_path: Path) -> None:
     assert report.verdict == "agree", report.reason
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("stored", ["fp16", "bf16"])
 def test_sixteen_bits_are_named_and_held_to_what_is_asked(stored: str, tmp_path: Path) -> None:
     model = distinguishing_model(SMALL["se-before-relu"])
