@@ -39,7 +39,7 @@ _CHANNELS = 64
 _ROUNDS = 4
 _FEWEST = 3  # layers: fewer cannot tell what they have in common from a fault of one
 _FAR = 4.0  # medians of all layers: a layer that fits this badly takes no part
-_EXPLAINS = 0.02  # of a layer's squared errors: in two layers of three, or it is one layer's fault
+_EXPLAINS = 0.1  # of a layer's squared errors: in two layers of three, or it is one layer's fault
 
 
 class Directed(NamedTuple):
@@ -51,6 +51,11 @@ class Directed(NamedTuple):
     def is_any(self) -> bool:
         """Whether anything is directed."""
         return bool((np.abs(self.coefficients) > 0).any())
+
+    @property
+    def is_at_limit(self) -> bool:
+        """Whether several coefficients are as large as they may be: something else is at work."""
+        return int((np.abs(self.coefficients) > 0.99 * _MOST).sum()) > 1
 
     @property
     def chopped(self) -> float:

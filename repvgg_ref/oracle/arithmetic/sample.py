@@ -194,6 +194,7 @@ def _grouped(rows: Array, columns: Array) -> Array:
     return np.asarray(y.reshape(len(rows), -1))
 
 
+@np.errstate(all="ignore")
 def block_sample(
     program: BlockProgram, x: Array, y: Array, y_hat: Array, precision: Precision
 ) -> Sample:
@@ -246,7 +247,7 @@ def block_sample(
         likely,
         relu="relu" in program.activation,
     )
-    return made.beside(at, at_hat, precision.u_store)
+    return made.beside(at, at_hat, precision.unit)
 
 
 def head_sample(
@@ -271,7 +272,7 @@ def head_sample(
         (1, 1),
         relu=False,
     )
-    return made.beside(y.T, y_hat.T, precision.u_store)
+    return made.beside(y.T, y_hat.T, precision.unit)
 
 
 def spread_channels(channels: int, groups: int, most: int) -> Array:

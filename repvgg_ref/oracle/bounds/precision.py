@@ -59,6 +59,11 @@ class Precision:
     largest: float
 
     @property
+    def unit(self) -> float:
+        """Unit roundoff of the coarsest rounding: TF32 keeps its results in float32."""
+        return max(self.u_store, self.u_input / 2)
+
+    @property
     def number_format(self) -> str:
         """The format of numbers in memory, whatever sums are kept in: "fp16" for "fp16-acc16"."""
         return self.name.partition("-")[0]

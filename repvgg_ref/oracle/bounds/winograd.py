@@ -42,8 +42,18 @@ POINTS: dict[int, tuple[tuple[Point, ...], ...]] = {
         (0, *_both_signs(1, 1 / 2), inf),
         (0, *_both_signs(1 / 2, 3 / 2), inf),
     ),
-    5: ((0, *_both_signs(5 / 8, 5 / 4, 3)),),
-    6: ((0, *_both_signs(1, 2, 1 / 2), inf), (0, *_both_signs(1 / 2, 1, 7 / 4), inf)),
+    5: (
+        (0, *_both_signs(5 / 8, 5 / 4, 3)),
+        (0, *_both_signs(1, 2), 1 / 2, inf),
+        (0, *_both_signs(1, 2), 3, inf),
+        (0, *_both_signs(_ROOT / 2, _ROOT), 1, inf),
+    ),
+    6: (
+        (0, *_both_signs(1, 2, 1 / 2), inf),
+        (0, *_both_signs(1 / 2, 1, 7 / 4), inf),
+        (0, *_both_signs(1, 2, 3), inf),
+        (0, *_both_signs(_ROOT / 2, 1, _ROOT), inf),
+    ),
     7: ((0, *_both_signs(1 / 2, 7 / 8, 3 / 2, 4)),),
     8: ((0, *_both_signs(1, 2, 1 / 2, 3 / 2), inf), (0, *_both_signs(1, 2, 1 / 2, 4), inf)),
 }

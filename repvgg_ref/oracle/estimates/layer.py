@@ -27,6 +27,7 @@ from repvgg_ref.oracle.estimates.estimate import Estimate, wilson_hilferty
 _FEW = 8  # active outputs that a channel needs to be judged alone
 _MANY = 24  # and to take part in the noise of taps
 _DRAWS = 2
+_ROUNDINGS = 64.0  # of a channel's mean: what varies less is lost in them
 _SURE = 0.1  # of a level: six times its limit is an alarm however few outputs there are
 _FEWEST = 64  # outputs that tell tails
 # Medians over a port's layers are at most 7.6 and 18 in modelled arithmetics (where every addition
@@ -67,8 +68,11 @@ class LayerEstimates:
             drifted = replace(sample, residual=self.residual)
             self.residual = drifted.without_gate(self.weights, nuisance.gate * sample.gate_error)
         self.count = sample.active.sum(axis=1)
+        blind = _vary_by_roundings(sample, nuisance.unit)
+        self.weights[blind], self.count[blind] = 0.0, 0
         self._rng = np.random.default_rng(seed)
 
+    @np.errstate(all="ignore")
     def all(self) -> list[Estimate]:
         """Every estimate of this layer."""
         if not self.sample.active.any():
@@ -319,6 +323,20 @@ class LayerEstimates:
         level = np.where(one > 0, (v1 - slope * sy) / np.where(one > 0, one, 1.0), 0.0)
         left = values - level[:, None] - slope[:, None] * y
         return np.where(self.sample.active, left, 0.0)
+
+
+def _vary_by_roundings(sample: Sample, unit: float) -> Array:
+    """Channels whose outputs differ by few roundings, (O,).
+
+    Where a bias is all, its rounding follows the products: errors are no noise, and say nothing of
+    the weights that they come from.
+    """
+    count = np.maximum(sample.active.sum(axis=1), 1)
+    y = np.where(sample.active, sample.y, 0.0)
+    mean = y.sum(axis=1) / count
+    spread = np.sqrt((np.where(sample.active, y - mean[:, None], 0.0) ** 2).sum(axis=1) / count)
+    several = sample.active.sum(axis=1) > 1
+    return np.asarray(several & (spread < _ROUNDINGS * unit * np.abs(mean)))
 
 
 def _capped_mean(values: Array, precision: Array) -> tuple[float, float]:

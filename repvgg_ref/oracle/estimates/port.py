@@ -51,7 +51,12 @@ class PortEstimates:
 
     @property
     def is_of_unknown_noise(self) -> bool:
-        """Whether most layers err as in no arithmetic that is modelled."""
+        """Whether most layers err as in no arithmetic that is modelled.
+
+        Tails are heavier, or partial sums are cut in a way that no direction describes.
+        """
+        if self.arithmetic.directed.is_at_limit:
+            return True
         known = [value for value in self.heaviness.values() if value > 0]
         return bool(known) and float(np.median(known)) > 1
 
@@ -104,7 +109,7 @@ def _estimate_port(
     def each(make: Callable[[str], T]) -> dict[str, T]:
         return dict(zip(seen, pool.map(make, seen), strict=True))
 
-    unit = precision.u_store
+    unit = precision.unit
     seen = with_operands(seen, precision)
     samples = each(lambda name: sample_of(*seen[name], precision))
     layers = {
