@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.operands import Seen
 from repvgg_ref.oracle.blas import single_threaded_blas
-from repvgg_ref.oracle.bounds.block import block_bound, product_energy
+from repvgg_ref.oracle.bounds.block import Bound, block_bound, product_energy
 from repvgg_ref.oracle.bounds.comparison import Comparison, diagnosis_bound
 from repvgg_ref.oracle.bounds.precision import Precision, estimate_unit_roundoff
+from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape
@@ -77,11 +79,15 @@ class Case:
 
     def small_findings(self, name: str) -> list[Finding]:
         """Why a layer within its bound is bad all the same."""
+        return explain_alarms(*self._shown(name))
+
+    def _shown(self, name: str) -> tuple[Site[Any], Seen, Bound, PortEstimates, Precision]:
+        """A layer as explanations want it."""
         compared = self.comparisons[name]
         site = site_of(self.programs, name, self.input_of(name), compared.y_hat)
         assert compared.bound is not None
         seen = Seen(self.programs[name], site.x, compared.y, compared.y_hat)
-        return explain_alarms(site, seen, compared.bound, self.estimates, self.precision)
+        return site, seen, compared.bound, self.estimates, self.precision
 
     def layer_report(self, name: str) -> LayerReport:
         """The layer's report, with the smallest errors that would have been seen in it."""
@@ -110,7 +116,7 @@ class Case:
         found = diagnose(self.evidence(name))
         if found[0].bug != "unknown" or name not in self.estimates.samples:
             return found
-        return explain_unknown(found[0], self.estimates)
+        return explain_unknown(found[0], *self._shown(name))
 
     def excuse(self, name: str) -> bool:
         """Overrule a layer whose errors have an algorithm's covariance, and its size at most."""
@@ -139,7 +145,9 @@ class Case:
             return ""
         energy = product_energy(program, self.input_of(name)).reshape(compared.y.shape)
         found = estimate_unit_roundoff((compared.y_hat - compared.y)[active], energy[active])
-        if not 0 < found.unit_roundoff < _NO_ARITHMETIC:
+        if not 0 < found.unit_roundoff < _NO_ARITHMETIC or (
+            not compared.report.ok and found.looks_like == "fp32"
+        ):
             return ""
         power = f"unit roundoff about 2^{np.log2(found.unit_roundoff):.0f}"
         return f"the errors in {name} look like {found.looks_like}: {power}"
@@ -238,7 +246,15 @@ def _is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
     unknown_noise = case.estimates.is_of_unknown_noise
     explains_nothing = {"unknown", *ESTIMATED} if unknown_noise else {"unknown"}
     explained = any(finding.bug not in explains_nothing for finding in diagnosis)
-    if beyond or explained or not odd:
+    if beyond or not odd:
+        return ""
+    if {finding.bug for finding in diagnosis} == {"outputs-rounded"}:
+        return (
+            f"{len(odd)} of {len(case.comparisons)} layers err at random by more than any"
+            " arithmetic known here does, all within their certified bounds: a fast algorithm that"
+            " is not known here, or outputs kept in fewer bits"
+        )
+    if explained:
         return ""
     if unknown_noise:
         return (

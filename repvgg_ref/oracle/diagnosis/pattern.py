@@ -77,9 +77,9 @@ def _border(beyond: Array, evidence: LayerEvidence) -> str:
         return ""
     border, interior = beyond[:, :, edge].mean(), beyond[:, :, ~edge].mean()
     if interior == 0:
-        return "on the border only: padding"
+        return "beyond it on the border only"
     if border == 0:
-        return "in the interior only"
+        return "beyond it in the interior only"
     return ""
 
 

@@ -20,6 +20,7 @@ from repvgg_ref.oracle.report import Finding
 # Chance of accusing a correct candidate, over a whole verification (Bonferroni-corrected).
 FALSE_ALARM = 1e-6
 _MOST_FINDINGS = 5
+_MOST_EXPLAINED = 0.5  # of the residual: a bug that is there leaves rounding
 _SIGNIFICANT = 8.0  # standard errors
 
 
@@ -43,7 +44,8 @@ class Trial:
     @property
     def named(self) -> bool:
         """Whether this alone leaves nothing but rounding, and something was there to explain."""
-        return self.within and self.fit.is_this and self.is_significant
+        most = self.fit.explains > _MOST_EXPLAINED
+        return self.within and self.fit.is_this and self.is_significant and most
 
     @property
     def is_significant(self) -> bool:

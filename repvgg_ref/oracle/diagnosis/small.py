@@ -6,12 +6,14 @@ bugs of the library, then what was estimated, then both together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.arithmetic.nuisance import Nuisance
 from repvgg_ref.oracle.arithmetic.operands import Seen
 from repvgg_ref.oracle.arithmetic.sample import Sample
 from repvgg_ref.oracle.bounds.block import Bound
@@ -19,6 +21,7 @@ from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.diagnosis.evidence import DO_NOT_FIT, Evidence
 from repvgg_ref.oracle.diagnosis.ranking import Observation, Trial
+from repvgg_ref.oracle.estimates.estimate import Estimate
 from repvgg_ref.oracle.estimates.patches import Explanation, Patch, explain_by_patches
 from repvgg_ref.oracle.estimates.port import PortEstimates
 from repvgg_ref.oracle.estimates.taps import tap_errors, worst_channels
@@ -27,6 +30,8 @@ from repvgg_ref.oracle.report import Finding
 
 _OUTPUTS = 160  # of a channel: enough to see which bugs are worth a closer look
 _CLOSER = 6
+_HALF, _NEARLY = 0.5, 0.9  # of a residual: what a bug explains that may be there with another
+_NOTHING_KNOWN = "nothing in the library explains it: compare the estimated taps with the port's"
 
 _ADVICE = {
     "outputs-scaled": "look for a factor applied to the whole layer, or to its batch norms",
@@ -37,6 +42,7 @@ _ADVICE = {
     "part-scaled": "look at how this part of the output is computed: a tail loop, a last tile",
     "output-altered": "look for a race, or memory written twice",
     "weights-rounded": "keep the weights in float32, or say --precision",
+    "outputs-rounded": "look for a cast, or for sums kept in fewer bits",
 }
 ESTIMATED = frozenset(_ADVICE)  # findings that were estimated, not looked up
 
@@ -128,11 +134,28 @@ def explain_alarms(
     explained = explain_by_patches(estimates.samples[name], nuisance)
     if not explained.left:
         return [_finding(name, patch, len(explained.patches)) for patch in explained.patches]
-    for trial in nearer:  # a bug that is known, and something beside
+    return _known_and_more(close, nearer, nuisance) or [_unknown(name, estimates, explained)]
+
+
+def _known_and_more(
+    close: SampleEvidence, trials: Sequence[Trial], nuisance: Nuisance
+) -> list[Finding]:
+    """A bug of the library and what is left once the reference has it; empty if none is there.
+
+    Trials come with the one that leaves least first.
+    """
+    name = close.layer
+    for trial in trials:
         rest = explain_by_patches(close.beside(trial.predicted), nuisance)
-        if not rest.left:
+        if not rest.left and rest.patches:
             return [trial.one_of_two(), *(_finding(name, patch, 2) for patch in rest.patches)]
-    return [_unknown(name, estimates, explained)]
+    if trials and trials[0].fit.explains > _NEARLY:
+        sample = close.beside(trials[0].predicted)
+        left = explain_by_patches(sample, nuisance).left
+        says = "; ".join(["two causes at once, one of them in no library", *_said(left)])
+        other = Finding("unknown", name, None, 0.0, 0.0, says, _NOTHING_KNOWN)
+        return [trials[0].one_of_two(), replace(other, taps=_taps(sample, nuisance))]
+    return []
 
 
 def _finding(layer: str, patch: Patch, causes: int) -> Finding:
@@ -149,30 +172,42 @@ def _finding(layer: str, patch: Patch, causes: int) -> Finding:
     )
 
 
-def _unknown(layer: str, estimates: PortEstimates, explained: Explanation) -> Finding:
-    """What can be said of a layer that nothing explains: its estimates, and its taps."""
-    said = [estimate.says for estimate in estimates.alarms[layer][:3]]
-    advice = "nothing in the library explains it: compare the estimated taps with the port's"
-    found = Finding("unknown", layer, None, 0.0, 0.0, "; ".join(said), advice)
-    return with_taps(found, estimates)
-
-
-def explain_unknown(finding: Finding, estimates: PortEstimates) -> list[Finding]:
-    """What no bug of the library explains: patches if they leave nothing, else its taps."""
-    name = str(finding.layer)
-    explained = explain_by_patches(estimates.samples[name], estimates.arithmetic.nuisances[name])
+def explain_unknown(
+    finding: Finding,
+    site: Site[Any],
+    seen: Seen,
+    bound: Bound,
+    estimates: PortEstimates,
+    precision: Precision,
+) -> list[Finding]:
+    """Why a layer beyond its bound that no bug of the library explains alone is bad."""
+    name = site.program.name
+    nuisance = estimates.arithmetic.nuisances[name]
+    explained = explain_by_patches(estimates.samples[name], nuisance)
     if explained.patches and not explained.left:
         return [_finding(name, patch, len(explained.patches)) for patch in explained.patches]
-    said = [estimate.says for estimate in estimates.alarms.get(name, [])[:3]]
-    return [with_taps(replace(finding, says="; ".join([finding.says, *said])), estimates)]
+    coarse = SampleEvidence(site, seen, bound, estimates, precision, most=_OUTPUTS)
+    close = SampleEvidence(site, seen, bound, estimates, precision)
+    worth = [trial for trial in coarse.trials() if trial.fit.explains > _HALF]
+    best = sorted(worth, key=lambda trial: trial.fit.remaining)[:_CLOSER]
+    nearer = [trial for t in best if (trial := close.trial(t.mutant)) is not None]
+    says = "; ".join([finding.says, *_said(estimates.alarms.get(name, ()))])
+    taps = _taps(estimates.samples[name], nuisance)
+    return _known_and_more(close, nearer, nuisance) or [replace(finding, says=says, taps=taps)]
 
 
-def with_taps(finding: Finding, estimates: PortEstimates) -> Finding:
-    """The finding with the errors of its layer's taps, as far as outputs tell them."""
-    sample = estimates.samples.get(finding.layer or "")
-    if sample is None or finding.taps is not None:
-        return finding
-    nuisance = estimates.arithmetic.nuisances[sample.name]
+def _unknown(layer: str, estimates: PortEstimates, explained: Explanation) -> Finding:
+    """What can be said of a layer that nothing explains: its estimates, and its taps."""
+    says = "; ".join(_said(estimates.alarms[layer]))
+    taps = _taps(estimates.samples[layer], estimates.arithmetic.nuisances[layer])
+    return Finding("unknown", layer, None, 0.0, 0.0, says, _NOTHING_KNOWN, taps=taps)
+
+
+def _said(alarms: Sequence[Estimate]) -> list[str]:
+    return [estimate.says for estimate in alarms[:3]]
+
+
+def _taps(sample: Sample, nuisance: Nuisance) -> dict[str, Any]:
+    """The errors of the worst channels' weights, as far as outputs tell them."""
     kernel = (sample.products // sample.kernel_size, *sample.kernel_sides)
-    channels = worst_channels(sample, nuisance)
-    return replace(finding, taps=tap_errors(sample, nuisance, channels, kernel))
+    return tap_errors(sample, nuisance, worst_channels(sample, nuisance), kernel)

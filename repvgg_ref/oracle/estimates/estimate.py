@@ -81,7 +81,7 @@ class Estimate:
         where = f" of {self.where}" if self.where else ""
         sure = f"{self.deviation:.0f} standard errors beyond rounding"
         if self.kind == "noise":
-            return f"its errors are {self.value:.3g} times direct summation's ({sure})"
+            return f"its errors are {self.value**0.5:.3g} times those of direct sums ({sure})"
         if self.kind == "taps":
             return f"its weights err by {self.value**0.5:.3g} roundings each ({sure})"
         if self.where == "channels":

@@ -81,7 +81,7 @@ class LayerEstimates:
             *self._scales(),
             *self._biases(),
             *self._contrasts(),
-            *self._tap_noise(),
+            *self.tap_noise(),
             *self._single_taps(),
             *self._noise(),
         ]
@@ -185,7 +185,7 @@ class LayerEstimates:
                 yield f"last {name}", at == length - 1
                 yield f"odd {name}s", at % 2 == 1
 
-    def _tap_noise(self) -> Iterator[Estimate]:
+    def tap_noise(self) -> Iterator[Estimate]:
         """Whether all taps are wrong, by a little each: tau**2 against its tolerance.
 
         ``T = sum_k (M_k g_k)**2`` with ``g = sum_p w r x`` is expected to be ``sum_p (w r E)**2``

@@ -20,6 +20,7 @@ from repvgg_ref.oracle.estimates.layer import LayerEstimates
 
 _MOST = 3  # causes at once
 _ALIKE = 4.0  # parts of a layer may differ by this factor, and still err alike
+_SHARE = 0.2  # of errors of weights at random, that the test of taps must show
 _COARSEST = 1e-3  # about bfloat16: what is larger is no rounding
 _ROUNDING = 0.392  # root mean square of one rounding, in unit roundoffs (`bounds.precision`)
 
@@ -32,9 +33,10 @@ class Patch:
     ----------
     kind : str
         As findings name it: "outputs-scaled", "bias-scaled", "channel-scaled", "bias-altered",
-        "taps-altered", "part-scaled", "output-altered", "weights-rounded".
+        "taps-altered", "part-scaled", "output-altered", "weights-rounded",
+        "outputs-rounded".
     value, error : float
-        The parameter and its standard error, relative; "weights-rounded": root mean square.
+        The parameter and its standard error, relative; of what is rounded: root mean square.
     change : (O, P) array or None
         What it adds to the right outputs; None for errors at random.
     """
@@ -58,6 +60,9 @@ class Explanation:
 def explain_by_patches(sample: Sample, nuisance: Nuisance) -> Explanation:
     """Patch after patch, each the one that leaves least, until nothing is left."""
     patches: tuple[Patch, ...] = ()
+    if nuisance.algorithm == "direct":  # what was taken for noise may be the fault
+        still = replace(sample, residual=sample.residual - nuisance.drift)
+        nuisance = replace(nuisance, variance=noise_variance(still, nuisance.unit))
     here = LayerEstimates(sample, nuisance)
     left = alarms(here.all())
     while left and len(patches) < _MOST:
@@ -85,12 +90,21 @@ def _after(patch: Patch, here: LayerEstimates) -> LayerEstimates:
             left = replace(mended, residual=mended.residual - nuisance.drift)
             nuisance = replace(nuisance, variance=noise_variance(left, nuisance.unit))
         return LayerEstimates(mended, nuisance)
-    tau = (patch.value / nuisance.unit) ** 2
-    wider = nuisance.variance + nuisance.unit**2 * tau * sample.energy
+    square = (patch.value / nuisance.unit) ** 2
+    size = sample.energy if patch.kind == "weights-rounded" else sample.y**2
+    level = 3 * square * float((size[sample.active] / _direct(sample)[sample.active]).mean())
     loose = replace(
-        nuisance, taps=nuisance.taps + 3 * tau, variance=wider, level=nuisance.level + 3 * tau
+        nuisance,
+        taps=nuisance.taps + (3 * square if patch.kind == "weights-rounded" else 0.0),
+        variance=nuisance.variance + nuisance.unit**2 * square * size,
+        level=nuisance.level + level,
     )
     return LayerEstimates(sample, loose)
+
+
+def _direct(sample: Sample) -> Array:
+    """What the level of a layer's noise is measured in, without u**2 (`LayerEstimates`)."""
+    return np.asarray(sample.energy + 0.3 * sample.y**2 + 1e-300)
 
 
 def _candidates(here: LayerEstimates, left: Sequence[Estimate]) -> Iterator[Patch]:
@@ -186,21 +200,26 @@ def _rounded_weights(here: LayerEstimates) -> Iterator[Patch]:
     if not _is_everywhere(here):
         return
     on = sample.active
-    energy = float(sample.energy[on].sum())
-    excess = float((here.residual[on] ** 2).sum()) - float(nuisance.variance[on].sum())
-    fitted = [max(excess, 0.0) / max(energy, 1e-300)]
+    squares = float((here.residual[on] ** 2).sum())
+    excess = squares - float(nuisance.variance[on].sum())
+    energy, outputs = float(sample.energy[on].sum()), float((sample.y[on] ** 2).sum())
+    taps = next(here.tap_noise(), None)
     # The fitted noise may hold all of it already: then the mean square of what was seen does.
-    fitted.append(0.7 * float((here.residual[on] ** 2).sum()) / max(energy, 1e-300))
-    for square in fitted:
-        if not 0 < square < _COARSEST**2:
+    for left in (max(excess, 0.0), 0.7 * squares):
+        of_weights, of_outputs = (left / max(size, 1e-300) for size in (energy, outputs))
+        if not 0 < of_weights < _COARSEST**2:
             continue
-        value = float(np.sqrt(square))
-        bits = -np.log2(value / _ROUNDING)
-        says = (
-            f"the weights err at random by {value:.2g} of themselves, as if they were kept to"
-            f" {bits:.0f} bits"
-        )
-        yield Patch("weights-rounded", "", value, 0.1 * value, None, says)
+        if taps is None or taps.value * nuisance.unit**2 > _SHARE * of_weights:
+            yield _at_random("weights-rounded", "weights", of_weights, on)
+        else:  # errors that no weight has, since they differ from output to output
+            yield _at_random("outputs-rounded", "outputs", of_outputs, on)
+
+
+def _at_random(kind: str, what: str, square: float, on: Array) -> Patch:
+    value = float(np.sqrt(square))
+    bits = -np.log2(value / _ROUNDING)
+    says = f"the {what} err at random by {value:.2g} of themselves, as if kept to {bits:.0f} bits"
+    return Patch(kind, "", value, value / float(np.sqrt(2 * max(on.sum(), 1))), None, says)
 
 
 def _is_everywhere(here: LayerEstimates) -> bool:
