@@ -180,7 +180,7 @@ class _Maker:
         steps = -(-k // step)
         padded = np.zeros((groups, steps * step, p), bool)
         padded[:, :k] = adds
-        any_of = padded.reshape(groups, steps, step, p).any(axis=2)
+        any_of = np.asarray(padded.reshape(groups, steps, step, p).any(axis=2))
         later = np.cumsum(any_of[:, ::-1], axis=1)[:, ::-1]
         later = np.repeat(later, step, axis=1)[:, :k]
         if channels_last:
