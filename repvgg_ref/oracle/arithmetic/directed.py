@@ -173,7 +173,7 @@ class _Maker:
         if name == "weights":
             cut = np.sign(sample.weight) * self._ulp(sample.weight)
             return -sample.times(cut)
-        adds: Array = np.not_equal(sample.columns, 0)  # (G, K, P)
+        adds = np.asarray(sample.columns != 0)  # (G, K, P)
         if name in _CHOPPED:
             counted = replace(sample, columns=sample.columns * self._to_come(adds, *_CHOPPED[name]))
             return -1.44 * self.unit * counted.times(sample.weight)

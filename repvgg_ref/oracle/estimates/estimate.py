@@ -55,8 +55,13 @@ class Estimate:
     @property
     def deviation(self) -> float:
         """By how many standard errors the value is beyond the tolerance, tails allowed for."""
-        size = self.value if self.kind in _SIZES else abs(self.value)
-        beyond = max(0.0, size - self.tolerance)
+        if self.kind == "taps":
+            # The error grows with the value: their ratio stays, and says how many channels agree.
+            ratio = self.value / max(self.tolerance, 1e-300)
+            beyond = self.value * float(np.log(ratio)) if ratio > 1 else 0.0
+        else:
+            size = self.value if self.kind in _SIZES else abs(self.value)
+            beyond = max(0.0, size - self.tolerance)
         return beyond / max(self.error, 1e-300) / TAILS[self.scope]
 
     @property
@@ -93,7 +98,12 @@ class Estimate:
     def smallest(self, tests: int = 1_000_000) -> float:
         """The smallest value that would have been an alarm among so many tests."""
         needed = -float(scipy.special.ndtri(FALSE_ALARM / max(tests, self.count) / 2))
-        return self.tolerance + needed * TAILS[self.scope] * (self.typical or self.error)
+        beyond = needed * TAILS[self.scope] * (self.typical or self.error)
+        if self.kind == "taps":  # the root of v log(v / tolerance) = beyond
+            return self.tolerance * float(
+                np.exp(scipy.special.lambertw(beyond / self.tolerance).real)
+            )
+        return self.tolerance + beyond
 
 
 def alarms(estimates: Iterable[Estimate]) -> list[Estimate]:

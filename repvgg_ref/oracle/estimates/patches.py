@@ -22,6 +22,7 @@ _MOST = 3  # causes at once
 _ALIKE = 4.0  # parts of a layer may differ by this factor, and still err alike
 _SHARE = 0.2  # of errors of weights at random, that the test of taps must show
 _COARSEST = 1e-3  # about bfloat16: what is larger is no rounding
+_NOTHING = 3.0  # standard errors: a right layer's largest deviation
 _ROUNDING = 0.392  # root mean square of one rounding, in unit roundoffs (`bounds.precision`)
 
 
@@ -69,12 +70,20 @@ def explain_by_patches(sample: Sample, nuisance: Nuisance) -> Explanation:
         tried = [(patch, _after(patch, here)) for patch in _candidates(here, left)]
         if not tried:
             break
-        judged = [(patch, after, alarms(after.all())) for patch, after in tried]
-        patch, after, rest = min(judged, key=lambda t: (bool(t[2]), _badness(t[2])))
+        judged = [(patch, after, after.all()) for patch, after in tried]
+        patch, after, rest = min(judged, key=lambda t: _left_over(t[2]))
+        rest = alarms(rest)
         if _badness(rest) >= _badness(left):
             break
         patches, here, left = (*patches, patch), after, rest
     return Explanation(patches, tuple(left))
+
+
+def _left_over(estimates: Sequence[Estimate]) -> tuple[bool, float, float]:
+    """How much is left: alarms, then what is near one; the first of equals has least parameters."""
+    left = alarms(estimates)
+    largest = max((estimate.deviation for estimate in estimates), default=0.0)
+    return bool(left), _badness(left), max(0.0, largest - _NOTHING)
 
 
 def _badness(left: Sequence[Estimate]) -> float:

@@ -16,10 +16,12 @@ from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 
 Extents = tuple[int, int, int]  # images, height, width
 
-DEFAULT: Extents = (2, 96, 80)  # a square hides what confuses height with width
+# Four images: with two, the last layers have too few outputs to show weights kept to 20 bits. A
+# square hides what confuses height with width.
+DEFAULT: Extents = (4, 96, 80)
 # Sides of images that networks are compiled for, the most usual first; then batches.
 _SIDES = (224, 32, 28, 64, 96, 128, 256, 299, 160, 192, 320, 384)
-_BATCHES = (4, 8, 16, 32)
+_BATCHES = (2, 4, 8, 16, 32)
 _USUAL_SIDES = (224, 32)
 _SECONDS = 8.0  # after which no further shape is tried
 _SECONDS_A_CALL = 60.0

@@ -1,0 +1,50 @@
+"""Right ports in arithmetics that once were taken for faulty ones, rounding emulated."""
+
+from __future__ import annotations
+
+import pytest
+
+from repvgg_ref.oracle.arithmetic.directed import DIRECTIONS
+from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.verification import judge
+from tests.studies.oracle.arithmetics import run
+from tests.studies.oracle.false_alarms import estimated
+from tests.studies.oracle.networks import network_and_inputs
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_chopping_adders_are_found_behind_squeeze_and_excitation(step: int) -> None:
+    """What they lose turns the gates, too; the loss, half an ulp an addition, is still measured."""
+    model, x = network_and_inputs("se-16", 7, (33, 40))
+    programs = Programs(model)
+    found = estimated(programs, x, run(programs, x, f"chop-{step}"), "fp32")
+    shares = dict(zip(DIRECTIONS, found.arithmetic.directed.coefficients, strict=True))
+    assert shares[f"chopped-{step}"] == pytest.approx(0.5, abs=0.1)
+    assert not found.alarms
+
+
+@pytest.mark.parametrize("network", ["plain", "plain-16"])
+def test_winograd_is_proved_by_small_layers_together(network: str) -> None:
+    model, x = network_and_inputs(network, 5, (48, 40) if network == "plain" else (24, 24))
+    programs = Programs(model)
+    found = estimated(programs, x, run(programs, x, "F6"), "fp32")
+    assert found.arithmetic.algorithms
+    assert not found.alarms
+
+
+def test_noise_of_no_known_kind_is_not_judged() -> None:
+    """Strassen's algorithm is right, and is not modelled."""
+    model, x = network_and_inputs("grouped-16", 20003, (33, 40))
+    outputs = run(Programs(model), x, "strassen")
+    report = judge(model, Outputs(outputs), x, precision="fp32")
+    assert report.verdict == "cannot-judge"
+    assert "no arithmetic known" in report.reason
+
+
+def test_a_faulty_layer_among_right_ones_is_no_unknown_noise() -> None:
+    model, x = network_and_inputs("grouped-16", 20003, (33, 40))
+    outputs = run(Programs(model), x, "blocked", {"stage2.1": lambda _p, _x, y: y * (1 + 1e-5)})
+    report = judge(model, Outputs(outputs), x, precision="fp32")
+    assert report.verdict == "disagree"
+    assert report.first_bad_layer == "stage2.1"
