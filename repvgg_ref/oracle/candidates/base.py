@@ -55,6 +55,8 @@ class FileEvidence:
     doubts : tuple of str
         What could act otherwise on other inputs, so that no values here prove it right.
     notes : tuple of str
+    computed : frozenset of str
+        The layers whose kernels are not stored, but sums or multiples of what is.
     scaled : (str, str) or None
         The formats of weights and biases before they were divided by estimated factors.
     """
@@ -64,6 +66,7 @@ class FileEvidence:
     suspects: tuple[Finding, ...] = ()
     doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    computed: frozenset[str] = frozenset()
     scaled: tuple[str, str] | None = None
 
 

@@ -33,6 +33,7 @@ def file_evidence(chain: Chain, taps: Taps, arch: Network) -> FileEvidence:
     """Read every matched block of the graph, and its classifier."""
     start = taps.entrance.start or Tap(chain.entrance.name, taps.entrance.perm)
     kernels: dict[str, FusedConv] = {}
+    computed: set[str] = set()
     findings: list[Finding] = []
     suspects = list(_altered(taps))
     unread_layers: list[str] = []
@@ -43,10 +44,12 @@ def file_evidence(chain: Chain, taps: Taps, arch: Network) -> FileEvidence:
         if reading is not None:
             findings += _clips(reading, spec)
             findings += _border(reading, spec, chain)
-        if kernel is None:
+        if kernel is None or reading is None:
             unread_layers.append(name + _why(reading))
         else:
             kernels[name] = kernel
+            if not is_stored(reading, fused_conv(spec)):
+                computed.add(name)
         start = tap
     if taps.ending is not None and len(taps.blocks) == len(arch.blocks):
         reading = _read(chain, start, taps.ending.logits, arch.features)
@@ -63,6 +66,7 @@ def file_evidence(chain: Chain, taps: Taps, arch: Network) -> FileEvidence:
         tuple(suspects),
         tuple(_conditions(chain)),
         notes if unread_layers else (),
+        frozenset(computed),
     )
 
 
@@ -80,10 +84,11 @@ def kernel_of(reading: Reading, conv: Conv) -> FusedConv | None:
         form = form.part(slice(0, conv.out_channels), slice(None))
     if form.stride != conv.stride or len(form.bias) != conv.out_channels:
         return None
-    lattice, term = conv.lattice, form.terms[0]
-    stored = len(form.terms) == 1 and bool((term.scale == 1).all())
-    if stored and form.groups == conv.groups and term.lattice == lattice:
-        return FusedConv(_narrowed(term.kernel, reading), form.bias)
+    lattice = conv.lattice
+    if is_stored(reading, conv):
+        kernel = _narrowed(form.terms[0].kernel, reading)
+        # a sum of two biases is theirs to float32's rounding only, as the runtime forms it
+        return FusedConv(kernel, form.bias.astype(np.promote_types(kernel.dtype, np.float32)))
     if reading.stored & _NARROW:
         return None
     outside = [at for at in form.lattice.offsets() if lattice.tap(at) is None]
@@ -94,7 +99,14 @@ def kernel_of(reading: Reading, conv: Conv) -> FusedConv | None:
     if grouped is None:
         return None
     weight = grouped.reshape(*grouped.shape[:2], *lattice.size).astype(np.float32)
-    return FusedConv(weight, form.bias)
+    return FusedConv(weight, form.bias.astype(np.float32))
+
+
+def is_stored(reading: Reading, conv: Conv) -> bool:
+    """Whether the file holds the kernel as it is, and only a bias may have to be computed."""
+    form, term = reading.form, reading.form.terms[0]
+    alone = len(form.terms) == 1 and bool((term.scale == 1).all())
+    return alone and form.groups == conv.groups and term.lattice == conv.lattice
 
 
 def _narrowed(kernel: Array, reading: Reading) -> Array:

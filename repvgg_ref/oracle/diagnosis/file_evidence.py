@@ -15,6 +15,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates.base import FileEvidence
 from repvgg_ref.oracle.candidates.names import listed
@@ -22,7 +23,8 @@ from repvgg_ref.oracle.diagnosis.static_check import check_kernel
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 from repvgg_ref.oracle.symmetry.kernels import realign
-from repvgg_ref.oracle.weights.conversion import Conversion, Unsettled
+from repvgg_ref.oracle.weights.arithmetic import UNITS, least_error
+from repvgg_ref.oracle.weights.conversion import Conversion, Simulated, Unsettled
 from repvgg_ref.oracle.weights.held import conversion_of, formats_of
 from repvgg_ref.oracle.weights.terms import terms_of
 
@@ -38,7 +40,8 @@ def with_file_evidence(report: Report, model: Model, evidence: FileEvidence | No
     if evidence is None:
         return report
     evidence = _realigned(model, report, evidence)
-    found, marks = _in_the_file(model, evidence)
+    precision = PRECISIONS[report.precision].number_format
+    found, marks = _in_the_file(model, evidence, precision)
     wrong = {layer.name for layer in report.layers if not layer.ok} | found.keys()
     for suspect in evidence.suspects:
         if suspect.layer in wrong:  # it accounts for a wrong kernel, too
@@ -97,24 +100,25 @@ def _realigned(model: Model, report: Report, evidence: FileEvidence) -> FileEvid
 
 
 def _in_the_file(
-    model: Model, evidence: FileEvidence
+    model: Model, evidence: FileEvidence, precision: str
 ) -> tuple[dict[str, list[Finding]], dict[str, LayerReport]]:
     """Layer -> what is wrong there in any case, and -> the report on it."""
     programs = Programs(model)
     found: dict[str, list[Finding]] = {}
     marks: dict[str, LayerReport] = {}
-    blocks = {name: kernel for name, kernel in evidence.kernels.items() if name != "linear"}
-    conversion: Conversion | None = None
+    conversions = _Conversions(programs, evidence, precision)
     for layer, kernel in evidence.kernels.items():
         if layer == "linear":
-            report, findings = check_classifier(model, kernel, scaled=evidence.scaled is not None)
+            scaled = evidence.scaled is not None
+            report, findings = check_classifier(model, kernel, precision, scaled=scaled)
         elif is_rounded_once(programs[layer].fused_kernel(), kernel):
             continue  # nothing could be better, and most files are: no need of bounds
         else:
             spec = model.arch.block(layer)
             blank = np.zeros((1, spec.in_channels, *_UNSEEN))
-            conversion = conversion or _conversion(programs, blocks, evidence.scaled)
-            report, findings = check_kernel(site_of(programs, layer, blank), kernel, conversion)
+            report, findings = check_kernel(
+                site_of(programs, layer, blank), kernel, conversions.of(layer)
+            )
         if not report.ok:
             found[layer] = list(findings)
             note = report.note or f"a tap is off by {report.ratio:.3g} times its bound"
@@ -127,14 +131,45 @@ def _in_the_file(
     return found, marks
 
 
-def _conversion(
-    programs: Programs, kernels: Mapping[str, FusedConv], scaled: tuple[str, str] | None
-) -> Conversion:
-    """How the file's kernels were made; where they were rescaled since, no single bit is known."""
-    if scaled is not None:
-        return Unsettled(scaled, _RESCALED)
-    stored = _stored(kernels)
-    return conversion_of(lambda: [(terms_of(programs[n]), k) for n, k in kernels.items()], stored)
+class _Conversions:
+    """How a file's kernels were made, held to `precision`.
+
+    Those that are stored and those that are computed from what is stored were made differently.
+    """
+
+    def __init__(self, programs: Programs, evidence: FileEvidence, precision: str) -> None:
+        self.programs, self.evidence, self.precision = programs, evidence, precision
+        self._known: dict[bool, Conversion] = {}
+
+    def of(self, layer: str) -> Conversion:
+        """A layer's; inferred with all others of its kind when it is first asked for."""
+        computed = layer in self.evidence.computed
+        if computed not in self._known:
+            self._known[computed] = self._inferred(computed)
+        return self._known[computed]
+
+    def _inferred(self, computed: bool) -> Conversion:
+        scaled = self.evidence.scaled
+        if scaled is not None:  # then no single bit is known
+            return Unsettled((self.precision, _coarser(self.precision, scaled[1])), _RESCALED)
+        kernels = {
+            name: kernel
+            for name, kernel in self.evidence.kernels.items()
+            if name != "linear" and (name in self.evidence.computed) is computed
+        }
+        found = conversion_of(
+            lambda: [(terms_of(self.programs[n]), k) for n, k in kernels.items()],
+            _stored(kernels),
+            self.precision,
+        )
+        if computed and isinstance(found, Simulated):
+            # its parts were rounded each by itself, and their sum is ours
+            return found._replace(added=None, shift=None)
+        return found
+
+
+def _coarser(first: str, second: str) -> str:
+    return max(first, second, key=lambda name: UNITS[name])
 
 
 def _stored(kernels: Mapping[str, FusedConv]) -> tuple[str, str]:
@@ -146,7 +181,9 @@ def _stored(kernels: Mapping[str, FusedConv]) -> tuple[str, str]:
 
 
 def is_rounded_once(exact: FusedConv, got: FusedConv) -> bool:
-    """Whether every tap is the exact one, rounded to the type of `got.weight`."""
+    """Whether every tap is the exact one, rounded to float32 or finer as `got.weight` is."""
+    if got.weight.dtype == np.float16:  # which not every port may be held in
+        return False
     for want, have in zip(exact, got, strict=True):
         if want.shape != have.shape:
             return False
@@ -157,23 +194,22 @@ def is_rounded_once(exact: FusedConv, got: FusedConv) -> bool:
 
 
 def check_classifier(
-    model: Model, got: FusedConv, *, scaled: bool = False
+    model: Model, got: FusedConv, precision: str, *, scaled: bool = False
 ) -> tuple[LayerReport, list[Finding]]:
-    """Compare a classifier's weight (classes, C, 1, 1) and bias with the reference's."""
+    """Compare a classifier's weight (classes, C, 1, 1) and bias with the reference's.
+
+    They may be rounded to `precision`, and to float32 in any case.
+    """
     weight, bias = (np.asarray(model.params[f"linear.{p}"], np.float64) for p in ("weight", "bias"))
-    unit = float(np.finfo(got.weight.dtype).eps) / 2
-    unit = max(unit, 2.0**-24)  # a float64 product of float32 numbers is as good as they are
     if got.weight.shape[:2] != weight.shape:
         note = f"a classifier of shape {got.weight.shape[:2]}, wanted {weight.shape}"
         return LayerReport.incomparable("linear", note), []
     errors = np.concatenate(
         [np.abs(got.weight[:, :, 0, 0] - weight), np.abs(got.bias - bias)[:, None]], axis=1
     )
-    bound = (
-        (_RESCALED if scaled else _ROUNDINGS)
-        * unit
-        * np.abs(np.concatenate([weight, bias[:, None]], axis=1))
-    )
+    roundings = (_RESCALED if scaled else _ROUNDINGS) * UNITS[precision]
+    sizes = np.abs(np.concatenate([weight, bias[:, None]], axis=1))
+    bound = roundings * sizes + least_error(precision)
     wrong = ~(errors <= bound)
     at = np.unravel_index(np.argmax(errors - bound), errors.shape)
     report = LayerReport(

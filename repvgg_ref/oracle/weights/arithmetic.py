@@ -35,6 +35,11 @@ HAS_WIDER = bool(np.finfo(WIDER).nmant >= 63)
 FLUSH = 2.0**-126
 
 
+def least_error(number_format: str) -> float:
+    """By how much a number near zero may err: float16's smallest step, or what is flushed."""
+    return 2.0**-24 if number_format == "fp16" else FLUSH
+
+
 class Arithmetic(NamedTuple):
     """Operations in a format, "fp32" or "fp64"; float64 rounds to nearest only."""
 

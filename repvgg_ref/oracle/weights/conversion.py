@@ -289,7 +289,7 @@ class Unsettled(NamedTuple):
     def check(self, terms: Terms, got: FusedConv) -> Odd:
         """Which taps no slope of their channel explains, two directed roundings allowed."""
         none = np.zeros(len(got.bias), bool)
-        return Odd(inconsistent(terms, got, self.units[0]), none)
+        return Odd(inconsistent(terms, got, self.stored[0]), none)
 
     @property
     def in_words(self) -> str:

@@ -18,8 +18,10 @@ _STORED_ONCE = 3  # roundings, of a number that is asked to be held in 16 bits
 def formats_of(weights: Mapping[str, Array], biases: Mapping[str, Array]) -> tuple[str, str]:
     """The narrowest formats that hold all kernels and all biases of a file."""
     kernels = stored_format(weights)
-    # too few biases say nothing: then they are taken to be stored as the kernels are
-    together = stored_format({f"k {n}": a for n, a in weights.items()} | dict(biases))
+    # too few biases say nothing: then they are taken to be stored as the kernels are. Of kernels
+    # the values count, not their type, which the biases need not have.
+    values = {f"k {n}": np.asarray(a, np.float64) for n, a in weights.items()}
+    together = stored_format(values | dict(biases))
     return kernels, kernels if together == kernels else stored_format(biases)
 
 

@@ -11,14 +11,18 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
+from repvgg_ref.oracle.weights.arithmetic import UNITS, least_error
 from repvgg_ref.oracle.weights.terms import Terms, tap_of
 
 # Two roundings of at most two units each, and their product.
 _WIDTH = 4.01
 
 
-def inconsistent(terms: Terms, got: FusedConv, unit: float) -> Array:
-    """The taps, a mask (O, C/G, Kh, Kw), that no slope admits which most of their channel do."""
+def inconsistent(terms: Terms, got: FusedConv, stored: str) -> Array:
+    """The taps, a mask (O, C/G, Kh, Kw), that no slope admits which most of their channel do.
+
+    `stored` is their format.
+    """
     odd = np.zeros(got.weight.shape, bool)
     alone = terms.alone
     for number, term in enumerate(terms.terms):
@@ -27,16 +31,16 @@ def inconsistent(terms: Terms, got: FusedConv, unit: float) -> Array:
             continue
         raw = np.stack([terms.on(tap)[number] for tap in taps], -1).astype(np.float64)
         mine = np.stack([tap_of(got, tap) for tap in taps], -1).astype(np.float64)
-        wrong = _outliers(raw.reshape(len(raw), -1), mine.reshape(len(raw), -1), unit)
+        wrong = _outliers(raw.reshape(len(raw), -1), mine.reshape(len(raw), -1), stored)
         wrong = wrong.reshape(raw.shape)
         for at, tap in enumerate(taps):
             odd[:, :, tap[0], tap[1]] = wrong[..., at]
     return odd
 
 
-def _outliers(raw: Array, taps: Array, unit: float) -> Array:
+def _outliers(raw: Array, taps: Array, stored: str) -> Array:
     """The same for rows of raw weights and taps, (O, K)."""
-    room = _WIDTH * unit * np.abs(taps) + np.finfo(np.float32).tiny
+    room = _WIDTH * UNITS[stored] * np.abs(taps) + least_error(stored)
     usable = np.abs(raw) > 1e-30
     safe = np.where(usable, raw, 1.0)
     a, b = (taps - room) / safe, (taps + room) / safe
