@@ -13,7 +13,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
-from repvgg_ref.oracle.weights.arithmetic import DIRECTIONS, HAS_WIDER, Arithmetic, stepped
+from repvgg_ref.oracle.weights.arithmetic import DIRECTIONS, Arithmetic, stepped
 from repvgg_ref.oracle.weights.conversion import Conversion, Exact, Simulated, differs
 from repvgg_ref.oracle.weights.orders import (
     ORDERS,
@@ -66,10 +66,9 @@ def infer(layers: Iterable[Layer], stored: tuple[str, str]) -> Conversion | None
     samples = [_sample(terms, got) for terms, got in layers]
     enough = (len(samples) + 1) // 2
     exact = _exact(samples, stored, enough)
-    if exact is not None or stored[0] not in ("fp32", "fp64"):
+    if exact is not None or stored[0] != "fp32":
         return exact
-    directions = DIRECTIONS if stored[0] == "fp32" else DIRECTIONS[:1]
-    ways = [(order, Arithmetic(stored[0], d)) for d in directions for order in ORDERS]
+    ways = [(order, Arithmetic("fp32", d)) for d in DIRECTIONS for order in ORDERS]
     for steps in ((0,), _STEPS):  # most roots are right to the last bit
         found = [(_score([_odd(s, *way, steps) for s in samples]), way) for way in ways]
         score, (order, a) = max(found, key=lambda each: each[0])
@@ -106,8 +105,6 @@ def _sample(terms: Terms, got: FusedConv) -> Sample:
 
 def _exact(samples: list[Sample], stored: tuple[str, str], enough: int) -> Exact | None:
     """The fusion in a wider format, if that is it."""
-    if stored[0] == "fp64" and not HAS_WIDER:
-        return None
     best: tuple[int, Exact | None] = (np.iinfo(int).max, None)
     for way in (Exact(stored, d, eps) for eps in (False, True) for d in DIRECTIONS):
         wrong = [way.check(sample.terms, sample.got) for sample in samples]
