@@ -34,7 +34,7 @@ Slopes = list[Array | None]
 
 _ROWS, _INPUTS = 12, 16  # of each layer that are looked at
 _OFF, _FEW_OFF = 0.005, 2  # share and number of a layer's taps that may be wrong for all that
-_BIASES_OFF = 0.2  # share of a layer's: a root that errs by an ulp moves some
+_BIASES_OFF, _BIASES_FEW = 0.01, 1  # share and number of a file's biases
 _STEPS = (0, 1, -1, 2, -2, 3, -3, 4, -4)
 
 
@@ -78,7 +78,7 @@ def infer(layers: Iterable[Layer], stored: tuple[str, str]) -> Conversion | None
         return None
     slopes = [_fitted(sample, order, a) for sample in samples]
     added = _best_sum(samples, order, a, [fitted for fitted, _ in slopes], enough)
-    shift, shift_order = _best_shift(samples, a, enough)
+    shift, shift_order = _best_shift(samples, order, a, [fitted for fitted, _ in slopes])
     spread = int(np.quantile(np.concatenate([abs(s) for _, s in slopes]), 0.99, method="lower"))
     return Simulated(stored, a, order, added, shift, shift_order, spread)
 
@@ -204,25 +204,28 @@ def _best_sum(
 
 
 def _best_shift(
-    samples: list[Sample], a: Arithmetic, enough: int
+    samples: list[Sample], order: Order, a: Arithmetic, slopes: list[Slopes]
 ) -> tuple[Shift | None, tuple[int, ...]]:
-    """How biases are formed and added; None if no way of ours gives nearly all of them."""
+    """How biases are formed and added; None if no way of ours gives (nearly) all of them.
+
+    Orders differ in few biases, and those by an ulp: one that gives most of them is not known to be
+    the file's. `slopes` are those of `order`, as the taps show them.
+    """
     largest = max((sample.terms for sample in samples), key=lambda terms: len(terms.terms))
-    orders = list(dict.fromkeys(how.order for how in sums(largest)))
-    best: tuple[Score, Shift, tuple[int, ...]] | None = None
+    sequences = list(dict.fromkeys(how.order for how in sums(largest)))
+    found: list[tuple[int, int, Shift, tuple[int, ...]]] = []
     for shift in shifts(a):
+        same = shift.order == order
         parts = [
-            shift_parts(s.terms, shift, parameters(s.terms, shift.order, a), a) for s in samples
+            shift_parts(s.terms, shift, t if same else parameters(s.terms, shift.order, a), a)
+            for s, t in zip(samples, slopes, strict=True)
         ]
-        for order in orders:
-            wrong = [
-                differs(sample.got.bias, added_parts(mine, order, a))
+        for sequence in sequences:
+            off = sum(
+                int(differs(sample.got.bias, added_parts(mine, sequence, a)).sum())
                 for sample, mine in zip(samples, parts, strict=True)
-            ]
-            right = sum(int((~odd).sum()) for odd in wrong)
-            score = Score(sum(bool(odd.mean() <= _BIASES_OFF) for odd in wrong), right)
-            if best is None or score > best[0]:
-                best = score, shift, order
-    assert best is not None
-    score, found, order = best
-    return (found if score.layers >= enough else None), order
+            )
+            found.append((off, len(found), shift, sequence))
+    off, _, best, sequence = min(found, key=lambda each: each[:2])
+    biases = sum(len(sample.got.bias) for sample in samples)
+    return (best if off <= max(_BIASES_FEW, _BIASES_OFF * biases) else None), sequence
