@@ -109,7 +109,7 @@ def _few(order: tuple[int, ...]) -> list[tuple[int, ...]]:
 class Shift(NamedTuple):
     """How a branch's bias is formed: ``beta - mean t`` and its kin; `order` has the product.
 
-    `running`: there is one sum over all branches, ``((beta_1 - mean_1 t_1) + beta_2) - mean_2 t_2``;
+    `running`: one sum goes over all branches, ``((beta_1 - mean_1 t_1) + beta_2) - mean_2 t_2``;
     `negated`: the products are added before the betas.
     """
 
