@@ -12,7 +12,7 @@ from functools import cached_property
 
 from repvgg_ref.blocks.catalogue import block_kind
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
-from repvgg_ref.errors import CheckpointError
+from repvgg_ref.errors import CheckpointError, ShapeError
 from repvgg_ref.models.graph import INPUT, Network, Node
 from repvgg_ref.models.layers import Block, GlobalAvgPool, Linear
 
@@ -170,6 +170,11 @@ def plain_architecture(
         Squeeze-and-excitation in every block, reduced to C/16 (D2se) or C/4 (RepVGGplus).
     kind : str
         Of every block, a name in `blocks.catalogue.KINDS`.
+
+    Raises
+    ------
+    ShapeError
+        If squeeze-and-excitation would have no hidden channel.
     """
     blocks: list[BlockSpec] = []
     for stage, depth in enumerate((1, *depths)):
@@ -185,11 +190,25 @@ def plain_architecture(
                     stride=stride,
                     groups=groups if len(blocks) in _GROUPED_LAYERS else 1,
                     se=se,
-                    se_channels=0 if se == "none" else out_channels // _SE_REDUCTION[se],
+                    se_channels=_se_channels(out_channels, se),
                     kind=kind,
                 )
             )
     return Architecture(name, tuple(blocks), num_classes)
+
+
+def _se_channels(channels: int, se: SqueezeExcitation) -> int:
+    if se == "none":
+        return 0
+    reduction = _SE_REDUCTION[se]
+    if channels < reduction:
+        raise ShapeError(
+            f"squeeze-and-excitation {se!r} has C/{reduction} hidden channels, here none",
+            got=f"{channels} channels",
+            wanted=f"at least {reduction} in every stage",
+            advice='widen the stages, or take se="none"',
+        )
+    return channels // reduction
 
 
 def _channels(widths: tuple[float, float, float, float]) -> tuple[int, ...]:

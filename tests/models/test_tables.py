@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from repvgg_ref.models.architectures import NAMES, architecture
+from repvgg_ref.blocks.spec import SqueezeExcitation
+from repvgg_ref.errors import ShapeError
+from repvgg_ref.models.architectures import NAMES, architecture, plain_architecture
 from repvgg_ref.models.cost import cost
 
 # Table 4 (120 epochs) and Table 5 (200 epochs) of arXiv 2101.03697: parameters in millions as the
@@ -100,3 +102,13 @@ def test_cost_follows_the_images_extents() -> None:
     conv = [cost(arch, height=h, width=w).macs - 1_280_000 for h, w in ((64, 96), (64, 64))]
     assert conv[0] * 2 == conv[1] * 3
     assert cost(arch, height=63, width=63).macs == cost(arch, height=64, width=64).macs
+
+
+@pytest.mark.parametrize(("se", "least"), [("before_relu", 16), ("after_relu", 4)])
+def test_squeeze_and_excitation_needs_a_hidden_channel(se: SqueezeExcitation, least: int) -> None:
+    built = plain_architecture(depths=[1], channels=[least] * 2, se=se, num_classes=2)
+    assert all(spec.se_channels == 1 for spec in built.blocks)
+    with pytest.raises(ShapeError, match="hidden channels") as caught:
+        plain_architecture(depths=[1], channels=[least, least - 1], se=se, num_classes=2)
+    assert f"{least - 1} channels" in str(caught.value)
+    assert f"at least {least}" in str(caught.value)

@@ -42,8 +42,13 @@ from repvgg_ref.oracle.weights.terms import Terms, tap_of
 # the slope 5 (or 8, each operation directed), products and sums 3.
 ROUNDINGS = 16
 
-# What a wider format than the one stored gets wrong, of what a number is summed from.
-_WIDER_ERROR = {"fp64": 2.0**-60, "fp32": 2.0**-50} | dict.fromkeys(
+# What a reference in float64 gets wrong, of what a number is summed from.
+OWN_ERROR = 8 * UNITS["fp64"]
+
+# What is wrong before a number is stored, in whatever order it was computed: float64's own numbers
+# were computed in float64 too.
+_FLOAT64_ERROR = ROUNDINGS * UNITS["fp64"] + OWN_ERROR
+_COMPUTED_ERROR = dict.fromkeys(("fp64", "fp32"), _FLOAT64_ERROR) | dict.fromkeys(
     ("fp16", "bf16"), ROUNDINGS * UNITS["fp32"]
 )
 
@@ -67,7 +72,10 @@ class Odd(NamedTuple):
 
 
 class Exact(NamedTuple):
-    """Fused in a wider format than the file's, so that each number is rounded as it is stored."""
+    """Fused in a wider format than the file's, so that each number is rounded as it is stored.
+
+    Nobody computes in more than float64: what is stored as that is held to its roundings.
+    """
 
     stored: tuple[str, str]
     direction: Direction = "nearest"
@@ -95,7 +103,7 @@ class Exact(NamedTuple):
 
     def _slope(self, terms: Terms, number: int) -> Array:
         eps = float(np.float32(terms.eps)) if self.narrow_eps else terms.eps
-        branch, wide = terms.terms[number].branch, WIDER if self.stored[0] == "fp64" else np.float64
+        branch, wide = terms.terms[number].branch, WIDER if "fp64" in self.stored else np.float64
         if not branch.has_norm:
             return np.ones(len(branch.weight), wide)
         t: Array = branch.gamma / np.sqrt(branch.running_var.astype(wide) + wide(eps))
@@ -114,7 +122,7 @@ class Exact(NamedTuple):
         if not parts:
             return np.asarray(got != 0)
         total, size = sum(parts[1:], start=parts[0]), sum(map(np.abs, parts[1:]), abs(parts[0]))
-        room = _WIDER_ERROR[stored] * size
+        room = _COMPUTED_ERROR[stored] * size
         low, high = (narrow(total + s * room, stored, self.direction) for s in (-1, 1))
         tiny = FLUSH if stored == "fp32" else 0.0
         return np.asarray(~((got >= low - tiny) & (got <= high + tiny)))
@@ -122,6 +130,8 @@ class Exact(NamedTuple):
     @property
     def in_words(self) -> str:
         """The conversion in a sentence."""
+        if self.stored[0] == "fp64":
+            return "every tap is the exact fusion to within the rounding of float64 operations"
         return (
             f"every tap is the exact fusion, rounded {IN_WORDS[self.direction]} to "
             f"{_stored(self.stored)}"
@@ -130,6 +140,8 @@ class Exact(NamedTuple):
     @property
     def smallest(self) -> str:
         """The smallest error that would have been seen."""
+        if self.stored[0] == "fp64":
+            return f"{2 * _FLOAT64_ERROR:.1g} of what a tap or a bias is summed from"
         return f"one ulp of {FORMAT_NAMES[self.stored[0]]} in any tap ({_relative(self.stored)})"
 
 

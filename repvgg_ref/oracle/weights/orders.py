@@ -107,23 +107,29 @@ def _few(order: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 class Shift(NamedTuple):
-    """How a branch's bias is formed: ``beta - mean t`` and its kin; `order` has the product."""
+    """How a branch's bias is formed: ``beta - mean t`` and its kin; `order` has the product.
+
+    `running`: one sum goes over all branches, ``((beta_1 - mean_1 t_1) + beta_2) - mean_2 t_2``;
+    `negated`: the products are added before the betas.
+    """
 
     order: Order
     fused: bool = False
     negated: bool = False
+    running: bool = False
 
-    def formed(self, branch: Branch, shared: Array | None, a: Arithmetic) -> Array:
-        """The branch's bias, (O,)."""
+    def formed(self, branch: Branch, shared: Array | None, a: Arithmetic) -> list[Array]:
+        """The branch's bias, or what it gives to the running sum, (O,) each."""
         if shared is None:
-            return np.zeros(len(branch.weight), a.dtype)
+            return [np.zeros(len(branch.weight), a.dtype)]
         mean, beta = a.held(branch.running_mean), a.held(branch.beta)
         if self.fused:
-            return a.multiply_add(-mean, shared, beta)
-        gamma = a.held(branch.gamma)
-        if self.negated:
-            return a.add(self.order.formed(-mean, gamma, shared, a), beta)
-        return a.add(beta, -self.order.formed(mean, gamma, shared, a))
+            return [a.multiply_add(-mean, shared, beta)]
+        product = self.order.formed(-mean, a.held(branch.gamma), shared, a)
+        if not self.negated:  # the sign matters where rounding is directed
+            product = -self.order.formed(mean, a.held(branch.gamma), shared, a)
+        parts = [product, beta] if self.negated else [beta, product]
+        return parts if self.running else [a.add(*parts)]
 
 
 def shifts(a: Arithmetic) -> list[Shift]:
@@ -133,6 +139,7 @@ def shifts(a: Arithmetic) -> list[Shift]:
         found += [Shift(order, negated=True) for order in ORDERS]
     if a.number_format == "fp32":
         found += [Shift(order, fused=True) for order in ORDERS if order.product == "W t"]
+    found += [Shift(o, negated=n, running=True) for n in (False, True) for o in ORDERS]
     return found
 
 
@@ -170,16 +177,16 @@ def tap_predicted(
 
 def shift_parts(
     terms: Terms, shift: Shift, shared: list[Array | None], a: Arithmetic
-) -> list[Array]:
-    """What each term gives to the bias, (O,) each."""
+) -> list[list[Array]]:
+    """What each term adds to the bias, (O,) each."""
     if terms.bias is not None:
-        return [a.held(terms.bias)]
+        return [[a.held(terms.bias)]]
     return [shift.formed(t.branch, s, a) for t, s in zip(terms.terms, shared, strict=True)]
 
 
-def added_parts(parts: list[Array], order: tuple[int, ...], a: Arithmetic) -> Array:
+def added_parts(parts: list[list[Array]], order: tuple[int, ...], a: Arithmetic) -> Array:
     """Their sum in `order`, which may name more terms than there are."""
-    first, *rest = (parts[number] for number in order if number < len(parts))
+    first, *rest = (part for number in order if number < len(parts) for part in parts[number])
     for part in rest:
         first = a.add(first, part)
     return first
