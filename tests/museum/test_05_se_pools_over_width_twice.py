@@ -46,6 +46,9 @@ def test_the_square_pool_is_named() -> None:
 
 
 def test_a_square_image_hides_it_entirely() -> None:
+    """In a dump; a port that can be called is asked for other images."""
     (exhibit,) = exhibits()
     square = exhibit.x[..., :48, :]
-    assert verify(exhibit.model, exhibit.port, inputs=square).verdict == "agree"
+    layers = exhibit.port(square)
+    assert verify(exhibit.model, layers, inputs=square).verdict == "agree"
+    assert verify(exhibit.model, exhibit.port, inputs=square).verdict == "disagree"
