@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from repvgg_ref.oracle.arithmetic.directed import DIRECTIONS, Directed, fit_directed
+from repvgg_ref.oracle.arithmetic.fourier import FFT, in_images, is_proved
 from repvgg_ref.oracle.arithmetic.noise import noise_variance
 from repvgg_ref.oracle.arithmetic.nuisance import Nuisance
 from repvgg_ref.oracle.arithmetic.sample import Sample
@@ -58,6 +59,10 @@ class PortArithmetic:
         used = sorted(set(self.algorithms.values()), key=lambda each: each.m)
         for algorithm in used:
             layers = sum(each == algorithm for each in self.algorithms.values())
+            if algorithm == FFT:
+                says = "errs" if layers == 1 else "err"
+                parts.append(f"{layers} of the layers {says} alike all over an image, as FFTs do")
+                continue
             points = ", ".join(f"{p:.4g}" for p in algorithm.points)
             shown = "a layer errs" if layers == 1 else f"{layers} layers err"
             parts.append(
@@ -95,8 +100,9 @@ def infer(
     directed = fit_directed(samples, unit, pool=pool)
     made = pool.map(lambda sample: direct_nuisance(sample, directed, unit), samples.values())
     nuisances = dict(zip(samples, made, strict=True))
-    suspects = [name for name in suspects if samples[name].tile_stride == 1]
-    known = recognise(layers, unit, pool=pool) if suspects else ()
+    suspects = list(suspects)
+    tiled = any(samples[name].tile_stride == 1 for name in suspects)
+    known = recognise(layers, unit, pool=pool) if tiled else ()
     able = [name for name in layers if known and samples[name].tile_stride == 1]
     found = pool.map(lambda n: _in_tiles(layers[n], known, unit, nuisances[n]), able)
     chosen: dict[str, Algorithm] = {}
@@ -104,6 +110,12 @@ def infer(
     for name, best in zip(able, found, strict=True):
         if best is not None:
             chosen[name], seen[name], nuisances[name] = best
+    left = [name for name in suspects if name not in chosen]
+    flat = {n: in_images(samples[n], unit, nuisances[n]) for n in left}
+    fits = {name: each for name, each in flat.items() if each is not None}
+    if is_proved([each[1] for each in fits.values()]):
+        for name, fit in fits.items():
+            chosen[name], seen[name], nuisances[name] = fit
     return PortArithmetic(unit, directed, nuisances, chosen, seen)
 
 

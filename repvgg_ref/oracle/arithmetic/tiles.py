@@ -55,7 +55,7 @@ class Evidence(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """F(m x m, 3 x 3) with these points."""
+    """F(m x m, 3 x 3) with these points; m is 0 for Fourier transforms (`fourier`)."""
 
     m: int
     points: tuple[Point, ...]
@@ -63,7 +63,7 @@ class Algorithm(NamedTuple):
     @property
     def name(self) -> Any:
         """As reports name it."""
-        return f"winograd{self.m}"
+        return f"winograd{self.m}" if self.m else "fft"
 
 
 def algorithms() -> list[Algorithm]:
@@ -195,7 +195,7 @@ def evidence(noise: TileNoise, sample: Sample, unit: float, *, least: float = -n
     if n < 64:
         return Evidence(0.0, 0.0, 0.0, 1.0, n)
     c = float((squares / mine).mean())
-    gain = _likelihood(squares, mine) - _likelihood(squares, direct)
+    gain = likelihood(squares, mine) - likelihood(squares, direct)
     if gain <= least:
         return Evidence(c, gain, 0.0, 1.0, n)
     z = sample.residual / np.sqrt(v * max(c, 1e-300))
@@ -203,7 +203,7 @@ def evidence(noise: TileNoise, sample: Sample, unit: float, *, least: float = -n
     return Evidence(c, gain, beta, error, n)
 
 
-def _likelihood(squares: Array, variance: Array) -> float:
+def likelihood(squares: Array, variance: Array) -> float:
     """Log likelihood of Gaussian errors with this variance, scaled freely."""
     scale = max(float((squares / variance).mean()), 1e-300)
     return float(-0.5 * np.log(variance).sum() - 0.5 * len(squares) * np.log(scale))

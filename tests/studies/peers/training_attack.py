@@ -320,7 +320,7 @@ def _reversed_branches(port: Port) -> None:
                 total = sum(getattr(block, n)(x) for n in reversed(names))
                 return block.post_se(torch.relu(block.se(total)))
 
-            block.forward = forward
+            setattr(block, "forward", forward)  # noqa: B010
 
 
 class _RowsThenColumns(torch.nn.Module):

@@ -270,8 +270,11 @@ def _gradients_clipped(site: TrainingSite) -> TrainingVariants:
 def _other_optimizer(site: TrainingSite) -> TrainingVariants:
     setup = site.program
     recipe = setup.recipe
-    everywhere, kernels = (lambda name: 1.0), (lambda name: recipe.factors(name).decay)
-    for said, decays in (("", everywhere), (" that decays kernels only", kernels)):
+    kinds: tuple[tuple[str, Callable[[str], float]], ...] = (
+        ("", lambda _: 1.0),
+        (" that decays kernels only", lambda name: recipe.factors(name).decay),
+    )
+    for said, decays in kinds:
         for detail, coupled, decay in (
             ("Adam", True, recipe.weight_decay),
             ("AdamW", False, recipe.weight_decay),
