@@ -272,7 +272,7 @@ def _other_optimizer(site: TrainingSite) -> TrainingVariants:
     recipe = setup.recipe
     kinds: tuple[tuple[str, Callable[[str], float]], ...] = (
         ("", lambda _: 1.0),
-        (" that decays kernels only", lambda name: recipe.factors(name).decay),
+        (" that decays kernels only", lambda name: float(recipe.factors(name).decay)),
     )
     for said, decays in kinds:
         for detail, coupled, decay in (
