@@ -102,12 +102,9 @@ def contents(arch: Network, shape: tuple[int, int, int], precision: Precision) -
     """Other contents of a shape (N, H, W) that the port has seen before."""
     plain = _images(arch, shape[0], shape[1:])
     if precision.largest > _SCALE * 2.0**32:  # else right activations may overflow
-        yield Probe(
-            f"values {_SCALE:g} times as large", "scale-dependent", plain * _f32(_SCALE), None, True
-        )
-    small = f"values {_SCALE:g} times as small"
-    yield Probe(small, "scale-dependent", plain * _f32(1 / _SCALE), None, True)
-    yield Probe("negative values only", "sign-dependent", -np.abs(plain), None, True)
+        yield _of_floats(f"values {_SCALE:g} times as large", "scale-dependent", plain * _SCALE)
+    yield _of_floats(f"values {_SCALE:g} times as small", "scale-dependent", plain / _SCALE)
+    yield _of_floats("negative values only", "sign-dependent", -np.abs(plain))
     level = np.linspace(0.25, 0.75, arch.in_channels, dtype=np.float32)[:, None, None]
     yield Probe("a constant image", "constant-image", np.broadcast_to(level, plain.shape).copy())
 
@@ -121,5 +118,5 @@ def _sized(text: str, size: tuple[int, int]) -> str:
     return f"{text}, {size[0]}x{size[1]}"
 
 
-def _f32(value: float) -> np.float32:
-    return np.float32(value)
+def _of_floats(call: str, kind: Kind, x: Array) -> Probe:
+    return Probe(call, kind, x.astype(np.float32), needs_floats=True)
