@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,10 +66,17 @@ def deadline(first: FirstCall) -> float:
 
 
 def calls_in_turn(
-    port: Candidate, first: FirstCall, probes: Iterable[Probe], until: float
+    port: Candidate,
+    first: FirstCall,
+    probes: Iterable[Probe],
+    until: float,
+    before: Sequence[Made] = (),
 ) -> list[Made]:
-    """Make the calls in turn; what a port refuses is no error."""
-    return [_call(port, first, probe, until) for probe in probes]
+    """Make the calls in turn, after those `before`; what a port refuses is no error."""
+    made = [*before]
+    for probe in probes:
+        made.append(_believed(_call(port, first, probe, until), port, first, made))
+    return made[len(before) :]
 
 
 def further_calls(
@@ -81,7 +88,7 @@ def further_calls(
     taken = [m.probe for m in made if m.outputs is not None]
     batch, _, *size = next((p.x.shape for p in taken if p.kind == "odd-size"), x.shape)
     others = [*contents(arch, (batch, size[0], size[1]), precision), same_at_last(x)]
-    return [*made, *calls_in_turn(port, first, others, until)]
+    return [*made, *calls_in_turn(port, first, others, until, made)]
 
 
 def _call(port: Candidate, first: FirstCall, probe: Probe, until: float) -> Made:
@@ -95,7 +102,7 @@ def _call(port: Candidate, first: FirstCall, probe: Probe, until: float) -> Made
     except CandidateFailure as failure:
         why = str(failure.got or failure.what)
         return Made(probe, refusal=why, is_wrong=failure.verdict == "disagree")
-    return Made(probe, outputs, told=_told(port, first, probe, outputs.x))
+    return Made(probe, outputs, told=outputs.x)
 
 
 def _fed(port: Candidate, first: FirstCall, probe: Probe) -> Array:
@@ -105,12 +112,19 @@ def _fed(port: Candidate, first: FirstCall, probe: Probe) -> Array:
     return np.asarray(first.fed, np.float32)[list(probe.like_first)]
 
 
-def _told(port: Candidate, first: FirstCall, probe: Probe, x: Array | None) -> Array | None:
-    """What the port says has entered the network, if it may be believed.
+def _believed(made: Made, port: Candidate, first: FirstCall, before: Sequence[Made]) -> Made:
+    """The call; what the port says has entered the network only if it may be believed.
 
-    Only of ports that made their own of the first batch, too; not what is kept from that call.
+    That is of ports which made their own of the first batch, too, and not of what such a port has
+    kept from a call of other images.
     """
-    if x is None or x.shape != probe.x.shape or not (port.takes_integers or first.is_normalised):
-        return None
-    is_kept = probe.like_first is None and np.array_equal(x, first.x)
-    return None if is_kept else x
+    x = made.told
+    if x is None:
+        return made
+    makes_its_own = port.takes_integers or first.is_normalised
+    others = [m.x for m in before if not np.array_equal(m.probe.x, made.probe.x)]
+    if made.probe.like_first is None:
+        others.append(first.x)
+    is_kept = any(np.array_equal(x, other) for other in others)
+    fits = x.shape == made.probe.x.shape
+    return made if makes_its_own and fits and not is_kept else replace(made, told=None)
