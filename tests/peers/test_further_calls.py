@@ -120,7 +120,7 @@ def bytes_instead(path: Path, *, normalise: bool) -> None:
     onnx = pytest.importorskip("onnx")
     model = onnx.load(path)
     graph, name = model.graph, model.graph.input[0].name
-    steps = [("Cast", "as float", None)]
+    steps: list[tuple[str, str, Any]] = [("Cast", "as float", None)]
     if normalise:
         steps += [("Sub", "centred", [118.0, 116.0, 104.0]), ("Div", "scaled", [58.0, 57.0, 57.5])]
     for i, (operator, made, values) in enumerate(steps):

@@ -29,7 +29,7 @@ def test_rounding_to_a_format_is_consistent_and_one_more_step_is_not(
     stored: str, dtype: type
 ) -> None:
     terms, exact = layer()
-    weight = exact.astype(dtype)
+    weight: Array = exact.astype(dtype)
     assert not inconsistent(terms, FusedConv(weight.astype(float), np.zeros(4)), stored).any()
     weight[2, 3, 1, 0] *= dtype(1 + 16 * np.finfo(dtype).eps)
     odd = inconsistent(terms, FusedConv(weight.astype(float), np.zeros(4)), stored)
