@@ -115,6 +115,45 @@ def test_an_export_whose_pool_was_traced_at_one_size_is_said_to_refuse_others(
     assert any("not judged: three images" in note for note in report.notes)
 
 
+def bytes_instead(path: Path, *, normalise: bool) -> None:
+    """The file's network behind a cast from bytes, and behind a normalisation of those."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(path)
+    graph, name = model.graph, model.graph.input[0].name
+    steps: list[tuple[str, str, Any]] = [("Cast", "as float", None)]
+    if normalise:
+        steps += [("Sub", "centred", [118.0, 116.0, 104.0]), ("Div", "scaled", [58.0, 57.0, 57.5])]
+    for i, (operator, made, values) in enumerate(steps):
+        inputs = ["bytes" if i == 0 else steps[i - 1][1]]
+        if values is not None:
+            array = np.reshape(np.float32(values), (1, 3, 1, 1))
+            graph.initializer.append(onnx.numpy_helper.from_array(array, f"{made} by"))
+            inputs.append(f"{made} by")
+        node = onnx.helper.make_node(operator, inputs, [made], **({"to": 1} if i == 0 else {}))
+        graph.node.insert(i, node)
+    for node in graph.node:
+        node.input[:] = [steps[-1][1] if each == name else each for each in node.input]
+    graph.input[0].name = "bytes"
+    graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_file_that_takes_bytes_is_judged_from_what_it_makes_of_them(
+    tmp_path: Path, normalise: bool, own: bool
+) -> None:
+    path = tmp_path / "m.onnx"
+    write_onnx(path, MODEL.arch, DEPLOY.params, metadata={})
+    bytes_instead(path, normalise=normalise)
+    own_bytes = np.random.default_rng(1).integers(0, 200, (2, 3, 40, 48)).astype(np.uint8)
+    report = verify(MODEL, path, inputs=own_bytes if own else None)
+    assert report.verdict == "agree", report.reason
+    assert counts(report) == (9, 0, 3)
+    skipped = {probe.says for probe in report.probes if probe.ok is None}
+    assert skipped == {"not judged: the port takes bytes"}
+
+
 def _last_extent(*extents: int) -> list[int]:
     for block in MODEL.arch.blocks:
         extents = tuple((n + block.stride - 1) // block.stride for n in extents)

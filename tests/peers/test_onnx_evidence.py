@@ -24,9 +24,9 @@ from repvgg_ref.oracle.diagnosis.file_evidence import is_rounded_once, with_file
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Report, Verdict
 from repvgg_ref.oracle.verification import verify
-from tests.oracle.candidates.ports import images, network
+from tests.oracle.candidates.ports import deployed, images, network
 from tests.peers.candidate_graphs import Style, onnx_model, saved
-from tests.peers.onnx_edits import add_constant, convolutions, one_tap_off, stored
+from tests.peers.onnx_edits import add_constant, changed, convolutions, one_tap_off, stored
 from tests.peers.onnx_variants import RIGHT, WRONG
 from tests.random_networks import random_model
 
@@ -95,6 +95,25 @@ def test_what_onnx_runtime_has_saved_is_read(
     report = judged(optimised(tmp_path, wrong, level), model)
     assert (report.verdict, report.first_bad_layer) == ("disagree", "stage2.1")
     assert report.diagnosis[0].bug == "taps-altered"
+
+
+@pytest.mark.parametrize("level", ["BASIC", "ALL"])
+def test_a_wrong_bias_shows_among_branches_that_the_runtime_has_folded(
+    tmp_path: Path, level: str
+) -> None:
+    """Their sum is right to float32's rounding of each branch, and to no less."""
+    proto = onnx_model(network(), Style(form="bn"))
+    norm = next(node for node in proto.graph.node if node.op_type == "BatchNormalization")
+
+    def edited(beta: Array) -> Array:
+        beta[3] += np.float32(3e-5)
+        return beta
+
+    changed(proto, norm.input[2], edited)
+    report = judged(optimised(tmp_path, proto, level), network())
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage0")
+    assert "1 taps in 1 of 32 channels" in report.reason
+    assert "biases" in report.reason
 
 
 @pytest.mark.parametrize("form", ["bn", "fused"])
@@ -197,6 +216,65 @@ def test_half_precision_is_no_wrong_weight(tmp_path: Path, form: str) -> None:
     assert report.verdict == "agree"
     assert len(evidence.kernels) == (7 if form == "fused" else 1)
     assert any("stage0 (float16)" in note for note in report.notes) == (form != "fused")
+
+
+def in_half_precision(*, cast: bool) -> Any:
+    """Weights kept in float16, and cast; or the float32 numbers that ONNX Runtime makes of that."""
+    proto = onnx_model(network(), Style(form="fused"))
+    for tensor in list(proto.graph.initializer):
+        if len(tensor.dims) < 2:
+            continue
+        values = numpy_helper.to_array(tensor).copy()
+        if values.ndim == 4:
+            values[0, :2] *= np.float32(1e-5)  # where float16 has few bits
+        half, name = values.astype(np.float16), tensor.name
+        if cast:
+            tensor.CopyFrom(numpy_helper.from_array(half, f"{name}/half"))
+            proto.graph.node.insert(0, helper.make_node("Cast", [f"{name}/half"], [name], to=1))
+        else:
+            tensor.CopyFrom(numpy_helper.from_array(half.astype(np.float32), name))
+    return proto
+
+
+def reference_of_small_taps() -> Model:
+    """`network()` fused, some taps of every kernel as small as `in_half_precision` has them."""
+    model = deployed()
+    params = {name: array.copy() for name, array in model.params.items()}
+    for array in params.values():
+        if array.ndim == 4:
+            array[0, :2] *= np.float32(1e-5)
+    return replace(model, params=params)
+
+
+@pytest.mark.parametrize("cast", [True, False])
+def test_weights_in_half_precision_are_held_to_what_the_port_is_held_to(
+    tmp_path: Path, cast: bool
+) -> None:
+    path = saved(tmp_path / "m.onnx", in_half_precision(cast=cast))
+    model = reference_of_small_taps()
+    evidence = run(path, model)[0].evidence
+    assert evidence is not None
+    right = Report("agree", "", "m", "c", "fp16")
+    assert with_file_evidence(right, model, evidence).verdict == "agree"
+    for layer in ("linear", "stage1.0"):
+        kernel = evidence.kernels[layer]
+        weight = kernel.weight.copy()
+        weight[2, 5, -1, 0] *= 1.01
+        kernels = {**evidence.kernels, layer: kernel._replace(weight=weight)}
+        report = with_file_evidence(right, model, replace(evidence, kernels=kernels))
+        assert (report.verdict, report.first_bad_layer) == ("disagree", layer)
+
+
+def test_rounded_weights_are_not_called_right(tmp_path: Path) -> None:
+    """Values and file say the same of a float32 port, and say it once."""
+    path = saved(tmp_path / "m.onnx", in_half_precision(cast=True))
+    model = reference_of_small_taps()
+    report = judged(path, model)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage0")
+    assert [finding.bug for finding in report.diagnosis] == ["weights-fp16"]
+    assert not any("computed differently" in note for note in report.notes)
+    again = with_file_evidence(report, model, run(path, model)[0].evidence)
+    assert (again.diagnosis, again.reason) == (report.diagnosis, report.reason)
 
 
 def test_verify_takes_file_and_values_together(tmp_path: Path) -> None:

@@ -140,6 +140,11 @@ class Candidate:
         """What to run so that `x` enters the network: `x`, unless the port normalises by itself."""
         return x
 
+    @property
+    def takes_integers(self) -> bool:
+        """Whether it takes images as bytes or other integers, so that not any batch can be fed."""
+        return False
+
     def batch(self, x: Array | None) -> Array:
         """`x`, if there is one."""
         if x is None:

@@ -100,13 +100,17 @@ class OnnxCandidate(Candidate):
 
     def images(self, x: Array) -> Array:
         """What to feed so that `x` comes out of the graph's own normalisation; bytes are filled."""
-        loaded = self._loaded
-        normalisation = loaded.taps.entrance.normalisation
+        normalisation = self._loaded.taps.entrance.normalisation
         if normalisation is None:
             return x
-        if loaded.chain.entrance.type.tensor_type.elem_type in FLOATS:
+        if not self.takes_integers:
             return normalisation.images(x)
-        return np.asarray(np.rint((x - x.min()) * (_BYTE / (x.max() - x.min()))))
+        return np.asarray(np.rint((x - x.min()) * (_BYTE / (np.ptp(x) or 1.0))))
+
+    @property
+    def takes_integers(self) -> bool:
+        """Whether the graph's input is of an integer type."""
+        return self._loaded.chain.entrance.type.tensor_type.elem_type not in FLOATS
 
     def input_shape(self) -> Shape | None:
         """(N, C, H, W) with None where the model is flexible."""

@@ -23,7 +23,7 @@ from repvgg_ref.oracle.diagnosis.static_check import check_kernel
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 from repvgg_ref.oracle.symmetry.kernels import realign
-from repvgg_ref.oracle.weights.arithmetic import UNITS, least_error
+from repvgg_ref.oracle.weights.arithmetic import FORMAT_NAMES, UNITS, least_error
 from repvgg_ref.oracle.weights.conversion import Conversion, Simulated, Unsettled
 from repvgg_ref.oracle.weights.held import conversion_of, formats_of
 from repvgg_ref.oracle.weights.terms import terms_of
@@ -32,6 +32,7 @@ _UNSEEN = (8, 8)  # extent of the blank image on which bugs are tried: only taps
 _HALF = 0.5 + 2.0**-20  # of a unit in the last place, and what float64 gets wrong
 _REALIGNED = 16 * 2.0**-24  # relative: how far right numbers are from the reference's
 _RESCALED = 32.0  # roundings: of fusion, of the factors, and of their estimates
+_ROUNDED = {"weights-fp16", "weights-bf16"}
 _ROUNDINGS = 2.0  # of a classifier's weight: stored once, perhaps scaled on the way
 
 
@@ -53,6 +54,9 @@ def with_file_evidence(report: Report, model: Model, evidence: FileEvidence | No
         return replace(report, verdict="cannot-judge", reason=reason, notes=notes)
     if not found:
         return replace(report, notes=notes)
+    known = {finding.bug for finding in report.diagnosis}
+    # how the weights were rounded is said once for all layers
+    found = {name: each for name, each in found.items() if not _is_said(each, known)}
     order = model.arch.layer_names
     layers = _marked(report.layers, marks, order)
     first = next(name for name in order if name in wrong)
@@ -106,19 +110,15 @@ def _in_the_file(
     programs = Programs(model)
     found: dict[str, list[Finding]] = {}
     marks: dict[str, LayerReport] = {}
-    conversions = _Conversions(programs, evidence, precision)
+    check = _Check(programs, evidence, precision)
+    stored = _stored(evidence.kernels)[0]
+    own = _Check(programs, evidence, stored) if UNITS[stored] > UNITS[precision] else None
     for layer, kernel in evidence.kernels.items():
-        if layer == "linear":
-            scaled = evidence.scaled is not None
-            report, findings = check_classifier(model, kernel, precision, scaled=scaled)
-        elif is_rounded_once(programs[layer].fused_kernel(), kernel):
+        if layer != "linear" and is_rounded_once(programs[layer].fused_kernel(), kernel):
             continue  # nothing could be better, and most files are: no need of bounds
-        else:
-            spec = model.arch.block(layer)
-            blank = np.zeros((1, spec.in_channels, *_UNSEEN))
-            report, findings = check_kernel(
-                site_of(programs, layer, blank), kernel, conversions.of(layer)
-            )
+        report, findings = check(layer, kernel)
+        if not report.ok and own is not None and own(layer, kernel)[0].ok:
+            findings = [_rounded(layer, stored)]
         if not report.ok:
             found[layer] = list(findings)
             note = report.note or f"a tap is off by {report.ratio:.3g} times its bound"
@@ -131,8 +131,19 @@ def _in_the_file(
     return found, marks
 
 
-class _Conversions:
-    """How a file's kernels were made, held to `precision`.
+def _rounded(layer: str, stored: str) -> Finding:
+    """A kernel that is right in its own format, and the port is held to a finer one."""
+    says = f"the weights were rounded to {FORMAT_NAMES[stored]}"
+    advice = f"keep the weights in float32, or say --precision {stored}"
+    return Finding(f"weights-{stored}", layer, None, 1.0, 1.0, says, advice)
+
+
+def _is_said(findings: list[Finding], known: set[str]) -> bool:
+    return all(f.bug in _ROUNDED & known for f in findings)
+
+
+class _Check:
+    """Holds a file's kernels to `precision`, and to how the file's others were made.
 
     Those that are stored and those that are computed from what is stored were made differently.
     """
@@ -141,8 +152,17 @@ class _Conversions:
         self.programs, self.evidence, self.precision = programs, evidence, precision
         self._known: dict[bool, Conversion] = {}
 
-    def of(self, layer: str) -> Conversion:
-        """A layer's; inferred with all others of its kind when it is first asked for."""
+    def __call__(self, layer: str, kernel: FusedConv) -> tuple[LayerReport, list[Finding]]:
+        """Compare one layer's kernel, or the classifier."""
+        model = self.programs.model
+        if layer == "linear":
+            scaled = self.evidence.scaled is not None
+            return check_classifier(model, kernel, self.precision, scaled=scaled)
+        blank = np.zeros((1, model.arch.block(layer).in_channels, *_UNSEEN))
+        return check_kernel(site_of(self.programs, layer, blank), kernel, self._conversion(layer))
+
+    def _conversion(self, layer: str) -> Conversion:
+        """Inferred from all layers of a kind when it is first asked for."""
         computed = layer in self.evidence.computed
         if computed not in self._known:
             self._known[computed] = self._inferred(computed)

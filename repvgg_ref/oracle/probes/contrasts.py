@@ -37,7 +37,7 @@ def contrasted(report: Report, model: Model, port: Candidate, first: FirstCall) 
     if image.deviation is None or image.deviation.layer.ratio < _GROSS:  # NaN is gross
         return report
     probes = [same_again(x), *similar(model.arch, x)]
-    made = judged(calls_in_turn(port, probes, deadline(first)), programs, precision)
+    made = judged(calls_in_turn(port, first, probes, deadline(first)), programs, precision)
     report = replace(report, probes=tuple(m.report for m in made))
     right = [m for m in made if m.outputs is not None and not m.is_wrong]
     if not right:

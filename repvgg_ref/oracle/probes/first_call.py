@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
+
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.graph import Network
@@ -32,11 +34,25 @@ _MOST_PIXELS = 32 * 384 * 384
 
 @dataclass(frozen=True)
 class FirstCall:
-    """A batch (N, C, H, W), what the port gave for it, and the seconds that took."""
+    """One call, and the seconds that it took.
+
+    Attributes
+    ----------
+    x : array, shape (N, C, H, W)
+        What entered the network.
+    fed : array or None
+        What the port was called with, another batch where it normalises by itself; None for a dump.
+    """
 
     x: Array
     outputs: Outputs
     seconds: float
+    fed: Array | None = None
+
+    @property
+    def is_normalised(self) -> bool:
+        """Whether another batch entered the network than the port was called with."""
+        return self.fed is not None and not np.array_equal(self.fed, self.x)
 
 
 def first_call(port: Candidate, arch: Network, inputs: Array | None) -> FirstCall:
@@ -105,7 +121,7 @@ def _called(port: Candidate, x: Array | None, started: float) -> FirstCall:
             wanted="the batch they belong to",
             advice="give the input with --inputs",
         )
-    return FirstCall(own, outputs, time.monotonic() - started)
+    return FirstCall(own, outputs, time.monotonic() - started, x)
 
 
 def _images(arch: Network, extents: Extents) -> Array:
@@ -143,7 +159,8 @@ def _by_trying(
             "found by trying: --inputs gives another"
         )
         seconds = time.monotonic() - started
-        return FirstCall(x, _with_note(outputs, note), seconds)
+        own = outputs.x if outputs.x is not None else x
+        return FirstCall(own, _with_note(outputs, note), seconds, x)
     raise CandidateFailure(
         first.what,
         got=first.got,

@@ -33,7 +33,7 @@ def judged(
         A right first call's: what repeats it up to rounding is right, too.
     """
     unknown = [m for m in made if m.outputs is not None and not _repeats(m, first, precision)]
-    calls = [Called(m.probe.x, m.outputs.layers) for m in unknown if m.outputs is not None]
+    calls = [Called(m.x, m.outputs.layers) for m in unknown if m.outputs is not None]
     found = iter(deviations(programs, calls, precision, used) if calls else ())
     wrong = {id(m): deviation for m, deviation in zip(unknown, found, strict=True)}
     return [

@@ -40,18 +40,23 @@ _SEED = 7
 
 @dataclass(frozen=True)
 class Probe:
-    """One call: what it is called, its batch (N, C, H, W), and the bug it would show.
+    """One call: what it is called, the bug it would show, and the batch that enters the network.
 
     Attributes
     ----------
+    x : array, shape (N, C, H, W)
+        As it is meant: a port that takes bytes gets the nearest, and tells what it made of them.
     like_first : tuple of int, or None
         Which image of the first call each image is; None for new ones.
+    needs_floats : bool
+        Whether bytes would be something else than the call says.
     """
 
     call: str
     kind: Kind
     x: Array
     like_first: tuple[int, ...] | None = None
+    needs_floats: bool = False
 
 
 def same_again(x: Array) -> Probe:
@@ -97,10 +102,9 @@ def contents(arch: Network, shape: tuple[int, int, int], precision: Precision) -
     """Other contents of a shape (N, H, W) that the port has seen before."""
     plain = _images(arch, shape[0], shape[1:])
     if precision.largest > _SCALE * 2.0**32:  # else right activations may overflow
-        yield Probe(f"values {_SCALE:g} times as large", "scale-dependent", plain * _f32(_SCALE))
-    small = f"values {_SCALE:g} times as small"
-    yield Probe(small, "scale-dependent", plain * _f32(1 / _SCALE))
-    yield Probe("negative values only", "sign-dependent", -np.abs(plain))
+        yield _of_floats(f"values {_SCALE:g} times as large", "scale-dependent", plain * _SCALE)
+    yield _of_floats(f"values {_SCALE:g} times as small", "scale-dependent", plain / _SCALE)
+    yield _of_floats("negative values only", "sign-dependent", -np.abs(plain))
     level = np.linspace(0.25, 0.75, arch.in_channels, dtype=np.float32)[:, None, None]
     yield Probe("a constant image", "constant-image", np.broadcast_to(level, plain.shape).copy())
 
@@ -114,5 +118,5 @@ def _sized(text: str, size: tuple[int, int]) -> str:
     return f"{text}, {size[0]}x{size[1]}"
 
 
-def _f32(value: float) -> np.float32:
-    return np.float32(value)
+def _of_floats(call: str, kind: Kind, x: Array) -> Probe:
+    return Probe(call, kind, x.astype(np.float32), needs_floats=True)

@@ -66,7 +66,7 @@ def _confirmed(made: Sequence[Made], model: Model, report: Report, judge: Judge)
                 whole = judge(
                     model,
                     m.outputs,
-                    m.probe.x,
+                    m.x,
                     precision=report.precision,
                     candidate=report.candidate,
                 )

@@ -14,11 +14,21 @@ import pytest
 
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.network import fuse
+from repvgg_ref.oracle.candidates import Candidate, Outputs
+from repvgg_ref.oracle.probes.first_call import first_call
+from repvgg_ref.oracle.probes.probing import probed
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.report import Report
-from repvgg_ref.oracle.verification import verify
+from repvgg_ref.oracle.verification import judge, verify
 from tests.models.small import SMALL
-from tests.oracle.probes.call_dependent_ports import PORTS, Port, spoilt, wrong_if
+from tests.oracle.probes.call_dependent_ports import (
+    PORTS,
+    Port,
+    caches_by_shape,
+    keeps_the_first_result,
+    spoilt,
+    wrong_if,
+)
 
 MODEL = distinguishing_model(SMALL["plain"])
 DEPLOY = fuse(MODEL)
@@ -259,3 +269,36 @@ def test_the_calls_are_reported() -> None:
 def test_a_reference_error_is_no_refusal() -> None:
     with pytest.raises(ReportedError):
         verify(MODEL, net, inputs=np.zeros((2, 5, 32, 32), np.float32))
+
+
+class TakesBytes(Candidate):
+    """A port that scales bytes by itself, and tells what it made of them; `make` spoils it."""
+
+    name, is_called, takes_integers = "bytes", True, True
+
+    def __init__(self, make: Callable[[Port], Port]) -> None:
+        self.port = make(lambda x: {"input": x, **net(x)})
+
+    def images(self, x: Any) -> Any:
+        return np.rint((x - x.min()) * (255 / np.ptp(x)))
+
+    def run(self, x: Any) -> Outputs:
+        layers = dict(self.port((np.rint(x) / 255 - 0.5).astype(np.float32)))
+        return Outputs(x=layers.pop("input"), layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("make", "verdict"),
+    [
+        (lambda port: port, "agree"),
+        (keeps_the_first_result, "disagree"),
+        (caches_by_shape, "disagree"),
+        (wrong_if(lambda x: x.shape[2] % 2), "disagree"),
+    ],
+)
+def test_what_a_port_makes_of_bytes_is_believed_where_it_can_be(make: Any, verdict: str) -> None:
+    port = TakesBytes(make)
+    first = first_call(port, MODEL.arch, None)
+    report = probed(judge(MODEL, first.outputs, first.x), MODEL, port, first, judge)
+    assert report.verdict == verdict, report.reason
+    assert len(calls(report, None)) == 3
