@@ -84,17 +84,18 @@ def _geometry(model: Model) -> list[tuple[object, ...]]:
 def _fused_file(model: Model, port: Model, name: str, precision: str) -> Report:
     programs, stored = Programs(model), formats_of(*_kernels_and_biases(port))
     conversion = conversion_of(lambda: _layers(programs, port), stored, precision)
+    other_eps = replace(model, eps=float(np.float32(model.eps)))
+    may_be_narrow = model.form == "train" and other_eps.eps != model.eps
+    if may_be_narrow and isinstance(conversion, Exact) and conversion.narrow_eps:
+        return _of_narrow_eps(_fused_file(other_eps, port, name, precision), other_eps.eps)
     report = _judged(programs, port, name, conversion, {stored[0], stored[1], precision})
     if report.verdict != "disagree":
         return _said(report, conversion, stored)
-    narrow = float(np.float32(model.eps))
-    # of few channels in a large file a float32 eps can move a tap: no sample of it shows that
-    in_float64 = "fp64" in stored or isinstance(conversion, Exact)
-    if in_float64 and model.form == "train" and narrow != model.eps:
-        other = _fused_file(replace(model, eps=narrow), port, name, precision)
+    # a float32 eps can move a few taps of a large file, and no sample of it shows that
+    if may_be_narrow and ("fp64" in stored or isinstance(conversion, Exact)):
+        other = _fused_file(other_eps, port, name, precision)
         if other.verdict == "agree":
-            note = f"eps is held as the float32 number {narrow!r}, as ONNX files hold it"
-            return replace(other, notes=(*other.notes, note))
+            return _of_narrow_eps(other, other_eps.eps)
     if all(layer.ratio <= 1 for layer in report.layers):  # too little for another order
         return report
     same = realign(programs, port.params, conversion.units[0] * conversion.roundings)
@@ -111,6 +112,11 @@ def _fused_file(model: Model, port: Model, name: str, precision: str) -> Report:
         notes=(*report.notes, *same.notes),
     )
     return _said(report, conversion, stored) if report.verdict == "agree" else report
+
+
+def _of_narrow_eps(report: Report, eps: float) -> Report:
+    note = f"eps is held as the float32 number {eps!r}, as ONNX files hold it"
+    return replace(report, notes=(*report.notes, note))
 
 
 def _said(report: Report, conversion: Conversion, stored: tuple[str, str]) -> Report:

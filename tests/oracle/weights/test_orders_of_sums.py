@@ -16,7 +16,7 @@ from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 
-ARCH = plain_architecture(depths=[2], channels=[6, 8], num_classes=3, in_channels=3)
+ARCH = plain_architecture(depths=[1], channels=[6, 8], num_classes=3, in_channels=3)
 
 # A slope times a number, and the root of the variance.
 PRODUCTS = (
@@ -68,14 +68,14 @@ def judged(model: Model, port: Model, folder: Path) -> Any:
 
 @pytest.mark.parametrize("stored", [np.float64, np.float32], ids=["float64", "float32"])
 def test_float64_fusions_agree_in_every_order(stored: Any, tmp_path: Path) -> None:
-    for seed, way in enumerate(WAYS[::7]):
+    for seed, way in enumerate(WAYS[::11]):
         model = distinguishing_model(ARCH, seed)
         report = judged(model, converted(model, way, np.float64, stored), tmp_path)
         assert report.verdict == "agree", (way, report.reason)
 
 
 def test_float32_sums_over_all_branches_agree(tmp_path: Path) -> None:
-    for seed, way in enumerate(WAYS[5::11]):
+    for seed, way in enumerate(WAYS[5::17]):
         model = distinguishing_model(ARCH, seed)
         report = judged(model, converted(model, way, np.float32, np.float32), tmp_path)
         assert report.verdict == "agree", (way, report.reason)
@@ -86,8 +86,8 @@ def test_float32_sums_over_all_branches_agree(tmp_path: Path) -> None:
 def test_one_number_that_is_off_is_found(part: str, ulps: int, dtype: Any, tmp_path: Path) -> None:
     model = distinguishing_model(ARCH, 2)
     port = converted(model, (1, 0, 1, 1, False), dtype, dtype)
-    array = port.params[f"stage1.1.fused.{part}"]
+    array = port.params[f"stage1.0.fused.{part}"]
     array[-1:].flat[0] += ulps * np.spacing(np.float32(array[-1:].flat[0]))
     report = judged(model, port, tmp_path)
-    assert report.first_bad_layer == "stage1.1", report.reason
+    assert report.first_bad_layer == "stage1.0", report.reason
     assert report.diagnosis[0].bug == "taps-altered"
