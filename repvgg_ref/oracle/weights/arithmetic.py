@@ -1,4 +1,4 @@
-"""Elementary operations as a converter's machine does them: a format and a direction of rounding.
+"""Elementary operations as a converter's machine does them in float32, rounding in some direction.
 
 Everything is simulated bit for bit from float64, which holds a product of two float32 numbers
 exactly. A quotient or a root of such numbers lies nowhere near a float32 number without being one,
@@ -29,7 +29,6 @@ FORMAT_NAMES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16":
 
 # The format that has more bits than float64, where a machine has one.
 WIDER: Any = np.longdouble
-HAS_WIDER = bool(np.finfo(WIDER).nmant >= 63)
 
 # Below it a float32 may have been flushed to zero.
 FLUSH = 2.0**-126
@@ -41,24 +40,16 @@ def least_error(number_format: str) -> float:
 
 
 class Arithmetic(NamedTuple):
-    """Operations in a format, "fp32" or "fp64"; float64 rounds to nearest only."""
+    """Operations in float32 that round in one direction."""
 
-    number_format: str = "fp32"
     direction: Direction = "nearest"
 
-    @property
-    def dtype(self) -> Any:
-        """What holds the numbers."""
-        return np.float64 if self.number_format == "fp64" else np.float32
-
     def held(self, x: Any) -> Array:
-        """A number that the converter reads: rounded to nearest if the format is narrower."""
-        return np.asarray(x).astype(self.dtype, copy=False)
+        """A number that the converter reads: rounded to nearest if it is wider."""
+        return np.asarray(x).astype(np.float32, copy=False)
 
     def rounded(self, exact: Array) -> Array:
-        """A float64 result in the format."""
-        if self.number_format == "fp64":
-            return exact
+        """A float64 result in float32."""
         return narrow(exact, "fp32", self.direction).astype(np.float32)
 
     def add(self, a: Array, b: Array) -> Array:
@@ -84,7 +75,7 @@ class Arithmetic(NamedTuple):
 
     @property
     def _is_native(self) -> bool:
-        return self.direction == "nearest" or self.number_format == "fp64"
+        return self.direction == "nearest"
 
 
 def narrow(exact: Array, number_format: str, direction: Direction) -> Array:
@@ -138,9 +129,8 @@ def _nearest(size: Array, low: Array, high: Array, number_format: str) -> Array:
 
 
 def stepped(x: Array, steps: Array | int) -> Array:
-    """Numbers so many steps of their format further from zero."""
-    kind: Any = np.int32 if x.dtype == np.float32 else np.int64
-    moved = (x.view(kind) + np.asarray(steps, kind)).view(x.dtype)
+    """Float32 numbers so many ulps further from zero."""
+    moved = (x.view(np.int32) + np.asarray(steps, np.int32)).view(np.float32)
     return np.where(x == 0, x, moved)
 
 

@@ -146,7 +146,7 @@ class Exact(NamedTuple):
 
 
 class Simulated(NamedTuple):
-    """Fused in the file's own format; `steps` is by how many ulps the file's slopes err.
+    """Fused in float32, the file's own format; `steps` is by how many ulps the file's slopes err.
 
     `added` or `shift` is None where the file does not settle how sums, or biases, are formed.
     """
@@ -263,8 +263,8 @@ class Simulated(NamedTuple):
         """The conversion in a sentence."""
         a = self.arithmetic
         said = [
-            f"every tap is reproduced bit for bit by a fusion in {FORMAT_NAMES[a.number_format]}"
-            f" that rounds {IN_WORDS[a.direction]} and forms {self.order.in_words}"
+            "every tap is reproduced bit for bit by a fusion in float32 that"
+            f" rounds {IN_WORDS[a.direction]} and forms {self.order.in_words}"
         ]
         if self.added is not None and (self.added != Sum(tuple(range(len(self.added.order))))):
             said.append(self.added.in_words)
@@ -283,7 +283,7 @@ class Simulated(NamedTuple):
         ]
         if not unsettled:
             return ulp
-        rest = ROUNDINGS * UNITS[self.arithmetic.number_format]
+        rest = ROUNDINGS * UNITS["fp32"]
         return f"{ulp}; {rest:.1g} of what they are summed from in {' and '.join(unsettled)}"
 
 
@@ -321,9 +321,8 @@ Conversion = Exact | Simulated | Unsettled
 
 
 def differs(got: Array, want: Array) -> Array:
-    """Where two float32 or float64 arrays are not the same; what was flushed to zero is."""
-    tiny = FLUSH if want.dtype == np.float32 else 0.0
-    return np.asarray(~((got == want) | (np.abs(got - want.astype(np.float64)) <= tiny)))
+    """Where an array is not the float32 one `want`; what was flushed to zero is."""
+    return np.asarray(~((got == want) | (np.abs(got - want.astype(np.float64)) <= FLUSH)))
 
 
 def _near(most: int) -> Iterator[int]:

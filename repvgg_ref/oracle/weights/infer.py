@@ -68,7 +68,7 @@ def infer(layers: Iterable[Layer], stored: tuple[str, str]) -> Conversion | None
     exact = _exact(samples, stored, enough)
     if exact is not None or stored[0] != "fp32":
         return exact
-    ways = [(order, Arithmetic("fp32", d)) for d in DIRECTIONS for order in ORDERS]
+    ways = [(order, Arithmetic(d)) for d in DIRECTIONS for order in ORDERS]
     for steps in ((0,), _STEPS):  # most roots are right to the last bit
         found = [(_score([_odd(s, *way, steps) for s in samples]), way) for way in ways]
         score, (order, a) = max(found, key=lambda each: each[0])

@@ -121,7 +121,7 @@ class Shift(NamedTuple):
     def formed(self, branch: Branch, shared: Array | None, a: Arithmetic) -> list[Array]:
         """The branch's bias, or what it gives to the running sum, (O,) each."""
         if shared is None:
-            return [np.zeros(len(branch.weight), a.dtype)]
+            return [np.zeros(len(branch.weight), np.float32)]
         mean, beta = a.held(branch.running_mean), a.held(branch.beta)
         if self.fused:
             return [a.multiply_add(-mean, shared, beta)]
@@ -137,8 +137,7 @@ def shifts(a: Arithmetic) -> list[Shift]:
     found = [Shift(order) for order in ORDERS]
     if a.direction != "nearest":
         found += [Shift(order, negated=True) for order in ORDERS]
-    if a.number_format == "fp32":
-        found += [Shift(order, fused=True) for order in ORDERS if order.product == "W t"]
+    found += [Shift(order, fused=True) for order in ORDERS if order.product == "W t"]
     found += [Shift(o, negated=n, running=True) for n in (False, True) for o in ORDERS]
     return found
 
@@ -146,7 +145,7 @@ def shifts(a: Arithmetic) -> list[Shift]:
 def tap_predicted(
     terms: Terms, tap: Tap, order: Order, how: Sum, shared: list[Array | None], a: Arithmetic
 ) -> Array:
-    """What a converter gets for the taps (O, C/G) at one place, in its format.
+    """What a converter gets for the taps (O, C/G) at one place, in float32.
 
     Parameters
     ----------
@@ -167,7 +166,7 @@ def tap_predicted(
         product = order.formed(raw, gamma, scale, a)
         total = product if total is None else a.add(total, product)
     if total is None:
-        return np.zeros(terms.terms[0].branch.weight.shape[:2], a.dtype)
+        return np.zeros(terms.terms[0].branch.weight.shape[:2], np.float32)
     if before:
         first = min(on)
         mine, gamma = shared[first], a.held(terms.terms[first].branch.gamma)[:, None]

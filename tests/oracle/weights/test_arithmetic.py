@@ -26,7 +26,7 @@ def test_float32_operations_are_the_processors(direction: Direction) -> None:
         for _ in range(2)
     )
     b[:500] = -a[:500] * (1 + np.float32(1e-7) * rng.integers(-3, 3, 500).astype(np.float32))
-    ours = Arithmetic("fp32", direction)
+    ours = Arithmetic(direction)
     with rounding(direction):
         theirs = a + b, a * b, a / b, np.sqrt(np.abs(a))
     mine = ours.add(a, b), ours.multiply(a, b), ours.divide(a, b), ours.root(np.abs(a))
