@@ -122,12 +122,12 @@ def test_a_checkpoint_of_torch_converts_and_a_port_is_judged(tmp_path: Path) -> 
     assert next(iter(fused.state_dict())) == "stage0.reparam_conv.weight"
     x = np.random.default_rng(2).normal(size=(2, 3, 64, 64)).astype(np.float32)
     port = fused.forward(x, layers=True)
-    assert rr.verify(loaded, lambda _: port, inputs=x).verdict == "agree"
+    assert rr.verify(loaded, port, inputs=x).verdict == "agree"
     wrong = rr.load(tmp_path / "s0.pth")
     for name in wrong.params:
         if name.startswith("stage2.3.branch_kxk.2.bn."):
             wrong.params[name] = 0 * wrong.params[name]
-    report = rr.verify(loaded, lambda _: wrong.forward(x, layers=True), inputs=x)
+    report = rr.verify(loaded, wrong.forward(x, layers=True), inputs=x)
     assert (report.verdict, report.first_bad_layer) == ("disagree", "stage2.3")
     assert report.diagnosis[0].bug == "branch-missing"
     assert "branch_kxk.2" in report.diagnosis[0].says
