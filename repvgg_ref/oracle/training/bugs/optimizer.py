@@ -291,7 +291,7 @@ def _adam(step: Update, *, decay: float, coupled: bool, decays: Callable[[str], 
         first = 0.9 * step.velocities.get(f"first:{name}", 0.0) + 0.1 * d
         second = 0.999 * step.velocities.get(f"second:{name}", 0.0) + 0.001 * d**2
         moments |= {f"first:{name}": first, f"second:{name}": second}
-        size = np.sqrt(second / (1 - 0.999**count)) + 1e-8
+        size = np.sqrt(np.maximum(second, 0) / (1 - 0.999**count)) + 1e-8
         kept = w if coupled else w * (1 - step.lr * shrink)
         params[name] = kept - step.lr * first / (1 - 0.9**count) / size
     return SgdStep(params, moments)
