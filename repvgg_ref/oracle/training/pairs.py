@@ -64,4 +64,4 @@ def _gains(gram: Array, along: Array) -> Array:
         both = (q * a**2 + p * b**2 - 2 * gram * a * b) / left
         alone = np.maximum(a**2 / p, b**2 / q)
     told_apart = left > 1e-9 * p * q
-    return np.nan_to_num(np.where(told_apart, both, alone), nan=0.0, posinf=0.0)
+    return np.asarray(np.nan_to_num(np.where(told_apart, both, alone), nan=0.0, posinf=0.0))

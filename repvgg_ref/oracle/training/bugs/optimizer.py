@@ -270,7 +270,7 @@ def _gradients_clipped(site: TrainingSite) -> TrainingVariants:
 def _other_optimizer(site: TrainingSite) -> TrainingVariants:
     setup = site.program
     recipe = setup.recipe
-    everywhere, kernels = (lambda name: 1.0), (lambda name: recipe.factors(name).decay)
+    everywhere, kernels = (lambda name: 1.0), (lambda name: float(recipe.factors(name).decay))
     for said, decays in (("", everywhere), (" that decays kernels only", kernels)):
         for detail, coupled, decay in (
             ("Adam", True, recipe.weight_decay),
