@@ -30,6 +30,7 @@ _OWN_RUNS = 2
 # Sets of settings that are estimated: one setting, two, or one beside a bug.
 _LIKELY, _LIKELY_TWO, _LIKELY_BESIDE = 8, 4, 3
 _FIRSTS = 3  # bugs to which a second one is looked for
+_OF_TWO = 0.05  # of the error each of them explains alone, at least
 # Two bugs at once are looked for where a run is quick.
 _MOST_PARAMETERS_FOR_PAIRS = 3_000_000
 _FIRST = ("loss", "logits", "batch_mean", "batch_var", "grad", "stat")
@@ -224,6 +225,8 @@ class TrainingCase:
         if size > _MOST_PARAMETERS_FOR_PAIRS:
             return []
         for first in sorted(trials, key=lambda t: t.fit.remaining)[:_FIRSTS]:
+            if first.fit.explains < _OF_TWO:
+                continue
             wrong = first.mutant.variant.program
             found = self._settings(wrong, 1, "two bugs at once, one of them: ")
             if found:

@@ -109,3 +109,24 @@ def test_the_reference_has_its_own_value_and_another_shows_when_it_should(
     assert any(name.startswith("after/") for name in changed)
     first = any(not name.startswith("after/") and name != "losses" for name in changed)
     assert first == (not chosen.late)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.9, 0.97, 1.01, 2.0])
+def test_rates_are_estimated_whichever_way_they_are_off(factor: float) -> None:
+    """ReLUs switch on the way from the recipe's rates to these."""
+    finding = judged(dump_of(with_rates(setup_of(), factor))).diagnosis[0]
+    assert finding.bug == "learning-rate-factor"
+    assert_estimated(finding, factor)
+
+
+def test_no_momentum_is_called_so_and_not_a_value() -> None:
+    setup = setup_of()
+    given = dump_of(with_recipe(setup, momentum=0.0))
+    given = {name: array for name, array in given.items() if array.dtype.kind == "f"}
+    _, steps = case()
+    errors = {name: array - steps.exact[name] for name, array in given.items()}
+    allowed = allowance(steps.yardstick, steps.exact, errors)
+    momentum = next(setting for setting in SETTINGS if setting.bug == "momentum-value")
+    found = Estimation(given, allowed).fit(setup, (momentum,))
+    assert found is not None
+    assert [finding.bug for finding in found.findings()] == ["momentum-missing"]

@@ -333,10 +333,11 @@ def _pooled(port: Port) -> None:
 
 
 def _soft_targets(network: Any, x: Any, labels: Any, smoothing: float) -> Any:
-    logits = network(x)
-    classes = logits.shape[1]
+    outputs = network.outputs(x)
+    classes = outputs["main"].shape[1]
     target = functional.one_hot(labels, classes).to(x.dtype) * (1 - smoothing) + smoothing / classes
-    return functional.cross_entropy(logits, target)
+    main = functional.cross_entropy(outputs.pop("main"), target)
+    return main + sum(0.1 * functional.cross_entropy(aux, target) for aux in outputs.values())
 
 
 class _Rescaled(torch.optim.SGD):
