@@ -23,7 +23,6 @@ FFT = Algorithm(0, ())
 LARGEST = 40.0  # u sqrt(v): a right transform's outputs reached 30
 
 _MOST, _PROVED, _FEWEST = 12.0, 100.0, 64
-_TAPS = 5.5  # as in tiles
 
 
 def image_energy(energy: Array, images: Array) -> Array:
@@ -53,16 +52,7 @@ def in_images(
     )
     if c > _MOST or gain <= 0 or float((squares / mine).max()) > LARGEST**2:
         return None
-    nuisance = replace(
-        direct,
-        drift=0.0,
-        variance=max(c, 0.2) * v + unit**2 * sample.y**2 / 6,
-        taps=_TAPS,
-        scale=direct.scale + 0.15 * float(np.sqrt(c)),
-        gate=direct.gate + float(np.sqrt(c)) / 4,
-        level=3.0,
-        algorithm=FFT.name,
-    )
+    nuisance = replace(direct, drift=0.0).of_algorithm(sample, FFT.name, max(c, 0.2) * v)
     return FFT, Evidence(c, gain, 0.0, 0.0, int(on.sum())), nuisance
 
 

@@ -22,9 +22,6 @@ from repvgg_ref.oracle.arithmetic.tiles import (
     recognise,
 )
 
-# tau**2: correct rounding of the weights gives 0.05 to 0.1, fusing in float32 up to 0.5, engines
-# with long chains up to 2.0. With tiles the estimate itself is worse.
-_TAPS, _TAPS_IN_TILES = 2.5, 5.5
 _DRIFT = 0.2  # of a fitted drift may be left
 _CHOPS = 5.0  # cut partial sums err more, independently too: twice and more at half an ulp
 
@@ -130,8 +127,6 @@ def direct_nuisance(sample: Sample, directed: Directed, unit: float) -> Nuisance
         unit,
         noise_variance(left, unit),
         drift,
-        _TAPS,
-        1.0,
         level=(6 + sample.products / 25) * (1 + _CHOPS * directed.chopped),
         allowed_drift=_DRIFT * size / unit,
         gate=1.0 + size / unit / 4,
@@ -152,25 +147,12 @@ def _in_tiles(
     if best is None:
         return None
     algorithm, found, noise = best
-    v = unit**2 * noise.variance(sample)
-    rounded = noise_floor(sample, unit)
-    variance = max(found.c, 0.2) * v + rounded
-    ratio = float(np.sqrt(variance[sample.active].mean() / unit**2))
-    ratio /= max(float(np.sqrt(sample.energy[sample.active].mean())), 1e-300)
-    nuisance = replace(
-        direct,
-        variance=variance,
-        taps=_TAPS_IN_TILES,
-        scale=direct.scale + 0.15 * ratio,
-        gate=direct.gate + ratio / 4,
+    variance = unit**2 * max(found.c, 0.2) * noise.variance(sample)
+    nuisance = direct.of_algorithm(
+        sample,
+        algorithm.name,
+        variance,
         tiles=noise.tiles(sample),
         clustering=noise.widening(),
-        level=3.0,
-        algorithm=algorithm.name,
     )
     return algorithm, found, nuisance
-
-
-def noise_floor(sample: Sample, unit: float) -> np.ndarray:
-    """The variance of one correct rounding of the result."""
-    return np.asarray(unit**2 * sample.y**2 / 6)

@@ -13,8 +13,6 @@ from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.report import Finding
 
 _CHANNELS_SHOWN = 6
-_FEWEST = 12  # outputs of a channel that say something about its pattern
-_MOST_SHARE = 0.7  # of a channel's residual, in one cause
 
 
 def unknown(evidence: LayerEvidence, trials: Sequence[Trial]) -> Finding:

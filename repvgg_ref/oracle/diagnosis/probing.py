@@ -20,7 +20,6 @@ _MANY = (32, 24)  # the same for more than `_FEW` of them
 _FEW = 4
 _LOGITS = 48  # numbers wanted at least: few of them say little
 _MOST_IMAGES = 16
-_CALLS = 3  # probes that are made, of those that are weighed
 _APART = 30.0  # deviations between two predictions that a probe is to separate
 
 

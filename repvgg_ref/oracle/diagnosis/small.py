@@ -6,7 +6,7 @@ bugs of the library, then what was estimated, then both together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.diagnosis.evidence import DO_NOT_FIT, Evidence
 from repvgg_ref.oracle.diagnosis.ranking import Observation, Trial
+from repvgg_ref.oracle.diagnosis.regression import Fit
 from repvgg_ref.oracle.estimates.estimate import Estimate
 from repvgg_ref.oracle.estimates.patches import Explanation, Patch, explain_by_patches
 from repvgg_ref.oracle.estimates.port import PortEstimates
@@ -60,6 +61,7 @@ class SampleEvidence(Evidence):
         *,
         most: int | None = None,
     ) -> None:
+        self._shown = site, seen, bound, estimates, precision
         name = site.program.name
         self.estimates, self.sample = estimates, estimates.samples[name]
         self.workspace = Workspace()
@@ -112,6 +114,13 @@ class SampleEvidence(Evidence):
         y_hat = self.seen.y_hat[0] / gate
         return sample.beside(predicted[0] / gate, y_hat, self.estimates.arithmetic.unit)
 
+    def best(self, is_worth: Callable[[Fit], bool]) -> list[Trial]:
+        """The bugs that leave least at all outputs, of those worth it at a few; best first."""
+        few = SampleEvidence(*self._shown, most=_OUTPUTS)
+        worth = [trial for trial in few.trials() if is_worth(trial.fit)]
+        chosen = sorted(worth, key=lambda trial: trial.fit.remaining)[:_CLOSER]
+        return [trial for t in chosen if (trial := self.trial(t.mutant)) is not None]
+
     def leaves_nothing(self, trial: Trial) -> bool:
         """Whether only rounding is left once the reference has the bug."""
         return not self.estimates.of(self.layer, self.beside(trial.predicted))
@@ -122,17 +131,14 @@ def explain_alarms(
 ) -> list[Finding]:
     """Why a layer within its bound is bad: a bug, what was estimated, or both."""
     site = replace(site, alike=())  # another layer's weights are never within a bound
-    coarse = SampleEvidence(site, seen, bound, estimates, precision, most=_OUTPUTS)
     close = SampleEvidence(site, seen, bound, estimates, precision)
-    worth = [t for t in coarse.trials() if t.fit.is_this and t.fit.explains > 0]
-    best = sorted(worth, key=lambda trial: trial.fit.remaining)[:_CLOSER]
-    nearer = [trial for t in best if (trial := close.trial(t.mutant)) is not None]
+    nearer = close.best(lambda fit: fit.is_this and fit.explains > 0)
     if named := [trial for trial in nearer if close.leaves_nothing(trial)]:
         return close.seen.ranked(named)
     name = site.program.name
     nuisance = estimates.arithmetic.nuisances[name]
     explained = explain_by_patches(estimates.samples[name], nuisance)
-    if not explained.left:
+    if explained.patches and not explained.left:
         return [_finding(name, patch, len(explained.patches)) for patch in explained.patches]
     return _known_and_more(close, nearer, nuisance) or [_unknown(name, estimates, explained)]
 
@@ -186,11 +192,8 @@ def explain_unknown(
     explained = explain_by_patches(estimates.samples[name], nuisance)
     if explained.patches and not explained.left:
         return [_finding(name, patch, len(explained.patches)) for patch in explained.patches]
-    coarse = SampleEvidence(site, seen, bound, estimates, precision, most=_OUTPUTS)
     close = SampleEvidence(site, seen, bound, estimates, precision)
-    worth = [trial for trial in coarse.trials() if trial.fit.explains > _HALF]
-    best = sorted(worth, key=lambda trial: trial.fit.remaining)[:_CLOSER]
-    nearer = [trial for t in best if (trial := close.trial(t.mutant)) is not None]
+    nearer = close.best(lambda fit: fit.explains > _HALF)
     says = "; ".join([finding.says, *_said(estimates.alarms.get(name, ()))])
     taps = _taps(estimates.samples[name], nuisance)
     return _known_and_more(close, nearer, nuisance) or [replace(finding, says=says, taps=taps)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,14 +119,6 @@ def alarms(estimates: Iterable[Estimate]) -> list[Estimate]:
             break
         found.append(estimate)
     return found
-
-
-def most(estimates: Sequence[Estimate], count: int) -> Estimate | None:
-    """The estimate that deviates most of those alike, standing for `count` tests."""
-    chosen = max(estimates, key=lambda e: e.deviation, default=None)
-    if chosen is None:
-        return None
-    return Estimate(**{**chosen.__dict__, "count": count})
 
 
 def wilson_hilferty(chi_square: float, freedom: float) -> float:

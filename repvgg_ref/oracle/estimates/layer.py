@@ -27,6 +27,7 @@ from repvgg_ref.oracle.estimates.estimate import Estimate, wilson_hilferty
 _FEW = 8  # active outputs that a channel needs to be judged alone
 _MANY = 24  # and to take part in the noise of taps
 _DRAWS = 2
+_SPREAD = 1 / 0.6745  # a Gaussian's standard deviation, of its median absolute value
 _ROUNDINGS = 64.0  # of a channel's mean: what varies less is lost in them
 _SURE = 0.1  # of a level: six times its limit is an alarm however few outputs there are
 _FEWEST = 64  # outputs that tell tails
@@ -151,9 +152,11 @@ class LayerEstimates:
             return
         beyond = np.maximum(0, np.abs(values) - tolerance)[enough] / errors[enough]
         worst = enough[np.argmax(beyond)]
+        # In a long chain the outputs of a channel err alike, in part: all channels scatter more.
+        shared = max(1.0, _SPREAD * float(np.median(np.abs(values[enough]) / errors[enough])))
         yield Estimate(
-            kind, f"channel {worst}", float(values[worst]), float(errors[worst]), tolerance,
-            "channel", len(enough), float(np.median(errors[enough])),
+            kind, f"channel {worst}", float(values[worst]), shared * float(errors[worst]),
+            tolerance, "channel", len(enough), shared * float(np.median(errors[enough])),
         )  # fmt: skip
         deviation = wilson_hilferty(float((np.minimum(beyond, 50) ** 2).sum()), len(enough))
         size = float(np.sqrt((errors[enough] ** 2).mean()))

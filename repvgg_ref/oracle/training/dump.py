@@ -15,7 +15,6 @@ from repvgg_ref.oracle.candidates.dumps import read_npz
 from repvgg_ref.oracle.candidates.values import to_value
 from weights_io import sanitize
 
-SINGLE = ("loss", "logits", "losses")
 KINDS = ("batch_mean", "batch_var", "grad", "stat", "after")
 _ALIASES = {"grads": "grad", "gradient": "grad", "gradients": "grad", "stats": "stat"}
 _ALIASES |= {"running": "stat", "weights_after": "after", "final": "after"}
