@@ -148,7 +148,7 @@ def test_convert_refuses_in_one_line_and_leaves_nothing(
     write(source)
     started = time.process_time()
     line = invoke(capsys, "convert", "--in", source, "--out", "out.npz", *flag).error_line()
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 6  # measured: 0.2; shared machines are slower
     assert words in line
     assert list(tmp_path.iterdir()) == [source]
 

@@ -21,7 +21,6 @@ from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.diagnosis.evidence import DO_NOT_FIT, Evidence
 from repvgg_ref.oracle.diagnosis.ranking import Observation, Trial
-from repvgg_ref.oracle.diagnosis.regression import Fit
 from repvgg_ref.oracle.estimates.estimate import Estimate
 from repvgg_ref.oracle.estimates.patches import Explanation, Patch, explain_by_patches
 from repvgg_ref.oracle.estimates.port import PortEstimates
@@ -31,6 +30,7 @@ from repvgg_ref.oracle.report import Finding
 
 _OUTPUTS = 160  # of a channel: enough to see which bugs are worth a closer look
 _CLOSER = 6
+_SOME = 0.2  # of a residual that is rounding for the most part: less is chance
 _HALF, _NEARLY = 0.5, 0.9  # of a residual: what a bug explains that may be there with another
 _NOTHING_KNOWN = "nothing in the library explains it: compare the estimated taps with the port's"
 
@@ -114,10 +114,10 @@ class SampleEvidence(Evidence):
         y_hat = self.seen.y_hat[0] / gate
         return sample.beside(predicted[0] / gate, y_hat, self.estimates.arithmetic.unit)
 
-    def best(self, is_worth: Callable[[Fit], bool]) -> list[Trial]:
+    def best(self, is_worth: Callable[[Trial], bool]) -> list[Trial]:
         """The bugs that leave least at all outputs, of those worth it at a few; best first."""
         few = SampleEvidence(*self._shown, most=_OUTPUTS)
-        worth = [trial for trial in few.trials() if is_worth(trial.fit)]
+        worth = [trial for trial in few.trials() if is_worth(trial)]
         chosen = sorted(worth, key=lambda trial: trial.fit.remaining)[:_CLOSER]
         return [trial for t in chosen if (trial := self.trial(t.mutant)) is not None]
 
@@ -132,7 +132,7 @@ def explain_alarms(
     """Why a layer within its bound is bad: a bug, what was estimated, or both."""
     site = replace(site, alike=())  # another layer's weights are never within a bound
     close = SampleEvidence(site, seen, bound, estimates, precision)
-    nearer = close.best(lambda fit: fit.is_this and fit.explains > 0)
+    nearer = close.best(lambda t: t.fit.is_this and t.is_significant and t.fit.explains > _SOME)
     if named := [trial for trial in nearer if close.leaves_nothing(trial)]:
         return close.seen.ranked(named)
     name = site.program.name
@@ -193,7 +193,7 @@ def explain_unknown(
     if explained.patches and not explained.left:
         return [_finding(name, patch, len(explained.patches)) for patch in explained.patches]
     close = SampleEvidence(site, seen, bound, estimates, precision)
-    nearer = close.best(lambda fit: fit.explains > _HALF)
+    nearer = close.best(lambda trial: trial.fit.explains > _HALF)
     says = "; ".join([finding.says, *_said(estimates.alarms.get(name, ()))])
     taps = _taps(estimates.samples[name], nuisance)
     return _known_and_more(close, nearer, nuisance) or [replace(finding, says=says, taps=taps)]
