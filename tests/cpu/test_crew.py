@@ -23,6 +23,7 @@ from repvgg_ref.cpu.workers.crew import WORKERS, Caller, available, use_of_helpe
 from repvgg_ref.cpu.workers.pool import Pool
 from repvgg_ref.cpu.workers.process import CrewError
 from repvgg_ref.errors import BackendError
+from repvgg_ref.interpreter import identity
 from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.network import Model, fuse
 from tests.models.small import SMALL, distinct_model
@@ -130,7 +131,7 @@ def test_threads_take_over_where_an_interpreter_never_answers(
 
 
 def test_threads_take_over_from_another_programs_helper(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = {**processes.identity(), "code": "/another/interpreter.py"}
+    other = {**identity(), "code": "/another/interpreter.py"}
     monkeypatch.setattr(processes, "identity", lambda: other)
     threads_take_over("runs other code.*")
 

@@ -7,6 +7,8 @@ import errno
 import gc
 import os
 import signal
+import socket
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +21,8 @@ import pytest
 
 from repvgg_ref.cpu.workers import crew as crews
 from repvgg_ref.cpu.workers import process as processes
-from repvgg_ref.cpu.workers.crew import CrewError, available
+from repvgg_ref.cpu.workers.crew import available
+from repvgg_ref.cpu.workers.process import CrewError
 
 pytestmark = pytest.mark.skipif(not available(2), reason="crews need Linux on x86")
 
@@ -29,9 +32,9 @@ WATCHED = {processes.__file__, crews.__file__}
 def open_descriptors() -> list[str]:
     gc.collect()
     found = []
-    for name in os.listdir("/proc/self/fd"):
+    for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            found.append(os.readlink(f"/proc/self/fd/{name}"))
+            found.append(str(entry.readlink()))
     return sorted(found)
 
 
@@ -51,9 +54,8 @@ def lost(act: Callable[[], None]) -> tuple[list[str], list[str]]:
     crews._crews.clear()
     before, lived = Counter(open_descriptors()), Counter(children())
     act()
-    for crew in crews._crews.values():
-        crew.close()
-    crews._crews.clear()
+    while crews._crews:
+        crews._crews.popitem()[1].close()
     return (
         list((Counter(open_descriptors()) - before).elements()),
         list((Counter(children()) - lived).elements()),
@@ -91,10 +93,10 @@ def test_ctrl_c_anywhere(line: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 FAULTS = [
     (os, "memfd_create"),
-    (processes.socket, "socketpair"),
-    (processes.subprocess, "Popen"),
-    (processes.socket, "send_fds"),
-    (crews.np, "save"),
+    (socket, "socketpair"),
+    (subprocess, "Popen"),
+    (socket, "send_fds"),
+    (np, "save"),
 ]
 
 
