@@ -80,21 +80,16 @@ def test_a_replaced_file_hands_on_its_owner(tmp_path: Path) -> None:
     assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456)
 
 
-NAMES = [
-    b"n" * 251 + b".npz",
-    "\N{SNOWMAN}".encode() * 83 + b".pth",
-    b"caf\xe9.npz",
-    b"." + b"s" * 200,
-]
-    b"n" * 251 + b".npz",
-    "\N{SNOWMAN}".encode() * 83 + b".pth",
-    b"caf\xe9.npz",
-    b"." + b"s" * 200,
-]
+NAMES = {
+    "long": b"n" * 251 + b".npz",
+    "long in bytes": "\N{SNOWMAN}".encode() * 83 + b".pth",
+    "not UTF-8": b"caf\xe9.npz",
+    "suffix alone": b"." + b"s" * 200,
+}
 
 
 @posix
-@pytest.mark.parametrize("name", NAMES, ids=["long", "long in bytes", "not UTF-8", "suffix alone"])
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_any_name_that_the_system_allows(name: bytes, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(name)
     for text in ("old", "new"):

@@ -25,20 +25,23 @@ _SHORT |= {"f2": "float16", "f4": "float32", "f8": "float64"}
 _ORDERS = {"little": "<", "big": ">", "<": "<", ">": ">"}
 
 
-def read_npy(path: Path) -> Array:
+def read_npy(path: Path, shape: tuple[int, ...] | None = None) -> Array:
     """The array in a .npy file.
 
     Raises
     ------
     CandidateFailure
-        If it is no plain .npy file, or is shorter or longer than its header says.
+        If it is no plain .npy file, is shorter or longer than its header says, or is not of the
+        `shape` that somebody said it has.
     """
     with _opened(path) as file:
-        return read_npy_stream(file, os.fstat(file.fileno()).st_size, path.name)
+        return read_npy_stream(file, os.fstat(file.fileno()).st_size, path.name, shape)
 
 
-def read_npy_stream(file: BinaryIO, size: int, name: str) -> Array:
-    """The array in `size` bytes of .npy format."""
+def read_npy_stream(
+    file: BinaryIO, size: int, name: str, said: tuple[int, ...] | None = None
+) -> Array:
+    """The array in `size` bytes of .npy format; of the shape that is `said`, if one is."""
     shown = sanitize(name)
     try:
         with warnings.catch_warnings():
@@ -52,6 +55,12 @@ def read_npy_stream(file: BinaryIO, size: int, name: str) -> Array:
             f"{shown}: holds no numbers",
             got="objects: they could be anything, code included" if dtype.hasobject else dtype,
             wanted="an array of floating-point numbers",
+        )
+    if said is not None and shape != said:
+        raise CandidateFailure(
+            f"{shown}: the manifest and the file differ",
+            got=f"shape {shape} in the file",
+            wanted=f"shape {said} as the manifest says",
         )
     flat = _exactly(file, shape, dtype, size - file.tell(), shown)
     return flat.reshape(shape, order="F" if fortran else "C")
