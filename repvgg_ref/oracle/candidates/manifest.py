@@ -10,8 +10,7 @@ What stands at the top holds for every array that does not say otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from math import prod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def _bare(folder: Path, manifest: Mapping[str, Any]) -> Dump:
     archives = [path for path in files if path.suffix == ".npz"]
     layouts = _common_layout(manifest)
     if plain:
-        _require_moderate(path.stat().st_size for path in plain)
+        _require_moderate(plain)
         arrays = {path.stem: read_npy(_inside(folder, path.name)) for path in plain}
         return Dump(arrays, layouts, _precision(manifest))
     if len(archives) == 1:
@@ -78,7 +77,7 @@ def _described(folder: Path, manifest: Mapping[str, Any], entries: Mapping[str, 
     arrays: dict[str, Array] = {}
     layouts = _common_layout(manifest)
     kinds = set()
-    _require_moderate(_cost(_inside(folder, _file(e, n)), e) for n, e in entries.items())
+    _require_moderate([_inside(folder, _file(entry, n)) for n, entry in entries.items()])
     for name, entry in entries.items():
         said = {**manifest, **(entry if isinstance(entry, dict) else {})}
         arrays[name], kind = _array(_inside(folder, _file(entry, name)), said, name)
@@ -163,19 +162,9 @@ def _inside(folder: Path, file: str) -> Path:
     return path
 
 
-def _cost(path: Path, entry: Any) -> int:
-    """Bytes that one entry will take: its own, if it says how many, of a file shared by several."""
-    shape = entry.get("shape") if isinstance(entry, dict) else None
-    size = path.stat().st_size if path.is_file() else 0
-    if path.suffix == ".npy" or not isinstance(shape, list):
-        return size
-    elements = prod(max(extent, 0) for extent in shape if isinstance(extent, int))
-    return min(size, 8 * elements)
-
-
-def _require_moderate(sizes: Iterable[int]) -> None:
-    """Before anything is read: a file that is named nine times is read nine times."""
-    total = sum(sizes)
+def _require_moderate(paths: list[Path]) -> None:
+    """Before anything is read; a file that is named nine times will be read nine times."""
+    total = sum(path.stat().st_size for path in paths if path.is_file())
     if total > MOST_BYTES:
         raise CandidateFailure("the dump is too large", got=total, wanted=f"at most {MOST_BYTES}")
 

@@ -150,7 +150,7 @@ def test_a_broken_manifest_is_refused(tmp_path: Path, text: str, says: str) -> N
 
 def test_a_manifest_and_an_npy_file_that_differ_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", right_outputs()["stage0"])
-    manifest = {"arrays": {"stage0": {"file": "a.npy", "shape": [2, 32, 5, 5]}}}
+    said = {"arrays": {"stage0": {"file": "a.npy", "shape": [2, 32, 5, 5]}}}
     (tmp_path / "manifest.json").write_text(json.dumps(said))
     assert "differ" in str(failure(tmp_path))
 
@@ -175,20 +175,6 @@ def test_a_file_that_is_named_nine_times_is_charged_nine_times(
                 manifest.read_folder(tmp_path)
         else:
             assert len(manifest.read_folder(tmp_path).arrays) == times
-
-
-def test_layers_that_share_a_raw_file_are_charged_what_they_take(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    array = np.arange(8 * 512, dtype=np.float64)
-    (tmp_path / "all.bin").write_bytes(array.tobytes())
-    entries = {
-        f"stage{i}": {"file": "all.bin", "shape": [512], "dtype": "float64", "offset": 8 * 512 * i}
-        for i in range(8)
-    }
-    (tmp_path / "manifest.json").write_text(json.dumps({"arrays": entries}))
-    monkeypatch.setattr(manifest, "MOST_BYTES", array.nbytes)
-    assert np.array_equal(manifest.read_folder(tmp_path).arrays["stage7"], array[-512:])
 
 
 def test_a_shape_that_is_not_the_files_is_refused_before_the_array_is_read(
