@@ -11,7 +11,7 @@ from weights_io.limits import DEFAULT_LIMITS, Limits
 from weights_io.pickles.inert import Inert
 from weights_io.regular import IrregularFileError, open_regular
 from weights_io.text import sanitize
-from weights_io.writers.atomic import atomic_path, sweep
+from weights_io.writers.atomic import atomic_path, reported, sweep
 from weights_io.writers.specs import ArraySpec
 from weights_io.writers.write import Container, save_weights, write_weights
 
@@ -31,6 +31,7 @@ __all__ = [
     "atomic_path",
     "open_regular",
     "open_weights",
+    "reported",
     "sanitize",
     "save_weights",
     "sweep",

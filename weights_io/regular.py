@@ -7,7 +7,6 @@ waiting, and what was opened is looked at.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from io import FileIO
@@ -49,11 +48,13 @@ def open_regular(path: str | os.PathLike[str], *, create: bool = False) -> FileI
 
 
 def _regular(descriptor: int, name: str) -> int:
-    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-    if kind == stat.S_IFREG:
-        if hasattr(os, "set_blocking"):
-            with contextlib.suppress(OSError):
-                os.set_blocking(descriptor, True)
-        return descriptor
-    os.close(descriptor)
-    raise IrregularFileError(_KINDS.get(kind, "no regular file"), name)
+    try:
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+        if kind != stat.S_IFREG:
+            raise IrregularFileError(_KINDS.get(kind, "no regular file"), name)
+        if _AT_ONCE:
+            os.set_blocking(descriptor, True)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -17,7 +17,7 @@ from repvgg_ref.data.loader import Batch, Loader
 from repvgg_ref.data.pixel_shards import FORMAT, LABELS, MANIFEST, VERSION
 from repvgg_ref.data.source import DataError, Source
 from repvgg_ref.data.transforms import evaluation_transform
-from weights_io import atomic_path, sanitize, sweep
+from weights_io import atomic_path, reported, sanitize, sweep
 
 _PART = {"file": str, "count": int, "sha256": str, "labels": list, "skipped": list}
 PLAN = "unfinished.json"  # what is being made; there until the manifest is
@@ -77,7 +77,7 @@ def write_pixels(
         "standardise": list(source.standardise),
     }
     plan = header | {"batches_a_part": per_part, "pictures": _fingerprint(source)}
-    with _claimed(out, json.loads(json.dumps(plan))):
+    with reported(out), _claimed(out, json.loads(json.dumps(plan))):
         parts = _whole_parts(out, size * size * source.channels)
         first = len(parts) * per_part
         with contextlib.closing(loader.epoch(0, first_step=first)) as batches:

@@ -5,6 +5,7 @@ Of several ranks only the first writes; all of them read.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,7 +61,8 @@ class Folder:
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
-            self._lock.close()
+            with contextlib.suppress(OSError):  # nothing was written to it
+                self._lock.close()
 
     def require_unused(self) -> None:
         """Refuse a folder that holds a training already."""

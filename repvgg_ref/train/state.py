@@ -9,6 +9,7 @@ it is used.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -94,14 +95,17 @@ def write_state(
         weights_io.write_weights(data, specs, values.values(), container="safetensors", check=flush)
         about = {"format": FORMAT, "step": step, "sha256": digests[0], **facts}
         write_text(note, _spelt(about | {"note_sha256": _digest_of(about)}))
-    kept = [other for other in steps_in(folder) if other <= step][:KEPT]
-    _remove_all_but(folder, kept)
+    with contextlib.suppress(OSError, StateError):  # the state is there; older ones go next time
+        kept = [other for other in steps_in(folder) if other <= step][:KEPT]
+        _remove_all_but(folder, kept)
     return note
 
 
 def sweep(folder: Path) -> None:
-    """Remove arrays without a note, which a process that was killed has left."""
-    _remove_all_but(folder, steps_in(folder))
+    """Remove what a process that was killed has left: half a file, or arrays without a note."""
+    with contextlib.suppress(OSError):
+        weights_io.sweep(folder)
+        _remove_all_but(folder, steps_in(folder))
 
 
 def read_newest(folder: Path) -> tuple[Stored | None, list[str]]:
@@ -117,8 +121,6 @@ def read_newest(folder: Path) -> tuple[Stored | None, list[str]]:
 
 def steps_in(folder: Path) -> list[int]:
     """The steps of which `folder` says it has a state, newest first."""
-    if not folder.is_dir():
-        return []
     return sorted((step for step, kind in _files_in(folder) if kind == "json"), reverse=True)
 
 
@@ -188,10 +190,15 @@ def _digest_of(facts: Mapping[str, Any]) -> str:
 
 def _files_in(folder: Path) -> Iterator[tuple[int, str]]:
     """Step and kind of every file of a state."""
-    if folder.is_dir():
-        for path in list(folder.iterdir()):
-            if match := _NAME.fullmatch(path.name):
-                yield int(match[1]), match[2]
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise StateError(f"{folder} cannot be read", got=error.strerror) from None
+    for name in names:
+        if match := _NAME.fullmatch(name):
+            yield int(match[1]), match[2]
 
 
 def _remove_all_but(folder: Path, kept: list[int]) -> None:

@@ -62,13 +62,15 @@ def atomic_path(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
             if sync:
                 _flush(temporary)
             temporary.replace(final)
-            if sync:
-                _flush(final.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        _abandon(temporary, held)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            raise _failed(path, error) from None  # `write` and `close` do not say of which file
         raise
-    finally:
+    with reported(path):
         os.close(held)
+        if sync:
+            _flush(final.parent)
 
 
 def sweep(folder: Path) -> None:
@@ -87,9 +89,7 @@ def reported(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(path, error) from None
-        raise _unwritable(path, error.strerror or error) from None
+        raise _failed(path, error) from None
 
 
 def _sweep_once(folder: Path) -> None:
@@ -106,12 +106,16 @@ def _created(final: Path) -> tuple[Path, int]:
     while True:
         temporary = final.with_name(f".repvgg-ref-{secrets.token_hex(6)}{suffix}")
         held = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(held).st_nlink:  # else somebody swept it before it was locked
-            return temporary, held
-        os.close(held)
+        try:
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(held).st_nlink:
+                return temporary, held
+        except BaseException:
+            _abandon(temporary, held)
+            raise
+        os.close(held)  # somebody swept it before it was locked
 
 
 def _hand_on(final: Path, temporary: Path) -> None:
@@ -132,13 +136,21 @@ def _flush(path: Path) -> None:
             os.close(descriptor)
 
 
-def _full(path: str | os.PathLike[str], error: OSError) -> WeightsFileError:
-    """A full disk: how much room is left, and where."""
+def _abandon(temporary: Path, held: int) -> None:
+    with contextlib.suppress(OSError):  # what was going wrong is told instead
+        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        os.close(held)
+
+
+def _failed(path: str | os.PathLike[str], error: OSError) -> WeightsFileError:
+    """What the system said; of a full disk also how much room is left, and where."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return _unwritable(path, error.strerror or error)
     folder = Path(os.path.realpath(path)).parent
-    try:
+    left = ""
+    with contextlib.suppress(OSError):
         left = f"; {shutil.disk_usage(folder).free / 1e6:.1f} MB left in {sanitize(folder)}"
-    except OSError:
-        left = ""
     return WeightsFileError(
         f"{sanitize(path)}: cannot be written",
         got=f"{error.strerror}{left}",
