@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 import threading
 from io import BytesIO
-from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from weights_io.errors import WeightsFileError
+from weights_io.regular import IrregularFileError, open_regular
 from weights_io.text import sanitize
 
 
@@ -105,11 +104,12 @@ def open_source(file: str | os.PathLike[str] | BinaryIO) -> Source:
         return Source(file, getattr(file, "name", "<file object>"))
     name = sanitize(os.fspath(file))
     try:
-        path = Path(file)
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
-            kind = "a folder" if path.is_dir() else "no regular file"
-            raise WeightsFileError(f"{name}: cannot be read", got=kind, wanted="a weights file")
-        return Source(cast("BinaryIO", path.open("rb", buffering=0)), name)
+        return Source(cast("BinaryIO", open_regular(file)), name)
+    except IrregularFileError as error:
+        got = error.strerror
+        raise WeightsFileError(
+            f"{name}: cannot be read", got=got, wanted="a weights file"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise WeightsFileError(f"{name}: cannot be opened", got=reason) from None

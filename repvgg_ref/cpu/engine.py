@@ -17,8 +17,9 @@ from repvgg_ref.cpu.convolution.cost import cheapest
 from repvgg_ref.cpu.convolution.schedule import ConvShape, Packed
 from repvgg_ref.cpu.plan import Plan, Tap, conv_shapes
 from repvgg_ref.cpu.workers import memory
-from repvgg_ref.cpu.workers.crew import CrewError, available, crew
+from repvgg_ref.cpu.workers.crew import available, crew
 from repvgg_ref.cpu.workers.pool import Team, default_threads, pool
+from repvgg_ref.cpu.workers.process import CrewError
 from repvgg_ref.errors import BackendError
 
 CHUNK = 16  # images that go through the chain together; more would only need more memory

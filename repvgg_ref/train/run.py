@@ -64,6 +64,7 @@ def train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Eve
         finally:
             if log is not None:
                 log.close()
+        job.comm.meet()  # none ends before all have: one may be frozen
 
 
 def _events(

@@ -87,6 +87,14 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
 )
 @click.option("--sync-bn", is_flag=True, help="Batch norm over the images of all ranks.")
 @click.option(
+    "--rank-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long ranks wait for a frozen one before all end.",
+)
+@click.option(
     "--save-every", type=click.IntRange(min=0), default=0, help="Steps between states; 0: an epoch."
 )
 @click.option(
@@ -120,7 +128,7 @@ def command(
 
     # A loss that is not finite is found and told; the arithmetic's threads need not warn as well.
     warnings.filterwarnings("ignore", "overflow|invalid value", RuntimeWarning)
-    comm = connect()
+    comm = connect(asked.pop("rank_timeout"))
     if asked["threads"] is None:
         told = THREADS in os.environ
         shared = 1 if told else ranks_on_machine(comm)
