@@ -213,6 +213,7 @@ def _as_json(
             "ok": apart.ok,
             "same_class": apart.same_class,
             "max_difference": apart.difference,
+            "largest_difference": apart.largest,
             "tolerance": apart.tolerance,
         }
     return found
@@ -255,7 +256,8 @@ def _show(found: dict[str, Any]) -> None:
         click.echo(
             f"forms  {'agree' if apart['ok'] else 'DISAGREE'}: the same class for "
             f"{apart['same_class']} of {found['images']} images; logits differ by at most "
-            f"{apart['max_difference']:.2g}, rounding explains {apart['tolerance']:.2g}"
+            f"{apart['largest_difference']:.2g}; on the image closest to what rounding explains "
+            f"by {apart['max_difference']:.2g} of {apart['tolerance']:.2g}"
         )
     if found["expected"] is not None:
         _show_expected(found["expected"])
