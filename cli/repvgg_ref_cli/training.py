@@ -114,7 +114,7 @@ class View:
             f"{apart.largest:.2g};"
         )
         self._print(
-            f"       closest image: {apart.difference:.2g}, rounding explains {apart.tolerance:.2g};"
+            f"       closest image {apart.difference:.2g}, rounding explains {apart.tolerance:.2g};"
         )
         self._print(
             f"       closest block {apart.closest.layer}: error {apart.closest.max_error:.2g}, "
@@ -159,6 +159,7 @@ class JsonView(View):
             if isinstance(event, Finished):
                 found |= event.evaluation.to_json()
                 found |= {"files": [str(path) for path in event.files], "seconds": event.seconds}
+                found["data"] = event.data
             print_json(found)
 
 

@@ -103,6 +103,18 @@ class ShapesSource:
         """``generated:shapes/split[index]``."""
         return f"{PREFIX}shapes/{self._split}[{index}]"
 
+    def key(self, index: int) -> str:
+        """The index."""
+        return str(index)
+
+    def stored_size(self, index: int) -> int:
+        """It is drawn, not stored."""
+        return 0
+
+    def stored(self, index: int) -> bytes:
+        """Nothing."""
+        return b""
+
     def picture(self, index: int) -> Image:
         """Draw it."""
         rng = stream(0, self._stream, index + 1)

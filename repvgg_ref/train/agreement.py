@@ -10,7 +10,7 @@ and by float64's own error (the certified bound of `blocks.selfcheck`, here at e
 layer. A certified bound of that is useless after twenty layers, so the tolerance is propagated:
 every block's output is moved by ``sqrt(n) u (magnitudes)`` with random signs, in float64, which is
 the probable size of a rounded sum's error (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, theorem
-2.4), and an image's logits may differ by `SAFETY` times the most that `DRAWS` such moves do to them.
+2.4), and an image's logits may differ by `SAFETY` times what the largest of `DRAWS` moves does.
 What rounding does to one image says nothing of another, which may be a thousand times brighter.
 """
 
@@ -41,7 +41,7 @@ _U64 = 2.0**-53
 
 
 class Agreement(NamedTuple):
-    """The block that came closest to its bound, and what each image's logits may differ by, (N,)."""
+    """The block closest to its bound, and what each image's logits may differ by, shape (N,)."""
 
     block: BlockCheck
     tolerances: Array

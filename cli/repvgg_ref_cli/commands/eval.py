@@ -45,7 +45,11 @@ _DISAGREES = 1
 @click.option("--weights", type=FILE, required=True, help="A checkpoint in train or deploy form.")
 @data_option
 @click.option(
-    "--split", type=click.Choice(["train", "val"]), default="val", show_default=True, help="Part."
+    "--split",
+    type=click.Choice(["train", "val", "held-out"]),
+    default="val",
+    show_default=True,
+    help="Part; held-out is what `train` kept apart of a set that has no val.",
 )
 @click.option(
     "--size",
@@ -107,6 +111,7 @@ def command(
     Exit code 1 with --form both if the two forms disagree.
     """
     import repvgg_ref
+    from repvgg_ref.data import splits_of
     from repvgg_ref.data.loader import Loader
     from repvgg_ref.train.evaluate import count
     from repvgg_ref.train.sources import open_validation, validation_transform
@@ -118,6 +123,8 @@ def command(
         note(message)
     forms = _forms(loaded, form)
     source = open_validation(loaded, data, split=split, decoder=decoder, limit=limit)
+    if split == "val" and "val" not in splits_of(data):
+        note(f"{data} has no val, so all of it is judged; after a training on it: --split held-out")
     transform = validation_transform(
         loaded, source, size=size, resize=resize, interpolation=interpolation
     )

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repvgg_ref_cli.failures import report
-from repvgg_ref_cli.options import FILE, FOLDER, Settings, backend_option, debug_option, json_option
+from repvgg_ref_cli.options import (
+    FILE,
+    FOLDER,
+    Settings,
+    backend_option,
+    debug_option,
+    json_option,
+    note,
+)
 from repvgg_ref_cli.stop_signals import StopSignals
 
 if TYPE_CHECKING:
@@ -157,6 +165,8 @@ def _train(
     if dry_run:
         seconds = measured_step(job)
         if first:
+            for message in job.data.notes:
+                note(message)
             show_plan(job.plan, seconds, as_json=as_json)
         return
     view = (JsonView if as_json else View)(job.plan, shown=first)
