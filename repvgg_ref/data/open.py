@@ -39,7 +39,8 @@ def open_data(
         None or "digits" is the bundled digits; ``generated:shapes`` a generated set. A folder
         holds ``train`` and ``val`` (or ``test``), or is itself what it would hold there: one folder
         a class, tar files (with ``train`` or ``val`` in their names), what `repvgg-ref shards`
-        wrote, CIFAR's binary files, or MNIST's. A tar file may have ranges in its name: ``train-{000..146}.tar``.
+        wrote, CIFAR's binary files, or MNIST's. A tar file may have ranges in its name:
+        ``train-{000..146}.tar``.
     split : {"train", "val"}
     channels : int
         3, or 1 for greyscale; of folders and tar files.
