@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.data.images import LUMA
 from repvgg_ref.data.order import stream
-from repvgg_ref.data.source import DataError, Standardise
+from repvgg_ref.data.source import LUMA, DataError, Standardise
 
 if TYPE_CHECKING:
     from PIL.Image import Image

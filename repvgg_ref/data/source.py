@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from repvgg_ref.arrays import Array, array_module
-from repvgg_ref.data.images import IMAGENET_MEAN, IMAGENET_STD, LUMA
 from repvgg_ref.errors import ReportedError
 
 if TYPE_CHECKING:
@@ -43,6 +42,9 @@ class Standardise(NamedTuple):
 
 CLASS_NAMES = "classes.txt"  # beside files that number their classes
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in Pillow's greyscale
 IMAGENET_RGB = Standardise(1 / 255, IMAGENET_MEAN, IMAGENET_STD)
 IMAGENET_GREY = Standardise(
     1 / 255,
