@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Output(click.Path):
         """The path, if its name fits and no other option has it."""
         from repvgg_ref.files.suffixes import SuffixError, require_suffix
 
-        path = super().convert(value, param, ctx)
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         try:
             require_suffix(path, self.written)
         except SuffixError as error:

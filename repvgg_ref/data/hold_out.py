@@ -11,7 +11,8 @@ import numpy as np
 from repvgg_ref.data.source import DataError, Part, Source
 
 ONE_IN = 10
-_MOST_BYTES = 2**30  # that are read to find pictures that stand in two parts
+# To find pictures that stand in two parts, so many may be asked for their size, and so much read.
+_MOST_PICTURES, _MOST_BYTES = 200_000, 2**28
 
 
 class HeldOut(NamedTuple):
@@ -62,6 +63,8 @@ def in_both(training: Source, test: Source) -> list[tuple[str, str]]:
 
     Of a large set only some of `test` is looked at, or none if even that would take long.
     """
+    if len(training) > _MOST_PICTURES:
+        return []
     sizes = defaultdict[int, list[int]](list)
     for index in range(len(training)):
         sizes[training.stored_size(index)].append(index)

@@ -58,7 +58,7 @@ class PixelSource:
         self.classes = tuple(self.manifest["classes"])
         scale, mean, std = self.manifest["standardise"]
         self.standardise = Standardise(scale, tuple(mean), tuple(std))
-        self._bytes = self.size * self.size * self.channels
+        self._bytes: int = self.size * self.size * self.channels
         self.labels = self._labels()
         self._parts = [str(folder / part["file"]) for part in self.manifest["parts"]]
         self._starts = np.cumsum([0, *(part["count"] for part in self.manifest["parts"])])

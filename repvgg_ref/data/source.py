@@ -160,7 +160,7 @@ class ArraySource:
 
     def stored(self, index: int) -> bytes:
         """Its pixels."""
-        return self.images[index].tobytes()
+        return bytes(self.images[index].tobytes())
 
     def picture(self, index: int) -> Image:
         """A copy of the array's picture."""
