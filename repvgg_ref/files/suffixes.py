@@ -48,10 +48,11 @@ def require_suffix(path: Path, written: str) -> None:
     Parameters
     ----------
     written : str
-        A format of the table above, or `FOLDER`. A folder that is there may be called anything.
+        A format of the table above, or `FOLDER`. A folder that is there may be called anything; a
+        file there is refused by whoever would write the folder.
     """
     promised = formats_of(path)
-    if not promised or written in promised or (written == FOLDER and path.is_dir()):
+    if not promised or written in promised or (written == FOLDER and path.exists()):
         return
     suffixes = [suffix for suffix, formats in _FORMATS.items() if written in formats]
     raise SuffixError(
