@@ -67,17 +67,15 @@ def in_both(training: Source, test: Source) -> list[tuple[str, str]]:
         return []
     sizes = defaultdict[int, list[int]](list)
     for index in range(len(training)):
-        sizes[training.stored_size(index)].append(index)
-    looked_at = [i for i in range(len(test)) if sizes.get(test.stored_size(i))]
-    looked_at = [i for i in looked_at if test.stored_size(i)]
-    while looked_at and _bytes(test, looked_at, sizes) > _MOST_BYTES:
-        looked_at = looked_at[1::2]
+        sizes[_size(training, index)].append(index)
+    alike = {i: size for i in range(len(test)) if (size := _size(test, i)) and size in sizes}
+    while alike and _bytes(alike, sizes) > _MOST_BYTES:
+        alike = dict(list(alike.items())[1::2])
     digests = {
-        _digest(training, index): index
-        for size in {test.stored_size(i) for i in looked_at}
-        for index in sizes[size]
+        _digest(training, index): index for size in set(alike.values()) for index in sizes[size]
     }
-    found = [(digests.get(_digest(test, i)), i) for i in looked_at]
+    digests.pop(None, None)
+    found = [(digests.get(_digest(test, i)), i) for i in alike]
     return [(training.name(first), test.name(i)) for first, i in found if first is not None]
 
 
@@ -90,10 +88,21 @@ def says_both(both: list[tuple[str, str]]) -> str:
     )
 
 
-def _bytes(test: Source, places: list[int], sizes: dict[int, list[int]]) -> int:
-    alike = {test.stored_size(i) for i in places}
-    return sum(size * len(sizes[size]) for size in alike) + sum(map(test.stored_size, places))
+def _bytes(alike: dict[int, int], sizes: dict[int, list[int]]) -> int:
+    once = sum(size * len(sizes[size]) for size in set(alike.values()))
+    return once + sum(alike.values())
 
 
-def _digest(source: Source, index: int) -> bytes:
-    return hashlib.sha256(source.stored(index)).digest()
+def _size(source: Source, index: int) -> int:
+    """Bytes of a picture; 0 if it cannot be read, which the loader tells."""
+    try:
+        return source.stored_size(index)
+    except OSError:
+        return 0
+
+
+def _digest(source: Source, index: int) -> bytes | None:
+    try:
+        return hashlib.sha256(source.stored(index)).digest()
+    except OSError:
+        return None

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.data import ArraySource, DataError, Source, open_parts, splits_of
+from repvgg_ref.data import hold_out as hold_out_module
 from repvgg_ref.data.hold_out import hold_out, in_both
 from repvgg_ref.data.write_pixels import write_pixels
 from tests.data.datasets import array_source, make_folder, make_tar
@@ -117,6 +118,28 @@ def test_a_picture_under_two_names_in_a_flat_folder_is_told(tmp_path: Path) -> N
         shutil.copy(tmp_path / held, (tmp_path / held).with_name(f"copy{number}.JPEG"))
         number += 1
     assert "also trained on" in open_parts(tmp_path).notes[1]
+
+
+def test_pictures_that_cannot_be_read_are_left_to_the_loader(tmp_path: Path) -> None:
+    for split, each in (("train", 6), ("val", 3)):
+        folder = make_folder(tmp_path / split, each=each) / "n00"
+        (folder / "gone.png").symlink_to(tmp_path / "nowhere")
+        (folder / "empty.png").touch()
+    parts = open_parts(tmp_path)
+    assert (len(parts.training), len(parts.test)) == (20, 11)
+    assert parts.notes[0].startswith("9 pictures to evaluate on are also trained on")
+
+
+def test_of_what_is_large_a_part_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path / "train", each=6)
+    make_folder(tmp_path / "val", each=6)
+    monkeypatch.setattr(hold_out_module, "_MOST_BYTES", 12_000)
+    parts = open_parts(tmp_path)
+    assert 0 < len(in_both(parts.training, parts.test)) < 18
+    monkeypatch.setattr(hold_out_module, "_MOST_PICTURES", 17)
+    assert open_parts(tmp_path).notes == ()
 
 
 def test_tars_are_told_apart_by_words_of_their_names(tmp_path: Path) -> None:

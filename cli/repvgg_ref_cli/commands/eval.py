@@ -123,7 +123,7 @@ def command(
         note(message)
     forms = _forms(loaded, form)
     source = open_validation(loaded, data, split=split, decoder=decoder, limit=limit)
-    if split == "val" and "val" not in splits_of(data):
+    if split == "val" and Path(data).is_dir() and "val" not in splits_of(data):
         note(f"{data} has no val, so all of it is judged; after a training on it: --split held-out")
     transform = validation_transform(
         loaded, source, size=size, resize=resize, interpolation=interpolation
