@@ -20,7 +20,7 @@ from weights_io import sanitize
 
 MOST_PIXELS = 89_478_485  # of a picture; where Pillow begins to warn of decompression bombs
 
-_ORIENTATION = 0x0112
+_ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106  # tags of TIFF, and so of EXIF
 _EXIF = b"Exif\0\0"
 # EXIF 2.3, table 6: how the stored picture is to be turned.
 _TURNS = {
@@ -136,6 +136,8 @@ def _in_rgb(name: str, image: Image.Image) -> Image.Image:
 
 def _in_eight_bits(name: str, image: Image.Image) -> Image.Image:
     values = np.asarray(image, np.float64)
+    if image.mode.startswith("I;16") and _is_negative(image):
+        values = 65535 - values
     sixteen = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
     white = 65535.0 if sixteen and image.mode != "F" else _white(name, values)
     # the nearest, and halves upwards
@@ -144,6 +146,12 @@ def _in_eight_bits(name: str, image: Image.Image) -> Image.Image:
     if isinstance(clear, int):
         pixels[values == clear] = 255
     return Image.fromarray(pixels)
+
+
+def _is_negative(image: Image.Image) -> bool:
+    """Whether 0 is white in a TIFF file, which Pillow sees to in eight bits only."""
+    tags = getattr(image, "tag_v2", {})
+    return bool(tags.get(_PHOTOMETRIC, 1) == 0)
 
 
 def _white(name: str, values: Array) -> float:

@@ -72,6 +72,13 @@ def png(colour: int, samples: Array, *chunks: tuple[bytes, bytes]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + inner + body
 
 
+def negative(tiff: bytes) -> bytes:
+    """A greyscale TIFF file that says that 0 is white (tag 262, a short)."""
+    black, white = (struct.pack("<HHIHH", 262, 3, 1, value, 0) for value in (1, 0))
+    assert tiff.count(black) == 1
+    return tiff.replace(black, white)
+
+
 def three(grey: Array) -> Array:
     return np.repeat(grey[..., None], 3, axis=2)
 
@@ -129,6 +136,13 @@ def cases() -> dict[str, tuple[str, bytes, Array, float]]:
         ),
         "sixteen-bit colour": ("png", png(2, three(high)), three(rounded), 1),
         "sixteen-bit tiff": ("tiff", of_array(high.astype(np.uint16), "TIFF"), three(rounded), 0),
+        "sixteen-bit tiff, 0 is white": (
+            "tiff",
+            negative(of_array(high.astype(np.uint16), "TIFF")),
+            three(np.floor((65535 - high) / 257 + 0.5)),
+            0,
+        ),
+        "tiff, 0 is white": ("tiff", negative(of_array(GREY, "TIFF")), 255 - three(GREY), 0),
         "sixteen-bit pgm": (
             "pgm",
             b"P5 24 24 65535\n" + high.astype(">u2").tobytes(),
