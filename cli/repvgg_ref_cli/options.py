@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,34 @@ FORMATS = ("npz", "safetensors", "pth", "onnx")
 ALGORITHMS = ("auto", "measure", "direct", *(f"winograd{m}" for m in (2, 4, 5, 6, 7)))
 
 FILE = click.Path(path_type=Path)
+
+
+class Output(click.Path):
+    """Where something is written; a name that promises another format is refused.
+
+    `written` is a format as `repvgg_ref.files.suffixes` calls it.
+    """
+
+    def __init__(self, written: str) -> None:
+        super().__init__(path_type=Path)
+        self.written = written
+
+    def convert(self, value: Any, param: Any, ctx: click.Context | None) -> Any:
+        """The path, if its name fits and no other option has it."""
+        from repvgg_ref.files.suffixes import SuffixError, require_suffix
+
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        try:
+            require_suffix(path, self.written)
+        except SuffixError as error:
+            self.fail(str(error), param, ctx)
+        outputs = ctx.meta.setdefault("outputs", {}) if ctx is not None else {}
+        if outputs.setdefault(path.absolute(), param) is not param:
+            self.fail(f"{path.name!r} is the output of another option, too", param, ctx)
+        return path
+
+
+FOLDER = Output("a folder")
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,11 +49,24 @@ class FolderSource:
         """The picture's path, safe to print."""
         return sanitize(self._paths[index])
 
+    def key(self, index: int) -> str:
+        """``class/picture``, the same on every system."""
+        return unicodedata.normalize(
+            "NFC", Path(self._paths[index]).relative_to(self.root).as_posix()
+        )
+
+    def stored_size(self, index: int) -> int:
+        """The file's."""
+        return os.stat(self._paths[index]).st_size  # noqa: PTH116  # as above
+
+    def stored(self, index: int) -> bytes:
+        """The file."""
+        with open(self._paths[index], "rb") as file:  # noqa: PTH123  # as above
+            return file.read()
+
     def picture(self, index: int) -> Image:
         """Read and decode the file."""
-        path = self._paths[index]
-        with open(path, "rb") as file:  # noqa: PTH123  # as above
-            return self._decode(path, file.read())
+        return self._decode(self._paths[index], self.stored(index))
 
 
 def class_folders(root: Path) -> tuple[str, ...]:

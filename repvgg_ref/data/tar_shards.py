@@ -84,13 +84,24 @@ class TarSource:
 
     def name(self, index: int) -> str:
         """``shard.tar:member``, safe to print."""
-        return sanitize(f"{Path(self._files[self._file[index]]).name}:{self._names[index]}")
+        return sanitize(self.key(index))
+
+    def key(self, index: int) -> str:
+        """``shard.tar:member``."""
+        return f"{Path(self._files[self._file[index]]).name}:{self._names[index]}"
+
+    def stored_size(self, index: int) -> int:
+        """The member's."""
+        return int(self._size[index])
+
+    def stored(self, index: int) -> bytes:
+        """The member."""
+        path = self._files[self._file[index]]
+        return read_at(path, int(self._offset[index]), int(self._size[index]))
 
     def picture(self, index: int) -> Image:
         """Read and decode one member."""
-        path = self._files[self._file[index]]
-        data = read_at(path, int(self._offset[index]), int(self._size[index]))
-        return self._decode(self.name(index), data)
+        return self._decode(self.name(index), self.stored(index))
 
     def _require_classes(self) -> None:
         wrong = np.flatnonzero(self.labels >= len(self.classes))

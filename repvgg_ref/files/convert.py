@@ -32,6 +32,7 @@ from repvgg_ref.files.checkpoint import (
     open_checkpoint,
     require_complete,
 )
+from repvgg_ref.files.suffixes import require_suffix
 from repvgg_ref.files.wrappers import WhichWeights
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Block, Linear
@@ -101,7 +102,7 @@ def convert(
     model, eps, weights, block
         As for `load`.
     to : str, optional
-        "npz", "safetensors", "pth" or "onnx".
+        "npz", "safetensors", "pth" or "onnx", where the suffix of `out` does not say it.
     batch, size : int, or (height, width) for `size`; optional
         Fixed extents of an ONNX file's input, dynamic by default; other formats have no input.
     progress : callable, optional
@@ -111,6 +112,8 @@ def convert(
     ------
     WeightsFileError, CheckpointError, NotFusibleError
         If the file cannot be read, is not exactly one RepVGG, or holds NaN or infinity.
+    SuffixError
+        If the name of `out` says another format than `to`.
     SelfCheckError
         If a fused block differs from its branches by more than rounding. Nothing is written.
     """
@@ -165,6 +168,7 @@ def _target(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path
             wanted="a name ending in " + ", ".join(f".{kind}" for kind in FORMATS),
             advice="or name the format with --to",
         )
+    require_suffix(target, chosen)
     if target.exists() and path.exists() and target.samefile(path):
         raise CheckpointError(
             "the output would overwrite the input", got=str(target), wanted="another --out"

@@ -34,8 +34,9 @@ class Model:
     arch : Architecture
     form : {"train", "deploy"}
     params : dict
-        Canonical name -> array; `state_dict` gives the official names. The fast forward packs
-        deploy arrays and makes them read-only: replace an array to change it.
+        Canonical name -> array; `state_dict` gives the official names. To change one, replace it.
+        Changes in place are seen too, or refused once arrays are packed (deploy form) or copied to
+        a device; those of arrays that are on a device already may be overlooked.
     eps, momentum : float
         Batch norm's constants, which no checkpoint holds; the official code uses 1e-5 and 0.1.
     notes : list of str
@@ -220,15 +221,16 @@ class Model:
         )
 
     def state_dict(self) -> dict[str, Array]:
-        """The arrays under the official names (``stage1.0.rbr_dense.conv.weight``).
+        """The model's own arrays under the official names (``stage1.0.rbr_dense.conv.weight``).
 
-        No copies, but of arrays that are read-only, since torch takes none of those.
+        All can be written to: copies take the place of those that are read-only.
         """
-        return {
+        names = official_names(self.arch, self.form)
+        for ours in names:
             # CuPy's arrays are never read-only, and their flags do not say so
-            name: a if getattr((a := self.params[ours]).flags, "writeable", True) else a.copy()
-            for ours, name in official_names(self.arch, self.form).items()
-        }
+            if not getattr(self.params[ours].flags, "writeable", True):
+                self.params[ours] = self.params[ours].copy()
+        return {name: self.params[ours] for ours, name in names.items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Replace arrays by those in `state`, given under the official names."""

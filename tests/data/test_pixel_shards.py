@@ -26,7 +26,7 @@ from repvgg_ref.data import (
     splits_of,
     training_transform,
 )
-from repvgg_ref.data.images import ImageError
+from repvgg_ref.data.pictures import ImageError
 from repvgg_ref.data.pixel_shards import LABELS, MANIFEST, PixelSource
 from repvgg_ref.data.write_pixels import BATCH, PLAN, write_pixels
 from tests.cli.runner import ROOT, environment

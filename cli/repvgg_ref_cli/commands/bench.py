@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repvgg_ref_cli.options import (
-    FILE,
+    Output,
     algorithm_option,
     backend_option,
     debug_option,
@@ -62,8 +62,8 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
 @click.option(
     "--layers/--no-layers", default=True, show_default=True, help="Show each layer's GFLOP/s."
 )
-@click.option("--out", type=FILE, help="Also write the JSON here, all rounds included.")
-@click.option("--picture", type=FILE, help="Also draw it, as an SVG file.")
+@click.option("--out", type=Output("json"), help="Also write the JSON here, all rounds included.")
+@click.option("--picture", type=Output("svg"), help="Also draw it, as an SVG file.")
 @json_option
 @debug_option
 def command(

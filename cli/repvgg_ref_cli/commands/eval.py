@@ -45,7 +45,11 @@ _DISAGREES = 1
 @click.option("--weights", type=FILE, required=True, help="A checkpoint in train or deploy form.")
 @data_option
 @click.option(
-    "--split", type=click.Choice(["train", "val"]), default="val", show_default=True, help="Part."
+    "--split",
+    type=click.Choice(["train", "val", "held-out"]),
+    default="val",
+    show_default=True,
+    help="Part; held-out is what `train` kept apart of a set that has no val.",
 )
 @click.option(
     "--size",
@@ -107,6 +111,7 @@ def command(
     Exit code 1 with --form both if the two forms disagree.
     """
     import repvgg_ref
+    from repvgg_ref.data import splits_of
     from repvgg_ref.data.loader import Loader
     from repvgg_ref.train.evaluate import count
     from repvgg_ref.train.sources import open_validation, validation_transform
@@ -118,6 +123,8 @@ def command(
         note(message)
     forms = _forms(loaded, form)
     source = open_validation(loaded, data, split=split, decoder=decoder, limit=limit)
+    if split == "val" and Path(data).is_dir() and "val" not in splits_of(data):
+        note(f"{data} has no val, so all of it is judged; after a training on it: --split held-out")
     transform = validation_transform(
         loaded, source, size=size, resize=resize, interpolation=interpolation
     )
@@ -213,6 +220,7 @@ def _as_json(
             "ok": apart.ok,
             "same_class": apart.same_class,
             "max_difference": apart.difference,
+            "largest_difference": apart.largest,
             "tolerance": apart.tolerance,
         }
     return found
@@ -255,7 +263,8 @@ def _show(found: dict[str, Any]) -> None:
         click.echo(
             f"forms  {'agree' if apart['ok'] else 'DISAGREE'}: the same class for "
             f"{apart['same_class']} of {found['images']} images; logits differ by at most "
-            f"{apart['max_difference']:.2g}, rounding explains {apart['tolerance']:.2g}"
+            f"{apart['largest_difference']:.2g}; on the image closest to what rounding explains "
+            f"by {apart['max_difference']:.2g} of {apart['tolerance']:.2g}"
         )
     if found["expected"] is not None:
         _show_expected(found["expected"])

@@ -9,6 +9,7 @@ import click
 
 from repvgg_ref_cli.options import (
     FILE,
+    FOLDER,
     block_option,
     debug_option,
     eps_option,
@@ -31,7 +32,7 @@ _SHOWN_SURVIVORS = 8
     metavar="FILE|NAME",
     help="A checkpoint, or an official name: then weights are chosen that hide no bug.",
 )
-@click.option("--out", type=FILE, required=True, help="The bundle: a new folder.")
+@click.option("--out", type=FOLDER, required=True, help="The bundle: a new folder.")
 @click.option(
     "--inputs", type=FILE, help="The batch: .npy, .npz or a picture. [made so that bugs show]"
 )

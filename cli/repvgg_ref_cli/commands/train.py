@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repvgg_ref_cli.failures import report
-from repvgg_ref_cli.options import FILE, Settings, backend_option, debug_option, json_option
+from repvgg_ref_cli.options import (
+    FILE,
+    FOLDER,
+    Settings,
+    backend_option,
+    debug_option,
+    json_option,
+    note,
+)
 from repvgg_ref_cli.stop_signals import StopSignals
 
 if TYPE_CHECKING:
@@ -64,7 +72,7 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
     metavar="NAME|FILE.toml",
     help=f"What to train with. Default: {_BUNDLED} without --data, else {_DEFAULT}.",
 )
-@click.option("--out", type=FILE, help="The folder for states and results. Default: runs/RECIPE.")
+@click.option("--out", type=FOLDER, help="The folder for states and results. Default: runs/RECIPE.")
 @click.option("--resume", is_flag=True, help="Continue the training in --out.")
 @click.option(
     "--accept-changes", is_flag=True, help="Resume even if recipe, data or ranks have changed."
@@ -165,6 +173,8 @@ def _train(
     if dry_run:
         seconds = measured_step(job)
         if first:
+            for message in job.data.notes:
+                note(message)
             show_plan(job.plan, seconds, as_json=as_json)
         return
     view = (JsonView if as_json else View)(job.plan, shown=first)

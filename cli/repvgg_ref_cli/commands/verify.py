@@ -14,6 +14,7 @@ import click
 from repvgg_ref_cli.failures import DISAGREES
 from repvgg_ref_cli.options import (
     FILE,
+    Output,
     block_option,
     debug_option,
     eps_option,
@@ -58,8 +59,8 @@ _PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
     show_default=True,
     help="Seconds that a candidate which is run may take.",
 )
-@click.option("--report", "page", type=FILE, help="Write the report as one HTML page.")
-@click.option("--junit", type=FILE, help="Write the report as JUnit XML, a test a layer.")
+@click.option("--report", "page", type=Output("html"), help="Write the report as one HTML page.")
+@click.option("--junit", type=Output("xml"), help="Write the report as JUnit XML, a test a layer.")
 @json_option
 @debug_option
 @click.pass_context
