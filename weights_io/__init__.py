@@ -9,7 +9,7 @@ from weights_io.errors import LimitError, RefusedGlobalError, ReportedError, Wei
 from weights_io.lazy import LazyArray
 from weights_io.limits import DEFAULT_LIMITS, Limits
 from weights_io.pickles.inert import Inert
-from weights_io.regular import IrregularFileError, open_regular
+from weights_io.regular import IrregularFileError, open_regular, read_regular
 from weights_io.text import sanitize
 from weights_io.writers.atomic import atomic_path, reported, sweep
 from weights_io.writers.specs import ArraySpec
@@ -31,6 +31,7 @@ __all__ = [
     "atomic_path",
     "open_regular",
     "open_weights",
+    "read_regular",
     "reported",
     "sanitize",
     "save_weights",

@@ -7,6 +7,7 @@ waiting, and what was opened is looked at.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from io import FileIO
@@ -45,6 +46,17 @@ def open_regular(path: str | os.PathLike[str], *, create: bool = False) -> FileI
         "r+" if create else "r",
         opener=lambda name, _: _regular(os.open(name, way | _FLAGS | _AT_ONCE, 0o666), name),
     )
+
+
+def read_regular(path: str | os.PathLike[str], *, most: int = 1 << 30) -> bytes:
+    """The content of a regular file of at most `most` bytes; raises as `open_regular` does."""
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+        while len(data) <= most and (more := file.read(most + 1 - len(data))):
+            data += more
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"larger than {most} bytes", path)
+    return data
 
 
 def _regular(descriptor: int, name: str) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from repvgg_ref.data.decode import Decode
 from repvgg_ref.data.source import IMAGENET_GREY, IMAGENET_RGB, DataError
-from weights_io import sanitize
+from weights_io import read_regular, sanitize
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,8 +61,7 @@ class FolderSource:
 
     def stored(self, index: int) -> bytes:
         """The file."""
-        with open(self._paths[index], "rb") as file:  # noqa: PTH123  # as above
-            return file.read()
+        return read_regular(self._paths[index])
 
     def picture(self, index: int) -> Image:
         """Read and decode the file."""

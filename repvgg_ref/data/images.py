@@ -15,9 +15,10 @@ from PIL import Image
 from repvgg_ref.arrays import Array
 from repvgg_ref.data.decode import decoder
 from repvgg_ref.data.digits import digits_architecture, image_to_input
-from repvgg_ref.data.pictures import MOST_PIXELS, ImageError
+from repvgg_ref.data.pictures import MOST_PIXELS, ImageError, readable
 from repvgg_ref.data.source import IMAGENET_MEAN, IMAGENET_STD, LUMA
 from repvgg_ref.models.graph import Network
+from weights_io import read_regular
 
 _RESIZED_TO_CROPPED = (256, 224)
 
@@ -31,7 +32,8 @@ def open_upright(path: str | Path) -> Image.Image:
         If it is no picture that Pillow reads, is cut off, or is suspiciously large.
     """
     path = Path(path)
-    data = path.read_bytes()
+    with readable(path.name):
+        data = read_regular(path)
     with warnings.catch_warnings():
         # Pillow warns from 90 megapixels on and refuses from 180: the latter is enough.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
-from weights_io import sanitize
+from weights_io import IrregularFileError, sanitize
 
 MOST_PIXELS = 89_478_485  # of a picture; where Pillow begins to warn of decompression bombs
 
@@ -64,6 +64,8 @@ def readable(name: str) -> Iterator[None]:
         yield
     except (ImageError, FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
         raise
+    except IrregularFileError as error:
+        raise ImageError(f"{sanitize(name)}: not a picture", got=error.strerror) from None
     except UnidentifiedImageError:
         raise ImageError(
             f"{sanitize(name)}: not a picture", wanted="a format that Pillow reads"

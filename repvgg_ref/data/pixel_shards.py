@@ -19,7 +19,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.data.places import read_at
 from repvgg_ref.data.source import DataError, Standardise, checked_labels
-from weights_io import sanitize
+from weights_io import read_regular, sanitize
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -197,7 +197,7 @@ def _is_part(part: object) -> bool:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         raise DataError(
             f"{sanitize(path.parent)}: {path.name} is missing",

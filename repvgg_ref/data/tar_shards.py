@@ -21,7 +21,7 @@ from repvgg_ref.data.decode import Decode
 from repvgg_ref.data.folder import EXTENSIONS
 from repvgg_ref.data.places import read_at
 from repvgg_ref.data.source import IMAGENET_GREY, IMAGENET_RGB, DataError
-from weights_io import sanitize
+from weights_io import open_regular, sanitize
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -200,7 +200,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _require_plain(path: Path) -> None:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if file.read(4).startswith(_COMPRESSED):
             raise DataError(
                 f"{sanitize(path)}: a compressed tar has no random access",

@@ -6,6 +6,7 @@ What it must be is computed by NumPy from what was put into the file.
 from __future__ import annotations
 
 import io
+import os
 import struct
 import tarfile
 import zlib
@@ -349,3 +350,16 @@ def test_damaged_tags_turn_nothing(tags: bytes) -> None:
 def test_numbers_of_no_known_scale_are_refused(values: Array) -> None:
     with pytest.raises(ImageError, match="nobody can tell which of its numbers is white"):
         decoder()("a.tiff", of_array(values, "TIFF"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX files")
+@pytest.mark.parametrize("target", ["fifo", "/dev/zero", "itself"])
+def test_a_name_that_is_no_files_is_refused_at_once(target: str, tmp_path: Path) -> None:
+    path = tmp_path / "class" / "itself"
+    path.parent.mkdir()
+    if target == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target)
+    with pytest.raises((ImageError, OSError), match=r"a FIFO|a device|Too many levels"):
+        open_upright(path)
