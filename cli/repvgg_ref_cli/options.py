@@ -76,10 +76,10 @@ block_option = click.option(
 weights_set_option = click.option(
     "--weights",
     "weights_set",
-    type=click.Choice(["model", "ema"]),
     default="model",
     show_default=True,
-    help="Which of a training checkpoint's two sets to take.",
+    metavar="model|ema|NAME",
+    help="Which of a training checkpoint's sets to take; NAME is an entry, or a prefix of names.",
 )
 backend_option = click.option(
     "--backend",

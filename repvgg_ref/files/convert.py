@@ -126,7 +126,8 @@ def convert(
         arch = require_complete(checkpoint)
         assert checkpoint.dialect is not None
         params = checkpoint.params()
-        dtype = working_dtype(checkpoint.stored_dtype(f"{arch.head.name}.weight"))
+        last = [name for name in checkpoint.params() if name.endswith("weight")][-1]
+        dtype = working_dtype(checkpoint.stored_dtype(last))
         checks: list[BlockCheck] = []
         eps = checkpoint.eps(eps)
         parts = _watched(_parts(arch, checkpoint.form, params, eps, dtype), arch, checks, progress)

@@ -273,11 +273,9 @@ def fuse(model: Model, *, dtype: Any = None) -> Model:
         If the model is fused already, or holds NaN, infinity or a negative variance.
     """
     require_branches(model, "fuse")
-    dtype = (
-        working_dtype(model.params[f"{model.arch.head.name}.weight"].dtype)
-        if dtype is None
-        else dtype
-    )
+    if dtype is None:
+        last = [name for name in param_shapes(model.arch, "train") if name.endswith("weight")][-1]
+        dtype = working_dtype(model.params[last].dtype)
     params: dict[str, Array] = {}
     for spec in model.arch.blocks:
         params[f"{spec.name}.fused.weight"], params[f"{spec.name}.fused.bias"] = fuse_block(
