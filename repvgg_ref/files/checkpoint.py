@@ -7,6 +7,7 @@ by its content; what cannot be explained is an error that lists it, never a part
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ CONTAINERS: Mapping[str, Container] = {
     ".pth": "torch-zip",
     ".pt": "torch-zip",
 }
+_SHARD = re.compile(r"\d{5}-of-\d{5}")
+
 # torch's containers have no place for metadata.
 METADATA_CONTAINERS = frozenset({"npz", "safetensors"})
 
@@ -215,7 +218,19 @@ def open_checkpoint(
             _understand(checkpoint, model, block)
         except CheckpointError as error:
             checkpoint.problem = error
+        _refuse_one_shard(checkpoint)
         yield checkpoint
+
+
+def _refuse_one_shard(checkpoint: Checkpoint) -> None:
+    """Record that a file which is no whole network is called as one shard of several is."""
+    whole = not checkpoint.problem and not checkpoint.missing and checkpoint.arch
+    if _SHARD.search(checkpoint.path.name) and not (whole and whole.num_classes):
+        checkpoint.problem = CheckpointError(
+            f"{checkpoint.path.name} is one of several shards, with a part of the arrays",
+            got=f"{len(checkpoint.arrays)} arrays",
+            wanted="the index beside it (a file ending in .index.json), or their folder",
+        )
 
 
 def require_complete(checkpoint: Checkpoint) -> Network:
