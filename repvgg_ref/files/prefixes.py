@@ -68,7 +68,10 @@ def take_network(
 
 
 def _without_inner(arrays: Arrays, notes: list[str]) -> Arrays:
-    """Take out what torch.compile, FSDP and checkpointing put before parts, wherever it stands."""
+    """Take out what torch.compile, FSDP and checkpointing put before parts of a network.
+
+    At the start of a name it is a prefix, which tells the network from what lies beside it.
+    """
     for word in _INNER:
         short = {name: _without(name, word) for name in arrays if word in name}
         changed = {old: new for old, new in short.items() if old != new}
@@ -79,7 +82,8 @@ def _without_inner(arrays: Arrays, notes: list[str]) -> Arrays:
 
 
 def _without(name: str, word: str) -> str:
-    return ".".join(part for part in name.split(".") if part != word)
+    first, *rest = name.split(".")
+    return ".".join([first, *(part for part in rest if part != word)])
 
 
 def _networks(arrays: Arrays) -> list[str]:
