@@ -21,6 +21,7 @@ _STAGE = re.compile(r"(?:^|(?<=\.))(?=(?:backbone\.)?(?:stem|stage\d|stages\.\d|
 _INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _MOST_PREFIXES = 8  # that are tried, the commonest first
 _MOST_IN_A_NAME = 4
+_LONGEST = 200  # characters
 _GRAPH_DEPTH = 4
 # A prefix under which less than this share of the largest network is read holds no network.
 _LEAST_SHARE = 0.25
@@ -108,7 +109,7 @@ def _networks(arrays: Arrays) -> list[str]:
 
 def _prefixes(name: str) -> Iterable[str]:
     for count, match in enumerate(_STAGE.finditer(name)):
-        if count == _MOST_IN_A_NAME:
+        if count == _MOST_IN_A_NAME or match.start() > _LONGEST:
             return
         yield name[: match.start()]
 

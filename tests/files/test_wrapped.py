@@ -76,6 +76,7 @@ PREFIXES = (
 )
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("beside", [{}, LOSS, {"n_averaged": np.array(7)}], ids=len)
 def test_a_network_behind_any_prefix_is_taken_out(
@@ -87,6 +88,7 @@ def test_a_network_behind_any_prefix_is_taken_out(
     assert any("prefix" in note or "removed" in note for note in model.notes)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("prefix", ["model.", "module.", "_orig_mod.", "model._orig_mod."])
 @pytest.mark.parametrize("form", ["train", "deploy"])
 def test_other_dialects_and_forms_stand_behind_prefixes_too(
@@ -130,6 +132,7 @@ def test_what_is_left_beside_is_said(tmp_path: Path) -> None:
 OTHER = small_model(seed=9).state_dict()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("average", ["ema.", "model_ema.", "ema_model.module.", "swa_model."])
 @pytest.mark.parametrize("own", ["", "model.", "online."])
 def test_an_average_beside_the_network_is_taken_when_asked_for(
@@ -310,6 +313,7 @@ def test_counters_of_one_dimension_are_counters(tmp_path: Path, dtype: Any) -> N
 HEADS = ("fc.", "classifier.", "linear.1.", "head.", "head.fc.", "cls_head.layers.2.", "classif.0.")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_a_head_of_any_name_is_read(tmp_path: Path, head: str, prefix: str) -> None:
@@ -319,6 +323,7 @@ def test_a_head_of_any_name_is_read(tmp_path: Path, head: str, prefix: str) -> N
     assert any("head is called" in note for note in model.notes) or head == "head.fc."
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("prefix", ["backbone.", "model.backbone.", "model._orig_mod."])
 @pytest.mark.parametrize("head", ["fc.", "model.classifier.1.", "head.fc."])
 def test_a_head_beside_the_backbone_is_read(tmp_path: Path, prefix: str, head: str) -> None:
