@@ -208,9 +208,7 @@ def open_checkpoint(
         kind(block)
     with weights_io.open_weights(path) as archive:
         notes: list[str] = []
-        selected, asked = select(archive.root, weights, notes)
-        entries = [str(key) for key in archive.root] if isinstance(archive.root, dict) else []
-        arrays, beside = take_network(selected, asked, notes, entries)
+        arrays, beside = take_network(select(archive.root, weights, notes), notes)
         arrays = without_attachments(arrays, notes)
         checkpoint = Checkpoint(path, archive.container, archive.metadata, arrays, notes)
         checkpoint.beside = beside

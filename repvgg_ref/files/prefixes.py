@@ -10,7 +10,7 @@ from typing import NamedTuple
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.dialects import recognise
 from repvgg_ref.files.identify import identify_graph
-from repvgg_ref.files.wrappers import WhichWeights, is_average, listed, no_such_weights
+from repvgg_ref.files.wrappers import Selected, is_average, listed, no_such_weights
 from weights_io import LazyArray, sanitize
 
 Arrays = dict[str, LazyArray]
@@ -34,26 +34,17 @@ class Found(NamedTuple):
     beside: Arrays
 
 
-def take_network(
-    arrays: Arrays, asked: WhichWeights, notes: list[str], entries: list[str]
-) -> Found:
+def take_network(selected: Selected, notes: list[str]) -> Found:
     """Take the prefix off the network's names, such as ``module.`` or ``model._orig_mod.``.
-
-    Parameters
-    ----------
-    asked : str
-        "model", "ema", or the prefix that is meant where several networks stand side by side.
-    entries : list of str
-        What to list where nothing is called as `asked`.
 
     Raises
     ------
     CheckpointError
-        If several prefixes could be meant, or none is called as `asked`.
+        If several prefixes could be meant, or none is called as was asked.
     """
-    arrays = _without_inner(arrays, notes)
+    arrays = _without_inner(selected.arrays, notes)
     networks = _networks(arrays)
-    prefix = _choice(networks, asked, entries)
+    prefix = _choice(networks, selected)
     others = tuple(other for other in networks if other != prefix)
     if prefix:
         beside = {name: array for name, array in arrays.items() if not name.startswith(prefix)}
@@ -131,8 +122,9 @@ def _graph_prefix(arrays: Arrays) -> str:
     return prefix if found else ""
 
 
-def _choice(prefixes: list[str], asked: WhichWeights, entries: list[str]) -> str:
+def _choice(prefixes: list[str], selected: Selected) -> str:
     """The one prefix that is meant."""
+    asked = selected.asked
     if asked == "ema":
         fitting = [prefix for prefix in prefixes if is_average(prefix)]
     elif asked == "model":
@@ -141,7 +133,7 @@ def _choice(prefixes: list[str], asked: WhichWeights, entries: list[str]) -> str
         fitting = [p for p in prefixes if asked == p.rstrip(".") or asked in p.split(".")]
     shown = [prefix.rstrip(".") for prefix in prefixes if prefix]
     if not fitting:
-        raise no_such_weights(asked, shown or entries)
+        raise no_such_weights(asked, selected.entries + shown)
     if len(fitting) > 1:
         raise CheckpointError(
             "several networks stand side by side in the file",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import weights_io
 from repvgg_ref.errors import CheckpointError
@@ -31,15 +31,19 @@ def is_average(name: str) -> bool:
     return name in _EMA_KEYS or _EMA_WORD.search(name) is not None
 
 
-def select(root: Any, weights: WhichWeights, notes: list[str]) -> tuple[dict[str, LazyArray], str]:
-    """The mapping of arrays that was asked for, out of whatever wraps it.
+class Selected(NamedTuple):
+    """The arrays of an entry, and what no entry has answered of what was asked: then a prefix may.
 
-    Returns
-    -------
-    arrays : dict
-    asked : str
-        What of `weights` no entry has answered, for `prefixes.take_network` to look for: "model"
-        if nothing is left.
+    `asked` is "model" if nothing is left to find; `entries` are those of the file that hold arrays.
+    """
+
+    arrays: dict[str, LazyArray]
+    asked: WhichWeights
+    entries: list[str]
+
+
+def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
+    """The mapping of arrays that was asked for, out of whatever wraps it.
 
     Raises
     ------
@@ -61,7 +65,7 @@ def select(root: Any, weights: WhichWeights, notes: list[str]) -> tuple[dict[str
         taken, asked = entry
         _note(taken, known.entries(holder), notes, first=holder is root)
         holder = holder[taken]
-    return _arrays_of(holder), asked
+    return Selected(_arrays_of(holder), asked, known.entries(root))
 
 
 class _Holders:
@@ -139,8 +143,8 @@ def no_such_weights(asked: WhichWeights, found: list[str]) -> CheckpointError:
     what = "EMA entry" if asked == "ema" else f"entry '{weights_io.sanitize(asked)}' of weights"
     return CheckpointError(
         f"there is no {what} in this file",
-        got="entries " + listed(found),
-        wanted="one of " + ", ".join(_EMA_KEYS) if asked == "ema" else "one of those",
+        got=listed(found) if found else "one set of weights",
+        wanted="an entry such as " + ", ".join(_EMA_KEYS) if asked == "ema" else None,
         advice="use --weights model",
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.fusion import fuse_block
-from repvgg_ref.errors import BackendError, NotFusibleError, ShapeError
+from repvgg_ref.errors import BackendError, CheckpointError, NotFusibleError, ShapeError
 from repvgg_ref.models.graph import QUIET, Network, walk
 from repvgg_ref.models.layers import Form, Pass
 from repvgg_ref.models.names import official_names
@@ -196,6 +196,7 @@ class Model:
             If the model is in deploy form: its branches are gone, so it cannot be trained.
         """
         require_branches(self, "loss_and_grads")
+        require_head(self, "loss_and_grads")
         require_image_batch(self.arch, x)
         ops = backend_ops(backend, x.dtype)
         params, images = self.params, x
@@ -300,6 +301,17 @@ def require_branches(model: Model, what: str) -> None:
             got=f"{model.name} in deploy form",
             wanted="the train form",
             advice="load the training-time checkpoint",
+        )
+
+
+def require_head(model: Model, what: str) -> None:
+    """Refuse, by name, what a backbone cannot do."""
+    if not model.arch.num_classes:
+        raise CheckpointError(
+            f"{what} needs a classifier, and this is a backbone without its head",
+            got=f"{model.arch.features} features",
+            wanted="arrays called linear.weight and linear.bias",
+            advice="load a checkpoint that holds its head, too",
         )
 
 

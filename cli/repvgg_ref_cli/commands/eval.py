@@ -108,6 +108,7 @@ def command(
     """
     import repvgg_ref
     from repvgg_ref.data.loader import Loader
+    from repvgg_ref.models.network import require_head
     from repvgg_ref.train.evaluate import count
     from repvgg_ref.train.sources import open_validation, validation_transform
 
@@ -116,6 +117,7 @@ def command(
     )
     for message in loaded.notes:
         note(message)
+    require_head(loaded, "eval")
     forms = _forms(loaded, form)
     source = open_validation(loaded, data, split=split, decoder=decoder, limit=limit)
     transform = validation_transform(
