@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.wrappers import listed
@@ -11,8 +13,12 @@ Arrays = dict[str, LazyArray]
 
 # thop's and ptflops' counts, and the steps that an averaged model has been through.
 _COUNTERS = ("total_ops", "total_params", "n_averaged", "num_updates")
-# Modules that hold a loss's class weights, and no layer of a network.
-_LOSSES = ("criterion", "loss", "loss_fn", "loss_func", "loss_function")
+# Modules that hold a loss's class weights or what a metric has counted, and no layer of a network.
+_NO_LAYER = re.compile(
+    r"(?:criterion|loss(?:_\w+)?|metrics?|accuracy)"
+    r"|(?:train|val|valid|validation|test)_?(?:acc|loss|metric|f1|auroc|auc|top|confmat)\w*"
+)
+_LONGEST = 100  # characters of a module's name
 _ORIGINAL, _MASK = "_orig", "_mask"
 
 
@@ -20,14 +26,19 @@ def without_attachments(arrays: Arrays, notes: list[str]) -> Arrays:
     """Leave counters and losses out, and multiply pruned weights by their masks; `notes` say so."""
     ignored = [name for name in arrays if _is_ignored(name)]
     if ignored:
-        notes.append(f"{len(ignored)} arrays of profilers or losses ignored: {listed(ignored)}")
+        notes.append(
+            f"{len(ignored)} arrays of profilers, losses or metrics ignored: {listed(ignored)}"
+        )
         arrays = {name: array for name, array in arrays.items() if not _is_ignored(name)}
     return _unmasked(arrays, notes)
 
 
 def _is_ignored(name: str) -> bool:
     first, _, _ = name.partition(".")
-    return name.rpartition(".")[2] in _COUNTERS or (first in _LOSSES and first != name)
+    is_module = first != name and len(first) < _LONGEST
+    return name.rpartition(".")[2] in _COUNTERS or (
+        is_module and _NO_LAYER.fullmatch(first) is not None
+    )
 
 
 def _unmasked(arrays: Arrays, notes: list[str]) -> Arrays:

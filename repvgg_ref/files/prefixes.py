@@ -54,6 +54,9 @@ def take_network(selected: Selected, notes: list[str]) -> Found:
     if prefix:
         where = f"from {len(inside)} of {len(arrays)} names" if beside else "from every name"
         notes.append(f"prefix '{sanitize(prefix)}' removed {where}")
+    strangers = [name for name in beside if not (others and name.startswith(others))]
+    if strangers:
+        notes.append(f"beside the network, not taken: {listed(strangers)}")
     if others:
         notes.append(f"also in the file, not taken: the network behind {listed(list(others))}")
     return Found(inside, beside)

@@ -125,6 +125,7 @@ def test_what_is_left_beside_is_said(tmp_path: Path) -> None:
     state = _behind("model.", small_state()) | LOSS
     notes = rr.load(written(tmp_path, state)).notes
     assert f"prefix 'model.' removed from {len(state) - 2} of {len(state)} names" in notes
+    assert "beside the network, not taken: criterion.weight, train_acc.tp" in notes
 
 
 # ----------------------------------------------------------- several networks in one file
@@ -263,7 +264,13 @@ def test_profilers_counters_are_listed_and_ignored(tmp_path: Path) -> None:
 
 
 def test_a_loss_beside_bare_names_is_ignored(tmp_path: Path) -> None:
-    _assert_is(rr.load(written(tmp_path, small_state() | {"criterion.weight": ONE})))
+    metrics = {"val_acc.tp": ONE, "train_loss.value": ONE[0], "test_top5.correct": ONE}
+    path = written(tmp_path, small_state() | {"criterion.weight": ONE} | metrics)
+    model = rr.load(path)
+    _assert_is(model)
+    assert any("val_acc.tp" in note and "4 arrays" in note for note in model.notes)
+    for strange in ("lossless.weight", "criterion", "training.weight", "validate.0.weight"):
+        assert strange in _refusal(written(tmp_path, small_state() | {strange: ONE}))
 
 
 def _pruned(dtype: Any = np.float32) -> tuple[State, State]:
