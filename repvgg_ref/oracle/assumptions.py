@@ -14,10 +14,10 @@ from itertools import product
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.backends import backend_ops
 from repvgg_ref.models.geometry import Geometry, geometry_of, with_geometry
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.comparison import relative_difference
+from repvgg_ref.oracle.diagnosis.alternatives import Chain
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.program import layer_output, plain
 from repvgg_ref.oracle.report import Finding, Report
@@ -113,12 +113,9 @@ def _closest(model: Model, name: str, x: Array, y_hat: Array) -> Geometry:
 def _by_logits(model: Model, seen: Seen) -> list[Model]:
     """The networks of `_forks` that give nearly the port's logits for its first image."""
     y_hat = np.asarray(seen.outputs["linear"], np.float64)[:1]
-    x = np.asarray(seen.x[:1], np.float32)
-    ops = backend_ops("numpy", np.float32)
     near: list[tuple[float, int, Model]] = []
     for place, guess in enumerate(_forks(model)):
-        *_, (_, logits) = guess.walk(x, ops)
-        apart = relative_difference(y_hat, logits.astype(np.float64))
+        apart = relative_difference(y_hat, Chain(Programs(guess), seen.x[:1]).logits)
         if apart is not None and apart < _SAME_LOGITS:
             near.append((apart, place, guess))
     return [guess for _, _, guess in sorted(near, key=lambda each: each[:2])]
