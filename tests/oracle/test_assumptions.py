@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.files.convert import convert
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.geometry import Geometry, with_geometry
+from repvgg_ref.oracle.assumptions import Seen, reconsidered
 from repvgg_ref.oracle.report import Report
 from tests.files.checkpoint_files import written
 from tests.random_networks import random_model
 
-ARCH = plain_architecture(depths=(2, 2), channels=(8, 8, 16), num_classes=11)
-X = np.random.default_rng(5).normal(size=(3, 3, 40, 36)).astype(np.float32)
+ARCH = plain_architecture(depths=(2, 2), channels=(6, 6, 8), num_classes=11)
+X = np.random.default_rng(5).normal(size=(2, 3, 32, 28)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,7 @@ FORKS = {
 }
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("options", FORKS)
 def test_the_assumption_is_named_for_a_right_port(trained: Path, options: str) -> None:
     report = rr.verify(trained, port(FORKS[options]), inputs=X)
@@ -73,15 +76,34 @@ def test_the_assumption_is_named_for_a_right_port(trained: Path, options: str) -
     assert rr.verify(said, port(said), inputs=X).verdict == "agree"
 
 
-@pytest.mark.parametrize(
-    "options",
-    ["--strides stage2.0=1", "--strides stage0=1", "--strides stage2.0=1 --dilations stage2.1=2"],
-)
+LOGITS = [
+    "--strides stage2.0=1",
+    "--strides stage0=1",
+    "--strides stage0=1,stage2.0=1",
+    "--strides stage2.0=1 --dilations stage2.1=2",
+]
+
+
+@pytest.mark.parametrize("options", LOGITS)
 def test_logits_alone_tell_the_forks_that_people_have(trained: Path, options: str) -> None:
-    logits = {"linear": port(FORKS[options])["linear"]}
-    report = rr.verify(trained, logits, inputs=X)
-    assert report.verdict != "agree"
-    assert f"give {options};" in report.diagnosis[-1].advice
+    """What is guessed is verified as a whole: here by comparing networks, which costs nothing."""
+    right, asked = FORKS[options], list[rr.Model]()
+
+    def again(guess: rr.Model) -> Report:
+        asked.append(guess)
+        verdict: Any = "agree" if guess.arch == right.arch else "disagree"
+        return Report(verdict, "", guess.name, "port", "fp32")
+
+    seen = Seen(X, {}, {"linear": port(right)["linear"]})
+    report = Report("disagree", "", "custom", "port", "fp32")
+    found = reconsidered(report, rr.load(trained), seen, again)
+    assert f"give {options};" in assumption(found)
+    assert len(asked) <= 2
+    # a port that no guess explains costs no further verification
+    asked.clear()
+    wrong = replace(seen, outputs={"linear": 2 * seen.outputs["linear"]})
+    assert reconsidered(report, rr.load(trained), wrong, again) is report
+    assert not asked
 
 
 def altered(layer: str) -> dict[str, Array]:
@@ -92,7 +114,7 @@ def altered(layer: str) -> dict[str, Array]:
     return port(replace(model, params=params))
 
 
-@pytest.mark.parametrize("layer", ["stage0", "stage2.0", "stage2.1"])
+@pytest.mark.parametrize("layer", ["stage0", "stage2.0"])
 def test_a_wrong_port_is_told_nothing_kind(trained: Path, layer: str) -> None:
     assert not assumption(rr.verify(trained, altered(layer), inputs=X))
 
