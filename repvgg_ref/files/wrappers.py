@@ -23,6 +23,7 @@ _EMA_WORD = re.compile(r"(?:^|[._-])(?:ema|swa|averaged?)(?:$|[._-]|\d)", re.IGN
 # What torch hangs beside the arrays of a module, empty for every layer of ours.
 _NO_ARRAY = "_extra_state"
 _PADDLE = "StructuredToParameterName@@"
+_SHARD = re.compile(r"\d{5}-of-\d{5}")
 _SHOWN = 12
 
 
@@ -146,6 +147,17 @@ def no_such_weights(asked: WhichWeights, found: list[str]) -> CheckpointError:
         got=listed(found) if found else "one set of weights",
         wanted="an entry such as " + ", ".join(_EMA_KEYS) if asked == "ema" else None,
         advice="use --weights model",
+    )
+
+
+def one_of_shards(file: str, count: int) -> CheckpointError | None:
+    """What is said of a file that holds no whole network, if it is called as a shard is."""
+    if _SHARD.search(file) is None:
+        return None
+    return CheckpointError(
+        f"{weights_io.sanitize(file)} is one of several shards, with a part of the arrays",
+        got=f"{count} arrays",
+        wanted="the index beside it (a file ending in .index.json), or their folder",
     )
 
 

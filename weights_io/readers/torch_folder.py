@@ -67,8 +67,7 @@ def read_torch_folder(folder: Path, limits: Limits) -> Contents:
         raise WeightsFileError(f"{sanitize(folder)}: {PICKLE} is no file of its own")
     size = sum(file.size for file in files.values())
     limits.enforce("file_bytes", size, f"{sanitize(folder)}: the folder is too large")
-    root = read_torch_archive(files, "", size, limits)
-    return Contents("torch-folder", root, {})
+    return read_torch_archive(files, "", size, limits)._replace(container="torch-folder")
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]]:

@@ -11,12 +11,14 @@ from weights_io.pickles.inert import Storage, malformed
 from weights_io.pickles.machine import run_pickle
 from weights_io.pickles.tree import TreeBuilder
 from weights_io.readers.contents import Contents
+from weights_io.readers.metadata import parse_json, parse_text_metadata
 from weights_io.readers.torch_tensors import Storages, TensorResolver, check_record_size
 from weights_io.source import Readable, Source
 from weights_io.text import sanitize
 from weights_io.zips.member import Member
 
 PICKLE = "data.pkl"
+METADATA = ".metadata.json"
 _PLAIN_MEMBERS = (PICKLE, "byteorder", "version")
 
 
@@ -36,12 +38,12 @@ def read_torch_zip(source: Source, members: dict[str, Member], limits: Limits) -
     """Read the tree of a torch zip; its storages stay in the file."""
     root_folder = _root_folder(members)
     _refuse_strangers(members, root_folder)
-    return Contents("torch-zip", read_torch_archive(members, root_folder, source.size, limits), {})
+    return read_torch_archive(members, root_folder, source.size, limits)
 
 
 def read_torch_archive(
     files: Mapping[str, File], root_folder: str, size: int, limits: Limits
-) -> object:
+) -> Contents:
     """Read the tree of data.pkl and its storages, in files that `root_folder` stands before.
 
     `size` is that of all files together, which says how much memory the arrays may ask for.
@@ -67,7 +69,15 @@ def read_torch_archive(
         Ledger(limits, size),
         big_endian=_is_big_endian(files.get(root_folder + "byteorder"), limits),
     )
-    return TreeBuilder(resolve.ledger, resolve).build(raw)
+    root = TreeBuilder(resolve.ledger, resolve).build(raw)
+    return Contents("torch-zip", root, _metadata(files.get(root_folder + METADATA), limits))
+
+
+def _metadata(member: File | None, limits: Limits) -> dict[str, str]:
+    """The table of texts that `write_torch_zip` puts beside the arrays."""
+    if member is None:
+        return {}
+    return parse_text_metadata(parse_json(member.read(limits), "the archive's metadata"))
 
 
 def _root_folder(members: dict[str, Member]) -> str:
