@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.wrappers import listed
@@ -75,6 +77,6 @@ def _product(name: str, original: LazyArray, mask: LazyArray) -> LazyArray:
 
     def read() -> Array:
         values = original.read()
-        return values * mask.read().astype(values.dtype)
+        return np.multiply(values, mask.read(), dtype=values.dtype)
 
     return LazyArray(original.shape, original.dtype, read)

@@ -306,7 +306,8 @@ def _assert_converted(path: Path, network: Any) -> None:
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_shards_are_read_by_their_index_or_folder(tmp_path: Path, kind: str) -> None:
     state = _network().state_dict()
-    names, table = list(state), {}
+    names = list(state)
+    table: dict[str, str] = {}
     for number, part in enumerate((names[:50], names[50:])):
         file = f"model-{number + 1:05}-of-00002.{kind}"
         table |= dict.fromkeys(part, file)

@@ -15,7 +15,13 @@ import numpy as np
 
 from weights_io.dtypes import STORED, decode
 from weights_io.errors import RefusedGlobalError
-from weights_io.pickles.foreign import HISTORY, HISTORY_METHODS, Foreign, foreign_globals
+from weights_io.pickles.foreign import (
+    HISTORY,
+    HISTORY_METHODS,
+    Foreign,
+    ForeignType,
+    foreign_globals,
+)
 from weights_io.pickles.inert import (
     CfgNode,
     Inert,
@@ -139,10 +145,9 @@ def _history_method(module: str) -> Callable[[Args], Foreign]:
     """Serve mmengine's ``HistoryBuffer.mean`` and its like, the only use of `getattr`."""
 
     def reduce(args: Args) -> Foreign:
-        history = GLOBALS[HISTORY]
-        if len(args) != 2 or args[0] is not history or args[1] not in HISTORY_METHODS:
+        if len(args) != 2 or args[0] is not GLOBALS[HISTORY] or args[1] not in HISTORY_METHODS:
             refuse(module, "getattr")
-        return Foreign(args[0])
+        return Foreign(cast("ForeignType", args[0]))
 
     return reduce
 
