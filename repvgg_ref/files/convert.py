@@ -162,6 +162,7 @@ def _target(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path
     """Where to write and in which format."""
     if out is None:
         kind = to or "npz"
+        path = path if path.name.strip(".") else path.resolve()  # a folder can be called "."
         return path.with_name(f"{path.stem}-deploy.{kind}"), kind
     target = Path(out)
     chosen = to or _SUFFIXES.get(target.suffix.lower())

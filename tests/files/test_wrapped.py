@@ -5,8 +5,6 @@ Every case must give the arrays of the plain file, bit by bit, or an error that 
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,10 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
-from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.inspect import inspect_file
-from repvgg_ref.models.network import Model
-from tests.files.checkpoint_files import SMALL, State, small_model, small_state, written
+from tests.files.checkpoint_files import State, small_model, small_state, written
+from tests.files.wrapped_files import LOSS, ONE, assert_is, behind, pickled, refusal, renamed
 
-ONE = np.ones(10, np.float32)
-LOSS = {"criterion.weight": ONE, "train_acc.tp": np.zeros(10, np.int64)}
 MMPRETRAIN = {
     "stage0.": "backbone.stem.",
     **{f"stage{i}.": f"backbone.stage_{i}." for i in (1, 2)},
@@ -30,41 +25,6 @@ MMPRETRAIN = {
     ".rbr_identity.": ".branch_norm.",
     ".bn.": ".norm.",
 }
-
-
-def _pickled(folder: Path, root: Any) -> Path:
-    path = folder / "wrapped.pkl"
-    path.write_bytes(pickle.dumps(root, protocol=4))
-    return path
-
-
-def _assert_is(model: Model, wanted: Mapping[str, Any] | None = None) -> None:
-    found, wanted = model.state_dict(), small_state() if wanted is None else wanted
-    assert list(found) == list(wanted)
-    for name, array in wanted.items():
-        np.testing.assert_array_equal(found[name], array, strict=True)
-
-
-def _behind(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
-    return {prefix + name: array for name, array in state.items()}
-
-
-def _renamed(state: Mapping[str, Any], words: Mapping[str, str]) -> dict[str, Any]:
-    renamed = {}
-    for name, array in state.items():
-        for old, new in words.items():
-            name = name.replace(old, new)
-        renamed[name] = array
-    return renamed
-
-
-def _refusal(path: Path, **options: Any) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        rr.load(path, **options)
-    message = str(caught.value)
-    assert message.isprintable()
-    assert len(message) < 1000
-    return message
 
 
 # ------------------------------------------------------------------------------ prefixes
@@ -82,9 +42,9 @@ PREFIXES = (
 def test_a_network_behind_any_prefix_is_taken_out(
     tmp_path: Path, prefix: str, beside: State
 ) -> None:
-    state = _behind(prefix, small_state()) | beside
+    state = behind(prefix, small_state()) | beside
     model = rr.load(written(tmp_path, state))
-    _assert_is(model)
+    assert_is(model)
     assert any("prefix" in note or "removed" in note for note in model.notes)
 
 
@@ -96,33 +56,33 @@ def test_other_dialects_and_forms_stand_behind_prefixes_too(
 ) -> None:
     model = small_model() if form == "train" else rr.fuse(small_model())
     words = {**MMPRETRAIN, ".rbr_reparam.": ".branch_reparam."}
-    state = _behind(prefix, _renamed(model.state_dict(), words)) | LOSS
-    _assert_is(rr.load(written(tmp_path, state)), model.state_dict())
+    state = behind(prefix, renamed(model.state_dict(), words)) | LOSS
+    assert_is(rr.load(written(tmp_path, state)), model.state_dict())
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "module."])
 def test_words_that_torch_puts_inside_names_are_taken_out(tmp_path: Path, prefix: str) -> None:
     words = {"stage1.0.": "stage1.0._orig_mod.", "stage2.": "stage2._fsdp_wrapped_module."}
-    state = _behind(prefix, _renamed(small_state(), words))
-    _assert_is(rr.load(written(tmp_path, state)))
+    state = behind(prefix, renamed(small_state(), words))
+    assert_is(rr.load(written(tmp_path, state)))
 
 
 def test_a_network_without_stages_stands_behind_a_prefix_too(tmp_path: Path) -> None:
     model = rr.build("ResNet-18", num_classes=3, seed=1)
-    state = _behind("model.module.", model.state_dict()) | LOSS
+    state = behind("model.module.", model.state_dict()) | LOSS
     found = rr.load(written(tmp_path, state))
     assert found.arch == model.arch
-    _assert_is(found, model.state_dict())
+    assert_is(found, model.state_dict())
 
 
 def test_a_prefix_does_not_excuse_what_is_missing(tmp_path: Path) -> None:
-    state = _behind("model.", small_state()) | LOSS
+    state = behind("model.", small_state()) | LOSS
     del state["model.stage1.1.rbr_1x1.conv.weight"]
-    assert "1 missing: stage1.1.rbr_1x1.conv.weight" in _refusal(written(tmp_path, state))
+    assert "1 missing: stage1.1.rbr_1x1.conv.weight" in refusal(written(tmp_path, state))
 
 
 def test_what_is_left_beside_is_said(tmp_path: Path) -> None:
-    state = _behind("model.", small_state()) | LOSS
+    state = behind("model.", small_state()) | LOSS
     notes = rr.load(written(tmp_path, state)).notes
     assert f"prefix 'model.' removed from {len(state) - 2} of {len(state)} names" in notes
     assert "beside the network, not taken: criterion.weight, train_acc.tp" in notes
@@ -139,28 +99,28 @@ OTHER = small_model(seed=9).state_dict()
 def test_an_average_beside_the_network_is_taken_when_asked_for(
     tmp_path: Path, average: str, own: str
 ) -> None:
-    path = written(tmp_path, _behind(own, small_state()) | _behind(average, OTHER))
+    path = written(tmp_path, behind(own, small_state()) | behind(average, OTHER))
     model = rr.load(path)
-    _assert_is(model)
+    assert_is(model)
     assert any("not taken" in note and "ema" in note for note in model.notes) or "swa" in average
-    _assert_is(rr.load(path, weights="ema"), OTHER)
-    _assert_is(rr.load(path, weights=average.rstrip(".")), OTHER)
+    assert_is(rr.load(path, weights="ema"), OTHER)
+    assert_is(rr.load(path, weights=average.rstrip(".")), OTHER)
 
 
 def test_two_networks_are_listed_and_one_can_be_named(tmp_path: Path) -> None:
-    path = written(tmp_path, _behind("student.", small_state()) | _behind("teacher.", OTHER))
-    message = _refusal(path)
+    path = written(tmp_path, behind("student.", small_state()) | behind("teacher.", OTHER))
+    message = refusal(path)
     assert "student." in message
     assert "teacher." in message
     assert "--weights" in message
-    _assert_is(rr.load(path, weights="student"))
-    _assert_is(rr.load(path, weights="teacher"), OTHER)
-    assert "there is no entry 'pupil'" in _refusal(path, weights="pupil")
-    assert "no EMA entry" in _refusal(path, weights="ema")
+    assert_is(rr.load(path, weights="student"))
+    assert_is(rr.load(path, weights="teacher"), OTHER)
+    assert "there is no entry 'pupil'" in refusal(path, weights="pupil")
+    assert "no EMA entry" in refusal(path, weights="ema")
 
 
 def test_an_average_alone_is_taken(tmp_path: Path) -> None:
-    _assert_is(rr.load(written(tmp_path, _behind("ema_model.", small_state()))))
+    assert_is(rr.load(written(tmp_path, behind("ema_model.", small_state()))))
 
 
 # -------------------------------------------------------------------------------- entries
@@ -182,59 +142,59 @@ def test_an_entry_of_any_name_is_found(tmp_path: Path, entry: str) -> None:
         "loss": np.float32(0.3),
         "rng": np.arange(7),
     }
-    model = rr.load(_pickled(tmp_path, root))
-    _assert_is(model)
+    model = rr.load(pickled(tmp_path, root))
+    assert_is(model)
     assert f"weights taken from the entry '{entry}'" in model.notes
 
 
 def test_entries_in_entries_are_found(tmp_path: Path) -> None:
-    root = {"run": {"best": {"state": _behind("module.", small_state()), "step": 3}}, "epoch": 1}
-    model = rr.load(_pickled(tmp_path, root))
-    _assert_is(model)
+    root = {"run": {"best": {"state": behind("module.", small_state()), "step": 3}}, "epoch": 1}
+    model = rr.load(pickled(tmp_path, root))
+    assert_is(model)
     assert "weights taken from the entry 'run'" in model.notes
     assert "and its entry 'best'" in model.notes
 
 
 def test_several_entries_are_listed_and_one_can_be_named(tmp_path: Path) -> None:
-    path = _pickled(tmp_path, {"student": small_state(), "teacher": {"net": OTHER}, "epoch": 1})
-    message = _refusal(path)
+    path = pickled(tmp_path, {"student": small_state(), "teacher": {"net": OTHER}, "epoch": 1})
+    message = refusal(path)
     assert "several entries of the file hold weights (got student, teacher" in message
-    _assert_is(rr.load(path, weights="student"))
-    _assert_is(rr.load(path, weights="teacher"), OTHER)
-    _assert_is(rr.load(path, weights="teacher.net"), OTHER)
-    assert "several entries" in _refusal(path, weights="ema")
+    assert_is(rr.load(path, weights="student"))
+    assert_is(rr.load(path, weights="teacher"), OTHER)
+    assert_is(rr.load(path, weights="teacher.net"), OTHER)
+    assert "several entries" in refusal(path, weights="ema")
 
 
 @pytest.mark.parametrize(
     "entry", ["ema", "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "swa_model"]
 )
 def test_an_average_of_any_name_is_taken_when_asked_for(tmp_path: Path, entry: str) -> None:
-    path = _pickled(tmp_path, {"params": small_state(), entry: OTHER})
-    _assert_is(rr.load(path))
-    _assert_is(rr.load(path, weights="ema"), OTHER)
-    _assert_is(rr.load(path, weights=entry), OTHER)
+    path = pickled(tmp_path, {"params": small_state(), entry: OTHER})
+    assert_is(rr.load(path))
+    assert_is(rr.load(path, weights="ema"), OTHER)
+    assert_is(rr.load(path, weights=entry), OTHER)
 
 
 @pytest.mark.parametrize("entry", ["schema", "gemma", "swamp", "lemma_state"])
 def test_a_name_that_only_contains_the_letters_is_no_average(tmp_path: Path, entry: str) -> None:
-    path = _pickled(tmp_path, {entry: small_state()})
-    assert "no EMA entry" in _refusal(path, weights="ema")
+    path = pickled(tmp_path, {entry: small_state()})
+    assert "no EMA entry" in refusal(path, weights="ema")
 
 
 def test_an_averaged_model_with_its_counter(tmp_path: Path) -> None:
     """`torch.optim.swa_utils.AveragedModel`: a counter beside the names, all others prefixed."""
-    state = {"n_averaged": np.array(100), **_behind("module.", small_state())}
-    _assert_is(rr.load(written(tmp_path, state)))
+    state = {"n_averaged": np.array(100), **behind("module.", small_state())}
+    assert_is(rr.load(written(tmp_path, state)))
 
 
 def test_a_state_that_torch_leaves_empty_is_no_array(tmp_path: Path) -> None:
     state = {**small_state(), "stage0._extra_state": None}
-    _assert_is(rr.load(_pickled(tmp_path, {"model": state})))
+    assert_is(rr.load(pickled(tmp_path, {"model": state})))
 
 
 def test_a_paddle_checkpoint_is_told_as_such(tmp_path: Path) -> None:
     root = {**small_state(), "StructuredToParameterName@@": {}}
-    assert "PaddlePaddle" in _refusal(_pickled(tmp_path, root))
+    assert "PaddlePaddle" in refusal(pickled(tmp_path, root))
 
 
 def test_a_shard_alone_is_told_as_such(tmp_path: Path) -> None:
@@ -243,9 +203,9 @@ def test_a_shard_alone_is_told_as_such(tmp_path: Path) -> None:
         part = {name: small_state()[name] for name in names[:count]}
         path = written(tmp_path, part, "safetensors")
         path = path.rename(tmp_path / "model-00001-of-00002.safetensors")
-        assert "one of several shards" in _refusal(path)
+        assert "one of several shards" in refusal(path)
     whole = written(tmp_path, small_state(), "safetensors")
-    _assert_is(rr.load(whole.rename(tmp_path / "model-00001-of-00001.safetensors")))
+    assert_is(rr.load(whole.rename(tmp_path / "model-00001-of-00001.safetensors")))
 
 
 # ---------------------------------------------------------------------------- attachments
@@ -258,7 +218,7 @@ def test_profilers_counters_are_listed_and_ignored(tmp_path: Path) -> None:
         for count in ("total_ops", "total_params")
     }
     path = written(tmp_path, small_state() | counts)
-    _assert_is(rr.load(path))
+    assert_is(rr.load(path))
     messages = [finding.message for finding in inspect_file(path).findings]
     assert any("10 arrays of profilers" in m and "stage0.total_ops" in m for m in messages)
 
@@ -267,10 +227,10 @@ def test_a_loss_beside_bare_names_is_ignored(tmp_path: Path) -> None:
     metrics = {"val_acc.tp": ONE, "train_loss.value": ONE[0], "test_top5.correct": ONE}
     path = written(tmp_path, small_state() | {"criterion.weight": ONE} | metrics)
     model = rr.load(path)
-    _assert_is(model)
+    assert_is(model)
     assert any("val_acc.tp" in note and "4 arrays" in note for note in model.notes)
     for strange in ("lossless.weight", "criterion", "training.weight", "validate.0.weight"):
-        assert strange in _refusal(written(tmp_path, small_state() | {strange: ONE}))
+        assert strange in refusal(written(tmp_path, small_state() | {strange: ONE}))
 
 
 def _pruned(dtype: Any = np.float32) -> tuple[State, State]:
@@ -292,7 +252,7 @@ def _pruned(dtype: Any = np.float32) -> tuple[State, State]:
 def test_pruned_weights_are_multiplied_by_their_masks(tmp_path: Path, dtype: Any) -> None:
     held, meant = _pruned(dtype)
     model = rr.load(written(tmp_path, held))
-    _assert_is(model, meant)
+    assert_is(model, meant)
     assert any("pruned: weight_orig times weight_mask" in note for note in model.notes)
 
 
@@ -300,11 +260,11 @@ def test_a_mask_of_another_shape_or_alone_is_refused(tmp_path: Path) -> None:
     held, _ = _pruned()
     name = "stage0.rbr_dense.conv.weight"
     other = held | {f"{name}_mask": np.ones(3, np.float32)}
-    assert "mask has another shape" in _refusal(written(tmp_path, other))
+    assert "mask has another shape" in refusal(written(tmp_path, other))
     alone = {n: a for n, a in held.items() if n != f"{name}_mask"}
-    assert f"{name}_orig" in _refusal(written(tmp_path, alone))
+    assert f"{name}_orig" in refusal(written(tmp_path, alone))
     both = held | {name: small_state()[name]}
-    assert f"{name}_orig" in _refusal(written(tmp_path, both))
+    assert f"{name}_orig" in refusal(written(tmp_path, both))
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.float32])
@@ -313,102 +273,3 @@ def test_counters_of_one_dimension_are_counters(tmp_path: Path, dtype: Any) -> N
     state = {n: a.reshape(1).astype(dtype) if counted in n else a for n, a in small_state().items()}
     model = rr.load(written(tmp_path, state))
     assert model.params[f"stage0.branch_3x3.bn.{counted}"].shape == ()
-
-
-# ---------------------------------------------------------------------------------- heads
-
-HEADS = ("fc.", "classifier.", "linear.1.", "head.", "head.fc.", "cls_head.layers.2.", "classif.0.")
-
-
-@pytest.mark.few
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("prefix", ["", "model."])
-def test_a_head_of_any_name_is_read(tmp_path: Path, head: str, prefix: str) -> None:
-    state = _behind(prefix, _renamed(small_state(), {"linear.": head}))
-    model = rr.load(written(tmp_path, state))
-    _assert_is(model)
-    assert any("head is called" in note for note in model.notes) or head == "head.fc."
-
-
-@pytest.mark.few
-@pytest.mark.parametrize("prefix", ["backbone.", "model.backbone.", "model._orig_mod."])
-@pytest.mark.parametrize("head", ["fc.", "model.classifier.1.", "head.fc."])
-def test_a_head_beside_the_backbone_is_read(tmp_path: Path, prefix: str, head: str) -> None:
-    blocks = {n: a for n, a in small_state().items() if not n.startswith("linear.")}
-    ends = {n.replace("linear.", head): a for n, a in small_state().items() if "linear." in n}
-    _assert_is(rr.load(written(tmp_path, _behind(prefix, blocks) | ends | LOSS)))
-
-
-def test_a_head_that_is_a_convolution_is_a_matrix(tmp_path: Path) -> None:
-    state = _renamed(small_state(), {"linear.": "classifier.1."})
-    state["classifier.1.weight"] = state["classifier.1.weight"].reshape(5, 6, 1, 1)
-    _assert_is(rr.load(written(tmp_path, state)))
-
-
-def test_a_margin_losss_matrix_is_no_head(tmp_path: Path) -> None:
-    state = _behind("net.", _renamed(small_state(), {"linear.": "fc."}))
-    state["criterion.arcface.weight"] = np.ones((50, 6), np.float32)
-    _assert_is(rr.load(written(tmp_path, state)))
-
-
-HIDDEN = np.ones((8, 6), np.float32)
-MORE: dict[str, tuple[State, str]] = {
-    "two matrices": ({"fc2.weight": HIDDEN}, "several matrices could be it (got "),
-    "a second layer": ({"head.2.weight": np.ones((3, 5), np.float32)}, "head.2.weight"),
-    "a norm before it": ({"neck.weight": ONE[:6], "neck.bias": ONE[:6]}, "neck.weight"),
-}
-
-
-@pytest.mark.parametrize("case", MORE)
-@pytest.mark.parametrize("prefix", ["", "net."])
-def test_a_head_of_more_than_a_matrix_is_refused(tmp_path: Path, case: str, prefix: str) -> None:
-    """Inside the network, or beside it, where other arrays may be left out."""
-    more, match = MORE[case]
-    blocks = {n: a for n, a in small_state().items() if not n.startswith("linear.")}
-    head = {n.replace("linear.", "head.0."): a for n, a in small_state().items() if "linear" in n}
-    assert match in _refusal(written(tmp_path, _behind(prefix, blocks) | head | more))
-
-
-# ------------------------------------------------------------------------------ no head
-
-
-def _backbone(model: Model) -> State:
-    return {n: a for n, a in model.state_dict().items() if not n.startswith("linear.")}
-
-
-@pytest.mark.parametrize("form", ["train", "deploy"])
-@pytest.mark.parametrize("prefix", ["", "model.backbone."])
-def test_a_backbone_gives_the_mean_of_its_features(tmp_path: Path, form: str, prefix: str) -> None:
-    whole = small_model() if form == "train" else rr.fuse(small_model())
-    path = written(tmp_path, _behind(prefix, _backbone(whole)))
-    model = rr.load(path)
-    assert (model.form, model.arch.num_classes) == (form, 0)
-    _assert_is(model, _backbone(whole))
-    assert any("backbone" in note for note in model.notes)
-    x = np.random.default_rng(0).normal(size=(2, 3, 16, 16))
-    features = whole.forward(x, layers=True)["stage2.2"].mean((2, 3))
-    np.testing.assert_allclose(model.forward(x), features, rtol=1e-12, atol=1e-12)
-    assert inspect_file(path).missing == ()
-
-
-def test_a_backbone_is_fused_as_a_network_is(tmp_path: Path) -> None:
-    from repvgg_ref.files.convert import convert
-
-    path = written(tmp_path, _backbone(small_model()))
-    wanted = {n: a for n, a in rr.fuse(small_model()).state_dict().items() if "linear" not in n}
-    for kind in ("npz", "safetensors", "pth"):
-        done = convert(path, tmp_path / f"fused.{kind}")
-        assert done.self_check is not None
-        assert done.self_check.ok
-        _assert_is(rr.load(tmp_path / f"fused.{kind}"), wanted)
-    _assert_is(rr.fuse(rr.load(path)), wanted)
-
-
-def test_half_a_head_is_no_backbone(tmp_path: Path) -> None:
-    for kept in ("linear.weight", "linear.bias"):
-        state = _backbone(small_model()) | {kept: small_state()[kept]}
-        assert "linear." in _refusal(written(tmp_path, state))
-
-
-def test_a_backbone_is_told_by_its_blocks(tmp_path: Path) -> None:
-    assert rr.load(written(tmp_path, _backbone(small_model()))).arch.blocks == SMALL.blocks
