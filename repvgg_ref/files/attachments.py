@@ -77,6 +77,7 @@ def _product(name: str, original: LazyArray, mask: LazyArray) -> LazyArray:
 
     def read() -> Array:
         values = original.read()
-        return np.multiply(values, mask.read(), dtype=values.dtype)
+        product: Array = np.multiply(values, mask.read(), dtype=values.dtype)
+        return product
 
     return LazyArray(original.shape, original.dtype, read)
