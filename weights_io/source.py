@@ -70,6 +70,12 @@ class Source:
         """Close the file."""
         self._file.close()
 
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def require(self, start: int, length: int) -> None:
         """Raise unless `length` bytes from `start` on are in the file."""
         if start < 0 or length < 0 or start + length > self.size:

@@ -239,3 +239,12 @@ class Subset(Part):
     def __init__(self, source: Source, count: int) -> None:
         count = min(count, len(source))
         super().__init__(source, np.arange(count) * len(source) // count)
+
+
+class Renumbered(Part):
+    """A source whose labels are places in `classes`, which are its own in another order."""
+
+    def __init__(self, source: Source, classes: tuple[str, ...]) -> None:
+        super().__init__(source, np.arange(len(source)))
+        places = np.array([classes.index(name) for name in source.classes], np.int64)
+        self.classes, self.labels = classes, places[source.labels]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.fusion import fuse_block
-from repvgg_ref.errors import BackendError, NotFusibleError, ShapeError
+from repvgg_ref.errors import BackendError, CheckpointError, NotFusibleError, ShapeError
+from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.graph import QUIET, Network, walk
 from repvgg_ref.models.layers import Form, Pass
 from repvgg_ref.models.names import official_names
@@ -41,6 +42,10 @@ class Model:
         Batch norm's constants, which no checkpoint holds; the official code uses 1e-5 and 0.1.
     notes : list of str
         What was decided while loading (a wrapper, an EMA entry, a prefix), for people.
+    about : About
+        Class names and how pictures are prepared, where that is known.
+    assumed : Assumed
+        What the file that it was loaded from could not tell.
     """
 
     arch: Network
@@ -49,6 +54,8 @@ class Model:
     eps: float = DEFAULT_EPS
     momentum: float = DEFAULT_MOMENTUM
     notes: list[str] = field(default_factory=list)
+    about: About = field(default_factory=About)
+    assumed: Assumed = field(default_factory=Assumed)
     _resident: dict[int, Resident] = field(default_factory=dict, init=False, repr=False)
 
     def __repr__(self) -> str:
@@ -197,6 +204,7 @@ class Model:
             If the model is in deploy form: its branches are gone, so it cannot be trained.
         """
         require_branches(self, "loss_and_grads")
+        require_head(self, "loss_and_grads")
         require_image_batch(self.arch, x)
         ops = backend_ops(backend, x.dtype)
         params, images = self.params, x
@@ -275,11 +283,9 @@ def fuse(model: Model, *, dtype: Any = None) -> Model:
         If the model is fused already, or holds NaN, infinity or a negative variance.
     """
     require_branches(model, "fuse")
-    dtype = (
-        working_dtype(model.params[f"{model.arch.head.name}.weight"].dtype)
-        if dtype is None
-        else dtype
-    )
+    if dtype is None:
+        last = [name for name in param_shapes(model.arch, "train") if name.endswith("weight")][-1]
+        dtype = working_dtype(model.params[last].dtype)
     params: dict[str, Array] = {}
     for spec in model.arch.blocks:
         params[f"{spec.name}.fused.weight"], params[f"{spec.name}.fused.bias"] = fuse_block(
@@ -288,7 +294,8 @@ def fuse(model: Model, *, dtype: Any = None) -> Model:
     for name in param_shapes(model.arch, "deploy"):
         if name not in params:
             params[name] = model.params[name].astype(dtype)
-    return Model(model.arch, "deploy", params, model.eps, model.momentum, list(model.notes))
+    # What was assumed of eps is in the fused kernels now, and assumed still.
+    return replace(model, form="deploy", params=params, notes=list(model.notes))
 
 
 def working_dtype(stored: Any) -> Any:
@@ -304,6 +311,17 @@ def require_branches(model: Model, what: str) -> None:
             got=f"{model.name} in deploy form",
             wanted="the train form",
             advice="load the training-time checkpoint",
+        )
+
+
+def require_head(model: Model, what: str) -> None:
+    """Refuse, by name, what a backbone cannot do."""
+    if not model.arch.num_classes:
+        raise CheckpointError(
+            f"{what} needs a classifier, and this is a backbone without its head",
+            got=f"{model.arch.features} features",
+            wanted="arrays called linear.weight and linear.bias",
+            advice="load a checkpoint that holds its head, too",
         )
 
 

@@ -17,10 +17,12 @@ from repvgg_ref_cli.data_options import (
 from repvgg_ref_cli.options import (
     FILE,
     algorithm_option,
+    assumed_line,
     backend_option,
     block_option,
     debug_option,
     eps_option,
+    geometry_options,
     json_option,
     model_option,
     note,
@@ -30,6 +32,7 @@ from repvgg_ref_cli.options import (
 if TYPE_CHECKING:
     from repvgg_ref.arrays import Array
     from repvgg_ref.data.loader import Loader
+    from repvgg_ref.data.source import Standardise
     from repvgg_ref.data.transforms import EvaluationTransform
     from repvgg_ref.models.network import Model
     from repvgg_ref.models.published import Published
@@ -54,7 +57,7 @@ _DISAGREES = 1
 @click.option(
     "--size",
     type=_PIXELS,
-    show_default="224, D2se 320, small pictures their own",
+    show_default="what the file says; 224, D2se 320, small pictures their own",
     help="Of the crop.",
 )
 @click.option(
@@ -76,6 +79,7 @@ _DISAGREES = 1
 @model_option
 @block_option
 @eps_option
+@geometry_options
 @backend_option
 @algorithm_option
 @json_option
@@ -98,6 +102,8 @@ def command(
     model: str,
     block: str,
     eps: float | None,
+    strides: Any,
+    dilations: Any,
     backend: str,
     algorithm: str,
     as_json: bool,
@@ -113,18 +119,33 @@ def command(
     import repvgg_ref
     from repvgg_ref.data import splits_of
     from repvgg_ref.data.loader import Loader
+    from repvgg_ref.models.network import require_head
     from repvgg_ref.train.evaluate import count
-    from repvgg_ref.train.sources import open_validation, validation_transform
+    from repvgg_ref.train.sources import (
+        class_notes,
+        open_validation,
+        standardisation,
+        validation_transform,
+    )
 
     loaded = repvgg_ref.load(
-        weights, model=model, eps=eps, weights="ema" if ema else "model", block=block
+        weights,
+        model=model,
+        eps=eps,
+        weights="ema" if ema else "model",
+        block=block,
+        strides=strides,
+        dilations=dilations,
     )
-    for message in loaded.notes:
+    for message in (*loaded.notes, *assumed_line(loaded.assumed)):
         note(message)
+    require_head(loaded, "eval")
     forms = _forms(loaded, form)
     source = open_validation(loaded, data, split=split, decoder=decoder, limit=limit)
     if split == "val" and Path(data).is_dir() and "val" not in splits_of(data):
         note(f"{data} has no val, so all of it is judged; after a training on it: --split held-out")
+    for message in class_notes(loaded, source):
+        note(message)
     transform = validation_transform(
         loaded, source, size=size, resize=resize, interpolation=interpolation
     )
@@ -142,7 +163,8 @@ def command(
         _require_finite(logits)
         return logits
 
-    counted = count(forms, _inputs(loader), forward=forward, roundoff=2.0**-24)
+    standardise = standardisation(loaded, source)
+    counted = count(forms, _inputs(loader, standardise), forward=forward, roundoff=2.0**-24)
     for name, reason in loader.skipped:
         note(f"skipped: {reason if name in reason else f'{name}: {reason}'}")
     found = _as_json(loaded, form, counted, loader, transform)
@@ -184,7 +206,7 @@ def _require_finite(logits: Array) -> None:
         )
 
 
-def _inputs(loader: Loader) -> Iterator[tuple[Array, Array]]:
+def _inputs(loader: Loader, standardise: Standardise) -> Iterator[tuple[Array, Array]]:
     """The batches as the network takes them, with a progress bar."""
     import time
     from contextlib import closing
@@ -194,7 +216,7 @@ def _inputs(loader: Loader) -> Iterator[tuple[Array, Array]]:
     started, done, total = time.monotonic(), 0, len(loader.source)
     with ProgressBar("evaluating") as progress, closing(loader.epoch(0)) as batches:
         for batch in batches:
-            yield loader.source.standardise(batch.images), batch.labels
+            yield standardise(batch.images), batch.labels
             done += len(batch.labels)
             progress(f"{done / (time.monotonic() - started):.0f} images/s", done, total)
 
@@ -208,6 +230,7 @@ def _as_json(
     found: dict[str, Any] = {
         "model": model.name,
         "form": form,
+        "assumed": model.assumed.to_json(),
         **_rates(last),
         "size": transform.size,
         "resize": transform.resize,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,9 +15,11 @@ from repvgg_ref_cli.failures import DISAGREES
 from repvgg_ref_cli.options import (
     FILE,
     Output,
+    assumed_line,
     block_option,
     debug_option,
     eps_option,
+    geometry_options,
     json_option,
     note,
     print_json,
@@ -44,6 +46,7 @@ _PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
     help="The batch: .npy, .npz, Polygraphy JSON or a picture. [made so that bugs show]",
 )
 @eps_option
+@geometry_options
 @block_option
 @click.option(
     "--precision",
@@ -70,6 +73,8 @@ def command(
     candidate: str,
     inputs: Path | None,
     eps: float | None,
+    strides: Any,
+    dilations: Any,
     block: str,
     precision: str,
     timeout: float,
@@ -100,7 +105,9 @@ def command(
         if is_golden(reference):
             report = verify(reference, candidate, precision=precision, timeout=timeout)
         else:
-            model = repvgg_ref.load(reference, eps=eps, block=block)
+            model = repvgg_ref.load(
+                reference, eps=eps, block=block, strides=strides, dilations=dilations
+            )
             report = verify(
                 model,
                 candidate,
@@ -114,6 +121,8 @@ def command(
         print_json(report.to_json())
     else:
         _show(report)
+    for message in assumed_line(report.assumed):
+        note(message)
     for path in (page, junit):
         if path is not None:
             note(f"wrote {path}")
