@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
 from repvgg_ref.blocks.form import Form, Lattice, Pair
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader, reading
@@ -38,6 +38,8 @@ class FusedConv(NamedTuple):
 
     weight: Array
     bias: Array
+
+    __repr__ = one_line
 
 
 def fuse_exactly(linear: Linear, params: Mapping[str, Array], eps: Any) -> FusedConv:

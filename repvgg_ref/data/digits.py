@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.architectures import Architecture, plain_architecture
 
@@ -34,6 +34,8 @@ class Digits(NamedTuple):
 
     images: Array
     labels: Array
+
+    __repr__ = one_line
 
 
 class DigitsSplit(NamedTuple):

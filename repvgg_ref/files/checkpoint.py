@@ -10,22 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 import weights_io
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.blocks.catalogue import KINDS, kind
-from repvgg_ref.errors import CheckpointError
+from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.dialects import recognise
 from repvgg_ref.files.identify import Shape, fitting_kinds, form_of, identify, identify_graph
+from repvgg_ref.files.onnx import write_onnx
 from repvgg_ref.files.wrappers import WhichWeights, listed, select, without_prefix
+from repvgg_ref.models.arguments import checked_eps, floating_dtype
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import CANONICAL, Dialect
-from repvgg_ref.models.network import DEFAULT_EPS, Model, working_dtype
+from repvgg_ref.models.network import DEFAULT_EPS, Model, fuse, working_dtype
 from repvgg_ref.models.parameters import param_shapes
 from weights_io import LazyArray
 from weights_io.writers.write import Container
@@ -36,6 +39,7 @@ CONTAINERS: Mapping[str, Container] = {
     ".pth": "torch-zip",
     ".pt": "torch-zip",
 }
+ONNX = ".onnx"
 # torch's containers have no place for metadata.
 METADATA_CONTAINERS = frozenset({"npz", "safetensors"})
 
@@ -62,6 +66,8 @@ class Checkpoint:
     problem: CheckpointError | None = None
     fits: list[str] = field(default_factory=list)
 
+    __repr__ = one_line
+
     def params(self, dtype: Any = None) -> LazyParams:
         """The arrays under canonical names, each read when asked for."""
         lazy = {ours: self.arrays[theirs] for theirs, ours in self.canonical.items()}
@@ -76,7 +82,7 @@ class Checkpoint:
     def eps(self, asked: float | None = None) -> float:
         """The eps asked for, else what the file's metadata says, else the official 1e-5."""
         if asked is not None:
-            return asked
+            return float(checked_eps(asked))
         said = self.metadata.get("eps")
         try:
             eps = DEFAULT_EPS if said is None else float(said)
@@ -137,7 +143,7 @@ def load(
         Batch norm's eps. Default 1e-5, or what `save` wrote into the file; torch checkpoints do
         not say it. Official, timm: 1e-5. Keras ports, YOLOv6: 1e-3.
     dtype : numpy dtype, optional
-        Default float32, or float64 for what is stored so.
+        Of real numbers; default float32, or float64 for what is stored so.
     weights : {"model", "ema"}
         Which of a training checkpoint's two sets to take.
     block : str
@@ -149,7 +155,10 @@ def load(
         If the file is broken or hostile, or of a kind that is not read.
     CheckpointError
         If its arrays are not exactly a RepVGG: missing and unexpected names are listed.
+    ReportedError
+        If `path` is no path, or another argument is none of its values.
     """
+    dtype = None if dtype is None else floating_dtype(dtype, "load")
     with open_checkpoint(path, model=model, weights=weights, block=block) as checkpoint:
         arch = require_complete(checkpoint)
         form: Form = "deploy" if checkpoint.form == "deploy" else "train"
@@ -158,11 +167,25 @@ def load(
 
 
 def save(model: Model, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write `model` under the official names; ``.npz``, ``.safetensors`` or ``.pth`` by suffix."""
-    path = Path(path)
-    container = container_for(path)
+    """Write `model` under the official names; the suffix says how.
+
+    ``.npz``, ``.safetensors`` and ``.pth`` keep the form it has; ``.onnx`` holds the deploy form,
+    into which a model in train form is fused.
+
+    Raises
+    ------
+    CheckpointError
+        If the suffix is none of these.
+    """
+    path = _as_path(path)
+    container = None if path.suffix.lower() == ONNX else container_for(path)
     described = {"model": model.name, "form": model.form, "eps": repr(model.eps)}
     described["block"] = model.block
+    if container is None:
+        deploy = fuse(model) if model.form == "train" else model
+        described["form"] = deploy.form
+        write_onnx(path, model.arch, deploy.params, metadata=described | dict(metadata or {}))
+        return
     weights_io.save_weights(
         path,
         model.state_dict(),
@@ -171,13 +194,24 @@ def save(model: Model, path: str | Path, *, metadata: Mapping[str, str] | None =
     )
 
 
+def _as_path(path: Any) -> Path:
+    if not isinstance(path, str | PathLike):
+        raise ReportedError(
+            "this is no path of a file",
+            got=type(path).__name__,
+            wanted="a string or a Path",
+            advice="arrays in memory: build(name).load_state_dict(arrays)",
+        )
+    return Path(path)
+
+
 def container_for(path: Path) -> Container:
     """The container that a file name's suffix asks for."""
     if path.suffix.lower() not in CONTAINERS:
         raise CheckpointError(
             "the suffix of the output says nothing about its format",
             got=repr(path.name),
-            wanted="one of " + ", ".join(CONTAINERS),
+            wanted="one of " + ", ".join((*CONTAINERS, ONNX)),
         )
     return CONTAINERS[path.suffix.lower()]
 
@@ -195,7 +229,13 @@ def open_checkpoint(
     What is wrong with the network is recorded in the `Checkpoint` for `inspect` to show;
     `require_complete` turns it into an error.
     """
-    path = Path(path)
+    path = _as_path(path)
+    if weights not in get_args(WhichWeights):
+        raise ReportedError(
+            "there are no such weights",
+            got=repr(weights),
+            wanted=" or ".join(get_args(WhichWeights)),
+        )
     if block != "auto":
         kind(block)
     with weights_io.open_weights(path) as archive:

@@ -21,6 +21,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
+from repvgg_ref.models.arguments import as_array
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.blas import single_threaded_blas
 from repvgg_ref.oracle.bounds.comparison import Comparison, compare, relative_difference
@@ -94,8 +95,15 @@ def verify(
     ReportedError
         If the reference or the inputs are unusable. A candidate's failure is in the report.
     """
+    inputs = None if inputs is None else as_array(inputs, "the inputs")
     if not isinstance(reference, Model):
         if is_golden(reference):
+            if inputs is not None:
+                raise ReportedError(
+                    "a golden bundle has its own inputs",
+                    got="other inputs beside it",
+                    wanted="the bundle alone, or the checkpoint it was made from with the inputs",
+                )
             return verify_golden(reference, candidate, precision=precision, timeout=timeout)
         reference = load(reference, eps=eps)
     return _verify(reference, candidate, inputs, precision, timeout, progress)
@@ -140,6 +148,8 @@ def _verify(
     progress: Progress | None,
 ) -> Report:
     named = sanitize(str(candidate)) if isinstance(candidate, str | Path) else "candidate"
+    if inputs is not None:  # of every kind of candidate, also of those that need none
+        require_images(model.arch, inputs)
     try:
         port = resolve(candidate, model.arch, timeout=timeout)
         named = port.name

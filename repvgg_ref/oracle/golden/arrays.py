@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 import weights_io
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
@@ -30,6 +30,8 @@ class Layer(NamedTuple):
 
     y: Array
     bounds: dict[str, Array]
+
+    __repr__ = one_line
 
 
 def layer_arrays(

@@ -19,7 +19,8 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import MissingExtraError, ReportedError
 from repvgg_ref.files.checkpoint import save
-from repvgg_ref.models.network import Model, require_branches, require_image_batch
+from repvgg_ref.models.arguments import image_batch
+from repvgg_ref.models.network import Model, require_branches
 from repvgg_ref.oracle.golden.arrays import (
     BOUND_PRECISIONS,
     BOUNDS,
@@ -219,7 +220,7 @@ def mutation_json(matrix: MutationMatrix) -> dict[str, Any]:
 
 def _batch(model: Model, x: Array) -> Array:
     """The batch as float32, which is what ports take; everything is computed from that."""
-    require_image_batch(model.arch, x)
+    x = image_batch(model.arch, x)
     single = np.asarray(x, np.float32)
     if single.size == 0 or not np.isfinite(single).all():
         raise ReportedError(

@@ -10,8 +10,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.errors import ShapeError
+from repvgg_ref.models.arguments import arrangement
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates import Candidate, CandidateFailure, Outputs
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
@@ -48,6 +49,8 @@ class FirstCall:
     outputs: Outputs
     seconds: float
     fed: Array | None = None
+
+    __repr__ = one_line
 
     @property
     def is_normalised(self) -> bool:
@@ -108,7 +111,7 @@ def require_images(arch: Network, x: Array) -> None:
             "the inputs are no batch of images for this network",
             got=f"shape {tuple(x.shape)}",
             wanted=f"(N, {arch.in_channels}, H, W)",
-            advice="save the batch in NCHW",
+            advice=arrangement(tuple(x.shape), arch.in_channels) or "save the batch in NCHW",
         )
 
 
