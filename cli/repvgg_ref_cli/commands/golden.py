@@ -31,7 +31,9 @@ _SHOWN_SURVIVORS = 8
     metavar="FILE|NAME",
     help="A checkpoint, or an official name: then weights are chosen that hide no bug.",
 )
-@click.option("--out", type=FILE, required=True, help="The bundle: a new folder.")
+@click.option(
+    "--out", type=FILE, required=True, help="The bundle: a new folder, or this model's older one."
+)
 @click.option(
     "--inputs", type=FILE, help="The batch: .npy, .npz or a picture. [made so that bugs show]"
 )
@@ -43,6 +45,9 @@ _SHOWN_SURVIVORS = 8
     show_default=True,
     help="Steps of SGD with --train-step.",
 )
+@click.option(
+    "--raw", is_flag=True, help="Also raw .bin files with a plain index, fused weights included."
+)
 @eps_option
 @block_option
 @json_option
@@ -53,6 +58,7 @@ def command(
     inputs: Path | None,
     train_step: bool,
     steps: int,
+    raw: bool,
     eps: float | None,
     block: str,
     as_json: bool,
@@ -78,6 +84,7 @@ def command(
             inputs=batch,
             train_step=train_step,
             steps=steps,
+            raw=raw,
             weights=True if chosen else None,
             progress=progress,
         )
