@@ -98,15 +98,20 @@ def verify(
     inputs = None if inputs is None else as_array(inputs, "the inputs")
     if not isinstance(reference, Model):
         if is_golden(reference):
-            if inputs is not None:
-                raise ReportedError(
-                    "a golden bundle has its own inputs",
-                    got="other inputs beside it",
-                    wanted="the bundle alone, or the checkpoint it was made from with the inputs",
-                )
+            require_no_inputs(inputs)
             return verify_golden(reference, candidate, precision=precision, timeout=timeout)
         reference = load(reference, eps=eps)
     return _verify(reference, candidate, inputs, precision, timeout, progress)
+
+
+def require_no_inputs(inputs: object) -> None:
+    """Raise `ReportedError` if inputs were given beside a golden bundle."""
+    if inputs is not None:
+        raise ReportedError(
+            "a golden bundle has its own inputs",
+            got="other inputs beside it",
+            wanted="the bundle alone, or the checkpoint it was made from with the inputs",
+        )
 
 
 def verify_golden(
@@ -136,7 +141,7 @@ def verify_golden(
             wanted="the checkpoint it was made from, to compute each layer from the port's input",
             advice="give it as the reference, and the bundle's outputs.npz as the inputs",
         )
-    return _verify(golden.model, candidate, golden.x, precision, timeout, None)
+    return _verify(golden.model, candidate, None, precision, timeout, None, spare=golden.x)
 
 
 def _verify(
@@ -146,7 +151,10 @@ def _verify(
     precision: str,
     timeout: float,
     progress: Progress | None,
+    *,
+    spare: Array | None = None,
 ) -> Report:
+    """The report; `spare` are inputs for a candidate that brings none, if none were given."""
     named = sanitize(str(candidate)) if isinstance(candidate, str | Path) else "candidate"
     if inputs is not None:  # of every kind of candidate, also of those that need none
         require_images(model.arch, inputs)
@@ -158,7 +166,8 @@ def _verify(
         require_chain(model.arch)
         # Whatever the caller or the port set, rounding to zero is no error in here.
         with closing(port), np.errstate(all="warn", under="ignore"):
-            first = first_call(port, model.arch, inputs)
+            batch = spare if inputs is None and not port.brings_input else inputs
+            first = first_call(port, model.arch, batch)
             settings: Any = {"precision": precision, "candidate": named, "progress": progress}
             again = None if port.brings_input else partial(logits_of, port)
             report = judge(model, first.outputs, first.x, again=again, **settings)

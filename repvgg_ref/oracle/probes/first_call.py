@@ -81,7 +81,8 @@ def first_call(port: Candidate, arch: Network, inputs: Array | None) -> FirstCal
     if inputs is not None or port.brings_input:
         if inputs is not None:
             require_images(arch, inputs)
-        return _called(port, inputs, started)
+        found = _called(port, inputs, started)
+        return found if port.is_called or inputs is None else _with_own_input(port, found, inputs)
     if not port.is_called:
         raise CandidateFailure(
             f"{port.name}: holds outputs, but not the input they belong to",
@@ -125,6 +126,27 @@ def _called(port: Candidate, x: Array | None, started: float) -> FirstCall:
             advice="give the input with --inputs",
         )
     return FirstCall(own, outputs, time.monotonic() - started, x)
+
+
+def _with_own_input(port: Candidate, found: FirstCall, inputs: Array) -> FirstCall:
+    """A dump's first call, its own input held against the one that was given beside it.
+
+    Its own is the one that its outputs belong to.
+    """
+    own = found.outputs.x
+    if own is None or np.array_equal(own, inputs):
+        return found
+    if own.shape != inputs.shape:
+        raise CandidateFailure(
+            f"{port.name}: was made from another input than the one given",
+            got=f"shape {tuple(own.shape)} in the dump, {tuple(inputs.shape)} given",
+            wanted="one and the same batch",
+            advice="leave --inputs out: the dump has its own",
+        )
+    return replace(
+        found,
+        outputs=_with_note(found.outputs, "judged on the dump's own input, not the given one"),
+    )
 
 
 def _images(arch: Network, extents: Extents) -> Array:

@@ -176,9 +176,14 @@ def test_a_bundle_of_another_model_is_never_replaced(
 def test_who_is_slower_does_not_replace_another_models_bundle(tmp_path: Path) -> None:
     out = tmp_path / "b"
     theirs = json.dumps({"format": FORMAT, "model": "two"})
-    with pytest.raises(ReportedError, match="another model"), atomic_folder(out, {"model": "one"}):
-        out.mkdir()
-        (out / "manifest.json").write_text(theirs)
+
+    def overtaken() -> None:
+        with atomic_folder(out, {"model": "one"}):
+            out.mkdir()
+            (out / "manifest.json").write_text(theirs)
+
+    with pytest.raises(ReportedError, match="another model"):
+        overtaken()
     assert (out / "manifest.json").read_text() == theirs
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
