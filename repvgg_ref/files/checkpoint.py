@@ -22,7 +22,7 @@ from repvgg_ref.blocks.catalogue import KINDS, kind
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.dialects import recognise
 from repvgg_ref.files.identify import Shape, fitting_kinds, form_of, identify, identify_graph
-from repvgg_ref.files.onnx import write_onnx
+from repvgg_ref.files.onnx import OPSET, write_onnx
 from repvgg_ref.files.wrappers import WhichWeights, listed, select, without_prefix
 from repvgg_ref.models.arguments import checked_eps, floating_dtype
 from repvgg_ref.models.graph import Network
@@ -166,16 +166,22 @@ def load(
         return Model(arch, form, params, checkpoint.eps(eps), notes=checkpoint.notes)
 
 
-def save(model: Model, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
+def save(
+    model: Model,
+    path: str | Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    opset: int | None = None,
+) -> None:
     """Write `model` under the official names; the suffix says how.
 
     ``.npz``, ``.safetensors`` and ``.pth`` keep the form it has; ``.onnx`` holds the deploy form,
-    into which a model in train form is fused.
+    into which a model in train form is fused, in operators of version `opset` (default 17).
 
     Raises
     ------
     CheckpointError
-        If the suffix is none of these.
+        If the suffix is none of these, or is not ``.onnx`` and there is an `opset`.
     """
     path = _as_path(path)
     container = None if path.suffix.lower() == ONNX else container_for(path)
@@ -184,8 +190,11 @@ def save(model: Model, path: str | Path, *, metadata: Mapping[str, str] | None =
     if container is None:
         deploy = fuse(model) if model.form == "train" else model
         described["form"] = deploy.form
-        write_onnx(path, model.arch, deploy.params, metadata=described | dict(metadata or {}))
+        told = described | dict(metadata or {})
+        write_onnx(path, model.arch, deploy.params, metadata=told, opset=opset or OPSET)
         return
+    if opset is not None:
+        raise CheckpointError("only an ONNX file has an opset", got=path.name, wanted="x.onnx")
     weights_io.save_weights(
         path,
         model.state_dict(),
