@@ -128,10 +128,10 @@ def _as_json(done: Conversion) -> dict[str, Any]:
         "tensors": done.tensors,
         "out": str(done.out),
         "format": done.format,
-        "dtype": done.dtype,
-        "opset": done.opset,
         "self_check": check
         and {"max_error": check.max_error, "bound": check.bound, "ok": check.ok},
+        "dtype": done.dtype,
+        "opset": done.opset,
     }
 
 
