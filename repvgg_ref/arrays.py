@@ -86,7 +86,7 @@ def refuse_exact(operator: str, x: Array, why: str) -> None:
 def one_line(record: Any) -> str:
     """The repr of a NamedTuple or dataclass that holds arrays: their types and shapes, no numbers.
 
-    Assigned in the class: ``__repr__ = one_line``.
+    In a dataclass: ``__repr__ = one_line``.
     """
     names = getattr(record, "_fields", None) or [
         each.name for each in fields(record) if each.repr and not each.name.startswith("_")

@@ -118,7 +118,13 @@ def test_a_users_program_passes_mypy_strict(wheel: Path, tmp_path: Path) -> None
     def mypy(program: str) -> tuple[int, str]:
         (tmp_path / "user.py").write_text(program)
         python = tmp_path / "venv" / "bin" / "python"
-        options = ["--strict", "--python-executable", python, "--cache-dir", tmp_path / "cache"]
+        options: list[str | Path] = [
+            "--strict",
+            "--python-executable",
+            python,
+            "--cache-dir",
+            tmp_path / "cache",
+        ]
         done = subprocess.run(
             [sys.executable, "-m", "mypy", *options, "user.py"],
             cwd=tmp_path,

@@ -39,7 +39,9 @@ class FusedConv(NamedTuple):
     weight: Array
     bias: Array
 
-    __repr__ = one_line
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return one_line(self)
 
 
 def fuse_exactly(linear: Linear, params: Mapping[str, Array], eps: Any) -> FusedConv:

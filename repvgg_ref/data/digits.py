@@ -35,7 +35,9 @@ class Digits(NamedTuple):
     images: Array
     labels: Array
 
-    __repr__ = one_line
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return one_line(self)
 
 
 class DigitsSplit(NamedTuple):

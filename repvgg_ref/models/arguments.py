@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from math import inf
 from numbers import Real
 from typing import Any
 
@@ -24,7 +26,8 @@ def as_array(value: Any, what: str) -> Array:
         tensor that is not in host memory.
     """
     if isinstance(value, np.ndarray | np.generic) or array_module(value) is not np:
-        return value
+        own: Array = value
+        return own
     if not (hasattr(value, "__array__") and hasattr(value, "shape") and hasattr(value, "dtype")):
         raise ReportedError(
             f"{what}: not an array",
@@ -89,7 +92,7 @@ def arrangement(shape: tuple[int, ...], channels: int) -> str | None:
     return None
 
 
-def is_floating(dtype: Any) -> bool:
+def is_floating(dtype: np.dtype[Any]) -> bool:
     """Whether a NumPy dtype is of real numbers; bfloat16 is, though NumPy does not know it."""
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
@@ -102,10 +105,9 @@ def floating_dtype(dtype: Any, what: str) -> np.dtype[Any]:
     ReportedError
         If it is none that NumPy knows, or none of real numbers.
     """
-    try:
+    found: np.dtype[Any] | None = None
+    with suppress(TypeError):
         found = np.dtype(dtype)
-    except TypeError:
-        found = None
     if found is None or not is_floating(found):
         raise ReportedError(
             f"{what}: weights cannot have this dtype", got=str(dtype), wanted=_FLOATS
@@ -115,7 +117,7 @@ def floating_dtype(dtype: Any, what: str) -> np.dtype[Any]:
 
 def checked_eps(eps: Any) -> Any:
     """Batch norm's eps, if it is a finite number of at least 0; `ReportedError` if not."""
-    if isinstance(eps, bool) or not isinstance(eps, Real) or not 0 <= eps < float("inf"):
+    if isinstance(eps, bool) or not isinstance(eps, Real) or not 0 <= float(eps) < inf:
         raise ReportedError(
             "eps of batch norm is out of range",
             got=repr(eps),

@@ -24,7 +24,9 @@ class StepResult(NamedTuple):
     grads: dict[str, Array]
     stats: dict[str, Array]
 
-    __repr__ = one_line
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return one_line(self)
 
 
 class Step(NamedTuple):

@@ -22,7 +22,9 @@ class SgdStep(NamedTuple):
     params: dict[str, Array]
     velocities: dict[str, Array]
 
-    __repr__ = one_line
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return one_line(self)
 
 
 def sgd_step(

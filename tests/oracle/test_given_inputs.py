@@ -44,7 +44,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     model = random_model(SMALL["plain"], 1, np.float32)
     deploy = rr.fuse(model)
     x = np.random.default_rng(0).standard_normal((2, 3, 20, 24)).astype(np.float32)
-    layers = deploy.forward(x, layers=True)
+    layers: dict[str, Any] = deploy.forward(x, layers=True)
     rr.save(model, folder / "train.npz")
     rr.save(deploy, folder / "deploy.npz")
     np.savez(folder / "dump.npz", **layers)

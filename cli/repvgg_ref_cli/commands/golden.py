@@ -19,7 +19,7 @@ from repvgg_ref_cli.options import (
 
 if TYPE_CHECKING:
     from repvgg_ref.models.network import Model
-    from repvgg_ref.oracle.golden.write import GoldenSummary
+    from repvgg_ref.oracle.golden.summary import GoldenSummary
 
 _SHOWN_SURVIVORS = 8
 

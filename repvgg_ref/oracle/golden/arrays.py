@@ -30,7 +30,9 @@ class Layer(NamedTuple):
     y: Array
     bounds: dict[str, Array]
 
-    __repr__ = one_line
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return one_line(self)
 
 
 def layer_arrays(
