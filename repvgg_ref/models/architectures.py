@@ -6,6 +6,7 @@ Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again" (arXiv 2101
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -120,7 +121,11 @@ def spelling(name: str) -> str:
 
     ``"repvgga0"`` of ``"RepVGG-A0"``, of timm's ``"repvgg_a0"`` and ``"repvgg_a0.rvgg_in1k"``.
     """
-    return name.partition(".")[0].lower().replace("-", "").replace("_", "")
+    return _TIMM_WEIGHTS.sub("", name).lower().replace("-", "").replace("_", "")
+
+
+# Only those: a file's suffix is none, so that RepVGG-A0.pth is never a network's name.
+_TIMM_WEIGHTS = re.compile(r"\.\w+_in1k$")
 
 
 def architecture(

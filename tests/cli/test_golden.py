@@ -89,6 +89,8 @@ def test_another_models_bundle_is_kept(capsys: pytest.CaptureFixture[str], tmp_p
     ("arguments", "says"),
     [
         (["--reference", "nowhere.pth", "--out", "b"], "nowhere.pth"),
+        (["--reference", "RepVGG-A0.pth", "--out", "b"], "RepVGG-A0.pth: cannot be opened"),
+        (["--reference", "repvgg_a0.npz", "--out", "b"], "repvgg_a0.npz: cannot be opened"),
         (["--reference", "a.pth", "--out", "a.pth"], "exists already"),
         (["--reference", "a.pth", "--out", "b", "--steps", "0"], "--steps"),
         (["--reference", "a.pth"], "--out"),

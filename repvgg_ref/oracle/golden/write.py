@@ -77,6 +77,7 @@ _HOW = (
     "pass differs by, relative to each layer's largest value. That is a scale, not a bound.",
     "Or hand your outputs (an npz with these names) to "
     "`repvgg-ref verify --reference BUNDLE --candidate YOURS.npz`, which names the bug.",
+    "Without a reader of npz: write the bundle with --raw; raw/index.txt lists every file.",
     "Write comparisons as `not (error <= bound)`, so that NaN fails.",
 )
 
