@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +23,7 @@ from repvgg_ref.files.dialects import recognise
 from repvgg_ref.files.identify import Shape, fitting_kinds, form_of, identify, identify_graph
 from repvgg_ref.files.onnx import OPSET, write_onnx
 from repvgg_ref.files.wrappers import WhichWeights, listed, select, without_prefix
-from repvgg_ref.models.arguments import checked_eps, floating_dtype
+from repvgg_ref.models.arguments import checked_eps, file_path, floating_dtype
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import CANONICAL, Dialect
@@ -180,10 +179,14 @@ def save(
 
     Raises
     ------
+    ReportedError
+        If `model` or `path` is of another type.
     CheckpointError
         If the suffix is none of these, or is not ``.onnx`` and there is an `opset`.
     """
-    path = _as_path(path)
+    if not isinstance(model, Model):
+        raise ReportedError("save takes a Model", got=type(model).__name__, wanted="load or build")
+    path = file_path(path)
     container = None if path.suffix.lower() == ONNX else container_for(path)
     described = {"model": model.name, "form": model.form, "eps": repr(model.eps)}
     described["block"] = model.block
@@ -201,17 +204,6 @@ def save(
         container=container,
         metadata=described | dict(metadata or {}) if container in METADATA_CONTAINERS else None,
     )
-
-
-def _as_path(path: Any) -> Path:
-    if not isinstance(path, str | PathLike):
-        raise ReportedError(
-            "this is no path of a file",
-            got=type(path).__name__,
-            wanted="a string or a Path",
-            advice="arrays in memory: build(name).load_state_dict(arrays)",
-        )
-    return Path(path)
 
 
 def container_for(path: Path) -> Container:
@@ -238,7 +230,7 @@ def open_checkpoint(
     What is wrong with the network is recorded in the `Checkpoint` for `inspect` to show;
     `require_complete` turns it into an error.
     """
-    path = _as_path(path)
+    path = file_path(path)
     if weights not in get_args(WhichWeights):
         raise ReportedError(
             "there are no such weights",

@@ -121,7 +121,7 @@ def spelling(name: str) -> str:
 
     ``"repvgga0"`` of ``"RepVGG-A0"``, of timm's ``"repvgg_a0"`` and ``"repvgg_a0.rvgg_in1k"``.
     """
-    return _TIMM_WEIGHTS.sub("", name).lower().replace("-", "").replace("_", "")
+    return _TIMM_WEIGHTS.sub("", str(name)).lower().replace("-", "").replace("_", "")
 
 
 # Only those: a file's suffix is none, so that RepVGG-A0.pth is never a network's name.
@@ -191,6 +191,7 @@ def plain_architecture(
         If there is no class or channel, or squeeze-and-excitation would have no hidden channel.
     """
     require_counts(num_classes=num_classes, advice=NO_HEAD)
+    depths, channels = list(depths), list(channels)
     require_counts(in_channels=in_channels, depths=depths, channels=channels, groups=groups)
     require_equal("plain_architecture", "len(channels)", len(channels), "stages", len(depths) + 1)
     blocks: list[BlockSpec] = []

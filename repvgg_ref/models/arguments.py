@@ -5,14 +5,19 @@ from __future__ import annotations
 from contextlib import suppress
 from math import inf
 from numbers import Real
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array, array_module
-from repvgg_ref.errors import ReportedError, ShapeError
+from repvgg_ref.errors import BackendError, ReportedError, ShapeError
 from repvgg_ref.models.graph import Network
 
+NO_HEAD = (
+    "a network without its head is not built: forward(x, layers=True) gives the last block's output"
+)
 _FLOATS = "float16, float32 or float64"
 
 
@@ -77,6 +82,24 @@ def image_batch(network: Network, x: Any) -> Array:
     return images
 
 
+def label_array(labels: Any) -> Array:
+    """Class labels or soft targets as an array; sequences of numbers are taken too.
+
+    Raises
+    ------
+    ReportedError
+        If they are no array, and no sequence that makes one.
+    """
+    if isinstance(labels, list | tuple | range):
+        try:
+            return np.asarray(labels)
+        except ValueError:  # of lists of several lengths
+            raise ReportedError(
+                "labels: not an array", got="a ragged sequence", wanted="one number an image"
+            ) from None
+    return as_array(labels, "labels")
+
+
 def arrangement(shape: tuple[int, ...], channels: int) -> str | None:
     """How images of another shape become a batch, if that can be guessed."""
     if len(shape) == 4 and shape[3] == channels:
@@ -139,6 +162,21 @@ def require_counts(*, advice: str | None = None, **counts: Any) -> None:
                 )
 
 
-NO_HEAD = (
-    "a network without its head is not built: forward(x, layers=True) gives the last block's output"
-)
+def require_threads(threads: int | None) -> None:
+    """Raise `BackendError` unless `threads` is None or a positive number."""
+    if threads is not None and (not isinstance(threads, int | np.integer) or threads < 1):
+        raise BackendError(
+            "there must be threads to compute with", got=repr(threads), wanted=">= 1"
+        )
+
+
+def file_path(path: Any) -> Path:
+    """`path` as a `Path`; `ReportedError` if it is neither that nor a string."""
+    if not isinstance(path, str | PathLike):
+        raise ReportedError(
+            "this is no path of a file",
+            got=type(path).__name__,
+            wanted="a string or a Path",
+            advice="arrays in memory: build(name).load_state_dict(arrays)",
+        )
+    return Path(path)

@@ -12,14 +12,21 @@ import numpy as np
 from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.fusion import fuse_block
-from repvgg_ref.errors import BackendError, NotFusibleError, ReportedError, ShapeError
-from repvgg_ref.models.arguments import as_array, checked_eps, floating_dtype, image_batch
+from repvgg_ref.errors import NotFusibleError, ReportedError, ShapeError
+from repvgg_ref.models.arguments import (
+    as_array,
+    checked_eps,
+    floating_dtype,
+    image_batch,
+    label_array,
+    require_threads,
+)
 from repvgg_ref.models.graph import QUIET, Network, walk
 from repvgg_ref.models.layers import Form, Pass
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.parameters import initial_params, is_trainable, param_shapes
 from repvgg_ref.models.registry import network
-from repvgg_ref.models.resident import Resident, like, step_like
+from repvgg_ref.models.resident import Resident, in_dtype, like, step_like
 from repvgg_ref.models.step import StepResult, training_step
 from repvgg_ref.ops import Ops
 
@@ -209,7 +216,7 @@ class Model:
         """
         require_branches(self, "loss_and_grads")
         x = image_batch(self.arch, x)
-        labels = as_array(np.asarray(labels) if isinstance(labels, list) else labels, "labels")
+        labels = label_array(labels)
         ops = backend_ops(backend, x.dtype)
         params, images = self.params, x
         if ops.on_device:
@@ -355,30 +362,3 @@ def require_branches(model: Model, what: str) -> None:
             wanted="the train form",
             advice="load the training-time checkpoint",
         )
-
-
-def require_threads(threads: int | None) -> None:
-    """Raise `BackendError` unless `threads` is None or a positive number."""
-    if threads is not None and threads < 1:
-        raise BackendError("there must be threads to compute with", got=threads, wanted=">= 1")
-
-
-def in_dtype(params: Mapping[str, Array], x: Array) -> Mapping[str, Array]:
-    """Parameters in the arithmetic the input asks for; converted one at a time, when used."""
-    return _Converted(params, x.dtype)
-
-
-class _Converted(Mapping[str, Array]):
-    """A read-only view of `params` in another dtype."""
-
-    def __init__(self, params: Mapping[str, Array], dtype: Any) -> None:
-        self._params, self._dtype = params, dtype
-
-    def __getitem__(self, name: str) -> Array:
-        return self._params[name].astype(self._dtype, copy=False)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._params)
-
-    def __len__(self) -> int:
-        return len(self._params)

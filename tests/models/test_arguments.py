@@ -122,12 +122,14 @@ def test_labels_may_be_a_list_or_a_tensor() -> None:
     model = distinct_model(SMALL["plain"])
     x, labels = batch(model.arch)
     want = model.loss_and_grads(x, labels)
-    for given in (labels.tolist(), Tensor(labels)):
+    for given in (labels.tolist(), tuple(labels.tolist()), Tensor(labels)):
         got = model.loss_and_grads(x, given)  # type: ignore[arg-type]
         assert got.loss == want.loss
 
 
-@pytest.mark.parametrize("labels", [None, 3, "3", [0.5, 1.5, 0.0, 1.0], [0, 1], [0, 1, 2, 99]])
+@pytest.mark.parametrize(
+    "labels", [None, 3, "3", [0.5, 1.5, 0.0, 1.0], [0, 1], [0, 1, 2, 99], [[0], [1, 2], [0], [1]]]
+)
 def test_other_labels_are_refused(labels: Any) -> None:
     model = distinct_model(SMALL["plain"])
     with pytest.raises(ReportedError):
@@ -195,7 +197,12 @@ def test_eps_is_a_number_of_at_least_0(eps: Any) -> None:
         lambda: rr.load(None),  # type: ignore[arg-type]
         lambda: rr.load(rr.build(GREY).state_dict()),  # type: ignore[arg-type]
         lambda: rr.load("repvgg_ref/data/digits-train.pth", weights="best"),  # type: ignore[arg-type]
+        lambda: rr.load("repvgg_ref/data/digits-train.pth", model=None),  # type: ignore[arg-type]
         lambda: rr.save(rr.build(GREY), None),  # type: ignore[arg-type]
+        lambda: rr.save("RepVGG-A0", "a0.npz"),  # type: ignore[arg-type]
+        lambda: rr.architecture(None),  # type: ignore[arg-type]
+        lambda: rr.fuse(rr.build(GREY))(images(1), threads="2"),  # type: ignore[call-overload]
+        lambda: rr.fuse(rr.build(GREY))(images(1), threads=0),
     ],
 )
 def test_other_slips_are_reported_in_one_line(call: Callable[[], object]) -> None:

@@ -91,6 +91,8 @@ KINDS = (
         (lambda x: x[:, :2], r"got shape \(2, 2, 20, 24\)"),
         (lambda x: x[:0], r"got shape \(0, 3, 20, 24\)"),
         (lambda x: x.tolist(), "not an array"),
+        (lambda x: x.astype(str), "no real numbers"),
+        (lambda x: x > 0, "no real numbers"),
     ],
 )
 def test_inputs_that_are_no_batch_are_refused(

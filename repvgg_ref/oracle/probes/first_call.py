@@ -12,7 +12,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.errors import ShapeError
-from repvgg_ref.models.arguments import arrangement
+from repvgg_ref.models.arguments import arrangement, is_floating
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates import Candidate, CandidateFailure, Outputs
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
@@ -106,7 +106,9 @@ def first_call(port: Candidate, arch: Network, inputs: Array | None) -> FirstCal
 
 
 def require_images(arch: Network, x: Array) -> None:
-    """Raise `ShapeError` unless `x` is a batch of images for the network."""
+    """Raise `ShapeError` unless `x` is a batch of images for the network, in numbers."""
+    if x.dtype.kind not in "fiu" and not is_floating(x.dtype):
+        raise ShapeError("the inputs hold no real numbers", got=x.dtype, wanted="float32")
     if x.ndim != 4 or x.shape[1] != arch.in_channels or 0 in x.shape:
         raise ShapeError(
             "the inputs are no batch of images for this network",
