@@ -22,7 +22,7 @@ from repvgg_ref_cli.options import (
 if TYPE_CHECKING:
     from repvgg_ref.models.geometry import Geometry
     from repvgg_ref.models.network import Model
-    from repvgg_ref.oracle.golden.write import GoldenSummary
+    from repvgg_ref.oracle.golden.summary import GoldenSummary
 
 _SHOWN_SURVIVORS = 8
 
@@ -34,7 +34,9 @@ _SHOWN_SURVIVORS = 8
     metavar="FILE|NAME",
     help="A checkpoint, or an official name: then weights are chosen that hide no bug.",
 )
-@click.option("--out", type=FILE, required=True, help="The bundle: a new folder.")
+@click.option(
+    "--out", type=FILE, required=True, help="The bundle: a new folder, or this model's older one."
+)
 @click.option(
     "--inputs", type=FILE, help="The batch: .npy, .npz or a picture. [made so that bugs show]"
 )
@@ -45,6 +47,9 @@ _SHOWN_SURVIVORS = 8
     default=3,
     show_default=True,
     help="Steps of SGD with --train-step.",
+)
+@click.option(
+    "--raw", is_flag=True, help="Also raw .bin files with a plain index, fused weights included."
 )
 @eps_option
 @geometry_options
@@ -57,6 +62,7 @@ def command(
     inputs: Path | None,
     train_step: bool,
     steps: int,
+    raw: bool,
     eps: float | None,
     strides: Any,
     dilations: Any,
@@ -86,6 +92,7 @@ def command(
             inputs=batch,
             train_step=train_step,
             steps=steps,
+            raw=raw,
             weights=True if chosen else None,
             progress=progress,
         )
