@@ -4,6 +4,9 @@
 >>> model = rr.build("RepVGG-A0", seed=0)
 >>> rr.fuse(model).form
 'deploy'
+
+`load`, `build`, `fuse` and `save` make and keep a `Model`; `verify` judges a port of one, and
+`verify_op` one operator of anybody's library; `list_models` says what can be built.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,6 +16,7 @@ from repvgg_ref.files.checkpoint import load, save
 from repvgg_ref.models.architectures import NAMES, Architecture, architecture, plain_architecture
 from repvgg_ref.models.cost import cost
 from repvgg_ref.models.network import Model, build, fuse
+from repvgg_ref.models.registry import list_models
 from repvgg_ref.models.step import StepResult
 from repvgg_ref.version import __version__ as __version__
 
@@ -45,6 +49,7 @@ __all__ = [
     "cost",
     "fuse",
     "judge",
+    "list_models",
     "load",
     "plain_architecture",
     "save",
@@ -60,3 +65,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(oracle, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Every public name, those of the oracle too, and what a module has besides."""
+    return sorted({*globals(), *__all__})

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Collection, Mapping
+from dataclasses import fields
 from fractions import Fraction
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -18,6 +20,8 @@ from repvgg_ref.errors import InexactError
 
 Array: TypeAlias = NDArray[Any]
 Real: TypeAlias = float | Fraction
+
+_LONGEST = 120  # characters of a value in a repr of one line
 
 
 def array_module(x: Array) -> ModuleType:
@@ -77,6 +81,28 @@ def refuse_exact(operator: str, x: Array, why: str) -> None:
             got="an array of dtype object",
             wanted="a floating-point array",
         )
+
+
+def one_line(record: Any) -> str:
+    """The repr of a NamedTuple or dataclass that holds arrays: their types and shapes, no numbers.
+
+    In a dataclass: ``__repr__ = one_line``.
+    """
+    names = getattr(record, "_fields", None) or [
+        each.name for each in fields(record) if each.repr and not each.name.startswith("_")
+    ]
+    shown = ", ".join(f"{name}={_short(getattr(record, name))}" for name in names)
+    return f"{type(record).__name__}({shown})"
+
+
+def _short(value: Any) -> str:
+    """A value in a few words."""
+    if hasattr(value, "shape") and hasattr(value, "dtype") and value.shape:
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, Mapping | Collection) and not isinstance(value, str | bytes):
+        return f"<{type(value).__name__} of {len(value)}>" if len(value) else repr(value)
+    text = repr(value)
+    return text if len(text) <= _LONGEST and text.isprintable() else f"<{type(value).__name__}>"
 
 
 def _rational_sqrt(value: Real) -> Fraction:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import configparser
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("repvgg_ref", "weights_io", "repvgg_ref_cli")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def members(wheel: Path) -> list[str]:
 
 def test_the_top_level_is_exactly_three_packages(wheel: Path) -> None:
     top = {name.split("/")[0] for name in members(wheel)}
-    assert top == {"repvgg_ref", "weights_io", "repvgg_ref_cli", "repvgg_ref-0.1.0.dist-info"}
+    assert top == {*PACKAGES, "repvgg_ref-0.1.0.dist-info"}
 
 
 def test_every_source_file_is_in_it(wheel: Path) -> None:
@@ -85,3 +88,55 @@ def test_it_offers_one_command_a_pytest_plugin_and_its_extras(wheel: Path) -> No
 
 def test_no_bytecode_tests_or_caches_are_in_it(wheel: Path) -> None:
     assert not [n for n in members(wheel) if "__pycache__" in n or n.startswith("tests")]
+
+
+def test_every_package_says_that_it_is_typed(wheel: Path) -> None:
+    marked = {name for name in members(wheel) if name.endswith("py.typed")}
+    assert marked == {f"{package}/py.typed" for package in PACKAGES}
+
+
+USERS_PROGRAM = """
+import numpy as np
+import repvgg_ref as rr
+model = rr.build("repvgg_a0", num_classes=10)
+x = np.zeros((1, 3, 32, 32), np.float32)
+report = rr.verify(model, rr.fuse(model).forward, inputs=x)
+print(model(x).argmax(), model(x, layers=True)["stage0"].shape, report.verdict, rr.list_models())
+"""
+
+
+@pytest.mark.slow  # seven seconds of a processor; `.ci/run` names it, so it runs there
+def test_a_users_program_passes_mypy_strict(wheel: Path, tmp_path: Path) -> None:
+    """Against the installed wheel; and a wrong one does not, so that types are really seen."""
+    pytest.importorskip("mypy", reason="mypy is not installed; extra 'test'")
+    venv.create(tmp_path / "venv", with_pip=False)
+    site = next((tmp_path / "venv").glob("lib/python3*/site-packages"))
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(site)
+    (site / "numpy.pth").write_text(str(Path(np.__file__).parents[1]))
+
+    def mypy(program: str) -> tuple[int, str]:
+        (tmp_path / "user.py").write_text(program)
+        python = tmp_path / "venv" / "bin" / "python"
+        options: list[str | Path] = [
+            "--strict",
+            "--python-executable",
+            python,
+            "--cache-dir",
+            tmp_path / "cache",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "mypy", *options, "user.py"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    assert mypy(USERS_PROGRAM) == (0, "Success: no issues found in 1 source file\n")
+    code, said = mypy(USERS_PROGRAM + "report.verdikt\nmodel(x).nonsense\nrr.verify(7, 7)\n")
+    assert code == 1
+    for wrong in ('"Report" has no attribute "verdikt"', 'no attribute "nonsense"', '"verify"'):
+        assert wrong in said

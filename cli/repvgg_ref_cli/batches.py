@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repvgg_ref.errors import ReportedError
+from repvgg_ref_cli.options import note
 
 if TYPE_CHECKING:
     from repvgg_ref.arrays import Array
@@ -39,7 +40,11 @@ def read_batch(path: Path, model: Model) -> Array:
     if head.lstrip()[:1] in (b"{", b"["):
         from repvgg_ref.oracle.candidates.polygraphy import read_inputs
 
-        return _floating(read_inputs(path, model.arch.in_channels), path)
+        notes: list[str] = []
+        batch = read_inputs(path, model.arch.in_channels, notes)
+        for message in notes:
+            note(message)
+        return _floating(batch, path)
     from repvgg_ref.data.images import network_input
 
     return network_input(path, model.arch, about=model.about)

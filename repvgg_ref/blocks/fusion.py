@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
 from repvgg_ref.blocks.form import Form, Lattice, Pair
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader, reading
@@ -38,6 +38,10 @@ class FusedConv(NamedTuple):
 
     weight: Array
     bias: Array
+
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return one_line(self)
 
 
 def fuse_exactly(linear: Linear, params: Mapping[str, Array], eps: Any) -> FusedConv:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.about import About
 from repvgg_ref.models.architectures import Architecture, plain_architecture
@@ -38,6 +38,10 @@ class Digits(NamedTuple):
 
     images: Array
     labels: Array
+
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return one_line(self)
 
 
 class DigitsSplit(NamedTuple):

@@ -74,6 +74,13 @@ def network_input(
     return eval_input(image, size=size, channels=arch.in_channels, about=about)
 
 
+def assumed_size(arch: Network, about: About, preparation: str, size: int | None) -> int | None:
+    """The size of the crop that `network_input` takes although nobody says it, or None."""
+    digits = preparation == "digits" or (preparation == "auto" and _is_of_digits(arch, about))
+    said = size is not None or about.input_size is not None
+    return None if said or digits else _RESIZED_TO_CROPPED[1]
+
+
 def _is_of_digits(arch: Network, about: About) -> bool:
     """Whether this is the network of the bundled digits, and not its like for other pictures."""
     return arch.blocks == digits_architecture().blocks and about.mean in (None, (MEAN,))
@@ -131,7 +138,7 @@ def _standardisation(channels: int, about: About) -> tuple[Sequence[float], Sequ
         return IMAGENET_MEAN, IMAGENET_STD
     luma = np.array(LUMA, np.float32)
     mean, std = (np.array(known, np.float32) @ luma for known in (IMAGENET_MEAN, IMAGENET_STD))
-    return [mean], [std]
+    return [float(mean)], [float(std)]
 
 
 def resize_shorter(

@@ -11,14 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, get_args
 
 import weights_io
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import one_line
 from repvgg_ref.blocks.catalogue import KINDS, kind
-from repvgg_ref.errors import CheckpointError
+from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.attachments import without_attachments
 from repvgg_ref.files.dialects import recognise
 from repvgg_ref.files.heads import find_head
@@ -30,16 +28,19 @@ from repvgg_ref.files.identify import (
     identify,
     identify_graph,
 )
+from repvgg_ref.files.lazy_params import LazyParams, is_counter
 from repvgg_ref.files.metadata import assumed_eps, describe, read_about, read_eps, read_geometry
+from repvgg_ref.files.onnx import OPSET, write_onnx
 from repvgg_ref.files.prefixes import take_network
 from repvgg_ref.files.strides import assumed_geometry
 from repvgg_ref.files.wrappers import WhichWeights, listed, one_of_shards, select
 from repvgg_ref.models.about import About, Assumed
+from repvgg_ref.models.arguments import checked_eps, file_path, floating_dtype
 from repvgg_ref.models.geometry import Geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import CANONICAL, Dialect
-from repvgg_ref.models.network import DEFAULT_EPS, Model, working_dtype
+from repvgg_ref.models.network import DEFAULT_EPS, Model, fuse
 from repvgg_ref.models.parameters import param_shapes
 from weights_io import LazyArray
 from weights_io.writers.write import Container
@@ -50,6 +51,7 @@ CONTAINERS: Mapping[str, Container] = {
     ".pth": "torch-zip",
     ".pt": "torch-zip",
 }
+ONNX = ".onnx"
 
 
 @dataclass
@@ -76,6 +78,8 @@ class Checkpoint:
     fits: list[str] = field(default_factory=list)
     beside: dict[str, LazyArray] = field(default_factory=dict)
 
+    __repr__ = one_line
+
     def params(self, dtype: Any = None) -> LazyParams:
         """The arrays under canonical names, each read when asked for."""
         lazy = {ours: self.arrays[theirs] for theirs, ours in self.canonical.items()}
@@ -90,7 +94,7 @@ class Checkpoint:
     def eps(self, asked: float | None = None) -> float:
         """The eps asked for, else what the file's metadata says, else the official 1e-5."""
         if asked is not None:
-            return asked
+            return float(checked_eps(asked))
         said = read_eps(self.metadata)
         return DEFAULT_EPS if said is None else said
 
@@ -111,32 +115,6 @@ class Checkpoint:
 
     def _form(self) -> Form:
         return "deploy" if self.form == "deploy" else "train"
-
-
-class LazyParams(Mapping[str, Array]):
-    """Canonical name -> array, read from the file at every access, in its canonical shape.
-
-    Floats come as float32, or float64 if stored so, unless `dtype` says otherwise. Batch norm's
-    step counter may be absent (torch before 0.4.1, MegEngine): it is 0 then.
-    """
-
-    def __init__(self, lazy: Mapping[str, LazyArray], shapes: Mapping[str, Shape], dtype: Any):
-        self._lazy, self._shapes, self._dtype = lazy, shapes, dtype
-
-    def __getitem__(self, name: str) -> Array:
-        if name not in self._lazy and _is_counter(name):
-            return np.zeros((), np.int64)
-        array = self._lazy[name].read().reshape(self._shapes[name])
-        if _is_counter(name):
-            return array
-        wanted = self._dtype or working_dtype(array.dtype)
-        return array.astype(wanted, copy=False)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
 
 
 def load(
@@ -160,7 +138,7 @@ def load(
         Batch norm's eps. Default 1e-5, or what `save` wrote into the file; torch checkpoints do
         not say it. Official, timm: 1e-5. Keras ports, YOLOv6: 1e-3.
     dtype : numpy dtype, optional
-        Default float32, or float64 for what is stored so.
+        Of real numbers; default float32, or float64 for what is stored so.
     weights : str
         Which of a training checkpoint's sets to take: "model", "ema", or the name of an entry, or
         of the prefix of one of several networks.
@@ -176,7 +154,10 @@ def load(
         If the file is broken or hostile, or of a kind that is not read.
     CheckpointError
         If its arrays are not exactly a RepVGG: missing and unexpected names are listed.
+    ReportedError
+        If `path` is no path, or another argument is none of its values.
     """
+    dtype = None if dtype is None else floating_dtype(dtype, "load")
     said = Geometry(strides or {}, dilations or {})
     with open_checkpoint(path, model=model, weights=weights, block=block, said=said) as checkpoint:
         arch = require_complete(checkpoint)
@@ -192,16 +173,42 @@ def load(
         )
 
 
-def save(model: Model, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
-    """Write `model` under the official names; ``.npz``, ``.safetensors`` or ``.pth`` by suffix."""
-    path = Path(path)
-    container = container_for(path)
+def save(
+    model: Model,
+    path: str | Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    opset: int | None = None,
+) -> None:
+    """Write `model` under the official names; the suffix says how.
+
+    ``.npz``, ``.safetensors`` and ``.pth`` keep the form it has; ``.onnx`` holds the deploy form,
+    into which a model in train form is fused, in operators of version `opset` (default 17).
+
+    Raises
+    ------
+    ReportedError
+        If `model` or `path` is of another type.
+    CheckpointError
+        If the suffix is none of these, or is not ``.onnx`` and there is an `opset`.
+    """
+    if not isinstance(model, Model):
+        raise ReportedError("save takes a Model", got=type(model).__name__, wanted="load or build")
+    path = file_path(path)
+    container = None if path.suffix.lower() == ONNX else container_for(path)
+    stored = fuse(model) if container is None and model.form == "train" else model
+    told = describe(model.arch, stored.form, model.eps, model.about, model.assumed)
+    told |= dict(metadata or {})
+    if container is None:
+        write_onnx(path, model.arch, stored.params, metadata=told, opset=opset or OPSET)
+        return
+    if opset is not None:
+        raise CheckpointError("only an ONNX file has an opset", got=path.name, wanted="x.onnx")
     weights_io.save_weights(
         path,
         model.state_dict(),
         container=container,
-        metadata=describe(model.arch, model.form, model.eps, model.about, model.assumed)
-        | dict(metadata or {}),
+        metadata=told,
     )
 
 
@@ -211,7 +218,7 @@ def container_for(path: Path) -> Container:
         raise CheckpointError(
             "the suffix of the output says nothing about its format",
             got=repr(path.name),
-            wanted="one of " + ", ".join(CONTAINERS),
+            wanted="one of " + ", ".join((*CONTAINERS, ONNX)),
         )
     return CONTAINERS[path.suffix.lower()]
 
@@ -230,7 +237,13 @@ def open_checkpoint(
     What is wrong with the network is recorded in the `Checkpoint` for `inspect` to show;
     `require_complete` turns it into an error.
     """
-    path = Path(path)
+    path = file_path(path)
+    if weights not in get_args(WhichWeights):
+        raise ReportedError(
+            "there are no such weights",
+            got=repr(weights),
+            wanted=" or ".join(get_args(WhichWeights)),
+        )
     if block != "auto":
         kind(block)
     with weights_io.open_weights(path) as archive:
@@ -309,7 +322,7 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
     wanted = param_shapes(arch, form)
     theirs_of = dialect.names(wanted)
     checkpoint.missing = [
-        theirs_of[name] for name in wanted if name not in shapes and not _is_counter(name)
+        theirs_of[name] for name in wanted if name not in shapes and not is_counter(name)
     ]
     checkpoint.unexpected += [theirs for theirs, ours in canonical.items() if ours not in wanted]
     if form == "train" and (checkpoint.missing or checkpoint.unexpected):
@@ -352,7 +365,7 @@ def _require_shapes(
                 f"{theirs[name]} has the wrong shape", got=shape, wanted=wanted[name]
             )
         dtype = checkpoint.arrays[theirs[name]].dtype
-        if not _is_counter(name) and "float" not in dtype:
+        if not is_counter(name) and "float" not in dtype:
             raise CheckpointError(
                 f"{theirs[name]} does not hold real numbers", got=dtype, wanted="a float type"
             )
@@ -363,7 +376,7 @@ def _plain_shape(name: str, shape: Shape, dialect: Dialect) -> Shape:
 
     Batch norm's counter is kept in one dimension by some trainers: (1,) -> ().
     """
-    if shape == (1,) and _is_counter(name):
+    if shape == (1,) and is_counter(name):
         return ()
     if dialect.shape_wrappers and len(shape) == 5:
         return (shape[0] * shape[1], *shape[2:])
@@ -384,7 +397,3 @@ def _foreign(checkpoint: Checkpoint) -> CheckpointError:
         got=f"{len(names)} arrays: {listed(names)}" if names else "no arrays",
         wanted="official, plus, timm, mmpretrain or MegEngine names",
     )
-
-
-def _is_counter(name: str) -> bool:
-    return name.endswith(".num_batches_tracked")

@@ -25,16 +25,16 @@ from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError, check_block, worst
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.errors import CheckpointError
-from repvgg_ref.files.checkpoint import (
-    LazyParams,
-    open_checkpoint,
-    require_complete,
-)
+from repvgg_ref.errors import CheckpointError, NotFusibleError
+from repvgg_ref.files.checkpoint import open_checkpoint, require_complete
+from repvgg_ref.files.lazy_params import LazyParams
+from repvgg_ref.files.lint import activation_findings
 from repvgg_ref.files.metadata import describe, read_eps
+from repvgg_ref.files.onnx import OPSET, write_onnx
 from repvgg_ref.files.suffixes import require_suffix
 from repvgg_ref.files.wrappers import WhichWeights
 from repvgg_ref.models.about import Assumed
+from repvgg_ref.models.arguments import floating_dtype
 from repvgg_ref.models.geometry import Geometry, geometry_of
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Block, Linear
@@ -69,17 +69,20 @@ class Conversion:
     self_check: BlockCheck | None
     notes: tuple[str, ...]
     eps: float
+    dtype: str
+    opset: int | None
     assumed: Assumed = field(default_factory=Assumed)
     geometry: Geometry = field(default_factory=Geometry)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The written arrays of one block, or of the head, and how its check went."""
+    """The written arrays of one block, or of the head, how its check went, what may go wrong."""
 
     layer: str
     arrays: dict[str, Array]
     check: BlockCheck | None
+    risks: tuple[str, ...] = ()
 
 
 def convert(
@@ -95,6 +98,8 @@ def convert(
     dilations: Mapping[str, int] | None = None,
     batch: int | None = None,
     size: int | tuple[int, int] | None = None,
+    dtype: Any = None,
+    opset: int | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Fuse the checkpoint at `path` in float64, round once, check, and write the deploy form.
@@ -111,13 +116,19 @@ def convert(
         "npz", "safetensors", "pth" or "onnx", where the suffix of `out` does not say it.
     batch, size : int, or (height, width) for `size`; optional
         Fixed extents of an ONNX file's input, dynamic by default; other formats have no input.
+    dtype : numpy dtype, optional
+        float16, float32 or float64, to which every value is rounded once. Default float32, or
+        float64 for what is stored so.
+    opset : int, optional
+        Of an ONNX file; default `files.onnx.OPSET`.
     progress : callable, optional
         ``progress(layer, next(done), total)`` after every block.
 
     Raises
     ------
     WeightsFileError, CheckpointError, NotFusibleError
-        If the file cannot be read, is not exactly one RepVGG, or holds NaN or infinity.
+        If the file cannot be read, is not exactly one RepVGG, holds NaN or infinity, or a value is
+        beyond the range of `dtype`.
     SuffixError
         If the name of `out` says another format than `to`.
     SelfCheckError
@@ -125,9 +136,9 @@ def convert(
     """
     path = Path(path)
     target, kind = _target(path, out, to)
-    if kind != "onnx" and (batch is not None or size is not None):
+    if kind != "onnx" and any(each is not None for each in (batch, size, opset)):
         raise CheckpointError(
-            "only an ONNX file has an input of fixed extents",
+            "only an ONNX file has an input of fixed extents, and an opset",
             got=f"format {kind}",
             wanted="format onnx",
         )
@@ -137,14 +148,18 @@ def convert(
         assert checkpoint.dialect is not None
         params = checkpoint.params()
         last = [name for name in checkpoint.params() if name.endswith("weight")][-1]
-        dtype = working_dtype(checkpoint.stored_dtype(last))
+        stored = checkpoint.stored_dtype(last)
+        dtype = working_dtype(stored) if dtype is None else floating_dtype(dtype, "convert")
         checks: list[BlockCheck] = []
+        risks: list[str] = []
         assumed, eps = checkpoint.assumed(eps), checkpoint.eps(eps)
-        parts = _watched(_parts(arch, checkpoint.form, params, eps, dtype), arch, checks, progress)
+        made = _parts(arch, checkpoint.form, params, eps, dtype)
+        parts = _watched(made, arch, checks, risks, progress)
         # With what eps a fused file was fused, only the file can say.
         fused_with = eps if checkpoint.form == "train" else read_eps(checkpoint.metadata)
         metadata = describe(arch, "deploy", fused_with, checkpoint.about(), assumed)
-        _write(target, kind, arch, parts, dtype, metadata | {"source": path.name}, batch, size)
+        inputs = {"batch": batch, "size": size} | ({} if opset is None else {"opset": opset})
+        _write(target, kind, arch, parts, dtype, metadata | {"source": path.name}, inputs)
         return Conversion(
             model=arch.name,
             dialect=checkpoint.dialect.name,
@@ -154,10 +169,12 @@ def convert(
             out=target,
             format=kind,
             self_check=worst(checks) if checks else None,
-            notes=tuple(checkpoint.notes),
+            notes=(*checkpoint.notes, *risks),
             eps=eps,
             assumed=assumed,
             geometry=geometry_of(arch),
+            dtype=dtype.name,
+            opset=(opset or OPSET) if kind == "onnx" else None,
         )
 
 
@@ -211,7 +228,7 @@ def _parts(arch: Network, form: str, params: LazyParams, eps: float, dtype: Any)
     for node in arch.evaluated:
         if isinstance(node.op, Linear):
             names = [f"{node.name}.weight", f"{node.name}.bias"]
-            arrays = {name: _finite(name, params[name].astype(dtype)) for name in names}
+            arrays = {name: _rounded(name, params[name], dtype) for name in names}
             yield _Part(node.name, arrays, None)
 
 
@@ -224,8 +241,9 @@ def _fused_part(
     arrays = {f"{spec.name}.fused.weight": fused.weight, f"{spec.name}.fused.bias": fused.bias}
     for name, array in block.items():
         if ".se." in name:
-            arrays[name] = _finite(name, array.astype(dtype, copy=False))
-    return _Part(spec.name, arrays, check)
+            arrays[name] = _rounded(name, array, dtype)
+    risks = activation_findings(spec, block) if dtype == np.float16 else ()
+    return _Part(spec.name, arrays, check, tuple(f"{spec.name}: {r.message}" for r in risks))
 
 
 def _pages(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -241,7 +259,7 @@ def _copied_part(
     spec: BlockSpec, arch: Network, params: LazyParams, eps: float, dtype: Any
 ) -> _Part:
     names = [name for name in params if _belongs(name, spec)]
-    arrays = {name: _finite(name, params[name].astype(dtype, copy=False)) for name in names}
+    arrays = {name: _rounded(name, params[name], dtype) for name in names}
     return _Part(spec.name, arrays, None)
 
 
@@ -249,7 +267,8 @@ def _belongs(name: str, spec: BlockSpec) -> bool:
     return name.startswith(spec.name + ".")
 
 
-def _finite(name: str, array: Array) -> Array:
+def _rounded(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
+    """`array` as it is written; refused if it is not finite, or would not be."""
     if not np.isfinite(array).all():
         raise CheckpointError(
             f"{name} holds NaN or infinity",
@@ -257,13 +276,23 @@ def _finite(name: str, array: Array) -> Array:
             wanted="finite numbers",
             advice="take an earlier checkpoint of this run",
         )
-    return array
+    with np.errstate(over="ignore", under="ignore"):  # looked for here
+        rounded = array.astype(dtype, copy=False)
+    if not np.isfinite(rounded).all():
+        raise NotFusibleError(
+            f"{name}: a value exceeds the range of {dtype}",
+            got=f"{np.abs(array).max():g}",
+            wanted=f"at most {np.finfo(dtype).max:g}",
+            advice="write a wider type",
+        )
+    return rounded
 
 
 def _watched(
     parts: Iterator[_Part],
     arch: Network,
     checks: list[BlockCheck],
+    risks: list[str],
     progress: Progress | None,
 ) -> Iterator[tuple[str, Array]]:
     """The arrays of `parts`, stopping at the first block that fails its check."""
@@ -279,6 +308,7 @@ def _watched(
                     wanted=f"at most {part.check.bound:.3g}",
                     advice="this is a bug in repvgg-ref: please report it",
                 )
+        risks.extend(part.risks)
         yield from part.arrays.items()
         layer = part.layer
         del part
@@ -293,14 +323,11 @@ def _write(
     arrays: Iterator[tuple[str, Array]],
     dtype: Any,
     metadata: Mapping[str, str],
-    batch: int | None,
-    size: int | tuple[int, int] | None,
+    inputs: Mapping[str, Any],
 ) -> None:
     shapes = param_shapes(arch, "deploy")
     if kind == "onnx":
-        from repvgg_ref.files.onnx import write_onnx
-
-        write_onnx(target, arch, dict(arrays), metadata=metadata, batch=batch, size=size)
+        write_onnx(target, arch, dict(arrays), metadata=metadata, **inputs)
         return
     official = official_names(arch, "deploy")
     specs = [

@@ -118,7 +118,7 @@ def block_findings(
     if form == "train":
         for name in norms(spec):
             yield from _norm_findings(spec, name, arrays, summary)
-        yield from _activation_findings(spec, arrays)
+        yield from activation_findings(spec, arrays)
     fused, problem = _fused(spec, form, arrays, summary.eps)
     if problem is not None:
         yield problem
@@ -158,7 +158,7 @@ def _norm_findings(
         summary.add_norm(mean, var)
 
 
-def _activation_findings(spec: BlockSpec, arrays: Mapping[str, Array]) -> Iterator[Finding]:
+def activation_findings(spec: BlockSpec, arrays: Mapping[str, Array]) -> Iterator[Finding]:
     """Could this layer's output exceed float16? Told by batch norm, without any image.
 
     In training every branch left batch norm with mean beta and standard deviation |gamma|, so the

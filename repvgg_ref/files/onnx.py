@@ -23,10 +23,15 @@ from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.version import __version__
 
 OPSET = 17
-IR_VERSION = 8  # that of onnx 1.12, the first with opset 17: newer ones shut out older runtimes
+# The first whose files may keep weights out of the graph's inputs (IR version 4).
+OLDEST_OPSET = 9
 
 _MOST_BYTES = 2**31 - 2**20  # protobuf's limit on one message, less the graph itself
-_TYPES = {np.dtype(np.float32): "FLOAT", np.dtype(np.float64): "DOUBLE"}
+_TYPES = {
+    np.dtype(np.float16): "FLOAT16",
+    np.dtype(np.float32): "FLOAT",
+    np.dtype(np.float64): "DOUBLE",
+}
 
 
 def write_onnx(
@@ -37,6 +42,7 @@ def write_onnx(
     metadata: Mapping[str, str],
     batch: int | None = None,
     size: int | tuple[int, int] | None = None,
+    opset: int = OPSET,
 ) -> None:
     """Write the deploy form of `arch`; layer outputs are called ``stage0`` ... ``linear``.
 
@@ -45,12 +51,15 @@ def write_onnx(
     path : str or Path
     arch : Network
     params : mapping
-        Canonical deploy name -> array, all float32 or all float64. Initializers get the official
-        names.
+        Canonical deploy name -> array, all float16, all float32 or all float64; input and output
+        have that type too. Initializers get the official names.
     metadata : mapping of str to str
         Becomes the file's ``metadata_props``.
     batch, size : int, or (height, width) for `size`; optional
         Fixed extents of the input; dynamic by default.
+    opset : int
+        Version of ONNX's operators, from `OLDEST_OPSET` to what the onnx package knows; the file's
+        IR version is the oldest that has it, since newer ones shut out older runtimes.
 
     Raises
     ------
@@ -59,9 +68,10 @@ def write_onnx(
     ShapeError
         If an array is missing or superfluous, or not as `arch` wants it.
     CheckpointError
-        If the arrays are neither float32 nor float64, or exceed ONNX's 2 GiB.
+        If the arrays are of another type, or exceed ONNX's 2 GiB, or there is no such opset.
     """
     onnx = _require_onnx()
+    _require_opset(opset, onnx.defs.onnx_opset_version())
     shapes = param_shapes(arch, "deploy")
     dtype = _require_arrays(params, shapes)
     graph = _graph(arch, _TYPES[dtype], batch, (size, size) if isinstance(size, int) else size)
@@ -69,9 +79,18 @@ def write_onnx(
         array = np.ascontiguousarray(params[name])
         graph.initializer.append(onnx.numpy_helper.from_array(array, official))
     with weights_io.atomic_path(path) as temporary:
-        onnx.save_model(_model(arch, graph, metadata), str(temporary))
+        onnx.save_model(_model(arch, graph, metadata, opset), str(temporary))
         del graph
         onnx.checker.check_model(str(temporary), full_check=True)
+
+
+def _require_opset(opset: int, newest: int) -> None:
+    if opset is True or not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
+        raise CheckpointError(
+            "there is no such ONNX opset to write",
+            got=repr(opset),
+            wanted=f"{OLDEST_OPSET} to {newest}, what the installed onnx package knows",
+        )
 
 
 def _require_arrays(
@@ -84,7 +103,9 @@ def _require_arrays(
     dtype = next(iter(arrays.values())).dtype
     if dtype not in _TYPES:
         raise CheckpointError(
-            "these weights cannot be written as ONNX", got=str(dtype), wanted="float32 or float64"
+            "these weights cannot be written as ONNX",
+            got=str(dtype),
+            wanted="one of " + ", ".join(map(str, _TYPES)),
         )
     for name, array in arrays.items():
         require_equal("write_onnx", f"{name}.shape", array.shape, "its place", shapes[name])
@@ -218,13 +239,14 @@ def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> A
     return helper.make_node(operator, inputs, [output], output, **attributes)
 
 
-def _model(arch: Network, graph: Any, metadata: Mapping[str, str]) -> Any:
+def _model(arch: Network, graph: Any, metadata: Mapping[str, str], opset: int) -> Any:
     from onnx import helper
 
+    operators = [helper.make_opsetid("", opset)]
     model = helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        opset_imports=operators,
+        ir_version=helper.find_min_ir_version_for(operators),
         producer_name="repvgg-ref",
         producer_version=__version__,
         doc_string=f"{arch.name} in deploy form (RepVGG, arXiv 2101.03697): every block is one "

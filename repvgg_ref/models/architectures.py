@@ -6,13 +6,15 @@ Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again" (arXiv 2101
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from repvgg_ref.blocks.catalogue import block_kind
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
-from repvgg_ref.errors import CheckpointError, ShapeError
+from repvgg_ref.errors import CheckpointError, ShapeError, require_equal
+from repvgg_ref.models.arguments import NO_HEAD, require_counts
 from repvgg_ref.models.graph import INPUT, Network, Node
 from repvgg_ref.models.layers import Block, GlobalAvgPool, Linear
 
@@ -113,11 +115,23 @@ _SE_REDUCTION = {"before_relu": 16, "after_relu": 4}
 
 
 def official_name(name: str) -> str | None:
-    """``"RepVGG-A0"`` of ``"repvgg-a0"`` or ``"A0"``; None if no official model is called so."""
-    found = {known.lower(): known for known in NAMES} | {
-        known.split("-", 1)[1].lower(): known for known in NAMES
+    """``"RepVGG-A0"`` of ``"repvgg_a0"`` or ``"A0"``; None if no official model is called so."""
+    found = {spelling(known): known for known in NAMES} | {
+        spelling(known.split("-", 1)[1]): known for known in NAMES
     }
-    return found.get(name.lower())
+    return found.get(spelling(name))
+
+
+def spelling(name: str) -> str:
+    """What is left of a network's name without case, dashes and timm's name of its weights.
+
+    ``"repvgga0"`` of ``"RepVGG-A0"``, of timm's ``"repvgg_a0"`` and ``"repvgg_a0.rvgg_in1k"``.
+    """
+    return _TIMM_WEIGHTS.sub("", str(name)).lower().replace("-", "").replace("_", "")
+
+
+# Only those: a file's suffix is none, so that RepVGG-A0.pth is never a network's name.
+_TIMM_WEIGHTS = re.compile(r"\.\w+_in1k$")
 
 
 def architecture(
@@ -180,8 +194,12 @@ def plain_architecture(
     Raises
     ------
     ShapeError
-        If squeeze-and-excitation would have no hidden channel.
+        If there is no class or channel, or squeeze-and-excitation would have no hidden channel.
     """
+    require_counts(num_classes=num_classes, advice=NO_HEAD)
+    depths, channels = list(depths), list(channels)
+    require_counts(in_channels=in_channels, depths=depths, channels=channels, groups=groups)
+    require_equal("plain_architecture", "len(channels)", len(channels), "stages", len(depths) + 1)
     blocks: list[BlockSpec] = []
     for stage, depth in enumerate((1, *depths)):
         for index in range(depth):

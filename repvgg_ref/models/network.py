@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -11,14 +12,22 @@ import numpy as np
 from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.fusion import fuse_block
-from repvgg_ref.errors import BackendError, CheckpointError, NotFusibleError, ShapeError
+from repvgg_ref.errors import CheckpointError, NotFusibleError, ReportedError, ShapeError
 from repvgg_ref.models.about import About, Assumed
+from repvgg_ref.models.arguments import (
+    as_array,
+    checked_eps,
+    floating_dtype,
+    image_batch,
+    label_array,
+    require_threads,
+)
 from repvgg_ref.models.graph import QUIET, Network, walk
 from repvgg_ref.models.layers import Form, Pass
 from repvgg_ref.models.names import official_names
-from repvgg_ref.models.parameters import initial_params, param_shapes
+from repvgg_ref.models.parameters import initial_params, is_trainable, param_shapes
 from repvgg_ref.models.registry import network
-from repvgg_ref.models.resident import Resident, like, step_like
+from repvgg_ref.models.resident import Resident, in_dtype, like, step_like
 from repvgg_ref.models.step import StepResult, training_step
 from repvgg_ref.ops import Ops
 
@@ -60,10 +69,15 @@ class Model:
 
     def __repr__(self) -> str:
         """One line."""
-        count = sum(array.size for array in self.params.values())
+        shapes = param_shapes(self.arch, self.form)
+        count = sum(prod(shapes[name]) for name in shapes if is_trainable(name))
         kinds = " and ".join(dict.fromkeys(spec.kind for spec in self.arch.blocks))
+        types = dict.fromkeys(str(a.dtype) for n, a in self.params.items() if is_trainable(n))
         ends = f"{self.arch.in_channels} channels to {self.arch.num_classes} classes"
-        return f"<Model {self.name}: {self.form} form, {kinds} blocks, {count:,} numbers, {ends}>"
+        return (
+            f"<Model {self.name}: {self.form} form, {kinds} blocks, {count:,} parameters,"
+            f" {' and '.join(types)}, {ends}>"
+        )
 
     @property
     def name(self) -> str:
@@ -109,7 +123,8 @@ class Model:
         Parameters
         ----------
         x : array, shape (N, in_channels, H, W)
-            Normalised images; computed in the dtype of `x`.
+            Normalised images, of real numbers; computed in their dtype. A tensor of another
+            library counts as the NumPy array it converts to, and so does the result.
         backend : {"reference", "numpy", "cupy", "auto"} or a table of operators, optional
             Where to compute; default the variable ``REPVGG_BACKEND``, else "numpy". On a GPU
             weights are copied once and kept, 16-bit images are computed in mixed precision, and
@@ -133,11 +148,13 @@ class Model:
         ------
         ShapeError
             If `x` is not 4-d with the network's number of channels.
+        ReportedError
+            If `x` is a list, or holds integers.
         BackendError
             If the backend, the algorithm or the number of threads cannot be had.
         """
+        x = image_batch(self.arch, x)
         ops = backend_ops(backend, x.dtype)
-        require_image_batch(self.arch, x)
         require_threads(threads)
         kept = self._at(ops)
         with ops.on_threads(threads):
@@ -152,6 +169,8 @@ class Model:
                 outputs = dict(self._walked(x, kept, layers=layers))
         found = {name: like(x, y) for name, y in outputs.items()}
         return found if layers else next(iter(found.values()))
+
+    __call__ = forward
 
     def _walked(self, x: Array, kept: Resident, *, layers: bool) -> Iterator[tuple[str, Array]]:
         """Every layer's output, or the logits alone, as arrays of their own."""
@@ -169,7 +188,7 @@ class Model:
 
     def walk(self, x: Array, ops: Ops) -> Iterator[tuple[str, Array]]:
         """Yield ``(layer name, output)`` in network order, holding as few as possible."""
-        require_image_batch(self.arch, x)
+        x = image_batch(self.arch, x)
         kept = self._at(ops)
         params = kept.params(self.params, x.dtype) if ops.on_device else in_dtype(self.params, x)
         run = Pass(params, ops, self.eps, self.form)
@@ -190,7 +209,7 @@ class Model:
         Parameters
         ----------
         x : array, shape (N, in_channels, H, W)
-        labels : int array (N,), or float array (N, num_classes) of target probabilities
+        labels : int array or list (N,), or float array (N, num_classes) of target probabilities
 
         Returns
         -------
@@ -205,7 +224,8 @@ class Model:
         """
         require_branches(self, "loss_and_grads")
         require_head(self, "loss_and_grads")
-        require_image_batch(self.arch, x)
+        x = image_batch(self.arch, x)
+        labels = label_array(labels)
         ops = backend_ops(backend, x.dtype)
         params, images = self.params, x
         if ops.on_device:
@@ -241,10 +261,31 @@ class Model:
         return {name: self.params[ours] for ours, name in names.items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Replace arrays by those in `state`, given under the official names."""
+        """Replace arrays by those in `state`, given under the official names.
+
+        Arrays that `state` does not name stay as they are.
+
+        Raises
+        ------
+        ShapeError
+            If a name is not this network's, or an array has another shape; nothing is replaced.
+        """
         ours = {name: canonical for canonical, name in official_names(self.arch, self.form).items()}
-        for name, array in state.items():
-            self.params[ours[name]] = array
+        shapes = param_shapes(self.arch, self.form)
+        taken: dict[str, Array] = {}
+        for name, given in state.items():
+            if name not in ours:
+                raise ShapeError(
+                    f"{self.name} in {self.form} form has no such array",
+                    got=name,
+                    wanted=f"names such as {next(iter(ours))}",
+                )
+            array = taken[ours[name]] = as_array(given, name)
+            if tuple(array.shape) != shapes[ours[name]]:
+                raise ShapeError(
+                    f"{name} has the wrong shape", got=array.shape, wanted=shapes[ours[name]]
+                )
+        self.params.update(taken)
 
 
 def build(
@@ -257,16 +298,32 @@ def build(
     eps: float = DEFAULT_EPS,
     block: str = "repvgg",
 ) -> Model:
-    """An untrained model in train form: by a name of `registry`, or a network of your own.
+    """An untrained model in train form: by a name of `list_models`, or a network of your own.
 
     A RepVGG may have another kind of `block`, a name in `blocks.catalogue.KINDS`.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no network of that name.
+    ReportedError
+        If there is no class or channel, or `dtype` or `eps` is none that weights can have.
     """
+    if not isinstance(name, str | Network):
+        raise ReportedError(
+            "this is no network",
+            got=type(name).__name__,
+            wanted="a name of list_models(), or an Architecture",
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ReportedError("this is no seed", got=repr(seed), wanted="a whole number from 0 on")
     arch = (
         network(name, num_classes=num_classes, in_channels=in_channels, block=block)
         if isinstance(name, str)
         else name
     )
-    return Model(arch, "train", initial_params(arch, seed=seed, dtype=dtype), eps=eps)
+    dtype = np.dtype(np.float32) if dtype is None else floating_dtype(dtype, "build")
+    return Model(arch, "train", initial_params(arch, seed=seed, dtype=dtype), eps=checked_eps(eps))
 
 
 def fuse(model: Model, *, dtype: Any = None) -> Model:
@@ -282,10 +339,13 @@ def fuse(model: Model, *, dtype: Any = None) -> Model:
     NotFusibleError
         If the model is fused already, or holds NaN, infinity or a negative variance.
     """
+    if not isinstance(model, Model):
+        raise ReportedError("fuse takes a Model", got=type(model).__name__, advice="load the file")
     require_branches(model, "fuse")
-    if dtype is None:
-        last = [name for name in param_shapes(model.arch, "train") if name.endswith("weight")][-1]
-        dtype = working_dtype(model.params[last].dtype)
+    last = [name for name in param_shapes(model.arch, "train") if name.endswith("weight")][-1]
+    dtype = (
+        working_dtype(model.params[last].dtype) if dtype is None else floating_dtype(dtype, "fuse")
+    )
     params: dict[str, Array] = {}
     for spec in model.arch.blocks:
         params[f"{spec.name}.fused.weight"], params[f"{spec.name}.fused.bias"] = fuse_block(
@@ -323,40 +383,3 @@ def require_head(model: Model, what: str) -> None:
             wanted="arrays called linear.weight and linear.bias",
             advice="load a checkpoint that holds its head, too",
         )
-
-
-def require_threads(threads: int | None) -> None:
-    """Raise `BackendError` unless `threads` is None or a positive number."""
-    if threads is not None and threads < 1:
-        raise BackendError("there must be threads to compute with", got=threads, wanted=">= 1")
-
-
-def require_image_batch(arch: Network, x: Array) -> None:
-    """Raise `ShapeError` unless `x` is (N, in_channels, H, W)."""
-    if x.ndim != 4 or x.shape[1] != arch.in_channels:
-        raise ShapeError(
-            f"{arch.name}: the input must be a batch of images",
-            got=f"shape {tuple(x.shape)}",
-            wanted=f"(N, {arch.in_channels}, H, W)",
-        )
-
-
-def in_dtype(params: Mapping[str, Array], x: Array) -> Mapping[str, Array]:
-    """Parameters in the arithmetic the input asks for; converted one at a time, when used."""
-    return _Converted(params, x.dtype)
-
-
-class _Converted(Mapping[str, Array]):
-    """A read-only view of `params` in another dtype."""
-
-    def __init__(self, params: Mapping[str, Array], dtype: Any) -> None:
-        self._params, self._dtype = params, dtype
-
-    def __getitem__(self, name: str) -> Array:
-        return self._params[name].astype(self._dtype, copy=False)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._params)
-
-    def __len__(self) -> int:
-        return len(self._params)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 
 from repvgg_ref.errors import CheckpointError
-from repvgg_ref.models.architectures import NAMES, Architecture, architecture, official_name
+from repvgg_ref.models.architectures import (
+    NAMES,
+    Architecture,
+    architecture,
+    official_name,
+    spelling,
+)
+from repvgg_ref.models.arguments import NO_HEAD, require_counts
 from repvgg_ref.models.baselines import BASELINES
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.mobileone import MOBILEONE
@@ -25,9 +33,21 @@ def graphs() -> list[Callable[..., Network]]:
 
 
 def find_name(name: str) -> str | None:
-    """How the network called `name` is written (case does not matter); None if there is none."""
-    others = {each.lower(): each for each in MAKERS}
-    return others.get(name.lower()) or official_name(name)
+    """How the network that `name` is a spelling of is written here; None if there is none."""
+    others = {spelling(each): each for each in MAKERS}
+    return others.get(spelling(name)) or official_name(name)
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names that `build` knows and `pattern` fits, as they are written here.
+
+    >>> list_models("repvgg_b1*")
+    ['RepVGG-B1', 'RepVGG-B1g2', 'RepVGG-B1g4']
+
+    Case and dashes do not matter, so timm's spellings find them too.
+    """
+    wanted = "".join(spelling(part) + "*" for part in pattern.split("*"))[:-1]
+    return [name for name in (*NAMES, *MAKERS) if fnmatchcase(spelling(name), wanted)]
 
 
 def network(
@@ -38,7 +58,7 @@ def network(
     size: int = 224,
     block: str = "repvgg",
 ) -> Network:
-    """The network called `name` (case does not matter), official names of RepVGG as there.
+    """The network called `name`: as `list_models` writes it, or as timm does (``repvgg_a0``).
 
     Parameters
     ----------
@@ -51,7 +71,11 @@ def network(
     ------
     CheckpointError
         If there is none of that name.
+    ShapeError
+        If there is no class, channel or pixel.
     """
+    require_counts(num_classes=num_classes, advice=NO_HEAD)
+    require_counts(in_channels=in_channels, size=size)
     if (make := MAKERS.get(find_name(name) or "")) is not None:
         if block != "repvgg":
             raise CheckpointError(f"{name} is not built of blocks to choose", got=f"block {block}")

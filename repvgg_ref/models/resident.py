@@ -6,7 +6,7 @@ array on a device is only seen to be replaced: to look into it would be to wait 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,3 +104,24 @@ def step_like(x: Array, step: StepResult) -> StepResult:
         {name: like(x, grad) for name, grad in step.grads.items()},
         {name: like(x, stat) for name, stat in step.stats.items()},
     )
+
+
+def in_dtype(params: Mapping[str, Array], x: Array) -> Mapping[str, Array]:
+    """Parameters in the arithmetic the input asks for; converted one at a time, when used."""
+    return _Converted(params, x.dtype)
+
+
+class _Converted(Mapping[str, Array]):
+    """A read-only view of `params` in another dtype."""
+
+    def __init__(self, params: Mapping[str, Array], dtype: Any) -> None:
+        self._params, self._dtype = params, dtype
+
+    def __getitem__(self, name: str) -> Array:
+        return self._params[name].astype(self._dtype, copy=False)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._params)
+
+    def __len__(self) -> int:
+        return len(self._params)

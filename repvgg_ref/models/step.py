@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.blocks.run import BatchStats
 from repvgg_ref.models.graph import Network, Node, walk, walk_back
 from repvgg_ref.models.layers import Pass
@@ -23,6 +23,10 @@ class StepResult(NamedTuple):
     logits: Array
     grads: dict[str, Array]
     stats: dict[str, Array]
+
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return one_line(self)
 
 
 class Step(NamedTuple):

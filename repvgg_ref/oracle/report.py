@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.about import Assumed
 from repvgg_ref.oracle.power import Power
@@ -131,6 +131,8 @@ class Report:
     probes: tuple[ProbeReport, ...] = ()
     power: Power | None = None
     assumed: Assumed = field(default_factory=Assumed)
+
+    __repr__ = one_line
 
     def __bool__(self) -> bool:
         """Whether the verdict is "agree": an object that is always true makes no test."""

@@ -21,6 +21,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
+from repvgg_ref.models.arguments import as_array
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.assumptions import Seen, reconsidered
 from repvgg_ref.oracle.blas import single_threaded_blas
@@ -95,11 +96,23 @@ def verify(
     ReportedError
         If the reference or the inputs are unusable. A candidate's failure is in the report.
     """
+    inputs = None if inputs is None else as_array(inputs, "the inputs")
     if not isinstance(reference, Model):
         if is_golden(reference):
+            require_no_inputs(inputs)
             return verify_golden(reference, candidate, precision=precision, timeout=timeout)
         reference = load(reference, eps=eps)
     return _verify(reference, candidate, inputs, precision, timeout, progress)
+
+
+def require_no_inputs(inputs: object) -> None:
+    """Raise `ReportedError` if inputs were given beside a golden bundle."""
+    if inputs is not None:
+        raise ReportedError(
+            "a golden bundle has its own inputs",
+            got="other inputs beside it",
+            wanted="the bundle alone, or the checkpoint it was made from with the inputs",
+        )
 
 
 def verify_golden(
@@ -129,7 +142,7 @@ def verify_golden(
             wanted="the checkpoint it was made from, to compute each layer from the port's input",
             advice="give it as the reference, and the bundle's outputs.npz as the inputs",
         )
-    return _verify(golden.model, candidate, golden.x, precision, timeout, None)
+    return _verify(golden.model, candidate, None, precision, timeout, None, spare=golden.x)
 
 
 def _verify(
@@ -139,11 +152,16 @@ def _verify(
     precision: str,
     timeout: float,
     progress: Progress | None,
+    *,
+    spare: Array | None = None,
 ) -> Report:
-    """The verdict, and what was assumed of the reference on the way to it."""
+    """The verdict, and what was assumed of the reference on the way to it.
+
+    `spare` are inputs for a candidate that brings none, if none were given.
+    """
 
     def against(reference: Model) -> tuple[Report, Seen | None]:
-        return _judged(reference, candidate, inputs, precision, timeout, progress)
+        return _judged(reference, candidate, inputs, precision, timeout, progress, spare)
 
     report, seen = against(model)
     if report.verdict != "agree" and model.assumed:
@@ -158,8 +176,11 @@ def _judged(
     precision: str,
     timeout: float,
     progress: Progress | None,
+    spare: Array | None,
 ) -> tuple[Report, Seen | None]:
     named = sanitize(str(candidate)) if isinstance(candidate, str | Path) else "candidate"
+    if inputs is not None:  # of every kind of candidate, also of those that need none
+        require_images(model.arch, inputs)
     try:
         port = resolve(candidate, model.arch, timeout=timeout)
         named = port.name
@@ -168,7 +189,8 @@ def _judged(
         require_chain(model.arch)
         # Whatever the caller or the port set, rounding to zero is no error in here.
         with closing(port), np.errstate(all="warn", under="ignore"):
-            first = first_call(port, model.arch, inputs)
+            batch = spare if inputs is None and not port.brings_input else inputs
+            first = first_call(port, model.arch, batch)
             settings: Any = {"precision": precision, "candidate": named, "progress": progress}
             again = None if port.brings_input else partial(logits_of, port)
             report = judge(model, first.outputs, first.x, again=again, **settings)

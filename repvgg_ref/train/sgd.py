@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.errors import ShapeError
 
 
@@ -21,6 +21,10 @@ class SgdStep(NamedTuple):
 
     params: dict[str, Array]
     velocities: dict[str, Array]
+
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return one_line(self)
 
 
 def sgd_step(

@@ -82,7 +82,8 @@ def open_validation(
 ) -> Source:
     """The pictures to judge `model` on: all of a split, or `limit` evenly spread over it.
 
-    The split `HELD_OUT` is what a training on these pictures is evaluated on. Classes that the model knows under the same names in another order get its numbers.
+    The split `HELD_OUT` is what a training on these pictures is evaluated on. Classes that the
+    model knows under the same names in another order get its numbers.
 
     Raises
     ------

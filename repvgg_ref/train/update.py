@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from repvgg_ref.arrays import Array, array_module, to_numpy
+from repvgg_ref.arrays import Array, array_module, one_line, to_numpy
 from repvgg_ref.data.loader import Batch
 from repvgg_ref.data.source import Standardise
 from repvgg_ref.models.names import official_names
@@ -59,6 +59,8 @@ class State:
     counters: dict[str, Array]
     ema: Array | None
     scale: LossScale
+
+    __repr__ = one_line
 
 
 class Seconds(NamedTuple):

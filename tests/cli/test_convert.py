@@ -18,8 +18,10 @@ from repvgg_ref.errors import NotFusibleError
 from tests.cli.runner import invoke, run_python, save_small, small_model
 from tests.models.small import SMALL, batch
 
-KEYS = ["model", "dialect", "container", "form", "tensors", "out", "format", "self_check"]
-KEYS += ["assumed"]
+KEYS = [
+    *("model", "dialect", "container", "form", "tensors", "out", "format", "self_check"),
+    *("assumed", "dtype", "opset"),
+]
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors", "pth"])
@@ -46,6 +48,8 @@ def test_json_is_the_contracts_and_the_file_computes_the_same(
         "out": str(out),
         "format": suffix,
         "assumed": {"eps": None, "strides": {}, "dilations": {}},
+        "dtype": "float32",
+        "opset": None,
     }
     x, _ = batch(SMALL[network])
     want = rr.load(source, dtype=np.float64).forward(x)

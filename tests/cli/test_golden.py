@@ -75,10 +75,23 @@ def test_own_inputs_are_taken(capsys: pytest.CaptureFixture[str], tmp_path: Path
         assert np.array_equal(outputs["input"], x)
 
 
+def test_another_models_bundle_is_kept(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out, one = tmp_path / "bundle", save_small(tmp_path / "one.pth")
+    assert invoke(capsys, "golden", "--reference", one, "--out", out, "--raw").code == 0
+    assert (out / "raw" / "index.txt").is_file()
+    before = (out / "manifest.json").read_bytes()
+    two = save_small(tmp_path / "two.pth", "grouped")
+    refused = invoke(capsys, "golden", "--reference", two, "--out", out)
+    assert "holds the golden vectors of another model" in refused.error_line()
+    assert (out / "manifest.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--reference", "nowhere.pth", "--out", "b"], "nowhere.pth"),
+        (["--reference", "RepVGG-A0.pth", "--out", "b"], "RepVGG-A0.pth: cannot be opened"),
+        (["--reference", "repvgg_a0.npz", "--out", "b"], "repvgg_a0.npz: cannot be opened"),
         (["--reference", "a.pth", "--out", "a.pth"], "exists already"),
         (["--reference", "a.pth", "--out", "b", "--steps", "0"], "--steps"),
         (["--reference", "a.pth"], "--out"),

@@ -26,6 +26,7 @@ from repvgg_ref_cli.options import (
 if TYPE_CHECKING:
     from repvgg_ref.files.convert import Conversion
 
+_DTYPES = {"fp16": "float16", "fp32": "float32", "fp64": "float64"}
 _NEXT = {
     "npz": "python: repvgg_ref.load({out!r}).forward(x), or numpy.load({out!r})",
     "safetensors": "python: repvgg_ref.load({out!r}).forward(x)",
@@ -66,6 +67,12 @@ def _extents(
     metavar="N|HxW",
     help="Fixed height and width of an ONNX file; default dynamic.",
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(list(_DTYPES)),
+    help="What numbers are rounded to, once; default as stored, at least fp32.",
+)
+@click.option("--opset", type=int, metavar="N", help="Operators of an ONNX file. [17]")
 @json_option
 @debug_option
 def command(
@@ -80,6 +87,8 @@ def command(
     block: str,
     batch: int | None,
     size: tuple[int, int] | None,
+    dtype: str | None,
+    opset: int | None,
     as_json: bool,
 ) -> None:
     """Fuse the checkpoint given by --in in float64, round once, check, and write the deploy form.
@@ -104,6 +113,8 @@ def command(
             dilations=dilations,
             batch=batch,
             size=size,
+            dtype=None if dtype is None else _DTYPES[dtype],
+            opset=opset,
             progress=progress,
         )
     if as_json:
@@ -127,6 +138,8 @@ def _as_json(done: Conversion) -> dict[str, Any]:
         "self_check": check
         and {"max_error": check.max_error, "bound": check.bound, "ok": check.ok},
         "assumed": done.assumed.to_json(),
+        "dtype": done.dtype,
+        "opset": done.opset,
     }
 
 
@@ -140,7 +153,8 @@ def _show(source: Path, done: Conversion) -> None:
     for message in done.notes:
         click.echo(f"       {message}")
     size = done.out.stat().st_size / 1e6
-    click.echo(f"wrote  {sanitize(done.out)}: {done.tensors} arrays, {size:.2f} MB, {done.format}")
+    kind = done.format if done.dtype == "float32" else f"{done.format}, {done.dtype}"
+    click.echo(f"wrote  {sanitize(done.out)}: {done.tensors} arrays, {size:.2f} MB, {kind}")
     check = done.self_check
     if check is None:
         click.echo("       it was fused already: rewritten as it is, no branches to check")

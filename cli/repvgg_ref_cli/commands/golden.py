@@ -23,7 +23,7 @@ from repvgg_ref_cli.options import (
 if TYPE_CHECKING:
     from repvgg_ref.models.geometry import Geometry
     from repvgg_ref.models.network import Model
-    from repvgg_ref.oracle.golden.write import GoldenSummary
+    from repvgg_ref.oracle.golden.summary import GoldenSummary
 
 _SHOWN_SURVIVORS = 8
 
@@ -35,7 +35,9 @@ _SHOWN_SURVIVORS = 8
     metavar="FILE|NAME",
     help="A checkpoint, or an official name: then weights are chosen that hide no bug.",
 )
-@click.option("--out", type=FOLDER, required=True, help="The bundle: a new folder.")
+@click.option(
+    "--out", type=FOLDER, required=True, help="The bundle: a new folder, or this model's older one."
+)
 @click.option(
     "--inputs", type=FILE, help="The batch: .npy, .npz or a picture. [made so that bugs show]"
 )
@@ -46,6 +48,9 @@ _SHOWN_SURVIVORS = 8
     default=3,
     show_default=True,
     help="Steps of SGD with --train-step.",
+)
+@click.option(
+    "--raw", is_flag=True, help="Also raw .bin files with a plain index, fused weights included."
 )
 @eps_option
 @geometry_options
@@ -58,6 +63,7 @@ def command(
     inputs: Path | None,
     train_step: bool,
     steps: int,
+    raw: bool,
     eps: float | None,
     strides: Any,
     dilations: Any,
@@ -87,6 +93,7 @@ def command(
             inputs=batch,
             train_step=train_step,
             steps=steps,
+            raw=raw,
             weights=True if chosen else None,
             progress=progress,
         )

@@ -80,7 +80,7 @@ def command(
     did: by the size, mean and deviation that the file says, else by ImageNet's.
     """
     import repvgg_ref
-    from repvgg_ref.data.images import network_input
+    from repvgg_ref.data.images import assumed_size, network_input
     from repvgg_ref.models.network import require_head
     from repvgg_ref_cli.progress import ProgressBar
 
@@ -96,6 +96,9 @@ def command(
     for message in (*loaded.notes, *assumed_line(loaded.assumed)):
         note(message)
     require_head(loaded, "predict")
+    guessed = assumed_size(loaded.arch, loaded.about, preparation, size)
+    if guessed is not None:
+        note(f"assumed input size {guessed}: not in the file; --size says otherwise")
     names = _class_names(classes, loaded)
     results = []
     with ProgressBar("classifying") as progress:
@@ -111,7 +114,7 @@ def command(
             {
                 "model": loaded.name,
                 "form": loaded.form,
-                "assumed": loaded.assumed.to_json(),
+                "assumed": loaded.assumed.to_json() | {"input_size": guessed},
                 "images": [{"image": str(path), "top": best} for path, best in results],
             }
         )

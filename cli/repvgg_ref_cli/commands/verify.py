@@ -97,12 +97,13 @@ def command(
     """  # noqa: D301 - \b is click's
     import repvgg_ref
     from repvgg_ref.oracle.golden.folder import is_golden
-    from repvgg_ref.oracle.verification import verify
+    from repvgg_ref.oracle.verification import require_no_inputs, verify
     from repvgg_ref_cli.batches import read_batch
 
     started = time.monotonic()
     with _progress(candidate) as progress:
         if is_golden(reference):
+            require_no_inputs(inputs)
             report = verify(reference, candidate, precision=precision, timeout=timeout)
         else:
             model = repvgg_ref.load(

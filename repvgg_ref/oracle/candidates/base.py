@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.oracle.report import Finding
@@ -100,6 +100,8 @@ class Outputs:
     problem: str | None = None
     wrote_input: bool = False
     evidence: FileEvidence | None = None
+
+    __repr__ = one_line
 
 
 class Candidate:

@@ -61,11 +61,11 @@ def read_outputs(path: Path, arch: Network, runner: str | None = None) -> Dump:
     return _matched({name: _array(v, name) for name, v in tensors.items()}, arch, where, notes)
 
 
-def read_inputs(path: Path, in_channels: int) -> Array:
+def read_inputs(path: Path, in_channels: int, notes: list[str] | None = None) -> Array:
     """The batch of images in what ``polygraphy run --save-inputs`` or ``--save-outputs`` wrote.
 
     It is the only tensor of the first iteration, the one that is called like an input, or the
-    only one with four axes and as many channels as images have.
+    only one with four axes and as many channels as images have. `notes` is told what was left out.
 
     Raises
     ------
@@ -73,7 +73,9 @@ def read_inputs(path: Path, in_channels: int) -> Array:
         If it is no such file, or if it cannot be told which tensor is the batch.
     """
     where = sanitize(path.name)
-    tensors = _first_feed(read_json(read_text(path, _MOST_BYTES), where), where)
+    tensors, count = _first_feed(read_json(read_text(path, _MOST_BYTES), where), where)
+    if notes is not None and count > 1:
+        notes.append(f"{where}: the first of {count} iterations")
     arrays = {name: _array(entry, name) for name, entry in tensors.items()}
     chosen = list(arrays) if len(arrays) == 1 else [n for n in arrays if is_input(n)]
     if len(chosen) != 1:
@@ -87,15 +89,20 @@ def read_inputs(path: Path, in_channels: int) -> Array:
     return arrays[chosen[0]]
 
 
-def _first_feed(root: Any, where: str) -> dict[str, Any]:
-    """Tensor -> entry of the first iteration: a list of feeds, one feed, or runs with outputs."""
+def _first_feed(root: Any, where: str) -> tuple[dict[str, Any], int]:
+    """Tensor -> entry of the first iteration, and how many there are.
+
+    They stand in a list of feeds, in one feed, or in runs with outputs.
+    """
     while isinstance(root, dict) and isinstance(root.get("lst"), list):
         root = root["lst"]
     if isinstance(root, list) and root and isinstance(root[0], list):
-        return _outputs(_runs({"lst": root}, where)[0][1], where)
+        iterations = _runs({"lst": root}, where)[0][1]
+        return _outputs(iterations, where), len(iterations)
+    count = len(root) if isinstance(root, list) else 1
     feed = root[0] if isinstance(root, list) and root else root
     if isinstance(feed, dict) and "outputs" in feed:
-        return _outputs([feed], where)
+        return _outputs([feed], where), count
     if isinstance(feed, dict) and isinstance(feed.get("dct"), dict):
         feed = feed["dct"]
     if isinstance(feed, dict) and ("array" in feed or "values" in feed):  # a tensor without a name
@@ -106,11 +113,11 @@ def _first_feed(root: Any, where: str) -> dict[str, Any]:
             f"{where}: no inputs of Polygraphy",
             wanted="what `polygraphy run --save-inputs` writes, or an .npy or .npz file",
         )
-    return tensors
+    return tensors, count
 
 
 def _is_tensor(key: str) -> bool:
-    return not key.startswith(("polygraphy_class", "__poly"))
+    return not key.startswith(("polygraphy_class", "polygraphy_serialized", "__poly"))
 
 
 def _runs(root: Any, where: str) -> list[tuple[str, list[Any]]]:

@@ -73,6 +73,8 @@ def resolve(
     if isinstance(candidate, np.ndarray):
         return dump_candidate("logits", arch, Dump({"linear": candidate}))
     if not isinstance(candidate, str | Path):
+        if hasattr(candidate, "__array__") and hasattr(candidate, "shape"):  # another library's
+            return dump_candidate("logits", arch, Dump({"linear": candidate}))
         if not callable(candidate):
             raise CandidateFailure(
                 "this is no candidate",

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-import weights_io
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
@@ -30,6 +29,10 @@ class Layer(NamedTuple):
 
     y: Array
     bounds: dict[str, Array]
+
+    def __repr__(self) -> str:
+        """One line, without the numbers."""
+        return one_line(self)
 
 
 def layer_arrays(
@@ -57,8 +60,8 @@ def layer_arrays(
     return found
 
 
-def write_outputs(path: Path, x: Array, layers: dict[str, Layer]) -> str:
-    """Write the input and every output; returns the element type of the layers.
+def output_arrays(x: Array, layers: dict[str, Layer]) -> tuple[dict[str, Array], str]:
+    """The input and every output, and the element type of the layers.
 
     float64, unless that is beyond 16 MB: then float32, the logits still in float64.
     """
@@ -68,12 +71,11 @@ def write_outputs(path: Path, x: Array, layers: dict[str, Layer]) -> str:
         name: layer.y if name == "linear" else layer.y.astype(stored)
         for name, layer in layers.items()
     }
-    weights_io.save_weights(path, {"input": x, **arrays}, container="npz")
-    return stored
+    return {"input": x, **arrays}, stored
 
 
-def write_bounds(path: Path, layers: dict[str, Layer]) -> str:
-    """Write ``<layer>/<precision>``; returns "element", or "channel" where that is too large.
+def bound_arrays(layers: dict[str, Layer]) -> tuple[dict[str, Array], str]:
+    """``<layer>/<precision>``, and "element", or "channel" where that is too large.
 
     float32, rounded up: a bound must not shrink. A channel's is its elements' largest.
     """
@@ -85,8 +87,7 @@ def write_bounds(path: Path, layers: dict[str, Layer]) -> str:
             if shape == "channel":
                 bound = np.moveaxis(bound, 1, 0).reshape(bound.shape[1], -1).max(axis=1)
             arrays[f"{name}/{precision}"] = rounded_up(bound)
-    weights_io.save_weights(path, arrays, container="npz")
-    return shape
+    return arrays, shape
 
 
 def rounded_up(bound: Array) -> Array:

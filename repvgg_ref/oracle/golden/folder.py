@@ -22,23 +22,25 @@ _MOST_MANIFEST_BYTES = 64 << 20
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, which: Mapping[str, Any]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; put it in the place of `path` in the end.
 
-    An older bundle is replaced, nothing else is. On any exception, an interrupt included, the
-    temporary folder is removed; a killed process leaves the old bundle or none under the name.
+    An older bundle whose manifest has the entries of `which` is replaced, nothing else is. On any
+    exception, an interrupt included, the temporary folder is removed; a killed process leaves the
+    old bundle or none under the name.
 
     Raises
     ------
     ReportedError
-        If `path` is a file, or a folder that is neither empty nor a bundle.
+        If something else is there, as `require_free` says.
     """
     final = Path(path).absolute()
-    _require_free(final)
+    require_free(final, which)
     temporary = final.with_name(f".{final.name[:80]}.{secrets.token_hex(6)}")
     temporary.mkdir(parents=True)
     try:
         yield temporary
+        require_free(final, which)  # somebody else may have been faster
         _put(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -110,13 +112,28 @@ def digest_of(arrays: Mapping[str, Array]) -> str:
     return digest.hexdigest()
 
 
-def _require_free(final: Path) -> None:
-    if not final.exists():
+def require_free(path: Path, which: Mapping[str, Any]) -> None:
+    """Raise `ReportedError` unless a bundle of the model described by `which` may be put there.
+
+    A folder that is not there, an empty one and an older bundle of the same model are free.
+    """
+    if not path.exists():
         return
-    if not final.is_dir() or (any(final.iterdir()) and not is_golden(final)):
+    if not path.is_dir() or (any(path.iterdir()) and not is_golden(path)):
         raise ReportedError(
-            f"{sanitize(str(final))}: exists already, and is no golden bundle",
+            f"{sanitize(str(path))}: exists already, and is no golden bundle",
             wanted="a new folder, an empty one, or an older bundle to replace",
+        )
+    if not any(path.iterdir()):
+        return
+    found, wanted = read_manifest(path), json.loads(json.dumps(which))
+    other = [name for name, value in wanted.items() if found.get(name) != value]
+    if other:
+        raise ReportedError(
+            f"{sanitize(str(path))}: holds the golden vectors of another model",
+            got=sanitize(f"{found.get('model')}, {found.get('form')} form, another {other[0]}"),
+            wanted=f"a new folder, or the bundle of this {wanted['model']}",
+            advice="name another --out, or remove that folder first",
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import weights_io
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import load
@@ -36,6 +36,8 @@ class Golden:
     x: Array
     model: Model | None
     steps: TrainingSteps | None
+
+    __repr__ = one_line
 
 
 def read_golden(folder: str | Path, *, reference: Model | str | Path | None = None) -> Golden:

@@ -3,36 +3,37 @@
 A bundle is a folder for whoever writes a port in a language that cannot call this package:
 ``manifest.json`` (what all of it is, and how to compare), ``outputs.npz`` (the input and every
 layer's output), ``bounds.npz`` (certified local bounds), ``test_data_set_0`` (input and logits as
-ONNX tensors), ``weights.npz`` (if small), ``train_step.npz`` and ``.json`` (on request).
+ONNX tensors), ``weights.npz`` (if small), ``train_step.npz`` and ``.json``, ``raw`` (on request).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import MissingExtraError, ReportedError
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.files.metadata import describe
-from repvgg_ref.models.about import Assumed
-from repvgg_ref.models.network import Model, require_branches, require_image_batch
+from repvgg_ref.models.arguments import image_batch
+from repvgg_ref.models.network import Model, require_branches
 from repvgg_ref.oracle.golden.arrays import (
     BOUND_PRECISIONS,
     BOUNDS,
     DATA_SET,
     OUTPUTS,
     WEIGHTS,
+    bound_arrays,
     float32_errors,
     layer_arrays,
-    write_bounds,
+    output_arrays,
     write_data_set,
-    write_outputs,
 )
 from repvgg_ref.oracle.golden.folder import (
     FORMAT,
@@ -40,14 +41,12 @@ from repvgg_ref.oracle.golden.folder import (
     VERSION,
     atomic_folder,
     digest_of,
+    require_free,
     sha256,
 )
-from repvgg_ref.oracle.golden.mutation import (
-    LETTERS,
-    NOT_APPLICABLE,
-    MutationMatrix,
-    mutation_matrix,
-)
+from repvgg_ref.oracle.golden.mutation import MutationMatrix, mutation_matrix
+from repvgg_ref.oracle.golden.raw import RAW, write_raw
+from repvgg_ref.oracle.golden.summary import GoldenSummary, mutation_json
 from repvgg_ref.oracle.programs.distinguishing import weak_statistics
 from repvgg_ref.oracle.programs.inputs import distinguishing_labels, golden_inputs
 from repvgg_ref.oracle.programs.layers import require_chain
@@ -69,7 +68,6 @@ _MOST_WEIGHTS = 16 << 20
 # batch is tried, a few times.
 _SAFE_MARGIN = 1e-5
 _BATCHES_TRIED = 4
-_SHOWN_SURVIVORS = 200
 
 _HOW = (
     "Layer by layer (finds the wrong layer): give your layer i the array outputs[layer i - 1] (the "
@@ -80,54 +78,9 @@ _HOW = (
     "pass differs by, relative to each layer's largest value. That is a scale, not a bound.",
     "Or hand your outputs (an npz with these names) to "
     "`repvgg-ref verify --reference BUNDLE --candidate YOURS.npz`, which names the bug.",
+    "Without a reader of npz: write the bundle with --raw; raw/index.txt lists every file.",
     "Write comparisons as `not (error <= bound)`, so that NaN fails.",
 )
-
-
-@dataclass(frozen=True)
-class GoldenSummary:
-    """What was written, and what it would notice.
-
-    Attributes
-    ----------
-    matrix : MutationMatrix
-    files : dict
-        Name -> bytes.
-    warnings : tuple of str
-        Why bugs could hide: weak statistics, survivors, ReLUs at their edge.
-    skipped : tuple of str
-        Parts left out, with the reason.
-    steps : TrainingSteps or None
-    """
-
-    out: Path
-    model: str
-    form: str
-    matrix: MutationMatrix
-    files: dict[str, int]
-    warnings: tuple[str, ...]
-    skipped: tuple[str, ...]
-    steps: TrainingSteps | None
-    assumed: Assumed = field(default_factory=Assumed)
-
-    @property
-    def score(self) -> float:
-        """Killed mutants over all that compute another function."""
-        return self.matrix.score
-
-    def to_json(self) -> dict[str, Any]:
-        """The object that ``repvgg-ref golden --json`` prints."""
-        return {
-            "out": str(self.out),
-            "model": self.model,
-            "form": self.form,
-            "files": self.files,
-            "mutation": mutation_json(self.matrix),
-            "train_step": None if self.steps is None else self.steps.recipe.to_json(),
-            "warnings": list(self.warnings),
-            "skipped": list(self.skipped),
-            "assumed": self.assumed.to_json(),
-        }
 
 
 def write_golden(
@@ -139,6 +92,7 @@ def write_golden(
     labels: Array | None = None,
     steps: int = 3,
     weights: bool | None = None,
+    raw: bool = False,
     progress: Progress | None = None,
 ) -> GoldenSummary:
     """Write a bundle of golden vectors; all of it appears at once, or nothing does.
@@ -148,7 +102,7 @@ def write_golden(
     model : Model
         Train form, or deploy form without `train_step`.
     out_dir : str or Path
-        A new folder, or an older bundle to replace.
+        A new folder, or an older bundle of the same model to replace.
     inputs : array, shape (N, in_channels, H, W), optional
         Default: `golden_inputs`.
     labels : int array (N,), or float array (N, num_classes); optional
@@ -156,6 +110,8 @@ def write_golden(
         Steps of SGD.
     weights : bool, optional
         Whether to put the weights in; default if they are below 16 MB.
+    raw : bool
+        Whether to write all of it as raw numbers too (`golden.raw`), fused weights included.
     progress : callable, optional
         ``progress(what, done, total)``.
 
@@ -164,8 +120,11 @@ def write_golden(
     NotFusibleError
         If `train_step` is asked of a model in deploy form.
     ReportedError
-        If `out_dir` holds something else, or the reference is not finite.
+        If `out_dir` holds something else, a bundle of another model among it, or the reference is
+        not finite.
     """
+    which = _which_model(model)
+    require_free(Path(out_dir), which)
     if train_step:
         require_branches(model, "a train-step bundle")
     require_chain(model.arch)
@@ -174,9 +133,13 @@ def write_golden(
     layers = layer_arrays(model, x, step)
     matrix = mutation_matrix(model, x, progress=lambda name, *_: step(name))
     trained = _trained(model, inputs, labels, steps, step) if train_step else None
-    with atomic_folder(Path(out_dir)) as folder:
-        stored = write_outputs(folder / OUTPUTS, x, layers)
-        bounds_per = write_bounds(folder / BOUNDS, layers)
+    with atomic_folder(Path(out_dir), which) as folder:
+        outputs, stored = output_arrays(x, layers)
+        bounds, bounds_per = bound_arrays(layers)
+        weights_io.save_weights(folder / OUTPUTS, outputs, container="npz")
+        weights_io.save_weights(folder / BOUNDS, bounds, container="npz")
+        if raw:
+            write_raw(folder / RAW, model, outputs, bounds)
         skipped = _optional_parts(folder, model, x, layers["linear"].y, weights)
         if trained is not None:
             write_steps(trained, folder)
@@ -203,28 +166,9 @@ def write_golden(
     )
 
 
-def mutation_json(matrix: MutationMatrix) -> dict[str, Any]:
-    """Score, matrix (bug -> one letter a layer) and survivors."""
-    shown = matrix.survivors[:_SHOWN_SURVIVORS]
-    return {
-        "score": matrix.score,
-        "killed": matrix.killed,
-        "mutants": matrix.counted,
-        "equivalent": len(matrix.mutants) - matrix.counted,
-        "layers": list(matrix.layers),
-        "letters": {letter: fate for fate, letter in LETTERS.items()}
-        | {NOT_APPLICABLE: "not applicable"},
-        "matrix": matrix.rows(),
-        "survivors": [
-            {"bug": m.bug, "layer": m.layer, "detail": m.detail, "reason": m.reason} for m in shown
-        ],
-        "survivors_not_listed": len(matrix.survivors) - len(shown),
-    }
-
-
 def _batch(model: Model, x: Array) -> Array:
     """The batch as float32, which is what ports take; everything is computed from that."""
-    require_image_batch(model.arch, x)
+    x = image_batch(model.arch, x)
     single = np.asarray(x, np.float32)
     if single.size == 0 or not np.isfinite(single).all():
         raise ReportedError(
@@ -330,6 +274,22 @@ def _training_warnings(steps: TrainingSteps | None) -> tuple[str, ...]:
     )
 
 
+def _which_model(model: Model) -> dict[str, Any]:
+    """The entries of the manifest that tell one model from another."""
+    return {
+        "model": model.name,
+        "form": model.form,
+        "eps": model.eps,
+        "architecture": {
+            "name": model.arch.name,
+            "blocks": [asdict(block) for block in model.arch.blocks],
+            "num_classes": model.arch.num_classes,
+            "aux_heads": [asdict(head) for head in model.arch.aux_heads],
+        },
+        "weights_sha256": digest_of(model.state_dict()),
+    }
+
+
 def _manifest(
     model: Model,
     x: Array,
@@ -342,23 +302,14 @@ def _manifest(
         "format": FORMAT,
         "format_version": VERSION,
         "repvgg_ref": __version__,
-        "model": model.name,
-        "form": model.form,
-        "eps": model.eps,
+        **_which_model(model),
         "momentum": model.momentum,
         "assumed": model.assumed.to_json(),
         "metadata": describe(model.arch, model.form, model.eps, model.about, model.assumed),
         "layout": "NCHW",
         "kernel_layout": "OIHW",
-        "architecture": {
-            "name": model.arch.name,
-            "blocks": [asdict(block) for block in model.arch.blocks],
-            "num_classes": model.arch.num_classes,
-            "aux_heads": [asdict(head) for head in model.arch.aux_heads],
-        },
         "layers": list(model.arch.layer_names),
         "input": {"shape": list(x.shape), "dtype": "float32"},
-        "weights_sha256": digest_of(model.state_dict()),
         "how_to_compare": list(_HOW),
         "mutation": mutation_json(matrix),
         "warnings": list(warnings),

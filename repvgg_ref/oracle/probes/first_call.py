@@ -10,8 +10,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.errors import ShapeError
+from repvgg_ref.models.arguments import arrangement, is_floating
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates import Candidate, CandidateFailure, Outputs
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
@@ -49,6 +50,8 @@ class FirstCall:
     seconds: float
     fed: Array | None = None
 
+    __repr__ = one_line
+
     @property
     def is_normalised(self) -> bool:
         """Whether another batch entered the network than the port was called with."""
@@ -78,7 +81,8 @@ def first_call(port: Candidate, arch: Network, inputs: Array | None) -> FirstCal
     if inputs is not None or port.brings_input:
         if inputs is not None:
             require_images(arch, inputs)
-        return _called(port, inputs, started)
+        found = _called(port, inputs, started)
+        return found if port.is_called or inputs is None else _with_own_input(port, found, inputs)
     if not port.is_called:
         raise CandidateFailure(
             f"{port.name}: holds outputs, but not the input they belong to",
@@ -102,13 +106,15 @@ def first_call(port: Candidate, arch: Network, inputs: Array | None) -> FirstCal
 
 
 def require_images(arch: Network, x: Array) -> None:
-    """Raise `ShapeError` unless `x` is a batch of images for the network."""
+    """Raise `ShapeError` unless `x` is a batch of images for the network, in numbers."""
+    if x.dtype.kind not in "fiu" and not is_floating(x.dtype):
+        raise ShapeError("the inputs hold no real numbers", got=x.dtype, wanted="float32")
     if x.ndim != 4 or x.shape[1] != arch.in_channels or 0 in x.shape:
         raise ShapeError(
             "the inputs are no batch of images for this network",
             got=f"shape {tuple(x.shape)}",
             wanted=f"(N, {arch.in_channels}, H, W)",
-            advice="save the batch in NCHW",
+            advice=arrangement(tuple(x.shape), arch.in_channels) or "save the batch in NCHW",
         )
 
 
@@ -122,6 +128,27 @@ def _called(port: Candidate, x: Array | None, started: float) -> FirstCall:
             advice="give the input with --inputs",
         )
     return FirstCall(own, outputs, time.monotonic() - started, x)
+
+
+def _with_own_input(port: Candidate, found: FirstCall, inputs: Array) -> FirstCall:
+    """A dump's first call, its own input held against the one that was given beside it.
+
+    Its own is the one that its outputs belong to.
+    """
+    own = found.outputs.x
+    if own is None or np.array_equal(own, inputs):
+        return found
+    if own.shape != inputs.shape:
+        raise CandidateFailure(
+            f"{port.name}: was made from another input than the one given",
+            got=f"shape {tuple(own.shape)} in the dump, {tuple(inputs.shape)} given",
+            wanted="one and the same batch",
+            advice="leave --inputs out: the dump has its own",
+        )
+    return replace(
+        found,
+        outputs=_with_note(found.outputs, "judged on the dump's own input, not the given one"),
+    )
 
 
 def _images(arch: Network, extents: Extents) -> Array:

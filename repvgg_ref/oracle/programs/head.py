@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.oracle.programs.program import Pixels, Workspace
 
 
@@ -24,6 +24,8 @@ class HeadProgram:
     input_map: Callable[[Array], Array] | None = None
     output_map: Callable[[Array], Array] | None = None
     name: str = "linear"
+
+    __repr__ = one_line
 
     def output_size(self, height: int, width: int) -> tuple[int, ...]:
         """Logits have neither height nor width."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.dumps import read_npz
 from repvgg_ref.oracle.candidates.values import to_value
@@ -33,6 +33,8 @@ class TrainingDump:
     arrays: Mapping[str, Array]
     precision: str
     unknown: tuple[str, ...]
+
+    __repr__ = one_line
 
 
 def is_training_dump(names: Iterable[str], known: Iterable[str]) -> bool:

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.models.arguments import image_batch
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Pass
 from repvgg_ref.models.names import official_names
-from repvgg_ref.models.network import Model, require_branches, require_image_batch
+from repvgg_ref.models.network import Model, require_branches
 from repvgg_ref.models.parameters import is_trainable
 from repvgg_ref.models.step import Step, take_step
 from repvgg_ref.ops import REFERENCE, Ops
@@ -93,7 +94,7 @@ class Setup:
 def right_setup(model: Model, x: Array, labels: Array, recipe: Recipe) -> Setup:
     """The reference's own training, in float64."""
     require_branches(model, "a training step")
-    require_image_batch(model.arch, x)
+    x = image_batch(model.arch, x)
     return Setup(
         network=model.arch,
         params={name: _widened(array) for name, array in model.params.items()},

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import weights_io
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.training.noise import ALLOWED, Yard, Yardstick, relu_margin
@@ -58,6 +58,8 @@ class TrainingSteps:
     yardstick: Yardstick
     margin: float
     stored: str = "float64"
+
+    __repr__ = one_line
 
 
 def training_steps(

@@ -187,6 +187,7 @@ def _bare(array: Any) -> dict[str, str]:
     [
         lambda x: [{"input": _bare(x)}],
         lambda x: [{"images": encoded(x)}, {"images": encoded(x + 1)}],
+        lambda x: [{"x": _bare(x), "polygraphy_serialized_json_type": "dict"}],
         lambda x: {"whatever": _bare(x)},
         lambda x: {"lst": [{"x": _bare(x)}], "polygraphy_class": "FeedDicts"},
         lambda x: [{"dct": {"x": _bare(x)}, "polygraphy_class": "OrderedDict"}],
@@ -217,3 +218,24 @@ def test_inputs_that_cannot_be_told_are_refused(tmp_path: Path, root: Any, says:
     path.write_text(json.dumps(root))
     with pytest.raises(CandidateFailure, match=says):
         read_inputs(path, 3)
+
+
+@pytest.mark.parametrize(
+    ("root", "says"),
+    [
+        (lambda x: [{"x": _bare(x)}], []),
+        (lambda x: {"x": _bare(x)}, []),
+        (lambda x: [{"x": _bare(x + i)} for i in range(3)], ["i.json: the first of 3 iterations"]),
+        (
+            lambda x: results(("trt", [{"input": encoded(x)}, {"input": encoded(x + 1)}])),
+            ["i.json: the first of 2 iterations"],
+        ),
+    ],
+)
+def test_of_several_iterations_the_first_is_taken_and_that_is_said(
+    tmp_path: Path, root: Any, says: list[str]
+) -> None:
+    path, notes = tmp_path / "i.json", list[str]()
+    path.write_text(json.dumps(root(images())))
+    assert np.array_equal(read_inputs(path, 3, notes), images())
+    assert notes == says

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import pytest
 
 from repvgg_ref.blocks.block import train_block_forward
 from repvgg_ref.errors import MissingExtraError, NotFusibleError, ReportedError
-from repvgg_ref.models.network import build, fuse
+from repvgg_ref.models.network import Model, build, fuse
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.golden import arrays as golden_arrays
 from repvgg_ref.oracle.golden import write as golden
 from repvgg_ref.oracle.golden.arrays import rounded_up
-from repvgg_ref.oracle.golden.folder import is_golden, sha256
+from repvgg_ref.oracle.golden.folder import FORMAT, atomic_folder, is_golden, sha256
 from repvgg_ref.oracle.golden.read import read_golden
 from repvgg_ref.oracle.golden.write import write_golden
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
@@ -132,7 +133,7 @@ def test_an_interrupted_run_leaves_the_old_bundle(
 
     monkeypatch.setattr(golden, "float32_errors", interrupted)  # the last step before the manifest
     with pytest.raises(error):
-        write_golden(distinguishing_model(SMALL["plain"], 1), out)
+        write_golden(PLAIN, out)
     assert manifest_of(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
@@ -140,7 +141,8 @@ def test_an_interrupted_run_leaves_the_old_bundle(
 def test_a_new_bundle_replaces_an_old_one_and_nothing_else(tmp_path: Path) -> None:
     out = tmp_path / "b"
     write_golden(PLAIN, out)
-    write_golden(distinguishing_model(SMALL["plain"], 1), out)
+    write_golden(PLAIN, out, inputs=np.ones((1, 3, 20, 24), np.float32))
+    assert manifest_of(out)["input"]["shape"] == [1, 3, 20, 24]
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
     other = tmp_path / "thesis"
     other.mkdir()
@@ -148,6 +150,42 @@ def test_a_new_bundle_replaces_an_old_one_and_nothing_else(tmp_path: Path) -> No
     with pytest.raises(ReportedError, match="exists already"):
         write_golden(PLAIN, other)
     assert (other / "chapter1.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("other", "which"),
+    [
+        (distinguishing_model(SMALL["plain"], 1), "weights_sha256"),
+        (distinguishing_model(SMALL["grouped"]), "architecture"),
+        (fuse(PLAIN), "form"),
+        (replace(PLAIN, eps=1e-3), "eps"),
+        (replace(PLAIN, arch=PLAIN.arch.called("another")), "model"),
+    ],
+)
+def test_a_bundle_of_another_model_is_never_replaced(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, other: Model, which: str
+) -> None:
+    """Nor is anything computed before that is said."""
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    monkeypatch.delattr(golden, "layer_arrays")
+    with pytest.raises(ReportedError, match=f"of another model .got custom, .*another {which}"):
+        write_golden(other, bundle)
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+
+
+def test_who_is_slower_does_not_replace_another_models_bundle(tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    theirs = json.dumps({"format": FORMAT, "model": "two"})
+
+    def overtaken() -> None:
+        with atomic_folder(out, {"model": "one"}):
+            out.mkdir()
+            (out / "manifest.json").write_text(theirs)
+
+    with pytest.raises(ReportedError, match="another model"):
+        overtaken()
+    assert (out / "manifest.json").read_text() == theirs
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 @pytest.mark.parametrize("name", ["outputs.npz", "weights.npz"])

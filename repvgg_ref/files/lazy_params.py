@@ -1,0 +1,44 @@
+"""A checkpoint's arrays under canonical names, each read when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.files.identify import Shape
+from repvgg_ref.models.network import working_dtype
+from weights_io import LazyArray
+
+
+class LazyParams(Mapping[str, Array]):
+    """Canonical name -> array, read from the file at every access, in its canonical shape.
+
+    Floats come as float32, or float64 if stored so, unless `dtype` says otherwise. Batch norm's
+    step counter may be absent (torch before 0.4.1, MegEngine): it is 0 then.
+    """
+
+    def __init__(self, lazy: Mapping[str, LazyArray], shapes: Mapping[str, Shape], dtype: Any):
+        self._lazy, self._shapes, self._dtype = lazy, shapes, dtype
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._lazy and is_counter(name):
+            return np.zeros((), np.int64)
+        array = self._lazy[name].read().reshape(self._shapes[name])
+        if is_counter(name):
+            return array
+        wanted = self._dtype or working_dtype(array.dtype)
+        return array.astype(wanted, copy=False)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def is_counter(name: str) -> bool:
+    """Whether this is batch norm's count of steps."""
+    return name.endswith(".num_batches_tracked")
