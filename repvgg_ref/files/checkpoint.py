@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import weights_io
 from repvgg_ref.arrays import one_line
@@ -238,11 +238,11 @@ def open_checkpoint(
     `require_complete` turns it into an error.
     """
     path = file_path(path)
-    if weights not in get_args(WhichWeights):
+    if not isinstance(weights, str):
         raise ReportedError(
             "there are no such weights",
             got=repr(weights),
-            wanted=" or ".join(get_args(WhichWeights)),
+            wanted="model, ema, or the name of an entry",
         )
     if block != "auto":
         kind(block)

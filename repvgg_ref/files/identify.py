@@ -86,12 +86,11 @@ def identify(
         return named
     if model == "custom":
         return found
-    wanted = architecture(
-        model,
-        num_classes=found.num_classes,
-        in_channels=found.in_channels,
-        block=found.blocks[0].kind,
+    classes = found.num_classes  # of a backbone: none
+    official = architecture(
+        model, num_classes=classes or 1, in_channels=found.in_channels, block=found.blocks[0].kind
     )
+    wanted = replace(official, num_classes=classes)
     same = _in_place_of(wanted, found, form)
     if same is None:
         raise CheckpointError(
