@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from repvgg_ref.data.loader import Batch
+from repvgg_ref.errors import MissingExtraError
 from repvgg_ref.train.curves import write_curves
 from repvgg_ref.train.divergence import DivergenceError, first_bad_layer
 from repvgg_ref.train.evaluate import Evaluation, evaluate
@@ -96,7 +97,13 @@ def _events(
         due = True
     yield from _saved(folder, state, clock)
     assert evaluation is not None, "the last epoch is always evaluated"
-    yield Finished(state.step, evaluation, _results(job, folder, state), dict(clock))
+    files: list[Path] = []
+    if job.comm.rank == 0:
+        files += folder.export(state)
+        drawn, notes = _drawn(job, folder)
+        files += drawn
+        yield from map(Noted, notes)
+    yield Finished(state.step, evaluation, tuple(files), dict(clock))
 
 
 class _Done(NamedTuple):
@@ -163,12 +170,15 @@ def _evaluate(job: Job, state: State) -> Evaluation:
     )
 
 
-def _results(job: Job, folder: Folder, state: State) -> tuple[Path, ...]:
-    if job.comm.rank != 0:
-        return ()
-    files = folder.export(state)
-    title = f"{job.plan.model}, {job.plan.recipe}"
-    return (*files, *write_curves(folder.path, read_log(folder.path), title=title))
+def _drawn(job: Job, folder: Folder) -> tuple[list[Path], list[str]]:
+    """The curves' files, or a note that says why there are none."""
+    title = f"{job.plan.model} trained by {job.plan.recipe}"
+    try:
+        return write_curves(folder.path, read_log(folder.path), title=title), []
+    except MissingExtraError as error:
+        return [], [str(error)]
+    except Exception as error:  # the results are written; no drawing is worth failing for
+        return [], [f"the curves were not drawn: {type(error).__name__}: {error}"]
 
 
 def _diverged(
