@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from repvgg_ref.data.loader import Batch
 from repvgg_ref.errors import MissingExtraError
@@ -20,6 +20,8 @@ from repvgg_ref.train.events import EpochDone, Event, Finished, Noted, Saved, St
 from repvgg_ref.train.folder import Folder
 from repvgg_ref.train.job import Job, identity, roundoff
 from repvgg_ref.train.log import Log, read_log
+from repvgg_ref.train.result import NAME as RESULT
+from repvgg_ref.train.result import write_result
 from repvgg_ref.train.schedule import learning_rate
 from repvgg_ref.train.settings import Settings
 from repvgg_ref.train.state import last_good
@@ -73,6 +75,8 @@ def _events(
     plan, settings = job.plan, job.settings
     clock: Clock = defaultdict(float)
     yield from map(Noted, notes)
+    if job.initialised is not None and state.step == 0:
+        yield job.initialised
     evaluation: Evaluation | None = None
     due = state.step > 0  # a state at the end of an epoch may have been left before its evaluation
     while True:
@@ -97,13 +101,24 @@ def _events(
         due = True
     yield from _saved(folder, state, clock)
     assert evaluation is not None, "the last epoch is always evaluated"
+    yield from _ended(job, folder, state, evaluation, clock)
+
+
+def _ended(
+    job: Job, folder: Folder, state: State, evaluation: Evaluation, clock: Clock
+) -> Iterator[Event]:
+    """Write the results; only the first rank does."""
     files: list[Path] = []
+    result: dict[str, Any] = {}
     if job.comm.rank == 0:
         files += folder.export(state)
         drawn, notes = _drawn(job, folder)
-        files += drawn
+        files += [*drawn, folder.path / RESULT]
         yield from map(Noted, notes)
-    yield Finished(state.step, evaluation, tuple(files), dict(clock))
+        result = write_result(
+            folder.path, job.plan, state.step, evaluation, files=files, seconds=dict(clock)
+        )
+    yield Finished(state.step, evaluation, tuple(files), dict(clock), result)
 
 
 class _Done(NamedTuple):

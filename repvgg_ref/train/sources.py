@@ -29,8 +29,10 @@ class Data(NamedTuple):
     test: Loader
 
 
-def open_sources(settings: Settings, comm: Comm) -> Data:
+def open_sources(settings: Settings, comm: Comm, *, channels: int = 3) -> Data:
     """The data set that `settings` names, prepared as its recipe says.
+
+    `channels` is 3, or 1 for greyscale pictures where the data set leaves the choice.
 
     Raises
     ------
@@ -38,7 +40,9 @@ def open_sources(settings: Settings, comm: Comm) -> Data:
         If there is none, it is empty, or its two parts have other classes.
     """
     recipe = settings.recipe
-    training, test = (open_data(settings.data, split=split) for split in ("train", "val"))
+    training, test = (
+        open_data(settings.data, split=split, channels=channels) for split in ("train", "val")
+    )
     if training.classes != test.classes:
         raise DataError(
             "training and evaluation pictures have other classes",

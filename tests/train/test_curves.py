@@ -118,7 +118,7 @@ def test_a_training_draws_its_curves(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib")
     *_, done = run(small_job(tmp_path))
     assert isinstance(done, Finished)
-    assert [path.name for path in done.files[-2:]] == ["curves.svg", "curves.png"]
+    assert [path.name for path in done.files[-3:-1]] == ["curves.svg", "curves.png"]
     assert all(path.exists() for path in done.files)
 
 
@@ -132,7 +132,8 @@ def test_without_matplotlib_the_extra_is_named_and_the_training_succeeds(
     assert isinstance(done, Finished)
     assert isinstance(note, Noted)
     assert note.message.startswith("the curves were not drawn: they need matplotlib")
-    assert {path.name for path in done.files} == {"train.pth", "deploy.npz", "deploy.pth"}
+    names = {path.name for path in done.files}
+    assert names == {"train.pth", "deploy.npz", "deploy.pth", "result.json"}
 
 
 def test_a_drawing_that_fails_fails_no_training(
