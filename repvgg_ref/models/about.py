@@ -1,9 +1,11 @@
-"""What a model says of itself beside its network: its classes, and how its pictures are prepared."""
+"""What a model says of itself beside its network: its classes, how its pictures are prepared."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,22 @@ class About:
 
     def __repr__(self) -> str:
         """One line."""
-        classes = "classes not named" if self.classes is None else f"{len(self.classes)} classes"
-        size = "" if self.input_size is None else ", {} x {} pixels".format(*self.input_size)
-        return f"<About: {classes}{size}>"
+        return f"<About: {self.says or 'nothing known'}>"
+
+    @property
+    def says(self) -> str:
+        """What is known, in words; empty if nothing is."""
+        said = []
+        if self.classes is not None:
+            shown = ", ".join(self.classes[:_SHOWN])
+            more = ", ..." if len(self.classes) > _SHOWN else ""
+            said.append(f"{len(self.classes)} classes ({shown}{more})")
+        if self.input_size is not None:
+            said.append("pictures of {} x {} pixels".format(*self.input_size))
+        for name in ("mean", "std"):
+            if (numbers := getattr(self, name)) is not None:
+                said.append(name + " " + ", ".join(f"{number:.4g}" for number in numbers))
+        return "; ".join(said)
 
 
 @dataclass(frozen=True)
@@ -55,10 +70,14 @@ class Assumed:
         """Whether anything was assumed."""
         return self.eps is not None or bool(self.strides) or bool(self.dilations)
 
+    @property
+    def steps(self) -> dict[str, dict[str, int]]:
+        """Strides and dilations, under these words."""
+        return {"strides": dict(self.strides), "dilations": dict(self.dilations)}
+
     def to_json(self) -> dict[str, object]:
         """The entry ``"assumed"`` of every command's JSON."""
-        strides, dilations = dict(self.strides), dict(self.dilations)
-        return {"eps": self.eps, "strides": strides, "dilations": dilations}
+        return {"eps": self.eps, **self.steps}
 
     def __str__(self) -> str:
         """One line for people; empty if nothing was assumed."""

@@ -80,8 +80,8 @@ class Initialised:
         if self.classes_left:
             rows.append(f"{self.classes_left} left")
         found = [
-            *self.notes,
             f"{self.file}: {self.arrays_taken} arrays of {self.model} taken",
+            *self.notes,
             f"head's classes: {', '.join(rows)}; {self.matched}",
         ]
         if self.arrays_left:

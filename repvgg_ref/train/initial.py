@@ -13,7 +13,6 @@ from repvgg_ref.data.digits import digits_architecture
 from repvgg_ref.data.imagenet import imagenet_place, is_imagenet
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.files.identify import closest_official
-from repvgg_ref.models.about import About
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.network import Model, build, require_branches
@@ -123,10 +122,10 @@ def first_weights(
         classes_new=tuple(name for n, name in enumerate(classes) if n not in rows),
         classes_left=model.arch.num_classes - len(rows),
         matched=how,
-        notes=tuple(model.notes),
+        notes=(*model.notes, *([f"assumed: {model.assumed}"] if model.assumed else [])),
     )
     params = {name: taken[name] for name in wanted}
-    return replace(model, arch=arch, params=params, about=About()), found
+    return replace(model, arch=arch, params=params), found
 
 
 def _rows(model: Model, classes: Sequence[str]) -> tuple[dict[int, int], str]:

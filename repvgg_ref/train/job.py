@@ -14,6 +14,7 @@ from repvgg_ref.blocks.catalogue import block_kind
 from repvgg_ref.data.digits import digits_architecture
 from repvgg_ref.data.source import Source
 from repvgg_ref.errors import BackendError
+from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.registry import network
@@ -92,6 +93,8 @@ def prepare(
             wanted=f"{len(source.classes)} classes, {source.channels} channels, as in the data",
         )
     start, initialised = first_weights(given, arch, source.classes)
+    # Its strides are those that it is trained with: nothing of them is assumed any more.
+    start = replace(start, about=_about(recipe, source), assumed=Assumed())
     updater = Updater(
         start,
         recipe,
@@ -172,6 +175,19 @@ def roundoff(job: Job) -> float:
     """Unit roundoff of the arithmetic in which a job's two forms are compared."""
     of_dtype = float(np.finfo(job.updater.dtype).eps) / 2
     return max(of_dtype, _ROUNDOFF.get(job.settings.math or "fp32", 0.0))
+
+
+def _about(recipe: Recipe, source: Source) -> About:
+    """What the trained network is to know of its classes and pictures."""
+    standardise = source.standardise
+    whole = standardise.scale * 255  # what a white pixel is before mean and deviation
+    return About(
+        classes=tuple(source.classes),
+        input_size=(recipe.size, recipe.size),
+        mean=tuple(mean / whole for mean in standardise.mean),
+        std=tuple(std / whole for std in standardise.std),
+        crop_ratio=recipe.crop_ratio,
+    )
 
 
 def _architecture(recipe: Recipe, source: Source) -> Network:

@@ -63,6 +63,7 @@ def test_without_names_the_head_is_new_and_all_else_is_the_files() -> None:
     assert (found.classes_taken, found.classes_new, found.classes_left) == ((), tuple("abc"), 10)
     assert found.lines() == [
         f"start.npz: {len(digits.params) - 2} arrays of digits taken",
+        f"assumed: {digits.assumed}",
         "head's classes: 3 new (a, b, c), 10 left; the file does not name its classes",
     ]
     again, _ = begun(digits, ("a", "b", "c"))
@@ -106,7 +107,7 @@ def test_as_many_classes(
         assert same == [place == theirs for place in range(3)]
     assert len(found.classes_taken) == sum(row is not None for row in rows)
     if classes == named:
-        assert found.lines()[1] == "head's classes: 3 taken (a, b, c); found by name"
+        assert found.lines()[-1] == "head's classes: 3 taken (a, b, c); found by name"
 
 
 def test_a_thousand_classes_without_names_are_imagenets() -> None:
@@ -118,7 +119,7 @@ def test_a_thousand_classes_without_names_are_imagenets() -> None:
     assert rows == [217, 207]  # as in every published list
     assert np.array_equal(start.params[HEAD[0]][:2], model.params[HEAD[0]][rows])
     assert found.classes_new == ("my cat",)
-    assert "are taken for ImageNet's" in found.lines()[1]
+    assert "are taken for ImageNet's" in found.lines()[-1]
 
 
 def test_auxiliary_heads_follow() -> None:

@@ -11,9 +11,11 @@ import click
 from repvgg_ref_cli.options import (
     FILE,
     FORMATS,
+    assumed_line,
     block_option,
     debug_option,
     eps_option,
+    geometry_options,
     json_option,
     model_option,
     note,
@@ -53,6 +55,7 @@ def _extents(
 @model_option
 @block_option
 @eps_option
+@geometry_options
 @weights_set_option
 @click.option(
     "--batch", type=click.IntRange(min=1), help="Fixed batch of an ONNX file; default dynamic."
@@ -71,6 +74,8 @@ def command(
     to: Any,
     model: str,
     eps: float | None,
+    strides: Any,
+    dilations: Any,
     weights_set: Any,
     block: str,
     batch: int | None,
@@ -95,12 +100,14 @@ def command(
             to=to,
             weights=weights_set,
             block=block,
+            strides=strides,
+            dilations=dilations,
             batch=batch,
             size=size,
             progress=progress,
         )
     if as_json:
-        for message in done.notes:
+        for message in (*done.notes, *assumed_line(done.assumed)):
             note(message)
         print_json(_as_json(done))
     else:
@@ -119,6 +126,7 @@ def _as_json(done: Conversion) -> dict[str, Any]:
         "format": done.format,
         "self_check": check
         and {"max_error": check.max_error, "bound": check.bound, "ok": check.ok},
+        "assumed": done.assumed.to_json(),
     }
 
 
@@ -141,7 +149,8 @@ def _show(source: Path, done: Conversion) -> None:
             f"check  fused = branches in every block; closest to its bound: {check.layer}, "
             f"error {check.max_error:.2g}, bound {check.bound:.2g}"
         )
-        click.echo(f"       with eps {done.eps:g}, which is in no checkpoint; --eps takes another")
+    for message in assumed_line(done.assumed):
+        click.echo(f"       {message}")
     click.echo(f"next   {_NEXT[done.format].format(out=sanitize(done.out), create=_create(done))}")
 
 

@@ -21,6 +21,7 @@ from repvgg_ref_cli.options import (
     block_option,
     debug_option,
     eps_option,
+    geometry_options,
     json_option,
     model_option,
     note,
@@ -72,6 +73,7 @@ _DISAGREES = 1
 @model_option
 @block_option
 @eps_option
+@geometry_options
 @backend_option
 @algorithm_option
 @json_option
@@ -94,6 +96,8 @@ def command(
     model: str,
     block: str,
     eps: float | None,
+    strides: Any,
+    dilations: Any,
     backend: str,
     algorithm: str,
     as_json: bool,

@@ -9,9 +9,11 @@ import click
 
 from repvgg_ref_cli.options import (
     FILE,
+    assumed_line,
     block_option,
     debug_option,
     eps_option,
+    geometry_options,
     json_option,
     print_json,
     weights_set_option,
@@ -28,11 +30,20 @@ _SHOWN = 10
 @click.command(short_help="Say what a weights file holds, without trusting it.")
 @click.argument("file", type=FILE)
 @eps_option
+@geometry_options
 @weights_set_option
 @block_option
 @json_option
 @debug_option
-def command(file: Path, eps: float | None, weights_set: Any, block: str, as_json: bool) -> None:
+def command(
+    file: Path,
+    eps: float | None,
+    strides: Any,
+    dilations: Any,
+    weights_set: Any,
+    block: str,
+    as_json: bool,
+) -> None:
     """Say what FILE holds: container, names, form, model, what is missing, what looks wrong.
 
     Works on incomplete files too. Findings: NaN and infinity, negative variances, dead channels,
@@ -41,7 +52,9 @@ def command(file: Path, eps: float | None, weights_set: Any, block: str, as_json
     """
     from repvgg_ref.files.inspect import inspect_file
 
-    found = inspect_file(file, eps=eps, weights=weights_set, block=block)
+    found = inspect_file(
+        file, eps=eps, weights=weights_set, block=block, strides=strides, dilations=dilations
+    )
     if as_json:
         print_json(_as_json(found))
     else:
@@ -60,10 +73,13 @@ def _as_json(found: Inspection) -> dict[str, Any]:
         "findings": [
             {"level": f.level, "layer": f.layer, "message": f.message} for f in found.findings
         ],
+        "assumed": found.assumed.to_json(),
+        "metadata": dict(found.metadata),
     }
 
 
 def _show(found: Inspection) -> None:
+    from repvgg_ref.files.lint import Finding
     from weights_io import sanitize
 
     click.echo(sanitize(found.path))
@@ -79,6 +95,8 @@ def _show(found: Inspection) -> None:
     _show_names("unexpected", found.unexpected)
     for finding in found.findings:
         _show_finding(finding)
+    for message in assumed_line(found.assumed):
+        _show_finding(Finding("info", None, message))
 
 
 def _show_names(label: str, names: tuple[str, ...]) -> None:

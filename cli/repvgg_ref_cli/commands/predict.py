@@ -14,6 +14,7 @@ from repvgg_ref_cli.options import (
     block_option,
     debug_option,
     eps_option,
+    geometry_options,
     json_option,
     model_option,
     note,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 @model_option
 @block_option
 @eps_option
+@geometry_options
 @backend_option
 @algorithm_option
 @json_option
@@ -59,6 +61,8 @@ def command(
     model: str,
     block: str,
     eps: float | None,
+    strides: Any,
+    dilations: Any,
     backend: str,
     algorithm: str,
     as_json: bool,

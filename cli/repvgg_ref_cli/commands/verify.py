@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,7 @@ from repvgg_ref_cli.options import (
     block_option,
     debug_option,
     eps_option,
+    geometry_options,
     json_option,
     note,
     print_json,
@@ -43,6 +44,7 @@ _PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
     help="The batch: .npy, .npz, Polygraphy JSON or a picture. [made so that bugs show]",
 )
 @eps_option
+@geometry_options
 @block_option
 @click.option(
     "--precision",
@@ -69,6 +71,8 @@ def command(
     candidate: str,
     inputs: Path | None,
     eps: float | None,
+    strides: Any,
+    dilations: Any,
     block: str,
     precision: str,
     timeout: float,
@@ -99,7 +103,9 @@ def command(
         if is_golden(reference):
             report = verify(reference, candidate, precision=precision, timeout=timeout)
         else:
-            model = repvgg_ref.load(reference, eps=eps, block=block)
+            model = repvgg_ref.load(
+                reference, eps=eps, block=block, strides=strides, dilations=dilations
+            )
             report = verify(
                 model,
                 candidate,

@@ -13,6 +13,7 @@ from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.models.architectures import Architecture, AuxHeadSpec
+from repvgg_ref.models.geometry import geometry_of
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import official_dialect
@@ -70,7 +71,9 @@ def _model(
     if isinstance(reference, Model):
         model = replace(reference, arch=arch, eps=eps, momentum=momentum)
     elif reference is not None:
-        model = replace(load(reference, eps=eps), arch=arch, momentum=momentum)
+        known = geometry_of(arch)
+        loaded = load(reference, eps=eps, strides=known.strides, dilations=known.dilations)
+        model = replace(loaded, arch=arch, momentum=momentum)
     elif (folder / WEIGHTS).is_file():
         form: Form = "deploy" if manifest["form"] == "deploy" else "train"
         model = Model(arch, form, _params(folder / WEIGHTS, arch, form), eps, momentum)
