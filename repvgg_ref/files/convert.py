@@ -34,7 +34,7 @@ from repvgg_ref.files.checkpoint import (
 from repvgg_ref.files.metadata import describe, read_eps
 from repvgg_ref.files.wrappers import WhichWeights
 from repvgg_ref.models.about import Assumed
-from repvgg_ref.models.geometry import Geometry
+from repvgg_ref.models.geometry import Geometry, geometry_of
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Block, Linear
 from repvgg_ref.models.names import official_names
@@ -69,6 +69,7 @@ class Conversion:
     notes: tuple[str, ...]
     eps: float
     assumed: Assumed = field(default_factory=Assumed)
+    geometry: Geometry = field(default_factory=Geometry)
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ def convert(
             notes=tuple(checkpoint.notes),
             eps=eps,
             assumed=assumed,
+            geometry=geometry_of(arch),
         )
 
 

@@ -19,7 +19,7 @@ class About:
     input_size : (height, width)
         Of the pictures, in pixels.
     mean, std : tuple of float
-        One number a channel, of pixels between 0 and 1: ``x = (pixels - mean) / std``.
+        One number a channel, of pixels from 0 (black) to 1: ``x = (pixels - mean) / std``.
     crop_ratio : float
         Side of the evaluated crop over the shorter side of the resized picture.
     """
@@ -48,6 +48,9 @@ class About:
             if (numbers := getattr(self, name)) is not None:
                 said.append(name + " " + ", ".join(f"{number:.4g}" for number in numbers))
         return "; ".join(said)
+
+
+UNKNOWN = About()
 
 
 @dataclass(frozen=True)

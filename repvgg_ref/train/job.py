@@ -179,13 +179,11 @@ def roundoff(job: Job) -> float:
 
 def _about(recipe: Recipe, source: Source) -> About:
     """What the trained network is to know of its classes and pictures."""
-    standardise = source.standardise
-    whole = standardise.scale * 255  # what a white pixel is before mean and deviation
     return About(
         classes=tuple(source.classes),
         input_size=(recipe.size, recipe.size),
-        mean=tuple(mean / whole for mean in standardise.mean),
-        std=tuple(std / whole for std in standardise.std),
+        mean=tuple(map(float, source.standardise.mean)),
+        std=tuple(map(float, source.standardise.std)),
         crop_ratio=recipe.crop_ratio,
     )
 

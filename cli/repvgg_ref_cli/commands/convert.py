@@ -156,7 +156,12 @@ def _show(source: Path, done: Conversion) -> None:
 
 def _create(done: Conversion) -> str:
     """How the official code builds the model, if it has a function for it."""
+    from repvgg_ref.models.architectures import NAMES, architecture
+    from repvgg_ref.models.geometry import geometry_of
+
     family, _, size = done.model.partition("-")
-    if family != "RepVGG":
+    if done.model not in NAMES or family != "RepVGG":
         return "with the model built with deploy=True: "
+    if done.geometry != geometry_of(architecture(done.model)):
+        return "with the model built with deploy=True and these strides and dilations: "
     return f"model = create_RepVGG_{size}(deploy=True); "

@@ -17,6 +17,7 @@ from repvgg_ref_cli.data_options import (
 from repvgg_ref_cli.options import (
     FILE,
     algorithm_option,
+    assumed_line,
     backend_option,
     block_option,
     debug_option,
@@ -31,6 +32,7 @@ from repvgg_ref_cli.options import (
 if TYPE_CHECKING:
     from repvgg_ref.arrays import Array
     from repvgg_ref.data.loader import Loader
+    from repvgg_ref.data.source import Standardise
     from repvgg_ref.data.transforms import EvaluationTransform
     from repvgg_ref.models.network import Model
     from repvgg_ref.models.published import Published
@@ -51,7 +53,7 @@ _DISAGREES = 1
 @click.option(
     "--size",
     type=_PIXELS,
-    show_default="224, D2se 320, small pictures their own",
+    show_default="what the file says; 224, D2se 320, small pictures their own",
     help="Of the crop.",
 )
 @click.option(
@@ -113,15 +115,28 @@ def command(
     import repvgg_ref
     from repvgg_ref.data.loader import Loader
     from repvgg_ref.train.evaluate import count
-    from repvgg_ref.train.sources import open_validation, validation_transform
+    from repvgg_ref.train.sources import (
+        class_notes,
+        open_validation,
+        standardisation,
+        validation_transform,
+    )
 
     loaded = repvgg_ref.load(
-        weights, model=model, eps=eps, weights="ema" if ema else "model", block=block
+        weights,
+        model=model,
+        eps=eps,
+        weights="ema" if ema else "model",
+        block=block,
+        strides=strides,
+        dilations=dilations,
     )
-    for message in loaded.notes:
+    for message in (*loaded.notes, *assumed_line(loaded.assumed)):
         note(message)
     forms = _forms(loaded, form)
     source = open_validation(loaded, data, split=split, decoder=decoder, limit=limit)
+    for message in class_notes(loaded, source):
+        note(message)
     transform = validation_transform(
         loaded, source, size=size, resize=resize, interpolation=interpolation
     )
@@ -139,7 +154,8 @@ def command(
         _require_finite(logits)
         return logits
 
-    counted = count(forms, _inputs(loader), forward=forward, roundoff=2.0**-24)
+    standardise = standardisation(loaded, source)
+    counted = count(forms, _inputs(loader, standardise), forward=forward, roundoff=2.0**-24)
     for name, reason in loader.skipped:
         note(f"skipped: {reason if name in reason else f'{name}: {reason}'}")
     found = _as_json(loaded, form, counted, loader, transform)
@@ -181,7 +197,7 @@ def _require_finite(logits: Array) -> None:
         )
 
 
-def _inputs(loader: Loader) -> Iterator[tuple[Array, Array]]:
+def _inputs(loader: Loader, standardise: Standardise) -> Iterator[tuple[Array, Array]]:
     """The batches as the network takes them, with a progress bar."""
     import time
     from contextlib import closing
@@ -191,7 +207,7 @@ def _inputs(loader: Loader) -> Iterator[tuple[Array, Array]]:
     started, done, total = time.monotonic(), 0, len(loader.source)
     with ProgressBar("evaluating") as progress, closing(loader.epoch(0)) as batches:
         for batch in batches:
-            yield loader.source.standardise(batch.images), batch.labels
+            yield standardise(batch.images), batch.labels
             done += len(batch.labels)
             progress(f"{done / (time.monotonic() - started):.0f} images/s", done, total)
 
@@ -205,6 +221,7 @@ def _as_json(
     found: dict[str, Any] = {
         "model": model.name,
         "form": form,
+        "assumed": model.assumed.to_json(),
         **_rates(last),
         "size": transform.size,
         "resize": transform.resize,

@@ -14,6 +14,7 @@ import click
 from repvgg_ref_cli.failures import DISAGREES
 from repvgg_ref_cli.options import (
     FILE,
+    assumed_line,
     block_option,
     debug_option,
     eps_option,
@@ -119,6 +120,8 @@ def command(
         print_json(report.to_json())
     else:
         _show(report)
+    for message in assumed_line(report.assumed):
+        note(message)
     for path in (page, junit):
         if path is not None:
             note(f"wrote {path}")

@@ -12,6 +12,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import load
+from repvgg_ref.models.about import Assumed
 from repvgg_ref.models.architectures import Architecture, AuxHeadSpec
 from repvgg_ref.models.geometry import geometry_of
 from repvgg_ref.models.graph import Network
@@ -87,7 +88,18 @@ def _model(
             got=f"{model.name} in {model.form} form",
             wanted=f"{arch.name}, digest {str(manifest['weights_sha256'])[:12]}",
         )
-    return model
+    return replace(model, assumed=_assumed(manifest))
+
+
+def _assumed(manifest: Mapping[str, Any]) -> Assumed:
+    """What was assumed when the bundle was made; bundles before 0.2.0 do not say it."""
+    try:
+        said = manifest.get("assumed", {})
+        eps = None if said.get("eps") is None else float(said["eps"])
+        steps = ({str(b): int(n) for b, n in said.get(w, {}).items()} for w in Assumed().steps)
+        return Assumed(eps, *steps)
+    except (AttributeError, TypeError, ValueError):
+        raise ReportedError("the manifest's 'assumed' is no table of numbers") from None
 
 
 def _params(path: Path, arch: Network, form: Form) -> dict[str, Array]:
