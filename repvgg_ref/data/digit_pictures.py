@@ -22,7 +22,7 @@ _BOX_WIDTH = 20  # dots, of a digit that is not narrow
 _NARROW = 12  # dots; a 1 is not made wide
 _SHARE = 0.305  # of the dots that is inked, in the mean of the training images
 _WORKING = 160  # pixels, of the digit's height
-_LARGEST = 1024  # pixels of a picture's longer side; larger ones are made smaller first
+_LARGEST = 512  # pixels of a picture's longer side; larger ones are made smaller first
 _CONTRAST = 24  # grey levels between ink and paper, at least
 _SPECK = 0.04  # of the largest stroke's area; smaller spots are none of the digit
 _WIDE = 1.5  # times as wide as high: more than one digit
@@ -95,11 +95,10 @@ def _strokes(pixels: Array) -> Array:
 
     side = max(3, min(pixels.shape) // 2) | 1
     smooth = ndimage.gaussian_filter(pixels, 0.002 * max(pixels.shape))
-    ground = ndimage.gaussian_filter(ndimage.minimum_filter(smooth, side), side / 4)
+    ground = ndimage.uniform_filter(ndimage.minimum_filter(smooth, side), side)
     above = smooth - ground
-    limit = _threshold(above)
-    ink = above > limit
-    if not ink.any() or above[ink].mean() - above[~ink].mean() < _CONTRAST:
+    ink = above > _threshold(above)
+    if ink.all() or not ink.any() or above[ink].mean() - above[~ink].mean() < _CONTRAST:
         raise DigitPictureError(
             "there is no digit in the picture", got="an even grey", wanted=_NEEDED
         )

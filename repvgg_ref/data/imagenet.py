@@ -12,14 +12,12 @@ CLASSES_PATH = Path(__file__).with_name("imagenet-classes.txt")
 
 @cache
 def imagenet_classes() -> dict[str, str]:
-    """WordNet's number (``n01440764``) -> English name (``tench``), in the order of the logits."""
+    """WordNet's number (``n01440764``) -> English name (``tench``), in the order of the logits.
+
+    No two names are the same.
+    """
     lines = CLASSES_PATH.read_text(encoding="utf-8").splitlines()
     return dict(line.split(" ", 1) for line in lines)
-
-
-def imagenet_labels() -> list[str]:
-    """The English names, all different, in the order of the logits."""
-    return list(imagenet_classes().values())
 
 
 def imagenet_place(name: str) -> int | None:

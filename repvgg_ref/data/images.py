@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.data.digits import MEAN, digits_architecture, image_to_input
+from repvgg_ref.data.digit_pictures import DigitPictureError, record
+from repvgg_ref.data.digits import ABOUT, digits_architecture, image_to_input, to_input
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.about import UNKNOWN, About
 from repvgg_ref.models.graph import Network
@@ -79,34 +80,44 @@ def network_input(
     preparation: str = "auto",
     size: int | None = None,
     about: About = UNKNOWN,
+    notes: list[str] | None = None,
 ) -> Array:
     """What the network `arch` is to see of one picture, (1, C, H, W) float32.
 
     Parameters
     ----------
     preparation : {"auto", "imagenet", "digits"}
-        As `eval_input` or as `digits.image_to_input` do; "auto" goes by the network.
+        As `eval_input` or as `digit_pictures.record` do; "auto" goes by what the file says.
     size : int, optional
         Of the crop; default what is known of the network, else ImageNet's 224.
     about : About
         What the network was trained on: its mean and deviation, and how much of a picture it saw.
+    notes : list of str, optional
+        Gets what was done to the picture beyond that, in words.
 
     Raises
     ------
     ImageError
-        If it is no picture, or there is no standard way to prepare one for this network.
+        If it is no picture, holds no digit where one is needed, or there is no standard way to
+        prepare one for this network.
     """
     image = open_upright(path)
     if preparation == "auto":
-        preparation = "digits" if _is_of_digits(arch, about) else "imagenet"
-    if preparation == "digits":
-        return image_to_input(image)
-    return eval_input(image, size=size, channels=arch.in_channels, about=about)
-
-
-def _is_of_digits(arch: Network, about: About) -> bool:
-    """Whether this is the network of the bundled digits, and not its like for other pictures."""
-    return arch.blocks == digits_architecture().blocks and about.mean in (None, (MEAN,))
+        if about == UNKNOWN and arch.blocks == digits_architecture().blocks:
+            return image_to_input(image)  # of before files said what they were trained on
+        known = about.input_size, about.mean, about.std
+        ours = known == (ABOUT.input_size, ABOUT.mean, ABOUT.std)
+        preparation = "digits" if ours else "imagenet"
+    if preparation == "imagenet":
+        return eval_input(image, size=size, channels=arch.in_channels, about=about)
+    try:
+        recorded = record(image)
+    except DigitPictureError as error:
+        name = sanitize(Path(path).name)
+        raise ImageError(f"{name}: {error.what}", got=error.got, wanted=error.wanted) from None
+    if notes is not None:
+        notes += recorded.done
+    return to_input(recorded.ink[None])
 
 
 def eval_input(

@@ -3,11 +3,11 @@
     python -m tests.studies.data.digit_styles [--out results/digit-styles.json] [--sheet FILE.png]
 
 Typed in every upright and slanted font that matplotlib and Pillow ship, and written by strokes of
-our own (two hands, three pens, random slant, size and trembling), each as a clean picture, as light
-ink on black with margins, as a scan and as a photograph (uneven light, noise, blur, tinted paper and
-ink, off the centre). "before" is the picture made small, as versions up to 0.1 did; "after" is what
-`predict` does now. None of these pictures was used to train anything; the constants of
-`repvgg_ref.data.digit_pictures` were chosen on seed 0, the committed figures are of other seeds.
+our own (two hands, three pens, random slant, size and trembling), each as a clean picture, as
+light ink on black with margins, as a scan and as a photograph (uneven light, noise, blur, tinted
+paper and ink, off the centre). "before" is the picture made small, as versions up to 0.1 did;
+"after" is what `predict` does now. None of these pictures was used to train anything; the constants
+of `repvgg_ref.data.digit_pictures` were chosen on seed 0, the committed figures are of other seeds.
 """
 
 from __future__ import annotations
