@@ -61,9 +61,7 @@ def record(image: Image) -> Recorded:
     if light and _fills(pixels):
         small = image.convert("L").resize((SIDE, SIDE), Pillow.Resampling.BOX)
         return Recorded(np.asarray(small, np.float32) * np.float32(INK / 255), ())
-    mask = _strokes(pixels if light else 255 - pixels)
-    rows, columns = (_extent(mask.any(axis=axis)) for axis in (1, 0))
-    mask = mask[rows, columns]
+    mask = _cropped(_strokes(pixels if light else 255 - pixels))
     done = [] if light else ["inverted"]
     done.append(f"cropped to {mask.shape[1]} x {mask.shape[0]} of {grey.width} x {grey.height}")
     if mask.shape[1] > _WIDE * mask.shape[0]:
@@ -84,9 +82,9 @@ def _is_light_on_dark(pixels: Array) -> bool:
 def _fills(pixels: Array) -> bool:
     """Whether the ink of a square picture reaches from its top to its bottom."""
     height, width = pixels.shape
-    ink = (pixels > 127).any(axis=1)
-    reach = _extent(ink) if ink.any() else slice(0, 0)
-    return height == width and reach.stop - reach.start > height * (1 - 1 / SIDE)
+    inked = np.flatnonzero((pixels > 127).any(axis=1))
+    reach = inked[-1] + 1 - inked[0] if inked.size else 0
+    return bool(height == width and reach > height * (1 - 1 / SIDE))
 
 
 def _strokes(pixels: Array) -> Array:
@@ -133,8 +131,7 @@ def _upright(mask: Array) -> Array:
     wide = Pillow.new("L", (width + 2 * room, _WORKING))
     wide.paste(image, (room, 0))
     shear = (1, slant, -slant * _WORKING / 2, 0, 1, 0)
-    found = np.asarray(wide.transform(wide.size, Pillow.Transform.AFFINE, shear)) > 127
-    return found[:, _extent(found.any(axis=0))]
+    return _cropped(np.asarray(wide.transform(wide.size, Pillow.Transform.AFFINE, shear)) > 127)
 
 
 def _scaled(mask: Array) -> Array:
@@ -157,7 +154,7 @@ def _boxed(mask: Array) -> Array:
 
     if not mask.any():
         return np.zeros((DOTS, DOTS), bool)
-    mask = mask[_extent(mask.any(axis=1)), _extent(mask.any(axis=0))]
+    mask = _cropped(mask)
     natural = mask.shape[1] * DOTS / mask.shape[0]
     width = max(1, round(natural)) if natural < _NARROW else _BOX_WIDTH
     image = Pillow.fromarray((mask * 255).astype(np.uint8))
@@ -171,7 +168,8 @@ def _boxed(mask: Array) -> Array:
 def _counted(dots: Array) -> Array:
     """Inked dots in each field of 4 x 4."""
     fields = dots.reshape(SIDE, UPSCALE, SIDE, UPSCALE)  # (8, 4, 8, 4)
-    return fields.sum(axis=(1, 3)).astype(np.float32)
+    counts: Array = fields.sum(axis=(1, 3))
+    return counts.astype(np.float32)
 
 
 def _threshold(values: Array) -> float:
@@ -188,7 +186,7 @@ def _threshold(values: Array) -> float:
     return float(centres[int(best.mean())])
 
 
-def _extent(found: Array) -> slice:
-    """From the first to the last that is true."""
-    places = np.flatnonzero(found)
-    return slice(int(places[0]), int(places[-1]) + 1)
+def _cropped(mask: Array) -> Array:
+    """The rows and columns from the first to the last that holds ink."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -141,8 +141,15 @@ def _tested(axes: Axes, at: list[int], values: dict[str, list[float]], form: str
         f"test, {name} form: {found[-1]:{form}} at the end" for name, found in values.items()
     )
     dot = len(at) <= _DOTS
-    broad = {"color": _ORANGE, "alpha": 0.4, "lw": 6, "marker": "o" * dot, "ms": 9, "zorder": 1}
-    narrow = {"color": _BLACK, "lw": 1.2, "ls": "--", "marker": "." * dot, "ms": 5}
+    broad: dict[str, Any] = {
+        "color": _ORANGE,
+        "alpha": 0.4,
+        "lw": 6,
+        "marker": "o" * dot,
+        "ms": 9,
+        "zorder": 1,
+    }
+    narrow: dict[str, Any] = {"color": _BLACK, "lw": 1.2, "ls": "--", "marker": "." * dot, "ms": 5}
     axes.plot(at, values["trained"], label=trained, clip_on=False, **broad)
     axes.plot(at, values["fused"], label=fused, clip_on=False, **narrow)
 

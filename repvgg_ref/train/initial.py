@@ -45,8 +45,8 @@ class Given(NamedTuple):
 def read_given(settings: Settings) -> Given:
     """Read the file of ``--init``, if there is one.
 
-    A training that goes on finds a network that has no name in its own weights, so that the file
-    it began with need not be there any more.
+    A training that goes on finds its network in its own weights: the file that it began with need
+    not be there any more.
 
     Raises
     ------
@@ -57,8 +57,9 @@ def read_given(settings: Settings) -> Given:
     """
     recipe, path = settings.recipe, settings.init
     from_file = recipe.model == FROM_FILE
-    if from_file and settings.resume and (settings.out / WEIGHTS).exists():
-        path = settings.out / WEIGHTS
+    own = settings.out / WEIGHTS
+    if settings.resume and (from_file or path is not None) and own.exists():
+        path = own
     if path is None:
         if from_file:
             raise UnfitError(

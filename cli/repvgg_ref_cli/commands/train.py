@@ -114,9 +114,9 @@ def command(
     """Train a RepVGG by a recipe, and export the fused network.
 
     Every field of the recipe is an option; without one the recipe's value holds. The folder --out
-    gets states to resume from, log.jsonl, curves, train.pth (official names) and deploy.npz. A
-    training that is interrupted saves its state and exits with 128 + the signal's number; so does
-    every rank under `mpiexec -n N python -m repvgg_ref.train ...`.
+    gets states to resume from, log.jsonl, result.json, curves, train.pth (official names) and
+    deploy.npz. A training that is interrupted saves its state and exits with 128 + the signal's
+    number; so does every rank under `mpiexec -n N python -m repvgg_ref.train ...`.
 
     After every few epochs the trained and the fused form are evaluated and must agree within the
     derived bound; otherwise the training stops with exit code 1.
