@@ -81,7 +81,7 @@ def test_what_was_done_is_said() -> None:
     assert abs(width - (box[2] - box[0])) <= 4
     assert abs(height - (box[3] - box[1])) <= 4
     assert crop.endswith("of 160 x 160")
-    assert rest == "made upright, scaled and centred"
+    assert rest == "straightened, scaled and centred"
     assert record(image).done == (crop, rest)
 
 

@@ -78,7 +78,7 @@ def command(
     Images are turned upright (EXIF), flattened on white, brought to the model's colours, resized
     (shorter side to size * 256 / 224), centre-cropped and standardised, as the model's validation
     did: by the size, mean and deviation that the file says, else by ImageNet's. For a model of the
-    bundled digits the digit is found in the picture, inverted if it is dark on light, made upright
+    bundled digits the digit is found in the picture, inverted if it is dark on light, straightened
     and scaled as those were recorded; the output says so.
     """
     import repvgg_ref
