@@ -50,7 +50,7 @@ class Geometry:
                         got=repr(name),
                         wanted=", ".join(known),
                     )
-                if not isinstance(number, int) or not 1 <= number <= _MOST:
+                if type(number) is not int or not 1 <= number <= _MOST:
                     raise CheckpointError(
                         f"{name} cannot have this {what}",
                         got=repr(number),
