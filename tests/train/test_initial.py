@@ -16,7 +16,7 @@ from repvgg_ref.data import ArraySource, Loader, Standardise, evaluation_transfo
 from repvgg_ref.data.digits import INK, MEAN, MODEL_PATH, STD, UPSCALE, load_digits, to_input
 from repvgg_ref.data.imagenet import imagenet_classes
 from repvgg_ref.files.checkpoint import save
-from repvgg_ref.models.about import About
+from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.architectures import NAMES
 from repvgg_ref.models.network import Model, build
 from repvgg_ref.models.parameters import param_shapes
@@ -53,7 +53,7 @@ def same_body(one: Model, other: Model) -> bool:
 
 
 def test_without_names_the_head_is_new_and_all_else_is_the_files() -> None:
-    digits = rr.load(MODEL_PATH)
+    digits = replace(rr.load(MODEL_PATH), assumed=Assumed(eps=1e-5))
     start, found = begun(digits, ("a", "b", "c"))
     assert list(start.params) == list(digits.params)
     assert same_body(start, digits)
@@ -63,7 +63,7 @@ def test_without_names_the_head_is_new_and_all_else_is_the_files() -> None:
     assert (found.classes_taken, found.classes_new, found.classes_left) == ((), tuple("abc"), 10)
     assert found.lines() == [
         f"start.npz: {len(digits.params) - 2} arrays of digits taken",
-        f"assumed: {digits.assumed}",
+        "assumed: eps 1e-05",
         "head's classes: 3 new (a, b, c), 10 left; the file does not name its classes",
     ]
     again, _ = begun(digits, ("a", "b", "c"))
@@ -215,6 +215,18 @@ def test_the_log_and_the_result_say_what_was_taken(seven: Path, tmp_path: Path) 
     assert result == json.loads(json.dumps(done.result))
     assert result["files"] == [str(path) for path in done.files]
     assert rr.load(out / "train.pth").arch.num_classes == 3
+
+
+def test_a_file_that_names_its_classes_gives_their_rows(tmp_path: Path) -> None:
+    model = build(TINY, seed=9, dtype=np.float64)
+    model.about = About(classes=("9", "1", "8"))
+    for name in ("start.npz", "start.pth"):
+        save(model, tmp_path / name)
+        job = small_job(tmp_path / "out", recipe=FROM, arch=None, init=tmp_path / name)
+        assert job.initialised is not None
+        assert job.initialised.classes_taken == ("1",)
+        assert np.array_equal(job.start.params[HEAD[0]][1], model.params[HEAD[0]][1])
+        assert job.start.about.classes == ("0", "1", "2")
 
 
 def test_it_is_resumed_to_the_same_bits_though_the_file_is_gone(
