@@ -106,7 +106,8 @@ def first_weights(
             advice="leave --model out: the file says which network it is",
         )
     rows, how = _rows(model, classes)
-    taken = {n: a for n, a in model.params.items() if n not in _heads(model.arch)}
+    heads = _heads(model.arch)
+    taken = {name: array for name, array in model.params.items() if name not in heads}
     wanted = param_shapes(arch, "train")
     new = [name for name in wanted if name not in taken]
     if new:
