@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,8 +136,7 @@ def test_imagenets_classes_have_their_names(
     names: str, picture: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Of a file that names none, and of one that learnt from ImageNet's folders."""
-    arch = replace(small_model().arch, num_classes=1000)
-    model = build(arch)
+    model = build(small_model().arch.with_classes(1000))
     model.params["linear.bias"][207] = 100
     if names == "wordnet":
         model.about = About(classes=tuple(imagenet_classes()))

@@ -34,8 +34,8 @@ def records(steps: int, *, epochs: int = 2, loss: float = 2.0) -> list[dict[str,
 
 def figure(log: list[dict[str, Any]]) -> Any:
     pytest.importorskip("matplotlib", reason="needs matplotlib")
-    kinds = [[r for r in log if r["event"] == kind] for kind in ("step", "evaluation")]
-    return _figure(*kinds, "title")
+    steps, tests = ([r for r in log if r["event"] == kind] for kind in ("step", "evaluation"))
+    return _figure(steps, tests, "title")
 
 
 def drawn(axes: Any) -> dict[str, tuple[list[float], list[float]]]:
