@@ -103,11 +103,9 @@ def network_input(
     """
     image = open_upright(path)
     if preparation == "auto":
-        if about == UNKNOWN and arch.blocks == digits_architecture().blocks:
-            return image_to_input(image)  # of before files said what they were trained on
-        known = about.input_size, about.mean, about.std
-        ours = known == (ABOUT.input_size, ABOUT.mean, ABOUT.std)
-        preparation = "digits" if ours else "imagenet"
+        preparation = "digits" if _is_of_digits(arch, about) else "imagenet"
+        if preparation == "digits" and about == UNKNOWN:  # written before files said what they are
+            return image_to_input(image)
     if preparation == "imagenet":
         return eval_input(image, size=size, channels=arch.in_channels, about=about)
     try:
@@ -118,6 +116,21 @@ def network_input(
     if notes is not None:
         notes += recorded.done
     return to_input(recorded.ink[None])
+
+
+def assumed_size(arch: Network, about: About, preparation: str, size: int | None) -> int | None:
+    """The size of the crop that `network_input` takes although nobody says it, or None."""
+    digits = preparation == "digits" or (preparation == "auto" and _is_of_digits(arch, about))
+    said = size is not None or about.input_size is not None
+    return None if said or digits else _RESIZED_TO_CROPPED[1]
+
+
+def _is_of_digits(arch: Network, about: About) -> bool:
+    """Whether this is the network of the bundled digits, and not its like for other pictures."""
+    if about == UNKNOWN:
+        return arch.blocks == digits_architecture().blocks
+    known = about.input_size, about.mean, about.std
+    return known == (ABOUT.input_size, ABOUT.mean, ABOUT.std)
 
 
 def eval_input(
@@ -172,7 +185,7 @@ def _standardisation(channels: int, about: About) -> tuple[Sequence[float], Sequ
         return IMAGENET_MEAN, IMAGENET_STD
     luma = np.array(LUMA, np.float32)
     mean, std = (np.array(known, np.float32) @ luma for known in (IMAGENET_MEAN, IMAGENET_STD))
-    return [mean], [std]
+    return [float(mean)], [float(std)]
 
 
 def resize_shorter(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 import repvgg_ref as rr
 import weights_io
+from repvgg_ref.arrays import Array
 from repvgg_ref.data.images import open_upright
 from repvgg_ref.models.about import About
 from tests.cli.runner import invoke, save_small, small_model
@@ -52,7 +54,8 @@ def commands(weights: Path, folder: Path, picture: Path) -> dict[str, list[objec
     make_folder(folder / "data" / "val")
     x = np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)
     np.save(folder / "x.npy", x)
-    np.savez(folder / "dump.npz", input=x, **small_model().forward(x, layers=True))
+    dump: dict[str, Any] = {"input": x, **small_model().forward(x, layers=True)}
+    np.savez(folder / "dump.npz", **dump)
     return {
         "convert": ["--in", weights, "--out", folder / "out.npz"],
         "inspect": [weights],
@@ -88,6 +91,8 @@ def test_every_command_tells_what_it_assumed_and_takes_what_is_said(
     assert "assumed eps 1e-05; stride 2 in stage0, stage1.0" in told
     assert "--eps, --strides, --dilations say otherwise" in told
 
+    if name == "golden":  # what is said to it: tests/oracle/test_assumptions.py, and it takes long
+        return
     said = ["--eps", "1e-5", "--strides", "stage0=1, stage1.0=1", "--strides", "stage2.0=2"]
     dilations = ",".join(f"{block}=1" for block in blocks)
     found = invoke(capsys, name, *arguments, *said, "--dilations", dilations, "--json").json()
@@ -126,14 +131,15 @@ def test_what_cannot_be_is_one_line(
     assert not out.exists()
 
 
-def prepared(picture: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def prepared(picture: Path) -> Array:
     """The picture as `ABOUT` says, by Pillow and arithmetic: 40 of 50 pixels, standardised."""
     image = open_upright(picture)  # 90 x 70
     small = image.resize((int(50 * 90 / 70), 50), Image.Resampling.BILINEAR)
     left, top = round((small.width - 40) / 2), 5
     pixels = np.asarray(small.crop((left, top, left + 40, top + 40)), np.float64) / 255
     x = (pixels - np.array([0.2, 0.4, 0.6])) / np.array([0.5, 0.25, 0.125])
-    return x.transpose(2, 0, 1)[None]
+    found: Array = x.transpose(2, 0, 1)[None]
+    return found
 
 
 def test_predict_prepares_and_names_as_the_file_says(
@@ -152,6 +158,19 @@ def test_predict_prepares_and_names_as_the_file_says(
         capsys, "predict", "--weights", knowing, picture, "--size", "32", "--json"
     ).json()
     assert asked["images"][0]["top"] != entry["top"]
+
+
+def test_predict_tells_the_size_that_it_assumed(
+    bare: Path, knowing: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for weights, options, size in (
+        (bare, (), 224),
+        (bare, ("--size", 32), None),
+        (knowing, (), None),
+    ):
+        shown = invoke(capsys, "predict", "--weights", weights, picture, *options, "--json")
+        assert shown.json()["assumed"]["input_size"] == size
+        assert ("assumed input size 224" in shown.err) == (size is not None)
 
 
 def test_a_fused_file_predicts_the_same(

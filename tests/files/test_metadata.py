@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import repvgg_ref as rr
@@ -108,4 +107,4 @@ def test_the_bundled_model_knows_its_digits() -> None:
 
     model = rr.load(MODEL_PATH)
     assert (model.about, bool(model.assumed)) == (DIGITS, False)
-    assert np.shape(model.about.mean) == (model.arch.in_channels,)
+    assert len(model.about.mean or ()) == model.arch.in_channels

@@ -89,9 +89,10 @@ def test_other_blocks_and_numbers_are_refused(
     tmp_path: Path, strides: dict[str, Any], match: str
 ) -> None:
     path = written(tmp_path, random_model(ARCH, 3).state_dict())
-    for what in ("strides", "dilations"):
-        with pytest.raises(CheckpointError, match=match.replace("stride", what[:-1])):
-            rr.load(path, **{what: strides})
+    with pytest.raises(CheckpointError, match=match):
+        rr.load(path, strides=strides)
+    with pytest.raises(CheckpointError, match=match.replace("stride", "dilation")):
+        rr.load(path, dilations=strides)
 
 
 FORKS: dict[str, tuple[dict[str, int], dict[str, int]]] = {

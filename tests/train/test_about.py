@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import repvgg_ref as rr
@@ -40,4 +39,4 @@ def test_a_network_of_other_strides_is_trained_and_exported_as_one(tmp_path: Pat
         loaded = rr.load(tmp_path / name)
         assert geometry_of(loaded.arch) == geometry_of(arch)
         assert not loaded.assumed
-    assert replace(rr.load(tmp_path / "train.pth").arch, name="") == replace(arch, name="")
+        assert loaded.arch.blocks == arch.blocks

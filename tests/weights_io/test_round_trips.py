@@ -17,7 +17,7 @@ import weights_io
 from weights_io.dtypes import STORED
 
 CONTAINERS: list[weights_io.Container] = ["npz", "safetensors", "torch-zip", "torch-legacy"]
-WITH_METADATA: list[weights_io.Container] = ["npz", "safetensors"]
+WITH_METADATA: list[weights_io.Container] = ["npz", "safetensors", "torch-zip"]
 SHAPES = [(), (0,), (1,), (3, 0, 2), (2, 3, 4, 5)]
 
 Save = Callable[..., weights_io.Archive]

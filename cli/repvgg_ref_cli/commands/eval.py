@@ -215,8 +215,6 @@ def _inputs(loader: Loader, standardise: Standardise) -> Iterator[tuple[Array, A
 def _as_json(
     model: Model, form: str, counted: Counted, loader: Loader, transform: EvaluationTransform
 ) -> dict[str, Any]:
-    from repvgg_ref.models.published import PUBLISHED
-
     *_, last = counted.tallies.values()  # the fused form if there are both
     found: dict[str, Any] = {
         "model": model.name,
@@ -226,7 +224,7 @@ def _as_json(
         "size": transform.size,
         "resize": transform.resize,
         "skipped": [{"image": name, "reason": reason} for name, reason in loader.skipped],
-        "expected": _expected(PUBLISHED.get(model.name), transform.size),
+        "expected": _expected(_published(model), transform.size),
     }
     if (apart := counted.comparison) is not None:
         found["forms"] = {name: _rates(tally) for name, tally in counted.tallies.items()}
@@ -237,6 +235,18 @@ def _as_json(
             "tolerance": apart.tolerance,
         }
     return found
+
+
+def _published(model: Model) -> Published | None:
+    """What is stated of this network: nothing, if it has other strides or dilations."""
+    from repvgg_ref.models.geometry import geometry_of
+    from repvgg_ref.models.published import PUBLISHED
+    from repvgg_ref.models.registry import network
+
+    if model.name not in PUBLISHED:
+        return None
+    usual, own = (geometry_of(each) for each in (network(model.name), model.arch))
+    return PUBLISHED[model.name] if usual | own == usual else None
 
 
 def _rates(tally: Tally) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def command(
     and scaled as those were recorded; the output says so.
     """
     import repvgg_ref
-    from repvgg_ref.data.images import network_input
+    from repvgg_ref.data.images import assumed_size, network_input
     from repvgg_ref_cli.progress import ProgressBar
 
     loaded = repvgg_ref.load(
@@ -96,6 +96,9 @@ def command(
     )
     for message in (*loaded.notes, *assumed_line(loaded.assumed)):
         note(message)
+    guessed = assumed_size(loaded.arch, loaded.about, preparation, size)
+    if guessed is not None:
+        note(f"assumed input size {guessed}: not in the file; --size says otherwise")
     names, source = _class_names(classes, loaded)
     if source == "imagenet":
         note("the file names no classes: ImageNet's 1000 are shown; --classes names others")
@@ -120,7 +123,7 @@ def command(
             {
                 "model": loaded.name,
                 "form": loaded.form,
-                "assumed": loaded.assumed.to_json(),
+                "assumed": loaded.assumed.to_json() | {"input_size": guessed},
                 "class_names": source,
                 "images": results,
             }
