@@ -79,7 +79,7 @@ def test_it_offers_one_command_a_pytest_plugin_and_its_extras(wheel: Path) -> No
     }
     assert extras == {
         *("cupy12", "cupy13", "cudnn12", "cudnn13"),
-        *("onnx", "mpi", "jpeg", "tensorboard", "test", "peers"),
+        *("onnx", "mpi", "jpeg", "tensorboard", "plots", "test", "peers"),
     }
     assert "Requires-Dist: torch" not in "\n".join(
         line for line in metadata.splitlines() if "extra ==" not in line

@@ -6,6 +6,7 @@ import sys
 import time
 from datetime import timedelta
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,12 +14,16 @@ from repvgg_ref.train.events import (
     EpochDone,
     Event,
     Finished,
+    Initialised,
     Noted,
     Plan,
     StepDone,
     Stopped,
 )
 from repvgg_ref_cli.options import note, print_json
+
+if TYPE_CHECKING:
+    from repvgg_ref.train.job import Job
 
 _SMOOTHING = 0.95
 
@@ -85,6 +90,8 @@ class View:
                 f"train  {event.model} by {event.recipe}: {event.images} images, "
                 f"{event.classes} classes, {event.steps} steps, {event.parameters:,} parameters"
             )
+        elif isinstance(event, Initialised):
+            _show_start(event)
         elif isinstance(event, EpochDone):
             found = event.evaluation
             minutes = (time.monotonic() - self._began) / 60
@@ -149,31 +156,27 @@ class JsonView(View):
 
     def tell(self, event: Event) -> None:
         """Print the result as JSON."""
-        if isinstance(event, Finished | Stopped):
-            found = {
-                "model": self._plan.model,
-                "recipe": self._plan.recipe,
-                "steps": event.step,
-                "stopped": isinstance(event, Stopped),
-            }
-            if isinstance(event, Finished):
-                found |= event.evaluation.to_json()
-                found |= {"files": [str(path) for path in event.files], "seconds": event.seconds}
-                found["data"] = event.data
-            print_json(found)
+        if isinstance(event, Finished):
+            print_json(event.result)
+        elif isinstance(event, Stopped):
+            names = {"model": self._plan.model, "recipe": self._plan.recipe}
+            print_json(names | {"steps": event.step, "stopped": True})
 
 
-def show_plan(plan: Plan, step_seconds: float, *, as_json: bool) -> None:
+def show_plan(job: Job, step_seconds: float, *, as_json: bool) -> None:
     """What a training would do and cost, from its plan and one measured step."""
+    plan, start = job.plan, job.initialised
     duration = timedelta(seconds=round(plan.steps * step_seconds))
     ranks = "1 rank" if plan.ranks == 1 else f"{plan.ranks} ranks"
     if as_json:
         from dataclasses import asdict
 
-        print_json(
-            asdict(plan) | {"lrs": [list(mark) for mark in plan.lrs], "step_seconds": step_seconds}
-        )
+        found = asdict(plan) | {"lrs": [list(mark) for mark in plan.lrs]}
+        init = None if start is None else asdict(start)
+        print_json(found | {"step_seconds": step_seconds, "init": init})
         return
+    if start is not None:
+        _show_start(start)
     click.echo(f"model     {plan.model}: {plan.parameters:,} parameters, {plan.classes} classes")
     click.echo(f"data      {plan.images} images to train on, {plan.test_images} to evaluate on")
     click.echo(f"steps     {plan.steps}, {plan.steps_per_epoch} an epoch, {ranks}")
@@ -181,3 +184,11 @@ def show_plan(plan: Plan, step_seconds: float, *, as_json: bool) -> None:
     click.echo(f"memory    about {plan.memory / 2**20:,.0f} MiB a rank, beside the images")
     click.echo(f"time      about {duration}: {step_seconds:.3f} s a step (one measured)")
     click.echo("nothing was written")
+
+
+def _show_start(start: Initialised) -> None:
+    """What was taken of the file that the training starts from."""
+    from weights_io import sanitize
+
+    for number, line in enumerate(start.lines()):
+        click.echo(f"{'       ' if number else 'init   '}{sanitize(line)}")

@@ -15,12 +15,13 @@ from PIL import Image
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.data.decode import decoder
-from repvgg_ref.data.digits import MEAN, digits_architecture, image_to_input
+from repvgg_ref.data.digit_pictures import DigitPictureError, record
+from repvgg_ref.data.digits import ABOUT, digits_architecture, image_to_input, to_input
 from repvgg_ref.data.pictures import MOST_PIXELS, ImageError, readable
 from repvgg_ref.data.source import IMAGENET_MEAN, IMAGENET_STD, LUMA
 from repvgg_ref.models.about import UNKNOWN, About
 from repvgg_ref.models.graph import Network
-from weights_io import read_regular
+from weights_io import read_regular, sanitize
 
 _RESIZED_TO_CROPPED = (256, 224)
 
@@ -49,29 +50,42 @@ def network_input(
     preparation: str = "auto",
     size: int | None = None,
     about: About = UNKNOWN,
+    notes: list[str] | None = None,
 ) -> Array:
     """What the network `arch` is to see of one picture, (1, C, H, W) float32.
 
     Parameters
     ----------
     preparation : {"auto", "imagenet", "digits"}
-        As `eval_input` or as `digits.image_to_input` do; "auto" goes by the network.
+        As `eval_input` or as `digit_pictures.record` do; "auto" goes by what the file says.
     size : int, optional
         Of the crop; default what is known of the network, else ImageNet's 224.
     about : About
         What the network was trained on: its mean and deviation, and how much of a picture it saw.
+    notes : list of str, optional
+        Gets what was done to the picture beyond that, in words.
 
     Raises
     ------
     ImageError
-        If it is no picture, or there is no standard way to prepare one for this network.
+        If it is no picture, holds no digit where one is needed, or there is no standard way to
+        prepare one for this network.
     """
     image = open_upright(path)
     if preparation == "auto":
         preparation = "digits" if _is_of_digits(arch, about) else "imagenet"
-    if preparation == "digits":
-        return image_to_input(image)
-    return eval_input(image, size=size, channels=arch.in_channels, about=about)
+        if preparation == "digits" and about == UNKNOWN:  # written before files said what they are
+            return image_to_input(image)
+    if preparation == "imagenet":
+        return eval_input(image, size=size, channels=arch.in_channels, about=about)
+    try:
+        recorded = record(image)
+    except DigitPictureError as error:
+        name = sanitize(Path(path).name)
+        raise ImageError(f"{name}: {error.what}", got=error.got, wanted=error.wanted) from None
+    if notes is not None:
+        notes += recorded.done
+    return to_input(recorded.ink[None])
 
 
 def assumed_size(arch: Network, about: About, preparation: str, size: int | None) -> int | None:
@@ -83,7 +97,10 @@ def assumed_size(arch: Network, about: About, preparation: str, size: int | None
 
 def _is_of_digits(arch: Network, about: About) -> bool:
     """Whether this is the network of the bundled digits, and not its like for other pictures."""
-    return arch.blocks == digits_architecture().blocks and about.mean in (None, (MEAN,))
+    if about == UNKNOWN:
+        return arch.blocks == digits_architecture().blocks
+    known = about.input_size, about.mean, about.std
+    return known == (ABOUT.input_size, ABOUT.mean, ABOUT.std)
 
 
 def eval_input(

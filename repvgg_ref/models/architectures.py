@@ -64,6 +64,10 @@ class Architecture(Network):
         nodes.append(Node("linear", linear, ("pool",), loss_weight=1.0))
         return tuple(nodes)
 
+    def with_classes(self, num_classes: int) -> Architecture:
+        """The same with another number of logits, auxiliary ones too."""
+        return replace(self, num_classes=num_classes)
+
 
 def _aux_nodes(head: AuxHeadSpec, num_classes: int) -> list[Node]:
     spec = BlockSpec(head.name, head.channels, head.channels, stride=2, kind="conv-bn")

@@ -110,6 +110,10 @@ class Network:
         """The same under another name."""
         return replace(self, name=name)  # type: ignore[type-var]
 
+    def with_classes(self, num_classes: int) -> Network:
+        """The same with another number of logits."""
+        raise NotImplementedError
+
     def block(self, name: str) -> BlockSpec:
         """The block called `name`."""
         return next(block for block in self.blocks if block.name == name)
@@ -133,6 +137,13 @@ class Graph(Network):
         """How many logits there are."""
         assert isinstance(self.head.op, Linear)
         return self.head.op.outputs
+
+    def with_classes(self, num_classes: int) -> Graph:
+        """The same with another number of logits."""
+        assert isinstance(self.head.op, Linear)
+        head = replace(self.head, op=replace(self.head.op, outputs=num_classes))
+        nodes = tuple(head if node.name == head.name else node for node in self.nodes)
+        return replace(self, nodes=nodes)
 
 
 class Visit(NamedTuple):

@@ -1,42 +1,49 @@
-"""The training drawn: loss and accuracy over the steps, as SVG and as PNG, from the log."""
+"""The training drawn: loss, accuracy and learning rate over the steps; one figure, as SVG and PNG.
+
+matplotlib draws, an optional extra. A drawing is a convenience: nothing about it fails a training.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import weights_io
-from repvgg_ref.train.state import write_text
+from repvgg_ref.errors import MissingExtraError
 
-WIDTH, HEIGHT, MARGIN = 720, 260, 60
-_POINTS = 600  # drawn of a curve at most; means of what lies between
-_TICKS = 5
-_COLOURS = ("#1f6feb", "#bc4c00", "#1a7f37")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-Points = list[tuple[float, float]]
+_STRETCHES = 150  # drawn of a training at most; a longer one is averaged
+_DOTS = 40  # evaluations that are marked; more would be a row of pearls
+_DECADES = 1.5  # a loss that falls further is drawn on a logarithmic scale
+_SIZE, _DPI = (8.0, 8.5), 120  # inches, dots an inch
+_BLUE, _ORANGE, _BLACK, _GREY = "#0072B2", "#D55E00", "#222222", "#666666"  # safe for colour blind
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "repvgg-ref",  # the same log gives the same bytes
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "legend.edgecolor": "none",
+}
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A line of a panel; `points` are pixels."""
+class _Stretches(NamedTuple):
+    """Steps in groups: the last step of each, and the group's mean, least and greatest value."""
 
-    label: str
-    colour: str
-    points: Points
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One diagram: curves, and labelled positions on both axes, in pixels."""
-
-    title: str
-    top: float
-    curves: tuple[Curve, ...]
-    x_ticks: tuple[tuple[float, str], ...]
-    y_ticks: tuple[tuple[float, str], ...]
+    steps: list[int]
+    mean: list[float]
+    least: list[float]
+    greatest: list[float]
+    length: int
 
 
 def write_curves(folder: Path, records: Sequence[dict[str, Any]], *, title: str) -> list[Path]:
@@ -45,113 +52,132 @@ def write_curves(folder: Path, records: Sequence[dict[str, Any]], *, title: str)
     Returns
     -------
     The files; none if the log holds no two steps.
+
+    Raises
+    ------
+    MissingExtraError
+        If matplotlib is not installed, or does not load.
     """
-    panels = _panels(records)
-    if not panels:
-        return []
-    paths = [folder / "curves.svg", folder / "curves.png"]
-    write_text(paths[0], _svg(panels, title))
-    with weights_io.atomic_path(paths[1]) as temporary:
-        _draw(panels, title, temporary)
-    return paths
-
-
-def _panels(records: Sequence[dict[str, Any]]) -> list[Panel]:
     steps = [r for r in records if r["event"] == "step"]
     tests = [r for r in records if r["event"] == "evaluation"]
     if len(steps) < 2:
         return []
-    loss = {
-        "training loss": [(r["step"], r["loss"]) for r in steps],
-        "test loss": [(r["step"], r["trained"]["loss"]) for r in tests],
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+    except ImportError as error:
+        raise MissingExtraError(
+            "the curves were not drawn: they need matplotlib",
+            got=error,
+            advice="pip install 'repvgg-ref[plots]', then the same command with --resume",
+        ) from None
+    paths = [folder / "curves.svg", folder / "curves.png"]
+    with warnings.catch_warnings(), matplotlib.rc_context():
+        warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
+        matplotlib.rcdefaults()  # whatever matplotlibrc says
+        matplotlib.rcParams.update(_STYLE)
+        figure = _figure(steps, tests, title)
+        with weights_io.atomic_path(paths[0]) as temporary, temporary.open("wb") as file:
+            FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+        with weights_io.atomic_path(paths[1]) as temporary, temporary.open("wb") as file:
+            figure.dpi = _DPI
+            FigureCanvasAgg(figure).print_png(file)
+    return paths
+
+
+def _figure(steps: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]], title: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE)
+    figure.subplots_adjust(left=0.1, right=0.95, bottom=0.06, top=0.9, hspace=0.08)
+    figure.suptitle(title, parse_math=False)  # a recipe may be called a$b$c
+    loss, top1, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.4))
+    at = [r["step"] for r in tests]
+    tested = {form: [r[form] for r in tests] for form in ("trained", "fused")}
+    _training(loss, _stretches(steps, "loss"))
+    _tested(loss, at, {form: [s["loss"] for s in found] for form, found in tested.items()}, ".4g")
+    _training(top1, _stretches(steps, "top1", 100))
+    percent = {form: [100 * s["top1"] for s in found] for form, found in tested.items()}
+    _tested(top1, at, percent, ".2f")
+    rate.plot(*zip(*((r["step"], r["lr"]) for r in steps), strict=True), color=_GREY, lw=1.5)
+    for axes, label in ((loss, "loss"), (top1, "top-1 accuracy, %"), (rate, "learning rate")):
+        axes.set_ylabel(label)
+    rate.set_ylim(bottom=0)
+    rate.set_xlabel("step")
+    rate.xaxis.set_major_formatter("{x:,.0f}")
+    rate.set_xlim(0, steps[-1]["step"])
+    _log_scale_if_wide(loss, [r["loss"] for r in steps] + [s["loss"] for s in tested["trained"]])
+    for axes in (loss, top1):
+        axes.legend(loc="best")
+    _epochs_above(loss, tests)
+    figure.align_ylabels()
+    return figure
+
+
+def _training(axes: Axes, found: _Stretches) -> None:
+    """The training's own values: a line, and where it is a mean the values that it is of."""
+    label = (
+        "training, each step" if found.length == 1 else f"training, mean of {found.length} steps"
+    )
+    axes.plot(found.steps, found.mean, color=_BLUE, lw=1.2, label=label)
+    if found.length > 1:
+        axes.fill_between(
+            found.steps,
+            found.least,
+            found.greatest,
+            color=_BLUE,
+            alpha=0.15,
+            lw=0,
+            label="their range",
+        )
+
+
+def _tested(axes: Axes, at: list[int], values: dict[str, list[float]], form: str) -> None:
+    """Both forms on the test images: they coincide, so one is broad and pale below the other."""
+    if not at:
+        return
+    trained, fused = (
+        f"test, {name} form: {found[-1]:{form}} at the end" for name, found in values.items()
+    )
+    dot = len(at) <= _DOTS
+    broad: dict[str, Any] = {
+        "color": _ORANGE,
+        "alpha": 0.4,
+        "lw": 6,
+        "marker": "o" * dot,
+        "ms": 9,
+        "zorder": 1,
     }
-    top1 = {
-        "training top-1, %": [(r["step"], 100 * r["top1"]) for r in steps],
-        "test top-1, %": [(r["step"], 100 * r["trained"]["top1"]) for r in tests],
-        "fused": [(r["step"], 100 * r["fused"]["top1"]) for r in tests],
-    }
-    lr = {"learning rate": [(r["step"], r["lr"]) for r in steps]}
-    last = steps[-1]["step"]
-    return [
-        _panel(name, curves, last, MARGIN + index * (HEIGHT + MARGIN))
-        for index, (name, curves) in enumerate({"Loss": loss, "Top-1": top1, "Rate": lr}.items())
-    ]
+    narrow: dict[str, Any] = {"color": _BLACK, "lw": 1.2, "ls": "--", "marker": "." * dot, "ms": 5}
+    axes.plot(at, values["trained"], label=trained, clip_on=False, **broad)
+    axes.plot(at, values["fused"], label=fused, clip_on=False, **narrow)
 
 
-def _panel(title: str, curves: dict[str, Points], last: float, top: float) -> Panel:
-    thinned = {label: _thinned(points) for label, points in curves.items() if points}
-    values = [y for points in thinned.values() for _, y in points]
-    low, high = min(values), max(values)
-    step = _round_step((high - low) / _TICKS or abs(high) or 1.0)
-    low, high = math.floor(low / step) * step, math.ceil(high / step) * step
-    high = high if high > low else low + step
-
-    def x(at: float) -> float:
-        return round(MARGIN + (WIDTH - 2 * MARGIN) * at / last, 1)
-
-    def y(value: float) -> float:
-        return round(top + HEIGHT * (high - value) / (high - low), 1)
-
-    every = _round_step(last / _TICKS)
-    return Panel(
-        title,
-        top,
-        tuple(
-            Curve(label, colour, [(x(a), y(b)) for a, b in points])
-            for (label, points), colour in zip(thinned.items(), _COLOURS, strict=False)
-        ),
-        tuple((x(every * n), f"{every * n:g}") for n in range(int(last / every) + 1)),
-        tuple(
-            (y(low + step * n), f"{low + step * n:.4g}")
-            for n in range(round((high - low) / step) + 1)
-        ),
+def _stretches(steps: Sequence[dict[str, Any]], field: str, times: float = 1) -> _Stretches:
+    """At most `_STRETCHES` groups of neighbouring steps."""
+    length = math.ceil(len(steps) / _STRETCHES)
+    groups = [steps[at : at + length] for at in range(0, len(steps), length)]
+    values = [[times * r[field] for r in group] for group in groups]
+    return _Stretches(
+        [group[-1]["step"] for group in groups],
+        [sum(group) / len(group) for group in values],
+        [min(group) for group in values],
+        [max(group) for group in values],
+        length,
     )
 
 
-def _thinned(points: Points) -> Points:
-    """At most `_POINTS` points, each the mean of a stretch."""
-    stretch = math.ceil(len(points) / _POINTS)
-    parts = (points[at : at + stretch] for at in range(0, len(points), stretch))
-    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
+def _log_scale_if_wide(axes: Axes, values: list[float]) -> None:
+    if min(values) > 0 and math.log10(max(values) / min(values)) > _DECADES:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
 
 
-def _round_step(least: float) -> float:
-    """The smallest 1, 2 or 5 times a power of ten that is at least `least`."""
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= least * (1 - 1e-9))
-
-
-def _svg(panels: Sequence[Panel], title: str) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("repvgg_ref.train"), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("curves.svg.j2").render(
-        panels=panels, title=title, width=WIDTH, height=HEIGHT, margin=MARGIN, total=_total(panels)
-    )
-
-
-def _draw(panels: Sequence[Panel], title: str, path: Path) -> None:
-    from PIL import Image, ImageDraw
-
-    image = Image.new("RGB", (WIDTH, int(_total(panels))), "white")
-    pen = ImageDraw.Draw(image)
-    pen.text((MARGIN, 8), title, fill="black")
-    for panel in panels:
-        bottom = panel.top + HEIGHT
-        for y, label in panel.y_ticks:
-            pen.line([(MARGIN, y), (WIDTH - MARGIN, y)], fill="#e5e5e5")
-            pen.text((MARGIN - 6, y), label, fill="#555555", anchor="rm")
-        for x, label in panel.x_ticks:
-            pen.line([(x, panel.top), (x, bottom)], fill="#e5e5e5")
-            pen.text((x, bottom + 8), label, fill="#555555", anchor="mt")
-        for index, curve in enumerate(panel.curves):
-            if len(curve.points) > 1:
-                pen.line(curve.points, fill=curve.colour, width=2)
-            pen.text((MARGIN + 150 * index, panel.top - 14), curve.label, fill=curve.colour)
-    image.save(path)
-
-
-def _total(panels: Sequence[Panel]) -> float:
-    return MARGIN + len(panels) * (HEIGHT + MARGIN)
+def _epochs_above(axes: Axes, tests: Sequence[dict[str, Any]]) -> None:
+    """A second axis that counts epochs, where an evaluation says how long one is."""
+    if not tests:
+        return
+    length = tests[-1]["step"] / tests[-1]["epoch"]
+    above = axes.secondary_xaxis("top", functions=(lambda x: x / length, lambda x: x * length))
+    above.set_xlabel("epoch")

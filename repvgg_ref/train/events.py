@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from repvgg_ref.train.evaluate import Evaluation
+
+_SHOWN = 5  # of a list of names
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,55 @@ class Plan:
     parameters: int
     memory: int
     lrs: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """What a training starts from, where that is a file.
+
+    Attributes
+    ----------
+    arrays_taken : int
+        Taken as they are.
+    head_arrays : tuple of str
+        With a row for every class: made of the file's rows and new ones.
+    arrays_left : tuple of str
+        Of the file, that the network has not.
+    classes_taken, classes_new : tuple of str
+        Whose rows are the file's, and whose are drawn from the seed.
+    classes_left : int
+        Rows of the file that no class of the data has.
+    matched : str
+        How the classes found their rows.
+    notes : tuple of str
+        What was decided while reading the file.
+    """
+
+    file: str
+    model: str
+    arrays_taken: int
+    head_arrays: tuple[str, ...]
+    arrays_left: tuple[str, ...]
+    classes_taken: tuple[str, ...]
+    classes_new: tuple[str, ...]
+    classes_left: int
+    matched: str
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For people: what is taken, what is new, what is left."""
+        named = {"taken": self.classes_taken, "new": self.classes_new}
+        rows = [f"{len(n)} {what} ({_listed(n)})" for what, n in named.items() if n]
+        if self.classes_left:
+            rows.append(f"{self.classes_left} left")
+        found = [
+            f"{self.file}: {self.arrays_taken} arrays of {self.model} taken",
+            *self.notes,
+            f"head's classes: {', '.join(rows)}; {self.matched}",
+        ]
+        if self.arrays_left:
+            found.append(f"left: {_listed(self.arrays_left)}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -88,16 +139,16 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last step is done and the results are written; `data` says on what it was evaluated."""
+    """The last step is done and the results are written; `result` is ``result.json``."""
 
     step: int
     evaluation: Evaluation
     files: tuple[Path, ...]
     seconds: dict[str, float]
-    data: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any]
 
 
-Event = Plan | Noted | StepDone | EpochDone | Saved | Stopped | Finished
+Event = Plan | Initialised | Noted | StepDone | EpochDone | Saved | Stopped | Finished
 
 
 def as_record(event: Event) -> dict[str, Any] | None:
@@ -108,6 +159,8 @@ def as_record(event: Event) -> dict[str, Any] | None:
         if not event.skipped:
             del record["skipped"]
         return record
+    if isinstance(event, Initialised):
+        return {"event": "init"} | vars(event)
     if isinstance(event, EpochDone):
         closest = event.evaluation.comparison.closest
         return {
@@ -130,3 +183,8 @@ def as_record(event: Event) -> dict[str, Any] | None:
     if isinstance(event, Finished):
         return {"event": "finished", "step": event.step, "seconds": event.seconds}
     return None
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

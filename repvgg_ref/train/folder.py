@@ -20,6 +20,7 @@ from repvgg_ref.files.checkpoint import save as save_model
 from repvgg_ref.files.convert import convert
 from repvgg_ref.files.metadata import describe
 from repvgg_ref.models.about import Assumed
+from repvgg_ref.models.network import DEFAULT_EPS
 from repvgg_ref.train.divergence import DivergenceError
 from repvgg_ref.train.log import NAME as LOG
 from repvgg_ref.train.loss_scale import LossScale
@@ -88,7 +89,8 @@ class Folder:
             if notes:
                 raise StateError(f"no state in {self.path} can be used", got="; ".join(notes))
             return None, [f"nothing to resume in {self.path}: starting at step 0"]
-        before = {"block": "repvgg"} | stored.facts["identity"]  # states of 0.1.0 do not say it
+        unsaid = {"block": "repvgg", "eps": DEFAULT_EPS}  # by states of 0.1.0
+        before = unsaid | stored.facts["identity"]
         changes = _changes(before, self._identity)
         if changes and not accept_changes:
             raise StateError(

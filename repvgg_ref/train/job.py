@@ -14,14 +14,14 @@ from repvgg_ref.blocks.catalogue import block_kind
 from repvgg_ref.data.digits import digits_architecture
 from repvgg_ref.data.source import Source
 from repvgg_ref.errors import BackendError
-from repvgg_ref.files.checkpoint import load
 from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.graph import Network
-from repvgg_ref.models.network import Model, build, require_branches
+from repvgg_ref.models.network import Model
 from repvgg_ref.models.registry import network
 from repvgg_ref.ops import Ops
 from repvgg_ref.train.comm import Comm, Solo, on_device, ranks_on_machine
-from repvgg_ref.train.events import Plan
+from repvgg_ref.train.events import Initialised, Plan
+from repvgg_ref.train.initial import first_weights, read_given
 from repvgg_ref.train.plan import UnfitError, available_memory, make_plan, require_fit
 from repvgg_ref.train.recipe import Recipe
 from repvgg_ref.train.settings import Settings
@@ -43,6 +43,7 @@ class Job:
     comm: Comm
     ops: Ops
     plan: Plan
+    initialised: Initialised | None
 
 
 def prepare(
@@ -68,7 +69,9 @@ def prepare(
     ReportedError
         If data, model, recipe, memory or ranks do not fit together; the message says what to do.
     """
-    recipe, comm = settings.recipe, comm or Solo()
+    given = read_given(settings)
+    settings, comm = given.settings, comm or Solo()
+    recipe = settings.recipe
     shares = comm.size * recipe.accumulate
     if recipe.batch % shares:
         raise UnfitError(
@@ -79,17 +82,19 @@ def prepare(
     ops = _table(settings)
     like = ops.from_host(np.zeros(1, settings.dtype))
     comm = on_device(comm, like)
-    data = data or open_sources(settings, comm)
+    channels = 1 if given.model is not None and given.model.arch.in_channels == 1 else 3
+    data = data or open_sources(settings, comm, channels=channels)
     source = data.training.source
-    arch = arch or _architecture(recipe, source)
+    arch = arch or given.network(len(source.classes)) or _architecture(recipe, source)
     if arch.num_classes != len(source.classes) or arch.in_channels != source.channels:
         raise UnfitError(
             "network and data do not fit together",
             got=f"{arch.num_classes} classes, {arch.in_channels} channels in the network",
             wanted=f"{len(source.classes)} classes, {source.channels} channels, as in the data",
         )
+    start, initialised = first_weights(given, arch, source.classes)
     # Its strides are those that it is trained with: nothing of them is assumed any more.
-    start = replace(_start(settings, arch), about=_about(recipe, source), assumed=Assumed())
+    start = replace(start, about=_about(recipe, source), assumed=Assumed())
     updater = Updater(
         start,
         recipe,
@@ -116,7 +121,7 @@ def prepare(
         recipe,
         sharing=1 if ops.on_device else ranks_on_machine(comm),
     )
-    return Job(settings, data, updater, start, comm, ops, plan)
+    return Job(settings, data, updater, start, comm, ops, plan, initialised)
 
 
 def measured_step(job: Job) -> float:
@@ -146,6 +151,7 @@ def identity(job: Job) -> dict[str, Any]:
             "backend": job.ops.name,  # it says the arithmetic, too
             "ranks": job.comm.size,
             "sync_bn": settings.sync_bn,
+            "eps": job.start.eps,
             "classes": job.plan.classes,
             "images": job.plan.images,
         }
@@ -184,21 +190,6 @@ def roundoff(job: Job) -> float:
     """Unit roundoff of the arithmetic in which a job's two forms are compared."""
     of_dtype = float(np.finfo(job.updater.dtype).eps) / 2
     return max(of_dtype, _ROUNDOFF.get(job.settings.math or "fp32", 0.0))
-
-
-def _start(settings: Settings, arch: Network) -> Model:
-    """The network's first weights: drawn from the seed, or those of ``--init``."""
-    if settings.init is None:
-        return build(arch, seed=settings.seed, dtype=np.dtype(settings.dtype))
-    model = load(settings.init, dtype=np.dtype(settings.dtype), block=settings.recipe.block)
-    require_branches(model, f"training from {settings.init.name}")
-    if model.arch.blocks != arch.blocks or model.arch.num_classes != arch.num_classes:
-        raise UnfitError(
-            f"{settings.init.name} is another network",
-            got=f"{model.name}, {model.arch.num_classes} classes",
-            wanted=f"{arch.name}, {arch.num_classes} classes",
-        )
-    return model
 
 
 def _about(recipe: Recipe, source: Source) -> About:

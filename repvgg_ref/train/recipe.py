@@ -19,6 +19,7 @@ from repvgg_ref.train.decay import DECAY_RULES, factors_of
 from repvgg_ref.train.sgd import Factors
 
 FOLDER = Path(__file__).parent / "recipes"
+FROM_FILE = "init"  # in place of a model's name: the network of the file to start from
 
 
 class RecipeError(ReportedError):
@@ -38,7 +39,7 @@ class Recipe:
     """
 
     name: str = _field("custom", "name of the recipe")
-    model: str = _field("RepVGG-A0", "an official model, or digits")
+    model: str = _field("RepVGG-A0", "an official model, digits, or init: the network of --init")
     block: str = _field("repvgg", "kind of block: repvgg, plain, acb, ...")
     size: int = _field(224, "height and width of the network's input, in pixels")
     epochs: int = _field(120, "passes over the training images")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import defaultdict
@@ -10,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from repvgg_ref.data.loader import Batch
+from repvgg_ref.errors import MissingExtraError
 from repvgg_ref.train.curves import write_curves
 from repvgg_ref.train.divergence import DivergenceError, first_bad_layer
 from repvgg_ref.train.evaluate import Evaluation, evaluate
@@ -20,12 +20,13 @@ from repvgg_ref.train.events import EpochDone, Event, Finished, Noted, Saved, St
 from repvgg_ref.train.folder import Folder
 from repvgg_ref.train.job import Job, data_of, identity, roundoff
 from repvgg_ref.train.log import Log, read_log
+from repvgg_ref.train.result import NAME as RESULT
+from repvgg_ref.train.result import write_result
 from repvgg_ref.train.schedule import learning_rate
 from repvgg_ref.train.settings import Settings
-from repvgg_ref.train.state import last_good, write_text
+from repvgg_ref.train.state import last_good
 from repvgg_ref.train.update import State, Stepped, on_host
 
-RESULT = "result.json"
 Clock = dict[str, float]
 
 
@@ -75,6 +76,8 @@ def _events(
     plan, settings = job.plan, job.settings
     clock: Clock = defaultdict(float)
     yield from map(Noted, (*job.data.notes, *notes))
+    if job.initialised is not None and state.step == 0:
+        yield job.initialised
     evaluation: Evaluation | None = None
     due = state.step > 0  # a state at the end of an epoch may have been left before its evaluation
     while True:
@@ -99,8 +102,30 @@ def _events(
         due = True
     yield from _saved(folder, state, clock)
     assert evaluation is not None, "the last epoch is always evaluated"
-    files = _results(job, folder, state, evaluation)
-    yield Finished(state.step, evaluation, files, dict(clock), data_of(job))
+    yield from _ended(job, folder, state, evaluation, clock)
+
+
+def _ended(
+    job: Job, folder: Folder, state: State, evaluation: Evaluation, clock: Clock
+) -> Iterator[Event]:
+    """Write the results; only the first rank does."""
+    files: list[Path] = []
+    result: dict[str, Any] = {}
+    if job.comm.rank == 0:
+        files += folder.export(state)
+        drawn, notes = _drawn(job, folder)
+        files += [*drawn, folder.path / RESULT]
+        yield from map(Noted, notes)
+        result = write_result(
+            folder.path,
+            job.plan,
+            state.step,
+            evaluation,
+            data=data_of(job),
+            files=files,
+            seconds=dict(clock),
+        )
+    yield Finished(state.step, evaluation, tuple(files), dict(clock), result)
 
 
 class _Done(NamedTuple):
@@ -167,16 +192,15 @@ def _evaluate(job: Job, state: State) -> Evaluation:
     )
 
 
-def _results(job: Job, folder: Folder, state: State, evaluation: Evaluation) -> tuple[Path, ...]:
-    if job.comm.rank != 0:
-        return ()
-    files = folder.export(state)
-    title = f"{job.plan.model}, {job.plan.recipe}"
-    found = {"model": job.plan.model, "recipe": job.plan.recipe, "steps": state.step}
-    found |= evaluation.to_json() | {"data": data_of(job)}
-    result = folder.path / RESULT
-    write_text(result, json.dumps(found, indent=1) + "\n")
-    return (*files, *write_curves(folder.path, read_log(folder.path), title=title), result)
+def _drawn(job: Job, folder: Folder) -> tuple[list[Path], list[str]]:
+    """The curves' files, or a note that says why there are none."""
+    title = f"{job.plan.model} trained by {job.plan.recipe}"
+    try:
+        return write_curves(folder.path, read_log(folder.path), title=title), []
+    except MissingExtraError as error:
+        return [], [str(error)]
+    except Exception as error:  # the results are written; no drawing is worth failing for
+        return [], [f"the curves were not drawn: {type(error).__name__}: {error}"]
 
 
 def _diverged(

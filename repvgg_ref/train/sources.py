@@ -33,8 +33,10 @@ class Data(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def open_sources(settings: Settings, comm: Comm) -> Data:
+def open_sources(settings: Settings, comm: Comm, *, channels: int = 3) -> Data:
     """The data set that `settings` names, prepared as its recipe says.
+
+    `channels` is 3, or 1 for greyscale pictures where the data set leaves the choice.
 
     Raises
     ------
@@ -42,7 +44,7 @@ def open_sources(settings: Settings, comm: Comm) -> Data:
         If there is none, it is empty, or its two parts have other classes.
     """
     recipe = settings.recipe
-    training, test, held_out, notes = open_parts(settings.data)
+    training, test, held_out, notes = open_parts(settings.data, channels=channels)
     if training.classes != test.classes:
         raise DataError(
             "training and evaluation pictures have other classes",

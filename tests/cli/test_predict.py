@@ -11,9 +11,13 @@ from PIL import Image
 
 import repvgg_ref as rr
 from repvgg_ref.data.digits import MODEL_PATH, sample_label, sample_paths
+from repvgg_ref.data.imagenet import imagenet_classes
 from repvgg_ref.data.images import eval_input, open_upright
 from repvgg_ref.files.checkpoint import save
+from repvgg_ref.models.about import About
+from repvgg_ref.models.network import build
 from tests.cli.runner import invoke, save_small, small_model
+from tests.data.pen import written
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def test_json_names_the_most_probable_classes_in_order(
     )
     assert (shown.code, shown.err) == (0, "")
     found = shown.json()
-    assert list(found) == ["model", "form", "assumed", "images"]
+    assert list(found) == ["model", "form", "assumed", "class_names", "images"]
     assert (found["model"], found["form"]) == ("custom", "train")
     assert [image["image"] for image in found["images"]] == [str(picture)] * 2
     top = found["images"][0]["top"]
@@ -106,3 +110,42 @@ def test_the_backend_may_be_named_by_a_variable(
     weights = save_small(tmp_path / "a.npz")
     monkeypatch.setenv("REPVGG_BACKEND", "tpu")
     assert "'tpu'" in invoke(capsys, "predict", "--weights", weights, picture).error_line()
+
+
+def test_a_dark_digit_is_inverted_and_found_and_that_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "seven.png"
+    mask = written(7, hand="round", pen=0.1, rng=np.random.default_rng(7), side=160)
+    Image.eval(mask, lambda level: 255 - level).save(path)
+    shown = invoke(capsys, "predict", "--weights", MODEL_PATH, path, "--top", "1")
+    assert (shown.code, shown.err) == (0, "")
+    head, best = shown.out.splitlines()
+    assert head.startswith(f"{path}  (inverted, cropped to ")
+    assert best.split()[1] == "7"
+    found = invoke(capsys, "predict", "--weights", MODEL_PATH, path, "--json").json()
+    assert found["images"][0]["prepared"][0] == "inverted"
+    assert found["class_names"] == "file"
+    Image.new("L", (60, 60), 255).save(path)
+    line = invoke(capsys, "predict", "--weights", MODEL_PATH, path).error_line()
+    assert "seven.png: there is no digit in the picture" in line
+
+
+@pytest.mark.parametrize("names", ["none", "wordnet"])
+def test_imagenets_classes_have_their_names(
+    names: str, picture: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Of a file that names none, and of one that learnt from ImageNet's folders."""
+    model = build(small_model().arch.with_classes(1000))
+    model.params["linear.bias"][207] = 100
+    if names == "wordnet":
+        model.about = About(classes=tuple(imagenet_classes()))
+    save(model, tmp_path / "a.npz")
+    options = ("--weights", tmp_path / "a.npz", picture, "--size", 32)
+    shown = invoke(capsys, "predict", *options)
+    best = shown.out.splitlines()[1].split("%  ")[1]
+    assert best == ("golden retriever" if names == "none" else "n02099601 golden retriever")
+    assert ("ImageNet's 1000 are shown" in shown.err) == (names == "none")
+    found = invoke(capsys, "predict", *options, "--json").json()
+    assert found["class_names"] == ("imagenet" if names == "none" else "file")
+    assert found["images"][0]["top"][0]["index"] == 207

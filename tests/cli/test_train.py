@@ -5,18 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from repvgg_ref_cli.stop_signals import StopSignals
 
+from repvgg_ref.files.checkpoint import save
+from repvgg_ref.models.network import build
 from repvgg_ref.train.log import read_log
 from tests.cli.runner import ROOT, environment, invoke, run_python
+from tests.models.small import SMALL
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = ("--epochs", 1, "--batch", 240)
 
 
@@ -100,6 +108,31 @@ def test_a_fused_file_cannot_be_trained(capsys: pytest.CaptureFixture[str], tmp_
     assert invoke(capsys, "convert", "--in", source, "--out", fused).code == 0
     line = invoke(capsys, "train", "--init", fused, "--out", tmp_path / "out").error_line()
     assert "three branches" in line
+
+
+def test_the_readmes_fine_tuning(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its line, on a small network in place of A0: a thousand classes become three."""
+    monkeypatch.chdir(tmp_path)
+    (line,) = re.findall(r"^repvgg-ref (train --init .*)$", README, re.MULTILINE)
+    small = replace(SMALL["grouped"], num_classes=1000)
+    save(build(small, seed=3), Path("RepVGG-A0-train.pth"))
+    for place in ("train/rose", "train/tulip", "train/daisy", "val/rose", "val/tulip", "val/daisy"):
+        Path("flowers", place).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (40, 40), (90 * number, 30, 200)).save(f"flowers/{place}/{number}.png")
+    short = ("--epochs", 1, "--batch", 3, "--size", 32)
+    planned = invoke(capsys, *shlex.split(line), *short, "--dry-run")
+    assert "head's classes: 3 new" in planned.out, planned.err
+    done = invoke(capsys, *shlex.split(line), *short)
+    assert done.code == 0, done.err
+    assert "train  custom by fine-tune: 6 images, 3 classes" in done.out
+    assert "init   RepVGG-A0-train.pth: " in done.out
+    assert "3 new (daisy, rose, tulip), 1000 left; the file does not name" in done.out
+    init = json.loads(Path("runs/flowers/result.json").read_text())["init"]
+    assert init["classes_new"] == ["daisy", "rose", "tulip"]
+    assert Path("runs/flowers/deploy.npz").exists()
 
 
 def test_divergence_is_told_with_its_layer(

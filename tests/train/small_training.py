@@ -79,7 +79,7 @@ def small_job(
     out: Path,
     *,
     recipe: Recipe = RECIPE,
-    arch: Network = TINY,
+    arch: Network | None = TINY,
     comm: Comm | None = None,
     data: Data | None = None,
     **settings: Any,

@@ -1,4 +1,4 @@
-"""The log, TensorBoard's events, and the curves."""
+"""The log, and TensorBoard's events."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from repvgg_ref.errors import MissingExtraError
-from repvgg_ref.train.curves import write_curves
 from repvgg_ref.train.events import StepDone
 from repvgg_ref.train.log import Log, TensorBoard, read_log
 from repvgg_ref.train.state import StateError
@@ -116,53 +112,6 @@ def test_without_tensorboard_the_extra_is_named(
     monkeypatch.setattr("repvgg_ref.train.log.import_module", absent)
     with pytest.raises(MissingExtraError, match=r"repvgg-ref\[tensorboard\]"):
         TensorBoard(tmp_path)
-
-
-# ------------------------------------------------------------------ curves
-
-
-def records(steps: int) -> list[dict[str, Any]]:
-    score = {"loss": 1.0, "top1": 0.5, "top5": 1.0}
-    found: list[dict[str, Any]] = [
-        {"event": "step", "step": n, "loss": 2.0 / n, "top1": 0.4, "lr": 0.1}
-        for n in range(1, steps + 1)
-    ]
-    return [*found, {"event": "evaluation", "step": steps, "trained": score, "fused": score}]
-
-
-@pytest.mark.few(1)
-@pytest.mark.parametrize("steps", [2, 50, 5000])
-def test_curves_are_drawn_within_their_panels(steps: int, tmp_path: Path) -> None:
-    svg, png = write_curves(tmp_path, records(steps), title="<digits> & co")
-    root = ElementTree.fromstring(svg.read_text(encoding="utf-8"))
-    width, height = float(root.attrib["width"]), float(root.attrib["height"])
-    lines = root.findall(".//{*}polyline")
-    assert len(lines) == 6
-    for line in lines:
-        for point in line.attrib["points"].split():
-            x, y = map(float, point.split(","))
-            assert 0 <= x <= width
-            assert 0 <= y <= height
-    assert "<digits> & co" in {text.text for text in root.findall(".//{*}text")}
-    with Image.open(png) as image:
-        assert image.size == (int(width), int(height))
-        assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 3
-
-
-def test_a_falling_loss_is_drawn_falling(tmp_path: Path) -> None:
-    svg, _ = write_curves(tmp_path, records(50), title="t")
-    root = ElementTree.fromstring(svg.read_text(encoding="utf-8"))
-    first = root.find(".//{*}polyline")
-    assert first is not None
-    heights = [float(point.split(",")[1]) for point in first.attrib["points"].split()]
-    assert heights == sorted(heights)  # downwards in pixels
-    assert heights[-1] > heights[0]
-
-
-def test_a_constant_curve_and_a_log_without_steps(tmp_path: Path) -> None:
-    flat = [record | {"loss": 0.0, "lr": 0.0} for record in records(5)]
-    assert len(write_curves(tmp_path, flat, title="t")) == 2
-    assert write_curves(tmp_path, records(1)[:1], title="t") == []
 
 
 def test_the_logs_lines_are_json(tmp_path: Path) -> None:

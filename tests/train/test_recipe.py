@@ -12,8 +12,8 @@ from repvgg_ref.train.recipe import Recipe, RecipeError, load_recipe, recipe_fro
 
 
 def test_the_package_ships_these() -> None:
-    shipped = ["cifar", "digits", "official-first", "official-head", "paper-120", "paper-200"]
-    assert recipe_names() == shipped
+    papers = ["official-first", "official-head", "paper-120", "paper-200"]
+    assert recipe_names() == ["cifar", "digits", "fine-tune", *papers]
 
 
 def test_the_papers_own() -> None:

@@ -14,6 +14,7 @@ import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import NotFusibleError, ReportedError
 from repvgg_ref.files.checkpoint import save
+from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.network import build, fuse
 from repvgg_ref.train.divergence import DivergenceError
 from repvgg_ref.train.events import EpochDone, Finished, Noted, Plan, Saved, StepDone, Stopped
@@ -57,16 +58,7 @@ def test_what_a_training_tells_and_leaves(tmp_path: Path) -> None:
     left = {path.name for path in out.iterdir()}
     assert left == {
         *(f"state-{step:09}.{kind}" for step in (5, 10) for kind in ("json", "safetensors")),
-        *(
-            "lock",
-            "log.jsonl",
-            "train.pth",
-            "deploy.npz",
-            "deploy.pth",
-            "curves.svg",
-            "curves.png",
-            "result.json",
-        ),
+        *("lock", "log.jsonl", "train.pth", "deploy.npz", "deploy.pth", "result.json"),
     }
     records = read_log(out)
     assert [r["loss"] for r in records if r["event"] == "step"] == losses(events)
@@ -288,8 +280,9 @@ def test_a_fused_checkpoint_cannot_be_trained_and_says_so(tmp_path: Path) -> Non
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
-    save(build(replace(TINY, num_classes=7)), tmp_path / "other.pth")
-    with pytest.raises(UnfitError, match="7 classes"):
+    wider = plain_architecture(depths=(2, 2), channels=(4, 4, 8), groups=2, num_classes=3)
+    save(build(wider), tmp_path / "other.pth")
+    with pytest.raises(UnfitError, match=r"channels 4, 4, 4, 8, 8 ; wanted"):
         small_job(tmp_path / "out", init=tmp_path / "other.pth")
 
 

@@ -72,6 +72,9 @@ def _extras() -> list[Check]:
         _library(
             "safetensors", f"{_pip()} install safetensors", purpose="tests only; read without it"
         ),
+        _library(
+            "matplotlib", f'{_pip()} install "matplotlib>=3.8"', purpose="curves of a training"
+        ),
         _library("torch", f"{_pip()} install torch", purpose="peer tests only"),
         _library("pytest", f"{_pip()} install pytest hypothesis", purpose="tests only"),
     ]

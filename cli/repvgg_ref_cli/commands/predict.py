@@ -77,7 +77,9 @@ def command(
 
     Images are turned upright (EXIF), flattened on white, brought to the model's colours, resized
     (shorter side to size * 256 / 224), centre-cropped and standardised, as the model's validation
-    did: by the size, mean and deviation that the file says, else by ImageNet's.
+    did: by the size, mean and deviation that the file says, else by ImageNet's. For a model of the
+    bundled digits the digit is found in the picture, inverted if it is dark on light, straightened
+    and scaled as those were recorded; the output says so.
     """
     import repvgg_ref
     from repvgg_ref.data.images import assumed_size, network_input
@@ -99,15 +101,24 @@ def command(
     guessed = assumed_size(loaded.arch, loaded.about, preparation, size)
     if guessed is not None:
         note(f"assumed input size {guessed}: not in the file; --size says otherwise")
-    names = _class_names(classes, loaded)
+    names, source = _class_names(classes, loaded)
+    if source == "imagenet":
+        note("the file names no classes: ImageNet's 1000 are shown; --classes names others")
     results = []
     with ProgressBar("classifying") as progress:
         for index, path in enumerate(images):
+            done: list[str] = []
             x = network_input(
-                path, loaded.arch, preparation=preparation, size=size, about=loaded.about
+                path,
+                loaded.arch,
+                preparation=preparation,
+                size=size,
+                about=loaded.about,
+                notes=done,
             )
             logits = loaded.forward(x, backend=backend, algorithm=algorithm)
-            results.append((path, _most_probable(path, logits[0], names, top)))
+            best = _most_probable(path, logits[0], names, top)
+            results.append({"image": str(path), "top": best, "prepared": done})
             progress(path.name, index + 1, len(images))
     if as_json:
         print_json(
@@ -115,22 +126,34 @@ def command(
                 "model": loaded.name,
                 "form": loaded.form,
                 "assumed": loaded.assumed.to_json() | {"input_size": guessed},
-                "images": [{"image": str(path), "top": best} for path, best in results],
+                "class_names": source,
+                "images": results,
             }
         )
     else:
         _show(results)
 
 
-def _class_names(path: Path | None, model: Model) -> Sequence[str]:
-    """The names in `path`, those that the model knows, or the indices themselves."""
+def _class_names(path: Path | None, model: Model) -> tuple[Sequence[str], str]:
+    """The names in `path`, those that the model knows, ImageNet's or the indices; and which."""
+    from repvgg_ref.data.imagenet import imagenet_classes, is_imagenet
+
+    if path is not None:
+        return _listed(path, model.arch.num_classes), "option"
+    if model.about.classes is not None:  # folders called as ImageNet's get their names beside them
+        known = {number: f"{number} {name}" for number, name in imagenet_classes().items()}
+        return [known.get(name, name) for name in model.about.classes], "file"
+    if is_imagenet(model.arch):
+        return list(imagenet_classes().values()), "imagenet"
+    return [str(index) for index in range(model.arch.num_classes)], "none"
+
+
+def _listed(path: Path, count: int) -> list[str]:
+    """The names in a file."""
     import json
 
     from repvgg_ref.errors import CheckpointError
 
-    count = model.arch.num_classes
-    if path is None:
-        return model.about.classes or [str(index) for index in range(count)]
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         listed = json.loads(text)
@@ -165,10 +188,11 @@ def _most_probable(
     ]
 
 
-def _show(results: list[tuple[Path, list[dict[str, Any]]]]) -> None:
+def _show(results: list[dict[str, Any]]) -> None:
     from weights_io import sanitize
 
-    for path, best in results:
-        click.echo(sanitize(path))
-        for entry in best:
+    for found in results:
+        done = f"  ({', '.join(found['prepared'])})" if found["prepared"] else ""
+        click.echo(sanitize(found["image"]) + done)
+        for entry in found["top"]:
             click.echo(f"  {entry['probability']:7.2%}  {sanitize(entry['class'])}")

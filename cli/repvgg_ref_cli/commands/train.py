@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from repvgg_ref.train.comm import Comm
     from repvgg_ref.train.recipe import Recipe
 
-_BUNDLED, _DEFAULT = "digits", "paper-120"
+_BUNDLED, _DEFAULT, _FINE_TUNING = "digits", "paper-120", "fine-tune"
 
 
 class _WithRecipe(click.Command):
@@ -70,14 +70,20 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
     "--recipe",
     "recipe_name",
     metavar="NAME|FILE.toml",
-    help=f"What to train with. Default: {_BUNDLED} without --data, else {_DEFAULT}.",
+    help=f"What to train with. Default: {_BUNDLED} without --data, {_FINE_TUNING} with --data and "
+    f"--init, else {_DEFAULT}.",
 )
 @click.option("--out", type=FOLDER, help="The folder for states and results. Default: runs/RECIPE.")
 @click.option("--resume", is_flag=True, help="Continue the training in --out.")
 @click.option(
     "--accept-changes", is_flag=True, help="Resume even if recipe, data or ranks have changed."
 )
-@click.option("--init", type=FILE, help="Start from this checkpoint's weights (train form).")
+@click.option(
+    "--init",
+    type=FILE,
+    help="Start from this checkpoint in train form: its network, unless --model names one, and a "
+    "head for the data's classes.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--threads",
@@ -124,9 +130,9 @@ def command(
     """Train a RepVGG by a recipe, and export the fused network.
 
     Every field of the recipe is an option; without one the recipe's value holds. The folder --out
-    gets states to resume from, log.jsonl, curves, train.pth (official names) and deploy.npz. A
-    training that is interrupted saves its state and exits with 128 + the signal's number; so does
-    every rank under `mpiexec -n N python -m repvgg_ref.train ...`.
+    gets states to resume from, log.jsonl, result.json, curves, train.pth (official names) and
+    deploy.npz. A training that is interrupted saves its state and exits with 128 + the signal's
+    number; so does every rank under `mpiexec -n N python -m repvgg_ref.train ...`.
 
     After every few epochs the trained and the fused form are evaluated and must agree within the
     derived bound; otherwise the training stops with exit code 1.
@@ -175,7 +181,7 @@ def _train(
         if first:
             for message in job.data.notes:
                 note(message)
-            show_plan(job.plan, seconds, as_json=as_json)
+            show_plan(job, seconds, as_json=as_json)
         return
     view = (JsonView if as_json else View)(job.plan, shown=first)
     board = TensorBoard(run.out) if tensorboard and first else None
@@ -194,15 +200,18 @@ def _recipe(asked: dict[str, Any]) -> Recipe:
     """The recipe asked for, with the fields that were given as options."""
     from dataclasses import fields
 
-    from repvgg_ref.train.recipe import Recipe, load_recipe
+    from repvgg_ref.train.recipe import FROM_FILE, Recipe, load_recipe
 
     given = {
         field.name: asked[field.name]
         for field in fields(Recipe)
         if asked.get(field.name) not in (None, ())
     }
-    name = asked["recipe_name"] or (_BUNDLED if asked["data"] is None else _DEFAULT)
-    return load_recipe(name, given)
+    usual = _BUNDLED if asked["data"] is None else _DEFAULT
+    if asked["init"] is not None:
+        usual = usual if asked["data"] is None else _FINE_TUNING
+        given.setdefault("model", FROM_FILE)
+    return load_recipe(asked["recipe_name"] or usual, given)
 
 
 @contextmanager
