@@ -11,6 +11,7 @@ from weights_io.limits import DEFAULT_LIMITS, Limits
 from weights_io.pickles.inert import Inert
 from weights_io.text import sanitize
 from weights_io.writers.atomic import atomic_path
+from weights_io.writers.claim import claim
 from weights_io.writers.specs import ArraySpec
 from weights_io.writers.write import Container, save_weights, write_weights
 
@@ -27,6 +28,7 @@ __all__ = [
     "ReportedError",
     "WeightsFileError",
     "atomic_path",
+    "claim",
     "open_weights",
     "sanitize",
     "save_weights",

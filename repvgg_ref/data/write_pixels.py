@@ -17,7 +17,7 @@ from repvgg_ref.data.loader import Batch, Loader
 from repvgg_ref.data.pixel_shards import FORMAT, LABELS, MANIFEST, VERSION
 from repvgg_ref.data.source import DataError, Source
 from repvgg_ref.data.transforms import evaluation_transform
-from weights_io import atomic_path, sanitize
+from weights_io import atomic_path, claim, sanitize
 
 PLAN = "unfinished.json"  # what is being made; there until the manifest is
 PART_BYTES = 2**28
@@ -109,8 +109,6 @@ def _fingerprint(source: Source) -> str:
 @contextlib.contextmanager
 def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
     """The folder, empty or with the beginnings of this very plan, for this process alone."""
-    import fcntl
-
     out.mkdir(parents=True, exist_ok=True)
     if (out / MANIFEST).exists():
         raise DataError(f"{sanitize(out)}: holds a data set already", advice="name another folder")
@@ -119,10 +117,8 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
             raise DataError(f"{sanitize(out)}: is not empty", advice="name another folder")
         _write_json(out / PLAN, plan)
     with (out / PLAN).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{sanitize(out)}: another process is writing here") from None
+        if not claim(file):
+            raise DataError(f"{sanitize(out)}: another process is writing here")
         if _parsed(file.read()) != plan:
             raise DataError(
                 f"{sanitize(out)}: holds the beginnings of another data set",
@@ -131,6 +127,7 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
         for left_over in out.glob(".*"):  # of a run that was killed
             left_over.unlink()
         yield
+    (out / PLAN).unlink()  # now that it is closed: Windows removes no open file
 
 
 def _whole_parts(out: Path, picture_bytes: int) -> list[dict[str, Any]]:
@@ -179,7 +176,6 @@ def _finish(out: Path, header: dict[str, Any], parts: list[dict[str, Any]]) -> d
     _write_json(out / MANIFEST, manifest)
     for part in parts:
         _beside(out / part["file"]).unlink()
-    (out / PLAN).unlink()
     return manifest
 
 

@@ -5,7 +5,6 @@ Of several ranks only the first writes; all of them read.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +21,7 @@ from repvgg_ref.train.loss_scale import LossScale
 from repvgg_ref.train.state import StateError, Stored, last_good, read_newest, steps_in, write_state
 from repvgg_ref.train.update import State, Updater, on_host
 from repvgg_ref.version import __version__
+from weights_io import claim
 
 _LOCK = "lock"
 _WEIGHTS, _VELOCITY, _RUNNING, _EMA = "weights/", "velocity/", "running/", "ema/"
@@ -153,15 +153,13 @@ class Folder:
                 got=error.strerror,
                 advice="choose another --out",
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not claim(self._lock):
             self._lock.close()
             raise StateError(
                 "another process is training in this folder",
                 got=str(self.path),
                 advice="wait for it, or choose another --out",
-            ) from None
+            )
 
     def _arrays(self, state: State) -> dict[str, Array]:
         layouts = self._updater.trainable, self._updater.statistics
