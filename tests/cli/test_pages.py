@@ -62,7 +62,6 @@ def test_pages_have_a_title_and_no_broken_link(name: str) -> None:
     assert source.startswith(f"# {page.title}\n")
     assert [link for link in linked(source) if not (FOLDER / link).exists()] == []
     assert "](figures/" not in page.text  # a terminal is told where they lie
-    assert all(len(line) <= 105 or line.startswith("|") for line in source.splitlines())
 
 
 def test_the_list_names_every_page_and_json_holds_them(
@@ -83,8 +82,8 @@ def test_a_page_is_markdown_where_it_is_piped(capsys: pytest.CaptureFixture[str]
     assert str(FOLDER / "figures" / "branches.svg") in shown.out
 
 
-@pytest.mark.parametrize(("term", "escapes"), [("xterm", True), ("dumb", False)])
-def test_a_page_is_laid_out_and_paged_on_a_terminal(term: str, escapes: bool) -> None:
+@pytest.mark.parametrize(("term", "laid_out"), [("xterm", True), ("dumb", False)])
+def test_a_page_is_laid_out_and_paged_on_a_terminal(term: str, laid_out: bool) -> None:
     """In a terminal 72 columns wide; the pager is a program that marks what goes through it."""
     program = [sys.executable, "-m", "repvgg_ref_cli", "docs", "formats"]
     pager = f"{sys.executable} -c \"print(open(0).read().replace('npy', 'PAGED'))\""
@@ -105,9 +104,7 @@ def test_a_page_is_laid_out_and_paged_on_a_terminal(term: str, escapes: bool) ->
                 seen += chunk
         assert run.wait(60) == 0
     text = seen.decode().replace("\r\n", "\n")
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    assert ("\x1b[" in text) == escapes
-    assert ("PAGED" in plain) == escapes
-    assert ("## npy and npz" in plain) != escapes
-    if escapes:
-        assert max(map(len, plain.splitlines())) <= 72
+    assert ("PAGED" in text) == laid_out
+    assert ("## npy and npz" in text) != laid_out
+    if laid_out:
+        assert max(map(len, text.splitlines())) <= 72
