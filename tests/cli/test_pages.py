@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import pty
 import re
@@ -18,6 +19,9 @@ from repvgg_ref_cli.pages import FOLDER, names, read_page
 
 import repvgg_ref
 from repvgg_ref.data.digits import MODEL_PATH
+from repvgg_ref.models.parameters import param_shapes
+from repvgg_ref.models.published import PUBLISHED
+from repvgg_ref.models.registry import network
 from tests.cli.runner import ROOT, environment, invoke
 from tests.studies.pages.figures import DRAWN
 
@@ -86,7 +90,7 @@ def test_a_page_is_markdown_where_it_is_piped(capsys: pytest.CaptureFixture[str]
 def test_a_page_is_laid_out_and_paged_on_a_terminal(term: str, laid_out: bool) -> None:
     """In a terminal 72 columns wide; the pager is a program that marks what goes through it."""
     program = [sys.executable, "-m", "repvgg_ref_cli", "docs", "formats"]
-    pager = f"{sys.executable} -c \"print(open(0).read().replace('npy', 'PAGED'))\""
+    pager = f"{sys.executable} -c \"print(open(0).read().replace('npz', 'NPZ'))\""
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb", 0) as screen:
         run = subprocess.Popen(
@@ -104,7 +108,34 @@ def test_a_page_is_laid_out_and_paged_on_a_terminal(term: str, laid_out: bool) -
                 seen += chunk
         assert run.wait(60) == 0
     text = seen.decode().replace("\r\n", "\n")
-    assert ("PAGED" in text) == laid_out
+    assert ("NPZ" in text) == laid_out
     assert ("## npy and npz" in text) != laid_out
     if laid_out:
         assert max(map(len, text.splitlines())) <= 72
+
+
+def test_the_sizes_of_official_files_are_counted() -> None:
+    rows = re.findall(
+        r"^\| (RepVGG-\w+) \| (\d+) \| ([\d,]+) \|$", read_page("weights").text, re.MULTILINE
+    )
+    assert len(rows) == 14
+    for name, arrays, total in rows:
+        shapes = param_shapes(network(name), "train")
+        sizes = {n: 8 if n.endswith("num_batches_tracked") else 4 for n in shapes}
+        assert int(arrays) == len(shapes)
+        assert int(total.replace(",", "")) == sum(
+            sizes[n] * math.prod(shape) for n, shape in shapes.items()
+        )
+
+
+def test_the_accuracies_are_those_that_eval_states() -> None:
+    table = read_page("weights").text.split("| model | top-1, paper |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (RepVGG-\w+)[^|]*\|([^|]*)\|([^|]*)\|$", table, re.MULTILINE)
+    found = {
+        name: [float(cell.strip(" %")) if "%" in cell else None for cell in cells]
+        for name, *cells in rows
+    }
+    assert found == {
+        name: [each.paper, None if each.timm is None else round(each.timm, 2)]
+        for name, each in PUBLISHED.items()
+    }

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 from repvgg_ref_cli.options import debug_option, json_option, print_json
 from repvgg_ref_cli.pages import names, read_page
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 _WIDEST = 100
 
@@ -43,12 +48,29 @@ def _show(text: str) -> None:
     if not console.is_terminal or console.is_dumb_terminal:
         click.echo(text, nl=False)
         return
-    from rich.markdown import Markdown
-
     with console.capture() as laid_out:
-        width = min(console.width, _WIDEST)
-        console.print(Markdown(text, code_theme="ansi_dark", hyperlinks=False), width=width)
+        console.print(_laid_out(text), width=min(console.width, _WIDEST))
     if sys.stdin.isatty():
         click.echo_via_pager(laid_out.get())
     else:
         click.echo(laid_out.get(), nl=False)
+
+
+def _laid_out(text: str) -> RenderableType:
+    from rich.markdown import Markdown, TableElement
+
+    class WholeTable(TableElement):
+        """A table whose long names go on in the next line: Rich cuts them off."""
+
+        def __rich_console__(
+            self, console: Console, options: ConsoleOptions
+        ) -> Iterator[RenderableType]:
+            for part in super().__rich_console__(console, options):
+                for column in getattr(part, "columns", ()):
+                    column.overflow = "fold"
+                yield part
+
+    class Page(Markdown):
+        elements = Markdown.elements | {"table_open": WholeTable}
+
+    return Page(text, code_theme="ansi_dark", hyperlinks=False)
