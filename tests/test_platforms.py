@@ -20,7 +20,7 @@ from weights_io import claim
 # What Windows (and, for the last line, macOS) does not have. msvcrt is played by a dictionary of
 # locked files, as Windows keeps one.
 ELSEWHERE = """
-import os, platform, signal, socket, subprocess, sys, sysconfig
+import contextlib, os, platform, signal, socket, subprocess, sys, sysconfig
 sysconfig.get_config_vars(), platform.uname()  # what Python itself reads of its system, once
 for module in ("fcntl", "resource", "termios", "tty", "pwd", "grp", "cupy"):
     sys.modules[module] = None
@@ -44,8 +44,29 @@ class msvcrt:
                 raise
         cls.holders[key] = number
 
+def refusing(call, at):
+    # Windows neither renames, replaces nor removes a file that is open.
+    def called(*paths, **options):
+        for number in os.listdir("/proc/self/fd") if not options else ():
+            with contextlib.suppress(FileNotFoundError):
+                if os.readlink(f"/proc/self/fd/{number}") in map(os.path.abspath, paths[:at]):
+                    raise PermissionError(13, "The process cannot access the file", paths[0])
+        return call(*paths, **options)
+    return called
+
+def fsync(number, call=os.fsync):
+    # Windows flushes only what may be written to.
+    with open(f"/proc/self/fdinfo/{number}") as about:
+        flags = next(line.split()[1] for line in about if line.startswith("flags:"))
+    if int(flags, 8) & os.O_ACCMODE == os.O_RDONLY:
+        raise OSError(9, "Bad file descriptor")
+    call(number)
+
 if "msvcrt" in sys.argv:
     sys.modules["msvcrt"] = msvcrt
+    os.rename, os.replace = refusing(os.rename, 2), refusing(os.replace, 2)
+    os.unlink = os.remove = refusing(os.unlink, 1)
+    os.fsync = fsync
 """
 IMPORT_ALL = """
 import importlib, pkgutil
@@ -81,6 +102,7 @@ def test_training_sharding_and_evaluating_work_without_posix(tmp_path: Path) -> 
         ["train", "--epochs", "1", "--batch", "480", "--out", "out", "--resume", "--json"],
         ["shards", "--data", "data", "--out", "shards", "--size", "24", "--json"],
         ["eval", "--weights", "out/deploy.npz", "--data", "digits", "--json"],
+        ["convert", "--in", "out/train.pth", "--out", "out/deploy.npz", "--json"],
     )
     done = elsewhere(RUN, json.dumps(runs), "msvcrt", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -104,6 +126,24 @@ with open(sys.argv[1], "w+") as first, open(sys.argv[1], "w+") as second:
     done = run_python("-c", program, tmp_path / "lock", system)
     assert done.stderr == ""
     assert done.stdout.split() == ["True", str(system == "neither"), "4"]
+
+
+def test_the_played_windows_is_as_strict_as_the_real_one(tmp_path: Path) -> None:
+    program = """
+from pathlib import Path
+path = Path(sys.argv[1])
+def refused(call):
+    try:
+        call()
+    except OSError as error:
+        return error.errno
+with path.open("wb") as file, path.open("rb") as reader:
+    print(refused(path.unlink), refused(lambda: path.replace("other")), end=" ")
+    print(refused(lambda: os.fsync(reader.fileno())), refused(lambda: os.fsync(file.fileno())))
+path.unlink()
+"""
+    done = elsewhere(program, str(tmp_path / "file"), "msvcrt")
+    assert (done.stdout, done.stderr) == ("13 13 9 None\n", "")
 
 
 def test_a_claim_ends_with_its_file(tmp_path: Path) -> None:
