@@ -16,6 +16,7 @@ import repvgg_ref_cli.main
 from repvgg_ref_cli.pages import read_page
 
 import repvgg_ref
+import weights_io
 from repvgg_ref.data.digits import MODEL_PATH
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.oracle.golden.write import GoldenSummary, write_golden
@@ -94,7 +95,7 @@ def test_a_reader_in_c_finds_the_wrong_layer(
     name = next(name for name in weights if name.startswith("stage2.") and "weight" in name)
     weights[name] = weights[name].copy()
     weights[name][..., 1, 1] *= wrong
-    np.savez(tmp_path / "wrong.npz", **weights)
+    weights_io.save_weights(tmp_path / "wrong.npz", weights, container="npz")
     code, ratios = checked(reader, bundle, tmp_path / "wrong.npz")
     assert code == 1
     layer = name.removesuffix(".rbr_reparam.weight")
@@ -108,7 +109,7 @@ def test_raw_numbers_with_a_manifest_from_c_are_judged(
     x = np.random.default_rng(0).standard_normal((2, fused.arch.in_channels, 16, 12))
     x = x.astype(np.float32)
     np.save(tmp_path / "x.npy", x)
-    words = [reader, "run", "fused.npz", "x.npy", "out"]
+    words = [str(reader), "run", "fused.npz", "x.npy", "out"]
     subprocess.run(words, cwd=tmp_path, check=True)
     report = repvgg_ref.verify(small_model("grouped"), tmp_path / "out", inputs=x)
     assert report.verdict == "agree", report.reason

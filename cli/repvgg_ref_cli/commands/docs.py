@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +11,7 @@ from repvgg_ref_cli.options import debug_option, json_option, print_json
 from repvgg_ref_cli.pages import names, read_page
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 _WIDEST = 100
 
@@ -62,9 +61,7 @@ def _laid_out(text: str) -> RenderableType:
     class WholeTable(TableElement):
         """A table whose long names go on in the next line: Rich cuts them off."""
 
-        def __rich_console__(
-            self, console: Console, options: ConsoleOptions
-        ) -> Iterator[RenderableType]:
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
             for part in super().__rich_console__(console, options):
                 for column in getattr(part, "columns", ()):
                     column.overflow = "fold"

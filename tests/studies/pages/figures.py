@@ -147,25 +147,29 @@ def fusion() -> str:
     return d.svg()
 
 
+def _filled(size: int, words: str = "") -> list[list[str]]:
+    """A square grid of one word."""
+    return [[words] * size] * size
+
+
 def winograd() -> str:
     """Four outputs, directly and by F(2 x 2, 3 x 3)."""
     d = Drawing(720, 300, "Four outputs take 36 multiplications directly and 16 by Winograd's way")
-    blank = lambda n, words="": ((words,) * n,) * n  # noqa: E731 - a grid of one word
     d.text(130, 30, "directly", weight="bold")
-    d.grid(30, 60, blank(4), BLUE)
-    d.grid(60 + 4 * CELL + 28, 94, blank(2, "9"), GREY)
+    d.grid(30, 60, _filled(4), BLUE)
+    d.grid(60 + 4 * CELL + 28, 94, _filled(2, "9"), GREY)
     d.arrow((172, 128), (222, 128))
     d.text(98, 220, "4 x 4 inputs", GREY, 12)
     d.text(258, 186, "2 x 2 outputs", GREY, 12)
     d.text(150, 268, "4 outputs of 9 products: 36", BLUE, 15, weight="bold")
     d.line(318, 50, 318, 250, "#cbd5e0")
     d.text(520, 30, "Winograd", weight="bold")
-    d.grid(340, 60, blank(4, "1"), ORANGE)
+    d.grid(340, 60, _filled(4, "1"), ORANGE)
     d.text(408, 220, "16 products of transformed", GREY, 12)
     d.text(408, 238, "inputs and transformed taps", GREY, 12)
     d.arrow((482, 128), (580, 128))
     d.text(531, 116, "additions", GREY, 12)
-    d.grid(590, 94, blank(2), GREY)
+    d.grid(590, 94, _filled(2), GREY)
     d.text(624, 186, "2 x 2 outputs", GREY, 12)
     d.text(520, 268, "4 x 4 products: 16", ORANGE, 15, weight="bold")
     return d.svg()
@@ -217,7 +221,7 @@ def main() -> None:
     for name, draw in DRAWN.items():
         (FOLDER / "figures" / f"{name}.svg").write_text(draw(), encoding="utf-8")
     space: dict[str, object] = {}
-    ratios = {}
+    ratios: dict[str, dict[str, float]] = {}
     for code, _ in programs("afternoon"):
         exec(compile(code, read_page("afternoon").path, "exec"), space)
         if code.lstrip().startswith(("report = rr.verify", "def wrapped")):
