@@ -35,6 +35,7 @@ BENCHMARKS = ROOT / "tests" / "studies" / "bench" / "results"
 SELDOM = {
     "*": {"assumed"},
     "convert": {"dtype", "opset"},
+    "doctor": {"extras"},
     "inspect": {"metadata"},
     "train": {"stopped", "trained", "fused", "difference", "largest_difference", "tolerance"}
     | {"files", "seconds", "data", "init"},
