@@ -6,12 +6,15 @@ import doctest
 import re
 import shlex
 import shutil
+import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import click
 import pytest
 import repvgg_ref_cli.main
+from repvgg_ref_cli.pages import names, read_page
 
 from tests.cli.runner import run_python
 
@@ -76,19 +79,61 @@ def test_the_first_two_blocks_are_the_two_set_up_lines() -> None:
 
 
 def test_every_command_it_lists_exists() -> None:
-    listed = re.findall(r"^\| `([a-z-]+)", TEXT.split("## Reading order")[0], re.MULTILINE)
+    table = TEXT.split("## Commands")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| `([a-z-]+)", table, re.MULTILINE)
     assert listed == list(repvgg_ref_cli.main.COMMANDS)
 
 
 def test_every_file_of_the_reading_order_exists() -> None:
-    order = TEXT.split("## Reading order")[1].split("Synonyms")[0]
-    lines = re.findall(r"^\d+\. (.*)", order, re.MULTILINE)
+    lines = re.findall(r"^\d+\. (.*)", read_page("reading").text, re.MULTILINE)
     assert len(lines) == 12
     for line in lines:
         first, *others = re.findall(r"`([\w/]+(?:\.py|/))`", line)
         beside = (ROOT / first).parent
         assert (ROOT / first).exists(), first
         assert all((beside / name).exists() or (ROOT / name).exists() for name in others), line
+
+
+def test_every_extra_is_listed() -> None:
+    table = TEXT.split("## Extras")[1].split("\n## ")[0]
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall(r"`([a-z0-9]+)`", row[1] + row[2])}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(project["optional-dependencies"]) <= listed
+    assert listed - {"bench"} <= set(project["optional-dependencies"])
+
+
+def test_every_page_is_linked_and_every_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#\s]+)\)", TEXT)
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+    pages = TEXT.split("## More to read")[1].split("\n## ")[0]
+    assert sorted(re.findall(r"^- \[(\w+)\]", pages, re.MULTILINE)) == names()
+
+
+def test_the_commands_with_json_are_those_it_names() -> None:
+    without = [
+        name
+        for name in repvgg_ref_cli.main.COMMANDS
+        if "--json" not in _options(repvgg_ref_cli.main.cli, name)
+    ]
+    (named,) = re.findall(r"`--json`, which all of them have but ([^,]*),", TEXT)
+    excepted = re.findall(r"`([\w-]+)`", named)
+    assert without == [name for name in excepted if name in repvgg_ref_cli.main.COMMANDS]
+
+
+def _options(cli: click.Group, name: str) -> list[str]:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    return [option for parameter in command.params for option in parameter.opts]
+
+
+def test_training_twice_as_shown_does_not_meet_itself() -> None:
+    """Each line that trains writes to a folder of its own, or writes nothing."""
+    lines = [line.split("#")[0] for block in blocks("bash") for line in block.splitlines()]
+    training = [line for line in lines if re.search(r"repvgg-ref train|repvgg_ref\.train", line)]
+    assert len(training) == 3
+    folders = [line.split("--out ")[1].split()[0] for line in training if "--dry-run" not in line]
+    assert len(set(folders)) == len(folders) == 2
 
 
 def test_the_convention_table_is_whole() -> None:

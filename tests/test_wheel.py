@@ -57,6 +57,13 @@ def test_the_reports_templates_are_in_it(wheel: Path) -> None:
     assert {f"{folder}report.html.j2", f"{folder}report.css"} <= set(members(wheel))
 
 
+def test_every_page_and_figure_is_in_it(wheel: Path) -> None:
+    folder = ROOT / "cli" / "repvgg_ref_cli" / "pages"
+    pages = {path.relative_to(ROOT / "cli").as_posix() for path in folder.rglob("*.[ms][dv]*")}
+    assert len(pages) > 8
+    assert pages <= set(members(wheel))
+
+
 def test_the_bundled_model_and_pictures_are_in_it_and_small(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         data = [i for i in file.infolist() if i.filename.startswith("repvgg_ref/data/")]

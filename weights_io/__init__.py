@@ -12,6 +12,7 @@ from weights_io.pickles.inert import Inert
 from weights_io.regular import IrregularFileError, open_regular, read_regular
 from weights_io.text import sanitize
 from weights_io.writers.atomic import atomic_path, reported, sweep
+from weights_io.writers.claim import claim
 from weights_io.writers.specs import ArraySpec
 from weights_io.writers.write import Container, save_weights, write_weights
 
@@ -29,6 +30,7 @@ __all__ = [
     "ReportedError",
     "WeightsFileError",
     "atomic_path",
+    "claim",
     "open_regular",
     "open_weights",
     "read_regular",

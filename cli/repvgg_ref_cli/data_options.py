@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 
 def _threads(ctx: click.Context, param: click.Parameter, asked: int | None) -> int:
-    return asked or len(os.sched_getaffinity(0))
+    from repvgg_ref.cpu.workers.pool import default_threads
+
+    return asked or default_threads()
 
 
 data_option = click.option(
@@ -22,7 +22,7 @@ threads_option = click.option(
     "--threads",
     type=click.IntRange(1, 256),
     callback=_threads,
-    show_default="one a core",
+    show_default="one a core, or REPVGG_NUM_THREADS",
     help="That decode.",
 )
 interpolation_option = click.option(

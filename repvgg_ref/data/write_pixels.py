@@ -17,7 +17,7 @@ from repvgg_ref.data.loader import Batch, Loader
 from repvgg_ref.data.pixel_shards import FORMAT, LABELS, MANIFEST, VERSION
 from repvgg_ref.data.source import DataError, Source
 from repvgg_ref.data.transforms import evaluation_transform
-from weights_io import atomic_path, reported, sanitize, sweep
+from weights_io import atomic_path, claim, reported, sanitize, sweep
 
 _PART = {"file": str, "count": int, "sha256": str, "labels": list, "skipped": list}
 PLAN = "unfinished.json"  # what is being made; there until the manifest is
@@ -110,8 +110,6 @@ def _fingerprint(source: Source) -> str:
 @contextlib.contextmanager
 def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
     """The folder, empty or with the beginnings of this very plan, for this process alone."""
-    import fcntl
-
     out.mkdir(parents=True, exist_ok=True)
     sweep(out)  # what a run has left that was killed
     if (out / MANIFEST).exists():
@@ -121,16 +119,15 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
             raise DataError(f"{sanitize(out)}: is not empty", advice="name another folder")
         _write_json(out / PLAN, plan)
     with (out / PLAN).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{sanitize(out)}: another process is writing here") from None
+        if not claim(file):
+            raise DataError(f"{sanitize(out)}: another process is writing here")
         if _parsed(file.read()) != plan:
             raise DataError(
                 f"{sanitize(out)}: holds the beginnings of another data set",
                 advice="name another folder, or delete this one",
             )
         yield
+    (out / PLAN).unlink()  # now that it is closed: Windows removes no open file
 
 
 def _whole_parts(out: Path, picture_bytes: int) -> list[dict[str, Any]]:
@@ -188,7 +185,6 @@ def _finish(out: Path, header: dict[str, Any], parts: list[dict[str, Any]]) -> d
     _write_json(out / MANIFEST, manifest)
     for part in parts:
         _beside(out / part["file"]).unlink()
-    (out / PLAN).unlink()
     return manifest
 
 

@@ -6,7 +6,6 @@ Of several ranks only the first writes; all of them read.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +34,7 @@ from repvgg_ref.train.state import (
 )
 from repvgg_ref.train.update import State, Updater, on_host
 from repvgg_ref.version import __version__
+from weights_io import claim
 
 _LOCK = "lock"
 _WEIGHTS, _VELOCITY, _RUNNING, _EMA = "weights/", "velocity/", "running/", "ema/"
@@ -174,15 +174,13 @@ class Folder:
                 got=error.strerror,
                 advice="choose another --out",
             ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not claim(self._lock):
             self._lock.close()
             raise StateError(
                 "another process is training in this folder",
                 got=str(self.path),
                 advice="wait for it, or choose another --out",
-            ) from None
+            )
         sweep(self.path)
 
     def _arrays(self, state: State) -> dict[str, Array]:

@@ -83,7 +83,7 @@ def write_state(
 
     def flush(temporary: Path) -> None:
         """Down to the disk before the name exists, so that a power cut leaves no empty file."""
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes only what may be written to
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
             os.fsync(file.fileno())
 

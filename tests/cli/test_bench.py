@@ -12,6 +12,7 @@ from repvgg_ref_cli.commands import bench
 
 from repvgg_ref.bench.contenders import base
 from repvgg_ref.bench.table4 import PAPER
+from tests.cli.formats_page import require_documented
 from tests.cli.runner import Outcome, invoke
 
 QUICK = ("--batch", 1, "--size", 16, "--rounds", 1, "--threads", 1)
@@ -41,6 +42,7 @@ def test_json_is_one_object_with_all_rounds(
     found = shown.json()
     assert shown.code == 0
     assert found == json.loads(out.read_text())
+    require_documented("bench", [found])
     assert ET.parse(picture).getroot().tag.endswith("svg")
     assert [one["name"] for one in found["contenders"]] == [base.OURS, base.DIRECT, base.BRANCHES]
     assert [len(one["seconds"]) for one in found["contenders"]] == [1, 1, 1]

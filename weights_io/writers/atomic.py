@@ -10,18 +10,20 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from io import FileIO
 from pathlib import Path
 
 from weights_io.errors import WeightsFileError
 from weights_io.regular import open_regular
 from weights_io.text import sanitize
-
-try:
-    import fcntl
-except ImportError:  # not POSIX: what a killed process leaves has to be removed by hand
-    fcntl = None  # type: ignore[assignment]
+from weights_io.writers.claim import claim
 
 _LONGEST_SUFFIX = 16
+# Elsewhere an open file is neither renamed nor removed, so that none can be held while it is
+# written; what a killed process leaves there has to be removed by hand.
+_POSIX = find_spec("fcntl") is not None
+_NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _TEMPORARY = re.compile(r"\.repvgg-ref-[0-9a-f]{12}(\.[^.]{0,15})?")
 _swept: set[tuple[int, Path]] = set()
 
@@ -60,7 +62,7 @@ def atomic_path(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
         with reported(path):
             _hand_on(final, temporary)
             if sync:
-                _flush(temporary)
+                _flush(temporary, os.O_RDWR)
             temporary.replace(final)
     except BaseException as error:
         _abandon(temporary, held)
@@ -68,19 +70,19 @@ def atomic_path(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
             raise _failed(path, error) from None  # `write` and `close` do not say of which file
         raise
     with reported(path):
-        os.close(held)
-        if sync:
-            _flush(final.parent)
+        held.close()
+        if sync and _POSIX:
+            _flush(final.parent, os.O_RDONLY)
 
 
 def sweep(folder: Path) -> None:
     """Remove the temporary files of processes that were killed; those of live ones are locked."""
-    if fcntl is None:
+    if not _POSIX:
         return
     for path in [each for each in folder.iterdir() if _TEMPORARY.fullmatch(each.name)]:
         with contextlib.suppress(OSError), open_regular(path) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+            if claim(file):
+                path.unlink()
 
 
 @contextmanager
@@ -100,22 +102,23 @@ def _sweep_once(folder: Path) -> None:
             sweep(folder)
 
 
-def _created(final: Path) -> tuple[Path, int]:
-    """A new file beside `final`, and a descriptor that holds it locked."""
+def _created(final: Path) -> tuple[Path, FileIO]:
+    """A new file beside `final`, and what holds it locked."""
     suffix = final.suffix if len(os.fsencode(final.suffix)) <= _LONGEST_SUFFIX else ""
     while True:
         temporary = final.with_name(f".repvgg-ref-{secrets.token_hex(6)}{suffix}")
-        held = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        held = FileIO(temporary, "x+")
         try:
-            if fcntl is not None:
-                with contextlib.suppress(OSError):  # a file system without locks
-                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(held).st_nlink:
+            if not _POSIX:
+                held.close()
+                return temporary, held
+            claim(held)  # or not, on a file system without locks
+            if os.fstat(held.fileno()).st_nlink:
                 return temporary, held
         except BaseException:
             _abandon(temporary, held)
             raise
-        os.close(held)  # somebody swept it before it was locked
+        held.close()  # somebody swept it before it was locked
 
 
 def _hand_on(final: Path, temporary: Path) -> None:
@@ -127,25 +130,24 @@ def _hand_on(final: Path, temporary: Path) -> None:
         temporary.chmod(before.st_mode & 0o7777)
 
 
-def _flush(path: Path) -> None:
-    with contextlib.suppress(PermissionError):  # a folder cannot be opened on Windows
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _flush(path: Path, way: int) -> None:
+    descriptor = os.open(path, way)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def _abandon(temporary: Path, held: int) -> None:
+def _abandon(temporary: Path, held: FileIO) -> None:
     with contextlib.suppress(OSError):  # what was going wrong is told instead
         temporary.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
-        os.close(held)
+        held.close()
 
 
 def _failed(path: str | os.PathLike[str], error: OSError) -> WeightsFileError:
     """What the system said; of a full disk also how much room is left, and where."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno not in _NO_ROOM:
         return _unwritable(path, error.strerror or error)
     folder = Path(os.path.realpath(path)).parent
     left = ""

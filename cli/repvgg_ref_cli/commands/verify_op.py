@@ -123,7 +123,7 @@ def command(
                                        training=, momentum=, eps=)
       repvgg_block                   f(x, params, stride=, groups=, eps=)
     or one of them with -backward, which gets the gradient of the output first and returns
-    gradients. What each takes and returns: repvgg_ref/oracle/operators/README.md.
+    gradients. What each takes and returns: `repvgg-ref docs kernels`.
 
     Inputs are made so that bugs show. Every output is held against a bound that correct arithmetic
     cannot exceed. Exit codes: 0 agrees, 1 disagrees, 2 cannot be judged.

@@ -7,7 +7,6 @@ neither ends nor does anything (stopped, or frozen with its machine) is given up
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -213,6 +212,8 @@ def _high(descriptor: int) -> int:
     """The same, above the standard streams."""
     if descriptor > 2:
         return descriptor
+    import fcntl  # crews are for Linux, and this module is imported everywhere
+
     try:
         return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
     finally:

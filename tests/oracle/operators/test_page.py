@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import repvgg_ref_cli.main
+from repvgg_ref_cli.pages import read_page
 
 import repvgg_ref.oracle.operators.catalogue as catalogue
 from tests.cli.runner import run_python
 from tests.test_readme import stable
 
-PAGE = (Path(catalogue.__file__).parent / "README.md").read_text(encoding="utf-8")
+PAGE = read_page("kernels").text
 
 
 def blocks(language: str) -> list[str]:
