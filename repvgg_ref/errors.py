@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from weights_io.errors import ReportedError, WeightsFileError
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "ReportedError",
     "ShapeError",
     "WeightsFileError",
+    "did_you_mean",
     "require_equal",
 ]
 
@@ -47,3 +50,23 @@ def require_equal(operator: str, left: str, got: object, right: str, wanted: obj
         raise ShapeError(
             f"{operator}: {left} (={got}) must equal {right} (={wanted})", got=got, wanted=wanted
         )
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str | None:
+    """Advice for a name that is not one of `known`: the one it resembles most, None if none does.
+
+    Case, hyphens and underscores do not count; a part that stands in one name only is enough.
+    """
+    from difflib import get_close_matches
+
+    names = {_bare(each): each for each in known}
+    asked = _bare(str(name))
+    close = get_close_matches(asked, names, n=1, cutoff=0.6)
+    if not close and len(asked) > 2:
+        holding = [each for each in names if asked in each]
+        close = holding if len(holding) == 1 else []
+    return f"did you mean {names[close[0]]}?" if close else None
+
+
+def _bare(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")

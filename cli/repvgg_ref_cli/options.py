@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from repvgg_ref_cli.piped import InputFile
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 # As in `backends` and `files.convert` of repvgg_ref, which are too heavy to import for --help.
@@ -20,6 +22,7 @@ FORMATS = ("npz", "safetensors", "pth", "onnx")
 ALGORITHMS = ("auto", "measure", "direct", *(f"winograd{m}" for m in (2, 4, 5, 6, 7)))
 
 FILE = click.Path(path_type=Path)
+INPUT = InputFile()
 
 
 @dataclass
@@ -27,6 +30,8 @@ class Settings:
     """What the whole run shares."""
 
     debug: bool = False
+    as_json: bool = False
+    answered: bool = False  # stdout has its JSON object
 
 
 def _remember_debug(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
@@ -39,6 +44,23 @@ def _finite_eps(ctx: click.Context, param: click.Parameter, eps: float | None) -
     if eps is not None and not (math.isfinite(eps) and eps >= 0):
         raise click.BadParameter("eps is a finite number of at least 0")
     return eps
+
+
+def checkpoint_option(
+    name: str, *aliases: str, help: str, required: bool = True, **settings: Any
+) -> Callable[[_F], _F]:
+    """``--checkpoint``, what every command calls the file it starts from, and its older names."""
+    settings = {"type": INPUT, "metavar": "FILE"} | settings
+    return click.option("--checkpoint", *aliases, name, required=required, help=help, **settings)
+
+
+def one_checkpoint(argument: Path | None, option: Path | None) -> Path:
+    """The file named with or without ``--checkpoint``, which must be one."""
+    if argument is not None and option is not None:
+        raise click.UsageError(f"two checkpoints, {argument} and {option}; name one")
+    if (chosen := option or argument) is None:
+        raise click.UsageError("name a checkpoint, FILE or --checkpoint FILE")
+    return chosen
 
 
 debug_option = click.option(
@@ -105,6 +127,9 @@ algorithm_option = click.option(
 def print_json(value: Mapping[str, Any]) -> None:
     """Print exactly one JSON object, on one line; NaN is never written."""
     click.echo(json.dumps(value, allow_nan=False))
+    settings = click.get_current_context().find_object(Settings)
+    if settings is not None:
+        settings.answered = True
 
 
 def note(message: str) -> None:

@@ -18,6 +18,7 @@ from repvgg_ref.train.events import (
     StepDone,
     Stopped,
 )
+from repvgg_ref_cli.console import can_draw, console
 from repvgg_ref_cli.options import note, print_json
 
 _SMOOTHING = 0.95
@@ -33,13 +34,12 @@ class View:
     """
 
     def __init__(self, plan: Plan, *, shown: bool) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.stopped = False
         self._plan, self._shown = plan, shown
         self._began, self._loss = time.monotonic(), 0.0
-        self._console = Console(stderr=True)
+        self._console = console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -48,7 +48,7 @@ class View:
             console=self._console,
             transient=True,
             redirect_stdout=False,  # what is meant for a pipe must reach it
-            disable=not (shown and self._console.is_terminal),
+            disable=not (shown and can_draw(sys.stderr)),
         )
         self._task = self._bar.add_task("training", total=plan.steps, figures="")
 

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from repvgg_ref.blocks.catalogue import block_kind
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
-from repvgg_ref.errors import CheckpointError, ShapeError
+from repvgg_ref.errors import CheckpointError, ShapeError, did_you_mean
 from repvgg_ref.models.graph import INPUT, Network, Node
 from repvgg_ref.models.layers import Block, GlobalAvgPool, Linear
 
@@ -129,7 +129,10 @@ def architecture(
     official = official_name(name)
     if official is None:
         raise CheckpointError(
-            "there is no official model of that name", got=repr(name), wanted=", ".join(NAMES)
+            "there is no official model of that name",
+            got=repr(name),
+            wanted=", ".join(NAMES),
+            advice=did_you_mean(name, NAMES),
         )
     family = _FAMILIES[official]
     built = plain_architecture(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from repvgg_ref.errors import CheckpointError
+from repvgg_ref.errors import CheckpointError, did_you_mean
 from repvgg_ref.models.architectures import NAMES, Architecture, architecture, official_name
 from repvgg_ref.models.baselines import BASELINES
 from repvgg_ref.models.graph import Network
@@ -59,5 +59,8 @@ def network(
     if official_name(name) is not None:
         return architecture(name, num_classes=num_classes, in_channels=in_channels, block=block)
     raise CheckpointError(
-        "there is no network of that name", got=repr(name), wanted=", ".join((*NAMES, *MAKERS))
+        "there is no network of that name",
+        got=repr(name),
+        wanted=", ".join((*NAMES, *MAKERS)),
+        advice=did_you_mean(name, (*NAMES, *MAKERS)),
     )

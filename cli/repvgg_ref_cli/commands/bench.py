@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repvgg_ref_cli.console import console
 from repvgg_ref_cli.options import (
     FILE,
     algorithm_option,
@@ -33,7 +34,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
         return None
     names = [] if value == "none" else [name.strip() for name in value.split(",")]
     if unknown := [name for name in names if name not in PEERS]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(PEERS)}")
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(PEERS)}")
     return names
 
 
@@ -110,9 +111,7 @@ def command(
     if as_json:
         print_json(made)
         return
-    from rich.console import Console
-
-    Console().print(render(made))
+    console().print(render(made))
 
 
 def _kind(kinds: dict[str, bool], against: list[str] | None) -> str:

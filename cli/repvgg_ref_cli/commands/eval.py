@@ -15,10 +15,10 @@ from repvgg_ref_cli.data_options import (
     threads_option,
 )
 from repvgg_ref_cli.options import (
-    FILE,
     algorithm_option,
     backend_option,
     block_option,
+    checkpoint_option,
     debug_option,
     eps_option,
     json_option,
@@ -42,7 +42,7 @@ _DISAGREES = 1
 
 
 @click.command(short_help="Top-1 and top-5 accuracy on a labelled data set.")
-@click.option("--weights", type=FILE, required=True, help="A checkpoint in train or deploy form.")
+@checkpoint_option("weights", "--weights", help="In train or deploy form.")
 @data_option
 @click.option(
     "--split", type=click.Choice(["train", "val"]), default="val", show_default=True, help="Part."

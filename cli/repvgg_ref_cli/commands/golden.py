@@ -10,6 +10,7 @@ import click
 from repvgg_ref_cli.options import (
     FILE,
     block_option,
+    checkpoint_option,
     debug_option,
     eps_option,
     json_option,
@@ -25,9 +26,10 @@ _SHOWN_SURVIVORS = 8
 
 
 @click.command(short_help="Write golden vectors, and say which known bugs they would miss.")
-@click.option(
+@checkpoint_option(
+    "reference",
     "--reference",
-    required=True,
+    type=str,
     metavar="FILE|NAME",
     help="A checkpoint, or an official name: then weights are chosen that hide no bug.",
 )

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repvgg_ref_cli.options import (
-    FILE,
+    INPUT,
     block_option,
+    checkpoint_option,
     debug_option,
     eps_option,
     json_option,
+    one_checkpoint,
     print_json,
     weights_set_option,
 )
+from repvgg_ref_cli.piped import without_copy
 
 if TYPE_CHECKING:
     from repvgg_ref.files.inspect import Inspection
@@ -26,13 +29,21 @@ _SHOWN = 10
 
 
 @click.command(short_help="Say what a weights file holds, without trusting it.")
-@click.argument("file", type=FILE)
+@click.argument("file", type=INPUT, required=False)
+@checkpoint_option("source", "--in", required=False, help="The same as FILE; - is stdin.")
 @eps_option
 @weights_set_option
 @block_option
 @json_option
 @debug_option
-def command(file: Path, eps: float | None, weights_set: Any, block: str, as_json: bool) -> None:
+def command(
+    file: Path | None,
+    source: Path | None,
+    eps: float | None,
+    weights_set: Any,
+    block: str,
+    as_json: bool,
+) -> None:
     """Say what FILE holds: container, names, form, model, what is missing, what looks wrong.
 
     Works on incomplete files too. Findings: NaN and infinity, negative variances, dead channels,
@@ -41,7 +52,7 @@ def command(file: Path, eps: float | None, weights_set: Any, block: str, as_json
     """
     from repvgg_ref.files.inspect import inspect_file
 
-    found = inspect_file(file, eps=eps, weights=weights_set, block=block)
+    found = inspect_file(one_checkpoint(file, source), eps=eps, weights=weights_set, block=block)
     if as_json:
         print_json(_as_json(found))
     else:
@@ -66,7 +77,7 @@ def _as_json(found: Inspection) -> dict[str, Any]:
 def _show(found: Inspection) -> None:
     from weights_io import sanitize
 
-    click.echo(sanitize(found.path))
+    click.echo(without_copy(sanitize(found.path)))
     for label, value in (
         ("container", found.container),
         ("names", found.dialect or "of no known dialect"),

@@ -9,9 +9,11 @@ import click
 
 from repvgg_ref_cli.options import (
     FILE,
+    INPUT,
     algorithm_option,
     backend_option,
     block_option,
+    checkpoint_option,
     debug_option,
     eps_option,
     json_option,
@@ -19,14 +21,15 @@ from repvgg_ref_cli.options import (
     note,
     print_json,
 )
+from repvgg_ref_cli.piped import without_copy
 
 if TYPE_CHECKING:
     from repvgg_ref.arrays import Array
 
 
 @click.command(short_help="Classify images with any checkpoint, fused or not.")
-@click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--weights", type=FILE, required=True, help="A checkpoint in train or deploy form.")
+@click.argument("images", type=INPUT, nargs=-1, required=True, metavar="IMAGE...")
+@checkpoint_option("weights", "--weights", help="In train or deploy form.")
 @click.option("--classes", type=FILE, help="Class names: one a line, or a JSON list.")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option(
@@ -63,7 +66,7 @@ def command(
     algorithm: str,
     as_json: bool,
 ) -> None:
-    """Classify every IMAGE and print its most probable classes.
+    """Classify every IMAGE (- is stdin) and print its most probable classes.
 
     Images are turned upright (EXIF), flattened on white, brought to the model's colours, resized
     (shorter side to size * 256 / 224), centre-cropped and standardised by ImageNet's mean and
@@ -91,7 +94,7 @@ def command(
             {
                 "model": loaded.name,
                 "form": loaded.form,
-                "images": [{"image": str(path), "top": best} for path, best in results],
+                "images": [{"image": without_copy(path), "top": best} for path, best in results],
             }
         )
     else:
@@ -142,6 +145,6 @@ def _show(results: list[tuple[Path, list[dict[str, Any]]]]) -> None:
     from weights_io import sanitize
 
     for path, best in results:
-        click.echo(sanitize(path))
+        click.echo(without_copy(sanitize(path)))
         for entry in best:
             click.echo(f"  {entry['probability']:7.2%}  {sanitize(entry['class'])}")

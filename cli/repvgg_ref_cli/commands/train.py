@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repvgg_ref_cli.failures import report
-from repvgg_ref_cli.options import FILE, Settings, backend_option, debug_option, json_option
+from repvgg_ref_cli.options import (
+    FILE,
+    Settings,
+    backend_option,
+    checkpoint_option,
+    debug_option,
+    json_option,
+)
 from repvgg_ref_cli.stop_signals import StopSignals
 
 if TYPE_CHECKING:
@@ -69,7 +76,7 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
 @click.option(
     "--accept-changes", is_flag=True, help="Resume even if recipe, data or ranks have changed."
 )
-@click.option("--init", type=FILE, help="Start from this checkpoint's weights (train form).")
+@checkpoint_option("init", "--init", required=False, help="Start from these weights (train form).")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--threads",
@@ -205,6 +212,6 @@ def _ending_all_ranks(comm: Comm, ctx: click.Context) -> Iterator[None]:
         settings = ctx.find_object(Settings) or Settings()
         if comm.rank:
             click.echo(f"rank {comm.rank} of {comm.size}:", err=True)
-        code = report(error, debug=settings.debug)
+        code = report(error, debug=settings.debug, as_json=settings.as_json and not comm.rank)
         click.echo("all ranks end; continue from the last state with --resume", err=True)
         comm.abort(code)
