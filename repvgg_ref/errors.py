@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from weights_io.errors import ReportedError, WeightsFileError
@@ -15,6 +16,7 @@ __all__ = [
     "ReportedError",
     "ShapeError",
     "WeightsFileError",
+    "by_kind",
     "did_you_mean",
     "require_equal",
 ]
@@ -70,3 +72,17 @@ def did_you_mean(name: object, known: Iterable[str]) -> str | None:
 
 def _bare(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
+
+
+def by_kind(messages: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """Pairs (place, message) put together where they say the same of many places.
+
+    Messages are of one kind if they differ in the place, in names before a colon and in numbers
+    only. Returned are the first message of every kind and all its places, in order.
+    """
+    found: dict[str, tuple[str, list[str]]] = {}
+    for place, message in messages:
+        bare = re.sub(r"^(\S*: )+", "", message.replace(place, "") if place else message)
+        kind = re.sub(r"\S*\d\S*", "#", bare)
+        found.setdefault(kind, (message, []))[1].append(place)
+    return list(found.values())

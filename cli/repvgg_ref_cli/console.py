@@ -11,8 +11,18 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
-_ASCII = {"±": "+/-", "×": "x", "–": "-", "—": "-", "…": "...", "≤": "<=", "≥": ">="}
+# A sign's usual spelling in ASCII.
+_ASCII = {
+    "\N{PLUS-MINUS SIGN}": "+/-",
+    "\N{MULTIPLICATION SIGN}": "x",
+    "\N{EN DASH}": "-",
+    "\N{EM DASH}": "-",
+    "\N{HORIZONTAL ELLIPSIS}": "...",
+    "\N{LESS-THAN OR EQUAL TO}": "<=",
+    "\N{GREATER-THAN OR EQUAL TO}": ">=",
+}
 _ERRORS = "repvgg-ref-ascii"
 
 

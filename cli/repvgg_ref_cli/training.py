@@ -18,7 +18,7 @@ from repvgg_ref.train.events import (
     StepDone,
     Stopped,
 )
-from repvgg_ref_cli.console import can_draw, console
+from repvgg_ref_cli.console import Fitting, can_draw, console
 from repvgg_ref_cli.options import note, print_json
 
 _SMOOTHING = 0.95
@@ -125,7 +125,7 @@ class View:
         total = sum(event.seconds.values()) or 1.0
         for name, seconds in sorted(event.seconds.items(), key=lambda item: -item[1]):
             table.add_row(name.replace("_", " and "), f"{seconds:.2f}", f"{seconds / total:.1%}")
-        self._console.print(table)
+        self._console.print(Fitting(table))
 
     def _print(self, line: str) -> None:
         # Where bar and lines share a terminal, the bar must be moved out of the way.

@@ -108,6 +108,7 @@ def command(
     """
     import repvgg_ref
     from repvgg_ref.data.loader import Loader
+    from repvgg_ref.data.skipped import told
     from repvgg_ref.train.evaluate import count
     from repvgg_ref.train.sources import open_validation, validation_transform
 
@@ -136,8 +137,8 @@ def command(
         return logits
 
     counted = count(forms, _inputs(loader), forward=forward, roundoff=2.0**-24)
-    for name, reason in loader.skipped:
-        note(f"skipped: {reason if name in reason else f'{name}: {reason}'}")
+    for line in told(loader.skipped):
+        note(line)
     found = _as_json(loaded, form, counted, loader, transform)
     if as_json:
         print_json(found)

@@ -22,10 +22,10 @@ from repvgg_ref_cli.piped import without_copy
 
 if TYPE_CHECKING:
     from repvgg_ref.files.inspect import Inspection
-    from repvgg_ref.files.lint import Finding
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
-_SHOWN = 10
+_SHOWN, _EXAMPLES = 10, 4
+_NARROWEST = 36  # columns; narrower terminals break the lines themselves
 
 
 @click.command(short_help="Say what a weights file holds, without trusting it.")
@@ -75,6 +75,7 @@ def _as_json(found: Inspection) -> dict[str, Any]:
 
 
 def _show(found: Inspection) -> None:
+    from repvgg_ref.errors import by_kind
     from weights_io import sanitize
 
     click.echo(without_copy(sanitize(found.path)))
@@ -88,8 +89,10 @@ def _show(found: Inspection) -> None:
         click.echo(f"  {label:<11}{value}")
     _show_names("missing", found.missing)
     _show_names("unexpected", found.unexpected)
-    for finding in found.findings:
-        _show_finding(finding)
+    for level in _COLOURS:
+        alike = [(f.layer or "", f.message) for f in found.findings if f.level == level]
+        for message, layers in by_kind(alike):
+            _show_finding(level, message, layers)
 
 
 def _show_names(label: str, names: tuple[str, ...]) -> None:
@@ -104,16 +107,23 @@ def _show_names(label: str, names: tuple[str, ...]) -> None:
         click.echo(f"             ... {len(names) - _SHOWN} more; --json lists them all")
 
 
-def _show_finding(finding: Finding) -> None:
+def _show_finding(level: str, message: str, layers: list[str]) -> None:
+    """What is said of the first of `layers`, and where else the same could be said."""
     import shutil
     import textwrap
 
     from repvgg_ref_cli.failures import printable
 
-    place = f"{finding.layer}: " if finding.layer else ""
-    width = max(60, shutil.get_terminal_size().columns)
-    lines = textwrap.wrap(printable(place + finding.message), width - 13)
-    level = click.style(f"{finding.level:<11}", fg=_COLOURS[finding.level])
-    click.echo(f"  {level}{lines[0]}")
+    first, *others = layers
+    said = f"{first}: {message}" if first else message
+    width = max(_NARROWEST, shutil.get_terminal_size().columns)
+    lines = textwrap.wrap(printable(said), width - 13)
+    if others:
+        places = list(dict.fromkeys(layer for layer in others if layer))
+        where = ", ".join(places[:_EXAMPLES]) + (", ..." if len(places) > _EXAMPLES else "")
+        more = f"and {len(others)} more like it" + (f": {where}" if where else "")
+        lines += textwrap.wrap(printable(f"{more} (--json lists all)"), width - 13)
+    styled = click.style(f"{level:<11}", fg=_COLOURS[level])
+    click.echo(f"  {styled}{lines[0]}")
     for line in lines[1:]:
         click.echo(" " * 13 + line)

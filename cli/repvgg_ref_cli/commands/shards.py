@@ -67,6 +67,7 @@ def _write(
     data: str, split: str, out: Path, *, size: int, interpolation: str, threads: int, decoder: str
 ) -> dict[str, Any]:
     from repvgg_ref.data import open_data
+    from repvgg_ref.data.skipped import told
     from repvgg_ref.data.write_pixels import write_pixels
     from repvgg_ref_cli.progress import ProgressBar
 
@@ -80,8 +81,8 @@ def _write(
             threads=threads,
             progress=lambda done, total: progress(out.name, done, total),
         )
-    for _, reason in manifest["skipped"]:
-        note(f"skipped: {reason}")
+    for line in told(manifest["skipped"]):
+        note(line)
     return _summary(out, manifest)
 
 

@@ -12,7 +12,7 @@ from repvgg_ref_cli.options import debug_option, json_option, print_json
 if TYPE_CHECKING:
     from repvgg_ref.models.cost import Cost
 
-_NARROW = 60
+_NARROW, _LONG = 60, 12
 
 
 @click.command(short_help="List every architecture and its costs, as in the paper.")
@@ -55,7 +55,7 @@ def _show(costs: list[Cost]) -> None:
         table.add_column(title, justify="right")
     for c in costs:
         table.add_row(
-            c.name,
+            c.name.replace("-", "-\n") if narrow and len(c.name) > _LONG else c.name,
             _truncated(c.params_train),
             _truncated(c.params_deploy),
             f"{c.macs / 1e9:.1f}",
