@@ -82,7 +82,7 @@ def by_kind(messages: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     """
     found: dict[str, tuple[str, list[str]]] = {}
     for place, message in messages:
-        bare = re.sub(r"^(\S*: )+", "", message.replace(place, "") if place else message)
+        bare = re.sub(r"^(\S*: )+", "", message.removeprefix(place))
         kind = re.sub(r"\S*\d\S*", "#", bare)
         found.setdefault(kind, (message, []))[1].append(place)
     return list(found.values())

@@ -56,12 +56,17 @@ def blocks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 
 def recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of recipes; files as well once no name fits."""
-    from click.shell_completion import CompletionItem
-
+    """Names of recipes; files once no name fits."""
     from repvgg_ref.train.recipe import recipe_names
 
-    return _starting(recipe_names(), incomplete) or [CompletionItem(incomplete, type="file")]
+    return _starting(recipe_names(), incomplete) or files(ctx, param, incomplete)
+
+
+def models_and_files(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of networks; files once no name fits."""
+    return models(ctx, param, incomplete) or files(ctx, param, incomplete)
 
 
 def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
 # A sign's usual spelling in ASCII.
@@ -80,13 +81,17 @@ class Fitting:
 
     def __rich_console__(self, console: Console, options: Any) -> Any:
         """The table or the list."""
-        from rich.measure import Measurement
-
-        wide = options.update(width=1000)
-        if Measurement.get(console, wide, self._table).minimum <= options.max_width:
+        if self._narrowest() <= options.max_width:
             yield self._table
         else:
             yield from self._rows()
+
+    def _narrowest(self) -> int:
+        """The least width in which nothing is cut: rich's own counts what must not be broken."""
+        table = self._table
+        frame = len(table.columns) + 1 if table.box else 0
+        _, right, _, left = table.padding
+        return frame + sum(_narrowest(column) + left + right for column in table.columns)
 
     def _rows(self) -> Any:
         from rich.padding import Padding
@@ -105,6 +110,14 @@ class Fitting:
             yield Padding(Text(", ").join(said), (0, 0, 0, 2))
         if self._table.caption:
             yield _text(self._table.caption)
+
+
+def _narrowest(column: Column) -> int:
+    from rich.cells import cell_len
+
+    texts = [_text(cell).plain for cell in (column.header, *column.cells)]
+    parts = [text.splitlines() if column.no_wrap else text.split() for text in texts]
+    return max((cell_len(part) for part in itertools.chain(*parts)), default=0)
 
 
 def _text(cell: RenderableType) -> Text:

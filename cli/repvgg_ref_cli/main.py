@@ -11,6 +11,7 @@ import itertools
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 
@@ -18,8 +19,8 @@ import click
 
 from repvgg_ref_cli import completion
 from repvgg_ref_cli.console import is_plain, prepare_streams
-from repvgg_ref_cli.failures import leave_quietly, report
-from repvgg_ref_cli.options import Settings, debug_option
+from repvgg_ref_cli.failures import leave_quietly, printable, report
+from repvgg_ref_cli.options import Settings, debug_option, note
 
 COMMANDS = (
     "convert",
@@ -102,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Told apart here, since what cannot be parsed is to be told as JSON, too.
     settings = Settings(as_json="--json" in itertools.takewhile(lambda word: word != "--", asked))
     try:
-        code = _run(asked, settings)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warned
+            code = _run(asked, settings)
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not at exit
     except BrokenPipeError:
@@ -123,6 +126,11 @@ def _run(arguments: list[str], settings: Settings) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     return 0
+
+
+def _warned(message: Warning | str, *where: object, **more: object) -> None:
+    """A library's warning as a note: people need not know which line of whose code said so."""
+    note(printable(str(message)))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

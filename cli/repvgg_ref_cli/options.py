@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from repvgg_ref_cli import completion
 from repvgg_ref_cli.piped import InputFile
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -86,6 +87,7 @@ model_option = click.option(
     default="auto",
     show_default=True,
     metavar="auto|custom|NAME",
+    shell_complete=completion.models,
     help="What the shapes must be; auto tells it from them.",
 )
 block_option = click.option(
@@ -93,6 +95,7 @@ block_option = click.option(
     default="auto",
     show_default=True,
     metavar="auto|NAME",
+    shell_complete=completion.blocks,
     help="The kind of block; auto tells it from the keys.",
 )
 weights_set_option = click.option(

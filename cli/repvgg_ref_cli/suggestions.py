@@ -38,9 +38,8 @@ def _flags(command: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def _choice(error: click.BadParameter) -> str | None:
-    choices = getattr(getattr(error.param, "type", None), "choices", ())
-    found = re.match(r"'(.*)' is not one of", error.message or "")
-    return _near(found[1], [str(choice) for choice in choices]) if found and choices else None
+    found = re.match(r"'(.*)' is not one of (.*)", error.message or "")
+    return _near(found[1], re.findall(r"'([^']+)'", found[2])) if found else None
 
 
 def _near(name: str, known: list[str]) -> str | None:

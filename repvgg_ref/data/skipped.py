@@ -1,4 +1,4 @@
-"""What is told of pictures that could not be read: a line for every kind of reason, not for each."""
+"""What is told of pictures that could not be read: a line for every kind of reason."""
 
 from __future__ import annotations
 

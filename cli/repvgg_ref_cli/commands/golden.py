@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from repvgg_ref_cli import completion
 from repvgg_ref_cli.options import (
     FILE,
     block_option,
@@ -31,6 +32,7 @@ _SHOWN_SURVIVORS = 8
     "--reference",
     type=str,
     metavar="FILE|NAME",
+    shell_complete=completion.models_and_files,
     help="A checkpoint, or an official name: then weights are chosen that hide no bug.",
 )
 @click.option("--out", type=FILE, required=True, help="The bundle: a new folder.")

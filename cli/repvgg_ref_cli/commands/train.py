@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repvgg_ref_cli import completion
 from repvgg_ref_cli.failures import report
 from repvgg_ref_cli.options import (
     FILE,
@@ -59,7 +60,10 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
         return click.Option([f"{flag}/--no-{flag[2:]}", name], default=None, help=says)
     if kind in (int, float, str):
         chosen = click.Choice(choices) if choices else kind
-        return click.Option([flag, name], type=chosen, default=None, help=says)
+        complete = {"model": completion.models, "block": completion.blocks}.get(name)
+        return click.Option(
+            [flag, name], type=chosen, default=None, help=says, shell_complete=complete
+        )
     return click.Option([flag, name], type=float, multiple=True, help=f"{says} May be repeated.")
 
 
@@ -69,6 +73,7 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
     "--recipe",
     "recipe_name",
     metavar="NAME|FILE.toml",
+    shell_complete=completion.recipes,
     help=f"What to train with. Default: {_BUNDLED} without --data, else {_DEFAULT}.",
 )
 @click.option("--out", type=FILE, help="The folder for states and results. Default: runs/RECIPE.")

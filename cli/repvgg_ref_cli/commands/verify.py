@@ -24,7 +24,6 @@ from repvgg_ref_cli.options import (
     note,
     print_json,
 )
-
 from repvgg_ref_cli.piped import Candidate, destination, is_dash, refuse_two_on_stdout
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repvgg_ref_cli import completion
 from repvgg_ref_cli.console import console
 from repvgg_ref_cli.failures import DISAGREES
 from repvgg_ref_cli.options import debug_option, json_option, print_json
@@ -61,6 +62,7 @@ def _settings(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
     "--candidate",
     required=True,
     metavar="CAND",
+    shell_complete=completion.files,
     help="module:callable, file.py:callable, or an .npz dump of arrays and outputs.",
 )
 @click.option(
