@@ -104,7 +104,7 @@ def _flat(
             yield each
             continue
         for inner in each.extras:
-            if inner not in above:
+            if inner not in (*above, name):
                 yield from _flat(extras, inner, (*above, name))
 
 

@@ -17,7 +17,7 @@ def test_json_names_every_part_and_how_to_mend_each_gap(
     shown = invoke(capsys, "doctor", "--json")
     assert shown.code == 0
     found = shown.json()
-    assert list(found) == ["version", "checks"]
+    assert list(found) == ["version", "checks", "extras"]
     checks = {check["name"]: check for check in found["checks"]}
     assert {"python", "numpy", "scipy", "gpu", "backend numpy", "backend cupy"} <= set(checks)
     for check in found["checks"]:
