@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from dataclasses import asdict, dataclass
@@ -87,6 +88,8 @@ def _explain(error: BaseException) -> Failure:
         return Failure("interrupted", message, INTERRUPTED)
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename is not None else ""
+        if isinstance(error, IsADirectoryError):
+            return Failure("system", f"{name}is a folder (wanted a file)", wanted="a file")
         return Failure("system", f"{name}{error.strerror or error}")
     if isinstance(error, MemoryError):
         return Failure("memory", "not enough memory")
@@ -101,7 +104,8 @@ def _usage(error: click.ClickException) -> Failure:
         advice = f"{meant} ; {advice}"
     # Its own suggestions, which depend on click's version, are left out.
     said = error.message if isinstance(error, click.NoSuchOption) else error.format_message()
-    return Failure("usage", f"{said.rstrip('.')} ({advice})", advice=advice)
+    said = re.sub(r"\s*\n\s*", " ", said).rstrip(".")  # click lists choices one a line
+    return Failure("usage", f"{said} ({advice})", advice=advice)
 
 
 def _of_the_package(error: BaseException) -> Failure:

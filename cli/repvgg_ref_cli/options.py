@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from repvgg_ref_cli import completion
-from repvgg_ref_cli.piped import InputFile
+from repvgg_ref_cli.piped import File, InputFile
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -22,7 +22,7 @@ FORMATS = ("npz", "safetensors", "pth", "onnx")
 # "auto", "measure" and those of `repvgg_ref.cpu.convolution.algorithms`.
 ALGORITHMS = ("auto", "measure", "direct", *(f"winograd{m}" for m in (2, 4, 5, 6, 7)))
 
-FILE = click.Path(path_type=Path)
+FILE = File()
 INPUT = InputFile()
 
 
@@ -51,8 +51,8 @@ def checkpoint_option(
     name: str, *aliases: str, help: str, required: bool = True, **settings: Any
 ) -> Callable[[_F], _F]:
     """``--checkpoint``, what every command calls the file it starts from, and its older names."""
-    settings = {"type": INPUT, "metavar": "FILE"} | settings
-    return click.option("--checkpoint", *aliases, name, required=required, help=help, **settings)
+    chosen: dict[str, Any] = {"type": INPUT, "metavar": "FILE"} | settings
+    return click.option("--checkpoint", *aliases, name, required=required, help=help, **chosen)
 
 
 def one_checkpoint(argument: Path | None, option: Path | None) -> Path:

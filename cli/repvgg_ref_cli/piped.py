@@ -8,23 +8,35 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+
+_Out = TypeVar("_Out", bound=Path | None)
 
 _DASH, _TAKEN = "-", "repvgg_ref_cli.stdin"
 _PREFIX = "repvgg-ref-stdin-"
 
 
-class InputFile(click.Path):
+class File(click.Path):
+    """A path to read or to write."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; the empty one, which `Path` takes for this folder, is refused."""
+        if value == "":
+            self.fail("the name is empty (a variable that is not set?)", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class InputFile(File):
     """A path; ``-`` is what comes on stdin, copied to a file that lives as long as the command.
 
     Readers go to and fro in a file, and tell what it holds by its content: the copy is called
     ``stdin``, without a suffix.
     """
-
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path, or that of the copy."""
@@ -69,7 +81,7 @@ def reads_stdin(ctx: click.Context) -> bool:
 
 
 @contextmanager
-def destination(out: Path | None, name: str) -> Iterator[Path | None]:
+def destination(out: _Out, name: str) -> Iterator[_Out | Path]:
     """The path `out`; for ``-`` one called `name`, whose bytes then go to stdout, all or none."""
     import shutil
 

@@ -9,6 +9,7 @@ import click
 
 # What other tools call it, and what nobody would find by its letters.
 _ELSEWHERE = {"-i": "--checkpoint", "-o": "--out", "-v": "--version", "--verbose": "--debug"}
+_OPTIONS = {"help": "--help", "version": "--version"}
 
 
 def suggestion(error: click.ClickException) -> str | None:
@@ -21,6 +22,8 @@ def suggestion(error: click.ClickException) -> str | None:
     if isinstance(error, click.BadParameter):
         return _choice(error)
     if found := re.match(r"No such command '(.*)'", error.message):
+        if found[1] in _OPTIONS:
+            return f"did you mean {_OPTIONS[found[1]]}?"
         return _near(found[1], context.command.list_commands(context))
     return None
 

@@ -14,6 +14,7 @@ from repvgg_ref.data.pixel_shards import MANIFEST, PixelSource
 from repvgg_ref.data.source import DataError, Source, class_names
 from repvgg_ref.data.tar_shards import TarSource, tar_files
 from repvgg_ref.data.write_pixels import PLAN
+from repvgg_ref.errors import did_you_mean
 from weights_io import sanitize
 
 SPLITS = ("train", "val")
@@ -87,7 +88,9 @@ def _folder(path: Path, split: str) -> Path:
     """The folder of the split, or `path` itself if it has none."""
     if not path.is_dir():
         raise DataError(
-            f"{sanitize(path)}: no such folder", got="a file" if path.exists() else "nothing"
+            f"{sanitize(path)}: no such folder",
+            got="a file" if path.exists() else "nothing",
+            advice=did_you_mean(path, [DIGITS, f"{PREFIX}shapes"]),
         )
     if (path / split).is_dir():
         return path / split

@@ -109,7 +109,7 @@ def test_signs_have_a_spelling_in_ascii() -> None:
     stream.reconfigure(errors=console._ERRORS)
     stream.write("1 \N{PLUS-MINUS SIGN} 2 \N{MULTIPLICATION SIGN} \u4e2d \ud800 \N{EM DASH}")
     stream.flush()
-    assert stream.buffer.getvalue() == b"1 +/- 2 x \\u4e2d \\ud800 -"  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue() == b"1 +/- 2 x \\u4e2d \\ud800 -"
 
 
 def drawn(width: int, drop: tuple[int, ...] = ()) -> list[str]:

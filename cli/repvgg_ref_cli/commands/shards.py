@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ def _folders(folder: Path) -> list[Path]:
     """The folder itself, or its splits."""
     from repvgg_ref.data import splits_of
 
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOENT, "no such folder", str(folder))
     return [folder / split for split in splits_of(folder)] or [folder]
 
 
