@@ -91,7 +91,8 @@ class Fitting:
         table = self._table
         frame = len(table.columns) + 1 if table.box else 0
         _, right, _, left = table.padding
-        return frame + sum(_narrowest(column) + left + right for column in table.columns)
+        padded = len(table.columns) if table.pad_edge else len(table.columns) - 1
+        return frame + padded * (left + right) + sum(map(_narrowest, table.columns))
 
     def _rows(self) -> Any:
         from rich.padding import Padding

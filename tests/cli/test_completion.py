@@ -147,8 +147,9 @@ def test_a_real_shell_completes(name: str, on_path: dict[str, str]) -> None:
     lines = {
         "bash": 'eval "$(repvgg-ref completion bash)"; COMP_WORDS=(repvgg-ref comp); '
         'COMP_CWORD=1; _repvgg_ref_completion repvgg-ref; echo "${COMPREPLY[@]}"',
-        "zsh": 'autoload -U compinit; compinit -D; eval "$(repvgg-ref completion zsh)"; '
-        "whence -w _repvgg_ref_completion >&2; echo completion",
+        "zsh": 'autoload -U compinit; compinit -u -D; eval "$(repvgg-ref completion zsh)"; '
+        "_describe() { print -r -- ${${(P)3}%%:*} }; "
+        "words=(repvgg-ref comp); CURRENT=2; _repvgg_ref_completion",
         "fish": "repvgg-ref completion fish | source; complete -C 'repvgg-ref comp'",
     }
     done = subprocess.run(

@@ -10,6 +10,7 @@ from repvgg_ref_cli import main as program
 import repvgg_ref as rr
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.selfcheck import SelfCheckError
+from repvgg_ref.data.digits import MODEL_PATH
 from repvgg_ref.errors import ReportedError, by_kind, did_you_mean
 from repvgg_ref.models.registry import network
 from tests.cli.runner import invoke, save_small
@@ -92,6 +93,10 @@ def test_a_report_that_cannot_judge_is_the_only_object(
         ("convert -i x", "--checkpoint"),
         ("convert x -o y", "--out"),
         ("inspect x --josn", "--json"),
+        ("convert --weights train.pth", "--checkpoint"),
+        ("help", "--help"),
+        ("version", "--version"),
+        ("eval --weights x --data digit", "digits"),
         ("train --weight_decay 1", "--weight-decay"),
         ("predict --weights w --backend numpi x", "numpy"),
         ("convert x --to safetensor", "safetensors"),
@@ -169,3 +174,19 @@ def test_a_librarys_warning_is_one_note(
     shown = invoke(capsys, "inspect", save_small(tmp_path / "a.npz"), "--json")
     assert (shown.code, shown.err) == (0, "note: Corrupt EXIF data\n")
     assert warnings.showwarning is not program._warned
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["convert", ""], "the name is empty"),
+        (["convert", "x", "--out", ""], "the name is empty"),
+        (["predict", "--checkpoint", MODEL_PATH, "."], ".: is a folder (wanted a file)"),
+        (["shards", "--check", "nowhere"], "nowhere: no such folder"),
+        (["verify-op"], "Choose from: conv2d, conv2d-backward"),
+    ],
+)
+def test_what_newcomers_stumble_over_is_said_plainly(
+    arguments: list[object], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in invoke(capsys, *arguments).error_line()

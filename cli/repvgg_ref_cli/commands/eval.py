@@ -20,6 +20,7 @@ from repvgg_ref_cli.options import (
     block_option,
     checkpoint_option,
     debug_option,
+    ema_option,
     eps_option,
     json_option,
     model_option,
@@ -67,7 +68,7 @@ _DISAGREES = 1
     show_default=True,
     help="Which form to evaluate; both also shows that they agree.",
 )
-@click.option("--ema", is_flag=True, help="Take a training checkpoint's EMA weights.")
+@ema_option
 @decoder_option
 @model_option
 @block_option

@@ -15,6 +15,7 @@ from repvgg_ref_cli.options import (
     block_option,
     checkpoint_option,
     debug_option,
+    ema_option,
     eps_option,
     json_option,
     model_option,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--size", type=click.IntRange(min=32, max=4096), default=224, show_default=True, help="Crop."
 )
-@click.option("--ema", is_flag=True, help="Take a training checkpoint's EMA weights.")
+@ema_option
 @model_option
 @block_option
 @eps_option
