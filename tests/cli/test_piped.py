@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +55,28 @@ def test_a_process_is_a_filter_and_leaves_no_copy_behind(tmp_path: Path) -> None
         check=False,
     )
     assert (done.returncode, done.stdout[:4]) == (0, b"PK\x03\x04"), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT is a thing of POSIX")
+def test_an_interrupt_while_stdin_is_read_is_one_line_and_leaves_no_copy(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "repvgg_ref_cli", "inspect", "-", "--json"],
+        env=environment() | {"TMPDIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        while process.poll() is None and not list(tmp_path.glob("*/stdin")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stdout is not None
+        assert process.stderr is not None
+        told = json.loads(process.stdout.read())["error"]
+        assert (told["kind"], told["exit_code"]) == ("interrupted", 130)
+        assert process.stderr.read().decode() == f"error: {told['message']}\n"
     assert list(tmp_path.iterdir()) == []
 
 
