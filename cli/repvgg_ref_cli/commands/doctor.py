@@ -20,9 +20,12 @@ from repvgg_ref_cli.extras import (
     read_extras,
     supplanted_by,
 )
+from repvgg_ref_cli.failures import printable
 from repvgg_ref_cli.options import BACKENDS, debug_option, json_option, print_json
 
 _MARKS = {"ok": ("ok", "green"), "missing": ("--", "yellow"), "broken": ("!!", "red")}
+
+_NARROW, _NARROWEST, _DETAIL = 60, 20, 23  # columns; details stand in the last
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,20 @@ def command(as_json: bool) -> None:
 
 
 def _show(check: Check) -> None:
+    """Name and detail beside each other, one under the other where the terminal is narrow."""
+    import textwrap
+
     mark, colour = _MARKS[check.status]
-    click.echo(f"{click.style(mark, fg=colour)}  {check.name:<18} {check.detail}")
+    width = shutil.get_terminal_size().columns
+    narrow = width < _NARROW
+    indent = " " * (4 if narrow else _DETAIL)
+    lines = textwrap.wrap(printable(check.detail), max(width - len(indent), _NARROWEST))
+    first = check.name if narrow else f"{check.name:<{_DETAIL - 5}} {lines.pop(0)}"
+    click.echo(f"{click.style(mark, fg=colour)}  {first}")
+    for line in lines:
+        click.echo(indent + line)
     if check.fix:
-        click.echo(f"    {'':<18} mend: {check.fix}")
+        click.echo(f"{indent}mend: {check.fix}")  # on one line, to be copied
 
 
 def _required() -> list[Check]:
