@@ -29,7 +29,7 @@ class Archive:
         What the file holds: dicts, lists, tuples, sets of strings, numbers, text, `Inert`
         stand-ins, and `LazyArray` for each array. A flat dict for npz and safetensors.
     metadata : dict of str to str
-        The safetensors or npz ``__metadata__``, else empty.
+        What the writer says beside the arrays: ``__metadata__``, or a torch zip's record of ours.
     """
 
     def __init__(self, source: Source, contents: Contents) -> None:

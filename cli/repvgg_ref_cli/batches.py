@@ -40,7 +40,7 @@ def read_batch(path: Path, model: Model) -> Array:
         return _floating(read_inputs(path, model.arch.in_channels), path)
     from repvgg_ref.data.images import network_input
 
-    return network_input(path, model.arch)
+    return network_input(path, model.arch, about=model.about)
 
 
 def _only_array(path: Path) -> Array:

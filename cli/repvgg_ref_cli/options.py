@@ -7,12 +7,15 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from repvgg_ref_cli import completion
 from repvgg_ref_cli.piped import File, InputFile
+
+if TYPE_CHECKING:
+    from repvgg_ref.models.about import Assumed
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -63,6 +66,33 @@ def one_checkpoint(argument: Path | None, option: Path | None) -> Path:
     if (chosen := option or argument) is None:
         raise click.UsageError("name a checkpoint, FILE or --checkpoint FILE")
     return chosen
+
+
+def _steps(
+    ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, int] | None:
+    """``stage4.0=1,stage0=1`` as a table; None if nothing is said."""
+    steps: dict[str, int] = {}
+    for entry in ",".join(texts).split(",") if texts else ():
+        block, _, step = (part.strip() for part in entry.partition("="))
+        if not block or not (step.isascii() and step.isdigit()):
+            raise click.BadParameter(f"{entry!r} is no BLOCK=N, such as stage4.0=1")
+        if steps.setdefault(block, int(step)) != int(step):
+            raise click.BadParameter(f"{block} is given two numbers")
+    return steps or None
+
+
+def geometry_options(command: _F) -> _F:
+    """``--strides`` and ``--dilations``, for every command that reads a network from a file."""
+    for what, example in (("dilations", "stage4.0=2"), ("strides", "stage4.0=1,stage0=1")):
+        command = click.option(
+            f"--{what}",
+            multiple=True,
+            callback=_steps,
+            metavar="BLOCK=N,...",
+            help=f"Of blocks that are not as in the official network ({example}).",
+        )(command)
+    return command
 
 
 debug_option = click.option(
@@ -155,3 +185,12 @@ def print_json(value: Mapping[str, Any]) -> None:
 def note(message: str) -> None:
     """Tell people something beside the result: one line on stderr."""
     click.echo(f"note: {message}", err=True)
+
+
+def assumed_line(assumed: Assumed) -> list[str]:
+    """What to tell people of an assumption: one line, or none."""
+    if not assumed:
+        return []
+    others = ["--eps"] if assumed.eps is not None else []
+    others += [f"--{what}" for what, steps in assumed.steps.items() if steps]
+    return [f"assumed {assumed}: not in the file; {', '.join(others)} say otherwise"]

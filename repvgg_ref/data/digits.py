@@ -12,6 +12,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ShapeError
+from repvgg_ref.models.about import About
 from repvgg_ref.models.architectures import Architecture, plain_architecture
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ UPSCALE = 4  # network pixels a pixel: back to the 32 x 32 dots of the scan
 
 # Of pixel / INK over the training images.
 MEAN, STD = 0.305, 0.376
+
+ABOUT = About(tuple("0123456789"), (SIDE * UPSCALE, SIDE * UPSCALE), (MEAN,), (STD,), 1.0)
+"""What the bundled model's file says of its classes and pictures."""
 
 
 class Digits(NamedTuple):

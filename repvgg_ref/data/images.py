@@ -7,7 +7,7 @@ to 256, crop the centre to 224, scale to 0 ... 1, subtract ImageNet's mean, divi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.data.digits import digits_architecture, image_to_input
+from repvgg_ref.data.digits import MEAN, digits_architecture, image_to_input
 from repvgg_ref.errors import ReportedError
+from repvgg_ref.models.about import UNKNOWN, About
 from repvgg_ref.models.graph import Network
 from weights_io import sanitize
 
@@ -72,7 +73,12 @@ def readable(name: str) -> Iterator[None]:
 
 
 def network_input(
-    path: str | Path, arch: Network, *, preparation: str = "auto", size: int = 224
+    path: str | Path,
+    arch: Network,
+    *,
+    preparation: str = "auto",
+    size: int | None = None,
+    about: About = UNKNOWN,
 ) -> Array:
     """What the network `arch` is to see of one picture, (1, C, H, W) float32.
 
@@ -80,8 +86,10 @@ def network_input(
     ----------
     preparation : {"auto", "imagenet", "digits"}
         As `eval_input` or as `digits.image_to_input` do; "auto" goes by the network.
-    size : int
-        Of ImageNet's crop.
+    size : int, optional
+        Of the crop; default what is known of the network, else ImageNet's 224.
+    about : About
+        What the network was trained on: its mean and deviation, and how much of a picture it saw.
 
     Raises
     ------
@@ -90,23 +98,33 @@ def network_input(
     """
     image = open_upright(path)
     if preparation == "auto":
-        preparation = "digits" if arch.blocks == digits_architecture().blocks else "imagenet"
+        preparation = "digits" if _is_of_digits(arch, about) else "imagenet"
     if preparation == "digits":
         return image_to_input(image)
-    return eval_input(image, size=size, channels=arch.in_channels)
+    return eval_input(image, size=size, channels=arch.in_channels, about=about)
 
 
-def eval_input(image: Image.Image, *, size: int = 224, channels: int = 3) -> Array:
+def _is_of_digits(arch: Network, about: About) -> bool:
+    """Whether this is the network of the bundled digits, and not its like for other pictures."""
+    return arch.blocks == digits_architecture().blocks and about.mean in (None, (MEAN,))
+
+
+def eval_input(
+    image: Image.Image, *, size: int | None = None, channels: int = 3, about: About = UNKNOWN
+) -> Array:
     """The network's input for one picture.
 
     Parameters
     ----------
     image : PIL image
         As `open_upright` gives it.
-    size : int
-        Of the crop, in pixels; the shorter side is resized to ``size * 256 // 224`` first.
+    size : int, optional
+        Of the crop, in pixels; default `about`'s, else 224. The shorter side is resized first, to
+        ``size * 256 // 224`` where `about` says nothing else.
     channels : int
         3, or 1 for a network of greyscale pictures (mean and deviation are then the luma's).
+    about : About
+        Mean, deviation and sizes other than ImageNet's.
 
     Returns
     -------
@@ -125,15 +143,25 @@ def eval_input(image: Image.Image, *, size: int = 224, channels: int = 3) -> Arr
             advice="prepare the array yourself and call Model.forward",
         )
     wanted, of = _RESIZED_TO_CROPPED
-    resized = resize_shorter(image, size * wanted // of)
-    cropped = centre_crop(resized, size).convert("RGB" if channels == 3 else "L")
+    size = size or (about.input_size or (of, of))[0]
+    shorter = int(size / about.crop_ratio) if about.crop_ratio else size * wanted // of
+    cropped = centre_crop(resize_shorter(image, shorter), size)
+    cropped = cropped.convert("RGB" if channels == 3 else "L")
     pixels = np.asarray(cropped, np.float32).reshape(size, size, channels) / np.float32(255)
-    mean, std = np.array(IMAGENET_MEAN, np.float32), np.array(IMAGENET_STD, np.float32)
-    if channels == 1:
-        luma = np.array(LUMA, np.float32)
-        mean, std = mean @ luma, std @ luma
+    mean, std = (np.array(numbers, np.float32) for numbers in _standardisation(channels, about))
     # (H, W, C) -> (1, C, H, W)
     return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1)[None])
+
+
+def _standardisation(channels: int, about: About) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation, a number a channel."""
+    if about.mean is not None and about.std is not None:
+        return about.mean, about.std
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    luma = np.array(LUMA, np.float32)
+    mean, std = (np.array(known, np.float32) @ luma for known in (IMAGENET_MEAN, IMAGENET_STD))
+    return [mean], [std]
 
 
 def resize_shorter(

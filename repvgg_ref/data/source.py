@@ -194,3 +194,24 @@ class Subset:
     def picture(self, index: int) -> Image:
         """As in the source."""
         return self.source.picture(int(self._places[index]))
+
+
+class Renumbered:
+    """A source whose labels are places in `classes`, which are its own in another order."""
+
+    def __init__(self, source: Source, classes: tuple[str, ...]) -> None:
+        self.source, self.classes, self.channels = source, classes, source.channels
+        self.standardise, self.side = source.standardise, source.side
+        places = np.array([classes.index(name) for name in source.classes], np.int64)
+        self.labels = places[source.labels]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        """As in the source."""
+        return self.source.name(index)
+
+    def picture(self, index: int) -> Image:
+        """As in the source."""
+        return self.source.picture(index)

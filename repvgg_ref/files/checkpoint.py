@@ -20,8 +20,19 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import KINDS, kind
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.dialects import recognise
-from repvgg_ref.files.identify import Shape, fitting_kinds, form_of, identify, identify_graph
+from repvgg_ref.files.identify import (
+    UNSAID,
+    Shape,
+    fitting_kinds,
+    form_of,
+    identify,
+    identify_graph,
+)
+from repvgg_ref.files.metadata import assumed_eps, describe, read_about, read_eps, read_geometry
+from repvgg_ref.files.strides import assumed_geometry
 from repvgg_ref.files.wrappers import WhichWeights, listed, select, without_prefix
+from repvgg_ref.models.about import About, Assumed
+from repvgg_ref.models.geometry import Geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import CANONICAL, Dialect
@@ -36,8 +47,6 @@ CONTAINERS: Mapping[str, Container] = {
     ".pth": "torch-zip",
     ".pt": "torch-zip",
 }
-# torch's containers have no place for metadata.
-METADATA_CONTAINERS = frozenset({"npz", "safetensors"})
 
 
 @dataclass
@@ -60,6 +69,7 @@ class Checkpoint:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     problem: CheckpointError | None = None
+    said: Geometry = UNSAID
     fits: list[str] = field(default_factory=list)
 
     def params(self, dtype: Any = None) -> LazyParams:
@@ -77,16 +87,23 @@ class Checkpoint:
         """The eps asked for, else what the file's metadata says, else the official 1e-5."""
         if asked is not None:
             return asked
-        said = self.metadata.get("eps")
-        try:
-            eps = DEFAULT_EPS if said is None else float(said)
-        except ValueError:
-            eps = -1.0
-        if not 0 <= eps < float("inf"):
-            raise CheckpointError(
-                "the file's metadata holds no eps", got=repr(said), wanted="a number of at least 0"
-            )
-        return eps
+        said = read_eps(self.metadata)
+        return DEFAULT_EPS if said is None else said
+
+    def assumed(self, asked: float | None = None) -> Assumed:
+        """What nobody says of this network; `asked` is the eps that was asked for, if any."""
+        assert self.arch is not None
+        geometry = assumed_geometry(self.arch, self.form, self.said)
+        if self.form == "deploy":  # its branches are gone, and what they were fused with stays
+            guessed = assumed_eps(self.metadata)
+        else:
+            guessed = asked is None and ("eps" not in self.metadata or assumed_eps(self.metadata))
+        return Assumed(self.eps() if guessed else None, geometry.strides, geometry.dilations)
+
+    def about(self) -> About:
+        """What the file's metadata says of classes and pictures."""
+        assert self.arch is not None
+        return read_about(self.metadata, self.arch)
 
     def _form(self) -> Form:
         return "deploy" if self.form == "deploy" else "train"
@@ -125,6 +142,8 @@ def load(
     dtype: Any = None,
     weights: WhichWeights = "model",
     block: str = "auto",
+    strides: Mapping[str, int] | None = None,
+    dilations: Mapping[str, int] | None = None,
 ) -> Model:
     """Read a checkpoint of any supported container and dialect, without PyTorch.
 
@@ -142,6 +161,9 @@ def load(
         Which of a training checkpoint's two sets to take.
     block : str
         "auto" tells the kind of block from the keys; else a name in `blocks.catalogue.KINDS`.
+    strides, dilations : mapping, optional
+        Of blocks that are not as in the official network: ``{"stage4.0": 1}``. What neither this
+        nor the file says is taken as there, and stands in `Model.assumed`.
 
     Raises
     ------
@@ -150,24 +172,31 @@ def load(
     CheckpointError
         If its arrays are not exactly a RepVGG: missing and unexpected names are listed.
     """
-    with open_checkpoint(path, model=model, weights=weights, block=block) as checkpoint:
+    said = Geometry(strides or {}, dilations or {})
+    with open_checkpoint(path, model=model, weights=weights, block=block, said=said) as checkpoint:
         arch = require_complete(checkpoint)
         form: Form = "deploy" if checkpoint.form == "deploy" else "train"
-        params = dict(checkpoint.params(dtype))
-        return Model(arch, form, params, checkpoint.eps(eps), notes=checkpoint.notes)
+        return Model(
+            arch,
+            form,
+            dict(checkpoint.params(dtype)),
+            checkpoint.eps(eps),
+            notes=checkpoint.notes,
+            about=checkpoint.about(),
+            assumed=checkpoint.assumed(eps),
+        )
 
 
 def save(model: Model, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write `model` under the official names; ``.npz``, ``.safetensors`` or ``.pth`` by suffix."""
     path = Path(path)
     container = container_for(path)
-    described = {"model": model.name, "form": model.form, "eps": repr(model.eps)}
-    described["block"] = model.block
     weights_io.save_weights(
         path,
         model.state_dict(),
         container=container,
-        metadata=described | dict(metadata or {}) if container in METADATA_CONTAINERS else None,
+        metadata=describe(model.arch, model.form, model.eps, model.about, model.assumed)
+        | dict(metadata or {}),
     )
 
 
@@ -189,6 +218,7 @@ def open_checkpoint(
     model: str = "auto",
     weights: WhichWeights = "model",
     block: str = "auto",
+    said: Geometry = UNSAID,
 ) -> Iterator[Checkpoint]:
     """Open a file and understand its names and shapes, reading no array.
 
@@ -203,6 +233,7 @@ def open_checkpoint(
         arrays = without_prefix(select(archive.root, weights, notes), notes)
         checkpoint = Checkpoint(path, archive.container, archive.metadata, arrays, notes)
         try:
+            checkpoint.said = read_geometry(archive.metadata) | said
             _understand(checkpoint, model, block)
         except CheckpointError as error:
             checkpoint.problem = error
@@ -261,6 +292,7 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
         se="after_relu" if dialect.se == "after_relu" else "before_relu",
         model=model,
         block=_kind_of(checkpoint) if block == "auto" else block,
+        said=checkpoint.said,
     )
     checkpoint.arch = arch
     wanted = param_shapes(arch, form)
@@ -277,7 +309,7 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
 def _understand_graph(checkpoint: Checkpoint, model: str) -> None:
     """The same for a network whose blocks are in no stage; nothing can be missing there."""
     shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
-    found = identify_graph(shapes, model)
+    found = identify_graph(shapes, model, checkpoint.said)
     if found is None:
         raise _foreign(checkpoint)
     checkpoint.arch, checkpoint.form = found

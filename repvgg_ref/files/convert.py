@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from math import prod
 from mmap import mmap
@@ -27,12 +27,14 @@ from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError, check_block,
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.checkpoint import (
-    METADATA_CONTAINERS,
     LazyParams,
     open_checkpoint,
     require_complete,
 )
+from repvgg_ref.files.metadata import describe, read_eps
 from repvgg_ref.files.wrappers import WhichWeights
+from repvgg_ref.models.about import Assumed
+from repvgg_ref.models.geometry import Geometry, geometry_of
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Block, Linear
 from repvgg_ref.models.names import official_names
@@ -66,6 +68,8 @@ class Conversion:
     self_check: BlockCheck | None
     notes: tuple[str, ...]
     eps: float
+    assumed: Assumed = field(default_factory=Assumed)
+    geometry: Geometry = field(default_factory=Geometry)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ def convert(
     to: Format | None = None,
     weights: WhichWeights = "model",
     block: str = "auto",
+    strides: Mapping[str, int] | None = None,
+    dilations: Mapping[str, int] | None = None,
     batch: int | None = None,
     size: int | tuple[int, int] | None = None,
     progress: Progress | None = None,
@@ -98,7 +104,7 @@ def convert(
         Any supported container and dialect. A fused file is rewritten in the asked format.
     out : str or Path, optional
         Default ``<path>-deploy.npz`` beside it; the suffix says the format unless `to` does.
-    model, eps, weights, block
+    model, eps, weights, block, strides, dilations
         As for `load`.
     to : str, optional
         "npz", "safetensors", "pth" or "onnx".
@@ -122,21 +128,19 @@ def convert(
             got=f"format {kind}",
             wanted="format onnx",
         )
-    with open_checkpoint(path, model=model, weights=weights, block=block) as checkpoint:
+    said = Geometry(strides or {}, dilations or {})
+    with open_checkpoint(path, model=model, weights=weights, block=block, said=said) as checkpoint:
         arch = require_complete(checkpoint)
         assert checkpoint.dialect is not None
         params = checkpoint.params()
         dtype = working_dtype(checkpoint.stored_dtype(f"{arch.head.name}.weight"))
         checks: list[BlockCheck] = []
-        eps = checkpoint.eps(eps)
+        assumed, eps = checkpoint.assumed(eps), checkpoint.eps(eps)
         parts = _watched(_parts(arch, checkpoint.form, params, eps, dtype), arch, checks, progress)
-        metadata = {"model": arch.name, "form": "deploy", "source": path.name}
-        metadata["block"] = arch.blocks[0].kind
         # With what eps a fused file was fused, only the file can say.
-        fused_with = repr(eps) if checkpoint.form == "train" else checkpoint.metadata.get("eps")
-        if fused_with is not None:
-            metadata["eps"] = fused_with
-        _write(target, kind, arch, parts, dtype, metadata, batch, size)
+        fused_with = eps if checkpoint.form == "train" else read_eps(checkpoint.metadata)
+        metadata = describe(arch, "deploy", fused_with, checkpoint.about(), assumed)
+        _write(target, kind, arch, parts, dtype, metadata | {"source": path.name}, batch, size)
         return Conversion(
             model=arch.name,
             dialect=checkpoint.dialect.name,
@@ -148,6 +152,8 @@ def convert(
             self_check=worst(checks) if checks else None,
             notes=tuple(checkpoint.notes),
             eps=eps,
+            assumed=assumed,
+            geometry=geometry_of(arch),
         )
 
 
@@ -300,5 +306,5 @@ def _write(
         specs,
         (array for _, array in arrays),
         container=container,
-        metadata=metadata if container in METADATA_CONTAINERS else None,
+        metadata=metadata,
     )

@@ -1,8 +1,9 @@
 """Which network is this? Answered from the shapes of its arrays alone, never from a file's name.
 
-The shapes of the official models differ pairwise. Strides, and with them the identity branches,
-follow from position: the first block of every stage has stride 2, so A0's ``stage1.0`` has no
-identity although its input and output widths are equal.
+The shapes of the official models differ pairwise. Strides and dilations leave no trace in shapes,
+but for one: a block that adds its input has stride 1. What nobody says is assumed by position: the
+first block of every stage has stride 2, so A0's ``stage1.0`` has no identity although its input and
+output widths are equal.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from repvgg_ref.blocks.catalogue import KINDS, block_kind, expression
+from repvgg_ref.blocks.catalogue import KINDS, block_kind
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import CheckpointError
+from repvgg_ref.files.strides import part_names, require_stride, usual_stride, with_input
 from repvgg_ref.models.architectures import (
     NAMES,
     Architecture,
@@ -21,6 +23,7 @@ from repvgg_ref.models.architectures import (
     architecture,
     aux_positions,
 )
+from repvgg_ref.models.geometry import Geometry, with_geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.parameters import param_shapes
@@ -28,6 +31,7 @@ from repvgg_ref.models.registry import chains, find_name, graphs
 
 Shape = tuple[int, ...]
 
+UNSAID = Geometry()
 _COUNTER = ".num_batches_tracked"
 _BLOCK = re.compile(r"(?P<block>stage(?P<stage>\d+)(?:\.(?P<index>\d+))?)\.")
 
@@ -52,6 +56,7 @@ def identify(
     se: SqueezeExcitation = "before_relu",
     model: str = "auto",
     block: str = "auto",
+    said: Geometry = UNSAID,
 ) -> Architecture:
     """The architecture whose canonical arrays have these shapes.
 
@@ -67,13 +72,15 @@ def identify(
     block : str
         "auto", or the one kind of block that it must be; a batch norm re-inserted after a fused
         kernel is "plain".
+    said : Geometry
+        Strides and dilations of some blocks.
 
     Raises
     ------
     CheckpointError
-        If the shapes are no RepVGG, or not the `model` asked for.
+        If the shapes are no RepVGG, or not the `model` asked for, or not with strides as `said`.
     """
-    found = _inferred(shapes, form, se, _kinds(model, block))
+    found = _inferred(shapes, form, se, _kinds(model, block), said)
     named = _named(found, form)
     if model == "auto" or named.name == find_name(model):
         return named
@@ -85,21 +92,20 @@ def identify(
         in_channels=found.in_channels,
         block=found.blocks[0].kind,
     )
-    if form == "train":
-        same = found.blocks == wanted.blocks
-    else:
-        same = _fused_geometry(found) == _fused_geometry(wanted)
-    if not same:
+    same = _in_place_of(wanted, found, form)
+    if same is None:
         raise CheckpointError(
             f"the shapes are not those of {wanted.name}",
             got=named.name + " with channels " + _channels(found),
             wanted="channels " + _channels(wanted),
             advice="leave --model auto to see what the file holds",
         )
-    return wanted
+    return same
 
 
-def identify_graph(shapes: Mapping[str, Shape], model: str = "auto") -> tuple[Network, Form] | None:
+def identify_graph(
+    shapes: Mapping[str, Shape], model: str = "auto", said: Geometry = UNSAID
+) -> tuple[Network, Form] | None:
     """The network that is no chain of stages and has arrays of these names, and its form.
 
     `model` is "auto" or a name that must be met. Sizes of single arrays may still differ; batch
@@ -123,8 +129,8 @@ def identify_graph(shapes: Mapping[str, Shape], model: str = "auto") -> tuple[Ne
             for size in _SIZES:
                 found = make(**given, size=size)
                 if all(shapes.get(n, s) == s for n, s in param_shapes(found, form).items()):
-                    return found, form
-            return make(**given), form
+                    return with_geometry(found, said), form
+            return with_geometry(make(**given), said), form
     return None
 
 
@@ -162,29 +168,35 @@ def _named(found: Architecture, form: Form) -> Architecture:
     """`found` under its official name, if it has the shapes and the class count of one."""
     kind_of = found.blocks[0].kind
     for official in (*(architecture(name, block=kind_of) for name in NAMES), *chains()):
-        if form == "deploy":
-            same = _fused_geometry(found) == _fused_geometry(official)
-            same = same and kind_of == official.blocks[0].kind
-        else:
-            same = found.blocks == official.blocks
-        if same and found.num_classes == official.num_classes:
-            return replace(found, name=official.name, blocks=official.blocks)
+        same = _in_place_of(official, found, form)
+        alike = (official.blocks[0].kind, official.num_classes) == (kind_of, found.num_classes)
+        if same is not None and alike:
+            return replace(found, name=same.name, blocks=same.blocks)
     return found
+
+
+def _in_place_of(wanted: Architecture, found: Architecture, form: Form) -> Architecture | None:
+    """`wanted` with the strides and dilations of `found`, if the two have the same arrays."""
+    if len(wanted.blocks) != len(found.blocks):
+        return None
+    blocks = tuple(
+        replace(own, stride=its.stride, dilation=its.dilation, adds_input=its.adds_input)
+        for own, its in zip(wanted.blocks, found.blocks, strict=True)
+    )
+    same = replace(wanted, blocks=blocks)
+    fits = blocks == found.blocks if form == "train" else _fused(same) == _fused(found)
+    return same if fits else None
 
 
 def closest_official(found: Network) -> str | None:
     """The official model with the same blocks but another class or input channel count."""
-    geometry = _fused_geometry(found)[1:]
-    for name in NAMES:
-        if _fused_geometry(architecture(name))[1:] == geometry:
-            return name
-    return None
+    blocks = _fused(found)[1:]
+    return next((name for name in NAMES if _fused(architecture(name))[1:] == blocks), None)
 
 
-def _fused_geometry(arch: Network) -> list[tuple[object, ...]]:
-    return [
-        (b.in_channels, b.out_channels, b.stride, b.groups, b.se, b.kernel) for b in arch.blocks
-    ]
+def _fused(arch: Network) -> list[tuple[object, ...]]:
+    """What the arrays of fused blocks say of them."""
+    return [(b.in_channels, b.out_channels, b.groups, b.se, b.kernel) for b in arch.blocks]
 
 
 def _channels(arch: Architecture) -> str:
@@ -192,15 +204,19 @@ def _channels(arch: Architecture) -> str:
 
 
 def _inferred(
-    shapes: Mapping[str, Shape], form: Form, se: SqueezeExcitation, kinds: list[str]
+    shapes: Mapping[str, Shape],
+    form: Form,
+    se: SqueezeExcitation,
+    kinds: list[str],
+    said: Geometry,
 ) -> Architecture:
     names = _block_names(shapes)
+    said.require_blocks(names)
     has_se = any(".se." in name for name in shapes)
     blocks: list[BlockSpec] = []
     for name in names:
         weight, copies = _main_kernel(shapes, name, form)
         entry = blocks[-1].out_channels if blocks else weight[1]
-        stride = 2 if name == "stage0" or name.endswith(".0") else 1
         sizes = {spec.kernel for spec in blocks if spec.kernel > 1} | {weight[3]} - {1}
         square = weight[2] == weight[3] and weight[2] % 2 and len(sizes) <= 1
         if not square or weight[1] == 0 or entry % weight[1] or weight[0] == 0:
@@ -216,8 +232,9 @@ def _inferred(
                 name=name,
                 in_channels=entry,
                 out_channels=weight[0],
-                stride=stride,
+                stride=said.strides.get(name, usual_stride(name)),
                 groups=entry // weight[1],
+                dilation=said.dilations.get(name, 1),
                 se=se if has_se else "none",
                 se_channels=se_channels,
                 kernel=weight[2],
@@ -230,30 +247,35 @@ def _inferred(
         for name, after in aux_positions(names).items()
         if f"{name}.conv.weight" in shapes
     )
-    return Architecture("custom", _of_kind(blocks, shapes, form, kinds), head[0], aux)
+    return Architecture("custom", _of_kind(blocks, shapes, form, kinds, said), head[0], aux)
 
 
 def _of_kind(
-    blocks: list[BlockSpec], shapes: Mapping[str, Shape], form: Form, kinds: list[str]
+    blocks: list[BlockSpec],
+    shapes: Mapping[str, Shape],
+    form: Form,
+    kinds: list[str],
+    said: Geometry,
 ) -> tuple[BlockSpec, ...]:
     """The blocks as the first of `kinds` that has just these arrays, else as the closest."""
     if form == "deploy":
         return tuple(replace(spec, kind=kinds[0]) for spec in blocks)
-    held = {name for name in shapes if ".se." not in name and _BLOCK.match(name)}
-    counted = any(name.endswith(_COUNTER) for name in held)
+    held: dict[str, set[str]] = {spec.name: set() for spec in blocks}
+    for name in shapes:
+        if ".se." not in name and (match := _BLOCK.match(name)):
+            held[match["block"]].add(name[match.end() :])
+    counted = any(part.endswith(_COUNTER) for parts in held.values() for part in parts)
     best: tuple[BlockSpec, ...] = ()
     fewest = -1
-    for name in kinds:
-        candidate = tuple(replace(spec, kind=name) for spec in blocks)
-        wanted = {
-            f"{spec.name}.{part}"
-            for spec in candidate
-            for part in expression(spec).shapes()
-            if counted or not part.endswith(_COUNTER)
-        }
-        apart = len(wanted ^ held)
+    for kind in kinds:
+        candidate = tuple(
+            with_input(replace(spec, kind=kind), held[spec.name], counted, said) for spec in blocks
+        )
+        apart = sum(len(part_names(s, counted=counted) ^ held[s.name]) for s in candidate)
         if fewest < 0 or apart < fewest:
             best, fewest = candidate, apart
+    for spec in best:
+        require_stride(spec, held[spec.name], counted)
     return best
 
 

@@ -8,16 +8,19 @@ stands in `repvgg_ref.files.lint`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.unfuse import what_is_lost
+from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files import lint
 from repvgg_ref.files.checkpoint import Checkpoint, open_checkpoint
 from repvgg_ref.files.identify import closest_official
 from repvgg_ref.files.lint import Finding
 from repvgg_ref.files.wrappers import WhichWeights
+from repvgg_ref.models.about import About, Assumed
+from repvgg_ref.models.geometry import Geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.parameters import param_shapes
@@ -42,6 +45,8 @@ class Inspection:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     findings: tuple[Finding, ...]
+    assumed: Assumed = field(default_factory=Assumed)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def inspect_file(
@@ -50,6 +55,8 @@ def inspect_file(
     eps: float | None = None,
     weights: WhichWeights = "model",
     block: str = "auto",
+    strides: Mapping[str, int] | None = None,
+    dilations: Mapping[str, int] | None = None,
 ) -> Inspection:
     """Look at a checkpoint of any supported container and dialect, complete or not.
 
@@ -60,7 +67,7 @@ def inspect_file(
         As for `load`, for the questions that depend on it (what the fused kernels look like).
     weights : {"model", "ema"}
         Which of a training checkpoint's two sets to look at.
-    block : str
+    block, strides, dilations
         As for `load`.
 
     Raises
@@ -70,7 +77,8 @@ def inspect_file(
     CheckpointError
         If it holds no mapping of named arrays at all, or no EMA weights and they are asked for.
     """
-    with open_checkpoint(path, weights=weights, block=block) as checkpoint:
+    said = Geometry(strides or {}, dilations or {})
+    with open_checkpoint(path, weights=weights, block=block, said=said) as checkpoint:
         return Inspection(
             path=checkpoint.path,
             container=checkpoint.container,
@@ -81,6 +89,8 @@ def inspect_file(
             missing=tuple(checkpoint.missing),
             unexpected=tuple(checkpoint.unexpected),
             findings=tuple(_findings(checkpoint, checkpoint.eps(eps))),
+            assumed=checkpoint.assumed(eps) if checkpoint.arch else Assumed(),
+            metadata=checkpoint.metadata,
         )
 
 
@@ -131,8 +141,19 @@ def _about_the_file(checkpoint: Checkpoint) -> Iterator[Finding]:
             f"{len(checkpoint.unexpected)} are unexpected; `load` and `convert` refuse the file",
         )
     yield from _name_against_keys(checkpoint)
+    yield from _about_metadata(checkpoint)
+
+
+def _about_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
     if checkpoint.metadata.get("eps"):
         yield Finding("info", None, f"the file's metadata says eps = {checkpoint.metadata['eps']}")
+    try:
+        about = checkpoint.about() if checkpoint.arch is not None else About()
+    except CheckpointError as error:
+        yield Finding("error", None, str(error))
+        return
+    if about.says:
+        yield Finding("info", None, f"the file's metadata says {about.says}")
 
 
 def _name_against_keys(checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -12,6 +12,7 @@ from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.errors import BackendError, NotFusibleError, ShapeError
+from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.graph import QUIET, Network, walk
 from repvgg_ref.models.layers import Form, Pass
 from repvgg_ref.models.names import official_names
@@ -40,6 +41,10 @@ class Model:
         Batch norm's constants, which no checkpoint holds; the official code uses 1e-5 and 0.1.
     notes : list of str
         What was decided while loading (a wrapper, an EMA entry, a prefix), for people.
+    about : About
+        Class names and how pictures are prepared, where that is known.
+    assumed : Assumed
+        What the file that it was loaded from could not tell.
     """
 
     arch: Network
@@ -48,6 +53,8 @@ class Model:
     eps: float = DEFAULT_EPS
     momentum: float = DEFAULT_MOMENTUM
     notes: list[str] = field(default_factory=list)
+    about: About = field(default_factory=About)
+    assumed: Assumed = field(default_factory=Assumed)
     _resident: dict[int, Resident] = field(default_factory=dict, init=False, repr=False)
 
     def __repr__(self) -> str:
@@ -286,7 +293,8 @@ def fuse(model: Model, *, dtype: Any = None) -> Model:
     for name in param_shapes(model.arch, "deploy"):
         if name not in params:
             params[name] = model.params[name].astype(dtype)
-    return Model(model.arch, "deploy", params, model.eps, model.momentum, list(model.notes))
+    # What was assumed of eps is in the fused kernels now, and assumed still.
+    return replace(model, form="deploy", params=params, notes=list(model.notes))
 
 
 def working_dtype(stored: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
+from repvgg_ref.models.about import Assumed
 from repvgg_ref.oracle.power import Power
 
 Verdict = Literal["agree", "disagree", "cannot-judge"]
@@ -129,6 +130,7 @@ class Report:
     equivalences: tuple[Equivalence, ...] = ()
     probes: tuple[ProbeReport, ...] = ()
     power: Power | None = None
+    assumed: Assumed = field(default_factory=Assumed)
 
     def __bool__(self) -> bool:
         """Whether the verdict is "agree": an object that is always true makes no test."""
@@ -189,6 +191,7 @@ class Report:
             ],
             "probes": [{"call": p.call, "ok": p.ok, "says": p.says} for p in self.probes],
             "power": None if self.power is None else self.power.to_json(),
+            "assumed": self.assumed.to_json(),
         }
 
 

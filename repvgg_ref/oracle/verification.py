@@ -22,6 +22,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.assumptions import Seen, reconsidered
 from repvgg_ref.oracle.blas import single_threaded_blas
 from repvgg_ref.oracle.bounds.comparison import Comparison, compare, relative_difference
 from repvgg_ref.oracle.bounds.precision import PRECISIONS, Precision, precision_of
@@ -139,12 +140,31 @@ def _verify(
     timeout: float,
     progress: Progress | None,
 ) -> Report:
+    """The verdict, and what was assumed of the reference on the way to it."""
+
+    def against(reference: Model) -> tuple[Report, Seen | None]:
+        return _judged(reference, candidate, inputs, precision, timeout, progress)
+
+    report, seen = against(model)
+    if report.verdict != "agree" and model.assumed:
+        report = reconsidered(report, model, seen, lambda other: against(other)[0])
+    return replace(report, assumed=model.assumed)
+
+
+def _judged(
+    model: Model,
+    candidate: CandidateLike,
+    inputs: Array | None,
+    precision: str,
+    timeout: float,
+    progress: Progress | None,
+) -> tuple[Report, Seen | None]:
     named = sanitize(str(candidate)) if isinstance(candidate, str | Path) else "candidate"
     try:
         port = resolve(candidate, model.arch, timeout=timeout)
         named = port.name
         if isinstance(port, WeightsCandidate):
-            return check_weights(model, port.path, precision)
+            return check_weights(model, port.path, precision), None
         require_chain(model.arch)
         # Whatever the caller or the port set, rounding to zero is no error in here.
         with closing(port), np.errstate(all="warn", under="ignore"):
@@ -153,10 +173,13 @@ def _verify(
             again = None if port.brings_input else partial(logits_of, port)
             report = judge(model, first.outputs, first.x, again=again, **settings)
             report = with_file_evidence(report, model, first.outputs.evidence)
-            return probed(report, model, port, first, judge)
+            layers = first.outputs.layers
+            seen = Seen(first.x, _inputs_of_layers(model, layers, first.x), layers)
+            return probed(report, model, port, first, judge), seen
     except CandidateFailure as failure:
         lost = (finding("batch-dependent", None),) if failure.verdict == "disagree" else ()
-        return Report(failure.verdict, str(failure), model.name, named, precision, diagnosis=lost)
+        why = str(failure)
+        return Report(failure.verdict, why, model.name, named, precision, diagnosis=lost), None
 
 
 def judge(
@@ -203,7 +226,7 @@ def _compare_all(
     programs: Programs, outputs: Outputs, x: Array, precision: Precision, progress: Progress | None
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Compare every layer whose input and output are known; say why others cannot be judged."""
-    inputs = _inputs_of_layers(programs, outputs, x)
+    inputs = _inputs_of_layers(programs.model, outputs.layers, x)
 
     def compared(name: str) -> Comparison | None:
         x_hat, y_hat = inputs[name], outputs.layers.get(name)
@@ -234,15 +257,16 @@ def _compare_all(
     return comparisons, unjudged
 
 
-def _inputs_of_layers(programs: Programs, outputs: Outputs, x: Array) -> dict[str, Array | None]:
+def _inputs_of_layers(
+    model: Model, outputs: Mapping[str, Array], x: Array
+) -> dict[str, Array | None]:
     """The candidate's own input of each layer, None where it is not known."""
     x_hat: Array | None = np.asarray(x, np.float64)
     inputs: dict[str, Array | None] = {}
-    for name in programs:
+    for name in model.arch.layer_names:
         inputs[name] = x_hat
         if name != "linear":
-            channels = programs.model.arch.block(name).out_channels
-            x_hat = _next_input(outputs.layers.get(name), channels)
+            x_hat = _next_input(outputs.get(name), model.arch.block(name).out_channels)
     return inputs
 
 

@@ -16,6 +16,8 @@ from repvgg_ref.arrays import Array, to_numpy
 from repvgg_ref.cpu.workers.pool import default_threads
 from repvgg_ref.files.checkpoint import save as save_model
 from repvgg_ref.files.convert import convert
+from repvgg_ref.files.metadata import describe
+from repvgg_ref.models.about import Assumed
 from repvgg_ref.train.divergence import DivergenceError
 from repvgg_ref.train.log import NAME as LOG
 from repvgg_ref.train.loss_scale import LossScale
@@ -117,11 +119,17 @@ class Folder:
             "version": __version__,
             "threads": default_threads(),
             "loss_scale": list(state.scale),
+            "metadata": self._metadata(),
         }
         path = write_state(self.path, state.step, arrays, facts)
         self._newest = state.step
         self.save_weights(state)
         return path
+
+    def _metadata(self) -> dict[str, str]:
+        """What the files of weights say of the network, for whoever reads a state by itself."""
+        updater = self._updater
+        return describe(updater.arch, "train", updater.eps, updater.about, Assumed())
 
     def save_weights(self, state: State) -> list[Path]:
         """``train.pth``, and ``train-ema.pth`` if there are averages: the official names."""

@@ -15,6 +15,7 @@ from repvgg_ref.data.digits import digits_architecture
 from repvgg_ref.data.source import Source
 from repvgg_ref.errors import BackendError
 from repvgg_ref.files.checkpoint import load
+from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, build, require_branches
 from repvgg_ref.models.registry import network
@@ -87,7 +88,8 @@ def prepare(
             got=f"{arch.num_classes} classes, {arch.in_channels} channels in the network",
             wanted=f"{len(source.classes)} classes, {source.channels} channels, as in the data",
         )
-    start = _start(settings, arch)
+    # Its strides are those that it is trained with: nothing of them is assumed any more.
+    start = replace(_start(settings, arch), about=_about(recipe, source), assumed=Assumed())
     updater = Updater(
         start,
         recipe,
@@ -182,6 +184,17 @@ def _start(settings: Settings, arch: Network) -> Model:
             wanted=f"{arch.name}, {arch.num_classes} classes",
         )
     return model
+
+
+def _about(recipe: Recipe, source: Source) -> About:
+    """What the trained network is to know of its classes and pictures."""
+    return About(
+        classes=tuple(source.classes),
+        input_size=(recipe.size, recipe.size),
+        mean=tuple(map(float, source.standardise.mean)),
+        std=tuple(map(float, source.standardise.std)),
+        crop_ratio=recipe.crop_ratio,
+    )
 
 
 def _architecture(recipe: Recipe, source: Source) -> Network:

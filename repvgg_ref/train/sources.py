@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from repvgg_ref.data.loader import Loader
 from repvgg_ref.data.open import open_data
-from repvgg_ref.data.source import DataError, Source, Subset
+from repvgg_ref.data.source import DataError, Renumbered, Source, Standardise, Subset
 from repvgg_ref.data.transforms import (
     EvaluationTransform,
     evaluation_transform,
@@ -20,6 +20,7 @@ from repvgg_ref.train.settings import Settings
 
 _EVALUATION_BATCH = 128
 _IMAGENET_CROP, _CROP_RATIO = 224, 0.875
+_SHOWN = 3  # of the classes that are called otherwise
 
 
 class Data(NamedTuple):
@@ -76,6 +77,8 @@ def open_validation(
 ) -> Source:
     """The pictures to judge `model` on: all of a split, or `limit` evenly spread over it.
 
+    Classes that the model knows under the same names in another order get its numbers.
+
     Raises
     ------
     DataError
@@ -89,18 +92,47 @@ def open_validation(
             wanted=f"{model.arch.num_classes} classes, {model.arch.in_channels} channels",
             advice="a label is the place of its folder among the sorted names",
         )
+    known = model.about.classes
+    if known is not None and known != source.classes and set(known) == set(source.classes):
+        source = Renumbered(source, known)
     return source if limit is None else Subset(source, limit)
+
+
+def class_notes(model: Model, source: Source) -> list[str]:
+    """What to say where the data's classes are called otherwise than those the model learnt."""
+    known = model.about.classes
+    if known is None or known == source.classes:
+        return []
+    pairs = zip(source.classes, known, strict=True)
+    apart = [f"{own} for {its}" for own, its in pairs if own != its]
+    shown = ", ".join(apart[:_SHOWN]) + (", ..." if len(apart) > _SHOWN else "")
+    return [
+        f"{len(apart)} classes of the data are not called as the model's ({shown}):"
+        " taken by their places among the sorted names"
+    ]
+
+
+def standardisation(model: Model, source: Source) -> Standardise:
+    """By the mean and deviation that the model was trained with, else the data set's usual ones."""
+    about = model.about
+    if about.mean is None or about.std is None:
+        return source.standardise
+    return Standardise(source.standardise.scale, about.mean, about.std)
 
 
 def validation_transform(
     model: Model, source: Source, *, size: int | None, resize: int | None, interpolation: str
 ) -> EvaluationTransform:
-    """Pictures as `model`'s published accuracy was measured, unless `size` or `resize` is given.
+    """Pictures as `model` saw them in training, unless `size` or `resize` is given.
 
-    Pictures smaller than ImageNet's crop are looked at as they are.
+    Where nobody says how that was: as its published accuracy was measured, and pictures smaller
+    than ImageNet's crop as they are.
     """
     usual, ratio = _IMAGENET_CROP, _CROP_RATIO
-    if source.side is not None and source.side < _IMAGENET_CROP:
+    about = model.about
+    if about.input_size is not None:
+        usual, ratio = about.input_size[0], about.crop_ratio or ratio
+    elif source.side is not None and source.side < _IMAGENET_CROP:
         usual, ratio = source.side, 1.0
     elif model.name in PUBLISHED:
         usual = PUBLISHED[model.name].size

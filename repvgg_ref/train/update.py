@@ -89,7 +89,8 @@ class Updater:
     Parameters
     ----------
     like : Model
-        Whose architecture is trained, with its batch norm's eps and momentum.
+        Whose architecture is trained, with its batch norm's eps and momentum, and what it says of
+        its classes and pictures.
     seed : int
         Of mixup's random numbers.
     scales_loss : bool
@@ -109,6 +110,7 @@ class Updater:
         scales_loss: bool = False,
     ) -> None:
         self.arch, self.eps, self.momentum = like.arch, like.eps, like.momentum
+        self.about = like.about
         self.recipe = recipe
         self.ops, self._comm, self._seed = ops, comm, seed
         self.dtype = np.dtype(dtype)
@@ -175,7 +177,7 @@ class Updater:
         if averaged and state.ema is not None:
             weights, running = state.ema[: self.trainable.size], state.ema[self.trainable.size :]
         params = self._params(weights, running, state.counters)
-        return Model(self.arch, "train", params, self.eps, self.momentum)
+        return Model(self.arch, "train", params, self.eps, self.momentum, about=self.about)
 
     @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is the caller's find
     def step(

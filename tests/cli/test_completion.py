@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from repvgg_ref_cli import completion
 from repvgg_ref_cli.commands.train import _recipe_options
@@ -57,7 +58,8 @@ def test_every_command_is_offered(shell: Shell) -> None:
 def test_every_option_of_every_command_is_offered(name: str, shell: Shell) -> None:
     command = cli.commands.get(name) or cli.get_command(cli.make_context("x", ["doctor"]), name)
     assert command is not None
-    options = {flag for p in command.params for flag in p.opts if flag.startswith("--")}
+    offered = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    options = {flag for p in offered for flag in p.opts}
     if name == "train":
         options |= {flag for p in _recipe_options() for flag in p.opts}
     assert options | {"--help"} <= set(shell.offers(f"repvgg-ref {name} --"))

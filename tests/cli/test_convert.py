@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import signal
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.cli.runner import invoke, run_python, save_small, small_model
 from tests.models.small import SMALL, batch
 
 KEYS = ["model", "dialect", "container", "form", "tensors", "out", "format", "self_check"]
+KEYS += ["assumed"]
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors", "pth"])
@@ -43,6 +45,7 @@ def test_json_is_the_contracts_and_the_file_computes_the_same(
         "tensors": len(deploy.params),
         "out": str(out),
         "format": suffix,
+        "assumed": {"eps": None, "strides": {}, "dilations": {}},
     }
     x, _ = batch(SMALL[network])
     want = rr.load(source, dtype=np.float64).forward(x)
@@ -53,7 +56,8 @@ def test_json_is_the_contracts_and_the_file_computes_the_same(
 def test_people_are_told_what_was_read_written_checked_and_what_is_next(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    source = save_small(tmp_path / "net.safetensors")
+    source = tmp_path / "net.safetensors"
+    weights_io.save_weights(source, small_model().state_dict(), container="safetensors")
     shown = invoke(capsys, "convert", "--in", source)
     assert (shown.code, shown.err) == (0, "")
     assert [line[:7] for line in shown.out.splitlines()] == [
@@ -64,7 +68,7 @@ def test_people_are_told_what_was_read_written_checked_and_what_is_next(
         "next   ",
     ]
     assert "net.safetensors: custom, train form, official names, safetensors" in shown.out
-    assert "eps 1e-05, which is in no checkpoint" in shown.out
+    assert "       assumed eps 1e-05; stride 2 in stage0, stage1.0" in shown.out
     assert (tmp_path / "net-deploy.npz").exists()
 
 
@@ -209,13 +213,18 @@ def test_metadata_says_where_the_file_came_from(
     source, out = save_small(tmp_path / "a.pth"), tmp_path / "out.npz"
     assert invoke(capsys, "convert", "--in", source, "--out", out, "--eps", "1e-3").code == 0
     with weights_io.open_weights(out) as archive:
-        assert archive.metadata == {
-            "model": "custom",
-            "form": "deploy",
-            "block": "repvgg",
-            "eps": "0.001",
-            "source": "a.pth",
-        }
+        said = dict(archive.metadata)
+    blocks = [spec.name for spec in SMALL["plain"].blocks]
+    assert list(json.loads(said.pop("strides"))) == blocks
+    assert json.loads(said.pop("dilations")) == dict.fromkeys(blocks, 1)
+    assert said == {
+        "writer": f"repvgg-ref {rr.__version__}",
+        "model": "custom",
+        "form": "deploy",
+        "block": "repvgg",
+        "eps": "0.001",
+        "source": "a.pth",
+    }
 
 
 def test_a_pth_says_how_the_official_code_loads_it(

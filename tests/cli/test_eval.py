@@ -20,6 +20,7 @@ from tests.models.small import distinct_model
 KEYS = [
     "model",
     "form",
+    "assumed",
     "images",
     "top1",
     "top5",

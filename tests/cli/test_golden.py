@@ -19,7 +19,8 @@ def test_json_is_one_object_with_the_score(
     assert shown.code == 0
     found = shown.json()
     assert list(found) == [
-        *("out", "model", "form", "files", "mutation", "train_step", "warnings", "skipped")
+        *("out", "model", "form", "files", "mutation", "train_step", "warnings", "skipped"),
+        "assumed",
     ]
     assert found["out"] == str(out)
     assert 0.9 < found["mutation"]["score"] <= 1

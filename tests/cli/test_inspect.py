@@ -11,6 +11,7 @@ from repvgg_ref.files.checkpoint import save
 from tests.cli.runner import invoke, save_small, small_model
 
 KEYS = ["container", "dialect", "form", "model", "tensors", "unexpected", "missing", "findings"]
+KEYS += ["assumed", "metadata"]
 
 
 def test_json_has_exactly_the_keys_of_the_contract(
@@ -21,6 +22,7 @@ def test_json_has_exactly_the_keys_of_the_contract(
     found = shown.json()
     assert list(found) == KEYS
     findings = found.pop("findings")
+    assert found.pop("metadata")["block"] == "repvgg"
     assert all(list(finding) == ["level", "layer", "message"] for finding in findings)
     assert found == {
         "container": "safetensors",
@@ -30,6 +32,7 @@ def test_json_has_exactly_the_keys_of_the_contract(
         "tensors": len(small_model().params),
         "unexpected": [],
         "missing": [],
+        "assumed": {"eps": None, "strides": {}, "dilations": {}},
     }
 
 

@@ -33,7 +33,7 @@ def test_json_names_the_most_probable_classes_in_order(
     )
     assert (shown.code, shown.err) == (0, "")
     found = shown.json()
-    assert list(found) == ["model", "form", "images"]
+    assert list(found) == ["model", "form", "assumed", "images"]
     assert (found["model"], found["form"]) == ("custom", "train")
     assert [image["image"] for image in found["images"]] == [str(picture)] * 2
     top = found["images"][0]["top"]

@@ -39,12 +39,12 @@ def test_a_file_that_says_nothing_loads_or_names_the_block_to_ask_for(
     tmp_path: Path, block: str
 ) -> None:
     arch = plain_architecture(depths=(2, 2), channels=(4, 4, 8), kind=block, num_classes=3)
-    rr.save(random_model(arch, 1), tmp_path / "m.pth")
+    path = written(tmp_path, random_model(arch, 1).state_dict())
     if KINDS[block].auto:
-        assert rr.load(tmp_path / "m.pth").block == block
+        assert rr.load(path).block == block
     else:
-        assert re.search(rf"with --block .*{block}.* it is exactly", _refusal(tmp_path / "m.pth"))
-    assert rr.load(tmp_path / "m.pth", block=block).block == block
+        assert re.search(rf"with --block .*{block}.* it is exactly", _refusal(path))
+    assert rr.load(path, block=block).block == block
 
 
 @pytest.mark.parametrize("block", ["nonsense", "conv-bn"])

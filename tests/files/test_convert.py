@@ -31,7 +31,14 @@ def test_metadata_never_claims_an_eps_that_nobody_knows(tmp_path: Path) -> None:
     fused = convert(source, tmp_path / "a.npz", eps=1e-3).out
     again = convert(fused, tmp_path / "b.safetensors").out
     through_torch = convert(convert(fused, tmp_path / "c.pth").out, tmp_path / "d.npz").out
-    for path, eps in ((fused, "0.001"), (again, "0.001"), (through_torch, None)):
+    bare = written(tmp_path, rr.fuse(small_model()).state_dict())
+    unknown = convert(bare, tmp_path / "e.npz").out
+    for path, eps in (
+        (fused, "0.001"),
+        (again, "0.001"),
+        (through_torch, "0.001"),
+        (unknown, None),
+    ):
         with weights_io.open_weights(path) as archive:
             assert archive.metadata.get("eps") == eps
 

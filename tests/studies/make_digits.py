@@ -46,6 +46,7 @@ def main() -> None:
     train, test = digits.load_digits()
     write_samples(test)
     model = train_model(train, console)
+    model.about = digits.ABOUT
     save(model, digits.MODEL_PATH)
     for form in (model, fuse(model)):
         logits = form.forward(digits.to_input(test.images))

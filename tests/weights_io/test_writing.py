@@ -117,7 +117,6 @@ def test_arrays_other_than_announced_leave_the_old_file(
         ({"specs": [weights_io.ArraySpec("w", (2,), "complex64")]}, "dtype that is not written"),
         ({"specs": [weights_io.ArraySpec("w", (2,), "bfloat16")]}, "NumPy has no bfloat16"),
         ({"container": "pickle"}, "unknown container"),
-        ({"container": "torch-zip", "metadata": {"a": "b"}}, "no place for metadata"),
         ({"container": "torch-legacy", "metadata": {"a": "b"}}, "no place for metadata"),
     ],
 )

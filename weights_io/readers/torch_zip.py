@@ -8,12 +8,14 @@ from weights_io.pickles.inert import Storage, malformed
 from weights_io.pickles.machine import run_pickle
 from weights_io.pickles.tree import TreeBuilder
 from weights_io.readers.contents import Contents
+from weights_io.readers.metadata import parse_json, parse_text_metadata
 from weights_io.readers.torch_tensors import Storages, TensorResolver, check_record_size
 from weights_io.source import Source
 from weights_io.text import sanitize
 from weights_io.zips.member import Member
 
 PICKLE = "data.pkl"
+METADATA = ".metadata.json"
 _PLAIN_MEMBERS = (PICKLE, "byteorder", "version")
 
 
@@ -43,7 +45,14 @@ def read_torch_zip(source: Source, members: dict[str, Member], limits: Limits) -
         big_endian=_is_big_endian(members.get(root_folder + "byteorder"), limits),
     )
     root = TreeBuilder(resolve.ledger, resolve).build(raw)
-    return Contents("torch-zip", root, {})
+    return Contents("torch-zip", root, _metadata(members.get(root_folder + METADATA), limits))
+
+
+def _metadata(member: Member | None, limits: Limits) -> dict[str, str]:
+    """The table of texts that `write_torch_zip` puts beside the arrays."""
+    if member is None:
+        return {}
+    return parse_text_metadata(parse_json(member.read(limits), "the archive's metadata"))
 
 
 def _root_folder(members: dict[str, Member]) -> str:

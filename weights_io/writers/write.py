@@ -51,7 +51,7 @@ def write_weights(
     container : {"npz", "safetensors", "torch-zip", "torch-legacy"}
         The file format.
     metadata : mapping of str to str, optional
-        For npz and safetensors; the torch containers have no place for it.
+        torch's older container has no place for it.
     check : callable, optional
         Called with the finished temporary file; if it raises, nothing is committed.
 

@@ -13,10 +13,12 @@ from repvgg_ref_cli.options import (
     FILE,
     FORMATS,
     INPUT,
+    assumed_line,
     block_option,
     checkpoint_option,
     debug_option,
     eps_option,
+    geometry_options,
     json_option,
     model_option,
     note,
@@ -61,6 +63,7 @@ def _extents(
 @model_option
 @block_option
 @eps_option
+@geometry_options
 @weights_set_option
 @click.option(
     "--batch", type=click.IntRange(min=1), help="Fixed batch of an ONNX file; default dynamic."
@@ -82,6 +85,8 @@ def command(
     to: Any,
     model: str,
     eps: float | None,
+    strides: Any,
+    dilations: Any,
     weights_set: Any,
     block: str,
     batch: int | None,
@@ -112,6 +117,8 @@ def command(
             to=to,
             weights=weights_set,
             block=block,
+            strides=strides,
+            dilations=dilations,
             batch=batch,
             size=size,
             progress=progress,
@@ -119,7 +126,7 @@ def command(
         if not as_json:
             _show(source, done, to_stdout=is_dash(out))
     if as_json:
-        for message in done.notes:
+        for message in (*done.notes, *assumed_line(done.assumed)):
             note(message)
         print_json(_as_json(done))
 
@@ -136,6 +143,7 @@ def _as_json(done: Conversion) -> dict[str, Any]:
         "format": done.format,
         "self_check": check
         and {"max_error": check.max_error, "bound": check.bound, "ok": check.ok},
+        "assumed": done.assumed.to_json(),
     }
 
 
@@ -160,7 +168,8 @@ def _show(source: Path, done: Conversion, *, to_stdout: bool) -> None:
             f"check  fused = branches in every block; closest to its bound: {check.layer}, "
             f"error {check.max_error:.2g}, bound {check.bound:.2g}"
         )
-        say(f"       with eps {done.eps:g}, which is in no checkpoint; --eps takes another")
+    for message in assumed_line(done.assumed):
+        say(f"       {message}")
     if to_stdout:
         return
     say(f"next   {_NEXT[done.format].format(out=sanitize(done.out), create=_create(done))}")
@@ -168,7 +177,12 @@ def _show(source: Path, done: Conversion, *, to_stdout: bool) -> None:
 
 def _create(done: Conversion) -> str:
     """How the official code builds the model, if it has a function for it."""
+    from repvgg_ref.models.architectures import NAMES, architecture
+    from repvgg_ref.models.geometry import geometry_of
+
     family, _, size = done.model.partition("-")
-    if family != "RepVGG":
+    if done.model not in NAMES or family != "RepVGG":
         return "with the model built with deploy=True: "
+    if done.geometry != geometry_of(architecture(done.model)):
+        return "with the model built with deploy=True and these strides and dilations: "
     return f"model = create_RepVGG_{size}(deploy=True); "

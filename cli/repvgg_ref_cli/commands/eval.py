@@ -16,12 +16,14 @@ from repvgg_ref_cli.data_options import (
 )
 from repvgg_ref_cli.options import (
     algorithm_option,
+    assumed_line,
     backend_option,
     block_option,
     checkpoint_option,
     debug_option,
     ema_option,
     eps_option,
+    geometry_options,
     json_option,
     model_option,
     note,
@@ -31,6 +33,7 @@ from repvgg_ref_cli.options import (
 if TYPE_CHECKING:
     from repvgg_ref.arrays import Array
     from repvgg_ref.data.loader import Loader
+    from repvgg_ref.data.source import Standardise
     from repvgg_ref.data.transforms import EvaluationTransform
     from repvgg_ref.models.network import Model
     from repvgg_ref.models.published import Published
@@ -51,7 +54,7 @@ _DISAGREES = 1
 @click.option(
     "--size",
     type=_PIXELS,
-    show_default="224, D2se 320, small pictures their own",
+    show_default="what the file says; 224, D2se 320, small pictures their own",
     help="Of the crop.",
 )
 @click.option(
@@ -73,6 +76,7 @@ _DISAGREES = 1
 @model_option
 @block_option
 @eps_option
+@geometry_options
 @backend_option
 @algorithm_option
 @json_option
@@ -95,6 +99,8 @@ def command(
     model: str,
     block: str,
     eps: float | None,
+    strides: Any,
+    dilations: Any,
     backend: str,
     algorithm: str,
     as_json: bool,
@@ -111,15 +117,28 @@ def command(
     from repvgg_ref.data.loader import Loader
     from repvgg_ref.data.skipped import told
     from repvgg_ref.train.evaluate import count
-    from repvgg_ref.train.sources import open_validation, validation_transform
+    from repvgg_ref.train.sources import (
+        class_notes,
+        open_validation,
+        standardisation,
+        validation_transform,
+    )
 
     loaded = repvgg_ref.load(
-        weights, model=model, eps=eps, weights="ema" if ema else "model", block=block
+        weights,
+        model=model,
+        eps=eps,
+        weights="ema" if ema else "model",
+        block=block,
+        strides=strides,
+        dilations=dilations,
     )
-    for message in loaded.notes:
+    for message in (*loaded.notes, *assumed_line(loaded.assumed)):
         note(message)
     forms = _forms(loaded, form)
     source = open_validation(loaded, data, split=split, decoder=decoder, limit=limit)
+    for message in class_notes(loaded, source):
+        note(message)
     transform = validation_transform(
         loaded, source, size=size, resize=resize, interpolation=interpolation
     )
@@ -137,7 +156,8 @@ def command(
         _require_finite(logits)
         return logits
 
-    counted = count(forms, _inputs(loader), forward=forward, roundoff=2.0**-24)
+    standardise = standardisation(loaded, source)
+    counted = count(forms, _inputs(loader, standardise), forward=forward, roundoff=2.0**-24)
     for line in told(loader.skipped):
         note(line)
     found = _as_json(loaded, form, counted, loader, transform)
@@ -179,7 +199,7 @@ def _require_finite(logits: Array) -> None:
         )
 
 
-def _inputs(loader: Loader) -> Iterator[tuple[Array, Array]]:
+def _inputs(loader: Loader, standardise: Standardise) -> Iterator[tuple[Array, Array]]:
     """The batches as the network takes them, with a progress bar."""
     import time
     from contextlib import closing
@@ -189,7 +209,7 @@ def _inputs(loader: Loader) -> Iterator[tuple[Array, Array]]:
     started, done, total = time.monotonic(), 0, len(loader.source)
     with ProgressBar("evaluating") as progress, closing(loader.epoch(0)) as batches:
         for batch in batches:
-            yield loader.source.standardise(batch.images), batch.labels
+            yield standardise(batch.images), batch.labels
             done += len(batch.labels)
             progress(f"{done / (time.monotonic() - started):.0f} images/s", done, total)
 
@@ -203,6 +223,7 @@ def _as_json(
     found: dict[str, Any] = {
         "model": model.name,
         "form": form,
+        "assumed": model.assumed.to_json(),
         **_rates(last),
         "size": transform.size,
         "resize": transform.resize,

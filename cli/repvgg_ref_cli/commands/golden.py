@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from repvgg_ref_cli import completion
 from repvgg_ref_cli.options import (
     FILE,
+    assumed_line,
     block_option,
     checkpoint_option,
     debug_option,
     eps_option,
+    geometry_options,
     json_option,
     note,
     print_json,
 )
 
 if TYPE_CHECKING:
+    from repvgg_ref.models.geometry import Geometry
     from repvgg_ref.models.network import Model
     from repvgg_ref.oracle.golden.write import GoldenSummary
 
@@ -48,6 +51,7 @@ _SHOWN_SURVIVORS = 8
     help="Steps of SGD with --train-step.",
 )
 @eps_option
+@geometry_options
 @block_option
 @json_option
 @debug_option
@@ -58,6 +62,8 @@ def command(
     train_step: bool,
     steps: int,
     eps: float | None,
+    strides: Any,
+    dilations: Any,
     block: str,
     as_json: bool,
 ) -> None:
@@ -68,11 +74,13 @@ def command(
     these vectors would notice. `repvgg-ref verify --reference BUNDLE --candidate YOURS.npz` names
     the bug in what a port dumped, training steps included.
     """
+    from repvgg_ref.models.geometry import Geometry
     from repvgg_ref.oracle.golden.write import write_golden
     from repvgg_ref_cli.batches import read_batch
     from repvgg_ref_cli.progress import ProgressBar
 
-    model = _reference(reference, eps, block, train_step)
+    said = Geometry(strides or {}, dilations or {})
+    model = _reference(reference, eps, block, said, train_step)
     batch = None if inputs is None else read_batch(inputs, model)
     chosen = not Path(reference).exists()
     with ProgressBar("golden") as progress:
@@ -86,25 +94,28 @@ def command(
             progress=progress,
         )
     if as_json:
-        for message in (*done.warnings, *done.skipped):
+        for message in (*done.warnings, *done.skipped, *assumed_line(done.assumed)):
             note(message)
         print_json(done.to_json())
     else:
         _show(done)
 
 
-def _reference(reference: str, eps: float | None, block: str, train_step: bool) -> Model:
+def _reference(
+    reference: str, eps: float | None, block: str, said: Geometry, train_step: bool
+) -> Model:
     """The checkpoint, or weights chosen for an official architecture."""
     from repvgg_ref.files.checkpoint import load
+    from repvgg_ref.models.geometry import with_geometry
     from repvgg_ref.models.network import DEFAULT_EPS
     from repvgg_ref.models.registry import find_name, network
     from repvgg_ref.oracle.programs.distinguishing import INFERENCE, TRAINING, distinguishing_model
 
     if Path(reference).exists() or find_name(reference) is None:
-        return load(reference, eps=eps, block=block)
+        return load(reference, eps=eps, block=block, strides=said.strides, dilations=said.dilations)
     statistics = TRAINING if train_step else INFERENCE
     return distinguishing_model(
-        network(reference, block="repvgg" if block == "auto" else block),
+        with_geometry(network(reference, block="repvgg" if block == "auto" else block), said),
         eps=DEFAULT_EPS if eps is None else eps,
         statistics=statistics,
     )
@@ -138,4 +149,6 @@ def _show(done: GoldenSummary) -> None:
         click.echo(f"weak   {message}")
     for message in done.skipped:
         click.echo(f"left   {message}")
+    for message in assumed_line(done.assumed):
+        click.echo(f"       {message}")
     click.echo(f"next   read {sanitize(str(done.out / 'manifest.json'))}: how_to_compare")

@@ -9,10 +9,12 @@ import click
 
 from repvgg_ref_cli.options import (
     INPUT,
+    assumed_line,
     block_option,
     checkpoint_option,
     debug_option,
     eps_option,
+    geometry_options,
     json_option,
     one_checkpoint,
     print_json,
@@ -32,6 +34,7 @@ _NARROWEST = 36  # columns; narrower terminals break the lines themselves
 @click.argument("file", type=INPUT, required=False)
 @checkpoint_option("source", "--in", required=False, help="The same as FILE; - is stdin.")
 @eps_option
+@geometry_options
 @weights_set_option
 @block_option
 @json_option
@@ -40,6 +43,8 @@ def command(
     file: Path | None,
     source: Path | None,
     eps: float | None,
+    strides: Any,
+    dilations: Any,
     weights_set: Any,
     block: str,
     as_json: bool,
@@ -52,7 +57,14 @@ def command(
     """
     from repvgg_ref.files.inspect import inspect_file
 
-    found = inspect_file(one_checkpoint(file, source), eps=eps, weights=weights_set, block=block)
+    found = inspect_file(
+        one_checkpoint(file, source),
+        eps=eps,
+        weights=weights_set,
+        block=block,
+        strides=strides,
+        dilations=dilations,
+    )
     if as_json:
         print_json(_as_json(found))
     else:
@@ -71,6 +83,8 @@ def _as_json(found: Inspection) -> dict[str, Any]:
         "findings": [
             {"level": f.level, "layer": f.layer, "message": f.message} for f in found.findings
         ],
+        "assumed": found.assumed.to_json(),
+        "metadata": dict(found.metadata),
     }
 
 
@@ -93,6 +107,8 @@ def _show(found: Inspection) -> None:
         alike = [(f.layer or "", f.message) for f in found.findings if f.level == level]
         for message, layers in by_kind(alike):
             _show_finding(level, message, layers)
+    for message in assumed_line(found.assumed):
+        _show_finding("info", message, [""])
 
 
 def _show_names(label: str, names: tuple[str, ...]) -> None:

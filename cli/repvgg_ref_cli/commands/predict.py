@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,14 @@ from repvgg_ref_cli.options import (
     FILE,
     INPUT,
     algorithm_option,
+    assumed_line,
     backend_option,
     block_option,
     checkpoint_option,
     debug_option,
     ema_option,
     eps_option,
+    geometry_options,
     json_option,
     model_option,
     note,
@@ -26,6 +29,7 @@ from repvgg_ref_cli.piped import without_copy
 
 if TYPE_CHECKING:
     from repvgg_ref.arrays import Array
+    from repvgg_ref.models.network import Model
 
 
 @click.command(short_help="Classify images with any checkpoint, fused or not.")
@@ -42,12 +46,16 @@ if TYPE_CHECKING:
     help="How images are prepared: as for ImageNet, or as for the bundled digits model.",
 )
 @click.option(
-    "--size", type=click.IntRange(min=32, max=4096), default=224, show_default=True, help="Crop."
+    "--size",
+    type=click.IntRange(min=32, max=4096),
+    show_default="what the file says, or 224",
+    help="Crop.",
 )
 @ema_option
 @model_option
 @block_option
 @eps_option
+@geometry_options
 @backend_option
 @algorithm_option
 @json_option
@@ -58,11 +66,13 @@ def command(
     classes: Path | None,
     top: int,
     preparation: str,
-    size: int,
+    size: int | None,
     ema: bool,
     model: str,
     block: str,
     eps: float | None,
+    strides: Any,
+    dilations: Any,
     backend: str,
     algorithm: str,
     as_json: bool,
@@ -70,23 +80,31 @@ def command(
     """Classify every IMAGE (- is stdin) and print its most probable classes.
 
     Images are turned upright (EXIF), flattened on white, brought to the model's colours, resized
-    (shorter side to size * 256 / 224), centre-cropped and standardised by ImageNet's mean and
-    deviation, as the model's validation did.
+    (shorter side to size * 256 / 224), centre-cropped and standardised, as the model's validation
+    did: by the size, mean and deviation that the file says, else by ImageNet's.
     """
     import repvgg_ref
     from repvgg_ref.data.images import network_input
     from repvgg_ref_cli.progress import ProgressBar
 
     loaded = repvgg_ref.load(
-        weights, model=model, eps=eps, weights="ema" if ema else "model", block=block
+        weights,
+        model=model,
+        eps=eps,
+        weights="ema" if ema else "model",
+        block=block,
+        strides=strides,
+        dilations=dilations,
     )
-    for message in loaded.notes:
+    for message in (*loaded.notes, *assumed_line(loaded.assumed)):
         note(message)
-    names = _class_names(classes, loaded.arch.num_classes)
+    names = _class_names(classes, loaded)
     results = []
     with ProgressBar("classifying") as progress:
         for index, path in enumerate(images):
-            x = network_input(path, loaded.arch, preparation=preparation, size=size)
+            x = network_input(
+                path, loaded.arch, preparation=preparation, size=size, about=loaded.about
+            )
             logits = loaded.forward(x, backend=backend, algorithm=algorithm)
             results.append((path, _most_probable(path, logits[0], names, top)))
             progress(path.name, index + 1, len(images))
@@ -95,6 +113,7 @@ def command(
             {
                 "model": loaded.name,
                 "form": loaded.form,
+                "assumed": loaded.assumed.to_json(),
                 "images": [{"image": without_copy(path), "top": best} for path, best in results],
             }
         )
@@ -102,14 +121,15 @@ def command(
         _show(results)
 
 
-def _class_names(path: Path | None, count: int) -> list[str]:
-    """The names in `path`, or the indices themselves."""
+def _class_names(path: Path | None, model: Model) -> Sequence[str]:
+    """The names in `path`, those that the model knows, or the indices themselves."""
     import json
 
     from repvgg_ref.errors import CheckpointError
 
+    count = model.arch.num_classes
     if path is None:
-        return [str(index) for index in range(count)]
+        return model.about.classes or [str(index) for index in range(count)]
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         listed = json.loads(text)
@@ -124,7 +144,9 @@ def _class_names(path: Path | None, count: int) -> list[str]:
     return [str(name) for name in listed]
 
 
-def _most_probable(path: Path, logits: Array, names: list[str], top: int) -> list[dict[str, Any]]:
+def _most_probable(
+    path: Path, logits: Array, names: Sequence[str], top: int
+) -> list[dict[str, Any]]:
     import numpy as np
 
     from repvgg_ref.errors import CheckpointError

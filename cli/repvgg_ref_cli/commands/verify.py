@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,10 +16,12 @@ from repvgg_ref_cli.failures import DISAGREES
 from repvgg_ref_cli.options import (
     FILE,
     INPUT,
+    assumed_line,
     block_option,
     checkpoint_option,
     debug_option,
     eps_option,
+    geometry_options,
     json_option,
     note,
     print_json,
@@ -48,6 +50,7 @@ _PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
     help="The batch: .npy, .npz, Polygraphy JSON or a picture. [made so that bugs show]",
 )
 @eps_option
+@geometry_options
 @block_option
 @click.option(
     "--precision",
@@ -74,6 +77,8 @@ def command(
     candidate: str | Path,
     inputs: Path | None,
     eps: float | None,
+    strides: Any,
+    dilations: Any,
     block: str,
     precision: str,
     timeout: float,
@@ -107,7 +112,9 @@ def command(
         if is_golden(reference):
             report = verify(reference, candidate, precision=precision, timeout=timeout)
         else:
-            model = repvgg_ref.load(reference, eps=eps, block=block)
+            model = repvgg_ref.load(
+                reference, eps=eps, block=block, strides=strides, dilations=dilations
+            )
             report = verify(
                 model,
                 candidate,
@@ -121,6 +128,8 @@ def command(
         print_json(report.to_json())
     else:
         _show(report, stderr=on_stdout)
+    for message in assumed_line(report.assumed):
+        note(message)
     for path in (page, junit):
         if path is not None and not is_dash(path):
             note(f"wrote {path}")

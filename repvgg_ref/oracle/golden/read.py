@@ -12,7 +12,9 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import load
+from repvgg_ref.models.about import Assumed
 from repvgg_ref.models.architectures import Architecture, AuxHeadSpec
+from repvgg_ref.models.geometry import geometry_of
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import official_dialect
@@ -70,7 +72,9 @@ def _model(
     if isinstance(reference, Model):
         model = replace(reference, arch=arch, eps=eps, momentum=momentum)
     elif reference is not None:
-        model = replace(load(reference, eps=eps), arch=arch, momentum=momentum)
+        known = geometry_of(arch)
+        loaded = load(reference, eps=eps, strides=known.strides, dilations=known.dilations)
+        model = replace(loaded, arch=arch, momentum=momentum)
     elif (folder / WEIGHTS).is_file():
         form: Form = "deploy" if manifest["form"] == "deploy" else "train"
         model = Model(arch, form, _params(folder / WEIGHTS, arch, form), eps, momentum)
@@ -84,7 +88,18 @@ def _model(
             got=f"{model.name} in {model.form} form",
             wanted=f"{arch.name}, digest {str(manifest['weights_sha256'])[:12]}",
         )
-    return model
+    return replace(model, assumed=_assumed(manifest))
+
+
+def _assumed(manifest: Mapping[str, Any]) -> Assumed:
+    """What was assumed when the bundle was made; bundles before 0.2.0 do not say it."""
+    try:
+        said = manifest.get("assumed", {})
+        eps = None if said.get("eps") is None else float(said["eps"])
+        steps = ({str(b): int(n) for b, n in said.get(w, {}).items()} for w in Assumed().steps)
+        return Assumed(eps, *steps)
+    except (AttributeError, TypeError, ValueError):
+        raise ReportedError("the manifest's 'assumed' is no table of numbers") from None
 
 
 def _params(path: Path, arch: Network, form: Form) -> dict[str, Array]:

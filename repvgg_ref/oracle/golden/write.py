@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import MissingExtraError, ReportedError
 from repvgg_ref.files.checkpoint import save
+from repvgg_ref.files.metadata import describe
+from repvgg_ref.models.about import Assumed
 from repvgg_ref.models.network import Model, require_branches, require_image_batch
 from repvgg_ref.oracle.golden.arrays import (
     BOUND_PRECISIONS,
@@ -106,6 +108,7 @@ class GoldenSummary:
     warnings: tuple[str, ...]
     skipped: tuple[str, ...]
     steps: TrainingSteps | None
+    assumed: Assumed = field(default_factory=Assumed)
 
     @property
     def score(self) -> float:
@@ -123,6 +126,7 @@ class GoldenSummary:
             "train_step": None if self.steps is None else self.steps.recipe.to_json(),
             "warnings": list(self.warnings),
             "skipped": list(self.skipped),
+            "assumed": self.assumed.to_json(),
         }
 
 
@@ -193,8 +197,9 @@ def write_golden(
         text = json.dumps(manifest, indent=1, allow_nan=False)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
         files = {name: (folder / name).stat().st_size for name in (*manifest["files"], MANIFEST)}
+    of_model = Path(out_dir), model.name, model.form
     return GoldenSummary(
-        Path(out_dir), model.name, model.form, matrix, files, warnings, skipped, trained
+        *of_model, matrix, files, warnings, skipped, trained, assumed=model.assumed
     )
 
 
@@ -341,6 +346,8 @@ def _manifest(
         "form": model.form,
         "eps": model.eps,
         "momentum": model.momentum,
+        "assumed": model.assumed.to_json(),
+        "metadata": describe(model.arch, model.form, model.eps, model.about, model.assumed),
         "layout": "NCHW",
         "kernel_layout": "OIHW",
         "architecture": {

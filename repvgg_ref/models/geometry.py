@@ -1,0 +1,93 @@
+"""Strides and dilations of a network's blocks: what no file of arrays can say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.errors import CheckpointError
+from repvgg_ref.models.architectures import Architecture
+from repvgg_ref.models.graph import Graph, Network
+from repvgg_ref.models.layers import Block
+
+_MOST = 64  # a larger step is a slip, and padding of that size would fill the memory
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Strides and dilations by block name, of all blocks or of some."""
+
+    strides: Mapping[str, int] = field(default_factory=dict)
+    dilations: Mapping[str, int] = field(default_factory=dict)
+
+    def __or__(self, other: Geometry) -> Geometry:
+        """Both; where they differ, `other`."""
+        strides = {**self.strides, **other.strides}
+        return Geometry(strides, {**self.dilations, **other.dilations})
+
+    def of(self, spec: BlockSpec) -> BlockSpec:
+        """The block with what is said of it."""
+        return replace(
+            spec,
+            stride=self.strides.get(spec.name, spec.stride),
+            dilation=self.dilations.get(spec.name, spec.dilation),
+        )
+
+    def require_blocks(self, names: Iterable[str]) -> None:
+        """Refuse what is said of blocks other than `names`, or is no stride or dilation.
+
+        Raises
+        ------
+        CheckpointError
+        """
+        known = list(names)
+        for what, numbers in (("stride", self.strides), ("dilation", self.dilations)):
+            for name, number in numbers.items():
+                if name not in known:
+                    raise CheckpointError(
+                        f"there is no block to give a {what}",
+                        got=repr(name),
+                        wanted=", ".join(known),
+                    )
+                if type(number) is not int or not 1 <= number <= _MOST:
+                    raise CheckpointError(
+                        f"{name} cannot have this {what}",
+                        got=repr(number),
+                        wanted=f"a whole number from 1 to {_MOST}",
+                    )
+
+
+def geometry_of(network: Network) -> Geometry:
+    """The strides and dilations of all blocks."""
+    return Geometry(
+        {spec.name: spec.stride for spec in network.blocks},
+        {spec.name: spec.dilation for spec in network.blocks},
+    )
+
+
+def with_geometry(network: Network, said: Geometry) -> Network:
+    """`network` with other strides and dilations; no block gains an identity branch by it.
+
+    Raises
+    ------
+    CheckpointError
+        If it has no such blocks.
+    """
+    said.require_blocks(spec.name for spec in network.blocks)
+    if isinstance(network, Architecture):
+        return replace(network, blocks=tuple(_changed(spec, said) for spec in network.blocks))
+    assert isinstance(network, Graph)
+    nodes = (
+        replace(node, op=Block(_changed(node.op.spec, said)))
+        if isinstance(node.op, Block)
+        else node
+        for node in network.nodes
+    )
+    return replace(network, nodes=tuple(nodes))
+
+
+def _changed(spec: BlockSpec, said: Geometry) -> BlockSpec:
+    other = said.of(spec)
+    gains = other.can_add_input and not spec.can_add_input
+    return replace(other, adds_input=False) if gains else other

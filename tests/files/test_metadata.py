@@ -1,0 +1,111 @@
+"""What our files say beside their arrays: it comes back, from every container, or is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import repvgg_ref as rr
+import weights_io
+from repvgg_ref.errors import CheckpointError
+from repvgg_ref.files.convert import convert
+from repvgg_ref.files.inspect import inspect_file
+from repvgg_ref.files.metadata import describe
+from repvgg_ref.models.about import UNKNOWN, About, Assumed
+from tests.files.checkpoint_files import SMALL, small_model
+
+ABOUT = About(
+    classes=("cat", "dog", "Füchse", "", "a,b"),
+    input_size=(48, 64),
+    mean=(0.1, 0.25, 1 / 3),
+    std=(0.5, 1.0, 2.0),
+    crop_ratio=0.875,
+)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors", "pth"])
+@pytest.mark.parametrize("about", [ABOUT, UNKNOWN, About(classes=ABOUT.classes)])
+def test_a_model_knows_itself_from_file_to_file(tmp_path: Path, suffix: str, about: About) -> None:
+    model = replace(small_model(), about=about)
+    rr.save(model, tmp_path / f"m.{suffix}")
+    loaded = rr.load(tmp_path / f"m.{suffix}")
+    assert (loaded.about, rr.fuse(loaded).about) == (about, about)
+    convert(tmp_path / f"m.{suffix}", tmp_path / f"d.{suffix}")
+    assert rr.load(tmp_path / f"d.{suffix}").about == about
+
+
+def test_an_onnx_file_says_the_same(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="needs the extra 'onnx'")
+    rr.save(replace(small_model(), about=ABOUT), tmp_path / "m.pth")
+    convert(tmp_path / "m.pth", tmp_path / "d.onnx", strides={"stage0": 1})
+    said = {entry.key: entry.value for entry in onnx.load(tmp_path / "d.onnx").metadata_props}
+    assert json.loads(said["classes"]) == list(ABOUT.classes or ())
+    assert json.loads(said["input_size"]) == [48, 64]
+    assert json.loads(said["mean"]) == [0.1, 0.25, 1 / 3]
+    assert json.loads(said["strides"])["stage0"] == 1
+    assert (said["eps"], said["form"], said["block"]) == ("1e-05", "deploy", "repvgg")
+
+
+def test_another_programs_words_are_not_ours(tmp_path: Path) -> None:
+    """A key of ours in a file without our signature may mean anything, and is no reason to fail."""
+    path = tmp_path / "m.safetensors"
+    foreign = {"classes": "80", "strides": "[8, 16, 32]", "mean": "imagenet", "format": "pt"}
+    weights_io.save_weights(
+        path, small_model().state_dict(), container="safetensors", metadata=foreign
+    )
+    loaded = rr.load(path)
+    assert loaded.about == UNKNOWN
+    assert loaded.assumed.strides["stage0"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("classes", '["a", "b"]', "no classes .*2 of them.*5, as the network has"),
+        ("classes", "[1, 2, 3, 4, 5]", "no classes"),
+        ("classes", "not json", "no classes"),
+        ("mean", "[0.5]", "no mean .*1 of them.*3, as the network has"),
+        ("std", "[1, 2, true]", "no std"),
+        ("mean", "[NaN, 0, 0]", "no mean"),
+        ("input_size", "[32]", "no input_size"),
+        ("strides", '{"stage0": 1.5}', "no strides"),
+        ("strides", '{"stage7.0": 1}', "there is no block to give a stride"),
+        ("dilations", '{"stage0": 0}', "stage0 cannot have this dilation"),
+        ("assumed", "[]", "no assumed"),
+    ],
+)
+def test_what_cannot_be_ours_is_refused_and_inspected(
+    tmp_path: Path, name: str, value: str, match: str
+) -> None:
+    path = tmp_path / "m.pth"
+    metadata: dict[str, Any] = describe(SMALL, "train", 1e-5, ABOUT, Assumed()) | {name: value}
+    weights_io.save_weights(
+        path, small_model().state_dict(), container="torch-zip", metadata=metadata
+    )
+    with pytest.raises(CheckpointError, match=match):
+        rr.load(path)
+    with pytest.raises(CheckpointError, match=match):
+        convert(path, tmp_path / "d.npz")
+    levels = [finding.level for finding in inspect_file(path).findings]
+    assert "error" in levels
+
+
+def test_one_line_says_what_is_known() -> None:
+    assert repr(UNKNOWN) == "<About: nothing known>"
+    shown = repr(replace(ABOUT, classes=tuple(map(str, range(1000)))))
+    assert shown.startswith("<About: 1000 classes (0, 1, 2, 3, 4, ...); pictures of 48 x 64 pixels")
+    assert len(shown) < 200
+
+
+def test_the_bundled_model_knows_its_digits() -> None:
+    from repvgg_ref.data.digits import ABOUT as DIGITS
+    from repvgg_ref.data.digits import MODEL_PATH
+
+    model = rr.load(MODEL_PATH)
+    assert (model.about, bool(model.assumed)) == (DIGITS, False)
+    assert np.shape(model.about.mean) == (model.arch.in_channels,)
