@@ -26,7 +26,6 @@ FORMATS = ("npz", "safetensors", "pth", "onnx")
 ALGORITHMS = ("auto", "measure", "direct", *(f"winograd{m}" for m in (2, 4, 5, 6, 7)))
 
 FILE = File()
-_EMA = "repvgg_ref_cli.ema"
 INPUT = InputFile()
 
 
@@ -130,29 +129,14 @@ block_option = click.option(
     help="The kind of block; auto tells it from the keys.",
 )
 ema_option = click.option("--ema", is_flag=True, help="Take a training checkpoint's EMA weights.")
-
-
-def weights_set_option(command: _F) -> _F:
-    """``--ema``, and its older spelling ``--weights ema``, as the argument `weights_set`."""
-    older = click.option(
-        "--weights",
-        "weights_set",
-        type=click.Choice(["model", "ema"]),
-        default="model",
-        hidden=True,
-        callback=lambda ctx, param, given: "ema" if _EMA in ctx.meta else given,
-    )
-    flag = click.option(
-        "--ema",
-        is_flag=True,
-        is_eager=True,  # so that it is known when the other is looked at
-        expose_value=False,
-        callback=lambda ctx, param, wanted: ctx.meta.update({_EMA: True} if wanted else {}),
-        help="Take a training checkpoint's EMA weights.",
-    )
-    return older(flag(command))
-
-
+weights_set_option = click.option(
+    "--weights",
+    "weights_set",
+    type=click.Choice(["model", "ema"]),
+    default="model",
+    show_default=True,
+    help="Which of a training checkpoint's two sets to take.",
+)
 backend_option = click.option(
     "--backend",
     type=click.Choice(BACKENDS),

@@ -41,8 +41,6 @@ def _flags(command: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def _choice(error: click.BadParameter) -> str | None:
-    if error.param is not None and error.param.name == "weights_set":
-        return "did you mean --checkpoint?"  # --weights is a file in other commands
     found = re.match(r"'(.*)' is not one of (.*)", error.message or "")
     return _near(found[1], re.findall(r"'([^']+)'", found[2])) if found else None
 

@@ -119,10 +119,8 @@ def test_the_ema_set_is_offered_and_taken_when_asked_for(
     source.write_bytes(pickle.dumps({"model": plain, "ema": average, "epoch": 3}, protocol=2))
     shown = invoke(capsys, "convert", "--in", source, "--out", out, "--json")
     assert "--weights ema" in shown.err
-    for asked in (["--ema"], ["--weights", "ema"], ["--weights", "model", "--ema"]):
-        out.unlink()
-        shown = invoke(capsys, "convert", "--in", source, "--out", out, *asked, "--json")
-        assert shown.code == 0
+    shown = invoke(capsys, "convert", "--in", source, "--out", out, "--weights", "ema", "--json")
+    assert shown.code == 0
     assert (rr.load(out).params["linear.bias"] == plain["linear.bias"] + 1).all()
 
 

@@ -93,7 +93,6 @@ def test_a_report_that_cannot_judge_is_the_only_object(
         ("convert -i x", "--checkpoint"),
         ("convert x -o y", "--out"),
         ("inspect x --josn", "--json"),
-        ("convert --weights train.pth", "--checkpoint"),
         ("help", "--help"),
         ("version", "--version"),
         ("eval --weights x --data digit", "digits"),
