@@ -18,7 +18,7 @@ PACKAGES = {"repvgg_ref": ROOT, "weights_io": ROOT, "repvgg_ref_cli": ROOT / "cl
 LONGEST = 400
 
 # Everybody's: the ground floor. `backends` is a room of its own, since it picks a table.
-GROUND = ("arrays", "errors", "version")
+GROUND = ("arrays", "errors", "interpreter", "version")
 DRAWING = ROOT / "CONTRIBUTING.md"
 TOP_ROOMS = ("train", "oracle", "bench")
 

@@ -9,8 +9,9 @@ from weights_io.errors import LimitError, RefusedGlobalError, ReportedError, Wei
 from weights_io.lazy import LazyArray
 from weights_io.limits import DEFAULT_LIMITS, Limits
 from weights_io.pickles.inert import Inert
+from weights_io.regular import IrregularFileError, open_regular, read_regular
 from weights_io.text import sanitize
-from weights_io.writers.atomic import atomic_path
+from weights_io.writers.atomic import atomic_path, reported, sweep
 from weights_io.writers.specs import ArraySpec
 from weights_io.writers.write import Container, save_weights, write_weights
 
@@ -20,6 +21,7 @@ __all__ = [
     "ArraySpec",
     "Container",
     "Inert",
+    "IrregularFileError",
     "LazyArray",
     "LimitError",
     "Limits",
@@ -27,8 +29,12 @@ __all__ = [
     "ReportedError",
     "WeightsFileError",
     "atomic_path",
+    "open_regular",
     "open_weights",
+    "read_regular",
+    "reported",
     "sanitize",
     "save_weights",
+    "sweep",
     "write_weights",
 ]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import BinaryIO
 
-from weights_io.detect import detect
+from weights_io.detect import Kind, detect
 from weights_io.errors import WeightsFileError
+from weights_io.folders import as_folder, only_file
 from weights_io.limits import DEFAULT_LIMITS, Limits
 from weights_io.readers.contents import Contents
 from weights_io.readers.npz import SUFFIX, read_npz
 from weights_io.readers.plain_pickle import read_plain_pickle
 from weights_io.readers.safetensors import read_safetensors
+from weights_io.readers.shards import Shards, read_index, read_shards
+from weights_io.readers.torch_folder import read_torch_folder, torch_folder
 from weights_io.readers.torch_legacy import read_torch_legacy
 from weights_io.readers.torch_zip import PICKLE, read_torch_zip
 from weights_io.source import Source, open_source
+from weights_io.zips.foreign import unreadable_zip, without_leftovers
 from weights_io.zips.read import read_zip
 
 
@@ -24,7 +29,8 @@ class Archive:
     Attributes
     ----------
     container : str
-        "torch-zip", "torch-legacy", "pickle", "safetensors" or "npz".
+        "torch-zip", "torch-legacy", "torch-folder" (a torch zip unpacked), "pickle",
+        "safetensors" or "npz"; with "-shards" behind it for several files and their index.
     root : object
         What the file holds: dicts, lists, tuples, sets of strings, numbers, text, `Inert`
         stand-ins, and `LazyArray` for each array. A flat dict for npz and safetensors.
@@ -32,7 +38,7 @@ class Archive:
         What the writer says beside the arrays: ``__metadata__``, or a torch zip's record of ours.
     """
 
-    def __init__(self, source: Source, contents: Contents) -> None:
+    def __init__(self, source: Source | Shards, contents: Contents) -> None:
         self._source = source
         self.container, self.root, self.metadata = contents
 
@@ -56,6 +62,8 @@ def open_weights(
     ----------
     file : path or seekable binary file object
         The container is told by content, never by name. A file object is closed with the archive.
+        A path may also be that of an index of shards, of a torch zip unpacked into a folder, or of
+        a folder with one of these or one weights file in it.
     limits : Limits, optional
         What the file may ask for at most.
 
@@ -73,29 +81,61 @@ def open_weights(
     WeightsFileError
         When the file cannot be opened, is broken, or is of a kind that is not read.
     """
+    if isinstance(file, str | os.PathLike) and (folder := as_folder(file)) is not None:
+        if (torch := torch_folder(folder)) is not None:
+            return Archive(Shards(), read_torch_folder(torch, limits))
+        file = only_file(folder)
     source = open_source(file)
     try:
         limits.enforce("file_bytes", source.size, f"{source.name}: the file is too large")
-        return Archive(source, _read(source, limits))
+        kind = detect(source)
+        if kind == "index":
+            return _open_index(source, file, limits)
+        return Archive(source, _read(source, kind, limits))
     except BaseException:
         source.close()
         raise
 
 
-def _read(source: Source, limits: Limits) -> Contents:
-    kind = detect(source)
+def _open_index(source: Source, file: object, limits: Limits) -> Archive:
+    """Open the files that an index names; they must lie beside it."""
+    table = read_index(source, limits)
+    source.close()
+    if not isinstance(file, str | os.PathLike):
+        raise WeightsFileError(f"{source.name}: an index can be opened by its path only")
+    shards = Shards()
+    try:
+        return Archive(
+            shards, read_shards(Path(file).parent, table, lambda path: _shard(limits, path), shards)
+        )
+    except BaseException:
+        shards.close()
+        raise
+
+
+def _shard(limits: Limits, path: Path) -> tuple[Source, Contents]:
+    source = open_source(path)
+    try:
+        limits.enforce("file_bytes", source.size, f"{source.name}: the file is too large")
+        kind = detect(source)
+        if kind == "index":
+            raise WeightsFileError(f"{source.name}: an index that names another index")
+        return source, _read(source, kind, limits)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _read(source: Source, kind: Kind, limits: Limits) -> Contents:
     if kind == "safetensors":
         return read_safetensors(source, limits)
     if kind == "torch-legacy":
         return read_torch_legacy(source, limits)
     if kind == "pickle":
         return read_plain_pickle(source, limits)
-    members = read_zip(source, limits)
+    members = without_leftovers(read_zip(source, limits))
     if members and all(name.endswith(SUFFIX) for name in members):
         return read_npz(source, members, limits)
-    if any(name.endswith("/" + PICKLE) for name in members):
+    if PICKLE in members or any(name.endswith("/" + PICKLE) for name in members):
         return read_torch_zip(source, members, limits)
-    raise WeightsFileError(
-        f"{source.name}: a zip archive that holds no weights",
-        wanted="a torch checkpoint or .npy arrays",
-    )
+    raise unreadable_zip(source.name, list(members))

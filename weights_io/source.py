@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 import threading
 from io import BytesIO
-from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from weights_io.errors import WeightsFileError
+from weights_io.regular import IrregularFileError, open_regular
 from weights_io.text import sanitize
 
 
@@ -71,6 +70,12 @@ class Source:
         """Close the file."""
         self._file.close()
 
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def require(self, start: int, length: int) -> None:
         """Raise unless `length` bytes from `start` on are in the file."""
         if start < 0 or length < 0 or start + length > self.size:
@@ -105,11 +110,12 @@ def open_source(file: str | os.PathLike[str] | BinaryIO) -> Source:
         return Source(file, getattr(file, "name", "<file object>"))
     name = sanitize(os.fspath(file))
     try:
-        path = Path(file)
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
-            kind = "a folder" if path.is_dir() else "no regular file"
-            raise WeightsFileError(f"{name}: cannot be read", got=kind, wanted="a weights file")
-        return Source(cast("BinaryIO", path.open("rb", buffering=0)), name)
+        return Source(cast("BinaryIO", open_regular(file)), name)
+    except IrregularFileError as error:
+        got = error.strerror
+        raise WeightsFileError(
+            f"{name}: cannot be read", got=got, wanted="a weights file"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise WeightsFileError(f"{name}: cannot be opened", got=reason) from None

@@ -26,7 +26,9 @@ def read_batch(path: Path, model: Model) -> Array:
     ReportedError
         If it is neither, or integers: nobody can tell how those are to be scaled.
     """
-    with path.open("rb") as file:
+    from weights_io import open_regular
+
+    with open_regular(path) as file:
         head = file.read(len(_NPY))
     if head == _NPY:
         from repvgg_ref.oracle.candidates.npy_files import read_npy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from repvgg_ref_cli import completion
-from repvgg_ref_cli.piped import File, InputFile
+from repvgg_ref_cli.piped import File, InputFile, is_dash
 
 if TYPE_CHECKING:
     from repvgg_ref.models.about import Assumed
@@ -27,6 +28,36 @@ ALGORITHMS = ("auto", "measure", "direct", *(f"winograd{m}" for m in (2, 4, 5, 6
 
 FILE = File()
 INPUT = InputFile()
+
+
+class Output(File):
+    """Where something is written; a name that promises another format is refused; ``-`` is stdout.
+
+    `written` is a format as `repvgg_ref.files.suffixes` calls it.
+    """
+
+    def __init__(self, written: str) -> None:
+        super().__init__()
+        self.written = written
+
+    def convert(self, value: Any, param: Any, ctx: click.Context | None) -> Any:
+        """The path, if its name fits and no other option has it."""
+        from repvgg_ref.files.suffixes import SuffixError, require_suffix
+
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if is_dash(path):
+            return path
+        try:
+            require_suffix(path, self.written)
+        except SuffixError as error:
+            self.fail(str(error), param, ctx)
+        outputs = ctx.meta.setdefault("outputs", {}) if ctx is not None else {}
+        if outputs.setdefault(path.absolute(), param) is not param:
+            self.fail(f"{path.name!r} is the output of another option, too", param, ctx)
+        return path
+
+
+FOLDER = Output("a folder")
 
 
 @dataclass
@@ -132,10 +163,10 @@ ema_option = click.option("--ema", is_flag=True, help="Take a training checkpoin
 weights_set_option = click.option(
     "--weights",
     "weights_set",
-    type=click.Choice(["model", "ema"]),
     default="model",
     show_default=True,
-    help="Which of a training checkpoint's two sets to take.",
+    metavar="model|ema|NAME",
+    help="Which of a training checkpoint's sets to take; NAME is an entry, or a prefix of names.",
 )
 backend_option = click.option(
     "--backend",

@@ -111,7 +111,10 @@ class View:
         found, apart = event.evaluation, event.evaluation.comparison
         self._print(
             f"proof  trained and fused form agree on {found.images} images: logits within "
-            f"{apart.difference:.2g} (rounding explains {apart.tolerance:.2g});"
+            f"{apart.largest:.2g};"
+        )
+        self._print(
+            f"       closest image {apart.difference:.2g}, rounding explains {apart.tolerance:.2g};"
         )
         self._print(
             f"       closest block {apart.closest.layer}: error {apart.closest.max_error:.2g}, "
@@ -156,6 +159,7 @@ class JsonView(View):
             if isinstance(event, Finished):
                 found |= event.evaluation.to_json()
                 found |= {"files": [str(path) for path in event.files], "seconds": event.seconds}
+                found["data"] = event.data
             print_json(found)
 
 

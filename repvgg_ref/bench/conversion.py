@@ -28,6 +28,7 @@ from repvgg_ref.bench.result import Measured, Skipped, Spread, spread
 from repvgg_ref.bench.rival import ContenderError, environment
 from repvgg_ref.bench.task import Task
 from repvgg_ref.files.checkpoint import load, save
+from repvgg_ref.interpreter import running
 
 OFFICIAL = "torch, official script"
 TOLERANCE = 1e-4  # of a layer's largest tap: they fold in float32, we round once
@@ -109,7 +110,7 @@ def _convert(way: str, task: Task, source: Path, target: Path, into: Measured) -
     began = time.perf_counter()
     arguments = [way, task.network, str(source), str(target)]
     done = subprocess.run(
-        [sys.executable, "-m", "repvgg_ref.bench.conversion", *arguments],
+        running("repvgg_ref.bench.conversion", "main", *arguments),
         env=environment(task.threads),
         capture_output=True,
         text=True,
@@ -185,7 +186,3 @@ def main() -> None:
         _official(name, source, target)
     told = {"cpu_seconds": time.process_time(), "peak": peak_bytes()}
     sys.stdout.write(json.dumps(told) + "\n")
-
-
-if __name__ == "__main__":
-    main()

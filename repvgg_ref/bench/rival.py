@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import repvgg_ref
 from repvgg_ref.bench.contenders.base import Entry
 from repvgg_ref.bench.task import Task
 from repvgg_ref.errors import ReportedError
+from repvgg_ref.interpreter import running
 from weights_io import sanitize
 
 LEAVE = 3  # seconds
@@ -62,7 +61,7 @@ def started(entry: Entry, variant: str, task: Task, folder: Path) -> Iterator[Ri
     job = {"entry": asdict(entry), "variant": variant, "task": task.as_json()}
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "repvgg_ref.bench.worker", json.dumps(job)],
+            running("repvgg_ref.bench.worker", "main", json.dumps(job)),
             env=environment(task.threads),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -78,11 +77,7 @@ def started(entry: Entry, variant: str, task: Task, folder: Path) -> Iterator[Ri
 def environment(threads: int) -> dict[str, str]:
     """Of a child process: the same number of threads for every runtime that reads one."""
     names = ("OMP", "OPENBLAS", "MKL", "REPVGG")
-    root = str(Path(repvgg_ref.__file__).parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return (
-        os.environ | {f"{name}_NUM_THREADS": str(threads) for name in names} | {"PYTHONPATH": path}
-    )
+    return os.environ | {f"{name}_NUM_THREADS": str(threads) for name in names}
 
 
 def _ask(process: subprocess.Popen[str], log: Path, order: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """A contender's own process: prepares a network, then does what it is told, line by line.
 
-    python -m repvgg_ref.bench.worker '{"entry": {...}, "variant": "frozen", "task": {...}}'
-
+Started as `main`, on '{"entry": {...}, "variant": "frozen", "task": {...}}'.
 One JSON object a line on stdin, one on stdout for each. A process for each contender, because
 frameworks bring OpenMP runtimes and thread pools that hurt each other, because a crash must end
 one contender only, and because memory can be told apart in no other way.
@@ -106,7 +105,3 @@ def main() -> None:
             serve(json.loads(sys.argv[1]), sys.stdin, answers)
         except ReportedError as error:
             _answer(answers, {"error": str(error)})
-
-
-if __name__ == "__main__":
-    main()

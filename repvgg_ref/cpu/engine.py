@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from itertools import count
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -17,13 +18,15 @@ from repvgg_ref.cpu.convolution.cost import cheapest
 from repvgg_ref.cpu.convolution.schedule import ConvShape, Packed
 from repvgg_ref.cpu.plan import Plan, Tap, conv_shapes
 from repvgg_ref.cpu.workers import memory
-from repvgg_ref.cpu.workers.crew import CrewError, available, crew
+from repvgg_ref.cpu.workers.crew import available, crew
 from repvgg_ref.cpu.workers.pool import Team, default_threads, pool
+from repvgg_ref.cpu.workers.process import CrewError
 from repvgg_ref.errors import BackendError, did_you_mean
 
 CHUNK = 16  # images that go through the chain together; more would only need more memory
 KEPT_PLANS = 4
 CREW_MACS = 100_000_000  # a millisecond's work: less is not worth processes
+_NUMBERS = count()  # of engines
 
 
 class _Plan(Protocol):
@@ -149,6 +152,7 @@ class Engine(Plans[Plan]):
     ) -> None:
         super().__init__(params, dtype=dtype, algorithm=algorithm, threads=threads)
         self._blocks, self._crews = blocks, available(self._threads)
+        self._number = next(_NUMBERS)  # helpers may outlive an address, and pack by it
 
     def run(self, x: Array, tap: Tap | None = None) -> Array:
         """As `Plans.run`. If a crew fails, threads take over, and a warning says so."""
@@ -177,7 +181,7 @@ class Engine(Plans[Plan]):
         if macs < CREW_MACS or not self._crews:
             return pool(self._threads)
         return crew(self._threads).join(
-            self._blocks, self._params, shape, self._dtype, algorithms, id(self)
+            self._blocks, self._params, shape, self._dtype, algorithms, self._number
         )
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from repvgg_ref.data.loader import Batch, Loader
-    from repvgg_ref.data.open import open_data, splits_of
+    from repvgg_ref.data.open import Parts, open_data, open_parts
     from repvgg_ref.data.source import ArraySource, DataError, Source, Standardise, Subset
+    from repvgg_ref.data.splits import splits_of
     from repvgg_ref.data.transforms import (
         EvaluationTransform,
         Transform,
@@ -28,12 +29,14 @@ __all__ = [
     "DataError",
     "EvaluationTransform",
     "Loader",
+    "Parts",
     "Source",
     "Standardise",
     "Subset",
     "Transform",
     "evaluation_transform",
     "open_data",
+    "open_parts",
     "splits_of",
     "training_transform",
 ]
@@ -42,7 +45,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what is asked for (PEP 562): the digits alone need neither Pillow nor threads."""
     if name in __all__:
-        for home in ("source", "transforms", "loader", "open"):
+        for home in ("source", "transforms", "loader", "splits", "open"):
             module = import_module(f"repvgg_ref.data.{home}")
             if hasattr(module, name):
                 return getattr(module, name)

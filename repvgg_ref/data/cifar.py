@@ -13,7 +13,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.data.source import ArraySource, DataError, Standardise
-from weights_io import sanitize
+from weights_io import read_regular, sanitize
 
 # Of the training pictures, scaled to 0 ... 1.
 _CIFAR10 = Standardise(1 / 255, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -72,6 +72,6 @@ def _names(path: Path) -> tuple[str, ...]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         raise DataError(f"{sanitize(path)}: the file of CIFAR's is missing") from None

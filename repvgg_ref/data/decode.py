@@ -1,25 +1,23 @@
-"""From a file's bytes to a picture, as torchvision's loader reads it: no EXIF turn, RGB.
+"""From a file's bytes to a picture: one decoder for training, evaluation, shards and prediction.
 
 simplejpeg (the extra "jpeg") decodes JPEG files faster than Pillow. Both stand on libjpeg-turbo
 with its default transform and upsampling, so with the same release of it the pixels are equal;
-releases may differ in the last bit. Whatever simplejpeg does not take (other formats, CMYK, files
-with errors) goes to Pillow, whose verdict decides.
+releases may differ in the last bit. Whatever simplejpeg does not take (other formats, CMYK, turned
+pictures, files with errors) goes to Pillow (`pictures`), whose verdict decides.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import io
 from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
 
-from repvgg_ref.data.images import MOST_PIXELS, ImageError, readable
+from repvgg_ref.data.pictures import MOST_PIXELS, is_turned, require_pixels, shown_picture
 from repvgg_ref.data.source import DataError
 from repvgg_ref.errors import MissingExtraError
-from weights_io import sanitize
 
 DECODERS = ("auto", "pillow", "simplejpeg")
 
@@ -30,13 +28,15 @@ _COLOURS = ("Gray", "YCbCr", "RGB")  # of which both libraries make the same RGB
 Decode = Callable[[str, bytes], Image.Image]
 
 
-def decoder(name: str = "auto", *, channels: int = 3) -> Decode:
+def decoder(name: str = "auto", *, channels: int = 3, most: int = MOST_PIXELS) -> Decode:
     """How encoded pictures become pictures of 3 channels (mode RGB) or 1 (L).
 
     Parameters
     ----------
     name : {"auto", "pillow", "simplejpeg"}
         "auto" takes simplejpeg where it is installed.
+    most : int
+        Pixels of a picture.
 
     Raises
     ------
@@ -52,46 +52,28 @@ def decoder(name: str = "auto", *, channels: int = 3) -> Decode:
         raise MissingExtraError(
             "simplejpeg is not installed", advice='pip install "repvgg-ref[jpeg]"'
         )
-    return functools.partial(_decode, library, "RGB" if channels == 3 else "L")
+    return functools.partial(_decode, library, "RGB" if channels == 3 else "L", most)
 
 
-def _decode(library: Any, mode: str, name: str, data: bytes) -> Image.Image:
-    picture = _decode_jpeg(library, name, data) if data.startswith(_JPEG) else None
+def _decode(library: Any, mode: str, most: int, name: str, data: bytes) -> Image.Image:
+    picture = _decode_jpeg(library, most, name, data) if data.startswith(_JPEG) else None
     if picture is None:
-        picture = _decode_any(name, data)
+        picture = shown_picture(name, data, most=most)
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _decode_jpeg(library: Any, name: str, data: bytes) -> Image.Image | None:
+def _decode_jpeg(library: Any, most: int, name: str, data: bytes) -> Image.Image | None:
     """The picture in RGB, or None if this is for Pillow to decide."""
-    if library is None:
+    if library is None or is_turned(data):
         return None
     try:
         height, width, colours, _ = library.decode_jpeg_header(data)
-        _require_pixels(name, width, height)
+        require_pixels(name, width, height, most=most)
         if colours not in _COLOURS:
             return None
         return Image.fromarray(library.decode_jpeg(data))
     except ValueError:
         return None
-
-
-def _decode_any(name: str, data: bytes) -> Image.Image:
-    with readable(name), Image.open(io.BytesIO(data)) as image:
-        _require_pixels(name, *image.size)
-        image.load()
-        # Pillow warns of a palette's transparency, which RGB has no place for.
-        image.info.pop("transparency", None)
-        return image if image.mode in ("RGB", "L") else image.convert("RGB")
-
-
-def _require_pixels(name: str, width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
-        raise ImageError(
-            f"{sanitize(name)}: the picture is too large",
-            got=f"{width} x {height}",
-            wanted=f"at most {MOST_PIXELS} pixels",
-        )
 
 
 def _simplejpeg() -> Any:

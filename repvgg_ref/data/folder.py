@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from repvgg_ref.data.decode import Decode
 from repvgg_ref.data.source import IMAGENET_GREY, IMAGENET_RGB, DataError
-from weights_io import sanitize
+from weights_io import read_regular, sanitize
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,11 +49,23 @@ class FolderSource:
         """The picture's path, safe to print."""
         return sanitize(self._paths[index])
 
+    def key(self, index: int) -> str:
+        """``class/picture``, the same on every system."""
+        return unicodedata.normalize(
+            "NFC", Path(self._paths[index]).relative_to(self.root).as_posix()
+        )
+
+    def stored_size(self, index: int) -> int:
+        """The file's."""
+        return os.stat(self._paths[index]).st_size  # noqa: PTH116  # as above
+
+    def stored(self, index: int) -> bytes:
+        """The file."""
+        return read_regular(self._paths[index])
+
     def picture(self, index: int) -> Image:
         """Read and decode the file."""
-        path = self._paths[index]
-        with open(path, "rb") as file:  # noqa: PTH123  # as above
-            return self._decode(path, file.read())
+        return self._decode(self._paths[index], self.stored(index))
 
 
 def class_folders(root: Path) -> tuple[str, ...]:

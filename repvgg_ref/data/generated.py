@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.data.images import LUMA
 from repvgg_ref.data.order import stream
-from repvgg_ref.data.source import DataError, Standardise
+from repvgg_ref.data.source import LUMA, DataError, Standardise
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,6 +101,18 @@ class ShapesSource:
     def name(self, index: int) -> str:
         """``generated:shapes/split[index]``."""
         return f"{PREFIX}shapes/{self._split}[{index}]"
+
+    def key(self, index: int) -> str:
+        """The index."""
+        return str(index)
+
+    def stored_size(self, index: int) -> int:
+        """It is drawn, not stored."""
+        return 0
+
+    def stored(self, index: int) -> bytes:
+        """Nothing."""
+        return b""
 
     def picture(self, index: int) -> Image:
         """Draw it."""

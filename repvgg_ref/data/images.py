@@ -7,69 +7,39 @@ to 256, crop the centre to 224, scale to 0 ... 1, subtract ImageNet's mean, divi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.data.decode import decoder
 from repvgg_ref.data.digits import MEAN, digits_architecture, image_to_input
-from repvgg_ref.errors import ReportedError
+from repvgg_ref.data.pictures import MOST_PIXELS, ImageError, readable
+from repvgg_ref.data.source import IMAGENET_MEAN, IMAGENET_STD, LUMA
 from repvgg_ref.models.about import UNKNOWN, About
 from repvgg_ref.models.graph import Network
-from weights_io import sanitize
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in Pillow's greyscale
-
-MOST_PIXELS = 89_478_485  # of a picture; where Pillow begins to warn of decompression bombs
+from weights_io import read_regular
 
 _RESIZED_TO_CROPPED = (256, 224)
-_WHITE = (255, 255, 255)
-
-
-class ImageError(ReportedError):
-    """A picture that cannot be read, or that no input can be made of."""
 
 
 def open_upright(path: str | Path) -> Image.Image:
-    """Read a picture as a viewer shows it: turned by its EXIF tag, alpha on white, in RGB.
-
-    Greyscale (8 and 16 bits), palettes, alpha and CMYK are converted.
+    """Read a picture as training and evaluation do: as a viewer shows it, in RGB.
 
     Raises
     ------
     ImageError
         If it is no picture that Pillow reads, is cut off, or is suspiciously large.
     """
-    with readable(Path(path).name), warnings.catch_warnings():
+    path = Path(path)
+    with readable(path.name):
+        data = read_regular(path)
+    with warnings.catch_warnings():
         # Pillow warns from 90 megapixels on and refuses from 180: the latter is enough.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
-            return _in_rgb(ImageOps.exif_transpose(image))
-
-
-@contextmanager
-def readable(name: str) -> Iterator[None]:
-    """Turn whatever a broken picture causes into an `ImageError` about `name`.
-
-    Files that are missing or may not be read pass as they are.
-    """
-    try:
-        yield
-    except (ImageError, FileNotFoundError, IsADirectoryError, PermissionError, MemoryError):
-        raise
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"{sanitize(name)}: not a picture", wanted="a format that Pillow reads"
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{sanitize(name)}: the picture is too large", got=error) from None
-    except Exception as error:  # Pillow's readers raise any kind, of which OSError is the usual one
-        raise ImageError(f"{sanitize(name)}: the picture is damaged", got=error) from None
+        return decoder(most=2 * MOST_PIXELS)(path.name, data)
 
 
 def network_input(
@@ -190,17 +160,3 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     """The central square of `size` pixels; the image must hold it."""
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return image.crop((left, top, left + size, top + size))
-
-
-def _in_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, np.float64)
-        most = 65535 if values.max(initial=0) > 255 else 255
-        return Image.fromarray(np.clip(values * (255 / most), 0, 255).astype(np.uint8)).convert(
-            "RGB"
-        )
-    if image.has_transparency_data:
-        shown = image.convert("RGBA")
-        ground = Image.new("RGBA", shown.size, (*_WHITE, 255))
-        return Image.alpha_composite(ground, shown).convert("RGB")
-    return image.convert("RGB")

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from repvgg_ref.data.bundled import digits_source
 from repvgg_ref.data.cifar import cifar_source, is_cifar
 from repvgg_ref.data.decode import decoder as decoder_called
-from repvgg_ref.data.folder import FolderSource, class_folders
+from repvgg_ref.data.folder import FolderSource
 from repvgg_ref.data.generated import PREFIX, ShapesSource
+from repvgg_ref.data.hold_out import hold_out, in_both, says_both
 from repvgg_ref.data.idx import idx_source, is_idx
 from repvgg_ref.data.pixel_shards import MANIFEST, PixelSource
 from repvgg_ref.data.source import DataError, Source, class_names
+from repvgg_ref.data.splits import (
+    DIGITS,
+    SPLITS,
+    split_folder,
+    split_folders,
+    splits_of,
+    tars_in,
+    tars_of,
+)
 from repvgg_ref.data.tar_shards import TarSource, tar_files
 from repvgg_ref.data.write_pixels import PLAN
-from repvgg_ref.errors import did_you_mean
 from weights_io import sanitize
-
-SPLITS = ("train", "val")
-DIGITS = "digits"  # a folder of this name is ./digits
 
 
 def open_data(
@@ -30,9 +37,10 @@ def open_data(
     ----------
     path : path, str or None
         None or "digits" is the bundled digits; ``generated:shapes`` a generated set. A folder
-        holds ``train`` and ``val``, or is itself what it would hold there: one folder a class, tar
-        files (with ``train`` or ``val`` in their names), what `repvgg-ref shards` wrote, CIFAR's
-        binary files, or MNIST's. A tar file may have ranges in its name: ``train-{000..146}.tar``.
+        holds ``train`` and ``val`` (or ``test``), or is itself what it would hold there: one folder
+        a class, tar files (with ``train`` or ``val`` in their names), what `repvgg-ref shards`
+        wrote, CIFAR's binary files, or MNIST's. A tar file may have ranges in its name:
+        ``train-{000..146}.tar``.
     split : {"train", "val"}
     channels : int
         3, or 1 for greyscale; of folders and tar files.
@@ -55,66 +63,61 @@ def open_data(
         files = tar_files(str(path))
         classes = class_names(files[0].parent)
         return TarSource(files, decode=decode, channels=channels, classes=classes)
-    folder = _folder(Path(path), split)
+    folder = split_folder(Path(path), split)
     if (folder / MANIFEST).exists() or (folder / PLAN).exists():
         return PixelSource(folder)
     if is_cifar(folder):
         return cifar_source(folder, split=split)
     if is_idx(folder):
         return idx_source(folder, split=split)
-    if tars := _tars(folder):
-        files = _of_split(tars, split)
+    if tars := tars_in(folder):
+        files = tars_of(tars, split)
         return TarSource(files, decode=decode, channels=channels, classes=class_names(folder))
     return FolderSource(folder, decode=decode, channels=channels)
 
 
-def splits_of(path: str | Path) -> tuple[str, ...]:
-    """Which splits the data set has: "train" and "val", one of them, or none of its own.
+class Parts(NamedTuple):
+    """A data set to train on, and one to evaluate on; `notes` say how they were told apart.
 
-    With none, whatever split is asked for is the same pictures.
+    `held_out` is a fingerprint of the pictures held out of one set, or None if there were two.
     """
-    if str(path) == DIGITS or str(path).startswith(PREFIX):
-        return SPLITS
-    if is_cifar(Path(path)) or is_idx(Path(path)):
-        return SPLITS
-    folders = tuple(split for split in SPLITS if (Path(path) / split).is_dir())
-    if folders or not Path(path).is_dir():
-        return folders
-    tars = _tars(Path(path))
-    return tuple(split for split in SPLITS if any(split in tar.name for tar in tars))
+
+    training: Source
+    test: Source
+    held_out: str | None
+    notes: tuple[str, ...]
 
 
-def _folder(path: Path, split: str) -> Path:
-    """The folder of the split, or `path` itself if it has none."""
-    if not path.is_dir():
-        raise DataError(
-            f"{sanitize(path)}: no such folder",
-            got="a file" if path.exists() else "nothing",
-            advice=did_you_mean(path, [DIGITS, f"{PREFIX}shapes"]),
-        )
-    if (path / split).is_dir():
-        return path / split
-    if any((path / other).is_dir() for other in SPLITS):
-        raise DataError(
-            f"{sanitize(path)}: no folder called {split}",
-            wanted="train and val, or one folder a class",
-        )
-    return path
+def open_parts(path: str | Path | None, *, channels: int = 3, decoder: str = "auto") -> Parts:
+    """The data set at `path` as `open_data` reads it, with something apart to evaluate on.
+
+    Where it has no ``val``, pictures of ``train``, or of all, are held out by a hash of their
+    names: the same ones on every machine and in every run.
+
+    Raises
+    ------
+    DataError
+        As `open_data`, and if there are too few pictures to hold some out.
+    """
+    splits = SPLITS if path is None else splits_of(path)
+    training = open_data(path, split="train", channels=channels, decoder=decoder)
+    if "val" in splits:
+        test = open_data(path, split="val", channels=channels, decoder=decoder)
+        both = in_both(training, test)
+        return Parts(training, test, None, (says_both(both),) if both else ())
+    held = hold_out(training)
+    both = in_both(held.training, held.test)
+    says = f"{held.says}{_beside(path)}"
+    notes = says, *((says_both(both),) if both else ())
+    return Parts(held.training, held.test, held.fingerprint, notes)
 
 
-def _tars(folder: Path) -> list[Path]:
-    """The tar files in a folder that holds no class folders."""
-    return [] if class_folders(folder) else sorted(folder.glob("*.tar"))
-
-
-def _of_split(tars: list[Path], split: str) -> list[Path]:
-    """Those with the split's name in theirs; all of them if no name speaks of one."""
-    named = [path for path in tars if any(other in path.name for other in SPLITS)]
-    wanted = [path for path in named if split in path.name]
-    if named and not wanted:
-        raise DataError(
-            f"{sanitize(named[0].parent)}: no tar file of the {split} split",
-            got=", ".join(sanitize(path.name) for path in named[:3]),
-            wanted=f"{split} in the name",
-        )
-    return wanted or tars
+def _beside(path: str | Path | None) -> str:
+    """Words on the ``val`` beside a folder ``train`` that was named itself."""
+    if path is None or not Path(path).is_dir():
+        return ""
+    folder = Path(path).resolve()
+    beside = split_folders(folder.parent)
+    if beside.get("train") != folder or "val" not in beside:
+        return ""
+    return f" (--data {sanitize(folder.parent)} would evaluate on {sanitize(beside['val'].name)})"

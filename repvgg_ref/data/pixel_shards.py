@@ -19,7 +19,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.data.places import read_at
 from repvgg_ref.data.source import DataError, Standardise, checked_labels
-from weights_io import sanitize
+from weights_io import read_regular, sanitize
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +58,7 @@ class PixelSource:
         self.classes = tuple(self.manifest["classes"])
         scale, mean, std = self.manifest["standardise"]
         self.standardise = Standardise(scale, tuple(mean), tuple(std))
-        self._bytes = self.size * self.size * self.channels
+        self._bytes: int = self.size * self.size * self.channels
         self.labels = self._labels()
         self._parts = [str(folder / part["file"]) for part in self.manifest["parts"]]
         self._starts = np.cumsum([0, *(part["count"] for part in self.manifest["parts"])])
@@ -72,14 +72,25 @@ class PixelSource:
         part, place = self._place(index)
         return sanitize(f"{self._parts[part]}[{place}]")
 
+    def key(self, index: int) -> str:
+        """The index."""
+        return str(index)
+
+    def stored_size(self, index: int) -> int:
+        """Of the pixels."""
+        return self._bytes
+
+    def stored(self, index: int) -> bytes:
+        """The pixels."""
+        part, place = self._place(index)
+        return read_at(self._parts[part], place * self._bytes, self._bytes)
+
     def picture(self, index: int) -> Image:
         """Read the pixels; nothing is decoded."""
         from PIL import Image as Pillow
 
-        part, place = self._place(index)
-        pixels = read_at(self._parts[part], place * self._bytes, self._bytes)
         mode = "RGB" if self.channels == 3 else "L"
-        return Pillow.frombytes(mode, (self.size, self.size), pixels)
+        return Pillow.frombytes(mode, (self.size, self.size), self.stored(index))
 
     def check(self) -> Iterator[int]:
         """Compare every part with its hash; yields how many pictures are checked.
@@ -186,7 +197,7 @@ def _is_part(part: object) -> bool:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         raise DataError(
             f"{sanitize(path.parent)}: {path.name} is missing",

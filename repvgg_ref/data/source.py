@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from repvgg_ref.arrays import Array, array_module
-from repvgg_ref.data.images import IMAGENET_MEAN, IMAGENET_STD, LUMA
 from repvgg_ref.errors import ReportedError
 
 if TYPE_CHECKING:
@@ -43,6 +42,9 @@ class Standardise(NamedTuple):
 
 CLASS_NAMES = "classes.txt"  # beside files that number their classes
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in Pillow's greyscale
 IMAGENET_RGB = Standardise(1 / 255, IMAGENET_MEAN, IMAGENET_STD)
 IMAGENET_GREY = Standardise(
     1 / 255,
@@ -78,6 +80,18 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """What people find the picture by: a path, or a place in a file."""
+        ...
+
+    def key(self, index: int) -> str:
+        """What the picture is called within the data set, wherever that lies."""
+        ...
+
+    def stored_size(self, index: int) -> int:
+        """How many bytes the picture is stored in; 0 if it is not stored."""
+        ...
+
+    def stored(self, index: int) -> bytes:
+        """Those bytes."""
         ...
 
     def picture(self, index: int) -> Image:
@@ -136,6 +150,18 @@ class ArraySource:
         """``title[index]``."""
         return f"{self.title}[{index}]"
 
+    def key(self, index: int) -> str:
+        """The index."""
+        return str(index)
+
+    def stored_size(self, index: int) -> int:
+        """Of its pixels."""
+        return int(self.images[index].nbytes)
+
+    def stored(self, index: int) -> bytes:
+        """Its pixels."""
+        return bytes(self.images[index].tobytes())
+
     def picture(self, index: int) -> Image:
         """A copy of the array's picture."""
         from PIL import Image as Pillow
@@ -175,14 +201,13 @@ def checked_labels(labels: Array, images: int, classes: int) -> Array:
     return labels.astype(np.int64)
 
 
-class Subset:
-    """`count` pictures of a source, evenly spread over it; all of them if it has fewer."""
+class Part:
+    """The pictures of a source at some `places`, int array (count,)."""
 
-    def __init__(self, source: Source, count: int) -> None:
+    def __init__(self, source: Source, places: Array) -> None:
         self.source, self.classes, self.channels = source, source.classes, source.channels
         self.standardise, self.side = source.standardise, source.side
-        self._places = np.arange(min(count, len(source))) * len(source) // min(count, len(source))
-        self.labels = source.labels[self._places]
+        self._places, self.labels = places, source.labels[places]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -191,27 +216,35 @@ class Subset:
         """As in the source."""
         return self.source.name(int(self._places[index]))
 
+    def key(self, index: int) -> str:
+        """As in the source."""
+        return self.source.key(int(self._places[index]))
+
+    def stored_size(self, index: int) -> int:
+        """As in the source."""
+        return self.source.stored_size(int(self._places[index]))
+
+    def stored(self, index: int) -> bytes:
+        """As in the source."""
+        return self.source.stored(int(self._places[index]))
+
     def picture(self, index: int) -> Image:
         """As in the source."""
         return self.source.picture(int(self._places[index]))
 
 
-class Renumbered:
+class Subset(Part):
+    """`count` pictures of a source, evenly spread over it; all of them if it has fewer."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        count = min(count, len(source))
+        super().__init__(source, np.arange(count) * len(source) // count)
+
+
+class Renumbered(Part):
     """A source whose labels are places in `classes`, which are its own in another order."""
 
     def __init__(self, source: Source, classes: tuple[str, ...]) -> None:
-        self.source, self.classes, self.channels = source, classes, source.channels
-        self.standardise, self.side = source.standardise, source.side
+        super().__init__(source, np.arange(len(source)))
         places = np.array([classes.index(name) for name in source.classes], np.int64)
-        self.labels = places[source.labels]
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def name(self, index: int) -> str:
-        """As in the source."""
-        return self.source.name(index)
-
-    def picture(self, index: int) -> Image:
-        """As in the source."""
-        return self.source.picture(index)
+        self.classes, self.labels = classes, places[source.labels]

@@ -21,7 +21,7 @@ from repvgg_ref.data.decode import Decode
 from repvgg_ref.data.folder import EXTENSIONS
 from repvgg_ref.data.places import read_at
 from repvgg_ref.data.source import IMAGENET_GREY, IMAGENET_RGB, DataError
-from weights_io import sanitize
+from weights_io import open_regular, sanitize
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,13 +84,24 @@ class TarSource:
 
     def name(self, index: int) -> str:
         """``shard.tar:member``, safe to print."""
-        return sanitize(f"{Path(self._files[self._file[index]]).name}:{self._names[index]}")
+        return sanitize(self.key(index))
+
+    def key(self, index: int) -> str:
+        """``shard.tar:member``."""
+        return f"{Path(self._files[self._file[index]]).name}:{self._names[index]}"
+
+    def stored_size(self, index: int) -> int:
+        """The member's."""
+        return int(self._size[index])
+
+    def stored(self, index: int) -> bytes:
+        """The member."""
+        path = self._files[self._file[index]]
+        return read_at(path, int(self._offset[index]), int(self._size[index]))
 
     def picture(self, index: int) -> Image:
         """Read and decode one member."""
-        path = self._files[self._file[index]]
-        data = read_at(path, int(self._offset[index]), int(self._size[index]))
-        return self._decode(self.name(index), data)
+        return self._decode(self.name(index), self.stored(index))
 
     def _require_classes(self) -> None:
         wrong = np.flatnonzero(self.labels >= len(self.classes))
@@ -189,7 +200,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _require_plain(path: Path) -> None:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if file.read(4).startswith(_COMPRESSED):
             raise DataError(
                 f"{sanitize(path)}: a compressed tar has no random access",

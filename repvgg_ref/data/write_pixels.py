@@ -17,8 +17,9 @@ from repvgg_ref.data.loader import Batch, Loader
 from repvgg_ref.data.pixel_shards import FORMAT, LABELS, MANIFEST, VERSION
 from repvgg_ref.data.source import DataError, Source
 from repvgg_ref.data.transforms import evaluation_transform
-from weights_io import atomic_path, sanitize
+from weights_io import atomic_path, reported, sanitize, sweep
 
+_PART = {"file": str, "count": int, "sha256": str, "labels": list, "skipped": list}
 PLAN = "unfinished.json"  # what is being made; there until the manifest is
 PART_BYTES = 2**28
 BATCH = 64
@@ -76,7 +77,7 @@ def write_pixels(
         "standardise": list(source.standardise),
     }
     plan = header | {"batches_a_part": per_part, "pictures": _fingerprint(source)}
-    with _claimed(out, json.loads(json.dumps(plan))):
+    with reported(out), _claimed(out, json.loads(json.dumps(plan))):
         parts = _whole_parts(out, size * size * source.channels)
         first = len(parts) * per_part
         with contextlib.closing(loader.epoch(0, first_step=first)) as batches:
@@ -112,6 +113,7 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
     import fcntl
 
     out.mkdir(parents=True, exist_ok=True)
+    sweep(out)  # what a run has left that was killed
     if (out / MANIFEST).exists():
         raise DataError(f"{sanitize(out)}: holds a data set already", advice="name another folder")
     if not (out / PLAN).exists():
@@ -128,8 +130,6 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
                 f"{sanitize(out)}: holds the beginnings of another data set",
                 advice="name another folder, or delete this one",
             )
-        for left_over in out.glob(".*"):  # of a run that was killed
-            left_over.unlink()
         yield
 
 
@@ -140,10 +140,19 @@ def _whole_parts(out: Path, picture_bytes: int) -> list[dict[str, Any]]:
         path = out / f"pixels-{len(parts):05d}.u8"
         if not _beside(path).is_file() or not path.is_file():
             return parts
-        part = _parsed(_beside(path).read_bytes())
-        if part is None or path.stat().st_size != part["count"] * picture_bytes:
+        part = _parsed(_beside(path).read_bytes()) or {}
+        if not _is_part(part) or path.stat().st_size != part["count"] * picture_bytes:
             return parts
         parts.append(part)
+
+
+def _is_part(said: dict[str, Any]) -> bool:
+    """Whether this is what `_write_part` says of a part."""
+    return (
+        all(type(said.get(name)) is kind for name, kind in _PART.items())
+        and said["count"] == len(said["labels"])
+        and all(type(label) is int for label in said["labels"])
+    )
 
 
 def _write_part(path: Path, batches: Iterable[Batch]) -> dict[str, Any]:
@@ -195,6 +204,6 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 def _parsed(data: bytes) -> dict[str, Any] | None:
     try:
         parsed = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) else None

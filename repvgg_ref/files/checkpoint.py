@@ -19,7 +19,9 @@ import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import KINDS, kind
 from repvgg_ref.errors import CheckpointError
+from repvgg_ref.files.attachments import without_attachments
 from repvgg_ref.files.dialects import recognise
+from repvgg_ref.files.heads import find_head
 from repvgg_ref.files.identify import (
     UNSAID,
     Shape,
@@ -29,8 +31,9 @@ from repvgg_ref.files.identify import (
     identify_graph,
 )
 from repvgg_ref.files.metadata import assumed_eps, describe, read_about, read_eps, read_geometry
+from repvgg_ref.files.prefixes import take_network
 from repvgg_ref.files.strides import assumed_geometry
-from repvgg_ref.files.wrappers import WhichWeights, listed, select, without_prefix
+from repvgg_ref.files.wrappers import WhichWeights, listed, one_of_shards, select
 from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.geometry import Geometry
 from repvgg_ref.models.graph import Network
@@ -71,6 +74,7 @@ class Checkpoint:
     problem: CheckpointError | None = None
     said: Geometry = UNSAID
     fits: list[str] = field(default_factory=list)
+    beside: dict[str, LazyArray] = field(default_factory=dict)
 
     def params(self, dtype: Any = None) -> LazyParams:
         """The arrays under canonical names, each read when asked for."""
@@ -157,8 +161,9 @@ def load(
         not say it. Official, timm: 1e-5. Keras ports, YOLOv6: 1e-3.
     dtype : numpy dtype, optional
         Default float32, or float64 for what is stored so.
-    weights : {"model", "ema"}
-        Which of a training checkpoint's two sets to take.
+    weights : str
+        Which of a training checkpoint's sets to take: "model", "ema", or the name of an entry, or
+        of the prefix of one of several networks.
     block : str
         "auto" tells the kind of block from the keys; else a name in `blocks.catalogue.KINDS`.
     strides, dilations : mapping, optional
@@ -230,13 +235,18 @@ def open_checkpoint(
         kind(block)
     with weights_io.open_weights(path) as archive:
         notes: list[str] = []
-        arrays = without_prefix(select(archive.root, weights, notes), notes)
+        arrays, beside = take_network(select(archive.root, weights, notes), notes)
+        arrays = without_attachments(arrays, notes)
         checkpoint = Checkpoint(path, archive.container, archive.metadata, arrays, notes)
+        checkpoint.beside = beside
         try:
             checkpoint.said = read_geometry(archive.metadata) | said
             _understand(checkpoint, model, block)
         except CheckpointError as error:
             checkpoint.problem = error
+        whole = not (checkpoint.problem or checkpoint.missing) and checkpoint.arch
+        if not (whole and whole.num_classes):
+            checkpoint.problem = one_of_shards(path.name, len(arrays)) or checkpoint.problem
         yield checkpoint
 
 
@@ -271,6 +281,7 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
         return
     dialect, canonical = recognised
     checkpoint.dialect, checkpoint.canonical = dialect, canonical
+    find_head(checkpoint.arrays, checkpoint.beside, canonical, checkpoint.notes)
     checkpoint.form = form_of(dict.fromkeys(canonical.values()))
     checkpoint.unexpected = [name for name in checkpoint.arrays if name not in canonical]
     if checkpoint.form not in ("train", "deploy"):
@@ -282,7 +293,7 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
             wanted="a train form or a deploy form, not both",
         )
     shapes = {
-        ours: _plain_shape(checkpoint.arrays[theirs].shape, dialect)
+        ours: _plain_shape(ours, checkpoint.arrays[theirs].shape, dialect)
         for theirs, ours in canonical.items()
     }
     form: Form = "train" if checkpoint.form == "train" else "deploy"
@@ -347,8 +358,13 @@ def _require_shapes(
             )
 
 
-def _plain_shape(shape: Shape, dialect: Dialect) -> Shape:
-    """A shape without MegEngine's wrapping: (1, C, 1, 1) -> (C,), (G, O/G, ...) -> (O, ...)."""
+def _plain_shape(name: str, shape: Shape, dialect: Dialect) -> Shape:
+    """A shape without MegEngine's wrapping: (1, C, 1, 1) -> (C,), (G, O/G, ...) -> (O, ...).
+
+    Batch norm's counter is kept in one dimension by some trainers: (1,) -> ().
+    """
+    if shape == (1,) and _is_counter(name):
+        return ()
     if dialect.shape_wrappers and len(shape) == 5:
         return (shape[0] * shape[1], *shape[2:])
     if dialect.shape_wrappers and len(shape) == 4 and shape[0] == shape[2] == shape[3] == 1:

@@ -32,6 +32,7 @@ from repvgg_ref.files.checkpoint import (
     require_complete,
 )
 from repvgg_ref.files.metadata import describe, read_eps
+from repvgg_ref.files.suffixes import require_suffix
 from repvgg_ref.files.wrappers import WhichWeights
 from repvgg_ref.models.about import Assumed
 from repvgg_ref.models.geometry import Geometry, geometry_of
@@ -107,7 +108,7 @@ def convert(
     model, eps, weights, block, strides, dilations
         As for `load`.
     to : str, optional
-        "npz", "safetensors", "pth" or "onnx".
+        "npz", "safetensors", "pth" or "onnx", where the suffix of `out` does not say it.
     batch, size : int, or (height, width) for `size`; optional
         Fixed extents of an ONNX file's input, dynamic by default; other formats have no input.
     progress : callable, optional
@@ -117,6 +118,8 @@ def convert(
     ------
     WeightsFileError, CheckpointError, NotFusibleError
         If the file cannot be read, is not exactly one RepVGG, or holds NaN or infinity.
+    SuffixError
+        If the name of `out` says another format than `to`.
     SelfCheckError
         If a fused block differs from its branches by more than rounding. Nothing is written.
     """
@@ -133,7 +136,8 @@ def convert(
         arch = require_complete(checkpoint)
         assert checkpoint.dialect is not None
         params = checkpoint.params()
-        dtype = working_dtype(checkpoint.stored_dtype(f"{arch.head.name}.weight"))
+        last = [name for name in checkpoint.params() if name.endswith("weight")][-1]
+        dtype = working_dtype(checkpoint.stored_dtype(last))
         checks: list[BlockCheck] = []
         assumed, eps = checkpoint.assumed(eps), checkpoint.eps(eps)
         parts = _watched(_parts(arch, checkpoint.form, params, eps, dtype), arch, checks, progress)
@@ -161,6 +165,7 @@ def _target(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path
     """Where to write and in which format."""
     if out is None:
         kind = to or "npz"
+        path = path if path.name.strip(".") else path.resolve()  # a folder can be called "."
         return path.with_name(f"{path.stem}-deploy.{kind}"), kind
     target = Path(out)
     chosen = to or _SUFFIXES.get(target.suffix.lower())
@@ -171,6 +176,7 @@ def _target(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path
             wanted="a name ending in " + ", ".join(f".{kind}" for kind in FORMATS),
             advice="or name the format with --to",
         )
+    require_suffix(target, chosen)
     if target.exists() and path.exists() and target.samefile(path):
         raise CheckpointError(
             "the output would overwrite the input", got=str(target), wanted="another --out"

@@ -241,13 +241,14 @@ def _inferred(
                 copies=copies,
             )
         )
-    head = _shape(shapes, "linear.weight", 2)
+    ends = {"linear.weight", "linear.bias"} & shapes.keys()
+    classes = _shape(shapes, "linear.weight", 2)[0] if ends else 0  # a backbone has no head
     aux = tuple(
         AuxHeadSpec(name, after, _shape(shapes, f"{name}.conv.weight", 4)[0])
         for name, after in aux_positions(names).items()
         if f"{name}.conv.weight" in shapes
     )
-    return Architecture("custom", _of_kind(blocks, shapes, form, kinds, said), head[0], aux)
+    return Architecture("custom", _of_kind(blocks, shapes, form, kinds, said), classes, aux)
 
 
 def _of_kind(
@@ -320,7 +321,7 @@ def _shape(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
             f"{name} is missing, so the network cannot be told",
             got=f"{len(shapes)} arrays",
             wanted=name,
-            advice="the file is incomplete, or holds a backbone without its head",
+            advice="the file is incomplete, or holds another network",
         )
     if len(shapes[name]) != rank:
         raise CheckpointError(

@@ -120,7 +120,7 @@ def _graph(arch: Network, type_name: str, batch: int | None, size: tuple[int, in
     element = getattr(TensorProto, type_name)
     height, width = size or ("height", "width")
     images = [batch or "batch", arch.in_channels, height, width]
-    logits = [batch or "batch", arch.num_classes]
+    logits = [batch or "batch", arch.num_classes or arch.features]
     return helper.make_graph(
         list(_nodes(arch)),
         arch.name,

@@ -1,88 +1,184 @@
-"""What is wrapped around the weights in a file: entries of a training checkpoint, prefixes."""
+"""Which mapping of named arrays a file's weights are, among a training checkpoint's entries."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import weights_io
 from repvgg_ref.errors import CheckpointError
 from weights_io import LazyArray
 
-WhichWeights = Literal["model", "ema"]
+WhichWeights = str
+"""``"model"``, ``"ema"``, or the name of an entry or prefix of the file (``"student"``)."""
 
-# Wrappers met in the wild, newest trainer first; the EMA keys are the official one's and timm's.
-_MODEL_KEYS = ("model", "state_dict", "net", "params")
+# Entries met in the wild, newest trainer first; what is called otherwise is found by what it holds.
+_MODEL_KEYS = (
+    *("model", "state_dict", "net", "params"),
+    *("model_state_dict", "model_state", "net_state_dict", "weights"),
+)
 _EMA_KEYS = ("ema", "state_dict_ema", "model_ema", "ema_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
+_EMA_WORD = re.compile(r"(?:^|[._-])(?:ema|swa|averaged?)(?:$|[._-]|\d)", re.IGNORECASE)
+# What torch hangs beside the arrays of a module, empty for every layer of ours.
+_NO_ARRAY = "_extra_state"
+_PADDLE = "StructuredToParameterName@@"
+_SHARD = re.compile(r"\d{5}-of-\d{5}")
 _SHOWN = 12
 
 
-def select(root: Any, weights: WhichWeights, notes: list[str]) -> dict[str, LazyArray]:
-    """The mapping of arrays that was asked for, out of whatever wraps it."""
+def is_average(name: str) -> bool:
+    """Whether an entry or prefix of this name holds a running average of the weights."""
+    return name in _EMA_KEYS or _EMA_WORD.search(name) is not None
+
+
+class Selected(NamedTuple):
+    """The arrays of an entry, and what no entry has answered of what was asked: then a prefix may.
+
+    `asked` is "model" if nothing is left to find; `entries` are those of the file that hold arrays.
+    """
+
+    arrays: dict[str, LazyArray]
+    asked: WhichWeights
+    entries: list[str]
+
+
+def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
+    """The mapping of arrays that was asked for, out of whatever wraps it.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no mapping of arrays, or several that could be meant.
+    """
     if not isinstance(root, dict):
         raise CheckpointError(
             "the file holds no mapping of named arrays", got=type(root).__name__, wanted="a dict"
         )
-    wrapped = {key: root[key] for key in (*_MODEL_KEYS, *_EMA_KEYS) if _holds_arrays(root.get(key))}
-    if not wrapped:
-        if weights == "ema":
-            raise _no_ema(root)
-        return _arrays_of(root)
-    models = [key for key in _MODEL_KEYS if key in wrapped]
-    emas = [key for key in _EMA_KEYS if key in wrapped]
-    if weights == "ema" and not emas:
-        raise _no_ema(root)
-    taken = emas[0] if weights == "ema" or not models else models[0]
-    notes.append(f"weights taken from the entry '{taken}'")
-    if others := [key for key in wrapped if key != taken]:
-        advice = "; --weights ema takes the average" if emas and taken not in emas else ""
-        notes.append("also in the file, not taken: " + ", ".join(others) + advice)
-    inner = wrapped[taken]
-    nested = next((inner[k] for k in _MODEL_KEYS if _holds_arrays(inner.get(k))), inner)
-    return _arrays_of(nested)
+    if _PADDLE in root:
+        raise CheckpointError(
+            "this is a PaddlePaddle checkpoint (.pdparams), whose names and layouts are others",
+            wanted="a checkpoint of PyTorch or MegEngine",
+            advice="convert the PyTorch weights, or save the arrays under official names as .npz",
+        )
+    holder, asked, known = root, weights, _Holders()
+    while (entry := _entry(holder, asked, known)) is not None:
+        taken, asked = entry
+        _note(taken, known.entries(holder), notes, first=holder is root)
+        holder = holder[taken]
+    return Selected(_arrays_of(holder), asked, known.entries(root))
 
 
-def _no_ema(root: Mapping[Any, Any]) -> CheckpointError:
+class _Holders:
+    """Which dicts of a tree hold weights, each looked at once however often it is shared."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, bool] = {}
+
+    def entries(self, holder: Mapping[Any, Any]) -> list[str]:
+        """The keys under which `holder` has weights in dicts of their own."""
+        return [
+            key
+            for key, value in holder.items()
+            if isinstance(key, str) and isinstance(value, dict) and self._holds(value)
+        ]
+
+    def _holds(self, entry: dict[Any, Any]) -> bool:
+        key = id(entry)
+        if key not in self._known:
+            self._known[key] = _holds_named(entry) or any(
+                self._holds(value) for value in entry.values() if isinstance(value, dict)
+            )
+        return self._known[key]
+
+
+def _holds_named(entry: Mapping[Any, Any]) -> bool:
+    """Whether arrays of layers stand in it: an optimiser's have no dots in their names."""
+    return any(
+        isinstance(value, LazyArray) and isinstance(name, str) and "." in name.strip(".")
+        for name, value in entry.items()
+    )
+
+
+def _entry(
+    holder: Mapping[Any, Any], asked: WhichWeights, known: _Holders
+) -> tuple[str, WhichWeights] | None:
+    """The entry of `holder` to go into and what is asked of it; None if the arrays are here."""
+    entries = known.entries(holder)
+    for key in sorted(entries, key=len, reverse=True):
+        if asked not in ("model", "ema") and (asked == key or asked.startswith(key + ".")):
+            return key, asked[len(key) + 1 :] or "model"
+    if not entries or (_holds_named(holder) and not set(entries) & {*_MODEL_KEYS, *_EMA_KEYS}):
+        return None
+    averages = [key for key in entries if is_average(key)]
+    models = [key for key in entries if key not in averages]
+    if asked == "ema" and averages:
+        return _best(averages, _EMA_KEYS), "model"
+    return _best(models or averages, _MODEL_KEYS), asked
+
+
+def _best(entries: list[str], usual: tuple[str, ...]) -> str:
+    """The entry of the usual name, or the only one."""
+    named = [key for key in usual if key in entries]
+    if not named and len(entries) > 1:
+        raise CheckpointError(
+            "several entries of the file hold weights",
+            got=listed(entries),
+            wanted="one of them",
+            advice=f"name it: --weights {weights_io.sanitize(entries[0])}",
+        )
+    return (named or entries)[0]
+
+
+def _note(taken: str, entries: list[str], notes: list[str], *, first: bool) -> None:
+    shown = weights_io.sanitize(taken)
+    notes.append(f"weights taken from the entry '{shown}'" if first else f"and its entry '{shown}'")
+    if others := [key for key in entries if key != taken]:
+        averaged = any(map(is_average, others)) and not is_average(taken)
+        advice = "; --weights ema takes the average" if averaged else ""
+        notes.append(f"also in the file, not taken: {listed(others)}{advice}")
+
+
+def no_such_weights(asked: WhichWeights, found: list[str]) -> CheckpointError:
+    """What is said where nothing in the file is called as was asked."""
+    what = "EMA entry" if asked == "ema" else f"entry '{weights_io.sanitize(asked)}' of weights"
     return CheckpointError(
-        "there is no EMA entry in this file",
-        got="entries " + listed([weights_io.sanitize(str(key)) for key in root]),
-        wanted="one of " + ", ".join(_EMA_KEYS),
+        f"there is no {what} in this file",
+        got=listed(found) if found else "one set of weights",
+        wanted="an entry such as " + ", ".join(_EMA_KEYS) if asked == "ema" else None,
         advice="use --weights model",
     )
 
 
-def _holds_arrays(entry: Any) -> bool:
-    if not isinstance(entry, dict):
-        return False
-    return any(isinstance(v, LazyArray) or _holds_arrays(v) for v in entry.values())
+def one_of_shards(file: str, count: int) -> CheckpointError | None:
+    """What is said of a file that holds no whole network, if it is called as a shard is."""
+    if _SHARD.search(file) is None:
+        return None
+    return CheckpointError(
+        f"{weights_io.sanitize(file)} is one of several shards, with a part of the arrays",
+        got=f"{count} arrays",
+        wanted="the index beside it (a file ending in .index.json), or their folder",
+    )
 
 
 def _arrays_of(mapping: Mapping[Any, Any]) -> dict[str, LazyArray]:
-    odd = [
-        key for key, v in mapping.items() if not (isinstance(key, str) and isinstance(v, LazyArray))
-    ]
     arrays = {key: v for key, v in mapping.items() if isinstance(v, LazyArray)}
+    odd = [
+        key
+        for key, v in mapping.items()
+        if not (isinstance(key, str) and (key in arrays or key.endswith(_NO_ARRAY)))
+    ]
     if odd and arrays:
         raise CheckpointError(
             "some entries among the weights are no arrays",
-            got=listed([weights_io.sanitize(str(key)) for key in odd]),
+            got=listed([str(key) for key in odd[: _SHOWN + 1]], len(odd)),
             wanted="names with arrays only",
         )
     return arrays
 
 
-def without_prefix(arrays: dict[str, LazyArray], notes: list[str]) -> dict[str, LazyArray]:
-    """Take ``module.`` (DataParallel) and ``_orig_mod.`` (torch.compile) off, if on every name."""
-    for prefix in _PREFIXES * 2:
-        if arrays and all(name.startswith(prefix) for name in arrays):
-            notes.append(f"prefix '{prefix}' removed from every name")
-            arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
-    return arrays
-
-
-def listed(names: list[str]) -> str:
-    """A short list for one line: names made printable, the tail counted."""
+def listed(names: list[str], count: int | None = None) -> str:
+    """A short list for one line: names made printable, the tail counted (of `count`, if given)."""
     shown = ", ".join(weights_io.sanitize(name) for name in names[:_SHOWN])
-    more = len(names) - _SHOWN
+    more = (len(names) if count is None else count) - _SHOWN
     return (shown or "none") + (f", ... {more} more" if more > 0 else "")

@@ -16,6 +16,7 @@ from repvgg_ref.errors import CheckpointError, ShapeError, did_you_mean
 from repvgg_ref.models.graph import INPUT, Network, Node
 from repvgg_ref.models.layers import Block, GlobalAvgPool, Linear
 
+FEATURES = "features"  # what the output of a network without a head is called
 AUX_WEIGHT = 0.1  # of an auxiliary head's loss, in the official trainer
 
 
@@ -33,7 +34,10 @@ class AuxHeadSpec:
 
 @dataclass(frozen=True)
 class Architecture(Network):
-    """A chain: blocks, global average pool, one linear layer, and heads that help to train it."""
+    """A chain: blocks, global average pool, one linear layer, and heads that help to train it.
+
+    Of no classes it is a backbone: the mean of its features is what it gives.
+    """
 
     name: str
     blocks: tuple[BlockSpec, ...]
@@ -51,6 +55,8 @@ class Architecture(Network):
             for head in self.aux_heads:
                 if head.after == last:
                     nodes += _aux_nodes(head, self.num_classes)
+        if not self.num_classes:
+            return (*nodes, Node(FEATURES, GlobalAvgPool(), (last,)))
         linear = Linear(self.blocks[-1].out_channels, self.num_classes)
         nodes.append(Node("pool", GlobalAvgPool(), (last,)))
         nodes.append(Node("linear", linear, ("pool",), loss_weight=1.0))

@@ -81,9 +81,9 @@ class Network:
 
     @property
     def features(self) -> int:
-        """Channels that reach the last linear layer."""
-        assert isinstance(self.head.op, Linear)
-        return self.head.op.features
+        """Channels that reach the last linear layer, or that a backbone gives."""
+        op = self.head.op
+        return op.features if isinstance(op, Linear) else self.blocks[-1].out_channels
 
     @property
     def layer_names(self) -> tuple[str, ...]:

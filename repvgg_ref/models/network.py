@@ -11,7 +11,7 @@ import numpy as np
 from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.fusion import fuse_block
-from repvgg_ref.errors import BackendError, NotFusibleError, ShapeError
+from repvgg_ref.errors import BackendError, CheckpointError, NotFusibleError, ShapeError
 from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.graph import QUIET, Network, walk
 from repvgg_ref.models.layers import Form, Pass
@@ -35,8 +35,9 @@ class Model:
     arch : Architecture
     form : {"train", "deploy"}
     params : dict
-        Canonical name -> array; `state_dict` gives the official names. The fast forward packs
-        deploy arrays and makes them read-only: replace an array to change it.
+        Canonical name -> array; `state_dict` gives the official names. To change one, replace it.
+        Changes in place are seen too, or refused once arrays are packed (deploy form) or copied to
+        a device; those of arrays that are on a device already may be overlooked.
     eps, momentum : float
         Batch norm's constants, which no checkpoint holds; the official code uses 1e-5 and 0.1.
     notes : list of str
@@ -203,6 +204,7 @@ class Model:
             If the model is in deploy form: its branches are gone, so it cannot be trained.
         """
         require_branches(self, "loss_and_grads")
+        require_head(self, "loss_and_grads")
         require_image_batch(self.arch, x)
         ops = backend_ops(backend, x.dtype)
         params, images = self.params, x
@@ -227,15 +229,16 @@ class Model:
         )
 
     def state_dict(self) -> dict[str, Array]:
-        """The arrays under the official names (``stage1.0.rbr_dense.conv.weight``).
+        """The model's own arrays under the official names (``stage1.0.rbr_dense.conv.weight``).
 
-        No copies, but of arrays that are read-only, since torch takes none of those.
+        All can be written to: copies take the place of those that are read-only.
         """
-        return {
+        names = official_names(self.arch, self.form)
+        for ours in names:
             # CuPy's arrays are never read-only, and their flags do not say so
-            name: a if getattr((a := self.params[ours]).flags, "writeable", True) else a.copy()
-            for ours, name in official_names(self.arch, self.form).items()
-        }
+            if not getattr(self.params[ours].flags, "writeable", True):
+                self.params[ours] = self.params[ours].copy()
+        return {name: self.params[ours] for ours, name in names.items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Replace arrays by those in `state`, given under the official names."""
@@ -280,11 +283,9 @@ def fuse(model: Model, *, dtype: Any = None) -> Model:
         If the model is fused already, or holds NaN, infinity or a negative variance.
     """
     require_branches(model, "fuse")
-    dtype = (
-        working_dtype(model.params[f"{model.arch.head.name}.weight"].dtype)
-        if dtype is None
-        else dtype
-    )
+    if dtype is None:
+        last = [name for name in param_shapes(model.arch, "train") if name.endswith("weight")][-1]
+        dtype = working_dtype(model.params[last].dtype)
     params: dict[str, Array] = {}
     for spec in model.arch.blocks:
         params[f"{spec.name}.fused.weight"], params[f"{spec.name}.fused.bias"] = fuse_block(
@@ -310,6 +311,17 @@ def require_branches(model: Model, what: str) -> None:
             got=f"{model.name} in deploy form",
             wanted="the train form",
             advice="load the training-time checkpoint",
+        )
+
+
+def require_head(model: Model, what: str) -> None:
+    """Refuse, by name, what a backbone cannot do."""
+    if not model.arch.num_classes:
+        raise CheckpointError(
+            f"{what} needs a classifier, and this is a backbone without its head",
+            got=f"{model.arch.features} features",
+            wanted="arrays called linear.weight and linear.bias",
+            advice="load a checkpoint that holds its head, too",
         )
 
 

@@ -1,22 +1,40 @@
 """What one model keeps between calls, for one table of operators: arrays there, and a fast form.
 
-An array counts as replaced when the object is another. What has been copied or packed is made
-read-only, since a change in place would not be seen.
+A change of an array that has been copied or packed is seen, or refused by the array (`guarded`). An
+array on a device is only seen to be replaced: to look into it would be to wait for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array, to_numpy
 from repvgg_ref.models.graph import Network
+from repvgg_ref.models.guarded import Guarded, guarded
 from repvgg_ref.models.step import StepResult
 from repvgg_ref.ops import FastNetwork, Ops
 
 _COUNTER = ".num_batches_tracked"
+
+
+class _Fast(NamedTuple):
+    """A table's way through a fused network, and what it was made of."""
+
+    network: Network
+    how: tuple[Any, ...]
+    weights: dict[str, Guarded]
+    made: FastNetwork
+
+    def fits(self, network: Network, how: tuple[Any, ...], params: Mapping[str, Array]) -> bool:
+        return (
+            self.network is network
+            and self.how == how
+            and self.weights.keys() == params.keys()
+            and all(weight.holds(params[name]) for name, weight in self.weights.items())
+        )
 
 
 class Resident:
@@ -24,57 +42,53 @@ class Resident:
 
     def __init__(self, ops: Ops) -> None:
         self.ops = ops
-        self._sources: dict[tuple[str, str], Array] = {}
-        self._copies: dict[tuple[str, str], Array] = {}
-        self._fast: tuple[tuple[Any, ...], Mapping[str, Array], FastNetwork | None] | None = None
+        self._copies: dict[tuple[str, str], tuple[Guarded, Array]] = {}
+        self._fast: _Fast | None = None
 
-    def params(self, params: Mapping[str, Array], dtype: Any) -> dict[str, Array]:
+    def params(self, params: dict[str, Array], dtype: Any) -> dict[str, Array]:
         """The arrays where they are needed: float64 if `dtype` is, else float32, on a device."""
         if not self.ops.on_device:
             return {name: array.astype(dtype, copy=False) for name, array in params.items()}
         wide = np.dtype(np.float64 if dtype == np.float64 else np.float32)
         return {
-            name: array if name.endswith(_COUNTER) else self._copy(name, array, wide)
-            for name, array in params.items()
+            name: params[name] if name.endswith(_COUNTER) else self._copy(params, name, wide)
+            for name in params
         }
 
     def fast(
-        self, network: Network, params: Mapping[str, Array], dtype: Any, **how: Any
+        self, network: Network, params: dict[str, Array], dtype: Any, **how: Any
     ) -> FastNetwork | None:
-        """The table's way through the fused network, made anew when an array was replaced.
+        """The table's way through the fused network, made anew when an array has changed.
 
         None if the table has none for a network like this: then it is walked.
         """
-        key = np.dtype(dtype), *sorted(how.items())
-        made = self._fast
-        if made is None or made[0] != key or not _same(made[1], params):
-            found = self.ops.recognise_network(network, self.params(params, dtype), dtype, **how)
-            if found is not None:
-                for array in params.values():
-                    if isinstance(array, np.ndarray):
-                        array.flags.writeable = False
-            made = self._fast = key, dict(params), found
-        return made[2]
+        asked = np.dtype(dtype), *sorted(how.items())
+        sources = self.params(params, dtype) if self.ops.on_device else params
+        if self._fast is None or not self._fast.fits(network, asked, sources):
+            self._fast = None  # which held the arrays
+            weights = {name: guarded(sources, name) for name in sources}
+            there = self.params(sources, dtype) if sources is params else sources
+            made = self.ops.recognise_network(network, there, dtype, **how)
+            if made is None:
+                return None
+            self._fast = _Fast(network, asked, weights, made)
+        return self._fast.made
 
     def enter(self, x: Array) -> Array:
         """`x` where the table computes."""
         return self.ops.from_host(x) if self.ops.on_device and isinstance(x, np.ndarray) else x
 
-    def _copy(self, name: str, array: Array, dtype: Any) -> Array:
+    def _copy(self, params: dict[str, Array], name: str, dtype: Any) -> Array:
         key = name, str(dtype)
-        if self._sources.get(key) is not array:
-            if isinstance(array, np.ndarray):
-                array.flags.writeable = False
-                self._copies[key] = self.ops.from_host(array.astype(dtype, copy=False))
-            else:
-                self._copies[key] = array.astype(dtype, copy=False)
-            self._sources[key] = array
-        return self._copies[key]
+        if key not in self._copies or not self._copies[key][0].holds(params[name]):
+            self._copies.pop(key, None)  # which held the array
+            source = guarded(params, name)
+            copy = params[name].astype(dtype, copy=False)
+            self._copies[key] = source, self._there(copy)
+        return self._copies[key][1]
 
-
-def _same(before: Mapping[str, Array], now: Mapping[str, Array]) -> bool:
-    """Whether these are the very same arrays; `before` holds them, so no address is used twice."""
-    return before.keys() == now.keys() and all(before[name] is a for name, a in now.items())
+    def _there(self, array: Array) -> Array:
+        return self.ops.from_host(array) if isinstance(array, np.ndarray) else array
 
 
 def like(x: Array, found: Array) -> Array:

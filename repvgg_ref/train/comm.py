@@ -6,19 +6,28 @@ MPI is used when the process was started by ``mpiexec``; mpi4py is imported then
 from __future__ import annotations
 
 import os
+import time
 from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
 
 from repvgg_ref.arrays import Array, array_module
-from repvgg_ref.errors import MissingExtraError
+from repvgg_ref.errors import MissingExtraError, ReportedError
 
 # What the launchers of MPICH and Intel MPI, Open MPI, and Slurm with PMI set.
 _LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")
 
+RANK_TIMEOUT = 600.0  # seconds that a rank waits for the others at one place
+_SPIN = 1e-3  # seconds of a wait before it leaves the processor to others
+_GLANCE = 0.1  # seconds between looks that count: in longer ones the whole job was held up
+
 _LOCAL_SIZE = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 _LOCAL_RANK = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID")
+
+
+class RankTimeoutError(ReportedError):
+    """Another rank is frozen: it has not ended, and does not come to a sum."""
 
 
 class Comm(Protocol):
@@ -35,6 +44,9 @@ class Comm(Protocol):
     def sum(self, values: Array) -> Array:
         """The sum over all ranks of a vector, the same bits on each; `values` may be reused."""
 
+    def meet(self) -> None:
+        """Wait until all ranks are here."""
+
     def abort(self, code: int) -> None:
         """End all ranks at once, with this exit code; returns if there is nobody else."""
 
@@ -48,6 +60,9 @@ class Solo:
         """`values` itself."""
         return values
 
+    def meet(self) -> None:
+        """There is nobody to wait for."""
+
     def abort(self, code: int) -> None:
         """Nothing: the caller ends itself."""
 
@@ -55,23 +70,42 @@ class Solo:
 class Mpi:
     """NumPy ranks under ``mpiexec``."""
 
-    def __init__(self, world: Any) -> None:
-        self._world = world
+    def __init__(self, world: Any, timeout: float = RANK_TIMEOUT) -> None:
+        self._world, self._timeout = world, timeout
         self.rank: int = world.Get_rank()
         self.size: int = world.Get_size()
         local = next((os.environ[name] for name in _LOCAL_RANK if name in os.environ), self.rank)
         self.rank_on_machine = int(local)
 
     def sum(self, values: Array) -> Array:
-        """One Allreduce."""
+        """One allreduce; `RankTimeoutError` if a rank does not come to it in time."""
         values = np.ascontiguousarray(values)
         total = np.empty_like(values)
-        self._world.Allreduce(values, total)
+        self._finish(self._world.Iallreduce(values, total))
         return total
+
+    def meet(self) -> None:
+        """A barrier; `RankTimeoutError` as for `sum`."""
+        self._finish(self._world.Ibarrier())
 
     def abort(self, code: int) -> None:
         """``MPI_Abort``: the launcher ends every rank."""
         self._world.Abort(code)
+
+    def _finish(self, request: Any) -> None:
+        waited, looked = 0.0, time.monotonic()
+        while not request.Test():
+            now = time.monotonic()
+            waited, looked = waited + min(now - looked, _GLANCE), now
+            if waited > self._timeout:
+                raise RankTimeoutError(
+                    "another rank does not answer, and has not ended either",
+                    got=f"{waited:.0f} s of waiting on rank {self.rank}",
+                    wanted="all ranks at the same place",
+                    advice="see what its machine does; --rank-timeout gives it longer",
+                )
+            if waited > _SPIN:
+                time.sleep(min(waited / 50, _SPIN))
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's Python object."""
@@ -109,6 +143,10 @@ class Nccl:
         summed: Array = total
         return summed
 
+    def meet(self) -> None:
+        """As for `Mpi`."""
+        self._mpi.meet()
+
     def abort(self, code: int) -> None:
         """As for `Mpi`."""
         self._mpi.abort(code)
@@ -120,8 +158,13 @@ def ranks_on_machine(comm: Comm) -> int:
     return max(1, min(int(told), comm.size))
 
 
-def connect() -> Comm:
+def connect(timeout: float = RANK_TIMEOUT) -> Comm:
     """The ranks that this process was started among: itself, or those of ``mpiexec``.
+
+    Parameters
+    ----------
+    timeout : float
+        Seconds that a rank waits for the others at one place (NumPy ranks).
 
     Raises
     ------
@@ -139,7 +182,7 @@ def connect() -> Comm:
             advice="pip install 'repvgg-ref[mpi]'",
         ) from None
     world = mpi.COMM_WORLD
-    return Mpi(world) if world.Get_size() > 1 else Solo()
+    return Mpi(world, timeout) if world.Get_size() > 1 else Solo()
 
 
 def on_device(comm: Comm, like: Array) -> Comm:

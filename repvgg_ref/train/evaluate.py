@@ -17,7 +17,7 @@ from repvgg_ref.train.accuracy import Score, Tally, tally
 from repvgg_ref.train.agreement import check_agreement
 from repvgg_ref.train.comm import Comm
 
-_PROOF_IMAGES = 4
+_PROOF_IMAGES = 2  # furthest apart, and furthest beside the size of their logits
 
 # Images as the network takes them, where it runs, and their labels on the host.
 Labelled = tuple[Array, Array]
@@ -26,20 +26,23 @@ Labelled = tuple[Array, Array]
 class Comparison(NamedTuple):
     """The trained form beside the fused one.
 
-    `difference` and `tolerance` belong to the same images: the few that the forms are furthest
-    apart on. What rounding explains on others, of another class or size, says nothing of these.
+    The few images that the forms are furthest apart on, in themselves and beside the size of their
+    logits, are held each against what rounding explains on that very image.
 
     Attributes
     ----------
     same_class : int
         Images that both forms put into the same class.
+    largest : float
+        Largest difference of a logit between the forms, on all images.
     difference, tolerance : float
-        Largest difference of a logit between the forms, and what rounding explains.
+        The same on the image that used most of what rounding explains on it, and that.
     closest : BlockCheck
         The block that used most of its certified bound.
     """
 
     same_class: int
+    largest: float
     difference: float
     tolerance: float
     closest: BlockCheck
@@ -71,11 +74,14 @@ class Evaluation(NamedTuple):
             "trained": self.trained._asdict(),
             "fused": self.fused._asdict(),
             "difference": self.comparison.difference,
+            "largest_difference": self.comparison.largest,
             "tolerance": self.comparison.tolerance,
         }
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a NaN fails the comparison of the two forms
+@np.errstate(
+    over="ignore", invalid="ignore", divide="ignore"
+)  # a NaN fails the comparison of the two forms
 def count(
     forms: Sequence[Model],
     batches: Iterable[Labelled],
@@ -153,26 +159,41 @@ class _Furthest:
     """The few images that two forms are furthest apart on."""
 
     def __init__(self) -> None:
-        self._same_class = 0
-        self._kept: list[tuple[float, Array]] = []  # difference and image, the largest last
+        self._same_class = self._seen = 0
+        self._largest = 0.0
+        # For each measure: its value, the number of the image, how far apart, and the image.
+        self._kept: list[list[tuple[float, int, float, Array]]] = [[], []]
 
     def see(self, x: Array, first: Array, second: Array) -> None:
         """Look at the logits that the two forms give for `x`."""
         self._same_class += int((first.argmax(axis=1) == second.argmax(axis=1)).sum())
         apart = np.abs(first - second).max(axis=1)  # (N,)
-        for i in np.argsort(apart)[-_PROOF_IMAGES:]:
-            self._kept.append((float(apart[i]), to_numpy(x[int(i)]).copy()))
-        self._kept.sort(key=lambda kept: (kept[0] != kept[0], kept[0]))  # a NaN is the largest
-        del self._kept[:-_PROOF_IMAGES]
+        self._largest = float(np.maximum(self._largest, apart.max()))  # a NaN stays
+        sizes = np.abs(first).max(axis=1)
+        for kept, measure in zip(self._kept, (apart, apart / sizes), strict=True):
+            for i in np.argsort(measure)[-_PROOF_IMAGES:]:
+                image = to_numpy(x[int(i)]).copy()
+                kept.append((float(measure[i]), self._seen + int(i), float(apart[i]), image))
+            kept.sort(key=lambda each: (each[0] != each[0], each[0]))  # a NaN is the largest
+            del kept[:-_PROOF_IMAGES]
+        self._seen += len(x)
 
     def compare(self, trained: Model, fused: Model, *, roundoff: float) -> Comparison:
         """What the forms may differ by on those images, beside what they do."""
+        chosen = {number: (apart, image) for kept in self._kept for _, number, apart, image in kept}
         agreement = check_agreement(
             trained,
             fused,
-            np.stack([image for _, image in self._kept]),
+            np.stack([image for _, image in chosen.values()]),
             ops=backend_ops("numpy", np.float64),
             roundoff=roundoff,
         )
-        difference, _ = self._kept[-1]
-        return Comparison(self._same_class, difference, agreement.tolerance, agreement.block)
+        apart = np.array([each for each, _ in chosen.values()])
+        tightest = int(np.argmax(apart / agreement.tolerances))  # a NaN if there is one
+        return Comparison(
+            self._same_class,
+            self._largest,
+            float(apart[tightest]),
+            float(agreement.tolerances[tightest]),
+            agreement.block,
+        )

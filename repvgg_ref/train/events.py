@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,13 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last step is done and the results are written."""
+    """The last step is done and the results are written; `data` says on what it was evaluated."""
 
     step: int
     evaluation: Evaluation
     files: tuple[Path, ...]
     seconds: dict[str, float]
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 Event = Plan | Noted | StepDone | EpochDone | Saved | Stopped | Finished

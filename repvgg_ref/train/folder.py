@@ -5,6 +5,7 @@ Of several ranks only the first writes; all of them read.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+import weights_io
 from repvgg_ref.arrays import Array, to_numpy
 from repvgg_ref.cpu.workers.pool import default_threads
 from repvgg_ref.files.checkpoint import save as save_model
@@ -21,7 +23,15 @@ from repvgg_ref.models.about import Assumed
 from repvgg_ref.train.divergence import DivergenceError
 from repvgg_ref.train.log import NAME as LOG
 from repvgg_ref.train.loss_scale import LossScale
-from repvgg_ref.train.state import StateError, Stored, last_good, read_newest, steps_in, write_state
+from repvgg_ref.train.state import (
+    StateError,
+    Stored,
+    last_good,
+    read_newest,
+    steps_in,
+    sweep,
+    write_state,
+)
 from repvgg_ref.train.update import State, Updater, on_host
 from repvgg_ref.version import __version__
 
@@ -43,7 +53,7 @@ class Folder:
     def __init__(self, path: Path, updater: Updater, identity: Mapping[str, Any], *, writes: bool):
         self.path, self._updater, self._identity = path, updater, dict(identity)
         self._writes = writes
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
         self._newest = -1
 
     def __enter__(self) -> Folder:
@@ -53,7 +63,8 @@ class Folder:
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
-            self._lock.close()
+            with contextlib.suppress(OSError):  # nothing was written to it
+                self._lock.close()
 
     def require_unused(self) -> None:
         """Refuse a folder that holds a training already."""
@@ -154,7 +165,7 @@ class Folder:
     def _claim(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / _LOCK).open("w")
+            self._lock = weights_io.open_regular(self.path / _LOCK, create=True)
         except OSError as error:
             raise StateError(
                 f"{self.path} cannot be written to",
@@ -170,6 +181,7 @@ class Folder:
                 got=str(self.path),
                 advice="wait for it, or choose another --out",
             ) from None
+        sweep(self.path)
 
     def _arrays(self, state: State) -> dict[str, Array]:
         layouts = self._updater.trainable, self._updater.statistics

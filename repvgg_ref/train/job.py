@@ -138,14 +138,29 @@ def measured_step(job: Job) -> float:
 def identity(job: Job) -> dict[str, Any]:
     """What a continuation must have in common with the state it continues."""
     settings = job.settings
-    return settings.recipe.to_json() | {
-        "seed": settings.seed,
-        "dtype": settings.dtype,
-        "backend": job.ops.name,  # it says the arithmetic, too
-        "ranks": job.comm.size,
-        "sync_bn": settings.sync_bn,
-        "classes": job.plan.classes,
+    return (
+        settings.recipe.to_json()
+        | {
+            "seed": settings.seed,
+            "dtype": settings.dtype,
+            "backend": job.ops.name,  # it says the arithmetic, too
+            "ranks": job.comm.size,
+            "sync_bn": settings.sync_bn,
+            "classes": job.plan.classes,
+            "images": job.plan.images,
+        }
+        | ({"held_out": job.data.held_out} if job.data.held_out else {})
+    )
+
+
+def data_of(job: Job) -> dict[str, Any]:
+    """What is trained and evaluated on, for people and programs that ask later."""
+    return {
+        "path": None if job.settings.data is None else str(job.settings.data),
         "images": job.plan.images,
+        "test_images": job.plan.test_images,
+        "held_out": job.data.held_out,
+        "notes": list(job.data.notes),
     }
 
 

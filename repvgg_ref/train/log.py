@@ -56,7 +56,10 @@ class Log:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The records of `folder`'s log; a last line that a killed process left half is dropped."""
+    """The records of `folder`'s log; what is not as we wrote it is dropped.
+
+    A killed process may leave half a line, and a failing disk anything.
+    """
     path = folder / NAME
     if not path.exists():
         return []
@@ -64,11 +67,30 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and "event" in record:
+        if _is_record(record):
             records.append(record)
     return records
+
+
+def _is_record(found: Any) -> bool:
+    """Whether a line is one of ours, with numbers where they are read again."""
+    if not isinstance(found, dict) or not isinstance(found.get("event"), str):
+        return False
+    if found["event"] not in ("step", "evaluation"):
+        return _are_numbers([found.get("step", 0)])
+    if found["event"] == "step":
+        return _are_numbers([found.get(name) for name in ("step", "loss", "top1", "lr")])
+    forms = [found.get(form) for form in ("trained", "fused")]
+    return _are_numbers([found.get("step"), found.get("epoch")]) and all(
+        isinstance(form, dict) and _are_numbers([form.get("loss"), form.get("top1")])
+        for form in forms
+    )
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(type(value) in (int, float) for value in values)
 
 
 class TensorBoard:

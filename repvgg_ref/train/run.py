@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import defaultdict
@@ -18,13 +19,14 @@ from repvgg_ref.train.divergence import DivergenceError, first_bad_layer
 from repvgg_ref.train.evaluate import Evaluation, evaluate
 from repvgg_ref.train.events import EpochDone, Event, Finished, Noted, Saved, StepDone, Stopped
 from repvgg_ref.train.folder import Folder
-from repvgg_ref.train.job import Job, identity, roundoff
+from repvgg_ref.train.job import Job, data_of, identity, roundoff
 from repvgg_ref.train.log import Log, read_log
 from repvgg_ref.train.schedule import learning_rate
 from repvgg_ref.train.settings import Settings
-from repvgg_ref.train.state import last_good
+from repvgg_ref.train.state import last_good, write_text
 from repvgg_ref.train.update import State, Stepped, on_host
 
+RESULT = "result.json"
 Clock = dict[str, float]
 
 
@@ -65,6 +67,7 @@ def train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Eve
         finally:
             if log is not None:
                 log.close()
+        job.comm.meet()  # none ends before all have: one may be frozen
 
 
 def _events(
@@ -72,7 +75,7 @@ def _events(
 ) -> Iterator[Event]:
     plan, settings = job.plan, job.settings
     clock: Clock = defaultdict(float)
-    yield from map(Noted, notes)
+    yield from map(Noted, (*job.data.notes, *notes))
     evaluation: Evaluation | None = None
     due = state.step > 0  # a state at the end of an epoch may have been left before its evaluation
     while True:
@@ -97,7 +100,8 @@ def _events(
         due = True
     yield from _saved(folder, state, clock)
     assert evaluation is not None, "the last epoch is always evaluated"
-    yield Finished(state.step, evaluation, _results(job, folder, state), dict(clock))
+    files = _results(job, folder, state, evaluation)
+    yield Finished(state.step, evaluation, files, dict(clock), data_of(job))
 
 
 class _Done(NamedTuple):
@@ -164,12 +168,16 @@ def _evaluate(job: Job, state: State) -> Evaluation:
     )
 
 
-def _results(job: Job, folder: Folder, state: State) -> tuple[Path, ...]:
+def _results(job: Job, folder: Folder, state: State, evaluation: Evaluation) -> tuple[Path, ...]:
     if job.comm.rank != 0:
         return ()
     files = folder.export(state)
     title = f"{job.plan.model}, {job.plan.recipe}"
-    return (*files, *write_curves(folder.path, read_log(folder.path), title=title))
+    found = {"model": job.plan.model, "recipe": job.plan.recipe, "steps": state.step}
+    found |= evaluation.to_json() | {"data": data_of(job)}
+    result = folder.path / RESULT
+    write_text(result, json.dumps(found, indent=1) + "\n")
+    return (*files, *write_curves(folder.path, read_log(folder.path), title=title), result)
 
 
 def _diverged(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from repvgg_ref.data.loader import Loader
-from repvgg_ref.data.open import open_data
+from repvgg_ref.data.open import open_data, open_parts
 from repvgg_ref.data.source import DataError, Renumbered, Source, Standardise, Subset
 from repvgg_ref.data.transforms import (
     EvaluationTransform,
@@ -18,16 +18,19 @@ from repvgg_ref.models.published import PUBLISHED
 from repvgg_ref.train.comm import Comm
 from repvgg_ref.train.settings import Settings
 
+HELD_OUT = "held-out"
 _EVALUATION_BATCH = 128
 _IMAGENET_CROP, _CROP_RATIO = 224, 0.875
 _SHOWN = 3  # of the classes that are called otherwise
 
 
 class Data(NamedTuple):
-    """A data set in two parts."""
+    """A data set in two parts; `held_out` and `notes` as in `repvgg_ref.data.Parts`."""
 
     training: Loader
     test: Loader
+    held_out: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def open_sources(settings: Settings, comm: Comm) -> Data:
@@ -39,7 +42,7 @@ def open_sources(settings: Settings, comm: Comm) -> Data:
         If there is none, it is empty, or its two parts have other classes.
     """
     recipe = settings.recipe
-    training, test = (open_data(settings.data, split=split) for split in ("train", "val"))
+    training, test, held_out, notes = open_parts(settings.data)
     if training.classes != test.classes:
         raise DataError(
             "training and evaluation pictures have other classes",
@@ -69,6 +72,8 @@ def open_sources(settings: Settings, comm: Comm) -> Data:
             shuffle=False,
             drop_last=False,
         ),
+        held_out,
+        notes,
     )
 
 
@@ -77,14 +82,17 @@ def open_validation(
 ) -> Source:
     """The pictures to judge `model` on: all of a split, or `limit` evenly spread over it.
 
-    Classes that the model knows under the same names in another order get its numbers.
+    The split `HELD_OUT` is what a training on these pictures is evaluated on. Classes that the
+    model knows under the same names in another order get its numbers.
 
     Raises
     ------
     DataError
         If there is no such data set, or it has other classes or colours than the model.
     """
-    source = open_data(path, split=split, channels=model.arch.in_channels, decoder=decoder)
+    how: Any = {"channels": model.arch.in_channels, "decoder": decoder}
+    held_out = split == HELD_OUT
+    source = open_parts(path, **how).test if held_out else open_data(path, split=split, **how)
     if len(source.classes) != model.arch.num_classes or source.channels != model.arch.in_channels:
         raise DataError(
             "the data set is not of the model's kind",

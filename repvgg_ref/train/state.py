@@ -1,12 +1,15 @@
 """The states of a training in its folder: written whole, checked when read, two kept.
 
-``state-<step>.safetensors`` holds the arrays. ``state-<step>.json`` says what they are, with their
-SHA-256, and is written last: without it the state does not exist. So a process killed at any moment
-leaves the last good state, and a damaged file is noticed and the one before it used.
+``state-<step>.safetensors`` holds the arrays. ``state-<step>.json``, its note, says what they are,
+and is written last: without it the state does not exist. It holds the SHA-256 of the arrays' file
+and of itself, and is spelt in one way only, so that no bit of either file changes unnoticed. A
+process killed at any moment leaves the last good state; a damaged one is told, and the one before
+it is used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,9 +26,21 @@ import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
-_NAME = re.compile(r"state-(\d{9})\.json")
+_NAME = re.compile(r"state-(\d{9})\.(json|safetensors)")
+_MOST = 1 << 20  # bytes of a note
+_NUMBER = (int, float)
+# What a note says, and of what type; `FORMAT` 1 did not know the last.
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "sha256": str,
+    "identity": dict,
+    "version": str,
+    "threads": int,
+    "loss_scale": list,
+    "note_sha256": str,
+}
 
 
 class StateError(ReportedError):
@@ -78,14 +93,19 @@ def write_state(
         # An older state of this step would be mixed of two while its files are replaced.
         note.unlink(missing_ok=True)
         weights_io.write_weights(data, specs, values.values(), container="safetensors", check=flush)
-        text = json.dumps({"format": FORMAT, "step": step, "sha256": digests[0], **facts}, indent=1)
-        write_text(note, text + "\n")
-    found = steps_in(folder)
-    kept = [other for other in found if other <= step][:KEPT]
-    for other in set(found) - set(kept):
-        for path in reversed(_paths(folder, other)):
-            path.unlink(missing_ok=True)
+        about = {"format": FORMAT, "step": step, "sha256": digests[0], **facts}
+        write_text(note, _spelt(about | {"note_sha256": _digest_of(about)}))
+    with contextlib.suppress(OSError, StateError):  # the state is there; older ones go next time
+        kept = [other for other in steps_in(folder) if other <= step][:KEPT]
+        _remove_all_but(folder, kept)
     return note
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed has left: half a file, or arrays without a note."""
+    with contextlib.suppress(OSError):
+        weights_io.sweep(folder)
+        _remove_all_but(folder, steps_in(folder))
 
 
 def read_newest(folder: Path) -> tuple[Stored | None, list[str]]:
@@ -94,17 +114,14 @@ def read_newest(folder: Path) -> tuple[Stored | None, list[str]]:
     for step in steps_in(folder):
         try:
             return _read(folder, step), damaged
-        except (OSError, ValueError, KeyError, TypeError, ReportedError) as error:
+        except (OSError, ValueError, ReportedError) as error:
             damaged.append(f"state-{step:09} is damaged: {error}")
     return None, damaged
 
 
 def steps_in(folder: Path) -> list[int]:
     """The steps of which `folder` says it has a state, newest first."""
-    if not folder.is_dir():
-        return []
-    found = (_NAME.fullmatch(path.name) for path in folder.iterdir())
-    return sorted((int(match[1]) for match in found if match), reverse=True)
+    return sorted((step for step, kind in _files_in(folder) if kind == "json"), reverse=True)
 
 
 def last_good(path: Path) -> str:
@@ -114,26 +131,80 @@ def last_good(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with weights_io.atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    """Write a text file, whole or not at all, down to the disk."""
+    with (
+        weights_io.atomic_path(path, sync=True) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+    ):
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _read(folder: Path, step: int) -> Stored:
     data, note = _paths(folder, step)
-    facts = json.loads(note.read_text(encoding="utf-8"))
-    if facts["format"] != FORMAT:
-        raise StateError("another version's state", got=facts["format"], wanted=FORMAT)
-    with data.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != facts["sha256"]:
-        raise StateError("its arrays are not those that were written")
-    with weights_io.open_weights(data) as archive:
-        root: Any = archive.root  # a flat mapping: the digest says that it is what we wrote
-        arrays = {name: lazy.read() for name, lazy in root.items()}
-    return Stored(int(facts["step"]), arrays, facts)
+    facts = _noted(note, step)
+    with weights_io.open_regular(data) as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+            raise StateError("its arrays are not those that were written")
+        file.seek(0)
+        with weights_io.open_weights(file) as archive:
+            root: Any = archive.root  # a flat mapping: the digest says that it is what we wrote
+            arrays = {name: lazy.read() for name, lazy in root.items()}
+    return Stored(step, arrays, facts)
+
+
+def _noted(note: Path, step: int) -> dict[str, Any]:
+    """What a note says, after it was found to be as it was written."""
+    with weights_io.open_regular(note) as file:
+        text = file.read(_MOST + 1).decode("utf-8")
+    try:
+        facts = json.loads(text)
+    except RecursionError:
+        raise StateError("its note is nested too deeply") from None
+    if not isinstance(facts, dict) or facts.get("format") not in (1, FORMAT):
+        got = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
+        raise StateError("another version's state", got=got, wanted=FORMAT)
+    if facts["format"] == FORMAT:
+        about = {name: value for name, value in facts.items() if name != "note_sha256"}
+        if facts.get("note_sha256") != _digest_of(about) or text != _spelt(facts):
+            raise StateError("its note is not the one that was written")
+    for name, kind in _FIELDS.items():
+        is_known = facts["format"] == FORMAT or name != "note_sha256"
+        if is_known and (not isinstance(facts.get(name), kind) or facts[name] is True):
+            raise StateError(f"its note does not say {name!r}", got=repr(facts.get(name))[:80])
+    if facts["step"] != step:
+        raise StateError("its note is another state's", got=facts["step"], wanted=step)
+    scale = facts["loss_scale"]
+    if len(scale) != 2 or not all(type(value) in _NUMBER for value in scale):
+        raise StateError("its note has no loss scale", got=repr(scale)[:80])
+    return facts
+
+
+def _spelt(facts: Mapping[str, Any]) -> str:
+    """The one way in which a note is written."""
+    return json.dumps(facts, indent=1) + "\n"
+
+
+def _digest_of(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_spelt(facts).encode()).hexdigest()
+
+
+def _files_in(folder: Path) -> Iterator[tuple[int, str]]:
+    """Step and kind of every file of a state."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise StateError(f"{folder} cannot be read", got=error.strerror) from None
+    for name in names:
+        if match := _NAME.fullmatch(name):
+            yield int(match[1]), match[2]
+
+
+def _remove_all_but(folder: Path, kept: list[int]) -> None:
+    for step in {step for step, _ in _files_in(folder)} - set(kept):
+        for path in reversed(_paths(folder, step)):  # the note first: it makes the state
+            path.unlink(missing_ok=True)
 
 
 def _paths(folder: Path, step: int) -> tuple[Path, Path]:

@@ -127,7 +127,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "train and deploy mixed": (_state(_mixed), "mixes fused kernels with training branches"),
     "a detector": (
-        _state(lambda s: [s.update({f"model.3.{n}": s.pop(n)}) for n in list(s)]),
+        _state(lambda s: [s.update({n.replace("stage", "model."): s.pop(n)}) for n in list(s)]),
         "not a RepVGG classifier",
     ),
 }

@@ -18,9 +18,12 @@ from repvgg_ref.cpu import engine as engines
 from repvgg_ref.cpu.convolution.algorithms import ALGORITHMS
 from repvgg_ref.cpu.engine import CHUNK, Engine
 from repvgg_ref.cpu.workers import crew as crews
+from repvgg_ref.cpu.workers import process as processes
 from repvgg_ref.cpu.workers.crew import WORKERS, Caller, available, use_of_helpers
 from repvgg_ref.cpu.workers.pool import Pool
+from repvgg_ref.cpu.workers.process import CrewError
 from repvgg_ref.errors import BackendError
+from repvgg_ref.interpreter import identity
 from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.network import Model, fuse
 from tests.models.small import SMALL, distinct_model
@@ -115,11 +118,59 @@ def test_the_variable_has_two_values(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_threads_take_over_where_no_helper_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crews, "_PROGRAM", "raise SystemExit(3)")
-    engine, x = engine_of(DEPLOY), images(1)
-    with pytest.warns(RuntimeWarning, match="ended with code 3; threads take over"):
-        engine.forward(x)
-    assert np.isfinite(engine.forward(x)).all()
+    monkeypatch.setattr(processes, "_PROGRAM", ("os", "abort"))
+    threads_take_over("ended with code -6")
+
+
+def test_threads_take_over_where_an_interpreter_never_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "_PROGRAM", ("signal", "pause"))
+    monkeypatch.setattr(processes, "ANSWER", 0.2)
+    threads_take_over("has not answered in 0.2 s")
+
+
+def test_threads_take_over_from_another_programs_helper(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {**identity(), "code": "/another/interpreter.py"}
+    monkeypatch.setattr(processes, "identity", lambda: other)
+    threads_take_over("runs other code.*")
+
+
+def threads_take_over(why: str, engine: Engine | None = None) -> None:
+    engine, x = engine or engine_of(DEPLOY), images(1)
+    with pytest.warns(RuntimeWarning, match=f"helper.*{why}; threads take over"):
+        got = engine.forward(x)
+    wanted = DEPLOY.forward(x, backend="reference")
+    assert np.abs(got - wanted).max() <= 2e-5 * np.abs(wanted).max()
+    assert isinstance(engine.plan(x.shape).team, Pool)
+
+
+@pytest.mark.parametrize("shape", [1, 2], ids=["in a run", "while it makes a plan"])
+def test_threads_take_over_from_a_helper_that_is_stopped(
+    shape: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(DEPLOY)
+    engine.forward(images(shape))
+    monkeypatch.setattr(processes, "ANSWER", 0.3)
+    (helper,) = crews.crew(2)._helpers
+    os.kill(helper.pid, signal.SIGSTOP)
+    threads_take_over("has done nothing for 0.3 s", engine)
+    assert not is_running(helper.pid)
+
+
+def test_orders_to_a_stopped_helper_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    crew = crews.crew(2)
+    crew.greet()
+    monkeypatch.setattr(processes, "ANSWER", 0.2)
+    (helper,) = crew._helpers
+    os.kill(helper.pid, signal.SIGSTOP)
+
+    def talk() -> None:
+        for _ in range(10**6):
+            crew.tell({"do": "drop", "plan": -1})
+
+    with pytest.raises(CrewError, match="does not listen"):
+        talk()
 
 
 def test_a_program_that_is_no_python_has_no_crew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,15 +179,11 @@ def test_a_program_that_is_no_python_has_no_crew(monkeypatch: pytest.MonkeyPatch
 
 
 def test_threads_take_over_from_a_helper_that_died() -> None:
-    engine, x = engine_of(DEPLOY), images(2)
-    wanted = engine.forward(x)
-    ((process, _),) = crews.crew(2)._helpers
-    process.kill()
-    process.wait()
-    with pytest.warns(RuntimeWarning, match=r"helper process .*; threads take over"):
-        got = engine.forward(x)
-    assert np.abs(got - wanted).max() <= 2e-5 * np.abs(wanted).max()
-    assert isinstance(engine.plan(x.shape).team, Pool)
+    engine = engine_of(DEPLOY)
+    engine.forward(images(1))
+    (helper,) = crews.crew(2)._helpers
+    os.kill(helper.pid, signal.SIGKILL)
+    threads_take_over("process .*", engine)
 
 
 def test_a_helper_that_fails_says_why() -> None:
@@ -199,7 +246,7 @@ def test_what_helpers_use_is_told() -> None:
 def test_helpers_end_with_a_caller_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import time, sys; from repvgg_ref.cpu.workers.crew import crew; "
-        "print(*(process.pid for process, _ in crew(3)._helpers), flush=True); time.sleep(60)"
+        "print(*(helper.pid for helper in crew(3)._helpers), flush=True); time.sleep(60)"
     )
     caller = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert caller.stdout is not None
@@ -223,6 +270,6 @@ def is_running(pid: int) -> bool:
 
 
 def held_by_helper() -> int:
-    ((process, _),) = crews.crew(2)._helpers
-    pages = Path(f"/proc/{process.pid}/statm").read_text().split()
+    (helper,) = crews.crew(2)._helpers
+    pages = Path(f"/proc/{helper.pid}/statm").read_text().split()
     return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGESIZE")

@@ -41,6 +41,15 @@ class SometimesBroken:
     def name(self, index: int) -> str:
         return f"picture-{index}"
 
+    def key(self, index: int) -> str:
+        return str(index)
+
+    def stored_size(self, index: int) -> int:
+        return self.source.stored_size(index)
+
+    def stored(self, index: int) -> bytes:
+        return self.source.stored(index)
+
     def picture(self, index: int) -> Image.Image:
         if index in self.errors:
             raise self.errors[index]

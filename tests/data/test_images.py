@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from repvgg_ref.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageError, eval_input, open_upright
+from repvgg_ref.data.images import eval_input, open_upright
+from repvgg_ref.data.pictures import ImageError
+from repvgg_ref.data.source import IMAGENET_MEAN, IMAGENET_STD
 
 
 def stripes(width: int, height: int) -> Image.Image:

@@ -21,8 +21,8 @@ from repvgg_ref.data import (
     open_data,
     training_transform,
 )
-from repvgg_ref.data.images import ImageError
 from repvgg_ref.data.loader import FEWEST_LIMIT
+from repvgg_ref.data.pictures import ImageError
 from repvgg_ref.errors import ReportedError
 from tests.data.datasets import SometimesBroken, array_source
 

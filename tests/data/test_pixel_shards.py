@@ -26,7 +26,7 @@ from repvgg_ref.data import (
     splits_of,
     training_transform,
 )
-from repvgg_ref.data.images import ImageError
+from repvgg_ref.data.pictures import ImageError
 from repvgg_ref.data.pixel_shards import LABELS, MANIFEST, PixelSource
 from repvgg_ref.data.write_pixels import BATCH, PLAN, write_pixels
 from tests.cli.runner import ROOT, environment
@@ -116,6 +116,42 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> 
     done: list[int] = []
     write(source, out, progress=lambda batch, total: done.append(batch))
     assert done == [7, 8]  # the parts that were whole are not made again
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_what_is_not_ours_stays(tmp_path: Path) -> None:
+    source, out = array_source(200, side=SIZE), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        write(source, out, progress=interrupted_after(2))
+    for name in (".gitignore", ".repvgg-refuse", ".notes"):
+        (out / name).write_text("mine")
+    (out / ".repvgg-ref-0123456789ab.json").touch()  # of a writer that was killed
+    write(source, out)
+    assert {name for name in contents(out) if name.startswith(".")} == {
+        ".gitignore",
+        ".repvgg-refuse",
+        ".notes",
+    }
+
+
+RECORDS = [
+    b"[" * 100_000,
+    b"{}",
+    b"[1]",
+    b'{"count": "64"}',
+    b'{"file": "", "count": 128, "sha256": "", "labels": [1], "skipped": []}',
+    b'{"file": "", "count": true, "sha256": "", "labels": [null], "skipped": []}',
+]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=range(len(RECORDS)))
+def test_a_part_whose_record_is_damaged_is_made_again(record: bytes, tmp_path: Path) -> None:
+    source, out = array_source(300, side=SIZE), tmp_path / "out"
+    write(source, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        write(source, out, progress=interrupted_after(3))
+    (out / "pixels-00000.json").write_bytes(record)
+    write(source, out)
     assert contents(out) == contents(tmp_path / "whole")
 
 

@@ -12,9 +12,10 @@ from PIL import Image, ImageOps
 
 from repvgg_ref.data import DataError, Standardise, evaluation_transform, training_transform
 from repvgg_ref.data.auto_augment import POLICIES, AutoAugment, RandAugment
-from repvgg_ref.data.images import ImageError, eval_input, resize_shorter
+from repvgg_ref.data.images import eval_input, resize_shorter
 from repvgg_ref.data.operations import SIGNED, apply, magnitude_at
 from repvgg_ref.data.order import epoch_order, rank_slice, stream
+from repvgg_ref.data.pictures import ImageError
 from repvgg_ref.data.source import IMAGENET_GREY, IMAGENET_RGB
 from repvgg_ref.data.transforms import (
     TrainingTransform,

@@ -126,11 +126,6 @@ def test_a_partial_file_is_refused(tmp_path: Path, keep: float) -> None:
     _refusal(written(tmp_path, kept))
 
 
-def test_a_backbone_without_its_head_is_refused(tmp_path: Path) -> None:
-    state = {n: a for n, a in small_state().items() if not n.startswith("linear")}
-    assert "backbone without its head" in _refusal(written(tmp_path, state))
-
-
 def test_a_gap_in_the_chain_is_named(tmp_path: Path) -> None:
     state = {n: a for n, a in small_state().items() if not n.startswith("stage2.1.")}
     assert "stage2.1" in _refusal(written(tmp_path, state))
@@ -148,7 +143,8 @@ def test_a_gap_in_the_chain_is_named(tmp_path: Path) -> None:
         ("linear.weight", (5, 4), "linear.weight"),
         ("linear.bias", (6,), "linear.bias"),
         ("linear.bias", (5, 1), "linear.bias"),
-        ("stage0.rbr_dense.bn.num_batches_tracked", (1,), "num_batches_tracked"),
+        ("stage0.rbr_dense.bn.num_batches_tracked", (2,), "num_batches_tracked"),
+        ("stage0.rbr_dense.bn.num_batches_tracked", (1, 1), "num_batches_tracked"),
     ],
 )
 def test_a_wrong_shape_is_named(

@@ -140,6 +140,19 @@ def test_weights_are_copied_once_and_again_when_replaced(device: UnderTest) -> N
     )
 
 
+def test_a_write_through_an_older_view_is_seen(device: UnderTest) -> None:
+    for form in ("train", "deploy"):
+        model = distinct_model(SMALL["plain"], dtype=np.float32)
+        model = fuse(model) if form == "deploy" else model
+        x = batch(model.arch, dtype=np.float32)[0]
+        row = model.params["linear.weight"][1:]
+        before = model.forward(x, backend="cupy")
+        row[...] *= 2
+        after, wanted = (model.forward(x, backend=name) for name in ("cupy", "reference"))
+        np.testing.assert_allclose(after, wanted, rtol=1e-4, atol=1e-4, equal_nan=False)
+        assert not np.allclose(before, after)
+
+
 def test_a_model_that_has_run_on_the_device_can_be_copied(device: UnderTest) -> None:
     model, x = small()
     logits = model.forward(x, backend="cupy")

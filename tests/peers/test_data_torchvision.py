@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.data import Loader, evaluation_transform, open_data
-from repvgg_ref.data.images import IMAGENET_MEAN, IMAGENET_STD
-from repvgg_ref.data.source import IMAGENET_RGB
+from repvgg_ref.data.source import IMAGENET_MEAN, IMAGENET_RGB, IMAGENET_STD
 from tests.data.datasets import make_folder
 from tests.data.test_transforms_torchvision import FIXTURE
 

@@ -1,4 +1,4 @@
-"""A trainer whose rank 1 dies in its third step: by an exception, or killed."""
+"""A trainer whose rank 1 dies in its third step: by an exception, killed, or frozen."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ def dying_step(self: Updater, state: Any, *rest: Any, **settings: Any) -> Any:
     if connect().rank == 1 and state.step == 2:
         if way == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if way == "freeze":
+            os.kill(os.getpid(), signal.SIGSTOP)
         raise RuntimeError("planted")
     return step(self, state, *rest, **settings)
 

@@ -37,6 +37,31 @@ def test_what_a_killed_process_logged_beyond_its_state_is_taken_out(tmp_path: Pa
     assert [record["step"] for record in read_log(tmp_path)] == [1, 2, 3]
 
 
+DAMAGED = [
+    "[" * 100_000,
+    "[]",
+    '{"event": 3}',
+    '{"event": "step"}',
+    '{"event": "saved", "step": "1"}',
+    '{"event": "step", "step": "1", "loss": 1, "top1": 1, "lr": 1}',
+    '{"event": "step", "step": 1, "loss": null, "top1": 1, "lr": 1}',
+    '{"event": "step", "step": true, "loss": 1, "top1": 1, "lr": 1}',
+    '{"event": "evaluation", "step": 1, "epoch": 1, "trained": 3, "fused": {}}',
+    '{"event": "evaluation", "step": 1, "epoch": 1}',
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_line_is_left_out(line: str, tmp_path: Path) -> None:
+    log = Log(tmp_path, after=0)
+    log.write(step(1))
+    log.close()
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write(line + "\n")
+    Log(tmp_path, after=3).close()
+    assert [record["step"] for record in read_log(tmp_path)] == [1]
+
+
 def test_no_log_is_an_empty_one(tmp_path: Path) -> None:
     assert read_log(tmp_path) == []
 

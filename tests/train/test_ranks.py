@@ -201,20 +201,21 @@ def test_processes_train_as_one_does(ranks: int, tmp_path: Path) -> None:
     assert error <= 1e-10
 
 
+WORDS = {"raise": "rank 1 of 2", "kill": "signal 9", "freeze": "another rank does not answer"}
 SHORT = ("--epochs", 1, "--batch", 240, "--sync-bn")
 
 
 @needs_mpi
-@pytest.mark.parametrize("way", ["raise", "kill"])
+@pytest.mark.parametrize("way", ["raise", "kill", "freeze"])
 def test_a_rank_that_dies_ends_the_job_and_the_state_can_be_resumed(
     way: str, tmp_path: Path
 ) -> None:
     worker = Path(__file__).with_name("dying_rank.py")
     out = tmp_path / "out"
-    options = ("--out", out, "--save-every", 1, *SHORT)
+    options = ("--out", out, "--save-every", 1, "--rank-timeout", 1, *SHORT)
     died = mpi(2, worker, way, *options)
     assert died.returncode != 0
-    assert ("rank 1 of 2" if way == "raise" else "signal 9") in died.stdout + died.stderr
+    assert WORDS[way] in died.stdout + died.stderr
     assert len(logged(out)) >= 2
     resumed = mpi(2, "-m", "repvgg_ref.train", "--resume", *options)
     assert resumed.returncode == 0, resumed.stderr

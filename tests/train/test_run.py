@@ -57,7 +57,16 @@ def test_what_a_training_tells_and_leaves(tmp_path: Path) -> None:
     left = {path.name for path in out.iterdir()}
     assert left == {
         *(f"state-{step:09}.{kind}" for step in (5, 10) for kind in ("json", "safetensors")),
-        *("lock", "log.jsonl", "train.pth", "deploy.npz", "deploy.pth", "curves.svg", "curves.png"),
+        *(
+            "lock",
+            "log.jsonl",
+            "train.pth",
+            "deploy.npz",
+            "deploy.pth",
+            "curves.svg",
+            "curves.png",
+            "result.json",
+        ),
     }
     records = read_log(out)
     assert [r["loss"] for r in records if r["event"] == "step"] == losses(events)

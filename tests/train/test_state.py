@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repvgg_ref.train.state import StateError, read_newest, steps_in, write_state
+from repvgg_ref.train.state import StateError, read_newest, steps_in, sweep, write_state
 
 ARRAYS = {"weights/a": np.arange(6.0).reshape(2, 3), "running/n": np.array(3, np.int64)}
-FACTS = {"identity": {"lr": 0.1}}
+FACTS = {
+    "identity": {"lr": 0.1, "model": "digits"},
+    "version": "0.2.0",
+    "threads": 2,
+    "loss_scale": [1024.0, 3],
+}
 
 
 def write(folder: Path, *steps: int) -> None:
@@ -70,6 +75,30 @@ def _other_json(path: Path) -> None:
     path.write_text("[]")
 
 
+def _deep(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def _fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def _says(**facts: Any) -> Callable[[Path], object]:
+    """A note of version 0.1.0, which had no digest of its own, that says something else."""
+
+    def damage(path: Path) -> None:
+        about = json.loads(path.read_text()) | {"format": 1} | facts
+        path.write_text(json.dumps({name: value for name, value in about.items() if value != ...}))
+
+    return damage
+
+
 DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
     (".safetensors", _cut),
     (".safetensors", _flip),
@@ -79,6 +108,19 @@ DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
     (".json", lambda path: path.write_bytes(b"\xff")),
     (".json", _format),
     (".json", _other_json),
+    (".json", _deep),
+    (".json", _fifo),
+    (".json", _loop),
+    (".safetensors", _fifo),
+    (".json", _says(step=1)),
+    (".json", _says(step=True)),
+    (".json", _says(step=...)),
+    (".json", _says(identity=[])),
+    (".json", _says(threads="2")),
+    (".json", _says(loss_scale=[1])),
+    (".json", _says(loss_scale=[1.0, "0"])),
+    (".json", _says(sha256=None)),
+    (".json", _says(format=2, note_sha256="")),
 ]
 
 
@@ -93,6 +135,43 @@ def test_a_damaged_newest_state_is_named_and_the_one_before_it_used(
     assert stored.step == 1
     assert len(damaged) == 1
     assert "state-000000002" in damaged[0]
+
+
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 13])
+def test_every_bit_that_flips_is_noticed(every: int, tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    unnoticed = []
+    for path in list(tmp_path.iterdir()):
+        whole = path.read_bytes()
+        for bit in range(0, 8 * len(whole), every):
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            if read_newest(tmp_path)[0] is not None:
+                unnoticed.append((path.name, bit))
+        path.write_bytes(whole)
+    assert not unnoticed
+    assert read_newest(tmp_path)[0] is not None
+
+
+def test_a_state_of_version_0_1_is_read(tmp_path: Path) -> None:
+    write(tmp_path, 2)
+    _says(note_sha256=...)(tmp_path / "state-000000002.json")
+    stored, damaged = read_newest(tmp_path)
+    assert stored is not None
+    assert (stored.step, damaged) == (2, [])
+
+
+def test_arrays_whose_writer_was_killed_are_swept(tmp_path: Path) -> None:
+    write(tmp_path, 1, 2)
+    (tmp_path / "state-000000002.json").unlink()
+    (tmp_path / "state-other.safetensors").touch()
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "state-000000001.json",
+        "state-000000001.safetensors",
+        "state-other.safetensors",
+    ]
 
 
 def test_arrays_without_their_json_are_no_state(tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ class ThreadedRank:
         self._barrier.wait(_PATIENCE)
         return total
 
+    def meet(self) -> None:
+        """The barrier alone."""
+        self._barrier.wait(_PATIENCE)
+
     def abort(self, code: int) -> None:
         """Break the barrier for everybody."""
         self._barrier.abort()

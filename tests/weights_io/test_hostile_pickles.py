@@ -56,7 +56,7 @@ NEAR_MISSES: dict[str, tuple[str, str]] = {
     "a dotted walk from an allowed module": ("collections", "abc.sys.modules"),
     "a dotted walk from an allowed name": ("collections", "OrderedDict.__class__"),
     "an allowed pair split elsewhere": ("torch", "_utils._rebuild_tensor_v2"),
-    "an allowed module, another name": ("collections", "Counter"),
+    "an allowed module, another name": ("collections", "abc"),
     "builtins.eval": ("builtins", "eval"),
     "builtins.getattr": ("__builtin__", "getattr"),
     "numpy's own loader": ("numpy", "load"),
@@ -65,7 +65,13 @@ NEAR_MISSES: dict[str, tuple[str, str]] = {
     "a whole module": ("torch.nn.modules.container", "Sequential"),
     "an unlisted storage": ("torch", "ComplexFloatStorage"),
     "an untyped storage": ("torch.storage", "UntypedStorage"),
-    "tensors with Python state": ("torch._tensor", "_rebuild_from_type_v2"),
+    "tensors of another kind": ("torch._tensor", "_rebuild_from_type"),
+    "a method of a class that is known": (
+        "mmengine.logging.history_buffer",
+        "HistoryBuffer.update",
+    ),
+    "a class beside one that is known": ("omegaconf.omegaconf", "OmegaConf"),
+    "a path's method": ("pathlib", "Path.unlink"),
     "a name with a terminal escape": ("os", "sys\x1b[2Jtem"),
 }
 
@@ -130,7 +136,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     ),
     "a function as a value": (proto(b"}" + text("f") + b"c_codecs\nencode\ns"), "where data"),
     "a storage as a value": (proto(storage()), "where data"),
-    "a set of other things": (proto(b"\x8f(K\x01\x90", 4), "set of other than strings"),
+    "adding to something that is no set": (proto(b"](K\x01\x90", 4), "no set"),
     "a persistent id of another kind": (proto(text("0") + b"Q"), "no torch storage"),
     "a persistent id of a number": (proto(b"K\x01Q"), "no torch storage"),
     "a persistent id that is a legacy one": (proto(storage(legacy=True)), "no torch storage"),

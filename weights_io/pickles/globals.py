@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 
 from weights_io.dtypes import STORED, decode
 from weights_io.errors import RefusedGlobalError
+from weights_io.pickles.foreign import (
+    HISTORY,
+    HISTORY_METHODS,
+    Foreign,
+    ForeignType,
+    foreign_globals,
+)
 from weights_io.pickles.inert import (
     CfgNode,
     Inert,
@@ -22,6 +29,7 @@ from weights_io.pickles.inert import (
     NumpyArray,
     NumpyDtype,
     OrderedDict,
+    PickledSet,
     Span,
     Storage,
     StorageType,
@@ -44,18 +52,19 @@ class Global:
     new: Callable[[], object] | None = None
 
 
-def look_up(module: str, name: str) -> object:
-    """Return the inert stand-in for a global, or refuse it by its exact name."""
-    if (module, name) not in GLOBALS:
-        refuse(module, name)
-    return GLOBALS[module, name]
+@dataclass(frozen=True, slots=True)
+class Getattr(Global):
+    """`getattr`, which protocol 2 needs for one class's methods; refused wherever else it is."""
+
+    module: str = "builtins"
 
 
-def refuse(module: str, name: str) -> NoReturn:
-    """Raise the error that names a refused global exactly."""
+def refuse(module: str, name: str, entry: str = "") -> NoReturn:
+    """Raise the error that names a refused global exactly, and the `entry` that it stands in."""
+    place = f" (in the entry {sanitize(entry)})" if entry else ""
     raise RefusedGlobalError(
-        f"refused global {sanitize(f'{module}.{name}')}: it is no part of any weights and could "
-        "run code in a program that trusts the file",
+        f"refused global {sanitize(f'{module}.{name}')}{place}: it is no part of any weights and "
+        "could run code in a program that trusts the file",
         advice="re-save the weights alone: torch.save(model.state_dict(), path)",
     )
 
@@ -70,10 +79,9 @@ def _default_dict(args: Args) -> dict[Any, Any]:
     return {}
 
 
-def _set(args: Args) -> set[str]:
-    good = len(args) == 1 and type(args[0]) is list and all(type(item) is str for item in args[0])
-    _expect(good, "set")
-    return set(args[0])
+def _set(args: Args) -> PickledSet:
+    _expect(len(args) == 1 and type(args[0]) is list, "set")
+    return PickledSet(args[0])
 
 
 def _size(args: Args) -> tuple[int, ...]:
@@ -111,6 +119,37 @@ def _rebuild_parameter(args: Args) -> TensorView:
     if not isinstance(tensor, TensorView):
         raise malformed("torch._utils._rebuild_parameter of something that is no tensor")
     return tensor
+
+
+def _rebuild_parameter_with_state(args: Args) -> TensorView:
+    """Serve a parameter that somebody hung attributes on, which are let go."""
+    _expect(len(args) == 4, "torch._utils._rebuild_parameter_with_state")
+    return _rebuild_parameter(args[:3])
+
+
+def _rebuild_from_type(args: Args) -> TensorView:
+    """Serve a tensor with attributes: ``(function, class, its arguments, attributes)``."""
+    good = len(args) == 4 and args[0] in _REBUILDS and args[1] in _TENSORS
+    _expect(good and type(args[2]) is tuple, "torch._tensor._rebuild_from_type_v2")
+    rebuild = args[0].reduce
+    return cast("TensorView", rebuild(args[2]))
+
+
+def _rebuild_oldest(args: Args) -> TensorView:
+    """Serve torch before 0.4: no gradient flag, no hooks."""
+    _expect(len(args) == 4, "torch._utils._rebuild_tensor")
+    return _rebuild_tensor((*args, False, {}))
+
+
+def _history_method(module: str) -> Callable[[Args], Foreign]:
+    """Serve mmengine's ``HistoryBuffer.mean`` and its like, the only use of `getattr`."""
+
+    def reduce(args: Args) -> Foreign:
+        if len(args) != 2 or args[0] is not GLOBALS[HISTORY] or args[1] not in HISTORY_METHODS:
+            refuse(module, "getattr")
+        return Foreign(cast("ForeignType", args[0]))
+
+    return reduce
 
 
 def _encode(args: Args) -> bytes | Span:
@@ -153,6 +192,8 @@ def _scalar(args: Args) -> object:
     good = len(args) == 2 and isinstance(args[0], NumpyDtype) and type(args[1]) is bytes
     _expect(good, "numpy scalar")
     kind, data = args
+    if kind.dtype is None:
+        return Inert("numpy scalar", None)
     _expect(len(data) == kind.stored.itemsize, "numpy scalar")
     return decode(np.frombuffer(data, kind.stored), kind.dtype)[0].item()
 
@@ -185,6 +226,11 @@ GLOBALS: dict[tuple[str, str], object] = {
     ("torch", "device"): Global("device", _device),
     ("torch._utils", "_rebuild_tensor_v2"): Global("_rebuild_tensor_v2", _rebuild_tensor),
     ("torch._utils", "_rebuild_parameter"): Global("_rebuild_parameter", _rebuild_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): Global(
+        "_rebuild_parameter_with_state", _rebuild_parameter_with_state
+    ),
+    ("torch._utils", "_rebuild_tensor"): Global("_rebuild_tensor", _rebuild_oldest),
+    ("torch._tensor", "_rebuild_from_type_v2"): Global("_rebuild_from_type_v2", _rebuild_from_type),
     ("__builtin__", "bytes"): Global("bytes", _empty_bytes),
     ("_codecs", "encode"): Global("encode", _encode),
     ("numpy", "ndarray"): _NDARRAY,
@@ -200,6 +246,18 @@ for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and NumPy 2
     GLOBALS[f"{_core}.numeric", "_frombuffer"] = Global("_frombuffer", _frombuffer)
 for _builtins in ("__builtin__", "builtins"):  # protocol 2 spells it as Python 2 did
     GLOBALS[_builtins, "set"] = Global("set", _set)
-    for _name in ("dict", "list", "int", "float", "str"):
-        GLOBALS[_builtins, _name] = Global(_name)  # only as a defaultdict's factory
-_FACTORIES = [item for (module, _), item in GLOBALS.items() if module == "builtins"]
+    GLOBALS[_builtins, "getattr"] = Getattr("getattr", _history_method(_builtins), None, _builtins)
+    for _name in ("bool", "bytes", "dict", "float", "int", "list", "str", "tuple"):
+        # a defaultdict's factory, or a type noted in a configuration; never called
+        GLOBALS.setdefault((_builtins, _name), Inert("type", f"builtins.{_name}"))
+_FACTORIES = [GLOBALS["builtins", name] for name in ("dict", "list", "int", "float", "str", "set")]
+GLOBALS |= dict(foreign_globals())
+_REBUILDS = [
+    GLOBALS["torch._utils", name]
+    for name in ("_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
+]
+_TENSORS = [
+    GLOBALS["torch", "Tensor"],
+    GLOBALS["torch.nn.parameter", "Parameter"],
+    GLOBALS["torch.nn.parameter", "Buffer"],
+]

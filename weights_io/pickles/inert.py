@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -24,9 +25,10 @@ class Inert:
     ----------
     type_name : str
         As the pickle spells it: ``yacs.config.CfgNode``, ``argparse.Namespace``,
-        ``torch.device`` or ``torch.dtype``.
+        ``torch.device``, ``torch.dtype``, ``pathlib.PosixPath``, ...
     value : object
-        A dict for the first two, a string for the others.
+        A dict for the first two, a string for the next two, and None for all others: what they
+        hold is not kept.
     """
 
     type_name: str
@@ -95,6 +97,11 @@ class TensorView:
     negate: bool
 
 
+# Unsigned, complex and wide numbers, and text: in a trainer's state, never in weights.
+_OTHER_CODES = "u[248]|c8|c16|c32|f16|[SU][0-9]{1,6}"
+_TEXT_UNITS = {"S": 1, "U": 4}
+
+
 class OrderedDict(dict[Any, Any]):
     """`collections.OrderedDict`."""
 
@@ -133,16 +140,28 @@ class CfgNode(dict[Any, Any]):
             raise malformed("a CfgNode has attributes other than its four bookkeeping fields")
 
 
+@dataclass(slots=True)
+class PickledSet:
+    """A set before its items are looked at; the list may be shared, so it is never changed."""
+
+    items: list[Any]
+
+
 class NumpyDtype:
-    """`numpy.dtype` of one of the plain element types."""
+    """`numpy.dtype` of plain elements; `dtype` is None for those that weights never come in."""
 
     def __init__(self, code: object) -> None:
         if code in ("O", "O8"):
             raise malformed("an object array: its elements could be anything, code included")
-        if type(code) is not str or code not in FROM_NUMPY_CODE:
+        known = type(code) is str and (code in FROM_NUMPY_CODE or re.fullmatch(_OTHER_CODES, code))
+        if type(code) is not str or not known:
             raise malformed(f"numpy dtype {sanitize(code)} is none that weights come in")
-        self.dtype = FROM_NUMPY_CODE[code]
-        self.stored = np.dtype(code if code != "b1" else "u1").newbyteorder("=")
+        self.dtype = FROM_NUMPY_CODE.get(code)
+        self._own = (-1, -1, 0)  # element, alignment, flags: only text has its own
+        if code[0] in _TEXT_UNITS:
+            unit = _TEXT_UNITS[code[0]]
+            self._own = (unit * int(code[1:]), unit, 8 if unit > 1 else 0)
+        self.stored = np.dtype("u1" if self.dtype in (None, "bool") else code).newbyteorder("=")
 
     def build(self, state: object) -> None:
         """Take the byte order; every other field must say "plain"."""
@@ -151,7 +170,7 @@ class NumpyDtype:
             and len(state) == 8
             and type(state[1]) is str
             and state[1] in ("<", ">", "|", "=")
-            and (state[0], *state[2:]) == (3, None, None, None, -1, -1, 0)
+            and (state[0], *state[2:]) == (3, None, None, None, *self._own)
         ):
             raise malformed("a numpy dtype has fields or flags of its own")
         # "=" was native where the file was written; like "|" it has to do for "<" here.

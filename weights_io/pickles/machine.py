@@ -9,18 +9,21 @@ no writer of weights emits, are refused.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from struct import unpack
 from typing import Any, NoReturn
 
 from weights_io.errors import WeightsFileError
 from weights_io.limits import Limits
-from weights_io.pickles.globals import Global, look_up, refuse
+from weights_io.pickles.foreign import Foreign, ForeignType, OddKey
+from weights_io.pickles.globals import GLOBALS, Global, refuse
 from weights_io.pickles.inert import (
     CfgNode,
     Namespace,
     NumpyArray,
     NumpyDtype,
     OrderedDict,
+    PickledSet,
     Span,
     decode_text,
     malformed,
@@ -32,7 +35,8 @@ from weights_io.text import sanitize
 PROTOCOLS = range(2, 6)
 _STOP = 0x2E
 _INLINE_BYTES = 1024  # longer payloads, most of them array data, stay in the file
-_BUILDABLE = (OrderedDict, CfgNode, Namespace, NumpyDtype, NumpyArray)
+_BUILDABLE = (OrderedDict, CfgNode, Namespace, NumpyDtype, NumpyArray, Foreign)
+_ODD_KEYS = (ForeignType, float, bool, type(None))
 
 Persistent = Callable[[object], object]
 
@@ -105,7 +109,7 @@ class _Machine:
 
     def _refuse_opcode(self, opcode: int) -> NoReturn:
         if opcode == 0x69:  # INST imports and calls in one: say what it would have called
-            refuse(*self._two_lines())
+            refuse(*self._two_lines(), self._entry())
         import pickletools  # only to say the opcode's name
 
         names = {ord(known.code): known.name for known in pickletools.opcodes}
@@ -170,6 +174,8 @@ class _Machine:
 
     def append(self, items: list[Any]) -> None:
         target = self.top()
+        if isinstance(target, Foreign):
+            return
         if type(target) is not list:
             raise malformed("it appends to something that is no list")
         target.extend(items)
@@ -177,9 +183,12 @@ class _Machine:
     def add_items(self) -> None:
         items = self.pop_mark()
         target = self.top()
-        if type(target) is not set or not all(type(item) is str for item in items):
-            raise malformed("a set of other than strings")
-        target.update(items)
+        if not isinstance(target, PickledSet):
+            raise malformed("it adds items to something that is no set")
+        target.items.extend(items)
+
+    def frozen_set(self) -> None:
+        self.push(PickledSet(self.pop_mark()))
 
     def tuple_of(self, count: int) -> None:
         if len(self.stack) < count:
@@ -189,10 +198,14 @@ class _Machine:
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
+        if isinstance(target, Foreign):
+            return
         if not isinstance(target, dict) or len(items) % 2:
             raise malformed("it sets items on something that is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) not in (str, int):
+            if isinstance(key, _ODD_KEYS):
+                key = OddKey(key)
+            elif type(key) not in (str, int):
                 raise malformed("a dict has a key that is neither text nor an integer")
             if key in target:
                 raise malformed(f"the key {sanitize(key)} comes twice")
@@ -219,22 +232,42 @@ class _Machine:
         return decode_text(self.tape.line()), decode_text(self.tape.line())
 
     def global_(self) -> None:
-        self.push(look_up(*self._two_lines()))
+        self._look_up(*self._two_lines())
 
     def stack_global(self) -> None:
         name, module = self.pop(), self.pop()
         if type(name) is not str or type(module) is not str:
             raise malformed("a global whose name is no text")
-        self.push(look_up(module, name))
+        self._look_up(module, name)
+
+    def _look_up(self, module: str, name: str) -> None:
+        """Push the inert stand-in for a global, or refuse it by its exact name."""
+        if (module, name) not in GLOBALS:
+            refuse(module, name, self._entry())
+        self.push(GLOBALS[module, name])
+
+    def _entry(self) -> str:
+        """Say under which keys the object being read will stand, as far as that is sure."""
+        keys = []
+        for below, items in pairwise([*self.marks, self.stack]):
+            if below and isinstance(below[-1], dict):
+                keys += [str(key) for key in items[::2] if type(key) in (str, int)][-1:]
+        return ".".join(keys)
 
     def reduce(self) -> None:
         args, function = self.pop(), self.pop()
+        if isinstance(function, ForeignType) and type(args) is tuple:
+            self.push(Foreign(function))
+            return
         if not isinstance(function, Global) or function.reduce is None or type(args) is not tuple:
             raise malformed("it calls something that is no function")
         self.push(function.reduce(args))
 
     def new(self) -> None:
         args, cls = self.pop(), self.pop()
+        if isinstance(cls, ForeignType) and type(args) is tuple:
+            self.push(Foreign(cls))
+            return
         if not isinstance(cls, Global) or cls.new is None or args != ():
             raise malformed("it makes an instance of something that is no class")
         self.push(cls.new())
@@ -285,8 +318,9 @@ _STEPS: dict[int, Callable[[_Machine], None]] = {
     0x7D: lambda m: m.push({}),  # EMPTY_DICT
     0x73: lambda m: m.set_items(m.pair()),  # SETITEM
     0x75: lambda m: m.set_items(m.pop_mark()),  # SETITEMS
-    0x8F: lambda m: m.push(set()),  # EMPTY_SET
+    0x8F: lambda m: m.push(PickledSet([])),  # EMPTY_SET
     0x90: _Machine.add_items,  # ADDITEMS
+    0x91: _Machine.frozen_set,  # FROZENSET
     # memo
     0x71: lambda m: m.put(m.tape.byte()),  # BINPUT
     0x72: lambda m: m.put(m.tape.number(4)),  # LONG_BINPUT

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from weights_io.dtypes import decode
 from weights_io.lazy import LazyArray
 from weights_io.limits import Ledger
+from weights_io.pickles.foreign import Foreign, ForeignType, OddKey
+from weights_io.pickles.globals import Getattr, refuse
 from weights_io.pickles.inert import (
     CfgNode,
     Inert,
     Namespace,
     NumpyArray,
+    PickledSet,
     Span,
     TensorView,
     decode_text,
@@ -41,6 +44,7 @@ class TreeBuilder:
         self._resolve = resolve
         self._done: dict[int, tuple[object, int]] = {}  # by id: the copy and its unfolded size
         self._open: set[int] = set()
+        self._set_items = 0  # looked at in all sets: many can share one list
 
     def build(self, raw: object) -> object:
         """Return the plain tree that `raw` stands for; `raw` must outlive the call."""
@@ -77,18 +81,33 @@ class TreeBuilder:
             items = [copy for copy, _ in copies]
             size = 1 + sum(size for _, size in copies)
             return (tuple(items) if isinstance(raw, tuple) else items), size
-        if isinstance(raw, set):  # of strings, which the machine has made sure of
-            return set(raw), 1 + len(raw)
+        if isinstance(raw, PickledSet):
+            return self._set(raw)
         return self._leaf(raw), 1
+
+    def _set(self, raw: PickledSet) -> tuple[set[str] | Inert, int]:
+        """A set of strings; of anything else only that there was one."""
+        self._set_items += len(raw.items)
+        self._limits.enforce("nodes", self._set_items, "the sets of the pickle hold too much")
+        if all(type(item) is str for item in raw.items):
+            return set(raw.items), 1 + len(raw.items)
+        return Inert("builtins.set", None), 1
 
     def _dict(self, raw: dict[Any, Any], depth: int) -> tuple[dict[Any, object], int]:
         content, size = {}, 1
-        for key, value in raw.items():
-            content[key], value_size = self._copy(value, depth)
+        for place, (key, value) in enumerate(raw.items()):
+            name = Inert(key.type_name, place) if isinstance(key, OddKey) else key
+            content[name], value_size = self._copy(value, depth)
             size += 1 + value_size
         return content, size
 
-    def _leaf(self, raw: object) -> LazyArray | str | bytes:
+    def _leaf(self, raw: object) -> LazyArray | Inert | str | bytes:
+        if isinstance(raw, Foreign):
+            return Inert(raw.type_name, None)
+        if isinstance(raw, ForeignType):
+            return Inert("type", raw.type_name)
+        if isinstance(raw, Getattr):
+            refuse(raw.module, raw.name)
         if isinstance(raw, TensorView) and self._resolve is not None:
             return self._resolve(raw)
         if isinstance(raw, NumpyArray):
@@ -98,10 +117,13 @@ class TreeBuilder:
             return decode_text(raw.read()) if raw.encoding == "text" else raw.read()
         raise malformed(f"a {type(raw).__name__} stands where data should be")
 
-    def _numpy_array(self, raw: NumpyArray) -> LazyArray:
+    def _numpy_array(self, raw: NumpyArray) -> LazyArray | Inert:
         kind = raw.dtype
         if kind is None:
             raise malformed("a numpy array has no state")
+        dtype = kind.dtype
+        if dtype is None:
+            return Inert("numpy.ndarray", None)
         count = self._ledger.admit(raw.shape, kind.stored.itemsize, "a numpy array")
         wanted, got = count * kind.stored.itemsize, raw.data_bytes
         if not got[0] <= wanted <= got[1]:
@@ -109,6 +131,6 @@ class TreeBuilder:
 
         def read() -> NDArray[Any]:
             values = raw.values().reshape(raw.shape, order="F" if raw.fortran else "C")
-            return np.ascontiguousarray(decode(values, kind.dtype)).reshape(raw.shape)
+            return np.ascontiguousarray(decode(values, dtype)).reshape(raw.shape)
 
-        return LazyArray(raw.shape, kind.dtype, read)
+        return LazyArray(raw.shape, dtype, read)

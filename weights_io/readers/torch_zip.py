@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol
+
 from weights_io.errors import WeightsFileError
 from weights_io.limits import Ledger, Limits
 from weights_io.pickles.inert import Storage, malformed
@@ -10,7 +13,7 @@ from weights_io.pickles.tree import TreeBuilder
 from weights_io.readers.contents import Contents
 from weights_io.readers.metadata import parse_json, parse_text_metadata
 from weights_io.readers.torch_tensors import Storages, TensorResolver, check_record_size
-from weights_io.source import Source
+from weights_io.source import Readable, Source
 from weights_io.text import sanitize
 from weights_io.zips.member import Member
 
@@ -19,36 +22,58 @@ METADATA = ".metadata.json"
 _PLAIN_MEMBERS = (PICKLE, "byteorder", "version")
 
 
+class File(Readable, Protocol):
+    """A file of a torch archive: a member of a zip, or a file of an unpacked folder."""
+
+    name: str
+
+    def read(self, limits: Limits) -> bytes:
+        """Return all of it, which may be no larger than a header."""
+
+    def read_all(self) -> bytes:
+        """Return all of it; the caller has bounded its size."""
+
+
 def read_torch_zip(source: Source, members: dict[str, Member], limits: Limits) -> Contents:
     """Read the tree of a torch zip; its storages stay in the file."""
     root_folder = _root_folder(members)
     _refuse_strangers(members, root_folder)
-    pickle = _pickle_source(members[root_folder + PICKLE], limits)
+    return read_torch_archive(members, root_folder, source.size, limits)
+
+
+def read_torch_archive(
+    files: Mapping[str, File], root_folder: str, size: int, limits: Limits
+) -> Contents:
+    """Read the tree of data.pkl and its storages, in files that `root_folder` stands before.
+
+    `size` is that of all files together, which says how much memory the arrays may ask for.
+    """
+    pickle = _pickle_source(files[root_folder + PICKLE], limits)
     storages = Storages(id_length=5)
     raw, end = run_pickle(pickle, 0, limits, storages.persistent)
     if end != pickle.size:
         raise malformed(f"{pickle.size - end} bytes follow its end")
 
-    def find(storage: Storage) -> Member:
-        member = members.get(f"{root_folder}data/{storage.key}")
-        if member is None:
+    def find(storage: Storage) -> File:
+        file = files.get(f"{root_folder}data/{storage.key}")
+        if file is None:
             raise WeightsFileError(
                 f"storage {sanitize(storage.key)} is missing from the archive",
                 advice="the file is damaged: copy or download it again",
             )
-        check_record_size(storage, member.size)
-        return member
+        check_record_size(storage, file.size)
+        return file
 
     resolve = TensorResolver(
         find,
-        Ledger(limits, source.size),
-        big_endian=_is_big_endian(members.get(root_folder + "byteorder"), limits),
+        Ledger(limits, size),
+        big_endian=_is_big_endian(files.get(root_folder + "byteorder"), limits),
     )
     root = TreeBuilder(resolve.ledger, resolve).build(raw)
-    return Contents("torch-zip", root, _metadata(members.get(root_folder + METADATA), limits))
+    return Contents("torch-zip", root, _metadata(files.get(root_folder + METADATA), limits))
 
 
-def _metadata(member: Member | None, limits: Limits) -> dict[str, str]:
+def _metadata(member: File | None, limits: Limits) -> dict[str, str]:
     """The table of texts that `write_torch_zip` puts beside the arrays."""
     if member is None:
         return {}
@@ -61,9 +86,12 @@ def _root_folder(members: dict[str, Member]) -> str:
     torch names it after the file at save time, so a renamed file still has the old name inside.
     """
     folders = {name.partition("/")[0] for name in members}
-    if len(folders) != 1:
+    if PICKLE in members:  # packed again from inside the folder
+        folder = ""
+    elif len(folders) != 1:
         raise WeightsFileError("a torch zip with more than one top-level folder", got=len(folders))
-    folder = folders.pop() + "/"
+    else:
+        folder = folders.pop() + "/"
     if any(name.startswith(folder + "code/") for name in members) or (
         folder + "constants.pkl" in members
     ):
@@ -88,12 +116,12 @@ def _refuse_strangers(members: dict[str, Member], folder: str) -> None:
             )
 
 
-def _pickle_source(member: Member, limits: Limits) -> Source:
+def _pickle_source(member: File, limits: Limits) -> Source:
     limits.enforce("pickle_bytes", member.size, "the pickle is too large")
     return Source.from_bytes(member.read_all(), sanitize(member.name))
 
 
-def _is_big_endian(member: Member | None, limits: Limits) -> bool:
+def _is_big_endian(member: File | None, limits: Limits) -> bool:
     order = b"little" if member is None else member.read(limits)
     if order not in (b"little", b"big"):
         raise WeightsFileError(

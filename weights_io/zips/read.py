@@ -8,7 +8,7 @@ and the end record is the end of the file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from struct import unpack_from
 from typing import NamedTuple
 
@@ -47,6 +47,8 @@ def read_zip(source: Source, limits: Limits) -> dict[str, Member]:
     limits.enforce("members", directory.entries, "the zip archive has too many members")
     limits.enforce("header_bytes", directory.size, "the zip directory is too large")
     entries = _parse_entries(source.read(directory.start, directory.size), directory.entries)
+    if all("/" not in entry.name for entry in entries):  # as some Windows tools write it
+        entries = [replace(entry, name=entry.name.replace("\\", "/")) for entry in entries]
     for entry in entries:
         _check_entry(entry, limits)
     members: dict[str, Member] = {}
@@ -71,7 +73,7 @@ def is_safe_name(name: str) -> bool:
 
 
 def _bad(what: str, got: object = None, wanted: object = None) -> WeightsFileError:
-    advice = "the file is damaged or was made to deceive: get it again from its source"
+    advice = "the file is damaged, or was not packed as zip files are: get it from its source again"
     return WeightsFileError(what, got=got, wanted=wanted, advice=advice)
 
 

@@ -11,7 +11,7 @@ import click
 from repvgg_ref_cli import completion
 from repvgg_ref_cli.console import console
 from repvgg_ref_cli.options import (
-    FILE,
+    Output,
     algorithm_option,
     backend_option,
     debug_option,
@@ -70,8 +70,8 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
 @click.option(
     "--layers/--no-layers", default=True, show_default=True, help="Show each layer's GFLOP/s."
 )
-@click.option("--out", type=FILE, help="Also write the JSON here, all rounds included.")
-@click.option("--picture", type=FILE, help="Also draw it, as an SVG file.")
+@click.option("--out", type=Output("json"), help="Also write the JSON here, all rounds included.")
+@click.option("--picture", type=Output("svg"), help="Also draw it, as an SVG file.")
 @json_option
 @debug_option
 def command(

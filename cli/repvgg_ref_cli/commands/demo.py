@@ -73,10 +73,10 @@ class _Reading(NamedTuple):
 
 
 def _show_samples(console: Console, train: Model, deploy: Model, backend: str) -> None:
-    from PIL import Image
     from rich.table import Table
 
     from repvgg_ref.data.digits import image_to_input, sample_label, sample_paths
+    from repvgg_ref.data.images import open_upright
 
     console.print("\n[bold]3. predict[/bold] bundled pictures that no training has seen")
     paths = sample_paths()
@@ -84,8 +84,7 @@ def _show_samples(console: Console, train: Model, deploy: Model, backend: str) -
         table = Table(box=None, show_header=False, padding=(0, 3, 0, 3))
         drawn, read = [], []
         for path in paths[start : start + _SAMPLES_A_ROW]:
-            with Image.open(path) as image:
-                x = image_to_input(image)
+            x = image_to_input(open_upright(path))
             first, second = (int(m.forward(x, backend=backend).argmax()) for m in (train, deploy))
             drawn.append(_drawn(x, console.encoding))
             read.append(_verdict(_Reading(sample_label(path), first, second)))

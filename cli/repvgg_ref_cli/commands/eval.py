@@ -49,7 +49,11 @@ _DISAGREES = 1
 @checkpoint_option("weights", "--weights", help="In train or deploy form.")
 @data_option
 @click.option(
-    "--split", type=click.Choice(["train", "val"]), default="val", show_default=True, help="Part."
+    "--split",
+    type=click.Choice(["train", "val", "held-out"]),
+    default="val",
+    show_default=True,
+    help="Part; held-out is what `train` kept apart of a set that has no val.",
 )
 @click.option(
     "--size",
@@ -114,8 +118,10 @@ def command(
     Exit code 1 with --form both if the two forms disagree.
     """
     import repvgg_ref
+    from repvgg_ref.data import splits_of
     from repvgg_ref.data.loader import Loader
     from repvgg_ref.data.skipped import told
+    from repvgg_ref.models.network import require_head
     from repvgg_ref.train.evaluate import count
     from repvgg_ref.train.sources import (
         class_notes,
@@ -135,8 +141,11 @@ def command(
     )
     for message in (*loaded.notes, *assumed_line(loaded.assumed)):
         note(message)
+    require_head(loaded, "eval")
     forms = _forms(loaded, form)
     source = open_validation(loaded, data, split=split, decoder=decoder, limit=limit)
+    if split == "val" and Path(data).is_dir() and "val" not in splits_of(data):
+        note(f"{data} has no val, so all of it is judged; after a training on it: --split held-out")
     for message in class_notes(loaded, source):
         note(message)
     transform = validation_transform(
@@ -236,6 +245,7 @@ def _as_json(
             "ok": apart.ok,
             "same_class": apart.same_class,
             "max_difference": apart.difference,
+            "largest_difference": apart.largest,
             "tolerance": apart.tolerance,
         }
     return found
@@ -278,7 +288,8 @@ def _show(found: dict[str, Any]) -> None:
         click.echo(
             f"forms  {'agree' if apart['ok'] else 'DISAGREE'}: the same class for "
             f"{apart['same_class']} of {found['images']} images; logits differ by at most "
-            f"{apart['max_difference']:.2g}, rounding explains {apart['tolerance']:.2g}"
+            f"{apart['largest_difference']:.2g}; on the image closest to what rounding explains "
+            f"by {apart['max_difference']:.2g} of {apart['tolerance']:.2g}"
         )
     if found["expected"] is not None:
         _show_expected(found["expected"])

@@ -10,6 +10,7 @@ import click
 from repvgg_ref_cli import completion
 from repvgg_ref_cli.options import (
     FILE,
+    FOLDER,
     assumed_line,
     block_option,
     checkpoint_option,
@@ -38,7 +39,7 @@ _SHOWN_SURVIVORS = 8
     shell_complete=completion.models_and_files,
     help="A checkpoint, or an official name: then weights are chosen that hide no bug.",
 )
-@click.option("--out", type=FILE, required=True, help="The bundle: a new folder.")
+@click.option("--out", type=FOLDER, required=True, help="The bundle: a new folder.")
 @click.option(
     "--inputs", type=FILE, help="The batch: .npy, .npz or a picture. [made so that bugs show]"
 )

@@ -85,6 +85,7 @@ def command(
     """
     import repvgg_ref
     from repvgg_ref.data.images import network_input
+    from repvgg_ref.models.network import require_head
     from repvgg_ref_cli.progress import ProgressBar
 
     loaded = repvgg_ref.load(
@@ -98,6 +99,7 @@ def command(
     )
     for message in (*loaded.notes, *assumed_line(loaded.assumed)):
         note(message)
+    require_head(loaded, "predict")
     names = _class_names(classes, loaded)
     results = []
     with ProgressBar("classifying") as progress:

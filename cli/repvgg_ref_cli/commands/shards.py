@@ -13,12 +13,12 @@ from repvgg_ref_cli.data_options import (
     interpolation_option,
     threads_option,
 )
-from repvgg_ref_cli.options import FILE, debug_option, json_option, note, print_json
+from repvgg_ref_cli.options import FILE, FOLDER, debug_option, json_option, note, print_json
 
 
 @click.command(short_help="Resize a data set once, for fast training.")
 @click.option("--data", metavar="DIR", help="Any data set that `eval` reads.")
-@click.option("--out", type=FILE, metavar="DIR", help="A new folder.")
+@click.option("--out", type=FOLDER, metavar="DIR", help="A new folder.")
 @click.option(
     "--check", type=FILE, metavar="DIR", help="Compare a finished folder with its hashes."
 )

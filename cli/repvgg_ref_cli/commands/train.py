@@ -16,11 +16,13 @@ from repvgg_ref_cli import completion
 from repvgg_ref_cli.failures import report
 from repvgg_ref_cli.options import (
     FILE,
+    FOLDER,
     Settings,
     backend_option,
     checkpoint_option,
     debug_option,
     json_option,
+    note,
 )
 from repvgg_ref_cli.stop_signals import StopSignals
 
@@ -76,7 +78,7 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
     shell_complete=completion.recipes,
     help=f"What to train with. Default: {_BUNDLED} without --data, else {_DEFAULT}.",
 )
-@click.option("--out", type=FILE, help="The folder for states and results. Default: runs/RECIPE.")
+@click.option("--out", type=FOLDER, help="The folder for states and results. Default: runs/RECIPE.")
 @click.option("--resume", is_flag=True, help="Continue the training in --out.")
 @click.option(
     "--accept-changes", is_flag=True, help="Resume even if recipe, data or ranks have changed."
@@ -98,6 +100,14 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
     help="Arithmetic on a GPU; fp16 scales the loss.",
 )
 @click.option("--sync-bn", is_flag=True, help="Batch norm over the images of all ranks.")
+@click.option(
+    "--rank-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long ranks wait for a frozen one before all end.",
+)
 @click.option(
     "--save-every", type=click.IntRange(min=0), default=0, help="Steps between states; 0: an epoch."
 )
@@ -132,7 +142,7 @@ def command(
 
     # A loss that is not finite is found and told; the arithmetic's threads need not warn as well.
     warnings.filterwarnings("ignore", "overflow|invalid value", RuntimeWarning)
-    comm = connect()
+    comm = connect(asked.pop("rank_timeout"))
     if asked["threads"] is None:
         told = THREADS in os.environ
         shared = 1 if told else ranks_on_machine(comm)
@@ -169,6 +179,8 @@ def _train(
     if dry_run:
         seconds = measured_step(job)
         if first:
+            for message in job.data.notes:
+                note(message)
             show_plan(job.plan, seconds, as_json=as_json)
         return
     view = (JsonView if as_json else View)(job.plan, shown=first)

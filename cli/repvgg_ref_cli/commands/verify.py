@@ -14,8 +14,8 @@ import click
 from repvgg_ref_cli.console import can_draw, console
 from repvgg_ref_cli.failures import DISAGREES
 from repvgg_ref_cli.options import (
-    FILE,
     INPUT,
+    Output,
     assumed_line,
     block_option,
     checkpoint_option,
@@ -66,8 +66,10 @@ _PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
     show_default=True,
     help="Seconds that a candidate which is run may take.",
 )
-@click.option("--report", "page", type=FILE, help="Write the report as one HTML page; - is stdout.")
-@click.option("--junit", type=FILE, help="Write the report as JUnit XML; - is stdout.")
+@click.option(
+    "--report", "page", type=Output("html"), help="Write the report as one HTML page; - is stdout."
+)
+@click.option("--junit", type=Output("xml"), help="Write the report as JUnit XML; - is stdout.")
 @json_option
 @debug_option
 @click.pass_context

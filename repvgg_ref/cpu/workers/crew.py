@@ -10,24 +10,22 @@ helpers that have no plan to run sleep on a socket.
 
 A helper is a fresh interpreter, no fork: it inherits no locks and none of the caller's memory. It
 is told everything by messages of JSON, with arrays in anonymous files (`memfd_create`, Linux), and
-ends when the caller does. An x86 processor makes stores visible in order without further ado, so
-crews are for these.
+ends when the caller does; `process` starts and watches it. An x86 processor makes stores visible in
+order without further ado, so crews are for these.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import platform
-import socket
-import subprocess
 import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import BufferedWriter, FileIO
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -37,18 +35,19 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu.convolution.algorithms import Algorithm
-from repvgg_ref.cpu.workers.helper import LONGEST
 from repvgg_ref.cpu.workers.pool import OneAtATime
+from repvgg_ref.cpu.workers.process import (
+    CrewError,
+    HelperProcess,
+    order_of,
+    shared_file,
+    uninterrupted,
+)
 from repvgg_ref.cpu.workers.seats import Board, Seat
 from repvgg_ref.errors import BackendError
 
 WORKERS = "REPVGG_WORKERS"
 MOST_SEATS = 16  # a helper takes some 40 MB
-_PROGRAM = "from repvgg_ref.cpu.workers.helper import serve; serve()"
-
-
-class CrewError(Exception):
-    """A helper is gone, or could not do its part."""
 
 
 def available(threads: int) -> bool:
@@ -79,16 +78,15 @@ def available(threads: int) -> bool:
 class Caller(Seat):
     """Seat 0."""
 
-    def __init__(self, crew: Crew, plan: int, file: int) -> None:
+    def __init__(self, crew: Crew, plan: int, file: FileIO) -> None:
         super().__init__(0, crew.seats, crew.board, file, crew.check)
         self.crew, self._plan = crew, plan
+        weakref.finalize(self, file.close)
         weakref.finalize(self, crew.forget, plan).atexit = False
 
-    def allocate(self, numbers: int, dtype: Any) -> Array:
-        """As `Seat.allocate`; the file is not needed again."""
-        found = super().allocate(numbers, dtype)
-        os.close(self._file)
-        return found
+    def fileno(self) -> int:
+        """Of the plan's file, until `allocate`."""
+        return self._file.fileno()
 
     @property
     def usable(self) -> bool:
@@ -97,6 +95,7 @@ class Caller(Seat):
 
     def call(self) -> None:
         """Let the helpers begin."""
+        self.crew.greet()
         self.crew.tell({"do": "run", "plan": self._plan})
 
     @contextmanager
@@ -115,16 +114,16 @@ class Crew:
 
     def __init__(self, seats: int) -> None:
         self.seats, self.turns = seats, OneAtATime()
-        self._pid, self._plans = os.getpid(), count()
-        file = os.memfd_create("repvgg-ref board")
-        self.board = Board(file, 0, seats)
-        self._helpers: list[tuple[subprocess.Popen[bytes], socket.socket]] = []
-        for seat in range(1, seats):
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                self._helpers.append((_start(seat, seats, file, theirs.fileno()), ours))
-        os.close(file)
-        self.closed = False
+        self._pid, self._plans, self.closed = os.getpid(), count(), False
+        self._helpers: list[HelperProcess] = []
+        with shared_file("repvgg-ref board") as file:
+            self.board = Board(file, 0, seats)
+            try:
+                for seat in range(1, seats):
+                    self._helpers.append(HelperProcess(seat, seats, file))
+            except BaseException:
+                self.close()
+                raise
         atexit.register(self.close)
 
     def join(
@@ -157,15 +156,15 @@ class Crew:
             "algorithms": algorithms,
         }
         try:
-            buffers, weights = (os.memfd_create(name) for name in ("plan", "weights"))
-            with os.fdopen(weights, "wb") as file:
+            with shared_file("weights") as raw, BufferedWriter(raw) as weights:
                 for array in params.values():
-                    np.save(file, array, allow_pickle=False)
-                file.flush()
-                self.tell(order, [buffers, weights])
+                    np.save(weights, array, allow_pickle=False)
+                weights.flush()
+                seat = Caller(self, plan, shared_file("plan"))
+                self.tell(order, [seat.fileno(), raw.fileno()])
         except OSError as error:
             raise CrewError(f"no memory can be shared: {error}") from error
-        return Caller(self, plan, buffers)
+        return seat
 
     def tell(self, order: Mapping[str, Any], files: list[int] | None = None) -> None:
         """Send an order to every helper.
@@ -173,40 +172,33 @@ class Crew:
         Raises
         ------
         CrewError
-            If they do not listen.
+            If they are gone, or do not listen.
         """
-        message = json.dumps(order).encode()
-        if not self.usable or len(message) > LONGEST:
-            raise CrewError(f"helper processes are not there, or told too much: {len(message)} B")
-        try:
-            for _, channel in self._helpers:
-                socket.send_fds(channel, [message], files or [])
-        except OSError as error:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                for process, _ in self._helpers:
-                    process.wait(1)
-            self.check()
-            raise CrewError(f"a helper process does not listen: {error}") from error
+        if not self.usable:
+            raise CrewError("helper processes are not there")
+        message = order_of(order)
+        for helper in self._helpers:
+            helper.tell(message, files or [])
 
     def forget(self, plan: int) -> None:
         """Let the helpers drop a plan, if they are there."""
         with contextlib.suppress(CrewError):
             self.tell({"do": "drop", "plan": plan})
 
-    def check(self) -> None:
-        """Raise `CrewError` if a helper has ended."""
-        for process, channel in self._helpers:
-            if process.poll() is None:
-                continue
-            said = ""
-            for _ in range(2):  # the first time we are told that it left orders unread
-                with contextlib.suppress(OSError):
-                    said = said or channel.recv(LONGEST).decode(errors="replace")
-            raise CrewError(said or f"a helper process ended with code {process.returncode}")
+    def check(self, since: float) -> None:
+        """Raise `CrewError` if a helper ended, or did nothing, in a wait that began at `since`."""
+        for helper in self._helpers:
+            helper.check(since)
+
+    def greet(self) -> None:
+        """Wait until every helper has said who it is; raises `CrewError` if one does not."""
+        for helper in self._helpers:
+            helper.greet()
 
     def use(self) -> tuple[float, int]:
         """Processor seconds of the helpers so far, and the most bytes they held beside ours."""
         with self.turns.session():
+            self.greet()
             self.tell({"do": "use"})
             self.board.meet(self.check)
         return self.board.told(0) / 1e9, self.board.told(1)
@@ -220,12 +212,11 @@ class Crew:
         """End the helpers."""
         if not self.usable:
             return
-        self.closed = True
-        for process, channel in self._helpers:
-            channel.close()
-            process.kill()
-            process.wait()
-        atexit.unregister(self.close)
+        with uninterrupted():
+            self.closed = True
+            for helper in self._helpers:
+                helper.end()
+            atexit.unregister(self.close)
 
 
 _crews: dict[tuple[int, int], Crew] = {}
@@ -242,7 +233,8 @@ def crew(seats: int) -> Crew:
     key = os.getpid(), seats
     if key not in _crews or _crews[key].closed:
         try:
-            _crews[key] = Crew(seats)
+            with uninterrupted():
+                _crews[key] = Crew(seats)
         except OSError as error:
             raise CrewError(f"no helper process can be started: {error}") from error
     return _crews[key]
@@ -252,15 +244,3 @@ def use_of_helpers() -> tuple[float, int]:
     """Processor seconds and peak bytes (`Crew.use`) of all helpers of this process."""
     uses = [each.use() for each in _crews.values() if each.usable]
     return sum(seconds for seconds, _ in uses), sum(size for _, size in uses)
-
-
-def _start(seat: int, seats: int, board: int, channel: int) -> subprocess.Popen[bytes]:
-    numbers = map(str, (seat, seats, board, channel, os.getpid()))
-    ours = Path(__file__).parents[3]  # first, so that the helper runs this very code
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", _PROGRAM, *numbers],
-        pass_fds=(board, channel),
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ours), *filter(None, sys.path)])},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )

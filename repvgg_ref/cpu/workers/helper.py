@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from repvgg_ref.cpu.plan import Plan
 from repvgg_ref.cpu.workers import memory
 from repvgg_ref.cpu.workers.pool import OneAtATime
 from repvgg_ref.cpu.workers.seats import Board, Seat
+from repvgg_ref.interpreter import identity
 
 LONGEST = 1 << 16  # bytes of an order
+FAILED = "a helper process failed"  # how its last words begin
 PATIENCE = 5  # seconds between looks whether the caller is there
 
 
@@ -29,14 +32,16 @@ def serve() -> None:
     """What a helper does: obey until the caller is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides
     seat, seats, file, channel, caller = map(int, sys.argv[1:])
-    board = Board(file, seat, seats)
+    with FileIO(file, "r+") as shared:
+        board = Board(shared, seat, seats)
     with socket.socket(fileno=channel) as orders, OneAtATime().session():
+        orders.send(json.dumps(identity()).encode())
         helper = _Helper(seat, seats, board, caller)
         try:
             while (order := _next_order(orders, caller)) is not None:
                 helper.obey(*order)
         except Exception as error:
-            orders.send(f"a helper process failed: {type(error).__name__}: {error}".encode())
+            orders.send(f"{FAILED}: {type(error).__name__}: {error}".encode())
             raise SystemExit(1) from None
 
 
@@ -46,7 +51,7 @@ class _Helper:
         self._plans: dict[int, tuple[int, Plan]] = {}
         self._packed: dict[int, Packed] = {}
 
-    def obey(self, order: dict[str, Any], files: list[int]) -> None:
+    def obey(self, order: dict[str, Any], files: list[FileIO]) -> None:
         if order["do"] == "plan":
             self._plans[order["plan"]] = order["model"], self._join(order, *files)
         elif order["do"] == "run":
@@ -57,10 +62,13 @@ class _Helper:
             self._board.tell(time.process_time_ns(), _peak_bytes())
             self._board.meet(self._check)
 
-    def _join(self, order: dict[str, Any], buffers: int, weights: int) -> Plan:
-        with Path(f"/proc/self/fd/{weights}").open("rb") as arrays:  # with a position of its own
+    def _join(self, order: dict[str, Any], buffers: FileIO, weights: FileIO) -> Plan:
+        with (
+            weights,
+            Path(f"/proc/self/fd/{weights.fileno()}").open("rb") as arrays,
+        ):  # position of its own
             params = {name: np.load(arrays, allow_pickle=False) for name in order["params"]}
-        plan = Plan(
+        return Plan(
             tuple(BlockSpec(**block) for block in order["blocks"]),
             params,
             tuple(order["shape"]),
@@ -69,9 +77,6 @@ class _Helper:
             algorithms=order["algorithms"],
             packed=self._packed.setdefault(order["model"], {}),
         )
-        for file in (buffers, weights):
-            os.close(file)
-        return plan
 
     def _drop(self, plan: int) -> None:
         """With the packed weights of a model that has no other plan."""
@@ -80,7 +85,7 @@ class _Helper:
         self._packed = {model: p for model, p in self._packed.items() if model in models}
         memory.IDLE.clear()
 
-    def _check(self) -> None:
+    def _check(self, since: float) -> None:
         if os.getppid() != self._caller:
             raise SystemExit
 
@@ -92,11 +97,11 @@ def _peak_bytes() -> int:
     return 1024 * (kilobytes["VmHWM:"] - kilobytes["RssShmem:"])
 
 
-def _next_order(orders: socket.socket, caller: int) -> tuple[dict[str, Any], list[int]] | None:
+def _next_order(orders: socket.socket, caller: int) -> tuple[dict[str, Any], list[FileIO]] | None:
     """The next message; None when the caller is gone, though a fork of it may hold the socket."""
     orders.settimeout(PATIENCE)
     while os.getppid() == caller:
         with contextlib.suppress(TimeoutError):
             message, files, _, _ = socket.recv_fds(orders, LONGEST, 2)
-            return (json.loads(message), files) if message else None
+            return (json.loads(message), [FileIO(f, "r+") for f in files]) if message else None
     return None

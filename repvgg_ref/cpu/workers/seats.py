@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from io import FileIO
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,20 @@ LOOK = 0.02  # seconds between looks whether the other process is there at all
 CELLS = 8  # numbers of 8 bytes a seat: a cache line
 
 
+Check = Callable[[float], None]
+"""Raises if another process is not there any more; is told when the wait began."""
+
+
 class Board:
     """A line of numbers for each seat, which all see; the first is how many stages it has done."""
 
-    def __init__(self, fd: int, seat: int, seats: int) -> None:
-        os.ftruncate(fd, 8 * CELLS * seats)
-        self._cells = memoryview(mmap.mmap(fd, 8 * CELLS * seats)).cast("q")
+    def __init__(self, file: FileIO, seat: int, seats: int) -> None:
+        file.truncate(8 * CELLS * seats)
+        self._cells = memoryview(mmap.mmap(file.fileno(), 8 * CELLS * seats)).cast("q")
         self._mine, self._done = CELLS * seat, 0
         self._others = [CELLS * other for other in range(seats) if other != seat]
 
-    def meet(self, check: Callable[[], None]) -> None:
+    def meet(self, check: Check) -> None:
         """Wait until all have called this as often as we; `check` raises if somebody is gone."""
         self._done += 1
         done, cells = self._done, self._cells
@@ -42,14 +46,14 @@ class Board:
                 if looks > SPIN:
                     self._wait(other, done, check)
 
-    def _wait(self, other: int, done: int, check: Callable[[], None]) -> None:
+    def _wait(self, other: int, done: int, check: Check) -> None:
         """The same with the processor left to others: they may be what we wait for."""
-        since = time.perf_counter()
+        began = looked = time.perf_counter()
         while self._cells[other] < done:
             time.sleep(NAP)
-            if time.perf_counter() - since > LOOK:
-                check()
-                since = time.perf_counter()
+            if time.perf_counter() - looked > LOOK:
+                check(began)
+                looked = time.perf_counter()
 
     def tell(self, *numbers: int) -> None:
         """Show up to seven numbers to the other seats."""
@@ -64,9 +68,7 @@ class Board:
 class Seat:
     """The team of one plan, as one process of the crew sees it."""
 
-    def __init__(
-        self, seat: int, seats: int, board: Board, file: int, check: Callable[[], None]
-    ) -> None:
+    def __init__(self, seat: int, seats: int, board: Board, file: FileIO, check: Check) -> None:
         self.seat: int | None = seat
         self.threads = self.processes = seats
         self._board, self._file, self._check = board, file, check
@@ -77,10 +79,11 @@ class Seat:
         return True
 
     def allocate(self, numbers: int, dtype: Any) -> Array:
-        """The plan's file as an array, (numbers,); every seat asks for the same."""
+        """The plan's file as an array, (numbers,), once; every seat asks for the same."""
         size = max(1, numbers * np.dtype(dtype).itemsize)
-        os.ftruncate(self._file, size)
-        return np.frombuffer(mmap.mmap(self._file, size), dtype, numbers)
+        with self._file as file:
+            file.truncate(size)
+            return np.frombuffer(mmap.mmap(file.fileno(), size), dtype, numbers)
 
     def here(self, stage: Stage) -> None:
         """Do all items."""

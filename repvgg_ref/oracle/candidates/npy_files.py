@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import stat
+import os
 import warnings
+from io import BufferedReader
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +13,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.candidates.base import CandidateFailure
-from weights_io import sanitize
+from weights_io import IrregularFileError, open_regular, sanitize
 
 MOST_BYTES = 4 << 30
 _HEADER_BYTES = 4096
@@ -24,20 +25,23 @@ _SHORT |= {"f2": "float16", "f4": "float32", "f8": "float64"}
 _ORDERS = {"little": "<", "big": ">", "<": "<", ">": ">"}
 
 
-def read_npy(path: Path) -> Array:
+def read_npy(path: Path, shape: tuple[int, ...] | None = None) -> Array:
     """The array in a .npy file.
 
     Raises
     ------
     CandidateFailure
-        If it is no plain .npy file, or is shorter or longer than its header says.
+        If it is no plain .npy file, is shorter or longer than its header says, or is not of the
+        `shape` that somebody said it has.
     """
     with _opened(path) as file:
-        return read_npy_stream(file, path.stat().st_size, path.name)
+        return read_npy_stream(file, os.fstat(file.fileno()).st_size, path.name, shape)
 
 
-def read_npy_stream(file: BinaryIO, size: int, name: str) -> Array:
-    """The array in `size` bytes of .npy format."""
+def read_npy_stream(
+    file: BinaryIO, size: int, name: str, said: tuple[int, ...] | None = None
+) -> Array:
+    """The array in `size` bytes of .npy format; of the shape that is `said`, if one is."""
     shown = sanitize(name)
     try:
         with warnings.catch_warnings():
@@ -51,6 +55,12 @@ def read_npy_stream(file: BinaryIO, size: int, name: str) -> Array:
             f"{shown}: holds no numbers",
             got="objects: they could be anything, code included" if dtype.hasobject else dtype,
             wanted="an array of floating-point numbers",
+        )
+    if said is not None and shape != said:
+        raise CandidateFailure(
+            f"{shown}: the manifest and the file differ",
+            got=f"shape {shape} in the file",
+            wanted=f"shape {said} as the manifest says",
         )
     flat = _exactly(file, shape, dtype, size - file.tell(), shown)
     return flat.reshape(shape, order="F" if fortran else "C")
@@ -70,7 +80,7 @@ def read_raw(
         )
     stored = np.dtype(_ORDERS[endianness] + _DTYPES[kind])
     with _opened(path) as file:
-        size = path.stat().st_size
+        size = os.fstat(file.fileno()).st_size
         file.seek(min(offset, size))
         flat = _exactly(file, shape, stored, size - offset, shown)
     if kind == "bfloat16":
@@ -80,40 +90,35 @@ def read_raw(
 
 def require_regular(path: Path) -> None:
     """Raise unless `path` is a file that can be opened and read to its end."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no such name"
-        raise CandidateFailure(f"{sanitize(path.name)}: cannot be opened", got=reason) from None
-    if not stat.S_ISREG(mode):
-        raise CandidateFailure(f"{sanitize(path.name)}: is no regular file")
+    _opened(path).close()
 
 
 def read_text(path: Path, most: int = 8 << 20) -> str:
     """A small text file."""
-    require_regular(path)
-    if path.stat().st_size > most:
+    with _opened(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
         raise CandidateFailure(
-            f"{sanitize(path.name)}: is too large",
-            got=path.stat().st_size,
-            wanted=f"at most {most}",
+            f"{sanitize(path.name)}: is too large", wanted=f"at most {most} bytes"
         )
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeError) as error:
+        return data.decode("utf-8")
+    except UnicodeError as error:
         raise CandidateFailure(
             f"{sanitize(path.name)}: cannot be read as text", got=type(error).__name__
         ) from None
 
 
 def _opened(path: Path) -> BinaryIO:
-    require_regular(path)
     try:
-        return path.open("rb")
-    except OSError as error:
+        return BufferedReader(open_regular(path))
+    except IrregularFileError as error:
         raise CandidateFailure(
-            f"{sanitize(path.name)}: cannot be opened", got=error.strerror
+            f"{sanitize(path.name)}: is no regular file", got=error.strerror
         ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no such name"
+        raise CandidateFailure(f"{sanitize(path.name)}: cannot be opened", got=reason) from None
 
 
 def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

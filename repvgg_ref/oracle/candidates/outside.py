@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
-import sys
 import tempfile
 import time
 import weakref
@@ -20,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.interpreter import running
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs
 from repvgg_ref.oracle.candidates.callables import Returned, from_values
@@ -95,8 +94,8 @@ class _Session:
         self._folder = Path(tempfile.mkdtemp(prefix="repvgg-ref-"))
         self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         (self._folder / TASK).write_text(json.dumps(task), "utf-8")
-        worker = [sys.executable, "-m", f"{__package__}.worker", str(self._folder)]
-        self._child = Child(worker, name=name, env=_environment())
+        worker = running(f"{__package__}.worker", "work", str(self._folder))
+        self._child = Child(worker, name=name)
 
     @property
     def lives(self) -> bool:
@@ -166,13 +165,6 @@ def _folder_with(x: Array) -> Iterator[tuple[Path, Array]]:
     with tempfile.TemporaryDirectory(prefix="repvgg-ref-", ignore_cleanup_errors=True) as folder:
         np.save(Path(folder) / INPUT, batch, allow_pickle=False)
         yield Path(folder), batch
-
-
-def _environment() -> dict[str, str]:
-    """Ours, in which the child finds this very package, behind everything the user set."""
-    root = str(Path(__file__).resolve().parents[3])
-    given = os.environ.get("PYTHONPATH")
-    return os.environ | {"PYTHONPATH": os.pathsep.join([given, root] if given else [root])}
 
 
 def _result(folder: Path, name: str) -> Returned:

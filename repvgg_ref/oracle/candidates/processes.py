@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import IO
 
 from repvgg_ref.oracle.candidates.base import CandidateFailure
@@ -21,9 +21,7 @@ _GRACE = 2.0  # seconds for the last words of a process that has ended
 _GLANCE = 0.05  # seconds between two looks at whether a process is alive
 
 
-def run_program(
-    command: Sequence[str], *, name: str, timeout: float, env: Mapping[str, str] | None = None
-) -> str:
+def run_program(command: Sequence[str], *, name: str, timeout: float) -> str:
     """Run `command` to its end, in a process group of its own.
 
     What it prints on stdout is thrown away; of stderr the end is kept.
@@ -39,7 +37,7 @@ def run_program(
         If it cannot be started, ends otherwise than with exit code 0, or takes too long; it and
         the processes it started are killed then.
     """
-    process = _started(command, subprocess.DEVNULL, name, env)
+    process = _started(command, subprocess.DEVNULL, name)
     assert process.stderr is not None
     tail = _Tail(process.stderr)
     try:
@@ -61,9 +59,9 @@ class Child:
     It runs in a process group of its own and dies with this object. Of stderr the end is kept.
     """
 
-    def __init__(self, command: Sequence[str], *, name: str, env: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], *, name: str) -> None:
         self._name = name
-        self._process = _started(command, subprocess.PIPE, name, env)
+        self._process = _started(command, subprocess.PIPE, name)
         self._kill = weakref.finalize(self, _kill, self._process)
         assert self._process.stderr is not None
         self._tail = _Tail(self._process.stderr)
@@ -116,9 +114,7 @@ class Child:
         return _failed(self._name, code, self._tail.last_line())
 
 
-def _started(
-    command: Sequence[str], streams: int, name: str, env: Mapping[str, str] | None
-) -> subprocess.Popen[bytes]:
+def _started(command: Sequence[str], streams: int, name: str) -> subprocess.Popen[bytes]:
     """The program in a process group of its own; `streams` are its standard input and output."""
     try:
         return subprocess.Popen(
@@ -126,7 +122,6 @@ def _started(
             stdin=streams,
             stdout=streams,
             stderr=subprocess.PIPE,
-            env=None if env is None else dict(env),
             start_new_session=True,
         )
     except (OSError, ValueError) as error:

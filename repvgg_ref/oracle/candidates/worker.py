@@ -1,10 +1,9 @@
 """The child process of `module:callable`: calls a stranger's function and writes down its arrays.
 
-    python -m repvgg_ref.oracle.candidates.worker FOLDER
-
-FOLDER holds task.json. The port is imported once; then the child reads the names of folders, one a
-line, on its standard input. Each holds x.npy; the child adds 0.npy, 1.npy, ... and, last of all,
-result.json, and says so by a line on its standard output. The port has neither of the two streams.
+Started as `work`, on a folder that holds task.json. The port is imported once; then the child reads
+the names of folders, one a line, on its standard input. Each holds x.npy; the child adds 0.npy,
+1.npy, ... and, last of all, result.json, and says so by a line on its standard output. The port has
+neither of the two streams.
 """
 
 from __future__ import annotations
@@ -123,9 +122,11 @@ def _text(detail: object) -> str | None:
     return None if detail is None else str(detail)
 
 
-if __name__ == "__main__":
+def work() -> None:
+    """Do what the folder on the command line asks for.
+
+    Threads and atexit handlers of a stranger's library may hang; the results are there by then.
+    """
     main(Path(sys.argv[1]).resolve(), *own_streams())
     sys.stderr.flush()
-    os._exit(
-        0
-    )  # threads and atexit handlers of a stranger's library may hang; the results are there
+    os._exit(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.interpreter import running
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.processes import run_program
 from repvgg_ref.oracle.candidates.values import last_line, to_value
@@ -70,15 +70,9 @@ class ModulePort:
             (folder / TASK).write_text(json.dumps(task), "utf-8")
             for i, call in enumerate(calls):
                 np.savez(folder / f"call{i}.npz", **call.arrays)  # type: ignore[arg-type]
-            worker = [sys.executable, "-m", f"{__package__}.worker", str(folder)]
-            run_program(worker, name=self.name, timeout=self.timeout, env=_environment())
+            worker = running(f"{__package__}.worker", "work", str(folder))
+            run_program(worker, name=self.name, timeout=self.timeout)
             return [_written(folder, i, self.name) for i in range(len(calls))]
-
-
-def _environment() -> dict[str, str]:
-    """Ours, in which the child finds this very package, behind everything the user set."""
-    root, given = str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH")
-    return os.environ | {"PYTHONPATH": os.pathsep.join([given, root] if given else [root])}
 
 
 def _written(folder: Path, i: int, name: str) -> Answer:

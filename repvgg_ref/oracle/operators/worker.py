@@ -1,9 +1,7 @@
 """The child process of ``module:callable``: calls a stranger's operator and writes down its arrays.
 
-    python -m repvgg_ref.oracle.operators.worker FOLDER
-
-FOLDER holds task.json and call0.npz, call1.npz, ...; the child adds answer0.npz, ... and, last of
-all, result.json.
+Started as `work`, on a folder that holds task.json and call0.npz, call1.npz, ...; the child adds
+answer0.npz, ... and, last of all, result.json.
 """
 
 from __future__ import annotations
@@ -49,7 +47,11 @@ def _one(folder: Path, i: int, function: Any, task: dict[str, Any]) -> Answer:
     return answer
 
 
-if __name__ == "__main__":
+def work() -> None:
+    """Do what the folder on the command line asks for.
+
+    Threads and atexit handlers of a stranger's library may hang; the result is there by then.
+    """
     main(Path(sys.argv[1]))
     sys.stderr.flush()
-    os._exit(0)  # threads and atexit handlers of a stranger's library may hang; the result is there
+    os._exit(0)

@@ -77,6 +77,13 @@ def require_chain(arch: Network) -> None:
     ReportedError
         If it is such a network.
     """
+    if not arch.num_classes:
+        raise ReportedError(
+            "a backbone without its head cannot be judged yet",
+            got=f"{len(arch.blocks)} blocks and no linear layer",
+            wanted="a chain of blocks, then the mean and a linear layer",
+            advice="give a checkpoint that holds its head, too",
+        )
     if not arch.is_chain:
         raise ReportedError(
             f"layers of {arch.name} cannot be judged one by one yet",

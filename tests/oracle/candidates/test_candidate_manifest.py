@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from repvgg_ref.oracle.candidates import manifest, npy_files
+from repvgg_ref.oracle.candidates.base import CandidateFailure
 from tests.oracle.candidates.ports import (
     assert_same,
     channels_last,
@@ -24,15 +26,15 @@ def write_raw(folder: Path, outputs: dict[str, Any], **common: Any) -> None:
     for i, (name, array) in enumerate(outputs.items()):
         (folder / f"{i}.bin").write_bytes(np.ascontiguousarray(array).tobytes())
         entries[name] = {"file": f"{i}.bin", "shape": list(array.shape)}
-    manifest = {"dtype": "float32", "arrays": entries, **common}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    said = {"dtype": "float32", "arrays": entries, **common}
+    (folder / "manifest.json").write_text(json.dumps(said))
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
     """Change the manifest's entry for stage0."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["arrays"]["stage0"].update(changes)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    said = json.loads((folder / "manifest.json").read_text())
+    said["arrays"]["stage0"].update(changes)
+    (folder / "manifest.json").write_text(json.dumps(said))
 
 
 def test_a_folder_of_npy_files_needs_no_manifest(tmp_path: Path) -> None:
@@ -148,8 +150,8 @@ def test_a_broken_manifest_is_refused(tmp_path: Path, text: str, says: str) -> N
 
 def test_a_manifest_and_an_npy_file_that_differ_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", right_outputs()["stage0"])
-    manifest = {"arrays": {"stage0": {"file": "a.npy", "shape": [2, 32, 5, 5]}}}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    said = {"arrays": {"stage0": {"file": "a.npy", "shape": [2, 32, 5, 5]}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(said))
     assert "differ" in str(failure(tmp_path))
 
 
@@ -157,3 +159,34 @@ def test_an_empty_folder_says_what_a_dump_looks_like(tmp_path: Path) -> None:
     error = failure(tmp_path)
     assert "manifest" in str(error)
     assert "arrays" in str(error)
+
+
+def test_a_file_that_is_named_nine_times_is_charged_nine_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = np.zeros((1, 8, 8, 8), np.float32)
+    np.save(tmp_path / "one.npy", array)
+    monkeypatch.setattr(manifest, "MOST_BYTES", 4 * array.nbytes)
+    for times, is_refused in ((3, False), (9, True)):
+        entries = {f"stage{i}": "one.npy" for i in range(times)}
+        (tmp_path / "manifest.json").write_text(json.dumps({"arrays": entries}))
+        if is_refused:
+            with pytest.raises(CandidateFailure, match="the dump is too large"):
+                manifest.read_folder(tmp_path)
+        else:
+            assert len(manifest.read_folder(tmp_path).arrays) == times
+
+
+def test_a_shape_that_is_not_the_files_is_refused_before_the_array_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "one.npy", np.zeros((1, 8, 8, 8), np.float32))
+    entries = {"stage0": {"file": "one.npy", "shape": [1, 8, 8, 9]}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"arrays": entries}))
+
+    def read(*_: Any) -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(npy_files, "_exactly", read)
+    with pytest.raises(CandidateFailure, match="the manifest and the file differ"):
+        manifest.read_folder(tmp_path)

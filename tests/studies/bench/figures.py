@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from repvgg_ref.bench.picture import heading, label
-from repvgg_ref.bench.rival import environment
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -70,10 +70,9 @@ def run(name: str, rounds: int) -> None:
     command = [sys.executable, "-m", "repvgg_ref_cli", "bench", *JOBS[name]]
     files = ["--out", str(_json(name)), "--picture", str(_json(name).with_suffix(".svg"))]
     root = FOLDER.parents[3]
-    env = environment(1)
-    for variable in [key for key in env if key.endswith("_NUM_THREADS")]:
-        del env[variable]  # all processors, whatever the shell of the tests says
-    env["PYTHONPATH"] = f"{root / 'cli'}:{env['PYTHONPATH']}"
+    # all processors, whatever the shell of the tests says
+    env = {key: text for key, text in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    env["PYTHONPATH"] = f"{root / 'cli'}:{root}"
     subprocess.run([*command, *files, "--rounds", str(rounds)], check=True, env=env, cwd=root)
     print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
 

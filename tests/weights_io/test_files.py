@@ -1,0 +1,164 @@
+"""What a name may mean, and what a replaced or abandoned file leaves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import weights_io
+from weights_io.writers import atomic
+
+posix = pytest.mark.skipif(os.name != "posix", reason="POSIX files")
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(str(path))
+
+
+IRREGULAR: dict[str, tuple[Callable[[Path], object], str]] = {
+    "folder": (Path.mkdir, "a folder"),
+    "FIFO": (os.mkfifo, "a FIFO"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "a device"),
+    "endless link": (lambda path: path.symlink_to(path), "Too many levels"),
+    "socket": (_socket, "No such device"),
+}
+
+
+@posix
+@pytest.mark.parametrize("kind", IRREGULAR)
+def test_what_is_no_regular_file_is_refused_at_once(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's name is short
+    make, said = IRREGULAR[kind]
+    make(Path("file.pth"))
+    with pytest.raises(OSError, match=said):
+        weights_io.open_regular("file.pth")
+    with pytest.raises(weights_io.WeightsFileError, match=said):
+        weights_io.open_weights("file.pth").__enter__()
+
+
+@posix
+def test_what_is_written_to_is_not_reached_through_a_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "lock").symlink_to(victim)
+    with pytest.raises(OSError, match="Too many levels"):
+        weights_io.open_regular(tmp_path / "lock", create=True)
+    assert victim.read_text() == "precious"
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o755, 0o444])
+def test_a_replaced_file_hands_on_its_mode(mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "file.npz"
+    path.touch()
+    path.chmod(mode)
+    with weights_io.atomic_path(path) as temporary:
+        temporary.write_text("new")
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", mode)
+
+
+@posix
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root gives away files")
+def test_a_replaced_file_hands_on_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "file.npz"
+    path.touch()
+    os.chown(path, 12345, 23456)
+    with weights_io.atomic_path(path) as temporary:
+        temporary.write_text("new")
+    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456)
+
+
+NAMES = {
+    "long": b"n" * 251 + b".npz",
+    "long in bytes": "\N{SNOWMAN}".encode() * 83 + b".pth",
+    "not UTF-8": b"caf\xe9.npz",
+    "suffix alone": b"." + b"s" * 200,
+}
+
+
+@posix
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_any_name_that_the_system_allows(name: bytes, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(name)
+    for text in ("old", "new"):
+        with weights_io.atomic_path(path) as temporary:
+            temporary.write_text(text)
+    assert path.read_text() == "new"
+    assert [os.fsencode(each.name) for each in tmp_path.iterdir()] == [name]
+
+
+WRITER = """
+import sys, weights_io
+with weights_io.atomic_path(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+@posix
+def test_what_a_killed_writer_leaves_is_swept_and_what_a_live_one_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    def writer() -> subprocess.Popen[bytes]:
+        started = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path / "file.npz")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(Path(weights_io.__file__).parents[1])},
+        )
+        assert started.stdout is not None
+        started.stdout.readline()
+        return started
+
+    (tmp_path / ".repvgg-ref-0123456789abcd.npz").touch()  # one digit too many: not ours
+    alive, killed = writer(), writer()
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert len(list(tmp_path.iterdir())) == 3
+    atomic.sweep(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    alive.communicate()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "file.npz",
+        ".repvgg-ref-0123456789abcd.npz",
+    }
+
+
+def test_the_next_writer_to_a_folder_sweeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[Path] = []
+    monkeypatch.setattr(atomic, "sweep", swept.append)
+    for name in ("a", "b"):
+        with weights_io.atomic_path(tmp_path / name):
+            pass
+    assert swept == [tmp_path.resolve()]
+
+
+@posix
+def test_a_full_disk_says_which_file_and_how_much_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with (
+        pytest.raises(weights_io.WeightsFileError, match=r"file\.npz.*No space left.*MB left in"),
+        weights_io.atomic_path(tmp_path / "file.npz"),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,93 @@
+"""Weights in several files: an index names the file of every array.
+
+The index is JSON, ``{"weight_map": {array: file}}``, beside its files; what else it says (sizes)
+is for downloaders.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from weights_io.errors import WeightsFileError
+from weights_io.limits import Limits
+from weights_io.readers.contents import Contents
+from weights_io.source import Source
+from weights_io.text import sanitize
+
+SUFFIX = ".index.json"
+_MOST_FILES = 1000
+_MAP = "weight_map"
+
+# Opens one shard: the file, which its caller closes, and what it holds.
+Open = Callable[[Path], tuple[Source, Contents]]
+
+
+class Shards:
+    """The open files of one set of weights, closed together."""
+
+    def __init__(self) -> None:
+        self.sources: list[Source] = []
+
+    def close(self) -> None:
+        """Close all files."""
+        for source in self.sources:
+            source.close()
+
+
+def read_index(source: Source, limits: Limits) -> dict[str, str]:
+    """Return the file of every array, as a plain name beside the index."""
+    limits.enforce("header_bytes", source.size, f"{source.name}: the index is too large")
+    try:
+        value: Any = json.loads(source.read(0, source.size).decode("utf-8"))
+    except (ValueError, RecursionError):
+        value = None
+    table = value.get(_MAP) if isinstance(value, dict) else None
+    if not isinstance(table, dict) or not table:
+        raise WeightsFileError(
+            f"{source.name}: this is JSON, no weights file",
+            wanted=f"an index of weights in several files, with {_MAP}",
+            advice="give the weights file",
+        )
+    limits.enforce("tensors", len(table), f"{source.name}: the index names too many arrays")
+    for name, file in table.items():
+        if type(file) is not str or not _is_plain(file):
+            raise WeightsFileError(
+                f"{source.name}: the index names no file beside it for {sanitize(name)}",
+                got=sanitize(file) if type(file) is str else type(file).__name__,
+                wanted="a file's name without folders",
+            )
+    return table
+
+
+def _is_plain(file: str) -> bool:
+    return not ({"/", "\\", "\0", ":"} & set(file)) and file not in ("", ".", "..")
+
+
+def read_shards(folder: Path, table: dict[str, str], open_file: Open, shards: Shards) -> Contents:
+    """Open every shard, which `shards` takes for closing, and gather all arrays under one root."""
+    files = sorted(set(table.values()))
+    if len(files) > _MOST_FILES:
+        raise WeightsFileError("the index names too many files", got=len(files), wanted=_MOST_FILES)
+    root: dict[str, object] = {}
+    metadata: dict[str, str] = {}
+    container = ""
+    for file in files:
+        source, contents = open_file(folder / file)
+        shards.sources.append(source)
+        container, metadata = contents.container, metadata | contents.metadata
+        if not isinstance(contents.root, dict):
+            raise WeightsFileError(f"{sanitize(file)} holds no mapping of named arrays")
+        for name, array in contents.root.items():
+            if table.get(name, file) == file:  # of two files with one array the index's is meant
+                root[name] = array
+    missing = [name for name in table if name not in root]
+    if missing:
+        raise WeightsFileError(
+            "the shards lack arrays that their index names",
+            got=f"{len(missing)} missing, first {sanitize(missing[0])}",
+            advice=f"download {sanitize(table[missing[0]])} and the index again, from one place",
+        )
+    return Contents(f"{container}-shards", root, metadata)
