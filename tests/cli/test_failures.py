@@ -180,7 +180,10 @@ def test_a_librarys_warning_is_one_note(
     [
         (["convert", ""], "the name is empty"),
         (["convert", "x", "--out", ""], "the name is empty"),
-        (["predict", "--checkpoint", MODEL_PATH, "."], ".: is a folder (wanted a file)"),
+        (
+            ["predict", "--checkpoint", MODEL_PATH, "--classes", ".", MODEL_PATH],
+            ".: is a folder (wanted a file)",
+        ),
         (["shards", "--check", "nowhere"], "nowhere: no such folder"),
         (["verify-op"], "Choose from: conv2d, conv2d-backward"),
     ],
