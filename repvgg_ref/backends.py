@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.cpu import NUMPY
-from repvgg_ref.errors import BackendError
+from repvgg_ref.errors import BackendError, did_you_mean
 from repvgg_ref.ops import REFERENCE, Ops
 
 BACKENDS = ("reference", "numpy", "cupy", "auto")
@@ -45,4 +45,9 @@ def backend_ops(name: str | Ops | None = None, dtype: Any = np.float32) -> Ops:
         from repvgg_ref.gpu import cupy_ops, math_of
 
         return cupy_ops(math_of(dtype))
-    raise BackendError("there is no such backend", got=repr(chosen), wanted=", ".join(BACKENDS))
+    raise BackendError(
+        "there is no such backend",
+        got=repr(chosen),
+        wanted=", ".join(BACKENDS),
+        advice=did_you_mean(chosen, BACKENDS),
+    )

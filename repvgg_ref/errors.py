@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from weights_io.errors import ReportedError, WeightsFileError
 
 __all__ = [
@@ -13,6 +16,8 @@ __all__ = [
     "ReportedError",
     "ShapeError",
     "WeightsFileError",
+    "by_kind",
+    "did_you_mean",
     "require_equal",
 ]
 
@@ -47,3 +52,37 @@ def require_equal(operator: str, left: str, got: object, right: str, wanted: obj
         raise ShapeError(
             f"{operator}: {left} (={got}) must equal {right} (={wanted})", got=got, wanted=wanted
         )
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str | None:
+    """Advice for a name that is not one of `known`: the one it resembles most, None if none does.
+
+    Case, hyphens and underscores do not count; a part that stands in one name only is enough.
+    """
+    from difflib import get_close_matches
+
+    names = {_bare(each): each for each in known}
+    asked = _bare(str(name))
+    close = get_close_matches(asked, names, n=1, cutoff=0.6)
+    if not close and len(asked) > 2:
+        holding = [each for each in names if asked in each]
+        close = holding if len(holding) == 1 else []
+    return f"did you mean {names[close[0]]}?" if close else None
+
+
+def _bare(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def by_kind(messages: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """Pairs (place, message) put together where they say the same of many places.
+
+    Messages are of one kind if they differ in the place, in names before a colon and in numbers
+    only. Returned are the first message of every kind and all its places, in order.
+    """
+    found: dict[str, tuple[str, list[str]]] = {}
+    for place, message in messages:
+        bare = re.sub(r"^(\S*: )+", "", message.removeprefix(place))
+        kind = re.sub(r"\S*\d\S*", "#", bare)
+        found.setdefault(kind, (message, []))[1].append(place)
+    return list(found.values())

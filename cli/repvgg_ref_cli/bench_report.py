@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from repvgg_ref.bench.picture import heading, label
+from repvgg_ref_cli.console import Fitting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -64,7 +65,7 @@ def _race(made: Mapping[str, Any]) -> list[RenderableType]:
         "over ours: their time over ours in the same round, median (above 1: ours is faster); CPU: "
         f"the same in processor time. All outputs within {worst:.1g} of the largest."
     )
-    parts: list[RenderableType] = [table, _memory(made)]
+    parts: list[RenderableType] = [Fitting(table), _memory(made)]
     if made["layers"]:
         parts.append(_layers(made["layers"]))
     return parts
@@ -82,7 +83,7 @@ def _memory(made: Mapping[str, Any]) -> RenderableType:
         "peak of running, beyond the bare framework. Theory: weights, and what lives while the "
         "largest layer is computed (paper, section 3.1). Packed: weights as Winograd wants them."
     )
-    return table
+    return Fitting(table)
 
 
 def _layers(layers: Mapping[str, Any]) -> RenderableType:
@@ -110,7 +111,7 @@ def _layers(layers: Mapping[str, Any]) -> RenderableType:
         "run. GFLOP/s as if in direct form; done: products that the algorithm does, the rest is "
         "transforms, gathering, memory, Python."
     )
-    return table
+    return Fitting(table)
 
 
 def _method(algorithm: str, stride: int) -> str:
@@ -131,7 +132,7 @@ def _conversion(made: Mapping[str, Any]) -> list[RenderableType]:
             f"{one['memory']['peak'] / _MEGA:.0f}",
             f"{one['error']:.1g}",
         )
-    return [table]
+    return [Fitting(table)]
 
 
 def _table4(made: Mapping[str, Any]) -> list[RenderableType]:
@@ -145,7 +146,7 @@ def _table4(made: Mapping[str, Any]) -> list[RenderableType]:
             str(row["paper_images_per_second"]),
             f"{row['gflops']:.0f}",
         )
-    parts: list[RenderableType] = [table]
+    parts: list[RenderableType] = [Fitting(table)]
     parts.append(Text(f"rank correlation {made['rank_correlation']:.3f}"))
     for first, second in made["exchanged"]:
         parts.append(Text(f"other order here: {second} is faster than {first}"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from repvgg_ref_cli import completion
+
 
 def _threads(ctx: click.Context, param: click.Parameter, asked: int | None) -> int:
     from repvgg_ref.cpu.workers.pool import default_threads
@@ -15,6 +17,7 @@ data_option = click.option(
     "--data",
     required=True,
     metavar="DIR",
+    shell_complete=completion.files,
     help="Class folders, tar files (one, a range NAME-{000..146}.tar, or a folder of them), a "
     "folder that `shards` wrote, CIFAR's or MNIST's binary files, generated:shapes, or digits.",
 )

@@ -2,29 +2,68 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 import traceback
+from dataclasses import asdict, dataclass
 
 import click
+
+from repvgg_ref_cli.piped import without_copy
+from repvgg_ref_cli.suggestions import suggestion
 
 DISAGREES, IMPOSSIBLE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
 
-def report(error: BaseException, *, debug: bool) -> int:
-    """Print ``error: ...`` on stderr and return the exit code that `error` stands for."""
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong, as JSON has it; `message` is the line on stderr.
+
+    `kind` is one of usage, input, check-failed, system, memory, interrupted and bug; `got`,
+    `wanted` and `advice` are parts of `message`, None where there is none.
+    """
+
+    kind: str
+    message: str
+    exit_code: int = IMPOSSIBLE
+    got: str | None = None
+    wanted: str | None = None
+    advice: str | None = None
+
+    def to_json(self) -> str:
+        """The one object that stands for a result which could not be had."""
+        said = {
+            name: printable(value) if isinstance(value, str) else value
+            for name, value in asdict(self).items()
+        }
+        return json.dumps({"error": said})
+
+
+def report(error: BaseException, *, debug: bool, as_json: bool = False) -> int:
+    """Print ``error: ...`` on stderr and return the exit code that `error` stands for.
+
+    With `as_json` the same goes to stdout as an object.
+    """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else IMPOSSIBLE
-    line, code = _explain(error)
+    failure = _explain(error)
     if debug:
         traceback.print_exception(error)
-    click.echo(f"error: {printable(line)}", err=True)
-    return code
+    try:
+        click.echo(f"error: {printable(failure.message)}", err=True)
+        if as_json:
+            click.echo(failure.to_json())
+            sys.stdout.flush()
+    except OSError:
+        leave_quietly()  # nobody listens, or the disk is full: the exit code says it
+    return failure.exit_code
 
 
 def printable(text: str) -> str:
     """`text` on one line and without control characters, which a file's names may carry."""
-    joined = " ".join(text.splitlines())
+    joined = " ".join(without_copy(text).splitlines())
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
         for letter in joined
@@ -41,35 +80,48 @@ def leave_quietly() -> int:
     return BROKEN_PIPE
 
 
-def _explain(error: BaseException) -> tuple[str, int]:
+def _explain(error: BaseException) -> Failure:
     if isinstance(error, click.ClickException):
-        return _usage(error), IMPOSSIBLE
+        return _usage(error)
     if isinstance(error, KeyboardInterrupt | click.Abort):
-        return "interrupted; nothing half-written is left", INTERRUPTED
+        message = "interrupted; nothing half-written is left"
+        return Failure("interrupted", message, INTERRUPTED)
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename is not None else ""
-        return f"{name}{error.strerror or error}", IMPOSSIBLE
+        if isinstance(error, IsADirectoryError):
+            return Failure("system", f"{name}is a folder (wanted a file)", wanted="a file")
+        return Failure("system", f"{name}{error.strerror or error}")
     if isinstance(error, MemoryError):
-        return "not enough memory", IMPOSSIBLE
+        return Failure("memory", "not enough memory")
     return _of_the_package(error)
 
 
-def _usage(error: click.ClickException) -> str:
+def _usage(error: click.ClickException) -> Failure:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "repvgg-ref"
-    return f"{error.format_message().rstrip('.')} (see `{command} --help`)"
+    advice = f"see `{command} --help`"
+    if meant := suggestion(error):
+        advice = f"{meant} ; {advice}"
+    # Its own suggestions, which depend on click's version, are left out.
+    said = error.message if isinstance(error, click.NoSuchOption) else error.format_message()
+    said = re.sub(r"\s*\n\s*", " ", said).rstrip(".")  # click lists choices one a line
+    return Failure("usage", f"{said} ({advice})", advice=advice)
 
 
-def _of_the_package(error: BaseException) -> tuple[str, int]:
+def _of_the_package(error: BaseException) -> Failure:
     from repvgg_ref.blocks.selfcheck import SelfCheckError
     from repvgg_ref.errors import ReportedError
 
-    if isinstance(error, SelfCheckError):
-        return str(error), DISAGREES
     if isinstance(error, ReportedError):
-        return str(error), IMPOSSIBLE
-    kind = type(error).__name__
-    return (
-        f"unexpected {kind}: {error} (this is a bug in repvgg-ref ; --debug shows where)",
-        IMPOSSIBLE,
-    )
+        failed = isinstance(error, SelfCheckError)
+        return Failure(
+            "check-failed" if failed else "input",
+            str(error),
+            DISAGREES if failed else IMPOSSIBLE,
+            None if error.got is None else str(error.got),
+            None if error.wanted is None else str(error.wanted),
+            error.advice,
+        )
+    advice = "this is a bug in repvgg-ref ; --debug shows where"
+    said = f"unexpected {type(error).__name__}: {error}"
+    return Failure("bug", f"{said} ({advice})", advice=advice)

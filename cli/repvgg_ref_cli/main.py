@@ -7,16 +7,20 @@ what it uses only.
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 
 import click
 
-from repvgg_ref_cli.failures import leave_quietly, report
-from repvgg_ref_cli.options import Settings, debug_option
+from repvgg_ref_cli import completion
+from repvgg_ref_cli.console import is_plain, prepare_streams
+from repvgg_ref_cli.failures import leave_quietly, printable, report
+from repvgg_ref_cli.options import Settings, debug_option, note
 
 COMMANDS = (
     "convert",
@@ -33,6 +37,7 @@ COMMANDS = (
     "demo",
     "doctor",
     "docs",
+    "completion",
 )
 
 
@@ -76,7 +81,7 @@ def _version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 def cli(ctx: click.Context) -> None:
     """RepVGG (arXiv 2101.03697): exact fusion of training checkpoints, without PyTorch.
 
-    Start with `repvgg-ref demo`; the main job is `repvgg-ref convert --in train.pth`.
+    Start with `repvgg-ref demo`; the main job is `repvgg-ref convert train.pth`.
 
     Exit codes: 0 done, 1 a check failed, 2 could not do it (one line on stderr says why).
     """
@@ -91,19 +96,24 @@ def cli(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code; never raises, never shows a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file name may hold what the terminal cannot show
-            stream.reconfigure(errors="backslashreplace")
+    if arguments is None and (instruction := os.environ.get(completion.VARIABLE)):
+        return completion.answer(cli, instruction)
+    prepare_streams()
     previous = signal.signal(signal.SIGTERM, _terminate)
-    settings = Settings()
+    asked = sys.argv[1:] if arguments is None else list(arguments)
+    # Told apart here, since what cannot be parsed is to be told as JSON, too.
+    settings = Settings(as_json="--json" in itertools.takewhile(lambda word: word != "--", asked))
     try:
-        code = _run(sys.argv[1:] if arguments is None else list(arguments), settings)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warned
+            code = _run(asked, settings)
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not at exit
     except BrokenPipeError:
         return leave_quietly()
     except BaseException as error:
-        return report(error, debug=settings.debug)
+        as_json = settings.as_json and not settings.answered
+        return report(error, debug=settings.debug, as_json=as_json)
     finally:
         signal.signal(signal.SIGTERM, previous)
     return code
@@ -111,11 +121,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str], settings: Settings) -> int:
     try:
-        with cli.make_context("repvgg-ref", arguments, obj=settings) as context:
+        color = False if is_plain() else None
+        with cli.make_context("repvgg-ref", arguments, obj=settings, color=color) as context:
             cli.invoke(context)
     except click.exceptions.Exit as done:
         return done.exit_code
     return 0
+
+
+def _warned(message: Warning | str, *where: object, **more: object) -> None:
+    """A library's warning as a note: people need not know which line of whose code said so."""
+    note(printable(str(message)))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

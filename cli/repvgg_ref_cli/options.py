@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from repvgg_ref_cli import completion
+from repvgg_ref_cli.piped import File, InputFile, is_dash
+
 if TYPE_CHECKING:
     from repvgg_ref.models.about import Assumed
 
@@ -23,17 +26,18 @@ FORMATS = ("npz", "safetensors", "pth", "onnx")
 # "auto", "measure" and those of `repvgg_ref.cpu.convolution.algorithms`.
 ALGORITHMS = ("auto", "measure", "direct", *(f"winograd{m}" for m in (2, 4, 5, 6, 7)))
 
-FILE = click.Path(path_type=Path)
+FILE = File()
+INPUT = InputFile()
 
 
-class Output(click.Path):
-    """Where something is written; a name that promises another format is refused.
+class Output(File):
+    """Where something is written; a name that promises another format is refused; ``-`` is stdout.
 
     `written` is a format as `repvgg_ref.files.suffixes` calls it.
     """
 
     def __init__(self, written: str) -> None:
-        super().__init__(path_type=Path)
+        super().__init__()
         self.written = written
 
     def convert(self, value: Any, param: Any, ctx: click.Context | None) -> Any:
@@ -41,6 +45,8 @@ class Output(click.Path):
         from repvgg_ref.files.suffixes import SuffixError, require_suffix
 
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if is_dash(path):
+            return path
         try:
             require_suffix(path, self.written)
         except SuffixError as error:
@@ -59,6 +65,8 @@ class Settings:
     """What the whole run shares."""
 
     debug: bool = False
+    as_json: bool = False
+    answered: bool = False  # stdout has its JSON object
 
 
 def _remember_debug(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
@@ -71,6 +79,23 @@ def _finite_eps(ctx: click.Context, param: click.Parameter, eps: float | None) -
     if eps is not None and not (math.isfinite(eps) and eps >= 0):
         raise click.BadParameter("eps is a finite number of at least 0")
     return eps
+
+
+def checkpoint_option(
+    name: str, *aliases: str, help: str, required: bool = True, **settings: Any
+) -> Callable[[_F], _F]:
+    """``--checkpoint``, what every command calls the file it starts from, and its older names."""
+    chosen: dict[str, Any] = {"type": INPUT, "metavar": "FILE"} | settings
+    return click.option("--checkpoint", *aliases, name, required=required, help=help, **chosen)
+
+
+def one_checkpoint(argument: Path | None, option: Path | None) -> Path:
+    """The file named with or without ``--checkpoint``, which must be one."""
+    if argument is not None and option is not None:
+        raise click.UsageError(f"two checkpoints, {argument} and {option}; name one")
+    if (chosen := option or argument) is None:
+        raise click.UsageError("name a checkpoint, FILE or --checkpoint FILE")
+    return chosen
 
 
 def _steps(
@@ -123,6 +148,7 @@ model_option = click.option(
     default="auto",
     show_default=True,
     metavar="auto|custom|NAME",
+    shell_complete=completion.models,
     help="What the shapes must be; auto tells it from them.",
 )
 block_option = click.option(
@@ -130,8 +156,10 @@ block_option = click.option(
     default="auto",
     show_default=True,
     metavar="auto|NAME",
+    shell_complete=completion.blocks,
     help="The kind of block; auto tells it from the keys.",
 )
+ema_option = click.option("--ema", is_flag=True, help="Take a training checkpoint's EMA weights.")
 weights_set_option = click.option(
     "--weights",
     "weights_set",
@@ -164,6 +192,9 @@ algorithm_option = click.option(
 def print_json(value: Mapping[str, Any]) -> None:
     """Print exactly one JSON object, on one line; NaN is never written."""
     click.echo(json.dumps(value, allow_nan=False))
+    settings = click.get_current_context().find_object(Settings)
+    if settings is not None:
+        settings.answered = True
 
 
 def note(message: str) -> None:

@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from repvgg_ref_cli.console import can_draw, console
+
 _PATIENCE = 1.0  # seconds
 
 
@@ -19,7 +21,7 @@ class ProgressBar:
     def __init__(self, title: str) -> None:
         self._title = title
         self._started = time.monotonic()
-        self._wanted = sys.stderr is not None and sys.stderr.isatty()
+        self._wanted = can_draw(sys.stderr)
         self._bar: Any = None
         self._task: Any = None
 
@@ -47,9 +49,8 @@ class ProgressBar:
         return time.monotonic() - self._started < _PATIENCE
 
     def _start(self, total: int) -> None:
-        from rich.console import Console
         from rich.progress import Progress
 
-        self._bar = Progress(console=Console(stderr=True), transient=True)
+        self._bar = Progress(console=console(stderr=True), transient=True)
         self._task = self._bar.add_task(self._title, total=total)
         self._bar.start()

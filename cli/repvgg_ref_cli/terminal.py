@@ -23,6 +23,7 @@ from repvgg_ref.oracle.render.words import (
     visible,
 )
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
+from repvgg_ref_cli.console import Fitting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,6 +40,7 @@ _MARKS = {
     "void": ("?", "bold red"),
 }
 _STATES = {"ok": "ok", "excused": "ok", "bad": "BAD", "hidden": "BAD", "void": "BAD"}
+_PLACE = 2  # the column of the scale, which means something in a table only
 _LEFT, _RIGHT = 9, 4  # characters on either side of the bound
 _DECADES_LEFT, _DECADES_RIGHT = 4.0, 4.0
 
@@ -49,7 +51,7 @@ def render_terminal(report: Report) -> RenderableType:
 
     parts: list[RenderableType] = []
     if report.layers:
-        parts.append(_layers(report))
+        parts.append(Fitting(_layers(report), drop=[_PLACE]))
     parts += [_finding(finding) for finding in report.diagnosis]
     parts.append(_verdict(report))
     return Group(*parts)

@@ -20,6 +20,7 @@ from repvgg_ref.train.events import (
     StepDone,
     Stopped,
 )
+from repvgg_ref_cli.console import Fitting, can_draw, console
 from repvgg_ref_cli.options import note, print_json
 
 if TYPE_CHECKING:
@@ -38,13 +39,12 @@ class View:
     """
 
     def __init__(self, plan: Plan, *, shown: bool) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.stopped = False
         self._plan, self._shown = plan, shown
         self._began, self._loss = time.monotonic(), 0.0
-        self._console = Console(stderr=True)
+        self._console = console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -53,7 +53,7 @@ class View:
             console=self._console,
             transient=True,
             redirect_stdout=False,  # what is meant for a pipe must reach it
-            disable=not (shown and self._console.is_terminal),
+            disable=not (shown and can_draw(sys.stderr)),
         )
         self._task = self._bar.add_task("training", total=plan.steps, figures="")
 
@@ -135,7 +135,7 @@ class View:
         total = sum(event.seconds.values()) or 1.0
         for name, seconds in sorted(event.seconds.items(), key=lambda item: -item[1]):
             table.add_row(name.replace("_", " and "), f"{seconds:.2f}", f"{seconds / total:.1%}")
-        self._console.print(table)
+        self._console.print(Fitting(table))
 
     def _print(self, line: str) -> None:
         # Where bar and lines share a terminal, the bar must be moved out of the way.

@@ -17,7 +17,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.run import Linear, Reader
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.errors import CheckpointError, NotFusibleError
+from repvgg_ref.errors import CheckpointError, NotFusibleError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,10 @@ def kind(name: str) -> Kind:
     """The kind of block called `name`."""
     if name not in KINDS:
         raise CheckpointError(
-            "there is no block of that name", got=repr(name), wanted=", ".join(KINDS)
+            "there is no block of that name",
+            got=repr(name),
+            wanted=", ".join(KINDS),
+            advice=did_you_mean(name, KINDS),
         )
     return KINDS[name]
 
@@ -257,7 +260,10 @@ def block_kind(name: str) -> Kind:
     chosen = [known for known, each in KINDS.items() if each.keys]
     if name not in chosen:
         raise CheckpointError(
-            "a RepVGG has no block of that name", got=repr(name), wanted=", ".join(chosen)
+            "a RepVGG has no block of that name",
+            got=repr(name),
+            wanted=", ".join(chosen),
+            advice=did_you_mean(name, chosen),
         )
     return KINDS[name]
 

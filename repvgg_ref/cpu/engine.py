@@ -21,7 +21,7 @@ from repvgg_ref.cpu.workers import memory
 from repvgg_ref.cpu.workers.crew import available, crew
 from repvgg_ref.cpu.workers.pool import Team, default_threads, pool
 from repvgg_ref.cpu.workers.process import CrewError
-from repvgg_ref.errors import BackendError
+from repvgg_ref.errors import BackendError, did_you_mean
 
 CHUNK = 16  # images that go through the chain together; more would only need more memory
 KEPT_PLANS = 4
@@ -72,6 +72,7 @@ class Plans(ABC, Generic[P]):
                 "there is no such algorithm of convolution",
                 got=repr(algorithm),
                 wanted=", ".join(("auto", "measure", *ALGORITHMS)),
+                advice=did_you_mean(algorithm, ("auto", "measure", *ALGORITHMS)),
             )
         self._dtype = np.dtype(dtype)
         self._asked = next((each for each in ALGORITHMS if each == algorithm), None)

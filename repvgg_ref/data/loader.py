@@ -16,6 +16,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.data.order import epoch_order, rank_slice, stream
+from repvgg_ref.data.skipped import named
 from repvgg_ref.data.source import DataError, Source
 from repvgg_ref.data.transforms import Transform
 from repvgg_ref.errors import ReportedError
@@ -197,7 +198,7 @@ class _Unreadable:
             raise DataError(
                 "too many pictures cannot be read",
                 got=f"{len(self._reasons)} of {len(self._source)}, "
-                f"the last: {self._source.name(index)}: {error}",
+                f"the last: {named(self._source.name(index), str(error))}",
                 wanted=f"at most {self._limit}",
             )
 

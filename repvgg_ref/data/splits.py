@@ -11,6 +11,7 @@ from repvgg_ref.data.folder import class_folders, is_picture
 from repvgg_ref.data.generated import PREFIX
 from repvgg_ref.data.idx import is_idx
 from repvgg_ref.data.source import DataError
+from repvgg_ref.errors import did_you_mean
 from weights_io import sanitize
 
 SPLITS = ("train", "val")
@@ -68,7 +69,9 @@ def split_folder(path: Path, split: str) -> Path:
     """
     if not path.is_dir():
         raise DataError(
-            f"{sanitize(path)}: no such folder", got="a file" if path.exists() else "nothing"
+            f"{sanitize(path)}: no such folder",
+            got="a file" if path.exists() else "nothing",
+            advice=did_you_mean(path, [DIGITS, f"{PREFIX}shapes"]),
         )
     folders = split_folders(path)
     if folders and split not in folders:

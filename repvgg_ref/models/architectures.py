@@ -13,7 +13,7 @@ from functools import cached_property
 
 from repvgg_ref.blocks.catalogue import block_kind
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
-from repvgg_ref.errors import CheckpointError, ShapeError, require_equal
+from repvgg_ref.errors import CheckpointError, ShapeError, did_you_mean, require_equal
 from repvgg_ref.models.arguments import NO_HEAD, require_counts
 from repvgg_ref.models.graph import INPUT, Network, Node
 from repvgg_ref.models.layers import Block, GlobalAvgPool, Linear
@@ -153,7 +153,10 @@ def architecture(
     official = official_name(name)
     if official is None:
         raise CheckpointError(
-            "there is no official model of that name", got=repr(name), wanted=", ".join(NAMES)
+            "there is no official model of that name",
+            got=repr(name),
+            wanted=", ".join(NAMES),
+            advice=did_you_mean(name, NAMES),
         )
     family = _FAMILIES[official]
     built = plain_architecture(

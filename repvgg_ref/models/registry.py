@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
-from repvgg_ref.errors import CheckpointError
+from repvgg_ref.errors import CheckpointError, did_you_mean
 from repvgg_ref.models.architectures import (
     NAMES,
     Architecture,
@@ -83,5 +83,8 @@ def network(
     if official_name(name) is not None:
         return architecture(name, num_classes=num_classes, in_channels=in_channels, block=block)
     raise CheckpointError(
-        "there is no network of that name", got=repr(name), wanted=", ".join((*NAMES, *MAKERS))
+        "there is no network of that name",
+        got=repr(name),
+        wanted=", ".join((*NAMES, *MAKERS)),
+        advice=did_you_mean(name, (*NAMES, *MAKERS)),
     )

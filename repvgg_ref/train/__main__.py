@@ -2,6 +2,6 @@
 
 import sys
 
-from repvgg_ref_cli.main import main
+from repvgg_ref.__main__ import run
 
-sys.exit(main(["train", *sys.argv[1:]]))
+sys.exit(run(["train", *sys.argv[1:]]))

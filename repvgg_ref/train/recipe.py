@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from repvgg_ref.blocks.catalogue import kind
-from repvgg_ref.errors import ReportedError
+from repvgg_ref.errors import ReportedError, did_you_mean
 from repvgg_ref.train.decay import DECAY_RULES, factors_of
 from repvgg_ref.train.sgd import Factors
 
@@ -127,6 +127,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Recipe
             "there is no such recipe",
             got=repr(name),
             wanted=", ".join(recipe_names()) + ", or a path ending in .toml",
+            advice=did_you_mean(name, recipe_names()),
         ) from None
     try:
         settings = tomllib.loads(text)
@@ -146,6 +147,7 @@ def recipe_from(settings: Mapping[str, Any]) -> Recipe:
                 "a recipe has no such field",
                 got=name,
                 wanted=", ".join(f.name for f in fields(Recipe)),
+                advice=did_you_mean(name, hints),
             )
         values[name] = _typed(name, value, hints[name])
     return Recipe(**values)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from repvgg_ref.data.loader import Batch
+from repvgg_ref.data.skipped import told
 from repvgg_ref.errors import MissingExtraError
 from repvgg_ref.train.curves import write_curves
 from repvgg_ref.train.divergence import DivergenceError, first_bad_layer
@@ -95,7 +96,7 @@ def _events(
             if _save_due(job, state) or stopped:
                 yield from _saved(folder, state, clock)
         if epoch == 0:
-            yield from (Noted(f"skipped {name}: {why}") for name, why in job.data.training.skipped)
+            yield from map(Noted, told(job.data.training.skipped))
         if stopped:
             yield Stopped(state.step)
             return

@@ -33,8 +33,14 @@ class Outcome:
         return json.loads(self.out)
 
     def error_line(self) -> str:
-        """The one line that must be all of stderr, with exit code 2 and nothing on stdout."""
-        assert (self.code, self.out) == (2, ""), self
+        """The one line that must be all of stderr, with exit code 2 and no result on stdout.
+
+        Where JSON was asked for, stdout holds one object that says the same.
+        """
+        assert self.code == 2, self
+        if self.out:
+            told = self.json()["error"]
+            assert (self.err, told["exit_code"]) == (f"error: {told['message']}\n", 2)
         assert self.err.startswith("error: ")
         assert self.err.endswith("\n")
         assert self.err.count("\n") == 1, self.err

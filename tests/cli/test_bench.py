@@ -92,9 +92,9 @@ def test_table_4_prints_the_papers_figures(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--against", "caffe"), "'caffe' is none of torch, onnxruntime"),
-        (("--against", "torch,"), "'' is none of"),
-        (("--against", ""), "'' is none of"),
+        (("--against", "caffe"), "'caffe' is not one of 'torch', 'onnxruntime'"),
+        (("--against", "torch,"), "'' is not one of"),
+        (("--against", ""), "'' is not one of"),
         (("--model", "RepVGG-Z9"), "no network of that name"),
         (("--batch", 0), "--batch"),
         (("--rounds", 0), "--rounds"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import sys
 
 import pytest
 
@@ -17,7 +18,7 @@ def test_json_names_every_part_and_how_to_mend_each_gap(
     shown = invoke(capsys, "doctor", "--json")
     assert shown.code == 0
     found = shown.json()
-    assert list(found) == ["version", "checks"]
+    assert list(found) == ["version", "checks", "extras"]
     checks = {check["name"]: check for check in found["checks"]}
     assert {"python", "numpy", "scipy", "gpu", "backend numpy", "backend cupy"} <= set(checks)
     for check in found["checks"]:
@@ -45,6 +46,21 @@ def test_a_library_that_does_not_load_is_told_from_one_that_is_missing(
     assert "!!  scipy" in shown.out
     assert "does not load: libgfortran.so.5" in shown.out
     assert "-m pip install --force-reinstall scipy" in shown.out
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_what_it_says_fits_the_terminal_and_what_it_advises_can_be_copied(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(importlib.metadata, "version", _without("onnx"))
+    lines = invoke(capsys, "doctor").out.splitlines()
+    assert max(len(line) for line in lines if "mend: " not in line) <= width
+    assert any(line.endswith("mend: " + _fix("onnx>=1.16")) for line in lines)
+
+
+def _fix(requirement: str) -> str:
+    return f'{sys.executable} -m pip install "{requirement}"'
 
 
 def _without(missing: str) -> object:

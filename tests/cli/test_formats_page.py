@@ -19,7 +19,8 @@ import repvgg_ref
 import weights_io
 from repvgg_ref.data.digits import MODEL_PATH
 from repvgg_ref.files.checkpoint import save
-from repvgg_ref.oracle.golden.write import GoldenSummary, write_golden
+from repvgg_ref.oracle.golden.summary import GoldenSummary
+from repvgg_ref.oracle.golden.write import write_golden
 from repvgg_ref.oracle.operators.reporting import OperatorReport
 from repvgg_ref.oracle.power import Power, Seen
 from repvgg_ref.oracle.report import Equivalence, Finding, LayerReport, ProbeReport, Report

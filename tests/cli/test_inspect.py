@@ -85,3 +85,32 @@ def test_long_lists_are_cut_and_names_made_printable(
     assert "unexpected 12" in shown.out
     assert "... 2 more" in shown.out
     assert "\x1b" not in shown.out
+
+
+def test_what_is_said_of_every_layer_is_said_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    model = small_model()
+    for name, array in model.params.items():
+        if name.endswith(".gamma"):
+            array[0] = 0
+    save(model, tmp_path / "a.npz")
+    norms = sum(name.endswith(".gamma") for name in model.params)
+    listed = invoke(capsys, "inspect", tmp_path / "a.npz", "--json").json()["findings"]
+    assert sum("gamma is 0" in finding["message"] for finding in listed) == norms
+    lines = invoke(capsys, "inspect", tmp_path / "a.npz").out.splitlines()
+    (at,) = [i for i, line in enumerate(lines) if "gamma is 0" in line]
+    assert f"and {norms - 1} more like it: stage0, stage1.0" in lines[at + 1]
+    assert "--json lists all" in lines[at + 1]
+
+
+def test_a_file_is_named_with_or_without_its_option(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = save_small(tmp_path / "a.npz")
+    plain = invoke(capsys, "inspect", path)
+    for option in ("--checkpoint", "--in"):
+        assert invoke(capsys, "inspect", option, path) == plain
+    assert "name one" in invoke(capsys, "inspect", path, "--in", path).error_line()
+    assert "--checkpoint FILE" in invoke(capsys, "inspect").error_line()

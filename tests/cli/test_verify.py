@@ -274,7 +274,7 @@ def test_on_a_terminal_the_layers_are_counted(tmp_path: Path, inputs: Path) -> N
     arguments = ["--reference", MODEL_PATH, "--candidate", dump(tmp_path), "--inputs", inputs]
     run = subprocess.Popen(
         [sys.executable, "-m", "repvgg_ref_cli", "verify", *map(str, arguments), "--json"],
-        env=environment() | {"TERM": "xterm"},
+        env=environment() | {"TERM": "xterm", "LC_ALL": "C.UTF-8", "NO_COLOR": ""},
         stdout=subprocess.PIPE,
         stderr=terminal,
     )

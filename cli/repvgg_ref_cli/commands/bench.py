@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repvgg_ref_cli import completion
+from repvgg_ref_cli.console import console
 from repvgg_ref_cli.options import (
     Output,
     algorithm_option,
@@ -33,12 +35,18 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
         return None
     names = [] if value == "none" else [name.strip() for name in value.split(",")]
     if unknown := [name for name in names if name not in PEERS]:
-        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(PEERS)}")
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(map(repr, PEERS))}")
     return names
 
 
 @click.command(short_help="Time ours against every installed peer.")
-@click.option("--model", default="RepVGG-A0", show_default=True, metavar="NAME")
+@click.option(
+    "--model",
+    default="RepVGG-A0",
+    show_default=True,
+    metavar="NAME",
+    shell_complete=completion.models,
+)
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--size", type=click.IntRange(min=1), default=224, show_default=True)
 @click.option(
@@ -110,9 +118,7 @@ def command(
     if as_json:
         print_json(made)
         return
-    from rich.console import Console
-
-    Console().print(render(made))
+    console().print(render(made))
 
 
 def _kind(kinds: dict[str, bool], against: list[str] | None) -> str:

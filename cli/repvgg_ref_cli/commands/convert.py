@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +12,21 @@ import click
 from repvgg_ref_cli.options import (
     FILE,
     FORMATS,
+    INPUT,
     assumed_line,
     block_option,
+    checkpoint_option,
     debug_option,
     eps_option,
     geometry_options,
     json_option,
     model_option,
     note,
+    one_checkpoint,
     print_json,
     weights_set_option,
 )
+from repvgg_ref_cli.piped import destination, is_dash, reads_stdin, refuse_two_on_stdout
 
 if TYPE_CHECKING:
     from repvgg_ref.files.convert import Conversion
@@ -48,9 +53,12 @@ def _extents(
 
 
 @click.command(short_help="Fuse a training checkpoint and write its deploy form.")
-@click.option("--in", "source", type=FILE, required=True, help="The training-time checkpoint.")
+@click.argument("file", type=INPUT, required=False)
+@checkpoint_option("source", "--in", required=False, help="The same as FILE; - is stdin.")
 @click.option(
-    "--out", type=FILE, help="Where to write; the suffix says the format. [<in>-deploy.npz]"
+    "--out",
+    type=FILE,
+    help="Where to write; the suffix says the format; - is stdout. [FILE-deploy.npz]",
 )
 @click.option("--to", type=click.Choice(FORMATS), help="The format, if the suffix does not say it.")
 @model_option
@@ -75,8 +83,11 @@ def _extents(
 @click.option("--opset", type=int, metavar="N", help="Operators of an ONNX file. [17]")
 @json_option
 @debug_option
+@click.pass_context
 def command(
-    source: Path,
+    ctx: click.Context,
+    file: Path | None,
+    source: Path | None,
     out: Path | None,
     to: Any,
     model: str,
@@ -91,7 +102,9 @@ def command(
     opset: int | None,
     as_json: bool,
 ) -> None:
-    """Fuse the checkpoint given by --in in float64, round once, check, and write the deploy form.
+    """Fuse the training checkpoint FILE in float64, round once, check, and write the deploy form.
+
+    What comes on stdin (FILE -) goes to stdout, unless --out says otherwise.
 
     Reads torch files (zip and legacy), pickled arrays, npz and safetensors, with the names of the
     official code, timm, mmpretrain or MegEngine. Nothing in a file is ever run. The result is
@@ -100,10 +113,14 @@ def command(
     from repvgg_ref.files.convert import convert
     from repvgg_ref_cli.progress import ProgressBar
 
-    with ProgressBar("fusing") as progress:
+    source = one_checkpoint(file, source)
+    if out is None and reads_stdin(ctx):
+        out = Path("-")
+    refuse_two_on_stdout(out, as_json=as_json)
+    with destination(out, f"stdout.{to or 'npz'}") as path, ProgressBar("fusing") as progress:
         done = convert(
             source,
-            out,
+            path,
             model=model,
             eps=eps,
             to=to,
@@ -117,12 +134,12 @@ def command(
             opset=opset,
             progress=progress,
         )
+        if not as_json:
+            _show(source, done, to_stdout=is_dash(out))
     if as_json:
         for message in (*done.notes, *assumed_line(done.assumed)):
             note(message)
         print_json(_as_json(done))
-    else:
-        _show(source, done)
 
 
 def _as_json(done: Conversion) -> dict[str, Any]:
@@ -143,29 +160,33 @@ def _as_json(done: Conversion) -> dict[str, Any]:
     }
 
 
-def _show(source: Path, done: Conversion) -> None:
+def _show(source: Path, done: Conversion, *, to_stdout: bool) -> None:
+    """Tell people; on stderr if stdout gets the file itself."""
     from weights_io import sanitize
 
-    click.echo(
+    say = partial(click.echo, err=to_stdout)
+    say(
         f"read   {sanitize(source.name)}: {done.model}, {done.form} form, "
         f"{done.dialect} names, {done.container}"
     )
     for message in done.notes:
-        click.echo(f"       {message}")
-    size = done.out.stat().st_size / 1e6
+        say(f"       {message}")
+    size, where = done.out.stat().st_size / 1e6, "stdout" if to_stdout else sanitize(done.out)
     kind = done.format if done.dtype == "float32" else f"{done.format}, {done.dtype}"
-    click.echo(f"wrote  {sanitize(done.out)}: {done.tensors} arrays, {size:.2f} MB, {kind}")
+    say(f"wrote  {where}: {done.tensors} arrays, {size:.2f} MB, {kind}")
     check = done.self_check
     if check is None:
-        click.echo("       it was fused already: rewritten as it is, no branches to check")
+        say("       it was fused already: rewritten as it is, no branches to check")
     else:
-        click.echo(
+        say(
             f"check  fused = branches in every block; closest to its bound: {check.layer}, "
             f"error {check.max_error:.2g}, bound {check.bound:.2g}"
         )
     for message in assumed_line(done.assumed):
-        click.echo(f"       {message}")
-    click.echo(f"next   {_NEXT[done.format].format(out=sanitize(done.out), create=_create(done))}")
+        say(f"       {message}")
+    if to_stdout:
+        return
+    say(f"next   {_NEXT[done.format].format(out=sanitize(done.out), create=_create(done))}")
 
 
 def _create(done: Conversion) -> str:

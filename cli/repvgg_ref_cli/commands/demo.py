@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from repvgg_ref_cli.console import console as screen
 from repvgg_ref_cli.options import backend_option, debug_option
 
 if TYPE_CHECKING:
@@ -29,15 +30,13 @@ _INK = 7  # of 16; darker pixels are drawn
 @debug_option
 def command(backend: str) -> None:
     """Convert the bundled digits model, verify it, find a planted bug, read handwritten digits."""
-    from rich.console import Console
-
     import repvgg_ref
     from repvgg_ref.data.digits import MODEL_PATH
     from repvgg_ref.files.convert import convert
     from repvgg_ref_cli.planted import show_verification
 
     started = time.monotonic()
-    console = Console(highlight=False)
+    console = screen()
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / MODEL_PATH.name
         source.write_bytes(MODEL_PATH.read_bytes())

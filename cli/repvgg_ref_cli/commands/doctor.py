@@ -12,9 +12,20 @@ from typing import Any
 
 import click
 
+from repvgg_ref_cli.extras import (
+    PACKAGE,
+    PURPOSES,
+    gaps,
+    metadata_lines,
+    read_extras,
+    supplanted_by,
+)
+from repvgg_ref_cli.failures import printable
 from repvgg_ref_cli.options import BACKENDS, debug_option, json_option, print_json
 
 _MARKS = {"ok": ("ok", "green"), "missing": ("--", "yellow"), "broken": ("!!", "red")}
+
+_NARROW, _NARROWEST, _DETAIL = 60, 20, 23  # columns; details stand in the last
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,12 @@ class Check:
 @json_option
 @debug_option
 def command(as_json: bool) -> None:
-    """Look at Python, the libraries, the backends and the GPU; exit code 0 whatever is found."""
+    """Look at Python, libraries, backends, the GPU and every extra; exit code 0 whatever is found.
+
+    An extra is what `pip install` takes in brackets; the command that mends a gap names what is
+    missing of it.
+    """
+    extras = _extras()
     checks = [
         Check("python", "ok", f"{platform.python_version()} on {platform.platform()}"),
         *_required(),
@@ -39,16 +55,36 @@ def command(as_json: bool) -> None:
         _gpu(),
         _cupy(),
         _cudnn(),
-        *_extras(),
+        *_optional(),
     ]
     if as_json:
-        print_json({"version": _version("repvgg-ref"), "checks": [asdict(c) for c in checks]})
+        found = {"version": _version(PACKAGE), "checks": [asdict(c) for c in checks]}
+        print_json(found | {"extras": [asdict(c) for c in extras]})
         return
     for check in checks:
-        mark, colour = _MARKS[check.status]
-        click.echo(f"{click.style(mark, fg=colour)}  {check.name:<18} {check.detail}")
-        if check.fix:
-            click.echo(f"    {'':<18} mend: {check.fix}")
+        _show(check)
+    click.echo("\nextras")
+    for check in extras:
+        _show(check)
+    if not extras:
+        click.echo(f"    {PACKAGE} is not installed, so its extras are not known")
+
+
+def _show(check: Check) -> None:
+    """Name and detail beside each other, one under the other where the terminal is narrow."""
+    import textwrap
+
+    mark, colour = _MARKS[check.status]
+    width = shutil.get_terminal_size().columns
+    narrow = width < _NARROW
+    indent = " " * (4 if narrow else _DETAIL)
+    lines = textwrap.wrap(printable(check.detail), max(width - len(indent), _NARROWEST))
+    first = check.name if narrow else f"{check.name:<{_DETAIL - 5}} {lines.pop(0)}"
+    click.echo(f"{click.style(mark, fg=colour)}  {first}")
+    for line in lines:
+        click.echo(indent + line)
+    if check.fix:
+        click.echo(f"{indent}mend: {check.fix}")  # on one line, to be copied
 
 
 def _required() -> list[Check]:
@@ -64,6 +100,27 @@ def _required() -> list[Check]:
 
 
 def _extras() -> list[Check]:
+    """Every extra of the package: whole, or what it lacks."""
+    extras = read_extras(metadata_lines())
+    lacking = {name: gaps(asked, _version) for name, asked in extras.items()}
+    whole = {name: not gap for name, gap in lacking.items()}
+    found = []
+    for name, gap in lacking.items():
+        purpose = f" (for: {PURPOSES[name]})" if name in PURPOSES else ""
+        if not gap:
+            versions = ", ".join(f"{r.package} {_version(r.package)}" for r in extras[name])
+            found.append(Check(name, "ok", versions + purpose))
+        elif other := supplanted_by(name, whole):
+            found.append(Check(name, "ok", f"not needed: {other} is here{purpose}"))
+        else:
+            status = "missing" if all(g.installed is None for g in gap) else "broken"
+            wanted = " ".join(f'"{g.requirement}"' for g in gap)
+            detail = "; ".join(map(str, gap)) + purpose
+            found.append(Check(name, status, detail, f"{_pip()} install {wanted}"))
+    return found
+
+
+def _optional() -> list[Check]:
     return [
         _library("onnx", f'{_pip()} install "onnx>=1.16"', purpose="convert to .onnx"),
         _library(

@@ -15,12 +15,13 @@ from repvgg_ref_cli.data_options import (
     threads_option,
 )
 from repvgg_ref_cli.options import (
-    FILE,
     algorithm_option,
     assumed_line,
     backend_option,
     block_option,
+    checkpoint_option,
     debug_option,
+    ema_option,
     eps_option,
     geometry_options,
     json_option,
@@ -45,7 +46,7 @@ _DISAGREES = 1
 
 
 @click.command(short_help="Top-1 and top-5 accuracy on a labelled data set.")
-@click.option("--weights", type=FILE, required=True, help="A checkpoint in train or deploy form.")
+@checkpoint_option("weights", "--weights", help="In train or deploy form.")
 @data_option
 @click.option(
     "--split",
@@ -74,7 +75,7 @@ _DISAGREES = 1
     show_default=True,
     help="Which form to evaluate; both also shows that they agree.",
 )
-@click.option("--ema", is_flag=True, help="Take a training checkpoint's EMA weights.")
+@ema_option
 @decoder_option
 @model_option
 @block_option
@@ -119,6 +120,7 @@ def command(
     import repvgg_ref
     from repvgg_ref.data import splits_of
     from repvgg_ref.data.loader import Loader
+    from repvgg_ref.data.skipped import told
     from repvgg_ref.models.network import require_head
     from repvgg_ref.train.evaluate import count
     from repvgg_ref.train.sources import (
@@ -165,8 +167,8 @@ def command(
 
     standardise = standardisation(loaded, source)
     counted = count(forms, _inputs(loader, standardise), forward=forward, roundoff=2.0**-24)
-    for name, reason in loader.skipped:
-        note(f"skipped: {reason if name in reason else f'{name}: {reason}'}")
+    for line in told(loader.skipped):
+        note(line)
     found = _as_json(loaded, form, counted, loader, transform)
     if as_json:
         print_json(found)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repvgg_ref_cli import completion
 from repvgg_ref_cli.options import (
     FILE,
     FOLDER,
     assumed_line,
     block_option,
+    checkpoint_option,
     debug_option,
     eps_option,
     geometry_options,
@@ -29,10 +31,12 @@ _SHOWN_SURVIVORS = 8
 
 
 @click.command(short_help="Write golden vectors, and say which known bugs they would miss.")
-@click.option(
+@checkpoint_option(
+    "reference",
     "--reference",
-    required=True,
+    type=str,
     metavar="FILE|NAME",
+    shell_complete=completion.models_and_files,
     help="A checkpoint, or an official name: then weights are chosen that hide no bug.",
 )
 @click.option(

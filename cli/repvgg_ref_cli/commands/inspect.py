@@ -8,27 +8,31 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repvgg_ref_cli.options import (
-    FILE,
+    INPUT,
     assumed_line,
     block_option,
+    checkpoint_option,
     debug_option,
     eps_option,
     geometry_options,
     json_option,
+    one_checkpoint,
     print_json,
     weights_set_option,
 )
+from repvgg_ref_cli.piped import without_copy
 
 if TYPE_CHECKING:
     from repvgg_ref.files.inspect import Inspection
-    from repvgg_ref.files.lint import Finding
 
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
-_SHOWN = 10
+_SHOWN, _EXAMPLES = 10, 4
+_NARROWEST = 36  # columns; narrower terminals break the lines themselves
 
 
 @click.command(short_help="Say what a weights file holds, without trusting it.")
-@click.argument("file", type=FILE)
+@click.argument("file", type=INPUT, required=False)
+@checkpoint_option("source", "--in", required=False, help="The same as FILE; - is stdin.")
 @eps_option
 @geometry_options
 @weights_set_option
@@ -36,7 +40,8 @@ _SHOWN = 10
 @json_option
 @debug_option
 def command(
-    file: Path,
+    file: Path | None,
+    source: Path | None,
     eps: float | None,
     strides: Any,
     dilations: Any,
@@ -53,7 +58,12 @@ def command(
     from repvgg_ref.files.inspect import inspect_file
 
     found = inspect_file(
-        file, eps=eps, weights=weights_set, block=block, strides=strides, dilations=dilations
+        one_checkpoint(file, source),
+        eps=eps,
+        weights=weights_set,
+        block=block,
+        strides=strides,
+        dilations=dilations,
     )
     if as_json:
         print_json(_as_json(found))
@@ -79,10 +89,10 @@ def _as_json(found: Inspection) -> dict[str, Any]:
 
 
 def _show(found: Inspection) -> None:
-    from repvgg_ref.files.lint import Finding
+    from repvgg_ref.errors import by_kind
     from weights_io import sanitize
 
-    click.echo(sanitize(found.path))
+    click.echo(without_copy(sanitize(found.path)))
     for label, value in (
         ("container", found.container),
         ("names", found.dialect or "of no known dialect"),
@@ -93,10 +103,12 @@ def _show(found: Inspection) -> None:
         click.echo(f"  {label:<11}{value}")
     _show_names("missing", found.missing)
     _show_names("unexpected", found.unexpected)
-    for finding in found.findings:
-        _show_finding(finding)
+    for level in _COLOURS:
+        alike = [(f.layer or "", f.message) for f in found.findings if f.level == level]
+        for message, layers in by_kind(alike):
+            _show_finding(level, message, layers)
     for message in assumed_line(found.assumed):
-        _show_finding(Finding("info", None, message))
+        _show_finding("info", message, [""])
 
 
 def _show_names(label: str, names: tuple[str, ...]) -> None:
@@ -111,16 +123,23 @@ def _show_names(label: str, names: tuple[str, ...]) -> None:
         click.echo(f"             ... {len(names) - _SHOWN} more; --json lists them all")
 
 
-def _show_finding(finding: Finding) -> None:
+def _show_finding(level: str, message: str, layers: list[str]) -> None:
+    """What is said of the first of `layers`, and where else the same could be said."""
     import shutil
     import textwrap
 
     from repvgg_ref_cli.failures import printable
 
-    place = f"{finding.layer}: " if finding.layer else ""
-    width = max(60, shutil.get_terminal_size().columns)
-    lines = textwrap.wrap(printable(place + finding.message), width - 13)
-    level = click.style(f"{finding.level:<11}", fg=_COLOURS[finding.level])
-    click.echo(f"  {level}{lines[0]}")
+    first, *others = layers
+    said = f"{first}: {message}" if first else message
+    width = max(_NARROWEST, shutil.get_terminal_size().columns)
+    lines = textwrap.wrap(printable(said), width - 13)
+    if others:
+        places = list(dict.fromkeys(layer for layer in others if layer))
+        where = ", ".join(places[:_EXAMPLES]) + (", ..." if len(places) > _EXAMPLES else "")
+        more = f"and {len(others)} more like it" + (f": {where}" if where else "")
+        lines += textwrap.wrap(printable(f"{more} (--json lists all)"), width - 13)
+    styled = click.style(f"{level:<11}", fg=_COLOURS[level])
+    click.echo(f"  {styled}{lines[0]}")
     for line in lines[1:]:
         click.echo(" " * 13 + line)

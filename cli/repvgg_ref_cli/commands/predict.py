@@ -10,11 +10,14 @@ import click
 
 from repvgg_ref_cli.options import (
     FILE,
+    INPUT,
     algorithm_option,
     assumed_line,
     backend_option,
     block_option,
+    checkpoint_option,
     debug_option,
+    ema_option,
     eps_option,
     geometry_options,
     json_option,
@@ -22,6 +25,7 @@ from repvgg_ref_cli.options import (
     note,
     print_json,
 )
+from repvgg_ref_cli.piped import without_copy
 
 if TYPE_CHECKING:
     from repvgg_ref.arrays import Array
@@ -29,8 +33,8 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Classify images with any checkpoint, fused or not.")
-@click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--weights", type=FILE, required=True, help="A checkpoint in train or deploy form.")
+@click.argument("images", type=INPUT, nargs=-1, required=True, metavar="IMAGE...")
+@checkpoint_option("weights", "--weights", help="In train or deploy form.")
 @click.option("--classes", type=FILE, help="Class names: one a line, or a JSON list.")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option(
@@ -47,7 +51,7 @@ if TYPE_CHECKING:
     show_default="what the file says, or 224",
     help="Crop.",
 )
-@click.option("--ema", is_flag=True, help="Take a training checkpoint's EMA weights.")
+@ema_option
 @model_option
 @block_option
 @eps_option
@@ -73,7 +77,7 @@ def command(
     algorithm: str,
     as_json: bool,
 ) -> None:
-    """Classify every IMAGE and print its most probable classes.
+    """Classify every IMAGE (- is stdin) and print its most probable classes.
 
     Images are turned upright (EXIF), flattened on white, brought to the model's colours, resized
     (shorter side to size * 256 / 224), centre-cropped and standardised, as the model's validation
@@ -118,7 +122,7 @@ def command(
             )
             logits = loaded.forward(x, backend=backend, algorithm=algorithm)
             best = _most_probable(path, logits[0], names, top)
-            results.append({"image": str(path), "top": best, "prepared": done})
+            results.append({"image": without_copy(path), "top": best, "prepared": done})
             progress(path.name, index + 1, len(images))
     if as_json:
         print_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def _write(
     data: str, split: str, out: Path, *, size: int, interpolation: str, threads: int, decoder: str
 ) -> dict[str, Any]:
     from repvgg_ref.data import open_data
+    from repvgg_ref.data.skipped import told
     from repvgg_ref.data.write_pixels import write_pixels
     from repvgg_ref_cli.progress import ProgressBar
 
@@ -80,8 +82,8 @@ def _write(
             threads=threads,
             progress=lambda done, total: progress(out.name, done, total),
         )
-    for _, reason in manifest["skipped"]:
-        note(f"skipped: {reason}")
+    for line in told(manifest["skipped"]):
+        note(line)
     return _summary(out, manifest)
 
 
@@ -89,6 +91,8 @@ def _folders(folder: Path) -> list[Path]:
     """The folder itself, or its splits."""
     from repvgg_ref.data import splits_of
 
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOENT, "no such folder", str(folder))
     return [folder / split for split in splits_of(folder)] or [folder]
 
 

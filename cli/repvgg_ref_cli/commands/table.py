@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from repvgg_ref_cli.console import Fitting, console
 from repvgg_ref_cli.options import debug_option, json_option, print_json
 
 if TYPE_CHECKING:
     from repvgg_ref.models.cost import Cost
+
+_NARROW, _LONG = 60, 12
 
 
 @click.command(short_help="List every architecture and its costs, as in the paper.")
@@ -42,22 +45,23 @@ def _as_json(c: Cost) -> dict[str, object]:
 
 def _show(costs: list[Cost]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("model")
+    screen = console()
+    narrow = screen.width < _NARROW
+    table = Table(box=SIMPLE_HEAD, pad_edge=not narrow, padding=(0, not narrow))
+    table.add_column("model", no_wrap=True)
     for title in ("train params (M)", "params (M)", "FLOPs (B)", "Wino MULs (B)"):
         table.add_column(title, justify="right")
     for c in costs:
         table.add_row(
-            c.name,
+            c.name.replace("-", "-\n") if narrow and len(c.name) > _LONG else c.name,
             _truncated(c.params_train),
             _truncated(c.params_deploy),
             f"{c.macs / 1e9:.1f}",
             f"{float(c.wino_muls) / 1e9:.1f}",
         )
-    Console().print(table)
+    screen.print(Fitting(table))
 
 
 def _truncated(count: int) -> str:

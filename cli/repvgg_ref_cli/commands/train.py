@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repvgg_ref_cli import completion
 from repvgg_ref_cli.failures import report
 from repvgg_ref_cli.options import (
     FILE,
     FOLDER,
     Settings,
     backend_option,
+    checkpoint_option,
     debug_option,
     json_option,
     note,
@@ -60,7 +62,10 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
         return click.Option([f"{flag}/--no-{flag[2:]}", name], default=None, help=says)
     if kind in (int, float, str):
         chosen = click.Choice(choices) if choices else kind
-        return click.Option([flag, name], type=chosen, default=None, help=says)
+        complete = {"model": completion.models, "block": completion.blocks}.get(name)
+        return click.Option(
+            [flag, name], type=chosen, default=None, help=says, shell_complete=complete
+        )
     return click.Option([flag, name], type=float, multiple=True, help=f"{says} May be repeated.")
 
 
@@ -70,6 +75,7 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
     "--recipe",
     "recipe_name",
     metavar="NAME|FILE.toml",
+    shell_complete=completion.recipes,
     help=f"What to train with. Default: {_BUNDLED} without --data, {_FINE_TUNING} with --data and "
     f"--init, else {_DEFAULT}.",
 )
@@ -78,9 +84,10 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
 @click.option(
     "--accept-changes", is_flag=True, help="Resume even if recipe, data or ranks have changed."
 )
-@click.option(
+@checkpoint_option(
+    "init",
     "--init",
-    type=FILE,
+    required=False,
     help="Start from this checkpoint in train form: its network, unless --model names one, and a "
     "head for the data's classes.",
 )
@@ -232,6 +239,6 @@ def _ending_all_ranks(comm: Comm, ctx: click.Context) -> Iterator[None]:
         settings = ctx.find_object(Settings) or Settings()
         if comm.rank:
             click.echo(f"rank {comm.rank} of {comm.size}:", err=True)
-        code = report(error, debug=settings.debug)
+        code = report(error, debug=settings.debug, as_json=settings.as_json and not comm.rank)
         click.echo("all ranks end; continue from the last state with --resume", err=True)
         comm.abort(code)

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repvgg_ref_cli.console import can_draw, console
 from repvgg_ref_cli.failures import DISAGREES
 from repvgg_ref_cli.options import (
-    FILE,
+    INPUT,
     Output,
     assumed_line,
     block_option,
+    checkpoint_option,
     debug_option,
     eps_option,
     geometry_options,
@@ -24,6 +26,7 @@ from repvgg_ref_cli.options import (
     note,
     print_json,
 )
+from repvgg_ref_cli.piped import Candidate, destination, is_dash, refuse_two_on_stdout
 
 if TYPE_CHECKING:
     from repvgg_ref.oracle.report import Report
@@ -33,16 +36,17 @@ _PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 
 
 @click.command(short_help="Say whether a port is right, which layer is wrong, and which bug it is.")
-@click.option("--reference", type=FILE, required=True, help="A checkpoint, best in train form.")
+@checkpoint_option("reference", "--reference", help="What is right; best in train form.")
 @click.option(
     "--candidate",
     required=True,
+    type=Candidate(),
     metavar="CAND",
     help="A weights file, .onnx, dump of outputs, module:callable, or exec:COMMAND.",
 )
 @click.option(
     "--inputs",
-    type=FILE,
+    type=INPUT,
     help="The batch: .npy, .npz, Polygraphy JSON or a picture. [made so that bugs show]",
 )
 @eps_option
@@ -62,15 +66,17 @@ _PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
     show_default=True,
     help="Seconds that a candidate which is run may take.",
 )
-@click.option("--report", "page", type=Output("html"), help="Write the report as one HTML page.")
-@click.option("--junit", type=Output("xml"), help="Write the report as JUnit XML, a test a layer.")
+@click.option(
+    "--report", "page", type=Output("html"), help="Write the report as one HTML page; - is stdout."
+)
+@click.option("--junit", type=Output("xml"), help="Write the report as JUnit XML; - is stdout.")
 @json_option
 @debug_option
 @click.pass_context
 def command(
     ctx: click.Context,
     reference: Path,
-    candidate: str,
+    candidate: str | Path,
     inputs: Path | None,
     eps: float | None,
     strides: Any,
@@ -93,13 +99,16 @@ def command(
       "exec:COMMAND {input} {output}"           any program that reads and writes .npy
 
     Every layer is computed in float64 from the candidate's own input and held against a bound that
-    correct arithmetic cannot exceed. Exit codes: 0 agrees, 1 disagrees, 2 cannot be judged.
+    correct arithmetic cannot exceed. One of the files may be -, which is stdin.
+
+    Exit codes: 0 agrees, 1 disagrees, 2 cannot be judged.
     """  # noqa: D301 - \b is click's
     import repvgg_ref
     from repvgg_ref.oracle.golden.folder import is_golden
     from repvgg_ref.oracle.verification import require_no_inputs, verify
     from repvgg_ref_cli.batches import read_batch
 
+    on_stdout = _on_stdout(page, junit, as_json=as_json)
     started = time.monotonic()
     with _progress(candidate) as progress:
         if is_golden(reference):
@@ -121,11 +130,11 @@ def command(
     if as_json:
         print_json(report.to_json())
     else:
-        _show(report)
+        _show(report, stderr=on_stdout)
     for message in assumed_line(report.assumed):
         note(message)
     for path in (page, junit):
-        if path is not None:
+        if path is not None and not is_dash(path):
             note(f"wrote {path}")
     if report.verdict == "disagree":
         ctx.exit(DISAGREES)
@@ -134,19 +143,18 @@ def command(
 
 
 @contextmanager
-def _progress(candidate: str) -> Iterator[Callable[[str, int, int], None] | None]:
+def _progress(candidate: str | Path) -> Iterator[Callable[[str, int, int], None] | None]:
     """On a terminal: a bar that pulses while the candidate runs, then counts layers."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not can_draw(sys.stderr):
         yield None
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.progress import Progress
 
     from weights_io import sanitize
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"running {escape(sanitize(candidate))}", total=None)
+    with Progress(console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"running {escape(sanitize(str(candidate)))}", total=None)
 
         def compared(layer: str, done: int, total: int) -> None:
             bar.update(task, description=f"comparing {layer}", completed=done, total=total)
@@ -159,19 +167,26 @@ def _write(report: Report, page: Path | None, junit: Path | None, seconds: float
     from weights_io import atomic_path
 
     if page is not None:
-        with atomic_path(page) as path:
+        with destination(page, "page.html") as target, atomic_path(target) as path:
             path.write_text(render_html(report), encoding="utf-8")
     if junit is not None:
-        with atomic_path(junit) as path:
+        with destination(junit, "junit.xml") as target, atomic_path(target) as path:
             path.write_bytes(render_junit(report, seconds=seconds))
 
 
-def _show(report: Report) -> None:
-    from rich.console import Console
+def _on_stdout(page: Path | None, junit: Path | None, *, as_json: bool) -> bool:
+    """Whether a page goes to stdout, which then has room for nothing else."""
+    refuse_two_on_stdout(page, as_json=as_json, option="--report")
+    refuse_two_on_stdout(junit, as_json=as_json, option="--junit")
+    if is_dash(page) and is_dash(junit):
+        raise click.UsageError("--report - and --junit - would both write to stdout; drop one")
+    return is_dash(page) or is_dash(junit)
 
+
+def _show(report: Report, *, stderr: bool) -> None:
     from repvgg_ref_cli.terminal import render_terminal
 
-    Console(highlight=False).print(render_terminal(report))
+    console(stderr=stderr).print(render_terminal(report))
 
 
 def _refuse(report: Report) -> None:

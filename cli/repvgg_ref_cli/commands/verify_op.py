@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repvgg_ref_cli import completion
+from repvgg_ref_cli.console import console
 from repvgg_ref_cli.failures import DISAGREES
 from repvgg_ref_cli.options import debug_option, json_option, print_json
 
@@ -60,6 +62,7 @@ def _settings(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
     "--candidate",
     required=True,
     metavar="CAND",
+    shell_complete=completion.files,
     help="module:callable, file.py:callable, or an .npz dump of arrays and outputs.",
 )
 @click.option(
@@ -150,11 +153,9 @@ def command(
 
 
 def _show(report: Report) -> None:
-    from rich.console import Console
-
     from repvgg_ref_cli.terminal import render_terminal
 
-    Console(highlight=False).print(render_terminal(report))
+    console().print(render_terminal(report))
 
 
 def _refuse(report: Report) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.errors import ReportedError
+from repvgg_ref.errors import ReportedError, did_you_mean
 from repvgg_ref.oracle.operators.block import (
     block_backward,
     block_forward,
@@ -183,5 +183,10 @@ def operator_called(name: str) -> Operator:
         If there is none.
     """
     if name not in OPERATORS:
-        raise ReportedError("there is no such operator", got=name, wanted=", ".join(OPERATORS))
+        raise ReportedError(
+            "there is no such operator",
+            got=name,
+            wanted=", ".join(OPERATORS),
+            advice=did_you_mean(name, OPERATORS),
+        )
     return OPERATORS[name]

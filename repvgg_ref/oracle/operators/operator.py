@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.errors import ReportedError
+from repvgg_ref.errors import ReportedError, did_you_mean
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.operators.rounding import Approx, Rounding
 from repvgg_ref.oracle.programs.program import Program
@@ -146,5 +146,6 @@ def complete(operator: Operator, settings: Settings) -> dict[str, Any]:
                 f"{operator.name}: there is no such setting",
                 got=name,
                 wanted=", ".join(operator.settings) or "none",
+                advice=did_you_mean(name, operator.settings),
             )
     return {**operator.settings, **settings}
