@@ -29,6 +29,7 @@ from repvgg_ref.models.parameters import is_trainable
 from repvgg_ref.oracle.bounds.linear_part import layer_kernels
 from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
+from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.evidence import Evidence
 from repvgg_ref.oracle.diagnosis.odd_taps import altered, scaled, unknown
 from repvgg_ref.oracle.diagnosis.ranking import Observation
@@ -152,19 +153,33 @@ def _judged(
     same: Realigned | None = None,
 ) -> Report:
     layers: list[LayerReport] = []
-    findings: list[Finding] = []
+    findings: dict[str, list[Finding]] = {}
     model = programs.model
-    for spec in model.arch.blocks:
-        layer = spec.name
-        site = site_of(programs, layer, np.zeros((1, spec.in_channels, *_UNSEEN)))
-        held = conversion if same is None else same.held(layer, conversion)
-        report, found = check_kernel(site, _kernel(port, layer), held)
+
+    def held(layer: str) -> Conversion:
+        return conversion if same is None else same.held(layer, conversion)
+
+    for layer in model.arch.layer_names[:-1]:
+        report, found = check_kernel(_site(programs, layer), _kernel(port, layer), held(layer))
         copied = _copied(model, port, f"{layer}.se.", formats, same)
         layers.append(report if copied is None or not report.ok else copied)
-        findings += [f for f in found if f.bug not in {known.bug for known in findings}]
+        findings |= {layer: found} if found else {}
     head = _copied(model, port, "linear.", formats, same)
+    joined = merged(
+        findings,
+        Layers(
+            model.arch.layer_names[:-1],
+            list(findings),
+            lambda layer: tap_evidence(_site(programs, layer), _kernel(port, layer), held(layer)),
+        ),
+    )
     layers.append(head or LayerReport("linear", 0.0, 0.0, 0.0, ok=True))
-    return _report(model, name, layers, findings, conversion.in_words)
+    return _report(model, name, layers, joined, conversion.in_words)
+
+
+def _site(programs: Programs, layer: str) -> Site[BlockProgram]:
+    blank = np.zeros((1, programs.model.arch.block(layer).in_channels, *_UNSEEN))
+    return site_of(programs, layer, blank)
 
 
 def _report(
@@ -174,7 +189,7 @@ def _report(
     if not bad:
         return Report("agree", right, model.name, name, "weights", tuple(layers))
     first = bad[0]
-    says = next((f.says for f in found if f.layer == first.name), "")
+    says = next((f.says for f in found if f.is_in(first.name)), "")
     reason = f"{first.name}: {first.note or f'error {first.ratio:.3g} times its bound'}"
     return Report(
         "disagree",
@@ -230,7 +245,7 @@ def _findings(
 ) -> list[Finding]:
     """What is wrong with a kernel: a bug of the library, else its taps described."""
     layer, excused = site.program.name, conversion.stored[0]
-    taps = TapEvidence(site, _coarse(seen, conversion.units[0]), excused)
+    taps = _tap_evidence(site, seen, conversion)
     if found := [trial for trial in taps.trials() if trial.named]:
         return taps.seen.ranked(found)
     if scales := scaled(layer, seen):
@@ -281,6 +296,18 @@ class TapEvidence(Evidence):
             return None
         taps = _taps(program.fused_kernel())
         return taps if taps.shape == self.seen.y.shape else None
+
+
+def tap_evidence(site: Site[BlockProgram], got: FusedConv, conversion: Conversion) -> TapEvidence:
+    """A kernel as evidence of which bug made it."""
+    exact = site.program.fused_kernel()
+    return _tap_evidence(site, _seen(exact, got, _magnitude(site.program), conversion), conversion)
+
+
+def _tap_evidence(
+    site: Site[BlockProgram], seen: Observation, conversion: Conversion
+) -> TapEvidence:
+    return TapEvidence(site, _coarse(seen, conversion.units[0]), conversion.stored[0])
 
 
 class FittedTaps(TapEvidence):
