@@ -37,6 +37,9 @@ _SHARE = 0.9  # of the known bugs must have shown, for "agree"
 _SHARE_IN_LAYER = 0.75  # and of those of each layer
 _TELLING = 0.2  # of the logits' spread: what rounding may do must be smaller
 _FINALISTS = 12
+_NOT_TESTED = (
+    "not tested: layers by themselves, training, other inputs than those of the calls named here"
+)
 
 
 def judge_logits(
@@ -76,7 +79,7 @@ def judge_logits(
         layers=(found.layer,),
         diagnosis=found.findings,
         first_bad_layer=first if bad else None,
-        notes=(*outputs.notes, *found.notes),
+        notes=(*outputs.notes, *found.notes, _NOT_TESTED),
         power=found.power,
     )
 

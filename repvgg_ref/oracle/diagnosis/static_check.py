@@ -46,6 +46,12 @@ from repvgg_ref.oracle.weights.terms import terms_of
 _LIKELY = 1.0
 _COARSE = 6.0  # roundings of the largest tap, for comparing other kernels
 _UNSEEN = (8, 8)  # extent of the blank image on which bugs are tried: only taps are looked at
+_NOT_TESTED = (
+    "not tested: what computes with these numbers (preprocessing, padding, strides, activations,"
+    " arithmetic, the order in which layers are called), which no weight file holds: give the port"
+    " itself, or its layer outputs"
+)
+_NO_EPS = "; nor eps, which is in no file before fusion"
 _FEW = 0.2  # of a kernel's taps: more are no damage but a method
 
 
@@ -101,7 +107,11 @@ def _fused_file(model: Model, port: Model, name: str, precision: str) -> Report:
         return report
     same = realign(programs, port.params, conversion.units[0] * conversion.roundings)
     if not same.equivalences:
-        return replace(report, diagnosis=(*same.findings, *report.diagnosis)[:6], notes=same.notes)
+        return replace(
+            report,
+            diagnosis=(*same.findings, *report.diagnosis)[:6],
+            notes=(*same.notes, *report.notes),
+        )
     aligned = replace(port, params=same.params)
     if not same.rescaled:
         conversion = conversion_of(lambda: _layers(programs, aligned), stored, precision)
@@ -123,7 +133,7 @@ def _of_narrow_eps(report: Report, eps: float) -> Report:
 def _said(report: Report, conversion: Conversion, stored: tuple[str, str]) -> Report:
     """With what was inferred of the file, and what would have been seen."""
     smallest = f"the smallest error that would have been seen: {conversion.smallest}"
-    notes = tuple(filter(None, (*report.notes, named(stored), smallest)))
+    notes = tuple(filter(None, (named(stored), smallest, *report.notes)))
     return replace(report, notes=notes)
 
 
@@ -186,8 +196,9 @@ def _report(
     model: Model, name: str, layers: list[LayerReport], found: list[Finding], right: str
 ) -> Report:
     bad = [layer for layer in layers if not layer.ok]
+    notes = (_NOT_TESTED,)
     if not bad:
-        return Report("agree", right, model.name, name, "weights", tuple(layers))
+        return Report("agree", right, model.name, name, "weights", tuple(layers), notes=notes)
     first = bad[0]
     says = next((f.says for f in found if f.is_in(first.name)), "")
     reason = f"{first.name}: {first.note or f'error {first.ratio:.3g} times its bound'}"
@@ -200,6 +211,7 @@ def _report(
         tuple(layers),
         tuple(found),
         first.name,
+        notes,
     )
 
 
@@ -362,7 +374,8 @@ def _same_arrays(model: Model, port: Model, name: str, precision: str) -> Report
         ratio = float("inf") if wrong else 0.0
         layers.append(LayerReport(layer, worst, 0.0, ratio, ok=not wrong, note=note))
     right = "every array is the reference's"
-    return _report(model, name, layers, [], right)
+    report = _report(model, name, layers, [], right)
+    return replace(report, notes=tuple(note + _NO_EPS for note in report.notes))
 
 
 def _matters(name: str) -> bool:

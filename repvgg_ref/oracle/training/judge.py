@@ -79,6 +79,7 @@ def judge_training(
     absent = [k for k in ("loss", "logits", *KINDS) if not any(_kind(n) == k for n in read.arrays)]
     if absent:
         notes.append("not in the dump and not judged: " + ", ".join(absent))
+    notes.append(_not_tested(steps))
     return Report(
         verdict=verdict,
         reason=reason,
@@ -89,6 +90,15 @@ def judge_training(
         diagnosis=tuple(findings),
         first_bad_layer=bad[0] if bad else None,
         notes=tuple(notes),
+    )
+
+
+def _not_tested(steps: TrainingSteps) -> str:
+    """What a dump of a few steps cannot show."""
+    return (
+        f"not tested: what shows after {len(steps.recipe.lrs)} steps or on other batches only,"
+        " other recipes (schedules, warm-up, averaged weights, gradient clipping, mixed precision),"
+        " several devices, data loading and augmentation, evaluation mode and fusion"
     )
 
 
