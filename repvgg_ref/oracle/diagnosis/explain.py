@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +13,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.fourier import FFT, LARGEST
 from repvgg_ref.oracle.arithmetic.operands import Seen
 from repvgg_ref.oracle.arithmetic.tiles import Algorithm
-from repvgg_ref.oracle.blas import single_threaded_blas
+from repvgg_ref.oracle.blas import in_threads
 from repvgg_ref.oracle.bounds.block import Bound, block_bound, product_energy
 from repvgg_ref.oracle.bounds.comparison import Comparison, diagnosis_bound
 from repvgg_ref.oracle.bounds.precision import Precision, estimate_unit_roundoff
@@ -292,8 +290,7 @@ def _is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
 def _each(ask: Callable[[str], list[Finding]], names: Iterable[str]) -> dict[str, list[Finding]]:
     """Ask about several layers at once."""
     names = list(names)
-    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(names, pool.map(ask, names), strict=True))
+    return dict(zip(names, in_threads(ask, names), strict=True))
 
 
 def _reason(case: Case, bad: list[str], diagnosis: Iterable[Finding]) -> str:

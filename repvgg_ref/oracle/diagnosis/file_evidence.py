@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.blas import in_threads
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
@@ -39,13 +41,14 @@ _ROUNDED = {"weights-fp16", "weights-bf16"}
 _ROUNDINGS = 2.0  # of a classifier's weight: stored once, perhaps scaled on the way
 
 
-def with_file_evidence(report: Report, model: Model, evidence: FileEvidence | None) -> Report:
+def with_file_evidence(report: Report, programs: Programs, evidence: FileEvidence | None) -> Report:
     """The report on a port's values, and what its file adds to it."""
     if evidence is None:
         return report
+    model = programs.model
     evidence = _realigned(model, report, evidence)
     precision = PRECISIONS[report.precision].number_format
-    check = _Check(Programs(model), evidence, precision)
+    check = _Check(programs, evidence, precision)
     found, marks = _in_the_file(check, evidence, precision)
     wrong = {layer.name for layer in report.layers if not layer.ok} | found.keys()
     for suspect in evidence.suspects:
@@ -119,9 +122,14 @@ def _in_the_file(
     marks: dict[str, LayerReport] = {}
     stored = _stored(evidence.kernels)[0]
     own = _Check(programs, evidence, stored) if UNITS[stored] > UNITS[precision] else None
-    for layer, kernel in evidence.kernels.items():
-        if layer != "linear" and is_rounded_once(programs[layer].fused_kernel(), kernel):
-            continue  # nothing could be better, and most files are: no need of bounds
+
+    def doubtful(layer: str) -> bool:
+        """Not each number rounded once: nothing could be better, and most files are that."""
+        kernel = evidence.kernels[layer]
+        return layer == "linear" or not is_rounded_once(programs[layer].fused_kernel(), kernel)
+
+    doubts = in_threads(doubtful, evidence.kernels)
+    for layer, kernel in compress(evidence.kernels.items(), doubts):
         report, findings = check(layer, kernel)
         if not report.ok and own is not None and own(layer, kernel)[0].ok:
             findings = [_rounded(layer, stored)]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
+from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.directed import DIRECTIONS
 from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.verification import judge
+from tests.museum.exhibit import GROUPED, trained
 from tests.studies.oracle.arithmetics import run
 from tests.studies.oracle.false_alarms import estimated
 from tests.studies.oracle.networks import network_and_inputs
@@ -48,3 +54,20 @@ def test_a_faulty_layer_among_right_ones_is_no_unknown_noise() -> None:
     report = judge(model, Outputs(outputs), x, precision="fp32")
     assert report.verdict == "disagree"
     assert report.first_bad_layer == "stage2.1"
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_without_sense_are_wrong_and_nobody_is_warned_of_them() -> None:
+    """Memory never written, 1e35 here and there: beside tiles of zeros squares of it overflow."""
+    model, x = trained(GROUPED), distinguishing_inputs(GROUPED, height=64, width=48)
+    rng = np.random.default_rng(0)
+
+    def garbage(_program: Any, _x: Array, y: Array) -> Array:
+        rng.normal(size=y.shape)
+        sparse = rng.random(y.shape) < 0.1
+        return np.where(sparse, np.abs(rng.normal(size=y.shape)) * 1e35, 0.0)
+
+    outputs = run(Programs(model), x, "blocked", {"stage1.0": garbage})
+    report = judge(model, Outputs(outputs), x, precision="fp32")
+    assert report.verdict == "disagree"
+    assert report.first_bad_layer == "stage1.0"

@@ -18,6 +18,7 @@ from repvgg_ref.oracle.candidates import Candidate, Outputs
 from repvgg_ref.oracle.probes.first_call import first_call
 from repvgg_ref.oracle.probes.probing import probed
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
+from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.verification import judge, verify
 from tests.models.small import SMALL
@@ -299,6 +300,6 @@ class TakesBytes(Candidate):
 def test_what_a_port_makes_of_bytes_is_believed_where_it_can_be(make: Any, verdict: str) -> None:
     port = TakesBytes(make)
     first = first_call(port, MODEL.arch, None)
-    report = probed(judge(MODEL, first.outputs, first.x), MODEL, port, first, judge)
+    report = probed(judge(MODEL, first.outputs, first.x), Programs(MODEL), port, first, judge)
     assert report.verdict == verdict, report.reason
     assert len(calls(report, None)) == 3
