@@ -255,12 +255,15 @@ def _is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
 
     Errors in most layers that no bug explains, all of them within their certified bounds, are more
     likely an arithmetic nobody told us of. Where the noise of most layers is of no kind that is
-    known, or half of the layers are odd, what was estimated explains nothing either.
+    known, or half of the layers are odd, what was estimated explains nothing either. Where sums are
+    cut in a direction that is not known, in an order that is not, even scales may come of that.
     """
     odd = case.estimates.alarms
     unknown_noise = case.estimates.is_of_unknown_noise
     everywhere = 2 * len(odd) >= len(case.comparisons)
     estimated = ESTIMATED - _SYSTEMATIC if everywhere or unknown_noise else frozenset()
+    if case.estimates.arithmetic.directed.is_at_limit:
+        estimated = ESTIMATED
     explains_nothing = {"unknown", *estimated}
     explained = any(finding.bug not in explains_nothing for finding in diagnosis)
     if beyond or not odd:

@@ -52,6 +52,13 @@ def test_a_faulty_layer_among_right_ones_is_no_unknown_noise() -> None:
     assert report.first_bad_layer == "stage2.1"
 
 
+@pytest.mark.parametrize("name", ["sums-up", "sums-up-backward", "sums-down", "sums-down-backward"])
+def test_sums_that_are_rounded_one_way_are_never_called_wrong(name: str) -> None:
+    model, x = network_and_inputs("plain", 9, (24, 24))
+    report = judge(model, Outputs(run(Programs(model), x, name)), x, precision="fp32")
+    assert report.verdict != "disagree", report.reason
+
+
 @pytest.mark.filterwarnings("error")
 def test_nobody_is_warned_of_numbers_without_sense() -> None:
     """Squares of a port's 1e35 beside tiles of variance 0, in this thread and in the others."""
