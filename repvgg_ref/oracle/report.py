@@ -13,6 +13,7 @@ from repvgg_ref.oracle.power import Power
 
 Verdict = Literal["agree", "disagree", "cannot-judge"]
 Kind = Literal["permutation", "scaling"]
+EVERYWHERE = "all"  # the place of a cause that stands in every layer where it would show
 
 
 class VerificationError(ReportedError):
@@ -68,7 +69,7 @@ class Finding:
     bug : str
         The bug's name, ``eps-outside-root``; "unknown" if none explains.
     layer : str or None
-        Where; None if in every layer.
+        Where; "all": in every layer that can show it. None: of no layer, or nobody knows.
     estimate : float or None
         The bug's parameter as measured (eps), or the regression coefficient (1 = exactly this).
     confidence : float
@@ -91,6 +92,10 @@ class Finding:
     standard_error: float | None = None
     equivalents: tuple[str, ...] = ()
     taps: Mapping[str, Any] | None = None
+
+    def is_in(self, layer: str) -> bool:
+        """Whether it is said of a layer, alone or among all."""
+        return self.layer in (layer, EVERYWHERE)
 
 
 @dataclass(frozen=True)

@@ -193,11 +193,12 @@ def _judged(
             first = first_call(port, model.arch, batch)
             settings: Any = {"precision": precision, "candidate": named, "progress": progress}
             again = None if port.brings_input else partial(logits_of, port)
-            report = judge(model, first.outputs, first.x, again=again, **settings)
-            report = with_file_evidence(report, model, first.outputs.evidence)
+            programs = Programs(model)
+            report = judge(programs, first.outputs, first.x, again=again, **settings)
+            report = with_file_evidence(report, programs, first.outputs.evidence)
             layers = first.outputs.layers
             seen = Seen(first.x, _inputs_of_layers(model, layers, first.x), layers)
-            return probed(report, model, port, first, judge), seen
+            return probed(report, programs, port, first, judge), seen
     except CandidateFailure as failure:
         lost = (finding("batch-dependent", None),) if failure.verdict == "disagree" else ()
         why = str(failure)
@@ -205,7 +206,7 @@ def _judged(
 
 
 def judge(
-    model: Model,
+    reference: Model | Programs,
     outputs: Outputs,
     x: Array,
     *,
@@ -218,11 +219,11 @@ def judge(
 
     `again` gives the candidate's logits for other images, if it can be asked.
     """
-    chosen = _precision(precision, outputs)
+    programs = reference if isinstance(reference, Programs) else Programs(reference)
+    model, chosen = programs.model, _precision(precision, outputs)
     reason = _unjudgeable(model, x, outputs)
     if reason:
         return Report("cannot-judge", reason, model.name, candidate, chosen.name)
-    programs = Programs(model)
     if set(outputs.layers) == {"linear"}:
         with single_threaded_blas():
             return judge_logits(

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from repvgg_ref.oracle import Report
+from repvgg_ref.oracle.render.words import place
 from tests.museum.exhibit import Exhibit
 
 HERE = Path(__file__).parent
@@ -54,7 +55,7 @@ def _lines(kind: str, report: Report) -> str:
         head += f" ({bad} of {len(report.layers)} bad), held to {report.precision}"
     lines = [head]
     for finding in report.diagnosis[:2]:
-        where = finding.layer or "every layer"
+        where = place(finding)
         also = f" (same here: {', '.join(finding.equivalents)})" if finding.equivalents else ""
         measured = "" if finding.estimate is None else f"estimate {finding.estimate:.5g}, "
         lines.append(

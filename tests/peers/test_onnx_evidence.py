@@ -58,7 +58,7 @@ def judged(path: Path, model: Model) -> Report:
     bad = next((name for name, layer in layers.items() if not layer.ok), None)
     verdict: Verdict = "agree" if bad is None and outputs.problem is None else "disagree"
     report = Report(verdict, "", "m", "c", "fp32", tuple(layers.values()), (), bad, outputs.notes)
-    return with_file_evidence(report, model, outputs.evidence)
+    return with_file_evidence(report, Programs(model), outputs.evidence)
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -212,7 +212,7 @@ def test_half_precision_is_no_wrong_weight(tmp_path: Path, form: str) -> None:
     evidence = run(path, network())[0].evidence
     assert evidence is not None
     right = Report("agree", "", "m", "c", "fp16")
-    report = with_file_evidence(right, network(), evidence)
+    report = with_file_evidence(right, Programs(network()), evidence)
     assert report.verdict == "agree"
     assert len(evidence.kernels) == (7 if form == "fused" else 1)
     assert any("stage0 (float16)" in note for note in report.notes) == (form != "fused")
@@ -255,13 +255,13 @@ def test_weights_in_half_precision_are_held_to_what_the_port_is_held_to(
     evidence = run(path, model)[0].evidence
     assert evidence is not None
     right = Report("agree", "", "m", "c", "fp16")
-    assert with_file_evidence(right, model, evidence).verdict == "agree"
+    assert with_file_evidence(right, Programs(model), evidence).verdict == "agree"
     for layer in ("linear", "stage1.0"):
         kernel = evidence.kernels[layer]
         weight = kernel.weight.copy()
         weight[2, 5, -1, 0] *= 1.01
         kernels = {**evidence.kernels, layer: kernel._replace(weight=weight)}
-        report = with_file_evidence(right, model, replace(evidence, kernels=kernels))
+        report = with_file_evidence(right, Programs(model), replace(evidence, kernels=kernels))
         assert (report.verdict, report.first_bad_layer) == ("disagree", layer)
 
 
@@ -273,7 +273,7 @@ def test_rounded_weights_are_not_called_right(tmp_path: Path) -> None:
     assert (report.verdict, report.first_bad_layer) == ("disagree", "stage0")
     assert [finding.bug for finding in report.diagnosis] == ["weights-fp16"]
     assert not any("computed differently" in note for note in report.notes)
-    again = with_file_evidence(report, model, run(path, model)[0].evidence)
+    again = with_file_evidence(report, Programs(model), run(path, model)[0].evidence)
     assert (again.diagnosis, again.reason) == (report.diagnosis, report.reason)
 
 

@@ -23,7 +23,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import scipy  # its parts are loaded when they are first used: a second of start-up
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.noise import noise_variance
@@ -37,6 +36,8 @@ _MOST = 0.6  # of an ulp, on average: 1/2 and what a fit may be off by
 _OUTPUTS = 2000  # of a layer: none counts more than others
 _CHANNELS = 64
 _ROUNDS = 4
+_MOST_EXCHANGES = 10  # of limits, for each coefficient
+_NOTHING = 1e-12  # relative: a slope that leads nowhere
 _FEWEST = 3  # layers: fewer cannot tell what they have in common from a fault of one
 _FAR = 4.0  # medians of all layers: a layer that fits this badly takes no part
 _EXPLAINS = 0.1  # of a layer's squared errors: in two layers of three, or it is one layer's fault
@@ -113,16 +114,37 @@ def _explained(matrix: Array, target: Array, coefficients: Array) -> float:
 
 
 def _bounded(matrix: Array, target: Array) -> Array:
-    """Bounded least squares; columns are brought to one size, 1, first."""
+    """Least squares with no coefficient beyond `_MOST`; columns are brought to one size, 1, first.
+
+    Source: Stark & Parker, "Bounded-variable least squares", Computational Statistics 10 (1995).
+    """
     size = np.sqrt((matrix**2).sum(axis=0))
     size = np.where(size > 0, size, 1.0)
     gram, cross = (matrix / size).T @ (matrix / size), (matrix / size).T @ target
-    # The square root of the Gram matrix is small and has the same least squares.
-    values, vectors = np.linalg.eigh(gram + 1e-9 * np.eye(len(gram)))
-    root = (vectors * np.sqrt(np.maximum(values, 1e-12))).T
-    right = (vectors / np.sqrt(np.maximum(values, 1e-12))).T @ cross
-    found = scipy.optimize.lsq_linear(root, right, (-_MOST * size, _MOST * size))
-    return np.asarray(found.x / size)
+    gram += 1e-9 * np.eye(len(gram))
+    most = _MOST * size
+    x, held = np.zeros(len(gram)), np.zeros(len(gram), bool)
+    for _ in range(_MOST_EXCHANGES * len(gram)):
+        free = np.flatnonzero(~held)
+        goal = x.copy()
+        rest = cross[free] - gram[np.ix_(free, held)] @ x[held]
+        goal[free] = np.linalg.solve(gram[np.ix_(free, free)], rest)
+        beyond = np.abs(goal) > most
+        beyond[held] = False
+        if beyond.any():  # as far as the first limit on the way, which is kept
+            room = np.where(goal > x, most - x, most + x)
+            share = np.where(beyond, room / np.maximum(np.abs(goal - x), 1e-300), np.inf)
+            first = int(share.argmin())
+            x += share[first] * (goal - x)
+            x[first] = np.copysign(most[first], goal[first])
+            held[first] = True
+            continue
+        x = goal
+        inward = np.where(held, -np.sign(x) * (cross - gram @ x), 0.0)
+        if inward.max() <= _NOTHING * np.abs(cross).max():
+            break
+        held[int(inward.argmax())] = False
+    return np.asarray(x / size)
 
 
 def _drift_left(matrix: Array, target: Array, coefficients: Array) -> float:

@@ -9,8 +9,9 @@ without tiles a is 0.02 to 5 and b is 0.17 to 2; c is next to 0 but for chains, 
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
-import scipy  # its parts are loaded when they are first used: a second of start-up
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.sample import Sample
@@ -47,8 +48,15 @@ def fit_noise(sample: Sample, unit: float) -> Array:
 
 
 def _non_negative(matrix: Array, target: Array) -> Array:
-    """Least squares with no coefficient below 0, on the normal equations: there are three."""
+    """Least squares with no coefficient below 0: of all that are 0 for some, what leaves least."""
     gram, cross = matrix.T @ matrix, matrix.T @ target
-    root = np.linalg.cholesky(gram + 1e-9 * np.trace(gram) * np.eye(len(gram)))
-    found, _ = scipy.optimize.nnls(root.T, np.linalg.solve(root, cross))
-    return np.asarray(found)
+    size = len(gram)
+    gram += 1e-9 * np.trace(gram) * np.eye(size)
+    best, gained = np.zeros(size), 0.0
+    for count in range(1, size + 1):
+        for chosen in map(list, combinations(range(size), count)):
+            found = np.zeros(size)
+            found[chosen] = np.linalg.solve(gram[np.ix_(chosen, chosen)], cross[chosen])
+            if (found >= 0).all() and found @ cross > gained:  # solved: what the fit explains
+                best, gained = found, float(found @ cross)
+    return best

@@ -81,9 +81,3 @@ class Nuisance:
             level=3.0,
             algorithm=algorithm,
         )
-
-    def signs(self, images: Array, rng: np.random.Generator) -> Array:
-        """Random signs for outputs that err independently, (P,)."""
-        if self.tiles is None:
-            return rng.choice((-1.0, 1.0), len(images))
-        return rng.choice((-1.0, 1.0), int(self.tiles.max()) + 1)[self.tiles]

@@ -104,6 +104,37 @@ class Sample:
         """``sum_p outputs[o, p] x_k[p]``, the transpose of `times`: (O, P) -> (O, K)."""
         return _grouped(outputs, self.columns.transpose(0, 2, 1))
 
+    def met(self, outputs: Array) -> Array:
+        """``sum_k (M_k sum_p outputs[o, p] x_k[p])**2``, (O,), in single precision.
+
+        What independent errors of the taps, each in proportion to its magnitude, make of a sum over
+        outputs: a variance, of which a few digits are enough.
+        """
+        columns, of_columns = self._short_columns
+        magnitude, of_magnitude = self._short_magnitude
+        short, of_outputs = _short(outputs, axis=1)
+        seen = _grouped(short, columns.transpose(0, 2, 1))
+        seen *= magnitude
+        size = of_columns * of_magnitude * of_outputs
+        return np.asarray(np.einsum("ok,ok->o", seen, seen) * size[:, 0] ** 2)
+
+    def jolted(self, rng: np.random.Generator) -> Array:
+        """What outputs change by if each tap changes by its magnitude, up or down, (O, P)."""
+        columns, of_columns = self._short_columns
+        magnitude, of_magnitude = self._short_magnitude
+        up = rng.integers(0, 2, magnitude.shape, np.int8)
+        return np.asarray(
+            _grouped(np.where(up, magnitude, -magnitude), columns) * (of_columns * of_magnitude)
+        )
+
+    @cached_property
+    def _short_columns(self) -> tuple[Array, Array]:
+        return _short(self.columns)
+
+    @cached_property
+    def _short_magnitude(self) -> tuple[Array, Array]:
+        return _short(self.magnitude, axis=1)
+
     @cached_property
     def squares(self) -> Array:
         """``x**2``, (G, K, P)."""
@@ -192,6 +223,13 @@ def _grouped(rows: Array, columns: Array) -> Array:
     """(O, A) times (G, A, B), each group's rows with its own columns: (O, B)."""
     y = rows.reshape(len(columns), -1, rows.shape[-1]) @ columns
     return np.asarray(y.reshape(len(rows), -1))
+
+
+def _short(values: Array, axis: int | None = None) -> tuple[Array, Array]:
+    """Values as float32, and the float64 sizes that they were divided by, so that all fit."""
+    size = np.abs(values).max(axis=axis, keepdims=axis is not None, initial=0.0)
+    size = np.where(size > 0, size, 1.0)
+    return (values / size).astype(np.float32), size
 
 
 @np.errstate(all="ignore")

@@ -18,6 +18,9 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.precision import Precision
+from repvgg_ref.oracle.bugs import LAYER_BUGS
+from repvgg_ref.oracle.bugs.base import planted
+from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnosis.alternatives import Alternative, Chain, Progress, alternatives
 from repvgg_ref.oracle.diagnosis.fitting import fitted
@@ -26,7 +29,7 @@ from repvgg_ref.oracle.diagnosis.probing import Again, Probing
 from repvgg_ref.oracle.diagnosis.ranking import FALSE_ALARM, Trial, ranked
 from repvgg_ref.oracle.power import Power, power_in_layers, power_of_bugs
 from repvgg_ref.oracle.programs.layers import Programs
-from repvgg_ref.oracle.report import Finding, LayerReport, Report, Verdict
+from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report, Verdict
 
 Library = Callable[..., Iterable[Alternative]]
 
@@ -34,6 +37,9 @@ _SHARE = 0.9  # of the known bugs must have shown, for "agree"
 _SHARE_IN_LAYER = 0.75  # and of those of each layer
 _TELLING = 0.2  # of the logits' spread: what rounding may do must be smaller
 _FINALISTS = 12
+_NOT_TESTED = (
+    "not tested: layers by themselves, training, other inputs than those of the calls named here"
+)
 
 
 def judge_logits(
@@ -60,9 +66,10 @@ def judge_logits(
     """
     y_hat = np.asarray(outputs.layers["linear"], float)
     known = partial(library, precision=precision.number_format, progress=progress)
-    found = _judge(Chain(programs, x), y_hat, precision, again, known)
+    chain = Chain(programs, x)
+    found = _judge(chain, y_hat, precision, again, known)
     bad = found.verdict == "disagree"
-    first = next((f.layer for f in found.findings), None) or "linear"
+    first = _first_place(chain, found.findings)
     return Report(
         verdict=found.verdict,
         reason=found.reason,
@@ -72,9 +79,20 @@ def judge_logits(
         layers=(found.layer,),
         diagnosis=found.findings,
         first_bad_layer=first if bad else None,
-        notes=(*outputs.notes, *found.notes),
+        notes=(*outputs.notes, *found.notes, _NOT_TESTED),
         power=found.power,
     )
+
+
+def _first_place(chain: Chain, findings: Sequence[Finding]) -> str:
+    """The layer of the likeliest bug; the first that can have it, if all have it."""
+    if not findings or findings[0].layer is None:
+        return "linear"
+    if findings[0].layer != EVERYWHERE:
+        return findings[0].layer
+    bugs = [bug for bug in LAYER_BUGS if bug.name == findings[0].bug]
+    sites = {name: site_of(chain.programs, name, chain.inputs[name]) for name in chain.names}
+    return next((n for n, site in sites.items() if any(planted(bugs, site, n))), "linear")
 
 
 @dataclass(frozen=True)

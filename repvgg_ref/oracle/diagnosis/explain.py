@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +13,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.fourier import FFT, LARGEST
 from repvgg_ref.oracle.arithmetic.operands import Seen
 from repvgg_ref.oracle.arithmetic.tiles import Algorithm
-from repvgg_ref.oracle.blas import single_threaded_blas
+from repvgg_ref.oracle.blas import in_threads
 from repvgg_ref.oracle.bounds.block import Bound, block_bound, product_energy
 from repvgg_ref.oracle.bounds.comparison import Comparison, diagnosis_bound
 from repvgg_ref.oracle.bounds.precision import Precision, estimate_unit_roundoff
@@ -23,6 +21,7 @@ from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape
+from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.diagnosis.small import ESTIMATED, explain_alarms, explain_unknown
 from repvgg_ref.oracle.estimates.estimate import Estimate
@@ -103,6 +102,10 @@ class Case:
         site = site_of(self.programs, name, x, compared.y_hat)
         bound = diagnosis_bound(site.program, x, compared.y, self.precision)
         return LayerEvidence(site, compared.y, compared.y_hat, bound, self.precision.number_format)
+
+    def trial_evidence(self, name: str) -> LayerEvidence | None:
+        """The same; None where the outputs cannot be compared."""
+        return None if self.comparisons[name].bound is None else self.evidence(name)
 
     def findings(self, name: str) -> list[Finding]:
         """Why this layer is bad."""
@@ -243,7 +246,8 @@ def _diagnosis(
     """Findings for the bad layers: first those beyond their bounds, else those with alarms."""
     chosen = beyond or list(alarms)
     ask = case.findings if beyond else case.small_findings
-    return _merged(_each(ask, chosen[:_MOST_DIAGNOSED]), len(chosen))
+    layers = Layers(list(case.comparisons), chosen, case.trial_evidence, ESTIMATED)
+    return merged(_each(ask, chosen[:_MOST_DIAGNOSED]), layers)
 
 
 def _is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
@@ -251,12 +255,15 @@ def _is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
 
     Errors in most layers that no bug explains, all of them within their certified bounds, are more
     likely an arithmetic nobody told us of. Where the noise of most layers is of no kind that is
-    known, or half of the layers are odd, what was estimated explains nothing either.
+    known, or half of the layers are odd, what was estimated explains nothing either. Where sums are
+    cut in a direction that is not known, in an order that is not, even scales may come of that.
     """
     odd = case.estimates.alarms
     unknown_noise = case.estimates.is_of_unknown_noise
     everywhere = 2 * len(odd) >= len(case.comparisons)
     estimated = ESTIMATED - _SYSTEMATIC if everywhere or unknown_noise else frozenset()
+    if case.estimates.arithmetic.directed.is_at_limit:
+        estimated = ESTIMATED
     explains_nothing = {"unknown", *estimated}
     explained = any(finding.bug not in explains_nothing for finding in diagnosis)
     if beyond or not odd:
@@ -286,29 +293,7 @@ def _is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
 def _each(ask: Callable[[str], list[Finding]], names: Iterable[str]) -> dict[str, list[Finding]]:
     """Ask about several layers at once."""
     names = list(names)
-    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(names, pool.map(ask, names), strict=True))
-
-
-def _merged(found_in: Mapping[str, list[Finding]], bad: int) -> list[Finding]:
-    """Each bug once, where it is first, saying in which other layers it is."""
-    first: dict[str, Finding] = {}
-    layers: dict[str, list[str]] = {}
-    for name, found in found_in.items():
-        for finding in found:
-            first.setdefault(finding.bug, finding)
-            layers.setdefault(finding.bug, []).append(name)
-    return [_in_every_layer(finding, layers[bug], bad) for bug, finding in first.items()]
-
-
-def _in_every_layer(finding: Finding, layers: list[str], bad: int) -> Finding:
-    """Say that a bug is everywhere if every diagnosed layer has it and there are several."""
-    if len(layers) > 1 and len(layers) >= min(bad, _MOST_DIAGNOSED):
-        return replace(finding, says=finding.says + f" (in all {bad} bad layers)")
-    if len(layers) > 1:
-        also = ", ".join(layers[1:4]) + (", ..." if len(layers) > 4 else "")
-        return replace(finding, says=finding.says + f" (also in {also})")
-    return finding
+    return dict(zip(names, in_threads(ask, names), strict=True))
 
 
 def _reason(case: Case, bad: list[str], diagnosis: Iterable[Finding]) -> str:

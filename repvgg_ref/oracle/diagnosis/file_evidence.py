@@ -9,19 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.blas import in_threads
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
+from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates.base import FileEvidence
 from repvgg_ref.oracle.candidates.names import listed
-from repvgg_ref.oracle.diagnosis.static_check import check_kernel
+from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
+from repvgg_ref.oracle.diagnosis.static_check import TapEvidence, check_kernel, tap_evidence
+from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.layers import Programs
-from repvgg_ref.oracle.report import Finding, LayerReport, Report
+from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report
 from repvgg_ref.oracle.symmetry.kernels import realign
 from repvgg_ref.oracle.weights.arithmetic import FORMAT_NAMES, UNITS, least_error
 from repvgg_ref.oracle.weights.conversion import Conversion, Simulated, Unsettled
@@ -36,13 +41,15 @@ _ROUNDED = {"weights-fp16", "weights-bf16"}
 _ROUNDINGS = 2.0  # of a classifier's weight: stored once, perhaps scaled on the way
 
 
-def with_file_evidence(report: Report, model: Model, evidence: FileEvidence | None) -> Report:
+def with_file_evidence(report: Report, programs: Programs, evidence: FileEvidence | None) -> Report:
     """The report on a port's values, and what its file adds to it."""
     if evidence is None:
         return report
+    model = programs.model
     evidence = _realigned(model, report, evidence)
     precision = PRECISIONS[report.precision].number_format
-    found, marks = _in_the_file(model, evidence, precision)
+    check = _Check(programs, evidence, precision)
+    found, marks = _in_the_file(check, evidence, precision)
     wrong = {layer.name for layer in report.layers if not layer.ok} | found.keys()
     for suspect in evidence.suspects:
         if suspect.layer in wrong:  # it accounts for a wrong kernel, too
@@ -60,8 +67,11 @@ def with_file_evidence(report: Report, model: Model, evidence: FileEvidence | No
     order = model.arch.layer_names
     layers = _marked(report.layers, marks, order)
     first = next(name for name in order if name in wrong)
-    diagnosis = _merged(report.diagnosis, found, order)
-    says = next((f.says for f in diagnosis if f.layer == first), "")
+    blocks = [name for name in order[:-1] if name in evidence.kernels]
+    joined = merged(found, Layers(blocks, list(found), check.evidence_of)) if len(found) > 1 else []
+    everywhere = [finding for finding in joined if finding.layer == EVERYWHERE]
+    diagnosis = _merged((*report.diagnosis, *everywhere), found, order)
+    says = next((f.says for f in diagnosis if f.is_in(first)), "")
     unchanged = first == report.first_bad_layer and diagnosis[:1] == report.diagnosis[:1]
     note = next((layer.note for layer in layers if layer.name == first), "")
     return replace(
@@ -104,18 +114,22 @@ def _realigned(model: Model, report: Report, evidence: FileEvidence) -> FileEvid
 
 
 def _in_the_file(
-    model: Model, evidence: FileEvidence, precision: str
+    check: _Check, evidence: FileEvidence, precision: str
 ) -> tuple[dict[str, list[Finding]], dict[str, LayerReport]]:
     """Layer -> what is wrong there in any case, and -> the report on it."""
-    programs = Programs(model)
+    programs = check.programs
     found: dict[str, list[Finding]] = {}
     marks: dict[str, LayerReport] = {}
-    check = _Check(programs, evidence, precision)
     stored = _stored(evidence.kernels)[0]
     own = _Check(programs, evidence, stored) if UNITS[stored] > UNITS[precision] else None
-    for layer, kernel in evidence.kernels.items():
-        if layer != "linear" and is_rounded_once(programs[layer].fused_kernel(), kernel):
-            continue  # nothing could be better, and most files are: no need of bounds
+
+    def doubtful(layer: str) -> bool:
+        """Not each number rounded once: nothing could be better, and most files are that."""
+        kernel = evidence.kernels[layer]
+        return layer == "linear" or not is_rounded_once(programs[layer].fused_kernel(), kernel)
+
+    doubts = in_threads(doubtful, evidence.kernels)
+    for layer, kernel in compress(evidence.kernels.items(), doubts):
         report, findings = check(layer, kernel)
         if not report.ok and own is not None and own(layer, kernel)[0].ok:
             findings = [_rounded(layer, stored)]
@@ -158,8 +172,17 @@ class _Check:
         if layer == "linear":
             scaled = self.evidence.scaled is not None
             return check_classifier(model, kernel, self.precision, scaled=scaled)
-        blank = np.zeros((1, model.arch.block(layer).in_channels, *_UNSEEN))
-        return check_kernel(site_of(self.programs, layer, blank), kernel, self._conversion(layer))
+        return check_kernel(self._site(layer), kernel, self._conversion(layer))
+
+    def evidence_of(self, layer: str) -> TapEvidence:
+        """A block's kernel as evidence of which bug made it."""
+        return tap_evidence(
+            self._site(layer), self.evidence.kernels[layer], self._conversion(layer)
+        )
+
+    def _site(self, layer: str) -> Site[BlockProgram]:
+        blank = np.zeros((1, self.programs.model.arch.block(layer).in_channels, *_UNSEEN))
+        return site_of(self.programs, layer, blank)
 
     def _conversion(self, layer: str) -> Conversion:
         """Inferred from all layers of a kind when it is first asked for."""
@@ -270,19 +293,19 @@ def _merged(
     A name comes before "unknown"; a bug says in which other layers it is.
     """
     everywhere = [finding for finding in seen if finding.layer not in order]
-    merged = {finding.bug: finding for finding in reversed(everywhere)}
+    joined = {finding.bug: finding for finding in reversed(everywhere)}
     also: dict[str, list[str]] = {}
     for name in order:
         both = [*(f for f in seen if f.layer == name), *found.get(name, ())]
         for finding in [f for f in both if f.bug != "unknown"] or both[:1]:
-            first = merged.setdefault(finding.bug, finding)
-            if first.layer != name and name in found:
+            first = joined.setdefault(finding.bug, finding)
+            if not first.is_in(name) and name in found:
                 also.setdefault(finding.bug, []).append(name)
     return tuple(
         replace(f, says=f"{f.says} (also in {listed(dict.fromkeys(also[bug]))})")
         if bug in also
         else f
-        for bug, f in merged.items()
+        for bug, f in joined.items()
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bugs.base import Mutant
 from repvgg_ref.oracle.diagnosis.regression import Fit, posterior, regress
-from repvgg_ref.oracle.report import Finding
+from repvgg_ref.oracle.report import EVERYWHERE, Finding
 
 # Chance of accusing a correct candidate, over a whole verification (Bonferroni-corrected).
 FALSE_ALARM = 1e-6
@@ -61,12 +61,14 @@ class Trial:
     def finding(self, confidence: float, equivalents: Sequence[str] = ()) -> Finding:
         """The trial as the report shows it."""
         bug, parameter, fit = self.mutant.bug, self.mutant.variant.parameter, self.fit
-        error = fit.standard_error
+        error, layer = fit.standard_error, self.mutant.layer
+        if layer is None and bug.scope != "network":
+            layer = EVERYWHERE
         if bug.continuous and parameter is not None:
             error *= abs(parameter)  # the fit is of its logarithm
         return Finding(
             bug=bug.name,
-            layer=self.mutant.layer,
+            layer=layer,
             estimate=float(fit.coefficient if parameter is None else parameter),
             confidence=confidence,
             explains=fit.explains,

@@ -29,6 +29,7 @@ from repvgg_ref.models.parameters import is_trainable
 from repvgg_ref.oracle.bounds.linear_part import layer_kernels
 from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
+from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.evidence import Evidence
 from repvgg_ref.oracle.diagnosis.odd_taps import altered, scaled, unknown
 from repvgg_ref.oracle.diagnosis.ranking import Observation
@@ -45,6 +46,12 @@ from repvgg_ref.oracle.weights.terms import terms_of
 _LIKELY = 1.0
 _COARSE = 6.0  # roundings of the largest tap, for comparing other kernels
 _UNSEEN = (8, 8)  # extent of the blank image on which bugs are tried: only taps are looked at
+_NOT_TESTED = (
+    "not tested: what computes with these numbers (preprocessing, padding, strides, activations,"
+    " arithmetic, the order in which layers are called), which no weight file holds: give the port"
+    " itself, or its layer outputs"
+)
+_NO_EPS = "; nor eps, which is in no file before fusion"
 _FEW = 0.2  # of a kernel's taps: more are no damage but a method
 
 
@@ -100,7 +107,11 @@ def _fused_file(model: Model, port: Model, name: str, precision: str) -> Report:
         return report
     same = realign(programs, port.params, conversion.units[0] * conversion.roundings)
     if not same.equivalences:
-        return replace(report, diagnosis=(*same.findings, *report.diagnosis)[:6], notes=same.notes)
+        return replace(
+            report,
+            diagnosis=(*same.findings, *report.diagnosis)[:6],
+            notes=(*same.notes, *report.notes),
+        )
     aligned = replace(port, params=same.params)
     if not same.rescaled:
         conversion = conversion_of(lambda: _layers(programs, aligned), stored, precision)
@@ -122,7 +133,7 @@ def _of_narrow_eps(report: Report, eps: float) -> Report:
 def _said(report: Report, conversion: Conversion, stored: tuple[str, str]) -> Report:
     """With what was inferred of the file, and what would have been seen."""
     smallest = f"the smallest error that would have been seen: {conversion.smallest}"
-    notes = tuple(filter(None, (*report.notes, named(stored), smallest)))
+    notes = tuple(filter(None, (named(stored), smallest, *report.notes)))
     return replace(report, notes=notes)
 
 
@@ -152,29 +163,44 @@ def _judged(
     same: Realigned | None = None,
 ) -> Report:
     layers: list[LayerReport] = []
-    findings: list[Finding] = []
+    findings: dict[str, list[Finding]] = {}
     model = programs.model
-    for spec in model.arch.blocks:
-        layer = spec.name
-        site = site_of(programs, layer, np.zeros((1, spec.in_channels, *_UNSEEN)))
-        held = conversion if same is None else same.held(layer, conversion)
-        report, found = check_kernel(site, _kernel(port, layer), held)
+
+    def held(layer: str) -> Conversion:
+        return conversion if same is None else same.held(layer, conversion)
+
+    for layer in model.arch.layer_names[:-1]:
+        report, found = check_kernel(_site(programs, layer), _kernel(port, layer), held(layer))
         copied = _copied(model, port, f"{layer}.se.", formats, same)
         layers.append(report if copied is None or not report.ok else copied)
-        findings += [f for f in found if f.bug not in {known.bug for known in findings}]
+        findings |= {layer: found} if found else {}
     head = _copied(model, port, "linear.", formats, same)
+    joined = merged(
+        findings,
+        Layers(
+            model.arch.layer_names[:-1],
+            list(findings),
+            lambda layer: tap_evidence(_site(programs, layer), _kernel(port, layer), held(layer)),
+        ),
+    )
     layers.append(head or LayerReport("linear", 0.0, 0.0, 0.0, ok=True))
-    return _report(model, name, layers, findings, conversion.in_words)
+    return _report(model, name, layers, joined, conversion.in_words)
+
+
+def _site(programs: Programs, layer: str) -> Site[BlockProgram]:
+    blank = np.zeros((1, programs.model.arch.block(layer).in_channels, *_UNSEEN))
+    return site_of(programs, layer, blank)
 
 
 def _report(
     model: Model, name: str, layers: list[LayerReport], found: list[Finding], right: str
 ) -> Report:
     bad = [layer for layer in layers if not layer.ok]
+    notes = (_NOT_TESTED,)
     if not bad:
-        return Report("agree", right, model.name, name, "weights", tuple(layers))
+        return Report("agree", right, model.name, name, "weights", tuple(layers), notes=notes)
     first = bad[0]
-    says = next((f.says for f in found if f.layer == first.name), "")
+    says = next((f.says for f in found if f.is_in(first.name)), "")
     reason = f"{first.name}: {first.note or f'error {first.ratio:.3g} times its bound'}"
     return Report(
         "disagree",
@@ -185,6 +211,7 @@ def _report(
         tuple(layers),
         tuple(found),
         first.name,
+        notes,
     )
 
 
@@ -230,7 +257,7 @@ def _findings(
 ) -> list[Finding]:
     """What is wrong with a kernel: a bug of the library, else its taps described."""
     layer, excused = site.program.name, conversion.stored[0]
-    taps = TapEvidence(site, _coarse(seen, conversion.units[0]), excused)
+    taps = _tap_evidence(site, seen, conversion)
     if found := [trial for trial in taps.trials() if trial.named]:
         return taps.seen.ranked(found)
     if scales := scaled(layer, seen):
@@ -281,6 +308,18 @@ class TapEvidence(Evidence):
             return None
         taps = _taps(program.fused_kernel())
         return taps if taps.shape == self.seen.y.shape else None
+
+
+def tap_evidence(site: Site[BlockProgram], got: FusedConv, conversion: Conversion) -> TapEvidence:
+    """A kernel as evidence of which bug made it."""
+    exact = site.program.fused_kernel()
+    return _tap_evidence(site, _seen(exact, got, _magnitude(site.program), conversion), conversion)
+
+
+def _tap_evidence(
+    site: Site[BlockProgram], seen: Observation, conversion: Conversion
+) -> TapEvidence:
+    return TapEvidence(site, _coarse(seen, conversion.units[0]), conversion.stored[0])
 
 
 class FittedTaps(TapEvidence):
@@ -335,7 +374,8 @@ def _same_arrays(model: Model, port: Model, name: str, precision: str) -> Report
         ratio = float("inf") if wrong else 0.0
         layers.append(LayerReport(layer, worst, 0.0, ratio, ok=not wrong, note=note))
     right = "every array is the reference's"
-    return _report(model, name, layers, [], right)
+    report = _report(model, name, layers, [], right)
+    return replace(report, notes=tuple(note + _NO_EPS for note in report.notes))
 
 
 def _matters(name: str) -> bool:

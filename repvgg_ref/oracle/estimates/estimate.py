@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-import scipy  # its parts are loaded when they are first used: a second of start-up
 
 # Chance of accusing a right port, nominal, over all tests of a verification.
 FALSE_ALARM = 1e-6
@@ -14,6 +15,7 @@ FALSE_ALARM = 1e-6
 # Rounding errors are no Gaussians: those of long chains have kurtosis 4 to 7, and single outputs of
 # right ports reach 13 standard errors (tests/studies/NOTES-oracle.md). A statistic counts as this
 # many times fewer standard errors, the fewer numbers it is a mean of the more so.
+_STEPS = 20  # a convex curve: each of Newton's is nearer, quadratically so in the end
 _SIZES = ("taps", "noise")  # squares: too small is no alarm
 
 TAILS = {"layer": 1.0, "channel": 1.15, "tap": 1.4, "output": 3.5}
@@ -67,7 +69,7 @@ class Estimate:
     @property
     def p_value(self) -> float:
         """Of the largest of `count` such deviations being rounding; at most 1."""
-        single = 2 * float(scipy.special.ndtr(-self.deviation))
+        single = math.erfc(self.deviation / math.sqrt(2))
         return min(1.0, self.count * single)
 
     @property
@@ -97,12 +99,10 @@ class Estimate:
 
     def smallest(self, tests: int = 1_000_000) -> float:
         """The smallest value that would have been an alarm among so many tests."""
-        needed = -float(scipy.special.ndtri(FALSE_ALARM / max(tests, self.count) / 2))
+        needed = -NormalDist().inv_cdf(FALSE_ALARM / max(tests, self.count) / 2)
         beyond = needed * TAILS[self.scope] * (self.typical or self.error)
-        if self.kind == "taps":  # the root of v log(v / tolerance) = beyond
-            return self.tolerance * float(
-                np.exp(scipy.special.lambertw(beyond / self.tolerance).real)
-            )
+        if self.kind == "taps":
+            return _above(self.tolerance, beyond)
         return self.tolerance + beyond
 
 
@@ -119,6 +119,15 @@ def alarms(estimates: Iterable[Estimate]) -> list[Estimate]:
             break
         found.append(estimate)
     return found
+
+
+def _above(tolerance: float, beyond: float) -> float:
+    """The value v with ``v log(v / tolerance) = beyond``, by Newton's method from above."""
+    value = tolerance + beyond
+    for _ in range(_STEPS):
+        slope = math.log(value / tolerance) + 1
+        value -= (value * math.log(value / tolerance) - beyond) / slope
+    return value
 
 
 def wilson_hilferty(chi_square: float, freedom: float) -> float:

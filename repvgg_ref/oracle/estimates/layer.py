@@ -31,6 +31,7 @@ _SPREAD = 1 / 0.6745  # a Gaussian's standard deviation, of its median absolute 
 _ROUNDINGS = 64.0  # of a channel's mean: what varies less is lost in them
 _SURE = 0.1  # of a level: six times its limit is an alarm however few outputs there are
 _FEWEST = 64  # outputs that tell tails
+_OF_ITSELF = 1e-9  # of a part's energy: what is left of it beside a plane, or it is no part
 # Medians over a port's layers are at most 7.6 and 18 in modelled arithmetics (where every addition
 # chops 13 and 24) and at least 9 and 25 in Strassen's (tests/studies/NOTES-oracle.md).
 _KURTOSIS, _RATIO = 8.0, 22.0
@@ -107,11 +108,10 @@ class LayerEstimates:
         """Regress the residual on a direction (O, P), channel by channel."""
         r = self.residual if residual is None else residual
         weighted = self.weights * direction
-        seen = self.sample.along(weighted)
         return Regression(
             np.einsum("op,op->o", weighted, r),
             np.einsum("op,op->o", weighted, direction),
-            self._conversion * self._met(seen),
+            self._conversion * self.sample.met(weighted),
         )
 
     def _met(self, taps: Array) -> Array:
@@ -163,14 +163,30 @@ class LayerEstimates:
         yield Estimate(kind, "channels", max(0.0, deviation) * size, size, 0.0, "tap")
 
     def _contrasts(self) -> Iterator[Estimate]:
-        sample, u = self.sample, self.nuisance.unit
-        tolerance = (_CONTRAST + self._allowed_drift + self.nuisance.scale - 1) * u
+        tolerance = _CONTRAST + self._allowed_drift + self.nuisance.scale - 1
+        tolerance *= self.nuisance.unit
         if self.count.max() < _FEW:
             return
         for name, there in self.places():
-            part = self._without_plane(sample.y * there)
-            value, error = self.regress(part, self.perpendicular).pooled()
+            value, error = self._contrast(there).pooled()
             yield Estimate("contrast", name, value, error, tolerance, "layer")
+
+    def _contrast(self, there: Array) -> Regression:
+        """Regress on y in one part, without its plane.
+
+        The residual is perpendicular to the plane, so that sums over the part alone are enough.
+        """
+        y = self.sample.y[:, there]
+        weighted = self.weights[:, there] * y
+        first, second = weighted.sum(axis=1), (weighted * y).sum(axis=1)
+        level, slope = self._plane(first, second)
+        power = second - level * first - slope * second
+        own = power > _OF_ITSELF * second  # else the part is all that is active
+        cross = np.einsum("op,op->o", weighted, self.perpendicular[:, there])
+        part = -self.weights * (level[:, None] + slope[:, None] * self.sample.y)
+        part[:, there] += weighted
+        conversion = self._conversion * self.sample.met(part)
+        return Regression(*(np.where(own, each, 0.0) for each in (cross, power, conversion)))
 
     def places(self) -> Iterator[tuple[str, Array]]:
         """Parts of the output that may be wrong alone, by name: where they are, (P,)."""
@@ -199,18 +215,18 @@ class LayerEstimates:
         chosen = self.count >= _MANY
         if not chosen.any():
             return
-        magnitude = sample.magnitude
         weighted = self.weights * self.perpendicular
-        observed = self._met(sample.along(weighted))
+        observed = sample.met(weighted)
         nulls, responses = [], []
         for _ in range(_DRAWS):
-            signs = n.signs(sample.images, self._rng)
-            nulls.append(self._met(sample.along(weighted * signs)))
-            wrong = magnitude * self._rng.choice((-1.0, 1.0), magnitude.shape)
-            moved = self.weights * self._without_plane(sample.times(wrong)) * n.unit
-            responses.append(self._met(sample.along(moved)))
-        null = np.mean(nulls, axis=0)
-        if n.tiles is None:
+            if n.tiles is not None:
+                signs = self._rng.choice((-1.0, 1.0), int(n.tiles.max()) + 1)[n.tiles]
+                nulls.append(sample.met(weighted * signs))
+            moved = self.weights * self._without_plane(sample.jolted(self._rng)) * n.unit
+            responses.append(sample.met(moved))
+        if nulls:
+            null = np.mean(nulls, axis=0)
+        else:
             energy = sample.energy - sample.bias_magnitude[:, None] ** 2
             null = (weighted**2 * energy).sum(axis=1)
         response = np.maximum(np.mean(responses, axis=0), 1e-300)
@@ -316,16 +332,28 @@ class LayerEstimates:
 
     def _without_plane(self, values: Array) -> Array:
         """`values` (O, P) less their weighted regression on 1 and y, channel by channel."""
-        w, y = self.weights, self.sample.y
-        one, sy, yy = w.sum(axis=1), (w * y).sum(axis=1), (w * y * y).sum(axis=1)
-        v1, vy = (w * values).sum(axis=1), (w * values * y).sum(axis=1)
-        determinant = one * yy - sy**2
-        good = determinant > 1e-9 * one * yy
-        safe = np.where(good, determinant, 1.0)
-        slope = np.where(good, (one * vy - sy * v1) / safe, 0.0)
-        level = np.where(one > 0, (v1 - slope * sy) / np.where(one > 0, one, 1.0), 0.0)
+        weighted, y = self.weights * values, self.sample.y
+        level, slope = self._plane(weighted.sum(axis=1), np.einsum("op,op->o", weighted, y))
         left = values - level[:, None] - slope[:, None] * y
         return np.where(self.sample.active, left, 0.0)
+
+    def _plane(self, first: Array, second: Array) -> tuple[Array, Array]:
+        """Level and slope of a weighted regression on 1 and y, (O,) each.
+
+        `first` and `second` are the sums of ``w v`` and ``w v y`` of what is regressed, v.
+        """
+        one, sy, yy = self._moments
+        determinant = one * yy - sy**2
+        good = determinant > 1e-9 * one * yy
+        slope = np.where(good, (one * second - sy * first) / np.where(good, determinant, 1.0), 0.0)
+        level = np.where(one > 0, (first - slope * sy) / np.where(one > 0, one, 1.0), 0.0)
+        return level, slope
+
+    @cached_property
+    def _moments(self) -> tuple[Array, Array, Array]:
+        """Of every channel: the sums of w, w y and w y**2."""
+        w, y = self.weights, self.sample.y
+        return w.sum(axis=1), (w * y).sum(axis=1), (w * y * y).sum(axis=1)
 
 
 def _vary_by_roundings(sample: Sample, unit: float) -> Array:

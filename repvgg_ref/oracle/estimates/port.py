@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from repvgg_ref.oracle.arithmetic.operands import Seen, with_operands
 from repvgg_ref.oracle.arithmetic.port import PortArithmetic, direct_nuisance, infer
 from repvgg_ref.oracle.arithmetic.sample import Sample, sample_of
 from repvgg_ref.oracle.arithmetic.tiles import Layer
-from repvgg_ref.oracle.blas import single_threaded_blas
+from repvgg_ref.oracle.blas import pool_for_estimates
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.estimates.estimate import Estimate, alarms
 from repvgg_ref.oracle.estimates.layer import LayerEstimates
@@ -99,7 +98,7 @@ def estimate_port(seen: Mapping[str, Seen], precision: Precision) -> PortEstimat
     seen : mapping
         Every layer whose outputs can be compared.
     """
-    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with pool_for_estimates() as pool:
         return _estimate_port(seen, precision, pool)
 
 

@@ -14,6 +14,10 @@ from repvgg_ref.oracle.operators.judge import Judged, OutputCheck
 from repvgg_ref.oracle.operators.operator import Operator
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
+_NOT_TESTED = (
+    "not tested: other shapes, settings and values than those of the calls named here, and whether"
+    " the same call gives the same twice"
+)
 _MOST_DIAGNOSED = 3  # calls that are explained
 
 
@@ -98,7 +102,7 @@ def reported(case: Case) -> OperatorReport:
         layers=tuple(layers),
         diagnosis=tuple(findings or hidden),
         first_bad_layer=first if wrong else None,
-        notes=tuple(dict.fromkeys([*case.notes, *([] if wrong else _notes(case))])),
+        notes=tuple(dict.fromkeys([*case.notes, *([] if wrong else _notes(case)), _NOT_TESTED])),
         calls=tuple(each.call.label or "the arrays given" for each in case.judged),
         exact=case.is_exact,
         tests=_tests(case),

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.candidates import Candidate
 from repvgg_ref.oracle.probes.calls import Made, calls_in_turn, deadline
@@ -21,13 +20,13 @@ from repvgg_ref.oracle.report import Report
 _GROSS = 10.0  # times a bound: what is less may fail to show in another call by chance
 
 
-def contrasted(report: Report, model: Model, port: Candidate, first: FirstCall) -> Report:
+def contrasted(report: Report, programs: Programs, port: Candidate, first: FirstCall) -> Report:
     """`report`, which is a wrong first call's, with the calls that the port does right.
 
     Only where the first image was grossly wrong: a finer error, or one of another image alone, may
     fail to show in other calls though it does not depend on them.
     """
-    precision, programs = PRECISIONS[report.precision], Programs(model)
+    precision = PRECISIONS[report.precision]
     x = np.asarray(first.x, np.float32)
     layers = {name: array[:1] for name, array in first.outputs.layers.items()}
     image = Made(
@@ -36,7 +35,7 @@ def contrasted(report: Report, model: Model, port: Candidate, first: FirstCall) 
     (image,) = judged([image], programs, precision)
     if image.deviation is None or image.deviation.layer.ratio < _GROSS:  # NaN is gross
         return report
-    probes = [same_again(x), *similar(model.arch, x)]
+    probes = [same_again(x), *similar(programs.model.arch, x)]
     made = judged(calls_in_turn(port, first, probes, deadline(first)), programs, precision)
     report = replace(report, probes=tuple(m.report for m in made))
     right = [m for m in made if m.outputs is not None and not m.is_wrong]

@@ -29,6 +29,10 @@ _WORDS: Mapping[str, tuple[str, str]] = {
         "height and width are taken for equal",
         "look for a height used as a width: strides of memory, pooling, loop bounds",
     ),
+    "square-image": (
+        "square images go wrong, others do not",
+        "look for a case that is chosen where height and width are equal",
+    ),
     "odd-size": (
         "odd extents go wrong",
         "with padding 1 and stride 2 an output has (n + 1) // 2 rows, also for odd n",

@@ -20,6 +20,7 @@ Kind = Literal[
     "state-between-calls",
     "batch-dependent",
     "square-assumed",
+    "square-image",
     "odd-size",
     "tiny-size",
     "large-size",
@@ -80,8 +81,10 @@ def batches(arch: Network, x: Array) -> Iterator[Probe]:
 def shapes(arch: Network, x: Array) -> Iterator[Probe]:
     """Single images of other sizes."""
     is_square = x.shape[2] == x.shape[3]
-    kind, size = ("oblong", _OBLONG) if is_square else ("square", _SQUARE)
-    yield Probe(_sized(f"a {kind} image", size), "square-assumed", _images(arch, 1, size))
+    if is_square:
+        yield Probe(_sized("an oblong image", _OBLONG), "square-assumed", _images(arch, 1, _OBLONG))
+    else:
+        yield Probe(_sized("a square image", _SQUARE), "square-image", _images(arch, 1, _SQUARE))
     yield Probe(_sized("odd extents", _ODD), "odd-size", _images(arch, 1, _ODD))
     yield Probe(_sized("a tiny image", _TINY), "tiny-size", _images(arch, 1, _TINY))
     yield Probe(_sized("an image above 128 pixels", _LARGE), "large-size", _images(arch, 1, _LARGE))
@@ -94,7 +97,8 @@ def similar(arch: Network, x: Array) -> Iterator[Probe]:
     is_square = x.shape[2] == x.shape[3]
     for kind, size in (("a square", _SQUARE), ("an oblong", _OBLONG)):
         changes_only_size = (size == _SQUARE) is is_square
-        bug: Kind = "depends-on-call" if changes_only_size else "square-assumed"
+        was_at_fault: Kind = "square-image" if is_square else "square-assumed"
+        bug = "depends-on-call" if changes_only_size else was_at_fault
         yield Probe(_sized(f"{kind} image", size), bug, _images(arch, len(x), size))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.candidates import Candidate, Outputs
 from repvgg_ref.oracle.probes.calls import Made, further_calls
@@ -19,7 +18,9 @@ from repvgg_ref.oracle.report import Finding, LayerReport, ProbeReport, Report
 Judge = Callable[..., Report]  # `verification.judge`
 
 
-def probed(report: Report, model: Model, port: Candidate, first: FirstCall, judge: Judge) -> Report:
+def probed(
+    report: Report, programs: Programs, port: Candidate, first: FirstCall, judge: Judge
+) -> Report:
     """`report`, which is the first call's, with what further calls of the port show.
 
     A candidate that cannot be called is left as it is.
@@ -27,15 +28,15 @@ def probed(report: Report, model: Model, port: Candidate, first: FirstCall, judg
     if not port.is_called or not report.layers:
         return report
     if report.verdict == "disagree":
-        return contrasted(report, model, port, first)
+        return contrasted(report, programs, port, first)
     precision = PRECISIONS[report.precision]
-    calls = further_calls(model.arch, port, first, precision)
+    calls = further_calls(programs.model.arch, port, first, precision)
     if report.equivalences:
         calls = [m.with_outputs(_logits_alone) for m in calls]
         first = replace(first, outputs=_logits_alone(first.outputs))
     used = max((layer.ratio for layer in report.layers if layer.ratio == layer.ratio), default=0.0)
-    found = judged(calls, Programs(model), precision, used=used, first=first.outputs)
-    made = _confirmed(found, model, report, judge)
+    found = judged(calls, programs, precision, used=used, first=first.outputs)
+    made = _confirmed(found, programs, report, judge)
     written = [_WROTE] if first.outputs.wrote_input else []
     probes = (*(m.report for m in made), *written)
     report = replace(report, probes=probes, notes=(*report.notes, _in_a_line(probes)))
@@ -50,7 +51,9 @@ def _logits_alone(outputs: Outputs) -> Outputs:
     return replace(outputs, layers={n: y for n, y in outputs.layers.items() if n == "linear"})
 
 
-def _confirmed(made: Sequence[Made], model: Model, report: Report, judge: Judge) -> list[Made]:
+def _confirmed(
+    made: Sequence[Made], programs: Programs, report: Report, judge: Judge
+) -> list[Made]:
     """Without what the whole judgement excuses: a runtime may choose Winograd for one size only.
 
     Once a call is found wrong by it, those after it are taken for wrong as well. Logits are held
@@ -64,7 +67,7 @@ def _confirmed(made: Sequence[Made], model: Model, report: Report, judge: Judge)
                 sure = True
             else:
                 whole = judge(
-                    model,
+                    programs,
                     m.outputs,
                     m.x,
                     precision=report.precision,

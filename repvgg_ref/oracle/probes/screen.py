@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.blas import in_threads
 from repvgg_ref.oracle.bounds.comparison import compare
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.diagnosis.alternatives import Chain
@@ -64,17 +65,35 @@ def deviations(
     """
     if all(set(call.layers) == {"linear"} for call in calls):
         return _of_logits(programs, calls, precision, worst)
-    found: list[Deviation | None] = [None] * len(calls)
-    inputs: list[Array | None] = [np.asarray(call.x, np.float64) for call in calls]
-    for name, program in programs.items():
+    names = list(programs)
+    before = dict(zip(names[1:], names, strict=False))
+    arch = programs.model.arch
+    channels = {b.name: b.in_channels for b in arch.blocks} | {"linear": arch.features}
+
+    def in_layer(name: str) -> list[Deviation | None]:
+        program = programs[name]
         fused = plain(program)
-        for i, call in enumerate(calls):
-            x, y_hat = inputs[i], call.layers.get(name)
-            inputs[i] = None if y_hat is None else np.asarray(y_hat, np.float64)
-            if x is not None and y_hat is not None and found[i] is None:
+        found: list[Deviation | None] = []
+        for call in calls:
+            given = call.layers.get(before[name]) if name in before else call.x
+            x, y_hat = _as_input(given, channels[name]), call.layers.get(name)
+            if x is None or y_hat is None:
+                found.append(None)
+            else:
                 y_hat = np.asarray(y_hat, np.float64)
-                found[i] = _deviates(program, fused, x, y_hat, precision, worst)
-    return found
+                found.append(_deviates(program, fused, x, y_hat, precision, worst))
+        return found
+
+    by_layer = in_threads(in_layer, names)
+    return [next(filter(None, of_call), None) for of_call in zip(*by_layer, strict=True)]
+
+
+def _as_input(given: Array | None, channels: int) -> Array | None:
+    """What a layer was given; None where it cannot be, and the layer before is wrong."""
+    if given is None or np.ndim(given) != 4 or given.shape[1] != channels:
+        return None
+    x = np.asarray(given, np.float64)
+    return x if np.isfinite(x).all() else None
 
 
 def _deviates(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -157,15 +157,19 @@ class BlockProgram:
         elif self.offsets:
             kernel = self._sum_of_displaced()
         else:
-            kernel = (workspace or Workspace()).get(
-                ("fused", id(self.branches), self.eps),
-                self.branches,
-                lambda: self._summed(fuse_branches(self.branches, self.eps)),
+            kernel = (
+                self._sum
+                if workspace is None
+                else workspace.get(
+                    ("fused", id(self.branches), self.eps), self.branches, lambda: self._sum
+                )
             )
         return kernel if self.kernel_map is None else self.kernel_map(kernel)
 
-    def _summed(self, fused: FusedConv) -> FusedConv:
+    @cached_property
+    def _sum(self) -> FusedConv:
         """A sum whose largest branch is missing is smaller than the block's kernel."""
+        fused = fuse_branches(self.branches, self.eps)
         return fused._replace(weight=self.widened(fused.weight))
 
     def _sum_of_displaced(self) -> FusedConv:

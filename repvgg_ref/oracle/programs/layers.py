@@ -21,6 +21,7 @@ from repvgg_ref.oracle.programs.activation import SqueezeExcitationParams
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.head import HeadProgram
 
+_MOST_KEPT = 1 << 24  # parameters: with what is fused from them 256 MB
 _ACTIVATION: dict[SqueezeExcitation, str] = {
     "none": "relu",
     "before_relu": "se-relu",
@@ -93,22 +94,32 @@ def require_chain(arch: Network) -> None:
 
 
 class Programs(Mapping[str, Any]):
-    """Every layer's correct program by its name, built when asked for: float64 is large."""
+    """Every layer's correct program by its name, built when asked for.
+
+    A small network's are kept; of a large one, since float64 is large, each thread's last.
+    """
 
     def __init__(self, model: Model) -> None:
         require_chain(model.arch)
         self.model = model
+        is_small = sum(array.size for array in model.params.values()) <= _MOST_KEPT
+        self._made: dict[str, Any] | None = {} if is_small else None
         self._kept = threading.local()  # each thread is at its own layer
 
     def __getitem__(self, name: str) -> Any:
+        if self._made is not None:
+            if name not in self._made:
+                self._made.setdefault(name, self._program(name))
+            return self._made[name]
         last: BlockProgram | HeadProgram | None = getattr(self._kept, "last", None)
         if last is None or last.name != name:
-            if name == "linear":
-                last = head_program(self.model)
-            else:
-                last = block_program(self.model, self.model.arch.block(name))
-            self._kept.last = last
+            last = self._kept.last = self._program(name)
         return last
+
+    def _program(self, name: str) -> BlockProgram | HeadProgram:
+        if name == "linear":
+            return head_program(self.model)
+        return block_program(self.model, self.model.arch.block(name))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.model.arch.layer_names)

@@ -92,7 +92,8 @@ def _layer(suite: ElementTree.Element, report: Report, layer: LayerReport) -> No
     if layer.ok:
         return
     message = layer.note or f"error {number(layer.max_error)} is {used(layer)} its bound"
-    bugs = [finding.bug for finding in report.diagnosis if finding.layer == layer.name]
+    here = sorted(report.diagnosis, key=lambda finding: finding.layer != layer.name)
+    bugs = [finding.bug for finding in here if finding.is_in(layer.name)]
     problem = ElementTree.SubElement(
         case, "failure", {"type": _token(bugs[0] if bugs else "bound"), "message": visible(message)}
     )

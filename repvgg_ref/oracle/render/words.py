@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from repvgg_ref.oracle.report import Finding, LayerReport, Report, Verdict
+from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report, Verdict
 
 State = Literal["ok", "excused", "bad", "hidden", "void"]
 
@@ -118,7 +118,9 @@ def sureness(finding: Finding) -> str:
 
 def place(finding: Finding) -> str:
     """Where a bug is."""
-    return visible(finding.layer) if finding.layer is not None else "every layer"
+    if finding.layer is None:
+        return "the port as a whole"
+    return "every layer" if finding.layer == EVERYWHERE else visible(finding.layer)
 
 
 def remarks(report: Report) -> list[str]:

@@ -22,6 +22,7 @@ from repvgg_ref.oracle.training.run import right_setup
 from repvgg_ref.oracle.training.steps import TrainingSteps
 from weights_io import sanitize
 
+_STILL = 0.1  # of its right way: weight decay moves an array by less
 # Without one of these whole, nothing is known of the backward pass.
 _ENOUGH = ("grad", "after")
 
@@ -79,6 +80,7 @@ def judge_training(
     absent = [k for k in ("loss", "logits", *KINDS) if not any(_kind(n) == k for n in read.arrays)]
     if absent:
         notes.append("not in the dump and not judged: " + ", ".join(absent))
+    notes.append(_not_tested(steps))
     return Report(
         verdict=verdict,
         reason=reason,
@@ -89,6 +91,15 @@ def judge_training(
         diagnosis=tuple(findings),
         first_bad_layer=bad[0] if bad else None,
         notes=tuple(notes),
+    )
+
+
+def _not_tested(steps: TrainingSteps) -> str:
+    """What a dump of a few steps cannot show."""
+    return (
+        f"not tested: what shows after {len(steps.recipe.lrs)} steps or on other batches only,"
+        " other recipes (schedules, warm-up, averaged weights, gradient clipping, mixed precision),"
+        " several devices, data loading and augmentation, evaluation mode and fusion"
     )
 
 
@@ -166,17 +177,22 @@ def _hardest_hit_first(
 ) -> list[str]:
     """Put first the earliest of the weights whose update is wrong by the largest share.
 
-    Whatever an update does to one array goes through all gradients of the next step.
+    Whatever an update does to one array goes through all gradients of the next step. What should
+    have moved and did not lost its gradient, however far others go astray for it.
     """
     start = model.state_dict()
-    shares = {}
+    shares: dict[str, float] = {}
+    still: list[str] = []
     for name in bad:
         given, exact = dump.arrays[name], steps.exact[name]
         if phase(name) == "after" and given.shape == exact.shape and np.isfinite(given).all():
-            moved = float(np.linalg.norm(exact - start[name.partition("/")[2]]))
-            shares[name] = float(np.linalg.norm(given - exact)) / max(moved, 1e-300)
+            before = start[name.partition("/")[2]]
+            moved = max(float(np.linalg.norm(exact - before)), 1e-300)
+            shares[name] = float(np.linalg.norm(given - exact)) / moved
+            still += [name] if float(np.linalg.norm(given - before)) < _STILL * moved else []
     most = max(shares.values(), default=0.0)
-    hit = next((name for name in bad if shares.get(name, 0.0) > most / 10), bad[0])
+    hardest = (name for name in bad if shares.get(name, 0.0) > most / 10)
+    hit = still[0] if still else next(hardest, bad[0])
     return [hit, *(name for name in bad if name != hit)]
 
 

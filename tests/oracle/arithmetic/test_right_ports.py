@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from repvgg_ref.oracle.arithmetic.directed import DIRECTIONS
+from repvgg_ref.oracle.blas import in_threads, pool_for_estimates
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.verification import judge
@@ -48,3 +50,22 @@ def test_a_faulty_layer_among_right_ones_is_no_unknown_noise() -> None:
     report = judge(model, Outputs(outputs), x, precision="fp32")
     assert report.verdict == "disagree"
     assert report.first_bad_layer == "stage2.1"
+
+
+@pytest.mark.parametrize("name", ["sums-up", "sums-up-backward", "sums-down", "sums-down-backward"])
+def test_sums_that_are_rounded_one_way_are_never_called_wrong(name: str) -> None:
+    model, x = network_and_inputs("plain", 9, (24, 24))
+    report = judge(model, Outputs(run(Programs(model), x, name)), x, precision="fp32")
+    assert report.verdict != "disagree", report.reason
+
+
+@pytest.mark.filterwarnings("error")
+def test_nobody_is_warned_of_numbers_without_sense() -> None:
+    """Squares of a port's 1e35 beside tiles of variance 0, in this thread and in the others."""
+
+    def beside_nothing(square: float) -> float:
+        return float((np.array([square]) / 1e-300)[0])
+
+    assert in_threads(beside_nothing, [1e70, 1e-300]) == [np.inf, 1.0]
+    with pool_for_estimates():
+        assert beside_nothing(1e70) == np.inf

@@ -67,7 +67,7 @@ def test_library_bugs_are_placed_and_named(network: Network, again: bool) -> Non
     ):
         report = judged(network, library_spoil(place), again=again)
         assert report.verdict == "disagree", place
-        assert report.diagnosis[0].layer == place.layer
+        assert report.diagnosis[0].layer == (place.layer or "all")
         names = (report.diagnosis[0].bug, *report.diagnosis[0].equivalents)
         assert place.bug in names, (place, names)
 
@@ -87,7 +87,8 @@ def test_another_eps_is_measured(network: Network) -> None:
         library=remembered,
     )
     assert report.diagnosis[0].bug == "eps-value"
-    assert report.diagnosis[0].layer is None
+    assert report.diagnosis[0].layer == "all"
+    assert report.first_bad_layer == "stage0"
     assert report.diagnosis[0].estimate == pytest.approx(5e-4, rel=1e-2)
 
 

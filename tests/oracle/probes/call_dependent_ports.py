@@ -183,7 +183,7 @@ PORTS: dict[str, tuple[Callable[[Port], Port], set[str]]] = {
     "second-call-wrong": (second_call_is_wrong, {"state-between-calls"}),
     "tires": (tires, {"state-between-calls"}),
     "running-statistics": (running_statistics, {"state-between-calls"}),
-    "square-only-wrong": (wrong_if(lambda x: x.shape[2] == x.shape[3]), {"square-assumed"}),
+    "square-only-wrong": (wrong_if(lambda x: x.shape[2] == x.shape[3]), {"square-image"}),
     "floors-odd-sizes": (floors_odd_sizes, {"odd-size"}),
     "cuts-at-128": (cuts_at_128, {"large-size"}),
     "last-tile-left-out": (last_tile_left_out, {"large-size"}),

@@ -18,6 +18,8 @@ from repvgg_ref.oracle.candidates import Candidate, Outputs
 from repvgg_ref.oracle.probes.first_call import first_call
 from repvgg_ref.oracle.probes.probing import probed
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
+from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
+from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.verification import judge, verify
 from tests.models.small import SMALL
@@ -96,6 +98,14 @@ def test_what_is_wrong_in_the_first_call_only_is_told(make: Any, bug: str) -> No
     assert report.verdict == "disagree"
     assert report.first_bad_layer == "stage1.0"
     assert report.diagnosis[0].bug == bug
+
+
+def test_square_images_that_go_wrong_alone_are_told() -> None:
+    """The reverse of taking all for square, the first call being square itself."""
+    x = distinguishing_inputs(MODEL.arch, height=32, width=32)
+    report = verify(MODEL, wrong_if(lambda x: x.shape[2] == x.shape[3])(net), inputs=x)
+    assert report.verdict == "disagree"
+    assert report.diagnosis[0].bug == "square-image"
 
 
 def test_a_port_that_loses_images_depends_on_the_batch() -> None:
@@ -299,6 +309,6 @@ class TakesBytes(Candidate):
 def test_what_a_port_makes_of_bytes_is_believed_where_it_can_be(make: Any, verdict: str) -> None:
     port = TakesBytes(make)
     first = first_call(port, MODEL.arch, None)
-    report = probed(judge(MODEL, first.outputs, first.x), MODEL, port, first, judge)
+    report = probed(judge(MODEL, first.outputs, first.x), Programs(MODEL), port, first, judge)
     assert report.verdict == verdict, report.reason
     assert len(calls(report, None)) == 3

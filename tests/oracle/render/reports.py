@@ -68,7 +68,7 @@ def disagreeing() -> Report:
             7.7e-9,
             ("eps-everywhere", "eps-of-keras"),
         ),
-        Finding("identity-missing", None, None, 0.5, 0.98, "no identity", "add it"),
+        Finding("identity-missing", "all", None, 0.5, 0.98, "no identity", "add it"),
         Finding("unknown", "stage3.7", None, 0.0, 0.0, "57% of the outputs", "see the pattern"),
     )
     return replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -96,7 +97,9 @@ def test_a_disagreement_fails_the_verdict_and_each_bad_layer() -> None:
     for layer in report.layers:
         assert outcomes[layer.name] == ("passed" if layer.ok else "failure")
     failures = {f.attrib["type"] for f in suite(report).iter("failure")}
-    assert failures == {"disagree", "eps-value", "unknown", "bound"}
+    assert failures == {"disagree", "eps-value", "unknown", "identity-missing"}
+    without = suite(replace(report, diagnosis=()))
+    assert {f.attrib["type"] for f in without.iter("failure")} == {"disagree", "bound"}
 
 
 def test_what_cannot_be_judged_is_an_error_never_a_pass() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.render import assertion_text, render_html
 from repvgg_ref.oracle.training import judge
 from repvgg_ref.oracle.training.allowance import allowance
 from repvgg_ref.oracle.training.noise import ALLOWED, FLOAT32, scale_error
@@ -55,6 +56,20 @@ def test_right_ports_use_less_than_half_of_what_they_may() -> None:
     assert used(dump_of(setup)) < 0.5
     assert used(dump_of(in_sequence(setup))) < 0.9
     assert used(dict(case()[1].exact)) < 1e-6
+
+
+def test_every_report_says_what_a_dump_cannot_show() -> None:
+    """In text, JSON and HTML, whatever the verdict."""
+    right = dump_of(setup_of())
+    wrong = right | {"grad/linear.weight": 2 * right["grad/linear.weight"]}
+    for dump, verdict in ((right, "agree"), (wrong, "disagree")):
+        report = judged(dump, explained=False)
+        assert report.verdict == verdict
+        (said,) = (note for note in report.notes if note.startswith("not tested: "))
+        assert "after 3 steps" in said
+        assert said in report.to_json()["notes"]
+        assert "not tested: what" in render_html(report)
+        assert "not tested: what" in " ".join(assertion_text(report).split())
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,27 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
+from repvgg_ref.oracle.render import assertion_text, render_html
 from tests.models.small import SMALL
 from tests.oracle.weights.converters import DIRECTED, FLOAT32, FLOAT64, RIGHT, Converter, kept
 from tests.oracle.weights.test_arithmetic import on_x86
+
+
+def test_every_report_says_what_a_file_cannot_show(tmp_path: Path) -> None:
+    """Right and wrong, fused and not: in text, JSON and HTML."""
+    model = distinguishing_model(SMALL["plain"])
+    wrong = rr.fuse(model)
+    wrong.params["linear.bias"][0] += 1
+    for port in (rr.fuse(model), wrong, model):
+        report = verdict(model, port, tmp_path)
+        assert report.verdict == ("disagree" if port is wrong else "agree")
+        (said,) = (note for note in report.notes if note.startswith("not tested: "))
+        assert "padding" in said
+        assert ("nor eps" in said) == (port is model)
+        assert said in report.to_json()["notes"]
+        assert "not tested: what" in render_html(report)
+        assert "not tested: what" in " ".join(assertion_text(report).split())
+
 
 BLOCKS = ("acb", "mobileone", "post-addition-bn", "identity-without-bn", "plain")
 _WAYS = {way.name: way for way in RIGHT}

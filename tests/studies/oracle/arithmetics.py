@@ -122,6 +122,15 @@ def chopped(w: Array, x: Array, step: int = 1) -> Array:
     return total
 
 
+def directed(w: Array, x: Array, how: str, backward: bool = False) -> Array:
+    """Every partial sum rounded up or down, in either order."""
+    total = np.zeros((len(w), x.shape[1]))
+    sign = 1 if how == "up" else -1
+    for k in range(w.shape[1])[:: -1 if backward else 1]:
+        total = sign * toward(sign * (total + w[:, k, None] * x[k]), "up")
+    return total
+
+
 def half_sums(w: Array, x: Array) -> Array:
     total = np.zeros((len(w), x.shape[1]), np.float16)
     for k in range(w.shape[1]):
@@ -290,6 +299,10 @@ def layer(program: BlockProgram, x: Array, name: str) -> Array:
             "both-up": exact,
             "chop-1": chopped,
             "chop-4": partial(chopped, step=4),
+            "sums-up": partial(directed, how="up"),
+            "sums-up-backward": partial(directed, how="up", backward=True),
+            "sums-down": partial(directed, how="down"),
+            "sums-down-backward": partial(directed, how="down", backward=True),
             "fp16-acc16": half_sums,
             "bf16x3": bf16x3,
             "3xtf32": tf32x3,

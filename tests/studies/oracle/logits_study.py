@@ -42,7 +42,7 @@ from repvgg_ref.oracle.power import Place
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.programs.layers import Programs
-from repvgg_ref.oracle.report import Report
+from repvgg_ref.oracle.report import EVERYWHERE, Report
 from tests.models.small import SMALL
 from tests.studies.oracle.strangers import BLOCK, HEAD
 
@@ -169,8 +169,7 @@ def case_of(place: Place, again: bool, report: Report) -> Case:
     """What the report says of a port whose bug is known."""
     top = report.diagnosis[0] if report.diagnosis else None
     names = () if top is None else (top.bug, *top.equivalents)
-    placed = top is not None and place.layer in (top.layer, None) and top.bug != "unknown"
-    placed = placed and (place.layer is not None or (top is not None and top.layer is None))
+    placed = top is not None and top.layer == (place.layer or EVERYWHERE) and top.bug != "unknown"
     hidden = report.power is not None and any(
         bug.bug == place.bug and (place.layer or "every layer") in bug.hidden
         for bug in report.power.bugs

@@ -98,13 +98,18 @@ def _small(case: Case, layer: str) -> list[Finding]:
     return case.small_findings(layer) if case.estimates.alarms else []
 
 
-def ask(port: Port, layer: str, wrong: Array) -> tuple[bool, list[str], float]:
-    """The oracle on one layer: detected, names it gives (top first, equivalents), explained."""
+def findings_of(port: Port, layer: str, wrong: Array) -> list[Finding]:
+    """What the oracle says of one layer, the others being right; nothing if it is right."""
     x, y_hat = port.inputs[layer], wrong.astype(np.float64)
     compared = compare(port.programs[layer], x, y_hat, FP32)
     outputs = Outputs(port.outputs | {layer: wrong})
     case = Case(port.programs, {layer: compared}, port.x, outputs, FP32)
-    found = _small(case, layer) if compared.report.ok else case.findings(layer)
+    return _small(case, layer) if compared.report.ok else case.findings(layer)
+
+
+def ask(port: Port, layer: str, wrong: Array) -> tuple[bool, list[str], float]:
+    """The oracle on one layer: detected, names it gives (top first, equivalents), explained."""
+    found = findings_of(port, layer, wrong)
     if not found:
         return False, [], 0.0
     top = found[0]
