@@ -86,7 +86,13 @@ def test_people_see_the_layers_the_bug_and_the_verdict(
     save(rr.fuse(rr.load(MODEL_PATH, eps=1e-3)), wrong)
     shown = verify(capsys, wrong)
     assert (shown.code, shown.err) == (1, "")
-    for said in ("stage3.1", "BAD", "eps-value in every layer", "DISAGREES: wrong.npz", "-> set eps"):
+    for said in (
+        "stage3.1",
+        "BAD",
+        "eps-value in every layer",
+        "DISAGREES: wrong.npz",
+        "-> set eps",
+    ):
         assert said in shown.out
 
 
