@@ -15,12 +15,15 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.unfuse import what_is_lost
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files import lint
-from repvgg_ref.files.checkpoint import Checkpoint, open_checkpoint
+from repvgg_ref.files.checkpoint import open_checkpoint
 from repvgg_ref.files.identify import closest_official
 from repvgg_ref.files.lint import Finding
+from repvgg_ref.files.metadata import assumed_eps, is_ours, read_eps
+from repvgg_ref.files.opened import Checkpoint
 from repvgg_ref.files.wrappers import WhichWeights
 from repvgg_ref.models.about import About, Assumed
-from repvgg_ref.models.geometry import Geometry
+from repvgg_ref.models.architectures import NAMES
+from repvgg_ref.models.geometry import said_geometry, unusual
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.parameters import param_shapes
@@ -77,7 +80,7 @@ def inspect_file(
     CheckpointError
         If it holds no mapping of named arrays at all, or no EMA weights and they are asked for.
     """
-    said = Geometry(strides or {}, dilations or {})
+    said = said_geometry(strides, dilations)
     with open_checkpoint(path, weights=weights, block=block, said=said) as checkpoint:
         return Inspection(
             path=checkpoint.path,
@@ -145,15 +148,28 @@ def _about_the_file(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _about_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
-    if checkpoint.metadata.get("eps"):
-        yield Finding("info", None, f"the file's metadata says eps = {checkpoint.metadata['eps']}")
+    metadata = checkpoint.metadata
     try:
+        eps = None if assumed_eps(metadata) else read_eps(metadata)
         about = checkpoint.about() if checkpoint.arch is not None else About()
     except CheckpointError as error:
         yield Finding("error", None, str(error))
         return
-    if about.says:
-        yield Finding("info", None, f"the file's metadata says {about.says}")
+    said = [] if eps is None else [f"eps = {eps:g}"]
+    if checkpoint.arch is not None:
+        unlike = unusual(checkpoint.arch)
+        steps = str(Assumed(None, unlike.strides, unlike.dilations))
+        said += [f"{steps}, unlike the official networks"] if steps else []
+    for text in filter(None, (*said, about.says)):
+        yield Finding("info", None, f"the file's metadata says {text}")
+    named = {"model": checkpoint.arch.name if checkpoint.arch else None, "form": checkpoint.form}
+    for what, found in named.items():
+        if is_ours(metadata) and metadata.get(what, found) not in (found, "custom"):
+            yield Finding(
+                "warning",
+                None,
+                f"the file's metadata says {what} {metadata[what][:40]!r}, its arrays say {found}",
+            )
 
 
 def _name_against_keys(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -166,6 +182,10 @@ def _name_against_keys(checkpoint: Checkpoint) -> Iterator[Finding]:
             None,
             f"the file's name says '{other}', but its arrays are the {checkpoint.form} form",
         )
+    said = max((name for name in NAMES if name.lower() in stem), key=len, default=None)
+    if checkpoint.arch is not None and said not in (None, checkpoint.arch.name):
+        found = checkpoint.arch.name
+        yield Finding("warning", None, f"the file's name says {said}, but its arrays are {found}")
 
 
 def _about_the_network(checkpoint: Checkpoint, arch: Network) -> Iterator[Finding]:

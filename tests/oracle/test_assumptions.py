@@ -102,7 +102,9 @@ def test_logits_alone_tell_the_forks_that_people_have(trained: Path, options: st
     # a port that no guess explains costs no further verification
     asked.clear()
     wrong = replace(seen, outputs={"linear": 2 * seen.outputs["linear"]})
-    assert reconsidered(report, rr.load(trained), wrong, again) is report
+    same = reconsidered(report, rr.load(trained), wrong, again)
+    assert (same.verdict, same.diagnosis, same.reason) == ("disagree", (), report.reason)
+    assert "assumed of the reference" in same.notes[0]
     assert not asked
 
 
