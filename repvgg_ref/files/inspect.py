@@ -26,6 +26,7 @@ from repvgg_ref.models.architectures import NAMES
 from repvgg_ref.models.geometry import said_geometry, unusual
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
+from repvgg_ref.models.network import DEFAULT_EPS
 from repvgg_ref.models.parameters import param_shapes
 
 _COUNTER = "num_batches_tracked"
@@ -82,6 +83,10 @@ def inspect_file(
     """
     said = said_geometry(strides, dilations)
     with open_checkpoint(path, weights=weights, block=block, said=said) as checkpoint:
+        try:
+            held, assumed = checkpoint.eps(eps), checkpoint.assumed(eps)
+        except CheckpointError:  # damaged metadata is among the findings
+            held, assumed = DEFAULT_EPS, Assumed()
         return Inspection(
             path=checkpoint.path,
             container=checkpoint.container,
@@ -91,8 +96,8 @@ def inspect_file(
             tensors=len(checkpoint.arrays),
             missing=tuple(checkpoint.missing),
             unexpected=tuple(checkpoint.unexpected),
-            findings=tuple(_findings(checkpoint, checkpoint.eps(eps))),
-            assumed=checkpoint.assumed(eps) if checkpoint.arch else Assumed(),
+            findings=tuple(_findings(checkpoint, held)),
+            assumed=assumed,
             metadata=checkpoint.metadata,
         )
 
@@ -157,8 +162,7 @@ def _about_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
         return
     said = [] if eps is None else [f"eps = {eps:g}"]
     if checkpoint.arch is not None:
-        unlike = unusual(checkpoint.arch)
-        steps = str(Assumed(None, unlike.strides, unlike.dilations))
+        steps = unusual(checkpoint.arch).says
         said += [f"{steps}, unlike the official networks"] if steps else []
     for text in filter(None, (*said, about.says)):
         yield Finding("info", None, f"the file's metadata says {text}")

@@ -87,7 +87,8 @@ class Checkpoint:
 
     def assumed(self, asked: float | None = None) -> Assumed:
         """What nobody says of this network; `asked` is the eps that was asked for, if any."""
-        assert self.arch is not None
+        if self.arch is None:
+            return Assumed()
         geometry = assumed_geometry(self.arch, self.form, self.said)
         if self.form == "deploy":  # its branches are gone, and what they were fused with stays
             guessed = assumed_eps(self.metadata)

@@ -41,6 +41,15 @@ class Geometry:
             if own.get(name, step) != step
         ]
 
+    @property
+    def says(self) -> str:
+        """``stride 1 in stage0; dilation 2 in stage4.1, stage4.2``; empty if nothing is said."""
+        groups: dict[str, list[str]] = {}
+        for what in ("strides", "dilations"):
+            for name, step in getattr(self, what).items():
+                groups.setdefault(f"{what[:-1]} {step}", []).append(name)
+        return "; ".join(f"{step} in {', '.join(names)}" for step, names in groups.items())
+
     def of(self, spec: BlockSpec) -> BlockSpec:
         """The block with what is said of it."""
         return replace(

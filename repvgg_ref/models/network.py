@@ -74,13 +74,12 @@ class Model:
         count = sum(prod(shapes[name]) for name in shapes if is_trainable(name))
         kinds = " and ".join(dict.fromkeys(spec.kind for spec in self.arch.blocks))
         types = dict.fromkeys(str(a.dtype) for n, a in self.params.items() if is_trainable(n))
-        unlike = unusual(self.arch)
-        other = Assumed(None, unlike.strides, unlike.dilations)
-        other_says = f"; {other}" if other else ""
+        unlike = unusual(self.arch).says
+        other = f"; {unlike}" if unlike else ""
         ends = f"{self.arch.in_channels} channels to {self.arch.num_classes} classes"
         return (
             f"<Model {self.name}: {self.form} form, {kinds} blocks, {count:,} parameters,"
-            f" {' and '.join(types)}, {ends}{other_says}>"
+            f" {' and '.join(types)}, {ends}{other}>"
         )
 
     @property

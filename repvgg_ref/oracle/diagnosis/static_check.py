@@ -24,7 +24,6 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
-from repvgg_ref.models.geometry import geometry_of
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import is_trainable
 from repvgg_ref.oracle.bounds.linear_part import layer_kernels
@@ -32,6 +31,7 @@ from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.evidence import Evidence
+from repvgg_ref.oracle.diagnosis.file_geometry import other_steps
 from repvgg_ref.oracle.diagnosis.odd_taps import altered, scaled, unknown
 from repvgg_ref.oracle.diagnosis.ranking import Observation
 from repvgg_ref.oracle.programs.block import BlockProgram
@@ -76,7 +76,7 @@ def check_weights(model: Model, path: str | Path, precision: str = "auto") -> Re
     if _geometry(port) != _geometry(model):
         reason = f"the file holds {port.name}, another network than {model.name}"
         return Report("disagree", reason, model.name, name, "weights")
-    if (other := _other_steps(model, port, name)) is not None:
+    if (other := other_steps(model, port, name)) is not None:
         return other
     if port.form == "train" and model.form == "train":
         return _same_arrays(model, port, name, precision)
@@ -89,25 +89,6 @@ def check_weights(model: Model, path: str | Path, precision: str = "auto") -> Re
 def _geometry(model: Model) -> list[tuple[object, ...]]:
     blocks = [(b.name, b.in_channels, b.out_channels, b.groups, b.se) for b in model.arch.blocks]
     return [*blocks, (model.arch.features, model.arch.num_classes)]
-
-
-def _other_steps(model: Model, port: Model, name: str) -> Report | None:
-    """The report on a file that says other strides or dilations than the reference has."""
-    known, theirs = geometry_of(model.arch), geometry_of(port.arch)
-    for what, bug in (("strides", "stride-moved"), ("dilations", "dilation-added")):
-        open_, ours = getattr(port.assumed, what), getattr(known, what)
-        steps = {n: s for n, s in getattr(theirs, what).items() if n not in open_ and s != ours[n]}
-        if not steps:
-            continue
-        shown, first = ",".join(f"{n}={s}" for n, s in steps.items()), next(iter(steps))
-        assumed = set(steps) <= set(getattr(model.assumed, what))
-        says = f"{name} says {what} {shown}, and the reference has {ours[first]} in {first}"
-        if assumed:
-            says += ", which was assumed: its file does not say it"
-        advice = f"if the network was trained so, give --{what} {shown}"
-        found = Finding("assumption" if assumed else bug, first, None, 1.0, 1.0, says, advice)
-        return Report("disagree", says, model.name, name, "weights", first, diagnosis=(found,))
-    return None
 
 
 def _fused_file(model: Model, port: Model, name: str, precision: str) -> Report:
