@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ def prepare_streams() -> None:
     codecs.register_error(_ERRORS, _in_ascii)
     told = {"PYTHONIOENCODING", "PYTHONUTF8"} & os.environ.keys()
     encoding: dict[str, Any] = {"encoding": "ascii"} if _is_c_locale() and not told else {}
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
+            setattr(sys, name, nowhere)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_ERRORS, **encoding)

@@ -19,6 +19,7 @@ PURPOSES = {
     "onnx": "convert to .onnx, verify .onnx files",
     "mpi": "training in several processes",
     "jpeg": "faster decoding of JPEG files",
+    "plots": "the curves of a training",
     "tensorboard": "train --tensorboard",
     "test": "our own tests",
     "peers": "independent witnesses for tests, rivals for bench",

@@ -208,4 +208,4 @@ def assumed_line(assumed: Assumed) -> list[str]:
         return []
     others = ["--eps"] if assumed.eps is not None else []
     others += [f"--{what}" for what, steps in assumed.steps.items() if steps]
-    return [f"assumed {assumed}: not in the file; {', '.join(others)} say otherwise"]
+    return [f"assumed {assumed}: nobody has said it; {', '.join(others)} say otherwise"]

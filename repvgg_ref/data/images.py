@@ -137,7 +137,14 @@ def eval_input(
             advice="prepare the array yourself and call Model.forward",
         )
     wanted, of = _RESIZED_TO_CROPPED
-    size = size or (about.input_size or (of, of))[0]
+    height, width = about.input_size or (of, of)
+    if size is None and height != width:
+        raise ImageError(
+            "pictures are cropped to squares",
+            got=f"{height} x {width}, as the model says of itself",
+            advice="choose a --size, or prepare the array yourself and call Model.forward",
+        )
+    size = size or height
     shorter = int(size / about.crop_ratio) if about.crop_ratio else size * wanted // of
     cropped = centre_crop(resize_shorter(image, shorter), size)
     cropped = cropped.convert("RGB" if channels == 3 else "L")

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import weights_io
-from repvgg_ref.arrays import one_line
 from repvgg_ref.blocks.catalogue import KINDS, kind
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.attachments import without_attachments
@@ -28,21 +26,23 @@ from repvgg_ref.files.identify import (
     identify,
     identify_graph,
 )
-from repvgg_ref.files.lazy_params import LazyParams, is_counter
-from repvgg_ref.files.metadata import assumed_eps, describe, read_about, read_eps, read_geometry
+from repvgg_ref.files.lazy_params import is_counter
+from repvgg_ref.files.metadata import (
+    describe,
+    is_ours,
+    read_geometry,
+)
 from repvgg_ref.files.onnx import OPSET, write_onnx
+from repvgg_ref.files.opened import Checkpoint
 from repvgg_ref.files.prefixes import take_network
-from repvgg_ref.files.strides import assumed_geometry
 from repvgg_ref.files.wrappers import WhichWeights, listed, one_of_shards, select
-from repvgg_ref.models.about import About, Assumed
-from repvgg_ref.models.arguments import checked_eps, file_path, floating_dtype
-from repvgg_ref.models.geometry import Geometry
+from repvgg_ref.models.arguments import file_path, floating_dtype
+from repvgg_ref.models.geometry import Geometry, said_geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import CANONICAL, Dialect
-from repvgg_ref.models.network import DEFAULT_EPS, Model, fuse
-from repvgg_ref.models.parameters import param_shapes
-from weights_io import LazyArray
+from repvgg_ref.models.network import Model, fuse
+from repvgg_ref.models.parameters import param_shapes, require_params
 from weights_io.writers.write import Container
 
 CONTAINERS: Mapping[str, Container] = {
@@ -52,69 +52,6 @@ CONTAINERS: Mapping[str, Container] = {
     ".pt": "torch-zip",
 }
 ONNX = ".onnx"
-
-
-@dataclass
-class Checkpoint:
-    """An open file whose arrays are known but not read.
-
-    `arrays` are under the file's own names; `canonical` translates those that were understood.
-    `arch` is None if the network could not be told, and `problem` then says why.
-    """
-
-    path: Path
-    container: str
-    metadata: Mapping[str, str]
-    arrays: dict[str, LazyArray]
-    notes: list[str]
-    dialect: Dialect | None = None
-    canonical: dict[str, str] = field(default_factory=dict)
-    form: str = "unknown"
-    arch: Network | None = None
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    problem: CheckpointError | None = None
-    said: Geometry = UNSAID
-    fits: list[str] = field(default_factory=list)
-    beside: dict[str, LazyArray] = field(default_factory=dict)
-
-    __repr__ = one_line
-
-    def params(self, dtype: Any = None) -> LazyParams:
-        """The arrays under canonical names, each read when asked for."""
-        lazy = {ours: self.arrays[theirs] for theirs, ours in self.canonical.items()}
-        assert self.arch is not None
-        return LazyParams(lazy, param_shapes(self.arch, self._form()), dtype)
-
-    def stored_dtype(self, canonical: str) -> str:
-        """The dtype in which the array of this canonical name is stored."""
-        theirs = {ours: name for name, ours in self.canonical.items()}
-        return self.arrays[theirs[canonical]].dtype
-
-    def eps(self, asked: float | None = None) -> float:
-        """The eps asked for, else what the file's metadata says, else the official 1e-5."""
-        if asked is not None:
-            return float(checked_eps(asked))
-        said = read_eps(self.metadata)
-        return DEFAULT_EPS if said is None else said
-
-    def assumed(self, asked: float | None = None) -> Assumed:
-        """What nobody says of this network; `asked` is the eps that was asked for, if any."""
-        assert self.arch is not None
-        geometry = assumed_geometry(self.arch, self.form, self.said)
-        if self.form == "deploy":  # its branches are gone, and what they were fused with stays
-            guessed = assumed_eps(self.metadata)
-        else:
-            guessed = asked is None and ("eps" not in self.metadata or assumed_eps(self.metadata))
-        return Assumed(self.eps() if guessed else None, geometry.strides, geometry.dilations)
-
-    def about(self) -> About:
-        """What the file's metadata says of classes and pictures."""
-        assert self.arch is not None
-        return read_about(self.metadata, self.arch)
-
-    def _form(self) -> Form:
-        return "deploy" if self.form == "deploy" else "train"
 
 
 def load(
@@ -158,7 +95,7 @@ def load(
         If `path` is no path, or another argument is none of its values.
     """
     dtype = None if dtype is None else floating_dtype(dtype, "load")
-    said = Geometry(strides or {}, dilations or {})
+    said = said_geometry(strides, dilations)
     with open_checkpoint(path, model=model, weights=weights, block=block, said=said) as checkpoint:
         arch = require_complete(checkpoint)
         form: Form = "deploy" if checkpoint.form == "deploy" else "train"
@@ -194,6 +131,7 @@ def save(
     """
     if not isinstance(model, Model):
         raise ReportedError("save takes a Model", got=type(model).__name__, wanted="load or build")
+    require_params(model.arch, model.form, model.params)
     path = file_path(path)
     container = None if path.suffix.lower() == ONNX else container_for(path)
     stored = fuse(model) if container is None and model.form == "train" else model
@@ -253,7 +191,9 @@ def open_checkpoint(
         checkpoint = Checkpoint(path, archive.container, archive.metadata, arrays, notes)
         checkpoint.beside = beside
         try:
-            checkpoint.said = read_geometry(archive.metadata) | said
+            stated = read_geometry(archive.metadata)
+            notes += stated.overruled_by(said)
+            checkpoint.said = stated | said
             _understand(checkpoint, model, block)
         except CheckpointError as error:
             checkpoint.problem = error
@@ -325,7 +265,8 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
         theirs_of[name] for name in wanted if name not in shapes and not is_counter(name)
     ]
     checkpoint.unexpected += [theirs for theirs, ours in canonical.items() if ours not in wanted]
-    if form == "train" and (checkpoint.missing or checkpoint.unexpected):
+    is_whole = not (checkpoint.missing or checkpoint.unexpected)
+    if form == "train" and not is_whole and len(canonical) == len(checkpoint.arrays):
         checkpoint.fits = fitting_kinds(arch, shapes)
     _require_shapes(checkpoint, shapes, wanted)
 
@@ -345,7 +286,8 @@ def _kind_of(checkpoint: Checkpoint) -> str:
     """The kind of block that our metadata, the dialect or the fused key says; else "auto"."""
     dialect = checkpoint.dialect
     assert dialect is not None
-    if (said := checkpoint.metadata.get("block")) in KINDS and KINDS[str(said)].keys:
+    said = checkpoint.metadata.get("block") if is_ours(checkpoint.metadata) else None
+    if said in KINDS and KINDS[str(said)].keys:
         return str(said)
     if dialect.name == "official-bn":
         return "plain"

@@ -35,7 +35,7 @@ from repvgg_ref.files.suffixes import require_suffix
 from repvgg_ref.files.wrappers import WhichWeights
 from repvgg_ref.models.about import Assumed
 from repvgg_ref.models.arguments import floating_dtype
-from repvgg_ref.models.geometry import Geometry, geometry_of
+from repvgg_ref.models.geometry import Geometry, geometry_of, said_geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Block, Linear
 from repvgg_ref.models.names import official_names
@@ -142,7 +142,7 @@ def convert(
             got=f"format {kind}",
             wanted="format onnx",
         )
-    said = Geometry(strides or {}, dilations or {})
+    said = said_geometry(strides, dilations)
     with open_checkpoint(path, model=model, weights=weights, block=block, said=said) as checkpoint:
         arch = require_complete(checkpoint)
         assert checkpoint.dialect is not None

@@ -15,7 +15,7 @@ from dataclasses import replace
 from repvgg_ref.blocks.catalogue import KINDS, block_kind
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import CheckpointError
-from repvgg_ref.files.strides import part_names, require_stride, usual_stride, with_input
+from repvgg_ref.files.strides import part_names, require_stride, with_input
 from repvgg_ref.models.architectures import (
     NAMES,
     Architecture,
@@ -23,7 +23,7 @@ from repvgg_ref.models.architectures import (
     architecture,
     aux_positions,
 )
-from repvgg_ref.models.geometry import Geometry, with_geometry
+from repvgg_ref.models.geometry import Geometry, usual_stride, with_geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.parameters import param_shapes

@@ -15,14 +15,18 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.unfuse import what_is_lost
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files import lint
-from repvgg_ref.files.checkpoint import Checkpoint, open_checkpoint
+from repvgg_ref.files.checkpoint import open_checkpoint
 from repvgg_ref.files.identify import closest_official
 from repvgg_ref.files.lint import Finding
+from repvgg_ref.files.metadata import assumed_eps, is_ours, read_eps
+from repvgg_ref.files.opened import Checkpoint
 from repvgg_ref.files.wrappers import WhichWeights
 from repvgg_ref.models.about import About, Assumed
-from repvgg_ref.models.geometry import Geometry
+from repvgg_ref.models.architectures import NAMES
+from repvgg_ref.models.geometry import said_geometry, unusual
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
+from repvgg_ref.models.network import DEFAULT_EPS
 from repvgg_ref.models.parameters import param_shapes
 
 _COUNTER = "num_batches_tracked"
@@ -77,8 +81,12 @@ def inspect_file(
     CheckpointError
         If it holds no mapping of named arrays at all, or no EMA weights and they are asked for.
     """
-    said = Geometry(strides or {}, dilations or {})
+    said = said_geometry(strides, dilations)
     with open_checkpoint(path, weights=weights, block=block, said=said) as checkpoint:
+        try:
+            held, assumed = checkpoint.eps(eps), checkpoint.assumed(eps)
+        except CheckpointError:  # damaged metadata is among the findings
+            held, assumed = DEFAULT_EPS, Assumed()
         return Inspection(
             path=checkpoint.path,
             container=checkpoint.container,
@@ -88,8 +96,8 @@ def inspect_file(
             tensors=len(checkpoint.arrays),
             missing=tuple(checkpoint.missing),
             unexpected=tuple(checkpoint.unexpected),
-            findings=tuple(_findings(checkpoint, checkpoint.eps(eps))),
-            assumed=checkpoint.assumed(eps) if checkpoint.arch else Assumed(),
+            findings=tuple(_findings(checkpoint, held)),
+            assumed=assumed,
             metadata=checkpoint.metadata,
         )
 
@@ -145,15 +153,27 @@ def _about_the_file(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _about_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
-    if checkpoint.metadata.get("eps"):
-        yield Finding("info", None, f"the file's metadata says eps = {checkpoint.metadata['eps']}")
+    metadata = checkpoint.metadata
     try:
+        eps = None if assumed_eps(metadata) else read_eps(metadata)
         about = checkpoint.about() if checkpoint.arch is not None else About()
     except CheckpointError as error:
         yield Finding("error", None, str(error))
         return
-    if about.says:
-        yield Finding("info", None, f"the file's metadata says {about.says}")
+    said = [] if eps is None else [f"eps = {eps:g}"]
+    if checkpoint.arch is not None:
+        steps = unusual(checkpoint.arch).says
+        said += [f"{steps}, unlike the official networks"] if steps else []
+    for text in filter(None, (*said, about.says)):
+        yield Finding("info", None, f"the file's metadata says {text}")
+    named = {"model": checkpoint.arch.name if checkpoint.arch else None, "form": checkpoint.form}
+    for what, found in named.items():
+        if is_ours(metadata) and metadata.get(what, found) not in (found, "custom"):
+            yield Finding(
+                "warning",
+                None,
+                f"the file's metadata says {what} {metadata[what][:40]!r}, its arrays say {found}",
+            )
 
 
 def _name_against_keys(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -166,6 +186,10 @@ def _name_against_keys(checkpoint: Checkpoint) -> Iterator[Finding]:
             None,
             f"the file's name says '{other}', but its arrays are the {checkpoint.form} form",
         )
+    said = max((name for name in NAMES if name.lower() in stem), key=len, default=None)
+    if checkpoint.arch is not None and said not in (None, checkpoint.arch.name):
+        found = checkpoint.arch.name
+        yield Finding("warning", None, f"the file's name says {said}, but its arrays are {found}")
 
 
 def _about_the_network(checkpoint: Checkpoint, arch: Network) -> Iterator[Finding]:

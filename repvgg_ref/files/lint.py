@@ -105,8 +105,8 @@ class Summary:
 
     def _about_eps(self) -> str:
         return (
-            "batch norm's eps is in no checkpoint: official and timm models use 1e-5, Keras ports "
-            f"and YOLOv6 1e-3. Here that choice moves a channel's scale by up to "
+            "torch files do not hold batch norm's eps: official and timm models use 1e-5, Keras "
+            f"ports and YOLOv6 1e-3. Here that choice moves a channel's scale by up to "
             f"{self.scale_change:.2%}; right is what gives the outputs of the code it trained in"
         )
 

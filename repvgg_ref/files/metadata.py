@@ -1,7 +1,7 @@
 """What we write beside the arrays of a file, and read again: all that they cannot say.
 
-A table of texts, as safetensors and ONNX have it; what is no text in it is JSON. Files that others
-wrote are asked for ``eps`` and ``block`` only: their other words may mean anything.
+A table of texts, as safetensors and ONNX have it; what is no text in it is JSON. Only what we wrote
+is believed: in a stranger's file the same words may mean anything (``eps`` may be an optimiser's).
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from repvgg_ref.models.geometry import Geometry, geometry_of
 from repvgg_ref.models.graph import Network
 from repvgg_ref.version import __version__
 
-WRITER, _OURS = "writer", "repvgg-ref"
+WRITER, _OURS = "writer", "repvgg-ref "
+_FAR = 1e4  # beyond it no mean or deviation of pixels from 0 to 1 lies, in whatever unit
+_MOST_PIXELS = 1 << 15  # a side
+_BEFORE = {"model", "form"}  # version 0.1.0 did not say who wrote, but always these
 
 
 def describe(
@@ -29,7 +32,7 @@ def describe(
     """
     geometry = geometry_of(network)
     described = {
-        WRITER: f"{_OURS} {__version__}",
+        WRITER: f"{_OURS}{__version__}",
         "model": network.name,
         "form": form,
         "block": network.blocks[0].kind,
@@ -47,15 +50,26 @@ def describe(
     return described
 
 
+def is_ours(metadata: Mapping[str, str]) -> bool:
+    """Whether repvgg-ref wrote this."""
+    writer = metadata.get(WRITER)
+    return metadata.keys() >= _BEFORE if writer is None else writer.startswith(_OURS)
+
+
+def strangers_eps(metadata: Mapping[str, str]) -> str | None:
+    """What a file that others wrote calls eps, for people to decide what it is."""
+    return None if is_ours(metadata) else metadata.get("eps")
+
+
 def read_eps(metadata: Mapping[str, str]) -> float | None:
-    """What the metadata says of batch norm's eps.
+    """What a file of ours says of batch norm's eps.
 
     Raises
     ------
     CheckpointError
         If it is none.
     """
-    said = metadata.get("eps")
+    said = metadata.get("eps") if is_ours(metadata) else None
     try:
         eps = None if said is None else float(said)
     except ValueError:
@@ -107,10 +121,10 @@ def read_about(metadata: Mapping[str, str], network: Network) -> About:
 
 def _read(metadata: Mapping[str, str], name: str, take: Callable[[Any], Any]) -> Any:
     """An entry of metadata that we wrote, or None."""
-    if name not in metadata or not metadata.get(WRITER, "").startswith(_OURS):
+    if name not in metadata or not is_ours(metadata):
         return None
     try:
-        return take(json.loads(metadata[name]))
+        return take(json.loads(metadata[name], object_pairs_hook=_unique))
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise _unreadable(name, metadata[name][:60], "what repvgg-ref writes") from None
 
@@ -123,18 +137,32 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(_must(text, str) for text in _must(value, list))
 
 
-def _numbers(value: Any) -> tuple[float, ...]:
-    return tuple(_number(number) for number in _must(value, list))
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(table := dict(pairs)) < len(pairs):
+        raise ValueError
+    return table
 
 
-def _number(value: Any) -> float:
-    if not math.isfinite(number := float(_must(value, float | int))):
+def _means(value: Any) -> tuple[float, ...]:
+    return tuple(_number(number, -_FAR, _FAR) for number in _must(value, list))
+
+
+def _deviations(value: Any) -> tuple[float, ...]:
+    return tuple(_number(number, 1 / _FAR, _FAR) for number in _must(value, list))
+
+
+def _ratio(value: Any) -> float:
+    return _number(value, 1 / _FAR, 1.0)
+
+
+def _number(value: Any, least: float, most: float) -> float:
+    if not least <= (number := float(_must(value, float | int))) <= most:
         raise ValueError
     return number
 
 
 def _size(value: Any) -> tuple[int, int]:
-    height, width = (_must(pixels, int) for pixels in _must(value, list))
+    height, width = (int(_number(_must(n, int), 1, _MOST_PIXELS)) for n in _must(value, list))
     return height, width
 
 
@@ -158,7 +186,7 @@ def _must(value: Any, kind: Any) -> Any:
 _FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "classes": _texts,
     "input_size": _size,
-    "mean": _numbers,
-    "std": _numbers,
-    "crop_ratio": _number,
+    "mean": _means,
+    "std": _deviations,
+    "crop_ratio": _ratio,
 }

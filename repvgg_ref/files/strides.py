@@ -11,7 +11,7 @@ from dataclasses import replace
 from repvgg_ref.blocks.catalogue import expression
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError
-from repvgg_ref.models.geometry import Geometry, geometry_of
+from repvgg_ref.models.geometry import Geometry, geometry_of, usual_stride
 from repvgg_ref.models.graph import Network
 
 _COUNTER = ".num_batches_tracked"
@@ -36,11 +36,6 @@ def _proves_stride(spec: BlockSpec) -> bool:
 def part_names(spec: BlockSpec, *, counted: bool = False) -> set[str]:
     """The names of the block's arrays, batch norm's counters only if `counted`."""
     return {n for n in expression(spec).shapes() if counted or not n.endswith(_COUNTER)}
-
-
-def usual_stride(name: str) -> int:
-    """That of the official networks: 2 in the first block of every stage."""
-    return 2 if name == "stage0" or name.endswith(".0") else 1
 
 
 def with_input(spec: BlockSpec, held: set[str], counted: bool, said: Geometry) -> BlockSpec:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import get_args
 
 from repvgg_ref.blocks.catalogue import block_kind
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
@@ -203,6 +204,10 @@ def plain_architecture(
     ShapeError
         If there is no class or channel, or squeeze-and-excitation would have no hidden channel.
     """
+    block_kind(kind)
+    if se not in get_args(SqueezeExcitation):
+        wanted = ", ".join(get_args(SqueezeExcitation))
+        raise ShapeError("there is no such place for SE", got=repr(se), wanted=wanted)
     require_counts(num_classes=num_classes, advice=NO_HEAD)
     depths, channels = list(depths), list(channels)
     require_counts(in_channels=in_channels, depths=depths, channels=channels, groups=groups)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.models.architectures import Architecture
@@ -25,6 +27,28 @@ class Geometry:
         """Both; where they differ, `other`."""
         strides = {**self.strides, **other.strides}
         return Geometry(strides, {**self.dilations, **other.dilations})
+
+    def overruled_by(self, said: Geometry) -> list[str]:
+        """Where `said` says otherwise, a line each."""
+        pairs = (
+            ("stride", self.strides, said.strides),
+            ("dilation", self.dilations, said.dilations),
+        )
+        return [
+            f"{name}: the file's metadata says {what} {own[name]}; {step} is taken, as you say"
+            for what, own, others in pairs
+            for name, step in others.items()
+            if own.get(name, step) != step
+        ]
+
+    @property
+    def says(self) -> str:
+        """``stride 1 in stage0; dilation 2 in stage4.1, stage4.2``; empty if nothing is said."""
+        groups: dict[str, list[str]] = {}
+        for what in ("strides", "dilations"):
+            for name, step in getattr(self, what).items():
+                groups.setdefault(f"{what[:-1]} {step}", []).append(name)
+        return "; ".join(f"{step} in {', '.join(names)}" for step, names in groups.items())
 
     def of(self, spec: BlockSpec) -> BlockSpec:
         """The block with what is said of it."""
@@ -56,6 +80,45 @@ class Geometry:
                         got=repr(number),
                         wanted=f"a whole number from 1 to {_MOST}",
                     )
+
+
+def said_geometry(
+    strides: Mapping[str, int] | None, dilations: Mapping[str, int] | None
+) -> Geometry:
+    """What a caller says, with integers of any kind as `int`.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no mapping of block names to whole numbers.
+    """
+    return Geometry(_whole("strides", strides), _whole("dilations", dilations))
+
+
+def _whole(what: str, said: object) -> dict[str, int]:
+    if said is None:
+        return {}
+    if not isinstance(said, Mapping) or not all(isinstance(name, str) for name in said):
+        raise CheckpointError(
+            f"{what} are said by block", got=repr(said)[:60], wanted='{"stage4.0": 1}'
+        )
+    return {
+        name: int(step) if isinstance(step, np.integer) else step for name, step in said.items()
+    }
+
+
+def unusual(network: Network) -> Geometry:
+    """What of a network is not as official ones have it: 2 in every stage's first block, else 1."""
+    known = geometry_of(network)
+    return Geometry(
+        {n: s for n, s in known.strides.items() if s != usual_stride(n)},
+        {n: d for n, d in known.dilations.items() if d != 1},
+    )
+
+
+def usual_stride(name: str) -> int:
+    """That of the official networks: 2 in the first block of every stage."""
+    return 2 if name == "stage0" or name.endswith(".0") else 1
 
 
 def geometry_of(network: Network) -> Geometry:

@@ -22,10 +22,11 @@ from repvgg_ref.models.arguments import (
     label_array,
     require_threads,
 )
+from repvgg_ref.models.geometry import unusual
 from repvgg_ref.models.graph import QUIET, Network, walk
 from repvgg_ref.models.layers import Form, Pass
 from repvgg_ref.models.names import official_names
-from repvgg_ref.models.parameters import initial_params, is_trainable, param_shapes
+from repvgg_ref.models.parameters import initial_params, is_trainable, param_shapes, require_params
 from repvgg_ref.models.registry import network
 from repvgg_ref.models.resident import Resident, in_dtype, like, step_like
 from repvgg_ref.models.step import StepResult, training_step
@@ -73,10 +74,12 @@ class Model:
         count = sum(prod(shapes[name]) for name in shapes if is_trainable(name))
         kinds = " and ".join(dict.fromkeys(spec.kind for spec in self.arch.blocks))
         types = dict.fromkeys(str(a.dtype) for n, a in self.params.items() if is_trainable(n))
+        unlike = unusual(self.arch).says
+        other = f"; {unlike}" if unlike else ""
         ends = f"{self.arch.in_channels} channels to {self.arch.num_classes} classes"
         return (
             f"<Model {self.name}: {self.form} form, {kinds} blocks, {count:,} parameters,"
-            f" {' and '.join(types)}, {ends}>"
+            f" {' and '.join(types)}, {ends}{other}>"
         )
 
     @property
@@ -189,6 +192,7 @@ class Model:
     def walk(self, x: Array, ops: Ops) -> Iterator[tuple[str, Array]]:
         """Yield ``(layer name, output)`` in network order, holding as few as possible."""
         x = image_batch(self.arch, x)
+        require_params(self.arch, self.form, self.params)
         kept = self._at(ops)
         params = kept.params(self.params, x.dtype) if ops.on_device else in_dtype(self.params, x)
         run = Pass(params, ops, self.eps, self.form)
@@ -224,6 +228,7 @@ class Model:
         """
         require_branches(self, "loss_and_grads")
         require_head(self, "loss_and_grads")
+        require_params(self.arch, self.form, self.params)
         x = image_batch(self.arch, x)
         labels = label_array(labels)
         ops = backend_ops(backend, x.dtype)
@@ -285,6 +290,7 @@ class Model:
                 raise ShapeError(
                     f"{name} has the wrong shape", got=array.shape, wanted=shapes[ours[name]]
                 )
+        require_params(self.arch, self.form, self.params | taken)
         self.params.update(taken)
 
 
@@ -342,6 +348,7 @@ def fuse(model: Model, *, dtype: Any = None) -> Model:
     if not isinstance(model, Model):
         raise ReportedError("fuse takes a Model", got=type(model).__name__, advice="load the file")
     require_branches(model, "fuse")
+    require_params(model.arch, model.form, model.params)
     last = [name for name in param_shapes(model.arch, "train") if name.endswith("weight")][-1]
     dtype = (
         working_dtype(model.params[last].dtype) if dtype is None else floating_dtype(dtype, "fuse")

@@ -6,6 +6,7 @@ to the names other code bases use.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,11 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import expression
 from repvgg_ref.blocks.wiring import starts
+from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.graph import Network, Node
 from repvgg_ref.models.layers import Block, Form, Shapes
+
+_COUNTER = ".num_batches_tracked"
 
 
 def param_shapes(arch: Network, form: Form) -> Shapes:
@@ -29,6 +33,29 @@ def param_shapes(arch: Network, form: Form) -> Shapes:
         for node in sorted(nodes, key=_place)
         for part, shape in node.op.shapes(form).items()
     }
+
+
+def require_params(arch: Network, form: Form, params: Mapping[str, Array]) -> None:
+    """Raise `ShapeError` unless `params` are exactly this network's arrays, of real numbers.
+
+    NumPy would broadcast an array of a wrong shape, and drop an imaginary part.
+    """
+    shapes = param_shapes(arch, form)
+    for name, shape in shapes.items():
+        array = params.get(name)
+        if array is None and name.endswith(_COUNTER):
+            continue
+        if array is None or not hasattr(array, "dtype") or tuple(array.shape) != shape:
+            held = getattr(array, "shape", None)
+            got = "no array" if held is None else f"shape {tuple(held)}"
+            raise ShapeError(
+                f"{name} is not as {arch.name} has it in {form} form", got=got, wanted=shape
+            )
+        # V: bfloat16; O: rationals
+        if array.dtype.kind not in ("iu" if name.endswith(_COUNTER) else "fOV"):
+            raise ShapeError(
+                f"{name} does not hold real numbers", got=array.dtype, wanted="floating point"
+            )
 
 
 def _place(node: Node) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from repvgg_ref.arrays import Array, to_numpy
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.guarded import Guarded, guarded
+from repvgg_ref.models.parameters import require_params
 from repvgg_ref.models.step import StepResult
 from repvgg_ref.ops import FastNetwork, Ops
 
@@ -66,6 +67,7 @@ class Resident:
         sources = self.params(params, dtype) if self.ops.on_device else params
         if self._fast is None or not self._fast.fits(network, asked, sources):
             self._fast = None  # which held the arrays
+            require_params(network, "deploy", sources)
             weights = {name: guarded(sources, name) for name in sources}
             there = self.params(sources, dtype) if sources is params else sources
             made = self.ops.recognise_network(network, there, dtype, **how)

@@ -25,6 +25,7 @@ from repvgg_ref.oracle.report import Finding, Report
 _STRIDES, _DILATIONS = (1, 2, 3, 4), (1, 2, 4, 3, 6, 8)
 _SAME_LOGITS = 0.03  # of the largest: another geometry is some 0.5 off, 16-bit arithmetic 0.01
 _MOST_TRIED = 2  # whole verifications in a round
+_OTHER_EPS = (1e-3, 1e-4, 1e-2)  # Keras and YOLOv6; what people try
 _ROUNDS = 2  # geometry, then eps
 _THE_SAME = ("stride-moved", "dilation-added", "dilation-ignored", "eps-value", "eps-dropped")
 
@@ -62,7 +63,11 @@ def reconsidered(
         if not judged:
             break
         other, found = min(judged, key=lambda each: sum(not layer.ok for layer in each[1].layers))
-    return report
+    note = (
+        f"assumed of the reference, whose file does not say it: {model.assumed}; a port of a"
+        " network that has others is called wrong here, so make sure of them first"
+    )
+    return replace(report, notes=(note, *report.notes))
 
 
 def _other_eps(report: Report, model: Model) -> Iterator[Model]:
@@ -77,7 +82,7 @@ def _other_eps(report: Report, model: Model) -> Iterator[Model]:
 
 def _other_geometries(report: Report, model: Model, seen: Seen) -> Iterator[Model]:
     """Models with other strides and dilations that the port may have, the likeliest first."""
-    if not (model.assumed.strides or model.assumed.dilations):
+    if not model.assumed:
         return
     if set(seen.outputs) == {"linear"}:
         yield from _by_logits(model, seen)
@@ -122,19 +127,29 @@ def _by_logits(model: Model, seen: Seen) -> list[Model]:
 
 
 def _forks(model: Model) -> Iterator[Model]:
-    """Strides and dilations that forks are known for.
+    """Strides, dilations and eps that forks are known for.
 
     Stems for small pictures, last strides for re-identification, dilated stages for segmentation
     (every block, or all but a stage's first one, as torchvision has it).
     """
     known, assumed = geometry_of(model.arch), model.assumed
+    others = _OTHER_EPS if assumed.eps is not None else ()
+    yield from (replace(model, eps=eps) for eps in others)
     firsts = [name for name, stride in assumed.strides.items() if stride != 1]
     if not firsts:
         return
     stem, last = firsts[0], firsts[-1]
     for names in (*([name] for name in firsts), [stem, last], firsts[:2], firsts[-2:]):
         yield _with(model, Geometry(dict.fromkeys(names, 1)))
+    for step, eps in product(({stem: 1}, {last: 1}, {stem: 1, last: 1}), others):
+        yield replace(_with(model, Geometry(step)), eps=eps)
+    yield _with(model, Geometry({stem: 4}))
     blocks = list(known.strides)
+    for first, after in zip(firsts, [*firsts[1:], None], strict=True):
+        in_stage = blocks[blocks.index(first) : blocks.index(after) if after else len(blocks)]
+        for names in ([first], in_stage[1:], in_stage):
+            dilated = {name: 2 for name in names if name in assumed.dilations}
+            yield _with(model, Geometry({}, dilated))
     for count, skipped in product((1, 2), (0, 1)):
         strided, dilations = firsts[-count:], dict[str, int]()
         for stage, first in enumerate(strided):

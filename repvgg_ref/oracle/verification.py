@@ -179,6 +179,8 @@ def _judged(
     spare: Array | None,
 ) -> tuple[Report, Seen | None]:
     named = sanitize(str(candidate)) if isinstance(candidate, str | Path) else "candidate"
+    if precision != "auto":
+        _require_precision(precision)
     if inputs is not None:  # of every kind of candidate, also of those that need none
         require_images(model.arch, inputs)
     try:
@@ -305,11 +307,15 @@ def _next_input(y_hat: Array | None, channels: int) -> Array | None:
 def _precision(asked: str, outputs: Outputs) -> Precision:
     """What the candidate is held to."""
     name = asked if asked != "auto" else outputs.precision or precision_of(outputs.layers)
+    _require_precision(name)
+    return PRECISIONS[name]
+
+
+def _require_precision(name: str) -> None:
     if name not in PRECISIONS:
         raise ReportedError(
             "there is no such precision", got=repr(name), wanted=", ".join(PRECISIONS)
         )
-    return PRECISIONS[name]
 
 
 def _unjudgeable(model: Model, x: Array, outputs: Outputs) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from repvgg_ref.models.network import Model
 from repvgg_ref.models.published import PUBLISHED
 from repvgg_ref.train.comm import Comm
 from repvgg_ref.train.settings import Settings
+from weights_io import sanitize
 
 HELD_OUT = "held-out"
 _EVALUATION_BATCH = 128
@@ -103,9 +105,25 @@ def open_validation(
             advice="a label is the place of its folder among the sorted names",
         )
     known = model.about.classes
+    if known is not None:
+        _require_places(known, source.classes)
     if known is not None and known != source.classes and set(known) == set(source.classes):
         source = Renumbered(source, known)
     return source if limit is None else Subset(source, limit)
+
+
+def _require_places(known: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuse classes of which one bears the name that the model has for another."""
+    if set(known) == set(classes):
+        return
+    moved = [name for i, name in enumerate(classes) if name in known and known.index(name) != i]
+    if moved:
+        raise DataError(
+            "the data set has other classes than the model, and some of the same in other places",
+            got=f"{sanitize(moved[0])} as number {list(classes).index(moved[0])}",
+            wanted=f"number {known.index(moved[0])}, as the model knows it",
+            advice="name the folders as the model's classes, or judge those that it knows only",
+        )
 
 
 def class_notes(model: Model, source: Source) -> list[str]:

@@ -13,7 +13,8 @@ import pytest
 
 import repvgg_ref as rr
 from repvgg_ref.errors import CheckpointError, NotFusibleError
-from repvgg_ref.files.checkpoint import Checkpoint, open_checkpoint, require_complete
+from repvgg_ref.files.checkpoint import open_checkpoint, require_complete
+from repvgg_ref.files.opened import Checkpoint
 from repvgg_ref.models.graph import Network
 from tests.files.checkpoint_files import PLUS, SMALL, SQUEEZED, small_model, small_state, written
 from tests.random_networks import random_model

@@ -154,7 +154,7 @@ def test_underflow_in_float16_is_counted(tmp_path: Path) -> None:
 
 def test_eps_is_explained_with_what_it_matters_here(tmp_path: Path) -> None:
     found = inspected(tmp_path / "a.npz", setting(f"{DENSE}.bn.running_var", 1e-5))
-    (note,) = [f for f in found.findings if "eps is in no checkpoint" in f.message]
+    (note,) = [f for f in found.findings if "files do not hold batch norm's eps" in f.message]
     change = np.sqrt((1e-5 + 1e-3) / 2e-5) - 1
     assert note.level == "info"
     assert f"up to {change:.2%}" in note.message
@@ -176,7 +176,7 @@ def test_a_fused_file_says_what_it_cannot_tell(tmp_path: Path) -> None:
     found = inspect_file(tmp_path / "a.npz")
     (finding,) = [f for f in found.findings if f.message.startswith("fused: ")]
     assert "cannot be told" in finding.message
-    assert not any("eps is in no checkpoint" in f.message for f in found.findings)
+    assert not any("files do not hold batch norm's eps" in f.message for f in found.findings)
 
 
 def test_a_custom_head_on_official_blocks_is_named(tmp_path: Path) -> None:

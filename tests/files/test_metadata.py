@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import repvgg_ref as rr
@@ -16,6 +17,7 @@ from repvgg_ref.files.convert import convert
 from repvgg_ref.files.inspect import inspect_file
 from repvgg_ref.files.metadata import describe
 from repvgg_ref.models.about import UNKNOWN, About, Assumed
+from repvgg_ref.models.geometry import Geometry, with_geometry
 from tests.files.checkpoint_files import SMALL, small_model
 
 ABOUT = About(
@@ -62,6 +64,82 @@ def test_another_programs_words_are_not_ours(tmp_path: Path) -> None:
     assert loaded.assumed.strides["stage0"] == 2
 
 
+STRANGERS = [
+    {"optimizer": "AdamW", "lr": "3e-4", "eps": "1e-08"},
+    {"eps": "see config"},
+    {"eps": "0.5", "block": "acb", "writer": "repvgg-reference of somebody"},
+]
+
+
+@pytest.mark.parametrize("foreign", STRANGERS, ids=range(len(STRANGERS)))
+def test_a_strangers_eps_is_told_and_not_taken(foreign: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    state = small_model().state_dict()
+    weights_io.save_weights(path, state, container="safetensors", metadata=foreign)
+    loaded = rr.load(path)
+    assert (loaded.eps, loaded.assumed.eps, loaded.arch.blocks[0].kind) == (1e-5, 1e-5, "repvgg")
+    assert any(f"says eps {foreign['eps']!r}, which" in note for note in loaded.notes)
+    assert rr.load(path, eps=1e-8).eps == 1e-8
+
+
+def test_a_file_of_version_0_1_is_ours(tmp_path: Path) -> None:
+    path = tmp_path / "m.npz"
+    metadata = {"model": "custom", "form": "train", "eps": "0.001"}
+    weights_io.save_weights(path, small_model().state_dict(), container="npz", metadata=metadata)
+    assert (rr.load(path).eps, rr.load(path).assumed.eps) == (1e-3, None)
+
+
+def test_what_is_said_against_the_file_is_said_aloud(tmp_path: Path) -> None:
+    path, fused = tmp_path / "m.npz", tmp_path / "d.npz"
+    rr.save(small_model(), path)
+    convert(path, fused, eps=1e-3)
+    two: Any = {"stage1.1": np.int64(2)}
+    other = rr.load(path, eps=1e-3, strides={"stage0": 1}, dilations=two)
+    said = " ; ".join(other.notes)
+    assert "stage0: the file's metadata says stride 2; 1 is taken, as you say" in said
+    assert "stage1.1: the file's metadata says dilation 1; 2 is taken, as you say" in said
+    assert "the file's metadata says eps 1e-05; 0.001 is taken, as you say" in said
+    assert "eps 0.1 has no effect: the file is fused" in rr.load(fused, eps=0.1).notes
+    assert not rr.load(path).notes
+    assert "stride 1 in stage0" in repr(other)
+
+
+@pytest.mark.parametrize("wrong", [[("stage0", 1)], "stage0=1", 5, {1: 1}, {"stage0": True}])
+def test_steps_of_another_type_are_refused(wrong: Any, tmp_path: Path) -> None:
+    rr.save(small_model(), tmp_path / "m.npz")
+    for what in ("strides", "dilations"):
+        with pytest.raises(CheckpointError):
+            rr.load(tmp_path / "m.npz", **{what: wrong})
+
+
+def test_inspect_tells_what_contradicts_the_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "RepVGG-B1-train.npz"
+    model = replace(small_model(), arch=with_geometry(SMALL, Geometry({"stage0": 1})))
+    told = {"model": "RepVGG-A0", "form": "deploy"}
+    rr.save(model, path, metadata=told)
+    said = [finding.message for finding in inspect_file(path).findings]
+    assert any("the file's name says RepVGG-B1" in message for message in said)
+    assert any("says model 'RepVGG-A0'" in message for message in said)
+    assert any("says form 'deploy'" in message for message in said)
+    assert any("stride 1 in stage0" in message for message in said)
+
+
+def test_two_files_that_say_other_strides_do_not_agree(tmp_path: Path) -> None:
+    one, other, silent = (tmp_path / f"{name}.npz" for name in ("one", "other", "silent"))
+    model = small_model()
+    rr.save(rr.fuse(model), one)
+    moved = replace(model, arch=with_geometry(SMALL, Geometry({"stage0": 1})))
+    rr.save(rr.fuse(moved), other)
+    weights_io.save_weights(silent, model.state_dict(), container="npz")
+    report = rr.verify(one, other)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage0")
+    assert "other.npz says strides stage0=1" in report.reason
+    assert rr.verify(one, one).verdict == "agree"
+    report = rr.verify(silent, other)
+    assert (report.verdict, report.diagnosis[0].bug) == ("disagree", "assumption")
+    assert "give --strides stage0=1" in report.diagnosis[0].advice
+
+
 @pytest.mark.parametrize(
     ("name", "value", "match"),
     [
@@ -76,6 +154,17 @@ def test_another_programs_words_are_not_ours(tmp_path: Path) -> None:
         ("strides", '{"stage7.0": 1}', "there is no block to give a stride"),
         ("dilations", '{"stage0": 0}', "stage0 cannot have this dilation"),
         ("assumed", "[]", "no assumed"),
+        ("std", "[0, 1, 1]", "no std"),
+        ("std", "[-1, 1, 1]", "no std"),
+        ("mean", "[1e308, 0, 0]", "no mean"),
+        ("input_size", "[0, 0]", "no input_size"),
+        ("input_size", "[-5, 3]", "no input_size"),
+        ("crop_ratio", "0", "no crop_ratio"),
+        ("crop_ratio", "-1", "no crop_ratio"),
+        ("crop_ratio", "1e9", "no crop_ratio"),
+        ("strides", '{"stage0": 1, "stage0": 2}', "no strides"),
+        ("eps", "-1", "no eps"),
+        ("eps", "see config", "no eps"),
     ],
 )
 def test_what_cannot_be_ours_is_refused_and_inspected(

@@ -5,18 +5,21 @@ The witness is a new model with copies of the arrays, evaluated by the reference
 
 from __future__ import annotations
 
-import copy
 import gc
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.engine import Engine
+from repvgg_ref.errors import ReportedError, ShapeError
 from repvgg_ref.models.guarded import guarded
+from repvgg_ref.models.layers import Form
 from repvgg_ref.models.network import Model, fuse
 from tests.models.small import GRAPHS, SMALL, batch, distinct_model
 
@@ -201,12 +204,45 @@ def test_arrays_that_are_parts_of_one_vector_may_be_written_to_through_it() -> N
 def test_shape_and_type_set_in_place_are_seen() -> None:
     model = made("plain", "deploy")
     x, _ = batch(model.arch, count=1, dtype=np.float32)
-    before = model.forward(x)
+    model.forward(x)
     name = kernel(model)
     setattr(model.params[name], "dtype", np.dtype(np.int32))  # noqa: B010  # NumPy allows it still
-    changed = model.forward(x)
-    assert not np.array_equal(changed, before)
-    np.testing.assert_array_equal(changed, copy.deepcopy(model).forward(x))
+    with pytest.raises(ShapeError, match="does not hold real numbers"):
+        model.forward(x)
+
+
+CUTS = {
+    "deploy": ("linear.weight", "linear.bias", "stage1.0.fused.weight", "stage1.0.fused.bias"),
+    "train": ("linear.weight", "stage1.0.branch_1x1.conv.weight", "stage1.0.branch_3x3.bn.gamma"),
+}
+
+
+@pytest.mark.parametrize(("form", "name"), [(form, n) for form in CUTS for n in CUTS[form]])
+@pytest.mark.parametrize("backend", ["numpy", "reference"])
+def test_an_array_that_numpy_would_broadcast_is_refused(
+    form: Form, name: str, backend: str, tmp_path: Path
+) -> None:
+    model = made("plain", form)
+    x, labels = batch(model.arch, count=1, dtype=np.float32)
+    model.forward(x, backend=backend)
+    model.params[name] = model.params[name][:1]
+    uses: list[Callable[[], object]] = [
+        lambda: model.forward(x, backend=backend),
+        lambda: rr.save(model, tmp_path / "file.npz"),
+    ]
+    if form == "train":
+        uses += [lambda: fuse(model), lambda: model.loss_and_grads(x, labels)]
+    for use in uses:
+        with pytest.raises(ShapeError, match=f"{name} is not as"):
+            use()
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.int64, bool, "U8"])
+def test_arrays_of_other_kinds_are_not_loaded(dtype: Any) -> None:
+    model = made("plain", "train")
+    state = {name: array.astype(dtype) for name, array in model.state_dict().items()}
+    with pytest.raises(ReportedError):
+        model.load_state_dict({"linear.weight": state["linear.weight"]})
 
 
 def test_another_network_over_the_same_arrays_is_seen() -> None:

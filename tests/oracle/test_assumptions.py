@@ -61,6 +61,8 @@ FORKS = {
     "--dilations stage2.1=3": fork({}, {"stage2.1": 3}),
     "--eps 0.001": fork(eps=1e-3),
     "--eps 0.001 --strides stage2.0=1": fork({"stage2.0": 1}, eps=1e-3),
+    "--strides stage0=4": fork({"stage0": 4}),
+    "--dilations stage2.1=2": fork({}, {"stage2.1": 2}),
 }
 
 
@@ -81,6 +83,10 @@ LOGITS = [
     "--strides stage0=1",
     "--strides stage0=1,stage2.0=1",
     "--strides stage2.0=1 --dilations stage2.1=2",
+    "--strides stage0=4",
+    "--dilations stage2.1=2",
+    "--eps 0.001",
+    "--eps 0.001 --strides stage2.0=1",
 ]
 
 
@@ -91,7 +97,7 @@ def test_logits_alone_tell_the_forks_that_people_have(trained: Path, options: st
 
     def again(guess: rr.Model) -> Report:
         asked.append(guess)
-        verdict: Any = "agree" if guess.arch == right.arch else "disagree"
+        verdict: Any = "agree" if (guess.arch, guess.eps) == (right.arch, right.eps) else "disagree"
         return Report(verdict, "", guess.name, "port", "fp32")
 
     seen = Seen(X, {}, {"linear": port(right)["linear"]})
@@ -102,7 +108,9 @@ def test_logits_alone_tell_the_forks_that_people_have(trained: Path, options: st
     # a port that no guess explains costs no further verification
     asked.clear()
     wrong = replace(seen, outputs={"linear": 2 * seen.outputs["linear"]})
-    assert reconsidered(report, rr.load(trained), wrong, again) is report
+    same = reconsidered(report, rr.load(trained), wrong, again)
+    assert (same.verdict, same.diagnosis, same.reason) == ("disagree", (), report.reason)
+    assert "assumed of the reference" in same.notes[0]
     assert not asked
 
 

@@ -42,7 +42,7 @@ def test_torch_itself_can_be_given() -> None:
 
     report = verify_op("conv2d", F.conv2d, stride=1, padding=1, dilation=1, groups=1)
     assert report.verdict == "agree"
-    assert report.notes == ("called with torch tensors",)
+    assert report.notes[0] == "called with torch tensors"
 
 
 def test_the_recorded_study_accused_nobody_and_missed_nothing() -> None:

@@ -212,8 +212,8 @@ def test_a_rank_that_dies_ends_the_job_and_the_state_can_be_resumed(
 ) -> None:
     worker = Path(__file__).with_name("dying_rank.py")
     out = tmp_path / "out"
-    options = ("--out", out, "--save-every", 1, "--rank-timeout", 1, *SHORT)
-    died = mpi(2, worker, way, *options)
+    options = ("--out", out, "--save-every", 1, *SHORT)
+    died = mpi(2, worker, way, *options, "--rank-timeout", 2)
     assert died.returncode != 0
     assert WORDS[way] in died.stdout + died.stderr
     assert len(logged(out)) >= 2

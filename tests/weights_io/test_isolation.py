@@ -14,7 +14,8 @@ import weights_io
 PACKAGE = Path(weights_io.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
-    *("__future__", "collections", "contextlib", "dataclasses", "io", "itertools", "json"),
+    *("__future__", "collections", "contextlib", "dataclasses", "errno", "fcntl", "io"),
+    *("itertools", "json", "msvcrt"),
     *("math", "operator", "os", "pathlib", "pickletools", "re", "secrets", "stat", "struct"),
     *("threading", "types", "typing", "zlib", "numpy", "weights_io"),
 }

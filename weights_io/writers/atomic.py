@@ -5,26 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from io import FileIO
 from pathlib import Path
 
 from weights_io.errors import WeightsFileError
 from weights_io.regular import open_regular
 from weights_io.text import sanitize
-from weights_io.writers.claim import claim
+from weights_io.writers.claim import POSIX, claim
 
 _LONGEST_SUFFIX = 16
-# Elsewhere an open file is neither renamed nor removed, so that none can be held while it is
-# written; what a killed process leaves there has to be removed by hand.
-_POSIX = find_spec("fcntl") is not None
 _NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-_TEMPORARY = re.compile(r"\.repvgg-ref-[0-9a-f]{12}(\.[^.]{0,15})?")
+_HEX = "0123456789abcdef"
+_PREFIX, _DIGITS = ".repvgg-ref-", 12
 _swept: set[tuple[int, Path]] = set()
 
 
@@ -71,15 +66,18 @@ def atomic_path(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
         raise
     with reported(path):
         held.close()
-        if sync and _POSIX:
+        if sync and POSIX:
             _flush(final.parent, os.O_RDONLY)
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed; those of live ones are locked."""
-    if not _POSIX:
+    """Remove the temporary files of processes that were killed; those of live ones are locked.
+
+    Where nothing can be locked while it is written, they have to be removed by hand.
+    """
+    if not POSIX:
         return
-    for path in [each for each in folder.iterdir() if _TEMPORARY.fullmatch(each.name)]:
+    for path in [each for each in folder.iterdir() if _is_temporary(each.name)]:
         with contextlib.suppress(OSError), open_regular(path) as file:
             if claim(file):
                 path.unlink()
@@ -94,6 +92,13 @@ def reported(path: str | os.PathLike[str]) -> Iterator[None]:
         raise _failed(path, error) from None
 
 
+def _is_temporary(name: str) -> bool:
+    """Whether `_created` gives such names."""
+    digits, dot, _ = name.removeprefix(_PREFIX).partition(".")
+    is_ours = name.startswith(_PREFIX) and len(digits) == _DIGITS and set(digits) <= set(_HEX)
+    return is_ours and (not dot or Path(name).stem == _PREFIX + digits)
+
+
 def _sweep_once(folder: Path) -> None:
     """At the first file that this process writes to a folder."""
     if (os.getpid(), folder) not in _swept:
@@ -106,10 +111,10 @@ def _created(final: Path) -> tuple[Path, FileIO]:
     """A new file beside `final`, and what holds it locked."""
     suffix = final.suffix if len(os.fsencode(final.suffix)) <= _LONGEST_SUFFIX else ""
     while True:
-        temporary = final.with_name(f".repvgg-ref-{secrets.token_hex(6)}{suffix}")
+        temporary = final.with_name(f"{_PREFIX}{secrets.token_hex(_DIGITS // 2)}{suffix}")
         held = FileIO(temporary, "x+")
         try:
-            if not _POSIX:
+            if not POSIX:  # an open file could be neither renamed nor removed
                 held.close()
                 return temporary, held
             claim(held)  # or not, on a file system without locks
@@ -151,8 +156,9 @@ def _failed(path: str | os.PathLike[str], error: OSError) -> WeightsFileError:
         return _unwritable(path, error.strerror or error)
     folder = Path(os.path.realpath(path)).parent
     left = ""
-    with contextlib.suppress(OSError):
-        left = f"; {shutil.disk_usage(folder).free / 1e6:.1f} MB left in {sanitize(folder)}"
+    with contextlib.suppress(OSError, AttributeError):  # not POSIX
+        disk = os.statvfs(folder)
+        left = f"; {disk.f_bavail * disk.f_frsize / 1e6:.1f} MB left in {sanitize(folder)}"
     return WeightsFileError(
         f"{sanitize(path)}: cannot be written",
         got=f"{error.strerror}{left}",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
-from functools import partial
-from importlib import import_module
 from typing import IO, Any
 
+fcntl: Any = None
+msvcrt: Any = None
+try:
+    import fcntl
+except ImportError:
+    with contextlib.suppress(ImportError):  # or a system with neither
+        import msvcrt
+
+POSIX = fcntl is not None
 _FAR = 1 << 30  # Windows locks bytes, and against reading: one beyond the end of what we claim
 
 
@@ -18,26 +25,16 @@ def claim(file: IO[Any]) -> bool:
     to ask and the answer is True. A lock ends with its process, however that ends.
     """
     try:
-        _locker()(file)
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        elif msvcrt is not None:
+            _lock_byte(file)
     except OSError:
         return False
     return True
 
 
-def _locker() -> Callable[[IO[Any]], None]:
-    for name, lock in (("fcntl", _flock), ("msvcrt", _lock_byte)):
-        try:
-            return partial(lock, import_module(name))
-        except ImportError:
-            continue
-    return lambda file: None
-
-
-def _flock(fcntl: Any, file: IO[Any]) -> None:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _lock_byte(msvcrt: Any, file: IO[Any]) -> None:
+def _lock_byte(file: IO[Any]) -> None:
     number = file.fileno()
     at = os.lseek(number, 0, os.SEEK_CUR)
     os.lseek(number, _FAR, os.SEEK_SET)

@@ -81,12 +81,12 @@ def command(
     these vectors would notice. `repvgg-ref verify --reference BUNDLE --candidate YOURS.npz` names
     the bug in what a port dumped, training steps included.
     """
-    from repvgg_ref.models.geometry import Geometry
+    from repvgg_ref.models.geometry import said_geometry
     from repvgg_ref.oracle.golden.write import write_golden
     from repvgg_ref_cli.batches import read_batch
     from repvgg_ref_cli.progress import ProgressBar
 
-    said = Geometry(strides or {}, dilations or {})
+    said = said_geometry(strides, dilations)
     model = _reference(reference, eps, block, said, train_step)
     batch = None if inputs is None else read_batch(inputs, model)
     chosen = not Path(reference).exists()

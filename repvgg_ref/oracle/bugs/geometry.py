@@ -304,7 +304,7 @@ def dilation_added(site: BlockSite) -> BlockVariants:
 @bug(
     "stride-moved",
     says="the stride is {parameter:.0f} here",
-    advice="stride 2 belongs to the first block of every stage, and to that only",
+    advice="official networks have stride 2 in the first block of every stage, and there only",
     scope="layer",
 )
 def stride_moved(site: BlockSite) -> BlockVariants:

@@ -31,6 +31,7 @@ from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.evidence import Evidence
+from repvgg_ref.oracle.diagnosis.file_geometry import other_steps
 from repvgg_ref.oracle.diagnosis.odd_taps import altered, scaled, unknown
 from repvgg_ref.oracle.diagnosis.ranking import Observation
 from repvgg_ref.oracle.programs.block import BlockProgram
@@ -48,7 +49,7 @@ _COARSE = 6.0  # roundings of the largest tap, for comparing other kernels
 _UNSEEN = (8, 8)  # extent of the blank image on which bugs are tried: only taps are looked at
 _NOT_TESTED = (
     "not tested: what computes with these numbers (preprocessing, padding, strides, activations,"
-    " arithmetic, the order in which layers are called), which no weight file holds: give the port"
+    " arithmetic, the order in which layers are called), which its arrays do not say: give the port"
     " itself, or its layer outputs"
 )
 _NO_EPS = "; nor eps, which is in no file before fusion"
@@ -75,6 +76,8 @@ def check_weights(model: Model, path: str | Path, precision: str = "auto") -> Re
     if _geometry(port) != _geometry(model):
         reason = f"the file holds {port.name}, another network than {model.name}"
         return Report("disagree", reason, model.name, name, "weights")
+    if (other := other_steps(model, port, name)) is not None:
+        return other
     if port.form == "train" and model.form == "train":
         return _same_arrays(model, port, name, precision)
     if port.form == "train":

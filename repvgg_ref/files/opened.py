@@ -1,0 +1,106 @@
+"""A checkpoint whose names and shapes are understood, and whose arrays wait to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from repvgg_ref.arrays import one_line
+from repvgg_ref.errors import CheckpointError
+from repvgg_ref.files.identify import UNSAID
+from repvgg_ref.files.lazy_params import LazyParams
+from repvgg_ref.files.metadata import assumed_eps, read_about, read_eps, strangers_eps
+from repvgg_ref.files.strides import assumed_geometry
+from repvgg_ref.models.about import About, Assumed
+from repvgg_ref.models.arguments import checked_eps
+from repvgg_ref.models.geometry import Geometry
+from repvgg_ref.models.graph import Network
+from repvgg_ref.models.layers import Form
+from repvgg_ref.models.names import Dialect
+from repvgg_ref.models.network import DEFAULT_EPS
+from repvgg_ref.models.parameters import param_shapes
+from weights_io import LazyArray
+
+
+@dataclass
+class Checkpoint:
+    """An open file whose arrays are known but not read.
+
+    `arrays` are under the file's own names; `canonical` translates those that were understood.
+    `arch` is None if the network could not be told, and `problem` then says why.
+    """
+
+    path: Path
+    container: str
+    metadata: Mapping[str, str]
+    arrays: dict[str, LazyArray]
+    notes: list[str]
+    dialect: Dialect | None = None
+    canonical: dict[str, str] = field(default_factory=dict)
+    form: str = "unknown"
+    arch: Network | None = None
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    problem: CheckpointError | None = None
+    said: Geometry = UNSAID
+    fits: list[str] = field(default_factory=list)
+    beside: dict[str, LazyArray] = field(default_factory=dict)
+
+    __repr__ = one_line
+
+    def params(self, dtype: Any = None) -> LazyParams:
+        """The arrays under canonical names, each read when asked for."""
+        lazy = {ours: self.arrays[theirs] for theirs, ours in self.canonical.items()}
+        assert self.arch is not None
+        return LazyParams(lazy, param_shapes(self.arch, self._form()), dtype)
+
+    def stored_dtype(self, canonical: str) -> str:
+        """The dtype in which the array of this canonical name is stored."""
+        theirs = {ours: name for name, ours in self.canonical.items()}
+        return self.arrays[theirs[canonical]].dtype
+
+    def eps(self, asked: float | None = None) -> float:
+        """The eps asked for, else what the file's metadata says, else the official 1e-5."""
+        said = read_eps(self.metadata)
+        if asked is not None:
+            self._tell_of_eps(checked_eps(asked), said)
+            return float(asked)
+        if (other := strangers_eps(self.metadata)) is not None:
+            self._tell(
+                f"the file's metadata says eps {other[:20]!r}, which repvgg-ref did not write: not"
+                " taken, since it may be an optimiser's"
+            )
+        return DEFAULT_EPS if said is None else said
+
+    def _tell_of_eps(self, asked: float, said: float | None) -> None:
+        if self.form == "deploy":
+            if asked != said:
+                self._tell(f"eps {asked:g} has no effect: the file is fused")
+        elif said is not None and asked != said and not assumed_eps(self.metadata):
+            self._tell(f"the file's metadata says eps {said:g}; {asked:g} is taken, as you say")
+
+    def _tell(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+    def assumed(self, asked: float | None = None) -> Assumed:
+        """What nobody says of this network; `asked` is the eps that was asked for, if any."""
+        if self.arch is None:
+            return Assumed()
+        geometry = assumed_geometry(self.arch, self.form, self.said)
+        if self.form == "deploy":  # its branches are gone, and what they were fused with stays
+            guessed = assumed_eps(self.metadata)
+        else:
+            unsaid = read_eps(self.metadata) is None or assumed_eps(self.metadata)
+            guessed = asked is None and unsaid
+        return Assumed(self.eps() if guessed else None, geometry.strides, geometry.dilations)
+
+    def about(self) -> About:
+        """What the file's metadata says of classes and pictures."""
+        assert self.arch is not None
+        return read_about(self.metadata, self.arch)
+
+    def _form(self) -> Form:
+        return "deploy" if self.form == "deploy" else "train"
