@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from functools import cache
 
 from repvgg_ref.errors import CheckpointError, did_you_mean
 from repvgg_ref.models.architectures import (
@@ -17,19 +18,26 @@ from repvgg_ref.models.arguments import NO_HEAD, require_counts
 from repvgg_ref.models.baselines import BASELINES
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.mobileone import MOBILEONE
+from repvgg_ref.models.regnet import REGNETS
 
-MAKERS: Mapping[str, Callable[..., Network]] = {**BASELINES, **MOBILEONE}
+MAKERS: Mapping[str, Callable[..., Network]] = {**BASELINES, **REGNETS, **MOBILEONE}
 """Networks beside RepVGG by name: what makes one of num_classes, in_channels and size."""
+
+
+@cache
+def usual(name: str) -> Network:
+    """The network of that name in `MAKERS`, as it is published."""
+    return MAKERS[name]()
 
 
 def chains() -> list[Architecture]:
     """The networks beside RepVGG that are stages of blocks, named as RepVGG's are."""
-    return [made for make in MAKERS.values() if isinstance(made := make(), Architecture)]
+    return [made for name in MAKERS if isinstance(made := usual(name), Architecture)]
 
 
-def graphs() -> list[Callable[..., Network]]:
-    """Makers of the networks beside RepVGG that are no chain of stages."""
-    return [make for make in MAKERS.values() if not isinstance(make(), Architecture)]
+def graphs() -> list[str]:
+    """The names of the networks beside RepVGG that are no chain of stages."""
+    return [name for name in MAKERS if not isinstance(usual(name), Architecture)]
 
 
 def find_name(name: str) -> str | None:
