@@ -15,7 +15,7 @@ from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.layers import Block, Extent, GlobalAvgPool, Linear, Operation, Pass
 
 INPUT = "input"
-QUIET = ("pool", "flatten")  # what no report lists
+QUIET = ("pool", "flatten", "dropout")  # what no report lists
 
 
 @dataclass(frozen=True, slots=True)

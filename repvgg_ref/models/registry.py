@@ -16,11 +16,17 @@ from repvgg_ref.models.architectures import (
 )
 from repvgg_ref.models.arguments import NO_HEAD, require_counts
 from repvgg_ref.models.baselines import BASELINES
+from repvgg_ref.models.efficientnet import EFFICIENTNETS
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.mobileone import MOBILEONE
 from repvgg_ref.models.regnet import REGNETS
 
-MAKERS: Mapping[str, Callable[..., Network]] = {**BASELINES, **REGNETS, **MOBILEONE}
+MAKERS: Mapping[str, Callable[..., Network]] = {
+    **BASELINES,
+    **REGNETS,
+    **EFFICIENTNETS,
+    **MOBILEONE,
+}
 """Networks beside RepVGG by name: what makes one of num_classes, in_channels and size."""
 
 
