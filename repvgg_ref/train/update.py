@@ -227,7 +227,8 @@ class Updater:
         loss: Any = 0
         correct: Any = 0
         for number, part in enumerate(parts):
-            x, labels, targets = self._targets(part, (self._seed, epoch, state.step, number))
+            seed = self._seed, epoch, state.step, number
+            x, labels, targets = self._targets(part, seed)
             params = self._params(state.weights, running, counters)
             result = training_step(
                 self.arch,
@@ -238,6 +239,7 @@ class Updater:
                 eps=self.eps,
                 momentum=self.momentum,
                 label_smoothing=self.recipe.label_smoothing,
+                draws=(*seed, self._comm.rank) if self.recipe.drop else None,
             )
             grad = grad + self.trainable.pack(result.grads)
             running = self.statistics.pack(result.stats)
