@@ -200,7 +200,7 @@ _RESNETS = {
     "101": ((3, 4, 23, 3), True),
     "152": ((3, 8, 36, 3), True),
 }
-_32X4D = {"groups": 32, "group_width": 4, "strides": (1, 2)}
+_RESNEXT = partial(resnet, bottleneck=True, groups=32, group_width=4, strides=(1, 2))
 
 BASELINES: Mapping[str, Callable[..., Graph]] = {
     **{
@@ -211,8 +211,8 @@ BASELINES: Mapping[str, Callable[..., Graph]] = {
     "ResNet-50-RepVGG": partial(
         resnet, "ResNet-50-RepVGG", depths=(3, 4, 6, 3), bottleneck=True, kind="repvgg"
     ),
-    "ResNeXt-50": partial(resnet, "ResNeXt-50", depths=(3, 4, 6, 3), bottleneck=True, **_32X4D),
-    "ResNeXt-101": partial(resnet, "ResNeXt-101", depths=(3, 4, 23, 3), bottleneck=True, **_32X4D),
+    "ResNeXt-50": partial(_RESNEXT, "ResNeXt-50", depths=(3, 4, 6, 3)),
+    "ResNeXt-101": partial(_RESNEXT, "ResNeXt-101", depths=(3, 4, 23, 3)),
     "VGG-16": partial(vgg, "VGG-16", depths=(2, 2, 3, 3, 3)),
 }
 """Name -> what makes the network of ``num_classes``, ``in_channels`` and ``size``."""

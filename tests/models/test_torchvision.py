@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
+from repvgg_ref.files.convert import convert
 from repvgg_ref.models.baselines import torchvision_geometry
 from repvgg_ref.models.cost import cost
 from repvgg_ref.models.geometry import with_geometry
@@ -56,7 +57,7 @@ def test_a_state_dict_of_torchvision_is_told_and_loaded(name: str, tmp_path: Pat
     """ResNet-50 and ResNeXt-50 have the same keys; a bottleneck's stride is in its 3x3 there."""
     arch = network(name, num_classes=7)
     shapes, keys = param_shapes(arch, "train"), published_names(arch, "train")
-    arrays = {key: np.zeros(shapes[ours], np.float32) for ours, key in keys.items()}
+    arrays: dict[str, Any] = {key: np.zeros(shapes[ours], np.float32) for ours, key in keys.items()}
     np.savez(tmp_path / "there.npz", **arrays)
     model = rr.load(tmp_path / "there.npz")
     assert (model.name, model.form, model.arch.num_classes) == (name, "train", 7)
@@ -80,7 +81,21 @@ def test_our_own_files_come_back_as_they_were(form: str, tmp_path: Path) -> None
 
 def test_names_of_older_files_of_ours_still_load(tmp_path: Path) -> None:
     model = rr.build("ResNet-18", num_classes=3)
-    np.savez(tmp_path / "old.npz", **model.params)
+    params: dict[str, Any] = model.params
+    np.savez(tmp_path / "old.npz", **params)
     again = rr.load(tmp_path / "old.npz")
     assert again.arch == model.arch
     assert all((again.params[name] == model.params[name]).all() for name in model.params)
+
+
+def test_a_gated_network_is_converted_with_its_gates(tmp_path: Path) -> None:
+    model = rr.build("EfficientNet-B0", num_classes=3)
+    rr.save(model, tmp_path / "train.pth")
+    done = convert(tmp_path / "train.pth", tmp_path / "deploy.npz")
+    assert done.self_check is not None
+    fused = rr.load(tmp_path / "deploy.npz")
+    assert (fused.name, fused.form) == ("EfficientNet-B0", "deploy")
+    x = np.random.default_rng(0).standard_normal((1, 3, 33, 40), np.float32)
+    wanted = model.forward(x)
+    error = np.abs(fused.forward(x) - wanted).max() / np.abs(wanted).max()
+    assert not (error > 1e-4)
