@@ -68,7 +68,7 @@ def test_a_state_dict_of_torchvision_is_told_and_loaded(name: str, tmp_path: Pat
         assert model.assumed.steps["strides"]["layer2.0.conv2"] == 2
 
 
-@pytest.mark.parametrize("form", ["train", "deploy"])
+@pytest.mark.parametrize("form", ["train", pytest.param("deploy", marks=pytest.mark.slow)])
 def test_our_own_files_come_back_as_they_were(form: str, tmp_path: Path) -> None:
     """With the strides that they had, though the keys are torchvision's."""
     model = rr.build("ResNet-50-RepVGG", num_classes=3)
