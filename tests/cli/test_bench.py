@@ -71,6 +71,13 @@ def test_a_training_step_without_peers(capsys: pytest.CaptureFixture[str], no_pe
     assert [each["mend"] for each in found["skipped"]] == ["pip install torch"]
 
 
+def test_a_training_step_of_a_rival(capsys: pytest.CaptureFixture[str], no_peers: None) -> None:
+    small = "--size", 32, "--batch", 2, "--model", "EfficientNet-B0"
+    found = run(capsys, "--train", "--json", *small).json()
+    assert [one["name"] for one in found["contenders"]] == [base.OURS]
+    assert found["network"] == "EfficientNet-B0"
+
+
 def test_a_conversion_without_peers(capsys: pytest.CaptureFixture[str], no_peers: None) -> None:
     found = run(capsys, "--convert", "--json").json()
     (ours,) = found["contenders"]
