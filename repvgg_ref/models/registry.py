@@ -29,6 +29,15 @@ MAKERS: Mapping[str, Callable[..., Network]] = {
 }
 """Networks beside RepVGG by name: what makes one of num_classes, in_channels and size."""
 
+ALIASES: Mapping[str, str] = {
+    "resnext50_32x4d": "ResNeXt-50",
+    "resnext101_32x4d": "ResNeXt-101",
+    "regnet_x_3_2gf": "RegNetX-3.2GF",
+    "regnetx_032": "RegNetX-3.2GF",
+    "regnetx_120": "RegNetX-12GF",
+}
+"""What torchvision or timm call a network, where more than dashes and case is different."""
+
 
 @cache
 def usual(name: str) -> Network:
@@ -49,6 +58,7 @@ def graphs() -> list[str]:
 def find_name(name: str) -> str | None:
     """How the network that `name` is a spelling of is written here; None if there is none."""
     others = {spelling(each): each for each in MAKERS}
+    others |= {spelling(alias): each for alias, each in ALIASES.items()}
     return others.get(spelling(name)) or official_name(name)
 
 

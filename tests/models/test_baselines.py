@@ -76,7 +76,10 @@ def test_every_baseline_is_in_a_table() -> None:
 
 
 def test_names_are_found_whatever_their_case() -> None:
-    assert network("resnet-18").name == "ResNet-18"
+    assert network("resnet-18").name == network("resnet18").name == "ResNet-18"
+    assert network("resnext50_32x4d").name == "ResNeXt-50"
+    assert network("regnet_x_3_2gf").name == network("regnetx_032").name == "RegNetX-3.2GF"
+    assert network("efficientnet_b0").name == "EfficientNet-B0"
     assert network("a0") == network("RepVGG-A0") == rr.architecture("A0")
     with pytest.raises(CheckpointError, match=r"RepVGG-A0.*VGG-16"):
         network("VGG-19")
