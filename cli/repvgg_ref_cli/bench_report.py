@@ -143,10 +143,14 @@ def _table4(made: Mapping[str, Any]) -> list[RenderableType]:
         table.add_row(
             row["name"],
             f"{row['images_per_second']:.2f}",
-            str(row["paper_images_per_second"]),
+            str(row["paper_images_per_second"] or ""),
             f"{row['gflops']:.0f}",
         )
-    parts: list[RenderableType] = [Fitting(table)]
+    claims = _table("the paper says", "factor there", "here", "holds here")
+    for claim in made["claims"]:
+        holds = "less" if claim["holds"] == "direction" else claim["holds"]
+        claims.add_row(claim["says"], f"{claim['paper']:.2f}", f"{claim['here']:.2f}", holds)
+    parts: list[RenderableType] = [Fitting(table), Fitting(claims)]
     parts.append(Text(f"rank correlation {made['rank_correlation']:.3f}"))
     for first, second in made["exchanged"]:
         parts.append(Text(f"other order here: {second} is faster than {first}"))

@@ -145,13 +145,13 @@ def _layers(layers: Mapping[str, Any]) -> Panel:
 def _table4(made: Mapping[str, Any]) -> list[Panel]:
     """Scaled so that both slowest networks are at 1."""
     rows = made["rows"]
-    here, paper = (min(row[key] for row in rows) for key in (_HERE, _PAPER))
+    here, paper = (min(row[key] for row in rows if row[key]) for key in (_HERE, _PAPER))
     bars = tuple(
         Bar(
             row["name"],
             row[_HERE] / here,
-            f"{row[_HERE]:.1f} img/s, paper {row[_PAPER]}",
-            mark=row[_PAPER] / paper,
+            f"{row[_HERE]:.1f} img/s" + (f", paper {row[_PAPER]}" if row[_PAPER] else ""),
+            mark=row[_PAPER] / paper if row[_PAPER] else None,
             ours=row["name"].startswith("RepVGG"),
         )
         for row in rows

@@ -1,22 +1,25 @@
-"""The paper's Table 4 on this machine: whether the order of speeds holds off the GPU.
+"""The paper's Tables 4 and 5 on this machine: whether the order of speeds holds off the GPU.
 
 The paper's figures are images a second of a GTX 1080Ti, batch 128, float32 (arXiv 2101.03697,
-Table 4). Here everything runs on this package's convolutions, so only the order can be compared.
+Tables 4 and 5). Here everything runs on this package's convolutions, so only the order and the
+factors between networks can be compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import median
 from typing import Any
 
+from repvgg_ref.bench.claims import Judged, judged
+from repvgg_ref.bench.density import measured_density
 from repvgg_ref.bench.race import race_networks
 from repvgg_ref.bench.result import Measured
 from repvgg_ref.bench.task import Task
 
-PAPER: dict[str, int] = {
+PAPER: dict[str, int | None] = {
     "RepVGG-A0": 3256,
     "ResNet-18": 2442,
     "RepVGG-A1": 2339,
@@ -24,11 +27,27 @@ PAPER: dict[str, int] = {
     "ResNet-34": 1419,
     "RepVGG-A2": 1322,
     "RepVGG-B1g4": 868,
+    "EfficientNet-B0": 829,
     "RepVGG-B1g2": 792,
     "ResNet-50": 719,
     "RepVGG-B1": 685,
+    "RegNetX-3.2GF": 671,
+    "RepVGG-B2g4": 581,
+    "RepVGG-B3g4": 464,
+    "RepVGG-B2": 460,
+    "ResNet-101": 430,
     "VGG-16": 415,
+    "RepVGG-B3": 363,
+    "ResNet-152": 297,
+    "ResNeXt-50": None,
+    "ResNeXt-101": None,
+    "RegNetX-12GF": None,
+    "EfficientNet-B3": None,
 }
+"""Images a second; None where the paper's figure was not at hand when this was written."""
+
+LARGER = {"EfficientNet-B3": 300}
+"""Networks whose images are larger where the others' have 224 pixels a side."""
 
 
 @dataclass(frozen=True)
@@ -37,30 +56,40 @@ class Row:
 
     name: str
     here: float
-    paper: int
+    paper: int | None
     gflops: float
     seconds: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Table4:
-    """All rows in the paper's order, and how well the orders agree."""
+    """All rows in the paper's order, and how well the orders agree; the paper's claims."""
 
     task: Task
     rows: tuple[Row, ...]
+    density: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def rank_correlation(self) -> float:
         """Spearman's: 1 for the same order, 0 for no connection."""
         from scipy.stats import spearmanr
 
-        found = spearmanr([row.here for row in self.rows], [row.paper for row in self.rows])
+        found = spearmanr([row.here for row in self._known], [row.paper for row in self._known])
         return float(found.statistic)
 
     @property
     def exchanged(self) -> list[tuple[str, str]]:
         """Pairs whose order is not the paper's: the first is faster there, the second here."""
-        return [(a.name, b.name) for a, b in combinations(self.rows, 2) if not a.here > b.here]
+        return [(a.name, b.name) for a, b in combinations(self._known, 2) if not a.here > b.here]
+
+    @property
+    def _known(self) -> list[Row]:
+        return [row for row in self.rows if row.paper is not None]
+
+    @property
+    def claims(self) -> list[Judged]:
+        """The paper's claims on the networks that were raced."""
+        return judged({row.name: row.seconds for row in self.rows}, self.density)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, all rounds included."""
@@ -71,6 +100,8 @@ class Table4:
             "rounds": len(self.rows[0].seconds),
             "rank_correlation": self.rank_correlation,
             "exchanged": [list(pair) for pair in self.exchanged],
+            "claims": [claim._asdict() for claim in self.claims],
+            "density": [{"kernel": k, "gflops": speed} for k, speed in self.density.items()],
             "rows": [
                 {
                     "name": row.name,
@@ -91,10 +122,17 @@ def race_table4(
     networks: Sequence[str] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Table4:
-    """Run `networks`, by default all of `PAPER`, in turns, each as `task` says but for its name."""
-    tasks = [replace(task, network=name) for name in networks or PAPER]
+    """Run `networks`, by default all of `PAPER`, in turns, each as `task` says but for its name.
+
+    Images of the networks in `LARGER` are larger by as much as the paper's.
+    """
+    tasks = [
+        replace(task, network=name, size=round(task.size * LARGER.get(name, 224) / 224))
+        for name in networks or PAPER
+    ]
     measured = race_networks(tasks, rounds=rounds, progress=progress)
-    return Table4(task, tuple(map(_row, tasks, measured)))
+    density = measured_density(rounds=rounds, threads=task.threads)
+    return Table4(task, tuple(map(_row, tasks, measured)), density)
 
 
 def _row(task: Task, one: Measured) -> Row:

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.convolution.layout import border_views, carve, interior
+from repvgg_ref.models.gated import Add, Dropout, Gate
 from repvgg_ref.models.graph import INPUT, Node
 from repvgg_ref.models.layers import AddRelu, Extent, Flatten, GlobalAvgPool, Linear
 
-GIVES_FEATURES = (GlobalAvgPool, Flatten, Linear)  # (N, C); all other outputs are images
+GIVES_FEATURES = (GlobalAvgPool, Flatten, Linear, Dropout)  # (N, C); all other outputs are images
 
 
 class Reading(NamedTuple):
@@ -76,12 +77,12 @@ def hand_out(
 
 
 def _roots(nodes: Sequence[Node]) -> dict[str, str]:
-    """Output -> the one in whose memory it lies: a sum is written over a term only it reads."""
+    """Output -> the one in whose memory it lies: sums and gates lie over what only they read."""
     readers = Counter(name for node in nodes for name in node.inputs)
     roots = {INPUT: INPUT}
     for node in nodes:
         spare = [name for name in node.inputs if readers[name] == 1 and name != INPUT]
-        over = isinstance(node.op, AddRelu) and spare
+        over = isinstance(node.op, AddRelu | Add | Gate) and spare
         roots[node.name] = roots[spare[0]] if over else node.name
     return roots
 

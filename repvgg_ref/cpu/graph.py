@@ -14,9 +14,11 @@ from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu.buffers import GIVES_FEATURES, Reading, hand_out
 from repvgg_ref.cpu.convolution.schedule import Convolution, ConvShape
 from repvgg_ref.cpu.engine import Plans
+from repvgg_ref.cpu.gated import gate, silu_stage
 from repvgg_ref.cpu.plan import Tap, pack_convolutions
 from repvgg_ref.cpu.workers.pool import Stage, Step, Team, pool, portion, prepared
 from repvgg_ref.errors import ShapeError, require_equal
+from repvgg_ref.models.gated import Add, Dropout, Gate, Silu
 from repvgg_ref.models.graph import INPUT, QUIET, Network, Node, extents
 from repvgg_ref.models.layers import (
     AddRelu,
@@ -28,7 +30,7 @@ from repvgg_ref.models.layers import (
     MaxPool,
 )
 
-KNOWN = (Block, MaxPool, AddRelu, GlobalAvgPool, Flatten, Linear)
+KNOWN = (Block, MaxPool, AddRelu, GlobalAvgPool, Flatten, Linear, Silu, Gate, Add, Dropout)
 PARTS_A_THREAD = 4  # of a linear layer's outputs: its weights are what is read
 
 
@@ -37,7 +39,7 @@ def is_known(network: Network) -> bool:
     images, features = {INPUT}, set[str]()
     for node in network.evaluated:
         op, sources = node.op, set(node.inputs)
-        if isinstance(op, Linear):
+        if isinstance(op, Linear | Dropout):
             known = sources <= features
         elif isinstance(op, Block):
             known = sources <= images and _is_square(op.spec)
@@ -201,12 +203,20 @@ def _stage(
     if isinstance(op, Linear):
         weight, bias = params[f"{node.name}.weight"], params[f"{node.name}.bias"]
         return _linear(x, weight, bias, y, relu=op.relu, threads=threads)
+    if isinstance(op, Silu):
+        return silu_stage(x, y, threads)
 
     def image(worker: int, n: int) -> list[Step]:
         if isinstance(op, AddRelu):
             return _add_relu(x[n], inputs[1][n], y[n])
         if isinstance(op, MaxPool):
             return _max_pool(x[n], y[n], op)
+        if isinstance(op, Gate):
+            return [partial(gate, node.name, x[n], params, y[n])]
+        if isinstance(op, Add):
+            return [partial(np.add, x[n], inputs[1][n], out=y[n])]
+        if isinstance(op, Dropout):
+            return [partial(np.copyto, y[n], x[n])]
         if isinstance(op, GlobalAvgPool):
             return [partial(np.mean, x[n], axis=(0, 1), out=y[n])]
         chw = x[n].transpose(2, 0, 1)  # (C, H, W) <- (H, W, C)

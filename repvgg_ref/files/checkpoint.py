@@ -17,21 +17,11 @@ from repvgg_ref.blocks.catalogue import KINDS, kind
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.attachments import without_attachments
 from repvgg_ref.files.dialects import recognise
+from repvgg_ref.files.graphs import identify_graph
 from repvgg_ref.files.heads import find_head
-from repvgg_ref.files.identify import (
-    UNSAID,
-    Shape,
-    fitting_kinds,
-    form_of,
-    identify,
-    identify_graph,
-)
+from repvgg_ref.files.identify import UNSAID, Shape, fitting_kinds, form_of, identify
 from repvgg_ref.files.lazy_params import is_counter
-from repvgg_ref.files.metadata import (
-    describe,
-    is_ours,
-    read_geometry,
-)
+from repvgg_ref.files.metadata import describe, is_ours, read_geometry
 from repvgg_ref.files.onnx import OPSET, write_onnx
 from repvgg_ref.files.opened import Checkpoint
 from repvgg_ref.files.prefixes import take_network
@@ -40,7 +30,7 @@ from repvgg_ref.models.arguments import file_path, floating_dtype
 from repvgg_ref.models.geometry import Geometry, said_geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
-from repvgg_ref.models.names import CANONICAL, Dialect
+from repvgg_ref.models.names import Dialect
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.models.parameters import param_shapes, require_params
 from weights_io.writers.write import Container
@@ -274,12 +264,13 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
 def _understand_graph(checkpoint: Checkpoint, model: str) -> None:
     """The same for a network whose blocks are in no stage; nothing can be missing there."""
     shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
-    found = identify_graph(shapes, model, checkpoint.said)
+    form = checkpoint.metadata.get("form")
+    found = identify_graph(shapes, model, checkpoint.said, form=form)
     if found is None:
         raise _foreign(checkpoint)
-    checkpoint.arch, checkpoint.form = found
-    checkpoint.dialect, checkpoint.canonical = CANONICAL, {name: name for name in shapes}
-    _require_shapes(checkpoint, shapes, param_shapes(*found))
+    checkpoint.arch, checkpoint.form, checkpoint.canonical, checkpoint.dialect = found
+    ours = {found.canonical[theirs]: shape for theirs, shape in shapes.items()}
+    _require_shapes(checkpoint, ours, param_shapes(found.network, found.form))
 
 
 def _kind_of(checkpoint: Checkpoint) -> str:

@@ -37,7 +37,7 @@ from repvgg_ref.models.about import Assumed
 from repvgg_ref.models.arguments import floating_dtype
 from repvgg_ref.models.geometry import Geometry, geometry_of, said_geometry
 from repvgg_ref.models.graph import Network
-from repvgg_ref.models.layers import Block, Linear
+from repvgg_ref.models.layers import Block
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.network import working_dtype
 from repvgg_ref.models.parameters import param_shapes
@@ -226,8 +226,8 @@ def _parts(arch: Network, form: str, params: LazyParams, eps: float, dtype: Any)
             for _, future in ahead:
                 future.cancel()
     for node in arch.evaluated:
-        if isinstance(node.op, Linear):
-            names = [f"{node.name}.weight", f"{node.name}.bias"]
+        names = [f"{node.name}.{part}" for part in node.op.shapes("deploy")]
+        if names and not isinstance(node.op, Block):
             arrays = {name: _rounded(name, params[name], dtype) for name in names}
             yield _Part(node.name, arrays, None)
 
@@ -296,7 +296,7 @@ def _watched(
     progress: Progress | None,
 ) -> Iterator[tuple[str, Array]]:
     """The arrays of `parts`, stopping at the first block that fails its check."""
-    total = sum(isinstance(node.op, Block | Linear) for node in arch.evaluated)
+    total = sum(bool(node.op.shapes("deploy")) for node in arch.evaluated)
     done = count(1)
     for part in parts:  # `enumerate` would hold a part while the next one is waited for
         if part.check is not None:

@@ -23,11 +23,11 @@ from repvgg_ref.models.architectures import (
     architecture,
     aux_positions,
 )
-from repvgg_ref.models.geometry import Geometry, usual_stride, with_geometry
+from repvgg_ref.models.geometry import Geometry, usual_stride
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.parameters import param_shapes
-from repvgg_ref.models.registry import chains, find_name, graphs
+from repvgg_ref.models.registry import chains, find_name
 
 Shape = tuple[int, ...]
 
@@ -100,41 +100,6 @@ def identify(
             advice="leave --model auto to see what the file holds",
         )
     return same
-
-
-def identify_graph(
-    shapes: Mapping[str, Shape], model: str = "auto", said: Geometry = UNSAID
-) -> tuple[Network, Form] | None:
-    """The network that is no chain of stages and has arrays of these names, and its form.
-
-    `model` is "auto" or a name that must be met. Sizes of single arrays may still differ; batch
-    norm's counters may be missing.
-    """
-    held = {name for name in shapes if not name.endswith(_COUNTER)}
-    for make in graphs():
-        forms: tuple[Form, ...] = ("train", "deploy")
-        for form in forms:
-            usual = make()
-            wanted = param_shapes(usual, form)
-            if (model != "auto" and find_name(model) != usual.name) or held != {
-                name for name in wanted if not name.endswith(_COUNTER)
-            }:
-                continue
-            entry, head = next(iter(wanted)), f"{usual.head.name}.weight"
-            ends = {"num_classes": shapes[head][:1], "in_channels": shapes[entry][1:2]}
-            given = {key: end[0] for key, end in ends.items() if end}
-            if not all(given.values()):  # a network of no channels, or no classes
-                continue
-            for size in _SIZES:
-                found = make(**given, size=size)
-                if all(shapes.get(n, s) == s for n, s in param_shapes(found, form).items()):
-                    return with_geometry(found, said), form
-            return with_geometry(make(**given), said), form
-    return None
-
-
-_SIZES = (224, *range(32, 1025, 32))
-"""Sides of images that a network for one size is tried with: what it halves five times."""
 
 
 def _kinds(model: str, block: str) -> list[str]:

@@ -16,6 +16,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, MissingExtraError, require_equal
+from repvgg_ref.models.gated import Add, Dropout, Gate, Silu
 from repvgg_ref.models.graph import INPUT, Network
 from repvgg_ref.models.layers import AddRelu, Block, Flatten, GlobalAvgPool, Linear, MaxPool
 from repvgg_ref.models.names import official_names
@@ -169,6 +170,14 @@ def _nodes(arch: Network) -> Iterator[Any]:
         elif isinstance(op, AddRelu):
             yield _node("Add", inputs, f"{node.name}.sum")
             yield _node("Relu", [f"{node.name}.sum"], node.name)
+        elif isinstance(op, Silu):
+            yield from _silu_nodes(node.name, inputs[0])
+        elif isinstance(op, Gate):
+            yield from _se_nodes(node.name, node.name, inputs[0], names, silu=True)
+        elif isinstance(op, Add):
+            yield _node("Add", inputs, node.name)
+        elif isinstance(op, Dropout):
+            yield _node("Identity", inputs, node.name)
         else:
             raise CheckpointError(
                 f"{node.name} has no ONNX form here",
@@ -204,15 +213,22 @@ def _block_nodes(spec: BlockSpec, x: str, names: Mapping[str, str]) -> Iterator[
     if spec.se == "none":
         yield _node("Relu", [f"{block}.conv"], block)
     elif spec.se == "before_relu":
-        yield from _se_nodes(block, f"{block}.conv", f"{block}.scaled", names)
+        yield from _se_nodes(f"{block}.se", f"{block}.scaled", f"{block}.conv", names)
         yield _node("Relu", [f"{block}.scaled"], block)
     else:
         yield _node("Relu", [f"{block}.conv"], f"{block}.relu")
-        yield from _se_nodes(block, f"{block}.relu", block, names)
+        yield from _se_nodes(f"{block}.se", block, f"{block}.relu", names)
 
 
-def _se_nodes(block: str, x: str, y: str, names: Mapping[str, str]) -> Iterator[Any]:
-    """``y = x * sigmoid(up(relu(down(mean of x over height and width))))``."""
+def _silu_nodes(name: str, x: str) -> Iterator[Any]:
+    yield _node("Sigmoid", [x], f"{name}.sigmoid")
+    yield _node("Mul", [x, f"{name}.sigmoid"], name)
+
+
+def _se_nodes(
+    se: str, y: str, x: str, names: Mapping[str, str], *, silu: bool = False
+) -> Iterator[Any]:
+    """``y = x * sigmoid(up(relu(down(mean of x over height and width))))``, or with SiLU."""
     point = {
         "kernel_shape": [1, 1],
         "strides": [1, 1],
@@ -220,14 +236,17 @@ def _se_nodes(block: str, x: str, y: str, names: Mapping[str, str]) -> Iterator[
         "dilations": [1, 1],
         "group": 1,
     }
-    se = f"{block}.se"
     down, up = (
         [names[f"{se}.{layer}.{p}"] for p in ("weight", "bias")] for layer in ("down", "up")
     )
     yield _node("GlobalAveragePool", [x], f"{se}.pool")
     yield _node("Conv", [f"{se}.pool", *down], f"{se}.down", **point)
-    yield _node("Relu", [f"{se}.down"], f"{se}.relu")
-    yield _node("Conv", [f"{se}.relu", *up], f"{se}.up", **point)
+    active = f"{se}.silu" if silu else f"{se}.relu"
+    if silu:
+        yield from _silu_nodes(active, f"{se}.down")
+    else:
+        yield _node("Relu", [f"{se}.down"], active)
+    yield _node("Conv", [active, *up], f"{se}.up", **point)
     yield _node("Sigmoid", [f"{se}.up"], f"{se}.gate")
     yield _node("Mul", [x, f"{se}.gate"], y)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.dialects import recognise
-from repvgg_ref.files.identify import identify_graph
+from repvgg_ref.files.graphs import identify_graph
 from repvgg_ref.files.wrappers import Selected, is_average, listed, no_such_weights
 from weights_io import LazyArray, sanitize
 

@@ -15,7 +15,7 @@ from repvgg_ref.gpu.chain import Chain
 from repvgg_ref.gpu.conv2d import Convolutions
 from repvgg_ref.gpu.math_mode import Math
 from repvgg_ref.gpu.memory import advises_on_memory
-from repvgg_ref.ops import Ops
+from repvgg_ref.ops import REFERENCE, Ops
 
 
 @functools.cache
@@ -36,6 +36,10 @@ def make_table(math: Math, *, deterministic: bool) -> Ops:
         update_running_stats=layers.update_running_stats,
         relu_forward=layers.relu_forward,
         relu_backward=layers.relu_backward,
+        sigmoid_forward=REFERENCE.sigmoid_forward,
+        sigmoid_backward=REFERENCE.sigmoid_backward,
+        silu_forward=REFERENCE.silu_forward,
+        silu_backward=REFERENCE.silu_backward,
         squeeze_excitation_forward=head.squeeze_excitation_forward,
         squeeze_excitation_backward=head.squeeze_excitation_backward,
         global_avg_pool_forward=layers.global_avg_pool_forward,

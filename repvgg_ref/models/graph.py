@@ -15,7 +15,7 @@ from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.layers import Block, Extent, GlobalAvgPool, Linear, Operation, Pass
 
 INPUT = "input"
-QUIET = ("pool", "flatten")  # what no report lists
+QUIET = ("pool", "flatten", "dropout")  # what no report lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,9 @@ class Node:
         Of the cross-entropy of this node's output, 0 for none.
     training_only : bool
         Whether the node exists in training only.
+    keys : pairs of str
+        Our leaf and what published code calls it: ``("bn", "layer1.0.bn1")``; "" is the node's own.
+        Without an entry "fused" a fused convolution is called as "conv" is.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Node:
     inputs: tuple[str, ...]
     loss_weight: float = 0.0
     training_only: bool = False
+    keys: tuple[tuple[str, str], ...] = ()
 
 
 class Network:

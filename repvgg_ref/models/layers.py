@@ -32,13 +32,17 @@ Extent = tuple[int, int, int]  # channels, height, width
 
 @dataclass
 class Pass:
-    """One pass through a network: arrays by canonical name, how to compute, what was found."""
+    """One pass through a network: arrays by canonical name, how to compute, what was found.
+
+    `draws` seeds what a training step leaves out at random; None: it leaves out nothing.
+    """
 
     params: Mapping[str, Array]
     ops: Ops
     eps: Any
     form: Form = "train"
     training: bool = False
+    draws: tuple[int, ...] | None = None
     stats: dict[str, BatchStats] = field(default_factory=dict)
     grads: dict[str, Array] = field(default_factory=dict)
 
@@ -71,7 +75,7 @@ class Operation(Protocol):
         """What an output of this extent costs."""
 
 
-class _Free:
+class Free:
     """An operation without arrays that costs nothing worth counting."""
 
     def shapes(self, form: Form) -> Shapes:
@@ -173,7 +177,7 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
-class GlobalAvgPool(_Free):
+class GlobalAvgPool(Free):
     """The mean of each channel: features (N, C)."""
 
     def forward(self, name: str, x: list[Array], run: Pass) -> tuple[Array, Any]:
@@ -192,7 +196,7 @@ class GlobalAvgPool(_Free):
 
 
 @dataclass(frozen=True, slots=True)
-class MaxPool(_Free):
+class MaxPool(Free):
     """The largest of each window."""
 
     kernel: int
@@ -219,7 +223,7 @@ class MaxPool(_Free):
 
 
 @dataclass(frozen=True, slots=True)
-class AddRelu(_Free):
+class AddRelu(Free):
     """``max(a + b, 0)``: the end of a residual block."""
 
     def forward(self, name: str, x: list[Array], run: Pass) -> tuple[Array, Any]:
@@ -239,7 +243,7 @@ class AddRelu(_Free):
 
 
 @dataclass(frozen=True, slots=True)
-class Flatten(_Free):
+class Flatten(Free):
     """(N, C, H, W) as features (N, C H W), in that order."""
 
     def forward(self, name: str, x: list[Array], run: Pass) -> tuple[Array, Any]:

@@ -207,6 +207,8 @@ PLUS = Dialect(
 
 CANONICAL = Dialect(name="canonical", stem="", block="", parts={}, whole={})
 """Our own names, for networks whose blocks are in no stage."""
+TORCHVISION = replace(CANONICAL, name="torchvision")
+"""The names that a network's nodes say themselves: `published_names`."""
 
 
 def official_dialect(arch: Network) -> Dialect:
@@ -218,9 +220,46 @@ def official_dialect(arch: Network) -> Dialect:
 def official_names(arch: Network, form: Form) -> dict[str, str]:
     """Canonical -> official name of every array of a form.
 
-    Blocks that are in no stage have no official names: theirs are the canonical ones.
+    Blocks that are in no stage have the names that their nodes say; else the canonical ones.
     """
+    if published := published_names(arch, form):
+        return published
     names = param_shapes(arch, form)
     if not all(_BLOCK.fullmatch(block.name) for block in arch.blocks):
         return {name: name for name in names}
     return official_dialect(arch).names(names)
+
+
+def published_names(network: Network, form: Form) -> dict[str, str]:
+    """Canonical name -> key in the published code, as the nodes say; empty if one does not."""
+    nodes = network.nodes if form == "train" else network.evaluated
+    keys = {
+        f"{node.name}.{leaf}" if leaf else node.name: key
+        for node in nodes
+        for leaf, key in node.keys
+    }
+    found: dict[str, str] = {}
+    for name in param_shapes(network, form):
+        leaf, _, field = name.rpartition(".")
+        key = keys.get(leaf)
+        if key is None and leaf.endswith(".fused"):
+            key = keys.get(leaf.removesuffix("fused") + "conv")
+        if key is None:
+            return {}
+        found[name] = f"{key}.{_NORM.get(field, field)}"
+    return found
+
+
+def role_names(network: Network) -> dict[str, str]:
+    """Official names of the train form in which every batch norm's part is called ``bn``.
+
+    By such names a trainer's rules tell kernels from the rest; ``features.0.1.weight`` tells none.
+    """
+    names = official_names(network, "train")
+    if not published_names(network, "train"):
+        return names
+    parts = {ours: key.rpartition(".") for ours, key in names.items()}
+    return {
+        ours: f"{owner}.bn.{field}" if ours.endswith((".gamma", ".beta")) else names[ours]
+        for ours, (owner, _, field) in parts.items()
+    }

@@ -207,6 +207,7 @@ class Model:
         *,
         label_smoothing: float = 0.0,
         backend: str | Ops | None = None,
+        drop_seed: int | None = None,
     ) -> StepResult:
         """Forward and backward in training mode (batch statistics); changes nothing.
 
@@ -214,6 +215,8 @@ class Model:
         ----------
         x : array, shape (N, in_channels, H, W)
         labels : int array or list (N,), or float array (N, num_classes) of target probabilities
+        drop_seed : int, optional
+            Of the network's dropout and stochastic depth; by default nothing is dropped.
 
         Returns
         -------
@@ -245,6 +248,7 @@ class Model:
             eps=self.eps,
             momentum=self.momentum,
             label_smoothing=label_smoothing,
+            draws=None if drop_seed is None else (drop_seed,),
         )
         step = step_like(x, step) if ops.on_device else step
         official = official_names(self.arch, self.form)

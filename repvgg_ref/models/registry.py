@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from functools import cache
 
 from repvgg_ref.errors import CheckpointError, did_you_mean
 from repvgg_ref.models.architectures import (
@@ -15,26 +16,49 @@ from repvgg_ref.models.architectures import (
 )
 from repvgg_ref.models.arguments import NO_HEAD, require_counts
 from repvgg_ref.models.baselines import BASELINES
+from repvgg_ref.models.efficientnet import EFFICIENTNETS
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.mobileone import MOBILEONE
+from repvgg_ref.models.regnet import REGNETS
 
-MAKERS: Mapping[str, Callable[..., Network]] = {**BASELINES, **MOBILEONE}
+MAKERS: Mapping[str, Callable[..., Network]] = {
+    **BASELINES,
+    **REGNETS,
+    **EFFICIENTNETS,
+    **MOBILEONE,
+}
 """Networks beside RepVGG by name: what makes one of num_classes, in_channels and size."""
+
+ALIASES: Mapping[str, str] = {
+    "resnext50_32x4d": "ResNeXt-50",
+    "resnext101_32x4d": "ResNeXt-101",
+    "regnet_x_3_2gf": "RegNetX-3.2GF",
+    "regnetx_032": "RegNetX-3.2GF",
+    "regnetx_120": "RegNetX-12GF",
+}
+"""What torchvision or timm call a network, where more than dashes and case is different."""
+
+
+@cache
+def usual(name: str) -> Network:
+    """The network of that name in `MAKERS`, as it is published."""
+    return MAKERS[name]()
 
 
 def chains() -> list[Architecture]:
     """The networks beside RepVGG that are stages of blocks, named as RepVGG's are."""
-    return [made for make in MAKERS.values() if isinstance(made := make(), Architecture)]
+    return [made for name in MAKERS if isinstance(made := usual(name), Architecture)]
 
 
-def graphs() -> list[Callable[..., Network]]:
-    """Makers of the networks beside RepVGG that are no chain of stages."""
-    return [make for make in MAKERS.values() if not isinstance(make(), Architecture)]
+def graphs() -> list[str]:
+    """The names of the networks beside RepVGG that are no chain of stages."""
+    return [name for name in MAKERS if not isinstance(usual(name), Architecture)]
 
 
 def find_name(name: str) -> str | None:
     """How the network that `name` is a spelling of is written here; None if there is none."""
     others = {spelling(each): each for each in MAKERS}
+    others |= {spelling(alias): each for alias, each in ALIASES.items()}
     return others.get(spelling(name)) or official_name(name)
 
 

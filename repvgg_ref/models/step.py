@@ -46,6 +46,7 @@ def training_step(
     eps: Any,
     momentum: Any,
     label_smoothing: float,
+    draws: tuple[int, ...] | None = None,
 ) -> StepResult:
     """Compute loss and gradients of `network`; names are canonical.
 
@@ -53,8 +54,10 @@ def training_step(
     ----------
     x : array, shape (N, C, H, W)
     labels : int array (N,), or float array (N, num_classes)
+    draws : tuple of int, optional
+        Seeds what the network leaves out at random; without it nothing is.
     """
-    run = Pass(params, ops, eps, training=True)
+    run = Pass(params, ops, eps, training=True, draws=draws)
     return take_step(
         network, x, labels, run, momentum=momentum, label_smoothing=label_smoothing
     ).result

@@ -28,6 +28,8 @@ from repvgg_ref.ops.global_avg_pool import global_avg_pool_backward, global_avg_
 from repvgg_ref.ops.linear import LinearGrads, linear_backward, linear_forward
 from repvgg_ref.ops.max_pool import max_pool_backward, max_pool_forward
 from repvgg_ref.ops.relu import relu_backward, relu_forward
+from repvgg_ref.ops.sigmoid import sigmoid_backward, sigmoid_forward
+from repvgg_ref.ops.silu import silu_backward, silu_forward
 from repvgg_ref.ops.squeeze_excitation import (
     SqueezeExcitationGrads,
     squeeze_excitation_backward,
@@ -188,6 +190,10 @@ class Ops:
     update_running_stats: _UpdateRunningStats
     relu_forward: Callable[[Array], tuple[Array, Any]]
     relu_backward: Callable[[Array, Any], Array]
+    sigmoid_forward: Callable[[Array], tuple[Array, Any]]
+    sigmoid_backward: Callable[[Array, Any], Array]
+    silu_forward: Callable[[Array], tuple[Array, Any]]
+    silu_backward: Callable[[Array, Any], Array]
     squeeze_excitation_forward: Callable[[Array, Array, Array, Array, Array], tuple[Array, Any]]
     squeeze_excitation_backward: Callable[[Array, Any], SqueezeExcitationGrads]
     global_avg_pool_forward: Callable[[Array], tuple[Array, Any]]
@@ -261,6 +267,10 @@ REFERENCE = Ops(
     update_running_stats=update_running_stats,
     relu_forward=relu_forward,
     relu_backward=relu_backward,
+    sigmoid_forward=sigmoid_forward,
+    sigmoid_backward=sigmoid_backward,
+    silu_forward=silu_forward,
+    silu_backward=silu_backward,
     squeeze_excitation_forward=squeeze_excitation_forward,
     squeeze_excitation_backward=squeeze_excitation_backward,
     global_avg_pool_forward=global_avg_pool_forward,

@@ -63,6 +63,7 @@ class Recipe:
     custom_l2: bool = _field(False, "decay the equivalent kernels, as the first official trainer")
     label_smoothing: float = _field(0.0, "label smoothing")
     mixup: float = _field(0.0, "alpha of mixup; 0 is off")
+    drop: bool = _field(False, "dropout and stochastic depth at the rates the network has them")
     ema: float = _field(0.0, "decay of the averaged weights, a step; 0 is off")
     crop: str = _field("resized", "random crop: resized (to size) or shifted", "resized", "shift")
     crop_min_area: float = _field(0.08, "least part of the picture in a resized crop")

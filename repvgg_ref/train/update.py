@@ -17,7 +17,7 @@ import numpy as np
 from repvgg_ref.arrays import Array, array_module, one_line, to_numpy
 from repvgg_ref.data.loader import Batch
 from repvgg_ref.data.source import Standardise
-from repvgg_ref.models.names import official_names
+from repvgg_ref.models.names import role_names
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import is_trainable, param_shapes
 from repvgg_ref.models.step import training_step
@@ -227,7 +227,8 @@ class Updater:
         loss: Any = 0
         correct: Any = 0
         for number, part in enumerate(parts):
-            x, labels, targets = self._targets(part, (self._seed, epoch, state.step, number))
+            seed = self._seed, epoch, state.step, number
+            x, labels, targets = self._targets(part, seed)
             params = self._params(state.weights, running, counters)
             result = training_step(
                 self.arch,
@@ -238,6 +239,7 @@ class Updater:
                 eps=self.eps,
                 momentum=self.momentum,
                 label_smoothing=self.recipe.label_smoothing,
+                draws=(*seed, self._comm.rank) if self.recipe.drop else None,
             )
             grad = grad + self.trainable.pack(result.grads)
             running = self.statistics.pack(result.stats)
@@ -302,8 +304,8 @@ class Updater:
 
     def _factors(self) -> Factors:
         """The recipe's factors of every element of the weights; 1 where all are."""
-        official = official_names(self.arch, "train")
-        factors = {name: self.recipe.factors(official[name]) for name in self.trainable.shapes}
+        roles = role_names(self.arch)
+        factors = {name: self.recipe.factors(roles[name]) for name in self.trainable.shapes}
         like = self.ops.from_host(np.zeros(0, self.dtype))
         lr = {name: factor.lr for name, factor in factors.items()}
         decay = {name: factor.decay for name, factor in factors.items()}

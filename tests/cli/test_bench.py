@@ -71,6 +71,13 @@ def test_a_training_step_without_peers(capsys: pytest.CaptureFixture[str], no_pe
     assert [each["mend"] for each in found["skipped"]] == ["pip install torch"]
 
 
+def test_a_training_step_of_a_rival(capsys: pytest.CaptureFixture[str], no_peers: None) -> None:
+    small = "--size", 32, "--batch", 2, "--model", "EfficientNet-B0"
+    found = run(capsys, "--train", "--json", *small).json()
+    assert [one["name"] for one in found["contenders"]] == [base.OURS]
+    assert found["network"] == "EfficientNet-B0"
+
+
 def test_a_conversion_without_peers(capsys: pytest.CaptureFixture[str], no_peers: None) -> None:
     found = run(capsys, "--convert", "--json").json()
     (ours,) = found["contenders"]
@@ -79,14 +86,19 @@ def test_a_conversion_without_peers(capsys: pytest.CaptureFixture[str], no_peers
 
 
 def test_table_4_prints_the_papers_figures(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    few = {name: PAPER[name] for name in ("RepVGG-A0", "ResNet-18", "ResNet-34")}
+    few = {name: PAPER[name] for name in ("RepVGG-A0", "ResNet-18", "EfficientNet-B0")}
     monkeypatch.setattr("repvgg_ref.bench.table4.PAPER", few)
-    shown = run(capsys, "--table4", "--size", 32)
+    out = tmp_path / "found.json"
+    shown = run(capsys, "--table4", "--size", 32, "--out", out)
     assert shown.code == 0
-    for words in ("RepVGG-A0", "3256", "ResNet-34", "1419", "rank correlation"):
+    for words in ("RepVGG-A0", "3256", "ResNet-18", "2442", "rank correlation", "33 % faster"):
         assert words in shown.out
+    found = json.loads(out.read_text())
+    require_documented("bench", [found])
+    assert [claim["faster"] for claim in found["claims"]] == ["RepVGG-A0", "3x3"]
+    assert [each["kernel"] for each in found["density"]] == [1, 3, 5, 7]
 
 
 @pytest.mark.parametrize(

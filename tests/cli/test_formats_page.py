@@ -35,6 +35,7 @@ BENCHMARKS = ROOT / "tests" / "studies" / "bench" / "results"
 # and of files that say more.
 SELDOM = {
     "*": {"assumed"},
+    "bench": {"claims", "density"},
     "convert": {"dtype", "opset"},
     "doctor": {"extras"},
     "inspect": {"metadata"},

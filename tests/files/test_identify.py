@@ -11,7 +11,8 @@ import pytest
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.dialects import MEGENGINE, MMPRETRAIN, TIMM, recognise
-from repvgg_ref.files.identify import closest_official, form_of, identify, identify_graph
+from repvgg_ref.files.graphs import identify_graph
+from repvgg_ref.files.identify import closest_official, form_of, identify
 from repvgg_ref.models.architectures import NAMES, Architecture, architecture, plain_architecture
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
@@ -149,8 +150,10 @@ def test_networks_that_are_no_chain_are_told_from_their_names_and_shapes(
 ) -> None:
     arch = network(name, **asked)
     shapes = param_shapes(arch, form)
-    assert identify_graph(shapes) == (arch, form)
-    assert identify_graph(shapes, model=name.lower()) == (arch, form)
+    for model in ("auto", name.lower()):
+        found = identify_graph(shapes, model)
+        assert found is not None
+        assert (found.network, found.form) == (arch, form)
     assert identify_graph(shapes, model="RepVGG-A0") is None
     head = f"{arch.head.name}.weight"
     assert identify_graph(shapes | {head: (0, *shapes[head][1:])}) is None

@@ -13,7 +13,8 @@ import repvgg_ref as rr
 from repvgg_ref.blocks.catalogue import KINDS
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.convert import convert
-from repvgg_ref.files.identify import identify, identify_graph
+from repvgg_ref.files.graphs import identify_graph
+from repvgg_ref.files.identify import identify
 from repvgg_ref.files.strides import assumed_geometry
 from repvgg_ref.models.architectures import Architecture, plain_architecture
 from repvgg_ref.models.geometry import Geometry, geometry_of, with_geometry
@@ -178,7 +179,7 @@ def test_networks_that_are_no_chain_take_them_too() -> None:
     shapes = param_shapes(network("ResNet-18"), "train")
     found = identify_graph(shapes, said=Geometry({"conv1": 1}, {}))
     assert found is not None
-    assert found[0].block("conv1").stride == 1
-    assumed = assumed_geometry(*found, Geometry({"conv1": 1}, {}))
+    assert found.network.block("conv1").stride == 1
+    assumed = assumed_geometry(found.network, found.form, Geometry({"conv1": 1}, {}))
     assert "conv1" not in assumed.strides
     assert assumed.strides["layer2.0.conv1"] == 2

@@ -10,7 +10,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.architectures import Architecture, AuxHeadSpec, plain_architecture
-from repvgg_ref.models.baselines import residual_block
+from repvgg_ref.models.baselines import Layer, residual_block
 from repvgg_ref.models.graph import INPUT, Graph, Network, Node
 from repvgg_ref.models.layers import Block, Flatten, GlobalAvgPool, Linear, MaxPool
 from repvgg_ref.models.network import Model, build
@@ -57,8 +57,9 @@ def _residual() -> Graph:
     """ResNet in small: a block whose shortcut is its input, and a bottleneck with another shape."""
     stem = BlockSpec("conv1", 2, 4, 2, kind="conv-bn", kernel=7)
     pool = Node("maxpool", MaxPool(3, 2, 1), ("conv1",))
-    basic = residual_block("layer1.0", "maxpool", 4, ((3, 4), (3, 4)), 1)
-    neck = residual_block("layer2.0", "layer1.0.add", 4, ((1, 3), (3, 3), (1, 6)), 2)
+    basic = residual_block("layer1.0", "maxpool", 4, [Layer(3, 4), Layer(3, 4)])
+    layers = [Layer(1, 3, 2), Layer(3, 3), Layer(1, 6)]
+    neck = residual_block("layer2.0", "layer1.0.add", 4, layers)
     head = [
         Node("pool", GlobalAvgPool(), ("layer2.0.add",)),
         Node("linear", Linear(6, 3), ("pool",), loss_weight=1.0),

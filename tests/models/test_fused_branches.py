@@ -66,7 +66,7 @@ FUSED = replace(REFERENCE, recognise_block=three_branch_passes(forward, backward
 
 
 def step(model: Model, ops: Ops, x: Array, labels: Array) -> StepResult:
-    settings = {"eps": 1e-5, "momentum": 0.1, "label_smoothing": 0.1}
+    settings: dict[str, Any] = {"eps": 1e-5, "momentum": 0.1, "label_smoothing": 0.1}
     return training_step(model.arch, model.params, x, labels, ops=ops, **settings)
 
 

@@ -47,6 +47,9 @@ MUTANTS = [  # operator, the line as it is, the line with a bug
     # the rest
     ("relu", "maximum(x, 0)", "maximum(x, -1)"),
     ("relu", "ReluCache(x <= 0)", "ReluCache(x < 0)"),
+    ("silu", "return x * gate,", "return x * (1 - gate),"),
+    ("silu", "* (1 + cache.x * (1 - cache.gate))", ""),
+    ("silu", "(1 + cache.x * (1 - cache.gate))", "(1 - cache.x * (1 - cache.gate))"),
     ("global_avg_pool", "grad_y / scalar_like(H * W", "grad_y / scalar_like(W * W"),
     ("global_avg_pool", "x.sum(axis=(2, 3)) / scalar_like(H * W, x)", "x.max(axis=(2, 3))"),
     ("linear", "grad_y.sum(axis=0)", "grad_y.mean(axis=0)"),

@@ -15,7 +15,6 @@ from repvgg_ref.bench.contenders.ncnn_peer import write_ncnn
 from repvgg_ref.bench.conversion import OFFICIAL, race_conversions
 from repvgg_ref.bench.race import race
 from repvgg_ref.bench.task import Task
-from repvgg_ref.models.baselines import BASELINES
 from repvgg_ref.models.network import fuse
 
 torch = pytest.importorskip("torch")
@@ -77,7 +76,7 @@ def test_squeeze_and_excitation_is_refused_where_it_is_not_written(tmp_path: Pat
         train_network(torch, model.arch, eps=model.eps)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", ["ResNet-18", "ResNet-34", "ResNet-50", "VGG-16"])
 def test_comparison_networks_are_torchs(name: str) -> None:
     task = Task("inference", name, batch=2, size=64, threads=1)
     model = task.model()

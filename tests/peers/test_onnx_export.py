@@ -16,6 +16,7 @@ from repvgg_ref.files import onnx as onnx_export
 from repvgg_ref.files.onnx import write_onnx
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.baselines import resnet
+from repvgg_ref.models.efficientnet import efficientnet
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from tests.random_networks import random_model
@@ -115,11 +116,18 @@ def test_dilation_reaches_the_graph(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-13)
 
 
-def test_a_network_that_is_no_chain_keeps_its_wiring(tmp_path: Path) -> None:
-    """Residual sums, two kinds of pooling, a 7x7 stem, as ONNX Runtime computes them."""
+@pytest.mark.parametrize(
+    "arch",
+    [
+        resnet("small", depths=(1, 2), bottleneck=True, num_classes=5),
+        efficientnet("small", width=0.25, depth=0.4, dropout=0.2, num_classes=5),
+    ],
+    ids=["residual", "gated"],
+)
+def test_a_network_that_is_no_chain_keeps_its_wiring(tmp_path: Path, arch: Network) -> None:
+    """Residual sums, two kinds of pooling, a 7x7 stem, gates, as ONNX Runtime computes them."""
     from onnxruntime import InferenceSession
 
-    arch = resnet("small", depths=(1, 2), bottleneck=True, num_classes=5)
     deploy = _deploy(arch)
     _write(tmp_path, deploy)
     x = np.random.default_rng(0).normal(size=(2, 3, 65, 48)).astype(np.float32)

@@ -1,131 +1,169 @@
 # mypy: allow-subclassing-any
 # This project does not follow the types torch publishes: it is a witness, not a dependency.
-"""ResNet and VGG in torch's own layers, written from the papers; arrays are matched by their place.
-
-Batch norm stands behind each convolution of a ResNet, none in a VGG.
-"""
+"""The rivals in torch's own layers, written from the papers under torchvision's keys."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from repvgg_ref.models.graph import Network
-from repvgg_ref.models.layers import Block, Linear
 from repvgg_ref.models.network import Model
 
-_NORM = {"weight": "gamma", "bias": "beta"}
+
+class Shortcut(nn.Module):
+    """``relu(body(x) + shortcut(x))``: children as `layers` names them, in that order."""
+
+    def __init__(self, layers: Sequence[tuple[str, Any]], downsample: Any) -> None:
+        super().__init__()
+        self.order = [name for name, _ in layers]
+        for name, layer in layers:
+            self.add_module(name, layer)
+        self.downsample = downsample
+
+    def forward(self, x: Any) -> Any:
+        y = x
+        for name in self.order:
+            y = getattr(self, name)(y)
+            if name.startswith("bn") and name != self.order[-1]:
+                y = torch.relu(y)
+        return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Any:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+class RepVGGBlock(nn.Module):
+    """Three branches without the ReLU, under the official names; x keeps its shape."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for name, kernel in (("rbr_dense", 3), ("rbr_1x1", 1)):
+            conv = nn.Conv2d(width, width, kernel, padding=kernel // 2, bias=False)
+            self.add_module(name, nn.ModuleDict({"conv": conv, "bn": nn.BatchNorm2d(width)}))
+        self.rbr_identity = nn.BatchNorm2d(width)
+
+    def forward(self, x: Any) -> Any:
+        branches = (self.rbr_dense, self.rbr_1x1)
+        y = sum((branch["bn"](branch["conv"](x)) for branch in branches), self.rbr_identity(x))
+        return torch.relu(y)
+
+
+def bottleneck(inputs: int, width: int, outputs: int, first: int, second: int, g: int) -> Any:
+    """1x1, 3x3, 1x1; `first` and `second` are the strides of the first two."""
+    layers = [
+        ("conv1", nn.Conv2d(inputs, width, 1, first, bias=False)),
+        ("bn1", nn.BatchNorm2d(width)),
+        ("conv2", nn.Conv2d(width, width, 3, second, 1, groups=g, bias=False)),
+        ("bn2", nn.BatchNorm2d(width)),
+        ("conv3", nn.Conv2d(width, outputs, 1, bias=False)),
+        ("bn3", nn.BatchNorm2d(outputs)),
+    ]
+    return Shortcut(layers, projection(inputs, outputs, first * second))
+
+
+def reparameterised(inputs: int, width: int, outputs: int, first: int, second: int, g: int) -> Any:
+    """A bottleneck whose 3x3 is a RepVGG block."""
+    block = bottleneck(inputs, width, outputs, first, second, g)
+    block.conv2, block.bn2 = RepVGGBlock(width), None
+    block.order.remove("bn2")
+    return block
+
+
+def basic(inputs: int, width: int, outputs: int, first: int, second: int, g: int) -> Any:
+    """Two 3x3."""
+    layers = [
+        ("conv1", nn.Conv2d(inputs, width, 3, first, 1, bias=False)),
+        ("bn1", nn.BatchNorm2d(width)),
+        ("conv2", nn.Conv2d(width, width, 3, second, 1, bias=False)),
+        ("bn2", nn.BatchNorm2d(width)),
+    ]
+    return Shortcut(layers, projection(inputs, width, first * second))
+
+
+def projection(inputs: int, outputs: int, stride: int) -> Any:
+    if inputs == outputs and stride == 1:
+        return None
+    conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
-class Basic(nn.Module):
-    """He et al., figure 5 left: two 3x3 convolutions and a shortcut."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+class ResNet(nn.Module):
+    def __init__(
+        self,
+        block: Callable[..., Any],
+        depths: Sequence[int],
+        *,
+        widening: int,
+        strides: tuple[int, int] = (2, 1),
+        groups: int = 1,
+        group_width: int = 64,
+        classes: int,
+    ) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            conv_bn(inputs, width, 3, stride), nn.ReLU(), conv_bn(width, width, 3)
-        )
-        same = inputs == width and stride == 1
-        self.shortcut = nn.Identity() if same else conv_bn(inputs, width, 1, stride)
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        channels, self.depth = 64, len(depths)
+        for stage, depth in enumerate(depths):
+            layers, outputs = [], 64 * 2**stage * widening
+            for index in range(depth):
+                first, second = strides if stage and not index else (1, 1)
+                width = group_width * groups * 2**stage
+                layers.append(block(channels, width, outputs, first, second, groups))
+                channels = outputs
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+        self.fc = nn.Linear(channels, classes)
 
     def forward(self, x: Any) -> Any:
-        return torch.relu(self.body(x) + self.shortcut(x))
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = nn.functional.max_pool2d(y, 3, 2, 1)
+        for stage in range(self.depth):
+            y = getattr(self, f"layer{stage + 1}")(y)
+        return self.fc(y.mean(dim=(2, 3)))
 
 
-class Bottleneck(nn.Module):
-    """Figure 5 right: 1x1, 3x3, 1x1 with four times the channels."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+class VGG16(nn.Module):
+    def __init__(self, size: int, classes: int) -> None:
         super().__init__()
-        first, second = conv_bn(inputs, width, 1, stride), conv_bn(width, width, 3)
-        third = conv_bn(width, 4 * width, 1)
-        self.body = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
-        same = inputs == 4 * width and stride == 1
-        self.shortcut = nn.Identity() if same else conv_bn(inputs, 4 * width, 1, stride)
+        layers: list[Any] = []
+        channels = 3
+        for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+            for _ in range(depth):
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        hidden = [nn.Linear(512 * (size // 32) ** 2, 4096), nn.ReLU(), nn.Identity()]
+        hidden += [nn.Linear(4096, 4096), nn.ReLU(), nn.Identity()]
+        self.classifier = nn.Sequential(*hidden, nn.Linear(4096, classes))
 
     def forward(self, x: Any) -> Any:
-        return torch.relu(self.body(x) + self.shortcut(x))
+        return self.classifier(self.features(x).flatten(1))
 
 
-def resnet(block: Any, depths: tuple[int, ...], widening: int, classes: int) -> Any:
-    layers = [conv_bn(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    channels = 64
-    for stage, depth in enumerate(depths):
-        for index in range(depth):
-            layers.append(block(channels, 64 * 2**stage, 2 if stage and not index else 1))
-            channels = 64 * 2**stage * widening
-    head = nn.Linear(channels, classes)
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+_50, _32X4D = (3, 4, 6, 3), {"strides": (1, 2), "groups": 32, "group_width": 4}
+RESNETS: dict[str, tuple[Any, Sequence[int], dict[str, Any]]] = {
+    "ResNet-18": (basic, (2, 2, 2, 2), {"widening": 1}),
+    "ResNet-34": (basic, _50, {"widening": 1}),
+    "ResNet-50": (bottleneck, _50, {"widening": 4}),
+    "ResNet-101": (bottleneck, (3, 4, 23, 3), {"widening": 4}),
+    "ResNet-152": (bottleneck, (3, 8, 36, 3), {"widening": 4}),
+    "ResNet-50-RepVGG": (reparameterised, _50, {"widening": 4}),
+    "ResNeXt-50": (bottleneck, _50, {"widening": 4, **_32X4D}),
+    "ResNeXt-101": (bottleneck, (3, 4, 23, 3), {"widening": 4, **_32X4D}),
+}
 
 
-def vgg16(size: int, classes: int) -> Any:
-    layers: list[Any] = []
-    channels = 3
-    for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
-        for _ in range(depth):
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-            channels = width
-        layers.append(nn.MaxPool2d(2))
-    features = 512 * (size // 32) ** 2
-    head = [nn.Linear(features, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), *head, nn.Linear(4096, classes))
-
-
-def build_torch(name: str, *, size: int, classes: int) -> Any:
-    """The network called `name`, its weights as torch's layers start."""
+def build_torch(name: str, *, size: int, classes: int, depths: Sequence[int] | None = None) -> Any:
+    """The network called `name`, or one of other `depths`, its weights as torch's layers start."""
     if name == "VGG-16":
-        return vgg16(size, classes)
-    block, depths, widening = {
-        "ResNet-18": (Basic, (2, 2, 2, 2), 1),
-        "ResNet-34": (Basic, (3, 4, 6, 3), 1),
-        "ResNet-50": (Bottleneck, (3, 4, 6, 3), 4),
-    }[name]
-    return resnet(block, depths, widening, classes)
-
-
-def places(built: Any, arch: Network) -> dict[str, str]:
-    """Canonical name -> torch's, for every array.
-
-    Layers of a block are matched in their order, its shortcut by name; every one is used once.
-    """
-    names = [node.name for node in arch.nodes if isinstance(node.op, Block | Linear)]
-    shortcuts = iter([name for name in names if name.endswith("downsample")])
-    others = iter([name for name in names if not name.endswith("downsample")])
-    found: dict[str, str] = {}
-    owner = ""
-    for path, layer in built.named_modules():
-        parts = [*dict(layer.named_parameters(recurse=False)), *dict(layer.named_buffers())]
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            owner = next(shortcuts if ".shortcut" in path else others)
-            leaf = f"{owner}.conv" if isinstance(layer, nn.Conv2d) else owner
-            found |= {f"{leaf}.{part}": f"{path}.{part}" for part in parts}
-        elif isinstance(layer, nn.BatchNorm2d):
-            found |= {f"{owner}.bn.{_NORM.get(part, part)}": f"{path}.{part}" for part in parts}
-    assert not [*shortcuts, *others]
-    return found
+        return VGG16(size, classes)
+    block, published, settings = RESNETS[name]
+    return ResNet(block, depths or published, classes=classes, **settings)
 
 
 def filled(built: Any, model: Model) -> Any:
     """`built` with the arrays of a model in train form, and in their precision."""
-    theirs = places(built, model.arch)
-    assert theirs.keys() == model.params.keys()
-    state = {theirs[name]: torch.tensor(array) for name, array in model.params.items()}
-    dtype = state[theirs[f"{model.arch.head.name}.weight"]].dtype
+    state = {key: torch.tensor(array) for key, array in model.state_dict().items()}
+    dtype = next(array.dtype for array in state.values() if array.is_floating_point())
     built.to(dtype).load_state_dict(state, strict=True)
     return built
-
-
-def gradients(built: Any, arch: Network) -> Iterator[tuple[str, Any]]:
-    """Canonical name and gradient of every array that is trained."""
-    parameters = dict(built.named_parameters())
-    for name, path in places(built, arch).items():
-        if path in parameters:
-            yield name, parameters[path].grad.numpy()

@@ -19,14 +19,15 @@ _NARROW, _LONG = 60, 12
 @json_option
 @debug_option
 def command(as_json: bool) -> None:
-    """List every architecture: parameters, FLOPs and Winograd multiplications at 224 x 224.
+    """List every network: parameters, FLOPs and Winograd multiplications at 224 x 224.
 
     The columns are those of the paper's Tables 4 and 5: parameters of the fused form, truncated as
     there; FLOPs are multiply-accumulates. --json gives the exact counts.
     """
-    from repvgg_ref import NAMES, architecture, cost
+    from repvgg_ref import cost, list_models
+    from repvgg_ref.models.registry import network
 
-    costs = [cost(architecture(name)) for name in NAMES]
+    costs = [cost(network(name)) for name in list_models()]
     if as_json:
         print_json({"models": [_as_json(c) for c in costs]})
     else:

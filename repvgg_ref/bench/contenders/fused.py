@@ -13,7 +13,8 @@ from repvgg_ref.bench.layers import time_layers
 from repvgg_ref.bench.memory import fused_count
 from repvgg_ref.bench.task import Task
 from repvgg_ref.cpu.engine import Engine
-from repvgg_ref.models.network import fuse
+from repvgg_ref.models.names import official_names
+from repvgg_ref.models.network import Model, fuse
 
 
 def variants(task: Task) -> tuple[str, ...]:
@@ -73,15 +74,23 @@ def _inference(task: Task) -> Contender:
 def _training(task: Task) -> Contender:
     model, labels = task.model(), on_device(task.labels(), task.backend)
     x = on_device(task.images(), task.backend)
+    compared = COMPARED_GRADIENTS if model.arch.is_chain else _ends(model)
 
     def run() -> Any:
         return model.loss_and_grads(x, labels, backend=task.backend)
 
     def outputs(step: Any) -> dict[str, Array]:
-        found = {name: to_numpy(step.grads[name]) for name in COMPARED_GRADIENTS}
+        found = {name: to_numpy(step.grads[name]) for name in compared}
         return {"loss": to_numpy(step.loss), "logits": to_numpy(step.logits), **found}
 
     return Contender(run, outputs, waiting_for(task.backend))
+
+
+def _ends(model: Model) -> list[str]:
+    """The first kernel and the last linear layer, under their official names."""
+    names = official_names(model.arch, "train")
+    kernels = [name for ours, name in names.items() if ours.endswith("weight")]
+    return [kernels[0], names[f"{model.arch.head.name}.weight"]]
 
 
 def _logits(y: Array) -> dict[str, Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.cpu.convolution.depthwise import DepthwiseConvolution, is_depthwise
 from repvgg_ref.cpu.convolution.direct import DirectConvolution
 from repvgg_ref.cpu.convolution.schedule import Convolution, ConvShape, Packed
 from repvgg_ref.cpu.convolution.winograd import WinogradConvolution
@@ -33,6 +34,8 @@ def applies(algorithm: Algorithm, shape: ConvShape) -> bool:
     if algorithm == "direct":
         return True
     known = {1: POINTS, 2: POINTS_OF_STRIDE_2}.get(shape.stride, {})
+    if is_depthwise(shape):  # nothing to multiply but numbers
+        return False
     return shape.kernel == 3 and shape.dilation == 1 and tile_of(algorithm) in known
 
 
@@ -47,7 +50,7 @@ def make_convolution(
     seat: int | None = None,
 ) -> Convolution:
     """`algorithm` for `shape`; arguments as for `Convolution`."""
-    made: type[Convolution] = DirectConvolution
+    made: type[Convolution] = DepthwiseConvolution if is_depthwise(shape) else DirectConvolution
     if algorithm != "direct":
         made = WinogradConvolution if shape.stride == 1 else Stride2Convolution
     return made(shape, weight, tile_of(algorithm), threads, packed, name, pool, seat)

@@ -237,8 +237,8 @@ def add_back(columns: Array, window: Window, rows: range, image: Array) -> None:
     """
     taps = columns.reshape(len(rows), window.width, window.groups, window.kernel, window.kernel, -1)
     for i, j in product(range(window.kernel), repeat=2):
-        top, bottom, row = _seen(window, i, image.shape[0], rows)
-        left, right, column = _seen(window, j, image.shape[1], range(window.width))
+        top, bottom, row = seen(window, i, image.shape[0], rows)
+        left, right, column = seen(window, j, image.shape[1], range(window.width))
         if top < bottom and left < right:
             under = image[row :: window.stride, column :: window.stride]
             under = under[: bottom - top, : right - left]
@@ -246,7 +246,7 @@ def add_back(columns: Array, window: Window, rows: range, image: Array) -> None:
             under += tap.reshape(under.shape)
 
 
-def _seen(window: Window, tap: int, size: int, outputs: range) -> tuple[int, int, int]:
+def seen(window: Window, tap: int, size: int, outputs: range) -> tuple[int, int, int]:
     """Which of the `outputs` a tap sees within `size` pixels, counted from the first of them.
 
     Also the first pixel that it sees.

@@ -193,8 +193,14 @@ def _order(made: dict[str, Any]) -> Iterator[str]:
     yield "| network | here | paper | GFLOP/s here |"
     yield "|---|--:|--:|--:|"
     for row in made["rows"]:
-        speeds = f"{row['images_per_second']:.2f} | {row['paper_images_per_second']}"
+        speeds = f"{row['images_per_second']:.2f} | {row['paper_images_per_second'] or ''}"
         yield f"| {row['name']} | {speeds} | {row['gflops']:.0f} |"
+    yield ""
+    yield "| the paper says | factor there | here | holds here |"
+    yield "|---|--:|--:|---|"
+    for claim in made.get("claims", []):
+        factors = f"{claim['paper']:.2f} | {claim['here']:.2f}"
+        yield f"| {claim['says']} | {factors} | {claim['holds']} |"
     pairs = [f"{second} is faster than {first}" for first, second in made["exchanged"]]
     yield ""
     yield f"Not in the paper's order: {'; '.join(pairs) if pairs else 'none'}."

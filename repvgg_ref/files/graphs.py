@@ -1,0 +1,115 @@
+"""Which network that is no chain of stages is this? Told by the names and shapes of its arrays.
+
+Networks of one family have the same names (ResNet-50, ResNeXt-50), and only shapes part them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import NamedTuple
+
+from repvgg_ref.files.identify import UNSAID, Shape
+from repvgg_ref.models.baselines import torchvision_geometry
+from repvgg_ref.models.geometry import Geometry, with_geometry
+from repvgg_ref.models.graph import Network
+from repvgg_ref.models.layers import Flatten, Form
+from repvgg_ref.models.names import CANONICAL, TORCHVISION, Dialect, published_names
+from repvgg_ref.models.parameters import param_shapes
+from repvgg_ref.models.registry import MAKERS, find_name, graphs, usual
+
+_COUNTER = ".num_batches_tracked"
+_SIZES = (224, *range(32, 1025, 32))
+"""Sides of images that a network for one size is tried with: what it halves five times."""
+
+
+class Found(NamedTuple):
+    """A network, its form, and the canonical name of each of the file's arrays."""
+
+    network: Network
+    form: Form
+    canonical: dict[str, str]
+    dialect: Dialect
+
+
+def identify_graph(
+    shapes: Mapping[str, Shape],
+    model: str = "auto",
+    said: Geometry = UNSAID,
+    *,
+    form: str | None = None,
+) -> Found | None:
+    """The network that has arrays of these names, in our words or those of published code.
+
+    `model` is "auto" or a name that must be met, `form` what our metadata says, which decides where
+    both forms have the same arrays. Of several the one whose shapes are right, else the first: its
+    sizes of single arrays may differ. Batch norm's counters may be missing.
+    """
+    held = frozenset(name for name in shapes if not name.endswith(_COUNTER))
+    first: Found | None = None
+    for name, its_form, published in _named_so(held, model, form):
+        names = _names(name, its_form, published)
+        if not shapes.keys() <= names.keys():  # counters of no batch norm
+            continue
+        canonical = {theirs: names[theirs] for theirs in shapes}
+        found = _sized(name, its_form, {ours: shapes[t] for t, ours in canonical.items()})
+        if found is None:
+            continue
+        its = torchvision_geometry(found.network) if published else UNSAID
+        network = with_geometry(found.network, its | said)
+        known = Found(network, its_form, canonical, TORCHVISION if published else CANONICAL)
+        if found.fits:
+            return known
+        first = first or known
+    return first
+
+
+def _named_so(
+    held: frozenset[str], model: str, form: str | None
+) -> Iterator[tuple[str, Form, bool]]:
+    """Name, form, and whether the names are the published ones."""
+    forms: tuple[Form, ...] = ("deploy", "train") if form == "deploy" else ("train", "deploy")
+    for name in graphs():
+        if model != "auto" and find_name(model) != name:
+            continue
+        for its_form in forms:
+            for published in (True, False):
+                if held and held == _held_names(name, its_form, published):
+                    yield name, its_form, published
+
+
+class _Sized(NamedTuple):
+    network: Network
+    fits: bool
+
+
+def _sized(name: str, form: Form, shapes: Mapping[str, Shape]) -> _Sized | None:
+    """The network called `name` for the classes, channels and size that the shapes say."""
+    published = usual(name)
+    entry, head = next(iter(param_shapes(published, form))), f"{published.head.name}.weight"
+    ends = {"num_classes": shapes[head][:1], "in_channels": shapes[entry][1:2]}
+    given = {key: end[0] for key, end in ends.items() if end}
+    if not all(given.values()):  # a network of no channels, or no classes
+        return None
+    for size in _SIZES:
+        found = MAKERS[name](**given, size=size)
+        wanted = param_shapes(found, form)
+        if all(shapes.get(n, s) == s for n, s in wanted.items()):
+            return _Sized(found, True)
+        if not any(isinstance(node.op, Flatten) for node in found.nodes):
+            break  # it takes images of any size
+    return _Sized(MAKERS[name](**given), False)
+
+
+@cache
+def _names(name: str, form: Form, published: bool) -> dict[str, str]:
+    """Their name -> ours."""
+    network = usual(name)
+    if published:
+        return {theirs: ours for ours, theirs in published_names(network, form).items()}
+    return {each: each for each in param_shapes(network, form)}
+
+
+@cache
+def _held_names(name: str, form: Form, published: bool) -> frozenset[str]:
+    return frozenset(n for n in _names(name, form, published) if not n.endswith(_COUNTER))
