@@ -17,7 +17,14 @@ from weights_io.limits import Limits
 from weights_io.text import sanitize
 
 Charged = Literal[
-    "opcodes", "nodes", "comparisons", "texts_bytes", "copied_bytes", "tensors", "total_bytes"
+    "opcodes",
+    "nodes",
+    "containers",
+    "comparisons",
+    "texts_bytes",
+    "copied_bytes",
+    "tensors",
+    "total_bytes",
 ]
 _CHARGED: tuple[Charged, ...] = Charged.__args__  # type: ignore[attr-defined]
 

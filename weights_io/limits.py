@@ -34,6 +34,7 @@ class Limits:
     opcodes: int = 250_000  # of a file, all its pickles together
     memo: int = 150_000
     nodes: int = 250_000  # of the tree, every shared part counted each time; of all sets; of JSON
+    containers: int = 50_000  # of a file: dicts, lists, tuples and sets of its tree
     comparisons: int = 250_000  # of a file: what is looked through beyond reading it once
     depth: int = 100
     text_bytes: int = 64 * 1024  # of one string

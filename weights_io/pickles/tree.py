@@ -27,6 +27,7 @@ from weights_io.pickles.inert import (
 
 Resolve = Callable[[TensorView], LazyArray]
 
+_CONTAINERS = (dict, list, tuple, PickledSet, Namespace, Foreign)
 _PLAIN = (str, int, float, bool, type(None), bytes, Inert)
 
 
@@ -58,6 +59,8 @@ class TreeBuilder:
         if key in self._open:
             raise malformed("an object holds itself")
         self._limits.enforce("depth", depth, "the pickle is nested too deeply")
+        if isinstance(raw, _CONTAINERS):
+            self._budget.charge("containers", 1, "the pickle holds too many containers")
         self._open.add(key)
         copy, size = self._container(raw, depth + 1)
         self._open.remove(key)
