@@ -29,6 +29,9 @@ Charged = Literal[
 _CHARGED: tuple[Charged, ...] = Charged.__args__  # type: ignore[attr-defined]
 
 
+_FREE_BYTES, _FREE_COMPARISONS = 1 << 16, 1000
+
+
 class Budget:
     """What reading one file has been charged so far, held against its limits.
 
@@ -43,9 +46,15 @@ class Budget:
     def __init__(self, limits: Limits, file_bytes: int) -> None:
         self.limits = limits
         self._spent = dict.fromkeys(_CHARGED, 0)
-        most = max(limits.expansion * file_bytes, limits.overlap_bytes)
         self._most: dict[Charged, int] = {field: getattr(limits, field) for field in _CHARGED}
-        self._most["total_bytes"] = min(limits.total_bytes, most)
+        # What is looked through or made twice stays in proportion to the file.
+        in_file, free = limits.expansion * file_bytes, limits.overlap_bytes
+        for field, most in {
+            "total_bytes": max(in_file, free),
+            "copied_bytes": max(in_file, _FREE_BYTES),
+            "comparisons": max(in_file, _FREE_COMPARISONS),
+        }.items():
+            self._most[field] = min(self._most[field], most)
 
     @property
     def spent(self) -> Mapping[str, int]:

@@ -33,13 +33,13 @@ class Limits:
     pickle_bytes: int = 16 * _MIB  # of one pickle, the array data in it not counted
     opcodes: int = 250_000  # of a file, all its pickles together
     memo: int = 150_000
-    nodes: int = 250_000  # of the tree, every shared part counted each time; of all sets; of JSON
+    nodes: int = 250_000  # of the tree, every shared part counted each time; of JSON
     containers: int = 50_000  # of a file: dicts, lists, tuples and sets of its tree
-    comparisons: int = 250_000  # of a file: what is looked through beyond reading it once
+    comparisons: int = 250_000  # of a file: items of sets, attributes; at most `expansion` a byte
     depth: int = 100
     text_bytes: int = 64 * 1024  # of one string
     texts_bytes: int = 16 * _MIB  # of a file: all its strings, as they lie in memory
-    copied_bytes: int = 16 * _MIB  # of a file: bytes made anew from what it has remembered
+    copied_bytes: int = 16 * _MIB  # of a file: bytes made of what was remembered
     integer_bytes: int = 32
 
     def enforce(self, field: str, value: int, what: str) -> None:

@@ -99,7 +99,9 @@ def recalled_attributes(size: int) -> bytes:
     """One large dict, the attributes of many namespaces."""
     items = _parts(lambda i: b"\x8c\x05%05dN" % i, min(size // 2, 8 * 99_999))
     spaces = _repeated(b"h\x01)\x81h\x00b", size // 2)
-    return proto(b"(}(" + items + b"uq\x00cargparse\nNamespace\nq\x01)\x81h\x00b" + spaces + b"t", 4)
+    return proto(
+        b"(}(" + items + b"uq\x00cargparse\nNamespace\nq\x01)\x81h\x00b" + spaces + b"t", 4
+    )
 
 
 def recalled_bytes(size: int) -> bytes:

@@ -88,7 +88,7 @@ class TreeBuilder:
 
     def _set(self, raw: PickledSet) -> tuple[set[str] | Inert, int]:
         """A set of strings; of anything else only that there was one. Many can share one list."""
-        self._budget.charge("nodes", 1 + len(raw.items), "the sets of the pickle hold too much")
+        self._budget.charge("comparisons", len(raw.items), "the sets of the pickle hold too much")
         if all(type(item) is str for item in raw.items):
             return set(raw.items), 1 + len(raw.items)
         return Inert("builtins.set", None), 1
