@@ -49,15 +49,16 @@ class Budget:
         self._most: dict[Charged, int] = {field: getattr(limits, field) for field in _CHARGED}
         # What is looked through or made twice stays in proportion to the file.
         in_file, free = limits.expansion * file_bytes, limits.overlap_bytes
-        for field, most in {
+        in_proportion: dict[Charged, int] = {
             "total_bytes": max(in_file, free),
             "copied_bytes": max(in_file, _FREE_BYTES),
             "comparisons": max(in_file, _FREE_COMPARISONS),
-        }.items():
+        }
+        for field, most in in_proportion.items():
             self._most[field] = min(self._most[field], most)
 
     @property
-    def spent(self) -> Mapping[str, int]:
+    def spent(self) -> Mapping[Charged, int]:
         """What has been charged, by the field of `Limits` that bounds it."""
         return MappingProxyType(self._spent)
 

@@ -9,7 +9,7 @@ bit", ACM TOMS 17 (1991), section 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from math import inf, isqrt, lcm
 from typing import Any, NamedTuple
@@ -82,12 +82,12 @@ def settled(rounded: Array, upper: Array, exact: Exact) -> Array:
     return rounded
 
 
-def sums_of_products(terms: list[tuple[Array, Mapping[int, Fraction]]], row: Array) -> Ratios:
+def sums_of_products(terms: Sequence[tuple[Array, Mapping[int, Fraction]]], row: Array) -> Ratios:
     """``sum over terms of x[i] * t[row[i]]``, exactly.
 
     Parameters
     ----------
-    terms : list
+    terms : sequence
         Float arrays x (n,), and rationals t by row.
     row : (n,) integers, those of one row together
     """

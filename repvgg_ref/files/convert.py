@@ -210,7 +210,7 @@ def _target(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path
 def _parts(arch: Network, form: str, params: LazyParams, eps: float, dtype: Any) -> Iterator[_Part]:
     """Every block in order, computed by threads that run a few blocks ahead."""
     make = _fused_part if form == "train" else _copied_part
-    names = _names_by_block(arch, "train" if form == "train" else "deploy")
+    of_block = _names_by_block(arch, "train" if form == "train" else "deploy")
     ahead: deque[tuple[int, Future[_Part]]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
@@ -220,7 +220,9 @@ def _parts(arch: Network, form: str, params: LazyParams, eps: float, dtype: Any)
                     len(ahead) > _THREADS or taps + sum(each for each, _ in ahead) > _TAPS_AHEAD
                 ):
                     yield ahead.popleft()[1].result()
-                ahead.append((taps, pool.submit(make, spec, names[spec.name], params, eps, dtype)))
+                ahead.append(
+                    (taps, pool.submit(make, spec, of_block[spec.name], params, eps, dtype))
+                )
             while ahead:
                 yield ahead.popleft()[1].result()
         finally:

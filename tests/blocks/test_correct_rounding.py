@@ -249,7 +249,7 @@ def _roots(variances: Array) -> Array:
 
 def test_float64_asks_for_exact_arithmetic_next_to_never() -> None:
     """Twice the precision leaves ties, total cancellation and the ends of the range."""
-    asked = []
+    asked: list[tuple[int, ...]] = []
 
     def exact(where: tuple[Array, ...]) -> Ratios:
         asked.extend(zip(*where, strict=True))
@@ -320,7 +320,7 @@ def test_nearest_agrees_with_the_decimal_witness(
 
 
 def test_exact_arithmetic_is_called_only_where_float64_cannot_decide() -> None:
-    asked = []
+    asked: list[tuple[int, ...]] = []
 
     def exact(where: tuple[Array, ...]) -> Ratios:
         asked.extend(zip(*map(np.ndarray.tolist, where), strict=True))

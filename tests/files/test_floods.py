@@ -62,7 +62,8 @@ def test_a_chain_of_more_blocks_than_any_network_has_is_refused(
 
     def write(count: int) -> Path:
         names = ["stage0", *(f"stage1.{i}" for i in range(count - 1))]
-        state = {f"{n}.rbr_reparam.weight": np.ones((1, 1, 3, 3), np.float32) for n in names}
+        state: dict[str, Any] = {}
+        state |= {f"{n}.rbr_reparam.weight": np.ones((1, 1, 3, 3), np.float32) for n in names}
         state |= {f"{n}.rbr_reparam.bias": np.ones(1, np.float32) for n in names}
         weights_io.save_weights(tmp_path / f"{count}.npz", state, container="npz")
         return tmp_path / f"{count}.npz"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from repvgg_ref.errors import ReportedError
@@ -40,5 +41,5 @@ def growth(run: Callable[[int], object], size: int) -> float:
     a few hundred tell nothing and count as those.
     """
     calls_of(lambda: run(size))  # what is cached is cached
-    first, second, third = (calls_of(lambda n=n: run(n)) for n in (size, 2 * size, 4 * size))
+    first, second, third = (calls_of(partial(run, n)) for n in (size, 2 * size, 4 * size))
     return (third - second) / max(second - first, _FEW)

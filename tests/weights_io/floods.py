@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from struct import pack
 
 from tests.weights_io.forge import (
@@ -38,7 +38,8 @@ def _parts(make: Callable[[int], bytes], size: int) -> bytes:
         length = number = 0
         while length < size:
             part = make(number)
-            length, number = length + len(part), number + 1
+            length += len(part)
+            number += 1
             yield part
 
     return b"".join(parts())
@@ -233,7 +234,7 @@ def unknown_names(size: int) -> bytes:
     return _network(known | {f"stage1.0.x.{i}.y": (1,) for i in range(size // 160)})
 
 
-def _network(shapes: dict[str, tuple[int, ...]]) -> bytes:
+def _network(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
     """A torch zip whose arrays of these shapes are views of one storage."""
     strides = {1: (1,), 4: (9, 9, 3, 1)}
     body = b"".join(
