@@ -37,7 +37,7 @@ def _parts(make: Callable[[int], bytes], size: int) -> bytes:
     def parts() -> Iterator[bytes]:
         length = number = 0
         while length < size:
-            part = make(number)
+            part: bytes = make(number)
             length += len(part)
             number += 1
             yield part

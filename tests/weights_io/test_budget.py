@@ -89,7 +89,7 @@ def test_a_charge_above_any_limit_ends_the_reading(field: str) -> None:
     )
     with charged() as budgets:
         read_everything(data)
-    needed = {f: spent for budget in budgets for f, spent in budget.spent.items()}
+    needed: dict[str, int] = {f: spent for budget in budgets for f, spent in budget.spent.items()}
     assert needed["containers"] == 3  # the state dict, b and c
     assert needed["tensors"] == 1
     assert needed["comparisons"] == 1

@@ -142,8 +142,8 @@ def main() -> None:
             f"{slopes['calls']:5.2f}, of time {slopes['seconds']:5.2f}  {worst.refused or 'read'}",
             flush=True,
         )
-    if options.out:
-        options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        if options.out:
+            options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
