@@ -66,9 +66,9 @@ def sets_of_one_list_of_texts(size: int) -> bytes:
 def doubling_magic(size: int) -> bytes:
     """A magic number that is a tuple of two of the tuple before, and so on."""
     nested = _doubling(size)
-    rest = [pickle.dumps(part, 2) for part in (1001, {})]
+    rest = pickle.dumps(1001, 2) + pickle.dumps({}, 2)
     head = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
-    return head + nested + b"\x86." + b"".join(rest) + proto(ORDERED) + pickle.dumps([], 2)
+    return head + nested + b"\x86." + rest + proto(ORDERED) + pickle.dumps([], 2)
 
 
 def doubling_dtype(size: int) -> bytes:
