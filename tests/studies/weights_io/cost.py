@@ -3,9 +3,10 @@
     python -m tests.studies.weights_io.cost [--out tests/studies/weights_io/results/cost.json]
 
 Each family of `tests.weights_io.floods` is made in sizes that double up to 1 MB. Calls of functions
-are counted, in files of an eighth of the size (they do not depend on the machine), processor time is the best of several runs, memory
-is tracemalloc's peak beyond the file itself. The slope is that of ``log cost`` over ``log size``,
-fitted over the upper half of the sizes: 1 is linear, less is a file that is refused soon.
+are counted, in files of an eighth of the size (they do not depend on the machine); processor time
+is the best of two runs, memory tracemalloc's peak beyond the file itself. The slope is that of
+``log cost`` over ``log size``, fitted over the upper half of the sizes: 1 is linear, less is a file
+that is refused soon.
 """
 
 from __future__ import annotations
