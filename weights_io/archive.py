@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from weights_io.budget import Budget
 from weights_io.detect import Kind, detect
 from weights_io.errors import WeightsFileError
 from weights_io.folders import as_folder, only_file
@@ -87,26 +88,27 @@ def open_weights(
         file = only_file(folder)
     source = open_source(file)
     try:
-        limits.enforce("file_bytes", source.size, f"{source.name}: the file is too large")
+        budget = _budget(source, limits)
         kind = detect(source)
         if kind == "index":
-            return _open_index(source, file, limits)
-        return Archive(source, _read(source, kind, limits))
+            return _open_index(source, file, budget)
+        return Archive(source, _read(source, kind, budget))
     except BaseException:
         source.close()
         raise
 
 
-def _open_index(source: Source, file: object, limits: Limits) -> Archive:
+def _open_index(source: Source, file: object, budget: Budget) -> Archive:
     """Open the files that an index names; they must lie beside it."""
-    table = read_index(source, limits)
+    table = read_index(source, budget)
     source.close()
     if not isinstance(file, str | os.PathLike):
         raise WeightsFileError(f"{source.name}: an index can be opened by its path only")
     shards = Shards()
     try:
+        folder, limits = Path(file).parent, budget.limits
         return Archive(
-            shards, read_shards(Path(file).parent, table, lambda path: _shard(limits, path), shards)
+            shards, read_shards(folder, table, lambda path: _shard(limits, path), shards)
         )
     except BaseException:
         shards.close()
@@ -116,26 +118,31 @@ def _open_index(source: Source, file: object, limits: Limits) -> Archive:
 def _shard(limits: Limits, path: Path) -> tuple[Source, Contents]:
     source = open_source(path)
     try:
-        limits.enforce("file_bytes", source.size, f"{source.name}: the file is too large")
+        budget = _budget(source, limits)
         kind = detect(source)
         if kind == "index":
             raise WeightsFileError(f"{source.name}: an index that names another index")
-        return source, _read(source, kind, limits)
+        return source, _read(source, kind, budget)
     except BaseException:
         source.close()
         raise
 
 
-def _read(source: Source, kind: Kind, limits: Limits) -> Contents:
+def _budget(source: Source, limits: Limits) -> Budget:
+    limits.enforce("file_bytes", source.size, f"{source.name}: the file is too large")
+    return Budget(limits, source.size)
+
+
+def _read(source: Source, kind: Kind, budget: Budget) -> Contents:
     if kind == "safetensors":
-        return read_safetensors(source, limits)
+        return read_safetensors(source, budget)
     if kind == "torch-legacy":
-        return read_torch_legacy(source, limits)
+        return read_torch_legacy(source, budget)
     if kind == "pickle":
-        return read_plain_pickle(source, limits)
-    members = without_leftovers(read_zip(source, limits))
+        return read_plain_pickle(source, budget)
+    members = without_leftovers(read_zip(source, budget.limits))
     if members and all(name.endswith(SUFFIX) for name in members):
-        return read_npz(source, members, limits)
+        return read_npz(members, budget)
     if PICKLE in members or any(name.endswith("/" + PICKLE) for name in members):
-        return read_torch_zip(source, members, limits)
+        return read_torch_zip(members, budget)
     raise unreadable_zip(source.name, list(members))

@@ -17,6 +17,9 @@ class Readable(Protocol):
 
     size: int
 
+    def cost(self, length: int) -> int:
+        """The bytes that reading `length` of them takes."""
+
     def read_into(self, start: int, view: memoryview) -> None:
         """Fill `view` with the bytes from `start` on."""
 
@@ -97,6 +100,10 @@ class Region:
 
     def __init__(self, source: Source, start: int, size: int) -> None:
         self._source, self._start, self.size = source, start, size
+
+    def cost(self, length: int) -> int:
+        """The bytes that reading `length` of them takes."""
+        return length
 
     def read_into(self, start: int, view: memoryview) -> None:
         """Fill `view` with the bytes from `start` of the region on."""

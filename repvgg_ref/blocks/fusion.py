@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from fractions import Fraction
 from math import prod
 from typing import Any, NamedTuple
 
@@ -19,11 +18,12 @@ import numpy as np
 
 from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
+from repvgg_ref.blocks.exactly import Exactly
 from repvgg_ref.blocks.form import Form, Lattice, Pair
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader, reading
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError
-from repvgg_ref.exact.rounding import nearest, round_once, round_products
+from repvgg_ref.exact.rounding import nearest_of, round_once, round_products
 from repvgg_ref.exact.twofold import round_sum, twofold
 
 # Where a factor is so small that float64 holds it with fewer bits.
@@ -118,36 +118,24 @@ def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight:
     Elsewhere, and in the bias, terms can cancel: the error is relative to their magnitudes.
     """
     form = linear.form(read, rows)
-    lattice, dtype = form.lattice, weight.dtype
-
-    def exactly(row: int, channel: int) -> Form:
-        at = rows.start + row
-        return linear.form(exact, slice(at, at + 1), slice(channel, channel + 1))
-
+    exactly, dtype = Exactly(linear, exact, rows, form), weight.dtype
     if dtype == np.float64:
-        # Scales and biases are the same for any input.
-        return _fuse_in_twofold(form, linear.form(exact, rows, slice(0, 1)), weight, exactly)
-    for offset in _products(form, lattice, weight, exactly):
-        i, j = _index(lattice, offset)
+        return _fuse_in_twofold(form, weight, exactly)
+    for offset in _products(form, weight, exactly):
+        i, j = _index(form.lattice, offset)
         error = form.error * form.size_at(offset) + _TINY
-
-        def tap(at: tuple[int, ...], offset: Pair = offset) -> Fraction:
-            return exactly(at[0], at[1]).at(offset)[0, 0]  # type: ignore[no-any-return]
-
-        weight[:, :, i, j] = round_once(form.at(offset), error, dtype, tap)
+        weight[:, :, i, j] = round_once(form.at(offset), error, dtype, exactly.at(offset))
     bias_error = form.error * form.bias_size + _TINY
-    return round_once(form.bias, bias_error, dtype, lambda at: exactly(at[0], 0).bias[0])
+    return round_once(form.bias, bias_error, dtype, exactly.bias)
 
 
-def _fuse_in_twofold(
-    form: Form, narrow: Form, weight: Array, exactly: Callable[[int, int], Form]
-) -> Array:
+def _fuse_in_twofold(form: Form, weight: Array, exactly: Exactly) -> Array:
     """`_fuse_rows` for float64, whose error leaves no tap decided: in twice the precision.
 
-    `narrow` is the exact form of the first input. A kernel that was computed, of convolutions one
-    behind the other, is decided exactly, tap by tap.
+    A kernel that was computed, of convolutions one behind the other, is decided exactly, tap by
+    tap.
     """
-    scales = [twofold(term.scale) for term in narrow.terms]
+    scales = [twofold(exactly.scales(place)) for place in range(len(form.terms))]
     for offset in form.lattice.offsets():
         i, j = _index(form.lattice, offset)
         products, stored = [], True
@@ -155,42 +143,33 @@ def _fuse_in_twofold(
             if at := term.lattice.tap(offset):
                 products.append((term.kernel[:, :, at[0], at[1]], scale))
                 stored = stored and term.size is None
-
-        def tap(at: tuple[int, ...], offset: Pair = offset) -> Fraction:
-            return exactly(at[0], at[1]).at(offset)[0, 0]  # type: ignore[no-any-return]
-
         if stored:
-            weight[:, :, i, j] = round_sum(products, weight.shape[:2], tap)
+            weight[:, :, i, j] = round_sum(products, weight.shape[:2], exactly.at(offset))
         else:
             error = form.error * form.size_at(offset) + _TINY
-            weight[:, :, i, j] = round_once(form.at(offset), error, np.float64, tap)
-    return np.array([nearest(bias, np.float64) for bias in narrow.bias])
+            weight[:, :, i, j] = round_once(form.at(offset), error, np.float64, exactly.at(offset))
+    return nearest_of(exactly.bias((np.arange(len(form.bias)),)), np.float64)
 
 
-def _products(
-    form: Form, lattice: Lattice, weight: Array, exactly: Callable[[int, int], Form]
-) -> list[Pair]:
+def _products(form: Form, weight: Array, exactly: Exactly) -> list[Pair]:
     """Round the taps that are one product into `weight`; return the offsets of the others."""
+    lattice = form.lattice
     reached = [term.lattice.offsets() for term in form.terms]
     makers = Counter(offset for offsets in reached for offset in offsets)
     shared = [offset for offset, count in makers.items() if count > 1]
     if len(makers) < prod(lattice.size):
         weight[...] = 0  # corners that no term reaches
-    for term, offsets in zip(form.terms, reached, strict=True):
+    for place, (term, offsets) in enumerate(zip(form.terms, reached, strict=True)):
         if term.size is not None:
             shared += [offset for offset in offsets if makers[offset] == 1]
             continue
         if all(makers[offset] > 1 for offset in offsets):
             continue
         scale = term.scale[:, None, None, None]
-
-        def tap(at: tuple[int, ...], part: Lattice = term.lattice) -> Fraction:
-            value: Fraction = exactly(*at[:2]).at(part.offset(*at[2:]))[0, 0]
-            return value
-
         error = form.error * np.abs(scale) + _TINY
         rows, columns = _placed(lattice, term.lattice)
-        round_products(term.kernel, scale, error, weight[:, :, rows, columns], tap)
+        under = weight[:, :, rows, columns]
+        round_products(term.kernel, scale, error, under, exactly.products(place))
     return shared
 
 

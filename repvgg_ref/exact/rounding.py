@@ -1,28 +1,39 @@
 """Correct rounding of sums computed in float64 (Ziv's strategy).
 
 A float64 sum with error at most e decides its float32 rounding, except when a rounding boundary
-lies within e of it: about one value in 2**25. Those few are computed again as exact rationals.
+lies within e of it: about one value in 2**25. Those few are computed again as exact rationals:
+few in trained weights, and all of them in a file that was made so.
 Source: A. Ziv, "Fast evaluation of elementary mathematical functions with correctly rounded last
 bit", ACM TOMS 17 (1991), section 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from math import isqrt
-from typing import Any
+from math import inf, isqrt, lcm
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 
 _ROOT_BITS = 256
+_AT_ONCE = 1 << 14  # numbers in exact arithmetic, each of some hundred bytes
 
 
-def round_once(
-    value: Array, error: Array, dtype: Any, exact: Callable[[tuple[int, ...]], Fraction]
-) -> Array:
+class Ratios(NamedTuple):
+    """Exact numbers, ``numerators[i] / denominators[i]``, the denominators positive."""
+
+    numerators: list[int]
+    denominators: list[int]
+
+
+# Index arrays, one an axis as from `numpy.nonzero` -> the exact numbers that stand there.
+Exact = Callable[[tuple[Array, ...]], Ratios]
+
+
+def round_once(value: Array, error: Array, dtype: Any, exact: Exact) -> Array:
     """Round `value` to `dtype` as if it had been exact.
 
     Parameters
@@ -32,7 +43,7 @@ def round_once(
     dtype : numpy dtype
         float32 or float16; float64 leaves next to nothing decided (`twofold` decides that).
     exact : callable
-        Index -> the exact number, called only where `value` cannot decide.
+        Index arrays -> the exact numbers, called for what `value` cannot decide, many at a time.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         rounded = (value - error).astype(dtype)
@@ -40,13 +51,7 @@ def round_once(
     return settled(rounded, upper, exact)
 
 
-def round_products(
-    x: Array,
-    factor: Array,
-    error: Array,
-    out: Array,
-    exact: Callable[[tuple[int, ...]], Fraction],
-) -> None:
+def round_products(x: Array, factor: Array, error: Array, out: Array, exact: Exact) -> None:
     """Round ``x * factor`` into `out` as if it had been exact, with no float64 array in between.
 
     Parameters
@@ -66,25 +71,80 @@ def round_products(
     settled(out, upper, exact)
 
 
-def settled(rounded: Array, upper: Array, exact: Callable[[tuple[int, ...]], Fraction]) -> Array:
+def settled(rounded: Array, upper: Array, exact: Exact) -> Array:
     """`rounded`, with the elements on which the two ends disagree decided exactly."""
-    for position in np.flatnonzero(rounded != upper):
-        where = tuple(int(i) for i in np.unravel_index(position, rounded.shape))
-        rounded[where] = nearest(exact(where), rounded.dtype)
+    apart = rounded != upper
+    if apart.any():
+        whole = np.nonzero(apart)
+        for start in range(0, len(whole[0]), _AT_ONCE):
+            where = tuple(axis[start : start + _AT_ONCE] for axis in whole)
+            rounded[where] = nearest_of(exact(where), rounded.dtype)
     return rounded
+
+
+def sums_of_products(terms: Sequence[tuple[Array, Mapping[int, Fraction]]], row: Array) -> Ratios:
+    """``sum over terms of x[i] * t[row[i]]``, exactly.
+
+    Parameters
+    ----------
+    terms : sequence
+        Float arrays x (n,), and rationals t by row.
+    row : (n,) integers, those of one row together
+    """
+    parts = [(*_integers(x), factors) for x, factors in terms]
+    numerators, denominators = [], []
+    ends = [*np.flatnonzero(np.diff(row)) + 1, len(row)]
+    for start, end in zip([0, *ends], ends, strict=False):
+        here = [factors[int(row[start])] for *_, factors in parts]
+        common = lcm(*(factor.denominator for factor in here))
+        low = min((int(e[start:end].min()) for _, e, _ in parts), default=0)
+        totals = [0] * (end - start)
+        for (n, e, _), factor in zip(parts, here, strict=True):
+            whole = factor.numerator * (common // factor.denominator)
+            pairs = zip(totals, n[start:end].tolist(), (e[start:end] - low).tolist(), strict=True)
+            totals = [total + (number * whole << shift) for total, number, shift in pairs]
+        if low > 0:
+            totals = [total << low for total in totals]
+        numerators += totals
+        denominators += [common << max(-low, 0)] * (end - start)
+    return Ratios(numerators, denominators)
+
+
+def _integers(x: Array) -> tuple[Array, Array]:
+    """Integers n and e with ``x == n * 2**e``, exactly."""
+    fraction, exponent = np.frexp(x.astype(np.float64))
+    return np.ldexp(fraction, 53).astype(np.int64), exponent.astype(np.int64) - 53
+
+
+def nearest_of(ratios: Ratios, dtype: Any) -> Array:
+    """The numbers of type `dtype` nearest to rationals; ties go to the even ones."""
+    pairs = list(zip(*ratios, strict=True))
+    # Python divides integers with one correct rounding, to float64.
+    wide = np.array([_quotient(*pair) for pair in pairs], np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        below, above = (np.nextafter(wide, end).astype(dtype) for end in (-np.inf, np.inf))
+        found: Array = wide.astype(dtype)
+    if dtype == np.float64:
+        return found
+    for i in np.flatnonzero((below != above) & np.isfinite(wide)):
+        # `wide` may have been rounded onto a boundary of `dtype`: its own rounding decides then.
+        n, d = float(wide[i]).as_integer_ratio()
+        side = pairs[i][0] * d - n * pairs[i][1]
+        if side:
+            found[i] = above[i] if side > 0 else below[i]
+    return found
+
+
+def _quotient(numerator: int, denominator: int) -> float:
+    try:
+        return numerator / denominator
+    except OverflowError:
+        return inf if numerator > 0 else -inf
 
 
 def nearest(exact: Fraction, dtype: Any) -> Any:
     """The number of type `dtype` nearest to a rational; a tie goes to the even one."""
-    number, largest = np.dtype(dtype).type, np.finfo(dtype).max
-    step = Fraction(float(largest)) - Fraction(float(np.nextafter(largest, number(0))))
-    if abs(exact) >= Fraction(float(largest)) + step / 2:
-        return number(np.copysign(np.inf, exact.numerator))
-    with np.errstate(over="ignore", under="ignore"):
-        guess = number(float(exact))
-        neighbours = [np.nextafter(guess, number(s * np.inf)) for s in (-1, 1)]
-    candidates = [c for c in (guess, *neighbours) if np.isfinite(c)]
-    return min(candidates, key=lambda c: (abs(Fraction(float(c)) - exact), _is_odd(c)))
+    return nearest_of(Ratios([exact.numerator], [exact.denominator]), dtype)[0]
 
 
 def root(value: Fraction) -> Fraction:
@@ -94,8 +154,3 @@ def root(value: Fraction) -> Fraction:
         return Fraction(isqrt(p), isqrt(q))
     shift = max(0, _ROOT_BITS + q.bit_length() - p.bit_length() // 2)
     return Fraction(isqrt((p * q) << (2 * shift)), q << shift)
-
-
-def _is_odd(value: Any) -> bool:
-    """Whether the last mantissa bit is set."""
-    return bool(value.view(f"u{value.itemsize}") & 1)

@@ -8,14 +8,14 @@ E. Knuth, The Art of Computer Programming 2, section 4.2.2, theorem B, for sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.exact.rounding import settled
+from repvgg_ref.exact.rounding import Exact, settled
 
 _SPLITTER = 2.0**27 + 1
 # Above it no error term of a product of this size is lost among the subnormal numbers.
@@ -35,11 +35,7 @@ def twofold(values: Iterable[Fraction]) -> Twofold:
     return Twofold(*np.array(pairs, np.float64).reshape(-1, 2).T)
 
 
-def round_sum(
-    products: list[tuple[Array, Twofold]],
-    shape: tuple[int, ...],
-    exact: Callable[[tuple[int, ...]], Fraction],
-) -> Array:
+def round_sum(products: list[tuple[Array, Twofold]], shape: tuple[int, ...], exact: Exact) -> Array:
     """The sum of ``x[o, c] * t[o]`` over the pairs (x, t), rounded correctly to float64.
 
     With n products of magnitudes that add up to S, high + low errs by less than
@@ -53,7 +49,7 @@ def round_sum(
     shape : (O, C)
         Of the sum, which without products is zero.
     exact : callable
-        Index -> the exact sum, called only where twice the precision cannot decide.
+        Index arrays -> the exact sums, called where twice the precision cannot decide.
     """
     high = low = size = np.zeros(shape)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # decided exactly

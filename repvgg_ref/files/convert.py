@@ -37,7 +37,7 @@ from repvgg_ref.models.about import Assumed
 from repvgg_ref.models.arguments import floating_dtype
 from repvgg_ref.models.geometry import Geometry, geometry_of, said_geometry
 from repvgg_ref.models.graph import Network
-from repvgg_ref.models.layers import Block
+from repvgg_ref.models.layers import Block, Form
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.network import working_dtype
 from repvgg_ref.models.parameters import param_shapes
@@ -210,6 +210,7 @@ def _target(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path
 def _parts(arch: Network, form: str, params: LazyParams, eps: float, dtype: Any) -> Iterator[_Part]:
     """Every block in order, computed by threads that run a few blocks ahead."""
     make = _fused_part if form == "train" else _copied_part
+    of_block = _names_by_block(arch, "train" if form == "train" else "deploy")
     ahead: deque[tuple[int, Future[_Part]]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
@@ -219,7 +220,9 @@ def _parts(arch: Network, form: str, params: LazyParams, eps: float, dtype: Any)
                     len(ahead) > _THREADS or taps + sum(each for each, _ in ahead) > _TAPS_AHEAD
                 ):
                     yield ahead.popleft()[1].result()
-                ahead.append((taps, pool.submit(make, spec, arch, params, eps, dtype)))
+                ahead.append(
+                    (taps, pool.submit(make, spec, of_block[spec.name], params, eps, dtype))
+                )
             while ahead:
                 yield ahead.popleft()[1].result()
         finally:
@@ -232,10 +235,19 @@ def _parts(arch: Network, form: str, params: LazyParams, eps: float, dtype: Any)
             yield _Part(node.name, arrays, None)
 
 
+def _names_by_block(arch: Network, form: Form) -> dict[str, list[str]]:
+    """The names of each block's arrays."""
+    return {
+        node.name: [f"{node.name}.{part}" for part in node.op.shapes(form)]
+        for node in arch.evaluated
+        if isinstance(node.op, Block)
+    }
+
+
 def _fused_part(
-    spec: BlockSpec, arch: Network, params: LazyParams, eps: float, dtype: Any
+    spec: BlockSpec, names: list[str], params: LazyParams, eps: float, dtype: Any
 ) -> _Part:
-    block = {name: params[name] for name in params if _belongs(name, spec)}
+    block = {name: params[name] for name in names}
     fused = fuse_block(spec, block, eps=eps, dtype=dtype, empty=_pages)
     check = check_block(spec, block, fused, eps=eps)
     arrays = {f"{spec.name}.fused.weight": fused.weight, f"{spec.name}.fused.bias": fused.bias}
@@ -256,15 +268,10 @@ def _pages(shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def _copied_part(
-    spec: BlockSpec, arch: Network, params: LazyParams, eps: float, dtype: Any
+    spec: BlockSpec, names: list[str], params: LazyParams, eps: float, dtype: Any
 ) -> _Part:
-    names = [name for name in params if _belongs(name, spec)]
     arrays = {name: _rounded(name, params[name], dtype) for name in names}
     return _Part(spec.name, arrays, None)
-
-
-def _belongs(name: str, spec: BlockSpec) -> bool:
-    return name.startswith(spec.name + ".")
 
 
 def _rounded(name: str, array: Array, dtype: np.dtype[Any]) -> Array:

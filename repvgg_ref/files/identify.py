@@ -9,9 +9,11 @@ output widths are equal.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 
+import weights_io
 from repvgg_ref.blocks.catalogue import KINDS, block_kind
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import CheckpointError
@@ -32,6 +34,8 @@ from repvgg_ref.models.registry import chains, find_name
 Shape = tuple[int, ...]
 
 UNSAID = Geometry()
+MOST_BLOCKS = 512
+"""Of a chain; the longest official network has 57. A block takes time, however small it is."""
 _COUNTER = ".num_batches_tracked"
 _BLOCK = re.compile(r"(?P<block>stage(?P<stage>\d+)(?:\.(?P<index>\d+))?)\.")
 
@@ -175,14 +179,16 @@ def _inferred(
     said: Geometry,
 ) -> Architecture:
     names = _block_names(shapes)
+    kernels = _kernels(shapes)
     said.require_blocks(names)
     has_se = any(".se." in name for name in shapes)
     blocks: list[BlockSpec] = []
+    wide: set[int] = set()  # sizes of the kernels so far, but for 1x1
     for name in names:
-        weight, copies = _main_kernel(shapes, name, form)
+        weight, copies = _main_kernel(shapes, name, form, kernels.get(name, []))
         entry = blocks[-1].out_channels if blocks else weight[1]
-        sizes = {spec.kernel for spec in blocks if spec.kernel > 1} | {weight[3]} - {1}
-        square = weight[2] == weight[3] and weight[2] % 2 and len(sizes) <= 1
+        wide |= {weight[3]} - {1}
+        square = weight[2] == weight[3] and weight[2] % 2 and len(wide) <= 1
         if not square or weight[1] == 0 or entry % weight[1] or weight[0] == 0:
             raise CheckpointError(
                 f"{name}: the kernel does not follow the block before it",
@@ -244,13 +250,23 @@ def _of_kind(
     return best
 
 
-def _main_kernel(shapes: Mapping[str, Shape], name: str, form: Form) -> tuple[Shape, int]:
+def _kernels(shapes: Mapping[str, Shape]) -> dict[str, list[str]]:
+    """The names of every block's kernels."""
+    found: dict[str, list[str]] = {}
+    for name in shapes:
+        if name.endswith("conv.weight") and (match := _BLOCK.match(name)):
+            found.setdefault(match["block"], []).append(name)
+    return found
+
+
+def _main_kernel(
+    shapes: Mapping[str, Shape], name: str, form: Form, kernels: list[str]
+) -> tuple[Shape, int]:
     """The block's largest square kernel, which says its channels and groups, and how often."""
     if form == "deploy":
         return _shape(shapes, f"{name}.fused.weight", 4), 1
-    start, end = f"{name}.", "conv.weight"
-    kernels = [part for part in shapes if part.startswith(start) and part.endswith(end)]
-    found = [_shape(shapes, part, 4) for part in kernels or [f"{start}branch_3x3.conv.weight"]]
+    names = kernels or [f"{name}.branch_3x3.conv.weight"]
+    found = [_shape(shapes, part, 4) for part in names]
     largest = max(found, key=lambda shape: shape[2:])
     return largest, found.count(largest)
 
@@ -262,14 +278,13 @@ def _block_names(shapes: Mapping[str, Shape]) -> list[str]:
         for match in map(_BLOCK.match, shapes)
         if match
     }
+    if len(found) > MOST_BLOCKS:
+        raise weights_io.LimitError(
+            "the network has too many blocks", got=len(found), wanted=f"at most {MOST_BLOCKS}"
+        )
     ordered = sorted(found)
-    wanted = {(0, 0)} | {
-        (stage, index)
-        for last_stage, _ in ordered[-1:]
-        for stage in range(1, last_stage + 1)
-        for index in range(1 + max((i for s, i in ordered if s == stage), default=0))
-    }
-    if missing := sorted(wanted - set(ordered))[:8]:
+    missing = list(islice((key for key in _without_gaps(ordered) if key not in found), 8))
+    if missing:
         raise CheckpointError(
             "blocks are missing from the chain",
             got=f"{len(ordered)} blocks",
@@ -277,6 +292,15 @@ def _block_names(shapes: Mapping[str, Shape]) -> list[str]:
             advice="the file is incomplete, or holds another network",
         )
     return [found[key] for key in ordered]
+
+
+def _without_gaps(ordered: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Stage and index of the blocks of a whole network with these last ones, in order."""
+    yield 0, 0
+    tops = dict(ordered)  # the last index of every stage
+    for stage in range(1, 1 + (ordered[-1][0] if ordered else 0)):
+        for index in range(1 + tops.get(stage, 0)):
+            yield stage, index
 
 
 def _shape(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:

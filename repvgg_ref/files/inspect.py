@@ -112,12 +112,12 @@ def _findings(checkpoint: Checkpoint, eps: float) -> Iterator[Finding]:
     yield from _about_the_network(checkpoint, checkpoint.arch)
     summary = lint.Summary(eps)
     theirs = {ours: name for name, ours in checkpoint.canonical.items()}
+    specs = {spec.name: spec for spec in checkpoint.arch.blocks}
     for layer, arrays in _layers(checkpoint, checkpoint.arch):
         for ours, array in arrays.items():
             yield from lint.not_finite(layer, theirs[ours], array)
-        spec = next((b for b in checkpoint.arch.blocks if b.name == layer), None)
-        if spec is not None:
-            yield from lint.block_findings(spec, checkpoint.form, arrays, summary)
+        if layer in specs:
+            yield from lint.block_findings(specs[layer], checkpoint.form, arrays, summary)
     yield from summary.findings()
 
 
@@ -129,11 +129,17 @@ def _layers(checkpoint: Checkpoint, arch: Network) -> Iterator[tuple[str, dict[s
     heads = tuple(head.name for head in arch.aux_heads)
     names: dict[str, list[str]] = {layer: [] for layer in (*arch.layer_names, *heads)}
     for name in param_shapes(arch, form):
-        owner = next(layer for layer in names if name.startswith(layer + "."))
         if name in present:
-            names[owner].append(name)
+            names[_owner(name, names)].append(name)
     for layer, own in names.items():
         yield layer, {name: params[name] for name in own}
+
+
+def _owner(name: str, layers: Mapping[str, object]) -> str:
+    """The layer that an array of this name belongs to."""
+    words = name.split(".")
+    starts = (".".join(words[:count]) for count in range(1, len(words)))
+    return next(start for start in starts if start in layers)
 
 
 def _about_the_file(checkpoint: Checkpoint) -> Iterator[Finding]:

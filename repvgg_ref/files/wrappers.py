@@ -111,7 +111,8 @@ def _entry(
     if not entries or (_holds_named(holder) and not set(entries) & {*_MODEL_KEYS, *_EMA_KEYS}):
         return None
     averages = [key for key in entries if is_average(key)]
-    models = [key for key in entries if key not in averages]
+    averaged = set(averages)
+    models = [key for key in entries if key not in averaged]
     if asked == "ema" and averages:
         return _best(averages, _EMA_KEYS), "model"
     return _best(models or averages, _MODEL_KEYS), asked

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from repvgg_ref.blocks.catalogue import KINDS, kind
 from repvgg_ref.models.graph import Network
@@ -105,9 +106,7 @@ class Dialect:
 
     def _ours(self, part: str) -> str | None:
         """Their part's name in our words; None if it names no leaf of a block."""
-        starts = {theirs: ours for ours, theirs in self.parts.items()}
-        if self.parts.get("fused") in _FUSED:  # whatever kind of block was fused
-            starts |= dict.fromkeys(_FUSED, "fused")
+        starts = self._starts
         start = _start_of(part, starts)
         if start is None:
             return None
@@ -124,13 +123,26 @@ class Dialect:
             field = ""
         return f"{owner}.{field}" if field else None
 
+    @cached_property
+    def _starts(self) -> dict[str, str]:
+        """How a part's name may begin, theirs -> ours."""
+        starts = {theirs: ours for ours, theirs in self.parts.items()}
+        if self.parts.get("fused") in _FUSED:  # whatever kind of block was fused
+            starts |= dict.fromkeys(_FUSED, "fused")
+        return starts
+
+    @cached_property
+    def _in_block(self) -> re.Pattern[str]:
+        """The name of an array in a block of a stage."""
+        pattern = re.escape(self.block).replace(r"\{stage\}", f"(?P<stage>{_STAGE})")
+        pattern = pattern.replace(r"\{index\}", f"(?P<index>{_NUMBER})")
+        return re.compile(pattern + r"\.(?P<part>.+)")
+
     def _split(self, name: str, first_half: int) -> tuple[str, str] | None:
         """Their name -> (our block name, their part)."""
         if name.startswith(self.stem + "."):
             return "stage0", name[len(self.stem) + 1 :]
-        pattern = re.escape(self.block).replace(r"\{stage\}", f"(?P<stage>{_STAGE})")
-        pattern = pattern.replace(r"\{index\}", f"(?P<index>{_NUMBER})")
-        match = re.fullmatch(pattern + r"\.(?P<part>.+)", name)
+        match = self._in_block.fullmatch(name)
         if match is None:
             return None
         stage, index = match["stage"], int(match["index"])
@@ -146,6 +158,9 @@ class Dialect:
 _NUMBER = "(?:0|[1-9][0-9]{0,3})"
 _STAGE = f"{_NUMBER}(?:_first|_second)?"
 
+# In the start of a part: a file's names may have any number.
+_MOST_WORDS = 6
+
 _BLOCK = re.compile(r"stage(?P<stage>\d+)(?:\.(?P<index>\d+))?")
 _CANONICAL = re.compile(_BLOCK.pattern + r"\.(?P<part>.+)")
 
@@ -160,10 +175,17 @@ def _length_of_first_half(names: Iterable[str]) -> int:
     return 1 + max((int(m[1]) for m in found if m), default=-1)
 
 
-def _start_of(name: str, starts: Iterable[str]) -> str | None:
+def _start_of(name: str, starts: Mapping[str, str]) -> str | None:
     """The longest of `starts` that `name` is, or begins with up to a dot."""
-    fitting = [s for s in starts if name == s or name.startswith(s + ".")]
-    return max(fitting, key=len, default=None)
+    found, end = None, -1
+    for _ in range(_MOST_WORDS):
+        end = name.find(".", end + 1)
+        start = name if end < 0 else name[:end]
+        if start in starts:
+            found = start
+        if end < 0:
+            break
+    return found
 
 
 def _affine(ours: str, theirs: str) -> dict[str, str]:

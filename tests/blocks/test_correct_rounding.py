@@ -18,7 +18,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import KINDS, expression
 from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.exact.rounding import nearest, root, round_once
+from repvgg_ref.exact.rounding import Ratios, nearest, nearest_of, root, round_once
 from repvgg_ref.exact.twofold import round_sum, twofold
 from tests.blocks.exact_blocks import Case, block_shapes
 from tests.blocks.witness import Witness, exceptions, is_nearest
@@ -249,11 +249,11 @@ def _roots(variances: Array) -> Array:
 
 def test_float64_asks_for_exact_arithmetic_next_to_never() -> None:
     """Twice the precision leaves ties, total cancellation and the ends of the range."""
-    asked = []
+    asked: list[tuple[int, ...]] = []
 
-    def exact(at: tuple[int, ...]) -> Fraction:
-        asked.append(at)
-        return Fraction(0)
+    def exact(where: tuple[Array, ...]) -> Ratios:
+        asked.extend(zip(*where, strict=True))
+        return Ratios([0] * len(where[0]), [1] * len(where[0]))
 
     rng = np.random.default_rng(3)
     x = rng.normal(size=(2, 100, 1000))
@@ -266,6 +266,10 @@ def test_float64_asks_for_exact_arithmetic_next_to_never() -> None:
     round_sum([(np.ones((1, 1)), twofold([f])) for f in (Fraction(1, 3), Fraction(-1, 3))],
               (1, 1), exact)  # fmt: skip
     assert len(asked) == 4
+
+
+def _ratio(exact: Fraction) -> Ratios:
+    return Ratios([exact.numerator], [exact.denominator])
 
 
 @examples(300)
@@ -284,7 +288,7 @@ def test_sums_of_any_floats_times_any_rationals_are_rounded_correctly(
     total = sum((Fraction(x) * t for x, t in numbers), Fraction(0))
     assume(abs(total) < Fraction(np.finfo(np.float64).max))
     products = [(np.full((1, 1), x), twofold([t])) for x, t in numbers]
-    assert round_sum(products, (1, 1), lambda at: total)[0, 0] == float(total)
+    assert round_sum(products, (1, 1), lambda at: _ratio(total))[0, 0] == float(total)
 
 
 @given(numerator=st.integers(1, 10**30), denominator=st.integers(1, 10**30))
@@ -316,13 +320,53 @@ def test_nearest_agrees_with_the_decimal_witness(
 
 
 def test_exact_arithmetic_is_called_only_where_float64_cannot_decide() -> None:
-    asked = []
+    asked: list[tuple[int, ...]] = []
 
-    def exact(at: tuple[int, ...]) -> Any:
-        asked.append(at)
-        return Fraction(1) + Fraction(1, 2**24) + Fraction(1, 2**90)
+    def exact(where: tuple[Array, ...]) -> Ratios:
+        asked.extend(zip(*map(np.ndarray.tolist, where), strict=True))
+        return _ratio(Fraction(1) + Fraction(1, 2**24) + Fraction(1, 2**90))
 
     value = np.array([1.25, 1 + 2.0**-24, 3.0])
     rounded = round_once(value, np.full(3, 2.0**-50), np.float32, exact)
     assert asked == [(1,)]
     assert rounded.tolist() == [1.25, 1 + 2.0**-23, 3.0]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("kind", ["repvgg", "1x1-only", "plain"])
+def test_a_block_of_ties_is_decided_at_a_cost_by_row_not_by_tap(
+    kind: str, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tap undecided: forms in rationals are counted, the taps checked by the witness."""
+    spec, eps = replace(Case(1, 1, 1, True, True, width=12).spec, kind=kind), _UNIT_EPS
+    rng = np.random.default_rng(8)
+    params = random_block(block_shapes(spec), 8)
+    for name, array in params.items():
+        if name.endswith("running_var"):
+            array[:] = _UNIT_VAR
+        elif name.endswith("gamma"):
+            array[:] = 1.5
+        elif name.endswith("conv.weight"):
+            array[:] = _odd_integers(rng, array.shape)
+    forms = []
+    form = type(expression(spec)).form
+
+    def counted(self: Any, read: Any, *part: slice) -> Any:
+        forms.append(read.exact)
+        return form(self, read, *part)
+
+    monkeypatch.setattr(type(expression(spec)), "form", counted)
+    fused = fuse_block(spec, params, eps=eps, dtype=dtype)
+    assert sum(forms) <= 2
+    assert not exceptions(fused.weight, fused.bias, Witness(params, spec.name, 1, eps))
+
+
+def test_nearest_numbers_are_found_many_at_a_time_with_the_ends_of_the_range() -> None:
+    largest = int(np.finfo(np.float32).max)
+    half = 2**103
+    numbers = [largest + half - 1, largest + half, -largest - half, 10**400, 0, 3, 2**25 + 3]
+    found = nearest_of(Ratios(numbers, [1] * len(numbers)), np.dtype(np.float32))
+    wanted = [largest, np.inf, -np.inf, np.inf, 0, 3, 2**25 + 4]
+    assert found.tolist() == wanted
+    with np.errstate(over="ignore"):
+        assert nearest_of(Ratios([-(10**400)], [1]), np.dtype(np.float64)).tolist() == [-np.inf]

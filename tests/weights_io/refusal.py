@@ -1,17 +1,20 @@
-"""What every refusal must look like: one clear line, soon, in little memory, nothing run."""
+"""What every refusal must look like: one clear line, within budget and memory, nothing run."""
 
 from __future__ import annotations
 
 import sys
-import time
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
+from typing import Any
 
 import pytest
 
 import weights_io
+from weights_io import archive
+from weights_io.budget import Budget
 
-SECONDS = 6.0  # of processor time, ten times what the dearest takes here: a flood takes minutes
 PEAK_BYTES = 64 << 20
 CANARY = "tests.weights_io.canary"
 
@@ -21,6 +24,21 @@ def read_everything(data: bytes) -> object:
     with weights_io.open_weights(BytesIO(data)) as archive:
         _read_arrays(archive.root)
         return archive.root
+
+
+@contextmanager
+def charged() -> Iterator[list[Budget]]:
+    """Collect the budgets of the files that are opened meanwhile, refused ones too."""
+    budgets: list[Budget] = []
+
+    class Kept(Budget):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            budgets.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archive, "Budget", Kept)
+        yield budgets
 
 
 def _read_arrays(node: object) -> None:
@@ -40,10 +58,12 @@ def assert_refused(
     error: type[weights_io.ReportedError] = weights_io.WeightsFileError,
 ) -> str:
     """Assert that reading `data` raises one clean error; return its message."""
-    started = time.process_time()
-    with pytest.raises(error, match=match) as caught:
+    with charged() as budgets, pytest.raises(error, match=match) as caught:
         read_everything(data)
-    assert time.process_time() - started < SECONDS
+    for budget in budgets:
+        overdrawn = [field for field in budget.spent if budget.left(field) < 0]
+        assert not overdrawn or isinstance(caught.value, weights_io.LimitError)
+        assert len(overdrawn) < 2, "the first charge above a limit ends the reading"
     assert _peak_of_refusal(data) < PEAK_BYTES
     message = str(caught.value)
     assert message.isprintable(), "one line without escapes"

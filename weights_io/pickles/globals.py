@@ -80,6 +80,7 @@ def _default_dict(args: Args) -> dict[Any, Any]:
 
 
 def _set(args: Args) -> PickledSet:
+    """Keep the list as it is: its items are looked at, and charged, when the tree is built."""
     _expect(len(args) == 1 and type(args[0]) is list, "set")
     return PickledSet(args[0])
 
@@ -90,7 +91,7 @@ def _size(args: Args) -> tuple[int, ...]:
 
 
 def _device(args: Args) -> Inert:
-    kinds = [type(arg) for arg in args]
+    kinds = [type(arg) for arg in args[:3]]
     _expect(kinds in ([str], [str, int]), "torch.device")
     return Inert("torch.device", ":".join(str(arg) for arg in args))
 
@@ -108,7 +109,7 @@ def _is_negated(metadata: object) -> bool:
     """Read torch's lazy-math bits: `neg` is honoured, anything else changes values unknowably."""
     if metadata in (None, {}):
         return False
-    if isinstance(metadata, dict) and set(metadata) == {"neg"} and type(metadata["neg"]) is bool:
+    if isinstance(metadata, dict) and metadata.keys() == {"neg"} and type(metadata["neg"]) is bool:
         return metadata["neg"]
     raise malformed("a tensor carries metadata other than neg, such as conj")
 

@@ -14,10 +14,10 @@ from weights_io.dtypes import FROM_NUMPY_CODE
 from weights_io.errors import WeightsFileError
 from weights_io.source import Region, Source
 from weights_io.strided import read_elements
-from weights_io.text import sanitize
+from weights_io.text import bounded_repr, sanitize
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Inert:
     """A foreign object reduced to its type's name and its plain content.
 
@@ -33,6 +33,10 @@ class Inert:
 
     type_name: str
     value: object
+
+    def __repr__(self) -> str:
+        """The type's name and the beginning of the content, which a file can make huge."""
+        return f"Inert({self.type_name!r}, {bounded_repr(self.value)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,7 @@ class TensorView:
 # Unsigned, complex and wide numbers, and text: in a trainer's state, never in weights.
 _OTHER_CODES = "u[248]|c8|c16|c32|f16|[SU][0-9]{1,6}"
 _TEXT_UNITS = {"S": 1, "U": 4}
+_MOST_SIZES = 64  # NumPy's own limit; a recalled tuple is looked through each time
 
 
 class OrderedDict(dict[Any, Any]):
@@ -107,7 +112,7 @@ class OrderedDict(dict[Any, Any]):
 
     def build(self, state: object) -> None:
         """Accept and drop what torch hangs on a state dict: ``_metadata``, module versions."""
-        if not (isinstance(state, dict) and set(state) == {"_metadata"}):
+        if not (isinstance(state, dict) and state.keys() == {"_metadata"}):
             raise malformed("an OrderedDict has attributes other than _metadata")
 
 
@@ -136,7 +141,7 @@ class CfgNode(dict[Any, Any]):
 
     def build(self, state: object) -> None:
         """Accept and drop the bookkeeping."""
-        if not (isinstance(state, dict) and set(state) == self._fields):
+        if not (isinstance(state, dict) and state.keys() == self._fields):
             raise malformed("a CfgNode has attributes other than its four bookkeeping fields")
 
 
@@ -228,6 +233,8 @@ class NumpyArray:
 
 def sizes(value: object) -> tuple[int, ...]:
     """Return a pickled shape or stride tuple if it is one: a tuple of plain integers."""
+    if type(value) is tuple and len(value) > _MOST_SIZES:
+        raise malformed(f"a shape of {len(value)} numbers has too many dimensions")
     if type(value) is tuple and all(type(size) is int for size in value):
         return value
     raise malformed("a shape is no tuple of integers")

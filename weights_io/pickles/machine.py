@@ -13,8 +13,8 @@ from itertools import pairwise
 from struct import unpack
 from typing import Any, NoReturn
 
+from weights_io.budget import Budget
 from weights_io.errors import WeightsFileError
-from weights_io.limits import Limits
 from weights_io.pickles.foreign import Foreign, ForeignType, OddKey
 from weights_io.pickles.globals import GLOBALS, Global, refuse
 from weights_io.pickles.inert import (
@@ -35,6 +35,7 @@ from weights_io.text import sanitize
 PROTOCOLS = range(2, 6)
 _STOP = 0x2E
 _INLINE_BYTES = 1024  # longer payloads, most of them array data, stay in the file
+_WIDE = 1 << 63
 _BUILDABLE = (OrderedDict, CfgNode, Namespace, NumpyDtype, NumpyArray, Foreign)
 _ODD_KEYS = (ForeignType, float, bool, type(None))
 
@@ -42,7 +43,7 @@ Persistent = Callable[[object], object]
 
 
 def run_pickle(
-    source: Source, start: int, limits: Limits, persistent: Persistent | None = None
+    source: Source, start: int, budget: Budget, persistent: Persistent | None = None
 ) -> tuple[object, int]:
     """Interpret one pickle and return its raw object and the position after it.
 
@@ -52,8 +53,8 @@ def run_pickle(
         The file, or a part of it in memory.
     start : int
         Where the pickle begins.
-    limits : Limits
-        What the pickle may ask for at most.
+    budget : Budget
+        Of the file, which may hold several pickles.
     persistent : callable, optional
         Turns a persistent id into an inert object; without it such an id is refused.
 
@@ -64,16 +65,16 @@ def run_pickle(
     WeightsFileError
         When the pickle is broken, uses an opcode that weights do not need, or asks too much.
     """
-    machine = _Machine(Tape(source, start, limits), limits, persistent)
+    machine = _Machine(Tape(source, start, budget.limits), budget, persistent)
     return machine.run(), machine.tape.position
 
 
 class _Machine:
     """Stack, marks and memo of one pickle being read."""
 
-    def __init__(self, tape: Tape, limits: Limits, persistent: Persistent | None) -> None:
+    def __init__(self, tape: Tape, budget: Budget, persistent: Persistent | None) -> None:
         self.tape = tape
-        self.limits = limits
+        self.budget, self.limits = budget, budget.limits
         self.persistent = persistent
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []  # the stacks below each open mark
@@ -81,15 +82,16 @@ class _Machine:
 
     def run(self) -> object:
         self._check_protocol()
-        byte, most, count = self.tape.byte, self.limits.opcodes, 0
+        byte, most, count = self.tape.byte, self.budget.left("opcodes"), 0
         while (opcode := byte()) != _STOP:
             count += 1
             if count > most:
-                self.limits.enforce("opcodes", count, "the pickle has too many opcodes")
+                break
             step = _STEPS.get(opcode)
             if step is None:
                 self._refuse_opcode(opcode)
             step(self)
+        self.budget.charge("opcodes", count, "the pickle has too many opcodes")
         return self._finish()
 
     def _check_protocol(self) -> None:
@@ -158,7 +160,7 @@ class _Machine:
         if length > _INLINE_BYTES:
             self.push(Span(self.tape.source, self.tape.skip(length), length, "text"))
         else:
-            self.push(decode_text(self.tape.take(length)))
+            self.push(self.budget.keep_text(decode_text(self.tape.take(length))))
 
     def bytes(self, width: int) -> None:
         length = self.tape.number(width)
@@ -205,7 +207,11 @@ class _Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             if isinstance(key, _ODD_KEYS):
                 key = OddKey(key)
-            elif type(key) not in (str, int):
+            elif type(key) is int:
+                # Of wider integers any number have one hash, and each is compared to all others.
+                if not -_WIDE <= key < _WIDE:
+                    raise malformed("a dict has an integer of more than 64 bits for a key")
+            elif type(key) is not str:
                 raise malformed("a dict has a key that is neither text nor an integer")
             if key in target:
                 raise malformed(f"the key {sanitize(key)} comes twice")
@@ -261,7 +267,10 @@ class _Machine:
             return
         if not isinstance(function, Global) or function.reduce is None or type(args) is not tuple:
             raise malformed("it calls something that is no function")
-        self.push(function.reduce(args))
+        made = function.reduce(args)
+        if isinstance(made, bytes):
+            self.budget.charge("copied_bytes", len(made), "the pickle copies too many bytes")
+        self.push(made)
 
     def new(self) -> None:
         args, cls = self.pop(), self.pop()
@@ -277,6 +286,8 @@ class _Machine:
         target = self.top()
         if not isinstance(target, _BUILDABLE):
             raise malformed("it sets attributes on something that has none")
+        if isinstance(state, dict) and not isinstance(target, Foreign):
+            self.budget.charge("comparisons", len(state), "the pickle sets too many attributes")
         target.build(state)
 
     def persistent_id(self) -> None:

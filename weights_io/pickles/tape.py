@@ -46,11 +46,15 @@ class Tape:
 
     def line(self) -> bytes:
         """Return the bytes up to the next line feed, which is consumed."""
-        line = bytearray()
-        while (letter := self.byte()) != 0x0A:
-            line.append(letter)
+        line = b""
+        while (end := self._buffer.find(b"\n", self._at)) < 0:
+            line += self.take(len(self._buffer) - self._at)
             self.limits.enforce("text_bytes", len(line), "the pickle has too long a line")
-        return bytes(line)
+            self._fill(1)
+        line += self.take(end - self._at)
+        self.limits.enforce("text_bytes", len(line), "the pickle has too long a line")
+        self._at += 1
+        return line
 
     def skip(self, length: int) -> int:
         """Step over `length` bytes that must be there; return where they start."""

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from weights_io.budget import Budget
 from weights_io.dtypes import decode
 from weights_io.lazy import LazyArray
-from weights_io.limits import Ledger
 from weights_io.pickles.foreign import Foreign, ForeignType, OddKey
 from weights_io.pickles.globals import Getattr, refuse
 from weights_io.pickles.inert import (
@@ -27,6 +27,7 @@ from weights_io.pickles.inert import (
 
 Resolve = Callable[[TensorView], LazyArray]
 
+_CONTAINERS = (dict, list, tuple, PickledSet, Namespace, Foreign)
 _PLAIN = (str, int, float, bool, type(None), bytes, Inert)
 
 
@@ -38,13 +39,11 @@ class TreeBuilder:
     is refused.
     """
 
-    def __init__(self, ledger: Ledger, resolve: Resolve | None = None) -> None:
-        self._ledger = ledger
-        self._limits = ledger.limits
+    def __init__(self, budget: Budget, resolve: Resolve | None = None) -> None:
+        self._budget, self._limits = budget, budget.limits
         self._resolve = resolve
         self._done: dict[int, tuple[object, int]] = {}  # by id: the copy and its unfolded size
         self._open: set[int] = set()
-        self._set_items = 0  # looked at in all sets: many can share one list
 
     def build(self, raw: object) -> object:
         """Return the plain tree that `raw` stands for; `raw` must outlive the call."""
@@ -60,6 +59,8 @@ class TreeBuilder:
         if key in self._open:
             raise malformed("an object holds itself")
         self._limits.enforce("depth", depth, "the pickle is nested too deeply")
+        if isinstance(raw, _CONTAINERS):
+            self._budget.charge("containers", 1, "the pickle holds too many containers")
         self._open.add(key)
         copy, size = self._container(raw, depth + 1)
         self._open.remove(key)
@@ -86,9 +87,8 @@ class TreeBuilder:
         return self._leaf(raw), 1
 
     def _set(self, raw: PickledSet) -> tuple[set[str] | Inert, int]:
-        """A set of strings; of anything else only that there was one."""
-        self._set_items += len(raw.items)
-        self._limits.enforce("nodes", self._set_items, "the sets of the pickle hold too much")
+        """A set of strings; of anything else only that there was one. Many can share one list."""
+        self._budget.charge("comparisons", len(raw.items), "the sets of the pickle hold too much")
         if all(type(item) is str for item in raw.items):
             return set(raw.items), 1 + len(raw.items)
         return Inert("builtins.set", None), 1
@@ -114,8 +114,14 @@ class TreeBuilder:
             return self._numpy_array(raw)
         if isinstance(raw, Span):
             self._limits.enforce("text_bytes", raw.size, "the pickle holds too long a string")
-            return decode_text(raw.read()) if raw.encoding == "text" else raw.read()
+            return self._span(raw)
         raise malformed(f"a {type(raw).__name__} stands where data should be")
+
+    def _span(self, raw: Span) -> str | bytes:
+        if raw.encoding == "text":
+            return self._budget.keep_text(decode_text(raw.read()))
+        self._budget.charge("texts_bytes", raw.size, "the file holds too much text")
+        return raw.read()
 
     def _numpy_array(self, raw: NumpyArray) -> LazyArray | Inert:
         kind = raw.dtype
@@ -124,7 +130,7 @@ class TreeBuilder:
         dtype = kind.dtype
         if dtype is None:
             return Inert("numpy.ndarray", None)
-        count = self._ledger.admit(raw.shape, kind.stored.itemsize, "a numpy array")
+        count = self._budget.admit(raw.shape, kind.stored.itemsize, "a numpy array")
         wanted, got = count * kind.stored.itemsize, raw.data_bytes
         if not got[0] <= wanted <= got[1]:
             raise malformed(f"a numpy array has {got[1]} bytes of data where {wanted} are needed")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any, NoReturn
 
+from weights_io.budget import Budget
 from weights_io.errors import WeightsFileError
 from weights_io.text import sanitize
 
 _MOST_DIGITS = 20  # enough for 64 bits
 
 
-def parse_json(text: bytes, what: str) -> dict[str, Any]:
+def parse_json(text: bytes, what: str, budget: Budget) -> dict[str, Any]:
     """Return a JSON object without repeated keys; numbers are integers only."""
+    charge_json(text, what, budget)
     try:
         value = json.loads(
             text.decode("utf-8"),
@@ -26,6 +28,12 @@ def parse_json(text: bytes, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise WeightsFileError(f"{what} is no JSON object", got=type(value).__name__)
     return value
+
+
+def charge_json(text: bytes, what: str, budget: Budget) -> None:
+    """Charge a JSON text before it is parsed: as many values as can stand between its marks."""
+    marks = sum(text.count(mark) for mark in (b",", b"[", b"{"))
+    budget.charge("nodes", marks, f"{what} holds too many values")
 
 
 def parse_text_metadata(value: object) -> dict[str, str]:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from weights_io.budget import Budget
 from weights_io.dtypes import FROM_NUMPY_CODE, STORED, decode
 from weights_io.errors import WeightsFileError
 from weights_io.lazy import LazyArray
-from weights_io.limits import Ledger, Limits
+from weights_io.limits import Limits
 from weights_io.readers.contents import Contents
 from weights_io.readers.metadata import parse_json, parse_text_metadata
-from weights_io.source import Source
 from weights_io.strided import read_elements
 from weights_io.text import sanitize
 from weights_io.zips.member import Member
@@ -40,18 +40,17 @@ class _Header(NamedTuple):
     size: int  # bytes before the data
 
 
-def read_npz(source: Source, members: dict[str, Member], limits: Limits) -> Contents:
+def read_npz(members: dict[str, Member], budget: Budget) -> Contents:
     """Read the headers of the .npy members; the arrays stay in the file."""
-    ledger = Ledger(limits, source.size)
     root: dict[str, object] = {}
     metadata: dict[str, str] = {}
     for member_name, member in members.items():
         name = member_name.removesuffix(SUFFIX)
-        header = _parse_header(member, limits)
+        header = _parse_header(member, budget.limits)
         if name == METADATA:
-            metadata = _read_metadata(member, header, limits)
+            metadata = _read_metadata(member, header, budget)
         else:
-            root[name] = _lazy_array(name, member, header, ledger)
+            root[name] = _lazy_array(name, member, header, budget)
     return Contents("npz", root, metadata)
 
 
@@ -82,7 +81,7 @@ def _parse_literal(text: str, size: int, shown: str) -> _Header:
     return _Header(match["order"], match["code"], shape, match["fortran"] == "True", size)
 
 
-def _lazy_array(name: str, member: Member, header: _Header, ledger: Ledger) -> LazyArray:
+def _lazy_array(name: str, member: Member, header: _Header, budget: Budget) -> LazyArray:
     shown = sanitize(name)
     if header.code.startswith("O"):
         raise WeightsFileError(
@@ -97,7 +96,7 @@ def _lazy_array(name: str, member: Member, header: _Header, ledger: Ledger) -> L
             wanted=", ".join(FROM_NUMPY_CODE),
         )
     stored = STORED[dtype].newbyteorder(">" if header.order == ">" else "<")
-    count = ledger.admit(header.shape, stored.itemsize, shown)
+    count = budget.admit(header.shape, stored.itemsize, shown)
     _check_size(member, header, count * stored.itemsize)
 
     def read() -> NDArray[Any]:
@@ -118,13 +117,13 @@ def _check_size(member: Member, header: _Header, data_bytes: int) -> None:
         )
 
 
-def _read_metadata(member: Member, header: _Header, limits: Limits) -> dict[str, str]:
+def _read_metadata(member: Member, header: _Header, budget: Budget) -> dict[str, str]:
     """Read the JSON string that is kept as a 0-d array of UTF-32 text."""
     if not header.code.startswith("U") or header.order == ">" or header.shape != ():
         raise WeightsFileError("the npz's __metadata__ is no text", got=header.code)
     _check_size(member, header, 4 * int(header.code[1:] or 0))
     try:
-        text = member.read(limits)[header.size :].decode("utf-32-le").rstrip("\0").encode()
+        text = member.read(budget.limits)[header.size :].decode("utf-32-le").rstrip("\0").encode()
     except UnicodeError:
         raise WeightsFileError("the npz's __metadata__ is no text") from None
-    return parse_text_metadata(parse_json(text, "the npz's __metadata__"))
+    return parse_text_metadata(parse_json(text, "the npz's __metadata__", budget))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from weights_io.limits import Ledger, Limits
+from weights_io.budget import Budget
 from weights_io.pickles.inert import malformed
 from weights_io.pickles.machine import run_pickle
 from weights_io.pickles.tree import TreeBuilder
@@ -10,9 +10,9 @@ from weights_io.readers.contents import Contents
 from weights_io.source import Source
 
 
-def read_plain_pickle(source: Source, limits: Limits) -> Contents:
+def read_plain_pickle(source: Source, budget: Budget) -> Contents:
     """Read the tree of a pickle; large arrays stay in the file."""
-    raw, end = run_pickle(source, 0, limits)
+    raw, end = run_pickle(source, 0, budget)
     if end != source.size:
         raise malformed(f"{source.size - end} bytes follow its end")
-    return Contents("pickle", TreeBuilder(Ledger(limits, source.size)).build(raw), {})
+    return Contents("pickle", TreeBuilder(budget).build(raw), {})

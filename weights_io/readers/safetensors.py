@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from weights_io.budget import Budget
 from weights_io.dtypes import STORED, decode
 from weights_io.errors import WeightsFileError
 from weights_io.lazy import LazyArray
-from weights_io.limits import Ledger, Limits
 from weights_io.readers.contents import Contents
 from weights_io.readers.metadata import parse_json, parse_text_metadata
 from weights_io.source import Region, Source
@@ -42,18 +42,18 @@ class _Entry(NamedTuple):
     end: int
 
 
-def read_safetensors(source: Source, limits: Limits) -> Contents:
+def read_safetensors(source: Source, budget: Budget) -> Contents:
     """Read and check the header; the arrays stay in the file."""
     header_size = int.from_bytes(source.read(0, 8), "little")
     source.require(8, header_size)
-    limits.enforce("header_bytes", header_size, "the safetensors header is too large")
+    budget.limits.enforce("header_bytes", header_size, "the safetensors header is too large")
     text = source.read(8, header_size)
     if not text.startswith(b"{"):
         raise _lie("the header does not start with {")
-    header = parse_json(text, "the safetensors header")
+    header = parse_json(text, "the safetensors header", budget)
     metadata = parse_text_metadata(header.pop("__metadata__", {}))
-    data_start, ledger = 8 + header_size, Ledger(limits, source.size)
-    entries = {name: _parse_entry(name, entry, ledger) for name, entry in header.items()}
+    data_start = 8 + header_size
+    entries = {name: _parse_entry(name, entry, budget) for name, entry in header.items()}
     _check_cover(entries, source.size - data_start)
     root = {
         name: _lazy_array(entry, Region(source, data_start + entry.begin, entry.end - entry.begin))
@@ -62,7 +62,7 @@ def read_safetensors(source: Source, limits: Limits) -> Contents:
     return Contents("safetensors", root, metadata)
 
 
-def _parse_entry(name: str, entry: object, ledger: Ledger) -> _Entry:
+def _parse_entry(name: str, entry: object, budget: Budget) -> _Entry:
     shown = sanitize(name)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _lie(f"{shown} has other fields than dtype, shape and data_offsets")
@@ -74,7 +74,7 @@ def _parse_entry(name: str, entry: object, ledger: Ledger) -> _Entry:
         raise _lie(f"{shown} has a shape or offsets that are no list of integers")
     begin, end = offsets
     itemsize = STORED[DTYPES[dtype]].itemsize
-    wanted = ledger.admit(shape, itemsize, shown) * itemsize
+    wanted = budget.admit(shape, itemsize, shown) * itemsize
     if end - begin != wanted:
         raise _lie(f"{shown} has offsets that do not fit its shape", end - begin, wanted)
     return _Entry(DTYPES[dtype], shape, begin, end)

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from weights_io.budget import Budget
 from weights_io.errors import WeightsFileError
-from weights_io.limits import Limits
 from weights_io.readers.contents import Contents
+from weights_io.readers.metadata import charge_json
 from weights_io.source import Source
 from weights_io.text import sanitize
 
@@ -37,11 +38,13 @@ class Shards:
             source.close()
 
 
-def read_index(source: Source, limits: Limits) -> dict[str, str]:
+def read_index(source: Source, budget: Budget) -> dict[str, str]:
     """Return the file of every array, as a plain name beside the index."""
-    limits.enforce("header_bytes", source.size, f"{source.name}: the index is too large")
+    budget.limits.enforce("header_bytes", source.size, f"{source.name}: the index is too large")
+    text = source.read(0, source.size)
+    charge_json(text, f"{source.name}: the index", budget)
     try:
-        value: Any = json.loads(source.read(0, source.size).decode("utf-8"))
+        value: Any = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError):
         value = None
     table = value.get(_MAP) if isinstance(value, dict) else None
@@ -51,7 +54,7 @@ def read_index(source: Source, limits: Limits) -> dict[str, str]:
             wanted=f"an index of weights in several files, with {_MAP}",
             advice="give the weights file",
         )
-    limits.enforce("tensors", len(table), f"{source.name}: the index names too many arrays")
+    budget.limits.enforce("tensors", len(table), f"{source.name}: the index names too many arrays")
     for name, file in table.items():
         if type(file) is not str or not _is_plain(file):
             raise WeightsFileError(

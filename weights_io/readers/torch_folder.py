@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from weights_io.budget import Budget
 from weights_io.errors import WeightsFileError
 from weights_io.limits import Limits
 from weights_io.readers.contents import Contents
@@ -26,6 +27,10 @@ class FolderFile:
         """Fill `view` with the bytes from `start` on."""
         with self._open() as source:
             source.read_into(start, view)
+
+    def cost(self, length: int) -> int:
+        """The bytes that reading `length` of them takes."""
+        return length
 
     def read_all(self) -> bytes:
         """Return the whole file; the caller has bounded `size`."""
@@ -67,7 +72,7 @@ def read_torch_folder(folder: Path, limits: Limits) -> Contents:
         raise WeightsFileError(f"{sanitize(folder)}: {PICKLE} is no file of its own")
     size = sum(file.size for file in files.values())
     limits.enforce("file_bytes", size, f"{sanitize(folder)}: the folder is too large")
-    return read_torch_archive(files, "", size, limits)._replace(container="torch-folder")
+    return read_torch_archive(files, "", Budget(limits, size))._replace(container="torch-folder")
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]]:

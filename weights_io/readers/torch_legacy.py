@@ -7,9 +7,9 @@ little-endian on every machine.
 
 from __future__ import annotations
 
+from weights_io.budget import Budget
 from weights_io.dtypes import STORED
 from weights_io.errors import WeightsFileError
-from weights_io.limits import Ledger, Limits
 from weights_io.pickles.inert import Storage, malformed
 from weights_io.pickles.machine import run_pickle
 from weights_io.pickles.tree import TreeBuilder
@@ -22,22 +22,22 @@ MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
 
 
-def read_torch_legacy(source: Source, limits: Limits) -> Contents:
+def read_torch_legacy(source: Source, budget: Budget) -> Contents:
     """Read the tree of a legacy stream; its storages stay in the file."""
-    magic, at = run_pickle(source, 0, limits)
-    version, at = run_pickle(source, at, limits)
-    system, at = run_pickle(source, at, limits)
+    magic, at = run_pickle(source, 0, budget)
+    version, at = run_pickle(source, at, budget)
+    system, at = run_pickle(source, at, budget)
     _check_preamble(magic, version, system)
     storages = Storages(id_length=6)
-    raw, at = run_pickle(source, at, limits, storages.persistent)
-    keys, at = run_pickle(source, at, limits)
+    raw, at = run_pickle(source, at, budget, storages.persistent)
+    keys, at = run_pickle(source, at, budget)
     records = _find_records(source, at, _check_keys(keys, storages.by_key))
 
     def find(storage: Storage) -> Region:
         return records[storage.key]
 
-    resolve = TensorResolver(find, Ledger(limits, source.size))
-    return Contents("torch-legacy", TreeBuilder(resolve.ledger, resolve).build(raw), {})
+    resolve = TensorResolver(find, budget)
+    return Contents("torch-legacy", TreeBuilder(budget, resolve).build(raw), {})
 
 
 def _check_preamble(magic: object, version: object, system: object) -> None:

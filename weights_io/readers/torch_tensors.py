@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from weights_io.budget import Budget
 from weights_io.dtypes import STORED, decode
 from weights_io.errors import WeightsFileError
 from weights_io.lazy import LazyArray
-from weights_io.limits import Ledger
 from weights_io.pickles.inert import Storage, StorageType, TensorView, malformed
 from weights_io.source import Readable
 from weights_io.strided import View, check_view, read_view
@@ -24,6 +24,7 @@ class Storages:
     def __init__(self, id_length: int) -> None:
         self._id_length = id_length  # 5 in a zip; 6 in a legacy stream, the last one None
         self.by_key: dict[str, Storage] = {}
+        self._spellings: dict[str, str] = {}
 
     def persistent(self, identity: object) -> Storage:
         """Turn ``("storage", type, key, location, count[, None])`` into a storage."""
@@ -39,6 +40,8 @@ class Storages:
             or view not in ([], [None])
         ):
             raise malformed("a torch storage has a location, size or view that it cannot have")
+        if self._spellings.setdefault(key.casefold(), key) != key:
+            raise malformed(f"storage {sanitize(key)} and another differ by case only")
         storage = self.by_key.setdefault(key, Storage(key, kind.dtype, count))
         if (storage.dtype, storage.count) != (kind.dtype, count):
             raise malformed(f"storage {sanitize(key)} has two types or sizes")
@@ -49,21 +52,24 @@ class TensorResolver:
     """Makes lazy arrays of tensors, once their storages can be found."""
 
     def __init__(
-        self, find: Callable[[Storage], Readable], ledger: Ledger, *, big_endian: bool = False
+        self, find: Callable[[Storage], Readable], budget: Budget, *, big_endian: bool = False
     ) -> None:
-        self._find, self.ledger = find, ledger
+        self._find, self._budget = find, budget
         self._order: Literal["<", ">"] = ">" if big_endian else "<"
 
     def __call__(self, tensor: TensorView) -> LazyArray:
         """Check a tensor against its storage and return it unread."""
         storage = tensor.storage
         stored = STORED[storage.dtype].newbyteorder(self._order)
-        count = self.ledger.admit(tensor.shape, stored.itemsize, "a tensor")
+        count = self._budget.admit(tensor.shape, stored.itemsize, "a tensor")
         view = View(tensor.offset, tensor.shape, tensor.strides)
-        check_view(view, storage.count, count, stored.itemsize, self.ledger.limits)
+        check_view(view, storage.count, count, stored.itemsize, self._budget.limits)
         if tensor.negate and storage.dtype == "bool":
             raise malformed("a negated tensor of type bool")
         record = self._find(storage)
+        # All between the first and the last element is read, and inflated all there is.
+        whole = record.cost(view.extent * stored.itemsize)
+        self._budget.charge_reading(max(0, whole - count * stored.itemsize), "a tensor")
 
         def read() -> NDArray[Any]:
             values = decode(read_view(record, view, stored), storage.dtype)

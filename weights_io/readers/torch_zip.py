@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from weights_io.budget import Budget
 from weights_io.errors import WeightsFileError
-from weights_io.limits import Ledger, Limits
+from weights_io.limits import Limits
 from weights_io.pickles.inert import Storage, malformed
 from weights_io.pickles.machine import run_pickle
 from weights_io.pickles.tree import TreeBuilder
@@ -34,23 +35,19 @@ class File(Readable, Protocol):
         """Return all of it; the caller has bounded its size."""
 
 
-def read_torch_zip(source: Source, members: dict[str, Member], limits: Limits) -> Contents:
+def read_torch_zip(members: dict[str, Member], budget: Budget) -> Contents:
     """Read the tree of a torch zip; its storages stay in the file."""
     root_folder = _root_folder(members)
     _refuse_strangers(members, root_folder)
-    return read_torch_archive(members, root_folder, source.size, limits)
+    return read_torch_archive(members, root_folder, budget)
 
 
-def read_torch_archive(
-    files: Mapping[str, File], root_folder: str, size: int, limits: Limits
-) -> Contents:
-    """Read the tree of data.pkl and its storages, in files that `root_folder` stands before.
-
-    `size` is that of all files together, which says how much memory the arrays may ask for.
-    """
+def read_torch_archive(files: Mapping[str, File], root_folder: str, budget: Budget) -> Contents:
+    """Read the tree of data.pkl and its storages, in files that `root_folder` stands before."""
+    limits = budget.limits
     pickle = _pickle_source(files[root_folder + PICKLE], limits)
     storages = Storages(id_length=5)
-    raw, end = run_pickle(pickle, 0, limits, storages.persistent)
+    raw, end = run_pickle(pickle, 0, budget, storages.persistent)
     if end != pickle.size:
         raise malformed(f"{pickle.size - end} bytes follow its end")
 
@@ -66,18 +63,19 @@ def read_torch_archive(
 
     resolve = TensorResolver(
         find,
-        Ledger(limits, size),
+        budget,
         big_endian=_is_big_endian(files.get(root_folder + "byteorder"), limits),
     )
-    root = TreeBuilder(resolve.ledger, resolve).build(raw)
-    return Contents("torch-zip", root, _metadata(files.get(root_folder + METADATA), limits))
+    root = TreeBuilder(budget, resolve).build(raw)
+    return Contents("torch-zip", root, _metadata(files.get(root_folder + METADATA), budget))
 
 
-def _metadata(member: File | None, limits: Limits) -> dict[str, str]:
+def _metadata(member: File | None, budget: Budget) -> dict[str, str]:
     """The table of texts that `write_torch_zip` puts beside the arrays."""
     if member is None:
         return {}
-    return parse_text_metadata(parse_json(member.read(limits), "the archive's metadata"))
+    text = member.read(budget.limits)
+    return parse_text_metadata(parse_json(text, "the archive's metadata", budget))
 
 
 def _root_folder(members: dict[str, Member]) -> str:

@@ -30,6 +30,10 @@ class Member:
         self._source, self._method, self._start = source, method, start
         self._packed, self._crc, self._verified = packed, crc, False
 
+    def cost(self, length: int) -> int:
+        """The bytes that reading `length` of them takes: all, where they have to be inflated."""
+        return length if self._method == STORED else self.size
+
     def read_into(self, start: int, view: memoryview) -> None:
         """Fill `view` with the bytes from `start` of the member on."""
         require_inside(start, len(view), self.size)
@@ -60,7 +64,7 @@ class Member:
         """Return the first bytes, at most `length`, with no checksum verified yet."""
         if self._method == STORED:
             return self._source.read(self._start, min(length, self.size))
-        return next(self._inflated(), b"")[:length]
+        return next(self._inflated(length), b"")
 
     def _stored_crc(self, start: int, end: int, crc: int) -> int:
         while start < end:
@@ -90,8 +94,8 @@ class Member:
             position += len(block)
         self._verify(crc)
 
-    def _inflated(self) -> Iterator[bytes]:
-        """Yield the inflated bytes in blocks; the total is exactly `size` or an error."""
+    def _inflated(self, most: int = _BLOCK) -> Iterator[bytes]:
+        """Yield the inflated bytes in blocks of at most so many; in total `size`, or an error."""
         engine = zlib.decompressobj(-zlib.MAX_WBITS)
         read = total = 0
         try:
@@ -100,7 +104,7 @@ class Member:
                 if not packed and read < self._packed:
                     packed = self._source.read(self._start + read, min(_BLOCK, self._packed - read))
                     read += len(packed)
-                block = engine.decompress(packed, _BLOCK)
+                block = engine.decompress(packed, most)
                 total += len(block)
                 if total > self.size or not (packed or block):
                     break

@@ -1,0 +1,89 @@
+"""Understanding, inspecting and converting a file takes time in proportion to its arrays."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import repvgg_ref as rr
+import weights_io
+from repvgg_ref.errors import CheckpointError, ReportedError
+from repvgg_ref.files import identify
+from repvgg_ref.files.convert import convert
+from repvgg_ref.files.inspect import inspect_file
+from repvgg_ref.models.architectures import plain_architecture
+from tests.random_networks import random_model
+from tests.weights_io import floods
+from tests.weights_io.counting import growth
+
+MOST = 2.15  # 2 ** 1.1: a slope of at most 1.1
+
+
+def _inspected(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "file.pth")
+        path.write_bytes(data)
+        inspect_file(path)
+
+
+@pytest.mark.parametrize("case", floods.NAMING)
+def test_names_are_understood_in_linear_time(case: str) -> None:
+    size = 4000
+    files = {size * factor: floods.NAMING[case](size * factor) for factor in (1, 2, 4)}
+    assert growth(lambda n: _inspected(files[n]), size) <= MOST
+
+
+def _chain(folder: Path, depth: int, form: str) -> Path:
+    arch = plain_architecture(depths=(depth,), channels=(1, 1), num_classes=1)
+    model = random_model(arch, 0)
+    path = folder / f"{form}-{depth}.npz"
+    rr.save(rr.fuse(model) if form == "deploy" else model, path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["train", "deploy"])
+@pytest.mark.parametrize("run", [inspect_file, rr.load, convert])
+def test_a_chain_of_blocks_takes_time_by_the_block(run: Any, form: str, tmp_path: Path) -> None:
+    """Blocks of one channel, so that nothing but their number counts."""
+    paths = {depth: _chain(tmp_path, depth, form) for depth in (6, 12, 24)}
+    out = {"out": tmp_path / "out.npz"} if run is convert else {}
+    assert growth(lambda n: run(paths[n], **out), 6) <= MOST
+
+
+def test_a_chain_of_more_blocks_than_any_network_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 9
+    monkeypatch.setattr(identify, "MOST_BLOCKS", most)
+
+    def write(count: int) -> Path:
+        names = ["stage0", *(f"stage1.{i}" for i in range(count - 1))]
+        state: dict[str, Any] = {}
+        state |= {f"{n}.rbr_reparam.weight": np.ones((1, 1, 3, 3), np.float32) for n in names}
+        state |= {f"{n}.rbr_reparam.bias": np.ones(1, np.float32) for n in names}
+        weights_io.save_weights(tmp_path / f"{count}.npz", state, container="npz")
+        return tmp_path / f"{count}.npz"
+
+    assert len(inspect_file(write(most)).missing) == 0
+    with pytest.raises(weights_io.LimitError, match="too many blocks") as caught:
+        inspect_file(write(most + 1))
+    assert f"at most {most}" in str(caught.value)
+
+
+def test_of_many_missing_blocks_the_first_are_named(tmp_path: Path) -> None:
+    """Ten thousand are missing for each that is there."""
+    state = {f"stage{s}.9999.rbr_reparam.weight": np.ones((1, 1, 3, 3), np.float32) for s in (1, 9)}
+    weights_io.save_weights(tmp_path / "a.npz", state, container="npz")
+    with pytest.raises(CheckpointError, match=r"also stage0, stage1\.0, stage1\.1.*stage1\.6"):
+        rr.load(tmp_path / "a.npz")
+
+
+def test_many_averages_under_one_roof_are_told_apart_in_linear_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(floods.averages(4000))
+    with pytest.raises(ReportedError, match="several entries of the file hold weights"):
+        rr.load(path)

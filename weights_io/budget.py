@@ -1,0 +1,108 @@
+"""The work that reading one file may take, charged step by step as it is done.
+
+What a file asks for can grow faster than the file: a list recalled a thousand times, views of one
+storage, members that unpack. Each such step is charged here before it is taken, in units that do
+not depend on the machine, so a file is refused for what it asks and not for the time that passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from types import MappingProxyType
+from typing import Literal
+
+from weights_io.errors import LimitError, WeightsFileError
+from weights_io.limits import Limits
+from weights_io.text import sanitize
+
+Charged = Literal[
+    "opcodes",
+    "nodes",
+    "containers",
+    "comparisons",
+    "texts_bytes",
+    "copied_bytes",
+    "tensors",
+    "total_bytes",
+]
+_CHARGED: tuple[Charged, ...] = Charged.__args__  # type: ignore[attr-defined]
+
+
+_FREE_BYTES, _FREE_COMPARISONS = 1 << 16, 1000
+
+
+class Budget:
+    """What reading one file has been charged so far, held against its limits.
+
+    Parameters
+    ----------
+    limits : Limits
+        The most of everything.
+    file_bytes : int
+        Size of the file, which bounds what its arrays may ask for together.
+    """
+
+    def __init__(self, limits: Limits, file_bytes: int) -> None:
+        self.limits = limits
+        self._spent = dict.fromkeys(_CHARGED, 0)
+        self._most: dict[Charged, int] = {field: getattr(limits, field) for field in _CHARGED}
+        # What is looked through or made twice stays in proportion to the file.
+        in_file, free = limits.expansion * file_bytes, limits.overlap_bytes
+        in_proportion: dict[Charged, int] = {
+            "total_bytes": max(in_file, free),
+            "copied_bytes": max(in_file, _FREE_BYTES),
+            "comparisons": max(in_file, _FREE_COMPARISONS),
+        }
+        for field, most in in_proportion.items():
+            self._most[field] = min(self._most[field], most)
+
+    @property
+    def spent(self) -> Mapping[Charged, int]:
+        """What has been charged, by the field of `Limits` that bounds it."""
+        return MappingProxyType(self._spent)
+
+    def left(self, field: Charged) -> int:
+        """What may still be charged to `field`."""
+        return self._most[field] - self._spent[field]
+
+    def charge(self, field: Charged, amount: int, what: str) -> None:
+        """Charge `amount`, or raise `LimitError` that says `what` asks too much."""
+        self._spent[field] += amount
+        most = self._most[field]
+        if self._spent[field] > most:
+            advice = f"if you trust the file, raise weights_io.Limits.{field}"
+            if field == "total_bytes":
+                advice += " or .expansion, or unpack the archive into a folder"
+            raise LimitError(what, got=self._spent[field], wanted=f"at most {most}", advice=advice)
+
+    def keep_text(self, text: str) -> str:
+        """Charge the memory of a string of the file, and return it."""
+        # One letter above 255 makes all of a string's letters four bytes wide, at worst.
+        size = len(text) if text.isascii() else 4 * len(text)
+        self.charge("texts_bytes", size, "the file holds too much text")
+        return text
+
+    def admit(self, shape: tuple[int, ...], itemsize: int, what: str) -> int:
+        """Charge one array and return its number of elements, or raise `LimitError`."""
+        limits = self.limits
+        limits.enforce("dimensions", len(shape), f"{what} has too many dimensions")
+        if any(size < 0 for size in shape):
+            raise WeightsFileError(
+                f"{what} has a negative size",
+                got=sanitize(shape),
+                advice="the file is damaged or hostile",
+            )
+        # An empty array may not have other sizes that NumPy's index arithmetic cannot hold.
+        index_space = prod(max(size, 1) for size in shape)
+        limits.enforce("elements", index_space, f"{what} has too many elements")
+        count = prod(shape)
+        self.charge("tensors", 1, "the file holds too many arrays")
+        self.charge_reading(count * itemsize, what)
+        return count
+
+    def charge_reading(self, size: int, what: str) -> None:
+        """Charge bytes that reading an array takes."""
+        self.charge(
+            "total_bytes", size, f"the arrays of the file ask for too much memory, up to {what}"
+        )
