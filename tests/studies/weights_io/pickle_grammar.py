@@ -229,7 +229,7 @@ class _Writer:
 
     def _text(self, node: Node) -> None:
         letter = _LETTERS[node.value % len(_LETTERS)]
-        known = node.value < 0 and _TEXTS[-1 - node.value]
+        known = node.value < 0 and _TEXTS[(-1 - node.value) % len(_TEXTS)]
         self.out += forge.text(known or letter * min(node.value, MOST_BYTES))
 
     def _bytes(self, node: Node) -> None:
