@@ -7,7 +7,6 @@ of it again.
 
 from __future__ import annotations
 
-import json
 import random
 
 from tests.weights_io.forge import (
@@ -86,13 +85,6 @@ def encoded_long_text() -> bytes:
     return _listed([args, encode], (_again(1) + _again(0) + b"R") * 40_000)
 
 
-def encoded_short_text() -> bytes:
-    """One text of 1 KB, turned into bytes 80,000 times."""
-    args = _remembered(text("a" * 1024) + text("latin1") + b"\x86", 0)
-    encode = _remembered(b"c_codecs\nencode\n", 1)
-    return _listed([args, encode], (_again(1) + _again(0) + b"R") * 80_000)
-
-
 # Integers and texts ------------------------------------------------------------------------------
 
 
@@ -126,14 +118,6 @@ def header_of_deep_lists() -> bytes:
     """A safetensors dtype of many levels, shown: JSON may go deeper than `repr` can."""
     deep = b"[" * 900 + b"]" * 900
     return safetensors(b'{"w":{"dtype":' + deep + b',"shape":[],"data_offsets":[0,0]}}')
-
-
-def strides_of_many_digits() -> bytes:
-    """200,000 strides of 77 digits each, shown in an error."""
-    one = integer((1 << 254) + 1)
-    strides = b"(" + _remembered(one, 0) + _again(0) * 200_000 + b"t"
-    view = storage() + b"K\x00" + b"K\x04\x85" + strides + b"\x89" + ORDERED
-    return torch_zip(proto(REBUILD + b"(" + view + b"tR"))
 
 
 # Views that reach far ----------------------------------------------------------------------------
@@ -201,11 +185,6 @@ def folder_of_a_long_name() -> bytes:
     return zip_file(members)
 
 
-def globals_without_end() -> bytes:
-    """A name spelled out 36,000 times."""
-    return _listed([b"ctorch._utils\n_rebuild_tensor\n" * 30_000], b"")
-
-
 def dtypes_without_end() -> bytes:
     """A NumPy dtype made 80,000 times."""
     args = _remembered(text("U9") + b"\x89\x88\x87", 0)
@@ -219,22 +198,3 @@ def scalars_without_end() -> bytes:
     args = _remembered(dtype + b"C\x08" + bytes(8) + b"\x86", 0)
     make = _remembered(b"cnumpy.core.multiarray\nscalar\n", 1)
     return _listed([args, make], b"h\x01h\x00R" * 80_000)
-
-
-def members_of_one_text() -> bytes:
-    """12,000 arrays of 1 MB in a folder of storages, each packed into a kilobyte."""
-    piece = npy(bytes(250_000), descr="'|i1'", shape="(250000,)")
-    return zip_file([Entry(f"{number}.npy", piece, deflate=True) for number in range(2_000)])
-
-
-def headers_without_end() -> bytes:
-    """19,000 empty arrays in a safetensors header."""
-    entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
-    return safetensors(
-        json.dumps({str(n): entry for n in range(19_000)}, separators=(",", ":")).encode()
-    )
-
-
-def objects_in_a_header() -> bytes:
-    """300,000 small objects in a safetensors header."""
-    return safetensors(b'{"w":[' + b",".join([b'{"a":0}'] * 125_000) + b"]}")

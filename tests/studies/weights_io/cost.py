@@ -69,7 +69,7 @@ def _read(data: bytes, most_seconds: float) -> tuple[float, str]:
         read_everything(data)
         ending = "read"
     except weights_io.ReportedError as error:
-        ending = re.sub(r"[0-9]+", "0", error.what)[:60]
+        ending = re.sub(r"\S*\d\S*|\S{30,}", "_", error.what)[:60]
     except _TooDearError:
         ending = "broken off"
     except Exception as error:
