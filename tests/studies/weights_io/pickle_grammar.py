@@ -16,8 +16,8 @@ from typing import Any
 from tests.weights_io import forge
 from weights_io.pickles.globals import GLOBALS
 
-MOST_BYTES = 1 << 20
-MOST_TIMES = 100_000
+MOST_BYTES = 1 << 18
+MOST_TIMES = 50_000
 _MERSENNE = (1 << 61) - 1
 _NAMES = list(GLOBALS)
 _LETTERS = ("a", "\x1b", "ü", "\U0001f600")
@@ -176,7 +176,29 @@ def _drop(node: Node, _other: Node, chance: random.Random) -> None:
         node.children.pop(chance.randrange(len(node.children)))
 
 
-_CHANGES = (_repeat, _repeat, _share, _share, _revalue, _replace, _wrap, _add, _drop)
+def _multiply(node: Node, _other: Node, chance: random.Random) -> None:
+    """Make a part below long, share what is above it, and repeat the whole: a product of work."""
+    below = list(node.walk())[1:]
+    for child in node.children:
+        child.shared = chance.random() < 0.7
+    if below:
+        chance.choice(below).times = chance.choice([100, 1000, 10_000])
+        node.times = chance.choice([100, 1000, 10_000])
+
+
+_CHANGES = (
+    _multiply,
+    _multiply,
+    _repeat,
+    _repeat,
+    _share,
+    _share,
+    _revalue,
+    _replace,
+    _wrap,
+    _add,
+    _drop,
+)
 
 # Writing -----------------------------------------------------------------------------------------
 
