@@ -37,7 +37,7 @@ class Opinions(NamedTuple):
 
 
 def original(chance: random.Random) -> object:
-    """What is saved before it is changed: tensors that share, overlap, are views, and plain data."""
+    """What is saved before it is changed: tensors that share, overlap, are views; plain data."""
     base = torch.tensor([chance.uniform(-1, 1) for _ in range(24)])
     tied = base[3:9]
     return {
@@ -99,7 +99,7 @@ def _read_torchs(data: bytes) -> tuple[Any] | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             root = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception:  # noqa: BLE001 (torch raises what it meets: any of them is a refusal)
+    except Exception:  # torch raises what it meets, and any of it is a refusal
         return None
     return (root,) if _elements(root) <= _MOST_ELEMENTS else None
 

@@ -8,6 +8,9 @@ of it again.
 from __future__ import annotations
 
 import random
+from struct import pack
+
+import numpy as np
 
 from tests.weights_io.forge import (
     ORDERED,
@@ -198,3 +201,49 @@ def scalars_without_end() -> bytes:
     args = _remembered(dtype + b"C\x08" + bytes(8) + b"\x86", 0)
     make = _remembered(b"cnumpy.core.multiarray\nscalar\n", 1)
     return _listed([args, make], b"h\x01h\x00R" * 80_000)
+
+
+# Numbers that collide -----------------------------------------------------------------------------
+
+
+def _colliding(bits: int, digits: int) -> list[int]:
+    """Numbers of `digits` bits, all of another hash, for which a dict of 2^`bits` places is slow.
+
+    CPython looks at the places i, 5 i + (h >> 5) + 1, ... in turn, h shifted five bits further each
+    time. The first half of the numbers fill a chain of places; the others are drawn five bits at a
+    time so that they meet filled places only, until h is used up and they walk along the chain.
+    """
+    count, mask = (2 << bits) // 6 - 50, np.uint64((1 << bits) - 1)
+    chain = [1]
+    while len(chain) < count:
+        chain.append((5 * chain[-1] + 1) & int(mask))
+    filled = np.zeros(1 << bits, np.bool_)
+    filled[chain] = True
+    chance, found = np.random.default_rng(0), set[int]()
+    while len(found) < count:
+        number = chance.choice(np.array(chain, np.uint64), 50_000)
+        place = number.copy()
+        for step in range(1, digits // 5 + 2):
+            low = bits + 5 * (step - 1)
+            if low < digits:
+                number, place = np.repeat(number, 4), np.repeat(place, 4)
+                more = chance.integers(0, 32, number.size, np.uint64) << np.uint64(low)
+                number = (number | more) & np.uint64((1 << digits) - 1)
+            place = (place * np.uint64(5) + (number >> np.uint64(5 * step)) + np.uint64(1)) & mask
+            good = filled[place]
+            number, place = number[good][:100_000], place[good][:100_000]
+        found |= set(number.tolist())
+    return [*chain, *sorted(found - set(chain))[:count]]
+
+
+def keys_that_collide() -> bytes:
+    """40,000 integer keys of less than 64 bits, no two of one hash."""
+    keys = b"".join(integer(number) + b"N" for number in _colliding(16, 60))
+    return proto(b"}(" + keys + b"u")
+
+
+def memo_places_that_collide() -> bytes:
+    """20,000 places of the memo, and 100,000 recalls of those that are slowest to find."""
+    places = [pack("<I", number) for number in _colliding(15, 32)]
+    put = b"".join(b"r" + place for place in places)
+    return proto(b"](N" + put + b"".join(b"j" + place for place in places[-10_000:]) * 10 + b"e")

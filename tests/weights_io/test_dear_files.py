@@ -10,16 +10,16 @@ from collections.abc import Callable
 import pytest
 
 import weights_io
-from tests.weights_io import floods
+from tests.weights_io import dear_files
 from tests.weights_io.refusal import read_everything
 
 SECONDS = 1.0  # of processor time, twice what such a file may cost; most floods took minutes
 PEAK_BYTES = 100 << 20
 
-FLOODS: dict[str, Callable[[], bytes]] = {
+FILES: dict[str, Callable[[], bytes]] = {
     name: make
-    for name, make in inspect.getmembers(floods, inspect.isfunction)
-    if make.__module__ == floods.__name__ and not name.startswith("_")
+    for name, make in inspect.getmembers(dear_files, inspect.isfunction)
+    if make.__module__ == dear_files.__name__ and not name.startswith("_")
 }
 
 # What the reader does not withstand yet: a run would take minutes, or more memory than there is.
@@ -45,9 +45,9 @@ OPEN = {
 }
 CASES = [
     pytest.param(
-        name, marks=pytest.mark.xfail(run=False, reason="still a flood") if name in OPEN else ()
+        name, marks=pytest.mark.xfail(run=False, reason="still dear") if name in OPEN else ()
     )
-    for name in FLOODS
+    for name in FILES
 ]
 
 
@@ -61,8 +61,8 @@ def _try_to_read(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_flood_is_read_or_refused_at_once(case: str) -> None:
-    data = FLOODS[case]()
+def test_a_file_made_to_be_dear_is_read_or_refused_at_once(case: str) -> None:
+    data = FILES[case]()
     assert len(data) <= 1 << 20
     started = time.process_time()
     _try_to_read(data)
