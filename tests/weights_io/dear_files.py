@@ -188,6 +188,11 @@ def folder_of_a_long_name() -> bytes:
     return zip_file(members)
 
 
+def frozen_sets_without_end() -> bytes:
+    """124,000 empty frozen sets, of two bytes each."""
+    return proto(b"(" + b"(\x91" * 124_000 + b"t", 4)
+
+
 def dtypes_without_end() -> bytes:
     """A NumPy dtype made 80,000 times."""
     args = _remembered(text("U9") + b"\x89\x88\x87", 0)
