@@ -112,11 +112,11 @@ def _elements(node: Any) -> int:
     return 0
 
 
-def of_two_cases() -> bytes:
-    """Two tensors in storages `w` and `W`, one of zeros and one of ones."""
-    first, second = (forge.tensor(of=forge.storage(key=key)) for key in "wW")
-    storages = {"w": bytes(16), "W": np.ones(4, np.float32).tobytes()}
-    return forge.torch_zip(forge.state_dict({"a": first, "b": second}), storages)
+def of_two_cases(keys: str) -> bytes:
+    """Tensors in storages of these names, beside the records `w` of zeros and `W` of ones."""
+    tensors = {key: forge.tensor(of=forge.storage(key=key)) for key in keys}
+    records = {"w": bytes(16), "W": np.ones(4, np.float32).tobytes()}
+    return forge.torch_zip(forge.state_dict(tensors), records)
 
 
 # Changes -----------------------------------------------------------------------------------------
