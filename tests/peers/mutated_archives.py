@@ -106,7 +106,7 @@ def _read_torchs(data: bytes) -> tuple[Any] | None:
 
 def _elements(node: Any) -> int:
     if isinstance(node, torch.Tensor):
-        return node.numel()
+        return int(node.numel())
     if isinstance(node, dict | list | tuple):
         return sum(_elements(each) for each in (node.values() if isinstance(node, dict) else node))
     return 0

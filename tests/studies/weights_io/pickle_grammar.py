@@ -95,30 +95,29 @@ def _view(chance: random.Random) -> list[Node]:
 def _template(chance: random.Random) -> Node:
     """A call as writers of weights make it."""
     leaf = grow(chance, 0)
-    return chance.choice(
-        [
-            lambda: _call("torch", "Size", Node("tuple", [Node("integer", value=2)])),
-            lambda: _call("torch._utils", "_rebuild_tensor_v2", *_view(chance)),
-            lambda: _call("torch._utils", "_rebuild_tensor", *_view(chance)[:4]),
-            lambda: _call("_codecs", "encode", Node("text", value=8), _text("latin1")),
-            lambda: _dtype(chance.choice(["f4", "f8", "U9"])),
-            lambda: _call("numpy.core.multiarray", "scalar", _dtype("f4"), Node("bytes", value=4)),
-            lambda: _call(
-                *("numpy.core.numeric", "_frombuffer"),
-                *(Node("bytes", value=8), _dtype("f4")),
-                *(Node("tuple", [Node("integer", value=2)]), _text("C")),
-            ),
-            lambda: _call("builtins", "set", Node("list", [leaf])),
-            lambda: _call("torch", "device", _text("cpu")),
-            lambda: _call("collections", "OrderedDict"),
-            lambda: Node(
-                "build", [Node("new", [_named("argparse", "Namespace")]), Node("dict", [leaf])]
-            ),
-            lambda: Node("new", [_named("yacs.config", "CfgNode")]),
-            lambda: Node("build", [_call("uuid", "UUID"), leaf]),
-            lambda: Node("append", [Node("list"), leaf]),
-        ]
-    )()
+    makers: list[Callable[[], Node]] = [
+        lambda: _call("torch", "Size", Node("tuple", [Node("integer", value=2)])),
+        lambda: _call("torch._utils", "_rebuild_tensor_v2", *_view(chance)),
+        lambda: _call("torch._utils", "_rebuild_tensor", *_view(chance)[:4]),
+        lambda: _call("_codecs", "encode", Node("text", value=8), _text("latin1")),
+        lambda: _dtype(chance.choice(["f4", "f8", "U9"])),
+        lambda: _call("numpy.core.multiarray", "scalar", _dtype("f4"), Node("bytes", value=4)),
+        lambda: _call(
+            *("numpy.core.numeric", "_frombuffer"),
+            *(Node("bytes", value=8), _dtype("f4")),
+            *(Node("tuple", [Node("integer", value=2)]), _text("C")),
+        ),
+        lambda: _call("builtins", "set", Node("list", [leaf])),
+        lambda: _call("torch", "device", _text("cpu")),
+        lambda: _call("collections", "OrderedDict"),
+        lambda: Node(
+            "build", [Node("new", [_named("argparse", "Namespace")]), Node("dict", [leaf])]
+        ),
+        lambda: Node("new", [_named("yacs.config", "CfgNode")]),
+        lambda: Node("build", [_call("uuid", "UUID"), leaf]),
+        lambda: Node("append", [Node("list"), leaf]),
+    ]
+    return chance.choice(makers)()
 
 
 def grow(chance: random.Random, depth: int = 3) -> Node:

@@ -157,7 +157,8 @@ def _metadata(member: Recipe) -> bytes:
 
 def _copies(part: Recipe, size: int) -> int:
     """How often a part of that size may stand in a file that is still made in a moment."""
-    return min(part["copies"], _MOST_COPIES, _MOST_MADE // (size + 100))
+    copies: int = part["copies"]
+    return min(copies, _MOST_COPIES, _MOST_MADE // (size + 100))
 
 
 def _zip(recipe: Recipe) -> bytes:
