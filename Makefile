@@ -4,7 +4,7 @@ FUZZ_VENV ?= .venv-fuzz
 FUZZ_RUNS ?= 1000000
 CORPUS ?= .fuzz-corpus
 
-.PHONY: check format lint types test every peers fuzz matrix figures gpu gpu-plans demo ci
+.PHONY: check format lint types test every peers fuzz costly sbom matrix figures gpu gpu-plans demo ci
 
 check: lint types test
 
@@ -35,6 +35,14 @@ fuzz:
 	$(FUZZ_VENV)/bin/pip install -q atheris numpy
 	mkdir -p $(CORPUS)
 	$(FUZZ_VENV)/bin/python -m tests.studies.fuzz.fuzz_readers $(CORPUS) -runs=$(FUZZ_RUNS) -max_len=4096 -timeout=10
+
+# Files that cost their reader more than they may; goes on where it ended, in .costly-corpus.
+costly:
+	$(PYTHON) -m tests.studies.weights_io.costly --seconds 600
+
+# What is installed and needed, as CycloneDX JSON: `make -s sbom EXTRAS="onnx plots" >sbom.json`.
+sbom:
+	@$(PYTHON) .ci/sbom $(EXTRAS)
 
 # Every known bug in every layer: seen, and named right? Then the same from logits alone.
 matrix:
