@@ -36,9 +36,6 @@ def test_a_difference_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         mutated_archives.opinions(file)
 
 
-@pytest.mark.xfail(
-    reason="we read each storage by its exact name; torch's zip reader knows no case"
-)
 @pytest.mark.parametrize("keys", ["wW", "w", "W"])
 def test_records_whose_names_differ_by_case_only_are_refused(keys: str) -> None:
     file = mutated_archives.of_two_cases(keys)

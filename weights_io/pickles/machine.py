@@ -69,6 +69,9 @@ def run_pickle(
     return machine.run(), machine.tape.position
 
 
+_LOW, _MOST_HIGH = 1 << 20, 1000  # picklers and optimisers count theirs up from 0
+
+
 class _Machine:
     """Stack, marks and memo of one pickle being read."""
 
@@ -79,6 +82,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []  # the stacks below each open mark
         self.memo: dict[int, Any] = {}
+        self._high = 0
 
     def run(self) -> object:
         self._check_protocol()
@@ -213,6 +217,8 @@ class _Machine:
                     raise malformed("a dict has an integer of more than 64 bits for a key")
             elif type(key) is not str:
                 raise malformed("a dict has a key that is neither text nor an integer")
+            if type(key) is int:
+                self._admit_high(key, "keys")
             if key in target:
                 raise malformed(f"the key {sanitize(key)} comes twice")
             target[key] = value
@@ -224,8 +230,16 @@ class _Machine:
     # The memo, a dict: a huge index costs nothing (CPython's array is gh-115952) ------------
 
     def put(self, index: int) -> None:
+        self._admit_high(index, "places of the memo")
         self.memo[index] = self.top()
         self.limits.enforce("memo", len(self.memo), "the pickle remembers too many objects")
+
+    def _admit_high(self, number: int, what: str) -> None:
+        """Integers are their own hashes: many high ones could be made to collide in a dict."""
+        if not -_LOW < number < _LOW:
+            self._high += 1
+            if self._high > _MOST_HIGH:
+                raise malformed(f"too many {what} are large integers")
 
     def get(self, index: int) -> None:
         if index not in self.memo:

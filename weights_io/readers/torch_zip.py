@@ -39,20 +39,23 @@ def read_torch_zip(members: dict[str, Member], budget: Budget) -> Contents:
     """Read the tree of a torch zip; its storages stay in the file."""
     root_folder = _root_folder(members)
     _refuse_strangers(members, root_folder)
+    _refuse_equal_names(members)
     return read_torch_archive(members, root_folder, budget)
 
 
 def read_torch_archive(files: Mapping[str, File], root_folder: str, budget: Budget) -> Contents:
     """Read the tree of data.pkl and its storages, in files that `root_folder` stands before."""
     limits = budget.limits
-    pickle = _pickle_source(files[root_folder + PICKLE], limits)
+    # Once, for a folder's name may be long, and there are many storages.
+    files = {name[len(root_folder) :]: file for name, file in files.items()}
+    pickle = _pickle_source(files[PICKLE], limits)
     storages = Storages(id_length=5)
     raw, end = run_pickle(pickle, 0, budget, storages.persistent)
     if end != pickle.size:
         raise malformed(f"{pickle.size - end} bytes follow its end")
 
     def find(storage: Storage) -> File:
-        file = files.get(f"{root_folder}data/{storage.key}")
+        file = files.get(f"data/{storage.key}")
         if file is None:
             raise WeightsFileError(
                 f"storage {sanitize(storage.key)} is missing from the archive",
@@ -64,10 +67,10 @@ def read_torch_archive(files: Mapping[str, File], root_folder: str, budget: Budg
     resolve = TensorResolver(
         find,
         budget,
-        big_endian=_is_big_endian(files.get(root_folder + "byteorder"), limits),
+        big_endian=_is_big_endian(files.get("byteorder"), limits),
     )
     root = TreeBuilder(budget, resolve).build(raw)
-    return Contents("torch-zip", root, _metadata(files.get(root_folder + METADATA), budget))
+    return Contents("torch-zip", root, _metadata(files.get(METADATA), budget))
 
 
 def _metadata(member: File | None, budget: Budget) -> dict[str, str]:
@@ -110,6 +113,19 @@ def _refuse_strangers(members: dict[str, Member], folder: str) -> None:
             raise WeightsFileError(
                 "a torch zip with a member that no torch writes",
                 got=sanitize(name),
+                advice="get the file again from its source",
+            )
+
+
+def _refuse_equal_names(members: Mapping[str, Member]) -> None:
+    """Refuse names that differ by case only: torch takes the one member for the other."""
+    seen: dict[str, str] = {}
+    for name in members:
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            raise WeightsFileError(
+                "the archive's members have names that differ by case only",
+                got=f"{sanitize(other)} and {sanitize(name)}",
                 advice="get the file again from its source",
             )
 
