@@ -204,7 +204,7 @@ class OnnxCandidate(Candidate):
         wanted = [_read_as(tensor, loaded.chain) for tensor in loaded.taps.tensors]
         task = json.dumps({"wanted": wanted}).encode()
         session.put({TASK: task, MODEL: serialized(model, self.name)})
-        _, told = session.ask(None, until - time.monotonic())
+        _, told = session.ask(None, max(0.0, until - time.monotonic()))
         if "failure" in told:
             return "", first_line_of(told["failure"])
         return sanitize(told.get("type")), ""
@@ -237,7 +237,9 @@ class OnnxCandidate(Candidate):
         return np.clip(np.rint(images), range_.min, range_.max).astype(range_.dtype)
 
     def _call(self, piece: Array, count: int, until: float) -> list[Array]:
-        arrays, told = self._start().ask(np.ascontiguousarray(piece), until - time.monotonic())
+        arrays, told = self._start().ask(
+            np.ascontiguousarray(piece), max(0.0, until - time.monotonic())
+        )
         if "failure" in told:
             got = first_line_of(told["failure"])
             raise CandidateFailure(f"{self.name}: ONNX Runtime failed", got=got, refused=True)
