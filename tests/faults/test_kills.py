@@ -16,6 +16,7 @@ import pytest
 
 from tests.cli.runner import ROOT, environment
 from tests.faults.killed import JOBS
+from tests.studies.faults.kill_study import RESULTS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and kills, as Linux does")
 
@@ -36,3 +37,9 @@ def test_kills(job: str, kills: int, tmp_path: Path) -> None:
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["kills"] == kills
     assert told["wrong"] == []
+
+
+def test_the_study_that_is_committed_found_nothing_wrong() -> None:
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert set(found) == set(JOBS)
+    assert all(each["wrong"] == [] and each["kills"] >= 200 for each in found.values())
