@@ -18,7 +18,7 @@ from repvgg_ref.data.source import DataError
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.oracle.report import VerificationError
 from tests.cli.runner import Outcome, invoke, save_small, small_model
-from weights_io import WeightsFileError, printable, sanitize
+from weights_io import WeightsFileError, printable, sanitize, save_weights
 
 ESCAPE, NEXT, TURNED = "\x1b[31m\x1b]0;x\x07", "a\nb\r\x85\u2028c", "\u202e\u2066txt"
 NAMES = {"escape": ESCAPE, "lines": NEXT, "turned": TURNED, "markup": "]]>&<b>[red]"}
@@ -100,7 +100,8 @@ def test_verify_in_every_format(folder: Path, capsys: pytest.CaptureFixture[str]
     x = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
     y = small_model().forward(x, layers=True)
     candidate = folder / f"{folder.name}.npz"
-    np.savez(candidate, input=x, **{name: array + (name == "linear") for name, array in y.items()})
+    saved = {name: array + (name == "linear") for name, array in y.items()}
+    save_weights(candidate, {"input": x, **saved}, container="npz")
     page, xml = folder / f"{folder.name}.html", folder / f"{folder.name}.xml"
     found = invoke(
         capsys, "verify", "--reference", reference, "--candidate", candidate,
@@ -111,7 +112,7 @@ def test_verify_in_every_format(folder: Path, capsys: pytest.CaptureFixture[str]
     suite = ElementTree.fromstring(xml.read_bytes())
     assert all(text.isprintable() for each in suite.iter() for text in each.attrib.values())
     odd = folder / "odd.npz"
-    np.savez(odd, input=x, **{"odd\x1b[2J\u202e": x})
+    save_weights(odd, {"input": x, "odd\x1b[2J\u202e": x}, container="npz")
     told = checked(
         invoke(capsys, "verify", "--reference", reference, "--candidate", odd, "--json"), 2
     )
@@ -120,7 +121,7 @@ def test_verify_in_every_format(folder: Path, capsys: pytest.CaptureFixture[str]
 
 def test_names_of_arrays_in_the_interface(tmp_path: Path) -> None:
     arrays = {f"odd{HOSTILE[:-2]}": np.zeros(3, np.float32)}
-    np.savez(tmp_path / "x.npz", **arrays)
+    save_weights(tmp_path / "x.npz", arrays, container="npz")
     with pytest.raises(ReportedError) as raised:
         rr.load(tmp_path / "x.npz")
     assert_plain(str(raised.value))

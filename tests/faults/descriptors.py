@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import weights_io
+from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.workers import crew as crews
 from repvgg_ref.cpu.workers import process as processes
 from repvgg_ref.cpu.workers.process import CrewError
@@ -63,7 +64,7 @@ class Files(Job):
     """A small file written and read in every container."""
 
     def prepare(self) -> None:
-        self.arrays = {"a": np.ones((3, 4), np.float32), "b": np.zeros(5)}
+        self.arrays: dict[str, Array] = {"a": np.ones((3, 4), np.float32), "b": np.zeros(5)}
 
     def run(self) -> str:
         containers: tuple[weights_io.Container, ...] = (

@@ -96,7 +96,7 @@ class OnnxCandidate(Candidate):
         self._require_shape(x)
         started = time.monotonic()
         try:
-            kind, notes = self._open(started + min(seconds, self.timeout))
+            kind, rewritten = self._open(started + min(seconds, self.timeout))
             found = self._evaluate(kind, loaded, x, started + min(seconds, self.timeout))
         finally:
             self.timeout -= time.monotonic() - started
@@ -105,7 +105,7 @@ class OnnxCandidate(Candidate):
         ending, altered, ends = _logits(loaded, found)
         arrays, declared, left_out = _arranged(found, loaded.taps, ending)
         entrance = loaded.taps.entrance
-        notes = [*loaded.notes, *notes, *loaded.taps.notes, *entrance.notes, *ends, *left_out]
+        notes = [*loaded.notes, *rewritten, *loaded.taps.notes, *entrance.notes, *ends, *left_out]
         dump = Dump(arrays, declared, loaded.precision, tuple(notes))
         seen = interpret(dump, self.arch, where=self.name, x=x, assume="NCHW", live=True)
         evidence = replace(loaded.evidence, findings=(*loaded.evidence.findings, *altered))
@@ -187,7 +187,7 @@ class OnnxCandidate(Candidate):
     def _open(self, until: float) -> tuple[str, tuple[str, ...]]:
         """Have every tapped tensor returned; the type of the input, and what was rewritten."""
         if self._opened is None:
-            loaded, notes = self._loaded, ()
+            loaded, notes = self._loaded, tuple[str, ...]()
             kind, refused = self._offered(_tapped(loaded.model, loaded, self.arch), until)
             if refused and (rewritten := widened(loaded.model, self.name)) is not None:
                 model, note = rewritten

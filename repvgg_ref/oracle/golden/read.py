@@ -150,7 +150,7 @@ def _typed(kind: type[_Spec], said: Mapping[str, Any]) -> _Spec:
     """A block or a head, every field of which is of its type: number, text, or yes and no."""
     for field in fields(kind):
         wanted = {"int": int, "bool": bool}.get(str(field.type), str)
-        value = said.get(field.name, field.default)
+        value: Any = said.get(field.name, field.default)
         if type(value) is not wanted or (wanted is int and not 0 <= value < 1 << 31):
             raise TypeError(f"{field.name} is {value!r}")
     return kind(**said)

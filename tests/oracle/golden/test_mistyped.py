@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,10 @@ def changed(value: Any, path: tuple[Any, ...], change: Callable[[Any, Any], None
     return whole[0]
 
 
+def _put(odd: Any, holder: Any, key: Any) -> None:
+    holder[key] = odd
+
+
 def mutations(value: Any, names: set[str]) -> Iterator[Any]:
     """`value` with each place under one of `names` removed, and made each odd thing."""
     for path in places(value):
@@ -84,7 +89,7 @@ def mutations(value: Any, names: set[str]) -> Iterator[Any]:
             continue
         yield changed(value, path, lambda holder, key: holder.pop(key))
         for odd in ODD:
-            yield changed(value, path, lambda holder, key, odd=odd: holder.__setitem__(key, odd))
+            yield changed(value, path, partial(_put, odd))
 
 
 EVERY = [pytest.param(1, marks=pytest.mark.slow), 29]
@@ -135,7 +140,8 @@ def test_a_fifo_in_the_place_of_a_file_is_refused(copied: Path, name: str) -> No
     (copied / name).unlink()
     os.mkfifo(copied / name)
     manifest = json.loads((copied / MANIFEST).read_text()) if name != MANIFEST else {}
-    for known in ({}, manifest.get("files", {})):  # by the digests, and where none are told
+    tables: list[dict[str, Any]] = [{}, manifest.get("files", {})]
+    for known in tables:  # by the digests, and where none are told
         if name != MANIFEST:
             (copied / MANIFEST).write_text(json.dumps(manifest | {"files": known}))
         assert not understood(lambda: read_golden(copied)) or (name, known) == ("weights.npz", {})

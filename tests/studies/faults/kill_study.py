@@ -1,6 +1,6 @@
 """A thousand SIGKILLs of each job: ``python -m tests.studies.faults.kill_study [KILLS [JOB ...]]``.
 
-Writes ``results/kills.json`` beside this file, after every fifty kills: it may be stopped, and goes
+Writes ``results/kills.json`` beside this file, after every twenty kills: it may be stopped, and goes
 on where it was.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from tests.faults.killed import JOBS, kills
 
-KILLS, PIECE = 1000, 50
+KILLS, PIECE = 1000, 20
 RESULTS = Path(__file__).parent / "results" / "kills.json"
 
 
