@@ -151,7 +151,8 @@ def _typed(kind: type[_Spec], said: Mapping[str, Any]) -> _Spec:
     for field in fields(kind):
         wanted = {"int": int, "bool": bool}.get(str(field.type), str)
         value: Any = said.get(field.name, field.default)
-        if type(value) is not wanted or (wanted is int and not 0 <= value < 1 << 31):
+        found: type = type(value)
+        if found is not wanted or (found is int and not 0 <= value < 1 << 31):
             raise TypeError(f"{field.name} is {value!r}")
     return kind(**said)
 

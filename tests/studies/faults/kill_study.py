@@ -1,7 +1,7 @@
 """A thousand SIGKILLs of each job: ``python -m tests.studies.faults.kill_study [KILLS [JOB ...]]``.
 
-Writes ``results/kills.json`` beside this file, after every twenty kills: it may be stopped, and goes
-on where it was.
+Writes ``results/kills.json`` beside this file, after every twenty kills: it may be stopped, and
+goes on where it was.
 """
 
 from __future__ import annotations
