@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from weights_io.text import printable
+
 
 class ReportedError(Exception):
     """An error that is told to the user in one line, never as a traceback.
+
+    Whatever names and values go into it: no character of the line moves a terminal's cursor,
+    changes its colours, or reorders text.
 
     Parameters
     ----------
@@ -16,17 +23,21 @@ class ReportedError(Exception):
         What the user can do about it.
     """
 
+    _lines: ClassVar[bool] = False
+
     def __init__(
         self, what: str, *, got: object = None, wanted: object = None, advice: str | None = None
     ) -> None:
-        self.what, self.got, self.wanted, self.advice = what, got, wanted, advice
+        self.what, self.advice = printable(what, lines=self._lines), advice and printable(advice)
+        self.got = printable(got) if isinstance(got, str) else got
+        self.wanted = printable(wanted) if isinstance(wanted, str) else wanted
         details = [
             None if got is None else f"got {got}",
             None if wanted is None else f"wanted {wanted}",
             advice,
         ]
-        shown = " ; ".join(detail for detail in details if detail)
-        super().__init__(f"{what} ({shown})" if shown else what)
+        shown = printable(" ; ".join(detail for detail in details if detail))
+        super().__init__(f"{self.what} ({shown})" if shown else self.what)
 
 
 class WeightsFileError(ReportedError):

@@ -25,10 +25,17 @@ def sanitize(name: object) -> str:
         invisible ones that reorder text; at most 120 characters.
     """
     text = name if type(name) is str else _shown(name)
-    if len(text) > _LONGEST:
-        text = text[: _LONGEST - 3] + "..."
+    return printable(text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "...")
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """`text`, every character that does not print as a backslash escape; `lines` are kept apart."""
     if text.isprintable():
         return text
+    if lines:
+        return "
+".join(map(printable, text.split("
+")))
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
         for letter in text

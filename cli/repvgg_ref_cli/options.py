@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from repvgg_ref_cli import completion
+from repvgg_ref_cli.failures import printable
 from repvgg_ref_cli.piped import File, InputFile, is_dash
 
 if TYPE_CHECKING:
@@ -199,7 +200,12 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 def note(message: str) -> None:
     """Tell people something beside the result: one line on stderr."""
-    click.echo(f"note: {message}", err=True)
+    say(f"note: {message}", err=True)
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Print one line for people, whatever characters the names in it are made of."""
+    click.echo(printable(line), err=err)
 
 
 def assumed_line(assumed: Assumed) -> list[str]:

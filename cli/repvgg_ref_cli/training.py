@@ -8,8 +8,6 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import click
-
 from repvgg_ref.train.events import (
     EpochDone,
     Event,
@@ -21,7 +19,8 @@ from repvgg_ref.train.events import (
     Stopped,
 )
 from repvgg_ref_cli.console import Fitting, can_draw, console
-from repvgg_ref_cli.options import note, print_json
+from repvgg_ref_cli.failures import printable
+from repvgg_ref_cli.options import note, print_json, say
 
 if TYPE_CHECKING:
     from repvgg_ref.train.job import Job
@@ -140,13 +139,13 @@ class View:
     def _print(self, line: str) -> None:
         # Where bar and lines share a terminal, the bar must be moved out of the way.
         if self._bar.live.is_started and sys.stdout.isatty():
-            self._console.print(line, markup=False, highlight=False)
+            self._console.print(printable(line), markup=False, highlight=False)
         else:
-            click.echo(line)
+            say(line)
 
     def _say_note(self, message: str) -> None:
         if self._bar.live.is_started:
-            self._console.print(f"note: {message}", markup=False, highlight=False)
+            self._console.print(f"note: {printable(message)}", markup=False, highlight=False)
         else:
             note(message)
 
@@ -177,13 +176,13 @@ def show_plan(job: Job, step_seconds: float, *, as_json: bool) -> None:
         return
     if start is not None:
         _show_start(start)
-    click.echo(f"model     {plan.model}: {plan.parameters:,} parameters, {plan.classes} classes")
-    click.echo(f"data      {plan.images} images to train on, {plan.test_images} to evaluate on")
-    click.echo(f"steps     {plan.steps}, {plan.steps_per_epoch} an epoch, {ranks}")
-    click.echo("rate      " + ", ".join(f"{lr:.4g} at step {step}" for step, lr in plan.lrs))
-    click.echo(f"memory    about {plan.memory / 2**20:,.0f} MiB a rank, beside the images")
-    click.echo(f"time      about {duration}: {step_seconds:.3f} s a step (one measured)")
-    click.echo("nothing was written")
+    say(f"model     {plan.model}: {plan.parameters:,} parameters, {plan.classes} classes")
+    say(f"data      {plan.images} images to train on, {plan.test_images} to evaluate on")
+    say(f"steps     {plan.steps}, {plan.steps_per_epoch} an epoch, {ranks}")
+    say("rate      " + ", ".join(f"{lr:.4g} at step {step}" for step, lr in plan.lrs))
+    say(f"memory    about {plan.memory / 2**20:,.0f} MiB a rank, beside the images")
+    say(f"time      about {duration}: {step_seconds:.3f} s a step (one measured)")
+    say("nothing was written")
 
 
 def _show_start(start: Initialised) -> None:
@@ -191,4 +190,4 @@ def _show_start(start: Initialised) -> None:
     from weights_io import sanitize
 
     for number, line in enumerate(start.lines()):
-        click.echo(f"{'       ' if number else 'init   '}{sanitize(line)}")
+        say(f"{'       ' if number else 'init   '}{sanitize(line)}")

@@ -120,10 +120,14 @@ def _convert(way: str, task: Task, source: Path, target: Path, into: Measured) -
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["nothing said"]
         raise ContenderError(f"{way} failed to convert", got=lines[-1])
-    told = json.loads(done.stdout.splitlines()[-1])
+    try:
+        told = json.loads(done.stdout.splitlines()[-1])
+        cpu_seconds, peak = float(told["cpu_seconds"]), int(told["peak"])
+    except (LookupError, RecursionError, TypeError, ValueError):
+        raise ContenderError(f"{way} did not tell its time and memory") from None
     into.seconds.append(seconds)
-    into.cpu_seconds.append(told["cpu_seconds"])
-    into.memory["peak"] = max(told["peak"], into.memory.get("peak", 0))
+    into.cpu_seconds.append(cpu_seconds)
+    into.memory["peak"] = max(peak, into.memory.get("peak", 0))
 
 
 def _difference(theirs: Path, ours: Path) -> float:

@@ -99,9 +99,14 @@ def _answer(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
             got=f"exit code {code}"
             + (f", last words: {sanitize(said[-1].strip())}" if said else ""),
         )
-    answer: dict[str, Any] = json.loads(line)
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise ContenderError("its process said what is no answer", got=sanitize(line.strip()))
     if "error" in answer:
-        raise ContenderError(answer["error"])
+        raise ContenderError(sanitize(answer["error"]))
     return answer
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.data.loader import Batch, Loader
-from repvgg_ref.data.pixel_shards import FORMAT, LABELS, MANIFEST, VERSION
+from repvgg_ref.data.pixel_shards import FORMAT, LABELS, MANIFEST, VERSION, read_manifest
 from repvgg_ref.data.source import DataError, Source
 from repvgg_ref.data.transforms import evaluation_transform
-from weights_io import atomic_path, claim, reported, sanitize, sweep
+from weights_io import atomic_path, claim, open_regular, reported, sanitize, sweep
 
 _PART = {"file": str, "count": int, "sha256": str, "labels": list, "skipped": list}
 PLAN = "unfinished.json"  # what is being made; there until the manifest is
@@ -78,13 +78,15 @@ def write_pixels(
     }
     plan = header | {"batches_a_part": per_part, "pictures": _fingerprint(source)}
     with reported(out), _claimed(out, json.loads(json.dumps(plan))):
+        if (out / MANIFEST).exists():  # all was done but to tidy up
+            return _tidied(out, read_manifest(out))
         parts = _whole_parts(out, size * size * source.channels)
         first = len(parts) * per_part
         with contextlib.closing(loader.epoch(0, first_step=first)) as batches:
             counted = _counted(batches, first, loader.steps, progress)
             for start in range(first, loader.steps, per_part):
                 steps = min(per_part, loader.steps - start)
-                path = out / f"pixels-{len(parts):05d}.u8"
+                path = _part(out, len(parts))
                 part = _write_part(path, islice(counted, steps)) | {"skipped": loader.skipped}
                 _write_json(_beside(path), part)
                 parts.append(part)
@@ -112,13 +114,13 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
     """The folder, empty or with the beginnings of this very plan, for this process alone."""
     out.mkdir(parents=True, exist_ok=True)
     sweep(out)  # what a run has left that was killed
-    if (out / MANIFEST).exists():
+    if (out / MANIFEST).exists() and not (out / PLAN).exists():
         raise DataError(f"{sanitize(out)}: holds a data set already", advice="name another folder")
     if not (out / PLAN).exists():
         if any(out.iterdir()):
             raise DataError(f"{sanitize(out)}: is not empty", advice="name another folder")
         _write_json(out / PLAN, plan)
-    with (out / PLAN).open("rb") as file:
+    with open_regular(out / PLAN) as file:
         if not claim(file):
             raise DataError(f"{sanitize(out)}: another process is writing here")
         if _parsed(file.read()) != plan:
@@ -134,7 +136,7 @@ def _whole_parts(out: Path, picture_bytes: int) -> list[dict[str, Any]]:
     """What earlier runs finished, up to the first part that is missing."""
     parts: list[dict[str, Any]] = []
     while True:
-        path = out / f"pixels-{len(parts):05d}.u8"
+        path = _part(out, len(parts))
         if not _beside(path).is_file() or not path.is_file():
             return parts
         part = _parsed(_beside(path).read_bytes()) or {}
@@ -183,9 +185,18 @@ def _finish(out: Path, header: dict[str, Any], parts: list[dict[str, Any]]) -> d
         "skipped": sorted(skipped.items()),
     }
     _write_json(out / MANIFEST, manifest)
-    for part in parts:
-        _beside(out / part["file"]).unlink()
+    return _tidied(out, manifest)
+
+
+def _tidied(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest, without the records that it has made needless."""
+    for number in range(len(manifest["parts"])):
+        _beside(_part(out, number)).unlink(missing_ok=True)
     return manifest
+
+
+def _part(out: Path, number: int) -> Path:
+    return out / f"pixels-{number:05d}.u8"
 
 
 def _beside(path: Path) -> Path:

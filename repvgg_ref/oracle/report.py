@@ -17,7 +17,9 @@ EVERYWHERE = "all"  # the place of a cause that stands in every layer where it w
 
 
 class VerificationError(ReportedError):
-    """A candidate that was not found to agree with the reference."""
+    """A candidate that was not found to agree with the reference; it may be told on many lines."""
+
+    _lines = True
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from repvgg_ref.train.loss_scale import LossScale
 from repvgg_ref.train.state import (
     StateError,
     Stored,
+    forget_older,
     last_good,
     read_newest,
     steps_in,
@@ -105,6 +106,8 @@ class Folder:
                 f"{default_threads()} threads instead of {before}: sums may round otherwise"
             )
         self._newest = stored.step
+        if self._writes:
+            forget_older(self.path, stored.step)
         return self._on_device(stored), notes
 
     def save(self, state: State) -> Path | None:

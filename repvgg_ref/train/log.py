@@ -11,6 +11,7 @@ from typing import Any
 from repvgg_ref.errors import MissingExtraError
 from repvgg_ref.train.events import EpochDone, Event, StepDone, as_record
 from repvgg_ref.train.state import StateError, last_good, write_text
+from weights_io import read_regular
 
 NAME = "log.jsonl"
 
@@ -60,11 +61,12 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
     A killed process may leave half a line, and a failing disk anything.
     """
-    path = folder / NAME
-    if not path.exists():
+    try:
+        text = read_regular(folder / NAME).decode("utf-8", "replace")
+    except FileNotFoundError:
         return []
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in text.splitlines():
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):

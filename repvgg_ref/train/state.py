@@ -101,6 +101,14 @@ def write_state(
     return note
 
 
+def forget_older(folder: Path, step: int) -> None:
+    """Remove all before the `KEPT` last up to `step`: a killed writer may have left one more."""
+    with contextlib.suppress(OSError, StateError):
+        steps = steps_in(folder)
+        later = [other for other in steps if other > step]
+        _remove_all_but(folder, later + [other for other in steps if other <= step][:KEPT])
+
+
 def sweep(folder: Path) -> None:
     """Remove what a process that was killed has left: half a file, or arrays without a note."""
     with contextlib.suppress(OSError):

@@ -26,6 +26,7 @@ from repvgg_ref.data import (
     splits_of,
     training_transform,
 )
+from repvgg_ref.data import write_pixels as write_pixels_module
 from repvgg_ref.data.pictures import ImageError
 from repvgg_ref.data.pixel_shards import LABELS, MANIFEST, PixelSource
 from repvgg_ref.data.write_pixels import BATCH, PLAN, write_pixels
@@ -188,6 +189,29 @@ def test_a_killed_run_leaves_nothing_that_opens_and_is_resumed(tmp_path: Path) -
             with pytest.raises(DataError, match=r"manifest\.json is missing"):
                 PixelSource(out)
     write(source, out)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_run_killed_while_it_tidied_up_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest was there, so it was told that a data set is, and the records stayed."""
+    source = array_source(300, side=SIZE)
+    made = write(source, tmp_path / "whole")
+    out = tmp_path / "out"
+
+    def killed(*_: object) -> None:
+        (out / "pixels-00000.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write_pixels_module, "_tidied", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(source, out)
+    assert len(PixelSource(out)) == 300
+    with pytest.raises(DataError, match="the beginnings of another data set"):
+        write(array_source(299, side=SIZE), out)
+    assert write(source, out) == json.loads(json.dumps(made))
     assert contents(out) == contents(tmp_path / "whole")
 
 

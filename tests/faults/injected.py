@@ -176,7 +176,8 @@ def _left_over(folder: Path, mine: set[str], *, hidden_only: bool = False) -> st
     return f"left {sorted(found)}" if found else ""
 
 
-def _descriptors() -> Counter[str]:
+def open_descriptors() -> Counter[str]:
+    """What this process has open, after its garbage was collected."""
     gc.collect()
     found = []
     for entry in Path("/proc/self/fd").iterdir():
@@ -188,7 +189,7 @@ def _descriptors() -> Counter[str]:
 def _one(shim: Shim, job: Job, call: int) -> tuple[list[str], int]:
     """What is wrong when that call fails (0: none), and how many were made."""
     job.prepare()
-    before = _descriptors()
+    before = open_descriptors()
     shim.arm(call)
     try:
         said = job.run()
@@ -199,7 +200,7 @@ def _one(shim: Shim, job: Job, call: int) -> tuple[list[str], int]:
     found = job.judge(said)
     if found and not (failed == "unlink" and found.startswith("left")):  # removing it has failed
         wrong.append(found)
-    if lost := _descriptors() - before:
+    if lost := open_descriptors() - before:
         wrong.append(f"lost {sorted(lost)}")
     job.mend()
     if found := job.judge(""):

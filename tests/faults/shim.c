@@ -10,6 +10,7 @@
 #include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
@@ -69,6 +70,12 @@ CALL(int, chmod, EPERM, (const char *path, mode_t mode), (path, mode))
 CALL(int, chown, EPERM, (const char *path, uid_t user, gid_t group), (path, user, group))
 CALL(void *, mmap64, ENOMEM, (void *at, size_t size, int may, int how, int fd, off64_t from),
      (at, size, may, how, fd, from))
+CALL(int, memfd_create, EMFILE, (const char *name, unsigned how), (name, how))
+CALL(int, socketpair, EMFILE, (int family, int type, int way, int ends[2]),
+     (family, type, way, ends))
+CALL(ssize_t, sendmsg, ENOBUFS, (int fd, const struct msghdr *message, int how), (fd, message, how))
+CALL(int, pipe2, EMFILE, (int ends[2], int how), (ends, how))
+CALL(pid_t, fork, EAGAIN, (void), ())
 
 int close(int fd) {
     int done = REAL(close)(fd);

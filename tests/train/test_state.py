@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repvgg_ref.train.state import StateError, read_newest, steps_in, sweep, write_state
+from repvgg_ref.train.state import (
+    StateError,
+    forget_older,
+    read_newest,
+    steps_in,
+    sweep,
+    write_state,
+)
 
 ARRAYS = {"weights/a": np.arange(6.0).reshape(2, 3), "running/n": np.array(3, np.int64)}
 FACTS = {
@@ -43,6 +50,18 @@ def test_two_states_are_kept(tmp_path: Path) -> None:
     write(tmp_path, 1, 2, 3, 10)
     assert steps_in(tmp_path) == [10, 3]
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_third_that_a_killed_writer_left_goes_when_the_newest_is_known_to_be_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("repvgg_ref.train.state._remove_all_but", lambda *_: None)
+        write(tmp_path, 1, 2, 3, 4)
+    sweep(tmp_path)
+    assert steps_in(tmp_path) == [4, 3, 2, 1]  # nobody has read yet whether the newest is whole
+    forget_older(tmp_path, 3)
+    assert steps_in(tmp_path) == [4, 3, 2]
 
 
 def test_states_of_a_course_that_was_left_are_removed(tmp_path: Path) -> None:

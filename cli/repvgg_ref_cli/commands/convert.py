@@ -24,6 +24,7 @@ from repvgg_ref_cli.options import (
     note,
     one_checkpoint,
     print_json,
+    say,
     weights_set_option,
 )
 from repvgg_ref_cli.piped import destination, is_dash, reads_stdin, refuse_two_on_stdout
@@ -164,29 +165,29 @@ def _show(source: Path, done: Conversion, *, to_stdout: bool) -> None:
     """Tell people; on stderr if stdout gets the file itself."""
     from weights_io import sanitize
 
-    say = partial(click.echo, err=to_stdout)
-    say(
+    tell = partial(say, err=to_stdout)
+    tell(
         f"read   {sanitize(source.name)}: {done.model}, {done.form} form, "
         f"{done.dialect} names, {done.container}"
     )
     for message in done.notes:
-        say(f"       {message}")
+        tell(f"       {message}")
     size, where = done.out.stat().st_size / 1e6, "stdout" if to_stdout else sanitize(done.out)
     kind = done.format if done.dtype == "float32" else f"{done.format}, {done.dtype}"
-    say(f"wrote  {where}: {done.tensors} arrays, {size:.2f} MB, {kind}")
+    tell(f"wrote  {where}: {done.tensors} arrays, {size:.2f} MB, {kind}")
     check = done.self_check
     if check is None:
-        say("       it was fused already: rewritten as it is, no branches to check")
+        tell("       it was fused already: rewritten as it is, no branches to check")
     else:
-        say(
+        tell(
             f"check  fused = branches in every block; closest to its bound: {check.layer}, "
             f"error {check.max_error:.2g}, bound {check.bound:.2g}"
         )
     for message in assumed_line(done.assumed):
-        say(f"       {message}")
+        tell(f"       {message}")
     if to_stdout:
         return
-    say(f"next   {_NEXT[done.format].format(out=sanitize(done.out), create=_create(done))}")
+    tell(f"next   {_NEXT[done.format].format(out=sanitize(done.out), create=_create(done))}")
 
 
 def _create(done: Conversion) -> str:

@@ -28,6 +28,7 @@ from repvgg_ref_cli.options import (
     model_option,
     note,
     print_json,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ def _expected(published: Published | None, size: int) -> dict[str, Any] | None:
 
 
 def _show(found: dict[str, Any]) -> None:
-    click.echo(
+    say(
         f"{found['model']}, {found['form']} form{'s' if found['form'] == 'both' else ''}, "
         f"{found['images']} images "
         f"({found['size']} x {found['size']} of {found['resize']})"
@@ -291,11 +292,11 @@ def _show(found: dict[str, Any]) -> None:
     for form, rates in found.get("forms", {found["form"]: found}).items():
         low, high = rates["interval"]
         of = f", {form} form" if "forms" in found else ""
-        click.echo(f"top-1  {rates['top1']:7.2%}  (95 % interval {low:.2%} to {high:.2%}{of})")
-        click.echo(f"top-5  {rates['top5']:7.2%}")
+        say(f"top-1  {rates['top1']:7.2%}  (95 % interval {low:.2%} to {high:.2%}{of})")
+        say(f"top-5  {rates['top5']:7.2%}")
     if "agreement" in found:
         apart = found["agreement"]
-        click.echo(
+        say(
             f"forms  {'agree' if apart['ok'] else 'DISAGREE'}: the same class for "
             f"{apart['same_class']} of {found['images']} images; logits differ by at most "
             f"{apart['largest_difference']:.2g}; on the image closest to what rounding explains "
@@ -312,4 +313,4 @@ def _show_expected(expected: dict[str, Any]) -> None:
         if expected[name] is not None
     ]
     other = "" if expected["same_size"] else f", at {expected['size']} x {expected['size']}"
-    click.echo(f"stated {', '.join(stated)} on ImageNet's validation set{other}")
+    say(f"stated {', '.join(stated)} on ImageNet's validation set{other}")

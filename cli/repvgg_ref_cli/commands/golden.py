@@ -20,6 +20,7 @@ from repvgg_ref_cli.options import (
     json_option,
     note,
     print_json,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -133,30 +134,26 @@ def _show(done: GoldenSummary) -> None:
     from weights_io import sanitize
 
     size = sum(done.files.values()) / 1e6
-    click.echo(f"wrote  {sanitize(str(done.out))}: {len(done.files)} files, {size:.2f} MB")
-    click.echo(
-        f"       {done.model}, {done.form} form, {len(done.matrix.layers)} layers in float64"
-    )
+    say(f"wrote  {sanitize(str(done.out))}: {len(done.files)} files, {size:.2f} MB")
+    say(f"       {done.model}, {done.form} form, {len(done.matrix.layers)} layers in float64")
     if done.steps is not None:
         recipe = done.steps.recipe
         rates = ", ".join(f"{lr:g}" for lr in recipe.lrs)
-        click.echo(
+        say(
             f"train  {len(recipe.lrs)} steps of SGD, lr {rates},"
             f" momentum {recipe.momentum:g}, weight decay {recipe.weight_decay:g}"
         )
     matrix = done.matrix
-    click.echo(
-        f"score  {matrix.killed} of {matrix.counted} planted bugs are noticed ({matrix.score:.1%})"
-    )
+    say(f"score  {matrix.killed} of {matrix.counted} planted bugs are noticed ({matrix.score:.1%})")
     for mutant in matrix.survivors[:_SHOWN_SURVIVORS]:
         detail = f" ({mutant.detail})" if mutant.detail else ""
-        click.echo(f"       hidden: {mutant.bug}{detail} in {mutant.layer}: {mutant.reason}")
+        say(f"       hidden: {mutant.bug}{detail} in {mutant.layer}: {mutant.reason}")
     if len(matrix.survivors) > _SHOWN_SURVIVORS:
-        click.echo(f"       ... {len(matrix.survivors) - _SHOWN_SURVIVORS} more: manifest.json")
+        say(f"       ... {len(matrix.survivors) - _SHOWN_SURVIVORS} more: manifest.json")
     for message in done.warnings:
-        click.echo(f"weak   {message}")
+        say(f"weak   {message}")
     for message in done.skipped:
-        click.echo(f"left   {message}")
+        say(f"left   {message}")
     for message in assumed_line(done.assumed):
-        click.echo(f"       {message}")
-    click.echo(f"next   read {sanitize(str(done.out / 'manifest.json'))}: how_to_compare")
+        say(f"       {message}")
+    say(f"next   read {sanitize(str(done.out / 'manifest.json'))}: how_to_compare")

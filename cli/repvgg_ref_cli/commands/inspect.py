@@ -18,6 +18,7 @@ from repvgg_ref_cli.options import (
     json_option,
     one_checkpoint,
     print_json,
+    say,
     weights_set_option,
 )
 from repvgg_ref_cli.piped import without_copy
@@ -100,7 +101,7 @@ def _show(found: Inspection) -> None:
         ("model", found.model or "none that is known"),
         ("tensors", str(found.tensors)),
     ):
-        click.echo(f"  {label:<11}{value}")
+        say(f"  {label:<11}{value}")
     _show_names("missing", found.missing)
     _show_names("unexpected", found.unexpected)
     for level in _COLOURS:

@@ -24,6 +24,7 @@ from repvgg_ref_cli.options import (
     model_option,
     note,
     print_json,
+    say,
 )
 from repvgg_ref_cli.piped import without_copy
 
@@ -161,13 +162,17 @@ def _listed(path: Path, count: int) -> list[str]:
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         listed = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         listed = text.splitlines()
     if not isinstance(listed, list) or len(listed) != count:
         raise CheckpointError(
             f"{path.name} does not name the model's classes",
             got=f"{len(listed)} lines" if isinstance(listed, list) else type(listed).__name__,
             wanted=f"{count} names, one a line or as a JSON list",
+        )
+    if odd := [type(name).__name__ for name in listed if not isinstance(name, str | int)]:
+        raise CheckpointError(
+            f"{path.name} does not name the model's classes", got=f"{odd[0]} in the list"
         )
     return [str(name) for name in listed]
 
@@ -197,6 +202,6 @@ def _show(results: list[dict[str, Any]]) -> None:
 
     for found in results:
         done = f"  ({', '.join(found['prepared'])})" if found["prepared"] else ""
-        click.echo(sanitize(found["image"]) + done)
+        say(sanitize(found["image"]) + done)
         for entry in found["top"]:
             click.echo(f"  {entry['probability']:7.2%}  {sanitize(entry['class'])}")

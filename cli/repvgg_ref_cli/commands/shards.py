@@ -13,7 +13,7 @@ from repvgg_ref_cli.data_options import (
     interpolation_option,
     threads_option,
 )
-from repvgg_ref_cli.options import FILE, FOLDER, debug_option, json_option, note, print_json
+from repvgg_ref_cli.options import FILE, FOLDER, debug_option, json_option, note, print_json, say
 
 
 @click.command(short_help="Resize a data set once, for fast training.")
@@ -49,7 +49,7 @@ def command(
         print_json({"data_sets": found})
         return
     for made in found:
-        click.echo(
+        say(
             f"{made['out']}: {made['images']} pictures of {made['size']} x {made['size']}, "
             f"{made['classes']} classes, {made['bytes'] / 1e9:.3f} GB"
             + (", every byte as written" if check else "")

@@ -106,8 +106,9 @@ def _processor() -> str:
 
 def _read() -> dict[str, dict[str, dict[str, float]]]:
     try:
-        known = json.loads(cache_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        path = cache_file()  # a FIFO of that name would never end
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
         return {}
     sound = isinstance(known, dict) and all(
         isinstance(seconds, int | float)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -239,13 +238,3 @@ def _require_one_batch(
             advice=None if live else "give the input that was dumped, or dump it along as 'input'",
             verdict="disagree" if live else "cannot-judge",
         )
-
-
-def read_json(text: str, where: str) -> Any:
-    """JSON, or a `CandidateFailure`."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CandidateFailure(
-            f"{where}: is no JSON", got=sanitize(str(error) or type(error).__name__)
-        ) from None

@@ -20,11 +20,16 @@ from repvgg_ref.oracle.candidates.dumps import (
     Dump,
     checked_layout,
     checked_precision,
-    read_json,
     read_npz,
 )
 from repvgg_ref.oracle.candidates.names import listed
-from repvgg_ref.oracle.candidates.npy_files import MOST_BYTES, read_npy, read_raw, read_text
+from repvgg_ref.oracle.candidates.npy_files import (
+    MOST_BYTES,
+    read_json,
+    read_npy,
+    read_raw,
+    read_text,
+)
 from repvgg_ref.oracle.candidates.values import SHORT
 from weights_io import sanitize
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from io import BufferedReader
@@ -34,7 +35,7 @@ def read_npy(path: Path, shape: tuple[int, ...] | None = None) -> Array:
         If it is no plain .npy file, is shorter or longer than its header says, or is not of the
         `shape` that somebody said it has.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return read_npy_stream(file, os.fstat(file.fileno()).st_size, path.name, shape)
 
 
@@ -79,7 +80,7 @@ def read_raw(
             wanted=f"dtype {', '.join(_DTYPES)}; endianness little or big; offset at least 0",
         )
     stored = np.dtype(_ORDERS[endianness] + _DTYPES[kind])
-    with _opened(path) as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(min(offset, size))
         flat = _exactly(file, shape, stored, size - offset, shown)
@@ -90,26 +91,45 @@ def read_raw(
 
 def require_regular(path: Path) -> None:
     """Raise unless `path` is a file that can be opened and read to its end."""
-    _opened(path).close()
+    opened(path).close()
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """A file of at most `most` bytes."""
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most + 1) if size <= most else b""
+    if max(size, len(data)) > most:
+        raise CandidateFailure(
+            f"{sanitize(path.name)}: is too large",
+            got=f"{max(size, len(data))} bytes",
+            wanted=f"at most {most} bytes",
+        )
+    return data
 
 
 def read_text(path: Path, most: int = 8 << 20) -> str:
     """A small text file."""
-    with _opened(path) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise CandidateFailure(
-            f"{sanitize(path.name)}: is too large", wanted=f"at most {most} bytes"
-        )
     try:
-        return data.decode("utf-8")
+        return read_bytes(path, most).decode("utf-8")
     except UnicodeError as error:
         raise CandidateFailure(
             f"{sanitize(path.name)}: cannot be read as text", got=type(error).__name__
         ) from None
 
 
-def _opened(path: Path) -> BinaryIO:
+def read_json(text: str, where: str) -> Any:
+    """JSON, or a `CandidateFailure`."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CandidateFailure(
+            f"{where}: is no JSON", got=sanitize(str(error) or type(error).__name__)
+        ) from None
+
+
+def opened(path: Path) -> BinaryIO:
+    """A regular file to read; `CandidateFailure` if it is none, or cannot be opened."""
     try:
         return BufferedReader(open_regular(path))
     except IrregularFileError as error:

@@ -21,7 +21,7 @@ from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_blocked import blocked_tensors
 from repvgg_ref.oracle.candidates.onnx_constants import Constants, attribute, setting
-from repvgg_ref.oracle.candidates.onnx_load import subgraphs
+from repvgg_ref.oracle.candidates.onnx_functions import subgraphs
 
 CONVOLUTIONS = frozenset({"Conv", "FusedConv", "QLinearConv", "ConvInteger"})
 POOLS = frozenset(

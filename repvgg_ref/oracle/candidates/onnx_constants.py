@@ -23,6 +23,7 @@ _FOLDED = frozenset(
 )
 _PASSING = frozenset({"Cast", "Identity", "Transpose", "DequantizeLinear", "QuantizeLinear"})
 _MOST_ELEMENTS = 1 << 27
+_MOST_IN_ALL = 1 << 29
 _DEEPEST = 32
 
 
@@ -51,6 +52,7 @@ class Constants:
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.producers = {name: node for node in graph.node for name in node.output if name}
         self._values: dict[str, Array | None] = {}
+        self._left = _MOST_IN_ALL
 
     def tensor(self, name: str) -> Any | None:
         """The TensorProto behind `name`, if it is one."""
@@ -102,8 +104,10 @@ class Constants:
             return None
         inputs = {each: self.value(each, depth + 1) for each in node.input if each}
         known = {each: array for each, array in inputs.items() if array is not None}
-        if len(known) < len(inputs) or _size(node, list(known.values())) > _MOST_ELEMENTS:
+        size = _size(node, list(known.values()))
+        if len(known) < len(inputs) or size > min(_MOST_ELEMENTS, self._left):
             return None
+        self._left -= size
         outputs = self._evaluated(node, known)
         return None if outputs is None else outputs[list(node.output).index(name)]
 

@@ -13,7 +13,7 @@ from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.dumps import Dump
 from repvgg_ref.oracle.candidates.names import LayerNames
-from repvgg_ref.oracle.candidates.npy_files import require_regular
+from repvgg_ref.oracle.candidates.npy_files import read_bytes
 from repvgg_ref.oracle.candidates.onnx_import import first_line, require
 from weights_io import sanitize
 
@@ -66,12 +66,10 @@ def read_data_set(folder: Path, arch: Network, notes: list[str]) -> Dump:
 def read_tensor(path: Path) -> tuple[str, Array]:
     """Name and values of the TensorProto in `path`."""
     onnx, numpy_helper = require("onnx"), require("onnx.numpy_helper")
-    require_regular(path)
-    if path.stat().st_size > _MOST_BYTES:
-        raise CandidateFailure(f"{sanitize(path.name)}: is too large", got=path.stat().st_size)
+    data = read_bytes(path, _MOST_BYTES)
     tensor = onnx.TensorProto()
     try:
-        tensor.ParseFromString(path.read_bytes())
+        tensor.ParseFromString(data)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise CandidateFailure(
                 f"{sanitize(path.name)}: its values are in another file", wanted="them in this one"

@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from repvgg_ref.oracle.candidates.base import CandidateFailure
-from repvgg_ref.oracle.candidates.npy_files import MOST_BYTES, require_regular
+from repvgg_ref.oracle.candidates.npy_files import MOST_BYTES, read_bytes, require_regular
+from repvgg_ref.oracle.candidates.onnx_functions import (
+    Size,
+    nodes_in,
+    require_moderate,
+    subgraphs,
+)
 from repvgg_ref.oracle.candidates.onnx_import import first_line, require
 from weights_io import sanitize
 
-_MOST_NODES = 100_000
 _PROTOBUF_BYTES = 2**31 - 1
+_MOST = Size(nodes=100_000, bytes=_PROTOBUF_BYTES)
 
 
 def load_onnx(path: Path) -> Any:
@@ -27,16 +33,15 @@ def load_onnx(path: Path) -> Any:
     """
     onnx, external = require("onnx"), require("onnx.external_data_helper")
     name = sanitize(path.name)
-    require_regular(path)
-    if path.stat().st_size > _PROTOBUF_BYTES:
-        raise CandidateFailure(f"{name}: is too large", got=f"{path.stat().st_size} bytes")
+    data = read_bytes(path, _PROTOBUF_BYTES)
     model = onnx.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
+        model.ParseFromString(data)
     except Exception as error:  # protobuf's DecodeError has no stable home
         raise CandidateFailure(f"{name}: is no ONNX model", got=first_line(error)) from None
     if not model.HasField("graph") or not model.graph.node:
         raise CandidateFailure(f"{name}: is no ONNX model", got="no graph")
+    require_moderate(model, name, _MOST)
     _require_data_beside(model, path, onnx)
     try:
         external.load_external_data_for_model(model, str(path.parent))
@@ -44,8 +49,6 @@ def load_onnx(path: Path) -> Any:
             model = require("onnx.inliner").inline_local_functions(model)
     except Exception as error:
         raise CandidateFailure(f"{name}: cannot be loaded", got=first_line(error)) from None
-    if len(model.graph.node) > _MOST_NODES:
-        raise CandidateFailure(f"{name}: has too many nodes", got=len(model.graph.node))
     return model
 
 
@@ -60,19 +63,11 @@ def serialized(model: Any, name: str) -> bytes:
     return data
 
 
-def subgraphs(node: Any) -> Iterator[Any]:
-    """The graphs in a node's attributes: branches and loop bodies."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def _require_data_beside(model: Any, path: Path, onnx: Any) -> None:
     """Refuse external data that is absolute, above the folder, a link out of it, or not there."""
     folder = path.parent.resolve()
     total = 0
-    for tensor in _tensors(model.graph):
+    for tensor in _tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         said = {entry.key: entry.value for entry in tensor.external_data}
@@ -100,12 +95,14 @@ def _require_data_beside(model: Any, path: Path, onnx: Any) -> None:
             )
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
-    yield from graph.initializer
-    for node in graph.node:
+def _tensors(model: Any) -> Iterator[Any]:
+    """All tensors of a model, those in branches, loop bodies and functions too."""
+    bodies = [model.graph.node, *(function.node for function in model.functions)]
+    yield from model.graph.initializer
+    for node in (node for body in bodies for node in nodes_in(body)):
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
         for inner in subgraphs(node):
-            yield from _tensors(inner)
+            yield from inner.initializer

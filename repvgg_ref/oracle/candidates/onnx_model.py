@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +29,7 @@ from repvgg_ref.oracle.candidates.onnx_constants import setting
 from repvgg_ref.oracle.candidates.onnx_entrance import Entrance
 from repvgg_ref.oracle.candidates.onnx_evidence import file_evidence, output_altered
 from repvgg_ref.oracle.candidates.onnx_head import customary
-from repvgg_ref.oracle.candidates.onnx_import import first_line, require
+from repvgg_ref.oracle.candidates.onnx_import import first_line_of, require, require_runtime
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx, serialized
 from repvgg_ref.oracle.candidates.onnx_taps import (
     FLOATS,
@@ -40,11 +41,13 @@ from repvgg_ref.oracle.candidates.onnx_taps import (
 )
 from repvgg_ref.oracle.candidates.onnx_walk import NHWC_TO_NCHW, STRAIGHT, Perm, Tap, inverse
 from repvgg_ref.oracle.candidates.onnx_widen import widened
+from repvgg_ref.oracle.candidates.onnx_worker import MODEL
+from repvgg_ref.oracle.candidates.serving import TASK
+from repvgg_ref.oracle.candidates.session import Session
 from repvgg_ref.oracle.candidates.values import last_line
 from repvgg_ref.oracle.report import Finding
+from weights_io import sanitize
 
-_THREADS = 2
-_SILENT = 4  # only fatal messages: what fails is reported by us
 _INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _BYTE = 255  # what an image of integers goes up to
 _INTEGER_TYPES: dict[str, Any] = {
@@ -70,8 +73,9 @@ class _Loaded:
 class OnnxCandidate(Candidate):
     """An ONNX model; layers are matched by their position in the graph (`onnx_taps`).
 
-    ONNX Runtime runs it on the CPU with its graph optimisations on, as users do; no library of
-    custom operators is ever loaded.
+    ONNX Runtime opens and runs it in a child process (`onnx_worker`): a file that takes hours, or
+    crashes it, costs a verdict and never this process. `timeout` is for all calls together, opening
+    included.
     """
 
     name: str
@@ -79,24 +83,41 @@ class OnnxCandidate(Candidate):
     arch: Network
     timeout: float
     is_called: ClassVar[bool] = True
+    _session: Session | None = field(default=None, repr=False, compare=False)
+    _opened: tuple[str, tuple[str, ...]] | None = field(default=None, repr=False, compare=False)
 
     def run(self, x: Array | None) -> Outputs:
         """Run the model on `x`, in pieces if its batch is fixed and smaller."""
-        x = self.batch(x)
+        return self.run_again(self.batch(x), self.timeout)
+
+    def run_again(self, x: Array, seconds: float) -> Outputs:
+        """The same, in the same child unless that has ended."""
         loaded = self._loaded
         self._require_shape(x)
-        session, notes = self._session
-        found = self._evaluate(session, loaded, x)
+        started = time.monotonic()
+        try:
+            kind, rewritten = self._open(started + min(seconds, self.timeout))
+            found = self._evaluate(kind, loaded, x, started + min(seconds, self.timeout))
+        finally:
+            self.timeout -= time.monotonic() - started
+            if self._session is not None and not self._session.lives:
+                self.close()
         ending, altered, ends = _logits(loaded, found)
         arrays, declared, left_out = _arranged(found, loaded.taps, ending)
         entrance = loaded.taps.entrance
-        notes = [*loaded.notes, *notes, *loaded.taps.notes, *entrance.notes, *ends, *left_out]
+        notes = [*loaded.notes, *rewritten, *loaded.taps.notes, *entrance.notes, *ends, *left_out]
         dump = Dump(arrays, declared, loaded.precision, tuple(notes))
         seen = interpret(dump, self.arch, where=self.name, x=x, assume="NCHW", live=True)
         evidence = replace(loaded.evidence, findings=(*loaded.evidence.findings, *altered))
         judged = _judged_input(found, entrance)
         problem = loaded.taps.problem
         return Outputs(seen.layers, judged, seen.precision, seen.notes, problem, evidence=evidence)
+
+    def close(self) -> None:
+        """End the child."""
+        if self._session is not None:
+            self._session.end()
+        self._session = self._opened = None
 
     def images(self, x: Array) -> Array:
         """What to feed so that `x` comes out of the graph's own normalisation; bytes are filled."""
@@ -124,8 +145,9 @@ class OnnxCandidate(Candidate):
 
     @cached_property
     def _loaded(self) -> _Loaded:
-        require("onnxruntime")
+        require_runtime()
         model = load_onnx(self.path)
+        self._start()  # it is ready by the time that the graph is read
         try:
             chains = chains_of(model.graph, self.arch.in_channels, self.name, _opset(model))
             chain = judged_chain(chains, self.arch)
@@ -156,30 +178,44 @@ class OnnxCandidate(Candidate):
                 advice="give inputs of that shape, or export the model with free extents",
             )
 
-    @cached_property
-    def _session(self) -> tuple[Any, list[str]]:
-        """A session that returns every tapped tensor; bfloat16 and float64 rewritten if need be."""
-        loaded = self._loaded
-        try:
-            return _open(_tapped(loaded.model, loaded, self.arch), self.name), []
-        except CandidateFailure as failure:
-            rewritten = widened(loaded.model, self.name)
-            if rewritten is None:
-                raise failure from None
-        model, note = rewritten
-        return _open(_tapped(model, loaded, self.arch), self.name), [note]
+    def _start(self) -> Session:
+        if self._session is None:
+            name = f"{self.name} in ONNX Runtime"
+            self._session = Session(name, "onnx_worker", {}, light=True)
+        return self._session
 
-    def _evaluate(self, session: Any, loaded: _Loaded, x: Array) -> dict[str, Array]:
+    def _open(self, until: float) -> tuple[str, tuple[str, ...]]:
+        """Have every tapped tensor returned; the type of the input, and what was rewritten."""
+        if self._opened is None:
+            loaded, notes = self._loaded, tuple[str, ...]()
+            kind, refused = self._offered(_tapped(loaded.model, loaded, self.arch), until)
+            if refused and (rewritten := widened(loaded.model, self.name)) is not None:
+                model, note = rewritten
+                kind, refused = self._offered(_tapped(model, loaded, self.arch), until)
+                notes = (note,)
+            if refused:
+                raise CandidateFailure(f"{self.name}: ONNX Runtime refuses the model", got=refused)
+            self._opened = kind, notes
+        return self._opened
+
+    def _offered(self, model: Any, until: float) -> tuple[str, str]:
+        """The type of the input of `model`, or why the runtime refuses it."""
+        loaded, session = self._loaded, self._start()
+        wanted = [_read_as(tensor, loaded.chain) for tensor in loaded.taps.tensors]
+        task = json.dumps({"wanted": wanted}).encode()
+        session.put({TASK: task, MODEL: serialized(model, self.name)})
+        _, told = session.ask(None, max(0.0, until - time.monotonic()))
+        if "failure" in told:
+            return "", first_line_of(told["failure"])
+        return sanitize(told.get("type")), ""
+
+    def _evaluate(self, kind: str, loaded: _Loaded, x: Array, until: float) -> dict[str, Array]:
         """Tapped tensor -> array for the whole batch."""
-        entrance = session.get_inputs()[0]
-        images = self._fed(entrance.type, loaded, x)
+        images = self._fed(kind, loaded, x)
         wanted = loaded.taps.tensors
-        names = [_read_as(tensor, loaded.chain) for tensor in wanted]
         batch = (self.input_shape() or (None,))[0] or len(x)
-        parts = [
-            self._call(session, names, {entrance.name: np.ascontiguousarray(piece)})
-            for piece in np.split(images, max(1, len(x) // batch))
-        ]
+        pieces = np.split(images, max(1, len(x) // batch))
+        parts = [self._call(piece, len(wanted), until) for piece in pieces]
         return {
             tensor: np.concatenate([part[i] for part in parts]) if len(parts) > 1 else parts[0][i]
             for i, tensor in enumerate(wanted)
@@ -200,41 +236,16 @@ class OnnxCandidate(Candidate):
         range_ = np.iinfo(_INTEGER_TYPES[kind])
         return np.clip(np.rint(images), range_.min, range_.max).astype(range_.dtype)
 
-    def _call(self, session: Any, wanted: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
-        """One run, stopped between two nodes when the time is up."""
-        options = require("onnxruntime").RunOptions()
-        options.log_severity_level = _SILENT
-        stop = threading.Timer(self.timeout, setattr, (options, "terminate", True))
-        stop.daemon = True
-        stop.start()
-        try:
-            outputs: list[Array] = session.run(list(wanted), dict(feed), options)
-        except Exception as error:
-            late = "it took too long and was stopped; " if options.terminate else ""
-            raise CandidateFailure(
-                f"{self.name}: ONNX Runtime failed",
-                got=late + first_line(error),
-                refused=not options.terminate,
-            ) from None
-        finally:
-            stop.cancel()
-        return outputs
-
-
-def _open(model: Any, name: str) -> Any:
-    runtime = require("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = _THREADS, 1
-    options.log_severity_level = _SILENT
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    data = serialized(model, name)
-    try:
-        return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise CandidateFailure(
-            f"{name}: ONNX Runtime refuses the model", got=first_line(error)
-        ) from None
+    def _call(self, piece: Array, count: int, until: float) -> list[Array]:
+        arrays, told = self._start().ask(
+            np.ascontiguousarray(piece), max(0.0, until - time.monotonic())
+        )
+        if "failure" in told:
+            got = first_line_of(told["failure"])
+            raise CandidateFailure(f"{self.name}: ONNX Runtime failed", got=got, refused=True)
+        if len(arrays) != count:
+            raise CandidateFailure(f"{self.name}: ONNX Runtime ended with a damaged result")
+        return arrays
 
 
 def _tapped(model: Any, loaded: _Loaded, arch: Network) -> Any:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.oracle.candidates.base import CandidateFailure
+from repvgg_ref.oracle.candidates.onnx_functions import subgraphs
 from repvgg_ref.oracle.candidates.onnx_import import first_line, require
-from repvgg_ref.oracle.candidates.onnx_load import subgraphs
 
 # They choose among values or move them: rounded inputs give rounded outputs.
 _EXACT = frozenset(

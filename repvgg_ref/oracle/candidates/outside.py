@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import tempfile
 import time
-import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +16,23 @@ from typing import Any, ClassVar
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.interpreter import running
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs
 from repvgg_ref.oracle.candidates.callables import Returned, from_values
-from repvgg_ref.oracle.candidates.dumps import Dump, interpret, read_json, read_npz, read_single
+from repvgg_ref.oracle.candidates.dumps import (
+    PRECISIONS,
+    Dump,
+    interpret,
+    read_npz,
+    read_single,
+)
 from repvgg_ref.oracle.candidates.manifest import read_folder
-from repvgg_ref.oracle.candidates.npy_files import read_npy, read_text
-from repvgg_ref.oracle.candidates.processes import Child, run_program
+from repvgg_ref.oracle.candidates.npy_files import opened
+from repvgg_ref.oracle.candidates.processes import run_program
+from repvgg_ref.oracle.candidates.serving import INPUT, TASK
+from repvgg_ref.oracle.candidates.session import Session
 from repvgg_ref.oracle.candidates.values import Value
-from repvgg_ref.oracle.candidates.worker import INPUT, RESULT, TASK, task_of
+from repvgg_ref.oracle.candidates.worker import task_of
 from weights_io import sanitize
 
 EXEC = "exec:"
@@ -54,7 +59,7 @@ class ModuleCandidate(Candidate):
     arch: Network
     timeout: float
     is_called: ClassVar[bool] = True
-    _session: _Session | None = field(default=None, repr=False, compare=False)
+    _session: Session | None = field(default=None, repr=False, compare=False)
 
     def run(self, x: Array | None) -> Outputs:
         """Call it with `x` as float32, NCHW."""
@@ -73,50 +78,19 @@ class ModuleCandidate(Candidate):
     def _call(self, x: Array, seconds: float) -> Outputs:
         batch = np.ascontiguousarray(x, np.float32)
         if self._session is None:
-            self._session = _Session(self.name, task_of(self.spec, self.arch))
+            task = json.dumps(task_of(self.spec, self.arch)).encode()
+            self._session = Session(self.name, "worker", {TASK: task})
         started = time.monotonic()
         try:
-            returned = self._session.call(batch, seconds)
+            arrays, told = self._session.ask(batch, seconds)
         except CandidateFailure:
             if not self._session.lives:
                 self.close()
             raise
         finally:
             self.timeout -= time.monotonic() - started
+        returned = _returned(arrays, told, self.name)
         return from_values(returned, self.arch, where=self.name, x=batch)
-
-
-class _Session:
-    """One child process that has imported the port, and the folder it is spoken to through."""
-
-    def __init__(self, name: str, task: dict[str, Any]) -> None:
-        self._name, self._calls = name, 0
-        self._folder = Path(tempfile.mkdtemp(prefix="repvgg-ref-"))
-        self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        (self._folder / TASK).write_text(json.dumps(task), "utf-8")
-        worker = running(f"{__package__}.worker", "work", str(self._folder))
-        self._child = Child(worker, name=name)
-
-    @property
-    def lives(self) -> bool:
-        """Whether it can be called again."""
-        return self._child.lives
-
-    def call(self, batch: Array, seconds: float) -> Returned:
-        """What the port gives for `batch`."""
-        self._calls += 1
-        place = self._folder / str(self._calls)
-        place.mkdir()
-        np.save(place / INPUT, batch, allow_pickle=False)
-        self._child.ask(place.name, seconds)
-        returned = _result(place, self._name)
-        shutil.rmtree(place, ignore_errors=True)
-        return returned
-
-    def end(self) -> None:
-        """Stop the child and remove the folder."""
-        self._child.end()
-        self._remove()
 
 
 @dataclass(frozen=True)
@@ -167,27 +141,25 @@ def _folder_with(x: Array) -> Iterator[tuple[Path, Array]]:
         yield Path(folder), batch
 
 
-def _result(folder: Path, name: str) -> Returned:
-    """What the worker wrote; the port ran in it, so nothing in there is trusted."""
-    if not (folder / RESULT).is_file():
-        raise CandidateFailure(f"{name}: ended without a result", got="exit code 0")
-    result = read_json(read_text(folder / RESULT), name)
-    if not isinstance(result, dict):
-        raise CandidateFailure(f"{name}: ended with a damaged result")
-    if "failure" in result:
-        what, got, wanted = (*result["failure"], None, None, None)[:3]
-        refused = result.get("refused") is True
+def _returned(arrays: list[Array], told: Mapping[str, Any], name: str) -> Returned:
+    """What the worker tells of a call, if it is what a worker of ours would tell."""
+    if "failure" in told:
+        said = told["failure"] if isinstance(told["failure"], list) else []
+        told_of = [None if each is None else sanitize(each) for each in said]
+        what, got, wanted = (*told_of, None, None, None)[:3]
+        refused = told.get("refused") is True
         raise CandidateFailure(f"{name}: {what}", got=got, wanted=wanted, refused=refused)
-    values = {
-        str(layer): Value(read_npy(folder / f"{i}.npy"), precision)
-        for i, (layer, precision) in enumerate(_pairs(result))
-    }
-    notes = [sanitize(note) for note in result.get("notes", [])]
-    return Returned(values, notes, result.get("wrote_input") is True)
-
-
-def _pairs(result: dict[str, Any]) -> list[tuple[str, str | None]]:
-    return list(zip(result.get("names", []), result.get("precisions", []), strict=False))
+    names, precisions, notes = (told.get(key) for key in ("names", "precisions", "notes"))
+    if not (
+        isinstance(names, list)
+        and isinstance(precisions, list)
+        and isinstance(notes, list)
+        and len(names) == len(precisions) == len(arrays)
+    ):
+        raise CandidateFailure(f"{name}: ended with a damaged result")
+    kinds = [each if each in PRECISIONS else None for each in precisions]
+    values = {str(n): Value(a, k) for n, a, k in zip(names, arrays, kinds, strict=True)}
+    return Returned(values, [sanitize(note) for note in notes], told.get("wrote_input") is True)
 
 
 def _written(output: Path, name: str) -> Dump:
@@ -196,7 +168,7 @@ def _written(output: Path, name: str) -> Dump:
         return read_folder(output)
     for path in (output, output.with_suffix(".npz"), output.with_suffix(".npy")):
         if path.is_file():
-            with path.open("rb") as file:
+            with opened(path) as file:
                 single = file.read(6) == b"\x93NUMPY"
             return read_single(path) if single else read_npz(path)
     raise CandidateFailure(

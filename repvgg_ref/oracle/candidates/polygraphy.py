@@ -19,9 +19,9 @@ import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import CandidateFailure
-from repvgg_ref.oracle.candidates.dumps import Dump, read_json
+from repvgg_ref.oracle.candidates.dumps import Dump
 from repvgg_ref.oracle.candidates.names import LayerNames, is_input, listed
-from repvgg_ref.oracle.candidates.npy_files import read_npy_stream, read_text
+from repvgg_ref.oracle.candidates.npy_files import read_json, read_npy_stream, read_text
 from weights_io import sanitize
 
 _MOST_BYTES = 2 << 30

@@ -23,6 +23,7 @@ from repvgg_ref.oracle.candidates.dumps import (
     read_single,
 )
 from repvgg_ref.oracle.candidates.manifest import read_folder
+from repvgg_ref.oracle.candidates.npy_files import opened
 from repvgg_ref.oracle.candidates.onnx_data_set import data_set_folder, read_data_set
 from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
 from repvgg_ref.oracle.candidates.outside import (
@@ -118,7 +119,7 @@ def _resolve_folder(path: Path, arch: Network) -> Candidate:
 
 def _resolve_file(path: Path, arch: Network, timeout: float) -> Candidate | WeightsCandidate:
     name = sanitize(path.name)
-    with path.open("rb") as file:
+    with opened(path) as file:
         head = file.read(16)
     if path.suffix.lower() == ".onnx" or _starts_like_onnx(head):
         return OnnxCandidate(name, path, arch, timeout)

@@ -15,10 +15,10 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
-from weights_io import sanitize
+from repvgg_ref.oracle.json_files import read_object
+from weights_io import IrregularFileError, open_regular, sanitize
 
 MANIFEST, FORMAT, VERSION = "manifest.json", "repvgg-ref golden", 1
-_MOST_MANIFEST_BYTES = 64 << 20
 
 
 @contextmanager
@@ -61,16 +61,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest as it stands; `ReportedError` if there is none."""
     path = folder / MANIFEST
     try:
-        if path.stat().st_size > _MOST_MANIFEST_BYTES:
-            raise ValueError("too large for a manifest")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
+        return read_object(path)
+    except (OSError, ValueError) as error:
         raise ReportedError(
-            f"{sanitize(str(path))}: no manifest of a golden bundle", got=sanitize(str(error))
+            f"{sanitize(path)}: no manifest of a golden bundle",
+            got=sanitize(getattr(error, "strerror", None) or error),
         ) from None
-    return found
 
 
 def checked_manifest(folder: Path) -> dict[str, Any]:
@@ -84,12 +80,10 @@ def checked_manifest(folder: Path) -> dict[str, Any]:
         )
     files = manifest.get("files")
     for name, about in files.items() if isinstance(files, dict) else ():
-        path = folder / name
-        inside = path.resolve().is_relative_to(folder.resolve())
-        if not inside or not path.is_file() or sha256(path) != about.get("sha256"):
+        if found := _amiss(folder, name, about.get("sha256") if isinstance(about, dict) else None):
             raise ReportedError(
                 f"{sanitize(folder.name)}: {sanitize(name)} is not the file that was written",
-                got="another digest" if inside and path.is_file() else "no such file",
+                got=found,
                 wanted="the bundle as it was made",
                 advice="get the bundle again from its source",
             )
@@ -97,9 +91,22 @@ def checked_manifest(folder: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """The digest of a file."""
-    with path.open("rb") as file:
+    """The digest of a regular file."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _amiss(folder: Path, name: str, digest: object) -> str:
+    """What is wrong with a file of which the manifest tells the digest, if anything."""
+    try:
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            return "no such file"
+        return "" if sha256(path) == digest else "another digest"
+    except IrregularFileError as error:
+        return str(error.strerror)
+    except (OSError, ValueError, RuntimeError):  # a NUL, a loop of links
+        return "no such file"
 
 
 def digest_of(arrays: Mapping[str, Array]) -> str:

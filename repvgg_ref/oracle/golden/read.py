@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import weights_io
 from repvgg_ref.arrays import Array, one_line
@@ -23,6 +24,9 @@ from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.oracle.golden.arrays import OUTPUTS, WEIGHTS
 from repvgg_ref.oracle.golden.folder import checked_manifest, digest_of
 from repvgg_ref.oracle.training.steps import TrainingSteps, read_steps
+from weights_io import sanitize
+
+_Spec = TypeVar("_Spec", BlockSpec, AuxHeadSpec)
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,26 @@ def read_golden(folder: str | Path, *, reference: Model | str | Path | None = No
     """
     path = Path(folder)
     manifest = checked_manifest(path)
-    with weights_io.open_weights(path / OUTPUTS) as archive:
-        root: Any = archive.root
-        x = root["input"].read()
-    model = _model(path, manifest, reference)
+    with _told(path):
+        with weights_io.open_weights(path / OUTPUTS) as archive:
+            root: Any = archive.root
+            x = root["input"].read()
+        model = _model(path, manifest, reference)
     steps = read_steps(path) if manifest.get("train_step") is not None else None
     return Golden(manifest, x, model, steps)
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """What goes wrong with a manifest in which something is missing, or of another type."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ReportedError(
+            f"{sanitize(folder.name)}: the bundle's manifest does not describe a network",
+            got=sanitize(f"{type(error).__name__}: {error}"),
+            advice="get the bundle again from its source",
+        ) from None
 
 
 def _model(
@@ -113,19 +131,30 @@ def _params(path: Path, arch: Network, form: Form) -> dict[str, Array]:
             return {ours: root[theirs].read() for ours, theirs in names.items()}
         except (KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{path.name} lacks an array of the manifest's architecture", got=str(error)
+                f"{path.name} lacks an array of the manifest's architecture", got=sanitize(error)
             ) from None
 
 
-def _block(fields: Mapping[str, Any]) -> BlockSpec:
+def _block(said: Mapping[str, Any]) -> BlockSpec:
     """A block; bundles of 0.1.0 say which branches it has instead of its kind."""
-    known = dict(fields)
+    known = dict(said)
     branches = known.pop("has_1x1", None), known.pop("has_identity", None)
     if branches[0] is not None:
-        spec = BlockSpec(**known)
+        spec = _typed(BlockSpec, known)
         beside = bool(branches[0]), bool(branches[1]) or not spec.can_add_input
         known["kind"] = _KINDS_OF_0_1_0[beside]
-    return BlockSpec(**known)
+    return _typed(BlockSpec, known)
+
+
+def _typed(kind: type[_Spec], said: Mapping[str, Any]) -> _Spec:
+    """A block or a head, every field of which is of its type: number, text, or yes and no."""
+    for field in fields(kind):
+        wanted = {"int": int, "bool": bool}.get(str(field.type), str)
+        value: Any = said.get(field.name, field.default)
+        found: type = type(value)
+        if found is not wanted or (found is int and not 0 <= value < 1 << 31):
+            raise TypeError(f"{field.name} is {value!r}")
+    return kind(**said)
 
 
 # 1x1, and identity wherever shapes allow one.
@@ -137,14 +166,16 @@ _KINDS_OF_0_1_0 = {
 }
 
 
-def _architecture(fields: Mapping[str, Any]) -> Network:
+def _architecture(said: Mapping[str, Any]) -> Network:
     """What `dataclasses.asdict` made of an `Architecture`."""
     try:
         return Architecture(
-            str(fields["name"]),
-            tuple(_block(block) for block in fields["blocks"]),
-            int(fields["num_classes"]),
-            tuple(AuxHeadSpec(**head) for head in fields["aux_heads"]),
+            str(said["name"]),
+            tuple(_block(block) for block in said["blocks"]),
+            int(said["num_classes"]),
+            tuple(_typed(AuxHeadSpec, head) for head in said["aux_heads"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ReportedError("the manifest's architecture is incomplete", got=str(error)) from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ReportedError(
+            "the manifest's architecture is incomplete", got=sanitize(error)
+        ) from None

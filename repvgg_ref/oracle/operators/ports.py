@@ -18,7 +18,7 @@ from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.processes import run_program
 from repvgg_ref.oracle.candidates.values import last_line, to_value
 from repvgg_ref.oracle.operators.operator import Answer, Call, Operator
-from weights_io import sanitize
+from weights_io import open_regular, read_regular, sanitize
 
 TASK, RESULT = "task.json", "result.json"
 
@@ -78,21 +78,18 @@ class ModulePort:
 def _written(folder: Path, i: int, name: str) -> Answer:
     """What the child wrote of one call; the port ran in it, so nothing in there is trusted."""
     try:
-        result = json.loads((folder / RESULT).read_text("utf-8"))
-    except (OSError, ValueError):
+        result = json.loads(read_regular(folder / RESULT))
+    except (OSError, RecursionError, ValueError):
         raise CandidateFailure(f"{name}: ended without a result", got="exit code 0") from None
-    if "failure" in result:
-        what, got, wanted = (*map(sanitize, result["failure"]), "", "", "")[:3]
-        raise CandidateFailure(f"{name}: {what}", got=got or None, wanted=wanted or None)
     try:
-        with np.load(folder / f"answer{i}.npz", allow_pickle=False) as arrays:
-            outputs = {str(key): np.asarray(arrays[key]) for key in arrays.files}
-    except (OSError, ValueError):
+        if "failure" in result:
+            what, got, wanted = (*map(sanitize, result["failure"]), "", "", "")[:3]
+            raise CandidateFailure(f"{name}: {what}", got=got or None, wanted=wanted or None)
+        kind, notes = result["precisions"][i], tuple(map(sanitize, result["notes"]))
+    except (LookupError, TypeError):
         raise CandidateFailure(f"{name}: ended with a damaged result") from None
-    kind = result["precisions"][i]
-    return Answer(
-        outputs, None if kind is None else str(kind), tuple(map(sanitize, result["notes"]))
-    )
+    outputs = _read(folder / f"answer{i}.npz", f"{name}: its answer")
+    return Answer(outputs, None if kind is None else str(kind), notes)
 
 
 def ask(function: Callable[..., Any], call: Call) -> Answer:
@@ -214,9 +211,9 @@ def _setting(value: Array) -> Any:
 
 def _read(path: Path, name: str) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError, TypeError, AttributeError):
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
+            return {str(key): np.asarray(arrays[key]) for key in arrays.files}
+    except Exception:  # whatever zipfile, zlib and NumPy raise for what is no such file
         raise CandidateFailure(
             f"{name}: is no file that can be read", wanted="an npz file of named arrays"
         ) from None

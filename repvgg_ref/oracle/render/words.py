@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report, Verdict
+from weights_io import printable
 
 State = Literal["ok", "excused", "bad", "hidden", "void"]
 
@@ -46,10 +47,7 @@ def visible(text: object) -> str:
 
     Lone surrogates, terminal escapes and characters that reorder text are among those.
     """
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
-        for letter in str(text)
-    )
+    return printable(str(text))
 
 
 def number(value: float | None) -> str:

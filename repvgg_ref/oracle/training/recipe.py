@@ -76,7 +76,7 @@ class Recipe:
                 float(fields["label_smoothing"]),
                 str(fields["decay"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ReportedError("the manifest's recipe is incomplete", got=str(error)) from None
 
 

@@ -14,10 +14,12 @@ import weights_io
 from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.json_files import read_object
 from repvgg_ref.oracle.training.noise import ALLOWED, Yard, Yardstick, relu_margin
 from repvgg_ref.oracle.training.recipe import Recipe, fitting_recipe
 from repvgg_ref.oracle.training.rounding import yardstick_of
 from repvgg_ref.oracle.training.run import Arrays, right_setup, run
+from weights_io import sanitize
 
 ARRAYS, DESCRIPTION = "train_step.npz", "train_step.json"
 # Gradients and weights of a large network are stored in float32: 8 bytes a parameter, twice.
@@ -137,17 +139,17 @@ def write_steps(steps: TrainingSteps, folder: Path) -> None:
 def read_steps(folder: Path) -> TrainingSteps:
     """Read what `write_steps` wrote."""
     try:
-        described: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        described = read_object(folder / DESCRIPTION)
         with weights_io.open_weights(folder / ARRAYS) as archive:
             root: Any = archive.root
             arrays: Arrays = {str(name): lazy.read() for name, lazy in root.items()}
         scales = described.get("noise_scale", {})
         yards = {
-            n: Yard(float(rms), float(big), float(scales.get(n, 0.0)))
+            n: _yard(rms, big, scales.get(n, 0.0))
             for n, (rms, big) in described["tolerances"].items()
         }
         others = (
-            {n: Yard(*map(float, yard)) for n, yard in described.get(key, {}).items()}
+            {n: _yard(*yard) for n, yard in described.get(key, {}).items()}
             for key in ("rounding", "sums")
         )
         x, labels = arrays.pop("input"), arrays.pop("labels")
@@ -161,12 +163,20 @@ def read_steps(folder: Path) -> TrainingSteps:
             np.inf if margin is None else float(margin),
             str(described["stored"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         raise ReportedError(
-            f"{folder}: the training steps of this bundle cannot be read",
-            got=f"{type(error).__name__}: {error}",
+            f"{sanitize(folder)}: the training steps of this bundle cannot be read",
+            got=sanitize(f"{type(error).__name__}: {error}"),
             advice="write the bundle again with --train-step",
         ) from None
+
+
+def _yard(*sizes: Any) -> Yard:
+    """From what JSON holds: numbers, and none of them infinite, which would allow anything."""
+    yard = Yard(*map(float, sizes))
+    if not np.isfinite(yard).all():
+        raise ValueError(f"{sizes} are no sizes")
+    return yard
 
 
 def _is_large(name: str, array: Array) -> bool:
