@@ -14,6 +14,8 @@ from functools import lru_cache
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.constructors import FormulaConv
+from repvgg_ref.blocks.formulas import Dirac
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.run import Linear, Reader
 from repvgg_ref.blocks.spec import BlockSpec
@@ -175,6 +177,29 @@ def mobileone(spec: BlockSpec) -> Linear:
     copies = [conv_bn(spec, f"branch_kxk.{i}", k) for i in range(spec.copies)]
     point = [conv_bn(spec, "branch_scale", 1)] if k > 1 else []
     return Sum(*copies, *point, *identity_bn(spec, "branch_skip"))
+
+
+_ONE = {"conv": "conv", "bn": "bn"}
+
+
+@block("trivial", "BN((W + I) x)", _ONE)
+def trivial(spec: BlockSpec) -> Linear:
+    """The identity as a part of the kernel (Table 7); only W, where x cannot be added."""
+    same = [identity(spec)] if spec.can_add_input else []
+    return Chain(Sum(conv(spec, "conv", spec.kernel), *same), Norm("bn", spec.out_channels))
+
+
+@block(
+    "dirac",
+    "BN((a I + b W / |W|) x)",
+    _ONE | {"conv.alpha": "conv.alpha", "conv.beta": "conv.beta"},
+)
+def dirac(spec: BlockSpec) -> Linear:
+    """DiracNets' parameterisation (Table 7); a plain convolution, where x cannot be added."""
+    main: Linear = conv(spec, "conv", spec.kernel)
+    if spec.can_add_input:
+        main = FormulaConv(main, Dirac(main))
+    return Chain(main, Norm("bn", spec.out_channels))
 
 
 @block("conv-bn", "BN(W x)", {}, fused="conv")

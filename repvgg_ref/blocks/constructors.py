@@ -6,6 +6,7 @@ and over-parameterised blocks, pre-multiplied identities, weights with a formula
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
@@ -27,7 +28,7 @@ class Scale:
     name: str
     shape: tuple[int, ...]
 
-    start = 1.0
+    starts = property(lambda self: {self.name: 1.0})
 
     def shapes(self) -> Shapes:
         """The numbers."""
@@ -58,7 +59,7 @@ class Bias:
     name: str
     shape: tuple[int, ...]
 
-    start = 0.0
+    starts = property(lambda self: {self.name: 0.0})
 
     def shapes(self) -> Shapes:
         """The numbers."""
@@ -83,6 +84,10 @@ class Bias:
 class Formula(Protocol):
     """A kernel that is computed (rule 11)."""
 
+    @property
+    def starts(self) -> Mapping[str, float]:
+        """What its arrays hold before training, but for kernels."""
+
     def shapes(self) -> Shapes:
         """The arrays that it is computed from."""
 
@@ -106,6 +111,8 @@ class FormulaConv:
     stride = property(lambda self: self.conv.stride)
     growth = property(lambda self: self.conv.growth)
     lattice = property(lambda self: self.conv.lattice)
+    name = property(lambda self: self.conv.name)
+    starts = property(lambda self: self.formula.starts)
 
     def shapes(self) -> Shapes:
         """The formula's."""
@@ -115,7 +122,8 @@ class FormulaConv:
         """``y = W(arrays) * x``."""
         read = Reader(run.params, run.eps, x.dtype == object)
         kernel = self.formula.kernel(read, EVERYTHING)[0]
-        weight = array_module(x).asarray(kernel).astype(x.dtype)
+        given = [run.params[name] for name in self.shapes()] or [x]
+        weight = array_module(x).asarray(kernel).astype(given[0].dtype)
         return run.ops.conv2d_forward(x, weight, None, **self.conv.settings)
 
     def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
@@ -139,6 +147,8 @@ class Average:
 
     channels: int
     window: Pair
+
+    starts = property(lambda self: {})
 
     def shapes(self) -> Shapes:
         """Nothing."""

@@ -28,10 +28,13 @@ import numpy as np
 
 from repvgg_ref.arrays import Array, Real, scalar_like
 from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
+from repvgg_ref.blocks.constructors import FormulaConv
 from repvgg_ref.blocks.fusion import fuse_exactly
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError, require_equal
+
+Leaf = Conv | Identity | FormulaConv
 
 
 def branches_from_fused(
@@ -99,7 +102,7 @@ def branches_from_fused(
     }
 
 
-def leaves(linear: Any, norm: str | None = None) -> Iterable[tuple[Conv | Identity, str | None]]:
+def leaves(linear: Any, norm: str | None = None) -> Iterable[tuple[Leaf, str | None]]:
     """The convolutions and identities that are summed, each with the last norm behind it."""
     if isinstance(linear, Chain) and linear.parts:
         *before, last = linear.parts
@@ -107,7 +110,7 @@ def leaves(linear: Any, norm: str | None = None) -> Iterable[tuple[Conv | Identi
             yield from leaves(Chain(*before), last.name if norm is None else norm)
         elif not before:
             yield from leaves(last, norm)
-    elif isinstance(linear, Conv | Identity):
+    elif isinstance(linear, Leaf):
         yield linear, norm
     else:
         for part in getattr(linear, "parts", ()):
@@ -160,7 +163,7 @@ def what_is_lost(blocks: Iterable[BlockSpec]) -> tuple[Untold, ...]:
 def _count(spec: BlockSpec) -> Untold:
     pairs = spec.out_channels * (spec.in_channels // spec.groups)
     paths = list(leaves(expression(spec)))
-    convs = [leaf for leaf, _ in paths if isinstance(leaf, Conv)]
+    convs = [leaf for leaf, _ in paths if not isinstance(leaf, Identity)]
     lattices = [conv.lattice for conv in convs]
     makers = Counter(offset for lattice in lattices for offset in lattice.offsets())
     shared = {offset for offset, count in makers.items() if count > 1}
