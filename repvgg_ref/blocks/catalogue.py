@@ -202,6 +202,19 @@ def dirac(spec: BlockSpec) -> Linear:
     return Chain(main, Norm("bn", spec.out_channels))
 
 
+@block(
+    "qarepvgg",
+    "BN(BN3(W3 x) + W1 x + x)",
+    {"branch_3x3": "rbr_dense", "point.conv.weight": "rbr_1x1.weight", "bn": "bn"},
+)
+def quantisation_aware(spec: BlockSpec) -> Linear:
+    """Chu et al., "Make RepVGG Greater Again" (arXiv 2212.01593): a norm inside and one behind."""
+    dense = conv_bn(spec, "branch_3x3", spec.kernel)
+    same = [identity(spec)] if spec.can_add_input else []
+    whole = Sum(dense, conv(spec, "point.conv", 1), *same)
+    return Chain(whole, Norm("bn", spec.out_channels))
+
+
 @block("conv-bn", "BN(W x)", {}, fused="conv")
 def plain_conv_bn(spec: BlockSpec) -> Linear:
     """A convolution and its batch norm, as residual networks and auxiliary heads have it."""

@@ -123,6 +123,15 @@ def delta(weight: Any) -> Any:
     return found
 
 
+class QuantisationAware(PostAdditionNorm):
+    """``BN(BN3(W3 x) + W1 x + x)`` (QARepVGG)."""
+
+    def __init__(self, spec: BlockSpec, eps: float) -> None:
+        super().__init__(spec, eps)
+        self.rbr_dense.add_module("bn", nn.BatchNorm2d(spec.out_channels, eps=eps))
+        self.rbr_1x1 = conv(spec, 1)
+
+
 class Asymmetric(nn.Module):
     """Three convolutions, three batch norms, added up: the training form of ACNet's block."""
 
@@ -165,6 +174,7 @@ BLOCKS: dict[str, Callable[[BlockSpec, float], Any]] = {
     "post-addition-bn": PostAdditionNorm,
     "trivial": Trivial,
     "dirac": Dirac,
+    "qarepvgg": QuantisationAware,
     "acb": Asymmetric,
     "mobileone": MobileOne,
 }

@@ -224,7 +224,7 @@ def _before_activation(
     3; otherwise once each and not at all.
     """
     reads, kernels, writes = (3, 2, 3) if m else (1, 1, 0)
-    steps = terms + _OTHER + _more(part)
+    steps = terms + _OTHER + _more(part) + part.roundings
     relative = (
         (1 + theta(p.u_input, reads))
         * (1 + theta(p.u_weight, kernels))
@@ -234,7 +234,7 @@ def _before_activation(
     scale_errors = [_scale_error(branch, p) for branch in part.branches]
     coherent = sum(
         (c[:, None] * _sizes(b) for c, b in zip(scale_errors, part.branches, strict=True)),
-        start=np.zeros_like(part.value),
+        start=_inner_scale_error(p) * _hidden(part),
     )
     widest = 1 + np.maximum.reduce(scale_errors)[:, None] if scale_errors else np.ones((1, 1))
     beside = p.u_store * _stored(part) + (1 + relative) * _underflow(part, steps, p, m)
@@ -276,6 +276,18 @@ def _scale_error(branch: BranchValues, p: Precision) -> Array:
     return np.asarray(root * rounded * (1 + lost[0]) * (1 + lost[1]) * (1 + lost[2]) - 1)
 
 
+def _inner_scale_error(p: Precision) -> float:
+    """The c of a batch norm inside a branch, whose ``var + eps`` is taken to be far from underflow."""
+    r = p.u_store * (2 + p.u_store)
+    return float((1 - r) ** -0.5 * (1 + theta(p.u_store, 4)) * (1 + theta(p.u_accumulate, 6)) - 1)
+
+
+def _hidden(part: LinearPart) -> Array:
+    """The magnitudes inside branches whose kernels are computed, (O, P)."""
+    found = [b.hidden for b in part.branches if b.hidden is not None]
+    return sum(found, start=np.zeros_like(part.value))
+
+
 def _sizes(branch: BranchValues) -> Array:
     """``|t z| + |t mean|``, (O, P)."""
     return np.asarray(np.abs(branch.scaled) + np.abs(branch.t * branch.mean)[:, None])
@@ -288,11 +300,12 @@ def _stored(part: LinearPart) -> Array:
     ``1/sqrt(..)``, times gamma, plus beta, or ``z alpha``, ``mean alpha``, ``beta - mean alpha``
     and their sum. Scaled by t these are at most 4 times ``|t z| + |t mean|``, and ``|beta|``, and
     the branch's value v; then sums of the v, at most ``sum |v|``, and V. The fused are no larger.
+    A branch with another convolution and norm inside writes theirs, too.
     """
     value = np.abs(part.value)
     if not part.branches:
         return np.asarray(2 * value + part.bias_magnitude[:, None])
-    total = value
+    total = value + 5 * _hidden(part)
     for b in part.branches:
         v = np.abs(b.scaled + (b.beta - b.t * b.mean)[:, None])
         total = total + 4 * _sizes(b) + np.abs(b.beta)[:, None] + 2 * v

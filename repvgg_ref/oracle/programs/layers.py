@@ -31,7 +31,7 @@ _ACTIVATION: dict[SqueezeExcitation, str] = {
 
 def block_program(model: Model, spec: BlockSpec) -> BlockProgram:
     """How the reference computes the block `spec`."""
-    branches = branches_of(spec, model.params) if model.form == "train" else {}
+    branches = branches_of(spec, model.params, model.eps) if model.form == "train" else {}
     return correct_program(spec, model.params, model.eps, branches)
 
 
@@ -50,10 +50,7 @@ def correct_program(
         fused = FusedConv(
             *(_float64(params[f"{spec.name}.fused.{part}"]) for part in ("weight", "bias"))
         )
-    exact = {
-        name: Branch(*(array if array is None else _float64(array) for array in branch))  # type: ignore[arg-type]
-        for name, branch in branches.items()
-    }
+    exact = {name: branch.arrays(_float64) for name, branch in branches.items()}
     conv = fused_conv(spec)
     return BlockProgram(
         spec=spec,

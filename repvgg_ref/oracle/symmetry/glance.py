@@ -34,22 +34,21 @@ def glance(
         return None
     patches = padded[:, :, rows, columns]  # (N, C, P, Kh, Kw)
     total = np.zeros(())
-    for branch in _branches(spec, params):
+    for branch in _branches(spec, params, eps):
         seen = patches[..., *window(branch.weight.shape[2:], size)]
-        shift = branch.bias(eps) if branch.has_norm else 0 * branch.scale(eps)
         z = _product(branch.weight, seen, conv.groups)  # (O, N, P)
-        total = total + branch.scale(eps)[:, None, None] * z + shift[:, None, None]
+        total = total + branch.scale(eps)[:, None, None] * z + branch.bias(eps)[:, None, None]
     if f"{spec.name}.fused.bias" in params:
         total = total + params[f"{spec.name}.fused.bias"][:, None, None]
     y = np.moveaxis(total, 0, 1)
     return np.maximum(y, 0) if spec.activation == "relu" else y
 
 
-def _branches(spec: BlockSpec, params: Mapping[str, Array]) -> list[Branch]:
+def _branches(spec: BlockSpec, params: Mapping[str, Array], eps: float) -> list[Branch]:
     fused = f"{spec.name}.fused.weight"
     if fused in params:
         return [Branch(params[fused])]
-    return list(branches_of(spec, params).values())
+    return list(branches_of(spec, params, eps).values())
 
 
 def _product(weight: Array, patches: Array, groups: int) -> Array:

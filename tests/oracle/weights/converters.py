@@ -53,7 +53,7 @@ class Converter:
         for spec in model.arch.blocks:
             with rounding(self.direction):
                 weight, bias = self._block(
-                    list(branches_of(spec, model.params).values()),
+                    list(branches_of(spec, model.params, model.eps).values()),
                     deploy.params[f"{spec.name}.fused.weight"].shape,
                     model.eps,
                 )
