@@ -8,13 +8,13 @@ initialisation, cost, identification, conversion, bounds and bugs of the oracle 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.constructors import FormulaConv
+from repvgg_ref.blocks.constructors import FormulaConv, Pad, avg_pool
 from repvgg_ref.blocks.formulas import Dirac
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.run import Linear, Reader
@@ -38,6 +38,10 @@ class Kind:
         The key of the fused convolution.
     auto : bool
         Whether a file is taken for it unasked: not where its keys are some of another's.
+    top1 : float or None
+        ImageNet accuracy of RepVGG-B0 with it, percent (Tables 6 and 7, 120 epochs).
+    certain : bool
+        Whether `top1` was checked in the paper, and is not from memory.
     """
 
     name: str
@@ -46,6 +50,8 @@ class Kind:
     keys: Mapping[str, str]
     fused: str
     auto: bool
+    top1: float | None = None
+    certain: bool = False
 
 
 KINDS: dict[str, Kind] = {}
@@ -64,11 +70,13 @@ def block(
     *,
     fused: str = "rbr_reparam",
     auto: bool = True,
+    top1: float | None = None,
+    certain: bool = False,
 ) -> Callable[[Callable[[BlockSpec], Linear]], Callable[[BlockSpec], Linear]]:
     """Enter the decorated function under `name`."""
 
     def enter(build: Callable[[BlockSpec], Linear]) -> Callable[[BlockSpec], Linear]:
-        KINDS[name] = Kind(name, says, build, keys, fused, auto)
+        KINDS[name] = Kind(name, says, build, keys, fused, auto, top1, certain)
         return build
 
     return enter
@@ -105,39 +113,41 @@ def identity_bn(spec: BlockSpec, name: str = "branch_identity") -> list[Linear]:
     return [bn] if spec.can_add_input else []
 
 
-@block("repvgg", "BN3(W3 x) + BN1(W1 x) + BN0(x)", _RBR)
+@block("repvgg", "BN3(W3 x) + BN1(W1 x) + BN0(x)", _RBR, top1=75.14, certain=True)
 def repvgg(spec: BlockSpec) -> Linear:
     """The paper's block (section 3.2, figure 4)."""
     k = spec.kernel
     return Sum(conv_bn(spec, "branch_3x3", k), conv_bn(spec, "branch_1x1", 1), *identity_bn(spec))
 
 
-@block("plain", "BN3(W3 x)", _RBR, auto=False)
+@block("plain", "BN3(W3 x)", _RBR, auto=False, top1=72.39, certain=True)
 def plain(spec: BlockSpec) -> Linear:
     """No branch beside the convolution (Table 6, first row)."""
     return Sum(conv_bn(spec, "branch_3x3", spec.kernel))
 
 
-@block("identity-only", "BN3(W3 x) + BN0(x)", _RBR, auto=False)
+@block("identity-only", "BN3(W3 x) + BN0(x)", _RBR, auto=False, top1=74.79, certain=True)
 def identity_only(spec: BlockSpec) -> Linear:
     """No 1x1 branch (Table 6)."""
     return Sum(conv_bn(spec, "branch_3x3", spec.kernel), *identity_bn(spec))
 
 
-@block("1x1-only", "BN3(W3 x) + BN1(W1 x)", _RBR, auto=False)
+@block("1x1-only", "BN3(W3 x) + BN1(W1 x)", _RBR, auto=False, top1=73.15, certain=True)
 def point_only(spec: BlockSpec) -> Linear:
     """No identity branch (Table 6)."""
     return Sum(conv_bn(spec, "branch_3x3", spec.kernel), conv_bn(spec, "branch_1x1", 1))
 
 
-@block("identity-without-bn", "BN3(W3 x) + BN1(W1 x) + x", _RBR, auto=False)
+@block(
+    "identity-without-bn", "BN3(W3 x) + BN1(W1 x) + x", _RBR, auto=False, top1=74.18, certain=True
+)
 def identity_without_bn(spec: BlockSpec) -> Linear:
     """The identity as it is (Table 7)."""
     same = [identity(spec)] if spec.can_add_input else []
     return Sum(conv_bn(spec, "branch_3x3", spec.kernel), conv_bn(spec, "branch_1x1", 1), *same)
 
 
-@block("post-addition-bn", "BN(W3 x + W1 x + x)", _RBR | {"bn": "bn"})
+@block("post-addition-bn", "BN(W3 x + W1 x + x)", _RBR | {"bn": "bn"}, top1=73.52, certain=True)
 def post_addition_bn(spec: BlockSpec) -> Linear:
     """One batch norm, behind the sum (Table 7)."""
     convs = conv(spec, "branch_3x3.conv", spec.kernel), conv(spec, "branch_1x1.conv", 1)
@@ -157,6 +167,7 @@ def post_addition_bn(spec: BlockSpec) -> Linear:
         "horizontal.bn": "hor_bn",
     },
     fused="fused_conv",
+    top1=73.58,
 )
 def asymmetric(spec: BlockSpec) -> Linear:
     """Ding et al., "ACNet" (arXiv 1908.03930): the kernel's middle column and row by themselves."""
@@ -182,7 +193,7 @@ def mobileone(spec: BlockSpec) -> Linear:
 _ONE = {"conv": "conv", "bn": "bn"}
 
 
-@block("trivial", "BN((W + I) x)", _ONE)
+@block("trivial", "BN((W + I) x)", _ONE, top1=73.51)
 def trivial(spec: BlockSpec) -> Linear:
     """The identity as a part of the kernel (Table 7); only W, where x cannot be added."""
     same = [identity(spec)] if spec.can_add_input else []
@@ -193,6 +204,7 @@ def trivial(spec: BlockSpec) -> Linear:
     "dirac",
     "BN((a I + b W / |W|) x)",
     _ONE | {"conv.alpha": "conv.alpha", "conv.beta": "conv.beta"},
+    top1=73.97,
 )
 def dirac(spec: BlockSpec) -> Linear:
     """DiracNets' parameterisation (Table 7); a plain convolution, where x cannot be added."""
@@ -205,14 +217,64 @@ def dirac(spec: BlockSpec) -> Linear:
 @block(
     "qarepvgg",
     "BN(BN3(W3 x) + W1 x + x)",
-    {"branch_3x3": "rbr_dense", "point.conv.weight": "rbr_1x1.weight", "bn": "bn"},
+    {"branch_3x3": "rbr_dense", "branch_point.conv.weight": "rbr_1x1.weight", "bn": "bn"},
 )
 def quantisation_aware(spec: BlockSpec) -> Linear:
     """Chu et al., "Make RepVGG Greater Again" (arXiv 2212.01593): a norm inside and one behind."""
     dense = conv_bn(spec, "branch_3x3", spec.kernel)
     same = [identity(spec)] if spec.can_add_input else []
-    whole = Sum(dense, conv(spec, "point.conv", 1), *same)
+    whole = Sum(dense, conv(spec, "branch_point.conv", 1), *same)
     return Chain(whole, Norm("bn", spec.out_channels))
+
+
+@block(
+    "dbb",
+    "BN(W x) + BN(W1 x) + BN(mean(BN(V1 x))) + BN(W2 BN((W1 + I) x))",
+    {
+        "origin": "dbb_origin",
+        "pointwise": "dbb_1x1",
+        "average.conv": "dbb_avg.conv",
+        "average.inner.bn": "dbb_avg.bn.bn",
+        "average.bn": "dbb_avg.avgbn",
+        "sequence.same.conv": "dbb_1x1_kxk.idconv1",
+        "sequence.wide.conv": "dbb_1x1_kxk.conv1",
+        "sequence.inner.bn": "dbb_1x1_kxk.bn1.bn",
+        "sequence.conv": "dbb_1x1_kxk.conv2",
+        "sequence.bn": "dbb_1x1_kxk.bn2",
+    },
+    fused="dbb_reparam",
+)
+def diverse(spec: BlockSpec) -> Linear:
+    """Ding et al., "Diverse Branch Block" (arXiv 2103.13425); depthwise as in its code."""
+    k, width, out = spec.kernel, spec.in_channels, spec.out_channels
+    depthwise, window = spec.groups == width == out, (k, k)
+    origin, stride = conv_bn(spec, "origin", k), (spec.stride, spec.stride)
+    border, straight = (k // 2, k // 2), replace(spec, stride=1)
+    average = [
+        conv(straight, "average.conv", 1),
+        inner := Norm("average.inner.bn", out),
+        Pad(border, inner),
+        avg_pool(out, window, stride, (0, 0)),
+    ]
+    if depthwise:
+        average = [avg_pool(out, window, stride, border)]
+    same = replace(straight, out_channels=width)
+    wide = replace(straight, out_channels=2 * width)
+    first: Linear = Sum(
+        replace(conv(same, "sequence.same.conv", 1), starts_at_zero=True), identity(same, "same")
+    )
+    if depthwise:
+        first = conv(wide, "sequence.wide.conv", 1)
+    after = conv(replace(spec, in_channels=first.out_channels), "sequence.conv", k)
+    between = Norm("sequence.inner.bn", first.out_channels)
+    sequence = [first, between, Pad(after.padding, between), replace(after, padding=(0, 0))]
+    pointwise = [] if depthwise else [conv_bn(spec, "pointwise", 1)]
+    return Sum(
+        origin,
+        *pointwise,
+        Chain(*average, Norm("average.bn", out)),
+        Chain(*sequence, Norm("sequence.bn", out)),
+    )
 
 
 @block("conv-bn", "BN(W x)", {}, fused="conv")

@@ -190,8 +190,8 @@ def avg_pool(
 class Pad:
     """A border of what the batch norm before it makes of zero (rule 10), in a `Chain`.
 
-    In training it is made of the running statistics, and is a constant of the gradient, as in the
-    code of diverse-branch blocks.
+    In training it is made of the running statistics as this step leaves them, and is a constant of
+    the gradient, as in the code of diverse-branch blocks.
     """
 
     width: Pair
@@ -213,9 +213,19 @@ class Pad:
         else:
             around = (nothing, nothing, rows, columns)
         inside = xp.pad(xp.ones_like(x[:1, ...]), around)
-        gamma, beta, mean, var = (run.params[f"{self.norm.name}.{p}"] for p in NORM_VECTORS)
-        fill = beta - mean * gamma / sqrt(var + scalar_like(run.eps, var))
+        fill = self.fill(run).astype(x.dtype)
         return xp.pad(x, around) + (1 - inside) * run.on_channels(fill), None
+
+    def fill(self, run: Run) -> Array:
+        """The border's numbers, (C,)."""
+        gamma, beta, mean, var = (run.params[f"{self.norm.name}.{p}"] for p in NORM_VECTORS)
+        seen = run.stats.get(self.norm.name) if run.training else None
+        if seen is not None:
+            mean, var = run.ops.update_running_stats(
+                mean, var, seen.mean, seen.var, momentum=run.momentum, count=seen.pixels
+            )
+        fill: Array = beta - mean * gamma / sqrt(var + scalar_like(run.eps, var))
+        return fill
 
     def border(self, read: Reader, rows: slice) -> Border:
         """The same for a fusion."""

@@ -56,6 +56,7 @@ class Conv:
     dilation: Pair = (1, 1)
     groups: int = 1
     bias: bool = False
+    starts_at_zero: bool = False
 
     def __post_init__(self) -> None:
         require_groups(self.name, self.groups, self.in_channels, self.out_channels)
@@ -67,6 +68,11 @@ class Conv:
         # one number where both agree, as fast paths want it
         single = {name: pair[0] if pair[0] == pair[1] else pair for name, pair in pairs.items()}
         return {**single, "groups": self.groups}
+
+    @property
+    def starts(self) -> dict[str, float]:
+        """The kernel, where it is zero before training."""
+        return {f"{self.name}.weight": 0.0} if self.starts_at_zero else {}
 
     @property
     def growth(self) -> Pair:
@@ -282,10 +288,11 @@ def _composed(before: list[Any], last: Linear, read: Reader, rows: slice, inputs
     *before, pad = before if hasattr(before[-1], "width") else [*before, None]
     chain = Chain(*before)
     groups = gcd(chain.groups, last.groups)
-    if chain.groups == last.groups:
-        start, stop, _ = rows.indices(last.out_channels)
-        outputs, middle = last.out_channels // groups, last.in_channels // groups
-        first, end = start // outputs, -(-stop // outputs)
+    start, stop, _ = rows.indices(last.out_channels)
+    outputs, middle = last.out_channels // last.groups, last.in_channels // last.groups
+    first, end = start // outputs, -(-stop // outputs)
+    whole = end - first == 1 or start % outputs == stop % outputs == 0
+    if groups == chain.groups and whole:
         middles = slice(first * middle, end * middle)
         inner, outer = chain.form(read, middles, inputs), last.form(read, rows)
         border = pad and pad.border(read, middles)

@@ -39,6 +39,7 @@ class Pass:
     eps: Any
     form: Form = "train"
     training: bool = False
+    momentum: Any = 0.1
     stats: dict[str, BatchStats] = field(default_factory=dict)
     grads: dict[str, Array] = field(default_factory=dict)
 
@@ -99,7 +100,13 @@ class Block:
         if run.form == "deploy":
             return fused_block_forward(self.spec, run.params, x[0], ops=run.ops), None
         y, cache = train_block_forward(
-            self.spec, run.params, x[0], ops=run.ops, eps=run.eps, training=run.training
+            self.spec,
+            run.params,
+            x[0],
+            ops=run.ops,
+            eps=run.eps,
+            training=run.training,
+            momentum=run.momentum,
         )
         run.stats |= {f"{name}.{norm}": seen for norm, seen in cache.stats.items()}
         return y, cache

@@ -54,7 +54,7 @@ def training_step(
     x : array, shape (N, C, H, W)
     labels : int array (N,), or float array (N, num_classes)
     """
-    run = Pass(params, ops, eps, training=True)
+    run = Pass(params, ops, eps, training=True, momentum=momentum)
     return take_step(
         network, x, labels, run, momentum=momentum, label_smoothing=label_smoothing
     ).result

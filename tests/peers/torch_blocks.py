@@ -132,6 +132,70 @@ class QuantisationAware(PostAdditionNorm):
         self.rbr_1x1 = conv(spec, 1)
 
 
+class NormAndPad(nn.Module):
+    """A batch norm, and around it what its running statistics make of zero: a constant."""
+
+    def __init__(self, channels: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.bn, self.width = nn.BatchNorm2d(channels, eps=eps), width
+
+    def forward(self, x: Any) -> Any:
+        y, w, bn = self.bn(x), self.width, self.bn
+        scale = bn.weight.detach() / torch.sqrt(bn.running_var + bn.eps)
+        fill = (bn.bias.detach() - bn.running_mean * scale).view(1, -1, 1, 1)
+        padded = fill.repeat(len(y), 1, y.shape[2] + 2 * w, y.shape[3] + 2 * w)
+        padded[:, :, w:-w, w:-w] = y
+        return padded
+
+
+class AddsInput(nn.Conv2d):
+    """``(W + I) x``, W zero at the start."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(channels, channels, 1, groups=groups, bias=False)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Any) -> Any:
+        return self._conv_forward(x, self.weight + delta(self.weight), None)
+
+
+class Diverse(nn.Module):
+    """DBB: the convolution, a 1x1, an average behind a 1x1, a convolution behind a 1x1."""
+
+    def __init__(self, spec: BlockSpec, eps: float) -> None:
+        super().__init__()
+        width, out, groups = spec.in_channels, spec.out_channels, spec.groups
+        norm = partial(nn.BatchNorm2d, out, eps=eps)
+        depthwise = groups == width == out
+        self.dbb_origin = named(conv=conv(spec, 3), bn=norm())
+        self.dbb_1x1 = None if depthwise else named(conv=conv(spec, 1), bn=norm())
+        if depthwise:
+            self.dbb_avg = named(avg=nn.AvgPool2d(3, spec.stride, 1), avgbn=norm())
+        else:
+            self.dbb_avg = named(
+                conv=nn.Conv2d(width, out, 1, groups=groups, bias=False),
+                bn=NormAndPad(out, 1, eps),
+                avg=nn.AvgPool2d(3, spec.stride),
+                avgbn=norm(),
+            )
+        inner = 2 * width if depthwise else width
+        first = (
+            {"conv1": nn.Conv2d(width, inner, 1, groups=groups, bias=False)}
+            if depthwise
+            else {"idconv1": AddsInput(width, groups)}
+        )
+        self.dbb_1x1_kxk = named(
+            **first,
+            bn1=NormAndPad(inner, 1, eps),
+            conv2=nn.Conv2d(inner, out, 3, spec.stride, groups=groups, bias=False),
+            bn2=norm(),
+        )
+
+    def forward(self, x: Any) -> Any:
+        y = self.dbb_origin(x) + self.dbb_avg(x) + self.dbb_1x1_kxk(x)
+        return y if self.dbb_1x1 is None else y + self.dbb_1x1(x)
+
+
 class Asymmetric(nn.Module):
     """Three convolutions, three batch norms, added up: the training form of ACNet's block."""
 
@@ -175,6 +239,7 @@ BLOCKS: dict[str, Callable[[BlockSpec, float], Any]] = {
     "trivial": Trivial,
     "dirac": Dirac,
     "qarepvgg": QuantisationAware,
+    "dbb": Diverse,
     "acb": Asymmetric,
     "mobileone": MobileOne,
 }

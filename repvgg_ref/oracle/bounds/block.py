@@ -277,7 +277,7 @@ def _scale_error(branch: BranchValues, p: Precision) -> Array:
 
 
 def _inner_scale_error(p: Precision) -> float:
-    """The c of a batch norm inside a branch, whose ``var + eps`` is taken to be far from underflow."""
+    """What c is for a batch norm inside a branch, its variance taken to be far from underflow."""
     r = p.u_store * (2 + p.u_store)
     return float((1 - r) ** -0.5 * (1 + theta(p.u_store, 4)) * (1 + theta(p.u_accumulate, 6)) - 1)
 
