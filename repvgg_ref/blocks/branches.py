@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array, is_exact, scalar_like
-from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
+from repvgg_ref.blocks.catalogue import linear_expression, part_of, reach
 from repvgg_ref.blocks.form import Form, Lattice, ungrouped
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.blocks.run import EVERYTHING, NORM_VECTORS, reading, roots
@@ -74,25 +74,21 @@ class Branch(NamedTuple):
 def branches_of(spec: BlockSpec, params: Mapping[str, Array], eps: Any) -> dict[str, Branch]:
     """The block's branches by name: ``branch_3x3``, ``branch_1x1``, ``branch_identity``, ...
 
-    `eps` is that of norms inside a branch. Kernels are of the groups of the fused convolution.
-
-    Raises
-    ------
-    NotFusibleError
-        If a branch is not linear.
+    `eps` is that of norms inside a branch. Kernels are of the groups of the fused convolution. What
+    follows a norm inside a branch (a ReLU) is not said.
     """
-    parts, fused = part_of(spec, params), fused_conv(spec)
+    parts, whole = part_of(spec, params), reach(spec)
     found: dict[str, Branch] = {}
     seen: set[str] = set()
-    for leaf, norm in leaves(expression(spec)):
-        form = ungrouped(leaf.form(reading(parts, eps), EVERYTHING), fused.groups)
+    for leaf, norm in leaves(linear_expression(spec)):
+        form = ungrouped(leaf.form(reading(parts, eps), EVERYTHING), whole.groups)
         vectors: dict[str, Array] = {}
         if norm is not None:
             vectors = {field: parts[f"{norm}.{field}"] for field in NORM_VECTORS}
             if norm in seen:
                 vectors |= {field: 0 * vectors[field] for field in ("beta", "running_mean")}
             seen.add(norm)
-        found[leaf_name(leaf)] = _branch(form, fused.lattice, vectors)
+        found[leaf_name(leaf)] = _branch(form, whole.lattice, vectors)
     return found
 
 

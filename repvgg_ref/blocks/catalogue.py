@@ -7,79 +7,31 @@ initialisation, cost, identification, conversion, bounds and bugs of the oracle 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.constructors import FormulaConv, Pad, avg_pool
+from repvgg_ref.blocks.constructors import FormulaConv, Pad, Relu, avg_pool, without_relu
 from repvgg_ref.blocks.formulas import Dirac
+from repvgg_ref.blocks.kinds import KINDS as KINDS
+from repvgg_ref.blocks.kinds import Kind as Kind
+from repvgg_ref.blocks.kinds import block as block
+from repvgg_ref.blocks.kinds import block_kind as block_kind
+from repvgg_ref.blocks.kinds import kind as kind
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.run import Linear, Reader
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.errors import CheckpointError, NotFusibleError, did_you_mean
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of block.
-
-    Attributes
-    ----------
-    says : str
-        The expression, for people.
-    build : callable
-        `BlockSpec` -> expression. Leaves called ``....bn`` are batch norms.
-    keys : mapping
-        Start of a part's name -> start of its key in the published code.
-    fused : str
-        The key of the fused convolution.
-    auto : bool
-        Whether a file is taken for it unasked: not where its keys are some of another's.
-    top1 : float or None
-        ImageNet accuracy of RepVGG-B0 with it, percent (Tables 6 and 7, 120 epochs).
-    certain : bool
-        Whether `top1` was checked in the paper, and is not from memory.
-    """
-
-    name: str
-    says: str
-    build: Callable[[BlockSpec], Linear]
-    keys: Mapping[str, str]
-    fused: str
-    auto: bool
-    top1: float | None = None
-    certain: bool = False
-
-
-KINDS: dict[str, Kind] = {}
+from repvgg_ref.errors import CheckpointError, NotFusibleError
 
 _RBR = {
     "branch_3x3": "rbr_dense",
     "branch_1x1": "rbr_1x1",
     "branch_identity.bn": "rbr_identity",
 }
-
-
-def block(
-    name: str,
-    says: str,
-    keys: Mapping[str, str],
-    *,
-    fused: str = "rbr_reparam",
-    auto: bool = True,
-    top1: float | None = None,
-    certain: bool = False,
-) -> Callable[[Callable[[BlockSpec], Linear]], Callable[[BlockSpec], Linear]]:
-    """Enter the decorated function under `name`."""
-
-    def enter(build: Callable[[BlockSpec], Linear]) -> Callable[[BlockSpec], Linear]:
-        KINDS[name] = Kind(name, says, build, keys, fused, auto, top1, certain)
-        return build
-
-    return enter
 
 
 def conv(spec: BlockSpec, name: str, *kernel: int, bias: bool = False) -> Conv:
@@ -191,6 +143,13 @@ def mobileone(spec: BlockSpec) -> Linear:
 
 
 _ONE = {"conv": "conv", "bn": "bn"}
+
+
+@block("relu-in-branches", "R(BN3(W3 x)) + R(BN1(W1 x)) + R(BN0(x))", _RBR, auto=False, top1=75.69)
+def relu_in_branches(spec: BlockSpec) -> Linear:
+    """The paper's branches, each with a ReLU of its own (Table 7): no convolution equals them."""
+    chains: Any = repvgg(spec)
+    return Sum(*(Chain(*branch.parts, Relu()) for branch in chains.parts))
 
 
 @block("trivial", "BN((W + I) x)", _ONE, top1=73.51)
@@ -314,6 +273,17 @@ def expression(spec: BlockSpec) -> Linear:
 
 
 @lru_cache(maxsize=1024)
+def linear_expression(spec: BlockSpec) -> Linear:
+    """`expression`, with ReLUs before the sum left out."""
+    linear: Linear = without_relu(expression(spec))
+    return linear
+
+
+def is_fusible(spec: BlockSpec) -> bool:
+    """Whether what the block computes before its activation is linear."""
+    return expression(spec) == linear_expression(spec)
+
+
 def fused_conv(spec: BlockSpec) -> Conv:
     """The one convolution that equals the block; its leaf is ``fused``.
 
@@ -322,7 +292,20 @@ def fused_conv(spec: BlockSpec) -> Conv:
     NotFusibleError
         If no single convolution does, or none whose padding is the same on both sides.
     """
-    linear = expression(spec)
+    if not is_fusible(spec):
+        raise NotFusibleError(
+            f"{spec.name}: a ReLU stands before the sum, and relu(a) + relu(b) is not relu(a + b)",
+            got=f"{spec.kind}: {kind(spec.kind).says}",
+            wanted="nothing but linear operations before the sum",
+            advice="evaluate, verify and train its train form",
+        )
+    return reach(spec)
+
+
+@lru_cache(maxsize=1024)
+def reach(spec: BlockSpec) -> Conv:
+    """The convolution that has all of the block's taps, whether or not it equals the block."""
+    linear = linear_expression(spec)
     nothing = {
         name: np.broadcast_to(np.zeros(()), shape) for name, shape in linear.shapes().items()
     }
@@ -335,37 +318,6 @@ def fused_conv(spec: BlockSpec) -> Conv:
     padding = -first[0], -first[1]
     channels = spec.in_channels, spec.out_channels
     return Conv("fused", *channels, size, form.stride, padding, step, form.groups, bias=True)
-
-
-def kind(name: str) -> Kind:
-    """The kind of block called `name`."""
-    if name not in KINDS:
-        raise CheckpointError(
-            "there is no block of that name",
-            got=repr(name),
-            wanted=", ".join(KINDS),
-            advice=did_you_mean(name, KINDS),
-        )
-    return KINDS[name]
-
-
-def block_kind(name: str) -> Kind:
-    """The kind called `name` whose blocks a RepVGG may have.
-
-    Raises
-    ------
-    CheckpointError
-        If there is none, or if its blocks are parts of other networks only.
-    """
-    chosen = [known for known, each in KINDS.items() if each.keys]
-    if name not in chosen:
-        raise CheckpointError(
-            "a RepVGG has no block of that name",
-            got=repr(name),
-            wanted=", ".join(chosen),
-            advice=did_you_mean(name, chosen),
-        )
-    return KINDS[name]
 
 
 def part_of(spec: BlockSpec, params: Mapping[str, Array]) -> dict[str, Array]:

@@ -242,6 +242,38 @@ class Pad:
         return grad_y[inside]
 
 
+@dataclass(frozen=True)
+class Relu:
+    """``max(x, 0)`` inside a block, in a `Chain`: what it is part of has no linear form."""
+
+    def shapes(self) -> Shapes:
+        """Nothing."""
+        return {}
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """See `ops.relu`."""
+        return run.ops.relu_forward(x)
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """See `ops.relu`."""
+        return run.ops.relu_backward(grad_y, cache)
+
+    def after(self, form: Form, read: Reader, rows: slice) -> Form:
+        """There is none."""
+        raise NotFusibleError(
+            "a ReLU before the sum has no linear form: relu(a) + relu(b) is not relu(a + b)",
+            wanted="nothing but linear operations before the sum",
+        )
+
+
+def without_relu(linear: Any) -> Any:
+    """The expression with every `Relu` left out."""
+    if not hasattr(linear, "parts"):
+        return linear
+    kept = (without_relu(part) for part in linear.parts if not isinstance(part, Relu))
+    return type(linear)(*kept)
+
+
 class Concat(Sum):
     """Expressions side by side along the channels, groups of one network (rule 9)."""
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array, Real, scalar_like
-from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
+from repvgg_ref.blocks.catalogue import expression, fused_conv, linear_expression, part_of
 from repvgg_ref.blocks.fusion import fuse_exactly
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.run import Linear, Reader
@@ -174,7 +174,7 @@ def what_is_lost(blocks: Iterable[BlockSpec]) -> tuple[Untold, ...]:
 
 
 def _count(spec: BlockSpec) -> Untold:
-    linear, pairs = expression(spec), spec.out_channels * (spec.in_channels // spec.groups)
+    linear, pairs = linear_expression(spec), spec.out_channels * (spec.in_channels // spec.groups)
     shapes = linear.shapes()
     read = Reader({name: np.broadcast_to(0.0, of) for name, of in shapes.items()}, 1.0)
     forms = [leaf.form(read, slice(0, 1)) for leaf, _ in leaves(linear)]

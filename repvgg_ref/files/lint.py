@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.catalogue import norms
+from repvgg_ref.blocks.catalogue import is_fusible, norms
 from repvgg_ref.blocks.fusion import FusedConv, fuse_block
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError
@@ -186,6 +186,8 @@ def _fused(
     """The block's one convolution if its arrays are complete and sound."""
     if any(name not in arrays for name in _needed(spec, form)):
         return None, None
+    if not is_fusible(spec):
+        return None, None  # said of the whole network
     if form == "deploy":
         return FusedConv(*(arrays[f"{spec.name}.fused.{f}"] for f in FusedConv._fields)), None
     if any(not np.isfinite(array).all() for array in arrays.values()):

@@ -116,14 +116,10 @@ class TensorBoard:
             self._add(event.step, {"train/loss": event.loss, "train/lr": event.lr})
         elif isinstance(event, EpochDone):
             found = event.evaluation
-            self._add(
-                event.step,
-                {
-                    "test/loss": found.trained.loss,
-                    "test/top1": found.trained.top1,
-                    "test/top1 fused": found.fused.top1,
-                },
-            )
+            figures = {"test/loss": found.trained.loss, "test/top1": found.trained.top1}
+            if found.fused is not None:
+                figures["test/top1 fused"] = found.fused.top1
+            self._add(event.step, figures)
 
     def close(self) -> None:
         """Write out what is left."""

@@ -234,6 +234,7 @@ BLOCKS: dict[str, Callable[[BlockSpec, float], Any]] = {
     "plain": partial(Branches, point=False, identity=False),
     "identity-only": partial(Branches, point=False, identity=True),
     "1x1-only": partial(Branches, point=True, identity=False),
+    "relu-in-branches": partial(Branches, point=True, identity=True, inside=True),
     "identity-without-bn": IdentityWithoutNorm,
     "post-addition-bn": PostAdditionNorm,
     "trivial": Trivial,

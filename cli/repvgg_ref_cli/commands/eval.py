@@ -193,7 +193,8 @@ def _forms(model: Model, form: str) -> list[Model]:
             )
         return [model]
     forms = [model] if form != "deploy" else []
-    return forms if form == "train" else [*forms, fuse(model)]
+    alone = form == "train" or (forms and not model.arch.is_fusible)
+    return forms if alone else [*forms, fuse(model)]
 
 
 def _require_finite(logits: Array) -> None:

@@ -38,6 +38,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import is_fusible
 from repvgg_ref.oracle.bounds.linear_part import (
     BranchValues,
     LinearPart,
@@ -354,7 +355,8 @@ def _finished(certified: Array, likely: Array, p: Precision) -> Bound:
 
 def _require_right(program: BlockProgram) -> None:
     maps = (program.input_map, program.kernel_map, program.output_map)
-    if any(m is not None for m in maps) or program.offsets or program.relu_inside:
+    inside = program.relu_inside and is_fusible(program.spec)
+    if any(m is not None for m in maps) or program.offsets or inside:
         raise ValueError(f"{program.spec.name}: bounds are for the right program, not a mutant")
     if program.pad_mode != "zeros":
         raise ValueError(

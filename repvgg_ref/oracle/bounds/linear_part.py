@@ -103,6 +103,8 @@ def linear_part(program: BlockProgram, kernels: Kernels, x: Array, winograd: int
     branches = _branches(program, columns, value - kernels.bias[:, None])
     np.abs(columns, out=columns)
     branches = _with_hidden(program, columns, branches)
+    if program.relu_inside:  # it enlarges no error
+        value = sum(np.maximum(b.scaled + (b.beta - b.t * b.mean)[:, None], 0) for b in branches)
     if winograd:
         met = np.abs(padded), kernels.weight_magnitude, program.groups, size
         magnitude, beside = winograd_magnitudes(*met, winograd, program.stride)

@@ -12,7 +12,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch, branches_of, window
-from repvgg_ref.blocks.catalogue import fused_conv
+from repvgg_ref.blocks.catalogue import is_fusible, reach
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.oracle.programs.program import Pixels
 
@@ -24,7 +24,7 @@ def glance(
 
     None where a pixel is outside the output.
     """
-    conv = fused_conv(spec)
+    conv = reach(spec)
     size, (top, left) = conv.kernel, conv.padding
     padded = np.pad(x.astype(np.float32, copy=False), ((0, 0), (0, 0), (top, top), (left, left)))
     down, across = (np.arange(n) * d for n, d in zip(size, conv.dilation, strict=True))
@@ -37,7 +37,8 @@ def glance(
     for branch in _branches(spec, params, eps):
         seen = patches[..., *window(branch.weight.shape[2:], size)]
         z = _product(branch.weight, seen, conv.groups)  # (O, N, P)
-        total = total + branch.scale(eps)[:, None, None] * z + branch.bias(eps)[:, None, None]
+        z = branch.scale(eps)[:, None, None] * z + branch.bias(eps)[:, None, None]
+        total = total + (z if is_fusible(spec) else np.maximum(z, 0))
     if f"{spec.name}.fused.bias" in params:
         total = total + params[f"{spec.name}.fused.bias"][:, None, None]
     y = np.moveaxis(total, 0, 1)
