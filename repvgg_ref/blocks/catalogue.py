@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.constructors import FormulaConv, Pad, Relu, avg_pool, without_relu
+from repvgg_ref.blocks.average import avg_pool
+from repvgg_ref.blocks.constructors import FormulaConv, Pad, Relu, without_relu
 from repvgg_ref.blocks.formulas import Dirac
 from repvgg_ref.blocks.kinds import KINDS as KINDS
 from repvgg_ref.blocks.kinds import Kind as Kind

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from math import prod
 from typing import Any, Protocol
 
@@ -139,51 +138,6 @@ class FormulaConv:
         one = read.ones(len(kernel))
         term = Term(kernel[:, inputs], one, self.conv.lattice, size[:, inputs])
         return Form((term,), 0 * one, 0 * one, self.stride, self.groups, roundings)
-
-
-@dataclass(frozen=True)
-class Average:
-    """The mean over a window, channel by channel: every tap is 1 / (Kh Kw)."""
-
-    channels: int
-    window: Pair
-
-    starts = property(lambda self: {})
-
-    def shapes(self) -> Shapes:
-        """Nothing."""
-        return {}
-
-    def kernel(self, read: Reader, rows: slice) -> tuple[Array, Array, int]:
-        """(C, 1, Kh, Kw)."""
-        count = len(range(self.channels)[rows])
-        tap = Fraction(1, prod(self.window)) if read.exact else 1 / prod(self.window)
-        kernel = np.full((count, 1, *self.window), tap)
-        return kernel, kernel, 1
-
-    def gradients(self, grad_weight: Array, run: Run) -> dict[str, Array]:
-        """Nothing is trained."""
-        return {}
-
-
-def avg_pool(
-    channels: int, window: Pair, stride: Pair, padding: Pair, *, padding_counted: bool = True
-) -> FormulaConv:
-    """Average pooling (rule 3): a convolution with one group a channel.
-
-    Raises
-    ------
-    NotFusibleError
-        If pixels of padding are not counted: the divisor then depends on the place.
-    """
-    if not padding_counted and max(padding) > 0:
-        raise NotFusibleError(
-            "an average that does not count its padding divides by another number at the border",
-            got=f"padding {padding}, not counted",
-            wanted="padding 0, or count_include_pad",
-        )
-    conv = Conv("", channels, channels, window, stride, padding, groups=channels)
-    return FormulaConv(conv, Average(channels, window))
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.average import Average, avg_pool
 from repvgg_ref.blocks.constructors import (
-    Average,
     Bias,
     Concat,
     FormulaConv,
     Pad,
     Scale,
     Slice,
-    avg_pool,
 )
 from repvgg_ref.blocks.formulas import Dirac
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum

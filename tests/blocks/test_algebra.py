@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.constructors import Bias, Pad, Scale, Slice, avg_pool
+from repvgg_ref.blocks.average import avg_pool
+from repvgg_ref.blocks.constructors import Bias, Pad, Scale, Slice
 from repvgg_ref.blocks.fusion import fuse_exactly
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.run import Reader, Run, evaluate, magnitudes
