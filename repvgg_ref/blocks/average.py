@@ -37,6 +37,11 @@ class Average:
         kernel = np.full((count, 1, *self.window), tap)
         return kernel, kernel, 1
 
+    def weight(self, x: Array, run: Run) -> Array:
+        """All channels'."""
+        kernel = self.kernel(Reader({}, run.eps, x.dtype == object), slice(None))[0]
+        return array_module(x).asarray(kernel).astype(x.dtype)  # type: ignore[no-any-return]
+
     def gradients(self, grad_weight: Array, run: Run) -> dict[str, Array]:
         """Nothing is trained."""
         return {}
@@ -55,11 +60,12 @@ class AvgPool(FormulaConv):
             count = (x.shape[axis] - k) // s + 1
             shifted = [x[_at(axis, i, s, count)] for i in range(k)]
             x = sum(shifted[1:], start=shifted[0])
-        return x * self._tap(x), sizes
+        y: Array = x * self._tap(x)
+        return y, sizes
 
     def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
         """Every pixel gets its share of the windows that it was in."""
-        grad = grad_y * self._tap(grad_y)
+        grad: Array = grad_y * self._tap(grad_y)
         for (axis, k, s, p), size in zip(reversed(self._axes(run)), reversed(cache), strict=True):
             count = grad.shape[axis]
             shape = [*grad.shape[:axis], size + 2 * p, *grad.shape[axis + 1 :]]

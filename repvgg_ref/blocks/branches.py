@@ -47,8 +47,12 @@ class Branch(NamedTuple):
 
     def arrays(self, change: Callable[[Array], Array]) -> Branch:
         """The same with every array changed."""
-        values = (value if value is None else change(value) for value in self[:-1])
-        return Branch(*values, roundings=self.roundings)  # type: ignore[misc]
+        changed = {
+            name: change(value)
+            for name, value in self._asdict().items()
+            if name != "roundings" and value is not None
+        }
+        return self._replace(**changed)
 
     def scale(self, eps: Any) -> Array:
         """``t = gamma / sqrt(var + eps)``, (O,): the slope of batch norm; 1 without a norm."""
@@ -92,7 +96,7 @@ def branches_of(spec: BlockSpec, params: Mapping[str, Array], eps: Any) -> dict[
     return found
 
 
-def _branch(form: Form, block: Lattice, vectors: Mapping[str, Array]) -> Branch:
+def _branch(form: Form, block: Lattice, vectors: Mapping[str, Any]) -> Branch:
     """One branch: a stored kernel as it is, another one computed."""
     if len(form.terms) == 1 and form.terms[0].size is None and not form.bias.any():
         term = form.terms[0]

@@ -168,9 +168,8 @@ def trivial(spec: BlockSpec) -> Linear:
 )
 def dirac(spec: BlockSpec) -> Linear:
     """DiracNets' parameterisation (Table 7); a plain convolution, where x cannot be added."""
-    main: Linear = conv(spec, "conv", spec.kernel)
-    if spec.can_add_input:
-        main = FormulaConv(main, Dirac(main))
+    plain = conv(spec, "conv", spec.kernel)
+    main = FormulaConv(plain, Dirac(plain)) if spec.can_add_input else plain
     return Chain(main, Norm("bn", spec.out_channels))
 
 

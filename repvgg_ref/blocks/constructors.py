@@ -93,6 +93,9 @@ class Formula(Protocol):
     def kernel(self, read: Reader, rows: slice) -> tuple[Array, Array, int]:
         """Some outputs' kernels, a bound of their terms' magnitudes, and the roundings."""
 
+    def weight(self, x: Array, run: Run) -> Array:
+        """The kernel for a pass, in the arithmetic of its arrays, or of `x` where it has none."""
+
     def gradients(self, grad_weight: Array, run: Run) -> dict[str, Array]:
         """Gradients of its arrays, by name."""
 
@@ -119,10 +122,7 @@ class FormulaConv:
 
     def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
         """``y = W(arrays) * x``."""
-        read = Reader(run.params, run.eps, x.dtype == object)
-        kernel = self.formula.kernel(read, EVERYTHING)[0]
-        given = [run.params[name] for name in self.shapes()] or [x]
-        weight = array_module(x).asarray(kernel).astype(given[0].dtype)
+        weight = self.formula.weight(x, run)
         return run.ops.conv2d_forward(x, weight, None, **self.conv.settings)
 
     def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
@@ -159,16 +159,14 @@ class Pad:
 
     def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
         """The border is ``beta - mean gamma / sqrt(var + eps)``."""
-        xp = array_module(x)
-        rows, columns = ((w, w) for w in self.width)
-        nothing = (0, 0)
-        if run.ops.layout == "NHWC":
-            around = (nothing, rows, columns, nothing)
-        else:
-            around = (nothing, nothing, rows, columns)
-        inside = xp.pad(xp.ones_like(x[:1, ...]), around)
-        fill = self.fill(run).astype(x.dtype)
-        return xp.pad(x, around) + (1 - inside) * run.on_channels(fill), None
+        first = 1 if run.ops.layout == "NHWC" else 2
+        shape = list(x.shape)
+        for axis, width in enumerate(self.width, start=first):
+            shape[axis] += 2 * width
+        y = array_module(x).empty(tuple(shape), x.dtype)
+        y[...] = run.on_channels(self.fill(run)).astype(x.dtype)
+        y[self._inside(run)] = x
+        return y, None
 
     def fill(self, run: Run) -> Array:
         """The border's numbers, (C,)."""
@@ -190,10 +188,12 @@ class Pad:
 
     def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
         """What is inside."""
+        return grad_y[self._inside(run)]
+
+    def _inside(self, run: Run) -> tuple[slice, ...]:
         (top, left), at = self.width, slice(None)
         rows, columns = slice(top, -top or None), slice(left, -left or None)
-        inside = (at, rows, columns) if run.ops.layout == "NHWC" else (at, at, rows, columns)
-        return grad_y[inside]
+        return (at, rows, columns) if run.ops.layout == "NHWC" else (at, at, rows, columns)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array, array_module, is_exact, scalar_like, sqrt
 from repvgg_ref.blocks.linear import Conv
-from repvgg_ref.blocks.run import EVERYTHING, Reader, Run, Shapes, reading, roots
+from repvgg_ref.blocks.run import EVERYTHING, Reader, Run, Shapes, roots
 
 _SMALLEST_NORM = 1e-12
 
@@ -38,49 +38,56 @@ class Dirac:
     def kernel(self, read: Reader, rows: slice) -> tuple[Array, Array, int]:
         """See the class; roots of rationals have 256 bits."""
         alpha, beta = read.vector(self._alpha, rows), read.vector(self._beta, rows)
-        direction, _, roundings = self._direction(read, rows)
-        kernel = direction * _on_filters(beta)
-        size = abs(kernel)
-        at = self._middle(kernel, rows)
+        weight = read.vector(self._weight, rows)
+        squares, depth = (weight * weight).reshape(len(weight), -1), 0
+        while squares.shape[1] > 1:  # in pairs, so that few roundings meet
+            even = squares.shape[1] // 2 * 2
+            pairs = squares[:, :even:2] + squares[:, 1:even:2]
+            squares, depth = np.concatenate([pairs, squares[:, even:]], axis=1), depth + 1
+        kernel = weight * _on_filters(beta / _norm(squares[:, 0]))
+        size, at = abs(kernel), self._middle(kernel, rows)
         kernel[at] += alpha
         size[at] += abs(alpha)
-        return kernel, size, roundings + 2
+        return kernel, size, depth // 2 + 6
+
+    def weight(self, x: Array, run: Run) -> Array:
+        """`kernel` in the arithmetic of its arrays."""
+        weight = run.params[self._weight]
+        kernel = weight * _on_filters(run.params[self._beta] / _norm(_summed(weight * weight)))
+        kernel[self._middle(kernel, EVERYTHING)] += run.params[self._alpha]
+        return kernel
 
     def gradients(self, grad_weight: Array, run: Run) -> dict[str, Array]:
         """With u = W / norm: ``dW = beta / norm (g - (g . u) u)``; g . u is also that of beta."""
-        weight, read = run.params[self._weight], reading(run.params, run.eps)
-        u, norm, _ = self._direction(read, EVERYTHING)
-        g = grad_weight if read.exact else grad_weight.astype(u.dtype)
-        along = (g * u).sum(axis=(1, 2, 3))
+        weight, g = run.params[self._weight], grad_weight
+        norm = _norm(_summed(weight * weight))
+        along = _summed(g * weight) / norm
         # a filter of zeros is divided by a constant
-        turned = along * (norm > scalar_like(_SMALLEST_NORM, norm))
-        factor = read.vector(self._beta, EVERYTHING) / norm
-        found = {
-            self._weight: _on_filters(factor) * (g - _on_filters(turned) * u),
-            self._alpha: g[self._middle(g, EVERYTHING)],
-            self._beta: along,
+        turned = along * (norm > scalar_like(_SMALLEST_NORM, norm)) / norm
+        grad = _on_filters(run.params[self._beta] / norm) * (g - _on_filters(turned) * weight)
+        return {
+            self._weight: grad.astype(weight.dtype),
+            self._alpha: g[self._middle(g, EVERYTHING)].astype(weight.dtype),
+            self._beta: along.astype(weight.dtype),
         }
-        return {name: grad.astype(weight.dtype) for name, grad in found.items()}
-
-    def _direction(self, read: Reader, rows: slice) -> tuple[Array, Array, int]:
-        """``W / norm``, the norm (O,), and the roundings of the first."""
-        weight = read.vector(self._weight, rows)
-        flat = weight.reshape(len(weight), -1)
-        squares, depth = flat * flat, 0
-        while squares.shape[1] > 1:  # in pairs, so that few roundings meet
-            even = squares.shape[1] // 2 * 2
-            rest = squares[:, even:]
-            pairs = squares[:, :even:2] + squares[:, 1:even:2]
-            squares, depth = array_module(flat).concatenate([pairs, rest], axis=1), depth + 1
-        root = roots if is_exact(squares) else sqrt
-        norm = array_module(flat).maximum(root(squares[:, 0]), scalar_like(_SMALLEST_NORM, squares))
-        return weight / _on_filters(norm), norm, depth // 2 + 4
 
     def _middle(self, kernel: Array, rows: slice) -> tuple[Any, ...]:
         """The tap of every filter at which it meets its own channel."""
         xp, (high, wide) = array_module(kernel), self.conv.kernel
         own = np.arange(self.conv.out_channels)[rows] % prod(kernel.shape[1:2])
         return xp.arange(len(kernel)), xp.asarray(own), high // 2, wide // 2
+
+
+def _norm(squared: Array) -> Array:
+    """Lengths (O,) of filters, of their squares."""
+    root = roots if is_exact(squared) else sqrt
+    smallest = scalar_like(_SMALLEST_NORM, squared)
+    return array_module(squared).maximum(root(squared), smallest)  # type: ignore[no-any-return]
+
+
+def _summed(kernel: Array) -> Array:
+    """The sum over each filter, (O,)."""
+    return kernel.sum(axis=(1, 2, 3))  # type: ignore[no-any-return]
 
 
 def _on_filters(vector: Array) -> Array:

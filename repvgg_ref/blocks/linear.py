@@ -218,6 +218,17 @@ class _Many:
         return {name: shape for part in self.parts for name, shape in part.shapes().items()}
 
 
+def added(arrays: list[Array]) -> Array:
+    """Their sum, in order: a new array, or the only one."""
+    total, *others = arrays
+    for place, array in enumerate(others):
+        if place and total.dtype == array.dtype:
+            total += array  # nobody else has it
+        else:
+            total = total + array
+    return total
+
+
 class Sum(_Many):
     """The sum of expressions of one stride and output size (rule 7)."""
 
@@ -229,19 +240,13 @@ class Sum(_Many):
 
     def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
         """Add the parts' outputs, in order."""
-        total, caches = self.parts[0].forward(x, run)
-        caches = [caches]
-        for part in self.parts[1:]:
-            y, cache = part.forward(x, run)
-            total = total + y
-            caches.append(cache)
-        return total, caches
+        found = [part.forward(x, run) for part in self.parts]
+        return added([y for y, _ in found]), [cache for _, cache in found]
 
     def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
         """Each part gets the same gradient; their input gradients add up."""
-        grads = [part.backward(grad_y, c, run) for part, c in zip(self.parts, cache, strict=True)]
-        total: Array = sum(grads[1:], start=grads[0])
-        return total
+        both = zip(self.parts, cache, strict=True)
+        return added([part.backward(grad_y, kept, run) for part, kept in both])
 
     def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
         """Kernels add offset by offset."""

@@ -82,16 +82,14 @@ def branches_from_fused(
     for leaf, norm in paths:
         if isinstance(leaf, Identity) and norm and [n for _, n in paths].count(norm) == 1:
             params[f"{spec.name}.{norm}.gamma"][...] = 0 * weight.flat[0]
-    main, norm = next(
-        (
-            path
-            for path in paths
-            if isinstance(path[0], Conv) and path[0].lattice == fused.lattice and path[1]
-        ),
-        (None, None),
-    )
-    if main is None:
+    whole = [
+        (leaf, norm)
+        for leaf, norm in paths
+        if isinstance(leaf, Conv) and leaf.lattice == fused.lattice and norm
+    ]
+    if not whole:
         raise NotFusibleError(f"{spec.name}: no branch can carry the whole fused kernel")
+    main, norm = whole[0]
     rest = fuse_exactly(linear, part_of(spec, params), eps).weight
     params[f"{spec.name}.{main.name}.weight"] = weight - rest if rest.any() else weight.copy()
     params[f"{spec.name}.{norm}.beta"] = bias.copy()

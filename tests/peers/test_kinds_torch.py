@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -32,11 +34,33 @@ def test_no_block_is_without_a_peer() -> None:
     assert BLOCKS.keys() == {name for name, each in KINDS.items() if each.keys}
 
 
+def depthwise(arch: Architecture) -> Architecture:
+    """With one group a channel wherever that can be."""
+    blocks = (
+        replace(b, groups=b.in_channels) if b.in_channels == b.out_channels else b
+        for b in arch.blocks
+    )
+    return replace(arch, blocks=tuple(blocks))
+
+
 @every
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("backend", ["reference", "numpy"])
 def test_loss_gradients_and_statistics_are_torchs(name: str, groups: int, backend: str) -> None:
-    model = distinct_model(arch_of(name, groups))
+    assert_torchs(arch_of(name, groups), backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numpy"])
+def test_a_depthwise_diverse_block_is_torchs(backend: str) -> None:
+    """It averages without a 1x1, has none beside its kernel, and twice the channels inside."""
+    arch = depthwise(arch_of("dbb"))
+    assert any(b.groups == b.in_channels and b.stride == 2 for b in arch.blocks)
+    assert_torchs(arch, backend)
+
+
+def assert_torchs(arch: Architecture, backend: str) -> None:
+    """The loss to 1e-12, gradients to 1e-10, running statistics to 1e-12."""
+    model = distinct_model(arch)
     x, labels = batch(model.arch, count=3)
     ours = model.loss_and_grads(x, labels, backend=backend)
     root = Network(model).train()

@@ -286,7 +286,7 @@ def _inner_scale_error(p: Precision) -> float:
 def _hidden(part: LinearPart) -> Array:
     """The magnitudes inside branches whose kernels are computed, (O, P)."""
     found = [b.hidden for b in part.branches if b.hidden is not None]
-    return sum(found, start=np.zeros_like(part.value))
+    return np.asarray(sum(found, start=np.zeros_like(part.value)))
 
 
 def _sizes(branch: BranchValues) -> Array:
