@@ -38,7 +38,7 @@ class Branch(NamedTuple):
     before: Any = None
     size: Any = None
     before_size: Any = None
-    roundings: int = 0
+    roundings: Any = 0
 
     @property
     def has_norm(self) -> bool:

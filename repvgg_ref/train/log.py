@@ -82,7 +82,9 @@ def _is_record(found: Any) -> bool:
         return _are_numbers([found.get("step", 0)])
     if found["event"] == "step":
         return _are_numbers([found.get(name) for name in ("step", "loss", "top1", "lr")])
-    forms = [found.get(form) for form in ("trained", "fused")]
+    forms = [found.get("trained")]
+    if "fused" in found:  # not of blocks that cannot be
+        forms.append(found["fused"])
     return _are_numbers([found.get("step"), found.get("epoch")]) and all(
         isinstance(form, dict) and _are_numbers([form.get("loss"), form.get("top1")])
         for form in forms

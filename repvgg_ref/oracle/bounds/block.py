@@ -306,7 +306,7 @@ def _stored(part: LinearPart) -> Array:
     value = np.abs(part.value)
     if not part.branches:
         return np.asarray(2 * value + part.bias_magnitude[:, None])
-    total = value + 5 * _hidden(part)
+    total: Array = value + 5 * _hidden(part)
     for b in part.branches:
         v = np.abs(b.scaled + (b.beta - b.t * b.mean)[:, None])
         total = total + 4 * _sizes(b) + np.abs(b.beta)[:, None] + 2 * v
