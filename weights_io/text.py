@@ -33,9 +33,7 @@ def printable(text: str, *, lines: bool = False) -> str:
     if text.isprintable():
         return text
     if lines:
-        return "
-".join(map(printable, text.split("
-")))
+        return "\n".join(map(printable, text.split("\n")))
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
         for letter in text

@@ -23,6 +23,7 @@ from repvgg_ref_cli.failures import printable
 from repvgg_ref_cli.options import note, print_json, say
 
 if TYPE_CHECKING:
+    from repvgg_ref.train.evaluate import Evaluation
     from repvgg_ref.train.job import Job
 
 _SMOOTHING = 0.95
@@ -94,9 +95,10 @@ class View:
         elif isinstance(event, EpochDone):
             found = event.evaluation
             minutes = (time.monotonic() - self._began) / 60
+            fused = "" if found.fused is None else f"fused {found.fused.top1:7.2%}  "
             self._print(
                 f"epoch  {event.epoch:3}  loss {found.trained.loss:.4f}  top-1 "
-                f"{found.trained.top1:7.2%}  fused {found.fused.top1:7.2%}  "
+                f"{found.trained.top1:7.2%}  {fused}"
                 f"training loss {self._loss:.4f}  {minutes:.1f} min"
             )
         elif isinstance(event, Stopped):
@@ -114,7 +116,22 @@ class View:
     def _results(self, event: Finished) -> None:
         from rich.table import Table
 
-        found, apart = event.evaluation, event.evaluation.comparison
+        self._proof(event.evaluation)
+        for path in event.files:
+            self._print(f"wrote  {path}")
+        table = Table(box=None, pad_edge=False)
+        for title in ("where the time went", "s", "%"):
+            table.add_column(title, justify="left" if title[0] == "w" else "right")
+        total = sum(event.seconds.values()) or 1.0
+        for name, seconds in sorted(event.seconds.items(), key=lambda item: -item[1]):
+            table.add_row(name.replace("_", " and "), f"{seconds:.2f}", f"{seconds / total:.1%}")
+        self._console.print(Fitting(table))
+
+    def _proof(self, found: Evaluation) -> None:
+        apart = found.comparison
+        if apart is None:
+            self._print("proof  none: these blocks have no fused form")
+            return
         self._print(
             f"proof  trained and fused form agree on {found.images} images: logits within "
             f"{apart.largest:.2g};"
@@ -126,15 +143,6 @@ class View:
             f"       closest block {apart.closest.layer}: error {apart.closest.max_error:.2g}, "
             f"bound {apart.closest.bound:.2g}"
         )
-        for path in event.files:
-            self._print(f"wrote  {path}")
-        table = Table(box=None, pad_edge=False)
-        for title in ("where the time went", "s", "%"):
-            table.add_column(title, justify="left" if title[0] == "w" else "right")
-        total = sum(event.seconds.values()) or 1.0
-        for name, seconds in sorted(event.seconds.items(), key=lambda item: -item[1]):
-            table.add_row(name.replace("_", " and "), f"{seconds:.2f}", f"{seconds / total:.1%}")
-        self._console.print(Fitting(table))
 
     def _print(self, line: str) -> None:
         # Where bar and lines share a terminal, the bar must be moved out of the way.

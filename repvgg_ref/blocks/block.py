@@ -56,6 +56,7 @@ def train_block_forward(
     ops: Ops,
     eps: Any,
     training: bool,
+    momentum: Any = 0.1,
 ) -> tuple[Array, BlockCache]:
     """Run the train form.
 
@@ -66,6 +67,8 @@ def train_block_forward(
         The model's arrays under their canonical names, ``stage1.0.branch_3x3.conv.weight``.
     training : bool
         Normalise by the batch's statistics; otherwise by the running ones.
+    momentum : float
+        Of the running statistics, which a diverse-branch block's borders are made of.
 
     Returns
     -------
@@ -74,7 +77,7 @@ def train_block_forward(
         `cache.stats` is empty in evaluation mode.
     """
     linear = expression(spec)
-    run = Run(part_of(spec, params), ops, eps, training)
+    run = Run(part_of(spec, params), ops, eps, training, momentum)
     passes = ops.recognise_block(linear) if training else None
     if passes is None:
         y, cache = linear.forward(x, run)

@@ -6,26 +6,28 @@ An expression may be any tree; what a port can get wrong is mostly said of its b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array, is_exact, scalar_like
-from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
-from repvgg_ref.blocks.form import Lattice
+from repvgg_ref.blocks.catalogue import linear_expression, part_of, reach
+from repvgg_ref.blocks.form import Form, Lattice, ungrouped
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.blocks.run import EVERYTHING, NORM_VECTORS, reading, roots
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.blocks.unfuse import leaves
-from repvgg_ref.errors import NotFusibleError
+from repvgg_ref.blocks.unfuse import leaf_name, leaves
 
 
 class Branch(NamedTuple):
-    """``BN(weight * x)``, or without a norm (all vectors None); vectors are (O,).
+    """``BN(weight * x + before)``, or without a norm (its vectors None); vectors are (O,).
 
     `weight` (O, C/G, Kh, Kw), the identity's written out, has odd extents and its middle tap in the
-    middle of the block's kernel.
+    middle of the block's kernel. A computed one (a convolution and its norm before another, say) is
+    the exact kernel in float64; `size` and `before_size` are the magnitudes of the terms of
+    `weight` and `before`, and `roundings` how many a right computation of them may meet beside a
+    convolution's.
     """
 
     weight: Array
@@ -33,11 +35,24 @@ class Branch(NamedTuple):
     beta: Any = None
     running_mean: Any = None
     running_var: Any = None
+    before: Any = None
+    size: Any = None
+    before_size: Any = None
+    roundings: Any = 0
 
     @property
     def has_norm(self) -> bool:
         """Whether a batch norm follows."""
         return self.gamma is not None
+
+    def arrays(self, change: Callable[[Array], Array]) -> Branch:
+        """The same with every array changed."""
+        changed = {
+            name: change(value)
+            for name, value in self._asdict().items()
+            if name != "roundings" and value is not None
+        }
+        return self._replace(**changed)
 
     def scale(self, eps: Any) -> Array:
         """``t = gamma / sqrt(var + eps)``, (O,): the slope of batch norm; 1 without a norm."""
@@ -54,41 +69,50 @@ class Branch(NamedTuple):
         return kernel
 
     def bias(self, eps: Any) -> Array:
-        """``b' = beta - mean t``, equation (3) of the paper; 0 without a norm."""
+        """``b' = beta - mean t``, equation (3) of the paper, and `before` times t."""
         t = self.scale(eps)
         bias: Array = self.beta - self.running_mean * t if self.has_norm else 0 * t
-        return bias
+        return bias if self.before is None else bias + self.before * t
 
 
-def branches_of(spec: BlockSpec, params: Mapping[str, Array]) -> dict[str, Branch]:
+def branches_of(spec: BlockSpec, params: Mapping[str, Array], eps: Any) -> dict[str, Branch]:
     """The block's branches by name: ``branch_3x3``, ``branch_1x1``, ``branch_identity``, ...
 
-    Raises
-    ------
-    NotFusibleError
-        If the expression is no flat sum: a convolution of a convolution, say.
+    `eps` is that of norms inside a branch. Kernels are of the groups of the fused convolution. What
+    follows a norm inside a branch (a ReLU) is not said.
     """
-    linear, parts = expression(spec), part_of(spec, params)
-    lattice = fused_conv(spec).lattice
-    paths = list(leaves(linear))
-    known = {leaf.name for leaf, _ in paths} | {norm for _, norm in paths}
-    if {part.rpartition(".")[0] for part in parts} - known:
-        raise NotFusibleError(f"{spec.name}: a {spec.kind} block is no flat sum of branches")
+    parts, whole = part_of(spec, params), reach(spec)
     found: dict[str, Branch] = {}
     seen: set[str] = set()
-    for leaf, norm in paths:
-        term = leaf.form(reading(parts, 0), EVERYTHING).terms[0]
-        weight = _centred(np.asarray(term.kernel), term.lattice, lattice)
+    for leaf, norm in leaves(linear_expression(spec)):
+        form = ungrouped(leaf.form(reading(parts, eps), EVERYTHING), whole.groups)
         vectors: dict[str, Array] = {}
         if norm is not None:
             vectors = {field: parts[f"{norm}.{field}"] for field in NORM_VECTORS}
             if norm in seen:
                 vectors |= {field: 0 * vectors[field] for field in ("beta", "running_mean")}
             seen.add(norm)
-            if not is_exact(weight):
-                weight = weight.astype(vectors["gamma"].dtype, copy=False)
-        found[leaf.name.removesuffix(".conv")] = Branch(weight, **vectors)
+        found[leaf_name(leaf)] = _branch(form, whole.lattice, vectors)
     return found
+
+
+def _branch(form: Form, block: Lattice, vectors: Mapping[str, Any]) -> Branch:
+    """One branch: a stored kernel as it is, another one computed."""
+    if len(form.terms) == 1 and form.terms[0].size is None and not form.bias.any():
+        term = form.terms[0]
+        weight = _centred(np.asarray(term.kernel), term.lattice, block)
+        if vectors and not is_exact(weight):
+            weight = weight.astype(vectors["gamma"].dtype, copy=False)
+        return Branch(weight, **vectors)
+    weight, size = (_centred(form.dense(sizes=of), form.lattice, block) for of in (False, True))
+    return Branch(
+        weight,
+        **vectors,
+        before=form.bias,
+        size=size,
+        before_size=form.bias_size,
+        roundings=form.roundings,
+    )
 
 
 def fuse_branches(branches: Mapping[str, Branch], eps: Any) -> FusedConv:

@@ -7,69 +7,32 @@ initialisation, cost, identification, conversion, bounds and bugs of the oracle 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.average import avg_pool
+from repvgg_ref.blocks.constructors import FormulaConv, Pad, Relu, without_relu
+from repvgg_ref.blocks.formulas import Dirac
+from repvgg_ref.blocks.kinds import KINDS as KINDS
+from repvgg_ref.blocks.kinds import Kind as Kind
+from repvgg_ref.blocks.kinds import block as block
+from repvgg_ref.blocks.kinds import block_kind as block_kind
+from repvgg_ref.blocks.kinds import kind as kind
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.run import Linear, Reader
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.errors import CheckpointError, NotFusibleError, did_you_mean
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of block.
-
-    Attributes
-    ----------
-    says : str
-        The expression, for people.
-    build : callable
-        `BlockSpec` -> expression. Leaves called ``....bn`` are batch norms.
-    keys : mapping
-        Start of a part's name -> start of its key in the published code.
-    fused : str
-        The key of the fused convolution.
-    auto : bool
-        Whether a file is taken for it unasked: not where its keys are some of another's.
-    """
-
-    name: str
-    says: str
-    build: Callable[[BlockSpec], Linear]
-    keys: Mapping[str, str]
-    fused: str
-    auto: bool
-
-
-KINDS: dict[str, Kind] = {}
+from repvgg_ref.errors import CheckpointError, NotFusibleError
 
 _RBR = {
     "branch_3x3": "rbr_dense",
     "branch_1x1": "rbr_1x1",
     "branch_identity.bn": "rbr_identity",
 }
-
-
-def block(
-    name: str,
-    says: str,
-    keys: Mapping[str, str],
-    *,
-    fused: str = "rbr_reparam",
-    auto: bool = True,
-) -> Callable[[Callable[[BlockSpec], Linear]], Callable[[BlockSpec], Linear]]:
-    """Enter the decorated function under `name`."""
-
-    def enter(build: Callable[[BlockSpec], Linear]) -> Callable[[BlockSpec], Linear]:
-        KINDS[name] = Kind(name, says, build, keys, fused, auto)
-        return build
-
-    return enter
 
 
 def conv(spec: BlockSpec, name: str, *kernel: int, bias: bool = False) -> Conv:
@@ -103,39 +66,41 @@ def identity_bn(spec: BlockSpec, name: str = "branch_identity") -> list[Linear]:
     return [bn] if spec.can_add_input else []
 
 
-@block("repvgg", "BN3(W3 x) + BN1(W1 x) + BN0(x)", _RBR)
+@block("repvgg", "BN3(W3 x) + BN1(W1 x) + BN0(x)", _RBR, top1=75.14, certain=True)
 def repvgg(spec: BlockSpec) -> Linear:
     """The paper's block (section 3.2, figure 4)."""
     k = spec.kernel
     return Sum(conv_bn(spec, "branch_3x3", k), conv_bn(spec, "branch_1x1", 1), *identity_bn(spec))
 
 
-@block("plain", "BN3(W3 x)", _RBR, auto=False)
+@block("plain", "BN3(W3 x)", _RBR, auto=False, top1=72.39, certain=True)
 def plain(spec: BlockSpec) -> Linear:
     """No branch beside the convolution (Table 6, first row)."""
     return Sum(conv_bn(spec, "branch_3x3", spec.kernel))
 
 
-@block("identity-only", "BN3(W3 x) + BN0(x)", _RBR, auto=False)
+@block("identity-only", "BN3(W3 x) + BN0(x)", _RBR, auto=False, top1=74.79, certain=True)
 def identity_only(spec: BlockSpec) -> Linear:
     """No 1x1 branch (Table 6)."""
     return Sum(conv_bn(spec, "branch_3x3", spec.kernel), *identity_bn(spec))
 
 
-@block("1x1-only", "BN3(W3 x) + BN1(W1 x)", _RBR, auto=False)
+@block("1x1-only", "BN3(W3 x) + BN1(W1 x)", _RBR, auto=False, top1=73.15, certain=True)
 def point_only(spec: BlockSpec) -> Linear:
     """No identity branch (Table 6)."""
     return Sum(conv_bn(spec, "branch_3x3", spec.kernel), conv_bn(spec, "branch_1x1", 1))
 
 
-@block("identity-without-bn", "BN3(W3 x) + BN1(W1 x) + x", _RBR, auto=False)
+@block(
+    "identity-without-bn", "BN3(W3 x) + BN1(W1 x) + x", _RBR, auto=False, top1=74.18, certain=True
+)
 def identity_without_bn(spec: BlockSpec) -> Linear:
     """The identity as it is (Table 7)."""
     same = [identity(spec)] if spec.can_add_input else []
     return Sum(conv_bn(spec, "branch_3x3", spec.kernel), conv_bn(spec, "branch_1x1", 1), *same)
 
 
-@block("post-addition-bn", "BN(W3 x + W1 x + x)", _RBR | {"bn": "bn"})
+@block("post-addition-bn", "BN(W3 x + W1 x + x)", _RBR | {"bn": "bn"}, top1=73.52, certain=True)
 def post_addition_bn(spec: BlockSpec) -> Linear:
     """One batch norm, behind the sum (Table 7)."""
     convs = conv(spec, "branch_3x3.conv", spec.kernel), conv(spec, "branch_1x1.conv", 1)
@@ -155,6 +120,7 @@ def post_addition_bn(spec: BlockSpec) -> Linear:
         "horizontal.bn": "hor_bn",
     },
     fused="fused_conv",
+    top1=73.58,
 )
 def asymmetric(spec: BlockSpec) -> Linear:
     """Ding et al., "ACNet" (arXiv 1908.03930): the kernel's middle column and row by themselves."""
@@ -175,6 +141,99 @@ def mobileone(spec: BlockSpec) -> Linear:
     copies = [conv_bn(spec, f"branch_kxk.{i}", k) for i in range(spec.copies)]
     point = [conv_bn(spec, "branch_scale", 1)] if k > 1 else []
     return Sum(*copies, *point, *identity_bn(spec, "branch_skip"))
+
+
+_ONE = {"conv": "conv", "bn": "bn"}
+
+
+@block("relu-in-branches", "R(BN3(W3 x)) + R(BN1(W1 x)) + R(BN0(x))", _RBR, auto=False, top1=75.69)
+def relu_in_branches(spec: BlockSpec) -> Linear:
+    """The paper's branches, each with a ReLU of its own (Table 7): no convolution equals them."""
+    chains: Any = repvgg(spec)
+    return Sum(*(Chain(*branch.parts, Relu()) for branch in chains.parts))
+
+
+@block("trivial", "BN((W + I) x)", _ONE, top1=73.51)
+def trivial(spec: BlockSpec) -> Linear:
+    """The identity as a part of the kernel (Table 7); only W, where x cannot be added."""
+    same = [identity(spec)] if spec.can_add_input else []
+    return Chain(Sum(conv(spec, "conv", spec.kernel), *same), Norm("bn", spec.out_channels))
+
+
+@block(
+    "dirac",
+    "BN((a I + b W / |W|) x)",
+    _ONE | {"conv.alpha": "conv.alpha", "conv.beta": "conv.beta"},
+    top1=73.97,
+)
+def dirac(spec: BlockSpec) -> Linear:
+    """DiracNets' parameterisation (Table 7); a plain convolution, where x cannot be added."""
+    plain = conv(spec, "conv", spec.kernel)
+    main = FormulaConv(plain, Dirac(plain)) if spec.can_add_input else plain
+    return Chain(main, Norm("bn", spec.out_channels))
+
+
+@block(
+    "qarepvgg",
+    "BN(BN3(W3 x) + W1 x + x)",
+    {"branch_3x3": "rbr_dense", "branch_point.conv.weight": "rbr_1x1.weight", "bn": "bn"},
+)
+def quantisation_aware(spec: BlockSpec) -> Linear:
+    """Chu et al., "Make RepVGG Greater Again" (arXiv 2212.01593): a norm inside and one behind."""
+    dense = conv_bn(spec, "branch_3x3", spec.kernel)
+    same = [identity(spec)] if spec.can_add_input else []
+    whole = Sum(dense, conv(spec, "branch_point.conv", 1), *same)
+    return Chain(whole, Norm("bn", spec.out_channels))
+
+
+@block(
+    "dbb",
+    "BN(W x) + BN(W1 x) + BN(mean(BN(V1 x))) + BN(W2 BN((W1 + I) x))",
+    {
+        "origin": "dbb_origin",
+        "pointwise": "dbb_1x1",
+        "average.conv": "dbb_avg.conv",
+        "average.inner.bn": "dbb_avg.bn.bn",
+        "average.bn": "dbb_avg.avgbn",
+        "sequence.same.conv": "dbb_1x1_kxk.idconv1",
+        "sequence.wide.conv": "dbb_1x1_kxk.conv1",
+        "sequence.inner.bn": "dbb_1x1_kxk.bn1.bn",
+        "sequence.conv": "dbb_1x1_kxk.conv2",
+        "sequence.bn": "dbb_1x1_kxk.bn2",
+    },
+    fused="dbb_reparam",
+)
+def diverse(spec: BlockSpec) -> Linear:
+    """Ding et al., "Diverse Branch Block" (arXiv 2103.13425); depthwise as in its code."""
+    k, width, out = spec.kernel, spec.in_channels, spec.out_channels
+    depthwise, window = spec.groups == width == out, (k, k)
+    origin, stride = conv_bn(spec, "origin", k), (spec.stride, spec.stride)
+    border, straight = (k // 2, k // 2), replace(spec, stride=1)
+    average = [
+        conv(straight, "average.conv", 1),
+        inner := Norm("average.inner.bn", out),
+        Pad(border, inner),
+        avg_pool(out, window, stride, (0, 0)),
+    ]
+    if depthwise:
+        average = [avg_pool(out, window, stride, border)]
+    same = replace(straight, out_channels=width)
+    wide = replace(straight, out_channels=2 * width)
+    first: Linear = Sum(
+        replace(conv(same, "sequence.same.conv", 1), starts_at_zero=True), identity(same, "same")
+    )
+    if depthwise:
+        first = conv(wide, "sequence.wide.conv", 1)
+    after = conv(replace(spec, in_channels=first.out_channels), "sequence.conv", k)
+    between = Norm("sequence.inner.bn", first.out_channels)
+    sequence = [first, between, Pad(after.padding, between), replace(after, padding=(0, 0))]
+    pointwise = [] if depthwise else [conv_bn(spec, "pointwise", 1)]
+    return Sum(
+        origin,
+        *pointwise,
+        Chain(*average, Norm("average.bn", out)),
+        Chain(*sequence, Norm("sequence.bn", out)),
+    )
 
 
 @block("conv-bn", "BN(W x)", {}, fused="conv")
@@ -214,6 +273,17 @@ def expression(spec: BlockSpec) -> Linear:
 
 
 @lru_cache(maxsize=1024)
+def linear_expression(spec: BlockSpec) -> Linear:
+    """`expression`, with ReLUs before the sum left out."""
+    linear: Linear = without_relu(expression(spec))
+    return linear
+
+
+def is_fusible(spec: BlockSpec) -> bool:
+    """Whether what the block computes before its activation is linear."""
+    return expression(spec) == linear_expression(spec)
+
+
 def fused_conv(spec: BlockSpec) -> Conv:
     """The one convolution that equals the block; its leaf is ``fused``.
 
@@ -222,7 +292,20 @@ def fused_conv(spec: BlockSpec) -> Conv:
     NotFusibleError
         If no single convolution does, or none whose padding is the same on both sides.
     """
-    linear = expression(spec)
+    if not is_fusible(spec):
+        raise NotFusibleError(
+            f"{spec.name}: a ReLU stands before the sum, and relu(a) + relu(b) is not relu(a + b)",
+            got=f"{spec.kind}: {kind(spec.kind).says}",
+            wanted="nothing but linear operations before the sum",
+            advice="evaluate, verify and train its train form",
+        )
+    return reach(spec)
+
+
+@lru_cache(maxsize=1024)
+def reach(spec: BlockSpec) -> Conv:
+    """The convolution that has all of the block's taps, whether or not it equals the block."""
+    linear = linear_expression(spec)
     nothing = {
         name: np.broadcast_to(np.zeros(()), shape) for name, shape in linear.shapes().items()
     }
@@ -235,37 +318,6 @@ def fused_conv(spec: BlockSpec) -> Conv:
     padding = -first[0], -first[1]
     channels = spec.in_channels, spec.out_channels
     return Conv("fused", *channels, size, form.stride, padding, step, form.groups, bias=True)
-
-
-def kind(name: str) -> Kind:
-    """The kind of block called `name`."""
-    if name not in KINDS:
-        raise CheckpointError(
-            "there is no block of that name",
-            got=repr(name),
-            wanted=", ".join(KINDS),
-            advice=did_you_mean(name, KINDS),
-        )
-    return KINDS[name]
-
-
-def block_kind(name: str) -> Kind:
-    """The kind called `name` whose blocks a RepVGG may have.
-
-    Raises
-    ------
-    CheckpointError
-        If there is none, or if its blocks are parts of other networks only.
-    """
-    chosen = [known for known, each in KINDS.items() if each.keys]
-    if name not in chosen:
-        raise CheckpointError(
-            "a RepVGG has no block of that name",
-            got=repr(name),
-            wanted=", ".join(chosen),
-            advice=did_you_mean(name, chosen),
-        )
-    return KINDS[name]
 
 
 def part_of(spec: BlockSpec, params: Mapping[str, Array]) -> dict[str, Array]:

@@ -6,8 +6,8 @@ and over-parameterised blocks, pre-multiplied identities, weights with a formula
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from math import prod
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ class Scale:
     name: str
     shape: tuple[int, ...]
 
-    start = 1.0
+    starts = property(lambda self: {self.name: 1.0})
 
     def shapes(self) -> Shapes:
         """The numbers."""
@@ -58,7 +58,7 @@ class Bias:
     name: str
     shape: tuple[int, ...]
 
-    start = 0.0
+    starts = property(lambda self: {self.name: 0.0})
 
     def shapes(self) -> Shapes:
         """The numbers."""
@@ -83,11 +83,18 @@ class Bias:
 class Formula(Protocol):
     """A kernel that is computed (rule 11)."""
 
+    @property
+    def starts(self) -> Mapping[str, float]:
+        """What its arrays hold before training, but for kernels."""
+
     def shapes(self) -> Shapes:
         """The arrays that it is computed from."""
 
     def kernel(self, read: Reader, rows: slice) -> tuple[Array, Array, int]:
         """Some outputs' kernels, a bound of their terms' magnitudes, and the roundings."""
+
+    def weight(self, x: Array, run: Run) -> Array:
+        """The kernel for a pass, in the arithmetic of its arrays, or of `x` where it has none."""
 
     def gradients(self, grad_weight: Array, run: Run) -> dict[str, Array]:
         """Gradients of its arrays, by name."""
@@ -106,6 +113,8 @@ class FormulaConv:
     stride = property(lambda self: self.conv.stride)
     growth = property(lambda self: self.conv.growth)
     lattice = property(lambda self: self.conv.lattice)
+    name = property(lambda self: self.conv.name)
+    starts = property(lambda self: self.formula.starts)
 
     def shapes(self) -> Shapes:
         """The formula's."""
@@ -113,9 +122,7 @@ class FormulaConv:
 
     def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
         """``y = W(arrays) * x``."""
-        read = Reader(run.params, run.eps, x.dtype == object)
-        kernel = self.formula.kernel(read, EVERYTHING)[0]
-        weight = array_module(x).asarray(kernel).astype(x.dtype)
+        weight = self.formula.weight(x, run)
         return run.ops.conv2d_forward(x, weight, None, **self.conv.settings)
 
     def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
@@ -134,54 +141,11 @@ class FormulaConv:
 
 
 @dataclass(frozen=True)
-class Average:
-    """The mean over a window, channel by channel: every tap is 1 / (Kh Kw)."""
-
-    channels: int
-    window: Pair
-
-    def shapes(self) -> Shapes:
-        """Nothing."""
-        return {}
-
-    def kernel(self, read: Reader, rows: slice) -> tuple[Array, Array, int]:
-        """(C, 1, Kh, Kw)."""
-        count = len(range(self.channels)[rows])
-        tap = Fraction(1, prod(self.window)) if read.exact else 1 / prod(self.window)
-        kernel = np.full((count, 1, *self.window), tap)
-        return kernel, kernel, 1
-
-    def gradients(self, grad_weight: Array, run: Run) -> dict[str, Array]:
-        """Nothing is trained."""
-        return {}
-
-
-def avg_pool(
-    channels: int, window: Pair, stride: Pair, padding: Pair, *, padding_counted: bool = True
-) -> FormulaConv:
-    """Average pooling (rule 3): a convolution with one group a channel.
-
-    Raises
-    ------
-    NotFusibleError
-        If pixels of padding are not counted: the divisor then depends on the place.
-    """
-    if not padding_counted and max(padding) > 0:
-        raise NotFusibleError(
-            "an average that does not count its padding divides by another number at the border",
-            got=f"padding {padding}, not counted",
-            wanted="padding 0, or count_include_pad",
-        )
-    conv = Conv("", channels, channels, window, stride, padding, groups=channels)
-    return FormulaConv(conv, Average(channels, window))
-
-
-@dataclass(frozen=True)
 class Pad:
     """A border of what the batch norm before it makes of zero (rule 10), in a `Chain`.
 
-    In training it is made of the running statistics, and is a constant of the gradient, as in the
-    code of diverse-branch blocks.
+    In training it is made of the running statistics as this step leaves them, and is a constant of
+    the gradient, as in the code of diverse-branch blocks.
     """
 
     width: Pair
@@ -195,17 +159,25 @@ class Pad:
 
     def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
         """The border is ``beta - mean gamma / sqrt(var + eps)``."""
-        xp = array_module(x)
-        rows, columns = ((w, w) for w in self.width)
-        nothing = (0, 0)
-        if run.ops.layout == "NHWC":
-            around = (nothing, rows, columns, nothing)
-        else:
-            around = (nothing, nothing, rows, columns)
-        inside = xp.pad(xp.ones_like(x[:1, ...]), around)
+        first = 1 if run.ops.layout == "NHWC" else 2
+        shape = list(x.shape)
+        for axis, width in enumerate(self.width, start=first):
+            shape[axis] += 2 * width
+        y = array_module(x).empty(tuple(shape), x.dtype)
+        y[...] = run.on_channels(self.fill(run)).astype(x.dtype)
+        y[self._inside(run)] = x
+        return y, None
+
+    def fill(self, run: Run) -> Array:
+        """The border's numbers, (C,)."""
         gamma, beta, mean, var = (run.params[f"{self.norm.name}.{p}"] for p in NORM_VECTORS)
-        fill = beta - mean * gamma / sqrt(var + scalar_like(run.eps, var))
-        return xp.pad(x, around) + (1 - inside) * run.on_channels(fill), None
+        seen = run.stats.get(self.norm.name) if run.training else None
+        if seen is not None:
+            mean, var = run.ops.update_running_stats(
+                mean, var, seen.mean, seen.var, momentum=run.momentum, count=seen.pixels
+            )
+        fill: Array = beta - mean * gamma / sqrt(var + scalar_like(run.eps, var))
+        return fill
 
     def border(self, read: Reader, rows: slice) -> Border:
         """The same for a fusion."""
@@ -216,10 +188,44 @@ class Pad:
 
     def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
         """What is inside."""
+        return grad_y[self._inside(run)]
+
+    def _inside(self, run: Run) -> tuple[slice, ...]:
         (top, left), at = self.width, slice(None)
         rows, columns = slice(top, -top or None), slice(left, -left or None)
-        inside = (at, rows, columns) if run.ops.layout == "NHWC" else (at, at, rows, columns)
-        return grad_y[inside]
+        return (at, rows, columns) if run.ops.layout == "NHWC" else (at, at, rows, columns)
+
+
+@dataclass(frozen=True)
+class Relu:
+    """``max(x, 0)`` inside a block, in a `Chain`: what it is part of has no linear form."""
+
+    def shapes(self) -> Shapes:
+        """Nothing."""
+        return {}
+
+    def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
+        """See `ops.relu`."""
+        return run.ops.relu_forward(x)
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """See `ops.relu`."""
+        return run.ops.relu_backward(grad_y, cache)
+
+    def after(self, form: Form, read: Reader, rows: slice) -> Form:
+        """There is none."""
+        raise NotFusibleError(
+            "a ReLU before the sum has no linear form: relu(a) + relu(b) is not relu(a + b)",
+            wanted="nothing but linear operations before the sum",
+        )
+
+
+def without_relu(linear: Any) -> Any:
+    """The expression with every `Relu` left out."""
+    if not hasattr(linear, "parts"):
+        return linear
+    kept = (without_relu(part) for part in linear.parts if not isinstance(part, Relu))
+    return type(linear)(*kept)
 
 
 class Concat(Sum):

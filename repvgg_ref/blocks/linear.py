@@ -56,6 +56,7 @@ class Conv:
     dilation: Pair = (1, 1)
     groups: int = 1
     bias: bool = False
+    starts_at_zero: bool = False
 
     def __post_init__(self) -> None:
         require_groups(self.name, self.groups, self.in_channels, self.out_channels)
@@ -67,6 +68,11 @@ class Conv:
         # one number where both agree, as fast paths want it
         single = {name: pair[0] if pair[0] == pair[1] else pair for name, pair in pairs.items()}
         return {**single, "groups": self.groups}
+
+    @property
+    def starts(self) -> dict[str, float]:
+        """The kernel, where it is zero before training."""
+        return {f"{self.name}.weight": 0.0} if self.starts_at_zero else {}
 
     @property
     def growth(self) -> Pair:
@@ -212,6 +218,17 @@ class _Many:
         return {name: shape for part in self.parts for name, shape in part.shapes().items()}
 
 
+def added(arrays: list[Array]) -> Array:
+    """Their sum, in order: a new array, or the only one."""
+    total, *others = arrays
+    for place, array in enumerate(others):
+        if place and total.dtype == array.dtype:
+            total += array  # nobody else has it
+        else:
+            total = total + array
+    return total
+
+
 class Sum(_Many):
     """The sum of expressions of one stride and output size (rule 7)."""
 
@@ -223,19 +240,13 @@ class Sum(_Many):
 
     def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
         """Add the parts' outputs, in order."""
-        total, caches = self.parts[0].forward(x, run)
-        caches = [caches]
-        for part in self.parts[1:]:
-            y, cache = part.forward(x, run)
-            total = total + y
-            caches.append(cache)
-        return total, caches
+        found = [part.forward(x, run) for part in self.parts]
+        return added([y for y, _ in found]), [cache for _, cache in found]
 
     def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
         """Each part gets the same gradient; their input gradients add up."""
-        grads = [part.backward(grad_y, c, run) for part, c in zip(self.parts, cache, strict=True)]
-        total: Array = sum(grads[1:], start=grads[0])
-        return total
+        both = zip(self.parts, cache, strict=True)
+        return added([part.backward(grad_y, kept, run) for part, kept in both])
 
     def form(self, read: Reader, rows: slice, inputs: slice = EVERYTHING) -> Form:
         """Kernels add offset by offset."""
@@ -282,10 +293,11 @@ def _composed(before: list[Any], last: Linear, read: Reader, rows: slice, inputs
     *before, pad = before if hasattr(before[-1], "width") else [*before, None]
     chain = Chain(*before)
     groups = gcd(chain.groups, last.groups)
-    if chain.groups == last.groups:
-        start, stop, _ = rows.indices(last.out_channels)
-        outputs, middle = last.out_channels // groups, last.in_channels // groups
-        first, end = start // outputs, -(-stop // outputs)
+    start, stop, _ = rows.indices(last.out_channels)
+    outputs, middle = last.out_channels // last.groups, last.in_channels // last.groups
+    first, end = start // outputs, -(-stop // outputs)
+    whole = end - first == 1 or start % outputs == stop % outputs == 0
+    if groups == chain.groups and whole:
         middles = slice(first * middle, end * middle)
         inner, outer = chain.form(read, middles, inputs), last.form(read, rows)
         border = pad and pad.border(read, middles)

@@ -38,6 +38,7 @@ class Run:
     ops: Ops
     eps: Any
     training: bool
+    momentum: Any = 0.1  # of running statistics, which some borders are made of
     stats: dict[str, BatchStats] = field(default_factory=dict)
     grads: dict[str, Array] = field(default_factory=dict)
 

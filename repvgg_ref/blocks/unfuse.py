@@ -22,14 +22,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array, Real, scalar_like
-from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
+from repvgg_ref.blocks.catalogue import expression, fused_conv, linear_expression, part_of
 from repvgg_ref.blocks.fusion import fuse_exactly
-from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
+from repvgg_ref.blocks.run import Linear, Reader
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError, require_equal
 
@@ -80,16 +82,14 @@ def branches_from_fused(
     for leaf, norm in paths:
         if isinstance(leaf, Identity) and norm and [n for _, n in paths].count(norm) == 1:
             params[f"{spec.name}.{norm}.gamma"][...] = 0 * weight.flat[0]
-    main, norm = next(
-        (
-            path
-            for path in paths
-            if isinstance(path[0], Conv) and path[0].lattice == fused.lattice and path[1]
-        ),
-        (None, None),
-    )
-    if main is None:
+    whole = [
+        (leaf, norm)
+        for leaf, norm in paths
+        if isinstance(leaf, Conv) and leaf.lattice == fused.lattice and norm
+    ]
+    if not whole:
         raise NotFusibleError(f"{spec.name}: no branch can carry the whole fused kernel")
+    main, norm = whole[0]
     rest = fuse_exactly(linear, part_of(spec, params), eps).weight
     params[f"{spec.name}.{main.name}.weight"] = weight - rest if rest.any() else weight.copy()
     params[f"{spec.name}.{norm}.beta"] = bias.copy()
@@ -99,19 +99,33 @@ def branches_from_fused(
     }
 
 
-def leaves(linear: Any, norm: str | None = None) -> Iterable[tuple[Conv | Identity, str | None]]:
-    """The convolutions and identities that are summed, each with the last norm behind it."""
-    if isinstance(linear, Chain) and linear.parts:
+def leaves(linear: Any, norm: str | None = None) -> Iterable[tuple[Linear, str | None]]:
+    """What is summed, each with the last norm behind it: mostly convolutions and identities.
+
+    A chain of more than one of them and a norm is not taken apart further.
+    """
+    if isinstance(linear, Chain):
         *before, last = linear.parts
-        if isinstance(last, Norm):
-            yield from leaves(Chain(*before), last.name if norm is None else norm)
-        elif not before:
+        if not before:
             yield from leaves(last, norm)
-    elif isinstance(linear, Conv | Identity):
-        yield linear, norm
-    else:
-        for part in getattr(linear, "parts", ()):
+        elif isinstance(last, Norm) and norm is None:
+            yield from leaves(Chain(*before), last.name)
+        else:
+            yield linear, norm
+    elif type(linear) is Sum:
+        for part in linear.parts:
             yield from leaves(part, norm)
+    else:
+        yield linear, norm
+
+
+def leaf_name(leaf: Any) -> str:
+    """What a branch is called: its convolution's name, or what its arrays' names have in common."""
+    if name := getattr(leaf, "name", ""):
+        return str(name).removesuffix(".conv")
+    owners = [name.split(".") for name in leaf.shapes()]
+    alike = (found[0] for found in zip(*owners, strict=False) if len(set(found)) == 1)
+    return ".".join(alike) or type(leaf).__name__.lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,21 +172,21 @@ def what_is_lost(blocks: Iterable[BlockSpec]) -> tuple[Untold, ...]:
 
 
 def _count(spec: BlockSpec) -> Untold:
-    pairs = spec.out_channels * (spec.in_channels // spec.groups)
-    paths = list(leaves(expression(spec)))
-    convs = [leaf for leaf, _ in paths if isinstance(leaf, Conv)]
-    lattices = [conv.lattice for conv in convs]
-    makers = Counter(offset for lattice in lattices for offset in lattice.offsets())
+    linear, pairs = linear_expression(spec), spec.out_channels * (spec.in_channels // spec.groups)
+    shapes = linear.shapes()
+    read = Reader({name: np.broadcast_to(0.0, of) for name, of in shapes.items()}, 1.0)
+    forms = [leaf.form(read, slice(0, 1)) for leaf, _ in leaves(linear)]
+    makers = Counter(offset for form in forms for offset in form.lattice.offsets())
     shared = {offset for offset, count in makers.items() if count > 1}
-    if any(isinstance(leaf, Identity) for leaf, _ in paths):
-        shared.add((0, 0))
-    norms = spec.out_channels * len({norm for _, norm in paths if norm})
+    normed = {n.rpartition(".")[0] for n in shapes if n.endswith(".gamma")}
+    norms = sum(prod(shapes[f"{name}.gamma"]) for name in normed)
+    others = (prod(of) for name, of in shapes.items() if name.rpartition(".")[0] not in normed)
     return Untold(
         layer=spec.name,
         off_centre=len(makers.keys() - shared) * pairs,
         centre_sums=len(makers.keys() & shared) * pairs,
         bias_sums=spec.out_channels,
-        kernel_split=(makers.total() - len(makers)) * pairs,
+        kernel_split=sum(others) - len(makers) * pairs,
         slopes=norms,
         gamma_var_split=norms,
         bias_split=2 * norms - spec.out_channels,

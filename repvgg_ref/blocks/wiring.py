@@ -69,8 +69,8 @@ def chain_growth(parts: Sequence[Any]) -> Pair:
 
 
 def starts(linear: Any) -> dict[str, float]:
-    """What arrays that are neither kernels nor a norm's hold before training: name -> value."""
-    own = dict.fromkeys(linear.shapes(), linear.start) if hasattr(linear, "start") else {}
+    """What arrays that do not start as kernels or a norm's do hold before training, by name."""
+    own = dict(getattr(linear, "starts", {}))
     parts = (starts(part) for part in getattr(linear, "parts", ()))
     return {name: value for found in (own, *parts) for name, value in found.items()}
 

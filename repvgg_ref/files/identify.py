@@ -240,7 +240,8 @@ def _of_kind(
     fewest = -1
     for kind in kinds:
         candidate = tuple(
-            with_input(replace(spec, kind=kind), held[spec.name], counted, said) for spec in blocks
+            with_input(_of_copies(replace(spec, kind=kind)), held[spec.name], counted, said)
+            for spec in blocks
         )
         apart = sum(len(part_names(s, counted=counted) ^ held[s.name]) for s in candidate)
         if fewest < 0 or apart < fewest:
@@ -248,6 +249,12 @@ def _of_kind(
     for spec in best:
         require_stride(spec, held[spec.name], counted)
     return best
+
+
+def _of_copies(spec: BlockSpec) -> BlockSpec:
+    """The block without copies, where its kind has none."""
+    single = replace(spec, copies=1)
+    return single if part_names(single) == part_names(spec) else spec
 
 
 def _kernels(shapes: Mapping[str, Shape]) -> dict[str, list[str]]:

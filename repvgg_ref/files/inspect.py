@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.unfuse import what_is_lost
-from repvgg_ref.errors import CheckpointError
+from repvgg_ref.errors import CheckpointError, NotFusibleError
 from repvgg_ref.files import lint
 from repvgg_ref.files.checkpoint import open_checkpoint
 from repvgg_ref.files.identify import closest_official
@@ -209,10 +210,22 @@ def _about_the_network(checkpoint: Checkpoint, arch: Network) -> Iterator[Findin
             f"arrays are stored as {dtype}: fusion is exact for these values, "
             "but they are rounded already",
         )
+    if not arch.is_fusible:
+        yield Finding("warning", None, _unfusible(arch))
     if checkpoint.form == "train":
         yield from _counters(checkpoint.canonical)
     else:
         yield Finding("info", None, _untold(arch))
+
+
+def _unfusible(arch: Network) -> str:
+    """Why `convert` refuses the network."""
+    try:
+        for spec in arch.blocks:
+            fused_conv(spec)
+    except NotFusibleError as error:
+        return f"it cannot be fused: {error.what}"
+    raise AssertionError("every block of it can be fused")
 
 
 def _custom(arch: Network) -> str:

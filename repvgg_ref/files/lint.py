@@ -13,9 +13,10 @@ from typing import Literal
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.catalogue import norms
+from repvgg_ref.blocks.catalogue import is_fusible, linear_expression, norms
 from repvgg_ref.blocks.fusion import FusedConv, fuse_block
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.blocks.unfuse import leaves
 from repvgg_ref.errors import NotFusibleError
 from repvgg_ref.models.layers import Block
 from weights_io import sanitize
@@ -164,8 +165,12 @@ def activation_findings(spec: BlockSpec, arrays: Mapping[str, Array]) -> Iterato
     In training every branch left batch norm with mean beta and standard deviation |gamma|, so the
     sum stays within ``|sum beta| + 8 * sum |gamma|`` unless a value is far out of distribution.
     """
-    betas = [a.astype(np.float64) for n, a in arrays.items() if n.endswith(".bn.beta")]
-    gammas = [a.astype(np.float64) for n, a in arrays.items() if n.endswith(".bn.gamma")]
+    last = dict.fromkeys(norm for _, norm in leaves(linear_expression(spec)) if norm)
+    places = [f"{spec.name}.{norm}" for norm in last]  # norms inside a branch are not summed
+    betas, gammas = (
+        [arrays[f"{p}.{of}"].astype(np.float64) for p in places if f"{p}.{of}" in arrays]
+        for of in ("beta", "gamma")
+    )
     if not betas or not gammas:
         return
     with np.errstate(invalid="ignore"):  # infinities are reported by `not_finite`
@@ -186,6 +191,8 @@ def _fused(
     """The block's one convolution if its arrays are complete and sound."""
     if any(name not in arrays for name in _needed(spec, form)):
         return None, None
+    if not is_fusible(spec):
+        return None, None  # said of the whole network
     if form == "deploy":
         return FusedConv(*(arrays[f"{spec.name}.fused.{f}"] for f in FusedConv._fields)), None
     if any(not np.isfinite(array).all() for array in arrays.values()):

@@ -36,14 +36,14 @@ def cost(arch: Network, *, height: int = 224, width: int = 224) -> Cost:
     macs = [node.op.macs(sizes[node.name]) for node in arch.evaluated]
     return Cost(
         name=arch.name,
-        params_train=_parameters(arch, "train"),
-        params_deploy=_parameters(arch, "deploy"),
+        params_train=parameters(arch, "train"),
+        params_deploy=parameters(arch, "deploy"),
         macs=sum(each.direct for each in macs),
         wino_muls=sum((each.winograd for each in macs), start=Fraction(0)),
     )
 
 
-def _parameters(arch: Network, form: Form) -> int:
+def parameters(arch: Network, form: Form) -> int:
     """Numbers that are trained, or that a fused form holds."""
     shapes = param_shapes(arch, form)
     return sum(prod(shape) for name, shape in shapes.items() if is_trainable(name))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import is_fusible
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.layers import Block, Extent, GlobalAvgPool, Linear, Operation, Pass
 
@@ -93,6 +94,11 @@ class Network:
     def layer_names(self) -> tuple[str, ...]:
         """``stage0, stage1.0, ..., linear``: the names every report uses."""
         return tuple(node.name for node in self.evaluated if node.name not in QUIET)
+
+    @property
+    def is_fusible(self) -> bool:
+        """Whether each of its blocks is linear up to its activation: it has a deploy form."""
+        return all(is_fusible(spec) for spec in self.blocks)
 
     @property
     def is_chain(self) -> bool:

@@ -20,7 +20,7 @@ from repvgg_ref.blocks.block import (
     train_block_forward,
     train_block_parameter_grads,
 )
-from repvgg_ref.blocks.catalogue import expression, fused_conv
+from repvgg_ref.blocks.catalogue import expression, fused_conv, is_fusible
 from repvgg_ref.blocks.run import BatchStats
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.ops import Ops
@@ -43,6 +43,7 @@ class Pass:
     form: Form = "train"
     training: bool = False
     draws: tuple[int, ...] | None = None
+    momentum: Any = 0.1
     stats: dict[str, BatchStats] = field(default_factory=dict)
     grads: dict[str, Array] = field(default_factory=dict)
 
@@ -103,7 +104,13 @@ class Block:
         if run.form == "deploy":
             return fused_block_forward(self.spec, run.params, x[0], ops=run.ops), None
         y, cache = train_block_forward(
-            self.spec, run.params, x[0], ops=run.ops, eps=run.eps, training=run.training
+            self.spec,
+            run.params,
+            x[0],
+            ops=run.ops,
+            eps=run.eps,
+            training=run.training,
+            momentum=run.momentum,
         )
         run.stats |= {f"{name}.{norm}": seen for norm, seen in cache.stats.items()}
         return y, cache
@@ -127,12 +134,21 @@ class Block:
         return self.spec.out_channels, (height - 1) // stride + 1, (width - 1) // stride + 1
 
     def macs(self, y: Extent) -> Macs:
-        """The fused convolution's, 4/9 of them by Winograd at stride 1 (paper, section 3.1)."""
-        conv = fused_conv(self.spec)
-        count = prod(conv.shapes()["fused.weight"]) * y[1] * y[2]
-        gate = 2 * self.spec.out_channels * self.spec.se_channels
-        fast = conv.kernel == (3, 3) and conv.stride == (1, 1)
-        return Macs(count + gate, count * (Fraction(4, 9) if fast else Fraction(1)) + gate)
+        """The fused convolution's, 4/9 of them by Winograd at stride 1 (paper, section 3.1).
+
+        Of a block that cannot be fused, all its convolutions'.
+        """
+        spec, pixels = self.spec, y[1] * y[2]
+        gate = 2 * spec.out_channels * spec.se_channels
+        found = Macs(gate, Fraction(gate))
+        source = fused_conv(spec) if is_fusible(spec) else expression(spec)
+        for shape in source.shapes().values():
+            if len(shape) > 2:
+                count = prod(shape) * pixels
+                fast = shape[2:] == (3, 3) and spec.stride == 1
+                some = count * (Fraction(4, 9) if fast else Fraction(1))
+                found = Macs(found.direct + count, found.winograd + some)
+        return found
 
 
 @dataclass(frozen=True, slots=True)

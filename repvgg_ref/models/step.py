@@ -57,7 +57,7 @@ def training_step(
     draws : tuple of int, optional
         Seeds what the network leaves out at random; without it nothing is.
     """
-    run = Pass(params, ops, eps, training=True, draws=draws)
+    run = Pass(params, ops, eps, training=True, draws=draws, momentum=momentum)
     return take_step(
         network, x, labels, run, momentum=momentum, label_smoothing=label_smoothing
     ).result

@@ -94,7 +94,7 @@ def _figure(steps: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]], ti
     figure.suptitle(title, parse_math=False)  # a recipe may be called a$b$c
     loss, top1, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.4))
     at = [r["step"] for r in tests]
-    tested = {form: [r[form] for r in tests] for form in ("trained", "fused")}
+    tested = {form: [r[form] for r in tests] for form in _forms(tests)}
     _training(loss, _stretches(steps, "loss"))
     _tested(loss, at, {form: [s["loss"] for s in found] for form, found in tested.items()}, ".4g")
     _training(top1, _stretches(steps, "top1", 100))
@@ -113,6 +113,11 @@ def _figure(steps: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]], ti
     _epochs_above(loss, tests)
     figure.align_ylabels()
     return figure
+
+
+def _forms(tests: Sequence[dict[str, Any]]) -> list[str]:
+    """The forms that were evaluated: blocks that cannot be fused have one."""
+    return ["trained", *(["fused"] if all("fused" in r for r in tests) else [])]
 
 
 def _training(axes: Axes, found: _Stretches) -> None:
@@ -137,9 +142,9 @@ def _tested(axes: Axes, at: list[int], values: dict[str, list[float]], form: str
     """Both forms on the test images: they coincide, so one is broad and pale below the other."""
     if not at:
         return
-    trained, fused = (
-        f"test, {name} form: {found[-1]:{form}} at the end" for name, found in values.items()
-    )
+    labels = {
+        name: f"test, {name} form: {found[-1]:{form}} at the end" for name, found in values.items()
+    }
     dot = len(at) <= _DOTS
     broad: dict[str, Any] = {
         "color": _ORANGE,
@@ -150,8 +155,8 @@ def _tested(axes: Axes, at: list[int], values: dict[str, list[float]], form: str
         "zorder": 1,
     }
     narrow: dict[str, Any] = {"color": _BLACK, "lw": 1.2, "ls": "--", "marker": "." * dot, "ms": 5}
-    axes.plot(at, values["trained"], label=trained, clip_on=False, **broad)
-    axes.plot(at, values["fused"], label=fused, clip_on=False, **narrow)
+    for (name, found), how in zip(values.items(), (broad, narrow), strict=False):
+        axes.plot(at, found, label=labels[name], clip_on=False, **how)
 
 
 def _stretches(steps: Sequence[dict[str, Any]], field: str, times: float = 1) -> _Stretches:

@@ -19,7 +19,7 @@ def decay_kernels(name: str) -> Factors:
 
 
 _NORMS = {"bn"} | {
-    theirs
+    theirs.rpartition(".")[2]
     for each in KINDS.values()
     for ours, theirs in each.keys.items()
     if ours.rpartition(".")[2] == "bn"
@@ -30,11 +30,12 @@ _NORMS = {"bn"} | {
 def official_first(name: str) -> Factors:
     """The first official trainer's rule: biases learn twice as fast; they and "bn" do not decay.
 
-    It goes by the words in the official name, so gamma of the identity branch *is* decayed.
+    It goes by the words in the official name, so gamma of the identity branch *is* decayed. Factors
+    that other blocks have beside weights and biases it does not know: they do not decay.
     """
     return Factors(
         lr=2.0 if "bias" in name else 1.0,
-        decay=0.0 if "bias" in name or "bn" in name else 1.0,
+        decay=float(name.endswith("weight") and "bn" not in name),
     )
 
 

@@ -61,15 +61,20 @@ class Counted(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Both forms on the images of all ranks; the comparison is of this rank's."""
+    """Both forms on the images of all ranks; the comparison is of this rank's.
+
+    Of a network that cannot be fused there is the trained form alone.
+    """
 
     images: int
     trained: Score
-    fused: Score
-    comparison: Comparison
+    fused: Score | None
+    comparison: Comparison | None
 
     def to_json(self) -> dict[str, Any]:
         """Scores and difference, as the log and the command have them."""
+        if self.fused is None or self.comparison is None:
+            return {"trained": self.trained._asdict()}
         return {
             "trained": self.trained._asdict(),
             "fused": self.fused._asdict(),
@@ -137,12 +142,11 @@ def evaluate(
     DataError
         If this rank has no image.
     """
-    forms = trained, fuse(trained)
+    forms = (trained, fuse(trained)) if trained.arch.is_fusible else (trained,)
     tallies, comparison = count(
         forms, batches, forward=lambda model, x: model.forward(x, backend=ops), roundoff=roundoff
     )
-    assert comparison is not None, "there are two forms"
-    if not comparison.ok:
+    if comparison is not None and not comparison.ok:
         raise SelfCheckError(
             "the trained and the fused form give different logits",
             got=f"{comparison.difference:.3g}",
@@ -151,8 +155,9 @@ def evaluate(
         )
     own = np.array(list(tallies.values()), np.float64)  # (2, fields of a tally)
     everybody = to_numpy(comm.sum(ops.from_host(own.ravel()))).reshape(own.shape)
-    first, second = (Tally(*fields) for fields in everybody.tolist())
-    return Evaluation(int(first.images), first.score, second.score, comparison)
+    first, *fused = (Tally(*fields) for fields in everybody.tolist())
+    second = fused[0].score if fused else None
+    return Evaluation(int(first.images), first.score, second, comparison)
 
 
 class _Furthest:

@@ -162,18 +162,16 @@ def as_record(event: Event) -> dict[str, Any] | None:
     if isinstance(event, Initialised):
         return {"event": "init"} | vars(event)
     if isinstance(event, EpochDone):
-        closest = event.evaluation.comparison.closest
-        return {
-            "event": "evaluation",
-            "step": event.step,
-            "epoch": event.epoch,
-            **event.evaluation.to_json(),
-            "closest_block": {
+        found = {"event": "evaluation", "step": event.step, "epoch": event.epoch}
+        found |= event.evaluation.to_json()
+        if event.evaluation.comparison is not None:
+            closest = event.evaluation.comparison.closest
+            found["closest_block"] = {
                 "layer": closest.layer,
                 "error": closest.max_error,
                 "bound": closest.bound,
-            },
-        }
+            }
+        return found
     if isinstance(event, Saved):
         return {"event": "saved", "step": event.step}
     if isinstance(event, Noted):

@@ -159,8 +159,13 @@ class Folder:
         return paths
 
     def export(self, state: State) -> list[Path]:
-        """The results: weights, and their fused form as npz and as the official code's file."""
+        """The results: weights, and their fused form as npz and as the official code's file.
+
+        A network that cannot be fused has its weights alone.
+        """
         weights = self.save_weights(state)
+        if not self._updater.arch.is_fusible:
+            return weights
         block = self._updater.arch.blocks[0].kind
         deployed = [self.path / "deploy.npz", self.path / "deploy.pth"]
         for path in deployed:

@@ -84,7 +84,9 @@ def _is_record(found: Any) -> bool:
         return _are_numbers([found.get("step", 0)])
     if found["event"] == "step":
         return _are_numbers([found.get(name) for name in ("step", "loss", "top1", "lr")])
-    forms = [found.get(form) for form in ("trained", "fused")]
+    forms = [found.get("trained")]
+    if "fused" in found:  # not of blocks that cannot be
+        forms.append(found["fused"])
     return _are_numbers([found.get("step"), found.get("epoch")]) and all(
         isinstance(form, dict) and _are_numbers([form.get("loss"), form.get("top1")])
         for form in forms
@@ -118,14 +120,10 @@ class TensorBoard:
             self._add(event.step, {"train/loss": event.loss, "train/lr": event.lr})
         elif isinstance(event, EpochDone):
             found = event.evaluation
-            self._add(
-                event.step,
-                {
-                    "test/loss": found.trained.loss,
-                    "test/top1": found.trained.top1,
-                    "test/top1 fused": found.fused.top1,
-                },
-            )
+            figures = {"test/loss": found.trained.loss, "test/top1": found.trained.top1}
+            if found.fused is not None:
+                figures["test/top1 fused"] = found.fused.top1
+            self._add(event.step, figures)
 
     def close(self) -> None:
         """Write out what is left."""

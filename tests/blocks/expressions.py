@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.average import Average, avg_pool
 from repvgg_ref.blocks.constructors import (
-    Average,
     Bias,
     Concat,
     FormulaConv,
     Pad,
     Scale,
     Slice,
-    avg_pool,
 )
+from repvgg_ref.blocks.formulas import Dirac
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.run import Linear, Reader, Run
 from repvgg_ref.ops import REFERENCE
@@ -110,6 +110,12 @@ def averaged() -> Linear:
     )
 
 
+def computed(groups: int = 1, stride: int = 1) -> Linear:
+    """A kernel from a formula, behind it a batch norm."""
+    plain = Conv("k", C, C, (3, 3), (stride, stride), (1, 1), groups=groups)
+    return Chain(FormulaConv(plain, Dirac(plain)), Norm("bn", C))
+
+
 EXPRESSIONS: dict[str, Callable[[], Linear]] = {
     "paper": paper,
     "paper, stride 2": lambda: paper(stride=2),
@@ -124,6 +130,8 @@ EXPRESSIONS: dict[str, Callable[[], Linear]] = {
     "strided chain": strided_chain,
     "several groups": several_groups,
     "averaged": averaged,
+    "computed": computed,
+    "computed, two groups": lambda: computed(groups=2),
 }
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.constructors import Bias, Pad, Scale, Slice, avg_pool
+from repvgg_ref.blocks.average import avg_pool
+from repvgg_ref.blocks.constructors import Bias, Pad, Scale, Slice
 from repvgg_ref.blocks.fusion import fuse_exactly
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.run import Reader, Run, evaluate, magnitudes
@@ -27,6 +28,7 @@ from tests.blocks.expressions import (
     float_params,
     fused_by_hand,
 )
+from tests.blocks.test_kinds import freeze_borders
 from tests.gradcheck import assert_gradients
 from tests.ops.exact import assert_exact, rationals
 
@@ -81,7 +83,10 @@ def test_float_forms_err_by_no_more_than_they_say(name: str) -> None:
 
 @every
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-def test_gradients_by_finite_differences(name: str, training: bool) -> None:
+def test_gradients_by_finite_differences(
+    name: str, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freeze_borders(monkeypatch)
     linear = EXPRESSIONS[name]()
     params = float_params(linear, seed=5)
     names = [n for n in params if not n.endswith(("running_mean", "running_var"))]
@@ -97,8 +102,6 @@ def test_gradients_by_finite_differences(name: str, training: bool) -> None:
         grad_x = linear.backward(grad_y, cache, run)
         return grad_x, *(run.grads[name] for name in names)
 
-    if "diverse" in name:  # the border is a constant of the gradient, as in the published code
-        names = [n for n in names if ".bn1." not in n]
     assert_gradients(forward, backward, x, *(params[n] for n in names), seed=3)
 
 

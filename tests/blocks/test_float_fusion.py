@@ -83,7 +83,7 @@ def _bound(spec: BlockSpec, params: Mapping[str, Array], x: Array, kind: Any) ->
     x = np.abs(x.astype(np.float64))
     taps: Any = 0
     terms: Any = 0
-    branches = branches_of(spec, {n: np.asarray(a, np.float64) for n, a in params.items()})
+    branches = branches_of(spec, {n: np.asarray(a, np.float64) for n, a in params.items()}, 1e-5)
     for wide in branches.values():
         assert wide.running_mean is not None
         assert wide.beta is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from itertools import product
@@ -14,14 +15,17 @@ import pytest
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.block import train_block_backward, train_block_forward
-from repvgg_ref.blocks.catalogue import KINDS, expression, fused_conv, part_of
+from repvgg_ref.blocks.catalogue import KINDS, expression, fused_conv, is_fusible, part_of
+from repvgg_ref.blocks.constructors import Pad
 from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.blocks.run import Reader
 from repvgg_ref.blocks.selfcheck import check_block
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.errors import NotFusibleError
 from repvgg_ref.exact.rounding import nearest
 from repvgg_ref.files.convert import convert
 from repvgg_ref.models.architectures import Architecture, plain_architecture
+from repvgg_ref.models.cost import cost
 from repvgg_ref.models.parameters import is_trainable
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.bugs import LAYER_BUGS
@@ -41,7 +45,9 @@ SHAPES = [
     (entry, out, stride, groups)
     for (entry, out), stride, groups in product([(4, 4), (2, 4)], (1, 2), (1, 2))
 ]
+FUSIBLE = [n for n in NETWORK_KINDS if is_fusible(BlockSpec("stage0", 4, 4, 1, kind=n))]
 every = pytest.mark.parametrize("name", NETWORK_KINDS)
+every_fusible = pytest.mark.parametrize("name", FUSIBLE)
 PARTS = 6  # of the mutants of a layer, so that a push can run some
 
 
@@ -51,7 +57,15 @@ def network(name: str) -> Architecture:
     )
 
 
-@every
+def freeze_borders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Borders are constants of the gradient, as in the published code."""
+    first, fill = dict[str, Array](), Pad.fill
+    monkeypatch.setattr(
+        Pad, "fill", lambda pad, run: first.setdefault(pad.norm.name, fill(pad, run))
+    )
+
+
+@every_fusible
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_branch_sum_equals_fused_output(name: str, shape: tuple[int, int, int, int]) -> None:
     """In rationals, with ``==``: every stride, width, group; with and without an identity."""
@@ -67,7 +81,7 @@ def test_branch_sum_equals_fused_output(name: str, shape: tuple[int, int, int, i
     assert_exact(fused_output(spec, params, x, EPS), branch_sum(spec, params, x, EPS))
 
 
-@every
+@every_fusible
 def test_every_tap_is_the_exact_one_correctly_rounded(name: str) -> None:
     model = distinguishing_model(network(name), seed=1)
     for spec in model.arch.blocks:
@@ -88,8 +102,9 @@ def test_every_tap_is_the_exact_one_correctly_rounded(name: str) -> None:
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize(("entry", "stride"), [(4, 1), (2, 2)])
 def test_gradients_by_finite_differences(
-    name: str, training: bool, entry: int, stride: int
+    name: str, training: bool, entry: int, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    freeze_borders(monkeypatch)
     spec = BlockSpec("block", entry, 4, stride, kind=name)
     model = distinct_model(Architecture("block", (spec,), 2))
     names = [n for n in model.params if n.startswith("block.") and is_trainable(n)]
@@ -104,6 +119,25 @@ def test_gradients_by_finite_differences(
         return grads.x, *(grads.params[name.removeprefix("block.")] for name in names)
 
     assert_gradients(forward, backward, x, *(model.params[name] for name in names), seed=3)
+
+
+@pytest.mark.parametrize("name", sorted(set(NETWORK_KINDS) - set(FUSIBLE)))
+def test_what_no_convolution_equals_is_refused_with_reason_and_place(
+    name: str, tmp_path: Path
+) -> None:
+    model = distinguishing_model(network(name), seed=2)
+    rr.save(model, tmp_path / "train.npz")
+    assert rr.load(tmp_path / "train.npz").block == name
+    calls: list[Callable[[], object]] = [
+        lambda: rr.fuse(model),
+        lambda: convert(tmp_path / "train.npz", tmp_path / "deploy.npz"),
+        lambda: rr.save(model, tmp_path / "model.onnx"),
+        lambda: cost(network(name)),
+    ]
+    for call in calls:
+        with pytest.raises(NotFusibleError, match=r"stage0: .*before the sum"):
+            call()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.npz"]
 
 
 @every
@@ -134,7 +168,7 @@ def test_the_fast_table_trains_it_as_the_reference_does(name: str) -> None:
             np.testing.assert_allclose(ours[key], value, rtol=1e-7, atol=1e-8 * scale)
 
 
-@every
+@every_fusible
 @pytest.mark.parametrize("suffix", ["npz", "pth", "safetensors"])
 def test_a_file_of_it_is_told_from_its_keys_and_converted(
     name: str, suffix: str, tmp_path: Path
@@ -168,7 +202,7 @@ def test_the_oracle_passes_what_is_right_and_names_every_mutant_of_a_layer(
     """Deleted, doubled and moved branches, norms done wrongly: each named, in the right place."""
     model = distinguishing_model(network(name), seed=3)
     x = distinguishing_inputs(model.arch, height=18, width=16)
-    right = rr.fuse(model).forward(x, layers=True)
+    right = (rr.fuse(model) if name in FUSIBLE else model).forward(x, layers=True)
     assert rr.verify(model, right, inputs=x).verdict == "agree"
     place = "stage1.1"
     programs, inputs, y = Programs(model), {}, x.astype(np.float64)

@@ -31,7 +31,7 @@ BLOCKS = (
 def _case(spec: BlockSpec, seed: int) -> tuple[dict[str, Array], dict[str, Branch]]:
     params = random_block(block_shapes(spec), seed)
     wide = {name: np.asarray(array, np.float64) for name, array in params.items()}
-    return params, branches_of(spec, wide)
+    return params, branches_of(spec, wide, 1e-5)
 
 
 def _as_float32(fused: FusedConv) -> FusedConv:

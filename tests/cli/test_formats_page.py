@@ -186,7 +186,7 @@ def objects(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ways: dict[str, list[tuple[object, ...]]] = {
         "convert": [("convert", "--in", trained, "--out", tmp_path / "d.npz")],
         "inspect": [("inspect", trained)],
-        "table": [("table",)],
+        "table": [("table",), ("table", "--blocks")],
         "predict": [("predict", "--weights", MODEL_PATH, DIGIT)],
         "eval": [("eval", "--weights", MODEL_PATH, "--data", "digits", "--form", "both")],
         "shards": [("shards", "--data", tmp_path / "data", "--out", out, "--size", 8)],

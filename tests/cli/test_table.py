@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from repvgg_ref import list_models
+from repvgg_ref.blocks.catalogue import KINDS
 from tests.cli.runner import invoke
 
 
@@ -22,6 +23,31 @@ def test_json_has_exactly_the_keys_of_the_contract(capsys: pytest.CaptureFixture
         "macs": 1_361_451_008,
         "wino_muls": 747_296_768,
     }
+
+
+def test_blocks_are_those_that_train_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = invoke(capsys, "table", "--blocks", "--json").json()["blocks"]
+    fields = ["name", "params_train", "params_deploy", "fusible", "reason", "top1", "certain"]
+    assert all(list(row) == fields for row in rows)
+    found = {row["name"]: row for row in rows}
+    assert list(found) == [name for name, kind in KINDS.items() if kind.keys]
+    whole = {"params_deploy": 14_339_048, "fusible": True, "reason": None}
+    for name, row in found.items():
+        if name == "relu-in-branches":
+            assert row["params_deploy"] is None
+            assert "ReLU stands before the sum" in row["reason"]
+        else:
+            assert whole.items() <= row.items()
+    (b0,) = (m for m in invoke(capsys, "table", "--json").json()["models"] if "B0" in m["name"])
+    assert found["repvgg"]["params_train"] == b0["params_train"]
+    assert (found["repvgg"]["top1"], found["repvgg"]["certain"]) == (75.14, True)
+    assert not found["dirac"]["certain"]
+    shown = invoke(capsys, "table", "--blocks")
+    assert (shown.code, shown.err) == (0, "")
+    cells = {words[0]: words[1:] for line in shown.out.splitlines() if (words := line.split())}
+    assert cells["repvgg"] == ["15.81", "14.33", "75.14"]
+    assert cells["dirac"][-1] == "~73.97"
+    assert "relu-in-branches is not fused: a ReLU stands before the sum" in shown.out
 
 
 def test_people_see_the_columns_of_the_paper(capsys: pytest.CaptureFixture[str]) -> None:

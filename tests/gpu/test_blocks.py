@@ -213,6 +213,8 @@ STRANGERS: dict[str, Build] = {
     )
 }
 KNOWN = ("repvgg", "plain", "identity-only", "1x1-only")
+ALIKE = ("mobileone",)  # of one copy it is the paper's block
+COMPOSED = [name for name, kind in KINDS.items() if kind.keys and name not in (*KNOWN, *ALIKE)]
 
 
 @pytest.fixture
@@ -263,7 +265,7 @@ def assert_same_block(spec: BlockSpec, ops: Ops, *, training: bool) -> BlockCach
     return cache
 
 
-@pytest.mark.parametrize("spec", KNOWN, indirect=True)
+@pytest.mark.parametrize("spec", [*KNOWN, *ALIKE], indirect=True)
 def test_what_the_kernels_know_is_theirs(spec: BlockSpec, device: UnderTest) -> None:
     ops = table("fp32")
     assert assert_same_block(spec, ops, training=True).passes is not None
@@ -272,7 +274,7 @@ def test_what_the_kernels_know_is_theirs(spec: BlockSpec, device: UnderTest) -> 
 
 @pytest.mark.few
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("spec", STRANGERS, indirect=True)
+@pytest.mark.parametrize("spec", [*COMPOSED, *STRANGERS], indirect=True)
 def test_what_they_do_not_know_is_composed(
     spec: BlockSpec, training: bool, device: UnderTest
 ) -> None:
@@ -283,7 +285,7 @@ def test_what_they_do_not_know_is_composed(
 
 @pytest.mark.few
 @pytest.mark.parametrize("math", ["bf16", "fp16"])
-@pytest.mark.parametrize("spec", STRANGERS, indirect=True)
+@pytest.mark.parametrize("spec", [*COMPOSED, *STRANGERS], indirect=True)
 def test_composed_blocks_are_stored_in_sixteen_bits(
     spec: BlockSpec, math: str, device: UnderTest
 ) -> None:

@@ -103,7 +103,7 @@ def block(graph: Graph, model: Model, spec: BlockSpec, x: str, form: str) -> str
         y = _conv(graph, spec, x, fused.weight, fused.bias)
     else:
         write = _branch_with_bn if form == "bn" else _branch_folded
-        branches = branches_of(spec, model.params)
+        branches = branches_of(spec, model.params, model.eps)
         parts = [
             write(graph, spec, x, branch, model.eps, copies=name == "branch_identity")
             for name, branch in branches.items()

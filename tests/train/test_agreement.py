@@ -100,6 +100,7 @@ def test_an_evaluation_counts_right_and_near_answers() -> None:
     assert found.trained.top5 == 1.0  # there are five classes
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(9), labels]
     assert found.trained.loss == pytest.approx(losses.mean(), rel=1e-6)
+    assert found.fused is not None
     assert found.fused.loss == pytest.approx(losses.mean(), rel=1e-4)
 
 
@@ -157,6 +158,7 @@ def test_images_of_one_class_say_nothing_of_rounding_on_another(step: int) -> No
     faint = check_agreement(
         model, fuse(model), x[labels == 0][:4], ops=backend_ops("numpy"), roundoff=U32
     )
+    assert found is not None
     assert faint.tolerances.max() < found.difference <= found.tolerance
 
 
@@ -167,6 +169,7 @@ def test_heavy_tailed_images_sorted_by_class_are_no_false_alarm(seed: int) -> No
     labels = np.sort(np.arange(24) % 3)[:: (-1) ** seed]
     x = pictures(labels, rng) * rng.standard_t(1.5, (24, 3, 32, 32)).astype(np.float32)
     found = run_evaluation(poorly_trained(), x, labels).comparison
+    assert found is not None
     assert found.difference <= found.tolerance
     assert found.difference <= found.largest
 

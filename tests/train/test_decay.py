@@ -35,6 +35,14 @@ def test_no_block_s_batch_norms_decay(block: str) -> None:
     assert decayed == {name for name, array in model.params.items() if array.ndim > 1}
 
 
+def test_factors_and_norms_of_a_dirac_block_never_decay() -> None:
+    """The paper (section 4.2) decays neither a nor b."""
+    for field in ("conv.alpha", "conv.beta", "bn.weight", "bn.bias"):
+        for rule in DECAY_RULES.values():
+            assert rule(f"stage1.1.{field}").decay == 0.0
+            assert rule("stage1.1.conv.weight").decay == 1.0
+
+
 def test_the_first_official_trainer_goes_by_words_in_the_name() -> None:
     assert official_first("stage0.rbr_dense.conv.weight") == Factors(1.0, 1.0)
     assert official_first("stage0.rbr_dense.bn.weight") == Factors(1.0, 0.0)

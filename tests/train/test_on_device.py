@@ -45,6 +45,7 @@ def test_every_arithmetic_learns_and_its_two_forms_agree(
     job = small_job(tmp_path, recipe=recipe, backend="cupy", math=math, dtype="float32")
     *_, done = events = run(job)
     assert isinstance(done, Finished)
+    assert done.evaluation.comparison is not None
     assert done.evaluation.comparison.ok
     assert losses(events)[-1] < 0.8 * losses(events)[0]
 

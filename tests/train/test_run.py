@@ -70,7 +70,24 @@ def test_it_learns(tmp_path: Path) -> None:
     """The random pictures' brightness tells their class."""
     *_, done = run(small_job(tmp_path / "out", recipe=changed(epochs=8)))
     assert isinstance(done, Finished)
-    assert done.evaluation.trained.top1 == done.evaluation.fused.top1 == 1.0
+    found = done.evaluation
+    assert found.fused is not None
+    assert found.trained.top1 == found.fused.top1 == 1.0
+
+
+def test_a_network_that_cannot_be_fused_is_trained_all_the_same(tmp_path: Path) -> None:
+    kind = "relu-in-branches"
+    arch = replace(TINY, blocks=tuple(replace(spec, kind=kind) for spec in TINY.blocks))
+    job = small_job(tmp_path / "out", recipe=changed(block=kind), arch=arch)
+    *events, done = run(job)
+    assert isinstance(done, Finished)
+    assert (done.evaluation.fused, done.evaluation.comparison) == (None, None)
+    assert "fused" not in done.result
+    assert done.result["trained"]["loss"] > 0
+    assert rr.load(tmp_path / "out" / "train.pth").block == kind
+    assert not [path for path in done.files if path.name.startswith("deploy")]
+    evaluated = [r for r in read_log(tmp_path / "out") if r["event"] == "evaluation"]
+    assert len(evaluated) == sum(isinstance(event, EpochDone) for event in events)
 
 
 def test_the_exported_forms_agree_and_are_the_last_state(tmp_path: Path) -> None:

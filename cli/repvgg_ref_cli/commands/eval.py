@@ -116,6 +116,8 @@ def command(
     wrote; `digits` is the bundled data. Classes are the sorted folder names, as for the official
     weights. The interval is Wilson's at 95 %.
 
+    Blocks that cannot be fused are evaluated in train form.
+
     Exit code 1 with --form both if the two forms disagree.
     """
     import repvgg_ref
@@ -143,6 +145,7 @@ def command(
     for message in (*loaded.notes, *assumed_line(loaded.assumed)):
         note(message)
     require_head(loaded, "eval")
+    form = form if loaded.arch.is_fusible else "train"
     forms = _forms(loaded, form)
     source = open_validation(loaded, data, split=split, decoder=decoder, limit=limit)
     if split == "val" and Path(data).is_dir() and "val" not in splits_of(data):

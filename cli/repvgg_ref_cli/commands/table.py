@@ -1,4 +1,4 @@
-"""`repvgg-ref table`: every architecture and what it costs."""
+"""`repvgg-ref table`: every architecture and what it costs; every block and what the paper says."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ _NARROW, _LONG = 60, 12
 
 
 @click.command(short_help="List every architecture and its costs, as in the paper.")
+@click.option("--blocks", is_flag=True, help="List the kinds of block, each in a RepVGG-B0.")
 @json_option
 @debug_option
-def command(as_json: bool) -> None:
+def command(blocks: bool, as_json: bool) -> None:
     """List every network: parameters, FLOPs and Winograd multiplications at 224 x 224.
 
     The columns are those of the paper's Tables 4 and 5: parameters of the fused form, truncated as
     there; FLOPs are multiply-accumulates. --json gives the exact counts.
+
+    --blocks lists what `train --block` takes: parameters of a B0 before and after fusion, or why it
+    cannot be fused, and the paper's top-1 on ImageNet (Tables 6 and 7); "~" marks a figure that
+    was not checked in the paper.
     """
+    if blocks:
+        _blocks(as_json)
+        return
     from repvgg_ref import cost, list_models
     from repvgg_ref.models.registry import network
 
@@ -32,6 +40,32 @@ def command(as_json: bool) -> None:
         print_json({"models": [_as_json(c) for c in costs]})
     else:
         _show(costs)
+
+
+def _blocks(as_json: bool) -> None:
+    from repvgg_ref.models.block_table import block_rows
+
+    rows = block_rows()
+    if as_json:
+        print_json({"blocks": [row._asdict() for row in rows]})
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    screen = console()
+    narrow = screen.width < _NARROW
+    table = Table(box=SIMPLE_HEAD, pad_edge=not narrow, padding=(0, not narrow))
+    table.add_column("block", no_wrap=True)
+    for title in ("train params (M)", "params (M)", "top-1"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        deploy = "-" if row.params_deploy is None else _truncated(row.params_deploy)
+        top1 = "-" if row.top1 is None else f"{'' if row.certain else '~'}{row.top1:.2f}"
+        table.add_row(row.name, _truncated(row.params_train), deploy, top1)
+    screen.print(Fitting(table))
+    for row in rows:
+        if row.reason is not None:
+            screen.print(f"{row.name} is not fused: {row.reason}", highlight=False)
 
 
 def _as_json(c: Cost) -> dict[str, object]:

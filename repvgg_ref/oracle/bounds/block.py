@@ -38,6 +38,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import is_fusible
 from repvgg_ref.oracle.bounds.linear_part import (
     BranchValues,
     LinearPart,
@@ -224,7 +225,7 @@ def _before_activation(
     3; otherwise once each and not at all.
     """
     reads, kernels, writes = (3, 2, 3) if m else (1, 1, 0)
-    steps = terms + _OTHER + _more(part)
+    steps = terms + _OTHER + _more(part) + part.roundings
     relative = (
         (1 + theta(p.u_input, reads))
         * (1 + theta(p.u_weight, kernels))
@@ -234,7 +235,7 @@ def _before_activation(
     scale_errors = [_scale_error(branch, p) for branch in part.branches]
     coherent = sum(
         (c[:, None] * _sizes(b) for c, b in zip(scale_errors, part.branches, strict=True)),
-        start=np.zeros_like(part.value),
+        start=_inner_scale_error(p) * _hidden(part),
     )
     widest = 1 + np.maximum.reduce(scale_errors)[:, None] if scale_errors else np.ones((1, 1))
     beside = p.u_store * _stored(part) + (1 + relative) * _underflow(part, steps, p, m)
@@ -276,6 +277,18 @@ def _scale_error(branch: BranchValues, p: Precision) -> Array:
     return np.asarray(root * rounded * (1 + lost[0]) * (1 + lost[1]) * (1 + lost[2]) - 1)
 
 
+def _inner_scale_error(p: Precision) -> float:
+    """What c is for a batch norm inside a branch, its variance taken to be far from underflow."""
+    r = p.u_store * (2 + p.u_store)
+    return float((1 - r) ** -0.5 * (1 + theta(p.u_store, 4)) * (1 + theta(p.u_accumulate, 6)) - 1)
+
+
+def _hidden(part: LinearPart) -> Array:
+    """The magnitudes inside branches whose kernels are computed, (O, P)."""
+    found = [b.hidden for b in part.branches if b.hidden is not None]
+    return np.asarray(sum(found, start=np.zeros_like(part.value)))
+
+
 def _sizes(branch: BranchValues) -> Array:
     """``|t z| + |t mean|``, (O, P)."""
     return np.asarray(np.abs(branch.scaled) + np.abs(branch.t * branch.mean)[:, None])
@@ -288,11 +301,12 @@ def _stored(part: LinearPart) -> Array:
     ``1/sqrt(..)``, times gamma, plus beta, or ``z alpha``, ``mean alpha``, ``beta - mean alpha``
     and their sum. Scaled by t these are at most 4 times ``|t z| + |t mean|``, and ``|beta|``, and
     the branch's value v; then sums of the v, at most ``sum |v|``, and V. The fused are no larger.
+    A branch with another convolution and norm inside writes theirs, too.
     """
     value = np.abs(part.value)
     if not part.branches:
         return np.asarray(2 * value + part.bias_magnitude[:, None])
-    total = value
+    total: Array = value + 5 * _hidden(part)
     for b in part.branches:
         v = np.abs(b.scaled + (b.beta - b.t * b.mean)[:, None])
         total = total + 4 * _sizes(b) + np.abs(b.beta)[:, None] + 2 * v
@@ -341,7 +355,8 @@ def _finished(certified: Array, likely: Array, p: Precision) -> Bound:
 
 def _require_right(program: BlockProgram) -> None:
     maps = (program.input_map, program.kernel_map, program.output_map)
-    if any(m is not None for m in maps) or program.offsets or program.relu_inside:
+    inside = program.relu_inside and is_fusible(program.spec)
+    if any(m is not None for m in maps) or program.offsets or inside:
         raise ValueError(f"{program.spec.name}: bounds are for the right program, not a mutant")
     if program.pad_mode != "zeros":
         raise ValueError(

@@ -20,7 +20,8 @@ class BranchValues(NamedTuple):
     """A branch ``t (z - mean) + beta`` on one input; vectors are (O,).
 
     `scaled` (O, P) is ``t z``, z the branch's convolution. `gamma` and `spread` (``var + eps``) say
-    how well t survives a rounding of its ingredients.
+    how well t survives a rounding of its ingredients. `hidden` (O, P) holds the magnitudes inside a
+    branch whose kernel is computed, None in others.
     """
 
     scaled: Array
@@ -29,6 +30,7 @@ class BranchValues(NamedTuple):
     beta: Array
     gamma: Array
     spread: Array
+    hidden: Array | None = None
 
 
 class LinearPart(NamedTuple):
@@ -45,6 +47,8 @@ class LinearPart(NamedTuple):
         ``sqrt(sum of (w x)^2)``; with a Winograd algorithm also that of its products.
     branches : tuple of BranchValues
         Empty for a deploy reference.
+    roundings : int
+        Those that computed kernels of branches add.
     bias_magnitude : (O,) array
         The part of `magnitude` that does not depend on the input.
     underflow : Underflow
@@ -56,6 +60,7 @@ class LinearPart(NamedTuple):
     magnitude: Array
     energy: Array
     branches: tuple[BranchValues, ...]
+    roundings: int
     bias_magnitude: Array
     underflow: Underflow
 
@@ -76,10 +81,11 @@ def layer_kernels(program: BlockProgram) -> Kernels:
         return Kernels(weight, bias, np.abs(weight), np.abs(bias))
     weight_magnitude, bias_magnitude = np.zeros_like(weight), np.zeros_like(bias)
     for branch in program.branches.values():
-        weight_magnitude += program.widened(np.abs(branch.kernel(program.eps)))
         values = _vectors(branch)
-        bias_magnitude += np.abs(values.beta) + np.abs(
-            values.scale(program.eps) * values.running_mean
+        t = np.abs(values.scale(program.eps))
+        weight_magnitude += program.widened(_size(values) * t[:, None, None, None])
+        bias_magnitude += np.abs(values.beta) + t * (
+            np.abs(values.running_mean) + values.before_size
         )
     return Kernels(weight, bias, weight_magnitude, bias_magnitude)
 
@@ -96,6 +102,9 @@ def linear_part(program: BlockProgram, kernels: Kernels, x: Array, winograd: int
     value = _times(kernels.weight, columns) + kernels.bias[:, None]
     branches = _branches(program, columns, value - kernels.bias[:, None])
     np.abs(columns, out=columns)
+    branches = _with_hidden(program, columns, branches)
+    if program.relu_inside:  # it enlarges no error
+        value = sum(np.maximum(b.scaled + (b.beta - b.t * b.mean)[:, None], 0) for b in branches)
     if winograd:
         met = np.abs(padded), kernels.weight_magnitude, program.groups, size
         magnitude, beside = winograd_magnitudes(*met, winograd, program.stride)
@@ -110,6 +119,7 @@ def linear_part(program: BlockProgram, kernels: Kernels, x: Array, winograd: int
         magnitude + kernels.bias_magnitude[:, None],
         energy,
         branches,
+        max((branch.roundings for branch in program.branches.values()), default=0),
         kernels.bias_magnitude,
         underflow,
     )
@@ -154,7 +164,7 @@ def _branches(program: BlockProgram, columns: Array, products: Array) -> tuple[B
         BranchValues(
             scaled.get(name, rest),
             branch.scale(program.eps),
-            branch.running_mean,
+            branch.running_mean - branch.before,
             branch.beta,
             branch.gamma,
             branch.running_var + program.eps,
@@ -165,10 +175,31 @@ def _branches(program: BlockProgram, columns: Array, products: Array) -> tuple[B
 
 def _vectors(branch: Branch) -> Branch:
     """A branch without a norm as one of a norm that does nothing: its bound is no smaller."""
+    one = np.ones(len(branch.weight))
+    if branch.before is None:
+        branch = branch._replace(before=0 * one, before_size=0 * one)
     if branch.has_norm:
         return branch
-    one = np.ones(len(branch.weight))
-    return Branch(branch.weight, one, 0 * one, 0 * one, one)
+    return branch._replace(gamma=one, beta=0 * one, running_mean=0 * one, running_var=one)
+
+
+def _size(branch: Branch) -> Array:
+    """The magnitudes of the terms of a kernel."""
+    return np.abs(branch.weight) if branch.size is None else np.asarray(branch.size)
+
+
+def _with_hidden(
+    program: BlockProgram, columns: Array, values: tuple[BranchValues, ...]
+) -> tuple[BranchValues, ...]:
+    """What is summed inside branches of computed kernels; `columns` holds magnitudes."""
+    found = []
+    for branch, seen in zip(program.branches.values(), values, strict=True):
+        if branch.size is not None:
+            sizes = program.widened(branch.size * np.abs(seen.t)[:, None, None, None])
+            inside = np.abs(seen.t) * branch.before_size
+            seen = seen._replace(hidden=_times(sizes, columns) + inside[:, None])
+        found.append(seen)
+    return tuple(found)
 
 
 def _padded(program: BlockProgram, x: Array) -> Array:

@@ -11,7 +11,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch, branches_of
 from repvgg_ref.blocks.catalogue import expression
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.blocks.unfuse import leaves
+from repvgg_ref.blocks.unfuse import leaf_name, leaves
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.names import OFFICIAL
 from repvgg_ref.oracle.bounds.block import layer_bound
@@ -61,7 +61,9 @@ def block_program(arrays: Arrays, settings: Settings) -> BlockProgram:
     """The block as the oracle knows it."""
     spec = block_spec(arrays, settings)
     params = {ours: np.asarray(arrays[name]) for name, ours in canonical(arrays).items()}
-    return correct_program(spec, params, settings["eps"], branches_of(spec, params))
+    return correct_program(
+        spec, params, settings["eps"], branches_of(spec, params, settings["eps"])
+    )
 
 
 def block_forward(arrays: Arrays, settings: Settings, r: Rounding) -> Expected:
@@ -83,7 +85,7 @@ def norm_program(arrays: Arrays, settings: Settings) -> BlockProgram | None:
     spec = BlockSpec(
         "y", channels, channels, 1, channels, kind="plain", kernel=1, activation="none"
     )
-    name = next(iter(leaves(expression(spec))))[0].name.removesuffix(".conv")
+    name = leaf_name(next(iter(leaves(expression(spec))))[0])
     vectors = (
         np.asarray(arrays[part], np.float64)
         for part in ("gamma", "beta", "running_mean", "running_var")

@@ -17,10 +17,10 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch, fuse_branches, window
-from repvgg_ref.blocks.catalogue import expression
+from repvgg_ref.blocks.catalogue import linear_expression
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.blocks.unfuse import leaves
+from repvgg_ref.blocks.unfuse import leaf_name, leaves
 from repvgg_ref.oracle.programs.activation import ACTIVATIONS, SqueezeExcitationParams, gate
 from repvgg_ref.oracle.programs.program import Pixels, Workspace, all_pixels
 
@@ -110,8 +110,8 @@ class BlockProgram:
     def branches_of_norms(self) -> tuple[tuple[str, ...], ...]:
         """The branches of each batch norm; of several, the first has its mean and beta."""
         behind: dict[str, list[str]] = {}
-        for leaf, norm in leaves(expression(self.spec)):
-            name = leaf.name.removesuffix(".conv")
+        for leaf, norm in leaves(linear_expression(self.spec)):
+            name = leaf_name(leaf)
             if norm is not None and name in self.norms:
                 behind.setdefault(norm, []).append(name)
         return tuple(map(tuple, behind.values()))

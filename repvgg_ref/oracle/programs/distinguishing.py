@@ -153,7 +153,19 @@ class _Drawing:
             return self._norm(linear, x, scale, share)
         if isinstance(linear, Chain) and len(linear.parts) == 1:
             return self.draw(linear.parts[0], x, scale, share)
+        if isinstance(linear, Chain):
+            return self._chain(linear, x, scale, share)
         return self._leaf(linear, x, scale)
+
+    def _chain(self, linear: Chain, x: Array, scale: Array, share: tuple[float, float]) -> Array:
+        """One thing behind others, which give outputs of one size; a border may lie between."""
+        *before, last = linear.parts
+        *before, pad = before if hasattr(before[-1], "width") else [*before, None]
+        first = Chain(*before)
+        y = self.draw(first, x, np.ones(first.out_channels), (1.0, 1.0))
+        if pad is not None:
+            y = evaluate(pad, self.params, y, ops=REFERENCE, eps=self.eps)
+        return self.draw(last, y, scale, share)
 
     def _norm(self, linear: Chain, x: Array, scale: Array, share: tuple[float, float]) -> Array:
         """A batch norm, and what is before it."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch, branches_of
-from repvgg_ref.blocks.catalogue import fused_conv
+from repvgg_ref.blocks.catalogue import is_fusible, reach
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import ReportedError
@@ -31,7 +31,7 @@ _ACTIVATION: dict[SqueezeExcitation, str] = {
 
 def block_program(model: Model, spec: BlockSpec) -> BlockProgram:
     """How the reference computes the block `spec`."""
-    branches = branches_of(spec, model.params) if model.form == "train" else {}
+    branches = branches_of(spec, model.params, model.eps) if model.form == "train" else {}
     return correct_program(spec, model.params, model.eps, branches)
 
 
@@ -50,11 +50,8 @@ def correct_program(
         fused = FusedConv(
             *(_float64(params[f"{spec.name}.fused.{part}"]) for part in ("weight", "bias"))
         )
-    exact = {
-        name: Branch(*(array if array is None else _float64(array) for array in branch))  # type: ignore[arg-type]
-        for name, branch in branches.items()
-    }
-    conv = fused_conv(spec)
+    exact = {name: branch.arrays(_float64) for name, branch in branches.items()}
+    conv = reach(spec)
     return BlockProgram(
         spec=spec,
         branches=exact,
@@ -66,6 +63,7 @@ def correct_program(
         groups=conv.groups,
         size=conv.kernel,
         pads=(*conv.padding, *conv.padding),
+        relu_inside=not is_fusible(spec),
         activation=_ACTIVATION[spec.se] if spec.activation == "relu" else "none",
     )
 

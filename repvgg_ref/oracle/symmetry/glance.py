@@ -12,7 +12,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch, branches_of, window
-from repvgg_ref.blocks.catalogue import fused_conv
+from repvgg_ref.blocks.catalogue import is_fusible, reach
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.oracle.programs.program import Pixels
 
@@ -24,7 +24,7 @@ def glance(
 
     None where a pixel is outside the output.
     """
-    conv = fused_conv(spec)
+    conv = reach(spec)
     size, (top, left) = conv.kernel, conv.padding
     padded = np.pad(x.astype(np.float32, copy=False), ((0, 0), (0, 0), (top, top), (left, left)))
     down, across = (np.arange(n) * d for n, d in zip(size, conv.dilation, strict=True))
@@ -34,22 +34,22 @@ def glance(
         return None
     patches = padded[:, :, rows, columns]  # (N, C, P, Kh, Kw)
     total = np.zeros(())
-    for branch in _branches(spec, params):
+    for branch in _branches(spec, params, eps):
         seen = patches[..., *window(branch.weight.shape[2:], size)]
-        shift = branch.bias(eps) if branch.has_norm else 0 * branch.scale(eps)
         z = _product(branch.weight, seen, conv.groups)  # (O, N, P)
-        total = total + branch.scale(eps)[:, None, None] * z + shift[:, None, None]
+        z = branch.scale(eps)[:, None, None] * z + branch.bias(eps)[:, None, None]
+        total = total + (z if is_fusible(spec) else np.maximum(z, 0))
     if f"{spec.name}.fused.bias" in params:
         total = total + params[f"{spec.name}.fused.bias"][:, None, None]
     y = np.moveaxis(total, 0, 1)
     return np.maximum(y, 0) if spec.activation == "relu" else y
 
 
-def _branches(spec: BlockSpec, params: Mapping[str, Array]) -> list[Branch]:
+def _branches(spec: BlockSpec, params: Mapping[str, Array], eps: float) -> list[Branch]:
     fused = f"{spec.name}.fused.weight"
     if fused in params:
         return [Branch(params[fused])]
-    return list(branches_of(spec, params).values())
+    return list(branches_of(spec, params, eps).values())
 
 
 def _product(weight: Array, patches: Array, groups: int) -> Array:

@@ -144,14 +144,15 @@ def run(setup: Setup, *, first_only: bool = False) -> Arrays:
 
 def _step(setup: Setup, params: Mapping[str, Array]) -> Step:
     """Forward, loss and backward."""
-    right = Pass(params, setup.base, setup.eps, training=True)
+    momentum = setup.bn_momentum
+    right = Pass(params, setup.base, setup.eps, training=True, momentum=momentum)
     wrong = replace(right, ops=setup.ops, training=setup.training)
     return take_step(
         setup.network,
         setup.x,
         setup.labels,
         right,
-        momentum=setup.bn_momentum,
+        momentum=momentum,
         label_smoothing=setup.recipe.label_smoothing,
         at=lambda node: wrong if setup.is_at(node.name) else right,
     )

@@ -30,9 +30,11 @@ class Term(NamedTuple):
 
     def rows(self, chosen: Array, inputs: Array | slice) -> Term:
         """Some output channels, and some inputs of a group."""
-        weight, *vectors = self.branch
-        some = (v if v is None else v[chosen] for v in vectors)
-        return self._replace(branch=Branch(weight[chosen][:, inputs], *some))
+
+        def part(array: Array) -> Array:
+            return array[chosen] if array.ndim == 1 else array[chosen][:, inputs]
+
+        return self._replace(branch=self.branch.arrays(part))
 
 
 class Terms(NamedTuple):

@@ -113,6 +113,9 @@ def test_what_branches_send_back_adds_up(kind: str) -> None:
     setup = setup_of(kind)
     right = gradients(setup)
     missing = [gradients(wrong.program) for name in MISSING for wrong in variants(name, setup)]
+    if kind == "dirac":  # one convolution, whose kernel is computed: nothing is added up
+        assert not missing
+        return
     assert missing, "no sum comes first in this kind of block"
     below = [name for name in right if name.startswith(("stage0.", "stage1.0."))]
     for name in right:

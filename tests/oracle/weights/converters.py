@@ -53,7 +53,7 @@ class Converter:
         for spec in model.arch.blocks:
             with rounding(self.direction):
                 weight, bias = self._block(
-                    list(branches_of(spec, model.params).values()),
+                    list(branches_of(spec, model.params, model.eps).values()),
                     deploy.params[f"{spec.name}.fused.weight"].shape,
                     model.eps,
                 )
@@ -75,7 +75,7 @@ class Converter:
                 part, shift = w, np.zeros(len(w), self.dtype)
                 g = s = None
             else:
-                g, beta, m, v = (a.astype(self.dtype) for a in b[1:])
+                g, beta, m, v = (a.astype(self.dtype) for a in b[1:5])
                 s = self.root(v + self.dtype(self.eps(eps)))
                 c = (slice(None), None, None, None)
                 part, shift = self.tap(w, g[c], s[c]), self.shift(g, beta, m, s)

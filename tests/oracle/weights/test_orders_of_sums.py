@@ -44,7 +44,7 @@ def converted(model: Model, way: tuple[Any, ...], dtype: Any, stored: Any) -> Mo
     for spec in model.arch.blocks:
         names = [f"{spec.name}.fused.{part}" for part in ("weight", "bias")]
         weight, bias = (np.zeros(deploy.params[name].shape, dtype) for name in names)
-        for branch in list(branches_of(spec, model.params).values())[::step]:
+        for branch in list(branches_of(spec, model.params, model.eps).values())[::step]:
             raw, g, beta, mean, var = (a.astype(dtype) for a in norm_of(branch))
             s = ROOTS[root](var + eps)
             c = (slice(None), None, None, None)
@@ -58,7 +58,7 @@ def converted(model: Model, way: tuple[Any, ...], dtype: Any, stored: Any) -> Mo
 
 def norm_of(branch: Branch) -> list[Array]:
     assert branch.has_norm
-    return [np.asarray(array) for array in branch]
+    return [np.asarray(array) for array in branch[:5]]
 
 
 def judged(model: Model, port: Model, folder: Path) -> Any:

@@ -80,7 +80,8 @@ class WrongBlock(Block):
 
     def forward(self, name: str, x: list[Array], run: Pass) -> tuple[Array, BlockCache]:
         """As the right one."""
-        own = Run(part_of(self.spec, run.params), run.ops, run.eps, run.training)
+        params = part_of(self.spec, run.params)
+        own = Run(params, run.ops, run.eps, run.training, run.momentum)
         y, kept = self.linear.forward(x[0], own)
         y, se, relu = activate(self.spec, run.params, y, ops=run.ops)
         if self.mask is not None:

@@ -1,0 +1,41 @@
+"""Commands on files of every kind of block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import repvgg_ref as rr
+from repvgg_ref.blocks.catalogue import KINDS
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
+from tests.cli.runner import invoke
+from tests.data.datasets import make_folder
+
+every = pytest.mark.parametrize("block", [name for name, kind in KINDS.items() if kind.keys])
+
+
+@every
+def test_convert_inspect_verify_and_eval(
+    block: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arch = plain_architecture(depths=[2], channels=[4, 6], num_classes=3, kind=block)
+    train, deploy = tmp_path / "train.npz", tmp_path / "deploy.npz"
+    rr.save(distinguishing_model(arch, seed=2), train)
+    assert invoke(capsys, "inspect", train, "--json").json()["form"] == "train"
+    done = invoke(capsys, "convert", "--in", train, "--out", deploy, "--json")
+    candidate, form = (deploy, "deploy") if arch.is_fusible else (train, "train")
+    if arch.is_fusible:
+        assert done.json()["self_check"]["ok"]
+    else:
+        assert done.code == 2
+        assert "stage0: a ReLU stands before the sum" in done.json()["error"]["message"]
+        assert not deploy.exists()
+    if block == "dbb":  # the orders in which four branches may be added take seconds to try
+        candidate = train
+    verified = invoke(capsys, "verify", "--reference", train, "--candidate", candidate, "--json")
+    assert verified.json()["verdict"] == "agree"
+    data = make_folder(tmp_path / "data")
+    seen = invoke(capsys, "eval", "--weights", train, "--data", data, "--size", 32, "--json")
+    assert seen.json()["form"] == form
