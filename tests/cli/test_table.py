@@ -38,7 +38,9 @@ def test_blocks_are_those_that_train_takes(capsys: pytest.CaptureFixture[str]) -
             assert "ReLU stands before the sum" in row["reason"]
         else:
             assert whole.items() <= row.items()
-    (b0,) = (m for m in invoke(capsys, "table", "--json").json()["models"] if "B0" in m["name"])
+    (b0,) = (
+        m for m in invoke(capsys, "table", "--json").json()["models"] if m["name"] == "RepVGG-B0"
+    )
     assert found["repvgg"]["params_train"] == b0["params_train"]
     assert (found["repvgg"]["top1"], found["repvgg"]["certain"]) == (75.14, True)
     assert not found["dirac"]["certain"]
