@@ -45,6 +45,16 @@ def _is_ignored(name: str) -> bool:
 
 def _unmasked(arrays: Arrays, notes: list[str]) -> Arrays:
     """``weight`` of each pair ``weight_orig``, ``weight_mask``: torch prunes by their product."""
+    beside = [
+        name
+        for name in arrays
+        if name.endswith(_MASK)
+        and name.removesuffix(_MASK) in arrays
+        and arrays[name].shape == arrays[name.removesuffix(_MASK)].shape
+    ]
+    if beside:
+        notes.append(f"{len(beside)} masks ignored, beside arrays that stand for themselves")
+        arrays = {name: array for name, array in arrays.items() if name not in set(beside)}
     pairs = {
         name: name.removesuffix(_ORIGINAL)
         for name in arrays

@@ -116,8 +116,8 @@ def arrangement(shape: tuple[int, ...], channels: int) -> str | None:
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Whether a NumPy dtype is of real numbers; bfloat16 is, though NumPy does not know it."""
-    return dtype.kind == "f" or dtype.name == "bfloat16"
+    """Whether a NumPy dtype is of real numbers of at most 64 bits, or bfloat16."""
+    return (dtype.kind == "f" and dtype.itemsize <= 8) or dtype.name == "bfloat16"
 
 
 def floating_dtype(dtype: Any, what: str) -> np.dtype[Any]:

@@ -256,6 +256,15 @@ def test_pruned_weights_are_multiplied_by_their_masks(tmp_path: Path, dtype: Any
     assert any("pruned: weight_orig times weight_mask" in note for note in model.notes)
 
 
+def test_a_mask_beside_its_whole_array_is_ignored(tmp_path: Path) -> None:
+    state = small_state()
+    name = next(name for name in state if name.endswith("conv.weight"))
+    held = state | {f"{name}_mask": np.zeros_like(state[name])}
+    model = rr.load(written(tmp_path, held))
+    np.testing.assert_array_equal(model.state_dict()[name], state[name])
+    assert any("1 masks ignored" in note for note in model.notes)
+
+
 def test_a_mask_of_another_shape_or_alone_is_refused(tmp_path: Path) -> None:
     held, _ = _pruned()
     name = "stage0.rbr_dense.conv.weight"

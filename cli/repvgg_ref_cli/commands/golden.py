@@ -114,13 +114,18 @@ def _reference(
     reference: str, eps: float | None, block: str, said: Geometry, train_step: bool
 ) -> Model:
     """The checkpoint, or weights chosen for an official architecture."""
+    from repvgg_ref.errors import ReportedError, did_you_mean
     from repvgg_ref.files.checkpoint import load
     from repvgg_ref.models.geometry import with_geometry
     from repvgg_ref.models.network import DEFAULT_EPS
-    from repvgg_ref.models.registry import find_name, network
+    from repvgg_ref.models.registry import find_name, list_models, network
     from repvgg_ref.oracle.programs.distinguishing import INFERENCE, TRAINING, distinguishing_model
 
     if Path(reference).exists() or find_name(reference) is None:
+        if not Path(reference).exists() and (meant := did_you_mean(reference, list_models())):
+            raise ReportedError(
+                "there is neither such a file nor such a network", got=reference, advice=meant
+            )
         return load(reference, eps=eps, block=block, strides=said.strides, dilations=said.dilations)
     statistics = TRAINING if train_step else INFERENCE
     return distinguishing_model(
