@@ -63,9 +63,10 @@ def refuse(module: str, name: str, entry: str = "") -> NoReturn:
     """Raise the error that names a refused global exactly, and the `entry` that it stands in."""
     place = f" (in the entry {sanitize(entry)})" if entry else ""
     raise RefusedGlobalError(
-        f"refused global {sanitize(f'{module}.{name}')}{place}: it is no part of any weights and "
-        "could run code in a program that trusts the file",
-        advice="re-save the weights alone: torch.save(model.state_dict(), path)",
+        f"refused global {sanitize(f'{module}.{name}')}{place}: only arrays are read, and nothing "
+        "that a file names is imported",
+        advice="if this is a whole model or a training's object, re-save the weights alone where "
+        "its code is: torch.save(model.state_dict(), path)",
     )
 
 

@@ -187,6 +187,9 @@ def _show(source: Path, done: Conversion, *, to_stdout: bool) -> None:
         tell(f"       {message}")
     if to_stdout:
         return
+    if done.format == "onnx" and done.dtype == "float64":
+        tell("next   another runtime than ONNX Runtime, whose CPU convolves no float64")
+        return
     tell(f"next   {_NEXT[done.format].format(out=sanitize(done.out), create=_create(done))}")
 
 

@@ -54,7 +54,7 @@ _DISAGREES = 1
     type=click.Choice(["train", "val", "held-out"]),
     default="val",
     show_default=True,
-    help="Part; held-out is what `train` kept apart of a set that has no val.",
+    help="Part; held-out is what `train` evaluates on: val, or what it keeps apart without one.",
 )
 @click.option(
     "--size",
