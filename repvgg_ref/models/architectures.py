@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import get_args
 
 from repvgg_ref.blocks.catalogue import block_kind
+from repvgg_ref.blocks.catalogue import kind as kind_called
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import CheckpointError, ShapeError, did_you_mean, require_equal
 from repvgg_ref.models.arguments import NO_HEAD, require_counts
@@ -204,7 +205,7 @@ def plain_architecture(
     ShapeError
         If there is no class or channel, or squeeze-and-excitation would have no hidden channel.
     """
-    block_kind(kind)
+    kind_called(kind)
     if se not in get_args(SqueezeExcitation):
         wanted = ", ".join(get_args(SqueezeExcitation))
         raise ShapeError("there is no such place for SE", got=repr(se), wanted=wanted)

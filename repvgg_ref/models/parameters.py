@@ -51,8 +51,8 @@ def require_params(arch: Network, form: Form, params: Mapping[str, Array]) -> No
             raise ShapeError(
                 f"{name} is not as {arch.name} has it in {form} form", got=got, wanted=shape
             )
-        # V: bfloat16; O: rationals
-        if array.dtype.kind not in ("iu" if name.endswith(_COUNTER) else "fOV"):
+        # V: bfloat16; O: rationals, and whatever counts in them
+        if array.dtype.kind not in ("fOViu" if name.endswith(_COUNTER) else "fOV"):
             raise ShapeError(
                 f"{name} does not hold real numbers", got=array.dtype, wanted="floating point"
             )

@@ -99,7 +99,7 @@ def test_a_report_that_cannot_judge_is_the_only_object(
         ("train --weight_decay 1", "--weight-decay"),
         ("predict --weights w --backend numpi x", "numpy"),
         ("convert x --to safetensor", "safetensors"),
-        ("convert x --block dbbs", None),
+        ("convert x --block dbbs", "dbb"),
         ("convert x --block aCb", "acb"),
         ("convert x --model repvgg-b1q2", "RepVGG-B1g2"),
         ("bench --model RepVGGA9", "RepVGG-A"),

@@ -163,6 +163,8 @@ def test_every_kind_of_block_takes_strides_and_dilations(tmp_path: Path, block: 
     assert loaded.arch == model.arch
     y = model.forward(X)
     assert y.shape == rr.load(path, block=block).forward(X).shape
+    if not loaded.arch.is_fusible:
+        return
     error = np.abs(rr.fuse(loaded).forward(X) - y).max() / np.abs(y).max()
     assert not (error > 1e-5)
 

@@ -124,7 +124,8 @@ def test_evaluation_is_the_references(name: str, form: str, device: UnderTest) -
     for layer, exact in wanted.items():
         assert_close(got[layer], exact, 1e-11, layer)
     np.testing.assert_array_equal(model.forward(x, backend=ops), got[model.arch.head.name])
-    assert model._at(ops).fast(model.arch, model.params, x.dtype) is None
+    if form == "deploy":
+        assert model._at(ops).fast(model.arch, model.params, x.dtype) is None
 
 
 def test_a_plain_chain_has_its_fused_way(device: UnderTest) -> None:

@@ -85,9 +85,11 @@ def _show(costs: list[Cost]) -> None:
     screen = console()
     narrow = screen.width < _NARROW
     table = Table(box=SIMPLE_HEAD, pad_edge=not narrow, padding=(0, not narrow))
-    table.add_column("model", no_wrap=True)
+    # Where there is little room names are folded, for numbers cannot be.
+    table.add_column("model", no_wrap=not narrow, overflow="fold")
     for title in ("train params (M)", "params (M)", "FLOPs (B)", "Wino MULs (B)"):
-        table.add_column(title, justify="right")
+        shown = title.replace(" ", "\n") if narrow else title
+        table.add_column(shown, justify="right", no_wrap=narrow)
     for c in costs:
         table.add_row(
             c.name.replace("-", "-\n") if narrow and len(c.name) > _LONG else c.name,
