@@ -122,7 +122,8 @@ def _reference(
     from repvgg_ref.oracle.programs.distinguishing import INFERENCE, TRAINING, distinguishing_model
 
     if Path(reference).exists() or find_name(reference) is None:
-        if not Path(reference).exists() and (meant := did_you_mean(reference, list_models())):
+        is_name = not Path(reference).exists() and not Path(reference).suffix
+        if is_name and (meant := did_you_mean(reference, list_models())):
             raise ReportedError(
                 "there is neither such a file nor such a network", got=reference, advice=meant
             )
