@@ -29,6 +29,13 @@ def render(made: Mapping[str, Any]) -> RenderableType:
             style="dim",
         ),
     ]
+    if pinned := machine.get("blas_pinned"):
+        parts.append(
+            Text(
+                f"OPENBLAS_CORETYPE={pinned} is set: NumPy may run slower kernels than this "
+                "processor has; unset it for speed"
+            )
+        )
     parts += {
         "table4": _table4,
         "conversion": _conversion,

@@ -26,6 +26,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": version("numpy"),
         "blas": _blas(),
+        "blas_pinned": os.environ.get("OPENBLAS_CORETYPE") or None,
         "repvgg-ref": version("repvgg-ref"),
     }
 

@@ -82,7 +82,13 @@ def race(
 def race_networks(
     tasks: Sequence[Task], *, rounds: int, progress: Progress | None = None
 ) -> list[Measured]:
-    """Time our own contender on several networks in turns."""
+    """Time our own contender on several networks in turns, all of them in memory at once.
+
+    Raises
+    ------
+    ContenderError
+        If one of them fails: a network that is left out would leave its claims out in silence.
+    """
     steps = _steps(progress, len(tasks) * (1 + rounds))
     with ExitStack() as stack:
         rivals: list[_Entrant] = []
@@ -92,7 +98,10 @@ def race_networks(
             found[1].name = task.network
             rivals.append(found)
             steps(f"{task.network} started")
-        _rounds(rivals, rounds, [], steps)
+        skipped: list[Skipped] = []
+        _rounds(rivals, rounds, skipped, steps)
+        for one in skipped:
+            raise ContenderError(f"{one.name}: {one.reason}")
     return [measured for _, measured in rivals]
 
 

@@ -7,15 +7,15 @@ factors between networks can be compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import chain, combinations
 from statistics import median
 from typing import Any
 
-from repvgg_ref.bench.claims import Judged, judged
+from repvgg_ref.bench.claims import CLAIMS, Judged, judged
 from repvgg_ref.bench.density import measured_density
-from repvgg_ref.bench.race import race_networks
+from repvgg_ref.bench.race import Progress, race_networks
 from repvgg_ref.bench.result import Measured
 from repvgg_ref.bench.task import Task
 
@@ -120,19 +120,49 @@ def race_table4(
     *,
     rounds: int,
     networks: Sequence[str] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Table4:
-    """Run `networks`, by default all of `PAPER`, in turns, each as `task` says but for its name.
+    """Run `networks`, by default all of `PAPER`, each as `task` says but for its name.
 
-    Images of the networks in `LARGER` are larger by as much as the paper's.
+    They run in heats whose networks take turns; those that a claim compares are in one heat. All
+    at once would need the memory of all. Images of the networks in `LARGER` are larger by as much
+    as the paper's.
     """
-    tasks = [
-        replace(task, network=name, size=round(task.size * LARGER.get(name, 224) / 224))
-        for name in networks or PAPER
-    ]
-    measured = race_networks(tasks, rounds=rounds, progress=progress)
+    names = list(networks or PAPER)
+    tasks = {
+        name: replace(task, network=name, size=round(task.size * LARGER.get(name, 224) / 224))
+        for name in names
+    }
+    raced: dict[str, Row] = {}
+    for heat in heats(names):
+        measured = race_networks(
+            [tasks[name] for name in heat],
+            rounds=rounds,
+            progress=_part(progress, len(raced), len(heat), len(names)),
+        )
+        raced |= {name: _row(tasks[name], one) for name, one in zip(heat, measured, strict=True)}
     density = measured_density(rounds=rounds, threads=task.threads)
-    return Table4(task, tuple(map(_row, tasks, measured)), density)
+    return Table4(task, tuple(raced[name] for name in names), density)
+
+
+def _part(progress: Progress | None, before: int, here: int, all_: int) -> Progress | None:
+    """Counts a heat's steps as a part of all; each network takes as many."""
+    if progress is None:
+        return None
+    return lambda what, done, total: progress(
+        what, before * total // here + done, all_ * total // here
+    )
+
+
+def heats(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Split `names` into pairs that a claim compares, and pairs of what is left."""
+    claimed = [
+        (claim.faster, claim.slower)
+        for claim in CLAIMS
+        if {claim.faster, claim.slower} <= set(names)
+    ]
+    left = [name for name in names if name not in set(chain(*claimed))]
+    return claimed + [tuple(left[i : i + 2]) for i in range(0, len(left), 2)]
 
 
 def _row(task: Task, one: Measured) -> Row:

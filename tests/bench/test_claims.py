@@ -6,7 +6,7 @@ import pytest
 
 from repvgg_ref.bench.claims import CLAIMS, Claim, judged
 from repvgg_ref.bench.density import KERNELS, measured_density
-from repvgg_ref.bench.table4 import LARGER, PAPER
+from repvgg_ref.bench.table4 import LARGER, PAPER, heats
 from repvgg_ref.models.cost import cost
 from repvgg_ref.models.registry import network
 
@@ -22,6 +22,14 @@ def test_vgg_has_the_flops_that_the_paper_says_at_the_sizes_that_are_raced() -> 
     side = LARGER["EfficientNet-B3"]
     small = cost(network("EfficientNet-B3"), height=side, width=side).macs
     assert int(10 * cost(network("VGG-16")).macs / small) == 84
+
+
+def test_networks_that_a_claim_compares_take_turns_in_one_heat() -> None:
+    found = heats(list(PAPER))
+    assert sorted(name for heat in found for name in heat) == sorted(PAPER)
+    assert max(map(len, found)) == 2  # what fits into a common machine's memory
+    assert {(claim.faster, claim.slower) for claim in CLAIMS} <= set(found)
+    assert heats(["VGG-16", "RepVGG-A0", "ResNet-18"]) == [("RepVGG-A0", "ResNet-18"), ("VGG-16",)]
 
 
 @pytest.mark.parametrize(

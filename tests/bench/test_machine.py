@@ -65,3 +65,13 @@ def test_the_machines_own_counter_sees_a_stranger() -> None:
 
 def test_an_unknown_share_is_not_called_busy() -> None:
     assert [is_busy(share) for share in (None, 0.0, 0.04, 0.06, 1.0)] == [False] * 3 + [True] * 2
+
+
+def test_kernels_that_the_environment_chose_are_written_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OpenBLAS held to an older processor's kernels halves the speed; figures must say so."""
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    assert machine()["blas_pinned"] == "Haswell"
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
+    assert machine()["blas_pinned"] is None

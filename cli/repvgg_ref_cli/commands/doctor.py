@@ -237,7 +237,9 @@ def _blas(numpy: Any) -> str:
         library = f"{blas['name']} {blas['version']}"
     except (KeyError, TypeError):
         library = "unknown"
-    return f", BLAS {library}, {os.cpu_count()} processors"
+    pinned = os.environ.get("OPENBLAS_CORETYPE")
+    kernels = f" held to {pinned} kernels by OPENBLAS_CORETYPE" if pinned else ""
+    return f", BLAS {library}{kernels}, {os.cpu_count()} processors"
 
 
 def _version(package: str) -> str | None:

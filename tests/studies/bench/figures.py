@@ -70,8 +70,9 @@ def run(name: str, rounds: int) -> None:
     command = [sys.executable, "-m", "repvgg_ref_cli", "bench", *JOBS[name]]
     files = ["--out", str(_json(name)), "--picture", str(_json(name).with_suffix(".svg"))]
     root = FOLDER.parents[3]
-    # all processors, whatever the shell of the tests says
+    # All processors and the kernels that this processor has, whatever the shell of the tests says.
     env = {key: text for key, text in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    env.pop("OPENBLAS_CORETYPE", None)
     env["PYTHONPATH"] = f"{root / 'cli'}:{root}"
     subprocess.run([*command, *files, "--rounds", str(rounds)], check=True, env=env, cwd=root)
     print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
