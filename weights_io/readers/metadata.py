@@ -36,6 +36,14 @@ def charge_json(text: bytes, what: str, budget: Budget) -> None:
     budget.charge("nodes", marks, f"{what} holds too many values")
 
 
+def as_text_metadata(value: dict[str, Any]) -> dict[str, str]:
+    """Return `value` with JSON's text for what is no text in it (an npz's may be nested)."""
+    return {
+        name: item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+        for name, item in value.items()
+    }
+
+
 def parse_text_metadata(value: object) -> dict[str, str]:
     """Return `value` if it is a dict of strings."""
     if isinstance(value, dict) and all(type(item) is str for item in value.values()):

@@ -14,7 +14,7 @@ from weights_io.errors import WeightsFileError
 from weights_io.lazy import LazyArray
 from weights_io.limits import Limits
 from weights_io.readers.contents import Contents
-from weights_io.readers.metadata import parse_json, parse_text_metadata
+from weights_io.readers.metadata import as_text_metadata, parse_json
 from weights_io.strided import read_elements
 from weights_io.text import sanitize
 from weights_io.zips.member import Member
@@ -126,4 +126,4 @@ def _read_metadata(member: Member, header: _Header, budget: Budget) -> dict[str,
         text = member.read(budget.limits)[header.size :].decode("utf-32-le").rstrip("\0").encode()
     except UnicodeError:
         raise WeightsFileError("the npz's __metadata__ is no text") from None
-    return parse_text_metadata(parse_json(text, "the npz's __metadata__", budget))
+    return as_text_metadata(parse_json(text, "the npz's __metadata__", budget))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from weights_io.dtypes import TO_NUMPY_CODE
 from weights_io.errors import WeightsFileError
@@ -22,9 +22,12 @@ def write_npz(
     file: BinaryIO,
     specs: Sequence[ArraySpec],
     blocks: Iterator[memoryview],
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, Any],
 ) -> None:
-    """Write one .npy member per array, and the metadata as a JSON string in a 0-d array."""
+    """Write one .npy member per array, and the metadata as a JSON string in a 0-d array.
+
+    Its values may be whatever JSON can hold.
+    """
     for spec in specs:
         _check(spec)
     archive = ZipWriter(file, _ALIGNMENT)

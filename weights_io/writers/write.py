@@ -20,7 +20,7 @@ from weights_io.writers.torch_files import write_torch_legacy, write_torch_zip
 
 Container = Literal["npz", "safetensors", "torch-zip", "torch-legacy"]
 
-_Writer = Callable[[BinaryIO, Sequence[ArraySpec], Iterator[memoryview], Mapping[str, str]], None]
+_Writer = Callable[[BinaryIO, Sequence[ArraySpec], Iterator[memoryview], Mapping[str, Any]], None]
 _WRITERS: dict[str, _Writer] = {
     "npz": write_npz,
     "safetensors": write_safetensors,
@@ -35,7 +35,7 @@ def write_weights(
     arrays: Iterable[NDArray[Any]],
     *,
     container: Container,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write arrays, taken one at a time in the order of `specs`, and commit the file at the end.
@@ -51,7 +51,7 @@ def write_weights(
     container : {"npz", "safetensors", "torch-zip", "torch-legacy"}
         The file format.
     metadata : mapping of str to str, optional
-        torch's older container has no place for it.
+        torch's older container has no place for it; npz takes values of any JSON type.
     check : callable, optional
         Called with the finished temporary file; if it raises, nothing is committed.
 
@@ -77,7 +77,7 @@ def save_weights(
     arrays: Mapping[str, NDArray[Any]],
     *,
     container: Container,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Write named arrays that are already in memory; see `write_weights`."""
     values = {name: np.asarray(array) for name, array in arrays.items()}

@@ -1,0 +1,85 @@
+"""Integer layers against ONNX Runtime's own kernels, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repvgg_ref.integer.layers import IntegerLayer
+from tests.integer.networks import conv, quantization
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+
+pytestmark = pytest.mark.peers
+
+
+def qlinear_conv(layer: IntegerLayer, x: Any) -> Any:
+    """What ONNX Runtime's QLinearConv makes of the layer; ReLU by the caller."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    arrays = {
+        "xs": layer.input.scale,
+        "xz": layer.input.zero_point,
+        "w": layer.weight,
+        "ws": layer.weight_scale,
+        "wz": np.zeros(len(layer.weight_scale), np.int8),  # type: ignore[arg-type]
+        "ys": layer.output.scale,
+        "yz": layer.output.zero_point,
+        "b": layer.bias,
+    }
+    node = helper.make_node(
+        "QLinearConv",
+        ["x", *arrays],
+        ["y"],
+        strides=[layer.stride] * 2,
+        pads=[layer.padding] * 4,
+        dilations=[layer.dilation] * 2,
+        group=layer.groups,
+    )
+    kind = {np.int8: TensorProto.INT8, np.uint8: TensorProto.UINT8}[layer.input.dtype.type]
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info("x", kind, list(x.shape))],
+        [helper.make_tensor_value_info("y", kind, None)],
+        [numpy_helper.from_array(np.asarray(a), name) for name, a in arrays.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"stride": 2}, {"groups": 2}, {"dilation": 2}, {"groups": 4, "stride": 2}],
+    ids=str,
+)
+def test_float_even_is_what_qlinearconv_computes(settings: dict[str, Any], dtype: Any) -> None:
+    low = np.iinfo(dtype).min
+    for seed in range(4):
+        before = quantization(0.013 * (seed + 1), low + 31 * seed, dtype)
+        after = quantization(0.5**seed, low + 128, dtype)  # powers of two: halves occur
+        layer = conv("layer", 16, 12, before, after, seed=seed, relu=False, **settings)
+        x = np.random.default_rng(seed).integers(low, low + 256, (2, 16, 13, 11)).astype(dtype)
+        np.testing.assert_array_equal(layer.forward(x, "float-even"), qlinear_conv(layer, x))
+
+
+def test_exact_halves_go_where_onnx_runtime_sends_them() -> None:
+    """M = 1/4 puts a quarter of the sums onto halves."""
+    from dataclasses import replace
+
+    before, after = quantization(0.25, 0), quantization(1.0, 3)
+    layer = conv("layer", 4, 4, before, after, seed=1, relu=False)
+    weight = np.random.default_rng(2).integers(-2, 3, layer.weight.shape).astype(np.int8)  # type: ignore[union-attr]
+    layer = replace(
+        layer, weight=weight, weight_scale=np.ones(4, np.float32), bias=np.arange(4, dtype=np.int32)
+    )
+    x = np.random.default_rng(3).integers(-9, 10, (2, 4, 30, 30)).astype(np.int8)
+    sums = layer.accumulate(x)
+    assert (sums % 4 == 2).mean() > 0.2
+    np.testing.assert_array_equal(layer.forward(x, "float-even"), qlinear_conv(layer, x))
+    assert (layer.forward(x, "single") != qlinear_conv(layer, x)).any()
