@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from repvgg_ref.errors import ReportedError
+from repvgg_ref.files.integer_npz import FORMAT, read_network, write_network
 from repvgg_ref.integer.layers import IntegerLayer
 from repvgg_ref.integer.network import IntegerNetwork
-from repvgg_ref.files.integer_npz import FORMAT, read_network, write_network
 from repvgg_ref.integer.schemes import ANY, SCHEMES
 from tests.integer.networks import chain, conv, images, quantization
 

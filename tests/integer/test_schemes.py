@@ -87,7 +87,10 @@ def accumulators(seed: int, multiplier: int, right: int) -> list[int]:
 def test_fixed_point_schemes_are_exact(name: str, multiplier: int, shift: int) -> None:
     values = accumulators(shift + 40, multiplier, 31 + shift)
     held = Scaling(
-        np.float32(1), np.float32(1), np.asarray(multiplier, np.int64), np.asarray(shift, np.int64)
+        np.ones((), np.float32),
+        np.ones((), np.float32),
+        np.asarray(multiplier, np.int64),
+        np.asarray(shift, np.int64),
     )
     found = SCHEMES[name].requantize(np.array(values, np.int64), held)
     assert found.tolist() == [FIXED[name](a, multiplier, 31 + shift) for a in values]
@@ -131,7 +134,10 @@ def test_scales_that_are_none_are_refused(scale: float) -> None:
 def test_halves_tell_the_schemes_apart() -> None:
     """At M = 1/4 every pair of schemes but those that are one function there differs."""
     quarter = Scaling(
-        np.float32(1), np.float32(4), np.asarray(2**30, np.int64), np.asarray(1, np.int64)
+        np.ones((), np.float32),
+        np.asarray(4, np.float32),
+        np.asarray(2**30, np.int64),
+        np.asarray(1, np.int64),
     )
     sums = np.arange(-40, 41)
     found = {name: tuple(each.requantize(sums, quarter)) for name, each in SCHEMES.items()}
