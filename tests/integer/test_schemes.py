@@ -68,6 +68,13 @@ def test_every_scheme_is_defined_here() -> None:
     assert {*FIXED, *FLOATING} == {*SCHEMES}
 
 
+def fixed(multiplier: int, shift: int) -> Scaling:
+    """A scaling by ``multiplier * 2**-(31 + shift)``, in float32 as well."""
+    real = np.asarray(multiplier / 2.0 ** (31 + shift), np.float32)
+    one = np.ones((), np.float32)
+    return Scaling(real, one, np.asarray(multiplier, np.int64), np.asarray(shift, np.int64))
+
+
 def accumulators(seed: int, multiplier: int, right: int) -> list[int]:
     """Of all sizes and signs, at the ends of int32, and on exact halves where there are any."""
     rng = np.random.default_rng(seed)
