@@ -66,6 +66,11 @@ class IntegerNetwork:
         assert found is not None
         return found
 
+    @property
+    def out_channels(self) -> int:
+        """Of the last layer: classes, where there is a head."""
+        return next(n for layer in reversed(self.layers) if (n := layer.out_channels) is not None)
+
     def __getitem__(self, name: str) -> IntegerLayer:
         """The layer of this name."""
         for layer in self.layers:

@@ -49,12 +49,22 @@ def conv(
 
 
 def chain(
-    *, seed: int = 0, dtype: Any = np.int8, rounding: str = "single", head: bool = True
+    *,
+    seed: int = 0,
+    dtype: Any = np.int8,
+    rounding: str = "single",
+    head: bool = True,
+    post_relu: bool = False,
 ) -> IntegerNetwork:
-    """Four convolutions (strides, groups), pooling and a linear layer."""
+    """Four convolutions (strides, groups), pooling and a linear layer.
+
+    `post_relu` puts zero points where a quantiser puts them behind a ReLU: at the smallest number.
+    """
     rng = np.random.default_rng(seed)
     low = np.iinfo(dtype).min
     points = [int(p) for p in rng.integers(low + 40, low + 150, 7)]
+    if post_relu:
+        points[1:4] = [low] * 3
     scales = rng.uniform(0.01, 0.1, 7)
     sides = [quantization(s, p, dtype) for s, p in zip(scales, points, strict=True)]
     layers = [

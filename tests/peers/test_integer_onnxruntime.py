@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from repvgg_ref.files.integer_onnx import write_integer_onnx
 from repvgg_ref.integer.layers import IntegerLayer
-from tests.integer.networks import conv, quantization
+from tests.integer.networks import chain, conv, images, quantization
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -83,3 +84,39 @@ def test_exact_halves_go_where_onnx_runtime_sends_them() -> None:
     assert (sums % 4 == 2).mean() > 0.2
     np.testing.assert_array_equal(layer.forward(x, "float-even"), qlinear_conv(layer, x))
     assert (layer.forward(x, "single") != qlinear_conv(layer, x)).any()
+
+
+def outputs_of(path: Any, x: Any, *, level: str = "all") -> dict[str, Any]:
+    """Every layer's numbers, tapped."""
+    model = onnx.load(str(path))
+    names = [node.name for node in model.graph.node if node.name in LAYERS]
+    for name in names:
+        kind = onnx.TensorProto.UINT8 if "uint8" in path.name else onnx.TensorProto.INT8
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = {
+        "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+        "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    }[level]
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return dict(zip(names, session.run(names, {"input": x}), strict=True))
+
+
+LAYERS = [layer.name for layer in chain().layers]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+@pytest.mark.parametrize("style", ["qlinear", "qdq"])
+def test_our_onnx_files_give_the_bits_of_float_even(style: Any, dtype: Any, tmp_path: Any) -> None:
+    for seed in range(4):
+        network = chain(seed=seed, dtype=dtype, rounding="float-even", post_relu=True)
+        path = tmp_path / f"{np.dtype(dtype).name}.onnx"
+        write_integer_onnx(path, network, style=style)
+        x = network.layers[0].input.real(images(network, seed=seed))
+        wanted = network.forward(x)
+        found = outputs_of(path, x)
+        assert found.keys() == wanted.keys()
+        for name, numbers in wanted.items():
+            np.testing.assert_array_equal(found[name], numbers, err_msg=f"{name}, seed {seed}")
