@@ -28,6 +28,7 @@ COMMANDS = (
     "verify",
     "verify-op",
     "golden",
+    "quantize",
     "table",
     "predict",
     "eval",
