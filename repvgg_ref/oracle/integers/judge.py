@@ -1,0 +1,265 @@
+"""A dump of numbers against an integer network, layer by layer and bit for bit.
+
+Every layer is computed from the candidate's *own* input of it, so an error shows where it is made.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.integer.layers import IntegerLayer
+from repvgg_ref.integer.network import IntegerNetwork
+from repvgg_ref.integer.schemes import ANY, SCHEMES
+from repvgg_ref.oracle.integers.explain import Asked, explained
+from repvgg_ref.oracle.integers.program import (
+    IntegerProgram,
+    Sheet,
+    as_images,
+    program_of,
+)
+from repvgg_ref.oracle.integers.report import PRECISION, IntegerLayerReport, IntegerReport
+from repvgg_ref.oracle.report import EVERYWHERE, Finding
+
+INPUT = "input"
+Progress = Callable[[str, int, int], None]
+
+
+def judge_numbers(
+    network: IntegerNetwork,
+    numbers: Mapping[str, Array],
+    *,
+    reference: str,
+    candidate: str,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> IntegerReport:
+    """Judge layer outputs; `numbers` holds "input" and layers by name, in the activations' type.
+
+    A layer whose input is not in the dump is computed from the reference's numbers of it, and said
+    to be; one whose output is not in it is not judged.
+    """
+    said = list(notes)
+    if INPUT not in numbers:
+        return _cannot(reference, candidate, "the dump has no 'input', so nothing can be computed")
+    rows: list[IntegerLayerReport] = []
+    kept: dict[str, Asked] = {}
+    x, before = numbers[INPUT], INPUT
+    for place, layer in enumerate(network.layers):
+        if layer.name in numbers:
+            row, asked = _compared(layer, network.rounding, x, numbers[layer.name])
+            rows.append(row)
+            if asked is not None:
+                kept[layer.name] = asked
+            x = numbers[layer.name] if row.ok or asked is not None else _own(layer, network, x)
+        else:
+            said.append(f"{layer.name} is not in the dump: not judged, computed from {before}")
+            x = _own(layer, network, x)
+        before = layer.name
+        if progress is not None:
+            progress(layer.name, place + 1, len(network.layers))
+    if not rows:
+        return _cannot(reference, candidate, "the dump holds no layer of the network")
+    return _concluded(network, rows, kept, reference, candidate, said)
+
+
+def _own(layer: IntegerLayer, network: IntegerNetwork, x: Array) -> Array:
+    rounding = "float-even" if network.rounding == ANY else network.rounding
+    return layer.forward(x, rounding)
+
+
+def _compared(
+    layer: IntegerLayer, rounding: str, x: Array, y_hat: Array
+) -> tuple[IntegerLayerReport, Asked | None]:
+    """The layer's row; and what is needed to explain it, if it can be compared."""
+    if (problem := _unfit(layer, x, y_hat)) is not None:
+        return IntegerLayerReport(
+            **vars(IntegerLayerReport.incomparable(layer.name, problem))
+        ), None
+    x, y_hat = as_images(x), as_images(y_hat)
+    asked_first = "float-even" if rounding == ANY else rounding
+    program = program_of(layer, asked_first, x.shape[1:])
+    sheet = Sheet(x)
+    y = sheet.numbers(program)
+    asked = Asked(layer.name, program, x, y_hat)
+    if y.shape != y_hat.shape:
+        note = f"shape {y_hat.shape}, not {y.shape}"
+        return IntegerLayerReport.incomparable(layer.name, note), asked
+    schemes = tuple(
+        name
+        for name in SCHEMES
+        if np.array_equal(sheet.numbers(program.with_rounding(name)), y_hat)
+    )
+    return _row(
+        layer.name, y, y_hat, schemes, ok=(rounding == ANY and bool(schemes)) or rounding in schemes
+    ), asked
+
+
+def _row(
+    name: str, y: Array, y_hat: Array, schemes: tuple[str, ...], *, ok: bool
+) -> IntegerLayerReport:
+    apart = np.abs(y.astype(np.int64) - y_hat.astype(np.int64))
+    largest = int(apart.max(initial=0))
+    return IntegerLayerReport(
+        name,
+        0.0 if ok else float(largest),
+        0.0,
+        0.0 if ok else float("inf"),
+        ok,
+        mismatches=0 if ok else int((apart > 0).sum()),
+        numbers=apart.size,
+        max_lsb=0 if ok else largest,
+        schemes=schemes,
+    )
+
+
+def _unfit(layer: IntegerLayer, x: Array, y_hat: Array) -> str | None:
+    """Why numbers cannot be a layer's, in words."""
+    for what, array, dtype in (
+        ("input", x, layer.input.dtype),
+        ("output", y_hat, layer.output.dtype),
+    ):
+        if array.dtype != dtype:
+            return f"{what} of type {array.dtype}, not {dtype}"
+    axes = (2, 4) if layer.kind == "linear" else (4,)
+    if x.ndim not in axes:
+        return f"input of shape {x.shape}"
+    channels = layer.in_channels
+    if channels is not None and x.shape[1] != channels:
+        return f"input of {x.shape[1]} channels, not {channels}"
+    if y_hat.ndim not in (2, 4) or len(y_hat) != len(x):
+        return f"shape {y_hat.shape}"
+    return None
+
+
+def _concluded(
+    network: IntegerNetwork,
+    rows: list[IntegerLayerReport],
+    kept: Mapping[str, Asked],
+    reference: str,
+    candidate: str,
+    notes: list[str],
+) -> IntegerReport:
+    """The verdict: by the network's scheme, or by the one that explains most."""
+    everywhere = tuple(s for s in SCHEMES if all(s in row.schemes for row in rows))
+    best = network.rounding
+    if best == ANY:
+        best = everywhere[0] if everywhere else _commonest(rows)
+        rows = [_judged_by(best, row, kept.get(row.name)) for row in rows]
+    bad = [row for row in rows if not row.ok]
+    findings = _findings(best, bad, rows, everywhere, kept, notes)
+    if bad:
+        reason = (
+            f"{bad[0].name} gives other numbers than its input must"
+            if bad[0].mismatches
+            else f"{bad[0].name}: {bad[0].note}"
+        )
+    else:
+        reason = f"all numbers of {len(rows)} layers are those of {_named(everywhere, best)}"
+    if not bad and len(everywhere) > 1:
+        notes.append(
+            f"these numbers cannot tell {', '.join(everywhere)} apart: `golden` makes some that can"
+        )
+    return IntegerReport(
+        "disagree" if bad else "agree",
+        reason,
+        reference,
+        candidate,
+        PRECISION,
+        tuple(rows),
+        tuple(findings),
+        bad[0].name if bad else None,
+        tuple(notes),
+        schemes=everywhere,
+    )
+
+
+def _named(everywhere: tuple[str, ...], best: str) -> str:
+    return best if best in everywhere else everywhere[0]
+
+
+def _commonest(rows: Sequence[IntegerLayerReport]) -> str:
+    """The scheme that explains most layers; of equals the first of the table."""
+    counts = Counter(scheme for row in rows for scheme in row.schemes)
+    return max(SCHEMES, key=lambda name: counts[name])
+
+
+def _judged_by(scheme: str, row: IntegerLayerReport, asked: Asked | None) -> IntegerLayerReport:
+    """A row of a network that leaves its rounding open, judged by `scheme`."""
+    if asked is None or scheme in row.schemes:
+        return row
+    asked.program = asked.program.with_rounding(scheme)
+    y = Sheet(asked.x).numbers(asked.program)
+    if y.shape != asked.y_hat.shape:
+        return row
+    return _row(row.name, y, asked.y_hat, row.schemes, ok=False)
+
+
+def _findings(
+    best: str,
+    bad: Sequence[IntegerLayerReport],
+    rows: Sequence[IntegerLayerReport],
+    everywhere: tuple[str, ...],
+    kept: Mapping[str, Asked],
+    notes: list[str],
+) -> list[Finding]:
+    if bad and everywhere:
+        ties = all(_only_ties(kept[row.name]) for row in bad)
+        return [_other_scheme(best, everywhere, ties=ties)]
+    found: list[Finding] = []
+    for row in bad:
+        if (asked := kept.get(row.name)) is None:
+            continue
+        if row.mismatches and _only_ties(asked):
+            notes.append(f"{row.name} differs at exact halves alone")
+        found += explained(asked)
+    return _gathered(found, bad, rows)
+
+
+def _other_scheme(best: str, everywhere: tuple[str, ...], *, ties: bool) -> Finding:
+    where = ", which differs from it at exact halves alone" if ties else ""
+    return Finding(
+        "other-rounding",
+        EVERYWHERE,
+        None,
+        1.0 / len(everywhere),
+        1.0,
+        says=f"accumulators are requantised as {everywhere[0]}, not as {best}{where}",
+        advice=f"round {best}, or say that the network's rounding is {everywhere[0]}",
+        equivalents=everywhere[1:],
+    )
+
+
+def _gathered(
+    found: list[Finding], bad: Sequence[IntegerLayerReport], rows: Sequence[IntegerLayerReport]
+) -> list[Finding]:
+    """One finding for a cause that stands in every layer."""
+    if len(bad) < 2 or len(bad) < len(rows):
+        return found
+    names = {finding.bug for finding in found}
+    if len(names) != 1 or names == {"unknown"} or len(found) != len(bad):
+        return found
+    return [replace(found[0], layer=EVERYWHERE)]
+
+
+def _only_ties(asked: Asked) -> bool:
+    """Whether all that differs are sums that M brings onto an exact half."""
+    program: IntegerProgram = asked.program
+    sheet = Sheet(asked.x)
+    y = sheet.numbers(program)
+    if y.shape != asked.y_hat.shape:
+        return False
+    sums = sheet.sums(program.sums)
+    scale = program.finish.scaling.across(sums.ndim)
+    half = np.int64(1) << (scale.right_shift - 1)
+    is_half = ((sums * scale.multiplier) & (2 * half - 1)) == half
+    wrong = y != asked.y_hat
+    return bool(wrong.any() and (is_half | ~wrong).all())
+
+
+def _cannot(reference: str, candidate: str, reason: str) -> IntegerReport:
+    return IntegerReport("cannot-judge", reason, reference, candidate, PRECISION)

@@ -1,0 +1,206 @@
+"""Integer ports: right ones agree and their scheme is named; every bug in every layer is named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repvgg_ref.integer.network import IntegerNetwork
+from repvgg_ref.integer.schemes import ANY, SCHEMES
+from repvgg_ref.oracle.bugs.base import planted
+from repvgg_ref.oracle.integers.bugs import BUGS, IntegerSite
+from repvgg_ref.oracle.integers.judge import judge_numbers
+from repvgg_ref.oracle.integers.program import IntegerProgram, Sheet, as_images, program_of
+from repvgg_ref.oracle.integers.report import IntegerReport
+from tests.integer.networks import chain, images
+
+NETWORK = chain(seed=3, dtype=np.uint8, rounding="single")
+X = images(NETWORK, seed=3, size=24)
+
+
+def judged(network: IntegerNetwork, numbers: Any) -> IntegerReport:
+    return judge_numbers(network, numbers, reference="reference", candidate="candidate")
+
+
+def dump(network: IntegerNetwork, x: Any, wrong: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a port gives that computes some layers by other programs."""
+    numbers = {"input": x}
+    for layer in network.layers:
+        if wrong and layer.name in wrong:
+            y = Sheet(as_images(x)).numbers(wrong[layer.name])
+            x = y[:, :, 0, 0] if layer.kind != "conv" else y
+        else:
+            x = layer.forward(x, network.rounding)
+        numbers[layer.name] = x
+    return numbers
+
+
+def site_of(network: IntegerNetwork, name: str, x: Any) -> IntegerSite:
+    """The layer `name` as it should be, and its input in a right port."""
+    for step in network.walk(x):
+        if step.layer.name == name:
+            inside = as_images(step.x)
+            program = program_of(step.layer, network.rounding, inside.shape[1:])
+            return IntegerSite(program, inside, as_images(step.y))
+    raise KeyError(name)
+
+
+def mutants(network: IntegerNetwork, name: str, x: Any) -> list[Any]:
+    """Planted bugs that show on `x`; a permutation is drawn, since nobody can read it off."""
+    site = site_of(network, name, x)
+    right = Sheet(site.x).numbers(site.program)
+    found = [
+        mutant
+        for mutant in planted([b for b in BUGS if b.name != "channels-permuted"], site, name)
+        if (y := Sheet(site.x).numbers(mutant.variant.program)).shape == right.shape
+        and (y != right).any()
+    ]
+    assert len(found) > 10
+    return found
+
+
+@pytest.mark.parametrize("rounding", SCHEMES)
+def test_a_right_port_agrees_and_its_scheme_is_named(rounding: str) -> None:
+    report = judged(NETWORK.rounded(ANY), dump(NETWORK.rounded(rounding), X))
+    assert report.verdict == "agree", report.reason
+    assert rounding in report.schemes
+    own = judged(NETWORK.rounded(rounding), dump(NETWORK.rounded(rounding), X))
+    assert (own.verdict, own.to_json()["mismatches"]) == ("agree", 0)
+
+
+def test_a_scheme_that_is_not_the_claimed_one_is_named() -> None:
+    report = judged(NETWORK, dump(NETWORK.rounded("floor"), X))
+    assert report.verdict == "disagree"
+    (finding,) = report.diagnosis
+    assert (finding.bug, finding.layer) == ("other-rounding", "all")
+    assert "floor" in finding.says
+
+
+@pytest.mark.parametrize("name", [layer.name for layer in NETWORK.layers])
+def test_every_bug_in_every_layer_is_caught_placed_and_named(name: str) -> None:
+    named, tried = Counter[str](), Counter[str]()
+    for mutant in mutants(NETWORK, name, X):
+        report = judged(NETWORK, dump(NETWORK, X, {name: mutant.variant.program}))
+        assert report.verdict == "disagree", mutant.says
+        assert report.first_bad_layer == name, mutant.says
+        assert [layer.name for layer in report.layers if not layer.ok] == [name], mutant.says
+        tried[mutant.bug.name] += 1
+        known = {finding.bug for finding in report.diagnosis}
+        known |= {other for finding in report.diagnosis for other in finding.equivalents}
+        named[mutant.bug.name] += mutant.bug.name in known
+        assert report.diagnosis[0].bug != "unknown", mutant.says
+    assert named == tried
+
+
+def test_one_channel_alone_is_said() -> None:
+    site = site_of(NETWORK, "stage1.1", X)
+    y = dump(NETWORK, X)
+    scaling = site.program.finish.scaling
+    shift = scaling.shift.copy()
+    shift[5] += 1
+    from dataclasses import replace
+
+    numerator = scaling.numerator.copy()
+    numerator[5] /= 2
+    wrong = replace(
+        site.program,
+        finish=replace(
+            site.program.finish, scaling=replace(scaling, shift=shift, numerator=numerator)
+        ),
+    )
+    report = judged(NETWORK, dump(NETWORK, X, {"stage1.1": wrong}))
+    assert (report.diagnosis[0].bug, report.first_bad_layer) == ("shift-off", "stage1.1")
+    assert "channel 5 alone" in report.diagnosis[0].says
+    assert (y["stage1.0"] == dump(NETWORK, X, {"stage1.1": wrong})["stage1.0"]).all()
+
+
+def test_channels_in_another_order_are_put_back() -> None:
+    order = np.random.default_rng(0).permutation(16)
+    numbers = dump(NETWORK, X)
+    numbers["stage1.1"] = numbers["stage1.1"][:, order]
+    y = numbers["stage1.1"]
+    for name in ("stage2.0", "pool", "linear"):
+        y = numbers[name] = NETWORK[name].forward(y, NETWORK.rounding)
+    report = judged(NETWORK, numbers)
+    assert [(f.bug, f.layer) for f in report.diagnosis] == [("channels-permuted", "stage1.1")]
+
+
+@pytest.mark.few(8)
+@pytest.mark.parametrize(
+    ("one", "two"),
+    list(
+        combinations(
+            [
+                "padding-zero",
+                "bias-dropped",
+                "shift-off",
+                "kernel-flipped",
+                "output-wraps",
+                "relu-missing",
+                "one-scale-for-all",
+                "weights-unsigned",
+            ],
+            2,
+        )
+    ),
+)
+def test_two_bugs_in_one_layer_are_both_named(one: str, two: str) -> None:
+    site = site_of(NETWORK, "stage1.0", X)
+    bugs = {bug.name: bug for bug in BUGS}
+    first = next(planted([bugs[one]], site))
+    from dataclasses import replace
+
+    second = next(planted([bugs[two]], replace(site, program=first.variant.program)))
+    numbers = dump(NETWORK, X, {"stage1.0": second.variant.program})
+    report = judged(NETWORK, numbers)
+    assert report.first_bad_layer == "stage1.0"
+    found = [finding.bug for finding in report.diagnosis]
+    both = " and ".join(sorted((one, two)))
+    assert sorted(found) == sorted((one, two)) or both in report.diagnosis[0].equivalents, found
+
+
+def test_an_unknown_bug_is_measured_and_called_unknown() -> None:
+    numbers = dump(NETWORK, X)
+    y = numbers["stage1.0"].astype(int)
+    numbers["stage1.0"] = np.clip(y + (np.arange(y.shape[3]) % 3 == 0), 0, 255).astype(np.uint8)
+    y = numbers["stage1.0"]
+    for name in ("stage1.1", "stage2.0", "pool", "linear"):
+        y = numbers[name] = NETWORK[name].forward(y, NETWORK.rounding)
+    report = judged(NETWORK, numbers)
+    assert [(f.bug, f.layer) for f in report.diagnosis] == [("unknown", "stage1.0")]
+    assert "differ, by at most 1" in report.diagnosis[0].says
+
+
+def test_bugs_in_two_layers_are_both_placed() -> None:
+    sites = {name: site_of(NETWORK, name, X) for name in ("stage0", "stage2.0")}
+    bugs = {bug.name: bug for bug in BUGS}
+    wrong: dict[str, IntegerProgram] = {
+        "stage0": next(planted([bugs["bias-dropped"]], sites["stage0"])).variant.program,
+        "stage2.0": next(planted([bugs["kernel-transposed"]], sites["stage2.0"])).variant.program,
+    }
+    report = judged(NETWORK, dump(NETWORK, X, wrong))
+    assert [(f.layer, f.bug) for f in report.diagnosis] == [
+        ("stage0", "bias-dropped"),
+        ("stage2.0", "kernel-transposed"),
+    ]
+
+
+def test_dumps_that_cannot_be_judged_say_why() -> None:
+    numbers = dump(NETWORK, X)
+    assert judged(NETWORK, {"input": X}).verdict == "cannot-judge"
+    assert (
+        judged(NETWORK, {k: v for k, v in numbers.items() if k != "input"}).verdict
+        == "cannot-judge"
+    )
+    wrong_type = numbers | {"stage0": numbers["stage0"].astype(np.int32)}
+    report = judged(NETWORK, wrong_type)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage0")
+    assert "type int32" in report.layers[0].note
+    partial = {k: v for k, v in numbers.items() if k != "stage1.0"}
+    report = judged(NETWORK, partial)
+    assert report.verdict == "agree"
+    assert any("stage1.0 is not in the dump" in note for note in report.notes)
