@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.errors import ReportedError
@@ -56,7 +56,7 @@ class LayerReport:
     detects: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def incomparable(cls, name: str, note: str, inherited: float | None = None) -> LayerReport:
+    def incomparable(cls, name: str, note: str, inherited: float | None = None) -> Self:
         """A bad layer of which no error can be measured: another shape, or NaN."""
         nan = float("nan")
         return cls(name, nan, 0.0, nan, ok=False, inherited=inherited, note=note)

@@ -41,6 +41,7 @@ from repvgg_ref.oracle.diagnosis.probing import logits_of
 from repvgg_ref.oracle.diagnosis.static_check import check_weights
 from repvgg_ref.oracle.golden.folder import is_golden
 from repvgg_ref.oracle.golden.read import read_golden
+from repvgg_ref.oracle.integers.front import is_about_integers, verify_integers
 from repvgg_ref.oracle.probes.first_call import first_call, require_images
 from repvgg_ref.oracle.probes.naming import finding
 from repvgg_ref.oracle.probes.probing import probed
@@ -72,7 +73,7 @@ def verify(
     ----------
     reference : Model or path
         The train form knows more (its branches) than the deploy form; both work. A bundle of golden
-        vectors judges training dumps, too.
+        vectors judges training dumps, too, an integer network its own kind, bit for bit.
     candidate : path, "module:callable", callable, or mapping of layer outputs
         See `repvgg_ref.oracle.candidates`.
     inputs : array, shape (N, C, H, W), optional
@@ -97,6 +98,10 @@ def verify(
         If the reference or the inputs are unusable. A candidate's failure is in the report.
     """
     inputs = None if inputs is None else as_array(inputs, "the inputs")
+    if is_about_integers(reference, candidate):
+        return verify_integers(
+            reference, candidate, inputs=inputs, eps=eps, timeout=timeout, progress=progress
+        )
     if not isinstance(reference, Model):
         if is_golden(reference):
             require_no_inputs(inputs)

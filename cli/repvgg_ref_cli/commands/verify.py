@@ -105,13 +105,16 @@ def command(
     """  # noqa: D301 - \b is click's
     import repvgg_ref
     from repvgg_ref.oracle.golden.folder import is_golden
+    from repvgg_ref.oracle.integers.front import is_about_integers
     from repvgg_ref.oracle.verification import require_no_inputs, verify
     from repvgg_ref_cli.batches import read_batch
 
     on_stdout = _on_stdout(page, junit, as_json=as_json)
     started = time.monotonic()
     with _progress(candidate) as progress:
-        if is_golden(reference):
+        if is_about_integers(reference, candidate):
+            report = _integers(reference, candidate, inputs, eps, block, timeout, progress)
+        elif is_golden(reference):
             require_no_inputs(inputs)
             report = verify(reference, candidate, precision=precision, timeout=timeout)
         else:
@@ -140,6 +143,27 @@ def command(
         ctx.exit(DISAGREES)
     if report.verdict == "cannot-judge":
         _refuse(report)
+
+
+def _integers(
+    reference: Path,
+    candidate: str | Path,
+    inputs: Path | None,
+    eps: float | None,
+    block: str,
+    timeout: float,
+    progress: Any,
+) -> Report:
+    """Integer networks: numbers bit for bit, or integers against a checkpoint."""
+    import repvgg_ref
+    from repvgg_ref.oracle.candidates.npy_files import read_npy
+    from repvgg_ref.oracle.integers.front import is_about_integers, verify_integers
+
+    chosen: Any = reference
+    if not is_about_integers(reference, None):
+        chosen = repvgg_ref.load(reference, eps=eps, block=block)
+    x = None if inputs is None else read_npy(inputs)
+    return verify_integers(chosen, candidate, inputs=x, timeout=timeout, progress=progress)
 
 
 @contextmanager

@@ -1,0 +1,143 @@
+"""Which question is asked: numbers against an integer network, or its integers against weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import weights_io
+from repvgg_ref.arrays import Array
+from repvgg_ref.errors import ReportedError
+from repvgg_ref.files.checkpoint import load
+from repvgg_ref.files.integer_npz import is_integer_network, read_network
+from repvgg_ref.integer.network import IntegerNetwork
+from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.candidates.base import CandidateFailure
+from repvgg_ref.oracle.candidates.dumps import read_npz
+from repvgg_ref.oracle.candidates.onnx_load import load_onnx
+from repvgg_ref.oracle.integers.judge import INPUT, judge_numbers
+from repvgg_ref.oracle.integers.onnx_reading import ReadNetwork, is_quantised, read_integer_onnx
+from repvgg_ref.oracle.integers.onnx_run import run_numbers
+from repvgg_ref.oracle.integers.report import PRECISION, IntegerReport
+from repvgg_ref.oracle.integers.weights import judge_integers
+from weights_io import sanitize
+
+_IMAGES, _SIDE = 2, 64  # of the images that a quantised ONNX file is run on
+
+
+def is_about_integers(reference: Any, candidate: Any) -> bool:
+    """Whether one of the two is an integer network; nothing is run to find out."""
+    return _is_integers(reference) or _is_integers(candidate)
+
+
+def verify_integers(
+    reference: Model | IntegerNetwork | str | Path,
+    candidate: Any,
+    *,
+    inputs: Array | None = None,
+    eps: float | None = None,
+    timeout: float = 300.0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> IntegerReport:
+    """Judge integers.
+
+    An integer network as the reference judges a dump of numbers, or a quantised ONNX file that is
+    run, bit for bit. A trained network as the reference judges the weights, biases and scales of an
+    integer network or a quantised ONNX file.
+    """
+    named = sanitize(str(candidate)) if isinstance(candidate, str | Path) else "candidate"
+    try:
+        if not _is_integers(reference):
+            model = reference if isinstance(reference, Model) else load(reference, eps=eps)  # type: ignore[arg-type]
+            return judge_integers(model, _network(candidate), candidate=named)
+        network = _network(reference)
+        title = "reference" if isinstance(reference, IntegerNetwork) else Path(reference).name  # type: ignore[arg-type]
+        numbers, notes = _numbers(candidate, network, inputs, timeout)
+        return judge_numbers(
+            network,
+            numbers,
+            reference=sanitize(title),
+            candidate=named,
+            notes=notes,
+            progress=progress,
+        )
+    except CandidateFailure as failure:
+        return IntegerReport(failure.verdict, str(failure), "reference", named, PRECISION)
+
+
+def _is_integers(what: Any) -> bool:
+    if isinstance(what, IntegerNetwork):
+        return True
+    if not isinstance(what, str | Path) or not Path(what).is_file():
+        return False
+    path = Path(what)
+    if path.suffix.lower() == ".onnx":
+        try:
+            return is_quantised(load_onnx(path))
+        except ReportedError:
+            return False
+    if path.suffix.lower() != ".npz":
+        return False
+    try:
+        with weights_io.open_weights(path) as archive:
+            return is_integer_network(archive.metadata)
+    except ReportedError:
+        return False
+
+
+def _network(what: Any) -> IntegerNetwork:
+    if isinstance(what, IntegerNetwork):
+        return what
+    path = Path(what)
+    return read_integer_onnx(path).network if path.suffix.lower() == ".onnx" else read_network(path)
+
+
+def _numbers(
+    candidate: Any, network: IntegerNetwork, inputs: Array | None, timeout: float
+) -> tuple[dict[str, Array], list[str]]:
+    """The candidate's numbers under the network's names."""
+    if isinstance(candidate, IntegerNetwork):
+        x = _images(network, inputs)
+        return {INPUT: candidate.entered(x)} | candidate.forward(x), []
+    if isinstance(candidate, Mapping):
+        return _renamed(dict(candidate), network, inputs)
+    path = Path(candidate)
+    if path.suffix.lower() == ".onnx":
+        read: ReadNetwork = read_integer_onnx(path)
+        found = run_numbers(read, sanitize(path.name), _images(network, inputs), timeout=timeout)
+        return _renamed(found, network, None)
+    if _is_integers(path):
+        return _numbers(read_network(path), network, inputs, timeout)
+    return _renamed(dict(read_npz(path).arrays), network, inputs)
+
+
+def _renamed(
+    numbers: dict[str, Array], network: IntegerNetwork, inputs: Array | None
+) -> tuple[dict[str, Array], list[str]]:
+    """By name; by order where no name is known and there are as many."""
+    if INPUT not in numbers and inputs is not None:
+        numbers = {INPUT: network.entered(inputs)} | numbers
+    names = [layer.name for layer in network.layers]
+    given = [name for name in numbers if name != INPUT]
+    known = set(given) & set(names)
+    if not known and len(given) == len(names):
+        renamed = {INPUT: numbers[INPUT]} if INPUT in numbers else {}
+        renamed |= {ours: numbers[theirs] for ours, theirs in zip(names, given, strict=True)}
+        return renamed, ["layers are matched by their order"]
+    unknown = sorted(set(given) - set(names))
+    notes = [f"not of the network: {', '.join(map(sanitize, unknown[:8]))}"] if unknown else []
+    return numbers, notes
+
+
+def _images(network: IntegerNetwork, inputs: Array | None) -> Array:
+    """Real images whose numbers use the whole range of the first layer's input."""
+    if inputs is not None:
+        return inputs
+    first = network.layers[0].input
+    limits = np.iinfo(first.dtype)
+    shape = (_IMAGES, network.in_channels, _SIDE, _SIDE)
+    numbers = np.random.default_rng(0).integers(limits.min, limits.max + 1, shape)
+    return first.real(numbers.astype(first.dtype))
