@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from repvgg_ref.errors import ReportedError
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.integer.schemes import ANY, SCHEMES
 from repvgg_ref.oracle.bugs.base import planted
-from repvgg_ref.oracle.integers.bugs import BUGS, IntegerSite
+from repvgg_ref.oracle.integers.bugs import BUGS, IntegerSite, bugs_of
+from repvgg_ref.oracle.integers.golden import write_integer_golden
 from repvgg_ref.oracle.integers.judge import judge_numbers
+from repvgg_ref.oracle.integers.probe import rounding_probe, separated
 from repvgg_ref.oracle.integers.program import IntegerProgram, Sheet, as_images, program_of
 from repvgg_ref.oracle.integers.report import IntegerReport
+from repvgg_ref.oracle.verification import verify
 from tests.integer.networks import chain, images
 
 NETWORK = chain(seed=3, dtype=np.uint8, rounding="single")
@@ -55,11 +62,13 @@ def mutants(network: IntegerNetwork, name: str, x: Any) -> list[Any]:
     right = Sheet(site.x).numbers(site.program)
     found = [
         mutant
-        for mutant in planted([b for b in BUGS if b.name != "channels-permuted"], site, name)
+        for mutant in planted(
+            [b for b in bugs_of(network[name]) if b.name != "channels-permuted"], site, name
+        )
         if (y := Sheet(site.x).numbers(mutant.variant.program)).shape == right.shape
         and (y != right).any()
     ]
-    assert len(found) > 10
+    assert len(found) > 5
     return found
 
 
@@ -204,3 +213,48 @@ def test_dumps_that_cannot_be_judged_say_why() -> None:
     report = judged(NETWORK, partial)
     assert report.verdict == "agree"
     assert any("stage1.0 is not in the dump" in note for note in report.notes)
+
+
+def test_golden_vectors_notice_every_bug_and_tell_every_scheme_apart(tmp_path: Path) -> None:
+    done = write_integer_golden(NETWORK, tmp_path / "bundle", name="small")
+    assert done.score.planted > 150
+    # 16 bits are enough where larger sums leave the range of the output anyway.
+    assert {bug for _, bug, _ in done.score.survivors} <= {"accumulator-16-saturates"}
+    assert len(done.score.survivors) <= 1
+    assert done.score.probe_alike == ()
+    report = verify(tmp_path / "bundle", tmp_path / "bundle" / "vectors.npz")
+    assert report.verdict == "agree"
+    with np.load(tmp_path / "bundle" / "vectors.npz") as plain:
+        numbers = dict(plain)
+        said = numbers["stage1.0"]
+        raw = np.fromfile(tmp_path / "bundle" / "raw" / "stage1.0.bin", said.dtype)
+        assert (raw.reshape(said.shape) == said).all()
+    numbers["stage1.0"] = numbers["stage1.0"] ^ 1
+    np.savez(tmp_path / "wrong.npz", **numbers)
+    report = verify(tmp_path / "bundle", tmp_path / "wrong.npz")
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage1.0")
+    write_integer_golden(NETWORK, tmp_path / "bundle", name="small")  # its own may be replaced
+    with pytest.raises(ReportedError, match="another model"):
+        write_integer_golden(NETWORK, tmp_path / "bundle", name="other")
+
+
+def test_the_probe_is_a_network_on_which_all_schemes_differ() -> None:
+    network, x = rounding_probe("single")
+    assert separated(network, x) == [(name,) for name in SCHEMES]
+
+
+def test_header_files_compile_and_hold_the_numbers(tmp_path: Path) -> None:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    write_integer_golden(NETWORK, tmp_path / "bundle", name="small")
+    held = NETWORK["stage0"].scaling()
+    (tmp_path / "main.c").write_text(
+        '#include "bundle/network.h"\n#include <stdio.h>\nint main(void) {\n'
+        'printf("%d %d %d", stage0_multiplier[1], stage0_shift[1], stage0_output_zero_point);\n'
+        "return 0; }\n"
+    )
+    subprocess.run([compiler, "main.c", "-o", "main"], cwd=tmp_path, check=True)
+    said = subprocess.run([str(tmp_path / "main")], check=True, capture_output=True, text=True)
+    zero = int(NETWORK["stage0"].output.zero_point)
+    assert said.stdout == f"{held.multiplier[1]} {held.shift[1]} {zero}"

@@ -84,9 +84,13 @@ def command(
     """
     from repvgg_ref.models.geometry import said_geometry
     from repvgg_ref.oracle.golden.write import write_golden
+    from repvgg_ref.oracle.integers.front import is_about_integers
     from repvgg_ref_cli.batches import read_batch
     from repvgg_ref_cli.progress import ProgressBar
 
+    if is_about_integers(reference, None):
+        _integers(Path(reference), out, inputs, as_json=as_json)
+        return
     said = said_geometry(strides, dilations)
     model = _reference(reference, eps, block, said, train_step)
     batch = None if inputs is None else read_batch(inputs, model)
@@ -108,6 +112,28 @@ def command(
         print_json(done.to_json())
     else:
         _show(done)
+
+
+def _integers(reference: Path, out: Path, inputs: Path | None, *, as_json: bool) -> None:
+    """Vectors of an integer network, which has no tolerance and no training step."""
+    from repvgg_ref.oracle.candidates.npy_files import read_npy
+    from repvgg_ref.oracle.integers.front import integer_network
+    from repvgg_ref.oracle.integers.golden import write_integer_golden
+    from weights_io import sanitize
+
+    batch = None if inputs is None else read_npy(inputs)
+    done = write_integer_golden(integer_network(reference), out, name=reference.name, inputs=batch)
+    if as_json:
+        print_json(done.to_json())
+        return
+    score = done.score
+    say(f"wrote  {sanitize(str(done.out))}: {len(done.layers)} layers, rounding {done.rounding}")
+    say(f"score  {score.killed} of {score.planted} planted bugs are noticed")
+    for layer, bug, detail in score.survivors[:_SHOWN_SURVIVORS]:
+        say(f"       hidden: {bug}{f' ({detail})' if detail else ''} in {layer}")
+    for names in score.alike:
+        say(f"alike  on this network: {', '.join(names)}; rounding/ tells them apart")
+    say(f"next   read {sanitize(str(done.out / 'manifest.json'))}: how_to_compare")
 
 
 def _reference(

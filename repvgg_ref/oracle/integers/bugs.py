@@ -12,6 +12,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.integer.layers import IntegerLayer
 from repvgg_ref.integer.scaling import Scaling
 from repvgg_ref.integer.schemes import SCHEMES
 from repvgg_ref.oracle.bugs.base import Bug, Site, Variant, bug, library
@@ -315,6 +316,18 @@ def groups_ignored(site: IntegerSite) -> Variants:
 
 
 BUGS: tuple[Bug[IntegerProgram], ...] = library(sys.modules[__name__])
+_OF_SUMS = frozenset(
+    {"weights-unsigned", "accumulator-16-wraps", "accumulator-16-saturates", "pairs-saturate-16"}
+    | {"output-wraps", "kernel-flipped", "kernel-transposed", "groups-ignored"}
+)  # a mean of 8-bit numbers has no weights, and never leaves their range
+
+
+def bugs_of(layer: IntegerLayer) -> tuple[Bug[IntegerProgram], ...]:
+    """The bugs that a layer of its kind can have."""
+    if layer.kind != "pool":
+        return BUGS
+    return tuple(each for each in BUGS if each.name not in _OF_SUMS)
+
 
 _MOST_MATCHED = 4096
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bugs.base import Mutant, planted
-from repvgg_ref.oracle.integers.bugs import BUGS, IntegerSite
+from repvgg_ref.oracle.integers.bugs import IntegerSite, bugs_of
 from repvgg_ref.oracle.integers.program import IntegerProgram, Sheet
 from repvgg_ref.oracle.report import Finding
 
@@ -81,7 +81,7 @@ def explained(asked: Asked) -> list[Finding]:
 
 
 def _singles(asked: Asked, sheet: Sheet, bad: Array) -> Iterator[Explanation]:
-    for mutant in planted(BUGS, asked.site, asked.name):
+    for mutant in planted(bugs_of(asked.program.layer), asked.site, asked.name):
         if (channels := _explains(mutant.variant.program, sheet, asked.y_hat, bad)) is not None:
             yield Explanation((mutant,), None if channels.all() else channels)
 
@@ -104,9 +104,9 @@ def _pairs(asked: Asked, bad: Array) -> Iterator[Explanation]:
     """Two bugs at once, first on a corner of the input, then on all of it."""
     corner = _corner(asked)
     small, whole = Sheet(corner.x), Sheet(asked.x)
-    for one in planted(BUGS, corner.site, asked.name):
+    for one in planted(bugs_of(asked.program.layer), corner.site, asked.name):
         site = replace(corner.site, program=one.variant.program)
-        for two in planted(BUGS, site, asked.name):
+        for two in planted(bugs_of(asked.program.layer), site, asked.name):
             if one.bug.name >= two.bug.name:  # each pair once
                 continue
             if _agrees(two.variant.program, small, corner.y_hat, bad):

@@ -18,6 +18,8 @@ from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.dumps import read_npz
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx
+from repvgg_ref.oracle.golden.folder import checked_manifest, is_golden, read_manifest
+from repvgg_ref.oracle.integers.golden import NETWORK, VECTORS, is_integer_golden
 from repvgg_ref.oracle.integers.judge import INPUT, judge_numbers
 from repvgg_ref.oracle.integers.onnx_reading import ReadNetwork, is_quantised, read_integer_onnx
 from repvgg_ref.oracle.integers.onnx_run import run_numbers
@@ -44,16 +46,18 @@ def verify_integers(
 ) -> IntegerReport:
     """Judge integers.
 
-    An integer network as the reference judges a dump of numbers, or a quantised ONNX file that is
-    run, bit for bit. A trained network as the reference judges the weights, biases and scales of an
-    integer network or a quantised ONNX file.
+    An integer network, or a bundle of its golden vectors, judges a dump of numbers, or a quantised
+    ONNX file that is run, bit for bit. A trained network as the reference judges the weights,
+    biases and scales of an integer network or a quantised ONNX file.
     """
     named = sanitize(str(candidate)) if isinstance(candidate, str | Path) else "candidate"
     try:
         if not _is_integers(reference):
             model = reference if isinstance(reference, Model) else load(reference, eps=eps)  # type: ignore[arg-type]
-            return judge_integers(model, _network(candidate), candidate=named)
-        network = _network(reference)
+            return judge_integers(model, integer_network(candidate), candidate=named)
+        network = integer_network(reference)
+        if inputs is None and _is_bundle(reference):
+            inputs = read_npz(Path(reference) / VECTORS).arrays[INPUT]  # type: ignore[arg-type]
         title = "reference" if isinstance(reference, IntegerNetwork) else Path(reference).name  # type: ignore[arg-type]
         numbers, notes = _numbers(candidate, network, inputs, timeout)
         return judge_numbers(
@@ -70,6 +74,8 @@ def verify_integers(
 
 def _is_integers(what: Any) -> bool:
     if isinstance(what, IntegerNetwork):
+        return True
+    if _is_bundle(what):
         return True
     if not isinstance(what, str | Path) or not Path(what).is_file():
         return False
@@ -88,10 +94,18 @@ def _is_integers(what: Any) -> bool:
         return False
 
 
-def _network(what: Any) -> IntegerNetwork:
+def _is_bundle(what: Any) -> bool:
+    return is_golden(what) and is_integer_golden(read_manifest(Path(what)))
+
+
+def integer_network(what: Any) -> IntegerNetwork:
+    """The network of an npz, a quantised ONNX file or a bundle of golden vectors."""
     if isinstance(what, IntegerNetwork):
         return what
     path = Path(what)
+    if _is_bundle(path):
+        checked_manifest(path)
+        return read_network(path / NETWORK)
     return read_integer_onnx(path).network if path.suffix.lower() == ".onnx" else read_network(path)
 
 
