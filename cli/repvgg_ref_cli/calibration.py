@@ -25,12 +25,21 @@ def calibration_images(where: str, model: Model, limit: int) -> Array:
         A file that `--inputs` of verify takes; a folder with pictures in it at any depth, labels or
         not; or the name of a data set that `train --data` takes, whose training part it is.
     """
+    return labelled_images(where, model, limit)[0]
+
+
+def labelled_images(where: str, model: Model, limit: int) -> tuple[Array, Array | None]:
+    """The same, and their labels where `where` is a data set with the model's classes."""
     path = Path(where)
     if path.is_file():
-        return _spread(read_batch(path, model), limit)
-    if path.is_dir() and (pictures := _pictures(path)):
-        return _of_pictures(pictures, model, limit)
-    return _of_data(where, model, limit)
+        return _spread(read_batch(path, model), limit), None
+    try:
+        return _of_data(where, model, limit)
+    except ReportedError:
+        pictures = _pictures(path) if path.is_dir() else []
+        if not pictures:
+            raise
+        return _of_pictures(pictures, model, limit), None
 
 
 def _spread(images: Array, limit: int) -> Array:
@@ -55,7 +64,7 @@ def _of_pictures(pictures: list[Path], model: Model, limit: int) -> Array:
     return np.concatenate(images)
 
 
-def _of_data(where: str, model: Model, limit: int) -> Array:
+def _of_data(where: str, model: Model, limit: int) -> tuple[Array, Array | None]:
     from contextlib import closing
 
     import numpy as np
@@ -86,5 +95,8 @@ def _of_data(where: str, model: Model, limit: int) -> Array:
     )
     standardise = standardisation(model, source)
     with closing(loader.epoch(0)) as batches:
-        found: Array = np.concatenate([standardise(batch.images) for batch in batches])
-    return found
+        parts = [(standardise(batch.images), batch.labels) for batch in batches]
+    images, labels = (np.concatenate(each) for each in zip(*parts, strict=True))
+    known = model.about.classes in (None, source.classes)
+    fits = known and len(source.classes) == model.arch.num_classes
+    return images, labels if fits else None

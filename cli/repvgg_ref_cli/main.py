@@ -29,6 +29,7 @@ COMMANDS = (
     "verify-op",
     "golden",
     "quantize",
+    "advise",
     "table",
     "predict",
     "eval",
