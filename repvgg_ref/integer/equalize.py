@@ -45,7 +45,7 @@ def equalize(model: Model) -> tuple[Model, dict[str, Array]]:
         for first, second in pairwise(chain):
             if first in factors:
                 factor = _factor(_kernel(wide, first), _kernel(wide, second))
-                _scale(wide, first, second, factor)
+                scale_channels(wide, first, second, factor)
                 factors[first] *= factor
                 farthest = max(farthest, float(np.abs(factor - 1).max()))
         if farthest < _ENOUGH:
@@ -82,7 +82,7 @@ def _input_ranges(weight: Array, channels: int) -> Array:
     return found
 
 
-def _scale(params: dict[str, Array], first: str, second: str, factor: Array) -> None:
+def scale_channels(params: dict[str, Array], first: str, second: str, factor: Array) -> None:
     """Multiply the outputs of `first` and divide the inputs of `second`."""
     kernel, following = f"{first}.fused.weight", _kernel(params, second)
     params[kernel] = params[kernel] * factor[:, None, None, None]

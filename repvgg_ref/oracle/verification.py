@@ -21,6 +21,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
+from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.models.arguments import as_array
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.assumptions import Seen, reconsidered
@@ -58,7 +59,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def verify(
-    reference: Model | str | Path,
+    reference: Model | IntegerNetwork | str | Path,
     candidate: CandidateLike,
     *,
     inputs: Array | None = None,
@@ -102,6 +103,7 @@ def verify(
         return verify_integers(
             reference, candidate, inputs=inputs, eps=eps, timeout=timeout, progress=progress
         )
+    assert not isinstance(reference, IntegerNetwork)
     if not isinstance(reference, Model):
         if is_golden(reference):
             require_no_inputs(inputs)

@@ -38,9 +38,12 @@ SELDOM = {
     "bench": {"claims", "density"},
     "convert": {"dtype", "opset"},
     "doctor": {"extras"},
+    "golden": {"kind", "rounding", "layers", "score"},
     "inspect": {"metadata"},
     "train": {"stopped", "trained", "fused", "difference", "largest_difference", "tolerance"}
     | {"files", "seconds", "data", "init"},
+    "verify": {"scheme", "schemes", "mismatches", "max_lsb"},
+    "verify-op": {"scheme", "schemes", "mismatches", "max_lsb"},
 }
 
 
@@ -183,6 +186,7 @@ def objects(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     (tmp_path / "data" / "broken.png").write_bytes(b"no picture")
     if command == "bench":  # and one of now in test_bench.py
         return [json.loads(path.read_text()) for path in sorted(BENCHMARKS.glob("*.json"))]
+    digits = ("--in", MODEL_PATH, "--calibrate", DIGIT)
     ways: dict[str, list[tuple[object, ...]]] = {
         "convert": [("convert", "--in", trained, "--out", tmp_path / "d.npz")],
         "inspect": [("inspect", trained)],
@@ -193,6 +197,8 @@ def objects(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         "train": [("train", "--dry-run", "--out", out)],
         "doctor": [("doctor",)],
         "docs": [("docs",), ("docs", "formats")],
+        "quantize": [("quantize", *digits, "--out", tmp_path / "net.npz")],
+        "advise": [("advise", *digits)],
     }
     return [invoke(capsys, *way, "--json").json() for way in ways[command]]
 

@@ -7,8 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import repvgg_ref as rr
+from repvgg_ref.data.digits import MODEL_PATH, load_digits, to_input
 from repvgg_ref.files.integer_onnx import write_integer_onnx
 from repvgg_ref.integer.layers import IntegerLayer
+from repvgg_ref.integer.quantize import quantize
+from repvgg_ref.oracle.integers.onnx_reading import read_integer_onnx
 from tests.integer.networks import chain, conv, images, quantization
 
 onnx = pytest.importorskip("onnx")
@@ -104,6 +108,67 @@ def outputs_of(path: Any, x: Any, *, level: str = "all") -> dict[str, Any]:
     return dict(zip(names, session.run(names, {"input": x}), strict=True))
 
 
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+def test_models_of_onnx_runtimes_own_quantiser_agree(
+    form: str, per_channel: bool, tmp_path: Any
+) -> None:
+    """Nobody here wrote that quantiser: its integers are right, and its runtime gives our bits."""
+    quantised = tmp_path / "quantised.onnx"
+    model = rr.load(MODEL_PATH)
+    x = to_input(load_digits().test.images[:24])
+    rr.save(rr.fuse(model), tmp_path / "float.onnx")
+    _quantised(tmp_path / "float.onnx", quantised, x, form, per_channel)
+    report = rr.verify(model, quantised)
+    assert report.verdict == "agree", report.reason
+    own = rr.verify(quantised, quantised, inputs=x)
+    assert own.verdict == "agree", own.reason
+    assert "float-even" in own.to_json()["schemes"]
+    assert len(own.layers) >= 10
+
+
+def test_a_wrong_weight_in_a_quantised_file_is_placed(tmp_path: Any) -> None:
+    model = rr.load(MODEL_PATH)
+    x = to_input(load_digits().test.images[:24])
+    rr.save(rr.fuse(model), tmp_path / "float.onnx")
+    _quantised(tmp_path / "float.onnx", tmp_path / "q.onnx", x, "QDQ", True)
+    changed = onnx.load(str(tmp_path / "q.onnx"))
+    for tensor in changed.graph.initializer:
+        if tensor.name.startswith("stage2.0") and tensor.name.endswith("weight_quantized"):
+            weight = onnx.numpy_helper.to_array(tensor).copy()
+            weight[3, 2, 1, 1] ^= 16
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weight, tensor.name))
+            break
+    else:
+        raise AssertionError([tensor.name for tensor in changed.graph.initializer])
+    onnx.save(changed, str(tmp_path / "wrong.onnx"))
+    report = rr.verify(model, tmp_path / "wrong.onnx")
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage2.0")
+    assert "channels 3" in report.diagnosis[0].says
+
+
+def _quantised(source: Any, target: Any, x: Any, form: str, per_channel: bool) -> None:
+    from onnxruntime import quantization
+
+    class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter(x[:, None])
+
+        def get_next(self) -> Any:
+            image = next(self.left, None)
+            return None if image is None else {"input": image}
+
+    quantization.quantize_static(
+        str(source),
+        str(target),
+        Images(),
+        quant_format=quantization.QuantFormat[form],
+        per_channel=per_channel,
+        weight_type=quantization.QuantType.QInt8,
+        activation_type=quantization.QuantType.QUInt8,
+    )
+
+
 LAYERS = [layer.name for layer in chain().layers]
 
 
@@ -120,3 +185,22 @@ def test_our_onnx_files_give_the_bits_of_float_even(style: Any, dtype: Any, tmp_
         assert found.keys() == wanted.keys()
         for name, numbers in wanted.items():
             np.testing.assert_array_equal(found[name], numbers, err_msg=f"{name}, seed {seed}")
+
+
+def test_openvino_runs_our_pairs_and_is_not_accused(tmp_path: Any) -> None:
+    openvino = pytest.importorskip("openvino")
+    x = to_input(load_digits().test.images[:8])
+    network = quantize(rr.load(MODEL_PATH), to_input(load_digits().train.images[:64]))
+    write_integer_onnx(tmp_path / "q.onnx", network, style="qdq")
+    read = read_integer_onnx(tmp_path / "q.onnx")
+    for tensor in read.tensors.values():
+        read.model.graph.output.append(onnx.ValueInfoProto(name=tensor))
+    onnx.save(read.model, str(tmp_path / "tapped.onnx"))
+    core = openvino.Core()
+    model = core.read_model(str(tmp_path / "tapped.onnx"))
+    # Without it a machine with bfloat16 finds no kernel for tapped pairs.
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    answers = compiled([x])
+    numbers = {name: np.array(answers[compiled.output(t)]) for name, t in read.tensors.items()}
+    report = rr.verify(network, numbers)
+    assert report.verdict == "agree", report.reason

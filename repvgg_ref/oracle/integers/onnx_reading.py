@@ -17,8 +17,9 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.integer.layers import IntegerLayer, Kind, Quantization
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.oracle.candidates.base import CandidateFailure
-from repvgg_ref.oracle.candidates.onnx_constants import Constants, setting
+from repvgg_ref.oracle.candidates.onnx_constants import setting
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx
+from repvgg_ref.oracle.integers.onnx_arrays import QuantisedArrays
 from weights_io import sanitize
 
 ROUNDING = "float-even"
@@ -72,11 +73,10 @@ def read_integer_onnx(path: Path) -> ReadNetwork:
         ) from None
 
 
-class _Reader:
+class _Reader(QuantisedArrays):
     def __init__(self, model: Any, name: str) -> None:
-        opsets = {each.domain: int(each.version) for each in model.opset_import}
-        self.model, self.file = model, name
-        self.constants = Constants(model.graph, opsets.get("", 17))
+        super().__init__(model, name)
+        self.model = model
         self.numbers: dict[str, Quantization] = {}  # tensor of 8-bit numbers -> what they mean
         self.real: dict[str, str | _Open] = {}  # real tensor -> its numbers, or an open layer
         self.layers: list[IntegerLayer] = []
@@ -90,44 +90,20 @@ class _Reader:
         self.real[image] = ""
         for node in self.model.graph.node:
             if any(each in self.numbers or each in self.real for each in node.input):
-                _HANDLERS.get(node.op_type, _Reader._refuse)(self, node)
+                _HANDLERS.get(node.op_type, _Reader.refuse)(self, node)
         if not self.layers:
-            raise self._failure("no quantised layer was found")
+            raise self.failure("no quantised layer was found")
         self.tensors["input"] = self.entered
         return ReadNetwork(IntegerNetwork(tuple(self.layers), ROUNDING), self.tensors, self.model)
 
-    def _refuse(self, node: Any) -> None:
+    def refuse(self, node: Any) -> None:
         if self.layers and not any(each in self.numbers for each in node.input):
             return  # whatever follows the last numbers is real arithmetic: softmax, arg max
-        raise self._failure(
+        raise self.failure(
             "an operator that no chain of quantised layers has",
             got=f"{node.op_type} {sanitize(node.name)}".strip(),
             wanted="Conv, ReLU, average pooling and a linear layer, each quantised",
         )
-
-    def _failure(
-        self, what: str, *, got: str | None = None, wanted: str | None = None
-    ) -> CandidateFailure:
-        return CandidateFailure(f"{self.file}: {what}", got=got, wanted=wanted)
-
-    def value(self, name: str) -> Array:
-        """A constant of the graph."""
-        found = self.constants.value(name)
-        if found is None:
-            raise self._failure("a weight, scale or zero point is no constant", got=sanitize(name))
-        return found
-
-    def quantization(self, scale: str, zero_point: str) -> Quantization:
-        """Scale and zero point of a tensor of activations."""
-        s = np.asarray(self.value(scale), np.float32)
-        z = self.value(zero_point)
-        if s.size != 1 or z.dtype not in (np.int8, np.uint8):
-            raise self._failure(
-                "an activation's scale",
-                got=f"{s.size} numbers of {z.dtype}",
-                wanted="one scale, and a zero point of int8 or uint8",
-            )
-        return Quantization(s.reshape(()), z.reshape(()))
 
     def close(self, layer: _Open, x: Quantization, y: Quantization, tensor: str) -> None:
         """A layer is complete once its output's scale is known."""
@@ -152,70 +128,10 @@ class _Reader:
         """What the numbers behind a real tensor mean."""
         behind = self.real.get(tensor)
         if not isinstance(behind, str) or behind not in self.numbers:
-            raise self._failure(
+            raise self.failure(
                 "a layer reads real numbers", got=sanitize(tensor), wanted="quantised ones"
             )
         return self.numbers[behind]
-
-    def weights(self, name: str, *, transposed: bool = False) -> tuple[Array, Array]:
-        """Integers and scales of a weight that comes through DequantizeLinear."""
-        node = self.constants.producers.get(name)
-        if node is None or node.op_type != "DequantizeLinear":
-            raise self._failure(
-                "weights that are not quantised", got=sanitize(name), wanted="DequantizeLinear"
-            )
-        zero = self.value(node.input[2]) if len(node.input) > 2 else None
-        weight = self.value(node.input[0])
-        return self._signed(weight.T if transposed else weight, self.value(node.input[1]), zero)
-
-    def _signed(self, weight: Array, scale: Array, zero: Array | None) -> tuple[Array, Array]:
-        """As int8 around zero, whatever zero point they are stored with."""
-        across = (-1,) + (1,) * (weight.ndim - 1)
-        whole = weight.astype(np.int64)
-        if zero is not None and np.any(zero):
-            whole = whole - zero.astype(np.int64).reshape(across if zero.size > 1 else ())
-        if whole.size and not -128 <= whole.min() <= whole.max() <= 127:
-            raise self._failure(
-                "asymmetric weights", got=f"{whole.min()} to {whole.max()}", wanted="within int8"
-            )
-        scale = np.asarray(scale, np.float32)
-        scale = scale.reshape(()) if scale.size == 1 else scale.reshape(-1)
-        return whole.astype(np.int8), scale
-
-    def bias(self, name: str, outputs: int, unit: Array) -> Array:
-        """The integers of a bias: stored, or a real one in units of `unit`."""
-        node = self.constants.producers.get(name) if name else None
-        if not name:
-            return np.zeros(outputs, np.int32)
-        if node is not None and node.op_type == "DequantizeLinear":
-            return np.asarray(self.value(node.input[0]), np.int32)
-        real = self.value(name)
-        if real.dtype == np.int32:
-            return real
-        return np.rint(real.astype(np.float64) / unit).astype(np.int32)
-
-    def conv_settings(self, node: Any, weight: Array) -> dict[str, Any]:
-        """Stride, padding, dilation and groups, the same both ways."""
-        strides = setting(node, "strides", [1, 1])
-        pads = setting(node, "pads", [0, 0, 0, 0])
-        dilations = setting(node, "dilations", [1, 1])
-        if setting(node, "auto_pad", "NOTSET") != "NOTSET" or weight.ndim != 4:
-            raise self._failure(
-                "a convolution's padding is not written out", got=sanitize(node.name)
-            )
-        for what, values in (("strides", strides), ("pads", pads), ("dilations", dilations)):
-            if len(set(values)) != 1:
-                raise self._failure(
-                    f"{sanitize(node.name)}: uneven {what}",
-                    got=str(list(values)),
-                    wanted="one number",
-                )
-        return {
-            "stride": int(strides[0]),
-            "padding": int(pads[0]),
-            "dilation": int(dilations[0]),
-            "groups": int(setting(node, "group", 1)),
-        }
 
 
 def _quantize(reader: _Reader, node: Any) -> None:
@@ -230,16 +146,16 @@ def _quantize(reader: _Reader, node: Any) -> None:
     elif isinstance(behind, str):
         same = reader.numbers[behind]
         if (same.scale, same.zero_point) != (found.scale, found.zero_point):
-            raise reader._failure("numbers are quantised twice", got=sanitize(made))
+            raise reader.failure("numbers are quantised twice", got=sanitize(made))
         reader.numbers[made] = found
         _renamed(reader, behind, made)
     else:
-        raise reader._failure("a real tensor of unknown origin", got=sanitize(tensor))
+        raise reader.failure("a real tensor of unknown origin", got=sanitize(tensor))
 
 
 def _dequantize(reader: _Reader, node: Any) -> None:
     if node.input[0] not in reader.numbers:
-        raise reader._failure("numbers of unknown origin", got=sanitize(node.input[0]))
+        raise reader.failure("numbers of unknown origin", got=sanitize(node.input[0]))
     reader.real[node.output[0]] = node.input[0]
 
 
@@ -273,7 +189,7 @@ def _add(reader: _Reader, node: Any) -> None:
         or layer.bias is None
         or layer.bias.any()
     ):
-        reader._refuse(node)
+        reader.refuse(node)
         return
     assert layer.weight_scale is not None
     before = reader.layers[-1].output
@@ -292,14 +208,14 @@ def _relu(reader: _Reader, node: Any) -> None:
         reader.layers[-1] = replace(last, relu=True)
         reader.real[node.output[0]] = behind
     else:
-        reader._refuse(node)
+        reader.refuse(node)
 
 
 def _pool(reader: _Reader, node: Any) -> None:
     if node.op_type == "ReduceMean":
         axes = setting(node, "axes") or reader.value(node.input[1]).tolist()
         if sorted(axis % 4 for axis in axes) != [2, 3]:
-            raise reader._failure("a mean that is no pooling", got=f"axes {list(axes)}")
+            raise reader.failure("a mean that is no pooling", got=f"axes {list(axes)}")
     reader.source(node.input[0])
     reader.real[node.output[0]] = _Open("pool")
 
@@ -330,7 +246,7 @@ def _renamed(reader: _Reader, before: str, after: str) -> None:
 def _qlinear_conv(reader: _Reader, node: Any) -> None:
     x, xs, xz, w, ws, wz, ys, yz, *rest = node.input
     before, after = reader.quantization(xs, xz), reader.quantization(ys, yz)
-    weight, scale = reader._signed(reader.value(w), reader.value(ws), reader.value(wz))
+    weight, scale = reader.signed(reader.value(w), reader.value(ws), reader.value(wz))
     bias = reader.bias(rest[0] if rest else "", len(weight), np.ones(()))
     layer = _Open("conv", weight, bias, scale, reader.conv_settings(node, weight))
     _require_same(reader, x, before)
@@ -342,7 +258,7 @@ def _qgemm(reader: _Reader, node: Any) -> None:
     before, after = reader.quantization(xs, xz), reader.quantization(ys, yz)
     stored = reader.value(w)
     stored = stored if setting(node, "transB", 0) else stored.T
-    weight, scale = reader._signed(stored, reader.value(ws), reader.value(wz))
+    weight, scale = reader.signed(stored, reader.value(ws), reader.value(wz))
     bias = reader.bias(b, len(weight), np.ones(()))
     _require_same(reader, x, before)
     reader.close(_Open("linear", weight, bias, scale), before, after, node.output[0])
@@ -360,7 +276,7 @@ def _max(reader: _Reader, node: Any) -> None:
     x, other = node.input
     last = reader.layers[-1]
     if x not in reader.numbers or reader.value(other).tolist() != last.output.zero_point.tolist():
-        reader._refuse(node)
+        reader.refuse(node)
     reader.layers[-1] = replace(last, relu=True)
     reader.numbers[node.output[0]] = last.output
     del reader.tensors[last.name]
@@ -372,7 +288,7 @@ def _max(reader: _Reader, node: Any) -> None:
 def _require_same(reader: _Reader, x: str, said: Quantization) -> None:
     made = reader.numbers.get(x)
     if made is None or (made.scale, made.zero_point) != (said.scale, said.zero_point):
-        raise reader._failure("a layer takes its numbers for others", got=sanitize(x))
+        raise reader.failure("a layer takes its numbers for others", got=sanitize(x))
 
 
 _HANDLERS: Mapping[str, Callable[[_Reader, Any], None]] = {

@@ -21,16 +21,36 @@ from repvgg_ref.oracle.integers.report import PRECISION, IntegerLayerReport, Int
 from repvgg_ref.oracle.report import Equivalence, Finding
 
 HALF = 0.5 + 1e-4  # of a step: rounding, and that of the scales themselves to float32
-_ENOUGH = 0.9  # the share of a channel's taps that must agree for a factor to be read off them
+_SMALL = 1e-6  # steps: a weight that says nothing about its channel's factor
 _SHOWN = 8
 
 
+class _Factors(NamedTuple):
+    """By what each channel was multiplied, and how far, relative to it, that may be wrong."""
+
+    value: Array
+    slack: Array
+
+    @classmethod
+    def none(cls, channels: int) -> _Factors:
+        """Of channels that were left alone."""
+        return cls(np.ones(channels), np.zeros(channels))
+
+    def __bool__(self) -> bool:
+        """Whether any channel was scaled."""
+        return bool((self.value != 1).any())
+
+
 class _Pair(NamedTuple):
-    """A layer's real arrays, in the factors of the network at hand, and its integers."""
+    """A layer's real arrays, in the factors of the network at hand, and its integers.
+
+    `slack` is how far each of `steps` may be wrong because its input's factor may be.
+    """
 
     name: str
     weight: Array
     bias: Array
+    slack: Array
     layer: IntegerLayer
 
     @property
@@ -43,9 +63,25 @@ class _Pair(NamedTuple):
     @property
     def steps(self) -> Array:
         """The real weights in units of the scales."""
-        across = (-1,) + (1,) * (self.weight.ndim - 1)
-        found: Array = self.weight / self.scale.reshape(across)
-        return found
+        return self.weight / _across(self.scale, self.weight)
+
+    @property
+    def bias_steps(self) -> Array:
+        """The real bias in units of both scales."""
+        return self.bias / (float(self.layer.input.scale) * self.scale)
+
+    def times(self, factors: _Factors) -> _Pair:
+        """With the output channels multiplied."""
+        across = _across(factors.value, self.weight)
+        slack = (self.slack + np.abs(self.steps) * _across(factors.slack, self.weight)) * across
+        return self._replace(
+            weight=self.weight * across, bias=self.bias * factors.value, slack=slack
+        )
+
+
+def _across(channels: Array, weight: Array) -> Array:
+    """One number an output channel, shaped to meet its weights."""
+    return channels.reshape((-1,) + (1,) * (weight.ndim - 1))
 
 
 def judge_integers(
@@ -62,7 +98,7 @@ def judge_integers(
     rows: list[IntegerLayerReport] = []
     findings: list[Finding] = []
     same: list[Equivalence] = []
-    factor: Array | None = None  # of the input's channels
+    factors: _Factors | None = None  # of the input's channels
     for place, (layer_name, layer) in enumerate(zip(wanted, layers, strict=True)):
         weight, bias = (_real(deploy.params, layer_name, part) for part in ("weight", "bias"))
         if layer.weight is None or layer.weight.shape != weight.shape:
@@ -70,18 +106,16 @@ def judge_integers(
             note = f"weights of shape {shape}, not {weight.shape}"
             rows.append(IntegerLayerReport.incomparable(layer_name, note))
             break
-        if factor is not None:
-            weight = _undone(weight, factor)
-        pair = _Pair(layer_name, weight, bias, layer)
-        may_scale = place + 1 < len(wanted) and layer.relu
-        own = _factors(pair) if may_scale else np.ones(len(weight))
-        if (own != 1).any():
-            pair = pair._replace(
-                weight=weight * own.reshape((-1,) + (1,) * (weight.ndim - 1)), bias=bias * own
-            )
-            says = f"{int((own != 1).sum())} channels scaled by {own.min():.4g} to {own.max():.4g}"
+        pair = _undone(_Pair(layer_name, weight, bias, np.zeros_like(weight), layer), factors)
+        factors = None
+        if place + 1 < len(wanted) and layer.relu:
+            following = _real(deploy.params, wanted[place + 1], "weight")
+            factors = _taken_back(pair, following, layers[place + 1])
+        if factors:
+            pair = pair.times(factors)
+            moved = factors.value[factors.value != 1]
+            says = f"{len(moved)} channels scaled by {moved.min():.4g} to {moved.max():.4g}"
             same.append(Equivalence(layer_name, "scaling", says))
-        factor = own
         row, found = _judged(pair)
         rows.append(row)
         findings += found
@@ -93,42 +127,83 @@ def _real(params: Mapping[str, Array], layer: str, part: str) -> Array:
     return params[key].astype(np.float64)
 
 
-def _undone(weight: Array, factor: Array) -> Array:
+def _undone(pair: _Pair, factors: _Factors | None) -> _Pair:
     """Input channels divided by what the layer before was multiplied by."""
-    per_group = weight.shape[1]
-    back = factor.reshape(-1, 1, per_group, 1)
-    grouped = weight.reshape(len(back), -1, per_group, weight[0, 0].size)
-    found: Array = (grouped / back).reshape(weight.shape)
-    return found
+    if not factors:
+        return pair
+    weight, per_group = pair.weight, pair.weight.shape[1]
+    groups = len(factors.value) // per_group
+    grouped = weight.reshape(groups, -1, per_group, weight[0, 0].size)
+    value, slack = (each.reshape(groups, 1, per_group, 1) for each in factors)
+    divided = (grouped / value).reshape(weight.shape)
+    apart = np.abs(grouped / value * slack).reshape(weight.shape)
+    return pair._replace(weight=divided, slack=apart / _across(pair.scale, weight))
 
 
-def _factors(pair: _Pair) -> Array:
-    """By what each channel was multiplied before it was quantised; 1 where nothing speaks for it.
+def _taken_back(pair: _Pair, following: Array, after: IntegerLayer) -> _Factors | None:
+    """The factors of a layer's channels, if the next layer takes them back."""
+    factors = _factors(pair)
+    if not factors or after.weight is None or after.weight.shape != following.shape:
+        return None
+    zero = np.zeros(len(following))
+    plain = _Pair(after.name, following, zero, np.zeros_like(following), after)
+    divided = _undone(plain, factors)
+    agree = [_agreeing(each.times(_factors(each)), each.layer) for each in (divided, plain)]
+    return factors if agree[0] > agree[1] else None
 
-    The ratio of integers to real steps is the factor itself, the same for all taps of a channel.
+
+def _agreeing(pair: _Pair, layer: IntegerLayer) -> int:
+    assert layer.weight is not None
+    apart = np.abs(layer.weight - np.clip(pair.steps, -128, 127))
+    return int((apart <= HALF + pair.slack).sum())
+
+
+def _factors(pair: _Pair) -> _Factors:
+    """By what each channel was multiplied before it was quantised; 1 where that explains as much.
+
+    A tap of s real steps that became q says that the factor lies between (q - 1/2) / s and
+    (q + 1/2) / s, and so does the bias: the factor is where most of these agree.
     """
     assert pair.layer.weight is not None
-    numbers = pair.layer.weight.reshape(len(pair.weight), -1).astype(np.float64)
-    steps = pair.steps.reshape(numbers.shape)
-    found = np.ones(len(numbers))
-    for channel, (q, s) in enumerate(zip(numbers, steps, strict=True)):
-        plain = np.abs(q - np.clip(s, -128, 127)) <= HALF
-        energy = float(s @ s)
-        if plain.mean() >= _ENOUGH or energy == 0:
-            continue
-        ratio = float(q @ s) / energy
-        scaled = np.abs(q - ratio * s) <= HALF + 2e-2
-        if ratio > 0 and scaled.mean() >= _ENOUGH:
-            found[channel] = _refined(q, s, ratio)
+    assert pair.layer.bias is not None
+    channels = len(pair.weight)
+    numbers = pair.layer.weight.reshape(channels, -1).astype(np.float64)
+    steps, slack = (each.reshape(channels, -1) for each in (pair.steps, pair.slack))
+    q = np.concatenate([numbers, pair.layer.bias[:, None].astype(np.float64)], axis=1)
+    s = np.concatenate([steps, pair.bias_steps[:, None]], axis=1)
+    room = np.concatenate(
+        [np.full(slack.shape, HALF), HALF * _bias_room(pair.bias_steps)[:, None]], axis=1
+    )
+    unsure = np.concatenate([slack, np.zeros((channels, 1))], axis=1) * np.sign(s)
+    found = _Factors.none(channels)
+    for channel in range(channels):
+        use = np.abs(s[channel]) > _SMALL + np.abs(unsure[channel])
+        use[:-1] &= np.abs(numbers[channel]) < 127  # what was clipped may have been any larger
+        # s may itself be larger or smaller by what the input's factor is unsure of.
+        ends = [
+            (q[channel] + one * room[channel])[use] / (s[channel] + two * unsure[channel])[use]
+            for one in (-1, 1)
+            for two in (-1, 1)
+        ]
+        low, high = np.min(ends, axis=0), np.max(ends, axis=0)
+        at_one = int(((low <= 1) & (high >= 1)).sum())
+        start, stop, count = _deepest(low, high)
+        if count > at_one and start > 0:
+            found.value[channel] = (start + stop) / 2
+            found.slack[channel] = (stop - start) / (start + stop)
     return found
 
 
-def _refined(q: Array, s: Array, ratio: float) -> float:
-    """The middle of all factors with which every tap rounds to its integer, if there are any."""
-    use = np.abs(s) > 1e-9
-    ends = np.stack([(q[use] - 0.5) / s[use], (q[use] + 0.5) / s[use]])
-    low, high = ends.min(axis=0).max(), ends.max(axis=0).min()
-    return float((low + high) / 2) if low <= high else ratio
+def _deepest(low: Array, high: Array) -> tuple[float, float, int]:
+    """Where most of the intervals [low, high] overlap, and how many do."""
+    if not low.size:
+        return 1.0, 1.0, 0
+    points = np.concatenate([low, high])
+    change = np.concatenate([np.ones(len(low)), -np.ones(len(high))])
+    order = np.lexsort((-change, points))
+    depth = np.cumsum(change[order])
+    at = int(depth.argmax())
+    return float(points[order][at]), float(points[order][at + 1]), int(depth[at])
 
 
 def _judged(pair: _Pair) -> tuple[IntegerLayerReport, list[Finding]]:
@@ -137,11 +212,9 @@ def _judged(pair: _Pair) -> tuple[IntegerLayerReport, list[Finding]]:
     assert layer.bias is not None
     numbers = layer.weight.astype(np.float64)
     steps = np.clip(pair.steps, -128, 127)
-    apart = np.abs(numbers - steps)
-    unit = float(layer.input.scale) * pair.scale
-    bias = np.clip(pair.bias / unit, -(2.0**31), 2.0**31 - 1)
-    # A scale is a float32: as many steps of a large bias are off by as much of half an ulp.
-    bias_apart = np.abs(layer.bias - bias) / (1 + np.abs(bias) * 2.0**-22)
+    apart = np.maximum(np.abs(numbers - steps) - pair.slack, 0.0)
+    bias = np.clip(pair.bias_steps, -(2.0**31), 2.0**31 - 1)
+    bias_apart = np.abs(layer.bias - bias) / _bias_room(bias)
     wrong, wrong_bias = apart > HALF, bias_apart > HALF
     ok = not (wrong.any() or wrong_bias.any())
     worst = max(float(apart.max(initial=0)), float(bias_apart.max(initial=0)))
@@ -157,6 +230,12 @@ def _judged(pair: _Pair) -> tuple[IntegerLayerReport, list[Finding]]:
         max_lsb=0 if ok else int(np.ceil(worst)),
     )
     return row, [] if ok else list(_explained(pair, wrong, wrong_bias))
+
+
+def _bias_room(bias: Array) -> Array:
+    """How much more than half a step a bias may be off: large ones meet float32 scales."""
+    found: Array = 1 + np.abs(bias) * 2.0**-22
+    return found
 
 
 def _note(wrong: Array, wrong_bias: Array) -> str:
