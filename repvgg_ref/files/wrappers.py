@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import weights_io
 from repvgg_ref.errors import CheckpointError
-from weights_io import LazyArray
+from weights_io import Inert, LazyArray, RefusedGlobalError
 
 WhichWeights = str
 """``"model"``, ``"ema"``, or the name of an entry or prefix of the file (``"student"``)."""
@@ -50,11 +50,10 @@ def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
     ------
     CheckpointError
         If there is no mapping of arrays, or several that could be meant.
+    RefusedGlobalError
+        If an object of a class that nobody knows stands where the arrays should be.
     """
-    if not isinstance(root, dict):
-        raise CheckpointError(
-            "the file holds no mapping of named arrays", got=type(root).__name__, wanted="a dict"
-        )
+    root = _only_mapping(root, notes)
     if _PADDLE in root:
         raise CheckpointError(
             "this is a PaddlePaddle checkpoint (.pdparams), whose names and layouts are others",
@@ -67,6 +66,21 @@ def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
         _note(taken, known.entries(holder), notes, first=holder is root)
         holder = holder[taken]
     return Selected(_arrays_of(holder), asked, known.entries(root))
+
+
+def _only_mapping(root: Any, notes: list[str]) -> dict[Any, Any]:
+    """The file's mapping; of a list (weights, optimiser) the only one that holds weights."""
+    if isinstance(root, dict):
+        return root
+    if isinstance(root, list | tuple):
+        known = _Holders()
+        found = {str(i): each for i, each in enumerate(root) if isinstance(each, dict)}
+        if len(holding := known.entries(found)) == 1:
+            notes.append(f"weights taken from place {holding[0]} of the file's list")
+            return found[holding[0]]
+    raise CheckpointError(
+        "the file holds no mapping of named arrays", got=type(root).__name__, wanted="a dict"
+    )
 
 
 class _Holders:
@@ -169,6 +183,8 @@ def _arrays_of(mapping: Mapping[Any, Any]) -> dict[str, LazyArray]:
         for key, v in mapping.items()
         if not (isinstance(key, str) and (key in arrays or key.endswith(_NO_ARRAY)))
     ]
+    if (odd or not arrays) and (found := _stranger(mapping)) is not None:
+        raise found
     if odd and arrays:
         raise CheckpointError(
             "some entries among the weights are no arrays",
@@ -176,6 +192,21 @@ def _arrays_of(mapping: Mapping[Any, Any]) -> dict[str, LazyArray]:
             wanted="names with arrays only",
         )
     return arrays
+
+
+def _stranger(mapping: Mapping[Any, Any]) -> RefusedGlobalError | None:
+    """What is said of an object of an unknown class among weights, or in their place."""
+    for key, value in mapping.items():
+        if isinstance(value, Inert) and not value.is_listed:
+            name = value.value if value.type_name == "type" else value.type_name
+            named, entry = weights_io.sanitize(name), weights_io.sanitize(key)
+            return RefusedGlobalError(
+                f"refused global {named} (in the entry {entry}): only arrays are read, and nothing "
+                "that a file names is imported",
+                advice="if this is a whole model, re-save the weights alone where its code is: "
+                "torch.save(model.state_dict(), path)",
+            )
+    return None
 
 
 def listed(names: list[str], count: int | None = None) -> str:

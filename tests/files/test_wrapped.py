@@ -5,6 +5,8 @@ Every case must give the arrays of the plain file, bit by bit, or an error that 
 
 from __future__ import annotations
 
+import enum
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
+from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.inspect import inspect_file
 from tests.files.checkpoint_files import State, small_model, small_state, written
 from tests.files.wrapped_files import LOSS, ONE, assert_is, behind, pickled, refusal, renamed
@@ -282,3 +285,51 @@ def test_counters_of_one_dimension_are_counters(tmp_path: Path, dtype: Any) -> N
     state = {n: a.reshape(1).astype(dtype) if counted in n else a for n, a in small_state().items()}
     model = rr.load(written(tmp_path, state))
     assert model.params[f"stage0.branch_3x3.bn.{counted}"].shape == ()
+
+
+# ------------------------------------------------------------------------------ foreign objects
+
+
+class Kept:
+    """Of a trainer's own class, which no list can know."""
+
+    def __init__(self) -> None:
+        self.rate, self.inner = 0.1, {"again": [1, 2]}
+
+
+class Mode(enum.Enum):
+    """An enumeration of a trainer's own."""
+
+    FAST = 1
+
+
+BESIDE: dict[str, Any] = {
+    "an object": Kept(),
+    "a class": Kept,
+    "objects in lists": [Kept(), {"k": Kept()}],
+    "an enumeration": Mode.FAST,
+    "a partial": functools.partial(Kept),
+    "a range": range(3),
+    "an ellipsis": ...,
+}
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_objects_of_any_class_beside_the_weights_are_stepped_over(
+    tmp_path: Path, what: str
+) -> None:
+    assert_is(rr.load(pickled(tmp_path, {"state_dict": small_state(), "kept": BESIDE[what]})))
+
+
+def test_an_object_among_the_weights_or_in_their_place_is_refused_by_name(tmp_path: Path) -> None:
+    for root in (small_state() | {"kept": Kept()}, {"model": Kept(), "epoch": 1}):
+        with pytest.raises(rr.ReportedError, match=r"refused global .*Kept \(in the entry"):
+            rr.load(pickled(tmp_path, root))
+
+
+def test_the_only_weights_of_a_list_are_taken(tmp_path: Path) -> None:
+    model = rr.load(pickled(tmp_path, [small_state(), {"lr": 0.1}, 7]))
+    assert_is(model)
+    assert any("place 0" in note for note in model.notes)
+    with pytest.raises(CheckpointError, match="no mapping"):
+        rr.load(pickled(tmp_path, [small_state(), small_state() | {}]))

@@ -33,6 +33,9 @@ def test_a_module_imports_little_and_evaluates_nothing(source: Path) -> None:
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0
             assert node.module is not None
+            if node.module == "sys":  # a list of names; the rest of it opens every door
+                assert [alias.name for alias in node.names] == ["stdlib_module_names"]
+                continue
             assert node.module.partition(".")[0] in ALLOWED
         name = getattr(node, "id", getattr(node, "attr", None))
         assert (

@@ -2,13 +2,15 @@
 
 Each pair (module, name) stands here exactly as a pickle spells it, and each is harmless: nothing
 of it is imported, called or looked into. What a pickle hands to such an object (arguments, state,
-items) is read, so that a name hidden in it is still refused, and then let go.
+items) is read, so that a name hidden in it is still refused, and then let go. What stands in no
+list is `strangers`' affair.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +23,15 @@ class ForeignType:
 class Foreign:
     """An object of such a class: it takes whatever a pickle gives it, and keeps none of it."""
 
-    __slots__ = ("type_name",)
+    __slots__ = ("made_by",)
 
     def __init__(self, made_by: ForeignType) -> None:
-        self.type_name = made_by.type_name
+        self.made_by = made_by
+
+    @property
+    def type_name(self) -> str:
+        """Of its class."""
+        return self.made_by.type_name
 
     def build(self, state: object) -> None:
         """Let the state go."""
@@ -35,15 +42,19 @@ class OddKey:
 
     __slots__ = ("type_name",)
 
-    def __init__(self, key: object) -> None:
-        self.type_name = key.type_name if isinstance(key, ForeignType) else type(key).__name__
+    def __init__(self, key: Any) -> None:
+        known = isinstance(key, ForeignType | Foreign)
+        self.type_name = key.type_name if known else type(key).__name__
 
 
 _PYTHON = {
     "collections": ("Counter", "deque"),
+    "copy_reg": ("_reconstructor",),
+    "copyreg": ("_reconstructor",),
     "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
     "decimal": ("Decimal",),
     "fractions": ("Fraction",),
+    "functools": ("partial",),
     "pathlib": ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"),
     "pathlib._local": ("Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"),
     "random": ("Random",),
@@ -51,7 +62,19 @@ _PYTHON = {
     "typing": ("Any",),
     "uuid": ("UUID",),
 }
-_BUILTINS = ("bytearray", "complex", "frozenset", "range", "slice")
+_BUILTINS = (
+    *(
+        "Ellipsis",
+        "NotImplemented",
+        "bytearray",
+        "complex",
+        "frozenset",
+        "object",
+        "range",
+        "slice",
+    ),
+    *("long", "unicode", "xrange"),  # Python 2's
+)
 
 _NUMPY = {
     "numpy.random._pickle": (

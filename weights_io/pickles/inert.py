@@ -29,10 +29,13 @@ class Inert:
     value : object
         A dict for the first two, a string for the next two, and None for all others: what they
         hold is not kept.
+    is_listed : bool
+        Whether the type is known to stand beside weights; of others nothing but the name is known.
     """
 
     type_name: str
     value: object
+    is_listed: bool = True
 
     def __repr__(self) -> str:
         """The type's name and the beginning of the content, which a file can make huge."""

@@ -2,8 +2,9 @@
 
 Python's own unpickler imports and calls whatever a pickle names. This one has no way to do
 either: a name is looked up in `globals.GLOBALS`, where it stands for an inert value or for one
-of our own functions from plain arguments to plain data. Opcodes outside the table below, which
-no writer of weights emits, are refused.
+of our own functions from plain arguments to plain data. What is not there is refused, but for a
+class, which makes dead records (`strangers`). Opcodes outside the table below, which no writer of
+weights emits, are refused.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from weights_io.pickles.inert import (
     OrderedDict,
     PickledSet,
     Span,
+    TensorView,
     decode_text,
     malformed,
 )
+from weights_io.pickles.strangers import stranger
 from weights_io.pickles.tape import Tape
 from weights_io.source import Source
 from weights_io.text import sanitize
@@ -37,7 +40,8 @@ _STOP = 0x2E
 _INLINE_BYTES = 1024  # longer payloads, most of them array data, stay in the file
 _WIDE = 1 << 63
 _BUILDABLE = (OrderedDict, CfgNode, Namespace, NumpyDtype, NumpyArray, Foreign)
-_ODD_KEYS = (ForeignType, float, bool, type(None))
+# An optimiser's state has parameters for keys.
+_ODD_KEYS = (ForeignType, Foreign, TensorView, float, bool, type(None))
 
 Persistent = Callable[[object], object]
 
@@ -262,9 +266,10 @@ class _Machine:
 
     def _look_up(self, module: str, name: str) -> None:
         """Push the inert stand-in for a global, or refuse it by its exact name."""
-        if (module, name) not in GLOBALS:
+        found = GLOBALS.get((module, name)) or stranger(module, name)
+        if found is None:
             refuse(module, name, self._entry())
-        self.push(GLOBALS[module, name])
+        self.push(found)
 
     def _entry(self) -> str:
         """Say under which keys the object being read will stand, as far as that is sure."""

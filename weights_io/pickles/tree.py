@@ -24,6 +24,7 @@ from weights_io.pickles.inert import (
     decode_text,
     malformed,
 )
+from weights_io.pickles.strangers import Stranger
 
 Resolve = Callable[[TensorView], LazyArray]
 
@@ -46,7 +47,16 @@ class TreeBuilder:
         self._open: set[int] = set()
 
     def build(self, raw: object) -> object:
-        """Return the plain tree that `raw` stands for; `raw` must outlive the call."""
+        """Return the plain tree that `raw` stands for; `raw` must outlive the call.
+
+        Raises
+        ------
+        RefusedGlobalError
+            If the pickle is one object of a class that is not listed: there is nothing beside it.
+        """
+        made_by = raw.made_by if isinstance(raw, Foreign) else raw
+        if isinstance(made_by, Stranger):
+            refuse(made_by.module, made_by.name)
         copy, _ = self._copy(raw, 0)
         return copy
 
@@ -103,9 +113,9 @@ class TreeBuilder:
 
     def _leaf(self, raw: object) -> LazyArray | Inert | str | bytes:
         if isinstance(raw, Foreign):
-            return Inert(raw.type_name, None)
+            return Inert(raw.type_name, None, not isinstance(raw.made_by, Stranger))
         if isinstance(raw, ForeignType):
-            return Inert("type", raw.type_name)
+            return Inert("type", raw.type_name, not isinstance(raw, Stranger))
         if isinstance(raw, Getattr):
             refuse(raw.module, raw.name)
         if isinstance(raw, TensorView) and self._resolve is not None:
