@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, MutableMapping
 
+import numpy as np
+
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.wrappers import listed
 from weights_io import LazyArray, sanitize
@@ -34,7 +36,10 @@ def find_head(
     CheckpointError
         If two matrices could be the head.
     """
-    if {HEAD, BIAS} & set(canonical.values()):
+    known = set(canonical.values())
+    if HEAD in known and BIAS not in known:
+        _without_bias(arrays, canonical, notes)
+    if {HEAD, BIAS} & known:
         return
     features = _features(arrays, canonical)
     unread = {**beside, **{name: a for name, a in arrays.items() if name not in canonical}}
@@ -56,8 +61,24 @@ def find_head(
     canonical[found[0]] = HEAD
     if (bias := f"{module}.bias") in unread:
         arrays[bias], canonical[bias] = unread[bias], BIAS
+    else:
+        _without_bias(arrays, canonical, notes)
     if found[0] in beside:  # then no more than losses and metrics may lie there with it
         arrays |= {n: a for n, a in beside.items() if _counts(n, a) and n not in arrays}
+
+
+def _without_bias(
+    arrays: dict[str, LazyArray], canonical: MutableMapping[str, str], notes: list[str]
+) -> None:
+    """A head of a matrix alone: its bias is zero."""
+    head = next(theirs for theirs, ours in canonical.items() if ours == HEAD)
+    classes, dtype = arrays[head].shape[0], arrays[head].dtype
+    kind = "float32" if dtype == "bfloat16" else dtype
+    bias = head.removesuffix(_WEIGHT) + ".bias"
+    if bias not in arrays and arrays[head].shape:
+        arrays[bias] = LazyArray((classes,), kind, lambda: np.zeros(classes, kind))
+        canonical[bias] = BIAS
+        notes.append("the head has no bias: zeros stand for it")
 
 
 def _features(arrays: Mapping[str, LazyArray], canonical: Mapping[str, str]) -> int:

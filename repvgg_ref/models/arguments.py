@@ -30,6 +30,13 @@ def as_array(value: Any, what: str) -> Array:
         If it is a list, a number or anything else without a type and a shape of its own, or a
         tensor that is not in host memory.
     """
+    if isinstance(value, np.ma.MaskedArray) and np.any(value.mask):
+        raise ReportedError(
+            f"{what}: a masked array",
+            got=f"{int(np.sum(value.mask))} of {value.size} numbers masked",
+            wanted="an array without a mask, which nothing here would heed",
+            advice="x.filled(0), or whatever stands for what is missing",
+        )
     if isinstance(value, np.ndarray | np.generic) or array_module(value) is not np:
         own: Array = value
         return own

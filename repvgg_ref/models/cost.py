@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 
+from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.graph import Network, extents
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.parameters import is_trainable, param_shapes
+from repvgg_ref.models.registry import network
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +29,25 @@ class Cost:
     wino_muls: Fraction
 
 
-def cost(arch: Network, *, height: int = 224, width: int = 224) -> Cost:
-    """Count `arch` at an input of ``(in_channels, height, width)``.
+def cost(arch: Network | str, *, height: int = 224, width: int = 224) -> Cost:
+    """Count `arch`, or the network of that name, at an input of ``(in_channels, height, width)``.
 
     Auxiliary heads count in `params_train` only: they do not exist in the fused form.
+
+    Raises
+    ------
+    ReportedError
+        If it is neither a network nor the name of one.
     """
+    if isinstance(arch, str):
+        arch = network(arch)
+    if not isinstance(arch, Network):
+        raise ReportedError(
+            "cost counts a network",
+            got=type(arch).__name__,
+            wanted="a name of list_models(), or an Architecture",
+            advice="of a model: cost(model.arch)",
+        )
     sizes = extents(arch, height, width)
     macs = [node.op.macs(sizes[node.name]) for node in arch.evaluated]
     return Cost(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 
-from repvgg_ref.errors import CheckpointError, did_you_mean
+from repvgg_ref.errors import CheckpointError, ReportedError, did_you_mean
 from repvgg_ref.models.architectures import (
     NAMES,
     Architecture,
@@ -70,6 +70,12 @@ def list_models(pattern: str = "*") -> list[str]:
 
     Case and dashes do not matter, so timm's spellings find them too.
     """
+    if not isinstance(pattern, str):
+        raise ReportedError(
+            "there is no such pattern of names",
+            got=type(pattern).__name__,
+            wanted='a text such as "repvgg_b1*"',
+        )
     wanted = "".join(spelling(part) + "*" for part in pattern.split("*"))[:-1]
     return [name for name in (*NAMES, *MAKERS) if fnmatchcase(spelling(name), wanted)]
 

@@ -228,6 +228,13 @@ def judge(
 
     `again` gives the candidate's logits for other images, if it can be asked.
     """
+    if not isinstance(reference, Model | Programs) or not isinstance(outputs, Outputs):
+        raise ReportedError(
+            "judge compares layer outputs with a model",
+            got=f"{type(reference).__name__} and {type(outputs).__name__}",
+            wanted="a Model and Outputs",
+            advice="verify(model, {layer: array}, inputs=x) takes plain arrays",
+        )
     programs = reference if isinstance(reference, Programs) else Programs(reference)
     model, chosen = programs.model, _precision(precision, outputs)
     reason = _unjudgeable(model, x, outputs)

@@ -203,12 +203,21 @@ def test_eps_is_a_number_of_at_least_0(eps: Any) -> None:
         lambda: rr.architecture(None),  # type: ignore[arg-type]
         lambda: rr.fuse(rr.build(GREY))(images(1), threads="2"),  # type: ignore[call-overload]
         lambda: rr.fuse(rr.build(GREY))(images(1), threads=0),
+        lambda: rr.build(GREY)(np.ma.masked_array(images(1), mask=True)),
+        lambda: rr.cost("RepVGG-A9"),
+        lambda: rr.cost(rr.build(GREY)),  # type: ignore[arg-type]
+        lambda: rr.list_models(None),  # type: ignore[arg-type]
+        lambda: rr.judge({}, {}, images(1)),  # type: ignore[arg-type]
     ],
 )
 def test_other_slips_are_reported_in_one_line(call: Callable[[], object]) -> None:
     with pytest.raises(ReportedError) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_is_counted_by_its_name_too() -> None:
+    assert rr.cost("repvgg_a0") == rr.cost(rr.architecture("RepVGG-A0"))
 
 
 def test_arrays_are_replaced_all_or_none() -> None:

@@ -84,7 +84,12 @@ def _show(check: Check) -> None:
     for line in lines:
         click.echo(indent + line)
     if check.fix:
-        click.echo(f"{indent}mend: {check.fix}")  # on one line, to be copied
+        # A command stays on one line, to be copied; words need not.
+        is_command = check.fix.startswith(_pip())
+        room = max(width - len(indent), _NARROWEST)
+        mend = f"mend: {check.fix}"
+        for line in [mend] if is_command else textwrap.wrap(mend, room):
+            click.echo(indent + line)
 
 
 def _required() -> list[Check]:
