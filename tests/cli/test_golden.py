@@ -108,3 +108,15 @@ def test_what_cannot_be_done_is_one_line(
     save_small(Path("a.pth"))
     assert says in invoke(capsys, "golden", *arguments).error_line()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth"]
+
+
+def test_a_bundle_that_is_written_again_keeps_its_raw_numbers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source, out = save_small(tmp_path / "a.pth"), tmp_path / "bundle"
+    invoke(capsys, "golden", "--reference", source, "--out", out, "--raw")
+    before = sorted(path.name for path in (out / "raw").iterdir())
+    shown = invoke(capsys, "golden", "--reference", source, "--out", out, "--json")
+    assert shown.code == 0
+    assert "raw/" in shown.err
+    assert sorted(path.name for path in (out / "raw").iterdir()) == before

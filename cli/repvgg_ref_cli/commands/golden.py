@@ -94,6 +94,9 @@ def command(
     said = said_geometry(strides, dilations)
     model = _reference(reference, eps, block, said, train_step)
     batch = None if inputs is None else read_batch(inputs, model)
+    if not raw and (out / "raw").is_dir():
+        raw = True
+        note(f"{out.name} has a raw/ already, so it is written again, too")
     chosen = not Path(reference).exists()
     with ProgressBar("golden") as progress:
         done = write_golden(
