@@ -94,9 +94,8 @@ def command(
     said = said_geometry(strides, dilations)
     model = _reference(reference, eps, block, said, train_step)
     batch = None if inputs is None else read_batch(inputs, model)
-    if not raw and (out / "raw").is_dir():
-        raw = True
-        note(f"{out.name} has a raw/ already, so it is written again, too")
+    keeps_raw = not raw and (out / "raw").is_dir()
+    raw = raw or keeps_raw
     chosen = not Path(reference).exists()
     with ProgressBar("golden") as progress:
         done = write_golden(
@@ -109,6 +108,8 @@ def command(
             weights=True if chosen else None,
             progress=progress,
         )
+    if keeps_raw:
+        note(f"{out.name} had raw/, which is written again, too")
     if as_json:
         for message in (*done.warnings, *done.skipped, *assumed_line(done.assumed)):
             note(message)
