@@ -305,7 +305,17 @@ def fused_conv(spec: BlockSpec) -> Conv:
 @lru_cache(maxsize=1024)
 def reach(spec: BlockSpec) -> Conv:
     """The convolution that has all of the block's taps, whether or not it equals the block."""
-    linear = linear_expression(spec)
+    return one_conv(linear_expression(spec), spec.name)
+
+
+def one_conv(linear: Linear, name: str) -> Conv:
+    """The convolution that an expression fuses to; its leaf is ``fused``.
+
+    Raises
+    ------
+    NotFusibleError
+        If its padding would not be the same on both sides.
+    """
     nothing = {
         name: np.broadcast_to(np.zeros(()), shape) for name, shape in linear.shapes().items()
     }
@@ -313,10 +323,10 @@ def reach(spec: BlockSpec) -> Conv:
     first, step, size = form.lattice
     if any(f + s * (n - 1) != -f for f, s, n in zip(first, step, size, strict=True)):
         raise NotFusibleError(
-            f"{spec.name}: the fused kernel is not centred", got=form.lattice, wanted="odd extents"
+            f"{name}: the fused kernel is not centred", got=form.lattice, wanted="odd extents"
         )
     padding = -first[0], -first[1]
-    channels = spec.in_channels, spec.out_channels
+    channels = linear.in_channels, linear.out_channels
     return Conv("fused", *channels, size, form.stride, padding, step, form.groups, bias=True)
 
 

@@ -20,6 +20,7 @@ from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
 from repvgg_ref.blocks.exactly import Exactly
 from repvgg_ref.blocks.form import Form, Lattice, Pair
+from repvgg_ref.blocks.linear import Conv
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader, reading
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError
@@ -78,17 +79,32 @@ def fuse_block(
         If no single convolution equals the block, a parameter is NaN or infinite, some
         ``var + eps`` is not positive, or a fused value exceeds the range of `dtype`.
     """
-    linear, parts = expression(spec), part_of(spec, params)
+    linear, conv = expression(spec), fused_conv(spec)
+    parts = part_of(spec, params)
+    return fuse_linear(spec.name, linear, conv, parts, eps=eps, dtype=dtype, empty=empty)
+
+
+def fuse_linear(
+    block: str,
+    linear: Linear,
+    conv: Conv,
+    parts: Mapping[str, Array],
+    *,
+    eps: float,
+    dtype: Any,
+    empty: Callable[[tuple[int, ...], Any], Array] = np.empty,
+) -> FusedConv:
+    """`fuse_block` of any expression, which fuses to `conv`; `block` is what errors call it."""
     for name, array in parts.items():
-        _require_sound(f"{spec.name}.{name}", np.asarray(array), eps)
+        _require_sound(f"{block}.{name}", np.asarray(array), eps)
     read, exact = Reader(parts, eps), Reader(parts, eps, exact=True)
-    fused = FusedConv(*(empty(shape, dtype) for shape in fused_conv(spec).shapes().values()))
+    fused = FusedConv(*(empty(shape, dtype) for shape in conv.shapes().values()))
     for rows in row_chunks(linear):
         with np.errstate(over="ignore", invalid="ignore"):  # looked for below
             fused.bias[rows] = _fuse_rows(linear, read, exact, rows, fused.weight[rows])
     if not (_is_finite(fused.weight) and _is_finite(fused.bias)):
         raise NotFusibleError(
-            f"{spec.name}: a fused value exceeds the range of {np.dtype(dtype)}",
+            f"{block}: a fused value exceeds the range of {np.dtype(dtype)}",
             wanted=f"at most {np.finfo(dtype).max:g}",
             advice="write a wider type",
         )

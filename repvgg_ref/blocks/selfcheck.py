@@ -109,17 +109,32 @@ def check_block(
     BlockCheck
         At the output element with the largest ratio of error to bound.
     """
-    rng = np.random.default_rng(zlib.crc32(spec.name.encode()))
-    conv, read = fused_conv(spec), Reader(part_of(spec, params), eps)
-    scale = np.exp(rng.normal(size=(spec.in_channels, 1, 1, 1)))
+    parts = part_of(spec, params)
+    return check_linear(spec.name, expression(spec), fused_conv(spec), parts, fused, eps=eps)
+
+
+def check_linear(
+    name: str,
+    linear: Linear,
+    conv: Conv,
+    parts: Mapping[str, Array],
+    fused: FusedConv,
+    *,
+    eps: float,
+) -> BlockCheck:
+    """`check_block` of any expression, which was fused to `conv`."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    read, channels = Reader(parts, eps), linear.in_channels
+    scale = np.exp(rng.normal(size=(channels, 1, 1, 1)))
     extent = [step * (size - 1) + 1 for _, step, size in zip(*conv.lattice, strict=True)]
-    values = scale * rng.normal(size=(spec.in_channels, *extent, _WINDOWS))
+    values = scale * rng.normal(size=(channels, *extent, _WINDOWS))
     windows = Windows(values, np.abs(values), conv.lattice.first)
     # Times `_WINDOWS` this is also the largest matrix product that OpenBLAS leaves on the calling
     # thread; its own threads and those of `convert` would stand in each other's way.
     with np.errstate(over="ignore", invalid="ignore"):  # the NaN they make fails the check
         return worst(
-            _check_rows(spec, rows, windows, read, fused) for rows in row_chunks(expression(spec))
+            _check_rows(name, linear, conv, rows, windows, read, fused)
+            for rows in row_chunks(linear)
         )
 
 
@@ -129,12 +144,18 @@ def worst(checks: Iterable[BlockCheck]) -> BlockCheck:
 
 
 def _check_rows(
-    spec: BlockSpec, rows: slice, windows: Windows, read: Reader, fused: FusedConv
+    name: str,
+    linear: Linear,
+    conv: Conv,
+    rows: slice,
+    windows: Windows,
+    read: Reader,
+    fused: FusedConv,
 ) -> BlockCheck:
     """Check some output channels: whole groups, or some of one."""
-    conv, written = fused_conv(spec), {"fused.weight": fused.weight, "fused.bias": fused.bias}
+    written = {"fused.weight": fused.weight, "fused.bias": fused.bias}
     got = respond(conv, read._replace(params=written), rows, windows, (0, 0))
-    want = respond(expression(spec), read, rows, windows, (0, 0))
+    want = respond(linear, read, rows, windows, (0, 0))
 
     kind = np.finfo(fused.weight.dtype)
     count = fused.weight[0].size + 16
@@ -146,7 +167,7 @@ def _check_rows(
     )
     error = np.abs(got.value - want.value)
     at = np.unravel_index(np.argmax(error / bound), error.shape)  # argmax returns a NaN if any
-    return BlockCheck(spec.name, float(error[at]), float(bound[at]))
+    return BlockCheck(name, float(error[at]), float(bound[at]))
 
 
 @singledispatch
