@@ -55,6 +55,13 @@ def blocks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
     return _starting([name for name, kind in KINDS.items() if kind.keys], incomplete)
 
 
+def family(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Kinds of blocks in the wild."""
+    from repvgg_ref.blocks.family import FAMILY
+
+    return _starting(["auto", *FAMILY], incomplete)
+
+
 def recipes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of recipes; files once no name fits."""
     from repvgg_ref.train.recipe import recipe_names

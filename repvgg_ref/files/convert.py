@@ -135,7 +135,7 @@ def convert(
         If a fused block differs from its branches by more than rounding. Nothing is written.
     """
     path = Path(path)
-    target, kind = _target(path, out, to)
+    target, kind = target_of(path, out, to)
     if kind != "onnx" and any(each is not None for each in (batch, size, opset)):
         raise CheckpointError(
             "only an ONNX file has an input of fixed extents, and an opset",
@@ -178,7 +178,7 @@ def convert(
         )
 
 
-def _target(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path, Format]:
+def target_of(path: Path, out: str | Path | None, to: Format | None) -> tuple[Path, Format]:
     """Where to write and in which format."""
     if out is None:
         kind = to or "npz"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repvgg_ref_cli import completion
+from repvgg_ref_cli.modules_report import modules_json, show_modules
 from repvgg_ref_cli.options import (
     FILE,
     FORMATS,
@@ -31,6 +33,7 @@ from repvgg_ref_cli.piped import destination, is_dash, reads_stdin, refuse_two_o
 
 if TYPE_CHECKING:
     from repvgg_ref.files.convert import Conversion
+    from repvgg_ref.files.convert_modules import ModulesConversion
 
 _DTYPES = {"fp16": "float16", "fp32": "float32", "fp64": "float64"}
 _NEXT = {
@@ -68,6 +71,14 @@ def _extents(
 @geometry_options
 @weights_set_option
 @click.option(
+    "--family",
+    default="auto",
+    show_default=True,
+    metavar="auto|KIND",
+    shell_complete=completion.family,
+    help="Of a file that is no RepVGG: which kind of block to fuse, as `docs family` lists them.",
+)
+@click.option(
     "--batch", type=click.IntRange(min=1), help="Fixed batch of an ONNX file; default dynamic."
 )
 @click.option(
@@ -96,6 +107,7 @@ def command(
     strides: Any,
     dilations: Any,
     weights_set: Any,
+    family: str,
     block: str,
     batch: int | None,
     size: tuple[int, int] | None,
@@ -106,6 +118,9 @@ def command(
     """Fuse the training checkpoint FILE in float64, round once, check, and write the deploy form.
 
     What comes on stdin (FILE -) goes to stdout, unless --out says otherwise.
+
+    A file that is no RepVGG but holds blocks of its family (YOLO, RT-DETR, PP-OCR, MobileOne)
+    is fused block by block; everything else in it stays as it is.
 
     Reads torch files (zip and legacy), pickled arrays, npz and safetensors, with the names of the
     official code, timm, mmpretrain or MegEngine. Nothing in a file is ever run. The result is
@@ -119,6 +134,15 @@ def command(
         out = Path("-")
     refuse_two_on_stdout(out, as_json=as_json)
     with destination(out, f"stdout.{to or 'npz'}") as path, ProgressBar("fusing") as progress:
+        if family != "auto" or _holds_modules(source, weights_set):
+            fused = _modules(source, path, to, family, eps, weights_set, progress)
+            if not as_json:
+                show_modules(source, fused, to_stdout=is_dash(out))
+                return
+            for message in fused.notes:
+                note(message)
+            print_json(modules_json(fused))
+            return
         done = convert(
             source,
             path,
@@ -141,6 +165,31 @@ def command(
         for message in (*done.notes, *assumed_line(done.assumed)):
             note(message)
         print_json(_as_json(done))
+
+
+def _holds_modules(source: Path, weights: Any) -> bool:
+    """Asked first where that costs little: a file of arrays is looked into by its names alone."""
+    from repvgg_ref.files.convert_modules import holds_modules
+
+    return holds_modules(source, weights)
+
+
+def _modules(
+    source: Path,
+    out: Path | None,
+    to: Any,
+    family: str,
+    eps: float | None,
+    weights: Any,
+    progress: Any,
+) -> ModulesConversion:
+    from repvgg_ref.files.convert import target_of
+    from repvgg_ref.files.convert_modules import convert_modules
+
+    target, kind = target_of(source, out, to)
+    return convert_modules(
+        source, target, kind, family=family, eps=eps, weights=weights, progress=progress
+    )
 
 
 def _as_json(done: Conversion) -> dict[str, Any]:

@@ -1,0 +1,63 @@
+"""What `convert` says of a file of blocks, to people and as JSON."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repvgg_ref_cli.options import say
+
+if TYPE_CHECKING:
+    from repvgg_ref.files.convert_modules import ModulesConversion
+
+_SHOWN = 12
+
+
+def modules_json(done: ModulesConversion) -> dict[str, Any]:
+    """The object that ``repvgg-ref convert --json`` prints."""
+    check = done.self_check
+    return {
+        "model": None,
+        "dialect": None,
+        "container": done.container,
+        "form": "modules",
+        "family": done.family,
+        "untouched": done.untouched,
+        "blocks": [
+            {
+                "prefix": block.prefix.rstrip("."),
+                "kind": block.member.name,
+                "eps": block.eps,
+                "fused": block.fused,
+            }
+            for block in done.blocks
+        ],
+        "tensors": done.tensors,
+        "out": str(done.out),
+        "format": done.format,
+        "self_check": check
+        and {"max_error": check.max_error, "bound": check.bound, "ok": check.ok},
+    }
+
+
+def show_modules(source: Path, done: ModulesConversion, *, to_stdout: bool) -> None:
+    """Tell people; on stderr if stdout gets the file itself."""
+    from weights_io import sanitize
+
+    tell = partial(say, err=to_stdout)
+    kinds = ", ".join(dict.fromkeys(block.member.name for block in done.blocks))
+    tell(f"read   {sanitize(source.name)}: {len(done.blocks)} blocks ({kinds}), {done.container}")
+    for message in done.notes:
+        tell(f"       {message}")
+    for block in done.blocks[:_SHOWN]:
+        tell(f"       {sanitize(block.fused or '.')}: {block.member.name}, eps {block.eps:g}")
+    if len(done.blocks) > _SHOWN:
+        tell(f"       ... {len(done.blocks) - _SHOWN} more: --json lists them")
+    where = "stdout" if to_stdout else sanitize(str(done.out))
+    tell(f"wrote  {where}: {done.tensors} arrays, {done.untouched} of them as they were")
+    if (check := done.self_check) is not None:
+        tell(
+            f"check  fused = branches in every block; closest to its bound: {check.layer}, "
+            f"error {check.max_error:.2g}, bound {check.bound:.2g}"
+        )

@@ -1,0 +1,366 @@
+"""The family in the wild: blocks of other networks, under the keys of their published code.
+
+Each entry says where such a block is (`anchor`, the end of one key), what it computes, read off the
+shapes that stand there (`parts`), and what its deploy form is called. To add one, write a function
+here; files, fusion, self check, `inspect` and `verify` follow.
+
+Kernels are centred and padding keeps the size, as in all of these blocks; their stride changes no
+fused kernel. Sources are in each function.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from repvgg_ref.blocks.catalogue import kind as catalogued
+from repvgg_ref.blocks.constructors import Bias, Scale
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Sum
+from repvgg_ref.blocks.parts import Parts, is_number, is_wide, renamed
+from repvgg_ref.blocks.run import Linear
+from repvgg_ref.blocks.spec import BlockSpec
+
+Build = Callable[[Parts], "Linear | None"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A kind of block.
+
+    Attributes
+    ----------
+    name : str
+    anchor : str
+        The end of a key that every such block has; what stands before it is the block's prefix.
+    build : callable
+        From the shapes behind the prefix to the expression; None if it is none of this kind.
+    fused : str
+        The deploy form's convolution, ``PREFIX.fused.weight``; "" for the prefix itself.
+    eps : tuple of float
+        What its users have; of several the file's other keys must tell.
+    users : str
+    keys : str
+        A pattern of all ends of keys that belong to the block.
+    note : str
+        What keys cannot tell, and what is assumed.
+    """
+
+    name: str
+    anchor: str
+    build: Build
+    fused: str
+    eps: tuple[float, ...]
+    users: str
+    keys: str
+    note: str = ""
+
+    def owns(self, end: str) -> bool:
+        """Whether a key with this end, behind the prefix, is the block's."""
+        return re.fullmatch(self.keys, end) is not None
+
+
+FAMILY: dict[str, Member] = {}
+_NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+_CONV = r"(weight|bias)"
+
+
+def member(name: str, anchor: str, **about: Any) -> Callable[[Build], Build]:
+    """Register the decorated function as a kind; those that ask more of a file come first."""
+
+    def register(build: Build) -> Build:
+        FAMILY[name] = Member(name, anchor, build, **about)
+        return build
+
+    return register
+
+
+@member(
+    "qarepvgg",
+    "rbr_1x1.weight",
+    fused="rbr_reparam",
+    eps=(1e-3,),
+    users="YOLOv6 v2, YOLO-NAS",
+    keys=rf"rbr_dense\.conv\.weight|rbr_dense\.bn\.{_NORM}|rbr_1x1\.weight",
+    note="the identity has no key: it is taken where channels are equal, V2's average never",
+)
+def qarepvgg(parts: Parts) -> Linear | None:
+    """Chu et al., arXiv 2212.01593; its deploy form keeps the outer batch norm, ``bn``."""
+    dense = parts.conv_bn("rbr_dense.conv", "rbr_dense.bn")
+    if dense is None:
+        return None
+    main = dense.parts[0]
+    point = parts.conv("rbr_1x1", like=main)
+    same = [Identity("x", main.in_channels, main.groups)]
+    if point is None:
+        return None
+    return Sum(dense, point, *(same if main.in_channels == main.out_channels else []))
+
+
+@member(
+    "yolov6",
+    "rbr_dense.conv.weight",
+    fused="rbr_reparam",
+    eps=(1e-5, 1e-3),
+    users="RepVGG, YOLOv6",
+    keys=rf"rbr_(dense|1x1)\.conv\.weight|rbr_(dense|1x1)\.bn\.{_NORM}|rbr_identity\.{_NORM}",
+)
+def yolov6(parts: Parts) -> Linear | None:
+    """Ding et al., arXiv 2101.03697, figure 4."""
+    return _three(parts, "rbr_dense.conv", "rbr_dense.bn", "rbr_1x1.conv", "rbr_1x1.bn")
+
+
+@member(
+    "yolov7",
+    "rbr_dense.0.weight",
+    fused="rbr_reparam",
+    eps=(1e-3,),
+    users="YOLOv7",
+    keys=rf"rbr_(dense|1x1)\.0\.weight|rbr_(dense|1x1)\.1\.{_NORM}|rbr_identity\.{_NORM}",
+)
+def yolov7(parts: Parts) -> Linear | None:
+    """The same, with modules called by their numbers."""
+    return _three(parts, "rbr_dense.0", "rbr_dense.1", "rbr_1x1.0", "rbr_1x1.1")
+
+
+def _three(parts: Parts, conv: str, norm: str, point: str, after: str) -> Linear | None:
+    dense = parts.conv_bn(conv, norm, skip="rbr_identity")
+    if dense is None:
+        return None
+    main = dense.parts[0]
+    one = parts.conv_bn(point, after, like=main)
+    return Sum(dense, *([one] if one else []), *parts.identity_bn("rbr_identity", main))
+
+
+@member(
+    "ppyoloe",
+    "alpha",
+    fused="conv",
+    eps=(1e-5,),
+    users="PP-YOLOE",
+    keys=rf"conv[12]\.conv\.weight|conv[12]\.bn\.{_NORM}|alpha",
+)
+def ppyoloe(parts: Parts) -> Linear | None:
+    """PaddleDetection's RepVggBlock: W3 + alpha W1."""
+    dense = parts.conv_bn("conv1.conv", "conv1.bn")
+    main = dense.parts[0] if dense else None
+    point = parts.conv_bn("conv2.conv", "conv2.bn", like=main) if main else None
+    if dense is None or point is None or is_wide(point):
+        return None
+    alpha = Scale("alpha", parts.shapes["alpha"])
+    return Sum(dense, Chain(*point.parts, alpha)) if is_number(alpha.shape) else None
+
+
+@member(
+    "yolov9",
+    "conv1.bn.running_var",
+    fused="conv",
+    eps=(1e-3,),
+    users="YOLOv9, ultralytics RepConv",
+    keys=rf"conv[12]\.conv\.weight|conv[12]\.bn\.{_NORM}|bn\.{_NORM}",
+)
+def yolov9(parts: Parts) -> Linear | None:
+    """RepConv of the ultralytics line: W3 + W1, and a batch norm of x where there is one."""
+    return _two(parts, "bn")
+
+
+@member(
+    "rtdetr",
+    "conv1.norm.running_var",
+    fused="conv",
+    eps=(1e-5,),
+    users="RT-DETR, D-FINE, DEIM, transformers",
+    keys=rf"conv[12]\.conv\.weight|conv[12]\.norm\.{_NORM}",
+)
+def rtdetr(parts: Parts) -> Linear | None:
+    """RepVggBlock of RT-DETR: W3 + W1."""
+    return _two(parts, "norm")
+
+
+def _two(parts: Parts, norm: str) -> Linear | None:
+    dense = parts.conv_bn("conv1.conv", f"conv1.{norm}", skip="bn")
+    main = dense.parts[0] if dense else None
+    point = parts.conv_bn("conv2.conv", f"conv2.{norm}", like=main) if main else None
+    if dense is None or point is None or main is None or is_wide(point) or main.kernel == (1, 1):
+        return None
+    return Sum(dense, point, *parts.identity_bn("bn", main))
+
+
+@member(
+    "pp-lcnet-v3",
+    "conv_1x1.conv.weight",
+    fused="reparam_conv",
+    eps=(1e-5,),
+    users="PP-OCRv4, PP-OCRv5",
+    keys=rf"conv_kxk\.\d+\.conv\.weight|conv_kxk\.\d+\.bn\.{_NORM}|conv_1x1\.conv\.weight"
+    rf"|conv_1x1\.bn\.{_NORM}|identity\.{_NORM}|lab\.(scale|bias)",
+    note="lab, the scale and bias behind the sum, is folded into the convolution",
+)
+def lcnet(parts: Parts) -> Linear | None:
+    """LearnableRepLayer of PP-LCNetV3, its LearnableAffineBlock included."""
+    found = _copies(parts, "conv_kxk", "conv_1x1", "identity")
+    if found is None or "lab.scale" not in parts.shapes:
+        return found
+    scale, bias = (parts.shapes.get(f"lab.{name}", ()) for name in ("scale", "bias"))
+    return Chain(found, Scale("lab.scale", scale), Bias("lab.bias", bias))
+
+
+@member(
+    "mobileone",
+    "rbr_conv.0.conv.weight",
+    fused="reparam_conv",
+    eps=(1e-5,),
+    users="MobileOne (Apple)",
+    keys=rf"rbr_conv\.\d+\.conv\.weight|rbr_conv\.\d+\.bn\.{_NORM}|rbr_scale\.conv\.weight"
+    rf"|rbr_scale\.bn\.{_NORM}|rbr_skip\.{_NORM}",
+)
+def mobileone(parts: Parts) -> Linear | None:
+    """Vasu et al., arXiv 2206.04040, section 3.2."""
+    return _copies(parts, "rbr_conv", "rbr_scale", "rbr_skip")
+
+
+@member(
+    "mobileone-timm",
+    "conv_kxk.0.conv.weight",
+    fused="reparam_conv",
+    eps=(1e-5,),
+    users="timm's MobileOne, FastViT",
+    keys=rf"conv_kxk\.\d+\.conv\.weight|conv_kxk\.\d+\.bn\.{_NORM}|conv_scale\.conv\.weight"
+    rf"|conv_scale\.bn\.{_NORM}|identity\.{_NORM}",
+)
+def mobileone_timm(parts: Parts) -> Linear | None:
+    """The same under timm's names."""
+    return _copies(parts, "conv_kxk", "conv_scale", "identity")
+
+
+def _copies(parts: Parts, copies: str, scale: str, skip: str) -> Linear | None:
+    count = len({name.split(".")[1] for name in parts.shapes if name.startswith(f"{copies}.")})
+    branches: list[Linear] = []
+    main: Conv | None = None
+    for i in range(count):
+        found = parts.conv_bn(f"{copies}.{i}.conv", f"{copies}.{i}.bn", like=main, skip=skip)
+        if found is None:
+            return None
+        main = main or found.parts[0]
+        branches.append(found)
+    if main is None:
+        return None
+    point = parts.conv_bn(f"{scale}.conv", f"{scale}.bn", like=main)
+    if point is not None and is_wide(point):
+        return None
+    return Sum(*branches, *([point] if point else []), *parts.identity_bn(skip, main))
+
+
+@member(
+    "repvit",
+    "conv.c.weight",
+    fused="",
+    eps=(1e-5,),
+    users="RepViT",
+    keys=rf"conv\.c\.weight|conv\.bn\.{_NORM}|conv1\.{_CONV}|bn\.{_NORM}",
+)
+def repvit(parts: Parts) -> Linear | None:
+    """RepVGGDW of RepViT (arXiv 2307.09283): BN(dw3x3 BN + dw1x1 with bias + x), in place."""
+    dense = parts.conv_bn("conv.c", "conv.bn")
+    main = dense.parts[0] if dense else None
+    point = parts.conv("conv1", like=main) if main else None
+    outer = parts.norm("bn", main.out_channels) if main else None
+    if dense is None or main is None or point is None or outer is None:
+        return None
+    return Chain(Sum(dense, point, Identity("x", main.in_channels, main.groups)), outer)
+
+
+@member(
+    "yolov10-dw",
+    "conv1.conv.weight",
+    fused="conv",
+    eps=(1e-3,),
+    users="YOLOv10 RepVGGDW",
+    keys=rf"conv1?\.conv\.weight|conv1?\.bn\.{_NORM}",
+)
+def yolov10_dw(parts: Parts) -> Linear | None:
+    """RepVGGDW of YOLOv10: depthwise 7x7 and 3x3, a batch norm each."""
+    large = parts.conv_bn("conv.conv", "conv.bn")
+    main = large.parts[0] if large else None
+    small = parts.conv_bn("conv1.conv", "conv1.bn", like=main) if main else None
+    if large is None or small is None or main is None or main.in_channels != main.groups:
+        return None
+    return Sum(large, small) if small.parts[0].kernel < main.kernel else None
+
+
+@member(
+    "acb",
+    "square_conv.weight",
+    fused="fused_conv",
+    eps=(1e-5,),
+    users="ACNet",
+    keys=rf"(square|ver|hor)_conv\.weight|(square|ver|hor)_bn\.{_NORM}",
+)
+def acb(parts: Parts) -> Linear | None:
+    """Ding et al., arXiv 1908.03930."""
+    square = parts.conv_bn("square_conv", "square_bn")
+    main = square.parts[0] if square else None
+    sides = [parts.conv_bn(f"{name}_conv", f"{name}_bn", like=main) for name in ("ver", "hor")]
+    return Sum(square, *sides) if main is not None and None not in sides else None
+
+
+@member(
+    "dbb",
+    "dbb_origin.conv.weight",
+    fused="dbb_reparam",
+    eps=(1e-5,),
+    users="Diverse Branch Block",
+    keys=rf"dbb_(origin|1x1)\.(conv\.weight|bn\.{_NORM})|dbb_avg\.(conv\.weight|bn\.bn\.{_NORM}"
+    rf"|avgbn\.{_NORM})|dbb_1x1_kxk\.(idconv1\.(conv\.)?weight|conv1\.weight|conv2\.weight"
+    rf"|bn1\.bn\.{_NORM}|bn2\.{_NORM})",
+)
+def dbb(parts: Parts) -> Linear | None:
+    """Ding et al., arXiv 2103.13425: as the catalogue has it, under its published keys.
+
+    The convolution of W + I is a module of its own in newer files, a `Conv2d` in older ones.
+    """
+    inner = "dbb_1x1_kxk.bn1.bn"  # as wide as the input, behind W + I
+    dense = parts.conv_bn("dbb_origin.conv", "dbb_origin.bn", skip=inner)
+    if dense is None:
+        return None
+    main = dense.parts[0]
+    spec = BlockSpec(
+        "block",
+        main.in_channels,
+        main.out_channels,
+        1,
+        main.groups,
+        kind="dbb",
+        kernel=main.kernel[0],
+    )
+    known, keys = catalogued("dbb"), dict(catalogued("dbb").keys)
+    if "dbb_1x1_kxk.idconv1.conv.weight" in parts.shapes:
+        keys["sequence.same.conv"] = "dbb_1x1_kxk.idconv1.conv"
+    found: Linear = renamed(known.build(spec), keys)
+    return found
+
+
+@member(
+    "unireplknet",
+    "lk_origin.weight",
+    fused="lk_origin",
+    eps=(1e-5,),
+    users="UniRepLKNet",
+    keys=rf"lk_origin\.weight|origin_bn\.{_NORM}|dil_conv_k\d+_\d+\.weight|dil_bn_k\d+_\d+\.{_NORM}",
+)
+def unireplknet(parts: Parts) -> Linear | None:
+    """DilatedReparamBlock (Ding et al., arXiv 2311.15599): dilated kernels beside the large one."""
+    large = parts.conv_bn("lk_origin", "origin_bn")
+    if large is None:
+        return None
+    branches: list[Linear | None] = [large]
+    for name in sorted(parts.shapes):
+        if found := re.fullmatch(r"dil_conv_k(\d+)_(\d+)\.weight", name):
+            k, r = found.groups()
+            branches.append(
+                parts.conv_bn(
+                    f"dil_conv_k{k}_{r}", f"dil_bn_k{k}_{r}", dilation=int(r), like=large.parts[0]
+                )
+            )
+    return Sum(*branches) if None not in branches else None

@@ -1,0 +1,123 @@
+"""A block's expression read off the shapes of its arrays, as a file holds them.
+
+Leaves are called as the file calls them: a `Norm` "bn1" has the keys ``bn1.weight``, ``bn1.bias``,
+``bn1.running_mean`` and ``bn1.running_var``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from math import prod
+from typing import Any
+
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
+from repvgg_ref.blocks.run import Shapes
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The shapes of a block's arrays, by the ends of their keys."""
+
+    shapes: Shapes
+
+    def conv(
+        self, name: str, *, dilation: int = 1, like: Conv | None = None, skip: str = ""
+    ) -> Conv | None:
+        """The centred convolution whose kernel is ``name.weight``; None if there is none.
+
+        `like` is one that reads the same channels in the same groups; `skip` the batch norm of the
+        identity beside it, which alone can tell how many channels a grouped one reads.
+        """
+        shape = self.shapes.get(f"{name}.weight", ())
+        if len(shape) != 4 or 0 in shape or not shape[2] % 2 or not shape[3] % 2:
+            return None
+        outputs, per_group, rows, columns = shape
+        if like is not None and (outputs, per_group) != (
+            like.out_channels,
+            like.in_channels // like.groups,
+        ):
+            return None
+        inputs = like.in_channels if like is not None else self._inputs(skip, outputs, per_group)
+        return Conv(
+            name,
+            inputs,
+            outputs,
+            (rows, columns),
+            (1, 1),
+            (dilation * (rows // 2), dilation * (columns // 2)),
+            (dilation if rows > 1 else 1, dilation if columns > 1 else 1),
+            inputs // per_group,
+            f"{name}.bias" in self.shapes,
+        )
+
+    def _inputs(self, skip: str, outputs: int, per_group: int) -> int:
+        """Channels that a convolution reads.
+
+        Without an identity none of its arrays depends on the groups: depthwise, or ungrouped.
+        """
+        seen = self.shapes.get(f"{skip}.running_mean", ())
+        if len(seen) == 1 and seen[0] % per_group == 0 and outputs % (seen[0] // per_group) == 0:
+            return seen[0]
+        return outputs if per_group == 1 else per_group
+
+    def norm(self, name: str, channels: int) -> Norm | None:
+        """The batch norm called `name`, if it is there and has as many channels."""
+        vectors = [self.shapes.get(f"{name}.{part}") for part in ("weight", "running_var")]
+        return Norm(name, channels) if vectors == [(channels,), (channels,)] else None
+
+    def conv_bn(
+        self,
+        conv: str,
+        norm: str,
+        *,
+        dilation: int = 1,
+        like: Conv | None = None,
+        skip: str = "",
+    ) -> Chain | None:
+        """A convolution and its batch norm; None unless both are there."""
+        found = self.conv(conv, dilation=dilation, like=like, skip=skip)
+        after = None if found is None else self.norm(norm, found.out_channels)
+        return None if found is None or after is None else Chain(found, after)
+
+    def identity_bn(self, norm: str, like: Conv) -> list[Chain]:
+        """The identity with its batch norm, if that is there."""
+        after = self.norm(norm, like.out_channels)
+        same = like.in_channels == like.out_channels
+        return (
+            [Chain(Identity("x", like.in_channels, like.groups), after)] if after and same else []
+        )
+
+
+def renamed(linear: Any, keys: Mapping[str, str]) -> Any:
+    """An expression of the catalogue with its leaves called as a file calls them."""
+    if isinstance(linear, Sum | Chain):
+        return type(linear)(*(renamed(part, keys) for part in linear.parts))
+    if not is_dataclass(linear) or isinstance(linear, type):
+        return linear
+    changes: dict[str, Any] = {}
+    for each in fields(linear):
+        value = getattr(linear, each.name)
+        if each.name == "name":
+            changes["name"] = _key(value, keys)
+        elif is_dataclass(value):
+            changes[each.name] = renamed(value, keys)
+    return replace(linear, **changes) if changes else linear
+
+
+def _key(name: str, keys: Mapping[str, str]) -> str:
+    for ours in sorted(keys, key=len, reverse=True):
+        if name == ours or name.startswith(ours + "."):
+            return keys[ours] + name[len(ours) :]
+    return name
+
+
+def is_wide(chain: Chain) -> bool:
+    """Whether what should be a 1x1 convolution is none."""
+    kernel: tuple[int, int] = chain.parts[0].kernel
+    return kernel != (1, 1)
+
+
+def is_number(shape: tuple[int, ...] | None) -> bool:
+    """Whether an array of this shape is there, and holds one number."""
+    return shape is not None and prod(shape) == 1

@@ -1,0 +1,256 @@
+"""Fusing every block of a file in its place: one is read, fused, checked and written at a time."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import weights_io
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.family import FAMILY
+from repvgg_ref.blocks.fusion import FusedConv, fuse_linear
+from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError, check_linear, worst
+from repvgg_ref.errors import CheckpointError, ReportedError
+from repvgg_ref.files.checkpoint import open_checkpoint
+from repvgg_ref.files.modules import AUTO, Blocks, FoundBlock, find_blocks
+from repvgg_ref.files.wrappers import WhichWeights, listed, select
+from weights_io import LazyArray
+from weights_io.writers.write import Container
+
+_THREADS = min(4, os.cpu_count() or 1)
+_FLOATS = ("float16", "float32", "float64")
+_MOST_NEAR = 3
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ModulesConversion:
+    """What was done to a file of blocks: each block, and how many arrays stayed as they were."""
+
+    container: str
+    family: str
+    blocks: tuple[FoundBlock, ...]
+    untouched: int
+    tensors: int
+    out: Path
+    format: str
+    self_check: BlockCheck | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Arrays to be written under their keys, and how the block's check went."""
+
+    arrays: tuple[tuple[str, Array], ...]
+    check: BlockCheck | None = None
+
+
+def convert_modules(
+    path: Path,
+    out: Path,
+    kind: str,
+    *,
+    family: str = AUTO,
+    eps: float | None = None,
+    weights: WhichWeights = "model",
+    progress: Progress | None = None,
+) -> ModulesConversion:
+    """Fuse every block of the family in the file at `path` and write all arrays to `out`.
+
+    Parameters
+    ----------
+    kind : {"npz", "safetensors", "pth"}
+    family, eps
+        As for `files.modules.find_blocks`.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no block; the nearest kind and what it lacks are named.
+    NotFusibleError
+        If a block holds NaN or infinity, or a fused value exceeds its type.
+    SelfCheckError
+        If a fused block differs from its branches by more than rounding. Nothing is written.
+    """
+    if kind == "onnx":
+        raise CheckpointError(
+            "a file of blocks has no graph to write as ONNX",
+            got="format onnx",
+            wanted="npz, safetensors or pth",
+        )
+    notes: list[str] = []
+    with weights_io.open_weights(path) as archive:
+        arrays = select(archive.root, weights, notes).arrays
+        blocks = find_blocks({k: a.shape for k, a in arrays.items()}, family=family, eps=eps)
+        require_blocks(path, blocks, arrays)
+        plan = _plan(arrays, blocks)
+        checks: list[BlockCheck] = []
+        made = _watched(_made(plan, arrays), len(blocks.found), checks, progress)
+        container: Container = "torch-zip" if kind == "pth" else kind  # type: ignore[assignment]
+        weights_io.write_weights(
+            out,
+            _specs(plan, arrays),
+            made,
+            container=container,
+            metadata=archive.metadata | {"form": "modules", "family": blocks.family},
+        )
+        owned = {key for block in blocks.found for key in block.owned}
+        notes += blocks.notes
+        if mixed := [block.fused for block in blocks.found if block.is_fused]:
+            notes.append(
+                f"{len(mixed)} blocks hold branches beside their fused convolution, which is "
+                f"kept: {listed(mixed)}"
+            )
+        return ModulesConversion(
+            archive.container,
+            blocks.family,
+            tuple(blocks.found),
+            len(arrays) - len(owned),
+            sum(len(names) for names, _ in _names(plan)),
+            out,
+            kind,
+            worst(checks) if checks else None,
+            tuple(notes),
+        )
+
+
+def require_blocks(path: Path, blocks: Blocks, arrays: Mapping[str, LazyArray]) -> None:
+    """Raise `CheckpointError` if nothing was recognised, with what came nearest."""
+    if blocks.found:
+        return
+    deployed = {one.fused for one in FAMILY.values() if one.fused not in ("", "conv")}
+    there = [key for key in arrays if any(f"{name}.weight" in key for name in deployed)]
+    if there:
+        raise CheckpointError(
+            f"{path.name}: its blocks are fused already",
+            got=listed(there),
+            wanted="a training checkpoint; there is nothing to do",
+        )
+    near = "; ".join(blocks.near[:_MOST_NEAR])
+    raise CheckpointError(
+        f"{path.name} holds no re-parameterisable block of a known kind",
+        got=f"{len(arrays)} arrays: {listed(list(arrays))}",
+        wanted=", ".join(FAMILY),
+        advice=f"nearest: {near}" if near else None,
+    )
+
+
+_Step = FoundBlock | str  # a block to fuse, or a key to copy
+
+
+def _plan(arrays: Mapping[str, LazyArray], blocks: Blocks) -> list[_Step]:
+    """What to write, in the file's order: a block where its first array stood."""
+    first = {block.owned[0]: block for block in blocks.found}
+    owned = {key for block in blocks.found for key in block.owned}
+    plan: list[_Step] = []
+    for key in arrays:
+        if key in first and not first[key].is_fused:
+            plan.append(first[key])
+        elif key not in owned:
+            plan.append(key)
+    return plan
+
+
+def _names(plan: list[_Step]) -> Iterator[tuple[tuple[str, ...], _Step]]:
+    """The keys that each step writes."""
+    for step in plan:
+        if isinstance(step, str):
+            yield (step,), step
+        else:
+            start = f"{step.fused}." if step.fused else ""
+            yield (f"{start}weight", f"{start}bias"), step
+
+
+def _specs(plan: list[_Step], arrays: Mapping[str, LazyArray]) -> list[weights_io.ArraySpec]:
+    specs = []
+    for names, step in _names(plan):
+        if isinstance(step, str):
+            specs.append(weights_io.ArraySpec(step, arrays[step].shape, arrays[step].dtype))
+            continue
+        dtype = _dtype(step, arrays)
+        for name, shape in zip(names, step.conv.shapes().values(), strict=True):
+            specs.append(weights_io.ArraySpec(name, shape, dtype))
+    return specs
+
+
+def _dtype(block: FoundBlock, arrays: Mapping[str, LazyArray]) -> str:
+    """Of the fused arrays: the kernels', float32 for a type that nothing is rounded to here."""
+    kernel = next(key for leaf, key in block.names.items() if leaf.endswith(".weight"))
+    stored = arrays[kernel].dtype
+    return stored if stored in _FLOATS else "float32"
+
+
+def _made(plan: list[_Step], arrays: Mapping[str, LazyArray]) -> Iterator[_Made]:
+    """Every step in order, blocks computed by threads that run a few ahead."""
+    ahead: deque[Future[_Made]] = deque()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            for step in plan:
+                while len(ahead) > _THREADS:
+                    yield ahead.popleft().result()
+                ahead.append(pool.submit(_do, step, arrays))
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _do(step: _Step, arrays: Mapping[str, LazyArray]) -> _Made:
+    if isinstance(step, str):
+        return _Made(((step, arrays[step].read()),))
+    fused, check = fuse_found(step, arrays, np.dtype(_dtype(step, arrays)))
+    (names, _), *_ = _names([step])
+    return _Made(tuple(zip(names, fused, strict=True)), check)
+
+
+def fuse_found(
+    block: FoundBlock, arrays: Mapping[str, LazyArray], dtype: Any
+) -> tuple[FusedConv, BlockCheck]:
+    """A block of a file, fused and checked against its branches."""
+    parts = {leaf: arrays[key].read() for leaf, key in block.names.items()}
+    name = block.prefix.rstrip(".") or block.member.name
+    fused = fuse_linear(name, block.linear, block.conv, parts, eps=block.eps, dtype=dtype)
+    return fused, check_linear(name, block.linear, block.conv, parts, fused, eps=block.eps)
+
+
+def _watched(
+    made: Iterator[_Made], total: int, checks: list[BlockCheck], progress: Progress | None
+) -> Iterator[Array]:
+    """The arrays, stopping at the first block that fails its check."""
+    done = 0
+    for part in made:
+        if part.check is not None:
+            checks.append(part.check)
+            if not part.check.ok:
+                raise SelfCheckError(
+                    f"{part.check.layer}: the fused convolution differs from its branches",
+                    got=f"{part.check.max_error:.3g}",
+                    wanted=f"at most {part.check.bound:.3g}",
+                    advice="this is a bug in repvgg-ref: please report it",
+                )
+            done += 1
+            if progress is not None:
+                progress(part.check.layer, done, total)
+        for _, array in part.arrays:
+            yield array
+
+
+def holds_modules(path: Path, weights: WhichWeights = "model") -> bool:
+    """Whether a file that is no RepVGG by any known names holds blocks of the family."""
+    try:
+        with open_checkpoint(path, weights=weights) as checkpoint:
+            if checkpoint.dialect is not None or checkpoint.arch is not None:
+                return False
+            shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
+        return bool(find_blocks(shapes).found)
+    except ReportedError:
+        return False

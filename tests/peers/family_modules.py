@@ -1,0 +1,330 @@
+"""The published blocks of the family, written anew in torch from their papers and key names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def bn(channels: int, eps: float) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=eps)
+
+
+def conv(
+    i: int, o: int, k: int, *, groups: int = 1, bias: bool = False, dilation: int = 1
+) -> nn.Conv2d:
+    return nn.Conv2d(
+        i, o, k, padding=dilation * (k // 2), groups=groups, bias=bias, dilation=dilation
+    )
+
+
+class Named(nn.Module):
+    """A convolution and a batch norm under given names."""
+
+    def __init__(self, c: nn.Module, n: nn.Module, names: tuple[str, str] = ("conv", "bn")) -> None:
+        super().__init__()
+        self.order = names
+        self.add_module(names[0], c)
+        self.add_module(names[1], n)
+
+    def forward(self, x: Any) -> Any:
+        for name in self.order:
+            x = getattr(self, name)(x)
+        return x
+
+
+class Rbr(nn.Module):
+    """YOLOv6's and RepVGG's block; YOLOv7's with numbers for names."""
+
+    def __init__(
+        self, i: int, o: int, eps: float, *, numbers: bool = False, groups: int = 1
+    ) -> None:
+        super().__init__()
+        names = ("0", "1") if numbers else ("conv", "bn")
+        self.rbr_dense = Named(conv(i, o, 3, groups=groups), bn(o, eps), names)
+        self.rbr_1x1 = Named(conv(i, o, 1, groups=groups), bn(o, eps), names)
+        if i == o:
+            self.rbr_identity = bn(i, eps)
+
+    def forward(self, x: Any) -> Any:
+        y = self.rbr_dense(x) + self.rbr_1x1(x)
+        return y + self.rbr_identity(x) if hasattr(self, "rbr_identity") else y
+
+
+class Qa(nn.Module):
+    """QARepVGG, up to its outer batch norm, which its deploy form keeps."""
+
+    def __init__(self, i: int, o: int, eps: float) -> None:
+        super().__init__()
+        self.rbr_dense = Named(conv(i, o, 3), bn(o, eps))
+        self.rbr_1x1 = conv(i, o, 1)
+        self.bn = bn(o, eps)
+        self.same = i == o
+
+    def forward(self, x: Any) -> Any:
+        y = self.rbr_dense(x) + self.rbr_1x1(x)
+        return y + x if self.same else y
+
+
+class Two(nn.Module):
+    """YOLOv9's RepConv, RT-DETR's RepVggBlock, PP-YOLOE's with alpha."""
+
+    def __init__(
+        self, i: int, o: int, eps: float, norm: str, *, alpha: bool = False, same: bool = False
+    ) -> None:
+        super().__init__()
+        self.conv1 = Named(conv(i, o, 3), bn(o, eps), ("conv", norm))
+        self.conv2 = Named(conv(i, o, 1), bn(o, eps), ("conv", norm))
+        self.alpha = nn.Parameter(torch.tensor([0.37])) if alpha else None
+        if same:
+            self.bn = bn(i, eps)
+
+    def forward(self, x: Any) -> Any:
+        point = self.conv2(x)
+        y = self.conv1(x) + (point if self.alpha is None else self.alpha * point)
+        return y + self.bn(x) if hasattr(self, "bn") else y
+
+
+class Lab(nn.Module):
+    """PP-OCR's LearnableAffineBlock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.3]))
+        self.bias = nn.Parameter(torch.tensor([-0.2]))
+
+    def forward(self, x: Any) -> Any:
+        return self.scale * x + self.bias
+
+
+class Copies(nn.Module):
+    """MobileOne under Apple's and timm's names, PP-LCNetV3 with its affine block."""
+
+    def __init__(
+        self,
+        i: int,
+        o: int,
+        k: int,
+        names: tuple[str, str, str],
+        *,
+        copies: int,
+        groups: int = 1,
+        lab: bool = False,
+    ) -> None:
+        super().__init__()
+        eps = 1e-5
+        self.names = names
+        many = [Named(conv(i, o, k, groups=groups), bn(o, eps)) for _ in range(copies)]
+        self.add_module(names[0], nn.ModuleList(many))
+        if k > 1:
+            self.add_module(names[1], Named(conv(i, o, 1, groups=groups), bn(o, eps)))
+        if i == o:
+            self.add_module(names[2], bn(i, eps))
+        self.lab = Lab() if lab else None
+
+    def forward(self, x: Any) -> Any:
+        y = sum(one(x) for one in getattr(self, self.names[0]))
+        for name in self.names[1:]:
+            if hasattr(self, name):
+                y = y + getattr(self, name)(x)
+        return y if self.lab is None else self.lab(y)
+
+
+class RepVit(nn.Module):
+    """RepVGGDW of RepViT."""
+
+    def __init__(self, c: int, eps: float) -> None:
+        super().__init__()
+        self.conv = Named(conv(c, c, 3, groups=c), bn(c, eps), ("c", "bn"))
+        self.conv1 = conv(c, c, 1, groups=c, bias=True)
+        self.bn = bn(c, eps)
+
+    def forward(self, x: Any) -> Any:
+        return self.bn(self.conv(x) + self.conv1(x) + x)
+
+
+class Dw(nn.Module):
+    """RepVGGDW of YOLOv10."""
+
+    def __init__(self, c: int, eps: float) -> None:
+        super().__init__()
+        self.conv = Named(conv(c, c, 7, groups=c), bn(c, eps))
+        self.conv1 = Named(conv(c, c, 3, groups=c), bn(c, eps))
+
+    def forward(self, x: Any) -> Any:
+        return self.conv(x) + self.conv1(x)
+
+
+class Acb(nn.Module):
+    """ACNet's block."""
+
+    def __init__(self, i: int, o: int, k: int, eps: float) -> None:
+        super().__init__()
+        self.square_conv, self.square_bn = conv(i, o, k), bn(o, eps)
+        self.ver_conv = nn.Conv2d(i, o, (k, 1), padding=(k // 2, 0), bias=False)
+        self.hor_conv = nn.Conv2d(i, o, (1, k), padding=(0, k // 2), bias=False)
+        self.ver_bn, self.hor_bn = bn(o, eps), bn(o, eps)
+
+    def forward(self, x: Any) -> Any:
+        y = self.square_bn(self.square_conv(x))
+        return y + self.ver_bn(self.ver_conv(x)) + self.hor_bn(self.hor_conv(x))
+
+
+class Dilated(nn.Module):
+    """UniRepLKNet's DilatedReparamBlock."""
+
+    def __init__(self, c: int, k: int, others: list[tuple[int, int]], eps: float) -> None:
+        super().__init__()
+        self.lk_origin, self.origin_bn = conv(c, c, k, groups=c), bn(c, eps)
+        self.others = others
+        for size, r in others:
+            self.add_module(f"dil_conv_k{size}_{r}", conv(c, c, size, groups=c, dilation=r))
+            self.add_module(f"dil_bn_k{size}_{r}", bn(c, eps))
+
+    def forward(self, x: Any) -> Any:
+        y = self.origin_bn(self.lk_origin(x))
+        for size, r in self.others:
+            y = y + getattr(self, f"dil_bn_k{size}_{r}")(getattr(self, f"dil_conv_k{size}_{r}")(x))
+        return y
+
+
+class PaddedNorm(nn.Module):
+    """DBB's batch norm whose border is what it makes of zero."""
+
+    def __init__(self, channels: int, pad: int, eps: float) -> None:
+        super().__init__()
+        self.bn, self.pad = bn(channels, eps), pad
+
+    def forward(self, x: Any) -> Any:
+        y = self.bn(x)
+        norm = self.bn
+        fill = norm.bias - norm.running_mean * norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        out = (
+            fill.view(1, -1, 1, 1)
+            .expand(len(x), -1, y.shape[2] + 2 * self.pad, y.shape[3] + 2 * self.pad)
+            .clone()
+        )
+        out[:, :, self.pad : -self.pad, self.pad : -self.pad] = y
+        return out
+
+
+class IdConv(nn.Module):
+    """A 1x1 convolution of W + I."""
+
+    def __init__(self, c: int, groups: int) -> None:
+        super().__init__()
+        self.conv = conv(c, c, 1, groups=groups)
+        self.groups = groups
+
+    def forward(self, x: Any) -> Any:
+        return self.conv(x) + x
+
+
+class Dbb(nn.Module):
+    """The diverse branch block."""
+
+    def __init__(self, i: int, o: int, k: int, eps: float, groups: int = 1) -> None:
+        super().__init__()
+        p = k // 2
+        self.dbb_origin = Named(conv(i, o, k, groups=groups), bn(o, eps))
+        self.dbb_1x1 = Named(conv(i, o, 1, groups=groups), bn(o, eps))
+        self.dbb_avg = nn.Sequential()
+        self.dbb_avg.add_module("conv", conv(i, o, 1, groups=groups))
+        self.dbb_avg.add_module("bn", PaddedNorm(o, p, eps))
+        self.dbb_avg.add_module("avg", nn.AvgPool2d(k, 1, 0))
+        self.dbb_avg.add_module("avgbn", bn(o, eps))
+        self.dbb_1x1_kxk = nn.Sequential()
+        self.dbb_1x1_kxk.add_module("idconv1", IdConv(i, groups))
+        self.dbb_1x1_kxk.add_module("bn1", PaddedNorm(i, p, eps))
+        self.dbb_1x1_kxk.add_module("conv2", nn.Conv2d(i, o, k, groups=groups, bias=False))
+        self.dbb_1x1_kxk.add_module("bn2", bn(o, eps))
+
+    def forward(self, x: Any) -> Any:
+        return self.dbb_origin(x) + self.dbb_1x1(x) + self.dbb_avg(x) + self.dbb_1x1_kxk(x)
+
+
+APPLE, TIMM = ("rbr_conv", "rbr_scale", "rbr_skip"), ("conv_kxk", "conv_scale", "identity")
+LCNET = ("conv_kxk", "conv_1x1", "identity")
+
+# name: (kind, module, fused key)
+BLOCKS: dict[str, tuple[str, Any, str]] = {
+    "yolov6": ("yolov6", lambda: Rbr(6, 6, 1e-3), "rbr_reparam"),
+    "yolov6 wider": ("yolov6", lambda: Rbr(4, 6, 1e-3), "rbr_reparam"),
+    "yolov6 grouped": ("yolov6", lambda: Rbr(8, 8, 1e-3, groups=4), "rbr_reparam"),
+    "qarepvgg": ("qarepvgg", lambda: Qa(6, 6, 1e-3), "rbr_reparam"),
+    "qarepvgg wider": ("qarepvgg", lambda: Qa(4, 8, 1e-3), "rbr_reparam"),
+    "yolov7": ("yolov7", lambda: Rbr(6, 6, 1e-3, numbers=True), "rbr_reparam"),
+    "yolov9": ("yolov9", lambda: Two(6, 6, 1e-3, "bn", same=True), "conv"),
+    "yolov9 no identity": ("yolov9", lambda: Two(4, 6, 1e-3, "bn"), "conv"),
+    "rtdetr": ("rtdetr", lambda: Two(6, 6, 1e-5, "norm"), "conv"),
+    "ppyoloe": ("ppyoloe", lambda: Two(6, 6, 1e-5, "bn", alpha=True), "conv"),
+    "lcnet": (
+        "pp-lcnet-v3",
+        lambda: Copies(6, 6, 3, LCNET, copies=4, groups=6, lab=True),
+        "reparam_conv",
+    ),
+    "lcnet wider": ("pp-lcnet-v3", lambda: Copies(4, 8, 5, LCNET, copies=4), "reparam_conv"),
+    "mobileone": (
+        "mobileone",
+        lambda: Copies(6, 6, 3, APPLE, copies=4, groups=6),
+        "reparam_conv",
+    ),
+    "mobileone point": (
+        "mobileone",
+        lambda: Copies(4, 8, 1, APPLE, copies=2),
+        "reparam_conv",
+    ),
+    "timm": (
+        "mobileone-timm",
+        lambda: Copies(6, 6, 3, TIMM, copies=1, groups=6),
+        "reparam_conv",
+    ),
+    "repvit": ("repvit", lambda: RepVit(6, 1e-5), ""),
+    "yolov10": ("yolov10-dw", lambda: Dw(6, 1e-3), "conv"),
+    "acb": ("acb", lambda: Acb(4, 6, 3, 1e-5), "fused_conv"),
+    "acb 5": ("acb", lambda: Acb(4, 6, 5, 1e-5), "fused_conv"),
+    "dbb": ("dbb", lambda: Dbb(4, 6, 3, 1e-5), "dbb_reparam"),
+    "dbb grouped": ("dbb", lambda: Dbb(4, 6, 3, 1e-5, groups=2), "dbb_reparam"),
+    "unireplknet 7": (
+        "unireplknet",
+        lambda: Dilated(4, 7, [(5, 1), (3, 2), (3, 3)], 1e-5),
+        "lk_origin",
+    ),
+    "unireplknet 13": (
+        "unireplknet",
+        lambda: Dilated(4, 13, [(5, 1), (7, 2), (3, 3), (3, 4), (3, 5)], 1e-5),
+        "lk_origin",
+    ),
+}
+
+
+def drawn(build: Any, seed: int) -> Any:
+    """The module in evaluation mode, every array drawn."""
+    torch.manual_seed(seed)
+    module = build().double().eval()
+    for name, value in module.state_dict().items():
+        if name.endswith("running_var"):
+            value.copy_(torch.rand_like(value) * 2 + 0.1)
+        elif value.is_floating_point():
+            value.copy_(torch.randn_like(value))
+    return module
+
+
+def response(module: Any, channels: int, reach: int) -> tuple[Any, Any]:
+    """Kernel and bias of a linear module, by impulses in float64."""
+    size = 2 * reach + 1
+    zero = torch.zeros(1, channels, 2 * size + 1, 2 * size + 1, dtype=torch.float64)
+    with torch.no_grad():
+        rest = module(zero)
+        bias = rest[0, :, size, size]
+        kernel = torch.zeros(len(bias), channels, size, size, dtype=torch.float64)
+        for c in range(channels):
+            x = zero.clone()
+            x[0, c, size, size] = 1
+            y = (module(x) - rest)[0]
+            for i in range(size):
+                for j in range(size):
+                    kernel[:, c, i, j] = y[:, size + reach - i, size + reach - j]
+    return kernel, bias

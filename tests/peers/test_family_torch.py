@@ -1,0 +1,139 @@
+"""Files of the family, fused where they stand, against impulses through the published modules."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import weights_io
+from repvgg_ref.files.convert_modules import ModulesConversion, convert_modules
+
+torch = pytest.importorskip("torch")
+
+from tests.peers.family_modules import BLOCKS, drawn, response  # noqa: E402
+
+pytestmark = pytest.mark.peers
+
+
+def arrays_of(path: Path) -> dict[str, Any]:
+    with weights_io.open_weights(path) as archive:
+        assert isinstance(archive.root, dict)
+        return {name: array.read() for name, array in archive.root.items()}  # type: ignore[attr-defined]
+
+
+def converted(folder: Path, state: Any, **options: Any) -> tuple[ModulesConversion, dict[str, Any]]:
+    source, target = folder / "train.pth", folder / "fused.pth"
+    torch.save(state, source)
+    done = convert_modules(source, target, "pth", **options)
+    return done, arrays_of(target)
+
+
+def dense(weight: Any, channels: int) -> Any:
+    """A grouped kernel as one of all channels."""
+    outputs, per_group = weight.shape[:2]
+    groups = channels // per_group
+    whole = np.zeros((outputs, channels, *weight.shape[2:]))
+    for o in range(outputs):
+        first = o // (outputs // groups) * per_group
+        whole[o, first : first + per_group] = weight[o]
+    return whole
+
+
+@pytest.mark.parametrize("case", BLOCKS)
+@pytest.mark.parametrize("prefix", ["", "model.7.m.0."])
+def test_a_block_is_fused_to_what_impulses_through_it_give(
+    case: str, prefix: str, tmp_path: Path
+) -> None:
+    kind, build, fused = BLOCKS[case]
+    module = drawn(build, seed=len(case))
+    state = {prefix + name: value for name, value in module.state_dict().items()}
+    state["other.weight"] = torch.randn(3, 3)
+    eps = {m.eps for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)}.pop()
+    done, arrays = converted(tmp_path, state, eps=eps if kind == "yolov6" else None)
+    assert [(b.member.name, b.eps) for b in done.blocks] == [(kind, eps)]
+    start = f"{prefix}{fused}".rstrip(".")
+    weight, bias = arrays[f"{start}.weight".lstrip(".")], arrays[f"{start}.bias".lstrip(".")]
+    channels = next(m.in_channels for m in module.modules() if isinstance(m, torch.nn.Conv2d))
+    kernel, offset = response(module, channels, weight.shape[2] // 2)
+    scale = float(kernel.abs().max())
+    np.testing.assert_allclose(dense(weight, channels), kernel.numpy(), rtol=0, atol=1e-11 * scale)
+    size = max(1, float(offset.abs().max()))
+    np.testing.assert_allclose(bias, offset.numpy(), rtol=0, atol=1e-11 * size)
+    outer = f"{prefix}bn." if kind == "qarepvgg" else "nothing"
+    kept = {name for name in state if name.startswith(outer)}
+    names = {f"{start}.weight".lstrip("."), f"{start}.bias".lstrip("."), "other.weight"}
+    assert set(arrays) == names | kept
+    np.testing.assert_array_equal(arrays["other.weight"], state["other.weight"].numpy())
+
+
+def test_many_kinds_in_one_file_are_fused_each_in_its_place(tmp_path: Path) -> None:
+    state: dict[str, Any] = {"stem.weight": torch.randn(2, 2).half()}
+    for place, (_, build, _) in enumerate(BLOCKS.values()):
+        module = drawn(build, seed=place)
+        for name, value in module.state_dict().items():
+            state[f"net.{place}.{name}"] = value.float() if value.is_floating_point() else value
+        state[f"between.{place}"] = torch.tensor([place])
+    done, arrays = converted(tmp_path, state)
+    assert sorted(b.member.name for b in done.blocks) == sorted(
+        kind for kind, *_ in BLOCKS.values()
+    )
+    assert arrays["stem.weight"].dtype == np.float16
+    between = [name for name in arrays if name.startswith("between")]
+    assert between == [f"between.{place}" for place in range(len(BLOCKS))]
+    places = [int(name.split(".")[1]) for name in arrays if name != "stem.weight"]
+    assert places == sorted(places)
+    assert any("1e-05" in note or "eps" in note for note in done.notes)
+
+
+def test_taps_are_the_correctly_rounded_exact_values(tmp_path: Path) -> None:
+    """Of a block whose roots are rational, so that exact arithmetic is at hand."""
+    state = drawn(BLOCKS["rtdetr"][1], seed=3).float().state_dict()
+    for norm in ("conv1.norm", "conv2.norm"):
+        state[f"{norm}.running_var"].fill_(0.25)
+    _, arrays = converted(tmp_path, state, eps=0.0)
+    exact = {name: np.vectorize(Fraction, [object])(a.double()) for name, a in state.items()}
+    kernel = 2 * exact["conv1.norm.weight"][:, None, None, None] * exact["conv1.conv.weight"]
+    point = 2 * exact["conv2.norm.weight"][:, None] * exact["conv2.conv.weight"][:, :, 0, 0]
+    kernel[:, :, 1, 1] += point
+    found = arrays["conv.weight"]
+    for neighbour in (-np.inf, np.inf):
+        other = np.nextafter(found, np.float32(neighbour))
+        mine, theirs = (
+            np.abs(np.vectorize(Fraction, [object])(x.astype(float)) - kernel)
+            for x in (found, other)
+        )
+        assert (mine <= theirs).all()
+
+
+def test_branches_beside_their_fused_convolution_are_left_out_and_never_added(
+    tmp_path: Path,
+) -> None:
+    module = drawn(BLOCKS["rtdetr"][1], seed=1)
+    state = dict(module.state_dict())
+    state["conv.weight"], state["conv.bias"] = torch.randn(6, 6, 3, 3), torch.randn(6)
+    done, arrays = converted(tmp_path, state)
+    assert set(arrays) == {"conv.weight", "conv.bias"}
+    np.testing.assert_array_equal(arrays["conv.weight"], state["conv.weight"].numpy())
+    assert any("beside" in note for note in done.notes)
+
+
+@pytest.mark.parametrize("damage", ["conv2.norm.running_var", "conv1.conv.weight"])
+def test_a_block_that_lacks_an_array_is_named(tmp_path: Path, damage: str) -> None:
+    state = dict(drawn(BLOCKS["rtdetr"][1], seed=1).state_dict())
+    del state[damage]
+    with pytest.raises(weights_io.ReportedError, match="nearest: the file's root"):
+        converted(tmp_path, state)
+
+
+def test_convolutions_one_behind_the_other_are_no_block(tmp_path: Path) -> None:
+    state = {}
+    for name, shape in (("conv1", (6, 6, 3, 3)), ("conv2", (6, 6, 3, 3))):
+        state[f"{name}.conv.weight"] = torch.randn(shape)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{name}.bn.{part}"] = torch.rand(6)
+    with pytest.raises(weights_io.ReportedError, match="no re-parameterisable block"):
+        converted(tmp_path, state)
