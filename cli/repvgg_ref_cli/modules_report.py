@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from repvgg_ref_cli.options import say
 
 if TYPE_CHECKING:
     from repvgg_ref.files.convert_modules import ModulesConversion
+    from repvgg_ref.files.modules import FoundBlock
 
 _SHOWN = 12
 
@@ -22,8 +25,22 @@ def modules_json(done: ModulesConversion) -> dict[str, Any]:
         "dialect": None,
         "container": done.container,
         "form": "modules",
-        "family": done.family,
+        **blocks_json(done.blocks, done.tensors),
         "untouched": done.untouched,
+        "tensors": done.tensors,
+        "out": str(done.out),
+        "format": done.format,
+        "self_check": check
+        and {"max_error": check.max_error, "bound": check.bound, "ok": check.ok},
+    }
+
+
+def blocks_json(blocks: Sequence[FoundBlock], tensors: int) -> dict[str, Any]:
+    """What `convert` and `inspect` say of a file's blocks."""
+    kinds = Counter(block.member.name for block in blocks)
+    return {
+        "family": kinds.most_common(1)[0][0],
+        "untouched": tensors - sum(len(block.owned) for block in blocks),
         "blocks": [
             {
                 "prefix": block.prefix.rstrip("."),
@@ -31,14 +48,15 @@ def modules_json(done: ModulesConversion) -> dict[str, Any]:
                 "eps": block.eps,
                 "fused": block.fused,
             }
-            for block in done.blocks
+            for block in blocks
         ],
-        "tensors": done.tensors,
-        "out": str(done.out),
-        "format": done.format,
-        "self_check": check
-        and {"max_error": check.max_error, "bound": check.bound, "ok": check.ok},
     }
+
+
+def blocks_line(blocks: Sequence[FoundBlock]) -> str:
+    """How many there are of each kind."""
+    kinds = Counter(block.member.name for block in blocks)
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
 def show_modules(source: Path, done: ModulesConversion, *, to_stdout: bool) -> None:

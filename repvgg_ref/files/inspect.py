@@ -20,6 +20,7 @@ from repvgg_ref.files.checkpoint import open_checkpoint
 from repvgg_ref.files.identify import closest_official
 from repvgg_ref.files.lint import Finding
 from repvgg_ref.files.metadata import assumed_eps, is_ours, read_eps
+from repvgg_ref.files.modules import Blocks, FoundBlock, find_blocks
 from repvgg_ref.files.opened import Checkpoint
 from repvgg_ref.files.wrappers import WhichWeights
 from repvgg_ref.models.about import About, Assumed
@@ -38,7 +39,8 @@ class Inspection:
     """What was found; `model` and `dialect` are None where the file could not be told.
 
     `model` is an official name, or "custom" for a RepVGG of other widths or class counts.
-    `missing` and `unexpected` are in the file's own names.
+    `missing` and `unexpected` are in the file's own names. `blocks` are those of the family in a
+    file that is no RepVGG, whose form is then "modules".
     """
 
     path: Path
@@ -52,6 +54,7 @@ class Inspection:
     findings: tuple[Finding, ...]
     assumed: Assumed = field(default_factory=Assumed)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    blocks: tuple[FoundBlock, ...] = ()
 
 
 def inspect_file(
@@ -88,6 +91,9 @@ def inspect_file(
             held, assumed = checkpoint.eps(eps), checkpoint.assumed(eps)
         except CheckpointError:  # damaged metadata is among the findings
             held, assumed = DEFAULT_EPS, Assumed()
+        blocks = _blocks(checkpoint, eps)
+        if blocks.found:
+            return _of_modules(checkpoint, blocks)
         return Inspection(
             path=checkpoint.path,
             container=checkpoint.container,
@@ -101,6 +107,32 @@ def inspect_file(
             assumed=assumed,
             metadata=checkpoint.metadata,
         )
+
+
+def _blocks(checkpoint: Checkpoint, eps: float | None) -> Blocks:
+    """What a file that is no RepVGG by any known names holds of the family."""
+    if checkpoint.dialect is not None or checkpoint.arch is not None:
+        return Blocks()
+    return find_blocks({n: a.shape for n, a in checkpoint.arrays.items()}, eps=eps)
+
+
+def _of_modules(checkpoint: Checkpoint, blocks: Blocks) -> Inspection:
+    findings = [Finding("info", None, note) for note in blocks.notes]
+    for name, lazy in checkpoint.arrays.items():
+        findings += lint.not_finite(None, name, lazy.read())
+    return Inspection(
+        path=checkpoint.path,
+        container=checkpoint.container,
+        dialect=None,
+        form="modules",
+        model=None,
+        tensors=len(checkpoint.arrays),
+        missing=(),
+        unexpected=(),
+        findings=tuple(findings),
+        metadata=checkpoint.metadata,
+        blocks=tuple(blocks.found),
+    )
 
 
 def _findings(checkpoint: Checkpoint, eps: float) -> Iterator[Finding]:

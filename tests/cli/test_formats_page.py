@@ -36,10 +36,10 @@ BENCHMARKS = ROOT / "tests" / "studies" / "bench" / "results"
 SELDOM = {
     "*": {"assumed"},
     "bench": {"claims", "density"},
-    "convert": {"dtype", "opset"},
+    "convert": {"dtype", "opset", "family", "untouched", "blocks"},
     "doctor": {"extras"},
     "golden": {"kind", "rounding", "layers", "score"},
-    "inspect": {"metadata"},
+    "inspect": {"metadata", "family", "untouched", "blocks"},
     "train": {"stopped", "trained", "fused", "difference", "largest_difference", "tolerance"}
     | {"files", "seconds", "data", "init"},
     "verify": {"scheme", "schemes", "mismatches", "max_lsb"},

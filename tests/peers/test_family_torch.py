@@ -11,6 +11,7 @@ import pytest
 
 import weights_io
 from repvgg_ref.files.convert_modules import ModulesConversion, convert_modules
+from repvgg_ref.oracle.weights.family import judge_family
 
 torch = pytest.importorskip("torch")
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.peers
 def arrays_of(path: Path) -> dict[str, Any]:
     with weights_io.open_weights(path) as archive:
         assert isinstance(archive.root, dict)
-        return {name: array.read() for name, array in archive.root.items()}  # type: ignore[attr-defined]
+        return {name: array.read() for name, array in archive.root.items()}
 
 
 def converted(folder: Path, state: Any, **options: Any) -> tuple[ModulesConversion, dict[str, Any]]:
@@ -137,3 +138,53 @@ def test_convolutions_one_behind_the_other_are_no_block(tmp_path: Path) -> None:
             state[f"{name}.bn.{part}"] = torch.rand(6)
     with pytest.raises(weights_io.ReportedError, match="no re-parameterisable block"):
         converted(tmp_path, state)
+
+
+@pytest.mark.parametrize("case", BLOCKS)
+def test_a_fused_file_agrees_and_one_without_a_branch_does_not(case: str, tmp_path: Path) -> None:
+    _, build, _ = BLOCKS[case]
+    module = drawn(build, seed=7).float()
+    state = {f"m.{name}": value for name, value in module.state_dict().items()}
+    state["other"] = torch.randn(4)
+    done, arrays = converted(tmp_path, state)
+    source, eps = tmp_path / "train.pth", done.blocks[0].eps
+    report = judge_family(source, tmp_path / "fused.pth", eps=eps)
+    assert report.verdict == "agree", report.reason
+    fused = f"m.{BLOCKS[case][2]}".rstrip(".")
+    wrong = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    middle = wrong[f"{fused}.weight"].shape[2] // 2
+    wrong[f"{fused}.weight"][1, 0, middle, middle] += 0.5
+    torch.save(wrong, tmp_path / "wrong.pth")
+    report = judge_family(source, tmp_path / "wrong.pth", eps=eps)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "m")
+    other = dict(arrays) | {"other": arrays["other"] + 1}
+    torch.save({k: torch.from_numpy(np.asarray(a)) for k, a in other.items()}, tmp_path / "o.pth")
+    report = judge_family(source, tmp_path / "o.pth", eps=eps)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "other")
+
+
+@pytest.mark.parametrize("case", ["yolov6", "yolov9", "rtdetr", "ppyoloe", "lcnet", "acb"])
+@pytest.mark.parametrize("bug", ["branch-missing", "eps-value"])
+def test_what_converters_do_wrong_is_named(case: str, bug: str, tmp_path: Path) -> None:
+    """Files fused as others fuse: without the last branch, or with another eps."""
+    module = drawn(BLOCKS[case][1], seed=9).float()
+    source, target = tmp_path / "train.pth", tmp_path / "fused.pth"
+    torch.save(module.state_dict(), source)
+    wanted = {"yolov6": 1e-3}.get(case)
+    if bug == "eps-value":
+        convert_modules(source, target, "pth", eps=1e-2 if wanted is None else 1e-6)
+        report = judge_family(source, target, eps=1e-2 if wanted is None else wanted)
+        assert report.verdict == ("agree" if wanted is None else "disagree")
+        convert_modules(source, target, "pth", eps=1e-6)
+        report = judge_family(source, target, eps=1e-3)
+    else:
+        kernels = [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        silent = {k: v.clone() for k, v in module.state_dict().items()}
+        name = next(n for n, m in module.named_modules() if m is kernels[-1])
+        silent[f"{name}.weight"].zero_()
+        silent[f"{name}.bias"].zero_()
+        torch.save(silent, tmp_path / "silent.pth")
+        convert_modules(tmp_path / "silent.pth", target, "pth", eps=1e-3)
+        report = judge_family(source, target, eps=1e-3)
+    assert report.verdict == "disagree"
+    assert bug in {finding.bug for finding in report.diagnosis}, report.diagnosis

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repvgg_ref_cli.modules_report import blocks_json, blocks_line
 from repvgg_ref_cli.options import (
     INPUT,
     assumed_line,
@@ -86,6 +87,7 @@ def _as_json(found: Inspection) -> dict[str, Any]:
         ],
         "assumed": found.assumed.to_json(),
         "metadata": dict(found.metadata),
+        **({} if not found.blocks else blocks_json(found.blocks, found.tensors)),
     }
 
 
@@ -100,6 +102,7 @@ def _show(found: Inspection) -> None:
         ("form", found.form),
         ("model", found.model or "none that is known"),
         ("tensors", str(found.tensors)),
+        *([("blocks", blocks_line(found.blocks))] if found.blocks else []),
     ):
         say(f"  {label:<11}{value}")
     _show_names("missing", found.missing)

@@ -107,6 +107,7 @@ def command(
     from repvgg_ref.oracle.golden.folder import is_golden
     from repvgg_ref.oracle.integers.front import is_about_integers
     from repvgg_ref.oracle.verification import require_no_inputs, verify
+    from repvgg_ref.oracle.weights.family import judge_family
     from repvgg_ref_cli.batches import read_batch
 
     on_stdout = _on_stdout(page, junit, as_json=as_json)
@@ -114,6 +115,8 @@ def command(
     with _progress(candidate) as progress:
         if is_about_integers(reference, candidate):
             report = _integers(reference, candidate, inputs, eps, block, timeout, progress)
+        elif _is_family(reference, candidate):
+            report = judge_family(reference, Path(candidate), eps=eps)
         elif is_golden(reference):
             require_no_inputs(inputs)
             report = verify(reference, candidate, precision=precision, timeout=timeout)
@@ -143,6 +146,15 @@ def command(
         ctx.exit(DISAGREES)
     if report.verdict == "cannot-judge":
         _refuse(report)
+
+
+def _is_family(reference: Path, candidate: str | Path) -> bool:
+    """Whether a fused file is to be held against a training file of other blocks than RepVGG's."""
+    from repvgg_ref.files.convert_modules import holds_modules
+
+    suffixes = (".pth", ".pt", ".npz", ".safetensors", ".bin", ".ckpt")
+    path = Path(candidate)
+    return path.suffix.lower() in suffixes and path.is_file() and holds_modules(reference)
 
 
 def _integers(

@@ -1,0 +1,163 @@
+"""Files of the family without torch: found, fused, refused; and the page that lists the kinds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from repvgg_ref_cli.pages import read_page
+
+import weights_io
+from repvgg_ref.blocks.family import FAMILY
+from repvgg_ref.errors import CheckpointError
+from repvgg_ref.files.modules import find_blocks
+from tests.cli.formats_page import require_documented
+from tests.cli.runner import invoke
+from tests.cli.test_pages import programs
+
+
+def norm(rng: Any, name: str, channels: int) -> dict[str, Any]:
+    made = {
+        f"{name}.weight": rng.normal(size=channels),
+        f"{name}.bias": rng.normal(size=channels),
+        f"{name}.running_mean": rng.normal(size=channels),
+        f"{name}.running_var": rng.uniform(0.5, 2, channels),
+    }
+    return {key: array.astype(np.float32) for key, array in made.items()}
+
+
+def detector(seed: int = 0) -> dict[str, Any]:
+    """Two blocks of RT-DETR's kind between other arrays."""
+    rng = np.random.default_rng(seed)
+    state = {"stem.weight": rng.normal(size=(4, 3, 3, 3)).astype(np.float16)}
+    for place in (0, 1):
+        for branch, k in (("conv1", 3), ("conv2", 1)):
+            name = f"neck.{place}.{branch}"
+            state[f"{name}.conv.weight"] = rng.normal(size=(4, 4, k, k)).astype(np.float32)
+            state |= norm(rng, f"{name}.norm", 4)
+        state[f"neck.{place}.after"] = np.array([place], np.int64)
+    return state
+
+
+def by_hand(state: dict[str, Any], prefix: str, eps: float) -> tuple[Any, Any]:
+    kernel, bias = np.zeros((4, 4, 3, 3)), np.zeros(4)
+    for branch, middle in (("conv1", slice(None)), ("conv2", slice(1, 2))):
+        part = {
+            key: state[f"{prefix}.{branch}.norm.{key}"].astype(np.float64)
+            for key in ("weight", "bias", "running_mean", "running_var")
+        }
+        t = part["weight"] / np.sqrt(part["running_var"] + eps)
+        weight = state[f"{prefix}.{branch}.conv.weight"].astype(np.float64)
+        kernel[:, :, middle, middle] += weight * t[:, None, None, None]
+        bias += part["bias"] - part["running_mean"] * t
+    return kernel, bias
+
+
+def saved(folder: Path, state: dict[str, Any], name: str = "train.safetensors") -> Path:
+    path = folder / name
+    weights_io.save_weights(path, state, container="safetensors")
+    return path
+
+
+def test_a_detectors_blocks_are_fused_and_the_rest_is_as_it_was(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    state = detector()
+    source, out = saved(tmp_path, state), tmp_path / "fused.npz"
+    looked = invoke(capsys, "inspect", source, "--json").json()
+    require_documented("inspect", [looked])
+    done = invoke(capsys, "convert", "--in", source, "--out", out, "--json").json()
+    require_documented("convert", [done])
+    assert (done["form"], done["family"], done["untouched"]) == ("modules", "rtdetr", 3)
+    assert done["blocks"] == looked["blocks"]
+    assert done["blocks"][1] == {
+        "prefix": "neck.1",
+        "kind": "rtdetr",
+        "eps": 1e-5,
+        "fused": "neck.1.conv",
+    }
+    with np.load(out) as fused:
+        names = [name for name in fused.files if name != "__metadata__"]
+        assert names == [
+            "stem.weight",
+            *("neck.0.conv.weight", "neck.0.conv.bias", "neck.0.after"),
+            *("neck.1.conv.weight", "neck.1.conv.bias", "neck.1.after"),
+        ]
+        assert fused["stem.weight"].dtype == np.float16
+        for prefix in ("neck.0", "neck.1"):
+            kernel, bias = by_hand(state, prefix, 1e-5)
+            np.testing.assert_array_equal(fused[f"{prefix}.conv.weight"], kernel.astype("f4"))
+            np.testing.assert_allclose(fused[f"{prefix}.conv.bias"], bias, rtol=2e-7, atol=1e-7)
+    judged = invoke(capsys, "verify", "--reference", source, "--candidate", out, "--json")
+    assert (judged.code, judged.json()["verdict"]) == (0, "agree")
+    shown = invoke(capsys, "convert", "--in", source, "--out", out)
+    assert "2 blocks (rtdetr)" in shown.out
+
+
+def test_a_fused_file_that_lost_a_branch_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    state = detector()
+    wrong = {key: a for key, a in state.items() if ".conv1." not in key and ".conv2." not in key}
+    for prefix in ("neck.0", "neck.1"):
+        silent = dict(state)
+        if prefix == "neck.1":
+            silent[f"{prefix}.conv2.norm.weight"] = np.zeros(4, np.float32)
+            silent[f"{prefix}.conv2.norm.bias"] = np.zeros(4, np.float32)
+        kernel, bias = by_hand(silent, prefix, 1e-5)
+        wrong[f"{prefix}.conv.weight"] = kernel.astype(np.float32)
+        wrong[f"{prefix}.conv.bias"] = bias.astype(np.float32)
+    words = ["--reference", saved(tmp_path, state), "--candidate"]
+    judged = invoke(capsys, "verify", *words, saved(tmp_path, wrong, "w.safetensors"), "--json")
+    found = judged.json()
+    assert (judged.code, found["first_bad_layer"]) == (1, "neck.1")
+    assert found["diagnosis"][0]["bug"] == "branch-missing"
+    assert "conv2" in found["diagnosis"][0]["says"]
+
+
+def test_what_is_no_block_is_refused_with_the_nearest_kind(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    state = {key: a for key, a in detector().items() if "conv2.norm.bias" not in key}
+    refused = invoke(capsys, "convert", "--in", saved(tmp_path, state), "--family", "rtdetr")
+    assert "nearest: neck.0" in refused.error_line()
+    refused = invoke(capsys, "convert", "--in", saved(tmp_path, detector()), "--family", "rtder")
+    assert "did you mean rtdetr?" in refused.error_line()
+
+
+def test_eps_that_no_key_tells_is_said() -> None:
+    shapes = {
+        "x.rbr_dense.conv.weight": (4, 4, 3, 3),
+        **{f"x.rbr_dense.bn.{part}": (4,) for part in ("weight", "bias", "running_mean")},
+        "x.rbr_dense.bn.running_var": (4,),
+    }
+    found = find_blocks(shapes)
+    assert found.found[0].eps == 1e-5
+    assert any("eps" in note for note in found.notes)
+    told = {f"backbone.ERBlock_2.{key}": shape for key, shape in shapes.items()}
+    assert find_blocks(told).found[0].eps == 1e-3
+    assert not find_blocks(told).notes
+    with pytest.raises(CheckpointError, match="no such kind"):
+        find_blocks(shapes, family="yolo")
+
+
+def test_the_page_lists_every_kind_as_the_catalogue_has_it() -> None:
+    rows = re.findall(r"^\| `(\S+)` \| (.*?) \| (.*?) \| (.*?) \|$", read_page("family").text, re.M)
+    assert rows == [
+        (
+            name,
+            one.users,
+            f"`{one.fused}`" if one.fused else "the prefix itself",
+            " or ".join(f"{eps:g}" for eps in one.eps),
+        )
+        for name, one in FAMILY.items()
+    ]
+
+
+def test_the_pages_example_does_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    ((code, shown),) = programs("family")
+    exec(compile(code, "family.md", "exec"), {})
+    assert capsys.readouterr().out == shown
