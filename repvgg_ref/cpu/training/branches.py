@@ -202,8 +202,8 @@ def _norm_gradients(
     factor = gamma * inv_std
     slope = factor * inv_std**2 * with_z / grid.pixels
     shift = factor * total / grid.pixels - slope * cache.of_outputs[name].mean
-    vectors = (vector.astype(dtype) for vector in (factor, slope, shift))
-    grad_z = passes.through_norm(g, cache.parts.outputs[name], *vectors, grid)
+    of_g, of_z, shift = (vector.astype(dtype) for vector in (factor, slope, shift))
+    grad_z = passes.through_norm(g, cache.parts.outputs[name], of_g, of_z, shift, grid)
     return Gradients(None, (inv_std * with_z).astype(dtype), total.astype(dtype), grad_z)
 
 
@@ -225,53 +225,65 @@ def _matrix_gradients(
     wants_x: bool,
 ) -> Array | None:
     """Gradients of the matrices into `grads`; what x gets by them is added to `grad_x`."""
-    inputs, of_x = cache.parts.inputs, cache.parts.of_x
+    parts, inputs, of_x = cache.parts, cache.parts.inputs, cache.parts.of_x
     assert sums.with_x is not None
     assert inputs is not None
-    dtype, pixels = inputs.x.dtype, cache.parts.grid.pixels
-    with_x, groups = sums.with_x, len(sums.with_x)
-    about_0 = with_x  # sum of x^T g, not about the mean
-    if of_x is not None:
-        about_0 = with_x + of_x.mean.reshape(groups, -1, 1) * _by_group(sums.total, groups)
-    from_g = np.zeros(with_x.shape, dtype)
-    shift = np.zeros((groups, 1, with_x.shape[1]))
-    from_x = None
-    for name, matrix in cache.parts.matrices.items():
-        weight, gamma, _, _ = cache.branches[name]
-        if gamma is None:
-            from_g += matrix.astype(dtype)
-            grad_matrix = about_0
-            grads[name] = Gradients()
+    dtype, groups = inputs.x.dtype, inputs.window.groups
+    if of_x is None:
+        of_x = Moments(np.zeros(inputs.channels), np.zeros(0))  # sums were about 0
+    mean_x = of_x.mean.reshape(groups, -1, 1)
+    with_x = sums.with_x.astype(dtype)
+    about_0 = with_x + (mean_x * _by_group(sums.total, groups)).astype(dtype)
+    plain, normed = np.zeros_like(with_x), np.zeros_like(with_x)
+    from_x: Array | None = None
+    for name, matrix in parts.matrices.items():
+        weight, narrow = cache.branches[name].weight, matrix.astype(dtype)
+        if name not in cache.stats:
+            plain += narrow
+            grads[name], grad_matrix = Gradients(), about_0
         else:
-            assert of_x is not None
-            inv_std = cache.stats[name].inv_std
-            with_z = (matrix * with_x).sum(axis=1).reshape(-1)  # diag(W^T P)
-            slope = _by_group(inv_std**2 * with_z / pixels, groups)
-            factor = _by_group(gamma * inv_std, groups)
-            narrow, scaled = matrix.astype(dtype), (matrix * factor).astype(dtype)
-            from_g += scaled
-            spread = (matrix * (factor * slope)).astype(dtype) @ narrow.swapaxes(1, 2)
+            found = _matrix_norm(name, sums, cache)
+            grads[name], factor, slope = found.grads, found.factor, found.slope
+            normed += narrow * factor
+            spread = (narrow * (factor * slope)) @ narrow.swapaxes(1, 2)
             from_x = spread if from_x is None else from_x + spread
-            mean_g = _by_group(sums.total, groups) / pixels
-            shift -= mean_g @ (matrix * factor).swapaxes(1, 2)
             # (G, C/G, O/G) = (G, C/G, O/G) - (G, C/G, C/G) @ (G, C/G, O/G)
-            moved = of_x.about_mean.astype(dtype) @ (matrix * slope).astype(dtype)
-            grad_matrix = (with_x.astype(dtype) - moved) * factor.astype(dtype)
-            grads[name] = Gradients(
-                None, (inv_std * with_z).astype(dtype), sums.total.astype(dtype)
-            )
+            moved = of_x.about_mean.astype(dtype) @ (narrow * slope) if weight is not None else 0
+            grad_matrix = (with_x - moved) * factor
         if weight is not None:
-            kernel = as_kernel(grad_matrix, weight, inputs.window).astype(dtype, copy=False)
+            kernel = as_kernel(grad_matrix, weight, inputs.window)
             grads[name] = grads[name]._replace(weight=kernel)
     if not wants_x:
         return grad_x
-    if from_x is not None and of_x is not None:
-        # (G, 1, C/G) = (G, 1, C/G) @ (G, C/G, C/G)
-        shift = shift + of_x.mean.reshape(groups, 1, -1) @ from_x
+    mean_g = _by_group(sums.total, groups) / parts.grid.pixels
+    # (G, 1, C/G) = (G, 1, C/G) @ (G, C/G, C/G) - (G, 1, O/G) @ (G, O/G, C/G)
+    bias = (0 if from_x is None else mean_x.swapaxes(1, 2) @ from_x) - mean_g @ normed.swapaxes(
+        1, 2
+    )
     grad_x = np.zeros_like(inputs.x) if grad_x is None else grad_x
-    back = np.ascontiguousarray(from_g.swapaxes(1, 2))
-    passes.add_pointwise(grad_x, g, back, inputs, from_x, shift.reshape(-1).astype(dtype))
+    from_g = np.ascontiguousarray((plain + normed).swapaxes(1, 2))
+    passes.add_pointwise(grad_x, g, from_g, inputs, from_x, bias.reshape(-1).astype(dtype))
     return grad_x
+
+
+class _MatrixNorm(NamedTuple):
+    """What a matrix's norm makes of the gradient: its own, and diag(a), diag(B), (G, 1, O/G)."""
+
+    grads: Gradients
+    factor: Array
+    slope: Array
+
+
+def _matrix_norm(name: str, sums: GradientSums, cache: BranchesCache) -> _MatrixNorm:
+    matrix, gamma = cache.parts.matrices[name], cache.branches[name].gamma
+    assert sums.with_x is not None
+    inv_std, groups = cache.stats[name].inv_std, len(matrix)
+    with_z = (matrix * sums.with_x).sum(axis=1).reshape(-1)  # diag(W^T P)
+    slope = _by_group(inv_std**2 * with_z / cache.parts.grid.pixels, groups)
+    factor = _by_group(gamma * inv_std, groups)
+    dtype = cache.stats[name].mean.dtype
+    grads = Gradients(None, (inv_std * with_z).astype(dtype), sums.total.astype(dtype))
+    return _MatrixNorm(grads, factor.astype(dtype), slope.astype(dtype))
 
 
 def _output_kind(branches: Mapping[str, Branch], parts: Parts) -> tuple[int, Any]:

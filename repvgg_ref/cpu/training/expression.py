@@ -18,7 +18,7 @@ from repvgg_ref.cpu.convolution.conv2d import (
     input_gradient,
     weight_gradient,
 )
-from repvgg_ref.cpu.training import passes
+from repvgg_ref.cpu.training import passes, steps
 from repvgg_ref.cpu.training.branches import (
     BranchesCache,
     Gradients,
@@ -67,18 +67,18 @@ class ExpressionPasses:
     def backward(self, grad_y: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         """The gradients of x and, by part name, of the arrays."""
         mix, kept, run = cache
-        run = replace(run, grads={})
-        grad_x = _backward(mix, grad_y, kept, run, wants_x=True)
+        own: Run = replace(run, grads={})
+        grad_x = _backward(mix, grad_y, kept, own, wants_x=True)
         assert grad_x is not None
-        return grad_x, run.grads
+        return grad_x, own.grads
 
     @in_session
     def parameter_grads(self, grad_y: Array, cache: Any) -> dict[str, Array]:
         """`backward` without x."""
         mix, kept, run = cache
-        run = replace(run, grads={})
-        _backward(mix, grad_y, kept, run, wants_x=False)
-        return run.grads
+        own: Run = replace(run, grads={})
+        _backward(mix, grad_y, kept, own, wants_x=False)
+        return own.grads
 
 
 def recognise(linear: Any) -> ExpressionPasses | None:
@@ -108,8 +108,8 @@ def _forward(mix: Mix, x: Array, run: Run, kept: Kept) -> tuple[Array, MixCache]
         inner.append(TermCache(tuple(caches), conv))
     found = branches_forward(x, branches, mix.geometry, eps=run.eps, relu=mix.relu, kept=kept)
     pixels = found.y.size // found.y.shape[3]
-    for place, seen in found.stats.items():
-        norm = mix.terms[int(place)].norm
+    for key, seen in found.stats.items():
+        norm = mix.terms[int(key)].norm
         assert norm is not None
         run.stats[norm] = BatchStats(seen.mean, seen.var, pixels)
     return found.y, MixCache(found.cache, tuple(inner))
@@ -118,8 +118,7 @@ def _forward(mix: Mix, x: Array, run: Run, kept: Kept) -> tuple[Array, MixCache]
 def _step_forward(step: Any, x: Array, run: Run, kept: Kept) -> tuple[Array, Any]:
     if isinstance(step, Mix):
         return _forward(step, x, run, kept)
-    y, cache = step.forward(x, run)
-    return np.ascontiguousarray(y), cache
+    return steps.forward(step, x, run)
 
 
 def _backward(
@@ -136,18 +135,28 @@ def _backward(
             continue
         grad = found.output
         assert grad is not None
+        border = 0
         if inner.conv is not None:
             _note_kernels(term, weight_gradient(grad, inner.conv), run)
-            grad = input_gradient(grad, inner.conv)
-        grad_x = _through_steps(term, grad, inner, run, grad_x, wants_x=wants_x)
+            border = steps.border_of(term.steps[-1])
+            grad = input_gradient(grad, steps.inside(inner.conv, border))
+        count = len(term.steps) - bool(border)  # a border of constants is behind us
+        grad_x = _through_steps(term, count, grad, inner, run, grad_x, wants_x=wants_x)
     return grad_x
 
 
 def _through_steps(
-    term: Term, grad: Array, inner: TermCache, run: Run, grad_x: Array | None, *, wants_x: bool
+    term: Term,
+    count: int,
+    grad: Array,
+    inner: TermCache,
+    run: Run,
+    grad_x: Array | None,
+    *,
+    wants_x: bool,
 ) -> Array | None:
-    """Back through a term's steps; what x gets is added to `grad_x`."""
-    for place in reversed(range(len(term.steps))):
+    """Back through the first `count` of a term's steps; what x gets is added to `grad_x`."""
+    for place in reversed(range(count)):
         step, kept = term.steps[place], inner.steps[place]
         if isinstance(step, Mix) and place == 0:
             return _backward(step, grad, kept, run, wants_x=wants_x, into=grad_x)
@@ -156,7 +165,7 @@ def _through_steps(
             assert through is not None
             grad = through
         else:
-            grad = np.ascontiguousarray(step.backward(grad, kept, run))
+            grad = steps.backward(step, grad, kept, run)
     if not wants_x:
         return grad_x
     if grad_x is None:

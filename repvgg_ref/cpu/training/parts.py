@@ -15,8 +15,8 @@ from repvgg_ref.cpu.convolution.conv2d import (
     window_of,
 )
 from repvgg_ref.cpu.convolution.direct import Window, pack_weight
-from repvgg_ref.cpu.training import passes
-from repvgg_ref.cpu.training.moments import Moments, product_moments
+from repvgg_ref.cpu.training import moments, passes
+from repvgg_ref.cpu.training.moments import Moments
 from repvgg_ref.cpu.training.passes import Grid, Inputs
 from repvgg_ref.errors import require_equal
 
@@ -155,7 +155,7 @@ def _seen(inputs: Inputs, kept: Kept | None, *, normed: bool) -> tuple[Inputs, M
     else:
         inputs = passes.gathered(inputs)
     if of_x is None and normed:
-        of_x = product_moments(inputs)
+        of_x = moments.product_moments(inputs)
     if kept is not None:
         kept[key] = inputs, of_x
     return inputs, of_x

@@ -11,7 +11,7 @@ is kept for each piece, a matrix for each *share* of the pieces, and they are ad
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -254,7 +254,7 @@ def gradient_sums(
     return GradientSums(total, of_z, of_x)
 
 
-def _rounded_off(mean: Array, dtype: object) -> Array:
+def _rounded_off(mean: Array, dtype: Any) -> Array:
     """What a mean lost when it was rounded to the array's dtype, with the sign that mends it."""
     lost: Array = mean.astype(dtype) - mean
     return lost
@@ -263,10 +263,11 @@ def _rounded_off(mean: Array, dtype: object) -> Array:
 def accumulate(total: Array, other: Array) -> None:
     """``total += other``, contiguous arrays, on all threads."""
     flat, added = total.reshape(-1), other.reshape(-1)
-    pieces = -(-flat.size // PIECE_NUMBERS)
+    length = max(PIECE_NUMBERS, PIECE_PIXELS)
+    pieces = -(-flat.size // length)
 
     def add(worker: int, piece: int) -> None:
-        span = slice(piece * PIECE_NUMBERS, (piece + 1) * PIECE_NUMBERS)
+        span = slice(piece * length, (piece + 1) * length)
         flat[span] += added[span]
 
     share_out(pieces, add)

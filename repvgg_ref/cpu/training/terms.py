@@ -106,8 +106,8 @@ def _summed(whole: Sum) -> list[Term]:
         steps, pending = _split(part)
         terms += [_term(steps, pending)] if steps else pending or []
     bare = [term for term in terms if not term.steps and term.norm is None]
-    if len(bare) > 1:
-        together = Term(kernels=tuple(kernel for term in bare for kernel in term.kernels))
+    together = Term(kernels=tuple(kernel for term in bare for kernel in term.kernels))
+    if len(bare) > 1 and _fits([together]):
         terms = [together, *(term for term in terms if term not in bare)]
     return terms
 
@@ -123,9 +123,25 @@ def _term(steps: list[Any], pending: list[Term] | None) -> Term:
 
 def _mix(terms: list[Term], *, relu: bool = False) -> Mix:
     for term in terms:
-        if term.steps:
-            _geometry([term])
+        _geometry([term])
+    if not _fits([term for term in terms if not term.steps]):  # each by itself then
+        terms = [term if term.steps or not term.kernels else _alone(term) for term in terms]
     return Mix(tuple(terms), relu, _geometry([term for term in terms if not term.steps]))
+
+
+def _alone(term: Term) -> Term:
+    """A term whose kernels are a step of their own."""
+    kernels = _mix([term._replace(norm=None)])
+    return Term((kernels,), norm=term.norm)
+
+
+def _fits(terms: list[Term]) -> bool:
+    """Whether the kernels have one geometry."""
+    try:
+        _geometry(terms)
+    except UnknownError:
+        return False
+    return True
 
 
 def _geometry(terms: list[Term]) -> Geometry:
