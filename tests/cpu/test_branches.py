@@ -16,7 +16,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import expression
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu import NUMPY
-from repvgg_ref.cpu.training import passes
+from repvgg_ref.cpu.training import parts, passes
 from repvgg_ref.cpu.training.branches import branches_backward, branches_forward
 from repvgg_ref.cpu.training.expression import ExpressionPasses
 from repvgg_ref.cpu.training.parts import Branch, Geometry
@@ -188,14 +188,16 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @examples(150)
-@given(case=cases(), pixels=st.sampled_from([1, 20, 1000]))
-def test_any_block_is_the_reference_in_float64(case: Case, pixels: int) -> None:
-    with mock.patch.multiple(passes, PIECE_PIXELS=pixels, PIECE_NUMBERS=1):
+@given(case=cases(), pixels=st.sampled_from([1, 20, 1000]), widest=st.sampled_from([1, 6, 112]))
+def test_any_block_is_the_reference_in_float64(case: Case, pixels: int, widest: int) -> None:
+    pieces = mock.patch.multiple(passes, PIECE_PIXELS=pixels, PIECE_NUMBERS=1)
+    with pieces, mock.patch.object(parts, "WIDEST", widest):
         assert_is_the_reference(case, np.float64, 1e-8)
 
 
 REAL = {
     "identity, F(5)": Case(8, (14, 14), 96, 96, identity=True),
+    "wide": Case(2, (14, 14), 160, 160, identity=True),
     "identity, F(4)": Case(4, (28, 26), 48, 48, identity=True),
     "stride 2": Case(4, (29, 28), 48, 96, stride=2),
     "groups": Case(4, (14, 15), 64, 64, groups=4, identity=True),

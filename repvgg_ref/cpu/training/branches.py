@@ -5,8 +5,8 @@
 The paper's block is ``y = ReLU(BN3(W3 * x) + BN1(W1 * x) + BN0(x))`` (arXiv 2101.03697, section
 3.2). The z_i are computed elsewhere (`expression`) and count as outputs of a convolution.
 
-The outputs ``y_k = W_k * x`` of larger kernels are computed and kept. Those of 1x1 kernels never
-are. A 1x1 kernel is a matrix, the identity the matrix I (`W_j`, (C, O)), so all that training
+The outputs ``y_k = W_k * x`` of larger kernels are computed and kept. Those of 1x1 kernels are
+not, unless x is wide (`parts.WIDEST`). A 1x1 kernel is a matrix, the identity the matrix I (`W_j`, (C, O)), so all that training
 asks of ``z_j = x W_j`` follows from small matrices:
 
     m   = mean of x                  S = sum over pixels of (x - m)^T (x - m)            (C, C)

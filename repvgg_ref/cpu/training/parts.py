@@ -21,6 +21,10 @@ from repvgg_ref.cpu.training.passes import Grid, Inputs
 from repvgg_ref.errors import require_equal
 
 
+WIDEST = 112
+"""C/G up to which an output that is not kept, but its products (C, C), is faster (96 to 128)."""
+
+
 class Branch(NamedTuple):
     """A term of a sum: a kernel (O, C/G, K, K) of x, or its `output` (N, Ho, Wo, O); its norm.
 
@@ -101,7 +105,7 @@ def _inputs(convs: Mapping[str, Conv2dCache]) -> Inputs | None:
         return None
     largest = max(convs.values(), key=lambda conv: conv.shape.kernel)
     shape, window = largest.shape, window_of(largest)
-    if window.kernel**2 * shape.channels > shape.outputs:
+    if window.kernel**2 * shape.channels > min(shape.outputs, shape.groups * WIDEST):
         window = window._replace(kernel=1, dilation=1, border=0)
     channels = max(window.kernel**2 * shape.channels, shape.outputs)
     grid = passes.make_grid(shape.images, shape.height, shape.width, channels)
@@ -109,12 +113,16 @@ def _inputs(convs: Mapping[str, Conv2dCache]) -> Inputs | None:
 
 
 def _matrices(branches: Mapping[str, Branch], inputs: Inputs) -> dict[str, Array]:
-    """Kernels that are matrices, and the identity, as float64 (G, K * K * C/G, O/G)."""
+    """Kernels that are matrices, and the identity, as float64 (G, K * K * C/G, O/G).
+
+    Of wide inputs a norm's products (C, C) cost more than an output that is kept.
+    """
     kernel, groups = inputs.window.kernel, inputs.window.groups
     inner = inputs.x.shape[3] // groups
+    wide = kernel**2 * inner > WIDEST
     found = {}
     for name, branch in branches.items():
-        if branch.output is not None:
+        if branch.output is not None or (wide and branch.gamma is not None):
             continue
         weight = branch.weight
         if weight is None:
