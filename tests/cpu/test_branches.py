@@ -18,8 +18,9 @@ from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu import NUMPY
 from repvgg_ref.cpu.training import parts, passes
 from repvgg_ref.cpu.training.branches import branches_backward, branches_forward
+from repvgg_ref.cpu.training.convolutions import Geometry
 from repvgg_ref.cpu.training.expression import ExpressionPasses
-from repvgg_ref.cpu.training.parts import Branch, Geometry
+from repvgg_ref.cpu.training.parts import Branch
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.ops import BranchArrays
 from tests.examples import examples
@@ -192,7 +193,8 @@ def cases(draw: st.DrawFn) -> Case:
 def test_any_block_is_the_reference_in_float64(case: Case, pixels: int, widest: int) -> None:
     pieces = mock.patch.multiple(passes, PIECE_PIXELS=pixels, PIECE_NUMBERS=1)
     with pieces, mock.patch.object(parts, "WIDEST", widest):
-        assert_is_the_reference(case, np.float64, 1e-8)
+        # what a norm leaves of a kernel's gradient cancels, more so where images are far from 0
+        assert_is_the_reference(case, np.float64, 1e-7 if case.offset else 1e-8)
 
 
 REAL = {

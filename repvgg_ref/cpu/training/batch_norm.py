@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from repvgg_ref.arrays import Array, Real
 from repvgg_ref.cpu.training.branches import BranchesCache, branches_backward, branches_forward
-from repvgg_ref.cpu.training.parts import Branch, Geometry
+from repvgg_ref.cpu.training.convolutions import Geometry
+from repvgg_ref.cpu.training.parts import Branch
 from repvgg_ref.ops import REFERENCE, BatchNormGrads
 
 _NAME = "x"

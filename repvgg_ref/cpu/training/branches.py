@@ -6,8 +6,8 @@ The paper's block is ``y = ReLU(BN3(W3 * x) + BN1(W1 * x) + BN0(x))`` (arXiv 210
 3.2). The z_i are computed elsewhere (`expression`) and count as outputs of a convolution.
 
 The outputs ``y_k = W_k * x`` of larger kernels are computed and kept. Those of 1x1 kernels are
-not, unless x is wide (`parts.WIDEST`). A 1x1 kernel is a matrix, the identity the matrix I (`W_j`, (C, O)), so all that training
-asks of ``z_j = x W_j`` follows from small matrices:
+not, unless x is wide (`parts.WIDEST`). A 1x1 kernel is a matrix, the identity the matrix I (`W_j`,
+(C, O)), so all that training asks of ``z_j = x W_j`` follows from small matrices:
 
     m   = mean of x                  S = sum over pixels of (x - m)^T (x - m)            (C, C)
     mean(z_j) = m W_j                n var(z_j) = diag(W_j^T S W_j)
@@ -46,12 +46,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array, Real
-from repvgg_ref.cpu.convolution.conv2d import input_gradient, weight_gradient
 from repvgg_ref.cpu.training import moments, passes
+from repvgg_ref.cpu.training.convolutions import Geometry, input_gradient, weight_gradient
 from repvgg_ref.cpu.training.moments import Moments
 from repvgg_ref.cpu.training.parts import (
     Branch,
-    Geometry,
     Kept,
     Parts,
     as_kernel,

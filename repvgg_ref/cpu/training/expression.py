@@ -12,12 +12,6 @@ from repvgg_ref.arrays import Array, Real
 from repvgg_ref.blocks.constructors import FormulaConv
 from repvgg_ref.blocks.linear import Identity
 from repvgg_ref.blocks.run import BatchStats, Run
-from repvgg_ref.cpu.convolution.conv2d import (
-    Conv2dCache,
-    convolve,
-    input_gradient,
-    weight_gradient,
-)
 from repvgg_ref.cpu.training import passes, steps
 from repvgg_ref.cpu.training.branches import (
     BranchesCache,
@@ -25,7 +19,16 @@ from repvgg_ref.cpu.training.branches import (
     branches_backward,
     branches_forward,
 )
-from repvgg_ref.cpu.training.parts import Branch, Kept, convolution_of
+from repvgg_ref.cpu.training.convolutions import (
+    Convolution,
+    Geometry,
+    convolution_of,
+    convolve,
+    input_gradient,
+    is_line,
+    weight_gradient,
+)
+from repvgg_ref.cpu.training.parts import Branch, Kept
 from repvgg_ref.cpu.training.terms import Mix, Term, conv_of, geometry_of, mix_of
 from repvgg_ref.cpu.workers.pool import in_session
 from repvgg_ref.ops import REFERENCE, BranchesForward
@@ -44,7 +47,7 @@ class TermCache(NamedTuple):
     """Of a term's steps, and of the convolution behind them."""
 
     steps: tuple[Any, ...]
-    conv: Conv2dCache | None
+    conv: Convolution | None
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,10 @@ def _forward(mix: Mix, x: Array, run: Run, kept: Kept) -> tuple[Array, MixCache]
         for step in term.steps:
             output, cache = _step_forward(step, output, run, kept)
             caches.append(cache)
-        weight = _kernel(term, output, run)
+        geometry = geometry_of(term) if term.steps else mix.geometry
+        weight = _kernel(term, geometry, output, run)
         if term.steps and weight is not None:
-            conv = convolution_of(output, weight, geometry_of(term))
+            conv = convolution_of(output, weight, geometry)
             output = convolve(conv)
         gamma, beta = (
             None if term.norm is None else run.params[f"{term.norm}.{part}"]
@@ -180,16 +184,18 @@ def _note_norm(term: Term, found: Gradients, run: Run) -> None:
         run.add_grad(f"{term.norm}.beta", found.beta)
 
 
-def _kernel(term: Term, x: Array, run: Run) -> Array | None:
-    """The sum of a term's kernels, square; None if there are none but the identity."""
+def _kernel(term: Term, geometry: Geometry, x: Array, run: Run) -> Array | None:
+    """The sum of a term's kernels, square or a line; None if there are none but the identity."""
     convs = term.convs
     if not convs:
         return None
     side = max(max(conv.kernel) for conv in convs)
     weights = [_weight(kernel, x, run) for kernel in term.kernels]
     first = weights[0]
-    if len(weights) == 1 and first is not None and first.shape[2] == first.shape[3]:
-        return first
+    if len(weights) == 1 and first is not None:
+        rows, columns = first.shape[2:]
+        if rows == columns or is_line((rows, columns), geometry):
+            return first
     outputs, inner = convs[0].out_channels, convs[0].in_channels // convs[0].groups
     total = np.zeros((outputs, inner, side, side), x.dtype)
     for weight in weights:
@@ -221,7 +227,9 @@ def _note_kernels(term: Term, grad: Array, run: Run) -> None:
     for kernel in term.kernels:
         if isinstance(kernel, Identity):
             continue
-        own = np.ascontiguousarray(grad[_middle(grad.shape[2], conv_of(kernel).kernel)])
+        size = conv_of(kernel).kernel
+        own = grad if grad.shape[2:] == size else grad[_middle(grad.shape[2], size)]
+        own = np.ascontiguousarray(own)
         if isinstance(kernel, FormulaConv):
             for name, part in kernel.formula.gradients(own, run).items():
                 run.add_grad(name, part)

@@ -8,18 +8,18 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.cpu.convolution.conv2d import (
-    Conv2dCache,
-    convolve,
-    square_convolution,
-    window_of,
-)
+from repvgg_ref.cpu.convolution.conv2d import Conv2dCache, window_of
 from repvgg_ref.cpu.convolution.direct import Window, pack_weight
 from repvgg_ref.cpu.training import moments, passes
+from repvgg_ref.cpu.training.convolutions import (
+    Convolution,
+    Geometry,
+    convolution_of,
+    convolve,
+)
 from repvgg_ref.cpu.training.moments import Moments
 from repvgg_ref.cpu.training.passes import Grid, Inputs
 from repvgg_ref.errors import require_equal
-
 
 WIDEST = 112
 """C/G up to which an output that is not kept, but its products (C, C), is faster (96 to 128)."""
@@ -37,20 +37,11 @@ class Branch(NamedTuple):
     output: Array | None = None
 
 
-class Geometry(NamedTuple):
-    """How kernels meet x; without a padding they are centred, a single one need not be."""
-
-    stride: int = 1
-    dilation: int = 1
-    groups: int = 1
-    padding: int | None = None
-
-
 class Parts(NamedTuple):
     """The branches of a sum, sorted."""
 
     grid: Grid
-    convs: Mapping[str, Conv2dCache]  # whose outputs are kept
+    convs: Mapping[str, Convolution]  # whose outputs are kept
     outputs: Mapping[str, Array]  # of all branches that are no matrices
     matrices: Mapping[str, Array]  # float64 (G, C/G, O/G), C as in `Inputs`
     inputs: Inputs | None  # None: there are no matrices
@@ -88,22 +79,12 @@ def sort_branches(
     return Parts(inputs.grid, convs, outputs, matrices, inputs, of_x)
 
 
-def convolution_of(x: Array, weight: Array, geometry: Geometry) -> Conv2dCache:
-    """The convolution of x with a square kernel."""
-    stride, dilation, groups, padding = geometry
-    if weight.shape[2] == 1:  # a step between its taps that it does not have
-        dilation = 1
-    border = weight.shape[2] // 2 * dilation if padding is None else padding
-    return square_convolution(
-        x, weight, stride=stride, padding=border, dilation=dilation, groups=groups
-    )
-
-
-def _inputs(convs: Mapping[str, Conv2dCache]) -> Inputs | None:
+def _inputs(convs: Mapping[str, Convolution]) -> Inputs | None:
     """What matrices meet: whole windows if these are no longer than the outputs, else pixels."""
-    if not convs:
+    square = [conv for conv in convs.values() if isinstance(conv, Conv2dCache)]
+    if not square:
         return None
-    largest = max(convs.values(), key=lambda conv: conv.shape.kernel)
+    largest = max(square, key=lambda conv: conv.shape.kernel)
     shape, window = largest.shape, window_of(largest)
     if window.kernel**2 * shape.channels > min(shape.outputs, shape.groups * WIDEST):
         window = window._replace(kernel=1, dilation=1, border=0)
@@ -128,7 +109,7 @@ def _matrices(branches: Mapping[str, Branch], inputs: Inputs) -> dict[str, Array
         if weight is None:
             eye = np.broadcast_to(np.eye(inner), (groups, inner, inner))
             weight = eye.reshape(groups * inner, inner, 1, 1)
-        if weight.shape[2] <= kernel:
+        if max(weight.shape[2:]) <= kernel:
             around = (kernel - weight.shape[2]) // 2
             if around:
                 weight = np.pad(weight, [(0, 0), (0, 0), (around, around), (around, around)])
@@ -147,7 +128,7 @@ def as_kernel(matrix: Array, weight: Array, window: Window) -> Array:
     return taps.reshape(outputs, inner, kernel, kernel)
 
 
-def _output(name: str, branch: Branch, convs: Mapping[str, Conv2dCache], x: Array | None) -> Array:
+def _output(name: str, branch: Branch, convs: Mapping[str, Convolution], x: Array | None) -> Array:
     """(N, Ho, Wo, O), contiguous: given, computed, or x itself."""
     if branch.output is None and branch.weight is not None:
         return convolve(convs[name])

@@ -7,7 +7,8 @@ from typing import Any
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.constructors import Pad
 from repvgg_ref.blocks.run import Run
-from repvgg_ref.cpu.convolution.conv2d import Conv2dCache
+from repvgg_ref.cpu.training.convolutions import Convolution
+from repvgg_ref.cpu.training.lines import Line
 from repvgg_ref.cpu.training.passes import PIECE_NUMBERS
 from repvgg_ref.cpu.workers import memory
 from repvgg_ref.cpu.workers.pool import share_out
@@ -50,9 +51,9 @@ def border_of(step: Any) -> int:
     return int(step.width[0]) if alike else 0
 
 
-def inside(conv: Conv2dCache, border: int) -> Conv2dCache:
+def inside(conv: Convolution, border: int) -> Convolution:
     """`conv` as one of what is inside a border: the border is constant, and has no gradient."""
-    if not border:
+    if not border or isinstance(conv, Line):  # a line is centred: nothing lies around its x
         return conv
     at = slice(border, -border)
     return conv._replace(x=conv.x[:, at, at], padding=conv.padding + border)

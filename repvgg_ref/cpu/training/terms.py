@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from repvgg_ref.blocks.average import AvgPool
 from repvgg_ref.blocks.constructors import FormulaConv, Pad, Relu
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
-from repvgg_ref.cpu.training.parts import Geometry
+from repvgg_ref.cpu.training.convolutions import Geometry
 
 
 class Term(NamedTuple):
