@@ -19,10 +19,10 @@ def test_it_is_the_reference(kernel: tuple[int, int], dilation: int, pixels: int
     """Pieces of a row, of some rows of two images, and of all images; reaches beyond an image."""
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((3, 4, 5, 6)), rng.standard_normal((7, 4, *kernel))
-    sides = tuple(dilation * (k // 2) for k in kernel)
+    top, left = (dilation * (k // 2) for k in kernel)
     rows, columns = (dilation if k > 1 else 1 for k in kernel)
     y, cache = REFERENCE.conv2d_forward(
-        x, weight, None, stride=1, padding=sides, dilation=(rows, columns), groups=1
+        x, weight, None, stride=1, padding=(top, left), dilation=(rows, columns), groups=1
     )
     grad = rng.standard_normal(y.shape)
     wanted = REFERENCE.conv2d_backward(grad, cache)
