@@ -15,7 +15,7 @@ from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load, save
 from repvgg_ref.models.architectures import NAMES, Architecture, architecture, plain_architecture
 from repvgg_ref.models.cost import cost
-from repvgg_ref.models.network import Model, build, fuse
+from repvgg_ref.models.network import Model, build, fold_norms, fuse
 from repvgg_ref.models.registry import list_models
 from repvgg_ref.models.step import StepResult
 from repvgg_ref.version import __version__ as __version__
@@ -47,6 +47,7 @@ __all__ = [
     "architecture",
     "build",
     "cost",
+    "fold_norms",
     "fuse",
     "judge",
     "list_models",

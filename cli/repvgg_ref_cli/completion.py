@@ -50,9 +50,9 @@ def models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 def blocks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Kinds of blocks that a RepVGG may have."""
-    from repvgg_ref.blocks.catalogue import KINDS
+    from repvgg_ref.blocks.catalogue import block_names
 
-    return _starting([name for name, kind in KINDS.items() if kind.keys], incomplete)
+    return _starting(block_names(), incomplete)
 
 
 def family(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -84,9 +84,8 @@ def train_block_forward(
         y, se_cache, relu_cache = activate(spec, params, y, ops=ops)
         return y, BlockCache(cache, se_cache, relu_cache, run)
     rectified = spec.activation == "relu" and spec.se != "before_relu"
-    y, cache, seen = passes.forward(x, run.params, eps=eps, relu=rectified)
-    pixels = y.size // spec.out_channels  # N * Ho * Wo, whatever the table's layout
-    run.stats |= {name: BatchStats(batch.mean, batch.var, pixels) for name, batch in seen.items()}
+    y, cache, seen = passes.forward(x, run.params, eps=eps, momentum=momentum, relu=rectified)
+    run.stats |= seen
     se_cache = relu_cache = None
     if spec.se != "none":
         y, se_cache = ops.squeeze_excitation_forward(y, *_se_weights(spec, params))

@@ -19,10 +19,13 @@ from repvgg_ref.blocks.average import avg_pool
 from repvgg_ref.blocks.constructors import FormulaConv, Pad, Relu, without_relu
 from repvgg_ref.blocks.formulas import Dirac
 from repvgg_ref.blocks.kinds import KINDS as KINDS
+from repvgg_ref.blocks.kinds import RESIDUAL_REORG as RESIDUAL_REORG
 from repvgg_ref.blocks.kinds import Kind as Kind
 from repvgg_ref.blocks.kinds import block as block
 from repvgg_ref.blocks.kinds import block_kind as block_kind
+from repvgg_ref.blocks.kinds import block_names as block_names
 from repvgg_ref.blocks.kinds import kind as kind
+from repvgg_ref.blocks.kinds import require_block as require_block
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.run import Linear, Reader
 from repvgg_ref.blocks.spec import BlockSpec

@@ -44,6 +44,9 @@ class Kind:
 
 KINDS: dict[str, Kind] = {}
 
+RESIDUAL_REORG = "residual-reorg"
+"""What may be asked for as a block and is none: other wiring (`models.residual_reorg`)."""
+
 
 def block(
     name: str,
@@ -76,20 +79,37 @@ def kind(name: str) -> Kind:
     return KINDS[name]
 
 
+def block_names() -> list[str]:
+    """What a RepVGG may be asked to be built of."""
+    return [*(name for name, each in KINDS.items() if each.keys), RESIDUAL_REORG]
+
+
+def require_block(name: str) -> None:
+    """Raise `CheckpointError` unless `name` is one of `block_names`."""
+    known = block_names()
+    if name not in known:
+        raise CheckpointError(
+            "a RepVGG has no block of that name",
+            got=repr(name),
+            wanted=", ".join(known),
+            advice=did_you_mean(name, known),
+        )
+
+
 def block_kind(name: str) -> Kind:
-    """The kind called `name` whose blocks a RepVGG may have.
+    """The kind called `name` whose blocks a chain may have.
 
     Raises
     ------
     CheckpointError
-        If there is none, or if its blocks are parts of other networks only.
+        If there is none, or if it is no block of a chain.
     """
-    chosen = [known for known, each in KINDS.items() if each.keys]
-    if name not in chosen:
+    require_block(name)
+    if name == RESIDUAL_REORG:
         raise CheckpointError(
-            "a RepVGG has no block of that name",
+            "its shortcuts span two layers, so it is no block of a chain",
             got=repr(name),
-            wanted=", ".join(chosen),
-            advice=did_you_mean(name, chosen),
+            wanted="a kind of block",
+            advice="build, network and residual_reorg make a graph of it",
         )
     return KINDS[name]

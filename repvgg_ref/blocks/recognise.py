@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from repvgg_ref.arrays import Array, Real
 from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
+from repvgg_ref.blocks.run import BatchStats
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.ops import BlockPasses, BranchArrays, BranchesForward, BranchGrads
 
@@ -102,9 +103,9 @@ class BranchPasses:
     parameter_pass: Callable[[Array, Any], Mapping[str, BranchGrads]]
 
     def forward(
-        self, x: Array, params: Mapping[str, Array], *, eps: Real, relu: bool
+        self, x: Array, params: Mapping[str, Array], *, eps: Real, momentum: Real, relu: bool
     ) -> BranchesForward:
-        """Output, cache, and what each norm saw."""
+        """Output, cache, and what each norm saw; no border is made of running statistics."""
         arrays = {
             role: BranchArrays(
                 None if branch.conv is None else params[f"{branch.conv}.weight"],
@@ -117,7 +118,10 @@ class BranchPasses:
         y, cache, stats = self.forward_pass(
             x, arrays, stride=stride, dilation=dilation, groups=groups, eps=eps, relu=relu
         )
-        norms = {self.fits.branches[role].norm: seen for role, seen in stats.items()}
+        norms = {
+            self.fits.branches[role].norm: BatchStats(seen.mean, seen.var, y.size // seen.mean.size)
+            for role, seen in stats.items()
+        }
         return BranchesForward(y, cache, norms)
 
     def backward(self, grad_y: Array, cache: Any) -> tuple[Array, dict[str, Array]]:

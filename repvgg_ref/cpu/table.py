@@ -12,16 +12,12 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.recognise import is_plain, three_branch_passes
+from repvgg_ref.blocks.recognise import is_plain
 from repvgg_ref.cpu.convolution.conv2d import conv2d_backward, conv2d_forward, conv_bias_relu
 from repvgg_ref.cpu.engine import Engine
 from repvgg_ref.cpu.graph import GraphEngine, is_known
 from repvgg_ref.cpu.training.batch_norm import batch_norm_train_backward, batch_norm_train_forward
-from repvgg_ref.cpu.training.branches import (
-    branches_backward,
-    branches_forward,
-    branches_parameter_grads,
-)
+from repvgg_ref.cpu.training.expression import recognise
 from repvgg_ref.cpu.workers.pool import default_of, in_session
 from repvgg_ref.ops import REFERENCE, Ops
 
@@ -85,9 +81,7 @@ NUMPY = Ops(
     softmax_cross_entropy_forward=REFERENCE.softmax_cross_entropy_forward,
     softmax_cross_entropy_backward=REFERENCE.softmax_cross_entropy_backward,
     fused_conv_bias_relu=conv_bias_relu,
-    recognise_block=three_branch_passes(
-        branches_forward, branches_backward, branches_parameter_grads
-    ),
+    recognise_block=recognise,
     recognise_network=fused_network,
     on_threads=default_of,
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import weights_io
-from repvgg_ref.blocks.catalogue import KINDS, kind
+from repvgg_ref.blocks.catalogue import KINDS, RESIDUAL_REORG, require_block
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.attachments import without_attachments
 from repvgg_ref.files.dialects import recognise
@@ -25,12 +25,13 @@ from repvgg_ref.files.metadata import describe, is_ours, read_geometry
 from repvgg_ref.files.onnx import OPSET, write_onnx
 from repvgg_ref.files.opened import Checkpoint
 from repvgg_ref.files.prefixes import take_network
+from repvgg_ref.files.reorganised import identify_reorganised, is_reorganised
 from repvgg_ref.files.wrappers import WhichWeights, listed, one_of_shards, select
 from repvgg_ref.models.arguments import file_path, floating_dtype
 from repvgg_ref.models.geometry import Geometry, said_geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
-from repvgg_ref.models.names import Dialect
+from repvgg_ref.models.names import Dialect, official_names
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.models.parameters import param_shapes, require_params
 from weights_io.writers.write import Container
@@ -173,7 +174,7 @@ def open_checkpoint(
             wanted="model, ema, or the name of an entry",
         )
     if block != "auto":
-        kind(block)
+        require_block(block)
     with weights_io.open_weights(path) as archive:
         notes: list[str] = []
         arrays, beside = take_network(select(archive.root, weights, notes), notes)
@@ -218,6 +219,9 @@ def _name(checkpoint: Checkpoint) -> str:
 
 def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
     """Fill in dialect, form, architecture, and what is missing or unexpected."""
+    if is_reorganised(checkpoint.arrays) or block == RESIDUAL_REORG:
+        _understand_reorganised(checkpoint, model, block)
+        return
     recognised = recognise(checkpoint.arrays)
     if recognised is None:
         _understand_graph(checkpoint, model)
@@ -270,6 +274,25 @@ def _understand_graph(checkpoint: Checkpoint, model: str) -> None:
         raise _foreign(checkpoint)
     checkpoint.arch, checkpoint.form, checkpoint.canonical, checkpoint.dialect = found
     ours = {found.canonical[theirs]: shape for theirs, shape in shapes.items()}
+    _require_shapes(checkpoint, ours, param_shapes(found.network, found.form))
+
+
+def _understand_reorganised(checkpoint: Checkpoint, model: str, block: str) -> None:
+    """The same for a RepVGG whose layers are in residual blocks."""
+    if block not in ("auto", RESIDUAL_REORG):
+        raise CheckpointError(
+            f"{checkpoint.path.name} has other blocks",
+            got=f"keys of {RESIDUAL_REORG}",
+            wanted=block,
+            advice="leave --block auto",
+        )
+    shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
+    found = identify_reorganised(shapes, model, checkpoint.said)
+    checkpoint.arch, checkpoint.form, checkpoint.canonical, checkpoint.dialect = found
+    official = official_names(found.network, found.form)
+    checkpoint.missing = [n for n in official.values() if n not in shapes and not is_counter(n)]
+    checkpoint.unexpected = [name for name in shapes if name not in found.canonical]
+    ours = {found.canonical[theirs]: shapes[theirs] for theirs in found.canonical}
     _require_shapes(checkpoint, ours, param_shapes(found.network, found.form))
 
 

@@ -34,12 +34,11 @@ from repvgg_ref.files.onnx import OPSET, write_onnx
 from repvgg_ref.files.suffixes import require_suffix
 from repvgg_ref.files.wrappers import WhichWeights
 from repvgg_ref.models.about import Assumed
-from repvgg_ref.models.arguments import floating_dtype
+from repvgg_ref.models.arguments import floating_dtype, working_dtype
 from repvgg_ref.models.geometry import Geometry, geometry_of, said_geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Block, Form
 from repvgg_ref.models.names import official_names
-from repvgg_ref.models.network import working_dtype
 from repvgg_ref.models.parameters import param_shapes
 from weights_io.writers.write import Container
 
@@ -146,6 +145,8 @@ def convert(
     with open_checkpoint(path, model=model, weights=weights, block=block, said=said) as checkpoint:
         arch = require_complete(checkpoint)
         assert checkpoint.dialect is not None
+        if checkpoint.form == "train":
+            arch.require_fusible()
         params = checkpoint.params()
         last = [name for name in checkpoint.params() if name.endswith("weight")][-1]
         stored = checkpoint.stored_dtype(last)

@@ -9,12 +9,12 @@ output widths are equal.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 
 import weights_io
-from repvgg_ref.blocks.catalogue import KINDS, block_kind
+from repvgg_ref.blocks.catalogue import KINDS, RESIDUAL_REORG, block_kind
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.strides import part_names, require_stride, with_input
@@ -30,6 +30,7 @@ from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.models.registry import chains, find_name
+from repvgg_ref.models.residual_reorg import reorganised
 
 Shape = tuple[int, ...]
 
@@ -158,8 +159,11 @@ def _in_place_of(wanted: Architecture, found: Architecture, form: Form) -> Archi
 
 def closest_official(found: Network) -> str | None:
     """The official model with the same blocks but another class or input channel count."""
+    known: Iterable[Network] = map(architecture, NAMES)
+    if found.kinds == (RESIDUAL_REORG,):
+        known = reorganised()
     blocks = _fused(found)[1:]
-    return next((name for name in NAMES if _fused(architecture(name))[1:] == blocks), None)
+    return next((each.name for each in known if _fused(each)[1:] == blocks), None)
 
 
 def _fused(arch: Network) -> list[tuple[object, ...]]:
@@ -196,7 +200,7 @@ def _inferred(
                 wanted=f"(O, C/G, K, K), one odd K for all and C/G a divisor of {entry}",
                 advice="the file holds no plain chain of re-parameterisable blocks",
             )
-        se_channels = _shape(shapes, f"{name}.se.down.weight", 4)[0] if has_se else 0
+        se_channels = required_shape(shapes, f"{name}.se.down.weight", 4)[0] if has_se else 0
         blocks.append(
             BlockSpec(
                 name=name,
@@ -212,9 +216,9 @@ def _inferred(
             )
         )
     ends = {"linear.weight", "linear.bias"} & shapes.keys()
-    classes = _shape(shapes, "linear.weight", 2)[0] if ends else 0  # a backbone has no head
+    classes = required_shape(shapes, "linear.weight", 2)[0] if ends else 0  # a backbone has no head
     aux = tuple(
-        AuxHeadSpec(name, after, _shape(shapes, f"{name}.conv.weight", 4)[0])
+        AuxHeadSpec(name, after, required_shape(shapes, f"{name}.conv.weight", 4)[0])
         for name, after in aux_positions(names).items()
         if f"{name}.conv.weight" in shapes
     )
@@ -271,9 +275,9 @@ def _main_kernel(
 ) -> tuple[Shape, int]:
     """The block's largest square kernel, which says its channels and groups, and how often."""
     if form == "deploy":
-        return _shape(shapes, f"{name}.fused.weight", 4), 1
+        return required_shape(shapes, f"{name}.fused.weight", 4), 1
     names = kernels or [f"{name}.branch_3x3.conv.weight"]
-    found = [_shape(shapes, part, 4) for part in names]
+    found = [required_shape(shapes, part, 4) for part in names]
     largest = max(found, key=lambda shape: shape[2:])
     return largest, found.count(largest)
 
@@ -285,10 +289,7 @@ def _block_names(shapes: Mapping[str, Shape]) -> list[str]:
         for match in map(_BLOCK.match, shapes)
         if match
     }
-    if len(found) > MOST_BLOCKS:
-        raise weights_io.LimitError(
-            "the network has too many blocks", got=len(found), wanted=f"at most {MOST_BLOCKS}"
-        )
+    require_few_blocks(len(found))
     ordered = sorted(found)
     missing = list(islice((key for key in _without_gaps(ordered) if key not in found), 8))
     if missing:
@@ -301,6 +302,14 @@ def _block_names(shapes: Mapping[str, Shape]) -> list[str]:
     return [found[key] for key in ordered]
 
 
+def require_few_blocks(count: int) -> None:
+    """Raise `LimitError` if a file's names speak of more blocks than `MOST_BLOCKS`."""
+    if count > MOST_BLOCKS:
+        raise weights_io.LimitError(
+            "the network has too many blocks", got=count, wanted=f"at most {MOST_BLOCKS}"
+        )
+
+
 def _without_gaps(ordered: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Stage and index of the blocks of a whole network with these last ones, in order."""
     yield 0, 0
@@ -310,7 +319,8 @@ def _without_gaps(ordered: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             yield stage, index
 
 
-def _shape(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
+def required_shape(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
+    """The shape of an array that must be there, in so many dimensions."""
     if name not in shapes:
         raise CheckpointError(
             f"{name} is missing, so the network cannot be told",

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.unfuse import what_is_lost
 from repvgg_ref.errors import CheckpointError, NotFusibleError
 from repvgg_ref.files import lint
@@ -253,8 +252,7 @@ def _about_the_network(checkpoint: Checkpoint, arch: Network) -> Iterator[Findin
 def _unfusible(arch: Network) -> str:
     """Why `convert` refuses the network."""
     try:
-        for spec in arch.blocks:
-            fused_conv(spec)
+        arch.require_fusible()
     except NotFusibleError as error:
         return f"it cannot be fused: {error.what}"
     raise AssertionError("every block of it can be fused")

@@ -9,7 +9,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.identify import Shape
-from repvgg_ref.models.network import working_dtype
+from repvgg_ref.models.arguments import working_dtype
 from weights_io import LazyArray
 
 

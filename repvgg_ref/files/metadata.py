@@ -35,7 +35,7 @@ def describe(
         WRITER: f"{_OURS}{__version__}",
         "model": network.name,
         "form": form,
-        "block": network.blocks[0].kind,
+        "block": network.kinds[0],
         "strides": json.dumps(geometry.strides),
         "dilations": json.dumps(geometry.dilations),
     }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array, array_module
-from repvgg_ref.errors import BackendError, ReportedError, ShapeError
+from repvgg_ref.errors import BackendError, CheckpointError, ReportedError, ShapeError
 from repvgg_ref.models.graph import Network
 
 NO_HEAD = (
@@ -145,6 +145,11 @@ def floating_dtype(dtype: Any, what: str) -> np.dtype[Any]:
     return found
 
 
+def working_dtype(stored: Any) -> Any:
+    """What weights stored as `stored` (a dtype or its name) are worked with: float64 or float32."""
+    return np.dtype(np.float64 if str(stored) == "float64" else np.float32)
+
+
 def checked_eps(eps: Any) -> Any:
     """Batch norm's eps, if it is a finite number of at least 0; `ReportedError` if not."""
     if isinstance(eps, bool) or not isinstance(eps, Real) or not 0 <= float(eps) < inf:
@@ -187,3 +192,14 @@ def file_path(path: Any) -> Path:
             advice="arrays in memory: build(name).load_state_dict(arrays)",
         )
     return Path(path)
+
+
+def require_head(network: Network, what: str) -> None:
+    """Refuse, by name, what a backbone cannot do."""
+    if not network.num_classes:
+        raise CheckpointError(
+            f"{what} needs a classifier, and this is a backbone without its head",
+            got=f"{network.features} features",
+            wanted="arrays called linear.weight and linear.bias",
+            advice="load a checkpoint that holds its head, too",
+        )

@@ -108,10 +108,14 @@ def _whole(what: str, said: object) -> dict[str, int]:
 
 
 def unusual(network: Network) -> Geometry:
-    """What of a network is not as official ones have it: 2 in every stage's first block, else 1."""
+    """What of a network is not as official ones have it: 2 in every stage's first block, else 1.
+
+    Of a graph whose blocks are in no such stages only dilations are.
+    """
     known = geometry_of(network)
+    strides = {} if isinstance(network, Graph) else known.strides
     return Geometry(
-        {n: s for n, s in known.strides.items() if s != usual_stride(n)},
+        {n: s for n, s in strides.items() if s != usual_stride(n)},
         {n: d for n, d in known.dilations.items() if d != 1},
     )
 

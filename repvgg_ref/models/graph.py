@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.catalogue import is_fusible
+from repvgg_ref.blocks.catalogue import fused_conv, is_fusible
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.errors import NotFusibleError
 from repvgg_ref.models.layers import Block, Extent, GlobalAvgPool, Linear, Operation, Pass
 
 INPUT = "input"
@@ -96,9 +97,19 @@ class Network:
         return tuple(node.name for node in self.evaluated if node.name not in QUIET)
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """What its blocks are called, each once."""
+        return tuple(dict.fromkeys(spec.kind for spec in self.blocks))
+
+    @property
     def is_fusible(self) -> bool:
         """Whether each of its blocks is linear up to its activation: it has a deploy form."""
         return all(is_fusible(spec) for spec in self.blocks)
+
+    def require_fusible(self) -> None:
+        """Raise `NotFusibleError` that says where and why, if it has no deploy form."""
+        for spec in self.blocks:
+            fused_conv(spec)
 
     @property
     def is_chain(self) -> bool:
@@ -131,11 +142,42 @@ class Network:
 
 @dataclass(frozen=True)
 class Graph(Network):
-    """A network given by its nodes."""
+    """A network given by its nodes.
+
+    Attributes
+    ----------
+    of_kind : str
+        What its blocks are called together, where that is not what they are called one by one.
+    refusal : str
+        Why it has no deploy form, where its blocks alone do not say so; the place comes first.
+    """
 
     name: str
     nodes: tuple[Node, ...]
     aux_heads: tuple[Any, ...] = ()
+    of_kind: str = ""
+    refusal: str = ""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What its blocks are called, each once."""
+        return (self.of_kind,) if self.of_kind else super().kinds
+
+    @property
+    def is_fusible(self) -> bool:
+        """Whether it has a deploy form."""
+        return not self.refusal and super().is_fusible
+
+    def require_fusible(self) -> None:
+        """Raise `NotFusibleError` that says where and why, if it has no deploy form."""
+        if self.refusal:
+            raise NotFusibleError(
+                self.refusal,
+                got=f"{self.kinds[0]} blocks",
+                wanted="nothing but linear operations between the ends of a shortcut",
+                advice="evaluate and train it as it is; fold_norms folds its batch norms",
+            )
+        super().require_fusible()
 
     @property
     def blocks(self) -> tuple[BlockSpec, ...]:

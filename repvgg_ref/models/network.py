@@ -12,7 +12,7 @@ import numpy as np
 from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.fusion import fuse_block
-from repvgg_ref.errors import CheckpointError, NotFusibleError, ReportedError, ShapeError
+from repvgg_ref.errors import NotFusibleError, ReportedError, ShapeError
 from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.arguments import (
     as_array,
@@ -20,7 +20,9 @@ from repvgg_ref.models.arguments import (
     floating_dtype,
     image_batch,
     label_array,
+    require_head,
     require_threads,
+    working_dtype,
 )
 from repvgg_ref.models.geometry import unusual
 from repvgg_ref.models.graph import QUIET, Network, walk
@@ -72,7 +74,7 @@ class Model:
         """One line."""
         shapes = param_shapes(self.arch, self.form)
         count = sum(prod(shapes[name]) for name in shapes if is_trainable(name))
-        kinds = " and ".join(dict.fromkeys(spec.kind for spec in self.arch.blocks))
+        kinds = " and ".join(self.arch.kinds)
         types = dict.fromkeys(str(a.dtype) for n, a in self.params.items() if is_trainable(n))
         unlike = unusual(self.arch).says
         other = f"; {unlike}" if unlike else ""
@@ -89,8 +91,8 @@ class Model:
 
     @property
     def block(self) -> str:
-        """The kind of its blocks, a name in `blocks.catalogue.KINDS`."""
-        return self.arch.blocks[0].kind
+        """The kind of its blocks, a name in `blocks.catalogue.block_names`."""
+        return self.arch.kinds[0]
 
     @overload
     def forward(
@@ -230,7 +232,7 @@ class Model:
             If the model is in deploy form: its branches are gone, so it cannot be trained.
         """
         require_branches(self, "loss_and_grads")
-        require_head(self, "loss_and_grads")
+        require_head(self.arch, "loss_and_grads")
         require_params(self.arch, self.form, self.params)
         x = image_batch(self.arch, x)
         labels = label_array(labels)
@@ -310,7 +312,7 @@ def build(
 ) -> Model:
     """An untrained model in train form: by a name of `list_models`, or a network of your own.
 
-    A RepVGG may have another kind of `block`, a name in `blocks.catalogue.KINDS`.
+    A RepVGG may have another kind of `block`, a name in `blocks.catalogue.block_names`.
 
     Raises
     ------
@@ -347,11 +349,20 @@ def fuse(model: Model, *, dtype: Any = None) -> Model:
     Raises
     ------
     NotFusibleError
-        If the model is fused already, or holds NaN, infinity or a negative variance.
+        If the model is fused already, holds NaN, infinity or a negative variance, or has blocks
+        that no convolution equals.
     """
-    if not isinstance(model, Model):
-        raise ReportedError("fuse takes a Model", got=type(model).__name__, advice="load the file")
     require_branches(model, "fuse")
+    model.arch.require_fusible()
+    return fold_norms(model, dtype=dtype)
+
+
+def fold_norms(model: Model, *, dtype: Any = None) -> Model:
+    """`fuse`, also of a network whose shortcuts span several convolutions: these stay as they are.
+
+    For a network of residual-reorg blocks, which `fuse` refuses; of others it is `fuse`.
+    """
+    require_branches(model, "fold_norms")
     require_params(model.arch, model.form, model.params)
     last = [name for name in param_shapes(model.arch, "train") if name.endswith("weight")][-1]
     dtype = (
@@ -369,28 +380,16 @@ def fuse(model: Model, *, dtype: Any = None) -> Model:
     return replace(model, form="deploy", params=params, notes=list(model.notes))
 
 
-def working_dtype(stored: Any) -> Any:
-    """What weights stored as `stored` (a dtype or its name) are worked with: float64 or float32."""
-    return np.dtype(np.float64 if str(stored) == "float64" else np.float32)
-
-
 def require_branches(model: Model, what: str) -> None:
-    """Refuse, by name, what a fused model cannot do."""
+    """Refuse, by name, what a fused model cannot do; and what is no model."""
+    if not isinstance(model, Model):
+        raise ReportedError(
+            f"{what} takes a Model", got=type(model).__name__, advice="load the file"
+        )
     if model.form != "train":
         raise NotFusibleError(
             f"{what} needs the three branches of a block, and fusion has summed them",
             got=f"{model.name} in deploy form",
             wanted="the train form",
             advice="load the training-time checkpoint",
-        )
-
-
-def require_head(model: Model, what: str) -> None:
-    """Refuse, by name, what a backbone cannot do."""
-    if not model.arch.num_classes:
-        raise CheckpointError(
-            f"{what} needs a classifier, and this is a backbone without its head",
-            got=f"{model.arch.features} features",
-            wanted="arrays called linear.weight and linear.bias",
-            advice="load a checkpoint that holds its head, too",
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 
+from repvgg_ref.blocks.catalogue import RESIDUAL_REORG
 from repvgg_ref.errors import CheckpointError, ReportedError, did_you_mean
 from repvgg_ref.models.architectures import (
     NAMES,
@@ -20,6 +21,7 @@ from repvgg_ref.models.efficientnet import EFFICIENTNETS
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.mobileone import MOBILEONE
 from repvgg_ref.models.regnet import REGNETS
+from repvgg_ref.models.residual_reorg import residual_reorg
 
 MAKERS: Mapping[str, Callable[..., Network]] = {
     **BASELINES,
@@ -111,7 +113,14 @@ def network(
             raise CheckpointError(f"{name} is not built of blocks to choose", got=f"block {block}")
         return make(num_classes=num_classes, in_channels=in_channels, size=size)
     if official_name(name) is not None:
-        return architecture(name, num_classes=num_classes, in_channels=in_channels, block=block)
+        reorganised = block == RESIDUAL_REORG
+        chain = architecture(
+            name,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            block="plain" if reorganised else block,
+        )
+        return residual_reorg(chain) if reorganised else chain
     raise CheckpointError(
         "there is no network of that name",
         got=repr(name),

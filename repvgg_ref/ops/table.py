@@ -72,7 +72,7 @@ class BranchesForward(NamedTuple):
 
     y: Array
     cache: Any
-    stats: Mapping[str, BatchStatistics]
+    stats: Mapping[str, Any]
 
 
 class _Conv2dForward(Protocol):
@@ -112,9 +112,9 @@ class BlockPasses(Protocol):
     """
 
     def forward(
-        self, x: Array, params: Mapping[str, Array], *, eps: Real, relu: bool
+        self, x: Array, params: Mapping[str, Array], *, eps: Real, momentum: Real, relu: bool
     ) -> BranchesForward:
-        """Output, cache, and the statistics that each norm saw."""
+        """Output, cache, and the `BatchStats` that each norm saw; momentum as in `Run`."""
 
     def backward(self, grad_y: Array, cache: Any) -> tuple[Array, dict[str, Array]]:
         """The gradients of x and of the arrays."""

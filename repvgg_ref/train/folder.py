@@ -166,7 +166,7 @@ class Folder:
         weights = self.save_weights(state)
         if not self._updater.arch.is_fusible:
             return weights
-        block = self._updater.arch.blocks[0].kind
+        block = self._updater.arch.kinds[0]
         deployed = [self.path / "deploy.npz", self.path / "deploy.pth"]
         for path in deployed:
             convert(weights[-1], path, eps=self._updater.eps, block=block)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.backends import backend_ops
-from repvgg_ref.blocks.catalogue import block_kind
+from repvgg_ref.blocks.catalogue import RESIDUAL_REORG, block_kind
 from repvgg_ref.data.digits import digits_architecture
 from repvgg_ref.data.source import Source
 from repvgg_ref.errors import BackendError
@@ -18,6 +18,7 @@ from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.registry import network
+from repvgg_ref.models.residual_reorg import residual_reorg
 from repvgg_ref.ops import Ops
 from repvgg_ref.train.comm import Comm, Solo, on_device, ranks_on_machine
 from repvgg_ref.train.events import Initialised, Plan
@@ -214,6 +215,8 @@ def _architecture(recipe: Recipe, source: Source) -> Network:
             block=block,
         )
     small = digits_architecture()
-    first, *others = (replace(spec, kind=block_kind(block).name) for spec in small.blocks)
+    kind = "plain" if block == RESIDUAL_REORG else block_kind(block).name
+    first, *others = (replace(spec, kind=kind) for spec in small.blocks)
     first = replace(first, in_channels=channels)
-    return replace(small, blocks=(first, *others), num_classes=classes)
+    chain = replace(small, blocks=(first, *others), num_classes=classes)
+    return residual_reorg(chain) if block == RESIDUAL_REORG else chain

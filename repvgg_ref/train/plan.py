@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.blocks.catalogue import norms
 from repvgg_ref.errors import ReportedError
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.graph import Network, extents
+from repvgg_ref.models.layers import Block
 from repvgg_ref.train.events import Plan
 from repvgg_ref.train.recipe import Recipe
 from repvgg_ref.train.schedule import learning_rate
@@ -28,11 +30,12 @@ def activation_bytes(arch: Network, *, images: int, size: int, itemsize: int) ->
     output for the ReLU; the block in work holds a gradient for each of these beside them. Backends
     with fused blocks keep a third less.
     """
-    kept, largest, extent = 0, 0, size
-    for block in arch.blocks:
-        entry = block.in_channels * extent * extent
-        extent = (extent - 1) // block.stride + 1
-        exit_ = block.out_channels * extent * extent
+    kept, largest, sizes = 0, 0, extents(arch, size, size)
+    for node in arch.evaluated:
+        if not isinstance(node.op, Block):
+            continue
+        block = node.op.spec
+        entry, exit_ = prod(sizes[node.inputs[0]]), prod(sizes[node.name])
         block_kept = entry + (len(norms(block)) + 1 + (block.se != "none")) * exit_
         kept += block_kept
         largest = max(largest, entry + (len(norms(block)) + 2) * exit_)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from repvgg_ref.blocks.catalogue import kind
+from repvgg_ref.blocks.catalogue import require_block
 from repvgg_ref.errors import ReportedError, did_you_mean
 from repvgg_ref.train.decay import DECAY_RULES, factors_of
 from repvgg_ref.train.sgd import Factors
@@ -80,7 +80,7 @@ class Recipe:
     crop_ratio: float = _field(0.875, "part of the picture that evaluation looks at")
 
     def __post_init__(self) -> None:
-        kind(self.block)
+        require_block(self.block)
         for setting, wrong, wanted in _wrong(self):
             if wrong:
                 raise RecipeError(

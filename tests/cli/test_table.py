@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from repvgg_ref import list_models
-from repvgg_ref.blocks.catalogue import KINDS
+from repvgg_ref.blocks.catalogue import block_names
 from tests.cli.runner import invoke
 
 
@@ -30,12 +30,16 @@ def test_blocks_are_those_that_train_takes(capsys: pytest.CaptureFixture[str]) -
     fields = ["name", "params_train", "params_deploy", "fusible", "reason", "top1", "certain"]
     assert all(list(row) == fields for row in rows)
     found = {row["name"]: row for row in rows}
-    assert list(found) == [name for name, kind in KINDS.items() if kind.keys]
+    assert list(found) == block_names()
     whole = {"params_deploy": 14_339_048, "fusible": True, "reason": None}
     for name, row in found.items():
         if name == "relu-in-branches":
             assert row["params_deploy"] is None
             assert "ReLU stands before the sum" in row["reason"]
+        elif name == "residual-reorg":
+            assert (row["params_deploy"], row["fusible"]) == (14_384_552, False)
+            assert row["reason"].startswith("its shortcut spans two convolutions")
+            assert (row["top1"], row["certain"]) == (74.56, True)
         else:
             assert whole.items() <= row.items()
     (b0,) = (

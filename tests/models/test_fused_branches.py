@@ -14,7 +14,13 @@ from repvgg_ref.blocks.recognise import three_branch_passes
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.step import StepResult, training_step
-from repvgg_ref.ops import REFERENCE, BranchArrays, BranchesForward, BranchGrads, Ops
+from repvgg_ref.ops import (
+    REFERENCE,
+    BranchArrays,
+    BranchesForward,
+    BranchGrads,
+    Ops,
+)
 from tests.models.small import SMALL, batch, distinct_model
 
 
@@ -38,8 +44,11 @@ def forward(
             padding = weight.shape[-1] // 2 * dilation
             geometry = {"stride": stride, "dilation": dilation, "groups": groups}
             z, conv = REFERENCE.conv2d_forward(x, weight, None, padding=padding, **geometry)
-        y, stats[name] = REFERENCE.batch_norm_train_forward(z, gamma, beta, eps=eps)
-        caches[name] = conv, stats[name]
+        y, bn_cache = z, None
+        if gamma is not None:  # else there is no norm
+            y, bn_cache = REFERENCE.batch_norm_train_forward(z, gamma, beta, eps=eps)
+            stats[name] = bn_cache
+        caches[name] = conv, bn_cache
         total = total + y
     return BranchesForward(np.maximum(total, 0) if relu else total, (caches, total, relu), stats)
 
@@ -49,11 +58,14 @@ def backward(grad: Array, cache: Any) -> tuple[Array, dict[str, BranchGrads]]:
     grad = grad * (total > 0) if relu else grad
     grad_x, grads = np.zeros(()), {}
     for name, (conv, bn_cache) in caches.items():
-        bn = REFERENCE.batch_norm_train_backward(grad, bn_cache)
-        weight, through = None, bn.grad_x
+        bn: Any = grad, None, None
+        if bn_cache is not None:
+            bn = REFERENCE.batch_norm_train_backward(grad, bn_cache)
+        through, grad_gamma, grad_beta = bn
+        weight = None
         if conv is not None:
-            through, weight, _ = REFERENCE.conv2d_backward(bn.grad_x, conv)
-        grads[name] = BranchGrads(weight, bn.grad_gamma, bn.grad_beta)
+            through, weight, _ = REFERENCE.conv2d_backward(through, conv)
+        grads[name] = BranchGrads(weight, grad_gamma, grad_beta)
         grad_x = grad_x + through
     return grad_x, grads
 

@@ -124,7 +124,7 @@ def command(
     from repvgg_ref.data import splits_of
     from repvgg_ref.data.loader import Loader
     from repvgg_ref.data.skipped import told
-    from repvgg_ref.models.network import require_head
+    from repvgg_ref.models.arguments import require_head
     from repvgg_ref.train.evaluate import count
     from repvgg_ref.train.sources import (
         class_notes,
@@ -144,7 +144,7 @@ def command(
     )
     for message in (*loaded.notes, *assumed_line(loaded.assumed)):
         note(message)
-    require_head(loaded, "eval")
+    require_head(loaded.arch, "eval")
     form = form if loaded.arch.is_fusible else "train"
     forms = _forms(loaded, form)
     source = open_validation(loaded, data, split=split, decoder=decoder, limit=limit)

@@ -88,7 +88,7 @@ def command(
     """
     import repvgg_ref
     from repvgg_ref.data.images import assumed_size, network_input
-    from repvgg_ref.models.network import require_head
+    from repvgg_ref.models.arguments import require_head
     from repvgg_ref_cli.progress import ProgressBar
 
     loaded = repvgg_ref.load(
@@ -102,7 +102,7 @@ def command(
     )
     for message in (*loaded.notes, *assumed_line(loaded.assumed)):
         note(message)
-    require_head(loaded, "predict")
+    require_head(loaded.arch, "predict")
     guessed = assumed_size(loaded.arch, loaded.about, preparation, size)
     if guessed is not None:
         note(f"assumed input size {guessed}: not in the file; --size says otherwise")

@@ -10,7 +10,8 @@ is kept for each piece, a matrix for each *share* of the pieces, and they are ad
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -93,14 +94,20 @@ class Inputs(NamedTuple):
         """Numbers a pixel, K * K * C."""
         return self.window.kernel * self.window.kernel * int(self.x.shape[3])
 
+    def products(self, outputs: int) -> Array:
+        """Zeros for each share's products with `outputs` others, (shares, G, C/G, O/G)."""
+        groups = self.window.groups
+        split = self.channels // groups, outputs // groups
+        return np.zeros((self.grid.shares, groups, *split), self.x.dtype)
+
     def piece(self, piece: int) -> Array:
         """(pixels, K * K * C): a view."""
         return self.grid.of(self.x if self.columns is None else self.columns, piece)
 
 
-def make_inputs(grid: Grid, x: Array, window: Window) -> Inputs:
-    """Gather once what is not x itself: three passes read it."""
-    inputs = Inputs(grid, x, window, None)
+def gathered(inputs: Inputs) -> Inputs:
+    """The same with what is not x itself gathered once: three passes read it."""
+    grid, x, window = inputs.grid, inputs.x, inputs.window
     if window.kernel == window.stride == 1:
         return inputs
     columns = memory.empty((grid.images, grid.height, grid.width, inputs.channels), x.dtype)
@@ -137,90 +144,40 @@ def correlate(x: Array, g: Array, out: Array) -> None:
     np.matmul(left, g.reshape(len(g), groups, -1).transpose(1, 0, 2), out=out)
 
 
-class Moments(NamedTuple):
-    """Mean (C,) and the sum of squares (C,) or products (G, C/G, C/G) about it, in float64."""
-
-    mean: Array
-    about_mean: Array
-
-
-def channel_moments(y: Array, grid: Grid) -> Moments:
-    """Mean of `y` and its squares about it, (O,) each.
-
-    Within a piece about the piece's own mean, in the array's dtype; pieces are merged in float64
-    (Chan, Golub & LeVeque 1983, equation 2.1): nothing large is ever subtracted from its like.
-    """
-    means = np.empty((grid.pieces, y.shape[3]), y.dtype)
-    squares = np.empty_like(means)
-    scratch = _scratch(grid, y.shape[3], 1, y.dtype)
-
-    def share(worker: int, item: int) -> None:
-        for piece in grid.share(item):
-            held = grid.of(y, piece)
-            centred = _centre(held, means[piece], carve(scratch[worker, 0], held.shape), grid)
-            centred *= centred
-            squares[piece] = _column_sums(centred)
-
-    share_out(grid.shares, share)
-    sizes = grid.sizes()
-    mean, apart = _merge(means, sizes)
-    return Moments(mean, squares.sum(axis=0, dtype=np.float64) + sizes @ apart**2)
-
-
-def product_moments(inputs: Inputs) -> Moments:
-    """Mean of x and its products about it, as `channel_moments`."""
-    grid, channels, groups = inputs.grid, inputs.channels, inputs.window.groups
-    dtype, shares = inputs.x.dtype, grid.shares
-    means = np.empty((grid.pieces, channels), dtype)
-    products = np.zeros((shares, groups, channels // groups, channels // groups), dtype)
-    scratch = _scratch(grid, channels, 1, dtype)
-
-    def share(worker: int, item: int) -> None:
-        product = np.empty_like(products[0])
-        for piece in grid.share(item):
-            seen = inputs.piece(piece)
-            centred = _centre(seen, means[piece], carve(scratch[worker, 0], seen.shape), grid)
-            correlate(centred, centred, product)
-            products[item] += product
-
-    share_out(grid.shares, share)
-    sizes = grid.sizes()
-    mean, apart = _merge(means, sizes)
-    split = apart.reshape(len(sizes), groups, -1).transpose(1, 0, 2)  # (G, pieces, C/G)
-    between = (split * sizes[:, None]).swapaxes(1, 2) @ split
-    return Moments(mean, products.sum(axis=0, dtype=np.float64) + between)
-
-
 def combine(
-    y3: Array | None,
-    scale: Array,
-    inputs: Inputs,
+    sums: Sequence[tuple[Array, Array | None]],
+    inputs: Inputs | None,
     weight: Array | None,
     bias: Array,
+    grid: Grid,
     *,
     relu: bool,
 ) -> Array:
-    """``[ReLU](scale y3 + x W + bias)``: vectors (O,), W (G, C/G, O/G), or one of the products."""
-    grid = inputs.grid
+    """``[ReLU](sum scale z + x W + bias)``: pairs (z, scale), vectors (O,), W (G, C/G, O/G).
+
+    A scale of None is 1; without W there is no product.
+    """
     outputs = len(bias)
-    y = memory.empty((grid.images, grid.height, grid.width, outputs), inputs.x.dtype)
-    scratch = _scratch(grid, outputs, 1, y.dtype)
-    scale, bias = _along_row(scale, grid), _along_row(bias, grid)
+    y = memory.empty((grid.images, grid.height, grid.width, outputs), bias.dtype)
+    scratch = scratch_of(grid, outputs, 1, y.dtype)
+    bias = along_row(bias, grid)
+    terms = [(z, None if scale is None else along_row(scale, grid)) for z, scale in sums]
 
     def share(worker: int, item: int) -> None:
         for piece in grid.share(item):
             out = grid.of(y, piece)
             rows = grid.rows_of(out)
-            if weight is not None:
+            if weight is not None and inputs is not None:
                 pointwise(inputs.piece(piece), weight, out)
-            if y3 is not None:
-                held = grid.rows_of(grid.of(y3, piece))
-                scaled = (
-                    rows if weight is None else grid.rows_of(carve(scratch[worker, 0], out.shape))
-                )
-                np.multiply(held, scale, out=scaled)
-                if weight is not None:
-                    rows += scaled
+            for place, (z, scale) in enumerate(terms):
+                held = grid.rows_of(grid.of(z, piece))
+                if weight is None and place == 0:
+                    np.multiply(held, 1 if scale is None else scale, out=rows)
+                elif scale is None:
+                    rows += held
+                else:
+                    scaled = grid.rows_of(carve(scratch[worker, 0], out.shape))
+                    rows += np.multiply(held, scale, out=scaled)
             rows += bias
             if relu:
                 np.maximum(rows, 0, out=rows)
@@ -233,73 +190,94 @@ class GradientSums(NamedTuple):
     """Sums over pixels in float64, about the exact means."""
 
     total: Array  # (O,) of g
-    with_y3: Array | None  # (O,) of g (y3 - mean)
+    with_z: list[Array]  # (O,) of g (z - mean), for each z
     with_x: Array | None  # (G, C/G, O/G) of (x - mean)^T g
 
 
 def gradient_sums(
     grad_y: Array,
     y: Array | None,
-    y3: Array | None,
-    mean_y3: Array | None,
-    inputs: Inputs,
+    centres: Sequence[tuple[Array, Array]],
+    inputs: Inputs | None,
     mean_x: Array | None,
     g: Array | None,
+    grid: Grid,
 ) -> GradientSums:
     """``g = grad_y where y > 0``, kept in `g` if that is given, and what it sums to.
 
-    Where `y` is None, g is grad_y itself.
-
-    Sums with y3 and x are left out where there is no mean.
+    Where `y` is None, g is grad_y itself. `centres` are pairs (z, its mean); without a `mean_x` the
+    sum with x is about 0.
     """
-    grid, outputs, groups = inputs.grid, grad_y.shape[3], inputs.window.groups
-    shares, dtype = grid.shares, grad_y.dtype
+    outputs, dtype = grad_y.shape[3], grad_y.dtype
     totals = np.empty((grid.pieces, outputs), dtype)
-    with_y3 = np.empty_like(totals)
-    with_x = np.zeros((shares, groups, inputs.channels // groups, outputs // groups), dtype)
-    scratch = _scratch(grid, max(inputs.channels, outputs), 2, dtype)
-    centre_y3, centre_x = (
-        None if mean is None else _along_row(mean.astype(dtype), grid) for mean in (mean_y3, mean_x)
-    )
+    with_z = np.empty((len(centres), *totals.shape), dtype)
+    with_x = None if inputs is None else inputs.products(outputs)
+    channels = outputs if inputs is None else max(inputs.channels, outputs)
+    scratch = scratch_of(grid, channels, 2, dtype)
+    about = [(z, along_row(mean.astype(dtype), grid)) for z, mean in centres]
+    about_x = None if mean_x is None else along_row(mean_x.astype(dtype), grid)
 
     def share(worker: int, item: int) -> None:
         one, two = scratch[worker]
-        product = np.empty_like(with_x[0])
+        product = None if with_x is None else np.empty_like(with_x[0])
         for piece in grid.share(item):
             under = grid.of(grad_y, piece)
             if y is not None:  # y is never negative; NaN passes its gradient on
                 masked = carve(two, under.shape) if g is None else grid.of(g, piece)
                 under = np.multiply(under, grid.of(y, piece) != 0, out=masked)
-            totals[piece] = _column_sums(under)
-            if y3 is not None and centre_y3 is not None:
+            totals[piece] = column_sums(under)
+            for (z, mean), sums in zip(about, with_z, strict=True):
                 centred = carve(one, under.shape)
-                held = grid.rows_of(grid.of(y3, piece))
-                np.subtract(held, centre_y3, out=grid.rows_of(centred))
+                np.subtract(grid.rows_of(grid.of(z, piece)), mean, out=grid.rows_of(centred))
                 centred *= under
-                with_y3[piece] = _column_sums(centred)
-            if centre_x is not None:
+                sums[piece] = column_sums(centred)
+            if inputs is not None and with_x is not None and product is not None:
                 seen = inputs.piece(piece)
-                centred = carve(one, seen.shape)
-                np.subtract(grid.rows_of(seen), centre_x, out=grid.rows_of(centred))
-                correlate(centred, under, product)
+                if about_x is not None:
+                    centred = carve(one, seen.shape)
+                    np.subtract(grid.rows_of(seen), about_x, out=grid.rows_of(centred))
+                    seen = centred
+                correlate(seen, under, product)
                 with_x[item] += product
 
     share_out(grid.shares, share)
     total = totals.sum(axis=0, dtype=np.float64)
-    of_y3, of_x = None, None
-    if mean_y3 is not None:  # the means were rounded to the array's dtype: what that changed
-        of_y3 = with_y3.sum(axis=0, dtype=np.float64) + (mean_y3.astype(dtype) - mean_y3) * total
-    if mean_x is not None:
-        rounded = (mean_x.astype(dtype) - mean_x).reshape(groups, -1, 1)
-        of_x = with_x.sum(axis=0, dtype=np.float64) + rounded * total.reshape(groups, 1, -1)
-    return GradientSums(total, of_y3, of_x)
+    of_z = [
+        sums.sum(axis=0, dtype=np.float64) + _rounded_off(mean, dtype) * total
+        for sums, (_, mean) in zip(with_z, centres, strict=True)
+    ]
+    of_x = None if with_x is None else with_x.sum(axis=0, dtype=np.float64)
+    if of_x is not None and mean_x is not None:
+        groups = len(of_x)
+        apart = _rounded_off(mean_x, dtype).reshape(groups, -1, 1)
+        of_x = of_x + apart * total.reshape(groups, 1, -1)
+    return GradientSums(total, of_z, of_x)
+
+
+def _rounded_off(mean: Array, dtype: Any) -> Array:
+    """What a mean lost when it was rounded to the array's dtype, with the sign that mends it."""
+    lost: Array = mean.astype(dtype) - mean
+    return lost
+
+
+def accumulate(total: Array, other: Array) -> None:
+    """``total += other``, contiguous arrays, on all threads."""
+    flat, added = total.reshape(-1), other.reshape(-1)
+    length = max(PIECE_NUMBERS, PIECE_PIXELS)
+    pieces = -(-flat.size // length)
+
+    def add(worker: int, piece: int) -> None:
+        span = slice(piece * length, (piece + 1) * length)
+        flat[span] += added[span]
+
+    share_out(pieces, add)
 
 
 def through_norm(g: Array, y3: Array, of_g: Array, of_y3: Array, shift: Array, grid: Grid) -> Array:
     """``of_g g - of_y3 y3 - shift``: vectors (O,)."""
     out = memory.empty(g.shape, g.dtype)
-    scratch = _scratch(grid, y3.shape[3], 1, g.dtype)
-    of_g, of_y3, shift = (_along_row(vector, grid) for vector in (of_g, of_y3, shift))
+    scratch = scratch_of(grid, y3.shape[3], 1, g.dtype)
+    of_g, of_y3, shift = (along_row(vector, grid) for vector in (of_g, of_y3, shift))
 
     def share(worker: int, item: int) -> None:
         for piece in grid.share(item):
@@ -314,22 +292,22 @@ def through_norm(g: Array, y3: Array, of_g: Array, of_y3: Array, shift: Array, g
 
 
 def add_pointwise(
-    grad_x: Array, g: Array, from_g: Array, inputs: Inputs, from_x: Array, bias: Array
+    grad_x: Array, g: Array, from_g: Array, inputs: Inputs, from_x: Array | None, bias: Array
 ) -> None:
-    """``grad_x += g from_g - x from_x + bias`` where x was seen, in place.
+    """``grad_x += g from_g - x from_x + bias`` where x was seen, in place; x may have no part.
 
     Parameters
     ----------
     from_g : (G, O/G, C/G) array; C here and below as in `Inputs`, K * K * C
-    from_x : (G, C/G, C/G) array
+    from_x : (G, C/G, C/G) array, or None
     bias : (C,) array
     """
     grid, window = inputs.grid, inputs.window
     if window.kernel > 1:  # windows overlap: an image is one thread's
         grid = grid._replace(rows=grid.height, shares=grid.images)
         inputs = inputs._replace(grid=grid)
-    scratch = _scratch(grid, inputs.channels, 2, g.dtype)
-    bias = _along_row(bias, grid)
+    scratch = scratch_of(grid, inputs.channels, 2, g.dtype)
+    bias = along_row(bias, grid)
 
     def share(worker: int, item: int) -> None:
         one, two = scratch[worker]
@@ -337,8 +315,9 @@ def add_pointwise(
             under, seen = grid.of(g, piece), inputs.piece(piece)
             total, other = carve(one, seen.shape), carve(two, seen.shape)
             pointwise(under, from_g, total)
-            pointwise(seen, from_x, other)
-            total -= other
+            if from_x is not None:
+                pointwise(seen, from_x, other)
+                total -= other
             rows = grid.rows_of(total)
             rows += bias
             start, stop = grid.span(piece)
@@ -349,31 +328,18 @@ def add_pointwise(
     share_out(grid.shares, share)
 
 
-def _scratch(grid: Grid, channels: int, arrays: int, dtype: object) -> Array:
+def scratch_of(grid: Grid, channels: int, arrays: int, dtype: object) -> Array:
+    """Room for each thread to keep pieces of some arrays in."""
     numbers = grid.rows * grid.width * channels
     return memory.empty((pool().threads, arrays, numbers), dtype)
 
 
-def _along_row(vector: Array, grid: Grid) -> Array:
+def along_row(vector: Array, grid: Grid) -> Array:
     """(C,) -> (W * C,), to meet a row of pixels; `numpy.tile` takes five times as long."""
     return np.broadcast_to(vector, (grid.width, len(vector))).reshape(-1)
 
 
-def _column_sums(pixels: Array) -> Array:
+def column_sums(pixels: Array) -> Array:
     """(pixels, C) -> (C,), as a product with a row of ones: the fastest sum that there is."""
     sums: Array = np.ones(len(pixels), pixels.dtype) @ pixels
     return sums
-
-
-def _centre(pixels: Array, mean: Array, out: Array, grid: Grid) -> Array:
-    """``out = pixels - mean``, the mean of these pixels, which goes to `mean`."""
-    np.divide(_column_sums(pixels), pixels.dtype.type(len(pixels)), out=mean)
-    np.subtract(grid.rows_of(pixels), _along_row(mean, grid), out=grid.rows_of(out))
-    return out
-
-
-def _merge(means: Array, sizes: Array) -> tuple[Array, Array]:
-    """The mean of all, and how far each piece's is from it: (C,), (pieces, C) float64."""
-    wide = means.astype(np.float64)
-    mean: Array = sizes @ wide / sizes.sum()
-    return mean, wide - mean

@@ -143,7 +143,7 @@ def _aliases(arch: Network) -> Mapping[str, str]:
     half = sum(block.name.startswith("stage3.") for block in arch.blocks) // 2
     for block in arch.blocks:
         stage, _, index = block.name.removeprefix("stage").partition(".")
-        if not block.name.startswith("stage"):
+        if not block.name.startswith("stage") or "." in index:  # a part of a residual block
             forms = [block.name]
         elif not index:
             forms = ["stage0", "stage.0", "stage0.0", "stem", "stage0.nonlinearity"]

@@ -116,6 +116,8 @@ class Exact(NamedTuple):
         for term, t in zip(terms.terms, slopes, strict=True):
             if term.branch.has_norm:
                 found += [np.asarray(term.branch.beta), -term.branch.running_mean * t]
+            if term.branch.before is not None:
+                found.append(term.branch.before * t)
         return found or [np.zeros(len(slopes[0]))]
 
     def _differs(self, parts: list[Array], got: Array, stored: str) -> Array:

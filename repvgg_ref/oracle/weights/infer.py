@@ -66,7 +66,8 @@ def infer(layers: Iterable[Layer], stored: tuple[str, str]) -> Conversion | None
     samples = [_sample(terms, got) for terms, got in layers]
     enough = (len(samples) + 1) // 2
     exact = _exact(samples, stored, enough)
-    if exact is not None or stored[0] != "fp32":
+    known = sum(sample.terms.is_stored for sample in samples)
+    if exact is not None or stored[0] != "fp32" or known < enough:
         return exact
     ways = [(order, Arithmetic(d)) for d in DIRECTIONS for order in ORDERS]
     for steps in ((0,), _STEPS):  # most roots are right to the last bit

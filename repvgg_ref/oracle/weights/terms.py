@@ -67,6 +67,11 @@ class Terms(NamedTuple):
         return [tap for tap in self.taps if len(self.on(tap)) > 1]
 
     @property
+    def is_stored(self) -> bool:
+        """Whether all kernels are read from a file: of one that is computed no order is known."""
+        return all(term.branch.size is None for term in self.terms)
+
+    @property
     def has_one_norm(self) -> bool:
         """Whether one batch norm is behind all terms, so that kernels may be summed before it."""
         first = self.terms[0].branch if self.terms else None
