@@ -20,7 +20,7 @@ def conv(
     )
 
 
-class Named(nn.Module):
+class Named(nn.Module):  # type: ignore[misc]
     """A convolution and a batch norm under given names."""
 
     def __init__(self, c: nn.Module, n: nn.Module, names: tuple[str, str] = ("conv", "bn")) -> None:
@@ -35,7 +35,7 @@ class Named(nn.Module):
         return x
 
 
-class Rbr(nn.Module):
+class Rbr(nn.Module):  # type: ignore[misc]
     """YOLOv6's and RepVGG's block; YOLOv7's with numbers for names."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Rbr(nn.Module):
         return y + self.rbr_identity(x) if hasattr(self, "rbr_identity") else y
 
 
-class Qa(nn.Module):
+class Qa(nn.Module):  # type: ignore[misc]
     """QARepVGG, up to its outer batch norm, which its deploy form keeps."""
 
     def __init__(self, i: int, o: int, eps: float) -> None:
@@ -68,7 +68,7 @@ class Qa(nn.Module):
         return y + x if self.same else y
 
 
-class Two(nn.Module):
+class Two(nn.Module):  # type: ignore[misc]
     """YOLOv9's RepConv, RT-DETR's RepVggBlock, PP-YOLOE's with alpha."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Two(nn.Module):
         return y + self.bn(x) if hasattr(self, "bn") else y
 
 
-class Lab(nn.Module):
+class Lab(nn.Module):  # type: ignore[misc]
     """PP-OCR's LearnableAffineBlock."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class Lab(nn.Module):
         return self.scale * x + self.bias
 
 
-class Copies(nn.Module):
+class Copies(nn.Module):  # type: ignore[misc]
     """MobileOne under Apple's and timm's names, PP-LCNetV3 with its affine block."""
 
     def __init__(
@@ -132,7 +132,7 @@ class Copies(nn.Module):
         return y if self.lab is None else self.lab(y)
 
 
-class RepVit(nn.Module):
+class RepVit(nn.Module):  # type: ignore[misc]
     """RepVGGDW of RepViT."""
 
     def __init__(self, c: int, eps: float) -> None:
@@ -145,7 +145,7 @@ class RepVit(nn.Module):
         return self.bn(self.conv(x) + self.conv1(x) + x)
 
 
-class Dw(nn.Module):
+class Dw(nn.Module):  # type: ignore[misc]
     """RepVGGDW of YOLOv10."""
 
     def __init__(self, c: int, eps: float) -> None:
@@ -157,7 +157,7 @@ class Dw(nn.Module):
         return self.conv(x) + self.conv1(x)
 
 
-class Acb(nn.Module):
+class Acb(nn.Module):  # type: ignore[misc]
     """ACNet's block."""
 
     def __init__(self, i: int, o: int, k: int, eps: float) -> None:
@@ -172,7 +172,7 @@ class Acb(nn.Module):
         return y + self.ver_bn(self.ver_conv(x)) + self.hor_bn(self.hor_conv(x))
 
 
-class Dilated(nn.Module):
+class Dilated(nn.Module):  # type: ignore[misc]
     """UniRepLKNet's DilatedReparamBlock."""
 
     def __init__(self, c: int, k: int, others: list[tuple[int, int]], eps: float) -> None:
@@ -190,7 +190,7 @@ class Dilated(nn.Module):
         return y
 
 
-class PaddedNorm(nn.Module):
+class PaddedNorm(nn.Module):  # type: ignore[misc]
     """DBB's batch norm whose border is what it makes of zero."""
 
     def __init__(self, channels: int, pad: int, eps: float) -> None:
@@ -210,7 +210,7 @@ class PaddedNorm(nn.Module):
         return out
 
 
-class IdConv(nn.Module):
+class IdConv(nn.Module):  # type: ignore[misc]
     """A 1x1 convolution of W + I."""
 
     def __init__(self, c: int, groups: int) -> None:
@@ -222,7 +222,7 @@ class IdConv(nn.Module):
         return self.conv(x) + x
 
 
-class Dbb(nn.Module):
+class Dbb(nn.Module):  # type: ignore[misc]
     """The diverse branch block."""
 
     def __init__(self, i: int, o: int, k: int, eps: float, groups: int = 1) -> None:
