@@ -16,7 +16,9 @@ command first, then installs the peers and runs the rest. All of it works in one
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -47,6 +49,17 @@ def pytest_configure(config: pytest.Config) -> None:
         hypothesis.settings.load_profile("every" if every else "push")
     config.pluginmanager.register(_Selection(config))
     config.pluginmanager.register(_Told())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What collection makes stays for good: whoever collects garbage need not walk through it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+import scipy  # its parts are loaded when they are first used: a second of start-up
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import fuse_block
@@ -159,7 +159,7 @@ def advise(model: Model, images: Array, labels: Array | None = None) -> Advice:
     layers.sort(key=lambda layer: layer.alone)
     simulated = _simulations(trial, even, names, kept)
     told = [(layer.sqnr_per_tensor, layer.alone) for layer in layers if layer.alone < np.inf]
-    rank = float(spearmanr(told).statistic) if len(told) > 2 else float("nan")
+    rank = float(scipy.stats.spearmanr(told).statistic) if len(told) > 2 else float("nan")
     return Advice(
         model.name,
         len(images),

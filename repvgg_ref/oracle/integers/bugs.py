@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeAlias
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import scipy  # its parts are loaded when they are first used: a second of start-up
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.integer.layers import IntegerLayer
@@ -345,7 +345,7 @@ def _order(y: Array, y_hat: Array) -> Array:
     some = np.linspace(0, a.shape[1] - 1, min(a.shape[1], 512)).astype(int)
     a, b = a[:, some].astype(np.float32), b[:, some].astype(np.float32)
     apart = (b**2).sum(1)[:, None] + (a**2).sum(1)[None] - 2 * b @ a.T
-    found: Array = linear_sum_assignment(apart)[1]
+    found: Array = scipy.optimize.linear_sum_assignment(apart)[1]
     return found
 
 
