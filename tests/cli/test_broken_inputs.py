@@ -126,8 +126,15 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         "does not hold real numbers",
     ),
     "train and deploy mixed": (_state(_mixed), "mixes fused kernels with training branches"),
-    "a detector": (
-        _state(lambda s: [s.update({n.replace("stage", "model."): s.pop(n)}) for n in list(s)]),
+    "a detector that lacks an array of every block": (
+        _state(
+            lambda s: [
+                s.update({n.replace("stage", "model."): s.pop(n)})
+                if "rbr_dense.bn.running_var" not in n
+                else s.pop(n)
+                for n in list(s)
+            ]
+        ),
         "not a RepVGG classifier",
     ),
 }

@@ -20,6 +20,8 @@ OLDER = {
     "predict": "--weights",
     "eval": "--weights",
     "train": "--init",
+    "quantize": "--in",
+    "advise": "--in",
 }
 
 # Where the environment of the tests has it installed.

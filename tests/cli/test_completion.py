@@ -15,7 +15,8 @@ from repvgg_ref_cli import completion
 from repvgg_ref_cli.commands.train import _recipe_options
 from repvgg_ref_cli.main import COMMANDS, cli, main
 
-from repvgg_ref.blocks.catalogue import KINDS
+from repvgg_ref.blocks.catalogue import block_names
+from repvgg_ref.blocks.family import FAMILY
 from repvgg_ref.models.architectures import NAMES
 from repvgg_ref.train.recipe import recipe_names
 from tests.cli.runner import environment, invoke, run_python
@@ -72,8 +73,10 @@ def test_choices_and_names_are_offered(shell: Shell) -> None:
     assert shell.offers("repvgg-ref predict --model repvgg-d") == ["RepVGG-D2se"]
     assert shell.offers("repvgg-ref train --model repvgg-d") == ["RepVGG-D2se"]
     assert shell.offers("repvgg-ref train --recipe ") == list(recipe_names())
-    blocks = [name for name, kind in KINDS.items() if kind.keys]
-    assert shell.offers("repvgg-ref inspect --block ") == blocks
+    assert shell.offers("repvgg-ref inspect --block ") == block_names()
+    assert shell.offers("repvgg-ref convert --family yolo") == [
+        name for name in FAMILY if name.startswith("yolo")
+    ]
 
 
 @pytest.mark.parametrize(

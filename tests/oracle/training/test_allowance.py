@@ -76,9 +76,10 @@ def test_every_report_says_what_a_dump_cannot_show() -> None:
     "name",
     ["grad/stage1.0.rbr_dense.conv.weight", "grad/linear.weight", "grad/stage2.1.rbr_1x1.bn.bias"],
 )
-def test_a_gradient_off_by_a_hundred_thousandth_is_caught_and_placed(name: str) -> None:
+def test_a_gradient_off_by_some_hundred_thousandths_is_caught_and_placed(name: str) -> None:
+    """By 2e-5: what the right port's own rounding hides is another on every BLAS."""
     dump = dump_of(setup_of())
-    dump[name] = dump[name] * np.float32(1 + 1e-5)
+    dump[name] = dump[name] * np.float32(1 + 2e-5)
     report = judged(dump, explained=False)
     assert report.verdict == "disagree"
     assert [layer.name for layer in report.layers if not layer.ok] == [name]

@@ -5,7 +5,8 @@ all blocks in turns, the least of all rounds. The floor is the time of a block's
 each forward and with both gradients, by the same functions: what is above it are passes over pixels
 (norms, sums, masks, borders), what is below it kernels that are added up before they meet x, and
 1x1 kernels whose output is never formed. On one thread the processor's time counts, which other
-work on the machine disturbs little; with all threads the clock's. Writes ``results/blocks.json``.
+work on the machine disturbs little; with all threads the clock's.
+Writes ``train/results/block-steps.json``.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from repvgg_ref.models.network import build
 from repvgg_ref.models.registry import network
 from repvgg_ref.models.residual_reorg import residual_reorg
 
-RESULTS = Path(__file__).parent / "results" / "blocks.json"
+RESULTS = Path(__file__).parents[1] / "train" / "results" / "block-steps.json"
 ROUNDS = 5
 ROOF = 1.5  # times what the paper's block takes per multiply-accumulate
 
