@@ -3,7 +3,8 @@
     python -m tests.studies.oracle.false_alarms --seconds 900 --processes 2
 
 Seed after seed until the time is up; ports of runtimes: `tests/studies/peers/runtimes.py`. Writes
-``results/false-alarms.json`` and a picture of the p-values.
+``results/false-alarms.json`` and a picture of the p-values. ``--networks RepVGG-A0 --size 64 64`` runs
+every arithmetic on those networks alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from itertools import count, cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,17 +86,19 @@ def cases(seeds: Iterator[int]) -> Iterator[tuple[str, int, Size]]:
             yield big, seed, size
 
 
-def study(
-    process: int, processes: int, first_seed: int, seconds: float, names: tuple[str, ...]
-) -> dict[str, Tally]:
+def study(process: int, asked: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Tally]:
     """All arithmetics on one network after the other, until the time is up."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + asked.seconds
     tallies = {name: Tally() for name in names}
     turn = process
-    for network, seed, size in cases(count(first_seed + process, processes)):
+    seeds = count(asked.first_seed + process, asked.processes)
+    size: Any = tuple(asked.size)
+    only = ((*each, size) for each in zip(cycle(asked.networks or SMALL), seeds, strict=False))
+    for network, seed, size in only if asked.networks else cases(seeds):
         model, x = network_and_inputs(network, seed, size)
         programs = Programs(model)
-        chosen = names if network in SMALL and max(size) <= 96 else names[seed % _SHARE :: _SHARE]
+        every = asked.networks or (network in SMALL and max(size) <= 96)
+        chosen = names if every else names[seed % _SHARE :: _SHARE]
         for name in chosen:
             if time.monotonic() > until:
                 return tallies
@@ -121,14 +125,13 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--arithmetics", nargs="+", default=ARITHMETICS, choices=ARITHMETICS)
+    parser.add_argument("--networks", nargs="+", default=[], help="these alone")
+    parser.add_argument("--size", nargs=2, type=int, default=(64, 64), help="of --networks")
     parser.add_argument("--out", type=Path, default=RESULTS / "false-alarms.json")
     asked = parser.parse_args()
     names = tuple(asked.arithmetics)
     with ProcessPoolExecutor(asked.processes) as pool:
-        jobs = [
-            pool.submit(study, process, asked.processes, asked.first_seed, asked.seconds, names)
-            for process in range(asked.processes)
-        ]
+        jobs = [pool.submit(study, process, asked, names) for process in range(asked.processes)]
         parts = [job.result() for job in jobs]
     tallies = parts[0]
     for part in parts[1:]:
