@@ -54,6 +54,7 @@ def test_json_is_one_object_with_all_rounds(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.svg"]
 
 
+@pytest.mark.slow  # the JSON that it shows is tested on every push
 def test_people_see_ratios_memory_and_layers(
     capsys: pytest.CaptureFixture[str], no_peers: None
 ) -> None:
@@ -143,6 +144,7 @@ def test_files_that_were_there_stay_if_it_fails(
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
+@pytest.mark.slow
 def test_another_backend_is_timed_through_the_same_seam(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -191,6 +191,7 @@ def logged(folder: Path) -> list[float]:
 
 
 @needs_mpi
+@pytest.mark.few(1)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_processes_train_as_one_does(ranks: int, tmp_path: Path) -> None:
     recipe = changed(batch=12, epochs=3)
@@ -206,7 +207,8 @@ SHORT = ("--epochs", 1, "--batch", 240, "--sync-bn")
 
 
 @needs_mpi
-@pytest.mark.parametrize("way", ["raise", "kill", "freeze"])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("way", ["freeze", "raise", "kill"])
 def test_a_rank_that_dies_ends_the_job_and_the_state_can_be_resumed(
     way: str, tmp_path: Path
 ) -> None:

@@ -3,8 +3,8 @@
     python -m tests.studies.oracle.false_alarms --seconds 900 --processes 2
 
 Seed after seed until the time is up; ports of runtimes: `tests/studies/peers/runtimes.py`. Writes
-``results/false-alarms.json`` and a picture of the p-values. ``--networks RepVGG-A0 --size 64 64`` runs
-every arithmetic on those networks alone.
+``results/false-alarms.json`` and a picture of the p-values. ``--networks RepVGG-A0 --size 64 64``
+runs every arithmetic on those networks alone.
 """
 
 from __future__ import annotations
