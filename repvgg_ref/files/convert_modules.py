@@ -19,6 +19,7 @@ from repvgg_ref.blocks.fusion import FusedConv, fuse_linear
 from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError, check_linear, worst
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import open_checkpoint
+from repvgg_ref.files.metadata import is_ours
 from repvgg_ref.files.modules import AUTO, Blocks, FoundBlock, find_blocks
 from repvgg_ref.files.wrappers import WhichWeights, listed, select
 from weights_io import LazyArray
@@ -248,7 +249,7 @@ def holds_modules(path: Path, weights: WhichWeights = "model") -> bool:
     """Whether a file that is no RepVGG by any known names holds blocks of the family."""
     try:
         with open_checkpoint(path, weights=weights) as checkpoint:
-            if checkpoint.dialect is not None or checkpoint.arch is not None:
+            if checkpoint.dialect or checkpoint.arch or is_ours(checkpoint.metadata):
                 return False
             shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
         return bool(find_blocks(shapes).found)

@@ -36,10 +36,7 @@ def find_head(
     CheckpointError
         If two matrices could be the head.
     """
-    known = set(canonical.values())
-    if HEAD in known and BIAS not in known:
-        _without_bias(arrays, canonical, notes)
-    if {HEAD, BIAS} & known:
+    if {HEAD, BIAS} & set(canonical.values()):
         return
     features = _features(arrays, canonical)
     unread = {**beside, **{name: a for name, a in arrays.items() if name not in canonical}}
@@ -70,7 +67,10 @@ def find_head(
 def _without_bias(
     arrays: dict[str, LazyArray], canonical: MutableMapping[str, str], notes: list[str]
 ) -> None:
-    """A head of a matrix alone: its bias is zero."""
+    """A head of another name and of a matrix alone: its bias is zero.
+
+    A file of official names without ``linear.bias`` is damaged.
+    """
     head = next(theirs for theirs, ours in canonical.items() if ours == HEAD)
     classes, dtype = arrays[head].shape[0], arrays[head].dtype
     kind = "float32" if dtype == "bfloat16" else dtype

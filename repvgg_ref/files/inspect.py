@@ -110,7 +110,7 @@ def inspect_file(
 
 def _blocks(checkpoint: Checkpoint, eps: float | None) -> Blocks:
     """What a file that is no RepVGG by any known names holds of the family."""
-    if checkpoint.dialect is not None or checkpoint.arch is not None:
+    if checkpoint.dialect or checkpoint.arch or is_ours(checkpoint.metadata):
         return Blocks()
     return find_blocks({n: a.shape for n, a in checkpoint.arrays.items()}, eps=eps)
 

@@ -12,7 +12,9 @@ from weights_io.budget import Budget
 from weights_io.dtypes import STORED, decode
 from weights_io.errors import WeightsFileError
 from weights_io.lazy import LazyArray
+from weights_io.pickles.globals import refuse
 from weights_io.pickles.inert import Storage, StorageType, TensorView, malformed
+from weights_io.pickles.strangers import Stranger
 from weights_io.source import Readable
 from weights_io.strided import View, check_view, read_view
 from weights_io.text import sanitize
@@ -28,6 +30,10 @@ class Storages:
 
     def persistent(self, identity: object) -> Storage:
         """Turn ``("storage", type, key, location, count[, None])`` into a storage."""
+        parts = identity if type(identity) is tuple else ()
+        for part in parts:  # a whole module's source, or a storage of no known type
+            if isinstance(part, Stranger):
+                refuse(part.module, part.name)
         if type(identity) is not tuple or len(identity) != self._id_length:
             raise malformed("a persistent id is no torch storage")
         tag, kind, key, location, count, *view = identity
