@@ -1,0 +1,56 @@
+"""Operators of segmentation against torch in float64, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repvgg_ref.ops.adaptive_avg_pool import adaptive_avg_pool_backward, adaptive_avg_pool_forward
+from repvgg_ref.ops.bilinear_resize import bilinear_resize_backward, bilinear_resize_forward
+from repvgg_ref.ops.pixel_cross_entropy import (
+    pixel_cross_entropy_backward,
+    pixel_cross_entropy_forward,
+)
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.peers
+
+
+def close(found: Any, wanted: Any) -> None:
+    np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (6, 6), (13, 17), (9, 4)])
+@pytest.mark.parametrize("operator", ["resize", "pool"])
+def test_resizing_and_pooling_are_torchs(operator: str, size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 7, 10))
+    tensor = torch.from_numpy(x).requires_grad_()
+    if operator == "resize":
+        y, cache = bilinear_resize_forward(x, size=size)
+        theirs = torch.nn.functional.interpolate(
+            tensor, size=size, mode="bilinear", align_corners=True
+        )
+    else:
+        y, cache = adaptive_avg_pool_forward(x, size=size)
+        theirs = torch.nn.functional.adaptive_avg_pool2d(tensor, size)
+    close(y, theirs)
+    grad = rng.normal(size=y.shape)
+    theirs.backward(torch.from_numpy(grad))
+    backward = bilinear_resize_backward if operator == "resize" else adaptive_avg_pool_backward
+    close(backward(grad, cache), tensor.grad)
+
+
+def test_the_loss_of_pixels_is_torchs() -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(2, 5, 6, 7)) * 8
+    labels = rng.integers(0, 5, (2, 6, 7))
+    labels[rng.random(labels.shape) < 0.2] = 255
+    tensor = torch.from_numpy(logits).requires_grad_()
+    theirs = torch.nn.functional.cross_entropy(tensor, torch.from_numpy(labels), ignore_index=255)
+    theirs.backward()
+    loss, cache = pixel_cross_entropy_forward(logits, labels, ignored=255)
+    close(loss, theirs)
+    close(pixel_cross_entropy_backward(cache), tensor.grad)
