@@ -1,16 +1,16 @@
 """A file of blocks, fused by somebody, against its training checkpoint: block by block, no run.
 
-Every fused number must lie within what a converter's arithmetic can do, 16 roundings of the
-magnitudes that were added (`diagnosis.static_check`). Where it does not, expressions with one thing
-wrong are tried: a branch left out or added twice, another eps, a scale ignored.
+Every fused number must lie within what a converter's arithmetic can do, `ROUNDINGS` of the
+magnitudes that were added. Where it does not, expressions with one thing wrong are tried: a branch
+left out or added twice, another eps, a scale ignored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,17 +19,18 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.constructors import Bias, Scale
 from repvgg_ref.blocks.linear import Chain, Identity, Sum
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader
-from repvgg_ref.errors import ReportedError
+from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.convert_modules import require_blocks
 from repvgg_ref.files.modules import FoundBlock, find_blocks
 from repvgg_ref.files.wrappers import listed, select
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
+from repvgg_ref.oracle.weights.arithmetic import FORMAT_NAMES, UNITS, least_error
+from repvgg_ref.oracle.weights.conversion import ROUNDINGS
+from repvgg_ref.oracle.weights.copies import is_counter, unlike
 from weights_io import LazyArray, sanitize
 
-_ROUNDINGS = 16.0
 _EPS = (1e-5, 1e-3, 1e-6, 0.0)
-_UNITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float64": 2.0**-53}
-_UNIT = 2.0**-24
+_FORMATS = {dtype: short for short, dtype in FORMAT_NAMES.items()}
 _NOT_TESTED = (
     "not tested: strides, padding and what computes with these numbers, which no array says"
 )
@@ -44,6 +45,20 @@ class _Fused:
     weight_size: Array
     bias_size: Array
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether anything can be held to it."""
+        return all(np.isfinite(array).all() for array in vars(self).values())
+
+
+class _Stored(NamedTuple):
+    """A candidate's arrays in float64, and how coarsely each is computed or stored."""
+
+    weight: Array
+    bias: Array
+    units: tuple[float, float]
+    least: tuple[float, float]
+
 
 def judge_family(
     reference: Path, candidate: Path, *, family: str = "auto", eps: float | None = None
@@ -55,64 +70,98 @@ def judge_family(
     ReportedError
         If the reference holds no block of the family.
     """
-    name, notes = sanitize(candidate.name), [_NOT_TESTED]
     with weights_io.open_weights(reference) as trained, weights_io.open_weights(candidate) as port:
         ours = select(trained.root, "model", []).arrays
         blocks = find_blocks({k: a.shape for k, a in ours.items()}, family=family, eps=eps)
         require_blocks(reference, blocks, ours)
-        notes += blocks.notes
         title = f"{sanitize(reference.name)} ({blocks.family})"
+        notes = (_NOT_TESTED, *blocks.notes)
+        report = Report("agree", "", title, sanitize(candidate.name), "weights", notes=notes)
         try:
-            theirs = select(port.root, "model", []).arrays
+            return _compared(blocks.found, ours, select(port.root, "model", []).arrays, report)
         except ReportedError as error:
-            return Report("cannot-judge", str(error), title, name, "weights")
-        rows: list[LayerReport] = []
-        findings: list[Finding] = []
-        for block in blocks.found:
-            row, found = _judged(block, ours, theirs)
-            rows.append(row)
-            findings += found
-        rest = list(_rest(ours, theirs, {k for b in blocks.found for k in b.owned}))
-    rows += [LayerReport.incomparable(key, why) for key, why in rest]
-    bad = [row for row in rows if not row.ok]
-    reason = (
-        f"{bad[0].name}: {bad[0].note or 'its fused numbers are none that rounding explains'}"
-        if bad
-        else f"{len(blocks.found)} fused blocks and all other arrays are those of the checkpoint"
+            return replace(report, verdict="cannot-judge", reason=str(error))
+
+
+def _compared(
+    blocks: list[FoundBlock],
+    ours: Mapping[str, LazyArray],
+    theirs: Mapping[str, LazyArray],
+    report: Report,
+) -> Report:
+    """`report` with a verdict: on the blocks, on copied arrays, and on those that nobody knows."""
+    fused = [key for block in blocks for key in _keys(block)]
+    if not any(key in theirs for key in fused):
+        raise CheckpointError(
+            "no array is called as a fused one is", got=listed(list(theirs)), wanted=listed(fused)
+        )
+    judged = [_judged(block, ours, theirs) for block in blocks]
+    owned = {key for block in blocks for key in block.owned}
+    rest = [(key, why) for key in ours if key not in owned if (why := _rest(key, ours, theirs))]
+    rows = [row for row, _ in judged] + [LayerReport.incomparable(*each) for each in rest]
+    report = replace(
+        report, layers=tuple(rows), diagnosis=tuple(each for _, found in judged for each in found)
     )
-    return Report(
-        "disagree" if bad else "agree",
-        reason,
-        title,
-        name,
-        "weights",
-        tuple(rows),
-        tuple(findings),
-        bad[0].name if bad else None,
-        tuple(notes),
-    )
+    if beside := [key for key in theirs if key in owned and key not in fused]:
+        note = (
+            "branches stand beside the fused convolutions; adding both would be wrong, which no "
+            f"array says: {listed(beside)}"
+        )
+        report = replace(report, notes=(*report.notes, note))
+    if bad := next((row for row in rows if not row.ok), None):
+        why = bad.note or "its fused numbers are none that rounding explains"
+        reason = f"{bad.name}: {why}"
+        return replace(report, verdict="disagree", reason=reason, first_bad_layer=bad.name)
+    agrees = f"{len(blocks)} fused blocks and all other arrays are those of the checkpoint"
+    unknown = [k for k in theirs if not (k in ours or k in fused or is_counter(k))]
+    if unknown:
+        reason = f"{agrees}, but what these do is not known: {listed(unknown)}"
+        return replace(report, verdict="cannot-judge", reason=reason)
+    return replace(report, reason=agrees)
+
+
+def _keys(block: FoundBlock) -> list[str]:
+    return [f"{block.fused}.{part}".lstrip(".") for part in ("weight", "bias")]
 
 
 def _judged(
     block: FoundBlock, ours: Mapping[str, LazyArray], theirs: Mapping[str, LazyArray]
 ) -> tuple[LayerReport, list[Finding]]:
     name = block.prefix.rstrip(".") or block.member.name
-    keys = [f"{block.fused}.{part}".lstrip(".") for part in ("weight", "bias")]
+    keys = _keys(block)
     if missing := [key for key in keys if key not in theirs]:
         return LayerReport.incomparable(name, f"{listed(missing)} is missing"), []
-    weight, bias = (theirs[key].read().astype(np.float64) for key in keys)
     parts = {leaf: ours[key].read() for leaf, key in block.names.items()}
-    wanted = _fused(block.linear, parts, block.eps, block)
-    if weight.shape != wanted.weight.shape or bias.shape != wanted.bias.shape:
-        note = f"shape {weight.shape}, not {wanted.weight.shape}"
+    with np.errstate(over="ignore", invalid="ignore"):  # looked for here
+        wanted = _fused(block.linear, parts, block.eps, block)
+    if not wanted.is_finite:
+        raise CheckpointError(
+            f"{sanitize(name)} has no fused numbers",
+            got="NaN, infinity, or a negative variance among its arrays",
+            wanted="finite numbers",
+            advice="take an earlier checkpoint of this run",
+        )
+    got = [theirs[key] for key in keys]
+    shapes = tuple(array.shape for array in got)
+    if shapes != (wanted.weight.shape, wanted.bias.shape):
+        note = f"shapes {shapes}, not {(wanted.weight.shape, wanted.bias.shape)}"
         return LayerReport.incomparable(name, note), []
-    unit = _UNITS.get(theirs[keys[0]].dtype, _UNIT)
-    error, bound = _worst(weight, bias, wanted, unit)
+    if other := [array.dtype for array in got if array.dtype not in _FORMATS]:
+        return LayerReport.incomparable(name, f"holds {other[0]}, no real numbers"), []
+    stored = _stored(got, all(ours[key].dtype == "float64" for key in block.names.values()))
+    error, bound = _worst(stored, wanted)
     ok = bool(error <= bound)
     row = LayerReport(name, error, bound, error / bound if bound else float(error > 0), ok)
-    if ok:
-        return row, []
-    return row, [_named(block, name, parts, weight, bias, unit)]
+    return row, [] if ok else [_named(block, name, parts, stored, wanted)]
+
+
+def _stored(got: list[LazyArray], is_double: bool) -> _Stored:
+    """Numbers are held to float64 only if they were trained and are stored in it."""
+    formats = [_FORMATS[array.dtype] for array in got]
+    computed = UNITS["fp64" if is_double else "fp32"]
+    weight, bias = (array.read().astype(np.float64) for array in got)
+    units, least = [max(UNITS[f], computed) for f in formats], [least_error(f) for f in formats]
+    return _Stored(weight, bias, (units[0], units[1]), (least[0], least[1]))
 
 
 def _fused(linear: Linear, parts: Mapping[str, Array], eps: float, block: FoundBlock) -> _Fused:
@@ -128,23 +177,27 @@ def _fused(linear: Linear, parts: Mapping[str, Array], eps: float, block: FoundB
     return _Fused(weight, np.asarray(form.bias), size, np.asarray(form.bias_size))
 
 
-def _worst(weight: Array, bias: Array, wanted: _Fused, unit: float) -> tuple[float, float]:
+def _bounds(got: _Stored, wanted: _Fused) -> tuple[Array, Array]:
+    sizes = wanted.weight_size, wanted.bias_size
+    weight, bias = (
+        ROUNDINGS * (unit * size + least)
+        for unit, size, least in zip(got.units, sizes, got.least, strict=True)
+    )
+    return weight, bias
+
+
+def _worst(got: _Stored, wanted: _Fused) -> tuple[float, float]:
     """Error and bound at the number that uses most of its bound; NaN counts as most."""
-    tiny = 2.0**-149 if unit >= _UNIT else 2.0**-1074
-    error = np.concatenate([np.abs(weight - wanted.weight).ravel(), np.abs(bias - wanted.bias)])
-    size = np.concatenate([wanted.weight_size.ravel(), wanted.bias_size])
-    bound = _ROUNDINGS * unit * size + _ROUNDINGS * tiny
+    bound = np.concatenate([each.ravel() for each in _bounds(got, wanted)])
+    error = np.concatenate(
+        [np.abs(got.weight - wanted.weight).ravel(), np.abs(got.bias - wanted.bias)]
+    )
     at = int(np.argmax(np.where(np.isnan(error), np.inf, error / bound)))
     return float(error[at]), float(bound[at])
 
 
 def _named(
-    block: FoundBlock,
-    name: str,
-    parts: Mapping[str, Array],
-    weight: Array,
-    bias: Array,
-    unit: float,
+    block: FoundBlock, name: str, parts: Mapping[str, Array], got: _Stored, wanted: _Fused
 ) -> Finding:
     found: list[tuple[str, str, str]] = []
     for told, linear, eps in _alternatives(block):
@@ -152,21 +205,21 @@ def _named(
             other = _fused(linear, parts, eps, block)
         except ReportedError:
             continue
-        error, bound = _worst(weight, bias, other, unit)
-        if error <= bound:
+        error, bound = _worst(got, other)
+        if error <= bound < np.inf:
             found.append(told)
     if found:
         bug, says, advice = found[0]
         others = tuple(each[0] for each in found[1:])
         sure = 1 / len(found)
         return Finding(bug, name, None, sure, 1.0, says=says, advice=advice, equivalents=others)
-    wanted = _fused(block.linear, parts, block.eps, block)
-    apart = np.abs(weight - wanted.weight) > _ROUNDINGS * unit * wanted.weight_size + 1e-30
+    weights, biases = _bounds(got, wanted)
+    apart = ~(np.abs(got.weight - wanted.weight) <= weights)
     taps = np.flatnonzero(apart.any(axis=(0, 1)).ravel()).tolist()
+    same_bias = (np.abs(got.bias - wanted.bias) <= biases).all()
     says = (
         f"{int(apart.sum())} of {apart.size} weights differ, at taps {taps[:9]} of "
-        f"{weight.shape[2]} x {weight.shape[3]}; "
-        f"bias {'differs' if np.any(np.abs(bias - wanted.bias) > 1e-6) else 'agrees'}"
+        f"{apart.shape[2]} x {apart.shape[3]}; bias {'agrees' if same_bias else 'differs'}"
     )
     return Finding("unknown", name, None, 0.0, 0.0, says=says, advice="fuse this block by hand")
 
@@ -212,20 +265,8 @@ def _called(part: Any) -> str:
     return str(getattr(inner, "name", "a branch"))
 
 
-def _rest(
-    ours: Mapping[str, LazyArray], theirs: Mapping[str, LazyArray], owned: set[str]
-) -> Iterator[tuple[str, str]]:
-    """Arrays outside of blocks that are missing, or not the same numbers."""
-    for key, array in ours.items():
-        if key in owned:
-            continue
-        if key not in theirs:
-            yield key, "is missing"
-        elif theirs[key].shape != array.shape:
-            yield key, f"shape {theirs[key].shape}, not {array.shape}"
-        else:
-            mine, other = array.read(), theirs[key].read()
-            if not np.array_equal(
-                mine.astype(other.dtype), other, equal_nan=mine.dtype.kind == "f"
-            ):
-                yield key, "holds other numbers, and belongs to no block"
+def _rest(key: str, ours: Mapping[str, LazyArray], theirs: Mapping[str, LazyArray]) -> str:
+    """What is wrong with an array outside of blocks; "" if nothing is."""
+    if is_counter(key):
+        return ""
+    return unlike(ours[key], theirs[key]) if key in theirs else "is missing"
