@@ -132,8 +132,16 @@ def _renamed(
     numbers: dict[str, Array], network: IntegerNetwork, inputs: Array | None
 ) -> tuple[dict[str, Array], list[str]]:
     """By name; by order where no name is known and there are as many."""
-    if INPUT not in numbers and inputs is not None:
-        numbers = {INPUT: network.entered(inputs)} | numbers
+    if inputs is not None:
+        entered = network.entered(inputs)
+        if not np.array_equal(numbers.get(INPUT, entered), entered):
+            raise CandidateFailure(
+                "the dump was made on another input than the one it is to be judged on",
+                got=f"shape {numbers[INPUT].shape}, other numbers",
+                wanted=f"shape {entered.shape}, the numbers given or those of the bundle",
+                advice="run the port on that input, or judge the dump by the network alone",
+            )
+        numbers = {INPUT: entered} | numbers
     names = [layer.name for layer in network.layers]
     given = [name for name in numbers if name != INPUT]
     known = set(given) & set(names)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.wrappers import listed
 from repvgg_ref.integer.layers import IntegerLayer
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.integer.schemes import ANY, SCHEMES
@@ -41,30 +42,108 @@ def judge_numbers(
     """Judge layer outputs; `numbers` holds "input" and layers by name, in the activations' type.
 
     A layer whose input is not in the dump is computed from the reference's numbers of it, and said
-    to be; one whose output is not in it is not judged.
+    to be. One whose output is not in it is judged by the next that is; without a next, it cannot be
+    judged, and neither can the port.
     """
-    said = list(notes)
-    if INPUT not in numbers:
-        return _cannot(reference, candidate, "the dump has no 'input', so nothing can be computed")
-    rows: list[IntegerLayerReport] = []
-    kept: dict[str, Asked] = {}
+    if (problem := _unusable(network, numbers)) is not None:
+        return _cannot(reference, candidate, problem)
+    is_whole = all(layer.name in numbers for layer in network.layers)
+    # What is not in the dump is computed, and for that a scheme is needed.
+    if network.rounding == ANY and not is_whole:
+        asked = [network.rounded(scheme) for scheme in SCHEMES]
+    else:
+        asked = [network]
+    reports = (
+        _judged(each, numbers, _Walk(notes=list(notes)), reference, candidate, progress)
+        for each in asked
+    )
+    return min(reports, key=lambda report: sum(not row.ok for row in report.layers))
+
+
+@dataclass
+class _Walk:
+    """What was seen on the way: rows, what explains them, and layers that nothing judged."""
+
+    notes: list[str]
+    rows: list[IntegerLayerReport] = field(default_factory=list)
+    kept: dict[str, Asked] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    flat: list[str] = field(default_factory=list)
+
+
+def _judged(
+    network: IntegerNetwork,
+    numbers: Mapping[str, Array],
+    walk: _Walk,
+    reference: str,
+    candidate: str,
+    progress: Progress | None,
+) -> IntegerReport:
+    """Judge by the network's own scheme, from the input to the last layer."""
     x, before = numbers[INPUT], INPUT
     for place, layer in enumerate(network.layers):
-        if layer.name in numbers:
-            row, asked = _compared(layer, network.rounding, x, numbers[layer.name])
-            rows.append(row)
-            if asked is not None:
-                kept[layer.name] = asked
-            x = numbers[layer.name] if row.ok or asked is not None else _own(layer, network, x)
-        else:
-            said.append(f"{layer.name} is not in the dump: not judged, computed from {before}")
-            x = _own(layer, network, x)
-        before = layer.name
+        x, before = _step(network, layer, x, before, numbers.get(layer.name), walk), layer.name
         if progress is not None:
             progress(layer.name, place + 1, len(network.layers))
-    if not rows:
+    if not walk.rows:
         return _cannot(reference, candidate, "the dump holds no layer of the network")
-    return _concluded(network, rows, kept, reference, candidate, said)
+    if walk.flat:
+        flat = listed(walk.flat)
+        walk.notes.append(f"hardly tested, since each channel gives one number everywhere: {flat}")
+    report = _concluded(network, walk.rows, walk.kept, reference, candidate, walk.notes)
+    if walk.missing and report.verdict == "agree":
+        unjudged = f"{listed(walk.missing)} cannot be judged: not in the dump"
+        reason = f"{len(walk.rows)} layers agree, but {unjudged}"
+        return replace(report, verdict="cannot-judge", reason=reason)
+    return report
+
+
+def _step(
+    network: IntegerNetwork,
+    layer: IntegerLayer,
+    x: Array,
+    before: str,
+    y_hat: Array | None,
+    walk: _Walk,
+) -> Array:
+    """Judge one layer; its output for the next one: the candidate's, or else the reference's."""
+    if y_hat is None:
+        walk.missing.append(layer.name)
+        walk.notes.append(f"{layer.name} is not in the dump: computed from {before}")
+        return _own(layer, network, x)
+    row, asked = _compared(layer, network.rounding, x, y_hat)
+    walk.rows.append(row)
+    if row.ok:
+        walk.missing.clear()
+    if asked is None:
+        return _own(layer, network, x)
+    walk.kept[layer.name] = asked
+    if layer.kind == "conv" and _is_flat(asked.y_hat):
+        walk.flat.append(layer.name)
+    if not np.isfinite(row.max_error):
+        return _own(layer, network, x)
+    return y_hat if layer.kind == "conv" else y_hat.reshape(len(y_hat), -1)
+
+
+def _unusable(network: IntegerNetwork, numbers: Mapping[str, Array]) -> str | None:
+    """Why nothing can be computed from the dump's input."""
+    if INPUT not in numbers:
+        return "the dump has no 'input', so nothing can be computed"
+    x, first = numbers[INPUT], network.layers[0]
+    if x.dtype != first.input.dtype:
+        return f"the dump's input is of type {x.dtype}, the network reads {first.input.dtype}"
+    if x.ndim != 4 or x.shape[1] != network.in_channels or 0 in x.shape:
+        return (
+            f"the dump's input has shape {x.shape}, the network reads "
+            f"(N, {network.in_channels}, H, W), at least one image"
+        )
+    if _is_flat(x):
+        return "each channel of the dump's input is one number everywhere: few bugs would show"
+    return None
+
+
+def _is_flat(x: Array) -> bool:
+    return bool((x == x[:1, :, :1, :1]).all())
 
 
 def _own(layer: IntegerLayer, network: IntegerNetwork, x: Array) -> Array:
@@ -77,9 +156,7 @@ def _compared(
 ) -> tuple[IntegerLayerReport, Asked | None]:
     """The layer's row; and what is needed to explain it, if it can be compared."""
     if (problem := _unfit(layer, x, y_hat)) is not None:
-        return IntegerLayerReport(
-            **vars(IntegerLayerReport.incomparable(layer.name, problem))
-        ), None
+        return IntegerLayerReport.incomparable(layer.name, problem), None
     x, y_hat = as_images(x), as_images(y_hat)
     asked_first = "float-even" if rounding == ANY else rounding
     program = program_of(layer, asked_first, x.shape[1:])

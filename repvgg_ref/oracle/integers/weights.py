@@ -8,6 +8,7 @@ two layers is solved for first: positive factors of channels that the next layer
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +19,11 @@ from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.integer.quantize import LINEAR, POOL, as_chain
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.integers.report import PRECISION, IntegerLayerReport, IntegerReport
+from repvgg_ref.oracle.integers.settings import clips_at_zero, slips, unlike_chain
 from repvgg_ref.oracle.report import Equivalence, Finding
 
 HALF = 0.5 + 1e-4  # of a step: rounding, and that of the scales themselves to float32
+_CLIPPED = 0.01  # of a layer's weights: more are no choice of a quantiser, but a wrong scale
 _SMALL = 1e-6  # steps: a weight that says nothing about its channel's factor
 _SHOWN = 8
 
@@ -87,14 +90,15 @@ def _across(channels: Array, weight: Array) -> Array:
 def judge_integers(
     model: Model, network: IntegerNetwork, *, candidate: str, name: str | None = None
 ) -> IntegerReport:
-    """Judge the weights, biases and scales of `network` against `model`, fused exactly."""
+    """Judge what `network` holds and how it computes against `model`, fused exactly."""
     deploy = as_chain(model)
     wanted = [*(spec.name for spec in deploy.arch.blocks), LINEAR]
-    layers = [layer for layer in network.layers if layer.kind != "pool"]
     reference = name or model.name
-    if len(layers) != len(wanted):
-        reason = f"{candidate} has {len(layers)} layers with weights, {reference} {len(wanted)}"
+    if unlike := unlike_chain(network.layers, len(deploy.arch.blocks)):
+        reason = f"{candidate} is no {reference}: {unlike}"
         return IntegerReport("disagree", reason, reference, candidate, PRECISION)
+    specs = {spec.name: spec for spec in deploy.arch.blocks}
+    layers = [layer for layer in network.layers if layer.kind != "pool"]
     rows: list[IntegerLayerReport] = []
     findings: list[Finding] = []
     same: list[Equivalence] = []
@@ -108,7 +112,7 @@ def judge_integers(
             break
         pair = _undone(_Pair(layer_name, weight, bias, np.zeros_like(weight), layer), factors)
         factors = None
-        if place + 1 < len(wanted) and layer.relu:
+        if place + 1 < len(wanted) and clips_at_zero(layer):
             following = _real(deploy.params, wanted[place + 1], "weight")
             factors = _taken_back(pair, following, layers[place + 1])
         if factors:
@@ -117,8 +121,12 @@ def judge_integers(
             says = f"{len(moved)} channels scaled by {moved.min():.4g} to {moved.max():.4g}"
             same.append(Equivalence(layer_name, "scaling", says))
         row, found = _judged(pair)
+        said = list(slips(layer, specs.get(layer_name)))
+        if said:
+            notes = "; ".join(filter(None, [*(slip.says for slip in said), row.note]))
+            row = replace(row, ok=False, ratio=max(row.ratio, float("inf")), note=notes)
         rows.append(row)
-        findings += found
+        findings += [*(_finding(slip.bug, layer_name, *slip[1:]) for slip in said), *found]
     return _report(rows, findings, same, network, reference, candidate)
 
 
@@ -216,7 +224,9 @@ def _judged(pair: _Pair) -> tuple[IntegerLayerReport, list[Finding]]:
     bias = np.clip(pair.bias_steps, -(2.0**31), 2.0**31 - 1)
     bias_apart = np.abs(layer.bias - bias) / _bias_room(bias)
     wrong, wrong_bias = apart > HALF, bias_apart > HALF
-    ok = not (wrong.any() or wrong_bias.any())
+    clipped = np.abs(pair.steps) > 128 + HALF  # more than -128, the farthest there is, can round to
+    is_clipped = bool(clipped.mean() > _CLIPPED)
+    ok = not (wrong.any() or wrong_bias.any() or is_clipped)
     worst = max(float(apart.max(initial=0)), float(bias_apart.max(initial=0)))
     row = IntegerLayerReport(
         pair.name,
@@ -224,12 +234,16 @@ def _judged(pair: _Pair) -> tuple[IntegerLayerReport, list[Finding]]:
         HALF,
         worst / HALF,
         ok,
-        note=_note(wrong, wrong_bias),
+        note=_note(wrong, wrong_bias, clipped),
         mismatches=int(wrong.sum() + wrong_bias.sum()),
         numbers=wrong.size + wrong_bias.size,
         max_lsb=0 if ok else int(np.ceil(worst)),
     )
-    return row, [] if ok else list(_explained(pair, wrong, wrong_bias))
+    found = list(_explained(pair, wrong, wrong_bias))
+    if is_clipped:
+        says = f"{clipped.mean():.1%} of the weights are beyond what their scale can hold"
+        found.append(_finding("weights-clipped", pair.name, says, "largest magnitude / 127"))
+    return row, found
 
 
 def _bias_room(bias: Array) -> Array:
@@ -238,13 +252,16 @@ def _bias_room(bias: Array) -> Array:
     return found
 
 
-def _note(wrong: Array, wrong_bias: Array) -> str:
+def _note(wrong: Array, wrong_bias: Array, clipped: Array) -> str:
     said = []
     if wrong.any():
         said.append(f"{wrong.sum()} of {wrong.size} weights")
     if wrong_bias.any():
         said.append(f"{wrong_bias.sum()} of {wrong_bias.size} biases")
-    return f"{' and '.join(said)} are not the nearest integers" if said else ""
+    notes = [f"{' and '.join(said)} are not the nearest integers"] if said else []
+    if clipped.any():
+        notes.append(f"{clipped.sum()} of {clipped.size} weights are clipped")
+    return "; ".join(notes)
 
 
 def _explained(pair: _Pair, wrong: Array, wrong_bias: Array) -> Iterator[Finding]:
@@ -352,7 +369,8 @@ def _report(
     reason = (
         f"{bad[0].name}: {bad[0].note}"
         if bad
-        else f"every weight and bias of {len(rows)} layers is the nearest integer to the fused one"
+        else f"every weight and bias of {len(rows)} layers is the nearest integer to the fused "
+        "one; strides, padding, groups, clipping and multipliers are the network's"
     )
     notes = ["ranges of activations were not judged: they depend on the images of calibration"]
     if any(layer.kind == "pool" for layer in network.layers):

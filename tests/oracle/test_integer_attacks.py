@@ -1,0 +1,145 @@
+"""Attacks on the integer oracle that once got a wrong verdict, kind by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repvgg_ref.integer.layers import IntegerLayer
+from repvgg_ref.integer.schemes import ANY
+from repvgg_ref.models.network import fuse
+from repvgg_ref.oracle.integers.front import verify_integers
+from repvgg_ref.oracle.integers.golden import write_integer_golden
+from tests.oracle.test_integer_weights import MODEL, NAMES, with_layer
+from tests.oracle.test_integer_weights import NETWORK as QUANTISED
+from tests.oracle.test_integer_weights import judged as judged_weights
+from tests.oracle.test_integers import NETWORK, X, dump, judged
+
+FLAT = np.full_like(X, NETWORK.layers[0].input.zero_point)
+
+
+def part(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda numbers: {name: numbers[name] for name in ("input", *names)}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda numbers: {name: y[:0] for name, y in numbers.items()}, "at least one image"),
+        (part("stage0"), "stage1.0, stage1.1, stage2.0, pool, linear cannot be judged"),
+        (part("stage0", "pool"), "linear cannot be judged"),
+        (part(), "no layer"),
+        (lambda numbers: numbers | {"input": X[:, :2]}, "the network reads (N, 3, H, W)"),
+        (lambda numbers: numbers | {"input": X[0]}, "the network reads (N, 3, H, W)"),
+        (lambda numbers: numbers | {"input": X.astype(np.float32)}, "the network reads uint8"),
+        (lambda numbers: dump(NETWORK, FLAT), "one number everywhere"),
+    ],
+    ids=["empty", "one layer", "no head", "input only", "channels", "rank", "type", "flat"],
+)
+def test_what_a_dump_cannot_show_is_not_judged(
+    change: Callable[[dict[str, Any]], dict[str, Any]], says: str
+) -> None:
+    report = judged(NETWORK, change(dump(NETWORK, X)))
+    assert report.verdict == "cannot-judge"
+    assert says in report.reason
+
+
+def test_a_wrong_part_of_a_dump_is_wrong_all_the_same() -> None:
+    numbers = part("stage0")(dump(NETWORK, X))
+    report = judged(NETWORK, numbers | {"stage0": numbers["stage0"][..., ::-1]})
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage0")
+
+
+def test_pooled_numbers_may_keep_their_axes() -> None:
+    numbers = dump(NETWORK, X)
+    for name in ("pool", "linear"):
+        numbers[name] = numbers[name][:, :, None, None]
+    assert judged(NETWORK, numbers).verdict == "agree"
+
+
+@pytest.mark.parametrize("rounding", ["single", "floor", "float-away", "double"])
+def test_layers_that_are_left_out_are_computed_by_the_ports_own_scheme(rounding: str) -> None:
+    numbers = dump(NETWORK.rounded(rounding), X)
+    del numbers["stage1.0"], numbers["stage2.0"]
+    report = judged(NETWORK.rounded(ANY), numbers)
+    assert report.verdict == "agree", report.reason
+    assert rounding in report.schemes
+
+
+def test_numbers_of_another_input_than_the_bundles_are_not_judged(tmp_path: Path) -> None:
+    write_integer_golden(NETWORK, tmp_path / "bundle", name="small")
+    report = verify_integers(tmp_path / "bundle", dump(NETWORK, X))
+    assert report.verdict == "cannot-judge"
+    assert "another input" in report.reason
+
+
+def clipped(layer: IntegerLayer) -> IntegerLayer:
+    """Integers of a scale too small for its weights, each the nearest that there is."""
+    params, scale = fuse(MODEL).params, np.asarray(layer.weight_scale) / 8
+    real = params[f"{layer.name}.fused.weight"] / scale[:, None, None, None]
+    bias = params[f"{layer.name}.fused.bias"] / (float(layer.input.scale) * scale)
+    return replace(
+        layer,
+        weight=np.clip(np.rint(real), -128, 127).astype(np.int8),
+        bias=np.rint(bias).astype(np.int32),
+        weight_scale=scale.astype(np.float32),
+    )
+
+
+def off_multiplier(layer: IntegerLayer) -> IntegerLayer:
+    held = layer.scaling()
+    multiplier, shift = held.multiplier.astype(np.int32), held.shift.astype(np.int8)
+    return replace(layer, multiplier=multiplier, shift=shift + np.int8(1))
+
+
+def no_relu(layer: IntegerLayer) -> IntegerLayer:
+    """Where the type goes below the zero point, so that it shows."""
+    output = replace(layer.output, zero_point=layer.output.zero_point + np.int8(8))
+    return replace(layer, relu=False, output=output)
+
+
+@pytest.mark.parametrize(
+    ("bug", "change"),
+    [
+        ("stride", lambda layer: replace(layer, stride=3 - layer.stride)),
+        ("padding", lambda layer: replace(layer, padding=0)),
+        ("multiplier", off_multiplier),
+        ("weights-clipped", clipped),
+    ],
+)
+@pytest.mark.parametrize("name", ["stage0", "stage1.1", "stage2.1"])
+def test_how_a_layer_computes_is_judged_beside_its_weights(
+    name: str, bug: str, change: Callable[[IntegerLayer], IntegerLayer]
+) -> None:
+    report = judged_weights(with_layer(name, change))
+    assert (report.verdict, report.first_bad_layer) == ("disagree", name)
+    assert bug in {finding.bug for finding in report.diagnosis if finding.layer == name}
+
+
+@pytest.mark.parametrize("name", NAMES[:-1])
+def test_a_relu_is_needed_where_the_type_goes_below_the_zero_point(name: str) -> None:
+    """At the zero point of the type's least number, clipping to the type is the ReLU."""
+    assert (
+        judged_weights(with_layer(name, lambda each: replace(each, relu=False))).verdict == "agree"
+    )
+    place = NAMES.index(name)
+    layers = list(QUANTISED.layers)
+    layers[place] = no_relu(layers[place])
+    layers[place + 1] = replace(layers[place + 1], input=layers[place].output)
+    report = judged_weights(replace(QUANTISED, layers=tuple(layers)))
+    assert (report.verdict, report.first_bad_layer) == ("disagree", name)
+    assert "relu-missing" in {finding.bug for finding in report.diagnosis}
+
+
+def test_a_relu_behind_the_linear_layer_and_a_lost_pooling_are_found() -> None:
+    report = judged_weights(with_layer("linear", lambda layer: replace(layer, relu=True)))
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "linear")
+    layers = tuple(layer for layer in QUANTISED.layers if layer.kind != "pool")
+    report = judged_weights(replace(QUANTISED, layers=layers))
+    assert report.verdict == "disagree"
+    assert "no pooling" in report.reason
