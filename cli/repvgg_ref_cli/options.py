@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from repvgg_ref_cli import completion
 from repvgg_ref_cli.failures import printable
@@ -215,3 +216,15 @@ def assumed_line(assumed: Assumed) -> list[str]:
     others = ["--eps"] if assumed.eps is not None else []
     others += [f"--{what}" for what, steps in assumed.steps.items() if steps]
     return [f"assumed {assumed}: nobody has said it; {', '.join(others)} say otherwise"]
+
+
+def refuse_options(ctx: click.Context, names: Iterable[str], why: str) -> None:
+    """Refuse options that were given and would say nothing: unheard, they would mislead."""
+    given = [
+        param.opts[-1]
+        for param in ctx.command.params
+        if param.name in set(names)
+        and ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"{', '.join(given)} cannot be given here: {why}")

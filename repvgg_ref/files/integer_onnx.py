@@ -15,7 +15,8 @@ import numpy as np
 
 import weights_io
 from repvgg_ref.arrays import Array
-from repvgg_ref.errors import MissingExtraError, ReportedError
+from repvgg_ref.errors import ReportedError
+from repvgg_ref.files.onnx import require_onnx
 from repvgg_ref.integer.layers import IntegerLayer, Quantization
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.integer.schemes import ANY
@@ -67,25 +68,11 @@ def write_integer_onnx(
                 wanted="scales alone",
                 advice="write .npz",
             )
-    onnx = _require_onnx()
+    onnx = require_onnx()
     model = _model(network, style, size)
     with weights_io.atomic_path(path) as temporary:
         onnx.save_model(model, str(temporary))
         onnx.checker.check_model(str(temporary))
-
-
-def _require_onnx() -> Any:
-    try:
-        import onnx.checker
-        import onnx.numpy_helper
-    except ImportError:
-        raise MissingExtraError(
-            "writing ONNX needs the onnx package",
-            got="it is not installed",
-            wanted="the extra 'onnx'",
-            advice='pip install "repvgg-ref[onnx]"',
-        ) from None
-    return onnx
 
 
 def _model(network: IntegerNetwork, style: Style, size: tuple[int, int] | None) -> Any:

@@ -71,7 +71,7 @@ def write_onnx(
     CheckpointError
         If the arrays are of another type, or exceed ONNX's 2 GiB, or there is no such opset.
     """
-    onnx = _require_onnx()
+    onnx = require_onnx()
     _require_opset(opset, onnx.defs.onnx_opset_version())
     shapes = param_shapes(arch, "deploy")
     dtype = _require_arrays(params, shapes)
@@ -122,7 +122,8 @@ def _require_arrays(
     return dtype
 
 
-def _require_onnx() -> Any:
+def require_onnx() -> Any:
+    """The package onnx with what is used of it, or `MissingExtraError`."""
     try:
         import onnx.checker
         import onnx.numpy_helper  # takes 0.2 s: only who writes ONNX should wait for it

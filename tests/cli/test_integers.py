@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import shutil
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
+from repvgg_ref_cli.commands import quantize
+from repvgg_ref_cli.pages import read_page
 
 from repvgg_ref.data.digits import MODEL_PATH
+from repvgg_ref.files.integer_onnx import STYLES
+from repvgg_ref.integer.observers import METHODS
+from repvgg_ref.integer.schemes import ANY, SCHEMES
 from tests.cli.formats_page import require_documented
 from tests.cli.runner import invoke, save_small
 
@@ -123,3 +132,32 @@ def test_squeeze_and_excitation_is_refused_by_name(
     np.save(x, np.zeros((1, 2, 32, 32), np.float32))
     words = ["--in", source, "--calibrate", x, "--out", tmp_path / "net.npz"]
     assert "squeeze-and-excitation" in invoke(capsys, "quantize", *words).err
+
+
+def test_the_page_shows_what_the_commands_print(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(MODEL_PATH, tmp_path)
+    sessions = re.findall(
+        r"^\$ repvgg-ref ((?:quantize|golden) .*)\n((?:.+\n)+?)```",
+        read_page("integers").text,
+        re.M,
+    )
+    assert [command.split()[0] for command, _ in sessions] == ["quantize", "golden"]
+    for command, shown in sessions:
+        done = invoke(capsys, *shlex.split(command))
+        # Decibels depend on the order of the processor's sums.
+        told, wanted = (re.sub(r"[\d.]+ dB", "# dB", text) for text in (done.out, shown))
+        assert (done.code, told) == (0, wanted)
+
+
+def test_the_choices_are_those_of_the_library() -> None:
+    offered = {
+        param.name: tuple(param.type.choices)
+        for param in quantize.command.params
+        if isinstance(param.type, click.Choice)
+    }
+    assert set(offered["rounding"]) == {*SCHEMES, ANY}
+    assert offered["method"] == METHODS
+    assert offered["style"] == STYLES

@@ -62,6 +62,25 @@ def saved(folder: Path, state: dict[str, Any], name: str = "train.safetensors") 
     return path
 
 
+@pytest.mark.parametrize(
+    "given",
+    [("--dtype", "fp16"), ("--batch", 1), ("--block", "acb"), ("--strides", "stage1.0=1")],
+    ids=lambda given: given[0],
+)
+def test_options_that_would_go_unheard_are_refused(
+    given: tuple[str, object], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    source, out = saved(tmp_path, detector()), tmp_path / "fused.npz"
+    refused = invoke(capsys, "convert", "--in", source, "--out", out, *given)
+    assert f"{given[0]} cannot be given here" in refused.error_line()
+    assert not out.exists()
+    invoke(capsys, "convert", "--in", source, "--out", out)
+    refused = invoke(
+        capsys, "verify", "--reference", source, "--candidate", out, "--precision", "fp16"
+    )
+    assert "--precision cannot be given here" in refused.error_line()
+
+
 def test_a_detectors_blocks_are_fused_and_the_rest_is_as_it_was(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from repvgg_ref_cli.options import (
     note,
     one_checkpoint,
     print_json,
+    refuse_options,
     say,
     weights_set_option,
 )
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from repvgg_ref.files.convert_modules import ModulesConversion
 
 _DTYPES = {"fp16": "float16", "fp32": "float32", "fp64": "float64"}
+# Options that say nothing of a file of blocks.
+_OF_A_NETWORK = ("model", "block", "strides", "dilations", "batch", "size", "dtype", "opset")
 _NEXT = {
     "npz": "python: repvgg_ref.load({out!r}).forward(x), or numpy.load({out!r})",
     "safetensors": "python: repvgg_ref.load({out!r}).forward(x)",
@@ -135,6 +138,7 @@ def command(
     refuse_two_on_stdout(out, as_json=as_json)
     with destination(out, f"stdout.{to or 'npz'}") as path, ProgressBar("fusing") as progress:
         if family != "auto" or _holds_modules(source, weights_set):
+            refuse_options(ctx, _OF_A_NETWORK, "a file of blocks keeps its types, and has no graph")
             fused = _modules(source, path, to, family, eps, weights_set, progress)
             if not as_json:
                 show_modules(source, fused, to_stdout=is_dash(out))

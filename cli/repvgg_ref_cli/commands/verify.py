@@ -25,6 +25,7 @@ from repvgg_ref_cli.options import (
     json_option,
     note,
     print_json,
+    refuse_options,
 )
 from repvgg_ref_cli.piped import Candidate, destination, is_dash, refuse_two_on_stdout
 
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 # As in `repvgg_ref.oracle.bounds.precision`, which is too heavy to import for --help.
 _PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+
+# Options that say nothing of a file of blocks.
+_OF_A_NETWORK = ("inputs", "strides", "dilations", "block", "precision")
 
 
 @click.command(short_help="Say whether a port is right, which layer is wrong, and which bug it is.")
@@ -114,8 +118,11 @@ def command(
     started = time.monotonic()
     with _progress(candidate) as progress:
         if is_about_integers(reference, candidate):
-            report = _integers(reference, candidate, inputs, eps, block, timeout, progress)
+            refuse_options(ctx, ["precision"], "integers are compared bit for bit")
+            given = {"eps": eps, "block": block, "strides": strides, "dilations": dilations}
+            report = _integers(reference, candidate, inputs, given, timeout, progress)
         elif _is_family(reference, candidate):
+            refuse_options(ctx, _OF_A_NETWORK, "of a file of blocks nothing is run")
             report = judge_family(reference, Path(candidate), eps=eps)
         elif is_golden(reference):
             require_no_inputs(inputs)
@@ -161,8 +168,7 @@ def _integers(
     reference: Path,
     candidate: str | Path,
     inputs: Path | None,
-    eps: float | None,
-    block: str,
+    given: dict[str, Any],
     timeout: float,
     progress: Any,
 ) -> Report:
@@ -173,7 +179,7 @@ def _integers(
 
     chosen: Any = reference
     if not is_about_integers(reference, None):
-        chosen = repvgg_ref.load(reference, eps=eps, block=block)
+        chosen = repvgg_ref.load(reference, **given)
     x = None if inputs is None else read_npy(inputs)
     return verify_integers(chosen, candidate, inputs=x, timeout=timeout, progress=progress)
 
