@@ -91,6 +91,16 @@ class BlockCheck:
         """Error as a fraction of the bound."""
         return self.max_error / self.bound if self.bound else float(self.max_error > 0)
 
+    def raise_if_bad(self) -> None:
+        """Raise `SelfCheckError`, so that nothing wrong is written."""
+        if not self.ok:
+            raise SelfCheckError(
+                f"{self.layer}: the fused convolution differs from its branches",
+                got=f"{self.max_error:.3g}",
+                wanted=f"at most {self.bound:.3g}",
+                advice="this is a bug in repvgg-ref: please report it",
+            )
+
 
 def check_block(
     spec: BlockSpec, params: Mapping[str, Array], fused: FusedConv, *, eps: float

@@ -23,7 +23,7 @@ import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.fusion import fuse_block
-from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError, check_block, worst
+from repvgg_ref.blocks.selfcheck import BlockCheck, check_block, worst
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, NotFusibleError
 from repvgg_ref.files.checkpoint import open_checkpoint, require_complete
@@ -309,13 +309,7 @@ def _watched(
     for part in parts:  # `enumerate` would hold a part while the next one is waited for
         if part.check is not None:
             checks.append(part.check)
-            if not part.check.ok:
-                raise SelfCheckError(
-                    f"{part.layer}: the fused convolution differs from its branches",
-                    got=f"{part.check.max_error:.3g}",
-                    wanted=f"at most {part.check.bound:.3g}",
-                    advice="this is a bug in repvgg-ref: please report it",
-                )
+            part.check.raise_if_bad()
         risks.extend(part.risks)
         yield from part.arrays.items()
         layer = part.layer

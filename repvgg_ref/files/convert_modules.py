@@ -16,7 +16,7 @@ import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.family import FAMILY
 from repvgg_ref.blocks.fusion import FusedConv, fuse_linear
-from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError, check_linear, worst
+from repvgg_ref.blocks.selfcheck import BlockCheck, check_linear, worst
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import open_checkpoint
 from repvgg_ref.files.metadata import is_ours
@@ -231,13 +231,7 @@ def _watched(
     for part in made:
         if part.check is not None:
             checks.append(part.check)
-            if not part.check.ok:
-                raise SelfCheckError(
-                    f"{part.check.layer}: the fused convolution differs from its branches",
-                    got=f"{part.check.max_error:.3g}",
-                    wanted=f"at most {part.check.bound:.3g}",
-                    advice="this is a bug in repvgg-ref: please report it",
-                )
+            part.check.raise_if_bad()
             done += 1
             if progress is not None:
                 progress(part.check.layer, done, total)
