@@ -1,4 +1,4 @@
-"""From a backend's name to its table of operators."""
+"""From a backend's name to its table of operators, and the names of algorithms."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.cpu import NUMPY
+from repvgg_ref.cpu.convolution.algorithms import require_algorithm
 from repvgg_ref.errors import BackendError, did_you_mean
 from repvgg_ref.ops import REFERENCE, Ops
+
+__all__ = ["BACKENDS", "VARIABLE", "backend_ops", "require_algorithm"]
 
 BACKENDS = ("reference", "numpy", "cupy", "auto")
 VARIABLE = "REPVGG_BACKEND"

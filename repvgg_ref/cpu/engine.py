@@ -12,7 +12,12 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.cpu.convolution.algorithms import ALGORITHMS, Algorithm, applies
+from repvgg_ref.cpu.convolution.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    applies,
+    require_algorithm,
+)
 from repvgg_ref.cpu.convolution.autotune import Tuner
 from repvgg_ref.cpu.convolution.cost import cheapest
 from repvgg_ref.cpu.convolution.schedule import ConvShape, Packed
@@ -21,7 +26,6 @@ from repvgg_ref.cpu.workers import memory
 from repvgg_ref.cpu.workers.crew import available, crew
 from repvgg_ref.cpu.workers.pool import Team, default_threads, pool
 from repvgg_ref.cpu.workers.process import CrewError
-from repvgg_ref.errors import BackendError, did_you_mean
 
 CHUNK = 16  # images that go through the chain together; more would only need more memory
 KEPT_PLANS = 4
@@ -67,13 +71,7 @@ class Plans(ABC, Generic[P]):
         algorithm: str = "auto",
         threads: int | None = None,
     ) -> None:
-        if algorithm not in ("auto", "measure", *ALGORITHMS):
-            raise BackendError(
-                "there is no such algorithm of convolution",
-                got=repr(algorithm),
-                wanted=", ".join(("auto", "measure", *ALGORITHMS)),
-                advice=did_you_mean(algorithm, ("auto", "measure", *ALGORITHMS)),
-            )
+        require_algorithm(algorithm)
         self._dtype = np.dtype(dtype)
         self._asked = next((each for each in ALGORITHMS if each == algorithm), None)
         self._params = {name: array.astype(dtype, copy=False) for name, array in params.items()}

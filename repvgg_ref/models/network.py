@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from repvgg_ref.arrays import Array, array_module
-from repvgg_ref.backends import backend_ops
+from repvgg_ref.backends import backend_ops, require_algorithm
 from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.errors import NotFusibleError, ReportedError, ShapeError
 from repvgg_ref.models.about import About, Assumed
@@ -161,6 +161,7 @@ class Model:
         x = image_batch(self.arch, x)
         ops = backend_ops(backend, x.dtype)
         require_threads(threads)
+        require_algorithm(algorithm)  # also where there is nothing to choose: in train form
         kept = self._at(ops)
         with ops.on_threads(threads):
             fast = None

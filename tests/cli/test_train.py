@@ -176,10 +176,49 @@ def test_a_signal_saves_and_the_training_can_be_resumed(
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert "--resume continues" in printed
-    resumed = run_python("-m", "repvgg_ref.train", *arguments, "--resume", "--json")
+    resumed = run_python("-m", "repvgg_ref.train", "--out", out, "--resume", "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["steps"] == 11
+    assert "as before: --epochs 1 --batch 120" in resumed.stderr
     assert "resumed at step" in resumed.stderr
+
+
+def test_a_training_that_goes_on_keeps_every_option_of_every_start(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Values of every type, recipes of one's own, and what a later start has changed."""
+    recipe, out = tmp_path / "mine.toml", tmp_path / "out"
+    recipe.write_text('model = "digits"\nsize = 32\nepochs = 1\nbatch = 240\nflip = false\n')
+    begun = ("--recipe", recipe, "--seed", 3, "--nesterov", "--step-epochs", 1, "--sync-bn")
+    assert invoke(capsys, "train", "--out", out, *begun).code == 0
+    first = json.loads((out / "options.json").read_text())
+    assert first == {
+        "recipe_name": str(recipe),
+        "seed": 3,
+        "sync_bn": True,
+        "nesterov": True,
+        "step_epochs": [1.0],
+    }
+    again = invoke(capsys, "train", "--out", out, "--resume")
+    assert again.code == 0, again.err
+    longer = ("--epochs", 2, "--resume")
+    assert "--accept-changes" in invoke(capsys, "train", "--out", out, *longer).error_line()
+    assert json.loads((out / "options.json").read_text()) == first
+    done = invoke(capsys, "train", "--out", out, *longer, "--accept-changes", "--json")
+    assert done.json()["steps"] == 10, done.err
+    assert json.loads((out / "options.json").read_text()) == first | {"epochs": 2}
+    assert invoke(capsys, "train", "--out", out, "--resume", "--json").json()["steps"] == 10
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", '{"nowhere": 1}', '{"out": "x"}', '{"seed": "many"}', "[" * 9999]
+)
+def test_options_that_were_damaged_are_an_error_of_one_line(
+    content: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "options.json").write_text(content)
+    line = invoke(capsys, "train", "--out", tmp_path, "--resume").error_line()
+    assert "options.json" in line or "'--seed'" in line
 
 
 def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_ends_the_program(

@@ -203,6 +203,8 @@ def test_eps_is_a_number_of_at_least_0(eps: Any) -> None:
         lambda: rr.architecture(None),  # type: ignore[arg-type]
         lambda: rr.fuse(rr.build(GREY))(images(1), threads="2"),  # type: ignore[call-overload]
         lambda: rr.fuse(rr.build(GREY))(images(1), threads=0),
+        lambda: rr.fuse(rr.build(GREY))(images(1), algorithm="winograd8"),
+        lambda: rr.build(GREY)(images(1), algorithm="winograd8"),  # train form: nothing to choose
         lambda: rr.build(GREY)(np.ma.masked_array(images(1), mask=True)),
         lambda: rr.cost("RepVGG-A9"),
         lambda: rr.cost(rr.build(GREY)),  # type: ignore[arg-type]

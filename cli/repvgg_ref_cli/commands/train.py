@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repvgg_ref_cli import completion
+from repvgg_ref_cli import completion, remembered
 from repvgg_ref_cli.failures import report
 from repvgg_ref_cli.options import (
     FILE,
@@ -80,7 +80,11 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
     f"--init, else {_DEFAULT}.",
 )
 @click.option("--out", type=FOLDER, help="The folder for states and results. Default: runs/RECIPE.")
-@click.option("--resume", is_flag=True, help="Continue the training in --out.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue the training in --out, with the options that it was given.",
+)
 @click.option(
     "--accept-changes", is_flag=True, help="Resume even if recipe, data or ranks have changed."
 )
@@ -147,6 +151,10 @@ def command(
     from repvgg_ref.cpu.workers.pool import THREADS, default_threads
     from repvgg_ref.train.comm import connect, ranks_on_machine
 
+    options = remembered.Options(remembered.named(ctx, asked))
+    if asked["resume"]:
+        options.before = remembered.recall(ctx, _folder(asked))
+        asked |= options.before
     # A loss that is not finite is found and told; the arithmetic's threads need not warn as well.
     warnings.filterwarnings("ignore", "overflow|invalid value", RuntimeWarning)
     comm = connect(asked.pop("rank_timeout"))
@@ -157,11 +165,17 @@ def command(
     if asked["threads"] != default_threads():  # the arithmetic's are made at its first use
         os.environ[THREADS] = str(asked["threads"])
     with _ending_all_ranks(comm, ctx):
-        _train(comm, asked, as_json=as_json, dry_run=dry_run, tensorboard=tensorboard)
+        _train(comm, asked, options, as_json=as_json, dry_run=dry_run, tensorboard=tensorboard)
 
 
 def _train(
-    comm: Comm, asked: dict[str, Any], *, as_json: bool, dry_run: bool, tensorboard: bool
+    comm: Comm,
+    asked: dict[str, Any],
+    options: remembered.Options,
+    *,
+    as_json: bool,
+    dry_run: bool,
+    tensorboard: bool,
 ) -> None:
     from repvgg_ref.train.job import measured_step, prepare
     from repvgg_ref.train.log import TensorBoard
@@ -172,7 +186,7 @@ def _train(
     recipe = _recipe(asked)
     run = Run(
         recipe,
-        asked["out"] or Path("runs") / recipe.name,
+        _folder(asked),
         **{
             name: asked[name]
             for name in (
@@ -193,7 +207,11 @@ def _train(
     view = (JsonView if as_json else View)(job.plan, shown=first)
     board = TensorBoard(run.out) if tensorboard and first else None
     with StopSignals() as signals, view:
-        for event in train(job, stop=signals.asked):
+        for number, event in enumerate(train(job, stop=signals.asked)):
+            if number == 0 and first:  # the folder is this training's now
+                remembered.remember(run.out, options.before | options.now)
+                if options.before:
+                    note(f"as before: {remembered.spelt(options.before)}")
             view.show(event)
             if board is not None:
                 board.write(event)
@@ -201,6 +219,10 @@ def _train(
         board.close()
     if view.stopped:
         raise SystemExit(128 + signals.number)
+
+
+def _folder(asked: dict[str, Any]) -> Path:
+    return asked["out"] or Path("runs") / _recipe(asked).name
 
 
 def _recipe(asked: dict[str, Any]) -> Recipe:

@@ -11,6 +11,7 @@ from repvgg_ref.cpu.convolution.schedule import Convolution, ConvShape, Packed
 from repvgg_ref.cpu.convolution.winograd import WinogradConvolution
 from repvgg_ref.cpu.convolution.winograd_stride_2 import Stride2Convolution
 from repvgg_ref.cpu.workers.pool import Pool
+from repvgg_ref.errors import BackendError, did_you_mean
 from repvgg_ref.exact.points import POINTS, POINTS_OF_STRIDE_2
 
 Algorithm = Literal["direct", "winograd2", "winograd4", "winograd5", "winograd6", "winograd7"]
@@ -22,6 +23,18 @@ DEFAULT_CHOICES: tuple[Algorithm, ...] = tuple(a for a in ALGORITHMS if a != "wi
 # A training step's rounding errors flip ReLUs and so disturb gradients: with F(7, 3) four times as
 # much as with these, which disturb them as little as direct form does.
 TRAINING_CHOICES: tuple[Algorithm, ...] = ("direct", "winograd2", "winograd4")
+
+
+def require_algorithm(name: str) -> None:
+    """Raise `BackendError` unless `name` is an algorithm, or leaves the choice to the engine."""
+    names = ("auto", "measure", *ALGORITHMS)
+    if name not in names:
+        raise BackendError(
+            "there is no such algorithm of convolution",
+            got=repr(name),
+            wanted=", ".join(names),
+            advice=did_you_mean(str(name), names),
+        )
 
 
 def tile_of(algorithm: Algorithm) -> int:
