@@ -1,0 +1,57 @@
+"""Dead records of unlisted classes, which keep what a torch module is made of.
+
+A module is told by what it holds, never by its class: its state is a dict with `_parameters`,
+`_buffers` and `_modules`. That dict is kept, unread, and walked only where the module's arrays are
+asked for (`modules`). Of every other object nothing is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weights_io.modules import SETTINGS
+from weights_io.pickles.foreign import Foreign
+from weights_io.pickles.inert import malformed
+from weights_io.pickles.strangers import Stranger
+
+PARTS = ("_parameters", "_buffers", "_modules")
+UNSAVED = "_non_persistent_buffers_set"
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_KEPT = (*PARTS, UNSAVED, *HOOKS, *SETTINGS)
+
+
+class Record(Foreign):
+    """An object that a pickle makes of an unlisted class without arguments, as it makes modules.
+
+    Attributes
+    ----------
+    fields : dict or None
+        What `_KEPT` names of a module's attributes, as they were when it was built; None if it is
+        no module.
+    state : dict
+        All its attributes. A pickle may add to them later, which no writer does.
+    """
+
+    __slots__ = ("_is_built", "fields", "state")
+    made_by: Stranger
+
+    def __init__(self, made_by: Stranger) -> None:
+        super().__init__(made_by)
+        self.fields: dict[str, Any] | None = None
+        self.state: dict[Any, Any] = {}
+        self._is_built = False
+
+    def build(self, state: object) -> None:
+        """Keep a module's state. A second state would change the first, which no writer does."""
+        is_module = type(state) is dict and all(part in state for part in PARTS)
+        if self._is_built and (is_module or self.fields is not None):
+            raise malformed(f"a {self.type_name} gets its attributes twice")
+        self._is_built = True
+        if is_module:
+            assert isinstance(state, dict)
+            self.state = state
+            self.fields = {name: state[name] for name in _KEPT if name in state}
+
+
+class Method(Foreign):
+    """A method of a record, by its name: what trainers put in the place of `forward`."""
