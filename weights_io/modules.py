@@ -1,16 +1,16 @@
-"""What a pickled module says beside its arrays: the name of its class and its plain settings."""
+"""What a pickled module says beside its arrays: the name of its class and its plain attributes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-# Of convolutions, batch norms and poolings: what no state dict holds.
-SETTINGS = (
-    *("eps", "momentum", "affine", "track_running_stats", "num_features"),
-    *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
-    *("padding_mode", "transposed", "count_include_pad", "ceil_mode", "divisor_override"),
-)
+from weights_io.pickles.inert import Inert
+
+_MOST_ITEMS = 8  # of a tuple
+_MOST_BITS = 64
+_LONGEST = 64  # letters
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -23,9 +23,6 @@ class ModuleRecord:
         Its class, as the pickle spells it: ``torch.nn.modules.conv.Conv2d``. A name proves nothing.
     path : str
         Where it stands in the whole: ``model.0.rbr_dense.conv``; "" is the whole itself.
-    settings : mapping of str to object
-        Those of `SETTINGS` that it has: numbers, bools, None, text and tuples of integers, as the
-        pickle holds them; an `Inert` for anything else.
     altered : str
         Why it may compute something else than its class does; "" if nothing in it says so.
     parent : ModuleRecord or None
@@ -35,10 +32,32 @@ class ModuleRecord:
 
     type_name: str
     path: str
-    settings: Mapping[str, object]
     altered: str
     parent: ModuleRecord | None
+    attributes: Mapping[Any, Any]
     children: dict[str, ModuleRecord] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        """Whether it has an attribute of this name, be it None, that is no part of it."""
+        return name in self.attributes
+
+    def get(self, name: str) -> object:
+        """A plain attribute: a number, a truth, None, short text or a tuple of integers.
+
+        Anything else is an `Inert` of its type's name; what is not there is None.
+        """
+        value = self.attributes.get(name)
+        if value is None or type(value) in (bool, float) or _is_integer(value):
+            return value
+        if type(value) is str and len(value) <= _LONGEST:
+            return value
+        if type(value) is tuple and len(value) <= _MOST_ITEMS and all(map(_is_integer, value)):
+            return value
+        return Inert(type(value).__name__, None)
 
     def __repr__(self) -> str:
         return f"ModuleRecord({self.type_name!r}, {self.path!r})"
+
+
+def _is_integer(value: object) -> bool:
+    return type(value) is int and value.bit_length() <= _MOST_BITS

@@ -19,7 +19,7 @@ from repvgg_ref.files.checkpoint import open_checkpoint
 from repvgg_ref.files.identify import closest_official
 from repvgg_ref.files.lint import Finding
 from repvgg_ref.files.metadata import assumed_eps, is_ours, read_eps
-from repvgg_ref.files.modules import Blocks, FoundBlock, find_blocks
+from repvgg_ref.files.modules import Blocks, FoundBlock, blocks_of
 from repvgg_ref.files.opened import Checkpoint
 from repvgg_ref.files.wrappers import WhichWeights
 from repvgg_ref.models.about import About, Assumed
@@ -112,11 +112,11 @@ def _blocks(checkpoint: Checkpoint, eps: float | None) -> Blocks:
     """What a file that is no RepVGG by any known names holds of the family."""
     if checkpoint.dialect or checkpoint.arch or is_ours(checkpoint.metadata):
         return Blocks()
-    return find_blocks({n: a.shape for n, a in checkpoint.arrays.items()}, eps=eps)
+    return blocks_of(checkpoint.arrays, eps=eps)
 
 
 def _of_modules(checkpoint: Checkpoint, blocks: Blocks) -> Inspection:
-    findings = [Finding("info", None, note) for note in blocks.notes]
+    findings = [Finding("info", None, note) for note in (*checkpoint.notes, *blocks.notes)]
     for name, lazy in checkpoint.arrays.items():
         findings += lint.not_finite(None, name, lazy.read())
     return Inspection(

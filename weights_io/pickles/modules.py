@@ -12,18 +12,17 @@ from typing import Any, NoReturn
 from weights_io.budget import Budget
 from weights_io.errors import WeightsFileError
 from weights_io.lazy import LazyArray
-from weights_io.modules import SETTINGS, ModuleRecord
+from weights_io.modules import ModuleRecord
 from weights_io.pickles.foreign import Foreign, ForeignType
 from weights_io.pickles.globals import Getattr, refuse
 from weights_io.pickles.inert import CfgNode, Inert, PickledSet, TensorView
-from weights_io.pickles.records import HOOKS, UNSAVED, Record
+from weights_io.pickles.records import PARTS, Record
 from weights_io.text import sanitize
 
 Resolve = Callable[[TensorView], LazyArray]
 
-_MOST_SIZES = 8  # of a tuple that is a setting
-_MOST_BITS = 64
-_LONGEST = 64  # letters of a setting that is text
+_UNSAVED = "_non_persistent_buffers_set"
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 # What computes, where an attribute of the object stands in the place of the class's method.
 _METHODS = ("forward", "_conv_forward", "_call_impl", "_wrapped_call_impl")
 # Pruning hooks make `weight` of `weight_orig` and `weight_mask`, which say so by their names.
@@ -81,140 +80,130 @@ class _Walk:
 
     def module(self, raw: Record, path: str, parent: ModuleRecord | None) -> ModuleRecord:
         """Collect the arrays of a module at `path` and of all in it."""
+        one = _Module(raw, path)
         if any(raw is other for other in self._open):
-            raise _impossible(raw, path, "it holds itself")
+            raise one.impossible("it holds itself")
         depth = len(self._open) + 1
         self._budget.limits.enforce("depth", depth, "the modules are nested too deeply")
         self._open.append(raw)
-        altered = self._altered(raw, path)
-        found = ModuleRecord(raw.type_name, path, _settings(raw), altered, parent)
-        parameters, buffers, modules = (
-            self._part(raw, path, part) for part in ("_parameters", "_buffers", "_modules")
-        )
-        unsaved = self._unsaved_names(raw, path)
+        found = ModuleRecord(raw.type_name, path, self._altered(one), parent, one.state)
+        parameters, buffers, modules = (self._part(one, part) for part in PARTS)
+        unsaved = self._unsaved_names(one)
         own = {**parameters, **buffers}
         if len({*own, *modules}) < len(parameters) + len(buffers) + len(modules):
-            raise _impossible(raw, path, "two of its parts have one name")
+            raise one.impossible("two of its parts have one name")
         for name, value in own.items():
-            full = self._name(raw, path, name)
+            full = self._name(one, name)
             if value is not None and not (name in buffers and name in unsaved):
-                self.arrays[full] = self._array(raw, full, value).of(found)
+                self.arrays[full] = self._array(one, full, value).of(found)
         for name, value in modules.items():
-            full = self._name(raw, path, name)
+            full = self._name(one, name)
             if value is not None:
-                found.children[name] = self._child(raw, full, value, found)
+                found.children[name] = self._child(one, full, value, found)
         self._open.pop()
         return found
 
-    def _part(self, raw: Record, path: str, part: str) -> Mapping[Any, Any]:
+    def _part(self, one: _Module, part: str) -> Mapping[Any, Any]:
         """One of the three dicts; looking through it is charged, however often it is shared."""
-        assert raw.fields is not None
-        held = raw.fields[part]
+        held = one.state[part]
         if not isinstance(held, dict) or isinstance(held, CfgNode):
-            raise _impossible(raw, path, f"its {part} is no dict")
+            raise one.impossible(f"its {part} is no dict")
         self._budget.charge("nodes", 1 + len(held), "the modules unfold into too many parts")
         return held
 
-    def _name(self, raw: Record, path: str, name: object) -> str:
+    def _name(self, one: _Module, name: object) -> str:
         """The path of a part: torch lets no name be empty or hold a dot."""
         if type(name) is not str or not name or "." in name:
-            shown = name if type(name) is str else type(name).__name__
-            raise _impossible(raw, path, f"no part can be called {sanitize(shown)!r}")
-        if name in raw.state:
-            raise _impossible(raw, path, f"an attribute hides its part {sanitize(name)}")
-        letters = len(path) + 1 + len(name)
-        size = letters if path.isascii() and name.isascii() else 4 * letters
+            shown = name if type(name) is str else f"a {type(name).__name__}"
+            raise one.impossible(f"no part can be called {sanitize(shown)!r}")
+        if name in one.state:
+            raise one.impossible(f"an attribute hides its part {sanitize(name)!r}")
+        letters = len(one.path) + 1 + len(name)
+        size = letters if one.path.isascii() and name.isascii() else 4 * letters
         self._budget.charge("texts_bytes", size, "the names of the modules are too long together")
-        return f"{path}.{name}" if path else name
+        return f"{one.path}.{name}" if one.path else name
 
-    def _array(self, raw: Record, full: str, value: object) -> LazyArray:
+    def _array(self, one: _Module, full: str, value: object) -> LazyArray:
         if isinstance(value, TensorView) and self._resolve is not None:
             return self._resolve(value)
-        self._refuse(raw, full, value, "an array")
+        raise _misplaced(one, full, value, "an array")
 
-    def _child(self, raw: Record, full: str, value: object, found: ModuleRecord) -> ModuleRecord:
-        if isinstance(value, Record) and value.fields is not None:
+    def _child(self, one: _Module, full: str, value: object, found: ModuleRecord) -> ModuleRecord:
+        if isinstance(value, Record) and value.state is not None:
             return self.module(value, full, found)
-        self._refuse(raw, full, value, "a module")
+        raise _misplaced(one, full, value, "a module")
 
-    def _refuse(self, raw: Record, full: str, value: object, wanted: str) -> NoReturn:
-        """Say what stands in the place of an array or a module: an object by its name."""
-        made_by = value.made_by if isinstance(value, Foreign) else value
-        if isinstance(made_by, ForeignType):
-            module, _, name = made_by.type_name.rpartition(".")
-            refuse(module, name, full)
-        if isinstance(made_by, Getattr):
-            refuse(made_by.module, made_by.name, full)
-        kind = made_by.type_name if isinstance(made_by, Inert) else type(value).__name__
-        raise WeightsFileError(
-            f"a pickled module holds no {wanted.split()[-1]} under {sanitize(full)}",
-            got=sanitize(kind),
-            wanted=f"{wanted} or None, as every {sanitize(raw.type_name)} of torch has there",
-            advice="the file is damaged or was made to do something else than hold weights",
-        )
-
-    def _unsaved_names(self, raw: Record, path: str) -> frozenset[str]:
+    def _unsaved_names(self, one: _Module) -> frozenset[str]:
         """The buffers that no state dict has."""
-        assert raw.fields is not None
-        held = raw.fields.get(UNSAVED)
+        held = one.state.get(_UNSAVED)
         if held is None:
             return frozenset()
         if id(held) in self._unsaved:
             return self._unsaved[id(held)]
-        if not isinstance(held, PickledSet) or not all(type(n) is str for n in held.items):
-            raise _impossible(raw, path, f"its {UNSAVED} is no set of names")
-        self._budget.charge("comparisons", len(held.items), "a module has too many buffers")
-        self._unsaved[id(held)] = frozenset(held.items)
+        if not isinstance(held, PickledSet):
+            raise one.impossible(f"its {_UNSAVED} is no set")
+        names = held.items
+        self._budget.charge("comparisons", len(names), "a module has too many buffers")
+        if not all(type(name) is str for name in names):
+            raise one.impossible(f"its {_UNSAVED} is no set of names")
+        self._unsaved[id(held)] = frozenset(names)
         return self._unsaved[id(held)]
 
-    def _altered(self, raw: Record, path: str) -> str:
+    def _altered(self, one: _Module) -> str:
         """What makes a module compute something else than its class does, if that can be seen."""
-        assert raw.fields is not None
         for method in _METHODS:
-            if method in raw.state:
+            if method in one.state:
                 return f"its {method} is replaced"
-        for part in HOOKS:
-            hooks = raw.fields.get(part)
+        for part in _HOOKS:
+            hooks = one.state.get(part)
             if hooks is None:
                 continue
             if not isinstance(hooks, dict):
-                raise _impossible(raw, path, f"its {part} is no dict")
+                raise one.impossible(f"its {part} is no dict")
             self._budget.charge("nodes", len(hooks), "the modules have too many hooks")
             for hook in hooks.values():
                 kind = hook.type_name if isinstance(hook, Foreign) else type(hook).__name__
-                if not (kind.startswith(_PRUNING) and _is_pruned(raw)):
+                if not (kind.startswith(_PRUNING) and one.is_pruned):
                     return f"a hook may change what it computes ({sanitize(kind)})"
         return ""
 
 
-def _is_pruned(raw: Record) -> bool:
-    """By the names that pruning gives: looked for once for each hook, of which there are few."""
-    assert raw.fields is not None
-    return any(f"{name}_orig" in raw.fields["_parameters"] for name in ("weight", "bias"))
+class _Module:
+    """A record that is a module, and where it stands."""
+
+    def __init__(self, raw: Record, path: str) -> None:
+        assert raw.state is not None
+        self.state, self.path, self.type_name = raw.state, path, raw.type_name
+        if len(raw.state) != raw.size:
+            raise self.impossible("its attributes change after it was built")
+
+    @property
+    def is_pruned(self) -> bool:
+        """By the names that pruning gives."""
+        held = self.state["_parameters"]
+        return any(f"{name}_orig" in held for name in ("weight", "bias"))
+
+    def impossible(self, what: str) -> WeightsFileError:
+        """The error for a module that torch does not make."""
+        return WeightsFileError(
+            f"no torch module can be so: {what}",
+            got=f"a {sanitize(self.type_name)} at {sanitize(self.path) or 'the root'}",
+            advice="the file is damaged, or was made to be read as something else",
+        )
 
 
-def _settings(raw: Record) -> dict[str, object]:
-    assert raw.fields is not None
-    return {name: _plain(raw.fields[name]) for name in SETTINGS if name in raw.fields}
-
-
-def _plain(value: object) -> object:
-    """A setting as it is, if it is one: a number, a truth, None, text, or integers."""
-    if value is None or type(value) in (bool, float):
-        return value
-    if type(value) is int and value.bit_length() <= _MOST_BITS:
-        return value
-    if type(value) is str and len(value) <= _LONGEST:
-        return value
-    if type(value) is tuple and len(value) <= _MOST_SIZES:
-        if all(type(each) is int and each.bit_length() <= _MOST_BITS for each in value):
-            return value
-    return Inert(type(value).__name__, None)
-
-
-def _impossible(raw: Record, path: str, what: str) -> WeightsFileError:
+def _misplaced(one: _Module, full: str, value: object, wanted: str) -> WeightsFileError:
+    """What is said of what stands in the place of an array or a module; an object by its name."""
+    made_by = value.made_by if isinstance(value, Foreign) else value
+    if isinstance(made_by, ForeignType):
+        module, _, name = made_by.type_name.rpartition(".")
+        refuse(module, name, full)
+    if isinstance(made_by, Getattr):
+        refuse(made_by.module, made_by.name, full)
+    kind = made_by.type_name if isinstance(made_by, Inert) else type(value).__name__
     return WeightsFileError(
-        f"no torch module can be so: {what}",
-        got=f"a {sanitize(raw.type_name)} at {sanitize(path) or 'the root'}",
+        f"a pickled module holds no {wanted.split()[-1]} under {sanitize(full)}",
+        got=sanitize(kind),
+        wanted=f"{wanted} or None",
         advice="the file is damaged, or was made to be read as something else",
     )

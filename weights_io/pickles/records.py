@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from weights_io.modules import SETTINGS
 from weights_io.pickles.foreign import Foreign
 from weights_io.pickles.inert import malformed
 from weights_io.pickles.strangers import Stranger
 
 PARTS = ("_parameters", "_buffers", "_modules")
-UNSAVED = "_non_persistent_buffers_set"
-HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-_KEPT = (*PARTS, UNSAVED, *HOOKS, *SETTINGS)
 
 
 class Record(Foreign):
@@ -25,32 +21,31 @@ class Record(Foreign):
 
     Attributes
     ----------
-    fields : dict or None
-        What `_KEPT` names of a module's attributes, as they were when it was built; None if it is
-        no module.
-    state : dict
-        All its attributes. A pickle may add to them later, which no writer does.
+    state : dict or None
+        A module's attributes; None if it is no module.
+    size : int
+        How many they were when it got them: a pickle may add to the dict later, which no longer
+        changes the object, and which no writer does.
     """
 
-    __slots__ = ("_is_built", "fields", "state")
+    __slots__ = ("_is_built", "size", "state")
     made_by: Stranger
 
     def __init__(self, made_by: Stranger) -> None:
         super().__init__(made_by)
-        self.fields: dict[str, Any] | None = None
-        self.state: dict[Any, Any] = {}
+        self.state: dict[Any, Any] | None = None
+        self.size = 0
         self._is_built = False
 
     def build(self, state: object) -> None:
         """Keep a module's state. A second state would change the first, which no writer does."""
         is_module = type(state) is dict and all(part in state for part in PARTS)
-        if self._is_built and (is_module or self.fields is not None):
+        if self._is_built and (is_module or self.state is not None):
             raise malformed(f"a {self.type_name} gets its attributes twice")
         self._is_built = True
         if is_module:
             assert isinstance(state, dict)
-            self.state = state
-            self.fields = {name: state[name] for name in _KEPT if name in state}
+            self.state, self.size = state, len(state)
 
 
 class Method(Foreign):

@@ -158,4 +158,4 @@ class TreeBuilder:
 
 
 def _is_module(raw: object) -> bool:
-    return isinstance(raw, Record) and raw.fields is not None
+    return isinstance(raw, Record) and raw.state is not None

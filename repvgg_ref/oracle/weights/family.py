@@ -18,10 +18,11 @@ import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.constructors import Bias, Scale
 from repvgg_ref.blocks.linear import Chain, Identity, Sum
+from repvgg_ref.blocks.parts import with_eps
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.convert_modules import require_blocks
-from repvgg_ref.files.modules import FoundBlock, find_blocks
+from repvgg_ref.files.modules import FoundBlock, blocks_of
 from repvgg_ref.files.wrappers import listed, select
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 from repvgg_ref.oracle.weights.arithmetic import FORMAT_NAMES, UNITS, least_error
@@ -72,7 +73,7 @@ def judge_family(
     """
     with weights_io.open_weights(reference) as trained, weights_io.open_weights(candidate) as port:
         ours = select(trained.root, "model", []).arrays
-        blocks = find_blocks({k: a.shape for k, a in ours.items()}, family=family, eps=eps)
+        blocks = blocks_of(ours, family=family, eps=eps)
         require_blocks(reference, blocks, ours)
         title = f"{sanitize(reference.name)} ({blocks.family})"
         notes = (_NOT_TESTED, *blocks.notes)
@@ -230,7 +231,8 @@ def _alternatives(block: FoundBlock) -> Iterator[tuple[tuple[str, str, str], Lin
     for other in _EPS:
         if other != eps:
             says = f"eps is {other:g}, not {eps:g}"
-            yield ("eps-value", says, f"fuse with eps {eps:g}"), linear, other
+            alike = with_eps(linear, lambda _: None)
+            yield ("eps-value", says, f"fuse with eps {eps:g}"), alike, other
     for says, changed in _changed(linear):
         bug = says.split(":")[0]
         yield (bug, says, "add every branch once"), changed, eps

@@ -1,0 +1,197 @@
+"""What a pickled module says of its layers beside their arrays, each setting checked.
+
+A whole module says what no state dict can: eps, stride, padding, dilation, groups. What it says is
+a file's word, so every number is held against the arrays and against what a layer can have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from repvgg_ref.blocks.parts import Geometry, Shape, Window
+from repvgg_ref.errors import CheckpointError
+from weights_io import LazyArray, ModuleRecord, sanitize
+
+_MOST = 64  # a larger stride or dilation is a slip or an attack
+_COUNTER = ".num_batches_tracked"
+Records = Mapping[str, ModuleRecord]
+
+
+def records_of(arrays: Mapping[str, LazyArray]) -> dict[str, ModuleRecord]:
+    """The module of each array that has one."""
+    return {name: a.module for name, a in arrays.items() if a.module is not None}
+
+
+class Recorded:
+    """`blocks.parts.Told` of one block, by the modules that hold its arrays.
+
+    Parameters
+    ----------
+    records : mapping
+        The end of a key, behind the block's prefix -> the module that holds the array.
+    """
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._modules = {end.rpartition(".")[0]: found for end, found in records.items()}
+        path, found = next(iter(self._modules.items()))
+        for _ in filter(None, path.split(".")):
+            found = found.parent or found
+        self._own = found
+
+    def conv(self, name: str, shape: Shape) -> Geometry | None:
+        """Of the convolution `name`, whose kernel has this shape."""
+        return geometry_of(self._modules[name], shape) if name in self._modules else None
+
+    def eps(self, name: str) -> float | None:
+        """Of the batch norm `name`."""
+        return eps_of(self._modules[name]) if name in self._modules else None
+
+    def has(self, name: str) -> bool | None:
+        """Whether the block has a submodule `name`; None if it has no attribute of that name."""
+        if name in self._own.children:
+            return True
+        return False if self._own.has(name) else None
+
+    def window(self, name: str) -> Window:
+        """Of the average pooling `name`, a submodule of the block."""
+        pool = self._own.children[name]
+        sizes = (_pair(pool, what) for what in ("kernel_size", "stride", "padding"))
+        counted = pool.get("count_include_pad"), pool.get("ceil_mode"), pool.get("divisor_override")
+        if counted != (True, False, None):
+            raise _cannot(pool, "its border is averaged otherwise", counted, (True, False, None))
+        return Window(*sizes)
+
+    def require_as_built(self) -> None:
+        """Raise `CheckpointError` if a module of the block may compute another thing."""
+        for found in {id(one): one for one in self._all()}.values():
+            require_unaltered(found)
+
+    def _all(self) -> Iterator[ModuleRecord]:
+        for found in self._records.values():
+            one: ModuleRecord | None = found
+            while one is not None and one is not self._own:
+                yield one
+                one = one.parent
+        yield self._own
+
+
+def require_unaltered(found: ModuleRecord) -> None:
+    """Raise `CheckpointError` if a module may compute another thing than its class does."""
+    if found.altered:
+        raise CheckpointError(
+            f"{_where(found)}: {found.altered}",
+            got=f"a pickled {sanitize(found.type_name)}",
+            wanted="a module as its class makes it",
+            advice="save its state dict where its code is",
+        )
+
+
+def geometry_of(found: ModuleRecord, shape: Shape) -> Geometry:
+    """How a convolution with a kernel of this shape reads its input.
+
+    Raises
+    ------
+    CheckpointError
+        If its module does not say so, or says what such a kernel cannot have.
+    """
+    outputs, per_group, *kernel = shape
+    groups = _count(found, "groups", outputs)
+    stride, dilation = _pair(found, "stride"), _pair(found, "dilation")
+    if min(stride + dilation) < 1 or max(stride + dilation) > _MOST:
+        got = f"stride {stride}, dilation {dilation}"
+        raise _cannot(found, "no stride or dilation is so", got, f"from 1 to {_MOST}")
+    said = {"kernel_size": tuple(kernel), "in_channels": per_group * groups, "out_channels": outputs}
+    for name, wanted in said.items():
+        got = _pair(found, name) if name == "kernel_size" else found.get(name)
+        if found.has(name) and got != wanted:
+            raise _cannot(found, f"its {name} is not that of its kernel", got, wanted)
+    if outputs % groups:
+        raise _cannot(found, "its groups do not divide its outputs", groups, outputs)
+    mode = found.get("padding_mode") if found.has("padding_mode") else "zeros"
+    if mode != "zeros" or found.get("transposed") not in (None, False):
+        got = f"padding_mode {mode!r}, transposed {found.get('transposed')}"
+        raise _cannot(found, "it is no convolution padded by zeros", got, "zeros, not transposed")
+    padding = _padding(found, kernel, dilation)
+    return Geometry(stride, padding, dilation, groups)
+
+
+def eps_of(found: ModuleRecord) -> float | None:
+    """What a batch norm adds to its variance; None if its module does not say.
+
+    Raises
+    ------
+    CheckpointError
+        If that is no number, or none that has a root.
+    """
+    if not found.has("eps"):
+        return None
+    eps = found.get("eps")
+    if type(eps) not in (int, float) or not 0 <= eps < math.inf:  # type: ignore[operator]
+        raise _cannot(found, "its eps is none", eps, "a number of at least 0")
+    return float(eps)  # type: ignore[arg-type]
+
+
+def network_eps(arrays: Mapping[str, LazyArray]) -> float | None:
+    """The eps of all batch norms of a network; None if no module says it.
+
+    Raises
+    ------
+    CheckpointError
+        If they have different ones, which no network here can have.
+    """
+    said: dict[float | None, str] = {}
+    for name, array in arrays.items():
+        if array.module is not None and name.endswith(".running_var"):
+            require_unaltered(array.module)
+            said.setdefault(eps_of(array.module), name.removesuffix(".running_var"))
+    if len(said) > 1:
+        raise CheckpointError(
+            "the batch norms of this network have different eps, and a network here has one",
+            got=", ".join(f"{eps} in {sanitize(name)}" for eps, name in list(said.items())[:4]),
+            wanted="one eps",
+            advice="--family fuses it block by block, or --eps takes one for all",
+        )
+    return next(iter(said), None)
+
+
+def _padding(found: ModuleRecord, kernel: list[int], dilation: tuple[int, int]) -> tuple[int, int]:
+    """The padding, which must keep the size: all blocks of the family are so."""
+    wanted = tuple(d * (k // 2) for d, k in zip(dilation, kernel, strict=True))
+    odd = all(k % 2 for k in kernel)
+    if odd and found.get("padding") == "same" and _pair(found, "stride") == (1, 1):
+        return wanted[0], wanted[1]
+    padding = (0, 0) if found.get("padding") == "valid" else _pair(found, "padding")
+    if padding != wanted or not odd:
+        raise _cannot(found, "its padding does not keep the kernel in the middle", padding, wanted)
+    return padding
+
+
+def _pair(found: ModuleRecord, name: str) -> tuple[int, int]:
+    value = found.get(name)
+    if type(value) is int:
+        return value, value
+    if isinstance(value, tuple) and len(value) == 2:
+        return value
+    raise _cannot(found, f"it does not say its {name}", value, "an integer or two")
+
+
+def _count(found: ModuleRecord, name: str, most: int) -> int:
+    value = found.get(name)
+    if type(value) is not int or not 1 <= value <= most:
+        raise _cannot(found, f"it does not say its {name}", value, f"from 1 to {most}")
+    return value
+
+
+def _where(found: ModuleRecord) -> str:
+    return sanitize(found.path) or "the root"
+
+
+def _cannot(found: ModuleRecord, what: str, got: object, wanted: object) -> CheckpointError:
+    return CheckpointError(
+        f"{_where(found)}, a pickled {sanitize(found.type_name)}: {what}",
+        got=sanitize(got),
+        wanted=str(wanted),
+        advice="save its state dict where its code is, if the file is sound",
+    )
