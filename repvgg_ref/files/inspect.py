@@ -21,6 +21,7 @@ from repvgg_ref.files.lint import Finding
 from repvgg_ref.files.metadata import assumed_eps, is_ours, read_eps
 from repvgg_ref.files.modules import Blocks, FoundBlock, blocks_of
 from repvgg_ref.files.opened import Checkpoint
+from repvgg_ref.files.told_networks import told_eps
 from repvgg_ref.files.wrappers import WhichWeights
 from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.architectures import NAMES
@@ -194,6 +195,8 @@ def _about_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
     metadata = checkpoint.metadata
     try:
         eps = None if assumed_eps(metadata) else read_eps(metadata)
+        if read_eps(metadata) is None and (told := told_eps(checkpoint.ours)) is not None:
+            yield Finding("info", None, f"the file's modules say eps = {told:g}")
         about = checkpoint.about() if checkpoint.arch is not None else About()
     except CheckpointError as error:
         yield Finding("error", None, str(error))

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from repvgg_ref.blocks.form import Pair
 from repvgg_ref.blocks.parts import Geometry, Shape, Window
 from repvgg_ref.errors import CheckpointError
 from weights_io import LazyArray, ModuleRecord, sanitize
 
 _MOST = 64  # a larger stride or dilation is a slip or an attack
-_COUNTER = ".num_batches_tracked"
 Records = Mapping[str, ModuleRecord]
 
 
@@ -60,7 +60,7 @@ class Recorded:
         sizes = (_pair(pool, what) for what in ("kernel_size", "stride", "padding"))
         counted = pool.get("count_include_pad"), pool.get("ceil_mode"), pool.get("divisor_override")
         if counted != (True, False, None):
-            raise _cannot(pool, "its border is averaged otherwise", counted, (True, False, None))
+            raise cannot(pool, "its border is averaged otherwise", counted, (True, False, None))
         return Window(*sizes)
 
     def require_as_built(self) -> None:
@@ -88,32 +88,36 @@ def require_unaltered(found: ModuleRecord) -> None:
         )
 
 
-def geometry_of(found: ModuleRecord, shape: Shape) -> Geometry:
+def geometry_of(found: ModuleRecord, shape: Shape, *, centred: bool = True) -> Geometry:
     """How a convolution with a kernel of this shape reads its input.
 
     Raises
     ------
     CheckpointError
-        If its module does not say so, or says what such a kernel cannot have.
+        If its module does not say so, or says what such a kernel cannot have; if `centred`, also
+        if its padding does not keep the size.
     """
     outputs, per_group, *kernel = shape
     groups = _count(found, "groups", outputs)
     stride, dilation = _pair(found, "stride"), _pair(found, "dilation")
     if min(stride + dilation) < 1 or max(stride + dilation) > _MOST:
         got = f"stride {stride}, dilation {dilation}"
-        raise _cannot(found, "no stride or dilation is so", got, f"from 1 to {_MOST}")
+        raise cannot(found, "no stride or dilation is so", got, f"from 1 to {_MOST}")
     said = {"kernel_size": tuple(kernel), "in_channels": per_group * groups, "out_channels": outputs}
     for name, wanted in said.items():
         got = _pair(found, name) if name == "kernel_size" else found.get(name)
         if found.has(name) and got != wanted:
-            raise _cannot(found, f"its {name} is not that of its kernel", got, wanted)
+            raise cannot(found, f"its {name} is not that of its kernel", got, wanted)
     if outputs % groups:
-        raise _cannot(found, "its groups do not divide its outputs", groups, outputs)
+        raise cannot(found, "its groups do not divide its outputs", groups, outputs)
     mode = found.get("padding_mode") if found.has("padding_mode") else "zeros"
     if mode != "zeros" or found.get("transposed") not in (None, False):
         got = f"padding_mode {mode!r}, transposed {found.get('transposed')}"
-        raise _cannot(found, "it is no convolution padded by zeros", got, "zeros, not transposed")
+        raise cannot(found, "it is no convolution padded by zeros", got, "zeros, not transposed")
     padding = _padding(found, kernel, dilation)
+    middle = tuple(d * (k // 2) for d, k in zip(dilation, kernel, strict=True))
+    if centred and (padding != middle or not all(k % 2 for k in kernel)):
+        raise cannot(found, "its padding does not keep the kernel in the middle", padding, middle)
     return Geometry(stride, padding, dilation, groups)
 
 
@@ -129,58 +133,37 @@ def eps_of(found: ModuleRecord) -> float | None:
         return None
     eps = found.get("eps")
     if type(eps) not in (int, float) or not 0 <= eps < math.inf:  # type: ignore[operator]
-        raise _cannot(found, "its eps is none", eps, "a number of at least 0")
+        raise cannot(found, "its eps is none", eps, "a number of at least 0")
     return float(eps)  # type: ignore[arg-type]
 
 
-def network_eps(arrays: Mapping[str, LazyArray]) -> float | None:
-    """The eps of all batch norms of a network; None if no module says it.
-
-    Raises
-    ------
-    CheckpointError
-        If they have different ones, which no network here can have.
-    """
-    said: dict[float | None, str] = {}
-    for name, array in arrays.items():
-        if array.module is not None and name.endswith(".running_var"):
-            require_unaltered(array.module)
-            said.setdefault(eps_of(array.module), name.removesuffix(".running_var"))
-    if len(said) > 1:
-        raise CheckpointError(
-            "the batch norms of this network have different eps, and a network here has one",
-            got=", ".join(f"{eps} in {sanitize(name)}" for eps, name in list(said.items())[:4]),
-            wanted="one eps",
-            advice="--family fuses it block by block, or --eps takes one for all",
-        )
-    return next(iter(said), None)
+def _padding(found: ModuleRecord, kernel: list[int], dilation: Pair) -> Pair:
+    """On both sides of an axis; torch has two words for it."""
+    padding = found.get("padding")
+    if padding == "valid":
+        return 0, 0
+    if padding == "same" and all(k % 2 for k in kernel) and _pair(found, "stride") == (1, 1):
+        rows, columns = (d * (k // 2) for d, k in zip(dilation, kernel, strict=True))
+        return rows, columns
+    found_pair = _pair(found, "padding")
+    if not 0 <= min(found_pair) <= max(found_pair) <= _MOST * max(kernel):
+        raise cannot(found, "no padding is so", found_pair, "pixels on both sides")
+    return found_pair
 
 
-def _padding(found: ModuleRecord, kernel: list[int], dilation: tuple[int, int]) -> tuple[int, int]:
-    """The padding, which must keep the size: all blocks of the family are so."""
-    wanted = tuple(d * (k // 2) for d, k in zip(dilation, kernel, strict=True))
-    odd = all(k % 2 for k in kernel)
-    if odd and found.get("padding") == "same" and _pair(found, "stride") == (1, 1):
-        return wanted[0], wanted[1]
-    padding = (0, 0) if found.get("padding") == "valid" else _pair(found, "padding")
-    if padding != wanted or not odd:
-        raise _cannot(found, "its padding does not keep the kernel in the middle", padding, wanted)
-    return padding
-
-
-def _pair(found: ModuleRecord, name: str) -> tuple[int, int]:
+def _pair(found: ModuleRecord, name: str) -> Pair:
     value = found.get(name)
     if type(value) is int:
         return value, value
     if isinstance(value, tuple) and len(value) == 2:
         return value
-    raise _cannot(found, f"it does not say its {name}", value, "an integer or two")
+    raise cannot(found, f"it does not say its {name}", value, "an integer or two")
 
 
 def _count(found: ModuleRecord, name: str, most: int) -> int:
     value = found.get(name)
     if type(value) is not int or not 1 <= value <= most:
-        raise _cannot(found, f"it does not say its {name}", value, f"from 1 to {most}")
+        raise cannot(found, f"it does not say its {name}", value, f"from 1 to {most}")
     return value
 
 
@@ -188,7 +171,7 @@ def _where(found: ModuleRecord) -> str:
     return sanitize(found.path) or "the root"
 
 
-def _cannot(found: ModuleRecord, what: str, got: object, wanted: object) -> CheckpointError:
+def cannot(found: ModuleRecord, what: str, got: object, wanted: object) -> CheckpointError:
     return CheckpointError(
         f"{_where(found)}, a pickled {sanitize(found.type_name)}: {what}",
         got=sanitize(got),
