@@ -143,7 +143,7 @@ def _findings(checkpoint: Checkpoint, eps: float) -> Iterator[Finding]:
             yield from lint.not_finite(None, name, lazy.read())
         return
     yield from _about_the_network(checkpoint, checkpoint.arch)
-    summary = lint.Summary(eps)
+    summary = lint.Summary(eps, told=_told_eps(checkpoint) is not None)
     theirs = {ours: name for name, ours in checkpoint.canonical.items()}
     specs = {spec.name: spec for spec in checkpoint.arch.blocks}
     for layer, arrays in _layers(checkpoint, checkpoint.arch):
@@ -195,7 +195,7 @@ def _about_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
     metadata = checkpoint.metadata
     try:
         eps = None if assumed_eps(metadata) else read_eps(metadata)
-        if read_eps(metadata) is None and (told := told_eps(checkpoint.ours)) is not None:
+        if (told := _told_eps(checkpoint)) is not None:
             yield Finding("info", None, f"the file's modules say eps = {told:g}")
         about = checkpoint.about() if checkpoint.arch is not None else About()
     except CheckpointError as error:
@@ -215,6 +215,11 @@ def _about_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
                 None,
                 f"the file's metadata says {what} {metadata[what][:40]!r}, its arrays say {found}",
             )
+
+
+def _told_eps(checkpoint: Checkpoint) -> float | None:
+    """What modules say of eps, where no metadata does."""
+    return told_eps(checkpoint.ours) if read_eps(checkpoint.metadata) is None else None
 
 
 def _name_against_keys(checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -112,7 +112,10 @@ class _Walk:
         return held
 
     def _name(self, one: _Module, name: object) -> str:
-        """The path of a part: torch lets no name be empty or hold a dot."""
+        """The path of a part: torch lets no name be empty or hold a dot.
+
+        It is made of names that were read, so what is shared cannot unfold far beyond the file.
+        """
         if type(name) is not str or not name or "." in name:
             shown = name if type(name) is str else f"a {type(name).__name__}"
             raise one.impossible(f"no part can be called {sanitize(shown)!r}")
@@ -120,7 +123,7 @@ class _Walk:
             raise one.impossible(f"an attribute hides its part {sanitize(name)!r}")
         letters = len(one.path) + 1 + len(name)
         size = letters if one.path.isascii() and name.isascii() else 4 * letters
-        self._budget.charge("texts_bytes", size, "the names of the modules are too long together")
+        self._budget.charge("copied_bytes", size, "the modules unfold into too many, too long names")
         return f"{one.path}.{name}" if one.path else name
 
     def _array(self, one: _Module, full: str, value: object) -> LazyArray:

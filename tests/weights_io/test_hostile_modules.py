@@ -1,0 +1,105 @@
+"""Nothing of the hostile corpus is run, and nothing is read as what it is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+import weights_io
+from tests.weights_io.forge import proto, torch_zip
+from tests.weights_io.hostile_modules import CANARY, CORPUS
+from tests.weights_io.module_files import T, module, parameter
+from tests.weights_io.refusal import assert_refused, read_everything
+
+ROOT = Path(__file__).parents[2]
+READ = [name for name, case in CORPUS.items() if not case.refused]
+REFUSED = [name for name, case in CORPUS.items() if case.refused]
+
+
+def modules_in(root: object) -> Iterator[weights_io.PickledModule]:
+    if isinstance(root, weights_io.PickledModule):
+        yield root
+    elif isinstance(root, dict | list):
+        for each in root.values() if isinstance(root, dict) else root:
+            yield from modules_in(each)
+
+
+def test_the_corpus_is_large() -> None:
+    assert len(CORPUS) >= 60
+    assert len({case.data for case in CORPUS.values()}) == len(CORPUS)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_hostile_module_is_refused_in_one_line(name: str) -> None:
+    case = CORPUS[name]
+    assert_refused(case.data, case.refused)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_an_odd_module_is_read_as_torch_would_name_it(name: str) -> None:
+    root = read_everything(CORPUS[name].data)
+    (found,) = modules_in(root)
+    assert tuple(found.arrays()) == CORPUS[name].names
+    assert all(array.shape == (4,) for array in found.arrays().values())
+    assert CANARY not in sys.modules
+
+
+def test_every_beginning_of_a_module_is_refused() -> None:
+    body = proto(module({"w": parameter(T)}, {"b": T}, {"m": module({"w": T})}))
+    whole = read_everything(torch_zip(body))
+    assert [list(one.arrays()) for one in modules_in(whole)] == [["w", "b", "m.w"]]
+    for size in range(len(body)):
+        with pytest.raises(weights_io.WeightsFileError):
+            read_everything(torch_zip(body[:size]))
+
+
+def test_every_changed_byte_of_a_module_is_refused_or_changes_no_kind() -> None:
+    """What is read after a change is a module of arrays still, each of a shape that it can have."""
+    body = proto(module({"w": parameter(T)}, {"b": T}, {"m": module({"w": T})}))
+    for place in range(2, len(body), 3):
+        for change in (1, 0x80):
+            damaged = bytearray(body)
+            damaged[place] ^= change
+            try:
+                root = read_everything(torch_zip(bytes(damaged)))
+            except weights_io.ReportedError as error:
+                assert str(error).isprintable()  # noqa: PT017 - most are refused, some are not
+                continue
+            for one in modules_in(root):
+                assert all(a.nbytes <= 16 for a in one.arrays().values())
+
+
+def test_a_module_beside_the_weights_costs_nothing_until_it_is_asked_for() -> None:
+    evil = CORPUS["shared: modules that double forty times"].data
+    with weights_io.open_weights(BytesIO(evil)) as archive:
+        *_, last = modules_in(archive.root)
+        with pytest.raises(weights_io.LimitError):
+            last.arrays()
+
+
+# Every file through every way in, in a process that notes whatever Python's audit hooks see.
+WITNESS = """
+import sys
+from pathlib import Path
+from tests.weights_io.witness import run
+sys.exit(run(Path(sys.argv[1])))
+"""
+
+
+def test_nothing_of_the_corpus_is_run(tmp_path: Path) -> None:
+    for place, case in enumerate(CORPUS.values()):
+        (tmp_path / f"{place:03}.pt").write_bytes(case.data)
+    done = subprocess.run(
+        [sys.executable, "-c", WITNESS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert f"{len(CORPUS)} files" in done.stdout
