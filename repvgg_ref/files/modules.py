@@ -237,7 +237,10 @@ def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) ->
                 said.append(f"{block.fused}: its batch norms have eps {shown}, as its modules say")
             found.append(replace(block, eps=own[0]))
         else:
-            found.append(replace(block, eps=_eps_of(one, shapes, blocks.notes)))
+            assumed = _eps_of(one, shapes, blocks.notes)
+            if block.is_told:
+                said.append(f"eps {assumed:g} is assumed where its modules do not say it")
+            found.append(replace(block, eps=assumed))
         notes = [f"{one.name}: {sanitize(each)}" for each in said if each]
         blocks.notes += [note for note in notes if note not in blocks.notes]
     return found
