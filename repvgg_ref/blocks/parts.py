@@ -16,7 +16,6 @@ from repvgg_ref.blocks.form import Pair
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.run import Shapes
 
-
 Shape = tuple[int, ...]
 _MOST = 64  # dilations: a larger one is a slip or an attack
 

@@ -145,7 +145,9 @@ def _findings(checkpoint: Checkpoint, eps: float) -> Iterator[Finding]:
         return
     yield from _about_the_network(checkpoint, checkpoint.arch)
     said = read_eps(checkpoint.metadata) is not None
-    summary = lint.Summary(eps, told=not said and any(map(_holds_module, checkpoint.arrays.values())))
+    summary = lint.Summary(
+        eps, told=not said and any(map(_holds_module, checkpoint.arrays.values()))
+    )
     theirs = {ours: name for name, ours in checkpoint.canonical.items()}
     specs = {spec.name: spec for spec in checkpoint.arch.blocks}
     for layer, arrays in _layers(checkpoint, checkpoint.arch):

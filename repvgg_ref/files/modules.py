@@ -224,14 +224,15 @@ def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) ->
     found: list[FoundBlock] = []
     asked = None if eps is None else checked_eps(eps)
     for block in blocks.found:
-        one, own = block.member, _own_eps(block)
+        one, norms = block.member, list(norms_in(block.linear))
+        own = [norm.eps for norm in norms if norm.eps is not None]
         said = [one.note] + ([] if block.is_told else [one.untold])
         if asked is not None:
             if other := next((e for e in own if e != asked), None):
                 said.append(f"its modules say eps {other:g}; {asked:g} is taken, as you say")
             linear = with_eps(block.linear, lambda _: None)
             found.append(replace(block, linear=linear, eps=asked))
-        elif own and None not in own:
+        elif own and len(own) == len(norms):
             if len(set(own)) > 1:
                 shown = ", ".join(f"{each:g}" for each in sorted(set(own)))
                 said.append(f"{block.fused}: its batch norms have eps {shown}, as its modules say")
@@ -244,10 +245,6 @@ def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) ->
         notes = [f"{one.name}: {sanitize(each)}" for each in said if each]
         blocks.notes += [note for note in notes if note not in blocks.notes]
     return found
-
-
-def _own_eps(block: FoundBlock) -> list[float | None]:
-    return [norm.eps for norm in norms_in(block.linear)]
 
 
 def _eps_of(one: Member, shapes: Mapping[str, Shape], notes: list[str]) -> float:

@@ -103,11 +103,17 @@ def geometry_of(found: ModuleRecord, shape: Shape, *, centred: bool = True) -> G
     if min(stride + dilation) < 1 or max(stride + dilation) > _MOST:
         got = f"stride {stride}, dilation {dilation}"
         raise cannot(found, "no stride or dilation is so", got, f"from 1 to {_MOST}")
-    said = {"kernel_size": tuple(kernel), "in_channels": per_group * groups, "out_channels": outputs}
+    said = {
+        "kernel_size": tuple(kernel),
+        "in_channels": per_group * groups,
+        "out_channels": outputs,
+    }
     for name, wanted in said.items():
-        got = _pair(found, name) if name == "kernel_size" else found.get(name)
-        if found.has(name) and got != wanted:
-            raise cannot(found, f"its {name} is not that of its kernel", got, wanted)
+        if not found.has(name):
+            continue
+        is_told: object = _pair(found, name) if name == "kernel_size" else found.get(name)
+        if is_told != wanted:
+            raise cannot(found, f"its {name} is not that of its kernel", is_told, wanted)
     if outputs % groups:
         raise cannot(found, "its groups do not divide its outputs", groups, outputs)
     mode = found.get("padding_mode") if found.has("padding_mode") else "zeros"
@@ -172,6 +178,7 @@ def _where(found: ModuleRecord) -> str:
 
 
 def cannot(found: ModuleRecord, what: str, got: object, wanted: object) -> CheckpointError:
+    """The error for a module that says what it cannot be."""
     return CheckpointError(
         f"{_where(found)}, a pickled {sanitize(found.type_name)}: {what}",
         got=sanitize(got),

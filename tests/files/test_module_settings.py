@@ -126,8 +126,8 @@ def test_torch_has_several_words_for_one_padding(said: bytes, tmp_path: Path) ->
     converted(tmp_path, block())
     known = arrays_of(tmp_path / "out.npz")
     converted(tmp_path, block(wide={"padding": said}))
-    for name, array in arrays_of(tmp_path / "out.npz").items():
-        np.testing.assert_array_equal(array, known[name], strict=True)
+    for name, found in arrays_of(tmp_path / "out.npz").items():
+        np.testing.assert_array_equal(found, known[name], strict=True)
 
 
 def test_an_old_convolution_says_nothing_of_its_border(tmp_path: Path) -> None:

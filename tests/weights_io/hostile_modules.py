@@ -145,8 +145,12 @@ SHARED = {
         module(modules={"a": made(state(W) + b"q\x05"), "b": made(again(5))}), "a.w", "b.w"
     ),
     "one tensor under two names": read(module({"v": T + b"q\x05", "w": again(5)}), "v", "w"),
-    "modules that double forty times": refused(_doubling(40), "unfold into too many, too long names"),
-    "three hundred of three hundred": refused(_doubling(2, 300), "unfold into too many, too long names"),
+    "modules that double forty times": refused(
+        _doubling(40), "unfold into too many, too long names"
+    ),
+    "three hundred of three hundred": refused(
+        _doubling(2, 300), "unfold into too many, too long names"
+    ),
     "one large tensor under many names": _large_tensor(),
     "names that are long together": refused(_long_names(), "unfold into too many, too long names"),
     "one dict of absent modules in many": refused(
@@ -170,10 +174,10 @@ NO_PARTS = {
     "a module": module(W), "a namespace": b"cargparse\nNamespace\n)\x81",
 }  # fmt: skip
 PARTS = {
-    f"{part[0]} is {what}": refused(
-        module(**{part[1]: body}), f"its {part[0]} is no dict", protocol=4
+    f"{part} is {what}": refused(
+        made(state(more={part: body})), f"its {part} is no dict", protocol=4
     )
-    for part in (("_parameters", "parameters"), ("_buffers", "buffers"), ("_modules", "modules"))
+    for part in ("_parameters", "_buffers", "_modules")
     for what, body in NO_PARTS.items()
 } | {
     "ordered dicts": read(

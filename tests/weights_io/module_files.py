@@ -33,7 +33,7 @@ def state(
     """A module's attributes; each part may be any pickled thing."""
     parts = {"_parameters": parameters, "_buffers": buffers, "_modules": modules}
     pickled = {k: v if isinstance(v, bytes) else items(v) for k, v in parts.items()}
-    return items({"training": b"\x88", **pickled, **(more or {})})
+    return items({"training": b"\x88", **pickled, **(more or {})})  # what is in `more` wins
 
 
 def made(of: bytes, cls: bytes = MODULE, *, place: int | None = None) -> bytes:

@@ -55,7 +55,7 @@ class Global:
 
 @dataclass(frozen=True, slots=True)
 class Getattr(Global):
-    """`getattr`, needed for one class's methods and those of records; refused wherever else it is."""
+    """`getattr`, for one class's methods and those of records; refused wherever else it is."""
 
     module: str = "builtins"
 

@@ -7,7 +7,7 @@ Each step is charged, so a module that stands in itself a thousand times costs w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from weights_io.budget import Budget
 from weights_io.errors import WeightsFileError
@@ -123,7 +123,9 @@ class _Walk:
             raise one.impossible(f"an attribute hides its part {sanitize(name)!r}")
         letters = len(one.path) + 1 + len(name)
         size = letters if one.path.isascii() and name.isascii() else 4 * letters
-        self._budget.charge("copied_bytes", size, "the modules unfold into too many, too long names")
+        self._budget.charge(
+            "copied_bytes", size, "the modules unfold into too many, too long names"
+        )
         return f"{one.path}.{name}" if one.path else name
 
     def _array(self, one: _Module, full: str, value: object) -> LazyArray:
