@@ -13,7 +13,8 @@ import pytest
 import weights_io
 from tests.files.module_settings import block, file_of
 from tests.weights_io.forge import proto, torch_zip
-from tests.weights_io.hostile_modules import CANARY, CORPUS
+from tests.weights_io.hostile_modules import CORPUS
+from tests.weights_io.module_cases import CANARY
 from tests.weights_io.module_files import T, module, parameter
 from tests.weights_io.refusal import assert_refused, read_everything
 
