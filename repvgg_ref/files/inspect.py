@@ -30,7 +30,6 @@ from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.network import DEFAULT_EPS
 from repvgg_ref.models.parameters import param_shapes
-from weights_io import LazyArray
 
 _COUNTER = "num_batches_tracked"
 
@@ -144,10 +143,8 @@ def _findings(checkpoint: Checkpoint, eps: float) -> Iterator[Finding]:
             yield from lint.not_finite(None, name, lazy.read())
         return
     yield from _about_the_network(checkpoint, checkpoint.arch)
-    said = read_eps(checkpoint.metadata) is not None
-    summary = lint.Summary(
-        eps, told=not said and any(map(_holds_module, checkpoint.arrays.values()))
-    )
+    told = any(array.module is not None for array in checkpoint.arrays.values())
+    summary = lint.Summary(eps, told=told)
     theirs = {ours: name for name, ours in checkpoint.canonical.items()}
     specs = {spec.name: spec for spec in checkpoint.arch.blocks}
     for layer, arrays in _layers(checkpoint, checkpoint.arch):
@@ -219,10 +216,6 @@ def _about_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
                 None,
                 f"the file's metadata says {what} {metadata[what][:40]!r}, its arrays say {found}",
             )
-
-
-def _holds_module(array: LazyArray) -> bool:
-    return array.module is not None
 
 
 def _told_eps(checkpoint: Checkpoint) -> float | None:
