@@ -47,6 +47,8 @@ class Member:
         What is done to it that its published code does not do.
     untold : str
         What keys cannot tell, and what is assumed, unless the file holds the modules themselves.
+    told_by : str
+        The attribute of the block's module that tells it.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Member:
     keys: str
     note: str = ""
     untold: str = ""
+    told_by: str = ""
 
     def owns(self, end: str) -> bool:
         """Whether a key with this end, behind the prefix, is the block's."""
@@ -87,6 +90,7 @@ def member(name: str, anchor: str, **about: Any) -> Callable[[Build], Build]:
     users="YOLOv6 v2, YOLO-NAS",
     keys=rf"rbr_dense\.conv\.weight|rbr_dense\.bn\.{_NORM}|rbr_1x1\.weight",
     untold="the identity has no key: it is taken where channels are equal, V2's average never",
+    told_by="rbr_identity",
 )
 def qarepvgg(parts: Parts) -> Linear | None:
     """Chu et al., arXiv 2212.01593; its deploy form keeps the outer batch norm, ``bn``."""

@@ -45,6 +45,8 @@ class FoundBlock:
         Its fused convolution is there already, beside its branches, which are only left out.
     is_told : bool
         The file holds its modules, which say what arrays cannot.
+    is_unsure : bool
+        What its kind's keys cannot tell is not told by modules, either.
     """
 
     prefix: str
@@ -56,6 +58,7 @@ class FoundBlock:
     eps: float
     is_fused: bool = False
     is_told: bool = False
+    is_unsure: bool = True
 
     @property
     def fused(self) -> str:
@@ -202,6 +205,7 @@ def _block(
         one.eps[0],
         deployed in ends and deployed not in mine,
         told is not None,
+        told is None or (one.told_by != "" and told.has(one.told_by) is None),
     )
 
 
@@ -226,7 +230,7 @@ def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) ->
     for block in blocks.found:
         one, norms = block.member, list(norms_in(block.linear))
         own = [norm.eps for norm in norms if norm.eps is not None]
-        said = [one.note] + ([] if block.is_told else [one.untold])
+        said = [one.note] + ([one.untold] if block.is_unsure else [])
         if asked is not None:
             if other := next((e for e in own if e != asked), None):
                 said.append(f"its modules say eps {other:g}; {asked:g} is taken, as you say")
