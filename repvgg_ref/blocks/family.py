@@ -49,6 +49,8 @@ class Member:
         What keys cannot tell, and what is assumed, unless the file holds the modules themselves.
     told_by : str
         The attribute of the block's module that tells it.
+    beside : str
+        A pattern of submodules that stand in its branches and have no arrays.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Member:
     note: str = ""
     untold: str = ""
     told_by: str = ""
+    beside: str = ""
 
     def owns(self, end: str) -> bool:
         """Whether a key with this end, behind the prefix, is the block's."""
@@ -327,6 +330,7 @@ def acb(parts: Parts) -> Linear | None:
     keys=rf"dbb_(origin|1x1)\.(conv\.weight|bn\.{_NORM})|dbb_avg\.(conv\.weight|bn\.bn\.{_NORM}"
     rf"|avgbn\.{_NORM})|dbb_1x1_kxk\.(idconv1\.(conv\.)?weight|conv1\.weight|conv2\.weight"
     rf"|bn1\.bn\.{_NORM}|bn2\.{_NORM})",
+    beside=r"dbb_avg\.avg",
 )
 def dbb(parts: Parts) -> Linear | None:
     """Ding et al., arXiv 2103.13425: as the catalogue has it, under its published keys.

@@ -175,7 +175,7 @@ def _block(
             return None
         conv = one_conv(linear, where)
         if told is not None:
-            told.require_as_built()
+            told.require_as_built(one.beside)
     except ReportedError as error:
         blocks.near.append(f"{where}: {error}")
         if told is not None:

@@ -7,6 +7,7 @@ a file's word, so every number is held against the arrays and against what a lay
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 
 from repvgg_ref.blocks.form import Pair
@@ -14,6 +15,7 @@ from repvgg_ref.blocks.parts import Geometry, Shape, Window
 from repvgg_ref.errors import CheckpointError
 from weights_io import LazyArray, ModuleRecord, sanitize
 
+_NEUTRAL = ("Identity", "Dropout", "Dropout2d", "DropPath", "DropBlock2d")
 _MOST = 64  # a larger stride or dilation is a slip or an attack
 Records = Mapping[str, ModuleRecord]
 
@@ -63,10 +65,21 @@ class Recorded:
             raise cannot(pool, "its border is averaged otherwise", counted, (True, False, None))
         return Window(*sizes)
 
-    def require_as_built(self) -> None:
-        """Raise `CheckpointError` if a module of the block may compute another thing."""
-        for found in {id(one): one for one in self._all()}.values():
+    def require_as_built(self, beside: str = "") -> None:
+        """Raise `CheckpointError` if a module of the block may compute another thing.
+
+        Nothing may stand in its branches that no array tells of, such as an activation, but for
+        what the pattern `beside` knows.
+        """
+        inside = {id(one): one for one in self._all()}
+        start = len(self._own.path) + 1 if self._own.path else 0
+        for found in inside.values():
             require_unaltered(found)
+            if found is self._own:
+                continue
+            for child in found.children.values():
+                if id(child) not in inside and not re.fullmatch(beside, child.path[start:]):
+                    require_neutral(child)
 
     def _all(self) -> Iterator[ModuleRecord]:
         for found in self._records.values():
@@ -75,6 +88,12 @@ class Recorded:
                 yield one
                 one = one.parent
         yield self._own
+
+
+def require_neutral(child: ModuleRecord) -> None:
+    """Raise `CheckpointError` if a module in a branch does anything in evaluation."""
+    if child.type_name.rpartition(".")[2] not in _NEUTRAL:
+        raise cannot(child, "it stands in a branch of a block", child.type_name, "Identity")
 
 
 def require_unaltered(found: ModuleRecord) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from repvgg_ref.blocks.catalogue import expression, fused_conv
-from repvgg_ref.blocks.linear import Conv
+from repvgg_ref.blocks.linear import Conv, Sum
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.identify import block_of
@@ -15,6 +15,7 @@ from repvgg_ref.files.recorded import (
     eps_of,
     geometry_of,
     records_of,
+    require_neutral,
     require_unaltered,
 )
 from repvgg_ref.models.geometry import Geometry
@@ -24,7 +25,7 @@ from weights_io import LazyArray, ModuleRecord, sanitize
 Arrays = Mapping[str, LazyArray]
 _NAMED = ("nonlinearity", "act", "relu", "activation")  # what blocks call what follows their sum
 _RELU = "ReLU"
-_LEVELS = 3  # from a convolution up to its block
+_LEVELS = 2  # from a branch, or a convolution, up to its block
 
 
 def told_geometry(canonical: Arrays) -> Geometry:
@@ -107,12 +108,15 @@ def require_as_told(network: Network, canonical: Arrays, said: Geometry) -> None
     records = records_of(canonical)
     for found in records.values():
         require_unaltered(found)
+        for child in found.children.values():
+            require_neutral(child)
+    inside = {id(found) for found in records.values()}
     for spec in network.blocks:
         for conv in _convs(spec, canonical):
             name = f"{spec.name}.{conv.name}.weight"
             if name in records:
                 _require_same(spec, conv, records[name], canonical[name].shape, said)
-                _require_relu(spec, records[name])
+                _require_surroundings(spec, records[name], inside)
 
 
 def _convs(spec: BlockSpec, held: Mapping[str, Any]) -> list[Conv]:
@@ -144,15 +148,26 @@ def _require_same(
             raise cannot(record, f"its {what} is not {sanitize(spec.name)}'s", got, value)
 
 
-def _require_relu(spec: BlockSpec, record: ModuleRecord) -> None:
-    """What follows the block's sum, where a module says it; by the end of its class's name."""
+def _require_surroundings(spec: BlockSpec, record: ModuleRecord, inside: set[int]) -> None:
+    """No activation in a branch, and the block's own behind its sum, where modules say it."""
     above = record.parent
+    if above is not None and _is_branch(spec, above, inside):
+        for child in above.children.values():
+            if id(child) not in inside:
+                require_neutral(child)
+        above = above.parent
+    wanted = _RELU if spec.activation == "relu" else "Identity"
     for _ in range(_LEVELS):
         if above is None:
             return
         for name in _NAMED:
             kind = above.children[name].type_name if name in above.children else _RELU
-            wanted = _RELU if spec.activation == "relu" else "Identity"
             if kind.rpartition(".")[2] not in (wanted, _RELU):
                 raise cannot(above, f"its {name} is no {wanted}", kind, wanted)
         above = above.parent
+
+
+def _is_branch(spec: BlockSpec, module: ModuleRecord, inside: set[int]) -> bool:
+    """Whether it holds one of several convolutions and its batch norm: it is no whole block."""
+    held = [child for child in module.children.values() if id(child) in inside]
+    return len(held) == 2 and isinstance(expression(spec), Sum)

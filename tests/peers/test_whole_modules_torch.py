@@ -202,6 +202,14 @@ def _moved(block: Any) -> None:
     block.rbr_dense.conv.padding = (0, 0)
 
 
+def _activated(block: Any) -> None:
+    block.rbr_dense.act = torch.nn.SiLU()
+
+
+def _squeezed(block: Any) -> None:
+    block.rbr_1x1.bn.act = torch.nn.ReLU()
+
+
 def _patched(block: Any) -> None:
     block.rbr_dense.conv._conv_forward = block.rbr_1x1.conv._conv_forward
 
@@ -213,6 +221,8 @@ ALTERED = {
     "their stride differs": _strided,
     "does not keep the kernel in the middle": _moved,
     "its _conv_forward is replaced": _patched,
+    "0.0.rbr_dense.act, a pickled torch.nn.modules.activation.SiLU: it stands in": _activated,
+    "0.0.rbr_1x1.bn.act, a pickled torch.nn.modules.activation.ReLU: it stands in": _squeezed,
 }
 
 
@@ -295,7 +305,7 @@ def test_batch_norms_of_several_eps_are_refused_unless_one_is_asked_for(tmp_path
     assert any("different eps" in finding.message for finding in inspect_file(path).findings)
 
 
-@pytest.mark.parametrize(("kind", "good"), [("ReLU", True), ("SiLU", False), ("GELU", False)])
+@pytest.mark.parametrize(("kind", "good"), [("ReLU", True), ("SiLU", False), ("Identity", False)])
 def test_another_activation_than_the_networks_is_refused(
     kind: str, good: bool, tmp_path: Path
 ) -> None:
@@ -306,6 +316,23 @@ def test_another_activation_than_the_networks_is_refused(
         _same_outputs(rr.load(path), module)
     else:
         with pytest.raises(weights_io.ReportedError, match=f"nonlinearity is no ReLU.*{kind}"):
+            rr.load(path)
+
+
+@pytest.mark.parametrize(("place", "kind", "good"), [
+    ("rbr_dense", "Identity", True), ("rbr_dense.bn", "Identity", True),
+    ("rbr_dense", "ReLU", False), ("rbr_1x1.bn", "ReLU", False), ("rbr_identity", "SiLU", False),
+])  # fmt: skip
+def test_an_activation_in_a_branch_is_refused(
+    place: str, kind: str, good: bool, tmp_path: Path
+) -> None:
+    module = _network(SMALL)
+    module.get_submodule(f"stage1.1.{place}").act = getattr(torch.nn, kind)()
+    path = written(tmp_path, module)
+    if good:
+        _same_outputs(rr.load(path), module)
+    else:
+        with pytest.raises(weights_io.ReportedError, match="it stands in a branch of a block"):
             rr.load(path)
 
 
