@@ -174,6 +174,7 @@ def _block(
             blocks.near.append(f"{where}: its shapes are not those of {one.name}")
             return None
         conv = one_conv(linear, where)
+        _require_no_growth(conv, mine, where)
         if told is not None:
             told.require_as_built(one.beside)
     except ReportedError as error:
@@ -207,6 +208,18 @@ def _block(
         told is not None,
         told is None or (one.told_by != "" and told.has(one.told_by) is None),
     )
+
+
+def _require_no_growth(conv: Conv, mine: Mapping[str, Shape], where: str) -> None:
+    """Refuse a fused kernel larger than the block's own: a dilation can make it of any size."""
+    own = [shape[2:] for shape in mine.values() if len(shape) == 4]
+    largest = tuple(max(sizes) for sizes in zip(*own, strict=True))
+    if any(size > most for size, most in zip(conv.kernel, largest, strict=True)):
+        raise CheckpointError(
+            f"{where}: its fused kernel is larger than any of its own, whose dilations differ",
+            got=f"{conv.kernel[0]} x {conv.kernel[1]}",
+            wanted=f"at most {largest[0]} x {largest[1]}",
+        )
 
 
 def _behind(prefix: str, ordered: list[str]) -> Iterator[str]:

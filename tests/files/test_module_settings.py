@@ -12,6 +12,7 @@ import weights_io
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.convert_modules import ModulesConversion, convert_modules
 from repvgg_ref.files.inspect import inspect_file
+from repvgg_ref.files.modules import find_blocks
 from tests.files.module_settings import array, block, file_of, number, pair
 from tests.weights_io.forge import integer, integers, text
 from tests.weights_io.module_files import again, made, module, state
@@ -128,6 +129,21 @@ def test_torch_has_several_words_for_one_padding(said: bytes, tmp_path: Path) ->
     converted(tmp_path, block(wide={"padding": said}))
     for name, found in arrays_of(tmp_path / "out.npz").items():
         np.testing.assert_array_equal(found, known[name], strict=True)
+
+
+def test_dilations_that_make_a_kernel_grow_are_refused(tmp_path: Path) -> None:
+    """A file of a kilobyte would ask for kernels of any size."""
+    body = block(wide={"dilation": pair(64), "padding": pair(64)})
+    assert converted(tmp_path, body).blocks[0].conv.kernel == (3, 3)  # its taps lie apart
+    state: dict[str, tuple[int, ...]]
+    state = {"lk_origin.weight": (9, 1, 3, 3), "dil_conv_k3_64.weight": (9, 1, 3, 3)}
+    for norm in ("origin_bn", "dil_bn_k3_64"):
+        state |= {f"{norm}.{part}": (9,) for part in ("weight", "bias", "running_mean")}
+        state[f"{norm}.running_var"] = (9,)
+    (near,) = (line for line in find_blocks(state).near if "larger than any" in line)
+    assert "129 x 129" in near
+    far = {name.replace("64", "1" + "0" * 12): shape for name, shape in state.items()}
+    assert not find_blocks(far).found
 
 
 def test_an_old_convolution_says_nothing_of_its_border(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,22 @@ def test_verify_judges_by_the_eps_of_the_modules(tmp_path: Path) -> None:
     report = judge_family(path, tmp_path / "wrong.pth")
     assert (report.verdict, report.first_bad_layer) == ("disagree", "model.0.0")
     assert {finding.says for finding in report.diagnosis} == {"eps is 1e-05, not 0.007"}
+
+
+def test_verify_sees_a_fused_module_that_reads_otherwise(tmp_path: Path) -> None:
+    """A deployed whole holds its convolutions: the dilation that only the deploy form has."""
+    block = torch.nn.Sequential(drawn(BLOCKS["rtdetr"][1], seed=2).float())
+    path = written(tmp_path, block).rename(tmp_path / "train.pt")
+    convert_modules(path, tmp_path / "fused.npz", "npz")
+    for padding, dilation, verdict in ((1, 1, "agree"), (2, 2, "disagree"), (0, 1, "disagree")):
+        fused = torch.nn.Conv2d(6, 6, 3, padding=padding, dilation=dilation)
+        arrays = arrays_of(tmp_path / "fused.npz")
+        for part in ("weight", "bias"):
+            getattr(fused, part).data.copy_(torch.from_numpy(arrays[f"0.conv.{part}"]))
+        whole = torch.nn.Sequential(torch.nn.Sequential(OrderedDict(conv=fused)))
+        report = judge_family(path, written(tmp_path, whole))
+        assert report.verdict == verdict
+        assert ("its padding is" in report.reason) == (verdict == "disagree")
 
 
 # ------------------------------------------------------------- what may compute something else
