@@ -204,8 +204,17 @@ STATES = {
     "INST": refused(b"(itorch.nn.modules.module\nModule\n" + S + b"b", NAMED),
     "DUP": refused(module(W) + b"2\x86", "refused pickle opcode DUP"),
     "POP": refused(module(W) + T + b"0", "refused pickle opcode POP"),
-    "items set on it": read(module(W) + text("v") + T + b"s", "w"),
-    "a list appended to it": read(module(W) + T + b"a", "w"),
+    "items set on it, as torch's dict of modules takes them": refused(
+        module(W, cls=b"ctorch.nn.modules.container\nModuleDict\n") + text("m") + module(W) + b"s",
+        "which is a module, gets items",
+    ),
+    "appended to it, as torch's list of modules takes them": refused(
+        module(W, cls=b"ctorch.nn.modules.container\nModuleList\n") + module(W) + b"a",
+        "which is a module, gets items",
+    ),
+    "items first": refused(
+        MODULE + b")\x81(" + text("m") + module(W) + b"u" + S + b"b", "attributes twice"
+    ),
     "items added to it as to a set": refused(module(W) + b"(K\x01\x90", "no set", 4),
     "__setstate__ and __reduce__ as attributes": read(
         module(W, more={n: text("x") for n in ("__setstate__", "__reduce_ex__", "__class__")}), "w"

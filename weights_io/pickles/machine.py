@@ -186,6 +186,7 @@ class _Machine:
     def append(self, items: list[Any]) -> None:
         target = self.top()
         if isinstance(target, Foreign):
+            target.take_items()
             return
         if type(target) is not list:
             raise malformed("it appends to something that is no list")
@@ -210,6 +211,7 @@ class _Machine:
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
         if isinstance(target, Foreign):
+            target.take_items()
             return
         if not isinstance(target, dict) or len(items) % 2:
             raise malformed("it sets items on something that is no dict")

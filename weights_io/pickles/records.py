@@ -37,6 +37,12 @@ class Record(Foreign):
         self.size = 0
         self._is_built = False
 
+    def take_items(self) -> None:
+        """Let items go; those of a module would be submodules of a list or dict of torch's."""
+        if self.state is not None:
+            raise malformed(f"a {self.type_name}, which is a module, gets items")
+        self._is_built = True
+
     def build(self, state: object) -> None:
         """Keep a module's state. A second state would change the first, which no writer does."""
         is_module = type(state) is dict and all(part in state for part in PARTS)
