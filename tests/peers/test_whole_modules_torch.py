@@ -58,6 +58,7 @@ def require_state(found: dict[str, Any], module: Any) -> None:
 # ------------------------------------------------------------------------- as a state dict
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("case", BLOCKS)
 @pytest.mark.parametrize("how", WRITTEN)
 def test_a_pickled_block_is_its_state_dict(case: str, how: str, tmp_path: Path) -> None:
@@ -119,6 +120,7 @@ def test_arrays_beside_a_module_are_taken_before_it(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------- as forward
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("case", BLOCKS)
 @pytest.mark.parametrize("eps", [(7e-3,), (7e-3, 2e-2, 1e-6)], ids=["one eps", "several"])
 def test_a_block_is_fused_with_the_eps_of_its_modules(
