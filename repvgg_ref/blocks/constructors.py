@@ -176,7 +176,7 @@ class Pad:
             mean, var = run.ops.update_running_stats(
                 mean, var, seen.mean, seen.var, momentum=run.momentum, count=seen.pixels
             )
-        fill: Array = beta - mean * gamma / sqrt(var + scalar_like(run.eps, var))
+        fill: Array = beta - mean * gamma / sqrt(var + scalar_like(self.norm.eps_in(run), var))
         return fill
 
     def border(self, read: Reader, rows: slice) -> Border:

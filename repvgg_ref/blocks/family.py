@@ -18,7 +18,7 @@ from typing import Any
 from repvgg_ref.blocks.catalogue import kind as catalogued
 from repvgg_ref.blocks.constructors import Bias, Scale
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Sum
-from repvgg_ref.blocks.parts import Parts, is_number, is_wide, renamed
+from repvgg_ref.blocks.parts import Parts, is_number, is_wide, renamed, with_eps
 from repvgg_ref.blocks.run import Linear
 from repvgg_ref.blocks.spec import BlockSpec
 
@@ -44,7 +44,13 @@ class Member:
     keys : str
         A pattern of all ends of keys that belong to the block.
     note : str
-        What keys cannot tell, and what is assumed.
+        What is done to it that its published code does not do.
+    untold : str
+        What keys cannot tell, and what is assumed, unless the file holds the modules themselves.
+    told_by : str
+        The attribute of the block's module that tells it.
+    beside : str
+        A pattern of submodules that stand in its branches and have no arrays.
     """
 
     name: str
@@ -55,6 +61,9 @@ class Member:
     users: str
     keys: str
     note: str = ""
+    untold: str = ""
+    told_by: str = ""
+    beside: str = ""
 
     def owns(self, end: str) -> bool:
         """Whether a key with this end, behind the prefix, is the block's."""
@@ -83,7 +92,8 @@ def member(name: str, anchor: str, **about: Any) -> Callable[[Build], Build]:
     eps=(1e-3,),
     users="YOLOv6 v2, YOLO-NAS",
     keys=rf"rbr_dense\.conv\.weight|rbr_dense\.bn\.{_NORM}|rbr_1x1\.weight",
-    note="the identity has no key: it is taken where channels are equal, V2's average never",
+    untold="the identity has no key: it is taken where channels are equal, V2's average never",
+    told_by="rbr_identity",
 )
 def qarepvgg(parts: Parts) -> Linear | None:
     """Chu et al., arXiv 2212.01593; its deploy form keeps the outer batch norm, ``bn``."""
@@ -92,10 +102,16 @@ def qarepvgg(parts: Parts) -> Linear | None:
         return None
     main = dense.parts[0]
     point = parts.conv("rbr_1x1", like=main)
-    same = [Identity("x", main.in_channels, main.groups)]
     if point is None:
         return None
-    return Sum(dense, point, *(same if main.in_channels == main.out_channels else []))
+    more: list[Linear] = []
+    equal = main.in_channels == main.out_channels and main.stride == (1, 1)
+    told = parts.has("rbr_identity")
+    if told or (told is None and equal):
+        more.append(Identity("x", main.in_channels, main.groups))
+    if parts.has("rbr_avg"):
+        more.append(parts.average("rbr_avg", main.in_channels))
+    return Sum(dense, point, *more)
 
 
 @member(
@@ -314,6 +330,7 @@ def acb(parts: Parts) -> Linear | None:
     keys=rf"dbb_(origin|1x1)\.(conv\.weight|bn\.{_NORM})|dbb_avg\.(conv\.weight|bn\.bn\.{_NORM}"
     rf"|avgbn\.{_NORM})|dbb_1x1_kxk\.(idconv1\.(conv\.)?weight|conv1\.weight|conv2\.weight"
     rf"|bn1\.bn\.{_NORM}|bn2\.{_NORM})",
+    beside=r"dbb_avg\.avg",
 )
 def dbb(parts: Parts) -> Linear | None:
     """Ding et al., arXiv 2103.13425: as the catalogue has it, under its published keys.
@@ -337,8 +354,14 @@ def dbb(parts: Parts) -> Linear | None:
     known, keys = catalogued("dbb"), dict(catalogued("dbb").keys)
     if "dbb_1x1_kxk.idconv1.conv.weight" in parts.shapes:
         keys["sequence.same.conv"] = "dbb_1x1_kxk.idconv1.conv"
-    found: Linear = renamed(known.build(spec), keys)
-    return found
+    found: Linear = with_eps(renamed(known.build(spec), keys), parts.eps)
+    return found if parts.told is None or _is_plain(parts) else None
+
+
+def _is_plain(parts: Parts) -> bool:
+    """Whether no convolution of a diverse-branch block is dilated, as none of its branches can."""
+    wide = (parts.conv(name) for name in ("dbb_origin.conv", "dbb_1x1.conv"))
+    return all(conv is None or conv.dilation == (1, 1) for conv in wide)
 
 
 @member(

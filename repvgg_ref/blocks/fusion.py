@@ -21,6 +21,7 @@ from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
 from repvgg_ref.blocks.exactly import Exactly
 from repvgg_ref.blocks.form import Form, Lattice, Pair
 from repvgg_ref.blocks.linear import Conv
+from repvgg_ref.blocks.parts import norms_in
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader, reading
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError
@@ -95,8 +96,10 @@ def fuse_linear(
     empty: Callable[[tuple[int, ...], Any], Array] = np.empty,
 ) -> FusedConv:
     """`fuse_block` of any expression, which fuses to `conv`; `block` is what errors call it."""
+    own = {f"{norm.name}.running_var": norm.eps for norm in norms_in(linear)}
     for name, array in parts.items():
-        _require_sound(f"{block}.{name}", np.asarray(array), eps)
+        its = own.get(name)
+        _require_sound(f"{block}.{name}", np.asarray(array), eps if its is None else its)
     read, exact = Reader(parts, eps), Reader(parts, eps, exact=True)
     fused = FusedConv(*(empty(shape, dtype) for shape in conv.shapes().values()))
     for rows in row_chunks(linear):

@@ -20,8 +20,8 @@ from repvgg_ref.blocks.selfcheck import BlockCheck, check_linear, worst
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import open_checkpoint
 from repvgg_ref.files.metadata import is_ours
-from repvgg_ref.files.modules import AUTO, Blocks, FoundBlock, find_blocks
-from repvgg_ref.files.wrappers import WhichWeights, listed, select
+from repvgg_ref.files.modules import AUTO, Blocks, FoundBlock, blocks_of
+from repvgg_ref.files.wrappers import WhichWeights, listed, no_such_weights, select
 from weights_io import LazyArray
 from weights_io.writers.write import Container
 
@@ -70,7 +70,7 @@ def convert_modules(
     ----------
     kind : {"npz", "safetensors", "pth"}
     family, eps
-        As for `files.modules.find_blocks`.
+        As for `files.modules.blocks_of`.
 
     Raises
     ------
@@ -89,8 +89,10 @@ def convert_modules(
         )
     notes: list[str] = []
     with weights_io.open_weights(path) as archive:
-        arrays = select(archive.root, weights, notes).arrays
-        blocks = find_blocks({k: a.shape for k, a in arrays.items()}, family=family, eps=eps)
+        arrays, asked, entries = select(archive.root, weights, notes)
+        if asked != "model":
+            raise no_such_weights(asked, entries)
+        blocks = blocks_of(arrays, family=family, eps=eps)
         require_blocks(path, blocks, arrays)
         plan = _plan(arrays, blocks)
         checks: list[BlockCheck] = []
@@ -245,7 +247,6 @@ def holds_modules(path: Path, weights: WhichWeights = "model") -> bool:
         with open_checkpoint(path, weights=weights) as checkpoint:
             if checkpoint.dialect or checkpoint.arch or is_ours(checkpoint.metadata):
                 return False
-            shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
-        return bool(find_blocks(shapes).found)
+            return bool(blocks_of(checkpoint.arrays).found)
     except ReportedError:
         return False

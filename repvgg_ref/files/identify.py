@@ -41,6 +41,12 @@ _COUNTER = ".num_batches_tracked"
 _BLOCK = re.compile(r"(?P<block>stage(?P<stage>\d+)(?:\.(?P<index>\d+))?)\.")
 
 
+def block_of(canonical: str) -> str | None:
+    """The block of a chain that an array of this name is in; None if it is in none."""
+    found = _BLOCK.match(canonical)
+    return None if found is None else found["block"]
+
+
 def form_of(canonical: Mapping[str, object]) -> str:
     """Say "train", "deploy", "mixed" or "unknown", from the parts of blocks that are there."""
     parts = {name[m.end() :] for name in canonical if (m := _BLOCK.match(name))}

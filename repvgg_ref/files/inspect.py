@@ -19,8 +19,9 @@ from repvgg_ref.files.checkpoint import open_checkpoint
 from repvgg_ref.files.identify import closest_official
 from repvgg_ref.files.lint import Finding
 from repvgg_ref.files.metadata import assumed_eps, is_ours, read_eps
-from repvgg_ref.files.modules import Blocks, FoundBlock, find_blocks
+from repvgg_ref.files.modules import Blocks, FoundBlock, blocks_of
 from repvgg_ref.files.opened import Checkpoint
+from repvgg_ref.files.told_networks import told_eps
 from repvgg_ref.files.wrappers import WhichWeights
 from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.architectures import NAMES
@@ -112,11 +113,11 @@ def _blocks(checkpoint: Checkpoint, eps: float | None) -> Blocks:
     """What a file that is no RepVGG by any known names holds of the family."""
     if checkpoint.dialect or checkpoint.arch or is_ours(checkpoint.metadata):
         return Blocks()
-    return find_blocks({n: a.shape for n, a in checkpoint.arrays.items()}, eps=eps)
+    return blocks_of(checkpoint.arrays, eps=eps)
 
 
 def _of_modules(checkpoint: Checkpoint, blocks: Blocks) -> Inspection:
-    findings = [Finding("info", None, note) for note in blocks.notes]
+    findings = [Finding("info", None, note) for note in (*checkpoint.notes, *blocks.notes)]
     for name, lazy in checkpoint.arrays.items():
         findings += lint.not_finite(None, name, lazy.read())
     return Inspection(
@@ -142,7 +143,8 @@ def _findings(checkpoint: Checkpoint, eps: float) -> Iterator[Finding]:
             yield from lint.not_finite(None, name, lazy.read())
         return
     yield from _about_the_network(checkpoint, checkpoint.arch)
-    summary = lint.Summary(eps)
+    told = any(array.module is not None for array in checkpoint.arrays.values())
+    summary = lint.Summary(eps, told=told)
     theirs = {ours: name for name, ours in checkpoint.canonical.items()}
     specs = {spec.name: spec for spec in checkpoint.arch.blocks}
     for layer, arrays in _layers(checkpoint, checkpoint.arch):
@@ -194,6 +196,8 @@ def _about_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
     metadata = checkpoint.metadata
     try:
         eps = None if assumed_eps(metadata) else read_eps(metadata)
+        if (told := _told_eps(checkpoint)) is not None:
+            yield Finding("info", None, f"the file's modules say eps = {told:g}")
         about = checkpoint.about() if checkpoint.arch is not None else About()
     except CheckpointError as error:
         yield Finding("error", None, str(error))
@@ -212,6 +216,11 @@ def _about_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
                 None,
                 f"the file's metadata says {what} {metadata[what][:40]!r}, its arrays say {found}",
             )
+
+
+def _told_eps(checkpoint: Checkpoint) -> float | None:
+    """What modules say of eps, where no metadata does."""
+    return told_eps(checkpoint.ours) if read_eps(checkpoint.metadata) is None else None
 
 
 def _name_against_keys(checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import weights_io
 from repvgg_ref.errors import CheckpointError
-from weights_io import Inert, LazyArray, RefusedGlobalError
+from weights_io import Inert, LazyArray, PickledModule, RefusedGlobalError
 
 WhichWeights = str
 """``"model"``, ``"ema"``, or the name of an entry or prefix of the file (``"student"``)."""
@@ -51,9 +51,12 @@ def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
     CheckpointError
         If there is no mapping of arrays, or several that could be meant.
     RefusedGlobalError
-        If an object of a class that nobody knows stands where the arrays should be.
+        If an object of a class that nobody knows, and that is no module, stands where the arrays
+        should be.
     """
     root = _only_mapping(root, notes)
+    if isinstance(root, PickledModule):
+        return Selected(_arrays_of_module(root, notes), weights, [])
     if _PADDLE in root:
         raise CheckpointError(
             "this is a PaddlePaddle checkpoint (.pdparams), whose names and layouts are others",
@@ -61,20 +64,22 @@ def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
             advice="convert the PyTorch weights, or save the arrays under official names as .npz",
         )
     holder, asked, known = root, weights, _Holders()
-    while (entry := _entry(holder, asked, known)) is not None:
+    while isinstance(holder, dict) and (entry := _entry(holder, asked, known)) is not None:
         taken, asked = entry
         _note(taken, known.entries(holder), notes, first=holder is root)
         holder = holder[taken]
+    if isinstance(holder, PickledModule):
+        return Selected(_arrays_of_module(holder, notes), asked, known.entries(root))
     return Selected(_arrays_of(holder), asked, known.entries(root))
 
 
-def _only_mapping(root: Any, notes: list[str]) -> dict[Any, Any]:
-    """The file's mapping; of a list (weights, optimiser) the only one that holds weights."""
-    if isinstance(root, dict):
+def _only_mapping(root: Any, notes: list[str]) -> Any:
+    """The file's mapping or module; of a list (weights, optimiser) the only one with weights."""
+    if isinstance(root, dict | PickledModule):
         return root
     if isinstance(root, list | tuple):
         known = _Holders()
-        found = {str(i): each for i, each in enumerate(root) if isinstance(each, dict)}
+        found = {str(i): e for i, e in enumerate(root) if isinstance(e, dict | PickledModule)}
         if len(holding := known.entries(found)) == 1:
             notes.append(f"weights taken from place {holding[0]} of the file's list")
             return found[holding[0]]
@@ -83,26 +88,32 @@ def _only_mapping(root: Any, notes: list[str]) -> dict[Any, Any]:
     )
 
 
+_NOTHING, _MODULES, _ARRAYS = range(3)
+
+
 class _Holders:
-    """Which dicts of a tree hold weights, each looked at once however often it is shared."""
+    """What the dicts of a tree hold of weights, each looked at once however often it is shared.
+
+    A module is taken for a holder unseen: what is in it is walked where it is needed.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[int, bool] = {}
+        self._known: dict[int, int] = {}
 
     def entries(self, holder: Mapping[Any, Any]) -> list[str]:
-        """The keys under which `holder` has weights in dicts of their own."""
-        return [
-            key
-            for key, value in holder.items()
-            if isinstance(key, str) and isinstance(value, dict) and self._holds(value)
-        ]
+        """The keys under which `holder` has weights in dicts of their own, or in modules."""
+        return [k for k, v in holder.items() if isinstance(k, str) and self.held(v)]
 
-    def _holds(self, entry: dict[Any, Any]) -> bool:
+    def held(self, entry: object) -> int:
+        """The best that stands in it: named arrays, else whole modules, else nothing."""
+        if isinstance(entry, PickledModule):
+            return _MODULES
+        if not isinstance(entry, dict):
+            return _NOTHING
         key = id(entry)
         if key not in self._known:
-            self._known[key] = _holds_named(entry) or any(
-                self._holds(value) for value in entry.values() if isinstance(value, dict)
-            )
+            inside = [self.held(value) for value in entry.values()]
+            self._known[key] = _ARRAYS if _holds_named(entry) else max(inside, default=_NOTHING)
         return self._known[key]
 
 
@@ -124,17 +135,23 @@ def _entry(
             return key, asked[len(key) + 1 :] or "model"
     if not entries or (_holds_named(holder) and not set(entries) & {*_MODEL_KEYS, *_EMA_KEYS}):
         return None
+    arrays = {key for key in entries if known.held(holder[key]) == _ARRAYS}
     averages = [key for key in entries if is_average(key)]
     averaged = set(averages)
     models = [key for key in entries if key not in averaged]
     if asked == "ema" and averages:
-        return _best(averages, _EMA_KEYS), "model"
-    return _best(models or averages, _MODEL_KEYS), asked
+        return _best(averages, _EMA_KEYS, arrays), "model"
+    return _best(models or averages, _MODEL_KEYS, arrays), asked
 
 
-def _best(entries: list[str], usual: tuple[str, ...]) -> str:
-    """The entry of the usual name, or the only one."""
+def _best(entries: list[str], usual: tuple[str, ...], arrays: set[str]) -> str:
+    """The entry of the usual name, or the only one; arrays alone before whole modules.
+
+    Beside arrays a module may be anything: a loss, a part of the network, what it was made of.
+    """
     named = [key for key in usual if key in entries]
+    named = [key for key in named if key in arrays] or named
+    entries = [key for key in entries if key in arrays] or entries
     if not named and len(entries) > 1:
         raise CheckpointError(
             "several entries of the file hold weights",
@@ -176,6 +193,20 @@ def one_of_shards(file: str, count: int) -> CheckpointError | None:
     )
 
 
+def _arrays_of_module(module: PickledModule, notes: list[str]) -> dict[str, LazyArray]:
+    """What the state dict of a module would hold; it is walked here, and its class never asked."""
+    arrays = module.arrays()
+    shown = weights_io.sanitize(module.type_name)
+    if not arrays:
+        raise CheckpointError(
+            "the module in this file has no arrays",
+            got=f"a pickled {shown}",
+            wanted="a network's module or state dict",
+        )
+    notes.append(f"a whole module, {shown}, read as data: its class was neither imported nor asked")
+    return arrays
+
+
 def _arrays_of(mapping: Mapping[Any, Any]) -> dict[str, LazyArray]:
     arrays = {key: v for key, v in mapping.items() if isinstance(v, LazyArray)}
     odd = [
@@ -197,8 +228,10 @@ def _arrays_of(mapping: Mapping[Any, Any]) -> dict[str, LazyArray]:
 def _stranger(mapping: Mapping[Any, Any]) -> RefusedGlobalError | None:
     """What is said of an object of an unknown class among weights, or in their place."""
     for key, value in mapping.items():
-        if isinstance(value, Inert) and not value.is_listed:
-            name = value.value if value.type_name == "type" else value.type_name
+        is_module = isinstance(value, PickledModule)
+        if is_module or (isinstance(value, Inert) and not value.is_listed):
+            is_class = value.type_name == "type"
+            name = value.value if is_class and not is_module else value.type_name
             named, entry = weights_io.sanitize(name), weights_io.sanitize(key)
             return RefusedGlobalError(
                 f"refused global {named} (in the entry {entry}): only arrays are read, and nothing "

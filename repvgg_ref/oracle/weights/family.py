@@ -18,10 +18,12 @@ import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.constructors import Bias, Scale
 from repvgg_ref.blocks.linear import Chain, Identity, Sum
+from repvgg_ref.blocks.parts import with_eps
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.convert_modules import require_blocks
-from repvgg_ref.files.modules import FoundBlock, find_blocks
+from repvgg_ref.files.modules import FoundBlock, blocks_of
+from repvgg_ref.files.recorded import geometry_of
 from repvgg_ref.files.wrappers import listed, select
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 from repvgg_ref.oracle.weights.arithmetic import FORMAT_NAMES, UNITS, least_error
@@ -72,7 +74,7 @@ def judge_family(
     """
     with weights_io.open_weights(reference) as trained, weights_io.open_weights(candidate) as port:
         ours = select(trained.root, "model", []).arrays
-        blocks = find_blocks({k: a.shape for k, a in ours.items()}, family=family, eps=eps)
+        blocks = blocks_of(ours, family=family, eps=eps)
         require_blocks(reference, blocks, ours)
         title = f"{sanitize(reference.name)} ({blocks.family})"
         notes = (_NOT_TESTED, *blocks.notes)
@@ -142,6 +144,8 @@ def _judged(
             advice="take an earlier checkpoint of this run",
         )
     got = [theirs[key] for key in keys]
+    if block.is_told and (why := _otherwise(block, got[0])):
+        return LayerReport.incomparable(name, why), []
     shapes = tuple(array.shape for array in got)
     if shapes != (wanted.weight.shape, wanted.bias.shape):
         note = f"shapes {shapes}, not {(wanted.weight.shape, wanted.bias.shape)}"
@@ -153,6 +157,18 @@ def _judged(
     ok = bool(error <= bound)
     row = LayerReport(name, error, bound, error / bound if bound else float(error > 0), ok)
     return row, [] if ok else [_named(block, name, parts, stored, wanted)]
+
+
+def _otherwise(block: FoundBlock, weight: LazyArray) -> str:
+    """How a fused convolution that the candidate holds as a module reads its input otherwise."""
+    if weight.module is None or weight.shape != block.conv.shapes()["fused.weight"]:
+        return ""
+    told = geometry_of(weight.module, weight.shape, centred=False)
+    for what in told._fields:
+        wanted, got = getattr(block.conv, what), getattr(told, what)
+        if got != wanted and not (what == "dilation" and block.conv.kernel == (1, 1)):
+            return f"its {what} is {got}, not {wanted}"
+    return ""
 
 
 def _stored(got: list[LazyArray], is_double: bool) -> _Stored:
@@ -230,7 +246,8 @@ def _alternatives(block: FoundBlock) -> Iterator[tuple[tuple[str, str, str], Lin
     for other in _EPS:
         if other != eps:
             says = f"eps is {other:g}, not {eps:g}"
-            yield ("eps-value", says, f"fuse with eps {eps:g}"), linear, other
+            alike = with_eps(linear, lambda _: None)
+            yield ("eps-value", says, f"fuse with eps {eps:g}"), alike, other
     for says, changed in _changed(linear):
         bug = says.split(":")[0]
         yield (bug, says, "add every branch once"), changed, eps
