@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import weights_io
-from repvgg_ref.errors import CheckpointError
+from repvgg_ref.errors import CheckpointError, did_you_mean
 from weights_io import Inert, LazyArray, RefusedGlobalError
 
 WhichWeights = str
@@ -25,6 +25,8 @@ _NO_ARRAY = "_extra_state"
 _PADDLE = "StructuredToParameterName@@"
 _SHARD = re.compile(r"\d{5}-of-\d{5}")
 _SHOWN = 12
+_MOST_PLACES = 1000  # of arrays that are counted where none is a network's
+_CONTAINERS = (dict, list, tuple)
 
 
 def is_average(name: str) -> bool:
@@ -53,8 +55,7 @@ def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
     RefusedGlobalError
         If an object of a class that nobody knows stands where the arrays should be.
     """
-    root = _only_mapping(root, notes)
-    if _PADDLE in root:
+    if isinstance(root, dict) and _PADDLE in root:
         raise CheckpointError(
             "this is a PaddlePaddle checkpoint (.pdparams), whose names and layouts are others",
             wanted="a checkpoint of PyTorch or MegEngine",
@@ -63,60 +64,91 @@ def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
     holder, asked, known = root, weights, _Holders()
     while (entry := _entry(holder, asked, known)) is not None:
         taken, asked = entry
-        _note(taken, known.entries(holder), notes, first=holder is root)
-        holder = holder[taken]
-    return Selected(_arrays_of(holder), asked, known.entries(root))
+        _note(taken, holder, known.entries(holder), notes, first=holder is root)
+        holder = _named(holder)[taken]
+    arrays = _arrays_of(holder) if isinstance(holder, dict) else {}
+    if not arrays:
+        _require_none(root)
+    return Selected(arrays, asked, known.entries(root))
 
 
-def _only_mapping(root: Any, notes: list[str]) -> dict[Any, Any]:
-    """The file's mapping; of a list (weights, optimiser) the only one that holds weights."""
-    if isinstance(root, dict):
-        return root
-    if isinstance(root, list | tuple):
-        known = _Holders()
-        found = {str(i): each for i, each in enumerate(root) if isinstance(each, dict)}
-        if len(holding := known.entries(found)) == 1:
-            notes.append(f"weights taken from place {holding[0]} of the file's list")
-            return found[holding[0]]
-    raise CheckpointError(
-        "the file holds no mapping of named arrays", got=type(root).__name__, wanted="a dict"
-    )
+def _require_none(root: Any) -> None:
+    """Raise the error that tells what a file without named weights holds instead."""
+    places = [place for place, _ in zip(_places(root, ""), range(_MOST_PLACES), strict=False)]
+    if places:
+        count = "1 array" if len(places) == 1 else f"{len(places)} arrays"
+        more = " or more" if len(places) == _MOST_PLACES else ""
+        raise CheckpointError(
+            "no array of the file is called as a network's are, in no entry of it",
+            got=f"{count}{more}: {listed(places)}",
+            wanted="names of layers and their parts, with dots between them",
+        )
+    if not isinstance(root, dict):
+        raise CheckpointError(
+            "the file holds no mapping of named arrays", got=type(root).__name__, wanted="a dict"
+        )
+
+
+def _places(value: Any, place: str) -> Iterator[str]:
+    """Where arrays stand below `value`, as far as names that `--weights` would know tell it."""
+    if isinstance(value, LazyArray):
+        yield place or "the file itself"
+    elif isinstance(value, _CONTAINERS):
+        for name, each in _named(value).items():
+            yield from _places(each, f"{place}.{name}" if place else name)
+
+
+def _named(holder: Any) -> dict[str, Any]:
+    """What stands in a dict, list or tuple, under the name that `--weights` knows it by.
+
+    A number is its digits, as is the place in a list; another key that is no text is its type and
+    its place in the dict. Where text and a number are spelled alike, it is the text's.
+    """
+    if not isinstance(holder, dict):
+        return {str(place): value for place, value in enumerate(holder)}
+    texts = {key: value for key, value in holder.items() if isinstance(key, str)}
+    others = {_spelled(key): value for key, value in holder.items() if not isinstance(key, str)}
+    return others | texts if others else texts
+
+
+def _spelled(key: Any) -> str:
+    return f"{key.type_name}#{key.value}" if isinstance(key, Inert) else str(key)
 
 
 class _Holders:
-    """Which dicts of a tree hold weights, each looked at once however often it is shared."""
+    """What of a tree holds weights, each container looked at once however often it is shared."""
 
     def __init__(self) -> None:
         self._known: dict[int, bool] = {}
+        self._entries: dict[int, list[str]] = {}
 
-    def entries(self, holder: Mapping[Any, Any]) -> list[str]:
-        """The keys under which `holder` has weights in dicts of their own."""
-        return [
-            key
-            for key, value in holder.items()
-            if isinstance(key, str) and isinstance(value, dict) and self._holds(value)
-        ]
+    def entries(self, holder: Any) -> list[str]:
+        """The names of what stands in `holder` and holds weights."""
+        key = id(holder)
+        if key not in self._entries:
+            named = _named(holder) if isinstance(holder, _CONTAINERS) else {}
+            self._entries[key] = [name for name, value in named.items() if self._holds(value)]
+        return self._entries[key]
 
-    def _holds(self, entry: dict[Any, Any]) -> bool:
+    def _holds(self, entry: Any) -> bool:
+        if not isinstance(entry, _CONTAINERS):
+            return False
         key = id(entry)
         if key not in self._known:
-            self._known[key] = _holds_named(entry) or any(
-                self._holds(value) for value in entry.values() if isinstance(value, dict)
-            )
+            values = entry.values() if isinstance(entry, dict) else entry
+            self._known[key] = _holds_named(entry) or any(map(self._holds, values))
         return self._known[key]
 
 
-def _holds_named(entry: Mapping[Any, Any]) -> bool:
+def _holds_named(entry: Any) -> bool:
     """Whether arrays of layers stand in it: an optimiser's have no dots in their names."""
-    return any(
+    return isinstance(entry, dict) and any(
         isinstance(value, LazyArray) and isinstance(name, str) and "." in name.strip(".")
         for name, value in entry.items()
     )
 
 
-def _entry(
-    holder: Mapping[Any, Any], asked: WhichWeights, known: _Holders
-) -> tuple[str, WhichWeights] | None:
+def _entry(holder: Any, asked: WhichWeights, known: _Holders) -> tuple[str, WhichWeights] | None:
     """The entry of `holder` to go into and what is asked of it; None if the arrays are here."""
     entries = known.entries(holder)
     for key in sorted(entries, key=len, reverse=True):
@@ -128,26 +160,36 @@ def _entry(
     averaged = set(averages)
     models = [key for key in entries if key not in averaged]
     if asked == "ema" and averages:
-        return _best(averages, _EMA_KEYS), "model"
-    return _best(models or averages, _MODEL_KEYS), asked
+        return _best(averages, _EMA_KEYS, asked), "model"
+    return _best(models or averages, _MODEL_KEYS, asked), asked
 
 
-def _best(entries: list[str], usual: tuple[str, ...]) -> str:
+def _best(entries: list[str], usual: tuple[str, ...], asked: WhichWeights) -> str:
     """The entry of the usual name, or the only one."""
     named = [key for key in usual if key in entries]
     if not named and len(entries) > 1:
+        unmet = "" if asked in ("model", "ema") else f", and none is called '{asked}'"
+        guess = did_you_mean(asked, entries) if unmet else None
         raise CheckpointError(
-            "several entries of the file hold weights",
+            f"several entries of the file hold weights{unmet}",
             got=listed(entries),
             wanted="one of them",
-            advice=f"name it: --weights {weights_io.sanitize(entries[0])}",
+            advice=guess or f"name it: --weights {weights_io.sanitize(entries[0])}",
         )
     return (named or entries)[0]
 
 
-def _note(taken: str, entries: list[str], notes: list[str], *, first: bool) -> None:
+def _note(taken: str, holder: Any, entries: list[str], notes: list[str], *, first: bool) -> None:
     shown = weights_io.sanitize(taken)
-    notes.append(f"weights taken from the entry '{shown}'" if first else f"and its entry '{shown}'")
+    if isinstance(holder, dict):
+        start = f"weights taken from the entry '{shown}'" if first else f"and its entry '{shown}'"
+    else:
+        start = (
+            f"weights taken from place {shown} of the file's list"
+            if first
+            else (f"and place {shown} of its list")
+        )
+    notes.append(start)
     if others := [key for key in entries if key != taken]:
         averaged = any(map(is_average, others)) and not is_average(taken)
         advice = "; --weights ema takes the average" if averaged else ""
@@ -156,12 +198,13 @@ def _note(taken: str, entries: list[str], notes: list[str], *, first: bool) -> N
 
 def no_such_weights(asked: WhichWeights, found: list[str]) -> CheckpointError:
     """What is said where nothing in the file is called as was asked."""
+    guess = None if asked == "ema" else did_you_mean(asked, found)
     what = "EMA entry" if asked == "ema" else f"entry '{weights_io.sanitize(asked)}' of weights"
     return CheckpointError(
         f"there is no {what} in this file",
         got=listed(found) if found else "one set of weights",
         wanted="an entry such as " + ", ".join(_EMA_KEYS) if asked == "ema" else None,
-        advice="use --weights model",
+        advice=guess or "use --weights model",
     )
 
 
