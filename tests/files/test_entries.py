@@ -14,9 +14,14 @@ from tests.files.wrapped_files import LOSS, assert_is, behind, pickled, refusal,
 
 OTHER = small_model(seed=9).state_dict()
 BACKBONE = {
-    **{"stage0.": "stem.", "stage1.": "stage_1.", "stage2.": "stage_2."},
-    **{".rbr_dense.": ".branch_3x3.", ".rbr_1x1.": ".branch_1x1."},
-    **{".rbr_identity.": ".branch_norm.", ".rbr_reparam.": ".branch_reparam.", ".bn.": ".norm."},
+    "stage0.": "stem.",
+    "stage1.": "stage_1.",
+    "stage2.": "stage_2.",
+    ".rbr_dense.": ".branch_3x3.",
+    ".rbr_1x1.": ".branch_1x1.",
+    ".rbr_identity.": ".branch_norm.",
+    ".rbr_reparam.": ".branch_reparam.",
+    ".bn.": ".norm.",
 }
 MOMENTS = {"exp_avg": np.ones(3, np.float32)}
 
