@@ -117,7 +117,7 @@ def _assumed(manifest: Mapping[str, Any]) -> Assumed:
         said = manifest.get("assumed", {})
         eps = None if said.get("eps") is None else float(said["eps"])
         steps = ({str(b): int(n) for b, n in said.get(w, {}).items()} for w in Assumed().steps)
-        return Assumed(eps, *steps)
+        return Assumed(eps, *steps, is_fused=eps is not None and manifest["form"] == "deploy")
     except (AttributeError, TypeError, ValueError):
         raise ReportedError("the manifest's 'assumed' is no table of numbers") from None
 
