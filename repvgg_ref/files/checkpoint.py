@@ -19,7 +19,14 @@ from repvgg_ref.files.attachments import without_attachments
 from repvgg_ref.files.dialects import recognise
 from repvgg_ref.files.graphs import identify_graph
 from repvgg_ref.files.heads import find_head
-from repvgg_ref.files.identify import UNSAID, Shape, fitting_kinds, form_of, identify
+from repvgg_ref.files.identify import (
+    UNSAID,
+    MissingArrayError,
+    Shape,
+    fitting_kinds,
+    form_of,
+    identify,
+)
 from repvgg_ref.files.lazy_params import is_counter
 from repvgg_ref.files.metadata import describe, is_ours, read_geometry
 from repvgg_ref.files.onnx import OPSET, write_onnx
@@ -190,6 +197,10 @@ def open_checkpoint(
             _understand(checkpoint, model, block)
             if checkpoint.arch is not None and records_of(checkpoint.arrays):
                 require_as_told(checkpoint.arch, checkpoint.ours, said)
+        except MissingArrayError as error:
+            missing = _theirs(checkpoint, error.name)
+            checkpoint.problem = MissingArrayError(missing, error.held, checkpoint.unexpected)
+            checkpoint.missing = [missing]
         except CheckpointError as error:
             checkpoint.problem = error
         whole = not (checkpoint.problem or checkpoint.missing) and checkpoint.arch
@@ -314,6 +325,12 @@ def _understand_reorganised(checkpoint: Checkpoint, model: str, block: str) -> N
     ours = {found.canonical[theirs]: shapes[theirs] for theirs in found.canonical}
     _require_shapes(checkpoint, ours, param_shapes(found.network, found.form))
     _retell(checkpoint, found.network)
+
+
+def _theirs(checkpoint: Checkpoint, name: str) -> str:
+    """What the file would call an array of this canonical name."""
+    dialect = checkpoint.dialect
+    return dialect.names([*checkpoint.canonical.values(), name])[name] if dialect else name
 
 
 def _kind_of(checkpoint: Checkpoint) -> str:

@@ -325,15 +325,32 @@ def _without_gaps(ordered: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             yield stage, index
 
 
+class MissingArrayError(CheckpointError):
+    """An array is missing without which the network cannot be told; `name` says which."""
+
+    def __init__(self, name: str, held: int, others: Iterable[str] = ()) -> None:
+        self.name, self.held = name, held
+        module, _, parameter = name.rpartition(".")
+        parts = (f"{name}_", f"{module}.parametrizations.{parameter}.")
+        kept = next((other for other in others if other.startswith(parts)), None)
+        advice = "the file is incomplete, or holds another network"
+        if kept is not None:
+            advice = (
+                f"it is kept in parts, such as {weights_io.sanitize(kept)}: save it after torch's"
+                " remove_parametrizations (of older weight norms remove_weight_norm)"
+            )
+        super().__init__(
+            f"{name} is missing, so the network cannot be told",
+            got=f"{held} arrays of names that are known",
+            wanted=name,
+            advice=advice,
+        )
+
+
 def required_shape(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
     """The shape of an array that must be there, in so many dimensions."""
     if name not in shapes:
-        raise CheckpointError(
-            f"{name} is missing, so the network cannot be told",
-            got=f"{len(shapes)} arrays",
-            wanted=name,
-            advice="the file is incomplete, or holds another network",
-        )
+        raise MissingArrayError(name, len(shapes))
     if len(shapes[name]) != rank:
         raise CheckpointError(
             f"{name} has the wrong number of dimensions",

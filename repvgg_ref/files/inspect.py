@@ -185,11 +185,20 @@ def _about_the_file(checkpoint: Checkpoint) -> Iterator[Finding]:
         yield Finding(
             "error",
             None,
-            f"not exactly one network: {len(checkpoint.missing)} arrays are missing, "
-            f"{len(checkpoint.unexpected)} are unexpected; `load` and `convert` refuse the file",
+            f"not exactly one network: {_counted(checkpoint)}; "
+            "`load` and `convert` refuse the file",
         )
     yield from _name_against_keys(checkpoint)
     yield from _about_metadata(checkpoint)
+
+
+def _counted(checkpoint: Checkpoint) -> str:
+    """How many arrays are missing, as far as that is known, and how many are unexpected."""
+    missing, unexpected = len(checkpoint.missing), len(checkpoint.unexpected)
+    if checkpoint.problem is None:
+        return f"{missing} arrays are missing, {unexpected} are unexpected"
+    least = f"at least {missing} missing, " if missing else ""
+    return f"it cannot be told ({least}{unexpected} unexpected)"
 
 
 def _about_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:

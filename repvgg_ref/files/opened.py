@@ -108,12 +108,14 @@ class Checkpoint:
         if self.arch is None:
             return Assumed()
         geometry = assumed_geometry(self.arch, self.form, self.said)
-        if self.form == "deploy":  # its branches are gone, and what they were fused with stays
+        is_fused = self.form == "deploy"
+        if is_fused:  # its branches are gone, and what they were fused with stays
             guessed = assumed_eps(self.metadata)
         else:
             unsaid = self._said_eps(asked) is None or assumed_eps(self.metadata)
             guessed = asked is None and unsaid
-        return Assumed(self.eps() if guessed else None, geometry.strides, geometry.dilations)
+        eps = self.eps() if guessed else None
+        return Assumed(eps, geometry.strides, geometry.dilations, guessed and is_fused)
 
     def about(self) -> About:
         """What the file's metadata says of classes and pictures."""

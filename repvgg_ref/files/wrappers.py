@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 import weights_io
-from repvgg_ref.errors import CheckpointError
+from repvgg_ref.errors import CheckpointError, did_you_mean
 from weights_io import Inert, LazyArray, PickledModule, RefusedGlobalError
 
 WhichWeights = str
@@ -25,6 +26,8 @@ _NO_ARRAY = "_extra_state"
 _PADDLE = "StructuredToParameterName@@"
 _SHARD = re.compile(r"\d{5}-of-\d{5}")
 _SHOWN = 12
+_MOST_PLACES = 1000  # of arrays that are counted where none is a network's
+_CONTAINERS = (dict, list, tuple)
 
 
 def is_average(name: str) -> bool:
@@ -54,80 +57,116 @@ def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
         If an object of a class that nobody knows, and that is no module, stands where the arrays
         should be.
     """
-    root = _only_mapping(root, notes)
-    if isinstance(root, PickledModule):
-        return Selected(_arrays_of_module(root, notes), weights, [])
-    if _PADDLE in root:
+    if isinstance(root, dict) and _PADDLE in root:
         raise CheckpointError(
             "this is a PaddlePaddle checkpoint (.pdparams), whose names and layouts are others",
             wanted="a checkpoint of PyTorch or MegEngine",
             advice="convert the PyTorch weights, or save the arrays under official names as .npz",
         )
     holder, asked, known = root, weights, _Holders()
-    while isinstance(holder, dict) and (entry := _entry(holder, asked, known)) is not None:
+    while (entry := _entry(holder, asked, known)) is not None:
         taken, asked = entry
-        _note(taken, known.entries(holder), notes, first=holder is root)
-        holder = holder[taken]
+        _note(taken, holder, known.entries(holder), notes, first=holder is root)
+        holder = _named(holder)[taken]
     if isinstance(holder, PickledModule):
         return Selected(_arrays_of_module(holder, notes), asked, known.entries(root))
-    return Selected(_arrays_of(holder), asked, known.entries(root))
+    arrays = _arrays_of(holder) if isinstance(holder, dict) else {}
+    if not arrays:
+        _require_none(root)
+    return Selected(arrays, asked, known.entries(root))
 
 
-def _only_mapping(root: Any, notes: list[str]) -> Any:
-    """The file's mapping or module; of a list (weights, optimiser) the only one with weights."""
-    if isinstance(root, dict | PickledModule):
-        return root
-    if isinstance(root, list | tuple):
-        known = _Holders()
-        found = {str(i): e for i, e in enumerate(root) if isinstance(e, dict | PickledModule)}
-        if len(holding := known.entries(found)) == 1:
-            notes.append(f"weights taken from place {holding[0]} of the file's list")
-            return found[holding[0]]
-    raise CheckpointError(
-        "the file holds no mapping of named arrays", got=type(root).__name__, wanted="a dict"
-    )
+def _require_none(root: Any) -> None:
+    """Raise the error that tells what a file without named weights holds instead."""
+    places = list(islice(_places(root, "", set()), _MOST_PLACES))
+    if places:
+        count = "1 array" if len(places) == 1 else f"{len(places)} arrays"
+        more = " or more" if len(places) == _MOST_PLACES else ""
+        raise CheckpointError(
+            "no array of the file is called as a network's are, in no entry of it",
+            got=f"{count}{more}: {listed(places)}",
+            wanted="names of layers and their parts, with dots between them",
+        )
+    if not isinstance(root, dict):
+        raise CheckpointError(
+            "the file holds no mapping of named arrays", got=type(root).__name__, wanted="a dict"
+        )
+
+
+def _places(value: Any, place: str, seen: set[int]) -> Iterator[str]:
+    """Where arrays stand below `value`, as far as names that `--weights` would know tell it.
+
+    A container that stands in several places is looked into once: there may be 2**n paths to it.
+    """
+    if isinstance(value, LazyArray):
+        yield place or "the file itself"
+    elif isinstance(value, _CONTAINERS) and id(value) not in seen:
+        seen.add(id(value))
+        for name, each in _named(value).items():
+            yield from _places(each, f"{place}.{name}" if place else name, seen)
+
+
+def _named(holder: Any) -> dict[str, Any]:
+    """What stands in a dict, list or tuple, under the name that `--weights` knows it by.
+
+    A number is its digits, as is the place in a list; another key that is no text is its type and
+    its place in the dict. Where text and a number are spelled alike, it is the text's.
+    """
+    if not isinstance(holder, dict):
+        return {str(place): value for place, value in enumerate(holder)}
+    texts = {key: value for key, value in holder.items() if isinstance(key, str)}
+    others = {_spelled(key): value for key, value in holder.items() if not isinstance(key, str)}
+    return others | texts if others else texts
+
+
+def _spelled(key: Any) -> str:
+    return f"{key.type_name}#{key.value}" if isinstance(key, Inert) else str(key)
 
 
 _NOTHING, _MODULES, _ARRAYS = range(3)
 
 
 class _Holders:
-    """What the dicts of a tree hold of weights, each looked at once however often it is shared.
+    """What of a tree holds weights, each container looked at once however often it is shared.
 
     A module is taken for a holder unseen: what is in it is walked where it is needed.
     """
 
     def __init__(self) -> None:
         self._known: dict[int, int] = {}
+        self._entries: dict[int, list[str]] = {}
 
-    def entries(self, holder: Mapping[Any, Any]) -> list[str]:
-        """The keys under which `holder` has weights in dicts of their own, or in modules."""
-        return [k for k, v in holder.items() if isinstance(k, str) and self.held(v)]
+    def entries(self, holder: Any) -> list[str]:
+        """The names of what stands in `holder` and holds weights."""
+        key = id(holder)
+        if key not in self._entries:
+            named = _named(holder) if isinstance(holder, _CONTAINERS) else {}
+            self._entries[key] = [name for name, value in named.items() if self.held(value)]
+        return self._entries[key]
 
     def held(self, entry: object) -> int:
         """The best that stands in it: named arrays, else whole modules, else nothing."""
         if isinstance(entry, PickledModule):
             return _MODULES
-        if not isinstance(entry, dict):
+        if not isinstance(entry, _CONTAINERS):
             return _NOTHING
         key = id(entry)
         if key not in self._known:
-            inside = [self.held(value) for value in entry.values()]
+            self._known[key] = _NOTHING  # while it is looked into: it may hold itself
+            inside = map(self.held, entry.values() if isinstance(entry, dict) else entry)
             self._known[key] = _ARRAYS if _holds_named(entry) else max(inside, default=_NOTHING)
         return self._known[key]
 
 
-def _holds_named(entry: Mapping[Any, Any]) -> bool:
+def _holds_named(entry: Any) -> bool:
     """Whether arrays of layers stand in it: an optimiser's have no dots in their names."""
-    return any(
+    return isinstance(entry, dict) and any(
         isinstance(value, LazyArray) and isinstance(name, str) and "." in name.strip(".")
         for name, value in entry.items()
     )
 
 
-def _entry(
-    holder: Mapping[Any, Any], asked: WhichWeights, known: _Holders
-) -> tuple[str, WhichWeights] | None:
+def _entry(holder: Any, asked: WhichWeights, known: _Holders) -> tuple[str, WhichWeights] | None:
     """The entry of `holder` to go into and what is asked of it; None if the arrays are here."""
     entries = known.entries(holder)
     for key in sorted(entries, key=len, reverse=True):
@@ -135,16 +174,17 @@ def _entry(
             return key, asked[len(key) + 1 :] or "model"
     if not entries or (_holds_named(holder) and not set(entries) & {*_MODEL_KEYS, *_EMA_KEYS}):
         return None
-    arrays = {key for key in entries if known.held(holder[key]) == _ARRAYS}
+    named = _named(holder)
+    arrays = {key for key in entries if known.held(named[key]) == _ARRAYS}
     averages = [key for key in entries if is_average(key)]
     averaged = set(averages)
     models = [key for key in entries if key not in averaged]
     if asked == "ema" and averages:
-        return _best(averages, _EMA_KEYS, arrays), "model"
-    return _best(models or averages, _MODEL_KEYS, arrays), asked
+        return _best(averages, _EMA_KEYS, arrays, asked), "model"
+    return _best(models or averages, _MODEL_KEYS, arrays, asked), asked
 
 
-def _best(entries: list[str], usual: tuple[str, ...], arrays: set[str]) -> str:
+def _best(entries: list[str], usual: tuple[str, ...], arrays: set[str], asked: WhichWeights) -> str:
     """The entry of the usual name, or the only one; arrays alone before whole modules.
 
     Beside arrays a module may be anything: a loss, a part of the network, what it was made of.
@@ -153,18 +193,28 @@ def _best(entries: list[str], usual: tuple[str, ...], arrays: set[str]) -> str:
     named = [key for key in named if key in arrays] or named
     entries = [key for key in entries if key in arrays] or entries
     if not named and len(entries) > 1:
+        unmet = "" if asked in ("model", "ema") else f", and none is called '{asked}'"
+        guess = did_you_mean(asked, entries) if unmet else None
         raise CheckpointError(
-            "several entries of the file hold weights",
+            f"several entries of the file hold weights{unmet}",
             got=listed(entries),
             wanted="one of them",
-            advice=f"name it: --weights {weights_io.sanitize(entries[0])}",
+            advice=guess or f"name it: --weights {weights_io.sanitize(entries[0])}",
         )
     return (named or entries)[0]
 
 
-def _note(taken: str, entries: list[str], notes: list[str], *, first: bool) -> None:
+def _note(taken: str, holder: Any, entries: list[str], notes: list[str], *, first: bool) -> None:
     shown = weights_io.sanitize(taken)
-    notes.append(f"weights taken from the entry '{shown}'" if first else f"and its entry '{shown}'")
+    if isinstance(holder, dict):
+        start = f"weights taken from the entry '{shown}'" if first else f"and its entry '{shown}'"
+    else:
+        start = (
+            f"weights taken from place {shown} of the file's list"
+            if first
+            else (f"and place {shown} of its list")
+        )
+    notes.append(start)
     if others := [key for key in entries if key != taken]:
         averaged = any(map(is_average, others)) and not is_average(taken)
         advice = "; --weights ema takes the average" if averaged else ""
@@ -173,12 +223,13 @@ def _note(taken: str, entries: list[str], notes: list[str], *, first: bool) -> N
 
 def no_such_weights(asked: WhichWeights, found: list[str]) -> CheckpointError:
     """What is said where nothing in the file is called as was asked."""
+    guess = None if asked == "ema" else did_you_mean(asked, found)
     what = "EMA entry" if asked == "ema" else f"entry '{weights_io.sanitize(asked)}' of weights"
     return CheckpointError(
         f"there is no {what} in this file",
         got=listed(found) if found else "one set of weights",
         wanted="an entry such as " + ", ".join(_EMA_KEYS) if asked == "ema" else None,
-        advice="use --weights model",
+        advice=guess or "use --weights model",
     )
 
 

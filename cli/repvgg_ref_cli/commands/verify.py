@@ -27,7 +27,7 @@ from repvgg_ref_cli.options import (
     print_json,
     refuse_options,
 )
-from repvgg_ref_cli.piped import Candidate, destination, is_dash, refuse_two_on_stdout
+from repvgg_ref_cli.piped import FileOrName, destination, is_dash, refuse_two_on_stdout
 
 if TYPE_CHECKING:
     from repvgg_ref.oracle.report import Report
@@ -44,7 +44,7 @@ _OF_A_NETWORK = ("inputs", "strides", "dilations", "block", "precision")
 @click.option(
     "--candidate",
     required=True,
-    type=Candidate(),
+    type=FileOrName("candidate"),
     metavar="CAND",
     help="A weights file, .onnx, dump of outputs, module:callable, or exec:COMMAND.",
 )
