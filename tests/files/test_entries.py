@@ -74,15 +74,19 @@ def test_what_could_be_meant_in_a_list_is_listed_by_names_that_are_taken(
 @pytest.mark.parametrize(
     ("root", "wanted"),
     [
-        ({"optimizer": {"state": {0: MOMENTS, 1: MOMENTS}}}, "got 2 arrays: optimizer.state.0."),
+        (
+            {"optimizer": {"state": {0: dict(MOMENTS), 1: dict(MOMENTS)}}},
+            "got 2 arrays: optimizer.state.0.",
+        ),
         ({"best": [MOMENTS]}, "got 1 array: best.0.exp_avg"),
         ([("weight", MOMENTS["exp_avg"])], "got 1 array: 0.1"),
         ({"a": {None: MOMENTS}}, "got 1 array: a.NoneType#0.exp_avg"),
-        ({"a": [MOMENTS] * 1200}, "got 1000 arrays or more: a.0."),
+        ({"a": [MOMENTS] * 1200}, "got 1 array: a.0."),  # one dict in many places
+        ({"a": [dict(MOMENTS) for _ in range(1200)]}, "got 1000 arrays or more: a.0."),
         ({"epoch": 1}, "got no arrays"),
         ([1, 2], "holds no mapping of named arrays"),
     ],
-    ids=["optimiser", "list", "pairs", "odd key", "many", "none", "numbers"],
+    ids=["optimiser", "list", "pairs", "odd key", "shared", "many", "none", "numbers"],
 )
 def test_arrays_under_no_layers_name_are_told(tmp_path: Path, root: Any, wanted: str) -> None:
     assert wanted in refusal(pickled(tmp_path, root))
@@ -132,3 +136,11 @@ def test_a_mistyped_name_is_guessed(tmp_path: Path, root: Any) -> None:
     assert "'bset'" in message
     assert "did you mean best?" in message
     assert "did you mean" not in refusal(path, weights="quite another")
+
+
+def test_lists_that_share_their_lists_are_looked_into_once(tmp_path: Path) -> None:
+    """There are 2**14 ways to the one array."""
+    root: Any = [MOMENTS["exp_avg"]]
+    for _ in range(14):
+        root = [root, root]
+    assert "got 1 array" in refusal(pickled(tmp_path, root))
