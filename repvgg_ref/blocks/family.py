@@ -42,7 +42,8 @@ class Member:
         What its users have; of several the file's other keys must tell.
     users : str
     keys : str
-        A pattern of all ends of keys that belong to the block.
+        A pattern of all ends of keys that belong to the block, or that show that it is none: what
+        matches must have a place in the expression.
     note : str
         What is done to it that its published code does not do.
     untold : str
@@ -91,7 +92,7 @@ def member(name: str, anchor: str, **about: Any) -> Callable[[Build], Build]:
     fused="rbr_reparam",
     eps=(1e-3,),
     users="YOLOv6 v2, YOLO-NAS",
-    keys=rf"rbr_dense\.conv\.weight|rbr_dense\.bn\.{_NORM}|rbr_1x1\.weight",
+    keys=rf"rbr_dense\.conv\.weight|rbr_dense\.bn\.{_NORM}|rbr_1x1\.weight|rbr_identity\.{_NORM}",
     untold="the identity has no key: it is taken where channels are equal, V2's average never",
     told_by="rbr_identity",
 )
@@ -106,10 +107,10 @@ def qarepvgg(parts: Parts) -> Linear | None:
         return None
     more: list[Linear] = []
     equal = main.in_channels == main.out_channels and main.stride == (1, 1)
-    told = parts.has("rbr_identity")
+    told = parts.has("rbr_identity", "Identity")
     if told or (told is None and equal):
         more.append(Identity("x", main.in_channels, main.groups))
-    if parts.has("rbr_avg"):
+    if parts.has("rbr_avg", "AvgPool2d"):
         more.append(parts.average("rbr_avg", main.in_channels))
     return Sum(dense, point, *more)
 
@@ -120,7 +121,8 @@ def qarepvgg(parts: Parts) -> Linear | None:
     fused="rbr_reparam",
     eps=(1e-5, 1e-3),
     users="RepVGG, YOLOv6",
-    keys=rf"rbr_(dense|1x1)\.conv\.weight|rbr_(dense|1x1)\.bn\.{_NORM}|rbr_identity\.{_NORM}",
+    keys=rf"rbr_(dense|1x1)\.conv\.weight|rbr_(dense|1x1)\.bn\.{_NORM}|rbr_identity\.{_NORM}"
+    r"|rbr_1x1\.weight",
 )
 def yolov6(parts: Parts) -> Linear | None:
     """Ding et al., arXiv 2101.03697, figure 4."""
@@ -243,7 +245,7 @@ def mobileone(parts: Parts) -> Linear | None:
     eps=(1e-5,),
     users="timm's MobileOne, FastViT",
     keys=rf"conv_kxk\.\d+\.conv\.weight|conv_kxk\.\d+\.bn\.{_NORM}|conv_scale\.conv\.weight"
-    rf"|conv_scale\.bn\.{_NORM}|identity\.{_NORM}",
+    rf"|conv_scale\.bn\.{_NORM}|identity\.{_NORM}|conv_1x1\.conv\.weight",
 )
 def mobileone_timm(parts: Parts) -> Linear | None:
     """The same under timm's names."""

@@ -46,8 +46,8 @@ class Told(Protocol):
     def eps(self, name: str) -> float | None:
         """Of a batch norm."""
 
-    def has(self, name: str) -> bool | None:
-        """Whether there is a submodule of this name; None if nothing is told."""
+    def has(self, name: str, kind: str) -> bool | None:
+        """Whether there is a submodule of this name, which must be of this kind; None: untold."""
 
     def window(self, name: str) -> Window:
         """Of an average pooling that is there."""
@@ -60,9 +60,9 @@ class Parts:
     shapes: Shapes
     told: Told | None = None
 
-    def has(self, name: str) -> bool | None:
-        """Whether the block has a submodule of this name; None if nothing tells."""
-        return None if self.told is None else self.told.has(name)
+    def has(self, name: str, kind: str) -> bool | None:
+        """Whether the block has a submodule of this name, of class `kind`; None: nothing tells."""
+        return None if self.told is None else self.told.has(name, kind)
 
     def conv(
         self, name: str, *, dilation: int = 1, like: Conv | None = None, skip: str = ""

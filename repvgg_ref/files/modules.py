@@ -125,12 +125,11 @@ def find_blocks(
             if key != one.anchor and not key.endswith(f".{one.anchor}"):
                 continue
             prefix = key[: -len(one.anchor)]
-            if prefix in taken:
+            if prefix in taken or prefix in blocks.left:  # what asks more of a file came first
                 continue
             found = _block(one, prefix, shapes, (ordered, place), blocks, records or {})
             if found is not None:
                 taken[prefix] = found
-                blocks.left.pop(prefix, None)
     blocks.found = sorted(taken.values(), key=lambda block: place[block.owned[0]])
     blocks.found = _with_eps(blocks, shapes, eps)
     blocks.notes += [f"left as it is: {why}" for why in blocks.left.values()]
@@ -206,7 +205,7 @@ def _block(
         one.eps[0],
         deployed in ends and deployed not in mine,
         told is not None,
-        told is None or (one.told_by != "" and told.has(one.told_by) is None),
+        told is None or not (one.told_by == "" or told.knows(one.told_by)),
     )
 
 

@@ -50,11 +50,23 @@ class Recorded:
         """Of the batch norm `name`."""
         return eps_of(self._modules[name]) if name in self._modules else None
 
-    def has(self, name: str) -> bool | None:
-        """Whether the block has a submodule `name`; None if it has no attribute of that name."""
-        if name in self._own.children:
-            return True
-        return False if self._own.has(name) else None
+    def has(self, name: str, kind: str) -> bool | None:
+        """Whether the block has a submodule `name`; None if it has no attribute of that name.
+
+        Raises
+        ------
+        CheckpointError
+            If its class is not called `kind`.
+        """
+        if (found := self._own.children.get(name)) is None:
+            return False if self.knows(name) else None
+        if found.type_name.rpartition(".")[2] != kind:
+            raise cannot(found, "it is no branch of such a block", found.type_name, kind)
+        return True
+
+    def knows(self, name: str) -> bool:
+        """Whether the block has an attribute or a submodule of that name, be it None."""
+        return name in self._own.children or self._own.has(name)
 
     def window(self, name: str) -> Window:
         """Of the average pooling `name`, a submodule of the block."""

@@ -171,6 +171,20 @@ def test_what_keys_cannot_tell_of_qarepvgg_is_told_by_its_modules(
         np.testing.assert_allclose(got.numpy(), block(x).numpy(), rtol=1e-5, atol=1e-5)
 
 
+def test_an_identity_that_is_something_else_is_no_branch(tmp_path: Path) -> None:
+    block = drawn(lambda: Qa(6, 6, 1, average=True), seed=1)
+    others = {"rbr_identity": torch.nn.SiLU(), "rbr_avg": torch.nn.MaxPool2d(3, 1, 1)}
+    for name, other in others.items():
+        kept = getattr(block, name)
+        setattr(block, name, other)
+        with pytest.raises(weights_io.ReportedError, match=f"{name}, .* no branch of such a block"):
+            convert_modules(written(tmp_path, block), tmp_path / "out.npz", "npz")
+        setattr(block, name, kept)
+    block.rbr_avg.count_include_pad = False
+    with pytest.raises(weights_io.ReportedError, match="its border is averaged otherwise"):
+        convert_modules(written(tmp_path, block), tmp_path / "out.npz", "npz")
+
+
 def test_verify_judges_by_the_eps_of_the_modules(tmp_path: Path) -> None:
     model = with_eps(Detector().float(), 7e-3)
     path = written(tmp_path, {"model": model})
