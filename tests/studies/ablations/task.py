@@ -40,10 +40,10 @@ class Task:
     """Data, network and budget; `images` to train on, the same number of every class."""
 
     images: int = 300
-    epochs: int = 10
+    epochs: int = 8
     batch: int = 32
     lr: float = 0.1
-    depths: tuple[int, ...] = (2, 4, 8, 1)
+    depths: tuple[int, ...] = (1, 3, 6, 1)
     channels: tuple[int, ...] = (8, 16, 16, 32, 64)
 
     def recipe(self, block: str) -> Recipe:
