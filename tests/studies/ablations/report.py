@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
@@ -163,9 +164,10 @@ def picture(made: Mapping[str, Any]) -> str:
         bottom = _TOP + _ROW * len(names)
         d.text(zero, 56, other, size=13, weight="bold")
         d.line(zero, _TOP - 14, zero, bottom, GREY, "5 4")
-        d.text(zero, bottom + 18, "0", GREY, 12)
-        for end in (low, high):
-            d.text(left + (end - low) * scale, bottom + 18, f"{end:+.0f}", GREY, 12)
+        for tick in _ticks(low, high):
+            x = round(zero + tick * scale, 1)
+            d.text(x, bottom + 18, f"{tick:+d}" if tick else "0", GREY, 12)
+            d.line(x, bottom, x, bottom + 4, GREY)
         for row, name in enumerate(names):
             found = made["blocks"][name].get(f"test_error_less_{other}")
             if found is not None:
@@ -175,6 +177,12 @@ def picture(made: Mapping[str, Any]) -> str:
         "means over seeds and 95 % intervals of paired differences", GREY, 12,
     )
     return d.svg()
+
+
+def _ticks(low: float, high: float) -> range:
+    """Four to nine whole numbers of points, or fewer."""
+    step = next(s for s in (1, 2, 5, 10, 20, 50, 100) if (high - low) / s < 9)
+    return range(math.ceil(low / step) * step, math.floor(high) + 1, step)
 
 
 def _whisker(d: Drawing, found: Mapping[str, Any], zero: float, scale: float, y: float) -> None:
