@@ -15,11 +15,11 @@ import pytest
 from repvgg_ref.blocks.catalogue import block_names
 from repvgg_ref.data.digits import load_digits
 from repvgg_ref.models.registry import network
-from tests.studies.ablations.__main__ import RESULTS, RUNS
+from tests.studies.ablations.page import RESULTS
 from tests.studies.ablations.paper import HOLDS, OPEN, REVERSED, judged, reported
 from tests.studies.ablations.paths import paths
 from tests.studies.ablations.report import document, picture, table, words
-from tests.studies.ablations.runs import Run, StudyError, go_on, missing, read
+from tests.studies.ablations.runs import RUNS, Run, StudyError, go_on, missing, read
 from tests.studies.ablations.statistics import interval, kendall, paired, student
 from tests.studies.ablations.task import TASK, Task, chosen, network_of, trained
 
@@ -103,7 +103,7 @@ def test_one_process_is_at_it_and_runs_are_of_one_task(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="another process"):
         next(go_on(path, BLOCKS, 1, pretended))
     list(first)
-    with pytest.raises(StudyError, match="trained otherwise.*move the file away"):
+    with pytest.raises(StudyError, match=r"trained otherwise.*move the file away"):
         read(path, TINY)
     path.write_text(path.read_text() + '{"block": "plain"}\n')
     with pytest.raises(StudyError, match="line 4 is no run"):

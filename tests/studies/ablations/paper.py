@@ -1,7 +1,7 @@
 """What the paper reports of each block, and whether our runs order them as it does.
 
-Tables 6 and 7: RepVGG-B0 on ImageNet, 120 epochs. What stands in the catalogue as not certain is from
-memory and is marked so wherever it is shown.
+Tables 6 and 7: RepVGG-B0 on ImageNet, 120 epochs. What stands in the catalogue as not certain is
+from memory, and is marked so wherever it is shown.
 """
 
 from __future__ import annotations

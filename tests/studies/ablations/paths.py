@@ -1,6 +1,6 @@
 """How many ways lead through a network: the paper's "ensemble of many shallow models".
 
-Section 2.2 and 4.2 of the paper, after Veit et al. (NIPS 2016): n blocks of two branches make 2^n
+Sections 3.2 and 4.2 of the paper, after Veit et al. (NIPS 2016): n blocks of two branches make 2^n
 paths, of three 3^n. Counted here on the networks themselves, branch by branch and shortcut by
 shortcut, as they are trained; fused there is one.
 """

@@ -11,7 +11,7 @@ from repvgg_ref.blocks.catalogue import block_names
 from tests.studies.ablations.paper import HOLDS, OPEN, REVERSED, reported, verdicts
 from tests.studies.ablations.paths import paths
 from tests.studies.ablations.runs import Run
-from tests.studies.ablations.statistics import Interval, interval, kendall, paired
+from tests.studies.ablations.statistics import interval, kendall, paired
 from tests.studies.ablations.task import network_of
 from tests.studies.pages.figures import BLUE, GREEN, GREY, ORANGE, RED, Drawing
 
@@ -153,7 +153,9 @@ def picture(made: Mapping[str, Any]) -> str:
     low, high = min(ends), max(ends)
     scale = (_WIDE - 20) / max(high - low, 1e-9)
     d.text(
-        panel / 2 + 200, 28, "test error less that of the block above, in points; left is better",
+        panel / 2 + 200,
+        28,
+        "test error less that of the block above, in points; left is better",
         weight="bold",
     )
     for row, name in enumerate(names):
@@ -173,8 +175,11 @@ def picture(made: Mapping[str, Any]) -> str:
             if found is not None:
                 _whisker(d, found, left - low * scale, scale, _TOP + _ROW * row)
     d.text(
-        panel / 2 + 200, height - 14,
-        "means over seeds and 95 % intervals of paired differences", GREY, 12,
+        panel / 2 + 200,
+        height - 14,
+        "means over seeds and 95 % intervals of paired differences",
+        GREY,
+        12,
     )
     return d.svg()
 

@@ -13,6 +13,7 @@ from repvgg_ref.errors import ReportedError
 from tests.studies.ablations.task import TASK, Task
 from weights_io import atomic_path, claim
 
+RUNS = "runs.jsonl"
 Run = dict[str, Any]
 Train = Callable[[str, int, Task], Run]
 

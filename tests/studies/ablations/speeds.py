@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,10 @@ import numpy as np
 from repvgg_ref.blocks.catalogue import RESIDUAL_REORG, block_names
 from repvgg_ref.models.network import Model, build, fold_norms, fuse
 from repvgg_ref.models.registry import network
+from tests.studies.ablations.page import RESULTS, write_page
 from tests.studies.ablations.paths import paths
 from weights_io import atomic_path
 
-RESULTS = Path(__file__).parent / "results" / "speeds.json"
 MODEL, STAGE, SIZE, ROUNDS = "RepVGG-B0", "stage3", 224, 5
 
 
@@ -71,8 +70,9 @@ def rows(best: dict[str, dict[str, float]]) -> dict[str, Any]:
 def main() -> None:
     """Measure and keep."""
     found = {"model": MODEL, "size": SIZE, "threads": 1, "blocks": rows(measured())}
-    with atomic_path(RESULTS) as path:
+    with atomic_path(RESULTS / "speeds.json") as path:
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_page()
 
 
 if __name__ == "__main__":

@@ -103,7 +103,5 @@ def _within(theta: float, freedom: int) -> float:
 def kendall(first: Sequence[float], second: Sequence[float]) -> float:
     """Kendall's tau of two lists: pairs in the same order less pairs in the other, as a part."""
     pairs = [(i, j) for i in range(len(first)) for j in range(i)]
-    same = sum(
-        np.sign(first[i] - first[j]) * np.sign(second[i] - second[j]) for i, j in pairs
-    )
+    same = sum(np.sign(first[i] - first[j]) * np.sign(second[i] - second[j]) for i, j in pairs)
     return float(same) / len(pairs)

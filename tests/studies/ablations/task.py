@@ -2,8 +2,8 @@
 
 The bundled digits, real scans of handwriting, of which a network that sees all of them makes almost
 no mistake. So each run sees few: `Task.images` of the 1437, drawn anew for every seed and the same
-for all blocks. It is judged on the 360 test digits. The network has the paper's five stages, each of
-half the pixels of the one before, most of its layers in the last but one, and few channels.
+for all blocks. It is judged on the 360 test digits. The network has the paper's five stages, each
+of half the pixels of the one before, most of its layers in the last but one, and few channels.
 """
 
 from __future__ import annotations

@@ -110,7 +110,9 @@ def spec_of(block: str) -> BlockSpec:
 def blocks() -> str:
     """All of them, one below the other."""
     names = block_names()
-    d = Drawing(_WIDTH, _ROW * len(names) + 60, "Every block as it is trained, and what it fuses to")
+    d = Drawing(
+        _WIDTH, _ROW * len(names) + 60, "Every block as it is trained, and what it fuses to"
+    )
     d.text(_LEFT, 26, "trained: a sum of branches, then ReLU", anchor="start", weight="bold")
     d.text(_FUSED + _GRID / 2, 26, "fused", weight="bold")
     for index, name in enumerate(names):
