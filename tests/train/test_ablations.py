@@ -15,7 +15,7 @@ import pytest
 from repvgg_ref.blocks.catalogue import block_names
 from repvgg_ref.data.digits import load_digits
 from repvgg_ref.models.registry import network
-from tests.studies.ablations.page import RESULTS
+from tests.studies.ablations.page import FIGURE, PAGE, RESULTS, filled, page_of
 from tests.studies.ablations.paper import HOLDS, OPEN, REVERSED, judged, reported
 from tests.studies.ablations.paths import paths
 from tests.studies.ablations.report import document, picture, table, words
@@ -168,7 +168,18 @@ def test_what_is_committed_is_what_the_runs_say() -> None:
     made = document(runs)
     assert json.loads(committed("ablations.json")) == made
     assert committed("ablations.md") == table(made) + "\n" + words(made)
-    assert committed("ablations.svg") == picture(made)
+    assert committed("ablations.svg") == picture(made) == FIGURE.read_text(encoding="utf-8")
     assert set(made["blocks"]) == set(block_names())
     assert min(len(each["seeds"]) for each in made["blocks"].values()) >= 5
     assert made["unlike_fused"] == 0
+
+
+def test_the_page_says_what_the_results_say() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert page_of(text) == text
+    assert committed("ablations.md").split("\n\n")[0] in text
+
+
+def test_a_page_without_its_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"branches\.md has no place"):
+        filled("# Why three branches?\n", "a.study", "a table")

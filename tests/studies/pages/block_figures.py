@@ -7,7 +7,6 @@ From the catalogue's expressions alone; a test compares it with what is committe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,11 +164,5 @@ def _fused(d: Drawing, name: str, top: float) -> None:
         d.text(_FUSED + _GRID / 2, middle + 5, "refused", RED, 13, weight="bold")
 
 
-def drawn() -> Iterator[tuple[str, str]]:
-    """Names of figures and what they are."""
-    yield "blocks", blocks()
-
-
 if __name__ == "__main__":
-    for figure, svg in drawn():
-        (FOLDER / "figures" / f"{figure}.svg").write_text(svg, encoding="utf-8")
+    (FOLDER / "figures" / "blocks.svg").write_text(blocks(), encoding="utf-8")
