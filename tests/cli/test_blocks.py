@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +63,20 @@ def test_residual_blocks_are_read_and_judged_and_what_needs_a_chain_says_so(
     assert "a network of residual-reorg blocks" in golden.error_line()
     assert "`verify` judges files of its weights" in golden.error_line()
     assert not (tmp_path / "golden").exists()
+
+
+def test_another_block_than_the_file_says_is_taken_aloud(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its keys fit both kinds, and what is computed from them differs."""
+    sizes: dict[str, Any] = {"depths": [2], "channels": [4, 6], "num_classes": 3}
+    path = tmp_path / "train.npz"
+    rr.save(rr.build(plain_architecture(**sizes, kind="identity-without-bn")), path)
+    words = ("convert", "--in", path, "--out", tmp_path / "deploy.npz")
+    assert "metadata" not in invoke(capsys, *words).out
+    other = invoke(capsys, *words, "--block", "1x1-only")
+    assert other.code == 0
+    told = "metadata says identity-without-bn blocks; 1x1-only is taken, as you say"
+    assert told in " ".join(other.out.split())
+    refused = invoke(capsys, *words, "--block", "plain").error_line()
+    assert "with --block 1x1-only or identity-without-bn it is exactly one" in refused
