@@ -21,11 +21,12 @@ _HOW = """\
 Every block {seeds} times, by one recipe: {images} of the bundled digits, real scans, other ones
 for every seed; {epochs} epochs ({steps} steps of {batch}); a network of {layers} layers in the
 paper's five stages, judged on the 360 test digits. `mobileone` has four copies of its 3x3
-branch. The {runs} runs took {minutes:.0f} minutes of one processor. Blocks of one seed see the
-same pictures in the same order, so the differences are those of pairs: their mean, and the
-interval that holds the true one with 95 % confidence (Student's t). Bold: zero is outside. A
-star: also if all {others} comparisons of the column are made at once (Bonferroni). ~: the
-paper's figure is from memory."""
+branch; `residual-reorg` has two layers more, since odd numbers of layers are rounded up. The
+{runs} runs took {minutes:.0f} minutes of one processor. Blocks of one seed see the same
+pictures in the same order, so the differences are those of pairs: their mean, and the interval
+that holds the true one with 95 % confidence (Student's t). Bold: zero is outside. A star: also
+if all {others} comparisons of the column are made at once (Bonferroni). ~: the paper's figure
+is from memory."""
 _COSTS = """\
 What branches cost where they are *not* fused: evaluation of a {model} in train form, one image
 of {size} x {size}, one thread of this project's CPU engine, beside the plain network in train
