@@ -125,6 +125,7 @@ def words(made: Mapping[str, Any]) -> str:
         f"- **{len(by[REVERSED])} are reversed** (beyond chance)" + _listed(by[REVERSED]),
         f"- **{len(by[OPEN])} cannot be told** apart with these seeds.",
         "",
+        f"Of so many intervals at 95 % about {len(pairs) / 20:.0f} miss by chance. "
         f"Kendall's tau of the two orders: {made['kendall']:+.2f} (1: the same, 0: unrelated).",
     ]
     return "\n".join(lines) + "\n"
