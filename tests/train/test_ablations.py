@@ -125,7 +125,7 @@ def test_a_study_whose_errors_are_the_paper_s_finds_its_order(tmp_path: Path) ->
     assert list(made["blocks"]) == list(names)
     plain = made["blocks"]["plain"]["test_error_less_repvgg"]
     assert not abs(plain["mean"] - (75.14 - 72.39)) > 1e-4
-    assert "**55 hold**" in words(made)
+    assert "**Holds: 55**" in words(made)
     assert "| `dirac` |" in table(made)
     assert "| ~73.97 |" in table(made)
     shown = {e.text for e in ET.fromstring(picture(made)).iter() if e.tag.endswith("text")}

@@ -120,12 +120,13 @@ def words(made: Mapping[str, Any]) -> str:
     lines = [
         f"The paper has {len(pairs)} pairs of these blocks in an order. Of them, here:",
         "",
-        f"- **{len(by[HOLDS])} hold** (the better block is better here too, beyond chance)"
+        f"- **Holds: {len(by[HOLDS])}** (beyond chance the better block is better here, too)"
         + _listed(by[HOLDS]),
-        f"- **{len(by[REVERSED])} are reversed** (beyond chance)" + _listed(by[REVERSED]),
-        f"- **{len(by[OPEN])} cannot be told** apart with these seeds.",
+        f"- **Reversed: {len(by[REVERSED])}** (beyond chance the worse block is better here)"
+        + _listed(by[REVERSED]),
+        f"- **Open: {len(by[OPEN])}**: these seeds cannot tell.",
         "",
-        f"Of so many intervals at 95 % about {len(pairs) / 20:.0f} miss by chance. "
+        f"Of so many intervals of 95 % confidence about {len(pairs) / 20:.1g} miss by chance. "
         f"Kendall's tau of the two orders: {made['kendall']:+.2f} (1: the same, 0: unrelated).",
     ]
     return "\n".join(lines) + "\n"
