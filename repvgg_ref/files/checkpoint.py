@@ -195,6 +195,7 @@ def open_checkpoint(
             notes += stated.overruled_by(said)
             checkpoint.said = stated | said
             _understand(checkpoint, model, block)
+            notes += _overruled(checkpoint, block)
             if checkpoint.arch is not None and records_of(checkpoint.arrays):
                 require_as_told(checkpoint.arch, checkpoint.ours, said)
         except MissingArrayError as error:
@@ -207,6 +208,14 @@ def open_checkpoint(
         if not (whole and whole.num_classes):
             checkpoint.problem = one_of_shards(path.name, len(arrays)) or checkpoint.problem
         yield checkpoint
+
+
+def _overruled(checkpoint: Checkpoint, block: str) -> list[str]:
+    """Where the asked kind of block is another than our metadata says, a line."""
+    said = checkpoint.metadata.get("block") if is_ours(checkpoint.metadata) else None
+    if checkpoint.form != "train" or said not in KINDS or block in ("auto", said):
+        return []
+    return [f"the file's metadata says {said} blocks; {block} is taken, as you say"]
 
 
 def require_complete(checkpoint: Checkpoint) -> Network:

@@ -40,7 +40,8 @@ class Inspection:
 
     `model` is an official name, or "custom" for a RepVGG of other widths or class counts.
     `missing` and `unexpected` are in the file's own names. `blocks` are those of the family in a
-    file that is no RepVGG, whose form is then "modules".
+    file that is no RepVGG, whose form is then "modules"; `block` is the kind that a RepVGG in train
+    form is built of, None where fusion left none.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Inspection:
     assumed: Assumed = field(default_factory=Assumed)
     metadata: Mapping[str, str] = field(default_factory=dict)
     blocks: tuple[FoundBlock, ...] = ()
+    block: str | None = None
 
 
 def inspect_file(
@@ -106,7 +108,15 @@ def inspect_file(
             findings=tuple(_findings(checkpoint, held)),
             assumed=assumed,
             metadata=checkpoint.metadata,
+            block=_kind(checkpoint),
         )
+
+
+def _kind(checkpoint: Checkpoint) -> str | None:
+    """What its blocks are called, where they are still there."""
+    if checkpoint.arch is None or checkpoint.form == "deploy":
+        return None
+    return " and ".join(checkpoint.arch.kinds)
 
 
 def _blocks(checkpoint: Checkpoint, eps: float | None) -> Blocks:

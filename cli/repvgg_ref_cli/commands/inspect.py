@@ -79,6 +79,7 @@ def _as_json(found: Inspection) -> dict[str, Any]:
         "dialect": found.dialect,
         "form": found.form,
         "model": found.model,
+        "block": found.block,
         "tensors": found.tensors,
         "unexpected": list(found.unexpected),
         "missing": list(found.missing),
@@ -101,6 +102,7 @@ def _show(found: Inspection) -> None:
         ("names", found.dialect or "of no known dialect"),
         ("form", found.form),
         ("model", found.model or "none that is known"),
+        *([("block", found.block)] if found.block else []),
         ("tensors", str(found.tensors)),
         *([("blocks", blocks_line(found.blocks))] if found.blocks else []),
     ):
