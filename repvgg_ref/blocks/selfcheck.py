@@ -30,6 +30,7 @@ from repvgg_ref.blocks.constructors import Bias, Concat, FormulaConv, Scale, Sli
 from repvgg_ref.blocks.form import Lattice, Pair
 from repvgg_ref.blocks.fusion import FusedConv, row_chunks
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
+from repvgg_ref.blocks.priors import Factor
 from repvgg_ref.blocks.run import EVERYTHING, NORM_VECTORS, Linear, Reader
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import ReportedError
@@ -287,6 +288,11 @@ def _(linear: Concat, read: Reader, rows: slice, windows: Windows, shift: Pair) 
 def _(last: Scale, seen: Response, read: Reader, rows: slice) -> Response:
     v = spread(last, read, rows, len(seen.value))[:, None]
     return Response(seen.value * v, seen.size * abs(v))
+
+
+@respond_after.register
+def _(last: Factor, seen: Response, read: Reader, rows: slice) -> Response:
+    return Response(last.number * seen.value, abs(last.number) * seen.size)
 
 
 @respond_after.register

@@ -13,7 +13,7 @@ from repvgg_ref.blocks.family import FAMILY, Member
 from repvgg_ref.blocks.linear import Conv
 from repvgg_ref.blocks.parts import Parts
 from repvgg_ref.blocks.run import Linear
-from repvgg_ref.errors import CheckpointError, NotFusibleError, did_you_mean
+from repvgg_ref.errors import CheckpointError, ReportedError, did_you_mean
 from repvgg_ref.models.arguments import checked_eps
 from weights_io import sanitize
 
@@ -92,17 +92,19 @@ def find_blocks(
     members = _members(family)
     ordered, place = sorted(shapes), {name: i for i, name in enumerate(shapes)}
     taken: dict[str, FoundBlock] = {}
+    owned: set[str] = set()
     blocks = Blocks()
     for one in members:
         for key in shapes:
             if key != one.anchor and not key.endswith(f".{one.anchor}"):
                 continue
             prefix = key[: -len(one.anchor)]
-            if prefix in taken:
+            if prefix in taken or key in owned:  # of another block, or a part of one
                 continue
             found = _block(one, prefix, shapes, (ordered, place), blocks)
             if found is not None:
                 taken[prefix] = found
+                owned |= set(found.owned)
     blocks.found = sorted(taken.values(), key=lambda block: place[block.owned[0]])
     blocks.found = _with_eps(blocks, shapes, eps)
     return blocks
@@ -135,17 +137,18 @@ def _block(
     ordered, place = order
     ends = {key[len(prefix) :]: shapes[key] for key in _behind(prefix, ordered)}
     mine = {end: shape for end, shape in ends.items() if one.owns(end)}
+    leaves = {one.leaf(end): end for end in mine}
     where = sanitize(prefix.rstrip(".")) or "the file's root"
     try:
-        linear = one.build(Parts(mine))
+        linear = one.build(Parts({leaf: mine[end] for leaf, end in leaves.items()}))
         if linear is None:
             blocks.near.append(f"{where}: its shapes are not those of {one.name}")
             return None
         conv = one_conv(linear, where)
-    except (NotFusibleError, CheckpointError) as error:
+    except ReportedError as error:  # shapes that no such block has
         blocks.near.append(f"{where}: {error}")
         return None
-    names = {leaf: _key(leaf) for leaf in linear.shapes()}
+    names = {leaf: _key(leaf, leaves, linear.shapes()) for leaf in linear.shapes()}
     lacks = [
         end
         for leaf, end in names.items()
@@ -166,7 +169,7 @@ def _block(
         conv,
         {leaf: prefix + end for leaf, end in names.items() if not end.endswith(_COUNTER)},
         owned,
-        one.eps[0],
+        one.eps[0] if one.eps else 0.0,
         deployed in ends and deployed not in mine,
     )
 
@@ -179,10 +182,12 @@ def _behind(prefix: str, ordered: list[str]) -> Iterator[str]:
         yield ordered[at]
 
 
-def _key(leaf: str) -> str:
-    """How a file calls an array of an expression."""
+def _key(leaf: str, ends: Mapping[str, str], shapes: Mapping[str, Shape]) -> str:
+    """How a file calls an array of an expression; `ends` has those that are there."""
     start, dot, end = leaf.rpartition(".")
-    return f"{start}{dot}{_STORED.get(end, end)}"
+    if f"{start}.running_var" in shapes:
+        leaf = f"{start}{dot}{_STORED.get(end, end)}"
+    return ends.get(leaf, leaf)
 
 
 def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) -> list[FoundBlock]:
@@ -201,8 +206,8 @@ def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) ->
 
 
 def _eps_of(one: Member, shapes: Mapping[str, Shape], notes: list[str]) -> float:
-    if len(one.eps) == 1:
-        return one.eps[0]
+    if len(one.eps) < 2:
+        return one.eps[0] if one.eps else 0.0
     if any(map(_YOLO.search, shapes)):
         return max(one.eps)
     if not any(map(_OFFICIAL.search, shapes)):

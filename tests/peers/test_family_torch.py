@@ -53,12 +53,13 @@ def test_a_block_is_fused_to_what_impulses_through_it_give(
     module = drawn(build, seed=len(case))
     state = {prefix + name: value for name, value in module.state_dict().items()}
     state["other.weight"] = torch.randn(3, 3)
-    eps = {m.eps for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)}.pop()
+    norms = [m.eps for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    eps = norms[0] if norms else 0.0
     done, arrays = converted(tmp_path, state, eps=eps if kind == "yolov6" else None)
     assert [(b.member.name, b.eps) for b in done.blocks] == [(kind, eps)]
     start = f"{prefix}{fused}".rstrip(".")
     weight, bias = arrays[f"{start}.weight".lstrip(".")], arrays[f"{start}.bias".lstrip(".")]
-    channels = next(m.in_channels for m in module.modules() if isinstance(m, torch.nn.Conv2d))
+    channels = done.blocks[0].linear.in_channels
     kernel, offset = response(module, channels, weight.shape[2] // 2)
     scale = float(kernel.abs().max())
     told, room = dense(weight, channels), 1e-11 * scale
