@@ -230,8 +230,9 @@ class BiasPad(_Bordered):
         return run.params[self._name]
 
     def border(self, read: Reader, rows: slice) -> Border:
-        """The same for a fusion."""
-        return Border(self.width, read.vector(self._name, rows))
+        """The same for a fusion; zeros where the convolution has no bias."""
+        zeros = 0 * read.ones(len(range(self.conv.out_channels)[rows]))
+        return Border(self.width, read.vector(self._name, rows) if self.conv.bias else zeros)
 
     def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
         """What is inside; what is not is the bias's."""

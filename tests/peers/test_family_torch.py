@@ -15,9 +15,11 @@ from repvgg_ref.oracle.weights.family import judge_family
 
 torch = pytest.importorskip("torch")
 
-from tests.peers.family_modules import BLOCKS, drawn, response  # noqa: E402
+from tests.peers.family_composed import COMPOSED  # noqa: E402
+from tests.peers.family_modules import PLAIN, drawn, response  # noqa: E402
 
 pytestmark = pytest.mark.peers
+BLOCKS = PLAIN | COMPOSED
 
 
 def arrays_of(path: Path) -> dict[str, Any]:
@@ -165,7 +167,10 @@ def test_a_fused_file_agrees_and_one_without_a_branch_does_not(case: str, tmp_pa
     assert (report.verdict, report.first_bad_layer) == ("disagree", "other")
 
 
-@pytest.mark.parametrize("case", ["yolov6", "yolov9", "rtdetr", "ppyoloe", "lcnet", "acb"])
+@pytest.mark.parametrize(
+    "case",
+    ["yolov6", "yolov9", "rtdetr", "ppyoloe", "lcnet", "acb", "repghost", "orepa repvgg"],
+)
 @pytest.mark.parametrize("bug", ["branch-missing", "eps-value"])
 def test_what_converters_do_wrong_is_named(case: str, bug: str, tmp_path: Path) -> None:
     """Files fused as others fuse: without the last branch, or with another eps."""

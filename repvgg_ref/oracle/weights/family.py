@@ -2,7 +2,7 @@
 
 Every fused number must lie within what a converter's arithmetic can do, `ROUNDINGS` of the
 magnitudes that were added. Where it does not, expressions with one thing wrong are tried: a branch
-left out or added twice, another eps, a scale ignored.
+left out or added twice, another eps, a scale, a sign or a bias ignored.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 
 import weights_io
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.constructors import Bias, Scale
-from repvgg_ref.blocks.linear import Chain, Identity, Sum
+from repvgg_ref.blocks.constructors import Bias, BiasPad, Scale
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Sum
+from repvgg_ref.blocks.priors import Factor
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.convert_modules import require_blocks
@@ -251,18 +252,33 @@ def _changed(linear: Any) -> Iterator[tuple[str, Linear]]:
         for place, part in enumerate(linear.parts):
             before, after = linear.parts[:place], linear.parts[place + 1 :]
             if isinstance(part, Scale | Bias):
-                yield f"scale-ignored: {part.name} is ignored", Chain(*before, *after)
+                place = getattr(part, "row", None)
+                row = "" if place is None else f", row {place},"
+                yield f"scale-ignored: {part.name}{row} is ignored", Chain(*before, *after)
+            if isinstance(part, Factor):
+                says = f"sign-lost: {_called(linear)} is not subtracted"
+                yield says, Chain(*before, *after)
             for says, inner in _changed(part):
-                yield says, Chain(*before, inner, *after)
+                yield says, Chain(*before, inner, *(_bordered(p, part, inner) for p in after))
+    if isinstance(linear, Conv) and linear.bias:
+        yield f"bias-missing: the bias of {linear.name} is left out", replace(linear, bias=False)
+
+
+def _bordered(part: Any, before: Any, changed: Any) -> Any:
+    """A border of the bias of a convolution that has `changed`, with it."""
+    is_its = isinstance(part, BiasPad) and part.conv == before
+    return replace(part, conv=changed) if is_its else part
 
 
 def _called(part: Any) -> str:
     if isinstance(part, Identity):
         return "the identity"
-    inner = part.parts[0] if isinstance(part, Chain | Sum) else part
-    if isinstance(inner, Identity):
-        return "the identity's batch norm"
-    return str(getattr(inner, "name", "a branch"))
+    if isinstance(part, Sum):
+        return f"the sum that begins with {_called(part.parts[0])}"
+    if isinstance(part, Chain):
+        first = part.parts[0]
+        return "the identity's batch norm" if isinstance(first, Identity) else _called(first)
+    return str(getattr(part, "name", "a branch"))
 
 
 def _rest(key: str, ours: Mapping[str, LazyArray], theirs: Mapping[str, LazyArray]) -> str:
