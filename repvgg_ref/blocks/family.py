@@ -17,7 +17,7 @@ from repvgg_ref.blocks.catalogue import kind as catalogued
 from repvgg_ref.blocks.constructors import Bias, Scale
 from repvgg_ref.blocks.linear import Chain, Identity, Sum
 from repvgg_ref.blocks.member import FAMILY as FAMILY
-from repvgg_ref.blocks.member import NORM
+from repvgg_ref.blocks.member import NORM, other_identity
 from repvgg_ref.blocks.member import Member as Member
 from repvgg_ref.blocks.member import member as member
 from repvgg_ref.blocks.parts import Parts, is_number, is_wide, renamed
@@ -35,6 +35,7 @@ _CONV = r"(weight|bias)"
     users="YOLOv6 v2, YOLO-NAS",
     keys=rf"rbr_dense\.conv\.weight|rbr_dense\.bn\.{NORM}|rbr_1x1\.weight",
     note="the identity has no key: it is taken where channels are equal, V2's average never",
+    maybe=other_identity,
 )
 def qarepvgg(parts: Parts) -> Linear | None:
     """Chu et al., arXiv 2212.01593; its deploy form keeps the outer batch norm, ``bn``."""

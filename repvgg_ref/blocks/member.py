@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from repvgg_ref.blocks.linear import Identity, Sum
 from repvgg_ref.blocks.parts import Parts
 from repvgg_ref.blocks.run import Linear
 
@@ -38,6 +39,8 @@ class Member:
         What keys cannot tell, and what is assumed.
     leaves : pairs of str
         Where a key does not end as an array of `linear` does: a pattern, and what replaces it.
+    maybe : callable, optional
+        From the expression to what the same keys may mean, too; None if they cannot.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Member:
     keys: str
     note: str = ""
     leaves: tuple[tuple[str, str], ...] = ()
+    maybe: Callable[[Any], Linear | None] | None = None
 
     def owns(self, end: str) -> bool:
         """Whether a key with this end, behind the prefix, is the block's."""
@@ -62,6 +66,15 @@ class Member:
 
 
 FAMILY: dict[str, Member] = {}
+
+
+def other_identity(linear: Any) -> Linear | None:
+    """A sum with the identity, if it has none, or without it; None if that has other channels."""
+    rest = [part for part in linear.parts if not isinstance(part, Identity)]
+    if len(rest) < len(linear.parts):
+        return Sum(*rest)
+    same = linear.in_channels == linear.out_channels
+    return Sum(*rest, Identity("x", linear.in_channels, linear.groups)) if same else None
 
 
 def member(name: str, anchor: str, **about: Any) -> Callable[[Build], Build]:

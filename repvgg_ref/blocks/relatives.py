@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from repvgg_ref.blocks.constructors import Bias, BiasPad, FormulaConv, Scale
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Sum
-from repvgg_ref.blocks.member import NORM, member
+from repvgg_ref.blocks.member import NORM, member, other_identity
 from repvgg_ref.blocks.parts import Parts
 from repvgg_ref.blocks.priors import Factor, Separable, Stored
 from repvgg_ref.blocks.run import Linear
@@ -192,6 +192,7 @@ def orepa_point(parts: Parts) -> Linear | None:
     r"|conv1x1_(sbx|sby|lpl)\.(k0|b0|scale|bias|mask)",
     leaves=((r"\.k(\d)$", r".\1.weight"), (r"\.b(\d)$", r".\1.bias"), ("mask$", "mask.weight")),
     note="the identity has no key: it is never taken, as in the published configurations",
+    maybe=other_identity,
 )
 def ecbsr(parts: Parts) -> Linear | None:
     """Zhang et al., "Edge-oriented Convolution Block" (ACM MM 2021): no border is inexact.

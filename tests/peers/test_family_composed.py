@@ -95,3 +95,21 @@ def test_composed_branches_beside_their_fused_convolution_are_left_out(
     assert [block.is_fused for block in done.blocks] == [True]
     with pytest.raises(weights_io.ReportedError, match="fused already"):
         converted(tmp_path, kept)
+
+
+@pytest.mark.parametrize("case", ["ecbsr", "qarepvgg"])
+def test_an_identity_that_no_key_tells_leaves_the_verdict_open(case: str, tmp_path: Path) -> None:
+    """ECBSR's may be there; QARepVGG's may not, in a block with a stride."""
+    state = drawn(BLOCKS[case][1], seed=3).float().state_dict()
+    _, arrays = converted(tmp_path, state)
+    fused = f"{BLOCKS[case][2]}.weight"
+    other = {key: torch.tensor(array) for key, array in arrays.items()}
+    for channel in range(6):
+        other[fused][channel, channel, 1, 1] += 1 if case == "ecbsr" else -1
+    torch.save(other, tmp_path / "other.pth")
+    report = judge_family(tmp_path / "train.pth", tmp_path / "other.pth")
+    assert report.verdict == "cannot-judge"
+    assert "no key tells" in report.reason
+    other[fused][0, 1, 0, 0] += 1
+    torch.save(other, tmp_path / "wrong.pth")
+    assert judge_family(tmp_path / "train.pth", tmp_path / "wrong.pth").verdict == "disagree"

@@ -30,6 +30,7 @@ from repvgg_ref.oracle.weights.conversion import ROUNDINGS
 from repvgg_ref.oracle.weights.copies import is_counter, unlike
 from weights_io import LazyArray, sanitize
 
+UNKEYED = "identity-unkeyed"
 _EPS = (1e-5, 1e-3, 1e-6, 0.0)
 _FORMATS = {dtype: short for short, dtype in FORMAT_NAMES.items()}
 _NOT_TESTED = (
@@ -109,7 +110,13 @@ def _compared(
             f"array says: {listed(beside)}"
         )
         report = replace(report, notes=(*report.notes, note))
-    if bad := next((row for row in rows if not row.ok), None):
+    open_ones = {str(each.layer) for _, found in judged for each in found if each.bug == UNKEYED}
+    bad = next((row for row in rows if not row.ok and row.name not in open_ones), None)
+    if bad is None and open_ones:
+        says = next(each.says for each in report.diagnosis if each.bug == UNKEYED)
+        reason = f"{listed(sorted(open_ones))}: {says}"
+        return replace(report, verdict="cannot-judge", reason=reason)
+    if bad is not None:
         why = bad.note or "its fused numbers are none that rounding explains"
         reason = f"{bad.name}: {why}"
         return replace(report, verdict="disagree", reason=reason, first_bad_layer=bad.name)
@@ -228,6 +235,9 @@ def _named(
 def _alternatives(block: FoundBlock) -> Iterator[tuple[tuple[str, str, str], Linear, float]]:
     """((bug, what it says, advice), expression, eps) with one thing wrong."""
     linear, eps = block.linear, block.eps
+    if block.member.maybe is not None and (other_block := block.member.maybe(linear)) is not None:
+        says = "it is right if the identity is what no key tells it to be: there, or not there"
+        yield (UNKEYED, says, "look at the training code"), other_block, eps
     for other in _EPS:
         if other != eps:
             says = f"eps is {other:g}, not {eps:g}"
@@ -252,8 +262,8 @@ def _changed(linear: Any) -> Iterator[tuple[str, Linear]]:
         for place, part in enumerate(linear.parts):
             before, after = linear.parts[:place], linear.parts[place + 1 :]
             if isinstance(part, Scale | Bias):
-                place = getattr(part, "row", None)
-                row = "" if place is None else f", row {place},"
+                several = getattr(part, "row", None)
+                row = "" if several is None else f", row {several},"
                 yield f"scale-ignored: {part.name}{row} is ignored", Chain(*before, *after)
             if isinstance(part, Factor):
                 says = f"sign-lost: {_called(linear)} is not subtracted"
