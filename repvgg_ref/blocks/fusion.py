@@ -30,8 +30,8 @@ from repvgg_ref.exact.twofold import round_sum, twofold
 # Where a factor is so small that float64 holds it with fewer bits.
 _TINY = 4 * 2.0**-1074
 
-# Output channels are fused in chunks of about this many taps, which stay in a core's L2 cache.
-CHUNK_TAPS = 1 << 17
+# Output channels are fused in chunks of about this many taps: little is held beside a block.
+CHUNK_TAPS = 1 << 20
 
 
 class FusedConv(NamedTuple):
@@ -139,8 +139,8 @@ def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight:
         return _fuse_in_twofold(form, weight, exactly)
     for offset in _products(form, weight, exactly):
         i, j = _index(form.lattice, offset)
-        error = form.error * form.size_at(offset) + _TINY
-        weight[:, :, i, j] = round_once(form.at(offset), error, dtype, exactly.at(offset))
+        taps, size = form.with_size_at(offset)
+        weight[:, :, i, j] = round_once(taps, form.error * size + _TINY, dtype, exactly.at(offset))
     bias_error = form.error * form.bias_size + _TINY
     return round_once(form.bias, bias_error, dtype, exactly.bias)
 

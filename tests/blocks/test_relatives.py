@@ -13,7 +13,7 @@ from repvgg_ref.blocks.fusion import fuse_exactly, fuse_linear
 from repvgg_ref.blocks.run import Linear
 from repvgg_ref.blocks.selfcheck import check_linear
 from repvgg_ref.exact.rounding import nearest
-from tests.blocks.expressions import bordered, exactly, float_params, mixed, online
+from tests.blocks.expressions import bordered, exactly, float_params, mixed, online, paper
 
 COMPOSED: dict[str, Callable[[], Linear]] = {
     "mixed": mixed,
@@ -48,3 +48,20 @@ def test_the_self_check_passes_and_sees_a_changed_tap(name: str) -> None:
     assert check_linear(name, linear, conv, params, fused, eps=1e-5).ok
     fused.weight[-1, -1, 0, -1] += np.abs(fused.weight).max() * np.float32(1e-4)
     assert not check_linear(name, linear, conv, params, fused, eps=1e-5).ok
+
+
+@pytest.mark.parametrize("factor", [0, 1e-44, 1e-30, 1e30])
+def test_kernels_that_float32_cannot_sum_pass_the_self_check(factor: float) -> None:
+    """Their magnitudes are summed in float64; the batch norms bring the products back."""
+    linear = paper()
+    params = float_params(linear, seed=8, dtype=np.float32)
+    for name in ("k.conv.weight", "p.conv.weight"):
+        params[name][1:] = (params[name][1:].astype(np.float64) * factor).astype(np.float32)
+    for name in ("k.bn", "p.bn"):
+        params[f"{name}.gamma"][1:] *= np.float32(min(1 / factor, 1e38) if factor else 1)
+        params[f"{name}.running_mean"][1:] = 0
+    conv = one_conv(linear, "paper")
+    fused = fuse_linear("paper", linear, conv, params, eps=1e-5, dtype=np.float32)
+    assert check_linear("paper", linear, conv, params, fused, eps=1e-5).ok
+    fused.weight[-1, -1, 0, -1] += max(np.abs(fused.weight).max(), np.float32(1)) / 1000
+    assert not check_linear("paper", linear, conv, params, fused, eps=1e-5).ok
