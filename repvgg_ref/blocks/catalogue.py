@@ -137,6 +137,7 @@ def asymmetric(spec: BlockSpec) -> Linear:
     "BN(WK x) + ... + BN(WK x) + BN(W1 x) + BN0(x)",
     {"branch_kxk": "rbr_conv", "branch_scale": "rbr_scale", "branch_skip.bn": "rbr_skip"},
     fused="reparam_conv",
+    gate={"se.down": "se.reduce", "se.up": "se.expand"},
 )
 def mobileone(spec: BlockSpec) -> Linear:
     """Vasu et al., "MobileOne" (arXiv 2206.04040, section 3.2); W1 only beside a larger kernel."""

@@ -24,6 +24,8 @@ class Kind:
         Start of a part's name -> start of its key in the published code.
     fused : str
         The key of the fused convolution.
+    gate : mapping
+        As `keys`, of squeeze-and-excitation, where its published code has other names for it.
     auto : bool
         Whether a file is taken for it unasked: not where its keys are some of another's.
     top1 : float or None
@@ -38,6 +40,7 @@ class Kind:
     keys: Mapping[str, str]
     fused: str
     auto: bool
+    gate: Mapping[str, str]
     top1: float | None = None
     certain: bool = False
 
@@ -55,13 +58,14 @@ def block(
     *,
     fused: str = "rbr_reparam",
     auto: bool = True,
+    gate: Mapping[str, str] | None = None,
     top1: float | None = None,
     certain: bool = False,
 ) -> Callable[[Callable[[BlockSpec], Linear]], Callable[[BlockSpec], Linear]]:
     """Enter the decorated function under `name`."""
 
     def enter(build: Callable[[BlockSpec], Linear]) -> Callable[[BlockSpec], Linear]:
-        KINDS[name] = Kind(name, says, build, keys, fused, auto, top1, certain)
+        KINDS[name] = Kind(name, says, build, keys, fused, auto, gate or {}, top1, certain)
         return build
 
     return enter
