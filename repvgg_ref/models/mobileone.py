@@ -25,6 +25,7 @@ def mobileone(
     widths: tuple[float, float, float, float],
     copies: int = 1,
     gates: tuple[int, int, int, int] = _NO_GATES,
+    depths: tuple[int, int, int, int] = _DEPTHS,
     num_classes: int = 1000,
     in_channels: int = 3,
     size: int = 224,
@@ -38,12 +39,14 @@ def mobileone(
     copies : int
         Of the largest convolution in every block but the first, which has one.
     gates : four integers
-        Of how many pairs of blocks, the last of stages 1 to 4, have squeeze-and-excitation.
+        How many pairs of blocks, the last of stages 1 to 4, have squeeze-and-excitation.
+    depths : four integers
+        Pairs in each stage.
     """
     planes = [int(base * width) for base, width in zip(_PLANES, widths, strict=True)]
     channels = min(64, planes[0])
     blocks = [BlockSpec("stage0", in_channels, channels, 2, kind="mobileone")]
-    rows = zip(_DEPTHS, planes, gates, strict=True)
+    rows = zip(depths, planes, gates, strict=True)
     for stage, (depth, wide, gated) in enumerate(rows, start=1):
         for index in range(depth):
             stride = 2 if index == 0 else 1
