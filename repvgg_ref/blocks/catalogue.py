@@ -240,6 +240,13 @@ def diverse(spec: BlockSpec) -> Linear:
     )
 
 
+@block("repvit", "BN(BN3(W3 x) + W1 x + b + x)", {}, fused="")
+def repvit(spec: BlockSpec) -> Linear:
+    """RepVGGDW of RepViT (arXiv 2307.09283, section 3.3), whose 1x1 convolution has a bias."""
+    dense, point = conv_bn(spec, "dense", spec.kernel), conv(spec, "point", 1, bias=True)
+    return Chain(Sum(dense, point, identity(spec, "same")), Norm("bn", spec.out_channels))
+
+
 @block("conv-bn", "BN(W x)", {}, fused="conv")
 def plain_conv_bn(spec: BlockSpec) -> Linear:
     """A convolution and its batch norm, as residual networks and auxiliary heads have it."""
