@@ -244,7 +244,8 @@ def diverse(spec: BlockSpec) -> Linear:
 def repvit(spec: BlockSpec) -> Linear:
     """RepVGGDW of RepViT (arXiv 2307.09283, section 3.3), whose 1x1 convolution has a bias."""
     dense, point = conv_bn(spec, "dense", spec.kernel), conv(spec, "point", 1, bias=True)
-    return Chain(Sum(dense, point, identity(spec, "same")), Norm("bn", spec.out_channels))
+    same = [identity(spec, "same")] if spec.can_add_input else []
+    return Chain(Sum(dense, point, *same), Norm("bn", spec.out_channels))
 
 
 @block("conv-bn", "BN(W x)", {}, fused="conv")

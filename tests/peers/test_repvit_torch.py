@@ -131,8 +131,8 @@ def test_the_published_counts(name: str, million_params: float, billion_macs: fl
     """Table 1 of the paper."""
     counted = rr.cost(rr.build(f"RepViT-{name}").arch)
     found = round(counted.params_deploy / 1e6, 2), round(counted.macs / 1e9, 2)
-    assert abs(found[0] - million_params) <= 0.05
-    assert abs(found[1] - billion_macs) <= 0.05
+    assert abs(found[0] - million_params) < 0.051
+    assert abs(found[1] - billion_macs) < 0.051
 
 
 def test_evaluation_loss_and_gradients_are_torchs() -> None:
