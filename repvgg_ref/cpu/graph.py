@@ -31,8 +31,8 @@ from repvgg_ref.models.layers import (
     MaxPool,
 )
 
-KNOWN = (Block, MaxPool, AddRelu, GlobalAvgPool, Flatten, Linear, NormLinear)
-KNOWN += (Silu, Gelu, Gate, Add, Dropout)
+_FEATURES = (GlobalAvgPool, Flatten, Linear, NormLinear, Dropout)
+KNOWN: tuple[type, ...] = (Block, MaxPool, AddRelu, Silu, Gelu, Gate, Add, *_FEATURES)
 PARTS_A_THREAD = 4  # of a linear layer's outputs: its weights are what is read
 
 

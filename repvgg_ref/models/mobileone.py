@@ -7,6 +7,7 @@ in the second half of stage 3 and in stage 4.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -67,13 +68,11 @@ def _block(gated: bool, name: str, **shape: Any) -> BlockSpec:
     return replace(spec, se="before_relu", se_channels=narrow) if gated else spec
 
 
-MOBILEONE = {
-    name: partial(mobileone, name, **shape)
-    for name, shape in {
-        "MobileOne-S0": {"widths": (0.75, 1.0, 1.0, 2.0), "copies": 4},
-        "MobileOne-S1": {"widths": (1.5, 1.5, 2.0, 2.5)},
-        "MobileOne-S2": {"widths": (1.5, 2.0, 2.5, 4.0)},
-        "MobileOne-S3": {"widths": (2.0, 2.5, 3.0, 4.0)},
-        "MobileOne-S4": {"widths": (3.0, 3.5, 3.5, 4.0), "gates": _GATES},
-    }.items()
+_SHAPES: Mapping[str, Mapping[str, Any]] = {
+    "MobileOne-S0": {"widths": (0.75, 1.0, 1.0, 2.0), "copies": 4},
+    "MobileOne-S1": {"widths": (1.5, 1.5, 2.0, 2.5)},
+    "MobileOne-S2": {"widths": (1.5, 2.0, 2.5, 4.0)},
+    "MobileOne-S3": {"widths": (2.0, 2.5, 3.0, 4.0)},
+    "MobileOne-S4": {"widths": (3.0, 3.5, 3.5, 4.0), "gates": _GATES},
 }
+MOBILEONE = {name: partial(mobileone, name, **shape) for name, shape in _SHAPES.items()}

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.peers
 WIDTHS, DEPTHS = (8, 16, 24), (2, 1, 2)
 
 
-class ConvNorm(nn.Sequential):  # type: ignore[misc]
+class ConvNorm(nn.Sequential):
     """The published pair ``c``, ``bn``."""
 
     def __init__(self, i: int, o: int, k: int, stride: int = 1, groups: int = 1) -> None:
@@ -33,7 +33,7 @@ class ConvNorm(nn.Sequential):  # type: ignore[misc]
         self.add_module("bn", nn.BatchNorm2d(o))
 
 
-class Mixer(nn.Module):  # type: ignore[misc]
+class Mixer(nn.Module):
     """RepVGGDW."""
 
     def __init__(self, c: int) -> None:
@@ -46,7 +46,7 @@ class Mixer(nn.Module):  # type: ignore[misc]
         return self.bn(self.conv(x) + self.conv1(x) + x)
 
 
-class Gate(nn.Module):  # type: ignore[misc]
+class Gate(nn.Module):
     """timm's squeeze-and-excitation."""
 
     def __init__(self, c: int) -> None:
@@ -58,7 +58,7 @@ class Gate(nn.Module):  # type: ignore[misc]
         return x * torch.sigmoid(self.fc2(torch.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
 
 
-class Residual(nn.Module):  # type: ignore[misc]
+class Residual(nn.Module):
     def __init__(self, c: int) -> None:
         super().__init__()
         self.m = nn.Sequential(ConvNorm(c, 2 * c, 1), nn.GELU(), ConvNorm(2 * c, c, 1))
@@ -67,7 +67,7 @@ class Residual(nn.Module):  # type: ignore[misc]
         return x + self.m(x)
 
 
-class Pair(nn.Module):  # type: ignore[misc]
+class Pair(nn.Module):
     def __init__(self, i: int, row: Any) -> None:
         super().__init__()
         gate = Gate(i) if row.gated else nn.Identity()
@@ -82,7 +82,7 @@ class Pair(nn.Module):  # type: ignore[misc]
         return self.channel_mixer(self.token_mixer(x))
 
 
-class NormLinear(nn.Module):  # type: ignore[misc]
+class NormLinear(nn.Module):
     def __init__(self, c: int, classes: int) -> None:
         super().__init__()
         self.bn, self.l = nn.BatchNorm1d(c), nn.Linear(c, classes)
@@ -91,7 +91,7 @@ class NormLinear(nn.Module):  # type: ignore[misc]
         return self.l(self.bn(x))
 
 
-class TorchRepVit(nn.Module):  # type: ignore[misc]
+class TorchRepVit(nn.Module):
     def __init__(self, widths: Any, depths: Any, classes: int) -> None:
         super().__init__()
         c = widths[0]
