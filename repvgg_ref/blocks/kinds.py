@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from repvgg_ref.blocks.run import Linear
 from repvgg_ref.blocks.spec import BlockSpec
@@ -24,14 +24,14 @@ class Kind:
         Start of a part's name -> start of its key in the published code.
     fused : str
         The key of the fused convolution.
-    gate : mapping
-        As `keys`, of squeeze-and-excitation, where its published code has other names for it.
     auto : bool
         Whether a file is taken for it unasked: not where its keys are some of another's.
     top1 : float or None
         ImageNet accuracy of RepVGG-B0 with it, percent (Tables 6 and 7, 120 epochs).
     certain : bool
         Whether `top1` was checked in the paper, and is not from memory.
+    gate : mapping
+        As `keys`, of squeeze-and-excitation, where its published code has other names for it.
     """
 
     name: str
@@ -40,9 +40,9 @@ class Kind:
     keys: Mapping[str, str]
     fused: str
     auto: bool
-    gate: Mapping[str, str]
     top1: float | None = None
     certain: bool = False
+    gate: Mapping[str, str] = field(default_factory=dict)
 
 
 KINDS: dict[str, Kind] = {}
@@ -65,7 +65,7 @@ def block(
     """Enter the decorated function under `name`."""
 
     def enter(build: Callable[[BlockSpec], Linear]) -> Callable[[BlockSpec], Linear]:
-        KINDS[name] = Kind(name, says, build, keys, fused, auto, gate or {}, top1, certain)
+        KINDS[name] = Kind(name, says, build, keys, fused, auto, top1, certain, gate or {})
         return build
 
     return enter

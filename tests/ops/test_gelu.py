@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from repvgg_ref.errors import InexactError, ShapeError
-from repvgg_ref.ops import REFERENCE
+from repvgg_ref.ops import REFERENCE, Ops
 from repvgg_ref.ops.gelu import erfc, gelu_backward, gelu_forward
 from tests.gradcheck import assert_gradients
+from tests.ops.cases import ImageCase, image_law
+from tests.ops.exact import assert_within
 
 
 def test_erfc_is_pythons_to_the_last_bits() -> None:
@@ -31,15 +33,19 @@ def test_values() -> None:
     assert slopes == [0.5, pytest.approx(phi + bell), pytest.approx(1 - phi - bell), 1]
 
 
-def test_gelu_of_the_mirror_image_differs_by_x() -> None:
-    x = np.random.default_rng(0).standard_normal((3, 4)) * 3
-    mirrored = gelu_forward(-x)[0]
-    np.testing.assert_allclose(gelu_forward(x)[0], x + mirrored, rtol=0, atol=1e-14)
+@image_law
+def test_gelu_is_x_times_what_python_says(ops: Ops, case: ImageCase) -> None:
+    """In all three intervals of erf, and beyond."""
+    (x,) = case.floats(case.shape)
+    wide = np.concatenate([x.ravel() * factor for factor in (0.1, 1, 8, 40)])
+    want = [v * math.erfc(-v / math.sqrt(2)) / 2 for v in wide.tolist()]
+    assert_within(ops.gelu_forward(wide)[0], np.array(want), 1e-14)
 
 
-def test_the_gradient_is_that_of_finite_differences() -> None:
-    x = np.random.default_rng(1).standard_normal((2, 3, 4)) * 2
-    assert_gradients(gelu_forward, gelu_backward, x, seed=2)
+@image_law
+def test_the_gradient_is_that_of_finite_differences(ops: Ops, case: ImageCase) -> None:
+    (x,) = case.floats(case.shape)
+    assert_gradients(ops.gelu_forward, ops.gelu_backward, x, seed=case.seed)
 
 
 def test_types_stay_and_float16_is_rounded_once() -> None:
