@@ -8,9 +8,10 @@ from typing import Any
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import one_conv
-from repvgg_ref.blocks.fusion import fuse_linear
+from repvgg_ref.blocks.fusion import FusedConv, fuse_linear
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm
 from repvgg_ref.blocks.run import NORM_VECTORS, BatchStats
+from repvgg_ref.blocks.selfcheck import BlockCheck, check_linear
 from repvgg_ref.models.layers import Form, Linear, Pass, Shapes
 
 
@@ -51,6 +52,12 @@ class NormLinear(Linear):
         run.grads[f"{name}.bn.beta"] = grads.grad_beta
         return [grads.grad_x.reshape(grad.shape)]
 
+    @property
+    def linear(self) -> Chain:
+        """The same of an image of one pixel."""
+        last = Conv("linear", self.features, self.outputs, (1, 1), bias=True)
+        return Chain(Identity("x", self.features), Norm("bn", self.features), last)
+
     def folded(
         self, name: str, params: Mapping[str, Array], *, eps: float, dtype: Any
     ) -> dict[str, Array]:
@@ -61,13 +68,23 @@ class NormLinear(Linear):
         NotFusibleError
             As for `blocks.fusion.fuse_block`.
         """
-        linear = Conv("linear", self.features, self.outputs, (1, 1), bias=True)
-        whole = Chain(Identity("x", self.features), Norm("bn", self.features), linear)
-        parts = {f"bn.{part}": params[f"{name}.bn.{part}"] for part in NORM_VECTORS}
-        parts["linear.weight"] = params[f"{name}.weight"][:, :, None, None]
-        parts["linear.bias"] = params[f"{name}.bias"]
+        whole, parts = self.linear, self._parts(name, params)
         fused = fuse_linear(name, whole, one_conv(whole, name), parts, eps=eps, dtype=dtype)
         return {f"{name}.weight": fused.weight[:, :, 0, 0], f"{name}.bias": fused.bias}
+
+    def check(
+        self, name: str, params: Mapping[str, Array], made: Mapping[str, Array], *, eps: float
+    ) -> BlockCheck:
+        """Whether what `folded` made computes the same, as a block is checked."""
+        whole, parts = self.linear, self._parts(name, params)
+        fused = FusedConv(made[f"{name}.weight"][:, :, None, None], made[f"{name}.bias"])
+        return check_linear(name, whole, one_conv(whole, name), parts, fused, eps=eps)
+
+    def _parts(self, name: str, params: Mapping[str, Array]) -> dict[str, Array]:
+        """The arrays, as `linear` calls them."""
+        parts = {f"bn.{part}": params[f"{name}.bn.{part}"] for part in NORM_VECTORS}
+        weight = {"linear.weight": params[f"{name}.weight"][:, :, None, None]}
+        return parts | weight | {"linear.bias": params[f"{name}.bias"]}
 
 
 def _image(features: Array, run: Pass) -> Array:

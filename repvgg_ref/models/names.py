@@ -265,7 +265,7 @@ def published_names(network: Network, form: Form) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in param_shapes(network, form):
         leaf, _, field = name.rpartition(".")
-        key = keys.get(leaf)
+        key = (keys.get(f"{leaf}.deploy") if form == "deploy" else None) or keys.get(leaf)
         if key is None and leaf.endswith(".fused"):
             key = keys.get(leaf.removesuffix("fused") + "conv")
         if key is None:

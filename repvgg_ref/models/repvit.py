@@ -74,7 +74,8 @@ def repvit(
         nodes += _token_mixer(number, nodes[-1].name, channels, row)
         nodes += _channel_mixer(number, nodes[-1].name, row.channels)
         channels = row.channels
-    keys = (("bn", "classifier.classifier.bn"), ("", "classifier.classifier.l"))
+    key = "classifier.classifier"
+    keys = (("bn", f"{key}.bn"), ("", f"{key}.l"), ("deploy", "classifier"))
     nodes += [
         Node("pool", GlobalAvgPool(), (nodes[-1].name,)),
         Node("linear", NormLinear(channels, num_classes), ("pool",), 1.0, keys=keys),

@@ -13,6 +13,7 @@ import repvgg_ref as rr
 from repvgg_ref.cpu import NUMPY
 from repvgg_ref.files.convert import convert
 from repvgg_ref.models.repvit import repvit, rows
+from repvgg_ref.oracle.weights.graph_file import is_graph_file, judge_graph_file
 from tests.models.small import distinct_model
 
 torch = pytest.importorskip("torch")
@@ -188,20 +189,57 @@ def test_the_head_takes_its_norm_in_exactly() -> None:
     np.testing.assert_array_equal(fused.params["linear.bias"], moved.astype(np.float32))
 
 
-def test_a_published_file_is_told_and_converts(tmp_path: Path) -> None:
+def published(folder: Path) -> Any:
+    """A RepViT-M0.9 with drawn statistics, and its file."""
     torch.manual_seed(0)
     root = TorchRepVit((48, 96, 192, 384), (2, 2, 14, 2), 1000).eval()
-    torch.save(root.state_dict(), tmp_path / "m.pth")
+    for name, value in root.state_dict().items():
+        if name.endswith("running_var"):
+            value.copy_(torch.rand_like(value) + 0.5)
+        elif name.endswith("running_mean"):
+            value.copy_(torch.randn_like(value) / 5)
+    torch.save(root.state_dict(), folder / "m.pth")
+    return root
+
+
+def test_a_published_file_is_told_converts_and_is_judged(tmp_path: Path) -> None:
+    root = published(tmp_path)
     loaded = rr.load(tmp_path / "m.pth")
     assert loaded.name == "RepViT-M0.9"
     done = convert(tmp_path / "m.pth", tmp_path / "fused.pth")
     assert done.self_check is not None
     assert done.self_check.ok
-    keys = set(torch.load(tmp_path / "fused.pth", weights_only=True))
-    assert {"features.0.0.weight", "features.1.token_mixer.0.bias"} <= keys
-    assert not any(".bn." in key or ".c." in key for key in keys)
+    state = torch.load(tmp_path / "fused.pth", weights_only=True)
+    assert {"features.1.token_mixer.0.bias", "classifier.weight"} <= set(state)
+    assert not any(".bn." in key or ".c." in key for key in state)
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         want = root(x).numpy()
     got = rr.load(tmp_path / "fused.pth").forward(x.numpy())
-    assert not np.abs(got - want).max() > 1e-4 * max(1, np.abs(want).max())
+    assert not np.abs(got - want).max() > 1e-4 * np.abs(want).max()
+    assert is_graph_file(tmp_path / "m.pth")
+    report = judge_graph_file(tmp_path / "m.pth", tmp_path / "fused.pth")
+    assert report.verdict == "agree", report.reason
+    assert len(report.layers) == 84  # two of the stem, 82 of blocks and head: all that is fused
+    for key, bug in (
+        ("features.5.token_mixer.0", "branch-missing"),
+        ("features.9.channel_mixer.m.2", "unknown"),
+        ("classifier", "unknown"),
+    ):
+        wrong = {name: value.clone() for name, value in state.items()}
+        if bug == "branch-missing":  # the identity, behind the outer batch norm
+            norm = root.features[5].token_mixer[0].bn
+            wrong[f"{key}.weight"][:, 0, 1, 1] -= norm.weight / (norm.running_var + 1e-5).sqrt()
+        else:
+            wrong[f"{key}.weight"] *= 1.01
+        torch.save(wrong, tmp_path / "wrong.pth")
+        report = judge_graph_file(tmp_path / "m.pth", tmp_path / "wrong.pth")
+        assert (report.verdict, report.first_bad_layer) == ("disagree", key)
+        assert report.diagnosis[0].bug == bug
+    gate = "features.1.token_mixer.1.fc1.bias"
+    torch.save(state | {gate: torch.ones(16)}, tmp_path / "wrong.pth")
+    report = judge_graph_file(tmp_path / "m.pth", tmp_path / "wrong.pth")
+    assert (report.verdict, report.first_bad_layer) == (
+        "disagree",
+        "features.1.token_mixer.1.fc1.bias",
+    )

@@ -33,7 +33,7 @@ from weights_io import LazyArray, sanitize
 UNKEYED = "identity-unkeyed"
 _EPS = (1e-5, 1e-3, 1e-6, 0.0)
 _FORMATS = {dtype: short for short, dtype in FORMAT_NAMES.items()}
-_NOT_TESTED = (
+NOT_TESTED = (
     "not tested: strides, padding and what computes with these numbers, which no array says"
 )
 
@@ -77,15 +77,15 @@ def judge_family(
         blocks = find_blocks({k: a.shape for k, a in ours.items()}, family=family, eps=eps)
         require_blocks(reference, blocks, ours)
         title = f"{sanitize(reference.name)} ({blocks.family})"
-        notes = (_NOT_TESTED, *blocks.notes)
+        notes = (NOT_TESTED, *blocks.notes)
         report = Report("agree", "", title, sanitize(candidate.name), "weights", notes=notes)
         try:
-            return _compared(blocks.found, ours, select(port.root, "model", []).arrays, report)
+            return compared(blocks.found, ours, select(port.root, "model", []).arrays, report)
         except ReportedError as error:
             return replace(report, verdict="cannot-judge", reason=str(error))
 
 
-def _compared(
+def compared(
     blocks: list[FoundBlock],
     ours: Mapping[str, LazyArray],
     theirs: Mapping[str, LazyArray],
