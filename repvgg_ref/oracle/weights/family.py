@@ -93,7 +93,7 @@ def compared(
 ) -> Report:
     """`report` with a verdict: on the blocks, on copied arrays, and on those that nobody knows."""
     fused = [key for block in blocks for key in _keys(block)]
-    if not any(key in theirs for key in fused):
+    if fused and not any(key in theirs for key in fused):
         raise CheckpointError(
             "no array is called as a fused one is", got=listed(list(theirs)), wanted=listed(fused)
         )
@@ -120,7 +120,8 @@ def compared(
         why = bad.note or "its fused numbers are none that rounding explains"
         reason = f"{bad.name}: {why}"
         return replace(report, verdict="disagree", reason=reason, first_bad_layer=bad.name)
-    agrees = f"{len(blocks)} fused blocks and all other arrays are those of the checkpoint"
+    those = f"{len(blocks)} fused blocks and all other arrays" if blocks else "all arrays"
+    agrees = f"{those} are those of the checkpoint"
     unknown = [k for k in theirs if not (k in ours or k in fused or is_counter(k))]
     if unknown:
         reason = f"{agrees}, but what these do is not known: {listed(unknown)}"
