@@ -134,11 +134,11 @@ def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight:
     Elsewhere, and in the bias, terms can cancel: the error is relative to their magnitudes.
     """
     form = linear.form(read, rows)
-    exactly, dtype = Exactly(linear, exact, rows, form), weight.dtype
+    exactly, dtype, lattice = Exactly(linear, exact, rows, form), weight.dtype, form.lattice
     if dtype == np.float64:
         return _fuse_in_twofold(form, weight, exactly)
     for offset in _products(form, weight, exactly):
-        i, j = _index(form.lattice, offset)
+        i, j = _index(lattice, offset)
         taps, size = form.with_size_at(offset)
         weight[:, :, i, j] = round_once(taps, form.error * size + _TINY, dtype, exactly.at(offset))
     bias_error = form.error * form.bias_size + _TINY
@@ -152,8 +152,9 @@ def _fuse_in_twofold(form: Form, weight: Array, exactly: Exactly) -> Array:
     tap.
     """
     scales = [twofold(exactly.scales(place)) for place in range(len(form.terms))]
-    for offset in form.lattice.offsets():
-        i, j = _index(form.lattice, offset)
+    lattice = form.lattice
+    for offset in lattice.offsets():
+        i, j = _index(lattice, offset)
         products, stored = [], True
         for term, scale in zip(form.terms, scales, strict=True):
             if at := term.lattice.tap(offset):

@@ -148,11 +148,12 @@ def _block(
     except ReportedError as error:  # shapes that no such block has
         blocks.near.append(f"{where}: {error}")
         return None
-    names = {leaf: _key(leaf, leaves, linear.shapes()) for leaf in linear.shapes()}
+    own = linear.shapes()
+    names = {leaf: _key(leaf, leaves, own) for leaf in own}
     lacks = [
         end
         for leaf, end in names.items()
-        if mine.get(end) != linear.shapes()[leaf] and not end.endswith(_COUNTER)
+        if mine.get(end) != own[leaf] and not end.endswith(_COUNTER)
     ]
     if lacks:
         blocks.near.append(f"{where}: {one.name} without {sanitize(', '.join(lacks[:4]))}")
