@@ -31,8 +31,8 @@ from repvgg_ref.exact.twofold import round_sum, twofold
 # Where a factor is so small that float64 holds it with fewer bits.
 _TINY = 4 * 2.0**-1074
 
-# Output channels are fused in chunks of about this many taps, which stay in a core's L2 cache.
-CHUNK_TAPS = 1 << 17
+# Output channels are fused in chunks of about this many taps: little is held beside a block.
+CHUNK_TAPS = 1 << 20
 
 
 class FusedConv(NamedTuple):
@@ -137,13 +137,13 @@ def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight:
     Elsewhere, and in the bias, terms can cancel: the error is relative to their magnitudes.
     """
     form = linear.form(read, rows)
-    exactly, dtype = Exactly(linear, exact, rows, form), weight.dtype
+    exactly, dtype, lattice = Exactly(linear, exact, rows, form), weight.dtype, form.lattice
     if dtype == np.float64:
         return _fuse_in_twofold(form, weight, exactly)
     for offset in _products(form, weight, exactly):
-        i, j = _index(form.lattice, offset)
-        error = form.error * form.size_at(offset) + _TINY
-        weight[:, :, i, j] = round_once(form.at(offset), error, dtype, exactly.at(offset))
+        i, j = _index(lattice, offset)
+        taps, size = form.with_size_at(offset)
+        weight[:, :, i, j] = round_once(taps, form.error * size + _TINY, dtype, exactly.at(offset))
     bias_error = form.error * form.bias_size + _TINY
     return round_once(form.bias, bias_error, dtype, exactly.bias)
 
@@ -155,8 +155,9 @@ def _fuse_in_twofold(form: Form, weight: Array, exactly: Exactly) -> Array:
     tap.
     """
     scales = [twofold(exactly.scales(place)) for place in range(len(form.terms))]
-    for offset in form.lattice.offsets():
-        i, j = _index(form.lattice, offset)
+    lattice = form.lattice
+    for offset in lattice.offsets():
+        i, j = _index(lattice, offset)
         products, stored = [], True
         for term, scale in zip(form.terms, scales, strict=True):
             if at := term.lattice.tap(offset):

@@ -148,6 +148,28 @@ class Parts:
             [Chain(Identity("x", like.in_channels, like.groups), after)] if after and same else []
         )
 
+    def copies(self, copies: str, scale: str, skip: str) -> Sum | None:
+        """MobileOne's sum: convolutions, a 1x1 one and the identity, a batch norm behind each.
+
+        `scale` and `skip` may be missing; None where the `copies` are not alike, or none is there.
+        """
+        start = f"{copies}."
+        count = len({n[len(start) :].split(".")[0] for n in self.shapes if n.startswith(start)})
+        branches: list[Chain] = []
+        main: Conv | None = None
+        for i in range(count):
+            found = self.conv_bn(f"{start}{i}.conv", f"{start}{i}.bn", like=main, skip=skip)
+            if found is None:
+                return None
+            main = main or found.parts[0]
+            branches.append(found)
+        if main is None:
+            return None
+        point = self.conv_bn(f"{scale}.conv", f"{scale}.bn", like=main)
+        if point is not None and is_wide(point):
+            return None
+        return Sum(*branches, *([point] if point else []), *self.identity_bn(skip, main))
+
 
 def renamed(linear: Any, keys: Mapping[str, str]) -> Any:
     """An expression of the catalogue with its leaves called as a file calls them."""

@@ -28,6 +28,7 @@ from weights_io.writers.write import Container
 _THREADS = min(4, os.cpu_count() or 1)
 _FLOATS = ("float16", "float32", "float64")
 _MOST_NEAR = 3
+_USUAL = {"", "conv", "conv3x3"}  # what other networks call their convolutions, too
 Progress = Callable[[str, int, int], None]
 
 
@@ -129,7 +130,7 @@ def require_blocks(path: Path, blocks: Blocks, arrays: Mapping[str, LazyArray]) 
     """Raise `CheckpointError` if nothing was recognised, with what came nearest."""
     if blocks.found:
         return
-    deployed = {one.fused for one in FAMILY.values() if one.fused not in ("", "conv")}
+    deployed = {one.fused for one in FAMILY.values()} - _USUAL
     there = [key for key in arrays if any(f"{name}.weight" in key for name in deployed)]
     if there:
         raise CheckpointError(

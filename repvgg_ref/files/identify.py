@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import islice
 
 import weights_io
+from repvgg_ref.blocks.block import SE_FIELDS
 from repvgg_ref.blocks.catalogue import KINDS, RESIDUAL_REORG, block_kind
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import CheckpointError
@@ -191,7 +192,6 @@ def _inferred(
     names = _block_names(shapes)
     kernels = _kernels(shapes)
     said.require_blocks(names)
-    has_se = any(".se." in name for name in shapes)
     blocks: list[BlockSpec] = []
     wide: set[int] = set()  # sizes of the kernels so far, but for 1x1
     for name in names:
@@ -206,7 +206,8 @@ def _inferred(
                 wanted=f"(O, C/G, K, K), one odd K for all and C/G a divisor of {entry}",
                 advice="the file holds no plain chain of re-parameterisable blocks",
             )
-        se_channels = required_shape(shapes, f"{name}.se.down.weight", 4)[0] if has_se else 0
+        gated = any(f"{name}.se.{part}" in shapes for part in SE_FIELDS)
+        se_channels = required_shape(shapes, f"{name}.se.down.weight", 4)[0] if gated else 0
         blocks.append(
             BlockSpec(
                 name=name,
@@ -215,7 +216,7 @@ def _inferred(
                 stride=said.strides.get(name, usual_stride(name)),
                 groups=entry // weight[1],
                 dilation=said.dilations.get(name, 1),
-                se=se if has_se else "none",
+                se=se if gated else "none",
                 se_channels=se_channels,
                 kernel=weight[2],
                 copies=copies,

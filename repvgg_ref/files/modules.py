@@ -119,17 +119,20 @@ def find_blocks(
     members = _members(family)
     ordered, place = sorted(shapes), {name: i for i, name in enumerate(shapes)}
     taken: dict[str, FoundBlock] = {}
+    owned: set[str] = set()
     blocks = Blocks()
     for one in members:
         for key in shapes:
             if key != one.anchor and not key.endswith(f".{one.anchor}"):
                 continue
             prefix = key[: -len(one.anchor)]
-            if prefix in taken or prefix in blocks.left:  # what asks more of a file came first
+            # What asks more of a file came first; a key may be of a part of another block.
+            if prefix in taken or prefix in blocks.left or key in owned:
                 continue
             found = _block(one, prefix, shapes, (ordered, place), blocks, records or {})
             if found is not None:
                 taken[prefix] = found
+                owned |= set(found.owned)
     blocks.found = sorted(taken.values(), key=lambda block: place[block.owned[0]])
     blocks.found = _with_eps(blocks, shapes, eps)
     blocks.notes += [f"left as it is: {why}" for why in blocks.left.values()]
@@ -164,11 +167,12 @@ def _block(
     ordered, place = order
     ends = {key[len(prefix) :]: shapes[key] for key in _behind(prefix, ordered)}
     mine = {end: shape for end, shape in ends.items() if one.owns(end)}
+    leaves = {one.leaf(end): end for end in mine}
     where = sanitize(prefix.rstrip(".")) or "the file's root"
-    held = {end: records[prefix + end] for end in mine if prefix + end in records}
+    held = {leaf: records[prefix + end] for leaf, end in leaves.items() if prefix + end in records}
     told = Recorded(held) if held else None
     try:
-        linear = one.build(Parts(mine, told))
+        linear = one.build(Parts({leaf: mine[end] for leaf, end in leaves.items()}, told))
         if linear is None:
             blocks.near.append(f"{where}: its shapes are not those of {one.name}")
             return None
@@ -176,16 +180,17 @@ def _block(
         _require_no_growth(conv, mine, where)
         if told is not None:
             told.require_as_built(one.beside)
-    except ReportedError as error:
+    except ReportedError as error:  # shapes that no such block has
         blocks.near.append(f"{where}: {error}")
         if told is not None:
             blocks.left.setdefault(prefix, f"{where}: {error}")
         return None
-    names = {leaf: _key(leaf) for leaf in linear.shapes()}
+    own = linear.shapes()
+    names = {leaf: _key(leaf, leaves, own) for leaf in own}
     lacks = [
         end
         for leaf, end in names.items()
-        if mine.get(end) != linear.shapes()[leaf] and not end.endswith(_COUNTER)
+        if mine.get(end) != own[leaf] and not end.endswith(_COUNTER)
     ]
     if lacks:
         blocks.near.append(f"{where}: {one.name} without {sanitize(', '.join(lacks[:4]))}")
@@ -202,7 +207,7 @@ def _block(
         conv,
         {leaf: prefix + end for leaf, end in names.items() if not end.endswith(_COUNTER)},
         owned,
-        one.eps[0],
+        one.eps[0] if one.eps else 0.0,
         deployed in ends and deployed not in mine,
         told is not None,
         told is None or not (one.told_by == "" or told.knows(one.told_by)),
@@ -211,7 +216,7 @@ def _block(
 
 def _require_no_growth(conv: Conv, mine: Mapping[str, Shape], where: str) -> None:
     """Refuse a fused kernel larger than the block's own: a dilation can make it of any size."""
-    own = [shape[2:] for shape in mine.values() if len(shape) == 4]
+    own = [shape[2:] for shape in mine.values() if len(shape) == 4] or [conv.kernel]
     largest = tuple(max(sizes) for sizes in zip(*own, strict=True))
     if any(size > most for size, most in zip(conv.kernel, largest, strict=True)):
         raise CheckpointError(
@@ -229,10 +234,12 @@ def _behind(prefix: str, ordered: list[str]) -> Iterator[str]:
         yield ordered[at]
 
 
-def _key(leaf: str) -> str:
-    """How a file calls an array of an expression."""
+def _key(leaf: str, ends: Mapping[str, str], shapes: Mapping[str, Shape]) -> str:
+    """How a file calls an array of an expression; `ends` has those that are there."""
     start, dot, end = leaf.rpartition(".")
-    return f"{start}{dot}{_STORED.get(end, end)}"
+    if f"{start}.running_var" in shapes:
+        leaf = f"{start}{dot}{_STORED.get(end, end)}"
+    return ends.get(leaf, leaf)
 
 
 def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) -> list[FoundBlock]:
@@ -264,8 +271,8 @@ def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) ->
 
 
 def _eps_of(one: Member, shapes: Mapping[str, Shape], notes: list[str]) -> float:
-    if len(one.eps) == 1:
-        return one.eps[0]
+    if len(one.eps) < 2:
+        return one.eps[0] if one.eps else 0.0
     if any(map(_YOLO.search, shapes)):
         return max(one.eps)
     if not any(map(_OFFICIAL.search, shapes)):

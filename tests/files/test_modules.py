@@ -190,7 +190,7 @@ def test_the_page_lists_every_kind_as_the_catalogue_has_it() -> None:
             name,
             one.users,
             f"`{one.fused}`" if one.fused else "the prefix itself",
-            " or ".join(f"{eps:g}" for eps in one.eps),
+            " or ".join(f"{eps:g}" for eps in one.eps) or "none",
         )
         for name, one in FAMILY.items()
     ]

@@ -21,7 +21,8 @@ from tests.cli.runner import invoke
 
 torch = pytest.importorskip("torch")
 
-from tests.peers.family_modules import BLOCKS, drawn, response  # noqa: E402
+from tests.peers.family_composed import COMPOSED  # noqa: E402
+from tests.peers.family_modules import PLAIN, drawn, response  # noqa: E402
 from tests.peers.test_family_torch import arrays_of, dense  # noqa: E402
 from tests.peers.torch_repvgg import build_torch  # noqa: E402
 from tests.peers.whole_modules import (  # noqa: E402
@@ -35,6 +36,11 @@ from tests.peers.whole_modules import (  # noqa: E402
 )
 
 pytestmark = pytest.mark.peers
+BLOCKS = PLAIN | COMPOSED
+# The witness of OREPA keeps no settings beside its arrays, and ECBSR has no batch norm.
+NORMED = {
+    name: block for name, block in BLOCKS.items() if name.split()[0] not in ("orepa", "ecbsr")
+}
 GROUPS = {"stage1.1": 2, "stage2.1": 4}
 SMALL = plain_architecture(depths=(2, 2), channels=(4, 4, 8), num_classes=3)
 
@@ -121,7 +127,7 @@ def test_arrays_beside_a_module_are_taken_before_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.few
-@pytest.mark.parametrize("case", BLOCKS)
+@pytest.mark.parametrize("case", NORMED)
 @pytest.mark.parametrize("eps", [(7e-3,), (7e-3, 2e-2, 1e-6)], ids=["one eps", "several"])
 def test_a_block_is_fused_with_the_eps_of_its_modules(
     case: str, eps: tuple[float, ...], tmp_path: Path
@@ -131,7 +137,7 @@ def test_a_block_is_fused_with_the_eps_of_its_modules(
     module = with_eps(drawn(build, seed=len(case)).float(), *eps)
     done = convert_modules(written(tmp_path, {"model": module}), tmp_path / "out.npz", "npz")
     module = module.double()  # the same numbers, computed exactly enough
-    assert done.blocks[0].eps == eps[0]
+    assert done.blocks[0].eps in eps
     arrays = arrays_of(tmp_path / "out.npz")
     weight, bias = (arrays[f"{fused}.{part}".lstrip(".")] for part in ("weight", "bias"))
     channels = next(m.in_channels for m in module.modules() if isinstance(m, torch.nn.Conv2d))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.peers.family_modules import BLOCKS, Named, bn, conv, drawn
+from tests.peers.family_modules import PLAIN, Named, bn, conv, drawn
 
 # How torch can write: the zip in two protocols, and the stream before 1.6 with its class sources.
 WRITTEN: dict[str, dict[str, Any]] = {
@@ -24,7 +24,7 @@ class Detector(nn.Module):  # type: ignore[misc]
 
     def __init__(self, seed: int = 0, cases: tuple[str, ...] = ("yolov6", "yolov9")) -> None:
         super().__init__()
-        blocks = [nn.Sequential(drawn(BLOCKS[c][1], seed + i)) for i, c in enumerate(cases)]
+        blocks = [nn.Sequential(drawn(PLAIN[c][1], seed + i)) for i, c in enumerate(cases)]
         self.model = nn.Sequential(*blocks, nn.SiLU())
         self.head = nn.Conv2d(6, 5, 1).double()
         self.register_buffer("anchors", torch.arange(6.0).reshape(3, 2))
@@ -70,7 +70,7 @@ class Shared(nn.Module):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = drawn(BLOCKS["rtdetr"][1], 5)
+        self.first = drawn(PLAIN["rtdetr"][1], 5)
         self.second = self.first
         self.heads = nn.ModuleList([conv(6, 6, 1).double()] * 3)
 

@@ -2,7 +2,7 @@
 
 Every fused number must lie within what a converter's arithmetic can do, `ROUNDINGS` of the
 magnitudes that were added. Where it does not, expressions with one thing wrong are tried: a branch
-left out or added twice, another eps, a scale ignored.
+left out or added twice, another eps, a scale, a sign or a bias ignored.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 
 import weights_io
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.constructors import Bias, Scale
-from repvgg_ref.blocks.linear import Chain, Identity, Sum
+from repvgg_ref.blocks.constructors import Bias, BiasPad, Scale
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Sum
 from repvgg_ref.blocks.parts import with_eps
+from repvgg_ref.blocks.priors import Factor
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.convert_modules import require_blocks
@@ -31,9 +32,10 @@ from repvgg_ref.oracle.weights.conversion import ROUNDINGS
 from repvgg_ref.oracle.weights.copies import is_counter, unlike
 from weights_io import LazyArray, sanitize
 
+UNKEYED = "identity-unkeyed"
 _EPS = (1e-5, 1e-3, 1e-6, 0.0)
 _FORMATS = {dtype: short for short, dtype in FORMAT_NAMES.items()}
-_NOT_TESTED = (
+NOT_TESTED = (
     "not tested: strides, padding and what computes with these numbers, which no array says"
 )
 
@@ -77,15 +79,15 @@ def judge_family(
         blocks = blocks_of(ours, family=family, eps=eps)
         require_blocks(reference, blocks, ours)
         title = f"{sanitize(reference.name)} ({blocks.family})"
-        notes = (_NOT_TESTED, *blocks.notes)
+        notes = (NOT_TESTED, *blocks.notes)
         report = Report("agree", "", title, sanitize(candidate.name), "weights", notes=notes)
         try:
-            return _compared(blocks.found, ours, select(port.root, "model", []).arrays, report)
+            return compared(blocks.found, ours, select(port.root, "model", []).arrays, report)
         except ReportedError as error:
             return replace(report, verdict="cannot-judge", reason=str(error))
 
 
-def _compared(
+def compared(
     blocks: list[FoundBlock],
     ours: Mapping[str, LazyArray],
     theirs: Mapping[str, LazyArray],
@@ -93,7 +95,7 @@ def _compared(
 ) -> Report:
     """`report` with a verdict: on the blocks, on copied arrays, and on those that nobody knows."""
     fused = [key for block in blocks for key in _keys(block)]
-    if not any(key in theirs for key in fused):
+    if fused and not any(key in theirs for key in fused):
         raise CheckpointError(
             "no array is called as a fused one is", got=listed(list(theirs)), wanted=listed(fused)
         )
@@ -110,11 +112,18 @@ def _compared(
             f"array says: {listed(beside)}"
         )
         report = replace(report, notes=(*report.notes, note))
-    if bad := next((row for row in rows if not row.ok), None):
+    open_ones = {str(each.layer) for _, found in judged for each in found if each.bug == UNKEYED}
+    bad = next((row for row in rows if not row.ok and row.name not in open_ones), None)
+    if bad is None and open_ones:
+        says = next(each.says for each in report.diagnosis if each.bug == UNKEYED)
+        reason = f"{listed(sorted(open_ones))}: {says}"
+        return replace(report, verdict="cannot-judge", reason=reason)
+    if bad is not None:
         why = bad.note or "its fused numbers are none that rounding explains"
         reason = f"{bad.name}: {why}"
         return replace(report, verdict="disagree", reason=reason, first_bad_layer=bad.name)
-    agrees = f"{len(blocks)} fused blocks and all other arrays are those of the checkpoint"
+    those = f"{len(blocks)} fused blocks and all other arrays" if blocks else "all arrays"
+    agrees = f"{those} are those of the checkpoint"
     unknown = [k for k in theirs if not (k in ours or k in fused or is_counter(k))]
     if unknown:
         reason = f"{agrees}, but what these do is not known: {listed(unknown)}"
@@ -243,6 +252,10 @@ def _named(
 def _alternatives(block: FoundBlock) -> Iterator[tuple[tuple[str, str, str], Linear, float]]:
     """((bug, what it says, advice), expression, eps) with one thing wrong."""
     linear, eps = block.linear, block.eps
+    maybe = block.member.maybe if block.is_unsure else None
+    if maybe is not None and (other_block := maybe(linear)) is not None:
+        says = "it is right if the identity is what no key tells it to be: there, or not there"
+        yield (UNKEYED, says, "look at the training code"), other_block, eps
     for other in _EPS:
         if other != eps:
             says = f"eps is {other:g}, not {eps:g}"
@@ -268,18 +281,33 @@ def _changed(linear: Any) -> Iterator[tuple[str, Linear]]:
         for place, part in enumerate(linear.parts):
             before, after = linear.parts[:place], linear.parts[place + 1 :]
             if isinstance(part, Scale | Bias):
-                yield f"scale-ignored: {part.name} is ignored", Chain(*before, *after)
+                several = getattr(part, "row", None)
+                row = "" if several is None else f", row {several},"
+                yield f"scale-ignored: {part.name}{row} is ignored", Chain(*before, *after)
+            if isinstance(part, Factor):
+                says = f"sign-lost: {_called(linear)} is not subtracted"
+                yield says, Chain(*before, *after)
             for says, inner in _changed(part):
-                yield says, Chain(*before, inner, *after)
+                yield says, Chain(*before, inner, *(_bordered(p, part, inner) for p in after))
+    if isinstance(linear, Conv) and linear.bias:
+        yield f"bias-missing: the bias of {linear.name} is left out", replace(linear, bias=False)
+
+
+def _bordered(part: Any, before: Any, changed: Any) -> Any:
+    """A border of the bias of a convolution that has `changed`, with it."""
+    is_its = isinstance(part, BiasPad) and part.conv == before
+    return replace(part, conv=changed) if is_its else part
 
 
 def _called(part: Any) -> str:
     if isinstance(part, Identity):
         return "the identity"
-    inner = part.parts[0] if isinstance(part, Chain | Sum) else part
-    if isinstance(inner, Identity):
-        return "the identity's batch norm"
-    return str(getattr(inner, "name", "a branch"))
+    if isinstance(part, Sum):
+        return f"the sum that begins with {_called(part.parts[0])}"
+    if isinstance(part, Chain):
+        first = part.parts[0]
+        return "the identity's batch norm" if isinstance(first, Identity) else _called(first)
+    return str(getattr(part, "name", "a branch"))
 
 
 def _rest(key: str, ours: Mapping[str, LazyArray], theirs: Mapping[str, LazyArray]) -> str:
