@@ -56,3 +56,5 @@ class Record(Foreign):
 
 class Method(Foreign):
     """A method of a record, by its name: what trainers put in the place of `forward`."""
+
+    __slots__ = ()
