@@ -19,10 +19,15 @@ from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.dumps import read_npz
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx
 from repvgg_ref.oracle.golden.folder import checked_manifest, is_golden, read_manifest
+from repvgg_ref.oracle.integers.files import (
+    excused,
+    file_numbers,
+    judged_file,
+    quantised_file,
+)
 from repvgg_ref.oracle.integers.golden import NETWORK, VECTORS, is_integer_golden
 from repvgg_ref.oracle.integers.judge import INPUT, judge_numbers
-from repvgg_ref.oracle.integers.onnx_reading import ReadNetwork, is_quantised, read_integer_onnx
-from repvgg_ref.oracle.integers.onnx_run import run_numbers
+from repvgg_ref.oracle.integers.onnx_reading import is_quantised, read_integer_onnx
 from repvgg_ref.oracle.integers.report import PRECISION, IntegerReport
 from repvgg_ref.oracle.integers.weights import judge_integers
 from weights_io import sanitize
@@ -52,15 +57,22 @@ def verify_integers(
     """
     named = sanitize(str(candidate)) if isinstance(candidate, str | Path) else "candidate"
     try:
+        theirs = quantised_file(candidate)
         if not _is_integers(reference):
             model = reference if isinstance(reference, Model) else load(reference, eps=eps)  # type: ignore[arg-type]
+            if theirs is not None:
+                return judged_file(theirs, model, candidate=named)
             return judge_integers(model, integer_network(candidate), candidate=named)
-        network = integer_network(reference)
+        ours = quantised_file(reference)
+        network = ours.network if ours is not None else integer_network(reference)
         if inputs is None and _is_bundle(reference):
             inputs = read_npz(Path(reference) / VECTORS).arrays[INPUT]  # type: ignore[arg-type]
         title = "reference" if isinstance(reference, IntegerNetwork) else Path(reference).name  # type: ignore[arg-type]
-        numbers, notes = _numbers(candidate, network, inputs, timeout)
-        return judge_numbers(
+        if theirs is not None:
+            numbers, notes = file_numbers(theirs, network, ours, inputs, timeout)
+        else:
+            numbers, notes = _numbers(candidate, network, inputs, timeout)
+        report = judge_numbers(
             network,
             numbers,
             reference=sanitize(title),
@@ -68,6 +80,7 @@ def verify_integers(
             notes=notes,
             progress=progress,
         )
+        return excused(report, network, theirs, ours)
     except CandidateFailure as failure:
         return IntegerReport(failure.verdict, str(failure), "reference", named, PRECISION)
 
@@ -119,10 +132,6 @@ def _numbers(
     if isinstance(candidate, Mapping):
         return _renamed(dict(candidate), network, inputs)
     path = Path(candidate)
-    if path.suffix.lower() == ".onnx":
-        read: ReadNetwork = read_integer_onnx(path)
-        found = run_numbers(read, sanitize(path.name), _images(network, inputs), timeout=timeout)
-        return _renamed(found, network, None)
     if _is_integers(path):
         return _numbers(read_network(path), network, inputs, timeout)
     return _renamed(dict(read_npz(path).arrays), network, inputs)

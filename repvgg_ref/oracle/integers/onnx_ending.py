@@ -215,5 +215,3 @@ def _meaning(reading: Reading) -> tuple[bytes, ...]:
     scales = [np.asarray(each.scale, np.float64).tobytes() for each in reading.form.terms]
     after = [str(each).encode() for each in reading.after]
     return (*kernels, *scales, np.asarray(reading.form.bias, np.float64).tobytes(), *after)
-
-

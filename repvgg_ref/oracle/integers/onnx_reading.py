@@ -117,7 +117,7 @@ def _read(model: Any, name: str) -> ReadNetwork:
         _put_bias(walk, ending.bias)
     walk.tensors["input"] = walk.entered
     dims = image.type.tensor_type.shape.dim
-    shape = tuple(int(d.dim_value) if d.HasField("dim_value") else None for d in dims)
+    shape = tuple((int(d.dim_value) or None) if d.HasField("dim_value") else None for d in dims)
     return ReadNetwork(
         IntegerNetwork(tuple(walk.layers), ROUNDING),
         walk.tensors,
