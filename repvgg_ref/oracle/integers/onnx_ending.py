@@ -27,9 +27,9 @@ from repvgg_ref.oracle.candidates.onnx_reading import (
 )
 from repvgg_ref.oracle.candidates.onnx_rules import reader as reader_of
 from repvgg_ref.oracle.integers.onnx_arrays import StatedBias
-from repvgg_ref.oracle.integers.onnx_settings import ONNX, called
+from repvgg_ref.oracle.integers.onnx_settings import ONNX, called, not_understood
 from repvgg_ref.oracle.integers.onnx_shapes import SHAPING, Shape, reshaped
-from repvgg_ref.oracle.integers.onnx_walk import Real, Walk
+from repvgg_ref.oracle.integers.onnx_walk import Open, Walk
 from repvgg_ref.oracle.report import Finding
 
 _CUSTOMARY = frozenset({"Softmax", "LogSoftmax", "ArgMax", "TopK"})
@@ -74,9 +74,10 @@ def last_tensors(walk: Walk) -> dict[str, Shape]:
     count = len(walk.layers)
     found = {name: each.shape for name, each in walk.numbers.items() if each.layers == count}
     for name, real in walk.real.items():
-        if isinstance(real, Real) and real.numbers in found:
-            if not (real.relu or real.added or real.odd):
-                found[name] = real.shape
+        if isinstance(real, Open) or real.relu or real.added or real.odd:
+            continue
+        if real.numbers in found:
+            found[name] = real.shape
     return found
 
 
@@ -128,7 +129,7 @@ def _follow(tail: _Tail, node: Any) -> None:
     elif node.op_type in _READ:
         _read(tail, node, x)
     else:
-        tail.unread |= dict.fromkeys(node.output, called(node))
+        tail.unread |= dict.fromkeys(node.output, not_understood(node) or called(node))
 
 
 def _choose(tail: _Tail, node: Any, x: str) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from repvgg_ref.arrays import Array
 from repvgg_ref.integer.layers import Quantization
 from repvgg_ref.oracle.candidates.onnx_constants import setting
 from repvgg_ref.oracle.candidates.onnx_reading import RELU, Clamp
 from repvgg_ref.oracle.integers.onnx_arrays import StatedBias
+from repvgg_ref.oracle.integers.onnx_layers import Weights, convolution, linear, pooled
 from repvgg_ref.oracle.integers.onnx_settings import called, not_understood
 from repvgg_ref.oracle.integers.onnx_shapes import SHAPING, reshaped
 from repvgg_ref.oracle.integers.onnx_walk import (
@@ -28,6 +30,10 @@ from weights_io import sanitize
 _MOST_INPUTS = {"QLinearConv": 9, "QGemm": 9, "QLinearMatMul": 8, "QLinearAdd": 8} | dict.fromkeys(
     ("QLinearGlobalAveragePool", "QLinearAveragePool"), 5
 )
+# They read their input as the numbers of a layer.
+_READING = frozenset({"QuantizeLinear", "Conv", "Gemm", "MatMul", "GlobalAveragePool"}) | frozenset(
+    {"AveragePool", "ReduceMean"}
+)
 TWICE = "what its weights give is rounded before its bias is added"
 _INT8 = 3  # TensorProto.DataType
 
@@ -38,6 +44,10 @@ def read_node(walk: Walk, node: Any) -> None:
     Of real numbers what no rule knows is remembered; of 8-bit ones it is refused.
     """
     rule = _RULES.get(node.op_type)
+    if node.op_type in _READING:
+        for each in node.input:
+            if _is_odd(walk, each):
+                walk.require_untouched(walk.real[each])  # type: ignore[arg-type]
     if rule is None or not_understood(node) or any(_is_odd(walk, each) for each in node.input):
         if any(each in walk.numbers for each in node.input):
             walk.require_understood(node, 0)
@@ -77,8 +87,6 @@ def _quantize(walk: Walk, node: Any) -> None:
         return
     if behind is None:
         raise walk.failure("a real tensor of unknown origin", got=sanitize(tensor))
-    if behind.odd:
-        walk.require_untouched(behind)
     if not behind.numbers:
         walk.numbers[made] = Numbers(found, 0, behind.shape)
     elif behind.added is not None:
@@ -131,44 +139,14 @@ def _dequantize(walk: Walk, node: Any) -> None:
 def _conv(walk: Walk, node: Any) -> None:
     x, _ = walk.source(node.input[0])
     weight, scale = walk.weights(node.input[1])
-    walk.real[node.output[0]] = _convolution(walk, node, x, (weight, scale), _given(node, 2))
-
-
-def _convolution(walk: Walk, node: Any, x: Numbers, weights: Any, bias: str) -> Open:
-    """A convolution; of one pixel, behind the pool, it is the linear layer."""
-    weight, scale = weights
-    settings = walk.conv_settings(node, weight)
-    if x.shape.kind == "flat":
-        raise walk.failure(f"{called(node)}: convolves features without pixels")
-    layer = Open("conv", len(walk.layers), x.shape, x.quantization, weight, None, scale, settings)
-    if x.shape.kind == "pooled" and settings["groups"] == 1 and weight.shape[2:] == (1, 1):
-        if settings["padding"]:
-            raise walk.failure(f"{called(node)}: padding around one pixel")
-        layer = replace(layer, kind="linear", weight=weight[:, :, 0, 0], settings={})
-    elif x.shape.kind == "pooled":
-        raise walk.failure(f"{called(node)}: a convolution behind the pool")
-    integers, stated = walk.bias(bias, len(weight), layer.unit)
-    return replace(layer, bias=integers, stated=stated)
+    walk.real[node.output[0]] = convolution(walk, node, x, (weight, scale), _given(node, 2))
 
 
 def _gemm(walk: Walk, node: Any) -> None:
     x, _ = walk.source(node.input[0])
     transposed = node.op_type == "MatMul" or not setting(node, "transB", 0)
     weights = walk.weights(node.input[1], transposed=transposed)
-    walk.real[node.output[0]] = _linear(walk, node, x, weights, _given(node, 2))
-
-
-def _linear(walk: Walk, node: Any, x: Numbers, weights: Any, bias: str) -> Open:
-    weight, scale = weights
-    if weight.ndim != 2 or x.shape.kind != "flat":
-        raise walk.failure(
-            f"{called(node)}: no linear layer behind a pool",
-            got=f"weights of shape {weight.shape}, {x.shape.kind} input",
-            wanted="a matrix, and features (N, C)",
-        )
-    layer = Open("linear", len(walk.layers), x.shape, x.quantization, weight, None, scale)
-    integers, stated = walk.bias(bias, len(weight), layer.unit)
-    return replace(layer, bias=integers, stated=stated)
+    walk.real[node.output[0]] = linear(walk, node, x, weights, _given(node, 2))
 
 
 def _add(walk: Walk, node: Any) -> None:
@@ -228,37 +206,7 @@ def _clamped(walk: Walk, node: Any, x: str) -> None:
 
 def _pool(walk: Walk, node: Any) -> None:
     x, _ = walk.source(node.input[0])
-    walk.real[node.output[0]] = _pooled(walk, node, x)
-
-
-def _pooled(walk: Walk, node: Any, x: Numbers) -> Open:
-    """The mean over all rows and columns, however it is written."""
-    if x.shape.kind != "image":
-        raise walk.failure(f"{called(node)}: pools what is no image")
-    kept = True
-    if node.op_type == "ReduceMean":
-        axes = walk.axes(node)
-        if axes is None or sorted(axis % 4 for axis in axes) != [2, 3]:
-            raise walk.failure("a mean that is no pooling", got=f"{called(node)} over axes {axes}")
-        kept = bool(setting(node, "keepdims", 1))
-    elif node.op_type.endswith("AveragePool") and "Global" not in node.op_type:
-        _require_whole(walk, node)
-    shape = x.shape.of("pooled" if kept else "flat")
-    return Open("pool", len(walk.layers), shape, x.quantization)
-
-
-def _require_whole(walk: Walk, node: Any) -> None:
-    """Refuse an average over windows that are not the whole image."""
-    kernel, extent = setting(node, "kernel_shape"), walk.extent
-    plain = not any(setting(node, "pads", [0])) and set(setting(node, "dilations", [1])) == {1}
-    written = setting(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID", "")
-    if extent is None or list(kernel) != list(extent) or not plain or not written:
-        raise walk.failure(
-            f"{called(node)}: not known to be the average over the whole image",
-            got=f"windows of {list(kernel)}",
-            wanted="GlobalAveragePool; or windows as large as the image, without padding, in a "
-            "file that states its input's size" + (f": {list(extent)}" if extent else ""),
-        )
+    walk.real[node.output[0]] = pooled(walk, node, x)
 
 
 def _shape(walk: Walk, node: Any) -> None:
@@ -305,7 +253,7 @@ def _sides(walk: Walk, node: Any, before: int, after: int) -> tuple[Numbers, Qua
     return walk.require_same(node.input[0], said), found
 
 
-def _zero(walk: Walk, node: Any, place: int) -> Any:
+def _zero(walk: Walk, node: Any, place: int) -> Array | None:
     name = _given(node, place)
     return walk.value(name) if name else None
 
@@ -316,24 +264,24 @@ def _qlinear_conv(walk: Walk, node: Any) -> None:
     if zero is not None and np.ptp(zero):
         raise walk.failure(f"{called(node)}: weights with several zero points")
     weights = walk.signed(walk.value(node.input[3]), walk.scale(node.input[4]), zero)
-    layer = _convolution(walk, node, x, weights, "")
+    layer = convolution(walk, node, x, weights, "")
     walk.close(_with_integers(walk, layer, _given(node, 8)), y, node.output[0])
 
 
 def _qgemm(walk: Walk, node: Any) -> None:
     x, y = _sides(walk, node, 1, 7)
     weights = _matrix(walk, node, transposed=not setting(node, "transB", 0))
-    layer = _linear(walk, node, x, weights, "")
+    layer = linear(walk, node, x, weights, "")
     walk.close(_with_integers(walk, layer, _given(node, 6)), y, node.output[0])
 
 
 def _qlinear_matmul(walk: Walk, node: Any) -> None:
     x, y = _sides(walk, node, 1, 6)
-    layer = _linear(walk, node, x, _matrix(walk, node, transposed=True), "")
+    layer = linear(walk, node, x, _matrix(walk, node, transposed=True), "")
     walk.close(layer, y, node.output[0])
 
 
-def _matrix(walk: Walk, node: Any, *, transposed: bool) -> Any:
+def _matrix(walk: Walk, node: Any, *, transposed: bool) -> Weights:
     stored = walk.value(node.input[3])
     scale, zero = walk.scale(node.input[4]), _zero(walk, node, 5)
     return walk.signed(stored.T if transposed else stored, scale, zero)
@@ -363,7 +311,7 @@ def _qlinear_add(walk: Walk, node: Any) -> None:
 
 def _qlinear_pool(walk: Walk, node: Any) -> None:
     x, y = _sides(walk, node, 1, 3)
-    walk.close(_pooled(walk, node, x), y, node.output[0])
+    walk.close(pooled(walk, node, x), y, node.output[0])
 
 
 def _max(walk: Walk, node: Any) -> None:

@@ -180,7 +180,7 @@ class Walk(QuantisedArrays):
         self.layers[-1] = replace(last, name=name)
         for known in (self.tensors, self.stated, self.doubts):
             if last.name in known:
-                known[name] = known.pop(last.name)  # type: ignore[assignment, index]
+                known[name] = known.pop(last.name)  # type: ignore[assignment]
 
     @property
     def channels(self) -> int:

@@ -15,7 +15,7 @@ _SHOWN = 8
 
 def explained(pair: Pair, wrong: Array, wrong_bias: Array) -> Iterator[Finding]:
     """What made the integers that are `wrong`, in all channels or in some."""
-    rows = wrong.reshape(len(wrong), -1).any(axis=1)
+    rows = np.asarray(wrong.reshape(len(wrong), -1).any(axis=1))
     scaled = _scaled(pair, rows) if rows.any() else None
     if rows.any():
         yield _of_weights(pair, rows, scaled)
@@ -54,13 +54,13 @@ def _follows(pair: Pair, scaled: Factors) -> Array:
 
 
 def _scale(pair: Pair, rows: Array, scaled: Factors) -> Finding:
-    """Weights that were rounded with another scale than the one that is stored: whose?"""
+    """Weights that were rounded with another scale than the stored one, and whose that is."""
     scale, places = pair.scale, np.flatnonzero(rows)
-    taken = [_owner(scale, c, scaled) for c in places]
-    if all(each is not None for each in taken):
+    owners = [each for c in places if (each := _owner(scale, int(c), scaled)) is not None]
+    if len(owners) == len(places):
         shown = ", ".join(
             f"{c} has channel {j}'s" if held else f"{c} is rounded with channel {j}'s"
-            for c, (j, held) in list(zip(places, taken, strict=True))[:_SHOWN]  # type: ignore[misc]
+            for c, (j, held) in list(zip(places, owners, strict=True))[:_SHOWN]
         )
         more = ", ..." if len(places) > _SHOWN else ""
         return finding(
@@ -185,5 +185,6 @@ def _places(wrong: Array) -> str:
 
 
 def finding(bug: str, layer: str, says: str, advice: str) -> Finding:
+    """A certain one; "unknown" explains nothing."""
     known = bug != "unknown"
     return Finding(bug, layer, None, float(known), float(known), says=says, advice=advice)

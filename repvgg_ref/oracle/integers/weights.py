@@ -101,6 +101,7 @@ class _Walk:
 
 
 def real_array(params: Mapping[str, Array], layer: str, part: str) -> Array:
+    """A fused array of the trained network, float64."""
     key = f"{layer}.{part}" if layer == LINEAR else f"{layer}.fused.{part}"
     return params[key].astype(np.float64)
 
