@@ -34,8 +34,23 @@ def _of_weights(pair: Pair, rows: Array, scaled: Factors | None) -> Finding:
             return finding(bug, pair.name, says + alone, advice)
     if scaled is not None:
         return _scale(pair, rows, scaled)
+    if (moved := _moved(pair, rows)) is not None:
+        return moved
     says = f"weights differ in channels {_places(rows)}"
     return finding("unknown", pair.name, says, "fuse exactly, then round")
+
+
+def _moved(pair: Pair, rows: Array) -> Finding | None:
+    """Weights that are off by a number a channel: a zero point."""
+    assert pair.layer.weight is not None
+    steps = np.clip(pair.steps, -128, 127)
+    apart = (pair.layer.weight - steps).reshape(len(rows), -1)
+    by = np.rint(np.median(apart, axis=1))
+    if (np.abs(apart - by[:, None])[rows] > HALF).any():
+        return None
+    ends = " to ".join(dict.fromkeys(f"{end:+g}" for end in (by[rows].min(), by[rows].max())))
+    says = f"weights are off by {ends}{_alone(rows)}"
+    return finding("weight-zero-point", pair.name, says, "subtract the zero point that they have")
 
 
 def _scaled(pair: Pair, rows: Array) -> Factors | None:
@@ -159,8 +174,9 @@ def _bias(pair: Pair, wrong: Array) -> Finding:
             alone = "" if (np.abs(held - expected) <= 1).all() else _alone(wrong)
             advice = "bias_scale = input_scale * weight_scale"
             return finding(bug, pair.name, says + alone, advice)
-    if (own := _own_unit(pair, wrong)) is not None:
-        return own
+    for explained_by in (_own_unit, _other_unit):
+        if (found := explained_by(pair, wrong)) is not None:
+            return found
     return finding(
         "unknown",
         pair.name,
@@ -176,6 +192,22 @@ def _own_unit(pair: Pair, wrong: Array) -> Finding | None:
     if (np.abs(pair.stated.numbers - pair.bias_steps)[wrong] > 1).any():
         return None
     says = "the bias's own scale is not input_scale * weight_scale" + _alone(wrong)
+    return finding("bias-scale", pair.name, says, "bias_scale = input_scale * weight_scale")
+
+
+def _other_unit(pair: Pair, wrong: Array) -> Finding | None:
+    """Biases that are all one multiple of what they should be."""
+    largest = int(np.abs(pair.bias_steps * wrong).argmax())
+    ratio = pair.held_bias[largest] / pair.bias_steps[largest]
+    expected = pair.bias_steps * ratio
+    room = 1 + np.abs(ratio) + np.abs(expected / pair.bias_steps[largest])
+    if (
+        wrong.sum() < 2
+        or not np.isfinite(ratio)
+        or (np.abs(pair.held_bias - expected) > room)[wrong].any()
+    ):
+        return None
+    says = f"the bias is {ratio:.3g} times what both scales say{_alone(wrong)}"
     return finding("bias-scale", pair.name, says, "bias_scale = input_scale * weight_scale")
 
 
