@@ -23,7 +23,7 @@ def drawn(name: str, seed: int, *, per_tensor: bool = False, evened: bool = Fals
     model = distinct_model(SMALL[name], seed=seed)
     x = np.random.default_rng(seed).normal(size=(4, model.arch.in_channels, 24, 24))
     made = equalize(model)[0] if evened else model
-    return model, quantize(made, x.astype(np.float32), per_tensor=per_tensor)
+    return fuse(model), quantize(made, x.astype(np.float32), per_tensor=per_tensor)
 
 
 def outputs_taken(layer: IntegerLayer, order: Any) -> IntegerLayer:
@@ -106,8 +106,8 @@ def test_whole_groups_may_change_places() -> None:
     before, grouped, after = layers[at - 1 : at + 2]
     if after.groups != 1 or before.groups != 1:
         pytest.skip("no grouped layer between two others")
-    first = np.roll(np.arange(len(before.bias)), len(before.bias) // 2)  # type: ignore[arg-type]
-    second = np.roll(np.arange(len(grouped.bias)), len(grouped.bias) // 2)  # type: ignore[arg-type]
+    first = np.roll(np.arange(len(before.bias)), len(before.bias) // 2)
+    second = np.roll(np.arange(len(grouped.bias)), len(grouped.bias) // 2)
     layers[at - 1] = outputs_taken(before, first)
     layers[at] = outputs_taken(grouped, second)
     layers[at + 1] = inputs_taken(after, second)
@@ -119,7 +119,7 @@ def test_whole_groups_may_change_places() -> None:
 def test_an_order_that_is_not_taken_back_is_named(name: str) -> None:
     model, network = drawn(name, 2)
     layers = list(network.layers)
-    count, groups = len(layers[0].bias), layers[0].groups  # type: ignore[arg-type]
+    count, groups = len(layers[0].bias), layers[0].groups
     order = np.concatenate([part[::-1] for part in np.split(np.arange(count), groups)])
     layers[0] = outputs_taken(layers[0], order)
     report = judged(replace(network, layers=tuple(layers)), model)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
-from repvgg_ref.files.integer_onnx import write_integer_onnx
+from repvgg_ref.files.integer_onnx import Style, write_integer_onnx
 from repvgg_ref.integer.quantize import quantize
 from tests.models.small import SMALL, distinct_model
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.peers
 SIZE = 16
 MODEL = distinct_model(SMALL["plain"], seed=3)
 IMAGES = np.random.default_rng(0).normal(size=(5, 3, SIZE, SIZE)).astype(np.float32)
-STYLES = ("qdq", "qlinear")
+STYLES: tuple[Style, ...] = ("qdq", "qlinear")
 
 
 @cache
@@ -65,7 +65,7 @@ def apart(one: Any, other: Any) -> float:
     ("style", "name"), [(style, name) for style in STYLES for name in edits_of(style)]
 )
 def test_no_verdict_contradicts_the_runtime(
-    style: str, name: str, files: dict[str, Path], tmp_path: Path
+    style: Style, name: str, files: dict[str, Path], tmp_path: Path
 ) -> None:
     proto = onnx.load(str(files[style]))
     before = logits(proto)

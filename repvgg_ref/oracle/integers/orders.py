@@ -77,7 +77,7 @@ def settle(pair: Pair, rows: Array, following: Following | None) -> Settled:
 
     `rows` are the channels of ours in the places of `pair`, before any search.
     """
-    if following is None:
+    if following is None or _is_right(pair):
         return Settled(pair, rows, None)
     plain = _scaled(pair, rows, following)
     if _fit(plain.pair) == plain.pair.weight.size:
@@ -105,6 +105,11 @@ def _taken(pair: Pair, order: Array) -> Pair:
 def _fit(pair: Pair) -> int:
     """How many weights are the nearest integers."""
     return agreeing(pair, pair.layer)
+
+
+def _is_right(pair: Pair) -> bool:
+    """Whether there is nothing to explain."""
+    return _fit(pair) == pair.weight.size and bool((pair.bias_apart <= HALF).all())
 
 
 def _scaled(pair: Pair, order: Array, following: Following) -> Settled:
