@@ -11,6 +11,7 @@ from repvgg_ref.oracle.integers.factors import HALF, Factors, Pair, across, fact
 from repvgg_ref.oracle.report import Finding
 
 _SHOWN = 8
+_FEW = 8  # steps: a factor that moves a bias by no more is no factor
 
 
 def explained(pair: Pair, wrong: Array, wrong_bias: Array) -> Iterator[Finding]:
@@ -196,16 +197,15 @@ def _own_unit(pair: Pair, wrong: Array) -> Finding | None:
 
 
 def _other_unit(pair: Pair, wrong: Array) -> Finding | None:
-    """Biases that are all one multiple of what they should be."""
+    """Biases that are all one multiple of what they should be, and no multiple near 1."""
     largest = int(np.abs(pair.bias_steps * wrong).argmax())
-    ratio = pair.held_bias[largest] / pair.bias_steps[largest]
+    meant = pair.bias_steps[largest]
+    ratio = pair.held_bias[largest] / meant if meant else np.nan
+    if wrong.sum() < 2 or not np.isfinite(ratio) or abs(ratio - 1) * abs(meant) <= _FEW:
+        return None
     expected = pair.bias_steps * ratio
-    room = 1 + np.abs(ratio) + np.abs(expected / pair.bias_steps[largest])
-    if (
-        wrong.sum() < 2
-        or not np.isfinite(ratio)
-        or (np.abs(pair.held_bias - expected) > room)[wrong].any()
-    ):
+    room = 1 + abs(ratio) + np.abs(expected / meant)
+    if (np.abs(pair.held_bias - expected) > room)[wrong].any():
         return None
     says = f"the bias is {ratio:.3g} times what both scales say{_alone(wrong)}"
     return finding("bias-scale", pair.name, says, "bias_scale = input_scale * weight_scale")
