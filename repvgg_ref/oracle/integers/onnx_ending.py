@@ -8,7 +8,7 @@ have 8 bits, a clamp that none of them reaches is known to change nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from repvgg_ref.oracle.integers.onnx_settings import ONNX, called, not_understoo
 from repvgg_ref.oracle.integers.onnx_shapes import SHAPING, Shape, reshaped
 from repvgg_ref.oracle.integers.onnx_walk import Open, Walk
 from repvgg_ref.oracle.report import Finding
+from weights_io import sanitize
 
 _CUSTOMARY = frozenset({"Softmax", "LogSoftmax", "ArgMax", "TopK"})
 _READ = SHAPING | frozenset(
@@ -100,11 +101,19 @@ def find_ending(
     for node in nodes:
         if not all(each in last for each in node.output):
             _follow(tail, node)
-    endings = [_ended(tail, each) for each in dict.fromkeys(outputs) if _is_known(tail, each)]
-    right = [each for each in endings if not each.altered]
+    endings = {each: _ended(tail, each) for each in dict.fromkeys(outputs) if _is_known(tail, each)}
     if not endings:
         raise walk.failure("no output of the graph comes from the last quantised layer")
-    return min(right, key=lambda each: len(each.notes)) if right else endings[0]
+    right = [each for each in endings.values() if not each.altered]
+    if not right:
+        return next(iter(endings.values()))
+    best = min(right, key=lambda each: len(each.notes))
+    others = tuple(
+        f"the output {sanitize(name)} is not the logits: behind them comes {listed(each.altered)}"
+        for name, each in endings.items()
+        if each.altered
+    )
+    return replace(best, notes=(*best.notes, *others))
 
 
 def _is_known(tail: _Tail, output: str) -> bool:

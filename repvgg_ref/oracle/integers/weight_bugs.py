@@ -19,7 +19,10 @@ def explained(pair: Pair, wrong: Array, wrong_bias: Array) -> Iterator[Finding]:
     rows = np.asarray(wrong.reshape(len(wrong), -1).any(axis=1))
     scaled = _scaled(pair, rows) if rows.any() else None
     if rows.any():
-        yield _of_weights(pair, rows, scaled)
+        named = _of_weights(pair, rows, scaled)
+        yield named
+        if named.bug == "neighbours-scale":
+            wrong_bias = wrong_bias & ~_in_neighbours_units(pair)
     if scaled is not None:  # their biases are in units of the scale that was meant
         wrong_bias = wrong_bias & ~(rows & _follows(pair, scaled))
     if wrong_bias.any():
@@ -30,6 +33,8 @@ def _of_weights(pair: Pair, rows: Array, scaled: Factors | None) -> Finding:
     assert pair.layer.weight is not None
     numbers = pair.layer.weight.astype(np.float64)
     for (bug, says, advice), steps in _alternatives(pair):
+        if bug == "neighbours-scale" and rows.sum() == 1 < len(rows):
+            continue  # by chance: neighbours are often alike
         if _fits(numbers[rows], steps[rows]):
             alone = "" if rows.all() or _fits(numbers, steps) else _alone(rows)
             return finding(bug, pair.name, says + alone, advice)
@@ -63,6 +68,15 @@ def _scaled(pair: Pair, rows: Array) -> Factors | None:
     return factors if bool((apart[rows] <= HALF).all()) else None
 
 
+def _in_neighbours_units(pair: Pair) -> Array:
+    """Whose bias is in units of the scale of a channel beside it."""
+    fits = np.zeros(len(pair.weight), bool)
+    for step in (1, -1):
+        unit = float(pair.layer.input.scale) * np.roll(pair.scale, step)
+        fits |= np.abs(pair.held_bias - pair.bias / unit) <= 1
+    return fits
+
+
 def _follows(pair: Pair, scaled: Factors) -> Array:
     """Whose bias is multiplied as the weights are."""
     meant = pair.bias_steps * scaled.value
@@ -73,7 +87,7 @@ def _scale(pair: Pair, rows: Array, scaled: Factors) -> Finding:
     """Weights that were rounded with another scale than the stored one, and whose that is."""
     scale, places = pair.scale, np.flatnonzero(rows)
     owners = [each for c in places if (each := _owner(scale, int(c), scaled)) is not None]
-    if len(owners) == len(places):
+    if len(owners) == len(places) and (len(places) > 1 or owners[0][1]):
         shown = ", ".join(
             f"{c} has channel {j}'s" if held else f"{c} is rounded with channel {j}'s"
             for c, (j, held) in list(zip(places, owners, strict=True))[:_SHOWN]
@@ -101,7 +115,7 @@ def _owner(scale: Array, c: int, scaled: Factors) -> tuple[int, bool] | None:
     """The nearest channel that has this one's scale: by what is stored, or by what was used."""
     apart = np.abs(np.arange(len(scale)) - c)
     others = apart > 0
-    held = others & (scale == scale[c])
+    held = others & (scale == scale[c]) & bool(np.ptp(scale))
     used = scale[c] / scaled.value[c]
     room = scaled.slack[c] + 1e-6
     meant = others & (np.abs(scale / used - 1) <= room)
