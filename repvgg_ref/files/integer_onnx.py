@@ -138,7 +138,7 @@ class _Graph:
         """An initializer."""
         from onnx import numpy_helper
 
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.initializers.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def side(self, tensor: str, quantization: Quantization) -> None:

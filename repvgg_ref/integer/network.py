@@ -53,11 +53,11 @@ class IntegerNetwork:
                 got=self.layers[0].kind,
                 wanted="a convolution",
             )
+        for layer in self.layers:  # first: NaN is unlike itself
+            layer.scaling()  # refuses scales and multipliers that are none
         for before, after in pairwise(self.layers):
             _require_joined(before, after)
         _require_channels(self.layers)
-        for layer in self.layers:
-            layer.scaling()  # refuses scales and multipliers that are none
 
     @property
     def in_channels(self) -> int:

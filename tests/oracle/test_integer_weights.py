@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.data.digits import MODEL_PATH, load_digits, to_input
+from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.integer.equalize import equalize
 from repvgg_ref.integer.layers import IntegerLayer
@@ -109,6 +110,78 @@ def test_one_wrong_weight_or_bias_is_found(name: str) -> None:
         report = judged(with_layer(name, change))
         assert (report.verdict, report.first_bad_layer) == ("disagree", name), says
         assert says in report.layers[NAMES.index(name)].note
+
+
+def _scales(change: Callable[[Any], Any]) -> Callable[[IntegerLayer], IntegerLayer]:
+    return lambda layer: _rescaled(layer, change(np.array(layer.weight_scale)))
+
+
+def _put(places: list[int], sources: list[int]) -> Callable[[Any], Any]:
+    def change(scale: Any) -> Any:
+        scale[places] = scale[sources]
+        return scale
+
+    return change
+
+
+def _times(factor: float, places: Any = slice(None)) -> Callable[[Any], Any]:
+    def change(scale: Any) -> Any:
+        scale[places] *= factor
+        return scale
+
+    return change
+
+
+SCALES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
+    "the next one's": (_put([2], [3]), "neighbours-scale", "2 has channel 3's"),
+    "the one's before": (_put([5], [4]), "neighbours-scale", "5 has channel 4's"),
+    "two exchanged": (_put([2, 3], [3, 2]), "neighbours-scale", "2 is rounded with channel 3's"),
+    "rolled": (lambda s: np.roll(s, 1), "neighbours-scale", "neighbour's"),
+    "rolled back": (lambda s: np.roll(s, -1), "neighbours-scale", "neighbour's"),
+    "rolled by two": (lambda s: np.roll(s, 2), "neighbours-scale", "0 is rounded with channel 2's"),
+    "one larger": (_times(2.9, [4]), "weight-scale", "in channels 4 alone"),
+    "all smaller": (_times(0.7), "weight-scale", "times what their scale says"),
+}
+
+
+@pytest.mark.parametrize("name", ["stage0", "stage1.1", "linear"])
+@pytest.mark.parametrize("what", SCALES)
+def test_whose_scale_a_channel_has_is_said(name: str, what: str) -> None:
+    change, bug, says = SCALES[what]
+    report = judged(with_layer(name, _scales(change)))
+    assert (report.verdict, report.first_bad_layer) == ("disagree", name)
+    first = report.diagnosis[0]
+    assert (first.bug, first.layer) == (bug, name), first
+    assert says in first.says, first.says
+    assert "unknown" not in {finding.bug for finding in report.diagnosis}
+
+
+def test_zero_points_and_units_are_named() -> None:
+    def moved(layer: IntegerLayer) -> IntegerLayer:
+        return replace(layer, weight=np.clip(np.asarray(layer.weight), -100, 100) + np.int8(3))
+
+    def doubled(layer: IntegerLayer) -> IntegerLayer:
+        return replace(layer, bias=2 * np.asarray(layer.bias))
+
+    found = judged(with_layer("stage1.1", doubled)).diagnosis
+    assert [(each.bug, each.layer) for each in found] == [("bias-scale", "stage1.1")]
+    assert "2 times" in found[0].says
+    assert judged(with_layer("stage1.1", moved)).verdict == "disagree"
+
+
+@pytest.mark.parametrize("part", ["input", "output", "weight_scale"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, -1.0])
+def test_what_is_no_scale_is_called_so(part: str, value: float) -> None:
+    """NaN is unlike itself: two layers that share one do not differ in it."""
+    bad = np.asarray(np.float32(value))
+
+    def change(layer: IntegerLayer) -> IntegerLayer:
+        if part == "weight_scale":
+            return replace(layer, weight_scale=bad)
+        return replace(layer, **{part: replace(getattr(layer, part), scale=bad)})
+
+    with pytest.raises(ReportedError, match="holds what is no scale"):
+        with_layer("stage1.1", change)
 
 
 def test_another_network_is_told_by_its_shape() -> None:

@@ -118,7 +118,7 @@ def test_models_of_onnx_runtimes_own_quantiser_agree(
     model = rr.load(MODEL_PATH)
     x = to_input(load_digits().test.images[:24])
     rr.save(rr.fuse(model), tmp_path / "float.onnx")
-    _quantised(tmp_path / "float.onnx", quantised, x, form, per_channel)
+    quantised_by_runtime(tmp_path / "float.onnx", quantised, x, form, per_channel)
     report = rr.verify(model, quantised)
     assert report.verdict == "agree", report.reason
     own = rr.verify(quantised, quantised, inputs=x)
@@ -131,7 +131,7 @@ def test_a_wrong_weight_in_a_quantised_file_is_placed(tmp_path: Any) -> None:
     model = rr.load(MODEL_PATH)
     x = to_input(load_digits().test.images[:24])
     rr.save(rr.fuse(model), tmp_path / "float.onnx")
-    _quantised(tmp_path / "float.onnx", tmp_path / "q.onnx", x, "QDQ", True)
+    quantised_by_runtime(tmp_path / "float.onnx", tmp_path / "q.onnx", x, "QDQ", True)
     changed = onnx.load(str(tmp_path / "q.onnx"))
     for tensor in changed.graph.initializer:
         if tensor.name.startswith("stage2.0") and tensor.name.endswith("weight_quantized"):
@@ -147,7 +147,9 @@ def test_a_wrong_weight_in_a_quantised_file_is_placed(tmp_path: Any) -> None:
     assert "channels 3" in report.diagnosis[0].says
 
 
-def _quantised(source: Any, target: Any, x: Any, form: str, per_channel: bool) -> None:
+def quantised_by_runtime(
+    source: Any, target: Any, x: Any, form: str, per_channel: bool, exclude: Any = ()
+) -> None:
     from onnxruntime import quantization
 
     class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -166,6 +168,7 @@ def _quantised(source: Any, target: Any, x: Any, form: str, per_channel: bool) -
         per_channel=per_channel,
         weight_type=quantization.QuantType.QInt8,
         activation_type=quantization.QuantType.QUInt8,
+        nodes_to_exclude=list(exclude),
     )
 
 

@@ -17,6 +17,12 @@ from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.dumps import read_npz
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx
 from repvgg_ref.oracle.golden.folder import checked_manifest, is_golden, read_manifest
+from repvgg_ref.oracle.integers.files import (
+    excused,
+    file_numbers,
+    judged_file,
+    quantised_file,
+)
 from repvgg_ref.oracle.integers.golden import NETWORK, VECTORS, is_integer_golden
 from repvgg_ref.oracle.integers.judge import INPUT, judge_numbers
 from repvgg_ref.oracle.integers.onnx_reading import is_quantised, read_integer_onnx
@@ -48,18 +54,23 @@ def verify_integers(
     """
     named = sanitize(str(candidate)) if isinstance(candidate, str | Path) else "candidate"
     try:
+        theirs = quantised_file(candidate)
         if not _is_integers(reference):
             model = reference if isinstance(reference, Model) else load(reference, eps=eps)  # type: ignore[arg-type]
+            if theirs is not None:
+                return judged_file(theirs, model, candidate=named)
             return judge_integers(model, integer_network(candidate), candidate=named)
-        network = integer_network(reference)
+        ours = quantised_file(reference)
+        network = ours.network if ours is not None else integer_network(reference)
         if inputs is None and _is_bundle(reference):
             inputs = read_npz(Path(reference) / VECTORS).arrays[INPUT]  # type: ignore[arg-type]
         title = "reference" if isinstance(reference, IntegerNetwork) else Path(reference).name  # type: ignore[arg-type]
-        port = candidate
-        if _is_integers(candidate) and not _is_onnx(candidate):
-            port = integer_network(candidate)
-        numbers, notes = numbers_of(port, network, inputs, timeout)
-        return judge_numbers(
+        if theirs is not None:
+            numbers, notes = file_numbers(theirs, network, ours, inputs, timeout)
+        else:
+            port = integer_network(candidate) if _is_integers(candidate) else candidate
+            numbers, notes = numbers_of(port, network, inputs, timeout)
+        report = judge_numbers(
             network,
             numbers,
             reference=sanitize(title),
@@ -67,6 +78,7 @@ def verify_integers(
             notes=notes,
             progress=progress,
         )
+        return excused(report, network, theirs, ours)
     except CandidateFailure as failure:
         return IntegerReport(failure.verdict, str(failure), "reference", named, PRECISION)
 
@@ -79,22 +91,18 @@ def _is_integers(what: Any) -> bool:
     if not isinstance(what, str | Path) or not Path(what).is_file():
         return False
     path = Path(what)
-    if _is_onnx(path):
+    if path.suffix.lower() == ".onnx":
         try:
             return is_quantised(load_onnx(path))
         except ReportedError:
             return False
-    if path.suffix.lower() not in (".npz", ""):  # what comes on stdin has no suffix
+    if path.suffix.lower() != ".npz":
         return False
     try:
         with weights_io.open_weights(path) as archive:
             return is_integer_network(archive.metadata)
     except ReportedError:
         return False
-
-
-def _is_onnx(what: Any) -> bool:
-    return isinstance(what, str | Path) and Path(what).suffix.lower() == ".onnx"
 
 
 def _is_bundle(what: Any) -> bool:
@@ -109,4 +117,4 @@ def integer_network(what: Any) -> IntegerNetwork:
     if _is_bundle(path):
         checked_manifest(path)
         return read_network(path / NETWORK)
-    return read_integer_onnx(path).network if _is_onnx(path) else read_network(path)
+    return read_integer_onnx(path).network if path.suffix.lower() == ".onnx" else read_network(path)

@@ -1,4 +1,4 @@
-"""A port's numbers under the network's names: of a dump, a program, a function, an ONNX file."""
+"""A port's numbers under the network's names: of a dump, a program or a function."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from repvgg_ref.oracle.candidates.manifest import read_folder
 from repvgg_ref.oracle.candidates.names import LayerNames, is_input
 from repvgg_ref.oracle.candidates.outside import EXEC, is_module, run_command
 from repvgg_ref.oracle.candidates.values import last_line
-from repvgg_ref.oracle.integers.onnx_reading import ReadNetwork, read_integer_onnx
-from repvgg_ref.oracle.integers.onnx_run import run_numbers
 from weights_io import sanitize
 
 INPUT = "input"
-_IMAGES, _SIDE = 2, 64  # of the images that a port is run on where none are given
+IMAGES, SIDE = 2, 64  # of the images that a port is run on where none are given
 _POOLS = frozenset({"pool", "avgpool", "avg.pool", "gap", "global.pool", "globalaveragepool"})
 
 Numbers = tuple[dict[str, Array], list[str]]
@@ -57,23 +55,25 @@ def numbers_of(
     )
 
 
-def images_for(network: IntegerNetwork, inputs: Array | None) -> Array:
-    """Real images whose numbers use the whole range of the first layer's input."""
+def images_for(
+    network: IntegerNetwork,
+    inputs: Array | None,
+    *,
+    count: int = IMAGES,
+    extent: tuple[int, int] = (SIDE, SIDE),
+) -> Array:
+    """`inputs`, or real images whose numbers use the whole range of the first layer's input."""
     if inputs is not None:
         return inputs
     first = network.layers[0].input
     limits = np.iinfo(first.dtype)
-    shape = (_IMAGES, network.in_channels, _SIDE, _SIDE)
+    shape = (count, network.in_channels, *extent)
     numbers = np.random.default_rng(0).integers(limits.min, limits.max + 1, shape)
     return first.real(numbers.astype(first.dtype))
 
 
 def _of_text(text: str, network: IntegerNetwork, inputs: Array | None, timeout: float) -> Numbers:
     path = Path(text)
-    if path.suffix.lower() == ".onnx":
-        read: ReadNetwork = read_integer_onnx(path)
-        images = images_for(network, inputs)
-        return _renamed(run_numbers(read, sanitize(path.name), images, timeout=timeout), network)
     if path.is_dir():
         return _renamed(_arrays(read_folder(path).arrays), network, inputs)
     if text.startswith(EXEC):
