@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.onnx_graph.constants import setting
 from repvgg_ref.integer.layers import IntegerLayer, Kind, Quantization
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.oracle.candidates.base import CandidateFailure
-from repvgg_ref.oracle.candidates.onnx_constants import setting
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx
 from repvgg_ref.oracle.integers.onnx_arrays import QuantisedArrays
 from weights_io import sanitize

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.candidates.onnx_import import require
+from repvgg_ref.files.onnx_graph.packages import require
 
 # Operators that are computed beforehand. None of them makes much out of little.
 _FOLDED = frozenset(
