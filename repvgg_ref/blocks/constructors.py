@@ -176,7 +176,7 @@ class Pad:
             mean, var = run.ops.update_running_stats(
                 mean, var, seen.mean, seen.var, momentum=run.momentum, count=seen.pixels
             )
-        fill: Array = beta - mean * gamma / sqrt(var + scalar_like(run.eps, var))
+        fill: Array = beta - mean * gamma / sqrt(var + scalar_like(self.norm.among(run), var))
         return fill
 
     def border(self, read: Reader, rows: slice) -> Border:
@@ -276,6 +276,7 @@ class Slice:
     in_channels = property(lambda self: self.channels)
     out_channels = property(lambda self: self.stop - self.start)
     groups, stride, growth = 1, (1, 1), (0, 0)
+    lattice = Lattice((0, 0), (1, 1), (1, 1))
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop <= self.channels:

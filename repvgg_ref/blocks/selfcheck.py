@@ -258,7 +258,7 @@ def _(last: Norm, seen: Response, read: Reader, rows: slice) -> Response:
     gamma, beta, mean, var = (
         read.vector(f"{last.name}.{part}", rows)[:, None] for part in NORM_VECTORS
     )
-    t = gamma / np.sqrt(var + read.eps)
+    t = gamma / np.sqrt(var + last.among(read))
     size = (seen.size + np.abs(mean)) * np.abs(t) + np.abs(beta)
     return Response((seen.value - mean) * t + beta, size)
 

@@ -1,0 +1,203 @@
+"""Linear parts fused exactly, and the graph that has one convolution for each of them.
+
+Whatever is in no part stays as the file has it: nodes, their order, names, initializers, types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.fusion import FusedConv, fuse_linear
+from repvgg_ref.blocks.selfcheck import BlockCheck, check_linear
+from repvgg_ref.errors import NotFusibleError
+from repvgg_ref.files.onnx_graph.packages import require
+from repvgg_ref.files.onnx_graph.plan import Left, Part, Plan
+from repvgg_ref.files.onnx_graph.view import View, read_by
+
+_INITIALIZERS_ARE_INPUTS_BEFORE = 4  # IR version
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A part's convolution: `fused` on the algebra's lattice, `weight` as ONNX gets it."""
+
+    part: Part
+    fused: FusedConv
+    weight: Array
+    check: BlockCheck
+
+
+def fused_parts(
+    plan: Plan,
+    view: View,
+    arrays: Mapping[str, Array],
+    progress: Progress | None = None,
+) -> tuple[list[Made], list[Left]]:
+    """Every part fused and checked; those that cannot be are left, with the reason.
+
+    Raises
+    ------
+    SelfCheckError
+        If a convolution differs from its part by more than rounding.
+    """
+    made, left = [], []
+    for done, part in enumerate(plan.parts, start=1):
+        try:
+            made.append(_made(part, view, arrays))
+        except NotFusibleError as error:
+            left.append(Left(view.label(part.node), str(error)))
+            continue
+        made[-1].check.raise_if_bad()
+        if progress is not None:
+            progress(part.output, done, len(plan.parts))
+    return made, left
+
+
+def _made(part: Part, view: View, arrays: Mapping[str, Array]) -> Made:
+    parts = {name: arrays[name] for name in part.linear.shapes() if name in arrays}
+    dtype = np.dtype(_dtype(part, view, arrays))
+    # Every norm has an eps of its own; what is asked of it here is that it saves a variance of 0.
+    eps = min(_eps(part.linear), default=0.0)
+    fused = fuse_linear(part.output, part.linear, part.conv, parts, eps=eps, dtype=dtype)
+    check = check_linear(part.output, part.linear, part.conv, parts, fused, eps=eps)
+    weight = _with_zeros(_in_groups(fused.weight, part), part)
+    return Made(part, fused, weight, check)
+
+
+def _dtype(part: Part, view: View, arrays: Mapping[str, Array]) -> str:
+    """That of the tensors; every convolution of the part has it."""
+    if known := view.dtype(part.output):
+        return known
+    conv = next(i for i in part.nodes if view.operator(view.nodes[i]) == "Conv")
+    return str(arrays[f"{view.nodes[conv].output[0]}.weight"].dtype)
+
+
+def _eps(linear: Any) -> Iterable[float]:
+    if getattr(linear, "eps", None) is not None:
+        yield linear.eps
+    for part in getattr(linear, "parts", ()):
+        yield from _eps(part)
+
+
+def _in_groups(weight: Array, part: Part) -> Array:
+    """The blocks on the diagonal, where there are more than the algebra saw."""
+    merged = part.groups // part.conv.groups
+    if merged == 1:
+        return weight
+    outputs, inputs = weight.shape[:2]
+    split = weight.reshape(outputs, merged, inputs // merged, *weight.shape[2:])
+    own = np.arange(outputs) // (outputs // part.groups) % merged
+    return np.ascontiguousarray(split[np.arange(outputs), own])
+
+
+def _with_zeros(weight: Array, part: Part) -> Array:
+    """Taps of zero before and behind."""
+    around = list(zip(part.window.before, part.window.behind, strict=True))
+    return np.pad(weight, [(0, 0), (0, 0), *around])
+
+
+def rewritten(model: Any, view: View, made: list[Made]) -> Any:
+    """A copy of the model in which every part is one convolution."""
+    onnx = require("onnx")
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    names = _Names(view)
+    instead = {m.part.node: _conv_node(m, names) for m in made}
+    gone = {i for m in made for i in m.part.nodes}
+    del graph.node[:]
+    for i, node in enumerate(view.nodes):
+        if i in instead:
+            graph.node.append(instead[i][0])
+        elif i not in gone:
+            graph.node.append(node)
+    for _, tensors in instead.values():
+        graph.initializer.extend(tensors)
+        if model.ir_version < _INITIALIZERS_ARE_INPUTS_BEFORE:
+            graph.input.extend(_as_input(tensor) for tensor in tensors)
+    _drop_what_nothing_reads(graph, view)
+    return result
+
+
+def _conv_node(made: Made, names: _Names) -> tuple[Any, list[Any]]:
+    """The node, and its initializers."""
+    helper, numpy_helper = require("onnx.helper"), require("onnx.numpy_helper")
+    part, window = made.part, made.part.window
+    arrays = [("weight", made.weight)]
+    if made.fused.bias.any():
+        arrays.append(("bias", made.fused.bias))
+    tensors = [
+        numpy_helper.from_array(np.ascontiguousarray(array), names.fresh(f"{part.output}.{what}"))
+        for what, array in arrays
+    ]
+    node = helper.make_node(
+        "Conv",
+        [part.reading.source, *(tensor.name for tensor in tensors)],
+        [part.output],
+        names.fresh(f"{part.output}.fused"),
+        kernel_shape=list(window.kernel),
+        strides=list(part.conv.stride),
+        pads=list(window.padding),
+        dilations=list(part.conv.dilation),
+        group=part.groups,
+    )
+    return node, tensors
+
+
+class _Names:
+    """Names that nothing in a graph has."""
+
+    def __init__(self, view: View) -> None:
+        graph = view.graph
+        self._taken = {node.name for node in view.nodes} | set(view.readers) | set(view.makers)
+        self._taken |= {each.name for each in (*graph.initializer, *graph.input, *graph.output)}
+
+    def fresh(self, wanted: str) -> str:
+        """`wanted`, or with a number behind it."""
+        name, count = wanted, 1
+        while name in self._taken:
+            count += 1
+            name = f"{wanted}.{count}"
+        self._taken.add(name)
+        return name
+
+
+def _as_input(tensor: Any) -> Any:
+    return require("onnx.helper").make_tensor_value_info(
+        tensor.name, tensor.data_type, list(tensor.dims)
+    )
+
+
+def _drop_what_nothing_reads(graph: Any, view: View) -> None:
+    """Initializers and nodes that only the replaced nodes read; what was unread before stays."""
+    while True:
+        read = {name for node in graph.node for name in read_by(node)} | view.outputs
+        spare = [
+            i
+            for i, node in enumerate(graph.node)
+            if not read.intersection(filter(None, node.output))
+            and any(view.readers[name] for name in node.output)
+        ]
+        if not spare:
+            break
+        for i in reversed(spare):
+            del graph.node[i]
+    there = {name for node in graph.node for name in node.output}
+    there |= {each.name for each in graph.input}
+    for kept in (graph.initializer, graph.input, graph.value_info):
+        for i in range(len(kept) - 1, -1, -1):
+            name = kept[i].name
+            if kept is graph.input and name not in view.initializers:
+                continue
+            if kept is graph.value_info:
+                if name in view.makers and name not in there:
+                    del kept[i]
+            elif name in view.readers and view.readers[name] and name not in read:
+                del kept[i]
+

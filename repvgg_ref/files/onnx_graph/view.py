@@ -1,0 +1,151 @@
+"""An ONNX graph, indexed: who makes and who reads each tensor, what is constant, types and shapes.
+
+What a branch or a loop body reads of the graph around it counts as read by its node. An initializer
+that the caller may override is no constant, and a quantised weight is none either: folding it would
+undo the quantisation.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.files.onnx_graph.constants import Constants
+from repvgg_ref.files.onnx_graph.functions import subgraphs
+from repvgg_ref.files.onnx_graph.packages import require
+
+Shape = tuple[int | None, ...]
+FLOATS = ("float16", "float32", "float64")
+_NEVER_FOLDED = frozenset({"DequantizeLinear", "QuantizeLinear"})
+_OVERRIDABLE_SINCE = 4  # IR version: before it every initializer had to be an input
+
+
+class View:
+    """See the module.
+
+    Attributes
+    ----------
+    nodes : list of NodeProto
+        In the file's order, which is topological.
+    makers : dict of tensor -> index of the node that makes it
+    readers : dict of tensor -> indices of the nodes that read it
+    outputs : frozenset of tensors
+        What leaves the graph.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.graph = model, model.graph
+        self.nodes = list(model.graph.node)
+        self.makers = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
+        self.readers: dict[str, list[int]] = defaultdict(list)
+        for i, node in enumerate(self.nodes):
+            for name in dict.fromkeys(read_by(node)):
+                self.readers[name].append(i)
+        self.initializers = frozenset(each.name for each in model.graph.initializer)
+        self.outputs = frozenset(each.name for each in model.graph.output)
+        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+        self._constants = Constants(model.graph, self.opset)
+        self._own = {(f.domain, f.name) for f in model.functions}
+        given = {each.name for each in model.graph.input}
+        self._overridable = given if model.ir_version >= _OVERRIDABLE_SINCE else frozenset()
+        self._fixed: dict[str, bool] = {}
+
+    def operator(self, node: Any) -> str:
+        """What ONNX's own operator the node is; "" for others and for functions of the file."""
+        is_own = (node.domain, node.op_type) in self._own
+        return "" if is_own or node.domain not in ("", "ai.onnx") else str(node.op_type)
+
+    def label(self, index: int) -> str:
+        """How people call a node."""
+        node = self.nodes[index]
+        return str(node.name or next((name for name in node.output if name), node.op_type))
+
+    def constant(self, name: str) -> Array | None:
+        """The array called `name`, if no caller and no quantiser has a hand in it."""
+        return self._constants.value(name) if name and self._is_fixed(name) else None
+
+    def stored_as(self, name: str) -> str:
+        """NumPy's name of the element type in which the file holds a constant."""
+        return self._constants.stored_as(name)
+
+    def shape(self, name: str) -> Shape | None:
+        """What inference found; None if it found nothing."""
+        return self._inferred[1].get(name)
+
+    def dtype(self, name: str) -> str:
+        """NumPy's name of the element type; "" if it is not known."""
+        return self._inferred[0].get(name, "")
+
+    def channels(self, name: str) -> int | None:
+        """The second extent of images; None if it is not known, or they are no images."""
+        shape = self.shape(name)
+        return shape[1] if shape is not None and len(shape) == 4 else None
+
+    def size(self, name: str) -> tuple[int, int] | None:
+        """Height and width of images, where the file fixes them."""
+        shape = self.shape(name)
+        if shape is None or len(shape) != 4 or shape[2] is None or shape[3] is None:
+            return None
+        return shape[2], shape[3]
+
+    def _is_fixed(self, name: str) -> bool:
+        known, waiting = self._fixed, [name]
+        while waiting:
+            at = waiting[-1]
+            if at in known:
+                waiting.pop()
+                continue
+            index = self.makers.get(at)
+            if index is None:
+                known[at] = at not in self._overridable
+                continue
+            node = self.nodes[index]
+            before = [each for each in node.input if each]
+            missing = [each for each in before if each not in known]
+            if missing:
+                waiting += missing
+            else:
+                known[at] = node.op_type not in _NEVER_FOLDED and all(known[n] for n in before)
+        return known[name]
+
+    @cached_property
+    def _inferred(self) -> tuple[dict[str, str], dict[str, Shape]]:
+        graph = self.graph
+        try:
+            graph = require("onnx.shape_inference").infer_shapes(self.model).graph
+        except Exception:  # too large for one message, or what inference cannot do
+            graph = self.graph
+        types: dict[str, str] = {}
+        shapes: dict[str, Shape] = {}
+        for each in (*graph.input, *graph.value_info, *graph.output):
+            kind = each.type.tensor_type
+            types[each.name] = _type_name(kind.elem_type)
+            if kind.HasField("shape"):
+                shapes[each.name] = tuple(
+                    d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim
+                )
+        return types, shapes
+
+
+def _type_name(number: int) -> str:
+    onnx = require("onnx")
+    if number == onnx.TensorProto.BFLOAT16:  # of which NumPy knows nothing
+        return "bfloat16"
+    try:
+        return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(number)))
+    except (KeyError, TypeError):
+        return ""
+
+
+def read_by(node: Any) -> Iterator[str]:
+    """The tensors that a node reads; of a graph inside it, all names, its own among them."""
+    yield from (name for name in node.input if name)
+    for inner in subgraphs(node):
+        yield from (each.name for each in inner.output)
+        for each in inner.node:
+            yield from read_by(each)
