@@ -63,10 +63,10 @@ def _made(part: Part, view: View, arrays: Mapping[str, Array]) -> Made:
     parts = {name: arrays[name] for name in part.linear.shapes() if name in arrays}
     dtype = np.dtype(_dtype(part, view, arrays))
     # Every norm has an eps of its own; what is asked of it here is that it saves a variance of 0.
-    eps = min(_eps(part.linear), default=0.0)
+    eps = min(eps_of(part.linear), default=0.0)
     fused = fuse_linear(part.output, part.linear, part.conv, parts, eps=eps, dtype=dtype)
     check = check_linear(part.output, part.linear, part.conv, parts, fused, eps=eps)
-    weight = _with_zeros(_in_groups(fused.weight, part), part)
+    weight = with_zeros(_in_groups(fused.weight, part), part)
     return Made(part, fused, weight, check)
 
 
@@ -78,11 +78,11 @@ def _dtype(part: Part, view: View, arrays: Mapping[str, Array]) -> str:
     return str(arrays[f"{view.nodes[conv].output[0]}.weight"].dtype)
 
 
-def _eps(linear: Any) -> Iterable[float]:
+def eps_of(linear: Any) -> Iterable[float]:
     if getattr(linear, "eps", None) is not None:
         yield linear.eps
     for part in getattr(linear, "parts", ()):
-        yield from _eps(part)
+        yield from eps_of(part)
 
 
 def _in_groups(weight: Array, part: Part) -> Array:
@@ -96,7 +96,7 @@ def _in_groups(weight: Array, part: Part) -> Array:
     return np.ascontiguousarray(split[np.arange(outputs), own])
 
 
-def _with_zeros(weight: Array, part: Part) -> Array:
+def with_zeros(weight: Array, part: Part) -> Array:
     """Taps of zero before and behind."""
     around = list(zip(part.window.before, part.window.behind, strict=True))
     return np.pad(weight, [(0, 0), (0, 0), *around])
