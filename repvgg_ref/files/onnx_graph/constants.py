@@ -104,8 +104,10 @@ class Constants:
             return None
         inputs = {each: self.value(each, depth + 1) for each in node.input if each}
         known = {each: array for each, array in inputs.items() if array is not None}
+        if len(known) < len(inputs):
+            return None
         size = _size(node, list(known.values()))
-        if len(known) < len(inputs) or size > min(_MOST_ELEMENTS, self._left):
+        if size > min(_MOST_ELEMENTS, self._left):
             return None
         self._left -= size
         outputs = self._evaluated(node, known)

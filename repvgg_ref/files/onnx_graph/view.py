@@ -102,7 +102,7 @@ class View:
                 continue
             index = self.makers.get(at)
             if index is None:
-                known[at] = at not in self._overridable
+                known[at] = at in self.initializers and at not in self._overridable
                 continue
             node = self.nodes[index]
             before = [each for each in node.input if each]
