@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import weights_io
 from repvgg_ref.blocks.selfcheck import BlockCheck, worst
 from repvgg_ref.errors import CheckpointError
+from repvgg_ref.files.convert import Format, target_of
 from repvgg_ref.files.onnx_graph import runtime
 from repvgg_ref.files.onnx_graph.load import read_onnx
 from repvgg_ref.files.onnx_graph.packages import first_line, require
@@ -17,10 +18,16 @@ from repvgg_ref.files.onnx_graph.reader import LinearReader
 from repvgg_ref.files.onnx_graph.rewrite import Made, Progress, fused_parts, rewritten
 from repvgg_ref.files.onnx_graph.rules import RULES
 from repvgg_ref.files.onnx_graph.view import View
-from weights_io import sanitize
+from repvgg_ref.files.suffixes import formats_of
+from weights_io import open_regular, sanitize
 
 OLDEST_OPSET = 7  # before it sums and products had rules of their own for shapes
 _MOST_BYTES = 2**31 - 2**20  # protobuf's limit on one message, less the graph itself
+
+
+# Field 1 is ir_version; then come producer, domain, model's version, graph or opsets.
+_FIRST_BYTES, _VERSION, _NEWEST_VERSION = 9, 0x08, 64
+_NEXT_FIELDS = frozenset({0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42})
 
 
 class Merged(NamedTuple):
@@ -63,13 +70,25 @@ class _Read(NamedTuple):
 
 
 def is_graph(path: Path) -> bool:
-    """Whether a file is an ONNX graph by its name."""
-    return path.suffix.lower() == ".onnx"
+    """Whether a file is an ONNX graph: by its name, or by its first bytes if that says nothing.
+
+    A message of ONNX begins with its version, a small number, and goes on with another field.
+    """
+    if formats_of(path):
+        return formats_of(path) == ("onnx",)
+    try:
+        with open_regular(path) as file:
+            start = file.read(_FIRST_BYTES)
+    except (OSError, ValueError):
+        return False
+    if len(start) < _FIRST_BYTES or start[0] != _VERSION or start[1] >= _NEWEST_VERSION:
+        return False
+    return start[2] in _NEXT_FIELDS and start[8:] != b"{"  # a header of safetensors
 
 
-def inspect_graph(path: Path) -> GraphConversion:
+def inspect_graph(path: str | Path) -> GraphConversion:
     """What `convert_graph` would do; nothing is fused or written."""
-    read = _read(path)
+    read = _read(Path(path))
     gone = read.plan.gone
     convs = _convs(read.view.nodes)
     lost = _convs([read.view.nodes[i] for i in gone])
@@ -89,27 +108,51 @@ def inspect_graph(path: Path) -> GraphConversion:
     )
 
 
-def convert_graph(path: Path, out: Path, *, progress: Progress | None = None) -> GraphConversion:
+def convert_graph(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    to: Format | None = None,
+    progress: Progress | None = None,
+) -> GraphConversion:
     """Make one convolution of every linear part of the graph at `path` that is one; write `out`.
 
     A part is fused where the algebra says that this is exact everywhere, borders included, and
     where it computes no more. All else is written as it was read.
 
+    Parameters
+    ----------
+    path : str or Path
+    out : str or Path, optional
+        Default ``<path>-deploy.onnx`` beside it.
+    to : str, optional
+        "onnx", where the suffix of `out` does not say it.
+    progress : callable, optional
+        ``progress(tensor, done, total)`` after every part.
+
     Raises
     ------
     CheckpointError
-        If the file is no valid ONNX model, or would exceed 2 GiB.
+        If the file is no valid ONNX model, or would exceed 2 GiB, or `out` is to be no ONNX file.
     MissingExtraError
         If the onnx package is not installed.
     SelfCheckError
         If a convolution differs from its part by more than rounding. Nothing is written.
     """
+    path = Path(path)
+    target, kind = target_of(path, out, to or (None if out else "onnx"))
+    if kind != "onnx":
+        raise CheckpointError(
+            "a graph can be written as a graph only",
+            got=f"format {kind}",
+            wanted="format onnx, a name ending in .onnx",
+        )
     model, view, reader, plan = _read(path)
     made, refused = fused_parts(plan, view, reader.arrays, progress)
     notes: list[str] = []
     seen = _seen_running(made, view, reader, model, notes)
     result = rewritten(model, view, made)
-    _write(path, out, model, result)
+    _write(path, target, model, result)
     return GraphConversion(
         opset=view.opset,
         nodes_before=len(view.nodes),
@@ -119,7 +162,7 @@ def convert_graph(path: Path, out: Path, *, progress: Progress | None = None) ->
         merged=tuple(_merged(view, each.part) for each in made),
         left=(*plan.left, *refused),
         tensors=len(result.graph.initializer),
-        out=out,
+        out=target,
         self_check=worst([each.check for each in made]) if made else None,
         runtime_check=worst(seen) if seen else None,
         notes=tuple(notes),

@@ -45,7 +45,15 @@ class Graph:
         return names if outputs > 1 else names[0]
 
     def conv(
-        self, x: str, i: int, o: int, k: Any = 3, *, bias: bool = False, weight: str = "", **how: Any
+        self,
+        x: str,
+        i: int,
+        o: int,
+        k: Any = 3,
+        *,
+        bias: bool = False,
+        weight: str = "",
+        **how: Any,
     ) -> str:
         """A convolution, "same" unless `how` says otherwise."""
         rows, columns = (k, k) if isinstance(k, int) else k

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ pytest.importorskip("onnxruntime")
 import onnx
 
 from repvgg_ref.files.convert_graph import GraphConversion, convert_graph, inspect_graph
-from tests.peers.linear_graphs import X, Graph, operators, run, saved
+from tests.peers.linear_graphs import Graph, X, operators, run, saved
 
 pytestmark = pytest.mark.peers
 
@@ -39,7 +38,7 @@ def require_equal_outputs(model: Any, result: Any, shape: tuple[int, ...], dtype
         assert got.dtype == want.dtype
         scale = np.abs(want.astype(np.float64)).max()
         error = np.abs(got.astype(np.float64) - want.astype(np.float64)).max()
-        assert not (not error <= tolerance * scale)
+        assert error <= tolerance * scale
 
 
 # ------------------------------------------------------------------------------ what is merged
@@ -84,9 +83,7 @@ def average_behind_a_convolution() -> Any:
 @merged
 def padded_average_in_a_sum() -> Any:
     g = Graph()
-    pooled = g.node(
-        "AveragePool", X, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1
-    )
+    pooled = g.node("AveragePool", X, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)
     return g.model(6, g.relu(g.add(g.conv_bn(X, 6, 6), g.bn(pooled, 6))))
 
 
@@ -252,8 +249,9 @@ def test_every_linear_part_becomes_one_convolution(name: str, tmp_path: Path) ->
     shape = model.graph.input[0].type.tensor_type.shape.dim
     for height, width in [(10, 12), (9, 13)][: 2 - bool(shape[2].dim_value)]:
         require_equal_outputs(model, result, (2, shape[1].dim_value, height, width), np.float32)
-    assert done.runtime_check is not None and done.runtime_check.ok
-    assert done.self_check is not None and done.self_check.ok
+    for check in (done.runtime_check, done.self_check):
+        assert check is not None
+        assert check.ok
     assert done.notes == ()
 
 
@@ -350,9 +348,7 @@ def an_average_without_its_padding() -> Any:
 @stays("it rounds sizes up")
 def an_average_that_rounds_up() -> Any:
     g = Graph()
-    y = g.node(
-        "AveragePool", g.conv(X, 4, 4, 1), kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1
-    )
+    y = g.node("AveragePool", g.conv(X, 4, 4, 1), kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
     return g.model(4, g.relu(y))
 
 

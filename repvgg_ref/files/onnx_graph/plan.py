@@ -17,7 +17,7 @@ from repvgg_ref.blocks.form import Lattice, Pair
 from repvgg_ref.blocks.sided import SidedConv
 from repvgg_ref.files.onnx_graph.reader import LinearReader
 from repvgg_ref.files.onnx_graph.reading import LeftError, Reading, blocks_of, regrouped
-from repvgg_ref.files.onnx_graph.view import View
+from repvgg_ref.files.onnx_graph.view import FLOATS, View
 
 _PER_ELEMENT = frozenset({"BatchNormalization", "Mul", "Div", "Neg", "AveragePool"})
 
@@ -122,20 +122,28 @@ def planned(reader: LinearReader) -> Plan:
 def _best(
     reader: LinearReader, at: int, name: str, gone: set[int], needed: set[str]
 ) -> tuple[Part | None, str | None]:
-    """The largest part that ends in a tensor, and why none is larger."""
-    first: str | None = None
+    """The part that ends in a tensor and saves most convolutions, then most multiply-accumulates.
+
+    With it, why the farthest reading is no part.
+    """
     view = reader.view
+    found: list[Part] = []
+    first: str | None = None
     for reading in reader.readings.get(name, []):
         convs = [i for i in reading.nodes if view.operator(view.nodes[i]) == "Conv"]
         if not convs or len(reading.nodes) == 1:
             continue
         try:
-            part = _part(reader, at, name, reading, gone, needed)
+            found.append(_part(reader, at, name, reading, gone, needed))
         except LeftError as why:
-            first = first or str(why)
-            continue
-        return part, first
-    return None, first
+            if not found:
+                first = first or str(why)
+    return max(found, key=lambda part: _gain(view, part), default=None), first
+
+
+def _gain(view: View, part: Part) -> tuple[int, Fraction, int]:
+    convs = sum(view.operator(view.nodes[i]) == "Conv" for i in part.nodes)
+    return convs, part.macs_before - part.macs_after, len(part.nodes)
 
 
 def _part(
@@ -201,9 +209,7 @@ def _window(reading: Reading) -> Window:
     )
 
 
-def _dead(
-    view: View, at: int, reading: Reading, gone: set[int], needed: set[str]
-) -> list[int]:
+def _dead(view: View, at: int, reading: Reading, gone: set[int], needed: set[str]) -> list[int]:
     """The nodes that nobody needs once the part is one convolution."""
     dead = {at}
     for i in sorted(reading.nodes - {at}, reverse=True):
@@ -262,18 +268,32 @@ def _area(view: View, name: str, reading: Reading, *, fixed: bool) -> Fraction:
     return Fraction(1, prod(reading.stride))
 
 
-def _left(
-    reader: LinearReader, reasons: Mapping[int, str], gone: set[int]
-) -> tuple[Left, ...]:
-    """What is not merged, in the file's order."""
+def _left(reader: LinearReader, reasons: Mapping[int, str], gone: set[int]) -> tuple[Left, ...]:
+    """What is not merged, in the file's order: convolutions, and what else is done to images."""
     view = reader.view
     found = []
     for at in sorted(reader.linear):
+        operator = view.operator(view.nodes[at])
+        if operator != "Conv" and not _is_of_images(reader, at):
+            continue
         if at in reasons:
             found.append(Left(view.label(at), reasons[at]))
-        elif at not in gone and view.operator(view.nodes[at]) not in ("Conv", "Identity"):
+        elif at not in gone and operator not in ("Conv", "Identity", "Dropout", "Cast"):
             found.append(Left(view.label(at), _alone(reader, at)))
     return tuple(found)
+
+
+def _is_of_images(reader: LinearReader, at: int) -> bool:
+    """Whether it makes numbers with four axes: sizes and indices are computed in graphs, too."""
+    view = reader.view
+    names = [name for name in view.nodes[at].output if name]
+    if any(view.dtype(name) not in ("", *FLOATS, "bfloat16") for name in names):
+        return False
+    shapes = [view.shape(name) for name in names]
+    return any(
+        len(shape) == 4 if shape is not None else bool(reader.readings.get(name))
+        for name, shape in zip(names, shapes, strict=True)
+    )
 
 
 def _alone(reader: LinearReader, at: int) -> str:
@@ -282,9 +302,9 @@ def _alone(reader: LinearReader, at: int) -> str:
     inputs = [name for name in view.nodes[at].input if name and view.constant(name) is None]
     makers = [view.makers.get(name) for name in inputs]
     said = ", ".join(
-        f"{name} (an input of the graph)" if i is None else f"{view.nodes[i].op_type} {view.label(i)}"
+        f"{name} (an input of the graph)"
+        if i is None
+        else f"{view.nodes[i].op_type} {view.label(i)}"
         for name, i in zip(inputs, makers, strict=True)
     )
     return f"no convolution that could take it in stands before it: {said}"
-
-

@@ -116,7 +116,9 @@ class LinearReader:
         ]
         common = [source for source in tables[0] if all(source in each for each in tables[1:])]
         if not common:
-            places = [f"{x} from {next(iter(table))}" for (x, _), table in zip(terms, tables, strict=True)]
+            places = [
+                f"{x} from {next(iter(table))}" for (x, _), table in zip(terms, tables, strict=True)
+            ]
             raise LeftError(f"its inputs come from different places: {', '.join(places)}")
         same_size = self._same_size([x for x, _ in terms])
         found, refused = [], None
@@ -146,5 +148,3 @@ class LinearReader:
     def _same_size(self, names: Sequence[str]) -> bool:
         sizes = {self.view.size(name) for name in names}
         return len(sizes) == 1 and None not in sizes
-
-

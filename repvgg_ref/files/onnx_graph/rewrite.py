@@ -79,6 +79,7 @@ def _dtype(part: Part, view: View, arrays: Mapping[str, Array]) -> str:
 
 
 def eps_of(linear: Any) -> Iterable[float]:
+    """What every norm of an expression adds to its variances."""
     if getattr(linear, "eps", None) is not None:
         yield linear.eps
     for part in getattr(linear, "parts", ()):
@@ -200,4 +201,3 @@ def _drop_what_nothing_reads(graph: Any, view: View) -> None:
                     del kept[i]
             elif name in view.readers and view.readers[name] and name not in read:
                 del kept[i]
-

@@ -112,9 +112,7 @@ def _averaged(reader: LinearReader, at: int) -> None:
         ends=window.ends,
     )  # fmt: skip
     pooled = reader.through(at, conv, sized=window.sized)
-    reader.follow(
-        at, node.input[0], lambda r: pooled(r).then(Quotient(f"{name}.window", ()), at)
-    )
+    reader.follow(at, node.input[0], lambda r: pooled(r).then(Quotient(f"{name}.window", ()), at))
 
 
 @rule("BatchNormalization")
@@ -318,7 +316,9 @@ def _window(reader: LinearReader, node: Any, kernel: Pair) -> _Window:
     if not fixed and size is None:
         raise LeftError(f"its border ({kind}) depends on the image's size, which is open")
     totals = [
-        span if fixed or size is None else max(0, (-(-size[a] // stride[a]) - 1) * stride[a] + span + 1 - size[a])
+        span
+        if fixed or size is None
+        else max(0, (-(-size[a] // stride[a]) - 1) * stride[a] + span + 1 - size[a])
         for a, span in enumerate(spans)
     ]
     less, more = [n // 2 for n in totals], [n - n // 2 for n in totals]
@@ -381,5 +381,3 @@ def _numbers(
     if given is None and required:
         raise LeftError(f"it has no {name}")
     return [int(n) for n in given or ()]
-
-

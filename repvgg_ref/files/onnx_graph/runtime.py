@@ -32,7 +32,9 @@ from repvgg_ref.files.onnx_graph.plan import Part
 from repvgg_ref.files.onnx_graph.rewrite import Made, eps_of, with_zeros
 from repvgg_ref.files.onnx_graph.view import View
 
-_NORM_ROUNDINGS = 8  # four of the slope, the difference, product, sum; runtimes fold in other orders
+_NORM_ROUNDINGS = (
+    8  # four of the slope, the difference, product, sum; runtimes fold in other orders
+)
 _X, _SIZE, _FUSED = "repvgg_ref.x", "repvgg_ref.size", "repvgg_ref.fused"
 _SAFE = 1.001  # S itself is rounded
 
@@ -171,10 +173,18 @@ def _graph(made: Made, view: View, arrays: dict[str, Array], model: Any) -> Any:
         ),
     ]  # fmt: skip
     info = helper.make_tensor_value_info
-    outputs = [info(part.output, element, None), info(_FUSED, element, None), info(_SIZE, wide, None)]
+    outputs = [
+        info(part.output, element, None),
+        info(_FUSED, element, None),
+        info(_SIZE, wide, None),
+    ]
     shape = [None, part.conv.in_channels, None, None]
-    graph = helper.make_graph(nodes, "part", [info(_X, element, shape)], outputs, constants.values())
-    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=max(4, model.ir_version))
+    graph = helper.make_graph(
+        nodes, "part", [info(_X, element, shape)], outputs, constants.values()
+    )
+    return helper.make_model(
+        graph, opset_imports=model.opset_import, ir_version=max(4, model.ir_version)
+    )
 
 
 def _magnitudes(part: Part, arrays: dict[str, Array]) -> tuple[Array, Array]:
@@ -208,4 +218,3 @@ def _run(session: Any, x: Array) -> list[Array]:
         return [np.asarray(each) for each in session.run(None, {_X: x})]
     except Exception as error:
         raise RuntimeLacks("ONNX Runtime cannot run it", got=first_line(error)) from None
-
