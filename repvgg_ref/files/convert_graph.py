@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +14,18 @@ from repvgg_ref.files.convert import Format, target_of
 from repvgg_ref.files.onnx_graph import runtime
 from repvgg_ref.files.onnx_graph.load import read_onnx
 from repvgg_ref.files.onnx_graph.packages import first_line, require
-from repvgg_ref.files.onnx_graph.plan import Left, Part, Plan, planned
+from repvgg_ref.files.onnx_graph.plan import Left, Part, Plan
 from repvgg_ref.files.onnx_graph.reader import LinearReader
-from repvgg_ref.files.onnx_graph.rewrite import Made, Progress, fused_parts, rewritten
+from repvgg_ref.files.onnx_graph.reorder import read_graph
+from repvgg_ref.files.onnx_graph.rewrite import (
+    Made,
+    Progress,
+    fused_parts,
+    nodes_after,
+    rewritten,
+)
 from repvgg_ref.files.onnx_graph.rules import RULES
-from repvgg_ref.files.onnx_graph.view import View
+from repvgg_ref.files.onnx_graph.view import View, label
 from repvgg_ref.files.suffixes import formats_of
 from weights_io import open_regular, sanitize
 
@@ -94,11 +102,11 @@ def inspect_graph(path: str | Path) -> GraphConversion:
     lost = _convs([read.view.nodes[i] for i in gone])
     return GraphConversion(
         opset=read.view.opset,
-        nodes_before=len(read.view.nodes),
-        nodes_after=len(read.view.nodes) - len(gone) + len(read.plan.parts),
+        nodes_before=len(read.model.graph.node),
+        nodes_after=nodes_after(read.view, read.plan.parts),
         convs_before=convs,
         convs_after=convs - lost + len(read.plan.parts),
-        merged=tuple(_merged(read.view, part) for part in read.plan.parts),
+        merged=_merged(read.model, read.view, read.plan.parts),
         left=read.plan.left,
         tensors=len(read.view.initializers),
         out=None,
@@ -155,11 +163,11 @@ def convert_graph(
     _write(path, target, model, result)
     return GraphConversion(
         opset=view.opset,
-        nodes_before=len(view.nodes),
+        nodes_before=len(model.graph.node),
         nodes_after=len(result.graph.node),
         convs_before=_convs(view.nodes),
         convs_after=_convs(result.graph.node),
-        merged=tuple(_merged(view, each.part) for each in made),
+        merged=_merged(model, view, [each.part for each in made]),
         left=(*plan.left, *refused),
         tensors=len(result.graph.initializer),
         out=target,
@@ -180,16 +188,15 @@ def _read(path: Path) -> _Read:
         raise CheckpointError(
             f"{name}: is no valid ONNX model, says onnx.checker", got=first_line(error)
         ) from None
-    view = View(model)
-    if view.opset < OLDEST_OPSET:
+    opset = View(model).opset
+    if opset < OLDEST_OPSET:
         raise CheckpointError(
             f"{name}: its opset is too old to be fused",
-            got=view.opset or "none of ONNX's own",
+            got=opset or "none of ONNX's own",
             wanted=f"at least {OLDEST_OPSET}",
             advice="onnx.version_converter.convert_version(model, 13) brings it up to date",
         )
-    reader = LinearReader(view, RULES)
-    return _Read(model, view, reader, planned(reader))
+    return _Read(model, *read_graph(model, RULES))
 
 
 def _seen_running(
@@ -239,11 +246,16 @@ def _convs(nodes: Any) -> int:
     return sum(node.op_type == "Conv" for node in nodes)
 
 
-def _merged(view: View, part: Part) -> Merged:
-    return Merged(
-        part.output,
-        part.reading.source,
-        tuple(view.label(i) for i in part.nodes),
-        float(part.macs_before),
-        float(part.macs_after),
+def _merged(model: Any, view: View, parts: Iterable[Part]) -> tuple[Merged, ...]:
+    """By the names that the file has; a sum may have been put in another order."""
+    there = set(map(label, model.graph.node))
+    return tuple(
+        Merged(
+            part.output,
+            part.reading.source,
+            tuple(name for name in map(view.label, part.nodes) if name in there),
+            float(part.macs_before),
+            float(part.macs_after),
+        )
+        for part in parts
     )

@@ -14,6 +14,7 @@ from repvgg_ref.files.onnx_graph.reading import LeftError, Reading, stacked, sum
 from repvgg_ref.files.onnx_graph.view import FLOATS, View
 
 Step = Callable[[Reading], Reading]
+Rule = Callable[["LinearReader", int], None]
 # Places that a tensor is read from; the nearest are kept.
 _MOST_READINGS = 24
 _MINUS = "-1"
@@ -34,7 +35,7 @@ class LinearReader:
 
     minus = Scale(_MINUS, ())
 
-    def __init__(self, view: View, rules: Mapping[str, Callable[[LinearReader, int], None]]):
+    def __init__(self, view: View, rules: Mapping[str, Rule]):
         self.view = view
         self.readings: dict[str, list[Reading]] = {}
         self.reasons: dict[int, str] = {}

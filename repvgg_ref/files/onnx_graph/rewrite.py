@@ -5,7 +5,7 @@ Whatever is in no part stays as the file has it: nodes, their order, names, init
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,15 +109,11 @@ def rewritten(model: Any, view: View, made: list[Made]) -> Any:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
-    names = _Names(view)
-    instead = {m.part.node: _conv_node(m, names) for m in made}
+    instead = {m.part.node: _conv_node(m, view) for m in made}
     gone = {i for m in made for i in m.part.nodes}
+    nodes = remaining(view, {i: node for i, (node, _) in instead.items()}, gone)
     del graph.node[:]
-    for i, node in enumerate(view.nodes):
-        if i in instead:
-            graph.node.append(instead[i][0])
-        elif i not in gone:
-            graph.node.append(node)
+    graph.node.extend(nodes)
     for _, tensors in instead.values():
         graph.initializer.extend(tensors)
         if model.ir_version < _INITIALIZERS_ARE_INPUTS_BEFORE:
@@ -126,7 +122,7 @@ def rewritten(model: Any, view: View, made: list[Made]) -> Any:
     return result
 
 
-def _conv_node(made: Made, names: _Names) -> tuple[Any, list[Any]]:
+def _conv_node(made: Made, view: View) -> tuple[Any, list[Any]]:
     """The node, and its initializers."""
     helper, numpy_helper = require("onnx.helper"), require("onnx.numpy_helper")
     part, window = made.part, made.part.window
@@ -134,14 +130,14 @@ def _conv_node(made: Made, names: _Names) -> tuple[Any, list[Any]]:
     if made.fused.bias.any():
         arrays.append(("bias", made.fused.bias))
     tensors = [
-        numpy_helper.from_array(np.ascontiguousarray(array), names.fresh(f"{part.output}.{what}"))
+        numpy_helper.from_array(np.ascontiguousarray(array), view.fresh(f"{part.output}.{what}"))
         for what, array in arrays
     ]
     node = helper.make_node(
         "Conv",
         [part.reading.source, *(tensor.name for tensor in tensors)],
         [part.output],
-        names.fresh(f"{part.output}.fused"),
+        view.fresh(f"{part.output}.fused"),
         kernel_shape=list(window.kernel),
         strides=list(part.conv.stride),
         pads=list(window.padding),
@@ -151,53 +147,49 @@ def _conv_node(made: Made, names: _Names) -> tuple[Any, list[Any]]:
     return node, tensors
 
 
-class _Names:
-    """Names that nothing in a graph has."""
-
-    def __init__(self, view: View) -> None:
-        graph = view.graph
-        self._taken = {node.name for node in view.nodes} | set(view.readers) | set(view.makers)
-        self._taken |= {each.name for each in (*graph.initializer, *graph.input, *graph.output)}
-
-    def fresh(self, wanted: str) -> str:
-        """`wanted`, or with a number behind it."""
-        name, count = wanted, 1
-        while name in self._taken:
-            count += 1
-            name = f"{wanted}.{count}"
-        self._taken.add(name)
-        return name
-
-
 def _as_input(tensor: Any) -> Any:
     return require("onnx.helper").make_tensor_value_info(
         tensor.name, tensor.data_type, list(tensor.dims)
     )
 
 
-def _drop_what_nothing_reads(graph: Any, view: View) -> None:
-    """Initializers and nodes that only the replaced nodes read; what was unread before stays."""
+def nodes_after(view: View, parts: Iterable[Part]) -> int:
+    """How many nodes there are when these parts are fused."""
+    helper = require("onnx.helper")
+    instead = {p.node: helper.make_node("Conv", [p.reading.source], [p.output]) for p in parts}
+    return len(remaining(view, instead, {i for p in parts for i in p.nodes}))
+
+
+def remaining(view: View, instead: Mapping[int, Any], gone: Collection[int]) -> list[Any]:
+    """The nodes of a graph in which some stand `instead` of others, and of those that are `gone`.
+
+    What only those read goes with them; what nothing read before stays.
+    """
+    nodes = [
+        instead.get(i, node) for i, node in enumerate(view.nodes) if i in instead or i not in gone
+    ]
     while True:
-        read = {name for node in graph.node for name in read_by(node)} | view.outputs
-        spare = [
-            i
-            for i, node in enumerate(graph.node)
-            if not read.intersection(filter(None, node.output))
-            and any(view.readers[name] for name in node.output)
+        read = view.outputs.union(*(read_by(node) for node in nodes))
+        kept = [
+            node
+            for node in nodes
+            if read.intersection(node.output) or not any(view.readers[n] for n in node.output)
         ]
-        if not spare:
-            break
-        for i in reversed(spare):
-            del graph.node[i]
+        if len(kept) == len(nodes):
+            return nodes
+        nodes = kept
+
+
+def _drop_what_nothing_reads(graph: Any, view: View) -> None:
+    """Initializers and value infos of replaced nodes; what was unread before stays."""
+    read = view.outputs.union(*(read_by(node) for node in graph.node))
     there = {name for node in graph.node for name in node.output}
-    there |= {each.name for each in graph.input}
     for kept in (graph.initializer, graph.input, graph.value_info):
         for i in range(len(kept) - 1, -1, -1):
             name = kept[i].name
-            if kept is graph.input and name not in view.initializers:
-                continue
             if kept is graph.value_info:
-                if name in view.makers and name not in there:
-                    del kept[i]
-            elif name in view.readers and view.readers[name] and name not in read:
+                is_spare = name in view.makers and name not in there
+            else:
+                is_spare = name in view.initializers and name not in read and view.readers[name]
+            if is_spare:
                 del kept[i]

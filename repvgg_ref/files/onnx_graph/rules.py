@@ -18,10 +18,9 @@ from repvgg_ref.blocks.form import Pair
 from repvgg_ref.blocks.linear import Norm
 from repvgg_ref.blocks.sided import Quotient, SidedConv
 from repvgg_ref.files.onnx_graph.constants import setting
-from repvgg_ref.files.onnx_graph.reader import LinearReader
+from repvgg_ref.files.onnx_graph.reader import LinearReader, Rule
 from repvgg_ref.files.onnx_graph.reading import LeftError, Reading
 
-Rule = Callable[[LinearReader, int], None]
 RULES: dict[str, Rule] = {}
 _SQUARE = 2  # axes of an image
 

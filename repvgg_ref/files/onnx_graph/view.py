@@ -36,11 +36,17 @@ class View:
     readers : dict of tensor -> indices of the nodes that read it
     outputs : frozenset of tensors
         What leaves the graph.
+
+    Parameters
+    ----------
+    model : ModelProto
+    nodes : list of NodeProto, optional
+        In place of the model's own.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, nodes: list[Any] | None = None) -> None:
         self.model, self.graph = model, model.graph
-        self.nodes = list(model.graph.node)
+        self.nodes = list(model.graph.node) if nodes is None else nodes
         self.makers = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
         self.readers: dict[str, list[int]] = defaultdict(list)
         for i, node in enumerate(self.nodes):
@@ -60,10 +66,18 @@ class View:
         is_own = (node.domain, node.op_type) in self._own
         return "" if is_own or node.domain not in ("", "ai.onnx") else str(node.op_type)
 
+    def fresh(self, wanted: str) -> str:
+        """`wanted`, or with a number behind it: a name that nothing in the graph has."""
+        name, count = wanted, 1
+        while name in self._taken:
+            count += 1
+            name = f"{wanted}.{count}"
+        self._taken.add(name)
+        return name
+
     def label(self, index: int) -> str:
         """How people call a node."""
-        node = self.nodes[index]
-        return str(node.name or next((name for name in node.output if name), node.op_type))
+        return label(self.nodes[index])
 
     def constant(self, name: str) -> Array | None:
         """The array called `name`, if no caller and no quantiser has a hand in it."""
@@ -92,6 +106,12 @@ class View:
         if shape is None or len(shape) != 4 or shape[2] is None or shape[3] is None:
             return None
         return shape[2], shape[3]
+
+    @cached_property
+    def _taken(self) -> set[str]:
+        graph = self.graph
+        named = {each.name for each in (*graph.initializer, *graph.input, *graph.output)}
+        return named | {node.name for node in self.nodes} | set(self.readers) | set(self.makers)
 
     def _is_fixed(self, name: str) -> bool:
         known, waiting = self._fixed, [name]
@@ -130,6 +150,11 @@ class View:
                     d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim
                 )
         return types, shapes
+
+
+def label(node: Any) -> str:
+    """How people call a node: by its name, or what it makes."""
+    return str(node.name or next((name for name in node.output if name), node.op_type))
 
 
 def _type_name(number: int) -> str:
