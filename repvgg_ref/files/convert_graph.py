@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import weights_io
 from repvgg_ref.blocks.selfcheck import BlockCheck, worst
-from repvgg_ref.errors import CheckpointError
+from repvgg_ref.errors import CheckpointError, by_kind
 from repvgg_ref.files.convert import Format, target_of
 from repvgg_ref.files.onnx_graph import runtime
 from repvgg_ref.files.onnx_graph.load import read_onnx
@@ -207,14 +207,17 @@ def _seen_running(
         if made:
             notes.append('not run: pip install "repvgg-ref[onnx]" lets ONNX Runtime check it, too')
         return []
-    seen = []
+    seen, failed = [], []
     for each in made:
         try:
             seen.append(runtime.check_part(each, view, reader.arrays, model))
         except runtime.RuntimeLacks as why:
-            notes.append(f"{each.part.output}: not run: {why}")
+            failed.append((each.part.output, str(why)))
             continue
         seen[-1].raise_if_bad()
+    for why, places in by_kind(failed):
+        more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
+        notes.append(f"{sanitize(places[0])}{more}: not run: {why}")
     return seen
 
 

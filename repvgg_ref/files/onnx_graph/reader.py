@@ -15,8 +15,8 @@ from repvgg_ref.files.onnx_graph.view import FLOATS, View
 
 Step = Callable[[Reading], Reading]
 Rule = Callable[["LinearReader", int], None]
-# Places that a tensor is read from; the nearest are kept.
-_MOST_READINGS = 24
+# Places that a tensor is read from: the farthest and the nearest are kept.
+_FARTHEST, _NEAREST = 8, 4
 _MINUS = "-1"
 
 
@@ -141,7 +141,9 @@ class LinearReader:
         self._enter(self.view.nodes[at].output[0], found)
 
     def _enter(self, name: str, found: list[Reading]) -> None:
-        self.readings[name] = sorted(found, key=lambda r: self._age(r.source))[-_MOST_READINGS:]
+        found.sort(key=lambda reading: self._age(reading.source))
+        del found[_FARTHEST:-_NEAREST]
+        self.readings[name] = found
 
     def _age(self, name: str) -> int:
         return self.view.makers.get(name, -1)

@@ -21,7 +21,7 @@ from repvgg_ref.blocks.sided import SameSize, SidedConv
 
 POINT = Lattice((0, 0), (1, 1), (1, 1))
 # A chain of sums that double has more terms than any memory.
-_MOST_LEAVES = 256
+_MOST_LEAVES = 128
 _MOST_TAPS = 1 << 14
 
 

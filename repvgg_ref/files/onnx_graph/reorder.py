@@ -16,6 +16,9 @@ from repvgg_ref.files.onnx_graph.reader import LinearReader, Rule
 from repvgg_ref.files.onnx_graph.view import View
 
 
+_MOST_TERMS = 64
+
+
 class Read(NamedTuple):
     """A graph, how it is read, and what becomes of it."""
 
@@ -61,8 +64,10 @@ def _trees(read: Read) -> list[_Tree]:
     found = []
     for root in sorted(sums - inner - read.plan.gone):
         nodes, terms = _terms(view, root, inner)
+        if not 2 < len(terms) <= _MOST_TERMS:
+            continue
         groups = _groups(read.reader, terms)
-        if len(terms) > 2 and any(1 < len(group) < len(terms) for group in groups):
+        if any(1 < len(group) < len(terms) for group in groups):
             together = {frozenset(_terms(view, i, inner)[1]) for i in nodes}
             if any(len(g) > 1 and frozenset(g) not in together for g in groups):
                 found.append(_Tree(root, frozenset(nodes), groups))
@@ -72,7 +77,9 @@ def _trees(read: Read) -> list[_Tree]:
 def _goes_into(view: View, name: str, nodes: Collection[int]) -> bool:
     """Whether a tensor is read once, by one of `nodes`."""
     readers = view.readers[name]
-    return name not in view.outputs and len(readers) == 1 and readers[0] in nodes
+    if name in view.outputs or len(readers) != 1 or readers[0] not in nodes:
+        return False
+    return list(view.nodes[readers[0]].input).count(name) == 1
 
 
 def _is_sum(view: View, node: Any) -> bool:
