@@ -60,7 +60,9 @@ def places_json(done: GraphConversion) -> dict[str, Any]:
 
 
 def _check(check: BlockCheck | None) -> dict[str, Any] | None:
-    return check and {"max_error": check.max_error, "bound": check.bound, "ok": check.ok}
+    if check is None:
+        return None
+    return {"max_error": check.max_error, "bound": check.bound, "ok": check.ok}
 
 
 def inspected_json(found: GraphConversion) -> dict[str, Any]:

@@ -215,9 +215,9 @@ def _seen_running(
             failed.append((each.part.output, str(why)))
             continue
         seen[-1].raise_if_bad()
-    for why, places in by_kind(failed):
+    for reason, places in by_kind(failed):
         more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
-        notes.append(f"{sanitize(places[0])}{more}: not run: {why}")
+        notes.append(f"{sanitize(places[0])}{more}: not run: {reason}")
     return seen
 
 

@@ -125,7 +125,7 @@ def one_sided() -> Linear:
         Chain(wide, Norm("w.bn", C)),
         Chain(point, Quotient("divisor.running_var", (C,))),
     )
-    return Chain(both, Quotient("window.running_var", ()))
+    return Chain(both, Quotient("window.running_var", (1,)))
 
 
 def cut_to_size() -> Linear:

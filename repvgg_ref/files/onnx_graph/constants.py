@@ -90,6 +90,10 @@ class Constants:
             self._values[name] = self._computed(name, depth)
         return self._values[name]
 
+    def define(self, name: str, array: Array) -> None:
+        """Say what a tensor holds that is known in another way."""
+        self._values[name] = array
+
     def _computed(self, name: str, depth: int) -> Array | None:
         tensor = self.tensor(name)
         if tensor is not None:

@@ -233,7 +233,8 @@ def _reach(linear: Any) -> Array:
     """Which output depends on which input, (O, C) of booleans."""
     if isinstance(linear, Conv):
         outputs, inputs = (n // linear.groups for n in (linear.out_channels, linear.in_channels))
-        return np.kron(np.eye(linear.groups), np.ones((outputs, inputs))) > 0
+        blocks: Array = np.kron(np.eye(linear.groups), np.ones((outputs, inputs))) > 0
+        return blocks
     if isinstance(linear, Identity):
         return np.eye(linear.channels, dtype=bool)
     if isinstance(linear, Slice):

@@ -15,7 +15,6 @@ from repvgg_ref.files.onnx_graph.plan import Plan, planned
 from repvgg_ref.files.onnx_graph.reader import LinearReader, Rule
 from repvgg_ref.files.onnx_graph.view import View
 
-
 _MOST_TERMS = 64
 
 
@@ -105,7 +104,7 @@ def _terms(view: View, root: int, inner: Collection[int]) -> tuple[list[int], li
 def _groups(reader: LinearReader, terms: list[str]) -> list[list[str]]:
     """The terms by the source that most of them have in common, and so on with the others."""
     sources = {name: [r.source for r in reader.from_everywhere(name)] for name in terms}
-    groups, left = [], list(terms)
+    groups, left = list[list[str]](), list(terms)
     while left:
         counts = Counter(source for name in left for source in sources[name])
         source, count = counts.most_common(1)[0]

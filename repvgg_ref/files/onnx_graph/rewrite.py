@@ -190,6 +190,8 @@ def _drop_what_nothing_reads(graph: Any, view: View) -> None:
             if kept is graph.value_info:
                 is_spare = name in view.makers and name not in there
             else:
-                is_spare = name in view.initializers and name not in read and view.readers[name]
+                is_spare = (
+                    name in view.initializers and name not in read and bool(view.readers[name])
+                )
             if is_spare:
                 del kept[i]

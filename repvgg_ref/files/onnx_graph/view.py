@@ -60,6 +60,7 @@ class View:
         given = {each.name for each in model.graph.input}
         self._overridable = given if model.ir_version >= _OVERRIDABLE_SINCE else frozenset()
         self._fixed: dict[str, bool] = {}
+        self._know_extents()
 
     def operator(self, node: Any) -> str:
         """What ONNX's own operator the node is; "" for others and for functions of the file."""
@@ -112,6 +113,28 @@ class View:
         graph = self.graph
         named = {each.name for each in (*graph.initializer, *graph.input, *graph.output)}
         return named | {node.name for node in self.nodes} | set(self.readers) | set(self.makers)
+
+    def _know_extents(self) -> None:
+        """Extents that graphs compute and the file fixes: exporters halve channels so."""
+        for node in self.nodes:
+            shape = self.shape(node.input[0]) if self.operator(node) == "Shape" else None
+            if shape is None or node.attribute or not any(shape):
+                continue
+            if None not in shape:
+                self._know(node.output[0], np.array(shape, np.int64))
+            for i in self.readers[node.output[0]]:
+                reader = self.nodes[i]
+                index = self.constant(reader.input[1]) if len(reader.input) == 2 else None
+                if self.operator(reader) != "Gather" or index is None or index.size != 1:
+                    continue
+                if not -len(shape) <= (at := int(index.reshape(()))) < len(shape):
+                    continue
+                if (extent := shape[at]) is not None:
+                    self._know(reader.output[0], np.full(index.shape, extent, np.int64))
+
+    def _know(self, name: str, array: Array) -> None:
+        self._constants.define(name, array)
+        self._fixed[name] = True
 
     def _is_fixed(self, name: str) -> bool:
         known, waiting = self._fixed, [name]
