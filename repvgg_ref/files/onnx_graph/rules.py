@@ -274,8 +274,10 @@ def _sliced(reader: LinearReader, at: int) -> None:
         here, extent = axis - 2, None if size is None else size[axis - 2]
         if extent is not None:
             start, stop, _ = slice(start, stop).indices(extent)
+            if stop <= start:
+                raise LeftError("nothing is left of the image")
             around[here] = [-start, stop - extent]
-        elif start < 0 or 0 < stop < _END:
+        elif start < 0 or 0 <= stop < _END:
             raise LeftError("what it cuts off depends on the image's size")
         else:
             around[here] = [-start, min(stop, 0) if stop < _END else 0]
@@ -303,6 +305,8 @@ def _window(reader: LinearReader, node: Any, kernel: Pair) -> _Window:
         (int(found[0]), int(found[1]))
         for found in (setting(node, "strides", (1, 1)), setting(node, "dilations", (1, 1)))
     )
+    if min(*stride, *dilation) < 1:
+        raise LeftError(f"its strides {stride} or dilations {dilation} are not positive")
     kind, spans = setting(node, "auto_pad", "NOTSET"), [
         d * (k - 1) for d, k in zip(dilation, kernel, strict=True)
     ]  # fmt: skip
