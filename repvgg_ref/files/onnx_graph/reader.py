@@ -117,9 +117,8 @@ class LinearReader:
         ]
         common = [source for source in tables[0] if all(source in each for each in tables[1:])]
         if not common:
-            places = [
-                f"{x} from {next(iter(table))}" for (x, _), table in zip(terms, tables, strict=True)
-            ]
+            firsts = [(x, next(iter(table))) for (x, _), table in zip(terms, tables, strict=True)]
+            places = [x if x == source else f"{x} from {source}" for x, source in firsts]
             raise LeftError(f"its inputs come from different places: {', '.join(places)}")
         same_size = self._same_size([x for x, _ in terms])
         found, refused = [], None
