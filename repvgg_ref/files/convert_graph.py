@@ -25,7 +25,7 @@ from repvgg_ref.files.onnx_graph.rewrite import (
     rewritten,
 )
 from repvgg_ref.files.onnx_graph.rules import RULES
-from repvgg_ref.files.onnx_graph.view import View, label
+from repvgg_ref.files.onnx_graph.view import View, label, opset_of
 from repvgg_ref.files.suffixes import formats_of
 from weights_io import open_regular, sanitize
 
@@ -188,7 +188,7 @@ def _read(path: Path) -> _Read:
         raise CheckpointError(
             f"{name}: is no valid ONNX model, says onnx.checker", got=first_line(error)
         ) from None
-    opset = View(model).opset
+    opset = opset_of(model)
     if opset < OLDEST_OPSET:
         raise CheckpointError(
             f"{name}: its opset is too old to be fused",

@@ -17,7 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from repvgg_ref.blocks.selfcheck import SelfCheckError
 from repvgg_ref.errors import CheckpointError
-from repvgg_ref.files import convert_graph as front
 from repvgg_ref.files.convert_graph import convert_graph, inspect_graph, is_graph
 from repvgg_ref.files.onnx_graph import runtime
 from repvgg_ref.files.onnx_graph.rewrite import Made
@@ -179,7 +178,7 @@ def test_a_wrong_tap_does_not_pass_in_onnx_runtime(
                 made.fused.bias[2] -= np.float32(1e-3)
             return real(made, *rest)
 
-        monkeypatch.setattr(front.runtime, "check_part", spoilt)
+        monkeypatch.setattr(runtime, "check_part", spoilt)
         with pytest.raises(SelfCheckError, match="differs from its branches"):
             convert_graph(path, tmp_path / "out.onnx")
         assert not (tmp_path / "out.onnx").exists()

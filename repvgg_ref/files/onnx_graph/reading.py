@@ -244,7 +244,7 @@ def _reach(linear: Any) -> Array:
     if isinstance(linear, Sum):
         return np.logical_or.reduce([_reach(part) for part in linear.parts])
     found = [_reach(part) for part in linear.parts if hasattr(part, "form")]
-    whole = found[0]
+    whole: Array = found[0]
     for after in found[1:]:
         whole = after.astype(np.float32) @ whole.astype(np.float32) > 0
     return whole

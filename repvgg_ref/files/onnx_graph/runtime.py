@@ -95,8 +95,9 @@ def _bound(made: Made, magnitudes: Array, dtype: Any) -> Array:
     unit = float(kind.eps) / 2
     count = roundings(made.part.linear) + made.weight[0].size + 3
     smallest = float(kind.smallest_subnormal) * count
-    size: Array = magnitudes.astype(np.float64)
-    return count * unit * (1 + count * unit) * _SAFE * size + smallest
+    share = count * unit * (1 + count * unit) * _SAFE
+    bound: Array = share * magnitudes.astype(np.float64) + smallest
+    return bound
 
 
 def roundings(linear: Any) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from repvgg_ref.files.onnx_graph.packages import require
 Shape = tuple[int | None, ...]
 FLOATS = ("float16", "float32", "float64")
 _NEVER_FOLDED = frozenset({"DequantizeLinear", "QuantizeLinear"})
+_SMALL = 1024  # elements: sizes and axes are no more
 _OVERRIDABLE_SINCE = 4  # IR version: before it every initializer had to be an input
 
 
@@ -54,7 +56,7 @@ class View:
                 self.readers[name].append(i)
         self.initializers = frozenset(each.name for each in model.graph.initializer)
         self.outputs = frozenset(each.name for each in model.graph.output)
-        self.opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+        self.opset = opset_of(model)
         self._constants = Constants(model.graph, self.opset)
         self._own = {(f.domain, f.name) for f in model.functions}
         given = {each.name for each in model.graph.input}
@@ -158,10 +160,9 @@ class View:
 
     @cached_property
     def _inferred(self) -> tuple[dict[str, str], dict[str, Shape]]:
-        graph = self.graph
         try:
-            graph = require("onnx.shape_inference").infer_shapes(self.model).graph
-        except Exception:  # too large for one message, or what inference cannot do
+            graph = require("onnx.shape_inference").infer_shapes(_skeleton(self.model)).graph
+        except Exception:  # what inference cannot do
             graph = self.graph
         types: dict[str, str] = {}
         shapes: dict[str, Shape] = {}
@@ -173,6 +174,33 @@ class View:
                     d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim
                 )
         return types, shapes
+
+
+def opset_of(model: Any) -> int:
+    """The version of ONNX's own operators; 0 if the model uses none."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def _skeleton(model: Any) -> Any:
+    """The model with inputs in place of large initializers: inference copies what it gets."""
+    onnx = require("onnx")
+    small = onnx.ModelProto(ir_version=model.ir_version)
+    small.opset_import.extend(model.opset_import)
+    small.functions.extend(model.functions)
+    graph, whole = small.graph, model.graph
+    graph.name = whole.name
+    graph.node.extend(whole.node)
+    graph.input.extend(whole.input)
+    graph.output.extend(whole.output)
+    graph.value_info.extend(whole.value_info)
+    given = {each.name for each in whole.input}
+    for tensor in whole.initializer:
+        if prod(tensor.dims) <= _SMALL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            graph.input.append(info)
+    return small
 
 
 def label(node: Any) -> str:
