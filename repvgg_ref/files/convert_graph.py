@@ -14,7 +14,8 @@ from repvgg_ref.files.convert import Format, target_of
 from repvgg_ref.files.onnx_graph import runtime
 from repvgg_ref.files.onnx_graph.load import read_onnx
 from repvgg_ref.files.onnx_graph.packages import first_line, require
-from repvgg_ref.files.onnx_graph.plan import Left, Part, Plan
+from repvgg_ref.files.onnx_graph.part import Part
+from repvgg_ref.files.onnx_graph.plan import Left, Plan
 from repvgg_ref.files.onnx_graph.reader import LinearReader
 from repvgg_ref.files.onnx_graph.reorder import read_graph
 from repvgg_ref.files.onnx_graph.rewrite import (

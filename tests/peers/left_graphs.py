@@ -182,3 +182,11 @@ def a_norm_that_is_not_finite() -> Any:
     vectors = [np.ones(4, np.float32) for _ in range(4)]
     vectors[1][2] = np.nan
     return g.model(4, g.relu(g.node("BatchNormalization", y, *map(g.constant, vectors))))
+
+
+@stays("is read by n1, n3, and would be computed twice")
+def two_readers_that_would_cost_more() -> Any:
+    """The same with fewer channels in the middle."""
+    g = Graph()
+    y = g.conv(X, 8, 4, 1)
+    return g.model(8, g.add(g.relu(g.conv(y, 4, 6)), g.relu(g.conv(y, 4, 6))))

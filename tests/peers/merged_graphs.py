@@ -214,3 +214,12 @@ def terms_apart() -> Any:
     z = g.relu(g.conv(X, 4, 4, 1))
     y = g.add(g.conv_bn(X, 4, 4), z, g.conv_bn(X, 4, 4, 1), g.conv_bn(z, 4, 4), X)
     return g.model(4, g.relu(y)), 3
+
+
+@merged
+def two_readers_of_what_both_can_take_in() -> Any:
+    """A 1x1 behind which are two padded convolutions, one with its norm."""
+    g = Graph()
+    y = g.conv(X, 4, 8, 1)
+    left, right = g.relu(g.conv_bn(y, 8, 6)), g.relu(g.conv(y, 8, 6, bias=True))
+    return g.model(4, g.add(left, right)), 2

@@ -10,72 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from repvgg_ref.blocks.form import Lattice, Pair
-from repvgg_ref.blocks.sided import SidedConv
+from repvgg_ref.files.onnx_graph.joint import joined
+from repvgg_ref.files.onnx_graph.part import Part, built
 from repvgg_ref.files.onnx_graph.reader import LinearReader
-from repvgg_ref.files.onnx_graph.reading import LeftError, Reading, blocks_of, regrouped
+from repvgg_ref.files.onnx_graph.reading import LeftError, Reading
 from repvgg_ref.files.onnx_graph.view import FLOATS, View
-
-_PER_ELEMENT = frozenset({"BatchNormalization", "Mul", "Div", "Neg", "AveragePool"})
-
-
-class Window(NamedTuple):
-    """A fused kernel as ONNX can say it: no negative padding, but taps of zero before and behind.
-
-    `padding` is (top, left, bottom, right).
-    """
-
-    lattice: Lattice
-    before: Pair
-    behind: Pair
-    padding: tuple[int, int, int, int]
-
-    @property
-    def kernel(self) -> Pair:
-        """Its size, with what is added."""
-        rows, columns = (
-            a + n + b for a, n, b in zip(self.before, self.lattice.size, self.behind, strict=True)
-        )
-        return rows, columns
-
-
-@dataclass(frozen=True)
-class Part:
-    """Nodes that become one convolution.
-
-    Attributes
-    ----------
-    output : str
-        The tensor that it makes.
-    node : int
-        The node that made it.
-    reading : Reading
-    linear : Linear
-        The same for fusion.
-    conv : SidedConv
-        What it fuses to, on the algebra's lattice.
-    groups : int
-        At least those of `conv`.
-    window : Window
-    nodes : tuple of int
-        Those that go.
-    macs_before, macs_after : Fraction
-        Multiply-accumulates a pixel of the output.
-    """
-
-    output: str
-    node: int
-    reading: Reading
-    linear: Any
-    conv: SidedConv
-    groups: int
-    window: Window
-    nodes: tuple[int, ...]
-    macs_before: Fraction
-    macs_after: Fraction
 
 
 class Left(NamedTuple):
@@ -104,19 +45,25 @@ def planned(reader: LinearReader) -> Plan:
     parts: list[Part] = []
     gone: set[int] = set()
     needed: set[str] = set(view.outputs)  # what must be there when all is done
-    reasons = dict(reader.reasons)
+    reasons = dict[int, str]()
     for at in range(len(view.nodes) - 1, -1, -1):
         if at in gone:
             continue
         for name in view.nodes[at].output:
             part, why = _best(reader, at, name, gone, needed)
             if why is not None:
-                reasons[at] = f"{reasons[at]}; {why}" if at in reasons else why
+                reasons[at] = why
             if part is not None:
                 parts.append(part)
                 gone.update(part.nodes)
                 needed.add(part.reading.source)
-    return Plan(tuple(reversed(parts)), _left(reader, reasons, gone))
+    for part in joined(reader, parts):
+        reasons.pop(part.node, None)
+    gone = {i for part in parts for i in part.nodes}
+    for at, why in reader.reasons.items():
+        reasons[at] = f"{why}; {reasons[at]}" if at in reasons else why
+    parts.sort(key=lambda part: part.node)
+    return Plan(tuple(parts), _left(reader, reasons, gone))
 
 
 def _best(
@@ -151,62 +98,18 @@ def _part(
 ) -> Part:
     """The part, or `LeftError`."""
     view = reader.view
-    if len(view.nodes[at].output) > 1:
-        raise LeftError("a part that ends in one of several outputs is not taken out")
-    _require_type(view, name, reading)
-    window = _window(reading)
-    linear = regrouped(reading.linear, reading.linear.groups)
-    groups, inputs, outputs = blocks_of(linear), linear.in_channels, linear.out_channels
     dead = _dead(view, at, reading, gone, needed)
-    fixed = _is_fixed(view, reading)
-    before = sum((_macs(reader, i, reading, fixed=fixed) for i in dead), start=Fraction(0))
-    area = _area(view, name, reading, fixed=fixed)
-    after = outputs * (inputs // groups) * prod(window.kernel) * area
     kept = [i for i in reading.nodes - set(dead) if view.operator(view.nodes[i]) == "Conv"]
     if len(dead) < 2 or not any(view.operator(view.nodes[i]) == "Conv" for i in dead):
         raise LeftError(_shared(view, kept or sorted(reading.nodes - set(dead)), gone))
-    if after > before:
+    part = built(reader, at, name, reading, dead)
+    if part.macs_after > part.macs_before:
         there = f"; {_shared(view, kept, gone)}" if kept else ""
         raise LeftError(
-            f"one convolution from {reading.source} would take {float(after / area):.6g} "
-            f"multiply-accumulates a pixel in place of {float(before / area):.6g}{there}"
+            f"one convolution from {reading.source} would take {float(part.macs_after):.6g} "
+            f"multiply-accumulates a pixel in place of {float(part.macs_before):.6g}{there}"
         )
-    lattice = reading.lattice
-    conv = SidedConv(
-        "fused", inputs, outputs, lattice.size, reading.stride,
-        (-lattice.first[0], -lattice.first[1]), lattice.step, linear.groups, bias=True,
-    )  # fmt: skip
-    return Part(
-        name, at, reading, linear, conv, groups, window, tuple(dead), before / area, after / area
-    )
-
-
-def _require_type(view: View, name: str, reading: Reading) -> None:
-    before, after = view.dtype(reading.source), view.dtype(name)
-    if before and after and before != after:
-        raise LeftError(f"{reading.source} is {before} and {name} {after}")
-
-
-def _window(reading: Reading) -> Window:
-    """Padding of at least 0 on every side: a kernel that begins inside gets zeros before it."""
-    lattice, growth = reading.lattice, reading.growth
-    before, behind, begins, ends = [], [], [], []
-    for axis in (0, 1):
-        first, step, size = (each[axis] for each in lattice)
-        front = max(0, -(-first // step))
-        begin = front * step - first
-        end = growth[axis] + step * (front + size - 1) - begin
-        back = max(0, -(end // step))
-        before.append(front)
-        behind.append(back)
-        begins.append(begin)
-        ends.append(end + back * step)
-    return Window(
-        lattice,
-        (before[0], before[1]),
-        (behind[0], behind[1]),
-        (begins[0], begins[1], ends[0], ends[1]),
-    )
+    return part
 
 
 def _dead(view: View, at: int, reading: Reading, gone: set[int], needed: set[str]) -> list[int]:
@@ -230,42 +133,6 @@ def _shared(view: View, kept: list[int], gone: set[int]) -> str:
             if len(others) > 1:
                 return f"{name} is read by {', '.join(others)}, and would be computed twice"
     return "what it reads is needed elsewhere, and would be computed twice"
-
-
-def _macs(reader: LinearReader, at: int, reading: Reading, *, fixed: bool) -> Fraction:
-    """Multiply-accumulates of a node: of the image, or for each pixel of the part's source."""
-    view, node = reader.view, reader.view.nodes[at]
-    name = next(each for each in node.output if each)
-    within = _within(reader, name, reading.source)
-    if within is None:
-        return Fraction(0)
-    operator = view.operator(node)
-    if operator == "Conv":
-        kernel = view.constant(node.input[1])
-        each = 0 if kernel is None else kernel.size
-    elif operator in _PER_ELEMENT:
-        each = within.channels or 0
-    else:
-        each = 0
-    return each * _area(view, name, within, fixed=fixed)
-
-
-def _within(reader: LinearReader, name: str, source: str) -> Reading | None:
-    return next((r for r in reader.readings.get(name, []) if r.source == source), None)
-
-
-def _is_fixed(view: View, reading: Reading) -> bool:
-    """Whether the file fixes the size of every tensor of a part."""
-    names = [name for i in reading.nodes for name in view.nodes[i].output if name]
-    return all(view.size(name) is not None for name in (reading.source, *names))
-
-
-def _area(view: View, name: str, reading: Reading, *, fixed: bool) -> Fraction:
-    """Pixels of an image, or for each one of the source."""
-    size = view.size(name)
-    if fixed and size is not None:
-        return Fraction(prod(size))
-    return Fraction(1, prod(reading.stride))
 
 
 def _left(reader: LinearReader, reasons: Mapping[int, str], gone: set[int]) -> tuple[Left, ...]:

@@ -242,9 +242,9 @@ def _reach(linear: Any) -> Array:
     if isinstance(linear, Concat):
         return np.concatenate([_reach(part) for part in linear.parts])
     if isinstance(linear, Sum):
-        return np.logical_or.reduce([_reach(part) for part in linear.parts])
+        return np.asarray(np.any([_reach(part) for part in linear.parts], axis=0))
     found = [_reach(part) for part in linear.parts if hasattr(part, "form")]
     whole: Array = found[0]
     for after in found[1:]:
-        whole = after.astype(np.float32) @ whole.astype(np.float32) > 0
+        whole = np.asarray(after.astype(np.float32) @ whole.astype(np.float32) > 0)
     return whole

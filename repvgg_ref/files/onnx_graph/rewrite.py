@@ -16,7 +16,8 @@ from repvgg_ref.blocks.fusion import FusedConv, fuse_linear
 from repvgg_ref.blocks.selfcheck import BlockCheck, check_linear
 from repvgg_ref.errors import NotFusibleError
 from repvgg_ref.files.onnx_graph.packages import require
-from repvgg_ref.files.onnx_graph.plan import Left, Part, Plan
+from repvgg_ref.files.onnx_graph.part import Part
+from repvgg_ref.files.onnx_graph.plan import Left, Plan
 from repvgg_ref.files.onnx_graph.view import View, read_by
 
 _INITIALIZERS_ARE_INPUTS_BEFORE = 4  # IR version

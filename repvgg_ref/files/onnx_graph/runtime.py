@@ -28,7 +28,7 @@ from repvgg_ref.blocks.run import Reader
 from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.onnx_graph.packages import first_line, require
-from repvgg_ref.files.onnx_graph.plan import Part
+from repvgg_ref.files.onnx_graph.part import Part
 from repvgg_ref.files.onnx_graph.rewrite import Made, eps_of, with_zeros
 from repvgg_ref.files.onnx_graph.view import View
 
