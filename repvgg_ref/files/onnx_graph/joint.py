@@ -14,9 +14,9 @@ from repvgg_ref.files.onnx_graph.reading import LeftError, Reading
 from repvgg_ref.files.onnx_graph.view import View
 
 
-def joined(reader: LinearReader, parts: list[Part]) -> list[Part]:
-    """Put larger parts into `parts`, where one tensor less is needed; returns those."""
-    view, new = reader.view, list[Part]()
+def joined(reader: LinearReader, parts: list[Part]) -> bool:
+    """Put larger parts into `parts`, where one tensor less is needed; whether there are any."""
+    view, found = reader.view, False
     for at in range(len(view.nodes) - 1, -1, -1):
         for name in view.nodes[at].output:
             users = _users(view, parts, name)
@@ -27,15 +27,15 @@ def joined(reader: LinearReader, parts: list[Part]) -> list[Part]:
                 continue
             made = (own.nodes if own else (at,), users)
             for reading in reader.readings.get(name, []):
-                if not reading.nodes <= set(made[0]):
+                if reading.nodes != set(made[0]):
                     continue  # what else makes it is made by others, and needed by them
                 larger = _larger(reader, reading, *made)
                 if larger is not None:
                     old = {own.output if own else "", *(part.output for part in larger)}
                     parts[:] = [part for part in parts if part.output not in old] + larger
-                    new += larger
+                    found = True
                     break
-    return new
+    return found
 
 
 # What ends a user of a tensor: its last node, what that makes, and the nodes that it is now.

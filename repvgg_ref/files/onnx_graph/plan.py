@@ -8,7 +8,7 @@ in between keeps the nodes that make it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -40,34 +40,71 @@ class Plan:
 
 
 def planned(reader: LinearReader) -> Plan:
-    """Choose the parts, from the graph's end."""
-    view = reader.view
-    parts: list[Part] = []
-    gone: set[int] = set()
-    needed: set[str] = set(view.outputs)  # what must be there when all is done
+    """Choose the parts: again and again, since what one leaves unread another can take in."""
+    parts = list[Part]()
     reasons = dict[int, str]()
+    while _swept(reader, parts, reasons) or joined(reader, parts):
+        pass
+    for part in parts:
+        if part.reading.source == reader.readings[part.output][0].source:  # there is no larger
+            reasons.pop(part.node, None)
+    for at, why in reader.reasons.items():
+        reasons[at] = f"{why}; {reasons[at]}" if at in reasons else why
+    parts.sort(key=lambda part: part.node)
+    return Plan(tuple(parts), _left(reader, reasons, {i for part in parts for i in part.nodes}))
+
+
+def _swept(reader: LinearReader, parts: list[Part], reasons: dict[int, str]) -> bool:
+    """From the graph's end to its beginning, the best part of every tensor; whether there are any.
+
+    `reasons` gets why the farthest reading of a node is none.
+    """
+    view, found = reader.view, False
     for at in range(len(view.nodes) - 1, -1, -1):
-        if at in gone:
+        state = _State.of(view, parts)
+        if at in state.gone:
             continue
         for name in view.nodes[at].output:
-            part, why = _best(reader, at, name, gone, needed)
+            part, why = _best(reader, at, name, state)
             if why is not None:
                 reasons[at] = why
             if part is not None:
                 parts.append(part)
-                gone.update(part.nodes)
-                needed.add(part.reading.source)
-    for part in joined(reader, parts):
-        reasons.pop(part.node, None)
-    gone = {i for part in parts for i in part.nodes}
-    for at, why in reader.reasons.items():
-        reasons[at] = f"{why}; {reasons[at]}" if at in reasons else why
-    parts.sort(key=lambda part: part.node)
-    return Plan(tuple(parts), _left(reader, reasons, gone))
+                _absorb(view, parts)
+                found = True
+    return found
+
+
+class _State(NamedTuple):
+    """Where the choice stands: nodes that are gone, what must be there, what parts make."""
+
+    gone: frozenset[int]
+    needed: frozenset[str]
+    made: frozenset[str]
+
+    @classmethod
+    def of(cls, view: View, parts: list[Part]) -> _State:
+        """After these parts."""
+        return cls(
+            frozenset(i for part in parts for i in part.nodes),
+            view.outputs.union(part.reading.source for part in parts),
+            frozenset(part.output for part in parts),
+        )
+
+
+def _absorb(view: View, parts: list[Part]) -> None:
+    """Give the nodes of a part that nothing reads any more to the last one, which read it."""
+    *others, last = parts
+    gone, needed, _ = _State.of(view, parts)
+    idle = [p for p in others if p.output not in needed and gone.issuperset(view.readers[p.output])]
+    if idle:
+        nodes = {*last.nodes, *(i for part in idle for i in part.nodes)}
+        parts[:] = [part for part in others if part not in idle]
+        parts.append(replace(last, nodes=tuple(sorted(nodes))))
 
 
 def _best(
-    reader: LinearReader, at: int, name: str, gone: set[int], needed: set[str]
+    reader: LinearReader, at: int, name: str, state: _State
 ) -> tuple[Part | None, str | None]:
     """The part that ends in a tensor and saves most convolutions, then most multiply-accumulates.
 
@@ -78,10 +115,11 @@ def _best(
     first: str | None = None
     for reading in reader.readings.get(name, []):
         convs = [i for i in reading.nodes if view.operator(view.nodes[i]) == "Conv"]
-        if not convs or len(reading.nodes) == 1:
+        inside = view.makers.get(reading.source) in state.gone and reading.source not in state.made
+        if not convs or len(reading.nodes) == 1 or inside:
             continue
         try:
-            found.append(_part(reader, at, name, reading, gone, needed))
+            found.append(_part(reader, at, name, reading, state))
         except LeftError as why:
             if not found:
                 first = first or str(why)
@@ -93,18 +131,16 @@ def _gain(view: View, part: Part) -> tuple[int, Fraction, int]:
     return convs, part.macs_before - part.macs_after, len(part.nodes)
 
 
-def _part(
-    reader: LinearReader, at: int, name: str, reading: Reading, gone: set[int], needed: set[str]
-) -> Part:
+def _part(reader: LinearReader, at: int, name: str, reading: Reading, state: _State) -> Part:
     """The part, or `LeftError`."""
     view = reader.view
-    dead = _dead(view, at, reading, gone, needed)
+    dead = _dead(view, at, reading, state)
     kept = [i for i in reading.nodes - set(dead) if view.operator(view.nodes[i]) == "Conv"]
     if len(dead) < 2 or not any(view.operator(view.nodes[i]) == "Conv" for i in dead):
-        raise LeftError(_shared(view, kept or sorted(reading.nodes - set(dead)), gone))
+        raise LeftError(_shared(view, kept or sorted(reading.nodes - set(dead)), state))
     part = built(reader, at, name, reading, dead)
     if part.macs_after > part.macs_before:
-        there = f"; {_shared(view, kept, gone)}" if kept else ""
+        there = f"; {_shared(view, kept, state)}" if kept else ""
         raise LeftError(
             f"one convolution from {reading.source} would take {float(part.macs_after):.6g} "
             f"multiply-accumulates a pixel in place of {float(part.macs_before):.6g}{there}"
@@ -112,24 +148,24 @@ def _part(
     return part
 
 
-def _dead(view: View, at: int, reading: Reading, gone: set[int], needed: set[str]) -> list[int]:
+def _dead(view: View, at: int, reading: Reading, state: _State) -> list[int]:
     """The nodes that nobody needs once the part is one convolution."""
     dead = {at}
-    for i in sorted(reading.nodes - {at}, reverse=True):
+    for i in sorted(reading.nodes - {at} - state.gone, reverse=True):
         names = [name for name in view.nodes[i].output if name]
         readers = {r for name in names for r in view.readers[name]}
-        if readers <= dead | gone and not needed.intersection(names):
+        if readers <= dead | state.gone and not state.needed.intersection(names):
             dead.add(i)
     return sorted(dead)
 
 
-def _shared(view: View, kept: list[int], gone: set[int]) -> str:
+def _shared(view: View, kept: list[int], state: _State) -> str:
     """Why nodes must stay."""
     for i in kept:
         for name in view.nodes[i].output:
             if name in view.outputs:
                 return f"{name} is an output of the graph, and would be computed twice"
-            others = [view.label(r) for r in view.readers[name] if r not in gone]
+            others = [view.label(r) for r in view.readers[name] if r not in state.gone]
             if len(others) > 1:
                 return f"{name} is read by {', '.join(others)}, and would be computed twice"
     return "what it reads is needed elsewhere, and would be computed twice"
