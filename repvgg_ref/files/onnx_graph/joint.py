@@ -27,8 +27,8 @@ def joined(reader: LinearReader, parts: list[Part]) -> bool:
                 continue
             made = (own.nodes if own else (at,), users)
             for reading in reader.readings.get(name, []):
-                if reading.nodes != set(made[0]):
-                    continue  # what else makes it is made by others, and needed by them
+                if reading.source != (own.reading.source if own else view.nodes[at].input[0]):
+                    continue  # what stands there is no more, or made by others
                 larger = _larger(reader, reading, *made)
                 if larger is not None:
                     old = {own.output if own else "", *(part.output for part in larger)}
