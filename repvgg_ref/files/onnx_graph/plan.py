@@ -60,8 +60,8 @@ def _swept(reader: LinearReader, parts: list[Part], reasons: dict[int, str]) -> 
     `reasons` gets why the farthest reading of a node is none.
     """
     view, found = reader.view, False
+    state = _State.of(view, parts)
     for at in range(len(view.nodes) - 1, -1, -1):
-        state = _State.of(view, parts)
         if at in state.gone:
             continue
         for name in view.nodes[at].output:
@@ -71,7 +71,7 @@ def _swept(reader: LinearReader, parts: list[Part], reasons: dict[int, str]) -> 
             if part is not None:
                 parts.append(part)
                 _absorb(view, parts)
-                found = True
+                state, found = _State.of(view, parts), True
     return found
 
 
@@ -96,7 +96,13 @@ def _absorb(view: View, parts: list[Part]) -> None:
     """Give the nodes of a part that nothing reads any more to the last one, which read it."""
     *others, last = parts
     gone, needed, _ = _State.of(view, parts)
-    idle = [p for p in others if p.output not in needed and gone.issuperset(view.readers[p.output])]
+    idle = [
+        part
+        for part in others
+        if part.output not in needed
+        and view.readers[part.output]  # what nothing ever read stays
+        and gone.issuperset(view.readers[part.output])
+    ]
     if idle:
         nodes = {*last.nodes, *(i for part in idle for i in part.nodes)}
         parts[:] = [part for part in others if part not in idle]
