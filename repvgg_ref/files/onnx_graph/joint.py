@@ -5,36 +5,34 @@ Each alone would compute it twice. Together they can do without it, at no more c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from fractions import Fraction
 
+from repvgg_ref.files.onnx_graph.chosen import Chosen
 from repvgg_ref.files.onnx_graph.part import Part, area, built, is_fixed, within
 from repvgg_ref.files.onnx_graph.reader import LinearReader
 from repvgg_ref.files.onnx_graph.reading import LeftError, Reading
-from repvgg_ref.files.onnx_graph.view import View
 
 
-def joined(reader: LinearReader, parts: list[Part]) -> bool:
-    """Put larger parts into `parts`, where one tensor less is needed; whether there are any."""
+def joined(reader: LinearReader, chosen: Chosen) -> bool:
+    """Choose larger parts, where one tensor less is needed; whether there are any."""
     view, found = reader.view, False
     for at in range(len(view.nodes) - 1, -1, -1):
         for name in view.nodes[at].output:
-            users = _users(view, parts, name)
-            if not users:
+            own, users = chosen.parts.get(name), _users(chosen, name)
+            is_single = at not in chosen.gone and view.operator(view.nodes[at]) == "Conv"
+            if not users or not (own or is_single):
                 continue
-            own = next((part for part in parts if part.output == name), None)
-            if own is None and (at in _gone(parts) or view.operator(view.nodes[at]) != "Conv"):
-                continue
-            made = (own.nodes if own else (at,), users)
-            for reading in reader.readings.get(name, []):
-                if reading.source != (own.reading.source if own else view.nodes[at].input[0]):
-                    continue  # what stands there is no more, or made by others
-                larger = _larger(reader, reading, *made)
-                if larger is not None:
-                    old = {own.output if own else "", *(part.output for part in larger)}
-                    parts[:] = [part for part in parts if part.output not in old] + larger
-                    found = True
-                    break
+            # what stands farther back is no more, or made by others
+            source = own.reading.source if own else view.nodes[at].input[0]
+            reading = within(reader, name, source)
+            larger = reading and _larger(reader, reading, own.nodes if own else (at,), users)
+            if larger:
+                outputs = [part.output for part in larger] + ([name] if own else [])
+                for part in [chosen.parts[each] for each in outputs if each in chosen.parts]:
+                    chosen.remove(part)
+                for part in larger:
+                    chosen.add(part)
+                found = True
     return found
 
 
@@ -42,17 +40,15 @@ def joined(reader: LinearReader, parts: list[Part]) -> bool:
 _User = tuple[int, str, tuple[int, ...]]
 
 
-def _users(view: View, parts: Iterable[Part], name: str) -> list[_User] | None:
+def _users(chosen: Chosen, name: str) -> list[_User] | None:
     """The parts and single convolutions that read a tensor; None if anything else does."""
+    view = chosen.view
     if name in view.outputs:
         return None
-    parts = list(parts)
-    gone = _gone(parts)
-    users = [(p.node, p.output, p.nodes) for p in parts if p.reading.source == name]
-    seen = {i for *_, nodes in users for i in nodes}
+    users = [(p.node, p.output, p.nodes) for p in chosen.reading(name)]
     for i in view.readers[name]:
         node = view.nodes[i]
-        if i in seen or i in gone:  # gone: its part begins farther back
+        if i in chosen.gone:  # a user's, or its part begins farther back
             continue
         if view.operator(node) != "Conv" or list(node.input).count(name) != 1:
             return None
@@ -82,7 +78,3 @@ def _larger(
         made.append(part)
     fixed = {is_fixed(view, part.reading) for part in made}
     return made if cost <= 0 and len(fixed) == 1 else None
-
-
-def _gone(parts: Iterable[Part]) -> set[int]:
-    return {i for part in parts for i in part.nodes}

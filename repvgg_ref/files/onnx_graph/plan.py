@@ -8,10 +8,11 @@ in between keeps the nodes that make it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
+from repvgg_ref.files.onnx_graph.chosen import Chosen
 from repvgg_ref.files.onnx_graph.joint import joined
 from repvgg_ref.files.onnx_graph.part import Part, built
 from repvgg_ref.files.onnx_graph.reader import LinearReader
@@ -41,76 +42,39 @@ class Plan:
 
 def planned(reader: LinearReader) -> Plan:
     """Choose the parts: again and again, since what one leaves unread another can take in."""
-    parts = list[Part]()
-    reasons = dict[int, str]()
-    while _swept(reader, parts, reasons) or joined(reader, parts):
+    chosen, reasons = Chosen(reader.view), dict[int, str]()
+    while _swept(reader, chosen, reasons) or joined(reader, chosen):
         pass
+    parts = sorted(chosen.parts.values(), key=lambda part: part.node)
     for part in parts:
         if part.reading.source == reader.readings[part.output][0].source:  # there is no larger
             reasons.pop(part.node, None)
     for at, why in reader.reasons.items():
         reasons[at] = f"{why}; {reasons[at]}" if at in reasons else why
-    parts.sort(key=lambda part: part.node)
-    return Plan(tuple(parts), _left(reader, reasons, {i for part in parts for i in part.nodes}))
+    return Plan(tuple(parts), _left(reader, reasons, chosen.gone))
 
 
-def _swept(reader: LinearReader, parts: list[Part], reasons: dict[int, str]) -> bool:
+def _swept(reader: LinearReader, chosen: Chosen, reasons: dict[int, str]) -> bool:
     """From the graph's end to its beginning, the best part of every tensor; whether there are any.
 
     `reasons` gets why the farthest reading of a node is none.
     """
     view, found = reader.view, False
-    state = _State.of(view, parts)
     for at in range(len(view.nodes) - 1, -1, -1):
-        if at in state.gone:
-            continue
         for name in view.nodes[at].output:
-            part, why = _best(reader, at, name, state)
+            if at in chosen.gone:
+                break
+            part, why = _best(reader, at, name, chosen)
             if why is not None:
                 reasons[at] = why
             if part is not None:
-                parts.append(part)
-                _absorb(view, parts)
-                state, found = _State.of(view, parts), True
+                chosen.add(part)
+                found = True
     return found
 
 
-class _State(NamedTuple):
-    """Where the choice stands: nodes that are gone, what must be there, what parts make."""
-
-    gone: frozenset[int]
-    needed: frozenset[str]
-    made: frozenset[str]
-
-    @classmethod
-    def of(cls, view: View, parts: list[Part]) -> _State:
-        """After these parts."""
-        return cls(
-            frozenset(i for part in parts for i in part.nodes),
-            view.outputs.union(part.reading.source for part in parts),
-            frozenset(part.output for part in parts),
-        )
-
-
-def _absorb(view: View, parts: list[Part]) -> None:
-    """Give the nodes of a part that nothing reads any more to the last one, which read it."""
-    *others, last = parts
-    gone, needed, _ = _State.of(view, parts)
-    idle = [
-        part
-        for part in others
-        if part.output not in needed
-        and view.readers[part.output]  # what nothing ever read stays
-        and gone.issuperset(view.readers[part.output])
-    ]
-    if idle:
-        nodes = {*last.nodes, *(i for part in idle for i in part.nodes)}
-        parts[:] = [part for part in others if part not in idle]
-        parts.append(replace(last, nodes=tuple(sorted(nodes))))
-
-
 def _best(
-    reader: LinearReader, at: int, name: str, state: _State
+    reader: LinearReader, at: int, name: str, chosen: Chosen
 ) -> tuple[Part | None, str | None]:
     """The part that ends in a tensor and saves most convolutions, then most multiply-accumulates.
 
@@ -121,11 +85,10 @@ def _best(
     first: str | None = None
     for reading in reader.readings.get(name, []):
         convs = [i for i in reading.nodes if view.operator(view.nodes[i]) == "Conv"]
-        inside = view.makers.get(reading.source) in state.gone and reading.source not in state.made
-        if not convs or len(reading.nodes) == 1 or inside:
+        if not convs or len(reading.nodes) == 1 or not chosen.is_there(reading.source):
             continue
         try:
-            found.append(_part(reader, at, name, reading, state))
+            found.append(_part(reader, at, name, reading, chosen))
         except LeftError as why:
             if not found:
                 first = first or str(why)
@@ -137,16 +100,16 @@ def _gain(view: View, part: Part) -> tuple[int, Fraction, int]:
     return convs, part.macs_before - part.macs_after, len(part.nodes)
 
 
-def _part(reader: LinearReader, at: int, name: str, reading: Reading, state: _State) -> Part:
+def _part(reader: LinearReader, at: int, name: str, reading: Reading, chosen: Chosen) -> Part:
     """The part, or `LeftError`."""
     view = reader.view
-    dead = _dead(view, at, reading, state)
+    dead = _dead(view, at, reading, chosen)
     kept = [i for i in reading.nodes - set(dead) if view.operator(view.nodes[i]) == "Conv"]
     if len(dead) < 2 or not any(view.operator(view.nodes[i]) == "Conv" for i in dead):
-        raise LeftError(_shared(view, kept or sorted(reading.nodes - set(dead)), state))
+        raise LeftError(_shared(view, kept or sorted(reading.nodes - set(dead)), chosen))
     part = built(reader, at, name, reading, dead)
     if part.macs_after > part.macs_before:
-        there = f"; {_shared(view, kept, state)}" if kept else ""
+        there = f"; {_shared(view, kept, chosen)}" if kept else ""
         raise LeftError(
             f"one convolution from {reading.source} would take {float(part.macs_after):.6g} "
             f"multiply-accumulates a pixel in place of {float(part.macs_before):.6g}{there}"
@@ -154,24 +117,25 @@ def _part(reader: LinearReader, at: int, name: str, reading: Reading, state: _St
     return part
 
 
-def _dead(view: View, at: int, reading: Reading, state: _State) -> list[int]:
+def _dead(view: View, at: int, reading: Reading, chosen: Chosen) -> list[int]:
     """The nodes that nobody needs once the part is one convolution."""
     dead = {at}
-    for i in sorted(reading.nodes - {at} - state.gone, reverse=True):
+    for i in sorted(reading.nodes - {at} - chosen.gone, reverse=True):
         names = [name for name in view.nodes[i].output if name]
         readers = {r for name in names for r in view.readers[name]}
-        if readers <= dead | state.gone and not state.needed.intersection(names):
+        unread = all(r in dead or r in chosen.gone for r in readers)
+        if unread and not any(map(chosen.is_needed, names)):
             dead.add(i)
     return sorted(dead)
 
 
-def _shared(view: View, kept: list[int], state: _State) -> str:
+def _shared(view: View, kept: list[int], chosen: Chosen) -> str:
     """Why nodes must stay."""
     for i in kept:
         for name in view.nodes[i].output:
             if name in view.outputs:
                 return f"{name} is an output of the graph, and would be computed twice"
-            others = [view.label(r) for r in view.readers[name] if r not in state.gone]
+            others = [view.label(r) for r in view.readers[name] if r not in chosen.gone]
             if len(others) > 1:
                 return f"{name} is read by {', '.join(others)}, and would be computed twice"
     return "what it reads is needed elsewhere, and would be computed twice"
