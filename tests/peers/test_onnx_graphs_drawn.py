@@ -55,7 +55,7 @@ class Drawn:
             case 10:
                 return str(g.node(str(rng.choice(["Mul", "Div"])), x, g.drawn(C, 1, 1)))
             case 11:
-                kind = {"kernel_shape": [3, 3], "pads": [1] * 4, "count_include_pad": int(yes)}
+                kind: Any = {"kernel_shape": [3, 3], "pads": [1] * 4, "count_include_pad": int(yes)}
                 return str(g.node("AveragePool", x, **kind))
             case 12:
                 halves = g.node("Split", x, g.constant(np.array([1, 3])), outputs=2, axis=1)

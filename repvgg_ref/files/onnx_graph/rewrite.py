@@ -126,7 +126,7 @@ def rewritten(model: Any, view: View, made: list[Made]) -> Any:
 def _conv_node(made: Made, view: View) -> tuple[Any, list[Any]]:
     """The node, and its initializers."""
     helper, numpy_helper = require("onnx.helper"), require("onnx.numpy_helper")
-    part, window = made.part, made.part.window
+    part = made.part
     arrays = [("weight", made.weight)]
     if made.fused.bias.any():
         arrays.append(("bias", made.fused.bias))
@@ -139,13 +139,20 @@ def _conv_node(made: Made, view: View) -> tuple[Any, list[Any]]:
         [part.reading.source, *(tensor.name for tensor in tensors)],
         [part.output],
         view.fresh(f"{part.output}.fused"),
-        kernel_shape=list(window.kernel),
-        strides=list(part.conv.stride),
-        pads=list(window.padding),
-        dilations=list(part.conv.dilation),
         group=part.groups,
+        **geometry(part),
     )
     return node, tensors
+
+
+def geometry(part: Part) -> dict[str, list[int]]:
+    """The attributes of its convolution, but for the groups."""
+    return {
+        "kernel_shape": list(part.window.kernel),
+        "strides": list(part.conv.stride),
+        "pads": list(part.window.padding),
+        "dilations": list(part.conv.dilation),
+    }
 
 
 def _as_input(tensor: Any) -> Any:

@@ -29,7 +29,7 @@ from repvgg_ref.blocks.selfcheck import BlockCheck, SelfCheckError
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.onnx_graph.packages import first_line, require
 from repvgg_ref.files.onnx_graph.part import Part
-from repvgg_ref.files.onnx_graph.rewrite import Made, eps_of, with_zeros
+from repvgg_ref.files.onnx_graph.rewrite import Made, eps_of, geometry, with_zeros
 from repvgg_ref.files.onnx_graph.view import View
 
 _NORM_ROUNDINGS = (
@@ -134,9 +134,38 @@ def _images(part: Part, size: Pair, dtype: Any) -> Array:
 
 def _graph(made: Made, view: View, arrays: dict[str, Array], model: Any) -> Any:
     """The part's nodes, its convolution, and the sum of magnitudes, of one input."""
-    helper, numpy_helper = require("onnx.helper"), require("onnx.numpy_helper")
+    helper = require("onnx.helper")
     part, dtype = made.part, made.weight.dtype
-    element = helper.np_dtype_to_tensor_dtype(dtype)
+    # sums of magnitudes in half precision would overflow
+    single = np.dtype(np.float32) if dtype == np.float16 else dtype
+    nodes, constants = _own_nodes(part, view)
+    kernel, bias = (each.astype(single) for each in _magnitudes(part, arrays))
+    nodes += [
+        _conv(part, _X, _FUSED, part.groups),
+        helper.make_node("Cast", [_X], [f"{_SIZE}.x"], to=helper.np_dtype_to_tensor_dtype(single)),
+        helper.make_node("Abs", [f"{_SIZE}.x"], [f"{_SIZE}.abs"]),
+        _conv(part, f"{_SIZE}.abs", _SIZE, part.conv.groups),
+    ]
+    constants |= {f"{_FUSED}.w": made.weight, f"{_FUSED}.b": made.fused.bias}
+    constants |= {f"{_SIZE}.w": kernel, f"{_SIZE}.b": bias}
+
+    def info(name: str, kind: Any, shape: Any = None) -> Any:
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(kind), shape)
+
+    graph = helper.make_graph(
+        nodes,
+        "part",
+        [info(_X, dtype, [None, part.conv.in_channels, None, None])],
+        [info(part.output, dtype), info(_FUSED, dtype), info(_SIZE, single)],
+        [_tensor(name, array) for name, array in constants.items()],
+    )
+    return helper.make_model(
+        graph, opset_imports=model.opset_import, ir_version=max(4, model.ir_version)
+    )
+
+
+def _own_nodes(part: Part, view: View) -> tuple[list[Any], dict[str, Array]]:
+    """The nodes of a part, read from the check's input, and the constants that they read."""
     nodes, constants = [], {}
     for i in sorted(part.reading.nodes):
         node = type(view.nodes[i])()
@@ -145,50 +174,18 @@ def _graph(made: Made, view: View, arrays: dict[str, Array], model: Any) -> Any:
             if name == part.reading.source:
                 node.input[place] = _X
             elif name and (value := view.constant(name)) is not None:
-                constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+                constants[name] = value
         nodes.append(node)
-    window = part.window
-    geometry = {
-        "kernel_shape": list(window.kernel),
-        "strides": list(part.conv.stride),
-        "pads": list(window.padding),
-        "dilations": list(part.conv.dilation),
-    }
-    kernel, bias = _magnitudes(part, arrays)
-    single = np.float32 if dtype == np.float16 else dtype
-    kernel, bias = kernel.astype(single), bias.astype(single)
-    for name, array in (
-        (f"{_FUSED}.w", made.weight), (f"{_FUSED}.b", made.fused.bias),
-        (f"{_SIZE}.w", kernel), (f"{_SIZE}.b", bias),
-    ):  # fmt: skip
-        constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
-    nodes.append(
-        helper.make_node(
-            "Conv", [_X, f"{_FUSED}.w", f"{_FUSED}.b"], [_FUSED], group=part.groups, **geometry
-        )
-    )
-    wide = helper.np_dtype_to_tensor_dtype(np.dtype(single))
-    nodes += [
-        helper.make_node("Cast", [_X], [f"{_SIZE}.x"], to=wide),
-        helper.make_node("Abs", [f"{_SIZE}.x"], [f"{_SIZE}.abs"]),
-        helper.make_node(
-            "Conv", [f"{_SIZE}.abs", f"{_SIZE}.w", f"{_SIZE}.b"], [_SIZE],
-            group=part.conv.groups, **geometry,
-        ),
-    ]  # fmt: skip
-    info = helper.make_tensor_value_info
-    outputs = [
-        info(part.output, element, None),
-        info(_FUSED, element, None),
-        info(_SIZE, wide, None),
-    ]
-    shape = [None, part.conv.in_channels, None, None]
-    graph = helper.make_graph(
-        nodes, "part", [info(_X, element, shape)], outputs, constants.values()
-    )
-    return helper.make_model(
-        graph, opset_imports=model.opset_import, ir_version=max(4, model.ir_version)
-    )
+    return nodes, constants
+
+
+def _conv(part: Part, x: str, y: str, groups: int) -> Any:
+    names = [x, f"{y}.w", f"{y}.b"]
+    return require("onnx.helper").make_node("Conv", names, [y], group=groups, **geometry(part))
+
+
+def _tensor(name: str, array: Array) -> Any:
+    return require("onnx.numpy_helper").from_array(np.ascontiguousarray(array), name)
 
 
 def _magnitudes(part: Part, arrays: dict[str, Array]) -> tuple[Array, Array]:
