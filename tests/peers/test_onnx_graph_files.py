@@ -151,6 +151,25 @@ def test_all_else_is_as_it_was(tmp_path: Path) -> None:
     assert kept == {list(g.tensors)[-1]}
 
 
+def test_data_beside_the_file_come_into_it(tmp_path: Path) -> None:
+    model = model_of(block(channels=4))
+    inside, _ = fused(tmp_path, model)
+    (tmp_path / "apart").mkdir()
+    onnx.save_model(
+        model,
+        tmp_path / "apart" / "in.onnx",
+        save_as_external_data=True,
+        location="data.bin",
+        size_threshold=0,
+    )
+    done = convert_graph(tmp_path / "apart" / "in.onnx", tmp_path / "apart.onnx")
+    assert (tmp_path / "apart.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
+    assert done.merged == inside.merged
+    (tmp_path / "apart" / "data.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"data.bin: cannot be opened"):
+        convert_graph(tmp_path / "apart" / "in.onnx", tmp_path / "none.onnx")
+
+
 def test_new_names_are_nobodys(tmp_path: Path) -> None:
     model = model_of(block())
     last = model.graph.node[-1].input[0]
