@@ -3,6 +3,9 @@
 Padding may differ between the two ends of an axis (TensorFlow's SAME pads a stride of 2 on one side
 only), or be negative, which crops; a tensor may be divided by a constant, whose reciprocal no float
 holds; and terms of a sum may be of one size on these images without being so on all.
+
+The border law in `form.compose` looks for taps above and on the left. Whoever puts a `SidedConv`
+that is padded below or on the right behind something has to ask its `reads_outside`.
 """
 
 from __future__ import annotations

@@ -79,12 +79,11 @@ def built(reader: LinearReader, at: int, name: str, reading: Reading, nodes: Ite
     Raises
     ------
     LeftError
-        If it ends in one of several outputs, or changes the type of its numbers.
+        If it ends in one of several outputs.
     """
     view = reader.view
     if len(view.nodes[at].output) > 1:
         raise LeftError("a part that ends in one of several outputs is not taken out")
-    _require_type(view, name, reading)
     window, fixed = _window(reading), is_fixed(view, reading)
     linear = regrouped(reading.linear, reading.linear.groups)
     groups, inputs, outputs = blocks_of(linear), linear.in_channels, linear.out_channels
@@ -106,12 +105,6 @@ def built(reader: LinearReader, at: int, name: str, reading: Reading, nodes: Ite
         macs_before=macs / area(view, name, reading, fixed=fixed),
         macs_after=Fraction(outputs * (inputs // groups) * prod(window.kernel)),
     )
-
-
-def _require_type(view: View, name: str, reading: Reading) -> None:
-    before, after = view.dtype(reading.source), view.dtype(name)
-    if before and after and before != after:
-        raise LeftError(f"{reading.source} is {before} and {name} {after}")
 
 
 def _window(reading: Reading) -> Window:
