@@ -321,6 +321,7 @@ class Slice:
     in_channels = property(lambda self: self.channels)
     out_channels = property(lambda self: self.stop - self.start)
     groups, stride, growth = 1, (1, 1), (0, 0)
+    lattice = Lattice((0, 0), (1, 1), (1, 1))
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop <= self.channels:

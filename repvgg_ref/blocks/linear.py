@@ -126,6 +126,7 @@ class Identity:
 
     in_channels = out_channels = property(lambda self: self.channels)
     stride, growth = (1, 1), (0, 0)
+    lattice = Lattice((0, 0), (1, 1), (1, 1))
 
     def __post_init__(self) -> None:
         require_groups(self.name, self.groups, self.channels)

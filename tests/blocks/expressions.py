@@ -24,6 +24,7 @@ from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
 from repvgg_ref.blocks.parts import Parts
 from repvgg_ref.blocks.priors import Factor
 from repvgg_ref.blocks.run import Linear, Reader, Run
+from repvgg_ref.blocks.sided import Quotient, SameSize, SidedConv
 from repvgg_ref.ops import REFERENCE
 from tests.blocks.exact_blocks import EPS, exact_array
 
@@ -198,6 +199,24 @@ def of_magnitudes(linear: Any) -> Any:
     return Factor(abs(linear.number)) if isinstance(linear, Factor) else linear
 
 
+def one_sided() -> Linear:
+    """TensorFlow's SAME of stride 2 beside a 1x1, divided by what is drawn as variances are."""
+    wide = SidedConv("w", C, C, (3, 3), (2, 2), (0, 0), ends=(1, 1), groups=2)
+    point = SidedConv("p", C, C, (1, 1), (2, 2), (0, 0), ends=(-1, -1), bias=True)
+    both = Sum(
+        Chain(wide, Norm("w.bn", C)),
+        Chain(point, Quotient("divisor.running_var", (C,))),
+    )
+    return Chain(both, Quotient("window.running_var", (1,)))
+
+
+def cut_to_size() -> Linear:
+    """A 3x3 without padding, and what is left of the input, which fits by its size alone."""
+    cut = SidedConv("one", C, C, (1, 1), padding=(-1, -1), ends=(-1, -1), groups=C)
+    even = SidedConv("two", C, C, (2, 1), padding=(-1, 0), ends=(0, -2), groups=C)
+    return SameSize(Conv("k", C, C, (3, 3)), cut, even)
+
+
 EXPRESSIONS: dict[str, Callable[[], Linear]] = {
     "paper": paper,
     "paper, stride 2": lambda: paper(stride=2),
@@ -218,6 +237,8 @@ EXPRESSIONS: dict[str, Callable[[], Linear]] = {
     "online": online,
     "online, two groups": lambda: online(groups=2),
     "bordered": bordered,
+    "one-sided": one_sided,
+    "cut to size": cut_to_size,
 }
 
 

@@ -7,8 +7,8 @@ import json
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.onnx_graph.packages import first_line_of, require, require_runtime
 from repvgg_ref.oracle.candidates.base import CandidateFailure
-from repvgg_ref.oracle.candidates.onnx_import import first_line_of, require, require_runtime
 from repvgg_ref.oracle.candidates.onnx_load import serialized
 from repvgg_ref.oracle.candidates.onnx_worker import MODEL
 from repvgg_ref.oracle.candidates.serving import TASK
