@@ -210,15 +210,19 @@ class Model:
         label_smoothing: float = 0.0,
         backend: str | Ops | None = None,
         drop_seed: int | None = None,
+        dropout: float | None = None,
     ) -> StepResult:
         """Forward and backward in training mode (batch statistics); changes nothing.
 
         Parameters
         ----------
         x : array, shape (N, in_channels, H, W)
-        labels : int array or list (N,), or float array (N, num_classes) of target probabilities
+        labels : int array or list (N,), or float array (N, num_classes) of target probabilities;
+            of a dense network int (N, H, W), 255 for pixels that do not count
         drop_seed : int, optional
             Of the network's dropout and stochastic depth; by default nothing is dropped.
+        dropout : float, optional
+            The rate of dropout, where it is not to be the network's own; 0.0 switches it off.
 
         Returns
         -------
@@ -251,6 +255,7 @@ class Model:
             momentum=self.momentum,
             label_smoothing=label_smoothing,
             draws=None if drop_seed is None else (drop_seed,),
+            dropout=dropout,
         )
         step = step_like(x, step) if ops.on_device else step
         official = official_names(self.arch, self.form)
