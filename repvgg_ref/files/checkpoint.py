@@ -17,6 +17,7 @@ from repvgg_ref.blocks.catalogue import KINDS, RESIDUAL_REORG, require_block
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.attachments import without_attachments
 from repvgg_ref.files.dialects import recognise
+from repvgg_ref.files.found import Found
 from repvgg_ref.files.graphs import identify_graph
 from repvgg_ref.files.heads import find_head
 from repvgg_ref.files.identify import UNSAID, Shape, fitting_kinds, form_of, identify
@@ -28,7 +29,7 @@ from repvgg_ref.files.prefixes import take_network
 from repvgg_ref.files.reorganised import identify_reorganised, is_reorganised
 from repvgg_ref.files.wrappers import WhichWeights, listed, one_of_shards, select
 from repvgg_ref.models.arguments import file_path, floating_dtype
-from repvgg_ref.models.geometry import Geometry, said_geometry
+from repvgg_ref.models.geometry import Geometry, geometry_of, said_geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import Dialect, official_names
@@ -266,15 +267,15 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
 
 
 def _understand_graph(checkpoint: Checkpoint, model: str) -> None:
-    """The same for a network whose blocks are in no stage; nothing can be missing there."""
+    """The same for a network whose blocks are in no stage."""
     shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
     form = checkpoint.metadata.get("form")
     found = identify_graph(shapes, model, checkpoint.said, form=form)
     if found is None:
         raise _foreign(checkpoint)
-    checkpoint.arch, checkpoint.form, checkpoint.canonical, checkpoint.dialect = found
-    ours = {found.canonical[theirs]: shape for theirs, shape in shapes.items()}
-    _require_shapes(checkpoint, ours, param_shapes(found.network, found.form))
+    _take(checkpoint, found, shapes)
+    if found.network.is_dense and model != "auto":  # its name says its dilations
+        checkpoint.said = geometry_of(found.network) | checkpoint.said
 
 
 def _understand_reorganised(checkpoint: Checkpoint, model: str, block: str) -> None:
@@ -287,7 +288,11 @@ def _understand_reorganised(checkpoint: Checkpoint, model: str, block: str) -> N
             advice="leave --block auto",
         )
     shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
-    found = identify_reorganised(shapes, model, checkpoint.said)
+    _take(checkpoint, identify_reorganised(shapes, model, checkpoint.said), shapes)
+
+
+def _take(checkpoint: Checkpoint, found: Found, shapes: Mapping[str, Shape]) -> None:
+    """The network that was found, and what of the file is not its."""
     checkpoint.arch, checkpoint.form, checkpoint.canonical, checkpoint.dialect = found
     official = official_names(found.network, found.form)
     checkpoint.missing = [n for n in official.values() if n not in shapes and not is_counter(n)]
