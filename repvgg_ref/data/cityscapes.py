@@ -83,7 +83,8 @@ class CityscapesSource(DenseSource):
         few are looked at here, the others when they are read.
     """
 
-    classes, palette = CLASSES, PALETTE
+    classes: tuple[str, ...] = CLASSES
+    palette: tuple[Colour, ...] = PALETTE
 
     def __init__(self, root: str | Path, *, split: str, decode: Decode) -> None:
         self.root, self._decode = Path(root), decode

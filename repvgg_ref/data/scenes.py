@@ -49,8 +49,10 @@ class ScenesSource(DenseSource):
         If the name is another one, or the size impossible.
     """
 
-    classes = CLASSES
-    palette = tuple(next(k.colour for k in KINDS if k.name == name) for name in CLASSES)
+    classes: tuple[str, ...] = CLASSES
+    palette: tuple[Colour, ...] = tuple(
+        next(k.colour for k in KINDS if k.name == name) for name in CLASSES
+    )
 
     def __init__(self, name: str, *, split: str) -> None:
         what, _, size = name.removeprefix(PREFIX).partition("-")

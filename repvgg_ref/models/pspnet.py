@@ -13,7 +13,7 @@ from functools import partial
 
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import ReportedError
-from repvgg_ref.models.architectures import NAMES, Architecture, architecture
+from repvgg_ref.models.architectures import NAMES, Architecture, architecture, plain_architecture
 from repvgg_ref.models.baselines import Layer, conv_bn, conv_node
 from repvgg_ref.models.dense import AdaptiveAvgPool, ChannelDropout, Concat, ResizeAs, Zoom
 from repvgg_ref.models.geometry import Geometry, with_geometry
@@ -96,11 +96,6 @@ def dilated(backbone: Architecture, *, fast: bool) -> Architecture:
     return replace(found, aux_heads=())
 
 
-def backbone_name(name: str) -> str:
-    """``stage1.0.branch_1x1.bn.gamma`` of ``layer1.0....``: how the stages are called in files."""
-    return "stage" + name.removeprefix("layer") if name.startswith("layer") else name
-
-
 def _last_of_stage(blocks: tuple[BlockSpec, ...], stage: int) -> BlockSpec:
     return [block for block in blocks if block.name.startswith(f"stage{stage}.")][-1]
 
@@ -152,6 +147,17 @@ def named_pspnet(
         name.removeprefix(PREFIX).removesuffix(FAST), in_channels=in_channels, block=block
     )
     return pspnet(chain, fast=name.endswith(FAST), num_classes=num_classes)
+
+
+SCENES_MODEL = "scenes"
+
+
+def scenes_network(num_classes: int, *, block: str = "repvgg") -> Graph:
+    """A small PSPNet for generated scenes, as the network of the bundled digits is small."""
+    chain = plain_architecture(
+        depths=(1, 2, 4, 1), channels=(16, 24, 48, 64, 128), kind=block, num_classes=num_classes
+    )
+    return pspnet(chain, num_classes=num_classes, head=64, aux_head=32)
 
 
 SEGMENTERS: Mapping[str, Callable[..., Graph]] = {

@@ -10,6 +10,7 @@ import numpy as np
 from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.blocks.catalogue import norms
 from repvgg_ref.errors import ReportedError
+from repvgg_ref.models.dense import Zoom
 from repvgg_ref.models.graph import Network, extents
 from repvgg_ref.models.layers import Block
 from repvgg_ref.train.events import Plan
@@ -31,8 +32,10 @@ def activation_bytes(arch: Network, *, images: int, size: int, itemsize: int) ->
     with fused blocks keep a third less.
     """
     kept, largest, sizes = 0, 0, extents(arch, size, size)
-    for node in arch.evaluated:
+    for node in arch.nodes if arch.is_dense else arch.evaluated:
         if not isinstance(node.op, Block):
+            # logits of pixels: themselves, their probabilities and gradient
+            kept += prod(sizes[node.name]) * (3 if isinstance(node.op, Zoom) else arch.is_dense)
             continue
         block = node.op.spec
         entry, exit_ = prod(sizes[node.inputs[0]]), prod(sizes[node.name])

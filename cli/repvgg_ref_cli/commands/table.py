@@ -33,7 +33,8 @@ def command(blocks: bool, as_json: bool) -> None:
         _blocks(as_json)
         return
     from repvgg_ref import cost, list_models
-    from repvgg_ref.models.registry import SEGMENTERS, network
+    from repvgg_ref.models.pspnet import SEGMENTERS
+    from repvgg_ref.models.registry import network
 
     # A segmenter's cost is that of its pictures' size, and theirs is not 224.
     costs = [cost(network(name)) for name in list_models() if name not in SEGMENTERS]
