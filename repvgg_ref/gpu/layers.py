@@ -24,7 +24,7 @@ from repvgg_ref.ops import (
     SqueezeExcitationGrads,
     channels_last,
 )
-from repvgg_ref.ops.pixel_cross_entropy import PixelCrossEntropyCache, require_pixel_labels
+from repvgg_ref.ops.pixel_cross_entropy import require_pixel_labels
 
 
 class ReluCache(NamedTuple):
@@ -138,7 +138,7 @@ def softmax_cross_entropy_backward(cache: CrossEntropyCache) -> Array:
 
 def pixel_cross_entropy_forward(
     logits: Array, labels: Array, *, ignored: int
-) -> tuple[Array, PixelCrossEntropyCache]:
+) -> tuple[Array, channels_last.PixelLossCache]:
     """`ops.pixel_cross_entropy.pixel_cross_entropy_forward` for logits (N, H, W, classes).
 
     As of `softmax_cross_entropy_forward`: labels on the host are checked there, and a wrong one on

@@ -6,7 +6,8 @@ is one product of large matrices. 16-bit images are computed in float32 and roun
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,12 +21,7 @@ from repvgg_ref.ops.channel_dropout import (
     channel_dropout_forward,
 )
 from repvgg_ref.ops.concat import ConcatCache, concat_backward, concat_forward
-from repvgg_ref.ops.pixel_cross_entropy import (
-    PixelCrossEntropyCache,
-    counted_cross_entropy,
-    pixel_cross_entropy_backward,
-    require_pixel_labels,
-)
+from repvgg_ref.ops.pixel_cross_entropy import require_pixel_labels
 from repvgg_ref.ops.separable import Matrix, SeparableCache, Size, matrices
 
 
@@ -72,26 +68,51 @@ def joined_backward(grad_y: Array, cache: ConcatCache) -> tuple[Array, ...]:
     return tuple(to_nhwc(part, grad_y.dtype) for part in parts)
 
 
+class PixelLossCache(NamedTuple):
+    """Softmax (pixels, classes), classes and weights (pixels,), and what ``logits`` were."""
+
+    probabilities: Array
+    classes: Array
+    weights: Array
+    shape: tuple[int, ...]
+    dtype: Any
+
+
 def pixel_loss_forward(
     logits: Array, labels: Array, *, ignored: int
-) -> tuple[Array, PixelCrossEntropyCache]:
+) -> tuple[Array, PixelLossCache]:
     """`ops.pixel_cross_entropy.counted_cross_entropy` for logits (N, H, W, classes)."""
-    loss, cache = counted_cross_entropy(to_nchw(_wide(logits)), labels, ignored=ignored)
-    return loss, cache._replace(dtype=logits.dtype)
+    xp, labels = array_module(logits), labels.reshape(-1)
+    wide = _wide(logits).reshape(-1, logits.shape[-1])  # (pixels, classes)
+    counts = labels != ignored
+    classes = xp.where(counts, labels, 0).astype(np.int64)
+    weights = counts.astype(wide.dtype) / xp.maximum(counts.sum(), 1).astype(wide.dtype)
+    # Class by class: reducing an axis of few numbers takes three times as long.
+    largest = functools.reduce(xp.maximum, (wide[:, k] for k in range(wide.shape[1])))
+    shifted = wide - largest[:, None]  # so that exp cannot overflow
+    own = xp.take_along_axis(shifted, classes[:, None], axis=1)[:, 0]
+    powers = xp.exp(shifted)
+    sums = powers @ xp.ones((wide.shape[1], 1), wide.dtype)  # (pixels, 1)
+    loss = -xp.where(counts, weights * (own - xp.log(sums[:, 0])), 0).sum()
+    cache = PixelLossCache(powers / sums, classes, weights, logits.shape, logits.dtype)
+    return xp.asarray(loss, dtype=logits.dtype), cache
 
 
 def checked_pixel_loss_forward(
     logits: Array, labels: Array, *, ignored: int
-) -> tuple[Array, PixelCrossEntropyCache]:
+) -> tuple[Array, PixelLossCache]:
     """`ops.pixel_cross_entropy.pixel_cross_entropy_forward` for logits (N, H, W, classes)."""
     require_pixel_labels(to_nchw(logits).shape, labels, ignored=ignored)
     return pixel_loss_forward(logits, labels, ignored=ignored)
 
 
-def pixel_loss_backward(cache: PixelCrossEntropyCache) -> Array:
+def pixel_loss_backward(cache: PixelLossCache) -> Array:
     """`ops.pixel_cross_entropy.pixel_cross_entropy_backward`; (N, H, W, classes)."""
-    wide = cache._replace(dtype=cache.probabilities.dtype)
-    return to_nhwc(pixel_cross_entropy_backward(wide), cache.dtype)
+    probabilities, classes, weights, shape, dtype = cache
+    hot = classes[:, None] == array_module(classes).arange(shape[-1])
+    weighed = (probabilities - hot) * weights[:, None]
+    grad: Array = array_module(classes).where(weights[:, None] > 0, weighed, 0)
+    return grad.reshape(shape).astype(dtype, copy=False)
 
 
 def to_nchw(x: Array) -> Array:

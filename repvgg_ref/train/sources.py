@@ -136,6 +136,12 @@ def open_validation(
             wanted=f"{model.arch.num_classes} classes, {model.arch.in_channels} channels",
             advice="a label is the place of its folder among the sorted names",
         )
+    if model.arch.is_dense != is_dense(source):
+        raise DataError(
+            "the data set is not of the model's kind",
+            got=f"labels of {'pixels' if is_dense(source) else 'pictures'}",
+            wanted="labels of pixels for a PSPNet, of pictures for a classifier",
+        )
     known = model.about.classes
     if known is not None:
         _require_places(known, source.classes)
