@@ -68,5 +68,5 @@ def factors_of(name: str, *, rule: str, custom_l2: bool = False) -> Factors:
         it is made of: those of the 3x3 and 1x1 branches.
     """
     factors = DECAY_RULES[rule](name)
-    replaced = custom_l2 and ("rbr_dense" in name or "rbr_1x1" in name)
+    replaced = custom_l2 and name.endswith(("rbr_dense.conv.weight", "rbr_1x1.conv.weight"))
     return factors._replace(decay=0.0) if replaced else factors
