@@ -32,7 +32,8 @@ SHAPE = ConvShape(2, 14, 14, 16, 32)
 def test_winograd_needs_three_taps_undilated() -> None:
     assert all(applies(a, SHAPE) for a in ALGORITHMS)
     dilated = ConvShape(1, 8, 8, 4, 4, dilation=2)
-    assert all(applies(a, dilated) for a in ALGORITHMS)
+    small = ["direct", "winograd2", "winograd4"]
+    assert [a for a in ALGORITHMS if applies(a, dilated)] == small
     assert [a for a in ALGORITHMS if applies(a, replace(dilated, stride=2))] == ["direct"]
     assert [a for a in ALGORITHMS if applies(a, ConvShape(1, 8, 8, 4, 4, kernel=1))] == ["direct"]
     strided = [a for a in ALGORITHMS if applies(a, ConvShape(1, 8, 8, 4, 4, stride=2))]
