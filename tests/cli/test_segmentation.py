@@ -14,6 +14,7 @@ from repvgg_ref.data.scenes import CLASSES, ScenesSource
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.models.about import About
 from repvgg_ref.train.pixels import segmentation_scores
+from tests.cli.formats_page import require_documented
 from tests.cli.runner import invoke
 from tests.models.segmenters import small_graph
 from tests.random_networks import random_model
@@ -34,6 +35,7 @@ def test_eval_says_what_the_scores_of_its_own_predictions_are(
     how = ("--weights", weights, "--data", "generated:scenes-41", "--limit", 2)
     found = invoke(capsys, "eval", *how, "--confusion", drawn, "--form", "both", "--json").json()
     assert {"miou", "macc", "allacc", "iou"} <= found.keys()
+    require_documented("eval", [found])
     assert (found["images"], found["window"], found["classes"]) == (2, 33, list(CLASSES))
     counts = np.array(found["confusion"])
     assert found["allacc"] == pytest.approx(np.diag(counts).sum() / counts.sum())
@@ -59,6 +61,7 @@ def test_predict_draws_pictures_of_any_size(
     out = tmp_path / "overlay.png"
     call = ("predict", "--weights", weights, tmp_path / "street.png", "--out", out)
     found = invoke(capsys, *call, "--json").json()
+    require_documented("predict", [found])
     parts = found["images"][0]["pixels"]
     assert sum(part["share"] for part in parts) == pytest.approx(1)
     assert {part["class"] for part in parts} <= set(CLASSES)
