@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from repvgg_ref.data import dense_transforms as made
 from repvgg_ref.data.dense import IGNORED, labelled, parted
@@ -35,11 +35,13 @@ def linear(image: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarr
     down, right = (rows - top)[..., None], (columns - left)[..., None]
 
     def at(i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        return image[i.clip(0, height - 1), j.clip(0, width - 1)].astype(float)
+        pixels: np.ndarray = image[i.clip(0, height - 1), j.clip(0, width - 1)].astype(float)
+        return pixels
 
     upper = at(top, left) * (1 - right) + at(top, left + 1) * right
     lower = at(top + 1, left) * (1 - right) + at(top + 1, left + 1) * right
-    return upper * (1 - down) + lower * down
+    found: np.ndarray = upper * (1 - down) + lower * down
+    return found
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.77, 1.0, 1.4, 2.0])
@@ -128,8 +130,13 @@ def test_the_order_is_scale_rotation_blur_mirror_crop(monkeypatch: pytest.Monkey
             return old(*args)  # type: ignore[operator]
 
         monkeypatch.setattr(made, name, noted)
-    mirror = made.ImageOps.mirror
-    monkeypatch.setattr(made.ImageOps, "mirror", lambda p: (done.append("mirror"), mirror(p))[1])
+    mirror = ImageOps.mirror
+
+    def mirrored(picture: Image.Image) -> Image.Image:
+        done.append("mirror")
+        return mirror(picture)
+
+    monkeypatch.setattr(ImageOps, "mirror", mirrored)
     DenseTrainingTransform(17, rotate=1.0, blur=1.0, flip=1.0)(marked(), stream(0, 0, 1))
     assert done == ["scaled", "rotated", "blurred", "mirror", "randomly_cropped"]
 

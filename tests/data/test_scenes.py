@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_a_loader_gives_images_and_their_labels_apart(tmp_path: Path) -> None:
 def test_threads_and_ranks_change_no_picture() -> None:
     source = ScenesSource("generated:scenes-33", split="train")
 
-    def first(**how: int) -> np.ndarray:
+    def first(**how: Any) -> np.ndarray:
         transform = DenseTrainingTransform(17)
         loader = Loader(source, transform=transform, batch_size=4, seed=3, **how)
         return next(iter(loader.epoch(1))).labels

@@ -39,8 +39,8 @@ def test_images_of_several_sizes_are_taken_together() -> None:
         (p[: 3 + n], t[: 3 + n]) for n, (p, t) in enumerate(zip(predicted, labels, strict=True))
     ]
     found = rr.segmentation_scores([p for p, _ in parts], [t for _, t in parts], 4)
-    flat = [np.concatenate([each[n].ravel() for each in parts]) for n in (0, 1)]
-    assert found == rr.segmentation_scores(*flat, 4)
+    flat, truth = (np.concatenate([each[n].ravel() for each in parts]) for n in (0, 1))
+    assert found == rr.segmentation_scores(flat, truth, 4)
 
 
 def test_a_class_that_nowhere_is_has_no_score_and_no_part_in_the_mean() -> None:

@@ -58,7 +58,8 @@ def scenes(recipe: Recipe = RECIPE, *, images: int = 8) -> Data:
 
 def job(out: Path, **settings: Any) -> Job:
     given: dict[str, Any] = {"arch": small_graph(classes=len(CLASSES)), "data": scenes()}
-    return small_job(out, **({"recipe": RECIPE, "backend": "numpy"} | given | settings))
+    given |= {"recipe": RECIPE, "backend": "numpy"} | settings
+    return small_job(out, **given)
 
 
 def test_a_training_gives_scores_of_both_forms_and_files_that_load(tmp_path: Path) -> None:
