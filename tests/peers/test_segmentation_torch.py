@@ -80,3 +80,23 @@ def test_augmentations_are_torchs() -> None:
     theirs = torch.nn.functional.conv2d(long, kernel.expand(3, 1, 5, 5), groups=3)
     ours = np.asarray(parted(blurred(picture))[0])
     assert np.abs(ours - theirs[0].permute(1, 2, 0).numpy()).max() <= 0.51
+
+
+def test_scores_follow_from_scikit_learns_confusion() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    from repvgg_ref.train.pixels import segmentation_scores
+
+    rng = np.random.default_rng(2)
+    labels, predicted = rng.integers(0, 4, (3, 9, 8)), rng.integers(0, 4, (3, 9, 8))
+    labels[rng.random(labels.shape) < 0.2] = 255
+    counted = labels != 255
+    counts = metrics.confusion_matrix(labels[counted], predicted[counted])
+    both = np.diag(counts)
+    iou = both / (counts.sum(0) + counts.sum(1) - both)
+    found = segmentation_scores(predicted, labels, 4)
+    assert found["iou"] == pytest.approx(iou)
+    assert found["miou"] == pytest.approx(iou.mean())
+    assert found["macc"] == pytest.approx((both / counts.sum(1)).mean())
+    assert found["allacc"] == pytest.approx(
+        metrics.accuracy_score(labels[counted], predicted[counted])
+    )
