@@ -6,7 +6,8 @@
 'deploy'
 
 `load`, `build`, `fuse` and `save` make and keep a `Model`; `verify` judges a port of one, and
-`verify_op` one operator of anybody's library; `list_models` says what can be built.
+`verify_op` one operator of anybody's library; `segmentation_scores` says how well pixels were
+classified, `list_models` what can be built.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         verify,
         verify_op,
     )
+    from repvgg_ref.train.pixels import segmentation_scores
 
 # The oracle needs SciPy, which takes longer to import than everything else together.
 _OF_THE_ORACLE = frozenset(
@@ -54,13 +56,18 @@ __all__ = [
     "load",
     "plain_architecture",
     "save",
+    "segmentation_scores",
     "verify",
     "verify_op",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the oracle when it is first asked for (PEP 562)."""
+    """Import the oracle, or a trainer's part, when it is first asked for (PEP 562)."""
+    if name == "segmentation_scores":
+        from repvgg_ref.train import pixels
+
+        return pixels.segmentation_scores
     if name in _OF_THE_ORACLE:
         from repvgg_ref import oracle
 

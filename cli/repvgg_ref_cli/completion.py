@@ -43,9 +43,10 @@ def script(shell: str) -> str:
 def models(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of networks."""
     from repvgg_ref.models.architectures import NAMES
+    from repvgg_ref.models.pspnet import SEGMENTERS
     from repvgg_ref.models.registry import MAKERS
 
-    return _starting((*NAMES, *MAKERS), incomplete)
+    return _starting((*NAMES, *MAKERS, *SEGMENTERS), incomplete)
 
 
 def blocks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

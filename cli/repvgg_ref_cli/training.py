@@ -95,10 +95,11 @@ class View:
         elif isinstance(event, EpochDone):
             found = event.evaluation
             minutes = (time.monotonic() - self._began) / 60
-            fused = "" if found.fused is None else f"fused {found.fused.top1:7.2%}  "
+            name, rate = found.trained.headline
+            fused = "" if found.fused is None else f"fused {found.fused.headline[1]:7.2%}  "
             self._print(
-                f"epoch  {event.epoch:3}  loss {found.trained.loss:.4f}  top-1 "
-                f"{found.trained.top1:7.2%}  {fused}"
+                f"epoch  {event.epoch:3}  loss {found.trained.loss:.4f}  {name} {rate:7.2%}  "
+                f"{fused}"
                 f"training loss {self._loss:.4f}  {minutes:.1f} min"
             )
         elif isinstance(event, Stopped):

@@ -129,6 +129,8 @@ class Plans(ABC, Generic[P]):
         memory.IDLE.clear()  # packed weights of another team would be of other sizes
 
     def _choose(self, shape: ConvShape) -> Algorithm:
+        if shape.dilation > 1:  # the oracle cannot tell tiles of every d-th pixel from a bug yet
+            return "direct"
         if self._tuner is not None:
             return self._tuner.choose(shape)
         if self._asked is not None:

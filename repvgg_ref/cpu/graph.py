@@ -12,7 +12,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu.buffers import GIVES_FEATURES, Reading, hand_out
-from repvgg_ref.cpu.convolution.schedule import Convolution, ConvShape
+from repvgg_ref.cpu.convolution.schedule import ConvShape, Staged
 from repvgg_ref.cpu.engine import Plans
 from repvgg_ref.cpu.gated import gate, gelu_steps, row_stage, silu_steps
 from repvgg_ref.cpu.plan import Tap, pack_convolutions
@@ -153,7 +153,7 @@ class GraphPlan:
         network: Network,
         params: Mapping[str, Array],
         sizes: Mapping[str, Extent],
-        convolutions: Mapping[str, tuple[ConvShape, Convolution]],
+        convolutions: Mapping[str, tuple[ConvShape, Staged]],
         *,
         images: int,
         dtype: Any,

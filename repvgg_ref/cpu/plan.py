@@ -19,7 +19,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu.convolution.algorithms import Algorithm, make_convolution
 from repvgg_ref.cpu.convolution.layout import border_views, carve, interior
-from repvgg_ref.cpu.convolution.schedule import Convolution, ConvShape, Packed
+from repvgg_ref.cpu.convolution.schedule import ConvShape, Packed, Staged
 from repvgg_ref.cpu.workers import memory
 from repvgg_ref.cpu.workers.pool import Stage, Team, portion
 
@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 
     spec: BlockSpec
     algorithm: Algorithm
-    convolution: Convolution
+    convolution: Staged
     x: Array
     y: Array
     beside: list[Array]  # what lies around `y`, to be zeroed
@@ -142,7 +142,7 @@ class Plan:
         return scratch + sum(buffer.nbytes for buffer in self.buffers)
 
     def _allocate(
-        self, chain: list[Convolution], padded: list[tuple[int, ...]], classes: int, dtype: Any
+        self, chain: list[Staged], padded: list[tuple[int, ...]], classes: int, dtype: Any
     ) -> None:
         """Two buffers, the arena, features and logits: what all workers see, in one piece.
 
@@ -174,7 +174,7 @@ class Plan:
     def _stages(
         self,
         spec: BlockSpec,
-        convolution: Convolution,
+        convolution: Staged,
         x: Array,
         y: Array,
         params: Mapping[str, Array],
@@ -226,9 +226,9 @@ def pack_convolutions(
     algorithms: list[Algorithm],
     team: Team,
     packed: Packed,
-) -> list[Convolution]:
+) -> list[Staged]:
     """All layers' convolutions, packed by as many threads as this process has."""
-    found: dict[int, Convolution] = {}
+    found: dict[int, Staged] = {}
 
     def pack(worker: int, i: int) -> None:
         name = blocks[i].name
@@ -258,7 +258,7 @@ def squeeze_excite(y: Array, weights: Mapping[str, Array], *, relu: bool) -> Non
 
 
 def _padded_shapes(
-    chain: list[Convolution], shapes: list[ConvShape], shape: tuple[int, ...]
+    chain: list[Staged], shapes: list[ConvShape], shape: tuple[int, ...]
 ) -> list[tuple[int, ...]]:
     """Every layer's input: the image, its border, what the last tiles read beyond; the exit."""
     height, width = shape[2:]

@@ -19,7 +19,7 @@ from repvgg_ref.cpu.graph import GraphEngine, is_known
 from repvgg_ref.cpu.training.batch_norm import batch_norm_train_backward, batch_norm_train_forward
 from repvgg_ref.cpu.training.expression import recognise
 from repvgg_ref.cpu.workers.pool import default_of, in_session
-from repvgg_ref.ops import REFERENCE, Ops
+from repvgg_ref.ops import REFERENCE, Ops, channels_last
 
 
 def _in_nhwc(operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,6 +82,16 @@ NUMPY = Ops(
     linear_backward=in_session(REFERENCE.linear_backward),
     softmax_cross_entropy_forward=REFERENCE.softmax_cross_entropy_forward,
     softmax_cross_entropy_backward=REFERENCE.softmax_cross_entropy_backward,
+    bilinear_resize_forward=in_session(channels_last.resize_forward),
+    bilinear_resize_backward=in_session(channels_last.resize_backward),
+    adaptive_avg_pool_forward=in_session(channels_last.pool_forward),
+    adaptive_avg_pool_backward=in_session(channels_last.pool_backward),
+    channel_dropout_forward=channels_last.dropout_forward,
+    channel_dropout_backward=channels_last.dropout_backward,
+    concat_forward=channels_last.joined_forward,
+    concat_backward=channels_last.joined_backward,
+    pixel_cross_entropy_forward=channels_last.checked_pixel_loss_forward,
+    pixel_cross_entropy_backward=channels_last.pixel_loss_backward,
     fused_conv_bias_relu=conv_bias_relu,
     recognise_block=recognise,
     recognise_network=fused_network,

@@ -86,7 +86,7 @@ class ShapesSource:
             raise DataError(
                 "there is no such generated data set",
                 got=repr(name),
-                wanted="generated:shapes or generated:shapes-SIZE",
+                wanted="generated:shapes, generated:scenes, or either with -SIZE",
             )
         self.size, self._split = int(size or 32), split
         self.side: int | None = self.size

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.data.dense import LabelError, is_dense
 from repvgg_ref.data.order import epoch_order, rank_slice, stream
 from repvgg_ref.data.skipped import named
 from repvgg_ref.data.source import DataError, Source
@@ -29,8 +30,8 @@ _MOST_A_TASK = 16  # pictures
 class Batch(NamedTuple):
     """Some pictures of a step, as bytes: standardise them where the network runs.
 
-    `images` (N, S, S, C) uint8, `labels` (N,) int64, `indices` (N,) int64: which pictures of the
-    source these are.
+    `images` (N, S, S, C) uint8, `labels` (N,) int64, or (N, S, S) uint8 of a dense source,
+    `indices` (N,) int64: which pictures of the source these are.
     """
 
     images: Array
@@ -134,6 +135,8 @@ class Loader:
                 picture = self.source.picture(instead)
                 rng = stream(self.seed, epoch, index + 1)
                 return instead, self.transform(picture, rng)
+            except LabelError:
+                raise
             except (ReportedError, OSError) as error:
                 self._unreadable.add(instead, error)
             except Exception as error:
@@ -153,7 +156,9 @@ class _Pending:
     ) -> None:
         size, channels = loader.transform.size, loader.source.channels
         self._loader, self._indices = loader, indices.copy()
-        self._images = np.empty((len(indices), size, size, channels), np.uint8)
+        self._dense = is_dense(loader.source)  # the labels are one more band
+        shape = len(indices), size, size, channels + self._dense
+        self._images = np.empty(shape, np.uint8)
         # So small that every thread has a part in every batch, so large that handing on is cheap.
         part = max(1, min(_MOST_A_TASK, len(indices) // (2 * loader.threads)))
         self._tasks: list[Future[None]] = [
@@ -176,6 +181,9 @@ class _Pending:
         images, indices = self._images, self._indices
         if (indices < 0).any():
             images, indices = images[indices >= 0], indices[indices >= 0]
+        if self._dense:
+            pixels, labels = np.ascontiguousarray(images[..., :-1]), images[..., -1].copy()
+            return Batch(pixels, labels, indices)
         return Batch(images, self._loader.source.labels[indices], indices)
 
 

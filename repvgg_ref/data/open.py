@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 from repvgg_ref.data.bundled import digits_source
 from repvgg_ref.data.cifar import cifar_source, is_cifar
+from repvgg_ref.data.cityscapes import CityscapesSource, is_cityscapes
 from repvgg_ref.data.decode import decoder as decoder_called
 from repvgg_ref.data.folder import FolderSource
 from repvgg_ref.data.generated import PREFIX, ShapesSource
 from repvgg_ref.data.hold_out import hold_out, in_both, says_both
 from repvgg_ref.data.idx import idx_source, is_idx
 from repvgg_ref.data.pixel_shards import MANIFEST, PixelSource
+from repvgg_ref.data.scenes import SCENES, ScenesSource
 from repvgg_ref.data.source import DataError, Source, class_names
 from repvgg_ref.data.splits import (
     DIGITS,
@@ -36,7 +38,8 @@ def open_data(
     Parameters
     ----------
     path : path, str or None
-        None or "digits" is the bundled digits; ``generated:shapes`` a generated set. A folder
+        None or "digits" is the bundled digits; ``generated:shapes`` and ``generated:scenes`` are
+        drawn. A folder holds ``leftImg8bit`` and ``gtFine``, as Cityscapes does; or it
         holds ``train`` and ``val`` (or ``test``), or is itself what it would hold there: one folder
         a class, tar files (with ``train`` or ``val`` in their names), what `repvgg-ref shards`
         wrote, CIFAR's binary files, or MNIST's. A tar file may have ranges in its name:
@@ -56,9 +59,13 @@ def open_data(
         raise DataError("there is no such split", got=repr(split), wanted=", ".join(SPLITS))
     if path is None or str(path) == DIGITS:
         return digits_source(split)
+    if str(path).startswith(SCENES):
+        return ScenesSource(str(path), split=split)
     if str(path).startswith(PREFIX):
         return ShapesSource(str(path), split=split)
     decode = decoder_called(decoder, channels=channels)
+    if is_cityscapes(Path(path)):
+        return CityscapesSource(path, split=split, decode=decode)
     if str(path).endswith(".tar"):
         files = tar_files(str(path))
         classes = class_names(files[0].parent)

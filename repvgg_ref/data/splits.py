@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from repvgg_ref.data.cifar import is_cifar
+from repvgg_ref.data.cityscapes import is_cityscapes, splits_in
 from repvgg_ref.data.folder import class_folders, is_picture
 from repvgg_ref.data.generated import PREFIX
 from repvgg_ref.data.idx import is_idx
@@ -33,6 +34,8 @@ def splits_of(path: str | Path) -> tuple[str, ...]:
         return SPLITS
     if is_cifar(Path(path)) or is_idx(Path(path)):
         return SPLITS
+    if is_cityscapes(Path(path)):
+        return splits_in(Path(path))
     if not Path(path).is_dir():
         return ()
     folders = split_folders(Path(path))
@@ -71,7 +74,7 @@ def split_folder(path: Path, split: str) -> Path:
         raise DataError(
             f"{sanitize(path)}: no such folder",
             got="a file" if path.exists() else "nothing",
-            advice=did_you_mean(path, [DIGITS, f"{PREFIX}shapes"]),
+            advice=did_you_mean(path, [DIGITS, f"{PREFIX}shapes", f"{PREFIX}scenes"]),
         )
     folders = split_folders(path)
     if folders and split not in folders:

@@ -16,7 +16,8 @@ import weights_io
 from repvgg_ref.blocks.catalogue import KINDS, RESIDUAL_REORG, require_block
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.attachments import without_attachments
-from repvgg_ref.files.dialects import recognise
+from repvgg_ref.files.dialects import plain_shape, recognise
+from repvgg_ref.files.found import Found
 from repvgg_ref.files.graphs import identify_graph
 from repvgg_ref.files.heads import find_head
 from repvgg_ref.files.identify import (
@@ -37,10 +38,10 @@ from repvgg_ref.files.reorganised import identify_reorganised, is_reorganised
 from repvgg_ref.files.told_networks import require_as_told, told_geometry, told_graph
 from repvgg_ref.files.wrappers import WhichWeights, listed, one_of_shards, select
 from repvgg_ref.models.arguments import file_path, floating_dtype
-from repvgg_ref.models.geometry import Geometry, said_geometry, with_geometry
+from repvgg_ref.models.geometry import Geometry, geometry_of, said_geometry, with_geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
-from repvgg_ref.models.names import Dialect, official_names
+from repvgg_ref.models.names import official_names
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.models.parameters import param_shapes, require_params
 from weights_io.writers.write import Container
@@ -265,7 +266,7 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
             wanted="a train form or a deploy form, not both",
         )
     shapes = {
-        ours: _plain_shape(ours, checkpoint.arrays[theirs].shape, dialect)
+        ours: plain_shape(ours, checkpoint.arrays[theirs].shape, dialect)
         for theirs, ours in canonical.items()
     }
     form: Form = "train" if checkpoint.form == "train" else "deploy"
@@ -291,16 +292,15 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
 
 
 def _understand_graph(checkpoint: Checkpoint, model: str) -> None:
-    """The same for a network whose blocks are in no stage; nothing can be missing there."""
+    """The same for a network whose blocks are in no stage."""
     shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
     form = checkpoint.metadata.get("form")
     found = identify_graph(shapes, model, checkpoint.said, form=form)
     if found is None:
         raise _foreign(checkpoint)
-    checkpoint.arch, checkpoint.form, checkpoint.canonical, checkpoint.dialect = found
-    ours = {found.canonical[theirs]: shape for theirs, shape in shapes.items()}
-    _require_shapes(checkpoint, ours, param_shapes(found.network, found.form))
-    _retell(checkpoint, found.network)
+    _take(checkpoint, found, shapes)
+    if found.network.is_dense and model != "auto":  # its name says its dilations
+        checkpoint.said = geometry_of(found.network) | checkpoint.said
 
 
 def _take_told(checkpoint: Checkpoint, told: Geometry) -> None:
@@ -326,7 +326,11 @@ def _understand_reorganised(checkpoint: Checkpoint, model: str, block: str) -> N
             advice="leave --block auto",
         )
     shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
-    found = identify_reorganised(shapes, model, checkpoint.said)
+    _take(checkpoint, identify_reorganised(shapes, model, checkpoint.said), shapes)
+
+
+def _take(checkpoint: Checkpoint, found: Found, shapes: Mapping[str, Shape]) -> None:
+    """The network that was found, and what of the file is not its."""
     checkpoint.arch, checkpoint.form, checkpoint.canonical, checkpoint.dialect = found
     official = official_names(found.network, found.form)
     checkpoint.missing = [n for n in official.values() if n not in shapes and not is_counter(n)]
@@ -371,20 +375,6 @@ def _require_shapes(
             raise CheckpointError(
                 f"{theirs[name]} does not hold real numbers", got=dtype, wanted="a float type"
             )
-
-
-def _plain_shape(name: str, shape: Shape, dialect: Dialect) -> Shape:
-    """A shape without MegEngine's wrapping: (1, C, 1, 1) -> (C,), (G, O/G, ...) -> (O, ...).
-
-    Batch norm's counter is kept in one dimension by some trainers: (1,) -> ().
-    """
-    if shape == (1,) and is_counter(name):
-        return ()
-    if dialect.shape_wrappers and len(shape) == 5:
-        return (shape[0] * shape[1], *shape[2:])
-    if dialect.shape_wrappers and len(shape) == 4 and shape[0] == shape[2] == shape[3] == 1:
-        return (shape[1],)
-    return shape
 
 
 def _foreign(checkpoint: Checkpoint) -> CheckpointError:

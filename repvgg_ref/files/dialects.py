@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from repvgg_ref.files.identify import Shape
+from repvgg_ref.files.lazy_params import is_counter
 from repvgg_ref.models.names import OFFICIAL, PLUS, Dialect
 
 _HEAD_FC = {"linear.weight": "head.fc.weight", "linear.bias": "head.fc.bias"}
@@ -71,3 +73,17 @@ def recognise(names: Iterable[str]) -> tuple[Dialect, dict[str, str]] | None:
     readings = [(dialect, dialect.parse(known)) for dialect in DIALECTS]
     best = max(readings, key=lambda reading: len(reading[1]))
     return best if any(name.startswith("stage") for name in best[1].values()) else None
+
+
+def plain_shape(name: str, shape: Shape, dialect: Dialect) -> Shape:
+    """A shape without MegEngine's wrapping: (1, C, 1, 1) -> (C,), (G, O/G, ...) -> (O, ...).
+
+    Batch norm's counter is kept in one dimension by some trainers: (1,) -> ().
+    """
+    if shape == (1,) and is_counter(name):
+        return ()
+    if dialect.shape_wrappers and len(shape) == 5:
+        return (shape[0] * shape[1], *shape[2:])
+    if dialect.shape_wrappers and len(shape) == 4 and shape[0] == shape[2] == shape[3] == 1:
+        return (shape[1],)
+    return shape

@@ -9,27 +9,20 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
+from repvgg_ref.files.found import Found
 from repvgg_ref.files.identify import UNSAID, Shape
+from repvgg_ref.files.pspnets import identify_pspnet, is_pspnet
 from repvgg_ref.models.baselines import torchvision_geometry
 from repvgg_ref.models.geometry import Geometry, with_geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Flatten, Form
-from repvgg_ref.models.names import CANONICAL, TORCHVISION, Dialect, published_names
+from repvgg_ref.models.names import CANONICAL, TORCHVISION, published_names
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.models.registry import MAKERS, find_name, graphs, usual
 
 _COUNTER = ".num_batches_tracked"
 _SIZES = (224, *range(32, 1025, 32))
 """Sides of images that a network for one size is tried with: what it halves five times."""
-
-
-class Found(NamedTuple):
-    """A network, its form, and the canonical name of each of the file's arrays."""
-
-    network: Network
-    form: Form
-    canonical: dict[str, str]
-    dialect: Dialect
 
 
 def identify_graph(
@@ -43,8 +36,11 @@ def identify_graph(
 
     `model` is "auto" or a name that must be met, `form` what our metadata says, which decides where
     both forms have the same arrays. Of several the one whose shapes are right, else the first: its
-    sizes of single arrays may differ. Batch norm's counters may be missing.
+    sizes of single arrays may differ. Batch norm's counters may be missing; of a PSPNet, told by
+    `pspnets.identify_pspnet`, anything may.
     """
+    if is_pspnet(shapes):
+        return identify_pspnet(shapes, model, said)
     held = frozenset(name for name in shapes if not name.endswith(_COUNTER))
     first: Found | None = None
     for name, its_form, published in _named_so(held, model, form):

@@ -16,6 +16,9 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, MissingExtraError, require_equal
+from repvgg_ref.files.onnx_dense import dense_nodes, require_dense_opset
+from repvgg_ref.models.arguments import require_reduced
+from repvgg_ref.models.dense import AdaptiveAvgPool, ChannelDropout, Concat, ResizeAs, Zoom
 from repvgg_ref.models.gated import Add, Dropout, Gate, Gelu, Silu
 from repvgg_ref.models.graph import INPUT, Network
 from repvgg_ref.models.layers import AddRelu, Block, Flatten, GlobalAvgPool, Linear, MaxPool
@@ -73,9 +76,13 @@ def write_onnx(
     """
     onnx = require_onnx()
     _require_opset(opset, onnx.defs.onnx_opset_version())
+    require_dense_opset(arch, opset)
     shapes = param_shapes(arch, "deploy")
     dtype = _require_arrays(params, shapes)
-    graph = _graph(arch, _TYPES[dtype], batch, (size, size) if isinstance(size, int) else size)
+    size = (size, size) if isinstance(size, int) else size
+    if arch.is_dense and size is not None:
+        require_reduced(arch, *size)
+    graph = _graph(arch, _TYPES[dtype], batch, size, opset)
     for name, official in official_names(arch, "deploy").items():
         array = np.ascontiguousarray(params[name])
         graph.initializer.append(onnx.numpy_helper.from_array(array, official))
@@ -137,22 +144,26 @@ def require_onnx() -> Any:
     return onnx
 
 
-def _graph(arch: Network, type_name: str, batch: int | None, size: tuple[int, int] | None) -> Any:
+def _graph(
+    arch: Network, type_name: str, batch: int | None, size: tuple[int, int] | None, opset: int
+) -> Any:
     from onnx import TensorProto, helper
 
     element = getattr(TensorProto, type_name)
     height, width = size or ("height", "width")
     images = [batch or "batch", arch.in_channels, height, width]
     logits = [batch or "batch", arch.num_classes or arch.features]
+    if arch.is_dense:
+        logits += [height, width]
     return helper.make_graph(
-        list(_nodes(arch, element)),
+        list(_nodes(arch, element, opset)),
         arch.name,
         [helper.make_tensor_value_info(INPUT, element, images)],
         [helper.make_tensor_value_info(arch.head.name, element, logits)],
     )
 
 
-def _nodes(arch: Network, element: int) -> Iterator[Any]:
+def _nodes(arch: Network, element: int, opset: int) -> Iterator[Any]:
     names = official_names(arch, "deploy")
     for node in arch.evaluated:
         inputs, op = list(node.inputs), node.op
@@ -181,6 +192,8 @@ def _nodes(arch: Network, element: int) -> Iterator[Any]:
             yield _node("Add", inputs, node.name)
         elif isinstance(op, Dropout):
             yield _node("Identity", inputs, node.name)
+        elif isinstance(op, AdaptiveAvgPool | ResizeAs | Zoom | Concat | ChannelDropout):
+            yield from dense_nodes(node.name, op, inputs, _node, opset)
         else:
             raise CheckpointError(
                 f"{node.name} has no ONNX form here",

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.dialects import recognise
 from repvgg_ref.files.graphs import identify_graph
+from repvgg_ref.files.pspnets import is_pspnet
 from repvgg_ref.files.wrappers import Selected, is_average, listed, no_such_weights
 from weights_io import LazyArray, sanitize
 
@@ -118,12 +119,16 @@ def _graph_prefix(arrays: Arrays) -> str:
         word, count = counts.most_common(1)[0] if counts else ("", 0)
         if 2 * count <= len(arrays):  # no network is mostly outside its prefix
             break
-        if prefix and identify_graph({n.removeprefix(prefix): shapes[n] for n in names}):
+        if prefix and _is_graph({n.removeprefix(prefix): shapes[n] for n in names}):
             return prefix
         prefix += word + "."
         names = [name for name in names if name.startswith(prefix)]
-    found = prefix and identify_graph({n.removeprefix(prefix): shapes[n] for n in names})
+    found = prefix and _is_graph({n.removeprefix(prefix): shapes[n] for n in names})
     return prefix if found else ""
+
+
+def _is_graph(shapes: dict[str, tuple[int, ...]]) -> bool:
+    return is_pspnet(shapes) or identify_graph(shapes) is not None
 
 
 def _choice(prefixes: list[str], selected: Selected) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from repvgg_ref.blocks.catalogue import RESIDUAL_REORG
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError
-from repvgg_ref.files.graphs import Found
+from repvgg_ref.files.found import Found
 from repvgg_ref.files.identify import UNSAID, Shape, require_few_blocks, required_shape
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.geometry import Geometry, with_geometry

@@ -17,7 +17,14 @@ from repvgg_ref.gpu import kernels
 from repvgg_ref.gpu.kernels.launch import real_dtype
 from repvgg_ref.gpu.math_mode import Math
 from repvgg_ref.gpu.products import matmul
-from repvgg_ref.ops import REFERENCE, LinearGrads, RunningStats, SqueezeExcitationGrads
+from repvgg_ref.ops import (
+    REFERENCE,
+    LinearGrads,
+    RunningStats,
+    SqueezeExcitationGrads,
+    channels_last,
+)
+from repvgg_ref.ops.pixel_cross_entropy import require_pixel_labels
 
 
 class ReluCache(NamedTuple):
@@ -127,6 +134,27 @@ def softmax_cross_entropy_backward(cache: CrossEntropyCache) -> Array:
         scale=1 / len(cache.probabilities),
         dtype=cache.dtype,
     )
+
+
+def pixel_cross_entropy_forward(
+    logits: Array, labels: Array, *, ignored: int
+) -> tuple[Array, channels_last.PixelLossCache]:
+    """`ops.pixel_cross_entropy.pixel_cross_entropy_forward` for logits (N, H, W, classes).
+
+    As of `softmax_cross_entropy_forward`: labels on the host are checked there, and a wrong one on
+    the device gives the loss NaN.
+    """
+    shape = channels_last.to_nchw(logits).shape
+    if not isinstance(labels, cupy.ndarray):
+        require_pixel_labels(shape, labels, ignored=ignored)
+    require_equal(
+        "pixel_cross_entropy", "labels.shape", labels.shape, "(N, H, W)", logits.shape[:3]
+    )
+    labels = cupy.asarray(labels, dtype=np.int64)
+    wrong = (labels != ignored) & ((labels < 0) | (labels >= shape[1]))
+    right = cupy.where(wrong, ignored, labels)
+    loss, cache = channels_last.pixel_loss_forward(logits, right, ignored=ignored)
+    return cupy.where(wrong.any(), cupy.nan, loss).astype(loss.dtype), cache
 
 
 def update_running_stats(

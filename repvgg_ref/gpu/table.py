@@ -15,7 +15,7 @@ from repvgg_ref.gpu.chain import Chain
 from repvgg_ref.gpu.conv2d import Convolutions
 from repvgg_ref.gpu.math_mode import Math
 from repvgg_ref.gpu.memory import advises_on_memory
-from repvgg_ref.ops import REFERENCE, Ops
+from repvgg_ref.ops import REFERENCE, Ops, channels_last
 
 
 @functools.cache
@@ -52,6 +52,16 @@ def make_table(math: Math, *, deterministic: bool) -> Ops:
         linear_backward=head.linear_backward,
         softmax_cross_entropy_forward=layers.softmax_cross_entropy_forward,
         softmax_cross_entropy_backward=layers.softmax_cross_entropy_backward,
+        bilinear_resize_forward=channels_last.resize_forward,
+        bilinear_resize_backward=channels_last.resize_backward,
+        adaptive_avg_pool_forward=channels_last.pool_forward,
+        adaptive_avg_pool_backward=channels_last.pool_backward,
+        channel_dropout_forward=channels_last.dropout_forward,
+        channel_dropout_backward=channels_last.dropout_backward,
+        concat_forward=channels_last.joined_forward,
+        concat_backward=channels_last.joined_backward,
+        pixel_cross_entropy_forward=layers.pixel_cross_entropy_forward,
+        pixel_cross_entropy_backward=channels_last.pixel_loss_backward,
         fused_conv_bias_relu=advises_on_memory(convolutions.bias_relu),
         recognise_block=three_branch_passes(
             advises_on_memory(fused.forward),

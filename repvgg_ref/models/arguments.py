@@ -66,7 +66,8 @@ def image_batch(network: Network, x: Any) -> Array:
     Raises
     ------
     ShapeError
-        If it has another shape; a single image and NHWC are named for what they are.
+        If it has another shape; a single image and NHWC are named for what they are. Of a dense
+        network also if height or width is not 8k + 1.
     ReportedError
         If it is no array, or holds integers, which nobody has scaled yet.
     """
@@ -79,6 +80,8 @@ def image_batch(network: Network, x: Any) -> Array:
             wanted=f"(N, {channels}, H, W)",
             advice=arrangement(tuple(images.shape), channels),
         )
+    if network.is_dense:
+        require_reduced(network, images.shape[2], images.shape[3])
     if not is_floating(images.dtype) and images.dtype != np.object_:
         raise ReportedError(
             f"{network.name}: the input must hold real numbers",
@@ -87,6 +90,19 @@ def image_batch(network: Network, x: Any) -> Array:
             advice="x.astype(numpy.float32) / 255, then minus the mean, over the deviation",
         )
     return images
+
+
+def require_reduced(network: Network, height: int, width: int) -> None:
+    """Raise `ShapeError` unless a dense network's images of this size are ``8 k + 1`` a side."""
+    step: int = getattr(network, "reduction", 0)
+    if step and (height < 1 or width < 1 or (height - 1) % step or (width - 1) % step):
+        fits = (f"{max(0, -(-(n - 1) // step)) * step + 1}" for n in (height, width))
+        raise ShapeError(
+            f"{network.name}: height and width of images must be {step}k + 1",
+            got=f"{height} x {width}",
+            wanted=f"such as {' x '.join(fits)}",
+            advice="pad the pictures; predict and eval do so",
+        )
 
 
 def label_array(labels: Any) -> Array:
@@ -172,6 +188,22 @@ def require_counts(*, advice: str | None = None, **counts: Any) -> None:
                     wanted="a whole number of at least 1",
                     advice=advice,
                 )
+
+
+def require_network(name: Any) -> None:
+    """Raise `ReportedError` unless it is a network, or text that may name one."""
+    if not isinstance(name, str | Network):
+        raise ReportedError(
+            "this is no network",
+            got=type(name).__name__,
+            wanted="a name of list_models(), or an Architecture",
+        )
+
+
+def require_seed(seed: Any) -> None:
+    """Raise `ReportedError` unless `seed` is a whole number from 0 on."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ReportedError("this is no seed", got=repr(seed), wanted="a whole number from 0 on")
 
 
 def require_threads(threads: int | None) -> None:

@@ -131,8 +131,8 @@ class Add(Free):
     def forward(self, name: str, x: list[Array], run: Pass) -> tuple[Array, Any]:
         """One draw an image."""
         a, b = x
-        kept = _kept(name, self.rate, (len(a), *[1] * (a.ndim - 1)), run, a.dtype)
-        return (a + b if kept is None else a * kept + b), kept
+        factors = _factors(name, self.rate, (len(a), *[1] * (a.ndim - 1)), run, a.dtype)
+        return (a + b if factors is None else a * factors + b), factors
 
     def backward(
         self, name: str, grad_y: Array, cache: Any, run: Pass, *, wants_x: bool
@@ -156,8 +156,9 @@ class Dropout(Free):
 
     def forward(self, name: str, x: list[Array], run: Pass) -> tuple[Array, Any]:
         """One draw a feature."""
-        kept = _kept(name, self.rate, x[0].shape, run, x[0].dtype)
-        return (x[0] if kept is None else x[0] * kept), kept
+        rate = self.rate if run.dropout is None else run.dropout
+        factors = _factors(name, rate, x[0].shape, run, x[0].dtype)
+        return (x[0] if factors is None else x[0] * factors), factors
 
     def backward(
         self, name: str, grad_y: Array, cache: Any, run: Pass, *, wants_x: bool
@@ -170,13 +171,19 @@ class Dropout(Free):
         return x[0]
 
 
-def _kept(name: str, rate: float, shape: tuple[int, ...], run: Pass, dtype: Any) -> Array | None:
-    """Factors 0 and ``1 / (1 - rate)``; None where nothing is dropped.
+def kept(name: str, rate: float, shape: tuple[int, ...], run: Pass) -> Array | None:
+    """What of `shape` stays, on the host; None where nothing is dropped.
 
     Every node has random numbers of its own, so that they do not hang on the order of nodes.
     """
     if not run.training or run.draws is None or rate == 0:
         return None
     rng = np.random.default_rng((*run.draws, zlib.crc32(name.encode())))
-    kept = (rng.random(shape) >= rate) / (1 - rate)
-    return run.ops.from_host(kept.astype(dtype))
+    chosen: Array = rng.random(shape) >= rate
+    return chosen
+
+
+def _factors(name: str, rate: float, shape: tuple[int, ...], run: Pass, dtype: Any) -> Array | None:
+    """Factors 0 and ``1 / (1 - rate)``; None where nothing is dropped."""
+    chosen = kept(name, rate, shape, run)
+    return None if chosen is None else run.ops.from_host((chosen / (1 - rate)).astype(dtype))

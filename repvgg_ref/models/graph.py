@@ -93,6 +93,11 @@ class Network:
         return op.features if isinstance(op, Linear) else self.blocks[-1].out_channels
 
     @property
+    def is_dense(self) -> bool:
+        """Whether it says a class for every pixel."""
+        return isinstance(self, Graph) and self.reduction > 0
+
+    @property
     def layer_names(self) -> tuple[str, ...]:
         """``stage0, stage1.0, ..., linear``: the names every report uses."""
         return tuple(node.name for node in self.evaluated if node.name not in QUIET)
@@ -151,6 +156,9 @@ class Graph(Network):
         What its blocks are called together, where that is not what they are called one by one.
     refusal : str
         Why it has no deploy form, where its blocks alone do not say so; the place comes first.
+    reduction : int
+        Images must be so many times some number, and 1, pixels high and wide; 0: of any size. The
+        network then says a class for every pixel.
     """
 
     name: str
@@ -158,6 +166,7 @@ class Graph(Network):
     aux_heads: tuple[Any, ...] = ()
     of_kind: str = ""
     refusal: str = ""
+    reduction: int = 0
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -188,15 +197,31 @@ class Graph(Network):
     @property
     def num_classes(self) -> int:
         """How many logits there are."""
-        assert isinstance(self.head.op, Linear)
-        return self.head.op.outputs
+        op = self._classifier(self.head).op
+        return op.spec.out_channels if isinstance(op, Block) else _linear(op).outputs
 
     def with_classes(self, num_classes: int) -> Graph:
-        """The same with another number of logits."""
-        assert isinstance(self.head.op, Linear)
-        head = replace(self.head, op=replace(self.head.op, outputs=num_classes))
-        nodes = tuple(head if node.name == head.name else node for node in self.nodes)
-        return replace(self, nodes=nodes)
+        """The same with another number of logits, auxiliary ones too."""
+        ends = {self._classifier(node).name for node in self.nodes if node.loss_weight}
+        nodes = (_to_classes(n, num_classes) if n.name in ends else n for n in self.nodes)
+        return replace(self, nodes=tuple(nodes))
+
+    def _classifier(self, node: Node) -> Node:
+        """Where the channels of logits come from: the node, or what it only resizes."""
+        while not isinstance(node.op, Block | Linear):
+            node = next(each for each in self.nodes if each.name == node.inputs[0])
+        return node
+
+
+def _linear(op: Operation) -> Linear:
+    assert isinstance(op, Linear)
+    return op
+
+
+def _to_classes(node: Node, num_classes: int) -> Node:
+    if isinstance(node.op, Block):
+        return replace(node, op=Block(replace(node.op.spec, out_channels=num_classes)))
+    return replace(node, op=replace(_linear(node.op), outputs=num_classes))
 
 
 class Visit(NamedTuple):

@@ -34,7 +34,8 @@ Extent = tuple[int, int, int]  # channels, height, width
 class Pass:
     """One pass through a network: arrays by canonical name, how to compute, what was found.
 
-    `draws` seeds what a training step leaves out at random; None: it leaves out nothing.
+    `draws` seeds what a training step leaves out at random; None: it leaves out nothing. `dropout`
+    is the rate of dropout nodes, where it is not to be their own.
     """
 
     params: Mapping[str, Array]
@@ -44,6 +45,7 @@ class Pass:
     training: bool = False
     draws: tuple[int, ...] | None = None
     momentum: Any = 0.1
+    dropout: float | None = None
     stats: dict[str, BatchStats] = field(default_factory=dict)
     grads: dict[str, Array] = field(default_factory=dict)
 

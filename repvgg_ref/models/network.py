@@ -21,6 +21,8 @@ from repvgg_ref.models.arguments import (
     image_batch,
     label_array,
     require_head,
+    require_network,
+    require_seed,
     require_threads,
     working_dtype,
 )
@@ -212,15 +214,19 @@ class Model:
         label_smoothing: float = 0.0,
         backend: str | Ops | None = None,
         drop_seed: int | None = None,
+        dropout: float | None = None,
     ) -> StepResult:
         """Forward and backward in training mode (batch statistics); changes nothing.
 
         Parameters
         ----------
         x : array, shape (N, in_channels, H, W)
-        labels : int array or list (N,), or float array (N, num_classes) of target probabilities
+        labels : int array or list (N,), or float array (N, num_classes) of target probabilities;
+            of a dense network int (N, H, W), 255 for pixels that do not count
         drop_seed : int, optional
             Of the network's dropout and stochastic depth; by default nothing is dropped.
+        dropout : float, optional
+            The rate of dropout, where it is not to be the network's own; 0.0 switches it off.
 
         Returns
         -------
@@ -253,6 +259,7 @@ class Model:
             momentum=self.momentum,
             label_smoothing=label_smoothing,
             draws=None if drop_seed is None else (drop_seed,),
+            dropout=dropout,
         )
         step = step_like(x, step) if ops.on_device else step
         official = official_names(self.arch, self.form)
@@ -323,14 +330,8 @@ def build(
     ReportedError
         If there is no class or channel, or `dtype` or `eps` is none that weights can have.
     """
-    if not isinstance(name, str | Network):
-        raise ReportedError(
-            "this is no network",
-            got=type(name).__name__,
-            wanted="a name of list_models(), or an Architecture",
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ReportedError("this is no seed", got=repr(seed), wanted="a whole number from 0 on")
+    require_network(name)
+    require_seed(seed)
     arch = (
         network(name, num_classes=num_classes, in_channels=in_channels, block=block)
         if isinstance(name, str)

@@ -20,6 +20,7 @@ from repvgg_ref.models.baselines import BASELINES
 from repvgg_ref.models.efficientnet import EFFICIENTNETS
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.mobileone import MOBILEONE
+from repvgg_ref.models.pspnet import PREFIX, SEGMENTERS
 from repvgg_ref.models.regnet import REGNETS
 from repvgg_ref.models.repvit import REPVITS
 from repvgg_ref.models.residual_reorg import residual_reorg
@@ -61,7 +62,7 @@ def graphs() -> list[str]:
 
 def find_name(name: str) -> str | None:
     """How the network that `name` is a spelling of is written here; None if there is none."""
-    others = {spelling(each): each for each in MAKERS}
+    others = {spelling(each): each for each in (*MAKERS, *SEGMENTERS)}
     others |= {spelling(alias): each for alias, each in ALIASES.items()}
     return others.get(spelling(name)) or official_name(name)
 
@@ -81,7 +82,7 @@ def list_models(pattern: str = "*") -> list[str]:
             wanted='a text such as "repvgg_b1*"',
         )
     wanted = "".join(spelling(part) + "*" for part in pattern.split("*"))[:-1]
-    return [name for name in (*NAMES, *MAKERS) if fnmatchcase(spelling(name), wanted)]
+    return [name for name in (*NAMES, *MAKERS, *SEGMENTERS) if fnmatchcase(spelling(name), wanted)]
 
 
 def network(
@@ -99,7 +100,7 @@ def network(
     size : int
         Side of the images, for networks that take images of one size only.
     block : str
-        The kind of a RepVGG's blocks; other networks have their own.
+        The kind of a RepVGG's blocks, alone or under a PSPNet; other networks have their own.
 
     Raises
     ------
@@ -110,7 +111,10 @@ def network(
     """
     require_counts(num_classes=num_classes, advice=NO_HEAD)
     require_counts(in_channels=in_channels, size=size)
-    if (make := MAKERS.get(find_name(name) or "")) is not None:
+    found = find_name(name) or ""
+    if (segmenter := SEGMENTERS.get(found)) is not None:
+        return segmenter(num_classes=num_classes, in_channels=in_channels, block=block)
+    if (make := MAKERS.get(found)) is not None:
         if block != "repvgg":
             raise CheckpointError(f"{name} is not built of blocks to choose", got=f"block {block}")
         return make(num_classes=num_classes, in_channels=in_channels, size=size)
@@ -126,6 +130,6 @@ def network(
     raise CheckpointError(
         "there is no network of that name",
         got=repr(name),
-        wanted=", ".join((*NAMES, *MAKERS)),
-        advice=did_you_mean(name, (*NAMES, *MAKERS)),
+        wanted=", ".join((*NAMES, *MAKERS, f"{PREFIX}RepVGG-B1g2", "...")),
+        advice=did_you_mean(name, (*NAMES, *MAKERS, *SEGMENTERS)),
     )

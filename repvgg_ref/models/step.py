@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.blocks.run import BatchStats
+from repvgg_ref.errors import ReportedError
+from repvgg_ref.models.dense import IGNORED
 from repvgg_ref.models.graph import Network, Node, walk, walk_back
 from repvgg_ref.models.layers import Pass
 from repvgg_ref.ops import Ops
@@ -47,17 +49,20 @@ def training_step(
     momentum: Any,
     label_smoothing: float,
     draws: tuple[int, ...] | None = None,
+    dropout: float | None = None,
 ) -> StepResult:
     """Compute loss and gradients of `network`; names are canonical.
 
     Parameters
     ----------
     x : array, shape (N, C, H, W)
-    labels : int array (N,), or float array (N, num_classes)
+    labels : int array (N,), or float array (N, num_classes); (N, H, W) of a dense network
     draws : tuple of int, optional
         Seeds what the network leaves out at random; without it nothing is.
+    dropout : float, optional
+        The rate of dropout nodes; default each one's own.
     """
-    run = Pass(params, ops, eps, training=True, draws=draws, momentum=momentum)
+    run = Pass(params, ops, eps, training=True, draws=draws, momentum=momentum, dropout=dropout)
     return take_step(
         network, x, labels, run, momentum=momentum, label_smoothing=label_smoothing
     ).result
@@ -87,12 +92,11 @@ def take_step(
         if not node.loss_weight:
             continue
         ops, weight = of(node).ops, node.loss_weight
-        loss, kept = ops.softmax_cross_entropy_forward(y, labels, label_smoothing=label_smoothing)
-        grad = ops.softmax_cross_entropy_backward(kept)
+        loss, grad = _loss(ops, y, labels, label_smoothing)
         losses[node.name] = loss if weight == 1 else weight * loss
         starts[node.name] = grad if weight == 1 else weight * grad
         if node.name == network.head.name:
-            logits = y
+            logits = ops.leave(y)
     assert logits is not None, "the head has a loss"
     others = [loss for name, loss in losses.items() if name != network.head.name]
     total = losses[network.head.name] + sum(others)
@@ -104,6 +108,19 @@ def take_step(
         for name, array in _running(node, of(node), momentum).items()
     }
     return Step(StepResult(total, logits, run.grads, after), run.stats)
+
+
+def _loss(ops: Ops, y: Array, labels: Array, label_smoothing: float) -> tuple[Any, Array]:
+    """The loss of logits, (N, classes) or of every pixel, and its gradient."""
+    if y.ndim == 4:
+        if label_smoothing:
+            raise ReportedError(
+                "the loss of pixels has no label smoothing", got=label_smoothing, wanted=0
+            )
+        loss, kept = ops.pixel_cross_entropy_forward(y, labels, ignored=IGNORED)
+        return loss, ops.pixel_cross_entropy_backward(kept)
+    loss, kept = ops.softmax_cross_entropy_forward(y, labels, label_smoothing=label_smoothing)
+    return loss, ops.softmax_cross_entropy_backward(kept)
 
 
 def _running(node: Node, run: Pass, momentum: Any) -> dict[str, Array]:

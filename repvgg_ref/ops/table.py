@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from repvgg_ref.arrays import Array, Real, array_module
+from repvgg_ref.ops.adaptive_avg_pool import adaptive_avg_pool_backward, adaptive_avg_pool_forward
 from repvgg_ref.ops.batch_norm import (
     BatchNormGrads,
     RunningStats,
@@ -19,6 +20,9 @@ from repvgg_ref.ops.batch_norm import (
     batch_norm_train_forward,
     update_running_stats,
 )
+from repvgg_ref.ops.bilinear_resize import bilinear_resize_backward, bilinear_resize_forward
+from repvgg_ref.ops.channel_dropout import channel_dropout_backward, channel_dropout_forward
+from repvgg_ref.ops.concat import concat_backward, concat_forward
 from repvgg_ref.ops.conv2d import Conv2dGrads, IntOrPair, conv2d_backward, conv2d_forward
 from repvgg_ref.ops.cross_entropy import (
     softmax_cross_entropy_backward,
@@ -28,6 +32,10 @@ from repvgg_ref.ops.gelu import gelu_backward, gelu_forward
 from repvgg_ref.ops.global_avg_pool import global_avg_pool_backward, global_avg_pool_forward
 from repvgg_ref.ops.linear import LinearGrads, linear_backward, linear_forward
 from repvgg_ref.ops.max_pool import max_pool_backward, max_pool_forward
+from repvgg_ref.ops.pixel_cross_entropy import (
+    pixel_cross_entropy_backward,
+    pixel_cross_entropy_forward,
+)
 from repvgg_ref.ops.relu import relu_backward, relu_forward
 from repvgg_ref.ops.sigmoid import sigmoid_backward, sigmoid_forward
 from repvgg_ref.ops.silu import silu_backward, silu_forward
@@ -172,6 +180,22 @@ class _MaxPoolForward(Protocol):
     ) -> tuple[Array, Any]: ...
 
 
+class _ToSize(Protocol):
+    def __call__(self, x: Array, /, *, size: tuple[int, int]) -> tuple[Array, Any]: ...
+
+
+class _ChannelDropoutForward(Protocol):
+    def __call__(self, x: Array, kept: Array, /, *, rate: Real) -> tuple[Array, Any]: ...
+
+
+class _ConcatForward(Protocol):
+    def __call__(self, *parts: Array) -> tuple[Array, Any]: ...
+
+
+class _PixelCrossEntropyForward(Protocol):
+    def __call__(self, logits: Array, labels: Array, /, *, ignored: int) -> tuple[Array, Any]: ...
+
+
 @dataclass(frozen=True)
 class Ops:
     """One backend's operators, under the names and signatures of the reference.
@@ -207,6 +231,16 @@ class Ops:
     linear_backward: Callable[[Array, Any], LinearGrads]
     softmax_cross_entropy_forward: _SoftmaxCrossEntropyForward
     softmax_cross_entropy_backward: Callable[[Any], Array]
+    bilinear_resize_forward: _ToSize
+    bilinear_resize_backward: Callable[[Array, Any], Array]
+    adaptive_avg_pool_forward: _ToSize
+    adaptive_avg_pool_backward: Callable[[Array, Any], Array]
+    channel_dropout_forward: _ChannelDropoutForward
+    channel_dropout_backward: Callable[[Array, Any], Array]
+    concat_forward: _ConcatForward
+    concat_backward: Callable[[Array, Any], tuple[Array, ...]]
+    pixel_cross_entropy_forward: _PixelCrossEntropyForward
+    pixel_cross_entropy_backward: Callable[[Any], Array]
     fused_conv_bias_relu: _ConvBiasReluForward | None = None
     # A block's expression -> passes of this table's own, or None: it is then composed from the
     # primitives above. What a table does not know as a whole it declines.
@@ -286,4 +320,14 @@ REFERENCE = Ops(
     linear_backward=linear_backward,
     softmax_cross_entropy_forward=softmax_cross_entropy_forward,
     softmax_cross_entropy_backward=softmax_cross_entropy_backward,
+    bilinear_resize_forward=bilinear_resize_forward,
+    bilinear_resize_backward=bilinear_resize_backward,
+    adaptive_avg_pool_forward=adaptive_avg_pool_forward,
+    adaptive_avg_pool_backward=adaptive_avg_pool_backward,
+    channel_dropout_forward=channel_dropout_forward,
+    channel_dropout_backward=channel_dropout_backward,
+    concat_forward=concat_forward,
+    concat_backward=concat_backward,
+    pixel_cross_entropy_forward=pixel_cross_entropy_forward,
+    pixel_cross_entropy_backward=pixel_cross_entropy_backward,
 )

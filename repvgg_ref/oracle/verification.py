@@ -22,7 +22,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.integer.network import IntegerNetwork
-from repvgg_ref.models.arguments import as_array
+from repvgg_ref.models.arguments import as_array, image_batch
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.assumptions import Seen, reconsidered
 from repvgg_ref.oracle.blas import single_threaded_blas
@@ -35,6 +35,8 @@ from repvgg_ref.oracle.candidates import (
     resolve,
 )
 from repvgg_ref.oracle.candidates.dumps import array_names
+from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
+from repvgg_ref.oracle.dense import dense_inputs, judge_dense
 from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
 from repvgg_ref.oracle.diagnosis.explain import Case, explain
 from repvgg_ref.oracle.diagnosis.file_evidence import with_file_evidence
@@ -193,6 +195,8 @@ def _judged(
     try:
         port = resolve(candidate, model.arch, timeout=timeout)
         named = port.name
+        if model.arch.is_dense:
+            return _dense(model, port, inputs, precision, named), None
         if isinstance(port, WeightsCandidate):
             return check_weights(model, port.path, precision), None
         require_chain(model.arch)
@@ -212,6 +216,26 @@ def _judged(
         lost = (finding("batch-dependent", None),) if failure.verdict == "disagree" else ()
         why = str(failure)
         return Report(failure.verdict, why, model.name, named, precision, diagnosis=lost), None
+
+
+def _dense(model: Model, port: Any, inputs: Array | None, precision: str, named: str) -> Report:
+    """The verdict on a network that says a class for every pixel; weights are computed with."""
+    if isinstance(port, WeightsCandidate):
+        weights = load(port.path, eps=model.eps)
+        port = resolve(lambda x: weights.forward(x, layers=True), model.arch, timeout=0)
+    if isinstance(port, OnnxCandidate):
+        raise CandidateFailure(
+            f"{named}: an ONNX file of a network that is no chain is not run here yet",
+            wanted="its layers' outputs, and its input as 'input'",
+            advice="run it, and give what it gives as an .npz",
+        )
+    with closing(port):
+        spare = dense_inputs(model) if inputs is None and not port.brings_input else inputs
+        first = first_call(port, model.arch, spare)
+    image_batch(model.arch, np.asarray(first.x, np.float32))  # of a size that it takes
+    chosen = _precision(precision, first.outputs)
+    with single_threaded_blas():
+        return judge_dense(model, first.outputs.layers, first.x, chosen, named)
 
 
 def judge(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,11 @@ class Score(NamedTuple):
     loss: float
     top1: float
     top5: float
+
+    @property
+    def headline(self) -> tuple[str, float]:
+        """What people ask for."""
+        return "top-1", self.top1
 
 
 class Tally(NamedTuple):
@@ -36,6 +42,15 @@ class Tally(NamedTuple):
             self.top5 + more.top5,
             self.loss + more.loss,
         )
+
+    def vector(self) -> list[float]:
+        """Its numbers, to be added up over ranks."""
+        return list(self)
+
+    def of_vector(self, numbers: Sequence[float]) -> Tally:
+        """The tally of such numbers."""
+        images, top1, top5, loss = numbers
+        return Tally(int(images), int(top1), int(top5), loss)
 
     @property
     def score(self) -> Score:

@@ -89,7 +89,14 @@ def check_agreement(
             advice="this is a bug in repvgg-ref: please report it",
         )
     right, *moved = np.split(logits, 1 + DRAWS)
-    return Agreement(closest, SAFETY * np.max([np.abs(z - right).max(1) for z in moved], axis=0))
+    return Agreement(closest, SAFETY * _apart(right, moved))
+
+
+def _apart(right: Array, moved: list[Array]) -> Array:
+    """How far the farthest move takes a logit of each image, or of one of its pixels, (N,)."""
+    flat = [np.abs(z - right).reshape(len(z), -1) for z in moved]
+    found: Array = np.max([z.max(axis=1) for z in flat], axis=0)
+    return found
 
 
 @dataclass(frozen=True)

@@ -98,10 +98,13 @@ def _figure(steps: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]], ti
     _training(loss, _stretches(steps, "loss"))
     _tested(loss, at, {form: [s["loss"] for s in found] for form, found in tested.items()}, ".4g")
     _training(top1, _stretches(steps, "top1", 100))
-    percent = {form: [100 * s["top1"] for s in found] for form, found in tested.items()}
+    dense = bool(tests) and "miou" in tests[0]["trained"]
+    measure = "miou" if dense else "top1"
+    percent = {form: [100 * s[measure] for s in found] for form, found in tested.items()}
     _tested(top1, at, percent, ".2f")
     rate.plot(*zip(*((r["step"], r["lr"]) for r in steps), strict=True), color=_GREY, lw=1.5)
-    for axes, label in ((loss, "loss"), (top1, "top-1 accuracy, %"), (rate, "learning rate")):
+    right = "pixels right (training), mIoU (test), %" if dense else "top-1 accuracy, %"
+    for axes, label in ((loss, "loss"), (top1, right), (rate, "learning rate")):
         axes.set_ylabel(label)
     rate.set_ylim(bottom=0)
     rate.set_xlabel("step")

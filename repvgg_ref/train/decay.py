@@ -39,9 +39,20 @@ def official_first(name: str) -> Factors:
     )
 
 
+def segmentation(name: str) -> Factors:
+    """PSPNet's rule: everything decays; what stands behind the backbone learns ten times as fast.
+
+    As the published code of PSPNet has it (paper, section 4.3, follows it).
+    """
+    return Factors(lr=10.0 if name.partition(".")[0] in _NEW_MODULES else 1.0, decay=1.0)
+
+
+_NEW_MODULES = ("ppm", "cls", "aux")
+
 DECAY_RULES: Mapping[str, Callable[[str], Factors]] = {
     "kernels": decay_kernels,
     "official-first": official_first,
+    "segmentation": segmentation,
 }
 
 
@@ -57,5 +68,5 @@ def factors_of(name: str, *, rule: str, custom_l2: bool = False) -> Factors:
         it is made of: those of the 3x3 and 1x1 branches.
     """
     factors = DECAY_RULES[rule](name)
-    replaced = custom_l2 and ("rbr_dense" in name or "rbr_1x1" in name)
+    replaced = custom_l2 and name.endswith(("rbr_dense.conv.weight", "rbr_1x1.conv.weight"))
     return factors._replace(decay=0.0) if replaced else factors

@@ -39,7 +39,7 @@ def first_bad_layer(
         names.append(visit.node.name)
         bad.append(not _finite(visit.y))
     xp = array_module(x)
-    anywhere = to_numpy(comm.sum(xp.asarray(bad, dtype=params["linear.weight"].dtype)))
+    anywhere = to_numpy(comm.sum(xp.asarray(bad, dtype=next(iter(params.values())).dtype)))
     return next((name for name, count in zip(names, anywhere, strict=True) if count), None)
 
 

@@ -16,6 +16,7 @@ from repvgg_ref.ops import Ops
 from repvgg_ref.train.accuracy import Score, Tally, tally
 from repvgg_ref.train.agreement import check_agreement
 from repvgg_ref.train.comm import Comm
+from repvgg_ref.train.pixels import PixelScore, PixelTally, pixel_tally
 
 _PROOF_IMAGES = 2  # furthest apart, and furthest beside the size of their logits
 
@@ -32,7 +33,7 @@ class Comparison(NamedTuple):
     Attributes
     ----------
     same_class : int
-        Images that both forms put into the same class.
+        Images that both forms put into the same class; of a dense network, in all pixels.
     largest : float
         Largest difference of a logit between the forms, on all images.
     difference, tolerance : float
@@ -56,7 +57,7 @@ class Comparison(NamedTuple):
 class Counted(NamedTuple):
     """What `count` found: a tally for each form, and with two forms their comparison."""
 
-    tallies: dict[str, Tally]
+    tallies: dict[str, Tally | PixelTally]
     comparison: Comparison | None
 
 
@@ -67,8 +68,8 @@ class Evaluation(NamedTuple):
     """
 
     images: int
-    trained: Score
-    fused: Score | None
+    trained: Score | PixelScore
+    fused: Score | PixelScore | None
     comparison: Comparison | None
 
     def to_json(self) -> dict[str, Any]:
@@ -112,17 +113,20 @@ def count(
     SelfCheckError
         If some block's two forms differ by more than rounding.
     """
-    tallies: dict[str, Tally] = {model.form: Tally() for model in forms}
+    dense = forms[0].arch.is_dense
+    none = PixelTally.empty(forms[0].arch.num_classes) if dense else Tally()
+    counted = pixel_tally if dense else tally
+    tallies: dict[str, Any] = {model.form: none for model in forms}
     furthest = _Furthest()
     for x, labels in batches:
         if not len(labels):  # the last batch may have fewer images than there are ranks
             continue
         logits = {model.form: to_numpy(forward(model, x)) for model in forms}
         for form, values in logits.items():
-            tallies[form] |= tally(values, labels)
+            tallies[form] |= counted(values, labels)
         if len(forms) == 2:
             furthest.see(x, *logits.values())
-    if not any(counted.images for counted in tallies.values()):
+    if not any(each.images for each in tallies.values()):
         raise DataError("there is no image to evaluate on")
     if len(forms) == 1:
         return Counted(tallies, None)
@@ -153,9 +157,10 @@ def evaluate(
             wanted=f"at most {comparison.tolerance:.3g}, which rounding explains",
             advice="this is a bug in repvgg-ref: please report it",
         )
-    own = np.array(list(tallies.values()), np.float64)  # (2, fields of a tally)
+    kind = next(iter(tallies.values()))
+    own = np.array([each.vector() for each in tallies.values()], np.float64)  # (2, numbers of one)
     everybody = to_numpy(comm.sum(ops.from_host(own.ravel()))).reshape(own.shape)
-    first, *fused = (Tally(*fields) for fields in everybody.tolist())
+    first, *fused = (kind.of_vector(numbers) for numbers in everybody.tolist())
     second = fused[0].score if fused else None
     return Evaluation(int(first.images), first.score, second, comparison)
 
@@ -171,16 +176,19 @@ class _Furthest:
 
     def see(self, x: Array, first: Array, second: Array) -> None:
         """Look at the logits that the two forms give for `x`."""
-        self._same_class += int((first.argmax(axis=1) == second.argmax(axis=1)).sum())
-        apart = np.abs(first - second).max(axis=1)  # (N,)
+        same = first.argmax(axis=1) == second.argmax(axis=1)  # (N,), or (N, H, W)
+        self._same_class += int(same.reshape(len(x), -1).all(axis=1).sum())
+        # (N,) <- (N, classes), or (N, classes, H, W)
+        apart = np.abs(first - second).reshape(len(x), -1).max(axis=1)
         self._largest = float(np.maximum(self._largest, apart.max()))  # a NaN stays
-        sizes = np.abs(first).max(axis=1)
+        sizes = np.abs(first).reshape(len(x), -1).max(axis=1)
+        count = 1 if first.ndim == 4 else _PROOF_IMAGES
         for kept, measure in zip(self._kept, (apart, apart / sizes), strict=True):
-            for i in np.argsort(measure)[-_PROOF_IMAGES:]:
+            for i in np.argsort(measure)[-count:]:
                 image = to_numpy(x[int(i)]).copy()
                 kept.append((float(measure[i]), self._seen + int(i), float(apart[i]), image))
             kept.sort(key=lambda each: (each[0] != each[0], each[0]))  # a NaN is the largest
-            del kept[:-_PROOF_IMAGES]
+            del kept[:-count]
         self._seen += len(x)
 
     def compare(self, trained: Model, fused: Model, *, roundoff: float) -> Comparison:

@@ -13,10 +13,12 @@ from repvgg_ref.data.digits import digits_architecture
 from repvgg_ref.data.imagenet import imagenet_place, is_imagenet
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.files.identify import closest_official
+from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.network import Model, build, require_branches
 from repvgg_ref.models.parameters import initial_params, param_shapes
+from repvgg_ref.models.pspnet import pspnet
 from repvgg_ref.train.events import Initialised
 from repvgg_ref.train.plan import UnfitError
 from repvgg_ref.train.recipe import FROM_FILE
@@ -35,11 +37,17 @@ class Given(NamedTuple):
     settings: Settings
     says_network: bool
 
-    def network(self, num_classes: int) -> Network | None:
-        """The file's network with a head for so many classes, if it says which to train."""
+    def network(self, num_classes: int, *, dense: bool = False) -> Network | None:
+        """The file's network with a head for so many classes, if it says which to train.
+
+        Where pixels have labels and it is a classifier: the PSPNet on it.
+        """
         if self.model is None or not self.says_network:
             return None
-        return self.model.arch.with_classes(num_classes)
+        arch = self.model.arch
+        if dense and isinstance(arch, Architecture):
+            return pspnet(replace(arch, name=_name(arch)), num_classes=num_classes)
+        return arch.with_classes(num_classes)
 
 
 def read_given(settings: Settings) -> Given:
@@ -98,7 +106,9 @@ def first_weights(
         return build(arch, seed=settings.seed, dtype=dtype), None
     assert settings.init is not None, "there is a file"
     model, file = given.model, settings.init.name
-    if model.arch.blocks != arch.blocks:
+    if arch.is_dense and not model.arch.is_dense:
+        return _on_backbone(given, arch)
+    if model.arch.with_classes(arch.num_classes).blocks != arch.blocks:
         raise UnfitError(
             f"{file} is another network",
             got=f"{_name(model.arch)}, channels {_channels(model.arch)}",
@@ -128,6 +138,42 @@ def first_weights(
     )
     params = {name: taken[name] for name in wanted}
     return replace(model, arch=arch, params=params), found
+
+
+def _on_backbone(given: Given, arch: Network) -> tuple[Model, Initialised]:
+    """The PSPNet `arch` on a classifier's stages; everything behind them is new."""
+    settings, model = given.settings, given.model
+    assert model is not None
+    assert settings.init is not None
+    wanted = param_shapes(arch, "train")
+    stages = {name: shape for name, shape in wanted.items() if name.startswith("stage")}
+    here = {
+        n: a.shape for n, a in model.params.items() if n.startswith("stage") and "_aux" not in n
+    }
+    if here != stages:
+        widths = [str(b.out_channels) for b in arch.blocks if b.name.startswith("stage")]
+        raise UnfitError(
+            f"{settings.init.name} is not the backbone of {arch.name}",
+            got=f"{_name(model.arch)}, channels {_channels(model.arch)}",
+            wanted=f"channels {', '.join(widths)}",
+            advice=f"say --model PSPNet-{_name(model.arch)}, or ...-fast",
+        )
+    drawn = initial_params(arch, seed=settings.seed, dtype=np.dtype(settings.dtype))
+    params = {name: model.params[name] if name in stages else drawn[name] for name in wanted}
+    official = official_names(arch, "train")
+    found = Initialised(
+        file=str(settings.init),
+        model=_name(model.arch),
+        arrays_taken=len(stages),
+        head_arrays=tuple(official[name] for name in wanted if name not in stages),
+        arrays_left=tuple(name for name in model.params if name not in stages),
+        classes_taken=(),
+        classes_new=(),
+        classes_left=model.arch.num_classes,
+        matched="the backbone alone is taken",
+        notes=tuple(model.notes),
+    )
+    return Model(arch, "train", params, model.eps, model.momentum), found
 
 
 def _rows(model: Model, classes: Sequence[str]) -> tuple[dict[int, int], str]:

@@ -11,12 +11,14 @@ import numpy as np
 
 from repvgg_ref.backends import backend_ops
 from repvgg_ref.blocks.catalogue import RESIDUAL_REORG, block_kind
+from repvgg_ref.data.dense import is_dense
 from repvgg_ref.data.digits import digits_architecture
 from repvgg_ref.data.source import Source
 from repvgg_ref.errors import BackendError
 from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
+from repvgg_ref.models.pspnet import SCENES_MODEL, scenes_network
 from repvgg_ref.models.registry import network
 from repvgg_ref.models.residual_reorg import residual_reorg
 from repvgg_ref.ops import Ops
@@ -86,12 +88,23 @@ def prepare(
     channels = 1 if given.model is not None and given.model.arch.in_channels == 1 else 3
     data = data or open_sources(settings, comm, channels=channels)
     source = data.training.source
-    arch = arch or given.network(len(source.classes)) or _architecture(recipe, source)
+    arch = (
+        arch
+        or given.network(len(source.classes), dense=is_dense(source))
+        or _architecture(recipe, source)
+    )
     if arch.num_classes != len(source.classes) or arch.in_channels != source.channels:
         raise UnfitError(
             "network and data do not fit together",
             got=f"{arch.num_classes} classes, {arch.in_channels} channels in the network",
             wanted=f"{len(source.classes)} classes, {source.channels} channels, as in the data",
+        )
+    if arch.is_dense != is_dense(source):
+        raise UnfitError(
+            "network and data do not fit together",
+            got=f"{arch.name} on labels of {'pixels' if is_dense(source) else 'pictures'}",
+            wanted="a PSPNet for labels of pixels, a classifier for labels of pictures",
+            advice="see --model",
         )
     start, initialised = first_weights(given, arch, source.classes)
     # Its strides are those that it is trained with: nothing of them is assumed any more.
@@ -206,6 +219,8 @@ def _about(recipe: Recipe, source: Source) -> About:
 
 def _architecture(recipe: Recipe, source: Source) -> Network:
     classes, channels, block = len(source.classes), source.channels, recipe.block
+    if recipe.model == SCENES_MODEL:
+        return scenes_network(classes, block=block)
     if recipe.model != "digits":
         return network(
             recipe.model,

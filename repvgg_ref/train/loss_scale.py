@@ -40,4 +40,10 @@ def scaled(ops: Ops, scale: float) -> Ops:
         grad: Array = ops.softmax_cross_entropy_backward(cache) * scale
         return grad
 
-    return replace(ops, softmax_cross_entropy_backward=backward)
+    def of_pixels(cache: Any) -> Array:
+        grad: Array = ops.pixel_cross_entropy_backward(cache) * scale
+        return grad
+
+    return replace(
+        ops, softmax_cross_entropy_backward=backward, pixel_cross_entropy_backward=of_pixels
+    )

@@ -10,6 +10,7 @@ import numpy as np
 from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.blocks.catalogue import norms
 from repvgg_ref.errors import ReportedError
+from repvgg_ref.models.dense import Zoom
 from repvgg_ref.models.graph import Network, extents
 from repvgg_ref.models.layers import Block
 from repvgg_ref.train.events import Plan
@@ -17,6 +18,8 @@ from repvgg_ref.train.recipe import Recipe
 from repvgg_ref.train.schedule import learning_rate
 
 _SHOWN_STEPS = 7
+_OF_LOGITS = 4  # arrays as large as the logits of pixels: these, what the loss keeps, a gradient
+_OF_A_LOSS = 8  # and while a loss is in work
 
 
 class UnfitError(ReportedError):
@@ -31,8 +34,11 @@ def activation_bytes(arch: Network, *, images: int, size: int, itemsize: int) ->
     with fused blocks keep a third less.
     """
     kept, largest, sizes = 0, 0, extents(arch, size, size)
-    for node in arch.evaluated:
+    for node in arch.nodes if arch.is_dense else arch.evaluated:
         if not isinstance(node.op, Block):
+            numbers, logits = prod(sizes[node.name]), isinstance(node.op, Zoom)
+            kept += numbers * (_OF_LOGITS if logits else arch.is_dense)
+            largest = max(largest, _OF_A_LOSS * numbers * logits)
             continue
         block = node.op.spec
         entry, exit_ = prod(sizes[node.inputs[0]]), prod(sizes[node.name])

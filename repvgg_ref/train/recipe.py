@@ -15,10 +15,12 @@ from typing import Any, get_type_hints
 
 from repvgg_ref.blocks.catalogue import require_block
 from repvgg_ref.errors import ReportedError, did_you_mean
+from repvgg_ref.models.pspnet import REDUCTION
 from repvgg_ref.train.decay import DECAY_RULES, factors_of
 from repvgg_ref.train.sgd import Factors
 
 FOLDER = Path(__file__).parent / "recipes"
+DENSE_CROP = "segmentation"  # the crop of pictures whose pixels have labels
 FROM_FILE = "init"  # in place of a model's name: the network of the file to start from
 
 
@@ -65,7 +67,11 @@ class Recipe:
     mixup: float = _field(0.0, "alpha of mixup; 0 is off")
     drop: bool = _field(False, "dropout and stochastic depth at the rates the network has them")
     ema: float = _field(0.0, "decay of the averaged weights, a step; 0 is off")
-    crop: str = _field("resized", "random crop: resized (to size) or shifted", "resized", "shift")
+    crop: str = _field(
+        "resized",
+        "random crop: resized (to size), shifted, or PSPNet's augmentations of labelled pixels",
+        *("resized", "shift", DENSE_CROP),
+    )
     crop_min_area: float = _field(0.08, "least part of the picture in a resized crop")
     shift: int = _field(4, "largest shift in pixels (crop = shift)")
     flip: bool = _field(True, "mirror half of the pictures")
@@ -168,6 +174,13 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
+_NOT_OF_PIXELS = {"label_smoothing": 0.0, "mixup": 0.0, "auto_augment": "none", "custom_l2": False}
+
+
+def _is_dense(recipe: Recipe) -> bool:
+    return recipe.crop == DENSE_CROP
+
+
 def _wrong(recipe: Recipe) -> list[tuple[str, bool, str]]:
     """Field, whether its value is impossible, and what is possible."""
     whole = ("size", "epochs", "batch", "accumulate")
@@ -192,6 +205,11 @@ def _wrong(recipe: Recipe) -> list[tuple[str, bool, str]]:
         ),
         ("lr", not 0 < recipe.lr < math.inf, "a finite number above 0"),
         ("ema", recipe.ema == 1, "below 1"),
+        ("size", _is_dense(recipe) and recipe.size % REDUCTION != 1, "8k + 1, such as 713"),
+        *(
+            (name, _is_dense(recipe) and getattr(recipe, name) != off, f"{off} for labelled pixels")
+            for name, off in _NOT_OF_PIXELS.items()
+        ),
         ("crop_min_area", not 0 < recipe.crop_min_area <= 1, "above 0, at most 1"),
         ("crop_ratio", not 0 < recipe.crop_ratio <= 1, "above 0, at most 1"),
         ("step_factor", not 0 < recipe.step_factor <= 1, "above 0, at most 1"),

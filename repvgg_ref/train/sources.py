@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from repvgg_ref.data.dense import is_dense
+from repvgg_ref.data.dense_transforms import DenseEvaluationTransform, DenseTrainingTransform
 from repvgg_ref.data.loader import Loader
 from repvgg_ref.data.open import open_data, open_parts
 from repvgg_ref.data.source import DataError, Renumbered, Source, Standardise, Subset
 from repvgg_ref.data.transforms import (
     EvaluationTransform,
+    TrainingTransform,
     evaluation_transform,
     training_transform,
 )
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.published import PUBLISHED
 from repvgg_ref.train.comm import Comm
+from repvgg_ref.train.recipe import DENSE_CROP, Recipe
 from repvgg_ref.train.settings import Settings
 from weights_io import sanitize
 
@@ -46,6 +50,7 @@ def open_sources(settings: Settings, comm: Comm, *, channels: int = 3) -> Data:
         If there is none, it is empty, or its two parts have other classes.
     """
     recipe = settings.recipe
+    dense = recipe.crop == DENSE_CROP
     training, test, held_out, notes = open_parts(settings.data, channels=channels)
     if training.classes != test.classes:
         raise DataError(
@@ -53,7 +58,34 @@ def open_sources(settings: Settings, comm: Comm, *, channels: int = 3) -> Data:
             got=f"{len(training.classes)} and {len(test.classes)} classes",
             wanted="the same folders in train and val",
         )
-    seen = training_transform(
+    _require_labels(recipe, training)
+    loader = partial(Loader, threads=settings.threads, rank=comm.rank, ranks=comm.size)
+    return Data(
+        loader(
+            training,
+            transform=_seen(recipe),
+            batch_size=recipe.batch // recipe.accumulate,
+            seed=settings.seed,
+        ),
+        loader(
+            test,
+            transform=DenseEvaluationTransform(recipe.size)
+            if dense
+            else evaluation_transform(size=recipe.size, crop_ratio=recipe.crop_ratio),
+            batch_size=_evaluation_batch(recipe.size) if dense else _EVALUATION_BATCH,
+            shuffle=False,
+            drop_last=False,
+        ),
+        held_out,
+        notes,
+    )
+
+
+def _seen(recipe: Recipe) -> TrainingTransform | DenseTrainingTransform:
+    """What training makes of a picture."""
+    if recipe.crop == DENSE_CROP:
+        return DenseTrainingTransform(recipe.size, flip=0.5 if recipe.flip else 0.0)
+    return training_transform(
         size=recipe.size,
         crop=recipe.crop,
         scale=(recipe.crop_min_area, 1.0),
@@ -61,24 +93,24 @@ def open_sources(settings: Settings, comm: Comm, *, channels: int = 3) -> Data:
         flip=recipe.flip,
         auto_augment=recipe.auto_augment,
     )
-    loader = partial(Loader, threads=settings.threads, rank=comm.rank, ranks=comm.size)
-    return Data(
-        loader(
-            training,
-            transform=seen,
-            batch_size=recipe.batch // recipe.accumulate,
-            seed=settings.seed,
-        ),
-        loader(
-            test,
-            transform=evaluation_transform(size=recipe.size, crop_ratio=recipe.crop_ratio),
-            batch_size=_EVALUATION_BATCH,
-            shuffle=False,
-            drop_last=False,
-        ),
-        held_out,
-        notes,
-    )
+
+
+def _evaluation_batch(size: int) -> int:
+    """As many images as hold the pixels of a batch of classification's, a quarter of it."""
+    return max(1, min(_EVALUATION_BATCH, _EVALUATION_BATCH * _IMAGENET_CROP**2 // size**2 // 4))
+
+
+def _require_labels(recipe: Recipe, source: Source) -> None:
+    """Refuse to train on pixels what has labels for pictures, and the other way round."""
+    dense = recipe.crop == DENSE_CROP
+    if dense != is_dense(source):
+        has, needs = ("pixels", "pictures") if is_dense(source) else ("pictures", "pixels")
+        raise DataError(
+            f"recipe {recipe.name} is not for this data set",
+            got=f"labels of {has}",
+            wanted=f"labels of {needs}",
+            advice="--recipe pspnet or scenes is for labelled pixels, others for labelled pictures",
+        )
 
 
 def open_validation(
@@ -103,6 +135,12 @@ def open_validation(
             got=f"{len(source.classes)} classes, {source.channels} channels",
             wanted=f"{model.arch.num_classes} classes, {model.arch.in_channels} channels",
             advice="a label is the place of its folder among the sorted names",
+        )
+    if model.arch.is_dense != is_dense(source):
+        raise DataError(
+            "the data set is not of the model's kind",
+            got=f"labels of {'pixels' if is_dense(source) else 'pictures'}",
+            wanted="labels of pixels for a PSPNet, of pictures for a classifier",
         )
     known = model.about.classes
     if known is not None:

@@ -17,6 +17,7 @@ import numpy as np
 from repvgg_ref.arrays import Array, array_module, one_line, to_numpy
 from repvgg_ref.data.loader import Batch
 from repvgg_ref.data.source import Standardise
+from repvgg_ref.models.dense import IGNORED
 from repvgg_ref.models.names import role_names
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import is_trainable, param_shapes
@@ -246,7 +247,7 @@ class Updater:
             running = self.statistics.pack(result.stats)
             counters = {name: np.asarray(result.stats[name]) for name in counters}
             loss = loss + result.loss
-            correct = correct + (result.logits.argmax(axis=1) == labels).sum()
+            correct = correct + _right(result.logits, labels)
         xp = array_module(grad)
         if self._comm.rank != 0:
             running = xp.zeros_like(running)
@@ -316,6 +317,18 @@ class Updater:
             self.trainable.spread(lr, like) if any(factor != 1 for factor in lr.values()) else 1.0,
             self.trainable.spread(decay, like),
         )
+
+
+def _right(logits: Array, labels: Array) -> Any:
+    """Images of the right class; of images whose pixels have labels, the sum of their right part.
+
+    It is the part of all pixels that count, times the images.
+    """
+    right = logits.argmax(axis=1) == labels
+    if labels.ndim == 1:
+        return right.sum()
+    counted = labels != IGNORED
+    return (right & counted).sum() / array_module(logits).maximum(counted.sum(), 1) * len(labels)
 
 
 def on_host(model: Model) -> Model:

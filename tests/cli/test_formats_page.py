@@ -41,6 +41,9 @@ SELDOM = {
     "bench": {"claims", "density"},
     "convert": {"dtype", "opset", "family", "untouched", "blocks", *OF_GRAPHS},
     "doctor": {"extras"},
+    # of pixels: tests/cli/test_segmentation.py has them
+    "eval": {"miou", "macc", "allacc", "iou", "classes", "window", "flip", "confusion"}
+    | {"same_pixels"},
     "golden": {"kind", "rounding", "layers", "score"},
     "inspect": {"metadata", "family", "untouched", "blocks", "opset", *OF_GRAPHS},
     "train": {"stopped", "trained", "fused", "difference", "largest_difference", "tolerance"}

@@ -55,3 +55,48 @@ def test_the_loss_of_pixels_is_torchs() -> None:
     loss, cache = pixel_cross_entropy_forward(logits, labels, ignored=255)
     close(loss, theirs)
     close(pixel_cross_entropy_backward(cache), tensor.grad)
+
+
+def test_augmentations_are_torchs() -> None:
+    """Scaling by its unaligned interpolation, the blur by its convolution of a mirrored image."""
+    from PIL import Image
+
+    from repvgg_ref.data.dense import labelled, parted
+    from repvgg_ref.data.dense_transforms import blurred, scaled
+
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (20, 26, 3), dtype=np.uint8), rng.integers(0, 9, (20, 26))
+    picture = labelled(Image.fromarray(pixels), labels)
+    x = torch.from_numpy(pixels.astype(np.float64)).permute(2, 0, 1)[None]
+    for factor in (0.5, 2.0, 1.5):
+        theirs = torch.nn.functional.interpolate(
+            x, scale_factor=factor, mode="bilinear", recompute_scale_factor=False
+        )
+        ours = np.asarray(parted(scaled(picture, factor))[0])
+        assert np.abs(ours - theirs[0].permute(1, 2, 0).numpy()).max() <= 1.01
+    line = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, dtype=torch.float64) / 1.1) ** 2)
+    kernel = torch.outer(line, line) / line.sum() ** 2
+    long = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="reflect")
+    theirs = torch.nn.functional.conv2d(long, kernel.expand(3, 1, 5, 5), groups=3)
+    ours = np.asarray(parted(blurred(picture))[0])
+    assert np.abs(ours - theirs[0].permute(1, 2, 0).numpy()).max() <= 0.51
+
+
+def test_scores_follow_from_scikit_learns_confusion() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    from repvgg_ref.train.pixels import segmentation_scores
+
+    rng = np.random.default_rng(2)
+    labels, predicted = rng.integers(0, 4, (3, 9, 8)), rng.integers(0, 4, (3, 9, 8))
+    labels[rng.random(labels.shape) < 0.2] = 255
+    counted = labels != 255
+    counts = metrics.confusion_matrix(labels[counted], predicted[counted])
+    both = np.diag(counts)
+    iou = both / (counts.sum(0) + counts.sum(1) - both)
+    found = segmentation_scores(predicted, labels, 4)
+    assert found["iou"] == pytest.approx(iou)
+    assert found["miou"] == pytest.approx(iou.mean())
+    assert found["macc"] == pytest.approx((both / counts.sum(1)).mean())
+    assert found["allacc"] == pytest.approx(
+        metrics.accuracy_score(labels[counted], predicted[counted])
+    )

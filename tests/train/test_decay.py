@@ -11,7 +11,13 @@ from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import build
 from repvgg_ref.train.custom_l2 import custom_l2
-from repvgg_ref.train.decay import DECAY_RULES, decay_kernels, factors_of, official_first
+from repvgg_ref.train.decay import (
+    DECAY_RULES,
+    decay_kernels,
+    factors_of,
+    official_first,
+    segmentation,
+)
 from repvgg_ref.train.sgd import Factors
 from tests.models.small import SMALL
 
@@ -36,10 +42,10 @@ def test_no_block_s_batch_norms_decay(block: str) -> None:
 
 
 def test_factors_and_norms_of_a_dirac_block_never_decay() -> None:
-    """The paper (section 4.2) decays neither a nor b."""
+    """The paper (section 4.2) decays neither a nor b; PSPNet's trainer everything."""
     for field in ("conv.alpha", "conv.beta", "bn.weight", "bn.bias"):
         for rule in DECAY_RULES.values():
-            assert rule(f"stage1.1.{field}").decay == 0.0
+            assert rule(f"stage1.1.{field}").decay == float(rule is segmentation)
             assert rule("stage1.1.conv.weight").decay == 1.0
 
 

@@ -13,7 +13,7 @@ from repvgg_ref.train.recipe import Recipe, RecipeError, load_recipe, recipe_fro
 
 def test_the_package_ships_these() -> None:
     papers = ["official-first", "official-head", "paper-120", "paper-200"]
-    assert recipe_names() == ["cifar", "digits", "fine-tune", *papers]
+    assert recipe_names() == ["cifar", "digits", "fine-tune", *papers, "pspnet", "scenes"]
 
 
 def test_the_papers_own() -> None:

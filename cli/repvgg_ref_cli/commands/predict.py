@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from repvgg_ref.models.network import Model
 
 
-@click.command(short_help="Classify images with any checkpoint, fused or not.")
+@click.command(short_help="Classify images, or their pixels, with any checkpoint.")
 @click.argument("images", type=INPUT, nargs=-1, required=True, metavar="IMAGE...")
 @checkpoint_option("weights", "--weights", help="In train or deploy form.")
 @click.option("--classes", type=FILE, help="Class names: one a line, or a JSON list.")
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     show_default="what the file says, or 224",
     help="Crop.",
 )
+@click.option("--out", type=FILE, help="Of a PSPNet: draw its classes over IMAGE, as a PNG.")
 @ema_option
 @model_option
 @block_option
@@ -68,6 +69,7 @@ def command(
     top: int,
     preparation: str,
     size: int | None,
+    out: Path | None,
     ema: bool,
     model: str,
     block: str,
@@ -85,6 +87,9 @@ def command(
     did: by the size, mean and deviation that the file says, else by ImageNet's. For a model of the
     bundled digits the digit is found in the picture, inverted if it is dark on light, straightened
     and scaled as those were recorded; the output says so.
+
+    A PSPNet says what part of the picture each class is; --out draws it, with a legend. Pictures of
+    any size are padded to 8k + 1 and cut back, larger ones than --size seen in windows.
     """
     import repvgg_ref
     from repvgg_ref.data.images import assumed_size, network_input
@@ -103,6 +108,20 @@ def command(
     for message in (*loaded.notes, *assumed_line(loaded.assumed)):
         note(message)
     require_head(loaded.arch, "predict")
+    if loaded.arch.is_dense:
+        _segment(
+            loaded,
+            images,
+            classes,
+            out=out,
+            size=size,
+            backend=backend,
+            algorithm=algorithm,
+            as_json=as_json,
+        )
+        return
+    if out is not None:
+        raise click.UsageError("--out draws classes of pixels: it needs a PSPNet's weights")
     guessed = assumed_size(loaded.arch, loaded.about, preparation, size)
     if guessed is not None:
         note(f"assumed input size {guessed}: not in the file; --size says otherwise")
@@ -137,6 +156,29 @@ def command(
         )
     else:
         _show(results)
+
+
+def _segment(
+    model: Model, images: tuple[Path, ...], classes: Path | None, *, as_json: bool, **how: Any
+) -> None:
+    """The same of a network that says a class for every pixel."""
+    from repvgg_ref_cli.segmentation import predict, show_parts
+
+    known, source = _class_names(classes, model)
+    names = known or [str(c) for c in range(model.arch.num_classes)]
+    results = predict(model, images, names, **how)
+    if not as_json:
+        show_parts(results)
+        return
+    print_json(
+        {
+            "model": model.name,
+            "form": model.form,
+            "assumed": model.assumed.to_json(),
+            "class_names": source,
+            "images": results,
+        }
+    )
 
 
 def _class_names(path: Path | None, model: Model) -> tuple[Sequence[str] | None, str]:

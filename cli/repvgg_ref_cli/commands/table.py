@@ -33,9 +33,11 @@ def command(blocks: bool, as_json: bool) -> None:
         _blocks(as_json)
         return
     from repvgg_ref import cost, list_models
+    from repvgg_ref.models.pspnet import SEGMENTERS
     from repvgg_ref.models.registry import network
 
-    costs = [cost(network(name)) for name in list_models()]
+    # A segmenter's cost is that of its pictures' size, and theirs is not 224.
+    costs = [cost(network(name)) for name in list_models() if name not in SEGMENTERS]
     if as_json:
         print_json({"models": [_as_json(c) for c in costs]})
     else:

@@ -77,7 +77,7 @@ def _option(name: str, kind: Any, *, help: str, choices: tuple[str, ...]) -> cli
     metavar="NAME|FILE.toml",
     shell_complete=completion.recipes,
     help=f"What to train with. Default: {_BUNDLED} without --data, {_FINE_TUNING} with --data and "
-    f"--init, else {_DEFAULT}.",
+    f"--init, scenes and pspnet for generated scenes and Cityscapes, else {_DEFAULT}.",
 )
 @click.option("--out", type=FOLDER, help="The folder for states and results. Default: runs/RECIPE.")
 @click.option(
@@ -227,8 +227,10 @@ def _folder(asked: dict[str, Any]) -> Path:
 
 def _recipe(asked: dict[str, Any]) -> Recipe:
     """The recipe asked for, with the fields that were given as options."""
-    from dataclasses import fields
+    from dataclasses import fields, replace
 
+    from repvgg_ref.models.pspnet import SEGMENTERS
+    from repvgg_ref.models.registry import find_name
     from repvgg_ref.train.recipe import FROM_FILE, Recipe, load_recipe
 
     given = {
@@ -236,11 +238,23 @@ def _recipe(asked: dict[str, Any]) -> Recipe:
         for field in fields(Recipe)
         if asked.get(field.name) not in (None, ())
     }
-    usual = _BUNDLED if asked["data"] is None else _DEFAULT
+    usual = _BUNDLED if asked["data"] is None else _usual_on(asked["data"])
     if asked["init"] is not None:
-        usual = usual if asked["data"] is None else _FINE_TUNING
-        given.setdefault("model", FROM_FILE)
-    return load_recipe(asked["recipe_name"] or usual, given)
+        usual = _FINE_TUNING if usual == _DEFAULT else usual
+    recipe = load_recipe(asked["recipe_name"] or usual, given)
+    if asked["init"] is None or "model" in given or find_name(recipe.model) in SEGMENTERS:
+        return recipe  # a PSPNet takes its backbone from the file
+    return replace(recipe, model=FROM_FILE)
+
+
+def _usual_on(data: Path) -> str:
+    """The recipe for a data set, where none is named."""
+    from repvgg_ref.data.cityscapes import is_cityscapes
+    from repvgg_ref.data.scenes import SCENES
+
+    if str(data).startswith(SCENES):
+        return "scenes"
+    return "pspnet" if is_cityscapes(data) else _DEFAULT
 
 
 @contextmanager

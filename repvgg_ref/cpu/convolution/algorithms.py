@@ -7,7 +7,8 @@ from typing import Literal, get_args
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.convolution.depthwise import DepthwiseConvolution, is_depthwise
 from repvgg_ref.cpu.convolution.direct import DirectConvolution
-from repvgg_ref.cpu.convolution.schedule import Convolution, ConvShape, Packed
+from repvgg_ref.cpu.convolution.interleaved import Interleaved
+from repvgg_ref.cpu.convolution.schedule import Convolution, ConvShape, Packed, Staged
 from repvgg_ref.cpu.convolution.winograd import WinogradConvolution
 from repvgg_ref.cpu.convolution.winograd_stride_2 import Stride2Convolution
 from repvgg_ref.cpu.workers.pool import Pool
@@ -43,13 +44,18 @@ def tile_of(algorithm: Algorithm) -> int:
 
 
 def applies(algorithm: Algorithm, shape: ConvShape) -> bool:
-    """Whether `algorithm` can compute `shape` at all."""
+    """Whether `algorithm` can compute `shape` at all.
+
+    A dilated one by small tiles only: the oracle does not know the errors of large ones there.
+    """
     if algorithm == "direct":
         return True
     known = {1: POINTS, 2: POINTS_OF_STRIDE_2}.get(shape.stride, {})
     if is_depthwise(shape):  # nothing to multiply but numbers
         return False
-    return shape.kernel == 3 and shape.dilation == 1 and tile_of(algorithm) in known
+    if shape.dilation > 1 and (shape.stride > 1 or algorithm not in TRAINING_CHOICES):
+        return False
+    return shape.kernel == 3 and tile_of(algorithm) in known
 
 
 def make_convolution(
@@ -61,8 +67,20 @@ def make_convolution(
     name: str,
     pool: Pool | None = None,
     seat: int | None = None,
-) -> Convolution:
-    """`algorithm` for `shape`; arguments as for `Convolution`."""
+) -> Staged:
+    """`algorithm` for `shape`; arguments as for `Convolution`.
+
+    Of a dilated one each process would need the others' pictures: there it is direct.
+    """
+    if shape.dilation > 1 and algorithm != "direct":
+        if seat is None:
+            return Interleaved(
+                shape,
+                lambda inner: make_convolution(
+                    inner, weight, algorithm, threads, packed, name, pool
+                ),
+            )
+        algorithm = "direct"
     made: type[Convolution] = DepthwiseConvolution if is_depthwise(shape) else DirectConvolution
     if algorithm != "direct":
         made = WinogradConvolution if shape.stride == 1 else Stride2Convolution

@@ -15,6 +15,7 @@ from repvgg_ref.cpu.convolution.algorithms import (
     applies,
     tile_of,
 )
+from repvgg_ref.cpu.convolution.interleaved import parted
 from repvgg_ref.cpu.convolution.schedule import ConvShape
 from repvgg_ref.cpu.convolution.winograd import Tiling
 from repvgg_ref.cpu.convolution.winograd_stride_2 import Strips
@@ -46,12 +47,16 @@ def inference(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> Work:
     """One convolution with weights packed before."""
     if algorithm == "direct":
         return _direct(shape, itemsize)
+    if shape.dilation > 1:
+        return _with_copies(inference(algorithm, parted(shape), itemsize), shape)
     m = tile_of(algorithm)
     return _by_rows(m, shape, itemsize) if shape.stride == 2 else _by_tiles(m, shape, itemsize)
 
 
 def training(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> Work:
     """The same in a training step, whose kernels are new each time."""
+    if shape.dilation > 1 and algorithm != "direct":
+        return _with_copies(training(algorithm, parted(shape), itemsize), shape)
     if algorithm == "direct" or shape.stride == 1:
         return gradient(algorithm, shape, itemsize)
     m = tile_of(algorithm)
@@ -77,6 +82,12 @@ def gradient(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> Work:
         cold=tiles * (shape.channels * (tiling.step + t) * t + shape.outputs * (t + m) * t),
         kernels=t * t * shape.pairs,
     )
+
+
+def _with_copies(work: Work, shape: ConvShape) -> Work:
+    """`work`, and what `interleaved` copies."""
+    pixels = shape.images * shape.height * shape.width
+    return work._replace(cold=work.cold + 2 * pixels * (shape.channels + shape.outputs))
 
 
 def _direct(shape: ConvShape, itemsize: int) -> Work:
@@ -126,5 +137,7 @@ def cheapest(
     """The choice with the least estimated time for one of the purposes above."""
     work = {"inference": inference, "training": training, "gradient": gradient}[purpose]
     choices = DEFAULT_CHOICES if purpose == "inference" else TRAINING_CHOICES
+    if purpose == "gradient" and shape.dilation > 1:
+        return "direct"
     possible = [algorithm for algorithm in choices if applies(algorithm, shape)]
     return min(possible, key=lambda each: seconds(work(each, shape, itemsize)))

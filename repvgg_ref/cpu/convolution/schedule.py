@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -103,6 +103,23 @@ class Block(NamedTuple):
     def within(self, strips: range) -> slice:
         """Where some of them are, counted from the first of the block."""
         return slice(strips.start - self.strips.start, strips.stop - self.strips.start)
+
+
+class Staged(Protocol):
+    """What plans ask of a convolution with its weights packed."""
+
+    shape: ConvShape
+    shared: bool
+    padded: tuple[int, int]
+
+    @property
+    def scratch(self) -> int:
+        """Numbers of scratch that the stages use, in all that is in this process."""
+
+    def stages(
+        self, x: Array, y: Array, bias: Array | None, arena: Array, *, relu: bool, border: int = 0
+    ) -> Iterator[Stage]:
+        """The work, done stage after stage: from (N, H, W, C) to (N, Ho, Wo, O)."""
 
 
 class Convolution(ABC):

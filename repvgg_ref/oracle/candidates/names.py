@@ -164,6 +164,10 @@ def _aliases(arch: Network) -> Mapping[str, str]:
                     f"stage3.first.blocks.{i}" if i < half else f"stage3.second.blocks.{i - half}"
                 )
         aliases |= dict.fromkeys(forms, block.name)
+    if arch.is_dense:
+        keys = {_key(name): name for name in arch.layer_names}
+        stages = {n.replace("stage", "layer"): n for n in keys.values() if n[:5] == "stage"}
+        return {**aliases, **keys, **stages, **dict.fromkeys(_LOGITS, arch.head.name)}
     return aliases
 
 

@@ -1,0 +1,189 @@
+"""Cityscapes: streets of 50 cities, a label a pixel (Cordts et al., arXiv 1604.01685).
+
+``leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png`` and ``gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png``,
+or ``..._labelTrainIds.png``, which are taken as they are where they stand beside.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image as Pillow
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.data.decode import Decode
+from repvgg_ref.data.dense import IGNORED, Colour, DenseSource, LabelError, labelled, require_labels
+from repvgg_ref.data.pictures import readable
+from repvgg_ref.data.source import DataError
+from weights_io import read_regular, sanitize
+
+IMAGES, LABELS = "leftImg8bit", "gtFine"
+_IMAGE_END = "_leftImg8bit.png"
+_IDS, _TRAIN_IDS = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
+_MOST_ID = 33
+_SAMPLE = 4  # label files of a split that are read before anything begins
+_SHOWN = 3
+
+
+class Kind(NamedTuple):
+    """A class: its id in the label files, its name, its colour in the published palette."""
+
+    label_id: int
+    name: str
+    colour: Colour
+
+
+KINDS = (
+    Kind(7, "road", (128, 64, 128)),
+    Kind(8, "sidewalk", (244, 35, 232)),
+    Kind(11, "building", (70, 70, 70)),
+    Kind(12, "wall", (102, 102, 156)),
+    Kind(13, "fence", (190, 153, 153)),
+    Kind(17, "pole", (153, 153, 153)),
+    Kind(19, "traffic light", (250, 170, 30)),
+    Kind(20, "traffic sign", (220, 220, 0)),
+    Kind(21, "vegetation", (107, 142, 35)),
+    Kind(22, "terrain", (152, 251, 152)),
+    Kind(23, "sky", (70, 130, 180)),
+    Kind(24, "person", (220, 20, 60)),
+    Kind(25, "rider", (255, 0, 0)),
+    Kind(26, "car", (0, 0, 142)),
+    Kind(27, "truck", (0, 0, 70)),
+    Kind(28, "bus", (0, 60, 100)),
+    Kind(31, "train", (0, 80, 100)),
+    Kind(32, "motorcycle", (0, 0, 230)),
+    Kind(33, "bicycle", (119, 11, 32)),
+)
+CLASSES = tuple(kind.name for kind in KINDS)
+PALETTE = tuple(kind.colour for kind in KINDS)
+
+
+def is_cityscapes(path: Path) -> bool:
+    """Whether a folder has one of Cityscapes' two folders."""
+    return path.is_dir() and any((path / name).is_dir() for name in (IMAGES, LABELS))
+
+
+def splits_in(path: Path) -> tuple[str, ...]:
+    """Those of "train" and "val" that have images."""
+    return tuple(split for split in ("train", "val") if (path / IMAGES / split).is_dir())
+
+
+class CityscapesSource(DenseSource):
+    """The pictures of a split, by city and name.
+
+    Raises
+    ------
+    DataError
+        If there is no picture, or one has no labels.
+    LabelError
+        If a label file is a picture in colours, or holds numbers that are no ids; of these only a
+        few are looked at here, the others when they are read.
+    """
+
+    classes: tuple[str, ...] = CLASSES
+    palette: tuple[Colour, ...] = PALETTE
+
+    def __init__(self, root: str | Path, *, split: str, decode: Decode) -> None:
+        self.root, self._decode = Path(root), decode
+        folder = self.root / IMAGES / split
+        if not folder.is_dir():
+            raise DataError(
+                f"{sanitize(self.root)}: no pictures of the split {split}",
+                got="no such folder",
+                wanted=f"{IMAGES}/{split}/CITY/NAME{_IMAGE_END}",
+            )
+        self._images = sorted(folder.glob(f"*/*{_IMAGE_END}"))
+        if not self._images:
+            raise DataError(
+                f"{sanitize(folder)}: no picture",
+                got=f"{sum(1 for _ in folder.rglob('*'))} other files and folders",
+                wanted=f"CITY/NAME{_IMAGE_END}",
+            )
+        self._truths = self._paired(split)
+        self.labels = np.zeros(len(self._images), np.int64)
+        for index in np.unique(np.linspace(0, len(self) - 1, _SAMPLE).astype(int)).tolist():
+            self.truth(index)
+
+    def _paired(self, split: str) -> list[Path]:
+        """The label file of every image."""
+        found: list[Path] = []
+        missing: list[str] = []
+        for image in self._images:
+            name = image.name.removesuffix(_IMAGE_END)
+            folder = self.root / LABELS / split / image.parent.name
+            files = (folder / (name + end) for end in (_TRAIN_IDS, _IDS))
+            if (truth := next((path for path in files if path.is_file()), None)) is None:
+                missing.append(f"{image.parent.name}/{name}")
+            else:
+                found.append(truth)
+        if missing:
+            shown = sanitize(", ".join(missing[:_SHOWN]))
+            raise DataError(
+                f"{sanitize(self.root)}: pictures of {split} without labels",
+                got=f"{len(missing)} of {len(self._images)}: {shown}",
+                wanted=f"{LABELS}/{split}/CITY/NAME{_IDS}, or ...{_TRAIN_IDS}",
+            )
+        return found
+
+    def name(self, index: int) -> str:
+        """The picture's path, safe to print."""
+        return sanitize(str(self._images[index]))
+
+    def key(self, index: int) -> str:
+        """``split/city/picture``."""
+        path = self._images[index].relative_to(self.root / IMAGES)
+        return unicodedata.normalize("NFC", path.as_posix())
+
+    def stored_size(self, index: int) -> int:
+        """The image file's."""
+        return self._images[index].stat().st_size
+
+    def stored(self, index: int) -> bytes:
+        """The image file."""
+        return read_regular(self._images[index])
+
+    def picture(self, index: int) -> Pillow.Image:
+        """The image with its labels."""
+        image, truth = self._decode(self.name(index), self.stored(index)), self.truth(index)
+        if image.size != truth.shape[::-1]:
+            raise LabelError(
+                f"{sanitize(self._truths[index])}: labels of another size than the picture",
+                got="{} x {}".format(*truth.shape),
+                wanted=f"{image.height} x {image.width}",
+            )
+        return labelled(image, truth)
+
+    def truth(self, index: int) -> Array:
+        """The labels (H, W) uint8, 0 ... 18 or 255."""
+        path = self._truths[index]
+        name = sanitize(str(path))
+        with readable(path.name), Pillow.open(path) as file:
+            mode, values = file.mode, np.asarray(file)
+        if mode not in ("L", "I;16", "I"):
+            raise LabelError(
+                f"{name}: a picture in colours, where ids are expected",
+                got=f"mode {mode}",
+                wanted="one number a pixel (mode L)",
+                advice=f"take the files that end in {_IDS}, not ..._color.png",
+            )
+        ids = values.astype(np.int64)
+        if ids.min(initial=0) < 0 or ids.max(initial=0) > IGNORED:
+            raise LabelError(f"{name}: labels out of range", got=int(ids.max()), wanted="0 ... 255")
+        if path.name.endswith(_TRAIN_IDS):
+            require_labels(name, ids, len(CLASSES))
+            return ids.astype(np.uint8)
+        beyond = ids[(ids > _MOST_ID) & (ids != IGNORED)]
+        if beyond.size:
+            raise LabelError(
+                f"{name}: labels out of range",
+                got=f"{beyond[0]} in {np.count_nonzero(ids == beyond[0])} pixels",
+                wanted=f"label ids 0 ... {_MOST_ID}, or {IGNORED}",
+            )
+        return _TO_TRAIN_ID[ids]
+
+
+_TO_TRAIN_ID = np.full(256, IGNORED, np.uint8)
+_TO_TRAIN_ID[[kind.label_id for kind in KINDS]] = np.arange(len(KINDS))

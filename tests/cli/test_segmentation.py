@@ -1,0 +1,97 @@
+"""`eval` and `predict` of PSPNets, and which recipe `train` takes for labels of pixels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from repvgg_ref.data.dense import parted
+from repvgg_ref.data.scenes import CLASSES, ScenesSource
+from repvgg_ref.files.checkpoint import save
+from repvgg_ref.models.about import About
+from repvgg_ref.train.pixels import segmentation_scores
+from tests.cli.formats_page import require_documented
+from tests.cli.runner import invoke
+from tests.models.segmenters import small_graph
+from tests.random_networks import random_model
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    model = random_model(small_graph(classes=len(CLASSES)), 0)
+    about = About(CLASSES, (33, 33), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    save(replace(model, about=about), tmp_path / "net.npz")
+    return tmp_path / "net.npz"
+
+
+def test_eval_says_what_the_scores_of_its_own_predictions_are(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = tmp_path / "confusion.png"
+    how = ("--weights", weights, "--data", "generated:scenes-41", "--limit", 2)
+    found = invoke(capsys, "eval", *how, "--confusion", drawn, "--form", "both", "--json").json()
+    assert {"miou", "macc", "allacc", "iou"} <= found.keys()
+    require_documented("eval", [found])
+    assert (found["images"], found["window"], found["classes"]) == (2, 33, list(CLASSES))
+    counts = np.array(found["confusion"])
+    assert found["allacc"] == pytest.approx(np.diag(counts).sum() / counts.sum())
+    truth = [
+        np.asarray(parted(ScenesSource("generated:scenes-41", split="val").picture(n))[1])
+        for n in (0, 50)
+    ]
+    assert counts.sum() == sum((labels != 255).sum() for labels in truth)
+    assert found["forms"].keys() == {"train", "deploy"}
+    assert found["same_pixels"] >= 0.999
+    with Image.open(drawn) as sheet:
+        assert sheet.width > 100
+    text = invoke(capsys, "eval", *how).out
+    assert "mIoU" in text
+    assert "traffic sign" in text
+
+
+def test_predict_draws_pictures_of_any_size(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 44, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "street.png")
+    out = tmp_path / "overlay.png"
+    call = ("predict", "--weights", weights, tmp_path / "street.png", "--out", out)
+    found = invoke(capsys, *call, "--json").json()
+    require_documented("predict", [found])
+    parts = found["images"][0]["pixels"]
+    assert sum(part["share"] for part in parts) == pytest.approx(1)
+    assert {part["class"] for part in parts} <= set(CLASSES)
+    assert found["images"][0]["out"] == str(out)
+    with Image.open(out) as sheet:
+        assert sheet.width > 44
+    assert "wrote" in invoke(capsys, *call).out
+
+
+def test_data_and_network_must_have_labels_of_one_kind(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = invoke(capsys, "eval", "--weights", weights, "--data", "digits").error_line()
+    assert "not of the model's kind" in told
+    two = (tmp_path / "a.png", tmp_path / "b.png")
+    for path in two:
+        Image.new("RGB", (9, 9)).save(path)
+    out = ("--out", tmp_path / "o.png")
+    assert "one IMAGE" in invoke(capsys, "predict", "--weights", weights, *two, *out).err
+    wrong = invoke(capsys, "predict", "--weights", weights, two[0], "--out", tmp_path / "o.jpg")
+    assert "written as PNG" in wrong.error_line()
+
+
+def test_train_takes_the_recipe_of_the_data(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    how = ("--data", "generated:scenes-33", "--size", 33, "--batch", 4, "--out", tmp_path / "o")
+    found = invoke(capsys, "train", *how, "--dry-run", "--json").json()
+    assert (found["recipe"], found["model"], found["classes"]) == ("scenes", "scenes", 8)
+    assert found["memory"] > 0
+    wrong = invoke(capsys, "train", "--data", "generated:shapes", "--recipe", "pspnet", "--dry-run")
+    assert "labels of pixels" in wrong.error_line()
+    assert segmentation_scores(np.zeros(1, int), np.zeros(1, int), 1)["miou"] == 1

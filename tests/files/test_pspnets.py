@@ -1,0 +1,88 @@
+"""Files of PSPNets: written, read, recognised, fused and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import repvgg_ref as rr
+import weights_io
+from repvgg_ref.errors import CheckpointError
+from repvgg_ref.files.checkpoint import load, save
+from repvgg_ref.files.convert import convert
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.pspnet import pspnet
+from tests.models.segmenters import pictures, small_model
+from tests.random_networks import random_model
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors", "pth"])
+def test_a_model_comes_back_in_both_forms(tmp_path: Path, suffix: str) -> None:
+    model, (x, _) = small_model(fast=True), pictures(height=17, width=25)
+    save(model, tmp_path / f"a.{suffix}")
+    again = load(tmp_path / f"a.{suffix}")
+    assert again.arch == model.arch
+    np.testing.assert_array_equal(again.forward(x), model.forward(x))
+    done = convert(tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}")
+    assert done.self_check is not None
+    assert done.self_check.ok
+    fused = load(tmp_path / f"b.{suffix}")
+    assert (fused.form, bool(fused.assumed)) == ("deploy", False)
+    assert "layer3.1.rbr_reparam.weight" in fused.state_dict()
+    wanted = rr.fuse(model).forward(x)
+    np.testing.assert_array_equal(fused.forward(x), wanted)
+
+
+def test_a_trainers_file_is_read_and_what_it_cannot_tell_is_said(tmp_path: Path) -> None:
+    """Behind ``module.``, without metadata: the fast form has the same arrays."""
+    model = small_model(fast=True)
+    state = {f"module.{name}": array for name, array in model.state_dict().items()}
+    path = tmp_path / "train_epoch_200.pth"
+    weights_io.save_weights(path, state, container="torch-zip")
+    assumed = load(path)
+    assert assumed.arch.block("stage3.0").dilation == 2
+    assert assumed.assumed.dilations["stage3.0"] == 2
+    dilations = {f"stage3.{n}": 1 for n in (0, 1)}
+    said = load(path, dilations=dilations)
+    assert said.arch.block("stage3.0").dilation == 1
+    x, _ = pictures(height=17, width=17)
+    np.testing.assert_array_equal(said.forward(x), model.forward(x))
+
+
+def test_official_backbones_are_named_and_a_name_says_the_dilations(tmp_path: Path) -> None:
+    model = rr.build("PSPNet-RepVGG-A0-fast", num_classes=3)
+    path = tmp_path / "a0.pth"
+    weights_io.save_weights(path, model.state_dict(), container="torch-zip")
+    assert load(path).name == "PSPNet-RepVGG-A0"
+    asked = load(path, "pspnet_repvgg_a0_fast", eps=1e-5)
+    assert (asked.name, bool(asked.assumed)) == ("PSPNet-RepVGG-A0-fast", False)
+    with pytest.raises(CheckpointError, match="not those of PSPNet-RepVGG-B0"):
+        load(path, "PSPNet-RepVGG-B0")
+
+
+def test_a_backbone_with_squeeze_and_excitation(tmp_path: Path) -> None:
+    chain = plain_architecture(
+        depths=(1, 1, 1, 1), channels=(16,) * 5, se="before_relu", num_classes=2
+    )
+    model = random_model(pspnet(chain, num_classes=3, head=4, aux_head=4), 0)
+    save(model, tmp_path / "se.npz")
+    assert "layer1.0.se.down.weight" in model.state_dict()
+    assert load(tmp_path / "se.npz").arch == model.arch
+
+
+def test_missing_and_strange_arrays_are_listed(tmp_path: Path) -> None:
+    state = small_model().state_dict()
+    lacking = {n: a for n, a in state.items() if n != "ppm.features.2.2.running_var"}
+    weights_io.save_weights(tmp_path / "a.npz", lacking, container="npz")
+    with pytest.raises(CheckpointError, match=r"ppm\.features\.2\.2\.running_var"):
+        load(tmp_path / "a.npz")
+    more = state | {"cls.7.weight": np.zeros(3)}
+    weights_io.save_weights(tmp_path / "b.npz", more, container="npz")
+    with pytest.raises(CheckpointError, match=r"1 unexpected: cls\.7\.weight"):
+        load(tmp_path / "b.npz")
+    headless = {n: a for n, a in state.items() if not n.startswith("cls.4")}
+    weights_io.save_weights(tmp_path / "c.npz", headless, container="npz")
+    with pytest.raises(CheckpointError, match=r"cls\.4\.weight is missing"):
+        load(tmp_path / "c.npz")

@@ -1,0 +1,132 @@
+"""A PSPNet's ports judged layer by layer: right ones pass, wrong ones are placed and named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import repvgg_ref as rr
+from repvgg_ref.arrays import Array
+from repvgg_ref.files.checkpoint import save
+from tests.models.segmenters import pictures, small_model
+
+MODEL = small_model(dtype=np.float32)
+FUSED = rr.fuse(MODEL)
+X, _ = pictures(dtype=np.float32)
+BLOCKS = {spec.name for spec in MODEL.arch.blocks}
+
+
+def outputs(model: Any = FUSED, **how: Any) -> dict[str, Array]:
+    found: dict[str, Array] = model.forward(X, layers=True, **how)
+    return found
+
+
+@pytest.mark.parametrize("backend", ["numpy", "reference"])
+@pytest.mark.parametrize("form", ["train", "deploy"])
+def test_right_ports_agree(form: str, backend: str) -> None:
+    report = rr.verify(
+        MODEL, outputs(MODEL if form == "train" else FUSED, backend=backend), inputs=X
+    )
+    assert report.verdict == "agree", report.reason
+    assert len(report.layers) == len(MODEL.arch.layer_names)
+
+
+def test_what_lies_between_blocks_may_be_left_out() -> None:
+    few = {name: y for name, y in outputs().items() if name in BLOCKS or name == "logits"}
+    report = rr.verify(MODEL, few, inputs=X)
+    assert report.verdict == "agree", report.reason
+    assert {layer.name for layer in report.layers} == BLOCKS | {"logits"}
+
+
+def test_a_port_that_is_called_gets_images_of_a_size_that_it_takes() -> None:
+    sizes = []
+
+    def port(x: Array) -> dict[str, Array]:
+        sizes.append(x.shape[2:])
+        return FUSED.forward(x, layers=True)
+
+    assert rr.verify(MODEL, port).verdict == "agree"
+    assert all(n % 8 == 1 for size in sizes for n in size)
+
+
+def test_logits_alone_cannot_be_judged() -> None:
+    report = rr.verify(MODEL, lambda x: FUSED.forward(x), inputs=X)
+    assert report.verdict == "cannot-judge"
+    few = {name: y for name, y in outputs().items() if name != "cls.0"}
+    part = rr.verify(MODEL, few, inputs=X)
+    assert part.verdict == "cannot-judge"
+    assert "cls.0" in part.reason
+
+
+def test_the_fast_form_taken_for_the_other_is_dilation_ignored() -> None:
+    report = rr.verify(MODEL, outputs(rr.fuse(small_model(dtype=np.float32, fast=True))), inputs=X)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage3.0")
+    found = [(each.bug, each.layer) for each in report.diagnosis]
+    assert found == [("dilation-ignored", "stage3.0"), ("dilation-ignored", "stage3.1")]
+
+
+def test_another_eps_is_one_finding() -> None:
+    report = rr.verify(MODEL, outputs(rr.fuse(replace(MODEL, eps=1e-3))), inputs=X)
+    assert [(f.bug, f.layer, f.estimate) for f in report.diagnosis] == [("eps-value", "all", 1e-3)]
+
+
+def unaligned(x: Array, size: tuple[int, ...]) -> Array:
+    """Bilinear between the middles of pixels, one axis after the other."""
+    for axis, count in zip((2, 3), size, strict=True):
+        pixels = x.shape[axis]
+        place = np.maximum((np.arange(count) + 0.5) * pixels / count - 0.5, 0)
+        low = np.floor(place).astype(int)
+        shape = [count if each == axis else 1 for each in range(4)]
+        part = (place - low).astype(np.float32).reshape(shape)
+        x = x.take(low, axis) * (1 - part) + x.take(np.minimum(low + 1, pixels - 1), axis) * part
+    return x
+
+
+def test_bugs_between_blocks_are_named() -> None:
+    right = outputs()
+    size = right["logits"].shape[2:]
+    wrong: dict[str, tuple[str, Array]] = {
+        "corners-not-aligned": ("logits", unaligned(right["cls.4"], size)),
+        "concat-order": ("ppm", np.roll(right["ppm"], 4, axis=1)),
+    }
+    parts = [right[f"ppm.{n}.resize"] for n in range(4)]
+    wrong["concat-order"] = ("ppm", np.concatenate([*parts, right["stage4.0"]], axis=1))
+    for bug, (layer, y) in wrong.items():
+        report = rr.verify(MODEL, right | {layer: y}, inputs=X)
+        assert (report.verdict, report.first_bad_layer) == ("disagree", layer)
+        assert [each.bug for each in report.diagnosis][:1] == [bug]
+
+
+@pytest.mark.parametrize("layer", [*MODEL.arch.layer_names])
+def test_an_error_of_a_thousandth_is_seen_in_every_layer(layer: str) -> None:
+    right = outputs()
+    wrong = right[layer].copy()
+    image, channel, *_ = np.unravel_index(np.abs(wrong).argmax(), wrong.shape)
+    wrong[image, channel] *= 1.001
+    report = rr.verify(MODEL, right | {layer: wrong}, inputs=X)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", layer)
+
+
+def test_dumps_are_read_and_onnx_files_are_told_to_be_dumped(tmp_path: Path) -> None:
+    arrays: dict[str, Any] = outputs()
+    np.savez(tmp_path / "dump.npz", input=X, **arrays)
+    assert rr.verify(MODEL, tmp_path / "dump.npz").verdict == "agree"
+    pytest.importorskip("onnx")
+    save(MODEL, tmp_path / "a.onnx")
+    report = rr.verify(MODEL, tmp_path / "a.onnx", inputs=X)
+    assert report.verdict == "cannot-judge"
+    assert "not run here yet" in report.reason
+
+
+def test_a_file_of_fused_weights_is_held_against_the_training_file(tmp_path: Path) -> None:
+    save(FUSED, tmp_path / "right.npz")
+    assert rr.verify(MODEL, tmp_path / "right.npz").verdict == "agree"
+    wrong = rr.fuse(MODEL)
+    wrong.params["ppm.2.fused.weight"] = wrong.params["ppm.2.fused.weight"] * np.float32(1.01)
+    save(wrong, tmp_path / "wrong.npz")
+    report = rr.verify(MODEL, tmp_path / "wrong.npz")
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "ppm.2")
