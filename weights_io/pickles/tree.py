@@ -18,6 +18,7 @@ from weights_io.pickles.inert import (
     Inert,
     Namespace,
     NumpyArray,
+    NumpyDtype,
     PickledSet,
     Span,
     TensorView,
@@ -45,6 +46,7 @@ class TreeBuilder:
         self._resolve = resolve
         self._done: dict[int, tuple[object, int]] = {}  # by id: the copy and its unfolded size
         self._open: set[int] = set()
+        self._root = -1
 
     def build(self, raw: object) -> object:
         """Return the plain tree that `raw` stands for; `raw` must outlive the call.
@@ -57,6 +59,11 @@ class TreeBuilder:
         made_by = raw.made_by if isinstance(raw, Foreign) else raw
         if isinstance(made_by, Stranger):
             refuse(made_by.module, made_by.name)
+        if isinstance(raw, NumpyDtype):
+            raise malformed("a numpy dtype alone is none that weights come in")
+        if isinstance(raw, Span):
+            self._limits.enforce("text_bytes", raw.size, "the pickle holds too long a string")
+        self._root = id(raw)
         copy, _ = self._copy(raw, 0)
         return copy
 
@@ -67,6 +74,8 @@ class TreeBuilder:
         if key in self._done:
             return self._done[key]
         if key in self._open:
+            if key != self._root:
+                return Inert("itself", None), 1  # beside the weights: a dead record of it
             raise malformed("an object holds itself")
         self._limits.enforce("depth", depth, "the pickle is nested too deeply")
         if isinstance(raw, _CONTAINERS):
@@ -112,6 +121,8 @@ class TreeBuilder:
         return content, size
 
     def _leaf(self, raw: object) -> LazyArray | Inert | str | bytes:
+        if isinstance(raw, NumpyDtype):
+            return Inert(raw.type_name, None)
         if isinstance(raw, Foreign):
             return Inert(raw.type_name, None, not isinstance(raw.made_by, Stranger))
         if isinstance(raw, ForeignType):
@@ -123,8 +134,8 @@ class TreeBuilder:
         if isinstance(raw, NumpyArray):
             return self._numpy_array(raw)
         if isinstance(raw, Span):
-            self._limits.enforce("text_bytes", raw.size, "the pickle holds too long a string")
-            return self._span(raw)
+            is_long = raw.size > self._limits.text_bytes
+            return Inert(raw.type_name, None) if is_long else self._span(raw)
         raise malformed(f"a {type(raw).__name__} stands where data should be")
 
     def _span(self, raw: Span) -> str | bytes:
