@@ -127,6 +127,7 @@ _TORCH = {
     "torch._utils": (
         *("_rebuild_device_tensor_from_cpu_tensor", "_rebuild_device_tensor_from_numpy"),
         *("_rebuild_meta_tensor_no_storage", "_rebuild_nested_tensor", "_rebuild_qtensor"),
+        "_rebuild_tensor_v3",  # of types that torch has no storage of its own for
         *("_rebuild_sparse_tensor", "_rebuild_wrapper_subclass", "_rebuild_xla_tensor"),
     ),
     "torch.nn.parameter": ("Buffer", "Parameter"),

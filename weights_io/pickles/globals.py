@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 
 import numpy as np
 
-from weights_io.dtypes import STORED, decode
+from weights_io.dtypes import OTHER_TYPES, STORED, decode
 from weights_io.errors import RefusedGlobalError
 from weights_io.pickles.foreign import (
     HISTORY,
@@ -59,30 +59,14 @@ class Getattr(Global):
     module: str = "builtins"
 
 
-# Tensors of types that no weights of ours come in, and that are not stepped over either.
-_NEWER = "a tensor of a newer type, such as uint16 or an 8-bit float"
-_UNREAD = {
-    ("torch", "ComplexFloatStorage"): "a tensor of complex numbers",
-    ("torch", "ComplexDoubleStorage"): "a tensor of complex numbers",
-    ("torch._utils", "_rebuild_tensor_v3"): _NEWER,
-    ("torch.storage", "UntypedStorage"): _NEWER,
-    **dict.fromkeys(
-        (("torch", f"Q{kind}Storage") for kind in ("Int8", "Int32", "UInt8", "UInt2x4", "UInt4x2")),
-        "a quantised tensor",
-    ),
-}
-
-
 def refuse(module: str, name: str, entry: str = "") -> NoReturn:
     """Raise the error that names a refused global exactly, and the `entry` that it stands in."""
     place = f" (in the entry {sanitize(entry)})" if entry else ""
-    kind = _UNREAD.get((module, name))
-    what = kind or "a whole model or a training's object"
     raise RefusedGlobalError(
         f"refused global {sanitize(f'{module}.{name}')}{place}: only arrays are read, and nothing "
         "that a file names is imported",
-        advice=f"if this is {what}, re-save the weights alone where its code is: "
-        "torch.save(model.state_dict(), path)",
+        advice="if this is a whole model or a training's object, re-save the weights alone where "
+        "its code is: torch.save(model.state_dict(), path)",
     )
 
 
@@ -265,7 +249,7 @@ GLOBALS: dict[tuple[str, str], object] = {
 }
 for _name, _kind in _STORAGES.items():
     GLOBALS["torch", _name] = StorageType(_kind)
-for _kind in STORED:
+for _kind in (*STORED, *OTHER_TYPES):
     GLOBALS["torch", _kind] = Inert("torch.dtype", _kind)
 for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and NumPy 2
     GLOBALS[f"{_core}.multiarray", "_reconstruct"] = Global("_reconstruct", _array)

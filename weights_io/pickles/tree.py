@@ -27,7 +27,7 @@ from weights_io.pickles.inert import (
 )
 from weights_io.pickles.strangers import Stranger
 
-Resolve = Callable[[TensorView], LazyArray]
+Resolve = Callable[[TensorView], LazyArray | Inert]
 
 _CONTAINERS = (dict, list, tuple, PickledSet, Namespace, Foreign)
 _PLAIN = (str, int, float, bool, type(None), bytes, Inert)
