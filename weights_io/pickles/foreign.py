@@ -8,7 +8,6 @@ list is `strangers`' affair.
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -70,11 +69,21 @@ _PYTHON = {
     "typing": ("Any",),
     "uuid": ("UUID",),
 }
-# An error that ended an earlier run, say. Python's own, by their names.
-_ERRORS = tuple(
-    name
-    for name, value in vars(builtins).items()
-    if isinstance(value, type) and issubclass(value, BaseException)
+# Python's own, such as the one that ended an earlier run.
+_ERRORS = (
+    *("ArithmeticError", "AssertionError", "AttributeError", "BaseException", "BlockingIOError"),
+    *("BrokenPipeError", "BufferError", "ChildProcessError", "ConnectionAbortedError"),
+    *("ConnectionError", "ConnectionRefusedError", "ConnectionResetError", "DeprecationWarning"),
+    *("EOFError", "EnvironmentError", "Exception", "ExceptionGroup", "FileExistsError"),
+    *("FileNotFoundError", "FloatingPointError", "FutureWarning", "GeneratorExit", "IOError"),
+    *("ImportError", "IndexError", "InterruptedError", "IsADirectoryError", "KeyError"),
+    *("KeyboardInterrupt", "LookupError", "MemoryError", "ModuleNotFoundError", "NameError"),
+    *("NotADirectoryError", "NotImplementedError", "OSError", "OverflowError", "PermissionError"),
+    *("ProcessLookupError", "RecursionError", "ReferenceError", "RuntimeError", "RuntimeWarning"),
+    *("StandardError", "StopAsyncIteration", "StopIteration", "SyntaxError", "SystemError"),
+    *("SystemExit", "TimeoutError", "TypeError", "UnboundLocalError", "UnicodeDecodeError"),
+    *("UnicodeEncodeError", "UnicodeError", "UserWarning", "ValueError", "Warning"),
+    "ZeroDivisionError",
 )
 _BUILTINS = (
     *(
@@ -123,7 +132,15 @@ _NUMPY = {
 }
 
 _TORCH = {
-    "torch": ("Tensor",),
+    "torch": (
+        *(
+            "Tensor",
+            "per_channel_affine",
+            "per_channel_affine_float_qparams",
+            "per_channel_symmetric",
+        ),
+        *("per_tensor_affine", "per_tensor_symmetric"),
+    ),
     "torch._utils": (
         *("_rebuild_device_tensor_from_cpu_tensor", "_rebuild_device_tensor_from_numpy"),
         *("_rebuild_meta_tensor_no_storage", "_rebuild_nested_tensor", "_rebuild_qtensor"),

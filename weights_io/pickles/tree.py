@@ -30,6 +30,7 @@ from weights_io.pickles.strangers import Stranger
 Resolve = Callable[[TensorView], LazyArray | Inert]
 
 _CONTAINERS = (dict, list, tuple, PickledSet, Namespace, Foreign)
+_DTYPE = Inert(NumpyDtype.type_name, None)
 _PLAIN = (str, int, float, bool, type(None), bytes, Inert)
 
 
@@ -70,6 +71,8 @@ class TreeBuilder:
     def _copy(self, raw: object, depth: int) -> tuple[object, int]:
         if type(raw) in _PLAIN:
             return raw, 1
+        if type(raw) is NumpyDtype:
+            return _DTYPE, 1
         key = id(raw)
         if key in self._done:
             return self._done[key]
@@ -121,8 +124,6 @@ class TreeBuilder:
         return content, size
 
     def _leaf(self, raw: object) -> LazyArray | Inert | str | bytes:
-        if isinstance(raw, NumpyDtype):
-            return Inert(raw.type_name, None)
         if isinstance(raw, Foreign):
             return Inert(raw.type_name, None, not isinstance(raw.made_by, Stranger))
         if isinstance(raw, ForeignType):
