@@ -148,7 +148,7 @@ TORCH["a sparse parameter"] = (
     TORCH["a sparse tensor"][1],
 )
 for _kind in ("ComplexFloatStorage", "ComplexDoubleStorage", "QUInt8Storage"):
-    TORCH[f"of a {_kind}"] = tensor(of=storage(kind=_kind, key="1")), "torch.Tensor"
+    TORCH[f"of a {_kind}"] = tensor(of=storage(kind=_kind, key="1")), f"torch.{_kind}"
 _UNTYPED = storage(kind="UntypedStorage", key="1").replace(b"ctorch\n", b"ctorch.storage\n")
 TORCH["a tensor of a newer type"] = (
     b"ctorch._utils\n_rebuild_tensor_v3\n("
@@ -173,6 +173,7 @@ def test_other_tensors_beside_the_weights_are_dead_records(what: str) -> None:
     body, name = TORCH[what]
     root: Any = read_everything(torch_zip(state_dict({"w": tensor(), "x": body})))
     assert root["x"].type_name == name
+    assert not root["x"].is_listed, "among weights it is refused by its name"
     assert root["w"].shape == (4,)
 
 

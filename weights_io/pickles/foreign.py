@@ -19,6 +19,11 @@ class ForeignType:
 
     type_name: str
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether it is known to stand beside weights, and could not be meant for one."""
+        return not self.type_name.startswith("torch._utils.")
+
 
 class Foreign:
     """An object of such a class: it takes whatever a pickle gives it, and keeps none of it."""

@@ -125,9 +125,9 @@ class TreeBuilder:
 
     def _leaf(self, raw: object) -> LazyArray | Inert | str | bytes:
         if isinstance(raw, Foreign):
-            return Inert(raw.type_name, None, not isinstance(raw.made_by, Stranger))
+            return Inert(raw.type_name, None, raw.made_by.is_listed)
         if isinstance(raw, ForeignType):
-            return Inert("type", raw.type_name, not isinstance(raw, Stranger))
+            return Inert("type", raw.type_name, raw.is_listed)
         if isinstance(raw, Getattr):
             refuse(raw.module, raw.name)
         if isinstance(raw, TensorView) and self._resolve is not None:

@@ -68,7 +68,7 @@ class TensorResolver:
         """Check a tensor against its storage and return it unread; of another type, that it is."""
         storage = tensor.storage
         if storage.dtype in OTHER_STORAGES:
-            return Inert("torch.Tensor", None)
+            return Inert(f"torch.{storage.dtype}", None, is_listed=False)
         stored = STORED[storage.dtype].newbyteorder(self._order)
         count = self._budget.admit(tensor.shape, stored.itemsize, "a tensor")
         view = View(tensor.offset, tensor.shape, tensor.strides)
