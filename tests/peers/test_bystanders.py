@@ -19,8 +19,8 @@ WEIGHT = torch.arange(6.0).reshape(2, 3)
 OTHERS = ("complex64", "complex128", "uint16", "uint64", "float8_e4m3fn", "float8_e5m2")
 
 
-class Boxes(torch.Tensor):  # type: ignore[misc]  # torch may be absent, and has no types then
-    """A tensor of a class of its own."""
+# A tensor of a class of its own. (torch may be absent, and has no types for mypy then.)
+Boxes = type("Boxes", (torch.Tensor,), {"__module__": __name__})
 
 
 def _values() -> dict[str, Any]:
