@@ -77,7 +77,10 @@ class Budget:
         self._spent[field] += amount
         most = self._most[field]
         if self._spent[field] > most:
-            advice = f"if you trust the file, raise weights_io.Limits.{field}"
+            advice = (
+                "save the weights alone; if you trust the file, Python's open_weights can "
+                f"raise weights_io.Limits.{field}"
+            )
             if field == "total_bytes":
                 advice += " or .expansion, or unpack the archive into a folder"
             raise LimitError(what, got=self._spent[field], wanted=f"at most {most}", advice=advice)

@@ -21,6 +21,26 @@ STORED: dict[str, np.dtype[Any]] = {
     "bool": np.dtype("u1"),  # a byte other than 0 and 1 is no NumPy bool: see `decode`
 }
 
+# torch's storages of types that weights never come in, and the bytes of an element: stepped over.
+OTHER_STORAGES: dict[str, int] = {
+    "ComplexDoubleStorage": 16,
+    "ComplexFloatStorage": 8,
+    "QInt32Storage": 4,
+    "QInt8Storage": 1,
+    "QUInt2x4Storage": 1,
+    "QUInt4x2Storage": 1,
+    "QUInt8Storage": 1,
+    "UntypedStorage": 1,
+}
+
+# The other names that torch has for types of elements.
+OTHER_TYPES = (
+    *("complex32", "complex64", "complex128", "uint16", "uint32", "uint64"),
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    *("float4_e2m1fn_x2", "qint8", "qint32", "quint8", "quint4x2", "quint2x4"),
+    *(f"{kind}{bits}" for kind in ("int", "uint") for bits in range(1, 8)),
+)
+
 # NumPy's own codes, without the byte order, as .npy headers and pickles spell them.
 FROM_NUMPY_CODE: dict[str, str] = {
     "f2": "float16",
@@ -34,6 +54,11 @@ FROM_NUMPY_CODE: dict[str, str] = {
     "b1": "bool",
 }
 TO_NUMPY_CODE: dict[str, str] = {name: code for code, name in FROM_NUMPY_CODE.items()}
+
+
+def stored_bytes(dtype: str) -> int:
+    """The bytes of one stored element."""
+    return OTHER_STORAGES[dtype] if dtype in OTHER_STORAGES else STORED[dtype].itemsize
 
 
 def decode(stored: NDArray[Any], dtype: str) -> NDArray[Any]:

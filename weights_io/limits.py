@@ -50,7 +50,8 @@ class Limits:
                 what,
                 got=value,
                 wanted=f"at most {most}",
-                advice=f"if you trust the file, raise weights_io.Limits.{field}",
+                advice="save the weights alone; if you trust the file, Python's open_weights can "
+                f"raise weights_io.Limits.{field}",
             )
 
 

@@ -270,10 +270,15 @@ def _arrays_of(mapping: Mapping[Any, Any]) -> dict[str, LazyArray]:
     if odd and arrays:
         raise CheckpointError(
             "some entries among the weights are no arrays",
-            got=listed([str(key) for key in odd[: _SHOWN + 1]], len(odd)),
+            got=listed([_with_type(key, mapping[key]) for key in odd[: _SHOWN + 1]], len(odd)),
             wanted="names with arrays only",
         )
     return arrays
+
+
+def _with_type(key: Any, value: Any) -> str:
+    name = _spelled(key)
+    return f"{name} ({value.type_name})" if isinstance(value, Inert) else name
 
 
 def _stranger(mapping: Mapping[Any, Any]) -> RefusedGlobalError | None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import repvgg_ref
 import weights_io
 
 torch = pytest.importorskip("torch")
@@ -190,7 +191,8 @@ def test_a_torchscript_archive_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["complex", "sparse", "quantized", "float8"])
-def test_tensors_that_weights_do_not_have_are_refused_by_name(kind: str) -> None:
+def test_tensors_that_weights_do_not_have_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    """Where they are the weights; beside weights they are dead records."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tensor = {
@@ -199,9 +201,14 @@ def test_tensors_that_weights_do_not_have_are_refused_by_name(kind: str) -> None
             "quantized": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
             "float8": lambda: torch.ones(2).to(torch.float8_e4m3fn),
         }[kind]()
-        buffer = saved({"w": tensor})
-    with pytest.raises(weights_io.RefusedGlobalError, match=r"refused global torch\."):
-        weights_io.open_weights(buffer)
+    for among in ({}, {"stage0.rbr_dense.conv.weight": torch.zeros(4, 3, 3, 3)}):
+        path = tmp_path / "a.pth"
+        path.write_bytes(saved({"w": tensor} | among).getvalue())
+        with weights_io.open_weights(path) as archive:
+            root: Any = archive.root
+            assert isinstance(root["w"], weights_io.Inert)
+        with pytest.raises(weights_io.RefusedGlobalError, match=r"refused global torch\..*entry w"):
+            repvgg_ref.load(path)
 
 
 @pytest.mark.parametrize("container", ["torch-zip", "torch-legacy"])

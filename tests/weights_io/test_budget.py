@@ -40,7 +40,6 @@ REFUSED = {
     "sets of one list of texts": "sets of the pickle hold too much",
     "recalled attributes": "too many attributes",
     "recalled bytes": "copies too many bytes",
-    "recalled dtypes": "where data should be",
     "inflated views": "too much memory",
     "five pickles": "bytes follow the last storage",
     "long names": "refused global",

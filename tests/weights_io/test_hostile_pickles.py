@@ -142,7 +142,9 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "a persistent id that is a legacy one": (proto(storage(legacy=True)), "no torch storage"),
     # containers
     "a key twice": (state_dict({}, text("a") + b"K\x01s" + text("a") + b"K\x02s"), "comes twice"),
-    "a tuple as a key": (proto(b"})K\x01s"), "neither text nor"),
+    "a list as a key": (proto(b"}]K\x01s"), "neither text nor"),
+    "a dict as a key": (proto(b"}}K\x01s"), "neither text nor"),
+    "a function as a key": (proto(b"}c__builtin__\ngetattr\nK\x01s"), "neither text nor"),
     "a key without a value": (proto(b"}(K\x01u"), "no dict"),
     "a list that holds itself": (proto(b"]q\x00h\x00a"), "holds itself"),
     "a dict that holds itself": (proto(b"}q\x00" + text("a") + b"h\x00s"), "holds itself"),

@@ -98,8 +98,10 @@ def test_every_known_name_takes_anything_and_keeps_nothing(legacy: bool) -> None
         record = VALUES.tobytes()
         data = torch_legacy(body, records=[(4, record)]) if legacy else _with_values(body)
         root = _assert_values(data)
-        assert root["value"] == weights_io.Inert("type", known.type_name)
-        assert root["call"] == root["instance"] == weights_io.Inert(known.type_name, None)
+        listed = known.is_listed  # all but functions that make tensors which cannot be weights
+        assert listed != (module == "torch._utils")
+        assert root["value"] == weights_io.Inert("type", known.type_name, listed)
+        assert root["call"] == root["instance"] == weights_io.Inert(known.type_name, None, listed)
         assert root["key"] == {weights_io.Inert(known.type_name, 0): 1}
 
 

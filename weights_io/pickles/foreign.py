@@ -19,6 +19,11 @@ class ForeignType:
 
     type_name: str
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether it is known to stand beside weights, and could not be meant for one."""
+        return not self.type_name.startswith("torch._utils.")
+
 
 class Foreign:
     """An object of such a class: it takes whatever a pickle gives it, and keeps none of it."""
@@ -46,25 +51,48 @@ class OddKey:
     __slots__ = ("type_name",)
 
     def __init__(self, key: Any) -> None:
-        known = isinstance(key, ForeignType | Foreign)
-        self.type_name = key.type_name if known else type(key).__name__
+        self.type_name: str = getattr(key, "type_name", type(key).__name__)
 
 
 _PYTHON = {
-    "collections": ("Counter", "deque"),
+    "array": ("_array_reconstructor", "array"),
+    "collections": ("ChainMap", "Counter", "UserDict", "UserList", "UserString", "deque"),
     "copy_reg": ("_reconstructor",),
     "copyreg": ("_reconstructor",),
     "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
     "decimal": ("Decimal",),
     "fractions": ("Fraction",),
     "functools": ("partial",),
+    "ipaddress": tuple(
+        f"IPv{v}{kind}" for v in "46" for kind in ("Address", "Interface", "Network")
+    ),
+    "itertools": ("chain", "count", "cycle", "repeat"),
     "pathlib": ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath"),
     "pathlib._local": ("Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"),
     "random": ("Random",),
+    "statistics": ("NormalDist",),
+    "string": ("Template",),
+    "time": ("struct_time",),
     "types": ("SimpleNamespace",),
     "typing": ("Any",),
     "uuid": ("UUID",),
 }
+# Python's own, such as the one that ended an earlier run.
+_ERRORS = (
+    *("ArithmeticError", "AssertionError", "AttributeError", "BaseException", "BlockingIOError"),
+    *("BrokenPipeError", "BufferError", "ChildProcessError", "ConnectionAbortedError"),
+    *("ConnectionError", "ConnectionRefusedError", "ConnectionResetError", "DeprecationWarning"),
+    *("EOFError", "EnvironmentError", "Exception", "ExceptionGroup", "FileExistsError"),
+    *("FileNotFoundError", "FloatingPointError", "FutureWarning", "GeneratorExit", "IOError"),
+    *("ImportError", "IndexError", "InterruptedError", "IsADirectoryError", "KeyError"),
+    *("KeyboardInterrupt", "LookupError", "MemoryError", "ModuleNotFoundError", "NameError"),
+    *("NotADirectoryError", "NotImplementedError", "OSError", "OverflowError", "PermissionError"),
+    *("ProcessLookupError", "RecursionError", "ReferenceError", "RuntimeError", "RuntimeWarning"),
+    *("StandardError", "StopAsyncIteration", "StopIteration", "SyntaxError", "SystemError"),
+    *("SystemExit", "TimeoutError", "TypeError", "UnboundLocalError", "UnicodeDecodeError"),
+    *("UnicodeEncodeError", "UnicodeError", "UserWarning", "ValueError", "Warning"),
+    "ZeroDivisionError",
+)
 _BUILTINS = (
     *(
         "Ellipsis",
@@ -94,11 +122,39 @@ _NUMPY = {
     "numpy": (
         *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)),
         *("float16", "float32", "float64", "bool", "bool_", "str_"),
+        *("bytes_", "clongdouble", "complex64", "complex128", "datetime64", "longdouble"),
+        *("timedelta64", "void"),
+        *("matrix", "memmap", "poly1d", "recarray", "record"),
     ),
+    "numpy.core.memmap": ("memmap",),
+    "numpy.core.records": ("recarray", "record"),
+    "numpy.lib.polynomial": ("poly1d",),
+    "numpy.ma.core": ("_mareconstruct",),
+    "numpy.matrixlib.defmatrix": ("matrix",),
+    "numpy.rec": ("recarray", "record"),
+    **{
+        f"scipy.sparse.{mark}{kind}": (f"{kind}_array", f"{kind}_matrix")
+        for mark in ("", "_")
+        for kind in ("bsr", "coo", "csc", "csr", "dia", "dok", "lil")
+    },
 }
 
 _TORCH = {
-    "torch": ("Tensor",),
+    "torch": (
+        *(
+            "Tensor",
+            "per_channel_affine",
+            "per_channel_affine_float_qparams",
+            "per_channel_symmetric",
+        ),
+        *("per_tensor_affine", "per_tensor_symmetric"),
+    ),
+    "torch._utils": (
+        *("_rebuild_device_tensor_from_cpu_tensor", "_rebuild_device_tensor_from_numpy"),
+        *("_rebuild_meta_tensor_no_storage", "_rebuild_nested_tensor", "_rebuild_qtensor"),
+        "_rebuild_tensor_v3",  # of types that torch has no storage of its own for
+        *("_rebuild_sparse_tensor", "_rebuild_wrapper_subclass", "_rebuild_xla_tensor"),
+    ),
     "torch.nn.parameter": ("Buffer", "Parameter"),
     "torch.serialization": ("_get_layout",),
 }
@@ -157,4 +213,7 @@ def foreign_globals() -> Iterator[tuple[tuple[str, str], ForeignType]]:
                 yield (module, name), ForeignType(f"{module}.{name}")
     for module in ("builtins", "__builtin__"):  # protocol 2 spells it as Python 2 did
         for name in _BUILTINS:
+            yield (module, name), ForeignType(f"builtins.{name}")
+    for module in ("builtins", "exceptions"):
+        for name in _ERRORS:
             yield (module, name), ForeignType(f"builtins.{name}")

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 
 import numpy as np
 
-from weights_io.dtypes import STORED, decode
+from weights_io.dtypes import OTHER_TYPES, STORED, decode
 from weights_io.errors import RefusedGlobalError
 from weights_io.pickles.foreign import (
     HISTORY,
@@ -116,24 +116,29 @@ def _is_negated(metadata: object) -> bool:
     raise malformed("a tensor carries metadata other than neg, such as conj")
 
 
-def _rebuild_parameter(args: Args) -> TensorView:
+def _rebuild_parameter(args: Args) -> TensorView | Foreign:
     _expect(len(args) == 3 and args[2] == {}, "torch._utils._rebuild_parameter")
     tensor = args[0]
+    if isinstance(tensor, Foreign) and tensor.made_by in _OTHER_TENSORS:
+        return tensor
     if not isinstance(tensor, TensorView):
         raise malformed("torch._utils._rebuild_parameter of something that is no tensor")
     return tensor
 
 
-def _rebuild_parameter_with_state(args: Args) -> TensorView:
+def _rebuild_parameter_with_state(args: Args) -> TensorView | Foreign:
     """Serve a parameter that somebody hung attributes on, which are let go."""
     _expect(len(args) == 4, "torch._utils._rebuild_parameter_with_state")
     return _rebuild_parameter(args[:3])
 
 
-def _rebuild_from_type(args: Args) -> TensorView:
+def _rebuild_from_type(args: Args) -> TensorView | Foreign:
     """Serve a tensor with attributes: ``(function, class, its arguments, attributes)``."""
-    good = len(args) == 4 and args[0] in _REBUILDS and args[1] in _TENSORS
+    named = len(args) == 4 and isinstance(args[1], ForeignType)
+    good = named and args[0] in (*_REBUILDS, *_OTHER_TENSORS)
     _expect(good and type(args[2]) is tuple, "torch._tensor._rebuild_from_type_v2")
+    if args[1] not in _TENSORS or args[0] in _OTHER_TENSORS:
+        return Foreign(args[1])  # of a class of its own, or of a kind that is stepped over
     rebuild = args[0].reduce
     return cast("TensorView", rebuild(args[2]))
 
@@ -181,8 +186,12 @@ def _empty_bytes(args: Args) -> bytes:
     return b""
 
 
-def _array(args: Args) -> NumpyArray:
-    _expect(len(args) == 3 and args[0] is _NDARRAY and args[1:] == ((0,), b"b"), "_reconstruct")
+def _array(args: Args) -> NumpyArray | Foreign:
+    """Serve an empty array; one of another class, such as a matrix, is stepped over."""
+    _expect(len(args) == 3 and args[1:] == ((0,), b"b"), "_reconstruct")
+    if isinstance(args[0], ForeignType):
+        return Foreign(args[0])
+    _expect(args[0] is _NDARRAY, "_reconstruct")
     return NumpyArray()
 
 
@@ -197,16 +206,16 @@ def _frombuffer(args: Args) -> NumpyArray:
 def _dtype(args: Args) -> NumpyDtype:
     good = len(args) == 3 and args[1] in (False, 0) and args[2] in (True, 1)
     _expect(good, "numpy.dtype")
-    return NumpyDtype(args[0])
+    return NumpyDtype("V" if isinstance(args[0], ForeignType) else args[0])  # of numpy.record
 
 
 def _scalar(args: Args) -> object:
-    good = len(args) == 2 and isinstance(args[0], NumpyDtype) and type(args[1]) is bytes
+    good = len(args) == 2 and isinstance(args[0], NumpyDtype) and isinstance(args[1], bytes | Span)
     _expect(good, "numpy scalar")
     kind, data = args
     if kind.dtype is None:
         return Inert("numpy scalar", None)
-    _expect(len(data) == kind.stored.itemsize, "numpy scalar")
+    _expect(type(data) is bytes and len(data) == kind.stored.itemsize, "numpy scalar")
     return decode(np.frombuffer(data, kind.stored), kind.dtype)[0].item()
 
 
@@ -250,7 +259,7 @@ GLOBALS: dict[tuple[str, str], object] = {
 }
 for _name, _kind in _STORAGES.items():
     GLOBALS["torch", _name] = StorageType(_kind)
-for _kind in STORED:
+for _kind in (*STORED, *OTHER_TYPES):
     GLOBALS["torch", _kind] = Inert("torch.dtype", _kind)
 for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and NumPy 2
     GLOBALS[f"{_core}.multiarray", "_reconstruct"] = Global("_reconstruct", _array)
@@ -267,6 +276,11 @@ GLOBALS |= dict(foreign_globals())
 _REBUILDS = [
     GLOBALS["torch._utils", name]
     for name in ("_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state")
+]
+_OTHER_TENSORS = [
+    found
+    for (module, _), found in GLOBALS.items()
+    if module == "torch._utils" and isinstance(found, ForeignType)
 ]
 _TENSORS = [
     GLOBALS["torch", "Tensor"],

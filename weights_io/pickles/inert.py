@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,11 @@ class Span:
     start: int
     size: int
     encoding: str
+
+    @property
+    def type_name(self) -> str:
+        """Of what it stands for, as Python calls it."""
+        return "builtins.str" if self.encoding == "text" else "builtins.bytes"
 
     def read(self) -> bytes:
         """Return the bytes that stand in the file, or that its text stands for."""
@@ -105,8 +110,10 @@ class TensorView:
 
 
 # Unsigned, complex and wide numbers, and text: in a trainer's state, never in weights.
-_OTHER_CODES = "u[248]|c8|c16|c32|f16|[SU][0-9]{1,6}"
+_OTHER_CODES = "u[248]|c8|c16|c32|f16|[SU][0-9]{1,6}|[Mm]8|V[0-9]{0,6}"
+_OF_PARTS = ("M", "m", "V")  # dates, spans of time, structures: their state says more
 _TEXT_UNITS = {"S": 1, "U": 4}
+_ALONE = "re-save the weights alone: torch.save(model.state_dict(), path)"
 _MOST_SIZES = 64  # NumPy's own limit; a recalled tuple is looked through each time
 
 
@@ -169,17 +176,25 @@ class PickledSet:
             raise malformed("it adds items to a set that is complete")
         self.own.extend(items)
 
+    type_name: ClassVar[str] = "builtins.set"
+
 
 class NumpyDtype:
     """`numpy.dtype` of plain elements; `dtype` is None for those that weights never come in."""
 
+    type_name = "numpy.dtype"
+
     def __init__(self, code: object) -> None:
         if code in ("O", "O8"):
-            raise malformed("an object array: its elements could be anything, code included")
+            raise WeightsFileError(
+                "an object array is refused: its elements could be anything, code included",
+                advice=_ALONE,
+            )
         known = type(code) is str and (code in FROM_NUMPY_CODE or re.fullmatch(_OTHER_CODES, code))
         if type(code) is not str or not known:
             raise malformed(f"numpy dtype {sanitize(code)} is none that weights come in")
         self.dtype = FROM_NUMPY_CODE.get(code)
+        self._has_parts = code[0] in _OF_PARTS
         self._own = (-1, -1, 0)  # element, alignment, flags: only text has its own
         if code[0] in _TEXT_UNITS:
             unit = _TEXT_UNITS[code[0]]
@@ -188,6 +203,8 @@ class NumpyDtype:
 
     def build(self, state: object) -> None:
         """Take the byte order; every other field must say "plain"."""
+        if self._has_parts and type(state) is tuple and len(state) in (8, 9):
+            return  # its arrays are not read, so neither are its parts
         if not (
             type(state) is tuple
             and len(state) == 8
@@ -262,5 +279,5 @@ def malformed(what: str) -> WeightsFileError:
     """Return the error for a pickle that no writer of weights makes."""
     return WeightsFileError(
         f"the pickle is malformed: {what}",
-        advice="re-save the weights alone: torch.save(model.state_dict(), path)",
+        advice=_ALONE,
     )

@@ -20,6 +20,7 @@ from weights_io.pickles.foreign import Foreign, ForeignType, OddKey
 from weights_io.pickles.globals import GLOBALS, Global, refuse
 from weights_io.pickles.inert import (
     CfgNode,
+    Inert,
     Namespace,
     NumpyArray,
     NumpyDtype,
@@ -41,8 +42,11 @@ _STOP = 0x2E
 _INLINE_BYTES = 1024  # longer payloads, most of them array data, stay in the file
 _WIDE = 1 << 63
 _BUILDABLE = (OrderedDict, CfgNode, Namespace, NumpyDtype, NumpyArray, Foreign)
-# An optimiser's state has parameters for keys.
-_ODD_KEYS = (ForeignType, Foreign, TensorView, float, bool, type(None))
+# An optimiser's state has parameters for keys; a cache what it was asked for.
+_ODD_KEYS = (
+    *(ForeignType, Foreign, Inert, NumpyDtype, PickledSet, Span, TensorView),
+    *(bool, bytes, float, tuple, type(None)),
+)
 
 Persistent = Callable[[object], object]
 

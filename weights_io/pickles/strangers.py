@@ -44,6 +44,11 @@ class Stranger(ForeignType):
     module: str
     name: str
 
+    @property
+    def is_listed(self) -> bool:
+        """It is not."""
+        return False
+
 
 def stranger(module: str, name: str) -> Stranger | None:
     """What stands for an unlisted name; None if it refuses the file."""

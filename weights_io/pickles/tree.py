@@ -18,6 +18,7 @@ from weights_io.pickles.inert import (
     Inert,
     Namespace,
     NumpyArray,
+    NumpyDtype,
     PickledSet,
     Span,
     TensorView,
@@ -28,9 +29,10 @@ from weights_io.pickles.modules import PickledModule
 from weights_io.pickles.records import Record
 from weights_io.pickles.strangers import Stranger
 
-Resolve = Callable[[TensorView], LazyArray]
+Resolve = Callable[[TensorView], LazyArray | Inert]
 
 _CONTAINERS = (dict, list, tuple, PickledSet, Namespace, Foreign)
+_DTYPE = Inert(NumpyDtype.type_name, None)
 _PLAIN = (str, int, float, bool, type(None), bytes, Inert)
 
 
@@ -47,6 +49,7 @@ class TreeBuilder:
         self._resolve = resolve
         self._done: dict[int, tuple[object, int]] = {}  # by id: the copy and its unfolded size
         self._open: set[int] = set()
+        self._root = -1
 
     def build(self, raw: object) -> object:
         """Return the plain tree that `raw` stands for; `raw` must outlive the call.
@@ -60,16 +63,25 @@ class TreeBuilder:
         made_by = raw.made_by if isinstance(raw, Foreign) else raw
         if isinstance(made_by, Stranger) and not _is_module(raw):
             refuse(made_by.module, made_by.name)
+        if isinstance(raw, NumpyDtype):
+            raise malformed("a numpy dtype alone is none that weights come in")
+        if isinstance(raw, Span):
+            self._limits.enforce("text_bytes", raw.size, "the pickle holds too long a string")
+        self._root = id(raw)
         copy, _ = self._copy(raw, 0)
         return copy
 
     def _copy(self, raw: object, depth: int) -> tuple[object, int]:
         if type(raw) in _PLAIN:
             return raw, 1
+        if type(raw) is NumpyDtype:
+            return _DTYPE, 1
         key = id(raw)
         if key in self._done:
             return self._done[key]
         if key in self._open:
+            if key != self._root:
+                return Inert("itself", None), 1  # beside the weights: a dead record of it
             raise malformed("an object holds itself")
         self._limits.enforce("depth", depth, "the pickle is nested too deeply")
         if isinstance(raw, _CONTAINERS):
@@ -118,9 +130,9 @@ class TreeBuilder:
         if isinstance(raw, Record) and _is_module(raw):
             return PickledModule(raw, self._budget, self._resolve)
         if isinstance(raw, Foreign):
-            return Inert(raw.type_name, None, not isinstance(raw.made_by, Stranger))
+            return Inert(raw.type_name, None, raw.made_by.is_listed)
         if isinstance(raw, ForeignType):
-            return Inert("type", raw.type_name, not isinstance(raw, Stranger))
+            return Inert("type", raw.type_name, raw.is_listed)
         if isinstance(raw, Getattr):
             refuse(raw.module, raw.name)
         if isinstance(raw, TensorView) and self._resolve is not None:
@@ -128,8 +140,8 @@ class TreeBuilder:
         if isinstance(raw, NumpyArray):
             return self._numpy_array(raw)
         if isinstance(raw, Span):
-            self._limits.enforce("text_bytes", raw.size, "the pickle holds too long a string")
-            return self._span(raw)
+            is_long = raw.size > self._limits.text_bytes
+            return Inert(raw.type_name, None) if is_long else self._span(raw)
         raise malformed(f"a {type(raw).__name__} stands where data should be")
 
     def _span(self, raw: Span) -> str | bytes:

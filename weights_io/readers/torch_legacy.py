@@ -8,7 +8,7 @@ little-endian on every machine.
 from __future__ import annotations
 
 from weights_io.budget import Budget
-from weights_io.dtypes import STORED
+from weights_io.dtypes import stored_bytes
 from weights_io.errors import WeightsFileError
 from weights_io.pickles.inert import Storage, malformed
 from weights_io.pickles.machine import run_pickle
@@ -75,7 +75,7 @@ def _find_records(source: Source, at: int, storages: list[Storage]) -> dict[str,
     records = {}
     for storage in storages:
         count = int.from_bytes(source.read(at, 8), "little", signed=True)
-        size = count * STORED[storage.dtype].itemsize
+        size = count * stored_bytes(storage.dtype)
         check_record_size(storage, size)
         source.require(at + 8, size)
         records[storage.key] = Region(source, at + 8, size)

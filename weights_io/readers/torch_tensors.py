@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weights_io.budget import Budget
-from weights_io.dtypes import STORED, decode
+from weights_io.dtypes import OTHER_STORAGES, STORED, decode, stored_bytes
 from weights_io.errors import WeightsFileError
 from weights_io.lazy import LazyArray
 from weights_io.pickles.globals import refuse
-from weights_io.pickles.inert import Span, Storage, StorageType, TensorView, malformed
+from weights_io.pickles.inert import Inert, Span, Storage, StorageType, TensorView, malformed
 from weights_io.pickles.strangers import Stranger
 from weights_io.source import Readable
 from weights_io.strided import View, check_view, read_view
@@ -40,11 +40,12 @@ class Storages:
             if isinstance(kind, Stranger) and all(map(_is_text, texts)):
                 return kind
         for part in parts:  # a storage of no known type
-            if isinstance(part, Stranger):
+            if isinstance(part, Stranger) and not _is_other(part):
                 refuse(part.module, part.name)
         if type(identity) is not tuple or len(identity) != self._id_length:
             raise malformed("a persistent id is no torch storage")
         tag, kind, key, location, count, *view = identity
+        kind = StorageType(kind.name) if isinstance(kind, Stranger) else kind
         if tag != "storage" or not isinstance(kind, StorageType) or type(key) is not str:
             raise malformed("a persistent id is no torch storage")
         if (
@@ -71,9 +72,11 @@ class TensorResolver:
         self._find, self._budget = find, budget
         self._order: Literal["<", ">"] = ">" if big_endian else "<"
 
-    def __call__(self, tensor: TensorView) -> LazyArray:
-        """Check a tensor against its storage and return it unread."""
+    def __call__(self, tensor: TensorView) -> LazyArray | Inert:
+        """Check a tensor against its storage and return it unread; of another type, that it is."""
         storage = tensor.storage
+        if storage.dtype in OTHER_STORAGES:
+            return Inert(f"torch.{storage.dtype}", None, is_listed=False)
         stored = STORED[storage.dtype].newbyteorder(self._order)
         count = self._budget.admit(tensor.shape, stored.itemsize, "a tensor")
         view = View(tensor.offset, tensor.shape, tensor.strides)
@@ -92,9 +95,13 @@ class TensorResolver:
         return LazyArray(tensor.shape, storage.dtype, read)
 
 
+def _is_other(kind: Stranger) -> bool:
+    return kind.module in ("torch", "torch.storage") and kind.name in OTHER_STORAGES
+
+
 def check_record_size(storage: Storage, size: int) -> None:
     """Raise unless a record of `size` bytes is just what a storage needs."""
-    wanted = storage.count * STORED[storage.dtype].itemsize
+    wanted = storage.count * stored_bytes(storage.dtype)
     if size != wanted:
         raise WeightsFileError(
             f"storage {sanitize(storage.key)} has the wrong size",
