@@ -214,6 +214,61 @@ def repvit(parts: Parts) -> Linear | None:
 
 
 @member(
+    "repvit-first",
+    "conv1.c.weight",
+    fused="",
+    eps=(1e-5,),
+    users="RepViT M1 to M3 (its first version)",
+    keys=rf"conv1?\.c\.weight|conv1?\.bn\.{NORM}",
+)
+def repvit_first(parts: Parts) -> Linear | None:
+    """The same without the outer batch norm: dw3x3 BN + dw1x1 BN + x, in place."""
+    dense = parts.conv_bn("conv.c", "conv.bn")
+    main = dense.parts[0] if dense else None
+    point = parts.conv_bn("conv1.c", "conv1.bn", like=main) if main else None
+    if dense is None or main is None or point is None or is_wide(point):
+        return None
+    if main.in_channels != main.out_channels:
+        return None
+    return Sum(dense, point, Identity("x", main.in_channels, main.groups))
+
+
+@member(
+    "replknet",
+    "lkb_origin.conv.weight",
+    fused="lkb_reparam",
+    eps=(1e-5,),
+    users="RepLKNet, FastViT (Apple)",
+    keys=rf"(lkb_origin|small_conv)\.(conv\.weight|bn\.{NORM})",
+)
+def replknet(parts: Parts) -> Linear | None:
+    """Ding et al., "RepLKNet" (arXiv 2203.06717, section 3): a small kernel in a large one."""
+    return _large(parts, "lkb_origin")
+
+
+@member(
+    "replknet-timm",
+    "large_conv.conv.weight",
+    fused="reparam_conv",
+    eps=(1e-5,),
+    users="timm's FastViT, MobileCLIP",
+    keys=rf"(large|small)_conv\.(conv\.weight|bn\.{NORM})",
+)
+def replknet_timm(parts: Parts) -> Linear | None:
+    """The same under timm's names."""
+    return _large(parts, "large_conv")
+
+
+def _large(parts: Parts, name: str) -> Linear | None:
+    large = parts.conv_bn(f"{name}.conv", f"{name}.bn")
+    main = large.parts[0] if large else None
+    small = parts.conv_bn("small_conv.conv", "small_conv.bn", like=main) if main else None
+    if large is None or main is None or small is None or small.parts[0].kernel > main.kernel:
+        return None
+    return Sum(large, small)
+
+
+@member(
     "yolov10-dw",
     "conv1.conv.weight",
     fused="conv",

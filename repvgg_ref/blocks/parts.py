@@ -106,9 +106,14 @@ class Parts:
         Without an identity none of its arrays depends on the groups: depthwise, or ungrouped.
         """
         seen = self.shapes.get(f"{skip}.running_mean", ())
-        if len(seen) == 1 and seen[0] % per_group == 0 and outputs % (seen[0] // per_group) == 0:
+        groups = seen[0] // per_group if len(seen) == 1 else 0
+        if groups and seen[0] % per_group == 0 and outputs % groups == 0:
             return seen[0]
         return outputs if per_group == 1 else per_group
+
+    def first(self, name: str) -> int:
+        """The first extent of an array; 0 if it is not there, or has none."""
+        return next(iter(self.shapes.get(name, ())), 0)
 
     def norm(self, name: str, channels: int) -> Norm | None:
         """The batch norm called `name`, if it is there and has as many channels."""

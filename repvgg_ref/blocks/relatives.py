@@ -119,10 +119,9 @@ def orepa_repvgg(parts: Parts) -> Linear | None:
 
 def _online(parts: Parts, at: str) -> Sum | None:
     """OREPA's kernel: convolutions one behind the other, each times a row of `vector`."""
-    origin, deep = parts.conv(f"{at}origin"), parts.shapes.get(f"{at}gconv_dw.weight", ())
-    seen = parts.shapes.get(f"{at}origin.weight", (1, 1))[1]
-    inputs = deep[0] // _EXPANDED if deep else 0
-    middle = parts.shapes.get(f"{at}1x1_kxk_idconv1.weight", (0,))[0]
+    origin, middle = parts.conv(f"{at}origin"), parts.first(f"{at}1x1_kxk_idconv1.weight")
+    inputs = parts.first(f"{at}gconv_dw.weight") // _EXPANDED
+    seen = parts.shapes[f"{at}origin.weight"][1] if origin is not None else 1
     if origin is None or not inputs or not middle or inputs % seen:
         return None
     main = replace(origin, in_channels=inputs, groups=inputs // seen)
@@ -171,7 +170,7 @@ def _online(parts: Parts, at: str) -> Sum | None:
 def orepa_point(parts: Parts) -> Linear | None:
     """OREPA's 1x1 block: W, and two 1x1 convolutions one behind the other."""
     main = parts.conv("origin")
-    middle = parts.shapes.get("l2i_conv1.weight", (0,))[0]
+    middle = parts.first("l2i_conv1.weight")
     after = parts.norm("bn", main.out_channels) if main is not None else None
     if main is None or after is None or not middle:
         return None
@@ -205,7 +204,7 @@ def ecbsr(parts: Parts) -> Linear | None:
     branches: list[Linear] = [main]
     for kind in ("3x3", "sbx", "sby", "lpl"):
         at, masked = f"conv1x1_{kind}", kind != "3x3"
-        middle = parts.shapes.get(f"{at}.0.bias", (0,))[0]
+        middle = parts.first(f"{at}.0.bias")
         if not middle:
             return None
         first = Conv(f"{at}.0", main.in_channels, middle, (1, 1), bias=True)

@@ -229,7 +229,17 @@ def _inferred(
         for name, after in aux_positions(names).items()
         if f"{name}.conv.weight" in shapes
     )
-    return Architecture("custom", _of_kind(blocks, shapes, form, kinds, said), classes, aux)
+    found = _of_kind(blocks, shapes, form, kinds, said)
+    _require_gates(found, shapes)
+    return Architecture("custom", found, classes, aux)
+
+
+def _require_gates(blocks: tuple[BlockSpec, ...], shapes: Mapping[str, Shape]) -> None:
+    """Raise unless all blocks have a gate or none has, or the last ones, as in MobileOne-S4."""
+    gated = [spec.se != "none" for spec in blocks]
+    first = gated.index(True) if any(gated) and KINDS[blocks[0].kind].gate else 0
+    if any(gated) and not all(gated[first:]):
+        required_shape(shapes, f"{blocks[gated.index(False, first)].name}.se.down.weight", 4)
 
 
 def _of_kind(

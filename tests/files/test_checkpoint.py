@@ -16,6 +16,7 @@ from repvgg_ref.errors import CheckpointError, NotFusibleError
 from repvgg_ref.files.checkpoint import open_checkpoint, require_complete
 from repvgg_ref.files.opened import Checkpoint
 from repvgg_ref.models.graph import Network
+from repvgg_ref.models.mobileone import mobileone
 from tests.files.checkpoint_files import PLUS, SMALL, SQUEEZED, small_model, small_state, written
 from tests.random_networks import random_model
 
@@ -217,6 +218,16 @@ def test_squeeze_and_excitation_must_be_in_every_block(tmp_path: Path) -> None:
     state = small_model(SQUEEZED).state_dict()
     kept = {n: a for n, a in state.items() if not n.startswith("stage1.0.se.")}
     assert "stage1.0.se.down.weight" in _refusal(written(tmp_path, kept))
+
+
+def test_gates_of_a_mobileone_may_begin_late_but_have_no_gap(tmp_path: Path) -> None:
+    arch = mobileone(
+        "small", widths=(0.25, 0.25, 0.25, 0.25), gates=(0, 0, 1, 1), depths=(1, 1, 2, 1)
+    )
+    state = rr.build(arch).state_dict()
+    assert rr.load(written(tmp_path, state)).arch.blocks == arch.blocks
+    kept = {n: a for n, a in state.items() if not n.startswith("stage4.0.se.")}
+    assert "stage4.0.se.down.weight" in _refusal(written(tmp_path, kept))
 
 
 def test_branches_must_be_in_every_block(tmp_path: Path) -> None:

@@ -145,6 +145,31 @@ class RepVit(nn.Module):  # type: ignore[misc]
         return self.bn(self.conv(x) + self.conv1(x) + x)
 
 
+class RepVitFirst(nn.Module):  # type: ignore[misc]
+    """RepVGGDW of RepViT's first version."""
+
+    def __init__(self, c: int, eps: float) -> None:
+        super().__init__()
+        self.conv = Named(conv(c, c, 3, groups=c), bn(c, eps), ("c", "bn"))
+        self.conv1 = Named(conv(c, c, 1, groups=c), bn(c, eps), ("c", "bn"))
+
+    def forward(self, x: Any) -> Any:
+        return self.conv(x) + self.conv1(x) + x
+
+
+class Large(nn.Module):  # type: ignore[misc]
+    """RepLKNet's large kernel and the small one beside it."""
+
+    def __init__(self, c: int, k: int, small: int, name: str) -> None:
+        super().__init__()
+        self.called = name
+        self.add_module(name, Named(conv(c, c, k, groups=c), bn(c, 1e-5)))
+        self.small_conv = Named(conv(c, c, small, groups=c), bn(c, 1e-5))
+
+    def forward(self, x: Any) -> Any:
+        return getattr(self, self.called)(x) + self.small_conv(x)
+
+
 class Dw(nn.Module):  # type: ignore[misc]
     """RepVGGDW of YOLOv10."""
 
@@ -282,6 +307,9 @@ PLAIN: dict[str, tuple[str, Any, str]] = {
         "reparam_conv",
     ),
     "repvit": ("repvit", lambda: RepVit(6, 1e-5), ""),
+    "repvit first": ("repvit-first", lambda: RepVitFirst(6, 1e-5), ""),
+    "replknet": ("replknet", lambda: Large(4, 13, 5, "lkb_origin"), "lkb_reparam"),
+    "replknet timm": ("replknet-timm", lambda: Large(4, 7, 3, "large_conv"), "reparam_conv"),
     "yolov10": ("yolov10-dw", lambda: Dw(6, 1e-3), "conv"),
     "acb": ("acb", lambda: Acb(4, 6, 3, 1e-5), "fused_conv"),
     "acb 5": ("acb", lambda: Acb(4, 6, 5, 1e-5), "fused_conv"),

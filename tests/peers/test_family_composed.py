@@ -8,6 +8,7 @@ import pytest
 
 import weights_io
 from repvgg_ref.files.convert_modules import convert_modules
+from repvgg_ref.files.modules import find_blocks
 from repvgg_ref.oracle.weights.family import judge_family
 
 torch = pytest.importorskip("torch")
@@ -113,3 +114,19 @@ def test_an_identity_that_no_key_tells_leaves_the_verdict_open(case: str, tmp_pa
     other[fused][0, 1, 0, 0] += 1
     torch.save(other, tmp_path / "wrong.pth")
     assert judge_family(tmp_path / "train.pth", tmp_path / "wrong.pth").verdict == "disagree"
+
+
+@pytest.mark.parametrize("case", BLOCKS)
+def test_a_block_with_one_array_of_another_shape_is_none(case: str) -> None:
+    """Whatever the shape, nothing is raised; but for a part that is a smaller block by itself."""
+    kind = BLOCKS[case][0]
+    state = drawn(BLOCKS[case][1], seed=1).state_dict()
+    shapes = {f"m.{key}": tuple(array.shape) for key, array in state.items()}
+    (block,) = find_blocks(shapes).found
+    assert block.member.name == kind
+    for key in block.names.values():
+        shape = shapes[key]
+        for other in ((), (0,), (7,), shape[1:], (*shape, 1), (0, *shape[1:]), (*shape[:-1], 2)):
+            found = find_blocks(shapes | {key: other}).found
+            numbers = not shape or shape == (1,)  # one number, in any shape
+            assert numbers or all(each.member.name != kind for each in found), (key, other)
