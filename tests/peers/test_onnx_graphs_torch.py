@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from repvgg_ref.files.convert_graph import convert_graph
-from tests.peers.family_modules import BLOCKS, bn, conv, drawn, response
+from tests.peers.family_modules import PLAIN, bn, conv, drawn, response
 from tests.peers.linear_graphs import operators, run
 
 pytestmark = pytest.mark.peers
@@ -88,7 +88,7 @@ class Strided(nn.Module):  # type: ignore[misc]
 
 
 NETWORKS: dict[str, Callable[[], Any]] = {
-    **{name: b for name, (_, b, _) in BLOCKS.items() if name not in NOT_LINEAR_AS_EXPORTED},
+    **{name: b for name, (_, b, _) in PLAIN.items() if name not in NOT_LINEAR_AS_EXPORTED},
     "fastvit": lambda: Mixer(6),
     "ecbsr": lambda: Edges(6),
     "halves": lambda: Ghost(8),
@@ -158,9 +158,7 @@ def test_a_block_is_one_convolution_and_gives_what_torch_gives(
 @pytest.mark.parametrize("folded", [False, True], ids=["norms kept", "norms folded"])
 def test_networks_of_many_blocks(folded: bool, tmp_path: Path) -> None:
     """Every block of a chain, a residual around some; a separable pair stays two."""
-    parts = [
-        drawn(BLOCKS[name][1], seed=k) for k, name in enumerate(("yolov6", "repvit", "yolov9"))
-    ]
+    parts = [drawn(PLAIN[name][1], seed=k) for k, name in enumerate(("yolov6", "repvit", "yolov9"))]
     separable = [conv(6, 6, 3, groups=6), conv(6, 8, 1)]
 
     class Network(nn.Module):  # type: ignore[misc]

@@ -15,6 +15,7 @@ from repvgg_ref.data.source import DataError
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model, build, fuse
+from repvgg_ref.train.accuracy import Score
 from repvgg_ref.train.agreement import check_agreement
 from repvgg_ref.train.comm import Solo
 from repvgg_ref.train.evaluate import Evaluation, evaluate
@@ -97,6 +98,7 @@ def test_an_evaluation_counts_right_and_near_answers() -> None:
     order = np.argsort(-logits, axis=1)
     assert found.images == 9
     assert found.trained.top1 == np.mean(order[:, 0] == labels)
+    assert isinstance(found.trained, Score)
     assert found.trained.top5 == 1.0  # there are five classes
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(9), labels]
     assert found.trained.loss == pytest.approx(losses.mean(), rel=1e-6)

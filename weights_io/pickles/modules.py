@@ -19,7 +19,7 @@ from weights_io.pickles.inert import CfgNode, Inert, PickledSet, TensorView
 from weights_io.pickles.records import PARTS, Record
 from weights_io.text import sanitize
 
-Resolve = Callable[[TensorView], LazyArray]
+Resolve = Callable[[TensorView], LazyArray | Inert]
 
 _UNSAVED = "_non_persistent_buffers_set"
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
@@ -130,7 +130,15 @@ class _Walk:
 
     def _array(self, one: _Module, full: str, value: object) -> LazyArray:
         if isinstance(value, TensorView) and self._resolve is not None:
-            return self._resolve(value)
+            found = self._resolve(value)
+            if isinstance(found, LazyArray):
+                return found
+            raise WeightsFileError(
+                f"{sanitize(full)} is a tensor of a type that no weights are read in",
+                got=sanitize(found.type_name),
+                wanted="real numbers of up to 64 bits",
+                advice="save the state dict without it, where the module's code is",
+            )
         raise _misplaced(one, full, value, "an array")
 
     def _child(self, one: _Module, full: str, value: object, found: ModuleRecord) -> ModuleRecord:
