@@ -15,8 +15,8 @@ from repvgg_ref.oracle.integers.onnx_shapes import Shape
 from weights_io import sanitize
 
 IGNORED = (
-    "its bias has a scale that is not input_scale * weight_scale, which ONNX Runtime heeds only where "
-    "it does not fuse the layer"
+    "its bias has a scale that is not input_scale * weight_scale, which ONNX Runtime heeds only "
+    "where it does not fuse the layer"
 )
 _SUFFIXES = ("_QuantizeLinear_Output", "_quantized", "_output_0")
 
