@@ -145,5 +145,6 @@ def test_the_convention_table_is_whole() -> None:
         "convolution",
         "eps",
         "padding",
+        "changed weights",
         "authority",
     ]

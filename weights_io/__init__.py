@@ -8,7 +8,9 @@ from weights_io.archive import Archive, open_weights
 from weights_io.errors import LimitError, RefusedGlobalError, ReportedError, WeightsFileError
 from weights_io.lazy import LazyArray
 from weights_io.limits import DEFAULT_LIMITS, Limits
+from weights_io.modules import ModuleRecord
 from weights_io.pickles.inert import Inert
+from weights_io.pickles.modules import PickledModule
 from weights_io.regular import IrregularFileError, open_regular, read_regular
 from weights_io.text import printable, sanitize
 from weights_io.writers.atomic import atomic_path, reported, sweep
@@ -26,6 +28,8 @@ __all__ = [
     "LazyArray",
     "LimitError",
     "Limits",
+    "ModuleRecord",
+    "PickledModule",
     "RefusedGlobalError",
     "ReportedError",
     "WeightsFileError",

@@ -34,7 +34,8 @@ class Archive:
         "safetensors" or "npz"; with "-shards" behind it for several files and their index.
     root : object
         What the file holds: dicts, lists, tuples, sets of strings, numbers, text, `Inert`
-        stand-ins, and `LazyArray` for each array. A flat dict for npz and safetensors.
+        stand-ins, `LazyArray` for each array, and `PickledModule` for each torch module. A flat
+        dict for npz and safetensors.
     metadata : dict of str to str
         What the writer says beside the arrays: ``__metadata__``, or a torch zip's record of ours.
     """

@@ -30,6 +30,10 @@ _CHARGED: tuple[Charged, ...] = Charged.__args__  # type: ignore[attr-defined]
 
 
 _FREE_BYTES, _FREE_COMPARISONS = 1 << 16, 1000
+# What a pickle's machine may do, of any file and for each so many bytes of a larger one: a network
+# of a thousand layers, pickled whole, has a million opcodes in a hundred megabytes.
+_FREE_OPCODES, _BYTES_AN_OPCODE = 250_000, 16
+_FREE_MEMO, _BYTES_A_PLACE = 150_000, 32
 
 
 class Budget:
@@ -53,7 +57,9 @@ class Budget:
             "total_bytes": max(in_file, free),
             "copied_bytes": max(in_file, _FREE_BYTES),
             "comparisons": max(in_file, _FREE_COMPARISONS),
+            "opcodes": max(file_bytes // _BYTES_AN_OPCODE, _FREE_OPCODES),
         }
+        self._most_memo = min(limits.memo, max(file_bytes // _BYTES_A_PLACE, _FREE_MEMO))
         for field, most in in_proportion.items():
             self._most[field] = min(self._most[field], most)
 
@@ -75,6 +81,16 @@ class Budget:
             if field == "total_bytes":
                 advice += " or .expansion, or unpack the archive into a folder"
             raise LimitError(what, got=self._spent[field], wanted=f"at most {most}", advice=advice)
+
+    def admit_memo(self, places: int) -> None:
+        """Raise `LimitError` if a pickle remembers more than the file may ask for."""
+        if places > self._most_memo:
+            raise LimitError(
+                "the pickle remembers too many objects",
+                got=places,
+                wanted=f"at most {self._most_memo}",
+                advice="if you trust the file, raise weights_io.Limits.memo",
+            )
 
     def keep_text(self, text: str) -> str:
         """Charge the memory of a string of the file, and return it."""

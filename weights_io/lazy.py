@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from weights_io.dtypes import STORED
 from weights_io.errors import LimitError
+from weights_io.modules import ModuleRecord
 
 
 class LazyArray:
@@ -20,16 +21,27 @@ class LazyArray:
     shape : tuple of int
     dtype : str
         One of float16, bfloat16, float32, float64, int64, int32, int16, int8, uint8, bool.
+    module : ModuleRecord or None
+        The module that holds it, in a pickled whole; None in a file of arrays alone.
     """
 
-    __slots__ = ("_read", "dtype", "shape")
+    __slots__ = ("_read", "dtype", "module", "shape")
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: str, read: Callable[[], NDArray[Any]]
+        self,
+        shape: tuple[int, ...],
+        dtype: str,
+        read: Callable[[], NDArray[Any]],
+        module: ModuleRecord | None = None,
     ) -> None:
         self.shape = shape
         self.dtype = dtype
         self._read = read
+        self.module = module
+
+    def of(self, module: ModuleRecord) -> LazyArray:
+        """The same array, as `module` holds it."""
+        return LazyArray(self.shape, self.dtype, self._read, module)
 
     @property
     def nbytes(self) -> int:

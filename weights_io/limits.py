@@ -31,8 +31,8 @@ class Limits:
     members: int = 20_000  # of a zip archive
     compression_ratio: int = 200  # of a member larger than one MiB
     pickle_bytes: int = 16 * _MIB  # of one pickle, the array data in it not counted
-    opcodes: int = 250_000  # of a file, all its pickles together
-    memo: int = 150_000
+    opcodes: int = 2_000_000  # of a file, all its pickles together; 250,000, or one in 16 bytes
+    memo: int = 1_000_000  # of a pickle; 150,000, or one in 32 bytes
     nodes: int = 250_000  # of the tree, every shared part counted each time; of JSON
     containers: int = 50_000  # of a file: dicts, lists, tuples and sets of its tree
     comparisons: int = 250_000  # of a file: items of sets, attributes; at most `expansion` a byte

@@ -24,6 +24,8 @@ _ASCII = {
     "\N{HORIZONTAL ELLIPSIS}": "...",
     "\N{LESS-THAN OR EQUAL TO}": "<=",
     "\N{GREATER-THAN OR EQUAL TO}": ">=",
+    # heights of a line of bars, from the lowest
+    **dict(zip("\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", "_.:-=+*#", strict=True)),
 }
 _ERRORS = "repvgg-ref-ascii"
 

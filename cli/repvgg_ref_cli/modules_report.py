@@ -69,7 +69,8 @@ def show_modules(source: Path, done: ModulesConversion, *, to_stdout: bool) -> N
     for message in done.notes:
         tell(f"       {message}")
     for block in done.blocks[:_SHOWN]:
-        tell(f"       {sanitize(block.fused or '.')}: {block.member.name}, eps {block.eps:g}")
+        eps = f", eps {block.eps:g}" if block.member.eps else ""
+        tell(f"       {sanitize(block.fused or '.')}: {block.member.name}{eps}")
     if len(done.blocks) > _SHOWN:
         tell(f"       ... {len(done.blocks) - _SHOWN} more: --json lists them")
     where = "stdout" if to_stdout else sanitize(str(done.out))

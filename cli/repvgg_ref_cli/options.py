@@ -213,9 +213,12 @@ def assumed_line(assumed: Assumed) -> list[str]:
     """What to tell people of an assumption: one line, or none."""
     if not assumed:
         return []
-    others = ["--eps"] if assumed.eps is not None else []
+    others = [] if assumed.eps is None or assumed.is_fused else ["--eps"]
     others += [f"--{what}" for what, steps in assumed.steps.items() if steps]
-    return [f"assumed {assumed}: nobody has said it; {', '.join(others)} say otherwise"]
+    advice = [f"{', '.join(others)} say otherwise"] if others else []
+    if assumed.is_fused:
+        advice.append("of another eps, fuse the trained file again")
+    return [f"assumed {assumed}: nobody has said it; {'; '.join(advice)}"]
 
 
 def refuse_options(ctx: click.Context, names: Iterable[str], why: str) -> None:

@@ -45,14 +45,16 @@ class InputFile(File):
         return _copied(ctx, param)
 
 
-class Candidate(InputFile):
-    """What `verify` takes for a candidate: ``-`` as above, any other text as it stands."""
+class FileOrName(InputFile):
+    """A file, or a name of something else: ``-`` as above, any other text as it stands."""
 
-    name = "candidate"
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The text, or the path of the copy."""
-        return super().convert(value, param, ctx) if str(value) == _DASH else value
+        return super().convert(value, param, ctx) if str(value) in ("", _DASH) else value
 
 
 def without_copy(text: object) -> str:

@@ -137,6 +137,7 @@ def asymmetric(spec: BlockSpec) -> Linear:
     "BN(WK x) + ... + BN(WK x) + BN(W1 x) + BN0(x)",
     {"branch_kxk": "rbr_conv", "branch_scale": "rbr_scale", "branch_skip.bn": "rbr_skip"},
     fused="reparam_conv",
+    gate={"se.down": "se.reduce", "se.up": "se.expand"},
 )
 def mobileone(spec: BlockSpec) -> Linear:
     """Vasu et al., "MobileOne" (arXiv 2206.04040, section 3.2); W1 only beside a larger kernel."""
@@ -237,6 +238,14 @@ def diverse(spec: BlockSpec) -> Linear:
         Chain(*average, Norm("average.bn", out)),
         Chain(*sequence, Norm("sequence.bn", out)),
     )
+
+
+@block("repvit", "BN(BN3(W3 x) + W1 x + b + x)", {}, fused="")
+def repvit(spec: BlockSpec) -> Linear:
+    """RepVGGDW of RepViT (arXiv 2307.09283, section 3.3), whose 1x1 convolution has a bias."""
+    dense, point = conv_bn(spec, "dense", spec.kernel), conv(spec, "point", 1, bias=True)
+    same = [identity(spec, "same")] if spec.can_add_input else []
+    return Chain(Sum(dense, point, *same), Norm("bn", spec.out_channels))
 
 
 @block("conv-bn", "BN(W x)", {}, fused="conv")

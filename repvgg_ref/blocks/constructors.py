@@ -22,10 +22,14 @@ from repvgg_ref.errors import NotFusibleError, ShapeError
 
 @dataclass(frozen=True)
 class Scale:
-    """Times a number a channel, or one number (rule 4): LayerScale, alpha; follows in a `Chain`."""
+    """Times a number a channel, or one number (rule 4): LayerScale, alpha; follows in a `Chain`.
+
+    With a `row` it is one of several that an array (B, C) holds.
+    """
 
     name: str
     shape: tuple[int, ...]
+    row: int | None = None
 
     starts = property(lambda self: {self.name: 1.0})
 
@@ -35,16 +39,23 @@ class Scale:
 
     def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
         """``y = v x``."""
-        return x * run.on_channels(_vector(run.params[self.name])), x
+        return x * run.on_channels(_vector(self._own(run.params[self.name]))), x
 
     def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
         """``grad_v = sum(grad_y x)``, ``grad_x = v grad_y``."""
-        v = run.params[self.name]
+        whole = run.params[self.name]
+        v = self._own(whole)
         summed = run.over_pixels(grad_y * cache)
-        total = summed.sum() if prod(self.shape) == 1 else summed
-        run.add_grad(self.name, total.reshape(v.shape))
+        total = (summed.sum() if v.size == 1 else summed).reshape(v.shape)
+        if self.row is not None:
+            alone, total = total, 0 * whole
+            total[self.row] = alone
+        run.add_grad(self.name, total)
         grad_x: Array = grad_y * run.on_channels(_vector(v))
         return grad_x
+
+    def _own(self, array: Array) -> Array:
+        return array if self.row is None else array[self.row]
 
     def after(self, form: Form, read: Reader, rows: slice) -> Form:
         """Kernel and bias times v."""
@@ -140,25 +151,22 @@ class FormulaConv:
         return Form((term,), 0 * one, 0 * one, self.stride, self.groups, roundings)
 
 
-@dataclass(frozen=True)
-class Pad:
-    """A border of what the batch norm before it makes of zero (rule 10), in a `Chain`.
-
-    In training it is made of the running statistics as this step leaves them, and is a constant of
-    the gradient, as in the code of diverse-branch blocks.
-    """
+class _Bordered:
+    """A border of one number a channel (rule 10), in a `Chain`."""
 
     width: Pair
-    norm: Norm
-
     growth = property(lambda self: (2 * self.width[0], 2 * self.width[1]))
 
     def shapes(self) -> Shapes:
         """Nothing of its own."""
         return {}
 
+    def fill(self, run: Run) -> Array:
+        """The border's numbers, (C,)."""
+        raise NotImplementedError
+
     def forward(self, x: Array, run: Run) -> tuple[Array, Any]:
-        """The border is ``beta - mean gamma / sqrt(var + eps)``."""
+        """The image, and `fill` around it."""
         first = 1 if run.ops.layout == "NHWC" else 2
         shape = list(x.shape)
         for axis, width in enumerate(self.width, start=first):
@@ -168,15 +176,36 @@ class Pad:
         y[self._inside(run)] = x
         return y, None
 
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """What is inside."""
+        return grad_y[self._inside(run)]
+
+    def _inside(self, run: Run) -> tuple[slice, ...]:
+        (top, left), at = self.width, slice(None)
+        rows, columns = slice(top, -top or None), slice(left, -left or None)
+        return (at, rows, columns) if run.ops.layout == "NHWC" else (at, at, rows, columns)
+
+
+@dataclass(frozen=True)
+class Pad(_Bordered):
+    """A border of what the batch norm before it makes of zero, as in diverse-branch blocks.
+
+    In training it is made of the running statistics as this step leaves them, and is a constant of
+    the gradient, as in their code.
+    """
+
+    width: Pair
+    norm: Norm
+
     def fill(self, run: Run) -> Array:
-        """The border's numbers, (C,)."""
+        """``beta - mean gamma / sqrt(var + eps)``."""
         gamma, beta, mean, var = (run.params[f"{self.norm.name}.{p}"] for p in NORM_VECTORS)
         seen = run.stats.get(self.norm.name) if run.training else None
         if seen is not None:
             mean, var = run.ops.update_running_stats(
                 mean, var, seen.mean, seen.var, momentum=run.momentum, count=seen.pixels
             )
-        fill: Array = beta - mean * gamma / sqrt(var + scalar_like(run.eps, var))
+        fill: Array = beta - mean * gamma / sqrt(var + scalar_like(self.norm.eps_in(run), var))
         return fill
 
     def border(self, read: Reader, rows: slice) -> Border:
@@ -186,14 +215,30 @@ class Pad:
         nothing = Form((), zero, zero, (1, 1), 1, 0)
         return Border(self.width, self.norm.after(nothing, read, rows).bias)
 
-    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
-        """What is inside."""
-        return grad_y[self._inside(run)]
 
-    def _inside(self, run: Run) -> tuple[slice, ...]:
-        (top, left), at = self.width, slice(None)
-        rows, columns = slice(top, -top or None), slice(left, -left or None)
-        return (at, rows, columns) if run.ops.layout == "NHWC" else (at, at, rows, columns)
+@dataclass(frozen=True)
+class BiasPad(_Bordered):
+    """A border of the bias of the convolution before it, which its gradient goes to as well."""
+
+    width: Pair
+    conv: Conv
+
+    _name = property(lambda self: f"{self.conv.name}.bias")
+
+    def fill(self, run: Run) -> Array:
+        """The bias."""
+        return run.params[self._name]
+
+    def border(self, read: Reader, rows: slice) -> Border:
+        """The same for a fusion; zeros where the convolution has no bias."""
+        zeros = 0 * read.ones(len(range(self.conv.out_channels)[rows]))
+        return Border(self.width, read.vector(self._name, rows) if self.conv.bias else zeros)
+
+    def backward(self, grad_y: Array, cache: Any, run: Run) -> Array:
+        """What is inside; what is not is the bias's."""
+        inside: Array = super().backward(grad_y, cache, run)
+        run.add_grad(self._name, run.over_pixels(grad_y) - run.over_pixels(inside))
+        return inside
 
 
 @dataclass(frozen=True)
@@ -276,6 +321,7 @@ class Slice:
     in_channels = property(lambda self: self.channels)
     out_channels = property(lambda self: self.stop - self.start)
     groups, stride, growth = 1, (1, 1), (0, 0)
+    lattice = Lattice((0, 0), (1, 1), (1, 1))
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop <= self.channels:
@@ -320,7 +366,9 @@ def _vector(v: Array) -> Array:
 
 def spread(numbers: Scale | Bias, read: Reader, rows: slice, count: int) -> Array:
     """A number for each of some outputs, in the arithmetic of the fusion."""
-    flat = read._replace(params={numbers.name: read.params[numbers.name].reshape(-1)})
-    if prod(numbers.shape) == 1:
+    row = getattr(numbers, "row", None)
+    own = read.params[numbers.name] if row is None else read.params[numbers.name][row]
+    flat = read._replace(params={numbers.name: own.reshape(-1)})
+    if own.size == 1:
         return flat.vector(numbers.name, slice(None)).repeat(count)
     return flat.vector(numbers.name, rows)

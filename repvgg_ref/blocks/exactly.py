@@ -15,6 +15,8 @@ from repvgg_ref.blocks.form import Form, Pair
 from repvgg_ref.blocks.run import Linear, Reader
 from repvgg_ref.exact.rounding import Exact, Ratios, sums_of_products
 
+_MANY = 1 / 8  # of the taps at an offset; in float64 it is all of them
+
 
 class Exactly:
     """The exact kernel and bias of some output channels, computed where they are asked for.
@@ -34,6 +36,7 @@ class Exactly:
         self._linear, self._read, self._rows, self._form = linear, read, rows, form
         self._scales: list[dict[int, Fraction]] = [{} for _ in form.terms]
         self._biases: dict[int, Fraction] = {}
+        self._whole: Form | None = None
 
     def scales(self, term: int) -> list[Fraction]:
         """The scales of a stored kernel's rows."""
@@ -91,7 +94,13 @@ class Exactly:
             known.update({first + at: scale for at, scale in enumerate(term.scale)})
 
     def _computed(self, row: Array, channel: Array, offset: Pair) -> Ratios:
-        """Taps of convolutions one behind the other, each in a form of its own."""
+        """Taps of convolutions one behind the other, each in a form of its own; many in one."""
+        taps_there = self._form.terms[0].kernel[..., 0, 0].size
+        if len(row) > _MANY * taps_there or self._whole is not None:
+            if self._whole is None:
+                self._whole = self._linear.form(self._read, self._rows)
+            taps = self._whole.at(offset)[row, channel]
+            return Ratios([each.numerator for each in taps], [each.denominator for each in taps])
         found = []
         for r, c in zip(row.tolist(), channel.tolist(), strict=True):
             at = self._rows.start + r

@@ -11,69 +11,20 @@ fused kernel. Sources are in each function.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
+from repvgg_ref.blocks import relatives as relatives  # its entries, which ask more of a file
 from repvgg_ref.blocks.catalogue import kind as catalogued
 from repvgg_ref.blocks.constructors import Bias, Scale
-from repvgg_ref.blocks.linear import Chain, Conv, Identity, Sum
-from repvgg_ref.blocks.parts import Parts, is_number, is_wide, renamed
+from repvgg_ref.blocks.linear import Chain, Identity, Sum
+from repvgg_ref.blocks.member import FAMILY as FAMILY
+from repvgg_ref.blocks.member import NORM, other_identity
+from repvgg_ref.blocks.member import Member as Member
+from repvgg_ref.blocks.member import member as member
+from repvgg_ref.blocks.parts import Parts, is_number, is_wide, renamed, with_eps
 from repvgg_ref.blocks.run import Linear
 from repvgg_ref.blocks.spec import BlockSpec
 
-Build = Callable[[Parts], "Linear | None"]
-
-
-@dataclass(frozen=True)
-class Member:
-    """A kind of block.
-
-    Attributes
-    ----------
-    name : str
-    anchor : str
-        The end of a key that every such block has; what stands before it is the block's prefix.
-    build : callable
-        From the shapes behind the prefix to the expression; None if it is none of this kind.
-    fused : str
-        The deploy form's convolution, ``PREFIX.fused.weight``; "" for the prefix itself.
-    eps : tuple of float
-        What its users have; of several the file's other keys must tell.
-    users : str
-    keys : str
-        A pattern of all ends of keys that belong to the block.
-    note : str
-        What keys cannot tell, and what is assumed.
-    """
-
-    name: str
-    anchor: str
-    build: Build
-    fused: str
-    eps: tuple[float, ...]
-    users: str
-    keys: str
-    note: str = ""
-
-    def owns(self, end: str) -> bool:
-        """Whether a key with this end, behind the prefix, is the block's."""
-        return re.fullmatch(self.keys, end) is not None
-
-
-FAMILY: dict[str, Member] = {}
-_NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 _CONV = r"(weight|bias)"
-
-
-def member(name: str, anchor: str, **about: Any) -> Callable[[Build], Build]:
-    """Register the decorated function as a kind; those that ask more of a file come first."""
-
-    def register(build: Build) -> Build:
-        FAMILY[name] = Member(name, anchor, build, **about)
-        return build
-
-    return register
 
 
 @member(
@@ -82,8 +33,10 @@ def member(name: str, anchor: str, **about: Any) -> Callable[[Build], Build]:
     fused="rbr_reparam",
     eps=(1e-3,),
     users="YOLOv6 v2, YOLO-NAS",
-    keys=rf"rbr_dense\.conv\.weight|rbr_dense\.bn\.{_NORM}|rbr_1x1\.weight",
-    note="the identity has no key: it is taken where channels are equal, V2's average never",
+    keys=rf"rbr_dense\.conv\.weight|rbr_dense\.bn\.{NORM}|rbr_1x1\.weight|rbr_identity\.{NORM}",
+    untold="the identity has no key: it is taken where channels are equal, V2's average never",
+    told_by="rbr_identity",
+    maybe=other_identity,
 )
 def qarepvgg(parts: Parts) -> Linear | None:
     """Chu et al., arXiv 2212.01593; its deploy form keeps the outer batch norm, ``bn``."""
@@ -92,10 +45,16 @@ def qarepvgg(parts: Parts) -> Linear | None:
         return None
     main = dense.parts[0]
     point = parts.conv("rbr_1x1", like=main)
-    same = [Identity("x", main.in_channels, main.groups)]
     if point is None:
         return None
-    return Sum(dense, point, *(same if main.in_channels == main.out_channels else []))
+    more: list[Linear] = []
+    equal = main.in_channels == main.out_channels and main.stride == (1, 1)
+    told = parts.has("rbr_identity", "Identity")
+    if told or (told is None and equal):
+        more.append(Identity("x", main.in_channels, main.groups))
+    if parts.has("rbr_avg", "AvgPool2d"):
+        more.append(parts.average("rbr_avg", main.in_channels))
+    return Sum(dense, point, *more)
 
 
 @member(
@@ -104,7 +63,8 @@ def qarepvgg(parts: Parts) -> Linear | None:
     fused="rbr_reparam",
     eps=(1e-5, 1e-3),
     users="RepVGG, YOLOv6",
-    keys=rf"rbr_(dense|1x1)\.conv\.weight|rbr_(dense|1x1)\.bn\.{_NORM}|rbr_identity\.{_NORM}",
+    keys=rf"rbr_(dense|1x1)\.conv\.weight|rbr_(dense|1x1)\.bn\.{NORM}|rbr_identity\.{NORM}"
+    r"|rbr_1x1\.weight",
 )
 def yolov6(parts: Parts) -> Linear | None:
     """Ding et al., arXiv 2101.03697, figure 4."""
@@ -117,7 +77,7 @@ def yolov6(parts: Parts) -> Linear | None:
     fused="rbr_reparam",
     eps=(1e-3,),
     users="YOLOv7",
-    keys=rf"rbr_(dense|1x1)\.0\.weight|rbr_(dense|1x1)\.1\.{_NORM}|rbr_identity\.{_NORM}",
+    keys=rf"rbr_(dense|1x1)\.0\.weight|rbr_(dense|1x1)\.1\.{NORM}|rbr_identity\.{NORM}",
 )
 def yolov7(parts: Parts) -> Linear | None:
     """The same, with modules called by their numbers."""
@@ -139,7 +99,7 @@ def _three(parts: Parts, conv: str, norm: str, point: str, after: str) -> Linear
     fused="conv",
     eps=(1e-5,),
     users="PP-YOLOE",
-    keys=rf"conv[12]\.conv\.weight|conv[12]\.bn\.{_NORM}|alpha",
+    keys=rf"conv[12]\.conv\.weight|conv[12]\.bn\.{NORM}|alpha",
 )
 def ppyoloe(parts: Parts) -> Linear | None:
     """PaddleDetection's RepVggBlock: W3 + alpha W1."""
@@ -158,7 +118,7 @@ def ppyoloe(parts: Parts) -> Linear | None:
     fused="conv",
     eps=(1e-3,),
     users="YOLOv9, ultralytics RepConv",
-    keys=rf"conv[12]\.conv\.weight|conv[12]\.bn\.{_NORM}|bn\.{_NORM}",
+    keys=rf"conv[12]\.conv\.weight|conv[12]\.bn\.{NORM}|bn\.{NORM}",
 )
 def yolov9(parts: Parts) -> Linear | None:
     """RepConv of the ultralytics line: W3 + W1, and a batch norm of x where there is one."""
@@ -171,7 +131,7 @@ def yolov9(parts: Parts) -> Linear | None:
     fused="conv",
     eps=(1e-5,),
     users="RT-DETR, D-FINE, DEIM, transformers",
-    keys=rf"conv[12]\.conv\.weight|conv[12]\.norm\.{_NORM}",
+    keys=rf"conv[12]\.conv\.weight|conv[12]\.norm\.{NORM}",
 )
 def rtdetr(parts: Parts) -> Linear | None:
     """RepVggBlock of RT-DETR: W3 + W1."""
@@ -193,13 +153,13 @@ def _two(parts: Parts, norm: str) -> Linear | None:
     fused="reparam_conv",
     eps=(1e-5,),
     users="PP-OCRv4, PP-OCRv5",
-    keys=rf"conv_kxk\.\d+\.conv\.weight|conv_kxk\.\d+\.bn\.{_NORM}|conv_1x1\.conv\.weight"
-    rf"|conv_1x1\.bn\.{_NORM}|identity\.{_NORM}|lab\.(scale|bias)",
+    keys=rf"conv_kxk\.\d+\.conv\.weight|conv_kxk\.\d+\.bn\.{NORM}|conv_1x1\.conv\.weight"
+    rf"|conv_1x1\.bn\.{NORM}|identity\.{NORM}|lab\.(scale|bias)",
     note="lab, the scale and bias behind the sum, is folded into the convolution",
 )
 def lcnet(parts: Parts) -> Linear | None:
     """LearnableRepLayer of PP-LCNetV3, its LearnableAffineBlock included."""
-    found = _copies(parts, "conv_kxk", "conv_1x1", "identity")
+    found = parts.copies("conv_kxk", "conv_1x1", "identity")
     if found is None or "lab.scale" not in parts.shapes:
         return found
     scale, bias = (parts.shapes.get(f"lab.{name}", ()) for name in ("scale", "bias"))
@@ -212,12 +172,12 @@ def lcnet(parts: Parts) -> Linear | None:
     fused="reparam_conv",
     eps=(1e-5,),
     users="MobileOne (Apple)",
-    keys=rf"rbr_conv\.\d+\.conv\.weight|rbr_conv\.\d+\.bn\.{_NORM}|rbr_scale\.conv\.weight"
-    rf"|rbr_scale\.bn\.{_NORM}|rbr_skip\.{_NORM}",
+    keys=rf"rbr_conv\.\d+\.conv\.weight|rbr_conv\.\d+\.bn\.{NORM}|rbr_scale\.conv\.weight"
+    rf"|rbr_scale\.bn\.{NORM}|rbr_skip\.{NORM}",
 )
 def mobileone(parts: Parts) -> Linear | None:
     """Vasu et al., arXiv 2206.04040, section 3.2."""
-    return _copies(parts, "rbr_conv", "rbr_scale", "rbr_skip")
+    return parts.copies("rbr_conv", "rbr_scale", "rbr_skip")
 
 
 @member(
@@ -226,30 +186,12 @@ def mobileone(parts: Parts) -> Linear | None:
     fused="reparam_conv",
     eps=(1e-5,),
     users="timm's MobileOne, FastViT",
-    keys=rf"conv_kxk\.\d+\.conv\.weight|conv_kxk\.\d+\.bn\.{_NORM}|conv_scale\.conv\.weight"
-    rf"|conv_scale\.bn\.{_NORM}|identity\.{_NORM}",
+    keys=rf"conv_kxk\.\d+\.conv\.weight|conv_kxk\.\d+\.bn\.{NORM}|conv_scale\.conv\.weight"
+    rf"|conv_scale\.bn\.{NORM}|identity\.{NORM}|conv_1x1\.conv\.weight",
 )
 def mobileone_timm(parts: Parts) -> Linear | None:
     """The same under timm's names."""
-    return _copies(parts, "conv_kxk", "conv_scale", "identity")
-
-
-def _copies(parts: Parts, copies: str, scale: str, skip: str) -> Linear | None:
-    count = len({name.split(".")[1] for name in parts.shapes if name.startswith(f"{copies}.")})
-    branches: list[Linear] = []
-    main: Conv | None = None
-    for i in range(count):
-        found = parts.conv_bn(f"{copies}.{i}.conv", f"{copies}.{i}.bn", like=main, skip=skip)
-        if found is None:
-            return None
-        main = main or found.parts[0]
-        branches.append(found)
-    if main is None:
-        return None
-    point = parts.conv_bn(f"{scale}.conv", f"{scale}.bn", like=main)
-    if point is not None and is_wide(point):
-        return None
-    return Sum(*branches, *([point] if point else []), *parts.identity_bn(skip, main))
+    return parts.copies("conv_kxk", "conv_scale", "identity")
 
 
 @member(
@@ -258,7 +200,7 @@ def _copies(parts: Parts, copies: str, scale: str, skip: str) -> Linear | None:
     fused="",
     eps=(1e-5,),
     users="RepViT",
-    keys=rf"conv\.c\.weight|conv\.bn\.{_NORM}|conv1\.{_CONV}|bn\.{_NORM}",
+    keys=rf"conv\.c\.weight|conv\.bn\.{NORM}|conv1\.{_CONV}|bn\.{NORM}",
 )
 def repvit(parts: Parts) -> Linear | None:
     """RepVGGDW of RepViT (arXiv 2307.09283): BN(dw3x3 BN + dw1x1 with bias + x), in place."""
@@ -277,7 +219,7 @@ def repvit(parts: Parts) -> Linear | None:
     fused="conv",
     eps=(1e-3,),
     users="YOLOv10 RepVGGDW",
-    keys=rf"conv1?\.conv\.weight|conv1?\.bn\.{_NORM}",
+    keys=rf"conv1?\.conv\.weight|conv1?\.bn\.{NORM}",
 )
 def yolov10_dw(parts: Parts) -> Linear | None:
     """RepVGGDW of YOLOv10: depthwise 7x7 and 3x3, a batch norm each."""
@@ -295,7 +237,7 @@ def yolov10_dw(parts: Parts) -> Linear | None:
     fused="fused_conv",
     eps=(1e-5,),
     users="ACNet",
-    keys=rf"(square|ver|hor)_conv\.weight|(square|ver|hor)_bn\.{_NORM}",
+    keys=rf"(square|ver|hor)_conv\.weight|(square|ver|hor)_bn\.{NORM}",
 )
 def acb(parts: Parts) -> Linear | None:
     """Ding et al., arXiv 1908.03930."""
@@ -311,9 +253,10 @@ def acb(parts: Parts) -> Linear | None:
     fused="dbb_reparam",
     eps=(1e-5,),
     users="Diverse Branch Block",
-    keys=rf"dbb_(origin|1x1)\.(conv\.weight|bn\.{_NORM})|dbb_avg\.(conv\.weight|bn\.bn\.{_NORM}"
-    rf"|avgbn\.{_NORM})|dbb_1x1_kxk\.(idconv1\.(conv\.)?weight|conv1\.weight|conv2\.weight"
-    rf"|bn1\.bn\.{_NORM}|bn2\.{_NORM})",
+    keys=rf"dbb_(origin|1x1)\.(conv\.weight|bn\.{NORM})|dbb_avg\.(conv\.weight|bn\.bn\.{NORM}"
+    rf"|avgbn\.{NORM})|dbb_1x1_kxk\.(idconv1\.(conv\.)?weight|conv1\.weight|conv2\.weight"
+    rf"|bn1\.bn\.{NORM}|bn2\.{NORM})",
+    beside=r"dbb_avg\.avg",
 )
 def dbb(parts: Parts) -> Linear | None:
     """Ding et al., arXiv 2103.13425: as the catalogue has it, under its published keys.
@@ -337,8 +280,14 @@ def dbb(parts: Parts) -> Linear | None:
     known, keys = catalogued("dbb"), dict(catalogued("dbb").keys)
     if "dbb_1x1_kxk.idconv1.conv.weight" in parts.shapes:
         keys["sequence.same.conv"] = "dbb_1x1_kxk.idconv1.conv"
-    found: Linear = renamed(known.build(spec), keys)
-    return found
+    found: Linear = with_eps(renamed(known.build(spec), keys), parts.eps)
+    return found if parts.told is None or _is_plain(parts) else None
+
+
+def _is_plain(parts: Parts) -> bool:
+    """Whether no convolution of a diverse-branch block is dilated, as none of its branches can."""
+    wide = (parts.conv(name) for name in ("dbb_origin.conv", "dbb_1x1.conv"))
+    return all(conv is None or conv.dilation == (1, 1) for conv in wide)
 
 
 @member(
@@ -347,7 +296,7 @@ def dbb(parts: Parts) -> Linear | None:
     fused="lk_origin",
     eps=(1e-5,),
     users="UniRepLKNet",
-    keys=rf"lk_origin\.weight|origin_bn\.{_NORM}|dil_conv_k\d+_\d+\.weight|dil_bn_k\d+_\d+\.{_NORM}",
+    keys=rf"lk_origin\.weight|origin_bn\.{NORM}|dil_conv_k\d+_\d+\.weight|dil_bn_k\d+_\d+\.{NORM}",
 )
 def unireplknet(parts: Parts) -> Linear | None:
     """DilatedReparamBlock (Ding et al., arXiv 2311.15599): dilated kernels beside the large one."""

@@ -126,6 +126,12 @@ class Form(NamedTuple):
         """The sum of the magnitudes of these taps' terms."""
         return self._total([term.size_at(offset) for term in self.terms])
 
+    def with_size_at(self, offset: Pair) -> tuple[Array, Array]:
+        """`at` and `size_at`, with every kernel gathered once."""
+        taps = [(term, found) for term in self.terms if (found := term.at(offset)) is not None]
+        sizes = [abs(found) if term.size is None else term.size_at(offset) for term, found in taps]
+        return self._total([found for _, found in taps]), self._total(sizes)
+
     def _total(self, parts: list[Array | None]) -> Array:
         found = [part for part in parts if part is not None]
         if not found:  # a corner that no term reaches

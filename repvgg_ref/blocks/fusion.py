@@ -21,6 +21,7 @@ from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
 from repvgg_ref.blocks.exactly import Exactly
 from repvgg_ref.blocks.form import Form, Lattice, Pair
 from repvgg_ref.blocks.linear import Conv
+from repvgg_ref.blocks.parts import norms_in
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader, reading
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError
@@ -30,8 +31,8 @@ from repvgg_ref.exact.twofold import round_sum, twofold
 # Where a factor is so small that float64 holds it with fewer bits.
 _TINY = 4 * 2.0**-1074
 
-# Output channels are fused in chunks of about this many taps, which stay in a core's L2 cache.
-CHUNK_TAPS = 1 << 17
+# Output channels are fused in chunks of about this many taps: little is held beside a block.
+CHUNK_TAPS = 1 << 20
 
 
 class FusedConv(NamedTuple):
@@ -95,8 +96,10 @@ def fuse_linear(
     empty: Callable[[tuple[int, ...], Any], Array] = np.empty,
 ) -> FusedConv:
     """`fuse_block` of any expression, which fuses to `conv`; `block` is what errors call it."""
+    own = {f"{norm.name}.running_var": norm.eps for norm in norms_in(linear)}
     for name, array in parts.items():
-        _require_sound(f"{block}.{name}", np.asarray(array), eps)
+        its = own.get(name)
+        _require_sound(f"{block}.{name}", np.asarray(array), eps if its is None else its)
     read, exact = Reader(parts, eps), Reader(parts, eps, exact=True)
     fused = FusedConv(*(empty(shape, dtype) for shape in conv.shapes().values()))
     for rows in row_chunks(linear):
@@ -134,13 +137,13 @@ def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight:
     Elsewhere, and in the bias, terms can cancel: the error is relative to their magnitudes.
     """
     form = linear.form(read, rows)
-    exactly, dtype = Exactly(linear, exact, rows, form), weight.dtype
+    exactly, dtype, lattice = Exactly(linear, exact, rows, form), weight.dtype, form.lattice
     if dtype == np.float64:
         return _fuse_in_twofold(form, weight, exactly)
     for offset in _products(form, weight, exactly):
-        i, j = _index(form.lattice, offset)
-        error = form.error * form.size_at(offset) + _TINY
-        weight[:, :, i, j] = round_once(form.at(offset), error, dtype, exactly.at(offset))
+        i, j = _index(lattice, offset)
+        taps, size = form.with_size_at(offset)
+        weight[:, :, i, j] = round_once(taps, form.error * size + _TINY, dtype, exactly.at(offset))
     bias_error = form.error * form.bias_size + _TINY
     return round_once(form.bias, bias_error, dtype, exactly.bias)
 
@@ -152,8 +155,9 @@ def _fuse_in_twofold(form: Form, weight: Array, exactly: Exactly) -> Array:
     tap.
     """
     scales = [twofold(exactly.scales(place)) for place in range(len(form.terms))]
-    for offset in form.lattice.offsets():
-        i, j = _index(form.lattice, offset)
+    lattice = form.lattice
+    for offset in lattice.offsets():
+        i, j = _index(lattice, offset)
         products, stored = [], True
         for term, scale in zip(form.terms, scales, strict=True):
             if at := term.lattice.tap(offset):

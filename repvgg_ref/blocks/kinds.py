@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from repvgg_ref.blocks.run import Linear
 from repvgg_ref.blocks.spec import BlockSpec
@@ -30,6 +30,8 @@ class Kind:
         ImageNet accuracy of RepVGG-B0 with it, percent (Tables 6 and 7, 120 epochs).
     certain : bool
         Whether `top1` was checked in the paper, and is not from memory.
+    gate : mapping
+        As `keys`, of squeeze-and-excitation, where its published code has other names for it.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Kind:
     auto: bool
     top1: float | None = None
     certain: bool = False
+    gate: Mapping[str, str] = field(default_factory=dict)
 
 
 KINDS: dict[str, Kind] = {}
@@ -55,13 +58,14 @@ def block(
     *,
     fused: str = "rbr_reparam",
     auto: bool = True,
+    gate: Mapping[str, str] | None = None,
     top1: float | None = None,
     certain: bool = False,
 ) -> Callable[[Callable[[BlockSpec], Linear]], Callable[[BlockSpec], Linear]]:
     """Enter the decorated function under `name`."""
 
     def enter(build: Callable[[BlockSpec], Linear]) -> Callable[[BlockSpec], Linear]:
-        KINDS[name] = Kind(name, says, build, keys, fused, auto, top1, certain)
+        KINDS[name] = Kind(name, says, build, keys, fused, auto, top1, certain, gate or {})
         return build
 
     return enter

@@ -126,6 +126,7 @@ class Identity:
 
     in_channels = out_channels = property(lambda self: self.channels)
     stride, growth = (1, 1), (0, 0)
+    lattice = Lattice((0, 0), (1, 1), (1, 1))
 
     def __post_init__(self) -> None:
         require_groups(self.name, self.groups, self.channels)
@@ -154,10 +155,18 @@ class Identity:
 
 @dataclass(frozen=True)
 class Norm:
-    """Batch norm (rule 6; Ioffe & Szegedy, arXiv 1502.03167); it follows something in a `Chain`."""
+    """Batch norm (rule 6; Ioffe & Szegedy, arXiv 1502.03167); it follows something in a `Chain`.
+
+    `eps` is its own, where it is known of this one; None is that of the pass or of the fusion.
+    """
 
     name: str
     channels: int
+    eps: Any = None
+
+    def eps_in(self, run: Run | Reader) -> Any:
+        """What is added to the variance."""
+        return run.eps if self.eps is None else self.eps
 
     def shapes(self) -> Shapes:
         """Four vectors (C,), and the counter of training steps."""
@@ -168,8 +177,9 @@ class Norm:
         """By the batch's statistics in training, else by the running ones."""
         gamma, beta, mean, var = (run.params[f"{self.name}.{part}"] for part in NORM_VECTORS)
         if not run.training:
-            return run.ops.batch_norm_eval_forward(x, gamma, beta, mean, var, eps=run.eps)
-        y, cache = run.ops.batch_norm_train_forward(x, gamma, beta, eps=run.eps)
+            eps = self.eps_in(run)
+            return run.ops.batch_norm_eval_forward(x, gamma, beta, mean, var, eps=eps)
+        y, cache = run.ops.batch_norm_train_forward(x, gamma, beta, eps=self.eps_in(run))
         pixels = x.size // len(cache.mean)  # N * Ho * Wo, whatever the table's layout
         run.stats[self.name] = BatchStats(cache.mean, cache.var, pixels)
         return y, cache
@@ -186,7 +196,7 @@ class Norm:
     def after(self, form: Form, read: Reader, rows: slice) -> Form:
         """Equation (3): t = gamma / sqrt(var + eps) scales, beta - mean t is added."""
         gamma, beta, mean, var = (read.vector(f"{self.name}.{p}", rows) for p in NORM_VECTORS)
-        t = gamma / roots(var + scalar_like(read.eps, var))
+        t = gamma / roots(var + scalar_like(self.eps_in(read), var))
         # Four roundings: the sum (half of one after the root), root, quotient, product.
         scaled = form.scaled(t, roundings=4)
         return scaled.shifted(beta - mean * t, abs(beta) + abs(mean * t))

@@ -57,6 +57,8 @@ def three_branches(linear: Any) -> ThreeBranches | None:
         leaf, norm = part.parts
         if not isinstance(norm, Norm) or not isinstance(leaf, Conv | Identity):
             return None
+        if norm.eps is not None:  # the passes have one eps for all
+            return None
         if isinstance(leaf, Identity):
             role, name = "identity", None
         else:

@@ -129,7 +129,7 @@ def evaluate(linear: Linear, params: Mapping[str, Array], x: Array, *, ops: Ops,
 def magnitudes(params: Mapping[str, Array]) -> dict[str, Array]:
     """Arrays whose expression, of magnitudes too, is the sum of the magnitudes of its terms.
 
-    Variances stay, and a mean turns negative, since it is subtracted.
+    Variances stay, and a mean turns negative, since it is subtracted. A `Factor` is no array's.
     """
     return {
         name: array

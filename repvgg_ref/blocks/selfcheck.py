@@ -5,18 +5,19 @@ few random windows the expression is evaluated as it was trained (convolution, t
 the sum) and the fused kernel as it will be written, both in float64. They may differ by the
 rounding of the fused taps and by float64's own error, no more:
 
-    |y_fused - y_branches| <= u * (|W| * |x| + |b|) + 2 n u64 * (magnitudes of all terms)
+    |y_fused - y_branches| <= (u + 4 n u64) * (magnitudes of all terms)
 
 with u the unit roundoff of the written type and n the terms of one output (Higham, Accuracy and
-Stability of Numerical Algorithms, section 3.1). The windows are dense and signed, so a wrong tap,
-statistic or index shows in the output; such a random product misses one with probability zero
-(Freivalds, 1977).
+Stability of Numerical Algorithms, section 3.1); a fused tap is no larger than its terms together.
+Magnitudes need few digits, so they are summed in float32 where that loses nothing else. The windows
+are dense and signed, so a wrong tap, statistic or index shows in the output; such a random product
+misses one with probability zero (Freivalds, 1977).
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 from itertools import product
@@ -30,12 +31,15 @@ from repvgg_ref.blocks.constructors import Bias, Concat, FormulaConv, Scale, Sli
 from repvgg_ref.blocks.form import Lattice, Pair
 from repvgg_ref.blocks.fusion import FusedConv, row_chunks
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
+from repvgg_ref.blocks.priors import Factor
 from repvgg_ref.blocks.run import EVERYTHING, NORM_VECTORS, Linear, Reader
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import ReportedError
+from repvgg_ref.exact.rounding import PIECE
 
 _WINDOWS = 2
 _U64 = 2.0**-53
+_LEAST = 1e-25  # beside it what float32 loses below its range is nothing
 
 
 class Windows(NamedTuple):
@@ -163,19 +167,18 @@ def _check_rows(
     fused: FusedConv,
 ) -> BlockCheck:
     """Check some output channels: whole groups, or some of one."""
-    written = {"fused.weight": fused.weight, "fused.bias": fused.bias}
-    got = respond(conv, read._replace(params=written), rows, windows, (0, 0))
+    got = _written(conv, fused, rows, windows)
     want = respond(linear, read, rows, windows, (0, 0))
 
     kind = np.finfo(fused.weight.dtype)
     count = fused.weight[0].size + 16
     seen = windows.sizes.sum() + 1
     bound = (
-        float(kind.eps) / 2 * got.size
+        float(kind.eps) / 2 * (1 + float(kind.eps)) * want.size
         + float(kind.smallest_subnormal) * seen
-        + 2 * count * _U64 * (want.size + got.size)
+        + 4 * count * _U64 * want.size
     )
-    error = np.abs(got.value - want.value)
+    error = np.abs(got - want.value)
     at = np.unravel_index(np.argmax(error / bound), error.shape)  # argmax returns a NaN if any
     return BlockCheck(name, float(error[at]), float(bound[at]))
 
@@ -186,17 +189,63 @@ def respond(linear: Linear, read: Reader, rows: slice, windows: Windows, shift: 
     raise NotImplementedError(f"no self check for {type(linear).__name__}")
 
 
-@respond.register
-def _(linear: Conv, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
-    kernel = read.array(f"{linear.name}.weight", rows).astype(np.float64)
-    first, end = groups_of(linear, rows)
-    per_group = linear.in_channels // linear.groups
-    seen = windows.under(linear.lattice, slice(first * per_group, end * per_group), shift)
+def _written(conv: Conv, fused: FusedConv, rows: slice, windows: Windows) -> Array:
+    """What some outputs of the written convolution are, (O, windows)."""
+    met = _met(conv, fused.weight[rows], rows, windows, (0, 0))
+    values = [wide @ columns for _, wide, columns, _ in _pieces(*met)]
+    value: Array = np.concatenate([each.reshape(-1, each.shape[-1]) for each in values])
+    return value + fused.bias[rows].astype(np.float64)[:, None]
+
+
+def _met(
+    conv: Conv, kernel: Array, rows: slice, windows: Windows, shift: Pair
+) -> tuple[Array, Array, Array]:
+    """Some outputs' kernels as matrices, one a group, and what they meet: values and magnitudes."""
+    first, end = groups_of(conv, rows)
+    per_group = conv.in_channels // conv.groups
+    seen = windows.under(conv.lattice, slice(first * per_group, end * per_group), shift)
     # (channels, Kh, Kw, windows) -> (G, C/G*Kh*Kw, windows)
     columns, sizes = (each.reshape(end - first, -1, each.shape[-1]) for each in seen)
-    matrix = kernel.reshape(end - first, -1, columns.shape[1])  # (G, O/G, C/G*Kh*Kw)
-    value = (matrix @ columns).reshape(len(kernel), -1)
-    size = (np.abs(matrix, out=matrix) @ sizes).reshape(len(kernel), -1)
+    # (O, C/G, Kh, Kw) -> (G, O/G, C/G*Kh*Kw)
+    return kernel.reshape(end - first, -1, columns.shape[1]), columns, sizes
+
+
+def _pieces(matrix: Array, columns: Array, sizes: Array) -> Iterator[tuple[Array, ...]]:
+    """Some rows of a matrix, or some groups, at a time: as stored and in float64; what they met."""
+    if len(matrix) == 1:
+        step = max(1, PIECE // matrix.shape[2])
+        for start in range(0, matrix.shape[1], step):
+            part = matrix[:, start : start + step]
+            yield part, part.astype(np.float64), columns, sizes
+        return
+    step = max(1, PIECE // matrix[0].size)
+    for start in range(0, len(matrix), step):
+        at = slice(start, start + step)
+        yield matrix[at], matrix[at].astype(np.float64), columns[at], sizes[at]
+
+
+def _magnitude(matrix: Array, wide: Array, sizes: Array) -> Array:
+    """``|matrix| @ sizes`` or a little more; `wide` is the matrix in float64, and is lost."""
+    if matrix.dtype == np.float32:
+        found: Array = np.abs(matrix) @ sizes.astype(np.float32)
+        if found.min() > _LEAST and found.max() < np.inf:
+            # a float32 sum of n terms of one sign loses no more than n roundings
+            found *= 1 + matrix.shape[-1] * float(np.finfo(np.float32).eps)
+            return found
+    return np.asarray(np.abs(wide, out=wide) @ sizes)
+
+
+@respond.register
+def _(linear: Conv, read: Reader, rows: slice, windows: Windows, shift: Pair) -> Response:
+    kernel = read.array(f"{linear.name}.weight", rows)
+    found = [
+        (wide @ columns, _magnitude(matrix, wide, sizes))
+        for matrix, wide, columns, sizes in _pieces(*_met(linear, kernel, rows, windows, shift))
+    ]
+    value, size = (
+        np.concatenate([each.reshape(-1, each.shape[-1]) for each in of])
+        for of in zip(*found, strict=True)
+    )
     if linear.bias:
         bias = read.vector(f"{linear.name}.bias", rows)[:, None]
         return Response(value + bias, size + np.abs(bias))
@@ -258,7 +307,7 @@ def _(last: Norm, seen: Response, read: Reader, rows: slice) -> Response:
     gamma, beta, mean, var = (
         read.vector(f"{last.name}.{part}", rows)[:, None] for part in NORM_VECTORS
     )
-    t = gamma / np.sqrt(var + read.eps)
+    t = gamma / np.sqrt(var + last.eps_in(read))
     size = (seen.size + np.abs(mean)) * np.abs(t) + np.abs(beta)
     return Response((seen.value - mean) * t + beta, size)
 
@@ -287,6 +336,11 @@ def _(linear: Concat, read: Reader, rows: slice, windows: Windows, shift: Pair) 
 def _(last: Scale, seen: Response, read: Reader, rows: slice) -> Response:
     v = spread(last, read, rows, len(seen.value))[:, None]
     return Response(seen.value * v, seen.size * abs(v))
+
+
+@respond_after.register
+def _(last: Factor, seen: Response, read: Reader, rows: slice) -> Response:
+    return Response(last.number * seen.value, abs(last.number) * seen.size)
 
 
 @respond_after.register

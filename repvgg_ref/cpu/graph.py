@@ -14,12 +14,13 @@ from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu.buffers import GIVES_FEATURES, Reading, hand_out
 from repvgg_ref.cpu.convolution.schedule import Convolution, ConvShape
 from repvgg_ref.cpu.engine import Plans
-from repvgg_ref.cpu.gated import gate, silu_stage
+from repvgg_ref.cpu.gated import gate, gelu_steps, row_stage, silu_steps
 from repvgg_ref.cpu.plan import Tap, pack_convolutions
 from repvgg_ref.cpu.workers.pool import Stage, Step, Team, pool, portion, prepared
 from repvgg_ref.errors import ShapeError, require_equal
-from repvgg_ref.models.gated import Add, Dropout, Gate, Silu
+from repvgg_ref.models.gated import Add, Dropout, Gate, Gelu, Silu
 from repvgg_ref.models.graph import INPUT, QUIET, Network, Node, extents
+from repvgg_ref.models.heads import NormLinear
 from repvgg_ref.models.layers import (
     AddRelu,
     Block,
@@ -30,7 +31,8 @@ from repvgg_ref.models.layers import (
     MaxPool,
 )
 
-KNOWN = (Block, MaxPool, AddRelu, GlobalAvgPool, Flatten, Linear, Silu, Gate, Add, Dropout)
+_FEATURES = (GlobalAvgPool, Flatten, Linear, NormLinear, Dropout)
+KNOWN: tuple[type, ...] = (Block, MaxPool, AddRelu, Silu, Gelu, Gate, Add, *_FEATURES)
 PARTS_A_THREAD = 4  # of a linear layer's outputs: its weights are what is read
 
 
@@ -203,8 +205,8 @@ def _stage(
     if isinstance(op, Linear):
         weight, bias = params[f"{node.name}.weight"], params[f"{node.name}.bias"]
         return _linear(x, weight, bias, y, relu=op.relu, threads=threads)
-    if isinstance(op, Silu):
-        return silu_stage(x, y, threads)
+    if isinstance(op, Silu | Gelu):
+        return row_stage(silu_steps if isinstance(op, Silu) else gelu_steps, x, y, threads)
 
     def image(worker: int, n: int) -> list[Step]:
         if isinstance(op, AddRelu):
@@ -212,7 +214,7 @@ def _stage(
         if isinstance(op, MaxPool):
             return _max_pool(x[n], y[n], op)
         if isinstance(op, Gate):
-            return [partial(gate, node.name, x[n], params, y[n])]
+            return [partial(gate, node.name, x[n], params, y[n], relu=op.relu)]
         if isinstance(op, Add):
             return [partial(np.add, x[n], inputs[1][n], out=y[n])]
         if isinstance(op, Dropout):

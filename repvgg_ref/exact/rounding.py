@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from math import inf, isqrt, lcm
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 
 _ROOT_BITS = 256
+PIECE = 1 << 17  # numbers of some four bytes that stay in a core's L2 cache
 _AT_ONCE = 1 << 14  # numbers in exact arithmetic, each of some hundred bytes
 
 
@@ -64,11 +66,25 @@ def round_products(x: Array, factor: Array, error: Array, out: Array, exact: Exa
     exact
         As for `round_once`.
     """
-    upper = np.empty(x.shape, out.dtype)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        for end, into in ((factor - error, out), (factor + error, upper)):
-            np.multiply(x, end, out=into, dtype=np.float64, casting="unsafe")
-    settled(out, upper, exact)
+    low, high = (np.broadcast_to(end, (len(x), *end.shape[1:])) for end in _ends(factor, error))
+    step = max(1, PIECE // max(1, x[:1].size))
+    upper = np.empty((min(step, len(x)), *x.shape[1:]), out.dtype)
+    for start in range(0, len(x), step):
+        rows = slice(start, start + step)
+        lower, above = out[rows], upper[: len(x[rows])]
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            for end, into in ((low, lower), (high, above)):
+                np.multiply(x[rows], end[rows], out=into, dtype=np.float64, casting="unsafe")
+        settled(lower, above, partial(_further, exact, start))
+
+
+def _ends(factor: Array, error: Array) -> tuple[Array, Array]:
+    return factor - error, factor + error
+
+
+def _further(exact: Exact, start: int, where: tuple[Array, ...]) -> Ratios:
+    """The exact numbers at indices that count from the row `start`."""
+    return exact((where[0] + start, *where[1:]))
 
 
 def settled(rounded: Array, upper: Array, exact: Exact) -> Array:

@@ -90,4 +90,4 @@ def _product(name: str, original: LazyArray, mask: LazyArray) -> LazyArray:
         product: Array = np.multiply(values, mask.read(), dtype=values.dtype)
         return product
 
-    return LazyArray(original.shape, original.dtype, read)
+    return LazyArray(original.shape, original.dtype, read, original.module)

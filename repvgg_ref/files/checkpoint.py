@@ -19,16 +19,25 @@ from repvgg_ref.files.attachments import without_attachments
 from repvgg_ref.files.dialects import recognise
 from repvgg_ref.files.graphs import identify_graph
 from repvgg_ref.files.heads import find_head
-from repvgg_ref.files.identify import UNSAID, Shape, fitting_kinds, form_of, identify
+from repvgg_ref.files.identify import (
+    UNSAID,
+    MissingArrayError,
+    Shape,
+    fitting_kinds,
+    form_of,
+    identify,
+)
 from repvgg_ref.files.lazy_params import is_counter
 from repvgg_ref.files.metadata import describe, is_ours, read_geometry
 from repvgg_ref.files.onnx import OPSET, write_onnx
 from repvgg_ref.files.opened import Checkpoint
 from repvgg_ref.files.prefixes import take_network
+from repvgg_ref.files.recorded import records_of
 from repvgg_ref.files.reorganised import identify_reorganised, is_reorganised
+from repvgg_ref.files.told_networks import require_as_told, told_geometry, told_graph
 from repvgg_ref.files.wrappers import WhichWeights, listed, one_of_shards, select
 from repvgg_ref.models.arguments import file_path, floating_dtype
-from repvgg_ref.models.geometry import Geometry, said_geometry
+from repvgg_ref.models.geometry import Geometry, said_geometry, with_geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import Dialect, official_names
@@ -186,12 +195,27 @@ def open_checkpoint(
             notes += stated.overruled_by(said)
             checkpoint.said = stated | said
             _understand(checkpoint, model, block)
+            notes += _overruled(checkpoint, block)
+            if checkpoint.arch is not None and records_of(checkpoint.arrays):
+                require_as_told(checkpoint.arch, checkpoint.ours, said)
+        except MissingArrayError as error:
+            missing = _theirs(checkpoint, error.name)
+            checkpoint.problem = MissingArrayError(missing, error.held, checkpoint.unexpected)
+            checkpoint.missing = [missing]
         except CheckpointError as error:
             checkpoint.problem = error
         whole = not (checkpoint.problem or checkpoint.missing) and checkpoint.arch
         if not (whole and whole.num_classes):
             checkpoint.problem = one_of_shards(path.name, len(arrays)) or checkpoint.problem
         yield checkpoint
+
+
+def _overruled(checkpoint: Checkpoint, block: str) -> list[str]:
+    """Where the asked kind of block is another than our metadata says, a line."""
+    said = checkpoint.metadata.get("block") if is_ours(checkpoint.metadata) else None
+    if checkpoint.form != "train" or said not in KINDS or block in ("auto", said):
+        return []
+    return [f"the file's metadata says {said} blocks; {block} is taken, as you say"]
 
 
 def require_complete(checkpoint: Checkpoint) -> Network:
@@ -230,6 +254,7 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
     checkpoint.dialect, checkpoint.canonical = dialect, canonical
     find_head(checkpoint.arrays, checkpoint.beside, canonical, checkpoint.notes)
     checkpoint.form = form_of(dict.fromkeys(canonical.values()))
+    _take_told(checkpoint, told_geometry(checkpoint.ours))
     checkpoint.unexpected = [name for name in checkpoint.arrays if name not in canonical]
     if checkpoint.form not in ("train", "deploy"):
         raise CheckpointError(
@@ -275,6 +300,20 @@ def _understand_graph(checkpoint: Checkpoint, model: str) -> None:
     checkpoint.arch, checkpoint.form, checkpoint.canonical, checkpoint.dialect = found
     ours = {found.canonical[theirs]: shape for theirs, shape in shapes.items()}
     _require_shapes(checkpoint, ours, param_shapes(found.network, found.form))
+    _retell(checkpoint, found.network)
+
+
+def _take_told(checkpoint: Checkpoint, told: Geometry) -> None:
+    """Believe what the modules say of strides and dilations, but for what the user says."""
+    checkpoint.notes += told.overruled_by(checkpoint.said, "its module")
+    checkpoint.said = told | checkpoint.said
+
+
+def _retell(checkpoint: Checkpoint, network: Network) -> None:
+    """The same of a network that was known without them."""
+    _take_told(checkpoint, told_graph(checkpoint.ours, network))
+    if checkpoint.said != UNSAID:
+        checkpoint.arch = with_geometry(network, checkpoint.said)
 
 
 def _understand_reorganised(checkpoint: Checkpoint, model: str, block: str) -> None:
@@ -294,6 +333,13 @@ def _understand_reorganised(checkpoint: Checkpoint, model: str, block: str) -> N
     checkpoint.unexpected = [name for name in shapes if name not in found.canonical]
     ours = {found.canonical[theirs]: shapes[theirs] for theirs in found.canonical}
     _require_shapes(checkpoint, ours, param_shapes(found.network, found.form))
+    _retell(checkpoint, found.network)
+
+
+def _theirs(checkpoint: Checkpoint, name: str) -> str:
+    """What the file would call an array of this canonical name."""
+    dialect = checkpoint.dialect
+    return dialect.names([*checkpoint.canonical.values(), name])[name] if dialect else name
 
 
 def _kind_of(checkpoint: Checkpoint) -> str:

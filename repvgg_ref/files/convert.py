@@ -37,6 +37,7 @@ from repvgg_ref.models.about import Assumed
 from repvgg_ref.models.arguments import floating_dtype, working_dtype
 from repvgg_ref.models.geometry import Geometry, geometry_of, said_geometry
 from repvgg_ref.models.graph import Network
+from repvgg_ref.models.heads import NormLinear
 from repvgg_ref.models.layers import Block, Form
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.parameters import param_shapes
@@ -231,7 +232,11 @@ def _parts(arch: Network, form: str, params: LazyParams, eps: float, dtype: Any)
                 future.cancel()
     for node in arch.evaluated:
         names = [f"{node.name}.{part}" for part in node.op.shapes("deploy")]
-        if names and not isinstance(node.op, Block):
+        if isinstance(node.op, NormLinear) and form == "train":
+            arrays = node.op.folded(node.name, params, eps=eps, dtype=dtype)
+            check = node.op.check(node.name, params, arrays, eps=eps)
+            yield _Part(node.name, arrays, check)
+        elif names and not isinstance(node.op, Block):
             arrays = {name: _rounded(name, params[name], dtype) for name in names}
             yield _Part(node.name, arrays, None)
 

@@ -20,14 +20,15 @@ from repvgg_ref.blocks.selfcheck import BlockCheck, check_linear, worst
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import open_checkpoint
 from repvgg_ref.files.metadata import is_ours
-from repvgg_ref.files.modules import AUTO, Blocks, FoundBlock, find_blocks
-from repvgg_ref.files.wrappers import WhichWeights, listed, select
+from repvgg_ref.files.modules import AUTO, Blocks, FoundBlock, blocks_of
+from repvgg_ref.files.wrappers import WhichWeights, listed, no_such_weights, select
 from weights_io import LazyArray
 from weights_io.writers.write import Container
 
 _THREADS = min(4, os.cpu_count() or 1)
 _FLOATS = ("float16", "float32", "float64")
 _MOST_NEAR = 3
+_USUAL = {"", "conv", "conv3x3"}  # what other networks call their convolutions, too
 Progress = Callable[[str, int, int], None]
 
 
@@ -70,7 +71,7 @@ def convert_modules(
     ----------
     kind : {"npz", "safetensors", "pth"}
     family, eps
-        As for `files.modules.find_blocks`.
+        As for `files.modules.blocks_of`.
 
     Raises
     ------
@@ -89,8 +90,10 @@ def convert_modules(
         )
     notes: list[str] = []
     with weights_io.open_weights(path) as archive:
-        arrays = select(archive.root, weights, notes).arrays
-        blocks = find_blocks({k: a.shape for k, a in arrays.items()}, family=family, eps=eps)
+        arrays, asked, entries = select(archive.root, weights, notes)
+        if asked != "model":
+            raise no_such_weights(asked, entries)
+        blocks = blocks_of(arrays, family=family, eps=eps)
         require_blocks(path, blocks, arrays)
         plan = _plan(arrays, blocks)
         checks: list[BlockCheck] = []
@@ -127,7 +130,7 @@ def require_blocks(path: Path, blocks: Blocks, arrays: Mapping[str, LazyArray]) 
     """Raise `CheckpointError` if nothing was recognised, with what came nearest."""
     if blocks.found:
         return
-    deployed = {one.fused for one in FAMILY.values() if one.fused not in ("", "conv")}
+    deployed = {one.fused for one in FAMILY.values()} - _USUAL
     there = [key for key in arrays if any(f"{name}.weight" in key for name in deployed)]
     if there:
         raise CheckpointError(
@@ -245,7 +248,6 @@ def holds_modules(path: Path, weights: WhichWeights = "model") -> bool:
         with open_checkpoint(path, weights=weights) as checkpoint:
             if checkpoint.dialect or checkpoint.arch or is_ours(checkpoint.metadata):
                 return False
-            shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
-        return bool(find_blocks(shapes).found)
+            return bool(blocks_of(checkpoint.arrays).found)
     except ReportedError:
         return False

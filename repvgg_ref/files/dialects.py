@@ -7,6 +7,7 @@ block with nothing but its 3x3 branch, so it needs a table and no code.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from repvgg_ref.models.names import OFFICIAL, PLUS, Dialect
 
@@ -50,6 +51,8 @@ MMPRETRAIN = Dialect(
     },
     whole=_HEAD_FC,
 )
+MMPRETRAIN_BACKBONE = replace(MMPRETRAIN, stem="stem", block="stage_{stage}.{index}")
+"""Its backbone saved alone, which is how heads of other code bases load it."""
 MEGENGINE = Dialect(
     name="megengine",
     stem="stage0",
@@ -59,7 +62,7 @@ MEGENGINE = Dialect(
     shape_wrappers=True,
 )
 
-DIALECTS = (OFFICIAL, OFFICIAL_BN, PLUS, TIMM, MMPRETRAIN, MEGENGINE)
+DIALECTS = (OFFICIAL, OFFICIAL_BN, PLUS, TIMM, MMPRETRAIN, MMPRETRAIN_BACKBONE, MEGENGINE)
 
 
 def recognise(names: Iterable[str]) -> tuple[Dialect, dict[str, str]] | None:

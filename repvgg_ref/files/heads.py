@@ -118,4 +118,4 @@ def _counts(name: str, array: LazyArray) -> bool:
 def _matrix(array: LazyArray) -> LazyArray:
     """A convolution 1x1 as the matrix that it is."""
     shape = array.shape[:2]
-    return LazyArray(shape, array.dtype, lambda: array.read().reshape(shape))
+    return LazyArray(shape, array.dtype, lambda: array.read().reshape(shape), array.module)

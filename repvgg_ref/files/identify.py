@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import islice
 
 import weights_io
+from repvgg_ref.blocks.block import SE_FIELDS
 from repvgg_ref.blocks.catalogue import KINDS, RESIDUAL_REORG, block_kind
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import CheckpointError
@@ -39,6 +40,12 @@ MOST_BLOCKS = 512
 """Of a chain; the longest official network has 57. A block takes time, however small it is."""
 _COUNTER = ".num_batches_tracked"
 _BLOCK = re.compile(r"(?P<block>stage(?P<stage>\d+)(?:\.(?P<index>\d+))?)\.")
+
+
+def block_of(canonical: str) -> str | None:
+    """The block of a chain that an array of this name is in; None if it is in none."""
+    found = _BLOCK.match(canonical)
+    return None if found is None else found["block"]
 
 
 def form_of(canonical: Mapping[str, object]) -> str:
@@ -185,7 +192,6 @@ def _inferred(
     names = _block_names(shapes)
     kernels = _kernels(shapes)
     said.require_blocks(names)
-    has_se = any(".se." in name for name in shapes)
     blocks: list[BlockSpec] = []
     wide: set[int] = set()  # sizes of the kernels so far, but for 1x1
     for name in names:
@@ -200,7 +206,8 @@ def _inferred(
                 wanted=f"(O, C/G, K, K), one odd K for all and C/G a divisor of {entry}",
                 advice="the file holds no plain chain of re-parameterisable blocks",
             )
-        se_channels = required_shape(shapes, f"{name}.se.down.weight", 4)[0] if has_se else 0
+        gated = any(f"{name}.se.{part}" in shapes for part in SE_FIELDS)
+        se_channels = required_shape(shapes, f"{name}.se.down.weight", 4)[0] if gated else 0
         blocks.append(
             BlockSpec(
                 name=name,
@@ -209,7 +216,7 @@ def _inferred(
                 stride=said.strides.get(name, usual_stride(name)),
                 groups=entry // weight[1],
                 dilation=said.dilations.get(name, 1),
-                se=se if has_se else "none",
+                se=se if gated else "none",
                 se_channels=se_channels,
                 kernel=weight[2],
                 copies=copies,
@@ -319,15 +326,32 @@ def _without_gaps(ordered: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             yield stage, index
 
 
+class MissingArrayError(CheckpointError):
+    """An array is missing without which the network cannot be told; `name` says which."""
+
+    def __init__(self, name: str, held: int, others: Iterable[str] = ()) -> None:
+        self.name, self.held = name, held
+        module, _, parameter = name.rpartition(".")
+        parts = (f"{name}_", f"{module}.parametrizations.{parameter}.")
+        kept = next((other for other in others if other.startswith(parts)), None)
+        advice = "the file is incomplete, or holds another network"
+        if kept is not None:
+            advice = (
+                f"it is kept in parts, such as {weights_io.sanitize(kept)}: save it after torch's"
+                " remove_parametrizations (of older weight norms remove_weight_norm)"
+            )
+        super().__init__(
+            f"{name} is missing, so the network cannot be told",
+            got=f"{held} arrays of names that are known",
+            wanted=name,
+            advice=advice,
+        )
+
+
 def required_shape(shapes: Mapping[str, Shape], name: str, rank: int) -> Shape:
     """The shape of an array that must be there, in so many dimensions."""
     if name not in shapes:
-        raise CheckpointError(
-            f"{name} is missing, so the network cannot be told",
-            got=f"{len(shapes)} arrays",
-            wanted=name,
-            advice="the file is incomplete, or holds another network",
-        )
+        raise MissingArrayError(name, len(shapes))
     if len(shapes[name]) != rank:
         raise CheckpointError(
             f"{name} has the wrong number of dimensions",

@@ -19,8 +19,9 @@ from repvgg_ref.files.checkpoint import open_checkpoint
 from repvgg_ref.files.identify import closest_official
 from repvgg_ref.files.lint import Finding
 from repvgg_ref.files.metadata import assumed_eps, is_ours, read_eps
-from repvgg_ref.files.modules import Blocks, FoundBlock, find_blocks
+from repvgg_ref.files.modules import Blocks, FoundBlock, blocks_of
 from repvgg_ref.files.opened import Checkpoint
+from repvgg_ref.files.told_networks import told_eps
 from repvgg_ref.files.wrappers import WhichWeights
 from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.architectures import NAMES
@@ -39,7 +40,8 @@ class Inspection:
 
     `model` is an official name, or "custom" for a RepVGG of other widths or class counts.
     `missing` and `unexpected` are in the file's own names. `blocks` are those of the family in a
-    file that is no RepVGG, whose form is then "modules".
+    file that is no RepVGG, whose form is then "modules"; `block` is the kind that a RepVGG in train
+    form is built of, None where fusion left none.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Inspection:
     assumed: Assumed = field(default_factory=Assumed)
     metadata: Mapping[str, str] = field(default_factory=dict)
     blocks: tuple[FoundBlock, ...] = ()
+    block: str | None = None
 
 
 def inspect_file(
@@ -105,18 +108,26 @@ def inspect_file(
             findings=tuple(_findings(checkpoint, held)),
             assumed=assumed,
             metadata=checkpoint.metadata,
+            block=_kind(checkpoint),
         )
+
+
+def _kind(checkpoint: Checkpoint) -> str | None:
+    """What its blocks are called, where they are still there."""
+    if checkpoint.arch is None or checkpoint.form == "deploy":
+        return None
+    return " and ".join(checkpoint.arch.kinds)
 
 
 def _blocks(checkpoint: Checkpoint, eps: float | None) -> Blocks:
     """What a file that is no RepVGG by any known names holds of the family."""
     if checkpoint.dialect or checkpoint.arch or is_ours(checkpoint.metadata):
         return Blocks()
-    return find_blocks({n: a.shape for n, a in checkpoint.arrays.items()}, eps=eps)
+    return blocks_of(checkpoint.arrays, eps=eps)
 
 
 def _of_modules(checkpoint: Checkpoint, blocks: Blocks) -> Inspection:
-    findings = [Finding("info", None, note) for note in blocks.notes]
+    findings = [Finding("info", None, note) for note in (*checkpoint.notes, *blocks.notes)]
     for name, lazy in checkpoint.arrays.items():
         findings += lint.not_finite(None, name, lazy.read())
     return Inspection(
@@ -142,7 +153,8 @@ def _findings(checkpoint: Checkpoint, eps: float) -> Iterator[Finding]:
             yield from lint.not_finite(None, name, lazy.read())
         return
     yield from _about_the_network(checkpoint, checkpoint.arch)
-    summary = lint.Summary(eps)
+    told = any(array.module is not None for array in checkpoint.arrays.values())
+    summary = lint.Summary(eps, told=told)
     theirs = {ours: name for name, ours in checkpoint.canonical.items()}
     specs = {spec.name: spec for spec in checkpoint.arch.blocks}
     for layer, arrays in _layers(checkpoint, checkpoint.arch):
@@ -183,17 +195,28 @@ def _about_the_file(checkpoint: Checkpoint) -> Iterator[Finding]:
         yield Finding(
             "error",
             None,
-            f"not exactly one network: {len(checkpoint.missing)} arrays are missing, "
-            f"{len(checkpoint.unexpected)} are unexpected; `load` and `convert` refuse the file",
+            f"not exactly one network: {_counted(checkpoint)}; "
+            "`load` and `convert` refuse the file",
         )
     yield from _name_against_keys(checkpoint)
     yield from _about_metadata(checkpoint)
+
+
+def _counted(checkpoint: Checkpoint) -> str:
+    """How many arrays are missing, as far as that is known, and how many are unexpected."""
+    missing, unexpected = len(checkpoint.missing), len(checkpoint.unexpected)
+    if checkpoint.problem is None:
+        return f"{missing} arrays are missing, {unexpected} are unexpected"
+    least = f"at least {missing} missing, " if missing else ""
+    return f"it cannot be told ({least}{unexpected} unexpected)"
 
 
 def _about_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
     metadata = checkpoint.metadata
     try:
         eps = None if assumed_eps(metadata) else read_eps(metadata)
+        if (told := _told_eps(checkpoint)) is not None:
+            yield Finding("info", None, f"the file's modules say eps = {told:g}")
         about = checkpoint.about() if checkpoint.arch is not None else About()
     except CheckpointError as error:
         yield Finding("error", None, str(error))
@@ -212,6 +235,11 @@ def _about_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
                 None,
                 f"the file's metadata says {what} {metadata[what][:40]!r}, its arrays say {found}",
             )
+
+
+def _told_eps(checkpoint: Checkpoint) -> float | None:
+    """What modules say of eps, where no metadata does."""
+    return told_eps(checkpoint.ours) if read_eps(checkpoint.metadata) is None else None
 
 
 def _name_against_keys(checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -183,7 +183,8 @@ def _require_channels(settings: Mapping[str, Any], found: Mapping[str, Array | N
     """The layer's arrays agree about its kind, its outputs and its groups."""
     name, weight = settings["name"], found["weight"]
     assert weight is not None
-    if (settings["kind"] == "linear") != (weight.ndim == 2) or 0 in weight.shape:
+    linear, square = settings["kind"] == "linear", len(set(weight.shape[2:])) == 1
+    if (linear and weight.ndim != 2) or not (linear or square) or 0 in weight.shape:
         raise _bad(
             name, "weight", f"shape {weight.shape}", "(O, C/G, K, K), of a linear layer (O, C)"
         )

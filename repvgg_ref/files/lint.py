@@ -62,6 +62,7 @@ class Summary:
     """What is counted over all blocks, and said once at the end."""
 
     eps: float
+    told: bool = False  # whether a module says it
     norms: int = 0
     default_norms: int = 0
     scale_change: float = 0.0
@@ -87,7 +88,7 @@ class Summary:
 
     def findings(self) -> Iterator[Finding]:
         """The remarks about the file as a whole."""
-        if self.norms:
+        if self.norms and not self.told:
             yield Finding("info", None, self._about_eps())
         if self.norms and self.default_norms == self.norms:
             yield Finding(

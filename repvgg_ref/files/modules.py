@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from repvgg_ref.blocks.catalogue import one_conv
 from repvgg_ref.blocks.family import FAMILY, Member
 from repvgg_ref.blocks.linear import Conv
-from repvgg_ref.blocks.parts import Parts
+from repvgg_ref.blocks.parts import Parts, norms_in, with_eps
 from repvgg_ref.blocks.run import Linear
-from repvgg_ref.errors import CheckpointError, NotFusibleError, did_you_mean
+from repvgg_ref.errors import CheckpointError, ReportedError, did_you_mean
+from repvgg_ref.files.recorded import Recorded, Records, records_of
 from repvgg_ref.models.arguments import checked_eps
-from weights_io import sanitize
+from weights_io import LazyArray, sanitize
 
 AUTO = "auto"
 Shape = tuple[int, ...]
@@ -38,8 +39,14 @@ class FoundBlock:
         Leaf of `linear` -> key in the file.
     owned : tuple of str
         All keys that go once it is fused, in the order of the file.
+    eps : float
+        Of its batch norms, but for those in `linear` that have their own.
     is_fused : bool
         Its fused convolution is there already, beside its branches, which are only left out.
+    is_told : bool
+        The file holds its modules, which say what arrays cannot.
+    is_unsure : bool
+        What its kind's keys cannot tell is not told by modules, either.
     """
 
     prefix: str
@@ -50,6 +57,8 @@ class FoundBlock:
     owned: tuple[str, ...]
     eps: float
     is_fused: bool = False
+    is_told: bool = False
+    is_unsure: bool = True
 
     @property
     def fused(self) -> str:
@@ -59,11 +68,15 @@ class FoundBlock:
 
 @dataclass
 class Blocks:
-    """All blocks of a file, what nearly was one, and what was assumed of them."""
+    """All blocks of a file, what nearly was one, and what was assumed of them.
+
+    `left` says of prefixes why a block whose modules are in the file is none that can be fused.
+    """
 
     found: list[FoundBlock] = field(default_factory=list)
     near: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
 
     @property
     def family(self) -> str:
@@ -72,8 +85,20 @@ class Blocks:
         return counts.most_common(1)[0][0] if counts else ""
 
 
+def blocks_of(
+    arrays: Mapping[str, LazyArray], *, family: str = AUTO, eps: float | None = None
+) -> Blocks:
+    """`find_blocks` among the arrays of a file, by what their modules say if it holds them."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    return find_blocks(shapes, family=family, eps=eps, records=records_of(arrays))
+
+
 def find_blocks(
-    shapes: Mapping[str, Shape], *, family: str = AUTO, eps: float | None = None
+    shapes: Mapping[str, Shape],
+    *,
+    family: str = AUTO,
+    eps: float | None = None,
+    records: Records | None = None,
 ) -> Blocks:
     """Every block of the family among arrays of these shapes, in the file's order.
 
@@ -82,7 +107,9 @@ def find_blocks(
     family : str
         "auto", or the only kind to look for.
     eps : float, optional
-        Of all batch norms; default what the kind's users have.
+        Of all batch norms; default what their modules say, else what the kind's users have.
+    records : mapping, optional
+        Key -> the module that holds the array, where the file holds modules.
 
     Raises
     ------
@@ -92,19 +119,23 @@ def find_blocks(
     members = _members(family)
     ordered, place = sorted(shapes), {name: i for i, name in enumerate(shapes)}
     taken: dict[str, FoundBlock] = {}
+    owned: set[str] = set()
     blocks = Blocks()
     for one in members:
         for key in shapes:
             if key != one.anchor and not key.endswith(f".{one.anchor}"):
                 continue
             prefix = key[: -len(one.anchor)]
-            if prefix in taken:
+            # What asks more of a file came first; a key may be of a part of another block.
+            if prefix in taken or prefix in blocks.left or key in owned:
                 continue
-            found = _block(one, prefix, shapes, (ordered, place), blocks)
+            found = _block(one, prefix, shapes, (ordered, place), blocks, records or {})
             if found is not None:
                 taken[prefix] = found
+                owned |= set(found.owned)
     blocks.found = sorted(taken.values(), key=lambda block: place[block.owned[0]])
     blocks.found = _with_eps(blocks, shapes, eps)
+    blocks.notes += [f"left as it is: {why}" for why in blocks.left.values()]
     return blocks
 
 
@@ -127,6 +158,7 @@ def _block(
     shapes: Mapping[str, Shape],
     order: tuple[list[str], Mapping[str, int]],
     blocks: Blocks,
+    records: Records,
 ) -> FoundBlock | None:
     """The block of this kind behind `prefix`, if all of it is there.
 
@@ -135,21 +167,30 @@ def _block(
     ordered, place = order
     ends = {key[len(prefix) :]: shapes[key] for key in _behind(prefix, ordered)}
     mine = {end: shape for end, shape in ends.items() if one.owns(end)}
+    leaves = {one.leaf(end): end for end in mine}
     where = sanitize(prefix.rstrip(".")) or "the file's root"
+    held = {leaf: records[prefix + end] for leaf, end in leaves.items() if prefix + end in records}
+    told = Recorded(held) if held else None
     try:
-        linear = one.build(Parts(mine))
+        linear = one.build(Parts({leaf: mine[end] for leaf, end in leaves.items()}, told))
         if linear is None:
             blocks.near.append(f"{where}: its shapes are not those of {one.name}")
             return None
         conv = one_conv(linear, where)
-    except (NotFusibleError, CheckpointError) as error:
+        _require_no_growth(conv, mine, where)
+        if told is not None:
+            told.require_as_built(one.beside)
+    except ReportedError as error:  # shapes that no such block has
         blocks.near.append(f"{where}: {error}")
+        if told is not None:
+            blocks.left.setdefault(prefix, f"{where}: {error}")
         return None
-    names = {leaf: _key(leaf) for leaf in linear.shapes()}
+    own = linear.shapes()
+    names = {leaf: _key(leaf, leaves, own) for leaf in own}
     lacks = [
         end
         for leaf, end in names.items()
-        if mine.get(end) != linear.shapes()[leaf] and not end.endswith(_COUNTER)
+        if mine.get(end) != own[leaf] and not end.endswith(_COUNTER)
     ]
     if lacks:
         blocks.near.append(f"{where}: {one.name} without {sanitize(', '.join(lacks[:4]))}")
@@ -166,9 +207,23 @@ def _block(
         conv,
         {leaf: prefix + end for leaf, end in names.items() if not end.endswith(_COUNTER)},
         owned,
-        one.eps[0],
+        one.eps[0] if one.eps else 0.0,
         deployed in ends and deployed not in mine,
+        told is not None,
+        told is None or not (one.told_by == "" or told.knows(one.told_by)),
     )
+
+
+def _require_no_growth(conv: Conv, mine: Mapping[str, Shape], where: str) -> None:
+    """Refuse a fused kernel larger than the block's own: a dilation can make it of any size."""
+    own = [shape[2:] for shape in mine.values() if len(shape) == 4] or [conv.kernel]
+    largest = tuple(max(sizes) for sizes in zip(*own, strict=True))
+    if any(size > most for size, most in zip(conv.kernel, largest, strict=True)):
+        raise CheckpointError(
+            f"{where}: its fused kernel is larger than any of its own, whose dilations differ",
+            got=f"{conv.kernel[0]} x {conv.kernel[1]}",
+            wanted=f"at most {largest[0]} x {largest[1]}",
+        )
 
 
 def _behind(prefix: str, ordered: list[str]) -> Iterator[str]:
@@ -179,30 +234,45 @@ def _behind(prefix: str, ordered: list[str]) -> Iterator[str]:
         yield ordered[at]
 
 
-def _key(leaf: str) -> str:
-    """How a file calls an array of an expression."""
+def _key(leaf: str, ends: Mapping[str, str], shapes: Mapping[str, Shape]) -> str:
+    """How a file calls an array of an expression; `ends` has those that are there."""
     start, dot, end = leaf.rpartition(".")
-    return f"{start}{dot}{_STORED.get(end, end)}"
+    if f"{start}.running_var" in shapes:
+        leaf = f"{start}{dot}{_STORED.get(end, end)}"
+    return ends.get(leaf, leaf)
 
 
 def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) -> list[FoundBlock]:
-    """The blocks with the eps that is asked for, else with what their users have."""
-    if eps is not None:
-        return [replace(block, eps=checked_eps(eps)) for block in blocks.found]
+    """The blocks with the eps that is asked for, else what is told, else what their users have."""
     found: list[FoundBlock] = []
-    said: set[str] = set()
+    asked = None if eps is None else checked_eps(eps)
     for block in blocks.found:
-        one = block.member
-        if one.note and one.name not in said:
-            blocks.notes.append(f"{one.name}: {one.note}")
-        said.add(one.name)
-        found.append(replace(block, eps=_eps_of(one, shapes, blocks.notes)))
+        one, norms = block.member, list(norms_in(block.linear))
+        own = [norm.eps for norm in norms if norm.eps is not None]
+        said = [one.note] + ([one.untold] if block.is_unsure else [])
+        if asked is not None:
+            if other := next((e for e in own if e != asked), None):
+                said.append(f"its modules say eps {other:g}; {asked:g} is taken, as you say")
+            linear = with_eps(block.linear, lambda _: None)
+            found.append(replace(block, linear=linear, eps=asked))
+        elif own and len(own) == len(norms):
+            if len(set(own)) > 1:
+                shown = ", ".join(f"{each:g}" for each in sorted(set(own)))
+                said.append(f"{block.fused}: its batch norms have eps {shown}, as its modules say")
+            found.append(replace(block, eps=own[0]))
+        else:
+            assumed = _eps_of(one, shapes, blocks.notes)
+            if block.is_told:
+                said.append(f"eps {assumed:g} is assumed where its modules do not say it")
+            found.append(replace(block, eps=assumed))
+        notes = [f"{one.name}: {sanitize(each)}" for each in said if each]
+        blocks.notes += [note for note in notes if note not in blocks.notes]
     return found
 
 
 def _eps_of(one: Member, shapes: Mapping[str, Shape], notes: list[str]) -> float:
-    if len(one.eps) == 1:
-        return one.eps[0]
+    if len(one.eps) < 2:
+        return one.eps[0] if one.eps else 0.0
     if any(map(_YOLO.search, shapes)):
         return max(one.eps)
     if not any(map(_OFFICIAL.search, shapes)):

@@ -16,7 +16,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, MissingExtraError, require_equal
-from repvgg_ref.models.gated import Add, Dropout, Gate, Silu
+from repvgg_ref.models.gated import Add, Dropout, Gate, Gelu, Silu
 from repvgg_ref.models.graph import INPUT, Network
 from repvgg_ref.models.layers import AddRelu, Block, Flatten, GlobalAvgPool, Linear, MaxPool
 from repvgg_ref.models.names import official_names
@@ -145,14 +145,14 @@ def _graph(arch: Network, type_name: str, batch: int | None, size: tuple[int, in
     images = [batch or "batch", arch.in_channels, height, width]
     logits = [batch or "batch", arch.num_classes or arch.features]
     return helper.make_graph(
-        list(_nodes(arch)),
+        list(_nodes(arch, element)),
         arch.name,
         [helper.make_tensor_value_info(INPUT, element, images)],
         [helper.make_tensor_value_info(arch.head.name, element, logits)],
     )
 
 
-def _nodes(arch: Network) -> Iterator[Any]:
+def _nodes(arch: Network, element: int) -> Iterator[Any]:
     names = official_names(arch, "deploy")
     for node in arch.evaluated:
         inputs, op = list(node.inputs), node.op
@@ -174,7 +174,9 @@ def _nodes(arch: Network) -> Iterator[Any]:
         elif isinstance(op, Silu):
             yield from _silu_nodes(node.name, inputs[0])
         elif isinstance(op, Gate):
-            yield from _se_nodes(node.name, node.name, inputs[0], names, silu=True)
+            yield from _se_nodes(node.name, node.name, inputs[0], names, silu=not op.relu)
+        elif isinstance(op, Gelu):
+            yield from _gelu_nodes(node.name, inputs[0], element)
         elif isinstance(op, Add):
             yield _node("Add", inputs, node.name)
         elif isinstance(op, Dropout):
@@ -224,6 +226,21 @@ def _block_nodes(spec: BlockSpec, x: str, names: Mapping[str, str]) -> Iterator[
 def _silu_nodes(name: str, x: str) -> Iterator[Any]:
     yield _node("Sigmoid", [x], f"{name}.sigmoid")
     yield _node("Mul", [x, f"{name}.sigmoid"], name)
+
+
+def _gelu_nodes(name: str, x: str, element: int) -> Iterator[Any]:
+    """``x / 2 (1 + erf(x / sqrt 2))``, for opsets that have no Gelu."""
+    from onnx import helper
+
+    numbers = {"root": 2**0.5, "one": 1.0, "half": 0.5}
+    for called, number in numbers.items():
+        value = helper.make_tensor(f"{name}.{called}", element, [], [number])
+        yield _node("Constant", [], f"{name}.{called}", value=value)
+    yield _node("Div", [x, f"{name}.root"], f"{name}.scaled")
+    yield _node("Erf", [f"{name}.scaled"], f"{name}.erf")
+    yield _node("Add", [f"{name}.erf", f"{name}.one"], f"{name}.shifted")
+    yield _node("Mul", [x, f"{name}.shifted"], f"{name}.twice")
+    yield _node("Mul", [f"{name}.twice", f"{name}.half"], name)
 
 
 def _se_nodes(

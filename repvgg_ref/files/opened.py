@@ -13,6 +13,7 @@ from repvgg_ref.files.identify import UNSAID
 from repvgg_ref.files.lazy_params import LazyParams
 from repvgg_ref.files.metadata import assumed_eps, read_about, read_eps, strangers_eps
 from repvgg_ref.files.strides import assumed_geometry
+from repvgg_ref.files.told_networks import told_eps
 from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.arguments import checked_eps
 from repvgg_ref.models.geometry import Geometry
@@ -52,18 +53,22 @@ class Checkpoint:
 
     def params(self, dtype: Any = None) -> LazyParams:
         """The arrays under canonical names, each read when asked for."""
-        lazy = {ours: self.arrays[theirs] for theirs, ours in self.canonical.items()}
         assert self.arch is not None
-        return LazyParams(lazy, param_shapes(self.arch, self._form()), dtype)
+        return LazyParams(self.ours, param_shapes(self.arch, self._form()), dtype)
 
     def stored_dtype(self, canonical: str) -> str:
         """The dtype in which the array of this canonical name is stored."""
         theirs = {ours: name for name, ours in self.canonical.items()}
         return self.arrays[theirs[canonical]].dtype
 
+    @property
+    def ours(self) -> dict[str, LazyArray]:
+        """The arrays that were understood, under canonical names."""
+        return {ours: self.arrays[theirs] for theirs, ours in self.canonical.items()}
+
     def eps(self, asked: float | None = None) -> float:
-        """The eps asked for, else what the file's metadata says, else the official 1e-5."""
-        said = read_eps(self.metadata)
+        """The eps asked for, else what metadata or modules say, else the official 1e-5."""
+        said = self._said_eps(asked)
         if asked is not None:
             self._tell_of_eps(checked_eps(asked), said)
             return float(asked)
@@ -74,12 +79,25 @@ class Checkpoint:
             )
         return DEFAULT_EPS if said is None else said
 
+    def _said_eps(self, asked: float | None) -> float | None:
+        """What the file says; modules that say several are passed over where one is asked for."""
+        said = read_eps(self.metadata)
+        if said is not None:
+            return said
+        try:
+            return told_eps(self.ours)
+        except CheckpointError:
+            if asked is None:
+                raise
+            return None
+
     def _tell_of_eps(self, asked: float, said: float | None) -> None:
         if self.form == "deploy":
             if asked != said:
                 self._tell(f"eps {asked:g} has no effect: the file is fused")
         elif said is not None and asked != said and not assumed_eps(self.metadata):
-            self._tell(f"the file's metadata says eps {said:g}; {asked:g} is taken, as you say")
+            who = "metadata says" if read_eps(self.metadata) is not None else "modules say"
+            self._tell(f"the file's {who} eps {said:g}; {asked:g} is taken, as you say")
 
     def _tell(self, note: str) -> None:
         if note not in self.notes:
@@ -90,12 +108,14 @@ class Checkpoint:
         if self.arch is None:
             return Assumed()
         geometry = assumed_geometry(self.arch, self.form, self.said)
-        if self.form == "deploy":  # its branches are gone, and what they were fused with stays
+        is_fused = self.form == "deploy"
+        if is_fused:  # its branches are gone, and what they were fused with stays
             guessed = assumed_eps(self.metadata)
         else:
-            unsaid = read_eps(self.metadata) is None or assumed_eps(self.metadata)
+            unsaid = self._said_eps(asked) is None or assumed_eps(self.metadata)
             guessed = asked is None and unsaid
-        return Assumed(self.eps() if guessed else None, geometry.strides, geometry.dilations)
+        eps = self.eps() if guessed else None
+        return Assumed(eps, geometry.strides, geometry.dilations, guessed and is_fused)
 
     def about(self) -> About:
         """What the file's metadata says of classes and pictures."""

@@ -23,6 +23,7 @@ _MOST_PREFIXES = 8  # that are tried, the commonest first
 _MOST_IN_A_NAME = 4
 _LONGEST = 200  # characters
 _GRAPH_DEPTH = 4
+_BARE = "(none)"  # how the prefix of a network without one is listed, and asked for
 # A prefix under which less than this share of the largest network is read holds no network.
 _LEAST_SHARE = 0.25
 
@@ -133,14 +134,16 @@ def _choice(prefixes: list[str], selected: Selected) -> str:
     elif asked == "model":
         fitting = [prefix for prefix in prefixes if not is_average(prefix)] or prefixes
     else:
-        fitting = [p for p in prefixes if asked == p.rstrip(".") or asked in p.split(".")]
+        word = asked.rstrip(".")  # as it is typed, or as it is listed
+        names = {p: p.rstrip(".") or _BARE for p in prefixes}
+        fitting = [p for p, name in names.items() if word == name or word in name.split(".")]
     shown = [prefix.rstrip(".") for prefix in prefixes if prefix]
     if not fitting:
         raise no_such_weights(asked, selected.entries + shown)
     if len(fitting) > 1:
         raise CheckpointError(
             "several networks stand side by side in the file",
-            got="the prefixes " + listed([prefix or "(none)" for prefix in prefixes]),
+            got="the prefixes " + listed([prefix or _BARE for prefix in prefixes]),
             wanted="one of them",
             advice=f"name it: --weights {sanitize(shown[0])}",
         )

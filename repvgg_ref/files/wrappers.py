@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 import weights_io
-from repvgg_ref.errors import CheckpointError
-from weights_io import Inert, LazyArray, RefusedGlobalError
+from repvgg_ref.errors import CheckpointError, did_you_mean
+from weights_io import Inert, LazyArray, PickledModule, RefusedGlobalError
 
 WhichWeights = str
 """``"model"``, ``"ema"``, or the name of an entry or prefix of the file (``"student"``)."""
@@ -25,6 +26,8 @@ _NO_ARRAY = "_extra_state"
 _PADDLE = "StructuredToParameterName@@"
 _SHARD = re.compile(r"\d{5}-of-\d{5}")
 _SHOWN = 12
+_MOST_PLACES = 1000  # of arrays that are counted where none is a network's
+_CONTAINERS = (dict, list, tuple)
 
 
 def is_average(name: str) -> bool:
@@ -51,10 +54,10 @@ def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
     CheckpointError
         If there is no mapping of arrays, or several that could be meant.
     RefusedGlobalError
-        If an object of a class that nobody knows stands where the arrays should be.
+        If an object of a class that nobody knows, and that is no module, stands where the arrays
+        should be.
     """
-    root = _only_mapping(root, notes)
-    if _PADDLE in root:
+    if isinstance(root, dict) and _PADDLE in root:
         raise CheckpointError(
             "this is a PaddlePaddle checkpoint (.pdparams), whose names and layouts are others",
             wanted="a checkpoint of PyTorch or MegEngine",
@@ -63,60 +66,107 @@ def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
     holder, asked, known = root, weights, _Holders()
     while (entry := _entry(holder, asked, known)) is not None:
         taken, asked = entry
-        _note(taken, known.entries(holder), notes, first=holder is root)
-        holder = holder[taken]
-    return Selected(_arrays_of(holder), asked, known.entries(root))
+        _note(taken, holder, known.entries(holder), notes, first=holder is root)
+        holder = _named(holder)[taken]
+    if isinstance(holder, PickledModule):
+        return Selected(_arrays_of_module(holder, notes), asked, known.entries(root))
+    arrays = _arrays_of(holder) if isinstance(holder, dict) else {}
+    if not arrays:
+        _require_none(root)
+    return Selected(arrays, asked, known.entries(root))
 
 
-def _only_mapping(root: Any, notes: list[str]) -> dict[Any, Any]:
-    """The file's mapping; of a list (weights, optimiser) the only one that holds weights."""
-    if isinstance(root, dict):
-        return root
-    if isinstance(root, list | tuple):
-        known = _Holders()
-        found = {str(i): each for i, each in enumerate(root) if isinstance(each, dict)}
-        if len(holding := known.entries(found)) == 1:
-            notes.append(f"weights taken from place {holding[0]} of the file's list")
-            return found[holding[0]]
-    raise CheckpointError(
-        "the file holds no mapping of named arrays", got=type(root).__name__, wanted="a dict"
-    )
+def _require_none(root: Any) -> None:
+    """Raise the error that tells what a file without named weights holds instead."""
+    places = list(islice(_places(root, "", set()), _MOST_PLACES))
+    if places:
+        count = "1 array" if len(places) == 1 else f"{len(places)} arrays"
+        more = " or more" if len(places) == _MOST_PLACES else ""
+        raise CheckpointError(
+            "no array of the file is called as a network's are, in no entry of it",
+            got=f"{count}{more}: {listed(places)}",
+            wanted="names of layers and their parts, with dots between them",
+        )
+    if not isinstance(root, dict):
+        raise CheckpointError(
+            "the file holds no mapping of named arrays", got=type(root).__name__, wanted="a dict"
+        )
+
+
+def _places(value: Any, place: str, seen: set[int]) -> Iterator[str]:
+    """Where arrays stand below `value`, as far as names that `--weights` would know tell it.
+
+    A container that stands in several places is looked into once: there may be 2**n paths to it.
+    """
+    if isinstance(value, LazyArray):
+        yield place or "the file itself"
+    elif isinstance(value, _CONTAINERS) and id(value) not in seen:
+        seen.add(id(value))
+        for name, each in _named(value).items():
+            yield from _places(each, f"{place}.{name}" if place else name, seen)
+
+
+def _named(holder: Any) -> dict[str, Any]:
+    """What stands in a dict, list or tuple, under the name that `--weights` knows it by.
+
+    A number is its digits, as is the place in a list; another key that is no text is its type and
+    its place in the dict. Where text and a number are spelled alike, it is the text's.
+    """
+    if not isinstance(holder, dict):
+        return {str(place): value for place, value in enumerate(holder)}
+    texts = {key: value for key, value in holder.items() if isinstance(key, str)}
+    others = {_spelled(key): value for key, value in holder.items() if not isinstance(key, str)}
+    return others | texts if others else texts
+
+
+def _spelled(key: Any) -> str:
+    return f"{key.type_name}#{key.value}" if isinstance(key, Inert) else str(key)
+
+
+_NOTHING, _MODULES, _ARRAYS = range(3)
 
 
 class _Holders:
-    """Which dicts of a tree hold weights, each looked at once however often it is shared."""
+    """What of a tree holds weights, each container looked at once however often it is shared.
+
+    A module is taken for a holder unseen: what is in it is walked where it is needed.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[int, bool] = {}
+        self._known: dict[int, int] = {}
+        self._entries: dict[int, list[str]] = {}
 
-    def entries(self, holder: Mapping[Any, Any]) -> list[str]:
-        """The keys under which `holder` has weights in dicts of their own."""
-        return [
-            key
-            for key, value in holder.items()
-            if isinstance(key, str) and isinstance(value, dict) and self._holds(value)
-        ]
+    def entries(self, holder: Any) -> list[str]:
+        """The names of what stands in `holder` and holds weights."""
+        key = id(holder)
+        if key not in self._entries:
+            named = _named(holder) if isinstance(holder, _CONTAINERS) else {}
+            self._entries[key] = [name for name, value in named.items() if self.held(value)]
+        return self._entries[key]
 
-    def _holds(self, entry: dict[Any, Any]) -> bool:
+    def held(self, entry: object) -> int:
+        """The best that stands in it: named arrays, else whole modules, else nothing."""
+        if isinstance(entry, PickledModule):
+            return _MODULES
+        if not isinstance(entry, _CONTAINERS):
+            return _NOTHING
         key = id(entry)
         if key not in self._known:
-            self._known[key] = _holds_named(entry) or any(
-                self._holds(value) for value in entry.values() if isinstance(value, dict)
-            )
+            self._known[key] = _NOTHING  # while it is looked into: it may hold itself
+            inside = map(self.held, entry.values() if isinstance(entry, dict) else entry)
+            self._known[key] = _ARRAYS if _holds_named(entry) else max(inside, default=_NOTHING)
         return self._known[key]
 
 
-def _holds_named(entry: Mapping[Any, Any]) -> bool:
+def _holds_named(entry: Any) -> bool:
     """Whether arrays of layers stand in it: an optimiser's have no dots in their names."""
-    return any(
+    return isinstance(entry, dict) and any(
         isinstance(value, LazyArray) and isinstance(name, str) and "." in name.strip(".")
         for name, value in entry.items()
     )
 
 
-def _entry(
-    holder: Mapping[Any, Any], asked: WhichWeights, known: _Holders
-) -> tuple[str, WhichWeights] | None:
+def _entry(holder: Any, asked: WhichWeights, known: _Holders) -> tuple[str, WhichWeights] | None:
     """The entry of `holder` to go into and what is asked of it; None if the arrays are here."""
     entries = known.entries(holder)
     for key in sorted(entries, key=len, reverse=True):
@@ -124,30 +174,47 @@ def _entry(
             return key, asked[len(key) + 1 :] or "model"
     if not entries or (_holds_named(holder) and not set(entries) & {*_MODEL_KEYS, *_EMA_KEYS}):
         return None
+    named = _named(holder)
+    arrays = {key for key in entries if known.held(named[key]) == _ARRAYS}
     averages = [key for key in entries if is_average(key)]
     averaged = set(averages)
     models = [key for key in entries if key not in averaged]
     if asked == "ema" and averages:
-        return _best(averages, _EMA_KEYS), "model"
-    return _best(models or averages, _MODEL_KEYS), asked
+        return _best(averages, _EMA_KEYS, arrays, asked), "model"
+    return _best(models or averages, _MODEL_KEYS, arrays, asked), asked
 
 
-def _best(entries: list[str], usual: tuple[str, ...]) -> str:
-    """The entry of the usual name, or the only one."""
+def _best(entries: list[str], usual: tuple[str, ...], arrays: set[str], asked: WhichWeights) -> str:
+    """The entry of the usual name, or the only one; arrays alone before whole modules.
+
+    Beside arrays a module may be anything: a loss, a part of the network, what it was made of.
+    """
     named = [key for key in usual if key in entries]
+    named = [key for key in named if key in arrays] or named
+    entries = [key for key in entries if key in arrays] or entries
     if not named and len(entries) > 1:
+        unmet = "" if asked in ("model", "ema") else f", and none is called '{asked}'"
+        guess = did_you_mean(asked, entries) if unmet else None
         raise CheckpointError(
-            "several entries of the file hold weights",
+            f"several entries of the file hold weights{unmet}",
             got=listed(entries),
             wanted="one of them",
-            advice=f"name it: --weights {weights_io.sanitize(entries[0])}",
+            advice=guess or f"name it: --weights {weights_io.sanitize(entries[0])}",
         )
     return (named or entries)[0]
 
 
-def _note(taken: str, entries: list[str], notes: list[str], *, first: bool) -> None:
+def _note(taken: str, holder: Any, entries: list[str], notes: list[str], *, first: bool) -> None:
     shown = weights_io.sanitize(taken)
-    notes.append(f"weights taken from the entry '{shown}'" if first else f"and its entry '{shown}'")
+    if isinstance(holder, dict):
+        start = f"weights taken from the entry '{shown}'" if first else f"and its entry '{shown}'"
+    else:
+        start = (
+            f"weights taken from place {shown} of the file's list"
+            if first
+            else (f"and place {shown} of its list")
+        )
+    notes.append(start)
     if others := [key for key in entries if key != taken]:
         averaged = any(map(is_average, others)) and not is_average(taken)
         advice = "; --weights ema takes the average" if averaged else ""
@@ -156,12 +223,13 @@ def _note(taken: str, entries: list[str], notes: list[str], *, first: bool) -> N
 
 def no_such_weights(asked: WhichWeights, found: list[str]) -> CheckpointError:
     """What is said where nothing in the file is called as was asked."""
+    guess = None if asked == "ema" else did_you_mean(asked, found)
     what = "EMA entry" if asked == "ema" else f"entry '{weights_io.sanitize(asked)}' of weights"
     return CheckpointError(
         f"there is no {what} in this file",
         got=listed(found) if found else "one set of weights",
         wanted="an entry such as " + ", ".join(_EMA_KEYS) if asked == "ema" else None,
-        advice="use --weights model",
+        advice=guess or "use --weights model",
     )
 
 
@@ -174,6 +242,20 @@ def one_of_shards(file: str, count: int) -> CheckpointError | None:
         got=f"{count} arrays",
         wanted="the index beside it (a file ending in .index.json), or their folder",
     )
+
+
+def _arrays_of_module(module: PickledModule, notes: list[str]) -> dict[str, LazyArray]:
+    """What the state dict of a module would hold; it is walked here, and its class never asked."""
+    arrays = module.arrays()
+    shown = weights_io.sanitize(module.type_name)
+    if not arrays:
+        raise CheckpointError(
+            "the module in this file has no arrays",
+            got=f"a pickled {shown}",
+            wanted="a network's module or state dict",
+        )
+    notes.append(f"a whole module, {shown}, read as data: its class was neither imported nor asked")
+    return arrays
 
 
 def _arrays_of(mapping: Mapping[Any, Any]) -> dict[str, LazyArray]:
@@ -197,8 +279,10 @@ def _arrays_of(mapping: Mapping[Any, Any]) -> dict[str, LazyArray]:
 def _stranger(mapping: Mapping[Any, Any]) -> RefusedGlobalError | None:
     """What is said of an object of an unknown class among weights, or in their place."""
     for key, value in mapping.items():
-        if isinstance(value, Inert) and not value.is_listed:
-            name = value.value if value.type_name == "type" else value.type_name
+        is_module = isinstance(value, PickledModule)
+        if is_module or (isinstance(value, Inert) and not value.is_listed):
+            is_class = value.type_name == "type"
+            name = value.value if is_class and not is_module else value.type_name
             named, entry = weights_io.sanitize(name), weights_io.sanitize(key)
             return RefusedGlobalError(
                 f"refused global {named} (in the entry {entry}): only arrays are read, and nothing "

@@ -40,6 +40,8 @@ def make_table(math: Math, *, deterministic: bool) -> Ops:
         sigmoid_backward=REFERENCE.sigmoid_backward,
         silu_forward=REFERENCE.silu_forward,
         silu_backward=REFERENCE.silu_backward,
+        gelu_forward=REFERENCE.gelu_forward,
+        gelu_backward=REFERENCE.gelu_backward,
         squeeze_excitation_forward=head.squeeze_excitation_forward,
         squeeze_excitation_backward=head.squeeze_excitation_backward,
         global_avg_pool_forward=layers.global_avg_pool_forward,

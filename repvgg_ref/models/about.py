@@ -63,11 +63,14 @@ class Assumed:
         Of batch norm; None if it is known, or not needed as the network is fused.
     strides, dilations : mapping
         Block -> what was taken.
+    is_fused : bool
+        Whether `eps` is what the kernels of a fused file were made with: no other can be taken now.
     """
 
     eps: float | None = None
     strides: Mapping[str, int] = field(default_factory=dict)
     dilations: Mapping[str, int] = field(default_factory=dict)
+    is_fused: bool = False
 
     def __bool__(self) -> bool:
         """Whether anything was assumed."""
@@ -84,7 +87,8 @@ class Assumed:
 
     def __str__(self) -> str:
         """One line for people; empty if nothing was assumed."""
-        said = [] if self.eps is None else [f"eps {self.eps:g}"]
+        then = " when it was fused" if self.is_fused else ""
+        said = [] if self.eps is None else [f"eps {self.eps:g}{then}"]
         said += [_in_words("stride", self.strides), _in_words("dilation", self.dilations)]
         return "; ".join(part for part in said if part)
 

@@ -18,7 +18,7 @@ from repvgg_ref.models.graph import Network
 NO_HEAD = (
     "a network without its head is not built: forward(x, layers=True) gives the last block's output"
 )
-_FLOATS = "float16, float32 or float64"
+_FLOATS = "float16, float32 or float64 (or bfloat16, once ml_dtypes is imported)"
 
 
 def as_array(value: Any, what: str) -> Array:

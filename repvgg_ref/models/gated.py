@@ -36,8 +36,27 @@ class Silu(Free):
 
 
 @dataclass(frozen=True, slots=True)
+class Gelu(Free):
+    """``x Phi(x)``."""
+
+    def forward(self, name: str, x: list[Array], run: Pass) -> tuple[Array, Any]:
+        """See `ops.gelu`."""
+        return run.ops.gelu_forward(x[0])
+
+    def backward(
+        self, name: str, grad_y: Array, cache: Any, run: Pass, *, wants_x: bool
+    ) -> list[Array | None]:
+        """See `ops.gelu`."""
+        return [run.ops.gelu_backward(grad_y, cache)]
+
+    def extent(self, x: list[Extent]) -> Extent:
+        """As the input's."""
+        return x[0]
+
+
+@dataclass(frozen=True, slots=True)
 class Gate:
-    """``x sigmoid(up(silu(down(mean of x))))``, channel by channel.
+    """``x sigmoid(up(silu(down(mean of x))))``, channel by channel; with a ReLU, if `relu`.
 
     Squeeze-and-excitation (arXiv 1709.01507) as EfficientNet has it; `hidden` channels between
     `down` and `up`, which are 1x1 convolutions of a 1x1 image.
@@ -45,6 +64,7 @@ class Gate:
 
     channels: int
     hidden: int
+    relu: bool = False
 
     def shapes(self, form: Form) -> Shapes:
         """Two kernels and their biases."""
@@ -67,22 +87,23 @@ class Gate:
         middle, down = ops.linear_forward(
             squeezed, weights["down"], run.params[f"{name}.down.bias"]
         )
-        active, silu = ops.silu_forward(middle)
+        active, within = (ops.relu_forward if self.relu else ops.silu_forward)(middle)
         # (N, C) = (N, Cm) @ (Cm, C) + (C,)
         logits, up = ops.linear_forward(active, weights["up"], run.params[f"{name}.up.bias"])
         gate, sigmoid = ops.sigmoid_forward(logits)
         over = gate[:, None, None, :] if ops.layout == "NHWC" else gate[:, :, None, None]
-        return x[0] * over, (x[0], over, pool, down, silu, up, sigmoid)
+        return x[0] * over, (x[0], over, pool, down, within, up, sigmoid)
 
     def backward(
         self, name: str, grad_y: Array, cache: Any, run: Pass, *, wants_x: bool
     ) -> list[Array | None]:
         """Through the product, and through the gate."""
-        ops, (x, over, pool, down, silu, up, sigmoid) = run.ops, cache
+        ops, (x, over, pool, down, within, up, sigmoid) = run.ops, cache
         pixels = (1, 2) if ops.layout == "NHWC" else (2, 3)
         grad_gate = (grad_y * x).sum(axis=pixels)  # (N, C)
         of_up = ops.linear_backward(ops.sigmoid_backward(grad_gate, sigmoid), up)
-        of_down = ops.linear_backward(ops.silu_backward(of_up.grad_x, silu), down)
+        backward = ops.relu_backward if self.relu else ops.silu_backward
+        of_down = ops.linear_backward(backward(of_up.grad_x, within), down)
         for layer, found in (("down", of_down), ("up", of_up)):
             run.grads[f"{name}.{layer}.weight"] = found.grad_weight[:, :, None, None]
             run.grads[f"{name}.{layer}.bias"] = found.grad_bias

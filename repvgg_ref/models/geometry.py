@@ -28,14 +28,14 @@ class Geometry:
         strides = {**self.strides, **other.strides}
         return Geometry(strides, {**self.dilations, **other.dilations})
 
-    def overruled_by(self, said: Geometry) -> list[str]:
-        """Where `said` says otherwise, a line each."""
+    def overruled_by(self, said: Geometry, who: str = "the file's metadata") -> list[str]:
+        """Where `said` says otherwise than `who` said this, a line each."""
         pairs = (
             ("stride", self.strides, said.strides),
             ("dilation", self.dilations, said.dilations),
         )
         return [
-            f"{name}: the file's metadata says {what} {own[name]}; {step} is taken, as you say"
+            f"{name}: {who} says {what} {own[name]}; {step} is taken, as you say"
             for what, own, others in pairs
             for name, step in others.items()
             if own.get(name, step) != step

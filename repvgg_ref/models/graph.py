@@ -34,7 +34,8 @@ class Node:
         Whether the node exists in training only.
     keys : pairs of str
         Our leaf and what published code calls it: ``("bn", "layer1.0.bn1")``; "" is the node's own.
-        Without an entry "fused" a fused convolution is called as "conv" is.
+        Without an entry "fused" a fused convolution is called as "conv" is. "deploy" is the
+        node's own in the deploy form, where it is another.
     """
 
     name: str

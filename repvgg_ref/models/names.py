@@ -128,7 +128,7 @@ class Dialect:
         """How a part's name may begin, theirs -> ours."""
         starts = {theirs: ours for ours, theirs in self.parts.items()}
         if self.parts.get("fused") in _FUSED:  # whatever kind of block was fused
-            starts |= dict.fromkeys(_FUSED, "fused")
+            starts |= dict.fromkeys(_FUSED, "fused") | _GATES
         return starts
 
     @cached_property
@@ -205,6 +205,7 @@ def _aux_names(head: str) -> dict[str, str]:
 
 
 _FUSED = tuple(dict.fromkeys(each.fused for each in KINDS.values() if each.keys))
+_GATES = {theirs: ours for each in KINDS.values() for ours, theirs in each.gate.items()}
 _KEYS = {ours: theirs for each in KINDS.values() for ours, theirs in each.keys.items()}
 
 OFFICIAL = Dialect(
@@ -236,7 +237,8 @@ TORCHVISION = replace(CANONICAL, name="torchvision")
 def official_dialect(arch: Network) -> Dialect:
     """The names the official code, or the published code of its blocks, uses for `arch`."""
     base = PLUS if any(block.se == "after_relu" for block in arch.blocks) else OFFICIAL
-    return replace(base, parts={**base.parts, "fused": kind(arch.blocks[0].kind).fused})
+    own = kind(arch.blocks[0].kind)
+    return replace(base, parts={**base.parts, **own.gate, "fused": own.fused})
 
 
 def official_names(arch: Network, form: Form) -> dict[str, str]:
@@ -263,7 +265,7 @@ def published_names(network: Network, form: Form) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in param_shapes(network, form):
         leaf, _, field = name.rpartition(".")
-        key = keys.get(leaf)
+        key = (keys.get(f"{leaf}.deploy") if form == "deploy" else None) or keys.get(leaf)
         if key is None and leaf.endswith(".fused"):
             key = keys.get(leaf.removesuffix("fused") + "conv")
         if key is None:

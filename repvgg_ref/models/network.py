@@ -26,6 +26,7 @@ from repvgg_ref.models.arguments import (
 )
 from repvgg_ref.models.geometry import unusual
 from repvgg_ref.models.graph import QUIET, Network, walk
+from repvgg_ref.models.heads import NormLinear
 from repvgg_ref.models.layers import Form, Pass
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.parameters import initial_params, is_trainable, param_shapes, require_params
@@ -374,6 +375,9 @@ def fold_norms(model: Model, *, dtype: Any = None) -> Model:
         params[f"{spec.name}.fused.weight"], params[f"{spec.name}.fused.bias"] = fuse_block(
             spec, model.params, eps=model.eps, dtype=dtype
         )
+    for node in model.arch.evaluated:
+        if isinstance(node.op, NormLinear):
+            params |= node.op.folded(node.name, model.params, eps=model.eps, dtype=dtype)
     for name in param_shapes(model.arch, "deploy"):
         if name not in params:
             params[name] = model.params[name].astype(dtype)

@@ -21,6 +21,7 @@ from repvgg_ref.models.efficientnet import EFFICIENTNETS
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.mobileone import MOBILEONE
 from repvgg_ref.models.regnet import REGNETS
+from repvgg_ref.models.repvit import REPVITS
 from repvgg_ref.models.residual_reorg import residual_reorg
 
 MAKERS: Mapping[str, Callable[..., Network]] = {
@@ -28,6 +29,7 @@ MAKERS: Mapping[str, Callable[..., Network]] = {
     **REGNETS,
     **EFFICIENTNETS,
     **MOBILEONE,
+    **REPVITS,
 }
 """Networks beside RepVGG by name: what makes one of num_classes, in_channels and size."""
 

@@ -24,6 +24,7 @@ from repvgg_ref.ops.cross_entropy import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
+from repvgg_ref.ops.gelu import gelu_backward, gelu_forward
 from repvgg_ref.ops.global_avg_pool import global_avg_pool_backward, global_avg_pool_forward
 from repvgg_ref.ops.linear import LinearGrads, linear_backward, linear_forward
 from repvgg_ref.ops.max_pool import max_pool_backward, max_pool_forward
@@ -194,6 +195,8 @@ class Ops:
     sigmoid_backward: Callable[[Array, Any], Array]
     silu_forward: Callable[[Array], tuple[Array, Any]]
     silu_backward: Callable[[Array, Any], Array]
+    gelu_forward: Callable[[Array], tuple[Array, Any]]
+    gelu_backward: Callable[[Array, Any], Array]
     squeeze_excitation_forward: Callable[[Array, Array, Array, Array, Array], tuple[Array, Any]]
     squeeze_excitation_backward: Callable[[Array, Any], SqueezeExcitationGrads]
     global_avg_pool_forward: Callable[[Array], tuple[Array, Any]]
@@ -271,6 +274,8 @@ REFERENCE = Ops(
     sigmoid_backward=sigmoid_backward,
     silu_forward=silu_forward,
     silu_backward=silu_backward,
+    gelu_forward=gelu_forward,
+    gelu_backward=gelu_backward,
     squeeze_excitation_forward=squeeze_excitation_forward,
     squeeze_excitation_backward=squeeze_excitation_backward,
     global_avg_pool_forward=global_avg_pool_forward,

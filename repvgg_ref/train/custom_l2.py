@@ -9,12 +9,13 @@ and the loss ``weight_decay / 2 * sum of L2``: the centre tap decays as the bran
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.blocks.catalogue import expression
-from repvgg_ref.blocks.recognise import three_branches
+from repvgg_ref.blocks.recognise import Branch, three_branches
+from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.graph import Network
 
 
@@ -31,11 +32,7 @@ def custom_l2(
     """Penalty and gradients at `params` (canonical names, running variances included)."""
     loss: Any = 0
     grads: dict[str, Array] = {}
-    for spec in arch.blocks:
-        found = three_branches(expression(spec))
-        if found is None or found.point is None:
-            continue
-        dense, thin = found.dense, found.point
+    for spec, dense, thin in _penalised(arch):
         k3, k1 = (params[f"{spec.name}.{b.conv}.weight"] for b in (dense, thin))
         t3, t1 = (_scale(params, f"{spec.name}.{b.norm}", eps) for b in (dense, thin))
         centre, point = k3[:, :, 1, 1], k1[:, :, 0, 0]  # (O, C/G) each
@@ -48,6 +45,27 @@ def custom_l2(
         grad_k1 = weight_decay * equivalent * t1 / norm
         grads[f"{spec.name}.{thin.conv}.weight"] = grad_k1[:, :, None, None]
     return CustomL2(weight_decay / 2 * loss, grads)
+
+
+def penalised_kernels(arch: Network) -> frozenset[str]:
+    """The kernels that the penalty is made of, by canonical name; all others decay as usual.
+
+    Only blocks with a 3x3 and a 1x1 branch, a batch norm behind each and no branch without one have
+    such a penalty: the official code defines it for no other.
+    """
+    return frozenset(
+        f"{spec.name}.{branch.conv}.weight"
+        for spec, *branches in _penalised(arch)
+        for branch in branches
+    )
+
+
+def _penalised(arch: Network) -> Iterator[tuple[BlockSpec, Branch, Branch]]:
+    """The blocks that have such a penalty, with their 3x3 and their 1x1 branch."""
+    for spec in arch.blocks:
+        found = three_branches(expression(spec))
+        if found is not None and found.point is not None:
+            yield spec, found.dense, found.point
 
 
 def _scale(params: Mapping[str, Array], bn: str, eps: float) -> Array:

@@ -23,7 +23,8 @@ from repvgg_ref.models.parameters import is_trainable, param_shapes
 from repvgg_ref.models.step import training_step
 from repvgg_ref.ops import Ops
 from repvgg_ref.train.comm import Comm
-from repvgg_ref.train.custom_l2 import custom_l2
+from repvgg_ref.train.custom_l2 import custom_l2, penalised_kernels
+from repvgg_ref.train.decay import factors_of
 from repvgg_ref.train.flat import Layout
 from repvgg_ref.train.loss_scale import START, LossScale, scaled
 from repvgg_ref.train.mixup import draw_blend, mixed, one_hot
@@ -304,8 +305,10 @@ class Updater:
 
     def _factors(self) -> Factors:
         """The recipe's factors of every element of the weights; 1 where all are."""
-        roles = role_names(self.arch)
-        factors = {name: self.recipe.factors(roles[name]) for name in self.trainable.shapes}
+        roles, rule = role_names(self.arch), self.recipe.decay
+        factors = {name: factors_of(roles[name], rule=rule) for name in self.trainable.shapes}
+        for name in penalised_kernels(self.arch) if self.recipe.custom_l2 else ():
+            factors[name] = factors[name]._replace(decay=0.0)
         like = self.ops.from_host(np.zeros(0, self.dtype))
         lr = {name: factor.lr for name, factor in factors.items()}
         decay = {name: factor.decay for name, factor in factors.items()}

@@ -18,9 +18,13 @@ from repvgg_ref.blocks.constructors import (
     Scale,
     Slice,
 )
+from repvgg_ref.blocks.family import FAMILY
 from repvgg_ref.blocks.formulas import Dirac
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Norm, Sum
+from repvgg_ref.blocks.parts import Parts
+from repvgg_ref.blocks.priors import Factor
 from repvgg_ref.blocks.run import Linear, Reader, Run
+from repvgg_ref.blocks.sided import Quotient, SameSize, SidedConv
 from repvgg_ref.ops import REFERENCE
 from tests.blocks.exact_blocks import EPS, exact_array
 
@@ -116,6 +120,103 @@ def computed(groups: int = 1, stride: int = 1) -> Linear:
     return Chain(FormulaConv(plain, Dirac(plain)), Norm("bn", C))
 
 
+def norm_shapes(name: str, channels: int) -> dict[str, tuple[int, ...]]:
+    """As a file has them."""
+    ends = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.{end}": (channels,) for end in ends}
+
+
+def member_of(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> Linear:
+    """A block of the family, from shapes under the names of its file."""
+    one = FAMILY[kind]
+    found = one.build(Parts({one.leaf(end): shape for end, shape in shapes.items()}))
+    assert found is not None
+    return found
+
+
+def mixed(channels: int = C, k: int = 3) -> Linear:
+    """FastViT's mixer: a branch is subtracted."""
+    shapes: dict[str, tuple[int, ...]] = {"layer_scale": (channels, 1, 1)}
+    for name, size in (("mixer.rbr_conv.0", k), ("mixer.rbr_scale", 1)):
+        shapes[f"{name}.conv.weight"] = (channels, 1, size, size)
+        shapes |= norm_shapes(f"{name}.bn", channels)
+    for name in ("mixer.rbr_skip", "norm.rbr_skip"):
+        shapes |= norm_shapes(name, channels)
+    return member_of("repmixer", shapes)
+
+
+def online(groups: int = 1, inputs: int = C, out: int = C, k: int = 3) -> Linear:
+    """OREPA's block: stored priors, a separable kernel, factors that are rows of one array."""
+    per, middle = inputs // groups, inputs
+    shapes: dict[str, tuple[int, ...]] = {
+        "weight_orepa_origin": (out, per, k, k),
+        "weight_orepa_avg_conv": (out, per, 1, 1),
+        "weight_orepa_avg_avg": (k, k),
+        "weight_orepa_pfir_conv": (out, per, 1, 1),
+        "weight_orepa_prior": (out, k, k),
+        "weight_orepa_1x1_kxk_idconv1": (middle, per, 1, 1),
+        "id_tensor": (middle, per, 1, 1),
+        "weight_orepa_1x1_kxk_conv2": (out, middle // groups, k, k),
+        "weight_orepa_1x1": (out, per, 1, 1),
+        "weight_orepa_gconv_dw": (8 * inputs, 1, k, k),
+        "weight_orepa_gconv_pw": (out, 8 * per, 1, 1),
+        "vector": (6, out),
+    }
+    return member_of("orepa", shapes | norm_shapes("bn", out))
+
+
+def bordered(inputs: int = C, out: int = C) -> Linear:
+    """ECBSR's block: a border of the bias before it."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "conv3x3.weight": (out, inputs, 3, 3),
+        "conv3x3.bias": (out,),
+    }
+    for at, middle in (("3x3", 2 * out), ("sbx", out), ("sby", out), ("lpl", out)):
+        shapes |= {
+            f"conv1x1_{at}.k0": (middle, inputs, 1, 1),
+            f"conv1x1_{at}.b0": (middle,),
+        }
+        if at == "3x3":
+            shapes |= {f"conv1x1_{at}.k1": (out, middle, 3, 3), f"conv1x1_{at}.b1": (out,)}
+        else:
+            shapes |= {
+                f"conv1x1_{at}.scale": (out, 1, 1, 1),
+                f"conv1x1_{at}.bias": (out,),
+                f"conv1x1_{at}.mask": (out, 1, 3, 3),
+            }
+    return member_of("ecbsr", shapes)
+
+
+def exactly(array: Array) -> Array:
+    """The exact values of floats."""
+    return np.array([Fraction(float(v)) for v in array.flat], object).reshape(array.shape)
+
+
+def of_magnitudes(linear: Any) -> Any:
+    """The expression with every number that no array holds replaced by its magnitude."""
+    if isinstance(linear, Sum | Chain):
+        return type(linear)(*(of_magnitudes(part) for part in linear.parts))
+    return Factor(abs(linear.number)) if isinstance(linear, Factor) else linear
+
+
+def one_sided() -> Linear:
+    """TensorFlow's SAME of stride 2 beside a 1x1, divided by what is drawn as variances are."""
+    wide = SidedConv("w", C, C, (3, 3), (2, 2), (0, 0), ends=(1, 1), groups=2)
+    point = SidedConv("p", C, C, (1, 1), (2, 2), (0, 0), ends=(-1, -1), bias=True)
+    both = Sum(
+        Chain(wide, Norm("w.bn", C)),
+        Chain(point, Quotient("divisor.running_var", (C,))),
+    )
+    return Chain(both, Quotient("window.running_var", (1,)))
+
+
+def cut_to_size() -> Linear:
+    """A 3x3 without padding, and what is left of the input, which fits by its size alone."""
+    cut = SidedConv("one", C, C, (1, 1), padding=(-1, -1), ends=(-1, -1), groups=C)
+    even = SidedConv("two", C, C, (2, 1), padding=(-1, 0), ends=(0, -2), groups=C)
+    return SameSize(Conv("k", C, C, (3, 3)), cut, even)
+
+
 EXPRESSIONS: dict[str, Callable[[], Linear]] = {
     "paper": paper,
     "paper, stride 2": lambda: paper(stride=2),
@@ -132,6 +233,12 @@ EXPRESSIONS: dict[str, Callable[[], Linear]] = {
     "averaged": averaged,
     "computed": computed,
     "computed, two groups": lambda: computed(groups=2),
+    "mixed": mixed,
+    "online": online,
+    "online, two groups": lambda: online(groups=2),
+    "bordered": bordered,
+    "one-sided": one_sided,
+    "cut to size": cut_to_size,
 }
 
 

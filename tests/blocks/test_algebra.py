@@ -27,6 +27,7 @@ from tests.blocks.expressions import (
     exact_params,
     float_params,
     fused_by_hand,
+    of_magnitudes,
 )
 from tests.blocks.test_kinds import freeze_borders
 from tests.gradcheck import assert_gradients
@@ -127,7 +128,7 @@ def test_magnitudes_are_the_sum_of_the_terms_magnitudes(name: str) -> None:
     params = float_params(linear, seed=9)
     x = np.random.default_rng(1).standard_normal((1, C, 5, 5))
     y = evaluate(linear, params, x, ops=REFERENCE, eps=1e-3)
-    size = evaluate(linear, magnitudes(params), abs(x), ops=REFERENCE, eps=1e-3)
+    size = evaluate(of_magnitudes(linear), magnitudes(params), abs(x), ops=REFERENCE, eps=1e-3)
     assert (size >= abs(y) * (1 - 1e-12)).all()
 
 

@@ -198,7 +198,11 @@ def test_near_ties_of_a_product_are_searched_for_and_met() -> None:
     _assert_correct(block, spec=spec)
 
 
-NESTED = ("qarepvgg", "dbb")  # norms inside branches: `test_kinds` has their sums by ``==``
+NESTED = (
+    "qarepvgg",
+    "dbb",
+    "repvit",
+)  # norms inside branches: `test_kinds` has their sums by ``==``
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if is_fusible(replace(BLOCK, kind=kind))])

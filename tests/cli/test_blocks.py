@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import repvgg_ref as rr
 from repvgg_ref.blocks.catalogue import KINDS
 from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.residual_reorg import residual_reorg
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from tests.cli.runner import invoke
 from tests.data.datasets import make_folder
@@ -23,11 +25,13 @@ def test_convert_inspect_verify_and_eval(
     arch = plain_architecture(depths=[2], channels=[4, 6], num_classes=3, kind=block)
     train, deploy = tmp_path / "train.npz", tmp_path / "deploy.npz"
     rr.save(distinguishing_model(arch, seed=2), train)
-    assert invoke(capsys, "inspect", train, "--json").json()["form"] == "train"
+    seen = invoke(capsys, "inspect", train, "--json").json()
+    assert (seen["form"], seen["block"]) == ("train", block)
     done = invoke(capsys, "convert", "--in", train, "--out", deploy, "--json")
     candidate, form = (deploy, "deploy") if arch.is_fusible else (train, "train")
     if arch.is_fusible:
         assert done.json()["self_check"]["ok"]
+        assert invoke(capsys, "inspect", deploy, "--json").json()["block"] is None
     else:
         assert done.code == 2
         assert "stage0: a ReLU stands before the sum" in done.json()["error"]["message"]
@@ -39,3 +43,40 @@ def test_convert_inspect_verify_and_eval(
     data = make_folder(tmp_path / "data")
     seen = invoke(capsys, "eval", "--weights", train, "--data", data, "--size", 32, "--json")
     assert seen.json()["form"] == form
+
+
+def test_residual_blocks_are_read_and_judged_and_what_needs_a_chain_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain = plain_architecture(depths=[2, 1], channels=[4, 6, 8], num_classes=3, kind="plain")
+    model, path = rr.build(residual_reorg(chain)), tmp_path / "residual.npz"
+    rr.save(model, path)
+    assert invoke(capsys, "inspect", path, "--json").json()["block"] == "residual-reorg"
+    itself = invoke(capsys, "verify", "--reference", path, "--candidate", path, "--json")
+    assert itself.json()["verdict"] == "agree"
+    data = make_folder(tmp_path / "data")
+    seen = invoke(capsys, "eval", "--weights", path, "--data", data, "--size", 32, "--json")
+    assert seen.json()["form"] == "train"
+    refused = invoke(capsys, "convert", "--in", path).error_line()
+    assert "stage1.0: its shortcut spans two convolutions and the ReLU between them" in refused
+    golden = invoke(capsys, "golden", "--reference", path, "--out", tmp_path / "golden")
+    assert "a network of residual-reorg blocks" in golden.error_line()
+    assert "`verify` judges files of its weights" in golden.error_line()
+    assert not (tmp_path / "golden").exists()
+
+
+def test_another_block_than_the_file_says_is_taken_aloud(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its keys fit both kinds, and what is computed from them differs."""
+    sizes: dict[str, Any] = {"depths": [2], "channels": [4, 6], "num_classes": 3}
+    path = tmp_path / "train.npz"
+    rr.save(rr.build(plain_architecture(**sizes, kind="identity-without-bn")), path)
+    words = ("convert", "--in", path, "--out", tmp_path / "deploy.npz")
+    assert "metadata" not in invoke(capsys, *words).out
+    other = invoke(capsys, *words, "--block", "1x1-only")
+    assert other.code == 0
+    told = "metadata says identity-without-bn blocks; 1x1-only is taken, as you say"
+    assert told in " ".join(other.out.split())
+    refused = invoke(capsys, *words, "--block", "plain").error_line()
+    assert "with --block 1x1-only or identity-without-bn it is exactly one" in refused

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 from repvgg_ref_cli.main import COMMANDS, cli
+from repvgg_ref_cli.piped import InputFile
 
 from tests.cli.runner import ROOT, invoke, save_small
 
@@ -49,6 +50,13 @@ def test_every_command_that_starts_from_a_file_calls_it_so() -> None:
         if "--checkpoint" in option.opts
     }
     assert found == {name: ["--checkpoint", older] for name, older in OLDER.items()}
+
+
+def test_every_such_file_may_come_on_stdin() -> None:
+    """What it is then is tested in `test_piped`."""
+    for name in OLDER:
+        (option,) = (each for each in options(name) if "--checkpoint" in each.opts)
+        assert isinstance(option.type, InputFile), name
 
 
 @pytest.mark.parametrize("option", ["--checkpoint", "--in", None])

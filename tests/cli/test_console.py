@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from repvgg_ref_cli import console
 from repvgg_ref_cli.console import Fitting, is_plain
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from repvgg_ref.data.digits import MODEL_PATH
+from repvgg_ref.integer.page import spark
 from tests.cli.runner import environment, invoke
 
 LOCALE = ("LC_ALL", "LC_CTYPE", "LANG", "PYTHONIOENCODING", "PYTHONUTF8", "NO_COLOR", "TERM")
@@ -90,6 +92,7 @@ def test_a_terminal_gets_colours() -> None:
         ({"TERM": "dumb"}, ("table",)),
         ({"LC_ALL": "C"}, VERIFY),
         ({"LC_ALL": "C"}, ("inspect", MODEL_PATH)),
+        ({"LC_ALL": "C"}, ("advise", "--in", MODEL_PATH)),
     ],
     ids=lambda given: next(iter(given)),
 )
@@ -101,6 +104,7 @@ def test_no_escape_is_printed_where_none_is_wanted(
     assert b"\x1b" not in shown
     if "LC_ALL" in settings:
         assert shown.isascii()
+        assert b"\\u" not in shown
 
 
 def test_signs_have_a_spelling_in_ascii() -> None:
@@ -110,6 +114,21 @@ def test_signs_have_a_spelling_in_ascii() -> None:
     stream.write("1 \N{PLUS-MINUS SIGN} 2 \N{MULTIPLICATION SIGN} \u4e2d \ud800 \N{EM DASH}")
     stream.flush()
     assert stream.buffer.getvalue() == b"1 +/- 2 x \\u4e2d \\ud800 -"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_bars_are_drawn_in_ascii_where_they_cannot_be_shown(encoding: str) -> None:
+    bars = spark(np.logspace(0, -4, 60), 60)
+    assert len(set(bars)) == 8
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    console.prepare_streams()
+    stream.reconfigure(errors=console._ERRORS)
+    stream.write(bars)
+    stream.flush()
+    shown = stream.buffer.getvalue().decode("ascii")
+    assert len(shown) == len(bars)
+    assert len(set(shown)) == 8
+    assert "\\" not in shown
 
 
 def drawn(width: int, drop: tuple[int, ...] = ()) -> list[str]:

@@ -31,15 +31,18 @@ from tests.data.datasets import make_folder
 DIGIT = MODEL_PATH.with_name("digit-7-test001.png")
 SOURCE = Path(__file__).with_name("golden_reader.c")
 BENCHMARKS = ROOT / "tests" / "studies" / "bench" / "results"
+# Of ONNX graphs, which tests/peers/test_onnx_graph_command.py has.
+OF_GRAPHS = {"runtime_check", "merged", "left"}
+OF_GRAPHS |= {f"{what}_{when}" for what in ("nodes", "convs") for when in ("before", "after")}
 # In the page, and not in every object: of a finished training (tests/test_platforms.py has one),
 # and of files that say more.
 SELDOM = {
     "*": {"assumed"},
     "bench": {"claims", "density"},
-    "convert": {"dtype", "opset", "family", "untouched", "blocks"},
+    "convert": {"dtype", "opset", "family", "untouched", "blocks", *OF_GRAPHS},
     "doctor": {"extras"},
     "golden": {"kind", "rounding", "layers", "score"},
-    "inspect": {"metadata", "family", "untouched", "blocks"},
+    "inspect": {"metadata", "family", "untouched", "blocks", "opset", *OF_GRAPHS},
     "train": {"stopped", "trained", "fused", "difference", "largest_difference", "tolerance"}
     | {"files", "seconds", "data", "init"},
     "verify": {"scheme", "schemes", "mismatches", "max_lsb"},

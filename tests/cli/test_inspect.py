@@ -10,8 +10,8 @@ import pytest
 from repvgg_ref.files.checkpoint import save
 from tests.cli.runner import invoke, save_small, small_model
 
-KEYS = ["container", "dialect", "form", "model", "tensors", "unexpected", "missing", "findings"]
-KEYS += ["assumed", "metadata"]
+KEYS = ["container", "dialect", "form", "model", "block", "tensors", "unexpected", "missing"]
+KEYS += ["findings", "assumed", "metadata"]
 
 
 def test_json_has_exactly_the_keys_of_the_contract(
@@ -29,6 +29,7 @@ def test_json_has_exactly_the_keys_of_the_contract(
         "dialect": "official",
         "form": "train",
         "model": "custom",
+        "block": "repvgg",
         "tensors": len(small_model().params),
         "unexpected": [],
         "missing": [],
@@ -60,12 +61,13 @@ def test_people_see_every_finding_in_the_width_of_the_terminal(
     shown = invoke(capsys, "inspect", "a.npz")
     assert (shown.code, shown.err) == (0, "")
     lines = shown.out.splitlines()
-    assert lines[:6] == [
+    assert lines[:7] == [
         "a.npz",
         "  container  npz",
         "  names      official",
         "  form       train",
         "  model      custom",
+        "  block      repvgg",
         f"  tensors    {len(model.params)}",
     ]
     assert any(line.startswith("  error      stage1.0: branch_3x3: running_var") for line in lines)

@@ -23,6 +23,7 @@ from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.models.published import PUBLISHED
 from repvgg_ref.models.registry import network
 from tests.cli.runner import ROOT, environment, invoke
+from tests.studies.pages.block_figures import blocks
 from tests.studies.pages.figures import DRAWN
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -36,18 +37,19 @@ def programs(name: str) -> Iterator[tuple[str, str]]:
             yield code, shown if following == "text" else ""
 
 
-def test_an_afternoon_prints_what_it_shows() -> None:
+@pytest.mark.parametrize(("name", "least"), [("afternoon", 10), ("branches", 4)])
+def test_a_page_s_programs_print_what_it_shows(name: str, least: int) -> None:
     space: dict[str, Any] = {}
-    for code, shown in programs("afternoon"):
+    for code, shown in programs(name):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(code, "afternoon.md", "exec"), space)
+            exec(compile(code, f"{name}.md", "exec"), space)
         assert printed.getvalue() == shown, code
-    assert len(list(programs("afternoon"))) >= 10
+    assert len(list(programs(name))) >= least
 
 
 def test_the_figures_are_what_their_program_draws() -> None:
-    for name, draw in DRAWN.items():
+    for name, draw in (DRAWN | {"blocks": blocks}).items():
         assert (FOLDER / "figures" / f"{name}.svg").read_text(encoding="utf-8") == draw(), name
     layers = repvgg_ref.load(MODEL_PATH).arch.layer_names
     measured = ET.parse(FOLDER / "figures" / "bug.svg").getroot()

@@ -191,6 +191,22 @@ def test_verify_takes_candidate_or_inputs_from_stdin(piped: Run, tmp_path: Path)
     assert json.loads(done.stdout)["verdict"] == "agree", done.stderr
 
 
+def test_golden_takes_a_checkpoint_or_a_network_of_integers_from_stdin(
+    piped: Run, tmp_path: Path
+) -> None:
+    model, numbers = tmp_path / "a.npz", tmp_path / "i.npz"
+    save(small_model(), model)
+    batch = tmp_path / "x.npy"
+    np.save(batch, np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32))
+    made = ["quantize", "--checkpoint", "-", "--calibrate", batch, "--out", numbers]
+    assert piped(model.read_bytes(), *made).returncode == 0
+    for source, out in ((model, tmp_path / "floats"), (numbers, tmp_path / "integers")):
+        done = piped(source.read_bytes(), "golden", "--reference", "-", "--out", out, "--json")
+        assert (done.returncode, done.stdout[:1]) == (0, b"{"), done.stderr
+        assert (out / "manifest.json").is_file()
+        assert b"repvgg-ref-stdin" not in b"".join(f.read_bytes() for f in out.glob("*.json"))
+
+
 def test_a_page_on_stdout_is_all_that_stands_there(piped: Run, tmp_path: Path) -> None:
     named = ["verify", "--reference", MODEL_PATH, "--candidate", MODEL_PATH]
     done = piped(b"", *named, "--report", "-")
@@ -204,6 +220,8 @@ def test_a_page_on_stdout_is_all_that_stands_there(piped: Run, tmp_path: Path) -
     ("arguments", "says"),
     [
         (["inspect", "-"], "stdin: is empty"),
+        (["golden", "--reference", "-", "--out", "nowhere"], "stdin: is empty"),
+        (["golden", "--reference", "", "--out", "nowhere"], "the name is empty"),
         (["predict", "--checkpoint", "-", "-"], "stdin can be read only once"),
         (["predict", "--checkpoint", str(MODEL_PATH), "-", "-"], "stdin can be read only once"),
     ],

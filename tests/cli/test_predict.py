@@ -49,6 +49,18 @@ def test_json_names_the_most_probable_classes_in_order(
     np.testing.assert_allclose(probabilities, np.sort(powers / powers.sum())[::-1], rtol=1e-6)
 
 
+def test_classes_without_a_name_are_numbers_for_people_and_null_in_json(
+    picture: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ("--weights", save_small(tmp_path / "a.npz"), picture, "--size", 64)
+    found = invoke(capsys, "predict", *options, "--json").json()
+    top = found["images"][0]["top"]
+    assert found["class_names"] == "none"
+    assert [entry["class"] for entry in top] == [None] * len(top)
+    shown = invoke(capsys, "predict", *options).out.splitlines()[1:]
+    assert [int(line.split()[-1]) for line in shown] == [entry["index"] for entry in top]
+
+
 def test_both_forms_of_the_digits_model_read_every_sample(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

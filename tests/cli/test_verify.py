@@ -118,6 +118,31 @@ def test_the_page_and_the_xml_are_written_and_stdout_stays_json(
     ]
 
 
+@pytest.mark.parametrize(
+    ("candidate", "options", "holds"),
+    [
+        ("nowhere.npz", [], "verdict"),
+        ("nowhere.onnx", [], "verdict"),
+        ("nowhere", [], "verdict"),
+        ("nowhere.py:run", [], "verdict"),
+        ("exec:./nowhere {input} {output}", [], "verdict"),
+        (MODEL_PATH, ["--inputs", "nowhere.npy"], "error"),
+        (MODEL_PATH, ["--strides", "nowhere=2"], "error"),
+        (MODEL_PATH, ["--checkpoint", "nowhere.pth"], "error"),
+    ],
+)
+def test_the_object_on_2_is_the_one_that_the_page_names(
+    candidate: object, options: list[object], holds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = verify(capsys, candidate, *options, "--json")
+    assert shown.code == 2
+    found = json.loads(shown.out)
+    assert holds in found
+    if holds == "verdict":
+        assert found["verdict"] == "cannot-judge"
+        assert "nowhere" in found["reason"]
+
+
 def test_what_cannot_be_judged_is_reported_too_and_is_no_pass(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, inputs: Path
 ) -> None:

@@ -101,6 +101,21 @@ def test_every_command_tells_what_it_assumed_and_takes_what_is_said(
     assert not {"stage0", "stage1.0", "stage2.0"} & set(left)
 
 
+@pytest.mark.parametrize("name", ["convert", "inspect", "verify", "predict", "eval"])
+def test_of_a_fused_file_no_other_eps_is_offered(
+    name: str, bare: Path, picture: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    fused = tmp_path / "fused.npz"
+    assert invoke(capsys, "convert", "--in", bare, "--out", fused).code == 0
+    arguments = commands(fused, tmp_path, picture)[name]
+    shown = invoke(capsys, name, *arguments, "--eps", "0.01")
+    told = " ".join((shown.out + shown.err).split())
+    assert "assumed eps 1e-05 when it was fused; stride 2 in" in told
+    assert "--strides, --dilations say otherwise; of another eps, fuse the trained file" in told
+    assert "--eps, --strides" not in told
+    assert ("eps 0.01 has no effect: the file is fused" in told) == (name != "verify")
+
+
 @pytest.mark.parametrize("name", ["convert", "predict"])
 def test_a_file_that_says_everything_needs_no_assumption(
     name: str, knowing: Path, picture: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -24,7 +24,9 @@ from repvgg_ref.ops import REFERENCE
 from tests.blocks.expressions import EXPRESSIONS, float_params
 from tests.examples import examples
 
-DECLINED = {"scaled", "side by side", "strided chain"}  # factors, channels cut apart, a bias
+# Factors, channels cut apart, a bias; relatives that no network is trained of here.
+DECLINED = {"scaled", "side by side", "strided chain"}
+DECLINED |= {"mixed", "online", "online, two groups", "bordered"}
 
 
 def assert_is_the_operators(linear: Linear, x: Array, params: dict[str, Array]) -> None:

@@ -269,3 +269,59 @@ def test_memory_stays_near_the_largest_block(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < size, f"{peak / 1e6:.1f} MB for a file of {size / 1e6:.1f} MB"
+
+
+def _in_parts(state: dict[str, Any], name: str, parts: Iterable[str]) -> dict[str, Any]:
+    return {n: a for n, a in state.items() if n != name} | dict.fromkeys(parts, state[name])
+
+
+UNTOLD: dict[str, tuple[str, tuple[str, ...]]] = {
+    "head gone": ("linear.weight", ()),
+    "weight norm": ("linear.weight", ("linear.weight_g", "linear.weight_v")),
+    "parametrised": (
+        "linear.weight",
+        ("linear.parametrizations.weight.original0", "linear.parametrizations.weight.original1"),
+    ),
+    "spectral norm": ("linear.weight", ("linear.weight_orig", "linear.weight_u")),
+    "fused kernel": (
+        "stage1.0.rbr_reparam.weight",
+        ("stage1.0.rbr_reparam.parametrizations.weight.original",),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNTOLD)
+@pytest.mark.parametrize("timm", [False, True], ids=["official", "timm"])
+def test_what_is_missing_for_the_network_to_be_told_is_listed(
+    what: str, timm: bool, tmp_path: Path
+) -> None:
+    name, parts = UNTOLD[what]
+    held = rr.fuse(model()) if "rbr_reparam" in name else model()
+    state = _in_parts(held.state_dict(), name, parts)
+    if timm:
+        words = {"linear.": "head.fc.", "rbr_reparam": "reparam_conv", "stage0": "stem"}
+        words |= {"rbr_dense": "conv_kxk", "rbr_1x1": "conv_1x1", "rbr_identity": "identity"}
+        words |= {f"stage{i}": f"stages.{i - 1}" for i in (1, 2)}
+        names = [name, *parts, *state]
+        for old, new in words.items():
+            names = [each.replace(old, new) for each in names]
+        name, parts = names[0], tuple(names[1 : 1 + len(parts)])
+        state = dict(zip(names[1 + len(parts) :], state.values(), strict=True))
+    np.savez(tmp_path / "a.npz", **state)
+    found = inspect_file(tmp_path / "a.npz")
+    assert found.missing == (name,)
+    assert sorted(found.unexpected) == sorted(parts)
+    errors = " | ".join(f.message for f in of_level(found, "error"))
+    assert f"{name} is missing" in errors
+    assert f"at least 1 missing, {len(parts)} unexpected" in errors
+    assert ("remove_parametrizations" in errors) == bool(parts)
+    assert ("incomplete" in errors) == (not parts)
+
+
+def test_nothing_is_said_to_be_whole_where_a_block_is_missing(tmp_path: Path) -> None:
+    state: dict[str, Any] = {"surprise": np.zeros(2), **model().state_dict()}
+    state = {name: array for name, array in state.items() if not name.startswith("stage1.0.")}
+    np.savez(tmp_path / "a.npz", **state)
+    errors = " | ".join(f.message for f in of_level(inspect_file(tmp_path / "a.npz"), "error"))
+    assert "blocks are missing" in errors
+    assert "it cannot be told (1 unexpected)" in errors

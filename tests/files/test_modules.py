@@ -29,6 +29,26 @@ def norm(rng: Any, name: str, channels: int) -> dict[str, Any]:
     return {key: array.astype(np.float32) for key, array in made.items()}
 
 
+@pytest.mark.parametrize(
+    ("wide", "other"),
+    [
+        ("rbr_dense", {"rbr_1x1.weight": (5, 4, 1, 1)}),
+        ("rbr_dense", {"rbr_1x1.weight": (4, 4, 1, 1), "rbr_identity.weight": (4,)}),
+        ("conv_kxk.0", {"conv_1x1.conv.weight": (4, 4, 3, 3)}),
+    ],
+)
+def test_a_branch_that_no_kind_knows_is_never_left_out(
+    wide: str, other: dict[str, tuple[int, ...]]
+) -> None:
+    """A block of a richer kind that is damaged is not taken for one without that branch."""
+    shapes: dict[str, tuple[int, ...]] = {f"a.{wide}.conv.weight": (4, 4, 3, 3)}
+    for part in ("weight", "bias", "running_mean", "running_var"):
+        shapes[f"a.{wide}.bn.{part}"] = (4,)
+    assert [block.prefix for block in find_blocks(shapes).found] == ["a."]
+    shapes |= {f"a.{name}": shape for name, shape in other.items()}
+    assert not find_blocks(shapes).found
+
+
 def detector(seed: int = 0) -> dict[str, Any]:
     """Two blocks of RT-DETR's kind between other arrays."""
     rng = np.random.default_rng(seed)
@@ -170,7 +190,7 @@ def test_the_page_lists_every_kind_as_the_catalogue_has_it() -> None:
             name,
             one.users,
             f"`{one.fused}`" if one.fused else "the prefix itself",
-            " or ".join(f"{eps:g}" for eps in one.eps),
+            " or ".join(f"{eps:g}" for eps in one.eps) or "none",
         )
         for name, one in FAMILY.items()
     ]

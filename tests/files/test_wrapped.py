@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
-from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.inspect import inspect_file
 from tests.files.checkpoint_files import State, small_model, small_state, written
 from tests.files.wrapped_files import LOSS, ONE, assert_is, behind, pickled, refusal, renamed
@@ -331,5 +330,6 @@ def test_the_only_weights_of_a_list_are_taken(tmp_path: Path) -> None:
     model = rr.load(pickled(tmp_path, [small_state(), {"lr": 0.1}, 7]))
     assert_is(model)
     assert any("place 0" in note for note in model.notes)
-    with pytest.raises(CheckpointError, match="no mapping"):
-        rr.load(pickled(tmp_path, [small_state(), small_state() | {}]))
+    path = pickled(tmp_path, [small_state(), OTHER])
+    assert "several entries of the file hold weights (got 0, 1" in refusal(path)
+    assert_is(rr.load(path, weights="1"), OTHER)

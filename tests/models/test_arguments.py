@@ -11,7 +11,7 @@ import pytest
 
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
-from repvgg_ref.data.digits import load_digits
+from repvgg_ref.data.digits import MODEL_PATH, load_digits
 from repvgg_ref.errors import CheckpointError, ReportedError, ShapeError
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.network import Model
@@ -353,3 +353,13 @@ def test_names_of_the_oracle_are_shown_before_it_is_loaded() -> None:
         "assert 'scipy' in sys.modules",
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_type_that_weights_may_have_is_named() -> None:
+    with pytest.raises(ReportedError) as caught:
+        rr.load(MODEL_PATH, dtype="int32")
+    for name in ("float16", "float32", "float64", "bfloat16, once ml_dtypes is imported"):
+        assert name in str(caught.value)
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16 is of this package")
+    model = rr.load(MODEL_PATH, dtype=ml_dtypes.bfloat16)
+    assert model.params["linear.weight"].dtype.name == "bfloat16"

@@ -13,7 +13,8 @@ import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import NUMPY
 from repvgg_ref.models.efficientnet import efficientnet, rounded
-from repvgg_ref.models.gated import Add, Dropout, Gate, Silu
+from repvgg_ref.models.gated import Add, Dropout, Gate, Gelu, Silu
+from repvgg_ref.models.heads import NormLinear
 from repvgg_ref.models.layers import Operation, Pass
 from repvgg_ref.models.names import role_names
 from repvgg_ref.models.network import build
@@ -35,12 +36,14 @@ def a_pass(op: Operation, ops: Ops = REFERENCE, **how: Any) -> Pass:
 
 @pytest.mark.parametrize("ops", [REFERENCE, NUMPY], ids=["reference", "numpy"])
 @pytest.mark.parametrize(
-    "op", [Gate(4, 2), Silu(), Add(0.5), Dropout(0.5)], ids=["gate", "silu", "add", "dropout"]
+    "op",
+    [Gate(4, 2), Gate(4, 2, relu=True), Silu(), Gelu(), Add(0.5), Dropout(0.5), NormLinear(4, 3)],
+    ids=["gate", "gate with relu", "silu", "gelu", "add", "dropout", "norm and linear"],
 )
 def test_gradients_equal_finite_differences(op: Operation, ops: Ops) -> None:
     run = a_pass(op, ops, training=True, draws=(3,))
     count, rng = (2 if isinstance(op, Add) else 1), np.random.default_rng(0)
-    shape = (5, 4) if isinstance(op, Dropout) else (3, 4, 5, 4)
+    shape = (5, 4) if isinstance(op, Dropout | NormLinear) else (3, 4, 5, 4)
 
     def forward(*x: Array) -> tuple[Array, Any]:
         return op.forward("n", list(x), run)
@@ -51,8 +54,9 @@ def test_gradients_equal_finite_differences(op: Operation, ops: Ops) -> None:
     assert_gradients(forward, backward, *(rng.standard_normal(shape) for _ in range(count)), seed=1)
 
 
-def test_the_gradients_of_a_gates_arrays_equal_finite_differences() -> None:
-    op, rng = Gate(4, 2), np.random.default_rng(0)
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_gradients_of_a_gates_arrays_equal_finite_differences(relu: bool) -> None:
+    op, rng = Gate(4, 2, relu), np.random.default_rng(0)
     x, names = rng.standard_normal((3, 4, 5, 2)), list(op.shapes("train"))
     run = a_pass(op)
 

@@ -47,6 +47,10 @@ MUTANTS = [  # operator, the line as it is, the line with a bug
     # the rest
     ("relu", "maximum(x, 0)", "maximum(x, -1)"),
     ("relu", "ReluCache(x <= 0)", "ReluCache(x < 0)"),
+    ("gelu", "return x * phi,", "return phi,"),
+    ("gelu", "cache.phi + x * density", "cache.phi - x * density"),
+    ("gelu", "-math.sqrt(2)", "math.sqrt(2)"),
+    ("gelu", "2 - above, above", "1 - above, above"),
     ("silu", "return x * gate,", "return x * (1 - gate),"),
     ("silu", "* (1 + cache.x * (1 - cache.gate))", ""),
     ("silu", "(1 + cache.x * (1 - cache.gate))", "(1 - cache.x * (1 - cache.gate))"),

@@ -249,7 +249,7 @@ APPLE, TIMM = ("rbr_conv", "rbr_scale", "rbr_skip"), ("conv_kxk", "conv_scale", 
 LCNET = ("conv_kxk", "conv_1x1", "identity")
 
 # name: (kind, module, fused key)
-BLOCKS: dict[str, tuple[str, Any, str]] = {
+PLAIN: dict[str, tuple[str, Any, str]] = {
     "yolov6": ("yolov6", lambda: Rbr(6, 6, 1e-3), "rbr_reparam"),
     "yolov6 wider": ("yolov6", lambda: Rbr(4, 6, 1e-3), "rbr_reparam"),
     "yolov6 grouped": ("yolov6", lambda: Rbr(8, 8, 1e-3, groups=4), "rbr_reparam"),

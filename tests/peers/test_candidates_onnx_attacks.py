@@ -14,8 +14,10 @@ pytest.importorskip("onnxruntime")
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from repvgg_ref.oracle.candidates import CandidateFailure, WeightsCandidate, onnx_load, resolve
-from repvgg_ref.oracle.candidates.onnx_functions import Size, require_moderate
+from repvgg_ref.errors import CheckpointError
+from repvgg_ref.files.onnx_graph import load
+from repvgg_ref.files.onnx_graph.functions import Size, require_moderate
+from repvgg_ref.oracle.candidates import CandidateFailure, WeightsCandidate, resolve
 from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
 from tests.oracle.candidates.ports import images, network
 from tests.peers.candidate_graphs import Style, onnx_model, saved
@@ -77,7 +79,7 @@ def test_what_a_function_holds_is_counted_as_often_as_it_is_called() -> None:
     functions[0].node.append(helper.make_node("Constant", [], ["c"], value=large))
     model = with_functions(functions, "f10")
     require_moderate(model, "m", Size(10_000, 6 << 20))
-    with pytest.raises(CandidateFailure, match="too large"):
+    with pytest.raises(CheckpointError, match="too large"):
         require_moderate(model, "m", Size(10_000, 4_000_000))
 
 
@@ -89,7 +91,7 @@ def test_no_more_nodes_come_of_it_than_were_counted(levels: int) -> None:
     inlined = len(inline_local_functions(model).graph.node)
     calls = 2 ** (levels + 1) - 1  # they are counted, too, and then replaced
     require_moderate(model, "m", Size(inlined + calls, 1 << 30))
-    with pytest.raises(CandidateFailure, match="too many nodes"):
+    with pytest.raises(CheckpointError, match="too many nodes"):
         require_moderate(model, "m", Size(inlined + calls - 1, 1 << 30))
 
 
@@ -191,7 +193,7 @@ def test_a_file_above_protobufs_limit_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = saved(tmp_path / "m.onnx", onnx_model(network()))
-    monkeypatch.setattr(onnx_load, "_PROTOBUF_BYTES", path.stat().st_size - 1)
+    monkeypatch.setattr(load, "PROTOBUF_BYTES", path.stat().st_size - 1)
     assert "is too large" in failure(path)
     assert isinstance(onnx.load(path), onnx.ModelProto)
     assert not isinstance(resolve(path, arch), WeightsCandidate)

@@ -18,11 +18,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import MissingExtraError
+from repvgg_ref.files.onnx_graph import packages
 from repvgg_ref.oracle.candidates import (
     CandidateFailure,
     Outputs,
     WeightsCandidate,
-    onnx_import,
     resolve,
 )
 from tests.oracle.candidates.ports import images, network
@@ -265,7 +265,7 @@ def test_without_the_extra_the_line_that_installs_it_is_given(
 
     path = saved(tmp_path / "m.onnx", onnx_model(network()))
     monkeypatch.setattr(importlib, "import_module", missing)
-    monkeypatch.setattr(onnx_import, "find_spec", lambda name: None if name == package else True)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == package else True)
     with pytest.raises(MissingExtraError, match=r'pip install "repvgg-ref\[onnx\]"'):
         run(path)
 

@@ -15,9 +15,11 @@ from repvgg_ref.oracle.weights.family import judge_family
 
 torch = pytest.importorskip("torch")
 
-from tests.peers.family_modules import BLOCKS, drawn, response  # noqa: E402
+from tests.peers.family_composed import COMPOSED  # noqa: E402
+from tests.peers.family_modules import PLAIN, drawn, response  # noqa: E402
 
 pytestmark = pytest.mark.peers
+BLOCKS = PLAIN | COMPOSED
 
 
 def arrays_of(path: Path) -> dict[str, Any]:
@@ -53,12 +55,13 @@ def test_a_block_is_fused_to_what_impulses_through_it_give(
     module = drawn(build, seed=len(case))
     state = {prefix + name: value for name, value in module.state_dict().items()}
     state["other.weight"] = torch.randn(3, 3)
-    eps = {m.eps for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)}.pop()
+    norms = [m.eps for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    eps = norms[0] if norms else 0.0
     done, arrays = converted(tmp_path, state, eps=eps if kind == "yolov6" else None)
     assert [(b.member.name, b.eps) for b in done.blocks] == [(kind, eps)]
     start = f"{prefix}{fused}".rstrip(".")
     weight, bias = arrays[f"{start}.weight".lstrip(".")], arrays[f"{start}.bias".lstrip(".")]
-    channels = next(m.in_channels for m in module.modules() if isinstance(m, torch.nn.Conv2d))
+    channels = done.blocks[0].linear.in_channels
     kernel, offset = response(module, channels, weight.shape[2] // 2)
     scale = float(kernel.abs().max())
     told, room = dense(weight, channels), 1e-11 * scale
@@ -164,7 +167,10 @@ def test_a_fused_file_agrees_and_one_without_a_branch_does_not(case: str, tmp_pa
     assert (report.verdict, report.first_bad_layer) == ("disagree", "other")
 
 
-@pytest.mark.parametrize("case", ["yolov6", "yolov9", "rtdetr", "ppyoloe", "lcnet", "acb"])
+@pytest.mark.parametrize(
+    "case",
+    ["yolov6", "yolov9", "rtdetr", "ppyoloe", "lcnet", "acb", "repghost", "orepa repvgg"],
+)
 @pytest.mark.parametrize("bug", ["branch-missing", "eps-value"])
 def test_what_converters_do_wrong_is_named(case: str, bug: str, tmp_path: Path) -> None:
     """Files fused as others fuse: without the last branch, or with another eps."""

@@ -1,5 +1,5 @@
 # mypy: allow-subclassing-any
-"""MobileOne-S0 against a torch network with the published names, and the published counts."""
+"""MobileOne against a torch network with the published names, and the published counts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import repvgg_ref as rr
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.files.convert import convert
+from repvgg_ref.models.mobileone import mobileone
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from tests.models.small import distinct_model
 
@@ -37,6 +38,20 @@ def _conv_bn(spec: BlockSpec, kernel: int) -> Any:
     return pair
 
 
+class TorchGate(torch.nn.Module):  # type: ignore[name-defined]
+    """The published squeeze-and-excitation, a sixteenth as wide inside."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        narrow = int(channels * 0.0625)
+        self.reduce = torch.nn.Conv2d(channels, narrow, 1)
+        self.expand = torch.nn.Conv2d(narrow, channels, 1)
+
+    def forward(self, x: Any) -> Any:
+        gate = self.expand(torch.relu(self.reduce(x.mean((2, 3), keepdim=True))))
+        return x * torch.sigmoid(gate)
+
+
 class TorchBlock(torch.nn.Module):  # type: ignore[name-defined]
     """The published block in training form: copies, scale, skip."""
 
@@ -47,13 +62,14 @@ class TorchBlock(torch.nn.Module):  # type: ignore[name-defined]
         self.rbr_scale = _conv_bn(spec, 1) if spec.kernel > 1 else None
         same = spec.in_channels == spec.out_channels and spec.stride == 1
         self.rbr_skip = torch.nn.BatchNorm2d(spec.out_channels) if same else None
+        self.se = TorchGate(spec.out_channels) if spec.se != "none" else torch.nn.Identity()
 
     def forward(self, x: Any) -> Any:
         y = self.rbr_scale(x) if self.rbr_scale is not None else 0
         y = y + self.rbr_skip(x) if self.rbr_skip is not None else y
         for branch in self.rbr_conv:
             y = y + branch(x)
-        return torch.relu(y)
+        return torch.relu(self.se(y))
 
 
 class TorchMobileOne(torch.nn.Module):  # type: ignore[name-defined]
@@ -81,16 +97,34 @@ def _torch_of(model: Any) -> Any:
     return root
 
 
-def test_the_published_counts() -> None:
-    """Table 9 of the paper: 2.1 million parameters, 275 million multiply-accumulates."""
-    counted = rr.cost(rr.build("MobileOne-S0").arch)
-    assert round(counted.params_deploy / 1e6, 1) == 2.1
-    assert round(counted.macs / 1e6) in (274, 275)
-    assert counted.params_train > 2 * counted.params_deploy
+@pytest.mark.parametrize(
+    ("name", "million_params", "million_macs"),
+    [("S0", 2.1, 275), ("S1", 4.8, 825), ("S2", 7.8, 1299), ("S3", 10.1, 1896), ("S4", 14.8, 2978)],
+)
+def test_the_published_counts(name: str, million_params: float, million_macs: int) -> None:
+    """Table 9 of the paper."""
+    counted = rr.cost(rr.build(f"MobileOne-{name}").arch)
+    assert round(counted.params_deploy / 1e6, 1) == million_params
+    assert abs(counted.macs / 1e6 - million_macs) < 0.002 * million_macs
+    assert counted.params_train > counted.params_deploy
 
 
-def test_evaluation_loss_and_gradients_are_torchs() -> None:
-    model = distinct_model(rr.build("mobileone-s0", num_classes=7).arch)
+def test_s4_has_gates_in_the_second_half_of_stage_3_and_in_stage_4() -> None:
+    gated = [spec.name for spec in rr.build("mobileone_s4").arch.blocks if spec.se != "none"]
+    assert gated == [*(f"stage3.{place}" for place in range(10, 20)), "stage4.0", "stage4.1"]
+
+
+def small(**gates: Any) -> Any:
+    return mobileone("small", widths=(0.25, 0.25, 0.25, 0.25), copies=2, num_classes=7, **gates)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: rr.build("mobileone-s0", num_classes=7).arch, lambda: small(gates=(0, 0, 5, 1))],
+    ids=["S0", "gates"],
+)
+def test_evaluation_loss_and_gradients_are_torchs(make: Any) -> None:
+    model = distinct_model(make())
     rng = np.random.default_rng(0)
     x, labels = rng.standard_normal((3, 3, 33, 40)), rng.integers(0, 7, 3)
     root = _torch_of(model)
@@ -131,3 +165,22 @@ def test_a_checkpoint_of_torch_converts_and_a_port_is_judged(tmp_path: Path) -> 
     assert (report.verdict, report.first_bad_layer) == ("disagree", "stage2.3")
     assert report.diagnosis[0].bug == "branch-missing"
     assert "branch_kxk.2" in report.diagnosis[0].says
+
+
+@pytest.mark.parametrize("name", ["MobileOne-S1", "MobileOne-S4"])
+def test_a_file_of_any_of_them_is_told_and_its_keys_are_the_published_ones(
+    name: str, tmp_path: Path
+) -> None:
+    model = distinguishing_model(rr.build(name).arch, seed=1)
+    keys = set(model.state_dict())
+    counters = {f"{key.rpartition('.')[0]}.num_batches_tracked" for key in keys if "_var" in key}
+    assert keys | counters == set(TorchMobileOne(model.arch).state_dict())
+    torch.save(
+        {k: torch.tensor(np.asarray(a)) for k, a in model.state_dict().items()}, tmp_path / "m.pth"
+    )
+    assert rr.load(tmp_path / "m.pth").name == name
+    convert(tmp_path / "m.pth", tmp_path / "m.npz")
+    fused = rr.load(tmp_path / "m.npz")
+    assert (fused.name, fused.form) == (name, "deploy")
+    gates = {"stage3.10.se.reduce.weight", "stage4.1.se.expand.bias"}
+    assert gates <= set(fused.state_dict()) or name == "MobileOne-S1"

@@ -163,10 +163,21 @@ def test_a_training_checkpoint_is_read(options: dict[str, Any], cfg_node: type) 
 
 
 @pytest.mark.parametrize("options", LAYOUTS)
-def test_a_whole_module_is_refused_by_its_name(options: dict[str, Any]) -> None:
-    buffer = saved(torch.nn.Conv2d(1, 1, 1), **options)
+def test_a_whole_module_is_its_state_dict_and_a_name(options: dict[str, Any]) -> None:
+    """It was refused by that name before modules were walked as data (issue 17)."""
+    module = torch.nn.Conv2d(1, 2, 3)
+    with weights_io.open_weights(saved(module, **options)) as archive:
+        assert isinstance(archive.root, weights_io.PickledModule)
+        assert archive.root.type_name == "torch.nn.modules.conv.Conv2d"
+        found = archive.root.arrays()
+        assert list(found) == list(module.state_dict())
+        for name, wanted in module.state_dict().items():
+            np.testing.assert_array_equal(found[name].read(), wanted.numpy(), strict=True)
+
+
+def test_a_class_alone_is_refused_by_its_name() -> None:
     with pytest.raises(weights_io.RefusedGlobalError, match=r"torch\.nn\.modules\.conv\.Conv2d"):
-        weights_io.open_weights(buffer)
+        weights_io.open_weights(saved(torch.nn.Conv2d))
 
 
 def test_a_torchscript_archive_is_refused() -> None:

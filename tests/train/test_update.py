@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import RESIDUAL_REORG, block_names
 from repvgg_ref.data import Batch
+from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.parameters import is_trainable
+from repvgg_ref.models.residual_reorg import residual_reorg
 from repvgg_ref.train.custom_l2 import custom_l2
 from repvgg_ref.train.flat import Layout
 from repvgg_ref.train.job import Job, prepare
@@ -98,6 +101,30 @@ def test_the_custom_l2s_gradient_is_that_of_its_penalty(arch: Network) -> None:
         ]
         analytic, numeric = float((grad * direction).sum()), (ends[0] - ends[1]) / 2e-4
         assert abs(analytic - numeric) <= 1e-7 * (np.abs(grad * direction).sum() + 1), name
+
+
+@pytest.mark.parametrize("block", block_names())
+def test_every_kernel_decays_once_whatever_its_block(block: str, tmp_path: Path) -> None:
+    """By the penalty where there is one, else as usual: seen in a step with and without decay."""
+    sizes: dict[str, Any] = {"depths": (2, 1), "channels": (4, 4, 6), "num_classes": 3}
+    reorganised = block == RESIDUAL_REORG
+    chain = plain_architecture(**sizes, kind="plain" if reorganised else block)
+    arch = residual_reorg(chain) if reorganised else chain
+    plain: dict[str, Any] = {"custom_l2": True, "momentum": 0.0, "nesterov": False}
+    after = {}
+    for decay in (0.0, 0.25):
+        job = small_job(tmp_path, recipe=changed(**plain, weight_decay=decay), arch=arch)
+        state = job.updater.start(job.start.params)
+        done = job.updater.step(state, [first_batch(job)], lr=1.0, epoch=0)
+        after[decay] = job.updater.model(done.state)
+    running = after[0.0].params  # the penalty reads the step's own statistics
+    weights = {name: job.start.params[name] for name in job.updater.trainable.shapes}
+    penalty = custom_l2(arch, running | weights, eps=job.start.eps, weight_decay=0.25).grads
+    assert bool(penalty) == (block in ("repvgg", "1x1-only", "identity-without-bn", "mobileone"))
+    for name, weight in weights.items():
+        usual = 0.25 * weight if weight.ndim > 1 else 0 * weight
+        moved = after[0.0].params[name] - after[0.25].params[name]
+        assert not np.abs(moved - penalty.get(name, usual)).max() > 1e-12, name
 
 
 # ------------------------------------------------------------------ steps

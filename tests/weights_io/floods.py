@@ -21,6 +21,7 @@ from tests.weights_io.forge import (
     torch_zip,
     zip_file,
 )
+from tests.weights_io.module_files import again, module
 
 MERSENNE = (1 << 61) - 1  # the modulus of Python's hash of integers
 _LONG_TUPLE = 40_000  # items at most
@@ -196,6 +197,31 @@ def averages(size: int) -> bytes:
     return torch_zip(proto(b"}(" + text("ema") + entry + names + b"u", 4))
 
 
+def modules_side_by_side(size: int) -> bytes:
+    """A module of many small ones."""
+    one = module({"w": tensor()})
+    return torch_zip(
+        proto(module(modules=b"}(" + _parts(lambda i: text(f"m{i}") + one, size) + b"u"))
+    )
+
+
+def modules_of_one_dict(size: int) -> bytes:
+    """One dict of parameters, that of many modules: every name of it again and again."""
+    held = b"}(" + _parts(lambda i: text(f"w{i}") + again(1), size // 2) + b"uq\x00"
+    first = b"](" + tensor() + b"q\x01" + module(held)
+    one = module(again(0))
+    whole = module(modules=b"}(" + _parts(lambda i: text(f"m{i}") + one, size // 2) + b"u")
+    return torch_zip(proto(first + whole + b"e"))
+
+
+def modules_that_double(size: int) -> bytes:
+    """Each module holds the one before it twice."""
+    step = module(modules={"a": again(0), "b": again(0)}) + b"q\x00"
+    return torch_zip(
+        proto(b"](" + module({"w": tensor()}) + b"q\x00" + _repeated(step, size) + b"e")
+    )
+
+
 READING: dict[str, Callable[[int], bytes]] = {
     make.__name__.replace("_", " "): make
     for make in (
@@ -203,7 +229,7 @@ READING: dict[str, Callable[[int], bytes]] = {
         nested_dtype, wide_texts, recalled_shapes, recalled_attributes, recalled_bytes,
         recalled_scalars, recalled_dtypes, empty_sets, empty_dicts, five_pickles, long_names,
         wide_views, inflated_views, deflated_zeros, json_lists, json_entries, empty_members,
-        shared_tensors, averages,
+        shared_tensors, averages, modules_side_by_side, modules_of_one_dict, modules_that_double,
     )
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ CANARY = "tests.weights_io.canary"
 
 
 def read_everything(data: bytes) -> object:
-    """Open a file in memory, read every array of it, and return the tree."""
+    """Open a file in memory, read every array of it, of modules too, and return the tree."""
     with weights_io.open_weights(BytesIO(data)) as archive:
         _read_arrays(archive.root)
         return archive.root
@@ -44,6 +44,8 @@ def charged() -> Iterator[list[Budget]]:
 def _read_arrays(node: object) -> None:
     if isinstance(node, weights_io.LazyArray):
         node.read()
+    elif isinstance(node, weights_io.PickledModule):
+        _read_arrays(node.arrays())
     elif isinstance(node, dict):
         for value in node.values():
             _read_arrays(value)

@@ -46,6 +46,7 @@ REFUSED = {
     "long names": "refused global",
     "json lists": "other fields",
     "empty members": "no weights",
+    "modules that double": "unfold into too many, too long names",
 }
 # What is refused when it is larger.
 TOO_MUCH = {"wide views": 200_000, "deflated zeros": 100_000}
@@ -107,6 +108,22 @@ def test_the_pickles_of_one_file_share_its_opcodes() -> None:
     assert len(budgets) == 1
     with pytest.raises(weights_io.LimitError, match="too many opcodes"):
         weights_io.open_weights(BytesIO(data), weights_io.Limits(opcodes=spent - 1))
+
+
+def test_a_large_file_may_have_more_opcodes_and_places_than_a_small_one() -> None:
+    """A network of a thousand layers, pickled whole, has more than a state dict ever has."""
+    small, large = (Budget(weights_io.DEFAULT_LIMITS, size) for size in (1 << 20, 1 << 27))
+    assert (small.left("opcodes"), large.left("opcodes")) == (250_000, 2_000_000)
+    small.admit_memo(150_000)
+    large.admit_memo(1_000_000)
+    for budget, places in ((small, 150_001), (large, 1_000_001)):
+        with pytest.raises(weights_io.LimitError, match="remembers too many"):
+            budget.admit_memo(places)
+    dead = b"cmodels.yolo\nModel\n)\x81](" + b"N" * 260_000 + b"eb"
+    data = proto(b"(" + tensor() + dead + b"t")
+    assert_refused(torch_zip(data), "too many opcodes", weights_io.LimitError)
+    large_file = torch_zip(data, {"0": bytes(16), "1": bytes(1 << 23)})
+    weights_io.open_weights(BytesIO(large_file)).close()
 
 
 @pytest.mark.parametrize("key", [(1 << 63) - 1, -(1 << 63), 140_234_567_890_123])

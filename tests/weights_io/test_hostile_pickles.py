@@ -62,7 +62,7 @@ NEAR_MISSES: dict[str, tuple[str, str]] = {
     "numpy's own loader": ("numpy", "load"),
     "an object of numpy's core": ("numpy.core.multiarray", "fromfile"),
     "torch's own loader": ("torch", "load"),
-    "a whole module": ("torch.nn.modules.container", "Sequential"),
+    "a class of modules, alone": ("torch.nn.modules.container", "Sequential"),
     "an unlisted storage": ("torch", "ComplexFloatStorage"),
     "an untyped storage": ("torch.storage", "UntypedStorage"),
     "tensors of another kind": ("torch._tensor", "_rebuild_from_type"),

@@ -36,6 +36,9 @@ class Foreign:
     def build(self, state: object) -> None:
         """Let the state go."""
 
+    def take_items(self) -> None:
+        """Let the items of a dict or list go."""
+
 
 class OddKey:
     """A dict's key that is neither text nor an integer; equal to itself alone."""

@@ -38,6 +38,7 @@ from weights_io.pickles.inert import (
     malformed,
     sizes,
 )
+from weights_io.pickles.records import Method, Record
 from weights_io.text import sanitize
 
 Args = tuple[Any, ...]
@@ -54,7 +55,7 @@ class Global:
 
 @dataclass(frozen=True, slots=True)
 class Getattr(Global):
-    """`getattr`, which protocol 2 needs for one class's methods; refused wherever else it is."""
+    """`getattr`, for one class's methods and those of records; refused wherever else it is."""
 
     module: str = "builtins"
 
@@ -83,7 +84,7 @@ def _default_dict(args: Args) -> dict[Any, Any]:
 def _set(args: Args) -> PickledSet:
     """Keep the list as it is: its items are looked at, and charged, when the tree is built."""
     _expect(len(args) == 1 and type(args[0]) is list, "set")
-    return PickledSet(args[0])
+    return PickledSet(args[0], len(args[0]))
 
 
 def _size(args: Args) -> tuple[int, ...]:
@@ -143,15 +144,24 @@ def _rebuild_oldest(args: Args) -> TensorView:
     return _rebuild_tensor((*args, False, {}))
 
 
-def _history_method(module: str) -> Callable[[Args], Foreign]:
-    """Serve mmengine's ``HistoryBuffer.mean`` and its like, the only use of `getattr`."""
+def _method(module: str) -> Callable[[Args], Foreign]:
+    """Serve mmengine's ``HistoryBuffer.mean``, and a method that a record was given for another.
+
+    That is how YOLO's fused modules come to a `forward` of their own. It stays a name.
+    """
 
     def reduce(args: Args) -> Foreign:
+        if len(args) == 2 and isinstance(args[0], Record) and _is_word(args[1]):
+            return Method(args[0].made_by)
         if len(args) != 2 or args[0] is not GLOBALS[HISTORY] or args[1] not in HISTORY_METHODS:
             refuse(module, "getattr")
         return Foreign(cast("ForeignType", args[0]))
 
     return reduce
+
+
+def _is_word(name: object) -> bool:
+    return type(name) is str and name.isidentifier() and not name.startswith("__")
 
 
 def _encode(args: Args) -> bytes | Span:
@@ -248,7 +258,7 @@ for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and NumPy 2
     GLOBALS[f"{_core}.numeric", "_frombuffer"] = Global("_frombuffer", _frombuffer)
 for _builtins in ("__builtin__", "builtins"):  # protocol 2 spells it as Python 2 did
     GLOBALS[_builtins, "set"] = Global("set", _set)
-    GLOBALS[_builtins, "getattr"] = Getattr("getattr", _history_method(_builtins), None, _builtins)
+    GLOBALS[_builtins, "getattr"] = Getattr("getattr", _method(_builtins), None, _builtins)
     for _name in ("bool", "bytes", "dict", "float", "int", "list", "str", "tuple"):
         # a defaultdict's factory, or a type noted in a configuration; never called
         GLOBALS.setdefault((_builtins, _name), Inert("type", f"builtins.{_name}"))

@@ -150,9 +150,24 @@ class CfgNode(dict[Any, Any]):
 
 @dataclass(slots=True)
 class PickledSet:
-    """A set before its items are looked at; the list may be shared, so it is never changed."""
+    """A set before its items are looked at.
 
-    items: list[Any]
+    `of_list` is the size of the list that it was made of, which may be shared, and grow later.
+    """
+
+    own: list[Any]
+    of_list: int | None = None
+
+    @property
+    def items(self) -> list[Any]:
+        """What it holds: as many as the list had when the set was made of it."""
+        return self.own if self.of_list in (None, len(self.own)) else self.own[: self.of_list]
+
+    def add(self, items: list[Any]) -> None:
+        """Take more items; a set that was made of a list gets none."""
+        if self.of_list is not None:
+            raise malformed("it adds items to a set that is complete")
+        self.own.extend(items)
 
 
 class NumpyDtype:

@@ -30,7 +30,8 @@ from weights_io.pickles.inert import (
     decode_text,
     malformed,
 )
-from weights_io.pickles.strangers import stranger
+from weights_io.pickles.records import Record
+from weights_io.pickles.strangers import Stranger, stranger
 from weights_io.pickles.tape import Tape
 from weights_io.source import Source
 from weights_io.text import sanitize
@@ -185,6 +186,7 @@ class _Machine:
     def append(self, items: list[Any]) -> None:
         target = self.top()
         if isinstance(target, Foreign):
+            target.take_items()
             return
         if type(target) is not list:
             raise malformed("it appends to something that is no list")
@@ -195,7 +197,7 @@ class _Machine:
         target = self.top()
         if not isinstance(target, PickledSet):
             raise malformed("it adds items to something that is no set")
-        target.items.extend(items)
+        target.add(items)
 
     def frozen_set(self) -> None:
         self.push(PickledSet(self.pop_mark()))
@@ -209,6 +211,7 @@ class _Machine:
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
         if isinstance(target, Foreign):
+            target.take_items()
             return
         if not isinstance(target, dict) or len(items) % 2:
             raise malformed("it sets items on something that is no dict")
@@ -236,7 +239,7 @@ class _Machine:
     def put(self, index: int) -> None:
         self._admit_high(index, "places of the memo")
         self.memo[index] = self.top()
-        self.limits.enforce("memo", len(self.memo), "the pickle remembers too many objects")
+        self.budget.admit_memo(len(self.memo))
 
     def _admit_high(self, number: int, what: str) -> None:
         """Integers are their own hashes: many high ones could be made to collide in a dict."""
@@ -294,7 +297,7 @@ class _Machine:
     def new(self) -> None:
         args, cls = self.pop(), self.pop()
         if isinstance(cls, ForeignType) and type(args) is tuple:
-            self.push(Foreign(cls))
+            self.push(Record(cls) if isinstance(cls, Stranger) and not args else Foreign(cls))
             return
         if not isinstance(cls, Global) or cls.new is None or args != ():
             raise malformed("it makes an instance of something that is no class")

@@ -1,8 +1,9 @@
-"""Classes that no list has: their objects are stepped over, too, but no weights may hang on them.
+"""Classes that no list has: their objects are stepped over, too, or walked if they are modules.
 
 A training checkpoint holds whatever its trainer kept: a scheduler, a loss, a configuration of its
 own class. Nothing is imported or called for any of them, so a class that nobody knows costs no more
-than one that is listed: its objects are dead records of which the name is kept.
+than one that is listed: its objects are dead records of which the name is kept. One that holds what
+a torch module holds keeps that, unread, until its arrays are asked for (`records`, `modules`).
 
 Refused, wherever they stand, are all other names: those of Python's own library that are not
 listed, and everything that is not spelled as a class. A function is there to be called, and

@@ -24,6 +24,8 @@ from weights_io.pickles.inert import (
     decode_text,
     malformed,
 )
+from weights_io.pickles.modules import PickledModule
+from weights_io.pickles.records import Record
 from weights_io.pickles.strangers import Stranger
 
 Resolve = Callable[[TensorView], LazyArray]
@@ -52,10 +54,11 @@ class TreeBuilder:
         Raises
         ------
         RefusedGlobalError
-            If the pickle is one object of a class that is not listed: there is nothing beside it.
+            If the pickle is one object of a class that is not listed, and no module: there is
+            nothing beside it.
         """
         made_by = raw.made_by if isinstance(raw, Foreign) else raw
-        if isinstance(made_by, Stranger):
+        if isinstance(made_by, Stranger) and not _is_module(raw):
             refuse(made_by.module, made_by.name)
         copy, _ = self._copy(raw, 0)
         return copy
@@ -111,7 +114,9 @@ class TreeBuilder:
             size += 1 + value_size
         return content, size
 
-    def _leaf(self, raw: object) -> LazyArray | Inert | str | bytes:
+    def _leaf(self, raw: object) -> LazyArray | PickledModule | Inert | str | bytes:
+        if isinstance(raw, Record) and _is_module(raw):
+            return PickledModule(raw, self._budget, self._resolve)
         if isinstance(raw, Foreign):
             return Inert(raw.type_name, None, not isinstance(raw.made_by, Stranger))
         if isinstance(raw, ForeignType):
@@ -150,3 +155,7 @@ class TreeBuilder:
             return np.ascontiguousarray(decode(values, dtype)).reshape(raw.shape)
 
         return LazyArray(raw.shape, dtype, read)
+
+
+def _is_module(raw: object) -> bool:
+    return isinstance(raw, Record) and raw.state is not None

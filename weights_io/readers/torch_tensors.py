@@ -13,7 +13,7 @@ from weights_io.dtypes import STORED, decode
 from weights_io.errors import WeightsFileError
 from weights_io.lazy import LazyArray
 from weights_io.pickles.globals import refuse
-from weights_io.pickles.inert import Storage, StorageType, TensorView, malformed
+from weights_io.pickles.inert import Span, Storage, StorageType, TensorView, malformed
 from weights_io.pickles.strangers import Stranger
 from weights_io.source import Readable
 from weights_io.strided import View, check_view, read_view
@@ -28,10 +28,18 @@ class Storages:
         self.by_key: dict[str, Storage] = {}
         self._spellings: dict[str, str] = {}
 
-    def persistent(self, identity: object) -> Storage:
-        """Turn ``("storage", type, key, location, count[, None])`` into a storage."""
+    def persistent(self, identity: object) -> Storage | Stranger:
+        """Turn ``("storage", type, key, location, count[, None])`` into a storage.
+
+        A legacy stream has ``("module", class, file, source)`` for the first of each class of
+        module: the class's name is kept, the source stays unread.
+        """
         parts = identity if type(identity) is tuple else ()
-        for part in parts:  # a whole module's source, or a storage of no known type
+        if self._id_length == 6 and len(parts) == 4 and parts[0] == "module":
+            kind, *texts = parts[1:]
+            if isinstance(kind, Stranger) and all(map(_is_text, texts)):
+                return kind
+        for part in parts:  # a storage of no known type
             if isinstance(part, Stranger):
                 refuse(part.module, part.name)
         if type(identity) is not tuple or len(identity) != self._id_length:
@@ -94,3 +102,7 @@ def check_record_size(storage: Storage, size: int) -> None:
             wanted=f"{wanted} bytes ({storage.count} x {storage.dtype})",
             advice="the file is damaged: copy or download it again",
         )
+
+
+def _is_text(value: object) -> bool:
+    return type(value) is str or (isinstance(value, Span) and value.encoding == "text")

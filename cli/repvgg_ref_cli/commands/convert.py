@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from repvgg_ref_cli import completion
+from repvgg_ref_cli.graph_report import OF_A_CHECKPOINT, WHY_NOT, graph_json, show_graph
 from repvgg_ref_cli.modules_report import modules_json, show_modules
 from repvgg_ref_cli.options import (
     FILE,
@@ -125,6 +126,9 @@ def command(
     A file that is no RepVGG but holds blocks of its family (YOLO, RT-DETR, PP-OCR, MobileOne)
     is fused block by block; everything else in it stays as it is.
 
+    An ONNX graph of any network is written as ONNX again: its linear parts become one convolution
+    each where that is exact everywhere, borders included, and costs no more; the rest stays.
+
     Reads torch files (zip and legacy), pickled arrays, npz and safetensors, with the names of the
     official code, timm, mmpretrain or MegEngine. Nothing in a file is ever run. The result is
     checked against its branches, block by block, before it appears under its name.
@@ -136,6 +140,10 @@ def command(
     if out is None and reads_stdin(ctx):
         out = Path("-")
     refuse_two_on_stdout(out, as_json=as_json)
+    if _is_graph(source):
+        refuse_options(ctx, OF_A_CHECKPOINT, WHY_NOT)
+        _graph(source, out, to, as_json=as_json)
+        return
     with destination(out, f"stdout.{to or 'npz'}") as path, ProgressBar("fusing") as progress:
         if family != "auto" or _holds_modules(source, weights_set):
             refuse_options(ctx, _OF_A_NETWORK, "a file of blocks keeps its types, and has no graph")
@@ -169,6 +177,27 @@ def command(
         for message in (*done.notes, *assumed_line(done.assumed)):
             note(message)
         print_json(_as_json(done))
+
+
+def _is_graph(source: Path) -> bool:
+    from repvgg_ref.files.convert_graph import is_graph
+
+    return is_graph(source)
+
+
+def _graph(source: Path, out: Path | None, to: Any, *, as_json: bool) -> None:
+    """Fuse the linear parts of an ONNX graph, and say what became of it."""
+    from repvgg_ref.files.convert_graph import convert_graph
+    from repvgg_ref_cli.progress import ProgressBar
+
+    with destination(out, "stdout.onnx") as path, ProgressBar("fusing") as progress:
+        done = convert_graph(source, path, to=to, progress=progress)
+        if not as_json:
+            show_graph(source, done, to_stdout=is_dash(out))
+    if as_json:
+        for message in done.notes:
+            note(message)
+        print_json(graph_json(done))
 
 
 def _holds_modules(source: Path, weights: Any) -> bool:

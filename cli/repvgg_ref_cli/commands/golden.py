@@ -22,6 +22,7 @@ from repvgg_ref_cli.options import (
     print_json,
     say,
 )
+from repvgg_ref_cli.piped import FileOrName
 
 if TYPE_CHECKING:
     from repvgg_ref.models.geometry import Geometry
@@ -35,10 +36,10 @@ _SHOWN_SURVIVORS = 8
 @checkpoint_option(
     "reference",
     "--reference",
-    type=str,
+    type=FileOrName("reference"),
     metavar="FILE|NAME",
     shell_complete=completion.models_and_files,
-    help="A checkpoint, or an official name: then weights are chosen that hide no bug.",
+    help="A checkpoint (- is stdin), or an official name: with weights that hide no bug.",
 )
 @click.option(
     "--out", type=FOLDER, required=True, help="The bundle: a new folder, or this model's older one."
@@ -63,7 +64,7 @@ _SHOWN_SURVIVORS = 8
 @json_option
 @debug_option
 def command(
-    reference: str,
+    reference: str | Path,
     out: Path,
     inputs: Path | None,
     train_step: bool,
@@ -88,6 +89,7 @@ def command(
     from repvgg_ref_cli.batches import read_batch
     from repvgg_ref_cli.progress import ProgressBar
 
+    reference = str(reference)  # of stdin it is a path
     if is_about_integers(reference, None):
         _integers(Path(reference), out, inputs, as_json=as_json)
         return

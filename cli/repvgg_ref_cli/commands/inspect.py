@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from repvgg_ref_cli.graph_report import WHY_NOT, inspected_json, show_inspected
 from repvgg_ref_cli.modules_report import blocks_json, blocks_line
 from repvgg_ref_cli.options import (
     INPUT,
@@ -19,6 +20,7 @@ from repvgg_ref_cli.options import (
     json_option,
     one_checkpoint,
     print_json,
+    refuse_options,
     say,
     weights_set_option,
 )
@@ -41,7 +43,9 @@ _NARROWEST = 36  # columns; narrower terminals break the lines themselves
 @block_option
 @json_option
 @debug_option
+@click.pass_context
 def command(
+    ctx: click.Context,
     file: Path | None,
     source: Path | None,
     eps: float | None,
@@ -55,12 +59,23 @@ def command(
 
     Works on incomplete files too. Findings: NaN and infinity, negative variances, dead channels,
     float16 overflow, default statistics, a name that contradicts the content. The exit code is 0
-    whatever is found, and 2 for a file that cannot be read.
+    whatever is found, and 2 for a file that cannot be read. Of an ONNX graph: which linear parts
+    `convert` makes one convolution of, and why the others stay.
     """
+    from repvgg_ref.files.convert_graph import inspect_graph, is_graph
     from repvgg_ref.files.inspect import inspect_file
 
+    source = one_checkpoint(file, source)
+    if is_graph(source):
+        refuse_options(ctx, ("eps", "strides", "dilations", "weights_set", "block"), WHY_NOT)
+        graph = inspect_graph(source)
+        if as_json:
+            print_json(inspected_json(graph))
+        else:
+            show_inspected(source, graph)
+        return
     found = inspect_file(
-        one_checkpoint(file, source),
+        source,
         eps=eps,
         weights=weights_set,
         block=block,
@@ -79,6 +94,7 @@ def _as_json(found: Inspection) -> dict[str, Any]:
         "dialect": found.dialect,
         "form": found.form,
         "model": found.model,
+        "block": found.block,
         "tensors": found.tensors,
         "unexpected": list(found.unexpected),
         "missing": list(found.missing),
@@ -101,6 +117,7 @@ def _show(found: Inspection) -> None:
         ("names", found.dialect or "of no known dialect"),
         ("form", found.form),
         ("model", found.model or "none that is known"),
+        *([("block", found.block)] if found.block else []),
         ("tensors", str(found.tensors)),
         *([("blocks", blocks_line(found.blocks))] if found.blocks else []),
     ):

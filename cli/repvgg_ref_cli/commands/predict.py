@@ -139,8 +139,8 @@ def command(
         _show(results)
 
 
-def _class_names(path: Path | None, model: Model) -> tuple[Sequence[str], str]:
-    """The names in `path`, those that the model knows, ImageNet's or the indices; and which."""
+def _class_names(path: Path | None, model: Model) -> tuple[Sequence[str] | None, str]:
+    """The names in `path`, those that the model knows, ImageNet's or none; and which."""
     from repvgg_ref.data.imagenet import imagenet_classes, is_imagenet
 
     if path is not None:
@@ -150,7 +150,7 @@ def _class_names(path: Path | None, model: Model) -> tuple[Sequence[str], str]:
         return [known.get(name, name) for name in model.about.classes], "file"
     if is_imagenet(model.arch):
         return list(imagenet_classes().values()), "imagenet"
-    return [str(index) for index in range(model.arch.num_classes)], "none"
+    return None, "none"
 
 
 def _listed(path: Path, count: int) -> list[str]:
@@ -178,7 +178,7 @@ def _listed(path: Path, count: int) -> list[str]:
 
 
 def _most_probable(
-    path: Path, logits: Array, names: Sequence[str], top: int
+    path: Path, logits: Array, names: Sequence[str] | None, top: int
 ) -> list[dict[str, Any]]:
     import numpy as np
 
@@ -193,7 +193,12 @@ def _most_probable(
     probabilities = powers / powers.sum()
     best = np.argsort(-probabilities, kind="stable")[:top]
     return [
-        {"index": int(i), "class": names[i], "probability": float(probabilities[i])} for i in best
+        {
+            "index": int(i),
+            "class": None if names is None else names[i],
+            "probability": float(probabilities[i]),
+        }
+        for i in best
     ]
 
 
@@ -204,4 +209,5 @@ def _show(results: list[dict[str, Any]]) -> None:
         done = f"  ({', '.join(found['prepared'])})" if found["prepared"] else ""
         say(sanitize(found["image"]) + done)
         for entry in found["top"]:
-            click.echo(f"  {entry['probability']:7.2%}  {sanitize(entry['class'])}")
+            name = str(entry["index"]) if entry["class"] is None else entry["class"]
+            click.echo(f"  {entry['probability']:7.2%}  {sanitize(name)}")

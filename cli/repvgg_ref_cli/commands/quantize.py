@@ -43,6 +43,11 @@ _ROUNDINGS = (
 )
 _METHODS = ("min-max", "percentile", "least-squares")
 _STYLES = ("qdq", "qlinear")
+_IN_FLOAT = (
+    "on x86, ONNX Runtime computes the pooling and the linear layer of such a file in float unless "
+    'the session says "session.qdqisint8allowed" = "1"; --activations uint8 and --style qlinear '
+    "are integers everywhere"
+)
 
 
 @click.command(short_help="Quantise a trained RepVGG to 8-bit integers.")
@@ -119,7 +124,8 @@ def command(
     """Quantise a trained RepVGG: int8 weights, 8-bit activations, int32 sums.
 
     Ranges of activations are measured on the images of --calibrate. The npz is the reference that
-    `verify` holds devices to, bit for bit; the ONNX file gives the same bits in ONNX Runtime.
+    `verify` holds devices to, bit for bit; the ONNX file gives the same bits in ONNX Runtime
+    where that computes in integers.
     """
     import repvgg_ref
     from repvgg_ref.integer.equalize import equalize as equalized
@@ -144,6 +150,8 @@ def command(
         dtype=activations,
     )
     _write(network, out, to, style)
+    if (to, style, activations) == ("onnx", "qdq", "int8"):
+        note(_IN_FLOAT)
     found = {
         "model": model.name,
         "out": str(out),

@@ -27,7 +27,7 @@ from repvgg_ref_cli.options import (
     print_json,
     refuse_options,
 )
-from repvgg_ref_cli.piped import Candidate, destination, is_dash, refuse_two_on_stdout
+from repvgg_ref_cli.piped import FileOrName, destination, is_dash, refuse_two_on_stdout
 
 if TYPE_CHECKING:
     from repvgg_ref.oracle.report import Report
@@ -44,7 +44,7 @@ _OF_A_NETWORK = ("inputs", "strides", "dilations", "block", "precision")
 @click.option(
     "--candidate",
     required=True,
-    type=Candidate(),
+    type=FileOrName("candidate"),
     metavar="CAND",
     help="A weights file, .onnx, dump of outputs, module:callable, or exec:COMMAND.",
 )
@@ -112,6 +112,7 @@ def command(
     from repvgg_ref.oracle.integers.front import is_about_integers
     from repvgg_ref.oracle.verification import require_no_inputs, verify
     from repvgg_ref.oracle.weights.family import judge_family
+    from repvgg_ref.oracle.weights.graph_file import is_graph_file, judge_graph_file
     from repvgg_ref_cli.batches import read_batch
 
     on_stdout = _on_stdout(page, junit, as_json=as_json)
@@ -124,6 +125,9 @@ def command(
         elif _is_family(reference, candidate):
             refuse_options(ctx, _OF_A_NETWORK, "of a file of blocks nothing is run")
             report = judge_family(reference, Path(candidate), eps=eps)
+        elif _is_weights(candidate) and is_graph_file(reference):
+            refuse_options(ctx, _OF_A_NETWORK, "of a network that is no chain nothing is run")
+            report = judge_graph_file(reference, Path(candidate), eps=eps)
         elif is_golden(reference):
             require_no_inputs(inputs)
             report = verify(reference, candidate, precision=precision, timeout=timeout)
@@ -159,9 +163,12 @@ def _is_family(reference: Path, candidate: str | Path) -> bool:
     """Whether a fused file is to be held against a training file of other blocks than RepVGG's."""
     from repvgg_ref.files.convert_modules import holds_modules
 
+    return _is_weights(candidate) and holds_modules(reference)
+
+
+def _is_weights(candidate: str | Path) -> bool:
     suffixes = (".pth", ".pt", ".npz", ".safetensors", ".bin", ".ckpt")
-    path = Path(candidate)
-    return path.suffix.lower() in suffixes and path.is_file() and holds_modules(reference)
+    return Path(candidate).suffix.lower() in suffixes and Path(candidate).is_file()
 
 
 def _integers(

@@ -34,6 +34,7 @@ _LAST_MODULE = {
     "before_relu": (".nonlinearity.relu", ".relu", ".act.relu", ".gemm"),
     "after_relu": (".post.se.mul", ".mul", ".gemm"),
 }
+_STAGE = re.compile(r"stage(\d+)(?:\.(\d+))?")
 _SHOWN = 8
 
 
@@ -142,9 +143,10 @@ def _aliases(arch: Network) -> Mapping[str, str]:
     aliases: dict[str, str] = dict.fromkeys(_LOGITS, "linear")
     half = sum(block.name.startswith("stage3.") for block in arch.blocks) // 2
     for block in arch.blocks:
-        stage, _, index = block.name.removeprefix("stage").partition(".")
-        if not block.name.startswith("stage") or "." in index:  # a part of a residual block
-            forms = [block.name]
+        place = _STAGE.fullmatch(block.name)
+        stage, index = place.groups() if place else ("", "")
+        if place is None:  # a part of a residual block, or a layer of somebody's own name
+            forms = [_key(block.name)]
         elif not index:
             forms = ["stage0", "stage.0", "stage0.0", "stem", "stage0.nonlinearity"]
         else:

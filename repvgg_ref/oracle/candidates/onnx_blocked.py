@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.candidates.onnx_import import require
+from repvgg_ref.files.onnx_graph.packages import require
 
 DOMAIN = "com.microsoft.nchwc"
 

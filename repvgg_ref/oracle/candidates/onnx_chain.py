@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.onnx_graph.constants import Constants, attribute, setting
+from repvgg_ref.files.onnx_graph.functions import subgraphs
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_blocked import blocked_tensors
-from repvgg_ref.oracle.candidates.onnx_constants import Constants, attribute, setting
-from repvgg_ref.oracle.candidates.onnx_functions import subgraphs
 
 CONVOLUTIONS = frozenset({"Conv", "FusedConv", "QLinearConv", "ConvInteger"})
 POOLS = frozenset(

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.onnx_graph.packages import first_line, require
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.dumps import Dump
 from repvgg_ref.oracle.candidates.names import LayerNames
 from repvgg_ref.oracle.candidates.npy_files import read_bytes
-from repvgg_ref.oracle.candidates.onnx_import import first_line, require
 from weights_io import sanitize
 
 _FILE = re.compile(r"(?P<kind>input|output)_(?P<index>\d{1,5})\.pb")

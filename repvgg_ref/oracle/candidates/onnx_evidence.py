@@ -12,11 +12,11 @@ from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.blocks.linear import Conv
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.files.onnx_graph.constants import setting
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import FileEvidence
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_chain import Chain
-from repvgg_ref.oracle.candidates.onnx_constants import setting
 from repvgg_ref.oracle.candidates.onnx_reading import Clamp, Opaque, Reading, unread
 from repvgg_ref.oracle.candidates.onnx_rules import reader
 from repvgg_ref.oracle.candidates.onnx_taps import Taps

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.onnx_graph.constants import setting
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.onnx_chain import (
     CONVOLUTIONS,
@@ -25,7 +26,6 @@ from repvgg_ref.oracle.candidates.onnx_chain import (
     is_pool,
     weight_dims,
 )
-from repvgg_ref.oracle.candidates.onnx_constants import setting
 from repvgg_ref.oracle.candidates.onnx_reading import (
     NCHW,
     Axes,

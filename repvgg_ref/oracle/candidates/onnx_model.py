@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.onnx_graph.constants import setting
+from repvgg_ref.files.onnx_graph.packages import first_line_of, require, require_runtime
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import (
     Candidate,
@@ -25,11 +27,9 @@ from repvgg_ref.oracle.candidates.dumps import Dump, interpret
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_blocked import in_order
 from repvgg_ref.oracle.candidates.onnx_chain import Chain, block_convolutions, chains_of
-from repvgg_ref.oracle.candidates.onnx_constants import setting
 from repvgg_ref.oracle.candidates.onnx_entrance import Entrance
 from repvgg_ref.oracle.candidates.onnx_evidence import file_evidence, output_altered
 from repvgg_ref.oracle.candidates.onnx_head import customary
-from repvgg_ref.oracle.candidates.onnx_import import first_line_of, require, require_runtime
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx, serialized
 from repvgg_ref.oracle.candidates.onnx_taps import (
     FLOATS,

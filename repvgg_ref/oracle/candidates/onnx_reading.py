@@ -21,7 +21,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.form import Form, Lattice, Pair, Term, add, compose, ungrouped
 from repvgg_ref.errors import NotFusibleError
-from repvgg_ref.oracle.candidates.onnx_constants import Constants
+from repvgg_ref.files.onnx_graph.constants import Constants
 from weights_io import sanitize
 
 Axes = tuple[int, ...]

@@ -6,7 +6,7 @@ reader, and returns what the node makes of them; None where it does not understa
 
 from __future__ import annotations
 
-from repvgg_ref.oracle.candidates.onnx_constants import Constants
+from repvgg_ref.files.onnx_graph.constants import Constants
 from repvgg_ref.oracle.candidates.onnx_reading import Reader, Reading, Rule
 from repvgg_ref.oracle.candidates.onnx_rules_layout import LAYOUT
 from repvgg_ref.oracle.candidates.onnx_rules_linear import LINEAR

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.blocks.form import Pair, ungrouped
+from repvgg_ref.files.onnx_graph.constants import setting
 from repvgg_ref.oracle.candidates.onnx_blocked import block_size
-from repvgg_ref.oracle.candidates.onnx_constants import setting
 from repvgg_ref.oracle.candidates.onnx_reading import (
     CHANNELS,
     NCHW,

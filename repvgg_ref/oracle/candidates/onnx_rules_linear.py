@@ -9,9 +9,9 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.form import Form, Lattice, Pair, Term
+from repvgg_ref.files.onnx_graph.constants import setting
 from repvgg_ref.oracle.candidates.onnx_blocked import DOMAIN, unblocked_kernel
 from repvgg_ref.oracle.candidates.onnx_chain import is_mean
-from repvgg_ref.oracle.candidates.onnx_constants import setting
 from repvgg_ref.oracle.candidates.onnx_reading import (
     CHANNELS,
     NCHW,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from repvgg_ref.blocks.catalogue import fused_conv
+from repvgg_ref.files.onnx_graph.constants import setting
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_chain import (
@@ -21,7 +22,6 @@ from repvgg_ref.oracle.candidates.onnx_chain import (
     block_convolutions,
     weight_dims,
 )
-from repvgg_ref.oracle.candidates.onnx_constants import setting
 from repvgg_ref.oracle.candidates.onnx_entrance import Entrance, find_entrance
 from repvgg_ref.oracle.candidates.onnx_head import Ending, find_ending, last_block
 from repvgg_ref.oracle.candidates.onnx_walk import Tap, tap_before

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from repvgg_ref.files.onnx_graph.constants import setting
 from repvgg_ref.oracle.candidates.onnx_chain import Step
-from repvgg_ref.oracle.candidates.onnx_constants import setting
 
 Perm = tuple[int, ...]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from repvgg_ref.files.onnx_graph.functions import subgraphs
+from repvgg_ref.files.onnx_graph.packages import first_line, require
 from repvgg_ref.oracle.candidates.base import CandidateFailure
-from repvgg_ref.oracle.candidates.onnx_functions import subgraphs
-from repvgg_ref.oracle.candidates.onnx_import import first_line, require
 
 # They choose among values or move them: rounded inputs give rounded outputs.
 _EXACT = frozenset(

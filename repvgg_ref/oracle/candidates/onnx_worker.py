@@ -48,6 +48,8 @@ class Runtime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         task = json.loads((self._folder / TASK).read_text("utf-8"))
         self._wanted = task["wanted"]
+        for name, value in task.get("config", {}).items():
+            options.add_session_config_entry(name, value)
         model = (self._folder / MODEL).read_bytes()  # by its path its messages would name it
         self._session = self._runtime.InferenceSession(
             model, options, providers=["CPUExecutionProvider"]

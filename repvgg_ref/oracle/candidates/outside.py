@@ -7,8 +7,7 @@ import re
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -109,36 +108,43 @@ class CommandCandidate(Candidate):
 
     def run_again(self, x: Array, seconds: float) -> Outputs:
         """Start the program anew."""
-        words = self._words()
-        with _folder_with(x) as (folder, batch):
-            output = folder / "output"
-            places = {"{input}": str(folder / INPUT), "{output}": str(output)}
-            for place, path in places.items():
-                words = [word.replace(place, path) for word in words]
-            run_program(words, name=self.name, timeout=min(seconds, self.timeout))
-            dump = _written(output, self.name)
-            return interpret(dump, self.arch, where=self.name, x=batch, assume="NCHW", live=True)
-
-    def _words(self) -> list[str]:
-        try:
-            words = shlex.split(self.command)
-        except ValueError as error:
-            raise CandidateFailure(f"{self.name}: no command", got=error) from None
-        if not words or "{output}" not in self.command or "{input}" not in self.command:
-            raise CandidateFailure(
-                f"{self.name}: the command does not say where its files go",
-                wanted="exec:./my_port {input} {output}",
-            )
-        return words
+        batch = np.ascontiguousarray(x, np.float32)
+        dump = run_command(self.name, self.command, batch, min(seconds, self.timeout))
+        return interpret(dump, self.arch, where=self.name, x=batch, assume="NCHW", live=True)
 
 
-@contextmanager
-def _folder_with(x: Array) -> Iterator[tuple[Path, Array]]:
-    """A folder of our own that holds the batch as float32 in x.npy."""
-    batch = np.ascontiguousarray(x, np.float32)
+def run_command(name: str, command: str, batch: Array, seconds: float) -> Dump:
+    """What the program of ``exec:`` writes for `batch`, which it reads as it is from an .npy file.
+
+    No shell is involved.
+
+    Raises
+    ------
+    CandidateFailure
+        If the command does not name its files, fails, writes nothing, or takes longer than
+        `seconds`.
+    """
+    words = _words(name, command)
     with tempfile.TemporaryDirectory(prefix="repvgg-ref-", ignore_cleanup_errors=True) as folder:
-        np.save(Path(folder) / INPUT, batch, allow_pickle=False)
-        yield Path(folder), batch
+        given, output = Path(folder) / INPUT, Path(folder) / "output"
+        np.save(given, batch, allow_pickle=False)
+        for place, path in {"{input}": given, "{output}": output}.items():
+            words = [word.replace(place, str(path)) for word in words]
+        run_program(words, name=name, timeout=seconds)
+        return _written(output, name)
+
+
+def _words(name: str, command: str) -> list[str]:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise CandidateFailure(f"{name}: no command", got=error) from None
+    if not words or "{output}" not in command or "{input}" not in command:
+        raise CandidateFailure(
+            f"{name}: the command does not say where its files go",
+            wanted="exec:./my_port {input} {output}",
+        )
+    return words
 
 
 def _returned(arrays: list[Array], told: Mapping[str, Any], name: str) -> Returned:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array, one_line
+from repvgg_ref.files.onnx_graph.packages import require
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.candidates.onnx_import import require
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.program import layer_output
 

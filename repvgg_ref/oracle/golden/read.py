@@ -116,8 +116,11 @@ def _assumed(manifest: Mapping[str, Any]) -> Assumed:
     try:
         said = manifest.get("assumed", {})
         eps = None if said.get("eps") is None else float(said["eps"])
-        steps = ({str(b): int(n) for b, n in said.get(w, {}).items()} for w in Assumed().steps)
-        return Assumed(eps, *steps)
+        strides, dilations = (
+            {str(b): int(n) for b, n in said.get(what, {}).items()} for what in Assumed().steps
+        )
+        is_fused = eps is not None and manifest["form"] == "deploy"
+        return Assumed(eps, strides, dilations, is_fused)
     except (AttributeError, TypeError, ValueError):
         raise ReportedError("the manifest's 'assumed' is no table of numbers") from None
 

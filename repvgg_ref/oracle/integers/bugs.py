@@ -9,17 +9,18 @@ from functools import partial
 from typing import TypeAlias
 
 import numpy as np
-import scipy  # its parts are loaded when they are first used: a second of start-up
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.integer.layers import IntegerLayer
 from repvgg_ref.integer.scaling import Scaling
 from repvgg_ref.integer.schemes import SCHEMES
 from repvgg_ref.oracle.bugs.base import Bug, Site, Variant, bug, library
+from repvgg_ref.oracle.integers.fitted import MOST_MATCHED, order_of, scales_taken
 from repvgg_ref.oracle.integers.program import Finish, IntegerProgram, Sums
 
 IntegerSite: TypeAlias = Site[IntegerProgram]
 Variants: TypeAlias = Iterator[Variant[IntegerProgram]]
+_SHOWN = 4  # channels that have another's scale
 
 
 def _sums(site: IntegerSite, **changes: object) -> IntegerProgram:
@@ -127,6 +128,12 @@ def neighbours_scale(site: IntegerSite) -> Variants:
         for step in (1, -1):
             shifted = _taken(scaling, np.roll(places, step))
             yield Variant(_finish(site, scaling=shifted), step, f"{-step:+d}")
+        found = scales_taken(site.program, site.x, site.y_hat)
+        if found is not None and (found != places).any():
+            moved = np.flatnonzero(found != places)
+            shown = ", ".join(f"{c} has {found[c]}'s" for c in moved[:_SHOWN])
+            more = ", ..." if len(moved) > _SHOWN else ""
+            yield Variant(_finish(site, scaling=_taken(scaling, found)), detail=shown + more)
 
 
 @bug(
@@ -237,6 +244,8 @@ def pairs_16(site: IntegerSite) -> Variants:
 @bug("output-wraps", says="numbers out of range wrap", advice="saturate before the cast to 8 bits")
 def output_wraps(site: IntegerSite) -> Variants:
     yield Variant(_finish(site, outside="wrap"))
+    if site.program.layer.relu:  # that was before it; this is behind
+        yield Variant(_finish(site, outside="wrap-above"))
 
 
 @bug(
@@ -287,13 +296,13 @@ def stride_phase(site: IntegerSite) -> Variants:
     advice="order the channels as the reference does",
 )
 def channels_permuted(site: IntegerSite) -> Variants:
-    if site.y_hat is None or site.y_hat.shape[1] > _MOST_MATCHED:
+    if site.y_hat is None or site.y_hat.shape[1] > MOST_MATCHED:
         return
     finish = site.program.finish
     if finish.order is None:
         y = finish.of(site.program.sums.of(site.x))
         if y.shape == site.y_hat.shape:
-            order = _order(y, site.y_hat)
+            order = order_of(y, site.y_hat)
             if (order != np.arange(len(order))).any():
                 yield Variant(_finish(site, order=order))
 
@@ -329,24 +338,11 @@ def bugs_of(layer: IntegerLayer) -> tuple[Bug[IntegerProgram], ...]:
     return tuple(each for each in BUGS if each.name not in _OF_SUMS)
 
 
-_MOST_MATCHED = 4096
-
-
 def _taken(scaling: Scaling, places: Array) -> Scaling:
     """Each channel's multiplier from the channel in its place."""
     fixed = (scaling.multiplier, scaling.shift)
     multiplier, shift = (each[places] if each.ndim else each for each in fixed)
     return Scaling(scaling.numerator[places], scaling.denominator, multiplier, shift)
-
-
-def _order(y: Array, y_hat: Array) -> Array:
-    """The channel of `y` that each channel of `y_hat` resembles most, each once."""
-    a, b = (each.swapaxes(0, 1).reshape(each.shape[1], -1) for each in (y, y_hat))
-    some = np.linspace(0, a.shape[1] - 1, min(a.shape[1], 512)).astype(int)
-    a, b = a[:, some].astype(np.float32), b[:, some].astype(np.float32)
-    apart = (b**2).sum(1)[:, None] + (a**2).sum(1)[None] - 2 * b @ a.T
-    found: Array = scipy.optimize.linear_sum_assignment(apart)[1]
-    return found
 
 
 def _columns(sums: Sums, padded: Array) -> Array:

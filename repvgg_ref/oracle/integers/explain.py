@@ -53,7 +53,10 @@ def explained(asked: Asked) -> list[Finding]:
         bad = np.ones(asked.y_hat.shape[1], bool)
     else:
         bad = (right != asked.y_hat).any(axis=(0, 2, 3))
-    found = list(_singles(asked, sheet, bad)) or list(_pairs(asked, bad))
+    found = list(_singles(asked, sheet, bad))
+    if not any(each.channels is None for each in found) and _is_stuck(right, asked.y_hat, bad):
+        return [_stuck(asked, bad)]
+    found = found or list(_pairs(asked, bad))
     if not found:
         return [_unknown(asked, sheet, right, bad)]
     # All are exact: the fewest bugs in the most channels come first.
@@ -80,10 +83,37 @@ def explained(asked: Asked) -> list[Finding]:
     ]
 
 
+def _is_stuck(right: Array, y_hat: Array, bad: Array) -> bool:
+    """Whether some channels, all that are wrong, hold one number each: it explains itself."""
+    there = y_hat[:, bad]
+    return (
+        right.shape == y_hat.shape
+        and not bad.all()
+        and bool((there == there[:1, :, :1, :1]).all())
+        and bool((right[:, bad] != right[:1, bad, :1, :1]).any(axis=(0, 2, 3)).all())
+    )
+
+
+def _stuck(asked: Asked, bad: Array) -> Finding:
+    values = sorted({int(v) for v in asked.y_hat[0, bad, 0, 0]})
+    shown = ", ".join(map(str, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
+    return Finding(
+        "channel-stuck",
+        asked.name,
+        None,
+        1.0,
+        1.0,
+        says=f"one number ({shown}) stands everywhere{_where(bad)}",
+        advice="are these channels written at all? Look at the loop over output channels",
+    )
+
+
 def _singles(asked: Asked, sheet: Sheet, bad: Array) -> Iterator[Explanation]:
     for mutant in planted(bugs_of(asked.program.layer), asked.site, asked.name):
-        if (channels := _explains(mutant.variant.program, sheet, asked.y_hat, bad)) is not None:
-            yield Explanation((mutant,), None if channels.all() else channels)
+        channels = _explains(mutant.variant.program, sheet, asked.y_hat, bad)
+        if channels is None or (mutant.bug.name == "other-rounding" and not channels.all()):
+            continue  # no device rounds otherwise in single channels: few numbers look so by chance
+        yield Explanation((mutant,), None if channels.all() else channels)
 
 
 def _explains(program: IntegerProgram, sheet: Sheet, y_hat: Array, bad: Array) -> Array | None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.integer.network import IntegerNetwork
@@ -24,12 +22,10 @@ from repvgg_ref.oracle.integers.onnx_reading import (
 )
 from repvgg_ref.oracle.integers.onnx_run import run_numbers
 from repvgg_ref.oracle.integers.onnx_walk import IGNORED
+from repvgg_ref.oracle.integers.ports import IMAGES, INPUT, SIDE, images_for
 from repvgg_ref.oracle.integers.report import IntegerReport
 from repvgg_ref.oracle.integers.weights import judge_integers
 from weights_io import sanitize
-
-INPUT = "input"
-_IMAGES, _SIDE = 2, 64  # of the images that a file is run on where it states no size
 
 
 @dataclass(frozen=True)
@@ -179,14 +175,10 @@ def _images(
     if None in size and reference is not None and None not in reference.read.shape[2:]:
         size, named = reference.read.shape[2:], reference.name
     fixed = None not in size
-    height, width = (n or _SIDE for n in size)
+    height, width = (n or SIDE for n in size)
     notes = [f"run on images of {height} x {width}, the size that {named} states"] * fixed
-    first = network.layers[0].input
-    limits = np.iinfo(first.dtype)
-    count = batch if batch and batch > 1 else _IMAGES
-    shape = (count, network.in_channels, height, width)
-    numbers = np.random.default_rng(0).integers(limits.min, limits.max + 1, shape)
-    return first.real(numbers.astype(first.dtype)), notes
+    count = batch if batch and batch > 1 else IMAGES
+    return images_for(network, None, count=count, extent=(height, width)), notes
 
 
 def _in_order(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import weights_io
 from repvgg_ref.arrays import Array
@@ -28,11 +26,10 @@ from repvgg_ref.oracle.integers.files import (
 from repvgg_ref.oracle.integers.golden import NETWORK, VECTORS, is_integer_golden
 from repvgg_ref.oracle.integers.judge import INPUT, judge_numbers
 from repvgg_ref.oracle.integers.onnx_reading import is_quantised, read_integer_onnx
+from repvgg_ref.oracle.integers.ports import numbers_of
 from repvgg_ref.oracle.integers.report import PRECISION, IntegerReport
 from repvgg_ref.oracle.integers.weights import judge_integers
 from weights_io import sanitize
-
-_IMAGES, _SIDE = 2, 64  # of the images that a quantised ONNX file is run on
 
 
 def is_about_integers(reference: Any, candidate: Any) -> bool:
@@ -71,7 +68,8 @@ def verify_integers(
         if theirs is not None:
             numbers, notes = file_numbers(theirs, network, ours, inputs, timeout)
         else:
-            numbers, notes = _numbers(candidate, network, inputs, timeout)
+            port = integer_network(candidate) if _is_integers(candidate) else candidate
+            numbers, notes = numbers_of(port, network, inputs, timeout)
         report = judge_numbers(
             network,
             numbers,
@@ -120,55 +118,3 @@ def integer_network(what: Any) -> IntegerNetwork:
         checked_manifest(path)
         return read_network(path / NETWORK)
     return read_integer_onnx(path).network if path.suffix.lower() == ".onnx" else read_network(path)
-
-
-def _numbers(
-    candidate: Any, network: IntegerNetwork, inputs: Array | None, timeout: float
-) -> tuple[dict[str, Array], list[str]]:
-    """The candidate's numbers under the network's names."""
-    if isinstance(candidate, IntegerNetwork):
-        x = _images(network, inputs)
-        return {INPUT: candidate.entered(x)} | candidate.forward(x), []
-    if isinstance(candidate, Mapping):
-        return _renamed(dict(candidate), network, inputs)
-    path = Path(candidate)
-    if _is_integers(path):
-        return _numbers(read_network(path), network, inputs, timeout)
-    return _renamed(dict(read_npz(path).arrays), network, inputs)
-
-
-def _renamed(
-    numbers: dict[str, Array], network: IntegerNetwork, inputs: Array | None
-) -> tuple[dict[str, Array], list[str]]:
-    """By name; by order where no name is known and there are as many."""
-    if inputs is not None:
-        entered = network.entered(inputs)
-        if not np.array_equal(numbers.get(INPUT, entered), entered):
-            raise CandidateFailure(
-                "the dump was made on another input than the one it is to be judged on",
-                got=f"shape {numbers[INPUT].shape}, other numbers",
-                wanted=f"shape {entered.shape}, the numbers given or those of the bundle",
-                advice="run the port on that input, or judge the dump by the network alone",
-            )
-        numbers = {INPUT: entered} | numbers
-    names = [layer.name for layer in network.layers]
-    given = [name for name in numbers if name != INPUT]
-    known = set(given) & set(names)
-    if not known and len(given) == len(names):
-        renamed = {INPUT: numbers[INPUT]} if INPUT in numbers else {}
-        renamed |= {ours: numbers[theirs] for ours, theirs in zip(names, given, strict=True)}
-        return renamed, ["layers are matched by their order"]
-    unknown = sorted(set(given) - set(names))
-    notes = [f"not of the network: {', '.join(map(sanitize, unknown[:8]))}"] if unknown else []
-    return numbers, notes
-
-
-def _images(network: IntegerNetwork, inputs: Array | None) -> Array:
-    """Real images whose numbers use the whole range of the first layer's input."""
-    if inputs is not None:
-        return inputs
-    first = network.layers[0].input
-    limits = np.iinfo(first.dtype)
-    shape = (_IMAGES, network.in_channels, _SIDE, _SIDE)
-    numbers = np.random.default_rng(0).integers(limits.min, limits.max + 1, shape)
-    return first.real(numbers.astype(first.dtype))

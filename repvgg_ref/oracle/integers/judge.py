@@ -17,6 +17,7 @@ from repvgg_ref.integer.layers import IntegerLayer
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.integer.schemes import ANY, SCHEMES
 from repvgg_ref.oracle.integers.explain import Asked, explained
+from repvgg_ref.oracle.integers.means import divided
 from repvgg_ref.oracle.integers.program import (
     IntegerProgram,
     Sheet,
@@ -115,6 +116,12 @@ def _step(
     walk.rows.append(row)
     if row.ok:
         walk.missing.clear()
+        if (
+            layer.kind == "pool"
+            and network.rounding != ANY
+            and not _is_own(layer, network, x, y_hat)
+        ):
+            walk.notes.append(f"{layer.name} divides by the number of pixels, without a multiplier")
     if asked is None:
         return _own(layer, network, x)
     walk.kept[layer.name] = asked
@@ -151,6 +158,10 @@ def _own(layer: IntegerLayer, network: IntegerNetwork, x: Array) -> Array:
     return layer.forward(x, rounding)
 
 
+def _is_own(layer: IntegerLayer, network: IntegerNetwork, x: Array, y_hat: Array) -> bool:
+    return np.array_equal(_own(layer, network, x), y_hat.reshape(len(y_hat), -1))
+
+
 def _compared(
     layer: IntegerLayer, rounding: str, x: Array, y_hat: Array
 ) -> tuple[IntegerLayerReport, Asked | None]:
@@ -170,6 +181,7 @@ def _compared(
         name
         for name in SCHEMES
         if np.array_equal(sheet.numbers(program.with_rounding(name)), y_hat)
+        or any(np.array_equal(mean, y_hat) for mean in divided(layer, x, name))
     )
     return _row(
         layer.name, y, y_hat, schemes, ok=(rounding == ANY and bool(schemes)) or rounding in schemes

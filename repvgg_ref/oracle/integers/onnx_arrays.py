@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.onnx_graph.constants import Constants, setting
 from repvgg_ref.integer.layers import Quantization
 from repvgg_ref.oracle.candidates.base import CandidateFailure
-from repvgg_ref.oracle.candidates.onnx_constants import Constants, setting
 from repvgg_ref.oracle.integers.onnx_settings import called, lacks_input, not_understood
 from weights_io import sanitize
 

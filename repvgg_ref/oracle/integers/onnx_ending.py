@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.onnx_graph.constants import setting
 from repvgg_ref.oracle.candidates.names import listed
-from repvgg_ref.oracle.candidates.onnx_constants import setting
 from repvgg_ref.oracle.candidates.onnx_evidence import output_altered
 from repvgg_ref.oracle.candidates.onnx_reading import (
     NCHW,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.candidates.onnx_constants import setting
+from repvgg_ref.files.onnx_graph.constants import setting
 from repvgg_ref.oracle.integers.onnx_settings import called
 from repvgg_ref.oracle.integers.onnx_walk import Numbers, Open, Walk
 

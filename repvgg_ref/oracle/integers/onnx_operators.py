@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.onnx_graph.constants import setting
 from repvgg_ref.integer.layers import Quantization
-from repvgg_ref.oracle.candidates.onnx_constants import setting
 from repvgg_ref.oracle.candidates.onnx_reading import RELU, Clamp
 from repvgg_ref.oracle.integers.onnx_arrays import StatedBias
 from repvgg_ref.oracle.integers.onnx_layers import Weights, convolution, linear, pooled

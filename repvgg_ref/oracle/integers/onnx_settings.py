@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from repvgg_ref.oracle.candidates.onnx_constants import setting
+from repvgg_ref.files.onnx_graph.constants import setting
 from weights_io import sanitize
 
 ONNX = frozenset({"", "ai.onnx"})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.candidates.onnx_constants import setting
+from repvgg_ref.files.onnx_graph.constants import setting
 
 SHAPING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
 _IMAGE = frozenset({2, 3})  # rows and columns

@@ -19,7 +19,7 @@ from repvgg_ref.integer.schemes import SCHEMES
 from repvgg_ref.ops.conv2d import conv2d_forward
 
 Pads = tuple[tuple[int, int], tuple[int, int]]  # above and below, left and right
-Outside = Literal["saturate", "wrap"]
+Outside = Literal["saturate", "wrap", "wrap-above"]  # before ReLU, or behind it
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +93,12 @@ class Finish:
     def of(self, sums: Array) -> Array:
         """Numbers of `dtype`, shape as `sums`."""
         scale = self.scaling.across(sums.ndim)
-        y = SCHEMES[self.rounding].requantize(sums, scale) + self.added
+        y: Array = SCHEMES[self.rounding].requantize(sums, scale) + self.added
+        if self.outside == "saturate":
+            y = np.minimum(y, self.high)
         if self.outside == "wrap":
-            y = np.maximum(y, self.low) if self.low > np.iinfo(self.dtype).min else y
             y = y.astype(self.dtype)
-        else:
-            y = np.clip(y, self.low, self.high).astype(self.dtype)
+        y = np.maximum(y, self.low).astype(self.dtype)
         return y if self.order is None else y[:, self.order]
 
 

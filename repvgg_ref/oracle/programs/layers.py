@@ -84,10 +84,13 @@ def require_chain(arch: Network) -> None:
             advice="give a checkpoint that holds its head, too",
         )
     if not arch.is_chain:
+        kinds = " and ".join(arch.kinds)
         raise ReportedError(
-            f"layers of {arch.name} cannot be judged one by one yet",
-            got="layers with several inputs, or other layers than blocks",
+            "the layers of this network cannot be judged one by one yet: not each is fed by the one"
+            " before it alone",
+            got=f"{arch.name}, a network of {kinds} blocks",
             wanted="a chain of blocks, then the mean and a linear layer",
+            advice="`verify` judges files of its weights, `eval` how well it classifies",
         )
 
 

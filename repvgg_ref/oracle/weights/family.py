@@ -2,7 +2,7 @@
 
 Every fused number must lie within what a converter's arithmetic can do, `ROUNDINGS` of the
 magnitudes that were added. Where it does not, expressions with one thing wrong are tried: a branch
-left out or added twice, another eps, a scale ignored.
+left out or added twice, another eps, a scale, a sign or a bias ignored.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import numpy as np
 
 import weights_io
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.constructors import Bias, Scale
-from repvgg_ref.blocks.linear import Chain, Identity, Sum
+from repvgg_ref.blocks.constructors import Bias, BiasPad, Scale
+from repvgg_ref.blocks.linear import Chain, Conv, Identity, Sum
+from repvgg_ref.blocks.parts import with_eps
+from repvgg_ref.blocks.priors import Factor
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.convert_modules import require_blocks
-from repvgg_ref.files.modules import FoundBlock, find_blocks
+from repvgg_ref.files.modules import FoundBlock, blocks_of
+from repvgg_ref.files.recorded import geometry_of
 from repvgg_ref.files.wrappers import listed, select
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 from repvgg_ref.oracle.weights.arithmetic import FORMAT_NAMES, UNITS, least_error
@@ -29,9 +32,10 @@ from repvgg_ref.oracle.weights.conversion import ROUNDINGS
 from repvgg_ref.oracle.weights.copies import is_counter, unlike
 from weights_io import LazyArray, sanitize
 
+UNKEYED = "identity-unkeyed"
 _EPS = (1e-5, 1e-3, 1e-6, 0.0)
 _FORMATS = {dtype: short for short, dtype in FORMAT_NAMES.items()}
-_NOT_TESTED = (
+NOT_TESTED = (
     "not tested: strides, padding and what computes with these numbers, which no array says"
 )
 
@@ -72,18 +76,18 @@ def judge_family(
     """
     with weights_io.open_weights(reference) as trained, weights_io.open_weights(candidate) as port:
         ours = select(trained.root, "model", []).arrays
-        blocks = find_blocks({k: a.shape for k, a in ours.items()}, family=family, eps=eps)
+        blocks = blocks_of(ours, family=family, eps=eps)
         require_blocks(reference, blocks, ours)
         title = f"{sanitize(reference.name)} ({blocks.family})"
-        notes = (_NOT_TESTED, *blocks.notes)
+        notes = (NOT_TESTED, *blocks.notes)
         report = Report("agree", "", title, sanitize(candidate.name), "weights", notes=notes)
         try:
-            return _compared(blocks.found, ours, select(port.root, "model", []).arrays, report)
+            return compared(blocks.found, ours, select(port.root, "model", []).arrays, report)
         except ReportedError as error:
             return replace(report, verdict="cannot-judge", reason=str(error))
 
 
-def _compared(
+def compared(
     blocks: list[FoundBlock],
     ours: Mapping[str, LazyArray],
     theirs: Mapping[str, LazyArray],
@@ -91,7 +95,7 @@ def _compared(
 ) -> Report:
     """`report` with a verdict: on the blocks, on copied arrays, and on those that nobody knows."""
     fused = [key for block in blocks for key in _keys(block)]
-    if not any(key in theirs for key in fused):
+    if fused and not any(key in theirs for key in fused):
         raise CheckpointError(
             "no array is called as a fused one is", got=listed(list(theirs)), wanted=listed(fused)
         )
@@ -108,11 +112,18 @@ def _compared(
             f"array says: {listed(beside)}"
         )
         report = replace(report, notes=(*report.notes, note))
-    if bad := next((row for row in rows if not row.ok), None):
+    open_ones = {str(each.layer) for _, found in judged for each in found if each.bug == UNKEYED}
+    bad = next((row for row in rows if not row.ok and row.name not in open_ones), None)
+    if bad is None and open_ones:
+        says = next(each.says for each in report.diagnosis if each.bug == UNKEYED)
+        reason = f"{listed(sorted(open_ones))}: {says}"
+        return replace(report, verdict="cannot-judge", reason=reason)
+    if bad is not None:
         why = bad.note or "its fused numbers are none that rounding explains"
         reason = f"{bad.name}: {why}"
         return replace(report, verdict="disagree", reason=reason, first_bad_layer=bad.name)
-    agrees = f"{len(blocks)} fused blocks and all other arrays are those of the checkpoint"
+    those = f"{len(blocks)} fused blocks and all other arrays" if blocks else "all arrays"
+    agrees = f"{those} are those of the checkpoint"
     unknown = [k for k in theirs if not (k in ours or k in fused or is_counter(k))]
     if unknown:
         reason = f"{agrees}, but what these do is not known: {listed(unknown)}"
@@ -142,6 +153,8 @@ def _judged(
             advice="take an earlier checkpoint of this run",
         )
     got = [theirs[key] for key in keys]
+    if block.is_told and (why := _otherwise(block, got[0])):
+        return LayerReport.incomparable(name, why), []
     shapes = tuple(array.shape for array in got)
     if shapes != (wanted.weight.shape, wanted.bias.shape):
         note = f"shapes {shapes}, not {(wanted.weight.shape, wanted.bias.shape)}"
@@ -153,6 +166,18 @@ def _judged(
     ok = bool(error <= bound)
     row = LayerReport(name, error, bound, error / bound if bound else float(error > 0), ok)
     return row, [] if ok else [_named(block, name, parts, stored, wanted)]
+
+
+def _otherwise(block: FoundBlock, weight: LazyArray) -> str:
+    """How a fused convolution that the candidate holds as a module reads its input otherwise."""
+    if weight.module is None or weight.shape != block.conv.shapes()["fused.weight"]:
+        return ""
+    told = geometry_of(weight.module, weight.shape, centred=False)
+    for what in told._fields:
+        wanted, got = getattr(block.conv, what), getattr(told, what)
+        if got != wanted and not (what == "dilation" and block.conv.kernel == (1, 1)):
+            return f"its {what} is {got}, not {wanted}"
+    return ""
 
 
 def _stored(got: list[LazyArray], is_double: bool) -> _Stored:
@@ -227,10 +252,15 @@ def _named(
 def _alternatives(block: FoundBlock) -> Iterator[tuple[tuple[str, str, str], Linear, float]]:
     """((bug, what it says, advice), expression, eps) with one thing wrong."""
     linear, eps = block.linear, block.eps
+    maybe = block.member.maybe if block.is_unsure else None
+    if maybe is not None and (other_block := maybe(linear)) is not None:
+        says = "it is right if the identity is what no key tells it to be: there, or not there"
+        yield (UNKEYED, says, "look at the training code"), other_block, eps
     for other in _EPS:
         if other != eps:
             says = f"eps is {other:g}, not {eps:g}"
-            yield ("eps-value", says, f"fuse with eps {eps:g}"), linear, other
+            alike = with_eps(linear, lambda _: None)
+            yield ("eps-value", says, f"fuse with eps {eps:g}"), alike, other
     for says, changed in _changed(linear):
         bug = says.split(":")[0]
         yield (bug, says, "add every branch once"), changed, eps
@@ -251,18 +281,33 @@ def _changed(linear: Any) -> Iterator[tuple[str, Linear]]:
         for place, part in enumerate(linear.parts):
             before, after = linear.parts[:place], linear.parts[place + 1 :]
             if isinstance(part, Scale | Bias):
-                yield f"scale-ignored: {part.name} is ignored", Chain(*before, *after)
+                several = getattr(part, "row", None)
+                row = "" if several is None else f", row {several},"
+                yield f"scale-ignored: {part.name}{row} is ignored", Chain(*before, *after)
+            if isinstance(part, Factor):
+                says = f"sign-lost: {_called(linear)} is not subtracted"
+                yield says, Chain(*before, *after)
             for says, inner in _changed(part):
-                yield says, Chain(*before, inner, *after)
+                yield says, Chain(*before, inner, *(_bordered(p, part, inner) for p in after))
+    if isinstance(linear, Conv) and linear.bias:
+        yield f"bias-missing: the bias of {linear.name} is left out", replace(linear, bias=False)
+
+
+def _bordered(part: Any, before: Any, changed: Any) -> Any:
+    """A border of the bias of a convolution that has `changed`, with it."""
+    is_its = isinstance(part, BiasPad) and part.conv == before
+    return replace(part, conv=changed) if is_its else part
 
 
 def _called(part: Any) -> str:
     if isinstance(part, Identity):
         return "the identity"
-    inner = part.parts[0] if isinstance(part, Chain | Sum) else part
-    if isinstance(inner, Identity):
-        return "the identity's batch norm"
-    return str(getattr(inner, "name", "a branch"))
+    if isinstance(part, Sum):
+        return f"the sum that begins with {_called(part.parts[0])}"
+    if isinstance(part, Chain):
+        first = part.parts[0]
+        return "the identity's batch norm" if isinstance(first, Identity) else _called(first)
+    return str(getattr(part, "name", "a branch"))
 
 
 def _rest(key: str, ours: Mapping[str, LazyArray], theirs: Mapping[str, LazyArray]) -> str:

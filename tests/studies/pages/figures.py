@@ -69,19 +69,22 @@ class Drawing:
         """A filled circle."""
         self._parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="{r:g}" fill="{colour}"/>')
 
-    def grid(self, x: float, y: float, rows: Sequence[Sequence[str]], colour: str) -> None:
+    def grid(
+        self, x: float, y: float, rows: Sequence[Sequence[str]], colour: str, cell: int = CELL
+    ) -> None:
         """Numbers in cells; an empty one is blank."""
+        size = min(13, cell - 4)
         for i, row in enumerate(rows):
             for j, words in enumerate(row):
-                left, top = x + j * CELL, y + i * CELL
+                left, top = x + j * cell, y + i * cell
                 fill = PALE[colour] if words not in ("", "0") else "white"
                 self._parts.append(
-                    f'<rect x="{left:g}" y="{top:g}" width="{CELL}" height="{CELL}" '
+                    f'<rect x="{left:g}" y="{top:g}" width="{cell}" height="{cell}" '
                     f'fill="{fill}" stroke="{colour}"/>'
                 )
                 if words:
                     shade = "#a0aec0" if words == "0" else "#1a202c"
-                    self.text(left + CELL / 2, top + CELL / 2 + 5, words, shade, 13)
+                    self.text(left + cell / 2, top + cell / 2 + size // 2 - 1, words, shade, size)
 
     def svg(self) -> str:
         """The file."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from repvgg_ref.oracle.candidates.base import CandidateFailure
+from repvgg_ref.errors import CheckpointError
 
 Key = tuple[str, str, str]
 
@@ -44,7 +44,7 @@ def nodes_in(nodes: Iterable[Any]) -> Iterator[Any]:
 
 
 def require_moderate(model: Any, name: str, most: Size) -> None:
-    """Raise `CandidateFailure` if `model` has more than `most` once its functions are inlined.
+    """Raise `CheckpointError` if `model` has more than `most` once its functions are inlined.
 
     Also if a function calls itself, through others or not.
     """
@@ -52,10 +52,10 @@ def require_moderate(model: Any, name: str, most: Size) -> None:
     whole = _whole(_body(model.graph.node), _sizes(bodies, name, most), most)
     if whole.nodes > most.nodes:
         more = f"more than {most.nodes}"
-        raise CandidateFailure(f"{name}: has too many nodes, its functions in place", got=more)
+        raise CheckpointError(f"{name}: has too many nodes, its functions in place", got=more)
     if whole.bytes > most.bytes:
         more = f"more than {most.bytes} bytes"
-        raise CandidateFailure(f"{name}: is too large, its functions in place", got=more)
+        raise CheckpointError(f"{name}: is too large, its functions in place", got=more)
 
 
 def _sizes(bodies: dict[Key, _Body], name: str, most: Size) -> dict[Key, Size]:
@@ -69,7 +69,7 @@ def _sizes(bodies: dict[Key, _Body], name: str, most: Size) -> dict[Key, Size]:
             sizes.setdefault(key, _whole(bodies[key], sizes, most))
             waiting.pop()
         elif key in begun:  # what it waits for came back to it
-            raise CandidateFailure(f"{name}: a function of the model calls itself")
+            raise CheckpointError(f"{name}: a function of the model calls itself")
         else:
             begun.add(key)
             waiting += missing

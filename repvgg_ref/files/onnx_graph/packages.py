@@ -1,4 +1,4 @@
-"""The onnx and onnxruntime packages, needed by ONNX candidates only, and how they fail."""
+"""The onnx and onnxruntime packages, needed for ONNX files only, and how they fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def require_runtime() -> None:
 
 def _missing(package: str) -> MissingExtraError:
     return MissingExtraError(
-        f"an ONNX candidate needs the package {package}",
+        f"an ONNX file needs the package {package}",
         got="it is not installed",
         wanted="the extra 'onnx'",
         advice='pip install "repvgg-ref[onnx]"',

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.candidates.onnx_import import require
+from repvgg_ref.files.onnx_graph.packages import require
 
 # Operators that are computed beforehand. None of them makes much out of little.
 _FOLDED = frozenset(
@@ -90,6 +90,10 @@ class Constants:
             self._values[name] = self._computed(name, depth)
         return self._values[name]
 
+    def define(self, name: str, array: Array) -> None:
+        """Say what a tensor holds that is known in another way."""
+        self._values[name] = array
+
     def _computed(self, name: str, depth: int) -> Array | None:
         tensor = self.tensor(name)
         if tensor is not None:
@@ -104,8 +108,10 @@ class Constants:
             return None
         inputs = {each: self.value(each, depth + 1) for each in node.input if each}
         known = {each: array for each, array in inputs.items() if array is not None}
+        if len(known) < len(inputs):
+            return None
         size = _size(node, list(known.values()))
-        if len(known) < len(inputs) or size > min(_MOST_ELEMENTS, self._left):
+        if size > min(_MOST_ELEMENTS, self._left):
             return None
         self._left -= size
         outputs = self._evaluated(node, known)

@@ -1,0 +1,1 @@
+"""ONNX graphs of any network: read without trust, and their linear parts fused."""

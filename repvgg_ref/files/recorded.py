@@ -1,0 +1,218 @@
+"""What a pickled module says of its layers beside their arrays, each setting checked.
+
+A whole module says what no state dict can: eps, stride, padding, dilation, groups. What it says is
+a file's word, so every number is held against the arrays and against what a layer can have.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from repvgg_ref.blocks.form import Pair
+from repvgg_ref.blocks.parts import Geometry, Shape, Window
+from repvgg_ref.errors import CheckpointError
+from weights_io import LazyArray, ModuleRecord, sanitize
+
+_NEUTRAL = ("Identity", "Dropout", "Dropout2d", "DropPath", "DropBlock2d")
+_MOST = 64  # a larger stride or dilation is a slip or an attack
+Records = Mapping[str, ModuleRecord]
+
+
+def records_of(arrays: Mapping[str, LazyArray]) -> dict[str, ModuleRecord]:
+    """The module of each array that has one."""
+    return {name: a.module for name, a in arrays.items() if a.module is not None}
+
+
+class Recorded:
+    """`blocks.parts.Told` of one block, by the modules that hold its arrays.
+
+    Parameters
+    ----------
+    records : mapping
+        The end of a key, behind the block's prefix -> the module that holds the array.
+    """
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._modules = {end.rpartition(".")[0]: found for end, found in records.items()}
+        path, found = next(iter(self._modules.items()))
+        for _ in filter(None, path.split(".")):
+            found = found.parent or found
+        self._own = found
+
+    def conv(self, name: str, shape: Shape) -> Geometry | None:
+        """Of the convolution `name`, whose kernel has this shape."""
+        return geometry_of(self._modules[name], shape) if name in self._modules else None
+
+    def eps(self, name: str) -> float | None:
+        """Of the batch norm `name`."""
+        return eps_of(self._modules[name]) if name in self._modules else None
+
+    def has(self, name: str, kind: str) -> bool | None:
+        """Whether the block has a submodule `name`; None if it has no attribute of that name.
+
+        Raises
+        ------
+        CheckpointError
+            If its class is not called `kind`.
+        """
+        if (found := self._own.children.get(name)) is None:
+            return False if self.knows(name) else None
+        if found.type_name.rpartition(".")[2] != kind:
+            raise cannot(found, "it is no branch of such a block", found.type_name, kind)
+        return True
+
+    def knows(self, name: str) -> bool:
+        """Whether the block has an attribute or a submodule of that name, be it None."""
+        return name in self._own.children or self._own.has(name)
+
+    def window(self, name: str) -> Window:
+        """Of the average pooling `name`, a submodule of the block."""
+        pool = self._own.children[name]
+        sizes = (_pair(pool, what) for what in ("kernel_size", "stride", "padding"))
+        counted = pool.get("count_include_pad"), pool.get("ceil_mode"), pool.get("divisor_override")
+        if counted != (True, False, None):
+            raise cannot(pool, "its border is averaged otherwise", counted, (True, False, None))
+        return Window(*sizes)
+
+    def require_as_built(self, beside: str = "") -> None:
+        """Raise `CheckpointError` if a module of the block may compute another thing.
+
+        Nothing may stand in its branches that no array tells of, such as an activation, but for
+        what the pattern `beside` knows.
+        """
+        inside = {id(one): one for one in self._all()}
+        start = len(self._own.path) + 1 if self._own.path else 0
+        for found in inside.values():
+            require_unaltered(found)
+            if found is self._own:
+                continue
+            for child in found.children.values():
+                if id(child) not in inside and not re.fullmatch(beside, child.path[start:]):
+                    require_neutral(child)
+
+    def _all(self) -> Iterator[ModuleRecord]:
+        for found in self._records.values():
+            one: ModuleRecord | None = found
+            while one is not None and one is not self._own:
+                yield one
+                one = one.parent
+        yield self._own
+
+
+def require_neutral(child: ModuleRecord) -> None:
+    """Raise `CheckpointError` if a module in a branch does anything in evaluation."""
+    if child.type_name.rpartition(".")[2] not in _NEUTRAL:
+        raise cannot(child, "it stands in a branch of a block", child.type_name, "Identity")
+
+
+def require_unaltered(found: ModuleRecord) -> None:
+    """Raise `CheckpointError` if a module may compute another thing than its class does."""
+    if found.altered:
+        raise CheckpointError(
+            f"{_where(found)}: {found.altered}",
+            got=f"a pickled {sanitize(found.type_name)}",
+            wanted="a module as its class makes it",
+            advice="save its state dict where its code is",
+        )
+
+
+def geometry_of(found: ModuleRecord, shape: Shape, *, centred: bool = True) -> Geometry:
+    """How a convolution with a kernel of this shape reads its input.
+
+    Raises
+    ------
+    CheckpointError
+        If its module does not say so, or says what such a kernel cannot have; if `centred`, also
+        if its padding does not keep the size.
+    """
+    outputs, per_group, *kernel = shape
+    groups = _count(found, "groups", outputs)
+    stride, dilation = _pair(found, "stride"), _pair(found, "dilation")
+    if min(stride + dilation) < 1 or max(stride + dilation) > _MOST:
+        got = f"stride {stride}, dilation {dilation}"
+        raise cannot(found, "no stride or dilation is so", got, f"from 1 to {_MOST}")
+    said = {
+        "kernel_size": tuple(kernel),
+        "in_channels": per_group * groups,
+        "out_channels": outputs,
+    }
+    for name, wanted in said.items():
+        if not found.has(name):
+            continue
+        is_told: object = _pair(found, name) if name == "kernel_size" else found.get(name)
+        if is_told != wanted:
+            raise cannot(found, f"its {name} is not that of its kernel", is_told, wanted)
+    if outputs % groups:
+        raise cannot(found, "its groups do not divide its outputs", groups, outputs)
+    mode = found.get("padding_mode") if found.has("padding_mode") else "zeros"
+    if mode != "zeros" or found.get("transposed") not in (None, False):
+        got = f"padding_mode {mode!r}, transposed {found.get('transposed')}"
+        raise cannot(found, "it is no convolution padded by zeros", got, "zeros, not transposed")
+    padding = _padding(found, kernel, dilation)
+    middle = tuple(d * (k // 2) for d, k in zip(dilation, kernel, strict=True))
+    if centred and (padding != middle or not all(k % 2 for k in kernel)):
+        raise cannot(found, "its padding does not keep the kernel in the middle", padding, middle)
+    return Geometry(stride, padding, dilation, groups)
+
+
+def eps_of(found: ModuleRecord) -> float | None:
+    """What a batch norm adds to its variance; None if its module does not say.
+
+    Raises
+    ------
+    CheckpointError
+        If that is no number, or none that has a root.
+    """
+    if not found.has("eps"):
+        return None
+    eps = found.get("eps")
+    if type(eps) not in (int, float) or not 0 <= eps < math.inf:  # type: ignore[operator]
+        raise cannot(found, "its eps is none", eps, "a number of at least 0")
+    return float(eps)  # type: ignore[arg-type]
+
+
+def _padding(found: ModuleRecord, kernel: list[int], dilation: Pair) -> Pair:
+    """On both sides of an axis; torch has two words for it."""
+    padding = found.get("padding")
+    if padding == "valid":
+        return 0, 0
+    if padding == "same" and all(k % 2 for k in kernel) and _pair(found, "stride") == (1, 1):
+        rows, columns = (d * (k // 2) for d, k in zip(dilation, kernel, strict=True))
+        return rows, columns
+    found_pair = _pair(found, "padding")
+    if not 0 <= min(found_pair) <= max(found_pair) <= _MOST * max(kernel):
+        raise cannot(found, "no padding is so", found_pair, "pixels on both sides")
+    return found_pair
+
+
+def _pair(found: ModuleRecord, name: str) -> Pair:
+    value = found.get(name)
+    if type(value) is int:
+        return value, value
+    if isinstance(value, tuple) and len(value) == 2:
+        return value
+    raise cannot(found, f"it does not say its {name}", value, "an integer or two")
+
+
+def _count(found: ModuleRecord, name: str, most: int) -> int:
+    value = found.get(name)
+    if type(value) is not int or not 1 <= value <= most:
+        raise cannot(found, f"it does not say its {name}", value, f"from 1 to {most}")
+    return value
+
+
+def _where(found: ModuleRecord) -> str:
+    return sanitize(found.path) or "the root"
+
+
+def cannot(found: ModuleRecord, what: str, got: object, wanted: object) -> CheckpointError:
+    """The error for a module that says what it cannot be."""
+    return CheckpointError(
+        f"{_where(found)}, a pickled {sanitize(found.type_name)}: {what}",
+        got=sanitize(got),
+        wanted=str(wanted),
+        advice="save its state dict where its code is, if the file is sound",
+    )

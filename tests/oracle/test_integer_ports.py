@@ -1,0 +1,245 @@
+"""Integer ports of every kind, and right ones that an attacker saw accused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.integer.network import IntegerNetwork
+from repvgg_ref.integer.schemes import ANY, SCHEMES
+from repvgg_ref.oracle.integers.front import verify_integers
+from repvgg_ref.oracle.integers.report import IntegerReport
+from tests.integer.networks import chain, images
+from tests.oracle.test_integers import NETWORK, X, dump, judged, site_of
+
+NAMES = [layer.name for layer in NETWORK.layers]
+NUMBERS = dump(NETWORK, X)
+
+
+def verdict_of(candidate: Any, **settings: Any) -> IntegerReport:
+    return verify_integers(NETWORK, candidate, **settings)
+
+
+# ----------------------------------------------------------- names, kinds
+
+
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        lambda name: name if name == "input" else f"{name}.output",
+        lambda name: f"/{name[:6]}/{name}/relu_output_0" if name.startswith("stage1") else name,
+        lambda name: {"linear": "logits", "pool": "gap", "input": "x"}.get(name, name),
+        lambda name: "images" if name == "input" else name.upper(),
+    ],
+)
+def test_layers_are_known_by_the_names_that_floats_are(spelt: Callable[[str], str]) -> None:
+    right = {spelt(name): y for name, y in NUMBERS.items()}
+    assert verdict_of(right).verdict == "agree"
+    wrong = right | {spelt("stage1.1"): 255 - NUMBERS["stage1.1"]}
+    report = verdict_of(wrong)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage1.1")
+
+
+def test_a_name_that_means_no_layer_is_refused_and_so_is_one_layer_twice() -> None:
+    report = verdict_of(NUMBERS | {"stage7.0": NUMBERS["pool"]})
+    assert report.verdict == "cannot-judge"
+    assert "stage7.0" in report.reason
+    report = verdict_of(NUMBERS | {"stage1.1.output": NUMBERS["stage1.1"]})
+    assert report.verdict == "cannot-judge"
+    assert "two arrays" in report.reason
+
+
+def test_a_function_of_the_inputs_numbers_is_called() -> None:
+    assert verdict_of(lambda x: dump(NETWORK, x), inputs=X).verdict == "agree"
+    assert verdict_of(lambda x: dump(NETWORK, x)).verdict == "agree"
+    broken = verdict_of(lambda x: dump(NETWORK, x) | {"stage0": x[:, :1]})
+    assert (broken.verdict, broken.first_bad_layer) == ("disagree", "stage0")
+    last = verdict_of(lambda x: NETWORK.forward(x)["linear"], inputs=X)
+    assert last.verdict == "agree"  # every layer was on the way to these logits
+
+
+@pytest.mark.parametrize("given", [1 / np.arange(1, 3), {"stage0": "text"}, 7])
+def test_a_function_that_gives_anything_else_is_a_result_not_a_traceback(given: Any) -> None:
+    assert verdict_of(lambda x: given).verdict != "agree"
+    assert verdict_of(lambda x: x.no_such).verdict == "cannot-judge"
+    assert "no_such" in verdict_of(lambda x: x.no_such).reason
+
+
+def test_a_program_reads_integers_and_writes_a_dump(tmp_path: Path) -> None:
+    (tmp_path / "port.py").write_text(
+        "import sys, numpy as np\n"
+        "from tests.oracle.test_integers import NETWORK, dump\n"
+        "x = np.load(sys.argv[1])\n"
+        "assert x.dtype == np.uint8\n"
+        "np.savez(sys.argv[2], **dump(NETWORK, x))\n"
+    )
+    command = f"exec:{sys.executable} {tmp_path / 'port.py'} {{input}} {{output}}"
+    assert verdict_of(command, inputs=X).verdict == "agree"
+
+
+def test_a_folder_of_npy_files_is_a_dump(tmp_path: Path) -> None:
+    for name, y in NUMBERS.items():
+        np.save(tmp_path / f"{name}.npy", y)
+    assert verdict_of(tmp_path).verdict == "agree"
+    np.save(tmp_path / "pool.npy", NUMBERS["pool"] ^ 1)
+    assert verdict_of(tmp_path).first_bad_layer == "pool"
+
+
+@pytest.mark.parametrize("text", ["port.py:run", "package.module:run", "nowhere.npz", "exec:x"])
+def test_what_cannot_be_asked_says_what_can(text: str) -> None:
+    report = verdict_of(text)
+    assert report.verdict == "cannot-judge"
+    assert "\n" not in report.reason
+
+
+def test_lists_of_numbers_are_told_apart_from_arrays_of_the_type() -> None:
+    report = verdict_of({name: y.tolist() for name, y in NUMBERS.items()})
+    assert report.verdict == "cannot-judge"
+    assert "int64" in report.reason
+
+
+# ------------------------------------------------------------------ means
+
+
+def average_pool_of_tensorflow_lite(x: Array) -> Array:
+    """As reference_integer_ops::AveragePool adds and divides, one number at a time."""
+    N, C, H, W = x.shape
+    y = np.zeros((N, C), x.dtype)
+    for n, c in np.ndindex(N, C):
+        acc, count = sum(int(v) for v in x[n, c].ravel()), H * W
+        half = acc + count // 2 if acc > 0 else acc - count // 2
+        y[n, c] = abs(half) // count * (1 if half > 0 else -1)  # C's division
+    return y
+
+
+def with_plain_mean(network: IntegerNetwork) -> IntegerNetwork:
+    """Pooling that gives numbers of the same meaning as it reads, as in TensorFlow Lite."""
+    *convs, pool, linear = network.layers
+    pool, linear = replace(pool, output=pool.input), replace(linear, input=pool.input)
+    return replace(network, layers=(*convs, pool, linear))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tensorflow_lites_average_pool_is_right(seed: int) -> None:
+    network = with_plain_mean(chain(seed=seed, dtype=np.int8, rounding="double"))
+    x = images(network, seed=seed, size=20)
+    numbers = dump(network, x)
+    before = network.layers[[layer.name for layer in network.layers].index("pool") - 1].name
+    numbers["pool"] = average_pool_of_tensorflow_lite(numbers[before])
+    numbers["linear"] = network["linear"].forward(numbers["pool"], "double")
+    assert judged(network, numbers).verdict == "agree"
+    assert judged(network.rounded(ANY), numbers).verdict == "agree"
+    numbers["pool"] = numbers["pool"] + np.int8(1)
+    assert judged(network, numbers).first_bad_layer == "pool"
+
+
+@pytest.mark.parametrize("rounding", SCHEMES)
+def test_the_mean_of_equal_numbers_is_that_number(rounding: str) -> None:
+    """Whatever 31 bits make of 1/n, and whatever the scale that cancels."""
+    network = with_plain_mean(chain(seed=5, dtype=np.int8, rounding=rounding))
+    x = images(network, seed=5, size=20)
+    numbers = dump(network, x)
+    names = list(numbers)
+    before = names[names.index("pool") - 1]
+    numbers[before] = np.broadcast_to(numbers[before][:, :, :1, :1], numbers[before].shape)
+    numbers["pool"] = numbers[before][:, :, 0, 0]
+    report = judged(network, numbers)
+    assert next(row for row in report.layers if row.name == "pool").ok
+
+
+# ------------------------------------------------- single channels, wrapping
+
+
+def changed(network: IntegerNetwork, name: str, y: Array) -> IntegerReport:
+    """The judgement of a port whose layer `name` gives `y`, and all others what is right."""
+    numbers, seen = {"input": X}, X
+    for layer in network.layers:
+        seen = y if layer.name == name else layer.forward(seen, network.rounding)
+        numbers[layer.name] = seen
+    return judged(network, numbers)
+
+
+@pytest.mark.parametrize("value", [0, 7, 128, 255])
+@pytest.mark.parametrize("channels", [[0], [-1], [1, 3]])
+def test_channels_that_hold_one_number_are_called_stuck(value: int, channels: list[int]) -> None:
+    y = NUMBERS["stage1.1"].copy()
+    y[:, channels] = value
+    report = changed(NETWORK, "stage1.1", y)
+    assert [finding.bug for finding in report.diagnosis] == ["channel-stuck"]
+    assert str(value) in report.diagnosis[0].says
+
+
+@pytest.mark.parametrize("name", ["stage0", "stage1.1", "stage2.0", "linear"])
+@pytest.mark.parametrize("pair", [(1, 2), (2, 1), (0, 4)])
+def test_scales_taken_from_any_channel_are_named(name: str, pair: tuple[int, int]) -> None:
+    site = site_of(NETWORK, name, X)
+    scaling = site.program.finish.scaling
+    places = np.arange(len(scaling.numerator))
+    here, there = pair
+    places[here] = there
+    if pair == (1, 2):
+        places[there] = here  # exchanged
+    moved = replace(
+        scaling,
+        **{part: getattr(scaling, part)[places] for part in ("numerator", "multiplier", "shift")},
+    )
+    program = replace(site.program, finish=replace(site.program.finish, scaling=moved))
+    numbers = dump(NETWORK, X, {name: program})
+    if np.array_equal(numbers[name], NUMBERS[name]):
+        pytest.skip("both scales give the same numbers here")
+    report = judged(NETWORK, numbers)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", name)
+    (finding,) = report.diagnosis
+    assert finding.bug == "neighbours-scale"
+    assert f"{here} has {there}'s" in finding.says or "in channel" in finding.says
+
+
+def test_no_rounding_of_a_single_channel_is_made_up() -> None:
+    """A weight off by one moves few numbers, by one: as another rounding of the channel might."""
+    layer = NETWORK["stage1.1"]
+    x = NUMBERS["stage1.0"]
+    for tap in range(0, layer.weight[4].size, 5):  # type: ignore[index]
+        weight = layer.weight.copy()  # type: ignore[union-attr]
+        weight[4].reshape(-1)[tap] += 1 if weight[4].reshape(-1)[tap] < 127 else -1
+        y = replace(layer, weight=weight).forward(x, NETWORK.rounding)
+        if np.array_equal(y, NUMBERS["stage1.1"]):
+            continue
+        report = changed(NETWORK, "stage1.1", y)
+        assert report.verdict == "disagree"
+        assert "other-rounding" not in {finding.bug for finding in report.diagnosis}
+
+
+@pytest.mark.parametrize("name", NAMES[:4])
+@pytest.mark.parametrize("first", ["ReLU", "cast"])
+def test_outputs_that_wrap_are_named_at_any_zero_point(name: str, first: str) -> None:
+    """At -128 too, where clipping to the type is the ReLU."""
+    network = chain(seed=7, dtype=np.int8)
+    x = images(network, seed=7, size=24)
+    for layer, step in zip(network.layers, network.walk(x), strict=True):
+        if layer.name == name:
+            scale = layer.scaling().across(4)
+            whole = SCHEMES[network.rounding].requantize(step.accumulators, scale)
+            whole, zero = whole + int(layer.output.zero_point), int(layer.output.zero_point)
+            y = whole.astype(np.int8)
+            if layer.relu and first == "ReLU":
+                y = np.maximum(whole, zero).astype(np.int8)
+            elif layer.relu:
+                y = np.maximum(y, np.int8(zero))
+            right = step.y
+    if np.array_equal(y, right):
+        pytest.skip("nothing is out of range here")
+    numbers, seen = {"input": x}, x
+    for layer in network.layers:
+        seen = y if layer.name == name else layer.forward(seen, network.rounding)
+        numbers[layer.name] = seen
+    report = judged(network, numbers)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", name)
+    found = report.diagnosis[0]
+    assert "output-wraps" in {found.bug, *found.equivalents}
