@@ -201,6 +201,7 @@ PAIRS: dict[str, Edit] = {
     "bias scale rolled": constant(f"{LAYER}.bias_scale", _rolled),
     "bias scale x10": constant(f"{LAYER}.bias_scale", lambda a: a * 10),
     "bias scale NaN": constant(f"{LAYER}.bias_scale", lambda a: a * np.nan),
+    "linear's bias scale x10": constant(f"{LINEAR}.bias_scale", lambda a: a * 10),
     "weight axis 1": attribute(f"{LAYER}.weight.real", "axis", 1),
     "bias axis gone": attribute(f"{LAYER}.bias.real", "axis", 1),
     "whole average": average_pool(2),

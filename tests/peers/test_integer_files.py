@@ -22,7 +22,7 @@ from tests.peers.integer_edits import SAME, edits_of  # noqa: E402 - needs onnx
 pytestmark = pytest.mark.peers
 
 SIZE = 16
-MODEL = distinct_model(SMALL["plain"], seed=3)
+MODEL = rr.fuse(distinct_model(SMALL["plain"], seed=3))
 IMAGES = np.random.default_rng(0).normal(size=(5, 3, SIZE, SIZE)).astype(np.float32)
 STYLES: tuple[Style, ...] = ("qdq", "qlinear")
 

@@ -73,6 +73,7 @@ def test_what_is_customary_behind_logits_is_said(
     assert any("left out at the end" in note for note in report.notes)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("batch", [None, 1, 2, 3])
 @pytest.mark.parametrize("style", STYLES)
 def test_a_file_of_fixed_size_is_run_at_that_size(

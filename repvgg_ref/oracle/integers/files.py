@@ -21,6 +21,7 @@ from repvgg_ref.oracle.integers.onnx_reading import (
     read_integer_onnx,
 )
 from repvgg_ref.oracle.integers.onnx_run import run_numbers
+from repvgg_ref.oracle.integers.onnx_walk import IGNORED
 from repvgg_ref.oracle.integers.ports import IMAGES, INPUT, SIDE, images_for
 from repvgg_ref.oracle.integers.report import IntegerReport
 from repvgg_ref.oracle.integers.weights import judge_integers
@@ -63,7 +64,20 @@ def judged_file(file: QuantisedFile, model: Model, *, candidate: str) -> Integer
     """What the file holds, against the trained network."""
     read = file.read
     report = judge_integers(model, read.network, candidate=candidate, stated=read.stated)
-    return _ended(report, read, None)
+    return _ended(_undecided(report, read), read, None)
+
+
+def _undecided(report: IntegerReport, read: ReadNetwork) -> IntegerReport:
+    """No verdict where a linear layer's integers are right, and only their own scale is not."""
+    bad = [row.name for row in report.layers if not row.ok]
+    last = read.network.layers[-1]
+    if bad != [report.layers[-1].name] or read.doubts.get(last.name) != IGNORED:
+        return report
+    if {finding.bug for finding in report.diagnosis} != {"bias-scale"}:
+        return report
+    return replace(
+        report, verdict="cannot-judge", reason=f"{bad[0]}: {IGNORED}", first_bad_layer=None
+    )
 
 
 def file_numbers(
@@ -110,7 +124,7 @@ def excused(
 def _without_doubted(report: IntegerReport, doubts: Mapping[str, str]) -> IntegerReport:
     """No disagreement where a right runtime may differ: by one if a bias was rounded."""
     bad = [row for row in report.layers if not row.ok]
-    free = ("behind its last rounding", TWICE)
+    free = ("behind its last rounding", TWICE, IGNORED)
     if not bad or not all(
         row.name in doubts and (row.max_error <= 1 or doubts[row.name].endswith(free))
         for row in bad

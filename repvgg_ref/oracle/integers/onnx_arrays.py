@@ -11,7 +11,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.files.onnx_graph.constants import Constants, setting
 from repvgg_ref.integer.layers import Quantization
 from repvgg_ref.oracle.candidates.base import CandidateFailure
-from repvgg_ref.oracle.integers.onnx_settings import called, not_understood
+from repvgg_ref.oracle.integers.onnx_settings import called, lacks_input, not_understood
 from weights_io import sanitize
 
 _EIGHT_BITS = (np.int8, np.uint8)
@@ -65,7 +65,9 @@ class QuantisedArrays:
                 wanted="Conv, ReLU, average pooling and a linear layer, each quantised, with no "
                 "other settings than change nothing",
             )
-        if len(node.input) > most or not node.input or not all(node.output[:1]):
+        if lacking := lacks_input(node):
+            raise self.failure(lacking)
+        if len(node.input) > most or not all(node.output[:1]):
             raise self.failure(f"{called(node)}: {len(node.input)} inputs", wanted=f"{most}")
 
     def value(self, name: str) -> Array:
@@ -121,7 +123,17 @@ class QuantisedArrays:
                 got=f"axis {axis} of {weight.shape}",
                 wanted=f"axis {1 if transposed else 0}",
             )
+        self.require_alike(node, scale, zero)
         return self.signed(weight.T if transposed else weight, scale, zero)
+
+    def require_alike(self, node: Any, scale: Array, zero: Array | None) -> None:
+        """Refuse a zero point for all channels beside a scale for each, or the reverse."""
+        if zero is not None and zero.size != scale.size:
+            raise self.failure(
+                f"{called(node)}: scales and zero points",
+                got=f"{scale.size} and {zero.size}",
+                wanted="as many",
+            )
 
     def dequantized(self, name: str) -> Any | None:
         """The understood DequantizeLinear that makes `name`, if one does."""

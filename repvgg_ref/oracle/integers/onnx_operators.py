@@ -246,8 +246,6 @@ def _is_off(walk: Walk, node: Any) -> bool:
 
 def _sides(walk: Walk, node: Any, before: int, after: int) -> tuple[Numbers, Quantization]:
     """What a node on integers says of its input, checked, and of its output."""
-    if len(node.input) <= after + 1 or not node.input[after]:
-        raise walk.failure(f"{called(node)}: has no scale for its output")
     said = walk.quantization(node.input[before], node.input[before + 1])
     found = walk.quantization(node.input[after], node.input[after + 1])
     return walk.require_same(node.input[0], said), found
@@ -284,6 +282,7 @@ def _qlinear_matmul(walk: Walk, node: Any) -> None:
 def _matrix(walk: Walk, node: Any, *, transposed: bool) -> Weights:
     stored = walk.value(node.input[3])
     scale, zero = walk.scale(node.input[4]), _zero(walk, node, 5)
+    walk.require_alike(node, scale, zero)
     return walk.signed(stored.T if transposed else stored, scale, zero)
 
 

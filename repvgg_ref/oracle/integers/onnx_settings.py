@@ -53,7 +53,7 @@ _KNOWN: Mapping[str, tuple[frozenset[str], Mapping[str, _Accepts]]] = {
     "QuantizeLinear": (ONNX | MICROSOFT, _QUANTIZE),
     "DequantizeLinear": (ONNX | MICROSOFT, _DEQUANTIZE),
     "Conv": (ONNX, _CONV),
-    "QLinearConv": (ONNX | MICROSOFT, {**_CONV, "channels_last": _is(0)}),
+    "QLinearConv": (ONNX, _CONV),
     "Gemm": (
         ONNX,
         {"alpha": _is(1.0), "beta": _is(1.0), "transA": _is(0), "transB": _is(0, 1)},
@@ -83,6 +83,18 @@ _KNOWN: Mapping[str, tuple[frozenset[str], Mapping[str, _Accepts]]] = {
 }
 
 
+# Inputs that each must have; the rest is a bias, or a zero point that may be left out.
+_NEEDED: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "Conv", "Gemm"), (0, 1)),
+    **dict.fromkeys(("MatMul", "Add", "Max", "Reshape"), (0, 1)),
+    "QLinearConv": tuple(range(8)),
+    "QLinearMatMul": tuple(range(8)),
+    "QGemm": (0, 1, 2, 3, 4, 5, 7, 8),
+    "QLinearAdd": (0, 1, 3, 4, 6),
+    **dict.fromkeys(("QLinearGlobalAveragePool", "QLinearAveragePool"), tuple(range(5))),
+}
+
+
 def not_understood(node: Any) -> str:
     """What of a node no rule here understands, in words; "" if all is."""
     known = _KNOWN.get(node.op_type)
@@ -93,10 +105,22 @@ def not_understood(node: Any) -> str:
         return f"{called(node)} of the domain {sanitize(node.domain) or 'ai.onnx'}"
     for attribute in node.attribute:
         value = setting(node, attribute.name)
-        if attribute.name == "beta" and not (len(node.input) > 2 and node.input[2]):
+        if attribute.name == "beta" and node.op_type == "Gemm" and not _has_bias(node):
             continue  # there is nothing that it could multiply
         if not accepts.get(attribute.name, _is())(value):
             return f"{called(node)} with {sanitize(attribute.name)} = {_short(value)}"
+    return ""
+
+
+def _has_bias(node: Any) -> bool:
+    return len(node.input) > 2 and bool(node.input[2])
+
+
+def lacks_input(node: Any) -> str:
+    """Which input a node needs and has not, in words; "" if it has all."""
+    for place in _NEEDED.get(node.op_type, (0,)):
+        if len(node.input) <= place or not node.input[place]:
+            return f"{called(node)}: has no input {place}"
     return ""
 
 

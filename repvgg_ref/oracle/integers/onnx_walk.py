@@ -14,6 +14,10 @@ from repvgg_ref.oracle.integers.onnx_arrays import QuantisedArrays, StatedBias
 from repvgg_ref.oracle.integers.onnx_shapes import Shape
 from weights_io import sanitize
 
+IGNORED = (
+    "its bias has a scale that is not input_scale * weight_scale, which ONNX Runtime heeds only "
+    "where it does not fuse the layer"
+)
 _SUFFIXES = ("_QuantizeLinear_Output", "_quantized", "_output_0")
 
 
@@ -113,7 +117,9 @@ class Walk(QuantisedArrays):
         self.numbers[tensor] = Numbers(y, len(self.layers), layer.shape)
         if layer.stated is not None:
             self.stated[name] = layer.stated
-            if not layer.stated.is_whole(layer.unit):
+            if layer.kind == "linear" and layer.stated.numbers is not None:
+                self.doubts[name] = IGNORED
+            elif not layer.stated.is_whole(layer.unit):
                 self.doubts[name] = "its bias is no whole number of input_scale * weight_scale"
 
     def source(self, tensor: str) -> tuple[Numbers, str]:
