@@ -19,7 +19,7 @@ from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.blocks.unfuse import leaves
 from repvgg_ref.errors import NotFusibleError
 from repvgg_ref.models.layers import Block
-from weights_io import sanitize
+from weights_io import sanitize, shortened
 
 Level = Literal["error", "warning", "info"]
 
@@ -42,6 +42,10 @@ class Finding:
     level: Level
     layer: str | None
     message: str
+
+    def __post_init__(self) -> None:
+        """A text from the file may be in the message, of any length."""
+        object.__setattr__(self, "message", shortened(self.message))
 
 
 def not_finite(layer: str | None, name: str, array: Array) -> Iterator[Finding]:
