@@ -50,15 +50,14 @@ class Finding:
 
 def not_finite(layer: str | None, name: str, array: Array) -> Iterator[Finding]:
     """Report NaN and infinity in `array`, which the file calls `name`."""
-    if not np.issubdtype(array.dtype, np.floating):
+    if not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all():
         return
     nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
-    if nan or infinite:
-        yield Finding(
-            "error",
-            layer,
-            f"{sanitize(name)}: {nan} NaN and {infinite} infinite of {array.size} values",
-        )
+    yield Finding(
+        "error",
+        layer,
+        f"{sanitize(name)}: {nan} NaN and {infinite} infinite of {array.size} values",
+    )
 
 
 @dataclass

@@ -94,9 +94,8 @@ def find_blocks(
     taken: dict[str, FoundBlock] = {}
     blocks = Blocks()
     for one in members:
-        for key in shapes:
-            if key != one.anchor and not key.endswith(f".{one.anchor}"):
-                continue
+        inner = f".{one.anchor}"
+        for key in [key for key in shapes if key.endswith(inner) or key == one.anchor]:
             prefix = key[: -len(one.anchor)]
             if prefix in taken:
                 continue

@@ -79,6 +79,8 @@ class TreeBuilder:
         return copy, size
 
     def _container(self, raw: object, depth: int) -> tuple[object, int]:
+        if isinstance(raw, TensorView):  # first, since most are
+            return self._leaf(raw), 1
         if isinstance(raw, Namespace):
             content, size = self._dict(raw.content, depth)
             return Inert(raw.type_name, content), size
@@ -112,14 +114,14 @@ class TreeBuilder:
         return content, size
 
     def _leaf(self, raw: object) -> LazyArray | Inert | str | bytes:
+        if isinstance(raw, TensorView) and self._resolve is not None:
+            return self._resolve(raw)
         if isinstance(raw, Foreign):
             return Inert(raw.type_name, None, not isinstance(raw.made_by, Stranger))
         if isinstance(raw, ForeignType):
             return Inert("type", raw.type_name, not isinstance(raw, Stranger))
         if isinstance(raw, Getattr):
             refuse(raw.module, raw.name)
-        if isinstance(raw, TensorView) and self._resolve is not None:
-            return self._resolve(raw)
         if isinstance(raw, NumpyArray):
             return self._numpy_array(raw)
         if isinstance(raw, Span):
