@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import repvgg_ref as rr
 import weights_io
 from repvgg_ref.errors import CheckpointError, ReportedError, by_kind, did_you_mean
+from repvgg_ref.files.integer_npz import FORMAT, VERSION, read_network
 from repvgg_ref.files.metadata import describe
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.models.about import UNKNOWN, About, Assumed
@@ -145,6 +147,16 @@ def test_a_caller_s_long_name_is_not_repeated() -> None:
         assert 0 < len(str(quick(call))) < LINE
     with pytest.raises(CheckpointError):
         Geometry({"a" * N: 2}).require_blocks([])
+
+
+@pytest.mark.parametrize("layers", ["a" * N, "1" * N, "[" * 5_000, [{"name": "a" * N}]])
+def test_an_integer_network_of_long_texts_is_refused(layers: Any, tmp_path: Path) -> None:
+    said = {"format": FORMAT, "version": VERSION, "layers": layers}
+    path = tmp_path / "i.npz"
+    weights_io.save_weights(path, {"a": np.zeros(1)}, container="npz", metadata=said)
+    found = quick(lambda: read_network(path))
+    assert isinstance(found, CheckpointError)
+    assert len(str(found)) < LINE
 
 
 def test_long_names_resemble_nothing_and_many_are_not_all_compared() -> None:
