@@ -181,11 +181,7 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = weights_io.open_regular(self.path / _LOCK, create=True)
         except OSError as error:
-            raise StateError(
-                f"{self.path} cannot be written to",
-                got=error.strerror,
-                advice="choose another --out",
-            ) from None
+            raise self._unwritable(error) from None
         if not claim(self._lock):
             self._lock.close()
             raise StateError(
@@ -195,10 +191,17 @@ class Folder:
             )
         try:
             make_way(self.path, _OUTPUTS)
-        except BaseException:
+        except BaseException as error:
             self._lock.close()
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from None
             raise
         sweep(self.path)
+
+    def _unwritable(self, error: OSError) -> StateError:
+        return StateError(
+            f"{self.path} cannot be written to", got=error.strerror, advice="choose another --out"
+        )
 
     def _arrays(self, state: State) -> dict[str, Array]:
         layouts = self._updater.trainable, self._updater.statistics
