@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import islice
 
 from weights_io.errors import ReportedError, WeightsFileError
+from weights_io.text import shortened
 
 __all__ = [
     "BackendError",
@@ -19,7 +21,10 @@ __all__ = [
     "by_kind",
     "did_you_mean",
     "require_equal",
+    "shortened",
 ]
+
+_LONGEST_NAME, _MOST_NAMES = 100, 2000  # that are compared: the comparison is dear
 
 
 class ShapeError(ReportedError):
@@ -57,11 +62,15 @@ def require_equal(operator: str, left: str, got: object, right: str, wanted: obj
 def did_you_mean(name: object, known: Iterable[str]) -> str | None:
     """Advice for a name that is not one of `known`: the one it resembles most, None if none does.
 
-    Case, hyphens and underscores do not count; a part that stands in one name only is enough.
+    Case, hyphens and underscores do not count; a part that stands in one name only is enough. Names
+    may come from a file: long ones resemble nothing, and of very many the first are looked at.
     """
     from difflib import get_close_matches
 
-    names = {_bare(each): each for each in known}
+    if len(str(name)) > _LONGEST_NAME:
+        return None
+    few = islice((each for each in known if len(each) <= _LONGEST_NAME), _MOST_NAMES)
+    names = {_bare(each): each for each in few}
     asked = _bare(str(name))
     close = get_close_matches(asked, names, n=1, cutoff=0.6)
     if not close and len(asked) > 2:
@@ -83,6 +92,6 @@ def by_kind(messages: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     found: dict[str, tuple[str, list[str]]] = {}
     for place, message in messages:
         bare = re.sub(r"^(\S*: )+", "", message.removeprefix(place))
-        kind = re.sub(r"\S*\d\S*", "#", bare)
+        kind = re.sub(r"\S+", lambda word: "#" if re.search(r"\d", word[0]) else word[0], bare)
         found.setdefault(kind, (message, []))[1].append(place)
     return list(found.values())

@@ -12,7 +12,7 @@ from weights_io.modules import ModuleRecord
 from weights_io.pickles.inert import Inert
 from weights_io.pickles.modules import PickledModule
 from weights_io.regular import IrregularFileError, open_regular, read_regular
-from weights_io.text import printable, sanitize
+from weights_io.text import printable, sanitize, shortened
 from weights_io.writers.atomic import atomic_path, reported, sweep
 from weights_io.writers.claim import claim
 from weights_io.writers.specs import ArraySpec
@@ -42,6 +42,7 @@ __all__ = [
     "reported",
     "sanitize",
     "save_weights",
+    "shortened",
     "sweep",
     "write_weights",
 ]

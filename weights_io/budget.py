@@ -105,23 +105,25 @@ class Budget:
     def admit(self, shape: tuple[int, ...], itemsize: int, what: str) -> int:
         """Charge one array and return its number of elements, or raise `LimitError`."""
         limits = self.limits
-        limits.enforce("dimensions", len(shape), f"{what} has too many dimensions")
-        if any(size < 0 for size in shape):
+        if len(shape) > limits.dimensions:  # asked here: a call for every array is dear
+            limits.enforce("dimensions", len(shape), f"{sanitize(what)} has too many dimensions")
+        if shape and min(shape) < 0:
             raise WeightsFileError(
-                f"{what} has a negative size",
+                f"{sanitize(what)} has a negative size",
                 got=sanitize(shape),
                 advice="the file is damaged or hostile",
             )
         # An empty array may not have other sizes that NumPy's index arithmetic cannot hold.
-        index_space = prod(max(size, 1) for size in shape)
-        limits.enforce("elements", index_space, f"{what} has too many elements")
         count = prod(shape)
+        index_space = count or prod(max(size, 1) for size in shape)
+        if index_space > limits.elements:
+            limits.enforce("elements", index_space, f"{sanitize(what)} has too many elements")
         self.charge("tensors", 1, "the file holds too many arrays")
         self.charge_reading(count * itemsize, what)
         return count
 
     def charge_reading(self, size: int, what: str) -> None:
         """Charge bytes that reading an array takes."""
-        self.charge(
-            "total_bytes", size, f"the arrays of the file ask for too much memory, up to {what}"
-        )
+        if self._spent["total_bytes"] + size > self._most["total_bytes"]:
+            what = f"the arrays of the file ask for too much memory, up to {sanitize(what)}"
+        self.charge("total_bytes", size, what)

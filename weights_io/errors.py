@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from weights_io.text import printable
+from weights_io.text import shortened
 
 
 class ReportedError(Exception):
     """An error that is told to the user in one line, never as a traceback.
 
     Whatever names and values go into it: no character of the line moves a terminal's cursor,
-    changes its colours, or reorders text.
+    changes its colours, or reorders text, and of a long part only the beginning is said.
 
     Parameters
     ----------
@@ -28,15 +28,16 @@ class ReportedError(Exception):
     def __init__(
         self, what: str, *, got: object = None, wanted: object = None, advice: str | None = None
     ) -> None:
-        self.what, self.advice = printable(what, lines=self._lines), advice and printable(advice)
-        self.got = printable(got) if isinstance(got, str) else got
-        self.wanted = printable(wanted) if isinstance(wanted, str) else wanted
+        self.what = "\n".join(map(shortened, what.split("\n"))) if self._lines else shortened(what)
+        self.advice = advice and shortened(advice)
+        self.got = shortened(got) if isinstance(got, str) else got
+        self.wanted = shortened(wanted) if isinstance(wanted, str) else wanted
         details = [
-            None if got is None else f"got {got}",
-            None if wanted is None else f"wanted {wanted}",
-            advice,
+            None if got is None else f"got {shortened(str(got))}",
+            None if wanted is None else f"wanted {shortened(str(wanted))}",
+            self.advice,
         ]
-        shown = printable(" ; ".join(detail for detail in details if detail))
+        shown = " ; ".join(detail for detail in details if detail)
         super().__init__(f"{self.what} ({shown})" if shown else self.what)
 
 

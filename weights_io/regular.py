@@ -29,6 +29,10 @@ class IrregularFileError(OSError):
     def __init__(self, kind: str, path: object) -> None:
         super().__init__(None, kind, path)
 
+    def __str__(self) -> str:
+        """Without an error's number, since there is none."""
+        return f"{self.strerror}: {self.filename!r}"
+
 
 def open_regular(path: str | os.PathLike[str], *, create: bool = False) -> FileIO:
     """Open a regular file without buffer: to read; or, with `create`, to write into it as it is.

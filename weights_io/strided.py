@@ -26,9 +26,8 @@ class View(NamedTuple):
         """The number of storage elements from the first to the last one used."""
         if 0 in self.shape:
             return 0
-        return 1 + sum(
-            (size - 1) * step for size, step in zip(self.shape, self.strides, strict=True)
-        )
+        reach: int = sum(map(mul, self.shape, self.strides))
+        return 1 + reach - sum(self.strides)
 
     @property
     def is_contiguous(self) -> bool:
@@ -42,22 +41,26 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(accumulate(reversed(shape[1:]), mul, initial=1))[::-1] if shape else ()
 
 
-def check_view(view: View, storage_count: int, count: int, itemsize: int, limits: Limits) -> None:
-    """Raise unless every element of `view` lies inside a storage of `storage_count` elements.
+def check_view(view: View, storage_count: int, count: int, itemsize: int, limits: Limits) -> int:
+    """The extent of `view`, whose every element lies inside a storage of `storage_count` elements.
+
+    Raises if one does not.
 
     Sizes have been found to be non-negative, with product `count`. The arithmetic is exact, so
     nothing can wrap around; and a view larger than its storage (stride zero, say) stays small.
     """
     if len(view.shape) != len(view.strides):
         raise _outside("a tensor has sizes and strides of different number", view, storage_count)
-    if view.offset < 0 or any(step < 0 for step in view.strides):
+    if view.offset < 0 or (view.strides and min(view.strides) < 0):
         raise _outside("a tensor has a negative offset or stride", view, storage_count)
-    if view.offset + view.extent > storage_count:
+    extent = view.extent
+    if view.offset + extent > storage_count:
         raise _outside("a tensor reaches outside its storage", view, storage_count)
     if count > storage_count:
         limits.enforce(
             "overlap_bytes", count * itemsize, "a tensor repeats its elements too many times"
         )
+    return extent
 
 
 def _outside(what: str, view: View, storage_count: int) -> WeightsFileError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import is_dataclass
 
 _LONGEST = 120
+_LONGEST_SAID = 1000  # of a part of a message: an encyclopaedia in a file stays there
+_SLACK = 50  # more than what is said of the length, so that nothing is cut twice
 _DEEPEST, _WIDEST = 3, 8  # of containers, of which the rest is dots
 _MOST_BITS = 400  # of an integer that is shown in digits
 
@@ -26,6 +28,14 @@ def sanitize(name: object) -> str:
     """
     text = name if type(name) is str else _shown(name)
     return printable(text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "...")
+
+
+def shortened(text: str, most: int = _LONGEST_SAID) -> str:
+    """`text` as `printable` has it; of a long one its beginning, an ellipsis, and its length."""
+    shown = printable(text[: most + _SLACK])
+    if len(text) <= most + _SLACK and len(shown) <= most + _SLACK:
+        return shown
+    return f"{shown[:most]}... ({len(text)} characters)"
 
 
 def printable(text: str, *, lines: bool = False) -> str:

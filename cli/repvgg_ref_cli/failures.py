@@ -14,6 +14,7 @@ import click
 from repvgg_ref_cli.piped import without_copy
 from repvgg_ref_cli.suggestions import suggestion
 
+_LONGEST = 5000  # characters of a line: four long parts and what stands between them
 DISAGREES, IMPOSSIBLE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
 
@@ -62,12 +63,12 @@ def report(error: BaseException, *, debug: bool, as_json: bool = False) -> int:
 
 
 def printable(text: str) -> str:
-    """`text` on one line and without control characters, which a file's names may carry."""
-    joined = " ".join(without_copy(text).splitlines())
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
-        for letter in joined
-    )
+    """`text` on one line, without control characters, which a file's names may carry, and cut."""
+    from weights_io.text import shortened
+
+    joined = " ".join(without_copy(text[:_LONGEST]).splitlines())
+    cut = f"... ({len(text)} characters)" if len(text) > _LONGEST else ""
+    return shortened(joined, _LONGEST) + cut
 
 
 def leave_quietly() -> int:

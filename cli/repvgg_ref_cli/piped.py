@@ -59,7 +59,8 @@ class FileOrName(InputFile):
 
 def without_copy(text: object) -> str:
     """`text` with ``stdin`` in the place of the copy's path, which says nothing to anybody."""
-    return re.sub(rf"\S*{_PREFIX}\w+/stdin", "stdin", str(text))
+    said = str(text)
+    return re.sub(rf"\S*{_PREFIX}\w+/stdin", "stdin", said) if _PREFIX in said else said
 
 
 def is_dash(path: Path | None) -> bool:

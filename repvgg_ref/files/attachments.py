@@ -54,7 +54,8 @@ def _unmasked(arrays: Arrays, notes: list[str]) -> Arrays:
     ]
     if beside:
         notes.append(f"{len(beside)} masks ignored, beside arrays that stand for themselves")
-        arrays = {name: array for name, array in arrays.items() if name not in set(beside)}
+        left_out = set(beside)
+        arrays = {name: array for name, array in arrays.items() if name not in left_out}
     pairs = {
         name: name.removesuffix(_ORIGINAL)
         for name in arrays

@@ -121,7 +121,10 @@ def _arrays_of(layer: IntegerLayer) -> Iterator[tuple[str, Array]]:
 
 def _settings(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
     """The layers' settings as the file has them, checked."""
-    layers = json.loads(metadata.get("layers", "null"))
+    try:
+        layers = json.loads(metadata.get("layers", "null"))
+    except (ValueError, RecursionError):
+        layers = None
     if not isinstance(layers, list) or not all(isinstance(each, dict) for each in layers):
         raise CheckpointError(
             "the network's layers are no list of settings", got=type(layers).__name__

@@ -71,7 +71,7 @@ def write_integer_onnx(
     onnx = require_onnx()
     model = _model(network, style, size)
     with weights_io.atomic_path(path) as temporary:
-        onnx.save_model(model, str(temporary))
+        onnx.save_model(model, str(temporary), "protobuf")
         onnx.checker.check_model(str(temporary))
 
 

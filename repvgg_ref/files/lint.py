@@ -19,7 +19,7 @@ from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.blocks.unfuse import leaves
 from repvgg_ref.errors import NotFusibleError
 from repvgg_ref.models.layers import Block
-from weights_io import sanitize
+from weights_io import sanitize, shortened
 
 Level = Literal["error", "warning", "info"]
 
@@ -43,18 +43,21 @@ class Finding:
     layer: str | None
     message: str
 
+    def __post_init__(self) -> None:
+        """A text from the file may be in the message, of any length."""
+        object.__setattr__(self, "message", shortened(self.message))
+
 
 def not_finite(layer: str | None, name: str, array: Array) -> Iterator[Finding]:
     """Report NaN and infinity in `array`, which the file calls `name`."""
-    if not np.issubdtype(array.dtype, np.floating):
+    if not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all():
         return
     nan, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
-    if nan or infinite:
-        yield Finding(
-            "error",
-            layer,
-            f"{sanitize(name)}: {nan} NaN and {infinite} infinite of {array.size} values",
-        )
+    yield Finding(
+        "error",
+        layer,
+        f"{sanitize(name)}: {nan} NaN and {infinite} infinite of {array.size} values",
+    )
 
 
 @dataclass

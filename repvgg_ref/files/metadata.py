@@ -16,9 +16,11 @@ from repvgg_ref.models.about import About, Assumed
 from repvgg_ref.models.geometry import Geometry, geometry_of
 from repvgg_ref.models.graph import Network
 from repvgg_ref.version import __version__
+from weights_io import sanitize
 
 WRITER, _OURS = "writer", "repvgg-ref "
 _FAR = 1e4  # beyond it no mean or deviation of pixels from 0 to 1 lies, in whatever unit
+_LONGEST_NUMBER = 100  # characters
 _MOST_PIXELS = 1 << 15  # a side
 _BEFORE = {"model", "form"}  # version 0.1.0 did not say who wrote, but always these
 
@@ -71,7 +73,7 @@ def read_eps(metadata: Mapping[str, str]) -> float | None:
     """
     said = metadata.get("eps") if is_ours(metadata) else None
     try:
-        eps = None if said is None else float(said)
+        eps = None if said is None else float(said if len(said) <= _LONGEST_NUMBER else "long")
     except ValueError:
         eps = -1.0
     if eps is not None and not 0 <= eps < math.inf:
@@ -81,12 +83,13 @@ def read_eps(metadata: Mapping[str, str]) -> float | None:
 
 def read_geometry(metadata: Mapping[str, str]) -> Geometry:
     """The strides and dilations that a file of ours knows; empty for another's."""
-    marked = _read(metadata, "assumed", _marks) or {}
+    said = _read(metadata, "assumed", _marks) or {}
+    marked = {what: set(said.get(what, ())) for what in ("strides", "dilations")}
     known = (
         {
             block: step
             for block, step in (_read(metadata, what, _steps) or {}).items()
-            if block not in marked.get(what, ())
+            if block not in marked[what]
         }
         for what in ("strides", "dilations")
     )
@@ -126,11 +129,13 @@ def _read(metadata: Mapping[str, str], name: str, take: Callable[[Any], Any]) ->
     try:
         return take(json.loads(metadata[name], object_pairs_hook=_unique))
     except (ValueError, TypeError, AttributeError, RecursionError):
-        raise _unreadable(name, metadata[name][:60], "what repvgg-ref writes") from None
+        raise _unreadable(name, metadata[name], "what repvgg-ref writes") from None
 
 
 def _unreadable(name: str, got: object, wanted: str) -> CheckpointError:
-    return CheckpointError(f"the file's metadata holds no {name}", got=repr(got), wanted=wanted)
+    return CheckpointError(
+        f"the file's metadata holds no {name}", got=repr(sanitize(got)), wanted=wanted
+    )
 
 
 def _texts(value: Any) -> tuple[str, ...]:

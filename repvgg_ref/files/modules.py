@@ -122,9 +122,8 @@ def find_blocks(
     owned: set[str] = set()
     blocks = Blocks()
     for one in members:
-        for key in shapes:
-            if key != one.anchor and not key.endswith(f".{one.anchor}"):
-                continue
+        inner = f".{one.anchor}"
+        for key in [key for key in shapes if key.endswith(inner) or key == one.anchor]:
             prefix = key[: -len(one.anchor)]
             # What asks more of a file came first; a key may be of a part of another block.
             if prefix in taken or prefix in blocks.left or key in owned:

@@ -87,7 +87,7 @@ def write_onnx(
         array = np.ascontiguousarray(params[name])
         graph.initializer.append(onnx.numpy_helper.from_array(array, official))
     with weights_io.atomic_path(path) as temporary:
-        onnx.save_model(_model(arch, graph, metadata, opset), str(temporary))
+        onnx.save_model(_model(arch, graph, metadata, opset), str(temporary), "protobuf")
         del graph
         onnx.checker.check_model(str(temporary), full_check=True)
 

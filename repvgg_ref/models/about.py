@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from repvgg_ref.errors import shortened
+
 _SHOWN = 5
 
 
@@ -36,7 +38,7 @@ class About:
 
     @property
     def says(self) -> str:
-        """What is known, in words; empty if nothing is."""
+        """What is known, in words, not too many of them; empty if nothing is."""
         said = []
         if self.classes is not None:
             shown = ", ".join(self.classes[:_SHOWN])
@@ -47,7 +49,7 @@ class About:
         for name in ("mean", "std"):
             if (numbers := getattr(self, name)) is not None:
                 said.append(name + " " + ", ".join(f"{number:.4g}" for number in numbers))
-        return "; ".join(said)
+        return shortened("; ".join(said))
 
 
 UNKNOWN = About()

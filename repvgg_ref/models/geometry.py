@@ -65,7 +65,7 @@ class Geometry:
         ------
         CheckpointError
         """
-        known = list(names)
+        known = dict.fromkeys(names)
         for what, numbers in (("stride", self.strides), ("dilation", self.dilations)):
             for name, number in numbers.items():
                 if name not in known:

@@ -71,9 +71,10 @@ class Dialect:
         ours_of_whole = {theirs: ours for ours, theirs in self.whole.items()}
         offset = _length_of_first_half(known) if self.split_stage3 else 0
         parsed: dict[str, str] = {}
+        may_be_ours = self._beginning.match  # most names are no dialect's but one's
         for name in known:
             ours = ours_of_whole.get(name)
-            if ours is None and (found := self._split(name, offset)):
+            if ours is None and may_be_ours(name) and (found := self._split(name, offset)):
                 block, part = found
                 known_part = self._ours(part)
                 ours = f"{block}.{known_part}" if known_part else None
@@ -130,6 +131,12 @@ class Dialect:
         if self.parts.get("fused") in _FUSED:  # whatever kind of block was fused
             starts |= dict.fromkeys(_FUSED, "fused") | _GATES
         return starts
+
+    @cached_property
+    def _beginning(self) -> re.Pattern[str]:
+        """How the name of an array in a block begins."""
+        fixed = self.block.partition("{")[0]
+        return re.compile(f"(?:{re.escape(self.stem)}\\.|{re.escape(fixed)}(?:{_NUMBER}))")
 
     @cached_property
     def _in_block(self) -> re.Pattern[str]:

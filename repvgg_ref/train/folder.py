@@ -23,11 +23,13 @@ from repvgg_ref.models.network import DEFAULT_EPS
 from repvgg_ref.train.divergence import DivergenceError
 from repvgg_ref.train.log import NAME as LOG
 from repvgg_ref.train.loss_scale import LossScale
+from repvgg_ref.train.result import NAME as RESULT
 from repvgg_ref.train.state import (
     StateError,
     Stored,
     forget_older,
     last_good,
+    make_way,
     read_newest,
     steps_in,
     sweep,
@@ -38,6 +40,8 @@ from repvgg_ref.version import __version__
 from weights_io import claim
 
 _LOCK = "lock"
+_WEIGHT_FILES = ("train.pth", "train-ema.pth", "deploy.npz", "deploy.pth")
+_OUTPUTS = (LOG, RESULT, *_WEIGHT_FILES, "curves.svg", "curves.png")
 _WEIGHTS, _VELOCITY, _RUNNING, _EMA = "weights/", "velocity/", "running/", "ema/"
 
 
@@ -177,11 +181,7 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = weights_io.open_regular(self.path / _LOCK, create=True)
         except OSError as error:
-            raise StateError(
-                f"{self.path} cannot be written to",
-                got=error.strerror,
-                advice="choose another --out",
-            ) from None
+            raise self._unwritable(error) from None
         if not claim(self._lock):
             self._lock.close()
             raise StateError(
@@ -189,7 +189,19 @@ class Folder:
                 got=str(self.path),
                 advice="wait for it, or choose another --out",
             )
+        try:
+            make_way(self.path, _OUTPUTS)
+        except BaseException as error:
+            self._lock.close()
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from None
+            raise
         sweep(self.path)
+
+    def _unwritable(self, error: OSError) -> StateError:
+        return StateError(
+            f"{self.path} cannot be written to", got=error.strerror, advice="choose another --out"
+        )
 
     def _arrays(self, state: State) -> dict[str, Array]:
         layouts = self._updater.trainable, self._updater.statistics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from importlib import import_module
 from pathlib import Path
@@ -34,8 +35,11 @@ class Log:
             for record in read_log(folder)
             if record.get("step", 0) + (record["event"] == "evaluation") <= after
         ]
+        if self.path.is_symlink():
+            self.path.unlink()  # what it leads to is not ours
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = self.path.open("a", encoding="utf-8")
+        opened = open(self.path, "a", encoding="utf-8", opener=_no_link)  # noqa: SIM115 - until `close`; a Path takes no opener
+        self._file = opened
 
     def write(self, event: Event) -> None:
         """Log `event`, if it is of a kind that is logged."""
@@ -56,6 +60,10 @@ class Log:
         self._file.close()
 
 
+def _no_link(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The records of `folder`'s log; what is not as we wrote it is dropped.
 
@@ -65,6 +73,10 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         text = read_regular(folder / NAME).decode("utf-8", "replace")
     except FileNotFoundError:
         return []
+    except OSError:
+        if (folder / NAME).is_symlink():  # to a device, or to itself
+            return []
+        raise
     records = []
     for line in text.splitlines():
         try:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +92,7 @@ def write_state(
     with _told(folder):
         # An older state of this step would be mixed of two while its files are replaced.
         note.unlink(missing_ok=True)
+        data.unlink(missing_ok=True)  # a FIFO, or a link to another state's, would be written to
         weights_io.write_weights(data, specs, values.values(), container="safetensors", check=flush)
         about = {"format": FORMAT, "step": step, "sha256": digests[0], **facts}
         write_text(note, _spelt(about | {"note_sha256": _digest_of(about)}))
@@ -123,8 +124,47 @@ def read_newest(folder: Path) -> tuple[Stored | None, list[str]]:
         try:
             return _read(folder, step), damaged
         except (OSError, ValueError, ReportedError) as error:
-            damaged.append(f"state-{step:09} is damaged: {error}")
+            damaged.append(f"state-{step:09} is damaged: {_reason(error)}")
     return None, damaged
+
+
+def make_way(folder: Path, outputs: Iterable[str]) -> None:
+    """See to it that states and files called `outputs` can be written, before any work is done.
+
+    FIFOs, sockets and devices of these names go; those of states go when the state is written.
+
+    Raises
+    ------
+    StateError
+        If a folder is called so, or an output is a link to what is no file.
+    """
+    for path in [path for step, _ in _files_in(folder) for path in _paths(folder, step)]:
+        if path.is_dir() and not path.is_symlink():
+            raise _in_the_way(path, "a folder")
+    for path in [folder / name for name in outputs]:
+        if not path.exists() or path.is_file():  # or a link to nothing, which will be a file
+            continue
+        if path.is_symlink():
+            raise _in_the_way(path, "a link to what is no file")
+        if path.is_dir():
+            raise _in_the_way(path, "a folder")
+        path.unlink()
+
+
+def _in_the_way(path: Path, kind: str) -> StateError:
+    return StateError(
+        f"{path} is in the way of a file of the training",
+        got=kind,
+        wanted="a file, or nothing",
+        advice="move it away, or choose another --out",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """An error of the system without its number, which says nothing to anybody."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{Path(error.filename).name}: {error.strerror}"
+    return str(error)
 
 
 def steps_in(folder: Path) -> list[int]:

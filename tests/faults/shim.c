@@ -63,6 +63,8 @@ ON_FILE(int, fstat64, EIO, (int fd, struct stat64 *about), (fd, about))
 CALL(int, stat64, EIO, (const char *path, struct stat64 *about), (path, about))
 CALL(int, lstat64, EIO, (const char *path, struct stat64 *about), (path, about))
 CALL(int, rename, EIO, (const char *from, const char *to), (from, to))
+CALL(int, linkat, EIO, (int from_at, const char *from, int to_at, const char *to, int how),
+     (from_at, from, to_at, to, how))
 CALL(int, unlink, EIO, (const char *path), (path))
 CALL(int, mkdir, ENOSPC, (const char *path, mode_t mode), (path, mode))
 CALL(int, rmdir, EIO, (const char *path), (path))

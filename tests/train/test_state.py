@@ -108,6 +108,16 @@ def _loop(path: Path) -> None:
     path.symlink_to(path.name)
 
 
+def _device(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def _other_state(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name.replace("2", "1"))
+
+
 def _says(**facts: Any) -> Callable[[Path], object]:
     """A note of version 0.1.0, which had no digest of its own, that says something else."""
 
@@ -131,6 +141,11 @@ DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
     (".json", _fifo),
     (".json", _loop),
     (".safetensors", _fifo),
+    (".safetensors", _loop),
+    (".safetensors", _device),
+    (".json", _device),
+    (".json", _other_state),
+    (".safetensors", _other_state),
     (".json", _says(step=1)),
     (".json", _says(step=True)),
     (".json", _says(step=...)),
@@ -154,6 +169,18 @@ def test_a_damaged_newest_state_is_named_and_the_one_before_it_used(
     assert stored.step == 1
     assert len(damaged) == 1
     assert "state-000000002" in damaged[0]
+    assert "Errno" not in damaged[0]
+
+    write(tmp_path, 2)  # the training goes on, and over what is there
+    stored, damaged = read_newest(tmp_path)
+    assert stored is not None
+    assert (stored.step, damaged) == (2, [])
+    assert all(path.is_file() and not path.is_symlink() for path in tmp_path.iterdir())
+    assert np.array_equal(stored.arrays["weights/a"], ARRAYS["weights/a"] + 2)
+    (tmp_path / "state-000000002.json").unlink()
+    before, damaged = read_newest(tmp_path)
+    assert before is not None
+    assert (before.step, damaged) == (1, [])
 
 
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 13])
@@ -211,17 +238,18 @@ def test_a_full_disk_is_told_and_the_last_good_state_stays(
     calls = 0
 
     def full(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls > survives:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return original(*arguments)
+            return original(*arguments, **named)
 
         return call
 
     monkeypatch.setattr(os, "fsync", full(os.fsync))
     monkeypatch.setattr(Path, "replace", full(Path.replace))
+    monkeypatch.setattr(os, "link", full(os.link))
     with pytest.raises(StateError, match=r"No space left.*step 1 "):
         write(tmp_path, 2)
     monkeypatch.undo()

@@ -9,8 +9,10 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,18 @@ import weights_io
 from weights_io.writers import atomic
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX files")
+
+
+def _is_unnamed(folder: Path) -> bool:
+    made = atomic._without_name(folder)
+    if made:
+        made[1].close()
+    return made is not None
+
+
+unnamed = pytest.mark.skipif(
+    not _is_unnamed(Path(tempfile.gettempdir())), reason="needs files without a name (O_TMPFILE)"
+)
 
 
 def _socket(path: Path) -> None:
@@ -101,6 +115,8 @@ def test_any_name_that_the_system_allows(name: bytes, tmp_path: Path) -> None:
 
 WRITER = """
 import sys, weights_io
+if sys.argv[2] == "named":
+    weights_io.writers.atomic._without_name = lambda folder: None
 with weights_io.atomic_path(sys.argv[1]) as temporary:
     temporary.write_text("half")
     print(flush=True)
@@ -108,23 +124,89 @@ with weights_io.atomic_path(sys.argv[1]) as temporary:
 """
 
 
+def writer(folder: Path, kind: str) -> subprocess.Popen[bytes]:
+    """A process that writes ``file.npz`` there, and goes on when its stdin ends."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder / "file.npz"), kind],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(weights_io.__file__).parents[1])},
+    )
+    assert started.stdout is not None
+    started.stdout.readline()
+    return started
+
+
+@unnamed
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_killed_writer_leaves_nothing(before: str | None, tmp_path: Path) -> None:
+    if before is not None:
+        (tmp_path / "file.npz").write_text(before)
+    names = sorted(tmp_path.iterdir())
+    alive, killed = writer(tmp_path, "unnamed"), writer(tmp_path, "unnamed")
+    assert sorted(tmp_path.iterdir()) == names
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert sorted(tmp_path.iterdir()) == names
+    alive.communicate()
+    assert [each.name for each in tmp_path.iterdir()] == ["file.npz"]
+    assert (tmp_path / "file.npz").read_text() == "half"
+
+
+@unnamed
+@pytest.mark.parametrize("links", [0, 1])
+@pytest.mark.parametrize("before", [None, 0o600])
+def test_a_file_without_a_name_is_copied_where_it_can_be_given_none(
+    before: int | None, links: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a sandbox without links, or where the first fails."""
+    path = tmp_path / "file.npz"
+    if before is not None:
+        path.write_text("old")
+        path.chmod(before)
+    link, calls = os.link, []
+
+    def refused(*names: Any, **options: Any) -> None:
+        calls.append(names)
+        if links == 0 or len(calls) <= links:
+            raise PermissionError(errno.EPERM, "no links here")
+        link(*names, **options)
+
+    monkeypatch.setattr(os, "link", refused)
+    with weights_io.atomic_path(path, sync=True) as temporary:
+        temporary.write_text("new")
+        temporary.write_text("newer")
+    assert calls
+    assert path.read_text() == "newer"
+    assert [each.name for each in tmp_path.iterdir()] == ["file.npz"]
+    if before is not None:
+        assert stat.S_IMODE(path.stat().st_mode) == before
+
+
+@unnamed
+def test_a_hidden_name_goes_when_the_last_step_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path, target: Path) -> None:
+        assert path.read_text() == "new"
+        raise KeyboardInterrupt
+
+    (tmp_path / "file.npz").write_text("old")
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        weights_io.atomic_path(tmp_path / "file.npz") as temporary,
+    ):
+        temporary.write_text("new")
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
+
+
 @posix
 def test_what_a_killed_writer_leaves_is_swept_and_what_a_live_one_writes_is_not(
     tmp_path: Path,
 ) -> None:
-    def writer() -> subprocess.Popen[bytes]:
-        started = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path / "file.npz")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(Path(weights_io.__file__).parents[1])},
-        )
-        assert started.stdout is not None
-        started.stdout.readline()
-        return started
-
     (tmp_path / ".repvgg-ref-0123456789abcd.npz").touch()  # one digit too many: not ours
-    alive, killed = writer(), writer()
+    alive, killed = writer(tmp_path, "named"), writer(tmp_path, "named")
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert len(list(tmp_path.iterdir())) == 3
@@ -155,10 +237,11 @@ def test_a_full_disk_says_which_file_and_how_much_is_left(
     def full(path: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    (tmp_path / "file.npz").write_text("old")
     monkeypatch.setattr(Path, "replace", full)
     with (
         pytest.raises(weights_io.WeightsFileError, match=r"file\.npz.*No space left.*MB left in"),
         weights_io.atomic_path(tmp_path / "file.npz"),
     ):
         pass
-    assert not list(tmp_path.iterdir())
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]

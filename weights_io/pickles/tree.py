@@ -94,6 +94,8 @@ class TreeBuilder:
         return copy, size
 
     def _container(self, raw: object, depth: int) -> tuple[object, int]:
+        if isinstance(raw, TensorView):  # first, since most are
+            return self._leaf(raw), 1
         if isinstance(raw, Namespace):
             content, size = self._dict(raw.content, depth)
             return Inert(raw.type_name, content), size
@@ -127,6 +129,8 @@ class TreeBuilder:
         return content, size
 
     def _leaf(self, raw: object) -> LazyArray | PickledModule | Inert | str | bytes:
+        if isinstance(raw, TensorView) and self._resolve is not None:
+            return self._resolve(raw)
         if isinstance(raw, Record) and _is_module(raw):
             return PickledModule(raw, self._budget, self._resolve)
         if isinstance(raw, Foreign):
@@ -135,8 +139,6 @@ class TreeBuilder:
             return Inert("type", raw.type_name, raw.is_listed)
         if isinstance(raw, Getattr):
             refuse(raw.module, raw.name)
-        if isinstance(raw, TensorView) and self._resolve is not None:
-            return self._resolve(raw)
         if isinstance(raw, NumpyArray):
             return self._numpy_array(raw)
         if isinstance(raw, Span):

@@ -21,6 +21,7 @@ from weights_io.source import Region, Source
 from weights_io.strided import read_elements
 from weights_io.text import sanitize
 
+_FIELDS = frozenset({"dtype", "shape", "data_offsets"})
 DTYPES = {
     "F16": "float16",
     "BF16": "bfloat16",
@@ -63,25 +64,25 @@ def read_safetensors(source: Source, budget: Budget) -> Contents:
 
 
 def _parse_entry(name: str, entry: object, budget: Budget) -> _Entry:
-    shown = sanitize(name)
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise _lie(f"{shown} has other fields than dtype, shape and data_offsets")
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+        raise _lie(f"{sanitize(name)} has other fields than dtype, shape and data_offsets")
     dtype = entry["dtype"]
     if type(dtype) is not str or dtype not in DTYPES:
-        raise _lie(f"{shown} has a dtype that is not read here", sanitize(dtype), ", ".join(DTYPES))
+        what = f"{sanitize(name)} has a dtype that is not read here"
+        raise _lie(what, sanitize(dtype), ", ".join(DTYPES))
     shape, offsets = _integers(entry["shape"]), _integers(entry["data_offsets"])
     if shape is None or offsets is None or len(offsets) != 2:
-        raise _lie(f"{shown} has a shape or offsets that are no list of integers")
+        raise _lie(f"{sanitize(name)} has a shape or offsets that are no list of integers")
     begin, end = offsets
     itemsize = STORED[DTYPES[dtype]].itemsize
-    wanted = budget.admit(shape, itemsize, shown) * itemsize
+    wanted = budget.admit(shape, itemsize, name) * itemsize
     if end - begin != wanted:
-        raise _lie(f"{shown} has offsets that do not fit its shape", end - begin, wanted)
+        raise _lie(f"{sanitize(name)} has offsets that do not fit its shape", end - begin, wanted)
     return _Entry(DTYPES[dtype], shape, begin, end)
 
 
 def _integers(value: object) -> tuple[int, ...] | None:
-    if isinstance(value, list) and all(type(item) is int for item in value):
+    if isinstance(value, list) and {int}.issuperset(map(type, value)):
         return tuple(value)
     return None
 

@@ -70,22 +70,23 @@ class TensorResolver:
         self, find: Callable[[Storage], Readable], budget: Budget, *, big_endian: bool = False
     ) -> None:
         self._find, self._budget = find, budget
-        self._order: Literal["<", ">"] = ">" if big_endian else "<"
+        order: Literal["<", ">"] = ">" if big_endian else "<"
+        self._stored = {name: dtype.newbyteorder(order) for name, dtype in STORED.items()}
 
     def __call__(self, tensor: TensorView) -> LazyArray | Inert:
         """Check a tensor against its storage and return it unread; of another type, that it is."""
         storage = tensor.storage
         if storage.dtype in OTHER_STORAGES:
             return Inert(f"torch.{storage.dtype}", None, is_listed=False)
-        stored = STORED[storage.dtype].newbyteorder(self._order)
+        stored = self._stored[storage.dtype]
         count = self._budget.admit(tensor.shape, stored.itemsize, "a tensor")
         view = View(tensor.offset, tensor.shape, tensor.strides)
-        check_view(view, storage.count, count, stored.itemsize, self._budget.limits)
+        extent = check_view(view, storage.count, count, stored.itemsize, self._budget.limits)
         if tensor.negate and storage.dtype == "bool":
             raise malformed("a negated tensor of type bool")
         record = self._find(storage)
         # All between the first and the last element is read, and inflated all there is.
-        whole = record.cost(view.extent * stored.itemsize)
+        whole = record.cost(extent * stored.itemsize)
         self._budget.charge_reading(max(0, whole - count * stored.itemsize), "a tensor")
 
         def read() -> NDArray[Any]:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -20,18 +21,20 @@ _LONGEST_SUFFIX = 16
 _NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _HEX = "0123456789abcdef"
 _PREFIX, _DIGITS = ".repvgg-ref-", 12
+_OPEN_FILES = Path("/proc/self/fd")
 _swept: set[tuple[int, Path]] = set()
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
+    """Yield the path of a temporary file; it becomes `path` when the block succeeds.
 
     On any exception, an interrupt included, the temporary file is removed and an old `path` stays
-    as it was; a killed process leaves the old file or none under the final name, and its temporary
-    file goes when the next file is written to that folder. The temporary path keeps the suffix, by
-    which some libraries choose a format. A file that is replaced hands on its mode, and its owner
-    where the system allows it.
+    as it was; a killed process leaves the old file or none under the final name. On Linux the file
+    has no name in the folder until it is finished: what is yielded is one of ``/proc``, without a
+    suffix, that this process alone can open, and a killed process leaves nothing. Elsewhere it is a
+    hidden file beside `path` that goes when the next file is written to that folder. A file that is
+    replaced hands on its mode, and its owner where the system allows it.
 
     Parameters
     ----------
@@ -51,14 +54,18 @@ def atomic_path(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
         if final.exists() and not final.is_file():
             raise _unwritable(path, "no regular file")
         _sweep_once(final.parent)
-        temporary, held = _created(final)  # fails now, before any work, if it has to
+        # Fails now, before any work, if it has to.
+        temporary, held = _without_name(final.parent) or _created(final)
     try:
         yield temporary
         with reported(path):
             _hand_on(final, temporary)
             if sync:
-                _flush(temporary, os.O_RDWR)
-            temporary.replace(final)
+                _sync(temporary, held)
+            if temporary.parent == _OPEN_FILES:
+                _give_name(temporary, held, final)
+            else:
+                temporary.replace(final)
     except BaseException as error:
         _abandon(temporary, held)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
@@ -107,11 +114,74 @@ def _sweep_once(folder: Path) -> None:
             sweep(folder)
 
 
+def _without_name(folder: Path) -> tuple[Path, FileIO] | None:
+    """A new file of no name in `folder`, and what holds it; None where there is no such thing.
+
+    It goes with the process, however that ends.
+    """
+    flags = getattr(os, "O_TMPFILE", 0)
+    if not flags:
+        return None
+    with contextlib.suppress(OSError):  # network file systems, and a chroot without /proc
+        held = FileIO(
+            str(folder),
+            "r+",
+            opener=lambda name, _: os.open(name, flags | os.O_RDWR | os.O_CLOEXEC, 0o666),
+        )
+        temporary = _OPEN_FILES / str(held.fileno())
+        with contextlib.suppress(OSError):
+            if os.path.samestat(temporary.stat(), os.fstat(held.fileno())):
+                claim(held)  # so that it is not swept in the moment that it has a hidden name
+                return temporary, held
+        held.close()
+    return None
+
+
+def _give_name(temporary: Path, held: FileIO, final: Path) -> None:
+    """Put a file without a name in the place of `final`."""
+    try:
+        _link(temporary, held, final)
+    except OSError:
+        # It is there, and no link replaces it: a hidden name, for an instant, is then renamed.
+        hidden = _hidden(final)
+        try:
+            _link_or_copy(temporary, held, hidden, final)
+            hidden.replace(final)
+        except BaseException:
+            _abandon(hidden, held)
+            raise
+
+
+def _link_or_copy(temporary: Path, held: FileIO, hidden: Path, final: Path) -> None:
+    """Some sandboxes know no links."""
+    try:
+        _link(temporary, held, hidden)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise
+        with temporary.open("rb") as file, hidden.open("xb") as copy:
+            claim(copy)
+            shutil.copyfileobj(file, copy)
+            copy.flush()
+            os.fsync(copy.fileno())
+        _hand_on(final, hidden)
+
+
+def _link(temporary: Path, held: FileIO, name: Path) -> None:
+    # With a folder's descriptor, which an absolute path does not need, it is `linkat`, which
+    # follows the link in /proc to the file; `link` makes a link to the link.
+    os.link(temporary, name, src_dir_fd=held.fileno(), follow_symlinks=True)
+
+
+def _hidden(final: Path) -> Path:
+    suffix = final.suffix if len(os.fsencode(final.suffix)) <= _LONGEST_SUFFIX else ""
+    return final.with_name(f"{_PREFIX}{secrets.token_hex(_DIGITS // 2)}{suffix}")
+
+
 def _created(final: Path) -> tuple[Path, FileIO]:
     """A new file beside `final`, and what holds it locked."""
-    suffix = final.suffix if len(os.fsencode(final.suffix)) <= _LONGEST_SUFFIX else ""
     while True:
-        temporary = final.with_name(f"{_PREFIX}{secrets.token_hex(_DIGITS // 2)}{suffix}")
+        temporary = _hidden(final)
         held = FileIO(temporary, "x+")
         try:
             if not POSIX:  # an open file could be neither renamed nor removed
@@ -135,6 +205,14 @@ def _hand_on(final: Path, temporary: Path) -> None:
         temporary.chmod(before.st_mode & 0o7777)
 
 
+def _sync(temporary: Path, held: FileIO) -> None:
+    """Down to the disk what was written, through whichever descriptor."""
+    if POSIX:  # its mode may not let it be opened any more
+        os.fsync(held.fileno())
+    else:
+        _flush(temporary, os.O_RDWR)
+
+
 def _flush(path: Path, way: int) -> None:
     descriptor = os.open(path, way)
     try:
@@ -145,7 +223,8 @@ def _flush(path: Path, way: int) -> None:
 
 def _abandon(temporary: Path, held: FileIO) -> None:
     with contextlib.suppress(OSError):  # what was going wrong is told instead
-        temporary.unlink(missing_ok=True)
+        if temporary.parent != _OPEN_FILES:
+            temporary.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         held.close()
 

@@ -150,14 +150,16 @@ def _show_finding(level: str, message: str, layers: list[str]) -> None:
     import textwrap
 
     from repvgg_ref_cli.failures import printable
+    from weights_io import shortened
 
     first, *others = layers
-    said = f"{first}: {message}" if first else message
+    said = shortened(f"{first}: {message}" if first else message)
     width = max(_NARROWEST, shutil.get_terminal_size().columns)
     lines = textwrap.wrap(printable(said), width - 13)
     if others:
         places = list(dict.fromkeys(layer for layer in others if layer))
         where = ", ".join(places[:_EXAMPLES]) + (", ..." if len(places) > _EXAMPLES else "")
+        where = shortened(where)
         more = f"and {len(others)} more like it" + (f": {where}" if where else "")
         lines += textwrap.wrap(printable(f"{more} (--json lists all)"), width - 13)
     styled = click.style(f"{level:<11}", fg=_COLOURS[level])

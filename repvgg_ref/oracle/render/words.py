@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report, Verdict
-from weights_io import printable
+from weights_io import shortened
 
 State = Literal["ok", "excused", "bad", "hidden", "void"]
 
@@ -47,7 +47,7 @@ def visible(text: object) -> str:
 
     Lone surrogates, terminal escapes and characters that reorder text are among those.
     """
-    return printable(str(text))
+    return shortened(str(text))
 
 
 def number(value: float | None) -> str:
