@@ -332,8 +332,8 @@ def _understand_reorganised(checkpoint: Checkpoint, model: str, block: str) -> N
 def _take(checkpoint: Checkpoint, found: Found, shapes: Mapping[str, Shape]) -> None:
     """The network that was found, and what of the file is not its."""
     checkpoint.arch, checkpoint.form, checkpoint.canonical, checkpoint.dialect = found
-    official = official_names(found.network, found.form)
-    checkpoint.missing = [n for n in official.values() if n not in shapes and not is_counter(n)]
+    official, held = official_names(found.network, found.form), set(found.canonical.values())
+    checkpoint.missing = [n for o, n in official.items() if o not in held and not is_counter(n)]
     checkpoint.unexpected = [name for name in shapes if name not in found.canonical]
     ours = {found.canonical[theirs]: shapes[theirs] for theirs in found.canonical}
     _require_shapes(checkpoint, ours, param_shapes(found.network, found.form))

@@ -145,8 +145,7 @@ class Model:
             on networks made to be hard (direct: 8e-7 and 1e-6). In float64 "auto" is "direct".
             "measure" times the same choices on this machine, once.
         threads : int, optional
-            Of the "numpy" backend; default the variable ``REPVGG_NUM_THREADS``, else all
-            processors.
+            Of the "numpy" backend; default ``REPVGG_NUM_THREADS``, else all processors.
 
         Returns
         -------

@@ -392,11 +392,3 @@ def test_inspecting_reads_no_array_and_raises_nothing(tmp_path: Path) -> None:
         assert checkpoint.problem is not None
         with pytest.raises(CheckpointError):
             require_complete(checkpoint)
-
-
-def test_the_eps_that_save_wrote_is_taken_unless_another_is_asked_for(tmp_path: Path) -> None:
-    arch = rr.plain_architecture(depths=[1], channels=[4, 4], num_classes=2)
-    model = rr.build(arch, eps=1e-3)
-    rr.save(model, tmp_path / "m.npz")
-    assert rr.load(tmp_path / "m.npz").eps == 1e-3
-    assert rr.load(tmp_path / "m.npz", eps=1e-5).eps == 1e-5

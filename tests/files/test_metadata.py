@@ -197,3 +197,11 @@ def test_the_bundled_model_knows_its_digits() -> None:
     model = rr.load(MODEL_PATH)
     assert (model.about, bool(model.assumed)) == (DIGITS, False)
     assert len(model.about.mean or ()) == model.arch.in_channels
+
+
+def test_the_eps_that_save_wrote_is_taken_unless_another_is_asked_for(tmp_path: Path) -> None:
+    arch = rr.plain_architecture(depths=[1], channels=[4, 4], num_classes=2)
+    model = rr.build(arch, eps=1e-3)
+    rr.save(model, tmp_path / "m.npz")
+    assert rr.load(tmp_path / "m.npz").eps == 1e-3
+    assert rr.load(tmp_path / "m.npz", eps=1e-5).eps == 1e-5

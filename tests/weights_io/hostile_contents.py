@@ -71,7 +71,7 @@ PLACES = {
     ),
     "a tensor with a class of its own": refused(
         module({"w": b"ctorch._tensor\n_rebuild_from_type_v2\n(" + REBUILD + MARK + b")NtR"}),
-        "_rebuild_from_type_v2",
+        "Mark",
     ),
     "a tensor outside its storage": refused(module({"w": tensor((5,))}), "outside its storage"),
     "a tensor with strides below zero": refused(module({"w": tensor((4,), (-1,))}), "negative"),
@@ -91,11 +91,11 @@ def _key(pickled: bytes) -> bytes:
 
 NAMES_OF_PARTS = {
     "a number for a name": refused(module(_key(b"K\x01")), "no part can be called 'a int'"),
-    "None for a name": refused(module(_key(b"N")), "no part can be called 'a OddKey'"),
-    "a module for a name": refused(module(_key(module(W))), "no part can be called 'a OddKey'"),
-    "bytes for a name": refused(module(_key(b"C\x01w")), "neither text nor an integer", 3),
-    "a tuple for a name": refused(module(_key(b")")), "neither text nor an integer"),
-    "a name too long to be one": refused(module({"w" * 2000: T}), "neither text nor an integer"),
+    "None for a name": refused(module(_key(b"N")), "no part can be called 'a NoneType'"),
+    "a module for a name": refused(module(_key(module(W))), "no part can be called 'a torch.nn"),
+    "bytes for a name": refused(module(_key(b"C\x01w")), "no part can be called", 3),
+    "a tuple for a name": refused(module(_key(b")")), "no part can be called"),
+    "a name too long to be one": refused(module({"w" * 2000: T}), "no part can be called"),
     "an empty name": refused(module({"": T}), "no part can be called ''"),
     "a dot": refused(module({"m.w": T}, modules={"m": module(W)}), "no part can be called 'm.w'"),
     "a module's name with a dot": refused(module(modules={"a.b": module(W)}), "called 'a.b'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,8 @@ from tests.weights_io.forge import proto, state_dict, tensor, torch_zip
 
 # What reading and writing a file of weights has to do; files may be opened in one folder only.
 HARMLESS = {"builtins.id", "fcntl.flock"}
-ON_FILES = {"open", "os.chmod", "os.chown", "os.rename", "os.remove"}
+ON_FILES = {"open", "os.chmod", "os.chown", "os.link", "os.rename", "os.remove"}
+NAMELESS = "/proc/self/fd/"  # a file of ours that has no name until it is finished
 
 
 def _everything(node: object) -> None:
@@ -36,12 +38,13 @@ def _opened(path: Path) -> None:
         _everything(archive.root)
 
 
+OUT = Path(tempfile.mkdtemp(prefix="witness-")) / "out.npz"
 WAYS: tuple[Callable[[Path], Any], ...] = (
     _opened,
     rr.load,
     inspect_file,
-    lambda path: convert(path, path.with_name("out.npz")),
-    lambda path: convert_modules(path, path.with_name("out.npz"), "npz"),
+    lambda path: convert(path, OUT),
+    lambda path: convert_modules(path, OUT, "npz"),
     lambda path: judge_family(path, path),
 )
 
@@ -61,10 +64,10 @@ def run(folder: Path) -> int:
         warm.write_bytes(data)
         _read(warm)
     _read(Path(rr.__file__).parent / "data" / "digits-train.pth")
-    inside, seen = str(folder), []
+    ours, seen = (str(folder), str(OUT.parent), NAMELESS), []
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        is_ours = event in ON_FILES and str(arguments[0]).startswith(inside)
+        is_ours = event in ON_FILES and str(arguments[0]).startswith(ours)
         if not is_ours and event not in HARMLESS:
             seen.append(f"{event} {str(arguments)[:100]}")
 

@@ -117,7 +117,8 @@ class _Walk:
         It is made of names that were read, so what is shared cannot unfold far beyond the file.
         """
         if type(name) is not str or not name or "." in name:
-            shown = name if type(name) is str else f"a {type(name).__name__}"
+            kind = getattr(name, "type_name", type(name).__name__)
+            shown = name if type(name) is str else f"a {kind}"
             raise one.impossible(f"no part can be called {sanitize(shown)!r}")
         if name in one.state:
             raise one.impossible(f"an attribute hides its part {sanitize(name)!r}")
