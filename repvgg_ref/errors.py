@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from itertools import islice
+from itertools import islice, takewhile
 
 from weights_io.errors import ReportedError, WeightsFileError
 from weights_io.text import shortened
@@ -59,6 +59,9 @@ def require_equal(operator: str, left: str, got: object, right: str, wanted: obj
         )
 
 
+_EQUALS = 8  # names that may resemble one alike: a family's
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str | None:
     """Advice for a name that is not one of `known`: the one it resembles most, None if none does.
 
@@ -72,11 +75,21 @@ def did_you_mean(name: object, known: Iterable[str]) -> str | None:
     few = islice((each for each in known if len(each) <= _LONGEST_NAME), _MOST_NAMES)
     names = {_bare(each): each for each in few}
     asked = _bare(str(name))
-    close = get_close_matches(asked, names, n=1, cutoff=0.6)
+    close = get_close_matches(asked, names, n=_EQUALS, cutoff=0.6)
+    # Of names that resemble it equally, one that begins as it does, then the first of ours.
+    places = {each: place for place, each in enumerate(names)}
+    close.sort(key=lambda each: (*_unlikeness(asked, each), places[each]))
     if not close and len(asked) > 2:
         holding = [each for each in names if asked in each]
         close = holding if len(holding) == 1 else []
     return f"did you mean {names[close[0]]}?" if close else None
+
+
+def _unlikeness(asked: str, name: str) -> tuple[float, int]:
+    from difflib import SequenceMatcher
+
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(asked, name, strict=False))
+    return -SequenceMatcher(None, name, asked).ratio(), -sum(1 for _ in alike)
 
 
 def _bare(name: str) -> str:

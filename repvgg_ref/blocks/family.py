@@ -149,7 +149,7 @@ def _two(parts: Parts, norm: str) -> Linear | None:
 
 @member(
     "pp-lcnet-v3",
-    "conv_1x1.conv.weight",
+    "conv_kxk.0.conv.weight",
     fused="reparam_conv",
     eps=(1e-5,),
     users="PP-OCRv4, PP-OCRv5",
@@ -160,8 +160,8 @@ def _two(parts: Parts, norm: str) -> Linear | None:
 def lcnet(parts: Parts) -> Linear | None:
     """LearnableRepLayer of PP-LCNetV3, its LearnableAffineBlock included."""
     found = parts.copies("conv_kxk", "conv_1x1", "identity")
-    if found is None or "lab.scale" not in parts.shapes:
-        return found
+    if found is None or "lab.scale" not in parts.shapes:  # without either it is a MobileOne's
+        return found if "conv_1x1.conv.weight" in parts.shapes else None
     scale, bias = (parts.shapes.get(f"lab.{name}", ()) for name in ("scale", "bias"))
     return Chain(found, Scale("lab.scale", scale), Bias("lab.bias", bias))
 

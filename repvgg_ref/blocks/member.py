@@ -65,7 +65,15 @@ class Member:
     maybe: Callable[[Any], Linear | None] | None = None
 
     def owns(self, end: str) -> bool:
-        """Whether a key with this end, behind the prefix, is the block's."""
+        """Whether a key with this end, behind the prefix, is the block's.
+
+        The bias of a convolution is, wherever its kernel is: people train their blocks with one.
+        """
+        name, dot, last = end.rpartition(".")
+        return self.names(end) or (last == "bias" and self.names(f"{name}{dot}weight"))
+
+    def names(self, end: str) -> bool:
+        """Whether its published code has a key with this end."""
         return re.fullmatch(self.keys, end) is not None
 
     def leaf(self, end: str) -> str:

@@ -199,6 +199,13 @@ def _block(
         return None
     owned = tuple(sorted((prefix + end for end in mine), key=place.__getitem__))
     deployed = f"{one.fused}.bias".lstrip(".")
+    is_own = one.names(deployed)
+    if deployed in mine and not is_own:
+        blocks.near.append(
+            f"{where}: {sanitize(deployed)} is that of the fused convolution, or of one beside a "
+            "batch norm: no key tells"
+        )
+        return None
     return FoundBlock(
         prefix,
         one,
@@ -207,7 +214,7 @@ def _block(
         {leaf: prefix + end for leaf, end in names.items() if not end.endswith(_COUNTER)},
         owned,
         one.eps[0] if one.eps else 0.0,
-        deployed in ends and deployed not in mine,
+        deployed in ends and not is_own,
         told is not None,
         told is None or not (one.told_by == "" or told.knows(one.told_by)),
     )

@@ -26,7 +26,7 @@ from tests.examples import examples
 
 # Factors, channels cut apart, a bias; relatives that no network is trained of here.
 DECLINED = {"scaled", "side by side", "strided chain"}
-DECLINED |= {"mixed", "online", "online, two groups", "bordered"}
+DECLINED |= {"mixed", "online", "online, two groups", "bordered", "one-sided", "cut to size"}
 
 
 def assert_is_the_operators(linear: Linear, x: Array, params: dict[str, Array]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import weights_io
+from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.convert_modules import ModulesConversion, convert_modules
 from repvgg_ref.oracle.weights.family import judge_family
 
@@ -195,3 +196,42 @@ def test_what_converters_do_wrong_is_named(case: str, bug: str, tmp_path: Path) 
         report = judge_family(source, target, eps=1e-3)
     assert report.verdict == "disagree"
     assert bug in {finding.bug for finding in report.diagnosis}, report.diagnosis
+
+
+@pytest.mark.parametrize("case", ["rtdetr", "yolov6", "yolov7", "ppyoloe", "mobileone", "acb"])
+def test_biases_before_batch_norms_are_fused_or_the_block_is_left(
+    case: str, tmp_path: Path
+) -> None:
+    """People train blocks whose convolutions have a bias, which no published code has."""
+    _, build, fused = BLOCKS[case]
+    module = drawn(build, seed=5)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Conv2d) and layer.bias is None:
+            layer.bias = torch.nn.Parameter(torch.randn(layer.out_channels, dtype=torch.float64))
+    torch.save({f"m.{k}": v for k, v in module.state_dict().items()}, tmp_path / "biased.pth")
+    eps = next(n.eps for n in module.modules() if isinstance(n, torch.nn.BatchNorm2d))
+    done = convert_modules(tmp_path / "biased.pth", tmp_path / "out.npz", "npz", eps=eps)
+    arrays = arrays_of(tmp_path / "out.npz")
+    place = f"m.{fused}".rstrip(".")
+    assert set(arrays) == {f"{place}.weight", f"{place}.bias"}
+    (block,) = done.blocks
+    x = torch.randn(2, block.conv.in_channels, 9, 8, dtype=torch.float64)
+    wanted = module(x).detach().numpy()
+    got = torch.nn.functional.conv2d(
+        x,
+        torch.from_numpy(arrays[f"{place}.weight"]),
+        torch.from_numpy(arrays[f"{place}.bias"]),
+        padding=block.conv.padding,
+        groups=block.conv.groups,
+    ).numpy()
+    assert np.abs(got - wanted).max() < 1e-12 * np.abs(wanted).max()
+
+
+def test_a_bias_of_the_kernel_that_fusion_would_replace_leaves_the_block(tmp_path: Path) -> None:
+    """UniRepLKNet's fused kernel has the name of its large one: no key tells which it is."""
+    build = next(build for kind, build, _ in BLOCKS.values() if kind == "unireplknet")
+    state = drawn(build, seed=5).state_dict()
+    state["lk_origin.bias"] = torch.zeros(len(state["lk_origin.weight"]))
+    torch.save(state, tmp_path / "mixed.pth")
+    with pytest.raises(CheckpointError, match="no key tells"):
+        convert_modules(tmp_path / "mixed.pth", tmp_path / "out.npz", "npz")

@@ -96,7 +96,7 @@ def _is_integers(what: Any) -> bool:
             return is_quantised(load_onnx(path))
         except ReportedError:
             return False
-    if path.suffix.lower() != ".npz":
+    if path.suffix.lower() not in (".npz", ""):  # what comes on stdin has no suffix
         return False
     try:
         with weights_io.open_weights(path) as archive:

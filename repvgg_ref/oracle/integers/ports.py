@@ -188,6 +188,7 @@ class _Chain:
     layer_names: tuple[str, ...]
     blocks: tuple[_Layer, ...]
     aux_heads: tuple[()] = ()
+    is_dense: bool = False
 
 
 def _names(network: IntegerNetwork) -> LayerNames:
