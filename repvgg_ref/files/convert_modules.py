@@ -132,7 +132,7 @@ def require_blocks(path: Path, blocks: Blocks, arrays: Mapping[str, LazyArray]) 
         return
     deployed = {one.fused for one in FAMILY.values()} - _USUAL
     there = [key for key in arrays if any(f"{name}.weight" in key for name in deployed)]
-    if there:
+    if there and not blocks.near:  # nothing beside them is nearly a block
         raise CheckpointError(
             f"{path.name}: its blocks are fused already",
             got=listed(there),
