@@ -113,8 +113,8 @@ def inspect_file(
 
 
 def _kind(checkpoint: Checkpoint) -> str | None:
-    """What its blocks are called, where they are still there."""
-    if checkpoint.arch is None or checkpoint.form == "deploy":
+    """What its blocks are called, where they are still there and the arrays are theirs."""
+    if checkpoint.arch is None or checkpoint.form == "deploy" or checkpoint.fits:
         return None
     return " and ".join(checkpoint.arch.kinds)
 
@@ -153,8 +153,7 @@ def _findings(checkpoint: Checkpoint, eps: float) -> Iterator[Finding]:
             yield from lint.not_finite(None, name, lazy.read())
         return
     yield from _about_the_network(checkpoint, checkpoint.arch)
-    told = any(array.module is not None for array in checkpoint.arrays.values())
-    summary = lint.Summary(eps, told=told)
+    summary = lint.Summary(eps, told=_is_told(checkpoint))
     theirs = {ours: name for name, ours in checkpoint.canonical.items()}
     specs = {spec.name: spec for spec in checkpoint.arch.blocks}
     for layer, arrays in _layers(checkpoint, checkpoint.arch):
@@ -163,6 +162,16 @@ def _findings(checkpoint: Checkpoint, eps: float) -> Iterator[Finding]:
         if layer in specs:
             yield from lint.block_findings(specs[layer], checkpoint.form, arrays, summary)
     yield from summary.findings()
+
+
+def _is_told(checkpoint: Checkpoint) -> bool:
+    """Whether modules, or metadata of ours, say eps."""
+    if any(array.module is not None for array in checkpoint.arrays.values()):
+        return True
+    try:
+        return read_eps(checkpoint.metadata) is not None and not assumed_eps(checkpoint.metadata)
+    except CheckpointError:  # told as an error of its own
+        return False
 
 
 def _layers(checkpoint: Checkpoint, arch: Network) -> Iterator[tuple[str, dict[str, Array]]]:
@@ -196,7 +205,8 @@ def _about_the_file(checkpoint: Checkpoint) -> Iterator[Finding]:
             "error",
             None,
             f"not exactly one network: {_counted(checkpoint)}; "
-            "`load` and `convert` refuse the file",
+            "`load` and `convert` refuse the file"
+            + (f"; with --block {' or '.join(checkpoint.fits)} it is one" * bool(checkpoint.fits)),
         )
     yield from _name_against_keys(checkpoint)
     yield from _about_metadata(checkpoint)

@@ -65,7 +65,7 @@ class Summary:
     """What is counted over all blocks, and said once at the end."""
 
     eps: float
-    told: bool = False  # whether a module says it
+    told: bool = False  # whether a module or metadata of ours says it
     norms: int = 0
     default_norms: int = 0
     scale_change: float = 0.0

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
+import weights_io
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.files.inspect import Inspection, inspect_file
 from repvgg_ref.files.lint import Finding
 from repvgg_ref.models.architectures import architecture, plain_architecture
 from repvgg_ref.models.network import Model, build
+from tests.files.checkpoint_files import written
 from tests.models.small import SMALL, distinct_model
 
 DENSE, SKIP = "stage1.0.branch_3x3", "stage1.1.branch_identity"
@@ -153,12 +155,17 @@ def test_underflow_in_float16_is_counted(tmp_path: Path) -> None:
 
 
 def test_eps_is_explained_with_what_it_matters_here(tmp_path: Path) -> None:
-    found = inspected(tmp_path / "a.npz", setting(f"{DENSE}.bn.running_var", 1e-5))
+    ours = inspected(tmp_path / "a.npz", setting(f"{DENSE}.bn.running_var", 1e-5))
+    assert any("metadata says eps = 1e-05" in f.message for f in ours.findings)
+    assert not any("do not hold batch norm's eps" in f.message for f in ours.findings)
+    with weights_io.open_weights(tmp_path / "a.npz") as archive:
+        assert isinstance(archive.root, dict)
+        state = {name: array.read() for name, array in archive.root.items()}
+    found = inspect_file(written(tmp_path, state))  # bare, as other people's files are
     (note,) = [f for f in found.findings if "files do not hold batch norm's eps" in f.message]
     change = np.sqrt((1e-5 + 1e-3) / 2e-5) - 1
     assert note.level == "info"
     assert f"up to {change:.2%}" in note.message
-    assert any("metadata says eps = 1e-05" in f.message for f in found.findings)
 
 
 @pytest.mark.parametrize(("name", "form"), [("A1-train", "deploy"), ("A1_deploy", "train")])
