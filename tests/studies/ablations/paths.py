@@ -11,13 +11,20 @@ from math import prod
 from typing import Any
 
 from repvgg_ref.blocks.catalogue import expression
+from repvgg_ref.blocks.constructors import FormulaConv
+from repvgg_ref.blocks.formulas import Dirac
 from repvgg_ref.blocks.linear import Chain, Sum
 from repvgg_ref.models.graph import INPUT, Network
 from repvgg_ref.models.layers import Block
 
 
 def ways(part: Any) -> int:
-    """Through an expression: those of a sum's parts add up, of a chain's multiply."""
+    """Through an expression: those of a sum's parts add up, of a chain's multiply.
+
+    Dirac's kernel is a sum, too, of a learned one and the identity's.
+    """
+    if isinstance(part, FormulaConv) and isinstance(part.formula, Dirac):
+        return 2 if part.in_channels == part.out_channels and part.stride == (1, 1) else 1
     if isinstance(part, Sum):
         return sum(map(ways, part.parts))
     return prod(map(ways, part.parts)) if isinstance(part, Chain) else 1
