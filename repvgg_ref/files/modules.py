@@ -175,7 +175,8 @@ def _block(
         if linear is None:
             blocks.near.append(f"{where}: its shapes are not those of {one.name}")
             return None
-        conv = one_conv(linear, where)
+        # Of zeros, for the geometry alone: what a file says of eps may be 0, too.
+        conv = one_conv(with_eps(linear, lambda _: 1.0), where)
         _require_no_growth(conv, mine, where)
         if told is not None:
             told.require_as_built(one.beside)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -65,6 +67,20 @@ def require_state(found: dict[str, Any], module: Any) -> None:
 def test_a_pickled_block_is_its_state_dict(case: str, how: str, tmp_path: Path) -> None:
     module = drawn(BLOCKS[case][1], seed=len(how))
     require_state(read(written(tmp_path, module, how)), module)
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+@pytest.mark.parametrize("how", ["zip", "legacy", "legacy, protocol 4"])
+def test_a_class_whose_source_torch_cannot_find(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class of a prompt: a legacy stream has None where its file and its source would be."""
+    prompt = ModuleType("prompt_of_a_test")
+    prompt.Detector = Detector
+    exec("class Net(Detector):\n    pass", vars(prompt))
+    monkeypatch.setitem(sys.modules, prompt.__name__, prompt)
+    model = prompt.Net()
+    require_state(read(written(tmp_path, model, how)), model)
 
 
 @pytest.mark.parametrize("how", WRITTEN)
