@@ -179,7 +179,7 @@ def _block(
         conv = one_conv(with_eps(linear, lambda _: 1.0), where)
         _require_no_growth(conv, mine, where)
         if told is not None:
-            told.require_as_built(one.beside)
+            told.require_as_built(linear.shapes(), one.beside)
     except ReportedError as error:  # shapes that no such block has
         blocks.near.append(f"{where}: {error}")
         if told is not None:
