@@ -243,11 +243,15 @@ def _watched(
 
 
 def holds_modules(path: Path, weights: WhichWeights = "model") -> bool:
-    """Whether a file that is no RepVGG by any known names holds blocks of the family."""
+    """Whether a file that is no RepVGG by any known names holds blocks of the family.
+
+    Also those that cannot be fused: `convert_modules` says why, and what they lack.
+    """
     try:
         with open_checkpoint(path, weights=weights) as checkpoint:
             if checkpoint.dialect or checkpoint.arch or is_ours(checkpoint.metadata):
                 return False
-            return bool(blocks_of(checkpoint.arrays).found)
+            blocks = blocks_of(checkpoint.arrays)
+            return bool(blocks.found or blocks.left)
     except ReportedError:
         return False

@@ -105,7 +105,7 @@ def inspect_file(
             tensors=len(checkpoint.arrays),
             missing=tuple(checkpoint.missing),
             unexpected=tuple(checkpoint.unexpected),
-            findings=tuple(_findings(checkpoint, held)),
+            findings=(*_notes(blocks), *_findings(checkpoint, held)),
             assumed=assumed,
             metadata=checkpoint.metadata,
             block=_kind(checkpoint),
@@ -127,7 +127,8 @@ def _blocks(checkpoint: Checkpoint, eps: float | None) -> Blocks:
 
 
 def _of_modules(checkpoint: Checkpoint, blocks: Blocks) -> Inspection:
-    findings = [Finding("info", None, note) for note in (*checkpoint.notes, *blocks.notes)]
+    findings = [Finding("info", None, note) for note in checkpoint.notes]
+    findings += _notes(blocks)
     for name, lazy in checkpoint.arrays.items():
         findings += lint.not_finite(None, name, lazy.read())
     return Inspection(
@@ -143,6 +144,11 @@ def _of_modules(checkpoint: Checkpoint, blocks: Blocks) -> Inspection:
         metadata=checkpoint.metadata,
         blocks=tuple(blocks.found),
     )
+
+
+def _notes(blocks: Blocks) -> list[Finding]:
+    """What is assumed of blocks, and which are left as they are."""
+    return [Finding("info", None, note) for note in blocks.notes]
 
 
 def _findings(checkpoint: Checkpoint, eps: float) -> Iterator[Finding]:

@@ -14,12 +14,14 @@ from repvgg_ref.blocks.linear import Conv
 from repvgg_ref.blocks.parts import Parts, norms_in, with_eps
 from repvgg_ref.blocks.run import Linear
 from repvgg_ref.errors import CheckpointError, ReportedError, did_you_mean
+from repvgg_ref.files.lacking import completed
 from repvgg_ref.files.recorded import Recorded, Records, records_of
 from repvgg_ref.models.arguments import checked_eps
 from weights_io import LazyArray, sanitize
 
 AUTO = "auto"
 Shape = tuple[int, ...]
+_MOST_LACKING = 4
 _COUNTER = "num_batches_tracked"
 _STORED = {"gamma": "weight", "beta": "bias"}  # of a batch norm
 # Keys of files whose batch norms have the other of two eps: they are set after building.
@@ -70,7 +72,8 @@ class FoundBlock:
 class Blocks:
     """All blocks of a file, what nearly was one, and what was assumed of them.
 
-    `left` says of prefixes why a block whose modules are in the file is none that can be fused.
+    `left` says of prefixes why a block is none that can be fused: one whose modules are in the file
+    and compute something else, or one that lacks arrays.
     """
 
     found: list[FoundBlock] = field(default_factory=list)
@@ -117,10 +120,22 @@ def find_blocks(
         If there is no such kind.
     """
     members = _members(family)
+    blocks = Blocks()
+    taken, place = _search(members, shapes, blocks, records or {})
+    blocks.found = sorted(taken.values(), key=lambda block: place[block.owned[0]])
+    blocks.found = _with_eps(blocks, shapes, eps)
+    _name_the_broken(members, shapes, blocks, records or {})
+    blocks.notes += [f"left as it is: {why}" for why in blocks.left.values()]
+    return blocks
+
+
+def _search(
+    members: list[Member], shapes: Mapping[str, Shape], blocks: Blocks, records: Records
+) -> tuple[dict[str, FoundBlock], dict[str, int]]:
+    """The blocks by their prefixes, and the arrays' places in the file."""
     ordered, place = sorted(shapes), {name: i for i, name in enumerate(shapes)}
     taken: dict[str, FoundBlock] = {}
     owned: set[str] = set()
-    blocks = Blocks()
     for one in members:
         inner = f".{one.anchor}"
         for key in [key for key in shapes if key.endswith(inner) or key == one.anchor]:
@@ -128,14 +143,32 @@ def find_blocks(
             # What asks more of a file came first; a key may be of a part of another block.
             if prefix in taken or prefix in blocks.left or key in owned:
                 continue
-            found = _block(one, prefix, shapes, (ordered, place), blocks, records or {})
+            found = _block(one, prefix, shapes, (ordered, place), blocks, records)
             if found is not None:
                 taken[prefix] = found
                 owned |= set(found.owned)
-    blocks.found = sorted(taken.values(), key=lambda block: place[block.owned[0]])
-    blocks.found = _with_eps(blocks, shapes, eps)
-    blocks.notes += [f"left as it is: {why}" for why in blocks.left.values()]
-    return blocks
+    return taken, place
+
+
+def _name_the_broken(
+    members: list[Member], shapes: Mapping[str, Shape], blocks: Blocks, records: Records
+) -> None:
+    """Say of what would be a block with a few arrays more which it lacks."""
+    whole = completed(shapes)
+    if len(whole) == len(shapes):
+        return
+    known = {key for block in blocks.found for key in block.owned}
+    taken, _ = _search(members, whole, Blocks(left=dict(blocks.left)), records)
+    broken = []
+    for prefix, block in taken.items():
+        lacks = [key[len(prefix) :] for key in block.owned if key not in shapes]
+        if lacks and known.isdisjoint(block.owned):
+            more = ", ..." if len(lacks) > _MOST_LACKING else ""
+            named = sanitize(", ".join(lacks[:_MOST_LACKING])) + more
+            where = sanitize(prefix.rstrip(".")) or "the file's root"
+            blocks.left[prefix] = f"{where}: {block.member.name} without {named}"
+            broken.append(blocks.left[prefix])
+    blocks.near = broken + [near for near in blocks.near if near not in broken]
 
 
 def _members(family: str) -> list[Member]:
@@ -175,10 +208,11 @@ def _block(
         if linear is None:
             blocks.near.append(f"{where}: its shapes are not those of {one.name}")
             return None
-        conv = one_conv(linear, where)
+        # Of zeros, for the geometry alone: what a file says of eps may be 0, too.
+        conv = one_conv(with_eps(linear, lambda _: 1.0), where)
         _require_no_growth(conv, mine, where)
         if told is not None:
-            told.require_as_built(one.beside)
+            told.require_as_built(linear.shapes(), one.beside)
     except ReportedError as error:  # shapes that no such block has
         blocks.near.append(f"{where}: {error}")
         if told is not None:

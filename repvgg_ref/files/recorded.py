@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from repvgg_ref.blocks.form import Pair
 from repvgg_ref.blocks.parts import Geometry, Shape, Window
@@ -16,6 +16,18 @@ from repvgg_ref.errors import CheckpointError
 from weights_io import LazyArray, ModuleRecord, sanitize
 
 _NEUTRAL = ("Identity", "Dropout", "Dropout2d", "DropPath", "DropBlock2d")
+# Classes that compute what their names say. Any other, though it is made of one, may scale, shift
+# or standardise: what it does stands in code, which is never asked.
+_CONVS = ("torch.nn.modules.conv.Conv2d",)
+_NORMS = (
+    "torch.nn.modules.batchnorm.BatchNorm2d",
+    "torch.nn.modules.batchnorm.SyncBatchNorm",
+    # timm's, whose dropout and activation are submodules, and looked at as such.
+    "timm.layers.norm_act.BatchNormAct2d",
+    "timm.models.layers.norm_act.BatchNormAct2d",
+)
+_ADDS_INPUT = "IdentityBasedConv1x1"  # of W + I, in older diverse-branch blocks
+_IN_ORDER = "torch.nn.modules.container.Sequential"
 _MOST = 64  # a larger stride or dilation is a slip or an attack
 Records = Mapping[str, ModuleRecord]
 
@@ -77,12 +89,19 @@ class Recorded:
             raise cannot(pool, "its border is averaged otherwise", counted, (True, False, None))
         return Window(*sizes)
 
-    def require_as_built(self, beside: str = "") -> None:
+    def require_as_built(self, leaves: Iterable[str], beside: str = "") -> None:
         """Raise `CheckpointError` if a module of the block may compute another thing.
 
-        Nothing may stand in its branches that no array tells of, such as an activation, but for
-        what the pattern `beside` knows.
+        `leaves` are its arrays in the order in which they are met. Nothing may stand in its
+        branches that no array tells of, such as an activation, but for what the pattern `beside`
+        knows.
         """
+        for end, found in self._records.items():
+            if found is not self._own:
+                require_known(found, end)
+        paths = [leaf.rpartition(".")[0] for leaf in leaves]
+        met = (self._modules[path] for path in paths if path in self._modules)
+        require_in_order(met, self._own)
         inside = {id(one): one for one in self._all()}
         start = len(self._own.path) + 1 if self._own.path else 0
         for found in inside.values():
@@ -100,6 +119,47 @@ class Recorded:
                 yield one
                 one = one.parent
         yield self._own
+
+
+def require_known(found: ModuleRecord, name: str) -> None:
+    """Raise `CheckpointError` if the module of the array `name` is of a class that nobody knows."""
+    if _last(found) == "idconv1":  # it adds its input, and is no convolution as torch has it
+        _require_class(found, (), "convolution", _ADDS_INPUT)
+    elif name.endswith(".weight") and found.has("kernel_size"):
+        _require_class(found, _CONVS, "convolution")
+    elif name.endswith(".running_var"):
+        _require_class(found, _NORMS, "batch norm")
+
+
+def _require_class(found: ModuleRecord, known: tuple[str, ...], what: str, own: str = "") -> None:
+    if found.type_name not in known and found.type_name.rpartition(".")[2] != own:
+        why = f"a {what} of a class that may compute another thing"
+        raise cannot(found, why, found.type_name, own or " or ".join(known[:2]))
+
+
+def require_in_order(met: Iterable[ModuleRecord], top: ModuleRecord | None = None) -> None:
+    """Raise `CheckpointError` if a Sequential has its parts in another order than they are met.
+
+    Nothing above `top` is looked at.
+    """
+    parts: dict[int, tuple[ModuleRecord, dict[int, ModuleRecord]]] = {}
+    for found in met:
+        child = found
+        while child is not top and (above := child.parent) is not None:
+            parts.setdefault(id(above), (above, {}))[1].setdefault(id(child), child)
+            child = above
+    for above, seen in parts.values():
+        if above.type_name != _IN_ORDER or len(seen) < 2:
+            continue
+        there = [child for child in above.children.values() if id(child) in seen]
+        wanted = list(seen.values())
+        if any(one is not other for one, other in zip(there, wanted, strict=True)):
+            got, known = (", ".join(_last(each) for each in some[:4]) for some in (there, wanted))
+            raise cannot(above, "its parts are in another order", got, sanitize(known))
+
+
+def _last(found: ModuleRecord) -> str:
+    return found.path.rpartition(".")[2]
 
 
 def require_neutral(child: ModuleRecord) -> None:
@@ -125,9 +185,10 @@ def geometry_of(found: ModuleRecord, shape: Shape, *, centred: bool = True) -> G
     Raises
     ------
     CheckpointError
-        If its module does not say so, or says what such a kernel cannot have; if `centred`, also
-        if its padding does not keep the size.
+        If its class is not torch's, its module does not say so, or says what such a kernel cannot
+        have; if `centred`, also if its padding does not keep the size.
     """
+    _require_class(found, _CONVS, "convolution")
     outputs, per_group, *kernel = shape
     groups = _count(found, "groups", outputs)
     stride, dilation = _pair(found, "stride"), _pair(found, "dilation")
@@ -164,8 +225,9 @@ def eps_of(found: ModuleRecord) -> float | None:
     Raises
     ------
     CheckpointError
-        If that is no number, or none that has a root.
+        If its class is no batch norm's, or that is no number, or none that has a root.
     """
+    _require_class(found, _NORMS, "batch norm")
     if not found.has("eps"):
         return None
     eps = found.get("eps")

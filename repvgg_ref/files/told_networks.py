@@ -15,6 +15,8 @@ from repvgg_ref.files.recorded import (
     eps_of,
     geometry_of,
     records_of,
+    require_in_order,
+    require_known,
     require_neutral,
     require_unaltered,
 )
@@ -106,12 +108,15 @@ def require_as_told(network: Network, canonical: Arrays, said: Geometry) -> None
     a user has `said`), no module may be altered, and what follows a block must be its ReLU.
     """
     records = records_of(canonical)
-    for found in records.values():
+    for name, found in records.items():
         require_unaltered(found)
+        require_known(found, name)
         for child in found.children.values():
             require_neutral(child)
     inside = {id(found) for found in records.values()}
     for spec in network.blocks:
+        names = (f"{spec.name}.{leaf}" for leaf in expression(spec).shapes())
+        require_in_order(records[name] for name in names if name in records)
         for conv in _convs(spec, canonical):
             name = f"{spec.name}.{conv.name}.weight"
             if name in records:

@@ -158,6 +158,13 @@ def test_an_eps_that_is_not_said_is_assumed_aloud(tmp_path: Path) -> None:
     assert any("1e-05 is assumed" in note for note in done.notes)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("zero", [number(0.0), integer(0)], ids=["0.0", "0"])
+def test_an_eps_of_zero_is_taken_without_a_warning(zero: bytes, tmp_path: Path) -> None:
+    done = converted(tmp_path, block(norms={"eps": zero}, last={}))
+    assert any("eps 0, 0.001" in note for note in done.notes)
+
+
 def test_batch_norms_of_one_block_keep_their_own_eps(tmp_path: Path) -> None:
     """Against the sums of equation (3) in float64, with an eps each."""
     done = converted(tmp_path, block(norms={"eps": number(0.25)}, last={"eps": number(0.75)}))

@@ -49,6 +49,72 @@ def test_a_branch_that_no_kind_knows_is_never_left_out(
     assert not find_blocks(shapes).found
 
 
+def branches(prefix: str, named: dict[str, int], *norms: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of convolutions of these kernels, `.conv` and `.bn` each, and of more batch norms."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, k in named.items():
+        shapes[f"{prefix}.{name}.conv.weight"] = (4, 4, k, k)
+    for name in (*(f"{each}.bn" for each in named), *norms):
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{prefix}.{name}.{part}"] = (4,)
+    return shapes
+
+
+COPIES = {"rbr_conv.0": 3, "rbr_conv.1": 3, "rbr_conv.2": 3, "rbr_scale": 1}
+WHOLE = {
+    "yolov9": branches("m.3", {"conv1": 3, "conv2": 1}, "bn"),
+    "yolov6": branches("m.3", {"rbr_dense": 3, "rbr_1x1": 1}, "rbr_identity"),
+    "mobileone": branches("m.3", COPIES, "rbr_skip"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "gone", "named"),
+    [
+        ("yolov9", "conv2.bn.bias", "conv2.bn.bias"),
+        ("yolov9", "conv1.bn.running_var", "conv1.bn.running_var"),  # by which it is found
+        ("yolov9", "bn.weight", "bn.weight"),
+        ("yolov6", "rbr_1x1.bn.running_var", "rbr_1x1.bn.running_var"),
+        ("yolov6", "rbr_identity.bias", "rbr_identity.bias"),
+        ("mobileone", "rbr_conv.1.", "rbr_conv.1.conv.weight, rbr_conv.1.bn.weight"),
+        ("mobileone", "rbr_conv.0.", "rbr_conv.0.conv.weight, rbr_conv.0.bn.weight"),
+        ("mobileone", "rbr_skip.running_mean", "rbr_skip.running_mean"),
+    ],
+)
+def test_of_a_broken_block_the_kind_is_named_and_what_it_lacks(
+    kind: str, gone: str, named: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Alone it is the error; beside a good one it is left, which `convert` and `inspect` say."""
+    whole = {key: np.ones(shape, np.float32) for key, shape in WHOLE[kind].items()}
+    assert [block.member.name for block in find_blocks(WHOLE[kind]).found] == [kind]
+    broken = {key: array for key, array in whole.items() if not key[4:].startswith(gone)}
+    assert len(broken) < len(whole)
+    says, out = f"m.3: {kind} without {named}", tmp_path / "fused.npz"
+    source = saved(tmp_path, broken)
+    refused = invoke(capsys, "convert", "--in", source, "--out", out)
+    assert refused.code == 2
+    assert f"nearest: {says}" in refused.error_line()
+    assert f"left as it is: {says}" in " ".join(invoke(capsys, "inspect", source).out.split())
+    assert not out.exists()
+    good = {f"a.{key}": array for key, array in whole.items()}
+    both = saved(tmp_path, {**broken, **good})
+    done = invoke(capsys, "convert", "--in", both, "--out", out)
+    assert f"left as it is: {says}" in done.out
+    with np.load(out) as fused:
+        assert set(broken) < set(fused.files)
+        assert not set(good) & set(fused.files)
+    assert f"left as it is: {says}" in " ".join(invoke(capsys, "inspect", both).out.split())
+
+
+def test_what_is_no_block_when_whole_lacks_nothing() -> None:
+    """A residual block beside others has batch norms without arrays, too."""
+    shapes = branches("layer1.0", {"conv1": 3, "conv2": 3})
+    del shapes["layer1.0.conv2.bn.bias"]
+    found = find_blocks(shapes | WHOLE["yolov6"])
+    assert [block.prefix for block in found.found] == ["m.3."]
+    assert not found.left
+
+
 def detector(seed: int = 0) -> dict[str, Any]:
     """Two blocks of RT-DETR's kind between other arrays."""
     rng = np.random.default_rng(seed)

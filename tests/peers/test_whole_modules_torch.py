@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,12 @@ from tests.peers.whole_modules import (  # noqa: E402
     WRITTEN,
     Detector,
     Hook,
+    IdentityBasedConv1x1,
+    Negated,
     Qa,
+    Scaled,
     Shared,
+    Standardised,
     with_eps,
     written,
 )
@@ -65,6 +71,20 @@ def require_state(found: dict[str, Any], module: Any) -> None:
 def test_a_pickled_block_is_its_state_dict(case: str, how: str, tmp_path: Path) -> None:
     module = drawn(BLOCKS[case][1], seed=len(how))
     require_state(read(written(tmp_path, module, how)), module)
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+@pytest.mark.parametrize("how", ["zip", "legacy", "legacy, protocol 4"])
+def test_a_class_whose_source_torch_cannot_find(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class of a prompt: a legacy stream has None where its file and its source would be."""
+    prompt = ModuleType("prompt_of_a_test")
+    vars(prompt)["Detector"] = Detector
+    exec("class Net(Detector):\n    pass", vars(prompt))
+    monkeypatch.setitem(sys.modules, prompt.__name__, prompt)
+    model = prompt.Net()
+    require_state(read(written(tmp_path, model, how)), model)
 
 
 @pytest.mark.parametrize("how", WRITTEN)
@@ -248,7 +268,28 @@ def _patched(block: Any) -> None:
     block.rbr_dense.conv._conv_forward = block.rbr_1x1.conv._conv_forward
 
 
+def _scaled(block: Any) -> None:
+    block.rbr_dense.conv = Scaled(6, 6, 3, padding=1, bias=False).double()
+
+
+def _standardised(block: Any) -> None:
+    block.rbr_1x1.conv = Standardised(6, 6, 1, bias=False).double()
+
+
+def _negated(block: Any) -> None:
+    block.rbr_identity = Negated(6).double()
+
+
+def _reversed(block: Any) -> None:
+    old = block.rbr_1x1
+    block.rbr_1x1 = torch.nn.Sequential(OrderedDict(bn=old.bn, conv=old.conv))
+
+
 ALTERED = {
+    "rbr_dense.conv, a pickled tests.peers.whole_modules.Scaled: a convolution of a": _scaled,
+    "rbr_1x1.conv, a pickled tests.peers.whole_modules.Standardised: a conv": _standardised,
+    "rbr_identity, a pickled tests.peers.whole_modules.Negated: a batch norm of a": _negated,
+    "its parts are in another order (got bn, conv ; wanted conv, bn": _reversed,
     "its forward is replaced": _replaced,
     "a hook may change what it computes": _hooked,
     "padded by zeros": _circular,
@@ -274,6 +315,44 @@ def test_a_block_that_computes_something_else_is_left_and_said(why: str, tmp_pat
     for name, array in left.items():
         np.testing.assert_array_equal(found[name], array.numpy(), strict=True)
     assert any(why in finding.message for finding in inspect_file(path).findings)
+
+
+def test_batch_norms_of_several_processes_are_batch_norms(tmp_path: Path) -> None:
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(Detector())
+    done = convert_modules(written(tmp_path, model), tmp_path / "out.npz", "npz")
+    assert [block.prefix for block in done.blocks] == ["model.0.0.", "model.1.0."]
+
+
+@pytest.mark.parametrize(
+    "name", ["dbb_1x1_kxk.conv2", "dbb_1x1_kxk.idconv1.conv", "dbb_avg.conv", "dbb_1x1.conv"]
+)
+def test_a_diverse_branch_is_of_torchs_own_convolutions(name: str, tmp_path: Path) -> None:
+    """Also where a kind's expression never asks for their settings."""
+    block = drawn(BLOCKS["dbb"][1], seed=1)
+    old, (parent, _, last) = block.get_submodule(name), name.rpartition(".")
+    scaled = Scaled(old.in_channels, old.out_channels, old.kernel_size, bias=False).double()
+    setattr(block.get_submodule(parent), last, scaled)
+    with pytest.raises(weights_io.ReportedError, match="Scaled: a convolution of a class"):
+        convert_modules(written(tmp_path, block), tmp_path / "out.npz", "npz")
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_an_older_diverse_branch_adds_its_input_by_its_class(adds: bool, tmp_path: Path) -> None:
+    """A plain convolution has the same key, and does not."""
+    block = drawn(BLOCKS["dbb"][1], seed=1)
+    old = block.dbb_1x1_kxk.idconv1.conv
+    kind = IdentityBasedConv1x1 if adds else torch.nn.Conv2d
+    block.dbb_1x1_kxk.idconv1 = kind(4, 4, 1, bias=False).double()
+    block.dbb_1x1_kxk.idconv1.weight.data.copy_(old.weight.data)
+    path = written(tmp_path, block)
+    if not adds:
+        with pytest.raises(weights_io.ReportedError, match="wanted IdentityBasedConv1x1"):
+            convert_modules(path, tmp_path / "out.npz", "npz")
+        return
+    convert_modules(path, tmp_path / "out.npz", "npz")
+    arrays = arrays_of(tmp_path / "out.npz")
+    kernel, _ = response(block, 4, 1)
+    np.testing.assert_allclose(arrays["dbb_reparam.weight"], kernel.numpy(), rtol=0, atol=1e-12)
 
 
 def test_a_function_is_refused_by_its_name(tmp_path: Path) -> None:

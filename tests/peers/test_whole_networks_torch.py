@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ torch = pytest.importorskip("torch")
 
 from tests.peers.official_module import RepVGG  # noqa: E402
 from tests.peers.torch_repvgg import build_torch  # noqa: E402
-from tests.peers.whole_modules import WRITTEN, with_eps, written  # noqa: E402
+from tests.peers.whole_modules import WRITTEN, Negated, Scaled, with_eps, written  # noqa: E402
 
 pytestmark = pytest.mark.peers
 GROUPS = {"stage1.1": 2, "stage2.1": 4}
@@ -132,6 +134,28 @@ def test_an_activation_in_a_branch_is_refused(
     else:
         with pytest.raises(weights_io.ReportedError, match="it stands in a branch of a block"):
             rr.load(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "made", "why"),
+    [
+        ("rbr_dense.conv", lambda old: Scaled(4, 4, 3, padding=1, bias=False), "Scaled: a conv"),
+        ("rbr_1x1.bn", lambda old: Negated(4), "Negated: a batch norm of a class"),
+        (
+            "rbr_1x1",
+            lambda old: torch.nn.Sequential(OrderedDict(bn=old.bn, conv=old.conv)),
+            "another order",
+        ),
+    ],
+)
+def test_a_part_that_computes_something_else_is_refused(
+    place: str, made: Callable[[Any], Any], why: str, tmp_path: Path
+) -> None:
+    module = network(SMALL)
+    block, (parent, _, last) = module.get_submodule("stage1.1"), place.rpartition(".")
+    setattr(block.get_submodule(parent), last, made(block.get_submodule(place)))
+    with pytest.raises(weights_io.ReportedError, match=why):
+        rr.load(written(tmp_path, module))
 
 
 def test_a_pruned_module_is_read_as_torch_computes(tmp_path: Path) -> None:

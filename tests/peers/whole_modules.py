@@ -78,6 +78,35 @@ class Shared(nn.Module):  # type: ignore[misc]
         return self.heads[0](self.second(self.first(x)))
 
 
+class Scaled(nn.Conv2d):  # type: ignore[misc]
+    """A convolution by its class's name and arrays; what it computes stands in code."""
+
+    def forward(self, x: Any) -> Any:
+        return 2 * super().forward(x)
+
+
+class Standardised(nn.Conv2d):  # type: ignore[misc]
+    """Of a kernel whose mean is taken away first."""
+
+    def forward(self, x: Any) -> Any:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, weight, None)
+
+
+class IdentityBasedConv1x1(nn.Conv2d):  # type: ignore[misc]
+    """W + I, as the diverse branch block was first published."""
+
+    def forward(self, x: Any) -> Any:
+        return x + super().forward(x)
+
+
+class Negated(nn.BatchNorm2d):  # type: ignore[misc]
+    """The same of a batch norm."""
+
+    def forward(self, x: Any) -> Any:
+        return -super().forward(x)
+
+
 class Hook:
     """A hook that is an object, as pickles can carry it."""
 

@@ -32,12 +32,13 @@ class Storages:
         """Turn ``("storage", type, key, location, count[, None])`` into a storage.
 
         A legacy stream has ``("module", class, file, source)`` for the first of each class of
-        module: the class's name is kept, the source stays unread.
+        module: the class's name is kept, the source stays unread. A class whose source torch could
+        not find, such as one of a prompt, has None for both.
         """
         parts = identity if type(identity) is tuple else ()
         if self._id_length == 6 and len(parts) == 4 and parts[0] == "module":
             kind, *texts = parts[1:]
-            if isinstance(kind, Stranger) and all(map(_is_text, texts)):
+            if isinstance(kind, Stranger) and all(map(_is_text_or_none, texts)):
                 return kind
         for part in parts:  # a storage of no known type
             if isinstance(part, Stranger) and not _is_other(part):
@@ -112,5 +113,9 @@ def check_record_size(storage: Storage, size: int) -> None:
         )
 
 
-def _is_text(value: object) -> bool:
-    return type(value) is str or (isinstance(value, Span) and value.encoding == "text")
+def _is_text_or_none(value: object) -> bool:
+    return (
+        value is None
+        or type(value) is str
+        or (isinstance(value, Span) and value.encoding == "text")
+    )
