@@ -190,3 +190,9 @@ def two_readers_that_would_cost_more() -> Any:
     g = Graph()
     y = g.conv(X, 8, 4, 1)
     return g.model(8, g.add(g.relu(g.conv(y, 4, 6)), g.relu(g.conv(y, 4, 6))))
+
+
+@stays("nothing is left of images of this size")
+def a_3x3_on_images_of_2x2() -> Any:
+    g = Graph()
+    return g.model(4, g.conv_bn(X, 4, 4, pads=[0] * 4), size=(2, 2))
