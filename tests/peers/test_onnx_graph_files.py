@@ -179,32 +179,6 @@ def test_new_names_are_nobodys(tmp_path: Path) -> None:
     assert result.graph.node[0].input[1] == f"{last}.weight.2"
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-def test_new_names_are_nobodys_in_a_branch_either(depth: int, tmp_path: Path) -> None:
-    """The names of what a part gets are already an initializer, a node and a tensor in there."""
-    g = Graph()
-    y = g.bn(g.conv(X, 4, 4), 4)
-    names = f"{y}.weight", f"{y}.fused", f"{y}.bias"
-    numbers = numpy_helper.from_array(np.ones(3, np.float32), names[0])
-    nodes = [
-        helper.make_node("ReduceSum", [names[0]], [names[2]], names[1], keepdims=0),
-        helper.make_node("Add", [y, names[2]], ["inner"]),
-    ]
-    made = helper.make_tensor_value_info("inner", TensorProto.FLOAT, ["n", 4, "h", "w"])
-    body, true = helper.make_graph(nodes, "body", [], [made], [numbers]), g.constant(np.array(True))
-    for level in range(1, depth):
-        both = {"then_branch": body, "else_branch": body}
-        outer = helper.make_node("If", [true], [f"inner{level}"], **both)
-        made = helper.make_tensor_value_info(f"inner{level}", TensorProto.FLOAT, list("nchw"))
-        body = helper.make_graph([outer], f"body{level}", [], [made])
-    model = g.model(4, g.node("If", true, then_branch=body, else_branch=body))
-    done, result = fused(tmp_path, model)
-    assert done.convs_after == 1
-    assert not {*names} & {result.graph.node[0].name, *result.graph.node[0].input}
-    x = np.random.default_rng(3).normal(size=(1, 4, 5, 6)).astype(np.float32)
-    np.testing.assert_allclose(run(result, x)[0], run(model, x)[0], rtol=1e-4, atol=1e-4)
-
-
 # ------------------------------------------------------------------------------------- checks
 
 
