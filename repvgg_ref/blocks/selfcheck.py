@@ -273,27 +273,28 @@ def _(linear: Chain, read: Reader, rows: slice, windows: Windows, shift: Pair) -
     if hasattr(last, "after"):
         seen = respond(Chain(*before), read, rows, windows, shift)
         return respond_after(last, seen, read, rows)
-    return respond(last, read, rows, _outputs(before, last, read, rows, windows, shift), shift)
+    return respond(last, read, rows, _outputs(before, last, read, rows, windows, shift), (0, 0))
 
 
 def _outputs(
     before: list[Any], last: Conv, read: Reader, rows: slice, windows: Windows, shift: Pair
 ) -> Windows:
-    """What a convolution meets: the outputs of the chain before it, at the pixels that it reads."""
+    """What a convolution meets: the outputs of the chain before it, at the pixels that it reads.
+
+    `shift` counts pixels of the source, and so stands before the stride.
+    """
     chain = Chain(*(part for part in before if hasattr(part, "form") or hasattr(part, "after")))
     pad = next((part.width for part in before[-1:] if hasattr(part, "width")), (0, 0))
     stride = chain.stride
-    first = tuple(f + s - p for f, s, p in zip(last.lattice.first, shift, pad, strict=True))
+    first = tuple(f - p for f, p in zip(last.lattice.first, pad, strict=True))
     extent = [step * (size - 1) + 1 for _, step, size in zip(*last.lattice, strict=True)]
     everything = slice(0, chain.out_channels)
     values = np.zeros((chain.out_channels, *extent, windows.values.shape[-1]))
     sizes = np.zeros_like(values)
     for i, j in product(*map(range, (0, 0), extent, last.lattice.step)):
-        at = stride[0] * (first[0] + i), stride[1] * (first[1] + j)
+        at = shift[0] + stride[0] * (first[0] + i), shift[1] + stride[1] * (first[1] + j)
         values[:, i, j], sizes[:, i, j] = respond(chain, read, everything, windows, at)
-    return Windows(
-        values, sizes, (last.lattice.first[0] + shift[0], last.lattice.first[1] + shift[1])
-    )
+    return Windows(values, sizes, last.lattice.first)
 
 
 @singledispatch

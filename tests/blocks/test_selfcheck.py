@@ -9,8 +9,9 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch, branches_of
-from repvgg_ref.blocks.fusion import FusedConv, fuse_block
-from repvgg_ref.blocks.selfcheck import BlockCheck, check_block, worst
+from repvgg_ref.blocks.fusion import FusedConv, fuse_block, fuse_linear
+from repvgg_ref.blocks.linear import Chain, Conv
+from repvgg_ref.blocks.selfcheck import BlockCheck, check_block, check_linear, worst
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError
 from tests.blocks.exact_blocks import block_shapes
@@ -143,3 +144,23 @@ def test_inputs_are_left_as_they_are() -> None:
     fused = fuse_block(spec, params, eps=EPS)
     fused.weight.flags.writeable = fused.bias.flags.writeable = False
     assert check_block(spec, params, fused, eps=EPS).ok
+
+
+def test_a_stride_counts_for_all_that_follow_it() -> None:
+    """Strides 2 and 3 before others: one tap of the fused kernel off, and it is seen."""
+    rng = np.random.default_rng(5)
+    chain = Chain(
+        Conv("a", 2, 3, (2, 2), (2, 3), (0, 0)),
+        Conv("b", 3, 3, (2, 1), (1, 1), (0, 0), bias=True),
+        Conv("c", 3, 2, (3, 2), (1, 2), (0, 0)),
+    )
+    params = {name: rng.normal(size=shape) for name, shape in chain.shapes().items()}
+    # rows: 1 + (2 - 1) + 2 (2 - 1) + 2 (3 - 1); columns: 1 + (2 - 1) + 3 (2 - 1)
+    whole = Conv("fused", 2, 2, (8, 5), (2, 6), (0, 0), bias=True)
+    fused = fuse_linear("fused", chain, whole, params, eps=0.0, dtype=np.float32)
+    assert check_linear("fused", chain, whole, params, fused, eps=0.0).ok
+    for at in np.ndindex(fused.weight.shape):
+        off = fused.weight.copy()
+        off[at] += np.float32(1e-3)
+        wrong = FusedConv(off, fused.bias)
+        assert not check_linear("fused", chain, whole, params, wrong, eps=0.0).ok, at

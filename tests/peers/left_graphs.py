@@ -184,9 +184,26 @@ def a_norm_that_is_not_finite() -> Any:
     return g.model(4, g.relu(g.node("BatchNormalization", y, *map(g.constant, vectors))))
 
 
+@stays("is read by what stays as well")
+def one_of_two_readers_is_not_finite() -> Any:
+    """Together they could do without the 1x1."""
+    g = Graph()
+    y = g.conv(X, 4, 8, 1)
+    vectors = [np.ones(6, np.float32) for _ in range(4)]
+    vectors[2][5] = np.inf
+    left = g.node("BatchNormalization", g.conv(y, 8, 6), *map(g.constant, vectors))
+    return g.model(4, g.add(g.relu(left), g.relu(g.conv(y, 8, 6, bias=True))))
+
+
 @stays("is read by n1, n3, and would be computed twice")
 def two_readers_that_would_cost_more() -> Any:
     """The same with fewer channels in the middle."""
     g = Graph()
     y = g.conv(X, 8, 4, 1)
     return g.model(8, g.add(g.relu(g.conv(y, 4, 6)), g.relu(g.conv(y, 4, 6))))
+
+
+@stays("nothing is left of images of this size")
+def a_3x3_on_images_of_2x2() -> Any:
+    g = Graph()
+    return g.model(4, g.conv_bn(X, 4, 4, pads=[0] * 4), size=(2, 2))

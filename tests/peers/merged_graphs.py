@@ -223,3 +223,19 @@ def two_readers_of_what_both_can_take_in() -> Any:
     y = g.conv(X, 4, 8, 1)
     left, right = g.relu(g.conv_bn(y, 8, 6)), g.relu(g.conv(y, 8, 6, bias=True))
     return g.model(4, g.add(left, right)), 2
+
+
+@merged
+def a_stride_two_convolutions_back() -> Any:
+    """The check reads pixel t of the last through both before it: at 2 t of the images."""
+    g = Graph()
+    y = g.conv(g.conv(X, 4, 4, 1, strides=[2, 2]), 4, 4, 1)
+    return g.model(4, g.relu(g.conv(y, 4, 4, 3, pads=[0] * 4)))
+
+
+@merged
+def strides_that_differ_far_back() -> Any:
+    g = Graph()
+    y = g.conv(g.node("Neg", X), 4, 4, 1, strides=[2, 1])
+    y = g.node("AveragePool", y, kernel_shape=[2, 2], strides=[2, 2])
+    return g.model(4, g.relu(g.conv(y, 4, 4, (2, 1), strides=[2, 1], auto_pad="VALID")))

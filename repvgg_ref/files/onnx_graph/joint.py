@@ -10,7 +10,7 @@ from fractions import Fraction
 from repvgg_ref.files.onnx_graph.chosen import Chosen
 from repvgg_ref.files.onnx_graph.part import Part, area, built, is_fixed, within
 from repvgg_ref.files.onnx_graph.reader import LinearReader
-from repvgg_ref.files.onnx_graph.reading import LeftError, Reading
+from repvgg_ref.files.onnx_graph.reading import UNFORESEEN, LeftError, Reading
 
 
 def joined(reader: LinearReader, chosen: Chosen) -> bool:
@@ -71,7 +71,7 @@ def _larger(
         taken = own if made else (*nodes, *own)
         try:
             part = built(reader, at, name, found, taken)
-        except LeftError:
+        except (LeftError, *UNFORESEEN):
             return None
         pixels = area(view, name, found, fixed=is_fixed(view, found))
         cost += (part.macs_after - part.macs_before) * pixels

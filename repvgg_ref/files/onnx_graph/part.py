@@ -79,9 +79,11 @@ def built(reader: LinearReader, at: int, name: str, reading: Reading, nodes: Ite
     Raises
     ------
     LeftError
-        If it ends in one of several outputs.
+        If it ends in one of several outputs, or nothing is left of images of the file's size.
     """
     view = reader.view
+    if (size := view.size(name)) is not None and min(size) < 1:
+        raise LeftError("nothing is left of images of this size")
     if len(view.nodes[at].output) > 1:
         raise LeftError("a part that ends in one of several outputs is not taken out")
     window, fixed = _window(reading), is_fixed(view, reading)
@@ -162,5 +164,5 @@ def area(view: View, name: str, reading: Reading, *, fixed: bool) -> Fraction:
     """Pixels of an image, or for each one of the source."""
     size = view.size(name)
     if fixed and size is not None:
-        return Fraction(prod(size))
+        return Fraction(prod(max(n, 0) for n in size))  # inference goes below zero
     return Fraction(1, prod(reading.stride))

@@ -16,7 +16,7 @@ from repvgg_ref.files.onnx_graph.chosen import Chosen
 from repvgg_ref.files.onnx_graph.joint import joined
 from repvgg_ref.files.onnx_graph.part import Part, built
 from repvgg_ref.files.onnx_graph.reader import LinearReader
-from repvgg_ref.files.onnx_graph.reading import LeftError, Reading
+from repvgg_ref.files.onnx_graph.reading import UNFORESEEN, LeftError, Reading, unforeseen
 from repvgg_ref.files.onnx_graph.view import FLOATS, View
 
 
@@ -92,6 +92,9 @@ def _best(
         except LeftError as why:
             if not found:
                 first = first or str(why)
+        except UNFORESEEN as error:
+            if not found:
+                first = first or unforeseen(error)
     return max(found, key=lambda part: _gain(view, part), default=None), first
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.constructors import Scale, Slice
 from repvgg_ref.errors import ReportedError
-from repvgg_ref.files.onnx_graph.reading import LeftError, Reading, stacked, summed
+from repvgg_ref.files.onnx_graph.reading import UNFORESEEN, LeftError, Reading, stacked, summed
 from repvgg_ref.files.onnx_graph.view import FLOATS, View
 
 Step = Callable[[Reading], Reading]
@@ -52,7 +52,7 @@ class LinearReader:
                 self.reasons[at] = str(why)
             except ReportedError as error:  # the algebra's own refusal
                 self.reasons[at] = str(error)
-            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            except UNFORESEEN:
                 self.reasons[at] = "it is not as ONNX wants it"  # what the checker let through
 
     def from_everywhere(self, name: str) -> list[Reading]:

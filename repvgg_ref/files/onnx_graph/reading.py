@@ -18,6 +18,7 @@ from repvgg_ref.blocks.form import Lattice, Pair, union
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Sum
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader
 from repvgg_ref.blocks.sided import SameSize, SidedConv
+from weights_io import sanitize
 
 POINT = Lattice((0, 0), (1, 1), (1, 1))
 # A chain of sums that double has more terms than any memory.
@@ -27,6 +28,16 @@ _MOST_TAPS = 1 << 14
 
 class LeftError(Exception):
     """Why something is left as it is: the reason, for people."""
+
+
+# What nobody thought of: the part at hand is left, and the rest of the graph is done.
+UNFORESEEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+def unforeseen(error: Exception) -> str:
+    """The reason that is said where one of those was raised."""
+    said = f"{type(error).__name__}: {error}"
+    return f"this is a bug in repvgg-ref, please report it: {sanitize(said)}"
 
 
 @dataclass(frozen=True)

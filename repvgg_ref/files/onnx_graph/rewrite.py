@@ -18,6 +18,7 @@ from repvgg_ref.errors import NotFusibleError
 from repvgg_ref.files.onnx_graph.packages import require
 from repvgg_ref.files.onnx_graph.part import Part
 from repvgg_ref.files.onnx_graph.plan import Left, Plan
+from repvgg_ref.files.onnx_graph.reading import UNFORESEEN, unforeseen
 from repvgg_ref.files.onnx_graph.view import View, read_by
 
 _INITIALIZERS_ARE_INPUTS_BEFORE = 4  # IR version
@@ -54,10 +55,30 @@ def fused_parts(
         except NotFusibleError as error:
             left.append(Left(view.label(part.node), str(error)))
             continue
+        except UNFORESEEN as error:
+            left.append(Left(view.label(part.node), unforeseen(error)))
+            continue
         made[-1].check.raise_if_bad()
         if progress is not None:
             progress(part.output, done, len(plan.parts))
+    while (at := _read_by_what_stays(made, view) if left else None) is not None:
+        name, place = at
+        why = f"{name} is read by what stays as well, and would be computed twice"
+        left.append(Left(view.label(made.pop(place).part.node), why))
     return made, left
+
+
+def _read_by_what_stays(made: list[Made], view: View) -> tuple[str, int] | None:
+    """A tensor that is to go and is needed, since a part that was planned is left; its part."""
+    gone = {i for each in made for i in each.part.nodes}
+    staying = (node for i, node in enumerate(view.nodes) if i not in gone)
+    read = view.outputs.union(*map(read_by, staying), (m.part.reading.source for m in made))
+    read = read.difference(each.part.output for each in made)
+    for place, each in enumerate(made):
+        for name in (name for i in each.part.nodes for name in view.nodes[i].output):
+            if name in read:
+                return name, place
+    return None
 
 
 def _made(part: Part, view: View, arrays: Mapping[str, Array]) -> Made:

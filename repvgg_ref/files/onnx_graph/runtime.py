@@ -59,7 +59,7 @@ def check_part(made: Made, view: View, arrays: dict[str, Array], model: Any) -> 
     Raises
     ------
     RuntimeLacks
-        If ONNX Runtime has no such operators for this type.
+        If ONNX Runtime has no such operators for this type, or there are no pixels.
     SelfCheckError
         If they differ in size.
     """
@@ -78,6 +78,8 @@ def check_part(made: Made, view: View, arrays: dict[str, Array], model: Any) -> 
                 wanted=want.shape,
                 advice="this is a bug in repvgg-ref: please report it",
             )
+        if not want.size:
+            raise RuntimeLacks("nothing is left of images of this size")
         bound = _bound(made, magnitudes, dtype)
         with np.errstate(invalid="ignore"):  # infinity less infinity: the nodes overflow themselves
             error = np.abs(got.astype(np.float64) - want.astype(np.float64))

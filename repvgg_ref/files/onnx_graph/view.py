@@ -8,7 +8,7 @@ undo the quantisation.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -70,7 +70,7 @@ class View:
         return "" if is_own or node.domain not in ("", "ai.onnx") else str(node.op_type)
 
     def fresh(self, wanted: str) -> str:
-        """`wanted`, or with a number behind it: a name that nothing in the graph has."""
+        """`wanted`, or with a number behind it: a name that nothing in the graph has, nor in it."""
         name, count = wanted, 1
         while name in self._taken:
             count += 1
@@ -112,9 +112,8 @@ class View:
 
     @cached_property
     def _taken(self) -> set[str]:
-        graph = self.graph
-        named = {each.name for each in (*graph.initializer, *graph.input, *graph.output)}
-        return named | {node.name for node in self.nodes} | set(self.readers) | set(self.makers)
+        """A branch or a body sees the names around it: what is new must be none of theirs."""
+        return set(names_in(self.graph, self.nodes))
 
     def _know_extents(self) -> None:
         """Extents that graphs compute and the file fixes: exporters halve channels so."""
@@ -206,6 +205,18 @@ def _skeleton(model: Any) -> Any:
 def label(node: Any) -> str:
     """How people call a node: by its name, or what it makes."""
     return str(node.name or next((name for name in node.output if name), node.op_type))
+
+
+def names_in(graph: Any, nodes: Iterable[Any]) -> Iterator[str]:
+    """Every name in a graph of these `nodes`, and in the graphs inside them."""
+    for each in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        yield each.name
+    for sparse in graph.sparse_initializer:
+        yield sparse.values.name
+    for node in nodes:
+        yield from (node.name, *node.input, *node.output)
+        for inner in subgraphs(node):
+            yield from names_in(inner, inner.node)
 
 
 def _type_name(number: int) -> str:
