@@ -135,7 +135,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
                 for n in list(s)
             ]
         ),
-        "not a RepVGG classifier",
+        "nearest: model.0: yolov6 without rbr_dense.bn.running_var",
     ),
 }
 
