@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -20,6 +19,7 @@ from weights_io.writers.claim import POSIX, claim
 _LONGEST_SUFFIX = 16
 _NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _HEX = "0123456789abcdef"
+_CHUNK = 1 << 20  # bytes
 _PREFIX, _DIGITS = ".repvgg-ref-", 12
 _OPEN_FILES = Path("/proc/self/fd")
 _swept: set[tuple[int, Path]] = set()
@@ -161,7 +161,8 @@ def _link_or_copy(temporary: Path, held: FileIO, hidden: Path, final: Path) -> N
             raise
         with temporary.open("rb") as file, hidden.open("xb") as copy:
             claim(copy)
-            shutil.copyfileobj(file, copy)
+            while chunk := file.read(_CHUNK):
+                copy.write(chunk)
             copy.flush()
             os.fsync(copy.fileno())
         _hand_on(final, hidden)
