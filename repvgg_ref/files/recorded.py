@@ -28,6 +28,8 @@ _NORMS = (
 )
 _ADDS_INPUT = "IdentityBasedConv1x1"  # of W + I, in older diverse-branch blocks
 _IN_ORDER = "torch.nn.modules.container.Sequential"
+# What blocks of the family multiply a branch or the sum by, or add.
+_FACTORS = ("alpha", "beta", "gamma", "scale", "layer_scale")
 _MOST = 64  # a larger stride or dilation is a slip or an attack
 Records = Mapping[str, ModuleRecord]
 
@@ -102,6 +104,9 @@ class Recorded:
         paths = [leaf.rpartition(".")[0] for leaf in leaves]
         met = (self._modules[path] for path in paths if path in self._modules)
         require_in_order(met, self._own)
+        for name in _FACTORS:
+            if type(factor := self._own.get(name)) in (float, int):
+                raise cannot(self._own, f"its {name} is no array", factor, "an array, or None")
         inside = {id(one): one for one in self._all()}
         start = len(self._own.path) + 1 if self._own.path else 0
         for found in inside.values():

@@ -13,6 +13,7 @@ import pytest
 
 import repvgg_ref as rr
 import weights_io
+from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.convert_modules import convert_modules
 from repvgg_ref.files.inspect import inspect_file
 from repvgg_ref.oracle.weights.family import judge_family
@@ -384,3 +385,13 @@ def test_the_commands_read_whole_modules(
     assert "torch files do not hold" not in shown
     assert invoke(capsys, "convert", "--in", whole, "--out", tmp_path / "net.npz").code == 0
     assert rr.load(tmp_path / "net.npz").eps == 1e-3
+
+
+def test_a_factor_that_no_array_holds_leaves_the_block(tmp_path: Path) -> None:
+    """PP-YOLOE's alpha as a number of the module: without it the keys are those of another kind."""
+    module = drawn(PLAIN["ppyoloe"][1], seed=4)
+    number = float(module.alpha.detach())
+    del module.alpha
+    module.alpha = number
+    with pytest.raises(CheckpointError, match="its alpha is no array"):
+        convert_modules(written(tmp_path, {"model": module}), tmp_path / "out.npz", "npz")
