@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from repvgg_ref_cli.options import say
 
 if TYPE_CHECKING:
-    from repvgg_ref.blocks.selfcheck import BlockCheck
     from repvgg_ref.files.convert_graph import GraphConversion
 
 _SHOWN = 12
@@ -31,8 +30,8 @@ def graph_json(done: GraphConversion) -> dict[str, Any]:
         "tensors": done.tensors,
         "out": None if done.out is None else str(done.out),
         "format": "onnx",
-        "self_check": _check(done.self_check),
-        "runtime_check": _check(done.runtime_check),
+        "self_check": done.self_check and done.self_check.to_json(),
+        "runtime_check": done.runtime_check and done.runtime_check.to_json(),
         "opset": done.opset,
         **places_json(done),
     }
@@ -57,12 +56,6 @@ def places_json(done: GraphConversion) -> dict[str, Any]:
         ],
         "left": [{"node": each.node, "reason": each.reason} for each in done.left],
     }
-
-
-def _check(check: BlockCheck | None) -> dict[str, Any] | None:
-    if check is None:
-        return None
-    return {"max_error": check.max_error, "bound": check.bound, "ok": check.ok}
 
 
 def inspected_json(found: GraphConversion) -> dict[str, Any]:

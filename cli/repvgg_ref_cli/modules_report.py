@@ -30,8 +30,7 @@ def modules_json(done: ModulesConversion) -> dict[str, Any]:
         "tensors": done.tensors,
         "out": str(done.out),
         "format": done.format,
-        "self_check": check
-        and {"max_error": check.max_error, "bound": check.bound, "ok": check.ok},
+        "self_check": check and check.to_json(),
     }
 
 

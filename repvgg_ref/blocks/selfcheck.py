@@ -95,6 +95,10 @@ class BlockCheck:
         """Error as a fraction of the bound."""
         return self.max_error / self.bound if self.bound else float(self.max_error > 0)
 
+    def to_json(self) -> dict[str, Any]:
+        """As `convert --json` prints it."""
+        return {"max_error": self.max_error, "bound": self.bound, "ok": self.ok}
+
     def raise_if_bad(self) -> None:
         """Raise `SelfCheckError`, so that nothing wrong is written."""
         if not self.ok:

@@ -44,7 +44,7 @@ def silu_steps(x: Array, y: Array) -> list[Step]:
 
 
 def gelu_steps(x: Array, y: Array) -> list[Step]:
-    """``y = x Phi(x)``: in float64, as NumPy has no erf."""
+    """``y = x Phi(x)``: erfc in float64."""
     return [lambda: np.multiply(x, normal_cdf(x), out=y)]
 
 

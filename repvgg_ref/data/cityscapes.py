@@ -58,7 +58,6 @@ KINDS = (
     Kind(33, "bicycle", (119, 11, 32)),
 )
 CLASSES = tuple(kind.name for kind in KINDS)
-PALETTE = tuple(kind.colour for kind in KINDS)
 
 
 def is_cityscapes(path: Path) -> bool:
@@ -84,7 +83,6 @@ class CityscapesSource(DenseSource):
     """
 
     classes: tuple[str, ...] = CLASSES
-    palette: tuple[Colour, ...] = PALETTE
 
     def __init__(self, root: str | Path, *, split: str, decode: Decode) -> None:
         self.root, self._decode = Path(root), decode

@@ -31,8 +31,6 @@ class DenseSource:
     ----------
     classes : tuple of str
         Names; a label is an index into them, or `IGNORED`.
-    palette : tuple of colours
-        How each class is drawn.
     """
 
     dense = True
@@ -40,7 +38,6 @@ class DenseSource:
     standardise = IMAGENET_RGB
     side: int | None = None
     classes: tuple[str, ...]
-    palette: tuple[Colour, ...]
     labels: Array  # of the pictures as wholes, which have none: zeros
 
     def __len__(self) -> int:
@@ -51,12 +48,6 @@ class DenseSource:
 def is_dense(source: Source) -> bool:
     """Whether every pixel of the source's pictures has a label."""
     return bool(getattr(source, "dense", False))
-
-
-def palette_of(source: Source) -> tuple[Colour, ...] | None:
-    """The colours of its classes, if it has any."""
-    found: tuple[Colour, ...] | None = getattr(source, "palette", None)
-    return found
 
 
 def labelled(image: Image, labels: Array) -> Image:

@@ -9,6 +9,7 @@ says that the training works, not how good the network would be on real pictures
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,42 +66,50 @@ _SHAPES: dict[str, Points] = {
 CLASSES = tuple(_SHAPES)
 
 
-class ShapesSource:
-    """``generated:shapes`` (32 x 32) or ``generated:shapes-SIZE``; 10,000 pictures and 2,000.
+class Drawn:
+    """What generated data sets share: a size in their name, and pictures that are stored nowhere.
 
-    Every picture follows from its index, so it is drawn when it is asked for.
+    ``generated:WHAT`` or ``generated:WHAT-SIZE``; every picture follows from its index.
+
+    Attributes
+    ----------
+    what : str
+    sizes : least, usual and largest one, in pixels
+    splits : split -> number of the stream, pictures
 
     Raises
     ------
     DataError
-        If the name is another one.
+        If the name is another one, or the size impossible.
     """
 
-    channels = 3
-    classes = CLASSES
-    standardise = Standardise(1 / 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    what: str
+    sizes: tuple[int, int, int]
+    splits: Mapping[str, tuple[int, int]]
 
     def __init__(self, name: str, *, split: str) -> None:
         what, _, size = name.removeprefix(PREFIX).partition("-")
-        if what != "shapes" or not (size.isdecimal() or not size) or len(size) > 4:
+        if what != self.what or not (size.isdecimal() or not size) or len(size) > 4:
             raise DataError(
                 "there is no such generated data set",
                 got=repr(name),
                 wanted="generated:shapes, generated:scenes, or either with -SIZE",
             )
-        self.size, self._split = int(size or 32), split
+        least, usual, most = self.sizes
+        self.size, self._split = int(size or usual), split
+        if not least <= self.size <= most:
+            raise DataError(
+                f"no {what} of this size", got=self.size, wanted=f"{least} ... {most} pixels"
+            )
         self.side: int | None = self.size
-        self._stream, count = SPLITS[split]
-        if not 16 <= self.size <= 1024:
-            raise DataError("no shapes of this size", got=self.size, wanted="16 ... 1024 pixels")
-        self.labels = np.arange(count, dtype=np.int64) % len(CLASSES)
+        self._stream, self._count = self.splits[split]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self._count
 
     def name(self, index: int) -> str:
-        """``generated:shapes/split[index]``."""
-        return f"{PREFIX}shapes/{self._split}[{index}]"
+        """``generated:WHAT/split[index]``."""
+        return f"{PREFIX}{self.what}/{self._split}[{index}]"
 
     def key(self, index: int) -> str:
         """The index."""
@@ -113,6 +122,19 @@ class ShapesSource:
     def stored(self, index: int) -> bytes:
         """Nothing."""
         return b""
+
+
+class ShapesSource(Drawn):
+    """``generated:shapes`` (32 x 32) or ``generated:shapes-SIZE``; 10,000 pictures and 2,000."""
+
+    what, sizes, splits = "shapes", (16, 32, 1024), SPLITS
+    channels = 3
+    classes = CLASSES
+    standardise = Standardise(1 / 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+    def __init__(self, name: str, *, split: str) -> None:
+        super().__init__(name, split=split)
+        self.labels = np.arange(self._count, dtype=np.int64) % len(CLASSES)
 
     def picture(self, index: int) -> Image:
         """Draw it."""

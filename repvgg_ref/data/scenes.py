@@ -14,11 +14,9 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFilter
 
-from repvgg_ref.data.cityscapes import KINDS
 from repvgg_ref.data.dense import IGNORED, Colour, DenseSource, labelled
-from repvgg_ref.data.generated import PREFIX
+from repvgg_ref.data.generated import PREFIX, Drawn
 from repvgg_ref.data.order import stream
-from repvgg_ref.data.source import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +25,6 @@ SCENES = f"{PREFIX}scenes"
 CLASSES = ("sky", "building", "vegetation", "road", "sidewalk", "car", "person", "traffic sign")
 SKY, BUILDING, VEGETATION, ROAD, SIDEWALK, CAR, PERSON, SIGN = range(len(CLASSES))
 SPLITS = {"train": (0, 1_000), "val": (1, 100)}  # number of the stream, pictures
-_USUAL, _LEAST, _MOST = 129, 33, 1025
 _KEPT = 2**28  # bytes of pictures at most; larger sets are drawn anew in every epoch
 _NOISE = 8.0  # standard deviation at most, of 255
 _SHADES = 28.0  # of a colour about its class's, a band
@@ -38,56 +35,20 @@ _LOOKS: tuple[Colour, ...] = (
 )
 
 
-class ScenesSource(DenseSource):
+class ScenesSource(Drawn, DenseSource):
     """``generated:scenes`` (129 x 129) or ``generated:scenes-SIZE``; 1,000 pictures and 100.
 
-    Every picture follows from its index, so it is drawn when it is first asked for.
-
-    Raises
-    ------
-    DataError
-        If the name is another one, or the size impossible.
+    A picture is drawn when it is first asked for.
     """
 
+    what, sizes, splits = "scenes", (33, 129, 1025), SPLITS
     classes: tuple[str, ...] = CLASSES
-    palette: tuple[Colour, ...] = tuple(
-        next(k.colour for k in KINDS if k.name == name) for name in CLASSES
-    )
 
     def __init__(self, name: str, *, split: str) -> None:
-        what, _, size = name.removeprefix(PREFIX).partition("-")
-        if what != "scenes" or not (size.isdecimal() or not size) or len(size) > 4:
-            raise DataError(
-                "there is no such generated data set",
-                got=repr(name),
-                wanted=f"{SCENES} or {SCENES}-SIZE",
-            )
-        self.size, self._split = int(size or _USUAL), split
-        if not _LEAST <= self.size <= _MOST:
-            raise DataError(
-                "no scenes of this size", got=self.size, wanted=f"{_LEAST} ... {_MOST} pixels"
-            )
-        self.side = self.size
-        self._stream, count = SPLITS[split]
-        self.labels = np.zeros(count, np.int64)
-        self._keeps = 4 * count * self.size**2 <= _KEPT
+        super().__init__(name, split=split)
+        self.labels = np.zeros(self._count, np.int64)
+        self._keeps = 4 * self._count * self.size**2 <= _KEPT
         self._drawn: dict[int, Image] = {}
-
-    def name(self, index: int) -> str:
-        """``generated:scenes/split[index]``."""
-        return f"{SCENES}/{self._split}[{index}]"
-
-    def key(self, index: int) -> str:
-        """The index."""
-        return str(index)
-
-    def stored_size(self, index: int) -> int:
-        """It is drawn, not stored."""
-        return 0
-
-    def stored(self, index: int) -> bytes:
-        """Nothing."""
-        return b""
 
     def picture(self, index: int) -> Image:
         """Draw it, or give it again."""

@@ -208,7 +208,6 @@ class Part:
         self.source, self.classes, self.channels = source, source.classes, source.channels
         self.standardise, self.side = source.standardise, source.side
         self.dense: bool = getattr(source, "dense", False)
-        self.palette = getattr(source, "palette", None)
         self._places, self.labels = places, source.labels[places]
 
     def __len__(self) -> int:

@@ -25,7 +25,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.dense import AdaptiveAvgPool, Concat, ResizeAs, Zoom
 from repvgg_ref.models.graph import INPUT, Node
-from repvgg_ref.models.layers import Block, Pass
+from repvgg_ref.models.layers import Block, Extent, Pass
 from repvgg_ref.models.network import DEFAULT_EPS, Model, fuse
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.bounds.comparison import compare
@@ -69,10 +69,15 @@ def judge_dense(
     )
     layers: list[LayerReport] = []
     findings: list[Finding] = []
+    extents: dict[str, Extent] = {INPUT: (x.shape[1], x.shape[2], x.shape[3])}
     for node in model.arch.evaluated:
         inputs = [known.get(name) for name in node.inputs]
         own = outputs.get(node.name)
         own = None if own is None else np.asarray(own, np.float64)
+        extents[node.name] = node.op.extent([extents[name] for name in node.inputs])
+        if own is not None and own.shape != (wanted := (len(x), *extents[node.name])):
+            layers.append(_incomparable(node.name, own.shape, wanted))
+            continue  # what is behind it has no input that can be computed with
         if all(each is not None for each in inputs) and (own is not None or _is_between(node)):
             judged = _judged(model, node, [i for i in inputs if i is not None], own, run, precision)
             if own is None:
@@ -141,14 +146,16 @@ def _block(
 
 def _held(name: str, y: Array, own: Array, bound: Array) -> LayerReport:
     """The report of an output against its bound."""
-    if own.shape != y.shape:
-        got, wanted = ("x".join(map(str, each.shape)) for each in (own, y))
-        return LayerReport.incomparable(name, f"shape {got} instead of {wanted}")
     error = np.abs(own - y)
     ratio = error / bound
     at = np.unravel_index(np.argmax(ratio), ratio.shape)  # argmax stops at a NaN
     ok = bool((error <= bound).all())
     return LayerReport(name, float(error[at]), float(bound[at]), float(ratio[at]), ok=ok)
+
+
+def _incomparable(name: str, *shapes: tuple[int, ...]) -> LayerReport:
+    got, wanted = ("x".join(map(str, each)) for each in shapes)
+    return LayerReport.incomparable(name, f"shape {got} instead of {wanted}")
 
 
 def _linear_bound(node: Node, xs: list[Array], run: Pass, p: Precision) -> Array:

@@ -130,3 +130,21 @@ def test_a_file_of_fused_weights_is_held_against_the_training_file(tmp_path: Pat
     save(wrong, tmp_path / "wrong.npz")
     report = rr.verify(MODEL, tmp_path / "wrong.npz")
     assert (report.verdict, report.first_bad_layer) == ("disagree", "ppm.2")
+
+
+@pytest.mark.few
+@pytest.mark.parametrize("layer", MODEL.arch.layer_names)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda y: y[:, :2],
+        lambda y: np.concatenate([y, y], axis=2),
+        lambda y: np.where(np.arange(y.size).reshape(y.shape) == 3, np.nan, y),
+    ],
+    ids=["channels", "size", "nan"],
+)
+def test_layers_that_cannot_be_compared_are_bad_and_what_follows_is_no_traceback(
+    layer: str, wrong: Any
+) -> None:
+    report = rr.verify(MODEL, outputs() | {layer: wrong(outputs()[layer])}, inputs=X)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", layer), report.reason

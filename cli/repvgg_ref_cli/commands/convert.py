@@ -235,8 +235,7 @@ def _as_json(done: Conversion) -> dict[str, Any]:
         "tensors": done.tensors,
         "out": str(done.out),
         "format": done.format,
-        "self_check": check
-        and {"max_error": check.max_error, "bound": check.bound, "ok": check.ok},
+        "self_check": check and check.to_json(),
         "assumed": done.assumed.to_json(),
         "dtype": done.dtype,
         "opset": done.opset,

@@ -19,7 +19,6 @@ from repvgg_ref.oracle.integers.program import IntegerProgram, Sheet
 from repvgg_ref.oracle.report import Finding
 
 _SHOWN = 8  # channels
-_MOST_PAIRED = 1 << 21  # numbers of an input; a larger one is cut before pairs are tried
 _PIXELS = 12
 
 
