@@ -50,7 +50,7 @@ MUTANTS = [  # operator, the line as it is, the line with a bug
     ("gelu", "return x * phi,", "return phi,"),
     ("gelu", "cache.phi + x * density", "cache.phi - x * density"),
     ("gelu", "-math.sqrt(2)", "math.sqrt(2)"),
-    ("gelu", "2 - above, above", "1 - above, above"),
+    ("gelu", " / 2).astype", " / 1).astype"),
     ("silu", "return x * gate,", "return x * (1 - gate),"),
     ("silu", "* (1 + cache.x * (1 - cache.gate))", ""),
     ("silu", "(1 + cache.x * (1 - cache.gate))", "(1 - cache.x * (1 - cache.gate))"),
