@@ -38,6 +38,7 @@ def test_a_slower_contender_has_a_ratio_above_one() -> None:
     assert found.skipped == []
 
 
+@pytest.mark.slow
 def test_the_fastest_right_variant_represents_a_contender() -> None:
     found = run("slow", "slower or wrong or slow or dies")
     other = found.contenders[1]
@@ -46,7 +47,7 @@ def test_the_fastest_right_variant_represents_a_contender() -> None:
     assert [each.name.partition(" (")[2] for each in found.skipped] == ["wrong)", "dies)"]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["wrong", "nan", "infinite", "other shape"])
 def test_who_computes_something_else_is_not_timed(name: str) -> None:
     found = run("slow", name)
@@ -54,7 +55,7 @@ def test_who_computes_something_else_is_not_timed(name: str) -> None:
     assert "something else" in found.skipped[0].reason
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("name", "why"),
     [
@@ -71,7 +72,7 @@ def test_who_breaks_is_left_out_with_the_reason(name: str, why: str) -> None:
     assert found.skipped[0].reason.isprintable()
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["refuses", "dies", "dies later"])
 def test_nothing_is_compared_with_a_broken_first_one(name: str) -> None:
     with pytest.raises(ContenderError):

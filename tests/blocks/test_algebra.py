@@ -36,6 +36,7 @@ from tests.ops.exact import assert_exact, rationals
 every = pytest.mark.parametrize("name", EXPRESSIONS)
 
 
+@pytest.mark.few(12)
 @every
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_normal_form_is_what_the_expression_computes(name: str, seed: int) -> None:

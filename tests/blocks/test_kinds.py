@@ -65,6 +65,7 @@ def freeze_borders(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.few
 @every_fusible
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_branch_sum_equals_fused_output(name: str, shape: tuple[int, int, int, int]) -> None:
@@ -193,7 +194,7 @@ def test_a_file_of_it_is_told_from_its_keys_and_converted(
     assert fused.state_dict()[key].shape == conv.shapes()["fused.weight"]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @every
 @pytest.mark.parametrize("part", range(PARTS))
 def test_the_oracle_passes_what_is_right_and_names_every_mutant_of_a_layer(

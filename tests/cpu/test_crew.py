@@ -76,7 +76,7 @@ def test_every_kind_of_block(variant: str) -> None:
     is_right(engine_of(model), x, model)
 
 
-@pytest.mark.few
+@pytest.mark.few(1)
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize("size", [(1, 1), (2, 31), (97, 65)])
 def test_any_size_and_more_seats_than_work(size: tuple[int, int], threads: int) -> None:

@@ -78,6 +78,7 @@ class InterruptAt:
         return self
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("line", range(1, 110, 4))
 def test_ctrl_c_anywhere(line: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def act() -> None:
@@ -100,6 +101,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("call", [1, 2, 3])
 @pytest.mark.parametrize(("module", "name"), FAULTS, ids=[name for _, name in FAULTS])
 def test_what_the_system_refuses(

@@ -69,6 +69,7 @@ def test_replaced_weights_are_seen_and_changes_in_place_refused() -> None:
     assert not np.allclose(before, after)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_number_of_threads_changes_no_result_beyond_rounding(threads: int) -> None:
     x = images(2)

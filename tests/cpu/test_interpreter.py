@@ -40,6 +40,7 @@ def environment(**more: str) -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **more}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("flags", MODES.values(), ids=MODES)
 def test_flags_and_path_are_the_callers(flags: list[str], tmp_path: Path) -> None:
     program = PARENT.format(home=HOME, packages=PACKAGES)
@@ -77,6 +78,7 @@ def test_nothing_of_the_users_is_loaded_that_the_caller_does_not_load(tmp_path: 
     assert not mark.exists()
 
 
+@pytest.mark.few(1)
 @pytest.mark.skipif(not available(2), reason="crews need Linux on x86")
 @pytest.mark.parametrize("closed", ["0", "1", "2", "0, 1, 2"])
 def test_a_crew_of_a_caller_whose_streams_are_closed(closed: str, tmp_path: Path) -> None:

@@ -299,5 +299,4 @@ def test_engines_have_numbers_of_their_own() -> None:
     numbers = set()
     for _ in range(20):
         numbers.add(Engine(SMALL["plain"].blocks, model.params, dtype=np.float32)._number)
-        gc.collect()
     assert len(numbers) == 20

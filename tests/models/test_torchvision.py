@@ -39,6 +39,7 @@ def test_keys_shapes_and_counts_are_torchvisions(name: str) -> None:
     assert (there.params_train, there.macs) == (recorded["parameters"], recorded["macs"])
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", COMPUTED)
 def test_logits_are_torchvisions(name: str) -> None:
     arch = network(name)

@@ -66,7 +66,7 @@ FORKS = {
 }
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("options", FORKS)
 def test_the_assumption_is_named_for_a_right_port(trained: Path, options: str) -> None:
     report = rr.verify(trained, port(FORKS[options]), inputs=X)

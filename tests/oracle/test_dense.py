@@ -101,6 +101,7 @@ def test_bugs_between_blocks_are_named() -> None:
         assert [each.bug for each in report.diagnosis][:1] == [bug]
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("layer", [*MODEL.arch.layer_names])
 def test_an_error_of_a_thousandth_is_seen_in_every_layer(layer: str) -> None:
     right = outputs()
@@ -132,7 +133,7 @@ def test_a_file_of_fused_weights_is_held_against_the_training_file(tmp_path: Pat
     assert (report.verdict, report.first_bad_layer) == ("disagree", "ppm.2")
 
 
-@pytest.mark.few
+@pytest.mark.few(8)
 @pytest.mark.parametrize("layer", MODEL.arch.layer_names)
 @pytest.mark.parametrize(
     "wrong",

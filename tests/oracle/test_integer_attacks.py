@@ -62,6 +62,7 @@ def test_pooled_numbers_may_keep_their_axes() -> None:
     assert judged(NETWORK, numbers).verdict == "agree"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rounding", ["single", "floor", "float-away", "double"])
 def test_layers_that_are_left_out_are_computed_by_the_ports_own_scheme(rounding: str) -> None:
     numbers = dump(NETWORK.rounded(rounding), X)

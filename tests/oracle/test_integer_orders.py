@@ -74,6 +74,7 @@ def judged(network: IntegerNetwork, model: Any) -> IntegerReport:
     return judge_integers(model, network, candidate="candidate")
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("per_tensor", [False, True])
 @pytest.mark.parametrize("evened", [False, True])
 @pytest.mark.parametrize("name", ["plain", "grouped"])

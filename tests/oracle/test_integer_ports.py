@@ -30,6 +30,7 @@ def verdict_of(candidate: Any, **settings: Any) -> IntegerReport:
 # ----------------------------------------------------------- names, kinds
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "spelt",
     [
@@ -140,6 +141,7 @@ def test_tensorflow_lites_average_pool_is_right(seed: int) -> None:
     assert judged(network, numbers).first_bad_layer == "pool"
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("rounding", SCHEMES)
 def test_the_mean_of_equal_numbers_is_that_number(rounding: str) -> None:
     """Whatever 31 bits make of 1/n, and whatever the scale that cancels."""

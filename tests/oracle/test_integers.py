@@ -89,6 +89,7 @@ def test_a_scheme_that_is_not_the_claimed_one_is_named() -> None:
     assert "floor" in finding.says
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", [layer.name for layer in NETWORK.layers])
 def test_every_bug_in_every_layer_is_caught_placed_and_named(name: str) -> None:
     named, tried = Counter[str](), Counter[str]()
@@ -138,7 +139,7 @@ def test_channels_in_another_order_are_put_back() -> None:
     assert [(f.bug, f.layer) for f in report.diagnosis] == [("channels-permuted", "stage1.1")]
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("one", "two"),
     list(

@@ -174,6 +174,7 @@ def test_a_used_folder_is_refused(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("fields", "settings", "said"),
     [

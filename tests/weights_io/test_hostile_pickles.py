@@ -242,6 +242,7 @@ def test_only_the_exact_pair_of_module_and_name_is_allowed(case: str, spelling: 
     assert weights_io.sanitize(f"{module}.{name}") in message
 
 
+@pytest.mark.few(31)
 @pytest.mark.parametrize("case", MOST)
 def test_a_broken_pickle_is_refused_in_a_torch_zip(case: str) -> None:
     data, match = BROKEN[case]

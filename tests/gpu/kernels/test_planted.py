@@ -48,13 +48,13 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("plant", MISTAKES, ids=lambda plant: f"{plant.file}: {plant.old}"[:60])
 def test_a_mistake_is_found(plant: Plant) -> None:
     assert _found(plant, orders=(0,), dtype="bfloat16" if "0x7FFF" in plant.old else "float32")
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("file", "place"), BARRIERS)
 def test_a_missing_barrier_is_found(file: str, place: int) -> None:
     parts = launch.read(file).split(BARRIER)

@@ -66,7 +66,7 @@ def test_a_module_may_be_a_file_in_the_current_folder(
     assert list(run(f"{tmp_path}/my_port.py:net").layers) == ["linear"]
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("name", "says", "verdict"),
     [

@@ -55,7 +55,7 @@ def test_a_right_port_that_can_be_called_agrees_and_the_report_says_how_surely(
     assert any("would have shown" in note for note in report.notes)
 
 
-@pytest.mark.few
+@pytest.mark.few(1)
 @pytest.mark.parametrize("again", [False, True])
 def test_library_bugs_are_placed_and_named(network: Network, again: bool) -> None:
     layer = network.chain.blocks[1]

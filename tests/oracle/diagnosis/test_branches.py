@@ -188,7 +188,7 @@ def named(report: Report) -> str:
     return report.diagnosis[0].bug
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in CONVS.items() for n in names])
 def test_a_branch_missing_or_without_its_kernel_or_doubled(kind: str, name: str) -> None:
     want = MISSING.get(name, "branch-missing")

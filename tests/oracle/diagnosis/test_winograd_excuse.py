@@ -27,7 +27,7 @@ def port() -> Port:
     return Port(model, distinguishing_inputs(ARCH, height=48, width=40))
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "algorithm", ["direct", "winograd2", "winograd4", "winograd6", "winograd7"]
 )
@@ -43,7 +43,7 @@ def _beyond(port: Port, wrong: Array) -> float:
     return compare(program, x, wrong.astype(float), PRECISIONS["fp32"]).report.ratio
 
 
-@pytest.mark.few
+@pytest.mark.few(2)
 @pytest.mark.parametrize("times", [1.5, 3, 10, 30])
 @pytest.mark.parametrize("kind", ["bias", "scale", "tap"])
 def test_a_bug_some_times_the_direct_bound_is_no_winograd(

@@ -47,7 +47,7 @@ def calls(report: Report, ok: bool | None) -> list[str]:
     return [probe.call for probe in report.probes if probe.ok is ok]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", PORTS)
 def test_a_port_that_depends_on_the_call_is_caught_and_named(name: str) -> None:
     make, names = PORTS[name]
@@ -297,6 +297,7 @@ class TakesBytes(Candidate):
         return Outputs(x=layers.pop("input"), layers=layers)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("make", "verdict"),
     [

@@ -43,6 +43,7 @@ def scaled(key: str) -> Callable[[State], State]:
     return lambda state: state | {key: state[key] * np.float32(1.001)}
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("form", "change", "verdict", "where"),
     [
