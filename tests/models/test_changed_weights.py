@@ -5,7 +5,6 @@ The witness is a new model with copies of the arrays, evaluated by the reference
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -52,6 +53,17 @@ class Evidence:
                 yield from self._trials_of(bug, site)
             except DO_NOT_FIT:
                 continue
+
+    def usual(self) -> Iterator[Trial]:
+        """Bugs with a continuous parameter, at the values that people use."""
+        bugs = [bug for bug in bugs_for(self.site.program) if bug.continuous]
+        for mutant in planted(bugs, self.site, self.layer, precision=self.precision):
+            try:
+                trial = self.trial(mutant)
+            except DO_NOT_FIT:
+                continue
+            if trial is not None:
+                yield trial
 
     def _trials_of(self, bug: Bug[Any], site: Site[Any]) -> Iterator[Trial]:
         found = planted([bug], site, self.layer, precision=self.precision)
@@ -108,16 +120,49 @@ class LayerEvidence(Evidence):
 
     def predict(self, program: Program) -> Array | None:
         """The program's output at the sampled pixels; None if it has another size."""
+        return self.predict_in(program, self.workspace)
+
+    def thinned(self, most: int) -> LayerEvidence:
+        """At so many of the pixels, spread: a cheap first look at what many programs give."""
+        count = len(self.pixels[0])
+        at = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
+        thin = copy.copy(self)
+        thin.pixels = self.pixels[0][at], self.pixels[1][at]
+        seen = self.seen
+        values = (a[:, :, at] for a in (seen.y, seen.y_hat, seen.certified, seen.likely))
+        thin.seen, thin.workspace = Observation(*values), Workspace()
+        return thin
+
+    def predict_in(
+        self, program: Program, workspace: Workspace, pixels: Pixels | None = None
+    ) -> Array | None:
+        """The same at other pixels, sharing what programs of another site share."""
+        pixels = pixels or self.pixels
         if program.output_size(*self.site.x.shape[2:]) != self.size:
             return None
         try:
             with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-                predicted = program.evaluate(self.site.x, self.pixels, self.workspace)
+                predicted = program.evaluate(self.site.x, pixels, workspace)
         except DO_NOT_FIT:
             return None
-        if predicted.shape != self.seen.y.shape or not np.isfinite(predicted).all():
+        wanted = (*self.seen.y.shape[:2], len(pixels[0])) if self.size else self.seen.y.shape
+        if predicted.shape != wanted or not np.isfinite(predicted).all():
             return None
         return predicted
+
+    def neighbours(self, program: Program, workspace: Workspace) -> Array | None:
+        """The program's outputs at the sampled pixels and the eight around each, (9, N, O, P).
+
+        Beyond the border it goes on at the other side.
+        """
+        height, width = self.size
+        by = np.arange(-1, 2)
+        rows = (self.pixels[0] + by[:, None, None]) % height + 0 * by[:, None]  # (3, 3, P)
+        columns = (self.pixels[1] + by[:, None]) % width + 0 * by[:, None, None]
+        found = self.predict_in(program, workspace, (rows.ravel(), columns.ravel()))
+        if found is None:
+            return None
+        return np.moveaxis(found.reshape(*found.shape[:2], 9, -1), 2, 0)
 
 
 def sample_pixels(height: int, width: int) -> Pixels:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.diagnosis.composed import Composed
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.diagnosis.ranking import Trial
 from repvgg_ref.oracle.programs.block import BlockProgram
@@ -15,11 +16,13 @@ from repvgg_ref.oracle.report import Finding
 _CHANNELS_SHOWN = 6
 
 
-def unknown(evidence: LayerEvidence, trials: Sequence[Trial]) -> Finding:
-    """What can be said of a bug that is in no library."""
+def unknown(
+    evidence: LayerEvidence, trials: Sequence[Trial], alone: Composed | None = None
+) -> Finding:
+    """What can be said of a bug that is in no library; `alone`: what explains nearly all of it."""
     hint = max(trials, key=lambda t: t.fit.explains, default=None)
-    says = _described(evidence)
-    if hint is not None and hint.fit.explains > 0.5:
+    says = _described(evidence) if alone is None else f"{alone.says}; {_described(evidence)}"
+    if alone is None and hint is not None and hint.fit.explains > 0.5:
         says += (
             f"; {hint.mutant.bug.name} would explain {hint.fit.explains:.1%},"
             " but one explanation is not enough"
@@ -30,7 +33,8 @@ def unknown(evidence: LayerEvidence, trials: Sequence[Trial]) -> Finding:
         else "compare weight and bias of the linear layer"
     )
     advice = f"the bug is not in the library: {look}"
-    return Finding("unknown", evidence.layer, None, 0.0, 0.0, says, advice)
+    explains = 0.0 if alone is None else alone.share
+    return Finding("unknown", evidence.layer, None, 0.0, explains, says, advice)
 
 
 def _described(evidence: LayerEvidence) -> str:

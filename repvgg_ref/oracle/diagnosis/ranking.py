@@ -149,9 +149,10 @@ class Observation:
 
     def ranked(self, trials: Sequence[Trial]) -> list[Finding]:
         """Findings, likeliest first."""
-        return ranked(trials, self._same, self.y.shape[1])
+        return ranked(trials, self.same, self.y.shape[1])
 
-    def _same(self, first: Trial, second: Trial) -> bool:
+    def same(self, first: Trial, second: Trial) -> bool:
+        """Whether two predictions cannot be told apart on these outputs."""
         return bool((np.abs(first.predicted - second.predicted) <= 0.1 * self.likely).all())
 
 

@@ -155,13 +155,19 @@ def _known_and_more(
         rest = explain_by_patches(close.beside(trial.predicted), nuisance)
         if not rest.left and rest.patches:
             return [trial.one_of_two(), *(_finding(name, patch, 2) for patch in rest.patches)]
-    if trials and trials[0].fit.explains > _NEARLY:
+    if trials and _is_there(trials[0]):
         sample = close.beside(trials[0].predicted)
         left = explain_by_patches(sample, nuisance).left
         says = "; ".join(["two causes at once, one of them in no library", *_said(left)])
         other = Finding("unknown", name, None, 0.0, 0.0, says, _NOTHING_KNOWN)
         return [trials[0].one_of_two(), replace(other, taps=_taps(sample, nuisance))]
     return []
+
+
+def _is_there(trial: Trial) -> bool:
+    """Whether a bug is there although much is left: nearly all goes with it, or half by itself."""
+    by_itself = trial.fit.is_this and trial.is_significant
+    return trial.fit.explains > (_HALF if by_itself else _NEARLY)
 
 
 def _finding(layer: str, patch: Patch, causes: int) -> Finding:
@@ -193,7 +199,8 @@ def explain_unknown(
     if explained.patches and not explained.left:
         return [_finding(name, patch, len(explained.patches)) for patch in explained.patches]
     close = SampleEvidence(site, seen, bound, estimates, precision)
-    nearer = close.best(lambda trial: trial.fit.explains > _HALF)
+    is_explained = finding.explains > _NEARLY
+    nearer = [] if is_explained else close.best(lambda trial: trial.fit.explains > _HALF)
     says = "; ".join([finding.says, *_said(estimates.alarms.get(name, ()))])
     taps = _taps(estimates.samples[name], nuisance)
     return _known_and_more(close, nearer, nuisance) or [replace(finding, says=says, taps=taps)]

@@ -95,6 +95,7 @@ def test_another_eps_is_measured(network: Network) -> None:
 @pytest.mark.few(3)
 @pytest.mark.parametrize("kind", [*BLOCK, *HEAD])
 def test_strange_bugs_disagree_and_are_unknown(network: Network, kind: str) -> None:
+    """Or cannot be judged, where they are as small as what logits alone cannot tell."""
     layer = "linear" if kind in HEAD else network.chain.blocks[1]
     change = (BLOCK | HEAD)[kind]  # type: ignore[operator]
 
@@ -102,8 +103,9 @@ def test_strange_bugs_disagree_and_are_unknown(network: Network, kind: str) -> N
         return change(program) if name == layer else None
 
     report = judged(network, spoil)
-    assert report.verdict == "disagree"
-    assert report.diagnosis[0].bug == "unknown"
+    small = {"weights noisy, 1e-4", "one channel times 1.001", "one tap times 1.5"}
+    assert report.verdict == "disagree" or (report.verdict == "cannot-judge" and kind in small)
+    assert report.verdict == "cannot-judge" or report.diagnosis[0].bug == "unknown"
 
 
 @pytest.mark.few(1)

@@ -14,6 +14,7 @@ from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.programs.layers import block_program
+from repvgg_ref.oracle.programs.program import layer_output
 from repvgg_ref.oracle.verification import judge
 from tests.studies.oracle.matrix_study import Port
 
@@ -61,7 +62,15 @@ def test_a_bug_some_times_the_direct_bound_is_no_winograd(
         if _beyond(port, wrong) > times:
             break
         step *= 1.2
-    report = judge(port.model, Outputs(port.outputs | {LAYER: wrong.astype(np.float32)}), port.x)
+    outputs = port.outputs | {LAYER: wrong.astype(np.float32)}
+    for name in (
+        "stage2.2",
+        "linear",
+    ):  # else the next layer takes a scaling back: an equal network
+        program = port.programs[name]
+        outputs[name] = layer_output(program, wrong.astype(np.float64)).astype(np.float32)
+        wrong = outputs[name]
+    report = judge(port.model, Outputs(outputs), port.x)
     assert report.verdict == "disagree"
     assert report.first_bad_layer == LAYER
     explained = {"bias": "bias-altered", "scale": "channel-scaled", "tap": "taps-altered"}

@@ -1,0 +1,99 @@
+"""A known bug beside one of no library is named; one of no library alone gets no known name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.bounds.comparison import compare
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
+from repvgg_ref.oracle.bugs import LAYER_BUGS, Site
+from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.diagnosis.diagnose import _starts
+from repvgg_ref.oracle.diagnosis.explain import Case
+from repvgg_ref.oracle.programs.program import batch_output
+from repvgg_ref.oracle.report import Finding
+from tests.studies.oracle.matrix_study import Port, findings_of
+from tests.studies.oracle.networks import network_and_inputs
+from tests.studies.oracle.strangers import BLOCK
+
+LIBRARY = {bug.name: bug for bug in LAYER_BUGS}
+ESTIMATES = {"outputs-scaled", "bias-scaled"}  # which say the same of a stranger
+
+# A known bug, a stranger, and what is said of it: one of each constructor.
+PAIRS = [
+    ("branch-1x1-missing", "one kernel is 0", "right to rounding"),
+    ("kernel-flipped", "clipped at 3", "the activation is another function"),
+    ("branch-doubled", "softplus", "the activation is another function"),
+    ("mean-ignored", "absolute value", "the activation is another function"),
+    ("identity-missing", "bias rolled", "each channel is scaled and shifted"),
+    ("identity-missing", "bias plus 0.1", "a constant is added"),
+    ("branch-doubled", "weights times 0.995", "all products are scaled by one factor"),
+    ("default-batch-norm", "input turned by 180 degrees", "turned by 180 degrees"),
+    ("kernel-flipped", "output channels of the kernel rolled", "output channels are exchanged"),
+    ("branch-doubled", "kernel rolled by a row", "kernel rolled by +1 along its rows"),
+    ("branch-1x1-missing", "blurred", "mixed with its eight neighbours"),
+]
+
+ALONE = {
+    "leaky 0.2": "the activation is another function",
+    "kernel rolled by a row": "the kernel rolled by +1 along its rows",
+    "input turned by 180 degrees": "turned by 180 degrees",
+    "weights times 0.995": "all products are scaled by one factor",
+    "bias rolled": "each channel is scaled and shifted",
+    "weights noisy, 1e-2": "its weights err",
+    "two groups": "in every channel",
+    "output plus 0.01": "",
+}
+
+
+@pytest.fixture(scope="module")
+def port() -> Port:
+    return Port(*network_and_inputs("plain", 2, (32, 28)))
+
+
+def told(port: Port, stranger: str, known: str = "") -> list[Finding]:
+    """What the oracle says of the second block of the first stage with one bug, or with both."""
+    layer = port.names[2]
+    x, program = port.inputs[layer], port.programs[layer]
+    right = batch_output(program, x)
+    if known:
+        program = next(iter(LIBRARY[known].mutate(Site(program, x)))).program
+    wrong = batch_output(BLOCK[stranger](program), x)
+    noise: Array = np.where(wrong == 0, 0.0, port.outputs[layer] - right)
+    return findings_of(port, layer, (wrong + noise).astype(np.float32))
+
+
+@pytest.mark.few(4)
+@pytest.mark.parametrize(("known", "stranger", "says"), PAIRS)
+def test_both_are_told(port: Port, known: str, stranger: str, says: str) -> None:
+    found = told(port, stranger, known)
+    assert [each.bug for each in found] == [known, "unknown"]
+    assert says in found[1].says
+    assert found[0].says.startswith("two bugs at once, one of them: ")
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("stranger", ALONE)
+def test_a_lone_stranger_is_described_and_gets_no_known_name(port: Port, stranger: str) -> None:
+    found = told(port, stranger)
+    assert {each.bug for each in found} <= {"unknown"} | ESTIMATES
+    assert ALONE[stranger] in found[0].says
+
+
+def test_effects_that_add_up_are_tried_first(port: Port) -> None:
+    """Neither of the two explains much alone: that they are two shows from their sum."""
+    layer, fp32 = port.names[2], PRECISIONS["fp32"]
+    x, program = port.inputs[layer], port.programs[layer]
+    for name in ("identity-missing", "mean-ignored"):
+        program = next(iter(LIBRARY[name].mutate(Site(program, x)))).program
+    wrong = batch_output(program, x)
+    compared = compare(port.programs[layer], x, wrong, fp32)
+    case = Case(
+        port.programs, {layer: compared}, port.x, Outputs(port.outputs | {layer: wrong}), fp32
+    )
+    evidence = case.evidence(layer)
+    starts = {trial.mutant.bug.name for trial in _starts(evidence, list(evidence.trials()))}
+    assert {"identity-missing", "mean-ignored"} <= starts
+    assert {each.bug for each in case.findings(layer)} == {"identity-missing", "mean-ignored"}
