@@ -11,6 +11,7 @@ from repvgg_ref.integer.layers import IntegerLayer
 from repvgg_ref.oracle.integers.onnx_arrays import StatedBias
 
 HALF = 0.5 + 1e-4  # of a step: rounding, and that of the scales themselves to float32
+_UNSEEN = 0.05  # of a step of the output: what a bias may be off without a word of blame
 _SMALL = 1e-6  # steps: a weight that says nothing about its channel's factor
 
 
@@ -88,6 +89,22 @@ class Pair(NamedTuple):
             step = np.maximum(self.stated.step / unit, 1.0)
         found: Array = np.abs(self.held_bias - bias) / (bias_room(bias / step) * step)
         return found
+
+    @property
+    def bias_beside(self) -> Array:
+        """Which biases are not the nearest integers but beside them, and too small to matter.
+
+        One accumulator step off, which is so small a part of a step of the output that few numbers
+        round otherwise, and none by more than 1: as truncation or another product of the scales
+        leaves them.
+        """
+        off = np.abs(self.held_bias - self.bias_steps) <= 1 + HALF
+        return np.asarray((self.bias_apart > HALF) & off & (self.output_steps <= _UNSEEN))
+
+    @property
+    def output_steps(self) -> Array:
+        """One step of an accumulator, in steps of the output."""
+        return float(self.layer.input.scale) * self.scale / float(self.layer.output.scale)
 
     def times(self, factors: Factors) -> Pair:
         """With the output channels multiplied."""
