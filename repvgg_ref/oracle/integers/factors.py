@@ -64,6 +64,11 @@ class Pair(NamedTuple):
         """The real weights in units of the scales."""
         return self.weight / across(self.scale, self.weight)
 
+    def held(self, steps: Array) -> Array:
+        """Those of `steps` that 8 bits cannot hold moved to the nearest that they can."""
+        found: Array = np.clip(steps, *self.layer.weight_ends)
+        return found
+
     @property
     def bias_steps(self) -> Array:
         """The real bias in units of both scales."""
@@ -134,7 +139,7 @@ def undone(pair: Pair, factors: Factors | None) -> Pair:
 def agreeing(pair: Pair, layer: IntegerLayer) -> int:
     """How many weights are the nearest integers."""
     assert layer.weight is not None
-    apart = np.abs(layer.weight - np.clip(pair.steps, -128, 127))
+    apart = np.abs(layer.weight - np.clip(pair.steps, *layer.weight_ends))
     return int((apart <= HALF + pair.slack).sum())
 
 
@@ -156,6 +161,8 @@ def factors_of(pair: Pair) -> Factors:
     steps, slack = (each.reshape(channels, -1) for each in (pair.steps, pair.slack))
     q = np.concatenate([numbers, pair.held_bias[:, None]], axis=1)
     s = np.concatenate([steps, pair.bias_steps[:, None]], axis=1)
+    low, high = pair.layer.weight_ends
+    inside = ((pair.layer.weight > low + 1) & (pair.layer.weight < high)).reshape(channels, -1)
     room = np.concatenate(
         [np.full(slack.shape, HALF), HALF * bias_room(pair.bias_steps)[:, None]], axis=1
     )
@@ -163,7 +170,7 @@ def factors_of(pair: Pair) -> Factors:
     found = Factors.none(channels)
     for channel in range(channels):
         use = np.abs(s[channel]) > _SMALL + np.abs(unsure[channel])
-        use[:-1] &= np.abs(numbers[channel]) < 127  # what was clipped may have been any larger
+        use[:-1] &= inside[channel]  # what was clipped may have been any larger
         # s may itself be larger or smaller by what the input's factor is unsure of.
         ends = [
             (q[channel] + one * room[channel])[use] / (s[channel] + two * unsure[channel])[use]

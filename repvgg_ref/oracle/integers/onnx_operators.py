@@ -12,8 +12,8 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.files.onnx_graph.constants import setting
 from repvgg_ref.integer.layers import Quantization
 from repvgg_ref.oracle.candidates.onnx_reading import RELU, Clamp
-from repvgg_ref.oracle.integers.onnx_arrays import StatedBias
-from repvgg_ref.oracle.integers.onnx_layers import Weights, convolution, linear, pooled
+from repvgg_ref.oracle.integers.onnx_arrays import StatedBias, Weights
+from repvgg_ref.oracle.integers.onnx_layers import convolution, linear, pooled
 from repvgg_ref.oracle.integers.onnx_settings import called, not_understood
 from repvgg_ref.oracle.integers.onnx_shapes import SHAPING, reshaped
 from repvgg_ref.oracle.integers.onnx_walk import (
@@ -138,8 +138,8 @@ def _dequantize(walk: Walk, node: Any) -> None:
 
 def _conv(walk: Walk, node: Any) -> None:
     x, _ = walk.source(node.input[0])
-    weight, scale = walk.weights(node.input[1])
-    walk.real[node.output[0]] = convolution(walk, node, x, (weight, scale), _given(node, 2))
+    weights = walk.weights(node.input[1])
+    walk.real[node.output[0]] = convolution(walk, node, x, weights, _given(node, 2))
 
 
 def _gemm(walk: Walk, node: Any) -> None:

@@ -113,13 +113,15 @@ def _judged(pair: Pair, known: tuple[Finding, ...]) -> tuple[IntegerLayerReport,
     layer = pair.layer
     assert layer.weight is not None
     numbers = layer.weight.astype(np.float64)
-    steps = np.clip(pair.steps, -128, 127)
+    low, high = layer.weight_ends
+    steps = pair.held(pair.steps)
     apart = np.maximum(np.abs(numbers - steps) - pair.slack, 0.0)
     bias_apart = pair.bias_apart
     beside = pair.bias_beside
     bias_apart = np.where(beside, np.minimum(bias_apart, HALF), bias_apart)
     wrong, wrong_bias = apart > HALF, bias_apart > HALF
-    clipped = np.abs(pair.steps) > 128 + HALF  # more than -128, the farthest there is, can round to
+    # More than the farthest number there is can round to; +128 is not held either.
+    clipped = (pair.steps < low - HALF) | (pair.steps > high + 1 + HALF)
     is_clipped = bool(clipped.mean() > _CLIPPED) and not known
     ok = not (wrong.any() or wrong_bias.any() or is_clipped)
     worst = max(float(apart.max(initial=0)), float(bias_apart.max(initial=0)))

@@ -30,7 +30,7 @@ from repvgg_ref.integer.quantize import LINEAR, as_chain, calibrate, quantize
 from repvgg_ref.integer.simulate import layer_names
 from repvgg_ref.integer.trial import Simulation, Trial
 from repvgg_ref.models.network import Model
-from tests.studies.integer.advice_report import write_report
+from tests.studies.integer.advice_report import RESULTS, write_report
 from tests.studies.integer.parts import Inputs, Parts, inputs
 
 FACTORS = (10, 20, 30, 50, 100)
@@ -40,7 +40,6 @@ NETWORKS = {
     "mnist": ("repvgg", "custom-l2", "qarepvgg"),
     "digits": ("repvgg", "qarepvgg"),
 }
-RESULTS = Path(__file__).parent / "results"
 
 
 def uneven(model: Model, factor: float, seed: int) -> Model:

@@ -3,7 +3,9 @@
     python -m tests.studies.integer.parts mnist|digits OUT
 
 writes the first part as MNIST's training files and the second as its test files, so that no
-training sees the third at all, and its own test images are those that `advise` predicts from.
+training sees the third at all, and its own test images are those that `advise` predicts from. Parts
+are drawn at random from all pictures: in the order of their files neighbours are of one writer, and
+the ends of MNIST of other ones, so that an interval from one part would say little of another.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from repvgg_ref.data.digits import INK, UPSCALE, load_digits
 from repvgg_ref.data.idx import idx_source
 from tests.studies.mnist import Pictures, Split, load_mnist, write_idx
 
-_PREDICTED = {"mnist": 1000, "digits": 360}  # pictures of the published training part
+_EACH = {"mnist": 1000, "digits": 360}  # pictures to predict from, and as many to measure on
 
 
 class Inputs(NamedTuple):
@@ -38,14 +40,13 @@ class Parts(NamedTuple):
 
 
 def pictures(name: str) -> tuple[Pictures, Pictures, Pictures]:
-    """To train on, to predict from, to measure on; the last is the published test part."""
+    """To train on, to predict from, to measure on."""
     split = load_mnist() if name == "mnist" else _bundled()
-    train, count = split.train, _PREDICTED[name]
-    return (
-        Pictures(train.images[:-count], train.labels[:-count]),
-        Pictures(train.images[-count:], train.labels[-count:]),
-        split.test,
-    )
+    images, labels = (np.concatenate(both) for both in zip(*split, strict=True))
+    order, each = np.random.default_rng(0).permutation(len(labels)), _EACH[name]
+    places = order[: -2 * each], order[-2 * each : -each], order[-each:]
+    first, second, third = (Pictures(images[place], labels[place]) for place in places)
+    return first, second, third
 
 
 def inputs(name: str, folder: Path) -> Parts:
