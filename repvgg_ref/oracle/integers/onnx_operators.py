@@ -259,8 +259,6 @@ def _zero(walk: Walk, node: Any, place: int) -> Array | None:
 def _qlinear_conv(walk: Walk, node: Any) -> None:
     x, y = _sides(walk, node, 1, 6)
     zero = _zero(walk, node, 5)
-    if zero is not None and np.ptp(zero):
-        raise walk.failure(f"{called(node)}: weights with several zero points")
     weights = walk.signed(walk.value(node.input[3]), walk.scale(node.input[4]), zero)
     layer = convolution(walk, node, x, weights, "")
     walk.close(_with_integers(walk, layer, _given(node, 8)), y, node.output[0])
