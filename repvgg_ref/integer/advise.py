@@ -121,8 +121,8 @@ def advise(
     """Look at every layer of `model`, and predict what every remedy gains.
 
     Layers are looked at, and those to keep in fp16 chosen, on the images of `ranges_from`; what the
-    ways gain is counted on `images`. A network knows the images that it was trained on better than
-    others: there the loss of a few points is predicted at half of what it is, or less.
+    ways gain is counted on `images`, which no range and no choice has seen. An interval is about
+    images like these: of such that were trained on, or drawn elsewhere, it says nothing.
 
     Parameters
     ----------

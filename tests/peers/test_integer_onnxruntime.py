@@ -145,8 +145,7 @@ def test_asymmetric_weights_of_its_quantiser_agree_and_their_zero_points_count(
     assert all(each.weight.dtype == np.int16 for each in layers)  # type: ignore[union-attr]
     zeros = [each.weight_zero_point for each in layers]
     assert all(each is not None and (each.size > 1) == per_channel for each in zeros)
-    for reference in (model, path):
-        report = rr.verify(reference, path, **({} if reference is model else {"inputs": x}))
+    for report in (rr.verify(model, path), rr.verify(path, path, inputs=x)):
         assert report.verdict == "agree", report.reason
     proto = onnx.load(str(path))
     name = next(

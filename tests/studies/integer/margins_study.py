@@ -3,7 +3,7 @@
     python -m tests.studies.integer.margins_study RUNS
 
 RUNS as for `advice_study`. Networks of uneven channels, one scale a tensor: the loss in top-1 on
-the third part of the pictures, beside what is predicted from the others in four ways. "additive"
+the third part of the pictures, beside what is predicted from the others in several ways. "additive"
 adds to every image's float logits the noise of every other one; "by class" regresses integer
 logits on float ones and adds what is left of images of the same class: both turn each image's right
 or wrong into a probability, so that margins count, not only flips.
@@ -24,13 +24,14 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.integer.quantize import calibrate
 from repvgg_ref.integer.simulate import layer_names
 from repvgg_ref.integer.trial import Trial
-from tests.studies.integer.advice_study import RANGES, RESULTS, uneven
+from tests.studies.integer.advice_report import RESULTS
+from tests.studies.integer.advice_study import RANGES, uneven
 from tests.studies.integer.parts import Inputs, inputs
 
 DATA, FACTORS, SEEDS = ("mnist", "digits"), (15, 20, 30), range(10)
 FEW = 128  # images that a user may have
 SIZES = ((0.0, 0.03), (0.03, 0.1), (0.1, 1.0))
-WAYS = ("trained on", "held out", f"{FEW} held out", "additive", "by class")
+WAYS = ("trained on", "held out", "by class, all", f"{FEW} held out", "additive", "by class")
 
 
 def counted(z: Array, q: Array, labels: Array) -> float:
@@ -81,6 +82,7 @@ def rows(runs: Path) -> Iterator[dict[str, Any]]:
                     "measured": counted(*found[2]),
                     "trained on": counted(*found[0]),
                     "held out": counted(*found[1]),
+                    "by class, all": by_class(*found[1]),
                     f"{FEW} held out": counted(*few),
                     "additive": additive(*few),
                     "by class": by_class(*few),
@@ -95,7 +97,7 @@ def text(found: Sequence[Mapping[str, Any]]) -> str:
         "Made by `python -m tests.studies.integer.margins_study`: losses in top-1, in points, with",
         "one scale a tensor. Means over networks, and in brackets the root mean square difference",
         f"to what was measured on other images. The last two ways smooth, from {FEW} held-out",
-        "images, by the logits' margins and noise.",
+        "images, by the logits' margins and noise; `by class, all` does it from all.",
         "",
         "| measured loss | networks | measured | " + " | ".join(WAYS) + " |",
         "|---|--:|--:|" + "--:|" * len(WAYS),
