@@ -21,10 +21,11 @@ _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif",
 class Parted(NamedTuple):
     """Images that ranges are measured on, and others that gains are counted on.
 
-    `labels` of `held_out`, or None where nothing says them.
+    `images` is None of a single one, which serves for both; `labels` are those of `held_out`, or
+    None where nothing says them.
     """
 
-    images: Array
+    images: Array | None
     held_out: Array
     labels: Array | None
 
@@ -79,8 +80,10 @@ def parted_images(where: str, model: Model, limit: int, held_out: int) -> Parted
 
 
 def halves(images: Array) -> Parted:
-    """Every second image apart from the others; of a single image nothing can be."""
-    return Parted(images[::2], images[1::2] if len(images) > 1 else images, None)
+    """Every second image apart from the others; a single one cannot be parted."""
+    return (
+        Parted(images[::2], images[1::2], None) if len(images) > 1 else Parted(None, images, None)
+    )
 
 
 def _spread(images: Array, limit: int) -> Array:

@@ -90,6 +90,14 @@ class Advice:
         """What gains are counted from: one scale for all of a layer's channels."""
         return next(each for each in self.simulated if each.name == "per-tensor")
 
+    @property
+    def source(self) -> str:
+        """Where ranges and gains come from, in words."""
+        images = f"{self.images} image{'s' * (self.images != 1)}"
+        if not self.held_out:
+            return f"ranges and gains from the same {images}"
+        return f"ranges from {images}, gains on {self.held_out} other{'s' * (self.held_out != 1)}"
+
     def to_json(self) -> dict[str, Any]:
         """What ``repvgg-ref advise --json`` prints."""
         return {
@@ -289,7 +297,9 @@ def _effect(before: Simulation, after: Simulation) -> str:
         rates = f"top-1 {before.top1:.1%} -> {after.top1:.1%}"
     else:
         rates = f"same class {before.same_class:.1%} -> {after.same_class:.1%}"
-    return f"{said}, {rates}, {after.gain_over(before)}"
+    gain = after.gain_over(before)
+    shown = "" if gain.low > 0 or gain.high < 0 else ": none that so few images show"
+    return f"{said}, {rates}, {gain}{shown}"
 
 
 def _finite(value: float) -> float | None:

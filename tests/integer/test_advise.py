@@ -86,6 +86,9 @@ def test_layers_are_looked_at_on_the_images_that_ranges_come_from() -> None:
     assert one.images == other.images == 8
     assert (one.held_out, other.held_out) == (8, 16)
     assert one.simulated[1].sqnr > other.simulated[1].sqnr + 3  # three times as far: clipped
-    assert advise(small, x[:8]).held_out == 0
+    alone = advise(small, x[:8])
+    assert (alone.held_out, alone.source) == (0, "ranges and gains from the same 8 images")
+    assert one.source == "ranges from 8 images, gains on 8 others"
+    assert any("none that so few images show" in step for step in one.steps)
     with pytest.raises(ReportedError, match="a prediction needs images"):
         advise(small, x[:0], ranges_from=x[:8])

@@ -121,10 +121,7 @@ def _images(calibrate: str | None, model: Model, limit: int, held_out: int) -> P
 def _show(advice: Advice) -> None:
     console().print(Fitting(_layers(advice), drop=[6, 3]))
     console().print(Fitting(_simulated(advice)))
-    say(
-        f"ranges from {advice.images} images, gains on {advice.held_out} others, intervals at "
-        "95 %; dB: signal over quantisation noise, more is better"
-    )
+    say(f"{advice.source}, intervals at 95 %; dB: signal over quantisation noise, more is better")
     for number, step in enumerate(advice.steps, 1):
         say(f"{number}. {step}")
 
