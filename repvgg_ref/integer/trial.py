@@ -3,7 +3,8 @@
 What a way gains is counted on the same images, right against wrong, so its interval needs no model
 of the noise. Smoother estimates from the logits' margins were measured: with the noise of other
 images they miss most of a loss, since noise depends on the image; with that of images of the same
-class they help 128 images and not 1,000 (``tests/studies/integer/margins_study.py``).
+class they vary less, but are a sixth too low or more where a loss is a few points
+(``tests/studies/integer/margins_study.py``).
 """
 
 from __future__ import annotations
