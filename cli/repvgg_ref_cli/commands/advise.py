@@ -54,7 +54,7 @@ _SPARK = 16
     type=click.IntRange(min=1),
     default=512,
     show_default=True,
-    help="Other images at most, on which gains are counted.",
+    help="Other images at most, on which gains are counted; six passes each.",
 )
 @click.option(
     "--report", "page", type=Output("html"), help="Also write one HTML page with pictures."

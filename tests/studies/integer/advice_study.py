@@ -65,7 +65,8 @@ def measured(model: Model, seen: Array, test: Inputs, kept: Sequence[str]) -> li
 
     def integers(name: str, which: Model, *, per_tensor: bool) -> Simulation:
         network = quantize(which, seen, per_tensor=per_tensor, rounding="float-even")
-        return _judged(name, network.forward(test.x)[LINEAR], wanted, test.labels)
+        logits = network[LINEAR].output.real(network.forward(test.x)[LINEAR])
+        return _judged(name, logits, wanted, test.labels)
 
     even, _ = equalize(deploy)
     found = [
