@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,18 +98,19 @@ class Simulation:
 class Trial:
     """A network in deploy form, the ranges of its activations, and images.
 
-    `labels` may be None; `wanted` are the logits to come near, by default the network's own.
+    `labels` may be None; `given` are logits to come near in place of the network's own.
     """
 
     deploy: Model
     ranges: dict[str, Range]
     images: Array
     labels: Array | None = None
-    wanted: Array = None  # type: ignore[assignment]
+    given: Array | None = None
 
-    def __post_init__(self) -> None:
-        if self.wanted is None:
-            self.wanted = self.run([], per_tensor=False)
+    @cached_property
+    def wanted(self) -> Array:
+        """The logits (N, classes) to come near."""
+        return self.run([], per_tensor=False) if self.given is None else self.given
 
     def run(self, quantised: Collection[str], *, per_tensor: bool) -> Array:
         """Logits (N, classes) with these layers in integers."""

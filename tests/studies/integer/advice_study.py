@@ -27,7 +27,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.integer.advise import Advice, advise
 from repvgg_ref.integer.equalize import equalize, scale_channels
 from repvgg_ref.integer.quantize import LINEAR, as_chain, calibrate, quantize
-from repvgg_ref.integer.simulate import layer_names
+from repvgg_ref.integer.simulate import layer_names, sqnr
 from repvgg_ref.integer.trial import Simulation, Trial
 from repvgg_ref.models.network import Model
 from tests.studies.integer.advice_report import RESULTS, write_report
@@ -138,10 +138,8 @@ def main() -> None:
 
 
 def _judged(name: str, logits: Array, wanted: Array, labels: Array) -> Simulation:
-    noise, signal = ((logits - wanted) ** 2).sum(), (wanted.astype(np.float64) ** 2).sum()
     found = logits.argmax(1)
-    loudness = 10 * float(np.log10(signal / noise)) if noise else float("inf")
-    return Simulation(name, loudness, found == wanted.argmax(1), found == labels)
+    return Simulation(name, sqnr(wanted, logits), found == wanted.argmax(1), found == labels)
 
 
 def _said(simulated: Sequence[Simulation]) -> dict[str, Any]:
