@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.errors import CheckpointError, did_you_mean
+from repvgg_ref.errors import CheckpointError, ReportedError, did_you_mean
 from repvgg_ref.integer.layers import IntegerLayer, Quantization
 from repvgg_ref.integer.network import IntegerNetwork
 from weights_io import LazyArray, open_weights, sanitize, save_weights
@@ -63,9 +63,21 @@ def is_integer_network(metadata: Mapping[str, str]) -> bool:
 
 
 def write_network(path: str | os.PathLike[str], network: IntegerNetwork) -> None:
-    """Write `network` to `path`, whole or not at all."""
+    """Write `network` to `path`, whole or not at all.
+
+    Raises
+    ------
+    ReportedError
+        If weights less their zero point leave int8, which the format has no place for.
+    """
     arrays: dict[str, Array] = {}
     for layer in network.layers:
+        if layer.weight is not None and layer.weight.dtype != np.int8:
+            raise ReportedError(
+                f"{layer.name} has asymmetric weights, which the npz has no place for",
+                got=f"{layer.weight.min()} to {layer.weight.max()}",
+                wanted="int8 around zero",
+            )
         arrays |= {f"{layer.name}.{part}": array for part, array in _arrays_of(layer)}
     settings = [
         {name: getattr(layer, name) for name in _SETTINGS if layer.kind == "conv" or name in _BARE}

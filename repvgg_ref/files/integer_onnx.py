@@ -200,10 +200,14 @@ def _weights(graph: _Graph, layer: IntegerLayer) -> Iterator[str]:
     assert layer.weight is not None
     assert layer.bias is not None
     assert layer.weight_scale is not None
-    yield graph.constant(f"{layer.name}.weight", layer.weight)
+    zeros = np.zeros(layer.weight_scale.shape, np.int64)
+    if layer.weight_zero_point is not None:
+        zeros = zeros + layer.weight_zero_point
+    across = zeros.reshape((-1,) + (1,) * (layer.weight.ndim - 1)) if zeros.ndim else zeros
+    stored = layer.weight.astype(np.int64) + across
+    yield graph.constant(f"{layer.name}.weight", stored.astype(np.int8))
     yield graph.constant(f"{layer.name}.weight_scale", layer.weight_scale)
-    zeros = np.zeros(layer.weight_scale.shape, np.int8)
-    yield graph.constant(f"{layer.name}.weight_zero_point", zeros)
+    yield graph.constant(f"{layer.name}.weight_zero_point", zeros.astype(np.int8))
     yield graph.constant(f"{layer.name}.bias", layer.bias)
 
 

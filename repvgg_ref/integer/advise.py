@@ -7,7 +7,7 @@ known: batch norms of the identity and 1x1 branches leave channels that reach fa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,16 +17,16 @@ import scipy  # its parts are loaded when they are first used: a second of start
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.errors import ReportedError
 from repvgg_ref.integer.equalize import equalize
-from repvgg_ref.integer.observers import Range
 from repvgg_ref.integer.quantize import as_chain, calibrate
 from repvgg_ref.integer.simulate import (
     kernels,
     layer_names,
     rounded_weight,
-    simulated_logits,
     sqnr,
 )
+from repvgg_ref.integer.trial import Simulation, Trial
 from repvgg_ref.models.network import Model
 
 _OUTLIER = 4.0  # times the median range: a channel that takes two bits from all others
@@ -68,38 +68,42 @@ class LayerAdvice:
 
 
 @dataclass(frozen=True)
-class Simulation:
-    """A whole network quantised in one way: dB at the logits, and how often the class is right.
-
-    `top1` is None where the images have no labels.
-    """
-
-    name: str
-    sqnr: float
-    same_class: float
-    top1: float | None
-
-
-@dataclass(frozen=True)
 class Advice:
     """Layers, worst first; remedies simulated, the best last; what to do, in words.
 
-    `rank_correlation` is Spearman's, between the kernels' own noise and what each layer costs at
-    the logits: whether looking at kernels alone would have ranked the layers right.
+    `images` are those that ranges were measured on and layers looked at, `held_out` others, on
+    which the ways were simulated; 0: the same. `rank_correlation` is Spearman's, between the
+    kernels' own noise and what each layer costs at the logits: whether looking at kernels alone
+    would have ranked the layers right.
     """
 
     model: str
     images: int
+    held_out: int
     layers: tuple[LayerAdvice, ...]
     simulated: tuple[Simulation, ...]
     rank_correlation: float
     steps: tuple[str, ...]
+
+    @property
+    def naive(self) -> Simulation:
+        """What gains are counted from: one scale for all of a layer's channels."""
+        return next(each for each in self.simulated if each.name == "per-tensor")
+
+    @property
+    def source(self) -> str:
+        """Where ranges and gains come from, in words."""
+        images = f"{self.images} image{'s' * (self.images != 1)}"
+        if not self.held_out:
+            return f"ranges and gains from the same {images}"
+        return f"ranges from {images}, gains on {self.held_out} other{'s' * (self.held_out != 1)}"
 
     def to_json(self) -> dict[str, Any]:
         """What ``repvgg-ref advise --json`` prints."""
         return {
             "model": self.model,
             "images": self.images,
+            "held_out": self.held_out,
             "layers": [
                 {
                     "name": layer.name,
@@ -113,30 +117,31 @@ class Advice:
                 }
                 for layer in self.layers
             ],
-            "simulated": {
-                each.name: {
-                    "sqnr": _finite(each.sqnr),
-                    "same_class": each.same_class,
-                    "top1": each.top1,
-                }
-                for each in self.simulated
-            },
+            "simulated": {each.name: each.to_json(self.naive) for each in self.simulated},
             "rank_correlation": _finite(self.rank_correlation),
             "advice": list(self.steps),
         }
 
 
-def advise(model: Model, images: Array, labels: Array | None = None) -> Advice:
-    """Look at every layer of `model` and simulate every remedy on `images`.
+def advise(
+    model: Model, images: Array, labels: Array | None = None, *, ranges_from: Array | None = None
+) -> Advice:
+    """Look at every layer of `model`, and predict what every remedy gains.
+
+    Layers are looked at, and those to keep in fp16 chosen, on the images of `ranges_from`; what the
+    ways gain is counted on `images`, which no range and no choice has seen. An interval is about
+    images like these: of such that were trained on, or drawn elsewhere, it says nothing.
 
     Parameters
     ----------
     model : Model
         In train form its branches tell the cause; a plain chain, see `quantize.as_chain`.
     images : (N, C, H, W) floating array
-        Prepared as for training; ranges of activations are measured on them.
+        Prepared as for training; best such that nothing was trained on.
     labels : (N,) array of int, optional
-        Then accuracy is simulated, too.
+        Of `images`; then accuracy is predicted, too.
+    ranges_from : (M, C, H, W) floating array, optional
+        On which ranges of activations are measured. Default: `images`; then nothing is held out.
 
     Raises
     ------
@@ -145,91 +150,69 @@ def advise(model: Model, images: Array, labels: Array | None = None) -> Advice:
     """
     deploy = as_chain(model)
     even, _ = equalize(deploy)
-    trial = _Trial(deploy, images, labels, calibrate(deploy, images, method="min-max"))
+    seen = images if ranges_from is None else ranges_from
+    ranges, evened = (calibrate(each, seen, method="min-max") for each in (deploy, even))
+    if not len(images):
+        raise ReportedError("a prediction needs images", got="none", wanted="at least 1")
+    trial = Trial(deploy, ranges, seen)
     names = layer_names(deploy)
-    alone = {name: sqnr(trial.wanted, trial.run([name], per_tensor=True)) for name in names}
+    alone = {name: trial.loss([name], per_tensor=True) for name in names}
     # By noise: each layer's adds up at the logits, so the loudest gain most from staying real.
-    loudest = sorted(names, key=lambda name: alone[name])
-    kept = _worth_keeping(trial, loudest)
-    evened = dict(kernels(even))
-    layers = [
-        _layer(model, name, kernel, evened[name], alone[name], name in kept)
+    kept = _worth_keeping(trial, sorted(names, key=lambda name: alone[name]))
+    told = [
+        _layer(model, name, kernel, even, alone[name], name in kept)
         for name, kernel in kernels(deploy)
     ]
-    layers.sort(key=lambda layer: layer.alone)
-    simulated = _simulations(trial, even, names, kept)
-    told = [(layer.sqnr_per_tensor, layer.alone) for layer in layers if layer.alone < np.inf]
-    rank = float(scipy.stats.spearmanr(told).statistic) if len(told) > 2 else float("nan")
+    told.sort(key=lambda layer: layer.alone)
+    plain = Trial(deploy, ranges, images, labels)
+    simulated = tuple(_simulations(plain, Trial(even, evened, images, labels, plain.wanted), kept))
     return Advice(
         model.name,
-        len(images),
-        tuple(layers),
-        tuple(simulated),
-        rank,
-        tuple(_steps(layers, simulated)),
+        len(seen),
+        0 if ranges_from is None else len(images),
+        tuple(told),
+        simulated,
+        _rank_correlation(told),
+        tuple(_steps(told, simulated)),
     )
 
 
-@dataclass
-class _Trial:
-    """A network, images, and what it gives for them."""
-
-    deploy: Model
-    images: Array
-    labels: Array | None
-    ranges: dict[str, Range]
-
-    def __post_init__(self) -> None:
-        self.wanted = self.run([], per_tensor=False)
-
-    def run(self, quantised: Sequence[str], *, per_tensor: bool) -> Array:
-        return simulated_logits(
-            self.deploy, self.ranges, self.images, set(quantised), per_tensor=per_tensor
-        )
-
-    def judged(self, name: str, logits: Array, wanted: Array) -> Simulation:
-        same = float((logits.argmax(1) == wanted.argmax(1)).mean())
-        top1 = None if self.labels is None else float((logits.argmax(1) == self.labels).mean())
-        return Simulation(name, sqnr(wanted, logits), same, top1)
+def _rank_correlation(layers: Sequence[LayerAdvice]) -> float:
+    """Spearman's, of the kernels' noise and the costs; NaN of two layers or fewer."""
+    told = [(layer.sqnr_per_tensor, layer.alone) for layer in layers if layer.alone < np.inf]
+    return float(scipy.stats.spearmanr(told).statistic) if len(told) > 2 else float("nan")
 
 
-def _worth_keeping(trial: _Trial, loudest: Sequence[str]) -> list[str]:
+def _worth_keeping(trial: Trial, loudest: Sequence[str]) -> list[str]:
     """The fewest of the loudest layers without which the rest is clearly better."""
     kept: list[str] = []
     names = list(loudest)
-    best = sqnr(trial.wanted, trial.run(names, per_tensor=False))
+    best = trial.loss(names, per_tensor=False)
     for name in loudest[:_MOST_FP16]:
         rest = [each for each in names if each not in (*kept, name)]
-        found = sqnr(trial.wanted, trial.run(rest, per_tensor=False))
+        found = trial.loss(rest, per_tensor=False)
         if found - best < _WORTH:
             break
         kept, best = [*kept, name], found
     return kept
 
 
-def _simulations(
-    trial: _Trial, even: Model, names: Sequence[str], kept: Sequence[str]
-) -> list[Simulation]:
-    evened = _Trial(
-        even, trial.images, trial.labels, calibrate(even, trial.images, method="min-max")
-    )
-    rest = [name for name in names if name not in kept]
-    found = [
-        trial.judged("float", trial.wanted, trial.wanted),
-        trial.judged("per-tensor", trial.run(names, per_tensor=True), trial.wanted),
-        trial.judged("equalized", evened.run(names, per_tensor=True), trial.wanted),
-        trial.judged("per-channel", trial.run(names, per_tensor=False), trial.wanted),
-        trial.judged("equalized per-channel", evened.run(names, per_tensor=False), trial.wanted),
-    ]
+def _simulations(plain: Trial, even: Trial, kept: Sequence[str]) -> Iterator[Simulation]:
+    names = layer_names(plain.deploy)
+    yield plain.judged("float", [], per_tensor=False)
+    yield plain.judged("per-tensor", names, per_tensor=True)
+    yield even.judged("equalized", names, per_tensor=True)
+    yield plain.judged("per-channel", names, per_tensor=False)
+    yield even.judged("equalized per-channel", names, per_tensor=False)
     if kept:
-        mixed = trial.run(rest, per_tensor=False)
-        found.append(trial.judged("mixed", mixed, trial.wanted))
-    return found
+        rest = [name for name in names if name not in kept]
+        yield plain.judged("mixed", rest, per_tensor=False)
 
 
 def _layer(
-    model: Model, name: str, kernel: Array, evened: Array, alone: float, keep: bool
+    model: Model, name: str, kernel: Array, even: Model, alone: float, keep: bool
 ) -> LayerAdvice:
+    evened = dict(kernels(even))[name]
     ranges = np.abs(kernel.reshape(len(kernel), -1)).max(axis=1)
     positive = ranges[ranges > 0]
     ratio = float(positive.max() / np.median(positive)) if positive.size else 1.0
@@ -311,8 +294,12 @@ def _steps(layers: Sequence[LayerAdvice], simulated: Sequence[Simulation]) -> li
 def _effect(before: Simulation, after: Simulation) -> str:
     said = f"{before.sqnr:.1f} -> {after.sqnr:.1f} dB"
     if before.top1 is not None and after.top1 is not None:
-        return f"{said}, top-1 {before.top1:.1%} -> {after.top1:.1%}"
-    return f"{said}, same class {before.same_class:.1%} -> {after.same_class:.1%}"
+        rates = f"top-1 {before.top1:.1%} -> {after.top1:.1%}"
+    else:
+        rates = f"same class {before.same_class:.1%} -> {after.same_class:.1%}"
+    gain = after.gain_over(before)
+    shown = "" if gain.low > 0 or gain.high < 0 else ": none that so few images show"
+    return f"{said}, {rates}, {gain}{shown}"
 
 
 def _finite(value: float) -> float | None:

@@ -21,6 +21,7 @@ from repvgg_ref.ops.conv2d import conv2d_forward
 
 Kind = Literal["conv", "linear", "pool"]
 INT32 = np.iinfo(np.int32)
+INT8 = np.iinfo(np.int8)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -69,12 +70,15 @@ class IntegerLayer:
     kind : {"conv", "linear", "pool"}
         "pool" is the average over all pixels, (N, C, H, W) -> (N, C); it has no weights.
     weight : int8 array, shape (O, C/G, K, K), linear (O, C)
+        Less their zero point; int16 where that leaves int8.
     bias : int32 array, shape (O,)
         In units of ``input.scale * weight_scale``.
     weight_scale : float32 array, shape (O,) or ()
     input, output : Quantization
     multiplier, shift : int32 and int8 arrays, shape (O,) or (), optional
         M in fixed point, where the network does not leave it to be derived from the scales.
+    weight_zero_point : int64 array, shape (O,) or (), optional
+        What was subtracted from asymmetric weights, held as int8 (of uint8 ones 128 less).
     """
 
     name: str
@@ -91,6 +95,7 @@ class IntegerLayer:
     relu: bool = False
     multiplier: Array | None = None
     shift: Array | None = None
+    weight_zero_point: Array | None = None
 
     __repr__ = one_line
 
@@ -103,6 +108,14 @@ class IntegerLayer:
     def out_channels(self) -> int | None:
         """O, or None of a layer that gives as many as it takes."""
         return None if self.weight is None else len(self.weight)
+
+    @property
+    def weight_ends(self) -> tuple[Array, Array]:
+        """The least and the largest weight that 8 bits hold, shaped to meet `weight`."""
+        assert self.weight is not None
+        zero = np.zeros((), np.int64) if self.weight_zero_point is None else self.weight_zero_point
+        across = zero.reshape((-1,) + (1,) * (self.weight.ndim - 1)) if zero.ndim else zero
+        return np.asarray(INT8.min - across), np.asarray(INT8.max - across)
 
     def forward(self, x: Array, rounding: str) -> Array:
         """The layer's numbers; `rounding` is a key of `SCHEMES`."""

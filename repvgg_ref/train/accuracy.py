@@ -1,16 +1,13 @@
-"""How often a network is right: loss, top-1, top-5, and how well so many images tell."""
+"""How often a network is right: loss, top-1, top-5."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-
-Z95 = 1.959963984540054  # a normal variable lies within so many deviations in 95 of 100 cases
 
 
 class Score(NamedTuple):
@@ -84,19 +81,3 @@ def _summed_loss(logits: Array, labels: Array) -> float:
     wide = wide - wide.max(axis=1, keepdims=True)
     own = wide[np.arange(len(labels)), labels]
     return float((np.log(np.exp(wide).sum(axis=1)) - own).sum())
-
-
-def wilson_interval(right: int, images: int, *, z: float = Z95) -> tuple[float, float]:
-    """Where the true rate lies, as parts of 1, at 95 % confidence.
-
-    The score interval of Wilson, JASA 22 (1927), 209-212: unlike the rate plus or minus some
-    deviations it never leaves 0 ... 1 and is not empty at 0 or all hits.
-    """
-    if images == 0:
-        return 0.0, 1.0
-    rate, spread = right / images, z * z / images
-    centre = (rate + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / images + spread / (4 * images))
-    # At none or all right an end is 0 or 1 but for rounding.
-    low = 0.0 if right == 0 else max(0.0, centre - half)
-    return low, 1.0 if right == images else min(1.0, centre + half)

@@ -85,14 +85,16 @@ def test_golden_and_verify_of_numbers(
 def test_advise_prints_json_a_table_and_a_page(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    words = ["--in", MODEL_PATH, "--calibrate", "digits", "--limit", 24]
+    words = ["--in", MODEL_PATH, "--calibrate", "digits", "--limit", 16, "--held-out", 24]
     shown = invoke(capsys, "advise", *words, "--json", "--report", tmp_path / "page.html")
     assert shown.code == 0
     found = shown.json()
     require_documented("advise", [found])
     costs = [layer["alone"] for layer in found["layers"]]
     assert costs == sorted(costs)
+    assert (found["images"], found["held_out"]) == (16, 24)
     assert found["simulated"]["float"]["top1"] == 1.0
+    assert found["simulated"]["float"]["interval"] == [pytest.approx(24 / (24 + 1.96**2), 1e-3), 1]
     assert found["simulated"]["per-channel"]["sqnr"] > found["simulated"]["per-tensor"]["sqnr"]
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") == len(found["layers"])

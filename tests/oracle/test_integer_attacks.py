@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from repvgg_ref.integer.equalize import equalize
 from repvgg_ref.integer.layers import IntegerLayer
+from repvgg_ref.integer.quantize import quantize
 from repvgg_ref.integer.schemes import ANY
 from repvgg_ref.models.network import fuse
 from repvgg_ref.oracle.integers.front import verify_integers
 from repvgg_ref.oracle.integers.golden import write_integer_golden
-from tests.oracle.test_integer_weights import MODEL, NAMES, with_layer
+from tests.oracle.test_integer_weights import IMAGES, MODEL, NAMES, with_layer
 from tests.oracle.test_integer_weights import NETWORK as QUANTISED
 from tests.oracle.test_integer_weights import judged as judged_weights
 from tests.oracle.test_integers import NETWORK, X, dump, judged
@@ -144,3 +146,82 @@ def test_a_relu_behind_the_linear_layer_and_a_lost_pooling_are_found() -> None:
     report = judged_weights(replace(QUANTISED, layers=layers))
     assert report.verdict == "disagree"
     assert "no pooling" in report.reason
+
+
+def stated(by: Callable[[Any], Any]) -> Callable[[IntegerLayer], IntegerLayer]:
+    """Multipliers that the network states itself, changed."""
+
+    def change(layer: IntegerLayer) -> IntegerLayer:
+        held = layer.scaling()
+        multiplier, shift = by(held.multiplier).astype(np.int32), held.shift.astype(np.int8)
+        return replace(layer, multiplier=multiplier, shift=shift)
+
+    return change
+
+
+def test_stated_multipliers_are_said_to_be_as_near_as_they_are() -> None:
+    """The nearest, others within 16 bits with their distance, and wrong ones."""
+    right = judged_weights(with_layer("stage1.1", stated(lambda m: m)))
+    assert right.verdict == "agree"
+    assert "multipliers are those of the scales" in right.reason
+    assert len(right.notes) == 2  # on ranges and pooling
+    assert "multipliers follow from the scales" in judged_weights(QUANTISED).reason
+    near = judged_weights(
+        with_layer("stage1.1", stated(lambda m: m - 1000 * (np.arange(m.size) < 3)))
+    )
+    assert near.verdict == "agree"
+    assert "near those of the scales (see notes)" in near.reason
+    assert "stage1.1: 3 of" in near.notes[-1]
+    assert "off by up to 1000" in near.notes[-1]
+    wrong = judged_weights(with_layer("stage1.1", stated(lambda m: m - m // 1000)))
+    assert (wrong.verdict, wrong.diagnosis[0].bug) == ("disagree", "multiplier")
+
+
+def biased(by: int, places: Any = 2) -> Callable[[IntegerLayer], IntegerLayer]:
+    def change(layer: IntegerLayer) -> IntegerLayer:
+        bias = np.array(layer.bias)
+        bias[places] += by
+        return replace(layer, bias=bias)
+
+    return change
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bias_one_off_is_a_note_with_its_size(name: str) -> None:
+    """Nothing changes but numbers that lay within the step's own size of a half."""
+    for by, places, count in ((1, 2, "1 of"), (-1, slice(None), "are 1 beside")):
+        report = judged_weights(with_layer(name, biased(by, places)))
+        assert report.verdict == "agree", report.reason
+        layer = report.layers[NAMES.index(name)]
+        assert count in layer.note
+        assert "of a step of the output at most" in layer.note
+        assert layer.ratio <= 1
+        assert "or the one beside it" in report.reason
+    worth = float(layer.note.split("integer, ")[1].split(" of a step")[0])
+    held = next(each for each in QUANTISED.layers if each.name == name)
+    single = np.max(held.scaling().single)
+    assert worth == pytest.approx(single, rel=0.05)
+    assert judged_weights(with_layer(name, biased(2))).verdict == "disagree"
+
+
+def test_a_bias_one_off_counts_where_a_step_is_much() -> None:
+    """The same layer with an output scale so coarse in accumulators that it would show."""
+
+    def wide(layer: IntegerLayer) -> IntegerLayer:
+        fine = np.asarray(float(layer.output.scale) * float(layer.scaling().single.max()) * 10)
+        return replace(
+            biased(1)(layer), output=replace(layer.output, scale=fine.astype(np.float32))
+        )
+
+    report = judged_weights(with_layer("linear", wide))
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "linear")
+    assert "not the nearest" in report.reason
+
+
+def test_of_equalised_networks_no_more_is_said_than_is_known() -> None:
+    evened, _ = equalize(MODEL)
+    report = judged_weights(quantize(evened, IMAGES))
+    assert report.verdict == "agree"
+    assert "times its channel's factor" in report.reason
+    assert "weight and bias" not in report.reason
+    assert any(each.kind == "scaling" for each in report.equivalences)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.errors import ReportedError
+from repvgg_ref.files.integer_npz import write_network
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.integer.schemes import ANY, SCHEMES
 from repvgg_ref.oracle.bugs.base import planted
@@ -112,8 +114,6 @@ def test_one_channel_alone_is_said() -> None:
     scaling = site.program.finish.scaling
     shift = scaling.shift.copy()
     shift[5] += 1
-    from dataclasses import replace
-
     numerator = scaling.numerator.copy()
     numerator[5] /= 2
     wrong = replace(
@@ -162,8 +162,6 @@ def test_two_bugs_in_one_layer_are_both_named(one: str, two: str) -> None:
     site = site_of(NETWORK, "stage1.0", X)
     bugs = {bug.name: bug for bug in BUGS}
     first = next(planted([bugs[one]], site))
-    from dataclasses import replace
-
     second = next(planted([bugs[two]], replace(site, program=first.variant.program)))
     numbers = dump(NETWORK, X, {"stage1.0": second.variant.program})
     report = judged(NETWORK, numbers)
@@ -183,6 +181,33 @@ def test_an_unknown_bug_is_measured_and_called_unknown() -> None:
     report = judged(NETWORK, numbers)
     assert [(f.bug, f.layer) for f in report.diagnosis] == [("unknown", "stage1.0")]
     assert "differ, by at most 1" in report.diagnosis[0].says
+
+
+def test_a_port_that_forgets_the_zero_points_of_weights_is_told_so(tmp_path: Path) -> None:
+    """Asymmetric weights: numbers less their zero points, computed as any others are."""
+    layer = NETWORK["stage1.0"]
+    assert layer.weight is not None
+    zero = np.arange(len(layer.weight)) % 5 * 20 - 40
+    numbers = layer.weight.astype(np.int16) - zero.reshape(-1, 1, 1, 1).astype(np.int16)
+    uneven = replace(layer, weight=numbers, weight_zero_point=zero)
+    assert [end.reshape(-1)[1] for end in uneven.weight_ends] == [-128 + 20, 127 + 20]
+    network = replace(
+        NETWORK,
+        layers=tuple(uneven if each.name == layer.name else each for each in NETWORK.layers),
+    )
+    # What the zero points take from an accumulator, by hand: their product with the window's sum.
+    x = dump(network, X)["stage0"]
+    windows = replace(layer, weight=np.ones_like(layer.weight), bias=np.zeros_like(layer.bias))
+    taken = zero[:, None, None] * windows.accumulate(x)
+    np.testing.assert_array_equal(uneven.accumulate(x), layer.accumulate(x) - taken)
+    wrong = site_of(network, layer.name, X).program
+    wrong = replace(wrong, sums=replace(wrong.sums, weight=layer.weight.astype(np.int64)))
+    assert judged(network, dump(network, X)).verdict == "agree"
+    report = judged(network, dump(network, X, {layer.name: wrong}))
+    assert [(f.bug, f.layer) for f in report.diagnosis] == [("weight-zero-point", layer.name)]
+    with pytest.raises(ReportedError, match=r"stage1\.0 has asymmetric weights"):
+        write_network(tmp_path / "network.npz", network)
+    assert not list(tmp_path.iterdir())
 
 
 def test_bugs_in_two_layers_are_both_placed() -> None:

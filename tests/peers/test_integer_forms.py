@@ -18,7 +18,7 @@ from repvgg_ref.integer.quantize import quantize
 from tests.models.small import SMALL, distinct_model
 
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+ort = pytest.importorskip("onnxruntime")
 
 from onnx import helper, numpy_helper  # noqa: E402 - needs onnx
 
@@ -261,3 +261,70 @@ def test_products_and_sums_of_onnx_runtimes_quantiser(
     report = rr.verify(MODEL, out)
     assert report.verdict == "agree", (report.reason, report.diagnosis)
     assert rr.verify(out, out, inputs=IMAGES).verdict != "disagree"
+
+
+def setting_of(operator: str, name: str, value: Any) -> Callable[[Any], None]:
+    """One attribute more."""
+    return lambda proto: node_of(proto, operator).attribute.append(
+        helper.make_attribute(name, value)
+    )
+
+
+def opset(version: int) -> Callable[[Any], None]:
+    def edit(proto: Any) -> None:
+        proto.opset_import[0].version = version
+
+    return edit
+
+
+def float_group(proto: Any) -> None:
+    node = node_of(proto, "Conv")
+    for each in [each for each in node.attribute if each.name == "group"]:
+        node.attribute.remove(each)
+    node.attribute.append(helper.make_attribute("group", 1.0))
+
+
+def softmax_of_the_past(proto: Any) -> None:
+    behind(("Softmax", None))(proto)
+    proto.graph.node[-1].attribute.append(helper.make_attribute("consumed_inputs", [0]))
+
+
+def no_kernel(proto: Any) -> None:
+    node_of(proto, "GlobalAveragePool").op_type = "AveragePool"
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (setting_of("Relu", "max", 6.0), "knows no attribute max"),
+        (setting_of("QuantizeLinear", "saturate", 1), "opset 17 knows no attribute saturate"),
+        (setting_of("QuantizeLinear", "output_dtype", 2), "knows no attribute output_dtype"),
+        (setting_of("DequantizeLinear", "block_size", 0), "knows no attribute block_size"),
+        (setting_of("Gemm", "alpha", 1), "attribute alpha is not of the type FLOAT"),
+        (setting_of("Flatten", "axis", 1), "states the attribute axis twice"),
+        (float_group, "attribute group is not of the type INT"),
+        (no_kernel, "has no attribute kernel_shape"),
+        (softmax_of_the_past, "knows no attribute consumed_inputs"),
+        (opset(9), "QuantizeLinear entry: no operator of opset 9"),
+        (opset(12), "opset 12 knows no attribute axis"),
+        (opset(99), "its opset 99 is newer"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_onnx_is_not_judged_and_no_runtime_takes_it(
+    edit: Callable[[Any], None], says: str, tmp_path: Path
+) -> None:
+    """Settings that change nothing, but that the file's opset does not know."""
+    path = written(tmp_path, "qdq", edit)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    with pytest.raises(Exception):  # noqa: B017, PT011 - the runtime's classes are not public
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    report = rr.verify(MODEL, path)
+    assert report.verdict == "cannot-judge"
+    assert says in report.reason
+
+
+@pytest.mark.parametrize("version", [13, 18, 21, 23])
+def test_files_of_other_opsets_are_read(version: int, tmp_path: Path) -> None:
+    assert rr.verify(MODEL, written(tmp_path, "qdq", opset(version))).verdict == "agree"

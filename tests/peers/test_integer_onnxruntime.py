@@ -18,6 +18,8 @@ from tests.integer.networks import chain, conv, images, quantization
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
+from tests.peers.onnx_edits import changed  # noqa: E402 - needs onnx
+
 pytestmark = pytest.mark.peers
 
 
@@ -127,28 +129,68 @@ def test_models_of_onnx_runtimes_own_quantiser_agree(
     assert len(own.layers) >= 10
 
 
+@pytest.mark.parametrize("kind", ["QInt8", "QUInt8"])
+@pytest.mark.parametrize(("form", "per_channel"), [("QDQ", False), ("QOperator", True)])
+def test_asymmetric_weights_of_its_quantiser_agree_and_their_zero_points_count(
+    form: str, per_channel: bool, kind: str, tmp_path: Any
+) -> None:
+    """Weights less their zero points leave int8, and the runtime still gives our bits."""
+    path, model = tmp_path / "quantised.onnx", rr.load(MODEL_PATH)
+    x = to_input(load_digits().test.images[:8])
+    rr.save(rr.fuse(model), tmp_path / "float.onnx")
+    quantised_by_runtime(
+        tmp_path / "float.onnx", path, x, form, per_channel, kind=kind, symmetric=False
+    )
+    layers = [each for each in read_integer_onnx(path).network.layers if each.weight is not None]
+    assert all(each.weight.dtype == np.int16 for each in layers)  # type: ignore[union-attr]
+    zeros = [each.weight_zero_point for each in layers]
+    assert all(each is not None and (each.size > 1) == per_channel for each in zeros)
+    for report in (rr.verify(model, path), rr.verify(path, path, inputs=x)):
+        assert report.verdict == "agree", report.reason
+    proto = onnx.load(str(path))
+    name = next(
+        each.name
+        for each in proto.graph.initializer
+        if each.name.startswith("stage1.0") and each.name.endswith("weight_zero_point")
+    )
+    changed(proto, name, lambda array: array + np.ones_like(array))
+    onnx.save(proto, str(tmp_path / "wrong.onnx"))
+    wrong = rr.verify(model, tmp_path / "wrong.onnx")
+    assert (wrong.verdict, wrong.first_bad_layer) == ("disagree", "stage1.0")
+    assert [finding.bug for finding in wrong.diagnosis] == ["weight-zero-point"]
+    assert "off by -1" in wrong.diagnosis[0].says
+
+
 def test_a_wrong_weight_in_a_quantised_file_is_placed(tmp_path: Any) -> None:
     model = rr.load(MODEL_PATH)
     x = to_input(load_digits().test.images[:24])
     rr.save(rr.fuse(model), tmp_path / "float.onnx")
     quantised_by_runtime(tmp_path / "float.onnx", tmp_path / "q.onnx", x, "QDQ", True)
-    changed = onnx.load(str(tmp_path / "q.onnx"))
-    for tensor in changed.graph.initializer:
+    edited = onnx.load(str(tmp_path / "q.onnx"))
+    for tensor in edited.graph.initializer:
         if tensor.name.startswith("stage2.0") and tensor.name.endswith("weight_quantized"):
             weight = onnx.numpy_helper.to_array(tensor).copy()
             weight[3, 2, 1, 1] ^= 16
             tensor.CopyFrom(onnx.numpy_helper.from_array(weight, tensor.name))
             break
     else:
-        raise AssertionError([tensor.name for tensor in changed.graph.initializer])
-    onnx.save(changed, str(tmp_path / "wrong.onnx"))
+        raise AssertionError([tensor.name for tensor in edited.graph.initializer])
+    onnx.save(edited, str(tmp_path / "wrong.onnx"))
     report = rr.verify(model, tmp_path / "wrong.onnx")
     assert (report.verdict, report.first_bad_layer) == ("disagree", "stage2.0")
     assert "channels 3" in report.diagnosis[0].says
 
 
 def quantised_by_runtime(
-    source: Any, target: Any, x: Any, form: str, per_channel: bool, exclude: Any = ()
+    source: Any,
+    target: Any,
+    x: Any,
+    form: str,
+    per_channel: bool,
+    exclude: Any = (),
+    *,
+    kind: str = "QInt8",
+    symmetric: bool = True,
 ) -> None:
     from onnxruntime import quantization
 
@@ -166,9 +208,10 @@ def quantised_by_runtime(
         Images(),
         quant_format=quantization.QuantFormat[form],
         per_channel=per_channel,
-        weight_type=quantization.QuantType.QInt8,
+        weight_type=quantization.QuantType[kind],
         activation_type=quantization.QuantType.QUInt8,
         nodes_to_exclude=list(exclude),
+        extra_options={} if symmetric else {"WeightSymmetric": False},
     )
 
 

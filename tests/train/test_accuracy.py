@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import scipy  # its parts are loaded when they are first used
 from hypothesis import given
 from hypothesis import strategies as st
 
 from repvgg_ref import NAMES
 from repvgg_ref.models.published import PUBLISHED
-from repvgg_ref.train.accuracy import Tally, tally, wilson_interval
+from repvgg_ref.train.accuracy import Tally, tally
 
 
 @given(seed=st.integers(0, 2**32), images=st.integers(1, 20), classes=st.integers(1, 12))
@@ -49,19 +48,6 @@ def test_tallies_of_parts_add_up() -> None:
     assert parts | Tally() == parts
     assert tally(logits[:0], labels[:0]) == Tally()
     assert Tally().score == (0, 0, 0)
-
-
-@pytest.mark.parametrize(("right", "images"), [(0, 7), (7, 7), (3, 7), (36205, 50_000), (1, 10**9)])
-def test_the_interval_is_wilsons(right: int, images: int) -> None:
-    wanted = scipy.stats.binomtest(right, images).proportion_ci(0.95, method="wilson")
-    low, high = wilson_interval(right, images)
-    assert abs(low - wanted.low) <= 1e-12
-    assert abs(high - wanted.high) <= 1e-12
-    assert 0 <= low <= right / images <= high <= 1
-
-
-def test_no_image_says_nothing() -> None:
-    assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
 def test_published_figures_are_of_known_models_and_agree_among_themselves() -> None:

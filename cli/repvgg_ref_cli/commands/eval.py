@@ -292,7 +292,7 @@ def _published(model: Model) -> Published | None:
 
 
 def _rates(tally: Tally) -> dict[str, Any]:
-    from repvgg_ref.train.accuracy import wilson_interval
+    from repvgg_ref.models.rates import wilson_interval
 
     return {
         "images": tally.images,

@@ -190,6 +190,17 @@ def bias_sign(site: IntegerSite) -> Variants:
 
 
 @bug(
+    "weight-zero-point",
+    says="the weights' zero point is not subtracted",
+    advice="subtract it, or add its share, -zero_point * sum(inputs), to the accumulator",
+)
+def weight_zero_point(site: IntegerSite) -> Variants:
+    zero, weight = site.program.layer.weight_zero_point, site.program.sums.weight
+    if zero is not None:
+        yield Variant(_sums(site, weight=weight + zero.reshape(-1, 1, 1, 1)))
+
+
+@bug(
     "weights-unsigned",
     says="the weights are read as unsigned bytes",
     advice="read them as int8: 255 means -1",

@@ -11,6 +11,7 @@ from repvgg_ref.integer.layers import IntegerLayer
 from repvgg_ref.oracle.integers.onnx_arrays import StatedBias
 
 HALF = 0.5 + 1e-4  # of a step: rounding, and that of the scales themselves to float32
+_UNSEEN = 0.05  # of a step of the output: what a bias may be off without a word of blame
 _SMALL = 1e-6  # steps: a weight that says nothing about its channel's factor
 
 
@@ -63,6 +64,11 @@ class Pair(NamedTuple):
         """The real weights in units of the scales."""
         return self.weight / across(self.scale, self.weight)
 
+    def held(self, steps: Array) -> Array:
+        """Those of `steps` that 8 bits cannot hold moved to the nearest that they can."""
+        found: Array = np.clip(steps, *self.layer.weight_ends)
+        return found
+
     @property
     def bias_steps(self) -> Array:
         """The real bias in units of both scales."""
@@ -88,6 +94,22 @@ class Pair(NamedTuple):
             step = np.maximum(self.stated.step / unit, 1.0)
         found: Array = np.abs(self.held_bias - bias) / (bias_room(bias / step) * step)
         return found
+
+    @property
+    def bias_beside(self) -> Array:
+        """Which biases are not the nearest integers but beside them, and too small to matter.
+
+        One accumulator step off, which is so small a part of a step of the output that few numbers
+        round otherwise, and none by more than 1: as truncation or another product of the scales
+        leaves them.
+        """
+        off = np.abs(self.held_bias - self.bias_steps) <= 1 + HALF
+        return np.asarray((self.bias_apart > HALF) & off & (self.output_steps <= _UNSEEN))
+
+    @property
+    def output_steps(self) -> Array:
+        """One step of an accumulator, in steps of the output."""
+        return float(self.layer.input.scale) * self.scale / float(self.layer.output.scale)
 
     def times(self, factors: Factors) -> Pair:
         """With the output channels multiplied."""
@@ -117,7 +139,7 @@ def undone(pair: Pair, factors: Factors | None) -> Pair:
 def agreeing(pair: Pair, layer: IntegerLayer) -> int:
     """How many weights are the nearest integers."""
     assert layer.weight is not None
-    apart = np.abs(layer.weight - np.clip(pair.steps, -128, 127))
+    apart = np.abs(layer.weight - np.clip(pair.steps, *layer.weight_ends))
     return int((apart <= HALF + pair.slack).sum())
 
 
@@ -139,6 +161,8 @@ def factors_of(pair: Pair) -> Factors:
     steps, slack = (each.reshape(channels, -1) for each in (pair.steps, pair.slack))
     q = np.concatenate([numbers, pair.held_bias[:, None]], axis=1)
     s = np.concatenate([steps, pair.bias_steps[:, None]], axis=1)
+    low, high = pair.layer.weight_ends
+    inside = ((pair.layer.weight > low + 1) & (pair.layer.weight < high)).reshape(channels, -1)
     room = np.concatenate(
         [np.full(slack.shape, HALF), HALF * bias_room(pair.bias_steps)[:, None]], axis=1
     )
@@ -146,7 +170,7 @@ def factors_of(pair: Pair) -> Factors:
     found = Factors.none(channels)
     for channel in range(channels):
         use = np.abs(s[channel]) > _SMALL + np.abs(unsure[channel])
-        use[:-1] &= np.abs(numbers[channel]) < 127  # what was clipped may have been any larger
+        use[:-1] &= inside[channel]  # what was clipped may have been any larger
         # s may itself be larger or smaller by what the input's factor is unsure of.
         ends = [
             (q[channel] + one * room[channel])[use] / (s[channel] + two * unsure[channel])[use]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.onnx_graph.constants import Constants, setting
-from repvgg_ref.integer.layers import Quantization
+from repvgg_ref.integer.layers import INT8, Quantization
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.integers.onnx_settings import called, lacks_input, not_understood
 from weights_io import sanitize
@@ -40,6 +40,14 @@ class StatedBias:
         """Whether nothing is lost where it is held in `unit`."""
         whole = self.real / unit
         return bool((np.abs(whole - np.rint(whole)) <= _WHOLE).all())
+
+
+class Weights(NamedTuple):
+    """Integers less their zero point, their scales, and that zero point: see `IntegerLayer`."""
+
+    numbers: Array
+    scale: Array
+    zero_point: Array | None
 
 
 class QuantisedArrays:
@@ -107,7 +115,7 @@ class QuantisedArrays:
             )
         return Quantization(s, z.reshape(()))
 
-    def weights(self, name: str, *, transposed: bool = False) -> tuple[Array, Array]:
+    def weights(self, name: str, *, transposed: bool = False) -> Weights:
         """Integers and scales of a weight that comes through DequantizeLinear."""
         node = self.dequantized(name)
         if node is None:
@@ -143,8 +151,8 @@ class QuantisedArrays:
         self.require_understood(node, 3)
         return node
 
-    def signed(self, weight: Array, scale: Array, zero: Array | None) -> tuple[Array, Array]:
-        """As int8 around zero, whatever zero point they are stored with."""
+    def signed(self, weight: Array, scale: Array, zero: Array | None) -> Weights:
+        """Around zero, whatever zero point they are stored with."""
         zero = np.zeros((), weight.dtype) if zero is None else zero
         outputs = len(weight) if weight.ndim else 0
         fits = all(each.size == 1 or each.shape == (outputs,) for each in (scale, zero))
@@ -158,11 +166,11 @@ class QuantisedArrays:
         across = (-1,) + (1,) * (weight.ndim - 1)
         whole = weight.astype(np.int64)
         whole = whole - zero.astype(np.int64).reshape(across if zero.size > 1 else ())
-        if whole.size and not -128 <= whole.min() <= whole.max() <= 127:
-            raise self.failure(
-                "asymmetric weights", got=f"{whole.min()} to {whole.max()}", wanted="within int8"
-            )
-        return whole.astype(np.int8), scale
+        fits = not whole.size or bool(INT8.min <= whole.min() <= whole.max() <= INT8.max)
+        middle = zero.astype(np.int64) - (128 if zero.dtype == np.uint8 else 0)
+        middle = middle.reshape(()) if middle.size == 1 else middle
+        numbers = whole.astype(np.int8 if fits else np.int16)
+        return Weights(numbers, scale, middle if middle.any() else None)
 
     def bias(self, name: str, outputs: int, unit: Array) -> tuple[Array, StatedBias | None]:
         """Integers in units of `unit`; and the bias itself, where it is stored otherwise."""

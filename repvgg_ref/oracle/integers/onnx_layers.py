@@ -5,21 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from repvgg_ref.arrays import Array
 from repvgg_ref.files.onnx_graph.constants import setting
+from repvgg_ref.integer.layers import Kind
+from repvgg_ref.oracle.integers.onnx_arrays import Weights
 from repvgg_ref.oracle.integers.onnx_settings import called
 from repvgg_ref.oracle.integers.onnx_walk import Numbers, Open, Walk
-
-Weights = tuple[Array, Array]  # integers and scales
 
 
 def convolution(walk: Walk, node: Any, x: Numbers, weights: Weights, bias: str) -> Open:
     """A convolution; of one pixel, behind the pool, it is the linear layer."""
-    weight, scale = weights
+    weight = weights.numbers
     settings = walk.conv_settings(node, weight)
     if x.shape.kind == "flat":
         raise walk.failure(f"{called(node)}: convolves features without pixels")
-    layer = Open("conv", len(walk.layers), x.shape, x.quantization, weight, None, scale, settings)
+    layer = _opened(walk, "conv", x, weights, settings)
     if x.shape.kind == "pooled" and settings["groups"] == 1 and weight.shape[2:] == (1, 1):
         if settings["padding"]:
             raise walk.failure(f"{called(node)}: padding around one pixel")
@@ -32,16 +31,31 @@ def convolution(walk: Walk, node: Any, x: Numbers, weights: Weights, bias: str) 
 
 def linear(walk: Walk, node: Any, x: Numbers, weights: Weights, bias: str) -> Open:
     """A product with a matrix (O, C)."""
-    weight, scale = weights
+    weight = weights.numbers
     if weight.ndim != 2 or x.shape.kind != "flat":
         raise walk.failure(
             f"{called(node)}: no linear layer behind a pool",
             got=f"weights of shape {weight.shape}, {x.shape.kind} input",
             wanted="a matrix, and features (N, C)",
         )
-    layer = Open("linear", len(walk.layers), x.shape, x.quantization, weight, None, scale)
+    layer = _opened(walk, "linear", x, weights, {})
     integers, stated = walk.bias(bias, len(weight), layer.unit)
     return replace(layer, bias=integers, stated=stated)
+
+
+def _opened(walk: Walk, kind: Kind, x: Numbers, weights: Weights, settings: dict[str, Any]) -> Open:
+    """A layer without a bias."""
+    return Open(
+        kind,
+        len(walk.layers),
+        x.shape,
+        x.quantization,
+        weights.numbers,
+        None,
+        weights.scale,
+        settings,
+        weight_zero_point=weights.zero_point,
+    )
 
 
 def pooled(walk: Walk, node: Any, x: Numbers) -> Open:

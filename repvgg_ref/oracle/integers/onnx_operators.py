@@ -12,8 +12,8 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.files.onnx_graph.constants import setting
 from repvgg_ref.integer.layers import Quantization
 from repvgg_ref.oracle.candidates.onnx_reading import RELU, Clamp
-from repvgg_ref.oracle.integers.onnx_arrays import StatedBias
-from repvgg_ref.oracle.integers.onnx_layers import Weights, convolution, linear, pooled
+from repvgg_ref.oracle.integers.onnx_arrays import StatedBias, Weights
+from repvgg_ref.oracle.integers.onnx_layers import convolution, linear, pooled
 from repvgg_ref.oracle.integers.onnx_settings import called, not_understood
 from repvgg_ref.oracle.integers.onnx_shapes import SHAPING, reshaped
 from repvgg_ref.oracle.integers.onnx_walk import (
@@ -138,8 +138,8 @@ def _dequantize(walk: Walk, node: Any) -> None:
 
 def _conv(walk: Walk, node: Any) -> None:
     x, _ = walk.source(node.input[0])
-    weight, scale = walk.weights(node.input[1])
-    walk.real[node.output[0]] = convolution(walk, node, x, (weight, scale), _given(node, 2))
+    weights = walk.weights(node.input[1])
+    walk.real[node.output[0]] = convolution(walk, node, x, weights, _given(node, 2))
 
 
 def _gemm(walk: Walk, node: Any) -> None:
@@ -259,8 +259,6 @@ def _zero(walk: Walk, node: Any, place: int) -> Array | None:
 def _qlinear_conv(walk: Walk, node: Any) -> None:
     x, y = _sides(walk, node, 1, 6)
     zero = _zero(walk, node, 5)
-    if zero is not None and np.ptp(zero):
-        raise walk.failure(f"{called(node)}: weights with several zero points")
     weights = walk.signed(walk.value(node.input[3]), walk.scale(node.input[4]), zero)
     layer = convolution(walk, node, x, weights, "")
     walk.close(_with_integers(walk, layer, _given(node, 8)), y, node.output[0])

@@ -22,6 +22,7 @@ from repvgg_ref.oracle.candidates.onnx_load import load_onnx
 from repvgg_ref.oracle.integers.onnx_arrays import StatedBias
 from repvgg_ref.oracle.integers.onnx_ending import Ending, find_ending, last_tensors
 from repvgg_ref.oracle.integers.onnx_operators import read_node
+from repvgg_ref.oracle.integers.onnx_schema import unlike_schema
 from repvgg_ref.oracle.integers.onnx_shapes import Shape
 from repvgg_ref.oracle.integers.onnx_walk import Open, Walk
 from weights_io import sanitize
@@ -101,6 +102,8 @@ def _read(model: Any, name: str) -> ReadNetwork:
     known = {each.name for each in graph.initializer}
     image = next(each for each in graph.input if each.name not in known)
     walk = Walk(model, name, image)
+    if unlike := unlike_schema(model):
+        raise walk.failure("no ONNX that a runtime would take", got=unlike)
     outputs = [str(each.name) for each in graph.output]
     nodes = _needed(graph, outputs)
     for node in nodes:

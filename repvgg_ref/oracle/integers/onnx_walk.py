@@ -55,6 +55,7 @@ class Open:
     settings: dict[str, Any] = field(default_factory=dict)
     relu: bool = False
     stated: StatedBias | None = None
+    weight_zero_point: Array | None = None
 
     @property
     def unit(self) -> Array:
@@ -110,6 +111,7 @@ class Walk(QuantisedArrays):
                 layer.bias,
                 layer.weight_scale,
                 relu=layer.relu,
+                weight_zero_point=layer.weight_zero_point,
                 **layer.settings,
             )
         )

@@ -153,7 +153,7 @@ def _matched(pair: Pair) -> Array:
     """The row of ours that each row of the integers is most like, each once, group by group."""
     assert pair.layer.weight is not None
     cosines = _cosines(pair, with_bias=True)
-    wrong = np.abs(pair.layer.weight - np.clip(pair.steps, -128, 127)) > HALF + pair.slack
+    wrong = np.abs(pair.layer.weight - pair.held(pair.steps)) > HALF + pair.slack
     right = np.flatnonzero(~wrong.reshape(len(wrong), -1).any(axis=1))
     cosines[right, right] = 2.0  # a channel that is its own stays
     return _assigned(cosines, pair)

@@ -35,8 +35,9 @@ def _of_weights(pair: Pair, rows: Array, scaled: Factors | None) -> Finding:
     for (bug, says, advice), steps in _alternatives(pair):
         if bug == "neighbours-scale" and rows.sum() == 1 < len(rows):
             continue  # by chance: neighbours are often alike
-        if _fits(numbers[rows], steps[rows]):
-            alone = "" if rows.all() or _fits(numbers, steps) else _alone(rows)
+        fits = np.abs(numbers - pair.held(steps)) <= HALF
+        if fits[rows].all():
+            alone = "" if rows.all() or fits.all() else _alone(rows)
             return finding(bug, pair.name, says + alone, advice)
     if scaled is not None:
         return _scale(pair, rows, scaled)
@@ -49,10 +50,9 @@ def _of_weights(pair: Pair, rows: Array, scaled: Factors | None) -> Finding:
 def _moved(pair: Pair, rows: Array) -> Finding | None:
     """Weights that are off by a number a channel: a zero point."""
     assert pair.layer.weight is not None
-    steps = np.clip(pair.steps, -128, 127)
-    apart = (pair.layer.weight - steps).reshape(len(rows), -1)
-    by = np.rint(np.median(apart, axis=1))
-    if (np.abs(apart - by[:, None])[rows] > HALF).any():
+    by = np.rint(np.median((pair.layer.weight - pair.steps).reshape(len(rows), -1), axis=1))
+    apart = pair.layer.weight - pair.held(pair.steps + across(by, pair.steps))
+    if (np.abs(apart)[rows] > HALF).any():
         return None
     ends = " to ".join(dict.fromkeys(f"{end:+g}" for end in (by[rows].min(), by[rows].max())))
     says = f"weights are off by {ends}{_alone(rows)}"
@@ -64,7 +64,7 @@ def _scaled(pair: Pair, rows: Array) -> Factors | None:
     factors = factors_of(pair)
     made = pair.times(factors)
     assert pair.layer.weight is not None
-    apart = np.abs(pair.layer.weight - np.clip(made.steps, -128, 127)) - made.slack
+    apart = np.abs(pair.layer.weight - made.held(made.steps)) - made.slack
     return factors if bool((apart[rows] <= HALF).all()) else None
 
 
@@ -127,10 +127,6 @@ def _owner(scale: Array, c: int, scaled: Factors) -> tuple[int, bool] | None:
 
 def _alone(rows: Array) -> str:
     return "" if rows.all() else f", in channels {_places(rows)} alone"
-
-
-def _fits(numbers: Array, steps: Array) -> bool:
-    return bool((np.abs(numbers - np.clip(steps, -128, 127)) <= HALF).all())
 
 
 def _alternatives(pair: Pair) -> Iterator[tuple[tuple[str, str, str], Array]]:

@@ -1,7 +1,8 @@
 """Are these the right integers: an integer network against the trained one it was made from.
 
 Every weight must be the integer nearest to the exactly fused one over its channel's scale, every
-bias the nearest in units of both scales, half a step either way. What an equalisation moved between
+bias the nearest in units of both scales, half a step either way; a bias that is one off is a note
+where no number would show it. What an equalisation moved between
 two layers is solved for first: positive factors of channels that the next layer takes back.
 """
 
@@ -21,10 +22,11 @@ from repvgg_ref.oracle.integers.factors import HALF, Factors, Pair, undone
 from repvgg_ref.oracle.integers.onnx_arrays import StatedBias
 from repvgg_ref.oracle.integers.orders import Following, Settled, entered, settle
 from repvgg_ref.oracle.integers.report import PRECISION, IntegerLayerReport, IntegerReport
-from repvgg_ref.oracle.integers.settings import slips, unlike_chain
+from repvgg_ref.oracle.integers.settings import says_multipliers, slips, unlike_chain
 from repvgg_ref.oracle.integers.weight_bugs import explained, finding
 from repvgg_ref.oracle.report import Equivalence, Finding
 
+_BESIDE = "1 beside the nearest integer"
 _CLIPPED = 0.01  # of a layer's weights: more are no choice of a quantiser, but a wrong scale
 
 
@@ -111,11 +113,15 @@ def _judged(pair: Pair, known: tuple[Finding, ...]) -> tuple[IntegerLayerReport,
     layer = pair.layer
     assert layer.weight is not None
     numbers = layer.weight.astype(np.float64)
-    steps = np.clip(pair.steps, -128, 127)
+    low, high = layer.weight_ends
+    steps = pair.held(pair.steps)
     apart = np.maximum(np.abs(numbers - steps) - pair.slack, 0.0)
     bias_apart = pair.bias_apart
+    beside = pair.bias_beside
+    bias_apart = np.where(beside, np.minimum(bias_apart, HALF), bias_apart)
     wrong, wrong_bias = apart > HALF, bias_apart > HALF
-    clipped = np.abs(pair.steps) > 128 + HALF  # more than -128, the farthest there is, can round to
+    # More than the farthest number there is can round to; +128 is not held either.
+    clipped = (pair.steps < low - HALF) | (pair.steps > high + 1 + HALF)
     is_clipped = bool(clipped.mean() > _CLIPPED) and not known
     ok = not (wrong.any() or wrong_bias.any() or is_clipped)
     worst = max(float(apart.max(initial=0)), float(bias_apart.max(initial=0)))
@@ -125,7 +131,7 @@ def _judged(pair: Pair, known: tuple[Finding, ...]) -> tuple[IntegerLayerReport,
         HALF,
         worst / HALF,
         ok,
-        note=_note(wrong, wrong_bias, clipped),
+        note="; ".join(filter(None, [_note(wrong, wrong_bias, clipped), _says_beside(pair)])),
         mismatches=int(wrong.sum() + wrong_bias.sum()),
         numbers=wrong.size + wrong_bias.size,
         max_lsb=0 if ok else int(np.ceil(worst)),
@@ -149,6 +155,31 @@ def _note(wrong: Array, wrong_bias: Array, clipped: Array) -> str:
     return "; ".join(notes)
 
 
+def _says_right(rows: list[IntegerLayerReport], same: list[Equivalence]) -> str:
+    """What agrees, and no more than that."""
+    layers = f"{len(rows)} layers"
+    beside = any(_BESIDE in row.note for row in rows)
+    biases = ", every bias that or the one beside it" if beside else ""
+    if any(each.kind == "scaling" for each in same):
+        return (
+            f"every weight of {layers} is the nearest integer to the fused one times its channel's "
+            "factor, every bias in accord with these factors, which are solved for from the "
+            "integers and known no better than those tell"
+        )
+    both = "weight" if beside else "weight and bias"
+    return f"every {both} of {layers} is the nearest integer to the fused one{biases}"
+
+
+def _says_beside(pair: Pair) -> str:
+    """How many biases are one off, and what that is worth; "" if none is."""
+    beside = pair.bias_beside
+    if not beside.any():
+        return ""
+    count = f"{beside.sum()} of {beside.size} biases {'is' if beside.sum() == 1 else 'are'}"
+    worth = float(pair.output_steps[beside].max())
+    return f"{count} {_BESIDE}, {worth:.2g} of a step of the output at most"
+
+
 def _report(
     rows: list[IntegerLayerReport],
     findings: list[Finding],
@@ -158,15 +189,17 @@ def _report(
     candidate: str,
 ) -> IntegerReport:
     bad = [row for row in rows if not row.ok]
+    multipliers, inexact = says_multipliers(network.layers)
     reason = (
         f"{bad[0].name}: {bad[0].note}"
         if bad
-        else f"every weight and bias of {len(rows)} layers is the nearest integer to the fused "
-        "one; strides, padding, groups, clipping and multipliers are the network's"
+        else f"{_says_right(rows, same)}; strides, padding, groups and clipping are the network's, "
+        f"{multipliers}"
     )
     notes = ["ranges of activations were not judged: they depend on the images of calibration"]
     if any(layer.kind == "pool" for layer in network.layers):
         notes.append(f"{POOL} has no weights")
+    notes += inexact
     return IntegerReport(
         "disagree" if bad else "agree",
         reason,

@@ -1,18 +1,20 @@
-"""Does advice help as much as it says? Trained digits, measured in integers on held-out images.
+"""What INT8 costs trained digits, and does advice help as much as it says? Measured in integers.
 
-    python -m tests.studies.integer.advice_study RUN_REPVGG RUN_QAREPVGG
+    python -m tests.studies.integer.advice_study RUNS
 
-The runs are folders of `repvgg-ref train --block repvgg|qarepvgg`. Beside the network as trained
-stands an equal one whose channels were made uneven, as identity branches do on ImageNet: random
-channels times up to 100, the next layer's inputs divided, so that the float network is the same.
-Predicted: top-1 that `advise` simulates on training images. Measured: top-1 of the integer network
-on the test images, which nothing has seen.
+RUNS holds the folders that `advice_runs.sh` makes: networks of real digits, trained with the
+command line by one recipe. `parts` parts the pictures: training sees the first part only, `advise`
+takes ranges from it and counts gains on the second, and what is measured comes from the third.
+Beside the networks as trained stand equal ones whose channels were made uneven, as identity
+branches do on ImageNet: random channels times up to 100, the next layer's inputs divided, so that
+the float network is the same.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,15 +24,22 @@ import numpy as np
 
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
-from repvgg_ref.data.digits import load_digits, to_input
 from repvgg_ref.integer.advise import Advice, advise
 from repvgg_ref.integer.equalize import equalize, scale_channels
-from repvgg_ref.integer.quantize import LINEAR, as_chain, quantize
-from repvgg_ref.integer.simulate import layer_names
+from repvgg_ref.integer.quantize import LINEAR, as_chain, calibrate, quantize
+from repvgg_ref.integer.simulate import layer_names, sqnr
+from repvgg_ref.integer.trial import Simulation, Trial
 from repvgg_ref.models.network import Model
+from tests.studies.integer.advice_report import RESULTS, write_report
+from tests.studies.integer.parts import Inputs, Parts, inputs
 
-FACTORS = (1, 10, 30, 50, 70, 100)
-RESULTS = Path(__file__).parent / "results"
+FACTORS = (10, 20, 30, 50, 100)
+SEEDS = range(3)
+RANGES = 256  # images of the training part
+NETWORKS = {
+    "mnist": ("repvgg", "custom-l2", "qarepvgg"),
+    "digits": ("repvgg", "qarepvgg"),
+}
 
 
 def uneven(model: Model, factor: float, seed: int) -> Model:
@@ -46,88 +55,100 @@ def uneven(model: Model, factor: float, seed: int) -> Model:
     return replace(deploy, params={k: v.astype(np.float32) for k, v in params.items()})
 
 
-def measured(model: Model, calibration: Array, x: Array, labels: Array) -> dict[str, float]:
-    """Top-1 on held-out images, computed in integers."""
+def measured(model: Model, seen: Array, test: Inputs, kept: Sequence[str]) -> list[Simulation]:
+    """Every way on held-out images, computed in integers.
 
-    def integers(which: Model, per_tensor: bool) -> float:
-        network = quantize(which, calibration, per_tensor=per_tensor, rounding="float-even")
-        logits = network.forward(x)[LINEAR]
-        return float((logits.argmax(1) == labels).mean())
+    Mixed networks are no integer networks: their layers in integers are simulated.
+    """
+    deploy = as_chain(model)
+    wanted = deploy.forward(test.x)
 
-    even, _ = equalize(model)
-    return {
-        "float": float((model.forward(x).argmax(1) == labels).mean()),
-        "per-tensor": integers(model, True),
-        "equalized": integers(even, True),
-        "per-channel": integers(model, False),
-        "equalized per-channel": integers(even, False),
-    }
+    def integers(name: str, which: Model, *, per_tensor: bool) -> Simulation:
+        network = quantize(which, seen, per_tensor=per_tensor, rounding="float-even")
+        logits = network[LINEAR].output.real(network.forward(test.x)[LINEAR])
+        return _judged(name, logits, wanted, test.labels)
+
+    even, _ = equalize(deploy)
+    found = [
+        _judged("float", wanted, wanted, test.labels),
+        integers("per-tensor", deploy, per_tensor=True),
+        integers("equalized", even, per_tensor=True),
+        integers("per-channel", deploy, per_tensor=False),
+        integers("equalized per-channel", even, per_tensor=False),
+    ]
+    if kept:
+        ranges = calibrate(deploy, seen, method="min-max")
+        trial = Trial(deploy, ranges, test.x, test.labels, wanted)
+        rest = [name for name in layer_names(deploy) if name not in kept]
+        found.append(trial.judged("mixed", rest, per_tensor=False))
+    return found
 
 
-def row(name: str, model: Model, factor: float) -> dict[str, Any]:
+def row(name: str, model: Model, parts: Parts, *, factor: int, seed: int) -> dict[str, Any]:
     """Predicted and measured, side by side."""
-    split = load_digits()
-    calibration, labels = to_input(split.train.images[::3]), split.train.labels[::3]
-    advice: Advice = advise(model, calibration, labels)
-    predicted = {each.name: each.top1 for each in advice.simulated}
-    found = measured(model, calibration, to_input(split.test.images), split.test.labels)
+    seen = parts.training.x[:RANGES]
+    advice = advise(model, *parts.held_out, ranges_from=seen)
+    kept = [layer.name for layer in advice.layers if layer.keep_fp16]
+    # What a prediction from as many images that were trained on would have said
+    known = Inputs(*(each[-len(parts.held_out.x) :] for each in parts.training))
+    deploy = as_chain(model)
+    trial = Trial(deploy, calibrate(deploy, seen, method="min-max"), *known)
+    layers = layer_names(deploy)
+    trained = [trial.judged("float", [], per_tensor=False)] + [
+        trial.judged(way, layers, per_tensor=way == "per-tensor")
+        for way in ("per-tensor", "per-channel")
+    ]
     return {
         "network": name,
         "factor": factor,
-        "predicted": predicted,
-        "measured": found,
-        "rank_correlation": advice.rank_correlation,
+        "seed": seed,
+        "kept": kept,
+        "predicted": _said(advice.simulated),
+        "predicted_from_training": _said(trained),
+        "measured": _said(measured(model, seen, parts.test, kept)),
+        "widest_over_median": max(layer.range_ratio for layer in advice.layers),
+        "rank_correlation": _number(advice),
         "advice": list(advice.steps),
     }
 
 
+def rows(runs: Path) -> Iterator[dict[str, Any]]:
+    """Networks as trained; those with three branches with uneven channels, too."""
+    for data, names in NETWORKS.items():
+        parts = inputs(data, runs / f"{data}-parts")
+        for name in names:
+            model = rr.load(runs / f"{data}-{name}" / "train.pth")
+            yield row(f"{data} {name}", model, parts, factor=1, seed=0)
+        model = rr.load(runs / f"{data}-repvgg" / "train.pth")
+        for factor in FACTORS:
+            for seed in SEEDS:
+                other = uneven(model, factor, 100 * factor + seed)
+                yield row(f"{data} repvgg", other, parts, factor=factor, seed=seed)
+
+
 def main() -> None:
-    """All rows, as JSON and as a table."""
-    runs = dict(zip(("repvgg", "qarepvgg"), map(Path, sys.argv[1:3]), strict=True))
-    rows = []
-    for name, folder in runs.items():
-        model = rr.load(folder / "train.pth")
-        rows.append(row(name, model, 1))
-        if name == "repvgg":
-            rows += [row(name, uneven(model, f, seed=f), f) for f in FACTORS[1:]]
+    """All rows as JSON, tables and a picture."""
+    found = []
+    for each in rows(Path(sys.argv[1])):
+        found.append(each)
+        print(each["network"], each["factor"], each["seed"], flush=True)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "advice.json").write_text(json.dumps(rows, indent=1) + "\n")
-    ways = ("float", "per-tensor", "equalized", "per-channel", "equalized per-channel")
-    lines = [
-        "# Advice, predicted and measured",
-        "",
-        "Made by `python -m tests.studies.integer.advice_study`. Top-1 in %, predicted on training",
-        "images / measured in integers on held-out digits.",
-        "",
-        "| network | widest channels | " + " | ".join(ways) + " |",
-        "|---|--:|" + "--:|" * len(ways),
-    ]
-    for each in rows:
-        cells = [
-            f"{100 * (each['predicted'][way] or 0):.1f} / {100 * each['measured'][way]:.1f}"
-            for way in ways
-        ]
-        lines.append(f"| {each['network']} | x {each['factor']} | " + " | ".join(cells) + " |")
-    lines += ["", *gains(rows)]
-    (RESULTS / "advice.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    (RESULTS / "advice.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_report(found, RESULTS)
 
 
-def gains(rows: list[dict[str, Any]]) -> list[str]:
-    """Whether what was predicted is within a factor of two of what was measured."""
-    said = []
-    for each in rows:
-        for way in ("equalized", "per-channel"):
-            wanted = (each["predicted"][way] or 0) - (each["predicted"]["per-tensor"] or 0)
-            got = each["measured"][way] - each["measured"]["per-tensor"]
-            if wanted > 0.01:
-                fits = 0.5 <= got / wanted <= 2
-                said.append(
-                    f"- {each['network']} x {each['factor']}, {way}: predicted "
-                    f"{100 * wanted:+.1f}, measured {100 * got:+.1f} points: "
-                    f"{'within' if fits else 'NOT within'} a factor of two"
-                )
-    return said
+def _judged(name: str, logits: Array, wanted: Array, labels: Array) -> Simulation:
+    found = logits.argmax(1)
+    return Simulation(name, sqnr(wanted, logits), found == wanted.argmax(1), found == labels)
+
+
+def _said(simulated: Sequence[Simulation]) -> dict[str, Any]:
+    naive = next(each for each in simulated if each.name == "per-tensor")
+    return {each.name: each.to_json(naive) for each in simulated}
+
+
+def _number(advice: Advice) -> float | None:
+    return advice.rank_correlation if np.isfinite(advice.rank_correlation) else None
 
 
 if __name__ == "__main__":
