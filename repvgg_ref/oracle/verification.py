@@ -23,6 +23,7 @@ from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.models.arguments import as_array, image_batch
+from repvgg_ref.models.graph import INPUT
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.assumptions import Seen, reconsidered
 from repvgg_ref.oracle.blas import single_threaded_blas
@@ -48,7 +49,9 @@ from repvgg_ref.oracle.integers.front import is_about_integers, verify_integers
 from repvgg_ref.oracle.probes.first_call import first_call, require_images
 from repvgg_ref.oracle.probes.naming import finding
 from repvgg_ref.oracle.probes.probing import probed
-from repvgg_ref.oracle.programs.layers import Programs, require_chain
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.head import HeadProgram
+from repvgg_ref.oracle.programs.layers import Programs, require_programs
 from repvgg_ref.oracle.programs.program import layer_output, plain
 from repvgg_ref.oracle.report import Equivalence, Report
 from repvgg_ref.oracle.symmetry.outputs import align
@@ -199,7 +202,7 @@ def _judged(
             return _dense(model, port, inputs, precision, named), None
         if isinstance(port, WeightsCandidate):
             return check_weights(model, port.path, precision), None
-        require_chain(model.arch)
+        require_programs(model.arch)
         # Whatever the caller or the port set, rounding to zero is no error in here.
         with closing(port), np.errstate(all="warn", under="ignore"):
             batch = spare if inputs is None and not port.brings_input else inputs
@@ -210,7 +213,7 @@ def _judged(
             report = judge(programs, first.outputs, first.x, again=again, **settings)
             report = with_file_evidence(report, programs, first.outputs.evidence)
             layers = first.outputs.layers
-            seen = Seen(first.x, _inputs_of_layers(model, layers, first.x), layers)
+            seen = Seen(first.x, _inputs_of_layers(programs, layers, first.x), layers)
             return probed(report, programs, port, first, judge), seen
     except CandidateFailure as failure:
         lost = (finding("batch-dependent", None),) if failure.verdict == "disagree" else ()
@@ -265,16 +268,30 @@ def judge(
     if reason:
         return Report("cannot-judge", reason, model.name, candidate, chosen.name)
     if set(outputs.layers) == {"linear"}:
+        if not model.arch.is_chain:
+            reason = "logits alone say too little of a network that is no chain: give its layers"
+            return Report("cannot-judge", reason, model.name, candidate, chosen.name)
         with single_threaded_blas():
             return judge_logits(
                 programs, outputs, x, chosen, candidate, again=again, progress=progress
             )
-    outputs, same = align(programs, x, outputs, precision=chosen.number_format)
+    same: tuple[Equivalence, ...] = ()
+    if model.arch.is_chain:
+        outputs, same = align(programs, x, outputs, precision=chosen.number_format)
     comparisons, unjudged = _compare_all(programs, outputs, x, chosen, progress)
-    behind = frozenset(name for name in programs if _is_behind_estimates(programs, name, same))
+    behind = frozenset(name for name in programs if not _is_estimated(programs, name, same))
     case = Case(programs, comparisons, x, outputs, chosen, unjudged, candidate, behind)
     report = explain(case)
     return replace(report, equivalences=same)
+
+
+def _is_estimated(programs: Programs, name: str, same: Sequence[Equivalence]) -> bool:
+    """Whether a layer's errors follow the law of sums: not where its input was only estimated."""
+    if not isinstance(programs[name], BlockProgram | HeadProgram):
+        return False
+    if not programs.model.arch.is_chain:
+        return True
+    return not _is_behind_estimates(programs, name, same)
 
 
 def _is_behind_estimates(programs: Programs, name: str, same: Sequence[Equivalence]) -> bool:
@@ -289,7 +306,7 @@ def _compare_all(
     programs: Programs, outputs: Outputs, x: Array, precision: Precision, progress: Progress | None
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Compare every layer whose input and output are known; say why others cannot be judged."""
-    inputs = _inputs_of_layers(programs.model, outputs.layers, x)
+    inputs = _inputs_of_layers(programs, outputs.layers, x)
 
     def compared(name: str) -> Comparison | None:
         x_hat, y_hat = inputs[name], outputs.layers.get(name)
@@ -299,7 +316,7 @@ def _compare_all(
 
     comparisons: dict[str, Comparison] = {}
     unjudged: dict[str, str] = {}
-    true: Array = np.asarray(x, np.float64)  # the reference's own, for the inherited error
+    true = {INPUT: np.asarray(x, np.float64)}  # the reference's own, for the inherited error
     with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, (name, found) in enumerate(
             zip(programs, pool.map(compared, programs), strict=True)
@@ -310,33 +327,38 @@ def _compare_all(
             if found is None or x_hat is None:
                 unjudged[name] = "its input or output is not known"
             else:
-                inherited = relative_difference(x_hat, true)
+                inherited = relative_difference(x_hat, programs.input_of(name, true))
                 report = replace(found.report, inherited=inherited)
                 comparisons[name] = replace(found, report=report)
                 if found.is_blind:
                     unjudged[name] = f"{precision.name} rounding may be larger than its values"
-            if name != "linear":
-                true = layer_output(plain(programs[name]), true)
+            _go_on(programs, name, true)
     return comparisons, unjudged
 
 
+def _go_on(programs: Programs, name: str, known: dict[str, Array]) -> None:
+    """Put a layer's right output among those that are `known`, and let go what nobody reads."""
+    x = programs.input_of(name, known)
+    if name != "linear" and x is not None:
+        known[name] = layer_output(plain(programs[name]), x)
+    for source in programs.last_read(name):
+        known.pop(source, None)
+
+
 def _inputs_of_layers(
-    model: Model, outputs: Mapping[str, Array], x: Array
+    programs: Programs, outputs: Mapping[str, Array], x: Array
 ) -> dict[str, Array | None]:
     """The candidate's own input of each layer, None where it is not known."""
-    x_hat: Array | None = np.asarray(x, np.float64)
-    inputs: dict[str, Array | None] = {}
-    for name in model.arch.layer_names:
-        inputs[name] = x_hat
-        if name != "linear":
-            x_hat = _next_input(outputs.get(name), model.arch.block(name).out_channels)
-    return inputs
+    channels = programs.model.arch.channels
+    known = {INPUT: np.asarray(x, np.float64)}
+    for name, y_hat in outputs.items():
+        if name in channels and (given := _next_input(y_hat, channels[name])) is not None:
+            known[name] = given
+    return {name: programs.input_of(name, known) for name in programs}
 
 
-def _next_input(y_hat: Array | None, channels: int) -> Array | None:
-    """The candidate's output as the next layer's input, if it can be one."""
-    if y_hat is None:
-        return None
+def _next_input(y_hat: Array, channels: int) -> Array | None:
+    """The candidate's output as another layer's input, if it can be one."""
     y_hat = np.asarray(y_hat, np.float64)
     fits = y_hat.ndim == 4 and y_hat.shape[1] == channels
     return y_hat if fits and np.isfinite(y_hat).all() else None

@@ -168,6 +168,9 @@ def _aliases(arch: Network) -> Mapping[str, str]:
         keys = {_key(name): name for name in arch.layer_names}
         stages = {n.replace("stage", "layer"): n for n in keys.values() if n[:5] == "stage"}
         return {**aliases, **keys, **stages, **dict.fromkeys(_LOGITS, arch.head.name)}
+    if not arch.is_chain:
+        aliases |= {_key(name): name for name in arch.layer_names}
+        aliases |= {_key(module): name for name, module in arch.modules.items()}
     return aliases
 
 
