@@ -200,6 +200,8 @@ def _judged(
         named = port.name
         if model.arch.is_dense:
             return _dense(model, port, inputs, precision, named), None
+        if isinstance(port, WeightsCandidate) and not model.arch.is_chain:
+            port = _computing(port, model)
         if isinstance(port, WeightsCandidate):
             return check_weights(model, port.path, precision), None
         require_programs(model.arch)
@@ -224,8 +226,7 @@ def _judged(
 def _dense(model: Model, port: Any, inputs: Array | None, precision: str, named: str) -> Report:
     """The verdict on a network that says a class for every pixel; weights are computed with."""
     if isinstance(port, WeightsCandidate):
-        weights = load(port.path, eps=model.eps)
-        port = resolve(lambda x: weights.forward(x, layers=True), model.arch, timeout=0)
+        port = _computing(port, model)
     if isinstance(port, OnnxCandidate):
         raise CandidateFailure(
             f"{named}: an ONNX file of a network that is no chain is not run here yet",
@@ -239,6 +240,12 @@ def _dense(model: Model, port: Any, inputs: Array | None, precision: str, named:
     chosen = _precision(precision, first.outputs)
     with single_threaded_blas():
         return judge_dense(model, first.outputs.layers, first.x, chosen, named)
+
+
+def _computing(port: WeightsCandidate, model: Model) -> Any:
+    """A file of weights as a port that computes with them, here."""
+    weights = load(port.path, eps=model.eps)
+    return resolve(lambda x: weights.forward(x, layers=True), model.arch, timeout=0)
 
 
 def judge(
