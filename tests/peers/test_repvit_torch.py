@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import nn  # noqa: E402
 pytestmark = pytest.mark.peers
 
 WIDTHS, DEPTHS = (8, 16, 24), (2, 1, 2)
+TINY = (8, 16)  # with one pair in each stage
 
 
 class ConvNorm(nn.Sequential):
@@ -114,8 +116,14 @@ def small() -> Any:
     return repvit("small", widths=WIDTHS, depths=DEPTHS, num_classes=5)
 
 
-def torch_of(model: Any) -> Any:
-    root = TorchRepVit(WIDTHS, DEPTHS, 5).double()
+def tiny() -> Any:
+    return distinct_model(
+        repvit("tiny", widths=TINY, depths=(1, 1), num_classes=5), dtype=np.float32
+    )
+
+
+def torch_of(model: Any, widths: Any = WIDTHS, depths: Any = DEPTHS) -> Any:
+    root = TorchRepVit(widths, depths, 5).double()
     state = {name: torch.tensor(np.asarray(a)) for name, a in model.state_dict().items()}
     missing, spare = root.load_state_dict(state, strict=False)
     assert not spare
@@ -187,6 +195,76 @@ def test_the_head_takes_its_norm_in_exactly() -> None:
     np.testing.assert_array_equal(fused.params["linear.weight"], (weight * t).astype(np.float32))
     moved = bias + weight @ (p["beta"] - p["running_mean"] * t)
     np.testing.assert_array_equal(fused.params["linear.bias"], moved.astype(np.float32))
+
+
+def port_of(model: Any) -> Any:
+    """The torch network in float32, in evaluation."""
+    return torch_of(model, TINY, (1, 1)).eval().float()
+
+
+def pictures() -> Any:
+    return np.random.default_rng(3).standard_normal((2, 3, 40, 48)).astype(np.float32)
+
+
+def test_a_torch_module_is_listened_to_layer_by_layer() -> None:
+    model = tiny()
+    report = rr.verify(model, port_of(model), inputs=pictures())
+    assert report.verdict == "agree", report.reason
+    assert tuple(layer.name for layer in report.layers) == model.arch.layer_names
+    wrong = port_of(model)
+    wrong.features[2].channel_mixer.m[1] = nn.GELU(approximate="tanh")
+    report = rr.verify(model, wrong, inputs=pictures())
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "block2.gelu")
+    assert report.diagnosis[0].bug == "gelu-approximated"
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("norms", ["kept", "folded"])
+def test_torchs_onnx_files_are_run_layer_by_layer(norms: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = tiny()
+    wrong = port_of(model)
+    wrong.features[1].token_mixer[1].fc1.bias.data.zero_()
+    found = {}
+    for name, module in (("right", port_of(model)), ("wrong", wrong)):
+        path = tmp_path / f"{name}.onnx"
+        export(module, path, folded=norms == "folded")
+        found[name] = rr.verify(model, path, inputs=pictures())
+    assert found["right"].verdict == "agree", found["right"].reason
+    assert len(found["right"].layers) == len(model.arch.layer_names)
+    report = found["wrong"]
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "block1.gate")
+    assert report.diagnosis[0].bug == "gate-bias"
+
+
+def export(module: Any, path: Path, *, folded: bool) -> None:
+    mode = torch.onnx.TrainingMode.EVAL if folded else torch.onnx.TrainingMode.PRESERVE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter that runs without onnxscript
+        torch.onnx.export(
+            module, (torch.from_numpy(pictures()),), str(path), dynamo=False, training=mode,
+            do_constant_folding=folded, input_names=["x"], output_names=["y"],
+            dynamic_axes={"x": [0, 2, 3]},
+        )  # fmt: skip
+
+
+def test_an_onnx_file_whose_tensors_are_called_otherwise_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    import onnx
+
+    model = tiny()
+    export(port_of(model), tmp_path / "m.onnx", folded=True)
+    graph = onnx.load(tmp_path / "m.onnx")
+    for number, node in enumerate(graph.graph.node):
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name.startswith("/"):
+                    names[place] = f"t{name.__hash__()}"
+        node.name = f"n{number}"
+    onnx.save(graph, tmp_path / "m.onnx")
+    report = rr.verify(model, tmp_path / "m.onnx", inputs=pictures())
+    assert report.verdict == "cannot-judge"
+    assert "no tensor of the graph is called like a layer" in report.reason
 
 
 def published(folder: Path) -> Any:

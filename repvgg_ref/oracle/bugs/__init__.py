@@ -29,6 +29,12 @@ def bugs_for(program: Any) -> tuple[Bug[Any], ...]:
 
 
 __all__ = [
-    *("BETWEEN_BUGS", "HEAD_BUGS", "LAYER_BUGS"),
-    *("Bug", "Mutant", "Site", "Variant", "bugs_for"),
+    "BETWEEN_BUGS",
+    "HEAD_BUGS",
+    "LAYER_BUGS",
+    "Bug",
+    "Mutant",
+    "Site",
+    "Variant",
+    "bugs_for",
 ]

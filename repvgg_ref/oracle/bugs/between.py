@@ -11,7 +11,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.models.gated import Add, Gate, Gelu
 from repvgg_ref.oracle.bugs.base import Site, Variant, bug
 from repvgg_ref.oracle.programs.activation import ACTIVATIONS
-from repvgg_ref.oracle.programs.between import BetweenProgram, factor, gated, halves
+from repvgg_ref.oracle.programs.between import BetweenProgram, factor, gated, halves, sum_of
 
 BetweenSite = Site[BetweenProgram]
 BetweenVariants = Iterator[Variant[BetweenProgram]]
@@ -148,7 +148,7 @@ def shortcut_weighted(site: BetweenSite) -> BetweenVariants:
 )
 def activation_after_sum(site: BetweenSite) -> BetweenVariants:
     def then(name: str) -> Callable[[Array], Array]:
-        return lambda x: ACTIVATIONS[name](sum(halves(x)))
+        return lambda x: ACTIVATIONS[name](sum_of(*halves(x)))
 
     ways = {"ReLU": then("relu"), "GELU": then("gelu"), "SiLU": then("silu")}
     yield from _instead(site, Add, ways)

@@ -73,9 +73,7 @@ class NamedOnnxCandidate(Candidate):
             if self._session is not None and not self._session.lives:
                 self.close()
         arrays = dict(zip(loaded.tensors, found, strict=True))
-        return interpret(
-            Dump(arrays), self.arch, where=self.name, x=x, assume="NCHW", live=True
-        )
+        return interpret(Dump(arrays), self.arch, where=self.name, x=x, assume="NCHW", live=True)
 
     def close(self) -> None:
         """End the child."""

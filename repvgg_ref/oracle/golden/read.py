@@ -90,10 +90,7 @@ def _model(
 ) -> Model | None:
     eps, momentum = float(manifest["eps"]), float(manifest["momentum"])
     said = manifest["architecture"]
-    if said.get("chain", True):
-        arch = _architecture(said)
-    else:
-        arch = _graph(said, reference)
+    arch = _architecture(said) if said.get("chain", True) else _graph(said, reference)
     if isinstance(reference, Model):
         model = replace(reference, arch=arch, eps=eps, momentum=momentum)
     elif reference is not None:

@@ -95,7 +95,7 @@ def distinguishing_model(
         params |= mine
         run = Pass(_widened(mine), REFERENCE, eps)
         known[node.name], _ = node.op.forward(node.name, inputs, run)
-    pool, head = arch.evaluated[-2:]
+    pool = arch.evaluated[-2]
     assert isinstance(pool.op, GlobalAvgPool)
     params |= _head(arch, known[pool.inputs[0]], rng, eps, statistics) | _aux_heads(arch, rng)
     return Model(arch, "train", {name: params[name] for name in param_shapes(arch, "train")}, eps)

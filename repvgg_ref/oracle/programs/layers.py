@@ -51,8 +51,8 @@ def head_program(model: Model) -> HeadProgram:
     weight, bias = (_float64(params[f"linear.{part}"]) for part in ("weight", "bias"))
     if "linear.bn.gamma" not in params:
         return HeadProgram(weight, bias)
-    vectors = (_float64(params[f"linear.bn.{part}"]) for part in NORM_VECTORS)
-    norm = HeadNorm(*vectors, model.eps, weight, bias)
+    gamma, beta, mean, var = (_float64(params[f"linear.bn.{part}"]) for part in NORM_VECTORS)
+    norm = HeadNorm(gamma, beta, mean, var, model.eps, weight, bias)
     return HeadProgram(*norm.folded(), norm=norm)
 
 
@@ -74,12 +74,14 @@ def correct_program(
         fused = FusedConv(
             *(_float64(params[f"{spec.name}.fused.{part}"]) for part in ("weight", "bias"))
         )
-    exact = {name: branch.arrays(_float64) for name, branch in branches.items()}
+    exact = _exact(branches)
+    computed = any(branch.before is not None for branch in branches.values())
     conv = reach(spec)
     return BlockProgram(
         spec=spec,
         branches=exact,
         eps=eps,
+        at_eps=(lambda other: _exact(branches_of(spec, params, other))) if computed else None,
         fused=fused,
         se=_se_params(spec, params),
         stride=spec.stride,
@@ -90,6 +92,10 @@ def correct_program(
         relu_inside=not is_fusible(spec),
         activation=_ACTIVATION[spec.se] if spec.activation == "relu" else "none",
     )
+
+
+def _exact(branches: Mapping[str, Branch]) -> dict[str, Branch]:
+    return {name: branch.arrays(_float64) for name, branch in branches.items()}
 
 
 def require_chain(arch: Network) -> None:
