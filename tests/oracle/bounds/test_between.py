@@ -16,9 +16,13 @@ from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bugs import BETWEEN_BUGS
 from repvgg_ref.oracle.bugs.base import Site, planted, round_to_bits
-from repvgg_ref.oracle.bugs.between import BetweenProgram
 from repvgg_ref.oracle.programs.activation import SqueezeExcitationParams
-from repvgg_ref.oracle.programs.between import gate_program, gelu_program, sum_program
+from repvgg_ref.oracle.programs.between import (
+    BetweenProgram,
+    gate_program,
+    gelu_program,
+    sum_program,
+)
 from repvgg_ref.oracle.programs.head import HeadNorm, HeadProgram
 
 BITS = {"fp32": 24, "fp16": 11, "bf16": 8}
@@ -93,9 +97,9 @@ def test_logits_behind_a_norm_stay_within(precision: str, is_folded: bool) -> No
     """Normalised and multiplied, or norm and matrix taken together in the port's own arithmetic."""
     rng, r = np.random.default_rng(1), rounding(precision)
     c, classes = 8, 5
-    vectors = [r(rng.uniform(0.5, 2, c)), *(r(rng.normal(size=c)) for _ in range(2))]
+    gamma, beta, mean = r(rng.uniform(0.5, 2, c)), r(rng.normal(size=c)), r(rng.normal(size=c))
     var, weight = r(rng.uniform(1e-3, 3, c)), r(rng.normal(size=(classes, c)))
-    norm = HeadNorm(*vectors, var, 1e-5, weight, r(rng.normal(size=classes)))
+    norm = HeadNorm(gamma, beta, mean, var, 1e-5, weight, r(rng.normal(size=classes)))
     program = HeadProgram(*norm.folded(), norm=norm)
     x = r(rng.normal(size=(3, c, 4, 4)))
     pooled = r(x.mean(axis=(2, 3)))
