@@ -9,7 +9,7 @@ bit", ACM TOMS 17 (1991), section 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from math import inf, isqrt, lcm
@@ -67,15 +67,64 @@ def round_products(x: Array, factor: Array, error: Array, out: Array, exact: Exa
         As for `round_once`.
     """
     low, high = (np.broadcast_to(end, (len(x), *end.shape[1:])) for end in _ends(factor, error))
-    step = max(1, PIECE // max(1, x[:1].size))
-    upper = np.empty((min(step, len(x)), *x.shape[1:]), out.dtype)
-    for start in range(0, len(x), step):
-        rows = slice(start, start + step)
-        lower, above = out[rows], upper[: len(x[rows])]
+    for rows in pieces(len(x), x[:1].size):
+        lower, above = out[rows], np.empty_like(out[rows])
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             for end, into in ((low, lower), (high, above)):
                 np.multiply(x[rows], end[rows], out=into, dtype=np.float64, casting="unsafe")
-        settled(lower, above, partial(_further, exact, start))
+        settled(lower, above, further(exact, rows.start))
+
+
+def round_sums(
+    parts: Sequence[tuple[Array, Array]], error: float, least: float, out: Array, exact: Exact
+) -> None:
+    """Round ``sum over parts of x * factor`` into `out` as if it had been exact.
+
+    Parameters
+    ----------
+    parts : sequence of (x, factor)
+        Floating arrays (O, C), and the float64 factors (O,) of their rows.
+    error, least : float
+        The exact sum lies within `error` times the sum of the terms' magnitudes, plus `least`, of
+        what float64 makes of it.
+    out : array (O, C)
+        Its type is the one to round to, as for `round_once`.
+    exact
+        As for `round_once`.
+
+    One error for a row, of its largest terms, decides nearly all; where it does not, the terms' own.
+    """
+    value, bound = np.zeros(()), np.full((len(out), 1), least)
+    for x, factor in parts:
+        column = factor[:, None]
+        value = value + x * column
+        largest = np.maximum(x.max(axis=1, initial=0), -x.min(axis=1, initial=0))
+        bound += error * np.abs(factor * largest)[:, None]
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        out[...] = value - bound
+        apart = out != (value + bound).astype(out.dtype)
+    if not apart.any():
+        return
+    where = np.nonzero(apart)
+    terms = [x[where] * factor[where[0]] for x, factor in parts]
+    own = error * sum(map(np.abs, terms)) + least
+
+    def exactly(inside: tuple[Array, ...]) -> Ratios:
+        return exact(tuple(axis[inside] for axis in where))
+
+    out[where] = round_once(value[where], own, out.dtype, exactly)
+
+
+def pieces(rows: int, per_row: int) -> Iterator[slice]:
+    """Some rows at a time, which stay in a core's cache."""
+    step = max(1, PIECE // max(1, per_row))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def further(exact: Exact, start: int) -> Exact:
+    """`exact` for indices that count from the row `start`."""
+    return partial(_further, exact, start)
 
 
 def _ends(factor: Array, error: Array) -> tuple[Array, Array]:
