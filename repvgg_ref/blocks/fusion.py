@@ -154,10 +154,8 @@ def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight:
         _round_products(form, set(alone.values()), piece, weight[piece], exactly)
         for offset in shared:
             i, j = _index(lattice, offset)
-            out = weight[piece, :, i, j]
-            _round_taps(
-                form.part(piece, EVERYTHING), offset, out, further(exactly.at(offset), piece.start)
-            )
+            decide = further(exactly.at(offset), piece.start)
+            _round_taps(form, offset, piece, weight[piece, :, i, j], decide)
     bias_error = form.error * form.bias_size + _TINY
     return round_once(form.bias, bias_error, dtype, exactly.bias)
 
@@ -213,14 +211,14 @@ def _round_products(
         round_products(term.kernel[piece], scale, error, under, exact)
 
 
-def _round_taps(form: Form, offset: Pair, out: Array, exact: Exact) -> None:
-    """Round the taps at an offset that several terms make, or a computed one."""
+def _round_taps(form: Form, offset: Pair, piece: slice, out: Array, exact: Exact) -> None:
+    """Round some rows of the taps at an offset that several terms make, or a computed one."""
     there = [(term, at) for term in form.terms if (at := term.lattice.tap(offset)) is not None]
     if all(term.size is None for term, _ in there):
-        parts = [(term.kernel[:, :, at[0], at[1]], term.scale) for term, at in there]
+        parts = [(term.kernel[piece, :, at[0], at[1]], term.scale[piece]) for term, at in there]
         round_sums(parts, form.error, _TINY, out, exact)
         return
-    taps, size = form.with_size_at(offset)
+    taps, size = form.part(piece, EVERYTHING).with_size_at(offset)
     out[...] = round_once(taps, form.error * size + _TINY, out.dtype, exact)
 
 

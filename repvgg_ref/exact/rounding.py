@@ -92,22 +92,25 @@ def round_sums(
     exact
         As for `round_once`.
 
-    One error for a row, of its largest terms, decides nearly all; where it does not, the terms' own.
+    One error for a row, of its largest terms, decides nearly all; else that of the terms.
     """
-    value, bound = np.zeros(()), np.full((len(out), 1), least)
+    value, term = np.zeros(out.shape), np.empty(out.shape)
+    bound = np.full((len(out), 1), least)
     for x, factor in parts:
-        column = factor[:, None]
-        value = value + x * column
-        largest = np.maximum(x.max(axis=1, initial=0), -x.min(axis=1, initial=0))
-        bound += error * np.abs(factor * largest)[:, None]
+        np.copyto(term, x)  # taps of one offset lie apart in their kernel
+        term *= factor[:, None]
+        value += term
+        largest = np.maximum(term.max(axis=1, initial=0), -term.min(axis=1, initial=0))
+        bound += error * largest[:, None]
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        out[...] = value - bound
-        apart = out != (value + bound).astype(out.dtype)
-    if not apart.any():
+        lower = np.subtract(value, bound, out=term).astype(out.dtype)
+        upper = np.add(value, bound, out=term).astype(out.dtype)
+    out[...] = lower
+    if np.array_equal(lower, upper):
         return
-    where = np.nonzero(apart)
+    where = np.nonzero(lower != upper)
     terms = [x[where] * factor[where[0]] for x, factor in parts]
-    own = error * sum(map(np.abs, terms)) + least
+    own = error * np.abs(terms).sum(axis=0) + least
 
     def exactly(inside: tuple[Array, ...]) -> Ratios:
         return exact(tuple(axis[inside] for axis in where))

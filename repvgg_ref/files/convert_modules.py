@@ -21,6 +21,7 @@ from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import open_checkpoint
 from repvgg_ref.files.metadata import is_ours
 from repvgg_ref.files.modules import AUTO, Blocks, FoundBlock, blocks_of
+from repvgg_ref.files.spares import Spares
 from repvgg_ref.files.wrappers import WhichWeights, listed, no_such_weights, select
 from weights_io import LazyArray
 from weights_io.writers.write import Container
@@ -97,7 +98,8 @@ def convert_modules(
         require_blocks(path, blocks, arrays)
         plan = _plan(arrays, blocks)
         checks: list[BlockCheck] = []
-        made = _watched(_made(plan, arrays), len(blocks.found), checks, progress)
+        spares = Spares(_THREADS)
+        made = _watched(_made(plan, arrays, spares), len(blocks.found), checks, progress, spares)
         container: Container = "torch-zip" if kind == "pth" else kind  # type: ignore[assignment]
         weights_io.write_weights(
             out,
@@ -192,7 +194,7 @@ def _dtype(block: FoundBlock, arrays: Mapping[str, LazyArray]) -> str:
     return stored if stored in _FLOATS else "float32"
 
 
-def _made(plan: list[_Step], arrays: Mapping[str, LazyArray]) -> Iterator[_Made]:
+def _made(plan: list[_Step], arrays: Mapping[str, LazyArray], spares: Spares) -> Iterator[_Made]:
     """Every step in order, blocks computed by threads that run a few ahead."""
     ahead: deque[Future[_Made]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -200,7 +202,7 @@ def _made(plan: list[_Step], arrays: Mapping[str, LazyArray]) -> Iterator[_Made]
             for step in plan:
                 while len(ahead) > _THREADS:
                     yield ahead.popleft().result()
-                ahead.append(pool.submit(_do, step, arrays))
+                ahead.append(pool.submit(_do, step, arrays, spares))
             while ahead:
                 yield ahead.popleft().result()
         finally:
@@ -208,28 +210,41 @@ def _made(plan: list[_Step], arrays: Mapping[str, LazyArray]) -> Iterator[_Made]
                 future.cancel()
 
 
-def _do(step: _Step, arrays: Mapping[str, LazyArray]) -> _Made:
+def _do(step: _Step, arrays: Mapping[str, LazyArray], spares: Spares) -> _Made:
     if isinstance(step, str):
         return _Made(((step, arrays[step].read()),))
-    fused, check = fuse_found(step, arrays, np.dtype(_dtype(step, arrays)))
+    dtype = np.dtype(_dtype(step, arrays))
+    fused, check = fuse_found(step, arrays, dtype, empty=spares.empty)
     (names, _), *_ = _names([step])
     return _Made(tuple(zip(names, fused, strict=True)), check)
 
 
 def fuse_found(
-    block: FoundBlock, arrays: Mapping[str, LazyArray], dtype: Any
+    block: FoundBlock,
+    arrays: Mapping[str, LazyArray],
+    dtype: Any,
+    *,
+    empty: Callable[[tuple[int, ...], Any], Array] = np.empty,
 ) -> tuple[FusedConv, BlockCheck]:
-    """A block of a file, fused and checked against its branches."""
+    """A block of a file, fused and checked against its branches; `empty` makes the two arrays."""
     parts = {leaf: arrays[key].read() for leaf, key in block.names.items()}
     name = block.prefix.rstrip(".") or block.member.name
-    fused = fuse_linear(name, block.linear, block.conv, parts, eps=block.eps, dtype=dtype)
+    how: Any = {"eps": block.eps, "dtype": dtype, "empty": empty}
+    fused = fuse_linear(name, block.linear, block.conv, parts, **how)
     return fused, check_linear(name, block.linear, block.conv, parts, fused, eps=block.eps)
 
 
 def _watched(
-    made: Iterator[_Made], total: int, checks: list[BlockCheck], progress: Progress | None
+    made: Iterator[_Made],
+    total: int,
+    checks: list[BlockCheck],
+    progress: Progress | None,
+    spares: Spares,
 ) -> Iterator[Array]:
-    """The arrays, stopping at the first block that fails its check."""
+    """The arrays, stopping at the first block that fails its check.
+
+    Whoever asks for the next one has written the one before.
+    """
     done = 0
     for part in made:
         if part.check is not None:
@@ -240,6 +255,8 @@ def _watched(
                 progress(part.check.layer, done, total)
         for _, array in part.arrays:
             yield array
+            if part.check is not None:
+                spares.take_back(array)
 
 
 def holds_modules(path: Path, weights: WhichWeights = "model") -> bool:
