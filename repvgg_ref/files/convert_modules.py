@@ -19,6 +19,7 @@ from repvgg_ref.blocks.fusion import FusedConv, fuse_linear
 from repvgg_ref.blocks.selfcheck import BlockCheck, check_linear, worst
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import open_checkpoint
+from repvgg_ref.files.deployed import already_fused
 from repvgg_ref.files.metadata import is_ours
 from repvgg_ref.files.modules import AUTO, Blocks, FoundBlock, blocks_of
 from repvgg_ref.files.spares import Spares
@@ -29,7 +30,6 @@ from weights_io.writers.write import Container
 _THREADS = min(4, os.cpu_count() or 1)
 _FLOATS = ("float16", "float32", "float64")
 _MOST_NEAR = 3
-_USUAL = {"", "conv", "conv3x3"}  # what other networks call their convolutions, too
 Progress = Callable[[str, int, int], None]
 
 
@@ -95,7 +95,7 @@ def convert_modules(
         if asked != "model":
             raise no_such_weights(asked, entries)
         blocks = blocks_of(arrays, family=family, eps=eps)
-        require_blocks(path, blocks, arrays)
+        require_blocks(path, blocks, arrays, archive.metadata)
         plan = _plan(arrays, blocks)
         checks: list[BlockCheck] = []
         spares = Spares(_THREADS)
@@ -128,18 +128,15 @@ def convert_modules(
         )
 
 
-def require_blocks(path: Path, blocks: Blocks, arrays: Mapping[str, LazyArray]) -> None:
+def require_blocks(
+    path: Path, blocks: Blocks, arrays: Mapping[str, LazyArray], metadata: Mapping[str, Any]
+) -> None:
     """Raise `CheckpointError` if nothing was recognised, with what came nearest."""
     if blocks.found:
         return
-    deployed = {one.fused for one in FAMILY.values()} - _USUAL
-    there = [key for key in arrays if any(f"{name}.weight" in key for name in deployed)]
-    if there and not blocks.near:  # nothing beside them is nearly a block
-        raise CheckpointError(
-            f"{path.name}: its blocks are fused already",
-            got=listed(there),
-            wanted="a training checkpoint; there is nothing to do",
-        )
+    fused = already_fused(path, arrays, metadata)
+    if fused is not None and not blocks.near:  # nothing beside them is nearly a block
+        raise fused
     near = "; ".join(blocks.near[:_MOST_NEAR])
     raise CheckpointError(
         f"{path.name} holds no re-parameterisable block of a known kind",
