@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.baselines import Layer, conv_bn
-from repvgg_ref.models.efficientnet import rounded
 from repvgg_ref.models.gated import Add, Gate, Gelu
 from repvgg_ref.models.graph import INPUT, OUTPUT, Graph, Node
 from repvgg_ref.models.heads import NormLinear
 from repvgg_ref.models.layers import Block, GlobalAvgPool
 
 _NARROWING, _WIDENING = 4, 2  # of a gate's channels, and of a channel mixer's
+_MULTIPLE = 8  # of channels inside a gate
 
 
 class Row(NamedTuple):
@@ -90,13 +90,21 @@ def _token_mixer(number: int, source: str, channels: int, row: Row) -> list[Node
     layer = Layer(3, channels, row.stride, groups=channels, kind=kind)
     nodes = [_node(conv_bn(f"{name}.token", channels, layer, "none"), source, f"{key}.0")]
     if row.gated:
-        gate = Gate(channels, rounded(channels / _NARROWING), relu=True)
+        gate = Gate(channels, _narrow(channels), relu=True)
         keys = ((OUTPUT, f"{key}.1"), ("down", f"{key}.1.fc1"), ("up", f"{key}.1.fc2"))
         nodes.append(Node(f"{name}.gate", gate, (nodes[-1].name,), keys=keys))
     if row.stride > 1:
         spec = conv_bn(f"{name}.widen", channels, Layer(1, row.channels), "none")
         nodes.append(_node(spec, nodes[-1].name, f"{key}.2"))
     return nodes
+
+
+def _narrow(channels: int) -> int:
+    """A quarter of the channels, to the nearest multiple of 8 but not none: timm's rule for gates.
+
+    Not EfficientNet's, which never takes off more than a tenth.
+    """
+    return max(_MULTIPLE, (channels // _NARROWING + _MULTIPLE // 2) // _MULTIPLE * _MULTIPLE)
 
 
 def _channel_mixer(number: int, source: str, channels: int) -> list[Node]:

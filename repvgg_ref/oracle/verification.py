@@ -50,9 +50,9 @@ from repvgg_ref.oracle.probes.first_call import first_call, require_images
 from repvgg_ref.oracle.probes.naming import finding
 from repvgg_ref.oracle.probes.probing import probed
 from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.flow import go_on, inputs_of_layers
 from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.layers import Programs, require_programs
-from repvgg_ref.oracle.programs.program import layer_output, plain
 from repvgg_ref.oracle.report import Equivalence, Report
 from repvgg_ref.oracle.symmetry.outputs import align
 from repvgg_ref.oracle.training.dump import is_training_dump
@@ -215,7 +215,7 @@ def _judged(
             report = judge(programs, first.outputs, first.x, again=again, **settings)
             report = with_file_evidence(report, programs, first.outputs.evidence)
             layers = first.outputs.layers
-            seen = Seen(first.x, _inputs_of_layers(programs, layers, first.x), layers)
+            seen = Seen(first.x, inputs_of_layers(programs, layers, first.x), layers)
             return probed(report, programs, port, first, judge), seen
     except CandidateFailure as failure:
         lost = (finding("batch-dependent", None),) if failure.verdict == "disagree" else ()
@@ -286,19 +286,27 @@ def judge(
     if model.arch.is_chain:
         outputs, same = align(programs, x, outputs, precision=chosen.number_format)
     comparisons, unjudged = _compare_all(programs, outputs, x, chosen, progress)
-    behind = frozenset(name for name in programs if not _is_estimated(programs, name, same))
+    behind = frozenset(name for name in programs if not _is_estimated(programs, name, chosen, same))
     case = Case(programs, comparisons, x, outputs, chosen, unjudged, candidate, behind)
     report = explain(case)
     return replace(report, equivalences=same)
 
 
-def _is_estimated(programs: Programs, name: str, same: Sequence[Equivalence]) -> bool:
-    """Whether a layer's errors follow the law of sums: not where its input was only estimated."""
-    if not isinstance(programs[name], BlockProgram | HeadProgram):
+def _is_estimated(
+    programs: Programs, name: str, precision: Precision, same: Sequence[Equivalence]
+) -> bool:
+    """Whether a layer's errors follow the law of sums that estimates rest on.
+
+    Not where its input was only estimated, nor where a branch with a norm inside may be kept in
+    16 bits on the way: what that rounds is the same for all pixels, and in no kernel that is known.
+    """
+    program = programs[name]
+    if not isinstance(program, BlockProgram | HeadProgram):
         return False
-    if not programs.model.arch.is_chain:
-        return True
-    return not _is_behind_estimates(programs, name, same)
+    inside = isinstance(program, BlockProgram) and program.at_eps is not None
+    if inside and precision.number_format in ("fp16", "bf16"):
+        return False
+    return not (programs.model.arch.is_chain and _is_behind_estimates(programs, name, same))
 
 
 def _is_behind_estimates(programs: Programs, name: str, same: Sequence[Equivalence]) -> bool:
@@ -313,7 +321,7 @@ def _compare_all(
     programs: Programs, outputs: Outputs, x: Array, precision: Precision, progress: Progress | None
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Compare every layer whose input and output are known; say why others cannot be judged."""
-    inputs = _inputs_of_layers(programs, outputs.layers, x)
+    inputs = inputs_of_layers(programs, outputs.layers, x)
 
     def compared(name: str) -> Comparison | None:
         x_hat, y_hat = inputs[name], outputs.layers.get(name)
@@ -339,36 +347,8 @@ def _compare_all(
                 comparisons[name] = replace(found, report=report)
                 if found.is_blind:
                     unjudged[name] = f"{precision.name} rounding may be larger than its values"
-            _go_on(programs, name, true)
+            go_on(programs, name, true)
     return comparisons, unjudged
-
-
-def _go_on(programs: Programs, name: str, known: dict[str, Array]) -> None:
-    """Put a layer's right output among those that are `known`, and let go what nobody reads."""
-    x = programs.input_of(name, known)
-    if name != "linear" and x is not None:
-        known[name] = layer_output(plain(programs[name]), x)
-    for source in programs.last_read(name):
-        known.pop(source, None)
-
-
-def _inputs_of_layers(
-    programs: Programs, outputs: Mapping[str, Array], x: Array
-) -> dict[str, Array | None]:
-    """The candidate's own input of each layer, None where it is not known."""
-    channels = programs.model.arch.channels
-    known = {INPUT: np.asarray(x, np.float64)}
-    for name, y_hat in outputs.items():
-        if name in channels and (given := _next_input(y_hat, channels[name])) is not None:
-            known[name] = given
-    return {name: programs.input_of(name, known) for name in programs}
-
-
-def _next_input(y_hat: Array, channels: int) -> Array | None:
-    """The candidate's output as another layer's input, if it can be one."""
-    y_hat = np.asarray(y_hat, np.float64)
-    fits = y_hat.ndim == 4 and y_hat.shape[1] == channels
-    return y_hat if fits and np.isfinite(y_hat).all() else None
 
 
 def _precision(asked: str, outputs: Outputs) -> Precision:

@@ -13,6 +13,7 @@ import pytest
 import repvgg_ref as rr
 from repvgg_ref.cpu import NUMPY
 from repvgg_ref.files.convert import convert
+from repvgg_ref.models import gated
 from repvgg_ref.models.repvit import repvit, rows
 from repvgg_ref.oracle.weights.graph_file import is_graph_file, judge_graph_file
 from tests.models.small import distinct_model
@@ -142,6 +143,13 @@ def test_the_published_counts(name: str, million_params: float, billion_macs: fl
     found = round(counted.params_deploy / 1e6, 2), round(counted.macs / 1e9, 2)
     assert abs(found[0] - million_params) < 0.051
     assert abs(found[1] - billion_macs) < 0.051
+
+
+@pytest.mark.parametrize("channels", [8, 20, 36, 40, 44, 48, 56, 72, 80, 112])
+def test_gates_are_as_wide_inside_as_timms(channels: int) -> None:
+    network = repvit("gated", widths=(channels,), depths=(1,))
+    (gate,) = (node.op for node in network.nodes if isinstance(node.op, gated.Gate))
+    assert gate.hidden == Gate(channels).fc1.out_channels
 
 
 def test_evaluation_loss_and_gradients_are_torchs() -> None:
