@@ -256,6 +256,33 @@ def export(module: Any, path: Path, *, folded: bool) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("weight", "layer"), [("features.2.token_mixer.0", "block2.token"), ("classifier", "linear")]
+)
+def test_one_weight_of_an_onnx_file_off_by_little_is_found(
+    weight: str, layer: str, tmp_path: Path
+) -> None:
+    """By its taps, in the file: 84 of a RepViT-M0.9's layers are held so."""
+    pytest.importorskip("onnxruntime")
+    import onnx
+
+    model = tiny()
+    rr.save(rr.fuse(model), tmp_path / "m.onnx")
+    graph = onnx.load(tmp_path / "m.onnx")
+    (tensor,) = (t for t in graph.graph.initializer if t.name == f"{weight}.weight")
+    altered = onnx.numpy_helper.to_array(tensor).copy()
+    altered.flat[7] *= np.float32(1.0002)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(altered, tensor.name))
+    onnx.save(graph, tmp_path / "wrong.onnx")
+    x = pictures()[:1]
+    report = rr.verify(model, tmp_path / "wrong.onnx", inputs=x)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", layer)
+    assert "taps-altered" in {finding.bug for finding in report.diagnosis}
+    right = rr.verify(model, tmp_path / "m.onnx", inputs=x)
+    assert right.verdict == "agree"
+    assert any("tap by tap in 16 of 27 layers" in note for note in right.notes)
+
+
 def test_an_onnx_file_whose_tensors_are_called_otherwise_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     import onnx

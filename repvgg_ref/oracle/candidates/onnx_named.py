@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -18,9 +18,17 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.fusion import FusedConv
+from repvgg_ref.files.onnx_graph.constants import Constants, setting
 from repvgg_ref.files.onnx_graph.packages import first_line_of, require, require_runtime
 from repvgg_ref.models.graph import Network
-from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs, Shape
+from repvgg_ref.oracle.candidates.base import (
+    Candidate,
+    CandidateFailure,
+    FileEvidence,
+    Outputs,
+    Shape,
+)
 from repvgg_ref.oracle.candidates.dumps import Dump, interpret
 from repvgg_ref.oracle.candidates.names import LayerNames, listed
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx, serialized
@@ -40,6 +48,7 @@ class _Loaded(NamedTuple):
     model: Any
     entrance: Any
     tensors: dict[str, str]  # layer -> tensor
+    evidence: FileEvidence
 
 
 @dataclass
@@ -73,7 +82,8 @@ class NamedOnnxCandidate(Candidate):
             if self._session is not None and not self._session.lives:
                 self.close()
         arrays = dict(zip(loaded.tensors, found, strict=True))
-        return interpret(Dump(arrays), self.arch, where=self.name, x=x, assume="NCHW", live=True)
+        seen = interpret(Dump(arrays), self.arch, where=self.name, x=x, assume="NCHW", live=True)
+        return replace(seen, evidence=loaded.evidence)
 
     def close(self) -> None:
         """End the child."""
@@ -109,7 +119,7 @@ class NamedOnnxCandidate(Candidate):
                 wanted=f"{listed(self.arch.layer_names)}, or torch's modules ({sanitize(known)})",
                 advice="export it with torch.onnx.export, or dump its layers' outputs",
             )
-        return _Loaded(model, inputs[0], tensors)
+        return _Loaded(model, inputs[0], tensors, stored_kernels(model, tensors, self.arch))
 
     def _evaluated(self, x: Array, until: float) -> list[Array]:
         if self._session is None:
@@ -160,6 +170,29 @@ def layer_tensors(model: Any, arch: Network) -> dict[str, str]:
                 found[layer] = tensor
     found["linear"] = model.graph.output[0].name
     return {layer: found[layer] for layer in arch.layer_names if layer in found}
+
+
+def stored_kernels(model: Any, tensors: Mapping[str, str], arch: Network) -> FileEvidence:
+    """The kernels of layers that are one convolution in the file, or one matrix at the end.
+
+    Others are held to the values that they give.
+    """
+    constants = Constants(model.graph)
+    shapes = {node.name: node.op.shapes("deploy") for node in arch.evaluated}
+    kernels: dict[str, FusedConv] = {}
+    for layer, tensor in tensors.items():
+        node = constants.producers.get(tensor)
+        if node is None or node.op_type not in ("Conv", "Gemm") or len(node.input) != 3:
+            continue
+        weight, bias = (constants.value(name) for name in node.input[1:])
+        if weight is None or bias is None:
+            continue
+        if node.op_type == "Gemm":
+            weight = (weight if setting(node, "transB", 0) else weight.T)[:, :, None, None]
+        wanted = next(iter(shapes[layer].values()), ())
+        if weight.shape == (*wanted, 1, 1)[:4]:
+            kernels[layer] = FusedConv(weight, bias)
+    return FileEvidence(kernels)
 
 
 def _enclosing(tensor: str) -> Iterator[str]:
