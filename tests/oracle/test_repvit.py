@@ -88,7 +88,7 @@ def test_every_planted_bug_is_noticed() -> None:
     assert {"gelu-approximated", "gate-squeezed", "shortcut-missing", "head-norm"} <= between
 
 
-@pytest.mark.few(9)
+@pytest.mark.few(5)
 @pytest.mark.parametrize("place", range(len(LAYERS)))
 def test_a_bug_in_any_layer_is_placed_and_named(place: int) -> None:
     """Another one in each layer, of those that compute another function."""

@@ -44,6 +44,10 @@ _TYPES: Mapping[str, Any] = {
 }
 
 
+# What may make a classifier's features of the last image, and does nothing else to them.
+_POOLED = ("Flatten", "GlobalAveragePool", "ReduceMean", "Reshape", "Squeeze")
+
+
 class _Loaded(NamedTuple):
     model: Any
     entrance: Any
@@ -184,6 +188,9 @@ def stored_kernels(model: Any, tensors: Mapping[str, str], arch: Network) -> Fil
         node = constants.producers.get(tensor)
         if node is None or node.op_type not in ("Conv", "Gemm") or len(node.input) != 3:
             continue
+        before = constants.producers.get(node.input[0])
+        if node.op_type == "Gemm" and (before is None or before.op_type not in _POOLED):
+            continue  # something else is done to the features first: a batch norm apart
         weight, bias = (constants.value(name) for name in node.input[1:])
         if weight is None or bias is None:
             continue
