@@ -137,6 +137,31 @@ def test_logits_alone_and_a_layer_that_is_missing_cannot_be_judged() -> None:
     assert "block1.gelu" in report.reason or "block1.project" in report.reason
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "bug"),
+    [
+        ("block1.gate", lambda y: np.where(y == y.max(), np.nan, y), "not-finite"),
+        ("block1.gelu", lambda y: y[:, :, :-1], "wrong-shape"),
+    ],
+    ids=["NaN", "shape"],
+)
+def test_what_is_no_number_or_of_another_shape_is_placed(name: str, change: Any, bug: str) -> None:
+    outputs = layer_by_layer(programs(), pictures())
+    assert outputs is not None
+    report = rr.verify(trained(), {**outputs, name: change(outputs[name])}, inputs=pictures())
+    assert (report.verdict, report.first_bad_layer) == ("disagree", name)
+    assert report.diagnosis[0].bug == bug
+
+
+def test_dumps_under_published_names_and_in_nhwc_agree() -> None:
+    outputs = layer_by_layer(programs(), pictures())
+    assert outputs is not None
+    theirs = {ARCH.modules.get(name, name): y for name, y in outputs.items()}
+    assert "features.1.token_mixer.0" in theirs
+    moved = {n: np.moveaxis(y, 1, 3) if y.ndim == 4 else y for n, y in theirs.items()}
+    assert rr.verify(trained(), moved, inputs=pictures()).verdict == "agree"
+
+
 def test_golden_vectors_judge_dumps(tmp_path: Path) -> None:
     done = write_golden(trained(), tmp_path / "golden", inputs=pictures())
     assert done.matrix.survivors == ()
