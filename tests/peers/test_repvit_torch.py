@@ -226,6 +226,18 @@ def test_a_torch_module_is_listened_to_layer_by_layer() -> None:
     assert report.diagnosis[0].bug == "gelu-approximated"
 
 
+def test_a_module_in_a_process_of_its_own_is_listened_to_as_well(tmp_path: Path) -> None:
+    model = tiny()
+    torch.save(port_of(model), tmp_path / "port.pt")
+    program = tmp_path / "port.py"
+    program.write_text(
+        f"import torch\nmodel = torch.load({str(tmp_path / 'port.pt')!r}, weights_only=False)\n"
+    )
+    report = rr.verify(model, f"{program}:model", inputs=pictures()[:1])
+    assert report.verdict == "agree", report.reason
+    assert tuple(layer.name for layer in report.layers) == model.arch.layer_names
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("norms", ["kept", "folded"])
 def test_torchs_onnx_files_are_run_layer_by_layer(norms: str, tmp_path: Path) -> None:
