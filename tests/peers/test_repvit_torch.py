@@ -226,6 +226,7 @@ def test_a_torch_module_is_listened_to_layer_by_layer() -> None:
     assert report.diagnosis[0].bug == "gelu-approximated"
 
 
+@pytest.mark.slow
 def test_a_module_in_a_process_of_its_own_is_listened_to_as_well(tmp_path: Path) -> None:
     model = tiny()
     torch.save(port_of(model), tmp_path / "port.pt")
