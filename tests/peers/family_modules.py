@@ -340,7 +340,7 @@ PLAIN: dict[str, tuple[str, Any, str]] = {
     "dbb grouped": ("dbb", lambda: Dbb(4, 6, 3, 1e-5, groups=2), "dbb_reparam"),
     "dbb inside": ("dbb", lambda: DbbInside(4, 6, 3, 1e-5, 10), "dbb_reparam"),
     "dbb inside grouped": ("dbb", lambda: DbbInside(4, 6, 3, 1e-5, 8, 2), "dbb_reparam"),
-    "dbb narrower inside": ("dbb", lambda: DbbInside(6, 6, 5, 1e-5, 2), "dbb_reparam"),
+    "dbb narrower inside": ("dbb", lambda: DbbInside(6, 6, 5, 1e-5, 3), "dbb_reparam"),
     "dbb depthwise": ("dbb", lambda: DbbInside(4, 4, 3, 1e-5, 8, 4), "dbb_reparam"),
     "dbb depthwise same": ("dbb", lambda: DbbInside(4, 4, 3, 1e-5, 4, 4), "dbb_reparam"),
     "unireplknet 7": (
