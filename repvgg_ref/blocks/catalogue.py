@@ -209,6 +209,13 @@ def quantisation_aware(spec: BlockSpec) -> Linear:
 )
 def diverse(spec: BlockSpec) -> Linear:
     """Ding et al., "Diverse Branch Block" (arXiv 2103.13425); depthwise as in its code."""
+    width = spec.in_channels
+    depthwise = spec.groups == width == spec.out_channels
+    return diverse_of(spec, 2 * width if depthwise else 0)
+
+
+def diverse_of(spec: BlockSpec, wide: int) -> Linear:
+    """`diverse` with `wide` channels inside its sequence; 0: the input's, behind W1 + I."""
     k, width, out = spec.kernel, spec.in_channels, spec.out_channels
     depthwise, window = spec.groups == width == out, (k, k)
     origin, stride = conv_bn(spec, "origin", k), (spec.stride, spec.stride)
@@ -222,12 +229,11 @@ def diverse(spec: BlockSpec) -> Linear:
     if depthwise:
         average = [avg_pool(out, window, stride, border)]
     same = replace(straight, out_channels=width)
-    wide = replace(straight, out_channels=2 * width)
     first: Linear = Sum(
         replace(conv(same, "sequence.same.conv", 1), starts_at_zero=True), identity(same, "same")
     )
-    if depthwise:
-        first = conv(wide, "sequence.wide.conv", 1)
+    if wide:
+        first = conv(replace(straight, out_channels=wide), "sequence.wide.conv", 1)
     after = conv(replace(spec, in_channels=first.out_channels), "sequence.conv", k)
     between = Norm("sequence.inner.bn", first.out_channels)
     sequence = [first, between, Pad(after.padding, between), replace(after, padding=(0, 0))]

@@ -11,8 +11,10 @@ fused kernel. Sources are in each function.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from repvgg_ref.blocks import relatives as relatives  # its entries, which ask more of a file
+from repvgg_ref.blocks.catalogue import diverse_of
 from repvgg_ref.blocks.catalogue import kind as catalogued
 from repvgg_ref.blocks.constructors import Bias, Scale
 from repvgg_ref.blocks.linear import Chain, Identity, Sum
@@ -318,11 +320,19 @@ def dbb(parts: Parts) -> Linear | None:
 
     The convolution of W + I is a module of its own in newer files, a `Conv2d` in older ones.
     """
-    inner = "dbb_1x1_kxk.bn1.bn"  # as wide as the input, behind W + I
-    dense = parts.conv_bn("dbb_origin.conv", "dbb_origin.bn", skip=inner)
+    inner = "dbb_1x1_kxk.bn1.bn"
+    wide = parts.first("dbb_1x1_kxk.conv1.weight")
+    # As wide as the input behind W + I; else its convolutions tell the groups.
+    dense = parts.conv_bn("dbb_origin.conv", "dbb_origin.bn", skip="" if wide else inner)
     if dense is None:
         return None
     main = dense.parts[0]
+    if wide and parts.told is None:
+        groups = wide // max(1, (*parts.shapes.get("dbb_1x1_kxk.conv2.weight", ()), 0, 0)[1])
+        per_group = main.in_channels // main.groups
+        main = replace(main, in_channels=groups * per_group, groups=groups)
+    if not main.groups or main.out_channels % main.groups or wide % main.groups:
+        return None
     spec = BlockSpec(
         "block",
         main.in_channels,
@@ -332,10 +342,10 @@ def dbb(parts: Parts) -> Linear | None:
         kind="dbb",
         kernel=main.kernel[0],
     )
-    known, keys = catalogued("dbb"), dict(catalogued("dbb").keys)
+    keys = dict(catalogued("dbb").keys)
     if "dbb_1x1_kxk.idconv1.conv.weight" in parts.shapes:
         keys["sequence.same.conv"] = "dbb_1x1_kxk.idconv1.conv"
-    found: Linear = with_eps(renamed(known.build(spec), keys), parts.eps)
+    found: Linear = with_eps(renamed(diverse_of(spec, wide), keys), parts.eps)
     return found if parts.told is None or _is_plain(parts) else None
 
 

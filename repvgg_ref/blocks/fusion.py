@@ -9,8 +9,7 @@ correctly rounded. Given rationals
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
@@ -25,7 +24,15 @@ from repvgg_ref.blocks.parts import norms_in
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader, reading
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import NotFusibleError
-from repvgg_ref.exact.rounding import nearest_of, round_once, round_products
+from repvgg_ref.exact.rounding import (
+    Exact,
+    further,
+    nearest_of,
+    pieces,
+    round_once,
+    round_products,
+    round_sums,
+)
 from repvgg_ref.exact.twofold import round_sum, twofold
 
 # Where a factor is so small that float64 holds it with fewer bits.
@@ -140,10 +147,15 @@ def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight:
     exactly, dtype, lattice = Exactly(linear, exact, rows, form), weight.dtype, form.lattice
     if dtype == np.float64:
         return _fuse_in_twofold(form, weight, exactly)
-    for offset in _products(form, weight, exactly):
-        i, j = _index(lattice, offset)
-        taps, size = form.with_size_at(offset)
-        weight[:, :, i, j] = round_once(taps, form.error * size + _TINY, dtype, exactly.at(offset))
+    alone, shared = _makers(form)
+    if len(alone) + len(shared) < prod(lattice.size):
+        weight[...] = 0  # corners that no term reaches
+    for piece in pieces(len(weight), weight[0].size):
+        _round_products(form, set(alone.values()), piece, weight[piece], exactly)
+        for offset in shared:
+            i, j = _index(lattice, offset)
+            decide = further(exactly.at(offset), piece.start)
+            _round_taps(form, offset, piece, weight[piece, :, i, j], decide)
     bias_error = form.error * form.bias_size + _TINY
     return round_once(form.bias, bias_error, dtype, exactly.bias)
 
@@ -171,26 +183,43 @@ def _fuse_in_twofold(form: Form, weight: Array, exactly: Exactly) -> Array:
     return nearest_of(exactly.bias((np.arange(len(form.bias)),)), np.float64)
 
 
-def _products(form: Form, weight: Array, exactly: Exactly) -> list[Pair]:
-    """Round the taps that are one product into `weight`; return the offsets of the others."""
-    lattice = form.lattice
-    reached = [term.lattice.offsets() for term in form.terms]
-    makers = Counter(offset for offsets in reached for offset in offsets)
-    shared = [offset for offset, count in makers.items() if count > 1]
-    if len(makers) < prod(lattice.size):
-        weight[...] = 0  # corners that no term reaches
-    for place, (term, offsets) in enumerate(zip(form.terms, reached, strict=True)):
-        if term.size is not None:
-            shared += [offset for offset in offsets if makers[offset] == 1]
-            continue
-        if all(makers[offset] > 1 for offset in offsets):
-            continue
-        scale = term.scale[:, None, None, None]
+def _makers(form: Form) -> tuple[dict[Pair, int], list[Pair]]:
+    """The offsets that one stored kernel makes alone, with its place, and the others."""
+    makers: dict[Pair, list[int]] = {}
+    for place, term in enumerate(form.terms):
+        for offset in term.lattice.offsets():
+            makers.setdefault(offset, []).append(place)
+    alone = {
+        offset: places[0]
+        for offset, places in makers.items()
+        if len(places) == 1 and form.terms[places[0]].size is None
+    }
+    return alone, [offset for offset in makers if offset not in alone]
+
+
+def _round_products(
+    form: Form, places: Iterable[int], piece: slice, weight: Array, exactly: Exactly
+) -> None:
+    """Round some rows of the kernels at `places` into `weight`: taps that are one product each."""
+    for place in places:
+        term = form.terms[place]
+        scale = term.scale[piece, None, None, None]
         error = form.error * np.abs(scale) + _TINY
-        rows, columns = _placed(lattice, term.lattice)
+        rows, columns = _placed(form.lattice, term.lattice)
         under = weight[:, :, rows, columns]
-        round_products(term.kernel, scale, error, under, exactly.products(place))
-    return shared
+        exact = further(exactly.products(place), piece.start)
+        round_products(term.kernel[piece], scale, error, under, exact)
+
+
+def _round_taps(form: Form, offset: Pair, piece: slice, out: Array, exact: Exact) -> None:
+    """Round some rows of the taps at an offset that several terms make, or a computed one."""
+    there = [(term, at) for term in form.terms if (at := term.lattice.tap(offset)) is not None]
+    if all(term.size is None for term, _ in there):
+        parts = [(term.kernel[piece, :, at[0], at[1]], term.scale[piece]) for term, at in there]
+        round_sums(parts, form.error, _TINY, out, exact)
+        return
+    taps, size = form.part(piece, EVERYTHING).with_size_at(offset)
+    out[...] = round_once(taps, form.error * size + _TINY, out.dtype, exact)
 
 
 def _placed(whole: Lattice, part: Lattice) -> tuple[slice, slice]:

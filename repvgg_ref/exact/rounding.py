@@ -9,7 +9,7 @@ bit", ACM TOMS 17 (1991), section 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 from math import inf, isqrt, lcm
@@ -67,15 +67,67 @@ def round_products(x: Array, factor: Array, error: Array, out: Array, exact: Exa
         As for `round_once`.
     """
     low, high = (np.broadcast_to(end, (len(x), *end.shape[1:])) for end in _ends(factor, error))
-    step = max(1, PIECE // max(1, x[:1].size))
-    upper = np.empty((min(step, len(x)), *x.shape[1:]), out.dtype)
-    for start in range(0, len(x), step):
-        rows = slice(start, start + step)
-        lower, above = out[rows], upper[: len(x[rows])]
+    for rows in pieces(len(x), x[:1].size):
+        lower, above = out[rows], np.empty_like(out[rows])
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             for end, into in ((low, lower), (high, above)):
                 np.multiply(x[rows], end[rows], out=into, dtype=np.float64, casting="unsafe")
-        settled(lower, above, partial(_further, exact, start))
+        settled(lower, above, further(exact, rows.start))
+
+
+def round_sums(
+    parts: Sequence[tuple[Array, Array]], error: float, least: float, out: Array, exact: Exact
+) -> None:
+    """Round ``sum over parts of x * factor`` into `out` as if it had been exact.
+
+    Parameters
+    ----------
+    parts : sequence of (x, factor)
+        Floating arrays (O, C), and the float64 factors (O,) of their rows.
+    error, least : float
+        The exact sum lies within `error` times the sum of the terms' magnitudes, plus `least`, of
+        what float64 makes of it.
+    out : array (O, C)
+        Its type is the one to round to, as for `round_once`.
+    exact
+        As for `round_once`.
+
+    One error for a row, of its largest terms, decides nearly all; else that of the terms.
+    """
+    value, term = np.zeros(out.shape), np.empty(out.shape)
+    bound = np.full((len(out), 1), least)
+    for x, factor in parts:
+        np.copyto(term, x)  # taps of one offset lie apart in their kernel
+        term *= factor[:, None]
+        value += term
+        largest = np.maximum(term.max(axis=1, initial=0), -term.min(axis=1, initial=0))
+        bound += error * largest[:, None]
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        lower = np.subtract(value, bound, out=term).astype(out.dtype)
+        upper = np.add(value, bound, out=term).astype(out.dtype)
+    out[...] = lower
+    if np.array_equal(lower, upper):
+        return
+    where = np.nonzero(lower != upper)
+    terms = [x[where] * factor[where[0]] for x, factor in parts]
+    own = error * np.abs(terms).sum(axis=0) + least
+
+    def exactly(inside: tuple[Array, ...]) -> Ratios:
+        return exact(tuple(axis[inside] for axis in where))
+
+    out[where] = round_once(value[where], own, out.dtype, exactly)
+
+
+def pieces(rows: int, per_row: int) -> Iterator[slice]:
+    """Some rows at a time, which stay in a core's cache."""
+    step = max(1, PIECE // max(1, per_row))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def further(exact: Exact, start: int) -> Exact:
+    """`exact` for indices that count from the row `start`."""
+    return partial(_further, exact, start)
 
 
 def _ends(factor: Array, error: Array) -> tuple[Array, Array]:

@@ -16,6 +16,7 @@ import weights_io
 from repvgg_ref.blocks.catalogue import KINDS, RESIDUAL_REORG, require_block
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.attachments import without_attachments
+from repvgg_ref.files.deployed import already_fused, perhaps_fused
 from repvgg_ref.files.dialects import plain_shape, recognise
 from repvgg_ref.files.found import Found
 from repvgg_ref.files.graphs import identify_graph
@@ -380,6 +381,8 @@ def _require_shapes(
 def _foreign(checkpoint: Checkpoint) -> CheckpointError:
     """The most helpful thing to say about a file that is no RepVGG classifier."""
     names = list(checkpoint.arrays)
+    if fused := already_fused(checkpoint.path, checkpoint.arrays, checkpoint.metadata):
+        return fused
     if any(".rbr_dense." in name or ".rbr_reparam." in name for name in names):
         what = "RepVGG blocks found, but not a RepVGG classifier (a detector such as YOLOv6/7?)"
     else:
@@ -388,4 +391,5 @@ def _foreign(checkpoint: Checkpoint) -> CheckpointError:
         what,
         got=f"{len(names)} arrays: {listed(names)}" if names else "no arrays",
         wanted="official, plus, timm, mmpretrain or MegEngine names",
+        advice=perhaps_fused(checkpoint.arrays),
     )

@@ -19,8 +19,10 @@ from repvgg_ref.blocks.fusion import FusedConv, fuse_linear
 from repvgg_ref.blocks.selfcheck import BlockCheck, check_linear, worst
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import open_checkpoint
+from repvgg_ref.files.deployed import already_fused
 from repvgg_ref.files.metadata import is_ours
 from repvgg_ref.files.modules import AUTO, Blocks, FoundBlock, blocks_of
+from repvgg_ref.files.spares import Spares
 from repvgg_ref.files.wrappers import WhichWeights, listed, no_such_weights, select
 from weights_io import LazyArray
 from weights_io.writers.write import Container
@@ -28,7 +30,6 @@ from weights_io.writers.write import Container
 _THREADS = min(4, os.cpu_count() or 1)
 _FLOATS = ("float16", "float32", "float64")
 _MOST_NEAR = 3
-_USUAL = {"", "conv", "conv3x3"}  # what other networks call their convolutions, too
 Progress = Callable[[str, int, int], None]
 
 
@@ -94,10 +95,11 @@ def convert_modules(
         if asked != "model":
             raise no_such_weights(asked, entries)
         blocks = blocks_of(arrays, family=family, eps=eps)
-        require_blocks(path, blocks, arrays)
+        require_blocks(path, blocks, arrays, archive.metadata)
         plan = _plan(arrays, blocks)
         checks: list[BlockCheck] = []
-        made = _watched(_made(plan, arrays), len(blocks.found), checks, progress)
+        spares = Spares(_THREADS)
+        made = _watched(_made(plan, arrays, spares), len(blocks.found), checks, progress, spares)
         container: Container = "torch-zip" if kind == "pth" else kind  # type: ignore[assignment]
         weights_io.write_weights(
             out,
@@ -126,18 +128,15 @@ def convert_modules(
         )
 
 
-def require_blocks(path: Path, blocks: Blocks, arrays: Mapping[str, LazyArray]) -> None:
+def require_blocks(
+    path: Path, blocks: Blocks, arrays: Mapping[str, LazyArray], metadata: Mapping[str, Any]
+) -> None:
     """Raise `CheckpointError` if nothing was recognised, with what came nearest."""
     if blocks.found:
         return
-    deployed = {one.fused for one in FAMILY.values()} - _USUAL
-    there = [key for key in arrays if any(f"{name}.weight" in key for name in deployed)]
-    if there and not blocks.near:  # nothing beside them is nearly a block
-        raise CheckpointError(
-            f"{path.name}: its blocks are fused already",
-            got=listed(there),
-            wanted="a training checkpoint; there is nothing to do",
-        )
+    fused = already_fused(path, arrays, metadata)
+    if fused is not None and not blocks.near:  # nothing beside them is nearly a block
+        raise fused
     near = "; ".join(blocks.near[:_MOST_NEAR])
     raise CheckpointError(
         f"{path.name} holds no re-parameterisable block of a known kind",
@@ -192,7 +191,7 @@ def _dtype(block: FoundBlock, arrays: Mapping[str, LazyArray]) -> str:
     return stored if stored in _FLOATS else "float32"
 
 
-def _made(plan: list[_Step], arrays: Mapping[str, LazyArray]) -> Iterator[_Made]:
+def _made(plan: list[_Step], arrays: Mapping[str, LazyArray], spares: Spares) -> Iterator[_Made]:
     """Every step in order, blocks computed by threads that run a few ahead."""
     ahead: deque[Future[_Made]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -200,7 +199,7 @@ def _made(plan: list[_Step], arrays: Mapping[str, LazyArray]) -> Iterator[_Made]
             for step in plan:
                 while len(ahead) > _THREADS:
                     yield ahead.popleft().result()
-                ahead.append(pool.submit(_do, step, arrays))
+                ahead.append(pool.submit(_do, step, arrays, spares))
             while ahead:
                 yield ahead.popleft().result()
         finally:
@@ -208,28 +207,41 @@ def _made(plan: list[_Step], arrays: Mapping[str, LazyArray]) -> Iterator[_Made]
                 future.cancel()
 
 
-def _do(step: _Step, arrays: Mapping[str, LazyArray]) -> _Made:
+def _do(step: _Step, arrays: Mapping[str, LazyArray], spares: Spares) -> _Made:
     if isinstance(step, str):
         return _Made(((step, arrays[step].read()),))
-    fused, check = fuse_found(step, arrays, np.dtype(_dtype(step, arrays)))
+    dtype = np.dtype(_dtype(step, arrays))
+    fused, check = fuse_found(step, arrays, dtype, empty=spares.empty)
     (names, _), *_ = _names([step])
     return _Made(tuple(zip(names, fused, strict=True)), check)
 
 
 def fuse_found(
-    block: FoundBlock, arrays: Mapping[str, LazyArray], dtype: Any
+    block: FoundBlock,
+    arrays: Mapping[str, LazyArray],
+    dtype: Any,
+    *,
+    empty: Callable[[tuple[int, ...], Any], Array] = np.empty,
 ) -> tuple[FusedConv, BlockCheck]:
-    """A block of a file, fused and checked against its branches."""
+    """A block of a file, fused and checked against its branches; `empty` makes the two arrays."""
     parts = {leaf: arrays[key].read() for leaf, key in block.names.items()}
     name = block.prefix.rstrip(".") or block.member.name
-    fused = fuse_linear(name, block.linear, block.conv, parts, eps=block.eps, dtype=dtype)
+    how: Any = {"eps": block.eps, "dtype": dtype, "empty": empty}
+    fused = fuse_linear(name, block.linear, block.conv, parts, **how)
     return fused, check_linear(name, block.linear, block.conv, parts, fused, eps=block.eps)
 
 
 def _watched(
-    made: Iterator[_Made], total: int, checks: list[BlockCheck], progress: Progress | None
+    made: Iterator[_Made],
+    total: int,
+    checks: list[BlockCheck],
+    progress: Progress | None,
+    spares: Spares,
 ) -> Iterator[Array]:
-    """The arrays, stopping at the first block that fails its check."""
+    """The arrays, stopping at the first block that fails its check.
+
+    Whoever asks for the next one has written the one before.
+    """
     done = 0
     for part in made:
         if part.check is not None:
@@ -240,6 +252,8 @@ def _watched(
                 progress(part.check.layer, done, total)
         for _, array in part.arrays:
             yield array
+            if part.check is not None:
+                spares.take_back(array)
 
 
 def holds_modules(path: Path, weights: WhichWeights = "model") -> bool:

@@ -285,6 +285,7 @@ def _key(leaf: str, ends: Mapping[str, str], shapes: Mapping[str, Shape]) -> str
 def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) -> list[FoundBlock]:
     """The blocks with the eps that is asked for, else what is told, else what their users have."""
     found: list[FoundBlock] = []
+    hints = tuple(any(map(pattern.search, shapes)) for pattern in (_YOLO, _OFFICIAL))
     asked = None if eps is None else checked_eps(eps)
     for block in blocks.found:
         one, norms = block.member, list(norms_in(block.linear))
@@ -301,7 +302,7 @@ def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) ->
                 said.append(f"{block.fused}: its batch norms have eps {shown}, as its modules say")
             found.append(replace(block, eps=own[0]))
         else:
-            assumed = _eps_of(one, shapes, blocks.notes)
+            assumed = _eps_of(one, hints, blocks.notes)
             if block.is_told:
                 said.append(f"eps {assumed:g} is assumed where its modules do not say it")
             found.append(replace(block, eps=assumed))
@@ -310,12 +311,17 @@ def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) ->
     return found
 
 
-def _eps_of(one: Member, shapes: Mapping[str, Shape], notes: list[str]) -> float:
+def _eps_of(one: Member, hints: tuple[bool, ...], notes: list[str]) -> float:
+    """Of several that its users have the one that the file's other keys tell.
+
+    `hints` says whether some are the YOLO line's, and whether some are the official network's.
+    """
     if len(one.eps) < 2:
         return one.eps[0] if one.eps else 0.0
-    if any(map(_YOLO.search, shapes)):
+    is_yolo, is_official = hints
+    if is_yolo:
         return max(one.eps)
-    if not any(map(_OFFICIAL.search, shapes)):
+    if not is_official:
         line = (
             f"{one.name}: eps {min(one.eps):g} is assumed, which no key tells; "
             f"--eps {max(one.eps):g} is the YOLO line's"

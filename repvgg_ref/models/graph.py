@@ -17,6 +17,8 @@ from repvgg_ref.errors import NotFusibleError
 from repvgg_ref.models.layers import Block, Extent, GlobalAvgPool, Linear, Operation, Pass
 
 INPUT = "input"
+OUTPUT = "output"
+_SOME_SIZE = (224, 224)  # channels do not hang on it
 QUIET = ("pool", "flatten", "dropout")  # what no report lists
 
 
@@ -35,7 +37,8 @@ class Node:
     keys : pairs of str
         Our leaf and what published code calls it: ``("bn", "layer1.0.bn1")``; "" is the node's own.
         Without an entry "fused" a fused convolution is called as "conv" is. "deploy" is the
-        node's own in the deploy form, where it is another.
+        node's own in the deploy form, where it is another; `OUTPUT` names the module whose output
+        the node's is, where that holds none of its arrays.
     """
 
     name: str
@@ -91,6 +94,21 @@ class Network:
         """Channels that reach the last linear layer, or that a backbone gives."""
         op = self.head.op
         return op.features if isinstance(op, Linear) else self.blocks[-1].out_channels
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Of the output of every node that evaluation goes through, and of `INPUT`."""
+        found: dict[str, Extent] = {INPUT: (self.in_channels, *_SOME_SIZE)}
+        for node in self.evaluated:
+            found[node.name] = node.op.extent([found[name] for name in node.inputs])
+        return {name: extent[0] for name, extent in found.items()}
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """Layer -> the published module that gives its output, where its node says that."""
+        keys = {node.name: dict(node.keys) for node in self.evaluated}
+        said = {name: own.get(OUTPUT) or own.get("fused") for name, own in keys.items()}
+        return {name: module for name, module in said.items() if module}
 
     @property
     def is_dense(self) -> bool:

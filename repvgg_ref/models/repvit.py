@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.baselines import Layer, conv_bn
-from repvgg_ref.models.efficientnet import rounded
 from repvgg_ref.models.gated import Add, Gate, Gelu
-from repvgg_ref.models.graph import INPUT, Graph, Node
+from repvgg_ref.models.graph import INPUT, OUTPUT, Graph, Node
 from repvgg_ref.models.heads import NormLinear
 from repvgg_ref.models.layers import Block, GlobalAvgPool
 
 _NARROWING, _WIDENING = 4, 2  # of a gate's channels, and of a channel mixer's
+_MULTIPLE = 8  # of channels inside a gate
 
 
 class Row(NamedTuple):
@@ -67,7 +67,7 @@ def repvit(
     second = conv_bn("stem1", channels // 2, Layer(3, channels, 2), "none")
     nodes = [
         _node(first, INPUT, "features.0.0"),
-        Node("stem0.gelu", Gelu(), ("stem0",)),
+        Node("stem0.gelu", Gelu(), ("stem0",), keys=((OUTPUT, "features.0.1"),)),
         _node(second, "stem0.gelu", "features.0.2"),
     ]
     for number, row in enumerate(rows(widths, depths), start=1):
@@ -90,8 +90,8 @@ def _token_mixer(number: int, source: str, channels: int, row: Row) -> list[Node
     layer = Layer(3, channels, row.stride, groups=channels, kind=kind)
     nodes = [_node(conv_bn(f"{name}.token", channels, layer, "none"), source, f"{key}.0")]
     if row.gated:
-        gate = Gate(channels, rounded(channels / _NARROWING), relu=True)
-        keys = (("down", f"{key}.1.fc1"), ("up", f"{key}.1.fc2"))
+        gate = Gate(channels, _narrow(channels), relu=True)
+        keys = ((OUTPUT, f"{key}.1"), ("down", f"{key}.1.fc1"), ("up", f"{key}.1.fc2"))
         nodes.append(Node(f"{name}.gate", gate, (nodes[-1].name,), keys=keys))
     if row.stride > 1:
         spec = conv_bn(f"{name}.widen", channels, Layer(1, row.channels), "none")
@@ -99,16 +99,24 @@ def _token_mixer(number: int, source: str, channels: int, row: Row) -> list[Node
     return nodes
 
 
+def _narrow(channels: int) -> int:
+    """A quarter of the channels, to the nearest multiple of 8 but not none: timm's rule for gates.
+
+    Not EfficientNet's, which never takes off more than a tenth.
+    """
+    return max(_MULTIPLE, (channels // _NARROWING + _MULTIPLE // 2) // _MULTIPLE * _MULTIPLE)
+
+
 def _channel_mixer(number: int, source: str, channels: int) -> list[Node]:
     """``x + W2 GELU(W1 x)``, a batch norm behind each convolution."""
-    name, key, wide = f"block{number}", f"features.{number}.channel_mixer.m", _WIDENING * channels
+    name, key, wide = f"block{number}", f"features.{number}.channel_mixer", _WIDENING * channels
     expand = conv_bn(f"{name}.expand", channels, Layer(1, wide), "none")
     project = conv_bn(f"{name}.project", wide, Layer(1, channels), "none")
     return [
-        _node(expand, source, f"{key}.0"),
-        Node(f"{name}.gelu", Gelu(), (expand.name,)),
-        _node(project, f"{name}.gelu", f"{key}.2"),
-        Node(f"{name}.add", Add(), (project.name, source)),
+        _node(expand, source, f"{key}.m.0"),
+        Node(f"{name}.gelu", Gelu(), (expand.name,), keys=((OUTPUT, f"{key}.m.1"),)),
+        _node(project, f"{name}.gelu", f"{key}.m.2"),
+        Node(f"{name}.add", Add(), (project.name, source), keys=((OUTPUT, key),)),
     ]
 
 

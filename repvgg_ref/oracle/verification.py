@@ -23,6 +23,7 @@ from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.models.arguments import as_array, image_batch
+from repvgg_ref.models.graph import INPUT
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.assumptions import Seen, reconsidered
 from repvgg_ref.oracle.blas import single_threaded_blas
@@ -48,8 +49,10 @@ from repvgg_ref.oracle.integers.front import is_about_integers, verify_integers
 from repvgg_ref.oracle.probes.first_call import first_call, require_images
 from repvgg_ref.oracle.probes.naming import finding
 from repvgg_ref.oracle.probes.probing import probed
-from repvgg_ref.oracle.programs.layers import Programs, require_chain
-from repvgg_ref.oracle.programs.program import layer_output, plain
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.flow import go_on, inputs_of_layers
+from repvgg_ref.oracle.programs.head import HeadProgram
+from repvgg_ref.oracle.programs.layers import Programs, require_programs
 from repvgg_ref.oracle.report import Equivalence, Report
 from repvgg_ref.oracle.symmetry.outputs import align
 from repvgg_ref.oracle.training.dump import is_training_dump
@@ -197,9 +200,11 @@ def _judged(
         named = port.name
         if model.arch.is_dense:
             return _dense(model, port, inputs, precision, named), None
+        if isinstance(port, WeightsCandidate) and not model.arch.is_chain:
+            port = _computing(port, model)
         if isinstance(port, WeightsCandidate):
             return check_weights(model, port.path, precision), None
-        require_chain(model.arch)
+        require_programs(model.arch)
         # Whatever the caller or the port set, rounding to zero is no error in here.
         with closing(port), np.errstate(all="warn", under="ignore"):
             batch = spare if inputs is None and not port.brings_input else inputs
@@ -210,7 +215,7 @@ def _judged(
             report = judge(programs, first.outputs, first.x, again=again, **settings)
             report = with_file_evidence(report, programs, first.outputs.evidence)
             layers = first.outputs.layers
-            seen = Seen(first.x, _inputs_of_layers(model, layers, first.x), layers)
+            seen = Seen(first.x, inputs_of_layers(programs, layers, first.x), layers)
             return probed(report, programs, port, first, judge), seen
     except CandidateFailure as failure:
         lost = (finding("batch-dependent", None),) if failure.verdict == "disagree" else ()
@@ -221,8 +226,7 @@ def _judged(
 def _dense(model: Model, port: Any, inputs: Array | None, precision: str, named: str) -> Report:
     """The verdict on a network that says a class for every pixel; weights are computed with."""
     if isinstance(port, WeightsCandidate):
-        weights = load(port.path, eps=model.eps)
-        port = resolve(lambda x: weights.forward(x, layers=True), model.arch, timeout=0)
+        port = _computing(port, model)
     if isinstance(port, OnnxCandidate):
         raise CandidateFailure(
             f"{named}: an ONNX file of a network that is no chain is not run here yet",
@@ -236,6 +240,12 @@ def _dense(model: Model, port: Any, inputs: Array | None, precision: str, named:
     chosen = _precision(precision, first.outputs)
     with single_threaded_blas():
         return judge_dense(model, first.outputs.layers, first.x, chosen, named)
+
+
+def _computing(port: WeightsCandidate, model: Model) -> Any:
+    """A file of weights as a port that computes with them, here."""
+    weights = load(port.path, eps=model.eps)
+    return resolve(lambda x: weights.forward(x, layers=True), model.arch, timeout=0)
 
 
 def judge(
@@ -265,16 +275,38 @@ def judge(
     if reason:
         return Report("cannot-judge", reason, model.name, candidate, chosen.name)
     if set(outputs.layers) == {"linear"}:
+        if not model.arch.is_chain:
+            reason = "logits alone say too little of a network that is no chain: give its layers"
+            return Report("cannot-judge", reason, model.name, candidate, chosen.name)
         with single_threaded_blas():
             return judge_logits(
                 programs, outputs, x, chosen, candidate, again=again, progress=progress
             )
-    outputs, same = align(programs, x, outputs, precision=chosen.number_format)
+    same: tuple[Equivalence, ...] = ()
+    if model.arch.is_chain:
+        outputs, same = align(programs, x, outputs, precision=chosen.number_format)
     comparisons, unjudged = _compare_all(programs, outputs, x, chosen, progress)
-    behind = frozenset(name for name in programs if _is_behind_estimates(programs, name, same))
+    behind = frozenset(name for name in programs if not _is_estimated(programs, name, chosen, same))
     case = Case(programs, comparisons, x, outputs, chosen, unjudged, candidate, behind)
     report = explain(case)
     return replace(report, equivalences=same)
+
+
+def _is_estimated(
+    programs: Programs, name: str, precision: Precision, same: Sequence[Equivalence]
+) -> bool:
+    """Whether a layer's errors follow the law of sums that estimates rest on.
+
+    Not where its input was only estimated, nor where a branch with a norm inside may be kept in
+    16 bits on the way: what that rounds is the same for all pixels, and in no kernel that is known.
+    """
+    program = programs[name]
+    if not isinstance(program, BlockProgram | HeadProgram):
+        return False
+    inside = isinstance(program, BlockProgram) and program.at_eps is not None
+    if inside and precision.number_format in ("fp16", "bf16"):
+        return False
+    return not (programs.model.arch.is_chain and _is_behind_estimates(programs, name, same))
 
 
 def _is_behind_estimates(programs: Programs, name: str, same: Sequence[Equivalence]) -> bool:
@@ -289,7 +321,7 @@ def _compare_all(
     programs: Programs, outputs: Outputs, x: Array, precision: Precision, progress: Progress | None
 ) -> tuple[dict[str, Comparison], dict[str, str]]:
     """Compare every layer whose input and output are known; say why others cannot be judged."""
-    inputs = _inputs_of_layers(programs.model, outputs.layers, x)
+    inputs = inputs_of_layers(programs, outputs.layers, x)
 
     def compared(name: str) -> Comparison | None:
         x_hat, y_hat = inputs[name], outputs.layers.get(name)
@@ -299,7 +331,7 @@ def _compare_all(
 
     comparisons: dict[str, Comparison] = {}
     unjudged: dict[str, str] = {}
-    true: Array = np.asarray(x, np.float64)  # the reference's own, for the inherited error
+    true = {INPUT: np.asarray(x, np.float64)}  # the reference's own, for the inherited error
     with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, (name, found) in enumerate(
             zip(programs, pool.map(compared, programs), strict=True)
@@ -310,36 +342,13 @@ def _compare_all(
             if found is None or x_hat is None:
                 unjudged[name] = "its input or output is not known"
             else:
-                inherited = relative_difference(x_hat, true)
+                inherited = relative_difference(x_hat, programs.input_of(name, true))
                 report = replace(found.report, inherited=inherited)
                 comparisons[name] = replace(found, report=report)
                 if found.is_blind:
                     unjudged[name] = f"{precision.name} rounding may be larger than its values"
-            if name != "linear":
-                true = layer_output(plain(programs[name]), true)
+            go_on(programs, name, true)
     return comparisons, unjudged
-
-
-def _inputs_of_layers(
-    model: Model, outputs: Mapping[str, Array], x: Array
-) -> dict[str, Array | None]:
-    """The candidate's own input of each layer, None where it is not known."""
-    x_hat: Array | None = np.asarray(x, np.float64)
-    inputs: dict[str, Array | None] = {}
-    for name in model.arch.layer_names:
-        inputs[name] = x_hat
-        if name != "linear":
-            x_hat = _next_input(outputs.get(name), model.arch.block(name).out_channels)
-    return inputs
-
-
-def _next_input(y_hat: Array | None, channels: int) -> Array | None:
-    """The candidate's output as the next layer's input, if it can be one."""
-    if y_hat is None:
-        return None
-    y_hat = np.asarray(y_hat, np.float64)
-    fits = y_hat.ndim == 4 and y_hat.shape[1] == channels
-    return y_hat if fits and np.isfinite(y_hat).all() else None
 
 
 def _precision(asked: str, outputs: Outputs) -> Precision:

@@ -243,7 +243,6 @@ def test_branches_must_be_in_every_block(tmp_path: Path) -> None:
     "names",
     [
         ["backbone.stem.rbr_dense.conv.weight", "backbone.ERBlock_2.0.rbr_dense.conv.weight"],
-        ["model.24.rbr_reparam.weight", "model.24.rbr_reparam.bias", "model.0.conv.weight"],
         ["detect.rbr_dense.0.weight"],
     ],
 )

@@ -270,6 +270,29 @@ class Dbb(nn.Module):  # type: ignore[misc]
         return self.dbb_origin(x) + self.dbb_1x1(x) + self.dbb_avg(x) + self.dbb_1x1_kxk(x)
 
 
+class DbbInside(Dbb):
+    """With other channels inside than the input's; or depthwise, with fewer branches."""
+
+    def __init__(self, i: int, o: int, k: int, eps: float, inside: int, groups: int = 1) -> None:
+        super().__init__(i, o, k, eps, groups)
+        first = IdConv(i, groups) if inside == i else conv(i, inside, 1, groups=groups)
+        self.dbb_1x1_kxk = nn.Sequential()
+        self.dbb_1x1_kxk.add_module("idconv1" if inside == i else "conv1", first)
+        self.dbb_1x1_kxk.add_module("bn1", PaddedNorm(inside, k // 2, eps))
+        last = nn.Conv2d(inside, o, k, groups=groups, bias=False)
+        self.dbb_1x1_kxk.add_module("conv2", last)
+        self.dbb_1x1_kxk.add_module("bn2", bn(o, eps))
+        if groups == o:
+            del self.dbb_1x1
+            self.dbb_avg = nn.Sequential()
+            self.dbb_avg.add_module("avg", nn.AvgPool2d(k, 1, k // 2))
+            self.dbb_avg.add_module("avgbn", bn(o, eps))
+
+    def forward(self, x: Any) -> Any:
+        y = self.dbb_origin(x) + self.dbb_avg(x) + self.dbb_1x1_kxk(x)
+        return y + self.dbb_1x1(x) if hasattr(self, "dbb_1x1") else y
+
+
 APPLE, TIMM = ("rbr_conv", "rbr_scale", "rbr_skip"), ("conv_kxk", "conv_scale", "identity")
 LCNET = ("conv_kxk", "conv_1x1", "identity")
 
@@ -315,6 +338,11 @@ PLAIN: dict[str, tuple[str, Any, str]] = {
     "acb 5": ("acb", lambda: Acb(4, 6, 5, 1e-5), "fused_conv"),
     "dbb": ("dbb", lambda: Dbb(4, 6, 3, 1e-5), "dbb_reparam"),
     "dbb grouped": ("dbb", lambda: Dbb(4, 6, 3, 1e-5, groups=2), "dbb_reparam"),
+    "dbb inside": ("dbb", lambda: DbbInside(4, 6, 3, 1e-5, 10), "dbb_reparam"),
+    "dbb inside grouped": ("dbb", lambda: DbbInside(4, 6, 3, 1e-5, 8, 2), "dbb_reparam"),
+    "dbb narrower inside": ("dbb", lambda: DbbInside(6, 6, 5, 1e-5, 3), "dbb_reparam"),
+    "dbb depthwise": ("dbb", lambda: DbbInside(4, 4, 3, 1e-5, 8, 4), "dbb_reparam"),
+    "dbb depthwise same": ("dbb", lambda: DbbInside(4, 4, 3, 1e-5, 4, 4), "dbb_reparam"),
     "unireplknet 7": (
         "unireplknet",
         lambda: Dilated(4, 7, [(5, 1), (3, 2), (3, 3)], 1e-5),

@@ -103,13 +103,13 @@ def logits(model: Model, folder: Path) -> Any:
 
 
 CANDIDATES = {
-    "pth": weights("pth"),
-    "npz": weights("npz"),
-    "safetensors": weights("safetensors"),
     "onnx": onnx,
+    "npz": weights("npz"),
+    "pth": weights("pth"),
+    "safetensors": weights("safetensors"),
     "dump": dump,
-    "folder": arrays,
     "callable": layers,
+    "folder": arrays,
     "logits alone": logits,
 }
 
@@ -117,6 +117,7 @@ CANDIDATES = {
 SLOW = [pytest.param(k, marks=pytest.mark.slow) if k == "logits alone" else k for k in CANDIDATES]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("kind", SLOW)
 def test_a_right_port_agrees_and_one_without_a_copy_is_named(kind: str, tmp_path: Path) -> None:
     for each, name in ((trained(), "right"), (broken(), "wrong")):

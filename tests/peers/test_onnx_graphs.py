@@ -68,6 +68,7 @@ def test_what_must_not_be_merged_stays_as_it_is(name: str, tmp_path: Path) -> No
     assert (done.self_check, done.runtime_check) == (None, None)
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("name", [*MERGED, *STAYS])
 def test_inspection_says_what_conversion_does(name: str, tmp_path: Path) -> None:
     built = MERGED[name]() if name in MERGED else STAYS[name][0]()

@@ -24,7 +24,7 @@ from tests.peers.linear_graphs import operators, run
 
 pytestmark = pytest.mark.peers
 # Its padded batch norm is written element by element into a larger tensor.
-NOT_LINEAR_AS_EXPORTED = ("dbb", "dbb grouped")
+NOT_LINEAR_AS_EXPORTED = tuple(name for name in PLAIN if name.startswith("dbb"))
 # A stride hides taps from single impulses; a product of constants is rounded in the file.
 OF_OTHER_NUMBERS = ("strided", "ecbsr")
 
@@ -153,6 +153,20 @@ def test_a_block_is_one_convolution_and_gives_what_torch_gives(
         require_exact_taps(result, block)
     theirs = np.abs(run(model, x.float().numpy())[0] - want).max()
     assert np.abs(got - want).max() <= 4 * theirs + 1e-7 * scale  # no worse than theirs
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["norms kept", "norms folded"])
+def test_a_diverse_branch_block_is_left_with_the_reason(folded: bool, tmp_path: Path) -> None:
+    """Its 3x3 and 1x1 become one; what its padded batch norms write over images stays."""
+    module = drawn(PLAIN["dbb"][1], seed=1).float()
+    x = torch.randn(1, 4, 9, 8)
+    model = exported(tmp_path / "in.onnx", module, x, folded=folded, dynamic=True)
+    done = convert_graph(tmp_path / "in.onnx", tmp_path / "out.onnx")
+    assert (done.convs_before, done.convs_after) == (5, 4)
+    reasons = [each.reason for each in done.left if "ScatterND" in each.node]
+    assert any("the padded batch norm of a diverse branch block" in why for why in reasons)
+    (want,), (got,) = run(model, x.numpy()), run(onnx.load(tmp_path / "out.onnx"), x.numpy())
+    assert np.abs(got - want).max() <= 2e-5 * np.abs(want).max()
 
 
 @pytest.mark.parametrize("folded", [False, True], ids=["norms kept", "norms folded"])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import repvgg_ref as rr
 from repvgg_ref.cpu import NUMPY
 from repvgg_ref.files.convert import convert
+from repvgg_ref.models import gated
 from repvgg_ref.models.repvit import repvit, rows
 from repvgg_ref.oracle.weights.graph_file import is_graph_file, judge_graph_file
 from tests.models.small import distinct_model
@@ -23,6 +25,7 @@ from torch import nn  # noqa: E402
 pytestmark = pytest.mark.peers
 
 WIDTHS, DEPTHS = (8, 16, 24), (2, 1, 2)
+TINY = (8, 16)  # with one pair in each stage
 
 
 class ConvNorm(nn.Sequential):
@@ -114,8 +117,14 @@ def small() -> Any:
     return repvit("small", widths=WIDTHS, depths=DEPTHS, num_classes=5)
 
 
-def torch_of(model: Any) -> Any:
-    root = TorchRepVit(WIDTHS, DEPTHS, 5).double()
+def tiny() -> Any:
+    return distinct_model(
+        repvit("tiny", widths=TINY, depths=(1, 1), num_classes=5), dtype=np.float32
+    )
+
+
+def torch_of(model: Any, widths: Any = WIDTHS, depths: Any = DEPTHS) -> Any:
+    root = TorchRepVit(widths, depths, 5).double()
     state = {name: torch.tensor(np.asarray(a)) for name, a in model.state_dict().items()}
     missing, spare = root.load_state_dict(state, strict=False)
     assert not spare
@@ -134,6 +143,13 @@ def test_the_published_counts(name: str, million_params: float, billion_macs: fl
     found = round(counted.params_deploy / 1e6, 2), round(counted.macs / 1e9, 2)
     assert abs(found[0] - million_params) < 0.051
     assert abs(found[1] - billion_macs) < 0.051
+
+
+@pytest.mark.parametrize("channels", [8, 20, 36, 40, 44, 48, 56, 72, 80, 112])
+def test_gates_are_as_wide_inside_as_timms(channels: int) -> None:
+    network = repvit("gated", widths=(channels,), depths=(1,))
+    (gate,) = (node.op for node in network.nodes if isinstance(node.op, gated.Gate))
+    assert gate.hidden == Gate(channels).fc1.out_channels
 
 
 def test_evaluation_loss_and_gradients_are_torchs() -> None:
@@ -189,6 +205,116 @@ def test_the_head_takes_its_norm_in_exactly() -> None:
     np.testing.assert_array_equal(fused.params["linear.bias"], moved.astype(np.float32))
 
 
+def port_of(model: Any) -> Any:
+    """The torch network in float32, in evaluation."""
+    return torch_of(model, TINY, (1, 1)).eval().float()
+
+
+def pictures() -> Any:
+    return np.random.default_rng(3).standard_normal((2, 3, 40, 48)).astype(np.float32)
+
+
+def test_a_torch_module_is_listened_to_layer_by_layer() -> None:
+    model = tiny()
+    report = rr.verify(model, port_of(model), inputs=pictures())
+    assert report.verdict == "agree", report.reason
+    assert tuple(layer.name for layer in report.layers) == model.arch.layer_names
+    wrong = port_of(model)
+    wrong.features[2].channel_mixer.m[1] = nn.GELU(approximate="tanh")
+    report = rr.verify(model, wrong, inputs=pictures())
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "block2.gelu")
+    assert report.diagnosis[0].bug == "gelu-approximated"
+
+
+@pytest.mark.slow
+def test_a_module_in_a_process_of_its_own_is_listened_to_as_well(tmp_path: Path) -> None:
+    model = tiny()
+    torch.save(port_of(model), tmp_path / "port.pt")
+    program = tmp_path / "port.py"
+    program.write_text(
+        f"import torch\nmodel = torch.load({str(tmp_path / 'port.pt')!r}, weights_only=False)\n"
+    )
+    report = rr.verify(model, f"{program}:model", inputs=pictures()[:1])
+    assert report.verdict == "agree", report.reason
+    assert tuple(layer.name for layer in report.layers) == model.arch.layer_names
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("norms", ["kept", "folded"])
+def test_torchs_onnx_files_are_run_layer_by_layer(norms: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = tiny()
+    wrong = port_of(model)
+    wrong.features[1].token_mixer[1].fc1.bias.data.zero_()
+    found = {}
+    for name, module in (("right", port_of(model)), ("wrong", wrong)):
+        path = tmp_path / f"{name}.onnx"
+        export(module, path, folded=norms == "folded")
+        found[name] = rr.verify(model, path, inputs=pictures())
+    assert found["right"].verdict == "agree", found["right"].reason
+    assert len(found["right"].layers) == len(model.arch.layer_names)
+    report = found["wrong"]
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "block1.gate")
+    assert report.diagnosis[0].bug == "gate-bias"
+
+
+def export(module: Any, path: Path, *, folded: bool) -> None:
+    mode = torch.onnx.TrainingMode.EVAL if folded else torch.onnx.TrainingMode.PRESERVE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter that runs without onnxscript
+        torch.onnx.export(
+            module, (torch.from_numpy(pictures()),), str(path), dynamo=False, training=mode,
+            do_constant_folding=folded, input_names=["x"], output_names=["y"],
+            dynamic_axes={"x": [0, 2, 3]},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("weight", "layer"), [("features.2.token_mixer.0", "block2.token"), ("classifier", "linear")]
+)
+def test_one_weight_of_an_onnx_file_off_by_little_is_found(
+    weight: str, layer: str, tmp_path: Path
+) -> None:
+    """By its taps, in the file: 84 of a RepViT-M0.9's layers are held so."""
+    pytest.importorskip("onnxruntime")
+    import onnx
+
+    model = tiny()
+    rr.save(rr.fuse(model), tmp_path / "m.onnx")
+    graph = onnx.load(tmp_path / "m.onnx")
+    (tensor,) = (t for t in graph.graph.initializer if t.name == f"{weight}.weight")
+    altered = onnx.numpy_helper.to_array(tensor).copy()
+    altered.flat[7] *= np.float32(1.0002)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(altered, tensor.name))
+    onnx.save(graph, tmp_path / "wrong.onnx")
+    x = pictures()[:1]
+    report = rr.verify(model, tmp_path / "wrong.onnx", inputs=x)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", layer)
+    assert "taps-altered" in {finding.bug for finding in report.diagnosis}
+    right = rr.verify(model, tmp_path / "m.onnx", inputs=x)
+    assert right.verdict == "agree"
+    assert any("tap by tap in 16 of 27 layers" in note for note in right.notes)
+
+
+def test_an_onnx_file_whose_tensors_are_called_otherwise_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    import onnx
+
+    model = tiny()
+    export(port_of(model), tmp_path / "m.onnx", folded=True)
+    graph = onnx.load(tmp_path / "m.onnx")
+    for number, node in enumerate(graph.graph.node):
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name.startswith("/"):
+                    names[place] = f"t{name.__hash__()}"
+        node.name = f"n{number}"
+    onnx.save(graph, tmp_path / "m.onnx")
+    report = rr.verify(model, tmp_path / "m.onnx", inputs=pictures())
+    assert report.verdict == "cannot-judge"
+    assert "no tensor of the graph is called like a layer" in report.reason
+
+
 def published(folder: Path) -> Any:
     """A RepViT-M0.9 with drawn statistics, and its file."""
     torch.manual_seed(0)
@@ -221,25 +347,17 @@ def test_a_published_file_is_told_converts_and_is_judged(tmp_path: Path) -> None
     report = judge_graph_file(tmp_path / "m.pth", tmp_path / "fused.pth")
     assert report.verdict == "agree", report.reason
     assert len(report.layers) == 84  # two of the stem, 82 of blocks and head: all that is fused
-    for key, bug in (
-        ("features.5.token_mixer.0", "branch-missing"),
-        ("features.9.channel_mixer.m.2", "unknown"),
-        ("classifier", "unknown"),
-    ):
-        wrong = {name: value.clone() for name, value in state.items()}
-        if bug == "branch-missing":  # the identity, behind the outer batch norm
-            norm = root.features[5].token_mixer[0].bn
-            wrong[f"{key}.weight"][:, 0, 1, 1] -= norm.weight / (norm.running_var + 1e-5).sqrt()
-        else:
-            wrong[f"{key}.weight"] *= 1.01
-        torch.save(wrong, tmp_path / "wrong.pth")
-        report = judge_graph_file(tmp_path / "m.pth", tmp_path / "wrong.pth")
-        assert (report.verdict, report.first_bad_layer) == ("disagree", key)
-        assert report.diagnosis[0].bug == bug
+    names = ("features.5.token_mixer.0", "features.9.channel_mixer.m.2", "classifier")
+    norm = root.features[5].token_mixer[0].bn
+    identity = norm.weight / (norm.running_var + 1e-5).sqrt()  # behind the outer batch norm
     gate = "features.1.token_mixer.1.fc1.bias"
-    torch.save(state | {gate: torch.ones(16)}, tmp_path / "wrong.pth")
+    wrong = {name: value.clone() for name, value in state.items()} | {gate: torch.ones(16)}
+    wrong[f"{names[0]}.weight"][:, 0, 1, 1] -= identity
+    for name in names[1:]:
+        wrong[f"{name}.weight"] *= 1.01
+    torch.save(wrong, tmp_path / "wrong.pth")
     report = judge_graph_file(tmp_path / "m.pth", tmp_path / "wrong.pth")
-    assert (report.verdict, report.first_bad_layer) == (
-        "disagree",
-        "features.1.token_mixer.1.fc1.bias",
-    )
+    assert report.verdict == "disagree"
+    assert {layer.name for layer in report.layers if not layer.ok} == {*names, gate}
+    bugs = [(finding.bug, finding.layer) for finding in report.diagnosis]
+    assert bugs[:3] == list(zip(("branch-missing", "unknown", "unknown"), names, strict=True))

@@ -94,7 +94,8 @@ def _extents(
 @click.option(
     "--dtype",
     type=click.Choice(list(_DTYPES)),
-    help="What numbers are rounded to, once; default as stored, at least fp32.",
+    help="What numbers are rounded to, once; default as stored, at least fp32. Not for a file of "
+    "blocks of other networks: there every fused array has its own kernels' type, fp16 included.",
 )
 @click.option("--opset", type=int, metavar="N", help="Operators of an ONNX file. [17]")
 @json_option

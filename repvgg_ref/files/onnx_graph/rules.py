@@ -384,3 +384,11 @@ def _numbers(
     if given is None and required:
         raise LeftError(f"it has no {name}")
     return [int(n) for n in given or ()]
+
+
+@rule("ScatterND")
+def _written_over(reader: LinearReader, at: int) -> None:
+    raise LeftError(
+        "it writes over part of an image, as torch exports the padded batch norm of a diverse"
+        " branch block: convert that network's checkpoint, which says what it is"
+    )

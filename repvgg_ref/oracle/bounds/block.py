@@ -39,6 +39,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import is_fusible
+from repvgg_ref.oracle.bounds.between import between_bound
 from repvgg_ref.oracle.bounds.linear_part import (
     BranchValues,
     LinearPart,
@@ -46,7 +47,9 @@ from repvgg_ref.oracle.bounds.linear_part import (
     layer_kernels,
     linear_part,
 )
+from repvgg_ref.oracle.bounds.norm_head import norm_head_bound
 from repvgg_ref.oracle.bounds.precision import Precision
+from repvgg_ref.oracle.bounds.scale import scale_error
 from repvgg_ref.oracle.bounds.squeeze_excitation import (
     Interval,
     cutting_drift,
@@ -58,6 +61,7 @@ from repvgg_ref.oracle.bounds.squeeze_excitation import (
     theta,
 )
 from repvgg_ref.oracle.bounds.winograd import applies, roundings
+from repvgg_ref.oracle.programs.between import BetweenProgram
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.program import Program
@@ -83,9 +87,6 @@ _WRITES = 7
 _OWN_ERROR = 2.0**-28
 
 _FAILURE = 1e-3
-
-# Stands for infinity, which would turn into NaN beside a 0.
-_UNBOUNDED = 1e150
 
 
 class Bound(NamedTuple):
@@ -175,6 +176,12 @@ def likely_gate_error(program: BlockProgram, x: Array, precision: Precision) -> 
 
 def layer_bound(program: Program, x: Array, y: Array, precision: Precision) -> Bound:
     """Bound the error of any layer for the candidate's own input, direct summation assumed."""
+    if isinstance(program, BetweenProgram):
+        certified = between_bound(program, x, y, precision)
+        return _finished(certified, certified, precision)
+    if isinstance(program, HeadProgram) and program.norm is not None:
+        certified = norm_head_bound(program.norm, x, y, precision)
+        return _finished(certified, certified, precision)
     if isinstance(program, HeadProgram):
         return head_bound(program.weight, program.bias, x, y, precision)
     assert isinstance(program, BlockProgram)
@@ -232,7 +239,7 @@ def _before_activation(
         * (1 + theta(p.u_store, writes))
         * (1 + theta(p.u_accumulate, steps))
     ) - 1
-    scale_errors = [_scale_error(branch, p) for branch in part.branches]
+    scale_errors = [scale_error(b.gamma, b.spread, b.t, p) for b in part.branches]
     coherent = sum(
         (c[:, None] * _sizes(b) for c, b in zip(scale_errors, part.branches, strict=True)),
         start=_inner_scale_error(p) * _hidden(part),
@@ -253,28 +260,6 @@ def _before_activation(
 def _more(part: LinearPart) -> int:
     """Additions of branches, and writes of their sums, beyond those of three."""
     return max(0, len(part.branches) - 3)
-
-
-def _scale_error(branch: BranchValues, p: Precision) -> Array:
-    """Largest relative error c_b of ``t = gamma / sqrt(var + eps)``, (O,), all taps alike.
-
-    Worst case: gamma, var and eps are stored in the format, and every step is written to memory.
-    Rounding var and eps, two underflows and the sum make ``var + eps`` wrong by
-    ``r = (1 + u_store)^2 - 1 + 2 (1 + u_store) tiny / (var + eps)``, its root by (1 - r)**-1/2; for
-    r >= 1 it may be 0, and nothing bounds t. gamma, root, quotient and product are four more
-    writes, and in registers at most 6 roundings (GPUs approximate 1/sqrt to 2 ulp, which is 4 u).
-    An underflow errs by at most the number itself, and by nothing if that is 0.
-    """
-    u = p.u_store
-    with np.errstate(divide="ignore", invalid="ignore"):
-        r = u * (2 + u) + 2 * (1 + u) * p.tiny / branch.spread
-        root = np.where(r < 1, (1 - np.minimum(r, 1)) ** -0.5, _UNBOUNDED)
-        lost = [
-            np.where(size > 0, np.minimum(1.0, p.tiny / size), 0.0)
-            for size in (np.abs(branch.gamma), branch.spread**-0.5, np.abs(branch.t))
-        ]
-    rounded = (1 + theta(u, 4)) * (1 + theta(p.u_accumulate, 6))
-    return np.asarray(root * rounded * (1 + lost[0]) * (1 + lost[1]) * (1 + lost[2]) - 1)
 
 
 def _inner_scale_error(p: Precision) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,7 +22,9 @@ def rescaled(branch: Branch, eps: float, scale: object) -> Branch:
 
 
 def with_eps(program: BlockProgram, eps: float) -> BlockProgram:
-    """The program with another eps inside the root."""
+    """The program with another eps inside the root, in norms inside branches, too."""
+    if program.at_eps is not None:
+        program = replace(program, branches=program.at_eps(eps))
     return with_norms(
         program,
         lambda _, b: rescaled(

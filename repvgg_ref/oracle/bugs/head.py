@@ -16,6 +16,8 @@ from repvgg_ref.oracle.programs.head import HeadProgram
 HeadSite = Site[HeadProgram]
 HeadVariants = Iterator[Variant[HeadProgram]]
 
+_EPS = (0.0, 1e-5, 1e-3)
+
 
 @bug(
     "head-pool",
@@ -35,6 +37,27 @@ def head_pool(site: HeadSite) -> HeadVariants:
 def head_bias(site: HeadSite) -> HeadVariants:
     for factor, detail in {0: "left out", 2: "added twice", -1: "subtracted"}.items():
         yield Variant(replace(site.program, bias=factor * site.program.bias), detail=detail)
+
+
+@bug(
+    "head-norm",
+    says="of the batch norm before the linear layer {detail}",
+    advice="logits = W (gamma (f - mean) / sqrt(var + eps) + beta) + b",
+)
+def head_norm(site: HeadSite) -> HeadVariants:
+    if (norm := site.program.norm) is None:
+        return
+    wrong = {
+        "nothing is computed": (norm.weight, norm.bias),
+        "the mean is not subtracted": norm._replace(mean=0 * norm.mean).folded(),
+        "beta is not added": norm._replace(beta=0 * norm.beta).folded(),
+        "gamma is not multiplied": norm._replace(gamma=0 * norm.gamma + 1).folded(),
+        "the variance is taken for the deviation": norm._replace(var=norm.var**2).folded(),
+        "the scale alone is taken into the matrix": (norm.folded()[0], norm.bias),
+    }
+    wrong |= {f"eps is {eps:g}": norm._replace(eps=eps).folded() for eps in _EPS if eps != norm.eps}
+    for detail, (weight, bias) in wrong.items():
+        yield Variant(replace(site.program, weight=weight, bias=bias), detail=detail)
 
 
 @bug(

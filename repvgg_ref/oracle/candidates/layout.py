@@ -12,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.graph import INPUT, Network
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.names import listed
 
 LAYOUTS = ("NCHW", "NHWC")
+_LOGITS = "linear"
 
 
 class Arranged(NamedTuple):
@@ -52,8 +53,7 @@ def to_nchw(
         If an array's layout can be either.
     """
     known = dict(declared or {})
-    channels = {block.name: block.out_channels for block in arch.blocks}
-    channels["input"] = arch.in_channels
+    channels = {name: arch.channels[name] for name in (*arch.layer_names, INPUT) if name != _LOGITS}
     images = {name: a for name, a in arrays.items() if name in channels and a.ndim == 4}
     seen = {name: known.get(name) or _by_shape(a, channels[name]) for name, a in images.items()}
     votes = {layout for layout in seen.values() if layout in LAYOUTS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import CandidateFailure
@@ -47,14 +47,11 @@ class Named(NamedTuple):
     notes: list[str]
 
 
-class LayerNames:
-    """The names that `arch`'s layers go by in the code bases we know."""
+class ToldNames:
+    """Which layer a module's name means, by names that are given: see `LayerNames.told`."""
 
-    def __init__(self, arch: Network) -> None:
-        self.layers = arch.layer_names
-        self._layer_of = _aliases(arch)
-        self._auxiliary = {head.name for head in arch.aux_heads}
-        self._tails = _LAST_MODULE[arch.blocks[0].se]
+    def __init__(self, aliases: Mapping[str, str], tails: Iterable[str]) -> None:
+        self._layer_of, self._tails = aliases, tuple(tails)
 
     def layer(self, name: str) -> str | None:
         """The layer called `name`, numbers aside."""
@@ -67,6 +64,20 @@ class LayerNames:
                     if bare in self._layer_of:
                         return self._layer_of[bare]
         return None
+
+
+class LayerNames(ToldNames):
+    """The names that `arch`'s layers go by in the code bases we know."""
+
+    def __init__(self, arch: Network) -> None:
+        super().__init__(_aliases(arch), _LAST_MODULE[arch.blocks[0].se])
+        self.layers = arch.layer_names
+        self._auxiliary = {head.name for head in arch.aux_heads}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What `ToldNames` is made of in another process, as JSON has it."""
+        return {"aliases": dict(self._layer_of), "tails": list(self._tails)}
 
     def find(self, names: Iterable[str]) -> tuple[str | None, dict[str, str]]:
         """The input and the layers among a graph's tensors, numbers and all others left alone.
@@ -168,6 +179,9 @@ def _aliases(arch: Network) -> Mapping[str, str]:
         keys = {_key(name): name for name in arch.layer_names}
         stages = {n.replace("stage", "layer"): n for n in keys.values() if n[:5] == "stage"}
         return {**aliases, **keys, **stages, **dict.fromkeys(_LOGITS, arch.head.name)}
+    if not arch.is_chain:
+        aliases |= {_key(name): name for name in arch.layer_names}
+        aliases |= {_key(module): name for name, module in arch.modules.items()}
     return aliases
 
 

@@ -10,33 +10,27 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.callables import call
-from repvgg_ref.oracle.candidates.names import LayerNames
+from repvgg_ref.oracle.candidates.names import LayerNames, ToldNames
 from repvgg_ref.oracle.candidates.serving import TASK, ended, own_streams, serve
 from repvgg_ref.oracle.candidates.values import last_line
 
 
 def task_of(spec: str, arch: Network) -> dict[str, Any]:
     """What the child needs to know, as JSON."""
-    blocks = [asdict(block) for block in arch.blocks]
-    return {"callable": spec, "blocks": blocks, "num_classes": arch.num_classes}
+    return {"callable": spec, "names": LayerNames(arch).told}
 
 
 class Port:
     """The port of a task: imported at the first call, so that what it says then is told."""
 
     def __init__(self, task: dict[str, Any]) -> None:
-        blocks = tuple(BlockSpec(**block) for block in task["blocks"])
-        self._spec = task["callable"]
-        self._names = LayerNames(Architecture("custom", blocks, task["num_classes"]))
+        self._spec, self._names = task["callable"], ToldNames(**task["names"])
         self._function: Callable[..., Any] | None = None
 
     def work(self, x: Any) -> tuple[Iterable[Any], dict[str, Any]]:

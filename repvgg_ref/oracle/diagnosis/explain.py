@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.models.graph import INPUT
 from repvgg_ref.oracle.arithmetic.fourier import FFT, LARGEST
 from repvgg_ref.oracle.arithmetic.operands import Seen
 from repvgg_ref.oracle.arithmetic.tiles import Algorithm
@@ -20,6 +21,7 @@ from repvgg_ref.oracle.bounds.precision import Precision, estimate_unit_roundoff
 from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
@@ -75,9 +77,9 @@ class Case:
 
     def input_of(self, name: str) -> Array:
         """The candidate's own input of a layer."""
-        names = list(self.programs)
-        at = names.index(name)
-        return np.asarray(self.x if at == 0 else self.outputs.layers[names[at - 1]], np.float64)
+        found = self.programs.input_of(name, {**self.outputs.layers, INPUT: self.x})
+        assert found is not None  # only layers are asked about that were compared
+        return found
 
     def small_findings(self, name: str) -> list[Finding]:
         """Why a layer within its bound is bad all the same."""
@@ -235,7 +237,7 @@ def _tested(case: Case) -> list[str]:
         )
     blind = [name for name in case.comparisons if name not in estimates.samples]
     if blind:
-        said.append(f"{', '.join(blind)}: held to certified bounds alone")
+        said.append(f"{listed(blind)}: held to certified bounds alone")
     said.append("not tested: training, other inputs than those of the calls named here")
     return said
 

@@ -25,7 +25,7 @@ from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.static_check import TapEvidence, check_kernel, tap_evidence
 from repvgg_ref.oracle.programs.block import BlockProgram
-from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.programs.layers import Programs, head_program
 from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report
 from repvgg_ref.oracle.symmetry.kernels import realign
 from repvgg_ref.oracle.weights.arithmetic import FORMAT_NAMES, UNITS, least_error
@@ -243,7 +243,8 @@ def check_classifier(
 
     They may be rounded to `precision`, and to float32 in any case.
     """
-    weight, bias = (np.asarray(model.params[f"linear.{p}"], np.float64) for p in ("weight", "bias"))
+    right = head_program(model)  # with a batch norm before it taken in
+    weight, bias = right.weight, right.bias
     if got.weight.shape[:2] != weight.shape:
         note = f"a classifier of shape {got.weight.shape[:2]}, wanted {weight.shape}"
         return LayerReport.incomparable("linear", note), []

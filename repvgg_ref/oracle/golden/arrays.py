@@ -11,6 +11,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.files.onnx_graph.packages import require
+from repvgg_ref.models.graph import INPUT
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
@@ -38,7 +39,7 @@ class Layer(NamedTuple):
 def layer_arrays(
     model: Model, x: Array, step: Callable[[str], None] = lambda name: None
 ) -> dict[str, Layer]:
-    """Every layer in float64, each on the exact output of the one before it.
+    """Every layer in float64, each on the exact outputs of those that feed it.
 
     Parameters
     ----------
@@ -47,15 +48,17 @@ def layer_arrays(
         Called with each layer's name when it is done.
     """
     found: dict[str, Layer] = {}
-    below = np.asarray(x, np.float64)
-    for name, program in Programs(model).items():
+    programs, known = Programs(model), {INPUT: np.asarray(x, np.float64)}
+    for name, program in programs.items():
+        below = programs.input_of(name, known)
+        assert below is not None
         y = layer_output(program, below)
         bounds = {
             precision: layer_bound(program, below, y, PRECISIONS[precision]).certified
             for precision in BOUND_PRECISIONS
         }
+        known[name] = y
         found[name] = Layer(y, bounds)
-        below = y
         step(name)
     return found
 

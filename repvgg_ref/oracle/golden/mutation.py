@@ -11,7 +11,7 @@ make them equal (an ignored mean of 0), the reference hides the bug and it has s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -19,13 +19,15 @@ from typing import Any, Literal
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.models.graph import INPUT
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.bugs import HEAD_BUGS, LAYER_BUGS, Mutant, Site
+from repvgg_ref.oracle.bugs import BETWEEN_BUGS, HEAD_BUGS, LAYER_BUGS, Bug, Mutant, Site
 from repvgg_ref.oracle.bugs.harness import mutants
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.golden.arrays import float32_outputs
+from repvgg_ref.oracle.programs.between import BetweenProgram
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_block
 from repvgg_ref.oracle.programs.head import HeadProgram
@@ -46,6 +48,7 @@ LETTERS: dict[Fate, str] = {
 }
 NOT_APPLICABLE = "."
 _FROM_BEST_TO_WORST: tuple[Fate, ...] = tuple(LETTERS)
+_LIBRARY: tuple[tuple[Bug[Any], ...], ...] = (LAYER_BUGS, BETWEEN_BUGS, HEAD_BUGS)
 
 # Bugs whose input map only moves values about, so that what it does to positions is all it does.
 _MOVES = frozenset({"input-memory-layout", "groups-permuted", "input-mirrored"})
@@ -127,7 +130,7 @@ class MutationMatrix:
                 else NOT_APPLICABLE
                 for layer in self.layers
             )
-            for bug in dict.fromkeys(each.name for bugs in (LAYER_BUGS, HEAD_BUGS) for each in bugs)
+            for bug in dict.fromkeys(each.name for bugs in _LIBRARY for each in bugs)
         }
 
 
@@ -149,10 +152,9 @@ def mutation_matrix(model: Model, x: Array, *, progress: Progress | None = None)
     programs, names = Programs(model), model.arch.layer_names
     outputs = {name: y.astype(np.float64) for name, y in float32_outputs(model, x).items()}
     # Each layer is given what a float32 port hands on, so that every input fits into float32.
-    given = (np.asarray(x, np.float64), *(outputs[name] for name in names[:-1]))
-    inputs = dict(zip(names, given, strict=True))
+    inputs = _Inputs(programs, {**outputs, INPUT: np.asarray(x, np.float64)})
     rolled = {name: np.roll(y, 1, axis=1) for name, y in outputs.items()}
-    tests = len(names) * (len(LAYER_BUGS) + len(HEAD_BUGS))
+    tests = len(names) * (len(LAYER_BUGS) + len(BETWEEN_BUGS) + len(HEAD_BUGS))
     found: list[Planted] = []
     for done, name in enumerate(names):
         layer: _Layer | None = None
@@ -160,12 +162,31 @@ def mutation_matrix(model: Model, x: Array, *, progress: Progress | None = None)
             layer = layer or _Layer(model, site, outputs[name], tests)
             found.append(layer.judged(mutant))
         height, width = inputs[name].shape[2:]
-        if height != width and name != "linear":
+        if height != width and isinstance(programs[name], BlockProgram):
             # The bug needs a square image: on another one the shape gives it away.
             found.append(Planted("height-width-swapped", name, "", "shape"))
         if progress is not None:
             progress(name, done + 1, len(names))
     return MutationMatrix(names, tuple(found))
+
+
+class _Inputs(Mapping[str, Array]):
+    """Layer -> its input, put together when asked for."""
+
+    def __init__(self, programs: Programs, known: Mapping[str, Array]) -> None:
+        self._programs, self._known = programs, known
+
+    def __getitem__(self, name: str) -> Array:
+        found = self._programs.input_of(name, self._known)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._programs)
+
+    def __len__(self) -> int:
+        return len(self._programs)
 
 
 class _Layer:
@@ -222,7 +243,7 @@ class _Layer:
 
     def _is_same_for_all_weights(self, mutant: Mutant[Any]) -> bool:
         """Whether the bug changes nothing with generic weights either."""
-        if isinstance(self.site.program, HeadProgram):
+        if not isinstance(self.site.program, BlockProgram):
             return True
         variants = {v.label: v.program for v in mutant.bug.mutate(self._generic)}
         label = mutant.variant.label
@@ -244,6 +265,8 @@ class _Layer:
 def _is_same_function(bug: str, program: Any, site: Site[Any]) -> bool:
     """Proof: all is the same, bit by bit, but for the order in which a kernel is fused."""
     right = site.program
+    if isinstance(right, BetweenProgram):
+        return False  # each is another function by its name
     if isinstance(right, HeadProgram):
         return _is_equal(program, right, ("pool", "input_map", "output_map", "weight", "bias"))
     if bug in _MOVES and program.input_map is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +18,10 @@ from repvgg_ref.models.architectures import Architecture, AuxHeadSpec
 from repvgg_ref.models.geometry import geometry_of
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
-from repvgg_ref.models.names import official_dialect
+from repvgg_ref.models.names import official_names
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import param_shapes
+from repvgg_ref.models.registry import network
 from repvgg_ref.oracle.golden.arrays import OUTPUTS, WEIGHTS
 from repvgg_ref.oracle.golden.folder import checked_manifest, digest_of
 from repvgg_ref.oracle.training.steps import TrainingSteps, read_steps
@@ -88,7 +89,8 @@ def _model(
     folder: Path, manifest: Mapping[str, Any], reference: Model | str | Path | None
 ) -> Model | None:
     eps, momentum = float(manifest["eps"]), float(manifest["momentum"])
-    arch = _architecture(manifest["architecture"])
+    said = manifest["architecture"]
+    arch = _architecture(said) if said.get("chain", True) else _graph(said, reference)
     if isinstance(reference, Model):
         model = replace(reference, arch=arch, eps=eps, momentum=momentum)
     elif reference is not None:
@@ -111,6 +113,22 @@ def _model(
     return replace(model, assumed=_assumed(manifest))
 
 
+def _graph(said: Mapping[str, Any], reference: Model | str | Path | None) -> Network:
+    """A network that is no chain: that of the reference, or the one of its name."""
+    if isinstance(reference, Model):
+        arch = reference.arch
+    else:
+        arch = network(str(said["name"]), num_classes=int(said["num_classes"]))
+    if [asdict(block) for block in arch.blocks] != said["blocks"]:
+        raise ReportedError(
+            "the bundle is of another network",
+            got=f"{len(arch.blocks)} blocks of {arch.name}",
+            wanted=f"those of {sanitize(said['name'])} in the manifest",
+            advice="give the model that it was made from as the reference",
+        )
+    return arch
+
+
 def _assumed(manifest: Mapping[str, Any]) -> Assumed:
     """What was assumed when the bundle was made; bundles before 0.2.0 do not say it."""
     try:
@@ -127,7 +145,7 @@ def _assumed(manifest: Mapping[str, Any]) -> Assumed:
 
 def _params(path: Path, arch: Network, form: Form) -> dict[str, Array]:
     """The bundle's own weights; strides and dilations are in no such file, but in the manifest."""
-    names = official_dialect(arch).names(param_shapes(arch, form))
+    names = official_names(arch, form)
     with weights_io.open_weights(path) as archive:
         root: Any = archive.root
         try:

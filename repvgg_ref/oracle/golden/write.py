@@ -49,7 +49,7 @@ from repvgg_ref.oracle.golden.raw import RAW, write_raw
 from repvgg_ref.oracle.golden.summary import GoldenSummary, mutation_json
 from repvgg_ref.oracle.programs.distinguishing import weak_statistics
 from repvgg_ref.oracle.programs.inputs import distinguishing_labels, golden_inputs
-from repvgg_ref.oracle.programs.layers import require_chain
+from repvgg_ref.oracle.programs.layers import require_chain, require_programs
 from repvgg_ref.oracle.training.noise import noisy_runs, relu_margin
 from repvgg_ref.oracle.training.recipe import Recipe
 from repvgg_ref.oracle.training.run import right_setup
@@ -127,7 +127,9 @@ def write_golden(
     require_free(Path(out_dir), which)
     if train_step:
         require_branches(model, "a train-step bundle")
-    require_chain(model.arch)
+    require_programs(model.arch)
+    if raw or train_step:
+        require_chain(model.arch)
     x = _batch(model, golden_inputs(model.arch) if inputs is None else inputs)
     step = _counter(model, progress, train_step)
     layers = layer_arrays(model, x, step)
@@ -282,6 +284,7 @@ def _which_model(model: Model) -> dict[str, Any]:
         "eps": model.eps,
         "architecture": {
             "name": model.arch.name,
+            **({} if model.arch.is_chain else {"chain": False}),
             "blocks": [asdict(block) for block in model.arch.blocks],
             "num_classes": model.arch.num_classes,
             "aux_heads": [asdict(head) for head in model.arch.aux_heads],

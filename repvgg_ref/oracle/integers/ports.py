@@ -189,6 +189,7 @@ class _Chain:
     blocks: tuple[_Layer, ...]
     aux_heads: tuple[()] = ()
     is_dense: bool = False
+    is_chain: bool = True
 
 
 def _names(network: IntegerNetwork) -> LayerNames:

@@ -199,9 +199,7 @@ def _by_trying(
 
 def _looks_right(outputs: Outputs, arch: Network) -> bool:
     """Whether anything in the outputs has as many channels or classes as it should."""
-    wanted = {block.name: block.out_channels for block in arch.blocks} | {
-        "linear": arch.num_classes
-    }
+    wanted = arch.channels
     return any(a.ndim > 1 and a.shape[1] == wanted[name] for name, a in outputs.layers.items())
 
 

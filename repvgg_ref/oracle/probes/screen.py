@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.models.graph import INPUT
 from repvgg_ref.oracle.blas import in_threads
 from repvgg_ref.oracle.bounds.comparison import compare
 from repvgg_ref.oracle.bounds.precision import Precision
@@ -65,18 +66,15 @@ def deviations(
     """
     if all(set(call.layers) == {"linear"} for call in calls):
         return _of_logits(programs, calls, precision, worst)
-    names = list(programs)
-    before = dict(zip(names[1:], names, strict=False))
-    arch = programs.model.arch
-    channels = {b.name: b.in_channels for b in arch.blocks} | {"linear": arch.features}
+    names, channels = list(programs), programs.model.arch.channels
+    known = [_known(call, channels) for call in calls]
 
     def in_layer(name: str) -> list[Deviation | None]:
         program = programs[name]
         fused = plain(program)
         found: list[Deviation | None] = []
-        for call in calls:
-            given = call.layers.get(before[name]) if name in before else call.x
-            x, y_hat = _as_input(given, channels[name]), call.layers.get(name)
+        for call, inputs in zip(calls, known, strict=True):
+            x, y_hat = programs.input_of(name, inputs), call.layers.get(name)
             if x is None or y_hat is None:
                 found.append(None)
             else:
@@ -88,12 +86,15 @@ def deviations(
     return [next(filter(None, of_call), None) for of_call in zip(*by_layer, strict=True)]
 
 
-def _as_input(given: Array | None, channels: int) -> Array | None:
-    """What a layer was given; None where it cannot be, and the layer before is wrong."""
-    if given is None or np.ndim(given) != 4 or given.shape[1] != channels:
-        return None
-    x = np.asarray(given, np.float64)
-    return x if np.isfinite(x).all() else None
+def _known(call: Called, channels: Mapping[str, int]) -> dict[str, Array]:
+    """What layers can have been given; not what cannot, where the layer before is wrong."""
+    found = {}
+    for name, given in {**call.layers, INPUT: call.x}.items():
+        if np.ndim(given) == 4 and given.shape[1] == channels.get(name):
+            x = np.asarray(given)
+            if np.isfinite(x).all():
+                found[name] = x
+    return found
 
 
 def _deviates(

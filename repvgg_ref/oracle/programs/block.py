@@ -41,6 +41,8 @@ class BlockProgram:
         Applied to the block's input (N, C, H, W) first: a permutation, a rounding, a rescaling.
     branches : mapping
         float64 branches; empty if only the fused kernel is known (a deploy reference).
+    at_eps : callable or None
+        The branches where every norm has another eps, if some have norms inside.
     fused : FusedConv or None
         The kernel instead of `branches`, in a deploy reference; with neither the block is skipped.
     kernel_map : callable
@@ -64,6 +66,7 @@ class BlockProgram:
     branches: Mapping[str, Branch]
     eps: float
     fused: FusedConv | None = None
+    at_eps: Callable[[float], Mapping[str, Branch]] | None = None
     se: SqueezeExcitationParams | None = None
     input_map: Callable[[Array], Array] | None = None
     kernel_map: Callable[[FusedConv], FusedConv] | None = None

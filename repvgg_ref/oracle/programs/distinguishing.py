@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.block import train_block_forward
 from repvgg_ref.blocks.catalogue import expression
-from repvgg_ref.blocks.linear import Chain, Norm, Sum
+from repvgg_ref.blocks.linear import Chain, Identity, Norm, Sum
 from repvgg_ref.blocks.run import evaluate
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.gated import Gate
+from repvgg_ref.models.graph import INPUT, Network, Node
+from repvgg_ref.models.heads import NormLinear
+from repvgg_ref.models.layers import Block, GlobalAvgPool, Pass
 from repvgg_ref.models.network import DEFAULT_EPS, Model
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.ops import REFERENCE
@@ -83,13 +85,19 @@ def distinguishing_model(
     """
     rng = np.random.default_rng(seed)
     batch = golden_inputs(arch, seed=seed) if x is None else x
-    y = batch.astype(np.float64)
-    params: dict[str, Array] = {}
-    for spec in arch.blocks:
-        mine = distinguishing_block(spec, y, rng, eps, statistics)
+    known, params = {INPUT: batch.astype(np.float64)}, dict[str, Array]()
+    for node in arch.evaluated[:-2]:
+        inputs = [known[name] for name in node.inputs]
+        if isinstance(node.op, Block):
+            mine = distinguishing_block(node.op.spec, inputs[0], rng, eps, statistics)
+        else:
+            mine = _between(node, inputs[0], rng)
         params |= mine
-        y, _ = train_block_forward(spec, _widened(mine), y, ops=REFERENCE, eps=eps, training=False)
-    params |= _head(arch, y, rng) | _aux_heads(arch, rng)
+        run = Pass(_widened(mine), REFERENCE, eps)
+        known[node.name], _ = node.op.forward(node.name, inputs, run)
+    pool = arch.evaluated[-2]
+    assert isinstance(pool.op, GlobalAvgPool)
+    params |= _head(arch, known[pool.inputs[0]], rng, eps, statistics) | _aux_heads(arch, rng)
     return Model(arch, "train", {name: params[name] for name in param_shapes(arch, "train")}, eps)
 
 
@@ -209,36 +217,62 @@ def _first_beta(linear: Any) -> str | None:
 
 
 def _squeeze(spec: BlockSpec, total: Array, rng: np.random.Generator) -> dict[str, Array]:
-    """SE whose hidden units are off for some images and on for others, with gates all over."""
+    """The block's gate, if it has one."""
     if spec.se == "none":
         return {}
     seen = total if spec.se == "before_relu" else np.maximum(total, 0)
+    return _gate(f"{spec.name}.se", seen, spec.se_channels, rng)
+
+
+def _between(node: Node, x: Array, rng: np.random.Generator) -> dict[str, Array]:
+    """The arrays of what stands between blocks: only gates have some."""
+    if not isinstance(node.op, Gate):
+        assert not node.op.shapes("train")
+        return {}
+    return _narrowed(_gate(node.name, x, node.op.hidden, rng))
+
+
+def _gate(owner: str, seen: Array, narrow: int, rng: np.random.Generator) -> dict[str, Array]:
+    """A gate whose hidden units are off for some images and on for others, with factors all over.
+
+    `seen` (N, C, H, W) is what it scales; `narrow` channels are between its two convolutions.
+    """
+    channels = seen.shape[1]
     pooled = seen.mean(axis=(2, 3))  # (N, C)
-    down = rng.normal(size=(spec.se_channels, spec.out_channels))
+    down = rng.normal(size=(narrow, channels))
     hidden = pooled @ down.T  # (N, Cm) = (N, C) @ (C, Cm)
     down /= np.maximum(hidden.std(), 1e-6)
     hidden = pooled @ down.T
     middle = (hidden.max(axis=0) + hidden.min(axis=0)) / 2
     if len(hidden) == 1:  # one image cannot be on both sides: half of the units are off
-        middle = middle + np.where(np.arange(spec.se_channels) % 2, 0.5, -0.5)
+        middle = middle + np.where(np.arange(narrow) % 2, 0.5, -0.5)
     active = np.maximum(hidden - middle, 0)
-    up = rng.normal(size=(spec.out_channels, spec.se_channels))
+    up = rng.normal(size=(channels, narrow))
     up *= 1.5 / np.maximum((active @ up.T).std(), 1e-6)
     return {
-        f"{spec.name}.se.down.weight": down[:, :, None, None],
-        f"{spec.name}.se.down.bias": -middle,
-        f"{spec.name}.se.up.weight": up[:, :, None, None],
-        f"{spec.name}.se.up.bias": rng.normal(0.5, 0.7, spec.out_channels),
+        f"{owner}.down.weight": down[:, :, None, None],
+        f"{owner}.down.bias": -middle,
+        f"{owner}.up.weight": up[:, :, None, None],
+        f"{owner}.up.bias": rng.normal(0.5, 0.7, channels),
     }
 
 
-def _head(arch: Network, y: Array, rng: np.random.Generator) -> dict[str, Array]:
-    """A linear layer with logits of order one, of both signs."""
-    features = y.mean(axis=(2, 3))
+def _head(
+    arch: Network, y: Array, rng: np.random.Generator, eps: float, statistics: Statistics
+) -> dict[str, Array]:
+    """A linear layer with logits of order one, of both signs; behind its batch norm, if any."""
+    features, norm = y.mean(axis=(2, 3)), dict[str, Array]()
+    if isinstance(arch.head.op, NormLinear):
+        drawing = _Drawing(rng, eps, statistics)
+        chain = Chain(Identity("x", arch.features), Norm("bn", arch.features))
+        images = features[:, :, None, None]
+        scale = rng.permutation(np.geomspace(0.6, 6.0, arch.features))
+        features = drawing.draw(chain, images, scale, _SHARES[0])[:, :, 0, 0]
+        norm = {f"linear.{part}": array for part, array in drawing.params.items()}
     weight = rng.normal(size=(arch.num_classes, arch.features))
     weight /= np.maximum((features @ weight.T).std(), 1e-6)
     bias = rng.normal(0, 0.5, arch.num_classes)
-    return _narrowed({"linear.weight": weight, "linear.bias": bias})
+    return _narrowed({**norm, "linear.weight": weight, "linear.bias": bias})
 
 
 def _aux_heads(arch: Network, rng: np.random.Generator) -> dict[str, Array]:

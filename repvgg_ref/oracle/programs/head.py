@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,11 +12,37 @@ from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.oracle.programs.program import Pixels, Workspace
 
 
+class HeadNorm(NamedTuple):
+    """A batch norm of features before the linear layer: its vectors, and that layer's own arrays.
+
+    All float64: (C,) four times, (classes, C) and (classes,).
+    """
+
+    gamma: Array
+    beta: Array
+    mean: Array
+    var: Array
+    eps: float
+    weight: Array
+    bias: Array
+
+    @property
+    def scale(self) -> Array:
+        """``gamma / sqrt(var + eps)``."""
+        return np.asarray(self.gamma / np.sqrt(self.var + self.eps))
+
+    def folded(self) -> tuple[Array, Array]:
+        """The one matrix and the one bias that equal both."""
+        moved = self.beta - self.scale * self.mean
+        return np.asarray(self.weight * self.scale), np.asarray(self.bias + self.weight @ moved)
+
+
 @dataclass(frozen=True)
 class HeadProgram:
     """``logits = output_map(weight @ pool(input_map(x)) + bias)``; float64.
 
-    `pool` is "mean", "max", "sum" or "corner" (the first pixel).
+    `pool` is "mean", "max", "sum" or "corner" (the first pixel). `norm` is the batch norm that
+    `weight` and `bias` have taken in already, if there is one.
     """
 
     weight: Array
@@ -24,6 +51,7 @@ class HeadProgram:
     input_map: Callable[[Array], Array] | None = None
     output_map: Callable[[Array], Array] | None = None
     name: str = "linear"
+    norm: HeadNorm | None = None
 
     __repr__ = one_line
 

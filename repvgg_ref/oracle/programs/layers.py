@@ -13,13 +13,23 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch, branches_of
 from repvgg_ref.blocks.catalogue import is_fusible, reach
 from repvgg_ref.blocks.fusion import FusedConv
+from repvgg_ref.blocks.run import NORM_VECTORS
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import ReportedError
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.gated import Add, Gate
+from repvgg_ref.models.graph import Network, Node
+from repvgg_ref.models.layers import Block, GlobalAvgPool, Linear
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.programs.activation import SqueezeExcitationParams
+from repvgg_ref.oracle.programs.between import (
+    BETWEEN,
+    BetweenProgram,
+    gate_program,
+    gelu_program,
+    sum_program,
+)
 from repvgg_ref.oracle.programs.block import BlockProgram
-from repvgg_ref.oracle.programs.head import HeadProgram
+from repvgg_ref.oracle.programs.head import HeadNorm, HeadProgram
 
 _MOST_KEPT = 1 << 24  # parameters: with what is fused from them 256 MB
 _ACTIVATION: dict[SqueezeExcitation, str] = {
@@ -38,7 +48,21 @@ def block_program(model: Model, spec: BlockSpec) -> BlockProgram:
 def head_program(model: Model) -> HeadProgram:
     """How the reference computes its logits."""
     params = model.params
-    return HeadProgram(_float64(params["linear.weight"]), _float64(params["linear.bias"]))
+    weight, bias = (_float64(params[f"linear.{part}"]) for part in ("weight", "bias"))
+    if "linear.bn.gamma" not in params:
+        return HeadProgram(weight, bias)
+    gamma, beta, mean, var = (_float64(params[f"linear.bn.{part}"]) for part in NORM_VECTORS)
+    norm = HeadNorm(gamma, beta, mean, var, model.eps, weight, bias)
+    return HeadProgram(*norm.folded(), norm=norm)
+
+
+def between_program(model: Model, node: Node) -> BetweenProgram:
+    """How the reference computes what stands between two blocks."""
+    if isinstance(node.op, Gate):
+        return gate_program(node.name, node.op, _gate_params(node.name, model.params))
+    if isinstance(node.op, Add):
+        return sum_program(node.name, node.op)
+    return gelu_program(node.name)
 
 
 def correct_program(
@@ -50,12 +74,14 @@ def correct_program(
         fused = FusedConv(
             *(_float64(params[f"{spec.name}.fused.{part}"]) for part in ("weight", "bias"))
         )
-    exact = {name: branch.arrays(_float64) for name, branch in branches.items()}
+    exact = _exact(branches)
+    computed = any(branch.before is not None for branch in branches.values())
     conv = reach(spec)
     return BlockProgram(
         spec=spec,
         branches=exact,
         eps=eps,
+        at_eps=(lambda other: _exact(branches_of(spec, params, other))) if computed else None,
         fused=fused,
         se=_se_params(spec, params),
         stride=spec.stride,
@@ -68,14 +94,42 @@ def correct_program(
     )
 
 
+def _exact(branches: Mapping[str, Branch]) -> dict[str, Branch]:
+    return {name: branch.arrays(_float64) for name, branch in branches.items()}
+
+
 def require_chain(arch: Network) -> None:
     """Refuse a network whose layers are not each fed by the one before alone.
 
     Raises
     ------
     ReportedError
-        If it is such a network.
+        If it is such a network, or has no classifier.
     """
+    _require_head(arch)
+    if not arch.is_chain:
+        raise _cannot(arch, "the layers of this network are not each fed by the one before alone")
+
+
+def require_programs(arch: Network) -> None:
+    """Refuse a network of which not every layer has a program.
+
+    Raises
+    ------
+    ReportedError
+        If it is such a network, or has no classifier.
+    """
+    _require_head(arch)
+    for node in arch.evaluated:
+        known = isinstance(node.op, (Block, Linear, GlobalAvgPool, *BETWEEN))
+        of_silu = isinstance(node.op, Gate) and not node.op.relu
+        if not known or of_silu or isinstance(node.op, Linear) != (node.name == "linear"):
+            raise _cannot(
+                arch, f"the layers of this network cannot be judged one by one yet: {node.name}"
+            )
+
+
+def _require_head(arch: Network) -> None:
     if not arch.num_classes:
         raise ReportedError(
             "a backbone without its head cannot be judged yet",
@@ -83,15 +137,16 @@ def require_chain(arch: Network) -> None:
             wanted="a chain of blocks, then the mean and a linear layer",
             advice="give a checkpoint that holds its head, too",
         )
-    if not arch.is_chain:
-        kinds = " and ".join(arch.kinds)
-        raise ReportedError(
-            "the layers of this network cannot be judged one by one yet: not each is fed by the one"
-            " before it alone",
-            got=f"{arch.name}, a network of {kinds} blocks",
-            wanted="a chain of blocks, then the mean and a linear layer",
-            advice="`verify` judges files of its weights, `eval` how well it classifies",
-        )
+
+
+def _cannot(arch: Network, what: str) -> ReportedError:
+    kinds = " and ".join(arch.kinds)
+    return ReportedError(
+        what,
+        got=f"{arch.name}, a network of {kinds} blocks",
+        wanted="a chain of blocks, then the mean and a linear layer",
+        advice="`verify` judges files of its weights, `eval` how well it classifies",
+    )
 
 
 class Programs(Mapping[str, Any]):
@@ -101,8 +156,9 @@ class Programs(Mapping[str, Any]):
     """
 
     def __init__(self, model: Model) -> None:
-        require_chain(model.arch)
+        require_programs(model.arch)
         self.model = model
+        self._nodes = {node.name: node for node in model.arch.evaluated}
         is_small = sum(array.size for array in model.params.values()) <= _MOST_KEPT
         self._made: dict[str, Any] | None = {} if is_small else None
         self._kept = threading.local()  # each thread is at its own layer
@@ -112,15 +168,43 @@ class Programs(Mapping[str, Any]):
             if name not in self._made:
                 self._made.setdefault(name, self._program(name))
             return self._made[name]
-        last: BlockProgram | HeadProgram | None = getattr(self._kept, "last", None)
+        last = getattr(self._kept, "last", None)
         if last is None or last.name != name:
             last = self._kept.last = self._program(name)
         return last
 
-    def _program(self, name: str) -> BlockProgram | HeadProgram:
+    def input_of(self, name: str, known: Mapping[str, Array]) -> Array | None:
+        """The input of a layer, float64; None if it is not known.
+
+        Parameters
+        ----------
+        known : mapping
+            `INPUT` and layers -> arrays. What two layers feed gets both, side by side as channels.
+        """
+        given = [known.get(source) for source in self.sources(name)]
+        found = [np.asarray(array, np.float64) for array in given if array is not None]
+        if len(found) < len(given) or len({array.shape for array in found}) > 1:
+            return None
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        """The layers that feed a layer: of the classifier that whose mean it gets."""
+        inputs = self._nodes[name].inputs
+        return self._nodes[inputs[0]].inputs if name == "linear" else inputs
+
+    def last_read(self, name: str) -> tuple[str, ...]:
+        """The layers that no layer after `name` reads, of those that feed it."""
+        names = list(self)
+        later = {s for after in names[names.index(name) + 1 :] for s in self.sources(after)}
+        return tuple(source for source in self.sources(name) if source not in later)
+
+    def _program(self, name: str) -> Any:
         if name == "linear":
             return head_program(self.model)
-        return block_program(self.model, self.model.arch.block(name))
+        node = self._nodes[name]
+        if isinstance(node.op, Block):
+            return block_program(self.model, node.op.spec)
+        return between_program(self.model, node)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.model.arch.layer_names)
@@ -139,10 +223,12 @@ class Programs(Mapping[str, Any]):
 
 
 def _se_params(spec: BlockSpec, params: Mapping[str, Array]) -> SqueezeExcitationParams | None:
-    if spec.se == "none":
-        return None
+    return None if spec.se == "none" else _gate_params(f"{spec.name}.se", params)
+
+
+def _gate_params(owner: str, params: Mapping[str, Array]) -> SqueezeExcitationParams:
     down, down_bias, up, up_bias = (
-        _float64(params[f"{spec.name}.se.{part}"])
+        _float64(params[f"{owner}.{part}"])
         for part in ("down.weight", "down.bias", "up.weight", "up.bias")
     )
     return SqueezeExcitationParams(down[:, :, 0, 0], down_bias, up[:, :, 0, 0], up_bias)

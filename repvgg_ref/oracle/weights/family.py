@@ -77,7 +77,7 @@ def judge_family(
     with weights_io.open_weights(reference) as trained, weights_io.open_weights(candidate) as port:
         ours = select(trained.root, "model", []).arrays
         blocks = blocks_of(ours, family=family, eps=eps)
-        require_blocks(reference, blocks, ours)
+        require_blocks(reference, blocks, ours, trained.metadata)
         title = f"{sanitize(reference.name)} ({blocks.family})"
         notes = (NOT_TESTED, *blocks.notes)
         report = Report("agree", "", title, sanitize(candidate.name), "weights", notes=notes)

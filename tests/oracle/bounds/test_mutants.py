@@ -20,6 +20,7 @@ MODULES = (
     "bounds.winograd",
     "bounds.linear_part",
     "bounds.squeeze_excitation",
+    "bounds.scale",
     "bounds.block",
 )  # each imports earlier ones
 
@@ -44,9 +45,9 @@ MUTANTS: list[tuple[str, str, str]] = [
     ("bounds.linear_part", "magnitude + kernels.bias_magnitude[:, None],", "magnitude,"),
     # batch norm's scale
     ("bounds.block", "beside) + coherent)\n\n", "beside))\n\n"),
-    ("bounds.block", "2 * (1 + u) * p.tiny / branch.spread", "0 / branch.spread"),
-    ("bounds.block", "(1 - np.minimum(r, 1)) ** -0.5", "(1 - np.minimum(r, 1)) ** -0.25"),
-    ("bounds.block", "* (1 + lost[0])", ""),
+    ("bounds.scale", "2 * (1 + u) * p.tiny / spread", "0 / spread"),
+    ("bounds.scale", "(1 - np.minimum(r, 1)) ** -0.5", "(1 - np.minimum(r, 1)) ** -0.25"),
+    ("bounds.scale", "* (1 + lost[0])", ""),
     # underflow
     ("bounds.block", "+ (1 + relative) * _underflow(part, steps, p, m)", ""),
     ("bounds.block", "(spread.inputs + apart", "(apart"),

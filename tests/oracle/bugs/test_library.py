@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from repvgg_ref.models.architectures import plain_architecture
-from repvgg_ref.oracle.bugs import HEAD_BUGS, LAYER_BUGS, Bug
+from repvgg_ref.models.graph import INPUT
+from repvgg_ref.models.repvit import repvit
+from repvgg_ref.oracle.bugs import BETWEEN_BUGS, HEAD_BUGS, LAYER_BUGS, Bug
 from repvgg_ref.oracle.bugs.harness import mutants, output_of
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
@@ -22,12 +24,16 @@ ASYMMETRIC = plain_architecture(
     depths=[2, 1], channels=[4, 6, 8], num_classes=3, in_channels=2, kind="acb"
 )
 
+NO_CHAIN = repvit("small", widths=(8, 12), depths=(1, 1), num_classes=3)
+
 # They need a square image, a candidate's output, or two layers of one shape.
 _ELSEWHERE = {"height-width-swapped", "channels-permuted", "layers-swapped"}
 
 
 @pytest.mark.parametrize(
-    "bugs", [LAYER_BUGS, HEAD_BUGS, TRAINING_BUGS], ids=["blocks", "head", "training"]
+    "bugs",
+    [LAYER_BUGS, BETWEEN_BUGS, HEAD_BUGS, TRAINING_BUGS],
+    ids=["blocks", "between", "head", "training"],
 )
 def test_every_bug_has_one_name_and_something_to_say(bugs: tuple[Bug[Any], ...]) -> None:
     names = [bug.name for bug in bugs]
@@ -38,17 +44,17 @@ def test_every_bug_has_one_name_and_something_to_say(bugs: tuple[Bug[Any], ...])
 
 def test_the_harness_plants_every_bug_somewhere_and_names_the_place() -> None:
     seen = set()
-    for arch in (*SMALL.values(), ASYMMETRIC):
-        programs = Programs(distinguishing_model(arch))
-        inputs, y = {}, distinguishing_inputs(arch, height=20, width=24).astype(np.float64)
+    for arch in (*SMALL.values(), ASYMMETRIC, NO_CHAIN):
+        programs, inputs = Programs(distinguishing_model(arch)), dict[str, Any]()
+        known = {INPUT: distinguishing_inputs(arch, height=20, width=24).astype(np.float64)}
         for name, program in programs.items():
-            inputs[name] = y
-            y = layer_output(program, y)
+            inputs[name] = programs.input_of(name, known)
+            known[name] = layer_output(program, inputs[name])
         for site, mutant in mutants(programs, inputs):
             assert mutant.layer == site.program.name
             assert "{" not in mutant.says
             seen.add(mutant.bug.name)
-    everything = {bug.name for bugs in (LAYER_BUGS, HEAD_BUGS) for bug in bugs}
+    everything = {bug.name for bugs in (LAYER_BUGS, BETWEEN_BUGS, HEAD_BUGS) for bug in bugs}
     assert seen >= everything - _ELSEWHERE
 
 
