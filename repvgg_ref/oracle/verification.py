@@ -175,7 +175,7 @@ def _verify(
     report, seen = against(model)
     if report.verdict != "agree" and model.assumed:
         report = reconsidered(report, model, seen, lambda other: against(other)[0])
-    return replace(report, assumed=model.assumed)
+    return replace(report, assumed=model.assumed, notes=(*model.notes, *report.notes))
 
 
 def _judged(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import repvgg_ref as rr
+import weights_io
 from repvgg_ref.blocks.catalogue import KINDS
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.residual_reorg import residual_reorg
@@ -80,3 +81,30 @@ def test_another_block_than_the_file_says_is_taken_aloud(
     assert told in " ".join(other.out.split())
     refused = invoke(capsys, *words, "--block", "plain").error_line()
     assert "with --block 1x1-only or identity-without-bn it is exactly one" in refused
+
+
+def test_every_command_says_what_else_a_file_of_ablated_blocks_may_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes: dict[str, Any] = {"depths": [2], "channels": [4, 6], "num_classes": 3}
+    state = rr.build(plain_architecture(**sizes)).state_dict()
+    path = tmp_path / "lost.pth"
+    kept = {name: array for name, array in state.items() if ".rbr_identity." not in name}
+    weights_io.save_weights(path, kept, container="torch-zip")
+    commands = {
+        "convert": ("--in", path, "--out", tmp_path / "deploy.npz"),
+        "verify": ("--reference", path, "--candidate", path),
+        "golden": ("--reference", path, "--out", tmp_path / "golden"),
+        "eval": ("--weights", path, "--data", make_folder(tmp_path / "data"), "--size", 32),
+    }
+    for command, words in commands.items():
+        for ending in ((), ("--json",)):
+            done = invoke(capsys, command, *words, *ending)
+            assert done.code == 0
+            said = " ".join((done.out + done.err).replace("│", " ").split())  # of a panel
+            assert "A RepVGG file that lost all its identity branches looks the same" in said
+            if ending:
+                done.json()
+    seen = invoke(capsys, "inspect", path, "--json").json()
+    assert seen["block"] == "1x1-only"
+    assert "looks the same" in str(seen["findings"])

@@ -112,6 +112,8 @@ def command(
         )
     if keeps_raw:
         note(f"{out.name} had raw/, which is written again, too")
+    for message in model.notes:
+        note(message)
     if as_json:
         for message in (*done.warnings, *done.skipped, *assumed_line(done.assumed)):
             note(message)
