@@ -150,7 +150,8 @@ def _mutants(evidence: Evidence, finding: Finding) -> Iterator[Mutant[Any]]:
         same = [mutant for mutant in made if finding.says.endswith(mutant.says)]
         yield from same or made
         return
-    for mutant in made[:1]:
+    same = [mutant for mutant in made if mutant.variant.detail in finding.says]
+    for mutant in sorted(same, key=lambda mutant: -len(mutant.variant.detail))[:1]:
         at, value = mutant.variant.at, finding.estimate
         assert at is not None
         assert value is not None

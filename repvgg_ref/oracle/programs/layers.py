@@ -11,7 +11,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch, branches_of
-from repvgg_ref.blocks.catalogue import is_fusible, reach
+from repvgg_ref.blocks.catalogue import is_fusible, part_of, reach
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import ReportedError
@@ -20,6 +20,7 @@ from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.programs.activation import SqueezeExcitationParams
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.head import HeadProgram
+from repvgg_ref.oracle.programs.inner import inner_norms, inner_terms
 
 _MOST_KEPT = 1 << 24  # parameters: with what is fused from them 256 MB
 _ACTIVATION: dict[SqueezeExcitation, str] = {
@@ -52,6 +53,8 @@ def correct_program(
         )
     exact = {name: branch.arrays(_float64) for name, branch in branches.items()}
     conv = reach(spec)
+    composed = branches and (inner_norms(spec) or inner_terms(spec))
+    parts = part_of(spec, params) if composed else {}
     return BlockProgram(
         spec=spec,
         branches=exact,
@@ -65,6 +68,7 @@ def correct_program(
         pads=(*conv.padding, *conv.padding),
         relu_inside=not is_fusible(spec),
         activation=_ACTIVATION[spec.se] if spec.activation == "relu" else "none",
+        parts={name: _float64(array) for name, array in parts.items()},
     )
 
 
