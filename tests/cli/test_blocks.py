@@ -108,3 +108,16 @@ def test_every_command_says_what_else_a_file_of_ablated_blocks_may_be(
     seen = invoke(capsys, "inspect", path, "--json").json()
     assert seen["block"] == "1x1-only"
     assert "looks the same" in str(seen["findings"])
+
+
+def test_golden_counts_no_bug_that_changes_no_function(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arch = plain_architecture(depths=[1], channels=[4, 6], num_classes=3, kind="relu-in-branches")
+    path, out = tmp_path / "train.npz", tmp_path / "golden"
+    rr.save(distinguishing_model(arch, seed=2), path)
+    shown = invoke(capsys, "golden", "--reference", path, "--out", out)
+    assert "6 more compute the same function whatever the weights: not counted" in shown.out
+    assert "hidden" not in shown.out
+    found = invoke(capsys, "golden", "--reference", path, "--out", out, "--json").json()["mutation"]
+    assert (found["equivalent"], found["survivors"]) == (6, [])

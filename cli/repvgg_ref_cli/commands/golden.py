@@ -185,6 +185,8 @@ def _show(done: GoldenSummary) -> None:
         )
     matrix = done.matrix
     say(f"score  {matrix.killed} of {matrix.counted} planted bugs are noticed ({matrix.score:.1%})")
+    if equivalent := len(matrix.mutants) - matrix.counted:
+        say(f"       {equivalent} more compute the same function whatever the weights: not counted")
     for mutant in matrix.survivors[:_SHOWN_SURVIVORS]:
         detail = f" ({mutant.detail})" if mutant.detail else ""
         say(f"       hidden: {mutant.bug}{detail} in {mutant.layer}: {mutant.reason}")

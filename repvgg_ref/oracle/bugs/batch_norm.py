@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 
-from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch
 from repvgg_ref.blocks.run import NORM_VECTORS
 from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug

@@ -6,7 +6,9 @@ of our own float32 forward pass. What is left has survived: these vectors would 
 
 A mutant that computes the *same function whatever the weights* does not count. That is proven by
 comparing programs bit by bit, for this model's weights and for generic ones; if only this model's
-make them equal (an ignored mean of 0), the reference hides the bug and it has survived.
+make them equal (an ignored mean of 0), the reference hides the bug and it has survived. Where every
+branch ends in a ReLU their sum is not negative, nor is it behind a gate, so that what an activation
+does below 0 is no part of the function: without it, or leaky, it is the same one.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from repvgg_ref.oracle.bugs import HEAD_BUGS, LAYER_BUGS, Mutant, Site
 from repvgg_ref.oracle.bugs.harness import mutants
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.golden.arrays import float32_outputs
+from repvgg_ref.oracle.programs.activation import AS_IS_ABOVE_ZERO
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_block
 from repvgg_ref.oracle.programs.head import HeadProgram
@@ -252,11 +255,23 @@ def _is_same_function(bug: str, program: Any, site: Site[Any]) -> bool:
             program = replace(program, input_map=right.input_map)
     if program.is_skipped or (program.se is None) != (right.se is None):
         return False
+    program, right = _on_what_occurs(program), _on_what_occurs(right)
     kernels = zip(program.fused_kernel(), right.fused_kernel(), strict=True)
     squeeze = zip(program.se or (), right.se or (), strict=True)
     return _is_equal(program, right, _SETTINGS) and all(
         np.array_equal(mine, theirs) for mine, theirs in (*kernels, *squeeze)
     )
+
+
+def _on_what_occurs(program: BlockProgram) -> BlockProgram:
+    """The program without those activations that change nothing of a sum of ReLUs.
+
+    Gates are from 0 to 1; a changed fused kernel is no sum of branches any more.
+    """
+    if not program.relu_inside or program.kernel_map is not None:
+        return program
+    left = [step for step in program.activation.split("-") if step not in AS_IS_ABOVE_ZERO]
+    return replace(program, activation="-".join(left) or "none")
 
 
 # What a block's function consists of, besides its fused kernel and its squeeze-and-excitation.

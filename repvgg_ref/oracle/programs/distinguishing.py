@@ -17,6 +17,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.block import train_block_forward
 from repvgg_ref.blocks.catalogue import expression
+from repvgg_ref.blocks.constructors import Relu
 from repvgg_ref.blocks.linear import Chain, Norm, Sum
 from repvgg_ref.blocks.run import evaluate
 from repvgg_ref.blocks.spec import BlockSpec
@@ -153,6 +154,8 @@ class _Drawing:
             return self._norm(linear, x, scale, share)
         if isinstance(linear, Chain) and len(linear.parts) == 1:
             return self.draw(linear.parts[0], x, scale, share)
+        if isinstance(linear, Chain) and isinstance(linear.parts[-1], Relu):
+            return np.maximum(self.draw(Chain(*linear.parts[:-1]), x, scale, share), 0)
         if isinstance(linear, Chain):
             return self._chain(linear, x, scale, share)
         return self._leaf(linear, x, scale)
