@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import repvgg_ref as rr
@@ -46,11 +47,11 @@ def test_convert_inspect_verify_and_eval(
     assert seen.json()["form"] == form
 
 
-def test_residual_blocks_are_read_and_judged_and_what_needs_a_chain_says_so(
+def test_residual_blocks_are_read_judged_and_have_golden_vectors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chain = plain_architecture(depths=[2, 1], channels=[4, 6, 8], num_classes=3, kind="plain")
-    model, path = rr.build(residual_reorg(chain)), tmp_path / "residual.npz"
+    model, path = distinguishing_model(residual_reorg(chain), seed=1), tmp_path / "residual.npz"
     rr.save(model, path)
     assert invoke(capsys, "inspect", path, "--json").json()["block"] == "residual-reorg"
     itself = invoke(capsys, "verify", "--reference", path, "--candidate", path, "--json")
@@ -60,10 +61,20 @@ def test_residual_blocks_are_read_and_judged_and_what_needs_a_chain_says_so(
     assert seen.json()["form"] == "train"
     refused = invoke(capsys, "convert", "--in", path).error_line()
     assert "stage1.0: its shortcut spans two convolutions and the ReLU between them" in refused
-    golden = invoke(capsys, "golden", "--reference", path, "--out", tmp_path / "golden")
-    assert "a network of residual-reorg blocks" in golden.error_line()
-    assert "`verify` judges files of its weights" in golden.error_line()
-    assert not (tmp_path / "golden").exists()
+    bundle, dump = tmp_path / "golden", tmp_path / "dump.npz"
+    golden = invoke(capsys, "golden", "--reference", path, "--out", bundle, "--json").json()
+    assert golden["mutation"]["score"] == 1
+    x = np.load(bundle / "outputs.npz")["input"]
+    outputs: dict[str, Any] = model.forward(x, layers=True)
+    np.savez(dump, input=x, **outputs)
+    for reference in (path, bundle):
+        judged = invoke(capsys, "verify", "--reference", reference, "--candidate", dump, "--json")
+        assert judged.json()["verdict"] == "agree"
+    np.savez(dump, input=x, **{**outputs, "stage1.0.add": 2 * outputs["stage1.0.add"]})
+    judged = invoke(capsys, "verify", "--reference", path, "--candidate", dump, "--json")
+    assert (judged.code, judged.json()["first_bad_layer"]) == (1, "stage1.0.add")
+    raw = invoke(capsys, "golden", "--reference", path, "--out", tmp_path / "raw", "--raw")
+    assert "raw numbers are described for chains" in raw.error_line()
 
 
 def test_another_block_than_the_file_says_is_taken_aloud(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.names import official_names, role_names
@@ -142,3 +143,18 @@ def test_three_steps_are_torchs() -> None:
     for key, value in peer.state_dict().items():
         size = max(1.0, float(value.abs().max()))
         assert not np.abs(ours[key] - value.numpy()).max() > 1e-10 * size, key
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_module_is_judged_by_what_its_residual_blocks_give(groups: int) -> None:
+    """Hooks hear its blocks; a convolution's own output is no layer: its norm comes after it."""
+    model, peer = made(groups)
+    x = batch(model.arch, count=3)[0].astype(np.float32)
+    peer = peer.float().eval()
+    report = rr.verify(model, peer, inputs=x)
+    assert report.verdict == "agree", report.reason
+    heard = [layer.name for layer in report.layers]
+    assert heard == ["stage0", "stage1.0.add", "stage2.0.add", "stage2.1.add", "stage3.0", "linear"]
+    with torch.no_grad():
+        peer.get_submodule("stage2.1.conv1").weight *= 1.1
+    assert rr.verify(model, peer, inputs=x).first_bad_layer == "stage2.1.add"

@@ -153,6 +153,7 @@ def _reference(
     from repvgg_ref.models.geometry import with_geometry
     from repvgg_ref.models.network import DEFAULT_EPS
     from repvgg_ref.models.registry import find_name, list_models, network
+    from repvgg_ref.oracle.golden.write import require_vectors
     from repvgg_ref.oracle.programs.distinguishing import INFERENCE, TRAINING, distinguishing_model
 
     if Path(reference).exists() or find_name(reference) is None:
@@ -163,8 +164,10 @@ def _reference(
             )
         return load(reference, eps=eps, block=block, strides=said.strides, dilations=said.dilations)
     statistics = TRAINING if train_step else INFERENCE
+    arch = with_geometry(network(reference, block="repvgg" if block == "auto" else block), said)
+    require_vectors(arch)
     return distinguishing_model(
-        with_geometry(network(reference, block="repvgg" if block == "auto" else block), said),
+        arch,
         eps=DEFAULT_EPS if eps is None else eps,
         statistics=statistics,
     )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from weights_io import sanitize
@@ -54,6 +55,7 @@ class LayerNames:
         self.layers = arch.layer_names
         self._layer_of = _aliases(arch)
         self._auxiliary = {head.name for head in arch.aux_heads}
+        self._bare = {spec.name for spec in arch.blocks if not arch.is_chain and is_bare(spec)}
         self._tails = _LAST_MODULE[arch.blocks[0].se]
 
     def layer(self, name: str) -> str | None:
@@ -67,6 +69,14 @@ class LayerNames:
                     if bare in self._layer_of:
                         return self._layer_of[bare]
         return None
+
+    def module(self, name: str) -> str | None:
+        """The layer that a submodule of this name gives.
+
+        Of a network that is no chain a convolution's own output is none: its norm comes after it.
+        """
+        layer = self.layer(name)
+        return None if layer in self._bare else layer
 
     def find(self, names: Iterable[str]) -> tuple[str | None, dict[str, str]]:
         """The input and the layers among a graph's tensors, numbers and all others left alone.
@@ -127,6 +137,11 @@ class LayerNames:
         )
 
 
+def is_bare(spec: BlockSpec) -> bool:
+    """Whether modules of such names are convolutions, not blocks."""
+    return spec.kind in ("conv-bn", "conv-bias")
+
+
 def is_input(name: str) -> bool:
     """Whether a tensor of this name is the network's input."""
     return _key(name) in _INPUTS
@@ -164,8 +179,11 @@ def _aliases(arch: Network) -> Mapping[str, str]:
                     f"stage3.first.blocks.{i}" if i < half else f"stage3.second.blocks.{i - half}"
                 )
         aliases |= dict.fromkeys(forms, block.name)
+    keys = {_key(name): name for name in arch.layer_names}
+    if not (arch.is_dense or arch.is_chain):
+        modules = {key.removesuffix(".add"): name for key, name in keys.items()}
+        return {**aliases, **modules, **keys, **dict.fromkeys(_LOGITS, arch.head.name)}
     if arch.is_dense:
-        keys = {_key(name): name for name in arch.layer_names}
         stages = {n.replace("stage", "layer"): n for n in keys.values() if n[:5] == "stage"}
         return {**aliases, **keys, **stages, **dict.fromkeys(_LOGITS, arch.head.name)}
     return aliases

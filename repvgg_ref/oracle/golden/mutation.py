@@ -13,7 +13,7 @@ does below 0 is no part of the function: without it, or leaky, it is the same on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -21,18 +21,20 @@ from typing import Any, Literal
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.models.graph import INPUT
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bugs import HEAD_BUGS, LAYER_BUGS, Mutant, Site
 from repvgg_ref.oracle.bugs.harness import mutants
+from repvgg_ref.oracle.dense import alternatives, between_bound
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
-from repvgg_ref.oracle.golden.arrays import float32_outputs
+from repvgg_ref.oracle.golden.arrays import float32_outputs, wide_pass
 from repvgg_ref.oracle.programs.activation import AS_IS_ABOVE_ZERO
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_block
 from repvgg_ref.oracle.programs.head import HeadProgram
-from repvgg_ref.oracle.programs.layers import Programs, block_program
+from repvgg_ref.oracle.programs.layers import Programs, block_program, source_of
 from repvgg_ref.oracle.programs.program import layer_output
 
 Fate = Literal["bound", "regression", "shape", "not-finite", "equivalent", "hidden"]
@@ -49,6 +51,8 @@ LETTERS: dict[Fate, str] = {
 }
 NOT_APPLICABLE = "."
 _FROM_BEST_TO_WORST: tuple[Fate, ...] = tuple(LETTERS)
+
+_LIBRARY = tuple(bug.name for bugs in (LAYER_BUGS, HEAD_BUGS) for bug in bugs)
 
 # Bugs whose input map only moves values about, so that what it does to positions is all it does.
 _MOVES = frozenset({"input-memory-layout", "groups-permuted", "input-mirrored"})
@@ -130,7 +134,7 @@ class MutationMatrix:
                 else NOT_APPLICABLE
                 for layer in self.layers
             )
-            for bug in dict.fromkeys(each.name for bugs in (LAYER_BUGS, HEAD_BUGS) for each in bugs)
+            for bug in dict.fromkeys((*_LIBRARY, *(mutant.bug for mutant in self.mutants)))
         }
 
 
@@ -152,23 +156,40 @@ def mutation_matrix(model: Model, x: Array, *, progress: Progress | None = None)
     programs, names = Programs(model), model.arch.layer_names
     outputs = {name: y.astype(np.float64) for name, y in float32_outputs(model, x).items()}
     # Each layer is given what a float32 port hands on, so that every input fits into float32.
-    given = (np.asarray(x, np.float64), *(outputs[name] for name in names[:-1]))
-    inputs = dict(zip(names, given, strict=True))
+    given = {INPUT: np.asarray(x, np.float64), **outputs}
+    inputs = {name: given[source_of(model.arch, name)] for name in programs}
     rolled = {name: np.roll(y, 1, axis=1) for name, y in outputs.items()}
     tests = len(names) * (len(LAYER_BUGS) + len(HEAD_BUGS))
     found: list[Planted] = []
     for done, name in enumerate(names):
         layer: _Layer | None = None
-        for site, mutant in mutants(programs, inputs, [name], outputs=rolled):
+        for site, mutant in mutants(
+            programs, inputs, [name] if name in programs else (), outputs=rolled
+        ):
             layer = layer or _Layer(model, site, outputs[name], tests)
             found.append(layer.judged(mutant))
-        height, width = inputs[name].shape[2:]
-        if height != width and name != "linear":
+        found += _between(model, name, given) if name not in programs else ()
+        if name in programs and name != names[-1] and len({*inputs[name].shape[2:]}) > 1:
             # The bug needs a square image: on another one the shape gives it away.
             found.append(Planted("height-width-swapped", name, "", "shape"))
         if progress is not None:
             progress(name, done + 1, len(names))
     return MutationMatrix(names, tuple(found))
+
+
+def _between(model: Model, name: str, given: Mapping[str, Array]) -> Iterator[Planted]:
+    """What can be wrong between blocks: a residual sum without its shortcut, say."""
+    node = next(node for node in model.arch.evaluated if node.name == name)
+    if not set(node.inputs) <= given.keys():
+        return
+    xs, run = [given[source] for source in node.inputs], wide_pass(model)
+    y = node.op.forward(name, xs, run)[0]
+    bound = between_bound(node, xs, run, PRECISIONS["fp32"])
+    for bug, wrong, _ in alternatives(node, xs):
+        change = np.abs(wrong + (given[name] - y) - y)
+        ratio = float((np.abs(wrong - y) / bound).max())
+        fate: Fate = "bound" if (change > bound).any() else "hidden"
+        yield Planted(bug, name, "", fate, ratio, _reason(bug, fate, ratio))
 
 
 class _Layer:

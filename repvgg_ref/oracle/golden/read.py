@@ -88,6 +88,8 @@ def _model(
     folder: Path, manifest: Mapping[str, Any], reference: Model | str | Path | None
 ) -> Model | None:
     eps, momentum = float(manifest["eps"]), float(manifest["momentum"])
+    if _is_graph(manifest):
+        return _graph(folder, manifest, reference, eps)
     arch = _architecture(manifest["architecture"])
     if isinstance(reference, Model):
         model = replace(reference, arch=arch, eps=eps, momentum=momentum)
@@ -100,7 +102,30 @@ def _model(
         model = Model(arch, form, _params(folder / WEIGHTS, arch, form), eps, momentum)
     else:
         return None
-    shapes = {name: array.shape for name, array in model.params.items()}
+    return replace(_fitting(model, manifest), assumed=_assumed(manifest))
+
+
+def _is_graph(manifest: Mapping[str, Any]) -> bool:
+    """Whether the network is no chain: some layer is not fed by the one before it alone."""
+    layers, inputs = list(manifest["layers"]), manifest.get("inputs")
+    before = [[name] for name in ("input", *layers)]
+    return inputs is not None and [inputs[name] for name in layers] != before[: len(layers)]
+
+
+def _graph(
+    folder: Path, manifest: Mapping[str, Any], reference: Model | str | Path | None, eps: float
+) -> Model | None:
+    """A network that is no chain; its weights' names and metadata say which it is."""
+    if reference is None and not (folder / WEIGHTS).is_file():
+        return None
+    model = reference if isinstance(reference, Model) else load(reference or folder / WEIGHTS)
+    fitting = _fitting(replace(model, eps=eps, momentum=float(manifest["momentum"])), manifest)
+    return replace(fitting, assumed=_assumed(manifest))
+
+
+def _fitting(model: Model, manifest: Mapping[str, Any]) -> Model:
+    """The model, if its weights are those that the bundle was made with."""
+    arch, shapes = model.arch, {name: array.shape for name, array in model.params.items()}
     fits = shapes == param_shapes(arch, model.form)
     if not fits or digest_of(model.state_dict()) != manifest["weights_sha256"]:
         raise CheckpointError(
@@ -108,7 +133,7 @@ def _model(
             got=f"{model.name} in {model.form} form",
             wanted=f"{arch.name}, digest {str(manifest['weights_sha256'])[:12]}",
         )
-    return replace(model, assumed=_assumed(manifest))
+    return model
 
 
 def _assumed(manifest: Mapping[str, Any]) -> Assumed:

@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.block import train_block_forward
 from repvgg_ref.blocks.catalogue import expression
 from repvgg_ref.blocks.constructors import Relu
 from repvgg_ref.blocks.linear import Chain, Norm, Sum
 from repvgg_ref.blocks.run import evaluate
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.graph import INPUT, Network
+from repvgg_ref.models.layers import Block, Linear, Pass
 from repvgg_ref.models.network import DEFAULT_EPS, Model
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.programs.inputs import golden_inputs
+from repvgg_ref.oracle.programs.layers import require_layers
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,21 @@ def distinguishing_model(
     -------
     Model
     """
+    require_layers(arch)
     rng = np.random.default_rng(seed)
     batch = golden_inputs(arch, seed=seed) if x is None else x
-    y = batch.astype(np.float64)
-    params: dict[str, Array] = {}
-    for spec in arch.blocks:
-        mine = distinguishing_block(spec, y, rng, eps, statistics)
+    known, params = {INPUT: batch.astype(np.float64)}, dict[str, Array]()
+    for node in arch.evaluated:
+        xs = [known[name] for name in node.inputs]
+        mine: dict[str, Array] = {}
+        if isinstance(node.op, Block):
+            mine = distinguishing_block(node.op.spec, xs[0], rng, eps, statistics)
+        elif isinstance(node.op, Linear):
+            mine = _linear(node.name, node.op, xs[0], rng)
         params |= mine
-        y, _ = train_block_forward(spec, _widened(mine), y, ops=REFERENCE, eps=eps, training=False)
-    params |= _head(arch, y, rng) | _aux_heads(arch, rng)
+        run = Pass(_widened(mine), REFERENCE, eps)
+        known[node.name] = node.op.forward(node.name, xs, run)[0]
+    params |= _aux_heads(arch, rng)
     return Model(arch, "train", {name: params[name] for name in param_shapes(arch, "train")}, eps)
 
 
@@ -235,13 +242,11 @@ def _squeeze(spec: BlockSpec, total: Array, rng: np.random.Generator) -> dict[st
     }
 
 
-def _head(arch: Network, y: Array, rng: np.random.Generator) -> dict[str, Array]:
-    """A linear layer with logits of order one, of both signs."""
-    features = y.mean(axis=(2, 3))
-    weight = rng.normal(size=(arch.num_classes, arch.features))
-    weight /= np.maximum((features @ weight.T).std(), 1e-6)
-    bias = rng.normal(0, 0.5, arch.num_classes)
-    return _narrowed({"linear.weight": weight, "linear.bias": bias})
+def _linear(name: str, op: Linear, x: Array, rng: np.random.Generator) -> dict[str, Array]:
+    """A linear layer with outputs of order one, of both signs, for the features `x`."""
+    weight = rng.normal(size=(op.outputs, op.features))
+    weight /= np.maximum((x @ weight.T).std(), 1e-6)
+    return _narrowed({f"{name}.weight": weight, f"{name}.bias": rng.normal(0, 0.5, op.outputs)})
 
 
 def _aux_heads(arch: Network, rng: np.random.Generator) -> dict[str, Array]:

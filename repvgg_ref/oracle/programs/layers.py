@@ -15,7 +15,8 @@ from repvgg_ref.blocks.catalogue import is_fusible, part_of, reach
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import ReportedError
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.graph import INPUT, Network
+from repvgg_ref.models.layers import AddRelu, Block, Flatten, GlobalAvgPool, Linear, MaxPool
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.programs.activation import SqueezeExcitationParams
 from repvgg_ref.oracle.programs.block import BlockProgram
@@ -38,8 +39,19 @@ def block_program(model: Model, spec: BlockSpec) -> BlockProgram:
 
 def head_program(model: Model) -> HeadProgram:
     """How the reference computes its logits."""
-    params = model.params
-    return HeadProgram(_float64(params["linear.weight"]), _float64(params["linear.bias"]))
+    params, name = model.params, model.arch.head.name
+    return HeadProgram(
+        _float64(params[f"{name}.weight"]), _float64(params[f"{name}.bias"]), name=name
+    )
+
+
+def _with_programs(arch: Network) -> tuple[str, ...]:
+    """The layers that are blocks, and the head."""
+    pools = {node.name for node in arch.evaluated if isinstance(node.op, GlobalAvgPool)}
+    head = arch.head
+    known = isinstance(head.op, Linear) and not head.op.relu and set(head.inputs) <= pools
+    blocks = tuple(spec.name for spec in arch.blocks)
+    return (*blocks, head.name) if known and head.name not in blocks else blocks
 
 
 def correct_program(
@@ -72,8 +84,12 @@ def correct_program(
     )
 
 
-def require_chain(arch: Network) -> None:
-    """Refuse a network whose layers are not each fed by the one before alone.
+JUDGED = (Block, AddRelu, Flatten, GlobalAvgPool, Linear, MaxPool)
+"""What a network that is no chain may be made of, and be judged layer by layer."""
+
+
+def require_layers(arch: Network) -> None:
+    """Refuse a network of which there is a layer that is not known here.
 
     Raises
     ------
@@ -84,29 +100,39 @@ def require_chain(arch: Network) -> None:
         raise ReportedError(
             "a backbone without its head cannot be judged yet",
             got=f"{len(arch.blocks)} blocks and no linear layer",
-            wanted="a chain of blocks, then the mean and a linear layer",
+            wanted="a network with its classifier",
             advice="give a checkpoint that holds its head, too",
         )
-    if not arch.is_chain:
-        kinds = " and ".join(arch.kinds)
+    if not arch.is_dense and not all(isinstance(node.op, JUDGED) for node in arch.evaluated):
+        others = {
+            type(n.op).__name__.lower() for n in arch.evaluated if not isinstance(n.op, JUDGED)
+        }
         raise ReportedError(
-            "the layers of this network cannot be judged one by one yet: not each is fed by the one"
-            " before it alone",
-            got=f"{arch.name}, a network of {kinds} blocks",
-            wanted="a chain of blocks, then the mean and a linear layer",
+            "the layers of this network cannot be judged one by one yet",
+            got=f"{arch.name}, in which there are layers {', '.join(sorted(others))}",
+            wanted="blocks, residual sums, pools and linear layers",
             advice="`verify` judges files of its weights, `eval` how well it classifies",
         )
+
+
+def source_of(arch: Network, name: str) -> str:
+    """The layer, or `INPUT`, whose output a layer with a program gets; the head takes its mean."""
+    node = {node.name: node for node in arch.evaluated}
+    (source,) = node[name].inputs
+    is_pooled = source != INPUT and isinstance(node[source].op, GlobalAvgPool)
+    return node[source].inputs[0] if is_pooled else source
 
 
 class Programs(Mapping[str, Any]):
     """Every layer's correct program by its name, built when asked for.
 
+    Of a network that is no chain: the blocks', and the head's if it is a mean and a linear layer.
     A small network's are kept; of a large one, since float64 is large, each thread's last.
     """
 
     def __init__(self, model: Model) -> None:
-        require_chain(model.arch)
-        self.model = model
+        require_layers(model.arch)
+        self.model, self._names = model, _with_programs(model.arch)
         is_small = sum(array.size for array in model.params.values()) <= _MOST_KEPT
         self._made: dict[str, Any] | None = {} if is_small else None
         self._kept = threading.local()  # each thread is at its own layer
@@ -122,15 +148,18 @@ class Programs(Mapping[str, Any]):
         return last
 
     def _program(self, name: str) -> BlockProgram | HeadProgram:
-        if name == "linear":
+        if name == self.model.arch.head.name:
             return head_program(self.model)
         return block_program(self.model, self.model.arch.block(name))
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self.model.arch.layer_names)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self.model.arch.layer_names)
+        return len(self._names)
 
     def alike(self, name: str) -> tuple[str, ...]:
         """Other blocks of the same shape, which a port could take for this one."""
