@@ -194,3 +194,12 @@ def test_only_blocks_that_have_insides_are_taken_apart() -> None:
         "dbb": (NORMS["dbb"][0], ("sequence.same", "same")),
         **dict.fromkeys(("repvgg", "post-addition-bn", "acb", "mobileone", "dirac"), ((), ())),
     }
+
+
+def test_logits_alone_tell_which_norms_have_another_eps() -> None:
+    model = reference("qarepvgg")
+    port = changed(model, other_eps(1e-3, "branch_3x3.bn"), layer="")
+    report = rr.verify(model, lambda x: port.forward(x).astype(np.float32))
+    (found,) = report.diagnosis
+    assert (found.bug, found.layer, found.estimate) == ("eps-value", "all", 1e-3)
+    assert "(in branch_3x3.bn alone)" in found.says
