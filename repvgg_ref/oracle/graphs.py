@@ -30,6 +30,7 @@ from repvgg_ref.oracle.bounds.comparison import Comparison, compare, diagnosis_b
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bounds.winograd import applies
 from repvgg_ref.oracle.bugs.harness import site_of
+from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.dense import between_bound, between_bugs, block_bugs, moved
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
@@ -38,7 +39,7 @@ from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.program import layer_output, plain
 from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report
 
-_MOST_LEFT_OUT = 3  # convolutions in a row that are computed for a candidate: a bottleneck's
+_MOST_LEFT_OUT = 5  # convolutions between outputs: a stem's, a bottleneck's and its projection
 _MOST_DIAGNOSED = 4  # layers
 _NOTE = (
     "each layer of a network that is no chain is held to its certified bound alone: errors far"
@@ -266,6 +267,11 @@ def _report(judge: _Judge, arch: Network, outputs: Mapping[str, Any], candidate:
         why = "no layer's input and output are both known: give its layers, not its logits alone"
         return Report("cannot-judge", why, *names)
     judged = {layer.name for layer in layers} | judge.covered
+    notes: tuple[str, ...] = (_NOTE,)
+    if judge.covered:
+        hidden = [name for name in judge.programs if name in judge.covered]
+        wider = "not shown, and computed for the candidate, whose next output gets a wider bound: "
+        notes = (*notes, wider + listed(hidden))
     blocks = [spec.name for spec in arch.blocks]
     missing = [name for name in (*blocks, arch.head.name) if name not in judged]
     if bad is not None:
@@ -276,12 +282,10 @@ def _report(judge: _Judge, arch: Network, outputs: Mapping[str, Any], candidate:
         why = f"{bad}: {note}" if note else f"{bad} is beyond its certified bound"
         if says := next((each.says for each in known if each.is_in(bad) and each.says), ""):
             why += f": {says}"
-        return Report(
-            "disagree", why, *names, layers, known, bad, notes=(_NOTE,),
-        )  # fmt: skip
+        return Report("disagree", why, *names, layers, known, bad, notes)
     if missing:
         why = f"all that is known agrees, but nothing is known of {', '.join(missing[:5])}"
-        return Report("cannot-judge", why, *names, layers, notes=(_NOTE,))
+        return Report("cannot-judge", why, *names, layers, notes=notes)
     most = max(layer.ratio for layer in layers)
     why = f"all {len(layers)} layers are within their certified bounds (at most {most:.1%} of one)"
-    return Report("agree", why, *names, layers, notes=(_NOTE,))
+    return Report("agree", why, *names, layers, notes=notes)

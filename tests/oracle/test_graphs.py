@@ -53,11 +53,13 @@ def test_a_port_need_not_show_what_is_inside_its_residual_blocks() -> None:
     report = rr.verify(MODEL, modules, inputs=X)
     assert report.verdict == "agree", report.reason
     assert [layer.name for layer in report.layers] == ["stage0", *SUMS, "stage3.0", "linear"]
+    assert "not shown, and computed for the candidate" in report.notes[-1]
+    assert "stage1.0.downsample, stage1.0.conv1" in report.notes[-1]
 
 
 def test_what_nobody_knows_is_not_judged() -> None:
     assert rr.verify(MODEL, {"linear": RIGHT["linear"]}, inputs=X).verdict == "cannot-judge"
-    few = {n: y for n, y in RIGHT.items() if not n.startswith(("stage2.0", "stage2.1.conv"))}
+    few = {n: y for n, y in RIGHT.items() if not n.startswith(("stage1", "stage2.0", "stage2.1.c"))}
     report = rr.verify(MODEL, few, inputs=X)
     assert report.verdict == "cannot-judge"
     assert "nothing is known of" in report.reason

@@ -55,7 +55,8 @@ class LayerNames:
         self.layers = arch.layer_names
         self._layer_of = _aliases(arch)
         self._auxiliary = {head.name for head in arch.aux_heads}
-        self._bare = {spec.name for spec in arch.blocks if not arch.is_chain and is_bare(spec)}
+        bare = {spec.name for spec in arch.blocks if not arch.is_chain and is_bare(spec)}
+        self._unheard = bare | {arch.head.name}
         self._tails = _LAST_MODULE[arch.blocks[0].se]
 
     def layer(self, name: str) -> str | None:
@@ -74,9 +75,10 @@ class LayerNames:
         """The layer that a submodule of this name gives.
 
         Of a network that is no chain a convolution's own output is none: its norm comes after it.
+        Nor is the head's, which the network returns.
         """
         layer = self.layer(name)
-        return None if layer in self._bare else layer
+        return None if layer in self._unheard else layer
 
     def find(self, names: Iterable[str]) -> tuple[str | None, dict[str, str]]:
         """The input and the layers among a graph's tensors, numbers and all others left alone.
