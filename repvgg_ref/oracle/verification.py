@@ -234,7 +234,7 @@ def _graph(
         port = resolve(lambda x: weights.forward(x, layers=True), model.arch, timeout=0)
     if isinstance(port, OnnxCandidate):
         raise CandidateFailure(
-            f"{named}: an ONNX file of a network that is no chain is not run here yet",
+            f"{named}: an ONNX file of a network that judges every pixel is not run here yet",
             wanted="its layers' outputs, and its input as 'input'",
             advice="run it, and give what it gives as an .npz",
         )
@@ -245,7 +245,8 @@ def _graph(
     image_batch(model.arch, np.asarray(first.x, np.float32))  # of a size that it takes
     chosen = _precision(precision, first.outputs)
     with single_threaded_blas():
-        return judge_graph(model, first.outputs.layers, first.x, chosen, named)
+        report = judge_graph(model, first.outputs.layers, first.x, chosen, named)
+    return replace(report, notes=(*first.outputs.notes, *report.notes))
 
 
 def judge(
