@@ -95,6 +95,20 @@ def test_eps_of_inner_norms_of_every_layer_is_one_finding(kind: str) -> None:
     assert found == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_other_norms_in_other_layers_are_no_cause_of_all_layers() -> None:
+    model = reference("qarepvgg")
+    inner, last = NORMS["qarepvgg"]
+    port = changed(changed(model, other_eps(1e-3, *inner)), other_eps(1e-3, *last), layer="stage0")
+    x = np.random.default_rng(0).standard_normal((3, 3, 18, 18)).astype(np.float32)
+    outputs = port.forward(x.astype(np.float64), layers=True, backend="reference")
+    report = rr.verify(model, {n: y.astype(np.float32) for n, y in outputs.items()}, inputs=x)
+    first, second = report.diagnosis
+    assert first.bug == second.bug == "eps-value"
+    assert (first.layer, second.layer) == ("stage0", LAYER)
+    assert first.says.endswith("(in bn alone)")
+    assert second.says.endswith("(in branch_3x3.bn alone)")
+
+
 @pytest.mark.parametrize("kind", ["qarepvgg", pytest.param("dbb", marks=pytest.mark.slow)])
 def test_a_fused_file_shows_it_as_well(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     model, path = reference(kind), tmp_path_factory.mktemp("fused") / "fused.npz"
