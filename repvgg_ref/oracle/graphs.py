@@ -83,6 +83,7 @@ class _Judge:
         self.between: dict[str, list[Finding]] = {}
         self.blocks: dict[str, _Layer] = {}
         self.covered: set[str] = set()
+        self.beyond: dict[str, float] = {}
 
     def computed(self, node: Node, inputs: list[Known]) -> Known | None:
         """A node for a candidate that left it out; None if that says too little of its own."""
@@ -113,6 +114,7 @@ class _Judge:
             y = node.op.forward(node.name, xs, self.run)[0]
             bound = between_bound(node, xs, self.run, self.precision) + self._slack(node, inputs)
             report = held(node.name, y, own, bound)
+            self.beyond[node.name] = float((~(np.abs(own - y) <= bound)).mean())
             if not report.ok:
                 self.between[node.name] = list(between_bugs(node, xs, own, bound))
         self.reports.append(report)
@@ -125,6 +127,7 @@ class _Judge:
             self.blocks[node.name] = _Layer(given.y, found)
             return found.report
         bound = found.bound.certified + self._slack(node, [given])
+        self.beyond[node.name] = float((~(np.abs(own - found.y) <= bound)).mean())
         return held(node.name, found.y, own, bound)
 
     def _slack(self, node: Node, inputs: list[Known]) -> Array:
@@ -172,6 +175,12 @@ class _Judge:
         known += [each for name in names for each in self.between.get(name, ())]
         places = {name: place for place, name in enumerate([EVERYWHERE, *names])}
         return sorted(known, key=lambda each: places.get(str(each.layer), 0))
+
+    def described(self, name: str) -> tuple[str, str]:
+        """What can be said of a layer that no bug explains, and what to do."""
+        share = self.beyond.get(name)
+        says = "" if share is None else f"{share:.1%} of its outputs are beyond their bound"
+        return says, "the bug is not in the library: compare this layer's operation and inputs"
 
     def _findings(self, name: str) -> list[Finding]:
         """Why a block is bad."""
@@ -277,7 +286,9 @@ def _report(judge: _Judge, arch: Network, outputs: Mapping[str, Any], candidate:
     if bad is not None:
         if (strange := _strange(judge)) is not None:
             return replace(strange, model=arch.name, candidate=candidate, layers=layers)
-        known = tuple(judge.diagnosis) or (Finding("unknown", bad, None, 0.0, 0.0),)
+        known = tuple(judge.diagnosis)
+        if not any(each.is_in(bad) for each in known):
+            known = (Finding("unknown", bad, None, 0.0, 0.0, *judge.described(bad)), *known)
         note = next(layer.note for layer in layers if layer.name == bad)
         why = f"{bad}: {note}" if note else f"{bad} is beyond its certified bound"
         if says := next((each.says for each in known if each.is_in(bad) and each.says), ""):

@@ -92,6 +92,14 @@ def test_wrong_sums_are_placed_and_named(bug: str, shown: str) -> None:
     assert findings(port) == ("disagree", "stage2.1.add", [(bug, "stage2.1.add")])
 
 
+def test_what_no_bug_explains_is_unknown_at_the_first_bad_layer() -> None:
+    report = rr.verify(MODEL, with_sum("stage2.1.add", lambda a, b: a * b), inputs=X)
+    (found,) = report.diagnosis
+    assert (found.bug, found.layer) == ("unknown", "stage2.1.add")
+    assert found.says.endswith("% of its outputs are beyond their bound")
+    assert found.says in report.reason
+
+
 def test_bugs_of_the_library_are_named_in_layers_inside_a_block() -> None:
     eps = replace(MODEL, eps=1e-3).forward(X, layers=True)
     assert findings(eps) == ("disagree", "stage0", [("eps-value", "all")])

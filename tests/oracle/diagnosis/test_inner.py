@@ -70,7 +70,7 @@ def other_eps(eps: float, *norms: str) -> Callable[[str, Array], Array]:
 @pytest.mark.parametrize("kind", NORMS)
 @pytest.mark.parametrize("which", ["all", "inner", "last", "one"])
 @pytest.mark.parametrize("eps", [1e-3, 4e-4])
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 def test_eps_of_some_norms_is_named_with_the_norms(kind: str, which: str, eps: float) -> None:
     inner, last = NORMS[kind]
     norms = {"all": inner + last, "inner": inner, "last": last, "one": inner[-1:]}[which]
@@ -85,6 +85,7 @@ def test_eps_of_some_norms_is_named_with_the_norms(kind: str, which: str, eps: f
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", NORMS)
 def test_eps_of_inner_norms_of_every_layer_is_one_finding(kind: str) -> None:
     model = reference(kind)
