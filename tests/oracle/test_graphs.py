@@ -20,8 +20,10 @@ from repvgg_ref.models.baselines import resnet
 from repvgg_ref.models.graph import INPUT, Graph, Node
 from repvgg_ref.models.layers import Block, Flatten, Linear, MaxPool, Pass
 from repvgg_ref.models.network import Model
+from repvgg_ref.models.registry import network
 from repvgg_ref.models.residual_reorg import residual_reorg
 from repvgg_ref.ops import REFERENCE
+from repvgg_ref.oracle.candidates.names import LayerNames
 from repvgg_ref.oracle.golden.write import write_golden
 from repvgg_ref.oracle.programs.distinguishing import TRAINING, distinguishing_model
 
@@ -198,6 +200,18 @@ def test_rivals_are_judged_as_well(name: str, half: bool) -> None:
 def test_networks_with_other_layers_are_refused_by_what_they_hold() -> None:
     with pytest.raises(ReportedError, match=r"cannot be judged one by one yet.*gate, silu"):
         rr.verify(rr.build("EfficientNet-B0"), lambda x: x)
+
+
+def test_submodules_are_heard_where_they_give_a_layer() -> None:
+    """torchvision's: VGG's ReLUs, ResNet's blocks; no convolution by itself, no batch norm."""
+    heard = LayerNames(network("VGG-16")).module
+    layers = {"features.1": "conv1_1", "features.6": "conv2_1", "classifier.4": "fc1"}
+    assert {name: heard(name) for name in layers} == layers
+    assert not any(map(heard, ("features.0", "classifier.0", "classifier.6", "classifier")))
+    heard = LayerNames(network("ResNet-18")).module
+    assert (heard("layer1.0"), heard("maxpool")) == ("layer1.0.add", "maxpool")
+    assert not any(map(heard, ("conv1", "layer1.0.conv1", "layer1.0.bn1", "fc", "layer1")))
+    assert LayerNames(network("RegNetX-3.2GF")).module("stem.1") is None
 
 
 # ------------------------------------------------------------------------ golden vectors

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.graph import Network
+from repvgg_ref.models.layers import Block, Linear
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from weights_io import sanitize
 
@@ -57,6 +58,7 @@ class LayerNames:
         self._auxiliary = {head.name for head in arch.aux_heads}
         bare = {spec.name for spec in arch.blocks if not arch.is_chain and is_bare(spec)}
         self._unheard = bare | {arch.head.name}
+        self._activations = {} if arch.is_chain else _activations(arch)
         self._tails = _LAST_MODULE[arch.blocks[0].se]
 
     def layer(self, name: str) -> str | None:
@@ -75,8 +77,12 @@ class LayerNames:
         """The layer that a submodule of this name gives.
 
         Of a network that is no chain a convolution's own output is none: its norm comes after it.
-        Nor is the head's, which the network returns.
+        Nor is the head's, which the network returns. Where modules are numbered, the ReLU behind a
+        convolution gives its layer.
         """
+        key = _unwrapped(_key(name), self._activations)
+        if key in self._activations:
+            return self._activations[key]
         layer = self.layer(name)
         return None if layer in self._unheard else layer
 
@@ -137,6 +143,21 @@ class LayerNames:
             "numbers are understood too",
             advice="rename the arrays, or leave out what is no layer output",
         )
+
+
+def _activations(arch: Network) -> dict[str, str]:
+    """The modules behind numbered ones that have no ReLU of their own, and the layers they give."""
+    found = {}
+    for node in arch.evaluated:
+        key = next((key for part, key in node.keys if part in ("conv", "")), "")
+        start, _, number = key.rpartition(".")
+        if isinstance(node.op, Linear):
+            with_relu = node.op.relu
+        else:  # behind others a batch norm comes first
+            with_relu = isinstance(node.op, Block) and node.op.spec.kind == "conv-bias"
+        if with_relu and start and number.isdigit() and "." not in start:
+            found[f"{start}.{int(number) + 1}"] = node.name
+    return found
 
 
 def is_bare(spec: BlockSpec) -> bool:
