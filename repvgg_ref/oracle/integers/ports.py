@@ -189,6 +189,8 @@ class _Chain:
     blocks: tuple[_Layer, ...]
     aux_heads: tuple[()] = ()
     is_dense: bool = False
+    is_chain: bool = True
+    head: _Layer = _Layer("linear")
 
 
 def _names(network: IntegerNetwork) -> LayerNames:
