@@ -159,7 +159,7 @@ block_option = click.option(
     show_default=True,
     metavar="auto|NAME",
     shell_complete=completion.blocks,
-    help="The kind of block; auto tells it from the keys.",
+    help="The kind of block; auto tells it from what the file says, else from its keys.",
 )
 ema_option = click.option("--ema", is_flag=True, help="Take a training checkpoint's EMA weights.")
 weights_set_option = click.option(

@@ -15,7 +15,7 @@ from repvgg_ref.arrays import Array, is_exact, scalar_like
 from repvgg_ref.blocks.catalogue import linear_expression, part_of, reach
 from repvgg_ref.blocks.form import Form, Lattice, ungrouped
 from repvgg_ref.blocks.fusion import FusedConv
-from repvgg_ref.blocks.run import EVERYTHING, NORM_VECTORS, reading, roots
+from repvgg_ref.blocks.run import EVERYTHING, NORM_VECTORS, Linear, reading, roots
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.blocks.unfuse import leaf_name, leaves
 
@@ -75,16 +75,19 @@ class Branch(NamedTuple):
         return bias if self.before is None else bias + self.before * t
 
 
-def branches_of(spec: BlockSpec, params: Mapping[str, Array], eps: Any) -> dict[str, Branch]:
+def branches_of(
+    spec: BlockSpec, params: Mapping[str, Array], eps: Any, linear: Linear | None = None
+) -> dict[str, Branch]:
     """The block's branches by name: ``branch_3x3``, ``branch_1x1``, ``branch_identity``, ...
 
     `eps` is that of norms inside a branch. Kernels are of the groups of the fused convolution. What
-    follows a norm inside a branch (a ReLU) is not said.
+    follows a norm inside a branch (a ReLU) is not said. `linear` is another expression over the
+    same arrays than the block's own.
     """
     parts, whole = part_of(spec, params), reach(spec)
     found: dict[str, Branch] = {}
     seen: set[str] = set()
-    for leaf, norm in leaves(linear_expression(spec)):
+    for leaf, norm in leaves(linear or linear_expression(spec)):
         form = ungrouped(leaf.form(reading(parts, eps), EVERYTHING), whole.groups)
         vectors: dict[str, Array] = {}
         if norm is not None:

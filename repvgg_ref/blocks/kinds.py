@@ -25,7 +25,8 @@ class Kind:
     fused : str
         The key of the fused convolution.
     auto : bool
-        Whether a file is taken for it unasked: not where its keys are some of another's.
+        Whether a file that lacks some arrays may be a damaged one of this kind: not where its keys
+        are some of another's. Such a kind is told only if it has just the file's.
     top1 : float or None
         ImageNet accuracy of RepVGG-B0 with it, percent (Tables 6 and 7, 120 epochs).
     certain : bool

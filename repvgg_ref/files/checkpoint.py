@@ -28,6 +28,7 @@ from repvgg_ref.files.identify import (
     fitting_kinds,
     form_of,
     identify,
+    looks_the_same,
 )
 from repvgg_ref.files.lazy_params import is_counter
 from repvgg_ref.files.metadata import describe, is_ours, read_geometry
@@ -271,15 +272,18 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
         for theirs, ours in canonical.items()
     }
     form: Form = "train" if checkpoint.form == "train" else "deploy"
+    kind = _kind_of(checkpoint) if block == "auto" else block
     arch = identify(
         shapes,
         form,
         se="after_relu" if dialect.se == "after_relu" else "before_relu",
         model=model,
-        block=_kind_of(checkpoint) if block == "auto" else block,
+        block=kind,
         said=checkpoint.said,
     )
     checkpoint.arch = arch
+    if kind == "auto" and (other := looks_the_same(arch.blocks[0].kind)):
+        checkpoint.notes.append(other)
     wanted = param_shapes(arch, form)
     theirs_of = dialect.names(wanted)
     checkpoint.missing = [

@@ -18,6 +18,7 @@ from repvgg_ref.blocks.block import SE_FIELDS
 from repvgg_ref.blocks.catalogue import KINDS, RESIDUAL_REORG, block_kind
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import CheckpointError
+from repvgg_ref.files.lazy_params import is_counter
 from repvgg_ref.files.strides import part_names, require_stride, with_input
 from repvgg_ref.models.architectures import (
     NAMES,
@@ -38,7 +39,6 @@ Shape = tuple[int, ...]
 UNSAID = Geometry()
 MOST_BLOCKS = 512
 """Of a chain; the longest official network has 57. A block takes time, however small it is."""
-_COUNTER = ".num_batches_tracked"
 _BLOCK = re.compile(r"(?P<block>stage(?P<stage>\d+)(?:\.(?P<index>\d+))?)\.")
 
 
@@ -79,11 +79,12 @@ def identify(
     se : {"before_relu", "after_relu"}
         Where squeeze-and-excitation sits if there is any: the order leaves no trace in shapes.
     model : str
-        "auto"; "custom", which also accepts a network whose blocks all lack a branch (the
-        ablations of the paper's Table 6); or an official name that must be met.
+        "auto"; "custom", which gives no network an official name; or an official name that must
+        be met.
     block : str
         "auto", or the one kind of block that it must be; a batch norm re-inserted after a fused
-        kernel is "plain".
+        kernel is "plain". Ablations of the paper's Table 6, whose blocks all lack a branch, are
+        found if nothing else is missing: `looks_the_same` says what else that may be.
     said : Geometry
         Strides and dilations of some blocks.
 
@@ -92,7 +93,7 @@ def identify(
     CheckpointError
         If the shapes are no RepVGG, or not the `model` asked for, or not with strides as `said`.
     """
-    found = _inferred(shapes, form, se, _kinds(model, block), said)
+    found = _inferred(shapes, form, se, _kinds(block), said)
     named = _named(found, form)
     if model == "auto" or named.name == find_name(model):
         return named
@@ -114,24 +115,40 @@ def identify(
     return same
 
 
-def _kinds(model: str, block: str) -> list[str]:
-    """The kinds of block that a file may hold, likeliest first.
-
-    A network that lacks a branch everywhere is more likely a damaged file than an ablation, whose
-    arrays are some of the paper's block's: it has to be asked for.
-    """
+def _kinds(block: str) -> list[str]:
+    """The kinds of block that a file may hold, likeliest first."""
     if block != "auto":
         return [block_kind(block).name]
-    return [name for name, each in KINDS.items() if each.keys and (model == "custom" or each.auto)]
+    named = [each for each in KINDS.values() if each.keys]
+    return [each.name for each in sorted(named, key=lambda each: not each.auto)]
+
+
+_LOST = {
+    "plain": ("a 3x3 convolution and its batch norm alone", "1x1 and identity branches"),
+    "identity-only": ("no 1x1 branch", "1x1 branches"),
+    "1x1-only": ("no identity branch", "identity branches"),
+}
+
+
+def looks_the_same(block: str) -> str:
+    """Of a kind of block that was told from keys, what else the file may be; "" if nothing is."""
+    if block not in _LOST:
+        return ""
+    held, lost = _LOST[block]
+    same = "; identity-without-bn has the same keys" * (block == "1x1-only")
+    return (
+        f"every block holds {held}: taken as {block} blocks. A RepVGG file that lost all its"
+        f" {lost} looks the same{same} (--block says which it is)"
+    )
 
 
 def fitting_kinds(arch: Architecture, shapes: Mapping[str, Shape]) -> list[str]:
     """The kinds of block with which `arch`, in train form, has just the arrays of these names."""
-    held = {name for name in shapes if not name.endswith(_COUNTER)}
+    held = {name for name in shapes if not is_counter(name)}
     return [
         name
         for name, each in KINDS.items()
-        if each.keys and held == {n for n in _train_names(arch, name) if not n.endswith(_COUNTER)}
+        if each.keys and held == {n for n in _train_names(arch, name) if not is_counter(n)}
     ]
 
 
@@ -256,7 +273,7 @@ def _of_kind(
     for name in shapes:
         if ".se." not in name and (match := _BLOCK.match(name)):
             held[match["block"]].add(name[match.end() :])
-    counted = any(part.endswith(_COUNTER) for parts in held.values() for part in parts)
+    counted = any(is_counter(part) for parts in held.values() for part in parts)
     best: tuple[BlockSpec, ...] = ()
     fewest = -1
     for kind in kinds:
@@ -265,7 +282,9 @@ def _of_kind(
             for spec in blocks
         )
         apart = sum(len(part_names(s, counted=counted) ^ held[s.name]) for s in candidate)
-        if fewest < 0 or apart < fewest:
+        # what lacks some arrays of two kinds is a damaged file of the likelier one
+        may_lack = KINDS[kind].auto or len(kinds) == 1
+        if fewest < 0 or (apart < fewest and (may_lack or apart == 0)):
             best, fewest = candidate, apart
     for spec in best:
         require_stride(spec, held[spec.name], counted)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.files.identify import Shape
 from repvgg_ref.models.arguments import working_dtype
 from weights_io import LazyArray
 
@@ -20,7 +19,9 @@ class LazyParams(Mapping[str, Array]):
     step counter may be absent (torch before 0.4.1, MegEngine): it is 0 then.
     """
 
-    def __init__(self, lazy: Mapping[str, LazyArray], shapes: Mapping[str, Shape], dtype: Any):
+    def __init__(
+        self, lazy: Mapping[str, LazyArray], shapes: Mapping[str, tuple[int, ...]], dtype: Any
+    ):
         self._lazy, self._shapes, self._dtype = lazy, shapes, dtype
 
     def __getitem__(self, name: str) -> Array:

@@ -13,12 +13,14 @@ import numpy as np
 
 from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.errors import BackendError, CheckpointError, ReportedError, ShapeError
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.graph import Network, extents
+from repvgg_ref.models.layers import Flatten, Linear
 
 NO_HEAD = (
     "a network without its head is not built: forward(x, layers=True) gives the last block's output"
 )
 _FLOATS = "float16, float32 or float64 (or bfloat16, once ml_dtypes is imported)"
+_LARGEST_SIDE = 1024  # pixels, of a network that takes one size
 
 
 def as_array(value: Any, what: str) -> Array:
@@ -67,7 +69,8 @@ def image_batch(network: Network, x: Any) -> Array:
     ------
     ShapeError
         If it has another shape; a single image and NHWC are named for what they are. Of a dense
-        network also if height or width is not 8k + 1.
+        network also if height or width is not 8k + 1, of one whose first linear layer takes every
+        pixel (VGG-16) if they are not what it was built for.
     ReportedError
         If it is no array, or holds integers, which nobody has scaled yet.
     """
@@ -82,6 +85,7 @@ def image_batch(network: Network, x: Any) -> Array:
         )
     if network.is_dense:
         require_reduced(network, images.shape[2], images.shape[3])
+    require_side(network, images.shape[2], images.shape[3])
     if not is_floating(images.dtype) and images.dtype != np.object_:
         raise ReportedError(
             f"{network.name}: the input must hold real numbers",
@@ -103,6 +107,47 @@ def require_reduced(network: Network, height: int, width: int) -> None:
             wanted=f"such as {' x '.join(fits)}",
             advice="pad the pictures; predict and eval do so",
         )
+
+
+def fixed_side(network: Network) -> int | None:
+    """Height and width of the images of a network whose linear layer takes every pixel.
+
+    None where images may be of any size. Pools drop what does not fill a window, so that some
+    larger ones pass, too: this is the smallest.
+    """
+    flat = _flattened(network)
+    if flat is None:
+        return None
+    fits = (side for side in range(1, _LARGEST_SIDE) if _features(network, side, side) == flat[1])
+    return next(fits, None)
+
+
+def require_side(network: Network, height: int, width: int) -> None:
+    """Raise `ShapeError` unless a network whose linear layer takes every pixel gets so many."""
+    flat = _flattened(network)
+    if flat is not None and _features(network, height, width) != flat[1]:
+        side = fixed_side(network)
+        raise ShapeError(
+            f"{network.name}: its first linear layer takes every pixel, so images have one size",
+            got=f"{height} x {width}",
+            wanted=f"{side} x {side}",
+            advice="resize the images, as predict and eval do without --size",
+        )
+
+
+def _flattened(network: Network) -> tuple[str, int] | None:
+    """The node that makes features of all pixels, and how many its linear layer takes."""
+    flat = next((node.name for node in network.evaluated if isinstance(node.op, Flatten)), None)
+    if flat is None:
+        return None
+    after = next(node.op for node in network.evaluated if node.inputs == (flat,))
+    return (flat, after.features) if isinstance(after, Linear) else None
+
+
+def _features(network: Network, height: int, width: int) -> int:
+    flat = _flattened(network)
+    assert flat is not None
+    return extents(network, height, width)[flat[0]][0]
 
 
 def label_array(labels: Any) -> Array:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Extent, Form, Free, Macs, Pass, Shapes
 
 
@@ -187,3 +188,8 @@ def _factors(name: str, rate: float, shape: tuple[int, ...], run: Pass, dtype: A
     """Factors 0 and ``1 / (1 - rate)``; None where nothing is dropped."""
     chosen = kept(name, rate, shape, run)
     return None if chosen is None else run.ops.from_host((chosen / (1 - rate)).astype(dtype))
+
+
+def is_gated(arch: Network) -> bool:
+    """Whether gates, GELU or sums without ReLU stand between blocks: RepViT, EfficientNet."""
+    return any(isinstance(node.op, (Add, Gate, Gelu, Silu)) for node in arch.nodes)

@@ -37,7 +37,7 @@ from repvgg_ref.oracle.candidates import (
 )
 from repvgg_ref.oracle.candidates.dumps import array_names
 from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
-from repvgg_ref.oracle.dense import dense_inputs, judge_dense
+from repvgg_ref.oracle.dense import dense_inputs
 from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
 from repvgg_ref.oracle.diagnosis.explain import Case, explain
 from repvgg_ref.oracle.diagnosis.file_evidence import with_file_evidence
@@ -45,6 +45,7 @@ from repvgg_ref.oracle.diagnosis.probing import logits_of
 from repvgg_ref.oracle.diagnosis.static_check import check_weights
 from repvgg_ref.oracle.golden.folder import is_golden
 from repvgg_ref.oracle.golden.read import read_golden
+from repvgg_ref.oracle.graphs import judge_graph
 from repvgg_ref.oracle.integers.front import is_about_integers, verify_integers
 from repvgg_ref.oracle.probes.first_call import first_call, require_images
 from repvgg_ref.oracle.probes.naming import finding
@@ -52,7 +53,7 @@ from repvgg_ref.oracle.probes.probing import probed
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.flow import go_on, inputs_of_layers
 from repvgg_ref.oracle.programs.head import HeadProgram
-from repvgg_ref.oracle.programs.layers import Programs, require_programs
+from repvgg_ref.oracle.programs.layers import Programs, has_programs, require_layers
 from repvgg_ref.oracle.report import Equivalence, Report
 from repvgg_ref.oracle.symmetry.outputs import align
 from repvgg_ref.oracle.training.dump import is_training_dump
@@ -178,7 +179,7 @@ def _verify(
     report, seen = against(model)
     if report.verdict != "agree" and model.assumed:
         report = reconsidered(report, model, seen, lambda other: against(other)[0])
-    return replace(report, assumed=model.assumed)
+    return replace(report, assumed=model.assumed, notes=(*model.notes, *report.notes))
 
 
 def _judged(
@@ -198,16 +199,17 @@ def _judged(
     try:
         port = resolve(candidate, model.arch, timeout=timeout)
         named = port.name
-        if model.arch.is_dense:
-            return _dense(model, port, inputs, precision, named), None
-        if isinstance(port, WeightsCandidate) and not model.arch.is_chain:
-            port = _computing(port, model)
-        if isinstance(port, WeightsCandidate):
+        if isinstance(port, WeightsCandidate) and not (model.arch.is_chain or model.arch.is_dense):
+            port = _computing(port, model) if has_programs(model.arch) else port
+        if isinstance(port, WeightsCandidate) and not model.arch.is_dense:
             return check_weights(model, port.path, precision), None
-        require_programs(model.arch)
+        require_layers(model.arch)
+        if not has_programs(model.arch):
+            return _graph(model, port, inputs, precision, named, spare), None
+        assert not isinstance(port, WeightsCandidate)  # it was judged above
+        batch = spare if inputs is None and not port.brings_input else inputs
         # Whatever the caller or the port set, rounding to zero is no error in here.
         with closing(port), np.errstate(all="warn", under="ignore"):
-            batch = spare if inputs is None and not port.brings_input else inputs
             first = first_call(port, model.arch, batch)
             settings: Any = {"precision": precision, "candidate": named, "progress": progress}
             again = None if port.brings_input else partial(logits_of, port)
@@ -223,23 +225,32 @@ def _judged(
         return Report(failure.verdict, why, model.name, named, precision, diagnosis=lost), None
 
 
-def _dense(model: Model, port: Any, inputs: Array | None, precision: str, named: str) -> Report:
-    """The verdict on a network that says a class for every pixel; weights are computed with."""
+def _graph(
+    model: Model,
+    port: Any,
+    inputs: Array | None,
+    precision: str,
+    named: str,
+    spare: Array | None = None,
+) -> Report:
+    """The verdict on a network that is no chain; weights of a dense one are computed with."""
     if isinstance(port, WeightsCandidate):
         port = _computing(port, model)
     if isinstance(port, OnnxCandidate):
         raise CandidateFailure(
-            f"{named}: an ONNX file of a network that is no chain is not run here yet",
+            f"{named}: an ONNX file of a network that judges every pixel is not run here yet",
             wanted="its layers' outputs, and its input as 'input'",
             advice="run it, and give what it gives as an .npz",
         )
     with closing(port):
-        spare = dense_inputs(model) if inputs is None and not port.brings_input else inputs
-        first = first_call(port, model.arch, spare)
+        if inputs is None and not port.brings_input:
+            inputs = dense_inputs(model) if model.arch.is_dense else spare
+        first = first_call(port, model.arch, inputs)
     image_batch(model.arch, np.asarray(first.x, np.float32))  # of a size that it takes
     chosen = _precision(precision, first.outputs)
     with single_threaded_blas():
-        return judge_dense(model, first.outputs.layers, first.x, chosen, named)
+        report = judge_graph(model, first.outputs.layers, first.x, chosen, named)
+    return replace(report, notes=(*first.outputs.notes, *report.notes))
 
 
 def _computing(port: WeightsCandidate, model: Model) -> Any:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import repvgg_ref as rr
+import weights_io
 from repvgg_ref.blocks.catalogue import KINDS
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.residual_reorg import residual_reorg
@@ -45,11 +47,11 @@ def test_convert_inspect_verify_and_eval(
     assert seen.json()["form"] == form
 
 
-def test_residual_blocks_are_read_and_judged_and_what_needs_a_chain_says_so(
+def test_residual_blocks_are_read_judged_and_have_golden_vectors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chain = plain_architecture(depths=[2, 1], channels=[4, 6, 8], num_classes=3, kind="plain")
-    model, path = rr.build(residual_reorg(chain)), tmp_path / "residual.npz"
+    model, path = distinguishing_model(residual_reorg(chain), seed=1), tmp_path / "residual.npz"
     rr.save(model, path)
     assert invoke(capsys, "inspect", path, "--json").json()["block"] == "residual-reorg"
     itself = invoke(capsys, "verify", "--reference", path, "--candidate", path, "--json")
@@ -59,10 +61,20 @@ def test_residual_blocks_are_read_and_judged_and_what_needs_a_chain_says_so(
     assert seen.json()["form"] == "train"
     refused = invoke(capsys, "convert", "--in", path).error_line()
     assert "stage1.0: its shortcut spans two convolutions and the ReLU between them" in refused
-    golden = invoke(capsys, "golden", "--reference", path, "--out", tmp_path / "golden")
-    assert "a network of residual-reorg blocks" in golden.error_line()
-    assert "`verify` judges files of its weights" in golden.error_line()
-    assert not (tmp_path / "golden").exists()
+    bundle, dump = tmp_path / "golden", tmp_path / "dump.npz"
+    golden = invoke(capsys, "golden", "--reference", path, "--out", bundle, "--json").json()
+    assert golden["mutation"]["score"] == 1
+    x = np.load(bundle / "outputs.npz")["input"]
+    outputs: dict[str, Any] = model.forward(x, layers=True)
+    np.savez(dump, input=x, **outputs)
+    for reference in (path, bundle):
+        judged = invoke(capsys, "verify", "--reference", reference, "--candidate", dump, "--json")
+        assert judged.json()["verdict"] == "agree"
+    np.savez(dump, input=x, **{**outputs, "stage1.0.add": 2 * outputs["stage1.0.add"]})
+    judged = invoke(capsys, "verify", "--reference", path, "--candidate", dump, "--json")
+    assert (judged.code, judged.json()["first_bad_layer"]) == (1, "stage1.0.add")
+    raw = invoke(capsys, "golden", "--reference", path, "--out", tmp_path / "raw", "--raw")
+    assert "raw numbers are described for chains" in raw.error_line()
 
 
 def test_another_block_than_the_file_says_is_taken_aloud(
@@ -80,3 +92,43 @@ def test_another_block_than_the_file_says_is_taken_aloud(
     assert told in " ".join(other.out.split())
     refused = invoke(capsys, *words, "--block", "plain").error_line()
     assert "with --block 1x1-only or identity-without-bn it is exactly one" in refused
+
+
+def test_every_command_says_what_else_a_file_of_ablated_blocks_may_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes: dict[str, Any] = {"depths": [2], "channels": [4, 6], "num_classes": 3}
+    state = rr.build(plain_architecture(**sizes)).state_dict()
+    path = tmp_path / "lost.pth"
+    kept = {name: array for name, array in state.items() if ".rbr_identity." not in name}
+    weights_io.save_weights(path, kept, container="torch-zip")
+    commands = {
+        "convert": ("--in", path, "--out", tmp_path / "deploy.npz"),
+        "verify": ("--reference", path, "--candidate", path),
+        "golden": ("--reference", path, "--out", tmp_path / "golden"),
+        "eval": ("--weights", path, "--data", make_folder(tmp_path / "data"), "--size", 32),
+    }
+    for command, words in commands.items():
+        for ending in ((), ("--json",)):
+            done = invoke(capsys, command, *words, *ending)
+            assert done.code == 0
+            said = " ".join((done.out + done.err).replace("│", " ").split())  # of a panel
+            assert "A RepVGG file that lost all its identity branches looks the same" in said
+            if ending:
+                done.json()
+    seen = invoke(capsys, "inspect", path, "--json").json()
+    assert seen["block"] == "1x1-only"
+    assert "looks the same" in str(seen["findings"])
+
+
+def test_golden_counts_no_bug_that_changes_no_function(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arch = plain_architecture(depths=[1], channels=[4, 6], num_classes=3, kind="relu-in-branches")
+    path, out = tmp_path / "train.npz", tmp_path / "golden"
+    rr.save(distinguishing_model(arch, seed=2), path)
+    shown = invoke(capsys, "golden", "--reference", path, "--out", out)
+    assert "6 more compute the same function whatever the weights: not counted" in shown.out
+    assert "hidden" not in shown.out
+    found = invoke(capsys, "golden", "--reference", path, "--out", out, "--json").json()["mutation"]
+    assert (found["equivalent"], found["survivors"]) == (6, [])

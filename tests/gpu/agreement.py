@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array, to_numpy
-from repvgg_ref.models.names import official_dialect
+from repvgg_ref.models.names import official_dialect, role_names
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.models.step import training_step
@@ -19,6 +19,7 @@ from repvgg_ref.ops import Ops
 from repvgg_ref.oracle import Report, verify
 from repvgg_ref.oracle.training.judge import judge_training
 from repvgg_ref.oracle.training.steps import TrainingSteps, training_steps
+from repvgg_ref.train.decay import DECAY_RULES
 from repvgg_ref.train.loss_scale import scaled
 from repvgg_ref.train.sgd import sgd_step
 
@@ -60,6 +61,7 @@ def train_on_device(
     x = ops.from_host(np.asarray(right.x, np.float32))
     labels = ops.from_host(np.asarray(right.labels))
     velocities: Mapping[str, Array] = {}
+    roles = {names[ours]: role for ours, role in role_names(model.arch).items()}
     first: dict[str, Any] = {}
     losses = []
     for lr in right.recipe.lrs:
@@ -88,7 +90,7 @@ def train_on_device(
             momentum=right.recipe.momentum,
             nesterov=right.recipe.nesterov,
             weight_decay=right.recipe.weight_decay,
-            factors=right.recipe.factors,
+            factors=lambda name: DECAY_RULES[right.recipe.decay](roles[name]),
         )
         official, velocities = taken.params | stats, taken.velocities
     first["losses"] = np.array([to_numpy(loss) for loss in losses])

@@ -14,6 +14,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.data.digits import MODEL_PATH, load_digits
 from repvgg_ref.errors import CheckpointError, ReportedError, ShapeError
 from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.arguments import fixed_side, image_batch, require_side
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.registry import network
 from tests.cli.runner import run_python
@@ -363,3 +364,19 @@ def test_every_type_that_weights_may_have_is_named() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16 is of this package")
     model = rr.load(MODEL_PATH, dtype=ml_dtypes.bfloat16)
     assert model.params["linear.weight"].dtype.name == "bfloat16"
+
+
+@pytest.mark.parametrize("size", [(64, 64), (224, 32), (200, 224)])
+def test_a_network_that_takes_every_pixel_says_which_size_it_takes(size: tuple[int, int]) -> None:
+    """VGG-16: 224 x 224, and up to 255, since its pools drop the rest."""
+    arch = network("VGG-16")
+    assert fixed_side(arch) == 224
+    assert fixed_side(network("VGG-16", size=64)) == 64
+    assert fixed_side(network("ResNet-18")) is None
+    require_side(arch, 255, 230)
+    with pytest.raises(
+        ShapeError, match=f"images have one size.*got {size[0]} x {size[1]}.*wanted 224 x 224"
+    ):
+        require_side(arch, *size)
+    with pytest.raises(ShapeError, match="images have one size"):
+        image_batch(arch, np.zeros((1, 3, *size), np.float32))

@@ -185,8 +185,8 @@ def test_golden_vectors_of_m0_9_are_read_by_its_name(tmp_path: Path) -> None:
 
 
 def test_training_steps_and_raw_files_are_of_chains(tmp_path: Path) -> None:
-    for raw in (True, False):
-        with pytest.raises(ReportedError, match="not each fed by the one before"):
+    for raw, why in ((True, "chains of layers only"), (False, "training steps of this network")):
+        with pytest.raises(ReportedError, match=why):
             write_golden(trained(), tmp_path / "golden", raw=raw, train_step=not raw)
 
 

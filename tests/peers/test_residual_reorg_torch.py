@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.baselines import resnet
 from repvgg_ref.models.names import official_names, role_names
 from repvgg_ref.models.network import Model, fold_norms
 from repvgg_ref.models.residual_reorg import residual_reorg
+from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.train.decay import decay_kernels
 from repvgg_ref.train.sgd import sgd_step
 from tests.models.small import batch, distinct_model
@@ -20,7 +23,7 @@ from tests.models.small import batch, distinct_model
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402  (torch may be absent)
 
-from tests.peers.torch_baselines import Shortcut, projection  # noqa: E402  (it imports torch)
+from tests.peers.torch_baselines import RESNETS, Shortcut, build_torch, filled, projection  # noqa: E402  (it imports torch)
 
 pytestmark = pytest.mark.peers
 
@@ -142,3 +145,43 @@ def test_three_steps_are_torchs() -> None:
     for key, value in peer.state_dict().items():
         size = max(1.0, float(value.abs().max()))
         assert not np.abs(ours[key] - value.numpy()).max() > 1e-10 * size, key
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_module_is_judged_by_what_its_residual_blocks_give(groups: int) -> None:
+    """Hooks hear its blocks; a convolution's own output is no layer: its norm comes after it."""
+    model, peer = made(groups)
+    x = batch(model.arch, count=3)[0].astype(np.float32)
+    peer = peer.float().eval()
+    report = rr.verify(model, peer, inputs=x)
+    assert report.verdict == "agree", report.reason
+    heard = [layer.name for layer in report.layers]
+    assert heard == ["stage0", "stage1.0.add", "stage2.0.add", "stage2.1.add", "stage3.0", "linear"]
+    with torch.no_grad():
+        peer.get_submodule("stage2.1.conv1").weight *= 1.1
+    assert rr.verify(model, peer, inputs=x).first_bad_layer == "stage2.1.add"
+
+
+@pytest.mark.parametrize("name", ["ResNet-18", "ResNet-50"])
+def test_the_papers_rivals_are_judged_as_modules(name: str) -> None:
+    """Hooks hear residual blocks; the stem and the pool behind it are computed."""
+    depths = (1, 2)
+    _, _, published = RESNETS[name]
+    arch = resnet("small", depths=depths, bottleneck=published["widening"] == 4, num_classes=3)
+    model = distinguishing_model(arch, seed=3)
+    peer = filled(build_torch(name, size=64, classes=3, depths=depths), model).eval()
+    report = rr.verify(model, peer)
+    assert report.verdict == "agree", report.reason
+    assert [layer.name for layer in report.layers] == [
+        *(f"layer{stage}.add" for stage in ("1.0", "2.0", "2.1")), "linear",
+    ]  # fmt: skip
+    peer.get_submodule("layer2.1").downsample = Nothing()
+    report = rr.verify(model, peer)
+    assert [(f.bug, f.layer) for f in report.diagnosis] == [("shortcut-missing", "layer2.1.add")]
+
+
+class Nothing(nn.Module):
+    """A shortcut that adds nothing."""
+
+    def forward(self, x: Any) -> Any:
+        return 0 * x

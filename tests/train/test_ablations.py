@@ -15,13 +15,13 @@ import pytest
 from repvgg_ref.blocks.catalogue import block_names
 from repvgg_ref.data.digits import load_digits
 from repvgg_ref.models.registry import network
-from tests.studies.ablations.page import FIGURE, PAGE, RESULTS, filled, page_of
+from tests.studies.ablations.page import FIGURE, MNIST_FIGURE, PAGE, RESULTS, filled, page_of
 from tests.studies.ablations.paper import HOLDS, OPEN, REVERSED, judged, reported
 from tests.studies.ablations.paths import paths
 from tests.studies.ablations.report import document, picture, table, words
 from tests.studies.ablations.runs import RUNS, Run, StudyError, go_on, missing, read
 from tests.studies.ablations.statistics import interval, kendall, paired, student
-from tests.studies.ablations.task import TASK, Task, chosen, network_of, trained
+from tests.studies.ablations.task import MNIST, TASK, Task, chosen, data_of, network_of, trained
 
 TINY = replace(TASK, images=20, epochs=1, batch=10, depths=(2, 2, 1), channels=(2, 2, 4, 4))
 BLOCKS = ("repvgg", "plain", "dirac")
@@ -163,15 +163,39 @@ def committed(name: str) -> Any:
     return (RESULTS / name).read_text(encoding="utf-8")
 
 
-def test_what_is_committed_is_what_the_runs_say() -> None:
-    runs = read(RESULTS / RUNS)
+@pytest.mark.parametrize(
+    ("folder", "task", "figure"), [("", TASK, FIGURE), ("mnist/", MNIST, MNIST_FIGURE)]
+)
+def test_what_is_committed_is_what_the_runs_say(folder: str, task: Task, figure: Path) -> None:
+    runs = read(RESULTS / folder / RUNS, task)
     made = document(runs)
-    assert json.loads(committed("ablations.json")) == made
-    assert committed("ablations.md") == table(made) + "\n" + words(made)
-    assert committed("ablations.svg") == picture(made) == FIGURE.read_text(encoding="utf-8")
+    assert json.loads(committed(folder + "ablations.json")) == made
+    assert committed(folder + "ablations.md") == table(made) + "\n" + words(made)
+    drawn = committed(folder + "ablations.svg")
+    assert drawn == picture(made) == figure.read_text(encoding="utf-8")
     assert set(made["blocks"]) == set(block_names())
     assert min(len(each["seeds"]) for each in made["blocks"].values()) >= 5
     assert made["unlike_fused"] == 0
+
+
+def test_pictures_of_a_folder_are_taken_in_the_size_that_they_have(tmp_path: Path) -> None:
+    """MNIST's files: as many of a class as asked for, all test pictures, 28 x 28."""
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 60), ("t10k", 20)):
+        pictures = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        for what, array in (("images-idx3", pictures), ("labels-idx1", np.arange(count) % 10)):
+            head = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">i4").tobytes()
+            body = array.astype(np.uint8).tobytes()
+            (tmp_path / f"{name}-{what}-ubyte").write_bytes(head + body)
+    task = replace(TINY, data="mnist", size=28)
+    data = data_of(0, task, tmp_path)
+    (first, *_), (judged, *_) = data.training.epoch(0), data.test.epoch(0)
+    assert first.images.shape == (10, 28, 28, 1)
+    assert (
+        np.bincount(np.concatenate([b.labels for b in data.training.epoch(0)])).tolist() == [2] * 10
+    )
+    assert judged.labels.tolist() == (np.arange(20) % 10).tolist()
+    assert trained("plain", 0, task, folder=tmp_path)["steps"] == 2
 
 
 def test_the_page_says_what_the_results_say() -> None:

@@ -112,6 +112,8 @@ def command(
         )
     if keeps_raw:
         note(f"{out.name} had raw/, which is written again, too")
+    for message in model.notes:
+        note(message)
     if as_json:
         for message in (*done.warnings, *done.skipped, *assumed_line(done.assumed)):
             note(message)
@@ -151,6 +153,7 @@ def _reference(
     from repvgg_ref.models.geometry import with_geometry
     from repvgg_ref.models.network import DEFAULT_EPS
     from repvgg_ref.models.registry import find_name, list_models, network
+    from repvgg_ref.oracle.golden.write import require_vectors
     from repvgg_ref.oracle.programs.distinguishing import INFERENCE, TRAINING, distinguishing_model
 
     if Path(reference).exists() or find_name(reference) is None:
@@ -161,8 +164,10 @@ def _reference(
             )
         return load(reference, eps=eps, block=block, strides=said.strides, dilations=said.dilations)
     statistics = TRAINING if train_step else INFERENCE
+    arch = with_geometry(network(reference, block="repvgg" if block == "auto" else block), said)
+    require_vectors(arch)
     return distinguishing_model(
-        with_geometry(network(reference, block="repvgg" if block == "auto" else block), said),
+        arch,
         eps=DEFAULT_EPS if eps is None else eps,
         statistics=statistics,
     )
@@ -183,6 +188,8 @@ def _show(done: GoldenSummary) -> None:
         )
     matrix = done.matrix
     say(f"score  {matrix.killed} of {matrix.counted} planted bugs are noticed ({matrix.score:.1%})")
+    if equivalent := len(matrix.mutants) - matrix.counted:
+        say(f"       {equivalent} more compute the same function whatever the weights: not counted")
     for mutant in matrix.survivors[:_SHOWN_SURVIVORS]:
         detail = f" ({mutant.detail})" if mutant.detail else ""
         say(f"       hidden: {mutant.bug}{detail} in {mutant.layer}: {mutant.reason}")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch
+from repvgg_ref.blocks.run import NORM_VECTORS
 from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug
 from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.inner import batch_vectors, inner_norms, with_inner_norms
 
 _EPS_TRIED = (1e-2, 2e-3, 1e-3, 1e-4, 1e-6, 1e-7, 1e-8, 1e-12)
+_EPS_TRIED_OF_SOME = (1e-2, 1e-3, 1e-4, 1e-6)
 
 
 def rescaled(branch: Branch, eps: float, scale: object) -> Branch:
@@ -21,33 +23,73 @@ def rescaled(branch: Branch, eps: float, scale: object) -> Branch:
     return branch._replace(gamma=scale * np.sqrt(branch.running_var + eps))
 
 
-def with_eps(program: BlockProgram, eps: float) -> BlockProgram:
-    """The program with another eps inside the root, in norms inside branches, too."""
-    if program.at_eps is not None:
+def with_eps(
+    program: BlockProgram, eps: float, only: Collection[str] | None = None
+) -> BlockProgram:
+    """The program with another eps inside the root, of all norms or of some."""
+    if program.at_eps is not None and only is None:  # in norms inside branches, too
         program = replace(program, branches=program.at_eps(eps))
     return with_norms(
         program,
         lambda _, b: rescaled(
             b, program.eps, b.gamma / np.sqrt(np.maximum(b.running_var + eps, 1e-300))
         ),
+        only,
     )
 
 
-def with_norms(program: BlockProgram, change: Callable[[str, Branch], Branch]) -> BlockProgram:
-    """The program with every branch changed that has a batch norm."""
-    return program.with_branches(lambda name, b: change(name, b) if b.has_norm else b)
+def with_norms(
+    program: BlockProgram,
+    change: Callable[[str, Branch], Branch],
+    only: Collection[str] | None = None,
+) -> BlockProgram:
+    """The program with batch norms changed: all, or those named.
+
+    `change` gets the name of a branch and the branch, or of a norm inside one and a bare branch.
+    """
+    last = {
+        branch
+        for norm, behind in program.branches_of_norms.items()
+        if only is None or norm in only
+        for branch in behind
+    }
+    changed = program.with_branches(lambda name, b: change(name, b) if name in last else b)
+    if not any(only is None or norm in only for norm in _inner(program)):
+        return changed
+    return with_inner_norms(
+        changed, lambda norm, b: change(norm, b) if only is None or norm in only else b
+    )
+
+
+def _inner(program: BlockProgram) -> tuple[str, ...]:
+    return inner_norms(program.spec) if program.parts else ()
+
+
+def _some(program: BlockProgram) -> Iterator[tuple[str, ...]]:
+    """Norms that a port may treat otherwise than the others, where branches have norms inside."""
+    inner, last = _inner(program), tuple(program.branches_of_norms)
+    sets = (inner, last, *((norm,) for norm in (*inner, *last)))
+    yield from dict.fromkeys(sets) if inner else ()
 
 
 @bug(
     "eps-value",
-    says="batch norm adds eps = {parameter:.3g} where the reference adds another",
+    says="batch norm adds eps = {parameter:.3g} where the reference adds another{detail}",
     advice="set eps of every batch norm to the reference's (official code: 1e-5), or give --eps",
     continuous=True,
 )
 def eps_value(site: BlockSite) -> BlockVariants:
-    for eps in _EPS_TRIED if site.program.norms else ():
-        if abs(eps / site.program.eps - 1) > 1e-3:
-            yield Variant(with_eps(site.program, eps), eps, at=partial(with_eps, site.program))
+    program = site.program
+    for eps in _EPS_TRIED if program.norms else ():
+        if abs(eps / program.eps - 1) > 1e-3:
+            yield Variant(with_eps(program, eps), eps, at=partial(with_eps, program))
+    for only in _some(program):
+        made = partial(with_eps, program, only=only)
+        *first, last = only
+        detail = f" (in {', '.join(first)}{' and ' * bool(first)}{last} alone)"
+        for eps in _EPS_TRIED_OF_SOME:
+            if abs(eps / program.eps - 1) > 1e-3:
+                yield Variant(made(eps), eps, detail, at=made)
 
 
 @bug(
@@ -72,9 +114,11 @@ def eps_outside_root(site: BlockSite) -> BlockVariants:
     advice="add eps to the variance before the square root",
 )
 def eps_dropped(site: BlockSite) -> BlockVariants:
-    normed = [b for b in site.program.branches.values() if b.has_norm]
-    if normed and all((b.running_var > 0).all() for b in normed):
-        yield Variant(with_eps(site.program, 0.0), 0.0)
+    program = site.program
+    variances = [b.running_var for b in program.branches.values() if b.has_norm]
+    variances += [program.parts[f"{norm}.running_var"] for norm in _inner(program)]
+    if program.norms and all((var > 0).all() for var in variances):
+        yield Variant(with_eps(program, 0.0), 0.0)
 
 
 @bug(
@@ -142,12 +186,13 @@ def mean_not_scaled(site: BlockSite) -> BlockVariants:
     advice="check which batch norm belongs to which branch in the key mapping",
 )
 def bn_of_branches_swapped(site: BlockSite) -> BlockVariants:
-    names = site.program.norms
+    program = site.program
+    names = [behind[0] for behind in program.branches_of_norms.values() if len(behind) == 1]
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
             pair = {first: second, second: first}
             yield Variant(
-                site.program.with_branches(partial(_bn_of_another, site.program.branches, pair)),
+                program.with_branches(partial(_bn_of_another, program.branches, pair)),
                 detail=f"{first} and {second}",
             )
 
@@ -155,7 +200,8 @@ def bn_of_branches_swapped(site: BlockSite) -> BlockVariants:
 def _bn_of_another(
     branches: Mapping[str, Branch], pair: Mapping[str, str], name: str, branch: Branch
 ) -> Branch:
-    return branches[pair.get(name, name)]._replace(weight=branch.weight)
+    other = branches[pair.get(name, name)]
+    return branch._replace(**{field: getattr(other, field) for field in NORM_VECTORS})
 
 
 @bug(
@@ -180,12 +226,11 @@ def stale_statistics(site: BlockSite) -> BlockVariants:
 def default_batch_norm(site: BlockSite) -> BlockVariants:
     yield from _each_or_all(
         site,
-        lambda b: Branch(
-            b.weight,
-            np.ones_like(b.gamma),
-            0 * b.beta,
-            0 * b.running_mean,
-            np.ones_like(b.running_var),
+        lambda b: b._replace(
+            gamma=np.ones_like(b.gamma),
+            beta=0 * b.beta,
+            running_mean=0 * b.running_mean,
+            running_var=np.ones_like(b.running_var),
         ),
     )
 
@@ -196,25 +241,33 @@ def default_batch_norm(site: BlockSite) -> BlockVariants:
     advice="call model.eval() (or training=False) before comparing or exporting",
 )
 def train_mode_batch_norm(site: BlockSite) -> BlockVariants:
-    if site.program.norms:
-        responses = site.program.responses(site.x)
-        seen: dict[str, tuple[Array, Array]] = {}
-        for first, *others in site.program.branches_of_norms:
+    program = site.program
+    if not program.norms:
+        return
+    inner = batch_vectors(program, site.x)
+    responses = {} if inner else program.responses(site.x)
+    seen = dict(inner)
+    for norm, (first, *others) in program.branches_of_norms.items():
+        if not inner:
             z = sum((responses[name] for name in others), start=responses[first])
-            mean, var = z.mean(axis=(0, 2)), z.var(axis=(0, 2))
-            seen |= {first: (mean, var)} | dict.fromkeys(others, (0 * mean, var))
-        yield Variant(
-            with_norms(
-                site.program,
-                lambda name, b: b._replace(running_mean=seen[name][0], running_var=seen[name][1]),
-            )
+            seen[norm] = z.mean(axis=(0, 2)), z.var(axis=(0, 2))
+        mean, var = seen[norm]
+        seen |= {first: (mean, var)} | dict.fromkeys(others, (0 * mean, var))
+    yield Variant(
+        with_norms(
+            program,
+            lambda name, b: b._replace(running_mean=seen[name][0], running_var=seen[name][1]),
         )
+    )
 
 
 def _each_or_all(site: BlockSite, change: Callable[[Branch], Branch]) -> BlockVariants:
-    """A change in every branch, then in each one alone."""
-    names = site.program.norms
+    """A change in every norm, then in each one alone."""
+    program, behind = site.program, site.program.branches_of_norms
+    # A branch's own norm is called as the branch is.
+    names = {norm: names[0] if len(names) == 1 else norm for norm, names in behind.items()}
+    names |= {norm: norm for norm in _inner(program)}
     if names:
-        yield Variant(with_norms(site.program, lambda _, b: change(b)), detail="every branch")
-    for chosen in names if len(names) > 1 else ():
-        yield Variant(site.program.with_branch(chosen, change), detail=chosen)
+        yield Variant(with_norms(program, lambda _, b: change(b)), detail="every branch")
+    for norm, detail in names.items() if len(names) > 1 else ():
+        yield Variant(with_norms(program, lambda _, b: change(b), (norm,)), detail=detail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from repvgg_ref.oracle.programs.block import (
     POINTWISE,
     BlockProgram,
 )
+from repvgg_ref.oracle.programs.inner import inner_terms, without_inner
 
 
 @bug(
@@ -26,6 +28,9 @@ from repvgg_ref.oracle.programs.block import (
 )
 def identity_missing(site: BlockSite) -> BlockVariants:
     yield from _missing(site, IDENTITY)
+    for name, (branch, is_identity) in _inner_terms(site):
+        if is_identity:
+            yield Variant(without_inner(site.program, name), detail=f" inside {branch}")
 
 
 @bug(
@@ -115,6 +120,9 @@ def branch_missing(site: BlockSite) -> BlockVariants:
         if name not in (DENSE, POINTWISE, IDENTITY):
             for variant in _missing(site, name):
                 yield variant._replace(detail=name + variant.detail)
+    for name, (_, is_identity) in _inner_terms(site):
+        if not is_identity:
+            yield Variant(without_inner(site.program, name), detail=name)
 
 
 @bug(
@@ -325,10 +333,14 @@ def _bias_times(program: BlockProgram, factor: int) -> BlockProgram:
 def _missing(site: BlockSite, name: str) -> BlockVariants:
     """The block without one branch, if it has it; then with only that branch's kernel missing."""
     program = site.program
-    if name in program.branches:
-        yield Variant(_left_out(program, name))
-        if program.has_own_norm(name):
-            yield Variant(program.with_branch(name, _no_kernel), detail=" but for its bias")
+    if name not in program.branches:
+        return
+    yield Variant(_left_out(program, name))
+    own, computed = program.has_own_norm(name), program.branches[name].before is not None
+    if own or computed:
+        yield Variant(program.with_branch(name, _no_kernel), detail=" but for its bias")
+    if own and computed:  # of the bias, what the last norm adds stays
+        yield Variant(program.with_branch(name, _nothing), detail=" but for its last norm")
 
 
 def _left_out(program: BlockProgram, name: str) -> BlockProgram:
@@ -337,7 +349,17 @@ def _left_out(program: BlockProgram, name: str) -> BlockProgram:
         program.has_own_norm(name) or not program.branches[name].has_norm
     ):
         return program.without(name)
-    return program.with_branch(name, _silent if program.has_own_norm(name) else _no_kernel)
+    return program.with_branch(name, _silent if program.has_own_norm(name) else _nothing)
+
+
+def _inner_terms(site: BlockSite) -> Iterator[tuple[str, tuple[str, bool]]]:
+    program = site.program
+    yield from inner_terms(program.spec).items() if program.parts and not program.lacks else ()
+
+
+def _nothing(branch: Branch) -> Branch:
+    """Before its norm it gives 0."""
+    return _no_kernel(branch)._replace(before=None, before_size=None)
 
 
 def _no_kernel(branch: Branch) -> Branch:
@@ -346,7 +368,7 @@ def _no_kernel(branch: Branch) -> Branch:
 
 def _silent(branch: Branch) -> Branch:
     nothing = 0 * branch.beta
-    return _no_kernel(branch)._replace(beta=nothing, running_mean=nothing)
+    return _nothing(branch)._replace(beta=nothing, running_mean=nothing)
 
 
 def _kernel_twice(branch: Branch) -> Branch:

@@ -39,7 +39,7 @@ class CallableCandidate(Candidate):
         """Call it and sort out what it returned."""
         x = self.batch(x)
         with self._surroundings.entered():
-            returned = call(self.function, x, LayerNames(self.arch).layer)
+            returned = call(self.function, x, LayerNames(self.arch).module)
         return from_values(returned, self.arch, where=self.name, x=x)
 
 

@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.models.gated import is_gated
 from repvgg_ref.models.graph import Network
+from repvgg_ref.models.layers import Block, Linear
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from weights_io import sanitize
 
@@ -50,8 +53,15 @@ class Named(NamedTuple):
 class ToldNames:
     """Which layer a module's name means, by names that are given: see `LayerNames.told`."""
 
-    def __init__(self, aliases: Mapping[str, str], tails: Iterable[str]) -> None:
+    def __init__(
+        self,
+        aliases: Mapping[str, str],
+        tails: Iterable[str],
+        unheard: Iterable[str] = (),
+        activations: Mapping[str, str] | None = None,
+    ) -> None:
         self._layer_of, self._tails = aliases, tuple(tails)
+        self._unheard, self._activations = frozenset(unheard), dict(activations or {})
 
     def layer(self, name: str) -> str | None:
         """The layer called `name`, numbers aside."""
@@ -65,19 +75,42 @@ class ToldNames:
                         return self._layer_of[bare]
         return None
 
+    def module(self, name: str) -> str | None:
+        """The layer that a submodule of this name gives.
+
+        Of a network that is no chain a convolution's own output is none: its norm comes after it.
+        Nor is the head's, which the network returns. Where modules are numbered, the ReLU behind a
+        convolution gives its layer.
+        """
+        key = _unwrapped(_key(name), self._activations)
+        if key in self._activations:
+            return self._activations[key]
+        layer = self.layer(name)
+        return None if layer in self._unheard else layer
+
 
 class LayerNames(ToldNames):
     """The names that `arch`'s layers go by in the code bases we know."""
 
     def __init__(self, arch: Network) -> None:
-        super().__init__(_aliases(arch), _LAST_MODULE[arch.blocks[0].se])
+        super().__init__(
+            _aliases(arch),
+            _LAST_MODULE[arch.blocks[0].se],
+            unheard=_unheard(arch),
+            activations={} if arch.is_chain or is_gated(arch) else _activations(arch),
+        )
         self.layers = arch.layer_names
         self._auxiliary = {head.name for head in arch.aux_heads}
 
     @property
     def told(self) -> dict[str, Any]:
         """What `ToldNames` is made of in another process, as JSON has it."""
-        return {"aliases": dict(self._layer_of), "tails": list(self._tails)}
+        return {
+            "aliases": dict(self._layer_of),
+            "tails": list(self._tails),
+            "unheard": list(self._unheard),
+            "activations": dict(self._activations),
+        }
 
     def find(self, names: Iterable[str]) -> tuple[str | None, dict[str, str]]:
         """The input and the layers among a graph's tensors, numbers and all others left alone.
@@ -138,6 +171,32 @@ class LayerNames(ToldNames):
         )
 
 
+def _activations(arch: Network) -> dict[str, str]:
+    """The modules behind numbered ones that have no ReLU of their own, and the layers they give."""
+    found = {}
+    for node in arch.evaluated:
+        key = next((key for part, key in node.keys if part in ("conv", "")), "")
+        start, _, number = key.rpartition(".")
+        if isinstance(node.op, Linear):
+            with_relu = node.op.relu
+        else:  # behind others a batch norm comes first
+            with_relu = isinstance(node.op, Block) and node.op.spec.kind == "conv-bias"
+        if with_relu and start and number.isdigit() and "." not in start:
+            found[f"{start}.{int(number) + 1}"] = node.name
+    return found
+
+
+def _unheard(arch: Network) -> set[str]:
+    """Layers whose modules' own outputs are none: see `ToldNames.module`."""
+    wired = not (arch.is_chain or is_gated(arch))
+    return {arch.head.name} | {spec.name for spec in arch.blocks if wired and is_bare(spec)}
+
+
+def is_bare(spec: BlockSpec) -> bool:
+    """Whether modules of such names are convolutions, not blocks."""
+    return spec.kind in ("conv-bn", "conv-bias")
+
+
 def is_input(name: str) -> bool:
     """Whether a tensor of this name is the network's input."""
     return _key(name) in _INPUTS
@@ -175,8 +234,11 @@ def _aliases(arch: Network) -> Mapping[str, str]:
                     f"stage3.first.blocks.{i}" if i < half else f"stage3.second.blocks.{i - half}"
                 )
         aliases |= dict.fromkeys(forms, block.name)
+    keys = {_key(name): name for name in arch.layer_names}
+    if not (arch.is_dense or arch.is_chain or is_gated(arch)):
+        modules = {key.removesuffix(".add"): name for key, name in keys.items()}
+        return {**aliases, **modules, **keys, **dict.fromkeys(_LOGITS, arch.head.name)}
     if arch.is_dense:
-        keys = {_key(name): name for name in arch.layer_names}
         stages = {n.replace("stage", "layer"): n for n in keys.values() if n[:5] == "stage"}
         return {**aliases, **keys, **stages, **dict.fromkeys(_LOGITS, arch.head.name)}
     if not arch.is_chain:

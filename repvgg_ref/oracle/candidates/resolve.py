@@ -10,6 +10,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.checkpoint import open_checkpoint
+from repvgg_ref.models.gated import is_gated
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, WeightsCandidate
@@ -27,6 +28,7 @@ from repvgg_ref.oracle.candidates.npy_files import opened
 from repvgg_ref.oracle.candidates.onnx_data_set import data_set_folder, read_data_set
 from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
 from repvgg_ref.oracle.candidates.onnx_named import NamedOnnxCandidate
+from repvgg_ref.oracle.candidates.onnx_relus import OnnxReluCandidate
 from repvgg_ref.oracle.candidates.outside import (
     EXEC,
     CommandCandidate,
@@ -123,10 +125,10 @@ def _resolve_file(path: Path, arch: Network, timeout: float) -> Candidate | Weig
     with opened(path) as file:
         head = file.read(16)
     if path.suffix.lower() == ".onnx" or _starts_like_onnx(head):
-        taken: type[OnnxCandidate | NamedOnnxCandidate] = OnnxCandidate
-        if not (arch.is_chain or arch.is_dense):
-            taken = NamedOnnxCandidate
-        return taken(name, path, arch, timeout)
+        if arch.is_chain or arch.is_dense:
+            return OnnxCandidate(name, path, arch, timeout)
+        named = NamedOnnxCandidate if is_gated(arch) else OnnxReluCandidate
+        return named(name, path, arch, timeout)
     if head.startswith(b"\x93NUMPY"):
         return DumpCandidate(name, arch, lambda: read_single(path))
     if head.lstrip()[:1] in (b"{", b"["):

@@ -7,6 +7,7 @@ The classifier need not have it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ from repvgg_ref.oracle.report import EVERYWHERE, Finding
 _ALIKE = 0.01  # relative: one number fitted in two layers
 _ERRORS = 6.0  # or so many standard errors
 _A_BIT = 1.0  # relative: what errs at random, in as many bits
+_NUMBER = re.compile(r"[-+.e\d]+")
 _FITTED = {bug.name for bug in LAYER_BUGS if bug.continuous}
 
 FoundIn = Mapping[str, Sequence[Finding]]
@@ -105,9 +107,21 @@ def merged(found_in: FoundIn, layers: Layers) -> list[Finding]:
         if bug in everywhere:
             joined.append(everywhere[bug])
         elif where:
-            here = next(f for f in kept[where[0]] if f.bug == bug)
-            joined.append(_also(here, where[1:]))
+            joined += _joined([(n, next(f for f in kept[n] if f.bug == bug)) for n in where])
     return joined
+
+
+def _joined(found: list[tuple[str, Finding]]) -> list[Finding]:
+    """One bug in some layers: once for all that have it alike."""
+    groups: dict[str, list[tuple[str, Finding]]] = {}
+    for name, finding in found:
+        groups.setdefault(_kind(finding), []).append((name, finding))
+    return [_also(group[0][1], [name for name, _ in group[1:]]) for group in groups.values()]
+
+
+def _kind(finding: Finding) -> str:
+    """What a bug with a number says besides: of which norms, say."""
+    return _NUMBER.sub("", finding.says) if finding.bug in _FITTED else ""
 
 
 def _also(finding: Finding, others: Sequence[str]) -> Finding:
@@ -136,6 +150,8 @@ def _alike(first: Finding, second: Finding, is_fitted: bool) -> bool:
         return True  # of another bug that predicts the same here nothing more is known
     if not is_fitted or first.estimate is None or second.estimate is None:
         return False
+    if _kind(first) != _kind(second):
+        return False
     room = _ERRORS * max(each.standard_error or 0.0 for each in (first, second))
     share = _A_BIT if first.bug.endswith("-rounded") else _ALIKE
     return abs(first.estimate - second.estimate) <= max(share * abs(first.estimate), room)
@@ -150,7 +166,8 @@ def _mutants(evidence: Evidence, finding: Finding) -> Iterator[Mutant[Any]]:
         same = [mutant for mutant in made if finding.says.endswith(mutant.says)]
         yield from same or made
         return
-    for mutant in made[:1]:
+    same = [mutant for mutant in made if mutant.variant.detail in finding.says]
+    for mutant in sorted(same, key=lambda mutant: -len(mutant.variant.detail))[:1]:
         at, value = mutant.variant.at, finding.estimate
         assert at is not None
         assert value is not None

@@ -71,7 +71,7 @@ class Evidence:
         if not (bug.continuous and self.fits_parameters):
             yield from tried
             return
-        starts = sorted(tried, key=lambda trial: trial.fit.remaining)[:_STARTS]
+        starts = _starts(sorted(tried, key=lambda trial: trial.fit.remaining))
         ends = [trial for start in starts if (trial := self.trial(self._fitted(start.mutant)))]
         yield from sorted(ends, key=lambda trial: trial.fit.remaining)[:1]
 
@@ -94,6 +94,17 @@ class Evidence:
                 break
         variant = mutant.variant._replace(program=at(value), parameter=value)
         return replace(mutant, variant=variant)
+
+
+def _starts(best: list[Trial]) -> list[Trial]:
+    """Where to fit from: the best trials, and the best of each other detail (some norms, say)."""
+    chosen = best[:_STARTS]
+    seen = {trial.mutant.variant.detail for trial in chosen}
+    for trial in best[_STARTS:]:
+        if trial.mutant.variant.detail not in seen:
+            seen.add(trial.mutant.variant.detail)
+            chosen.append(trial)
+    return chosen
 
 
 class LayerEvidence(Evidence):

@@ -60,7 +60,8 @@ def with_parameter(mutant: Mutant[Any], parameter: float) -> Mutant[Any]:
     """The same bug, wherever it is, with another number."""
 
     def mutate(site: Site[Any]) -> Iterator[Variant[Any]]:
-        made = next((v for v in mutant.bug.mutate(site) if v.at is not None), None)
+        settings = (v for v in mutant.bug.mutate(site) if v.detail == mutant.variant.detail)
+        made = next((v for v in settings if v.at is not None), None)
         if made is not None and made.at is not None:
             yield Variant(made.at(parameter), parameter, made.detail, made.at)
 

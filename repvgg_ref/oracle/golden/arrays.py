@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +11,13 @@ import numpy as np
 
 from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.files.onnx_graph.packages import require
-from repvgg_ref.models.graph import INPUT
+from repvgg_ref.models.graph import INPUT, QUIET, Node
+from repvgg_ref.models.layers import Pass
 from repvgg_ref.models.network import Model
+from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
+from repvgg_ref.oracle.dense import between_bound
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.program import layer_output
 
@@ -47,20 +50,40 @@ def layer_arrays(
     step : callable
         Called with each layer's name when it is done.
     """
+    programs, run = Programs(model), wide_pass(model)
+    known: dict[str, Array] = {INPUT: np.asarray(x, np.float64)}
     found: dict[str, Layer] = {}
-    programs, known = Programs(model), {INPUT: np.asarray(x, np.float64)}
-    for name, program in programs.items():
-        below = programs.input_of(name, known)
+    for node in model.arch.evaluated:
+        layer = _layer(node, programs, run, known)
+        known[node.name] = layer.y
+        if node.name not in QUIET:
+            found[node.name] = layer
+            step(node.name)
+    return found
+
+
+def _layer(node: Node, programs: Programs, run: Pass, known: Mapping[str, Array]) -> Layer:
+    """A node's exact output, and its bounds."""
+    if node.name in programs:
+        program, below = programs[node.name], programs.input_of(node.name, known)
         assert below is not None
         y = layer_output(program, below)
         bounds = {
             precision: layer_bound(program, below, y, PRECISIONS[precision]).certified
             for precision in BOUND_PRECISIONS
         }
-        known[name] = y
-        found[name] = Layer(y, bounds)
-        step(name)
-    return found
+        return Layer(y, bounds)
+    xs = [known[name] for name in node.inputs]
+    y = node.op.forward(node.name, xs, run)[0]
+    return Layer(
+        y, {name: between_bound(node, xs, run, PRECISIONS[name]) for name in BOUND_PRECISIONS}
+    )
+
+
+def wide_pass(model: Model) -> Pass:
+    """What stands between blocks, in float64."""
+    params = {name: np.asarray(array, np.float64) for name, array in model.params.items()}
+    return Pass(params, REFERENCE, model.eps, model.form)
 
 
 def output_arrays(x: Array, layers: dict[str, Layer]) -> tuple[dict[str, Array], str]:
@@ -68,11 +91,10 @@ def output_arrays(x: Array, layers: dict[str, Layer]) -> tuple[dict[str, Array],
 
     float64, unless that is beyond 16 MB: then float32, the logits still in float64.
     """
-    size = sum(layer.y.nbytes for layer in layers.values())
+    size, head = sum(layer.y.nbytes for layer in layers.values()), list(layers)[-1]
     stored = "float64" if size <= _MOST_FLOAT64 else "float32"
     arrays = {
-        name: layer.y if name == "linear" else layer.y.astype(stored)
-        for name, layer in layers.items()
+        name: layer.y if name == head else layer.y.astype(stored) for name, layer in layers.items()
     }
     return {"input": x, **arrays}, stored
 

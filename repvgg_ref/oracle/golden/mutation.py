@@ -6,7 +6,9 @@ of our own float32 forward pass. What is left has survived: these vectors would 
 
 A mutant that computes the *same function whatever the weights* does not count. That is proven by
 comparing programs bit by bit, for this model's weights and for generic ones; if only this model's
-make them equal (an ignored mean of 0), the reference hides the bug and it has survived.
+make them equal (an ignored mean of 0), the reference hides the bug and it has survived. Where every
+branch ends in a ReLU their sum is not negative, nor is it behind a gate, so that what an activation
+does below 0 is no part of the function: without it, or leaky, it is the same one.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bugs import BETWEEN_BUGS, HEAD_BUGS, LAYER_BUGS, Bug, Mutant, Site
 from repvgg_ref.oracle.bugs.harness import mutants
+from repvgg_ref.oracle.dense import alternatives, between_bound
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
-from repvgg_ref.oracle.golden.arrays import float32_outputs
+from repvgg_ref.oracle.golden.arrays import float32_outputs, wide_pass
+from repvgg_ref.oracle.programs.activation import AS_IS_ABOVE_ZERO
 from repvgg_ref.oracle.programs.between import BetweenProgram
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_block
@@ -49,6 +53,8 @@ LETTERS: dict[Fate, str] = {
 NOT_APPLICABLE = "."
 _FROM_BEST_TO_WORST: tuple[Fate, ...] = tuple(LETTERS)
 _LIBRARY: tuple[tuple[Bug[Any], ...], ...] = (LAYER_BUGS, BETWEEN_BUGS, HEAD_BUGS)
+
+_NAMES = tuple(bug.name for bugs in _LIBRARY for bug in bugs)
 
 # Bugs whose input map only moves values about, so that what it does to positions is all it does.
 _MOVES = frozenset({"input-memory-layout", "groups-permuted", "input-mirrored"})
@@ -130,7 +136,7 @@ class MutationMatrix:
                 else NOT_APPLICABLE
                 for layer in self.layers
             )
-            for bug in dict.fromkeys(each.name for bugs in _LIBRARY for each in bugs)
+            for bug in dict.fromkeys((*_NAMES, *(mutant.bug for mutant in self.mutants)))
         }
 
 
@@ -152,17 +158,20 @@ def mutation_matrix(model: Model, x: Array, *, progress: Progress | None = None)
     programs, names = Programs(model), model.arch.layer_names
     outputs = {name: y.astype(np.float64) for name, y in float32_outputs(model, x).items()}
     # Each layer is given what a float32 port hands on, so that every input fits into float32.
-    inputs = _Inputs(programs, {**outputs, INPUT: np.asarray(x, np.float64)})
+    given = {INPUT: np.asarray(x, np.float64), **outputs}
+    inputs = _Inputs(programs, given)
     rolled = {name: np.roll(y, 1, axis=1) for name, y in outputs.items()}
     tests = len(names) * (len(LAYER_BUGS) + len(BETWEEN_BUGS) + len(HEAD_BUGS))
     found: list[Planted] = []
     for done, name in enumerate(names):
         layer: _Layer | None = None
-        for site, mutant in mutants(programs, inputs, [name], outputs=rolled):
+        for site, mutant in mutants(
+            programs, inputs, [name] if name in programs else (), outputs=rolled
+        ):
             layer = layer or _Layer(model, site, outputs[name], tests)
             found.append(layer.judged(mutant))
-        height, width = inputs[name].shape[2:]
-        if height != width and isinstance(programs[name], BlockProgram):
+        found += _between(model, name, given) if name not in programs else ()
+        if isinstance(programs.get(name), BlockProgram) and len({*inputs[name].shape[2:]}) > 1:
             # The bug needs a square image: on another one the shape gives it away.
             found.append(Planted("height-width-swapped", name, "", "shape"))
         if progress is not None:
@@ -187,6 +196,21 @@ class _Inputs(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._programs)
+
+
+def _between(model: Model, name: str, given: Mapping[str, Array]) -> Iterator[Planted]:
+    """What can be wrong between blocks: a residual sum without its shortcut, say."""
+    node = next(node for node in model.arch.evaluated if node.name == name)
+    if not set(node.inputs) <= given.keys():
+        return
+    xs, run = [given[source] for source in node.inputs], wide_pass(model)
+    y = node.op.forward(name, xs, run)[0]
+    bound = between_bound(node, xs, run, PRECISIONS["fp32"])
+    for bug, wrong, _ in alternatives(node, xs):
+        change = np.abs(wrong + (given[name] - y) - y)
+        ratio = float((np.abs(wrong - y) / bound).max())
+        fate: Fate = "bound" if (change > bound).any() else "hidden"
+        yield Planted(bug, name, "", fate, ratio, _reason(bug, fate, ratio))
 
 
 class _Layer:
@@ -275,11 +299,23 @@ def _is_same_function(bug: str, program: Any, site: Site[Any]) -> bool:
             program = replace(program, input_map=right.input_map)
     if program.is_skipped or (program.se is None) != (right.se is None):
         return False
+    program, right = _on_what_occurs(program), _on_what_occurs(right)
     kernels = zip(program.fused_kernel(), right.fused_kernel(), strict=True)
     squeeze = zip(program.se or (), right.se or (), strict=True)
     return _is_equal(program, right, _SETTINGS) and all(
         np.array_equal(mine, theirs) for mine, theirs in (*kernels, *squeeze)
     )
+
+
+def _on_what_occurs(program: BlockProgram) -> BlockProgram:
+    """The program without those activations that change nothing of a sum of ReLUs.
+
+    Gates are from 0 to 1; a changed fused kernel is no sum of branches any more.
+    """
+    if not program.relu_inside or program.kernel_map is not None:
+        return program
+    left = [step for step in program.activation.split("-") if step not in AS_IS_ABOVE_ZERO]
+    return replace(program, activation="-".join(left) or "none")
 
 
 # What a block's function consists of, besides its fused kernel and its squeeze-and-excitation.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,6 @@ from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import param_shapes
-from repvgg_ref.models.registry import network
 from repvgg_ref.oracle.golden.arrays import OUTPUTS, WEIGHTS
 from repvgg_ref.oracle.golden.folder import checked_manifest, digest_of
 from repvgg_ref.oracle.training.steps import TrainingSteps, read_steps
@@ -89,8 +88,9 @@ def _model(
     folder: Path, manifest: Mapping[str, Any], reference: Model | str | Path | None
 ) -> Model | None:
     eps, momentum = float(manifest["eps"]), float(manifest["momentum"])
-    said = manifest["architecture"]
-    arch = _architecture(said) if said.get("chain", True) else _graph(said, reference)
+    if _is_graph(manifest):
+        return _graph(folder, manifest, reference, eps)
+    arch = _architecture(manifest["architecture"])
     if isinstance(reference, Model):
         model = replace(reference, arch=arch, eps=eps, momentum=momentum)
     elif reference is not None:
@@ -102,7 +102,38 @@ def _model(
         model = Model(arch, form, _params(folder / WEIGHTS, arch, form), eps, momentum)
     else:
         return None
-    shapes = {name: array.shape for name, array in model.params.items()}
+    return replace(_fitting(model, manifest), assumed=_assumed(manifest))
+
+
+def _is_graph(manifest: Mapping[str, Any]) -> bool:
+    """Whether the network is no chain: some layer is not fed by the one before it alone."""
+    layers, inputs = list(manifest["layers"]), manifest.get("inputs")
+    before = [[name] for name in ("input", *layers)]
+    return inputs is not None and [inputs[name] for name in layers] != before[: len(layers)]
+
+
+def _graph(
+    folder: Path, manifest: Mapping[str, Any], reference: Model | str | Path | None, eps: float
+) -> Model | None:
+    """A network that is no chain; its weights' names and metadata say which it is."""
+    if reference is None and not (folder / WEIGHTS).is_file():
+        return None
+    try:
+        model = reference if isinstance(reference, Model) else load(reference or folder / WEIGHTS)
+    except CheckpointError as error:
+        raise ReportedError(
+            "the bundle's weights do not say which network they are",
+            got=sanitize(manifest["architecture"]["name"]),
+            wanted="a network with a name of ours",
+            advice="give the model that it was made from as the reference",
+        ) from error
+    fitting = _fitting(replace(model, eps=eps, momentum=float(manifest["momentum"])), manifest)
+    return replace(fitting, assumed=_assumed(manifest))
+
+
+def _fitting(model: Model, manifest: Mapping[str, Any]) -> Model:
+    """The model, if its weights are those that the bundle was made with."""
+    arch, shapes = model.arch, {name: array.shape for name, array in model.params.items()}
     fits = shapes == param_shapes(arch, model.form)
     if not fits or digest_of(model.state_dict()) != manifest["weights_sha256"]:
         raise CheckpointError(
@@ -110,23 +141,7 @@ def _model(
             got=f"{model.name} in {model.form} form",
             wanted=f"{arch.name}, digest {str(manifest['weights_sha256'])[:12]}",
         )
-    return replace(model, assumed=_assumed(manifest))
-
-
-def _graph(said: Mapping[str, Any], reference: Model | str | Path | None) -> Network:
-    """A network that is no chain: that of the reference, or the one of its name."""
-    if isinstance(reference, Model):
-        arch = reference.arch
-    else:
-        arch = network(str(said["name"]), num_classes=int(said["num_classes"]))
-    if [asdict(block) for block in arch.blocks] != said["blocks"]:
-        raise ReportedError(
-            "the bundle is of another network",
-            got=f"{len(arch.blocks)} blocks of {arch.name}",
-            wanted=f"those of {sanitize(said['name'])} in the manifest",
-            advice="give the model that it was made from as the reference",
-        )
-    return arch
+    return model
 
 
 def _assumed(manifest: Mapping[str, Any]) -> Assumed:

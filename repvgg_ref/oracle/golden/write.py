@@ -22,6 +22,7 @@ from repvgg_ref.errors import MissingExtraError, ReportedError
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.files.metadata import describe
 from repvgg_ref.models.arguments import image_batch
+from repvgg_ref.models.graph import QUIET, Network
 from repvgg_ref.models.network import Model, require_branches
 from repvgg_ref.oracle.golden.arrays import (
     BOUND_PRECISIONS,
@@ -49,7 +50,7 @@ from repvgg_ref.oracle.golden.raw import RAW, write_raw
 from repvgg_ref.oracle.golden.summary import GoldenSummary, mutation_json
 from repvgg_ref.oracle.programs.distinguishing import weak_statistics
 from repvgg_ref.oracle.programs.inputs import distinguishing_labels, golden_inputs
-from repvgg_ref.oracle.programs.layers import require_chain, require_programs
+from repvgg_ref.oracle.programs.layers import require_layers, require_steps
 from repvgg_ref.oracle.training.noise import noisy_runs, relu_margin
 from repvgg_ref.oracle.training.recipe import Recipe
 from repvgg_ref.oracle.training.run import right_setup
@@ -69,11 +70,21 @@ _MOST_WEIGHTS = 16 << 20
 _SAFE_MARGIN = 1e-5
 _BATCHES_TRIED = 4
 
-_HOW = (
-    "Layer by layer (finds the wrong layer): give your layer i the array outputs[layer i - 1] (the "
-    "first one 'input'), rounded to your number format; every element of what it returns must be "
+_WITHIN = (
+    ", rounded to your number format; every element of what it returns must be "
     "within bounds['<layer>/<format>'] of outputs['<layer>']. Correct arithmetic of any order "
-    "cannot be outside; the bounds hold for direct convolution, fused or in three branches.",
+    "cannot be outside; the bounds hold for direct convolution, fused or in three branches."
+)
+_LOCALLY = (
+    "Layer by layer (finds the wrong layer): give your layer i the array outputs[layer i - 1] (the "
+    "first one 'input')" + _WITHIN
+)
+_LOCALLY_WIRED = (
+    "Layer by layer (finds the wrong layer): give your layer the arrays of outputs that inputs of "
+    "this file lists for it; the last one takes the mean of its own over height and width first"
+    + _WITHIN
+)
+_HOW = (
     "From the image on: compare with outputs; 'end_to_end_float32_error' says what our own float32 "
     "pass differs by, relative to each layer's largest value. That is a scale, not a bound.",
     "Or hand your outputs (an npz with these names) to "
@@ -120,16 +131,15 @@ def write_golden(
     NotFusibleError
         If `train_step` is asked of a model in deploy form.
     ReportedError
-        If `out_dir` holds something else, a bundle of another model among it, or the reference is
-        not finite.
+        If `out_dir` holds something else, a bundle of another model among it, the reference is not
+        finite, or of a network of which there are no vectors.
     """
     which = _which_model(model)
     require_free(Path(out_dir), which)
     if train_step:
         require_branches(model, "a train-step bundle")
-    require_programs(model.arch)
-    if raw or train_step:
-        require_chain(model.arch)
+        require_steps(model.arch)
+    require_vectors(model.arch, raw=raw)
     x = _batch(model, golden_inputs(model.arch) if inputs is None else inputs)
     step = _counter(model, progress, train_step)
     layers = layer_arrays(model, x, step)
@@ -142,7 +152,7 @@ def write_golden(
         weights_io.save_weights(folder / BOUNDS, bounds, container="npz")
         if raw:
             write_raw(folder / RAW, model, outputs, bounds)
-        skipped = _optional_parts(folder, model, x, layers["linear"].y, weights)
+        skipped = _optional_parts(folder, model, x, layers[model.arch.head.name].y, weights)
         if trained is not None:
             write_steps(trained, folder)
         warnings = (*_warnings(model, matrix), *_training_warnings(trained))
@@ -166,6 +176,25 @@ def write_golden(
     return GoldenSummary(
         *of_model, matrix, files, warnings, skipped, trained, assumed=model.assumed
     )
+
+
+def require_vectors(arch: Network, *, raw: bool = False) -> None:
+    """Raise `ReportedError` where of a network, or of what is asked of it, nothing is written."""
+    require_layers(arch)
+    if arch.is_dense:
+        raise ReportedError(
+            "there are no golden vectors of a network that says a class for every pixel yet",
+            got=arch.name,
+            wanted="a classifier",
+            advice="`verify` judges its layers on any images",
+        )
+    if raw and not arch.is_chain:
+        raise ReportedError(
+            "raw numbers are described for chains of layers only",
+            got=f"{arch.name}, whose layers have several inputs, with --raw",
+            wanted="no --raw",
+            advice="outputs.npz and bounds.npz hold the same",
+        )
 
 
 def _batch(model: Model, x: Array) -> Array:
@@ -284,7 +313,6 @@ def _which_model(model: Model) -> dict[str, Any]:
         "eps": model.eps,
         "architecture": {
             "name": model.arch.name,
-            **({} if model.arch.is_chain else {"chain": False}),
             "blocks": [asdict(block) for block in model.arch.blocks],
             "num_classes": model.arch.num_classes,
             "aux_heads": [asdict(head) for head in model.arch.aux_heads],
@@ -312,11 +340,26 @@ def _manifest(
         "layout": "NCHW",
         "kernel_layout": "OIHW",
         "layers": list(model.arch.layer_names),
+        "inputs": _wiring(model.arch),
         "input": {"shape": list(x.shape), "dtype": "float32"},
-        "how_to_compare": list(_HOW),
+        "how_to_compare": [_LOCALLY if model.arch.is_chain else _LOCALLY_WIRED, *_HOW],
         "mutation": mutation_json(matrix),
         "warnings": list(warnings),
         "skipped": list(skipped),
+    }
+
+
+def _wiring(arch: Network) -> dict[str, list[str]]:
+    """Layer -> the layers whose outputs it gets."""
+    pools = {node.name: node.inputs for node in arch.evaluated if node.name in QUIET}
+
+    def sources(name: str) -> tuple[str, ...]:
+        return pools.get(name, (name,))
+
+    return {
+        node.name: [source for name in node.inputs for source in sources(name)]
+        for node in arch.evaluated
+        if node.name not in QUIET
     }
 
 

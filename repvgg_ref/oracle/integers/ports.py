@@ -190,6 +190,7 @@ class _Chain:
     aux_heads: tuple[()] = ()
     is_dense: bool = False
     is_chain: bool = True
+    head: _Layer = _Layer("linear")
 
 
 def _names(network: IntegerNetwork) -> LayerNames:

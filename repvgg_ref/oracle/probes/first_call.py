@@ -12,7 +12,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.errors import ShapeError
-from repvgg_ref.models.arguments import arrangement, is_floating
+from repvgg_ref.models.arguments import arrangement, fixed_side, is_floating
 from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates import Candidate, CandidateFailure, Outputs
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
@@ -91,7 +91,8 @@ def first_call(port: Candidate, arch: Network, inputs: Array | None) -> FirstCal
         )
     declared = port.input_shape()
     batch, _, *size = declared if declared is not None and len(declared) == 4 else (None,) * 4
-    extents = (batch or DEFAULT[0], size[0] or DEFAULT[1], size[1] or DEFAULT[2])
+    usual = DEFAULT[1:] if (side := fixed_side(arch)) is None else (side, side)
+    extents = (batch or DEFAULT[0], size[0] or usual[0], size[1] or usual[1])
     try:
         found = _called(port, port.images(_images(arch, extents)), started)
     except CandidateFailure as failure:
@@ -199,8 +200,8 @@ def _by_trying(
 
 def _looks_right(outputs: Outputs, arch: Network) -> bool:
     """Whether anything in the outputs has as many channels or classes as it should."""
-    wanted = arch.channels
-    return any(a.ndim > 1 and a.shape[1] == wanted[name] for name, a in outputs.layers.items())
+    wanted = {**arch.channels, arch.head.name: arch.num_classes}
+    return any(a.ndim > 1 and a.shape[1] == wanted.get(n) for n, a in outputs.layers.items())
 
 
 def _shapes(message: str, channels: int, refused: Extents) -> Iterator[Extents]:

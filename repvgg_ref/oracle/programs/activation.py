@@ -34,6 +34,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+AS_IS_ABOVE_ZERO = frozenset({"none", "relu", "leaky"})
+"""Activations that leave what is not negative as it is, bit by bit."""
+
+
 def gate(se: SqueezeExcitationParams, y: Array, pool: Any, kind: str) -> Array:
     """SE's factor for `y` (N, C, H, W): (N, C, 1), or (N, C, P) if `pool` keeps an axis.
 

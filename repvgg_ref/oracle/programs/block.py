@@ -60,6 +60,10 @@ class BlockProgram:
         As `activation.gate` takes them.
     output_map : callable
         Applied to the block's output last.
+    parts : mapping
+        The block's arrays by part name, float64, where branches have norms or sums inside.
+    lacks : frozenset of str
+        What is left out inside branches (`inner.inner_terms`).
     """
 
     spec: BlockSpec
@@ -83,6 +87,8 @@ class BlockProgram:
     se_pool: Any = (2, 3)
     se_gate: str = "sigmoid"
     output_map: Callable[[Array], Array] | None = None
+    parts: Mapping[str, Array] = field(default_factory=dict)
+    lacks: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -110,14 +116,14 @@ class BlockProgram:
         return tuple(name for name, branch in self.branches.items() if branch.has_norm)
 
     @property
-    def branches_of_norms(self) -> tuple[tuple[str, ...], ...]:
+    def branches_of_norms(self) -> dict[str, tuple[str, ...]]:
         """The branches of each batch norm; of several, the first has its mean and beta."""
         behind: dict[str, list[str]] = {}
         for leaf, norm in leaves(linear_expression(self.spec)):
             name = leaf_name(leaf)
             if norm is not None and name in self.norms:
                 behind.setdefault(norm, []).append(name)
-        return tuple(map(tuple, behind.values()))
+        return {norm: tuple(names) for norm, names in behind.items()}
 
     def with_branches(self, change: Callable[[str, Branch], Branch]) -> BlockProgram:
         """The same with every branch changed."""
@@ -133,7 +139,7 @@ class BlockProgram:
 
     def has_own_norm(self, branch: str) -> bool:
         """Whether the branch's batch norm is no other's, so that it comes and goes with it."""
-        return (branch,) in self.branches_of_norms
+        return (branch,) in self.branches_of_norms.values()
 
     def output_size(self, height: int, width: int) -> tuple[int, ...]:
         """Height and width of the output; less than 1 if the kernel does not fit."""

@@ -16,17 +16,19 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import expression
+from repvgg_ref.blocks.constructors import Relu
 from repvgg_ref.blocks.linear import Chain, Identity, Norm, Sum
 from repvgg_ref.blocks.run import evaluate
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.gated import Gate
 from repvgg_ref.models.graph import INPUT, Network, Node
 from repvgg_ref.models.heads import NormLinear
-from repvgg_ref.models.layers import Block, GlobalAvgPool, Pass
+from repvgg_ref.models.layers import Block, Linear, Pass
 from repvgg_ref.models.network import DEFAULT_EPS, Model
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.programs.inputs import golden_inputs
+from repvgg_ref.oracle.programs.layers import require_layers
 
 
 @dataclass(frozen=True)
@@ -83,21 +85,23 @@ def distinguishing_model(
     -------
     Model
     """
+    require_layers(arch)
     rng = np.random.default_rng(seed)
     batch = golden_inputs(arch, seed=seed) if x is None else x
     known, params = {INPUT: batch.astype(np.float64)}, dict[str, Array]()
-    for node in arch.evaluated[:-2]:
-        inputs = [known[name] for name in node.inputs]
+    for node in arch.evaluated:
+        xs = [known[name] for name in node.inputs]
+        mine: dict[str, Array] = {}
         if isinstance(node.op, Block):
-            mine = distinguishing_block(node.op.spec, inputs[0], rng, eps, statistics)
+            mine = distinguishing_block(node.op.spec, xs[0], rng, eps, statistics)
+        elif isinstance(node.op, Linear):
+            mine = _linear(node, node.op, xs[0], _Drawing(rng, eps, statistics))
         else:
-            mine = _between(node, inputs[0], rng)
+            mine = _between(node, xs[0], rng)
         params |= mine
         run = Pass(_widened(mine), REFERENCE, eps)
-        known[node.name], _ = node.op.forward(node.name, inputs, run)
-    pool = arch.evaluated[-2]
-    assert isinstance(pool.op, GlobalAvgPool)
-    params |= _head(arch, known[pool.inputs[0]], rng, eps, statistics) | _aux_heads(arch, rng)
+        known[node.name] = node.op.forward(node.name, xs, run)[0]
+    params |= _aux_heads(arch, rng)
     return Model(arch, "train", {name: params[name] for name in param_shapes(arch, "train")}, eps)
 
 
@@ -161,6 +165,8 @@ class _Drawing:
             return self._norm(linear, x, scale, share)
         if isinstance(linear, Chain) and len(linear.parts) == 1:
             return self.draw(linear.parts[0], x, scale, share)
+        if isinstance(linear, Chain) and isinstance(linear.parts[-1], Relu):
+            return np.maximum(self.draw(Chain(*linear.parts[:-1]), x, scale, share), 0)
         if isinstance(linear, Chain):
             return self._chain(linear, x, scale, share)
         return self._leaf(linear, x, scale)
@@ -257,22 +263,18 @@ def _gate(owner: str, seen: Array, narrow: int, rng: np.random.Generator) -> dic
     }
 
 
-def _head(
-    arch: Network, y: Array, rng: np.random.Generator, eps: float, statistics: Statistics
-) -> dict[str, Array]:
-    """A linear layer with logits of order one, of both signs; behind its batch norm, if any."""
-    features, norm = y.mean(axis=(2, 3)), dict[str, Array]()
-    if isinstance(arch.head.op, NormLinear):
-        drawing = _Drawing(rng, eps, statistics)
-        chain = Chain(Identity("x", arch.features), Norm("bn", arch.features))
-        images = features[:, :, None, None]
-        scale = rng.permutation(np.geomspace(0.6, 6.0, arch.features))
-        features = drawing.draw(chain, images, scale, _SHARES[0])[:, :, 0, 0]
-        norm = {f"linear.{part}": array for part, array in drawing.params.items()}
-    weight = rng.normal(size=(arch.num_classes, arch.features))
-    weight /= np.maximum((features @ weight.T).std(), 1e-6)
-    bias = rng.normal(0, 0.5, arch.num_classes)
-    return _narrowed({**norm, "linear.weight": weight, "linear.bias": bias})
+def _linear(node: Node, op: Linear, x: Array, drawing: _Drawing) -> dict[str, Array]:
+    """A linear layer with outputs of order one, of both signs; behind its batch norm, if any."""
+    rng, name, norm = drawing.rng, node.name, dict[str, Array]()
+    if isinstance(op, NormLinear):
+        chain = Chain(Identity("x", op.features), Norm("bn", op.features))
+        scale = rng.permutation(np.geomspace(0.6, 6.0, op.features))
+        x = drawing.draw(chain, x[:, :, None, None], scale, _SHARES[0])[:, :, 0, 0]
+        norm = {f"{name}.{part}": array for part, array in drawing.params.items()}
+    weight = rng.normal(size=(op.outputs, op.features))
+    weight /= np.maximum((x @ weight.T).std(), 1e-6)
+    bias = rng.normal(0, 0.5, op.outputs)
+    return _narrowed({**norm, f"{name}.weight": weight, f"{name}.bias": bias})
 
 
 def _aux_heads(arch: Network, rng: np.random.Generator) -> dict[str, Array]:

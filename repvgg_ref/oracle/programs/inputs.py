@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.models.arguments import fixed_side
 from repvgg_ref.models.graph import Network
 
 # Height and width differ, and still do after five halvings (2 x 3): a squeeze-and-excitation that
@@ -35,8 +36,12 @@ def distinguishing_inputs(
 
 
 def golden_inputs(arch: Network, *, batch: int = 2, seed: int = 0) -> Array:
-    """The batch of a golden bundle: `distinguishing_inputs` of `GOLDEN_EXTENT`."""
-    height, width = GOLDEN_EXTENT
+    """The batch of a golden bundle: `distinguishing_inputs` of `GOLDEN_EXTENT`.
+
+    A network that takes images of one size alone gets that.
+    """
+    side = fixed_side(arch)
+    height, width = GOLDEN_EXTENT if side is None else (side, side)
     return distinguishing_inputs(arch, batch=batch, height=height, width=width, seed=seed)
 
 

@@ -11,14 +11,14 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch, branches_of
-from repvgg_ref.blocks.catalogue import is_fusible, reach
+from repvgg_ref.blocks.catalogue import is_fusible, part_of, reach
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.blocks.run import NORM_VECTORS
 from repvgg_ref.blocks.spec import BlockSpec, SqueezeExcitation
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.gated import Add, Gate
 from repvgg_ref.models.graph import Network, Node
-from repvgg_ref.models.layers import Block, GlobalAvgPool, Linear
+from repvgg_ref.models.layers import AddRelu, Block, Flatten, GlobalAvgPool, Linear, MaxPool
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.programs.activation import SqueezeExcitationParams
 from repvgg_ref.oracle.programs.between import (
@@ -30,6 +30,7 @@ from repvgg_ref.oracle.programs.between import (
 )
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.head import HeadNorm, HeadProgram
+from repvgg_ref.oracle.programs.inner import inner_norms, inner_terms
 
 _MOST_KEPT = 1 << 24  # parameters: with what is fused from them 256 MB
 _ACTIVATION: dict[SqueezeExcitation, str] = {
@@ -47,13 +48,13 @@ def block_program(model: Model, spec: BlockSpec) -> BlockProgram:
 
 def head_program(model: Model) -> HeadProgram:
     """How the reference computes its logits."""
-    params = model.params
-    weight, bias = (_float64(params[f"linear.{part}"]) for part in ("weight", "bias"))
-    if "linear.bn.gamma" not in params:
-        return HeadProgram(weight, bias)
-    gamma, beta, mean, var = (_float64(params[f"linear.bn.{part}"]) for part in NORM_VECTORS)
+    params, name = model.params, model.arch.head.name
+    weight, bias = (_float64(params[f"{name}.{part}"]) for part in ("weight", "bias"))
+    if f"{name}.bn.gamma" not in params:
+        return HeadProgram(weight, bias, name=name)
+    gamma, beta, mean, var = (_float64(params[f"{name}.bn.{part}"]) for part in NORM_VECTORS)
     norm = HeadNorm(gamma, beta, mean, var, model.eps, weight, bias)
-    return HeadProgram(*norm.folded(), norm=norm)
+    return HeadProgram(*norm.folded(), norm=norm, name=name)
 
 
 def between_program(model: Model, node: Node) -> BetweenProgram:
@@ -63,6 +64,17 @@ def between_program(model: Model, node: Node) -> BetweenProgram:
     if isinstance(node.op, Add):
         return sum_program(node.name, node.op)
     return gelu_program(node.name)
+
+
+def _with_programs(arch: Network) -> tuple[str, ...]:
+    """The layers that have a program: all, or the blocks, and the head if it is pooled into."""
+    if has_programs(arch):
+        return arch.layer_names
+    pools = {node.name for node in arch.evaluated if isinstance(node.op, GlobalAvgPool)}
+    head = arch.head
+    known = isinstance(head.op, Linear) and not head.op.relu and set(head.inputs) <= pools
+    blocks = tuple(spec.name for spec in arch.blocks)
+    return (*blocks, head.name) if known and head.name not in blocks else blocks
 
 
 def correct_program(
@@ -77,6 +89,8 @@ def correct_program(
     exact = _exact(branches)
     computed = any(branch.before is not None for branch in branches.values())
     conv = reach(spec)
+    composed = branches and (inner_norms(spec) or inner_terms(spec))
+    parts = part_of(spec, params) if composed else {}
     return BlockProgram(
         spec=spec,
         branches=exact,
@@ -91,6 +105,7 @@ def correct_program(
         pads=(*conv.padding, *conv.padding),
         relu_inside=not is_fusible(spec),
         activation=_ACTIVATION[spec.se] if spec.activation == "relu" else "none",
+        parts={name: _float64(array) for name, array in parts.items()},
     )
 
 
@@ -98,53 +113,64 @@ def _exact(branches: Mapping[str, Branch]) -> dict[str, Branch]:
     return {name: branch.arrays(_float64) for name, branch in branches.items()}
 
 
-def require_chain(arch: Network) -> None:
-    """Refuse a network whose layers are not each fed by the one before alone.
-
-    Raises
-    ------
-    ReportedError
-        If it is such a network, or has no classifier.
-    """
-    _require_head(arch)
-    if not arch.is_chain:
-        raise _cannot(arch, "the layers of this network are not each fed by the one before alone")
+JUDGED = (Block, AddRelu, Flatten, GlobalAvgPool, Linear, MaxPool)
+"""What a network that is no chain and has no programs between blocks may be made of."""
 
 
-def require_programs(arch: Network) -> None:
-    """Refuse a network of which not every layer has a program.
-
-    Raises
-    ------
-    ReportedError
-        If it is such a network, or has no classifier.
-    """
-    _require_head(arch)
+def has_programs(arch: Network) -> bool:
+    """Whether every layer has a program: those of chains, and of RepViT."""
     for node in arch.evaluated:
         known = isinstance(node.op, (Block, Linear, GlobalAvgPool, *BETWEEN))
         of_silu = isinstance(node.op, Gate) and not node.op.relu
         if not known or of_silu or isinstance(node.op, Linear) != (node.name == "linear"):
-            raise _cannot(
-                arch, f"the layers of this network cannot be judged one by one yet: {node.name}"
-            )
+            return False
+    return not arch.is_dense
 
 
-def _require_head(arch: Network) -> None:
+def require_steps(arch: Network) -> None:
+    """Refuse a network of whose training steps nothing is known: gates and GELU.
+
+    Raises
+    ------
+    ReportedError
+        If it is such a network.
+    """
+    if has_programs(arch) and not arch.is_chain:
+        raise _cannot(arch, "the training steps of this network are not judged yet")
+
+
+def require_layers(arch: Network) -> None:
+    """Refuse a network of which there is a layer that is not known here.
+
+    Raises
+    ------
+    ReportedError
+        If it is such a network, or has no classifier.
+    """
     if not arch.num_classes:
         raise ReportedError(
             "a backbone without its head cannot be judged yet",
             got=f"{len(arch.blocks)} blocks and no linear layer",
-            wanted="a chain of blocks, then the mean and a linear layer",
+            wanted="a network with its classifier",
             advice="give a checkpoint that holds its head, too",
+        )
+    if arch.is_dense or has_programs(arch):
+        return
+    others = {type(n.op).__name__.lower() for n in arch.evaluated if not isinstance(n.op, JUDGED)}
+    if others:
+        listed = ", ".join(sorted(others))
+        raise _cannot(
+            arch,
+            "the layers of this network cannot be judged one by one yet",
+            f", in which there are layers {listed}",
         )
 
 
-def _cannot(arch: Network, what: str) -> ReportedError:
-    kinds = " and ".join(arch.kinds)
+def _cannot(arch: Network, what: str, more: str = "") -> ReportedError:
     return ReportedError(
         what,
-        got=f"{arch.name}, a network of {kinds} blocks",
-        wanted="a chain of blocks, then the mean and a linear layer",
+        got=arch.name + more,
+        wanted="blocks, residual sums, pools and linear layers",
         advice="`verify` judges files of its weights, `eval` how well it classifies",
     )
 
@@ -152,12 +178,13 @@ def _cannot(arch: Network, what: str) -> ReportedError:
 class Programs(Mapping[str, Any]):
     """Every layer's correct program by its name, built when asked for.
 
+    Of a network that is no chain: the blocks', and the head's if it is a mean and a linear layer.
     A small network's are kept; of a large one, since float64 is large, each thread's last.
     """
 
     def __init__(self, model: Model) -> None:
-        require_programs(model.arch)
-        self.model = model
+        require_layers(model.arch)
+        self.model, self._names = model, _with_programs(model.arch)
         self._nodes = {node.name: node for node in model.arch.evaluated}
         is_small = sum(array.size for array in model.params.values()) <= _MOST_KEPT
         self._made: dict[str, Any] | None = {} if is_small else None
@@ -188,9 +215,11 @@ class Programs(Mapping[str, Any]):
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def sources(self, name: str) -> tuple[str, ...]:
-        """The layers that feed a layer: of the classifier that whose mean it gets."""
+        """The layers that feed a layer: of a classifier behind a mean that whose mean it gets."""
         inputs = self._nodes[name].inputs
-        return self._nodes[inputs[0]].inputs if name == "linear" else inputs
+        before = self._nodes.get(inputs[0])
+        is_pooled = before is not None and isinstance(before.op, GlobalAvgPool)
+        return before.inputs if before is not None and is_pooled else inputs
 
     def last_read(self, name: str) -> tuple[str, ...]:
         """The layers that no layer after `name` reads, of those that feed it."""
@@ -199,18 +228,21 @@ class Programs(Mapping[str, Any]):
         return tuple(source for source in self.sources(name) if source not in later)
 
     def _program(self, name: str) -> Any:
-        if name == "linear":
+        if name == self.model.arch.head.name:
             return head_program(self.model)
         node = self._nodes[name]
         if isinstance(node.op, Block):
             return block_program(self.model, node.op.spec)
         return between_program(self.model, node)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self.model.arch.layer_names)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self.model.arch.layer_names)
+        return len(self._names)
 
     def alike(self, name: str) -> tuple[str, ...]:
         """Other blocks of the same shape, which a port could take for this one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.train.decay import DECAY_RULES
-from repvgg_ref.train.sgd import Factors
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,6 @@ class Recipe:
                 got=repr(self.decay),
                 wanted=", ".join(DECAY_RULES),
             )
-
-    @property
-    def factors(self) -> Callable[[str], Factors]:
-        """Official name -> factors of learning rate and decay."""
-        return DECAY_RULES[self.decay]
 
     def to_json(self) -> dict[str, Any]:
         """The fields, and the equations in words."""

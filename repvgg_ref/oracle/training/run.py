@@ -7,7 +7,7 @@ something else, another table of operators, another recipe or another update.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,12 +16,13 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.models.arguments import image_batch
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Pass
-from repvgg_ref.models.names import official_names
+from repvgg_ref.models.names import official_names, role_names
 from repvgg_ref.models.network import Model, require_branches
 from repvgg_ref.models.parameters import is_trainable
 from repvgg_ref.models.step import Step, take_step
 from repvgg_ref.ops import REFERENCE, Ops
 from repvgg_ref.oracle.training.recipe import Recipe
+from repvgg_ref.train.decay import DECAY_RULES
 from repvgg_ref.train.sgd import Factors, SgdStep, sgd_step
 
 Arrays = dict[str, Array]
@@ -63,6 +64,8 @@ class Setup:
         Canonical names, float64.
     names : mapping
         Canonical name -> official name.
+    roles : mapping
+        Official name -> the name by which rules tell kernels from the rest (`role_names`).
     ops, training
         What layers compute with, and whether batch norms take the batch's statistics. If `at` is
         given this holds for the blocks named there, and all else is right and by `base`.
@@ -85,6 +88,20 @@ class Setup:
     grads_map: Callable[[Arrays], Arrays] | None = None
     update: Callable[[Update], SgdStep] = plain_update
     factors: Callable[[str], Factors] | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+    def factors_by(self, rule: str) -> Callable[[str], Factors]:
+        """What a rule of `DECAY_RULES` says of official names.
+
+        Where published code calls batch norms ``bn1`` or ``downsample.1``, the block says what an
+        array is, and not its name.
+        """
+        return lambda name: DECAY_RULES[rule](self.roles.get(name, name))
+
+    @property
+    def factors_in_use(self) -> Callable[[str], Factors]:
+        """Of learning rate and decay, by official name."""
+        return self.factors or self.factors_by(self.recipe.decay)
 
     def is_at(self, layer: str) -> bool:
         """Whether a bug sits in this layer."""
@@ -95,6 +112,7 @@ def right_setup(model: Model, x: Array, labels: Array, recipe: Recipe) -> Setup:
     """The reference's own training, in float64."""
     require_branches(model, "a training step")
     x = image_batch(model.arch, x)
+    names = official_names(model.arch, "train")
     return Setup(
         network=model.arch,
         params={name: _widened(array) for name, array in model.params.items()},
@@ -103,7 +121,8 @@ def right_setup(model: Model, x: Array, labels: Array, recipe: Recipe) -> Setup:
         recipe=recipe,
         eps=model.eps,
         bn_momentum=model.momentum,
-        names=official_names(model.arch, "train"),
+        names=names,
+        roles={names[ours]: role for ours, role in role_names(model.arch).items()},
     )
 
 
@@ -135,8 +154,8 @@ def run(setup: Setup, *, first_only: bool = False) -> Arrays:
                 return first
         losses.append(float(step.result.loss))
         given = grads if setup.grads_map is None else setup.grads_map(grads)
-        factors = setup.factors or setup.recipe.factors
-        taken = setup.update(Update(weights, given, velocities, lr, setup.recipe, factors))
+        update = Update(weights, given, velocities, lr, setup.recipe, setup.factors_in_use)
+        taken = setup.update(update)
         weights, velocities = taken.params | stats, taken.velocities
     after = {f"after/{name}": array for name, array in weights.items()}
     return first | {"losses": np.array(losses)} | after

@@ -105,10 +105,6 @@ def _when(value: float, there: bool) -> float | None:
     return value if there else None
 
 
-def _factors(setup: Setup) -> Callable[[str], Factors]:
-    return setup.factors or setup.recipe.factors
-
-
 def _belongs(setup: Setup, part: str) -> Callable[[str], bool]:
     """Whether an official name is a gamma, a beta, or another bias."""
     ours = {official: name for name, official in setup.names.items()}
@@ -119,7 +115,7 @@ def _belongs(setup: Setup, part: str) -> Callable[[str], bool]:
 def _decay_of(part: str) -> Callable[[Setup], float | None]:
     def right(setup: Setup) -> float | None:
         names = [name for name in setup.names.values() if _belongs(setup, part)(name)]
-        decays = {float(_factors(setup)(name).decay) for name in names}
+        decays = {float(setup.factors_in_use(name).decay) for name in names}
         return decays.pop() * setup.recipe.weight_decay if len(decays) == 1 else None
 
     return lambda setup: right(setup) if setup.recipe.weight_decay else None
@@ -127,7 +123,7 @@ def _decay_of(part: str) -> Callable[[Setup], float | None]:
 
 def _with_decay_of(part: str) -> Callable[[Setup, float], Setup]:
     def at(setup: Setup, decay: float) -> Setup:
-        belongs, before = _belongs(setup, part), _factors(setup)
+        belongs, before = _belongs(setup, part), setup.factors_in_use
         factor = decay / setup.recipe.weight_decay
 
         def factors(name: str) -> Factors:
@@ -139,7 +135,7 @@ def _with_decay_of(part: str) -> Callable[[Setup, float], Setup]:
 
 
 def _with_bias_rate(setup: Setup, rate: float) -> Setup:
-    before = _factors(setup)
+    before = setup.factors_in_use
 
     def factors(name: str) -> Factors:
         found = before(name)

@@ -24,6 +24,7 @@ from repvgg_ref.oracle.programs.distinguishing import (
 from repvgg_ref.oracle.programs.inputs import distinguishing_labels, golden_inputs
 from tests.models.small import SMALL
 
+PLAIN = plain_architecture(depths=[2], channels=[4, 6], num_classes=3)
 DEEPER = {
     "g4": plain_architecture(
         depths=[2, 2, 2, 1], channels=[8, 8, 16, 16, 32], groups=4, num_classes=7
@@ -76,6 +77,20 @@ def test_only_proven_equivalents_do_not_count() -> None:
     found = Counter((m.bug, m.layer) for m in matrix.mutants if m.fate == "equivalent")
     assert found == {("kernel-memory-layout", "stage0"): 2, ("input-memory-layout", "stage0"): 2}
     assert matrix_of(distinguishing_model(SMALL["plain"])).counted == 642
+
+
+def test_an_activation_of_what_is_never_negative_is_proven_to_be_none() -> None:
+    """Behind a sum of ReLUs a ReLU, a leaky one and none are one function; others are not."""
+    arch = plain_architecture(depths=[2], channels=[4, 6], num_classes=3, kind="relu-in-branches")
+    matrix = matrix_of(distinguishing_model(arch, seed=2))
+    found = Counter((m.bug, m.detail) for m in matrix.mutants if m.fate == "equivalent")
+    assert found == dict.fromkeys(
+        [("relu-inside-branches", ""), ("relu-missing", ""), ("other-activation", "leaky")], 3
+    )
+    assert matrix.survivors == ()
+    killed = {m.detail for m in matrix.mutants if m.bug == "other-activation" and m.killed}
+    assert killed == {"relu6", "silu", "hardswish", "gelu"}
+    assert "equivalent" not in {m.fate for m in matrix_of(distinguishing_model(PLAIN)).mutants}
 
 
 def weakened(arch: Network, **fields: float) -> Model:

@@ -23,7 +23,7 @@ from repvgg_ref.train.sgd import Factors, SgdStep
 )
 def _weight_decay_on_batch_norm(site: TrainingSite) -> TrainingVariants:
     setup = site.program
-    right = setup.factors or setup.recipe.factors
+    right = setup.factors_in_use
     norms = {setup.names[ours] for ours in setup.names if ours.endswith((".gamma", ".beta"))}
     for detail, decays in {
         "every array, batch norm and biases included": lambda name: True,
@@ -38,8 +38,9 @@ def _weight_decay_on_batch_norm(site: TrainingSite) -> TrainingVariants:
             return right(name)._replace(decay=1.0) if decays(name) else right(name)
 
         yield Variant(replace(setup, factors=factors), detail=detail)
-    for rule, other in DECAY_RULES.items():
+    for rule in DECAY_RULES:
         if rule != setup.recipe.decay:
+            other = setup.factors_by(rule)
             yield Variant(replace(setup, factors=other), detail=f"what the rule '{rule}' says")
 
 
@@ -224,7 +225,7 @@ def _learning_rates(site: TrainingSite) -> TrainingVariants:
     }.items():
         if others != lrs:
             yield Variant(with_recipe(setup, lrs=others), detail=detail)
-    right = setup.factors or setup.recipe.factors
+    right = setup.factors_in_use
     faster = replace(
         setup, factors=lambda n: right(n)._replace(lr=2.0) if "bias" in n else right(n)
     )
@@ -272,7 +273,7 @@ def _other_optimizer(site: TrainingSite) -> TrainingVariants:
     recipe = setup.recipe
     kinds: tuple[tuple[str, Callable[[str], float]], ...] = (
         ("", lambda _: 1.0),
-        (" that decays kernels only", lambda name: float(recipe.factors(name).decay)),
+        (" that decays kernels only", lambda name: float(setup.factors_in_use(name).decay)),
     )
     for said, decays in kinds:
         for detail, coupled, decay in (
