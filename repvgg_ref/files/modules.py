@@ -286,6 +286,8 @@ def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) ->
     """The blocks with the eps that is asked for, else what is told, else what their users have."""
     found: list[FoundBlock] = []
     asked = None if eps is None else checked_eps(eps)
+    assumed: dict[str, float] = {}  # by kind: to look for it is to look through all keys
+    notes = dict.fromkeys(blocks.notes)  # each once, in order
     for block in blocks.found:
         one, norms = block.member, list(norms_in(block.linear))
         own = [norm.eps for norm in norms if norm.eps is not None]
@@ -301,16 +303,19 @@ def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) ->
                 said.append(f"{block.fused}: its batch norms have eps {shown}, as its modules say")
             found.append(replace(block, eps=own[0]))
         else:
-            assumed = _eps_of(one, shapes, blocks.notes)
+            if one.name not in assumed:
+                assumed[one.name] = _eps_of(one, shapes, notes)
             if block.is_told:
-                said.append(f"eps {assumed:g} is assumed where its modules do not say it")
-            found.append(replace(block, eps=assumed))
-        notes = [f"{one.name}: {sanitize(each)}" for each in said if each]
-        blocks.notes += [note for note in notes if note not in blocks.notes]
+                said.append(
+                    f"eps {assumed[one.name]:g} is assumed where its modules do not say it"
+                )
+            found.append(replace(block, eps=assumed[one.name]))
+        notes |= dict.fromkeys(f"{one.name}: {sanitize(each)}" for each in said if each)
+    blocks.notes = list(notes)
     return found
 
 
-def _eps_of(one: Member, shapes: Mapping[str, Shape], notes: list[str]) -> float:
+def _eps_of(one: Member, shapes: Mapping[str, Shape], notes: dict[str, None]) -> float:
     if len(one.eps) < 2:
         return one.eps[0] if one.eps else 0.0
     if any(map(_YOLO.search, shapes)):
@@ -320,6 +325,5 @@ def _eps_of(one: Member, shapes: Mapping[str, Shape], notes: list[str]) -> float
             f"{one.name}: eps {min(one.eps):g} is assumed, which no key tells; "
             f"--eps {max(one.eps):g} is the YOLO line's"
         )
-        if line not in notes:
-            notes.append(line)
+        notes.setdefault(line)
     return min(one.eps)
