@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from weights_io.errors import LimitError, WeightsFileError
-from weights_io.limits import Limits
+from weights_io.limits import DEFAULT_LIMITS, Limits
 from weights_io.text import sanitize
 
 Charged = Literal[
@@ -34,6 +34,15 @@ _FREE_BYTES, _FREE_COMPARISONS = 1 << 16, 1000
 # of a thousand layers, pickled whole, has a million opcodes in a hundred megabytes.
 _FREE_OPCODES, _BYTES_AN_OPCODE = 250_000, 16
 _FREE_MEMO, _BYTES_A_PLACE = 150_000, 32
+# Arrays: with its name, type and shape even one of a single number takes about so many bytes.
+_FREE_TENSORS, _BYTES_A_TENSOR = 4096, 128
+
+
+def _unless_raised(limits: Limits, field: str, in_proportion: int) -> int:
+    """The lesser of a limit and what is in proportion to the file; who raises it means it."""
+    own: int = getattr(limits, field)
+    is_raised = field != "total_bytes" and own > getattr(DEFAULT_LIMITS, field)
+    return own if is_raised else min(own, in_proportion)
 
 
 class Budget:
@@ -58,10 +67,12 @@ class Budget:
             "copied_bytes": max(in_file, _FREE_BYTES),
             "comparisons": max(in_file, _FREE_COMPARISONS),
             "opcodes": max(file_bytes // _BYTES_AN_OPCODE, _FREE_OPCODES),
+            "tensors": max(file_bytes // _BYTES_A_TENSOR, _FREE_TENSORS),
         }
-        self._most_memo = min(limits.memo, max(file_bytes // _BYTES_A_PLACE, _FREE_MEMO))
         for field, most in in_proportion.items():
-            self._most[field] = min(self._most[field], most)
+            self._most[field] = _unless_raised(limits, field, most)
+        places = max(file_bytes // _BYTES_A_PLACE, _FREE_MEMO)
+        self._most_memo = _unless_raised(limits, "memo", places)
 
     @property
     def spent(self) -> Mapping[Charged, int]:

@@ -25,7 +25,7 @@ class Limits:
     overlap_bytes: int = 16 * _MIB  # so much is free; also one array whose strides repeat elements
     elements: int = 1 << 31  # of one array
     dimensions: int = 32
-    tensors: int = 20_000  # of a file
+    tensors: int = 20_000  # of a file; 4096, or one in 128 bytes
     header_bytes: int = 2 * _MIB  # safetensors header, zip directory, metadata
     npy_header_bytes: int = 4096
     members: int = 20_000  # of a zip archive
