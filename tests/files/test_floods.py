@@ -117,7 +117,7 @@ def test_which_eps_blocks_have_is_looked_for_once(monkeypatch: pytest.MonkeyPatc
 
 def test_blocks_are_counted_against_the_elements_of_their_file() -> None:
     assert len(modules.find_blocks(_blocks(256)).found) == 256
-    with pytest.raises(CheckpointError, match="too many .* blocks .got more than 256"):
+    with pytest.raises(CheckpointError, match=r"too many .* blocks .got more than 256"):
         modules.find_blocks(_blocks(257))
     assert len(modules.find_blocks(_blocks(257, channels=300)).found) == 257
 
