@@ -1,8 +1,8 @@
 """A thousand SIGKILLs of each job: ``python -m tests.studies.faults.kill_study [KILLS [JOB ...]]``.
 
-At random moments, and, of those called ``JOB-at-calls``, before system calls drawn at random. Writes
-``results/kills.json`` beside this file, after every fifty kills: it may be stopped, and goes on
-where it was.
+At random moments, and, of those called ``JOB-at-calls``, before system calls drawn at random.
+Writes ``results/kills.json`` beside this file, after every fifty kills: it may be stopped, and goes
+on where it was.
 """
 
 from __future__ import annotations
