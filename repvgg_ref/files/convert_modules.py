@@ -204,8 +204,10 @@ def _made(plan: list[_Step], arrays: Mapping[str, LazyArray]) -> Iterator[_Made]
             for step in plan:
                 while len(ahead) > _THREADS:
                     yield _result(ahead.popleft(), arrays)
-                is_small = isinstance(step, str) and arrays[step].nbytes < _SMALL
-                ahead.append(step if is_small else pool.submit(_do, step, arrays))
+                if isinstance(step, str) and arrays[step].nbytes < _SMALL:
+                    ahead.append(step)
+                else:
+                    ahead.append(pool.submit(_do, step, arrays))
             while ahead:
                 yield _result(ahead.popleft(), arrays)
         finally:

@@ -291,7 +291,7 @@ def _expression(
 
 
 def _built(
-    one: Member, shapes: Mapping[str, Shape], told: Recorded | None
+    one: Member, shapes: dict[str, Shape], told: Recorded | None
 ) -> tuple[Linear, Conv] | None:
     """What a block of these arrays computes, and the convolution that it fuses to.
 
@@ -358,9 +358,7 @@ def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) ->
             if one.name not in assumed:
                 assumed[one.name] = _eps_of(one, shapes, notes)
             if block.is_told:
-                said.append(
-                    f"eps {assumed[one.name]:g} is assumed where its modules do not say it"
-                )
+                said.append(f"eps {assumed[one.name]:g} is assumed where its modules do not say it")
             found.append(replace(block, eps=assumed[one.name]))
         notes |= dict.fromkeys(f"{one.name}: {sanitize(each)}" for each in said if each)
     blocks.notes = list(notes)
