@@ -31,8 +31,9 @@ _CHARGED: tuple[Charged, ...] = Charged.__args__  # type: ignore[attr-defined]
 
 _FREE_BYTES, _FREE_COMPARISONS = 1 << 16, 1000
 # What a pickle's machine may do, of any file and for each so many bytes of a larger one: a network
-# of a thousand layers, pickled whole, has a million opcodes in a hundred megabytes.
-_FREE_OPCODES, _BYTES_AN_OPCODE = 250_000, 16
+# of a thousand layers, pickled whole, has a million opcodes in a hundred megabytes. An opcode can
+# make an object of 144 bytes.
+_FREE_OPCODES, _BYTES_AN_OPCODE = 250_000, 48
 _FREE_MEMO, _BYTES_A_PLACE = 150_000, 32
 # Arrays: with its name, type and shape even one of a single number takes about so many bytes.
 _FREE_TENSORS, _BYTES_A_TENSOR = 4096, 128
@@ -59,6 +60,7 @@ class Budget:
     def __init__(self, limits: Limits, file_bytes: int) -> None:
         self.limits = limits
         self._spent = dict.fromkeys(_CHARGED, 0)
+        self._beside = 0
         self._most: dict[Charged, int] = {field: getattr(limits, field) for field in _CHARGED}
         # What is looked through or made twice stays in proportion to the file.
         in_file, free = limits.expansion * file_bytes, limits.overlap_bytes
@@ -114,7 +116,10 @@ class Budget:
         return text
 
     def admit(self, shape: tuple[int, ...], itemsize: int, what: str) -> int:
-        """Charge one array and return its number of elements, or raise `LimitError`."""
+        """Charge one array and return its number of elements, or raise `LimitError`.
+
+        `itemsize` is that of an element once it is read.
+        """
         limits = self.limits
         if len(shape) > limits.dimensions:  # asked here: a call for every array is dear
             limits.enforce("dimensions", len(shape), f"{sanitize(what)} has too many dimensions")
@@ -132,6 +137,13 @@ class Budget:
         self.charge("tensors", 1, "the file holds too many arrays")
         self.charge_reading(count * itemsize, what)
         return count
+
+    def charge_copy(self, size: int, what: str) -> None:
+        """Charge bytes that are held beside an array while it is read: once, of all the most."""
+        more = max(0, size - self._beside)
+        self._beside += more
+        self._most["total_bytes"] -= more
+        self.charge_reading(0, what)
 
     def charge_reading(self, size: int, what: str) -> None:
         """Charge bytes that reading an array takes."""

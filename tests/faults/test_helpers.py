@@ -87,7 +87,10 @@ def judge(case: Case, found: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.few(3)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * each.waits) for name, each in CASES.items()],
+)
 def test_helpers_are_replaced(name: str, tmp_path: Path) -> None:
     found = attacked(name, tmp_path)
     assert judge(CASES[name], found) == []

@@ -22,6 +22,7 @@ class Case:
     closed: tuple[int, ...] = ()
     limits: dict[int, int] = field(default_factory=dict)
     gone: bool = False  # the folder it is started in
+    waits: bool = False  # until patience is at its end
     warns: bool | None = None  # whether a warning is due; None: it may come
 
 

@@ -48,8 +48,12 @@ def _at_once(number: int, caller: Caller) -> None:
 _WHEN = {"before a call": _before_a_call, "before a plan": _before_a_plan, "in a call": _in_a_call}
 for _number in (signal.SIGSTOP, signal.SIGKILL):
     for _name, _when in _WHEN.items():
-        CASES[f"{_number.name} {_name}"] = Case(partial(_when, _number), warns=True)
-    CASES[f"{_number.name} at once"] = Case(partial(_at_once, _number), warns=True)
+        CASES[f"{_number.name} {_name}"] = Case(
+            partial(_when, _number), waits=_number == signal.SIGSTOP, warns=True
+        )
+    CASES[f"{_number.name} at once"] = Case(
+        partial(_at_once, _number), waits=_number == signal.SIGSTOP, warns=True
+    )
 for _number in (signal.SIGTERM, signal.SIGSEGV, signal.SIGHUP, signal.SIGXCPU, signal.SIGABRT):
     CASES[f"{_number.name} in a call"] = Case(partial(_in_a_call, _number), warns=True)
 for _number in (signal.SIGINT, signal.SIGCHLD, signal.SIGWINCH, signal.SIGPIPE):
@@ -68,7 +72,7 @@ def stopped_and_continued(caller: Caller) -> None:
     plain(caller)
 
 
-@case(warns=False)
+@case(waits=True, warns=False)
 def all_stopped_for_longer_than_patience(caller: Caller) -> None:
     plain(caller)
     group = [str(os.getpid()), *map(str, caller.helpers())]

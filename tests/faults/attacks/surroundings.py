@@ -136,7 +136,7 @@ def an_executable_that_is_another_program(caller: Caller) -> None:
         plain(caller)
 
 
-@case(warns=True)
+@case(waits=True, warns=True)
 def an_executable_that_says_anything(caller: Caller) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "python")
