@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from weights_io.errors import LimitError, WeightsFileError
-from weights_io.limits import Limits
+from weights_io.limits import DEFAULT_LIMITS, Limits
 from weights_io.text import sanitize
 
 Charged = Literal[
@@ -31,9 +31,19 @@ _CHARGED: tuple[Charged, ...] = Charged.__args__  # type: ignore[attr-defined]
 
 _FREE_BYTES, _FREE_COMPARISONS = 1 << 16, 1000
 # What a pickle's machine may do, of any file and for each so many bytes of a larger one: a network
-# of a thousand layers, pickled whole, has a million opcodes in a hundred megabytes.
-_FREE_OPCODES, _BYTES_AN_OPCODE = 250_000, 16
+# of a thousand layers, pickled whole, has a million opcodes in a hundred megabytes. An opcode can
+# make an object of 144 bytes.
+_FREE_OPCODES, _BYTES_AN_OPCODE = 250_000, 48
 _FREE_MEMO, _BYTES_A_PLACE = 150_000, 32
+# Arrays: with its name, type and shape even one of a single number takes about so many bytes.
+_FREE_TENSORS, _BYTES_A_TENSOR = 4096, 128
+
+
+def _unless_raised(limits: Limits, field: str, in_proportion: int) -> int:
+    """The lesser of a limit and what is in proportion to the file; who raises it means it."""
+    own: int = getattr(limits, field)
+    is_raised = field != "total_bytes" and own > getattr(DEFAULT_LIMITS, field)
+    return own if is_raised else min(own, in_proportion)
 
 
 class Budget:
@@ -50,6 +60,7 @@ class Budget:
     def __init__(self, limits: Limits, file_bytes: int) -> None:
         self.limits = limits
         self._spent = dict.fromkeys(_CHARGED, 0)
+        self._beside = 0
         self._most: dict[Charged, int] = {field: getattr(limits, field) for field in _CHARGED}
         # What is looked through or made twice stays in proportion to the file.
         in_file, free = limits.expansion * file_bytes, limits.overlap_bytes
@@ -58,10 +69,12 @@ class Budget:
             "copied_bytes": max(in_file, _FREE_BYTES),
             "comparisons": max(in_file, _FREE_COMPARISONS),
             "opcodes": max(file_bytes // _BYTES_AN_OPCODE, _FREE_OPCODES),
+            "tensors": max(file_bytes // _BYTES_A_TENSOR, _FREE_TENSORS),
         }
-        self._most_memo = min(limits.memo, max(file_bytes // _BYTES_A_PLACE, _FREE_MEMO))
         for field, most in in_proportion.items():
-            self._most[field] = min(self._most[field], most)
+            self._most[field] = _unless_raised(limits, field, most)
+        places = max(file_bytes // _BYTES_A_PLACE, _FREE_MEMO)
+        self._most_memo = _unless_raised(limits, "memo", places)
 
     @property
     def spent(self) -> Mapping[Charged, int]:
@@ -103,7 +116,10 @@ class Budget:
         return text
 
     def admit(self, shape: tuple[int, ...], itemsize: int, what: str) -> int:
-        """Charge one array and return its number of elements, or raise `LimitError`."""
+        """Charge one array and return its number of elements, or raise `LimitError`.
+
+        `itemsize` is that of an element once it is read.
+        """
         limits = self.limits
         if len(shape) > limits.dimensions:  # asked here: a call for every array is dear
             limits.enforce("dimensions", len(shape), f"{sanitize(what)} has too many dimensions")
@@ -121,6 +137,13 @@ class Budget:
         self.charge("tensors", 1, "the file holds too many arrays")
         self.charge_reading(count * itemsize, what)
         return count
+
+    def charge_copy(self, size: int, what: str) -> None:
+        """Charge bytes that are held beside an array while it is read: once, of all the most."""
+        more = max(0, size - self._beside)
+        self._beside += more
+        self._most["total_bytes"] -= more
+        self.charge_reading(0, what)
 
     def charge_reading(self, size: int, what: str) -> None:
         """Charge bytes that reading an array takes."""

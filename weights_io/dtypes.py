@@ -61,18 +61,23 @@ def stored_bytes(dtype: str) -> int:
     return OTHER_STORAGES[dtype] if dtype in OTHER_STORAGES else STORED[dtype].itemsize
 
 
-def decode(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Turn an array of a stored type, either byte order, into a native one.
+def kept_bytes(dtype: str) -> int:
+    """The bytes of one element once it is read: those of bfloat16 become twice as many."""
+    return 4 if dtype == "bfloat16" else stored_bytes(dtype)
 
-    The result may share memory with `stored`.
+
+def decode(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Turn a fresh array of a stored type, either byte order, into a native one.
+
+    It is done in the memory of `stored`, whose values are lost, but for bfloat16, which needs more.
     """
     if not stored.dtype.isnative:
-        stored = stored.astype(stored.dtype.newbyteorder("="))
+        stored = stored.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
     if dtype == "bfloat16":
         # A bfloat16 is the upper half of the float32 of the same value.
         wide = stored.astype(np.uint32)
         wide <<= 16
         return wide.view(np.float32)
     if dtype == "bool":
-        return stored.astype(np.bool_)
+        return np.not_equal(stored, 0, out=stored.view(np.bool_))
     return stored

@@ -21,17 +21,17 @@ class Limits:
 
     file_bytes: int = 16 * _GIB
     total_bytes: int = 16 * _GIB  # of a file: what reading all its arrays once takes
-    expansion: int = 4  # the same / size of the file (shared weights, deflated archives), but
+    expansion: int = 3  # the same / size of the file (shared weights, deflated archives), but
     overlap_bytes: int = 16 * _MIB  # so much is free; also one array whose strides repeat elements
     elements: int = 1 << 31  # of one array
     dimensions: int = 32
-    tensors: int = 20_000  # of a file
+    tensors: int = 20_000  # of a file; 4096, or one in 128 bytes
     header_bytes: int = 2 * _MIB  # safetensors header, zip directory, metadata
     npy_header_bytes: int = 4096
     members: int = 20_000  # of a zip archive
     compression_ratio: int = 200  # of a member larger than one MiB
     pickle_bytes: int = 16 * _MIB  # of one pickle, the array data in it not counted
-    opcodes: int = 2_000_000  # of a file, all its pickles together; 250,000, or one in 16 bytes
+    opcodes: int = 2_000_000  # of a file, all its pickles together; 250,000, or one in 48 bytes
     memo: int = 1_000_000  # of a pickle; 150,000, or one in 32 bytes
     nodes: int = 250_000  # of the tree, every shared part counted each time; of JSON
     containers: int = 50_000  # of a file: dicts, lists, tuples and sets of its tree

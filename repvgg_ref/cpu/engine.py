@@ -94,14 +94,19 @@ class Plans(ABC, Generic[P]):
         return self.plan(x.shape).run(x, tap)
 
     def plan(self, shape: tuple[int, ...]) -> P:
-        """The plan for a batch of `shape`, made on first use."""
-        if shape in self._plans and not self._plans[shape].team.usable:
+        """The plan for a batch of `shape`, made on first use.
+
+        Threads may ask at once, and let each other's plans go: each returns the one that it found.
+        """
+        found = self._plans.get(shape)
+        if found is not None and not found.team.usable:
             self._forget()
-        if shape not in self._plans:
-            while len(self._plans) >= KEPT_PLANS:
-                del self._plans[next(iter(self._plans))]
-            self._plans[shape] = self._make(shape)
-        return self._plans[shape]
+            found = None
+        if found is None:
+            for other in list(self._plans)[: 1 - KEPT_PLANS]:
+                self._plans.pop(other, None)
+            found = self._plans[shape] = self._make(shape)
+        return found
 
     @property
     def packed_bytes(self) -> int:
@@ -155,13 +160,14 @@ class Engine(Plans[Plan]):
         self._number = next(_NUMBERS)  # helpers may outlive an address, and pack by it
 
     def run(self, x: Array, tap: Tap | None = None) -> Array:
-        """As `Plans.run`. If a crew fails, threads take over, and a warning says so."""
+        """As `Plans.run`. If a crew fails, threads take over, and a warning says so, once."""
         try:
             return super().run(x, tap)
         except CrewError as error:
-            warnings.warn(f"{error}; threads take over", RuntimeWarning, stacklevel=2)
-            self._crews = False
+            is_first, self._crews = self._crews, False
             self._forget()
+            if is_first:  # other threads that were waiting for the same crew say nothing
+                warnings.warn(f"{error}; threads take over", RuntimeWarning, stacklevel=2)
             return super().run(x, tap)
 
     def _make(self, shape: tuple[int, ...]) -> Plan:

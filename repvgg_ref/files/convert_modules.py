@@ -17,11 +17,11 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.family import FAMILY
 from repvgg_ref.blocks.fusion import FusedConv, fuse_linear
 from repvgg_ref.blocks.selfcheck import BlockCheck, check_linear, worst
-from repvgg_ref.errors import CheckpointError, ReportedError
+from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.checkpoint import open_checkpoint
 from repvgg_ref.files.deployed import already_fused
 from repvgg_ref.files.metadata import is_ours
-from repvgg_ref.files.modules import AUTO, Blocks, FoundBlock, blocks_of
+from repvgg_ref.files.modules import AUTO, Blocks, FoundBlock, blocks_of, holds_blocks
 from repvgg_ref.files.spares import Spares
 from repvgg_ref.files.wrappers import WhichWeights, listed, no_such_weights, select
 from weights_io import LazyArray
@@ -30,6 +30,7 @@ from weights_io.writers.write import Container
 _THREADS = min(4, os.cpu_count() or 1)
 _FLOATS = ("float16", "float32", "float64")
 _MOST_NEAR = 3
+_SMALL = 1 << 16  # bytes of an array
 Progress = Callable[[str, int, int], None]
 
 
@@ -192,19 +193,30 @@ def _dtype(block: FoundBlock, arrays: Mapping[str, LazyArray]) -> str:
 
 
 def _made(plan: list[_Step], arrays: Mapping[str, LazyArray], spares: Spares) -> Iterator[_Made]:
-    """Every step in order, blocks computed by threads that run a few ahead."""
-    ahead: deque[Future[_Made]] = deque()
+    """Every step in order, computed by threads that run a few ahead; small copies when it is due.
+
+    To hand a small array to a thread takes longer than to read it.
+    """
+    ahead: deque[Future[_Made] | str] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
             for step in plan:
                 while len(ahead) > _THREADS:
-                    yield ahead.popleft().result()
-                ahead.append(pool.submit(_do, step, arrays, spares))
+                    yield _result(ahead.popleft(), arrays, spares)
+                if isinstance(step, str) and arrays[step].nbytes < _SMALL:
+                    ahead.append(step)
+                else:
+                    ahead.append(pool.submit(_do, step, arrays, spares))
             while ahead:
-                yield ahead.popleft().result()
+                yield _result(ahead.popleft(), arrays, spares)
         finally:
-            for future in ahead:
-                future.cancel()
+            for waiting in ahead:
+                if not isinstance(waiting, str):
+                    waiting.cancel()
+
+
+def _result(waiting: Future[_Made] | str, arrays: Mapping[str, LazyArray], spares: Spares) -> _Made:
+    return _do(waiting, arrays, spares) if isinstance(waiting, str) else waiting.result()
 
 
 def _do(step: _Step, arrays: Mapping[str, LazyArray], spares: Spares) -> _Made:
@@ -260,12 +272,16 @@ def holds_modules(path: Path, weights: WhichWeights = "model") -> bool:
     """Whether a file that is no RepVGG by any known names holds blocks of the family.
 
     Also those that cannot be fused: `convert_modules` says why, and what they lack.
+
+    Raises
+    ------
+    WeightsFileError
+        If the file is broken or hostile, or of a kind that is not read.
     """
     try:
         with open_checkpoint(path, weights=weights) as checkpoint:
             if checkpoint.dialect or checkpoint.arch or is_ours(checkpoint.metadata):
                 return False
-            blocks = blocks_of(checkpoint.arrays)
-            return bool(blocks.found or blocks.left)
-    except ReportedError:
+            return holds_blocks(checkpoint.arrays)
+    except CheckpointError:
         return False

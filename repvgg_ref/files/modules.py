@@ -7,6 +7,8 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from math import prod
 
 from repvgg_ref.blocks.catalogue import one_conv
 from repvgg_ref.blocks.family import FAMILY, Member
@@ -23,6 +25,9 @@ AUTO = "auto"
 Shape = tuple[int, ...]
 _MOST_LACKING = 4
 _COUNTER = "num_batches_tracked"
+# Of blocks, any file may hold so many, and a larger one as many as go with so many elements each:
+# networks have tens to hundreds, of many thousand elements; each costs time, however small.
+_FREE_BLOCKS, _ELEMENTS_A_BLOCK = 256, 4096
 _STORED = {"gamma": "weight", "beta": "bias"}  # of a batch norm
 # Keys of files whose batch norms have the other of two eps: they are set after building.
 _YOLO = re.compile(r"(^|\.)(ERBlock_\d|Rep_[pn]\d|reduce_layer\d|detect)\.")
@@ -117,25 +122,36 @@ def find_blocks(
     Raises
     ------
     CheckpointError
-        If there is no such kind.
+        If there is no such kind, or there are more blocks than any network of this size has.
     """
     members = _members(family)
-    blocks = Blocks()
-    taken, place = _search(members, shapes, blocks, records or {})
-    blocks.found = sorted(taken.values(), key=lambda block: place[block.owned[0]])
+    blocks, place = Blocks(), {name: i for i, name in enumerate(shapes)}
+    blocks.found = list(_search(members, shapes, blocks, records or {}))
+    blocks.found.sort(key=lambda block: place[block.owned[0]])
     blocks.found = _with_eps(blocks, shapes, eps)
     _name_the_broken(members, shapes, blocks, records or {})
     blocks.notes += [f"left as it is: {why}" for why in blocks.left.values()]
     return blocks
 
 
+def holds_blocks(arrays: Mapping[str, LazyArray]) -> bool:
+    """Whether `blocks_of` the arrays would find one, or one that cannot be fused."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    members, blocks, records = _members(AUTO), Blocks(), records_of(arrays)
+    if any(True for _ in _search(members, shapes, blocks, records)):
+        return True
+    _name_the_broken(members, shapes, blocks, records)
+    return bool(blocks.left)
+
+
 def _search(
     members: list[Member], shapes: Mapping[str, Shape], blocks: Blocks, records: Records
-) -> tuple[dict[str, FoundBlock], dict[str, int]]:
-    """The blocks by their prefixes, and the arrays' places in the file."""
+) -> Iterator[FoundBlock]:
+    """The blocks, kind by kind; what is none goes to `blocks`."""
     ordered, place = sorted(shapes), {name: i for i, name in enumerate(shapes)}
-    taken: dict[str, FoundBlock] = {}
+    taken: set[str] = set()
     owned: set[str] = set()
+    most = max(_FREE_BLOCKS, sum(map(prod, shapes.values())) // _ELEMENTS_A_BLOCK)
     for one in members:
         inner = f".{one.anchor}"
         for key in [key for key in shapes if key.endswith(inner) or key == one.anchor]:
@@ -144,10 +160,17 @@ def _search(
             if prefix in taken or prefix in blocks.left or key in owned:
                 continue
             found = _block(one, prefix, shapes, (ordered, place), blocks, records)
-            if found is not None:
-                taken[prefix] = found
-                owned |= set(found.owned)
-    return taken, place
+            if found is None:
+                continue
+            taken.add(prefix)
+            owned.update(found.owned)
+            if len(taken) > most:
+                raise CheckpointError(
+                    "the file holds too many re-parameterisable blocks",
+                    got=f"more than {most}",
+                    wanted=f"at most {_FREE_BLOCKS}, or one in {_ELEMENTS_A_BLOCK} elements",
+                )
+            yield found
 
 
 def _name_the_broken(
@@ -158,9 +181,9 @@ def _name_the_broken(
     if len(whole) == len(shapes):
         return
     known = {key for block in blocks.found for key in block.owned}
-    taken, _ = _search(members, whole, Blocks(left=dict(blocks.left)), records)
     broken = []
-    for prefix, block in taken.items():
+    for block in _search(members, whole, Blocks(left=dict(blocks.left)), records):
+        prefix = block.prefix
         lacks = [key[len(prefix) :] for key in block.owned if key not in shapes]
         if lacks and known.isdisjoint(block.owned):
             more = ", ..." if len(lacks) > _MOST_LACKING else ""
@@ -168,7 +191,8 @@ def _name_the_broken(
             where = sanitize(prefix.rstrip(".")) or "the file's root"
             blocks.left[prefix] = f"{where}: {block.member.name} without {named}"
             broken.append(blocks.left[prefix])
-    blocks.near = broken + [near for near in blocks.near if near not in broken]
+    said = set(broken)
+    blocks.near = broken + [near for near in blocks.near if near not in said]
 
 
 def _members(family: str) -> list[Member]:
@@ -203,21 +227,22 @@ def _block(
     where = sanitize(prefix.rstrip(".")) or "the file's root"
     held = {leaf: records[prefix + end] for leaf, end in leaves.items() if prefix + end in records}
     told = Recorded(held) if held else None
+    here = tuple((leaf, mine[end]) for leaf, end in leaves.items())
     try:
-        linear = one.build(Parts({leaf: mine[end] for leaf, end in leaves.items()}, told))
-        if linear is None:
-            blocks.near.append(f"{where}: its shapes are not those of {one.name}")
-            return None
-        # Of zeros, for the geometry alone: what a file says of eps may be 0, too.
-        conv = one_conv(with_eps(linear, lambda _: 1.0), where)
-        _require_no_growth(conv, mine, where)
-        if told is not None:
-            told.require_as_built(linear.shapes(), one.beside)
+        made = _expression(one.name, here) if told is None else _built(one, dict(here), told)
+        if isinstance(made, ReportedError):
+            raise made
+        if told is not None and made is not None:
+            told.require_as_built(made[0].shapes(), one.beside)
     except ReportedError as error:  # shapes that no such block has
         blocks.near.append(f"{where}: {error}")
         if told is not None:
             blocks.left.setdefault(prefix, f"{where}: {error}")
         return None
+    if made is None:
+        blocks.near.append(f"{where}: its shapes are not those of {one.name}")
+        return None
+    linear, conv = made
     own = linear.shapes()
     names = {leaf: _key(leaf, leaves, own) for leaf in own}
     lacks = [
@@ -254,13 +279,40 @@ def _block(
     )
 
 
-def _require_no_growth(conv: Conv, mine: Mapping[str, Shape], where: str) -> None:
+@lru_cache(maxsize=1024)
+def _expression(
+    kind: str, shapes: tuple[tuple[str, Shape], ...]
+) -> tuple[Linear, Conv] | ReportedError | None:
+    """`_built` of nothing but shapes, or its error: a network's blocks are much alike."""
+    try:
+        return _built(FAMILY[kind], dict(shapes), None)
+    except ReportedError as error:
+        return error.with_traceback(None)
+
+
+def _built(
+    one: Member, shapes: dict[str, Shape], told: Recorded | None
+) -> tuple[Linear, Conv] | None:
+    """What a block of these arrays computes, and the convolution that it fuses to.
+
+    None if it is none of this kind; what no block can be raises `ReportedError`.
+    """
+    linear = one.build(Parts(shapes, told))
+    if linear is None:
+        return None
+    # Of zeros, for the geometry alone: what a file says of eps may be 0, too.
+    conv = one_conv(with_eps(linear, lambda _: 1.0), one.name)
+    _require_no_growth(conv, shapes, one.name)
+    return linear, conv
+
+
+def _require_no_growth(conv: Conv, shapes: Mapping[str, Shape], kind: str) -> None:
     """Refuse a fused kernel larger than the block's own: a dilation can make it of any size."""
-    own = [shape[2:] for shape in mine.values() if len(shape) == 4] or [conv.kernel]
+    own = [shape[2:] for shape in shapes.values() if len(shape) == 4] or [conv.kernel]
     largest = tuple(max(sizes) for sizes in zip(*own, strict=True))
     if any(size > most for size, most in zip(conv.kernel, largest, strict=True)):
         raise CheckpointError(
-            f"{where}: its fused kernel is larger than any of its own, whose dilations differ",
+            f"{kind}: its fused kernel is larger than any of its own, whose dilations differ",
             got=f"{conv.kernel[0]} x {conv.kernel[1]}",
             wanted=f"at most {largest[0]} x {largest[1]}",
         )
@@ -287,6 +339,8 @@ def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) ->
     found: list[FoundBlock] = []
     hints = tuple(any(map(pattern.search, shapes)) for pattern in (_YOLO, _OFFICIAL))
     asked = None if eps is None else checked_eps(eps)
+    assumed: dict[str, float] = {}  # by kind: to look for it is to look through all keys
+    notes = dict.fromkeys(blocks.notes)  # each once, in order
     for block in blocks.found:
         one, norms = block.member, list(norms_in(block.linear))
         own = [norm.eps for norm in norms if norm.eps is not None]
@@ -302,16 +356,17 @@ def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) ->
                 said.append(f"{block.fused}: its batch norms have eps {shown}, as its modules say")
             found.append(replace(block, eps=own[0]))
         else:
-            assumed = _eps_of(one, hints, blocks.notes)
+            if one.name not in assumed:
+                assumed[one.name] = _eps_of(one, hints, notes)
             if block.is_told:
-                said.append(f"eps {assumed:g} is assumed where its modules do not say it")
-            found.append(replace(block, eps=assumed))
-        notes = [f"{one.name}: {sanitize(each)}" for each in said if each]
-        blocks.notes += [note for note in notes if note not in blocks.notes]
+                said.append(f"eps {assumed[one.name]:g} is assumed where its modules do not say it")
+            found.append(replace(block, eps=assumed[one.name]))
+        notes |= dict.fromkeys(f"{one.name}: {sanitize(each)}" for each in said if each)
+    blocks.notes = list(notes)
     return found
 
 
-def _eps_of(one: Member, hints: tuple[bool, ...], notes: list[str]) -> float:
+def _eps_of(one: Member, hints: tuple[bool, ...], notes: dict[str, None]) -> float:
     """Of several that its users have the one that the file's other keys tell.
 
     `hints` says whether some are the YOLO line's, and whether some are the official network's.
@@ -326,6 +381,5 @@ def _eps_of(one: Member, hints: tuple[bool, ...], notes: list[str]) -> float:
             f"{one.name}: eps {min(one.eps):g} is assumed, which no key tells; "
             f"--eps {max(one.eps):g} is the YOLO line's"
         )
-        if line not in notes:
-            notes.append(line)
+        notes.setdefault(line)
     return min(one.eps)

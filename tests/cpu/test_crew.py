@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ from repvgg_ref.cpu.workers import process as processes
 from repvgg_ref.cpu.workers.crew import WORKERS, Caller, available, use_of_helpers
 from repvgg_ref.cpu.workers.pool import Pool
 from repvgg_ref.cpu.workers.process import CrewError
+from repvgg_ref.cpu.workers.seats import Seat
 from repvgg_ref.errors import BackendError
 from repvgg_ref.interpreter import identity
 from repvgg_ref.models.architectures import architecture
@@ -184,6 +188,51 @@ def test_threads_take_over_from_a_helper_that_died() -> None:
     (helper,) = crews.crew(2)._helpers
     os.kill(helper.pid, signal.SIGKILL)
     threads_take_over("process .*", engine)
+
+
+def test_threads_that_ask_at_once_share_a_crew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would have started one, and all but the last been lost."""
+    monkeypatch.setattr(processes, "_PROGRAM", ("signal", "pause"))
+    with ThreadPoolExecutor(8) as threads:
+        found = {id(crew) for crew in threads.map(lambda _: crews.crew(2), range(8))}
+    assert found == {id(crews.crew(2))}
+
+
+def test_threads_take_over_where_shared_memory_cannot_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit on the size of files holds for it, too."""
+    engine = engine_of(DEPLOY)
+
+    def full(*_: object) -> Array:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(Seat, "allocate", full)
+    with pytest.warns(RuntimeWarning, match="no memory can be shared: .*too large; threads"):
+        assert np.isfinite(engine.forward(images(1))).all()
+    assert isinstance(engine.plan((1, 3, 33, 40)).team, Pool)
+
+
+def test_threads_take_over_where_somebody_closed_the_helpers_socket() -> None:
+    """As a daemon closes whatever it does not know."""
+    engine = engine_of(DEPLOY)
+    engine.forward(images(1))
+    (helper,) = crews.crew(2)._helpers
+    os.close(helper._channel.fileno())
+    threads_take_over("process .*", engine)
+    assert not is_running(helper.pid)
+
+
+def test_threads_that_wait_for_one_crew_warn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, x = engine_of(DEPLOY), images(1)
+    monkeypatch.setattr(Caller, "call", refuse)
+    with warnings.catch_warnings(record=True) as told, ThreadPoolExecutor(4) as threads:
+        warnings.simplefilter("always")
+        results = list(threads.map(engine.forward, 4 * [x]))
+    assert all(np.array_equal(each, results[0]) for each in results)
+    assert len(told) == 1
+
+
+def refuse(_: Caller) -> None:
+    raise CrewError("a helper process is gone")
 
 
 def test_a_helper_that_fails_says_why() -> None:

@@ -47,6 +47,11 @@ class Shim:
         """Let that call of this thread fail; 0: none."""
         self._library.fault_arm(ctypes.c_long(call or -1))
 
+    def kill_at(self, call: int) -> None:
+        """Let this process be killed before that call of this thread."""
+        self._library.fault_kills(1)
+        self.arm(call)
+
     def disarm(self) -> tuple[int, str]:
         """How many calls there were, and which has failed."""
         return int(self._library.fault_disarm()), self._library.fault_failed().decode()

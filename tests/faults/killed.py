@@ -1,9 +1,12 @@
-"""Jobs killed with SIGKILL at random moments, and run again; run by `test_kills` and the study.
+"""Jobs killed with SIGKILL and run again; run by `test_kills` and the study.
 
     python -m tests.faults.killed JOB FOLDER KILLS SEED
+    LD_PRELOAD=shim.so python -m tests.faults.killed JOB FOLDER KILLS SEED calls
 
-Prints one JSON object: what the kills found, and what was wrong after which of them. Each run is a
-process of its own, forked from one that has everything imported, so that a thousand take minutes.
+They are killed at random moments, or, with ``calls``, before system calls on files drawn at random,
+each of them at most once: few moments lie between two calls that are near each other. Prints one
+JSON object: what the kills found, and what was wrong after which of them. Each run is a process of
+its own, forked from one that has everything imported, so that a thousand take minutes.
 """
 
 from __future__ import annotations
@@ -16,14 +19,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from repvgg_ref.train.log import read_log
 from repvgg_ref.train.state import read_newest, steps_in
-from tests.faults.injected import Convert, Job, Shards
+from tests.faults.injected import Convert, Job, Shards, Shim
 from tests.train.small_training import changed, run, small_job
 
 KILLED = "error: killed"
@@ -95,14 +97,14 @@ def ended(pid: int) -> int:
 
 
 def whole(job: Job) -> Whole:
-    """The job from beginning to end, three times."""
+    """The job from beginning to end, twice: the first time it waits for what is cached later."""
     seconds = []
-    for _ in range(3):
+    for _ in range(2):
         job.prepare()
         began = time.monotonic()
         assert ended(forked(job.run)) == 0
         seconds.append(time.monotonic() - began)
-    return Whole(outcome(job), median(seconds))
+    return Whole(outcome(job), min(seconds))
 
 
 def kill(job: Job, known: Whole, moment: float) -> dict[str, Any]:
@@ -111,6 +113,22 @@ def kill(job: Job, known: Whole, moment: float) -> dict[str, Any]:
     pid = forked(job.run)
     time.sleep(moment)
     os.kill(pid, signal.SIGKILL)
+    return looked_at(job, known, pid)
+
+
+def kill_at(job: Job, known: Whole, shim: Shim, call: int) -> dict[str, Any]:
+    """Kill it before its `call`-th system call on files; as `kill`."""
+
+    def run() -> None:
+        shim.kill_at(call)
+        job.run()
+
+    job.prepare()
+    return looked_at(job, known, forked(run))
+
+
+def looked_at(job: Job, known: Whole, pid: int) -> dict[str, Any]:
+    """What a run that is being killed has left, and what the next one makes of it."""
     found: dict[str, Any] = {"killed": ended(pid) == -signal.SIGKILL, "wrong": []}
     found["litter"] = sum(path.name.startswith(".") for path in job.folder.rglob("*"))
     torn = job.judge(KILLED)
@@ -125,22 +143,54 @@ def kill(job: Job, known: Whole, moment: float) -> dict[str, Any]:
     return found
 
 
+def calls_of(job: Job, shim: Shim) -> int:
+    """How many system calls on files a whole run makes."""
+    read, write = os.pipe()
+
+    def run() -> None:
+        shim.arm(0)
+        job.run()
+        os.write(write, str(shim.disarm()[0]).encode())
+
+    job.prepare()
+    assert ended(forked(run)) == 0
+    os.close(write)
+    with os.fdopen(read) as told:
+        return int(told.read())
+
+
 def kills(job: Job, count: int, rng: np.random.Generator) -> dict[str, Any]:
     """`count` kills that came before the end, at moments from the beginning to the end."""
-    known = whole(job)
-    told: dict[str, Any] = {"kills": 0, "too_late": 0, "with_litter": 0, "wrong": []}
+    known, told = whole(job), _nothing()
     while told["kills"] < count:
         moment = float(rng.uniform(0, known.seconds))
-        found = kill(job, known, moment)
-        told["kills" if found["killed"] else "too_late"] += 1
-        told["with_litter"] += bool(found["litter"])
-        told["wrong"] += [f"after {moment:.4f} s: {each}" for each in found["wrong"]]
+        _add(told, kill(job, known, moment), f"after {moment:.4f} s")
     return told | {"seconds": round(known.seconds, 4)}
 
 
-def main(name: str, folder: str, count: str, seed: str) -> None:
+def kills_at_calls(job: Job, count: int, rng: np.random.Generator) -> dict[str, Any]:
+    """As many kills, each before another system call; `LD_PRELOAD` has the shim."""
+    shim, told = Shim(), _nothing()
+    known, calls = whole(job), calls_of(job, shim)
+    for call in rng.permutation(calls)[:count] + 1:
+        _add(told, kill_at(job, known, shim, int(call)), f"before call {call}")
+    return told | {"calls": calls}
+
+
+def _nothing() -> dict[str, Any]:
+    return {"kills": 0, "too_late": 0, "with_litter": 0, "wrong": []}
+
+
+def _add(told: dict[str, Any], found: dict[str, Any], when: str) -> None:
+    told["kills" if found["killed"] else "too_late"] += 1
+    told["with_litter"] += bool(found["litter"])
+    told["wrong"] += [f"{when}: {each}" for each in found["wrong"]]
+
+
+def main(name: str, folder: str, count: str, seed: str, at: str = "moments") -> None:
     """What the command line asks for."""
-    told = kills(JOBS[name](Path(folder)), int(count), np.random.default_rng(int(seed)))
+    ways = {"moments": kills, "calls": kills_at_calls}
+    told = ways[at](JOBS[name](Path(folder)), int(count), np.random.default_rng(int(seed)))
     sys.stdout.write(json.dumps(told) + "\n")
 
 

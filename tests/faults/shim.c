@@ -2,11 +2,12 @@
  *
  * Only the thread that armed it is counted, and only descriptors above the standard streams, so
  * that a run repeats. Each call fails as a full disk, a failing one, or a busy system would make it:
- * a `close` that fails has closed. */
+ * a `close` that fails has closed. After `fault_kills(1)` the process is killed before that call. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -18,16 +19,19 @@
 
 static long left = -1, counted;
 static pid_t armed_by;
+static int kills;
 static char failed[32];
 
 void fault_arm(long n) { left = n; counted = 0; failed[0] = 0; armed_by = syscall(SYS_gettid); }
 long fault_disarm(void) { left = -1; armed_by = 0; return counted; }
+void fault_kills(int yes) { kills = yes; }
 const char *fault_failed(void) { return failed; }
 
 static int fails(const char *name, int error) {
     if (!armed_by || armed_by != syscall(SYS_gettid)) return 0;
     counted++;
     if (left < 0 || counted != left) return 0;
+    if (kills) kill(getpid(), SIGKILL);
     strncpy(failed, name, sizeof failed - 1);
     errno = error;
     return 1;

@@ -85,7 +85,7 @@ def zip_file(
     entries: Iterable[Entry], *, comment: bytes = b"", gap: bytes = b"", zip64: bool = False
 ) -> bytes:
     """A zip; with `zip64` every size and offset stands in the 64-bit records alone."""
-    body, directory, count = b"", b"", 0
+    body, directory, count = bytearray(), bytearray(), 0
     for entry in entries:
         packed = _deflated(entry.data) if entry.deflate else entry.data
         crc = zlib.crc32(entry.data) if entry.crc is None else entry.crc
@@ -108,9 +108,9 @@ def zip_file(
         end64 = pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, *wide)
         locator = pack("<4sIQI", b"PK\x06\x07", 0, len(body) + len(directory), 1)
         narrow = pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, FULL32, FULL32, 0)
-        return body + directory + end64 + locator + narrow
+        return bytes(body + directory) + end64 + locator + narrow
     numbers = (0, 0, count, count, len(directory), len(body), len(comment))
-    return body + directory + pack("<4s4H2IH", b"PK\x05\x06", *numbers) + comment
+    return bytes(body + directory) + pack("<4s4H2IH", b"PK\x05\x06", *numbers) + comment
 
 
 def _deflated(data: bytes) -> bytes:

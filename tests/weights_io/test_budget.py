@@ -99,6 +99,21 @@ def test_a_charge_above_any_limit_ends_the_reading(field: str) -> None:
         weights_io.open_weights(BytesIO(data), weights_io.Limits(**{field: needed[field] - 1}))
 
 
+def test_arrays_are_counted_against_the_size_of_their_file() -> None:
+    """A megabyte of names without values is no network; who raises a limit means it."""
+    count = 4097
+    one = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    data = safetensors({f"{i}": one for i in range(count)})
+    assert len(data) < 128 * count
+    with pytest.raises(weights_io.LimitError, match=r"4097 ; wanted at most 4096 .*Limits.tensors"):
+        weights_io.open_weights(BytesIO(data))
+    raised = weights_io.Limits(tensors=weights_io.DEFAULT_LIMITS.tensors + 1)
+    with weights_io.open_weights(BytesIO(data), raised) as archive:
+        assert len(archive.root) == count  # type: ignore[arg-type]
+    assert Budget(weights_io.DEFAULT_LIMITS, 128 * 5000).left("tensors") == 5000
+    assert Budget(weights_io.Limits(opcodes=10**7), 100).left("opcodes") == 10**7
+
+
 def test_the_pickles_of_one_file_share_its_opcodes() -> None:
     facts = {"little_endian": True, "n": [[]] * 400}
     data = torch_legacy(state_dict({}), (), (), system=facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -181,6 +182,88 @@ def test_a_file_without_a_name_is_copied_where_it_can_be_given_none(
     assert [each.name for each in tmp_path.iterdir()] == ["file.npz"]
     if before is not None:
         assert stat.S_IMODE(path.stat().st_mode) == before
+
+
+UNKNOWN = ("EOPNOTSUPP", "ENOSYS", "EINVAL", "EISDIR", "ENOENT", "EACCES", "ELOOP", "ENFILE")
+NO_LINKS = ("EXDEV", "ENOSYS", "EOPNOTSUPP", "ENOLINK", "EPERM", "EMLINK", "ENOENT", "EACCES")
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, call: str, code: str, *, if_flags: int = 0) -> None:
+    """Let a function of `os` fail; of `open` those with these flags alone."""
+    real = getattr(os, call)
+
+    def refused(*arguments: Any, **options: Any) -> Any:
+        if if_flags and (arguments[1] & if_flags) != if_flags:
+            return real(*arguments, **options)
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr(os, call, refused)
+
+
+@unnamed
+@pytest.mark.parametrize("before", [None, 0o600])
+@pytest.mark.parametrize(
+    ("call", "code"), [*(("open", code) for code in UNKNOWN), *(("link", c) for c in NO_LINKS)]
+)
+def test_file_systems_without_unnamed_files_or_links(
+    call: str, code: str, before: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS, FUSE, old overlays and kernels, sandboxes: each says it in a way of its own."""
+    path = tmp_path / "file.npz"
+    if before is not None:
+        path.write_text("old")
+        path.chmod(before)
+    refusing(monkeypatch, call, code, if_flags=os.O_TMPFILE if call == "open" else 0)
+    with weights_io.atomic_path(path, sync=True) as temporary:
+        assert (temporary.parent == tmp_path) == (call == "open")
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert before is None or stat.S_IMODE(path.stat().st_mode) == before
+    with pytest.raises(FileNotFoundError), weights_io.atomic_path(path) as temporary:
+        Path(tmp_path, "nothing").stat()
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["new"]
+
+
+@posix
+@pytest.mark.parametrize("code", ["EINVAL", "ENOSYS", "EBADF"])
+def test_a_folder_that_cannot_be_synced_is_no_failure(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.fsync
+
+    def of_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(getattr(errno, code), "no")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    with weights_io.atomic_path(tmp_path / "file.npz", sync=True) as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "file.npz").read_text() == "new"
+
+
+@posix
+@pytest.mark.parametrize(("before", "is_kept"), [(0o666, True), (0o600, False)])
+def test_a_disk_without_modes_takes_files_that_nobody_may_read_more_of(
+    before: int, is_kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only its owner could read is not replaced by what all can."""
+    path = tmp_path / "file.npz"
+    path.write_text("old")
+    path.chmod(before)
+    refusing(monkeypatch, "chmod", "EPERM")
+    refused = (
+        contextlib.nullcontext()
+        if is_kept
+        else pytest.raises(weights_io.WeightsFileError, match="Operation not permitted")
+    )
+    umask = os.umask(0o022)
+    try:
+        with refused, weights_io.atomic_path(path) as temporary:
+            temporary.write_text("new")
+    finally:
+        os.umask(umask)
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["new" if is_kept else "old"]
 
 
 @unnamed

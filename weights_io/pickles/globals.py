@@ -216,7 +216,7 @@ def _scalar(args: Args) -> object:
     if kind.dtype is None:
         return Inert("numpy scalar", None)
     _expect(type(data) is bytes and len(data) == kind.stored.itemsize, "numpy scalar")
-    return decode(np.frombuffer(data, kind.stored), kind.dtype)[0].item()
+    return decode(np.frombuffer(bytearray(data), kind.stored), kind.dtype)[0].item()
 
 
 def _expect(condition: bool, name: str) -> None:

@@ -114,6 +114,7 @@ _OTHER_CODES = "u[248]|c8|c16|c32|f16|[SU][0-9]{1,6}|[Mm]8|V[0-9]{0,6}"
 _OF_PARTS = ("M", "m", "V")  # dates, spans of time, structures: their state says more
 _TEXT_UNITS = {"S": 1, "U": 4}
 _ALONE = "re-save the weights alone: torch.save(model.state_dict(), path)"
+_INTEGER = frozenset({int})  # no bool, which is one, too
 _MOST_SIZES = 64  # NumPy's own limit; a recalled tuple is looked through each time
 
 
@@ -270,7 +271,7 @@ def sizes(value: object) -> tuple[int, ...]:
     """Return a pickled shape or stride tuple if it is one: a tuple of plain integers."""
     if type(value) is tuple and len(value) > _MOST_SIZES:
         raise malformed(f"a shape of {len(value)} numbers has too many dimensions")
-    if type(value) is tuple and all(type(size) is int for size in value):
+    if type(value) is tuple and _INTEGER.issuperset(map(type, value)):
         return value
     raise malformed("a shape is no tuple of integers")
 

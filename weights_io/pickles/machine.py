@@ -95,15 +95,14 @@ class _Machine:
 
     def run(self) -> object:
         self._check_protocol()
-        byte, most, count = self.tape.byte, self.budget.left("opcodes"), 0
+        byte, most, count, steps = self.tape.byte, self.budget.left("opcodes"), 0, _STEPS
         while (opcode := byte()) != _STOP:
             count += 1
             if count > most:
                 break
-            step = _STEPS.get(opcode)
-            if step is None:
+            if opcode not in steps:
                 self._refuse_opcode(opcode)
-            step(self)
+            steps[opcode](self)
         self.budget.charge("opcodes", count, "the pickle has too many opcodes")
         return self._finish()
 

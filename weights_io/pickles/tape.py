@@ -7,6 +7,7 @@ from weights_io.limits import Limits
 from weights_io.source import Source
 
 _CHUNK = 1 << 16
+_SHORT = 80  # bytes of a line
 
 
 class Tape:
@@ -15,6 +16,7 @@ class Tape:
     def __init__(self, source: Source, start: int, limits: Limits) -> None:
         self.source = source
         self.limits = limits
+        self._short = min(_SHORT, limits.text_bytes)
         self._start = start
         self._skipped = 0
         self._base = start  # position of the buffer's first byte
@@ -28,17 +30,21 @@ class Tape:
 
     def byte(self) -> int:
         """Return the next byte."""
-        if self._at == len(self._buffer):
+        at = self._at
+        if at == len(self._buffer):
             self._fill(1)
-        self._at += 1
-        return self._buffer[self._at - 1]
+            at = 0
+        self._at = at + 1
+        return self._buffer[at]
 
     def take(self, length: int) -> bytes:
         """Return the next `length` bytes, which the caller has bounded."""
-        if self._at + length > len(self._buffer):
+        end = self._at + length
+        if end > len(self._buffer):
             self._fill(length)
-        self._at += length
-        return self._buffer[self._at - length : self._at]
+            end = length
+        self._at = end
+        return self._buffer[end - length : end]
 
     def number(self, length: int) -> int:
         """Return the next `length` bytes as an unsigned little-endian number."""
@@ -46,6 +52,10 @@ class Tape:
 
     def line(self) -> bytes:
         """Return the bytes up to the next line feed, which is consumed."""
+        end = self._buffer.find(b"\n", self._at)
+        if 0 <= end <= self._at + self._short:  # names, nearly always
+            start, self._at = self._at, end + 1
+            return self._buffer[start:end]
         line = b""
         while (end := self._buffer.find(b"\n", self._at)) < 0:
             line += self.take(len(self._buffer) - self._at)

@@ -164,9 +164,13 @@ class TreeBuilder:
         if not got[0] <= wanted <= got[1]:
             raise malformed(f"a numpy array has {got[1]} bytes of data where {wanted} are needed")
 
+        if raw.fortran:
+            self._budget.charge_copy(wanted, "a numpy array")
+
         def read() -> NDArray[Any]:
-            values = raw.values().reshape(raw.shape, order="F" if raw.fortran else "C")
-            return np.ascontiguousarray(decode(values, dtype)).reshape(raw.shape)
+            flat = decode(raw.values(), dtype)
+            values = flat.reshape(raw.shape, order="F" if raw.fortran else "C")
+            return np.ascontiguousarray(values).reshape(raw.shape)
 
         return LazyArray(raw.shape, dtype, read)
 

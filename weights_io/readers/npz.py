@@ -98,11 +98,13 @@ def _lazy_array(name: str, member: Member, header: _Header, budget: Budget) -> L
     stored = STORED[dtype].newbyteorder(">" if header.order == ">" else "<")
     count = budget.admit(header.shape, stored.itemsize, shown)
     _check_size(member, header, count * stored.itemsize)
+    if header.fortran:
+        budget.charge_copy(count * stored.itemsize, shown)
 
     def read() -> NDArray[Any]:
-        flat = read_elements(member, header.size, count, stored)
+        flat = decode(read_elements(member, header.size, count, stored), dtype)
         values = flat.reshape(header.shape, order="F" if header.fortran else "C")
-        return np.ascontiguousarray(decode(values, dtype)).reshape(header.shape)
+        return np.ascontiguousarray(values).reshape(header.shape)
 
     return LazyArray(header.shape, dtype, read)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from weights_io.budget import Budget
-from weights_io.dtypes import STORED, decode
+from weights_io.dtypes import STORED, decode, kept_bytes
 from weights_io.errors import WeightsFileError
 from weights_io.lazy import LazyArray
 from weights_io.readers.contents import Contents
@@ -75,7 +75,9 @@ def _parse_entry(name: str, entry: object, budget: Budget) -> _Entry:
         raise _lie(f"{sanitize(name)} has a shape or offsets that are no list of integers")
     begin, end = offsets
     itemsize = STORED[DTYPES[dtype]].itemsize
-    wanted = budget.admit(shape, itemsize, name) * itemsize
+    wanted = budget.admit(shape, kept_bytes(DTYPES[dtype]), name) * itemsize
+    if dtype == "BF16":
+        budget.charge_copy(wanted, name)
     if end - begin != wanted:
         raise _lie(f"{sanitize(name)} has offsets that do not fit its shape", end - begin, wanted)
     return _Entry(DTYPES[dtype], shape, begin, end)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weights_io.budget import Budget
-from weights_io.dtypes import OTHER_STORAGES, STORED, decode, stored_bytes
+from weights_io.dtypes import OTHER_STORAGES, STORED, decode, kept_bytes, stored_bytes
 from weights_io.errors import WeightsFileError
 from weights_io.lazy import LazyArray
 from weights_io.pickles.globals import refuse
@@ -80,7 +80,7 @@ class TensorResolver:
         if storage.dtype in OTHER_STORAGES:
             return Inert(f"torch.{storage.dtype}", None, is_listed=False)
         stored = self._stored[storage.dtype]
-        count = self._budget.admit(tensor.shape, stored.itemsize, "a tensor")
+        count = self._budget.admit(tensor.shape, kept_bytes(storage.dtype), "a tensor")
         view = View(tensor.offset, tensor.shape, tensor.strides)
         extent = check_view(view, storage.count, count, stored.itemsize, self._budget.limits)
         if tensor.negate and storage.dtype == "bool":
@@ -89,6 +89,8 @@ class TensorResolver:
         # All between the first and the last element is read, and inflated all there is.
         whole = record.cost(extent * stored.itemsize)
         self._budget.charge_reading(max(0, whole - count * stored.itemsize), "a tensor")
+        if storage.dtype == "bfloat16" or not view.is_contiguous:
+            self._budget.charge_copy(extent * stored.itemsize, "a tensor")
 
         def read() -> NDArray[Any]:
             values = decode(read_view(record, view, stored), storage.dtype)

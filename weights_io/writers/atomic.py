@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -18,6 +19,7 @@ from weights_io.writers.claim import POSIX, claim
 
 _LONGEST_SUFFIX = 16
 _NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES, errno.EISDIR)
 _HEX = "0123456789abcdef"
 _CHUNK = 1 << 20  # bytes
 _PREFIX, _DIGITS = ".repvgg-ref-", 12
@@ -74,7 +76,7 @@ def atomic_path(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
     with reported(path):
         held.close()
         if sync and POSIX:
-            _flush(final.parent, os.O_RDONLY)
+            _sync_folder(final.parent)
 
 
 def sweep(folder: Path) -> None:
@@ -203,7 +205,12 @@ def _hand_on(final: Path, temporary: Path) -> None:
         before = final.stat()
         with contextlib.suppress(OSError, AttributeError):  # not ours to give away; not POSIX
             os.chown(temporary, before.st_uid, before.st_gid)
-        temporary.chmod(before.st_mode & 0o7777)
+        mode = before.st_mode & 0o7777
+        try:
+            temporary.chmod(mode)
+        except OSError:  # a disk whose files have one mode, which is the old file's, too
+            if stat.S_IMODE(temporary.stat().st_mode) & ~mode:
+                raise  # others could do with it what they could not with the old one
 
 
 def _sync(temporary: Path, held: FileIO) -> None:
@@ -212,6 +219,15 @@ def _sync(temporary: Path, held: FileIO) -> None:
         os.fsync(held.fileno())
     else:
         _flush(temporary, os.O_RDWR)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The same of a name; some network file systems know no such thing of a folder."""
+    try:
+        _flush(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def _flush(path: Path, way: int) -> None:

@@ -161,9 +161,13 @@ def command(
 
 def _is_family(reference: Path, candidate: str | Path) -> bool:
     """Whether a fused file is to be held against a training file of other blocks than RepVGG's."""
+    from repvgg_ref.errors import ReportedError
     from repvgg_ref.files.convert_modules import holds_modules
 
-    return _is_weights(candidate) and holds_modules(reference)
+    try:
+        return _is_weights(candidate) and holds_modules(reference)
+    except ReportedError:  # of whoever reads it as what it is
+        return False
 
 
 def _is_weights(candidate: str | Path) -> bool:

@@ -21,6 +21,7 @@ import contextlib
 import os
 import platform
 import sys
+import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -92,6 +93,13 @@ class Caller(Seat):
     def usable(self) -> bool:
         """Whether the crew is."""
         return self.crew.usable
+
+    def allocate(self, numbers: int, dtype: Any) -> Array:
+        """As `Seat.allocate`; raises `CrewError` if there is no memory to be had."""
+        try:
+            return super().allocate(numbers, dtype)
+        except OSError as error:  # also a limit on the size of files, which it counts as
+            raise CrewError(f"no memory can be shared: {error}") from error
 
     def call(self) -> None:
         """Let the helpers begin."""
@@ -220,10 +228,13 @@ class Crew:
 
 
 _crews: dict[tuple[int, int], Crew] = {}
+_starting: dict[int, threading.Lock] = {}  # by process: a fork may have been made in the middle
 
 
 def crew(seats: int) -> Crew:
     """The crew of so many that this process has; made anew after it was closed, or after a fork.
+
+    Threads that ask at once get the same.
 
     Raises
     ------
@@ -231,13 +242,15 @@ def crew(seats: int) -> Crew:
         If the processes cannot be started.
     """
     key = os.getpid(), seats
-    if key not in _crews or _crews[key].closed:
-        try:
-            with uninterrupted():
-                _crews[key] = Crew(seats)
-        except OSError as error:
-            raise CrewError(f"no helper process can be started: {error}") from error
-    return _crews[key]
+    with _starting.setdefault(os.getpid(), threading.Lock()):
+        found = _crews.get(key)
+        if found is None or found.closed:
+            try:
+                with uninterrupted():
+                    found = _crews[key] = Crew(seats)
+            except OSError as error:
+                raise CrewError(f"no helper process can be started: {error}") from error
+    return found
 
 
 def use_of_helpers() -> tuple[float, int]:

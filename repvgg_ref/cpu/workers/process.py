@@ -72,8 +72,8 @@ class HelperProcess:
         """
         if self._expected is None:
             return
-        self._channel.settimeout(max(0.0, self._until - time.monotonic()))
         try:
+            self._channel.settimeout(max(0.0, self._until - time.monotonic()))
             said = self._channel.recv(LONGEST)
         except (TimeoutError, BlockingIOError):
             raise CrewError(f"a helper process has not answered in {ANSWER:g} s") from None
@@ -94,8 +94,8 @@ class HelperProcess:
         CrewError
             If it does not listen.
         """
-        self._channel.settimeout(ANSWER)
         try:
+            self._channel.settimeout(ANSWER)
             socket.send_fds(self._channel, [message], files)
         except OSError as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -124,7 +124,8 @@ class HelperProcess:
 
     def end(self) -> None:
         """Kill it."""
-        self._channel.close()
+        with contextlib.suppress(OSError):  # a daemon has closed all that it did not know
+            self._channel.close()
         self._child.kill()
         self._child.wait()
 
@@ -137,12 +138,11 @@ class HelperProcess:
         """Its last words, or how it ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._child.wait(1)
-        self._channel.settimeout(0)
         said = b""
-        for _ in range(
-            3
-        ):  # its greeting; and the first time we are told that it left orders unread
+        # Its greeting; and the first time we are told that it left orders unread.
+        for _ in range(3):
             with contextlib.suppress(OSError):
+                self._channel.settimeout(0)
                 said = self._channel.recv(LONGEST) or said
         text = said.decode(errors="replace")
         code = self._child.returncode

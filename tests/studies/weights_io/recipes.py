@@ -20,7 +20,7 @@ PICKLES = ("plain", "zip", "packed", "legacy")
 CONTAINERS = ("npz", "torch", "safetensors")
 _NUMBERS = (0, 1, 2, 10, 100, 255, 1000, 4000, 20_000, 65_000, 262_144, 1 << 20)
 _DESCR = ("'<f4'", "'>f8'", "'|b1'", "'<U9'", "'|O'", "'<f2'")
-_MOST_COPIES = 3000  # a zip is made in a time that grows with their square
+_MOST_COPIES = 12_000
 _MOST_INFLATED = 1 << 20
 _MOST_MADE = 1 << 20
 
