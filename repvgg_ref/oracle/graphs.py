@@ -191,7 +191,7 @@ class _Judge:
         if found.bound is None:
             return diagnose_shape(site_of(self.programs, name, x, found.y_hat), found.y_hat)
         evidence = self._evidence(name)
-        return [] if evidence is None else diagnose(evidence)
+        return [] if evidence is None else diagnose(evidence, thoroughly=False)
 
     def _evidence(self, name: str) -> LayerEvidence | None:
         x, found = self.blocks[name]

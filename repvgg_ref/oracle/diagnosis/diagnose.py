@@ -34,14 +34,21 @@ _PAIR_EXPLAINS = 0.05
 _LEFT = 1e-4  # of a wrong shape's energy, by the bug that explains it
 
 
-def diagnose(evidence: LayerEvidence) -> list[Finding]:
-    """Explain one bad layer: the named bug, two bugs at once, or "unknown" with a description."""
+def diagnose(evidence: LayerEvidence, *, thoroughly: bool = True) -> list[Finding]:
+    """Explain one bad layer: the named bug, two bugs at once, or "unknown" with a description.
+
+    Parameters
+    ----------
+    thoroughly : bool
+        Whether to look for one known bug beside something that is in no library, which takes
+        seconds: of a network's first bad layer; what comes after it may be its doing.
+    """
     trials = list(evidence.trials())
     if named := [trial for trial in trials if trial.named]:
         return evidence.seen.ranked(named)
     if two := _pair(evidence, trials):
         return two
-    found, alone = composed(evidence, trials)
+    found, alone = composed(evidence, trials) if thoroughly else ([], None)
     return found or [unknown(evidence, trials, alone)]
 
 

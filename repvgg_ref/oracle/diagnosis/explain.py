@@ -121,7 +121,7 @@ class Case:
         if lost.any():
             overflow = bool(np.abs(compared.y[lost]).min() > _LARGEST_HALF)
             return [_not_finite(name, float(lost.mean()), overflow=overflow)]
-        found = diagnose(self.evidence(name))
+        found = diagnose(self.evidence(name), thoroughly=name == self.bad[0])
         if found[0].bug != "unknown" or name not in self.estimates.samples:
             return found
         return explain_unknown(found[0], *self._shown(name))

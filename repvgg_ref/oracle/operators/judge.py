@@ -216,7 +216,9 @@ class Judged:
                 return diagnose_shape(layer_site(self.call, program, got), got)
             return shape_findings(self.call, self.given)
         if program is not None and not first.layer.ok:
-            named = [f for f in diagnose(self._evidence(program)) if f.bug != "unknown"]
+            named = [
+                f for f in diagnose(self._evidence(program), thoroughly=False) if f.bug != "unknown"
+            ]
             if named:
                 return named
         own = self._own_evidence()
