@@ -36,7 +36,7 @@ from repvgg_ref.oracle.candidates import (
 )
 from repvgg_ref.oracle.candidates.dumps import array_names
 from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
-from repvgg_ref.oracle.dense import dense_inputs, judge_dense
+from repvgg_ref.oracle.dense.judge import judge_dense
 from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
 from repvgg_ref.oracle.diagnosis.explain import Case, explain
 from repvgg_ref.oracle.diagnosis.file_evidence import with_file_evidence
@@ -48,6 +48,7 @@ from repvgg_ref.oracle.integers.front import is_about_integers, verify_integers
 from repvgg_ref.oracle.probes.first_call import first_call, require_images
 from repvgg_ref.oracle.probes.naming import finding
 from repvgg_ref.oracle.probes.probing import probed
+from repvgg_ref.oracle.programs.inputs import golden_inputs
 from repvgg_ref.oracle.programs.layers import Programs, require_chain
 from repvgg_ref.oracle.programs.program import layer_output, plain
 from repvgg_ref.oracle.report import Equivalence, Report
@@ -230,7 +231,7 @@ def _dense(model: Model, port: Any, inputs: Array | None, precision: str, named:
             advice="run it, and give what it gives as an .npz",
         )
     with closing(port):
-        spare = dense_inputs(model) if inputs is None and not port.brings_input else inputs
+        spare = golden_inputs(model.arch) if inputs is None and not port.brings_input else inputs
         first = first_call(port, model.arch, spare)
     image_batch(model.arch, np.asarray(first.x, np.float32))  # of a size that it takes
     chosen = _precision(precision, first.outputs)

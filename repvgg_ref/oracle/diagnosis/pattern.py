@@ -10,6 +10,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.diagnosis.ranking import Trial
 from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.report import Finding
 
 _CHANNELS_SHOWN = 6
@@ -25,9 +26,9 @@ def unknown(evidence: LayerEvidence, trials: Sequence[Trial]) -> Finding:
             " but one explanation is not enough"
         )
     look = (
-        "look at the residual's pattern"
-        if isinstance(evidence.site.program, BlockProgram)
-        else "compare weight and bias of the linear layer"
+        "compare weight and bias of the linear layer"
+        if isinstance(evidence.site.program, HeadProgram)
+        else "look at the residual's pattern"
     )
     advice = f"the bug is not in the library: {look}"
     return Finding("unknown", evidence.layer, None, 0.0, 0.0, says, advice)
@@ -39,7 +40,7 @@ def _described(evidence: LayerEvidence) -> str:
     beyond = ~(np.abs(residual) <= evidence.seen.certified)
     if not beyond.any():
         return "beyond its bound at few outputs"
-    if not isinstance(evidence.site.program, BlockProgram):
+    if isinstance(evidence.site.program, HeadProgram):
         bad = np.flatnonzero(beyond.any(axis=(0, 2)))
         return f"{len(bad)} of {beyond.shape[1]} logits are beyond their bound, first {bad[:1]}"
     said = [
@@ -47,7 +48,7 @@ def _described(evidence: LayerEvidence) -> str:
         _channels(beyond),
         _border(beyond, evidence),
         _kind(residual, beyond, evidence),
-        _taps(residual, evidence),
+        _taps(residual, evidence) if isinstance(evidence.site.program, BlockProgram) else "",
     ]
     return "; ".join(part for part in said if part)
 

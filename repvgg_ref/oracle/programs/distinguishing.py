@@ -20,7 +20,8 @@ from repvgg_ref.blocks.catalogue import expression
 from repvgg_ref.blocks.linear import Chain, Norm, Sum
 from repvgg_ref.blocks.run import evaluate
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.graph import INPUT, Network
+from repvgg_ref.models.layers import Block, Pass
 from repvgg_ref.models.network import DEFAULT_EPS, Model
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.ops import REFERENCE
@@ -85,12 +86,34 @@ def distinguishing_model(
     batch = golden_inputs(arch, seed=seed) if x is None else x
     y = batch.astype(np.float64)
     params: dict[str, Array] = {}
+    if arch.is_dense:
+        params = _of_nodes(arch, y, rng, eps, statistics)
+        return Model(
+            arch, "train", {name: params[name] for name in param_shapes(arch, "train")}, eps
+        )
     for spec in arch.blocks:
         mine = distinguishing_block(spec, y, rng, eps, statistics)
         params |= mine
         y, _ = train_block_forward(spec, _widened(mine), y, ops=REFERENCE, eps=eps, training=False)
     params |= _head(arch, y, rng) | _aux_heads(arch, rng)
     return Model(arch, "train", {name: params[name] for name in param_shapes(arch, "train")}, eps)
+
+
+def _of_nodes(
+    arch: Network, x: Array, rng: np.random.Generator, eps: float, statistics: Statistics
+) -> dict[str, Array]:
+    """The arrays of a network of nodes, auxiliary heads included, for the images `x`."""
+    params: dict[str, Array] = {}
+    outputs = {INPUT: x}
+    for node in arch.nodes:
+        xs = [outputs[name] for name in node.inputs]
+        mine: dict[str, Array] = {}
+        if isinstance(node.op, Block):
+            mine = distinguishing_block(node.op.spec, xs[0], rng, eps, statistics)
+            params |= mine
+        run = Pass(_widened(mine), REFERENCE, eps)
+        outputs[node.name] = node.op.forward(node.name, xs, run)[0]
+    return params
 
 
 def weak_statistics(model: Model) -> list[str]:

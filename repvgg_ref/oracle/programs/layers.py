@@ -95,13 +95,17 @@ def require_chain(arch: Network) -> None:
 
 
 class Programs(Mapping[str, Any]):
-    """Every layer's correct program by its name, built when asked for.
+    """Every layer's correct program by its name, built when asked for; of a dense network, blocks'.
 
     A small network's are kept; of a large one, since float64 is large, each thread's last.
     """
 
     def __init__(self, model: Model) -> None:
-        require_chain(model.arch)
+        if model.arch.is_dense:
+            self._names = tuple(spec.name for spec in model.arch.blocks)
+        else:
+            require_chain(model.arch)
+            self._names = model.arch.layer_names
         self.model = model
         is_small = sum(array.size for array in model.params.values()) <= _MOST_KEPT
         self._made: dict[str, Any] | None = {} if is_small else None
@@ -123,10 +127,10 @@ class Programs(Mapping[str, Any]):
         return block_program(self.model, self.model.arch.block(name))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.model.arch.layer_names)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self.model.arch.layer_names)
+        return len(self._names)
 
     def alike(self, name: str) -> tuple[str, ...]:
         """Other blocks of the same shape, which a port could take for this one."""

@@ -12,6 +12,7 @@ import pytest
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.checkpoint import save
+from repvgg_ref.models.geometry import Geometry, with_geometry
 from tests.models.segmenters import pictures, small_model
 
 MODEL = small_model(dtype=np.float32)
@@ -65,13 +66,27 @@ def test_logits_alone_cannot_be_judged() -> None:
 def test_the_fast_form_taken_for_the_other_is_dilation_ignored() -> None:
     report = rr.verify(MODEL, outputs(rr.fuse(small_model(dtype=np.float32, fast=True))), inputs=X)
     assert (report.verdict, report.first_bad_layer) == ("disagree", "stage3.0")
-    found = [(each.bug, each.layer) for each in report.diagnosis]
-    assert found == [("dilation-ignored", "stage3.0"), ("dilation-ignored", "stage3.1")]
+    assert [(f.bug, f.layer) for f in report.diagnosis] == [("dilation-ignored", "stage3.0")]
+    assert "also in stage3.1" in report.diagnosis[0].says
+
+
+def test_a_backbone_that_was_never_dilated_is_told() -> None:
+    undilated = small_model(dtype=np.float32)
+    blocks = [spec.name for spec in undilated.arch.blocks if spec.dilation > 1]
+    graph = with_geometry(undilated.arch, Geometry({}, dict.fromkeys(blocks, 1)))
+    report = rr.verify(MODEL, outputs(rr.fuse(replace(undilated, arch=graph))), inputs=X)
+    assert [(f.bug, f.layer) for f in report.diagnosis] == [("dilation-ignored", "all")]
+    strided = with_geometry(graph, Geometry({"stage3.0": 2, "stage4.0": 2}, {}))
+    report = rr.verify(MODEL, outputs(rr.fuse(replace(undilated, arch=strided))), inputs=X)
+    assert report.first_bad_layer == "stage3.0"
+    assert report.diagnosis[0].bug == "not-dilated"
 
 
 def test_another_eps_is_one_finding() -> None:
     report = rr.verify(MODEL, outputs(rr.fuse(replace(MODEL, eps=1e-3))), inputs=X)
-    assert [(f.bug, f.layer, f.estimate) for f in report.diagnosis] == [("eps-value", "all", 1e-3)]
+    (finding,) = report.diagnosis
+    assert (finding.bug, finding.layer) == ("eps-value", "all")
+    assert finding.estimate == pytest.approx(1e-3, rel=1e-4)
 
 
 def unaligned(x: Array, size: tuple[int, ...]) -> Array:
