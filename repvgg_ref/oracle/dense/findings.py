@@ -13,7 +13,6 @@ from repvgg_ref.models.graph import Node
 from repvgg_ref.models.layers import Block
 from repvgg_ref.oracle.bugs import NODE_BUGS, Mutant, Site
 from repvgg_ref.oracle.bugs.base import planted
-from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.dense.port import DensePort, Judged
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape, energy_left
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
@@ -35,7 +34,7 @@ class NodeEvidence(LayerEvidence):
         assert judged.y is not None
         self.port, self.node = port, node
         bound, excused = port.diagnosable(judged), port.precision.number_format
-        super().__init__(_site(port, node, y_hat), judged.y, y_hat, bound, excused)
+        super().__init__(port.site(node, y_hat), judged.y, y_hat, bound, excused)
 
     def trials(self, site: Site[Any] | None = None) -> Iterator[Trial]:
         """Every bug of the node, and every one of the nodes that lie hidden before it."""
@@ -68,10 +67,9 @@ def dense_findings(
 def rewired(port: DensePort, node: Node) -> Iterator[tuple[Mutant[Any], Array]]:
     """Bugs of the nodes hidden before `node`, or of its output as a whole: what it then gives."""
     if isinstance(node.op, Block):
-        site = port.site(node)
-        yield from ((mutant, y) for mutant, y in _planted(site, node, lambda y: y))
+        yield from _planted(port.whole(node), node, lambda y: y)
     for place in port.hidden_before(node):
-        site = port.site(place, port.masked(place, node))
+        site = port.whole(place, port.masked(place, node))
         yield from _planted(site, place, lambda y, place=place: port.rerouted(place, y, node))
 
 
@@ -85,14 +83,6 @@ def _planted(
             continue
         if y is not None:
             yield mutant, y
-
-
-def _site(port: DensePort, node: Node, y_hat: Array) -> Site[Any]:
-    if isinstance(node.op, Block):
-        inputs = port.inputs(node)
-        assert inputs is not None
-        return site_of(port.programs, node.name, inputs[0].y, y_hat)
-    return port.site(node, y_hat)
 
 
 def _findings(port: DensePort, bad: Judged) -> list[Finding]:
@@ -110,7 +100,7 @@ def _findings(port: DensePort, bad: Judged) -> list[Finding]:
 
 def _of_shape(port: DensePort, node: Node, y_hat: Array) -> list[Finding]:
     """Explain an output of another size."""
-    found = diagnose_shape(_site(port, node, y_hat), y_hat)
+    found = diagnose_shape(port.site(node, y_hat), y_hat)
     for mutant, y in rewired(port, node):
         if y.shape == y_hat.shape and (left := energy_left(y, y_hat)) < _LEFT:
             bug, says = mutant.bug, mutant.says

@@ -28,6 +28,7 @@ from repvgg_ref.oracle.bounds.block import Bound
 from repvgg_ref.oracle.bounds.comparison import compare, diagnosis_bound
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bugs import Site
+from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.node import NodeProgram
 from repvgg_ref.oracle.programs.program import batch_output, plain
@@ -90,7 +91,15 @@ class DensePort:
         inputs = [each for each in found if each is not None]
         return inputs if len(inputs) == len(found) else None
 
-    def site(self, node: Node, y_hat: Array | None = None) -> Site[NodeProgram]:
+    def site(self, node: Node, y_hat: Array | None) -> Site[Any]:
+        """Where bugs of a node are tried: a block's own, or those of what stands between."""
+        if not isinstance(node.op, Block):
+            return self.whole(node, y_hat)
+        inputs = self.inputs(node)
+        assert inputs is not None
+        return site_of(self.programs, node.name, inputs[0].y, y_hat)
+
+    def whole(self, node: Node, y_hat: Array | None = None) -> Site[NodeProgram]:
         """A node, block or not, as something whose whole output may be another."""
         xs = tuple(known.y for known in self.inputs(node) or ())
         program = NodeProgram(node, xs, self.run, instead=self._instead(node, xs))

@@ -25,7 +25,7 @@ Planted = tuple[str, Mutant[Any]]
 MUTANTS: list[Planted] = [
     (name, mutant)
     for name in BETWEEN
-    for mutant in planted(NODE_BUGS, _WALKED.site(_NODES[name], RIGHT[name]), name)
+    for mutant in planted(NODE_BUGS, _WALKED.whole(_NODES[name], RIGHT[name]), name)
 ]
 
 
@@ -82,7 +82,7 @@ def test_bugs_of_blocks_are_placed_and_named(name: str) -> None:
         require_named(report, mutant.bug.name, name)
         assert report.first_bad_layer == name
         tried += 1
-    assert tried > 2
+    assert tried
 
 
 @pytest.mark.parametrize(
