@@ -62,7 +62,7 @@ def linear(places: Places, outputs: int, pixels: int) -> Array:
 def _nearest(places: Places, rounded: Callable[[Array], Array], outputs: int, pixels: int) -> Array:
     """The matrix (outputs, pixels) that takes one pixel."""
     at = rounded(places(outputs, pixels)).astype(int).clip(0, pixels - 1)
-    return np.eye(pixels)[at]
+    return np.asarray(np.eye(pixels)[at])
 
 
 def _halves_down(place: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,11 @@ def rewired(port: DensePort, node: Node) -> Iterator[tuple[Mutant[Any], Array]]:
         yield from _planted(port.whole(node), node, lambda y: y)
     for place in port.hidden_before(node):
         site = port.whole(place, port.masked(place, node))
-        yield from _planted(site, place, lambda y, place=place: port.rerouted(place, y, node))
+        yield from _planted(site, place, partial(_rerouted, port, place, node))
+
+
+def _rerouted(port: DensePort, place: Node, target: Node, y: Array) -> Array | None:
+    return port.rerouted(place, y, target)
 
 
 def _planted(

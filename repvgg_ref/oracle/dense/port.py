@@ -122,16 +122,16 @@ class DensePort:
         assert inputs is not None
         assert own is not None
         if not isinstance(node.op, Block):
-            y, bound = self.computed(node, inputs)
-            assert bound is not None
-            return Judged(node, _held(node.name, y, own, bound), y, Bound(bound, bound))
-        program, (x, slack) = self.programs[node.name], inputs[0]
+            y, slack = self.computed(node, inputs)
+            assert slack is not None
+            return Judged(node, _held(node.name, y, own, slack), y, Bound(slack, slack))
+        program, x, moved = self.programs[node.name], *inputs[0]
         found = compare(program, x, own, self.precision)
         if found.bound is None:
             return Judged(node, found.report)
-        if slack is None:
+        if moved is None:
             return Judged(node, found.report, found.y, found.bound)
-        more = self._moved(node.op.spec, slack)
+        more = self._moved(node.op.spec, moved)
         bound = Bound(found.bound.certified + more, found.bound.likely + more)
         report = _held(node.name, found.y, own, bound.certified)
         return Judged(node, report, found.y, bound)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,10 @@ MUTANTS: list[Planted] = [
 
 def case(mutant: Planted) -> str:
     return f"{mutant[0]}-{mutant[1].bug.name}-{mutant[1].variant.label}"
+
+
+def _given(y: Any, xs: Any) -> Any:
+    return y
 
 
 def require_named(report: rr.Report, bug: str, layer: str) -> None:
@@ -78,7 +83,7 @@ def test_bugs_of_blocks_are_placed_and_named(name: str) -> None:
             and np.abs(y - RIGHT[name]).max() < _LARGE * np.abs(y).max()
         ):
             continue
-        report = rr.verify(MODEL, port({name: lambda xs, y=y: y}), inputs=X)
+        report = rr.verify(MODEL, port({name: partial(_given, y)}), inputs=X)
         require_named(report, mutant.bug.name, name)
         assert report.first_bad_layer == name
         tried += 1

@@ -92,8 +92,9 @@ def test_a_bundle_without_weights_takes_the_checkpoint_and_no_other(tmp_path: Pa
     fast = small_model(dtype=np.float32, fast=True)
     write_golden(fast, tmp_path / "bundle", weights=False)
     assert read_golden(tmp_path / "bundle").model is None
-    rr_outputs = fast.forward(read_golden(tmp_path / "bundle").x, layers=True)
-    np.savez(tmp_path / "a.npz", input=read_golden(tmp_path / "bundle").x, **rr_outputs)
+    x = read_golden(tmp_path / "bundle").x
+    outputs: dict[str, Any] = fast.forward(x, layers=True)
+    np.savez(tmp_path / "a.npz", input=x, **outputs)
     save(fast, tmp_path / "fast.pth")  # which says no dilations: the bundle does
     report = verify_golden(tmp_path / "bundle", tmp_path / "a.npz", reference=tmp_path / "fast.pth")
     assert report.verdict == "agree", report.reason
