@@ -29,13 +29,13 @@ from repvgg_ref.oracle.blas import single_threaded_blas
 from repvgg_ref.oracle.bounds.comparison import Comparison, compare, relative_difference
 from repvgg_ref.oracle.bounds.precision import PRECISIONS, Precision, precision_of
 from repvgg_ref.oracle.candidates import (
+    Candidate,
     CandidateFailure,
     Outputs,
     WeightsCandidate,
     resolve,
 )
 from repvgg_ref.oracle.candidates.dumps import array_names
-from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
 from repvgg_ref.oracle.dense.judge import judge_dense
 from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
 from repvgg_ref.oracle.diagnosis.explain import Case, explain
@@ -48,7 +48,7 @@ from repvgg_ref.oracle.integers.front import is_about_integers, verify_integers
 from repvgg_ref.oracle.probes.first_call import first_call, require_images
 from repvgg_ref.oracle.probes.naming import finding
 from repvgg_ref.oracle.probes.probing import probed
-from repvgg_ref.oracle.programs.inputs import golden_inputs
+from repvgg_ref.oracle.programs.inputs import distinguishing_inputs, golden_inputs
 from repvgg_ref.oracle.programs.layers import Programs, require_chain
 from repvgg_ref.oracle.programs.program import layer_output, plain
 from repvgg_ref.oracle.report import Equivalence, Report
@@ -224,19 +224,24 @@ def _dense(model: Model, port: Any, inputs: Array | None, precision: str, named:
     if isinstance(port, WeightsCandidate):
         weights = load(port.path, eps=model.eps)
         port = resolve(lambda x: weights.forward(x, layers=True), model.arch, timeout=0)
-    if isinstance(port, OnnxCandidate):
-        raise CandidateFailure(
-            f"{named}: an ONNX file of a network that is no chain is not run here yet",
-            wanted="its layers' outputs, and its input as 'input'",
-            advice="run it, and give what it gives as an .npz",
-        )
-    with closing(port):
-        spare = golden_inputs(model.arch) if inputs is None and not port.brings_input else inputs
+    with closing(port), np.errstate(all="warn", under="ignore"):
+        spare = _dense_images(model, port) if inputs is None and not port.brings_input else inputs
         first = first_call(port, model.arch, spare)
     image_batch(model.arch, np.asarray(first.x, np.float32))  # of a size that it takes
-    chosen = _precision(precision, first.outputs)
+    chosen, outputs = _precision(precision, first.outputs), first.outputs
     with single_threaded_blas():
-        return judge_dense(model, first.outputs.layers, first.x, chosen, named)
+        report = judge_dense(model, outputs, first.x, chosen, named)
+        return with_file_evidence(report, Programs(model), outputs.evidence)
+
+
+def _dense_images(model: Model, port: Candidate) -> Array:
+    """Images that let bugs show, of the size that the port declares, if it does."""
+    usual = golden_inputs(model.arch)
+    declared = port.input_shape() or (None,) * 4
+    if len(declared) != 4 or not any(declared[axis] for axis in (0, 2, 3)):
+        return usual
+    batch, _, height, width = (n or k for n, k in zip(declared, usual.shape, strict=True))
+    return distinguishing_inputs(model.arch, batch=batch, height=height, width=width)
 
 
 def judge(

@@ -117,7 +117,7 @@ def block_convolutions(chain: Chain, *, pointwise: bool) -> list[list[Any]]:
             for node in step.nodes
             if node.op_type in CONVOLUTIONS
             and not is_mean(node, constants)
-            and (_has_taps(node, constants) or (pointwise and i < end and not is_gate(step)))
+            and (has_taps(node, constants) or (pointwise and i < end and not is_gate(step)))
         ]
         for i, step in enumerate(steps)
     ]
@@ -163,7 +163,7 @@ def is_gate(step: Step) -> bool:
     return any(node.op_type in _GATES for node in step.nodes)
 
 
-def _has_taps(node: Any, constants: Constants) -> bool:
+def has_taps(node: Any, constants: Constants) -> bool:
     """Whether it is a convolution of more than one tap."""
     if node.op_type not in CONVOLUTIONS:
         return False

@@ -26,6 +26,7 @@ from repvgg_ref.oracle.candidates.manifest import read_folder
 from repvgg_ref.oracle.candidates.npy_files import opened
 from repvgg_ref.oracle.candidates.onnx_data_set import data_set_folder, read_data_set
 from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
+from repvgg_ref.oracle.candidates.onnx_segmenter import PyramidCandidate
 from repvgg_ref.oracle.candidates.outside import (
     EXEC,
     CommandCandidate,
@@ -122,7 +123,8 @@ def _resolve_file(path: Path, arch: Network, timeout: float) -> Candidate | Weig
     with opened(path) as file:
         head = file.read(16)
     if path.suffix.lower() == ".onnx" or _starts_like_onnx(head):
-        return OnnxCandidate(name, path, arch, timeout)
+        kind = PyramidCandidate if arch.is_dense else OnnxCandidate
+        return kind(name, path, arch, timeout)
     if head.startswith(b"\x93NUMPY"):
         return DumpCandidate(name, arch, lambda: read_single(path))
     if head.lstrip()[:1] in (b"{", b"["):

@@ -23,6 +23,7 @@ from repvgg_ref.oracle.diagnosis.ranking import Trial
 from repvgg_ref.oracle.report import Finding
 
 _MOST_DIAGNOSED = 6
+_ADVICE = next(bug.advice for bug in NODE_BUGS if bug.name == "another-output")
 _LEFT = 1e-4  # of a wrong shape's energy, by the bug that explains it
 
 
@@ -63,6 +64,19 @@ def dense_findings(
         return None if judged.y is None else NodeEvidence(port, judged)
 
     return tuple(merged(found, Layers(list(blocks), wrong, evidence)))
+
+
+def other_output(port: DensePort) -> tuple[Finding, ...]:
+    """What the logits are, if they are another output of the network, whatever came before them."""
+    head = port.model.arch.head
+    y_hat = port.own(head.name)
+    if y_hat is None:
+        return ()
+    return tuple(
+        Finding("another-output", head.name, None, 1.0, 1.0, f"this is {what}", _ADVICE)
+        for what, y in port.without_main().items()
+        if y.shape == y_hat.shape and energy_left(y, y_hat) < _LEFT**2
+    )
 
 
 def rewired(port: DensePort, node: Node) -> Iterator[tuple[Mutant[Any], Array]]:

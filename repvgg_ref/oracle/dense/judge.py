@@ -10,8 +10,6 @@ Only the certified bounds judge here: none of the statistical tests for chains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 
 from repvgg_ref.arrays import Array
@@ -19,7 +17,8 @@ from repvgg_ref.models.graph import INPUT, Node
 from repvgg_ref.models.layers import Block, Extent
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.precision import Precision
-from repvgg_ref.oracle.dense.findings import dense_findings
+from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.dense.findings import dense_findings, other_output
 from repvgg_ref.oracle.dense.port import DensePort, Judged, Known
 from repvgg_ref.oracle.report import LayerReport, Report
 
@@ -27,21 +26,20 @@ _NOTE = (
     "each layer of a network that is no chain is held to its certified bound alone: errors far"
     " below it are not looked for"
 )
-Progress = Callable[[str, int, int], None]
 
 
 def judge_dense(
-    model: Model, outputs: Mapping[str, Array], x: Array, precision: Precision, candidate: str
+    model: Model, outputs: Outputs, x: Array, precision: Precision, candidate: str
 ) -> Report:
-    """The verdict on layer outputs of a candidate, NCHW by layer name, for the images `x`."""
-    port = DensePort(model, outputs, x, precision)
+    """The verdict on layer outputs of a candidate for the images `x`."""
+    port = DensePort(model, outputs.layers, x, precision)
     layers = walked(port)
     bad = [each for each in layers if not each.report.ok]
-    names = model.arch.name, candidate, precision.name
+    names, notes = (model.arch.name, candidate, precision.name), (*outputs.notes, _NOTE)
     reports = tuple(each.report for each in layers)
     if not layers:
         why = "no layer's input and output are both known: give its layers, not its logits alone"
-        return Report("cannot-judge", why, *names)
+        return Report("cannot-judge", why, *names, notes=outputs.notes)
     if bad:
         found = dense_findings(port, bad, layers)
         first = bad[0].report
@@ -52,17 +50,21 @@ def judge_dense(
             why += f": {found[0].says}"
         residual = _residual(port, bad[0])
         return Report(
-            "disagree", why, *names, reports, found, first.name, notes=(_NOTE,), residual=residual
+            "disagree", why, *names, reports, found, first.name, notes=notes, residual=residual
         )
+    if outputs.problem is not None:
+        found = other_output(port)
+        why = outputs.problem + "".join(f": {each.says}" for each in found)
+        return Report("disagree", why, *names, reports, found, notes=notes)
     blocks = [spec.name for spec in model.arch.blocks]
     judged = {layer.name for layer in reports}
     missing = [name for name in (*blocks, model.arch.head.name) if name not in judged]
     if missing:
         why = f"all that is known agrees, but nothing is known of {', '.join(missing[:5])}"
-        return Report("cannot-judge", why, *names, reports, notes=(_NOTE,))
+        return Report("cannot-judge", why, *names, reports, notes=notes)
     most = max(layer.ratio for layer in reports)
     why = f"all {len(layers)} layers are within their certified bounds (at most {most:.1%} of one)"
-    return Report("agree", why, *names, reports, notes=(_NOTE,))
+    return Report("agree", why, *names, reports, notes=notes)
 
 
 def walked(port: DensePort) -> list[Judged]:

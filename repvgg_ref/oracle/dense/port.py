@@ -34,6 +34,7 @@ from repvgg_ref.oracle.programs.node import NodeProgram
 from repvgg_ref.oracle.programs.program import batch_output, plain
 from repvgg_ref.oracle.report import LayerReport
 
+_AUXILIARY = "the auxiliary head's output"
 _SCREENED = 32  # output channels that tell whether it is worth computing all
 
 
@@ -217,18 +218,32 @@ class DensePort:
         if node.name not in (head.name, *head.inputs):
             return {}
         found: dict[str, Callable[[], Array]] = {}
-        auxiliary = next(
-            (n for n in self.model.arch.nodes if n.loss_weight and n.training_only), None
-        )
-        if auxiliary is not None and self.model.form == "train":
+        auxiliary = self._auxiliary
+        if auxiliary is not None:
             end = auxiliary.name if node.name == head.name else auxiliary.inputs[0]
-            found["the auxiliary head's output"] = lambda: self._trained_only(end)
+            found[_AUXILIARY] = lambda: self._trained_only(end)
         if node.name == head.name:
             right = node.op.forward(node.name, list(xs), self.run)[0]
             found["probabilities, not logits"] = lambda: np.asarray(
                 scipy.special.softmax(right, axis=1)
             )
         return found
+
+    def without_main(self) -> dict[str, Array]:
+        """What could be given for the logits without the main head."""
+        auxiliary = self._auxiliary
+        if auxiliary is None:
+            return {}
+        try:
+            return {_AUXILIARY: self._trained_only(auxiliary.name)}
+        except KeyError:  # what it is fed by is not known
+            return {}
+
+    @property
+    def _auxiliary(self) -> Node | None:
+        """The auxiliary logits, if they can be computed."""
+        nodes = (n for n in self.model.arch.nodes if n.loss_weight and n.training_only)
+        return next(nodes, None) if self.model.form == "train" else None
 
     def _trained_only(self, name: str) -> Array:
         """The output of a node that exists in training only, on the candidate's own features."""
@@ -239,6 +254,8 @@ class DensePort:
             if at in self.known:
                 return self.known[at].y
             node = nodes[at]
+            if not node.training_only:
+                raise KeyError(at)
             return np.asarray(node.op.forward(at, [output(n) for n in node.inputs], run)[0])
 
         return output(name)
