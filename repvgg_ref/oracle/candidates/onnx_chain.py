@@ -109,7 +109,7 @@ def block_convolutions(chain: Chain, *, pointwise: bool) -> list[list[Any]]:
     steps, constants = chain.steps, chain.constants
     pools = [i for i, step in enumerate(steps) if is_pool(step, constants)]
     end = pools[-1] if pools else len(steps)
-    active = [i for i, step in enumerate(steps[:end]) if _activates(step)]
+    active = [i for i, step in enumerate(steps[:end]) if activates(step)]
     end = active[-1] + 1 if active else end
     return [
         [
@@ -123,7 +123,7 @@ def block_convolutions(chain: Chain, *, pointwise: bool) -> list[list[Any]]:
     ]
 
 
-def _activates(step: Step) -> bool:
+def activates(step: Step) -> bool:
     """Whether a step is, or ends in, a block's activation."""
     if not step.nodes or is_gate(step):
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -214,16 +214,21 @@ def _left_on(chain: Chain, taps: Taps) -> Iterator[Finding]:
     """Operators in training mode, in the layer where they stand."""
     for i, step in enumerate(chain.steps):
         layer = next((n for n, tap in taps.blocks.items() if i <= tap.step), "linear")
-        for node in step.nodes:
-            place = sanitize(node.name) or node.op_type
-            if node.op_type == "Dropout" and _drops(node, chain):
-                says = f"dropout is left on (training_mode of node {place})"
-                yield certain("dropout-left-on", layer, says, "export in evaluation mode")
-            if node.op_type == "BatchNormalization" and (
-                setting(node, "training_mode", 0) or sum(map(bool, node.output)) > 1
-            ):
-                says = f"batch norm takes the batch's own statistics (node {place})"
-                yield certain("batch-norm-training", layer, says, "export in evaluation mode")
+        yield from left_on(step.nodes, layer, chain)
+
+
+def left_on(nodes: Iterable[Any], layer: str, chain: Chain) -> Iterator[Finding]:
+    """Those of the nodes of a layer that are in training mode."""
+    for node in nodes:
+        place = sanitize(node.name) or node.op_type
+        if node.op_type == "Dropout" and _drops(node, chain):
+            says = f"dropout is left on (training_mode of node {place})"
+            yield certain("dropout-left-on", layer, says, "export in evaluation mode")
+        if node.op_type == "BatchNormalization" and (
+            setting(node, "training_mode", 0) or sum(map(bool, node.output)) > 1
+        ):
+            says = f"batch norm takes the batch's own statistics (node {place})"
+            yield certain("batch-norm-training", layer, says, "export in evaluation mode")
 
 
 def _drops(node: Any, chain: Chain) -> bool:

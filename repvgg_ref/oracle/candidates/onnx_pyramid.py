@@ -14,14 +14,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.dense import AdaptiveAvgPool, Concat, ResizeAs
+from repvgg_ref.models.dense import AdaptiveAvgPool, ChannelDropout, Concat, ResizeAs
 from repvgg_ref.models.graph import Network, Node, extents
 from repvgg_ref.models.layers import Block
-from repvgg_ref.oracle.candidates.onnx_chain import CONVOLUTIONS, Chain, Step
+from repvgg_ref.oracle.candidates.onnx_chain import CONVOLUTIONS, Chain, Step, activates
 from repvgg_ref.oracle.candidates.onnx_entrance import find_entrance
 from repvgg_ref.oracle.candidates.onnx_taps import FLOATS, Taps, chained_blocks
 from repvgg_ref.oracle.candidates.onnx_walk import CARRIERS, STRAIGHT, Tap, tap_before, walked_back
 
+_ONLY_LAYOUT = CARRIERS - {"Dropout", "Identity"}
 RESIZERS = frozenset({"Resize", "Upsample"})
 
 
@@ -57,16 +58,22 @@ class Pyramid:
     Attributes
     ----------
     floors : tuple of Floor
-        In the order in which the graph joins them, the feature map left out.
-    parts : mapping of block name to Part
-        Of backbone and head.
+        In the order in which the graph joins them, each once, the feature map left out.
+    parts : mapping of layer name to Part
+        Of the blocks, and of what is between the head's.
     resizes : mapping of layer name to node
         The last one's.
+    is_doubled : bool
+        Whether a floor is joined more than once.
+    missing : tuple of str
+        The floors of the network that are not there.
     """
 
     floors: tuple[Floor, ...] = ()
     parts: Mapping[str, Part] = field(default_factory=dict)
     resizes: Mapping[str, Any] = field(default_factory=dict)
+    is_doubled: bool = False
+    missing: tuple[str, ...] = ()
 
 
 def pyramid_chain(chains: Sequence[Chain]) -> Chain:
@@ -79,7 +86,8 @@ def find_pyramid(chain: Chain, arch: Network) -> tuple[Taps, Pyramid]:
     at = _joins_at(chain)
     backbone = [node.name for node in arch.evaluated if node.name.startswith("stage")]
     front = replace(chain, steps=chain.steps[: len(chain.steps) if at is None else at])
-    blocks, first = chained_blocks(front, len(backbone))
+    blocks, first = chained_blocks(front)
+    blocks = blocks if at is not None else blocks[:-1]  # the last is a head's
     integers = chain.entrance.type.tensor_type.elem_type not in FLOATS
     entrance = find_entrance(chain, first, arch.in_channels, integers=integers)
     taps = dict(zip(backbone, blocks, strict=False))
@@ -98,9 +106,11 @@ def find_pyramid(chain: Chain, arch: Network) -> tuple[Taps, Pyramid]:
     joined = next(node for node in arch.evaluated if isinstance(node.op, Concat))
     taps[joined.name] = Tap(chain.steps[at].tensor, STRAIGHT, at)
     ends, resize = _ends(chain, at, arch, joined)
-    parts |= _parts(chain, {n: ends[n] for n in ends if n != arch.head.name}, taps[joined.name])
-    pooled = tuple(floor for floor in floors if floor.is_pooled)
-    found = Pyramid(pooled, parts, {} if resize is None else {arch.head.name: resize})
+    heads = [n.name for n in arch.evaluated if n.name in ends and n is not arch.head]
+    parts |= _parts(chain, {name: ends[name] for name in heads}, taps[joined.name])
+    pooled = tuple({floor.joined: floor for floor in floors if floor.is_pooled}.values())
+    twice = sum(floor.is_pooled for floor in floors) > len(pooled)
+    found = Pyramid(pooled, parts, {} if resize is None else {arch.head.name: resize}, twice)
     tensors = [t for floor in pooled for t in (floor.pool, floor.block, floor.joined)]
     return Taps(taps | ends, entrance, None, (), problem, tuple(tensors)), found
 
@@ -128,7 +138,7 @@ def placed(
     wanted = [_bins(room, nodes) for room in rooms]
     got = [found[floor.pool].shape[2] if floor.pool else 0 for floor in pyramid.floors]
     places = list(range(len(got)))
-    if sorted(got) == sorted(wanted):
+    if len(set(got)) == len(got) and set(got) <= set(wanted):
         places = [wanted.index(bins) for bins in got]
     taps, parts, resizes = dict[str, Tap](), dict(pyramid.parts), dict(pyramid.resizes)
     for floor, place in zip(pyramid.floors, places, strict=True):
@@ -143,7 +153,12 @@ def placed(
             parts[block.name] = Part(Tap(floor.pool, STRAIGHT), floor.nodes, floor.block)
         if floor.resize is not None:
             resizes[room.name] = floor.resize
-    return taps, replace(pyramid, parts=parts, resizes=resizes)
+    missing = tuple(room.name for room in rooms if pyramid.floors and room.name not in taps)
+    return taps, replace(pyramid, parts=parts, resizes=resizes, missing=missing)
+
+
+def _dropout(arch: Network) -> Node:
+    return next(node for node in arch.evaluated if isinstance(node.op, ChannelDropout))
 
 
 def _bins(room: Node, nodes: Mapping[str, Node]) -> int:
@@ -190,7 +205,11 @@ def _ends(chain: Chain, at: int, arch: Network, joined: Node) -> tuple[dict[str,
     resizes = [i for i in range(at + 1, len(steps)) if steps[i].nodes[-1].op_type in RESIZERS]
     found = {}
     if len(convs) >= 2:
-        found[names[0]] = tap_before(steps, convs[1], convs[0])
+        active = [i for i in range(convs[0], convs[1]) if activates(steps[i])]
+        found[names[0]] = tap_before(steps, (active or convs[1:])[-1] + bool(active), convs[0])
+        dropped = walked_back(steps, convs[1] - 1, convs[0], STRAIGHT, _ONLY_LAYOUT)
+        if dropped.step > found[names[0]].step:
+            found[_dropout(arch).name] = dropped
         end = resizes[-1] if resizes and resizes[-1] > convs[1] else len(steps)
         found[names[1]] = walked_back(steps, end - 1, convs[1], STRAIGHT)
     found[arch.head.name] = Tap(chain.output, STRAIGHT, len(steps) - 1)
@@ -200,27 +219,35 @@ def _ends(chain: Chain, at: int, arch: Network, joined: Node) -> tuple[dict[str,
 def _floor(step: Step, tensor: str) -> Floor:
     """Follow an input of the concatenation back to its pool."""
     makers = {output: node for node in step.nodes for output in node.output}
+    resize, joined = _back(makers, tensor, RESIZERS | CONVOLUTIONS)
+    if resize is None:
+        return Floor(tensor)
+    is_resized = resize[-1].op_type in RESIZERS
+    block = _carried(makers, resize[-1].input[0] if is_resized else tensor)
+    nodes, _ = _back(makers, block, CONVOLUTIONS)
+    if nodes is None:
+        return Floor(tensor)
+    pool = _carried(makers, nodes[-1].input[0])
+    last = resize[-1] if is_resized else None
+    return Floor(joined if is_resized else tensor, block, pool, last, tuple(reversed(nodes)))
 
-    def carried(tensor: str) -> str:
-        while tensor in makers and makers[tensor].op_type in CARRIERS:
-            tensor = makers[tensor].input[0]
-        return tensor
 
-    joined = carried(tensor)
-    maker = makers.get(joined)
-    if maker is None:
-        return Floor(joined)
-    resize = maker if maker.op_type in RESIZERS else None
-    block = carried(maker.input[0]) if resize is not None else joined
-    nodes, at = list[Any](), block
-    while at in makers:
-        node = makers[at]
+def _back(
+    makers: Mapping[str, Any], tensor: str, ends: frozenset[str]
+) -> tuple[list[Any] | None, str]:
+    """The nodes from `tensor` back to one of the operators `ends`, and that one's output."""
+    nodes = []
+    while tensor in makers:
+        node = makers[tensor]
         nodes.append(node)
-        data = [t for t in node.input if t in makers]
-        if node.op_type in CONVOLUTIONS:
-            pool = carried(node.input[0])
-            return Floor(joined, block, pool, resize, tuple(reversed(nodes)))
-        if not data:
-            break
-        at = data[0]
-    return Floor(joined)
+        if node.op_type in ends:
+            return nodes, tensor
+        tensor = next((t for t in node.input if t in makers), "")
+    return None, ""
+
+
+def _carried(makers: Mapping[str, Any], tensor: str) -> str:
+    """The tensor of the same values before it is merely carried."""
+    while tensor in makers and makers[tensor].op_type in CARRIERS:
+        tensor = makers[tensor].input[0]
+    return tensor

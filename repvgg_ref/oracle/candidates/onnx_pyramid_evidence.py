@@ -7,11 +7,13 @@ from typing import Any
 
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.files.onnx_graph.constants import setting
+from repvgg_ref.models.dense import Concat
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.pspnet import BINS
 from repvgg_ref.oracle.candidates.base import FileEvidence
+from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_chain import CONVOLUTIONS, Chain, has_taps
-from repvgg_ref.oracle.candidates.onnx_evidence import SeenBlocks, certain
+from repvgg_ref.oracle.candidates.onnx_evidence import SeenBlocks, certain, left_on
 from repvgg_ref.oracle.candidates.onnx_pyramid import Part, Pyramid
 from repvgg_ref.oracle.candidates.onnx_reading import Reading, unread
 from repvgg_ref.oracle.candidates.onnx_rules import reader
@@ -26,12 +28,20 @@ _USUAL = (("mode", "nearest"), (_HOW, "half_pixel"))  # where ONNX is told nothi
 def pyramid_evidence(chain: Chain, pyramid: Pyramid, arch: Network) -> FileEvidence:
     """Read every block that was found, and the attributes of what stands between them."""
     seen, findings = SeenBlocks(chain), list[Finding]()
+    blocks = {spec.name: spec for spec in arch.blocks}
     for name, part in pyramid.parts.items():
-        spec = arch.block(name)
-        seen.look(spec, _read(chain, part, spec.in_channels))
-        findings += _steps(spec, part, chain)
+        findings += left_on(part.nodes, name, chain)
+        if (spec := blocks.get(name)) is not None:
+            seen.look(spec, _read(chain, part, spec.in_channels))
+            findings += _steps(spec, part, chain)
     for name, node in pyramid.resizes.items():
         findings += _resizing(name, node)
+    joined = next(node.name for node in arch.evaluated if isinstance(node.op, Concat))
+    if pyramid.missing:
+        bug = "pyramid-part-twice" if pyramid.is_doubled else "pyramid-part-missing"
+        says = f"the graph does not join {listed(pyramid.missing)}"
+        says += ", and another part twice" if pyramid.is_doubled else ""
+        findings.append(certain(bug, joined, says, "join the feature map and bins 1, 2, 3, 6"))
     return seen.evidence([*seen.findings, *findings])
 
 
@@ -80,7 +90,7 @@ def _resizing(layer: str, node: Any) -> Iterator[Finding]:
         return
     place = sanitize(node.name) or node.op_type
     mode, how = (sanitize(setting(node, what, usual)) for what, usual in _USUAL)
-    if node.op_type == "Upsample":
+    if node.op_type == "Upsample" and not node.domain:  # ONNX's before there was Resize
         how = "asymmetric"
     if mode == "nearest":
         says = f"node {place} takes the nearest pixel (mode {mode})"

@@ -111,18 +111,15 @@ def find_taps(chain: Chain, arch: Network) -> Taps:
     )
 
 
-def chained_blocks(chain: Chain, most: int) -> tuple[list[Tap], int]:
-    """The outputs of the first `most` blocks of several taps in a chain, and the first one's step.
-
-    The last step is the last block's end, whatever may follow it elsewhere.
-    """
+def chained_blocks(chain: Chain) -> tuple[list[Tap], int]:
+    """The outputs of a chain's blocks of several taps, up to its end; the first one's step."""
     steps, mains = chain.steps, block_convolutions(chain, pointwise=False)
     blocks = [i for i, own in enumerate(mains) if own]
     if not blocks:
         return [], len(steps)
     found = [tap_before(steps, blocks[k + 1], blocks[k]) for k in range(len(blocks) - 1)]
     found.append(walked_back(steps, len(steps) - 1, blocks[-1], STRAIGHT))
-    return found if len(found) <= most else found[:most], blocks[0]
+    return found, blocks[0]
 
 
 def has_pointwise(arch: Network) -> bool:

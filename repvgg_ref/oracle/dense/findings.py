@@ -54,8 +54,12 @@ class NodeEvidence(LayerEvidence):
 def dense_findings(
     port: DensePort, bad: Sequence[Judged], layers: Sequence[Judged]
 ) -> tuple[Finding, ...]:
-    """Findings of the `bad` ones of all judged `layers`, one cause in all blocks once."""
-    found = {each.node.name: _findings(port, each) for each in bad[:_MOST_DIAGNOSED]}
+    """Findings of the `bad` ones of all judged `layers`, one cause in all blocks once.
+
+    What only follows from another's size is not explained.
+    """
+    caused = [each for each in bad if port.inputs(each.node) is not None] or bad
+    found = {each.node.name: _findings(port, each) for each in caused[:_MOST_DIAGNOSED]}
     blocks = {each.node.name: each for each in layers if isinstance(each.node.op, Block)}
     wrong = [each.node.name for each in bad if each.node.name in blocks]
 

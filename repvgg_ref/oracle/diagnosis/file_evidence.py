@@ -303,7 +303,7 @@ def _merged(
                 also.setdefault(finding.bug, []).append(name)
     return tuple(
         replace(f, says=f"{f.says} (also in {listed(dict.fromkeys(also[bug]))})")
-        if bug in also
+        if bug in also and "(also in " not in f.says
         else f
         for bug, f in joined.items()
     )
