@@ -20,7 +20,7 @@ from repvgg_ref.files.checkpoint import save
 from tests.models.segmenters import AUX, CHANNELS, CLASSES, DEPTHS, HEAD
 from tests.oracle.dense.ports import MODEL
 
-torch = pytest.importorskip("torch")
+torch: Any = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.peers
@@ -125,7 +125,7 @@ def pyramid(order: tuple[int, ...] = (0, 1, 2, 3, 4), lost: int = -1, **how: Any
     return plant
 
 
-ALIGNED = {"mode": "bilinear", "align_corners": True}
+ALIGNED: dict[str, Any] = {"mode": "bilinear", "align_corners": True}
 
 
 def other_steps(dilation: int, stride: int = 1) -> Fault:

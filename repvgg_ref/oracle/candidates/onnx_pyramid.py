@@ -17,6 +17,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.models.dense import AdaptiveAvgPool, ChannelDropout, Concat, ResizeAs
 from repvgg_ref.models.graph import Network, Node, extents
 from repvgg_ref.models.layers import Block
+from repvgg_ref.models.pspnet import REDUCTION
 from repvgg_ref.oracle.candidates.onnx_chain import CONVOLUTIONS, Chain, Step, activates
 from repvgg_ref.oracle.candidates.onnx_entrance import find_entrance
 from repvgg_ref.oracle.candidates.onnx_taps import FLOATS, Taps, chained_blocks
@@ -117,7 +118,7 @@ def find_pyramid(chain: Chain, arch: Network) -> tuple[Taps, Pyramid]:
 
 def channels_of(taps: Taps, pyramid: Pyramid, arch: Network) -> dict[str, int]:
     """How many channels each tensor has that is to be read."""
-    wide = extents(arch, arch.reduction + 1, arch.reduction + 1)  # of any size that it takes
+    wide = extents(arch, REDUCTION + 1, REDUCTION + 1)  # of any size that it takes
     found = {tap.tensor: wide[name][0] for name, tap in taps.blocks.items()}
     room = next(node for node in arch.evaluated if isinstance(node.op, ResizeAs))
     narrow, features = (wide[name][0] for name in room.inputs)
