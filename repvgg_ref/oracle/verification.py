@@ -196,10 +196,11 @@ def _judged(
     try:
         port = resolve(candidate, model.arch, timeout=timeout)
         named = port.name
-        if model.arch.is_dense:
-            return _dense(model, port, inputs, precision, named), None
         if isinstance(port, WeightsCandidate):
             return check_weights(model, port.path, precision), None
+        if model.arch.is_dense:
+            batch = spare if inputs is None and not port.brings_input else inputs
+            return _dense(model, port, batch, precision, named), None
         require_chain(model.arch)
         # Whatever the caller or the port set, rounding to zero is no error in here.
         with closing(port), np.errstate(all="warn", under="ignore"):
@@ -219,11 +220,10 @@ def _judged(
         return Report(failure.verdict, why, model.name, named, precision, diagnosis=lost), None
 
 
-def _dense(model: Model, port: Any, inputs: Array | None, precision: str, named: str) -> Report:
-    """The verdict on a network that says a class for every pixel; weights are computed with."""
-    if isinstance(port, WeightsCandidate):
-        weights = load(port.path, eps=model.eps)
-        port = resolve(lambda x: weights.forward(x, layers=True), model.arch, timeout=0)
+def _dense(
+    model: Model, port: Candidate, inputs: Array | None, precision: str, named: str
+) -> Report:
+    """The verdict on a network that says a class for every pixel."""
     with closing(port), np.errstate(all="warn", under="ignore"):
         spare = _dense_images(model, port) if inputs is None and not port.brings_input else inputs
         first = first_call(port, model.arch, spare)

@@ -77,6 +77,28 @@ def test_forms_that_disagree_end_with_1(
     assert (found.code, found.json()["agreement"]["ok"]) == (1, False)
 
 
+def test_verify_of_the_fused_file_agrees_though_it_lacks_the_auxiliary_head(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fused = tmp_path / "fused.pth"
+    assert invoke(capsys, "convert", "--in", weights, "--out", fused).code == 0
+    shown = invoke(capsys, "verify", "--reference", weights, "--candidate", fused)
+    assert shown.code == 0, shown.out
+
+
+def test_golden_of_a_pspnet_is_verified_against(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    found = invoke(capsys, "golden", "--reference", weights, "--out", out, "--json").json()
+    require_documented("golden", [found])
+    assert found["mutation"]["killed"] > 1000
+    shown = invoke(capsys, "verify", "--reference", out, "--candidate", out / "outputs.npz")
+    assert shown.code == 0, shown.out
+    refused = invoke(capsys, "golden", "--reference", weights, "--out", out, "--train-step")
+    assert "train-step" in refused.error_line()
+
+
 def test_predict_draws_pictures_of_any_size(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,14 +133,56 @@ def test_dumps_are_read(tmp_path: Path) -> None:
     assert rr.verify(MODEL, tmp_path / "dump.npz").verdict == "agree"
 
 
-def test_a_file_of_fused_weights_is_held_against_the_training_file(tmp_path: Path) -> None:
+def test_a_right_file_of_fused_weights_agrees_tap_by_tap(tmp_path: Path) -> None:
     save(FUSED, tmp_path / "right.npz")
-    assert rr.verify(MODEL, tmp_path / "right.npz").verdict == "agree"
+    report = rr.verify(MODEL, tmp_path / "right.npz")
+    assert (report.verdict, report.precision) == ("agree", "weights"), report.reason
+    assert [layer.name for layer in report.layers] == [spec.name for spec in MODEL.arch.blocks]
+
+
+def exchanged(params: dict[str, Array]) -> None:
+    for part in ("weight", "bias"):
+        one, two = (f"ppm.{n}.fused.{part}" for n in (1, 2))
+        params[one], params[two] = params[two], params[one]
+
+
+def flipped(params: dict[str, Array]) -> None:
+    params["cls.0.fused.weight"] = params["cls.0.fused.weight"][:, :, ::-1, ::-1].copy()
+
+
+def one_tap(params: dict[str, Array]) -> None:
+    params["ppm.2.fused.weight"] = params["ppm.2.fused.weight"].copy()
+    params["ppm.2.fused.weight"][0, 1] *= np.float32(1.0001)
+
+
+@pytest.mark.parametrize(
+    ("plant", "bug", "layer"),
+    [
+        (exchanged, "layers-swapped", "ppm.1"),
+        (flipped, "kernel-flipped", "cls.0"),
+        (one_tap, "taps-altered", "ppm.2"),
+    ],
+)
+def test_wrong_files_of_fused_weights_are_placed_and_named(
+    tmp_path: Path, plant: Any, bug: str, layer: str
+) -> None:
     wrong = rr.fuse(MODEL)
-    wrong.params["ppm.2.fused.weight"] = wrong.params["ppm.2.fused.weight"] * np.float32(1.01)
+    plant(wrong.params)
     save(wrong, tmp_path / "wrong.npz")
     report = rr.verify(MODEL, tmp_path / "wrong.npz")
-    assert (report.verdict, report.first_bad_layer) == ("disagree", "ppm.2")
+    assert (report.verdict, report.first_bad_layer) == ("disagree", layer)
+    assert (report.diagnosis[0].bug, report.diagnosis[0].layer) == (bug, layer)
+
+
+@pytest.mark.parametrize("layer", ["aux.4", "ppm.3"])
+def test_files_in_train_form_are_compared_auxiliary_heads_too(tmp_path: Path, layer: str) -> None:
+    save(MODEL, tmp_path / "right.npz")
+    assert rr.verify(MODEL, tmp_path / "right.npz").verdict == "agree"
+    name = next(n for n in MODEL.params if n.startswith(f"{layer}.") and n.endswith("weight"))
+    wrong = replace(MODEL, params=MODEL.params | {name: MODEL.params[name] * np.float32(1.01)})
+    save(wrong, tmp_path / "wrong.npz")
+    report = rr.verify(MODEL, tmp_path / "wrong.npz")
+    assert (report.verdict, report.first_bad_layer) == ("disagree", layer)
 
 
 @pytest.mark.few(8)
