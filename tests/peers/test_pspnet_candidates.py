@@ -17,8 +17,11 @@ import pytest
 
 import repvgg_ref as rr
 from repvgg_ref.files.checkpoint import save
+from repvgg_ref.models.architectures import Architecture, plain_architecture
+from repvgg_ref.models.pspnet import pspnet
 from tests.models.segmenters import AUX, CHANNELS, CLASSES, DEPTHS, HEAD
 from tests.oracle.dense.ports import MODEL
+from tests.random_networks import random_model
 
 torch: Any = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -286,3 +289,38 @@ def test_attributes_are_evidence_where_values_hide_them(tmp_path: Path) -> None:
     assert (report.verdict, report.first_bad_layer) == ("disagree", "ppm.1.resize")
     assert report.diagnosis[0].bug == "corners-not-aligned"
     assert "half_pixel" in report.diagnosis[0].says
+
+
+def test_dropout_in_training_mode_is_told_by_the_file(tmp_path: Path) -> None:
+    save(MODEL, tmp_path / "a.onnx")
+    model = onnx.load(tmp_path / "a.onnx")
+    (node,) = (n for n in model.graph.node if n.name == "cls.dropout")
+    node.op_type = "Dropout"
+    node.input.extend(["ratio", "mode"])
+    settings = {"ratio": np.float32(0.3), "mode": np.array(True)}
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in settings.items()
+    )
+    onnx.save(model, tmp_path / "b.onnx")
+    report = rr.verify(MODEL, tmp_path / "b.onnx")
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "cls.dropout")
+    assert report.diagnosis[0].bug == "dropout-left-on"
+
+
+def test_graphs_of_other_networks_are_no_traceback(tmp_path: Path) -> None:
+    chain = random_model(plain_architecture(depths=DEPTHS, channels=CHANNELS, num_classes=3), 0)
+    save(chain, tmp_path / "chain.onnx")
+    report = rr.verify(MODEL, tmp_path / "chain.onnx")
+    assert report.verdict == "disagree"
+    assert any("no pyramid" in note for note in report.notes)
+    save(MODEL, tmp_path / "pspnet.onnx")
+    report = rr.verify(chain, tmp_path / "pspnet.onnx")
+    assert report.verdict in ("disagree", "cannot-judge")
+    deeper = random_model(pspnet(deep_chain(), num_classes=CLASSES, head=HEAD, aux_head=AUX), 0)
+    save(deeper, tmp_path / "deeper.onnx")
+    report = rr.verify(MODEL, tmp_path / "deeper.onnx")
+    assert report.verdict == "disagree"
+
+
+def deep_chain() -> Architecture:
+    return plain_architecture(depths=(2, 2, 6, 2), channels=CHANNELS, num_classes=3)

@@ -65,7 +65,8 @@ class SeenBlocks:
         if reading is not None:
             self.findings += _clips(reading, spec)
             self.findings += _border(reading, spec, self.chain)
-        if kernel is None or reading is None:
+        fits = kernel is not None and kernel.weight.shape[1] * spec.groups == spec.in_channels
+        if kernel is None or reading is None or not fits:
             self.unread.append(spec.name + _why(reading))
             return
         self.kernels[spec.name] = kernel

@@ -87,11 +87,12 @@ def find_pyramid(chain: Chain, arch: Network) -> tuple[Taps, Pyramid]:
     at = _joins_at(chain)
     backbone = [node.name for node in arch.evaluated if node.name.startswith("stage")]
     front = replace(chain, steps=chain.steps[: len(chain.steps) if at is None else at])
-    blocks, first = chained_blocks(front)
+    blocks, first, fitting = chained_blocks(front, arch)
     blocks = blocks if at is not None else blocks[:-1]  # the last is a head's
     integers = chain.entrance.type.tensor_type.elem_type not in FLOATS
     entrance = find_entrance(chain, first, arch.in_channels, integers=integers)
-    taps = dict(zip(backbone, blocks, strict=False))
+    matched = len(blocks) if len(blocks) == len(backbone) else min(fitting, len(blocks))
+    taps = dict(zip(backbone, blocks[:matched], strict=False))
     start = entrance.start or Tap(chain.entrance.name, entrance.perm)
     parts = _parts(chain, taps, start)
     problem = None

@@ -111,15 +111,18 @@ def find_taps(chain: Chain, arch: Network) -> Taps:
     )
 
 
-def chained_blocks(chain: Chain) -> tuple[list[Tap], int]:
-    """The outputs of a chain's blocks of several taps, up to its end; the first one's step."""
+def chained_blocks(chain: Chain, arch: Network) -> tuple[list[Tap], int, int]:
+    """The outputs of a chain's blocks of several taps, up to its end; and two numbers.
+
+    The step of the first block, and how many blocks from the front are those of `arch`.
+    """
     steps, mains = chain.steps, block_convolutions(chain, pointwise=False)
     blocks = [i for i, own in enumerate(mains) if own]
     if not blocks:
-        return [], len(steps)
+        return [], len(steps), 0
     found = [tap_before(steps, blocks[k + 1], blocks[k]) for k in range(len(blocks) - 1)]
     found.append(walked_back(steps, len(steps) - 1, blocks[-1], STRAIGHT))
-    return found, blocks[0]
+    return found, blocks[0], _fitting(chain, mains, blocks, arch)
 
 
 def has_pointwise(arch: Network) -> bool:

@@ -49,6 +49,7 @@ def judge_dense(
         if found[0].bug != "unknown":
             why += f": {found[0].says}"
         residual = _residual(port, bad[0])
+        notes = (*notes, outputs.problem) if outputs.problem is not None else notes
         return Report(
             "disagree", why, *names, reports, found, first.name, notes=notes, residual=residual
         )

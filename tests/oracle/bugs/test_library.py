@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.models.architectures import plain_architecture
-from repvgg_ref.oracle.bugs import HEAD_BUGS, LAYER_BUGS, Bug
+from repvgg_ref.oracle.bugs import HEAD_BUGS, LAYER_BUGS, NODE_BUGS, Bug
 from repvgg_ref.oracle.bugs.harness import mutants, output_of
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
@@ -27,7 +27,9 @@ _ELSEWHERE = {"height-width-swapped", "channels-permuted", "layers-swapped"}
 
 
 @pytest.mark.parametrize(
-    "bugs", [LAYER_BUGS, HEAD_BUGS, TRAINING_BUGS], ids=["blocks", "head", "training"]
+    "bugs",
+    [LAYER_BUGS, HEAD_BUGS, NODE_BUGS, TRAINING_BUGS],
+    ids=["blocks", "head", "between", "training"],
 )
 def test_every_bug_has_one_name_and_something_to_say(bugs: tuple[Bug[Any], ...]) -> None:
     names = [bug.name for bug in bugs]

@@ -50,6 +50,13 @@ def test_the_right_port_agrees() -> None:
     assert rr.verify(MODEL, hiding(RIGHT), inputs=X).verdict == "agree"
 
 
+def test_every_bug_is_planted_somewhere() -> None:
+    """But for the one that is read off a candidate's output, which has a test of its own."""
+    names = {mutant.bug.name for _, mutant in MUTANTS}
+    assert names == {bug.name for bug in NODE_BUGS} - {"dropout-left-on"}
+    assert not any("{" in mutant.says for _, mutant in MUTANTS)
+
+
 @pytest.mark.few(24)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=map(case, MUTANTS))
 @pytest.mark.parametrize("hidden", [False, True], ids=["shown", "hidden"])
