@@ -37,6 +37,7 @@ from repvgg_ref.oracle.candidates import (
 )
 from repvgg_ref.oracle.candidates.dumps import array_names
 from repvgg_ref.oracle.dense.judge import judge_dense
+from repvgg_ref.oracle.dense.logits import judge_dense_logits
 from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
 from repvgg_ref.oracle.diagnosis.explain import Case, explain
 from repvgg_ref.oracle.diagnosis.file_evidence import with_file_evidence
@@ -230,6 +231,8 @@ def _dense(
     image_batch(model.arch, np.asarray(first.x, np.float32))  # of a size that it takes
     chosen, outputs = _precision(precision, first.outputs), first.outputs
     with single_threaded_blas():
+        if set(outputs.layers) == {model.arch.head.name}:
+            return judge_dense_logits(model, outputs, first.x, chosen, named)
         report = judge_dense(model, outputs, first.x, chosen, named)
         return with_file_evidence(report, Programs(model), outputs.evidence)
 
