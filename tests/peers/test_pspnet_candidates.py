@@ -173,6 +173,7 @@ def exchanged_weights(net: Any) -> None:
 FAULTS: dict[str, tuple[Fault, str, str]] = {
     "half-pixel": (pyramid(mode="bilinear"), "corners-not-aligned", "ppm.1.resize"),
     "nearest": (pyramid(mode="nearest"), "nearest-pixel", "ppm.1.resize"),
+    "cubic": (pyramid(mode="bicubic", align_corners=True), "resize-cubic", "ppm.1.resize"),
     "last": (pyramid((1, 2, 3, 4, 0), **ALIGNED), "concat-order", "ppm"),
     "reversed": (pyramid((0, 4, 3, 2, 1), **ALIGNED), "concat-order", "ppm"),
     "twice": (pyramid((0, 1, 1, 3, 4), **ALIGNED), "pyramid-part-twice", "ppm"),

@@ -114,6 +114,34 @@ def nearest_pixel(site: NodeSite) -> NodeVariants:
 
 
 @bug(
+    "resize-cubic",
+    says="it interpolates with cubics ({detail})",
+    advice="bilinear interpolation belongs there",
+)
+def resize_cubic(site: NodeSite) -> NodeVariants:
+    if _is_resize(site):
+        size = site.program.extent[1:]
+        for detail, places in (("corners aligned", _aligned), ("half-pixel", _unclipped)):
+            yield _changed(site, partial(_resized, partial(_cubic, places), size), detail)
+
+
+def _unclipped(outputs: int, pixels: int) -> Array:
+    return (np.arange(outputs) + 0.5) * pixels / outputs - 0.5
+
+
+def _cubic(places: Places, outputs: int, pixels: int) -> Array:
+    """The matrix of cubic convolution (Keys 1981) with a = -3/4, torch's and ONNX's."""
+    place, a, matrix = places(outputs, pixels), -0.75, np.zeros((outputs, pixels))
+    first = np.floor(place).astype(int)
+    for tap in (-1, 0, 1, 2):
+        t = np.abs(place - (first + tap))
+        near, far = ((a + 2) * t - (a + 3)) * t * t + 1, ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+        at = np.arange(outputs), (first + tap).clip(0, pixels - 1)
+        np.add.at(matrix, at, np.where(t <= 1, near, far))
+    return matrix
+
+
+@bug(
     "resize-missing",
     says="the logits are not resized to the image",
     advice="bilinear with aligned corners, to 8 times height and width less 1, plus 1",

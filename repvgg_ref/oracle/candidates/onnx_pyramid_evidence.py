@@ -95,6 +95,9 @@ def _resizing(layer: str, node: Any) -> Iterator[Finding]:
     if mode == "nearest":
         says = f"node {place} takes the nearest pixel (mode {mode})"
         yield certain("nearest-pixel", layer, says, "bilinear interpolation belongs there")
+    elif mode == "cubic":
+        says = f"node {place} interpolates with cubics (mode {mode})"
+        yield certain("resize-cubic", layer, says, "bilinear interpolation belongs there")
     elif how != "align_corners":
         says = f"node {place} resizes without aligning the corners ({_HOW} {how})"
         yield certain("corners-not-aligned", layer, says, f"{_HOW}=align_corners")
