@@ -185,10 +185,10 @@ class DensePort:
         program, own = plain(self.programs[target.name]), self.own(target.name)
         if xs[0].shape[1] != target.op.spec.in_channels:
             return None
-        if own is not None and program.se is None and len(program.fused.weight) > 2 * _SCREENED:
+        is_plain = program.se is None and program.groups == 1
+        if own is not None and is_plain and len(program.fused.weight) > 2 * _SCREENED:
             few = FusedConv(*(part[:_SCREENED] for part in program.fused))
-            seen = batch_output(replace(program, fused=few, groups=1), xs[0])
-            if program.groups == 1 and _is_far(seen, own[:, :_SCREENED]):
+            if _is_far(batch_output(replace(program, fused=few), xs[0]), own[:, :_SCREENED]):
                 return None
         return batch_output(program, xs[0])
 

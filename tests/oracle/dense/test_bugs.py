@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
+from repvgg_ref.models.architectures import plain_architecture
+from repvgg_ref.models.pspnet import pspnet
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bugs import NODE_BUGS, Mutant
 from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.bugs.harness import mutants, output_of
 from repvgg_ref.oracle.dense.judge import walked
 from repvgg_ref.oracle.dense.port import DensePort
+from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
+from tests.models.segmenters import CHANNELS, CLASSES, DEPTHS
 from tests.oracle.dense.ports import BETWEEN, BLOCKS, MODEL, RIGHT, X, hiding, port
 
 _WALKED = DensePort(MODEL, RIGHT, X, PRECISIONS["fp32"])
@@ -120,3 +124,14 @@ def test_dropout_left_on_is_read_off_the_logits_of_a_port_that_hides_it() -> Non
         report = rr.verify(MODEL, outputs, inputs=X)
         require_named(report, "dropout-left-on", "cls.dropout")
         assert report.diagnosis[0].estimate == pytest.approx((~kept).mean())
+
+
+def test_a_wide_head_is_looked_at_in_part_and_loses_no_bug() -> None:
+    """Of more than 64 channels 32 tell whether a hidden bug is worth computing all of them."""
+    chain = plain_architecture(depths=DEPTHS, channels=CHANNELS, num_classes=3)
+    wide = distinguishing_model(pspnet(chain, num_classes=CLASSES, head=80, aux_head=7))
+    last = {"ppm": lambda xs: np.concatenate([*xs[1:], xs[0]], axis=1)}
+    for wrong, bug in ((last, "concat-order"), ({}, "")):
+        outputs = hiding(port(wrong, rr.fuse(wide)))
+        report = rr.verify(wide, outputs, inputs=X)
+        assert [finding.bug for finding in report.diagnosis] == ([bug] if bug else [])
