@@ -27,6 +27,7 @@ from repvgg_ref.oracle.candidates.npy_files import opened
 from repvgg_ref.oracle.candidates.onnx_data_set import data_set_folder, read_data_set
 from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
 from repvgg_ref.oracle.candidates.onnx_named import NamedOnnxCandidate
+from repvgg_ref.oracle.candidates.onnx_segmenter import PyramidCandidate
 from repvgg_ref.oracle.candidates.outside import (
     EXEC,
     CommandCandidate,
@@ -123,10 +124,12 @@ def _resolve_file(path: Path, arch: Network, timeout: float) -> Candidate | Weig
     with opened(path) as file:
         head = file.read(16)
     if path.suffix.lower() == ".onnx" or _starts_like_onnx(head):
-        taken: type[OnnxCandidate | NamedOnnxCandidate] = OnnxCandidate
-        if not (arch.is_chain or arch.is_dense):
-            taken = NamedOnnxCandidate
-        return taken(name, path, arch, timeout)
+        kind: type[OnnxCandidate | NamedOnnxCandidate] = OnnxCandidate
+        if arch.is_dense:
+            kind = PyramidCandidate
+        elif not arch.is_chain:
+            kind = NamedOnnxCandidate
+        return kind(name, path, arch, timeout)
     if head.startswith(b"\x93NUMPY"):
         return DumpCandidate(name, arch, lambda: read_single(path))
     if head.lstrip()[:1] in (b"{", b"["):

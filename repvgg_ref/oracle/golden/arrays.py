@@ -63,16 +63,15 @@ def layer_arrays(
     return found
 
 
-def output_arrays(x: Array, layers: dict[str, Layer]) -> tuple[dict[str, Array], str]:
-    """The input and every output, and the element type of the layers.
+def output_arrays(x: Array, layers: dict[str, Layer], head: str) -> tuple[dict[str, Array], str]:
+    """The input and every output, that of the `head` the logits, and the layers' element type.
 
     float64, unless that is beyond 16 MB: then float32, the logits still in float64.
     """
     size = sum(layer.y.nbytes for layer in layers.values())
     stored = "float64" if size <= _MOST_FLOAT64 else "float32"
     arrays = {
-        name: layer.y if name == "linear" else layer.y.astype(stored)
-        for name, layer in layers.items()
+        name: layer.y if name == head else layer.y.astype(stored) for name, layer in layers.items()
     }
     return {"input": x, **arrays}, stored
 
@@ -101,8 +100,10 @@ def rounded_up(bound: Array) -> Array:
     return np.where(single < bound, above, single)
 
 
-def write_data_set(folder: Path, x: Array, logits: Array) -> None:
+def write_data_set(folder: Path, x: Array, head: str, logits: Array) -> None:
     """Write input_0.pb and output_0.pb as ONNX's own backend tests have them, float32.
+
+    `head` is what the logits are called.
 
     Raises
     ------
@@ -111,7 +112,7 @@ def write_data_set(folder: Path, x: Array, logits: Array) -> None:
     """
     helper = require("onnx.numpy_helper")
     folder.mkdir()
-    for file, name, array in (("input_0.pb", "input", x), ("output_0.pb", "linear", logits)):
+    for file, name, array in (("input_0.pb", "input", x), ("output_0.pb", head, logits)):
         tensor = helper.from_array(np.ascontiguousarray(array, np.float32), name)
         (folder / file).write_bytes(tensor.SerializeToString())
 

@@ -21,9 +21,9 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.graph import INPUT
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.bounds.block import layer_bound
+from repvgg_ref.oracle.bounds.block import Bound, layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.bugs import BETWEEN_BUGS, HEAD_BUGS, LAYER_BUGS, Bug, Mutant, Site
+from repvgg_ref.oracle.bugs import BETWEEN_BUGS, HEAD_BUGS, LAYER_BUGS, NODE_BUGS, Bug, Mutant, Site
 from repvgg_ref.oracle.bugs.harness import mutants
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.golden.arrays import float32_outputs
@@ -32,6 +32,7 @@ from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_block
 from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.layers import Programs, block_program
+from repvgg_ref.oracle.programs.node import NodeProgram
 from repvgg_ref.oracle.programs.program import layer_output
 
 Fate = Literal["bound", "regression", "shape", "not-finite", "equivalent", "hidden"]
@@ -117,7 +118,12 @@ class MutationMatrix:
         return tuple(mutant for mutant in self.mutants if mutant.fate == "hidden")
 
     def rows(self) -> dict[str, str]:
-        """Bug -> one letter a layer (see `LETTERS`, `NOT_APPLICABLE`); the worst variant's."""
+        """Bug -> one letter a layer (see `LETTERS`, `NOT_APPLICABLE`); the worst variant's.
+
+        Of a pyramid's bugs those that were planted.
+        """
+        planted = {mutant.bug for mutant in self.mutants}
+        nodes = [bug for bug in NODE_BUGS if bug.name in planted]
         worst: dict[tuple[str, str], int] = {}
         for mutant in self.mutants:
             rank = _FROM_BEST_TO_WORST.index(mutant.fate)
@@ -130,7 +136,7 @@ class MutationMatrix:
                 else NOT_APPLICABLE
                 for layer in self.layers
             )
-            for bug in dict.fromkeys(each.name for bugs in _LIBRARY for each in bugs)
+            for bug in dict.fromkeys(each.name for bugs in (*_LIBRARY, nodes) for each in bugs)
         }
 
 
@@ -157,14 +163,15 @@ def mutation_matrix(model: Model, x: Array, *, progress: Progress | None = None)
     tests = len(names) * (len(LAYER_BUGS) + len(BETWEEN_BUGS) + len(HEAD_BUGS))
     found: list[Planted] = []
     for done, name in enumerate(names):
-        layer: _Layer | None = None
+        layer: PlantedLayer | None = None
         for site, mutant in mutants(programs, inputs, [name], outputs=rolled):
-            layer = layer or _Layer(model, site, outputs[name], tests)
+            if layer is None:
+                y = layer_output(site.program, site.x)
+                bound = layer_bound(site.program, site.x, y, PRECISIONS["fp32"])
+                layer = PlantedLayer(model, site, y, outputs[name], bound, tests)
             found.append(layer.judged(mutant))
-        height, width = inputs[name].shape[2:]
-        if height != width and isinstance(programs[name], BlockProgram):
-            # The bug needs a square image: on another one the shape gives it away.
-            found.append(Planted("height-width-swapped", name, "", "shape"))
+        if isinstance(programs[name], BlockProgram):
+            found += swapped_sides(inputs[name], name)
         if progress is not None:
             progress(name, done + 1, len(names))
     return MutationMatrix(names, tuple(found))
@@ -189,13 +196,28 @@ class _Inputs(Mapping[str, Array]):
         return len(self._programs)
 
 
-class _Layer:
-    """One layer on one input: the right output, its bounds, and float32's own errors."""
+def swapped_sides(x: Array, layer: str) -> list[Planted]:
+    """A block with height and width exchanged: on an image that is no square its shape tells."""
+    height, width = x.shape[2:]
+    return [Planted("height-width-swapped", layer, "", "shape")] if height != width else []
 
-    def __init__(self, model: Model, site: Site[Any], single: Array, tests: int) -> None:
+
+class PlantedLayer:
+    """One layer on one input: the right output, its bounds, and float32's own errors.
+
+    Parameters
+    ----------
+    y, single : arrays
+        The exact output of `site`, and what a right float32 port gives.
+    tests : int
+        How many regressions there are in all; 0 where certified bounds alone judge.
+    """
+
+    def __init__(
+        self, model: Model, site: Site[Any], y: Array, single: Array, bound: Bound, tests: int
+    ) -> None:
         self.model, self.site, self.single, self.tests = model, site, single, tests
-        self.y = layer_output(site.program, site.x)
-        self.bound = layer_bound(site.program, site.x, self.y, PRECISIONS["fp32"])
+        self.y, self.bound = y, bound
         self.sampled = self._evidence(everywhere=False)
 
     def _evidence(self, *, everywhere: bool) -> LayerEvidence:
@@ -237,7 +259,7 @@ class _Layer:
         port = replace(seen, y_hat=predicted + (seen.y_hat - seen.y))
         if (np.abs(port.residual) > seen.certified).any():
             return "bound", ratio
-        trial = port.compare(mutant, predicted)
+        trial = port.compare(mutant, predicted) if self.tests else None
         found = trial is not None and trial.is_hidden(self.tests)
         return ("regression" if found else "hidden"), ratio
 
@@ -267,6 +289,8 @@ def _is_same_function(bug: str, program: Any, site: Site[Any]) -> bool:
     right = site.program
     if isinstance(right, BetweenProgram):
         return False  # each is another function by its name
+    if isinstance(right, NodeProgram):
+        return False  # it has no weights: what changes nothing on these inputs does on others
     if isinstance(right, HeadProgram):
         return _is_equal(program, right, ("pool", "input_map", "output_map", "weight", "bias"))
     if bug in _MOVES and program.input_map is not None:

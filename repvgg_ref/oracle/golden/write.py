@@ -9,7 +9,7 @@ ONNX tensors), ``weights.npz`` (if small), ``train_step.npz`` and ``.json``, ``r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from repvgg_ref.files.checkpoint import save
 from repvgg_ref.files.metadata import describe
 from repvgg_ref.models.arguments import image_batch
 from repvgg_ref.models.network import Model, require_branches
+from repvgg_ref.oracle.dense.vectors import dense_arrays, dense_matrix
 from repvgg_ref.oracle.golden.arrays import (
     BOUND_PRECISIONS,
     BOUNDS,
     DATA_SET,
     OUTPUTS,
     WEIGHTS,
+    Layer,
     bound_arrays,
     float32_errors,
     layer_arrays,
@@ -71,9 +73,10 @@ _BATCHES_TRIED = 4
 
 _HOW = (
     "Layer by layer (finds the wrong layer): give your layer i the array outputs[layer i - 1] (the "
-    "first one 'input'), rounded to your number format; every element of what it returns must be "
-    "within bounds['<layer>/<format>'] of outputs['<layer>']. Correct arithmetic of any order "
-    "cannot be outside; the bounds hold for direct convolution, fused or in three branches.",
+    "first one 'input'; if the manifest has 'inputs', the arrays named there), rounded to your "
+    "number format; every element of what it returns must be within bounds['<layer>/<format>'] of "
+    "outputs['<layer>']. Correct arithmetic of any order cannot be outside; the bounds hold for "
+    "direct convolution, fused or in three branches.",
     "From the image on: compare with outputs; 'end_to_end_float32_error' says what our own float32 "
     "pass differs by, relative to each layer's largest value. That is a scale, not a bound.",
     "Or hand your outputs (an npz with these names) to "
@@ -120,29 +123,40 @@ def write_golden(
     NotFusibleError
         If `train_step` is asked of a model in deploy form.
     ReportedError
-        If `out_dir` holds something else, a bundle of another model among it, or the reference is
-        not finite.
+        If `train_step` is asked of a network that says a class for every pixel, `out_dir` holds
+        something else, a bundle of another model among it, or the reference is not finite.
     """
     which = _which_model(model)
     require_free(Path(out_dir), which)
     if train_step:
         require_branches(model, "a train-step bundle")
-    require_programs(model.arch)
-    if raw or train_step:
-        require_chain(model.arch)
+    if model.arch.is_dense and train_step:
+        raise ReportedError(
+            "a train-step bundle of a network that is no chain cannot be made yet",
+            got=model.name,
+            wanted="a chain of blocks, then the mean and a linear layer",
+            advice="leave --train-step out: the bundle then holds all of evaluation",
+        )
+    if not model.arch.is_dense:
+        require_programs(model.arch)
+        if raw or train_step:
+            require_chain(model.arch)
     x = _batch(model, golden_inputs(model.arch) if inputs is None else inputs)
     step = _counter(model, progress, train_step)
-    layers = layer_arrays(model, x, step)
-    matrix = mutation_matrix(model, x, progress=lambda name, *_: step(name))
+    arrays_of, matrix_of = layer_arrays, mutation_matrix
+    if model.arch.is_dense:
+        arrays_of, matrix_of = dense_arrays, dense_matrix
+    layers = arrays_of(model, x, step)
+    matrix = matrix_of(model, x, progress=lambda name, *_: step(name))
     trained = _trained(model, inputs, labels, steps, step) if train_step else None
     with atomic_folder(Path(out_dir), which) as folder:
-        outputs, stored = output_arrays(x, layers)
+        outputs, stored = output_arrays(x, layers, model.arch.head.name)
         bounds, bounds_per = bound_arrays(layers)
         weights_io.save_weights(folder / OUTPUTS, outputs, container="npz")
         weights_io.save_weights(folder / BOUNDS, bounds, container="npz")
         if raw:
             write_raw(folder / RAW, model, outputs, bounds)
-        skipped = _optional_parts(folder, model, x, layers["linear"].y, weights)
+        skipped = _optional_parts(folder, model, x, layers, weights)
         if trained is not None:
             write_steps(trained, folder)
         warnings = (*_warnings(model, matrix), *_training_warnings(trained))
@@ -236,12 +250,13 @@ def _candidates(model: Model, inputs: Array | None) -> Iterator[Array]:
 
 
 def _optional_parts(
-    folder: Path, model: Model, x: Array, logits: Array, weights: bool | None
+    folder: Path, model: Model, x: Array, layers: Mapping[str, Layer], weights: bool | None
 ) -> tuple[str, ...]:
     """Write the ONNX data set and the weights if they can and should be; say what was not."""
     skipped = []
     try:
-        write_data_set(folder / DATA_SET, x, logits)
+        head = model.arch.head.name
+        write_data_set(folder / DATA_SET, x, head, layers[head].y)
     except MissingExtraError as missing:
         skipped.append(f"{DATA_SET}: {missing}")
     size = sum(array.nbytes for array in model.params.values())
@@ -257,13 +272,13 @@ def _warnings(model: Model, matrix: MutationMatrix) -> tuple[str, ...]:
     if matrix.survivors:
         bugs = list(dict.fromkeys(mutant.bug for mutant in matrix.survivors))
         shown = ", ".join(bugs[:6]) + (f" and {len(bugs) - 6} more" if len(bugs) > 6 else "")
-        found.append(
-            f"{len(matrix.survivors)} of {matrix.counted} planted bugs would pass unnoticed:"
-            f" {shown}; chosen weights (--reference {model.name}) hide none"
-            if model.name != "custom"
-            else f"{len(matrix.survivors)} of {matrix.counted} planted bugs would pass unnoticed:"
-            f" {shown}"
-        )
+        share = f"{len(matrix.survivors)} of {matrix.counted}"
+        said = f"{share} planted bugs would pass unnoticed: {shown}"
+        if model.arch.is_dense:
+            said += "; certified bounds alone judge here, which single roundings need not leave"
+        elif model.name != "custom":
+            said += f"; chosen weights (--reference {model.name}) hide none"
+        found.append(said)
     return tuple(found)
 
 
@@ -312,12 +327,20 @@ def _manifest(
         "layout": "NCHW",
         "kernel_layout": "OIHW",
         "layers": list(model.arch.layer_names),
+        **_wiring(model),
         "input": {"shape": list(x.shape), "dtype": "float32"},
         "how_to_compare": list(_HOW),
         "mutation": mutation_json(matrix),
         "warnings": list(warnings),
         "skipped": list(skipped),
     }
+
+
+def _wiring(model: Model) -> dict[str, Any]:
+    """Which layers each layer of a network that says a class for every pixel gets."""
+    if not model.arch.is_dense:
+        return {}
+    return {"inputs": {node.name: list(node.inputs) for node in model.arch.evaluated}}
 
 
 def _described_files(folder: Path) -> dict[str, Any]:

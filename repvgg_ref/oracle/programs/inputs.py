@@ -10,6 +10,9 @@ from repvgg_ref.models.graph import Network
 # Height and width differ, and still do after five halvings (2 x 3): a squeeze-and-excitation that
 # pools over a square, or exchanged axes, change nothing on a square image.
 GOLDEN_EXTENT = (64, 72)
+# Of a network that says a class for every pixel: 8 k + 1, and an eighth of it and 1, 13 x 11, is
+# divided by none of the pyramid's bins.
+DENSE_EXTENT = (97, 81)
 
 
 def distinguishing_inputs(
@@ -35,8 +38,8 @@ def distinguishing_inputs(
 
 
 def golden_inputs(arch: Network, *, batch: int = 2, seed: int = 0) -> Array:
-    """The batch of a golden bundle: `distinguishing_inputs` of `GOLDEN_EXTENT`."""
-    height, width = GOLDEN_EXTENT
+    """The batch of a golden bundle: `distinguishing_inputs` of its extent."""
+    height, width = DENSE_EXTENT if arch.is_dense else GOLDEN_EXTENT
     return distinguishing_inputs(arch, batch=batch, height=height, width=width, seed=seed)
 
 

@@ -150,13 +150,17 @@ def _cannot(arch: Network, what: str) -> ReportedError:
 
 
 class Programs(Mapping[str, Any]):
-    """Every layer's correct program by its name, built when asked for.
+    """Every layer's correct program by its name, built when asked for; of a dense network, blocks'.
 
     A small network's are kept; of a large one, since float64 is large, each thread's last.
     """
 
     def __init__(self, model: Model) -> None:
-        require_programs(model.arch)
+        if model.arch.is_dense:
+            self._names = tuple(spec.name for spec in model.arch.blocks)
+        else:
+            require_programs(model.arch)
+            self._names = model.arch.layer_names
         self.model = model
         self._nodes = {node.name: node for node in model.arch.evaluated}
         is_small = sum(array.size for array in model.params.values()) <= _MOST_KEPT
@@ -207,10 +211,10 @@ class Programs(Mapping[str, Any]):
         return between_program(self.model, node)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.model.arch.layer_names)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self.model.arch.layer_names)
+        return len(self._names)
 
     def alike(self, name: str) -> tuple[str, ...]:
         """Other blocks of the same shape, which a port could take for this one."""
