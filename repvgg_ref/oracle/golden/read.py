@@ -90,7 +90,7 @@ def _model(
 ) -> Model | None:
     eps, momentum = float(manifest["eps"]), float(manifest["momentum"])
     said = manifest["architecture"]
-    if "inputs" in manifest:
+    if "inputs" in manifest and "linear" not in manifest["inputs"]:
         return _dense_model(path, manifest, _architecture(said), reference)
     arch = _architecture(said) if said.get("chain", True) else _graph(said, reference)
     if isinstance(reference, Model):

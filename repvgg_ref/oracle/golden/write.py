@@ -22,6 +22,7 @@ from repvgg_ref.errors import MissingExtraError, ReportedError
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.files.metadata import describe
 from repvgg_ref.models.arguments import image_batch
+from repvgg_ref.models.graph import INPUT
 from repvgg_ref.models.network import Model, require_branches
 from repvgg_ref.oracle.dense.vectors import dense_arrays, dense_matrix
 from repvgg_ref.oracle.golden.arrays import (
@@ -337,10 +338,17 @@ def _manifest(
 
 
 def _wiring(model: Model) -> dict[str, Any]:
-    """Which layers each layer of a network that says a class for every pixel gets."""
-    if not model.arch.is_dense:
+    """Which layers each layer of a network that is no chain gets; what no report lists left out."""
+    if model.arch.is_chain:
         return {}
-    return {"inputs": {node.name: list(node.inputs) for node in model.arch.evaluated}}
+    fed = {node.name: node.inputs for node in model.arch.evaluated}
+    layers = model.arch.layer_names
+
+    def sources(name: str) -> list[str]:
+        given = ([one] if one in (*layers, INPUT) else sources(one) for one in fed[name])
+        return [one for each in given for one in each]
+
+    return {"inputs": {name: sources(name) for name in layers}}
 
 
 def _described_files(folder: Path) -> dict[str, Any]:
