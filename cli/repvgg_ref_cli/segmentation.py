@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from repvgg_ref.arrays import Array
     from repvgg_ref.data.source import Source
     from repvgg_ref.models.network import Model
+    from repvgg_ref.train.evaluate import Comparison
 
 
 def evaluate(
@@ -27,22 +28,29 @@ def evaluate(
     algorithm: str,
     confusion: Path | None,
     as_json: bool,
-) -> None:
-    """Judge one form of a network, or both, on all pixels of a data set."""
+) -> bool:
+    """Judge one form of a network, or both, on all pixels of a data set; whether they agree."""
     import numpy as np
 
     from repvgg_ref.data.windows import window_of
+    from repvgg_ref.train.evaluate import Furthest
     from repvgg_ref.train.pixels import confusion as count
     from repvgg_ref.train.pixels import scores_of
 
     window, classes = window_of(forms[0].about, size), len(source.classes)
     counts = [np.zeros((classes, classes), np.int64) for _ in forms]
     alike = pixels = 0
+    furthest = Furthest()
     for image, labels in _pictures(source):
-        taken = [
-            _classes(form, image, window, flip=flip, backend=backend, algorithm=algorithm)
-            for form in forms
-        ]
+        taken = _classes(
+            forms,
+            image,
+            window,
+            flip=flip,
+            backend=backend,
+            algorithm=algorithm,
+            see=furthest.see if len(forms) == 2 else None,
+        )
         for own, found in zip(counts, taken, strict=True):
             own += count(found, labels, classes)
         alike += int((taken[0] == taken[-1]).sum())
@@ -62,12 +70,26 @@ def evaluate(
     if len(forms) == 2:
         report["forms"] = {f.form: scores_of(c) for f, c in zip(forms, counts, strict=True)}
         report["same_pixels"] = alike / pixels
+        apart = furthest.compare(*forms, roundoff=2.0**-24)
+        report["agreement"] = agreement(apart)
     if confusion is not None:
         _save(_confusion(last, source.classes), confusion)
     if as_json:
         print_json(report)
     else:
         _show(report)
+    return len(forms) == 1 or apart.ok
+
+
+def agreement(apart: Comparison) -> dict[str, Any]:
+    """Whether two forms agree, for JSON."""
+    return {
+        "ok": apart.ok,
+        "same_class": apart.same_class,
+        "max_difference": apart.difference,
+        "largest_difference": apart.largest,
+        "tolerance": apart.tolerance,
+    }
 
 
 def predict(
@@ -94,8 +116,14 @@ def predict(
     with ProgressBar("segmenting") as progress:
         for number, path in enumerate(images, start=1):
             pixels = np.asarray(open_upright(path).convert("RGB"))
-            found = _classes(
-                model, pixels, window, flip=False, backend=backend, algorithm=algorithm, whole=True
+            (found,) = _classes(
+                [model],
+                pixels,
+                window,
+                flip=False,
+                backend=backend,
+                algorithm=algorithm,
+                whole=True,
             )
             if out is not None:
                 _save(overlay(pixels, found, names), out)
@@ -122,7 +150,7 @@ def show_parts(results: list[dict[str, Any]]) -> None:
 
 
 def _classes(
-    model: Model,
+    forms: Sequence[Model],
     pixels: Array,
     window: int,
     *,
@@ -130,27 +158,37 @@ def _classes(
     backend: str,
     algorithm: str,
     whole: bool = False,
+    see: Callable[[Array, Array, Array], None] | None = None,
 ) -> Array:
-    """The class of every pixel, (H, W)."""
+    """The class that each form says of every pixel, (forms, H, W).
+
+    `see` gets each window, and the logits of two forms.
+    """
     import numpy as np
 
-    from repvgg_ref.data.windows import probabilities, standardise_of
+    from repvgg_ref.data.windows import probabilities_of_forms, standardise_of
     from repvgg_ref.errors import CheckpointError
 
-    found = probabilities(
+    def forward(x: Array) -> Array:
+        logits = [form.forward(x, backend=backend, algorithm=algorithm) for form in forms]
+        if see is not None:
+            see(x, *logits)
+        return np.concatenate(logits)
+
+    found = probabilities_of_forms(
         pixels,
-        lambda x: model.forward(x, backend=backend, algorithm=algorithm),
+        forward,
         size=window,
         flip=flip,
         whole=whole,
-        standardise=standardise_of(model.about),
+        standardise=standardise_of(forms[0].about),
     )
     if not np.isfinite(found).all():
         raise CheckpointError(
             "the model's outputs are not finite",
             advice="see what `repvgg-ref inspect` says about the weights",
         )
-    classes: Array = found.argmax(axis=0)
+    classes: Array = found.argmax(axis=1)
     return classes
 
 
@@ -197,7 +235,13 @@ def _show(found: dict[str, Any]) -> None:
         say(f"mAcc    {scores['macc']:7.2%}")
         say(f"allAcc  {scores['allacc']:7.2%}")
     if "same_pixels" in found:
-        say(f"forms   the same class for {found['same_pixels']:.4%} of the pixels")
+        apart = found["agreement"]
+        say(
+            f"forms   {'agree' if apart['ok'] else 'DISAGREE'}: the same class for"
+            f" {found['same_pixels']:.4%} of the pixels; logits differ by at most"
+            f" {apart['largest_difference']:.2g}; in the window closest to what rounding explains"
+            f" by {apart['max_difference']:.2g} of {apart['tolerance']:.2g}"
+        )
     wide = max(map(len, found["classes"]))
     for name, iou in zip(found["classes"], found["iou"], strict=True):
         say(f"  {name:{wide}}  {'-' if iou is None else f'{iou:7.2%}'}")

@@ -6,7 +6,10 @@ or ``..._labelTrainIds.png``, which are taken as they are where they stand besid
 
 from __future__ import annotations
 
+import os
 import unicodedata
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +82,7 @@ class CityscapesSource(DenseSource):
         If there is no picture, or one has no labels.
     LabelError
         If a label file is a picture in colours, or holds numbers that are no ids; of these only a
-        few are looked at here, the others when they are read.
+        few are looked at here, the others by `check_labels` or when they are read.
     """
 
     classes: tuple[str, ...] = CLASSES
@@ -146,13 +149,29 @@ class CityscapesSource(DenseSource):
     def picture(self, index: int) -> Pillow.Image:
         """The image with its labels."""
         image, truth = self._decode(self.name(index), self.stored(index)), self.truth(index)
-        if image.size != truth.shape[::-1]:
+        self._require_size(index, truth, image.size)
+        return labelled(image, truth)
+
+    def check_labels(self, indices: Iterable[int]) -> None:
+        """Read the label files of some pictures; raise `LabelError` for the first that is wrong."""
+
+        def check(index: int) -> None:
+            truth = self.truth(index)
+            with readable(self._images[index].name), Pillow.open(self._images[index]) as file:
+                size = file.size
+            self._require_size(index, truth, size)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(check, indices):
+                pass
+
+    def _require_size(self, index: int, truth: Array, size: tuple[int, int]) -> None:
+        if size != truth.shape[::-1]:
             raise LabelError(
                 f"{sanitize(self._truths[index])}: labels of another size than the picture",
                 got="{} x {}".format(*truth.shape),
-                wanted=f"{image.height} x {image.width}",
+                wanted=f"{size[1]} x {size[0]}",
             )
-        return labelled(image, truth)
 
     def truth(self, index: int) -> Array:
         """The labels (H, W) uint8, 0 ... 18 or 255."""
@@ -167,12 +186,13 @@ class CityscapesSource(DenseSource):
                 wanted="one number a pixel (mode L)",
                 advice=f"take the files that end in {_IDS}, not ..._color.png",
             )
-        ids = values.astype(np.int64)
-        if ids.min(initial=0) < 0 or ids.max(initial=0) > IGNORED:
-            raise LabelError(f"{name}: labels out of range", got=int(ids.max()), wanted="0 ... 255")
+        if values.dtype != np.uint8 and not ((values >= 0) & (values <= IGNORED)).all():
+            wrong = int(values.max())
+            raise LabelError(f"{name}: labels out of range", got=wrong, wanted="0 ... 255")
+        ids = values.astype(np.uint8, copy=False)
         if path.name.endswith(_TRAIN_IDS):
             require_labels(name, ids, len(CLASSES))
-            return ids.astype(np.uint8)
+            return ids
         beyond = ids[(ids > _MOST_ID) & (ids != IGNORED)]
         if beyond.size:
             raise LabelError(

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.data.source import IMAGENET_RGB, DataError, Source
+from repvgg_ref.data.source import IMAGENET_RGB, DataError, Part, Source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,6 +48,21 @@ class DenseSource:
 def is_dense(source: Source) -> bool:
     """Whether every pixel of the source's pictures has a label."""
     return bool(getattr(source, "dense", False))
+
+
+def check_labels(source: Source, *, rank: int = 0, ranks: int = 1) -> None:
+    """Look at all labels of a source that are files, each of the `ranks` at its share.
+
+    Raises
+    ------
+    LabelError
+        If some cannot be meant.
+    """
+    while isinstance(source, Part):
+        source = source.source
+    check = getattr(source, "check_labels", None)
+    if check is not None:
+        check(range(rank, len(source), ranks))
 
 
 def labelled(image: Image, labels: Array) -> Image:

@@ -8,6 +8,7 @@ of ImageNet's mean colour, and its label does not count.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from repvgg_ref.data.source import IMAGENET_MEAN
 
 SCALES = (0.5, 2.0)
 LARGEST_ANGLE = 10.0  # degrees
-KERNEL = 5  # of the blur
+BLUR = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # what OpenCV takes for 5 taps without a deviation
 MEAN_COLOUR = tuple(round(255 * mean) for mean in IMAGENET_MEAN)
 
 _LINEAR, _NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
@@ -70,8 +71,8 @@ class DenseEvaluationTransform:
 
 
 def scaled(picture: Image.Image, factor: float) -> Image.Image:
-    """Height and width times `factor`, rounded."""
-    width, height = (max(1, round(side * factor)) for side in picture.size)
+    """Height and width times `factor`, rounded, halves down: else the last row lay outside."""
+    width, height = (max(1, math.ceil(side * factor - 0.5)) for side in picture.size)
     step = 1 / factor
     matrix = (step, 0.0, 0.0, 0.0, step, 0.0)  # pixels' middles go to pixels' middles
     image, labels = parted(picture)
@@ -92,15 +93,12 @@ def rotated(picture: Image.Image, degrees: float) -> Image.Image:
 
 
 def blurred(picture: Image.Image) -> Image.Image:
-    """The image averaged by a 5x5 Gaussian of deviation 1.1; its labels stay.
+    """The image averaged by a 5x5 Gaussian, `BLUR` down and across; its labels stay.
 
-    The deviation is what OpenCV takes for this size, ``0.3 ((K - 1) / 2 - 1) + 0.8``; beyond the
-    border the picture is mirrored about its outermost pixels.
+    Beyond the border the picture is mirrored about its outermost pixels.
     """
     image, labels = parted(picture)
-    half = KERNEL // 2
-    weights = np.exp(-0.5 * (np.arange(-half, half + 1) / (0.3 * (half - 1) + 0.8)) ** 2)
-    weights = (weights / weights.sum()).astype(np.float32)
+    half, weights = len(BLUR) // 2, np.array(BLUR, np.float32)
     pixels = np.asarray(image, np.float32)
     for axis in (0, 1):
         wide = [(half, half) if axis == each else (0, 0) for each in range(3)]
@@ -108,7 +106,7 @@ def blurred(picture: Image.Image) -> Image.Image:
         mode = "reflect" if pixels.shape[axis] > 1 else "edge"
         long = np.pad(pixels, wide, mode=mode)  # type: ignore[call-overload]  # either is a mode
         count = pixels.shape[axis]
-        taken = (long.take(range(tap, tap + count), axis) for tap in range(KERNEL))
+        taken = (long.take(range(tap, tap + count), axis) for tap in range(len(BLUR)))
         pixels = sum(weight * part for weight, part in zip(weights, taken, strict=True))
     rounded = np.floor(np.clip(pixels, 0, 255) + 0.5).astype(np.uint8)
     return labelled(Image.fromarray(rounded), np.asarray(labels))

@@ -92,13 +92,32 @@ def probabilities(
     whole: bool,
     standardise: Standardise = IMAGENET_RGB,
 ) -> Array:
-    """What the network thinks of every pixel.
+    """What the network thinks of every pixel: `probabilities_of_forms` of one network alone.
+
+    array, shape (classes, H, W), float32 or wider: parts that add up to 1
+    """
+    (found,) = probabilities_of_forms(
+        pixels, forward, size=size, flip=flip, whole=whole, standardise=standardise
+    )
+    return np.asarray(found)
+
+
+def probabilities_of_forms(
+    pixels: Array,
+    forward: Forward,
+    *,
+    size: int,
+    flip: bool,
+    whole: bool,
+    standardise: Standardise = IMAGENET_RGB,
+) -> Array:
+    """What the forms of a network think of every pixel, each window shown to all of them.
 
     Parameters
     ----------
     pixels : array, shape (H, W, 3), uint8
     forward : callable
-        Standardised images (1, 3, h, w), h and w ``8 k + 1``, -> logits (1, classes, h, w).
+        A standardised image (1, 3, h, w), h and w ``8 k + 1``, -> logits (forms, classes, h, w).
     size : int
         Side of the windows, ``8 k + 1``.
     flip : bool
@@ -109,7 +128,7 @@ def probabilities(
 
     Returns
     -------
-    array, shape (classes, H, W), float32 or wider: parts that add up to 1
+    array, shape (forms, classes, H, W), float32 or wider: parts that add up to 1
     """
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
         raise ReportedError(
@@ -128,12 +147,12 @@ def probabilities(
     for part in parts:
         found = _seen(ground[part.pixels], forward, standardise, flip=flip)
         if total is None:
-            total = np.zeros((len(found), *target), found.dtype)
-        total[:, *part.pixels] += found
+            total = np.zeros((*found.shape[:2], *target), found.dtype)
+        total[:, :, *part.pixels] += found
         counts[part.pixels] += 1
     assert total is not None
     inner = slice(top, top + height), slice(left, left + width)
-    mean: Array = total[:, *inner] / counts[inner]
+    mean: Array = total[:, :, *inner] / counts[inner]
     return mean
 
 
@@ -148,11 +167,11 @@ def _padded(pixels: Array, target: tuple[int, int]) -> tuple[Array, tuple[int, i
 
 
 def _seen(pixels: Array, forward: Forward, standardise: Standardise, *, flip: bool) -> Array:
-    """The softmax (classes, h, w) of one window."""
-    found: Array = _softmax(forward(standardise(pixels[None])))[0]
+    """The softmax (forms, classes, h, w) of one window."""
+    found: Array = _softmax(forward(standardise(pixels[None])))
     if flip:
         mirrored = np.ascontiguousarray(pixels[:, ::-1])
-        found = (found + _softmax(forward(standardise(mirrored[None])))[0, :, :, ::-1]) / 2
+        found = (found + _softmax(forward(standardise(mirrored[None])))[..., ::-1]) / 2
     return found
 
 

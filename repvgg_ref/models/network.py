@@ -195,15 +195,15 @@ class Model:
         return self.__dict__ | {"_resident": {}}
 
     def walk(self, x: Array, ops: Ops) -> Iterator[tuple[str, Array]]:
-        """Yield ``(layer name, output)`` in network order, holding as few as possible."""
+        """Yield ``(layer name, output)`` in order, holding few: no `Visit`, which holds inputs."""
         x = image_batch(self.arch, x)
         require_params(self.arch, self.form, self.params)
         kept = self._at(ops)
         params = kept.params(self.params, x.dtype) if ops.on_device else in_dtype(self.params, x)
         run = Pass(params, ops, self.eps, self.form)
-        for visit in walk(self.arch.evaluated, kept.enter(x), lambda node: run):
-            if visit.node.name not in QUIET:
-                yield visit.node.name, ops.leave(visit.y)
+        for node, _, y, _ in walk(self.arch.evaluated, kept.enter(x), lambda node: run):
+            if node.name not in QUIET:
+                yield node.name, ops.leave(y)
 
     def loss_and_grads(
         self,

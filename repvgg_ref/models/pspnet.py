@@ -24,6 +24,7 @@ BINS = (1, 2, 3, 6)
 HEAD, AUX_HEAD = 512, 256  # channels
 AUX_WEIGHT = 0.4
 DROPOUT = 0.1
+CITYSCAPES_CLASSES = 19
 REDUCTION = 8  # of height and width, by stages 0 to 2
 _DILATIONS = {3: 2, 4: 4}  # of stages that keep their size
 _FAST_BLOCKS = 4  # of stage 3 that the fast form dilates
@@ -137,7 +138,7 @@ def _head_nodes(head: str, source: str, inputs: int, width: int, classes: int) -
 def named_pspnet(
     name: str,
     *,
-    num_classes: int = 19,
+    num_classes: int = CITYSCAPES_CLASSES,
     in_channels: int = 3,
     size: int = 713,
     block: str = "repvgg",

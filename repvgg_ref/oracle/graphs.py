@@ -2,7 +2,7 @@
 
 As for chains, each layer is computed in float64 from the candidate's *own* inputs, and its output
 held against a certified bound of that layer's rounding: of blocks `bounds.block`, of what stands
-between them `dense.between_bound`. What a candidate leaves out (pools, resizing, the convolutions
+between them `residual.between_bound`. What a candidate leaves out (pools, the convolutions
 inside a residual block) is computed for it, and how far its own may be from that is added to the
 bound of what comes after.
 
@@ -23,7 +23,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.graph import INPUT, Network, Node
 from repvgg_ref.models.layers import Block, Extent, Pass
-from repvgg_ref.models.network import Model, fuse
+from repvgg_ref.models.network import Model
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.bounds.block import block_bound
 from repvgg_ref.oracle.bounds.comparison import Comparison, compare, diagnosis_bound
@@ -31,13 +31,13 @@ from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bounds.winograd import applies
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates.names import listed
-from repvgg_ref.oracle.dense import between_bound, between_bugs, block_bugs, moved
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.program import layer_output, plain
 from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report
+from repvgg_ref.oracle.residual import between_bound, between_bugs, moved
 
 _MOST_LEFT_OUT = 5  # convolutions between outputs: a stem's, a bottleneck's and its projection
 _MOST_DIAGNOSED = 4  # layers
@@ -76,9 +76,8 @@ class _Judge:
     def __init__(self, model: Model, precision: Precision) -> None:
         self.model, self.precision = model, precision
         self.programs = Programs(model)
-        fused = fuse(model) if model.form == "train" and model.arch.is_dense else model
-        params = {name: np.asarray(array, np.float64) for name, array in fused.params.items()}
-        self.run = Pass(params, REFERENCE, model.eps, fused.form)
+        params = {name: np.asarray(array, np.float64) for name, array in model.params.items()}
+        self.run = Pass(params, REFERENCE, model.eps, model.form)
         self.reports: list[LayerReport] = []
         self.between: dict[str, list[Finding]] = {}
         self.blocks: dict[str, _Layer] = {}
@@ -93,7 +92,7 @@ class _Judge:
             y = node.op.forward(node.name, xs, self.run)[0]
             bound = between_bound(node, xs, self.run, self.precision)
             return Known(y, bound + self._slack(node, inputs), on_the_way)
-        if self.model.arch.is_dense or len(on_the_way) >= _MOST_LEFT_OUT:
+        if len(on_the_way) >= _MOST_LEFT_OUT:
             return None
         (only,) = inputs
         y = layer_output(plain(self.programs[node.name]), only.y)
@@ -164,14 +163,11 @@ class _Judge:
     def diagnosis(self) -> list[Finding]:
         """What explains the bad layers."""
         bad = [name for name in self.bad if name in self.blocks]
-        chosen = bad if self.model.arch.is_dense else bad[:_MOST_DIAGNOSED]
+        chosen = bad[:_MOST_DIAGNOSED]
         found = {name: self._findings(name) for name in chosen}
         names = [report.name for report in self.reports]
         judged = [name for name in names if name in self.blocks]
-        if not self.model.arch.is_dense:
-            known = merged(found, Layers(judged, bad, self._evidence))
-        else:
-            known = _gathered([each for some in found.values() for each in some], self.bad)
+        known = merged(found, Layers(judged, bad, self._evidence))
         known += [each for name in names for each in self.between.get(name, ())]
         places = {name: place for place, name in enumerate([EVERYWHERE, *names])}
         return sorted(known, key=lambda each: places.get(str(each.layer), 0))
@@ -185,9 +181,6 @@ class _Judge:
     def _findings(self, name: str) -> list[Finding]:
         """Why a block is bad."""
         x, found = self.blocks[name]
-        if self.model.arch.is_dense:
-            spec = self.model.arch.block(name)
-            return list(block_bugs(self.model, spec, x, found.y_hat, self.precision))
         if found.bound is None:
             return diagnose_shape(site_of(self.programs, name, x, found.y_hat), found.y_hat)
         evidence = self._evidence(name)
@@ -245,14 +238,6 @@ def held(name: str, y: Array, own: Array, bound: Array) -> LayerReport:
 def _incomparable(name: str, *shapes: tuple[int, ...]) -> LayerReport:
     got, wanted = ("x".join(map(str, each)) for each in shapes)
     return LayerReport.incomparable(name, f"shape {got} instead of {wanted}")
-
-
-def _gathered(findings: list[Finding], bad: list[str]) -> list[Finding]:
-    """A wrong eps once, where it is in all layers that are bad; dilations are each layer's own."""
-    eps = [each for each in findings if each.bug == "eps-value"]
-    if len(eps) > 1 and [each.layer for each in eps] == bad:
-        return [replace(eps[0], layer=EVERYWHERE)]
-    return findings
 
 
 def _strange(judge: _Judge) -> Report | None:

@@ -30,14 +30,15 @@ from repvgg_ref.oracle.blas import single_threaded_blas
 from repvgg_ref.oracle.bounds.comparison import Comparison, compare, relative_difference
 from repvgg_ref.oracle.bounds.precision import PRECISIONS, Precision, precision_of
 from repvgg_ref.oracle.candidates import (
+    Candidate,
     CandidateFailure,
     Outputs,
     WeightsCandidate,
     resolve,
 )
 from repvgg_ref.oracle.candidates.dumps import array_names
-from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
-from repvgg_ref.oracle.dense import dense_inputs
+from repvgg_ref.oracle.dense.judge import judge_dense
+from repvgg_ref.oracle.dense.logits import judge_dense_logits
 from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
 from repvgg_ref.oracle.diagnosis.explain import Case, explain
 from repvgg_ref.oracle.diagnosis.file_evidence import with_file_evidence
@@ -53,6 +54,7 @@ from repvgg_ref.oracle.probes.probing import probed
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.flow import go_on, inputs_of_layers
 from repvgg_ref.oracle.programs.head import HeadProgram
+from repvgg_ref.oracle.programs.inputs import distinguishing_inputs, golden_inputs
 from repvgg_ref.oracle.programs.layers import Programs, has_programs, require_layers
 from repvgg_ref.oracle.report import Equivalence, Report
 from repvgg_ref.oracle.symmetry.outputs import align
@@ -201,13 +203,14 @@ def _judged(
         named = port.name
         if isinstance(port, WeightsCandidate) and not (model.arch.is_chain or model.arch.is_dense):
             port = _computing(port, model) if has_programs(model.arch) else port
-        if isinstance(port, WeightsCandidate) and not model.arch.is_dense:
+        if isinstance(port, WeightsCandidate):
             return check_weights(model, port.path, precision), None
         require_layers(model.arch)
-        if not has_programs(model.arch):
-            return _graph(model, port, inputs, precision, named, spare), None
-        assert not isinstance(port, WeightsCandidate)  # it was judged above
         batch = spare if inputs is None and not port.brings_input else inputs
+        if model.arch.is_dense:
+            return _dense(model, port, batch, precision, named), None
+        if not has_programs(model.arch):
+            return _graph(model, port, batch, precision, named), None
         # Whatever the caller or the port set, rounding to zero is no error in here.
         with closing(port), np.errstate(all="warn", under="ignore"):
             first = first_call(port, model.arch, batch)
@@ -226,31 +229,42 @@ def _judged(
 
 
 def _graph(
-    model: Model,
-    port: Any,
-    inputs: Array | None,
-    precision: str,
-    named: str,
-    spare: Array | None = None,
+    model: Model, port: Candidate, inputs: Array | None, precision: str, named: str
 ) -> Report:
-    """The verdict on a network that is no chain; weights of a dense one are computed with."""
-    if isinstance(port, WeightsCandidate):
-        port = _computing(port, model)
-    if isinstance(port, OnnxCandidate):
-        raise CandidateFailure(
-            f"{named}: an ONNX file of a network that judges every pixel is not run here yet",
-            wanted="its layers' outputs, and its input as 'input'",
-            advice="run it, and give what it gives as an .npz",
-        )
-    with closing(port):
-        if inputs is None and not port.brings_input:
-            inputs = dense_inputs(model) if model.arch.is_dense else spare
+    """The verdict on a network that is no chain, of residual blocks say."""
+    with closing(port), np.errstate(all="warn", under="ignore"):
         first = first_call(port, model.arch, inputs)
     image_batch(model.arch, np.asarray(first.x, np.float32))  # of a size that it takes
     chosen = _precision(precision, first.outputs)
     with single_threaded_blas():
         report = judge_graph(model, first.outputs.layers, first.x, chosen, named)
     return replace(report, notes=(*first.outputs.notes, *report.notes))
+
+
+def _dense(
+    model: Model, port: Candidate, inputs: Array | None, precision: str, named: str
+) -> Report:
+    """The verdict on a network that says a class for every pixel."""
+    with closing(port), np.errstate(all="warn", under="ignore"):
+        spare = _dense_images(model, port) if inputs is None and not port.brings_input else inputs
+        first = first_call(port, model.arch, spare)
+    image_batch(model.arch, np.asarray(first.x, np.float32))  # of a size that it takes
+    chosen, outputs = _precision(precision, first.outputs), first.outputs
+    with single_threaded_blas():
+        if set(outputs.layers) == {model.arch.head.name}:
+            return judge_dense_logits(model, outputs, first.x, chosen, named)
+        report = judge_dense(model, outputs, first.x, chosen, named)
+        return with_file_evidence(report, Programs(model), outputs.evidence)
+
+
+def _dense_images(model: Model, port: Candidate) -> Array:
+    """Images that let bugs show, of the size that the port declares, if it does."""
+    usual = golden_inputs(model.arch)
+    declared = port.input_shape() or (None,) * 4
+    if len(declared) != 4 or not any(declared[axis] for axis in (0, 2, 3)):
+        return usual
+    batch, _, height, width = (n or k for n, k in zip(declared, usual.shape, strict=True))
+    return distinguishing_inputs(model.arch, batch=batch, height=height, width=width)
 
 
 def _computing(port: WeightsCandidate, model: Model) -> Any:

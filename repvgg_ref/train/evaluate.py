@@ -117,7 +117,7 @@ def count(
     none = PixelTally.empty(forms[0].arch.num_classes) if dense else Tally()
     counted = pixel_tally if dense else tally
     tallies: dict[str, Any] = {model.form: none for model in forms}
-    furthest = _Furthest()
+    furthest = Furthest()
     for x, labels in batches:
         if not len(labels):  # the last batch may have fewer images than there are ranks
             continue
@@ -165,8 +165,8 @@ def evaluate(
     return Evaluation(int(first.images), first.score, second, comparison)
 
 
-class _Furthest:
-    """The few images that two forms are furthest apart on."""
+class Furthest:
+    """The few images that two forms are furthest apart on, as they are seen."""
 
     def __init__(self) -> None:
         self._same_class = self._seen = 0

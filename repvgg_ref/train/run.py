@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from repvgg_ref.data.dense import check_labels
 from repvgg_ref.data.loader import Batch
 from repvgg_ref.data.skipped import told
 from repvgg_ref.errors import MissingExtraError
@@ -48,6 +49,8 @@ def train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Eve
         If the trained and the fused form disagree.
     StateError
         If the folder is used, is another training's, or cannot be written.
+    LabelError
+        If the label of a pixel is none, anywhere in the data.
     """
     settings, first = job.settings, job.comm.rank == 0
     with Folder(settings.out, job.updater, identity(job), writes=first) as folder:
@@ -59,6 +62,11 @@ def train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Eve
             folder.require_unused()
         state = state or job.updater.start(job.start.params)
         yield job.plan
+        if (
+            state.step == 0
+        ):  # an epoch would be lost on a label that is found wrong in its last step
+            for loader in (job.data.training, job.data.test):
+                check_labels(loader.source, rank=job.comm.rank, ranks=job.comm.size)
         log = Log(settings.out, after=state.step) if first else None
         try:
             for event in _events(job, folder, state, notes, stop):

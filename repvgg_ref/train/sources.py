@@ -134,7 +134,9 @@ def open_validation(
             "the data set is not of the model's kind",
             got=f"{len(source.classes)} classes, {source.channels} channels",
             wanted=f"{model.arch.num_classes} classes, {model.arch.in_channels} channels",
-            advice="a label is the place of its folder among the sorted names",
+            advice=None
+            if is_dense(source)
+            else "a label is the place of its folder among the sorted names",
         )
     if model.arch.is_dense != is_dense(source):
         raise DataError(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import repvgg_ref as rr
 from repvgg_ref.data.dense import parted
 from repvgg_ref.data.scenes import CLASSES, ScenesSource
 from repvgg_ref.files.checkpoint import save
@@ -46,11 +48,55 @@ def test_eval_says_what_the_scores_of_its_own_predictions_are(
     assert counts.sum() == sum((labels != 255).sum() for labels in truth)
     assert found["forms"].keys() == {"train", "deploy"}
     assert found["same_pixels"] >= 0.999
+    assert found["agreement"]["ok"]
+    assert found["agreement"]["max_difference"] <= found["agreement"]["tolerance"]
     with Image.open(drawn) as sheet:
         assert sheet.width > 100
     text = invoke(capsys, "eval", *how).out
     assert "mIoU" in text
     assert "traffic sign" in text
+
+
+def test_forms_that_disagree_end_with_1(
+    weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = rr.Model.forward
+
+    def skewed(self: rr.Model, x: Any, **options: Any) -> Any:
+        y = honest(self, x, **options)
+        return y + np.float32(1e-2) if self.form == "deploy" else y
+
+    how = ("--weights", weights, "--data", "generated:scenes-41", "--limit", 1, "--form", "both")
+    right = invoke(capsys, "eval", *how)
+    assert (right.code, "forms   agree" in right.out) == (0, True)
+    monkeypatch.setattr(rr.Model, "forward", skewed)
+    shown = invoke(capsys, "eval", *how)
+    assert shown.code == 1
+    assert "forms   DISAGREE" in shown.out
+    found = invoke(capsys, "eval", *how, "--json")
+    assert (found.code, found.json()["agreement"]["ok"]) == (1, False)
+
+
+def test_verify_of_the_fused_file_agrees_though_it_lacks_the_auxiliary_head(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fused = tmp_path / "fused.pth"
+    assert invoke(capsys, "convert", "--in", weights, "--out", fused).code == 0
+    shown = invoke(capsys, "verify", "--reference", weights, "--candidate", fused)
+    assert shown.code == 0, shown.out
+
+
+def test_golden_of_a_pspnet_is_verified_against(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    found = invoke(capsys, "golden", "--reference", weights, "--out", out, "--json").json()
+    require_documented("golden", [found])
+    assert found["mutation"]["killed"] > 1000
+    shown = invoke(capsys, "verify", "--reference", out, "--candidate", out / "outputs.npz")
+    assert shown.code == 0, shown.out
+    refused = invoke(capsys, "golden", "--reference", weights, "--out", out, "--train-step")
+    assert "train-step" in refused.error_line()
 
 
 def test_predict_draws_pictures_of_any_size(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from repvgg_ref.data.cityscapes import CLASSES, KINDS, CityscapesSource
-from repvgg_ref.data.dense import IGNORED, LabelError, parted
+from repvgg_ref.data.dense import IGNORED, LabelError, check_labels, parted
 from repvgg_ref.data.dense_transforms import DenseEvaluationTransform, DenseTrainingTransform
 from repvgg_ref.data.loader import Loader
 from repvgg_ref.data.open import open_data, open_parts
@@ -92,6 +92,24 @@ def test_what_is_wrong_with_a_folder_is_said_before_anything_begins(tmp_path: Pa
     truth.unlink()
     with pytest.raises(DataError, match=r"without labels \(got 1 of 6: aachen/aachen_0"):
         open_data(root, split="train")
+
+
+def test_all_label_files_can_be_looked_at_before_an_epoch_is_lost(tmp_path: Path) -> None:
+    root = cityscapes(tmp_path, splits=("val",), count=6)
+    truths = sorted((root / "gtFine" / "val").glob("*/*labelIds.png"))
+    source = open_data(root, split="val")
+    check_labels(source)
+    Image.fromarray(np.full((34, 49), 40, np.uint8)).save(truths[5])
+    source = open_data(root, split="val")  # which looks at four of twelve
+    with pytest.raises(LabelError, match=r"aachen_000005.*out of range \(got 40"):
+        check_labels(Subset(source, 4))
+    check_labels(source, rank=0, ranks=2)  # the sixth is the other's
+    with pytest.raises(LabelError, match="got 40"):
+        check_labels(source, rank=1, ranks=2)
+    Image.fromarray(np.zeros((20, 49), np.uint8)).save(truths[5])
+    with pytest.raises(LabelError, match="another size than the picture"):
+        check_labels(source)
+    check_labels(ScenesSource("generated:scenes-33", split="val"))  # it has no files
 
 
 def test_labels_of_another_size_end_an_epoch_and_are_not_passed_over(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -165,6 +166,10 @@ def test_dumps_under_published_names_and_in_nhwc_agree() -> None:
 def test_golden_vectors_judge_dumps(tmp_path: Path) -> None:
     done = write_golden(trained(), tmp_path / "golden", inputs=pictures())
     assert done.matrix.survivors == ()
+    fed = json.loads((tmp_path / "golden" / "manifest.json").read_text())["inputs"]
+    assert tuple(fed) == LAYERS
+    assert set(fed["block1.add"]) == set(programs().sources("block1.add"))
+    assert fed["linear"] == [LAYERS[-2]]
     with pytest.raises(ReportedError, match="small"):
         rr.verify(tmp_path / "golden", {})
     port: Any = dict(trained().forward(pictures(), layers=True))

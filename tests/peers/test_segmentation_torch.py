@@ -74,8 +74,8 @@ def test_augmentations_are_torchs() -> None:
         )
         ours = np.asarray(parted(scaled(picture, factor))[0])
         assert np.abs(ours - theirs[0].permute(1, 2, 0).numpy()).max() <= 1.01
-    line = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, dtype=torch.float64) / 1.1) ** 2)
-    kernel = torch.outer(line, line) / line.sum() ** 2
+    line = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=torch.float64) / 16
+    kernel = torch.outer(line, line)
     long = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="reflect")
     theirs = torch.nn.functional.conv2d(long, kernel.expand(3, 1, 5, 5), groups=3)
     ours = np.asarray(parted(blurred(picture))[0])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.backends import backend_ops
+from repvgg_ref.data.dense import LabelError
 from repvgg_ref.data.dense_transforms import DenseEvaluationTransform, DenseTrainingTransform
 from repvgg_ref.data.loader import Loader
 from repvgg_ref.data.scenes import CLASSES, ScenesSource
@@ -23,10 +24,11 @@ from repvgg_ref.models.step import StepResult, training_step
 from repvgg_ref.ops import Ops
 from repvgg_ref.train.comm import Comm
 from repvgg_ref.train.decay import segmentation
-from repvgg_ref.train.events import EpochDone, Finished
+from repvgg_ref.train.events import EpochDone, Finished, StepDone
 from repvgg_ref.train.job import Job, prepare
 from repvgg_ref.train.plan import UnfitError, activation_bytes
 from repvgg_ref.train.recipe import Recipe, RecipeError, load_recipe
+from repvgg_ref.train.run import train
 from repvgg_ref.train.schedule import learning_rate
 from repvgg_ref.train.settings import Settings
 from repvgg_ref.train.sources import Data
@@ -169,6 +171,20 @@ def test_the_rate_falls_by_poly_in_every_iteration() -> None:
     for step in (0, 1, 3000, 7399):
         wanted = 0.01 * (1 - step / (40 * 185)) ** 0.9
         assert learning_rate(recipe, step, steps_per_epoch=185) == pytest.approx(wanted)
+
+
+def test_labels_that_are_none_are_told_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_labels(self: ScenesSource, indices: range) -> None:
+        if "/val" in self.name(0):
+            raise LabelError("val: labels out of range", got=40)
+
+    monkeypatch.setattr(ScenesSource, "check_labels", check_labels, raising=False)
+    seen: list[type] = []
+    with pytest.raises(LabelError, match="got 40"):
+        seen += [type(event) for event in train(job(tmp_path))]
+    assert StepDone not in seen
 
 
 def test_what_cannot_be_trained_so_is_refused(tmp_path: Path) -> None:

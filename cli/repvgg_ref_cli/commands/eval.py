@@ -164,7 +164,7 @@ def command(
     for message in class_notes(loaded, source):
         note(message)
     if loaded.arch.is_dense:
-        evaluate(
+        agree = evaluate(
             forms,
             source,
             size=size,
@@ -174,7 +174,7 @@ def command(
             confusion=confusion,
             as_json=as_json,
         )
-        return
+        ctx.exit(0 if agree else _DISAGREES)
     transform = validation_transform(
         loaded, source, size=size, resize=resize, interpolation=interpolation
     )
@@ -254,6 +254,7 @@ def _as_json(
     model: Model, form: str, counted: Counted, loader: Loader, transform: EvaluationTransform
 ) -> dict[str, Any]:
     from repvgg_ref.train.accuracy import Tally
+    from repvgg_ref_cli.segmentation import agreement
 
     tallies = {form: each for form, each in counted.tallies.items() if isinstance(each, Tally)}
     *_, last = tallies.values()  # the fused form if there are both
@@ -269,13 +270,7 @@ def _as_json(
     }
     if (apart := counted.comparison) is not None:
         found["forms"] = {name: _rates(tally) for name, tally in tallies.items()}
-        found["agreement"] = {
-            "ok": apart.ok,
-            "same_class": apart.same_class,
-            "max_difference": apart.difference,
-            "largest_difference": apart.largest,
-            "tolerance": apart.tolerance,
-        }
+        found["agreement"] = agreement(apart)
     return found
 
 

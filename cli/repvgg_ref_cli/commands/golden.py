@@ -152,6 +152,7 @@ def _reference(
     from repvgg_ref.files.checkpoint import load
     from repvgg_ref.models.geometry import with_geometry
     from repvgg_ref.models.network import DEFAULT_EPS
+    from repvgg_ref.models.pspnet import CITYSCAPES_CLASSES
     from repvgg_ref.models.registry import find_name, list_models, network
     from repvgg_ref.oracle.golden.write import require_vectors
     from repvgg_ref.oracle.programs.distinguishing import INFERENCE, TRAINING, distinguishing_model
@@ -164,7 +165,10 @@ def _reference(
             )
         return load(reference, eps=eps, block=block, strides=said.strides, dilations=said.dilations)
     statistics = TRAINING if train_step else INFERENCE
-    arch = with_geometry(network(reference, block="repvgg" if block == "auto" else block), said)
+    chosen = network(reference, block="repvgg" if block == "auto" else block)
+    if chosen.is_dense:
+        chosen = chosen.with_classes(CITYSCAPES_CLASSES)
+    arch = with_geometry(chosen, said)
     require_vectors(arch)
     return distinguishing_model(
         arch,

@@ -126,7 +126,7 @@ def command(
             refuse_options(ctx, _OF_A_NETWORK, "of a file of blocks nothing is run")
             report = judge_family(reference, Path(candidate), eps=eps)
         elif _is_weights(candidate) and is_graph_file(reference):
-            refuse_options(ctx, _OF_A_NETWORK, "of a network that is no chain nothing is run")
+            refuse_options(ctx, _OF_A_NETWORK, "the file's weights are compared, nothing is run")
             report = judge_graph_file(reference, Path(candidate), eps=eps)
         elif is_golden(reference):
             require_no_inputs(inputs)

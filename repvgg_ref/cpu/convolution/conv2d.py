@@ -26,9 +26,13 @@ from repvgg_ref.cpu.convolution.weight_gradient import (
     winograd_weight_gradient,
 )
 from repvgg_ref.cpu.workers import memory
-from repvgg_ref.cpu.workers.pool import pool, share_out
+from repvgg_ref.cpu.workers.pool import pool, portion, share_out
 from repvgg_ref.errors import ShapeError
 from repvgg_ref.ops import REFERENCE, Conv2dGrads, IntOrPair
+
+_MOST_PACKED = 48 << 20  # bytes of transformed weights that are there at once
+_FEWEST_CHANNELS = 512  # of a part: fewer make poorer products
+_KEPT = 32 << 20  # bytes of memory that evaluation keeps for its next layer
 
 
 class Geometry(TypedDict):
@@ -97,10 +101,12 @@ def conv_bias_relu(
 ) -> Array:
     """`Ops.conv_bias_relu_forward`, bias and ReLU while the block is in cache."""
     found = _shape(x, weight, bias, **geometry)
-    if found is not None:
-        return _convolve(np.ascontiguousarray(x), weight, bias, *found, relu=True)
-    y, _ = conv2d_forward(x, weight, bias, **geometry)
-    return np.maximum(y, 0)
+    if found is None:
+        y, _ = conv2d_forward(x, weight, bias, **geometry)
+        return np.maximum(y, 0)
+    y = _convolve(np.ascontiguousarray(x), weight, bias, *found, relu=True)
+    memory.IDLE.keep(_KEPT)  # the next layer is of another size, and only evaluation comes here
+    return y
 
 
 def conv2d_backward(grad_y: Array, cache: Any) -> Conv2dGrads:
@@ -190,8 +196,46 @@ def _single(setting: IntOrPair) -> int | None:
 def _convolve(
     x: Array, weight: Array, bias: Array | None, shape: ConvShape, border: int, *, relu: bool
 ) -> Array:
-    threads = pool()
     algorithm = _algorithm(x.dtype, shape, "training")
+    parts = _parts(shape, algorithm, x.itemsize)
+    if parts == 1:
+        return _convolve_whole(x, weight, bias, shape, border, algorithm, relu=relu)
+    y: Array | None = None
+    for k in range(parts):
+        mine = portion(shape.channels, k, parts)
+        some = slice(mine.start, mine.stop)
+        seen, kernel = np.ascontiguousarray(x[..., some]), weight[:, some]
+        its = replace(shape, channels=len(mine))
+        if y is None:
+            y = _convolve_whole(seen, kernel, bias, its, border, algorithm, relu=False)
+        else:
+            y += _convolve_whole(seen, kernel, None, its, border, algorithm, relu=False)
+    assert y is not None
+    return np.maximum(y, 0, out=y) if relu else y
+
+
+def _parts(shape: ConvShape, algorithm: Algorithm, itemsize: int) -> int:
+    """Into how many parts of its channels a convolution is cut, whose sum it is.
+
+    Transformed weights are t * t / 9 times as many; those of a PSPNet's head would be 190 MB.
+    """
+    if algorithm == "direct" or shape.stride > 1 or shape.groups > 1:
+        return 1
+    packed = (tile_of(algorithm) + 2) ** 2 * shape.pairs * itemsize
+    return min(-(-packed // _MOST_PACKED), shape.channels // _FEWEST_CHANNELS) or 1
+
+
+def _convolve_whole(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    shape: ConvShape,
+    border: int,
+    algorithm: Algorithm,
+    *,
+    relu: bool,
+) -> Array:
+    threads = pool()
     y = memory.empty((shape.images, shape.height, shape.width, shape.outputs), x.dtype)
     with threads.session():
         convolution = make_convolution(shape, weight, algorithm, threads.threads, {}, "", threads)

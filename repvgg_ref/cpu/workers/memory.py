@@ -55,6 +55,13 @@ class _Idle:
         """Keep `memory` for `take`."""
         self._waiting.append((self._requests, memory))
 
+    def keep(self, size: int) -> None:
+        """Give back to the system what waits longest, until no more than `size` bytes wait."""
+        held = sum(memory.size for _, memory in self._waiting)
+        while held > size:
+            _, memory = self._waiting.pop(0)
+            held -= memory.size
+
     def clear(self) -> None:
         """Give everything back to the system."""
         self._waiting.clear()

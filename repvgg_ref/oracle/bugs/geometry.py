@@ -302,6 +302,41 @@ def dilation_added(site: BlockSite) -> BlockVariants:
 
 
 @bug(
+    "dilation-other",
+    says="the convolution is dilated by {parameter:.0f} here",
+    advice="stage 3 is dilated by 2, stage 4 by 4 (of the fast form the last five layers alone)",
+)
+def dilation_other(site: BlockSite) -> BlockVariants:
+    if site.program.dilation > 1:
+        for dilation in sorted({2, 3, 4, 8} - {site.program.dilation}):
+            yield Variant(
+                replace(site.program, dilation=dilation, pads=(dilation,) * 4), float(dilation)
+            )
+
+
+@bug(
+    "dilation-padding",
+    says="the border is {parameter:.0f} pixel wide, too narrow for the dilation",
+    advice="pad as many pixels as the convolution is dilated by",
+    scope="layer",
+)
+def dilation_padding(site: BlockSite) -> BlockVariants:
+    if site.program.dilation > 1:
+        yield Variant(replace(site.program, pads=(1, 1, 1, 1)), 1.0)
+
+
+@bug(
+    "not-dilated",
+    says="the stage is the classifier's: stride 2 and no dilation",
+    advice="stages 3 and 4 keep the size of stage 2, with dilation 2 and 4 in their stride's place",
+    scope="layer",
+)
+def not_dilated(site: BlockSite) -> BlockVariants:
+    if site.program.dilation > 1 and site.program.stride == 1:
+        yield Variant(replace(site.program, stride=2, dilation=1, pads=(1, 1, 1, 1)))
+
+
+@bug(
     "stride-moved",
     says="the stride is {parameter:.0f} here",
     advice="official networks have stride 2 in the first block of every stage, and there only",

@@ -109,7 +109,7 @@ def block_convolutions(chain: Chain, *, pointwise: bool) -> list[list[Any]]:
     steps, constants = chain.steps, chain.constants
     pools = [i for i, step in enumerate(steps) if is_pool(step, constants)]
     end = pools[-1] if pools else len(steps)
-    active = [i for i, step in enumerate(steps[:end]) if _activates(step)]
+    active = [i for i, step in enumerate(steps[:end]) if activates(step)]
     end = active[-1] + 1 if active else end
     return [
         [
@@ -117,13 +117,13 @@ def block_convolutions(chain: Chain, *, pointwise: bool) -> list[list[Any]]:
             for node in step.nodes
             if node.op_type in CONVOLUTIONS
             and not is_mean(node, constants)
-            and (_has_taps(node, constants) or (pointwise and i < end and not is_gate(step)))
+            and (has_taps(node, constants) or (pointwise and i < end and not is_gate(step)))
         ]
         for i, step in enumerate(steps)
     ]
 
 
-def _activates(step: Step) -> bool:
+def activates(step: Step) -> bool:
     """Whether a step is, or ends in, a block's activation."""
     if not step.nodes or is_gate(step):
         return False
@@ -163,7 +163,7 @@ def is_gate(step: Step) -> bool:
     return any(node.op_type in _GATES for node in step.nodes)
 
 
-def _has_taps(node: Any, constants: Constants) -> bool:
+def has_taps(node: Any, constants: Constants) -> bool:
     """Whether it is a convolution of more than one tap."""
     if node.op_type not in CONVOLUTIONS:
         return False

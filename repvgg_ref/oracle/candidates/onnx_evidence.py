@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,25 +32,12 @@ _NARROW = frozenset({"float16", "bfloat16"})
 def file_evidence(chain: Chain, taps: Taps, arch: Network) -> FileEvidence:
     """Read every matched block of the graph, and its classifier."""
     start = taps.entrance.start or Tap(chain.entrance.name, taps.entrance.perm)
-    kernels: dict[str, FusedConv] = {}
-    computed: set[str] = set()
-    findings: list[Finding] = []
-    suspects = list(_altered(taps))
-    unread_layers: list[str] = []
+    seen, suspects = SeenBlocks(chain), list(_altered(taps))
     for name, tap in taps.blocks.items():
         spec = arch.block(name)
-        reading = _read(chain, start, tap, spec.in_channels)
-        kernel = None if reading is None else kernel_of(reading, fused_conv(spec))
-        if reading is not None:
-            findings += _clips(reading, spec)
-            findings += _border(reading, spec, chain)
-        if kernel is None or reading is None:
-            unread_layers.append(name + _why(reading))
-        else:
-            kernels[name] = kernel
-            if not is_stored(reading, fused_conv(spec)):
-                computed.add(name)
+        seen.look(spec, _read(chain, start, tap, spec.in_channels))
         start = tap
+    kernels, unread_layers = seen.kernels, seen.unread
     if taps.ending is not None and len(taps.blocks) == len(arch.blocks):
         reading = _read(chain, start, taps.ending.logits, arch.features)
         kernel = None if reading is None else _classifier(reading)
@@ -59,15 +46,47 @@ def file_evidence(chain: Chain, taps: Taps, arch: Network) -> FileEvidence:
             suspects += _pooled_otherwise(reading)
         else:
             kernels["linear"] = kernel
-    notes = (f"the file's weights were not read, only run: {listed(unread_layers)}",)
-    return FileEvidence(
-        kernels,
-        (*findings, *_left_on(chain, taps)),
-        tuple(suspects),
-        tuple(_conditions(chain)),
-        notes if unread_layers else (),
-        frozenset(computed),
-    )
+    return seen.evidence([*seen.findings, *_left_on(chain, taps)], suspects)
+
+
+class SeenBlocks:
+    """What the blocks of a graph turned out to be, one after another."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
+        self.kernels: dict[str, FusedConv] = {}
+        self.computed: set[str] = set()
+        self.findings: list[Finding] = []
+        self.unread: list[str] = []
+
+    def look(self, spec: BlockSpec, reading: Reading | None) -> None:
+        """Take in what was read of the block `spec`, if anything was."""
+        kernel = None if reading is None else kernel_of(reading, fused_conv(spec))
+        if reading is not None:
+            self.findings += _clips(reading, spec)
+            self.findings += _border(reading, spec, self.chain)
+        fits = kernel is not None and kernel.weight.shape[1] * spec.groups == spec.in_channels
+        if kernel is None or reading is None or not fits:
+            self.unread.append(spec.name + _why(reading))
+            return
+        self.kernels[spec.name] = kernel
+        if not is_stored(reading, fused_conv(spec)):
+            self.computed.add(spec.name)
+
+    def evidence(
+        self, findings: Sequence[Finding], suspects: Sequence[Finding] = ()
+    ) -> FileEvidence:
+        """All of it, with what else was found in the file."""
+        notes = (f"the file's weights were not read, only run: {listed(self.unread)}",)
+        doubts, computed = tuple(_conditions(self.chain)), frozenset(self.computed)
+        return FileEvidence(
+            self.kernels,
+            tuple(findings),
+            tuple(suspects),
+            doubts,
+            notes if self.unread else (),
+            computed,
+        )
 
 
 def kernel_of(reading: Reading, conv: Conv) -> FusedConv | None:
@@ -165,7 +184,7 @@ def _clips(reading: Reading, spec: BlockSpec) -> Iterator[Finding]:
         return
     for each in reading.after:
         if isinstance(each, Clamp) and (each.low, min(each.high, _OVERFLOW)) != (0.0, _OVERFLOW):
-            yield _certain(
+            yield certain(
                 "other-activation",
                 spec.name,
                 f"the activation is not ReLU but clips: {each}",
@@ -179,7 +198,7 @@ def _border(reading: Reading, spec: BlockSpec, chain: Chain) -> Iterator[Finding
     wanted = fused_conv(spec)
     same = (reading.form.stride, reading.form.lattice) == (wanted.stride, wanted.lattice)
     if same and reading.growth != wanted.growth and not _is_fixed(chain):
-        yield _certain(
+        yield certain(
             "padding-asymmetric",
             spec.name,
             "padding lies on one side only: images of odd size lose their last row and column",
@@ -196,16 +215,21 @@ def _left_on(chain: Chain, taps: Taps) -> Iterator[Finding]:
     """Operators in training mode, in the layer where they stand."""
     for i, step in enumerate(chain.steps):
         layer = next((n for n, tap in taps.blocks.items() if i <= tap.step), "linear")
-        for node in step.nodes:
-            place = sanitize(node.name) or node.op_type
-            if node.op_type == "Dropout" and _drops(node, chain):
-                says = f"dropout is left on (training_mode of node {place})"
-                yield _certain("dropout-left-on", layer, says, "export in evaluation mode")
-            if node.op_type == "BatchNormalization" and (
-                setting(node, "training_mode", 0) or sum(map(bool, node.output)) > 1
-            ):
-                says = f"batch norm takes the batch's own statistics (node {place})"
-                yield _certain("batch-norm-training", layer, says, "export in evaluation mode")
+        yield from left_on(step.nodes, layer, chain)
+
+
+def left_on(nodes: Iterable[Any], layer: str, chain: Chain) -> Iterator[Finding]:
+    """Those of the nodes of a layer that are in training mode."""
+    for node in nodes:
+        place = sanitize(node.name) or node.op_type
+        if node.op_type == "Dropout" and _drops(node, chain):
+            says = f"dropout is left on (training_mode of node {place})"
+            yield certain("dropout-left-on", layer, says, "export in evaluation mode")
+        if node.op_type == "BatchNormalization" and (
+            setting(node, "training_mode", 0) or sum(map(bool, node.output)) > 1
+        ):
+            says = f"batch norm takes the batch's own statistics (node {place})"
+            yield certain("batch-norm-training", layer, says, "export in evaluation mode")
 
 
 def _drops(node: Any, chain: Chain) -> bool:
@@ -228,7 +252,7 @@ def _pooled_otherwise(reading: Reading | None) -> Iterator[Finding]:
     odd = [str(each) for each in (reading.after if reading else ())]
     if odd:
         says = f"the features are not averaged: in the head there is {listed(odd)}"
-        yield _certain("head-pool", "linear", says, "average over height and width")
+        yield certain("head-pool", "linear", says, "average over height and width")
 
 
 def _altered(taps: Taps) -> tuple[Finding, ...]:
@@ -241,10 +265,9 @@ def _altered(taps: Taps) -> tuple[Finding, ...]:
 def output_altered(operators: tuple[str, ...]) -> Finding:
     """Something follows the logits and makes other numbers of them."""
     says = f"the output is not the logits: behind them comes {listed(operators)}"
-    return _certain("head-output", "linear", says, "export the logits, before anything else")
+    return certain("head-output", "linear", says, "export the logits, before anything else")
 
 
-def _certain(
-    bug: str, layer: str, says: str, advice: str, estimate: float | None = None
-) -> Finding:
+def certain(bug: str, layer: str, says: str, advice: str, estimate: float | None = None) -> Finding:
+    """What stands in the file is there, whatever the values are."""
     return Finding(bug, layer, estimate, 1.0, 1.0, says, advice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -60,10 +60,13 @@ _UNITS = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
+    """A graph that was read: what to tap, and how many channels each tapped tensor has."""
+
     model: Any
     chain: Chain
     taps: Taps
+    channels: Mapping[str, int]
     evidence: FileEvidence
     precision: str | None
     notes: tuple[str, ...]
@@ -102,6 +105,7 @@ class OnnxCandidate(Candidate):
             self.timeout -= time.monotonic() - started
             if self._session is not None and not self._session.lives:
                 self.close()
+        loaded = self._placed(loaded, found)
         ending, altered, ends = _logits(loaded, found)
         arrays, declared, left_out = _arranged(found, loaded.taps, ending)
         entrance = loaded.taps.entrance
@@ -144,25 +148,36 @@ class OnnxCandidate(Candidate):
         return tuple(dims[axis] for axis in perm)
 
     @cached_property
-    def _loaded(self) -> _Loaded:
+    def _loaded(self) -> Loaded:
         require_runtime()
         model = load_onnx(self.path)
         self._start()  # it is ready by the time that the graph is read
         try:
             chains = chains_of(model.graph, self.arch.in_channels, self.name, _opset(model))
-            chain = judged_chain(chains, self.arch)
-            taps = find_taps(chain, self.arch)
-            precision, notes = _precision(chain, self.arch)
-            evidence = file_evidence(chain, taps, self.arch)
+            loaded = self._found(model, chains)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             # Nothing has checked this graph yet: nodes may lack what their operators require.
             raise CandidateFailure(
                 f"{self.name}: the graph is malformed", got=last_line(error)
             ) from None
-        if not taps.blocks and taps.ending is None:
+        if not loaded.taps.blocks and loaded.taps.ending is None:
             raise CandidateFailure(f"{self.name}: no layer and no logits found in the graph")
-        said = named_outputs(chain, taps, [value.name for value in model.graph.output])
-        return _Loaded(model, chain, taps, evidence, precision, (*notes, *said))
+        outputs = [value.name for value in model.graph.output]
+        said = named_outputs(loaded.chain, loaded.taps, outputs)
+        return replace(loaded, notes=(*loaded.notes, *said))
+
+    def _found(self, model: Any, chains: Sequence[Chain]) -> Loaded:
+        """The graph's layers, and what its file says of them."""
+        chain = judged_chain(chains, self.arch)
+        taps = find_taps(chain, self.arch)
+        precision, notes = precision_of(chain, self.arch)
+        evidence = file_evidence(chain, taps, self.arch)
+        widths = {t.tensor: self.arch.block(n).out_channels for n, t in taps.blocks.items()}
+        return Loaded(model, chain, taps, widths, evidence, precision, notes)
+
+    def _placed(self, loaded: Loaded, found: Mapping[str, Array]) -> Loaded:
+        """The same with layers named that only what was computed tells; a chain has none."""
+        return loaded
 
     def _require_shape(self, x: Array) -> None:
         wanted = self.input_shape()
@@ -209,7 +224,7 @@ class OnnxCandidate(Candidate):
             return "", first_line_of(told["failure"])
         return sanitize(told.get("type")), ""
 
-    def _evaluate(self, kind: str, loaded: _Loaded, x: Array, until: float) -> dict[str, Array]:
+    def _evaluate(self, kind: str, loaded: Loaded, x: Array, until: float) -> dict[str, Array]:
         """Tapped tensor -> array for the whole batch."""
         images = self._fed(kind, loaded, x)
         wanted = loaded.taps.tensors
@@ -221,7 +236,7 @@ class OnnxCandidate(Candidate):
             for i, tensor in enumerate(wanted)
         }
 
-    def _fed(self, kind: str, loaded: _Loaded, x: Array) -> Array:
+    def _fed(self, kind: str, loaded: Loaded, x: Array) -> Array:
         """`x` in the layout and the type that the graph takes; rounded if that is an integer."""
         normalises = loaded.taps.entrance.normalisation is not None
         if kind not in _INPUT_TYPES and not (normalises and kind in _INTEGER_TYPES):
@@ -248,17 +263,16 @@ class OnnxCandidate(Candidate):
         return arrays
 
 
-def _tapped(model: Any, loaded: _Loaded, arch: Network) -> Any:
+def _tapped(model: Any, loaded: Loaded, arch: Network) -> Any:
     """The model itself, every tapped tensor among its outputs: a copy could take half a GiB."""
     onnx = require("onnx")
     present = {value.name for value in model.graph.output}
-    channels = {tap.tensor: arch.block(n).out_channels for n, tap in loaded.taps.blocks.items()}
     for tensor in loaded.taps.tensors:
         name = _read_as(tensor, loaded.chain)
         if name in present:
             continue
         if name != tensor:
-            count = channels.get(tensor, arch.num_classes)
+            count = loaded.channels.get(tensor, arch.num_classes)
             model.graph.node.append(in_order(tensor, name, count))
         model.graph.output.append(onnx.ValueInfoProto(name=name))
     return model
@@ -274,7 +288,7 @@ def _opset(model: Any) -> int:
     return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 17)
 
 
-def _entrance_perm(loaded: _Loaded, in_channels: int) -> Perm:
+def _entrance_perm(loaded: Loaded, in_channels: int) -> Perm:
     """The transposition that makes the graph's input NCHW: as followed, else by its shape."""
     if loaded.taps.entrance.perm is not None:
         return loaded.taps.entrance.perm
@@ -293,7 +307,7 @@ def _judged_input(found: Mapping[str, Array], entrance: Entrance) -> Array | Non
 
 
 def _logits(
-    loaded: _Loaded, found: Mapping[str, Array]
+    loaded: Loaded, found: Mapping[str, Array]
 ) -> tuple[str | None, tuple[Finding, ...], list[str]]:
     """The tensor to judge as logits, what follows it and should not, and what may be left out."""
     ending = loaded.taps.ending
@@ -327,7 +341,7 @@ def _arranged(
     return arrays, declared, notes
 
 
-def _precision(chain: Chain, arch: Network) -> tuple[str | None, tuple[str, ...]]:
+def precision_of(chain: Chain, arch: Network) -> tuple[str | None, tuple[str, ...]]:
     """The element type that all convolution weights share, casts on their way included."""
     names = {1: "fp32", 10: "fp16", 11: "fp64", 16: "bf16"}
     found = set()

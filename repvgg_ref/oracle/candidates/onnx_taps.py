@@ -24,7 +24,7 @@ from repvgg_ref.oracle.candidates.onnx_chain import (
 )
 from repvgg_ref.oracle.candidates.onnx_entrance import Entrance, find_entrance
 from repvgg_ref.oracle.candidates.onnx_head import Ending, find_ending, last_block
-from repvgg_ref.oracle.candidates.onnx_walk import Tap, tap_before
+from repvgg_ref.oracle.candidates.onnx_walk import STRAIGHT, Tap, tap_before, walked_back
 
 FLOATS = frozenset({1, 10, 11, 16})  # TensorProto.DataType
 
@@ -43,6 +43,8 @@ class Taps:
     notes : tuple of str
     problem : str or None
         The graph has not as many blocks as the network.
+    unnamed : tuple of str
+        Tensors to read whose layers are told by what they hold.
     """
 
     blocks: dict[str, Tap]
@@ -50,6 +52,7 @@ class Taps:
     ending: Ending | None
     notes: tuple[str, ...]
     problem: str | None
+    unnamed: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> list[str]:
@@ -58,6 +61,7 @@ class Taps:
         names = [tap.tensor for tap in taps]
         if self.ending is not None:
             names += [self.ending.logits.tensor, self.ending.output]
+        names += self.unnamed
         return list(dict.fromkeys(names))
 
 
@@ -105,6 +109,20 @@ def find_taps(chain: Chain, arch: Network) -> Taps:
         tuple(notes),
         problem,
     )
+
+
+def chained_blocks(chain: Chain, arch: Network) -> tuple[list[Tap], int, int]:
+    """The outputs of a chain's blocks of several taps, up to its end; and two numbers.
+
+    The step of the first block, and how many blocks from the front are those of `arch`.
+    """
+    steps, mains = chain.steps, block_convolutions(chain, pointwise=False)
+    blocks = [i for i, own in enumerate(mains) if own]
+    if not blocks:
+        return [], len(steps), 0
+    found = [tap_before(steps, blocks[k + 1], blocks[k]) for k in range(len(blocks) - 1)]
+    found.append(walked_back(steps, len(steps) - 1, blocks[-1], STRAIGHT))
+    return found, blocks[0], _fitting(chain, mains, blocks, arch)
 
 
 def has_pointwise(arch: Network) -> bool:

@@ -29,6 +29,7 @@ from repvgg_ref.oracle.candidates.onnx_data_set import data_set_folder, read_dat
 from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
 from repvgg_ref.oracle.candidates.onnx_named import NamedOnnxCandidate
 from repvgg_ref.oracle.candidates.onnx_relus import OnnxReluCandidate
+from repvgg_ref.oracle.candidates.onnx_segmenter import PyramidCandidate
 from repvgg_ref.oracle.candidates.outside import (
     EXEC,
     CommandCandidate,
@@ -125,8 +126,10 @@ def _resolve_file(path: Path, arch: Network, timeout: float) -> Candidate | Weig
     with opened(path) as file:
         head = file.read(16)
     if path.suffix.lower() == ".onnx" or _starts_like_onnx(head):
-        if arch.is_chain or arch.is_dense:
+        if arch.is_chain:
             return OnnxCandidate(name, path, arch, timeout)
+        if arch.is_dense:
+            return PyramidCandidate(name, path, arch, timeout)
         named = NamedOnnxCandidate if is_gated(arch) else OnnxReluCandidate
         return named(name, path, arch, timeout)
     if head.startswith(b"\x93NUMPY"):

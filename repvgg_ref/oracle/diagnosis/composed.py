@@ -314,7 +314,7 @@ class Composer:
         between = y[:-2] + at * (y[2:] - y[:-2])
         noise = noise[1:-1] + np.maximum(noise[2:], noise[:-2])
         deviation = max(float(z[self.seen].std()), 1e-300)
-        bent = _CURVATURE * (width / deviation) ** 2
+        bent = _CURVATURE * np.minimum(width / deviation, 1.0) ** 2  # more is too much anyway
         good = np.abs(y[1:-1] - between) <= noise + bent * float(y.std())
         right = np.zeros(flat.shape, bool)
         right[order[1:-1]] = good & (bent <= _CHANCE)
@@ -337,6 +337,8 @@ def composed(
         return [], None
     images, channels, _ = evidence.seen.y.shape
     composer = Composer(evidence.thinned(max(_PIXELS, _OUTPUTS // (images * channels))))
+    # What is planted before the layer, where a port hides it, is no other program of this layer.
+    trials = [t for t in trials if isinstance(t.mutant.variant.program, BlockProgram)]
     if composer.count < _LEAST_OUTPUTS or composer.is_loose:
         return [], None
     if alone := composer.alone(_ALL, [n for n in CONSTRUCTORS if n not in HIDES_A_BUG]):

@@ -71,8 +71,11 @@ def _left_of(program: Program, x: Array, y_hat: Array) -> float:
     if size != y_hat.shape[2:] or min(size, default=1) < 1:
         return 1.0
     predicted = batch_output(program, x)
-    if predicted.shape != y_hat.shape:
-        return 1.0
+    return energy_left(predicted, y_hat) if predicted.shape == y_hat.shape else 1.0
+
+
+def energy_left(predicted: Array, y_hat: Array) -> float:
+    """The share of the energy of `y_hat` that a prediction of its shape does not account for."""
     return float(((y_hat - predicted) ** 2).sum() / max(float((y_hat**2).sum()), 1e-300))
 
 
@@ -118,7 +121,7 @@ def _starts(evidence: LayerEvidence, trials: list[Trial]) -> list[Trial]:
     finite = np.isfinite(seen.y_hat)
     weight = np.where(finite, 1 / seen.likely, 0.0)
     size = float(np.sqrt(((weight * seen.residual) ** 2).sum()))
-    if not size > 0:
+    if not size > 0 or not trials:
         return starts
     rows = np.stack([(weight * (trial.predicted - seen.y)).ravel() for trial in trials])
     sizes = np.sqrt((rows * rows).sum(axis=1))

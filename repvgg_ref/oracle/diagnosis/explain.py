@@ -114,13 +114,13 @@ class Case:
         compared = self.comparisons[name]
         lost = ~np.isfinite(compared.y_hat)
         if lost.all():
-            return [_not_finite(name, 1.0, overflow=False)]
+            return [not_finite(name, 1.0, overflow=False)]
         if compared.bound is None:
             site = site_of(self.programs, name, self.input_of(name), compared.y_hat)
-            return diagnose_shape(site, compared.y_hat) or [_wrong_shape(name, compared)]
+            return diagnose_shape(site, compared.y_hat) or [wrong_shape(name, compared.report.note)]
         if lost.any():
             overflow = bool(np.abs(compared.y[lost]).min() > _LARGEST_HALF)
-            return [_not_finite(name, float(lost.mean()), overflow=overflow)]
+            return [not_finite(name, float(lost.mean()), overflow=overflow)]
         found = diagnose(self.evidence(name), thoroughly=name == self.bad[0])
         if found[0].bug != "unknown" or name not in self.estimates.samples:
             return found
@@ -330,7 +330,8 @@ def _residual(case: Case, name: str | None) -> Array | None:
     return np.asarray(case.comparisons[name].y_hat - case.comparisons[name].y)
 
 
-def _not_finite(name: str, share: float, *, overflow: bool) -> Finding:
+def not_finite(name: str, share: float, *, overflow: bool) -> Finding:
+    """The finding that NaN or infinity among the outputs is."""
     bug = "fp16-overflow" if overflow else "not-finite"
     says = f"{share:.1%} of the outputs are NaN or infinite" + (
         ", where the right value exceeds float16's range" if overflow else ""
@@ -343,13 +344,14 @@ def _not_finite(name: str, share: float, *, overflow: bool) -> Finding:
     return Finding(bug, name, share, 1.0 if overflow else 0.5, share, says, advice)
 
 
-def _wrong_shape(name: str, compared: Comparison) -> Finding:
+def wrong_shape(name: str, note: str) -> Finding:
+    """The finding that an output of another size is, where no bug explains it."""
     return Finding(
         "wrong-shape",
         name,
         None,
         1.0,
         0.0,
-        compared.report.note,
+        note,
         "check stride, padding, dilation and the number of channels or classes",
     )

@@ -304,7 +304,7 @@ def _merged(
                 also.setdefault(finding.bug, []).append(name)
     return tuple(
         replace(f, says=f"{f.says} (also in {listed(dict.fromkeys(also[bug]))})")
-        if bug in also
+        if bug in also and "(also in " not in f.says
         else f
         for bug, f in joined.items()
     )
@@ -314,7 +314,8 @@ def _compared(model: Model, evidence: FileEvidence, elsewhere: set[str]) -> list
     """What was compared in the file, and which bad layers have the right kernel in it."""
     if not evidence.kernels:
         return []
-    of = f"{len(evidence.kernels)} of {len(model.arch.layer_names)} layers"
+    with_weights = len(Programs(model)) if model.arch.is_dense else len(model.arch.layer_names)
+    of = f"{len(evidence.kernels)} of {with_weights} layers"
     right = [name for name in model.arch.layer_names if name in elsewhere & evidence.kernels.keys()]
     says = [f"the file's weights were compared tap by tap in {of}"]
     if right:

@@ -24,6 +24,8 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
+from repvgg_ref.models.graph import Network
+from repvgg_ref.models.layers import Block
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import is_trainable
 from repvgg_ref.oracle.bounds.linear_part import layer_kernels
@@ -106,8 +108,8 @@ def _fused_file(model: Model, port: Model, name: str, precision: str) -> Report:
         other = _fused_file(other_eps, port, name, precision)
         if other.verdict == "agree":
             return _of_narrow_eps(other, other_eps.eps)
-    if all(layer.ratio <= 1 for layer in report.layers):  # too little for another order
-        return report
+    if all(layer.ratio <= 1 for layer in report.layers) or model.arch.is_dense:
+        return report  # too little for another order; and only chains' orders are looked for
     same = realign(programs, port.params, conversion.units[0] * conversion.roundings)
     if not same.equivalences:
         return replace(
@@ -172,21 +174,23 @@ def _judged(
     def held(layer: str) -> Conversion:
         return conversion if same is None else same.held(layer, conversion)
 
-    for layer in model.arch.layer_names[:-1]:
+    blocks = [name for name in programs if name != "linear"]
+    for layer in blocks:
         report, found = check_kernel(_site(programs, layer), _kernel(port, layer), held(layer))
         copied = _copied(model, port, f"{layer}.se.", formats, same)
         layers.append(report if copied is None or not report.ok else copied)
         findings |= {layer: found} if found else {}
-    head = _copied(model, port, "linear.", formats, same)
     joined = merged(
         findings,
         Layers(
-            model.arch.layer_names[:-1],
+            blocks,
             list(findings),
             lambda layer: tap_evidence(_site(programs, layer), _kernel(port, layer), held(layer)),
         ),
     )
-    layers.append(head or LayerReport("linear", 0.0, 0.0, 0.0, ok=True))
+    if "linear" in programs:
+        head = _copied(model, port, "linear.", formats, same)
+        layers.append(head or LayerReport("linear", 0.0, 0.0, 0.0, ok=True))
     return _report(model, name, layers, joined, conversion.in_words)
 
 
@@ -368,7 +372,7 @@ def _same_arrays(model: Model, port: Model, name: str, precision: str) -> Report
     finer = precision != "auto" and precision != stored
     formats = {precision if finer else stored}
     layers: list[LayerReport] = []
-    for layer in model.arch.layer_names:
+    for layer in _owners(model.arch):
         names = [n for n in model.params if n.startswith(layer + ".") and _matters(n)]
         errors = {n: float(np.abs(port.params[n] - model.params[n]).max()) for n in names}
         wrong = [n for n in names if not is_copy(port.params[n], model.params[n], formats)]
@@ -379,6 +383,13 @@ def _same_arrays(model: Model, port: Model, name: str, precision: str) -> Report
     right = "every array is the reference's"
     report = _report(model, name, layers, [], right)
     return replace(report, notes=tuple(note + _NO_EPS for note in report.notes))
+
+
+def _owners(arch: Network) -> tuple[str, ...]:
+    """The layers that have arrays, auxiliary heads of a PSPNet among them."""
+    if not arch.is_dense:
+        return arch.layer_names
+    return tuple(node.name for node in arch.nodes if isinstance(node.op, Block))
 
 
 def _matters(name: str) -> bool:

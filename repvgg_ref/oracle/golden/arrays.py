@@ -17,9 +17,9 @@ from repvgg_ref.models.network import Model
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.dense import between_bound
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.program import layer_output
+from repvgg_ref.oracle.residual import between_bound
 
 OUTPUTS, BOUNDS, WEIGHTS = "outputs.npz", "bounds.npz", "weights.npz"
 DATA_SET = "test_data_set_0"
@@ -86,8 +86,8 @@ def wide_pass(model: Model) -> Pass:
     return Pass(params, REFERENCE, model.eps, model.form)
 
 
-def output_arrays(x: Array, layers: dict[str, Layer]) -> tuple[dict[str, Array], str]:
-    """The input and every output, and the element type of the layers.
+def output_arrays(x: Array, layers: dict[str, Layer], head: str) -> tuple[dict[str, Array], str]:
+    """The input and every output, that of the `head` the logits, and the layers' element type.
 
     float64, unless that is beyond 16 MB: then float32, the logits still in float64.
     """
@@ -123,8 +123,10 @@ def rounded_up(bound: Array) -> Array:
     return np.where(single < bound, above, single)
 
 
-def write_data_set(folder: Path, x: Array, logits: Array) -> None:
+def write_data_set(folder: Path, x: Array, head: str, logits: Array) -> None:
     """Write input_0.pb and output_0.pb as ONNX's own backend tests have them, float32.
+
+    `head` is what the logits are called.
 
     Raises
     ------
@@ -133,7 +135,7 @@ def write_data_set(folder: Path, x: Array, logits: Array) -> None:
     """
     helper = require("onnx.numpy_helper")
     folder.mkdir()
-    for file, name, array in (("input_0.pb", "input", x), ("output_0.pb", "linear", logits)):
+    for file, name, array in (("input_0.pb", "input", x), ("output_0.pb", head, logits)):
         tensor = helper.from_array(np.ascontiguousarray(array, np.float32), name)
         (folder / file).write_bytes(tensor.SerializeToString())
 

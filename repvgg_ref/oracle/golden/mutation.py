@@ -23,11 +23,10 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.graph import INPUT
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.bounds.block import layer_bound
+from repvgg_ref.oracle.bounds.block import Bound, layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bugs import BETWEEN_BUGS, HEAD_BUGS, LAYER_BUGS, Bug, Mutant, Site
 from repvgg_ref.oracle.bugs.harness import mutants
-from repvgg_ref.oracle.dense import alternatives, between_bound
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.golden.arrays import float32_outputs, wide_pass
 from repvgg_ref.oracle.programs.activation import AS_IS_ABOVE_ZERO
@@ -36,7 +35,9 @@ from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_block
 from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.layers import Programs, block_program
+from repvgg_ref.oracle.programs.node import NodeProgram
 from repvgg_ref.oracle.programs.program import layer_output
+from repvgg_ref.oracle.residual import alternatives, between_bound
 
 Fate = Literal["bound", "regression", "shape", "not-finite", "equivalent", "hidden"]
 Progress = Callable[[str, int, int], None]
@@ -123,7 +124,10 @@ class MutationMatrix:
         return tuple(mutant for mutant in self.mutants if mutant.fate == "hidden")
 
     def rows(self) -> dict[str, str]:
-        """Bug -> one letter a layer (see `LETTERS`, `NOT_APPLICABLE`); the worst variant's."""
+        """Bug -> one letter a layer (see `LETTERS`, `NOT_APPLICABLE`); the worst variant's.
+
+        Of bugs between blocks those that were planted.
+        """
         worst: dict[tuple[str, str], int] = {}
         for mutant in self.mutants:
             rank = _FROM_BEST_TO_WORST.index(mutant.fate)
@@ -164,16 +168,18 @@ def mutation_matrix(model: Model, x: Array, *, progress: Progress | None = None)
     tests = len(names) * (len(LAYER_BUGS) + len(BETWEEN_BUGS) + len(HEAD_BUGS))
     found: list[Planted] = []
     for done, name in enumerate(names):
-        layer: _Layer | None = None
+        layer: PlantedLayer | None = None
         for site, mutant in mutants(
             programs, inputs, [name] if name in programs else (), outputs=rolled
         ):
-            layer = layer or _Layer(model, site, outputs[name], tests)
+            if layer is None:
+                y = layer_output(site.program, site.x)
+                bound = layer_bound(site.program, site.x, y, PRECISIONS["fp32"])
+                layer = PlantedLayer(model, site, y, outputs[name], bound, tests)
             found.append(layer.judged(mutant))
         found += _between(model, name, given) if name not in programs else ()
-        if isinstance(programs.get(name), BlockProgram) and len({*inputs[name].shape[2:]}) > 1:
-            # The bug needs a square image: on another one the shape gives it away.
-            found.append(Planted("height-width-swapped", name, "", "shape"))
+        if isinstance(programs.get(name), BlockProgram):
+            found += swapped_sides(inputs[name], name)
         if progress is not None:
             progress(name, done + 1, len(names))
     return MutationMatrix(names, tuple(found))
@@ -213,13 +219,28 @@ def _between(model: Model, name: str, given: Mapping[str, Array]) -> Iterator[Pl
         yield Planted(bug, name, "", fate, ratio, _reason(bug, fate, ratio))
 
 
-class _Layer:
-    """One layer on one input: the right output, its bounds, and float32's own errors."""
+def swapped_sides(x: Array, layer: str) -> list[Planted]:
+    """A block with height and width exchanged: on an image that is no square its shape tells."""
+    height, width = x.shape[2:]
+    return [Planted("height-width-swapped", layer, "", "shape")] if height != width else []
 
-    def __init__(self, model: Model, site: Site[Any], single: Array, tests: int) -> None:
+
+class PlantedLayer:
+    """One layer on one input: the right output, its bounds, and float32's own errors.
+
+    Parameters
+    ----------
+    y, single : arrays
+        The exact output of `site`, and what a right float32 port gives.
+    tests : int
+        How many regressions there are in all; 0 where certified bounds alone judge.
+    """
+
+    def __init__(
+        self, model: Model, site: Site[Any], y: Array, single: Array, bound: Bound, tests: int
+    ) -> None:
         self.model, self.site, self.single, self.tests = model, site, single, tests
-        self.y = layer_output(site.program, site.x)
-        self.bound = layer_bound(site.program, site.x, self.y, PRECISIONS["fp32"])
+        self.y, self.bound = y, bound
         self.sampled = self._evidence(everywhere=False)
 
     def _evidence(self, *, everywhere: bool) -> LayerEvidence:
@@ -261,7 +282,7 @@ class _Layer:
         port = replace(seen, y_hat=predicted + (seen.y_hat - seen.y))
         if (np.abs(port.residual) > seen.certified).any():
             return "bound", ratio
-        trial = port.compare(mutant, predicted)
+        trial = port.compare(mutant, predicted) if self.tests else None
         found = trial is not None and trial.is_hidden(self.tests)
         return ("regression" if found else "hidden"), ratio
 
@@ -291,6 +312,8 @@ def _is_same_function(bug: str, program: Any, site: Site[Any]) -> bool:
     right = site.program
     if isinstance(right, BetweenProgram):
         return False  # each is another function by its name
+    if isinstance(right, NodeProgram):
+        return False  # it has no weights: what changes nothing on these inputs does on others
     if isinstance(right, HeadProgram):
         return _is_equal(program, right, ("pool", "input_map", "output_map", "weight", "bias"))
     if bug in _MOVES and program.input_map is not None:

@@ -6,12 +6,19 @@ what they are, a line each, in words that `fscanf` can read:
     array input DTYPE RANK EXTENT... FILE
     layer NAME conv KH KW SH SW PH PW DH DW GROUPS SE RELU
     layer NAME linear FEATURES CLASSES
+    layer NAME adaptive-avg-pool ROWS COLUMNS
+    layer NAME bilinear-aligned second | FACTOR
+    layer NAME concat
+    layer NAME identity
+    inputs NAME...
 
 Layers stand in network order, each followed by its ``weight`` lines (kernel and bias, then those of
 squeeze-and-excitation), its ``array`` line (the exact output) and its ``bound`` lines, all with the
 words of the first line above. Kernel, stride, padding and dilation are those of the one fused
 convolution; SE is ``none``, ``before_relu`` or ``after_relu``, RELU 0 or 1; ``linear`` works on
-the mean over height and width. The bound ``stage0/fp32`` has the shape of the array ``stage0``, or
+the mean over height and width. Where not each layer is fed by the one before it, a line ``inputs``
+names who feeds it; ``bilinear-aligned`` resizes with aligned corners, to the size of the second
+input or to (H - 1) FACTOR + 1. The bound ``stage0/fp32`` has the shape of the array ``stage0``, or
 one number a channel.
 
 ``manifest.json`` says the same as dumps are described: `verify` reads a folder of a port's files
@@ -29,7 +36,9 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import fused_conv
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.dense import AdaptiveAvgPool, ChannelDropout, Concat, ResizeAs, Zoom
+from repvgg_ref.models.graph import Network, Node
+from repvgg_ref.models.layers import Block
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.oracle.golden.folder import MANIFEST, sha256
@@ -93,21 +102,32 @@ def _index(deploy: Model, tables: Mapping[str, Mapping[str, Any]]) -> Iterator[s
 
     official = official_names(deploy.arch, "deploy")
     yield line("arrays", "input")
-    for layer, what in _layers(deploy.arch):
-        yield f"layer {layer} {what}"
-        for ours, theirs in official.items():
-            if ours.startswith(f"{layer}."):
-                yield line("weights", theirs)
+    for node in deploy.arch.evaluated:
+        layer = node.name
+        if layer not in deploy.arch.layer_names:
+            continue
+        yield f"layer {layer} {_does(node, deploy.arch)}"
+        if deploy.arch.is_dense:
+            yield f"inputs {' '.join(node.inputs)}"
+        for part in node.op.shapes("deploy"):
+            yield line("weights", official[f"{layer}.{part}"])
         yield line("arrays", layer)
         for name in tables["bounds"]:
             if name.startswith(f"{layer}/"):
                 yield line("bounds", name)
 
 
-def _layers(arch: Network) -> Iterator[tuple[str, str]]:
-    """Each layer, and what a port must compute there."""
-    for spec in arch.blocks:
-        conv = fused_conv(spec)
+def _does(node: Node, arch: Network) -> str:
+    """What a port must compute there."""
+    op = node.op
+    if isinstance(op, Block):
+        spec, conv = op.spec, fused_conv(op.spec)
         pairs = " ".join(map(str, (*conv.kernel, *conv.stride, *conv.padding, *conv.dilation)))
-        yield spec.name, f"conv {pairs} {conv.groups} {spec.se} {int(spec.activation == 'relu')}"
-    yield arch.head.name, f"linear {arch.features} {arch.num_classes}"
+        return f"conv {pairs} {conv.groups} {spec.se} {int(spec.activation == 'relu')}"
+    if isinstance(op, AdaptiveAvgPool):
+        return f"adaptive-avg-pool {op.bins} {op.bins}"
+    if isinstance(op, ResizeAs | Zoom):  # to the second input's size; by a factor, corners aligned
+        return f"bilinear-aligned {op.factor if isinstance(op, Zoom) else 'second'}"
+    if isinstance(op, Concat | ChannelDropout):
+        return "concat" if isinstance(op, Concat) else "identity"
+    return f"linear {arch.features} {arch.num_classes}"

@@ -85,11 +85,13 @@ def _told(folder: Path) -> Iterator[None]:
 
 
 def _model(
-    folder: Path, manifest: Mapping[str, Any], reference: Model | str | Path | None
+    path: Path, manifest: Mapping[str, Any], reference: Model | str | Path | None
 ) -> Model | None:
     eps, momentum = float(manifest["eps"]), float(manifest["momentum"])
+    if manifest["architecture"].get("dense"):
+        return _dense_model(path, manifest, _architecture(manifest["architecture"]), reference)
     if _is_graph(manifest):
-        return _graph(folder, manifest, reference, eps)
+        return _graph(path, manifest, reference, eps)
     arch = _architecture(manifest["architecture"])
     if isinstance(reference, Model):
         model = replace(reference, arch=arch, eps=eps, momentum=momentum)
@@ -97,12 +99,12 @@ def _model(
         known = geometry_of(arch)
         loaded = load(reference, eps=eps, strides=known.strides, dilations=known.dilations)
         model = replace(loaded, arch=arch, momentum=momentum)
-    elif (folder / WEIGHTS).is_file():
+    elif (path / WEIGHTS).is_file():
         form: Form = "deploy" if manifest["form"] == "deploy" else "train"
-        model = Model(arch, form, _params(folder / WEIGHTS, arch, form), eps, momentum)
+        model = Model(arch, form, _params(path / WEIGHTS, arch, form), eps, momentum)
     else:
         return None
-    return replace(_fitting(model, manifest), assumed=_assumed(manifest))
+    return _fitting(model, manifest)
 
 
 def _is_graph(manifest: Mapping[str, Any]) -> bool:
@@ -127,21 +129,42 @@ def _graph(
             wanted="a network with a name of ours",
             advice="give the model that it was made from as the reference",
         ) from error
-    fitting = _fitting(replace(model, eps=eps, momentum=float(manifest["momentum"])), manifest)
-    return replace(fitting, assumed=_assumed(manifest))
+    model = replace(model, eps=eps, momentum=float(manifest["momentum"]))
+    return _fitting(model, manifest)
 
 
 def _fitting(model: Model, manifest: Mapping[str, Any]) -> Model:
     """The model, if its weights are those that the bundle was made with."""
-    arch, shapes = model.arch, {name: array.shape for name, array in model.params.items()}
-    fits = shapes == param_shapes(arch, model.form)
+    shapes = {name: array.shape for name, array in model.params.items()}
+    fits = shapes == param_shapes(model.arch, model.form)
+    _require_its_own(model, manifest, fits=fits)
+    return replace(model, assumed=_assumed(manifest))
+
+
+def _require_its_own(model: Model, manifest: Mapping[str, Any], *, fits: bool) -> None:
     if not fits or digest_of(model.state_dict()) != manifest["weights_sha256"]:
         raise CheckpointError(
             "these are not the weights the bundle was made with",
             got=f"{model.name} in {model.form} form",
-            wanted=f"{arch.name}, digest {str(manifest['weights_sha256'])[:12]}",
+            wanted=f"{manifest['model']}, digest {str(manifest['weights_sha256'])[:12]}",
         )
-    return model
+
+
+def _dense_model(
+    path: Path, manifest: Mapping[str, Any], blocks: Network, reference: Model | str | Path | None
+) -> Model | None:
+    """A network that says a class for every pixel: as its weights and the `blocks` tell it."""
+    model = reference
+    if model is None and not (path / WEIGHTS).is_file():
+        return None
+    if not isinstance(model, Model):
+        known = geometry_of(blocks)
+        source = path / WEIGHTS if model is None else model
+        eps = float(manifest["eps"])
+        model = load(source, eps=eps, strides=known.strides, dilations=known.dilations)
+    _require_its_own(model, manifest, fits=model.arch.blocks == blocks.blocks)
+    momentum = float(manifest["momentum"])
+    return replace(model, momentum=momentum, assumed=_assumed(manifest))
 
 
 def _assumed(manifest: Mapping[str, Any]) -> Assumed:

@@ -9,7 +9,7 @@ ONNX tensors), ``weights.npz`` (if small), ``train_step.npz`` and ``.json``, ``r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ from repvgg_ref.errors import MissingExtraError, ReportedError
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.files.metadata import describe
 from repvgg_ref.models.arguments import image_batch
-from repvgg_ref.models.graph import QUIET, Network
+from repvgg_ref.models.graph import INPUT, Network
 from repvgg_ref.models.network import Model, require_branches
+from repvgg_ref.oracle.dense.vectors import dense_arrays, dense_matrix
 from repvgg_ref.oracle.golden.arrays import (
     BOUND_PRECISIONS,
     BOUNDS,
     DATA_SET,
     OUTPUTS,
     WEIGHTS,
+    Layer,
     bound_arrays,
     float32_errors,
     layer_arrays,
@@ -142,17 +144,20 @@ def write_golden(
     require_vectors(model.arch, raw=raw)
     x = _batch(model, golden_inputs(model.arch) if inputs is None else inputs)
     step = _counter(model, progress, train_step)
-    layers = layer_arrays(model, x, step)
-    matrix = mutation_matrix(model, x, progress=lambda name, *_: step(name))
+    arrays_of, matrix_of = layer_arrays, mutation_matrix
+    if model.arch.is_dense:
+        arrays_of, matrix_of = dense_arrays, dense_matrix
+    layers = arrays_of(model, x, step)
+    matrix = matrix_of(model, x, progress=lambda name, *_: step(name))
     trained = _trained(model, inputs, labels, steps, step) if train_step else None
     with atomic_folder(Path(out_dir), which) as folder:
-        outputs, stored = output_arrays(x, layers)
+        outputs, stored = output_arrays(x, layers, model.arch.head.name)
         bounds, bounds_per = bound_arrays(layers)
         weights_io.save_weights(folder / OUTPUTS, outputs, container="npz")
         weights_io.save_weights(folder / BOUNDS, bounds, container="npz")
         if raw:
             write_raw(folder / RAW, model, outputs, bounds)
-        skipped = _optional_parts(folder, model, x, layers[model.arch.head.name].y, weights)
+        skipped = _optional_parts(folder, model, x, layers, weights)
         if trained is not None:
             write_steps(trained, folder)
         warnings = (*_warnings(model, matrix), *_training_warnings(trained))
@@ -181,14 +186,7 @@ def write_golden(
 def require_vectors(arch: Network, *, raw: bool = False) -> None:
     """Raise `ReportedError` where of a network, or of what is asked of it, nothing is written."""
     require_layers(arch)
-    if arch.is_dense:
-        raise ReportedError(
-            "there are no golden vectors of a network that says a class for every pixel yet",
-            got=arch.name,
-            wanted="a classifier",
-            advice="`verify` judges its layers on any images",
-        )
-    if raw and not arch.is_chain:
+    if raw and not (arch.is_chain or arch.is_dense):
         raise ReportedError(
             "raw numbers are described for chains of layers only",
             got=f"{arch.name}, whose layers have several inputs, with --raw",
@@ -265,12 +263,13 @@ def _candidates(model: Model, inputs: Array | None) -> Iterator[Array]:
 
 
 def _optional_parts(
-    folder: Path, model: Model, x: Array, logits: Array, weights: bool | None
+    folder: Path, model: Model, x: Array, layers: Mapping[str, Layer], weights: bool | None
 ) -> tuple[str, ...]:
     """Write the ONNX data set and the weights if they can and should be; say what was not."""
     skipped = []
     try:
-        write_data_set(folder / DATA_SET, x, logits)
+        head = model.arch.head.name
+        write_data_set(folder / DATA_SET, x, head, layers[head].y)
     except MissingExtraError as missing:
         skipped.append(f"{DATA_SET}: {missing}")
     size = sum(array.nbytes for array in model.params.values())
@@ -286,13 +285,13 @@ def _warnings(model: Model, matrix: MutationMatrix) -> tuple[str, ...]:
     if matrix.survivors:
         bugs = list(dict.fromkeys(mutant.bug for mutant in matrix.survivors))
         shown = ", ".join(bugs[:6]) + (f" and {len(bugs) - 6} more" if len(bugs) > 6 else "")
-        found.append(
-            f"{len(matrix.survivors)} of {matrix.counted} planted bugs would pass unnoticed:"
-            f" {shown}; chosen weights (--reference {model.name}) hide none"
-            if model.name != "custom"
-            else f"{len(matrix.survivors)} of {matrix.counted} planted bugs would pass unnoticed:"
-            f" {shown}"
-        )
+        share = f"{len(matrix.survivors)} of {matrix.counted}"
+        said = f"{share} planted bugs would pass unnoticed: {shown}"
+        if model.arch.is_dense:
+            said += "; certified bounds alone judge here, which single roundings need not leave"
+        elif model.name != "custom":
+            said += f"; chosen weights (--reference {model.name}) hide none"
+        found.append(said)
     return tuple(found)
 
 
@@ -314,6 +313,7 @@ def _which_model(model: Model) -> dict[str, Any]:
         "architecture": {
             "name": model.arch.name,
             "blocks": [asdict(block) for block in model.arch.blocks],
+            **({"dense": True} if model.arch.is_dense else {}),
             "num_classes": model.arch.num_classes,
             "aux_heads": [asdict(head) for head in model.arch.aux_heads],
         },
@@ -350,17 +350,15 @@ def _manifest(
 
 
 def _wiring(arch: Network) -> dict[str, list[str]]:
-    """Layer -> the layers whose outputs it gets."""
-    pools = {node.name: node.inputs for node in arch.evaluated if node.name in QUIET}
+    """Layer -> the layers that it gets; what no report lists is left out."""
+    fed = {node.name: node.inputs for node in arch.evaluated}
+    layers = arch.layer_names
 
-    def sources(name: str) -> tuple[str, ...]:
-        return pools.get(name, (name,))
+    def sources(name: str) -> list[str]:
+        given = ([one] if one in (*layers, INPUT) else sources(one) for one in fed[name])
+        return [one for each in given for one in each]
 
-    return {
-        node.name: [source for name in node.inputs for source in sources(name)]
-        for node in arch.evaluated
-        if node.name not in QUIET
-    }
+    return {name: sources(name) for name in layers}
 
 
 def _described_files(folder: Path) -> dict[str, Any]:

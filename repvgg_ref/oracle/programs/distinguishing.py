@@ -88,6 +88,11 @@ def distinguishing_model(
     require_layers(arch)
     rng = np.random.default_rng(seed)
     batch = golden_inputs(arch, seed=seed) if x is None else x
+    if arch.is_dense:
+        params = _of_nodes(arch, batch.astype(np.float64), rng, eps, statistics)
+        return Model(
+            arch, "train", {name: params[name] for name in param_shapes(arch, "train")}, eps
+        )
     known, params = {INPUT: batch.astype(np.float64)}, dict[str, Array]()
     for node in arch.evaluated:
         xs = [known[name] for name in node.inputs]
@@ -103,6 +108,23 @@ def distinguishing_model(
         known[node.name] = node.op.forward(node.name, xs, run)[0]
     params |= _aux_heads(arch, rng)
     return Model(arch, "train", {name: params[name] for name in param_shapes(arch, "train")}, eps)
+
+
+def _of_nodes(
+    arch: Network, x: Array, rng: np.random.Generator, eps: float, statistics: Statistics
+) -> dict[str, Array]:
+    """The arrays of a network of nodes, auxiliary heads included, for the images `x`."""
+    params: dict[str, Array] = {}
+    outputs = {INPUT: x}
+    for node in arch.nodes:
+        xs = [outputs[name] for name in node.inputs]
+        mine: dict[str, Array] = {}
+        if isinstance(node.op, Block):
+            mine = distinguishing_block(node.op.spec, xs[0], rng, eps, statistics)
+            params |= mine
+        run = Pass(_widened(mine), REFERENCE, eps)
+        outputs[node.name] = node.op.forward(node.name, xs, run)[0]
+    return params
 
 
 def weak_statistics(model: Model) -> list[str]:

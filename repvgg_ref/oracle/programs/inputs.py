@@ -11,6 +11,9 @@ from repvgg_ref.models.graph import Network
 # Height and width differ, and still do after five halvings (2 x 3): a squeeze-and-excitation that
 # pools over a square, or exchanged axes, change nothing on a square image.
 GOLDEN_EXTENT = (64, 72)
+# Of a network that says a class for every pixel: 8 k + 1, and an eighth of it and 1, 13 x 11, is
+# divided by none of the pyramid's bins.
+DENSE_EXTENT = (97, 81)
 
 
 def distinguishing_inputs(
@@ -36,12 +39,13 @@ def distinguishing_inputs(
 
 
 def golden_inputs(arch: Network, *, batch: int = 2, seed: int = 0) -> Array:
-    """The batch of a golden bundle: `distinguishing_inputs` of `GOLDEN_EXTENT`.
+    """The batch of a golden bundle: `distinguishing_inputs` of its extent.
 
     A network that takes images of one size alone gets that.
     """
     side = fixed_side(arch)
-    height, width = GOLDEN_EXTENT if side is None else (side, side)
+    usual = DENSE_EXTENT if arch.is_dense else GOLDEN_EXTENT
+    height, width = usual if side is None else (side, side)
     return distinguishing_inputs(arch, batch=batch, height=height, width=width, seed=seed)
 
 

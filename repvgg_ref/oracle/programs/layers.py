@@ -128,14 +128,14 @@ def has_programs(arch: Network) -> bool:
 
 
 def require_steps(arch: Network) -> None:
-    """Refuse a network of whose training steps nothing is known: gates and GELU.
+    """Refuse a network of whose training steps nothing is known: with gates, GELU or a pyramid.
 
     Raises
     ------
     ReportedError
         If it is such a network.
     """
-    if has_programs(arch) and not arch.is_chain:
+    if arch.is_dense or (has_programs(arch) and not arch.is_chain):
         raise _cannot(arch, "the training steps of this network are not judged yet")
 
 
@@ -176,7 +176,7 @@ def _cannot(arch: Network, what: str, more: str = "") -> ReportedError:
 
 
 class Programs(Mapping[str, Any]):
-    """Every layer's correct program by its name, built when asked for.
+    """Every layer's correct program by its name, built when asked for; of a dense network, blocks'.
 
     Of a network that is no chain: the blocks', and the head's if it is a mean and a linear layer.
     A small network's are kept; of a large one, since float64 is large, each thread's last.

@@ -37,7 +37,7 @@ def is_graph_file(reference: Path) -> bool:
         with open_checkpoint(reference) as trained:
             arch = trained.arch
             known = arch is not None and trained.form == "train" and arch.is_fusible
-            return known and arch is not None and not arch.is_chain
+            return known and arch is not None and not arch.is_chain and not arch.is_dense
     except ReportedError:
         return False
 

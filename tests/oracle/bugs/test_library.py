@@ -10,7 +10,7 @@ import pytest
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.graph import INPUT
 from repvgg_ref.models.repvit import repvit
-from repvgg_ref.oracle.bugs import BETWEEN_BUGS, HEAD_BUGS, LAYER_BUGS, Bug
+from repvgg_ref.oracle.bugs import BETWEEN_BUGS, HEAD_BUGS, LAYER_BUGS, NODE_BUGS, Bug
 from repvgg_ref.oracle.bugs.harness import mutants, output_of
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
@@ -32,8 +32,8 @@ _ELSEWHERE = {"height-width-swapped", "channels-permuted", "layers-swapped"}
 
 @pytest.mark.parametrize(
     "bugs",
-    [LAYER_BUGS, BETWEEN_BUGS, HEAD_BUGS, TRAINING_BUGS],
-    ids=["blocks", "between", "head", "training"],
+    [LAYER_BUGS, BETWEEN_BUGS, HEAD_BUGS, NODE_BUGS, TRAINING_BUGS],
+    ids=["blocks", "between", "head", "pyramid", "training"],
 )
 def test_every_bug_has_one_name_and_something_to_say(bugs: tuple[Bug[Any], ...]) -> None:
     names = [bug.name for bug in bugs]

@@ -12,6 +12,7 @@ import pytest
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.checkpoint import save
+from repvgg_ref.models.geometry import Geometry, with_geometry
 from tests.models.segmenters import pictures, small_model
 
 MODEL = small_model(dtype=np.float32)
@@ -65,13 +66,27 @@ def test_logits_alone_cannot_be_judged() -> None:
 def test_the_fast_form_taken_for_the_other_is_dilation_ignored() -> None:
     report = rr.verify(MODEL, outputs(rr.fuse(small_model(dtype=np.float32, fast=True))), inputs=X)
     assert (report.verdict, report.first_bad_layer) == ("disagree", "stage3.0")
-    found = [(each.bug, each.layer) for each in report.diagnosis]
-    assert found == [("dilation-ignored", "stage3.0"), ("dilation-ignored", "stage3.1")]
+    assert [(f.bug, f.layer) for f in report.diagnosis] == [("dilation-ignored", "stage3.0")]
+    assert "also in stage3.1" in report.diagnosis[0].says
+
+
+def test_a_backbone_that_was_never_dilated_is_told() -> None:
+    undilated = small_model(dtype=np.float32)
+    blocks = [spec.name for spec in undilated.arch.blocks if spec.dilation > 1]
+    graph = with_geometry(undilated.arch, Geometry({}, dict.fromkeys(blocks, 1)))
+    report = rr.verify(MODEL, outputs(rr.fuse(replace(undilated, arch=graph))), inputs=X)
+    assert [(f.bug, f.layer) for f in report.diagnosis] == [("dilation-ignored", "all")]
+    strided = with_geometry(graph, Geometry({"stage3.0": 2, "stage4.0": 2}, {}))
+    report = rr.verify(MODEL, outputs(rr.fuse(replace(undilated, arch=strided))), inputs=X)
+    assert report.first_bad_layer == "stage3.0"
+    assert report.diagnosis[0].bug == "not-dilated"
 
 
 def test_another_eps_is_one_finding() -> None:
     report = rr.verify(MODEL, outputs(rr.fuse(replace(MODEL, eps=1e-3))), inputs=X)
-    assert [(f.bug, f.layer, f.estimate) for f in report.diagnosis] == [("eps-value", "all", 1e-3)]
+    (finding,) = report.diagnosis
+    assert (finding.bug, finding.layer) == ("eps-value", "all")
+    assert finding.estimate == pytest.approx(1e-3, rel=1e-4)
 
 
 def unaligned(x: Array, size: tuple[int, ...]) -> Array:
@@ -112,25 +127,62 @@ def test_an_error_of_a_thousandth_is_seen_in_every_layer(layer: str) -> None:
     assert (report.verdict, report.first_bad_layer) == ("disagree", layer)
 
 
-def test_dumps_are_read_and_onnx_files_are_told_to_be_dumped(tmp_path: Path) -> None:
+def test_dumps_are_read(tmp_path: Path) -> None:
     arrays: dict[str, Any] = outputs()
     np.savez(tmp_path / "dump.npz", input=X, **arrays)
     assert rr.verify(MODEL, tmp_path / "dump.npz").verdict == "agree"
-    pytest.importorskip("onnx")
-    save(MODEL, tmp_path / "a.onnx")
-    report = rr.verify(MODEL, tmp_path / "a.onnx", inputs=X)
-    assert report.verdict == "cannot-judge"
-    assert "not run here yet" in report.reason
 
 
-def test_a_file_of_fused_weights_is_held_against_the_training_file(tmp_path: Path) -> None:
+def test_a_right_file_of_fused_weights_agrees_tap_by_tap(tmp_path: Path) -> None:
     save(FUSED, tmp_path / "right.npz")
-    assert rr.verify(MODEL, tmp_path / "right.npz").verdict == "agree"
+    report = rr.verify(MODEL, tmp_path / "right.npz")
+    assert (report.verdict, report.precision) == ("agree", "weights"), report.reason
+    assert [layer.name for layer in report.layers] == [spec.name for spec in MODEL.arch.blocks]
+
+
+def exchanged(params: dict[str, Array]) -> None:
+    for part in ("weight", "bias"):
+        one, two = (f"ppm.{n}.fused.{part}" for n in (1, 2))
+        params[one], params[two] = params[two], params[one]
+
+
+def flipped(params: dict[str, Array]) -> None:
+    params["cls.0.fused.weight"] = params["cls.0.fused.weight"][:, :, ::-1, ::-1].copy()
+
+
+def one_tap(params: dict[str, Array]) -> None:
+    params["ppm.2.fused.weight"] = params["ppm.2.fused.weight"].copy()
+    params["ppm.2.fused.weight"][0, 1] *= np.float32(1.0001)
+
+
+@pytest.mark.parametrize(
+    ("plant", "bug", "layer"),
+    [
+        (exchanged, "layers-swapped", "ppm.1"),
+        (flipped, "kernel-flipped", "cls.0"),
+        (one_tap, "taps-altered", "ppm.2"),
+    ],
+)
+def test_wrong_files_of_fused_weights_are_placed_and_named(
+    tmp_path: Path, plant: Any, bug: str, layer: str
+) -> None:
     wrong = rr.fuse(MODEL)
-    wrong.params["ppm.2.fused.weight"] = wrong.params["ppm.2.fused.weight"] * np.float32(1.01)
+    plant(wrong.params)
     save(wrong, tmp_path / "wrong.npz")
     report = rr.verify(MODEL, tmp_path / "wrong.npz")
-    assert (report.verdict, report.first_bad_layer) == ("disagree", "ppm.2")
+    assert (report.verdict, report.first_bad_layer) == ("disagree", layer)
+    assert (report.diagnosis[0].bug, report.diagnosis[0].layer) == (bug, layer)
+
+
+@pytest.mark.parametrize("layer", ["aux.4", "ppm.3"])
+def test_files_in_train_form_are_compared_auxiliary_heads_too(tmp_path: Path, layer: str) -> None:
+    save(MODEL, tmp_path / "right.npz")
+    assert rr.verify(MODEL, tmp_path / "right.npz").verdict == "agree"
+    name = next(n for n in MODEL.params if n.startswith(f"{layer}.") and n.endswith("weight"))
+    wrong = replace(MODEL, params=MODEL.params | {name: MODEL.params[name] * np.float32(1.01)})
+    save(wrong, tmp_path / "wrong.npz")
+    report = rr.verify(MODEL, tmp_path / "wrong.npz")
+    assert (report.verdict, report.first_bad_layer) == ("disagree", layer)
 
 
 @pytest.mark.few(8)

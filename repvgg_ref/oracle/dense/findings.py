@@ -1,0 +1,132 @@
+"""Why a layer of a network that is no chain is wrong: its own bugs, and those hidden before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.errors import ShapeError
+from repvgg_ref.models.graph import Node
+from repvgg_ref.models.layers import Block
+from repvgg_ref.oracle.bugs import NODE_BUGS, Mutant, Site
+from repvgg_ref.oracle.bugs.base import planted
+from repvgg_ref.oracle.dense.port import DensePort, Judged
+from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape, energy_left
+from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
+from repvgg_ref.oracle.diagnosis.evidence import DO_NOT_FIT, LayerEvidence
+from repvgg_ref.oracle.diagnosis.explain import not_finite, wrong_shape
+from repvgg_ref.oracle.diagnosis.ranking import Trial
+from repvgg_ref.oracle.report import Finding
+
+_MOST_DIAGNOSED = 6
+_ADVICE = next(bug.advice for bug in NODE_BUGS if bug.name == "another-output")
+_LEFT = 1e-4  # of a wrong shape's energy, by the bug that explains it
+
+
+class NodeEvidence(LayerEvidence):
+    """A node's output at sampled pixels; bugs before it that the candidate hides are tried too."""
+
+    def __init__(self, port: DensePort, judged: Judged) -> None:
+        node, y_hat = judged.node, port.own(judged.node.name)
+        assert y_hat is not None
+        assert judged.y is not None
+        self.port, self.node = port, node
+        bound, excused = port.diagnosable(judged), port.precision.number_format
+        super().__init__(port.site(node, y_hat), judged.y, y_hat, bound, excused)
+
+    def trials(self, site: Site[Any] | None = None) -> Iterator[Trial]:
+        """Every bug of the node, and every one of the nodes that lie hidden before it."""
+        yield from super().trials(site)
+        if site is not None:
+            return
+        rows, columns = self.pixels
+        for mutant, y in rewired(self.port, self.node):
+            if y.shape == (*self.seen.y.shape[:2], *self.size) and np.isfinite(y).all():
+                found = self.seen.compare(mutant, y[:, :, rows, columns])
+                if found is not None:
+                    yield found
+
+
+def dense_findings(
+    port: DensePort, bad: Sequence[Judged], layers: Sequence[Judged]
+) -> tuple[Finding, ...]:
+    """Findings of the `bad` ones of all judged `layers`, one cause in all blocks once.
+
+    What only follows from another's size is not explained.
+    """
+    caused = [each for each in bad if port.inputs(each.node) is not None] or bad
+    found = {each.node.name: _findings(port, each) for each in caused[:_MOST_DIAGNOSED]}
+    blocks = {each.node.name: each for each in layers if isinstance(each.node.op, Block)}
+    wrong = [each.node.name for each in bad if each.node.name in blocks]
+
+    def evidence(name: str) -> NodeEvidence | None:
+        judged = blocks[name]
+        return None if judged.y is None else NodeEvidence(port, judged)
+
+    return tuple(merged(found, Layers(list(blocks), wrong, evidence)))
+
+
+def other_output(port: DensePort) -> tuple[Finding, ...]:
+    """What the logits are, if they are another output of the network, whatever came before them."""
+    head = port.model.arch.head
+    y_hat = port.own(head.name)
+    if y_hat is None:
+        return ()
+    return tuple(
+        Finding("another-output", head.name, None, 1.0, 1.0, f"this is {what}", _ADVICE)
+        for what, y in port.without_main().items()
+        if y.shape == y_hat.shape and energy_left(y, y_hat) < _LEFT**2
+    )
+
+
+def rewired(port: DensePort, node: Node) -> Iterator[tuple[Mutant[Any], Array]]:
+    """Bugs of the nodes hidden before `node`, or of its output as a whole: what it then gives."""
+    if isinstance(node.op, Block):
+        yield from _planted(port.whole(node), node, lambda y: y)
+    for place in port.hidden_before(node):
+        site = port.whole(place, port.masked(place, node))
+        yield from _planted(site, place, partial(_rerouted, port, place, node))
+
+
+def _rerouted(port: DensePort, place: Node, target: Node, y: Array) -> Array | None:
+    return port.rerouted(place, y, target)
+
+
+def _planted(
+    site: Site[Any], place: Node, through: Callable[[Array], Array | None]
+) -> Iterator[tuple[Mutant[Any], Array]]:
+    for mutant in planted(NODE_BUGS, site, place.name):
+        try:
+            y = through(mutant.variant.program.y)
+        except (*DO_NOT_FIT, ShapeError):
+            continue
+        if y is not None:
+            yield mutant, y
+
+
+def _findings(port: DensePort, bad: Judged) -> list[Finding]:
+    name, y_hat = bad.node.name, port.own(bad.node.name)
+    assert y_hat is not None
+    lost = ~np.isfinite(y_hat)
+    if lost.any():
+        return [not_finite(name, float(lost.mean()), overflow=False)]
+    if port.inputs(bad.node) is None:
+        return [wrong_shape(name, bad.report.note)]
+    if bad.y is None:
+        return _of_shape(port, bad.node, y_hat) or [wrong_shape(name, bad.report.note)]
+    return diagnose(NodeEvidence(port, bad))
+
+
+def _of_shape(port: DensePort, node: Node, y_hat: Array) -> list[Finding]:
+    """Explain an output of another size."""
+    found = diagnose_shape(port.site(node, y_hat), y_hat)
+    for mutant, y in rewired(port, node):
+        if y.shape == y_hat.shape and (left := energy_left(y, y_hat)) < _LEFT:
+            bug, says = mutant.bug, mutant.says
+            estimate = mutant.variant.parameter
+            found.append(Finding(bug.name, mutant.layer, estimate, 1.0, 1 - left, says, bug.advice))
+    return sorted(found, key=lambda finding: -finding.explains)[:3]

@@ -1,0 +1,136 @@
+"""Logits of all pixels and nothing else: what can be said, and which bug would give exactly these.
+
+Nothing certifies logits through a whole network, so a port that shows no more is never said to
+agree. But a bug that reproduces them to rounding, where the right network does not, is named: each
+way to get wrong what stands between blocks, in each place, and what a port gets wrong as a whole
+(dilations, eps, colours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.errors import ShapeError
+from repvgg_ref.models.geometry import Geometry, with_geometry
+from repvgg_ref.models.layers import Block
+from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.bounds.precision import Precision
+from repvgg_ref.oracle.bugs import NODE_BUGS
+from repvgg_ref.oracle.bugs.base import planted
+from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.dense.port import DensePort, Known
+from repvgg_ref.oracle.diagnosis.evidence import DO_NOT_FIT
+from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report
+
+_ROUNDING = 1e-4  # of the logits' size: no float32 port comes near, and few of 16 bits
+_STRANGE = 1e-2  # what no float32 arithmetic does
+_LEFT = 0.02  # of the difference, by the bug that explains it
+_OTHER_EPS = 1e-3  # YOLO's and Keras's
+_ASK = "give its layers, too: nothing certifies logits alone"
+
+Alternative = tuple[Finding, Array]
+
+
+def judge_dense_logits(
+    model: Model, outputs: Outputs, x: Array, precision: Precision, candidate: str
+) -> Report:
+    """The verdict on a candidate of which the logits alone are known, for the images `x`."""
+    head = model.arch.head.name
+    y_hat = np.asarray(outputs.layers[head], np.float64)
+    port = DensePort(model, {}, x, precision)
+    for node in model.arch.evaluated:
+        xs = [port.known[name].y for name in node.inputs]
+        y = np.asarray(node.op.forward(node.name, xs, port.run)[0])
+        port.known[node.name] = Known(y, None)
+    right = port.known[head].y
+    away = _apart(y_hat, right)
+    layer = LayerReport(
+        head, float("nan"), 0.0, float("nan"), ok=False, note="logits of another shape"
+    )
+    if np.isfinite(away):
+        error = float(np.abs(y_hat - right).max())
+        note = "end to end: no certified bound"
+        layer = LayerReport(head, error, float("nan"), float("nan"), ok=away < _ROUNDING, note=note)
+    names, notes = (model.arch.name, candidate, precision.name), outputs.notes
+    if away >= _ROUNDING:
+        for found, y in _alternatives(port):
+            left = _apart(y_hat, y)
+            if left < _ROUNDING and left < _LEFT * away:
+                why = f"{found.says}: the logits are reproduced"
+                return Report(
+                    "disagree", why, *names, (layer,), (found,), _first(port, found), notes=notes
+                )
+    said = f"the logits differ by {away:.2g} of their size" if np.isfinite(away) else layer.note
+    strange = away > _STRANGE and precision.name == "fp32"
+    if strange or not np.isfinite(away):
+        unknown = Finding("unknown", None, None, 0.0, 0.0, "no known bug gives these logits", _ASK)
+        return Report("disagree", said, *names, (layer,), (unknown,), head, notes=notes)
+    return Report("cannot-judge", f"{said}: {_ASK}", *names, (layer,), notes=notes)
+
+
+def _apart(y_hat: Array, y: Array) -> float:
+    """Root mean square of the difference over that of `y`; infinite where shapes differ."""
+    if y_hat.shape != y.shape or not np.isfinite(y_hat).all():
+        return float("inf")
+    size = float(np.sqrt((y**2).mean()))
+    return float(np.sqrt(((y_hat - y) ** 2).mean())) / max(size, 1e-300)
+
+
+def _first(port: DensePort, found: Finding) -> str:
+    """The first layer that can have it."""
+    if found.layer not in (None, EVERYWHERE):
+        return str(found.layer)
+    dilated = (b.name for b in port.model.arch.blocks if b.dilation > 1)
+    first = port.model.arch.blocks[0].name
+    return next(dilated, first) if found.bug.startswith("dilation") else first
+
+
+def _alternatives(port: DensePort) -> Iterator[Alternative]:
+    """Logits with a bug, the quickest first."""
+    head = port.model.arch.head
+    for place in reversed(port.model.arch.evaluated):
+        if isinstance(place.op, Block):
+            continue
+        for mutant in planted(NODE_BUGS, port.whole(place), place.name):
+            try:
+                y = mutant.variant.program.y
+                logits = y if place is head else port.rerouted(place, y, head)
+            except (*DO_NOT_FIT, ShapeError):
+                continue
+            if logits is not None:
+                bug, estimate = mutant.bug, mutant.variant.parameter
+                yield (
+                    Finding(bug.name, place.name, estimate, 1.0, 1.0, mutant.says, bug.advice),
+                    logits,
+                )
+    yield from ((_whole(*said), y) for said, y in _networks(port))
+
+
+def _whole(bug: str, says: str, advice: str) -> Finding:
+    return Finding(bug, EVERYWHERE, None, 1.0, 1.0, says, advice)
+
+
+def _networks(port: DensePort) -> Iterator[tuple[tuple[str, str, str], Array]]:
+    """Logits of networks that are wrong as a whole."""
+    model, x = port.model, np.asarray(port.x, np.float64)
+    wide = replace(model, params={n: np.asarray(a, np.float64) for n, a in model.params.items()})
+
+    def logits(other: Model, images: Array) -> Array:
+        return np.asarray(other.forward(images, backend="reference"), np.float64)
+
+    if x.shape[1] == 3:
+        advice = "the network was trained on RGB"
+        said = "input-bgr", "the channels come as B, G, R", advice
+        yield said, logits(wide, x[:, ::-1])
+    steps = {spec.name: 1 for spec in model.arch.blocks if spec.dilation > 1}
+    if steps:
+        flat = replace(wide, arch=with_geometry(model.arch, Geometry({}, steps)))
+        said = "dilation-ignored", "the dilations are ignored", "stages 3 and 4 are dilated"
+        yield said, logits(flat, x)
+    if model.form == "train" and model.eps != _OTHER_EPS:
+        said = "eps-value", f"batch norm adds eps = {_OTHER_EPS:g}", "no checkpoint holds it"
+        yield said, logits(replace(wide, eps=_OTHER_EPS), x)

@@ -1,0 +1,87 @@
+"""What golden vectors of a network that is no chain consist of, and what they would notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.models.dense import AdaptiveAvgPool
+from repvgg_ref.models.graph import Node
+from repvgg_ref.models.layers import Block
+from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.bounds.block import layer_bound
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
+from repvgg_ref.oracle.bounds.pyramid import node_bound
+from repvgg_ref.oracle.bugs import Mutant, bugs_for
+from repvgg_ref.oracle.bugs.base import planted
+from repvgg_ref.oracle.dense.port import DensePort, Known
+from repvgg_ref.oracle.golden.arrays import BOUND_PRECISIONS, Layer, float32_outputs
+from repvgg_ref.oracle.golden.mutation import (
+    MutationMatrix,
+    Planted,
+    PlantedLayer,
+    swapped_sides,
+)
+from repvgg_ref.oracle.programs.program import layer_output
+
+Progress = Callable[[str, int, int], None]
+
+
+def dense_arrays(
+    model: Model, x: Array, step: Callable[[str], None] = lambda name: None
+) -> dict[str, Layer]:
+    """Every node in float64 on the exact outputs of those before it; see `layer_arrays`."""
+    port = DensePort(model, {}, x, PRECISIONS["fp32"])
+    found: dict[str, Layer] = {}
+    for node in model.arch.evaluated:
+        xs = [port.known[name].y for name in node.inputs]
+        if isinstance(node.op, Block):
+            program = port.programs[node.name]
+            y = layer_output(program, xs[0])
+            bounds = {
+                name: layer_bound(program, xs[0], y, PRECISIONS[name]).certified
+                for name in BOUND_PRECISIONS
+            }
+        else:
+            y = np.asarray(node.op.forward(node.name, xs, port.run)[0])
+            bounds = {
+                name: node_bound(node, xs, port.run, PRECISIONS[name]) for name in BOUND_PRECISIONS
+            }
+        found[node.name] = Layer(y, bounds)
+        port.known[node.name] = Known(y, None)
+        step(node.name)
+    return found
+
+
+def dense_matrix(model: Model, x: Array, *, progress: Progress | None = None) -> MutationMatrix:
+    """Plant every known bug in every node, one at a time; certified bounds alone notice them.
+
+    `x` is (N, in_channels, H, W); ``progress(node, done, total)``.
+    """
+    single = float32_outputs(model, x)
+    port = DensePort(model, single, x, PRECISIONS["fp32"])
+    port.known |= {name: Known(y.astype(np.float64), None) for name, y in single.items()}
+    names, found = model.arch.layer_names, list[Planted]()
+    for done, node in enumerate(model.arch.evaluated):
+        judged, rolled = port.judged(node), np.roll(port.known[node.name].y, 1, axis=1)
+        assert judged.y is not None
+        assert judged.bound is not None
+        below, is_block = port.known[node.inputs[0]].y, isinstance(node.op, Block)
+        site = port.site(node, rolled)
+        layer = PlantedLayer(model, site, judged.y, port.known[node.name].y, judged.bound, tests=0)
+        mutants = planted(bugs_for(site.program), site, node.name)
+        found += [layer.judged(mutant) for mutant in mutants if not _is_no_bug(mutant, node, port)]
+        found += swapped_sides(below, node.name) if is_block else []
+        if progress is not None:
+            progress(node.name, done + 1, len(names))
+    return MutationMatrix(names, tuple(found))
+
+
+def _is_no_bug(mutant: Mutant[Any], node: Node, port: DensePort) -> bool:
+    """Whether the mutant is right on every image: a stride, where there is always one pixel."""
+    source = next((n for n in port.model.arch.nodes if n.name == node.inputs[0]), None)
+    is_one = source is not None and source.op == AdaptiveAvgPool(1)
+    return is_one and mutant.bug.name == "stride-moved"
