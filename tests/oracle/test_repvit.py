@@ -184,7 +184,7 @@ def test_golden_vectors_judge_dumps(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_golden_vectors_of_m0_9_are_read_by_its_name(tmp_path: Path) -> None:
     model = distinguishing_model(rr.build("RepViT-M0.9").arch, seed=0)
-    summary = write_golden(model, tmp_path / "golden")
+    summary = write_golden(model, tmp_path / "golden", weights=True)
     assert summary.matrix.survivors == ()
     assert rr.verify(tmp_path / "golden", tmp_path / "golden" / "outputs.npz").verdict == "agree"
 
