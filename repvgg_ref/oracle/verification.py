@@ -54,7 +54,7 @@ from repvgg_ref.oracle.probes.probing import probed
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.flow import go_on, inputs_of_layers
 from repvgg_ref.oracle.programs.head import HeadProgram
-from repvgg_ref.oracle.programs.inputs import distinguishing_inputs, golden_inputs
+from repvgg_ref.oracle.programs.inputs import images_of_size
 from repvgg_ref.oracle.programs.layers import Programs, has_programs, require_layers
 from repvgg_ref.oracle.report import Equivalence, Report
 from repvgg_ref.oracle.symmetry.outputs import align
@@ -246,7 +246,8 @@ def _dense(
 ) -> Report:
     """The verdict on a network that says a class for every pixel."""
     with closing(port), np.errstate(all="warn", under="ignore"):
-        spare = _dense_images(model, port) if inputs is None and not port.brings_input else inputs
+        told = inputs is not None or port.brings_input
+        spare = inputs if told else images_of_size(model.arch, port.input_shape())
         first = first_call(port, model.arch, spare)
     image_batch(model.arch, np.asarray(first.x, np.float32))  # of a size that it takes
     chosen, outputs = _precision(precision, first.outputs), first.outputs
@@ -255,16 +256,6 @@ def _dense(
             return judge_dense_logits(model, outputs, first.x, chosen, named)
         report = judge_dense(model, outputs, first.x, chosen, named)
         return with_file_evidence(report, Programs(model), outputs.evidence)
-
-
-def _dense_images(model: Model, port: Candidate) -> Array:
-    """Images that let bugs show, of the size that the port declares, if it does."""
-    usual = golden_inputs(model.arch)
-    declared = port.input_shape() or (None,) * 4
-    if len(declared) != 4 or not any(declared[axis] for axis in (0, 2, 3)):
-        return usual
-    batch, _, height, width = (n or k for n, k in zip(declared, usual.shape, strict=True))
-    return distinguishing_inputs(model.arch, batch=batch, height=height, width=width)
 
 
 def _computing(port: WeightsCandidate, model: Model) -> Any:

@@ -190,7 +190,7 @@ def test_golden_vectors_of_m0_9_are_read_by_its_name(tmp_path: Path) -> None:
 
 
 def test_training_steps_and_raw_files_are_of_chains(tmp_path: Path) -> None:
-    for raw, why in ((True, "chains of layers only"), (False, "training steps of this network")):
+    for raw, why in ((True, "chains of layers only"), (False, "train-step bundle of this network")):
         with pytest.raises(ReportedError, match=why):
             write_golden(trained(), tmp_path / "golden", raw=raw, train_step=not raw)
 

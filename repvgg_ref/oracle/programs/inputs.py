@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from repvgg_ref.arrays import Array
@@ -47,6 +49,15 @@ def golden_inputs(arch: Network, *, batch: int = 2, seed: int = 0) -> Array:
     usual = DENSE_EXTENT if arch.is_dense else GOLDEN_EXTENT
     height, width = usual if side is None else (side, side)
     return distinguishing_inputs(arch, batch=batch, height=height, width=width, seed=seed)
+
+
+def images_of_size(arch: Network, declared: Sequence[int | None] | None) -> Array:
+    """A golden bundle's batch, of the size (N, C, H, W) that a port declares, where it does."""
+    usual = golden_inputs(arch)
+    if declared is None or len(declared) != 4 or not any(declared[axis] for axis in (0, 2, 3)):
+        return usual
+    batch, _, height, width = (n or k for n, k in zip(declared, usual.shape, strict=True))
+    return distinguishing_inputs(arch, batch=batch, height=height, width=width)
 
 
 def distinguishing_labels(arch: Network, batch: int, *, seed: int = 0) -> Array:

@@ -136,7 +136,12 @@ def require_steps(arch: Network) -> None:
         If it is such a network.
     """
     if arch.is_dense or (has_programs(arch) and not arch.is_chain):
-        raise _cannot(arch, "the training steps of this network are not judged yet")
+        raise ReportedError(
+            "a train-step bundle of this network cannot be made yet",
+            got=arch.name,
+            wanted="blocks, residual sums, pools and linear layers",
+            advice="leave --train-step out: the bundle then holds all of evaluation",
+        )
 
 
 def require_layers(arch: Network) -> None:
