@@ -79,5 +79,7 @@ def decode(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
         wide <<= 16
         return wide.view(np.float32)
     if dtype == "bool":
-        return np.not_equal(stored, 0, out=stored.view(np.bool_))
+        truth: NDArray[np.bool_] = stored.view(np.bool_)
+        np.not_equal(stored, 0, out=truth)
+        return truth
     return stored

@@ -137,7 +137,7 @@ def test_a_large_file_may_have_more_opcodes_and_places_than_a_small_one() -> Non
     dead = b"cmodels.yolo\nModel\n)\x81](" + b"N" * 260_000 + b"eb"
     data = proto(b"(" + tensor() + dead + b"t")
     assert_refused(torch_zip(data), "too many opcodes", weights_io.LimitError)
-    large_file = torch_zip(data, {"0": bytes(16), "1": bytes(1 << 23)})
+    large_file = torch_zip(data, {"0": bytes(16), "1": bytes(1 << 24)})
     weights_io.open_weights(BytesIO(large_file)).close()
 
 

@@ -10,7 +10,7 @@ import json
 import tracemalloc
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -64,7 +64,9 @@ def test_a_file_takes_three_times_its_size_at_most(name: str) -> None:
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("code", ["f2", "f4", "f8", "i4", "i2", "i1", "b1"])
-def test_arrays_that_are_decoded_in_place_have_their_values(order: str, code: str) -> None:
+def test_arrays_that_are_decoded_in_place_have_their_values(
+    order: Literal["<", ">"], code: str
+) -> None:
     values = np.arange(24).reshape(2, 3, 4).astype(code)
     stored = values.astype(np.dtype(code).newbyteorder(order))
     descr = f"'{np.dtype(stored.dtype).str}'"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -94,7 +93,7 @@ def measured(make: Callable[[int], bytes], sizes: tuple[int, ...]) -> dict[str, 
                 began = time.process_time()
                 refused = read(path)
                 seconds.append(time.process_time() - began)
-            row = {"bytes": path.stat().st_size, "seconds": round(min(seconds), 4)}
+            row: dict[str, Any] = {"bytes": path.stat().st_size, "seconds": round(min(seconds), 4)}
             rows.append(row | {"traced": traced(path), "resident": resident(path)})
             rows[-1]["refused"] = refused
     slope = np.polyfit([log2(r["bytes"]) for r in rows], [log2(r["seconds"]) for r in rows], 1)[0]
@@ -128,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
