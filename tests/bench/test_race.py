@@ -30,6 +30,7 @@ def run(*names: str, rounds: int = 2) -> Any:
     return race(TASK, [ways(name) for name in names], rounds=rounds)
 
 
+@pytest.mark.slow
 def test_a_slower_contender_has_a_ratio_above_one() -> None:
     found = run("slow", "slower", rounds=3)
     assert 3 < found.ratio(found.contenders[1]).median < 7
@@ -120,6 +121,7 @@ def test_progress_counts_to_the_end() -> None:
     assert steps == [(k, 7) for k in range(1, 8)]
 
 
+@pytest.mark.slow
 def test_ours_agrees_with_its_own_branches_and_tells_its_layers() -> None:
     found = race(TASK, [ENTRIES[OURS], ENTRIES[BRANCHES]], rounds=1, layers=True)
     assert found.skipped == []

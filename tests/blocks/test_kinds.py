@@ -169,6 +169,7 @@ def test_the_fast_table_trains_it_as_the_reference_does(name: str) -> None:
             np.testing.assert_allclose(ours[key], value, rtol=1e-7, atol=1e-8 * scale)
 
 
+@pytest.mark.few(18)
 @every_fusible
 @pytest.mark.parametrize("suffix", ["npz", "pth", "safetensors"])
 def test_a_file_of_it_is_told_from_its_keys_and_converted(

@@ -84,7 +84,7 @@ def test_a_terminal_gets_colours() -> None:
     assert b"\x1b[" in on_a_terminal({}, "inspect", MODEL_PATH)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("settings", "arguments"),
     [

@@ -97,7 +97,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(
 ARCH = architecture("RepVGG-A0", num_classes=5)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("algorithm", ["measure", *ALGORITHMS])
 def test_a_network_by_every_algorithm(
     algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -78,7 +78,7 @@ class InterruptAt:
         return self
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("line", range(1, 110, 4))
 def test_ctrl_c_anywhere(line: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def act() -> None:

@@ -171,6 +171,7 @@ def test_a_training_step_is_the_references(name: str, dtype: Any, tolerance: flo
         assert_within(got.stats[key], stat, min(tolerance, 1e-3))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", ["tiny", "A0"])
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-13), (np.float32, 2e-5)])

@@ -285,7 +285,7 @@ def _broken(sabotage: Sabotage) -> Iterator[None]:
         yield
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", SABOTAGE)
 def test_a_broken_oracle_fails_its_checks(name: str) -> None:
     failed = []

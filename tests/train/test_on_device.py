@@ -36,7 +36,7 @@ def test_in_float64_it_trains_as_the_reference_does(
     assert error <= 1e-9
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("math", ["fp32", "tf32", "bf16", "fp16"])
 def test_every_arithmetic_learns_and_its_two_forms_agree(
     math: str, device: UnderTest, tmp_path: Path

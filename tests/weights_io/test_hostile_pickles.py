@@ -249,7 +249,7 @@ def test_a_broken_pickle_is_refused_in_a_torch_zip(case: str) -> None:
     assert_refused(torch_zip(data), match)
 
 
-@pytest.mark.few(24)
+@pytest.mark.few(10)
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_pickle_is_refused_on_its_own(case: str) -> None:
     data, match = BROKEN[case]

@@ -61,7 +61,7 @@ def test_every_bug_is_planted_somewhere() -> None:
     assert not any("{" in mutant.says for _, mutant in MUTANTS)
 
 
-@pytest.mark.few(24)
+@pytest.mark.few(10)
 @pytest.mark.parametrize("mutant", MUTANTS, ids=map(case, MUTANTS))
 @pytest.mark.parametrize("hidden", [False, True], ids=["shown", "hidden"])
 def test_bugs_between_blocks_are_placed_and_named(mutant: Planted, hidden: bool) -> None:
@@ -75,7 +75,7 @@ def test_bugs_between_blocks_are_placed_and_named(mutant: Planted, hidden: bool)
         assert report.first_bad_layer == name
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_bugs_of_blocks_are_placed_and_named(name: str) -> None:
     """One in twelve of the library's, others in each block."""

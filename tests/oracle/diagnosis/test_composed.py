@@ -65,7 +65,7 @@ def told(port: Port, stranger: str, known: str = "") -> list[Finding]:
     return findings_of(port, layer, (wrong + noise).astype(np.float32))
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("known", "stranger", "says"), PAIRS)
 def test_both_are_told(port: Port, known: str, stranger: str, says: str) -> None:
     found = told(port, stranger, known)
@@ -74,7 +74,7 @@ def test_both_are_told(port: Port, known: str, stranger: str, says: str) -> None
     assert found[0].says.startswith("two bugs at once, one of them: ")
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("stranger", ALONE)
 def test_a_lone_stranger_is_described_and_gets_no_known_name(port: Port, stranger: str) -> None:
     found = told(port, stranger)

@@ -169,8 +169,8 @@ LEFT_OUT = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("case", LEFT_OUT)
-@pytest.mark.few(4)
 def test_what_is_left_out_of_a_block_is_named(case: str) -> None:
     change, bug, says = LEFT_OUT[case]
     model = reference(case.split()[0])

@@ -60,7 +60,7 @@ def _float32_fusion(model: Model) -> Model:
     return deploy
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_ways_of_fusing_agree(kind: str, tmp_path: Path) -> None:
     for seed in range(5):
@@ -106,7 +106,7 @@ _IN_THE_KERNEL = (
 )
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("bug", _IN_THE_KERNEL)
 def test_bugs_of_the_kernel_are_named_from_its_taps(bug: str, tmp_path: Path) -> None:
     model = distinguishing_model(SMALL["grouped"])

@@ -44,7 +44,7 @@ def _beyond(port: Port, wrong: Array) -> float:
     return compare(program, x, wrong.astype(float), PRECISIONS["fp32"]).report.ratio
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("times", [1.5, 3, 10, 30])
 @pytest.mark.parametrize("kind", ["bias", "scale", "tap"])
 def test_a_bug_some_times_the_direct_bound_is_no_winograd(

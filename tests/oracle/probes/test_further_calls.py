@@ -82,7 +82,7 @@ def _first_only(net: Port) -> Port:
     return port
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("make", "bug"),
     [

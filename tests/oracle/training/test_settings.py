@@ -111,7 +111,7 @@ def test_the_reference_has_its_own_value_and_another_shows_when_it_should(
     assert first == (not chosen.late)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("factor", [0.5, 0.9, 0.97, 1.01, 2.0])
 def test_rates_are_estimated_whichever_way_they_are_off(factor: float) -> None:
     """ReLUs switch on the way from the recipe's rates to these."""
