@@ -242,12 +242,12 @@ def crew(seats: int) -> Crew:
         If the processes cannot be started.
     """
     key = os.getpid(), seats
-    with _starting.setdefault(os.getpid(), threading.Lock()):
+    # Ctrl-C waits for the lock as well: it must not come between taking it and giving it back.
+    with uninterrupted(), _starting.setdefault(os.getpid(), threading.Lock()):
         found = _crews.get(key)
         if found is None or found.closed:
             try:
-                with uninterrupted():
-                    found = _crews[key] = Crew(seats)
+                found = _crews[key] = Crew(seats)
             except OSError as error:
                 raise CrewError(f"no helper process can be started: {error}") from error
     return found
