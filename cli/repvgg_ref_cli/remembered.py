@@ -93,7 +93,10 @@ def _is_named(ctx: click.Context, name: str) -> bool:
 def _plain(value: Any) -> Any:
     """As JSON holds it: a path, and the name of a file, from any working directory."""
     if isinstance(value, Path):
-        return str(value.absolute())
+        from repvgg_ref.data.generated import PREFIX
+
+        is_drawn = str(value).startswith(PREFIX)  # no folder's name
+        return str(value if is_drawn else value.absolute())
     if isinstance(value, str) and value.endswith(".toml"):
         return str(Path(value).absolute())
     return value

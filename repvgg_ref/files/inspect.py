@@ -186,7 +186,8 @@ def _layers(checkpoint: Checkpoint, arch: Network) -> Iterator[tuple[str, dict[s
     present = set(checkpoint.canonical.values())
     params = checkpoint.params()
     heads = tuple(head.name for head in arch.aux_heads)
-    names: dict[str, list[str]] = {layer: [] for layer in (*arch.layer_names, *heads)}
+    trained = tuple(node.name for node in arch.nodes if node.training_only)
+    names: dict[str, list[str]] = {layer: [] for layer in (*arch.layer_names, *heads, *trained)}
     for name in param_shapes(arch, form):
         if name in present:
             names[_owner(name, names)].append(name)

@@ -79,7 +79,7 @@ def _bottleneck(name: str, source: str, channels: int, square: Layer, key: str) 
         spec = conv_bn(f"{name}.{part}", inputs, layer, "none" if part == "c" else "relu")
         nodes.append(conv_node(spec, last, f"{key}.f.{part}.0", f"{key}.f.{part}.1"))
         last, inputs = spec.name, layer.outputs
-    return [*nodes, Node(f"{name}.add", AddRelu(), (shortcut, last))]
+    return [*nodes, Node(f"{name}.add", AddRelu(), (last, shortcut))]
 
 
 REGNETS: Mapping[str, Callable[..., Graph]] = {

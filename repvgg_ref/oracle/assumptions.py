@@ -109,7 +109,13 @@ def _closest(model: Model, name: str, x: Array, y_hat: Array) -> Geometry:
             continue
         guess = Geometry({name: stride}, {name: dilation})
         program = Programs(_with(model, guess))[name]
-        apart = relative_difference(y_hat, layer_output(plain(program), x))
+        if min(program.output_size(*x.shape[2:])) < 1:
+            continue
+        try:  # a guess may be none that the block's inner convolutions can have
+            guessed = layer_output(plain(program), x)
+        except (IndexError, ValueError):
+            continue
+        apart = relative_difference(y_hat, guessed)
         if apart is not None and apart < least:
             best, least = guess, apart
     return best

@@ -252,9 +252,14 @@ def _dense(
     image_batch(model.arch, np.asarray(first.x, np.float32))  # of a size that it takes
     chosen, outputs = _precision(precision, first.outputs), first.outputs
     with single_threaded_blas():
-        if set(outputs.layers) == {model.arch.head.name}:
-            return judge_dense_logits(model, outputs, first.x, chosen, named)
+        head, shown = model.arch.head.name, set(outputs.layers)
+        alone = replace(outputs, layers={n: y for n, y in outputs.layers.items() if n == head})
+        if shown == {head}:
+            return judge_dense_logits(model, alone, first.x, chosen, named)
         report = judge_dense(model, outputs, first.x, chosen, named)
+        if report.verdict == "cannot-judge" and head in shown:  # they may be wrong by themselves
+            of_logits = judge_dense_logits(model, alone, first.x, chosen, named)
+            report = of_logits if of_logits.verdict == "disagree" else report
         return with_file_evidence(report, Programs(model), outputs.evidence)
 
 

@@ -6,6 +6,7 @@ out between blocks is computed for it, and how far its own may be from that is k
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -221,7 +222,9 @@ class DensePort:
         auxiliary = self._auxiliary
         if auxiliary is not None:
             end = auxiliary.name if node.name == head.name else auxiliary.inputs[0]
-            found[_AUXILIARY] = lambda: self._trained_only(end)
+            with contextlib.suppress(KeyError):  # what it is fed by may not be known
+                given = self._trained_only(end)
+                found[_AUXILIARY] = lambda: given
         if node.name == head.name:
             right = node.op.forward(node.name, list(xs), self.run)[0]
             found["probabilities, not logits"] = lambda: np.asarray(
