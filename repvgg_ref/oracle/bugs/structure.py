@@ -201,7 +201,7 @@ def relu_inside_branches(site: BlockSite) -> BlockVariants:
     advice="RepVGG uses plain ReLU",
 )
 def other_activation(site: BlockSite) -> BlockVariants:
-    for detail in ("relu6", "leaky", "silu", "hardswish", "gelu"):
+    for detail in ("relu6", "leaky", "silu", "hardswish", "gelu", "gelu_tanh", "gelu_quick"):
         activation = site.program.activation.replace("relu", detail)
         yield Variant(replace(site.program, activation=activation), detail=detail)
 

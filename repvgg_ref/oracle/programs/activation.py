@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.ops.gelu import normal_cdf
 
 
 class SqueezeExcitationParams(NamedTuple):
@@ -30,7 +31,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "leaky": lambda y: np.maximum(y, 0.01 * y),
     "silu": lambda y: y * sigmoid(y),
     "hardswish": lambda y: y * np.clip(y / 6 + 0.5, 0, 1),
-    "gelu": lambda y: y * sigmoid(1.702 * y),
+    "gelu": lambda y: y * normal_cdf(y),
+    "gelu_tanh": lambda y: y * sigmoid(1.5957691216057308 * (y + 0.044715 * y**3)),  # 2 sqrt(2/pi)
+    "gelu_quick": lambda y: y * sigmoid(1.702 * y),
 }
 
 
