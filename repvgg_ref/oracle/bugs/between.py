@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import numpy as np
-
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.gated import Add, Gate, Gelu
 from repvgg_ref.oracle.bugs.base import Site, Variant, bug
@@ -24,8 +22,8 @@ BetweenVariants = Iterator[Variant[BetweenProgram]]
 )
 def gelu_approximated(site: BetweenSite) -> BetweenVariants:
     ways: dict[str, Callable[[Array], Array]] = {
-        "its approximation by tanh": _gelu_by_tanh,
-        "its approximation by a sigmoid, x sigmoid(1.702 x)": ACTIVATIONS["gelu"],
+        "its approximation by tanh": ACTIVATIONS["gelu_tanh"],
+        "its approximation by a sigmoid, x sigmoid(1.702 x)": ACTIVATIONS["gelu_quick"],
     }
     yield from _instead(site, Gelu, ways)
 
@@ -161,8 +159,3 @@ def _instead(
     if isinstance(site.program.op, kind):
         for detail, function in ways.items():
             yield Variant(replace(site.program, function=function), detail=detail)
-
-
-def _gelu_by_tanh(x: Array) -> Array:
-    """Hendrycks & Gimpel, section 2: what torch calls ``approximate="tanh"``."""
-    return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
