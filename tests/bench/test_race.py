@@ -56,7 +56,7 @@ def test_who_computes_something_else_is_not_timed(name: str) -> None:
     assert "something else" in found.skipped[0].reason
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "why"),
     [

@@ -86,6 +86,7 @@ def test_a_conversion_without_peers(capsys: pytest.CaptureFixture[str], no_peers
     assert found["checkpoint_bytes"] > 4 * 9_108_968
 
 
+@pytest.mark.slow
 def test_table_4_prints_the_papers_figures(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

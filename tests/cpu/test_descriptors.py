@@ -103,7 +103,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.few
+@pytest.mark.few(3)
 @pytest.mark.parametrize("call", [1, 2, 3])
 @pytest.mark.parametrize(("module", "name"), FAULTS, ids=[name for _, name in FAULTS])
 def test_what_the_system_refuses(

@@ -198,6 +198,7 @@ def test_two_bugs_at_once_are_both_named(tiny: Case) -> None:
     assert all("two bugs at once" in finding.says for finding in report.diagnosis)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_bug_that_nobody_knows_is_called_unknown(
     tiny: Case, pairs: bool, monkeypatch: pytest.MonkeyPatch

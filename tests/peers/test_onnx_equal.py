@@ -29,7 +29,7 @@ def _equal(model: Model, *, fault: float = 1.0) -> Model:
     return Model(port.arch, "deploy", {**port.params, name: weight}, port.eps)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "grouped", "se-before-relu"])
 def test_an_equal_file_agrees_and_a_fault_in_it_does_not(kind: str, tmp_path: Path) -> None:
     model = distinguishing_model(SMALL[kind])

@@ -65,7 +65,7 @@ def told(port: Port, stranger: str, known: str = "") -> list[Finding]:
     return findings_of(port, layer, (wrong + noise).astype(np.float32))
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("known", "stranger", "says"), PAIRS)
 def test_both_are_told(port: Port, known: str, stranger: str, says: str) -> None:
     found = told(port, stranger, known)

@@ -84,7 +84,7 @@ ESTIMATED = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", STRANGE)
 def test_strange_bugs_are_detected_and_called_unknown(port: Port, name: str) -> None:
     layer = port.names[1]
