@@ -110,6 +110,7 @@ def test_no_process_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(process.poll() is not None for process in made)
 
 
+@pytest.mark.slow
 def test_progress_counts_to_the_end() -> None:
     steps: list[tuple[int, int]] = []
     race(

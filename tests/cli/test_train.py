@@ -183,6 +183,7 @@ def test_a_signal_saves_and_the_training_can_be_resumed(
     assert "resumed at step" in resumed.stderr
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_on_keeps_every_option_of_every_start(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

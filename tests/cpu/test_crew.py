@@ -96,6 +96,7 @@ def test_layers_are_those_of_the_reference() -> None:
         assert np.abs(got[name] - y).max() <= 2e-5 * np.abs(y).max(), name
 
 
+@pytest.mark.slow
 def test_many_shapes_and_engines_take_turns() -> None:
     first, second = engine_of(DEPLOY), engine_of(DEPLOY)
     for count in (1, 2, 3, 4, 5, 6, 1):
@@ -162,6 +163,7 @@ def test_threads_take_over_from_a_helper_that_is_stopped(
     assert not is_running(helper.pid)
 
 
+@pytest.mark.slow
 def test_orders_to_a_stopped_helper_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
     crew = crews.crew(2)
     crew.greet()

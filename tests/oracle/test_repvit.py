@@ -163,6 +163,7 @@ def test_dumps_under_published_names_and_in_nhwc_agree() -> None:
     assert rr.verify(trained(), moved, inputs=pictures()).verdict == "agree"
 
 
+@pytest.mark.slow
 def test_golden_vectors_judge_dumps(tmp_path: Path) -> None:
     done = write_golden(trained(), tmp_path / "golden", inputs=pictures())
     assert done.matrix.survivors == ()

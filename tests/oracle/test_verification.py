@@ -140,7 +140,7 @@ CHECKS: tuple[Callable[[], None], ...] = (
 )
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_oracle_passes_its_own_checks(check: Callable[[], None]) -> None:
     check()

@@ -56,7 +56,7 @@ def _read(data: bytes) -> None:
         read_everything(data)
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(5)
 @pytest.mark.parametrize("case", floods.READING)
 def test_what_a_file_takes_grows_no_faster_than_the_file(case: str) -> None:
     make = floods.READING[case]

@@ -40,6 +40,7 @@ def test_the_corpus_is_large() -> None:
     assert len({case.data for case in CORPUS.values()}) == len(CORPUS)
 
 
+@pytest.mark.few(60)
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_hostile_module_is_refused_in_one_line(name: str) -> None:
     case = CORPUS[name]

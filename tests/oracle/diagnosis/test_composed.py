@@ -74,7 +74,7 @@ def test_both_are_told(port: Port, known: str, stranger: str, says: str) -> None
     assert found[0].says.startswith("two bugs at once, one of them: ")
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("stranger", ALONE)
 def test_a_lone_stranger_is_described_and_gets_no_known_name(port: Port, stranger: str) -> None:
     found = told(port, stranger)

@@ -30,7 +30,7 @@ def _some(plants: list[tuple[str, str, Array]]) -> list[tuple[str, str, Array]]:
     return list({bug: (bug, detail, wrong) for bug, detail, wrong in reversed(plants)}.values())
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("place", [-2, -1], ids=["last block", "head"])
 def test_every_bug_is_detected_and_named(port: Port, place: int) -> None:
     layer = port.names[place]

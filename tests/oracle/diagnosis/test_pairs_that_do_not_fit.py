@@ -14,6 +14,7 @@ from tests.random_networks import random_model
 _GROUPED = plain_architecture(depths=(2, 1), channels=(8, 8, 16), groups=4, num_classes=3)
 
 
+@pytest.mark.slow
 def test_a_grouped_layer_of_noise_is_called_unknown_and_not_a_traceback() -> None:
     """Groups ignored leaves a quarter of the channels; no permutation of all fits behind it."""
     model = random_model(_GROUPED, seed=0)
