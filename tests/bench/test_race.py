@@ -89,6 +89,7 @@ def test_what_a_framework_prints_is_no_answer() -> None:
     assert len(run("talks", "slow").contenders) == 2
 
 
+@pytest.mark.slow
 def test_no_process_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[subprocess.Popen[str]] = []
 

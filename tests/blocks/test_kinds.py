@@ -195,7 +195,7 @@ def test_a_file_of_it_is_told_from_its_keys_and_converted(
     assert fused.state_dict()[key].shape == conv.shapes()["fused.weight"]
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize("part", range(PARTS))
 def test_the_oracle_passes_what_is_right_and_names_every_mutant_of_a_layer(

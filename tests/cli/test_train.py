@@ -237,6 +237,7 @@ def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_ends_the_progr
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.slow
 def test_the_bar_stays_on_stderr_and_one_json_object_reaches_the_pipe(tmp_path: Path) -> None:
     """stderr is a terminal, stdout a pipe: what rich would divert must arrive."""
     pty = pytest.importorskip("pty", reason="needs a terminal")

@@ -122,7 +122,7 @@ def altered(layer: str) -> dict[str, Array]:
     return port(replace(model, params=params))
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["stage2.0", "stage0"])
 def test_a_wrong_port_is_told_nothing_kind(trained: Path, layer: str) -> None:
     assert not assumption(rr.verify(trained, altered(layer), inputs=X))

@@ -146,7 +146,7 @@ def test_the_yardstick_is_proportional_to_the_roundoff(tiny: Case) -> None:
         assert 0.2 < finer.of[name].rms / yard.rms < 5, name
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_known_bug_is_named(
     case: Case, part: int, record_property: Callable[[str, object], None]

@@ -113,7 +113,7 @@ def test_bugs_of_the_library_are_named_in_layers_inside_a_block() -> None:
     assert findings(pool)[:2] == ("disagree", "linear")
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("layer", RIGHT)
 def test_an_error_of_a_hundredth_is_seen_in_every_layer(layer: str) -> None:
     wrong = RIGHT[layer].copy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.oracle import verify
