@@ -2,7 +2,7 @@
 
 As for chains, each layer is computed in float64 from the candidate's *own* inputs, and its output
 held against a certified bound of that layer's rounding: of blocks `bounds.block`, of what stands
-between them `residual.between_bound`. What a candidate leaves out (pools, the convolutions
+between them `bounds.nodes`. What a candidate leaves out (pools, the convolutions
 inside a residual block) is computed for it, and how far its own may be from that is added to the
 bound of what comes after.
 
@@ -22,25 +22,35 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.graph import INPUT, Network, Node
-from repvgg_ref.models.layers import Block, Extent, Pass
+from repvgg_ref.models.layers import Block, Extent
 from repvgg_ref.models.network import Model
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.bounds.block import block_bound
-from repvgg_ref.oracle.bounds.comparison import Comparison, compare, diagnosis_bound
+from repvgg_ref.oracle.bounds.comparison import (
+    Comparison,
+    compare,
+    diagnosis_bound,
+    held,
+    misshapen,
+)
+from repvgg_ref.oracle.bounds.nodes import moved, node_bound
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bounds.winograd import applies
+from repvgg_ref.oracle.bugs import NODE_BUGS, Site
+from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.programs.node import NodeProgram, wide_pass
 from repvgg_ref.oracle.programs.program import layer_output, plain
 from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report
-from repvgg_ref.oracle.residual import between_bound, between_bugs, moved
 
 _MOST_LEFT_OUT = 5  # convolutions between outputs: a stem's, a bottleneck's and its projection
 _MOST_DIAGNOSED = 4  # layers
+_ROOM = 4  # of another function's rounding, in bounds of the right one
 _NOTE = (
     "each layer of a network that is no chain is held to its certified bound alone: errors far"
     " below it are not looked for"
@@ -76,8 +86,7 @@ class _Judge:
     def __init__(self, model: Model, precision: Precision) -> None:
         self.model, self.precision = model, precision
         self.programs = Programs(model)
-        params = {name: np.asarray(array, np.float64) for name, array in model.params.items()}
-        self.run = Pass(params, REFERENCE, model.eps, model.form)
+        self.run = wide_pass(model)
         self.reports: list[LayerReport] = []
         self.between: dict[str, list[Finding]] = {}
         self.blocks: dict[str, _Layer] = {}
@@ -90,7 +99,7 @@ class _Judge:
         if not isinstance(node.op, Block):
             xs = [each.y for each in inputs]
             y = node.op.forward(node.name, xs, self.run)[0]
-            bound = between_bound(node, xs, self.run, self.precision)
+            bound = node_bound(node, xs, self.run, self.precision)
             return Known(y, bound + self._slack(node, inputs), on_the_way)
         if len(on_the_way) >= _MOST_LEFT_OUT:
             return None
@@ -111,14 +120,25 @@ class _Judge:
         else:
             xs = [each.y for each in inputs]
             y = node.op.forward(node.name, xs, self.run)[0]
-            bound = between_bound(node, xs, self.run, self.precision) + self._slack(node, inputs)
+            bound = node_bound(node, xs, self.run, self.precision) + self._slack(node, inputs)
             report = held(node.name, y, own, bound)
             self.beyond[node.name] = float((~(np.abs(own - y) <= bound)).mean())
             if not report.ok:
-                self.between[node.name] = list(between_bugs(node, xs, own, bound))
+                self.between[node.name] = self._between(node, xs, own, bound)
         self.reports.append(report)
         if report.ok:
             self.covered.update(name for each in inputs for name in each.left_out)
+
+    def _between(self, node: Node, xs: list[Array], own: Array, bound: Array) -> list[Finding]:
+        """What else the port may have computed between blocks."""
+        site = Site(NodeProgram(node, tuple(xs), self.run), xs[0], own)
+        found = []
+        for mutant in planted(NODE_BUGS, site, node.name):
+            y = mutant.variant.program.y
+            if y.shape == own.shape and bool((np.abs(own - y) <= _ROOM * bound).all()):
+                bug = mutant.bug
+                found.append(Finding(bug.name, node.name, None, 1.0, 1.0, mutant.says, bug.advice))
+        return found
 
     def _block(self, node: Node, given: Known, own: Array, *, is_own: bool) -> LayerReport:
         found = compare(self.programs[node.name], given.y, own, self.precision)
@@ -208,7 +228,7 @@ def judge_graph(
         own = None if own is None else np.asarray(own, np.float64)
         extents[node.name] = node.op.extent([extents[name] for name in node.inputs])
         if own is not None and own.shape != (wanted := (len(x), *_shape(node, extents, own))):
-            judge.reports.append(_incomparable(node.name, own.shape, wanted))
+            judge.reports.append(misshapen(node.name, own.shape, wanted))
             continue  # what is behind it has no input that can be computed with
         if len(inputs) == len(node.inputs):
             if own is not None:
@@ -224,20 +244,6 @@ def _shape(node: Node, extents: Mapping[str, Extent], own: Array) -> tuple[int, 
     """A node's extent; of what has one pixel, the channels alone where it is given so."""
     extent = extents[node.name]
     return extent[:1] if own.ndim == 2 and extent[1:] == (1, 1) else extent
-
-
-def held(name: str, y: Array, own: Array, bound: Array) -> LayerReport:
-    """The report of an output against its bound."""
-    error = np.abs(own - y)
-    ratio = error / bound
-    at = np.unravel_index(np.argmax(ratio), ratio.shape)  # argmax stops at a NaN
-    ok = bool((error <= bound).all())
-    return LayerReport(name, float(error[at]), float(bound[at]), float(ratio[at]), ok=ok)
-
-
-def _incomparable(name: str, *shapes: tuple[int, ...]) -> LayerReport:
-    got, wanted = ("x".join(map(str, each)) for each in shapes)
-    return LayerReport.incomparable(name, f"shape {got} instead of {wanted}")
 
 
 def _strange(judge: _Judge) -> Report | None:

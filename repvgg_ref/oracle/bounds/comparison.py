@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,9 +78,24 @@ def _judged(
 
 
 def _incomparable(name: str, y: Array, y_hat: Array, inherited: float | None) -> Comparison:
-    got, wanted = ("x".join(map(str, array.shape)) for array in (y_hat, y))
-    report = LayerReport.incomparable(name, f"shape {got} instead of {wanted}", inherited)
-    return Comparison(report, y, y_hat, None)
+    return Comparison(misshapen(name, y_hat.shape, y.shape, inherited), y, y_hat, None)
+
+
+def misshapen(
+    name: str, got: Sequence[int], wanted: Sequence[int], inherited: float | None = None
+) -> LayerReport:
+    """The report of a layer whose output has another shape."""
+    sizes = ["x".join(map(str, shape)) for shape in (got, wanted)]
+    return LayerReport.incomparable(name, "shape {} instead of {}".format(*sizes), inherited)
+
+
+def held(name: str, y: Array, own: Array, bound: Array) -> LayerReport:
+    """The report of an output `own` that may be off by `bound`, which is nowhere 0, from `y`."""
+    error = np.abs(own - y)
+    ratio = error / bound
+    at = np.unravel_index(np.argmax(ratio), ratio.shape)  # argmax stops at a NaN
+    ok = bool((error <= bound).all())
+    return LayerReport(name, float(error[at]), float(bound[at]), float(ratio[at]), ok=ok)
 
 
 def diagnosis_bound(program: Program, x: Array, y: Array, precision: Precision) -> Bound:

@@ -7,7 +7,7 @@ Resize, torch's ``align_corners=False``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -78,9 +78,12 @@ def _resized(
     return np.asarray(rows @ x @ columns.T)
 
 
-def _is_resize(site: NodeSite) -> bool:
-    """Whether it resizes; a single pixel is the same resized in every way."""
-    return isinstance(site.program.node.op, ResizeAs | Zoom) and max(site.x.shape[2:]) > 1
+def _resizings(site: NodeSite, ways: Mapping[str, Callable[[int, int], Array]]) -> NodeVariants:
+    """By other matrices, where it resizes; a single pixel is the same resized in every way."""
+    if isinstance(site.program.node.op, ResizeAs | Zoom) and max(site.x.shape[2:]) > 1:
+        size = site.program.extent[1:]
+        for detail, matrix in ways.items():
+            yield _changed(site, partial(_resized, matrix, size), detail)
 
 
 @bug(
@@ -89,10 +92,8 @@ def _is_resize(site: NodeSite) -> bool:
     advice="align_corners=True, or coordinate_transformation_mode=align_corners",
 )
 def corners_not_aligned(site: NodeSite) -> NodeVariants:
-    if _is_resize(site):
-        size = site.program.extent[1:]
-        for detail, places in (("half-pixel", _middles), ("asymmetric", _from_corner)):
-            yield _changed(site, partial(_resized, partial(linear, places), size), detail)
+    ways = {"half-pixel": partial(linear, _middles), "asymmetric": partial(linear, _from_corner)}
+    yield from _resizings(site, ways)
 
 
 @bug(
@@ -101,16 +102,12 @@ def corners_not_aligned(site: NodeSite) -> NodeVariants:
     advice="bilinear interpolation belongs there",
 )
 def nearest_pixel(site: NodeSite) -> NodeVariants:
-    if _is_resize(site):
-        size = site.program.extent[1:]
-        for detail, places, rounded in (
-            ("asymmetric, floor", _from_corner, np.floor),
-            ("half-pixel", _middles, _halves_down),
-            ("corners aligned", _aligned, _halves_down),
-        ):
-            yield _changed(
-                site, partial(_resized, partial(_nearest, places, rounded), size), detail
-            )
+    ways = {
+        "asymmetric, floor": partial(_nearest, _from_corner, np.floor),
+        "half-pixel": partial(_nearest, _middles, _halves_down),
+        "corners aligned": partial(_nearest, _aligned, _halves_down),
+    }
+    yield from _resizings(site, ways)
 
 
 @bug(
@@ -119,10 +116,8 @@ def nearest_pixel(site: NodeSite) -> NodeVariants:
     advice="bilinear interpolation belongs there",
 )
 def resize_cubic(site: NodeSite) -> NodeVariants:
-    if _is_resize(site):
-        size = site.program.extent[1:]
-        for detail, places in (("corners aligned", _aligned), ("half-pixel", _unclipped)):
-            yield _changed(site, partial(_resized, partial(_cubic, places), size), detail)
+    ways = {"corners aligned": partial(_cubic, _aligned), "half-pixel": partial(_cubic, _unclipped)}
+    yield from _resizings(site, ways)
 
 
 def _unclipped(outputs: int, pixels: int) -> Array:
@@ -176,8 +171,10 @@ def resize_size(site: NodeSite) -> NodeVariants:
 )
 def output_transposed(site: NodeSite) -> NodeVariants:
     op = site.program.node.op
+    if not isinstance(op, Zoom | ResizeAs):
+        return
     height, width = site.program.extent[1:]
-    if isinstance(op, Zoom) or (isinstance(op, ResizeAs) and height == width):
+    if isinstance(op, Zoom) or height == width:
         yield _changed(site, lambda xs: site.program.y.swapaxes(2, 3), "transposed")
         if height != width:
             change = partial(_resized, partial(linear, _aligned), (width, height))

@@ -2,7 +2,7 @@
 
 As for chains, each layer is computed in float64 from the candidate's *own* inputs, and its output
 held against a certified bound of that layer's rounding: of blocks `bounds.block`, of what stands
-between them `bounds.pyramid`. What a candidate leaves out between blocks is computed for it, and
+between them `bounds.nodes`. What a candidate leaves out between blocks is computed for it, and
 how far its own may be from that is added to the next block's bound.
 
 Only the certified bounds judge here: none of the statistical tests for chains.
@@ -13,14 +13,15 @@ from __future__ import annotations
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.graph import INPUT, Node
+from repvgg_ref.models.graph import INPUT
 from repvgg_ref.models.layers import Block, Extent
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.bounds.comparison import misshapen
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.dense.findings import dense_findings, other_output
 from repvgg_ref.oracle.dense.port import DensePort, Judged, Known
-from repvgg_ref.oracle.report import LayerReport, Report
+from repvgg_ref.oracle.report import Report
 
 _NOTE = (
     "each layer of a network that is no chain is held to its certified bound alone: errors far"
@@ -77,7 +78,7 @@ def walked(port: DensePort) -> list[Judged]:
         inputs, own = port.inputs(node), port.own(node.name)
         extents[node.name] = node.op.extent([extents[name] for name in node.inputs])
         if own is not None and own.shape != (wanted := (len(x), *extents[node.name])):
-            layers.append(_incomparable(node, own.shape, wanted))
+            layers.append(Judged(node, misshapen(node.name, own.shape, wanted)))
             continue  # what is behind it has no input that can be computed with
         if inputs is not None and own is not None:
             layers.append(port.judged(node))
@@ -86,12 +87,6 @@ def walked(port: DensePort) -> list[Judged]:
         if own is not None and np.isfinite(own).all():
             port.known[node.name] = Known(own, None)
     return layers
-
-
-def _incomparable(node: Node, *shapes: tuple[int, ...]) -> Judged:
-    got, wanted = ("x".join(map(str, each)) for each in shapes)
-    report = LayerReport.incomparable(node.name, f"shape {got} instead of {wanted}")
-    return Judged(node, report)
 
 
 def _residual(port: DensePort, bad: Judged) -> Array | None:

@@ -25,13 +25,13 @@ from repvgg_ref.models.layers import Block, Pass
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.bounds.block import Bound
-from repvgg_ref.oracle.bounds.comparison import compare, diagnosis_bound
+from repvgg_ref.oracle.bounds.comparison import compare, diagnosis_bound, held
+from repvgg_ref.oracle.bounds.nodes import moved, node_bound
 from repvgg_ref.oracle.bounds.precision import Precision
-from repvgg_ref.oracle.bounds.pyramid import node_bound
 from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.programs.layers import Programs
-from repvgg_ref.oracle.programs.node import NodeProgram
+from repvgg_ref.oracle.programs.node import NodeProgram, wide_pass
 from repvgg_ref.oracle.programs.program import batch_output, plain
 from repvgg_ref.oracle.report import LayerReport
 
@@ -80,7 +80,7 @@ class DensePort:
     def run(self) -> Pass:
         """The fused network in float64."""
         deploy = fuse(self.model) if self.model.form == "train" else self.model
-        return Pass(_wide(deploy), REFERENCE, self.model.eps, "deploy")
+        return wide_pass(deploy)
 
     def own(self, name: str) -> Array | None:
         """The candidate's output of a node, float64."""
@@ -111,11 +111,8 @@ class DensePort:
         """What a node between blocks gives, and the bound of a port's error in it."""
         xs = [each.y for each in inputs]
         y = node.op.forward(node.name, xs, self.run)[0]
-        bound = node_bound(node, xs, self.run, self.precision)
-        for place, each in enumerate(inputs):
-            if each.slack is not None:
-                moved = [each.slack if i == place else 0 * x for i, x in enumerate(xs)]
-                bound = bound + node.op.forward(node.name, moved, self.run)[0]
+        slacks = [0 * each.y if each.slack is None else each.slack for each in inputs]
+        bound = node_bound(node, xs, self.run, self.precision) + moved(node, slacks, self.run)
         return Known(y, bound)
 
     def judged(self, node: Node) -> Judged:
@@ -126,16 +123,16 @@ class DensePort:
         if not isinstance(node.op, Block):
             y, slack = self.computed(node, inputs)
             assert slack is not None
-            return Judged(node, _held(node.name, y, own, slack), y, Bound(slack, slack))
-        program, x, moved = self.programs[node.name], *inputs[0]
+            return Judged(node, held(node.name, y, own, slack), y, Bound(slack, slack))
+        program, x, slack = self.programs[node.name], *inputs[0]
         found = compare(program, x, own, self.precision)
         if found.bound is None:
             return Judged(node, found.report)
-        if moved is None:
+        if slack is None:
             return Judged(node, found.report, found.y, found.bound)
-        more = self._moved(node.op.spec, moved)
+        more = self._moved(node.op.spec, slack)
         bound = Bound(found.bound.certified + more, found.bound.likely + more)
-        report = _held(node.name, found.y, own, bound.certified)
+        report = held(node.name, found.y, own, bound.certified)
         return Judged(node, report, found.y, bound)
 
     def _moved(self, spec: BlockSpec, slack: Array) -> Array:
@@ -250,7 +247,7 @@ class DensePort:
 
     def _trained_only(self, name: str) -> Array:
         """The output of a node that exists in training only, on the candidate's own features."""
-        run = Pass(_wide(self.model), REFERENCE, self.model.eps, "train", dropout=0.0)
+        run = replace(wide_pass(self.model), dropout=0.0)
         nodes = {node.name: node for node in self.model.arch.nodes}
 
         def output(at: str) -> Array:
@@ -262,15 +259,6 @@ class DensePort:
             return np.asarray(node.op.forward(at, [output(n) for n in node.inputs], run)[0])
 
         return output(name)
-
-
-def _held(name: str, y: Array, own: Array, bound: Array) -> LayerReport:
-    """The report of an output against its bound."""
-    error = np.abs(own - y)
-    ratio = error / bound
-    at = np.unravel_index(np.argmax(ratio), ratio.shape)  # argmax stops at a NaN
-    ok = bool((error <= bound).all())
-    return LayerReport(name, float(error[at]), float(bound[at]), float(ratio[at]), ok=ok)
 
 
 def _is_far(seen: Array, own: Array) -> bool:
@@ -286,7 +274,3 @@ def _factors(weight: Array, x: Array, y: Array) -> Array:
     both = (weight.T @ weight) * (x @ x.T)  # (C, C)
     seen = ((weight.T @ y) * x).sum(axis=1)  # (C,)
     return np.asarray(np.linalg.lstsq(both, seen, rcond=1e-10)[0])
-
-
-def _wide(model: Model) -> dict[str, Any]:
-    return {name: np.asarray(array, np.float64) for name, array in model.params.items()}

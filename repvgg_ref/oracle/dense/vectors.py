@@ -1,4 +1,4 @@
-"""What golden vectors of a network that is no chain consist of, and what they would notice."""
+"""What golden vectors of a network that says a class for every pixel would notice."""
 
 from __future__ import annotations
 
@@ -12,48 +12,19 @@ from repvgg_ref.models.dense import AdaptiveAvgPool
 from repvgg_ref.models.graph import Node
 from repvgg_ref.models.layers import Block
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.bounds.block import layer_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.bounds.pyramid import node_bound
 from repvgg_ref.oracle.bugs import Mutant, bugs_for
 from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.dense.port import DensePort, Known
-from repvgg_ref.oracle.golden.arrays import BOUND_PRECISIONS, Layer, float32_outputs
+from repvgg_ref.oracle.golden.arrays import float32_outputs
 from repvgg_ref.oracle.golden.mutation import (
     MutationMatrix,
     Planted,
     PlantedLayer,
     swapped_sides,
 )
-from repvgg_ref.oracle.programs.program import layer_output
 
 Progress = Callable[[str, int, int], None]
-
-
-def dense_arrays(
-    model: Model, x: Array, step: Callable[[str], None] = lambda name: None
-) -> dict[str, Layer]:
-    """Every node in float64 on the exact outputs of those before it; see `layer_arrays`."""
-    port = DensePort(model, {}, x, PRECISIONS["fp32"])
-    found: dict[str, Layer] = {}
-    for node in model.arch.evaluated:
-        xs = [port.known[name].y for name in node.inputs]
-        if isinstance(node.op, Block):
-            program = port.programs[node.name]
-            y = layer_output(program, xs[0])
-            bounds = {
-                name: layer_bound(program, xs[0], y, PRECISIONS[name]).certified
-                for name in BOUND_PRECISIONS
-            }
-        else:
-            y = np.asarray(node.op.forward(node.name, xs, port.run)[0])
-            bounds = {
-                name: node_bound(node, xs, port.run, PRECISIONS[name]) for name in BOUND_PRECISIONS
-            }
-        found[node.name] = Layer(y, bounds)
-        port.known[node.name] = Known(y, None)
-        step(node.name)
-    return found
 
 
 def dense_matrix(model: Model, x: Array, *, progress: Progress | None = None) -> MutationMatrix:

@@ -14,12 +14,12 @@ from repvgg_ref.files.onnx_graph.packages import require
 from repvgg_ref.models.graph import INPUT, QUIET, Node
 from repvgg_ref.models.layers import Pass
 from repvgg_ref.models.network import Model
-from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.bounds.block import layer_bound
+from repvgg_ref.oracle.bounds.nodes import node_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.programs.node import wide_pass
 from repvgg_ref.oracle.programs.program import layer_output
-from repvgg_ref.oracle.residual import between_bound
 
 OUTPUTS, BOUNDS, WEIGHTS = "outputs.npz", "bounds.npz", "weights.npz"
 DATA_SET = "test_data_set_0"
@@ -76,14 +76,8 @@ def _layer(node: Node, programs: Programs, run: Pass, known: Mapping[str, Array]
     xs = [known[name] for name in node.inputs]
     y = node.op.forward(node.name, xs, run)[0]
     return Layer(
-        y, {name: between_bound(node, xs, run, PRECISIONS[name]) for name in BOUND_PRECISIONS}
+        y, {name: node_bound(node, xs, run, PRECISIONS[name]) for name in BOUND_PRECISIONS}
     )
-
-
-def wide_pass(model: Model) -> Pass:
-    """What stands between blocks, in float64."""
-    params = {name: np.asarray(array, np.float64) for name, array in model.params.items()}
-    return Pass(params, REFERENCE, model.eps, model.form)
 
 
 def output_arrays(x: Array, layers: dict[str, Layer], head: str) -> tuple[dict[str, Array], str]:

@@ -24,20 +24,21 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.models.graph import INPUT
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.block import Bound, layer_bound
+from repvgg_ref.oracle.bounds.nodes import node_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.bugs import BETWEEN_BUGS, HEAD_BUGS, LAYER_BUGS, Bug, Mutant, Site
+from repvgg_ref.oracle.bugs import BETWEEN_BUGS, HEAD_BUGS, LAYER_BUGS, NODE_BUGS, Bug, Mutant, Site
+from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.bugs.harness import mutants
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
-from repvgg_ref.oracle.golden.arrays import float32_outputs, wide_pass
+from repvgg_ref.oracle.golden.arrays import float32_outputs
 from repvgg_ref.oracle.programs.activation import AS_IS_ABOVE_ZERO
 from repvgg_ref.oracle.programs.between import BetweenProgram
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_block
 from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.layers import Programs, block_program
-from repvgg_ref.oracle.programs.node import NodeProgram
+from repvgg_ref.oracle.programs.node import NodeProgram, wide_pass
 from repvgg_ref.oracle.programs.program import layer_output
-from repvgg_ref.oracle.residual import alternatives, between_bound
 
 Fate = Literal["bound", "regression", "shape", "not-finite", "equivalent", "hidden"]
 Progress = Callable[[str, int, int], None]
@@ -209,14 +210,14 @@ def _between(model: Model, name: str, given: Mapping[str, Array]) -> Iterator[Pl
     node = next(node for node in model.arch.evaluated if node.name == name)
     if not set(node.inputs) <= given.keys():
         return
-    xs, run = [given[source] for source in node.inputs], wide_pass(model)
-    y = node.op.forward(name, xs, run)[0]
-    bound = between_bound(node, xs, run, PRECISIONS["fp32"])
-    for bug, wrong, _ in alternatives(node, xs):
-        change = np.abs(wrong + (given[name] - y) - y)
-        ratio = float((np.abs(wrong - y) / bound).max())
-        fate: Fate = "bound" if (change > bound).any() else "hidden"
-        yield Planted(bug, name, "", fate, ratio, _reason(bug, fate, ratio))
+    run, xs = wide_pass(model), tuple(given[source] for source in node.inputs)
+    site = Site(NodeProgram(node, xs, run), xs[0], given[name])
+    bound = node_bound(node, list(xs), run, PRECISIONS["fp32"])
+    mutants = list(planted(NODE_BUGS, site, name))
+    if mutants:
+        y = site.program.y
+        layer = PlantedLayer(model, site, y, given[name], Bound(bound, bound), tests=0)
+        yield from map(layer.judged, mutants)
 
 
 def swapped_sides(x: Array, layer: str) -> list[Planted]:

@@ -24,7 +24,7 @@ from repvgg_ref.files.metadata import describe
 from repvgg_ref.models.arguments import image_batch
 from repvgg_ref.models.graph import INPUT, Network
 from repvgg_ref.models.network import Model, require_branches
-from repvgg_ref.oracle.dense.vectors import dense_arrays, dense_matrix
+from repvgg_ref.oracle.dense.vectors import dense_matrix
 from repvgg_ref.oracle.golden.arrays import (
     BOUND_PRECISIONS,
     BOUNDS,
@@ -144,10 +144,8 @@ def write_golden(
     require_vectors(model.arch, raw=raw)
     x = _batch(model, golden_inputs(model.arch) if inputs is None else inputs)
     step = _counter(model, progress, train_step)
-    arrays_of, matrix_of = layer_arrays, mutation_matrix
-    if model.arch.is_dense:
-        arrays_of, matrix_of = dense_arrays, dense_matrix
-    layers = arrays_of(model, x, step)
+    matrix_of = dense_matrix if model.arch.is_dense else mutation_matrix
+    layers = layer_arrays(model, x, step)
     matrix = matrix_of(model, x, progress=lambda name, *_: step(name))
     trained = _trained(model, inputs, labels, steps, step) if train_step else None
     with atomic_folder(Path(out_dir), which) as folder:

@@ -15,9 +15,17 @@ import numpy as np
 from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.models.graph import Node
 from repvgg_ref.models.layers import Extent, Pass
+from repvgg_ref.models.network import Model
+from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.programs.program import Pixels, Workspace
 
 Change = Callable[[list[Array]], Array]
+
+
+def wide_pass(model: Model) -> Pass:
+    """A model's arrays in float64, for what stands between its blocks."""
+    params = {name: np.asarray(array, np.float64) for name, array in model.params.items()}
+    return Pass(params, REFERENCE, model.eps, model.form)
 
 
 @dataclass(frozen=True)

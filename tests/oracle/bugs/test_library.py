@@ -33,7 +33,7 @@ _ELSEWHERE = {"height-width-swapped", "channels-permuted", "layers-swapped"}
 @pytest.mark.parametrize(
     "bugs",
     [LAYER_BUGS, BETWEEN_BUGS, HEAD_BUGS, NODE_BUGS, TRAINING_BUGS],
-    ids=["blocks", "between", "head", "pyramid", "training"],
+    ids=["blocks", "between", "head", "nodes", "training"],
 )
 def test_every_bug_has_one_name_and_something_to_say(bugs: tuple[Bug[Any], ...]) -> None:
     names = [bug.name for bug in bugs]
