@@ -79,7 +79,6 @@ class InterruptAt:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # closed by its owner's end, and it is
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.few(4)
 @pytest.mark.parametrize("line", range(1, 110, 2))
 def test_ctrl_c_anywhere(line: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,6 +281,8 @@ def _create(done: Conversion) -> str:
     from repvgg_ref.models.geometry import geometry_of
 
     family, _, size = done.model.partition("-")
+    if family.startswith("PSPNet"):
+        return "with a model in this form, in its heads no batch norms either: "
     if done.model not in NAMES or family != "RepVGG":
         return "with the model built with deploy=True: "
     if done.geometry != geometry_of(architecture(done.model)):
