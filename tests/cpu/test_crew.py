@@ -64,7 +64,7 @@ def is_right(engine: Engine, x: Array, model: Model = DEPLOY, limit: float = 2e-
     assert np.abs(got - wanted).max() <= limit * np.abs(wanted).max()
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
 def test_every_algorithm(algorithm: str) -> None:
     engine = engine_of(DEPLOY, algorithm=algorithm)

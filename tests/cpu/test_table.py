@@ -156,6 +156,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("name", "dtype", "tolerance"), STEPS)
 def test_a_training_step_is_the_references(name: str, dtype: Any, tolerance: float) -> None:
     arch, size = NETWORKS[name]

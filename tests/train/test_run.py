@@ -104,7 +104,7 @@ def test_the_exported_forms_agree_and_are_the_last_state(tmp_path: Path) -> None
         assert np.array_equal(array, arrays_in(out)[prefix + name])
 
 
-@pytest.mark.few
+@pytest.mark.few(2)
 @every_recipe
 @pytest.mark.parametrize("steps", [1, 4, 5, 7])
 def test_a_training_that_was_stopped_continues_to_the_same_bits(

@@ -75,7 +75,7 @@ def test_bugs_between_blocks_are_placed_and_named(mutant: Planted, hidden: bool)
         assert report.first_bad_layer == name
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_bugs_of_blocks_are_placed_and_named(name: str) -> None:
     """One in twelve of the library's, others in each block."""

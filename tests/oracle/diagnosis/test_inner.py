@@ -177,6 +177,7 @@ def test_what_is_left_out_of_a_block_is_named(case: str) -> None:
     assert verdict(model, changed(model, change))[:3] == (bug, LAYER, says)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("part", "change", "bug"),
     [
@@ -187,7 +188,6 @@ def test_what_is_left_out_of_a_block_is_named(case: str) -> None:
     ],
 )
 @pytest.mark.parametrize("norm", ["branch_3x3.bn", "bn"])
-@pytest.mark.few(4)
 def test_a_norm_inside_a_branch_and_one_behind_the_sum_are_told_apart(
     norm: str, part: str, change: Callable[[Array], Array], bug: str
 ) -> None:

@@ -61,6 +61,7 @@ def test_chosen_weights_hide_no_known_bug(
     assert weak_statistics(model) == []
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", SMALL)
 def test_activations_keep_a_sane_scale(name: str) -> None:
     model = distinguishing_model(SMALL[name], 3)

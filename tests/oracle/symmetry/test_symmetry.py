@@ -32,7 +32,7 @@ def judged(how: str, model: Model, port: Model, folder: Path) -> Any:
     return rr.verify(model, port.forward(x, layers=True), inputs=x)
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["file", "layers"])
 def test_an_equal_network_agrees_and_says_so(how: str, kind: str, tmp_path: Path) -> None:
