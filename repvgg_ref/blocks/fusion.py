@@ -9,7 +9,7 @@ correctly rounded. Given rationals
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
@@ -150,12 +150,12 @@ def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight:
     alone, shared = _makers(form)
     if len(alone) + len(shared) < prod(lattice.size):
         weight[...] = 0  # corners that no term reaches
+    products = {place: _placed(lattice, form.terms[place].lattice) for place in alone.values()}
+    sums = [(offset, _index(lattice, offset), exactly.at(offset)) for offset in shared]
     for piece in pieces(len(weight), weight[0].size):
-        _round_products(form, set(alone.values()), piece, weight[piece], exactly)
-        for offset in shared:
-            i, j = _index(lattice, offset)
-            decide = further(exactly.at(offset), piece.start)
-            _round_taps(form, offset, piece, weight[piece, :, i, j], decide)
+        _round_products(form, products, piece, weight[piece], exactly)
+        for offset, (i, j), decide in sums:
+            _round_taps(form, offset, piece, weight[piece, :, i, j], further(decide, piece.start))
     bias_error = form.error * form.bias_size + _TINY
     return round_once(form.bias, bias_error, dtype, exactly.bias)
 
@@ -198,14 +198,17 @@ def _makers(form: Form) -> tuple[dict[Pair, int], list[Pair]]:
 
 
 def _round_products(
-    form: Form, places: Iterable[int], piece: slice, weight: Array, exactly: Exactly
+    form: Form,
+    places: Mapping[int, tuple[slice, slice]],
+    piece: slice,
+    weight: Array,
+    exactly: Exactly,
 ) -> None:
     """Round some rows of the kernels at `places` into `weight`: taps that are one product each."""
-    for place in places:
+    for place, (rows, columns) in places.items():
         term = form.terms[place]
         scale = term.scale[piece, None, None, None]
         error = form.error * np.abs(scale) + _TINY
-        rows, columns = _placed(form.lattice, term.lattice)
         under = weight[:, :, rows, columns]
         exact = further(exactly.products(place), piece.start)
         round_products(term.kernel[piece], scale, error, under, exact)

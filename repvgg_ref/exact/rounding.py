@@ -10,6 +10,7 @@ bit", ACM TOMS 17 (1991), section 2.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from math import inf, isqrt, lcm
@@ -20,6 +21,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 
 _ROOT_BITS = 256
+_BUFFER = 512  # numbers
 PIECE = 1 << 17  # numbers of some four bytes that stay in a core's L2 cache
 _AT_ONCE = 1 << 14  # numbers in exact arithmetic, each of some hundred bytes
 
@@ -69,7 +71,7 @@ def round_products(x: Array, factor: Array, error: Array, out: Array, exact: Exa
     low, high = (np.broadcast_to(end, (len(x), *end.shape[1:])) for end in _ends(factor, error))
     for rows in pieces(len(x), x[:1].size):
         lower, above = out[rows], np.empty_like(out[rows])
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        with _one_row_a_buffer(), np.errstate(over="ignore", under="ignore", invalid="ignore"):
             for end, into in ((low, lower), (high, above)):
                 np.multiply(x[rows], end[rows], out=into, dtype=np.float64, casting="unsafe")
         settled(lower, above, further(exact, rows.start))
@@ -94,17 +96,20 @@ def round_sums(
 
     One error for a row, of its largest terms, decides nearly all; else that of the terms.
     """
-    value, term = np.zeros(out.shape), np.empty(out.shape)
+    value, spare = np.empty(out.shape), np.empty(out.shape)
     bound = np.full((len(out), 1), least)
-    for x, factor in parts:
-        np.copyto(term, x)  # taps of one offset lie apart in their kernel
-        term *= factor[:, None]
-        value += term
-        largest = np.maximum(term.max(axis=1, initial=0), -term.min(axis=1, initial=0))
-        bound += error * largest[:, None]
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        lower = np.subtract(value, bound, out=term).astype(out.dtype)
-        upper = np.add(value, bound, out=term).astype(out.dtype)
+    with _one_row_a_buffer():
+        for place, (x, factor) in enumerate(parts):
+            term = spare if place else value
+            np.copyto(term, x)  # taps of one offset lie apart in their kernel
+            term *= factor[:, None]
+            largest = np.maximum(term.max(axis=1, initial=0), -term.min(axis=1, initial=0))
+            bound += error * largest[:, None]
+            if place:
+                value += term
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            lower = np.subtract(value, bound, out=spare).astype(out.dtype)
+            upper = np.add(value, bound, out=spare).astype(out.dtype)
     out[...] = lower
     if np.array_equal(lower, upper):
         return
@@ -116,6 +121,20 @@ def round_sums(
         return exact(tuple(axis[inside] for axis in where))
 
     out[where] = round_once(value[where], own, out.dtype, exactly)
+
+
+@contextmanager
+def _one_row_a_buffer() -> Iterator[None]:
+    """NumPy's ufuncs buffer less than most rows have numbers.
+
+    A factor a row is one number to their inner loops then; of rows of which two fit in a buffer it
+    is written out as often as the row is long, which takes twice as long as the product itself.
+    """
+    before = np.setbufsize(_BUFFER)
+    try:
+        yield
+    finally:
+        np.setbufsize(before)
 
 
 def pieces(rows: int, per_row: int) -> Iterator[slice]:

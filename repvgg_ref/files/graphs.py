@@ -20,6 +20,7 @@ from repvgg_ref.models.names import CANONICAL, TORCHVISION, published_names
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.models.registry import MAKERS, find_name, graphs, usual
 
+_MATRIX = 2  # axes
 _COUNTER = ".num_batches_tracked"
 _SIZES = (224, *range(32, 1025, 32))
 """Sides of images that a network for one size is tried with: what it halves five times."""
@@ -41,6 +42,8 @@ def identify_graph(
     """
     if is_pspnet(shapes):
         return identify_pspnet(shapes, model, said)
+    if not any(len(shape) == _MATRIX for shape in shapes.values()):
+        return None  # every network ends in a linear layer; to build them all takes a while
     held = frozenset(name for name in shapes if not name.endswith(_COUNTER))
     first: Found | None = None
     for name, its_form, published in _named_so(held, model, form):
