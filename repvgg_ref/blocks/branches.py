@@ -101,8 +101,10 @@ def branches_of(
 
 def _branch(form: Form, block: Lattice, vectors: Mapping[str, Any]) -> Branch:
     """One branch: a stored kernel as it is, another one computed."""
-    if len(form.terms) == 1 and form.terms[0].size is None and not form.bias.any():
-        term = form.terms[0]
+    term = form.terms[0]
+    # a norm inside has a scale, even where it shifts nothing
+    stored = len(form.terms) == 1 and term.size is None and np.all(term.scale == 1)
+    if stored and not form.bias.any():
         weight = _centred(np.asarray(term.kernel), term.lattice, block)
         if vectors and not is_exact(weight):
             weight = weight.astype(vectors["gamma"].dtype, copy=False)

@@ -15,6 +15,7 @@ import pytest
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.block import train_block_backward, train_block_forward
+from repvgg_ref.blocks.branches import branches_of, fuse_branches
 from repvgg_ref.blocks.catalogue import KINDS, expression, fused_conv, is_fusible, part_of
 from repvgg_ref.blocks.constructors import Pad
 from repvgg_ref.blocks.fusion import fuse_block
@@ -80,6 +81,23 @@ def test_branch_sum_equals_fused_output(name: str, shape: tuple[int, int, int, i
     }
     x = rationals(rng, 2, entry, 5, 4)
     assert_exact(fused_output(spec, params, x, EPS), branch_sum(spec, params, x, EPS))
+
+
+@pytest.mark.parametrize("name", [*FUSIBLE, "repvit"])
+def test_branches_of_an_untrained_block_sum_to_its_kernel(name: str) -> None:
+    """Norms that shift nothing yet scale all the same, those inside a branch, too."""
+    spec = BlockSpec("stage0", 4, 4, 1, 4 if name == "repvit" else 1, kind=name)
+    rng, start = np.random.default_rng(0), {"gamma": 1.0, "running_var": 1.0, "beta": 0.0}
+    params = {
+        f"stage0.{part}": np.full(shape, start[part.rpartition(".")[2]])
+        if part.rpartition(".")[2] in start
+        else rng.normal(size=shape) * (not part.endswith("running_mean"))
+        for part, shape in expression(spec).shapes().items()
+    }
+    got = fuse_branches(branches_of(spec, params, 0.01), 0.01)
+    want = expression(spec).form(Reader(part_of(spec, params), 0.01), slice(None))
+    assert not np.abs(got.weight - want.dense()).max() > 1e-12
+    assert not np.abs(got.bias - want.bias).max() > 1e-12
 
 
 @every_fusible
