@@ -16,11 +16,11 @@ import weights_io
 from repvgg_ref.blocks.catalogue import KINDS, RESIDUAL_REORG, require_block
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.attachments import without_attachments
-from repvgg_ref.files.deployed import already_fused, perhaps_fused
+from repvgg_ref.files.deployed import foreign
 from repvgg_ref.files.dialects import plain_shape, recognise
 from repvgg_ref.files.found import Found
 from repvgg_ref.files.graphs import identify_graph
-from repvgg_ref.files.heads import find_head
+from repvgg_ref.files.heads import find_head, fold_head
 from repvgg_ref.files.identify import (
     UNSAID,
     MissingArrayError,
@@ -302,10 +302,24 @@ def _understand_graph(checkpoint: Checkpoint, model: str) -> None:
     form = checkpoint.metadata.get("form")
     found = identify_graph(shapes, model, checkpoint.said, form=form)
     if found is None:
-        raise _foreign(checkpoint)
+        raise foreign(checkpoint.path, checkpoint.arrays, checkpoint.metadata)
+    if found.form == "deploy" and not found.network.is_dense:
+        found = _with_folded_head(checkpoint, found)
+        shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
     _take(checkpoint, found, shapes)
     if found.network.is_dense and model != "auto":  # its name says its dilations
         checkpoint.said = geometry_of(found.network) | checkpoint.said
+
+
+def _with_folded_head(checkpoint: Checkpoint, found: Found) -> Found:
+    """The same where the batch norm of the head was left when the blocks were fused."""
+    eps, head = checkpoint.eps(), found.network.head
+    arrays, canonical = fold_head(checkpoint.arrays, found.canonical, head, eps)
+    if canonical.keys() == found.canonical.keys():
+        return found
+    checkpoint.arrays = arrays
+    checkpoint.notes.append(f"the head kept its batch norm, which is taken in with eps {eps:g}")
+    return found._replace(canonical=canonical)
 
 
 def _take_told(checkpoint: Checkpoint, told: Geometry) -> None:
@@ -380,20 +394,3 @@ def _require_shapes(
             raise CheckpointError(
                 f"{theirs[name]} does not hold real numbers", got=dtype, wanted="a float type"
             )
-
-
-def _foreign(checkpoint: Checkpoint) -> CheckpointError:
-    """The most helpful thing to say about a file that is no RepVGG classifier."""
-    names = list(checkpoint.arrays)
-    if fused := already_fused(checkpoint.path, checkpoint.arrays, checkpoint.metadata):
-        return fused
-    if any(".rbr_dense." in name or ".rbr_reparam." in name for name in names):
-        what = "RepVGG blocks found, but not a RepVGG classifier (a detector such as YOLOv6/7?)"
-    else:
-        what = f"{checkpoint.path.name} holds no RepVGG in any known dialect"
-    return CheckpointError(
-        what,
-        got=f"{len(names)} arrays: {listed(names)}" if names else "no arrays",
-        wanted="official, plus, timm, mmpretrain or MegEngine names",
-        advice=perhaps_fused(checkpoint.arrays),
-    )

@@ -73,3 +73,22 @@ def _named(arrays: Mapping[str, LazyArray]) -> list[str]:
 
 def _error(path: Path, what: str, got: str) -> CheckpointError:
     return CheckpointError(f"{path.name}: {what}", got=got, wanted=_WANTED)
+
+
+def foreign(
+    path: Path, arrays: Mapping[str, LazyArray], metadata: Mapping[str, Any]
+) -> CheckpointError:
+    """The most helpful thing to say about a file that is no RepVGG classifier."""
+    names = list(arrays)
+    if fused := already_fused(path, arrays, metadata):
+        return fused
+    if any(".rbr_dense." in name or ".rbr_reparam." in name for name in names):
+        what = "RepVGG blocks found, but not a RepVGG classifier (a detector such as YOLOv6/7?)"
+    else:
+        what = f"{path.name} holds no RepVGG in any known dialect"
+    return CheckpointError(
+        what,
+        got=f"{len(names)} arrays: {listed(names)}" if names else "no arrays",
+        wanted="official, plus, timm, mmpretrain or MegEngine names",
+        advice=perhaps_fused(arrays),
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 from repvgg_ref.files.found import Found
@@ -14,7 +15,8 @@ from repvgg_ref.files.identify import UNSAID, Shape
 from repvgg_ref.files.pspnets import identify_pspnet, is_pspnet
 from repvgg_ref.models.baselines import torchvision_geometry
 from repvgg_ref.models.geometry import Geometry, with_geometry
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.graph import Network, Node
+from repvgg_ref.models.heads import NormLinear
 from repvgg_ref.models.layers import Flatten, Form
 from repvgg_ref.models.names import CANONICAL, TORCHVISION, published_names
 from repvgg_ref.models.parameters import param_shapes
@@ -38,7 +40,7 @@ def identify_graph(
     `model` is "auto" or a name that must be met, `form` what our metadata says, which decides where
     both forms have the same arrays. Of several the one whose shapes are right, else the first: its
     sizes of single arrays may differ. Batch norm's counters may be missing; of a PSPNet, told by
-    `pspnets.identify_pspnet`, anything may.
+    `pspnets.identify_pspnet`, anything may. A deploy form may have kept the batch norm of its head.
     """
     if is_pspnet(shapes):
         return identify_pspnet(shapes, model, said)
@@ -46,8 +48,8 @@ def identify_graph(
         return None  # every network ends in a linear layer; to build them all takes a while
     held = frozenset(name for name in shapes if not name.endswith(_COUNTER))
     first: Found | None = None
-    for name, its_form, published in _named_so(held, model, form):
-        names = _names(name, its_form, published)
+    for name, its_form, *how in _named_so(held, model, form):
+        names, published = _names(name, its_form, *how), how[0]
         if not shapes.keys() <= names.keys():  # counters of no batch norm
             continue
         canonical = {theirs: names[theirs] for theirs in shapes}
@@ -65,16 +67,23 @@ def identify_graph(
 
 def _named_so(
     held: frozenset[str], model: str, form: str | None
-) -> Iterator[tuple[str, Form, bool]]:
-    """Name, form, and whether the names are the published ones."""
+) -> Iterator[tuple[str, Form, bool, bool]]:
+    """Name, form, whether the names are the published ones, and whether the head is not fused."""
     forms: tuple[Form, ...] = ("deploy", "train") if form == "deploy" else ("train", "deploy")
     for name in graphs():
         if model != "auto" and find_name(model) != name:
             continue
         for its_form in forms:
-            for published in (True, False):
-                if held and held == _held_names(name, its_form, published):
-                    yield name, its_form, published
+            for how in product((True, False), _heads(name, its_form)):
+                if held and held == _held_names(name, its_form, *how):
+                    yield name, its_form, *how
+
+
+def _heads(name: str, form: Form) -> tuple[bool, ...]:
+    """Whether the head of a form may be as it was trained."""
+    return (
+        (False, True) if form == "deploy" and isinstance(_head(name).op, NormLinear) else (False,)
+    )
 
 
 class _Sized(NamedTuple):
@@ -100,9 +109,19 @@ def _sized(name: str, form: Form, shapes: Mapping[str, Shape]) -> _Sized | None:
     return _Sized(MAKERS[name](**given), False)
 
 
+def _head(name: str) -> Node:
+    return usual(name).head
+
+
 @cache
-def _names(name: str, form: Form, published: bool) -> dict[str, str]:
+def _names(name: str, form: Form, published: bool, kept_head: bool = False) -> dict[str, str]:
     """Their name -> ours."""
+    if kept_head:
+        of_head = f"{_head(name).name}."
+        trained, fused = _names(name, "train", published), _names(name, form, published)
+        return {n: ours for n, ours in fused.items() if not ours.startswith(of_head)} | {
+            n: ours for n, ours in trained.items() if ours.startswith(of_head)
+        }
     network = usual(name)
     if published:
         return {theirs: ours for ours, theirs in published_names(network, form).items()}
@@ -110,5 +129,6 @@ def _names(name: str, form: Form, published: bool) -> dict[str, str]:
 
 
 @cache
-def _held_names(name: str, form: Form, published: bool) -> frozenset[str]:
-    return frozenset(n for n in _names(name, form, published) if not n.endswith(_COUNTER))
+def _held_names(name: str, form: Form, published: bool, kept_head: bool) -> frozenset[str]:
+    names = _names(name, form, published, kept_head)
+    return frozenset(n for n in names if not n.endswith(_COUNTER))

@@ -1,15 +1,22 @@
-"""The classifier of a fork: one matrix on the features, whatever it is called; or none at all."""
+"""The classifier of a fork: one matrix on the features, whatever it is called; or none at all.
+
+Or one that kept its batch norm where all blocks were fused.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Mapping, MutableMapping
+from functools import partial
 
 import numpy as np
 
+from repvgg_ref.arrays import Array
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.wrappers import listed
+from repvgg_ref.models.graph import Node
+from repvgg_ref.models.heads import NormLinear
 from weights_io import LazyArray, sanitize
 
 HEAD, BIAS = "linear.weight", "linear.bias"
@@ -62,6 +69,35 @@ def find_head(
         _without_bias(arrays, canonical, notes)
     if found[0] in beside:  # then no more than losses and metrics may lie there with it
         arrays |= {n: a for n, a in beside.items() if _counts(n, a) and n not in arrays}
+
+
+def fold_head(
+    arrays: Mapping[str, LazyArray], canonical: Mapping[str, str], head: Node, eps: float
+) -> tuple[dict[str, LazyArray], dict[str, str]]:
+    """`arrays` and `canonical` of a deploy form, whose head's batch norm is taken into its matrix.
+
+    As they are, where the head has none.
+    """
+    of_head = {ours: n for n, ours in canonical.items() if ours.startswith(f"{head.name}.")}
+    weight, bias = f"{head.name}.weight", f"{head.name}.bias"
+    if of_head.keys() <= {weight, bias} or not isinstance(head.op, NormLinear):
+        return dict(arrays), dict(canonical)
+    op, stored = head.op, arrays[of_head[weight]]
+    kind = "float32" if stored.dtype == "bfloat16" else stored.dtype
+
+    def read(name: str) -> Array:
+        params = {ours: arrays[theirs].read() for ours, theirs in of_head.items()}
+        return op.folded(head.name, params, eps=eps, dtype=np.dtype(kind))[name]
+
+    made = {
+        of_head[name]: LazyArray(shape, kind, partial(read, name))
+        for name, shape in ((weight, stored.shape), (bias, stored.shape[:1]))
+    }
+    gone = set(of_head.values())
+    return (
+        {n: a for n, a in arrays.items() if n not in gone} | made,
+        {n: ours for n, ours in canonical.items() if n not in gone or n in made},
+    )
 
 
 def _without_bias(

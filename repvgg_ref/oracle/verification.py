@@ -34,6 +34,7 @@ from repvgg_ref.oracle.candidates import (
     CandidateFailure,
     Outputs,
     WeightsCandidate,
+    computing,
     resolve,
 )
 from repvgg_ref.oracle.candidates.dumps import array_names
@@ -202,7 +203,7 @@ def _judged(
         port = resolve(candidate, model.arch, timeout=timeout)
         named = port.name
         if isinstance(port, WeightsCandidate) and not (model.arch.is_chain or model.arch.is_dense):
-            port = _computing(port, model) if has_programs(model.arch) else port
+            port = computing(port, model) if has_programs(model.arch) else port
         if isinstance(port, WeightsCandidate):
             return check_weights(model, port.path, precision), None
         require_layers(model.arch)
@@ -261,12 +262,6 @@ def _dense(
             of_logits = judge_dense_logits(model, alone, first.x, chosen, named)
             report = of_logits if of_logits.verdict == "disagree" else report
         return with_file_evidence(report, Programs(model), outputs.evidence)
-
-
-def _computing(port: WeightsCandidate, model: Model) -> Any:
-    """A file of weights as a port that computes with them, here."""
-    weights = load(port.path, eps=model.eps)
-    return resolve(lambda x: weights.forward(x, layers=True), model.arch, timeout=0)
 
 
 def judge(

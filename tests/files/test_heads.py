@@ -117,3 +117,31 @@ def test_a_head_without_a_bias_has_a_bias_of_zeros(tmp_path: Path, head: str) ->
 
 def test_a_backbone_is_told_by_its_blocks(tmp_path: Path) -> None:
     assert rr.load(written(tmp_path, _backbone(small_model()))).arch.blocks == SMALL.blocks
+
+
+def repvit(*, norm: bool = True) -> Model:
+    """A RepViT whose head's norm does something."""
+    model = rr.build("RepViT-M0.9", num_classes=3, seed=0)
+    rng = np.random.default_rng(0)
+    for name in model.params:
+        if norm and name.startswith("linear.bn.") and not name.endswith("num_batches_tracked"):
+            model.params[name] = rng.uniform(0.5, 2, model.params[name].shape).astype(np.float32)
+    return model
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_blocks_fused_and_a_head_that_kept_its_norm_are_read(tmp_path: Path, prefix: str) -> None:
+    model = repvit()
+    fused = rr.fuse(model)
+    head = "classifier."
+    state = {n: a for n, a in fused.state_dict().items() if not n.startswith(head)}
+    state |= {n: a for n, a in model.state_dict().items() if n.startswith(head)}
+    found = rr.load(written(tmp_path, behind(prefix, state)))
+    assert (found.form, found.name) == ("deploy", "RepViT-M0.9")
+    assert any("kept its batch norm" in note for note in found.notes)
+    for name, array in fused.params.items():
+        np.testing.assert_array_equal(found.params[name], array)
+    gone = {n: a for n, a in state.items() if not n.endswith("bn.running_var")}
+    with pytest.raises(rr.ReportedError, match="no branch or batch norm"):
+        rr.load(written(tmp_path, behind(prefix, gone)))

@@ -9,6 +9,6 @@ from repvgg_ref.oracle.candidates.base import (
     Outputs,
     WeightsCandidate,
 )
-from repvgg_ref.oracle.candidates.resolve import resolve
+from repvgg_ref.oracle.candidates.resolve import computing, resolve
 
-__all__ = ["Candidate", "CandidateFailure", "Outputs", "WeightsCandidate", "resolve"]
+__all__ = ["Candidate", "CandidateFailure", "Outputs", "WeightsCandidate", "computing", "resolve"]

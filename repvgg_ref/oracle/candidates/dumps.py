@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from repvgg_ref.oracle.candidates.npy_files import MOST_BYTES, read_npy
 from repvgg_ref.oracle.candidates.values import SHORT, to_value
 from weights_io import sanitize
 
+_FIELDS = frozenset({"weight", "bias", "running_mean", "running_var", "num_batches_tracked"})
 PRECISIONS = ("fp32", "fp16", "bf16", "tf32")
 # A dump is no checkpoint: a dead layer is all zeros and compresses a thousandfold.
 _LIMITS = weights_io.Limits(
@@ -141,13 +142,18 @@ def read_npz(path: Path) -> Dump:
 
 
 def holds_layers(path: Path, arch: Network) -> bool:
-    """Whether an archive has an array that is called like a layer."""
+    """Whether an archive has arrays that are called like layers, and fewer called like weights."""
     try:
         with weights_io.open_weights(path, _LIMITS) as archive:
-            names = archive.root if isinstance(archive.root, dict) else {}
-            return bool(LayerNames(arch).sort(map(str, names)).layers)
+            names = [str(name) for name in archive.root] if isinstance(archive.root, dict) else []
+            return len(LayerNames(arch).sort(names).layers) > count_parameters(names)
     except weights_io.WeightsFileError:
         return False  # whoever reads it will say why
+
+
+def count_parameters(names: Iterable[str]) -> int:
+    """How many names end as those of a layer's arrays do, and no layer's."""
+    return sum(name.rpartition(".")[2] in _FIELDS for name in names)
 
 
 def array_names(candidate: object) -> list[str]:

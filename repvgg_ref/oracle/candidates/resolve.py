@@ -9,21 +9,27 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.files.checkpoint import open_checkpoint
+from repvgg_ref.errors import CheckpointError
+from repvgg_ref.files.checkpoint import load, open_checkpoint
+from repvgg_ref.files.lazy_params import is_counter
 from repvgg_ref.models.gated import is_gated
 from repvgg_ref.models.graph import Network
+from repvgg_ref.models.names import official_names
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, WeightsCandidate
 from repvgg_ref.oracle.candidates.callables import CallableCandidate
 from repvgg_ref.oracle.candidates.dumps import (
     Dump,
     DumpCandidate,
+    array_names,
+    count_parameters,
     dump_candidate,
     holds_layers,
     read_npz,
     read_single,
 )
 from repvgg_ref.oracle.candidates.manifest import read_folder
+from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.npy_files import opened
 from repvgg_ref.oracle.candidates.onnx_data_set import data_set_folder, read_data_set
 from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
@@ -91,6 +97,40 @@ def resolve(
     return _resolve_text(candidate, arch, timeout)
 
 
+def computing(port: WeightsCandidate, model: Model) -> Candidate:
+    """A file of weights as a port that computes with them, here.
+
+    Raises
+    ------
+    CandidateFailure
+        If it is no network.
+    """
+    try:
+        weights = load(port.path, eps=model.eps)
+    except CheckpointError as error:
+        raise _no_such_network(port.path, model.arch) or CandidateFailure(
+            error.what, got=error.got, wanted=error.wanted
+        ) from None
+    name = sanitize(port.path.name)
+    return CallableCandidate(lambda x: weights.forward(x, layers=True), model.arch, name)
+
+
+def _no_such_network(path: Path, arch: Network) -> CandidateFailure | None:
+    """How the names in a file of weights differ from those of either form; None if they do not."""
+    held = {name for name in array_names(path) if not is_counter(name)}
+    forms = [official_names(arch, form).values() for form in ("train", "deploy")]
+    names = [{name for name in form if not is_counter(name)} for form in forms]
+    nearest = min(names, key=lambda form: len(form ^ held))
+    missing, unexpected = sorted(nearest - held), sorted(held - nearest)
+    if not (missing or unexpected):
+        return None
+    return CandidateFailure(
+        f"{sanitize(path.name)} is not exactly a {arch.name}",
+        got=f"{len(missing)} missing: {listed(missing) or 'none'}"
+        f" ; {len(unexpected)} unexpected: {listed(unexpected) or 'none'}",
+    )
+
+
 def _resolve_text(
     candidate: str | Path, arch: Network, timeout: float
 ) -> Candidate | WeightsCandidate:
@@ -147,9 +187,10 @@ def _starts_like_onnx(head: bytes) -> bool:
 
 
 def _holds_weights(path: Path) -> bool:
-    """Whether the names in the file are those of weights, in any dialect."""
+    """Whether the names in the file are those of weights: in any dialect, or most by their ends."""
     try:
         with open_checkpoint(path) as checkpoint:
-            return checkpoint.dialect is not None
+            held = checkpoint.arrays
+            return checkpoint.dialect is not None or 2 * count_parameters(held) > len(held)
     except WeightsFileError as error:
         raise CandidateFailure(error.what, got=error.got, wanted=error.wanted) from None

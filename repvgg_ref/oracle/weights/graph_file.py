@@ -52,19 +52,25 @@ def judge_graph_file(reference: Path, candidate: Path, *, eps: float | None = No
     """
     with open_checkpoint(reference) as trained, weights_io.open_weights(candidate) as port:
         assert trained.arch is not None
-        blocks = list(_blocks(trained, trained.eps(eps)))
-        ours = _in_shape(trained.arrays, {k: s for b in blocks for k, s in _shapes(b).items()})
         title = f"{sanitize(reference.name)} ({trained.arch.name})"
         notes = (NOT_TESTED, *trained.notes)
         report = Report("agree", "", title, sanitize(candidate.name), "weights", notes=notes)
         try:
             theirs = select(port.root, "model", []).arrays
-            if all(key in theirs or is_counter(key) for key in ours):  # as it was trained
-                blocks = []
+            every = _blocks(trained, trained.eps(eps))
+            blocks = [block for block in every if not _is_as_trained(block, theirs)]
+            ours = _in_shape(trained.arrays, {k: s for b in blocks for k, s in _shapes(b).items()})
             wanted = {f"{b.fused}.weight": b.conv.shapes()["fused.weight"] for b in blocks}
             return compared(blocks, ours, _in_shape(theirs, wanted), report)
         except ReportedError as error:
             return replace(report, verdict="cannot-judge", reason=str(error))
+
+
+def _is_as_trained(block: FoundBlock, theirs: Mapping[str, LazyArray]) -> bool:
+    """Whether a file left a block unfused: then its arrays are copies."""
+    kept = all(key in theirs or is_counter(key) for key in block.owned)
+    fused = f"{block.fused}.weight"
+    return kept and (fused in block.owned or fused not in theirs)
 
 
 def _blocks(trained: Checkpoint, eps: float) -> Iterator[FoundBlock]:

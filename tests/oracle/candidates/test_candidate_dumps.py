@@ -11,7 +11,10 @@ import pytest
 
 import weights_io
 from repvgg_ref.files.checkpoint import save
-from repvgg_ref.oracle.candidates import WeightsCandidate, resolve
+from repvgg_ref.models.network import Model
+from repvgg_ref.models.parameters import initial_params
+from repvgg_ref.models.repvit import repvit
+from repvgg_ref.oracle.candidates import CandidateFailure, WeightsCandidate, computing, resolve
 from tests.oracle.candidates.ports import (
     architecture,
     assert_same,
@@ -153,6 +156,21 @@ def test_content_tells_weights_from_dumps(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"d{suffix}"
     weights_io.save_weights(path, right_outputs(), container=containers[suffix])
     assert_same(run(path).layers, right_outputs())
+
+
+@pytest.mark.parametrize("name", ["inputs", "x", "data", "logits", "outputs", "fc"])
+def test_a_file_of_weights_with_one_stranger_is_no_dump(tmp_path: Path, name: str) -> None:
+    """Of a network that is told by all its names, too: most names say what it is."""
+    state = network().state_dict() | {name: images()}
+    save_npz(tmp_path / "w.npz", state)
+    assert resolve(tmp_path / "w.npz", arch) == WeightsCandidate(tmp_path / "w.npz")
+    gated = repvit("small", widths=(8,), depths=(1,), num_classes=5)
+    model = Model(gated, "train", initial_params(gated, seed=0), 1e-5)
+    save_npz(tmp_path / "s.npz", model.state_dict() | {name: images()})
+    port = resolve(tmp_path / "s.npz", gated)
+    assert isinstance(port, WeightsCandidate)
+    with pytest.raises(CandidateFailure, match=f"not exactly a small .*0 missing.*1 un.*: {name}"):
+        computing(port, model)
 
 
 # ---------------------------------------------------------------------------- refusals
