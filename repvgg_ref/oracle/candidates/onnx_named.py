@@ -31,6 +31,7 @@ from repvgg_ref.oracle.candidates.base import (
 )
 from repvgg_ref.oracle.candidates.dumps import Dump, interpret
 from repvgg_ref.oracle.candidates.names import LayerNames, listed
+from repvgg_ref.oracle.candidates.onnx_left_out import POOLED, left_out
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx, serialized
 from repvgg_ref.oracle.candidates.onnx_worker import MODEL
 from repvgg_ref.oracle.candidates.serving import TASK
@@ -44,15 +45,12 @@ _TYPES: Mapping[str, Any] = {
 }
 
 
-# What may make a classifier's features of the last image, and does nothing else to them.
-_POOLED = ("Flatten", "GlobalAveragePool", "ReduceMean", "Reshape", "Squeeze")
-
-
 class _Loaded(NamedTuple):
     model: Any
     entrance: Any
     tensors: dict[str, str]  # layer -> tensor
     evidence: FileEvidence
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -87,7 +85,7 @@ class NamedOnnxCandidate(Candidate):
                 self.close()
         arrays = dict(zip(loaded.tensors, found, strict=True))
         seen = interpret(Dump(arrays), self.arch, where=self.name, x=x, assume="NCHW", live=True)
-        return replace(seen, evidence=loaded.evidence)
+        return replace(seen, evidence=loaded.evidence, notes=(*seen.notes, *loaded.notes))
 
     def close(self) -> None:
         """End the child."""
@@ -123,7 +121,14 @@ class NamedOnnxCandidate(Candidate):
                 wanted=f"{listed(self.arch.layer_names)}, or torch's modules ({sanitize(known)})",
                 advice="export it with torch.onnx.export, or dump its layers' outputs",
             )
-        return _Loaded(model, inputs[0], tensors, stored_kernels(model, tensors, self.arch))
+        constants = Constants(graph)
+        evidence = stored_kernels(constants, tensors, self.arch)
+        if lacking := left_out(constants, tensors, self.arch):
+            found = tensors | lacking
+            tensors = {layer: found[layer] for layer in self.arch.layer_names if layer in found}
+            note = f"left out of the graph, by what is read in their place: {listed(lacking)}"
+            return _Loaded(model, inputs[0], tensors, evidence, (note,))
+        return _Loaded(model, inputs[0], tensors, evidence)
 
     def _evaluated(self, x: Array, until: float) -> list[Array]:
         if self._session is None:
@@ -176,12 +181,11 @@ def layer_tensors(model: Any, arch: Network) -> dict[str, str]:
     return {layer: found[layer] for layer in arch.layer_names if layer in found}
 
 
-def stored_kernels(model: Any, tensors: Mapping[str, str], arch: Network) -> FileEvidence:
+def stored_kernels(constants: Constants, tensors: Mapping[str, str], arch: Network) -> FileEvidence:
     """The kernels of layers that are one convolution in the file, or one matrix at the end.
 
     Others are held to the values that they give.
     """
-    constants = Constants(model.graph)
     shapes = {node.name: node.op.shapes("deploy") for node in arch.evaluated}
     kernels: dict[str, FusedConv] = {}
     for layer, tensor in tensors.items():
@@ -189,7 +193,7 @@ def stored_kernels(model: Any, tensors: Mapping[str, str], arch: Network) -> Fil
         if node is None or node.op_type not in ("Conv", "Gemm") or len(node.input) != 3:
             continue
         before = constants.producers.get(node.input[0])
-        if node.op_type == "Gemm" and (before is None or before.op_type not in _POOLED):
+        if node.op_type == "Gemm" and (before is None or before.op_type not in POOLED):
             continue  # something else is done to the features first: a batch norm apart
         weight, bias = (constants.value(name) for name in node.input[1:])
         if weight is None or bias is None:
