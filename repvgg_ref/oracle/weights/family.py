@@ -27,6 +27,7 @@ from repvgg_ref.files.modules import FoundBlock, blocks_of
 from repvgg_ref.files.recorded import geometry_of
 from repvgg_ref.files.wrappers import listed, select
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
+from repvgg_ref.oracle.weights.affine import as_kept, without_affine
 from repvgg_ref.oracle.weights.arithmetic import FORMAT_NAMES, UNITS, least_error
 from repvgg_ref.oracle.weights.conversion import ROUNDINGS
 from repvgg_ref.oracle.weights.copies import is_counter, unlike
@@ -99,7 +100,8 @@ def compared(
         raise CheckpointError(
             "no array is called as a fused one is", got=listed(list(theirs)), wanted=listed(fused)
         )
-    judged = [_judged(block, ours, theirs) for block in blocks]
+    folded, blocks = blocks, [as_kept(block, theirs) for block in blocks]
+    judged = [_judged(*pair, ours, theirs) for pair in zip(blocks, folded, strict=True)]
     owned = {key for block in blocks for key in block.owned}
     rest = [(key, why) for key in ours if key not in owned if (why := _rest(key, ours, theirs))]
     rows = [row for row, _ in judged] + [LayerReport.incomparable(*each) for each in rest]
@@ -136,13 +138,16 @@ def _keys(block: FoundBlock) -> list[str]:
 
 
 def _judged(
-    block: FoundBlock, ours: Mapping[str, LazyArray], theirs: Mapping[str, LazyArray]
+    block: FoundBlock,
+    folded: FoundBlock,
+    ours: Mapping[str, LazyArray],
+    theirs: Mapping[str, LazyArray],
 ) -> tuple[LayerReport, list[Finding]]:
     name = block.prefix.rstrip(".") or block.member.name
     keys = _keys(block)
     if missing := [key for key in keys if key not in theirs]:
         return LayerReport.incomparable(name, f"{listed(missing)} is missing"), []
-    parts = {leaf: ours[key].read() for leaf, key in block.names.items()}
+    parts = {leaf: ours[key].read() for leaf, key in folded.names.items()}
     with np.errstate(over="ignore", invalid="ignore"):  # looked for here
         wanted = _fused(block.linear, parts, block.eps, block)
     if not wanted.is_finite:
@@ -165,7 +170,7 @@ def _judged(
     error, bound = _worst(stored, wanted)
     ok = bool(error <= bound)
     row = LayerReport(name, error, bound, error / bound if bound else float(error > 0), ok)
-    return row, [] if ok else [_named(block, name, parts, stored, wanted)]
+    return row, [] if ok else [_named(block, folded, name, parts, stored, wanted)]
 
 
 def _otherwise(block: FoundBlock, weight: LazyArray) -> str:
@@ -222,10 +227,15 @@ def _worst(got: _Stored, wanted: _Fused) -> tuple[float, float]:
 
 
 def _named(
-    block: FoundBlock, name: str, parts: Mapping[str, Array], got: _Stored, wanted: _Fused
+    block: FoundBlock,
+    folded: FoundBlock,
+    name: str,
+    parts: Mapping[str, Array],
+    got: _Stored,
+    wanted: _Fused,
 ) -> Finding:
     found: list[tuple[str, str, str]] = []
-    for told, linear, eps in _alternatives(block):
+    for told, linear, eps in _alternatives(block, folded):
         try:
             other = _fused(linear, parts, eps, block)
         except ReportedError:
@@ -249,9 +259,19 @@ def _named(
     return Finding("unknown", name, None, 0.0, 0.0, says=says, advice="fuse this block by hand")
 
 
-def _alternatives(block: FoundBlock) -> Iterator[tuple[tuple[str, str, str], Linear, float]]:
+def _alternatives(
+    block: FoundBlock, folded: FoundBlock
+) -> Iterator[tuple[tuple[str, str, str], Linear, float]]:
     """((bug, what it says, advice), expression, eps) with one thing wrong."""
     linear, eps = block.linear, block.eps
+    plain, affine = without_affine(folded.linear)
+    called = " and ".join(part.name for part in affine)
+    if folded is not block:
+        says = f"{called} are folded into the convolution and still stand beside it"
+        yield ("scale-doubled", says, "drop them, or fuse without them"), folded.linear, eps
+    elif len(affine) > 1:
+        says = f"{called} are ignored"
+        yield ("scale-ignored", says, "fold them in, or keep them beside it"), plain, eps
     maybe = block.member.maybe if block.is_unsure else None
     if maybe is not None and (other_block := maybe(linear)) is not None:
         says = "it is right if the identity is what no key tells it to be: there, or not there"

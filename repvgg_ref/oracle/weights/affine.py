@@ -1,0 +1,46 @@
+"""A scale and a shift behind a block: folded into its convolution, or kept beside it.
+
+PP-LCNetV3's published deploy form keeps its learnable affine block, which works on what the fused
+convolution gives; a file is as right that has it folded. Both at once are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.blocks.constructors import Bias, Scale
+from repvgg_ref.blocks.linear import Chain
+from repvgg_ref.blocks.run import Linear
+from repvgg_ref.files.modules import FoundBlock
+from weights_io import LazyArray
+
+
+def without_affine(linear: Linear) -> tuple[Linear, tuple[Any, ...]]:
+    """An expression without the scales and shifts of all of it at its end, and these."""
+    parts = linear.parts if isinstance(linear, Chain) else (linear,)
+    count = len(parts)
+    while count > 1 and isinstance(parts[count - 1], Scale | Bias):
+        count -= 1
+    return (parts[0] if count == 1 else Chain(*parts[:count])), parts[count:]
+
+
+def as_kept(block: FoundBlock, theirs: Mapping[str, LazyArray]) -> FoundBlock:
+    """The block whose affine part stays as it is, where a file still applies it; else the block."""
+    linear, affine = without_affine(block.linear)
+    leaves = [leaf for part in affine for leaf in part.shapes()]
+    keys = [block.names[leaf] for leaf in leaves]
+    if not keys or not all(key in theirs for key in keys):
+        return block
+    neutral = [float(isinstance(part, Scale)) for part in affine for _ in part.shapes()]
+    if all(np.all(theirs[key].read() == n) for key, n in zip(keys, neutral, strict=True)):
+        return block  # it does nothing any more
+    return replace(
+        block,
+        linear=linear,
+        names={leaf: key for leaf, key in block.names.items() if leaf not in leaves},
+        owned=tuple(key for key in block.owned if key not in keys),
+    )
