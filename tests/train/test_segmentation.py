@@ -25,7 +25,7 @@ from repvgg_ref.models.step import StepResult, training_step
 from repvgg_ref.ops import Ops
 from repvgg_ref.train.comm import Comm
 from repvgg_ref.train.decay import segmentation
-from repvgg_ref.train.events import EpochDone, Finished, StepDone
+from repvgg_ref.train.events import EpochDone, Finished, Noted, StepDone
 from repvgg_ref.train.job import Job, identity, prepare
 from repvgg_ref.train.plan import UnfitError, activation_bytes, require_batch
 from repvgg_ref.train.recipe import Recipe, RecipeError, load_recipe
@@ -211,15 +211,32 @@ def test_the_rate_falls_by_poly_in_every_iteration() -> None:
 def test_labels_that_are_none_are_told_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def check_labels(self: ScenesSource, indices: range) -> None:
+    def check_labels(self: ScenesSource, indices: range) -> int:
         if "/val" in self.name(0):
             raise LabelError("val: labels out of range", got=40)
+        return 0
 
     monkeypatch.setattr(ScenesSource, "check_labels", check_labels, raising=False)
     seen: list[type] = []
     with pytest.raises(LabelError, match="got 40"):
         seen += [type(event) for event in train(job(tmp_path))]
     assert StepDone not in seen
+
+
+def test_pictures_without_a_label_are_counted_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    void = {"train": 2, "val": 0}
+
+    def check_labels(self: ScenesSource, indices: range) -> int:
+        return void["val" if "/val" in self.name(0) else "train"]
+
+    monkeypatch.setattr(ScenesSource, "check_labels", check_labels, raising=False)
+    notes = [event.message for event in run(job(tmp_path)) if isinstance(event, Noted)]
+    assert notes == ["of 2 of 1000 pictures to train on no pixel has a label"]
+    void["val"] = 100
+    with pytest.raises(DataError, match=r"no pixel to evaluate on has a label .*got 100 "):
+        run(job(tmp_path / "other"))
 
 
 def test_what_cannot_be_trained_so_is_refused(tmp_path: Path) -> None:
