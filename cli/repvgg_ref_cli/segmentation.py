@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from repvgg_ref_cli.options import print_json, say
+from repvgg_ref_cli.options import note, print_json, say
 from repvgg_ref_cli.piped import without_copy
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def evaluate(
     """Judge one form of a network, or both, on all pixels of a data set; whether they agree."""
     import numpy as np
 
+    from repvgg_ref.data.dense import counts_nowhere
     from repvgg_ref.data.windows import window_of
     from repvgg_ref.train.evaluate import Furthest
     from repvgg_ref.train.pixels import confusion as count
@@ -39,7 +40,7 @@ def evaluate(
 
     window, classes = window_of(forms[0].about, size), len(source.classes)
     counts = [np.zeros((classes, classes), np.int64) for _ in forms]
-    alike = pixels = 0
+    alike = pixels = void = 0
     furthest = Furthest()
     for image, labels in _pictures(source):
         taken = _classes(
@@ -55,12 +56,14 @@ def evaluate(
             own += count(found, labels, classes)
         alike += int((taken[0] == taken[-1]).sum())
         pixels += labels.size
+        void += counts_nowhere(labels)
     *_, last = counts  # the fused form if there are both
     report: dict[str, Any] = {
         "model": forms[-1].name,
         "form": "both" if len(forms) == 2 else forms[0].form,
         "assumed": forms[-1].assumed.to_json(),
         "images": len(source),
+        "void": void,
         **scores_of(last),
         "classes": list(source.classes),
         "window": window,
@@ -74,6 +77,8 @@ def evaluate(
         report["agreement"] = agreement(apart)
     if confusion is not None:
         _save(_confusion(last, source.classes), confusion)
+    if void:
+        note(f"of {void} of {len(source)} pictures no pixel has a label: they count nowhere")
     if as_json:
         print_json(report)
     else:
@@ -223,6 +228,10 @@ def _save(picture: Any, path: Path) -> None:
         picture.save(file, "PNG")
 
 
+def _part(score: float | None) -> str:
+    return "undefined: no pixel has a label" if score is None else f"{score:7.2%}"
+
+
 def _show(found: dict[str, Any]) -> None:
     say(
         f"{found['model']}, {found['form']} form{'s' if found['form'] == 'both' else ''}, "
@@ -231,9 +240,9 @@ def _show(found: dict[str, Any]) -> None:
     )
     for form, scores in found.get("forms", {found["form"]: found}).items():
         of = f"  ({form} form)" if "forms" in found else ""
-        say(f"mIoU    {scores['miou']:7.2%}{of}")
-        say(f"mAcc    {scores['macc']:7.2%}")
-        say(f"allAcc  {scores['allacc']:7.2%}")
+        say(f"mIoU    {_part(scores['miou'])}{of}")
+        say(f"mAcc    {_part(scores['macc'])}")
+        say(f"allAcc  {_part(scores['allacc'])}")
     if "same_pixels" in found:
         apart = found["agreement"]
         say(

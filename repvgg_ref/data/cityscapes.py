@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,15 @@ from PIL import Image as Pillow
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.data.decode import Decode
-from repvgg_ref.data.dense import IGNORED, Colour, DenseSource, LabelError, labelled, require_labels
+from repvgg_ref.data.dense import (
+    IGNORED,
+    Colour,
+    DenseSource,
+    LabelError,
+    counts_nowhere,
+    labelled,
+    require_labels,
+)
 from repvgg_ref.data.pictures import readable
 from repvgg_ref.data.source import DataError
 from weights_io import read_regular, sanitize
@@ -28,7 +36,7 @@ _IMAGE_END = "_leftImg8bit.png"
 _IDS, _TRAIN_IDS = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
 _MOST_ID = 33
 _SAMPLE = 4  # label files of a split that are read before anything begins
-_SHOWN = 3
+_SHOWN = 20  # names
 
 
 class Kind(NamedTuple):
@@ -79,7 +87,7 @@ class CityscapesSource(DenseSource):
     Raises
     ------
     DataError
-        If there is no picture, or one has no labels.
+        If there is no picture, one has no labels, or labels have no picture.
     LabelError
         If a label file is a picture in colours, or holds numbers that are no ids; of these only a
         few are looked at here, the others by `check_labels` or when they are read.
@@ -121,13 +129,29 @@ class CityscapesSource(DenseSource):
             else:
                 found.append(truth)
         if missing:
-            shown = sanitize(", ".join(missing[:_SHOWN]))
             raise DataError(
                 f"{sanitize(self.root)}: pictures of {split} without labels",
-                got=f"{len(missing)} of {len(self._images)}: {shown}",
+                got=f"{len(missing)} of {len(self._images)}: {_named(missing)}",
                 wanted=f"{LABELS}/{split}/CITY/NAME{_IDS}, or ...{_TRAIN_IDS}",
             )
+        self._require_images(split)
         return found
+
+    def _require_images(self, split: str) -> None:
+        """Refuse labels of which the picture is not there: a part of the data set is missing."""
+        here = {f"{path.parent.name}/{path.name.removesuffix(_IMAGE_END)}" for path in self._images}
+        labelled_too = {
+            f"{path.parent.name}/{path.name.removesuffix(end)}"
+            for end in (_IDS, _TRAIN_IDS)
+            for path in (self.root / LABELS / split).glob(f"*/*{end}")
+        }
+        if missing := sorted(labelled_too - here):
+            raise DataError(
+                f"{sanitize(self.root)}: labels of {split} without pictures",
+                got=f"{len(missing)} of {len(labelled_too)}: {_named(missing)}",
+                wanted=f"{IMAGES}/{split}/CITY/NAME{_IMAGE_END}",
+                advice="add the pictures, or take the labels away",
+            )
 
     def name(self, index: int) -> str:
         """The picture's path, safe to print."""
@@ -152,18 +176,21 @@ class CityscapesSource(DenseSource):
         self._require_size(index, truth, image.size)
         return labelled(image, truth)
 
-    def check_labels(self, indices: Iterable[int]) -> None:
-        """Read the label files of some pictures; raise `LabelError` for the first that is wrong."""
+    def check_labels(self, indices: Iterable[int]) -> int:
+        """Read the label files of some pictures; in how many of them no pixel counts.
 
-        def check(index: int) -> None:
+        Raises `LabelError` for the first that is wrong.
+        """
+
+        def check(index: int) -> bool:
             truth = self.truth(index)
             with readable(self._images[index].name), Pillow.open(self._images[index]) as file:
                 size = file.size
             self._require_size(index, truth, size)
+            return counts_nowhere(truth)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(check, indices):
-                pass
+            return sum(pool.map(check, indices))
 
     def _require_size(self, index: int, truth: Array, size: tuple[int, int]) -> None:
         if size != truth.shape[::-1]:
@@ -201,6 +228,12 @@ class CityscapesSource(DenseSource):
                 wanted=f"label ids 0 ... {_MOST_ID}, or {IGNORED}",
             )
         return _TO_TRAIN_ID[ids]
+
+
+def _named(places: Sequence[str]) -> str:
+    """``CITY/NAME`` of pictures: all of a few, the first of many."""
+    more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
+    return sanitize(", ".join(places[:_SHOWN])) + more
 
 
 _TO_TRAIN_ID = np.full(256, IGNORED, np.uint8)

@@ -5,7 +5,7 @@ So a loader, a part of a data set and a transform need to know of one picture on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image as Pillow
@@ -50,7 +50,14 @@ def is_dense(source: Source) -> bool:
     return bool(getattr(source, "dense", False))
 
 
-def check_labels(source: Source, *, rank: int = 0, ranks: int = 1) -> None:
+class Looked(NamedTuple):
+    """How many pictures had their labels looked at, and in how many no pixel counts."""
+
+    pictures: int
+    void: int
+
+
+def check_labels(source: Source, *, rank: int = 0, ranks: int = 1) -> Looked:
     """Look at all labels of a source that are files, each of the `ranks` at its share.
 
     Raises
@@ -61,8 +68,15 @@ def check_labels(source: Source, *, rank: int = 0, ranks: int = 1) -> None:
     while isinstance(source, Part):
         source = source.source
     check = getattr(source, "check_labels", None)
-    if check is not None:
-        check(range(rank, len(source), ranks))
+    if check is None:
+        return Looked(0, 0)
+    mine = range(rank, len(source), ranks)
+    return Looked(len(mine), check(mine))
+
+
+def counts_nowhere(labels: Array) -> bool:
+    """Whether no pixel has a label that counts."""
+    return bool((labels == IGNORED).all())
 
 
 def labelled(image: Image, labels: Array) -> Image:

@@ -38,6 +38,7 @@ from repvgg_ref.files.prefixes import take_network
 from repvgg_ref.files.recorded import records_of
 from repvgg_ref.files.reorganised import identify_reorganised, is_reorganised
 from repvgg_ref.files.told_networks import require_as_told, told_geometry, told_graph
+from repvgg_ref.files.unfolded_heads import fold_heads
 from repvgg_ref.files.wrappers import WhichWeights, listed, one_of_shards, select
 from repvgg_ref.models.arguments import file_path, floating_dtype
 from repvgg_ref.models.geometry import Geometry, geometry_of, said_geometry, with_geometry
@@ -105,7 +106,7 @@ def load(
         return Model(
             arch,
             form,
-            dict(checkpoint.params(dtype)),
+            dict(checkpoint.params(dtype, eps=eps)),
             checkpoint.eps(eps),
             notes=checkpoint.notes,
             about=checkpoint.about(),
@@ -298,9 +299,9 @@ def _understand(checkpoint: Checkpoint, model: str, block: str) -> None:
 
 def _understand_graph(checkpoint: Checkpoint, model: str) -> None:
     """The same for a network whose blocks are in no stage."""
+    fold_heads(checkpoint)
     shapes = {name: array.shape for name, array in checkpoint.arrays.items()}
-    form = checkpoint.metadata.get("form")
-    found = identify_graph(shapes, model, checkpoint.said, form=form)
+    found = identify_graph(shapes, model, checkpoint.said, form=checkpoint.metadata.get("form"))
     if found is None:
         raise foreign(checkpoint.path, checkpoint.arrays, checkpoint.metadata)
     if found.form == "deploy" and not found.network.is_dense:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
@@ -27,20 +27,20 @@ from repvgg_ref.blocks.selfcheck import BlockCheck, check_block, worst
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError, NotFusibleError
 from repvgg_ref.files.checkpoint import open_checkpoint, require_complete
-from repvgg_ref.files.lazy_params import LazyParams
+from repvgg_ref.files.identify import Shape
+from repvgg_ref.files.lazy_params import LazyParams, is_counter
 from repvgg_ref.files.lint import activation_findings
 from repvgg_ref.files.metadata import describe, read_eps
 from repvgg_ref.files.onnx import OPSET, write_onnx
 from repvgg_ref.files.suffixes import require_suffix
+from repvgg_ref.files.unfolded_heads import deploy_layout, kept_as_trained
 from repvgg_ref.files.wrappers import WhichWeights
 from repvgg_ref.models.about import Assumed
 from repvgg_ref.models.arguments import floating_dtype, working_dtype
 from repvgg_ref.models.geometry import Geometry, geometry_of, said_geometry
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.graph import Network, Node
 from repvgg_ref.models.heads import NormLinear
 from repvgg_ref.models.layers import Block, Form
-from repvgg_ref.models.names import official_names
-from repvgg_ref.models.parameters import param_shapes
 from weights_io.writers.write import Container
 
 Format = Literal["npz", "safetensors", "pth", "onnx"]
@@ -148,26 +148,30 @@ def convert(
         assert checkpoint.dialect is not None
         if checkpoint.form == "train":
             arch.require_fusible()
-        params = checkpoint.params()
-        last = [name for name in checkpoint.params() if name.endswith("weight")][-1]
+        params = checkpoint.params(eps=eps)
+        last = [name for name in params if name.endswith("weight")][-1]
         stored = checkpoint.stored_dtype(last)
         dtype = working_dtype(stored) if dtype is None else floating_dtype(dtype, "convert")
         checks: list[BlockCheck] = []
         risks: list[str] = []
         assumed, eps = checkpoint.assumed(eps), checkpoint.eps(eps)
-        made = _parts(arch, checkpoint.form, params, eps, dtype)
+        # Official code fuses a PSPNet's backbone alone, and loads such a file only.
+        is_official = kind == "pth" and arch.is_dense and checkpoint.form == "train"
+        kept = kept_as_trained(arch) if is_official else []
+        layout = deploy_layout(arch, kept)
+        made = _parts(arch, checkpoint.form, params, eps, dtype, kept)
         parts = _watched(made, arch, checks, risks, progress)
         # With what eps a fused file was fused, only the file can say.
         fused_with = eps if checkpoint.form == "train" else read_eps(checkpoint.metadata)
         metadata = describe(arch, "deploy", fused_with, checkpoint.about(), assumed)
         inputs = {"batch": batch, "size": size} | ({} if opset is None else {"opset": opset})
-        _write(target, kind, arch, parts, dtype, metadata | {"source": path.name}, inputs)
+        _write(target, kind, arch, layout, parts, dtype, metadata | {"source": path.name}, inputs)
         return Conversion(
             model=arch.name,
             dialect=checkpoint.dialect.name,
             container=checkpoint.container,
             form=checkpoint.form,
-            tensors=len(param_shapes(arch, "deploy")),
+            tensors=len(layout),
             out=target,
             format=kind,
             self_check=worst(checks) if checks else None,
@@ -209,14 +213,17 @@ def target_of(path: Path, out: str | Path | None, to: Format | None) -> tuple[Pa
     return target, chosen
 
 
-def _parts(arch: Network, form: str, params: LazyParams, eps: float, dtype: Any) -> Iterator[_Part]:
-    """Every block in order, computed by threads that run a few blocks ahead."""
+def _parts(
+    arch: Network, form: str, params: LazyParams, eps: float, dtype: Any, kept: Sequence[Node]
+) -> Iterator[_Part]:
+    """Every block in order, computed by threads that run a few ahead; then what is `kept`."""
+    unfused = {node.name for node in kept}
     make = _fused_part if form == "train" else _copied_part
     of_block = _names_by_block(arch, "train" if form == "train" else "deploy")
     ahead: deque[tuple[int, Future[_Part]]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            for spec in arch.blocks:
+            for spec in (spec for spec in arch.blocks if spec.name not in unfused):
                 taps = prod(fused_conv(spec).shapes()["fused.weight"])
                 while ahead and (
                     len(ahead) > _THREADS or taps + sum(each for each, _ in ahead) > _TAPS_AHEAD
@@ -230,6 +237,11 @@ def _parts(arch: Network, form: str, params: LazyParams, eps: float, dtype: Any)
         finally:
             for _, future in ahead:
                 future.cancel()
+    for node in kept:
+        names = [f"{node.name}.{part}" for part in node.op.shapes("train")]
+        if names:
+            arrays = {name: _rounded(name, params[name], dtype) for name in names}
+            yield _Part(node.name, arrays, None)
     for node in arch.evaluated:
         names = [f"{node.name}.{part}" for part in node.op.shapes("deploy")]
         if isinstance(node.op, NormLinear) and form == "train":
@@ -282,6 +294,8 @@ def _copied_part(
 
 def _rounded(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
     """`array` as it is written; refused if it is not finite, or would not be."""
+    if is_counter(name):
+        return array
     if not np.isfinite(array).all():
         raise CheckpointError(
             f"{name} holds NaN or infinity",
@@ -327,18 +341,18 @@ def _write(
     target: Path,
     kind: Format,
     arch: Network,
+    layout: Mapping[str, tuple[str, Shape]],
     arrays: Iterator[tuple[str, Array]],
     dtype: Any,
     metadata: Mapping[str, str],
     inputs: Mapping[str, Any],
 ) -> None:
-    shapes = param_shapes(arch, "deploy")
     if kind == "onnx":
         write_onnx(target, arch, dict(arrays), metadata=metadata, **inputs)
         return
-    official = official_names(arch, "deploy")
     specs = [
-        weights_io.ArraySpec(official[name], shape, dtype.name) for name, shape in shapes.items()
+        weights_io.ArraySpec(official, shape, "int64" if is_counter(name) else dtype.name)
+        for name, (official, shape) in layout.items()
     ]
     container: Container = "torch-zip" if kind == "pth" else kind
     weights_io.write_weights(

@@ -30,7 +30,8 @@ class Checkpoint:
     """An open file whose arrays are known but not read.
 
     `arrays` are under the file's own names; `canonical` translates those that were understood.
-    `arch` is None if the network could not be told, and `problem` then says why.
+    `arch` is None if the network could not be told, and `problem` then says why. `norms_left`: of
+    a fused network some batch norms were left, and are folded with `asked_eps`, or what `eps` says.
     """
 
     path: Path
@@ -48,12 +49,15 @@ class Checkpoint:
     said: Geometry = UNSAID
     fits: list[str] = field(default_factory=list)
     beside: dict[str, LazyArray] = field(default_factory=dict)
+    norms_left: bool = False
+    asked_eps: float | None = None
 
     __repr__ = one_line
 
-    def params(self, dtype: Any = None) -> LazyParams:
-        """The arrays under canonical names, each read when asked for."""
+    def params(self, dtype: Any = None, *, eps: float | None = None) -> LazyParams:
+        """The arrays under canonical names, each read when asked for; `eps`: asked for, if one."""
         assert self.arch is not None
+        self.asked_eps = eps
         return LazyParams(self.ours, param_shapes(self.arch, self._form()), dtype)
 
     def stored_dtype(self, canonical: str) -> str:
@@ -92,7 +96,7 @@ class Checkpoint:
             return None
 
     def _tell_of_eps(self, asked: float, said: float | None) -> None:
-        if self.form == "deploy":
+        if self.form == "deploy" and not self.norms_left:
             if asked != said:
                 self._tell(f"eps {asked:g} has no effect: the file is fused")
         elif said is not None and asked != said and not assumed_eps(self.metadata):
@@ -109,7 +113,7 @@ class Checkpoint:
             return Assumed()
         geometry = assumed_geometry(self.arch, self.form, self.said)
         is_fused = self.form == "deploy"
-        if is_fused:  # its branches are gone, and what they were fused with stays
+        if is_fused and not self.norms_left:  # what its branches were fused with stays
             guessed = assumed_eps(self.metadata)
         else:
             unsaid = self._said_eps(asked) is None or assumed_eps(self.metadata)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from math import inf
+from math import inf, prod
 from numbers import Real
 from os import PathLike
 from pathlib import Path
@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array, array_module
+from repvgg_ref.blocks.catalogue import norms
 from repvgg_ref.errors import BackendError, CheckpointError, ReportedError, ShapeError
 from repvgg_ref.models.graph import Network, extents
-from repvgg_ref.models.layers import Flatten, Linear
+from repvgg_ref.models.heads import NormLinear
+from repvgg_ref.models.layers import Block, Flatten, Linear
 
 NO_HEAD = (
     "a network without its head is not built: forward(x, layers=True) gives the last block's output"
@@ -148,6 +150,40 @@ def _features(network: Network, height: int, width: int) -> int:
     flat = _flattened(network)
     assert flat is not None
     return extents(network, height, width)[flat[0]][0]
+
+
+def training_batch(network: Network, x: Any) -> Array:
+    """`image_batch` of images that a training step can take.
+
+    Raises
+    ------
+    ShapeError
+        See `image_batch` and `require_statistics`.
+    """
+    x = image_batch(network, x)
+    require_statistics(network, len(x), *x.shape[2:])
+    return x
+
+
+def require_statistics(network: Network, images: int, height: int, width: int) -> None:
+    """Refuse a batch of which some batch norm sees one value a channel: it has no variance.
+
+    Raises
+    ------
+    ShapeError
+        If there is such a layer: behind a pyramid's mean of all pixels there is one an image.
+    """
+    sizes = extents(network, height, width)
+    for node in network.nodes:
+        normalised = isinstance(node.op, NormLinear) or (
+            isinstance(node.op, Block) and bool(norms(node.op.spec))
+        )
+        if normalised and images * prod(sizes[node.name][1:]) == 1:
+            raise ShapeError(
+                "training: a batch norm sees one value a channel, which has no variance",
+                got=f"1 image, of which {node.name} makes 1 pixel",
+                wanted="2 images or more that are normalised together",
+            )
 
 
 def label_array(labels: Any) -> Array:

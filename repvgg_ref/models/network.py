@@ -24,6 +24,7 @@ from repvgg_ref.models.arguments import (
     require_network,
     require_seed,
     require_threads,
+    training_batch,
     working_dtype,
 )
 from repvgg_ref.models.geometry import unusual
@@ -241,8 +242,7 @@ class Model:
         require_branches(self, "loss_and_grads")
         require_head(self.arch, "loss_and_grads")
         require_params(self.arch, self.form, self.params)
-        x = image_batch(self.arch, x)
-        labels = label_array(labels)
+        x = training_batch(self.arch, x)
         ops = backend_ops(backend, x.dtype)
         params, images = self.params, x
         if ops.on_device:
@@ -252,7 +252,7 @@ class Model:
             self.arch,
             params,
             images,
-            labels,
+            label_array(labels),
             ops=ops,
             eps=self.eps,
             momentum=self.momentum,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.data.digits import digits_architecture
 from repvgg_ref.data.imagenet import imagenet_place, is_imagenet
 from repvgg_ref.files.checkpoint import load
@@ -18,7 +19,7 @@ from repvgg_ref.models.graph import Network
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.network import Model, build, require_branches
 from repvgg_ref.models.parameters import initial_params, param_shapes
-from repvgg_ref.models.pspnet import pspnet
+from repvgg_ref.models.pspnet import FAST, PREFIX, SEGMENTERS, pspnet
 from repvgg_ref.train.events import Initialised
 from repvgg_ref.train.plan import UnfitError
 from repvgg_ref.train.recipe import FROM_FILE
@@ -46,6 +47,7 @@ class Given(NamedTuple):
             return None
         arch = self.model.arch
         if dense and isinstance(arch, Architecture):
+            _require_stages(arch, self.settings)
             return pspnet(replace(arch, name=_name(arch)), num_classes=num_classes)
         return arch.with_classes(num_classes)
 
@@ -151,12 +153,12 @@ def _on_backbone(given: Given, arch: Network) -> tuple[Model, Initialised]:
         n: a.shape for n, a in model.params.items() if n.startswith("stage") and "_aux" not in n
     }
     if here != stages:
-        widths = [str(b.out_channels) for b in arch.blocks if b.name.startswith("stage")]
+        _require_stages(model.arch, settings)
         raise UnfitError(
             f"{settings.init.name} is not the backbone of {arch.name}",
-            got=f"{_name(model.arch)}, channels {_channels(model.arch)}",
-            wanted=f"channels {', '.join(widths)}",
-            advice=f"say --model PSPNet-{_name(model.arch)}, or ...-fast",
+            got=_known(model.arch, model.arch.blocks),
+            wanted=_known(arch, [b for b in arch.blocks if b.name.startswith("stage")]),
+            advice=_other_backbone(model.arch),
         )
     drawn = initial_params(arch, seed=settings.seed, dtype=np.dtype(settings.dtype))
     params = {name: model.params[name] if name in stages else drawn[name] for name in wanted}
@@ -174,6 +176,30 @@ def _on_backbone(given: Given, arch: Network) -> tuple[Model, Initialised]:
         notes=tuple(model.notes),
     )
     return Model(arch, "train", params, model.eps, model.momentum), found
+
+
+def _require_stages(arch: Network, settings: Settings) -> None:
+    """Refuse a file's network that no PSPNet stands on."""
+    stages = sorted({block.name.partition(".")[0] for block in arch.blocks})
+    if stages != [f"stage{n}" for n in range(5)]:
+        assert settings.init is not None
+        raise UnfitError(
+            f"{settings.init.name} cannot be the backbone of a PSPNet",
+            got=f"{_name(arch)}, which has {', '.join(stages)}",
+            wanted="a RepVGG, which has stages 0 to 4",
+        )
+
+
+def _known(arch: Network, blocks: Sequence[BlockSpec]) -> str:
+    """A backbone by its name, if it has one, else by its widths."""
+    name = _name(arch).removeprefix(PREFIX).removesuffix(FAST)
+    widths = ", ".join(str(block.out_channels) for block in blocks)
+    return f"channels {widths}" if name == "custom" else name
+
+
+def _other_backbone(arch: Network) -> str | None:
+    name = PREFIX + _name(arch)
+    return f"say --model {name}, or {name}{FAST}" if name in SEGMENTERS else None
 
 
 def _rows(model: Model, classes: Sequence[str]) -> tuple[dict[int, int], str]:

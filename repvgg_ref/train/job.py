@@ -25,7 +25,13 @@ from repvgg_ref.ops import Ops
 from repvgg_ref.train.comm import Comm, Solo, on_device, ranks_on_machine
 from repvgg_ref.train.events import Initialised, Plan
 from repvgg_ref.train.initial import first_weights, read_given
-from repvgg_ref.train.plan import UnfitError, available_memory, make_plan, require_fit
+from repvgg_ref.train.plan import (
+    UnfitError,
+    available_memory,
+    make_plan,
+    require_batch,
+    require_fit,
+)
 from repvgg_ref.train.recipe import Recipe
 from repvgg_ref.train.settings import Settings
 from repvgg_ref.train.sources import Data, open_sources
@@ -93,6 +99,9 @@ def prepare(
         or given.network(len(source.classes), dense=is_dense(source))
         or _architecture(recipe, source)
     )
+    if given.says_network and arch.is_dense:  # a file's classifier is but its backbone
+        recipe = replace(recipe, model=arch.name)
+        settings = replace(settings, recipe=recipe)
     if arch.num_classes != len(source.classes) or arch.in_channels != source.channels:
         raise UnfitError(
             "network and data do not fit together",
@@ -106,6 +115,8 @@ def prepare(
             wanted="a PSPNet for labels of pixels, a classifier for labels of pictures",
             advice="see --model",
         )
+    synchronises = settings.sync_bn and comm.size > 1
+    require_batch(arch, recipe, ranks=comm.size, together=synchronises)
     start, initialised = first_weights(given, arch, source.classes)
     # Its strides are those that it is trained with: nothing of them is assumed any more.
     start = replace(start, about=_about(recipe, source), assumed=Assumed())
@@ -113,7 +124,7 @@ def prepare(
         start,
         recipe,
         source.standardise,
-        ops=synchronised(ops, comm) if settings.sync_bn and comm.size > 1 else ops,
+        ops=synchronised(ops, comm) if synchronises else ops,
         comm=comm,
         seed=settings.seed,
         dtype=settings.dtype,

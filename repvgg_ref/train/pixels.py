@@ -6,13 +6,14 @@ class a were taken for class b. Pixels labelled 255 are in no row and no column.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.data.source import DataError
 from repvgg_ref.errors import ReportedError, ShapeError
 from repvgg_ref.models.arguments import as_array, require_counts
 from repvgg_ref.models.dense import IGNORED
@@ -65,9 +66,14 @@ class PixelTally:
 
     @property
     def score(self) -> PixelScore:
-        """The means."""
-        found = scores_of(self.counts)
-        loss = self.loss / max(1, int(self.counts.sum()))
+        """The means; raises `DataError` if no pixel counts."""
+        pixels = int(self.counts.sum())
+        if not pixels:
+            raise DataError(
+                "there is no labelled pixel to evaluate on",
+                got=f"{self.images} images all of whose labels are {IGNORED}",
+            )
+        found, loss = scores_of(self.counts), self.loss / pixels
         return PixelScore(loss, found["allacc"], found["miou"], found["macc"])
 
 
@@ -99,7 +105,7 @@ def scores_of(counts: Array) -> dict[str, Any]:
 
     Of class c, ``iou = counts[c, c] / (labelled + predicted - counts[c, c])``. A class that is
     neither labelled nor predicted has none, and is left out of the mean; one that is not labelled
-    has no part in ``macc``.
+    has no part in ``macc``. Where no pixel counts at all, all of them are None.
     """
     both = np.diag(counts).astype(np.float64)
     labelled, predicted = counts.sum(axis=1), counts.sum(axis=0)
@@ -108,9 +114,9 @@ def scores_of(counts: Array) -> dict[str, Any]:
     recalls = [float(b / n) for b, n in zip(both, labelled, strict=True) if n]
     total = int(counts.sum())
     return {
-        "miou": _mean(each for each in iou if each is not None),
+        "miou": _mean([each for each in iou if each is not None]),
         "macc": _mean(recalls),
-        "allacc": float(both.sum() / total) if total else 0.0,
+        "allacc": float(both.sum() / total) if total else None,
         "iou": iou,
     }
 
@@ -128,7 +134,8 @@ def segmentation_scores(predictions: Any, labels: Any, num_classes: int) -> dict
     -------
     dict
         ``{"miou", "macc", "allacc", "iou": [...]}``: parts of 1. ``iou`` is None for a class that
-        is neither labelled nor predicted, which the mean leaves out.
+        is neither labelled nor predicted, which the mean leaves out; where no pixel is labelled
+        all are None.
 
     Raises
     ------
@@ -182,6 +189,5 @@ def _require_classes(what: str, values: Array, classes: int) -> None:
         )
 
 
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found) if found else 0.0
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

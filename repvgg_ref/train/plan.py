@@ -9,7 +9,8 @@ import numpy as np
 
 from repvgg_ref.arrays import Array, array_module
 from repvgg_ref.blocks.catalogue import norms
-from repvgg_ref.errors import ReportedError
+from repvgg_ref.errors import ReportedError, ShapeError
+from repvgg_ref.models.arguments import require_statistics
 from repvgg_ref.models.dense import Zoom
 from repvgg_ref.models.graph import Network, extents
 from repvgg_ref.models.layers import Block
@@ -95,6 +96,29 @@ def require_fit(plan: Plan, available: int | None, recipe: Recipe, *, sharing: i
             got=f"about {needed / 2**30:.1f} GiB needed, {available / 2**30:.1f} GiB available",
             advice=f"take a smaller --batch, or --accumulate {2 * recipe.accumulate} to keep it",
         )
+
+
+def require_batch(arch: Network, recipe: Recipe, *, ranks: int, together: bool) -> None:
+    """Refuse batches of single images to a network of which some batch norm needs more.
+
+    `together`: statistics are those of all `ranks`.
+
+    Raises
+    ------
+    UnfitError
+        If there is such a batch norm.
+    """
+    shares = ranks * recipe.accumulate
+    images = recipe.batch // (recipe.accumulate if together else shares)
+    try:
+        require_statistics(arch, images, recipe.size, recipe.size)
+    except ShapeError as error:
+        raise UnfitError(
+            f"{arch.name} cannot be trained on single images",
+            got=f"--batch {recipe.batch}, in {shares} parts: {error.got}",
+            wanted=f"--batch {2 * shares} or more",
+            advice=None if ranks == 1 or together else "--sync-bn normalises all ranks' images",
+        ) from error
 
 
 def make_plan(

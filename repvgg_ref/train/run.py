@@ -11,9 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from repvgg_ref.data.dense import check_labels
+import numpy as np
+
+from repvgg_ref.arrays import to_numpy
+from repvgg_ref.data.dense import IGNORED, check_labels
 from repvgg_ref.data.loader import Batch
 from repvgg_ref.data.skipped import told
+from repvgg_ref.data.source import DataError
 from repvgg_ref.errors import MissingExtraError
 from repvgg_ref.train.curves import write_curves
 from repvgg_ref.train.divergence import DivergenceError, first_bad_layer
@@ -62,11 +66,8 @@ def train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Eve
             folder.require_unused()
         state = state or job.updater.start(job.start.params)
         yield job.plan
-        if (
-            state.step == 0
-        ):  # an epoch would be lost on a label that is found wrong in its last step
-            for loader in (job.data.training, job.data.test):
-                check_labels(loader.source, rank=job.comm.rank, ranks=job.comm.size)
+        if state.step == 0:  # an epoch would be lost on a label found wrong in its last step
+            notes += _checked_labels(job)
         log = Log(settings.out, after=state.step) if first else None
         try:
             for event in _events(job, folder, state, notes, stop):
@@ -77,6 +78,33 @@ def train(job: Job, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Eve
             if log is not None:
                 log.close()
         job.comm.meet()  # none ends before all have: one may be frozen
+
+
+def _checked_labels(job: Job) -> list[str]:
+    """Look at the labels of all pixels; what to say of pictures that have none.
+
+    Raises
+    ------
+    LabelError
+        If the label of a pixel is none.
+    DataError
+        If no pixel counts, to train on or to evaluate on.
+    """
+    said = []
+    for loader, purpose in ((job.data.training, "train"), (job.data.test, "evaluate")):
+        own = check_labels(loader.source, rank=job.comm.rank, ranks=job.comm.size)
+        everybody = job.comm.sum(job.ops.from_host(np.array(own, np.float64)))
+        pictures, void = map(int, to_numpy(everybody))
+        if not void:
+            continue
+        said.append(f"of {void} of {pictures} pictures to {purpose} on no pixel has a label")
+        if void == pictures:
+            raise DataError(
+                f"no pixel to {purpose} on has a label",
+                got=f"{pictures} pictures all of whose pixels are labelled {IGNORED}",
+                wanted="some that have classes",
+            )
+    return said
 
 
 def _events(

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import repvgg_ref as rr
-from repvgg_ref.data.dense import parted
+from repvgg_ref.data.dense import labelled, parted
 from repvgg_ref.data.scenes import CLASSES, ScenesSource
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.models.about import About
@@ -55,6 +55,30 @@ def test_eval_says_what_the_scores_of_its_own_predictions_are(
     text = invoke(capsys, "eval", *how).out
     assert "mIoU" in text
     assert "traffic sign" in text
+
+
+def test_pictures_without_a_label_are_told_and_no_score_is_made_up(
+    weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = ScenesSource.picture
+
+    def void(self: ScenesSource, index: int) -> Any:
+        image, labels = parted(drawn(self, index))
+        return labelled(image, np.where(index in lost, 255, np.asarray(labels)))
+
+    lost = {0}
+    monkeypatch.setattr(ScenesSource, "picture", void)
+    how = ("--weights", weights, "--data", "generated:scenes-41", "--limit", 2)
+    shown = invoke(capsys, "eval", *how)
+    assert "of 1 of 2 pictures no pixel has a label" in shown.err
+    assert "undefined" not in shown.out
+    lost = set(range(100))
+    shown = invoke(capsys, "eval", *how)
+    assert (shown.code, shown.out.count("undefined: no pixel has a label")) == (0, 3)
+    found = invoke(capsys, "eval", *how, "--form", "both", "--json").json()
+    require_documented("eval", [found])
+    assert (found["void"], found["miou"], found["macc"], found["allacc"]) == (2, None, None, None)
+    assert set(found["iou"]) == {None}
 
 
 def test_forms_that_disagree_end_with_1(

@@ -92,13 +92,20 @@ def test_what_is_wrong_with_a_folder_is_said_before_anything_begins(tmp_path: Pa
     truth.unlink()
     with pytest.raises(DataError, match=r"without labels \(got 1 of 6: aachen/aachen_0"):
         open_data(root, split="train")
+    image = next((root / "leftImg8bit" / "val").glob("*/*.png"))
+    image.unlink()
+    name = f"{image.parent.name}/{image.name.removesuffix('_leftImg8bit.png')}"
+    with pytest.raises(DataError, match=rf"labels of val without pictures \(got 1 of 6: {name} ;"):
+        open_data(root, split="val")
 
 
 def test_all_label_files_can_be_looked_at_before_an_epoch_is_lost(tmp_path: Path) -> None:
     root = cityscapes(tmp_path, splits=("val",), count=6)
     truths = sorted((root / "gtFine" / "val").glob("*/*labelIds.png"))
     source = open_data(root, split="val")
-    check_labels(source)
+    assert check_labels(source) == (12, 0)
+    Image.fromarray(np.full((34, 49), 3, np.uint8)).save(truths[5])  # a parking place: counts not
+    assert check_labels(source) == (12, 1)
     Image.fromarray(np.full((34, 49), 40, np.uint8)).save(truths[5])
     source = open_data(root, split="val")  # which looks at four of twelve
     with pytest.raises(LabelError, match=r"aachen_000005.*out of range \(got 40"):
@@ -109,7 +116,7 @@ def test_all_label_files_can_be_looked_at_before_an_epoch_is_lost(tmp_path: Path
     Image.fromarray(np.zeros((20, 49), np.uint8)).save(truths[5])
     with pytest.raises(LabelError, match="another size than the picture"):
         check_labels(source)
-    check_labels(ScenesSource("generated:scenes-33", split="val"))  # it has no files
+    assert check_labels(ScenesSource("generated:scenes-33", split="val")) == (0, 0)  # no files
 
 
 def test_labels_of_another_size_end_an_epoch_and_are_not_passed_over(tmp_path: Path) -> None:

@@ -35,6 +35,58 @@ def test_a_model_comes_back_in_both_forms(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(fused.forward(x), wanted)
 
 
+def test_pth_is_what_official_code_has_once_it_is_fused(tmp_path: Path) -> None:
+    """A fused backbone; pyramid, head and auxiliary head as they were trained, counters too."""
+    model, (x, _) = small_model(dtype=np.float32, fast=True), pictures(height=17, width=25)
+    save(model, tmp_path / "a.pth")
+    done = convert(tmp_path / "a.pth", tmp_path / "b.pth")
+    with weights_io.open_weights(tmp_path / "b.pth") as archive:
+        held = {name: array.read() for name, array in archive.root.items()}
+    trained, fused = model.state_dict(), rr.fuse(model).state_dict()
+    wanted = {n: a for n, a in fused.items() if ".rbr_reparam." in n}
+    wanted |= {n: a for n, a in trained.items() if not n.startswith("layer")}
+    assert (held.keys(), done.tensors) == (wanted.keys(), len(wanted))
+    for name, array in wanted.items():
+        assert held[name].dtype == array.dtype
+        np.testing.assert_array_equal(held[name], array)
+    again = load(tmp_path / "b.pth")
+    assert (again.form, bool(again.assumed)) == ("deploy", False)
+    np.testing.assert_array_equal(again.forward(x), rr.fuse(model).forward(x))
+    assert rr.verify(model, tmp_path / "b.pth").verdict == "agree"
+
+
+def test_official_files_of_heads_in_any_state_are_read(tmp_path: Path) -> None:
+    """Without our metadata eps is assumed, aloud, and can be said."""
+    model, (x, _) = small_model(dtype=np.float32), pictures(height=17, width=25)
+    fused = rr.fuse(model).state_dict()
+    trained = {n: a for n, a in model.state_dict().items() if not n.startswith("layer")}
+    backbone = {n: a for n, a in fused.items() if n.startswith("layer")}
+    folded_head = {n: a for n, a in trained.items() if not n.startswith(("cls.0", "cls.1"))}
+    folded_head |= {n: a for n, a in fused.items() if n.startswith("cls.0")}
+    files = {
+        "official": backbone | trained,
+        "no auxiliary": backbone | {n: a for n, a in trained.items() if not n.startswith("aux")},
+        "auxiliary left": fused | {n: a for n, a in trained.items() if n.startswith("aux")},
+        "a folded head": backbone | folded_head,
+        "no counters": {n: a for n, a in (backbone | trained).items() if "tracked" not in n},
+    }
+    for what, state in files.items():
+        weights_io.save_weights(tmp_path / "a.pth", state, container="torch-zip")
+        again = load(tmp_path / "a.pth")
+        np.testing.assert_array_equal(again.forward(x), rr.fuse(model).forward(x), err_msg=what)
+        assert (again.assumed.eps is None) == (what == "auxiliary left")
+        other = load(tmp_path / "a.pth", eps=1e-3)
+        assert other.assumed.eps is None
+        same = np.array_equal(other.forward(x), again.forward(x))
+        assert same == (what == "auxiliary left")
+    lacking = {n: a for n, a in (backbone | trained).items() if n != "cls.1.weight"}
+    weights_io.save_weights(tmp_path / "b.pth", lacking, container="torch-zip")
+    with pytest.raises(CheckpointError, match=r"cls\.1\.weight is missing"):
+        load(tmp_path / "b.pth")
+    convert(tmp_path / "a.pth", tmp_path / "c.npz")
+    np.testing.assert_array_equal(load(tmp_path / "c.npz").forward(x), rr.fuse(model).forward(x))
+
+
 def test_a_trainers_file_is_read_and_what_it_cannot_tell_is_said(tmp_path: Path) -> None:
     """Behind ``module.``, without metadata: the fast form has the same arrays."""
     model = small_model(fast=True)

@@ -204,11 +204,30 @@ def scaled_head(net: Any) -> Callable[..., Any]:
     return lambda x: net.cls[4](0.9 * net.cls[2](net.cls[1](net.cls[0](x))))
 
 
+def in_steps(*sizes: Callable[[int], int], aligned: bool = True) -> Callable[..., Any]:
+    """Resized by way of so many pixels for `n`, and then to the images' size."""
+
+    def end(y: Any, x: Any) -> Any:
+        how = {"mode": "bilinear", "align_corners": aligned}
+        for size in sizes:
+            between = tuple(size(n) for n in y.shape[2:])
+            y = torch.nn.functional.interpolate(y, between, **how)
+        return torch.nn.functional.interpolate(y, x.shape[2:], **how)
+
+    return end
+
+
 ENDS: dict[str, tuple[dict[str, Any], str, str]] = {
     "none": ({"end": lambda y, x: y}, "resize-missing", "logits"),
     "half-pixel": (
         {"end": lambda y, x: resized(y, x, align_corners=False)},
         "corners-not-aligned",
+        "logits",
+    ),
+    "steps": ({"end": in_steps(lambda n: 4 * n)}, "resize-in-steps", "logits"),
+    "three steps": (
+        {"end": in_steps(lambda n: 2 * n, lambda n: 2 * n)},
+        "resize-in-steps",
         "logits",
     ),
     "transposed": (
@@ -232,6 +251,18 @@ def test_faults_of_the_ends_are_placed_and_named(tmp_path: Path, name: str) -> N
     report = rr.verify(MODEL, exported(tmp_path / "a.onnx", **how))
     assert (report.verdict, report.first_bad_layer) == ("disagree", layer), report.reason
     assert (report.diagnosis[0].bug, report.diagnosis[0].layer) == (bug, layer)
+
+
+def test_steps_that_keep_every_pixel_are_right_and_others_have_two_causes(tmp_path: Path) -> None:
+    """By way of 2 (h - 1) + 1 pixels a piece between two pixels stays one straight line."""
+    end = in_steps(lambda n: 2 * n - 1, lambda n: 2 * n - 1)
+    report = rr.verify(MODEL, exported(tmp_path / "a.onnx", end=end))
+    assert report.verdict == "agree", report.reason
+    end = in_steps(lambda n: 2 * n, aligned=False)
+    report = rr.verify(MODEL, exported(tmp_path / "b.onnx", end=end))
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "logits"), report.reason
+    assert {each.layer for each in report.diagnosis} == {"logits"}
+    assert {each.bug for each in report.diagnosis} == {"corners-not-aligned", "resize-in-steps"}
 
 
 def test_a_backbone_that_kept_its_strides(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from repvgg_ref.data.dense_transforms import DenseEvaluationTransform, DenseTrai
 from repvgg_ref.data.loader import Loader
 from repvgg_ref.data.scenes import CLASSES, ScenesSource
 from repvgg_ref.data.source import DataError, Subset
+from repvgg_ref.errors import ShapeError
 from repvgg_ref.files.checkpoint import load, save
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.network import build
@@ -24,9 +25,9 @@ from repvgg_ref.models.step import StepResult, training_step
 from repvgg_ref.ops import Ops
 from repvgg_ref.train.comm import Comm
 from repvgg_ref.train.decay import segmentation
-from repvgg_ref.train.events import EpochDone, Finished, StepDone
-from repvgg_ref.train.job import Job, prepare
-from repvgg_ref.train.plan import UnfitError, activation_bytes
+from repvgg_ref.train.events import EpochDone, Finished, Noted, StepDone
+from repvgg_ref.train.job import Job, identity, prepare
+from repvgg_ref.train.plan import UnfitError, activation_bytes, require_batch
 from repvgg_ref.train.recipe import Recipe, RecipeError, load_recipe
 from repvgg_ref.train.run import train
 from repvgg_ref.train.schedule import learning_rate
@@ -151,7 +152,41 @@ def test_a_classifier_where_pixels_have_labels_becomes_the_pspnet_on_it(tmp_path
     init = replace(RECIPE, model="init")
     made = job(tmp_path / "out", recipe=init, arch=None, init=tmp_path / "chain.pth")
     assert made.start.arch.is_dense
-    assert made.plan.model == "custom"
+    assert made.plan.model == made.settings.recipe.model == "PSPNet-custom"
+    (tmp_path / "out").mkdir()
+    save(made.start, tmp_path / "out" / "train.pth")
+    again = job(tmp_path / "out", recipe=init, arch=None, init=tmp_path / "chain.pth", resume=True)
+    assert identity(again) == identity(made)
+
+
+def test_files_that_no_such_network_stands_on_are_refused_by_name(tmp_path: Path) -> None:
+    short = plain_architecture(depths=(2, 2, 2), channels=(4, 4, 4, 4), num_classes=3)
+    save(build(short), tmp_path / "short.pth")
+    init = replace(RECIPE, model="init")
+    for recipe, arch in ((init, None), (RECIPE, small_graph(classes=len(CLASSES)))):
+        with pytest.raises(UnfitError, match=r"short\.pth cannot be .*stages 0 to 4"):
+            job(tmp_path / "out", recipe=recipe, arch=arch, init=tmp_path / "short.pth")
+    save(build("RepVGG-A0"), tmp_path / "A0.pth")
+    wanted = network("PSPNet-RepVGG-B1g2-fast", num_classes=len(CLASSES))
+    says = r"got RepVGG-A0 ; wanted RepVGG-B1g2 ; say --model PSPNet-RepVGG-A0, or"
+    with pytest.raises(UnfitError, match=says):
+        job(tmp_path / "out", arch=wanted, init=tmp_path / "A0.pth")
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(1, 1), (2, 2)])
+def test_single_images_have_no_statistics_behind_a_mean_of_all_pixels(
+    tmp_path: Path, batch: int, accumulate: int
+) -> None:
+    recipe = replace(RECIPE, batch=batch, accumulate=accumulate)
+    with pytest.raises(UnfitError, match=rf"ppm\.0 .*wanted --batch {2 * accumulate} or more"):
+        job(tmp_path, recipe=recipe)
+    two = replace(RECIPE, batch=2, accumulate=1)
+    require_batch(small_graph(), two, ranks=2, together=True)
+    with pytest.raises(UnfitError, match="--sync-bn normalises"):
+        require_batch(small_graph(), two, ranks=2, together=False)
+    x, labels = pictures()
+    with pytest.raises(ShapeError, match=r"ppm\.0 makes 1 pixel ; wanted 2 images or more"):
+        small_model().loss_and_grads(x[:1], labels[:1])
 
 
 def test_everything_decays_and_the_new_modules_learn_ten_times_as_fast() -> None:
@@ -176,15 +211,32 @@ def test_the_rate_falls_by_poly_in_every_iteration() -> None:
 def test_labels_that_are_none_are_told_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def check_labels(self: ScenesSource, indices: range) -> None:
+    def check_labels(self: ScenesSource, indices: range) -> int:
         if "/val" in self.name(0):
             raise LabelError("val: labels out of range", got=40)
+        return 0
 
     monkeypatch.setattr(ScenesSource, "check_labels", check_labels, raising=False)
     seen: list[type] = []
     with pytest.raises(LabelError, match="got 40"):
         seen += [type(event) for event in train(job(tmp_path))]
     assert StepDone not in seen
+
+
+def test_pictures_without_a_label_are_counted_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    void = {"train": 2, "val": 0}
+
+    def check_labels(self: ScenesSource, indices: range) -> int:
+        return void["val" if "/val" in self.name(0) else "train"]
+
+    monkeypatch.setattr(ScenesSource, "check_labels", check_labels, raising=False)
+    notes = [event.message for event in run(job(tmp_path)) if isinstance(event, Noted)]
+    assert notes == ["of 2 of 1000 pictures to train on no pixel has a label"]
+    void["val"] = 100
+    with pytest.raises(DataError, match=r"no pixel to evaluate on has a label .*got 100 "):
+        run(job(tmp_path / "other"))
 
 
 def test_what_cannot_be_trained_so_is_refused(tmp_path: Path) -> None:

@@ -282,6 +282,8 @@ def _create(done: Conversion) -> str:
 
     family, _, size = done.model.partition("-")
     if family.startswith("PSPNet"):
+        if done.form == "train":
+            return "with the PSPNet built, and its backbone's blocks switched to deploy: "
         return "with a model in this form, in its heads no batch norms either: "
     if done.model not in NAMES or family != "RepVGG":
         return "with the model built with deploy=True: "

@@ -1,9 +1,9 @@
 """The library of bugs, one file a family, the likelier first.
 
 A bug of a block goes into one of five families, a bug of pool or linear layer into `head`, of what
-stands between blocks into `between` (gates, activations, sums), `residual` (sums with their ReLU)
-or `pyramid` (of a network that says a class for every pixel); `bugs_for` tells which of them a
-program can have.
+stands between blocks into `between` (gates, activations, sums), `residual` (sums with their ReLU),
+`resizing` or `pyramid` (of a network that says a class for every pixel); `bugs_for` tells which of
+them a program can have.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from repvgg_ref.oracle.bugs import (
     inputs,
     pyramid,
     residual,
+    resizing,
     rounding,
     structure,
 )
@@ -32,7 +33,7 @@ LAYER_BUGS: tuple[Bug[BlockProgram], ...] = library(
 )
 HEAD_BUGS: tuple[Bug[HeadProgram], ...] = library(head)
 BETWEEN_BUGS: tuple[Bug[BetweenProgram], ...] = library(between)
-NODE_BUGS: tuple[Bug[NodeProgram], ...] = library(pyramid, residual)
+NODE_BUGS: tuple[Bug[NodeProgram], ...] = library(resizing, pyramid, residual)
 
 
 def bugs_for(program: Any) -> tuple[Bug[Any], ...]:

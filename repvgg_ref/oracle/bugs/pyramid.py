@@ -1,188 +1,22 @@
 """Bugs between the blocks of a network that says a class for every pixel: its pyramid and its ends.
 
-Sources of the right ways: `ops.adaptive_avg_pool`, `ops.bilinear_resize`; of the wrong ones what
-exporters, runtimes and other implementations of PSPNet do (Caffe's fixed windows, ONNX's modes of
-Resize, torch's ``align_corners=False``).
+Source of the right way of pooling: `ops.adaptive_avg_pool`; of the wrong ones what exporters,
+runtimes and other implementations of PSPNet do (Caffe's fixed windows). How it resizes: `resizing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.dense import AdaptiveAvgPool, ChannelDropout, Concat, ResizeAs, Zoom
-from repvgg_ref.oracle.bugs.base import Site, Variant, bug
-from repvgg_ref.oracle.programs.node import NodeProgram
-
-NodeSite = Site[NodeProgram]
-NodeVariants = Iterator[Variant[NodeProgram]]
-Places = Callable[[int, int], Array]
+from repvgg_ref.models.dense import AdaptiveAvgPool, ChannelDropout, Concat
+from repvgg_ref.oracle.bugs.base import bug
+from repvgg_ref.oracle.bugs.resizing import NodeSite, NodeVariants, changed
 
 _OTHER_BINS = 8  # a pyramid of up to so many
-
-
-def _changed(
-    site: NodeSite, change: Callable[..., Array], detail: str = "", parameter: float | None = None
-) -> Variant[NodeProgram]:
-    return Variant(replace(site.program, change=change), parameter, detail)
-
-
-# --- resizing -----------------------------------------------------------------------------------
-
-
-def _middles(outputs: int, pixels: int) -> Array:
-    """Between the middles of pixels: torch's ``align_corners=False``, ONNX's half_pixel."""
-    return np.maximum((np.arange(outputs) + 0.5) * pixels / outputs - 0.5, 0)
-
-
-def _from_corner(outputs: int, pixels: int) -> Array:
-    """From the first pixel's corner: ONNX's asymmetric."""
-    return np.arange(outputs) * pixels / outputs
-
-
-def _aligned(outputs: int, pixels: int) -> Array:
-    """Corners on corners, which is right."""
-    return np.arange(outputs) * (pixels - 1) / max(outputs - 1, 1)
-
-
-def linear(places: Places, outputs: int, pixels: int) -> Array:
-    """The matrix (outputs, pixels) that interpolates at these places."""
-    place = places(outputs, pixels)
-    first = np.floor(place).astype(int)
-    matrix = np.zeros((outputs, pixels))
-    np.add.at(matrix, (np.arange(outputs), first), 1 - (place - first))
-    np.add.at(matrix, (np.arange(outputs), (first + 1).clip(0, pixels - 1)), place - first)
-    return matrix
-
-
-def _nearest(places: Places, rounded: Callable[[Array], Array], outputs: int, pixels: int) -> Array:
-    """The matrix (outputs, pixels) that takes one pixel."""
-    at = rounded(places(outputs, pixels)).astype(int).clip(0, pixels - 1)
-    return np.asarray(np.eye(pixels)[at])
-
-
-def _halves_down(place: Array) -> Array:
-    """To the next pixel, ONNX's round_prefer_floor."""
-    return np.ceil(place - 0.5)
-
-
-def _resized(
-    matrix: Callable[[int, int], Array], size: tuple[int, int], xs: Sequence[Array]
-) -> Array:
-    x = xs[0]
-    rows, columns = (matrix(n, k) for n, k in zip(size, x.shape[2:], strict=True))
-    return np.asarray(rows @ x @ columns.T)
-
-
-def _resizings(site: NodeSite, ways: Mapping[str, Callable[[int, int], Array]]) -> NodeVariants:
-    """By other matrices, where it resizes; a single pixel is the same resized in every way."""
-    if isinstance(site.program.node.op, ResizeAs | Zoom) and max(site.x.shape[2:]) > 1:
-        size = site.program.extent[1:]
-        for detail, matrix in ways.items():
-            yield _changed(site, partial(_resized, matrix, size), detail)
-
-
-@bug(
-    "corners-not-aligned",
-    says="it resizes without aligning the corners ({detail})",
-    advice="align_corners=True, or coordinate_transformation_mode=align_corners",
-)
-def corners_not_aligned(site: NodeSite) -> NodeVariants:
-    ways = {"half-pixel": partial(linear, _middles), "asymmetric": partial(linear, _from_corner)}
-    yield from _resizings(site, ways)
-
-
-@bug(
-    "nearest-pixel",
-    says="it takes the nearest pixel ({detail})",
-    advice="bilinear interpolation belongs there",
-)
-def nearest_pixel(site: NodeSite) -> NodeVariants:
-    ways = {
-        "asymmetric, floor": partial(_nearest, _from_corner, np.floor),
-        "half-pixel": partial(_nearest, _middles, _halves_down),
-        "corners aligned": partial(_nearest, _aligned, _halves_down),
-    }
-    yield from _resizings(site, ways)
-
-
-@bug(
-    "resize-cubic",
-    says="it interpolates with cubics ({detail})",
-    advice="bilinear interpolation belongs there",
-)
-def resize_cubic(site: NodeSite) -> NodeVariants:
-    ways = {"corners aligned": partial(_cubic, _aligned), "half-pixel": partial(_cubic, _unclipped)}
-    yield from _resizings(site, ways)
-
-
-def _unclipped(outputs: int, pixels: int) -> Array:
-    return (np.arange(outputs) + 0.5) * pixels / outputs - 0.5
-
-
-def _cubic(places: Places, outputs: int, pixels: int) -> Array:
-    """The matrix of cubic convolution (Keys 1981) with a = -3/4, torch's and ONNX's."""
-    place, a, matrix = places(outputs, pixels), -0.75, np.zeros((outputs, pixels))
-    first = np.floor(place).astype(int)
-    for tap in (-1, 0, 1, 2):
-        t = np.abs(place - (first + tap))
-        near, far = ((a + 2) * t - (a + 3)) * t * t + 1, ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
-        at = np.arange(outputs), (first + tap).clip(0, pixels - 1)
-        np.add.at(matrix, at, np.where(t <= 1, near, far))
-    return matrix
-
-
-@bug(
-    "resize-missing",
-    says="the logits are not resized to the image",
-    advice="bilinear with aligned corners, to 8 times height and width less 1, plus 1",
-    scope="layer",
-)
-def resize_missing(site: NodeSite) -> NodeVariants:
-    if isinstance(site.program.node.op, Zoom):
-        yield _changed(site, _first)
-
-
-@bug(
-    "resize-size",
-    says="they are resized to {parameter:.0f} times their size ({detail})",
-    advice="images are 8 k + 1 pixels wide: the logits are resized to their very size",
-    scope="layer",
-)
-def resize_size(site: NodeSite) -> NodeVariants:
-    op = site.program.node.op
-    if isinstance(op, Zoom):
-        height, width = site.x.shape[2:]
-        size = height * op.factor, width * op.factor
-        for detail, places in (("half-pixel", _middles), ("corners aligned", _aligned)):
-            change = partial(_resized, partial(linear, places), size)
-            yield _changed(site, change, detail, float(op.factor))
-
-
-@bug(
-    "output-height-width-swapped",
-    says="height and width of the output are exchanged ({detail})",
-    advice="resize takes (height, width); arrays are (N, C, H, W)",
-    scope="layer",
-)
-def output_transposed(site: NodeSite) -> NodeVariants:
-    op = site.program.node.op
-    if not isinstance(op, Zoom | ResizeAs):
-        return
-    height, width = site.program.extent[1:]
-    if isinstance(op, Zoom) or height == width:
-        yield _changed(site, lambda xs: site.program.y.swapaxes(2, 3), "transposed")
-        if height != width:
-            change = partial(_resized, partial(linear, _aligned), (width, height))
-            yield _changed(site, change, "resized to width times height")
-
-
-def _first(xs: Sequence[Array]) -> Array:
-    return xs[0]
 
 
 # --- pooling ------------------------------------------------------------------------------------
@@ -238,7 +72,7 @@ def pool_windows(site: NodeSite) -> NodeVariants:
         ("fixed: stride floor(H / b), the last window ends at the border", _overlapping),
     ):
         if [windows(n, op.bins) for n in site.x.shape[2:]] != right:
-            yield _changed(site, partial(_windows, op.bins, windows), detail)
+            yield changed(site, partial(_windows, op.bins, windows), detail)
 
 
 @bug(
@@ -252,14 +86,14 @@ def pool_bins(site: NodeSite) -> NodeVariants:
     if isinstance(op, AdaptiveAvgPool):
         for bins in range(1, _OTHER_BINS + 1):
             if bins != op.bins:
-                yield _changed(site, partial(_windows, bins, _adaptive), "", float(bins))
+                yield changed(site, partial(_windows, bins, _adaptive), "", float(bins))
 
 
 @bug("pool-max", says="the pyramid takes maxima", advice="means belong there")
 def pool_max(site: NodeSite) -> NodeVariants:
     op = site.program.node.op
     if isinstance(op, AdaptiveAvgPool):
-        yield _changed(site, partial(_maxima, op.bins))
+        yield changed(site, partial(_maxima, op.bins))
 
 
 def _maxima(bins: int, xs: Sequence[Array]) -> Array:
@@ -282,7 +116,7 @@ def _maxima(bins: int, xs: Sequence[Array]) -> Array:
 def concat_order(site: NodeSite) -> NodeVariants:
     if isinstance(site.program.node.op, Concat):
         for order in _orders(len(site.program.xs)):
-            yield _changed(site, partial(_joined, order), ", ".join(map(str, order)))
+            yield changed(site, partial(_joined, order), ", ".join(map(str, order)))
 
 
 def _orders(count: int) -> Iterator[tuple[int, ...]]:
@@ -314,8 +148,8 @@ def part_missing(site: NodeSite) -> NodeVariants:
     if isinstance(site.program.node.op, Concat):
         for i in range(len(site.program.xs)):
             others = [k for k in range(len(site.program.xs)) if k != i]
-            yield _changed(site, partial(_zeroed, i), "zeros in its place", float(i))
-            yield _changed(site, partial(_joined, others), "so many channels fewer", float(i))
+            yield changed(site, partial(_zeroed, i), "zeros in its place", float(i))
+            yield changed(site, partial(_joined, others), "so many channels fewer", float(i))
 
 
 def _zeroed(part: int, xs: Sequence[Array]) -> Array:
@@ -336,7 +170,7 @@ def part_twice(site: NodeSite) -> NodeVariants:
         for k in range(1, count):
             if i != k:
                 order = [k if place == i else place for place in range(count)]
-                yield _changed(site, partial(_joined, order), f"{k} instead of {i}")
+                yield changed(site, partial(_joined, order), f"{k} instead of {i}")
 
 
 # --- the ends -----------------------------------------------------------------------------------
@@ -352,7 +186,7 @@ def dropout_scaled(site: NodeSite) -> NodeVariants:
     op = site.program.node.op
     if isinstance(op, ChannelDropout):
         for factor in (1 - op.rate, 1 / (1 - op.rate)):
-            yield _changed(site, partial(_times, factor), "", factor)
+            yield changed(site, partial(_times, factor), "", factor)
 
 
 def _times(factor: float | Array, xs: Sequence[Array]) -> Array:
@@ -376,7 +210,7 @@ def dropout_left_on(site: NodeSite) -> NodeVariants:
     if dropped.any():
         for factor in (1 / (1 - op.rate), 1.0):
             share = float(dropped.sum() / max((~dead).sum(), 1))
-            yield _changed(site, partial(_times, factor * kept[:, :, None, None]), "", share)
+            yield changed(site, partial(_times, factor * kept[:, :, None, None]), "", share)
 
 
 def factors(x: Array, y: Array) -> Array:
@@ -394,4 +228,4 @@ def factors(x: Array, y: Array) -> Array:
 )
 def another_output(site: NodeSite) -> NodeVariants:
     for what, give in site.program.instead.items():
-        yield _changed(site, lambda xs, give=give: give(), what)
+        yield changed(site, lambda xs, give=give: give(), what)

@@ -62,8 +62,8 @@ class Pyramid:
         In the order in which the graph joins them, each once, the feature map left out.
     parts : mapping of layer name to Part
         Of the blocks, and of what is between the head's.
-    resizes : mapping of layer name to node
-        The last one's.
+    resizes : mapping of layer name to nodes
+        The last one's: more than one if it resizes in steps.
     is_doubled : bool
         Whether a floor is joined more than once.
     missing : tuple of str
@@ -107,12 +107,12 @@ def find_pyramid(chain: Chain, arch: Network) -> tuple[Taps, Pyramid]:
     floors = tuple(_floor(chain.steps[at], tensor) for tensor in _concat(chain.steps[at]).input)
     joined = next(node for node in arch.evaluated if isinstance(node.op, Concat))
     taps[joined.name] = Tap(chain.steps[at].tensor, STRAIGHT, at)
-    ends, resize = _ends(chain, at, arch, joined)
+    ends, resizes = _ends(chain, at, arch, joined)
     heads = [n.name for n in arch.evaluated if n.name in ends and n is not arch.head]
     parts |= _parts(chain, {name: ends[name] for name in heads}, taps[joined.name])
     pooled = tuple({floor.joined: floor for floor in floors if floor.is_pooled}.values())
     twice = sum(floor.is_pooled for floor in floors) > len(pooled)
-    found = Pyramid(pooled, parts, {} if resize is None else {arch.head.name: resize}, twice)
+    found = Pyramid(pooled, parts, {arch.head.name: resizes}, twice)
     tensors = [t for floor in pooled for t in (floor.pool, floor.block, floor.joined)]
     return Taps(taps | ends, entrance, None, (), problem, tuple(tensors)), found
 
@@ -154,7 +154,7 @@ def placed(
             taps[block.inputs[0]] = Tap(floor.pool, STRAIGHT)
             parts[block.name] = Part(Tap(floor.pool, STRAIGHT), floor.nodes, floor.block)
         if floor.resize is not None:
-            resizes[room.name] = floor.resize
+            resizes[room.name] = (floor.resize,)
     missing = tuple(room.name for room in rooms if pyramid.floors and room.name not in taps)
     return taps, replace(pyramid, parts=parts, resizes=resizes, missing=missing)
 
@@ -194,8 +194,10 @@ def _parts(chain: Chain, taps: Mapping[str, Tap], start: Tap) -> dict[str, Part]
     return found
 
 
-def _ends(chain: Chain, at: int, arch: Network, joined: Node) -> tuple[dict[str, Tap], Any]:
-    """The taps behind the concatenation, and the last resizing."""
+def _ends(
+    chain: Chain, at: int, arch: Network, joined: Node
+) -> tuple[dict[str, Tap], tuple[Any, ...]]:
+    """The taps behind the concatenation, and what resizes behind the last convolution."""
     steps = chain.steps
     names = [n.name for n in arch.evaluated if isinstance(n.op, Block)]
     names = names[-2:]  # the head's: 3x3 and classes
@@ -204,7 +206,7 @@ def _ends(chain: Chain, at: int, arch: Network, joined: Node) -> tuple[dict[str,
         for i in range(at + 1, len(steps))
         if any(node.op_type in CONVOLUTIONS for node in steps[i].nodes)
     ]
-    resizes = [i for i in range(at + 1, len(steps)) if steps[i].nodes[-1].op_type in RESIZERS]
+    resizes = list[int]()
     found = {}
     if len(convs) >= 2:
         active = [i for i in range(convs[0], convs[1]) if activates(steps[i])]
@@ -212,10 +214,12 @@ def _ends(chain: Chain, at: int, arch: Network, joined: Node) -> tuple[dict[str,
         dropped = walked_back(steps, convs[1] - 1, convs[0], STRAIGHT, _ONLY_LAYOUT)
         if dropped.step > found[names[0]].step:
             found[_dropout(arch).name] = dropped
-        end = resizes[-1] if resizes and resizes[-1] > convs[1] else len(steps)
+        behind = range(convs[1] + 1, len(steps))
+        resizes = [i for i in behind if steps[i].nodes[-1].op_type in RESIZERS]
+        end = resizes[0] if resizes else len(steps)
         found[names[1]] = walked_back(steps, end - 1, convs[1], STRAIGHT)
     found[arch.head.name] = Tap(chain.output, STRAIGHT, len(steps) - 1)
-    return found, steps[resizes[-1]].nodes[-1] if resizes else None
+    return found, tuple(steps[i].nodes[-1] for i in resizes)
 
 
 def _floor(step: Step, tensor: str) -> Floor:

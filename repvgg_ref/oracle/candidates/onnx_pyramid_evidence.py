@@ -34,8 +34,9 @@ def pyramid_evidence(chain: Chain, pyramid: Pyramid, arch: Network) -> FileEvide
         if (spec := blocks.get(name)) is not None:
             seen.look(spec, _read(chain, part, spec.in_channels))
             findings += _steps(spec, part, chain)
-    for name, node in pyramid.resizes.items():
-        findings += _resizing(name, node)
+    for name, nodes in pyramid.resizes.items():
+        for node in nodes:
+            findings += _resizing(name, node)
     joined = next(node.name for node in arch.evaluated if isinstance(node.op, Concat))
     if pyramid.missing:
         bug = "pyramid-part-twice" if pyramid.is_doubled else "pyramid-part-missing"

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.graph import Node
 from repvgg_ref.models.layers import Block
-from repvgg_ref.oracle.bugs import NODE_BUGS, Mutant, Site
-from repvgg_ref.oracle.bugs.base import planted
+from repvgg_ref.oracle.bugs import NODE_BUGS, Site
+from repvgg_ref.oracle.dense.hidden import Seen, seen_through
 from repvgg_ref.oracle.dense.port import DensePort, Judged
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape, energy_left
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
-from repvgg_ref.oracle.diagnosis.evidence import DO_NOT_FIT, LayerEvidence
+from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.diagnosis.explain import not_finite, wrong_shape
 from repvgg_ref.oracle.diagnosis.ranking import Trial
 from repvgg_ref.oracle.report import Finding
@@ -60,14 +59,14 @@ def dense_findings(
     """
     caused = [each for each in bad if port.inputs(each.node) is not None] or bad
     found = {each.node.name: _findings(port, each) for each in caused[:_MOST_DIAGNOSED]}
-    blocks = {each.node.name: each for each in layers if isinstance(each.node.op, Block)}
-    wrong = [each.node.name for each in bad if each.node.name in blocks]
+    judged = {each.node.name: each for each in layers}
 
+    @cache
     def evidence(name: str) -> NodeEvidence | None:
-        judged = blocks[name]
-        return None if judged.y is None else NodeEvidence(port, judged)
+        return None if judged[name].y is None else NodeEvidence(port, judged[name])
 
-    return tuple(merged(found, Layers(list(blocks), wrong, evidence)))
+    wrong = [each.node.name for each in bad]
+    return tuple(merged(found, Layers(list(judged), wrong, evidence)))
 
 
 def other_output(port: DensePort) -> tuple[Finding, ...]:
@@ -83,29 +82,11 @@ def other_output(port: DensePort) -> tuple[Finding, ...]:
     )
 
 
-def rewired(port: DensePort, node: Node) -> Iterator[tuple[Mutant[Any], Array]]:
+def rewired(port: DensePort, node: Node) -> Iterator[Seen]:
     """Bugs of the nodes hidden before `node`, or of its output as a whole: what it then gives."""
     if isinstance(node.op, Block):
-        yield from _planted(port.whole(node), node, lambda y: y)
-    for place in port.hidden_before(node):
-        site = port.whole(place, port.masked(place, node))
-        yield from _planted(site, place, partial(_rerouted, port, place, node))
-
-
-def _rerouted(port: DensePort, place: Node, target: Node, y: Array) -> Array | None:
-    return port.rerouted(place, y, target)
-
-
-def _planted(
-    site: Site[Any], place: Node, through: Callable[[Array], Array | None]
-) -> Iterator[tuple[Mutant[Any], Array]]:
-    for mutant in planted(NODE_BUGS, site, place.name):
-        try:
-            y = through(mutant.variant.program.y)
-        except (*DO_NOT_FIT, ShapeError):
-            continue
-        if y is not None:
-            yield mutant, y
+        yield from seen_through(port, [node], node)
+    yield from seen_through(port, list(port.hidden_before(node)), node)
 
 
 def _findings(port: DensePort, bad: Judged) -> list[Finding]:

@@ -14,16 +14,13 @@ from dataclasses import replace
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.geometry import Geometry, with_geometry
 from repvgg_ref.models.layers import Block
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.precision import Precision
-from repvgg_ref.oracle.bugs import NODE_BUGS
-from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.dense.hidden import seen_through
 from repvgg_ref.oracle.dense.port import DensePort, Known
-from repvgg_ref.oracle.diagnosis.evidence import DO_NOT_FIT
 from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report
 
 _ROUNDING = 1e-4  # of the logits' size: no float32 port comes near, and few of 16 bits
@@ -91,22 +88,10 @@ def _first(port: DensePort, found: Finding) -> str:
 
 def _alternatives(port: DensePort) -> Iterator[Alternative]:
     """Logits with a bug, the quickest first."""
-    head = port.model.arch.head
-    for place in reversed(port.model.arch.evaluated):
-        if isinstance(place.op, Block):
-            continue
-        for mutant in planted(NODE_BUGS, port.whole(place), place.name):
-            try:
-                y = mutant.variant.program.y
-                logits = y if place is head else port.rerouted(place, y, head)
-            except (*DO_NOT_FIT, ShapeError):
-                continue
-            if logits is not None:
-                bug, estimate = mutant.bug, mutant.variant.parameter
-                yield (
-                    Finding(bug.name, place.name, estimate, 1.0, 1.0, mutant.says, bug.advice),
-                    logits,
-                )
+    places = [n for n in reversed(port.model.arch.evaluated) if not isinstance(n.op, Block)]
+    for mutant, y in seen_through(port, places, port.model.arch.head):
+        bug, estimate = mutant.bug, mutant.variant.parameter
+        yield Finding(bug.name, mutant.layer, estimate, 1.0, 1.0, mutant.says, bug.advice), y
     yield from ((_whole(*said), y) for said, y in _networks(port))
 
 

@@ -31,7 +31,7 @@ from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.programs.layers import Programs
-from repvgg_ref.oracle.programs.node import NodeProgram, wide_pass
+from repvgg_ref.oracle.programs.node import Change, NodeProgram, wide_pass
 from repvgg_ref.oracle.programs.program import batch_output, plain
 from repvgg_ref.oracle.report import LayerReport
 
@@ -166,18 +166,29 @@ class DensePort:
                 reached |= set(node.inputs)
         yield from reversed(found)
 
-    def rerouted(self, place: Node, y: Array, target: Node) -> Array | None:
-        """What `target` gives if a node before it that is left out gives `y`; None if it cannot."""
-        changed = {place.name: y}
+    def rerouted(self, changes: Mapping[str, Change], target: Node) -> Array | None:
+        """What `target` gives if it, or nodes before it that are left out, compute something else.
+
+        None if it cannot be told.
+        """
+        changed: dict[str, Array] = {}
         between = {node.name for node in self.hidden_before(target)}
         for node in self.model.arch.evaluated:
-            if node.name in between and not changed.keys().isdisjoint(node.inputs):
-                xs = [changed.get(name, self.known[name].y) for name in node.inputs]
-                changed[node.name] = np.asarray(node.op.forward(node.name, xs, self.run)[0])
+            is_fed = not changed.keys().isdisjoint(node.inputs)
+            if node.name in between and (node.name in changes or is_fed):
+                xs = self._given(node, changed)
+                own = changes.get(node.name)
+                y = own(xs) if own else node.op.forward(node.name, xs, self.run)[0]
+                changed[node.name] = np.asarray(y)
+        if (own := changes.get(target.name)) is not None:
+            return own(self._given(target, changed))
         return self._at_target(target, changed)
 
+    def _given(self, node: Node, changed: Mapping[str, Array]) -> list[Array]:
+        return [changed[n] if n in changed else self.known[n].y for n in node.inputs]
+
     def _at_target(self, target: Node, changed: Mapping[str, Array]) -> Array | None:
-        xs = [changed[n] if n in changed else self.known[n].y for n in target.inputs]
+        xs = self._given(target, changed)
         if not isinstance(target.op, Block):
             return np.asarray(target.op.forward(target.name, xs, self.run)[0])
         program, own = plain(self.programs[target.name]), self.own(target.name)

@@ -12,7 +12,7 @@ import repvgg_ref as rr
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.pspnet import pspnet
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.bugs import NODE_BUGS, pyramid
+from repvgg_ref.oracle.bugs import NODE_BUGS, pyramid, resizing
 from repvgg_ref.oracle.bugs.base import Mutant, library, planted
 from repvgg_ref.oracle.bugs.harness import mutants, output_of
 from repvgg_ref.oracle.dense.judge import walked
@@ -57,7 +57,7 @@ def test_the_right_port_agrees() -> None:
 def test_every_bug_is_planted_somewhere() -> None:
     """But for the one that is read off a candidate's output, which has a test of its own."""
     names = {mutant.bug.name for _, mutant in MUTANTS}
-    assert names == {bug.name for bug in library(pyramid)} - {"dropout-left-on"}
+    assert names == {bug.name for bug in library(resizing, pyramid)} - {"dropout-left-on"}
     assert not any("{" in mutant.says for _, mutant in MUTANTS)
 
 

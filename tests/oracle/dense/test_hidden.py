@@ -1,0 +1,80 @@
+"""A bug in all places of an operation, which a port hides: named once, at the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+import repvgg_ref as rr
+from repvgg_ref.arrays import Array
+from repvgg_ref.models.dense import AdaptiveAvgPool, ResizeAs, Zoom
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
+from repvgg_ref.oracle.bugs import NODE_BUGS
+from repvgg_ref.oracle.bugs.base import planted
+from repvgg_ref.oracle.dense.judge import walked
+from repvgg_ref.oracle.dense.port import DensePort
+from tests.oracle.dense.ports import MODEL, RIGHT, X, hiding, port
+
+_WALKED = DensePort(MODEL, RIGHT, X, PRECISIONS["fp32"])
+walked(_WALKED)
+_FLOORS = ["ppm.1.resize", "ppm.2.resize", "ppm.3.resize"]
+_POOLS = ["ppm.0.pool", "ppm.1.pool", "ppm.2.pool", "ppm.3.pool"]
+
+
+def wrong_everywhere(bug: str, label: str, *kinds: type) -> dict[str, Array]:
+    """A port all of whose nodes of these operations have a bug, if they can have it."""
+    wrong: dict[str, Callable[[list[Array]], Array]] = {}
+    for node in MODEL.arch.evaluated:
+        if isinstance(node.op, kinds):
+            for mutant in planted(NODE_BUGS, _WALKED.whole(node), node.name):
+                if (mutant.bug.name, mutant.variant.label) == (bug, label):
+                    program = mutant.variant.program
+                    wrong[node.name] = lambda xs, p=program: replace(p, xs=tuple(xs)).y
+    assert len(wrong) > 1
+    return port(wrong)
+
+
+def without(outputs: dict[str, Array], places: list[str]) -> dict[str, Array]:
+    return {name: y for name, y in outputs.items() if name not in places}
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("shown", ["blocks", "all but the floors", "logits", "all"])
+@pytest.mark.parametrize(
+    ("bug", "label", "kinds", "places"),
+    [
+        ("corners-not-aligned", "half-pixel", (ResizeAs,), _FLOORS),
+        ("corners-not-aligned", "asymmetric", (ResizeAs, Zoom), [*_FLOORS, "logits"]),
+        ("resize-cubic", "half-pixel", (ResizeAs,), _FLOORS),
+        ("pool-max", "", (AdaptiveAvgPool,), _POOLS),
+    ],
+)
+def test_it_is_named(
+    bug: str, label: str, kinds: tuple[type, ...], places: list[str], shown: str
+) -> None:
+    outputs = wrong_everywhere(bug, label, *kinds)
+    seen = {
+        "blocks": hiding(outputs),
+        "all but the floors": without(outputs, places[:-1] if "logits" in places else places),
+        "logits": {"logits": outputs["logits"]},
+        "all": outputs,
+    }[shown]
+    report = rr.verify(MODEL, seen, inputs=X)
+    assert report.verdict == "disagree"
+    (finding,) = report.diagnosis
+    assert finding.bug == bug
+    if finding.layer == "all":
+        assert f"in all {len(places)} layers" in finding.says
+    else:
+        assert finding.layer == places[0]
+        assert all(place in finding.says for place in places[1:])
+
+
+def test_all_floors_but_not_the_logits_are_not_all_layers() -> None:
+    """What is resized last is right, and would show it."""
+    outputs = wrong_everywhere("corners-not-aligned", "half-pixel", ResizeAs)
+    (finding,) = rr.verify(MODEL, outputs, inputs=X).diagnosis
+    assert finding.layer == "ppm.1.resize"
+    assert finding.says.endswith("(also in ppm.2.resize, ppm.3.resize)")
