@@ -1,11 +1,12 @@
 """How far a right candidate may be from the reference in a block whose output it does not show.
 
 By which algorithm it convolves cannot be seen there, and Winograd's errs where direct sums do not:
-a patch of zeros beside others gives 0 in one and a whole tile's rounding in the other. So its
-*likely* errors are allowed, whatever its tiles, beside what direct sums may err by at most.
+a patch of zeros beside others gives 0 in one and a whole tile's rounding in the other.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 
@@ -16,25 +17,31 @@ from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bounds.winograd import applies
 from repvgg_ref.oracle.programs.block import BlockProgram
 
+Allowed = Literal["likely", "certified"]
 _COARSEST = 6  # F(6 x 6, 3 x 3): larger tiles are in no wide use
 
 
 def hidden_bound(
-    program: BlockProgram, x: Array, y: Array, precision: Precision, *, certain: bool = False
+    program: BlockProgram,
+    x: Array,
+    y: Array,
+    precision: Precision,
+    winograd: Allowed | None = None,
 ) -> Array:
     """The bound of every output, float64, of the shape of `y`; see `block_bound`.
 
     Parameters
     ----------
-    certain : bool
-        Whether Winograd's algorithm may err by its certified bound, too.
+    winograd : {"likely", "certified"}, optional
+        Which of its bounds Winograd's algorithm may err by, whatever its tiles; default: direct
+        sums alone are allowed, by their certified bound.
     """
     bound = block_bound(program, x, y, precision).certified
-    for algorithm in WINOGRAD if program.size == (3, 3) else ():
+    for algorithm in WINOGRAD if winograd and program.size == (3, 3) else ():
         m = int(algorithm[-1])
         if m <= _COARSEST and applies(m, program.stride, program.dilation):
             other = block_bound(program, x, y, precision, algorithm=algorithm)
-            bound = np.maximum(bound, other.certified if certain else other.likely)
+            bound = np.maximum(bound, getattr(other, winograd))
     return bound
 
 
