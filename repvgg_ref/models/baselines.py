@@ -16,7 +16,7 @@ from typing import NamedTuple
 from repvgg_ref.blocks.catalogue import KINDS
 from repvgg_ref.blocks.spec import Activation, BlockSpec
 from repvgg_ref.models.geometry import Geometry
-from repvgg_ref.models.graph import INPUT, Graph, Network, Node
+from repvgg_ref.models.graph import INPUT, OUTPUT, Graph, Network, Node
 from repvgg_ref.models.layers import AddRelu, Block, Flatten, GlobalAvgPool, Linear, MaxPool
 
 HIDDEN = 4096  # features of VGG's two hidden linear layers
@@ -93,11 +93,12 @@ def residual_block(name: str, source: str, channels: int, layers: Sequence[Layer
     if stride != 1 or channels != layers[-1].outputs:
         shortcut = f"{name}.downsample"
         spec = conv_bn(shortcut, channels, Layer(1, layers[-1].outputs, stride), "none")
-        nodes.append(conv_node(spec, source, f"{shortcut}.0", f"{shortcut}.1"))
+        nodes.append(conv_node(spec, source, f"{shortcut}.0", f"{shortcut}.1", shortcut))
     for number, layer in enumerate(layers, start=1):
         conv = f"{name}.conv{number}"
         spec = conv_bn(conv, inputs, layer, "relu" if number < len(layers) else "none")
-        nodes.append(conv_node(spec, last, conv, f"{name}.bn{number}"))
+        norm = f"{name}.bn{number}"
+        nodes.append(conv_node(spec, last, conv, norm, norm if number == len(layers) else ""))
         last, inputs = conv, layer.outputs
     return [*nodes, Node(f"{name}.add", AddRelu(), (last, shortcut))]
 
@@ -116,12 +117,13 @@ def conv_bn(name: str, inputs: int, layer: Layer, activation: Activation) -> Blo
     )
 
 
-def conv_node(spec: BlockSpec, source: str, conv: str, norm: str = "") -> Node:
+def conv_node(spec: BlockSpec, source: str, conv: str, norm: str = "", output: str = "") -> Node:
     """A block's node, and how its convolution and batch norm are called.
 
-    A kind of block that has published keys keeps them, behind the convolution's.
+    A kind of block that has published keys keeps them, behind the convolution's. `output` is the
+    module that gives the block's output, where one does.
     """
-    keys = {"conv": conv, "bn": norm}
+    keys = {"conv": conv, "bn": norm} | ({OUTPUT: output} if output else {})
     if KINDS[spec.kind].keys:
         keys = {ours: f"{conv}.{theirs}" for ours, theirs in _leaves(spec).items()}
     return Node(spec.name, Block(spec), (source,), keys=tuple(keys.items()))

@@ -105,10 +105,17 @@ class Network:
 
     @property
     def modules(self) -> dict[str, str]:
-        """Layer -> the published module that gives its output, where its node says that."""
-        keys = {node.name: dict(node.keys) for node in self.evaluated}
-        said = {name: own.get(OUTPUT) or own.get("fused") for name, own in keys.items()}
-        return {name: module for name, module in said.items() if module}
+        """Layer -> the published module that gives its output, where its node says that.
+
+        A fused convolution gives it where no activation follows.
+        """
+        found: dict[str, str] = {}
+        for node in self.evaluated:
+            keys = dict(node.keys)
+            bare = isinstance(node.op, Block) and node.op.spec.activation == "none"
+            if module := keys.get(OUTPUT) or (keys.get("fused") if bare else None):
+                found[node.name] = module
+        return found
 
     @property
     def is_dense(self) -> bool:

@@ -13,7 +13,7 @@ from itertools import groupby
 import numpy as np
 
 from repvgg_ref.models.baselines import Layer, conv_bn, conv_node, head_nodes
-from repvgg_ref.models.graph import INPUT, Graph, Node
+from repvgg_ref.models.graph import INPUT, OUTPUT, Graph, Node
 from repvgg_ref.models.layers import AddRelu
 
 STEM = 32
@@ -45,7 +45,7 @@ def regnet(
         Channels in a group of the 3x3 convolutions, all of them where a stage has fewer.
     """
     stem = conv_bn("stem", in_channels, Layer(3, STEM, 2), "relu")
-    nodes = [conv_node(stem, INPUT, "stem.0", "stem.1")]
+    nodes = [conv_node(stem, INPUT, "stem.0", "stem.1", "stem")]
     channels = STEM
     for stage, (wide, count) in enumerate(stages(depth, initial, slope, step), start=1):
         width = min(group_width, wide)
@@ -73,13 +73,14 @@ def _bottleneck(name: str, source: str, channels: int, square: Layer, key: str) 
     if square.stride != 1 or channels != square.outputs:
         shortcut = f"{name}.proj"
         spec = conv_bn(shortcut, channels, Layer(1, square.outputs, square.stride), "none")
-        nodes.append(conv_node(spec, source, f"{key}.proj.0", f"{key}.proj.1"))
+        nodes.append(conv_node(spec, source, f"{key}.proj.0", f"{key}.proj.1", f"{key}.proj"))
     point = Layer(1, square.outputs)
     for part, layer in zip("abc", (point, square, point), strict=True):
         spec = conv_bn(f"{name}.{part}", inputs, layer, "none" if part == "c" else "relu")
-        nodes.append(conv_node(spec, last, f"{key}.f.{part}.0", f"{key}.f.{part}.1"))
+        own = f"{key}.f.{part}"
+        nodes.append(conv_node(spec, last, f"{own}.0", f"{own}.1", own))
         last, inputs = spec.name, layer.outputs
-    return [*nodes, Node(f"{name}.add", AddRelu(), (last, shortcut))]
+    return [*nodes, Node(f"{name}.add", AddRelu(), (last, shortcut), keys=((OUTPUT, key),))]
 
 
 REGNETS: Mapping[str, Callable[..., Graph]] = {

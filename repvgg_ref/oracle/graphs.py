@@ -1,60 +1,45 @@
 """Networks that are no chain, judged layer by layer, each by itself.
 
 As for chains, each layer is computed in float64 from the candidate's *own* inputs, and its output
-held against a certified bound of that layer's rounding: of blocks `bounds.block`, of what stands
-between them `bounds.nodes`. What a candidate leaves out (pools, the convolutions
+held against a certified bound of that layer's rounding: of blocks and the head `bounds.block`, of
+what stands between them `bounds.nodes`. What a candidate leaves out (pools, the convolutions
 inside a residual block) is computed for it, and how far its own may be from that is added to the
-bound of what comes after.
+bound of what comes after (`bounds.hidden`).
 
-Only the certified bounds judge here: none of the statistical tests for chains, which tell a fast
-algorithm from a wrong layer. What is beyond the bound of direct sums, within Winograd's and no bug
-of the library is judged neither way.
+Layers whose own input is known are then estimated as those of chains are: arithmetic, algorithms,
+and what rounding does not explain (`diagnosis.explain`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import cached_property
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, get_args
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.graph import INPUT, Network, Node
-from repvgg_ref.models.layers import Block, Extent
+from repvgg_ref.models.graph import INPUT, Node
+from repvgg_ref.models.layers import Block, Extent, Flatten, MaxPool
 from repvgg_ref.models.network import Model
-from repvgg_ref.ops import REFERENCE
-from repvgg_ref.oracle.bounds.block import block_bound
-from repvgg_ref.oracle.bounds.comparison import (
-    Comparison,
-    compare,
-    diagnosis_bound,
-    held,
-    misshapen,
-)
+from repvgg_ref.oracle.bounds.block import Bound
+from repvgg_ref.oracle.bounds.comparison import Comparison, compare, held, misshapen
+from repvgg_ref.oracle.bounds.hidden import Allowed, hidden_bound, moved_by_block
 from repvgg_ref.oracle.bounds.nodes import moved, node_bound
 from repvgg_ref.oracle.bounds.precision import Precision
-from repvgg_ref.oracle.bounds.winograd import applies
 from repvgg_ref.oracle.bugs import NODE_BUGS, Site
 from repvgg_ref.oracle.bugs.base import planted
-from repvgg_ref.oracle.bugs.harness import site_of
+from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.candidates.names import listed
-from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape
-from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
-from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
+from repvgg_ref.oracle.diagnosis.explain import Case, explain, not_finite, wrong_shape
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.node import NodeProgram, wide_pass
 from repvgg_ref.oracle.programs.program import layer_output, plain
-from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report
+from repvgg_ref.oracle.report import Finding, Report
 
 _MOST_LEFT_OUT = 5  # convolutions between outputs: a stem's, a bottleneck's and its projection
-_MOST_DIAGNOSED = 4  # layers
 _ROOM = 4  # of another function's rounding, in bounds of the right one
-_NOTE = (
-    "each layer of a network that is no chain is held to its certified bound alone: errors far"
-    " below it are not looked for"
-)
+_COPIES = (MaxPool, Flatten)  # give numbers that they are given
 
 
 class Known(NamedTuple):
@@ -73,221 +58,227 @@ class Known(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
-class _Layer(NamedTuple):
-    """What was compared, for the diagnosis; None where it was no block of its own input."""
+class _Judged(NamedTuple):
+    """A node as it was compared."""
 
-    x: Array
-    found: Comparison
+    node: Node
+    xs: list[Array]
 
 
-class _Judge:
-    """One walk along a network with a candidate's outputs."""
+class _Walk:
+    """One walk along a network with a candidate's outputs.
 
-    def __init__(self, model: Model, precision: Precision) -> None:
-        self.model, self.precision = model, precision
-        self.programs = Programs(model)
-        self.run = wide_pass(model)
-        self.reports: list[LayerReport] = []
-        self.between: dict[str, list[Finding]] = {}
-        self.blocks: dict[str, _Layer] = {}
-        self.covered: set[str] = set()
-        self.beyond: dict[str, float] = {}
+    Attributes
+    ----------
+    comparisons : mapping of layer name to Comparison
+    inputs : mapping of layer name to array
+        The candidate's own, of the layers that have a program.
+    others : mapping of layer name to _Judged
+        The other layers that could be compared.
+    hidden : list of str
+        The blocks that were computed for the candidate and led to something compared.
+    """
 
-    def computed(self, node: Node, inputs: list[Known]) -> Known | None:
+    def __init__(
+        self, programs: Programs, precision: Precision, winograd: Allowed | None = None
+    ) -> None:
+        """`winograd`: what hidden layers may err by beside direct sums; see `hidden_bound`."""
+        self.programs, self.precision, self.winograd = programs, precision, winograd
+        self.run = wide_pass(programs.model)
+        self.comparisons: dict[str, Comparison] = {}
+        self.inputs: dict[str, Array] = {}
+        self.others: dict[str, _Judged] = {}
+        self.hidden: list[str] = []
+
+    @property
+    def wrong(self) -> list[str]:
+        """What is beyond its bound, of what was not computed from an own input."""
+        return [name for name in self.others if not self.comparisons[name].report.ok]
+
+    def along(self, outputs: Mapping[str, Array], x: Array) -> _Walk:
+        """Compare what is known of a candidate's outputs for the images `x`."""
+        known: dict[str, Known] = {INPUT: Known(np.asarray(x, np.float64))}
+        extents: dict[str, Extent] = {INPUT: (x.shape[1], x.shape[2], x.shape[3])}
+        for node in self.programs.model.arch.evaluated:
+            inputs = [known[name] for name in node.inputs if name in known]
+            own = outputs.get(node.name)
+            own = None if own is None else np.asarray(own, np.float64)
+            extents[node.name] = node.op.extent([extents[name] for name in node.inputs])
+            if own is None:
+                if len(inputs) == len(node.inputs) and (found := self._computed(node, inputs)):
+                    known[node.name] = found
+                continue
+            fits = own.shape == (wanted := (len(x), *_shape(extents[node.name], own)))
+            given = self.programs.input_of(node.name, _own_arrays(known))
+            if node.name in self.programs and given is not None:
+                self.inputs[node.name] = given
+                found_of = compare(self.programs[node.name], given, own, self.precision)
+                self.comparisons[node.name] = found_of
+            elif not fits:
+                report = misshapen(node.name, own.shape, wanted)
+                self.comparisons[node.name] = Comparison(report, own, own, None)
+            elif len(inputs) == len(node.inputs):
+                self._compare(node, inputs, own)
+            if fits and np.isfinite(own).all():
+                known[node.name] = Known(own)
+        return self
+
+    def _computed(self, node: Node, inputs: list[Known]) -> Known | None:
         """A node for a candidate that left it out; None if that says too little of its own."""
         on_the_way = tuple(dict.fromkeys(name for each in inputs for name in each.left_out))
         if not isinstance(node.op, Block):
             xs = [each.y for each in inputs]
             y = node.op.forward(node.name, xs, self.run)[0]
+            if isinstance(node.op, _COPIES) and inputs[0].slack is None:
+                return Known(y)
             bound = node_bound(node, xs, self.run, self.precision)
             return Known(y, bound + self._slack(node, inputs), on_the_way)
         if len(on_the_way) >= _MOST_LEFT_OUT:
             return None
-        (only,) = inputs
-        y = layer_output(plain(self.programs[node.name]), only.y)
-        found = compare(self.programs[node.name], only.y, y, self.precision)
-        assert found.bound is not None
-        bound = found.bound.certified + self._slack(node, inputs)
-        if np.median(bound) > np.abs(y).max():
+        program, x = self.programs[node.name], inputs[0].y
+        y = layer_output(plain(program), x)
+        bound = hidden_bound(program, x, y, self.precision, self.winograd)
+        bound = bound + self._slack(node, inputs)
+        if np.median(bound) > np.abs(y).max() and self.winograd != "certified":
             return None
         return Known(y, bound, (*on_the_way, node.name))
 
-    def compare(self, node: Node, inputs: list[Known], own: Array) -> None:
-        """Hold a candidate's own output against the node's of its inputs."""
-        is_own = all(each.slack is None for each in inputs)
+    def _compare(self, node: Node, inputs: list[Known], own: Array) -> None:
+        """Hold an output to what is between blocks, or to what was computed for the candidate."""
+        xs = [each.y for each in inputs]
         if isinstance(node.op, Block):
-            report = self._block(node, inputs[0], own, is_own=is_own)
+            found = compare(self.programs[node.name], xs[0], own, self.precision)
+            assert found.bound is not None
+            y, bound = found.y, found.bound.certified
         else:
-            xs = [each.y for each in inputs]
             y = node.op.forward(node.name, xs, self.run)[0]
-            bound = node_bound(node, xs, self.run, self.precision) + self._slack(node, inputs)
-            report = held(node.name, y, own, bound)
-            self.beyond[node.name] = float((~(np.abs(own - y) <= bound)).mean())
-            if not report.ok:
-                self.between[node.name] = self._between(node, xs, own, bound)
-        self.reports.append(report)
-        if report.ok:
-            self.covered.update(name for each in inputs for name in each.left_out)
-
-    def _between(self, node: Node, xs: list[Array], own: Array, bound: Array) -> list[Finding]:
-        """What else the port may have computed between blocks."""
-        site = Site(NodeProgram(node, tuple(xs), self.run), xs[0], own)
-        found = []
-        for mutant in planted(NODE_BUGS, site, node.name):
-            y = mutant.variant.program.y
-            if y.shape == own.shape and bool((np.abs(own - y) <= _ROOM * bound).all()):
-                bug = mutant.bug
-                found.append(Finding(bug.name, node.name, None, 1.0, 1.0, mutant.says, bug.advice))
-        return found
-
-    def _block(self, node: Node, given: Known, own: Array, *, is_own: bool) -> LayerReport:
-        found = compare(self.programs[node.name], given.y, own, self.precision)
-        if found.bound is None or is_own:
-            self.blocks[node.name] = _Layer(given.y, found)
-            return found.report
-        bound = found.bound.certified + self._slack(node, [given])
-        self.beyond[node.name] = float((~(np.abs(own - found.y) <= bound)).mean())
-        return held(node.name, found.y, own, bound)
+            bound = node_bound(node, xs, self.run, self.precision)
+        bound = bound + self._slack(node, inputs)
+        report = held(node.name, y, own, bound)
+        self.comparisons[node.name] = Comparison(report, y, own, Bound(bound, bound))
+        self.others[node.name] = _Judged(node, xs)
+        self.hidden += [name for each in inputs for name in each.left_out]
 
     def _slack(self, node: Node, inputs: list[Known]) -> Array:
         """By how much the node's output may differ since its inputs may."""
         slacks = [0 * each.y if each.slack is None else each.slack for each in inputs]
-        if not isinstance(node.op, Block):
-            return moved(node, slacks, self.run)
-        program = self.programs[node.name]
-        how = {name: getattr(program, name) for name in ("stride", "dilation", "groups")}
-        weight = np.abs(program.fused_kernel().weight)
-        padding = program.pads[0], program.pads[1]
-        return REFERENCE.conv2d_forward(slacks[0], weight, None, padding=padding, **how)[0]
+        if isinstance(node.op, Block):
+            return moved_by_block(self.programs[node.name], slacks[0])
+        return moved(node, slacks, self.run)
 
-    def within_winograd(self, name: str) -> bool:
-        """Whether a bad block errs by no more than F(6 x 6, 3 x 3), the coarsest in wide use."""
-        layer = self.blocks.get(name)
-        if layer is None or layer.found.bound is None:
-            return False
-        program = self.programs[name]
-        if program.size != (3, 3) or not applies(6, program.stride, program.dilation):
-            return False
-        x, found = layer
-        bound = block_bound(program, x, found.y, self.precision, algorithm="winograd6")
-        return bool((np.abs(found.y_hat - found.y) <= bound.certified).all())
 
-    # ------------------------------------------------------------------ diagnosis
+def _own_arrays(known: Mapping[str, Known]) -> dict[str, Array]:
+    """What is the candidate's own."""
+    return {name: each.y for name, each in known.items() if each.slack is None}
+
+
+@dataclass(frozen=True)
+class _GraphCase(Case):
+    """A `Case` in which some layers have no program, or no input of the candidate's own."""
+
+    walk: _Walk = field(kw_only=True)
+    certain: Mapping[str, bool] = field(kw_only=True)  # layer -> within what any algorithm errs by
 
     @property
-    def bad(self) -> list[str]:
-        """Layers that are not right."""
-        return [report.name for report in self.reports if not report.ok]
+    def with_evidence(self) -> list[str]:
+        """The layers on which bugs of layers can be tried."""
+        return [name for name in self.comparisons if name in self.walk.inputs]
 
-    @cached_property
-    def diagnosis(self) -> list[Finding]:
-        """What explains the bad layers."""
-        bad = [name for name in self.bad if name in self.blocks]
-        chosen = bad[:_MOST_DIAGNOSED]
-        found = {name: self._findings(name) for name in chosen}
-        names = [report.name for report in self.reports]
-        judged = [name for name in names if name in self.blocks]
-        known = merged(found, Layers(judged, bad, self._evidence))
-        known += [each for name in names for each in self.between.get(name, ())]
-        places = {name: place for place, name in enumerate([EVERYWHERE, *names])}
-        return sorted(known, key=lambda each: places.get(str(each.layer), 0))
+    def input_of(self, name: str) -> Array:
+        """The candidate's own input of a layer."""
+        return self.walk.inputs[name]
 
-    def described(self, name: str) -> tuple[str, str]:
-        """What can be said of a layer that no bug explains, and what to do."""
-        share = self.beyond.get(name)
-        says = "" if share is None else f"{share:.1%} of its outputs are beyond their bound"
-        return says, "the bug is not in the library: compare this layer's operation and inputs"
+    def excuse(self, name: str) -> bool:
+        """Only what was computed from an own input shows an algorithm."""
+        return name in self.walk.inputs and super().excuse(name)
 
-    def _findings(self, name: str) -> list[Finding]:
-        """Why a block is bad."""
-        x, found = self.blocks[name]
-        if found.bound is None:
-            return diagnose_shape(site_of(self.programs, name, x, found.y_hat), found.y_hat)
-        evidence = self._evidence(name)
-        return [] if evidence is None else diagnose(evidence, thoroughly=False)
+    def findings(self, name: str) -> list[Finding]:
+        """Why this layer is bad; nothing if no bug between blocks explains it."""
+        if name in self.walk.inputs:
+            return super().findings(name)
+        compared = self.comparisons[name]
+        lost = ~np.isfinite(compared.y_hat)
+        if lost.any():
+            return [not_finite(name, float(lost.mean()), overflow=False)]
+        if compared.bound is None:
+            return [wrong_shape(name, compared.report.note)]
+        bound, found = compared.bound.certified, []
+        node, xs = self.walk.others[name]
+        site = Site(NodeProgram(node, tuple(xs), self.walk.run), xs[0], compared.y_hat)
+        for mutant in planted(NODE_BUGS, site, name):
+            y = mutant.variant.program.y
+            if y.shape == bound.shape and (np.abs(compared.y_hat - y) <= _ROOM * bound).all():
+                bug = mutant.bug
+                found.append(Finding(bug.name, name, None, 1.0, 1.0, mutant.says, bug.advice))
+        return found
 
-    def _evidence(self, name: str) -> LayerEvidence | None:
-        x, found = self.blocks[name]
-        if found.bound is None or not np.isfinite(found.y_hat).any():
-            return None
-        site = site_of(self.programs, name, x, found.y_hat)
-        bound = diagnosis_bound(site.program, x, found.y, self.precision)
-        return LayerEvidence(site, found.y, found.y_hat, bound, self.precision.number_format)
+    def unexplained(self, name: str) -> Finding:
+        """What is said of a bad layer that no finding explains."""
+        compared = self.comparisons[name]
+        says = ""
+        if compared.bound is not None:
+            beyond = ~(np.abs(compared.y_hat - compared.y) <= compared.bound.certified)
+            says = f"{beyond.mean():.1%} of its outputs are beyond their bound"
+        advice = "the bug is not in the library: compare this layer's operation and inputs"
+        return Finding("unknown", name, None, 0.0, 0.0, says, advice)
+
+    def strangeness(self, beyond: list[str], diagnosis: list[Finding]) -> str:
+        """As of chains; or if hidden layers may have been computed by a fast algorithm."""
+        excused = [name for name in beyond if self.certain.get(name)]
+        known = any(each.bug != "unknown" for each in diagnosis)
+        if not excused or excused != beyond or known:
+            return super().strangeness(beyond, diagnosis)
+        return (
+            f"{beyond[0]} is beyond what the layers before it, which are not shown, usually err"
+            " by, but within what Winograd's algorithm may, and no bug of the library explains"
+            f" it: show {listed(dict.fromkeys(self.walk.hidden))}, too"
+        )
 
 
 def judge_graph(
-    model: Model, outputs: Mapping[str, Array], x: Array, precision: Precision, candidate: str
+    programs: Programs, outputs: Outputs, x: Array, precision: Precision, candidate: str
 ) -> Report:
     """The verdict on layer outputs of a candidate, NCHW by layer name, for the images `x`."""
-    judge = _Judge(model, precision)
-    known: dict[str, Known] = {INPUT: Known(np.asarray(x, np.float64))}
-    extents: dict[str, Extent] = {INPUT: (x.shape[1], x.shape[2], x.shape[3])}
-    for node in model.arch.evaluated:
-        inputs = [known[name] for name in node.inputs if name in known]
-        own = outputs.get(node.name)
-        own = None if own is None else np.asarray(own, np.float64)
-        extents[node.name] = node.op.extent([extents[name] for name in node.inputs])
-        if own is not None and own.shape != (wanted := (len(x), *_shape(node, extents, own))):
-            judge.reports.append(misshapen(node.name, own.shape, wanted))
-            continue  # what is behind it has no input that can be computed with
-        if len(inputs) == len(node.inputs):
-            if own is not None:
-                judge.compare(node, inputs, own)
-            elif (found := judge.computed(node, inputs)) is not None:
-                known[node.name] = found
-        if own is not None and np.isfinite(own).all():
-            known[node.name] = Known(own)
-    return _report(judge, model.arch, outputs, candidate)
-
-
-def _shape(node: Node, extents: Mapping[str, Extent], own: Array) -> tuple[int, ...]:
-    """A node's extent; of what has one pixel, the channels alone where it is given so."""
-    extent = extents[node.name]
-    return extent[:1] if own.ndim == 2 and extent[1:] == (1, 1) else extent
-
-
-def _strange(judge: _Judge) -> Report | None:
-    """No verdict, where every bad layer may come of Winograd's algorithm and of no known bug."""
-    if not all(judge.within_winograd(name) for name in judge.bad):
-        return None
-    if any(each.bug != "unknown" for each in judge.diagnosis):
-        return None
-    why = (
-        f"{judge.bad[0]} is beyond the bound of direct sums but within that of Winograd's, and no"
-        " bug of the library explains it: of a network that is no chain the two are not told apart"
-        " yet; give outputs of direct convolutions"
-    )
-    return Report("cannot-judge", why, "", "", judge.precision.name, notes=(_NOTE,))
-
-
-def _report(judge: _Judge, arch: Network, outputs: Mapping[str, Any], candidate: str) -> Report:
-    layers, bad = tuple(judge.reports), next(iter(judge.bad), None)
-    names = arch.name, candidate, judge.precision.name
-    if not layers:
+    arch = programs.model.arch
+    walk = _Walk(programs, precision).along(outputs.layers, x)
+    if not walk.comparisons:
         why = "no layer's input and output are both known: give its layers, not its logits alone"
-        return Report("cannot-judge", why, *names)
-    judged = {layer.name for layer in layers} | judge.covered
-    notes: tuple[str, ...] = (_NOTE,)
-    if judge.covered:
-        hidden = [name for name in judge.programs if name in judge.covered]
+        return Report("cannot-judge", why, arch.name, candidate, precision.name)
+    certain: dict[str, bool] = {}
+    if walk.hidden and walk.wrong:  # another algorithm may have computed what is hidden
+        likely, widest = (
+            _Walk(programs, precision, winograd).along(outputs.layers, x)
+            for winograd in get_args(Allowed)
+        )
+        walk = likely if likely.comparisons.keys() == walk.comparisons.keys() else walk
+        certain = {name: widest.comparisons[name].report.ok for name in walk.wrong}
+    hidden = [name for name in programs if name in walk.hidden]
+    judged = {*walk.comparisons, *hidden}
+    why = "too little is known of what it is given and gives"
+    unjudged = {name: why for name in _with_arrays(programs.model) if name not in judged}
+    if hidden:
         wider = "not shown, and computed for the candidate, whose next output gets a wider bound: "
-        notes = (*notes, wider + listed(hidden))
-    blocks = [spec.name for spec in arch.blocks]
-    missing = [name for name in (*blocks, arch.head.name) if name not in judged]
-    if bad is not None:
-        if (strange := _strange(judge)) is not None:
-            return replace(strange, model=arch.name, candidate=candidate, layers=layers)
-        known = tuple(judge.diagnosis)
-        if not any(each.is_in(bad) for each in known):
-            known = (Finding("unknown", bad, None, 0.0, 0.0, *judge.described(bad)), *known)
-        note = next(layer.note for layer in layers if layer.name == bad)
-        why = f"{bad}: {note}" if note else f"{bad} is beyond its certified bound"
-        if says := next((each.says for each in known if each.is_in(bad) and each.says), ""):
-            why += f": {says}"
-        return Report("disagree", why, *names, layers, known, bad, notes)
-    if missing:
-        why = f"all that is known agrees, but nothing is known of {', '.join(missing[:5])}"
-        return Report("cannot-judge", why, *names, layers, notes=notes)
-    most = max(layer.ratio for layer in layers)
-    why = f"all {len(layers)} layers are within their certified bounds (at most {most:.1%} of one)"
-    return Report("agree", why, *names, layers, notes=notes)
+        outputs = replace(outputs, notes=(*outputs.notes, wider + listed(hidden)))
+    case = _GraphCase(
+        programs,
+        walk.comparisons,
+        x,
+        outputs,
+        precision,
+        unjudged,
+        candidate,
+        frozenset(walk.comparisons.keys() - walk.inputs.keys()),
+        walk=walk,
+        certain=certain,
+    )
+    return explain(case)
+
+
+def _with_arrays(model: Model) -> list[str]:
+    """The layers that an "agree" must have seen: the blocks and the head."""
+    return [*(spec.name for spec in model.arch.blocks), model.arch.head.name]
+
+
+def _shape(extent: Extent, own: Array) -> tuple[int, ...]:
+    """A node's extent; of what has one pixel, the channels alone where it is given so."""
+    return extent[:1] if own.ndim == 2 and extent[1:] == (1, 1) else extent

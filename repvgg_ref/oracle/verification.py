@@ -237,9 +237,10 @@ def _graph(
         first = first_call(port, model.arch, inputs)
     image_batch(model.arch, np.asarray(first.x, np.float32))  # of a size that it takes
     chosen = _precision(precision, first.outputs)
+    programs = Programs(model)
     with single_threaded_blas():
-        report = judge_graph(model, first.outputs.layers, first.x, chosen, named)
-    return replace(report, notes=(*first.outputs.notes, *report.notes))
+        report = judge_graph(programs, first.outputs, first.x, chosen, named)
+        return with_file_evidence(report, programs, first.outputs.evidence)
 
 
 def _dense(

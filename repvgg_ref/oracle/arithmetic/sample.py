@@ -329,11 +329,11 @@ def sample_of(program: Any, x: Array, y: Array, y_hat: Array, precision: Precisi
 
 
 def _active(y: Array, y_hat: Array, energy: Array, products: int, unit: float, relu: bool) -> Array:
-    finite = np.isfinite(y_hat)
+    shown = np.isfinite(y_hat) & (energy > 0)  # sums of zeros tell nothing of how others err
     if not relu:
-        return np.asarray(finite)
+        return np.asarray(shown)
     unclear = _UNCLEAR * unit * np.sqrt(products * energy)
-    return np.asarray(finite & (y_hat > 0) & (y > unclear))
+    return np.asarray(shown & (y_hat > 0) & (y > unclear))
 
 
 def _gate(program: BlockProgram, x: Array) -> Array:

@@ -58,10 +58,10 @@ class ToldNames:
         aliases: Mapping[str, str],
         tails: Iterable[str],
         unheard: Iterable[str] = (),
-        activations: Mapping[str, str] | None = None,
+        heard: Mapping[str, str] | None = None,
     ) -> None:
         self._layer_of, self._tails = aliases, tuple(tails)
-        self._unheard, self._activations = frozenset(unheard), dict(activations or {})
+        self._unheard, self._heard = frozenset(unheard), dict(heard or {})
 
     def layer(self, name: str) -> str | None:
         """The layer called `name`, numbers aside."""
@@ -79,12 +79,12 @@ class ToldNames:
         """The layer that a submodule of this name gives.
 
         Of a network that is no chain a convolution's own output is none: its norm comes after it.
-        Nor is the head's, which the network returns. Where modules are numbered, the ReLU behind a
-        convolution gives its layer.
+        Nor is the head's, which the network returns. `heard` are the modules that give such a
+        layer, as the network says, and, where modules are numbered, the ReLUs behind convolutions.
         """
-        key = _unwrapped(_key(name), self._activations)
-        if key in self._activations:
-            return self._activations[key]
+        key = _unwrapped(_key(name), self._heard)
+        if key in self._heard:
+            return self._heard[key]
         layer = self.layer(name)
         return None if layer in self._unheard else layer
 
@@ -97,7 +97,7 @@ class LayerNames(ToldNames):
             _aliases(arch),
             _LAST_MODULE[arch.blocks[0].se],
             unheard=_unheard(arch),
-            activations={} if arch.is_chain or is_gated(arch) else _activations(arch),
+            heard={} if arch.is_chain or is_gated(arch) else _heard(arch),
         )
         self.layers = arch.layer_names
         self._auxiliary = {head.name for head in arch.aux_heads}
@@ -109,7 +109,7 @@ class LayerNames(ToldNames):
             "aliases": dict(self._layer_of),
             "tails": list(self._tails),
             "unheard": list(self._unheard),
-            "activations": dict(self._activations),
+            "heard": dict(self._heard),
         }
 
     def find(self, names: Iterable[str]) -> tuple[str | None, dict[str, str]]:
@@ -171,9 +171,9 @@ class LayerNames(ToldNames):
         )
 
 
-def _activations(arch: Network) -> dict[str, str]:
-    """The modules behind numbered ones that have no ReLU of their own, and the layers they give."""
-    found = {}
+def _heard(arch: Network) -> dict[str, str]:
+    """The modules that the nodes name, and the ReLUs behind numbered ones that have none."""
+    found = {_key(module): layer for layer, module in arch.modules.items()}
     for node in arch.evaluated:
         key = next((key for part, key in node.keys if part in ("conv", "")), "")
         start, _, number = key.rpartition(".")

@@ -40,7 +40,7 @@ def file_evidence(chain: Chain, taps: Taps, arch: Network) -> FileEvidence:
     kernels, unread_layers = seen.kernels, seen.unread
     if taps.ending is not None and len(taps.blocks) == len(arch.blocks):
         reading = _read(chain, start, taps.ending.logits, arch.features)
-        kernel = None if reading is None else _classifier(reading)
+        kernel = None if reading is None else classifier_of(reading)
         if kernel is None:
             unread_layers.append("linear" + _why(reading))
             suspects += _pooled_otherwise(reading)
@@ -147,7 +147,7 @@ def _grouped(taps: Array, groups: int, wanted: int) -> Array | None:
     return own if np.count_nonzero(apart) == np.count_nonzero(own) else None
 
 
-def _classifier(reading: Reading) -> FusedConv | None:
+def classifier_of(reading: Reading) -> FusedConv | None:
     """Weight (classes, C, 1, 1) and bias, if the features are averaged and no more."""
     if not reading.pooled or not reading.is_linear or not reading.form.is_pointwise:
         return None

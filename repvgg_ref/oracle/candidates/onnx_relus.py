@@ -1,6 +1,6 @@
-"""An ``.onnx`` file of a network that is no chain: its ReLUs tell its layers, in their order.
+"""An ``.onnx`` file of a network that is no chain: its wiring tells its layers, or its ReLUs.
 
-Every ReLU of a residual network stands on the one way through it (a shortcut's projection has
+Where it is not wired as the network is (`onnx_wiring`), ReLUs are taken in their order: every ReLU of a residual network stands on the one way through it (a shortcut's projection has
 none), so the k-th of the file is the k-th of the reference: an inner layer or a residual sum. What
 has no ReLU is computed from these. Nothing of the file is trusted: ONNX Runtime runs it in a child
 process, as it does files of chains (`onnx_model`).
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,9 +21,21 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.files.onnx_graph.packages import first_line_of, require, require_runtime
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import AddRelu, Block, Linear, Operation
-from repvgg_ref.oracle.candidates.base import Candidate, CandidateFailure, Outputs, Shape
+from repvgg_ref.oracle.candidates.base import (
+    Candidate,
+    CandidateFailure,
+    FileEvidence,
+    Outputs,
+    Shape,
+)
 from repvgg_ref.oracle.candidates.dumps import Dump, interpret
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx, serialized
+from repvgg_ref.oracle.candidates.onnx_wiring import (
+    Part,
+    wired_evidence,
+    wired_parts,
+    wired_tensors,
+)
 from repvgg_ref.oracle.candidates.onnx_worker import MODEL
 from repvgg_ref.oracle.candidates.serving import TASK
 from repvgg_ref.oracle.candidates.session import Session
@@ -62,8 +74,9 @@ class OnnxReluCandidate(Candidate):
         layers = dict(zip(self._taps, arrays, strict=True))
         note = f"its {len(arrays) - 1} ReLUs taken for the network's, in their order"
         precision = "fp16" if kind is np.float16 else None
-        dump = Dump(layers, {"": "NCHW"}, precision, (note,))
-        return interpret(dump, self.arch, where=self.name, x=x, assume="NCHW", live=True)
+        dump = Dump(layers, {"": "NCHW"}, precision, () if self._parts else (note,))
+        seen = interpret(dump, self.arch, where=self.name, x=x, assume="NCHW", live=True)
+        return replace(seen, evidence=self._evidence)
 
     def close(self) -> None:
         """End the child."""
@@ -92,8 +105,27 @@ class OnnxReluCandidate(Candidate):
         return found[0]
 
     @cached_property
+    def _parts(self) -> dict[str, Part]:
+        """Layer -> its part of the graph, where the wiring tells them."""
+        return wired_parts(self._model.graph, self.arch, self._entrance.name)
+
+    @cached_property
+    def _evidence(self) -> FileEvidence | None:
+        graph = self._model.graph
+        return wired_evidence(graph, self.arch, self._parts, self._entrance) if self._parts else None
+
+    @cached_property
     def _taps(self) -> dict[str, str]:
         """Layer -> the tensor that holds its output."""
+        graph = self._model.graph
+        if len(graph.output) != 1:
+            raise CandidateFailure(
+                f"{self.name}: not one output", got=f"{len(graph.output)}", advice=_ADVICE
+            )
+        head = {self.arch.head.name: graph.output[0].name}
+        return (wired_tensors(self.arch, self._parts) or self._by_relus()) | head
+
+    def _by_relus(self) -> dict[str, str]:
         graph = self._model.graph
         relus = [node.output[0] for node in graph.node if node.op_type == "Relu" and node.output]
         layers = [node.name for node in self.arch.evaluated if _has_relu(node.op)]
@@ -104,11 +136,7 @@ class OnnxReluCandidate(Candidate):
                 wanted=f"{len(layers)}, as in {self.arch.name}",
                 advice=_ADVICE,
             )
-        if len(graph.output) != 1:
-            raise CandidateFailure(
-                f"{self.name}: not one output", got=f"{len(graph.output)}", advice=_ADVICE
-            )
-        return dict(zip(layers, relus, strict=True)) | {self.arch.head.name: graph.output[0].name}
+        return dict(zip(layers, relus, strict=True))
 
     def _open(self, until: float) -> Any:
         """Have every tapped tensor returned; the element type of the input."""

@@ -38,7 +38,7 @@ class Port:
         try:
             if self._function is None:
                 self._function = imported(self._spec)
-            returned = call(self._function, x, self._names.layer)
+            returned = call(self._function, x, self._names.module)
         except CandidateFailure as failure:
             said = [failure.what, _text(failure.got), _text(failure.wanted)]
             return [], {"failure": said, "refused": failure.refused}

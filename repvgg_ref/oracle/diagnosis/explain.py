@@ -85,6 +85,11 @@ class Case:
         assert found is not None  # only layers are asked about that were compared
         return found
 
+    @property
+    def with_evidence(self) -> list[str]:
+        """The layers on which bugs of layers can be tried."""
+        return list(self.comparisons)
+
     def small_findings(self, name: str) -> list[Finding]:
         """Why a layer within its bound is bad all the same."""
         return explain_alarms(*self._shown(name))
@@ -157,8 +162,10 @@ class Case:
 
         Where ReLU is off on both sides nothing is seen; SE hides the convolution behind its gate.
         """
-        compared, program = self.comparisons.get(name), self.programs[name]
-        if compared is None or compared.bound is None or not isinstance(program, BlockProgram):
+        if name not in self.with_evidence:
+            return ""
+        compared, program = self.comparisons[name], self.programs[name]
+        if compared.bound is None or not isinstance(program, BlockProgram):
             return ""
         active = (compared.y > 0) & (compared.y_hat > 0) & np.isfinite(compared.y_hat)
         if program.se is not None or active.sum() < _FEWEST:
@@ -171,6 +178,14 @@ class Case:
             return ""
         power = f"unit roundoff about 2^{np.log2(found.unit_roundoff):.0f}"
         return f"the errors in {name} look like {found.looks_like}: {power}"
+
+    def unexplained(self, name: str) -> Finding:
+        """What is said of a bad layer that no finding explains."""
+        return Finding("unknown", name, None, 0.0, 0.0)
+
+    def strangeness(self, beyond: list[str], diagnosis: list[Finding]) -> str:
+        """Why nothing can be said of a port whose arithmetic is not known; empty if it can."""
+        return _strangeness(self, beyond, diagnosis)
 
     def mark(self, name: str, *, ok: bool, note: str) -> None:
         """Overrule a layer's judgement, saying why."""
@@ -191,7 +206,9 @@ def explain(case: Case) -> Report:
     diagnosis = _diagnosis(case, beyond, alarms)
     bad = case.bad
     first = bad[0] if bad else None
-    strange = _is_strange(case, beyond, diagnosis)
+    if first and not any(finding.is_in(first) for finding in diagnosis):
+        diagnosis = [case.unexplained(first), *diagnosis]
+    strange = case.strangeness(beyond, diagnosis)
     # A right port's arithmetic shows best where most products are summed: in the last block.
     arithmetic = case.roundoff(first or case.programs.model.arch.blocks[-1].name)
     problem = case.outputs.problem  # the structure alone is wrong: a layer too few
@@ -252,12 +269,12 @@ def _diagnosis(
     """Findings for the bad layers: first those beyond their bounds, else those with alarms."""
     chosen = beyond or list(alarms)
     ask = case.findings if beyond else case.small_findings
-    layers = Layers(list(case.comparisons), chosen, case.trial_evidence, ESTIMATED)
+    layers = Layers(case.with_evidence, chosen, case.trial_evidence, ESTIMATED)
     return merged(_each(ask, chosen[:_MOST_DIAGNOSED]), layers)
 
 
-def _is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
-    """Why nothing can be said of a port whose arithmetic is not known; empty if it can.
+def _strangeness(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
+    """See `Case.strangeness`.
 
     Errors in most layers that no bug explains, all of them within their certified bounds, are more
     likely an arithmetic nobody told us of. Where the noise of most layers is of no kind that is

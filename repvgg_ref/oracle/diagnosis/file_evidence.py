@@ -72,7 +72,8 @@ def with_file_evidence(report: Report, programs: Programs, evidence: FileEvidenc
     everywhere = [finding for finding in joined if finding.layer == EVERYWHERE]
     diagnosis = _merged((*report.diagnosis, *everywhere), found, order)
     says = next((f.says for f in diagnosis if f.is_in(first)), "")
-    unchanged = first == report.first_bad_layer and diagnosis[:1] == report.diagnosis[:1]
+    alike = first == report.first_bad_layer and diagnosis[:1] == report.diagnosis[:1]
+    unchanged = report.verdict == "disagree" and alike
     note = next((layer.note for layer in layers if layer.name == first), "")
     return replace(
         report,

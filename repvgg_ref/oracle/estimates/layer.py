@@ -99,6 +99,7 @@ class LayerEstimates:
         if on.sum() < _FEWEST:
             return 0.0
         squares = (self.perpendicular**2 / np.maximum(self.nuisance.variance, 1e-300))[on]
+        squares /= max(float(squares.max()), 1e-300)  # where nothing should err they are huge
         mean = max(float(squares.mean()), 1e-300)
         middle, high = np.quantile(squares, (0.5, 0.95))
         kurtosis = float((squares**2).mean()) / max(mean**2, 1e-300)
