@@ -146,7 +146,7 @@ class Composer:
     def best(self, trials: Sequence[Trial]) -> list[Composed]:
         """The known bugs that are there beside something else, the surest first."""
         # What was fitted while something else is wrong, too, is less likely than what is usual.
-        trials = [*trials, *self.evidence.usual()]
+        trials = [t for t in (*trials, *self.evidence.usual()) if t.mutant.is_admissible()]
         most = [max(shares.get(name, 0.0) for shares in self.without) for name in CONSTRUCTORS]
         # What a constructor explains without a known bug, one with more free numbers does as well.
         least = dict(zip(CONSTRUCTORS, np.maximum.accumulate(most), strict=True))
@@ -155,10 +155,12 @@ class Composer:
             for around in some:
                 self.workspace = Workspace()
                 told += [one for trial in trials if (one := self._held(trial, around, least))]
+            told = sorted(told, key=lambda each: -each.share)
+            alone = max(self.without[0].values(), default=0.0)
+            if alone >= _ALONE and not (told and told[0].share >= alone - _LEAST_GAIN):
+                return []  # one cause that explains more than two do, and nothing turned or rolled
             if told:
-                return sorted(told, key=lambda each: -each.share)
-            if any(share >= _ALONE for share in self.without[0].values()):
-                return []  # nothing that was turned or rolled is needed
+                return told
         return self._best_mixed(trials)
 
     def _best_mixed(self, trials: Sequence[Trial]) -> list[Composed]:
@@ -336,7 +338,8 @@ def _bias(program: BlockProgram, workspace: Workspace) -> Array:
 
 def _bare(program: BlockProgram) -> BlockProgram:
     """What stands in front of gate and activation."""
-    return replace(program, activation="none", se=None, output_map=None)
+    gate = program.se if program.se_inside else None
+    return replace(program, activation="none", se=gate, output_map=None)
 
 
 def _activation(program: BlockProgram) -> str:
