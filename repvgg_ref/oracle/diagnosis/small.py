@@ -32,8 +32,8 @@ _OUTPUTS = 160  # of a channel: enough to see which bugs are worth a closer look
 _CLOSER = 6
 _SOME = 0.2  # of a residual that is rounding for the most part: less is chance
 _HALF, _NEARLY = 0.5, 0.9  # of a residual: what a bug explains that may be there with another
-# Beyond a bound a bug that is only like what is there explains up to 0.94 (SiLU for Mish), and others
-# nearly as much; beside errors at random the one that is there leaves a twentieth of what others do.
+# Beyond a bound a bug that is only like what is there explains up to 0.94 (SiLU for Mish), and
+# others nearly as much; the one that is there leaves a twentieth of what others do beside noise.
 _NEARLY_ALL, _APART = 0.95, 0.2
 _NOTHING_KNOWN = "nothing in the library explains it: compare the estimated taps with the port's"
 
