@@ -34,6 +34,8 @@ ALSO_CALLED = {
     "two channels exchanged": {"channels-permuted"},
     "first channels reversed": {"channels-permuted"},
     "channels shuffled in two groups": {"channels-permuted"},
+    # What lets negative numbers through has no ReLU, whatever else it does.
+    **dict.fromkeys(("min with 0", "rounded", "relu above -1"), {"relu-missing"}),
 }
 
 
