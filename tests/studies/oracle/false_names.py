@@ -35,7 +35,7 @@ ALSO_CALLED = {
     "first channels reversed": {"channels-permuted"},
     "channels shuffled in two groups": {"channels-permuted"},
     # What lets negative numbers through has no ReLU, whatever else it does.
-    **dict.fromkeys(("min with 0", "rounded", "relu above -1"), {"relu-missing"}),
+    **{name: {"relu-missing"} for name in ("min with 0", "rounded", "relu above -1")},
 }
 
 
