@@ -7,9 +7,7 @@ bound of that one layer. End-to-end bounds are useless: through RepVGG-A0 they r
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -23,11 +21,9 @@ from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.models.arguments import as_array, image_batch
-from repvgg_ref.models.graph import INPUT
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.assumptions import Seen, reconsidered
 from repvgg_ref.oracle.blas import single_threaded_blas
-from repvgg_ref.oracle.bounds.comparison import Comparison, compare, relative_difference
 from repvgg_ref.oracle.bounds.precision import PRECISIONS, Precision, precision_of
 from repvgg_ref.oracle.candidates import (
     Candidate,
@@ -38,10 +34,11 @@ from repvgg_ref.oracle.candidates import (
     resolve,
 )
 from repvgg_ref.oracle.candidates.dumps import array_names
+from repvgg_ref.oracle.comparing import Progress, aligned
 from repvgg_ref.oracle.dense.judge import judge_dense
 from repvgg_ref.oracle.dense.logits import judge_dense_logits
 from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
-from repvgg_ref.oracle.diagnosis.explain import Case, explain
+from repvgg_ref.oracle.diagnosis.explain import explain
 from repvgg_ref.oracle.diagnosis.file_evidence import with_file_evidence
 from repvgg_ref.oracle.diagnosis.probing import logits_of
 from repvgg_ref.oracle.diagnosis.static_check import check_weights
@@ -52,19 +49,15 @@ from repvgg_ref.oracle.integers.front import is_about_integers, verify_integers
 from repvgg_ref.oracle.probes.first_call import first_call, require_images
 from repvgg_ref.oracle.probes.naming import finding
 from repvgg_ref.oracle.probes.probing import probed
-from repvgg_ref.oracle.programs.block import BlockProgram
-from repvgg_ref.oracle.programs.flow import go_on, inputs_of_layers
-from repvgg_ref.oracle.programs.head import HeadProgram
+from repvgg_ref.oracle.programs.flow import inputs_of_layers
 from repvgg_ref.oracle.programs.inputs import images_of_size
 from repvgg_ref.oracle.programs.layers import Programs, has_programs, require_layers
-from repvgg_ref.oracle.report import Equivalence, Report
-from repvgg_ref.oracle.symmetry.outputs import align
+from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.training.dump import is_training_dump
 from repvgg_ref.oracle.training.judge import judge_training
 from weights_io import sanitize
 
 CandidateLike = Model | str | Path | Callable[..., Any] | Mapping[str, Array] | Array
-Progress = Callable[[str, int, int], None]
 
 
 def verify(
@@ -299,73 +292,8 @@ def judge(
             return judge_logits(
                 programs, outputs, x, chosen, candidate, again=again, progress=progress
             )
-    same: tuple[Equivalence, ...] = ()
-    if model.arch.is_chain:
-        outputs, same = align(programs, x, outputs, precision=chosen.number_format)
-    comparisons, unjudged = _compare_all(programs, outputs, x, chosen, progress)
-    behind = frozenset(name for name in programs if not _is_estimated(programs, name, chosen, same))
-    case = Case(programs, comparisons, x, outputs, chosen, unjudged, candidate, behind)
-    report = explain(case)
-    return replace(report, equivalences=same)
-
-
-def _is_estimated(
-    programs: Programs, name: str, precision: Precision, same: Sequence[Equivalence]
-) -> bool:
-    """Whether a layer's errors follow the law of sums that estimates rest on.
-
-    Not where its input was only estimated, nor where a branch with a norm inside may be kept in
-    16 bits on the way: what that rounds is the same for all pixels, and in no kernel that is known.
-    """
-    program = programs[name]
-    if not isinstance(program, BlockProgram | HeadProgram):
-        return False
-    inside = isinstance(program, BlockProgram) and program.at_eps is not None
-    if inside and precision.number_format in ("fp16", "bf16"):
-        return False
-    return not (programs.model.arch.is_chain and _is_behind_estimates(programs, name, same))
-
-
-def _is_behind_estimates(programs: Programs, name: str, same: Sequence[Equivalence]) -> bool:
-    """Whether a layer's input was divided by factors that gates have blurred."""
-    at = list(programs).index(name) - 1
-    before = list(programs)[at] if at >= 0 else ""
-    scaled = any(each.layer == before and each.kind == "scaling" for each in same)
-    return scaled and programs.model.arch.block(before).se != "none"
-
-
-def _compare_all(
-    programs: Programs, outputs: Outputs, x: Array, precision: Precision, progress: Progress | None
-) -> tuple[dict[str, Comparison], dict[str, str]]:
-    """Compare every layer whose input and output are known; say why others cannot be judged."""
-    inputs = inputs_of_layers(programs, outputs.layers, x)
-
-    def compared(name: str) -> Comparison | None:
-        x_hat, y_hat = inputs[name], outputs.layers.get(name)
-        if x_hat is None or y_hat is None:
-            return None
-        return compare(programs[name], x_hat, np.asarray(y_hat, np.float64), precision)
-
-    comparisons: dict[str, Comparison] = {}
-    unjudged: dict[str, str] = {}
-    true = {INPUT: np.asarray(x, np.float64)}  # the reference's own, for the inherited error
-    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, (name, found) in enumerate(
-            zip(programs, pool.map(compared, programs), strict=True)
-        ):
-            if progress is not None:
-                progress(name, done, len(programs))
-            x_hat = inputs[name]
-            if found is None or x_hat is None:
-                unjudged[name] = "its input or output is not known"
-            else:
-                inherited = relative_difference(x_hat, programs.input_of(name, true))
-                report = replace(found.report, inherited=inherited)
-                comparisons[name] = replace(found, report=report)
-                if found.is_blind:
-                    unjudged[name] = f"{precision.name} rounding may be larger than its values"
-            go_on(programs, name, true)
-    return comparisons, unjudged
+    case, same = aligned(programs, outputs, x, chosen, candidate, progress)
+    return replace(explain(case), equivalences=same)
 
 
 def _precision(asked: str, outputs: Outputs) -> Precision:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.models.architectures import plain_architecture
-from repvgg_ref.oracle import verification
+from repvgg_ref.oracle import comparing, verification
 from repvgg_ref.oracle.bounds import comparison
 from repvgg_ref.oracle.bounds.block import Bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
@@ -231,11 +231,11 @@ SABOTAGE: dict[str, Sabotage] = {
     "one pixel is compared": (comparison, "_judged", _first),
     "bounds a million times too wide": (comparison, "layer_bound", _wider(1e6)),
     "bounds a thousand times too narrow": (comparison, "layer_bound", _wider(1e-3)),
-    "first layer skipped": (verification, "_compare_all", _compare_without("stage0")),
-    "head skipped": (verification, "_compare_all", _compare_without("linear")),
+    "first layer skipped": (comparing, "compare_all", _compare_without("stage0")),
+    "head skipped": (comparing, "compare_all", _compare_without("linear")),
     "missing layers forgotten": (
-        verification,
-        "_compare_all",
+        comparing,
+        "compare_all",
         lambda original: lambda *args: (original(*args)[0], {}),
     ),
     "another shape is cut to fit": (

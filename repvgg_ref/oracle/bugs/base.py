@@ -18,6 +18,7 @@ from repvgg_ref.oracle.programs.block import BlockProgram
 
 P = TypeVar("P")
 Mutation = Callable[["Site[P]"], Iterator["Variant[P]"]]
+EPS_ADMISSIBLE = (0.0, 1e-2)  # what people add to a variance; more is another operation
 Scope = Literal["any", "layer", "network"]
 
 
@@ -87,6 +88,9 @@ class Bug(Generic[P]):
         in all layers.
     precision : frozenset of str
         Precisions in which this is no bug but what was asked for.
+    admissible : (float, float)
+        The least and the largest parameter that the name can mean. What has no parameter of its own
+        is fitted with a coefficient, and is there once: the only admissible one is 1.
     """
 
     name: str
@@ -97,6 +101,7 @@ class Bug(Generic[P]):
     continuous: bool = False
     scope: Scope = "any"
     precision: frozenset[str] = frozenset()
+    admissible: tuple[float, float] = (-np.inf, np.inf)
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,12 @@ class Mutant(Generic[P]):
         said = self.bug.says.format(parameter=variant.parameter or 0.0, detail=variant.detail)
         return said + self.where
 
+    def is_admissible(self, error: float = 0.0) -> bool:
+        """Whether the bug can mean this parameter, off by `error` at most."""
+        low, high = self.bug.admissible
+        parameter = self.variant.parameter
+        return parameter is None or low - error <= parameter <= high + error
+
 
 _LIBRARY: dict[str, list[Bug[Any]]] = {}
 
@@ -127,13 +138,15 @@ def bug(
     continuous: bool = False,
     scope: Scope = "any",
     precision: tuple[str, ...] = (),
+    admissible: tuple[float, float] = (-np.inf, np.inf),
 ) -> Callable[[Mutation[P]], Mutation[P]]:
     """Register the decorated mutation under `name`; the family is its module's name."""
 
     def register(mutate: Mutation[P]) -> Mutation[P]:
         module = mutate.__module__
         family = module.rsplit(".", 1)[1]
-        made = Bug(name, family, says, advice, mutate, continuous, scope, frozenset(precision))
+        excused = frozenset(precision)
+        made = Bug(name, family, says, advice, mutate, continuous, scope, excused, admissible)
         _LIBRARY.setdefault(module, []).append(made)
         return mutate
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from repvgg_ref.blocks.branches import Branch
 from repvgg_ref.blocks.run import NORM_VECTORS
-from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug
+from repvgg_ref.oracle.bugs.base import EPS_ADMISSIBLE, BlockSite, BlockVariants, Variant, bug
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.inner import batch_vectors, inner_norms, with_inner_norms
 
@@ -77,6 +77,7 @@ def _some(program: BlockProgram) -> Iterator[tuple[str, ...]]:
     says="batch norm adds eps = {parameter:.3g} where the reference adds another{detail}",
     advice="set eps of every batch norm to the reference's (official code: 1e-5), or give --eps",
     continuous=True,
+    admissible=EPS_ADMISSIBLE,
 )
 def eps_value(site: BlockSite) -> BlockVariants:
     program = site.program

@@ -15,9 +15,8 @@ there if with it far more outputs come out right *to rounding* than without it. 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.block import product_energy
 from repvgg_ref.oracle.diagnosis.constructors import (
     AROUND,
+    AS_IT_IS,
     CONSTRUCTORS,
     HIDES_A_BUG,
     MIXED,
@@ -35,6 +35,7 @@ from repvgg_ref.oracle.diagnosis.constructors import (
     Around,
 )
 from repvgg_ref.oracle.diagnosis.evidence import DO_NOT_FIT, LayerEvidence
+from repvgg_ref.oracle.diagnosis.fits import LEAST_OUTPUTS, Shown
 from repvgg_ref.oracle.diagnosis.ranking import Trial
 from repvgg_ref.oracle.programs.activation import ACTIVATIONS
 from repvgg_ref.oracle.programs.block import BlockProgram
@@ -43,19 +44,15 @@ from repvgg_ref.oracle.report import Finding
 
 _UNIT, _ROUNDING = 2.0**-24, 100.0  # of float32; direct sums need 25, Winograd's F(4) 70
 _LOOSE = 1e-4  # of an output
-_LEAST_OUTPUTS = 24
 _LEAST_SHARE = 0.2  # of the outputs, right with the known bug
 _MOST_FREE_SHARE = 0.5  # the same where much is free
 _LEAST_GAIN = 0.12  # of the outputs, right with it and wrong without it
 _ALL = 0.97  # of the outputs, right without a known bug: there is none
 _ALONE = 0.9  # of the outputs, right without a known bug: what else is done is all there is
-_CURVATURE = 0.5  # of f at most, both sides in deviations; ELU, softplus and GELU bend less
-_CHANCE = 0.003  # of a wrong value lying between its neighbours
 _PIXELS, _OUTPUTS = 20, 2000  # a function needs its neighbours near
-_ROUNDS = 3  # of least squares, each without what is far off
-_FEWEST = 6  # active outputs of a channel from which a factor and a constant are taken
 _ADVICE = "mend the known one and verify again: what is left is then seen alone"
 _SAME = 0.02  # of the outputs: two known bugs that explain as many
+_LET_FACTORS_THROUGH = {"relu", "leaky", "none"}  # positive ones
 
 
 @dataclass(frozen=True)
@@ -93,11 +90,21 @@ class Composed:
 
 
 class _Held(NamedTuple):
-    """A program's outputs y and what is in front of its activation, z; where each fits."""
+    """A program's outputs y, without any gate, and what is in front of its activation, z.
+
+    `right` says where each constructor fits.
+    """
 
     y: Array
+    gateless: Array
     z: Array
     right: Mapping[str, Array]
+
+    def changed(self, right: _Held, constructor: str, tolerance: Array) -> Array:
+        """Where a known bug shows: outputs that it leaves as they are say nothing of it."""
+        where = "y" if constructor in AS_IT_IS else "gateless"
+        where = "z" if constructor == "function" else where
+        return np.asarray(np.abs(getattr(self, where) - getattr(right, where)) > tolerance)
 
 
 class Composer:
@@ -111,11 +118,7 @@ class Composer:
 
     def __init__(self, evidence: LayerEvidence) -> None:
         self.evidence = evidence
-        y_hat = evidence.seen.y_hat
-        self.seen = np.isfinite(y_hat) & (y_hat != 0)
-        self.y_hat = np.where(self.seen, y_hat, 0.0)
-        self.count = float(self.seen.sum())
-        self.tolerance = self._rounding()
+        self.shown = Shown(evidence.seen.y_hat, self._rounding())
         self.workspace = Workspace()
         self.right: dict[str, _Held | None] = {}
 
@@ -128,20 +131,22 @@ class Composer:
         at = evidence.pixels[0] * evidence.size[1] + evidence.pixels[1]
         energy = product_energy(evidence.site.program, evidence.site.x)[:, :, at]
         size = max(float(np.abs(evidence.seen.y).max()), 1e-300)
-        grown = max(1.0, float(np.abs(self.y_hat).max()) / size)
-        whole = _ROUNDING * _UNIT * grown * np.maximum(energy, np.abs(self.y_hat))
+        y_hat = np.where(np.isfinite(evidence.seen.y_hat), evidence.seen.y_hat, 0.0)
+        grown = max(1.0, float(np.abs(y_hat).max()) / size)
+        whole = _ROUNDING * _UNIT * grown * np.maximum(energy, np.abs(y_hat))
         return np.asarray(np.minimum(whole, grown * evidence.seen.certified))
 
     @property
     def is_loose(self) -> bool:
         """Whether rounding may be so large that what fits may be chance."""
-        sizes = np.abs(self.y_hat[self.seen])
-        return float(np.median(self.tolerance[self.seen] / sizes)) > _LOOSE
+        shown = self.shown
+        sizes = np.abs(shown.y_hat[shown.seen])
+        return float(np.median(shown.tolerance[shown.seen] / sizes)) > _LOOSE
 
     def best(self, trials: Sequence[Trial]) -> list[Composed]:
         """The known bugs that are there beside something else, the surest first."""
         # What was fitted while something else is wrong, too, is less likely than what is usual.
-        trials = [*trials, *self.evidence.usual()]
+        trials = [t for t in (*trials, *self.evidence.usual()) if t.mutant.is_admissible()]
         most = [max(shares.get(name, 0.0) for shares in self.without) for name in CONSTRUCTORS]
         # What a constructor explains without a known bug, one with more free numbers does as well.
         least = dict(zip(CONSTRUCTORS, np.maximum.accumulate(most), strict=True))
@@ -150,10 +155,12 @@ class Composer:
             for around in some:
                 self.workspace = Workspace()
                 told += [one for trial in trials if (one := self._held(trial, around, least))]
+            told = sorted(told, key=lambda each: -each.share)
+            alone = max(self.without[0].values(), default=0.0)
+            if alone >= _ALONE and not (told and told[0].share >= alone - _LEAST_GAIN):
+                return []  # one cause that explains more than two do, and nothing turned or rolled
             if told:
-                return sorted(told, key=lambda each: -each.share)
-            if any(share >= _ALONE for share in self.without[0].values()):
-                return []  # nothing that was turned or rolled is needed
+                return told
         return self._best_mixed(trials)
 
     def _best_mixed(self, trials: Sequence[Trial]) -> list[Composed]:
@@ -175,11 +182,11 @@ class Composer:
             return 0.0
         if terms is None:
             return 0.0
-        right = self._with(np.zeros(self.y_hat.shape), list(terms), _same)
-        return float((right & self.seen).sum() / self.count)
+        nothing = np.zeros(self.shown.y_hat.shape)
+        return self.shown.share(self.shown.sums(nothing, list(terms), _same))
 
     def _is_there(self, one: Composed, least_share: float) -> bool:
-        enough = one.gain >= _LEAST_GAIN and one.gain * self.count >= _LEAST_OUTPUTS
+        enough = one.gain >= _LEAST_GAIN and one.gain * self.shown.count >= LEAST_OUTPUTS
         return enough and one.share >= least_share
 
     @cached_property
@@ -210,115 +217,78 @@ class Composer:
         name = max(shares, key=lambda n: round(shares[n] - least[n], 2))
         # A known bug with a fitted number is no simpler than a constructor that has one.
         without = max(least[name], least["shifted"] if trial.mutant.bug.continuous else 0.0)
-        if right is not None:  # what it leaves as it is says nothing of it
-            where = "z" if name == "function" else "y"
-            changed = np.abs(getattr(held, where) - getattr(right, where)) > self.tolerance
-            kept = held.right[name] & self.seen & ~changed
-            without = max(without, float(kept.sum() / self.count))
+        if right is not None:
+            changed = held.changed(right, name, self.shown.tolerance)
+            without = max(without, self.shown.share(held.right[name] & ~changed))
+            if _is_activation(trial.mutant.variant.program, self.evidence.site.program):
+                without = max(without, self._shares(right).get("function", 0.0))
         one = Composed(trial, shares[name], float(without), name, around)
         least_share = _MOST_FREE_SHARE if name in MUCH_IS_FREE else _LEAST_SHARE
         return one if self._is_there(one, least_share) else None
 
     def _shares(self, held: _Held) -> dict[str, float]:
         """Constructor -> share of the outputs that are right to rounding."""
-        return {n: float((at & self.seen).sum() / self.count) for n, at in held.right.items()}
+        return {name: self.shown.share(at) for name, at in held.right.items()}
 
     def _hold(self, program: BlockProgram, around: Around) -> _Held | None:
         """The outputs held against a program; None if it has others."""
         try:
             program = around.change(program)
-            y = self.evidence.predict_in(program, self.workspace)
-            if y is None:
-                return None
-            is_plain = program.se is None
-            y = y if is_plain else y * self._gates(y)
-            z = self.evidence.predict_in(_bare(program), self.workspace) if is_plain else y
-            b = _bias(program, self.workspace) if is_plain else np.zeros((y.shape[1], 1))
+            y = self._predicted(program)
+            z = self._predicted(_bare(program))
         except DO_NOT_FIT:
             return None
-        if z is None:
+        if y is None or z is None:
             return None
-        act = ACTIVATIONS.get(program.activation, _same) if is_plain else _same
-        order = self._order(y)
-        right = {
-            "part": self._is_right(y),
-            "scaled": self._with(z, [z], act),
-            "weights": self._with(z, [z - b], act),
-            "bias": self._with(z, [b], act),
-            "shifted": self._with(z, [np.ones(())], act),
-            "common": self._with(z, [z - b, b, np.ones(())], act),
-            "moved": self._is_right(y[:, order]),
-            "affine": self._affine(z, act),
-            "moved affine": self._affine(z[:, order], act),
-            "function": self._function(z),
+        gates_at = _gates_at(program)
+        fits = {} if gates_at is None else self._fits(program, z, gates_at)
+        right = {"part": self.shown.is_right(y), "moved": self._moved(y)} | fits
+        gateless = ACTIVATIONS.get(_activation(program), _same)(z) if gates_at else y
+        return _Held(y, gateless, z, {name: right[name] for name in CONSTRUCTORS if name in right})
+
+    def _predicted(self, program: BlockProgram) -> Array | None:
+        return self.evidence.predict_in(program, self.workspace)
+
+    def _moved(self, y: Array) -> Array:
+        return self.shown.is_right(y[:, self.shown.order(y)])
+
+    def _fits(self, program: BlockProgram, z: Array, gates_at: str) -> dict[str, Array]:
+        """Where each constructor that has numbers explains the outputs."""
+        shown, act = self.shown, ACTIVATIONS.get(_activation(program), _same)
+        b, ones = _bias(program, self.workspace), np.ones(())
+        if not gates_at:
+            whole = {"common": shown.sums(z, [z - b, b, ones], act)}
+            if shown.share(whole["common"]) >= _LEAST_SHARE:  # it has all that these have
+                whole |= {
+                    "scaled": shown.sums(z, [z], act),
+                    "weights": shown.sums(z, [z - b], act),
+                    "bias": shown.sums(z, [b], act),
+                    "shifted": shown.sums(z, [ones], act),
+                }
+            order = shown.order(act(z))
+            return whole | {
+                "affine": shown.affine(z, act),
+                "moved affine": shown.affine(z[:, order], act),
+                "function": shown.function(z),
+            }
+        gated = {"gated": shown.gated(act(z)), "function": self._gated_function(program, z)}
+        if _activation(program) not in _LET_FACTORS_THROUGH:
+            return gated
+        shifts = shown.shifts(z)
+        moved = z[:, shown.order(act(z))]
+        return gated | {
+            "shifted": shown.gated_sums(z, [ones], act, shifts),
+            "common": shown.gated_sums(z, [b, ones], act, shifts),
+            "affine": shown.gated_affine(z, act, shifts),
+            "moved affine": shown.gated_affine(moved, act, shown.shifts(moved)),
         }
-        return _Held(y, z, right)
 
-    def _is_right(self, y: Array) -> Array:
-        """Where the candidate has these values, to rounding."""
-        return np.asarray(np.abs(self.y_hat - y) <= self.tolerance)
-
-    def _gates(self, y: Array) -> Array:
-        """(N, O, 1): the candidate's gates over the program's; what else is wrong moves them."""
-        ratios = np.where(self.seen & (y != 0), self.y_hat, np.nan) / np.where(y != 0, y, 1.0)
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            found = np.nanmedian(ratios, axis=2, keepdims=True)
-        return np.where(np.isfinite(found), found, 1.0)
-
-    def _order(self, y: Array) -> Array:
-        """(O,): the channel of `y` that each of the candidate's goes with best."""
-        a, b = (v.transpose(1, 0, 2).reshape(v.shape[1], -1) for v in (self.y_hat, y))
-        a, b = (v - v.mean(axis=1, keepdims=True) for v in (a, b))
-        b = b / np.maximum(np.sqrt((b * b).sum(axis=1, keepdims=True)), 1e-300)
-        return np.asarray(np.argmax(a @ b.T, axis=1))
-
-    def _with(self, z: Array, terms: Sequence[Array], act: Callable[[Array], Array]) -> Array:
-        """``act(z + a sum of terms)`` with one number for each term and the whole layer."""
-        on = lit = (self.seen & (self.y_hat > 0)).ravel()
-        wide = np.stack([np.broadcast_to(term, z.shape).ravel() for term in terms])
-        wanted = (self.y_hat - z).ravel()
-        size = np.maximum(np.sqrt((wide * wide).sum(axis=1)), 1e-300)
-        wide = wide / size[:, None]
-        fitted = z
-        for _ in range(_ROUNDS):
-            if on.sum() < _LEAST_OUTPUTS:
-                return np.zeros(z.shape, bool)
-            chosen = wide * on
-            numbers = np.linalg.lstsq(chosen @ wide.T, chosen @ wanted, rcond=1e-13)[0]
-            off = np.abs(wanted - numbers @ wide)
-            fitted = z + (numbers @ wide).reshape(z.shape)
-            on = lit & (off <= 3 * np.median(off[on]))
-        return self._is_right(act(fitted))
-
-    def _affine(self, z: Array, act: Callable[[Array], Array]) -> Array:
-        """``act(a z + b)``, a and b for each channel by least squares where ReLU is on."""
-        on = self.seen & (self.y_hat > 0)
-        n = on.sum(axis=(0, 2))
-        count = np.maximum(n, 1)
-        mean_z = np.where(on, z, 0.0).sum(axis=(0, 2)) / count
-        mean_y = np.where(on, self.y_hat, 0.0).sum(axis=(0, 2)) / count
-        dz = np.where(on, z - mean_z[:, None], 0.0)
-        power = (dz * dz).sum(axis=(0, 2))
-        cross = (dz * self.y_hat).sum(axis=(0, 2))
-        a = np.where(power > 0, cross / np.maximum(power, 1e-300), 0.0)
-        fitted = act(a[:, None] * (z - mean_z[:, None]) + mean_y[:, None])
-        return np.asarray(self._is_right(fitted) & (n >= _FEWEST)[:, None])
-
-    def _function(self, z: Array) -> Array:
-        """``f(z)``: each output lies between those whose z is next to its own."""
-        flat, y = z.ravel(), self.y_hat.ravel()
-        order = np.argsort(flat, kind="stable")
-        flat, y, noise = flat[order], y[order], self.tolerance.ravel()[order]
-        width = flat[2:] - flat[:-2]
-        at = np.where(width > 0, (flat[1:-1] - flat[:-2]) / np.maximum(width, 1e-300), 0.5)
-        between = y[:-2] + at * (y[2:] - y[:-2])
-        noise = noise[1:-1] + np.maximum(noise[2:], noise[:-2])
-        deviation = max(float(z[self.seen].std()), 1e-300)
-        bent = _CURVATURE * np.minimum(width / deviation, 1.0) ** 2  # more is too much anyway
-        good = np.abs(y[1:-1] - between) <= noise + bent * float(y.std())
-        right = np.zeros(flat.shape, bool)
-        right[order[1:-1]] = good & (bent <= _CHANCE)
-        return right.reshape(z.shape)
+    def _gated_function(self, program: BlockProgram, z: Array) -> Array:
+        """Any function in place of the activation: behind the gate, or in front of it."""
+        if program.activation.startswith("se"):
+            behind = self._predicted(replace(program, activation="se", output_map=None))
+            return self.shown.function(z if behind is None else behind)
+        return self.shown.function(z, self.shown.gates(np.maximum(z, 0)))
 
 
 def composed(
@@ -339,7 +309,7 @@ def composed(
     composer = Composer(evidence.thinned(max(_PIXELS, _OUTPUTS // (images * channels))))
     # What is planted before the layer, where a port hides it, is no other program of this layer.
     trials = [t for t in trials if isinstance(t.mutant.variant.program, BlockProgram)]
-    if composer.count < _LEAST_OUTPUTS or composer.is_loose:
+    if composer.shown.count < LEAST_OUTPUTS or composer.is_loose:
         return [], None
     if alone := composer.alone(_ALL, [n for n in CONSTRUCTORS if n not in HIDES_A_BUG]):
         return [], alone
@@ -367,7 +337,31 @@ def _bias(program: BlockProgram, workspace: Workspace) -> Array:
 
 
 def _bare(program: BlockProgram) -> BlockProgram:
-    return replace(program, activation="none", output_map=None)
+    """What stands in front of gate and activation."""
+    gate = program.se if program.se_inside else None
+    return replace(program, activation="none", se=gate, output_map=None)
+
+
+def _activation(program: BlockProgram) -> str:
+    return program.activation.replace("se", "").strip("-") or "none"
+
+
+def _is_activation(program: BlockProgram, right: BlockProgram) -> bool:
+    """Whether nothing but the activation is another: then any function in its place is as good."""
+    others = (field.name for field in fields(right) if field.name != "activation")
+    same = all(getattr(program, name) is getattr(right, name) for name in others)
+    return same and _gates_at(program) == _gates_at(right)
+
+
+def _gates_at(program: BlockProgram) -> str | None:
+    """Where a gate of squeeze-and-excitation stands, empty if nowhere; None: fits do not hold."""
+    if program.output_map is not None or program.se_inside:
+        return None
+    has_gate = program.se is not None and "se" in program.activation.split("-")
+    if not has_gate:
+        return ""
+    first = program.activation.startswith("se")
+    return "before" if first else "after"
 
 
 def _same(z: Array) -> Array:

@@ -18,6 +18,7 @@ from repvgg_ref.oracle.programs.block import BlockProgram
 # What the other cause is, in words; those with fewer free numbers come first.
 CONSTRUCTORS = {
     "part": "at the other outputs, anything at all",
+    "gated": "the gate of each channel and image is another",
     "scaled": "all is scaled by one factor in front of the activation",
     "weights": "all products are scaled by one factor",
     "bias": "the bias is scaled by one factor",
@@ -30,7 +31,8 @@ CONSTRUCTORS = {
 }
 MIXED = "each output is mixed with its eight neighbours, alike everywhere"
 MUCH_IS_FREE = {"moved affine", "function"}
-HIDES_A_BUG = {"common", "affine"} | MUCH_IS_FREE  # of the bias or the scale, say
+HIDES_A_BUG = {"gated", "common", "affine"} | MUCH_IS_FREE  # of the bias or the scale, say
+AS_IT_IS = {"part", "moved"}  # without numbers: the outputs themselves, where they stand
 
 
 @dataclass(frozen=True)

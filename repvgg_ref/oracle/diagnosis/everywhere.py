@@ -74,7 +74,7 @@ class Layers:
         trials = [t for m in _mutants(evidence, finding) if (t := _tried(evidence, m)) is not None]
         if not trials:
             return None
-        fitting = [trial for trial in trials if trial.within and trial.fit.is_this]
+        fitting = [trial for trial in trials if trial.within and trial.is_admissible]
         if not fitting:
             return False
         return True if any(trial.is_significant for trial in fitting) else None

@@ -79,6 +79,11 @@ class Case:
         """Layers that are not right."""
         return [name for name, compared in self.comparisons.items() if not compared.report.ok]
 
+    @property
+    def is_right(self) -> bool:
+        """Whether every layer is within its bound and nothing but rounding shows."""
+        return not self.bad and not self.estimates.alarms
+
     def input_of(self, name: str) -> Array:
         """The candidate's own input of a layer."""
         found = self.programs.input_of(name, {**self.outputs.layers, INPUT: self.x})

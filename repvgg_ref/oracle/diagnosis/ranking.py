@@ -22,6 +22,7 @@ FALSE_ALARM = 1e-6
 _MOST_FINDINGS = 5
 _MOST_EXPLAINED = 0.5  # of the residual: a bug that is there leaves rounding
 _SIGNIFICANT = 8.0  # standard errors
+_SURE = 4.0  # so many make an interval
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,20 @@ class Trial:
     def named(self) -> bool:
         """Whether this alone leaves nothing but rounding, and something was there to explain."""
         most = self.fit.explains > _MOST_EXPLAINED
-        return self.within and self.fit.is_this and self.is_significant and most
+        return self.within and self.is_admissible and self.is_significant and most
+
+    @property
+    def is_admissible(self) -> bool:
+        """Whether the bug's name can mean what was fitted: once, and with such a parameter."""
+        return self.fit.is_this and self.mutant.is_admissible(_SURE * self.error)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the parameter, or of the coefficient where there is none."""
+        parameter = self.mutant.variant.parameter
+        if self.mutant.bug.continuous and parameter is not None:
+            return self.fit.standard_error * abs(parameter)  # the fit is of its logarithm
+        return self.fit.standard_error
 
     @property
     def is_significant(self) -> bool:
@@ -56,16 +70,14 @@ class Trial:
         """Whether a bug within the bound is beyond doubt: regular as rounding never is."""
         fit = self.fit
         significant = fit.p_value < FALSE_ALARM / max(1, tests) and self.is_significant
-        return fit.is_this and significant and fit.explains > 0.2
+        return self.is_admissible and significant and fit.explains > 0.2
 
     def finding(self, confidence: float, equivalents: Sequence[str] = ()) -> Finding:
         """The trial as the report shows it."""
         bug, parameter, fit = self.mutant.bug, self.mutant.variant.parameter, self.fit
-        error, layer = fit.standard_error, self.mutant.layer
+        layer = self.mutant.layer
         if layer is None and bug.scope != "network":
             layer = EVERYWHERE
-        if bug.continuous and parameter is not None:
-            error *= abs(parameter)  # the fit is of its logarithm
         return Finding(
             bug=bug.name,
             layer=layer,
@@ -74,7 +86,7 @@ class Trial:
             explains=fit.explains,
             says=self.mutant.says,
             advice=bug.advice,
-            standard_error=float(error),
+            standard_error=float(self.error),
             equivalents=tuple(dict.fromkeys(name for name in equivalents if name != bug.name)),
         )
 

@@ -32,6 +32,9 @@ _OUTPUTS = 160  # of a channel: enough to see which bugs are worth a closer look
 _CLOSER = 6
 _SOME = 0.2  # of a residual that is rounding for the most part: less is chance
 _HALF, _NEARLY = 0.5, 0.9  # of a residual: what a bug explains that may be there with another
+# Beyond a bound a bug that is only like what is there explains up to 0.94 (SiLU for Mish), and
+# others nearly as much; the one that is there leaves a twentieth of what others do beside noise.
+_NEARLY_ALL, _APART = 0.95, 0.2
 _NOTHING_KNOWN = "nothing in the library explains it: compare the estimated taps with the port's"
 
 _ADVICE = {
@@ -132,7 +135,7 @@ def explain_alarms(
     """Why a layer within its bound is bad: a bug, what was estimated, or both."""
     site = replace(site, alike=())  # another layer's weights are never within a bound
     close = SampleEvidence(site, seen, bound, estimates, precision)
-    nearer = close.best(lambda t: t.fit.is_this and t.is_significant and t.fit.explains > _SOME)
+    nearer = close.best(lambda t: t.is_admissible and t.is_significant and t.fit.explains > _SOME)
     if named := [trial for trial in nearer if close.leaves_nothing(trial)]:
         return close.seen.ranked(named)
     name = site.program.name
@@ -140,34 +143,44 @@ def explain_alarms(
     explained = explain_by_patches(estimates.samples[name], nuisance)
     if explained.patches and not explained.left:
         return [_finding(name, patch, len(explained.patches)) for patch in explained.patches]
-    return _known_and_more(close, nearer, nuisance) or [_unknown(name, estimates, explained)]
+    if found := _known_and_estimated(close, nearer, nuisance):
+        return found
+    if nearer and nearer[0].fit.explains > _HALF:
+        return _known_and_unknown(close, nearer, nuisance)
+    return [_unknown(name, estimates, explained)]
 
 
-def _known_and_more(
+def _known_and_estimated(
     close: SampleEvidence, trials: Sequence[Trial], nuisance: Nuisance
 ) -> list[Finding]:
-    """A bug of the library and what is left once the reference has it; empty if none is there.
-
-    Trials come with the one that leaves least first.
-    """
+    """A bug of the library and estimates that leave nothing once the reference has it."""
     name = close.layer
     for trial in trials:
         rest = explain_by_patches(close.beside(trial.predicted), nuisance)
         if not rest.left and rest.patches:
             return [trial.one_of_two(), *(_finding(name, patch, 2) for patch in rest.patches)]
-    if trials and _is_there(trials[0]):
-        sample = close.beside(trials[0].predicted)
-        left = explain_by_patches(sample, nuisance).left
-        says = "; ".join(["two causes at once, one of them in no library", *_said(left)])
-        other = Finding("unknown", name, None, 0.0, 0.0, says, _NOTHING_KNOWN)
-        return [trials[0].one_of_two(), replace(other, taps=_taps(sample, nuisance))]
     return []
 
 
-def _is_there(trial: Trial) -> bool:
-    """Whether a bug is there although much is left: nearly all goes with it, or half by itself."""
-    by_itself = trial.fit.is_this and trial.is_significant
-    return trial.fit.explains > (_HALF if by_itself else _NEARLY)
+def _known_and_unknown(
+    close: SampleEvidence, trials: Sequence[Trial], nuisance: Nuisance
+) -> list[Finding]:
+    """A bug of the library that is there, and what is left; trials are the best first."""
+    sample = close.beside(trials[0].predicted)
+    left = explain_by_patches(sample, nuisance).left
+    says = "; ".join(["two causes at once, one of them in no library", *_said(left)])
+    other = Finding("unknown", close.layer, None, 0.0, 0.0, says, _NOTHING_KNOWN)
+    return [trials[0].one_of_two(), replace(other, taps=_taps(sample, nuisance))]
+
+
+def _is_there(trials: Sequence[Trial]) -> bool:
+    """Whether the first bug is there beyond doubt, beside what it leaves, and not one like it."""
+    if not trials or not trials[0].is_admissible or not trials[0].is_significant:
+        return False
+    first, name = trials[0], trials[0].mutant.bug.name
+    others = (1 - t.fit.explains for t in trials if t.mutant.bug.name != name)
+    left = 1 - first.fit.explains
+    return left < 1 - _NEARLY_ALL and left <= _APART * min(others, default=_HALF)
 
 
 def _finding(layer: str, patch: Patch, causes: int) -> Finding:
@@ -201,9 +214,12 @@ def explain_unknown(
     close = SampleEvidence(site, seen, bound, estimates, precision)
     is_explained = finding.explains > _NEARLY
     nearer = [] if is_explained else close.best(lambda trial: trial.fit.explains > _HALF)
+    if found := _known_and_estimated(close, nearer, nuisance):
+        return found
+    if _is_there(nearer):
+        return _known_and_unknown(close, nearer, nuisance)
     says = "; ".join([finding.says, *_said(estimates.alarms.get(name, ()))])
-    taps = _taps(estimates.samples[name], nuisance)
-    return _known_and_more(close, nearer, nuisance) or [replace(finding, says=says, taps=taps)]
+    return [replace(finding, says=says, taps=_taps(estimates.samples[name], nuisance))]
 
 
 def _unknown(layer: str, estimates: PortEstimates, explained: Explanation) -> Finding:

@@ -24,13 +24,20 @@ from repvgg_ref.oracle.symmetry.match import Change, matched
 from repvgg_ref.oracle.symmetry.words import equivalences
 
 _ROOM = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}  # of a channel's largest output
+# Finer ones, for ports that are not right with the first: factors near 1 are no rounding then.
+FINER_ROOMS = {"fp32": (1e-5, 1e-6)}
 _PIXELS = 10  # looked at first
 _GONE = 0.5  # of what was unexplained may be left where a change is taken as compensated
 _EXPLAINED = 1e-6  # share of a layer's energy, above which something else is wrong with it
 
 
 def align(
-    programs: Programs, x: Array, outputs: Outputs, *, precision: str = "fp32"
+    programs: Programs,
+    x: Array,
+    outputs: Outputs,
+    *,
+    precision: str = "fp32",
+    room: float | None = None,
 ) -> tuple[Outputs, tuple[Equivalence, ...]]:
     """Put a port's layer outputs into the reference's order and scale.
 
@@ -44,6 +51,8 @@ def align(
         Layer name -> (N, O, Ho, Wo), "linear" -> (N, classes); what cannot be read is left.
     precision : {"fp32", "tf32", "fp16", "bf16"}
         How far a right layer may be from the reference's.
+    room : float, optional
+        The same as a number, of a channel's largest output.
 
     Returns
     -------
@@ -52,7 +61,8 @@ def align(
     equivalences : tuple of Equivalence
         What was undone, layer by layer.
     """
-    walk = _Walk(programs, x, outputs, _ROOM.get(precision, _ROOM["fp32"]))
+    room = _ROOM.get(precision, _ROOM["fp32"]) if room is None else room
+    walk = _Walk(programs, x, outputs, room)
     found = tuple(walk.along())
     return (replace(outputs, layers=walk.layers) if found else outputs), found
 

@@ -141,13 +141,15 @@ def main() -> None:
     parser.add_argument("--network", default="plain")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=100, help="for each kind of pairs")
+    parser.add_argument("--kinds", nargs="+", default=("known", "unknown"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
-    done = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    for kind in ("known", "unknown"):
+    done = json.loads(asked.out.read_text()) if asked.out.exists() else []
+    for kind in asked.kinds:
         found = study(asked.network, asked.seed, kind, time.monotonic() + asked.seconds)
         print({key: value for key, value in found.items() if key != "missed"})
         done.append(found)
-    RESULTS.write_text(json.dumps(done, indent=1) + "\n")
+    asked.out.write_text(json.dumps(done, indent=1) + "\n")
 
 
 if __name__ == "__main__":

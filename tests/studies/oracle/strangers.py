@@ -16,19 +16,19 @@ from repvgg_ref.oracle.programs.head import HeadProgram
 Spoiled = Callable[[Any], Any]
 
 
-def _after(change: Callable[[Array], Array]) -> Spoiled:
+def after(change: Callable[[Array], Array]) -> Spoiled:
     return lambda program: replace(program, output_map=change)
 
 
-def _kernel(change: Callable[[Array], Array]) -> Spoiled:
+def of_kernel(change: Callable[[Array], Array]) -> Spoiled:
     return lambda p: p.with_kernel(lambda k: FusedConv(change(k.weight), k.bias))
 
 
-def _bias(change: Callable[[Array], Array]) -> Spoiled:
+def of_bias(change: Callable[[Array], Array]) -> Spoiled:
     return lambda p: p.with_kernel(lambda k: FusedConv(k.weight, change(k.bias)))
 
 
-def _before(change: Callable[[Array], Array]) -> Spoiled:
+def before(change: Callable[[Array], Array]) -> Spoiled:
     return lambda program: program.with_input(change)
 
 
@@ -84,22 +84,22 @@ def _blocks_only(w: Array) -> Array:
 
 
 BLOCK: Mapping[str, Spoiled] = {
-    "output times 1.01": _after(lambda y: 1.01 * y),
-    "output times 1.0001": _after(lambda y: 1.0001 * y),
-    "output plus 0.01": _after(lambda y: y + 0.01),
-    "one channel is 0": _after(_at(np.s_[:, 1], lambda y: 0)),
-    "one channel twice": _after(_at(np.s_[:, 1], lambda y: 2 * y[:, 1])),
-    "one channel times 1.001": _after(_at(np.s_[:, 1], lambda y: 1.001 * y[:, 1])),
-    "two channels exchanged": _after(_at(np.s_[:, [0, 1]], lambda y: y[:, [1, 0]])),
-    "last column is 0": _after(_at(np.s_[..., -1], lambda y: 0)),
-    "last row repeated": _after(_at(np.s_[:, :, -1], lambda y: y[:, :, -2])),
-    "second image is the first": _after(_at(np.s_[1:2], lambda y: y[:1])),
-    "first channels reversed": _after(_at(np.s_[:, :3], lambda y: y[:, 2::-1])),
-    "shifted by a pixel": _after(lambda y: np.roll(y, 1, axis=3)),
-    "blurred": _after(_blurred),
-    "10 % of outputs dropped": _after(_masked),
-    "outputs noisy, 1e-3": _after(_noise(1e-3)),
-    "outputs kept to 6 bits": _after(_bits(6)),
+    "output times 1.01": after(lambda y: 1.01 * y),
+    "output times 1.0001": after(lambda y: 1.0001 * y),
+    "output plus 0.01": after(lambda y: y + 0.01),
+    "one channel is 0": after(_at(np.s_[:, 1], lambda y: 0)),
+    "one channel twice": after(_at(np.s_[:, 1], lambda y: 2 * y[:, 1])),
+    "one channel times 1.001": after(_at(np.s_[:, 1], lambda y: 1.001 * y[:, 1])),
+    "two channels exchanged": after(_at(np.s_[:, [0, 1]], lambda y: y[:, [1, 0]])),
+    "last column is 0": after(_at(np.s_[..., -1], lambda y: 0)),
+    "last row repeated": after(_at(np.s_[:, :, -1], lambda y: y[:, :, -2])),
+    "second image is the first": after(_at(np.s_[1:2], lambda y: y[:1])),
+    "first channels reversed": after(_at(np.s_[:, :3], lambda y: y[:, 2::-1])),
+    "shifted by a pixel": after(lambda y: np.roll(y, 1, axis=3)),
+    "blurred": after(_blurred),
+    "10 % of outputs dropped": after(_masked),
+    "outputs noisy, 1e-3": after(_noise(1e-3)),
+    "outputs kept to 6 bits": after(_bits(6)),
     "clipped at 3": _activated(lambda y: np.clip(y, 0, 3)),
     "thresholded at 0.1": _activated(lambda y: np.where(y > 0.1, y, 0)),
     "leaky 0.2": _activated(lambda y: np.maximum(y, 0.2 * y)),
@@ -107,24 +107,24 @@ BLOCK: Mapping[str, Spoiled] = {
     "softplus": _activated(lambda y: np.logaddexp(0, y)),
     "tanh": _activated(np.tanh),
     "absolute value": _activated(np.abs),
-    "one tap times 1.5": _kernel(_at(np.s_[1, 0, 0, 0], lambda w: 1.5 * w[1, 0, 0, 0])),
-    "one kernel is 0": _kernel(_at(np.s_[1], lambda w: 0)),
-    "weights noisy, 1e-2": _kernel(_noise(1e-2)),
-    "weights noisy, 1e-4": _kernel(_noise(1e-4)),
-    "weights kept to 4 bits": _kernel(_bits(4)),
-    "half of the weights pruned": _kernel(_pruned),
-    "two groups": _kernel(_blocks_only),
-    "kernel rolled by a row": _kernel(lambda w: np.roll(w, 1, axis=2)),
-    "input channels of the kernel rolled": _kernel(lambda w: np.roll(w, 1, axis=1)),
-    "output channels of the kernel rolled": _kernel(lambda w: np.roll(w, 1, axis=0)),
-    "weights times 0.995": _kernel(lambda w: 0.995 * w),
-    "bias times 1.1": _bias(lambda b: 1.1 * b),
-    "bias rolled": _bias(lambda b: np.roll(b, 1)),
-    "bias plus 0.1": _bias(lambda b: b + 0.1),
-    "input turned by 180 degrees": _before(lambda x: x[:, :, ::-1, ::-1]),
-    "input channels rolled": _before(lambda x: np.roll(x, 1, axis=1)),
-    "input wraps around": _before(lambda x: np.roll(x, 1, axis=2)),
-    "input centred": _before(lambda x: x - x.mean(axis=(1, 2, 3), keepdims=True)),
+    "one tap times 1.5": of_kernel(_at(np.s_[1, 0, 0, 0], lambda w: 1.5 * w[1, 0, 0, 0])),
+    "one kernel is 0": of_kernel(_at(np.s_[1], lambda w: 0)),
+    "weights noisy, 1e-2": of_kernel(_noise(1e-2)),
+    "weights noisy, 1e-4": of_kernel(_noise(1e-4)),
+    "weights kept to 4 bits": of_kernel(_bits(4)),
+    "half of the weights pruned": of_kernel(_pruned),
+    "two groups": of_kernel(_blocks_only),
+    "kernel rolled by a row": of_kernel(lambda w: np.roll(w, 1, axis=2)),
+    "input channels of the kernel rolled": of_kernel(lambda w: np.roll(w, 1, axis=1)),
+    "output channels of the kernel rolled": of_kernel(lambda w: np.roll(w, 1, axis=0)),
+    "weights times 0.995": of_kernel(lambda w: 0.995 * w),
+    "bias times 1.1": of_bias(lambda b: 1.1 * b),
+    "bias rolled": of_bias(lambda b: np.roll(b, 1)),
+    "bias plus 0.1": of_bias(lambda b: b + 0.1),
+    "input turned by 180 degrees": before(lambda x: x[:, :, ::-1, ::-1]),
+    "input channels rolled": before(lambda x: np.roll(x, 1, axis=1)),
+    "input wraps around": before(lambda x: np.roll(x, 1, axis=2)),
+    "input centred": before(lambda x: x - x.mean(axis=(1, 2, 3), keepdims=True)),
 }
 
 

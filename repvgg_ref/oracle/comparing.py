@@ -1,0 +1,117 @@
+"""Every layer of a port compared with the reference's, in its order and scale."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.models.graph import INPUT
+from repvgg_ref.oracle.blas import single_threaded_blas
+from repvgg_ref.oracle.bounds.comparison import Comparison, compare, relative_difference
+from repvgg_ref.oracle.bounds.precision import Precision
+from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.diagnosis.explain import Case
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.flow import go_on, inputs_of_layers
+from repvgg_ref.oracle.programs.head import HeadProgram
+from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.report import Equivalence
+from repvgg_ref.oracle.symmetry.outputs import FINER_ROOMS, align
+
+Progress = Callable[[str, int, int], None]
+
+
+def aligned(
+    programs: Programs,
+    outputs: Outputs,
+    x: Array,
+    precision: Precision,
+    candidate: str,
+    progress: Progress | None,
+) -> tuple[Case, tuple[Equivalence, ...]]:
+    """The layers compared, once in the reference's order and scale as far as rounding is sure.
+
+    A port that is not right so may be right with factors that are nearer to 1.
+    """
+
+    def compared(given: Outputs, same: tuple[Equivalence, ...]) -> Case:
+        comparisons, unjudged = compare_all(programs, given, x, precision, progress)
+        behind = frozenset(n for n in programs if not _is_estimated(programs, n, precision, same))
+        return Case(programs, comparisons, x, given, precision, unjudged, candidate, behind)
+
+    same: tuple[Equivalence, ...] = ()
+    if not programs.model.arch.is_chain:
+        return compared(outputs, same), same
+    in_order, same = align(programs, x, outputs, precision=precision.number_format)
+    case = compared(in_order, same)
+    for room in FINER_ROOMS.get(precision.name, ()):
+        if case.is_right:
+            break
+        finer, found = align(programs, x, outputs, room=room)
+        if len(found) > len(same) and (tried := compared(finer, found)).is_right:
+            return tried, found
+    return case, same
+
+
+def _is_estimated(
+    programs: Programs, name: str, precision: Precision, same: Sequence[Equivalence]
+) -> bool:
+    """Whether a layer's errors follow the law of sums that estimates rest on.
+
+    Not where its input was only estimated, nor where a branch with a norm inside may be kept in
+    16 bits on the way: what that rounds is the same for all pixels, and in no kernel that is known.
+    """
+    program = programs[name]
+    if not isinstance(program, BlockProgram | HeadProgram):
+        return False
+    inside = isinstance(program, BlockProgram) and program.at_eps is not None
+    if inside and precision.number_format in ("fp16", "bf16"):
+        return False
+    return not (programs.model.arch.is_chain and _is_behind_estimates(programs, name, same))
+
+
+def _is_behind_estimates(programs: Programs, name: str, same: Sequence[Equivalence]) -> bool:
+    """Whether a layer's input was divided by factors that gates have blurred."""
+    at = list(programs).index(name) - 1
+    before = list(programs)[at] if at >= 0 else ""
+    scaled = any(each.layer == before and each.kind == "scaling" for each in same)
+    return scaled and programs.model.arch.block(before).se != "none"
+
+
+def compare_all(
+    programs: Programs, outputs: Outputs, x: Array, precision: Precision, progress: Progress | None
+) -> tuple[dict[str, Comparison], dict[str, str]]:
+    """Compare every layer whose input and output are known; say why others cannot be judged."""
+    inputs = inputs_of_layers(programs, outputs.layers, x)
+
+    def compared(name: str) -> Comparison | None:
+        x_hat, y_hat = inputs[name], outputs.layers.get(name)
+        if x_hat is None or y_hat is None:
+            return None
+        return compare(programs[name], x_hat, np.asarray(y_hat, np.float64), precision)
+
+    comparisons: dict[str, Comparison] = {}
+    unjudged: dict[str, str] = {}
+    true = {INPUT: np.asarray(x, np.float64)}  # the reference's own, for the inherited error
+    with single_threaded_blas(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, (name, found) in enumerate(
+            zip(programs, pool.map(compared, programs), strict=True)
+        ):
+            if progress is not None:
+                progress(name, done, len(programs))
+            x_hat = inputs[name]
+            if found is None or x_hat is None:
+                unjudged[name] = "its input or output is not known"
+            else:
+                inherited = relative_difference(x_hat, programs.input_of(name, true))
+                report = replace(found.report, inherited=inherited)
+                comparisons[name] = replace(found, report=report)
+                if found.is_blind:
+                    unjudged[name] = f"{precision.name} rounding may be larger than its values"
+            go_on(programs, name, true)
+    return comparisons, unjudged
