@@ -97,6 +97,13 @@ def settle(pair: Pair, rows: Array, following: Following | None) -> Settled:
     return plain._replace(findings=(not_taken_back(pair.name, change, following.name),))
 
 
+def in_order(pair: Pair, rows: Array, order: Array) -> Pair:
+    """`pair`, whose rows are `rows` of ours, with those of `order`."""
+    place = np.empty(len(rows), np.int64)
+    place[rows] = np.arange(len(rows))
+    return pair if (rows == order).all() else _taken(pair, place[order])
+
+
 def _taken(pair: Pair, order: Array) -> Pair:
     """Our rows in another order; the integers stay."""
     return pair._replace(weight=pair.weight[order], bias=pair.bias[order], slack=pair.slack[order])
