@@ -10,7 +10,6 @@ tell from none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +22,9 @@ _ROOM = HALF * (1 - 1e-9)  # that solutions at its very end are none of the judg
 _WIDEST = 30.0  # logarithms of factors: no scale in float32 leaves room for more
 _SAME = 1e-13  # of a logarithm: what no further sweep changes
 _SWEEPS = 200
+_ENOUGH = 6  # channels: that so many wrong biases would all be in accord is no chance
+_HUNDREDTHS = 0.02  # of a step
+_MOST = 3  # layers that are left out: who has more wrong has another network
 
 
 class _Bounds(NamedTuple):
@@ -82,54 +84,75 @@ def _ratios(real: Array, start: Array, stop: Array) -> tuple[Array, Array]:
 
 
 class Solved(NamedTuple):
-    """Factors of every layer, and the layer whose integers had to be left out, if one had to."""
+    """Factors of every layer, and the places of those whose integers had to be left out."""
 
     factors: tuple[Factors, ...]
-    without: int | None = None
+    without: frozenset[int]
 
 
 def solved(pairs: Sequence[Pair]) -> Solved | None:
-    """The factors with which all integers are the nearest ones, or all but one layer's.
+    """The factors with which all integers are the nearest ones, or those of most layers.
 
-    `pairs` are the layers of a chain in their own order, not scaled. None if wrong integers stand
-    in more than one layer.
+    `pairs` are the layers of a chain in their own order, not scaled. None if more than a few are
+    wrong.
     """
     last = len(pairs) - 1
-    bounds = [_Bounds.of(pair, last=place == last) for place, pair in enumerate(pairs)]
-    if (found := _met(bounds)) is not None:
-        return Solved(found)
-    for place in _culprits(bounds):
-        left_out = [*bounds[:place], bounds[place].open, *bounds[place + 1 :]]
-        if (found := _met(left_out)) is not None:
-            return Solved(found, place)
-    return None
+    chain = _Chain([_Bounds.of(pair, last=place == last) for place, pair in enumerate(pairs)])
+    while (found := _met(chain.bounds)) is None:
+        if len(chain.without) == _MOST:
+            return None
+        chain = chain.less_one()
+    return Solved(found, chain.without)
 
 
-def is_shown(pairs: Sequence[Pair], without: int | None) -> bool:
-    """Whether a channel shows its factor on both sides: in its own row, and where it is read.
+class _Chain:
+    """What the layers of a chain allow, some left out."""
 
-    A number that is off by a step or two may be what some factor would have made it, too; but then
-    nothing in the next layer asks for that factor.
+    def __init__(self, bounds: Sequence[_Bounds], without: frozenset[int] = frozenset()) -> None:
+        self.opened = [each.open for each in bounds]
+        self.without = without
+        self.bounds = [
+            self.opened[place] if place in without else each for place, each in enumerate(bounds)
+        ]
+
+    def less_one(self) -> _Chain:
+        """It without the layer that explains most of the first trouble; the first of several."""
+        stop = self.trouble
+        # The shortest run of layers that ends there and cannot be met.
+        length = _first(stop, lambda n: not self._meets(stop - n, stop))
+        choices = (
+            _Chain(self.bounds, self.without | {place}) for place in range(stop - length, stop)
+        )
+        return max(choices, key=lambda each: each.trouble)
+
+    @property
+    def trouble(self) -> int:
+        """How many layers are the fewest that cannot be met together; one more than all if none."""
+        return _first(len(self.bounds) + 1, lambda n: not self._meets(0, n))
+
+    def _meets(self, start: int, stop: int) -> bool:
+        inside = self.bounds[start:stop]
+        return _met([*self.opened[:start], *inside, *self.opened[stop:]]) is not None
+
+
+def is_shown(pairs: Sequence[Pair], without: frozenset[int]) -> bool:
+    """Whether factors are asked for by more than what a few wrong numbers would ask for, too.
+
+    A bias that is off by two may be what some factor would have made it. But then nothing else asks
+    for that factor: no weight in another layer, and no other channel. What is off by hundredths of
+    a step only, no wrong number is.
     """
-    wrong = [np.abs(pair.layer.weight - pair.held(pair.steps)) > HALF for pair in pairs]
-    for place, (pair, following) in enumerate(pairwise(pairs)):
-        if without in (place, place + 1):
+    asking, layers, weights, worst = 0, 0, 0, 0.0
+    for place, pair in enumerate(pairs):
+        if place in without:
             continue
-        rows = wrong[place].reshape(len(pair.weight), -1).any(axis=1) | (pair.bias_apart > HALF)
-        groups, per_group = following.layer.groups, following.weight.shape[1]
-        read = wrong[place + 1].reshape(groups, -1, per_group, following.weight[0, 0].size)
-        if (rows & read.any(axis=(1, 3)).reshape(-1)).any():
-            return True
-    return False
-
-
-def _culprits(bounds: list[_Bounds]) -> range:
-    """Where a layer can stand without which all others are right: at both ends' first trouble."""
-    opened = [each.open for each in bounds]
-    count = len(bounds)
-    upto = _first(count, lambda n: _met([*bounds[:n], *opened[n:]]) is None)
-    behind = _first(count, lambda n: _met([*opened[: count - n], *bounds[count - n :]]) is None)
-    return range(count - behind, upto)
+        apart = np.abs(pair.layer.weight - pair.held(pair.steps)).reshape(len(pair.weight), -1)
+        biases = np.where(pair.bias_beside, 0.0, pair.bias_apart)
+        worst = max(worst, float(apart.max()), float(biases.max()))
+        rows = (apart > HALF).any(axis=1)
+        channels = int((rows | (pair.bias_apart > HALF)).sum())
+        asking, layers, weights = asking + channels, layers + bool(channels), weights + rows.any()
+    return weights > 1 or (layers > 1 and asking >= _ENOUGH) or worst <= HALF + _HUNDREDTHS
 
 
 def _first(count: int, fails: Callable[[int], bool]) -> int:

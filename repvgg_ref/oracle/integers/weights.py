@@ -100,8 +100,9 @@ class _Walk:
         """The walk with the factors that all layers together allow, where these explain more."""
         if len(self.plain) < len(self.layers) or (found := solved(self.plain)) is None:
             return self
-        right = [row.ok or place == found.without for place, row in enumerate(self.rows)]
-        if all(right) or not is_shown(self.plain, found.without):
+        wrong = {place for place, row in enumerate(self.rows) if not row.ok}
+        fewer = len(found.without) <= len(wrong) and not wrong <= found.without
+        if not fewer or not is_shown(self.plain, found.without):
             return self
         other = _Walk(self.deploy, self.wanted, self.layers)
         before: Factors | None = None
