@@ -58,12 +58,21 @@ class _Bounds(NamedTuple):
             own_low, own_high = _ratios(pair.bias_steps, *ends)
         return cls(low.max(axis=3), high.min(axis=3), own_low, own_high)
 
+    def of_rows(self, rows: Array) -> _Bounds:
+        """What these output channels say, (O,) bool; factors that must be 1 are."""
+        fixed = (self.own_low == 0) & (self.own_high == 0)
+        there, own = rows.reshape(*self.low.shape[:2], 1), rows | fixed
+        return _Bounds(
+            np.where(there, self.low, -np.inf),
+            np.where(there, self.high, np.inf),
+            np.where(own, self.own_low, -np.inf),
+            np.where(own, self.own_high, np.inf),
+        )
+
     @property
     def open(self) -> _Bounds:
-        """Without what the weights and the bias say; factors that must be 1 are."""
-        fixed = bool((self.own_low == 0).all() and (self.own_high == 0).all())
-        own = np.zeros_like(self.own_low) if fixed else np.full_like(self.own_low, np.inf)
-        return _Bounds(np.full_like(self.low, -np.inf), np.full_like(self.high, np.inf), -own, own)
+        """What no channel says."""
+        return self.of_rows(np.zeros(len(self.own_low), bool))
 
     @property
     def possible(self) -> bool:
@@ -84,25 +93,28 @@ def _ratios(real: Array, start: Array, stop: Array) -> tuple[Array, Array]:
 
 
 class Solved(NamedTuple):
-    """Factors of every layer, and the places of those whose integers had to be left out."""
+    """Factors of every layer, and the places of those of whose channels some had to be left out."""
 
     factors: tuple[Factors, ...]
     without: frozenset[int]
 
 
 def solved(pairs: Sequence[Pair]) -> Solved | None:
-    """The factors with which all integers are the nearest ones, or those of most layers.
+    """The factors with which all integers are the nearest ones, or most in all but a few layers.
 
-    `pairs` are the layers of a chain in their own order, not scaled. None if more than a few are
-    wrong.
+    `pairs` are the layers of a chain in their own order, not scaled. None if more are wrong.
     """
     last = len(pairs) - 1
-    chain = _Chain([_Bounds.of(pair, last=place == last) for place, pair in enumerate(pairs)])
-    while (found := _met(chain.bounds)) is None:
+    bounds = [_Bounds.of(pair, last=place == last) for place, pair in enumerate(pairs)]
+    chain = _Chain(bounds)
+    while _met(chain.bounds) is None:
         if len(chain.without) == _MOST:
             return None
         chain = chain.less_one()
-    return Solved(found, chain.without)
+    for place in chain.without:
+        chain.take_back(place, bounds[place], np.arange(len(pairs[place].weight)))
+    found = _met(chain.bounds)
+    return None if found is None else Solved(found, chain.without)
 
 
 class _Chain:
@@ -111,6 +123,7 @@ class _Chain:
     def __init__(self, bounds: Sequence[_Bounds], without: frozenset[int] = frozenset()) -> None:
         self.opened = [each.open for each in bounds]
         self.without = without
+        self.kept: dict[int, list[int]] = {place: [] for place in without}
         self.bounds = [
             self.opened[place] if place in without else each for place, each in enumerate(bounds)
         ]
@@ -124,6 +137,16 @@ class _Chain:
             _Chain(self.bounds, self.without | {place}) for place in range(stop - length, stop)
         )
         return max(choices, key=lambda each: each.trouble)
+
+    def take_back(self, place: int, bound: _Bounds, rows: Array) -> None:
+        """Those of `rows` of a layer that was left out with which all can still be met."""
+        tried = bound.of_rows(np.isin(np.arange(len(bound.own_low)), [*self.kept[place], *rows]))
+        if _met([*self.bounds[:place], tried, *self.bounds[place + 1 :]]) is not None:
+            self.bounds[place] = tried
+            self.kept[place] += list(rows)
+        elif len(rows) > 1:
+            for half in np.array_split(rows, 2):
+                self.take_back(place, bound, half)
 
     @property
     def trouble(self) -> int:
