@@ -20,6 +20,9 @@ from repvgg_ref.oracle.symmetry.match import Change
 from repvgg_ref.oracle.symmetry.words import equivalences, not_taken_back
 
 
+_FITTING = 0.25  # of the weights: factors of which fewer are in accord are found by chance
+
+
 class Following(NamedTuple):
     """The layer behind the one at hand: what it should hold, and what it holds."""
 
@@ -122,7 +125,7 @@ def _is_right(pair: Pair) -> bool:
 def _scaled(pair: Pair, order: Array, following: Following) -> Settled:
     """With the factors of the channels, if the next layer takes them back."""
     factors = factors_of(pair) if clips_at_zero(pair.layer) else None
-    if not factors:
+    if not factors or _fit(pair.times(factors)) < _FITTING * pair.weight.size:
         return Settled(pair, order, None)
     divided, plain = (following.pair(order, each) for each in (factors, None))
     if divided is None or plain is None:

@@ -24,7 +24,7 @@ from repvgg_ref.oracle.integers.onnx_arrays import StatedBias
 from repvgg_ref.oracle.integers.orders import Following, Settled, entered, in_order, settle
 from repvgg_ref.oracle.integers.report import PRECISION, IntegerLayerReport, IntegerReport
 from repvgg_ref.oracle.integers.settings import says_multipliers, slips, unlike_chain
-from repvgg_ref.oracle.integers.weight_bugs import explained, finding
+from repvgg_ref.oracle.integers.weight_bugs import ZERO_POINT, explained, finding
 from repvgg_ref.oracle.report import Equivalence, Finding
 
 _BESIDE = "1 beside the nearest integer"
@@ -176,7 +176,7 @@ def _judged(pair: Pair, known: tuple[Finding, ...]) -> tuple[IntegerLayerReport,
         max_lsb=0 if ok else int(np.ceil(worst)),
     )
     found = list(known) or list(explained(pair, wrong, wrong_bias))
-    if is_clipped:
+    if is_clipped and ZERO_POINT not in {each.bug for each in found}:  # that moves them out
         says = f"{clipped.mean():.1%} of the weights are beyond what their scale can hold"
         found.append(finding("weights-clipped", pair.name, says, "largest magnitude / 127"))
     return row, found
