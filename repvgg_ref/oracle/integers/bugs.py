@@ -191,13 +191,15 @@ def bias_sign(site: IntegerSite) -> Variants:
 
 @bug(
     "weight-zero-point",
-    says="the weights' zero point is not subtracted",
+    says="the weights' zero point is not subtracted ({detail})",
     advice="subtract it, or add its share, -zero_point * sum(inputs), to the accumulator",
 )
 def weight_zero_point(site: IntegerSite) -> Variants:
-    zero, weight = site.program.layer.weight_zero_point, site.program.sums.weight
-    if zero is not None:
-        yield Variant(_sums(site, weight=weight + zero.reshape(-1, 1, 1, 1)))
+    held = site.program.layer.weight_zero_point
+    zero = np.reshape(0 if held is None else held, (-1, 1, 1, 1))
+    for detail, more in (("held as int8", 0), ("held as uint8, where it is 128 more", 128)):
+        if (zero + more).any():
+            yield Variant(_sums(site, weight=site.program.sums.weight + zero + more), detail=detail)
 
 
 @bug(
@@ -245,11 +247,8 @@ def accumulator_16_saturates(site: IntegerSite) -> Variants:
 def pairs_16(site: IntegerSite) -> Variants:
     for detail in ("pairs of channels", "pairs along the kernel"):
         channels_last = detail == "pairs of channels"
-        sums = site.program.sums
-        yield Variant(
-            _sums(site, products=partial(_in_pairs, sums, site.x.dtype, channels_last)),
-            detail=detail,
-        )
+        products = partial(_in_pairs, site.program.sums, site.x.dtype, channels_last)
+        yield Variant(_sums(site, products=products), detail=detail)
 
 
 @bug("output-wraps", says="numbers out of range wrap", advice="saturate before the cast to 8 bits")
@@ -337,16 +336,15 @@ def groups_ignored(site: IntegerSite) -> Variants:
 
 BUGS: tuple[Bug[IntegerProgram], ...] = library(sys.modules[__name__])
 _OF_SUMS = frozenset(
-    {"weights-unsigned", "accumulator-16-wraps", "accumulator-16-saturates", "pairs-saturate-16"}
-    | {"output-wraps", "kernel-flipped", "kernel-transposed", "groups-ignored"}
+    {"weight-zero-point", "weights-unsigned", "accumulator-16-wraps", "accumulator-16-saturates"}
+    | {"pairs-saturate-16", "output-wraps", "kernel-flipped", "kernel-transposed", "groups-ignored"}
 )  # a mean of 8-bit numbers has no weights, and never leaves their range
 
 
 def bugs_of(layer: IntegerLayer) -> tuple[Bug[IntegerProgram], ...]:
     """The bugs that a layer of its kind can have."""
-    if layer.kind != "pool":
-        return BUGS
-    return tuple(each for each in BUGS if each.name not in _OF_SUMS)
+    is_pool = layer.kind == "pool"
+    return tuple(each for each in BUGS if not (is_pool and each.name in _OF_SUMS))
 
 
 def _taken(scaling: Scaling, places: Array) -> Scaling:
@@ -369,9 +367,9 @@ def _columns(sums: Sums, padded: Array) -> Array:
 def _reread(sums: Sums, dtype: np.dtype[np.integer], padded: Array, weight: Array) -> Array:
     """Exact sums of numbers read as the other type of 8 bits."""
     other = np.int8 if dtype == np.uint8 else np.uint8
-    return replace(sums, products=None, pads=((0, 0), (0, 0)), bias=np.zeros(len(weight), int)).of(
-        padded.astype(np.uint8).astype(other)
-    )
+    bias = np.zeros(len(weight), np.int64)
+    exact = replace(sums, products=None, pads=((0, 0), (0, 0)), bias=bias)
+    return exact.of(padded.astype(np.uint8).astype(other))
 
 
 def _in_pairs(

@@ -24,7 +24,12 @@ class Factors(NamedTuple):
     @classmethod
     def none(cls, channels: int) -> Factors:
         """Of channels that were left alone."""
-        return cls(np.ones(channels), np.zeros(channels))
+        return cls.exactly(np.ones(channels))
+
+    @classmethod
+    def exactly(cls, value: Array) -> Factors:
+        """These, of which nothing is unsure."""
+        return cls(value, np.zeros(len(value)))
 
     def __bool__(self) -> bool:
         """Whether any channel was scaled."""
@@ -32,7 +37,8 @@ class Factors(NamedTuple):
 
     def says(self, after: str) -> str:
         """How many channels are scaled and by what, in as many digits as are known."""
-        which = self.value != 1
+        which = np.abs(self.value - 1) > self.slack * self.value
+        which = which if which.any() else self.value != 1  # together they cannot all be 1
         moved, slack = self.value[which], float(self.slack[which].max())
         digits = int(np.clip(-np.log10(max(2 * slack, 1e-9)), 1, 6))
         ends = " to ".join(f"{end:.{digits}g}" for end in (moved.min(), moved.max()))
@@ -88,11 +94,17 @@ class Pair(NamedTuple):
         """How far each bias is off, in the steps that it could be stored in."""
         limits = (-(2.0**31), 2.0**31 - 1)
         bias = self.bias_steps if self.stated is not None else np.clip(self.bias_steps, *limits)
-        step = np.ones(len(bias))
-        if self.stated is not None:
-            unit = float(self.layer.input.scale) * self.scale
-            step = np.maximum(self.stated.step / unit, 1.0)
+        step = self.bias_step
         found: Array = np.abs(self.held_bias - bias) / (bias_room(bias / step) * step)
+        return found
+
+    @property
+    def bias_step(self) -> Array:
+        """The distance of two biases that could be stored, in units of both scales."""
+        if self.stated is None:
+            return np.ones(len(self.bias))
+        unit = float(self.layer.input.scale) * self.scale
+        found: Array = np.maximum(self.stated.step / unit, 1.0)
         return found
 
     @property

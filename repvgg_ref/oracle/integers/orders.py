@@ -20,6 +20,9 @@ from repvgg_ref.oracle.symmetry.match import Change
 from repvgg_ref.oracle.symmetry.words import equivalences, not_taken_back
 
 
+_FITTING = 0.25  # of the weights: factors of which fewer are in accord are found by chance
+
+
 class Following(NamedTuple):
     """The layer behind the one at hand: what it should hold, and what it holds."""
 
@@ -97,6 +100,13 @@ def settle(pair: Pair, rows: Array, following: Following | None) -> Settled:
     return plain._replace(findings=(not_taken_back(pair.name, change, following.name),))
 
 
+def in_order(pair: Pair, rows: Array, order: Array) -> Pair:
+    """`pair`, whose rows are `rows` of ours, with those of `order`."""
+    place = np.empty(len(rows), np.int64)
+    place[rows] = np.arange(len(rows))
+    return pair if (rows == order).all() else _taken(pair, place[order])
+
+
 def _taken(pair: Pair, order: Array) -> Pair:
     """Our rows in another order; the integers stay."""
     return pair._replace(weight=pair.weight[order], bias=pair.bias[order], slack=pair.slack[order])
@@ -115,7 +125,7 @@ def _is_right(pair: Pair) -> bool:
 def _scaled(pair: Pair, order: Array, following: Following) -> Settled:
     """With the factors of the channels, if the next layer takes them back."""
     factors = factors_of(pair) if clips_at_zero(pair.layer) else None
-    if not factors:
+    if not factors or _fit(pair.times(factors)) < _FITTING * pair.weight.size:
         return Settled(pair, order, None)
     divided, plain = (following.pair(order, each) for each in (factors, None))
     if divided is None or plain is None:

@@ -18,12 +18,13 @@ from repvgg_ref.integer.layers import IntegerLayer
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.integer.quantize import LINEAR, POOL, as_chain
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.integers.equalised import is_shown, solved
 from repvgg_ref.oracle.integers.factors import HALF, Factors, Pair, undone
 from repvgg_ref.oracle.integers.onnx_arrays import StatedBias
-from repvgg_ref.oracle.integers.orders import Following, Settled, entered, settle
+from repvgg_ref.oracle.integers.orders import Following, Settled, entered, in_order, settle
 from repvgg_ref.oracle.integers.report import PRECISION, IntegerLayerReport, IntegerReport
 from repvgg_ref.oracle.integers.settings import says_multipliers, slips, unlike_chain
-from repvgg_ref.oracle.integers.weight_bugs import explained, finding
+from repvgg_ref.oracle.integers.weight_bugs import ZERO_POINT, explained, finding
 from repvgg_ref.oracle.report import Equivalence, Finding
 
 _BESIDE = "1 beside the nearest integer"
@@ -50,6 +51,7 @@ def judge_integers(
         return IntegerReport("disagree", reason, reference, candidate, PRECISION)
     walk = _Walk(deploy, wanted, [layer for layer in network.layers if layer.kind != "pool"])
     walk.along(stated or {})
+    walk = walk if walk.is_right else walk.with_all_factors()
     return _report(walk.rows, walk.findings, walk.same, network, reference, candidate)
 
 
@@ -62,8 +64,11 @@ class _Walk:
         self.rows: list[IntegerLayerReport] = []
         self.findings: list[Finding] = []
         self.same: list[Equivalence] = []
+        self.deploy = deploy
         self.order: Array = np.arange(deploy.arch.in_channels)
         self.factors: Factors | None = None  # of the input's channels
+        self.settled: list[Settled] = []
+        self.plain: list[Pair] = []  # in their order, not scaled
 
     def along(self, stated: Mapping[str, StatedBias]) -> None:
         """All layers, until one cannot be compared."""
@@ -82,7 +87,41 @@ class _Walk:
             )
             settled = settle(undone(pair, self.factors), rows, self._following(place))
             self.order, self.factors = settled.order, settled.factors
+            self.settled.append(settled)
+            self.plain.append(in_order(pair, rows, settled.order))
             self._judge(settled)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether nothing is wrong."""
+        return all(row.ok for row in self.rows)
+
+    @property
+    def mismatches(self) -> int:
+        """How many integers are not the nearest."""
+        return sum(row.mismatches or 0 for row in self.rows)
+
+    def with_all_factors(self) -> _Walk:
+        """The walk with the factors that all layers together allow, where these explain more."""
+        if len(self.plain) < len(self.layers) or (found := solved(self.plain)) is None:
+            return self
+        wrong = {place for place, row in enumerate(self.rows) if not row.ok}
+        if wrong <= found.without or not is_shown(self.plain, found.without):
+            return self
+        other = _Walk(self.deploy, self.wanted, self.layers)
+        before: Factors | None = None
+        following = [*self.wanted[1:], ""]
+        for pair, factors, settled, after in zip(
+            self.plain, found.factors, self.settled, following, strict=True
+        ):
+            same = [each for each in settled.same if each.kind != "scaling"]
+            if factors:
+                same.append(Equivalence(pair.name, "scaling", factors.says(after)))
+            exact = Factors.exactly(factors.value)
+            scaled = undone(pair, before).times(exact)
+            other._judge(settled._replace(pair=scaled, same=tuple(same)))
+            before = exact
+        return other if other.mismatches < self.mismatches else self
 
     def _following(self, place: int) -> Following | None:
         if place + 1 == len(self.wanted):
@@ -137,7 +176,7 @@ def _judged(pair: Pair, known: tuple[Finding, ...]) -> tuple[IntegerLayerReport,
         max_lsb=0 if ok else int(np.ceil(worst)),
     )
     found = list(known) or list(explained(pair, wrong, wrong_bias))
-    if is_clipped:
+    if is_clipped and ZERO_POINT not in {each.bug for each in found}:  # that moves them out
         says = f"{clipped.mean():.1%} of the weights are beyond what their scale can hold"
         found.append(finding("weights-clipped", pair.name, says, "largest magnitude / 127"))
     return row, found
