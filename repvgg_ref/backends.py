@@ -1,4 +1,4 @@
-"""From a backend's name to its table of operators, and the names of algorithms."""
+"""From a backend's name to its table of operators; the names of algorithms, and memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.cpu import NUMPY
+from repvgg_ref.cpu.budget import required_memory
 from repvgg_ref.cpu.convolution.algorithms import require_algorithm
 from repvgg_ref.errors import BackendError, did_you_mean
 from repvgg_ref.ops import REFERENCE, Ops
 
-__all__ = ["BACKENDS", "VARIABLE", "backend_ops", "require_algorithm"]
+__all__ = ["BACKENDS", "VARIABLE", "backend_ops", "require_algorithm", "required_memory"]
 
 BACKENDS = ("reference", "numpy", "cupy", "auto")
 VARIABLE = "REPVGG_BACKEND"

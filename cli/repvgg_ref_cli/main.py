@@ -89,11 +89,13 @@ def cli(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
-    elif os.environ.keys() & {"REPVGG_NUM_THREADS", "REPVGG_WORKERS"}:
+    elif os.environ.keys() & {"REPVGG_MEMORY", "REPVGG_NUM_THREADS", "REPVGG_WORKERS"}:
+        from repvgg_ref.cpu.budget import required_memory
         from repvgg_ref.cpu.workers.crew import available
         from repvgg_ref.cpu.workers.pool import default_threads
 
         available(default_threads())  # what they cannot mean is told before any work
+        required_memory()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

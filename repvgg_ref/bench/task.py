@@ -32,7 +32,7 @@ class Task:
     batch, size : int
         The input is (batch, 3, size, size), float32.
     threads : int
-    algorithm, backend : str
+    algorithm, backend, memory
         Of our own contenders, as for `Model.forward`.
     """
 
@@ -43,6 +43,7 @@ class Task:
     threads: int
     algorithm: str = "auto"
     backend: str = "numpy"
+    memory: str = "fast"
     seed: int = 0
 
     def as_json(self) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -12,14 +13,15 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.cpu.budget import Choice, Memory, budget_of, choices_within, required_memory
 from repvgg_ref.cpu.convolution.algorithms import (
     ALGORITHMS,
+    DEFAULT_CHOICES,
     Algorithm,
     applies,
     require_algorithm,
 )
 from repvgg_ref.cpu.convolution.autotune import Tuner
-from repvgg_ref.cpu.convolution.cost import cheapest
 from repvgg_ref.cpu.convolution.schedule import ConvShape, Packed
 from repvgg_ref.cpu.plan import Plan, Tap, conv_shapes
 from repvgg_ref.cpu.workers import memory
@@ -59,6 +61,11 @@ class Plans(ABC, Generic[P]):
         asked for, it is "direct". An algorithm that does not fit a layer yields to direct there.
     threads : int, optional
         Default: the variable ``REPVGG_NUM_THREADS``, else all processors.
+    memory : "fast", "lean" or bytes, optional
+        What packed weights may take beside the model's own; default the variable
+        ``REPVGG_MEMORY``, else "fast", which is as much as is fastest. "lean" is half of what the
+        weights take. What is not kept is packed in every run; only threads work then, since a
+        process would hold weights of its own, and the packed weights are those of one plan.
     """
 
     head = "linear"
@@ -70,12 +77,14 @@ class Plans(ABC, Generic[P]):
         dtype: Any,
         algorithm: str = "auto",
         threads: int | None = None,
+        memory: Memory | None = None,
     ) -> None:
         require_algorithm(algorithm)
         self._dtype = np.dtype(dtype)
         self._asked = next((each for each in ALGORITHMS if each == algorithm), None)
         self._params = {name: array.astype(dtype, copy=False) for name, array in params.items()}
         self._threads = threads or default_threads()
+        self._budget = budget_of(required_memory(memory), self._params)
         self._tuner = Tuner(pool(threads), dtype) if algorithm == "measure" else None
         self._packed: Packed = {}
         self._plans: dict[tuple[int, ...], P] = {}
@@ -105,6 +114,8 @@ class Plans(ABC, Generic[P]):
         if found is None:
             for other in list(self._plans)[: 1 - KEPT_PLANS]:
                 self._plans.pop(other, None)
+            if self._budget < math.inf:
+                self._forget()
             found = self._plans[shape] = self._make(shape)
         return found
 
@@ -133,14 +144,20 @@ class Plans(ABC, Generic[P]):
         self._packed.clear()
         memory.IDLE.clear()  # packed weights of another team would be of other sizes
 
-    def _choose(self, shape: ConvShape) -> Algorithm:
+    def _choose(self, shapes: list[ConvShape]) -> list[Choice]:
+        possible = [self._possible(shape) for shape in shapes]
+        return choices_within(self._budget, shapes, possible, self._dtype.itemsize)
+
+    def _possible(self, shape: ConvShape) -> Sequence[Algorithm]:
         if shape.dilation > 1:  # the oracle cannot tell tiles of every d-th pixel from a bug yet
-            return "direct"
+            return ["direct"]
         if self._tuner is not None:
-            return self._tuner.choose(shape)
+            return [self._tuner.choose(shape)]
         if self._asked is not None:
-            return self._asked if applies(self._asked, shape) else "direct"
-        return "direct" if self._dtype == np.float64 else cheapest(shape, self._dtype.itemsize)
+            return [self._asked if applies(self._asked, shape) else "direct"]
+        if self._dtype == np.float64:
+            return ["direct"]
+        return [algorithm for algorithm in DEFAULT_CHOICES if applies(algorithm, shape)]
 
 
 class Engine(Plans[Plan]):
@@ -154,9 +171,11 @@ class Engine(Plans[Plan]):
         dtype: Any,
         algorithm: str = "auto",
         threads: int | None = None,
+        memory: Memory | None = None,
     ) -> None:
-        super().__init__(params, dtype=dtype, algorithm=algorithm, threads=threads)
-        self._blocks, self._crews = blocks, available(self._threads)
+        super().__init__(params, dtype=dtype, algorithm=algorithm, threads=threads, memory=memory)
+        self._blocks = blocks
+        self._crews = available(self._threads) and self._budget == math.inf
         self._number = next(_NUMBERS)  # helpers may outlive an address, and pack by it
 
     def run(self, x: Array, tap: Tap | None = None) -> Array:
@@ -172,22 +191,22 @@ class Engine(Plans[Plan]):
 
     def _make(self, shape: tuple[int, ...]) -> Plan:
         shapes = conv_shapes(self._blocks, shape[0], *shape[2:])
-        algorithms = [self._choose(each) for each in shapes]
+        choices = self._choose(shapes)
         return Plan(
             self._blocks,
             self._params,
             shape,
             dtype=self._dtype,
-            team=self._team(shape, sum(each.macs for each in shapes), algorithms),
-            algorithms=algorithms,
+            team=self._team(shape, sum(each.macs for each in shapes), choices),
+            choices=choices,
             packed=self._packed,
         )
 
-    def _team(self, shape: tuple[int, ...], macs: int, algorithms: list[Algorithm]) -> Team:
+    def _team(self, shape: tuple[int, ...], macs: int, choices: list[Choice]) -> Team:
         if macs < CREW_MACS or not self._crews:
             return pool(self._threads)
         return crew(self._threads).join(
-            self._blocks, self._params, shape, self._dtype, algorithms, self._number
+            self._blocks, self._params, shape, self._dtype, choices, self._number
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.cpu.budget import Memory
 from repvgg_ref.cpu.buffers import GIVES_FEATURES, Reading, hand_out
 from repvgg_ref.cpu.convolution.schedule import ConvShape, Staged
 from repvgg_ref.cpu.engine import Plans
@@ -77,8 +78,9 @@ class GraphEngine(Plans["GraphPlan"]):
         dtype: Any,
         algorithm: str = "auto",
         threads: int | None = None,
+        memory: Memory | None = None,
     ) -> None:
-        super().__init__(params, dtype=dtype, algorithm=algorithm, threads=threads)
+        super().__init__(params, dtype=dtype, algorithm=algorithm, threads=threads, memory=memory)
         self._network, self.head = network, network.head.name
 
     def _make(self, shape: tuple[int, ...]) -> GraphPlan:
@@ -89,9 +91,8 @@ class GraphEngine(Plans["GraphPlan"]):
         )
         _require_fitting(network, sizes)
         shapes = [_conv_shape(spec, shape[0], sizes[spec.name]) for spec in network.blocks]
-        algorithms = [self._choose(each) for each in shapes]
         convolutions = pack_convolutions(
-            network.blocks, self._params, shapes, algorithms, team, self._packed
+            network.blocks, self._params, shapes, self._choose(shapes), team, self._packed
         )
         names = [spec.name for spec in network.blocks]
         made = dict(zip(names, zip(shapes, convolutions, strict=True), strict=True))

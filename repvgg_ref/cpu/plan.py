@@ -17,6 +17,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.cpu.budget import Choice
 from repvgg_ref.cpu.convolution.algorithms import Algorithm, make_convolution
 from repvgg_ref.cpu.convolution.layout import border_views, carve, interior
 from repvgg_ref.cpu.convolution.schedule import ConvShape, Packed, Staged
@@ -72,7 +73,7 @@ class Plan:
     blocks, params
         The architecture's blocks and the deploy form's arrays, all of `dtype`.
     shape : (N, C, H, W)
-    algorithms : one for each block
+    choices : one for each block
     packed : dict
         Packed weights, shared by the plans of a model; filled here.
     """
@@ -85,12 +86,12 @@ class Plan:
         *,
         dtype: Any,
         team: Team,
-        algorithms: list[Algorithm],
+        choices: list[Choice],
         packed: Packed,
     ) -> None:
         self.shape, self.team = shape, team
         shapes = conv_shapes(blocks, shape[0], *shape[2:])
-        chain = pack_convolutions(blocks, params, shapes, algorithms, team, packed)
+        chain = pack_convolutions(blocks, params, shapes, choices, team, packed)
         padded = _padded_shapes(chain, shapes, shape)
         self._allocate(chain, padded, len(params["linear.bias"]), np.dtype(dtype))
         sizes = [(shape[2], shape[3]), *((each.height, each.width) for each in shapes)]
@@ -103,9 +104,9 @@ class Plan:
         ]
         self._entry, self._around_entry, self._exit = inner[0], around[0], inner[-1]
         self.layers = [
-            Layer(spec, algorithm, conv, x, y, beside, self._stages(spec, conv, x, y, params))
-            for spec, algorithm, conv, x, y, beside in zip(
-                blocks, algorithms, chain, views[:-1], inner[1:], around[1:], strict=True
+            Layer(spec, how.algorithm, conv, x, y, beside, self._stages(spec, conv, x, y, params))
+            for spec, how, conv, x, y, beside in zip(
+                blocks, choices, chain, views[:-1], inner[1:], around[1:], strict=True
             )
         ]
         self._head = self._head_stages(params["linear.weight"], params["linear.bias"])
@@ -138,19 +139,21 @@ class Plan:
     @property
     def scratch_bytes(self) -> int:
         """Two activation buffers and scratch: what a forward holds besides the weights."""
-        scratch = self.arena.nbytes + self._own.nbytes * self.team.processes
-        return scratch + sum(buffer.nbytes for buffer in self.buffers)
+        own = 0 if self.team.seat is None else self._own.nbytes * self.team.processes
+        return own + self.arena.nbytes + sum(buffer.nbytes for buffer in self.buffers)
 
     def _allocate(
         self, chain: list[Staged], padded: list[tuple[int, ...]], classes: int, dtype: Any
     ) -> None:
         """Two buffers, the arena, features and logits: what all workers see, in one piece.
 
-        A process's own scratch is its own.
+        A process has scratch of its own beside the arena; threads have theirs in it, since shared
+        and private layers take turns.
         """
         images, features = padded[-1][0], padded[-1][3]
-        own = [conv.scratch for conv in chain if not conv.shared or self.team.seat is None]
-        common = [conv.scratch for conv in chain if conv.shared]
+        threads = self.team.seat is None
+        own = [conv.scratch for conv in chain if not (conv.shared or threads)]
+        common = [conv.scratch for conv in chain if conv.shared or threads]
         sizes = [
             *(max(math.prod(p) for p in padded[first::2]) for first in (0, 1)),
             images * features,
@@ -169,7 +172,7 @@ class Plan:
             carve(pooled, (images, features)),
             carve(logits, (images, classes)),
         )
-        self._own = memory.empty((max(own, default=0),), dtype)
+        self._own = arena if threads else memory.empty((max(own, default=0),), dtype)
 
     def _stages(
         self,
@@ -223,7 +226,7 @@ def pack_convolutions(
     blocks: tuple[BlockSpec, ...],
     params: Mapping[str, Array],
     shapes: list[ConvShape],
-    algorithms: list[Algorithm],
+    choices: list[Choice],
     team: Team,
     packed: Packed,
 ) -> list[Staged]:
@@ -234,7 +237,14 @@ def pack_convolutions(
         name = blocks[i].name
         weight = params[f"{name}.fused.weight"]
         found[i] = make_convolution(
-            shapes[i], weight, algorithms[i], team.threads, packed, name, seat=team.seat
+            shapes[i],
+            weight,
+            choices[i].algorithm,
+            team.threads,
+            packed,
+            name,
+            seat=team.seat,
+            streamed=choices[i].streamed,
         )
 
     with team.session():

@@ -13,6 +13,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.recognise import is_plain
+from repvgg_ref.cpu.budget import Memory
 from repvgg_ref.cpu.convolution.conv2d import conv2d_backward, conv2d_forward, conv_bias_relu
 from repvgg_ref.cpu.engine import Engine
 from repvgg_ref.cpu.graph import GraphEngine, is_known
@@ -45,10 +46,16 @@ def _to_nhwc(x: Array) -> Array:
 
 
 def fused_network(
-    network: Any, params: Mapping[str, Array], dtype: Any, *, algorithm: str, threads: int | None
+    network: Any,
+    params: Mapping[str, Array],
+    dtype: Any,
+    *,
+    algorithm: str,
+    threads: int | None,
+    memory: Memory | None = None,
 ) -> Engine | GraphEngine | None:
     """`Ops.recognise_network`: plain chains of convolutions, and graphs that `is_known` knows."""
-    how: Any = {"dtype": dtype, "algorithm": algorithm, "threads": threads}
+    how: Any = {"dtype": dtype, "algorithm": algorithm, "threads": threads, "memory": memory}
     if network.is_chain and all(is_plain(spec) for spec in network.blocks):
         return Engine(network.blocks, params, **how)
     return GraphEngine(network, params, **how) if is_known(network) else None

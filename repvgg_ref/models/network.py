@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any, Literal, overload
 
 import numpy as np
 
 from repvgg_ref.arrays import Array, array_module
-from repvgg_ref.backends import backend_ops, require_algorithm
+from repvgg_ref.backends import backend_ops, require_algorithm, required_memory
 from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.errors import NotFusibleError, ReportedError, ShapeError
 from repvgg_ref.models.about import About, Assumed
@@ -32,7 +31,7 @@ from repvgg_ref.models.graph import QUIET, Network, walk
 from repvgg_ref.models.heads import NormLinear
 from repvgg_ref.models.layers import Form, Pass
 from repvgg_ref.models.names import official_names
-from repvgg_ref.models.parameters import initial_params, is_trainable, param_shapes, require_params
+from repvgg_ref.models.parameters import counted, initial_params, param_shapes, require_params
 from repvgg_ref.models.registry import network
 from repvgg_ref.models.resident import Resident, in_dtype, like, step_like
 from repvgg_ref.models.step import StepResult, training_step
@@ -76,17 +75,11 @@ class Model:
 
     def __repr__(self) -> str:
         """One line."""
-        shapes = param_shapes(self.arch, self.form)
-        count = sum(prod(shapes[name]) for name in shapes if is_trainable(name))
         kinds = " and ".join(self.arch.kinds)
-        types = dict.fromkeys(str(a.dtype) for n, a in self.params.items() if is_trainable(n))
-        unlike = unusual(self.arch).says
-        other = f"; {unlike}" if unlike else ""
+        numbers = counted(self.arch, self.form, self.params)
+        other = f"; {unlike}" if (unlike := unusual(self.arch).says) else ""
         ends = f"{self.arch.in_channels} channels to {self.arch.num_classes} classes"
-        return (
-            f"<Model {self.name}: {self.form} form, {kinds} blocks, {count:,} parameters,"
-            f" {' and '.join(types)}, {ends}{other}>"
-        )
+        return f"<Model {self.name}: {self.form} form, {kinds} blocks, {numbers}, {ends}{other}>"
 
     @property
     def name(self) -> str:
@@ -107,6 +100,7 @@ class Model:
         layers: Literal[False] = ...,
         algorithm: str = ...,
         threads: int | None = ...,
+        memory: str | int | None = ...,
     ) -> Array: ...
     @overload
     def forward(
@@ -117,6 +111,7 @@ class Model:
         layers: Literal[True],
         algorithm: str = ...,
         threads: int | None = ...,
+        memory: str | int | None = ...,
     ) -> dict[str, Array]: ...
     def forward(
         self,
@@ -126,6 +121,7 @@ class Model:
         layers: bool = False,
         algorithm: str = "auto",
         threads: int | None = None,
+        memory: str | int | None = None,
     ) -> Array | dict[str, Array]:
         """Evaluate the network (batch norm by its running statistics).
 
@@ -147,6 +143,9 @@ class Model:
             "measure" times the same choices on this machine, once.
         threads : int, optional
             Of the "numpy" backend; default ``REPVGG_NUM_THREADS``, else all processors.
+        memory : {"fast", "lean"} or bytes, optional
+            What its packed weights may take beside the model's own; default ``REPVGG_MEMORY``, else
+            "fast", as much as is fastest. "lean": half of what the weights take.
 
         Returns
         -------
@@ -159,18 +158,18 @@ class Model:
         ReportedError
             If `x` is a list, or holds integers.
         BackendError
-            If the backend, the algorithm or the number of threads cannot be had.
+            If the backend, the algorithm, the number of threads or the memory cannot be had.
         """
         x = image_batch(self.arch, x)
         ops = backend_ops(backend, x.dtype)
         require_threads(threads)
         require_algorithm(algorithm)  # also where there is nothing to choose: in train form
+        memory = required_memory(memory)
         kept = self._at(ops)
         with ops.on_threads(threads):
-            fast = None
-            if self.form == "deploy" and x.size:
-                how = {"algorithm": algorithm, "threads": threads}
-                fast = kept.fast(self.arch, self.params, x.dtype, **how)
+            how = {"algorithm": algorithm, "threads": threads, "memory": memory}
+            fused = self.form == "deploy" and x.size
+            fast = kept.fast(self.arch, self.params, x.dtype, **how) if fused else None
             if fast is not None:
                 on_table = kept.enter(x)
                 outputs = fast.layers(on_table) if layers else {"": fast.forward(on_table)}

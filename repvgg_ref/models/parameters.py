@@ -7,6 +7,7 @@ to the names other code bases use.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,14 @@ def require_params(arch: Network, form: Form, params: Mapping[str, Array]) -> No
 
 def _place(node: Node) -> int:
     return 1 if node.training_only else 0 if isinstance(node.op, Block) else 2
+
+
+def counted(arch: Network, form: Form, params: Mapping[str, Array]) -> str:
+    """How many numbers are trained, and of which types, for people."""
+    shapes = param_shapes(arch, form)
+    count = sum(prod(shapes[name]) for name in shapes if is_trainable(name))
+    types = dict.fromkeys(str(a.dtype) for name, a in params.items() if is_trainable(name))
+    return f"{count:,} parameters, {' and '.join(types)}"
 
 
 def is_trainable(name: str) -> bool:

@@ -54,7 +54,7 @@ def test_every_subcommand_has_help_and_a_summary(
 
 
 @pytest.mark.parametrize("name", ["demo", "bench"])
-@pytest.mark.parametrize("variable", ["REPVGG_NUM_THREADS", "REPVGG_WORKERS"])
+@pytest.mark.parametrize("variable", ["REPVGG_MEMORY", "REPVGG_NUM_THREADS", "REPVGG_WORKERS"])
 def test_what_a_variable_cannot_mean_is_told_at_once(
     variable: str, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

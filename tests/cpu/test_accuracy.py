@@ -33,6 +33,7 @@ from tests.oracle.bounds.test_block import reference
     size=st.integers(3, 20),
     channels=st.sampled_from([2, 8, 24]),
     seed=st.integers(0, 2**32 - 1),
+    streamed=st.booleans(),
 )
 def test_the_oracles_bound_holds(
     algorithm: Algorithm,
@@ -42,6 +43,7 @@ def test_the_oracles_bound_holds(
     size: int,
     channels: int,
     seed: int,
+    streamed: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
     program, x = random_block(
@@ -67,7 +69,8 @@ def test_the_oracles_bound_holds(
         groups=groups,
     )
     assume(applies(algorithm, shape))
-    y_hat = run(algorithm, shape, (height, width), (nhwc, weight, bias), relu=True, threads=2)
+    arrays = nhwc, weight, bias
+    y_hat = run(algorithm, shape, (height, width), arrays, relu=True, threads=2, streamed=streamed)
     y = reference(program, x)
     bound = block_bound(program, x, y, PRECISIONS["fp32"], algorithm=algorithm)
     error = np.abs(y_hat.transpose(0, 3, 1, 2) - y)

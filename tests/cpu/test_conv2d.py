@@ -17,7 +17,7 @@ from repvgg_ref.cpu.convolution.algorithms import (
     make_convolution,
 )
 from repvgg_ref.cpu.convolution.layout import interior
-from repvgg_ref.cpu.convolution.schedule import ConvShape
+from repvgg_ref.cpu.convolution.schedule import ConvShape, Packed
 from repvgg_ref.cpu.workers.pool import pool
 from repvgg_ref.ops import REFERENCE
 from tests.examples import examples
@@ -42,10 +42,13 @@ def run(
     relu: bool,
     threads: int,
     fill: float = 0.0,
+    streamed: bool = False,
 ) -> Array:
     """x NHWC, weight, bias -> y NHWC. `fill` lies where nobody may read before writing."""
     x, weight, bias = arrays
-    convolution = make_convolution(shape, weight, algorithm, threads, {}, "")
+    kept: Packed = {}
+    convolution = make_convolution(shape, weight, algorithm, threads, kept, "", streamed=streamed)
+    assert bool(kept) is not streamed
     padded = [
         max(n + 2 * shape.border, least) for n, least in zip(size, convolution.padded, strict=True)
     ]
@@ -75,6 +78,7 @@ def run(
     stride=st.integers(1, 2),
     relu=st.booleans(),
     threads=st.integers(1, 3),
+    streamed=st.booleans(),
     fill=st.sampled_from([np.nan, np.finfo(np.float64).max]),  # the latter would warn of overflow
     seed=st.integers(0, 2**32 - 1),
 )
@@ -88,6 +92,7 @@ def test_every_algorithm_is_the_reference(
     stride: int,
     relu: bool,
     threads: int,
+    streamed: bool,
     fill: float,
     seed: int,
 ) -> None:
@@ -100,7 +105,8 @@ def test_every_algorithm_is_the_reference(
         return
     x = rng.normal(size=(images, *size, shape.channels))
     weight, bias = rng.normal(size=(shape.outputs, channels, 3, 3)), rng.normal(size=shape.outputs)
-    got = run(algorithm, shape, size, (x, weight, bias), relu=relu, threads=threads, fill=fill)
+    how = {"relu": relu, "threads": threads, "fill": fill, "streamed": streamed}
+    got = run(algorithm, shape, size, (x, weight, bias), **how)  # type: ignore[arg-type]
     wanted, _ = REFERENCE.conv2d_forward(
         x.transpose(0, 3, 1, 2), weight, bias, stride=stride, padding=1, dilation=1, groups=groups
     )
@@ -136,9 +142,11 @@ def test_error_in_float32(name: str, stride: int, algorithm: Algorithm) -> None:
     x = np.maximum(rng.normal(size=(shape.images, *size, shape.channels)), 0).astype(np.float32)
     weight = rng.normal(0, np.sqrt(2 / (9 * inputs)), (shape.outputs, inputs, 3, 3))
     weight, bias = weight.astype(np.float32), rng.normal(0, 0.1, shape.outputs).astype(np.float32)
-    got = run(algorithm, shape, size, (x, weight, bias), relu=True, threads=2, fill=np.nan)
+    how: Any = {"relu": True, "threads": 2, "fill": np.nan}
     wide = tuple(array.astype(np.float64) for array in (x, weight, bias))
     wanted = run("direct", shape, size, wide, relu=True, threads=2)  # type: ignore[arg-type]
-    error = np.abs(got - wanted).max() / np.abs(wanted).max()
     limit = {"direct": 2e-6, "winograd2": 2e-6, "winograd4": 5e-6, "winograd5": 1.2e-5}
-    assert error <= limit.get(algorithm, 4e-5), f"{algorithm}: {error}"
+    for streamed in (False, True):
+        got = run(algorithm, shape, size, (x, weight, bias), **how, streamed=streamed)
+        error = np.abs(got - wanted).max() / np.abs(wanted).max()
+        assert error <= limit.get(algorithm, 4e-5), f"{algorithm}: {error}"

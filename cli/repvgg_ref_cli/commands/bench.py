@@ -66,6 +66,12 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
     "--threads", type=click.IntRange(min=1), show_default="REPVGG_NUM_THREADS, else all processors"
 )
 @algorithm_option
+@click.option(
+    "--memory",
+    show_default="REPVGG_MEMORY, else fast",
+    metavar="fast|lean|BYTES",
+    help="What packed weights may take beside the model's own.",
+)
 @backend_option
 @click.option(
     "--layers/--no-layers", default=True, show_default=True, help="Show each layer's GFLOP/s."
@@ -82,6 +88,7 @@ def command(
     rounds: int,
     threads: int | None,
     algorithm: str,
+    memory: str | None,
     backend: str,
     layers: bool,
     out: Path | None,
@@ -102,7 +109,7 @@ def command(
     from weights_io import atomic_path
 
     kind = _kind(kinds, against)
-    task = _task(kind, model, batch, size, threads, algorithm, backend)
+    task = _task(kind, model, batch, size, threads, algorithm, backend, memory)
     with ExitStack() as files:
         # Opened first: a folder that cannot be written must not show after minutes of work.
         targets = {path: files.enter_context(atomic_path(path)) for path in (out, picture) if path}
@@ -139,8 +146,9 @@ def _task(
     threads: int | None,
     algorithm: str,
     backend: str,
+    memory: str | None,
 ) -> Task:
-    from repvgg_ref.backends import backend_ops
+    from repvgg_ref.backends import backend_ops, required_memory
     from repvgg_ref.bench.task import Task
     from repvgg_ref.cpu.workers.pool import default_threads
     from repvgg_ref.models.registry import network
@@ -157,6 +165,7 @@ def _task(
         threads or default_threads(),
         algorithm,
         backend,
+        str(required_memory(memory)),
     )
 
 

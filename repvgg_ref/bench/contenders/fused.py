@@ -45,11 +45,11 @@ def waiting_for(backend: str) -> Callable[[], None]:
 
 def _inference(task: Task) -> Contender:
     deploy, x = fuse(task.model()), on_device(task.images(), task.backend)
+    how: Any = {"algorithm": task.algorithm, "threads": task.threads, "memory": task.memory}
 
     def run() -> Array:
-        return deploy.forward(
-            x, backend=task.backend, algorithm=task.algorithm, threads=task.threads
-        )
+        logits: Array = deploy.forward(x, backend=task.backend, **how)
+        return logits
 
     @cache
     def engine() -> Engine:
@@ -57,8 +57,7 @@ def _inference(task: Task) -> Contender:
             deploy.arch.blocks,
             deploy.params,
             dtype=x.dtype,
-            algorithm=task.algorithm,
-            threads=task.threads,
+            **how,
         )
 
     if task.backend != "numpy" or not deploy.arch.is_chain:

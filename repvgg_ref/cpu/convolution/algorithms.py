@@ -9,6 +9,7 @@ from repvgg_ref.cpu.convolution.depthwise import DepthwiseConvolution, is_depthw
 from repvgg_ref.cpu.convolution.direct import DirectConvolution
 from repvgg_ref.cpu.convolution.interleaved import Interleaved
 from repvgg_ref.cpu.convolution.schedule import Convolution, ConvShape, Packed, Staged
+from repvgg_ref.cpu.convolution.streamed import StreamedWinograd
 from repvgg_ref.cpu.convolution.winograd import WinogradConvolution
 from repvgg_ref.cpu.convolution.winograd_stride_2 import Stride2Convolution
 from repvgg_ref.cpu.workers.pool import Pool
@@ -67,6 +68,8 @@ def make_convolution(
     name: str,
     pool: Pool | None = None,
     seat: int | None = None,
+    *,
+    streamed: bool = False,
 ) -> Staged:
     """`algorithm` for `shape`; arguments as for `Convolution`.
 
@@ -77,11 +80,13 @@ def make_convolution(
             return Interleaved(
                 shape,
                 lambda inner: make_convolution(
-                    inner, weight, algorithm, threads, packed, name, pool
+                    inner, weight, algorithm, threads, packed, name, pool, streamed=streamed
                 ),
             )
         algorithm = "direct"
     made: type[Convolution] = DepthwiseConvolution if is_depthwise(shape) else DirectConvolution
     if algorithm != "direct":
-        made = WinogradConvolution if shape.stride == 1 else Stride2Convolution
-    return made(shape, weight, tile_of(algorithm), threads, packed, name, pool, seat)
+        tiled = StreamedWinograd if streamed else WinogradConvolution
+        made = tiled if shape.stride == 1 else Stride2Convolution
+    m = tile_of(algorithm)
+    return made(shape, weight, m, threads, packed, name, pool, seat, streamed=streamed)

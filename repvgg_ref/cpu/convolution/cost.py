@@ -20,6 +20,9 @@ from repvgg_ref.cpu.convolution.schedule import ConvShape
 from repvgg_ref.cpu.convolution.winograd import Tiling
 from repvgg_ref.cpu.convolution.winograd_stride_2 import Strips
 
+# Transformed in cache, in the network's arithmetic: half of what it takes by `SECONDS`. Those of
+# stride 2 are transformed in float64 and written to memory.
+STREAMED_TILE, STREAMED_ROW = 0.6, 1.5
 PACKING_ROWS = 12  # packing a weight matrix takes the time of this many rows of pixels
 
 
@@ -51,6 +54,18 @@ def inference(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> Work:
         return _with_copies(inference(algorithm, parted(shape), itemsize), shape)
     m = tile_of(algorithm)
     return _by_rows(m, shape, itemsize) if shape.stride == 2 else _by_tiles(m, shape, itemsize)
+
+
+def streamed(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> Work:
+    """The same with weights packed in every run, a part at a time (`schedule`)."""
+    m = tile_of(algorithm)
+    by_tile, by_row = (m + 2) ** 2 * STREAMED_TILE, 3 * (m + 2) * STREAMED_ROW
+    made = by_tile if shape.stride == 1 else by_row
+    taps = shape.kernel**2
+    return inference(algorithm, shape, itemsize)._replace(
+        weight_bytes=taps * shape.pairs * itemsize,
+        kernels=(taps + (made if m else 0)) * shape.pairs,
+    )
 
 
 def training(algorithm: Algorithm, shape: ConvShape, itemsize: int) -> Work:

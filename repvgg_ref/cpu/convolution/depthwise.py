@@ -47,10 +47,10 @@ class DepthwiseConvolution(Convolution):
         return self.shape.outputs
 
     def _pack(self, weight: Array, parts: range, pool: Pool | None) -> Array:
-        """(C, 1, K, K) -> (K, K, Wo or 1, C)."""
+        """(C, 1, K, K) -> (1, K, K, Wo or 1, C)."""
         kernels = weight[:, 0].transpose(1, 2, 0)[:, :, None]
         times = self.shape.width if self.shape.outputs < FEW_CHANNELS else 1
-        return np.ascontiguousarray(np.repeat(kernels, times, axis=2))
+        return np.ascontiguousarray(np.repeat(kernels, times, axis=2))[None]
 
     def _rows(self, strips: range) -> int:
         return len(strips) * self.shape.width
@@ -67,7 +67,7 @@ class DepthwiseConvolution(Convolution):
     def _read(self, block: Block, strips: range) -> list[Step]:
         return []
 
-    def _multiply(self, block: Block, parts: range) -> list[Step]:
+    def _multiply(self, block: Block, parts: range, packed: Array) -> list[Step]:
         """With bias and ReLU, and into y."""
         task, strips = block.task, block.strips
         steps: list[Step] = []
@@ -78,7 +78,7 @@ class DepthwiseConvolution(Convolution):
             y = task.y[images, first:last]
             start: Any = 0 if task.bias is None else task.bias.reshape(self.shape.width, -1)
             steps.append(partial(np.copyto, sums, start))
-            steps += self._taps(task, images, range(first, last), sums, products)
+            steps += self._taps(task, images, range(first, last), sums, products, packed[0])
             if task.relu:
                 steps.append(partial(np.maximum, sums, 0, out=y))
             else:
@@ -86,7 +86,13 @@ class DepthwiseConvolution(Convolution):
         return steps
 
     def _taps(
-        self, task: Task, images: slice, rows: range, sums: Array, products: Array
+        self,
+        task: Task,
+        images: slice,
+        rows: range,
+        sums: Array,
+        products: Array,
+        kernels: Array,
     ) -> list[Step]:
         """Add what each tap meets; at a border of zeros that is less than all outputs."""
         x, window, steps = task.x[images], window_of(self.shape, task.border), list[Step]()
@@ -97,7 +103,7 @@ class DepthwiseConvolution(Convolution):
             if top < bottom and left < right:
                 met = x[:, row::stride, column::stride][:, : bottom - top, : right - left]
                 some = slice(None), slice(top, bottom), slice(left, right)
-                weight = self.packed[i, j, : right - left]  # all of it where it is one pixel's
+                weight = kernels[i, j, : right - left]  # all of it where it is one pixel's
                 steps.append(partial(np.multiply, met, weight, out=products[some]))
                 steps.append(partial(np.add, sums[some], products[some], out=sums[some]))
         return steps

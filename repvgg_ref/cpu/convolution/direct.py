@@ -105,21 +105,21 @@ class DirectConvolution(Convolution):
         window = window_of(self.shape, block.task.border)
         return gather(block.task.x, window, strips.start, strips.stop, held)
 
-    def _multiply(self, block: Block, parts: range) -> list[Step]:
+    def _multiply(self, block: Block, parts: range, packed: Array) -> list[Step]:
         """With bias and ReLU, and into y."""
         columns, products = block.scratch
         groups = self.shape.groups
         if not self.shared:
             # (panels, K K C/G, width) -> (G, panels, K K C/G, width)
-            panels = self.packed.reshape(groups, -1, *self.packed.shape[1:])
+            panels = packed.reshape(groups, -1, *packed.shape[1:])
             # (pixels, O) -> (G, pixels, O/G)
             out = products.reshape(len(products), groups, -1).transpose(1, 0, 2)
             product = panel_products(columns.transpose(1, 0, 2), panels, out)
             return [*product, *self._finish(block, slice(None))]
         (part,) = parts
         outputs = slice(part * self.width, (part + 1) * self.width)
-        seen, weight = columns[:, part * groups // self._parts], self.packed[part - self.first]
-        product = [partial(np.matmul, seen, weight, out=products[:, outputs])]
+        seen = columns[:, part * groups // self._parts]
+        product = [partial(np.matmul, seen, packed[0], out=products[:, outputs])]
         return [*product, *self._finish(block, outputs)]
 
     def _finish(self, block: Block, outputs: slice) -> list[Step]:

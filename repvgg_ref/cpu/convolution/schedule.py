@@ -12,6 +12,9 @@ reads them (gathers windows, transforms tiles), multiplies them by packed weight
   step is a stage of its own, and on threads a stage costs as much as a small product.
 
 Where each worker is a process (`crew`), one packs only the shared weights that it multiplies.
+
+Packed weights are kept, or, where memory is short, *streamed*: a worker packs one part of them,
+multiplies by it while it is in cache, and lets it go.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from repvgg_ref.cpu.workers.pool import Pool, Stage, Step, portion, prepared
 PRIVATE_WEIGHTS, PRIVATE_WEIGHTS_OF_PROCESSES = 1_200_000, 300_000
 SHARED_NUMBERS = 12_000_000  # scratch of all threads together: 48 MB of float32
 ITEMS_A_THREAD = 4
+STREAMED_NUMBERS = 1_200_000  # of packed weights that a worker makes at once, if it keeps none
 
 Packed = dict[tuple[Any, ...], Array]
 """Packed weights by layer, algorithm and form, so that plans of several shapes share them."""
@@ -136,10 +140,14 @@ class Convolution(ABC):
         Its threads pack the weights together; without one the caller packs alone.
     seat : int, optional
         Which of the `threads` this process is; None if it is all of them.
+    streamed : bool
+        Whether it keeps no packed weights, but packs `weight` a part at a time in every run.
     """
 
     writes = True
     """Whether to write strips is a step of its own, begun when all their products are there."""
+    part_axis = 0
+    """Which axis of the packed weights counts the parts of the product."""
 
     def __init__(
         self,
@@ -151,11 +159,14 @@ class Convolution(ABC):
         name: str = "",
         pool: Pool | None = None,
         seat: int | None = None,
+        *,
+        streamed: bool = False,
     ) -> None:
         self.shape, self.m, self.threads, self.seat = shape, m, threads, seat
+        self.streamed = streamed
         an_image, self.padded, self.inner = self._layout()
         self.strips = shape.images * an_image
-        self.shared = self.strips < threads or self._is_heavy()
+        self.shared = streamed or self.strips < threads or self._is_heavy()
         blocks = -(-self.strips // max(1, self._strips_together()))
         if not self.shared:
             blocks = -(-blocks // threads) * threads
@@ -165,10 +176,12 @@ class Convolution(ABC):
         mine = range(self._parts)
         if self.shared and seat is not None:
             mine = portion(self._parts, seat, threads)
-        key = (name, type(self), m, self.width, mine)
-        if key not in packed:
-            packed[key] = self._pack(weight, mine, pool)
-        self.packed, self.first = packed[key], mine.start
+        self._kept, self._first = weight, 0
+        if not streamed:
+            key = (name, type(self), m, self.width, mine)
+            if key not in packed:
+                packed[key] = self._pack(weight, mine, pool)
+            self._kept, self._first = packed[key], mine.start
         self._numbers = self._scratch_numbers(self.block)
 
     @property
@@ -197,7 +210,7 @@ class Convolution(ABC):
             strips = portion(self.strips, item, self.blocks)
             own = arena[self._numbers * (worker if self.seat is None else 0) :]
             block = Block(task, strips, self._lay(own, task, strips))
-            product = self._multiply(block, range(self._parts))
+            product = self._multiply(block, range(self._parts), self._kept)
             return [*self._read(block, strips), *product, *self._write(block, strips)]
 
         yield prepared(self.blocks, alone)
@@ -213,9 +226,21 @@ class Convolution(ABC):
             return strips[mine.start : mine.stop]
 
         yield prepared(few, lambda worker, item: self._read(block, some(item)))
-        yield prepared(len(parts), lambda worker, item: self._multiply(block, parts[item]))
+        yield prepared(len(parts), lambda worker, item: self._product(worker, block, parts[item]))
         if self.writes:
             yield prepared(few, lambda worker, item: self._write(block, some(item)))
+
+    def _product(self, worker: int, block: Block, parts: range) -> list[Step]:
+        """Some parts of a shared block's product, by weights packed before or packed now."""
+        if self.streamed:
+            return [partial(self._stream, block, parts)]
+        first = parts.start - self._first
+        mine = (slice(None),) * self.part_axis + (slice(first, first + len(parts)),)
+        return self._multiply(block, parts, self._kept[mine])
+
+    def _stream(self, block: Block, parts: range) -> None:
+        for step in self._multiply(block, parts, self._pack(self._kept, parts, None)):
+            step()
 
     def _items(self, rows: int) -> int:
         """Into how many items a step is cut.
@@ -237,6 +262,11 @@ class Convolution(ABC):
         """How many parts the product has: here panels of outputs."""
         return self.shape.outputs // self.width
 
+    @property
+    def _packed_numbers(self) -> int:
+        """How many numbers the packed weights of all parts are."""
+        return self.inner * self.shape.outputs
+
     @abstractmethod
     def _is_heavy(self) -> bool:
         """Whether it has so many weights that they should be read once, by workers together."""
@@ -248,9 +278,13 @@ class Convolution(ABC):
     def _panel_width(self) -> int:
         """Columns of a panel of the packed weights.
 
-        Shared weights have a panel for each worker and no more, since BLAS packs all rows for it.
+        Shared weights have a panel for each worker and no more, since BLAS packs all rows for it;
+        streamed ones as many as keep a panel in cache.
         """
         groups, outputs = self.shape.groups, self.shape.outputs // self.shape.groups
+        if self.streamed:
+            most = max(1, STREAMED_NUMBERS * self.shape.outputs // self._packed_numbers)
+            return next(n for n in range(min(most, outputs), 0, -1) if outputs % n == 0)
         if self.shared:
             return outputs // math.gcd(outputs, -(-self.threads // groups))
         return gemm.panel_width(self.inner, outputs, self.block * self.shape.width)
@@ -280,8 +314,8 @@ class Convolution(ABC):
         """From x to the left side of the product, for some strips of a block."""
 
     @abstractmethod
-    def _multiply(self, block: Block, parts: range) -> list[Step]:
-        """Some parts of the product; all of them where the convolution is not `shared`."""
+    def _multiply(self, block: Block, parts: range, packed: Array) -> list[Step]:
+        """Some parts of the product, by their packed weights; all if it is not `shared`."""
 
     def _write(self, block: Block, strips: range) -> list[Step]:
         """From the product to y, for some strips of a block; nothing if `multiply` does that."""

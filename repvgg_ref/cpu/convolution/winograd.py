@@ -124,14 +124,19 @@ class WinogradConvolution(Convolution):
         return Layout(self.tiling.strips, self.tiling.padded, inner)
 
     @property
-    def _parts(self) -> int:
+    def positions(self) -> int:
+        """Products of a tile."""
         return self.tiling.t**2
+
+    @property
+    def _parts(self) -> int:
+        return self.positions
 
     def _shares(self, items: int) -> list[range]:
         return [portion(self._parts, item, items) for item in range(items)]
 
     def _is_heavy(self) -> bool:
-        if self._parts * self.shape.pairs <= private_weights(self.seat):
+        if self.positions * self.shape.pairs <= private_weights(self.seat):
             return False
         tiles = self.strips * self.tiling.tiles
         return self.inner > 192 or tiles < 4 * self.threads * PRIVATE_TILES
@@ -139,7 +144,9 @@ class WinogradConvolution(Convolution):
     def _strips_together(self) -> int | Fraction:
         shape, tiles = self.shape, self.tiling.tiles
         if self.shared:
-            return Fraction(SHARED_NUMBERS, self._parts * tiles * (shape.channels + shape.outputs))
+            return Fraction(
+                SHARED_NUMBERS, self.positions * tiles * (shape.channels + shape.outputs)
+            )
         many = self.threads > 1 and self.seat is None
         return (PRIVATE_TILES_OF_THREADS if many else PRIVATE_TILES) // tiles
 
@@ -187,14 +194,18 @@ class WinogradConvolution(Convolution):
         tiles = input_tiles(task.x, self.tiling, task.border)
         return tiles.transform(strips.start, strips.stop, s.rows[at], s.v[:, :, at])
 
-    def _multiply(self, block: Block, parts: range) -> list[Step]:
+    def _multiply(self, block: Block, parts: range, packed: Array) -> list[Step]:
         """Step 3, V_p U_p group by group for some positions p1 * t + p2."""
-        s, groups, tiles = block.scratch, self.shape.groups, self._rows(block.strips)
+        v, m = self._by_group(block)
         some = slice(parts.start, parts.stop)
-        v = s.v.reshape(self._parts, -1, groups, self.inner)[some, :tiles]
-        m = s.m.reshape(self._parts, -1, groups, s.m.shape[4] // groups)[some, :tiles]
-        u = self.packed[parts.start - self.first : parts.stop - self.first]
-        return panel_products(v.transpose(0, 2, 1, 3), u, m.transpose(0, 2, 1, 3))
+        return panel_products(v[some], packed, m[some])
+
+    def _by_group(self, block: Block) -> tuple[Array, Array]:
+        """Views of V and M, (positions, G, tiles, C/G) and (positions, G, tiles, O/G)."""
+        s, groups, tiles = block.scratch, self.shape.groups, self._rows(block.strips)
+        v = s.v.reshape(self.positions, -1, groups, self.inner)[:, :tiles]
+        m = s.m.reshape(self.positions, -1, groups, s.m.shape[4] // groups)[:, :tiles]
+        return v.transpose(0, 2, 1, 3), m.transpose(0, 2, 1, 3)
 
     def _write(self, block: Block, strips: range) -> list[Step]:
         """Steps 4 and 5: bias, ReLU, and into y, which may lie in the next layer's border."""

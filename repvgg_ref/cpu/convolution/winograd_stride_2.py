@@ -177,6 +177,8 @@ def _cut(flat: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
 class Stride2Convolution(Convolution):
     """F(m, 2) down the rows, with stride 2."""
 
+    part_axis = 1
+
     @cached_property
     def tiling(self) -> Strips:
         """The strips of the output."""
@@ -187,14 +189,18 @@ class Stride2Convolution(Convolution):
         return Layout(self.tiling.strips, self.tiling.padded, inner)
 
     def _is_heavy(self) -> bool:
-        return self._weights > private_weights(self.seat)
+        return self._packed_numbers > private_weights(self.seat)
 
     @property
-    def _weights(self) -> int:
-        return (self.m + 2) * 3 * self.shape.pairs
+    def _packed_numbers(self) -> int:
+        return (self.m + 2) * self.inner * self.shape.outputs
 
     def _strips_together(self) -> int:
-        limit = SHARED_NUMBERS if self.shared else max(BLOCK_NUMBERS, BLOCK_WEIGHTS * self._weights)
+        limit = (
+            SHARED_NUMBERS
+            if self.shared
+            else max(BLOCK_NUMBERS, BLOCK_WEIGHTS * self._packed_numbers)
+        )
         return int(limit // self._scratch_numbers(1))
 
     def _pack(self, weight: Array, parts: range, pool: Pool | None) -> Array:
@@ -237,16 +243,16 @@ class Stride2Convolution(Convolution):
         odd = windows_of_odd_rows(x, tiling, border, first, last, s.odd_rows[below], s.odd[below])
         return [*even, _gather(rows, (), rows.strides[1::-1], s.even[:, at]), *odd]
 
-    def _multiply(self, block: Block, parts: range) -> list[Step]:
+    def _multiply(self, block: Block, parts: range, packed: Array) -> list[Step]:
         """Step 3."""
         s, groups = block.scratch, self.shape.groups
         if not self.shared:
             # (m + 2, panels, 3 C/G, width) -> (m + 2, G, panels, 3 C/G, width)
-            u = self.packed.reshape(self.m + 2, groups, -1, *self.packed.shape[2:])
+            u = packed.reshape(self.m + 2, groups, -1, *packed.shape[2:])
             group, outputs = slice(None), slice(None)
         else:
             (part,) = parts
-            u = self.packed[:, part - self.first, None, None]
+            u = packed[:, 0, None, None]
             first = part * groups // self._parts
             group = slice(first, first + 1)
             outputs = slice(part * self.width, (part + 1) * self.width)

@@ -35,7 +35,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.cpu.convolution.algorithms import Algorithm
+from repvgg_ref.cpu.budget import Choice
 from repvgg_ref.cpu.workers.pool import OneAtATime
 from repvgg_ref.cpu.workers.process import (
     CrewError,
@@ -140,7 +140,7 @@ class Crew:
         params: Mapping[str, Array],
         shape: tuple[int, ...],
         dtype: Any,
-        algorithms: list[Algorithm],
+        choices: list[Choice],
         model: int,
     ) -> Caller:
         """Let the helpers make a plan, and this process's seat in it; arguments as for `Plan`.
@@ -158,15 +158,15 @@ class Crew:
             "plan": plan,
             "model": model,
             "blocks": [asdict(block) for block in blocks],
-            "params": list(params),
+            "params": {name: array.shape for name, array in params.items()},
             "shape": list(shape),
             "dtype": np.dtype(dtype).str,
-            "algorithms": algorithms,
+            "choices": choices,
         }
         try:
             with shared_file("weights") as raw, BufferedWriter(raw) as weights:
                 for array in params.values():
-                    np.save(weights, array, allow_pickle=False)
+                    weights.write(np.ascontiguousarray(array).data)
                 weights.flush()
                 seat = Caller(self, plan, shared_file("plan"))
                 self.tell(order, [seat.fileno(), raw.fileno()])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import mmap
 import os
 import signal
 import socket
@@ -15,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.cpu.budget import Choice
 from repvgg_ref.cpu.convolution.schedule import Packed
 from repvgg_ref.cpu.plan import Plan
 from repvgg_ref.cpu.workers import memory
@@ -63,18 +67,13 @@ class _Helper:
             self._board.meet(self._check)
 
     def _join(self, order: dict[str, Any], buffers: FileIO, weights: FileIO) -> Plan:
-        with (
-            weights,
-            Path(f"/proc/self/fd/{weights.fileno()}").open("rb") as arrays,
-        ):  # position of its own
-            params = {name: np.load(arrays, allow_pickle=False) for name in order["params"]}
         return Plan(
             tuple(BlockSpec(**block) for block in order["blocks"]),
-            params,
+            _arrays(weights, order["params"], np.dtype(order["dtype"])),
             tuple(order["shape"]),
             dtype=np.dtype(order["dtype"]),
             team=Seat(self._seat, self._seats, self._board, buffers, self._check),
-            algorithms=order["algorithms"],
+            choices=[Choice(*choice) for choice in order["choices"]],
             packed=self._packed.setdefault(order["model"], {}),
         )
 
@@ -88,6 +87,21 @@ class _Helper:
     def _check(self, since: float) -> None:
         if os.getppid() != self._caller:
             raise SystemExit
+
+
+def _arrays(file: FileIO, shapes: dict[str, list[int]], dtype: Any) -> dict[str, Array]:
+    """Arrays one after the other in a file: kernels where they lie, since they are only packed.
+
+    The others are copied: a plan keeps them, and would keep all of the file.
+    """
+    with file:
+        memory, begin = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), 0
+    found: dict[str, Array] = {}
+    for name, shape in shapes.items():
+        array = np.frombuffer(memory, dtype, math.prod(shape), begin).reshape(shape)
+        found[name] = array if name.endswith(".fused.weight") else array.copy()
+        begin += array.nbytes
+    return found
 
 
 def _peak_bytes() -> int:
