@@ -209,17 +209,27 @@ def nearest_of(ratios: Ratios, dtype: Any) -> Array:
     # Python divides integers with one correct rounding, to float64.
     wide = np.array([_quotient(*pair) for pair in pairs], np.float64)
     with np.errstate(over="ignore", under="ignore"):
-        below, above = (np.nextafter(wide, end).astype(dtype) for end in (-np.inf, np.inf))
         found: Array = wide.astype(dtype)
-    if dtype == np.float64:
-        return found
-    for i in np.flatnonzero((below != above) & np.isfinite(wide)):
-        # `wide` may have been rounded onto a boundary of `dtype`: its own rounding decides then.
+        if dtype == np.float64:
+            return found
+        below, above = (np.nextafter(wide, end).astype(dtype) for end in (-np.inf, np.inf))
+    # `wide` may have been rounded onto a boundary of `dtype`: its own rounding decides then.
+    for i in np.flatnonzero(_midway(below, above) == wide):
         n, d = float(wide[i]).as_integer_ratio()
         side = pairs[i][0] * d - n * pairs[i][1]
         if side:
             found[i] = above[i] if side > 0 else below[i]
     return found
+
+
+def _midway(below: Array, above: Array) -> Array:
+    """The boundaries between neighbours of one type, exactly; NaN where they are the same.
+
+    Where one of them is infinite it stands for the power of two to which it would be rounded.
+    """
+    most = 2.0 ** np.finfo(below.dtype).maxexp
+    low, high = (np.clip(end.astype(np.float64), -most, most) for end in (below, above))
+    return np.where(low < high, low / 2 + high / 2, np.nan)
 
 
 def _quotient(numerator: int, denominator: int) -> float:

@@ -81,3 +81,41 @@ def test_pieces_are_all_rows_once() -> None:
     for rows, width in ((1, 1), (7, 1 << 16), (5, 1 << 20), (0, 3)):
         found = [row for piece in pieces(rows, width) for row in range(rows)[piece]]
         assert found == list(range(rows))
+
+
+def _ties(dtype: Any) -> list[tuple[Fraction, float, float]]:
+    """Boundaries between neighbours of both parities, the lower and the upper of them.
+
+    In the middle of the range, among subnormal numbers, at a power of two, at the largest number.
+    """
+    info = np.finfo(dtype)
+    bits = [info.smallest_subnormal * n for n in (1, 2)] + [1.5, np.nextafter(dtype(1.5), dtype(2))]
+    found = []
+    for low in map(dtype, [*bits, np.nextafter(dtype(1), dtype(0)), info.max]):
+        with np.errstate(over="ignore"):
+            high = np.nextafter(low, dtype(np.inf))
+        beyond = Fraction(2) ** int(info.maxexp) if np.isinf(high) else Fraction(float(high))
+        found.append(((Fraction(float(low)) + beyond) / 2, float(low), float(high)))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_lies_within_two_float64_numbers_of_a_tie_goes_to_its_own_side(
+    dtype: Any, sign: int
+) -> None:
+    """A number 0.5 to 1 float64 spacings beside a tie is no tie although its neighbour is one."""
+    for tie, low, high in _ties(dtype):
+        spacing = Fraction(float(np.spacing(float(tie))))
+        for eighths in [n for n in range(-24, 25) if n]:
+            exact = tie + spacing * eighths / 8
+            right = low if eighths < 0 else high
+            assert nearest(sign * exact, dtype) == dtype(sign * right), (tie, eighths)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_tie_goes_to_the_even_neighbour(dtype: Any) -> None:
+    integers = {np.float32: np.uint32, np.float16: np.uint16}[dtype]
+    for tie, low, high in _ties(dtype):
+        even = high if int(dtype(low).view(integers)) % 2 else low
+        assert nearest(tie, dtype) == dtype(even)
