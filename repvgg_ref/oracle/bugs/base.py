@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
+import scipy  # its parts are loaded when they are first used: a second of start-up
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.programs.block import BlockProgram
@@ -166,6 +167,22 @@ def planted(
         if precision not in each.precision:
             for variant in each.mutate(site):
                 yield Mutant(each, variant, layer)
+
+
+def order_of_channels(site: Site[Any]) -> Array | None:
+    """Which of our output channels each of the candidate's is nearest to; None if all its own."""
+    if site.y_hat is None:
+        return None
+    y = site.program.evaluate(site.x)
+    if y.size != site.y_hat.size:
+        return None
+    ours = np.moveaxis(y, 1, 0).reshape(y.shape[1], -1)
+    theirs = np.moveaxis(site.y_hat, 1, 0).reshape(y.shape[1], -1)
+    distance = (theirs**2).sum(1)[:, None] + (ours**2).sum(1) - 2 * theirs @ ours.T
+    order = np.argmin(distance, axis=1)
+    if len(np.unique(order)) < len(order):  # channels that are always off look alike
+        order = scipy.optimize.linear_sum_assignment(distance)[1]
+    return order if (order != np.arange(len(order))).any() else None
 
 
 def round_to_bits(x: Array, bits: int, *, truncate: bool = False) -> Array:

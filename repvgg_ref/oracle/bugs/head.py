@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.bugs.base import Site, Variant, bug, round_to_bits
+from repvgg_ref.oracle.bugs.base import Site, Variant, bug, order_of_channels, round_to_bits
 from repvgg_ref.oracle.programs.activation import sigmoid
 from repvgg_ref.oracle.programs.head import HeadProgram
 
@@ -17,6 +17,7 @@ HeadSite = Site[HeadProgram]
 HeadVariants = Iterator[Variant[HeadProgram]]
 
 _EPS = (0.0, 1e-5, 1e-3)
+_SHOWN = 6  # classes out of their places
 
 
 @bug(
@@ -113,6 +114,18 @@ def head_classes_permuted(site: HeadSite) -> HeadVariants:
     }
     for detail, change in changes.items():
         yield Variant(replace(site.program, output_map=change), detail=detail)
+    order = order_of_channels(site)
+    if order is not None:
+        yield Variant(
+            replace(site.program, output_map=lambda y: y[:, order]), detail=listed_order(order)
+        )
+
+
+def listed_order(order: Sequence[int]) -> str:
+    """Which classes stand at whose place: the first few that moved."""
+    moved = [(at, int(was)) for at, was in enumerate(order) if at != was]
+    shown = ", ".join(f"{was} at the place of {at}" for at, was in moved[:_SHOWN])
+    return shown + (f", and {len(moved) - _SHOWN} more" if len(moved) > _SHOWN else "")
 
 
 @bug(

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import scipy  # its parts are loaded when they are first used: a second of start-up
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch, identity_kernel
 from repvgg_ref.blocks.fusion import FusedConv
-from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug
+from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug, order_of_channels
 from repvgg_ref.oracle.programs.block import (
     DENSE,
     IDENTITY,
@@ -300,18 +299,8 @@ def layers_swapped(site: BlockSite) -> BlockVariants:
 )
 def channels_permuted(site: BlockSite) -> BlockVariants:
     """The order is read off the candidate: each channel is matched to the nearest of ours."""
-    if site.y_hat is None:
-        return
-    y = site.program.evaluate(site.x)
-    if y.size != site.y_hat.size:
-        return
-    ours = np.moveaxis(y, 1, 0).reshape(y.shape[1], -1)
-    theirs = np.moveaxis(site.y_hat, 1, 0).reshape(y.shape[1], -1)
-    distance = (theirs**2).sum(1)[:, None] + (ours**2).sum(1) - 2 * theirs @ ours.T
-    order = np.argmin(distance, axis=1)
-    if len(np.unique(order)) < len(order):  # channels that are always off look alike
-        order = scipy.optimize.linear_sum_assignment(distance)[1]
-    if (order != np.arange(len(order))).any():
+    order = order_of_channels(site)
+    if order is not None:
         yield Variant(replace(site.program, output_map=lambda out: out[:, order]))
 
 

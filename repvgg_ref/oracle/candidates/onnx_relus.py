@@ -112,7 +112,9 @@ class OnnxReluCandidate(Candidate):
     @cached_property
     def _evidence(self) -> FileEvidence | None:
         graph = self._model.graph
-        return wired_evidence(graph, self.arch, self._parts, self._entrance) if self._parts else None
+        return (
+            wired_evidence(graph, self.arch, self._parts, self._entrance) if self._parts else None
+        )
 
     @cached_property
     def _taps(self) -> dict[str, str]:

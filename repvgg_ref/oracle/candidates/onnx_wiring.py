@@ -15,7 +15,7 @@ from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.files.onnx_graph.constants import Constants
 from repvgg_ref.models.graph import INPUT, Network, Node
-from repvgg_ref.models.layers import AddRelu, Block, Flatten, GlobalAvgPool, Linear, MaxPool
+from repvgg_ref.models.layers import AddRelu, Block, Flatten, GlobalAvgPool, MaxPool
 from repvgg_ref.oracle.candidates.base import FileEvidence
 from repvgg_ref.oracle.candidates.onnx_chain import ACTIVATIONS, Chain, Step
 from repvgg_ref.oracle.candidates.onnx_evidence import SeenBlocks, classifier_of, left_on

@@ -23,7 +23,8 @@ from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates.base import FileEvidence
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
-from repvgg_ref.oracle.diagnosis.static_check import TapEvidence, check_kernel, tap_evidence
+from repvgg_ref.oracle.diagnosis.static_check import check_kernel
+from repvgg_ref.oracle.diagnosis.tap_evidence import TapEvidence, tap_evidence
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.layers import Programs, head_program
 from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report

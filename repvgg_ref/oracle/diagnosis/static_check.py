@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,26 +27,34 @@ from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Block
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import is_trainable
-from repvgg_ref.oracle.bounds.linear_part import layer_kernels
 from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
+from repvgg_ref.oracle.diagnosis.copied import (
+    Copied,
+    copied,
+    copies_finding,
+    copies_report,
+    head_finding,
+)
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
-from repvgg_ref.oracle.diagnosis.evidence import Evidence
 from repvgg_ref.oracle.diagnosis.file_geometry import other_steps
 from repvgg_ref.oracle.diagnosis.odd_taps import altered, scaled, unknown
 from repvgg_ref.oracle.diagnosis.ranking import Observation
+from repvgg_ref.oracle.diagnosis.tap_evidence import (
+    FittedTaps,
+    evidence_of,
+    observed,
+    tap_evidence,
+)
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 from repvgg_ref.oracle.symmetry.kernels import Realigned, realign
-from repvgg_ref.oracle.weights.arithmetic import FLUSH
-from repvgg_ref.oracle.weights.conversion import OWN_ERROR, Conversion, Exact, Odd
-from repvgg_ref.oracle.weights.held import conversion_of, formats_of, is_copy, named
+from repvgg_ref.oracle.weights.conversion import Conversion, Exact, Odd
+from repvgg_ref.oracle.weights.held import conversion_of, formats_of, named
 from repvgg_ref.oracle.weights.infer import Layer
 from repvgg_ref.oracle.weights.terms import terms_of
 
-_LIKELY = 1.0
-_COARSE = 6.0  # roundings of the largest tap, for comparing other kernels
 _UNSEEN = (8, 8)  # extent of the blank image on which bugs are tried: only taps are looked at
 _NOT_TESTED = (
     "not tested: what computes with these numbers (preprocessing, padding, strides, activations,"
@@ -169,6 +176,7 @@ def _judged(
 ) -> Report:
     layers: list[LayerReport] = []
     findings: dict[str, list[Finding]] = {}
+    beside: list[Finding] = []  # of arrays that fusion leaves alone
     model = programs.model
 
     def held(layer: str) -> Conversion:
@@ -177,8 +185,11 @@ def _judged(
     blocks = [name for name in programs if name != "linear"]
     for layer in blocks:
         report, found = check_kernel(_site(programs, layer), _kernel(port, layer), held(layer))
-        copied = _copied(model, port, f"{layer}.se.", formats, same)
-        layers.append(report if copied is None or not report.ok else copied)
+        gate = _copies(model, port, f"{layer}.se.", formats, same)
+        if not all(array.right for array in gate):
+            report = copies_report(layer, gate) if report.ok else report
+            beside.append(copies_finding(layer, gate))
+        layers.append(report)
         findings |= {layer: found} if found else {}
     joined = merged(
         findings,
@@ -189,13 +200,17 @@ def _judged(
         ),
     )
     if "linear" in programs:
-        head = _copied(model, port, "linear.", formats, same)
-        layers.append(head or LayerReport("linear", 0.0, 0.0, 0.0, ok=True))
-    return _report(model, name, layers, joined, conversion.in_words)
+        head = _copies(model, port, "linear.", formats, same)
+        layers.append(copies_report("linear", head))
+        if not layers[-1].ok:
+            beside.append(head_finding(_site(programs, "linear"), head))
+    return _report(model, name, layers, [*joined, *beside], conversion.in_words)
 
 
 def _site(programs: Programs, layer: str) -> Site[BlockProgram]:
-    blank = np.zeros((1, programs.model.arch.block(layer).in_channels, *_UNSEEN))
+    arch = programs.model.arch
+    channels = arch.features if layer == "linear" else arch.block(layer).in_channels
+    blank = np.zeros((1, channels, *_UNSEEN))
     return site_of(programs, layer, blank)
 
 
@@ -233,14 +248,13 @@ def check_kernel(
     if conversion is None:
         stored = formats_of({"weight": got.weight}, {"bias": got.bias})
         conversion = conversion_of(lambda: [(terms_of(program), got)], stored)
-    layer, exact = program.name, program.fused_kernel()
-    seen = _seen(exact, got, _magnitude(program), conversion)
+    seen = observed(program, got, conversion)
     error = np.abs(seen.y_hat - seen.y)
     at = np.unravel_index(np.argmax(error / seen.certified), error.shape)
     odd = conversion.check(terms_of(program), got)
     count = int(odd.by_channel.sum())
     report = LayerReport(
-        layer,
+        program.name,
         float(error[at]),
         float(seen.certified[at]),
         float(error[at] / seen.certified[at]),
@@ -264,7 +278,7 @@ def _findings(
 ) -> list[Finding]:
     """What is wrong with a kernel: a bug of the library, else its taps described."""
     layer, excused = site.program.name, conversion.stored[0]
-    taps = _tap_evidence(site, seen, conversion)
+    taps = evidence_of(site, seen, conversion)
     if found := [trial for trial in taps.trials() if trial.named]:
         return taps.seen.ranked(found)
     if scales := scaled(layer, seen):
@@ -278,91 +292,13 @@ def _findings(
     return [unknown(layer, seen)]
 
 
-def _seen(
-    exact: FusedConv, got: FusedConv, magnitude: FusedConv, conversion: Conversion
-) -> Observation:
-    sizes = _taps(magnitude)
-    unit = np.full(sizes.shape, conversion.units[0])
-    unit[..., -1] = conversion.units[1]
-    tiny = np.where(unit == 2.0**-11, 2.0**-24, FLUSH)
-    return Observation(
-        _taps(exact),
-        _taps(got),
-        (conversion.roundings * unit + OWN_ERROR) * sizes + tiny,
-        (_LIKELY * unit + OWN_ERROR) * sizes + tiny,
-    )
-
-
-def _coarse(seen: Observation, unit: float) -> Observation:
-    """The same for comparing *other* kernels, which put large taps where ours are small.
-
-    Bounds are those of the largest tap, and of the largest bias.
-    """
-    largest = np.maximum(np.abs(seen.y), np.abs(seen.y_hat))
-    bound = np.empty_like(seen.y)
-    bound[..., :-1], bound[..., -1] = largest[..., :-1].max(), max(largest[..., -1].max(), 1e-30)
-    return replace(seen, certified=_COARSE * unit * bound, likely=_LIKELY * unit * bound)
-
-
-class TapEvidence(Evidence):
-    """A fused kernel: bugs that leave geometry and activations alone show in it."""
-
-    fits_parameters = False  # some eps can be found for any tap that is slightly wrong
-
-    def predict(self, program: Any) -> Array | None:
-        """The program's taps; None if its kernel is of another shape, or it has none."""
-        if program.is_skipped:
-            return None
-        taps = _taps(program.fused_kernel())
-        return taps if taps.shape == self.seen.y.shape else None
-
-
-def tap_evidence(site: Site[BlockProgram], got: FusedConv, conversion: Conversion) -> TapEvidence:
-    """A kernel as evidence of which bug made it."""
-    exact = site.program.fused_kernel()
-    return _tap_evidence(site, _seen(exact, got, _magnitude(site.program), conversion), conversion)
-
-
-def _tap_evidence(
-    site: Site[BlockProgram], seen: Observation, conversion: Conversion
-) -> TapEvidence:
-    return TapEvidence(site, _coarse(seen, conversion.units[0]), conversion.stored[0])
-
-
-class FittedTaps(TapEvidence):
-    """The same with continuous parameters fitted, for bounds of each tap's own size."""
-
-    fits_parameters = True
-
-
-def _taps(kernel: FusedConv) -> Array:
-    """Kernel and bias as one (1, O, taps + 1) array: the bias is the last tap."""
-    flat = np.asarray(kernel.weight, np.float64).reshape(len(kernel.weight), -1)
-    bias = np.asarray(kernel.bias, np.float64)[:, None]
-    return np.concatenate([flat, bias], axis=1)[None]
-
-
-def _magnitude(program: BlockProgram) -> FusedConv:
-    """Sum of the magnitudes of each tap's terms."""
-    kernels = layer_kernels(program)
-    return FusedConv(kernels.weight_magnitude, kernels.bias_magnitude)
-
-
-def _copied(
+def _copies(
     model: Model, port: Model, prefix: str, formats: Iterable[str], same: Realigned | None
-) -> LayerReport | None:
-    """A report if some array that fusion leaves alone is not the reference's; else None."""
-    for name, want in model.params.items():
-        if name.startswith(prefix):
-            got = port.params[name].astype(np.float64)
-            room = 0.0 if same is None else same.room(name)
-            near = bool((np.abs(got - want) <= room * np.abs(want)).all())
-            if not near and not is_copy(got, want, formats):
-                error = float(np.abs(got - want).max())
-                layer = prefix.removesuffix(".se.").removesuffix(".")
-                note = f"{name} is not the reference's"
-                return LayerReport(layer, error, 0.0, float("inf"), ok=False, note=note)
-    return None
+) -> list[Copied]:
+    """The arrays below a name beside the reference's; `same` may have scaled them."""
+    wants = {name: want for name, want in model.params.items() if name.startswith(prefix)}
+    room = 0.0 if same is None else max(map(same.room, wants), default=0.0)
+    return copied(port.params, wants, formats, room)
 
 
 def _same_arrays(model: Model, port: Model, name: str, precision: str) -> Report:
@@ -372,16 +308,15 @@ def _same_arrays(model: Model, port: Model, name: str, precision: str) -> Report
     finer = precision != "auto" and precision != stored
     formats = {precision if finer else stored}
     layers: list[LayerReport] = []
+    found: list[Finding] = []
     for layer in _owners(model.arch):
-        names = [n for n in model.params if n.startswith(layer + ".") and _matters(n)]
-        errors = {n: float(np.abs(port.params[n] - model.params[n]).max()) for n in names}
-        wrong = [n for n in names if not is_copy(port.params[n], model.params[n], formats)]
-        worst = max(errors.values(), default=0.0)
-        note = f"{wrong[0]} is not the reference's" if wrong else ""
-        ratio = float("inf") if wrong else 0.0
-        layers.append(LayerReport(layer, worst, 0.0, ratio, ok=not wrong, note=note))
+        names = (n for n in model.params if n.startswith(layer + ".") and _matters(n))
+        arrays = copied(port.params, {n: model.params[n] for n in names}, formats)
+        layers.append(copies_report(layer, arrays))
+        if not layers[-1].ok:
+            found.append(copies_finding(layer, arrays))
     right = "every array is the reference's"
-    report = _report(model, name, layers, [], right)
+    report = _report(model, name, layers, found, right)
     return replace(report, notes=tuple(note + _NO_EPS for note in report.notes))
 
 
