@@ -50,7 +50,7 @@ def scaled(layer: str, seen: Observation) -> Finding | None:
     return Finding(
         "channel-scaled",
         layer,
-        float(factors[0]),
+        float(factors[0] - 1),
         1.0,
         1.0,
         f"output channels are scaled: {shown}{bias}",
