@@ -19,7 +19,6 @@ from repvgg_ref.oracle.report import Equivalence, Finding
 from repvgg_ref.oracle.symmetry.match import Change
 from repvgg_ref.oracle.symmetry.words import equivalences, not_taken_back
 
-
 _FITTING = 0.25  # of the weights: factors of which fewer are in accord are found by chance
 
 

@@ -24,7 +24,7 @@ from repvgg_ref.oracle.integers.onnx_arrays import StatedBias
 from repvgg_ref.oracle.integers.orders import Following, Settled, entered, in_order, settle
 from repvgg_ref.oracle.integers.report import PRECISION, IntegerLayerReport, IntegerReport
 from repvgg_ref.oracle.integers.settings import says_multipliers, slips, unlike_chain
-from repvgg_ref.oracle.integers.weight_bugs import ZERO_POINT, explained, finding
+from repvgg_ref.oracle.integers.weight_bugs import explained, finding
 from repvgg_ref.oracle.report import Equivalence, Finding
 
 _BESIDE = "1 beside the nearest integer"
@@ -160,8 +160,9 @@ def _judged(pair: Pair, known: tuple[Finding, ...]) -> tuple[IntegerLayerReport,
     bias_apart = np.where(beside, np.minimum(bias_apart, HALF), bias_apart)
     wrong, wrong_bias = apart > HALF, bias_apart > HALF
     # More than the farthest number there is can round to; +128 is not held either.
-    clipped = (pair.steps < low - HALF) | (pair.steps > high + 1 + HALF)
-    is_clipped = bool(clipped.mean() > _CLIPPED) and not known
+    beyond = (pair.steps < low - HALF) | (pair.steps > high + 1 + HALF)
+    clipped = beyond & (apart <= 1 + HALF)  # at the end; -127 is beside it
+    is_clipped = clipped.mean() > _CLIPPED and 2 * clipped.sum() > beyond.sum() and not known
     ok = not (wrong.any() or wrong_bias.any() or is_clipped)
     worst = max(float(apart.max(initial=0)), float(bias_apart.max(initial=0)))
     row = IntegerLayerReport(
@@ -176,7 +177,7 @@ def _judged(pair: Pair, known: tuple[Finding, ...]) -> tuple[IntegerLayerReport,
         max_lsb=0 if ok else int(np.ceil(worst)),
     )
     found = list(known) or list(explained(pair, wrong, wrong_bias))
-    if is_clipped and ZERO_POINT not in {each.bug for each in found}:  # that moves them out
+    if is_clipped:
         says = f"{clipped.mean():.1%} of the weights are beyond what their scale can hold"
         found.append(finding("weights-clipped", pair.name, says, "largest magnitude / 127"))
     return row, found
