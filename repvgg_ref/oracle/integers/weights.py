@@ -177,7 +177,7 @@ def _judged(pair: Pair, known: tuple[Finding, ...]) -> tuple[IntegerLayerReport,
         max_lsb=0 if ok else int(np.ceil(worst)),
     )
     found = list(known) or list(explained(pair, wrong, wrong_bias))
-    if is_clipped:
+    if is_clipped and "weight-zero-point" not in {each.bug for each in found}:
         says = f"{clipped.mean():.1%} of the weights are beyond what their scale can hold"
         found.append(finding("weights-clipped", pair.name, says, "largest magnitude / 127"))
     return row, found
