@@ -94,19 +94,19 @@ class _Walk:
     @property
     def is_right(self) -> bool:
         """Whether nothing is wrong."""
-        return all(row.ok for row in self.rows)
+        return not self.wrong[0]
 
     @property
-    def mismatches(self) -> int:
-        """How many integers are not the nearest."""
-        return sum(row.mismatches or 0 for row in self.rows)
+    def wrong(self) -> tuple[int, int]:
+        """How many layers, and how many integers."""
+        return sum(not row.ok for row in self.rows), sum(row.mismatches or 0 for row in self.rows)
 
     def with_all_factors(self) -> _Walk:
         """The walk with the factors that all layers together allow, where these explain more."""
         if len(self.plain) < len(self.layers) or (found := solved(self.plain)) is None:
             return self
-        wrong = {place for place, row in enumerate(self.rows) if not row.ok}
-        if wrong <= found.without or not is_shown(self.plain, found.without):
+        bad = {place for place, row in enumerate(self.rows) if not row.ok}
+        if bad <= found.without or not is_shown(self.plain, found.without):
             return self
         other = _Walk(self.deploy, self.wanted, self.layers)
         before: Factors | None = None
@@ -121,7 +121,7 @@ class _Walk:
             scaled = undone(pair, before).times(exact)
             other._judge(settled._replace(pair=scaled, same=tuple(same)))
             before = exact
-        return other if other.mismatches < self.mismatches else self
+        return other if other.wrong < self.wrong else self
 
     def _following(self, place: int) -> Following | None:
         if place + 1 == len(self.wanted):
