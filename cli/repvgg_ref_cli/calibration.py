@@ -43,7 +43,8 @@ def calibration_images(where: str, model: Model, limit: int) -> Array:
 
     path = Path(where)
     if path.is_file():
-        return _spread(read_batch(path, model), limit)
+        images = read_batch(path, model)
+        return images[_even(len(images), limit)]
     try:
         source = open_data(where, split="train", channels=model.arch.in_channels)
         return _of_source(source, model, limit)[0]
@@ -51,7 +52,7 @@ def calibration_images(where: str, model: Model, limit: int) -> Array:
         pictures = _pictures(path)
         if not pictures:
             raise
-        return _of_pictures(pictures, model, limit)
+        return _of_pictures([pictures[i] for i in _even(len(pictures), limit)], model)
 
 
 def parted_images(where: str, model: Model, limit: int, held_out: int) -> Parted:
@@ -64,7 +65,9 @@ def parted_images(where: str, model: Model, limit: int, held_out: int) -> Parted
 
     path = Path(where)
     if path.is_file():
-        return halves(_spread(read_batch(path, model), limit + held_out))
+        images = read_batch(path, model)
+        ranges, others = _said(where, parted(len(images), limit, held_out))
+        return of_both(images[ranges], images[others])
     try:
         parts = open_parts(where, channels=model.arch.in_channels)
         images, _ = _of_source(parts.training, model, limit)
@@ -73,21 +76,55 @@ def parted_images(where: str, model: Model, limit: int, held_out: int) -> Parted
         pictures = _pictures(path)
         if not pictures:
             raise
-        return halves(_of_pictures(pictures, model, limit + held_out))
+        ranges, others = _said(where, parted(len(pictures), limit, held_out))
+        chosen = ([pictures[i] for i in each] for each in (ranges, others))
+        return of_both(*(_of_pictures(each, model) for each in chosen))
     for message in parts.notes:
         note(message)
     return found
 
 
-def halves(images: Array) -> Parted:
-    """Every second image apart from the others; a single one cannot be parted."""
-    return (
-        Parted(images[::2], images[1::2], None) if len(images) > 1 else Parted(None, images, None)
-    )
+def parted(count: int, limit: int, held_out: int) -> tuple[Array, Array]:
+    """Which of `count` images ranges are measured on, and which others gains are counted on.
+
+    At most `limit` and `held_out`; of fewer than both at most half are for the ranges, unless the
+    others are enough. All are spread evenly. A single image serves for both.
+    """
+    import numpy as np
+
+    if count == 1:
+        return np.arange(0), np.arange(1)
+    ranges = min(limit, max(-(-count // 2), count - held_out))
+    chosen = _even(count, ranges + min(held_out, count - ranges))
+    first = _even(len(chosen), ranges)
+    return chosen[first], np.delete(chosen, first)
 
 
-def _spread(images: Array, limit: int) -> Array:
-    return images[:: max(1, -(-len(images) // limit))]
+def _said(where: str, parts: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The same, said aloud: what the images are used for is no part of the file."""
+    ranges, others = map(len, parts)
+    if ranges:
+        note(
+            f"{where} has no part for it, so its images are parted: ranges from {ranges} of them, "
+            f"gains on {others} others (--limit, --held-out)"
+        )
+    else:
+        note(f"{where} holds one image, which serves for ranges and gains")
+    return parts
+
+
+def of_both(ranges: Array, others: Array) -> Parted:
+    """Images without labels; those of `others` serve for both if there are no `ranges`."""
+    return Parted(ranges if len(ranges) else None, others, None)
+
+
+def _even(count: int, most: int) -> Array:
+    """At most `most` places of `count`, evenly spread."""
+    import numpy as np
+
+    chosen = min(count, most)
+    found: Array = np.arange(chosen) * count // max(chosen, 1)
+    return found
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -96,18 +133,17 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _PICTURES and p.is_file())
 
 
-def _of_pictures(pictures: list[Path], model: Model, limit: int) -> Array:
+def _of_pictures(chosen: list[Path], model: Model) -> Array:
     import numpy as np
 
     from repvgg_ref.data.images import network_input
 
-    chosen = pictures[:: max(1, -(-len(pictures) // limit))]
     images = []
     with ProgressBar("reading") as progress:
         for done, picture in enumerate(chosen):
             progress(picture.name, done, len(chosen))
             images.append(network_input(picture, model.arch, about=model.about))
-    return np.concatenate(images)
+    return np.concatenate(images) if images else np.empty(0)
 
 
 def _of_source(source: Source, model: Model, limit: int) -> tuple[Array, Array | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+from repvgg_ref_cli.calibration import parted
 from repvgg_ref_cli.commands import quantize
 from repvgg_ref_cli.pages import read_page
 
@@ -101,6 +102,50 @@ def test_advise_prints_json_a_table_and_a_page(
     assert "<script" not in page
     table = invoke(capsys, "advise", *words)
     assert all(layer["name"] in table.out for layer in found["layers"])
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "held_out", "expected"),
+    [
+        (1000, 128, 512, (128, 512)),
+        (640, 128, 512, (128, 512)),
+        (30, 10, 20, (10, 20)),
+        (30, 20, 10, (20, 10)),
+        (100, 10, 20, (10, 20)),
+        (30, 128, 512, (15, 15)),
+        (31, 128, 512, (16, 15)),
+        (30, 128, 4, (26, 4)),
+        (3, 1, 1, (1, 1)),
+        (2, 1, 1, (1, 1)),
+        (1, 5, 5, (0, 1)),
+    ],
+)
+def test_images_without_parts_are_parted_as_asked(
+    count: int, limit: int, held_out: int, expected: tuple[int, int]
+) -> None:
+    """At most as many as asked for each, no image in both, and none of a far end left out."""
+    parts = parted(count, limit, held_out)
+    assert tuple(map(len, parts)) == expected
+    used = np.concatenate(parts)
+    assert len(np.unique(used)) == len(used)
+    assert used.max() < count <= used.max() + count / len(used) + 1
+
+
+def test_advise_says_how_a_file_of_images_is_parted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    small = save_small(tmp_path / "small.npz", name="plain")
+    for count, found, says in (
+        (9, (3, 4), "ranges from 3 of them, gains on 4 others"),
+        (1, (1, 0), "one image, which serves for ranges and gains"),
+    ):
+        images = np.random.default_rng(0).normal(size=(count, 3, 16, 16)).astype(np.float32)
+        np.save(tmp_path / "images.npy", images)
+        words = ["--in", small, "--calibrate", tmp_path / "images.npy", "--json"]
+        shown = invoke(capsys, "advise", *words, "--limit", 3, "--held-out", 4)
+        assert shown.code == 0, shown.err
+        assert (shown.json()["images"], shown.json()["held_out"]) == found
+        assert says in shown.err
 
 
 @pytest.mark.parametrize(

@@ -101,3 +101,31 @@ def test_wrong_integers_are_placed_and_named(name: str, bug: str) -> None:
     assert (report.verdict, report.first_bad_layer) == ("disagree", name)
     found = {finding.bug for finding in report.diagnosis if finding.layer == name}
     assert bug in found, [(finding.bug, finding.says) for finding in report.diagnosis]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored"),
+    [("symmetric", "uint8")]
+    + [(kind, stored) for kind in ("per tensor", "per channel") for stored in ("int8", "uint8")],
+)
+def test_a_file_without_the_zero_points_is_told_so_in_every_layer(kind: str, stored: str) -> None:
+    """As where uint8 weights are written without the zero point that they were made with."""
+    made = asymmetric(MODEL, IMAGES, per_tensor=kind == "per tensor")
+    network = quantize(MODEL, IMAGES) if kind == "symmetric" else made
+    more = 128 if stored == "uint8" else 0
+
+    def forgotten(layer: IntegerLayer) -> IntegerLayer:
+        if layer.weight is None:
+            return layer
+        held = layer.weight_zero_point
+        zero = np.zeros((), np.int64) if held is None else np.asarray(held)
+        across = (-1,) + (1,) * (layer.weight.ndim - 1)
+        moved = layer.weight.astype(np.int16) + (zero + more).astype(np.int16).reshape(across)
+        return replace(layer, weight=moved, weight_zero_point=np.full_like(zero, -more))
+
+    report = judged(replace(network, layers=tuple(map(forgotten, network.layers))))
+    assert report.first_bad_layer == "stage0"
+    layers = [layer.name for layer in network.layers if layer.weight is not None]
+    assert [(each.layer, each.bug) for each in report.diagnosis] == [
+        (name, "weight-zero-point") for name in layers
+    ]

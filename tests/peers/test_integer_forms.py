@@ -284,6 +284,12 @@ def float_group(proto: Any) -> None:
     node.attribute.append(helper.make_attribute("group", 1.0))
 
 
+def strides_of_a_function(proto: Any) -> None:
+    strides = next(each for each in node_of(proto, "Conv").attribute if each.name == "strides")
+    strides.ClearField("ints")
+    strides.ref_attr_name = "steps"
+
+
 def softmax_of_the_past(proto: Any) -> None:
     behind(("Softmax", None))(proto)
     proto.graph.node[-1].attribute.append(helper.make_attribute("consumed_inputs", [0]))
@@ -303,6 +309,7 @@ def no_kernel(proto: Any) -> None:
         (setting_of("Gemm", "alpha", 1), "attribute alpha is not of the type FLOAT"),
         (setting_of("Flatten", "axis", 1), "states the attribute axis twice"),
         (float_group, "attribute group is not of the type INT"),
+        (strides_of_a_function, "attribute strides is that of a function around it"),
         (no_kernel, "has no attribute kernel_shape"),
         (softmax_of_the_past, "knows no attribute consumed_inputs"),
         (opset(9), "QuantizeLinear entry: no operator of opset 9"),
@@ -323,6 +330,45 @@ def test_what_is_no_onnx_is_not_judged_and_no_runtime_takes_it(
     report = rr.verify(MODEL, path)
     assert report.verdict == "cannot-judge"
     assert says in report.reason
+
+
+def bordered(how: str, *, strided: bool = True, pads: bool = False) -> Callable[[Any], None]:
+    """Convolutions, or those with stride 1 alone, whose padding is a word."""
+
+    def edit(proto: Any) -> None:
+        for node in [each for each in proto.graph.node if each.op_type in ("Conv", "QLinearConv")]:
+            known = {each.name: each for each in node.attribute}
+            if strided or list(known["strides"].ints) == [1, 1]:
+                if not pads:
+                    node.attribute.remove(known["pads"])
+                node.attribute.append(helper.make_attribute("auto_pad", how))
+
+    return edit
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(
+    ("edit", "verdict", "says"),
+    [
+        (bordered("SAME_LOWER"), "agree", ""),
+        (bordered("SAME_UPPER", strided=False), "agree", ""),
+        (bordered("VALID"), "disagree", "padding is 0, not 1"),
+        (bordered("SAME_UPPER"), "cannot-judge", "auto_pad SAME_UPPER with strides [2, 2]"),
+        (bordered("SAME_LOWER", pads=True), "cannot-judge", "contradict each other"),
+        (bordered("SAME"), "cannot-judge", "no auto_pad that ONNX knows"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_padding_in_a_word_is_read_where_it_depends_on_no_image(
+    style: Style, edit: Callable[[Any], None], verdict: str, says: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path, style, edit)
+    report = rr.verify(MODEL, path)
+    assert report.verdict == verdict, report.reason
+    assert says in report.reason
+    if verdict == "agree":  # and the runtime gives the numbers of the file with pads
+        numbers = rr.verify(tmp_path / "plain.onnx", path, inputs=IMAGES)
+        assert numbers.verdict == "agree", numbers.reason
 
 
 @pytest.mark.parametrize("version", [13, 18, 21, 23])

@@ -54,7 +54,7 @@ def _convolution(node: Any, x: Reading, weight: Array, bias: Array | None) -> tu
     step = tuple(setting(node, "dilations", (1, 1)))
     stride = tuple(setting(node, "strides", (1, 1)))
     spans = [d * (k - 1) for d, k in zip(step, weight.shape[2:], strict=True)]
-    pads = [a + b for a, b in zip(_pads(node, spans, stride), x.border, strict=True)]
+    pads = [a + b for a, b in zip(border(node, spans, stride), x.border, strict=True)]
     lattice = Lattice((-pads[0], -pads[1]), step, weight.shape[2:])
     groups, channels = setting(node, "group", 1), len(x.form.bias)
     if groups == 1:
@@ -67,17 +67,26 @@ def _convolution(node: Any, x: Reading, weight: Array, bias: Array | None) -> tu
     return form, (pads[0] + pads[2] - spans[0], pads[1] + pads[3] - spans[1])
 
 
-def _pads(node: Any, spans: list[int], stride: Pair) -> list[int]:
-    """(top, left, bottom, right).
+def border(node: Any, spans: list[int], stride: tuple[int, ...]) -> list[int]:
+    """A convolution's padding (top, left, bottom, right); `spans` are dilation * (K - 1).
 
     SAME with a stride depends on the image. SAME_LOWER with stride 2 puts what is left over on top
     and left, where an odd kernel of an even image needs it: that is padding on both sides.
+
+    Raises
+    ------
+    ValueError
+        If it depends on the image, is told twice, or is none that ONNX knows.
     """
-    kind = setting(node, "auto_pad", "NOTSET")
+    kind, pads = setting(node, "auto_pad", "NOTSET"), list(setting(node, "pads", (0, 0, 0, 0)))
     if kind in ("NOTSET", ""):
-        return list(setting(node, "pads", (0, 0, 0, 0)))
+        return pads
+    if any(pads):
+        raise ValueError("pads and auto_pad contradict each other")
     if kind == "VALID":
-        return [0, 0, 0, 0]
+        return pads
+    if kind not in ("SAME_UPPER", "SAME_LOWER"):
+        raise ValueError("no auto_pad that ONNX knows")
     odd = all(span % 2 == 0 for span in spans)
     if odd and (stride == (1, 1) or (kind == "SAME_LOWER" and stride == (2, 2))):
         return [span // 2 for span in spans] * 2

@@ -175,7 +175,9 @@ def is_shown(pairs: Sequence[Pair], without: frozenset[int]) -> bool:
         rows = (apart > HALF).any(axis=1)
         channels = int((rows | (pair.bias_apart > HALF)).sum())
         asking, layers, weights = asking + channels, layers + bool(channels), weights + rows.any()
-    return weights > 1 or (layers > 1 and asking >= _ENOUGH) or worst <= HALF + _HUNDREDTHS
+    if weights > 1 or (layers > 1 and asking >= _ENOUGH):
+        return True
+    return not without and worst <= HALF + _HUNDREDTHS
 
 
 def _first(count: int, fails: Callable[[int], bool]) -> int:

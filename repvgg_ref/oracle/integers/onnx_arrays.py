@@ -11,6 +11,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.files.onnx_graph.constants import Constants, setting
 from repvgg_ref.integer.layers import INT8, Quantization
 from repvgg_ref.oracle.candidates.base import CandidateFailure
+from repvgg_ref.oracle.candidates.onnx_rules_linear import border
 from repvgg_ref.oracle.integers.onnx_settings import called, lacks_input, not_understood
 from weights_io import sanitize
 
@@ -238,11 +239,21 @@ class QuantisedArrays:
 
     def conv_settings(self, node: Any, weight: Array) -> dict[str, Any]:
         """Stride, padding, dilation and groups, the same both ways."""
+        if weight.ndim != 4:
+            raise self.failure(
+                f"{called(node)}: no convolution of images", got=f"weights of shape {weight.shape}"
+            )
         strides = setting(node, "strides", [1, 1])
-        pads = setting(node, "pads", [0, 0, 0, 0])
         dilations = setting(node, "dilations", [1, 1])
-        if setting(node, "auto_pad", "NOTSET") not in ("NOTSET", "") or weight.ndim != 4:
-            raise self.failure(f"{called(node)}: a convolution's padding is not written out")
+        spans = [d * (k - 1) for d, k in zip(dilations, weight.shape[2:], strict=False)]
+        try:
+            pads = border(node, spans, tuple(strides))
+        except ValueError as error:
+            raise self.failure(
+                f"{called(node)}: {error}",
+                got=f"auto_pad {sanitize(setting(node, 'auto_pad'))} with strides {list(strides)}",
+                wanted="the padding as numbers: export again with pads",
+            ) from error
         kernel = setting(node, "kernel_shape", list(weight.shape[2:]))
         if list(kernel) != list(weight.shape[2:]):
             raise self.failure(

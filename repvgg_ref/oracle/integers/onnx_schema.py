@@ -25,8 +25,23 @@ def unlike_schema(model: Any) -> str:
     if opset > newest:
         return f"its opset {opset} is newer than {newest}, which the installed onnx knows"
     for node in model.graph.node:
+        if said := _unbound(node):
+            return f"{called(node)}: {said}"
         if node.domain in ONNX and (said := _unlike(node, opset, defs)):
             return f"{called(node)}: {said}"
+    return ""
+
+
+def _unbound(node: Any) -> str:
+    """Which attribute is to come from a function, of a node that stands in none."""
+    for each in node.attribute:
+        if each.ref_attr_name:
+            return (
+                f"its attribute {sanitize(each.name)} is that of a function around it "
+                f"(ref_attr_name {sanitize(each.ref_attr_name)}), but there is none: write its "
+                "value, or inline functions before they are taken apart "
+                "(onnx.inliner.inline_local_functions)"
+            )
     return ""
 
 

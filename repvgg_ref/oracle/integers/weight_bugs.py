@@ -10,7 +10,6 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.integers.factors import HALF, Factors, Pair, across, factors_of
 from repvgg_ref.oracle.report import Finding
 
-ZERO_POINT = "weight-zero-point"
 _SHOWN = 8
 _FEW = 8  # steps: a factor that moves a bias by no more is no factor
 
@@ -57,7 +56,7 @@ def _moved(pair: Pair, rows: Array) -> Finding | None:
         return None
     ends = " to ".join(dict.fromkeys(f"{end:+g}" for end in (by[rows].min(), by[rows].max())))
     says = f"weights are off by {ends}{_alone(rows)}"
-    return finding(ZERO_POINT, pair.name, says, "subtract the zero point that they have")
+    return finding("weight-zero-point", pair.name, says, "subtract the zero point that they have")
 
 
 def _scaled(pair: Pair, rows: Array) -> Factors | None:

@@ -24,7 +24,7 @@ from repvgg_ref.oracle.integers.onnx_arrays import StatedBias
 from repvgg_ref.oracle.integers.orders import Following, Settled, entered, in_order, settle
 from repvgg_ref.oracle.integers.report import PRECISION, IntegerLayerReport, IntegerReport
 from repvgg_ref.oracle.integers.settings import says_multipliers, slips, unlike_chain
-from repvgg_ref.oracle.integers.weight_bugs import ZERO_POINT, explained, finding
+from repvgg_ref.oracle.integers.weight_bugs import explained, finding
 from repvgg_ref.oracle.report import Equivalence, Finding
 
 _BESIDE = "1 beside the nearest integer"
@@ -94,19 +94,19 @@ class _Walk:
     @property
     def is_right(self) -> bool:
         """Whether nothing is wrong."""
-        return all(row.ok for row in self.rows)
+        return not self.wrong[0]
 
     @property
-    def mismatches(self) -> int:
-        """How many integers are not the nearest."""
-        return sum(row.mismatches or 0 for row in self.rows)
+    def wrong(self) -> tuple[int, int]:
+        """How many layers, and how many integers."""
+        return sum(not row.ok for row in self.rows), sum(row.mismatches or 0 for row in self.rows)
 
     def with_all_factors(self) -> _Walk:
         """The walk with the factors that all layers together allow, where these explain more."""
         if len(self.plain) < len(self.layers) or (found := solved(self.plain)) is None:
             return self
-        wrong = {place for place, row in enumerate(self.rows) if not row.ok}
-        if wrong <= found.without or not is_shown(self.plain, found.without):
+        bad = {place for place, row in enumerate(self.rows) if not row.ok}
+        if bad <= found.without or not is_shown(self.plain, found.without):
             return self
         other = _Walk(self.deploy, self.wanted, self.layers)
         before: Factors | None = None
@@ -121,7 +121,7 @@ class _Walk:
             scaled = undone(pair, before).times(exact)
             other._judge(settled._replace(pair=scaled, same=tuple(same)))
             before = exact
-        return other if other.mismatches < self.mismatches else self
+        return other if other.wrong < self.wrong else self
 
     def _following(self, place: int) -> Following | None:
         if place + 1 == len(self.wanted):
@@ -160,8 +160,9 @@ def _judged(pair: Pair, known: tuple[Finding, ...]) -> tuple[IntegerLayerReport,
     bias_apart = np.where(beside, np.minimum(bias_apart, HALF), bias_apart)
     wrong, wrong_bias = apart > HALF, bias_apart > HALF
     # More than the farthest number there is can round to; +128 is not held either.
-    clipped = (pair.steps < low - HALF) | (pair.steps > high + 1 + HALF)
-    is_clipped = bool(clipped.mean() > _CLIPPED) and not known
+    beyond = (pair.steps < low - HALF) | (pair.steps > high + 1 + HALF)
+    clipped = beyond & (apart <= 1 + HALF)  # at the end; -127 is beside it
+    is_clipped = clipped.mean() > _CLIPPED and 2 * clipped.sum() > beyond.sum() and not known
     ok = not (wrong.any() or wrong_bias.any() or is_clipped)
     worst = max(float(apart.max(initial=0)), float(bias_apart.max(initial=0)))
     row = IntegerLayerReport(
@@ -176,7 +177,7 @@ def _judged(pair: Pair, known: tuple[Finding, ...]) -> tuple[IntegerLayerReport,
         max_lsb=0 if ok else int(np.ceil(worst)),
     )
     found = list(known) or list(explained(pair, wrong, wrong_bias))
-    if is_clipped and ZERO_POINT not in {each.bug for each in found}:  # that moves them out
+    if is_clipped and "weight-zero-point" not in {each.bug for each in found}:
         says = f"{clipped.mean():.1%} of the weights are beyond what their scale can hold"
         found.append(finding("weights-clipped", pair.name, says, "largest magnitude / 127"))
     return row, found
