@@ -29,7 +29,8 @@ def trained() -> State:
         for vector in ("weight", "bias", "running_mean", "running_var"):
             state[f"b.{norm}.{vector}"] = rng.uniform(0.5, 2, 6)
     # the one behind the activation is not the block's
-    state |= {SCALE: np.array([1.3]), BIAS: np.array([-0.2]), "b.act.lab.scale": np.array([0.9])}
+    for key, number in ((SCALE, 1.3), (BIAS, -0.2), ("b.act.lab.scale", 0.9)):
+        state[key] = np.array([number])
     return {name: array.astype(np.float32) for name, array in state.items()}
 
 
