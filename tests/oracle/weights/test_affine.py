@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,8 @@ def folded(tmp_path: Path) -> State:
     weights_io.save_weights(tmp_path / "train.npz", trained(), container="npz")
     convert_modules(tmp_path / "train.npz", tmp_path / "fused.npz", "npz")
     with weights_io.open_weights(tmp_path / "fused.npz") as archive:
-        return {str(name): array.read() for name, array in archive.root.items()}
+        found: Any = archive.root
+        return {name: array.read() for name, array in found.items()}
 
 
 def kept(folded: State) -> State:
