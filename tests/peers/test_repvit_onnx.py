@@ -48,7 +48,7 @@ def leave_out(port: Any, layer: str) -> None:
 LEFT_OUT = {"gate": "gate-missing", "gelu": "activation-between", "add": "shortcut-missing"}
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("norms", ["kept", "folded"])
 @pytest.mark.parametrize(
     "layers",
@@ -71,6 +71,7 @@ def test_what_a_graph_leaves_out_is_placed_and_named(
     assert any("left out of the graph" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_a_gate_whose_tensors_are_called_otherwise_is_not_taken_for_left_out(
     tmp_path: Path,
 ) -> None:

@@ -272,3 +272,19 @@ def _each_or_all(site: BlockSite, change: Callable[[Branch], Branch]) -> BlockVa
         yield Variant(with_norms(program, lambda _, b: change(b)), detail="every branch")
     for norm, detail in names.items() if len(names) > 1 else ():
         yield Variant(with_norms(program, lambda _, b: change(b), (norm,)), detail=detail)
+
+
+@bug(
+    "branch-bias-dropped",
+    says="what branch {detail} adds before its last norm is left out",
+    advice="a convolution before a batch norm may have a bias, and a norm inside a branch has one",
+)
+def branch_bias_dropped(site: BlockSite) -> BlockVariants:
+    for name, branch in site.program.branches.items():
+        if branch.before is not None and np.any(branch.before):
+            without = branch._replace(before=None, before_size=None)
+            yield Variant(site.program.with_branch(name, partial(_always, without)), detail=name)
+
+
+def _always(instead: Branch, _: Branch) -> Branch:
+    return instead

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import pi, sqrt
+
+import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.gated import Add, Gate, Gelu
+from repvgg_ref.ops.gelu import normal_cdf
 from repvgg_ref.oracle.bugs.base import Site, Variant, bug
-from repvgg_ref.oracle.programs.activation import ACTIVATIONS
-from repvgg_ref.oracle.programs.between import BetweenProgram, factor, gated, halves, sum_of
+from repvgg_ref.oracle.programs.activation import ACTIVATIONS, sigmoid
+from repvgg_ref.oracle.programs.between import (
+    BetweenProgram,
+    factor,
+    gated,
+    gelu,
+    halves,
+    sum_of,
+)
+
+_SLOPE = 2 * sqrt(2 / pi)  # of the sigmoid that is tanh of sqrt(2 / pi) x
 
 BetweenSite = Site[BetweenProgram]
 BetweenVariants = Iterator[Variant[BetweenProgram]]
@@ -24,6 +37,25 @@ def gelu_approximated(site: BetweenSite) -> BetweenVariants:
     ways: dict[str, Callable[[Array], Array]] = {
         "its approximation by tanh": ACTIVATIONS["gelu_tanh"],
         "its approximation by a sigmoid, x sigmoid(1.702 x)": ACTIVATIONS["gelu_quick"],
+        "x sigmoid(1.7 x)": lambda x: x * sigmoid(1.7 * x),
+        "its approximation by tanh without the cubic term": lambda x: x * sigmoid(_SLOPE * x),
+    }
+    yield from _instead(site, Gelu, ways)
+
+
+@bug(
+    "gelu-formula",
+    says="GELU's formula is wrong: {detail}",
+    advice="x / 2 (1 + erf(x / sqrt 2)), torch's default",
+)
+def gelu_formula(site: BetweenSite) -> BetweenVariants:
+    ways: dict[str, Callable[[Array], Array]] = {
+        "x is not halved": lambda x: 2 * gelu(x),
+        "x is halved twice": lambda x: gelu(x) / 2,
+        "erf is given x, not x / sqrt 2": lambda x: x * normal_cdf(x * sqrt(2)),
+        "there is erf without the 1 added to it": lambda x: x * (normal_cdf(x) - 0.5),
+        "erf stands for 1 + erf, and x is not halved": lambda x: x * (2 * normal_cdf(x) - 1),
+        "it is applied twice": lambda x: gelu(gelu(x)),
     }
     yield from _instead(site, Gelu, ways)
 
@@ -40,6 +72,9 @@ def activation_between(site: BetweenSite) -> BetweenVariants:
         "ReLU6": ACTIVATIONS["relu6"],
         "SiLU": ACTIVATIONS["silu"],
         "hard swish": ACTIVATIONS["hardswish"],
+        "leaky ReLU": ACTIVATIONS["leaky"],
+        "ELU": ACTIVATIONS["elu"],
+        "Mish": ACTIVATIONS["mish"],
     }
     yield from _instead(site, Gelu, ways)
 
@@ -70,7 +105,18 @@ def gate_squeezed(site: BetweenSite) -> BetweenVariants:
     advice="ReLU between its two convolutions, sigmoid behind them",
 )
 def gate_activation(site: BetweenSite) -> BetweenVariants:
-    kinds = {"a hard sigmoid": "hard-sigmoid", "no ReLU between its convolutions": "no-relu"}
+    kinds = {
+        "a hard sigmoid": "hard-sigmoid",
+        "a hard sigmoid of slope 0.2": "hard-sigmoid-0.2",
+        "no ReLU between its convolutions": "no-relu",
+        "SiLU between its convolutions": "silu-within",
+        "GELU between its convolutions": "gelu-within",
+        "leaky ReLU between its convolutions": "leaky-within",
+        "no sigmoid behind its convolutions": "no-sigmoid",
+        "tanh for its sigmoid": "tanh",
+        "ReLU for its sigmoid": "relu-behind",
+        "a softmax over channels for its sigmoid": "softmax",
+    }
     if (se := site.program.se) is not None:
         ways = {said: gated(se, kind=kind) for said, kind in kinds.items()}
         yield from _instead(site, Gate, ways)
@@ -98,6 +144,11 @@ def gate_added(site: BetweenSite) -> BetweenVariants:
         ways: dict[str, Callable[[Array], Array]] = {
             "added": lambda x: x + factor(se, x),
             "applied twice": lambda x: x * factor(se, x) ** 2,
+            "doubled": lambda x: x * 2 * factor(se, x),
+            "1 too large": lambda x: x * (1 + factor(se, x)),
+            "taken from 1": lambda x: x * (1 - factor(se, x)),
+            "of the channel before": lambda x: x * np.roll(factor(se, x), 1, axis=1),
+            "that of the first image for all": lambda x: x * factor(se, x[:1]),
         }
         yield from _instead(site, Gate, ways)
 

@@ -36,8 +36,15 @@ def head_pool(site: HeadSite) -> HeadVariants:
 
 @bug("head-bias", says="the linear layer's bias is {detail}", advice="logits = W f + b")
 def head_bias(site: HeadSite) -> HeadVariants:
+    program = site.program
+    own = program.bias if program.norm is None else program.norm.bias
     for factor, detail in {0: "left out", 2: "added twice", -1: "subtracted"}.items():
-        yield Variant(replace(site.program, bias=factor * site.program.bias), detail=detail)
+        yield Variant(replace(program, bias=program.bias + (factor - 1) * own), detail=detail)
+    if program.norm is not None:
+        yield Variant(
+            replace(program, bias=0 * program.bias),
+            detail="left out, and what the batch norm before it adds as well",
+        )
 
 
 @bug(

@@ -9,14 +9,12 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.branches import Branch, identity_kernel
+from repvgg_ref.blocks.catalogue import linear_expression
 from repvgg_ref.blocks.fusion import FusedConv
+from repvgg_ref.blocks.linear import Identity
+from repvgg_ref.blocks.unfuse import leaves
 from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug, order_of_channels
-from repvgg_ref.oracle.programs.block import (
-    DENSE,
-    IDENTITY,
-    POINTWISE,
-    BlockProgram,
-)
+from repvgg_ref.oracle.programs.block import DENSE, IDENTITY, POINTWISE, BlockProgram
 from repvgg_ref.oracle.programs.inner import inner_terms, without_inner
 
 
@@ -44,13 +42,15 @@ def identity_without_bn(site: BlockSite) -> BlockVariants:
 
 @bug(
     "identity-always-on",
-    says="x is added although this block has no identity branch",
+    says="x is added {detail}",
     advice="only blocks with equal widths AND stride 1 have an identity branch",
 )
 def identity_always_on(site: BlockSite) -> BlockVariants:
     spec = site.program.spec
     if IDENTITY not in site.program.branches and spec.in_channels == spec.out_channels:
-        yield Variant(_identity_added(site.program))
+        inside = any(isinstance(leaf, Identity) for leaf, _ in leaves(linear_expression(spec)))
+        detail = "behind the batch norm" if inside else "although this block has no identity branch"
+        yield Variant(_identity_added(site.program), detail=detail)
 
 
 @bug(
@@ -203,6 +203,17 @@ def other_activation(site: BlockSite) -> BlockVariants:
     for detail in ("relu6", "leaky", "silu", "hardswish", "gelu", "gelu_tanh", "gelu_quick"):
         activation = site.program.activation.replace("relu", detail)
         yield Variant(replace(site.program, activation=activation), detail=detail)
+
+
+@bug(
+    "activation-added",
+    says="{detail} follows the layer, which has no activation function of its own",
+    advice="nothing follows its batch norm",
+)
+def activation_added(site: BlockSite) -> BlockVariants:
+    if site.program.activation == "none":
+        for detail in ("relu", "silu", "hardswish", "gelu"):
+            yield Variant(replace(site.program, activation=detail), detail=detail)
 
 
 @bug(

@@ -207,7 +207,7 @@ def _judged(
     return _report(model, name, layers, [*joined, *beside], conversion.in_words)
 
 
-def _site(programs: Programs, layer: str) -> Site[BlockProgram]:
+def _site(programs: Programs, layer: str) -> Site[Any]:
     arch = programs.model.arch
     channels = arch.features if layer == "linear" else arch.block(layer).in_channels
     blank = np.zeros((1, channels, *_UNSEEN))
@@ -311,10 +311,10 @@ def _same_arrays(model: Model, port: Model, name: str, precision: str) -> Report
     found: list[Finding] = []
     for layer in _owners(model.arch):
         names = (n for n in model.params if n.startswith(layer + ".") and _matters(n))
-        arrays = copied(port.params, {n: model.params[n] for n in names}, formats)
-        layers.append(copies_report(layer, arrays))
+        own = copied(port.params, {n: model.params[n] for n in names}, formats)
+        layers.append(copies_report(layer, own))
         if not layers[-1].ok:
-            found.append(copies_finding(layer, arrays))
+            found.append(copies_finding(layer, own))
     right = "every array is the reference's"
     report = _report(model, name, layers, found, right)
     return replace(report, notes=tuple(note + _NO_EPS for note in report.notes))

@@ -34,6 +34,24 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": lambda y: y * normal_cdf(y),
     "gelu_tanh": lambda y: y * sigmoid(1.5957691216057308 * (y + 0.044715 * y**3)),  # 2 sqrt(2/pi)
     "gelu_quick": lambda y: y * sigmoid(1.702 * y),
+    "mish": lambda y: y * np.tanh(np.logaddexp(0, y)),
+    "elu": lambda y: np.where(y > 0, y, np.expm1(np.minimum(y, 0))),
+}
+
+# What may stand between the two layers of a gate, or behind them, by its kind.
+_WITHIN: dict[str, Callable[[Array], Array]] = {
+    "no-relu": lambda y: y,
+    "silu-within": ACTIVATIONS["silu"],
+    "gelu-within": ACTIVATIONS["gelu"],
+    "leaky-within": ACTIVATIONS["leaky"],
+}
+_BEHIND: dict[str, Callable[[Array], Array]] = {
+    "hard-sigmoid": lambda y: np.clip(y / 6 + 0.5, 0, 1),
+    "hard-sigmoid-0.2": lambda y: np.clip(0.2 * y + 0.5, 0, 1),
+    "no-sigmoid": lambda y: y,
+    "tanh": np.tanh,
+    "relu-behind": ACTIVATIONS["relu"],
+    "softmax": lambda y: np.exp(y - np.logaddexp.reduce(y, axis=1, keepdims=True)),
 }
 
 
@@ -47,13 +65,12 @@ def gate(se: SqueezeExcitationParams, y: Array, pool: Any, kind: str) -> Array:
     Parameters
     ----------
     pool : axes to average over, or "max", "sum", "square"
-    kind : "sigmoid", "hard-sigmoid", or "no-relu" between the two layers
+    kind : "sigmoid", or what is done otherwise: a key of `_WITHIN` or `_BEHIND`
     """
     hidden = np.einsum("mc,nchw->nmhw", se.down_weight, _pooled(y, pool)) + _column(se.down_bias)
-    if kind != "no-relu":
-        hidden = np.maximum(hidden, 0)
+    hidden = _WITHIN.get(kind, ACTIVATIONS["relu"])(hidden)
     logit = np.einsum("cm,nmhw->nchw", se.up_weight, hidden) + _column(se.up_bias)
-    factor = np.clip(logit / 6 + 0.5, 0, 1) if kind == "hard-sigmoid" else sigmoid(logit)
+    factor = _BEHIND.get(kind, sigmoid)(logit)
     if factor.shape[2:] == (1, 1):
         return factor.reshape(*y.shape[:2], 1)
     return np.broadcast_to(factor, y.shape).reshape(*y.shape[:2], -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ def trained() -> State:
         for vector in ("weight", "bias", "running_mean", "running_var"):
             state[f"b.{norm}.{vector}"] = rng.uniform(0.5, 2, 6)
     # the one behind the activation is not the block's
-    state |= {SCALE: np.array([1.3]), BIAS: np.array([-0.2]), "b.act.lab.scale": np.array([0.9])}
+    for key, number in ((SCALE, 1.3), (BIAS, -0.2), ("b.act.lab.scale", 0.9)):
+        state[key] = np.array([number])
     return {name: array.astype(np.float32) for name, array in state.items()}
 
 
@@ -38,7 +40,8 @@ def folded(tmp_path: Path) -> State:
     weights_io.save_weights(tmp_path / "train.npz", trained(), container="npz")
     convert_modules(tmp_path / "train.npz", tmp_path / "fused.npz", "npz")
     with weights_io.open_weights(tmp_path / "fused.npz") as archive:
-        return {str(name): array.read() for name, array in archive.root.items()}
+        found: Any = archive.root
+        return {name: array.read() for name, array in found.items()}
 
 
 def kept(folded: State) -> State:
