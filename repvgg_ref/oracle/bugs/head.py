@@ -124,7 +124,8 @@ def head_classes_permuted(site: HeadSite) -> HeadVariants:
     order = order_of_channels(site)
     if order is not None:
         yield Variant(
-            replace(site.program, output_map=lambda y: y[:, order]), detail=listed_order(order)
+            replace(site.program, output_map=lambda y: y[:, order]),
+            detail=listed_order(order.tolist()),
         )
 
 
