@@ -38,9 +38,6 @@ _NO_ARITHMETIC = 2.0**-5  # errors this large are a bug's, not a number format's
 _SYSTEMATIC = {"outputs-scaled", "bias-scaled"}  # no arithmetic does that in all layers
 _MOST_STRANGE = 3  # a third of the layers is no fault of one of them
 _FEWEST = 32  # outputs that an estimate of the roundoff needs
-# Of more, each with a batch norm of its own, large parts cancel: what each scale's rounding leaves
-# in a channel is no longer a few roundings of what remains.
-_MOST_BRANCHES = 3
 _LARGEST_HALF = 60000  # about: what is not finite and should be more has overflown
 
 
@@ -70,7 +67,6 @@ class Case:
             if compared.bound is not None
             and np.isfinite(compared.y_hat).all()
             and name not in self.unestimated
-            and len(getattr(self.programs[name], "branches", ())) <= _MOST_BRANCHES
         }
         return estimate_port(seen, self.precision)
 

@@ -34,6 +34,9 @@ ALSO_CALLED = {
     "two channels exchanged": {"channels-permuted"},
     "first channels reversed": {"channels-permuted"},
     "channels shuffled in two groups": {"channels-permuted"},
+    # Both are that, exactly.
+    "kernel turned by 90 degrees": {"kernel-height-width-swapped", "kernel-flipped"},
+    "bias is its mean": {"bias-dropped"},  # and a constant added
     # What lets negative numbers through has no ReLU, whatever else it does.
     **{name: {"relu-missing"} for name in ("min with 0", "rounded", "relu above -1")},
 }
