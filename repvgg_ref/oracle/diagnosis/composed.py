@@ -242,6 +242,8 @@ class Composer:
             return None
         gates_at = _gates_at(program)
         fits = {} if gates_at is None else self._fits(program, z, gates_at)
+        if gates_at:  # behind its own gates
+            fits["scaled"] = self.shown.sums(y, [y], _same)
         right = {"part": self.shown.is_right(y), "moved": self._moved(y)} | fits
         gateless = ACTIVATIONS.get(_activation(program), _same)(z) if gates_at else y
         return _Held(y, gateless, z, {name: right[name] for name in CONSTRUCTORS if name in right})

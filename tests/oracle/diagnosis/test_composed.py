@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.comparison import compare
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.bugs import LAYER_BUGS, Site
+from repvgg_ref.oracle.bugs import LAYER_BUGS, Bug, Mutant, Site, Variant
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnosis.diagnose import _starts
 from repvgg_ref.oracle.diagnosis.explain import Case
+from repvgg_ref.oracle.diagnosis.ranking import Trial
+from repvgg_ref.oracle.diagnosis.regression import Fit
+from repvgg_ref.oracle.diagnosis.small import ESTIMATED
+from repvgg_ref.oracle.operators.bugs import CALL_BUGS
 from repvgg_ref.oracle.programs.program import batch_output
 from repvgg_ref.oracle.report import Finding
+from tests.studies.oracle.false_names import asked_of
 from tests.studies.oracle.matrix_study import Port, findings_of
+from tests.studies.oracle.more_strangers import CURVES, GATES
 from tests.studies.oracle.networks import network_and_inputs
 from tests.studies.oracle.strangers import BLOCK
 
@@ -65,6 +74,14 @@ def told(port: Port, stranger: str, known: str = "") -> list[Finding]:
     return findings_of(port, layer, (wrong + noise).astype(np.float32))
 
 
+# Of blocks with squeeze-and-excitation, in the order (network, stranger).
+BEHIND_GATES = [
+    (network, stranger)
+    for network in ("se-before-relu", "plus")
+    for stranger in ("abs", "sin", "relu squared", "mish", "relu rounded to tenths", "relu of -z")
+] + [("plus", "gate by tanh"), ("se-before-relu", "twice the gate")]
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize(("known", "stranger", "says"), PAIRS)
 def test_both_are_told(port: Port, known: str, stranger: str, says: str) -> None:
@@ -80,6 +97,36 @@ def test_a_lone_stranger_is_described_and_gets_no_known_name(port: Port, strange
     found = told(port, stranger)
     assert {each.bug for each in found} <= {"unknown"} | ESTIMATES
     assert ALONE[stranger] in found[0].says
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize(("network", "stranger"), BEHIND_GATES)
+def test_no_stranger_behind_a_gate_gets_a_known_name(network: str, stranger: str) -> None:
+    gated = Port(*network_and_inputs(network, 0, (32, 28)))
+    found = asked_of(gated, gated.names[1], {**CURVES, **GATES}[stranger])
+    assert found
+    assert {each.bug for each in found} <= {"unknown"} | ESTIMATED
+
+
+def test_every_number_has_admissible_values() -> None:
+    """The values that are tried are among them; a name is no name with another, or twice over."""
+    fit = Fit(1.0, 1e-3, 0.0, 1.0, 0.1)
+    bugs: list[Bug[Any]] = [*LAYER_BUGS, *CALL_BUGS]
+    for bug in bugs:
+        assert not bug.continuous or np.isfinite(bug.admissible).all(), bug.name
+
+    def trial(parameter: float | None, fit: Fit = fit) -> Trial:
+        name = "eps-value" if parameter is not None else "relu-missing"
+        return Trial(Mutant(LIBRARY[name], Variant(None, parameter)), None, fit, within=True)
+
+    assert trial(None).named
+    assert trial(1e-3).named
+    assert trial(1.001e-2).named  # an interval of four standard errors
+    for eps in (10.0, 0.02, -1e-3):
+        assert not trial(eps).named
+    for coefficient in (-1.0, 0.5, 2.0):
+        assert not trial(None, replace(fit, coefficient=coefficient)).named
+        assert not trial(1e-3, replace(fit, coefficient=coefficient)).named
 
 
 def test_effects_that_add_up_are_tried_first(port: Port) -> None:
