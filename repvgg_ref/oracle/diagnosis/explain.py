@@ -34,6 +34,7 @@ from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
 # A bad layer after the first is diagnosed as well, but not without end.
 _MOST_DIAGNOSED = 6
+_MOST_SEARCHED = 3  # for a known bug beside an unknown one, which takes seconds a layer
 _NO_ARITHMETIC = 2.0**-5  # errors this large are a bug's, not a number format's
 _SYSTEMATIC = {"outputs-scaled", "bias-scaled"}  # no arithmetic does that in all layers
 _MOST_STRANGE = 3  # a third of the layers is no fault of one of them
@@ -126,7 +127,7 @@ class Case:
         if lost.any():
             overflow = bool(np.abs(compared.y[lost]).min() > _LARGEST_HALF)
             return [not_finite(name, float(lost.mean()), overflow=overflow)]
-        found = diagnose(self.evidence(name), thoroughly=name == self.bad[0])
+        found = diagnose(self.evidence(name), thoroughly=name in self.bad[:_MOST_SEARCHED])
         if found[0].bug != "unknown" or name not in self.estimates.samples:
             return found
         return explain_unknown(found[0], *self._shown(name))

@@ -62,16 +62,38 @@ def port() -> Port:
     return Port(*network_and_inputs("plain", 2, (32, 28)))
 
 
-def told(port: Port, stranger: str, known: str = "") -> list[Finding]:
-    """What the oracle says of the second block of the first stage with one bug, or with both."""
-    layer = port.names[2]
+def spoilt(port: Port, layer: str, known: str, stranger: str = "") -> Array:
+    """A layer's output with one bug, or with two."""
     x, program = port.inputs[layer], port.programs[layer]
     right = batch_output(program, x)
     if known:
         program = next(iter(LIBRARY[known].mutate(Site(program, x)))).program
-    wrong = batch_output(BLOCK[stranger](program), x)
+    wrong = batch_output(BLOCK[stranger](program) if stranger else program, x)
     noise: Array = np.where(wrong == 0, 0.0, port.outputs[layer] - right)
-    return findings_of(port, layer, (wrong + noise).astype(np.float32))
+    return np.asarray((wrong + noise).astype(np.float32))
+
+
+def told(port: Port, stranger: str, known: str = "") -> list[Finding]:
+    """What the oracle says of the second block of the first stage with one bug, or with both."""
+    layer = port.names[2]
+    return findings_of(port, layer, spoilt(port, layer, known, stranger))
+
+
+def test_pairs_are_told_in_later_layers_than_the_first_bad_one(port: Port) -> None:
+    """Two that are no neighbours, so that each has the right port's input."""
+    wrong = {
+        port.names[0]: spoilt(port, port.names[0], "bias-dropped"),
+        port.names[2]: spoilt(port, port.names[2], "branch-1x1-missing", "one kernel is 0"),
+    }
+    compared = {
+        name: compare(port.programs[name], port.inputs[name], y.astype(float), PRECISIONS["fp32"])
+        for name, y in wrong.items()
+    }
+    case = Case(port.programs, compared, port.x, Outputs(port.outputs | wrong), PRECISIONS["fp32"])
+    assert [[f.bug for f in case.findings(name)] for name in wrong] == [
+        ["bias-dropped"],
+        ["branch-1x1-missing", "unknown"],
+    ]
 
 
 # Of blocks with squeeze-and-excitation, in the order (network, stranger).

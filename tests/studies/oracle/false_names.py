@@ -66,12 +66,13 @@ def asked_of(port: Port, layer: str, spoil: Spoiled) -> list[Any] | None:
 
 
 def study(network: str, seed: int, only: str, until: float) -> dict[str, Any]:
-    """Every stranger once, each in the next layer."""
+    """Strangers in an order drawn at random, each in the next layer, until the time is up."""
     port = Port(*network_and_inputs(network, seed, (32, 28)))
     layers = [name for name in port.names if name != "linear"]
     counts: Counter[str] = Counter()
     called = []
-    for turn, kind in enumerate(strangers(port, layers[0])):
+    kinds = list(strangers(port, layers[0]))
+    for turn, kind in enumerate(np.random.default_rng(seed).permutation(kinds).tolist()):
         layer = layers[(turn + seed) % len(layers)]
         if only not in kind or time.monotonic() > until:
             continue
