@@ -49,6 +49,7 @@ ALONE = {
     "leaky 0.2": "the activation is another function",
     "kernel rolled by a row": "the kernel rolled by +1 along its rows",
     "input turned by 180 degrees": "turned by 180 degrees",
+    "shifted by a pixel": "mixed with its eight neighbours",
     "weights times 0.995": "all products are scaled by one factor",
     "bias rolled": "each channel is scaled and shifted",
     "weights noisy, 1e-2": "its weights err",
