@@ -14,10 +14,13 @@ from repvgg_ref.files.checkpoint import load, save
 from repvgg_ref.files.inspect import inspect_file
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.layers import AddRelu
+from repvgg_ref.models.mobileone import mobileone
 from repvgg_ref.models.registry import network
 from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
+from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.programs.program import layer_output
 from tests.oracle.dense.ports import MODEL, RIGHT, X
 
 
@@ -84,6 +87,33 @@ def port_of(model: Any, x: Array) -> dict[str, Array]:
     pooled = y.mean(axis=(2, 3))
     weight, bias = (model.params[f"linear.{part}"] for part in ("weight", "bias"))
     return outputs | {"linear": (pooled @ weight.T + bias).astype(np.float32)}
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_blocks_of_many_branches_are_estimated(seed: int) -> None:
+    """Right ports agree, fused or not; outputs off by 3e-6, far within the bound, do not."""
+    arch = mobileone(
+        "M", widths=(0.25, 0.25, 0.3, 0.2), copies=4, gates=(0,) * 4, depths=(1, 1, 2, 1)
+    )
+    x = distinguishing_inputs(arch, batch=2, height=40, width=32, seed=seed)
+    model = distinguishing_model(arch, seed, x=x)
+    assert len(Programs(model)["stage1.0"].branches) > 3
+    for right in (port_of(model, x), rr.fuse(model).forward(x, layers=True)):
+        report = rr.verify(model, right, inputs=x)
+        assert report.verdict == "agree", report.reason
+        assert all(layer.detects for layer in report.layers)
+
+    def wrong(layer: str) -> dict[str, Array]:
+        found, y = {}, x
+        for name, program in Programs(model).items():
+            y = layer_output(program, y.astype(np.float64)).astype(np.float32)
+            y = found[name] = y * np.float32(1 + 3e-6) if name == layer else y
+        return found
+
+    report = rr.verify(model, wrong("stage2.1"), inputs=x)
+    assert report.first_bad_layer == "stage2.1"
+    assert report.diagnosis[0].bug == "outputs-scaled"
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ that a layer with one is a layer without whose channels each have one more round
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bounds.block import likely_gate_error
-from repvgg_ref.oracle.bounds.linear_part import layer_kernels
+from repvgg_ref.oracle.bounds.linear_part import branch_products, layer_kernels
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.programs.activation import gate
 from repvgg_ref.oracle.programs.block import BlockProgram
@@ -25,6 +25,8 @@ from repvgg_ref.oracle.programs.program import all_pixels
 _BAND = 12
 _MOST_OUTPUTS = 1600  # of a channel
 _SHUT = 1e-200  # a gate that lets nothing through
+# What the rounding of the scales of so few leaves in a channel is within its tolerance (measured).
+_FEW_BRANCHES = 3
 _UNCLEAR = 4.0  # an output this many likely errors above 0 is active whatever the rounding
 
 
@@ -55,6 +57,10 @@ class Sample:
         What outputs and residuals were divided by, and its likely relative error.
     relu : bool
         Whether negative outputs are set to 0.
+    branches : (B, O, P) array
+        Each branch's own part ``t z``, then the bias's magnitude, where there are so many branches
+        that large parts may cancel; else B is 0. The rounding of a branch's scale t moves all of
+        its taps together.
     """
 
     name: str
@@ -75,6 +81,7 @@ class Sample:
     gate: Array | None = None
     gate_error: Array | None = None
     relu: bool = True
+    branches: Array = field(default_factory=lambda: np.zeros((0, 1, 1)))
 
     @property
     def gated(self) -> bool:
@@ -107,8 +114,8 @@ class Sample:
     def met(self, outputs: Array) -> Array:
         """``sum_k (M_k sum_p outputs[o, p] x_k[p])**2``, (O,), in single precision.
 
-        What independent errors of the taps, each in proportion to its magnitude, make of a sum over
-        outputs: a variance, of which a few digits are enough.
+        What independent errors of the taps, each in proportion to its magnitude, and of the scales
+        of branches, make of a sum over outputs: a variance, of which a few digits are enough.
         """
         columns, of_columns = self._short_columns
         magnitude, of_magnitude = self._short_magnitude
@@ -116,16 +123,23 @@ class Sample:
         seen = _grouped(short, columns.transpose(0, 2, 1))
         seen *= magnitude
         size = of_columns * of_magnitude * of_outputs
-        return np.asarray(np.einsum("ok,ok->o", seen, seen) * size[:, 0] ** 2)
+        taps = np.einsum("ok,ok->o", seen, seen) * size[:, 0] ** 2
+        return np.asarray(taps + self.met_by_branches(outputs))
+
+    def met_by_branches(self, outputs: Array) -> Array:
+        """``sum_b (sum_p outputs[o, p] t_b z_b[p])**2``, (O,)."""
+        if not len(self.branches):
+            return np.zeros(len(outputs))
+        return np.asarray(np.square(np.einsum("op,bop->bo", outputs, self.branches)).sum(axis=0))
 
     def jolted(self, rng: np.random.Generator) -> Array:
         """What outputs change by if each tap changes by its magnitude, up or down, (O, P)."""
         columns, of_columns = self._short_columns
         magnitude, of_magnitude = self._short_magnitude
         up = rng.integers(0, 2, magnitude.shape, np.int8)
-        return np.asarray(
-            _grouped(np.where(up, magnitude, -magnitude), columns) * (of_columns * of_magnitude)
-        )
+        taps = _grouped(np.where(up, magnitude, -magnitude), columns) * (of_columns * of_magnitude)
+        signs = rng.choice((-1.0, 1.0), self.branches.shape[:2])[..., None]
+        return np.asarray(taps + (signs * self.branches).sum(axis=0) if len(signs) else taps)
 
     @cached_property
     def _short_columns(self) -> tuple[Array, Array]:
@@ -147,8 +161,14 @@ class Sample:
 
     @cached_property
     def energy(self) -> Array:
-        """``E**2 = sum_k (M_k x_k)**2 + M_b**2``, (O, P): what independent errors add up to."""
-        return np.asarray(self.powers(self.magnitude) + self.bias_magnitude[:, None] ** 2)
+        """``E**2 = sum_k (M_k x_k)**2 + M_b**2``, (O, P): what independent errors add up to.
+
+        And the squares of branches, whose own values are rounded.
+        """
+        products = self.powers(self.magnitude)
+        if len(self.branches):
+            return np.asarray(products + np.square(self.branches).sum(axis=0))
+        return np.asarray(products + self.bias_magnitude[:, None] ** 2)
 
     def powers(self, taps: Array) -> Array:
         """``sum_k (taps[o, k] x_k)**2``, (O, P)."""
@@ -194,6 +214,7 @@ class Sample:
             across=self.across[positions],
             gate=None if self.gate is None else self.gate[:, positions],
             gate_error=None if self.gate_error is None else self.gate_error[:, positions],
+            branches=self.branches[:, :, positions] if len(self.branches) else self.branches,
         )
 
     def of_channels(self, channels: Array) -> Sample:
@@ -209,6 +230,7 @@ class Sample:
             active=self.active[channels],
             gate=None if self.gate is None else self.gate[channels],
             gate_error=None if self.gate_error is None else self.gate_error[channels],
+            branches=self.branches[:, channels] if len(self.branches) else self.branches,
         )
 
     def beside(self, y: Array, y_hat: Array, unit: float) -> Sample:
@@ -285,6 +307,10 @@ def block_sample(
         likely,
         relu="relu" in program.activation,
     )
+    if len(program.branches) > _FEW_BRANCHES:
+        parts = branch_products(program, made.columns, made.times(made.weight))
+        bias = np.broadcast_to(made.bias_magnitude[:, None], made.y.shape)
+        made = replace(made, branches=np.stack([*parts.values(), bias]))
     return made.beside(at, at_hat, precision.unit)
 
 

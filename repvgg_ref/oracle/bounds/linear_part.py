@@ -143,12 +143,19 @@ def _energy(kernels: Kernels, columns: Array) -> Array:
     return np.asarray(np.sqrt(_times(kernels.weight_magnitude**2, np.square(columns, out=columns))))
 
 
-def _branches(program: BlockProgram, columns: Array, products: Array) -> tuple[BranchValues, ...]:
-    """Every branch's own part of `products` (O, P).
+def branch_products(program: BlockProgram, columns: Array, products: Array) -> dict[str, Array]:
+    """Every branch's own part ``t z`` of `products`, (O, P), by its name.
 
     All kernels but the largest are multiplied out; what they leave of the fused result is the
     largest one's. Its float64 error is relative to the layer's magnitude, and disappears beside
     the float32 terms.
+
+    Parameters
+    ----------
+    columns : (G, K, P) array
+        What an output sees.
+    products : (O, P) array
+        The fused kernel's products with them, without its bias.
     """
     taps = columns.reshape(program.groups, -1, *program.size, columns.shape[-1])
     kernels = {name: branch.weight for name, branch in program.branches.items()}
@@ -160,9 +167,14 @@ def _branches(program: BlockProgram, columns: Array, products: Array) -> tuple[B
             met = met.reshape(program.groups, -1, columns.shape[-1])
             scaled[name] = _times(program.branches[name].kernel(program.eps), met)
     rest = products - sum(scaled.values()) if scaled else products
+    return {name: scaled.get(name, rest) for name in kernels}
+
+
+def _branches(program: BlockProgram, columns: Array, products: Array) -> tuple[BranchValues, ...]:
+    scaled = branch_products(program, columns, products)
     return tuple(
         BranchValues(
-            scaled.get(name, rest),
+            scaled[name],
             branch.scale(program.eps),
             branch.running_mean - branch.before,
             branch.beta,

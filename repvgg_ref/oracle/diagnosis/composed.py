@@ -15,7 +15,7 @@ there if with it far more outputs come out right *to rounding* than without it. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -157,6 +157,8 @@ class Composer:
                 told += [one for trial in trials if (one := self._held(trial, around, least))]
             told = sorted(told, key=lambda each: -each.share)
             alone = max(self.without[0].values(), default=0.0)
+            if some is AROUND and told:
+                alone = max(alone, self.mixed_alone)
             if alone >= _ALONE and not (told and told[0].share >= alone - _LEAST_GAIN):
                 return []  # one cause that explains more than two do, and nothing turned or rolled
             if told:
@@ -165,15 +167,20 @@ class Composer:
 
     def _best_mixed(self, trials: Sequence[Trial]) -> list[Composed]:
         """The same where outputs are blurred, displaced or pooled: nine numbers for a layer."""
+        least, found = self.mixed_alone, []
         self.workspace = Workspace()
-        least = self._mixed(self.evidence.site.program)
-        found = []
         for trial in trials:
             share = self._mixed(trial.mutant.variant.program)
             one = Composed(trial, share, least, MIXED, NOTHING)
             if self._is_there(one, _MOST_FREE_SHARE):
                 found.append(one)
         return sorted(found, key=lambda each: -each.share)
+
+    @cached_property
+    def mixed_alone(self) -> float:
+        """What a mix with the neighbours explains without a known bug."""
+        self.workspace = Workspace()
+        return self._mixed(self.evidence.site.program)
 
     def _mixed(self, program: BlockProgram) -> float:
         try:
@@ -200,12 +207,14 @@ class Composer:
             right.append({} if held is None else self._shares(held))
         return right
 
-    def alone(self, least: float, names: Iterable[str]) -> Composed | None:
+    def alone(self, least: float, names: Sequence[str]) -> Composed | None:
         """What explains so many of the outputs without a known bug; None if nothing does."""
         for name in names:
             for around, shares in zip((NOTHING, *AROUND), self.without, strict=True):
                 if shares.get(name, 0.0) >= least:
                     return Composed(None, shares[name], 0.0, name, around)
+        if MIXED in names and self.mixed_alone >= least:
+            return Composed(None, self.mixed_alone, 0.0, MIXED, NOTHING)
         return None
 
     def _held(self, trial: Trial, around: Around, least: Mapping[str, float]) -> Composed | None:
@@ -242,6 +251,8 @@ class Composer:
             return None
         gates_at = _gates_at(program)
         fits = {} if gates_at is None else self._fits(program, z, gates_at)
+        if gates_at:  # behind its own gates
+            fits["scaled"] = self.shown.sums(y, [y], _same)
         right = {"part": self.shown.is_right(y), "moved": self._moved(y)} | fits
         gateless = ACTIVATIONS.get(_activation(program), _same)(z) if gates_at else y
         return _Held(y, gateless, z, {name: right[name] for name in CONSTRUCTORS if name in right})
@@ -315,7 +326,7 @@ def composed(
         return [], alone
     found = composer.best(trials)
     if not found:
-        return [], composer.alone(_ALONE, CONSTRUCTORS)
+        return [], composer.alone(_ALONE, [*CONSTRUCTORS, MIXED])
     first, alike = found[0], [each for each in found if each.share >= found[0].share - _SAME]
     names = dict.fromkeys(each.trial.mutant.bug.name for each in alike if each.trial is not None)
     assert first.trial is not None

@@ -18,8 +18,8 @@ from repvgg_ref.oracle.programs.block import BlockProgram
 # What the other cause is, in words; those with fewer free numbers come first.
 CONSTRUCTORS = {
     "part": "at the other outputs, anything at all",
-    "gated": "the gate of each channel and image is another",
     "scaled": "all is scaled by one factor in front of the activation",
+    "gated": "the gate of each channel and image is another",
     "weights": "all products are scaled by one factor",
     "bias": "the bias is scaled by one factor",
     "shifted": "a constant is added in front of the activation",

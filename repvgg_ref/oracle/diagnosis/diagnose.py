@@ -41,7 +41,7 @@ def diagnose(evidence: LayerEvidence, *, thoroughly: bool = True) -> list[Findin
     ----------
     thoroughly : bool
         Whether to look for one known bug beside something that is in no library, which takes
-        seconds: of a network's first bad layer; what comes after it may be its doing.
+        seconds.
     """
     trials = list(evidence.trials())
     if named := [trial for trial in trials if trial.named]:

@@ -34,13 +34,11 @@ from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
 # A bad layer after the first is diagnosed as well, but not without end.
 _MOST_DIAGNOSED = 6
+_MOST_SEARCHED = 3  # for a known bug beside an unknown one, which takes seconds a layer
 _NO_ARITHMETIC = 2.0**-5  # errors this large are a bug's, not a number format's
 _SYSTEMATIC = {"outputs-scaled", "bias-scaled"}  # no arithmetic does that in all layers
 _MOST_STRANGE = 3  # a third of the layers is no fault of one of them
 _FEWEST = 32  # outputs that an estimate of the roundoff needs
-# Of more, each with a batch norm of its own, large parts cancel: what each scale's rounding leaves
-# in a channel is no longer a few roundings of what remains.
-_MOST_BRANCHES = 3
 _LARGEST_HALF = 60000  # about: what is not finite and should be more has overflown
 
 
@@ -70,7 +68,6 @@ class Case:
             if compared.bound is not None
             and np.isfinite(compared.y_hat).all()
             and name not in self.unestimated
-            and len(getattr(self.programs[name], "branches", ())) <= _MOST_BRANCHES
         }
         return estimate_port(seen, self.precision)
 
@@ -135,7 +132,7 @@ class Case:
         if lost.any():
             overflow = bool(np.abs(compared.y[lost]).min() > _LARGEST_HALF)
             return [not_finite(name, float(lost.mean()), overflow=overflow)]
-        found = diagnose(self.evidence(name), thoroughly=name == self.bad[0])
+        found = diagnose(self.evidence(name), thoroughly=name in self.bad[:_MOST_SEARCHED])
         if found[0].bug != "unknown" or name not in self.estimates.samples:
             return found
         return explain_unknown(found[0], *self._shown(name))

@@ -67,8 +67,10 @@ class Shown:
 
     def function(self, z: Array, gates: Array | float = 1.0) -> Array:
         """``f(z)`` times a gate: each output lies between those whose z is next to its own."""
-        size = np.maximum(np.broadcast_to(gates, z.shape), 1e-300)
-        flat, y = z.ravel(), (self.y_hat / size).ravel()
+        size = np.broadcast_to(gates, z.shape)
+        told = size > 0
+        size = np.where(told, size, 1.0)
+        flat, y = z.ravel(), np.where(told, self.y_hat / size, 0.0).ravel()
         order = np.argsort(flat, kind="stable")
         flat, y, noise = flat[order], y[order], (self.tolerance / size).ravel()[order]
         width = flat[2:] - flat[:-2]
@@ -80,7 +82,7 @@ class Shown:
         good = np.abs(y[1:-1] - between) <= noise + bent * float(y.std())
         right = np.zeros(flat.shape, bool)
         right[order[1:-1]] = good & (bent <= _CHANCE)
-        return right.reshape(z.shape)
+        return right.reshape(z.shape) & told
 
     def gates(self, y: Array) -> Array:
         """(N, O, 1): by what most of each image's and channel's outputs are times `y`; 0: none."""

@@ -255,7 +255,7 @@ class LayerEstimates:
         power = (own * met).sum(axis=1)
         seen = sample.along(own)
         seen[channels, at] = 0
-        conversion = self._conversion * self._met(seen)
+        conversion = self._conversion * (self._met(seen) + sample.met_by_branches(own))
         enough = (
             (power > 0.01 * plain[channels, at])
             & (((met != 0) & (self.weights > 0)).sum(axis=1) >= _FEW)

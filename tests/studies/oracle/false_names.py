@@ -34,6 +34,9 @@ ALSO_CALLED = {
     "two channels exchanged": {"channels-permuted"},
     "first channels reversed": {"channels-permuted"},
     "channels shuffled in two groups": {"channels-permuted"},
+    # Both are that, exactly.
+    "kernel turned by 90 degrees": {"kernel-height-width-swapped", "kernel-flipped"},
+    "bias is its mean": {"bias-dropped"},  # and a constant added
     # What lets negative numbers through has no ReLU, whatever else it does.
     **{name: {"relu-missing"} for name in ("min with 0", "rounded", "relu above -1")},
 }
@@ -63,12 +66,13 @@ def asked_of(port: Port, layer: str, spoil: Spoiled) -> list[Any] | None:
 
 
 def study(network: str, seed: int, only: str, until: float) -> dict[str, Any]:
-    """Every stranger once, each in the next layer."""
+    """Strangers in an order drawn at random, each in the next layer, until the time is up."""
     port = Port(*network_and_inputs(network, seed, (32, 28)))
     layers = [name for name in port.names if name != "linear"]
     counts: Counter[str] = Counter()
     called = []
-    for turn, kind in enumerate(strangers(port, layers[0])):
+    kinds = list(strangers(port, layers[0]))
+    for turn, kind in enumerate(np.random.default_rng(seed).permutation(kinds).tolist()):
         layer = layers[(turn + seed) % len(layers)]
         if only not in kind or time.monotonic() > until:
             continue

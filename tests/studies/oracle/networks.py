@@ -5,6 +5,7 @@ from __future__ import annotations
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.graph import Network
+from repvgg_ref.models.mobileone import mobileone
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.registry import network
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
@@ -25,6 +26,14 @@ NETWORKS: dict[str, Network] = {
     ),
     "plus-16": plain_architecture(
         depths=[2, 2, 3, 1], channels=_CHANNELS, se="after_relu", num_classes=10
+    ),
+    "many-branches": mobileone(
+        "M",
+        widths=(0.25, 0.25, 0.3, 0.2),
+        copies=4,
+        gates=(0, 0, 0, 1),
+        depths=(1, 2, 2, 1),
+        num_classes=10,
     ),
     # B1g4 and D2se with an eighth of their channels.
     "B1g4/8": plain_architecture(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.bugs.base import Variant, bug
+from repvgg_ref.oracle.bugs.base import EPS_ADMISSIBLE, Variant, bug
 from repvgg_ref.oracle.operators.bugs.base import (
     CallSite,
     CallVariants,
@@ -60,6 +60,7 @@ def eps_outside(site: CallSite) -> CallVariants:
     says="batch norm adds eps = {parameter:.3g} where it was told another",
     advice="pass eps on",
     continuous=True,
+    admissible=EPS_ADMISSIBLE,
 )
 def eps_value(site: CallSite) -> CallVariants:
     call = site.program
