@@ -33,7 +33,7 @@ _FREE_NODES, _BYTES_A_NODE = 250_000, 2
 _FREE_COMPARISONS, _FREE_COPIES = 1000, 1 << 16
 # An array, from its description to its values, and a member of an archive: work, and memory beside
 # the values.
-_ARRAY_WORK, _ARRAY_BYTES = 110, 600
+_ARRAY_WORK, _ARRAY_BYTES = 80, 600
 MEMBER_WORK, MEMBER_BYTES = 60, 480
 _READ_BYTES = 128  # or inflated, with one unit of work
 # Objects that are not weighed: a few arrays and their names, which every file has.

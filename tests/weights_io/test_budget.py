@@ -169,6 +169,20 @@ def test_storages_whose_names_differ_by_case_only_are_refused(legacy: bool) -> N
     assert len(read_everything(torch_zip(state_dict(same), {"a": bytes(16)}))) == 2  # type: ignore[arg-type]
 
 
+def test_a_tensor_of_many_names_is_charged_for_each() -> None:
+    """Whoever loads them has an array of each name."""
+    names = {"a": tensor((1 << 18,), of=storage(1 << 18)) + b"q\x00"}
+    records = {"0": bytes(1 << 20)}
+    for count, is_read in ((70, True), (80, False)):
+        again = {f"b.{i}": b"h\x00" for i in range(count)}
+        data = BytesIO(torch_zip(state_dict(names | again), records))
+        if is_read:
+            weights_io.open_weights(data).close()
+        else:
+            with pytest.raises(weights_io.LimitError, match="too much memory"):
+                weights_io.open_weights(data)
+
+
 def test_json_is_charged_before_it_is_parsed() -> None:
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     data = safetensors(json.dumps({str(i): entry for i in range(5)}).encode())

@@ -314,8 +314,8 @@ class _Machine:
         made = function.reduce(args)
         if isinstance(made, bytes):
             self.budget.charge("copied_bytes", len(made), "the pickle copies too many bytes")
-        elif isinstance(made, NumpyDtype):
-            self._spend(0, 200)
+        elif isinstance(made, NumpyDtype | TensorView):
+            self._spend(12, 200)
         self.push(made)
 
     def new(self) -> None:
@@ -370,7 +370,7 @@ _STEPS: dict[int, tuple[Callable[[_Machine], None], int, int]] = {
     # containers
     0x28: (_Machine.mark, 2, 0),  # MARK
     0x5D: (lambda m: m.stack.append([]), 2, 80),  # EMPTY_LIST
-    0x61: (lambda m: m.append([m.pop()]), 2, 0),  # APPEND
+    0x61: (lambda m: m.append([m.pop()]), 3, 0),  # APPEND
     0x65: (lambda m: m.append(m.pop_mark()), 2, 0),  # APPENDS
     0x29: (lambda m: m.stack.append(()), 2, 24),  # EMPTY_TUPLE
     0x74: (lambda m: m.push(tuple(m.pop_mark())), 3, 64),  # TUPLE
@@ -384,9 +384,9 @@ _STEPS: dict[int, tuple[Callable[[_Machine], None], int, int]] = {
     0x90: (_Machine.add_items, 2, 0),  # ADDITEMS
     0x91: (_Machine.frozen_set, 10, 200),  # FROZENSET
     # memo
-    0x71: (lambda m: m.put(m.tape.byte()), 2, 90),  # BINPUT
-    0x72: (lambda m: m.put(m.tape.number(4)), 3, 90),  # LONG_BINPUT
-    0x94: (lambda m: m.put(len(m.memo)), 2, 90),  # MEMOIZE
+    0x71: (lambda m: m.put(m.tape.byte()), 3, 90),  # BINPUT
+    0x72: (lambda m: m.put(m.tape.number(4)), 4, 90),  # LONG_BINPUT
+    0x94: (lambda m: m.put(len(m.memo)), 3, 90),  # MEMOIZE
     0x68: (lambda m: m.get(m.tape.byte()), 2, 24),  # BINGET
     0x6A: (lambda m: m.get(m.tape.number(4)), 3, 24),  # LONG_BINGET
     # names

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weights_io.budget import Budget
-from weights_io.dtypes import decode
+from weights_io.dtypes import decode, kept_bytes
 from weights_io.lazy import LazyArray
 from weights_io.pickles.foreign import Foreign, ForeignType, OddKey
 from weights_io.pickles.globals import Getattr, refuse
@@ -78,7 +78,10 @@ class TreeBuilder:
             return _DTYPE, 1
         key = id(raw)
         if key in self._done:
-            return self._done[key]
+            copy, size = self._done[key]
+            if isinstance(copy, LazyArray):  # of another name, under which it is read again
+                self._budget.admit(copy.shape, kept_bytes(copy.dtype), "a tensor of many names")
+            return copy, size
         if key in self._open:
             if key != self._root:
                 return Inert("itself", None), 1  # beside the weights: a dead record of it
