@@ -344,7 +344,7 @@ def test_the_forged_files_are_good_before_they_are_broken(good: bytes) -> None:
 
 
 def test_limits_are_enforced_and_say_how_to_raise_them() -> None:
-    tight = weights_io.Limits(work=200)
+    tight = weights_io.Limits(work=100)
     data = safetensors({"v": entry(), "w": entry(offsets=[16, 32])}, bytes(32))
     with pytest.raises(weights_io.LimitError, match=r"raise weights_io\.Limits\.work"):
         weights_io.open_weights(io.BytesIO(data), tight)
