@@ -107,7 +107,7 @@ def test_a_right_file_of_many_small_parts_is_read(case: str) -> None:
     assert found(read_everything(make(parts))) == parts
 
 
-@pytest.mark.few(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FILES)
 def test_a_larger_one_is_read_too(case: str) -> None:
     """But zeros: what they unpack to is bounded for every file."""
