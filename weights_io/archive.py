@@ -141,7 +141,7 @@ def _read(source: Source, kind: Kind, budget: Budget) -> Contents:
         return read_torch_legacy(source, budget)
     if kind == "pickle":
         return read_plain_pickle(source, budget)
-    members = without_leftovers(read_zip(source, budget.limits))
+    members = without_leftovers(read_zip(source, budget))
     if members and all(name.endswith(SUFFIX) for name in members):
         return read_npz(members, budget)
     if PICKLE in members or any(name.endswith("/" + PICKLE) for name in members):

@@ -17,29 +17,30 @@ from weights_io.limits import DEFAULT_LIMITS, Limits
 from weights_io.text import sanitize
 
 Charged = Literal[
-    "opcodes",
+    "work",
     "nodes",
-    "containers",
     "comparisons",
     "texts_bytes",
     "copied_bytes",
-    "tensors",
     "total_bytes",
 ]
 _CHARGED: tuple[Charged, ...] = Charged.__args__  # type: ignore[attr-defined]
 
+# What is free, and how many bytes of a larger file each further one takes. Whatever a file holds
+# has its bytes in it, so a right one needs no more; a small one that is read again and again does.
+_FREE_WORK, _WORK_A_BYTE = 1_600_000, 2
+_FREE_NODES, _BYTES_A_NODE = 250_000, 2
+_FREE_COMPARISONS, _FREE_COPIES = 1000, 1 << 16
+# An array, from its description to its values, and a member of an archive: work, and memory beside
+# the values.
+_ARRAY_WORK, _ARRAY_BYTES = 80, 600
+MEMBER_WORK, MEMBER_BYTES = 60, 480
+_READ_BYTES = 128  # or inflated, with one unit of work
+# Objects that are not weighed: a few arrays and their names, which every file has.
+_FREE_OBJECTS = 1 << 20
 
-_FREE_BYTES, _FREE_COMPARISONS = 1 << 16, 1000
-# What a pickle's machine may do, of any file and for each so many bytes of a larger one: a network
-# of a thousand layers, pickled whole, has a million opcodes in a hundred megabytes. An opcode can
-# make an object of 144 bytes.
-_FREE_OPCODES, _BYTES_AN_OPCODE = 250_000, 48
-_FREE_MEMO, _BYTES_A_PLACE = 150_000, 32
-# Arrays: with its name, type and shape even one of a single number takes about so many bytes.
-_FREE_TENSORS, _BYTES_A_TENSOR = 4096, 128
 
-
-def _unless_raised(limits: Limits, field: str, in_proportion: int) -> int:
+def _unless_raised(limits: Limits, field: Charged, in_proportion: int) -> int:
     """The lesser of a limit and what is in proportion to the file; who raises it means it."""
     own: int = getattr(limits, field)
     is_raised = field != "total_bytes" and own > getattr(DEFAULT_LIMITS, field)
@@ -54,27 +55,24 @@ class Budget:
     limits : Limits
         The most of everything.
     file_bytes : int
-        Size of the file, which bounds what its arrays may ask for together.
+        Size of the file, which bounds what it may ask for.
     """
 
     def __init__(self, limits: Limits, file_bytes: int) -> None:
         self.limits = limits
         self._spent = dict.fromkeys(_CHARGED, 0)
-        self._beside = 0
+        self._beside = self._objects = 0
         self._most: dict[Charged, int] = {field: getattr(limits, field) for field in _CHARGED}
-        # What is looked through or made twice stays in proportion to the file.
         in_file, free = limits.expansion * file_bytes, limits.overlap_bytes
         in_proportion: dict[Charged, int] = {
+            "work": max(_WORK_A_BYTE * file_bytes, _FREE_WORK),
+            "nodes": max(file_bytes // _BYTES_A_NODE, _FREE_NODES),
+            "comparisons": max(file_bytes, _FREE_COMPARISONS),
+            "copied_bytes": max(in_file, _FREE_COPIES),
             "total_bytes": max(in_file, free),
-            "copied_bytes": max(in_file, _FREE_BYTES),
-            "comparisons": max(in_file, _FREE_COMPARISONS),
-            "opcodes": max(file_bytes // _BYTES_AN_OPCODE, _FREE_OPCODES),
-            "tensors": max(file_bytes // _BYTES_A_TENSOR, _FREE_TENSORS),
         }
         for field, most in in_proportion.items():
             self._most[field] = _unless_raised(limits, field, most)
-        places = max(file_bytes // _BYTES_A_PLACE, _FREE_MEMO)
-        self._most_memo = _unless_raised(limits, "memo", places)
 
     @property
     def spent(self) -> Mapping[Charged, int]:
@@ -88,25 +86,34 @@ class Budget:
     def charge(self, field: Charged, amount: int, what: str) -> None:
         """Charge `amount`, or raise `LimitError` that says `what` asks too much."""
         self._spent[field] += amount
-        most = self._most[field]
-        if self._spent[field] > most:
-            advice = (
-                "save the weights alone; if you trust the file, Python's open_weights can "
-                f"raise weights_io.Limits.{field}"
-            )
-            if field == "total_bytes":
-                advice += " or .expansion, or unpack the archive into a folder"
-            raise LimitError(what, got=self._spent[field], wanted=f"at most {most}", advice=advice)
+        if self._spent[field] > self._most[field]:
+            raise self._too_much(field, self._spent[field], what)
 
-    def admit_memo(self, places: int) -> None:
-        """Raise `LimitError` if a pickle remembers more than the file may ask for."""
-        if places > self._most_memo:
-            raise LimitError(
-                "the pickle remembers too many objects",
-                got=places,
-                wanted=f"at most {self._most_memo}",
-                advice="if you trust the file, raise weights_io.Limits.memo",
-            )
+    def enforce(self, field: Charged, value: int, what: str) -> None:
+        """Raise `LimitError` when one part of the file alone is above the most of all of it."""
+        if value > self._most[field]:
+            raise self._too_much(field, value, what)
+
+    def _too_much(self, field: Charged, got: int, what: str) -> LimitError:
+        advice = (
+            "save the weights alone; if you trust the file, Python's open_weights can "
+            f"raise weights_io.Limits.{field}"
+        )
+        if field == "total_bytes":
+            advice += " or .expansion, or unpack the archive into a folder"
+        return LimitError(what, got=got, wanted=f"at most {self._most[field]}", advice=advice)
+
+    @property
+    def room(self) -> int:
+        """The bytes that `charge_objects` may still be charged."""
+        return self.left("total_bytes") + max(0, _FREE_OBJECTS - self._objects)
+
+    def charge_objects(self, size: int, what: str) -> None:
+        """Charge the memory of objects that stand for what the file says."""
+        weighed = max(0, self._objects - _FREE_OBJECTS)
+        self._objects += size
+        more = max(0, self._objects - _FREE_OBJECTS) - weighed
+        self.charge("total_bytes", more, f"{what} asks for too much memory")
 
     def keep_text(self, text: str) -> str:
         """Charge the memory of a string of the file, and return it."""
@@ -134,7 +141,8 @@ class Budget:
         index_space = count or prod(max(size, 1) for size in shape)
         if index_space > limits.elements:
             limits.enforce("elements", index_space, f"{sanitize(what)} has too many elements")
-        self.charge("tensors", 1, "the file holds too many arrays")
+        self.charge("work", _ARRAY_WORK, "the file holds too many arrays")
+        self.charge_objects(_ARRAY_BYTES, "the description of the arrays")
         self.charge_reading(count * itemsize, what)
         return count
 
@@ -150,3 +158,4 @@ class Budget:
         if self._spent["total_bytes"] + size > self._most["total_bytes"]:
             what = f"the arrays of the file ask for too much memory, up to {sanitize(what)}"
         self.charge("total_bytes", size, what)
+        self.charge("work", size // _READ_BYTES, "the arrays of the file take too much work")

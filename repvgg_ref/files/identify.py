@@ -293,6 +293,8 @@ def _of_kind(
 
 def _of_copies(spec: BlockSpec) -> BlockSpec:
     """The block without copies, where its kind has none."""
+    if spec.copies == 1:
+        return spec
     single = replace(spec, copies=1)
     return single if part_names(single) == part_names(spec) else spec
 

@@ -7,6 +7,7 @@ stride: forks set it to 1 after the network was built, and no branch comes by th
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from repvgg_ref.blocks.catalogue import expression
 from repvgg_ref.blocks.spec import BlockSpec
@@ -33,9 +34,14 @@ def _proves_stride(spec: BlockSpec) -> bool:
     return spec.stride == 1 and part_names(spec) != part_names(replace(spec, stride=2))
 
 
-def part_names(spec: BlockSpec, *, counted: bool = False) -> set[str]:
+def part_names(spec: BlockSpec, *, counted: bool = False) -> frozenset[str]:
     """The names of the block's arrays, batch norm's counters only if `counted`."""
-    return {n for n in expression(spec).shapes() if counted or not n.endswith(_COUNTER)}
+    return _part_names(replace(spec, name=""), counted)  # of hundreds of blocks few are different
+
+
+@lru_cache(maxsize=1024)
+def _part_names(spec: BlockSpec, counted: bool) -> frozenset[str]:
+    return frozenset(n for n in expression(spec).shapes() if counted or not n.endswith(_COUNTER))
 
 
 def with_input(spec: BlockSpec, held: set[str], counted: bool, said: Geometry) -> BlockSpec:

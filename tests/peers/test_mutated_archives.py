@@ -36,6 +36,17 @@ def test_a_difference_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         mutated_archives.opinions(file)
 
 
+def test_keys_of_other_kinds_are_no_difference() -> None:
+    """Changed archives have them, and we keep of such a key that there was one."""
+    tensor = torch.ones(3)
+    file = saved({tensor: tensor, (1, "a"): 2, None: [3], "b": tensor}).getvalue()
+    assert mutated_archives.opinions(file) == (True, True)
+    with weights_io.open_weights(BytesIO(file)) as archive:
+        assert isinstance(archive.root, dict)
+        kinds = [getattr(key, "type_name", key) for key in archive.root]
+    assert kinds == ["torch.Tensor", "tuple", "NoneType", "b"]
+
+
 @pytest.mark.parametrize("keys", ["wW", "w", "W"])
 def test_records_whose_names_differ_by_case_only_are_refused(keys: str) -> None:
     file = mutated_archives.of_two_cases(keys)

@@ -119,7 +119,9 @@ SHARED = {
     "modules that double forty times": refused(
         _doubling(40), "unfold into too many, too long names"
     ),
-    "three hundred of three hundred": refused(_doubling(2, 300), "the file holds too many arrays"),
+    "three hundred of three hundred": refused(
+        _doubling(2, 300), "unfold into too many, too long names"
+    ),
     "one large tensor under many names": _large_tensor(),
     "names that are long together": refused(_long_names(), "unfold into too many, too long names"),
     "one dict of absent modules in many": refused(

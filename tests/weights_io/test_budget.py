@@ -40,7 +40,6 @@ REFUSED = {
     "sets of one list of texts": "sets of the pickle hold too much",
     "recalled attributes": "too many attributes",
     "recalled bytes": "copies too many bytes",
-    "inflated views": "too much memory",
     "five pickles": "bytes follow the last storage",
     "long names": "refused global",
     "json lists": "other fields",
@@ -48,7 +47,7 @@ REFUSED = {
     "modules that double": "unfold into too many, too long names",
 }
 # What is refused when it is larger.
-TOO_MUCH = {"wide views": 200_000, "deflated zeros": 100_000}
+TOO_MUCH = {"wide views": 900_000, "deflated zeros": 400_000, "inflated views": 100_000}
 
 
 def _read(data: bytes) -> None:
@@ -79,9 +78,7 @@ def test_arrays_that_ask_for_too_much_together_are_refused(case: str) -> None:
     assert_refused(data, "too much memory", weights_io.LimitError)
 
 
-@pytest.mark.parametrize(
-    "field", ["opcodes", "comparisons", "containers", "texts_bytes", "tensors"]
-)
+@pytest.mark.parametrize("field", ["work", "comparisons", "texts_bytes"])
 def test_a_charge_above_any_limit_ends_the_reading(field: str) -> None:
     """What a sound file is charged is what its reading needs, to the unit."""
     items = b"".join(text(f"k{i}") + text("\u20ac" * 3) + b"s" for i in range(9))
@@ -91,54 +88,51 @@ def test_a_charge_above_any_limit_ends_the_reading(field: str) -> None:
     with charged() as budgets:
         read_everything(data)
     needed: dict[str, int] = {f: spent for budget in budgets for f, spent in budget.spent.items()}
-    assert needed["containers"] == 3  # the state dict, b and c
-    assert needed["tensors"] == 1
     assert needed["comparisons"] == 1
     weights_io.open_weights(BytesIO(data), weights_io.Limits(**{field: needed[field]})).close()
     with pytest.raises(weights_io.LimitError, match=rf"raise weights_io.Limits.{field}"):
         weights_io.open_weights(BytesIO(data), weights_io.Limits(**{field: needed[field] - 1}))
 
 
-def test_arrays_are_counted_against_the_size_of_their_file() -> None:
-    """A megabyte of names without values is no network; who raises a limit means it."""
-    count = 4097
-    one = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
-    data = safetensors({f"{i}": one for i in range(count)})
-    assert len(data) < 128 * count
-    with pytest.raises(weights_io.LimitError, match=r"4097 ; wanted at most 4096 .*Limits.tensors"):
-        weights_io.open_weights(BytesIO(data))
-    raised = weights_io.Limits(tensors=weights_io.DEFAULT_LIMITS.tensors + 1)
-    with weights_io.open_weights(BytesIO(data), raised) as archive:
-        assert len(archive.root) == count  # type: ignore[arg-type]
-    assert Budget(weights_io.DEFAULT_LIMITS, 128 * 5000).left("tensors") == 5000
-    assert Budget(weights_io.Limits(opcodes=10**7), 100).left("opcodes") == 10**7
-
-
-def test_the_pickles_of_one_file_share_its_opcodes() -> None:
+def test_the_pickles_of_one_file_share_its_work() -> None:
     facts = {"little_endian": True, "n": [[]] * 400}
     data = torch_legacy(state_dict({}), (), (), system=facts)
     with charged() as budgets:
         read_everything(data)
-    spent = sum(budget.spent["opcodes"] for budget in budgets)
+    spent = sum(budget.spent["work"] for budget in budgets)
     assert len(budgets) == 1
-    with pytest.raises(weights_io.LimitError, match="too many opcodes"):
-        weights_io.open_weights(BytesIO(data), weights_io.Limits(opcodes=spent - 1))
+    with pytest.raises(weights_io.LimitError, match="too many"):
+        weights_io.open_weights(BytesIO(data), weights_io.Limits(work=spent - 1))
 
 
-def test_a_large_file_may_have_more_opcodes_and_places_than_a_small_one() -> None:
-    """A network of a thousand layers, pickled whole, has more than a state dict ever has."""
-    small, large = (Budget(weights_io.DEFAULT_LIMITS, size) for size in (1 << 20, 1 << 27))
-    assert (small.left("opcodes"), large.left("opcodes")) == (250_000, 2_000_000)
-    small.admit_memo(150_000)
-    large.admit_memo(1_000_000)
-    for budget, places in ((small, 150_001), (large, 1_000_001)):
-        with pytest.raises(weights_io.LimitError, match="remembers too many"):
-            budget.admit_memo(places)
-    dead = b"cmodels.yolo\nModel\n)\x81](" + b"N" * 260_000 + b"eb"
+def test_a_larger_file_may_take_more_work_and_memory() -> None:
+    """Only what is small and read again and again asks for more than its bytes allow."""
+    small, large = (Budget(weights_io.DEFAULT_LIMITS, size) for size in (1000, 1 << 27))
+    assert (small.left("work"), large.left("work")) == (1_600_000, 1 << 28)
+    assert (small.left("nodes"), large.left("nodes")) == (250_000, 1 << 22)
+    assert (small.left("total_bytes"), large.left("total_bytes")) == (72 << 20, 3 << 27)
+    assert Budget(weights_io.Limits(work=1 << 41), 100).left("work") == 1 << 41
+    dead = b"cmodels.yolo\nModel\n)\x81](N" + b"\x85" * 450_000 + b"eb"
     data = proto(b"(" + tensor() + dead + b"t")
-    assert_refused(torch_zip(data), "too many opcodes", weights_io.LimitError)
+    with pytest.raises(weights_io.LimitError, match="too many opcodes"):
+        weights_io.open_weights(BytesIO(torch_zip(data)))
     large_file = torch_zip(data, {"0": bytes(16), "1": bytes(1 << 24)})
     weights_io.open_weights(BytesIO(large_file)).close()
+
+
+def test_memory_of_objects_is_of_the_same_budget_as_that_of_arrays() -> None:
+    """A little is nobody's: every file has a few names and arrays."""
+    budget = Budget(weights_io.Limits(overlap_bytes=1000), 1)
+    budget.charge_objects(1 << 20, "a pickle")
+    assert (budget.spent["total_bytes"], budget.room) == (0, 1000)
+    budget.charge_objects(600, "a pickle")
+    with pytest.raises(weights_io.LimitError, match="ask for too much memory, up to b"):
+        budget.charge_reading(401, "b")
+    numbers = proto(b"](" + (b"G" + bytes(8)) * 60_000 + b"e")  # of 48 bytes each
+    enough, less = (weights_io.Limits(overlap_bytes=n << 20, expansion=0) for n in (2, 1))
+    weights_io.open_weights(BytesIO(numbers), enough).close()
+    with pytest.raises(weights_io.LimitError, match="the pickle asks for too much memory"):
+        weights_io.open_weights(BytesIO(numbers), less)
 
 
 @pytest.mark.parametrize("key", [(1 << 63) - 1, -(1 << 63), 140_234_567_890_123])
@@ -175,6 +169,20 @@ def test_storages_whose_names_differ_by_case_only_are_refused(legacy: bool) -> N
     assert len(read_everything(torch_zip(state_dict(same), {"a": bytes(16)}))) == 2  # type: ignore[arg-type]
 
 
+def test_a_tensor_of_many_names_is_charged_for_each() -> None:
+    """Whoever loads them has an array of each name."""
+    names = {"a": tensor((1 << 18,), of=storage(1 << 18)) + b"q\x00"}
+    records = {"0": bytes(1 << 20)}
+    for count, is_read in ((70, True), (80, False)):
+        again = {f"b.{i}": b"h\x00" for i in range(count)}
+        data = BytesIO(torch_zip(state_dict(names | again), records))
+        if is_read:
+            weights_io.open_weights(data).close()
+        else:
+            with pytest.raises(weights_io.LimitError, match="too much memory"):
+                weights_io.open_weights(data)
+
+
 def test_json_is_charged_before_it_is_parsed() -> None:
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     data = safetensors(json.dumps({str(i): entry for i in range(5)}).encode())
@@ -182,13 +190,6 @@ def test_json_is_charged_before_it_is_parsed() -> None:
     weights_io.open_weights(BytesIO(data), weights_io.Limits(nodes=marks)).close()
     with pytest.raises(weights_io.LimitError, match="too many values"):
         weights_io.open_weights(BytesIO(data), weights_io.Limits(nodes=marks - 1))
-
-
-def test_twenty_thousand_tensors_in_safetensors_are_within_budget() -> None:
-    entry = {"dtype": "F32", "shape": [1, 0, 3, 3], "data_offsets": [0, 0]}
-    header = {f"s{i}": entry for i in range(20_000)}
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    assert raw.count(b",") + raw.count(b"[") + raw.count(b"{") < weights_io.Limits().nodes
 
 
 def test_arrays_may_ask_for_what_is_free_or_a_multiple_of_the_file() -> None:

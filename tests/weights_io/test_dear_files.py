@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 import weights_io
-from tests.weights_io import dear_files
+from tests.weights_io import dear_files, dear_parts
 from tests.weights_io.refusal import read_everything
 
 SECONDS = 4.0  # of processor time: the dearest takes 0.6 on an idle machine, a flood minutes
@@ -20,9 +20,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     name: make
     for name, make in inspect.getmembers(dear_files, inspect.isfunction)
     if make.__module__ == dear_files.__name__ and not name.startswith("_")
-}
-
-# What the reader does not withstand yet: a run would take minutes, or more memory than there is.
+} | {**dear_parts.PICKLES, **dear_parts.CONTAINERS}
 
 
 def _try_to_read(data: bytes) -> None:

@@ -108,8 +108,13 @@ ZIPS: dict[str, tuple[bytes, str]] = {
         "does not decompress|checksum",
     ),
     "a zip bomb": (
-        zip_file([PKL, Entry("m/data/0", bytes(300 << 20), deflate=True)]),
-        "compressed beyond belief",
+        zip_file(
+            [
+                Entry("m/data.pkl", state_dict({"w": tensor((75 << 20,), of=storage(75 << 20))})),
+                Entry("m/data/0", bytes(300 << 20), deflate=True),
+            ]
+        ),
+        "ask for too much memory",
     ),
     "a zip bomb that lies about its size": (
         zip_file([PKL, Entry("m/data/0", bytes(30 << 20), deflate=True, size=16)]),
@@ -117,7 +122,7 @@ ZIPS: dict[str, tuple[bytes, str]] = {
     ),
     "a pickle bomb": (
         zip_file([Entry("m/data.pkl", bytes(80 << 20), deflate=True)]),
-        "compressed beyond belief|pickle is too large",
+        "pickle is too large",
     ),
     "a zip64 end record elsewhere": (
         patched(GOOD_ZIP64, -22 - 12, b"\x01"),
@@ -202,11 +207,11 @@ HEADERS: dict[str, tuple[bytes, str]] = {
     "a header longer than the file": (safetensors({}, size=1 << 20), "ends too early"),
     "a header of the largest size": (
         safetensors(b"{", b" " * (9 << 20), size=9 << 20),
-        "header is too large",
+        "header asks for too much memory",
     ),
     "a header of very many entries": (
         safetensors(b"{" + b",".join(b'"%d":{}' % i for i in range(150_000)) + b"}"),
-        "too many values",
+        "other fields",
     ),
     "very many names, the last one twice": (
         safetensors(b"{" + b",".join(b'"%d":1' % (i // 2 * 2) for i in range(150_000)) + b"}"),
@@ -289,7 +294,7 @@ NPZS: dict[str, tuple[bytes, str]] = {
     "a checksum that is wrong": (zip_file([Entry("w.npy", npy(), crc=1)]), "checksum of w.npy"),
     "a bomb": (
         zip_file([Entry("w.npy", npy(bytes(99 << 20), shape=f"({99 << 18},)"), deflate=True)]),
-        "compressed beyond belief",
+        "ask for too much memory",
     ),
     "metadata that is no text": (npz({"__metadata__": npy()}), "no text"),
     "metadata that is no JSON": (
@@ -339,9 +344,9 @@ def test_the_forged_files_are_good_before_they_are_broken(good: bytes) -> None:
 
 
 def test_limits_are_enforced_and_say_how_to_raise_them() -> None:
-    tight = weights_io.Limits(tensors=1)
+    tight = weights_io.Limits(work=100)
     data = safetensors({"v": entry(), "w": entry(offsets=[16, 32])}, bytes(32))
-    with pytest.raises(weights_io.LimitError, match=r"raise weights_io\.Limits\.tensors"):
+    with pytest.raises(weights_io.LimitError, match=r"raise weights_io\.Limits\.work"):
         weights_io.open_weights(io.BytesIO(data), tight)
     with weights_io.open_weights(io.BytesIO(data)) as archive:
         assert archive.container == "safetensors"
@@ -351,10 +356,9 @@ def test_limits_are_enforced_and_say_how_to_raise_them() -> None:
     ("make", "field"),
     [
         (lambda: GOOD_ZIP, "file_bytes"),
-        (lambda: GOOD_ZIP, "members"),
         (lambda: GOOD_ZIP, "header_bytes"),
         (lambda: GOOD_ZIP, "pickle_bytes"),
-        (lambda: GOOD_ZIP, "opcodes"),
+        (lambda: GOOD_ZIP, "work"),
         (lambda: GOOD_ZIP, "text_bytes"),
         (lambda: GOOD_ZIP, "elements"),
         (lambda: npz({"w": npy()}), "npy_header_bytes"),

@@ -108,6 +108,8 @@ class TensorView:
     strides: tuple[int, ...]
     negate: bool
 
+    type_name: ClassVar[str] = "torch.Tensor"
+
 
 # Unsigned, complex and wide numbers, and text: in a trainer's state, never in weights.
 _OTHER_CODES = "u[248]|c8|c16|c32|f16|[SU][0-9]{1,6}|[Mm]8|V[0-9]{0,6}"

@@ -41,6 +41,7 @@ PROTOCOLS = range(2, 6)
 _STOP = 0x2E
 _INLINE_BYTES = 1024  # longer payloads, most of them array data, stay in the file
 _WIDE = 1 << 63
+_LOW, _MOST_HIGH = 1 << 20, 1000  # keys and places: picklers and optimisers count up from 0
 _BUILDABLE = (OrderedDict, CfgNode, Namespace, NumpyDtype, NumpyArray, Foreign)
 # An optimiser's state has parameters for keys; a cache what it was asked for.
 _ODD_KEYS = (
@@ -78,9 +79,6 @@ def run_pickle(
     return machine.run(), machine.tape.position
 
 
-_LOW, _MOST_HIGH = 1 << 20, 1000  # picklers and optimisers count theirs up from 0
-
-
 class _Machine:
     """Stack, marks and memo of one pickle being read."""
 
@@ -91,20 +89,36 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []  # the stacks below each open mark
         self.memo: dict[int, Any] = {}
+        self.work, self.room = budget.left("work"), budget.room  # what is left
         self._high = 0
 
     def run(self) -> object:
         self._check_protocol()
-        byte, most, count, steps = self.tape.byte, self.budget.left("opcodes"), 0, _STEPS
+        byte, steps = self.tape.byte, _STEPS
         while (opcode := byte()) != _STOP:
-            count += 1
-            if count > most:
-                break
             if opcode not in steps:
                 self._refuse_opcode(opcode)
-            steps[opcode](self)
-        self.budget.charge("opcodes", count, "the pickle has too many opcodes")
+            step, work, size = steps[opcode]
+            self.work -= work
+            self.room -= size
+            if self.work < 0 or self.room < 0:
+                self._settle()
+            step(self)
+        self._settle()
         return self._finish()
+
+    def _spend(self, work: int, size: int) -> None:
+        """Charge what the items of an opcode take beside itself."""
+        self.work -= work
+        self.room -= size
+        if self.work < 0 or self.room < 0:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Charge the budget at once: a call for every opcode would take as long as the opcode."""
+        budget = self.budget
+        budget.charge("work", budget.left("work") - self.work, "the pickle has too many opcodes")
+        budget.charge_objects(budget.room - self.room, "the pickle")
 
     def _check_protocol(self) -> None:
         head = self.tape.take(2)
@@ -218,8 +232,11 @@ class _Machine:
             return
         if not isinstance(target, dict) or len(items) % 2:
             raise malformed("it sets items on something that is no dict")
+        pairs = len(items) // 2
+        self._spend(pairs * _PAIR_WORK, pairs * _PAIR_BYTES)
         for key, value in zip(items[::2], items[1::2], strict=True):
             if isinstance(key, _ODD_KEYS):
+                self._spend(_ODD_WORK, _ODD_BYTES)
                 key = OddKey(key)
             elif type(key) is int:
                 # Of wider integers any number have one hash, and each is compared to all others.
@@ -242,7 +259,6 @@ class _Machine:
     def put(self, index: int) -> None:
         self._admit_high(index, "places of the memo")
         self.memo[index] = self.top()
-        self.budget.admit_memo(len(self.memo))
 
     def _admit_high(self, number: int, what: str) -> None:
         """Integers are their own hashes: many high ones could be made to collide in a dict."""
@@ -272,7 +288,10 @@ class _Machine:
 
     def _look_up(self, module: str, name: str) -> None:
         """Push the inert stand-in for a global, or refuse it by its exact name."""
-        found = GLOBALS.get((module, name)) or stranger(module, name)
+        found = GLOBALS.get((module, name))
+        if found is None:
+            self._spend(_STRANGER_WORK, _STRANGER_BYTES)
+            found = stranger(module, name)
         if found is None:
             refuse(module, name, self._entry())
         self.push(found)
@@ -295,6 +314,8 @@ class _Machine:
         made = function.reduce(args)
         if isinstance(made, bytes):
             self.budget.charge("copied_bytes", len(made), "the pickle copies too many bytes")
+        elif isinstance(made, NumpyDtype | TensorView):
+            self._spend(12, 200)
         self.push(made)
 
     def new(self) -> None:
@@ -322,52 +343,57 @@ class _Machine:
         self.push(self.persistent(identity))
 
 
-_STEPS: dict[int, Callable[[_Machine], None]] = {
+_PAIR_WORK, _PAIR_BYTES = 6, 120  # of a dict's items
+_ODD_WORK, _ODD_BYTES = 4, 120  # of a key that is neither text nor an integer
+_STRANGER_WORK, _STRANGER_BYTES = 6, 400  # of a class that no list has
+# What an opcode does; its work; and the bytes, at most, of what it makes and of its places on the
+# stack and in what takes it. What depends on its operands is charged where they are known.
+_STEPS: dict[int, tuple[Callable[[_Machine], None], int, int]] = {
     # scalars
-    0x4E: lambda m: m.push(None),  # NONE
-    0x88: lambda m: m.push(True),  # NEWTRUE
-    0x89: lambda m: m.push(False),  # NEWFALSE
-    0x4A: lambda m: m.push(unpack("<i", m.tape.take(4))[0]),  # BININT
-    0x4B: lambda m: m.push(m.tape.byte()),  # BININT1
-    0x4D: lambda m: m.push(m.tape.number(2)),  # BININT2
-    0x8A: _Machine.long,  # LONG1
-    0x47: lambda m: m.push(unpack(">d", m.tape.take(8))[0]),  # BINFLOAT
+    0x4E: (lambda m: m.stack.append(None), 2, 24),  # NONE
+    0x88: (lambda m: m.stack.append(True), 2, 24),  # NEWTRUE
+    0x89: (lambda m: m.stack.append(False), 2, 24),  # NEWFALSE
+    0x4A: (lambda m: m.stack.append(unpack("<i", m.tape.take(4))[0]), 3, 56),  # BININT
+    0x4B: (lambda m: m.stack.append(m.tape.byte()), 2, 24),  # BININT1
+    0x4D: (lambda m: m.stack.append(m.tape.number(2)), 3, 56),  # BININT2
+    0x8A: (_Machine.long, 3, 80),  # LONG1
+    0x47: (lambda m: m.stack.append(unpack(">d", m.tape.take(8))[0]), 3, 48),  # BINFLOAT
     # text and bytes
-    0x58: lambda m: m.text(4),  # BINUNICODE
-    0x8C: lambda m: m.text(1),  # SHORT_BINUNICODE
-    0x8D: lambda m: m.text(8),  # BINUNICODE8
-    0x42: lambda m: m.bytes(4),  # BINBYTES
-    0x43: lambda m: m.bytes(1),  # SHORT_BINBYTES
-    0x8E: lambda m: m.bytes(8),  # BINBYTES8
-    0x96: lambda m: m.bytes(8),  # BYTEARRAY8
-    0x95: _Machine.frame,  # FRAME
+    0x58: (lambda m: m.text(4), 4, 80),  # BINUNICODE
+    0x8C: (lambda m: m.text(1), 4, 80),  # SHORT_BINUNICODE
+    0x8D: (lambda m: m.text(8), 4, 80),  # BINUNICODE8
+    0x42: (lambda m: m.bytes(4), 3, 80),  # BINBYTES
+    0x43: (lambda m: m.bytes(1), 3, 80),  # SHORT_BINBYTES
+    0x8E: (lambda m: m.bytes(8), 3, 80),  # BINBYTES8
+    0x96: (lambda m: m.bytes(8), 3, 80),  # BYTEARRAY8
+    0x95: (_Machine.frame, 2, 0),  # FRAME
     # containers
-    0x28: _Machine.mark,  # MARK
-    0x5D: lambda m: m.push([]),  # EMPTY_LIST
-    0x61: lambda m: m.append([m.pop()]),  # APPEND
-    0x65: lambda m: m.append(m.pop_mark()),  # APPENDS
-    0x29: lambda m: m.push(()),  # EMPTY_TUPLE
-    0x74: lambda m: m.push(tuple(m.pop_mark())),  # TUPLE
-    0x85: lambda m: m.tuple_of(1),  # TUPLE1
-    0x86: lambda m: m.tuple_of(2),  # TUPLE2
-    0x87: lambda m: m.tuple_of(3),  # TUPLE3
-    0x7D: lambda m: m.push({}),  # EMPTY_DICT
-    0x73: lambda m: m.set_items(m.pair()),  # SETITEM
-    0x75: lambda m: m.set_items(m.pop_mark()),  # SETITEMS
-    0x8F: lambda m: m.push(PickledSet([])),  # EMPTY_SET
-    0x90: _Machine.add_items,  # ADDITEMS
-    0x91: _Machine.frozen_set,  # FROZENSET
+    0x28: (_Machine.mark, 2, 0),  # MARK
+    0x5D: (lambda m: m.stack.append([]), 2, 80),  # EMPTY_LIST
+    0x61: (lambda m: m.append([m.pop()]), 3, 0),  # APPEND
+    0x65: (lambda m: m.append(m.pop_mark()), 2, 0),  # APPENDS
+    0x29: (lambda m: m.stack.append(()), 2, 24),  # EMPTY_TUPLE
+    0x74: (lambda m: m.push(tuple(m.pop_mark())), 3, 64),  # TUPLE
+    0x85: (lambda m: m.tuple_of(1), 4, 72),  # TUPLE1
+    0x86: (lambda m: m.tuple_of(2), 4, 80),  # TUPLE2
+    0x87: (lambda m: m.tuple_of(3), 4, 88),  # TUPLE3
+    0x7D: (lambda m: m.stack.append({}), 2, 88),  # EMPTY_DICT
+    0x73: (lambda m: m.set_items(m.pair()), 5, 0),  # SETITEM
+    0x75: (lambda m: m.set_items(m.pop_mark()), 3, 0),  # SETITEMS
+    0x8F: (lambda m: m.stack.append(PickledSet([])), 10, 200),  # EMPTY_SET
+    0x90: (_Machine.add_items, 2, 0),  # ADDITEMS
+    0x91: (_Machine.frozen_set, 10, 200),  # FROZENSET
     # memo
-    0x71: lambda m: m.put(m.tape.byte()),  # BINPUT
-    0x72: lambda m: m.put(m.tape.number(4)),  # LONG_BINPUT
-    0x94: lambda m: m.put(len(m.memo)),  # MEMOIZE
-    0x68: lambda m: m.get(m.tape.byte()),  # BINGET
-    0x6A: lambda m: m.get(m.tape.number(4)),  # LONG_BINGET
+    0x71: (lambda m: m.put(m.tape.byte()), 3, 90),  # BINPUT
+    0x72: (lambda m: m.put(m.tape.number(4)), 4, 90),  # LONG_BINPUT
+    0x94: (lambda m: m.put(len(m.memo)), 3, 90),  # MEMOIZE
+    0x68: (lambda m: m.get(m.tape.byte()), 2, 24),  # BINGET
+    0x6A: (lambda m: m.get(m.tape.number(4)), 3, 24),  # LONG_BINGET
     # names
-    0x63: _Machine.global_,  # GLOBAL
-    0x93: _Machine.stack_global,  # STACK_GLOBAL
-    0x52: _Machine.reduce,  # REDUCE
-    0x81: _Machine.new,  # NEWOBJ
-    0x62: _Machine.build,  # BUILD
-    0x51: _Machine.persistent_id,  # BINPERSID
+    0x63: (_Machine.global_, 6, 24),  # GLOBAL
+    0x93: (_Machine.stack_global, 5, 24),  # STACK_GLOBAL
+    0x52: (_Machine.reduce, 14, 120),  # REDUCE
+    0x81: (_Machine.new, 5, 200),  # NEWOBJ
+    0x62: (_Machine.build, 5, 80),  # BUILD
+    0x51: (_Machine.persistent_id, 16, 300),  # BINPERSID
 }

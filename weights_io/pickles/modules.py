@@ -27,6 +27,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _METHODS = ("forward", "_conv_forward", "_call_impl", "_wrapped_call_impl")
 # Pruning hooks make `weight` of `weight_orig` and `weight_mask`, which say so by their names.
 _PRUNING = "torch.nn.utils.prune."
+_MODULE_WORK = 48
 
 
 class PickledModule:
@@ -85,6 +86,7 @@ class _Walk:
             raise one.impossible("it holds itself")
         depth = len(self._open) + 1
         self._budget.limits.enforce("depth", depth, "the modules are nested too deeply")
+        self._budget.charge("work", _MODULE_WORK, "the modules unfold into too many")
         self._open.append(raw)
         found = ModuleRecord(raw.type_name, path, self._altered(one), parent, one.state)
         parameters, buffers, modules = (self._part(one, part) for part in PARTS)

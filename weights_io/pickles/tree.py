@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weights_io.budget import Budget
-from weights_io.dtypes import decode
+from weights_io.dtypes import decode, kept_bytes
 from weights_io.lazy import LazyArray
 from weights_io.pickles.foreign import Foreign, ForeignType, OddKey
 from weights_io.pickles.globals import Getattr, refuse
@@ -31,9 +31,9 @@ from weights_io.pickles.strangers import Stranger
 
 Resolve = Callable[[TensorView], LazyArray | Inert]
 
-_CONTAINERS = (dict, list, tuple, PickledSet, Namespace, Foreign)
 _DTYPE = Inert(NumpyDtype.type_name, None)
-_PLAIN = (str, int, float, bool, type(None), bytes, Inert)
+_PLAIN = frozenset({str, int, float, bool, type(None), bytes, Inert})
+_PART_WORK, _PART_BYTES = 12, 320  # of a copy, beside its items
 
 
 class TreeBuilder:
@@ -78,18 +78,21 @@ class TreeBuilder:
             return _DTYPE, 1
         key = id(raw)
         if key in self._done:
-            return self._done[key]
+            copy, size = self._done[key]
+            if isinstance(copy, LazyArray):  # of another name, under which it is read again
+                self._budget.admit(copy.shape, kept_bytes(copy.dtype), "a tensor of many names")
+            return copy, size
         if key in self._open:
             if key != self._root:
                 return Inert("itself", None), 1  # beside the weights: a dead record of it
             raise malformed("an object holds itself")
         self._limits.enforce("depth", depth, "the pickle is nested too deeply")
-        if isinstance(raw, _CONTAINERS):
-            self._budget.charge("containers", 1, "the pickle holds too many containers")
+        self._budget.charge("work", _PART_WORK, "the pickle holds too many objects")
+        self._budget.charge_objects(_PART_BYTES, "the pickle")
         self._open.add(key)
         copy, size = self._container(raw, depth + 1)
         self._open.remove(key)
-        self._limits.enforce("nodes", size, "the pickle unfolds into too many objects")
+        self._budget.enforce("nodes", size, "the pickle unfolds into too many objects")
         self._done[key] = copy, size
         return copy, size
 
@@ -105,9 +108,13 @@ class TreeBuilder:
         if isinstance(raw, dict):
             return self._dict(raw, depth)
         if isinstance(raw, list | tuple):
-            copies = [self._copy(item, depth) for item in raw]
-            items = [copy for copy, _ in copies]
-            size = 1 + sum(size for _, size in copies)
+            if _PLAIN.issuperset(map(type, raw)):  # a million numbers need no copy
+                return raw, 1 + len(raw)
+            items, size = [], 1
+            for item in raw:
+                copy, item_size = self._copy(item, depth)
+                items.append(copy)
+                size += item_size
             return (tuple(items) if isinstance(raw, tuple) else items), size
         if isinstance(raw, PickledSet):
             return self._set(raw)

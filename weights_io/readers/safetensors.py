@@ -22,6 +22,7 @@ from weights_io.strided import read_elements
 from weights_io.text import sanitize
 
 _FIELDS = frozenset({"dtype", "shape", "data_offsets"})
+_PARSED_BYTES = 24  # in memory, at most, of a header's byte: its text, and what is made of it
 DTYPES = {
     "F16": "float16",
     "BF16": "bfloat16",
@@ -47,7 +48,8 @@ def read_safetensors(source: Source, budget: Budget) -> Contents:
     """Read and check the header; the arrays stay in the file."""
     header_size = int.from_bytes(source.read(0, 8), "little")
     source.require(8, header_size)
-    budget.limits.enforce("header_bytes", header_size, "the safetensors header is too large")
+    in_memory = _PARSED_BYTES * header_size
+    budget.charge_objects(in_memory, "the safetensors header")
     text = source.read(8, header_size)
     if not text.startswith(b"{"):
         raise _lie("the header does not start with {")

@@ -54,7 +54,6 @@ def read_index(source: Source, budget: Budget) -> dict[str, str]:
             wanted=f"an index of weights in several files, with {_MAP}",
             advice="give the weights file",
         )
-    budget.limits.enforce("tensors", len(table), f"{source.name}: the index names too many arrays")
     for name, file in table.items():
         if type(file) is not str or not _is_plain(file):
             raise WeightsFileError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from weights_io.budget import Budget
+from weights_io.budget import MEMBER_WORK, Budget
 from weights_io.errors import WeightsFileError
 from weights_io.limits import Limits
 from weights_io.readers.contents import Contents
@@ -62,7 +62,6 @@ def read_torch_folder(folder: Path, limits: Limits) -> Contents:
     names = [(entry.name, entry) for entry in _listed(folder)]
     if any(name == _STORAGES and entry.is_dir(follow_symlinks=False) for name, entry in names):
         names += [(f"{_STORAGES}/{entry.name}", entry) for entry in _listed(folder / _STORAGES)]
-    limits.enforce("members", len(names), f"{sanitize(folder)} holds too many files")
     files = {
         name: FolderFile(Path(entry.path), name)
         for name, entry in names
@@ -72,7 +71,9 @@ def read_torch_folder(folder: Path, limits: Limits) -> Contents:
         raise WeightsFileError(f"{sanitize(folder)}: {PICKLE} is no file of its own")
     size = sum(file.size for file in files.values())
     limits.enforce("file_bytes", size, f"{sanitize(folder)}: the folder is too large")
-    return read_torch_archive(files, "", Budget(limits, size))._replace(container="torch-folder")
+    budget = Budget(limits, size)
+    budget.charge("work", MEMBER_WORK * len(names), f"{sanitize(folder)} holds too many files")
+    return read_torch_archive(files, "", budget)._replace(container="torch-folder")
 
 
 def _listed(folder: Path) -> list[os.DirEntry[str]]:

@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 from struct import unpack_from
 from typing import NamedTuple
 
+from weights_io.budget import MEMBER_BYTES, MEMBER_WORK, Budget
 from weights_io.errors import WeightsFileError
-from weights_io.limits import Limits
 from weights_io.source import Source
 from weights_io.text import sanitize
 from weights_io.zips import layout
 from weights_io.zips.member import Member
 
 _DESCRIPTOR_BYTES = (12, 16, 20, 24)  # with or without a signature, 32 or 64 bits
-_RATIO_APPLIES_FROM = 1 << 20
 
 
 class _Directory(NamedTuple):
@@ -41,16 +40,17 @@ class _Entry:
     offset: int
 
 
-def read_zip(source: Source, limits: Limits) -> dict[str, Member]:
+def read_zip(source: Source, budget: Budget) -> dict[str, Member]:
     """Read the directory of a zip file and check it against the local headers."""
     directory = _find_directory(source)
-    limits.enforce("members", directory.entries, "the zip archive has too many members")
-    limits.enforce("header_bytes", directory.size, "the zip directory is too large")
+    budget.charge("work", MEMBER_WORK * directory.entries, "the zip archive has too many members")
+    in_memory = 2 * directory.size + MEMBER_BYTES * directory.entries
+    budget.charge_objects(in_memory, "the zip directory")
     entries = _parse_entries(source.read(directory.start, directory.size), directory.entries)
     if all("/" not in entry.name for entry in entries):  # as some Windows tools write it
         entries = [replace(entry, name=entry.name.replace("\\", "/")) for entry in entries]
     for entry in entries:
-        _check_entry(entry, limits)
+        _check_entry(entry)
     members: dict[str, Member] = {}
     expected, slack = 0, False
     for entry in sorted(entries, key=lambda entry: entry.offset):
@@ -179,7 +179,7 @@ def _widen(extra: bytes, *values: int) -> list[int]:
     return result
 
 
-def _check_entry(entry: _Entry, limits: Limits) -> None:
+def _check_entry(entry: _Entry) -> None:
     name = sanitize(entry.name)
     if entry.flags & layout.FLAG_ENCRYPTED:
         raise _bad(f"{name} is encrypted")
@@ -189,9 +189,6 @@ def _check_entry(entry: _Entry, limits: Limits) -> None:
         raise _bad(f"{name} is packed by an unknown method", entry.method, "0 (none), 8 (deflate)")
     if entry.method == layout.STORED and entry.packed != entry.size:
         raise _bad(f"{name} is stored but its two sizes differ", entry.packed, entry.size)
-    if entry.size > _RATIO_APPLIES_FROM:
-        ratio = entry.size // max(entry.packed, 1)
-        limits.enforce("compression_ratio", ratio, f"{name} is compressed beyond belief")
     if not is_safe_name(entry.name.removesuffix("/")):
         raise _bad("a zip member has a name that leaves the archive", got=name)
 

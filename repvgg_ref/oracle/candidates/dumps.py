@@ -20,9 +20,7 @@ from weights_io import sanitize
 _FIELDS = frozenset({"weight", "bias", "running_mean", "running_var", "num_batches_tracked"})
 PRECISIONS = ("fp32", "fp16", "bf16", "tf32")
 # A dump is no checkpoint: a dead layer is all zeros and compresses a thousandfold.
-_LIMITS = weights_io.Limits(
-    file_bytes=MOST_BYTES, total_bytes=MOST_BYTES, expansion=2000, compression_ratio=2000
-)
+_LIMITS = weights_io.Limits(file_bytes=MOST_BYTES, total_bytes=MOST_BYTES, expansion=2000)
 
 
 @dataclass(frozen=True)

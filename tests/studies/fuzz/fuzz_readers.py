@@ -29,7 +29,7 @@ import numpy as np
 from tests.weights_io import forge
 
 LIMITS = replace(
-    weights_io.DEFAULT_LIMITS, total_bytes=1 << 22, overlap_bytes=1 << 18, opcodes=20_000
+    weights_io.DEFAULT_LIMITS, total_bytes=1 << 22, overlap_bytes=1 << 18, work=100_000
 )
 
 

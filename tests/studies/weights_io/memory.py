@@ -27,7 +27,7 @@ import weights_io
 from tests.weights_io.large_files import FILES
 
 SIZES = tuple(size << 20 for size in (48, 96, 192, 384))
-FREE_BYTES = 16 << 20  # `Limits.overlap_bytes`: what even the smallest file may ask for
+FREE_BYTES = weights_io.DEFAULT_LIMITS.overlap_bytes  # what even the smallest file may ask for
 RUNS = 4
 
 
