@@ -40,7 +40,7 @@ from repvgg_ref.oracle.candidates.dumps import array_names
 from repvgg_ref.oracle.dense.judge import judge_dense
 from repvgg_ref.oracle.dense.logits import judge_dense_logits
 from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
-from repvgg_ref.oracle.diagnosis.explain import Case, explain
+from repvgg_ref.oracle.diagnosis.explain import Case, explain, is_estimable
 from repvgg_ref.oracle.diagnosis.file_evidence import with_file_evidence
 from repvgg_ref.oracle.diagnosis.probing import logits_of
 from repvgg_ref.oracle.diagnosis.static_check import check_weights
@@ -51,9 +51,7 @@ from repvgg_ref.oracle.integers.front import is_about_integers, verify_integers
 from repvgg_ref.oracle.probes.first_call import first_call, require_images
 from repvgg_ref.oracle.probes.naming import finding
 from repvgg_ref.oracle.probes.probing import probed
-from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.flow import go_on, inputs_of_layers
-from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.inputs import images_of_size
 from repvgg_ref.oracle.programs.layers import Programs, has_programs, require_layers
 from repvgg_ref.oracle.report import Equivalence, Report
@@ -316,18 +314,9 @@ def judge(
 def _is_estimated(
     programs: Programs, name: str, precision: Precision, same: Sequence[Equivalence]
 ) -> bool:
-    """Whether a layer's errors follow the law of sums that estimates rest on.
-
-    Not where its input was only estimated, nor where a branch with a norm inside may be kept in
-    16 bits on the way: what that rounds is the same for all pixels, and in no kernel that is known.
-    """
-    program = programs[name]
-    if not isinstance(program, BlockProgram | HeadProgram):
-        return False
-    inside = isinstance(program, BlockProgram) and program.at_eps is not None
-    if inside and precision.number_format in ("fp16", "bf16"):
-        return False
-    return not (programs.model.arch.is_chain and _is_behind_estimates(programs, name, same))
+    """Whether a layer can be estimated: not where its input was only estimated itself."""
+    behind = programs.model.arch.is_chain and _is_behind_estimates(programs, name, same)
+    return is_estimable(programs[name], precision) and not behind
 
 
 def _is_behind_estimates(programs: Programs, name: str, same: Sequence[Equivalence]) -> bool:

@@ -19,7 +19,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.models.dense import ChannelDropout
+from repvgg_ref.models.dense import ChannelDropout, Concat
 from repvgg_ref.models.graph import INPUT, Node
 from repvgg_ref.models.layers import Block, Pass
 from repvgg_ref.models.network import Model, fuse
@@ -114,6 +114,13 @@ class DensePort:
         slacks = [0 * each.y if each.slack is None else each.slack for each in inputs]
         bound = node_bound(node, xs, self.run, self.precision) + moved(node, slacks, self.run)
         return Known(y, bound)
+
+    def left_out(self, node: Node, inputs: list[Known]) -> Known:
+        """A node between blocks that the candidate does not show; a copy is a copy everywhere."""
+        found = self.computed(node, inputs)
+        copies = isinstance(node.op, ChannelDropout | Concat)
+        is_own = copies and all(each.slack is None for each in inputs)
+        return Known(found.y, None) if is_own else found
 
     def judged(self, node: Node) -> Judged:
         """A node whose inputs and output are known, held to its bound."""

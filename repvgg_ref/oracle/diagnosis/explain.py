@@ -29,6 +29,7 @@ from repvgg_ref.oracle.diagnosis.small import ESTIMATED, explain_alarms, explain
 from repvgg_ref.oracle.estimates.estimate import Estimate
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
 from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
@@ -87,9 +88,9 @@ class Case:
 
     def small_findings(self, name: str) -> list[Finding]:
         """Why a layer within its bound is bad all the same."""
-        return explain_alarms(*self._shown(name))
+        return explain_alarms(*self.shown(name))
 
-    def _shown(self, name: str) -> tuple[Site[Any], Seen, Bound, PortEstimates, Precision]:
+    def shown(self, name: str) -> tuple[Site[Any], Seen, Bound, PortEstimates, Precision]:
         """A layer as explanations want it."""
         compared = self.comparisons[name]
         site = site_of(self.programs, name, self.input_of(name), compared.y_hat)
@@ -128,7 +129,7 @@ class Case:
         found = diagnose(self.evidence(name), thoroughly=name == self.bad[0])
         if found[0].bug != "unknown" or name not in self.estimates.samples:
             return found
-        return explain_unknown(found[0], *self._shown(name))
+        return explain_unknown(found[0], *self.shown(name))
 
     def excuse(self, name: str) -> bool:
         """Overrule a layer whose errors have an algorithm's covariance, and its size at most."""
@@ -180,18 +181,27 @@ class Case:
         )
 
 
-def explain(case: Case) -> Report:
-    """Judge, diagnose, and say it."""
+def settle(case: Case) -> tuple[list[str], dict[str, list[Estimate]]]:
+    """Overrule certified bounds by what was estimated.
+
+    Returns the layers that are beyond their bounds and not excused, and the alarms of others.
+    """
     for name in case.bad:
         case.excuse(name)
     beyond = case.bad
     alarms = {n: found for n, found in case.estimates.alarms.items() if n not in beyond}
     for name, found in alarms.items():
         case.mark(name, ok=False, note="within its bound, but " + found[0].says)
-    diagnosis = _diagnosis(case, beyond, alarms)
+    return beyond, alarms
+
+
+def explain(case: Case) -> Report:
+    """Judge, diagnose, and say it."""
+    beyond, alarms = settle(case)
+    diagnosis = diagnosed(case, beyond, alarms)
     bad = case.bad
     first = bad[0] if bad else None
-    strange = _is_strange(case, beyond, diagnosis)
+    strange = is_strange(case, beyond, diagnosis)
     # A right port's arithmetic shows best where most products are summed: in the last block.
     arithmetic = case.roundoff(first or case.programs.model.arch.blocks[-1].name)
     problem = case.outputs.problem  # the structure alone is wrong: a layer too few
@@ -205,7 +215,7 @@ def explain(case: Case) -> Report:
         layers=tuple(case.layer_report(name) for name in case.comparisons),
         diagnosis=tuple(diagnosis),
         first_bad_layer=first,
-        notes=(*case.outputs.notes, *filter(None, [arithmetic, *_tested(case)])),
+        notes=(*case.outputs.notes, *filter(None, [arithmetic, *what_was_tested(case)])),
         residual=_residual(case, first),
     )
 
@@ -221,8 +231,11 @@ _SEEN = {
 }
 
 
-def _tested(case: Case) -> list[str]:
-    """What the arithmetic is, how small an error would have shown, and what was not seen."""
+def what_was_tested(case: Case, others: Iterable[str] = ()) -> list[str]:
+    """What the arithmetic is, how small an error would have shown, and what was not seen.
+
+    `others` were judged beside the case's layers, by their bounds.
+    """
     estimates = case.estimates
     said = [estimates.arithmetic.says]
     weakest: dict[str, tuple[float, str]] = {}
@@ -239,16 +252,14 @@ def _tested(case: Case) -> list[str]:
             "relative errors that would have been seen in any layer, and the least sensitive one: "
             + ", ".join(shown)
         )
-    blind = [name for name in case.comparisons if name not in estimates.samples]
+    blind = [name for name in (*case.comparisons, *others) if name not in estimates.samples]
     if blind:
         said.append(f"{listed(blind)}: held to certified bounds alone")
     said.append("not tested: training, other inputs than those of the calls named here")
     return said
 
 
-def _diagnosis(
-    case: Case, beyond: list[str], alarms: Mapping[str, list[Estimate]]
-) -> list[Finding]:
+def diagnosed(case: Case, beyond: list[str], alarms: Mapping[str, list[Estimate]]) -> list[Finding]:
     """Findings for the bad layers: first those beyond their bounds, else those with alarms."""
     chosen = beyond or list(alarms)
     ask = case.findings if beyond else case.small_findings
@@ -256,7 +267,7 @@ def _diagnosis(
     return merged(_each(ask, chosen[:_MOST_DIAGNOSED]), layers)
 
 
-def _is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
+def is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
     """Why nothing can be said of a port whose arithmetic is not known; empty if it can.
 
     Errors in most layers that no bug explains, all of them within their certified bounds, are more
@@ -294,6 +305,18 @@ def _is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
         f"{len(odd)} of {len(case.comparisons)} layers err more than any arithmetic known here"
         " does, all within their certified bounds, and no bug explains it"
     )
+
+
+def is_estimable(program: Any, precision: Precision) -> bool:
+    """Whether a layer's errors follow the law of sums that estimates rest on.
+
+    Not where a branch with a norm inside may be kept in 16 bits on the way: what that rounds is the
+    same for all pixels, and in no kernel that is known.
+    """
+    if not isinstance(program, BlockProgram | HeadProgram):
+        return False
+    inside = isinstance(program, BlockProgram) and program.at_eps is not None
+    return not (inside and precision.number_format in ("fp16", "bf16"))
 
 
 def _each(ask: Callable[[str], list[Finding]], names: Iterable[str]) -> dict[str, list[Finding]]:
