@@ -22,6 +22,7 @@ from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.comparison import misshapen
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.dense.estimated import case_of
 from repvgg_ref.oracle.dense.findings import dense_findings, other_output
 from repvgg_ref.oracle.dense.port import DensePort, Judged, Known
@@ -80,6 +81,13 @@ def _settled(case: Case, judged: Judged) -> Judged:
     if name not in case.comparisons:
         return judged
     return judged._replace(report=case.layer_report(name))
+
+
+def _computed(port: DensePort) -> list[str]:
+    """What was computed for the candidate, if anything was."""
+    hidden = [name for name, known in port.known.items() if known.slack is not None]
+    wider = "not shown, and computed for the candidate, whose next output gets a wider bound: "
+    return [wider + listed(hidden)] if hidden else []
 
 
 def _disagree(

@@ -23,11 +23,11 @@ _FLOORS = ["ppm.1.resize", "ppm.2.resize", "ppm.3.resize"]
 _POOLS = ["ppm.0.pool", "ppm.1.pool", "ppm.2.pool", "ppm.3.pool"]
 
 
-def wrong_everywhere(bug: str, label: str, *kinds: type) -> dict[str, Array]:
-    """A port all of whose nodes of these operations have a bug, if they can have it."""
+def wrong_everywhere(bug: str, label: str, *kinds: type, but: str = "") -> dict[str, Array]:
+    """A port all of whose nodes of these operations (but one) have a bug, if they can have it."""
     wrong: dict[str, Callable[[list[Array]], Array]] = {}
     for node in MODEL.arch.evaluated:
-        if isinstance(node.op, kinds):
+        if isinstance(node.op, kinds) and node.name != but:
             for mutant in planted(NODE_BUGS, _WALKED.whole(node), node.name):
                 if (mutant.bug.name, mutant.variant.label) == (bug, label):
                     program = mutant.variant.program
@@ -78,3 +78,11 @@ def test_all_floors_but_not_the_logits_are_not_all_layers() -> None:
     (finding,) = rr.verify(MODEL, outputs, inputs=X).diagnosis
     assert finding.layer == "ppm.1.resize"
     assert finding.says.endswith("(also in ppm.2.resize, ppm.3.resize)")
+
+
+def test_a_hidden_bug_in_most_places_is_not_in_all() -> None:
+    """The mean of all pixels is right, and lies hidden before a block that shows it."""
+    outputs = wrong_everywhere("pool-max", "", AdaptiveAvgPool, but="ppm.0.pool")
+    (finding,) = rr.verify(MODEL, hiding(outputs), inputs=X).diagnosis
+    assert finding.layer == "ppm.1.pool"
+    assert finding.says.endswith("(also in ppm.2.pool, ppm.3.pool)")

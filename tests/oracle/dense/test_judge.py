@@ -42,6 +42,7 @@ def test_what_lies_between_blocks_may_be_left_out() -> None:
     report = rr.verify(MODEL, few, inputs=X)
     assert report.verdict == "agree", report.reason
     assert {layer.name for layer in report.layers} == BLOCKS | {"logits"}
+    assert any("not shown, and computed for the candidate" in note for note in report.notes)
 
 
 def test_a_port_that_is_called_gets_images_of_a_size_that_it_takes() -> None:
@@ -129,7 +130,7 @@ def test_an_error_of_a_thousandth_is_seen_in_every_layer(layer: str) -> None:
 
 
 @pytest.mark.few(2)
-@pytest.mark.parametrize("layer", ["stage2.0", "stage4.0", "ppm.3", "cls.0", "cls.4"])
+@pytest.mark.parametrize("layer", ["stage2.0", "stage4.0", "cls.0", "cls.4"])
 def test_errors_far_below_the_bounds_are_estimated(layer: str) -> None:
     """All weights of a fused block times 1 + 3e-6: nothing that a certified bound excludes."""
     factor, wrong = np.float32(1 + 3e-6), dict(FUSED.params)
