@@ -40,7 +40,7 @@ def without(outputs: dict[str, Array], places: list[str]) -> dict[str, Array]:
     return {name: y for name, y in outputs.items() if name not in places}
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shown", ["blocks", "all but the floors", "logits", "all"])
 @pytest.mark.parametrize(
     ("bug", "label", "kinds", "places"),

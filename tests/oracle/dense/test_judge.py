@@ -129,7 +129,7 @@ def test_an_error_of_a_thousandth_is_seen_in_every_layer(layer: str) -> None:
     assert (report.verdict, report.first_bad_layer) == ("disagree", layer)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("layer", ["stage2.0", "stage4.0", "cls.0", "cls.4"])
 def test_errors_far_below_the_bounds_are_estimated(layer: str) -> None:
     """All weights of a fused block times 1 + 3e-6: nothing that a certified bound excludes."""
