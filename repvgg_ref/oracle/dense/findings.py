@@ -59,7 +59,10 @@ def dense_findings(
     What only follows from another's size is not explained.
     """
     caused = [each for each in bad if port.inputs(each.node) is not None] or bad
-    found = {each.node.name: _findings(port, each, case) for each in caused[:_MOST_DIAGNOSED]}
+    found = {
+        each.node.name: _findings(port, each, case, thoroughly=each is caused[0])
+        for each in caused[:_MOST_DIAGNOSED]
+    }
     judged = {each.node.name: each for each in layers}
 
     @cache
@@ -90,7 +93,7 @@ def rewired(port: DensePort, node: Node) -> Iterator[Seen]:
     yield from seen_through(port, list(port.hidden_before(node)), node)
 
 
-def _findings(port: DensePort, bad: Judged, case: Case) -> list[Finding]:
+def _findings(port: DensePort, bad: Judged, case: Case, *, thoroughly: bool) -> list[Finding]:
     name, y_hat = bad.node.name, port.own(bad.node.name)
     assert y_hat is not None
     lost = ~np.isfinite(y_hat)
@@ -100,7 +103,7 @@ def _findings(port: DensePort, bad: Judged, case: Case) -> list[Finding]:
         return [wrong_shape(name, bad.report.note)]
     if bad.y is None:
         return _of_shape(port, bad.node, y_hat) or [wrong_shape(name, bad.report.note)]
-    found = diagnose(NodeEvidence(port, bad))
+    found = diagnose(NodeEvidence(port, bad), thoroughly=thoroughly)
     if found[0].bug != "unknown" or name not in case.estimates.samples:
         return found
     return explain_unknown(found[0], *case.shown(name))

@@ -43,10 +43,8 @@ def judge_dense(
     case = case_of(port, outputs, layers, candidate)
     beyond, alarms = settle(case)
     layers = [_settled(case, each) for each in layers]
-    notes = (
-        *outputs.notes,
-        *filter(None, what_was_tested(case, [each.node.name for each in layers])),
-    )
+    said = what_was_tested(case, [each.node.name for each in layers])
+    notes = (*outputs.notes, *filter(None, said), *_computed(port))
     reports = tuple(each.report for each in layers)
     bad = [each for each in layers if not each.report.ok]
     if bad:

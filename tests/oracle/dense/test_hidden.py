@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -15,12 +16,17 @@ from repvgg_ref.oracle.bugs import NODE_BUGS
 from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.dense.judge import walked
 from repvgg_ref.oracle.dense.port import DensePort
+from repvgg_ref.oracle.programs.node import NodeProgram
 from tests.oracle.dense.ports import MODEL, RIGHT, X, hiding, port
 
 _WALKED = DensePort(MODEL, RIGHT, X, PRECISIONS["fp32"])
 walked(_WALKED)
 _FLOORS = ["ppm.1.resize", "ppm.2.resize", "ppm.3.resize"]
 _POOLS = ["ppm.0.pool", "ppm.1.pool", "ppm.2.pool", "ppm.3.pool"]
+
+
+def _given(program: NodeProgram, xs: list[Array]) -> Array:
+    return replace(program, xs=tuple(xs)).y
 
 
 def wrong_everywhere(bug: str, label: str, *kinds: type, but: str = "") -> dict[str, Array]:
@@ -30,8 +36,7 @@ def wrong_everywhere(bug: str, label: str, *kinds: type, but: str = "") -> dict[
         if isinstance(node.op, kinds) and node.name != but:
             for mutant in planted(NODE_BUGS, _WALKED.whole(node), node.name):
                 if (mutant.bug.name, mutant.variant.label) == (bug, label):
-                    program = mutant.variant.program
-                    wrong[node.name] = lambda xs, p=program: replace(p, xs=tuple(xs)).y
+                    wrong[node.name] = partial(_given, mutant.variant.program)
     assert len(wrong) > 1
     return port(wrong)
 
