@@ -160,9 +160,9 @@ def training_batch(network: Network, x: Any) -> Array:
     ShapeError
         See `image_batch` and `require_statistics`.
     """
-    x = image_batch(network, x)
-    require_statistics(network, len(x), *x.shape[2:])
-    return x
+    images = image_batch(network, x)
+    require_statistics(network, len(images), *images.shape[2:])
+    return images
 
 
 def require_statistics(network: Network, images: int, height: int, width: int) -> None:

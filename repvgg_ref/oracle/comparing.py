@@ -15,10 +15,8 @@ from repvgg_ref.oracle.blas import single_threaded_blas
 from repvgg_ref.oracle.bounds.comparison import Comparison, compare, relative_difference
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.candidates import Outputs
-from repvgg_ref.oracle.diagnosis.explain import Case
-from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.diagnosis.explain import Case, is_estimable
 from repvgg_ref.oracle.programs.flow import go_on, inputs_of_layers
-from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Equivalence
 from repvgg_ref.oracle.symmetry.outputs import FINER_ROOMS, align
@@ -61,18 +59,9 @@ def aligned(
 def _is_estimated(
     programs: Programs, name: str, precision: Precision, same: Sequence[Equivalence]
 ) -> bool:
-    """Whether a layer's errors follow the law of sums that estimates rest on.
-
-    Not where its input was only estimated, nor where a branch with a norm inside may be kept in
-    16 bits on the way: what that rounds is the same for all pixels, and in no kernel that is known.
-    """
-    program = programs[name]
-    if not isinstance(program, BlockProgram | HeadProgram):
-        return False
-    inside = isinstance(program, BlockProgram) and program.at_eps is not None
-    if inside and precision.number_format in ("fp16", "bf16"):
-        return False
-    return not (programs.model.arch.is_chain and _is_behind_estimates(programs, name, same))
+    """Whether a layer can be estimated: not where its input was only estimated itself."""
+    behind = programs.model.arch.is_chain and _is_behind_estimates(programs, name, same)
+    return is_estimable(programs[name], precision) and not behind
 
 
 def _is_behind_estimates(programs: Programs, name: str, same: Sequence[Equivalence]) -> bool:

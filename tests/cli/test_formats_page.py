@@ -42,7 +42,7 @@ SELDOM = {
     "convert": {"dtype", "opset", "family", "untouched", "blocks", *OF_GRAPHS},
     "doctor": {"extras"},
     # of pixels: tests/cli/test_segmentation.py has them
-    "eval": {"miou", "macc", "allacc", "iou", "classes", "window", "flip", "confusion"}
+    "eval": {"miou", "macc", "allacc", "void", "iou", "classes", "window", "flip", "confusion"}
     | {"same_pixels"},
     "golden": {"kind", "rounding", "layers", "score"},
     "inspect": {"metadata", "family", "untouched", "blocks", "opset", *OF_GRAPHS},

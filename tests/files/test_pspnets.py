@@ -41,6 +41,7 @@ def test_pth_is_what_official_code_has_once_it_is_fused(tmp_path: Path) -> None:
     save(model, tmp_path / "a.pth")
     done = convert(tmp_path / "a.pth", tmp_path / "b.pth")
     with weights_io.open_weights(tmp_path / "b.pth") as archive:
+        assert isinstance(archive.root, dict)
         held = {name: array.read() for name, array in archive.root.items()}
     trained, fused = model.state_dict(), rr.fuse(model).state_dict()
     wanted = {n: a for n, a in fused.items() if ".rbr_reparam." in n}

@@ -65,6 +65,11 @@ def _halves_down(place: Array) -> Array:
     return np.ceil(place - 0.5)
 
 
+def _halves_up(place: Array) -> Array:
+    """To the next pixel as torch's nearest-exact takes it."""
+    return np.floor(place + 0.5)
+
+
 def _resized(
     matrix: Callable[[int, int], Array], size: tuple[int, int], xs: Sequence[Array]
 ) -> Array:
@@ -100,6 +105,7 @@ def nearest_pixel(site: NodeSite) -> NodeVariants:
     ways = {
         "asymmetric, floor": partial(_nearest, _from_corner, np.floor),
         "half-pixel": partial(_nearest, _middles, _halves_down),
+        "half-pixel, halves up": partial(_nearest, _middles, _halves_up),
         "corners aligned": partial(_nearest, _aligned, _halves_down),
     }
     yield from _resizings(site, ways)
@@ -161,6 +167,26 @@ def resize_size(site: NodeSite) -> NodeVariants:
             for sizes, steps in (((ends,), ""), ((*doubled, ends), ", in steps of 2")):
                 change = partial(_in_steps, places, sizes)
                 yield changed(site, change, how + steps, float(op.factor))
+
+
+@bug(
+    "resize-cropped",
+    says="it is resized to {parameter:.0f} times its size, and what is over is cut off ({detail})",
+    advice="resize to the images' very size",
+    scope="layer",
+)
+def resize_cropped(site: NodeSite) -> NodeVariants:
+    op = site.program.node.op
+    if isinstance(op, Zoom):
+        for how, places in _WAYS.items():
+            change = partial(_cropped, places, _whole(site, op.factor), site.program.extent[1:])
+            yield changed(site, change, how, float(op.factor))
+
+
+def _cropped(
+    places: Places, size: tuple[int, int], kept: tuple[int, int], xs: Sequence[Array]
+) -> Array:
+    return _resized(partial(linear, places), size, xs)[:, :, : kept[0], : kept[1]]
 
 
 @bug(

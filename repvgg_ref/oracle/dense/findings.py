@@ -17,8 +17,9 @@ from repvgg_ref.oracle.dense.port import DensePort, Judged
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape, energy_left
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
-from repvgg_ref.oracle.diagnosis.explain import not_finite, wrong_shape
+from repvgg_ref.oracle.diagnosis.explain import Case, not_finite, wrong_shape
 from repvgg_ref.oracle.diagnosis.ranking import Trial
+from repvgg_ref.oracle.diagnosis.small import explain_unknown
 from repvgg_ref.oracle.report import Finding
 
 _MOST_DIAGNOSED = 6
@@ -51,14 +52,17 @@ class NodeEvidence(LayerEvidence):
 
 
 def dense_findings(
-    port: DensePort, bad: Sequence[Judged], layers: Sequence[Judged]
+    port: DensePort, bad: Sequence[Judged], layers: Sequence[Judged], case: Case
 ) -> tuple[Finding, ...]:
     """Findings of the `bad` ones of all judged `layers`, one cause in all blocks once.
 
     What only follows from another's size is not explained.
     """
     caused = [each for each in bad if port.inputs(each.node) is not None] or bad
-    found = {each.node.name: _findings(port, each) for each in caused[:_MOST_DIAGNOSED]}
+    found = {
+        each.node.name: _findings(port, each, case, thoroughly=each is caused[0])
+        for each in caused[:_MOST_DIAGNOSED]
+    }
     judged = {each.node.name: each for each in layers}
 
     @cache
@@ -89,7 +93,7 @@ def rewired(port: DensePort, node: Node) -> Iterator[Seen]:
     yield from seen_through(port, list(port.hidden_before(node)), node)
 
 
-def _findings(port: DensePort, bad: Judged) -> list[Finding]:
+def _findings(port: DensePort, bad: Judged, case: Case, *, thoroughly: bool) -> list[Finding]:
     name, y_hat = bad.node.name, port.own(bad.node.name)
     assert y_hat is not None
     lost = ~np.isfinite(y_hat)
@@ -99,7 +103,10 @@ def _findings(port: DensePort, bad: Judged) -> list[Finding]:
         return [wrong_shape(name, bad.report.note)]
     if bad.y is None:
         return _of_shape(port, bad.node, y_hat) or [wrong_shape(name, bad.report.note)]
-    return diagnose(NodeEvidence(port, bad))
+    found = diagnose(NodeEvidence(port, bad), thoroughly=thoroughly)
+    if found[0].bug != "unknown" or name not in case.estimates.samples:
+        return found
+    return explain_unknown(found[0], *case.shown(name))
 
 
 def _of_shape(port: DensePort, node: Node, y_hat: Array) -> list[Finding]:

@@ -5,10 +5,13 @@ held against a certified bound of that layer's rounding: of blocks `bounds.block
 between them `bounds.nodes`. What a candidate leaves out between blocks is computed for it, and
 how far its own may be from that is added to the next block's bound.
 
-Only the certified bounds judge here: none of the statistical tests for chains.
+Blocks whose input the candidate shows are held to the statistical tests for chains, too; what
+stands between them, and what is behind a node that is left out, to certified bounds alone.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,14 +22,12 @@ from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.comparison import misshapen
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.candidates.names import listed
+from repvgg_ref.oracle.dense.estimated import case_of
 from repvgg_ref.oracle.dense.findings import dense_findings, other_output
 from repvgg_ref.oracle.dense.port import DensePort, Judged, Known
-from repvgg_ref.oracle.report import Report
-
-_NOTE = (
-    "each layer of a network that is no chain is held to its certified bound alone: errors far"
-    " below it are not looked for"
-)
+from repvgg_ref.oracle.diagnosis.explain import Case, diagnosed, is_strange, settle, what_was_tested
+from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
 
 def judge_dense(
@@ -35,25 +36,25 @@ def judge_dense(
     """The verdict on layer outputs of a candidate for the images `x`."""
     port = DensePort(model, outputs.layers, x, precision)
     layers = walked(port)
-    bad = [each for each in layers if not each.report.ok]
-    names, notes = (model.arch.name, candidate, precision.name), (*outputs.notes, _NOTE)
-    reports = tuple(each.report for each in layers)
+    names = model.arch.name, candidate, precision.name
     if not layers:
         why = "no layer's input and output are both known: give its layers, not its logits alone"
         return Report("cannot-judge", why, *names, notes=outputs.notes)
+    case = case_of(port, outputs, layers, candidate)
+    beyond, alarms = settle(case)
+    layers = [_settled(case, each) for each in layers]
+    said = what_was_tested(case, [each.node.name for each in layers])
+    notes = (*outputs.notes, *filter(None, said), *_computed(port))
+    reports = tuple(each.report for each in layers)
+    bad = [each for each in layers if not each.report.ok]
     if bad:
-        found = dense_findings(port, bad, layers)
-        first = bad[0].report
-        why = f"{first.name} is beyond its certified bound"
-        if first.note:
-            why = f"{first.name}: {first.note}"
-        if found[0].bug != "unknown":
-            why += f": {found[0].says}"
-        residual = _residual(port, bad[0])
-        notes = (*notes, outputs.problem) if outputs.problem is not None else notes
-        return Report(
-            "disagree", why, *names, reports, found, first.name, notes=notes, residual=residual
-        )
+        wrong = [each for each in bad if each.node.name not in alarms]
+        found = tuple(diagnosed(case, [], alarms))
+        if wrong:
+            found = dense_findings(port, wrong, layers, case)
+        elif strange := is_strange(case, beyond, list(found)):
+            return Report("cannot-judge", strange, *names, reports, found, notes=notes)
+        return _disagree(port, bad, found, outputs, names, reports, notes)
     if outputs.problem is not None:
         found = other_output(port)
         why = outputs.problem + "".join(f": {each.says}" for each in found)
@@ -65,8 +66,49 @@ def judge_dense(
         why = f"all that is known agrees, but nothing is known of {', '.join(missing[:5])}"
         return Report("cannot-judge", why, *names, reports, notes=notes)
     most = max(layer.ratio for layer in reports)
-    why = f"all {len(layers)} layers are within their certified bounds (at most {most:.1%} of one)"
+    why = (
+        f"all {len(layers)} layers are within their certified bounds (at most {most:.1%} of one),"
+        f" and nothing but rounding shows in {len(case.estimates.samples)} blocks"
+    )
     return Report("agree", why, *names, reports, notes=notes)
+
+
+def _settled(case: Case, judged: Judged) -> Judged:
+    """A layer with what was estimated of it, if anything was."""
+    name = judged.node.name
+    if name not in case.comparisons:
+        return judged
+    return judged._replace(report=case.layer_report(name))
+
+
+def _computed(port: DensePort) -> list[str]:
+    """What was computed for the candidate, if anything was."""
+    hidden = [name for name, known in port.known.items() if known.slack is not None]
+    wider = "not shown, and computed for the candidate, whose next output gets a wider bound: "
+    return [wider + listed(hidden)] if hidden else []
+
+
+def _disagree(
+    port: DensePort,
+    bad: Sequence[Judged],
+    found: tuple[Finding, ...],
+    outputs: Outputs,
+    names: tuple[str, str, str],
+    reports: tuple[LayerReport, ...],
+    notes: tuple[str, ...],
+) -> Report:
+    """The verdict on a port of which the layers `bad` are wrong, as `found` explains."""
+    first = bad[0].report
+    why = f"{first.name} is beyond its certified bound"
+    if first.note:
+        why = f"{first.name}: {first.note}"
+    if found[0].bug != "unknown":
+        why += f": {found[0].says}"
+    notes = (*notes, outputs.problem) if outputs.problem is not None else notes
+    residual = _residual(port, bad[0])
+    return Report(
+        "disagree", why, *names, reports, found, first.name, notes=notes, residual=residual
+    )
 
 
 def walked(port: DensePort) -> list[Judged]:
@@ -83,7 +125,7 @@ def walked(port: DensePort) -> list[Judged]:
         if inputs is not None and own is not None:
             layers.append(port.judged(node))
         elif inputs is not None and not isinstance(node.op, Block):
-            port.known[node.name] = port.computed(node, inputs)
+            port.known[node.name] = port.left_out(node, inputs)
         if own is not None and np.isfinite(own).all():
             port.known[node.name] = Known(own, None)
     return layers

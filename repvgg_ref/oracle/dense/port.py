@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.models.dense import ChannelDropout
+from repvgg_ref.models.dense import ChannelDropout, Concat
 from repvgg_ref.models.graph import INPUT, Node
 from repvgg_ref.models.layers import Block, Pass
 from repvgg_ref.models.network import Model, fuse
@@ -35,6 +35,21 @@ from repvgg_ref.oracle.programs.node import Change, NodeProgram, wide_pass
 from repvgg_ref.oracle.programs.program import batch_output, plain
 from repvgg_ref.oracle.report import LayerReport
 
+Function = Callable[[Array], Array]
+Ending = tuple[Function, Function]  # before the last resizing, and after it
+
+
+def _as_it_is(y: Array) -> Array:
+    return y
+
+
+_SOFTMAX: Function = partial(scipy.special.softmax, axis=1)
+_ENDS: Mapping[str, Ending] = {
+    "probabilities, not logits": (_as_it_is, _SOFTMAX),
+    "log-probabilities, not logits": (_as_it_is, partial(scipy.special.log_softmax, axis=1)),
+    "probabilities, resized, not logits": (_SOFTMAX, _as_it_is),
+    "sigmoids, not logits": (_as_it_is, scipy.special.expit),
+}
 _AUXILIARY = "the auxiliary head's output"
 _SCREENED = 32  # output channels that tell whether it is worth computing all
 
@@ -114,6 +129,13 @@ class DensePort:
         slacks = [0 * each.y if each.slack is None else each.slack for each in inputs]
         bound = node_bound(node, xs, self.run, self.precision) + moved(node, slacks, self.run)
         return Known(y, bound)
+
+    def left_out(self, node: Node, inputs: list[Known]) -> Known:
+        """A node between blocks that the candidate does not show; a copy is a copy everywhere."""
+        found = self.computed(node, inputs)
+        copies = isinstance(node.op, ChannelDropout | Concat)
+        is_own = copies and all(each.slack is None for each in inputs)
+        return Known(found.y, None) if is_own else found
 
     def judged(self, node: Node) -> Judged:
         """A node whose inputs and output are known, held to its bound."""
@@ -234,11 +256,14 @@ class DensePort:
                 given = self._trained_only(end)
                 found[_AUXILIARY] = lambda: given
         if node.name == head.name:
-            right = node.op.forward(node.name, list(xs), self.run)[0]
-            found["probabilities, not logits"] = lambda: np.asarray(
-                scipy.special.softmax(right, axis=1)
-            )
+            found |= {what: partial(self._ended, node, xs, end) for what, end in _ENDS.items()}
         return found
+
+    def _ended(self, node: Node, xs: tuple[Array, ...], end: Ending) -> Array:
+        """What the last node gives if a port ends in something else than logits."""
+        before, after = end
+        y = node.op.forward(node.name, [before(xs[0]), *xs[1:]], self.run)[0]
+        return np.asarray(after(y))
 
     def without_main(self) -> dict[str, Array]:
         """What could be given for the logits without the main head."""

@@ -51,6 +51,8 @@ class Layers:
     def count(self, finding: Finding, found_in: FoundIn) -> int:
         """In how many layers a finding is shown to stand, if it stands in all; else 0."""
         own = {n: f for n, each in found_in.items() if (f := _of(each, finding.bug)) is not None}
+        if any(f.layer not in (None, name) for name, f in own.items()):
+            return 0  # it is in nodes that are hidden, of which not all need have been looked at
         is_fitted = finding.bug in _FITTED | self.estimated
         if len(own) < 2 or not all(_alike(finding, each, is_fitted) for each in own.values()):
             return 0
@@ -116,7 +118,7 @@ def _joined(found: list[tuple[str, Finding]]) -> list[Finding]:
     groups: dict[str, list[tuple[str, Finding]]] = {}
     for name, finding in found:
         groups.setdefault(_kind(finding), []).append((name, finding))
-    return [_also(group[0][1], [name for name, _ in group[1:]]) for group in groups.values()]
+    return [_also(group[0][1], [f.layer or n for n, f in group[1:]]) for group in groups.values()]
 
 
 def _kind(finding: Finding) -> str:

@@ -29,6 +29,7 @@ from repvgg_ref.oracle.diagnosis.small import ESTIMATED, explain_alarms, explain
 from repvgg_ref.oracle.estimates.estimate import Estimate
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
 from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
@@ -94,9 +95,9 @@ class Case:
 
     def small_findings(self, name: str) -> list[Finding]:
         """Why a layer within its bound is bad all the same."""
-        return explain_alarms(*self._shown(name))
+        return explain_alarms(*self.shown(name))
 
-    def _shown(self, name: str) -> tuple[Site[Any], Seen, Bound, PortEstimates, Precision]:
+    def shown(self, name: str) -> tuple[Site[Any], Seen, Bound, PortEstimates, Precision]:
         """A layer as explanations want it."""
         compared = self.comparisons[name]
         site = site_of(self.programs, name, self.input_of(name), compared.y_hat)
@@ -135,7 +136,7 @@ class Case:
         found = diagnose(self.evidence(name), thoroughly=name in self.bad[:_MOST_SEARCHED])
         if found[0].bug != "unknown" or name not in self.estimates.samples:
             return found
-        return explain_unknown(found[0], *self._shown(name))
+        return explain_unknown(found[0], *self.shown(name))
 
     def excuse(self, name: str) -> bool:
         """Overrule a layer whose errors have an algorithm's covariance, and its size at most."""
@@ -187,7 +188,7 @@ class Case:
 
     def strangeness(self, beyond: list[str], diagnosis: list[Finding]) -> str:
         """Why nothing can be said of a port whose arithmetic is not known; empty if it can."""
-        return _strangeness(self, beyond, diagnosis)
+        return is_strange(self, beyond, diagnosis)
 
     def mark(self, name: str, *, ok: bool, note: str) -> None:
         """Overrule a layer's judgement, saying why."""
@@ -197,15 +198,24 @@ class Case:
         )
 
 
-def explain(case: Case) -> Report:
-    """Judge, diagnose, and say it."""
+def settle(case: Case) -> tuple[list[str], dict[str, list[Estimate]]]:
+    """Overrule certified bounds by what was estimated.
+
+    Returns the layers that are beyond their bounds and not excused, and the alarms of others.
+    """
     for name in case.bad:
         case.excuse(name)
     beyond = case.bad
     alarms = {n: found for n, found in case.estimates.alarms.items() if n not in beyond}
     for name, found in alarms.items():
         case.mark(name, ok=False, note="within its bound, but " + found[0].says)
-    diagnosis = _diagnosis(case, beyond, alarms)
+    return beyond, alarms
+
+
+def explain(case: Case) -> Report:
+    """Judge, diagnose, and say it."""
+    beyond, alarms = settle(case)
+    diagnosis = diagnosed(case, beyond, alarms)
     bad = case.bad
     first = bad[0] if bad else None
     if first and not any(finding.is_in(first) for finding in diagnosis):
@@ -224,7 +234,7 @@ def explain(case: Case) -> Report:
         layers=tuple(case.layer_report(name) for name in case.comparisons),
         diagnosis=tuple(diagnosis),
         first_bad_layer=first,
-        notes=(*case.outputs.notes, *filter(None, [arithmetic, *_tested(case)])),
+        notes=(*case.outputs.notes, *filter(None, [arithmetic, *what_was_tested(case)])),
         residual=_residual(case, first),
     )
 
@@ -240,8 +250,11 @@ _SEEN = {
 }
 
 
-def _tested(case: Case) -> list[str]:
-    """What the arithmetic is, how small an error would have shown, and what was not seen."""
+def what_was_tested(case: Case, others: Iterable[str] = ()) -> list[str]:
+    """What the arithmetic is, how small an error would have shown, and what was not seen.
+
+    `others` were judged beside the case's layers, by their bounds.
+    """
     estimates = case.estimates
     said = [estimates.arithmetic.says]
     weakest: dict[str, tuple[float, str]] = {}
@@ -258,16 +271,14 @@ def _tested(case: Case) -> list[str]:
             "relative errors that would have been seen in any layer, and the least sensitive one: "
             + ", ".join(shown)
         )
-    blind = [name for name in case.comparisons if name not in estimates.samples]
+    blind = [name for name in (*case.comparisons, *others) if name not in estimates.samples]
     if blind:
         said.append(f"{listed(blind)}: held to certified bounds alone")
     said.append("not tested: training, other inputs than those of the calls named here")
     return said
 
 
-def _diagnosis(
-    case: Case, beyond: list[str], alarms: Mapping[str, list[Estimate]]
-) -> list[Finding]:
+def diagnosed(case: Case, beyond: list[str], alarms: Mapping[str, list[Estimate]]) -> list[Finding]:
     """Findings for the bad layers: first those beyond their bounds, else those with alarms."""
     chosen = beyond or list(alarms)
     ask = case.findings if beyond else case.small_findings
@@ -275,8 +286,8 @@ def _diagnosis(
     return merged(_each(ask, chosen[:_MOST_DIAGNOSED]), layers)
 
 
-def _strangeness(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
-    """See `Case.strangeness`.
+def is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
+    """Why nothing can be said of a port whose arithmetic is not known; empty if it can.
 
     Errors in most layers that no bug explains, all of them within their certified bounds, are more
     likely an arithmetic nobody told us of. Where the noise of most layers is of no kind that is
@@ -313,6 +324,18 @@ def _strangeness(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str
         f"{len(odd)} of {len(case.comparisons)} layers err more than any arithmetic known here"
         " does, all within their certified bounds, and no bug explains it"
     )
+
+
+def is_estimable(program: Any, precision: Precision) -> bool:
+    """Whether a layer's errors follow the law of sums that estimates rest on.
+
+    Not where a branch with a norm inside may be kept in 16 bits on the way: what that rounds is the
+    same for all pixels, and in no kernel that is known.
+    """
+    if not isinstance(program, BlockProgram | HeadProgram):
+        return False
+    inside = isinstance(program, BlockProgram) and program.at_eps is not None
+    return not (inside and precision.number_format in ("fp16", "bf16"))
 
 
 def _each(ask: Callable[[str], list[Finding]], names: Iterable[str]) -> dict[str, list[Finding]]:

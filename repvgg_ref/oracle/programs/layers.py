@@ -137,10 +137,12 @@ def require_steps(arch: Network) -> None:
     """
     if arch.is_dense or (has_programs(arch) and not arch.is_chain):
         raise ReportedError(
-            "a train-step bundle of this network cannot be made yet",
+            "no train-step bundle of this network: its training steps are not judged yet",
             got=arch.name,
             wanted="blocks, residual sums, pools and linear layers",
-            advice="leave --train-step out: the bundle then holds all of evaluation",
+            advice="without --train-step the bundle holds all of evaluation; loss_and_grads gives"
+            " loss, gradients and statistics of a step, and verify-op judges single operators'"
+            " gradients",
         )
 
 

@@ -13,6 +13,7 @@ import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.models.geometry import Geometry, with_geometry
+from repvgg_ref.oracle.dense import estimated
 from tests.models.segmenters import pictures, small_model
 
 MODEL = small_model(dtype=np.float32)
@@ -41,6 +42,7 @@ def test_what_lies_between_blocks_may_be_left_out() -> None:
     report = rr.verify(MODEL, few, inputs=X)
     assert report.verdict == "agree", report.reason
     assert {layer.name for layer in report.layers} == BLOCKS | {"logits"}
+    assert any("not shown, and computed for the candidate" in note for note in report.notes)
 
 
 def test_a_port_that_is_called_gets_images_of_a_size_that_it_takes() -> None:
@@ -125,6 +127,42 @@ def test_an_error_of_a_thousandth_is_seen_in_every_layer(layer: str) -> None:
     wrong[image, channel] *= 1.001
     report = rr.verify(MODEL, right | {layer: wrong}, inputs=X)
     assert (report.verdict, report.first_bad_layer) == ("disagree", layer)
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("layer", ["stage2.0", "stage4.0", "cls.0", "cls.4"])
+def test_errors_far_below_the_bounds_are_estimated(layer: str) -> None:
+    """All weights of a fused block times 1 + 3e-6: nothing that a certified bound excludes."""
+    factor, wrong = np.float32(1 + 3e-6), dict(FUSED.params)
+    for name in (f"{layer}.fused.weight", f"{layer}.fused.bias"):
+        wrong[name] = FUSED.params[name] * factor
+    layers = outputs(replace(FUSED, params=wrong))
+    few = {name: y for name, y in layers.items() if name != "cls.dropout"}  # but a copy
+    for shown in (layers, few):
+        report = rr.verify(MODEL, shown, inputs=X)
+        assert (report.verdict, report.first_bad_layer) == ("disagree", layer), report.reason
+        assert "within its bound, but" in report.reason
+        (finding,) = report.diagnosis
+        assert (finding.bug, finding.layer) == ("outputs-scaled", layer)
+        assert finding.estimate == pytest.approx(3e-6, abs=1e-6)
+
+
+def test_the_smallest_errors_that_would_have_been_seen_are_told() -> None:
+    report = rr.verify(MODEL, outputs(), inputs=X)
+    told = {layer.name: layer.detects for layer in report.layers}
+    assert {name for name, sizes in told.items() if sizes} == BLOCKS
+    assert all(0 < told[name]["scale"] < 1e-4 for name in BLOCKS)
+    assert any("ppm.0.pool, " in note and "certified bounds alone" in note for note in report.notes)
+
+
+def test_sums_of_very_many_products_are_held_to_their_bounds_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(estimated, "_MOST_PRODUCTS", 100)  # the head's are 216
+    report = rr.verify(MODEL, outputs(), inputs=X)
+    told = {layer.name: layer.detects for layer in report.layers}
+    assert (bool(told["cls.0"]), bool(told["cls.4"])) == (False, True)
+    assert any("cls.0" in note and "certified bounds alone" in note for note in report.notes)
 
 
 def test_dumps_are_read(tmp_path: Path) -> None:
