@@ -12,7 +12,7 @@ and what rounding does not explain (`diagnosis.explain`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, get_args
 
@@ -27,7 +27,7 @@ from repvgg_ref.oracle.bounds.comparison import Comparison, compare, held, missh
 from repvgg_ref.oracle.bounds.hidden import Allowed, hidden_bound, moved_by_block
 from repvgg_ref.oracle.bounds.nodes import moved, node_bound
 from repvgg_ref.oracle.bounds.precision import Precision
-from repvgg_ref.oracle.bugs import NODE_BUGS, Site
+from repvgg_ref.oracle.bugs import NODE_BUGS, Mutant, Site
 from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.candidates.names import listed
@@ -39,6 +39,7 @@ from repvgg_ref.oracle.report import Finding, Report
 
 _MOST_LEFT_OUT = 5  # convolutions between outputs: a stem's, a bottleneck's and its projection
 _ROOM = 4  # of another function's rounding, in bounds of the right one
+_ALIKE = 1e-3  # relative: of an output of another size
 _COPIES = (MaxPool, Flatten)  # give numbers that they are given
 
 
@@ -117,6 +118,8 @@ class _Walk:
             elif not fits:
                 report = misshapen(node.name, own.shape, wanted)
                 self.comparisons[node.name] = Comparison(report, own, own, None)
+                if len(inputs) == len(node.inputs):
+                    self.others[node.name] = _Judged(node, [each.y for each in inputs])
             elif len(inputs) == len(node.inputs):
                 self._compare(node, inputs, own)
             if fits and np.isfinite(own).all():
@@ -200,17 +203,33 @@ class _GraphCase(Case):
         lost = ~np.isfinite(compared.y_hat)
         if lost.any():
             return [not_finite(name, float(lost.mean()), overflow=False)]
-        if compared.bound is None:
-            return [wrong_shape(name, compared.report.note)]
-        bound, found = compared.bound.certified, []
+        if name not in self.walk.others:  # what is behind an output of another size has another
+            return []
+        found = [m for m in self._mutants(name) if self._gives(name, m.variant.program.y)]
+        if not found:
+            return [wrong_shape(name, compared.report.note)] if compared.bound is None else []
+        first, also = found[0], (each.bug.name for each in found)
+        others = tuple(dict.fromkeys(bug for bug in also if bug != first.bug.name))
+        advice = first.bug.advice
+        return [
+            Finding(first.bug.name, name, None, 1.0, 1.0, first.says, advice, equivalents=others)
+        ]
+
+    def _mutants(self, name: str) -> Iterator[Mutant[NodeProgram]]:
+        """What else a port could do between blocks."""
         node, xs = self.walk.others[name]
-        site = Site(NodeProgram(node, tuple(xs), self.walk.run), xs[0], compared.y_hat)
-        for mutant in planted(NODE_BUGS, site, name):
-            y = mutant.variant.program.y
-            if y.shape == bound.shape and (np.abs(compared.y_hat - y) <= _ROOM * bound).all():
-                bug = mutant.bug
-                found.append(Finding(bug.name, name, None, 1.0, 1.0, mutant.says, bug.advice))
-        return found
+        site = Site(NodeProgram(node, tuple(xs), self.walk.run), xs[0])
+        yield from planted(NODE_BUGS, site, name)
+
+    def _gives(self, name: str, y: Array) -> bool:
+        """Whether the candidate's output is `y`, to rounding."""
+        compared = self.comparisons[name]
+        if y.shape != compared.y_hat.shape:
+            return False
+        error = np.abs(compared.y_hat - y)
+        if compared.bound is None:
+            return bool(error.max(initial=0) <= _ALIKE * np.abs(y).max(initial=0))
+        return bool((error <= _ROOM * compared.bound.certified).all())
 
     def unexplained(self, name: str) -> Finding:
         """What is said of a bad layer that no finding explains."""

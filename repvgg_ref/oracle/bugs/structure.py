@@ -196,6 +196,28 @@ def relu_inside_branches(site: BlockSite) -> BlockVariants:
 
 
 @bug(
+    "relu-after-sum",
+    says="one ReLU follows the sum, and none is in the branches",
+    advice="every branch of this block has a ReLU of its own, before the sum",
+)
+def relu_after_sum(site: BlockSite) -> BlockVariants:
+    if site.program.relu_inside:
+        yield Variant(replace(site.program, relu_inside=False))
+
+
+@bug(
+    "activation-added",
+    says="{detail} follows the block, where no activation belongs",
+    advice="pass its sum on as it is",
+)
+def activation_added(site: BlockSite) -> BlockVariants:
+    if site.program.spec.activation == "none":
+        for name in ("relu", "relu6", "leaky", "silu"):
+            said = {"relu": "ReLU"}.get(name, name)
+            yield Variant(replace(site.program, activation=name), detail=said)
+
+
+@bug(
     "other-activation",
     says="the activation is not ReLU but {detail}",
     advice="RepVGG uses plain ReLU",
