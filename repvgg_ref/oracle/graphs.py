@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, get_args
+from typing import ClassVar, NamedTuple, get_args
 
 import numpy as np
 
@@ -179,6 +179,7 @@ def _own_arrays(known: Mapping[str, Known]) -> dict[str, Array]:
 class _GraphCase(Case):
     """A `Case` in which some layers have no program, or no input of the candidate's own."""
 
+    thoroughly: ClassVar[bool] = False
     walk: _Walk = field(kw_only=True)
     certain: Mapping[str, bool] = field(kw_only=True)  # layer -> within what any algorithm errs by
 

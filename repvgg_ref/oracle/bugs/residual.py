@@ -1,4 +1,4 @@
-"""Bugs between a residual network's blocks: max pools, and sums of branch and shortcut, then ReLU."""
+"""Bugs between blocks: max pools, and sums of a residual block and its shortcut, then a ReLU."""
 
 from __future__ import annotations
 
@@ -59,9 +59,12 @@ def relu_before_sum(site: NodeSite) -> NodeVariants:
     ways: dict[str, Change] = {
         "the branch, and none after it": lambda xs: _relu(xs[0]) + xs[1],
         "the branch, and another after it": lambda xs: _relu(_relu(xs[0]) + xs[1]),
-        "the shortcut, and another after it": lambda xs: _relu(xs[0] + _relu(xs[1])),
-        "both, each by itself": lambda xs: _relu(xs[0]) + _relu(xs[1]),
     }
+    if (site.program.xs[-1] < 0).any():  # else a ReLU changes nothing in the shortcut
+        ways |= {
+            "the shortcut, and another after it": lambda xs: _relu(xs[0] + _relu(xs[1])),
+            "both, each by itself": lambda xs: _relu(xs[0]) + _relu(xs[1]),
+        }
     for detail, change in ways.items():
         yield from _instead(site, change, detail)
 

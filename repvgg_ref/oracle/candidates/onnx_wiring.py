@@ -15,7 +15,7 @@ from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.files.onnx_graph.constants import Constants
 from repvgg_ref.models.graph import INPUT, Network, Node
-from repvgg_ref.models.layers import AddRelu, Block, Flatten, GlobalAvgPool, Linear, MaxPool
+from repvgg_ref.models.layers import AddRelu, Block, Flatten, GlobalAvgPool, MaxPool
 from repvgg_ref.oracle.candidates.base import FileEvidence
 from repvgg_ref.oracle.candidates.onnx_chain import ACTIVATIONS, Chain, Step
 from repvgg_ref.oracle.candidates.onnx_evidence import SeenBlocks, classifier_of, left_on
@@ -163,7 +163,7 @@ def _with_late_relu(found: Mapping[str, Part], arch: Network) -> set[str]:
 def wired_evidence(
     graph: Any, arch: Network, parts: Mapping[str, Part], entrance: Any
 ) -> FileEvidence:
-    """The kernels of the blocks that were found and of a head behind a mean, and what is left on."""
+    """The kernels of the blocks that were found and of a mean's head, and what is left on."""
     step = Step(graph.output[0].name, tuple(graph.node))
     chain = Chain(entrance, (step,), Constants(graph))
     seen, findings = SeenBlocks(chain), []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -60,6 +60,7 @@ class Case:
     unjudged: Mapping[str, str] = field(default_factory=dict)
     candidate: str = "candidate"
     unestimated: frozenset[str] = frozenset()
+    thoroughly: ClassVar[bool] = True  # see `diagnose`
 
     @cached_property
     def estimates(self) -> PortEstimates:
@@ -130,7 +131,7 @@ class Case:
         if lost.any():
             overflow = bool(np.abs(compared.y[lost]).min() > _LARGEST_HALF)
             return [not_finite(name, float(lost.mean()), overflow=overflow)]
-        found = diagnose(self.evidence(name), thoroughly=name == self.bad[0])
+        found = diagnose(self.evidence(name), thoroughly=self.thoroughly and name == self.bad[0])
         if found[0].bug != "unknown" or name not in self.estimates.samples:
             return found
         return explain_unknown(found[0], *self._shown(name))
