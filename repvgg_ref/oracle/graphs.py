@@ -3,8 +3,8 @@
 As for chains, each layer is computed in float64 from the candidate's *own* inputs, and its output
 held against a certified bound of that layer's rounding: of blocks and the head `bounds.block`, of
 what stands between them `bounds.nodes`. What a candidate leaves out (pools, the convolutions
-inside a residual block) is computed for it, and how far its own may be from that is added to the
-bound of what comes after (`bounds.hidden`).
+inside a residual block) is computed for it, and how far its own likely is from that is added to
+the bound of what comes after (`bounds.hidden`).
 
 Layers whose own input is known are then estimated as those of chains are: arithmetic, algorithms,
 and what rounding does not explain (`diagnosis.explain`).
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple, get_args
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from repvgg_ref.models.layers import Block, Extent, Flatten, MaxPool
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.block import Bound
 from repvgg_ref.oracle.bounds.comparison import Comparison, compare, held, misshapen
-from repvgg_ref.oracle.bounds.hidden import Allowed, hidden_bound, moved_by_block
+from repvgg_ref.oracle.bounds.hidden import Kind, hidden_bound, moved_by_block
 from repvgg_ref.oracle.bounds.nodes import moved, node_bound
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bugs import NODE_BUGS, Mutant, Site
@@ -80,11 +80,9 @@ class _Walk:
         The blocks that were computed for the candidate and led to something compared.
     """
 
-    def __init__(
-        self, programs: Programs, precision: Precision, winograd: Allowed | None = None
-    ) -> None:
-        """`winograd`: what hidden layers may err by beside direct sums; see `hidden_bound`."""
-        self.programs, self.precision, self.winograd = programs, precision, winograd
+    def __init__(self, programs: Programs, precision: Precision, kind: Kind = "likely") -> None:
+        """`kind`: what hidden layers may err by; see `bounds.hidden`."""
+        self.programs, self.precision, self.kind = programs, precision, kind
         self.run = wide_pass(programs.model)
         self.comparisons: dict[str, Comparison] = {}
         self.inputs: dict[str, Array] = {}
@@ -94,7 +92,8 @@ class _Walk:
     @property
     def wrong(self) -> list[str]:
         """What is beyond its bound, of what was not computed from an own input."""
-        return [name for name in self.others if not self.comparisons[name].report.ok]
+        found = ((name, self.comparisons[name]) for name in self.others)
+        return [name for name, each in found if each.bound is not None and not each.report.ok]
 
     def along(self, outputs: Mapping[str, Array], x: Array) -> _Walk:
         """Compare what is known of a candidate's outputs for the images `x`."""
@@ -140,9 +139,8 @@ class _Walk:
             return None
         program, x = self.programs[node.name], inputs[0].y
         y = layer_output(plain(program), x)
-        bound = hidden_bound(program, x, y, self.precision, self.winograd)
-        bound = bound + self._slack(node, inputs)
-        if np.median(bound) > np.abs(y).max() and self.winograd != "certified":
+        bound = hidden_bound(program, x, y, self.precision, self.kind) + self._slack(node, inputs)
+        if self.kind == "likely" and np.median(bound) > np.abs(y).max():
             return None
         return Known(y, bound, (*on_the_way, node.name))
 
@@ -150,9 +148,9 @@ class _Walk:
         """Hold an output to what is between blocks, or to what was computed for the candidate."""
         xs = [each.y for each in inputs]
         if isinstance(node.op, Block):
-            found = compare(self.programs[node.name], xs[0], own, self.precision)
-            assert found.bound is not None
-            y, bound = found.y, found.bound.certified
+            program = self.programs[node.name]
+            y = layer_output(plain(program), xs[0])
+            bound = hidden_bound(program, xs[0], y, self.precision, self.kind)
         else:
             y = node.op.forward(node.name, xs, self.run)[0]
             bound = node_bound(node, xs, self.run, self.precision)
@@ -166,7 +164,7 @@ class _Walk:
         """By how much the node's output may differ since its inputs may."""
         slacks = [0 * each.y if each.slack is None else each.slack for each in inputs]
         if isinstance(node.op, Block):
-            return moved_by_block(self.programs[node.name], slacks[0])
+            return moved_by_block(self.programs[node.name], slacks[0], self.kind)
         return moved(node, slacks, self.run)
 
 
@@ -181,7 +179,7 @@ class _GraphCase(Case):
 
     thoroughly: ClassVar[bool] = False
     walk: _Walk = field(kw_only=True)
-    certain: Mapping[str, bool] = field(kw_only=True)  # layer -> within what any algorithm errs by
+    certain: Mapping[str, bool] = field(kw_only=True)  # layer -> within the largest error
 
     @property
     def with_evidence(self) -> list[str]:
@@ -243,15 +241,15 @@ class _GraphCase(Case):
         return Finding("unknown", name, None, 0.0, 0.0, says, advice)
 
     def strangeness(self, beyond: list[str], diagnosis: list[Finding]) -> str:
-        """As of chains; or if hidden layers may have been computed by a fast algorithm."""
+        """As of chains; or if hidden layers may err by so much, though they hardly do."""
         excused = [name for name in beyond if self.certain.get(name)]
         known = any(each.bug != "unknown" for each in diagnosis)
         if not excused or excused != beyond or known:
             return super().strangeness(beyond, diagnosis)
         return (
-            f"{beyond[0]} is beyond what the layers before it, which are not shown, usually err"
-            " by, but within what Winograd's algorithm may, and no bug of the library explains"
-            f" it: show {listed(dict.fromkeys(self.walk.hidden))}, too"
+            f"{beyond[0]} is beyond what rounding in the layers before it, which are not shown,"
+            " likely makes of it, but within what it can, and no bug of the library explains it:"
+            f" show {listed(dict.fromkeys(self.walk.hidden))}, too"
         )
 
 
@@ -265,19 +263,16 @@ def judge_graph(
         why = "no layer's input and output are both known: give its layers, not its logits alone"
         return Report("cannot-judge", why, arch.name, candidate, precision.name)
     certain: dict[str, bool] = {}
-    if walk.hidden and walk.wrong:  # another algorithm may have computed what is hidden
-        likely, widest = (
-            _Walk(programs, precision, winograd).along(outputs.layers, x)
-            for winograd in get_args(Allowed)
-        )
-        walk = likely if likely.comparisons.keys() == walk.comparisons.keys() else walk
+    if walk.hidden and walk.wrong:
+        widest = _Walk(programs, precision, "certified").along(outputs.layers, x)
         certain = {name: widest.comparisons[name].report.ok for name in walk.wrong}
     hidden = [name for name in programs if name in walk.hidden]
     judged = {*walk.comparisons, *hidden}
     why = "too little is known of what it is given and gives"
     unjudged = {name: why for name in _with_arrays(programs.model) if name not in judged}
     if hidden:
-        wider = "not shown, and computed for the candidate, whose next output gets a wider bound: "
+        wider = "not shown, and computed for the candidate, whose next output may be off by what"
+        wider += " rounding in them likely makes of it: "
         outputs = replace(outputs, notes=(*outputs.notes, wider + listed(hidden)))
     case = _GraphCase(
         programs,
