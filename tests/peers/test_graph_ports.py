@@ -25,8 +25,8 @@ pytest.importorskip("torch")
 pytestmark = pytest.mark.peers
 
 X = np.random.default_rng(0).standard_normal((2, 3, 48, 40)).astype(np.float32)
-LINE = {"depth": 3, "initial": 16, "slope": 8, "step": 2.0}
-NEXT = {"groups": 4, "group_width": 4, "strides": (1, 2)}
+LINE: dict[str, Any] = {"depth": 3, "initial": 16, "slope": 8, "step": 2.0}
+NEXT: dict[str, Any] = {"groups": 4, "group_width": 4, "strides": (1, 2)}
 SMALL: dict[str, Callable[[], Graph]] = {
     "resnet": partial(resnet, "small", depths=(1, 1), bottleneck=False, num_classes=5),
     "resnext": partial(resnet, "small", depths=(1, 1), bottleneck=True, num_classes=5, **NEXT),

@@ -51,7 +51,7 @@ def hidden_bound(
         m = int(algorithm[-1])
         if m <= _COARSEST and applies(m, program.stride, program.dilation):
             bounds.append(block_bound(program, x, y, precision, algorithm=algorithm))
-    return np.maximum.reduce([bound.certified for bound in bounds])
+    return np.asarray(np.maximum.reduce([bound.certified for bound in bounds]))
 
 
 def _likely(program: BlockProgram, image: Array, p: Precision) -> Array:
