@@ -20,6 +20,7 @@ pytestmark = pytest.mark.peers
 
 ARCH = resnet("small", depths=(1, 1), bottleneck=False, num_classes=3)
 MODEL = distinguishing_model(ARCH, seed=1)
+X = np.random.default_rng(0).standard_normal((2, 3, 24, 32)).astype(np.float32)
 RELUS = ["conv1", "layer1.0.conv1", "layer1.0.add", "layer2.0.conv1", "layer2.0.add"]
 
 
@@ -77,9 +78,10 @@ def times(factor: float) -> Callable[[Any], None]:
     return change
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("factor", [1.1, 1 + 1e-5])
 def test_one_tap_is_found_in_the_file(factor: float, tmp_path: Path) -> None:
-    report = rr.verify(MODEL, edited(tmp_path, times(factor)))
+    report = rr.verify(MODEL, edited(tmp_path, times(factor)), inputs=X)
     found = [(f.bug, f.layer) for f in report.diagnosis]
     assert (report.verdict, found) == ("disagree", [("taps-altered", "layer1.0.conv1")])
 
@@ -138,13 +140,13 @@ WRONG = {
 @pytest.mark.parametrize("bug", WRONG)
 def test_what_a_graph_does_otherwise_is_placed_and_named(bug: str, tmp_path: Path) -> None:
     layer, change = WRONG[bug]
-    report = rr.verify(MODEL, edited(tmp_path, change))
+    report = rr.verify(MODEL, edited(tmp_path, change), inputs=X)
     assert report.verdict == "disagree"
     assert [(f.bug, f.layer) for f in report.diagnosis] == [(bug, layer)]
 
 
 def test_wrong_files_are_placed_and_named(tmp_path: Path) -> None:
-    report = rr.verify(MODEL, written(tmp_path, replace(MODEL, eps=1e-3)))
+    report = rr.verify(MODEL, written(tmp_path, replace(MODEL, eps=1e-3)), inputs=X)
     assert [(f.bug, f.layer) for f in report.diagnosis] == [("eps-value", "all")]
     graph = onnx.load(written(tmp_path))
     adding = [node for node in graph.graph.node if node.op_type == "Add"][-1]
