@@ -3,8 +3,8 @@
 As for chains, each layer is computed in float64 from the candidate's *own* inputs, and its output
 held against a certified bound of that layer's rounding: of blocks and the head `bounds.block`, of
 what stands between them `bounds.nodes`. What a candidate leaves out (pools, the convolutions
-inside a residual block) is computed for it, and how far its own may be from that is added to the
-bound of what comes after (`bounds.hidden`).
+inside a residual block) is computed for it, and how far its own likely is from that is added to
+the bound of what comes after (`bounds.hidden`).
 
 Layers whose own input is known are then estimated as those of chains are: arithmetic, algorithms,
 and what rounding does not explain (`diagnosis.explain`).
@@ -12,9 +12,9 @@ and what rounding does not explain (`diagnosis.explain`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, get_args
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -24,10 +24,10 @@ from repvgg_ref.models.layers import Block, Extent, Flatten, MaxPool
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.block import Bound
 from repvgg_ref.oracle.bounds.comparison import Comparison, compare, held, misshapen
-from repvgg_ref.oracle.bounds.hidden import Allowed, hidden_bound, moved_by_block
+from repvgg_ref.oracle.bounds.hidden import Kind, hidden_bound, moved_by_block
 from repvgg_ref.oracle.bounds.nodes import moved, node_bound
 from repvgg_ref.oracle.bounds.precision import Precision
-from repvgg_ref.oracle.bugs import NODE_BUGS, Site
+from repvgg_ref.oracle.bugs import NODE_BUGS, Mutant, Site
 from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.candidates.names import listed
@@ -39,6 +39,7 @@ from repvgg_ref.oracle.report import Finding, Report
 
 _MOST_LEFT_OUT = 5  # convolutions between outputs: a stem's, a bottleneck's and its projection
 _ROOM = 4  # of another function's rounding, in bounds of the right one
+_ALIKE = 1e-3  # relative: of an output of another size
 _COPIES = (MaxPool, Flatten)  # give numbers that they are given
 
 
@@ -79,11 +80,9 @@ class _Walk:
         The blocks that were computed for the candidate and led to something compared.
     """
 
-    def __init__(
-        self, programs: Programs, precision: Precision, winograd: Allowed | None = None
-    ) -> None:
-        """`winograd`: what hidden layers may err by beside direct sums; see `hidden_bound`."""
-        self.programs, self.precision, self.winograd = programs, precision, winograd
+    def __init__(self, programs: Programs, precision: Precision, kind: Kind = "likely") -> None:
+        """`kind`: what hidden layers may err by; see `bounds.hidden`."""
+        self.programs, self.precision, self.kind = programs, precision, kind
         self.run = wide_pass(programs.model)
         self.comparisons: dict[str, Comparison] = {}
         self.inputs: dict[str, Array] = {}
@@ -93,7 +92,8 @@ class _Walk:
     @property
     def wrong(self) -> list[str]:
         """What is beyond its bound, of what was not computed from an own input."""
-        return [name for name in self.others if not self.comparisons[name].report.ok]
+        found = ((name, self.comparisons[name]) for name in self.others)
+        return [name for name, each in found if each.bound is not None and not each.report.ok]
 
     def along(self, outputs: Mapping[str, Array], x: Array) -> _Walk:
         """Compare what is known of a candidate's outputs for the images `x`."""
@@ -117,6 +117,8 @@ class _Walk:
             elif not fits:
                 report = misshapen(node.name, own.shape, wanted)
                 self.comparisons[node.name] = Comparison(report, own, own, None)
+                if len(inputs) == len(node.inputs):
+                    self.others[node.name] = _Judged(node, [each.y for each in inputs])
             elif len(inputs) == len(node.inputs):
                 self._compare(node, inputs, own)
             if fits and np.isfinite(own).all():
@@ -137,9 +139,8 @@ class _Walk:
             return None
         program, x = self.programs[node.name], inputs[0].y
         y = layer_output(plain(program), x)
-        bound = hidden_bound(program, x, y, self.precision, self.winograd)
-        bound = bound + self._slack(node, inputs)
-        if np.median(bound) > np.abs(y).max() and self.winograd != "certified":
+        bound = hidden_bound(program, x, y, self.precision, self.kind) + self._slack(node, inputs)
+        if self.kind == "likely" and np.median(bound) > np.abs(y).max():
             return None
         return Known(y, bound, (*on_the_way, node.name))
 
@@ -147,9 +148,9 @@ class _Walk:
         """Hold an output to what is between blocks, or to what was computed for the candidate."""
         xs = [each.y for each in inputs]
         if isinstance(node.op, Block):
-            found = compare(self.programs[node.name], xs[0], own, self.precision)
-            assert found.bound is not None
-            y, bound = found.y, found.bound.certified
+            program = self.programs[node.name]
+            y = layer_output(plain(program), xs[0])
+            bound = hidden_bound(program, xs[0], y, self.precision, self.kind)
         else:
             y = node.op.forward(node.name, xs, self.run)[0]
             bound = node_bound(node, xs, self.run, self.precision)
@@ -163,7 +164,7 @@ class _Walk:
         """By how much the node's output may differ since its inputs may."""
         slacks = [0 * each.y if each.slack is None else each.slack for each in inputs]
         if isinstance(node.op, Block):
-            return moved_by_block(self.programs[node.name], slacks[0])
+            return moved_by_block(self.programs[node.name], slacks[0], self.kind)
         return moved(node, slacks, self.run)
 
 
@@ -176,8 +177,9 @@ def _own_arrays(known: Mapping[str, Known]) -> dict[str, Array]:
 class _GraphCase(Case):
     """A `Case` in which some layers have no program, or no input of the candidate's own."""
 
+    thoroughly: ClassVar[bool] = False
     walk: _Walk = field(kw_only=True)
-    certain: Mapping[str, bool] = field(kw_only=True)  # layer -> within what any algorithm errs by
+    certain: Mapping[str, bool] = field(kw_only=True)  # layer -> within the largest error
 
     @property
     def with_evidence(self) -> list[str]:
@@ -200,17 +202,33 @@ class _GraphCase(Case):
         lost = ~np.isfinite(compared.y_hat)
         if lost.any():
             return [not_finite(name, float(lost.mean()), overflow=False)]
-        if compared.bound is None:
-            return [wrong_shape(name, compared.report.note)]
-        bound, found = compared.bound.certified, []
+        if name not in self.walk.others:  # what is behind an output of another size has another
+            return []
+        found = [m for m in self._mutants(name) if self._gives(name, m.variant.program.y)]
+        if not found:
+            return [wrong_shape(name, compared.report.note)] if compared.bound is None else []
+        first, also = found[0], (each.bug.name for each in found)
+        others = tuple(dict.fromkeys(bug for bug in also if bug != first.bug.name))
+        advice = first.bug.advice
+        return [
+            Finding(first.bug.name, name, None, 1.0, 1.0, first.says, advice, equivalents=others)
+        ]
+
+    def _mutants(self, name: str) -> Iterator[Mutant[NodeProgram]]:
+        """What else a port could do between blocks."""
         node, xs = self.walk.others[name]
-        site = Site(NodeProgram(node, tuple(xs), self.walk.run), xs[0], compared.y_hat)
-        for mutant in planted(NODE_BUGS, site, name):
-            y = mutant.variant.program.y
-            if y.shape == bound.shape and (np.abs(compared.y_hat - y) <= _ROOM * bound).all():
-                bug = mutant.bug
-                found.append(Finding(bug.name, name, None, 1.0, 1.0, mutant.says, bug.advice))
-        return found
+        site = Site(NodeProgram(node, tuple(xs), self.walk.run), xs[0])
+        yield from planted(NODE_BUGS, site, name)
+
+    def _gives(self, name: str, y: Array) -> bool:
+        """Whether the candidate's output is `y`, to rounding."""
+        compared = self.comparisons[name]
+        if y.shape != compared.y_hat.shape:
+            return False
+        error = np.abs(compared.y_hat - y)
+        if compared.bound is None:
+            return bool(error.max(initial=0) <= _ALIKE * np.abs(y).max(initial=0))
+        return bool((error <= _ROOM * compared.bound.certified).all())
 
     def unexplained(self, name: str) -> Finding:
         """What is said of a bad layer that no finding explains."""
@@ -223,15 +241,15 @@ class _GraphCase(Case):
         return Finding("unknown", name, None, 0.0, 0.0, says, advice)
 
     def strangeness(self, beyond: list[str], diagnosis: list[Finding]) -> str:
-        """As of chains; or if hidden layers may have been computed by a fast algorithm."""
+        """As of chains; or if hidden layers may err by so much, though they hardly do."""
         excused = [name for name in beyond if self.certain.get(name)]
         known = any(each.bug != "unknown" for each in diagnosis)
         if not excused or excused != beyond or known:
             return super().strangeness(beyond, diagnosis)
         return (
-            f"{beyond[0]} is beyond what the layers before it, which are not shown, usually err"
-            " by, but within what Winograd's algorithm may, and no bug of the library explains"
-            f" it: show {listed(dict.fromkeys(self.walk.hidden))}, too"
+            f"{beyond[0]} is beyond what rounding in the layers before it, which are not shown,"
+            " likely makes of it, but within what it can, and no bug of the library explains it:"
+            f" show {listed(dict.fromkeys(self.walk.hidden))}, too"
         )
 
 
@@ -245,19 +263,16 @@ def judge_graph(
         why = "no layer's input and output are both known: give its layers, not its logits alone"
         return Report("cannot-judge", why, arch.name, candidate, precision.name)
     certain: dict[str, bool] = {}
-    if walk.hidden and walk.wrong:  # another algorithm may have computed what is hidden
-        likely, widest = (
-            _Walk(programs, precision, winograd).along(outputs.layers, x)
-            for winograd in get_args(Allowed)
-        )
-        walk = likely if likely.comparisons.keys() == walk.comparisons.keys() else walk
+    if walk.hidden and walk.wrong:
+        widest = _Walk(programs, precision, "certified").along(outputs.layers, x)
         certain = {name: widest.comparisons[name].report.ok for name in walk.wrong}
     hidden = [name for name in programs if name in walk.hidden]
     judged = {*walk.comparisons, *hidden}
     why = "too little is known of what it is given and gives"
     unjudged = {name: why for name in _with_arrays(programs.model) if name not in judged}
     if hidden:
-        wider = "not shown, and computed for the candidate, whose next output gets a wider bound: "
+        wider = "not shown, and computed for the candidate, whose next output may be off by what"
+        wider += " rounding in them likely makes of it: "
         outputs = replace(outputs, notes=(*outputs.notes, wider + listed(hidden)))
     case = _GraphCase(
         programs,

@@ -229,8 +229,7 @@ def _graph(
     with closing(port), np.errstate(all="warn", under="ignore"):
         first = first_call(port, model.arch, inputs)
     image_batch(model.arch, np.asarray(first.x, np.float32))  # of a size that it takes
-    chosen = _precision(precision, first.outputs)
-    programs = Programs(model)
+    chosen, programs = _precision(precision, first.outputs), Programs(model)
     with single_threaded_blas():
         report = judge_graph(programs, first.outputs, first.x, chosen, named)
         return with_file_evidence(report, programs, first.outputs.evidence)

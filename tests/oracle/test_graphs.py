@@ -55,8 +55,8 @@ def test_a_port_need_not_show_what_is_inside_its_residual_blocks() -> None:
     report = rr.verify(MODEL, modules, inputs=X)
     assert report.verdict == "agree", report.reason
     assert [layer.name for layer in report.layers] == ["stage0", *SUMS, "stage3.0", "linear"]
-    assert "not shown, and computed for the candidate" in report.notes[-1]
-    assert "stage1.0.downsample, stage1.0.conv1" in report.notes[-1]
+    (note,) = (each for each in report.notes if "not shown, and computed for the cand" in each)
+    assert "stage1.0.downsample, stage1.0.conv1" in note
 
 
 def test_what_nobody_knows_is_not_judged() -> None:
@@ -64,7 +64,7 @@ def test_what_nobody_knows_is_not_judged() -> None:
     few = {n: y for n, y in RIGHT.items() if not n.startswith(("stage1", "stage2.0", "stage2.1.c"))}
     report = rr.verify(MODEL, few, inputs=X)
     assert report.verdict == "cannot-judge"
-    assert "nothing is known of" in report.reason
+    assert "too little is known of what it is given and gives" in report.reason
 
 
 def with_sum(name: str, wrong: Callable[[Array, Array], Array]) -> dict[str, Array]:
@@ -122,24 +122,14 @@ def test_an_error_of_a_hundredth_is_seen_in_every_layer(layer: str) -> None:
     assert findings({**RIGHT, layer: wrong})[:2] == ("disagree", layer)
 
 
-@pytest.mark.parametrize(
-    ("layer", "verdict"),
-    [
-        ("stage2.1.conv1", "cannot-judge"),
-        ("stage2.0.downsample", "disagree"),
-        ("linear", "disagree"),
-    ],
-)
-def test_what_winograds_algorithm_may_err_is_judged_neither_way(layer: str, verdict: str) -> None:
-    """Five times the direct bound, at random; where there are no tiles that is wrong."""
+@pytest.mark.parametrize("layer", ["stage2.1.conv1", "stage2.0.downsample", "linear"])
+def test_noise_of_five_bounds_is_no_algorithms(layer: str) -> None:
     bound = max(
         each.bound for each in rr.verify(MODEL, RIGHT, inputs=X).layers if each.name == layer
     )
     noise = np.random.default_rng(3).choice([-5, 5], RIGHT[layer].shape) * bound
     noisy = np.where(RIGHT[layer] != 0, RIGHT[layer] + noise, 0).astype(np.float32)
-    report = rr.verify(MODEL, {**RIGHT, layer: noisy}, inputs=X)
-    assert report.verdict == verdict
-    assert ("Winograd" in report.reason) == (verdict == "cannot-judge")
+    assert findings({**RIGHT, layer: noisy})[:2] == ("disagree", layer)
 
 
 @pytest.mark.few(4)

@@ -1,9 +1,9 @@
 """The library of bugs, one file a family, the likelier first.
 
-A bug of a block goes into one of five families, a bug of pool or linear layer into `head`, of what
-stands between blocks into `between` (gates, activations, sums), `residual` (sums with their ReLU),
-`resizing` or `pyramid` (of a network that says a class for every pixel); `bugs_for` tells which of
-them a program can have.
+A bug of a block goes into one of six families, a bug of pool or linear layer into `head`, of what
+stands between blocks into `between` (gates, activations, sums), `residual` (max pools, sums with
+their ReLU), `resizing` or `pyramid` (of a network that says a class for every pixel); `bugs_for`
+tells which of them a program can have.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from repvgg_ref.oracle.bugs import (
+    activations,
     batch_norm,
     between,
     geometry,
@@ -29,7 +30,7 @@ from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.node import NodeProgram
 
 LAYER_BUGS: tuple[Bug[BlockProgram], ...] = library(
-    structure, batch_norm, geometry, inputs, rounding
+    structure, activations, batch_norm, geometry, inputs, rounding
 )
 HEAD_BUGS: tuple[Bug[HeadProgram], ...] = library(head)
 BETWEEN_BUGS: tuple[Bug[BetweenProgram], ...] = library(between)

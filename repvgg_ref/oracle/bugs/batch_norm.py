@@ -133,6 +133,15 @@ def var_used_as_std(site: BlockSite) -> BlockVariants:
 
 
 @bug(
+    "variance-ignored",
+    says="the running variance is left out: gamma where gamma / sqrt(var + eps) belongs ({detail})",
+    advice="divide by the square root of var + eps",
+)
+def variance_ignored(site: BlockSite) -> BlockVariants:
+    yield from _each_or_all(site, lambda b: rescaled(b, site.program.eps, b.gamma))
+
+
+@bug(
     "mean-ignored",
     says="the running mean is not subtracted ({detail})",
     advice="the fused bias is beta - mean * gamma / sqrt(var + eps)",
@@ -263,13 +272,17 @@ def train_mode_batch_norm(site: BlockSite) -> BlockVariants:
 
 
 def _each_or_all(site: BlockSite, change: Callable[[Branch], Branch]) -> BlockVariants:
-    """A change in every norm, then in each one alone."""
+    """A change in every norm, then in all inside branches or all others, and in each one alone."""
     program, behind = site.program, site.program.branches_of_norms
     # A branch's own norm is called as the branch is.
     names = {norm: names[0] if len(names) == 1 else norm for norm, names in behind.items()}
     names |= {norm: norm for norm in _inner(program)}
     if names:
         yield Variant(with_norms(program, lambda _, b: change(b)), detail="every branch")
+    for only in _some(program):
+        if 1 < len(only) < len(names):
+            detail = " and ".join(names[norm] for norm in only)
+            yield Variant(with_norms(program, lambda _, b: change(b), only), detail=detail)
     for norm, detail in names.items() if len(names) > 1 else ():
         yield Variant(with_norms(program, lambda _, b: change(b), (norm,)), detail=detail)
 

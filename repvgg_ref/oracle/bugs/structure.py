@@ -1,4 +1,4 @@
-"""Branches, activations and layers that are missing, doubled, or in the wrong order."""
+"""Branches, gates and layers that are missing, doubled, or in the wrong order."""
 
 from __future__ import annotations
 
@@ -172,48 +172,6 @@ def bias_twice(site: BlockSite) -> BlockVariants:
 )
 def bias_negated(site: BlockSite) -> BlockVariants:
     yield Variant(_bias_times(site.program, -1))
-
-
-@bug(
-    "relu-missing",
-    says="there is no ReLU after the block",
-    advice="apply ReLU to the sum of the branches",
-)
-def relu_missing(site: BlockSite) -> BlockVariants:
-    left = "se" if "se" in site.program.activation else "none"
-    yield Variant(replace(site.program, activation=left))
-
-
-@bug(
-    "relu-inside-branches",
-    says="ReLU is applied in every branch before the sum",
-    advice="sum the branches first, then apply one ReLU; branches with ReLU cannot be fused",
-)
-def relu_inside_branches(site: BlockSite) -> BlockVariants:
-    if len(site.program.branches) > 1:
-        yield Variant(replace(site.program, relu_inside=True))
-
-
-@bug(
-    "other-activation",
-    says="the activation is not ReLU but {detail}",
-    advice="RepVGG uses plain ReLU",
-)
-def other_activation(site: BlockSite) -> BlockVariants:
-    for detail in ("relu6", "leaky", "silu", "hardswish", "gelu", "gelu_tanh", "gelu_quick"):
-        activation = site.program.activation.replace("relu", detail)
-        yield Variant(replace(site.program, activation=activation), detail=detail)
-
-
-@bug(
-    "activation-added",
-    says="{detail} follows the layer, which has no activation function of its own",
-    advice="nothing follows its batch norm",
-)
-def activation_added(site: BlockSite) -> BlockVariants:
-    if site.program.activation == "none":
-        for detail in ("relu", "silu", "hardswish", "gelu"):
-            yield Variant(replace(site.program, activation=detail), detail=detail)
 
 
 @bug(

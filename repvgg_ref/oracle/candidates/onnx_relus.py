@@ -1,9 +1,10 @@
 """An ``.onnx`` file of a network that is no chain: its wiring tells its layers, or its ReLUs.
 
-Where it is not wired as the network is (`onnx_wiring`), ReLUs are taken in their order: every ReLU of a residual network stands on the one way through it (a shortcut's projection has
-none), so the k-th of the file is the k-th of the reference: an inner layer or a residual sum. What
-has no ReLU is computed from these. Nothing of the file is trusted: ONNX Runtime runs it in a child
-process, as it does files of chains (`onnx_model`).
+Where it is not wired as the network is (`onnx_wiring`), ReLUs are taken in their order: every ReLU
+of a residual network stands on the one way through it (a shortcut's projection has none), so the
+k-th of the file is the k-th of the reference, an inner layer or a residual sum. What has no ReLU is
+computed from these. Nothing of the file is trusted: ONNX Runtime runs it in a child process, as it
+does files of chains (`onnx_model`).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _ADVICE = "run it, and give what its layers give as an .npz"
 
 @dataclass
 class OnnxReluCandidate(Candidate):
-    """An ONNX model whose ReLUs are those of `arch`; `timeout` is for all calls together."""
+    """An ONNX model wired as `arch` is, or with its ReLUs; `timeout` is for all calls together."""
 
     name: str
     path: Path

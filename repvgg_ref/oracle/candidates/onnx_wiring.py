@@ -21,6 +21,7 @@ from repvgg_ref.oracle.candidates.onnx_chain import ACTIVATIONS, Chain, Step
 from repvgg_ref.oracle.candidates.onnx_evidence import SeenBlocks, classifier_of, left_on
 from repvgg_ref.oracle.candidates.onnx_reading import NCHW, Reading, unread
 from repvgg_ref.oracle.candidates.onnx_rules import reader
+from repvgg_ref.oracle.report import Finding
 
 _SAME = frozenset({"Identity", "Dropout"})
 _ACTING = ACTIVATIONS | frozenset({"Elu", "HardSigmoid", "PRelu", "Sigmoid", "Softplus", "Tanh"})
@@ -163,10 +164,10 @@ def _with_late_relu(found: Mapping[str, Part], arch: Network) -> set[str]:
 def wired_evidence(
     graph: Any, arch: Network, parts: Mapping[str, Part], entrance: Any
 ) -> FileEvidence:
-    """The kernels of the blocks that were found and of a head behind a mean, and what is left on."""
+    """The kernels of the blocks that were found and of a mean's head, and what is left on."""
     step = Step(graph.output[0].name, tuple(graph.node))
     chain = Chain(entrance, (step,), Constants(graph))
-    seen, findings = SeenBlocks(chain), []
+    seen, findings = SeenBlocks(chain), list[Finding]()
     for spec in arch.blocks:
         if (part := parts.get(spec.name)) is not None:
             seen.look(spec, _read(chain, part, spec.in_channels))

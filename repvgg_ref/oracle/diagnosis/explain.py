@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,6 +59,7 @@ class Case:
     unjudged: Mapping[str, str] = field(default_factory=dict)
     candidate: str = "candidate"
     unestimated: frozenset[str] = frozenset()
+    thoroughly: ClassVar[bool] = True  # see `diagnose`
 
     @cached_property
     def estimates(self) -> PortEstimates:
@@ -133,7 +134,8 @@ class Case:
         if lost.any():
             overflow = bool(np.abs(compared.y[lost]).min() > _LARGEST_HALF)
             return [not_finite(name, float(lost.mean()), overflow=overflow)]
-        found = diagnose(self.evidence(name), thoroughly=name in self.bad[:_MOST_SEARCHED])
+        closely = self.thoroughly and name in self.bad[:_MOST_SEARCHED]
+        found = diagnose(self.evidence(name), thoroughly=closely)
         if found[0].bug != "unknown" or name not in self.estimates.samples:
             return found
         return explain_unknown(found[0], *self.shown(name))

@@ -168,7 +168,13 @@ class Observation:
         return bool((np.abs(first.predicted - second.predicted) <= 0.1 * self.likely).all())
 
 
-def _relative_size(predicted: Array, y: Array) -> float:
-    """A bug that makes outputs larger makes their rounding larger, in proportion."""
-    size = float(np.abs(y).max())
-    return float(np.abs(predicted).max()) / size if size > 0 else 1.0
+def _relative_size(predicted: Array, y: Array) -> Array:
+    """A bug that makes outputs larger makes their rounding larger, in proportion: (O, 1).
+
+    Of a channel that grows by more than the others do, its own.
+    """
+    size = np.abs(y).max()
+    whole = np.abs(predicted).max() / size if size > 0 else 1.0
+    own, seen = (np.abs(each).max(axis=(0, 2)) for each in (predicted, y))
+    grown = np.divide(own, seen, out=np.zeros_like(own), where=seen > 0)
+    return np.asarray(np.maximum(grown, whole)[:, None])

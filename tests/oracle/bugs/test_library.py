@@ -24,6 +24,7 @@ ASYMMETRIC = plain_architecture(
     depths=[2, 1], channels=[4, 6, 8], num_classes=3, in_channels=2, kind="acb"
 )
 
+INSIDE = plain_architecture(depths=[1], channels=[4, 4], num_classes=3, kind="relu-in-branches")
 NO_CHAIN = repvit("small", widths=(8, 12), depths=(1, 1), num_classes=3)
 
 # They need a square image, a candidate's output, or two layers of one shape.
@@ -44,7 +45,7 @@ def test_every_bug_has_one_name_and_something_to_say(bugs: tuple[Bug[Any], ...])
 
 def test_the_harness_plants_every_bug_somewhere_and_names_the_place() -> None:
     seen = set()
-    for arch in (*SMALL.values(), ASYMMETRIC, NO_CHAIN):
+    for arch in (*SMALL.values(), ASYMMETRIC, INSIDE, NO_CHAIN):
         programs, inputs = Programs(distinguishing_model(arch)), dict[str, Any]()
         known = {INPUT: distinguishing_inputs(arch, height=20, width=24).astype(np.float64)}
         for name, program in programs.items():

@@ -218,3 +218,31 @@ def test_logits_alone_tell_which_norms_have_another_eps() -> None:
     (found,) = report.diagnosis
     assert (found.bug, found.layer, found.estimate) == ("eps-value", "all", 1e-3)
     assert "(in branch_3x3.bn alone)" in found.says
+
+
+def without_variance(*norms: str) -> Callable[[str, Array], Array]:
+    def change(part: str, array: Array) -> Array:
+        norm, _, field = part.rpartition(".")
+        return 0 * array + (1 - 1e-5) if field == "running_var" and norm in norms else array
+
+    return change
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("which", ["all", "inner", "last"])
+def test_variances_that_are_left_out_are_named_with_the_norms(which: str) -> None:
+    """One of them is 1e-4, so that a channel becomes a hundred times larger than it should be."""
+    inner, last = NORMS["qarepvgg"]
+    norms = {"all": inner + last, "inner": inner, "last": last}[which]
+    model = reference("qarepvgg")
+    bug, layer, says, _ = verdict(model, changed(model, without_variance(*norms), layer=""))
+    assert (bug, layer) == ("variance-ignored", "all")
+    assert {"all": "every branch", "inner": "branch_3x3.bn", "last": "(bn)"}[which] in says
+
+
+@pytest.mark.few(1)
+def test_one_relu_behind_the_sum_is_no_relu_in_the_branches() -> None:
+    model = reference("relu-in-branches")
+    plain = plain_architecture(depths=[2], channels=[4, 6], num_classes=3, kind="repvgg")
+    bug, layer, _, _ = verdict(model, replace(model, arch=plain))
+    assert (bug, layer) == ("relu-after-sum", "all")
