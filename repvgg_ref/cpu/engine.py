@@ -25,13 +25,15 @@ from repvgg_ref.cpu.convolution.autotune import Tuner
 from repvgg_ref.cpu.convolution.schedule import ConvShape, Packed
 from repvgg_ref.cpu.plan import Plan, Tap, conv_shapes
 from repvgg_ref.cpu.workers import memory
-from repvgg_ref.cpu.workers.crew import available, crew
+from repvgg_ref.cpu.workers.crew import Caller, available, crew
 from repvgg_ref.cpu.workers.pool import Team, default_threads, pool
 from repvgg_ref.cpu.workers.process import CrewError
 
 CHUNK = 16  # images that go through the chain together; more would only need more memory
 KEPT_PLANS = 4
 CREW_MACS = 100_000_000  # a millisecond's work: less is not worth processes
+# Networks that are computed, and whose weights are packed, before a process has started.
+STAND_IN_MACS, STAND_IN_BYTES = 2_000_000_000, 40_000_000
 _NUMBERS = count()  # of engines
 
 
@@ -191,16 +193,25 @@ class Engine(Plans[Plan]):
 
     def _make(self, shape: tuple[int, ...]) -> Plan:
         shapes = conv_shapes(self._blocks, shape[0], *shape[2:])
-        choices = self._choose(shapes)
-        return Plan(
-            self._blocks,
-            self._params,
-            shape,
-            dtype=self._dtype,
-            team=self._team(shape, sum(each.macs for each in shapes), choices),
-            choices=choices,
-            packed=self._packed,
-        )
+        choices, macs = self._choose(shapes), sum(each.macs for each in shapes)
+
+        def plan(team: Team, packed: Packed) -> Plan:
+            return Plan(
+                self._blocks,
+                self._params,
+                shape,
+                dtype=self._dtype,
+                team=team,
+                choices=choices,
+                packed=packed,
+            )
+
+        team = self._team(shape, macs, choices)
+        made = plan(team, self._packed)
+        weights = sum(array.nbytes for array in self._params.values())
+        if isinstance(team, Caller) and macs <= STAND_IN_MACS and weights <= STAND_IN_BYTES:
+            team.stand_in(lambda seat: plan(seat, {}))
+        return made
 
     def _team(self, shape: tuple[int, ...], macs: int, choices: list[Choice]) -> Team:
         if macs < CREW_MACS or not self._crews:

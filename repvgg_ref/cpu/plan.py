@@ -9,8 +9,8 @@ One arena of scratch serves every layer, so that it stays warm in cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,9 +91,9 @@ class Plan:
     ) -> None:
         self.shape, self.team = shape, team
         shapes = conv_shapes(blocks, shape[0], *shape[2:])
-        chain = pack_convolutions(blocks, params, shapes, choices, team, packed)
-        padded = _padded_shapes(chain, shapes, shape)
-        self._allocate(chain, padded, len(params["linear.bias"]), np.dtype(dtype))
+        convolutions = pack_convolutions(blocks, params, shapes, choices, team, packed)
+        padded = _padded_shapes(convolutions, shapes, shape)
+        self._allocate(convolutions, padded, len(params["linear.bias"]), np.dtype(dtype))
         sizes = [(shape[2], shape[3]), *((each.height, each.width) for each in shapes)]
         borders = [*(each.border for each in shapes), 0]
         views = [carve(self.buffers[i % 2], p) for i, p in enumerate(padded)]
@@ -106,7 +106,7 @@ class Plan:
         self.layers = [
             Layer(spec, how.algorithm, conv, x, y, beside, self._stages(spec, conv, x, y, params))
             for spec, how, conv, x, y, beside in zip(
-                blocks, choices, chain, views[:-1], inner[1:], around[1:], strict=True
+                blocks, choices, convolutions, views[:-1], inner[1:], around[1:], strict=True
             )
         ]
         self._head = self._head_stages(params["linear.weight"], params["linear.bias"])
@@ -129,12 +129,16 @@ class Plan:
 
     def follow(self) -> None:
         """Do this process's part of a `run` that another one was asked for."""
-        self.team.run(Stage(1, _not_here))
-        for layer in self.layers:
-            for stage in layer.stages:
-                self.team.run(stage)
-        for stage in self._head:
+        for _ in self.parts():
+            pass
+
+    def parts(self) -> Iterator[None]:
+        """The same, stage by stage."""
+        for stage in chain(
+            [Stage(1, _not_here)], *(layer.stages for layer in self.layers), self._head
+        ):
             self.team.run(stage)
+            yield
 
     @property
     def scratch_bytes(self) -> int:
@@ -143,7 +147,7 @@ class Plan:
         return own + self.arena.nbytes + sum(buffer.nbytes for buffer in self.buffers)
 
     def _allocate(
-        self, chain: list[Staged], padded: list[tuple[int, ...]], classes: int, dtype: Any
+        self, convolutions: list[Staged], padded: list[tuple[int, ...]], classes: int, dtype: Any
     ) -> None:
         """Two buffers, the arena, features and logits: what all workers see, in one piece.
 
@@ -152,8 +156,8 @@ class Plan:
         """
         images, features = padded[-1][0], padded[-1][3]
         threads = self.team.seat is None
-        own = [conv.scratch for conv in chain if not (conv.shared or threads)]
-        common = [conv.scratch for conv in chain if conv.shared or threads]
+        own = [conv.scratch for conv in convolutions if not (conv.shared or threads)]
+        common = [conv.scratch for conv in convolutions if conv.shared or threads]
         sizes = [
             *(max(math.prod(p) for p in padded[first::2]) for first in (0, 1)),
             images * features,
@@ -268,12 +272,12 @@ def squeeze_excite(y: Array, weights: Mapping[str, Array], *, relu: bool) -> Non
 
 
 def _padded_shapes(
-    chain: list[Staged], shapes: list[ConvShape], shape: tuple[int, ...]
+    convolutions: list[Staged], shapes: list[ConvShape], shape: tuple[int, ...]
 ) -> list[tuple[int, ...]]:
     """Every layer's input: the image, its border, what the last tiles read beyond; the exit."""
     height, width = shape[2:]
     found = []
-    for conv, each in zip(chain, shapes, strict=True):
+    for conv, each in zip(convolutions, shapes, strict=True):
         wanted = conv.padded
         size = (max(wanted[0], height + 2 * each.border), max(wanted[1], width + 2 * each.border))
         found.append((each.images, *size, each.channels))

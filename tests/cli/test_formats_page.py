@@ -38,7 +38,7 @@ OF_GRAPHS |= {f"{what}_{when}" for what in ("nodes", "convs") for when in ("befo
 # and of files that say more.
 SELDOM = {
     "*": {"assumed"},
-    "bench": {"claims", "density"},
+    "bench": {"claims", "density", "memory"},  # memory: not in figures of 0.1.0
     "convert": {"dtype", "opset", "family", "untouched", "blocks", *OF_GRAPHS},
     "doctor": {"extras"},
     # of pixels: tests/cli/test_segmentation.py has them

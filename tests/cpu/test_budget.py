@@ -20,8 +20,9 @@ from repvgg_ref.errors import BackendError
 from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.network import fuse
 from repvgg_ref.oracle import verify
-from tests.models.small import SMALL, distinct_model
+from tests.models.small import GRAPHS, SMALL, batch, distinct_model
 
+NETWORKS: dict[str, Any] = {**SMALL, **GRAPHS}
 B1 = architecture("RepVGG-B1")
 SHAPES = conv_shapes(B1.blocks, 16, 224, 224)
 POSSIBLE = [[a for a in DEFAULT_CHOICES if applies(a, shape)] for shape in SHAPES]
@@ -68,16 +69,15 @@ def _every_layer_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.few
 @pytest.mark.usefixtures("_every_layer_is_large")
 @pytest.mark.parametrize("memory", [0, 3000, "lean"])
-@pytest.mark.parametrize("variant", SMALL)
+@pytest.mark.parametrize("variant", NETWORKS)
 def test_a_network_in_little_memory_is_the_reference(variant: str, memory: Any) -> None:
-    model = fuse(distinct_model(SMALL[variant], dtype="float32"))
+    model = fuse(distinct_model(NETWORKS[variant], dtype="float32"))
     made: Any = Engine if model.arch.is_chain else GraphEngine
     how: Any = {"dtype": np.float32, "threads": 2, "memory": memory}
     network: Any = model.arch.blocks if model.arch.is_chain else model.arch
     engine = made(network, model.params, **how)
-    for seed, count in enumerate((1, 3)):
-        x = np.random.default_rng(seed).normal(size=(count, model.arch.in_channels, 32, 32))
-        x = x.astype(np.float32)
+    for count in (1, 3):
+        x, _ = batch(model.arch, count=count, dtype=np.float32)
         wanted = model.forward(x, backend="reference")
         for _ in range(2):
             assert np.abs(engine.forward(x) - wanted).max() <= 2e-5 * np.abs(wanted).max()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +44,7 @@ DEPLOY = fuse(random_model(ARCH, 0))
 @pytest.fixture(autouse=True)
 def _every_network_is_worth_a_crew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(engines, "CREW_MACS", 0)
+    monkeypatch.setattr(engines, "STAND_IN_BYTES", 0)  # nobody stands in for a helper
     yield
     for each in list(crews._crews.values()):
         each.close()
@@ -161,6 +164,70 @@ def test_threads_take_over_from_a_helper_that_is_stopped(
     os.kill(helper.pid, signal.SIGSTOP)
     threads_take_over("has done nothing for 0.3 s", engine)
     assert not is_running(helper.pid)
+
+
+@pytest.fixture
+def _the_caller_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "STAND_IN_BYTES", 10**9)
+
+
+@pytest.mark.few(1)
+@pytest.mark.usefixtures("_the_caller_stands_in")
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("count", [1, 3])
+def test_who_stands_in_for_a_helper_computes_the_same_bits(count: int, threads: int) -> None:
+    engine, x = engine_of(DEPLOY, threads=threads), images(count, 64, 64)
+    first = engine.layers(x)
+    team = engine.plan(x.shape).team
+    assert isinstance(team, Caller)
+    assert len(team._absent) == threads - 1
+    team.crew.greet()
+    later = engine.layers(x)
+    assert team._absent == []
+    assert all(np.array_equal(y, later[name]) for name, y in first.items())
+    is_right(engine, x)
+
+
+@pytest.mark.usefixtures("_the_caller_stands_in")
+def test_a_helper_that_never_comes_is_waited_for_by_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "_PROGRAM", ("signal", "pause"))
+    monkeypatch.setattr(processes, "ANSWER", 3.0)
+    engine, x = engine_of(DEPLOY), images(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        is_right(engine, x)
+    (helper,) = crews.crew(2)._helpers
+    helper._until = time.monotonic()  # as if it were some seconds later
+    threads_take_over("has not answered in 3 s", engine)
+
+
+@pytest.mark.usefixtures("_the_caller_stands_in")
+def test_who_stands_in_holds_no_engine() -> None:
+    """Its memory is given back at once, not when cycles are collected."""
+    engine, x = engine_of(DEPLOY), images(1)
+    engine.forward(x)
+    plan = weakref.ref(engine.plan(x.shape))
+    gc.disable()
+    try:
+        del engine
+        assert plan() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.usefixtures("_the_caller_stands_in")
+def test_who_leaves_while_standing_in_finds_a_new_crew() -> None:
+    engine, x = engine_of(DEPLOY), images(2)
+
+    def leave(name: str, y: Array) -> None:
+        if name == "stage2.0":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(x, leave)
+    is_right(engine, x)
 
 
 @pytest.mark.slow

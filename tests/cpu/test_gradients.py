@@ -158,6 +158,23 @@ def test_memory_that_nobody_wants_is_given_back(monkeypatch: pytest.MonkeyPatch)
     assert idle.take(10) is not kept
 
 
+@pytest.mark.parametrize("left", [0, 1], ids=["gone", "another's"])
+def test_memory_that_another_thread_took_between_look_and_take_is_not_taken(left: int) -> None:
+    class Hurried(list[tuple[int, Array]]):
+        """Of which another thread takes what was just looked at."""
+
+        def __getitem__(self, at: Any) -> Any:
+            found = super().__getitem__(at)
+            if at == 1:
+                self[1:] = left * [(0, np.empty(7, np.uint8))]
+            return found
+
+    idle = memory._Idle()
+    idle._waiting = Hurried((0, np.empty(size, np.uint8)) for size in (5, 10))
+    assert idle.take(10).size == 10
+    assert len(idle._waiting) == 1 + left
+
+
 def test_a_step_keeps_no_hold_on_the_last_one_and_repeats_to_the_bit() -> None:
     arch = SMALL["plain"]
     model = build(arch, seed=0)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.convolution.gemm import IN_PLACE_LIMIT, panel_products
 from repvgg_ref.cpu.convolution.layout import carve
 from repvgg_ref.cpu.convolution.schedule import Block, Task
-from repvgg_ref.cpu.convolution.winograd import Scratch, WinogradConvolution, transforms
+from repvgg_ref.cpu.convolution.winograd import WinogradConvolution, transforms
 from repvgg_ref.cpu.workers.pool import Stage, Step, prepared
 
 PIECE_NUMBERS = 150_000  # transformed weights that are there at once, at most: 600 kB of float32
@@ -63,11 +63,11 @@ class StreamedWinograd(WinogradConvolution):
         beside = np.prod(self._kernels) + np.prod(self._pieces)
         return super()._scratch_numbers(strips) + int(beside)
 
-    def _lay(self, arena: Array, task: Task, strips: range) -> Scratch:
+    def _lay(self, arena: Array, task: Task, strips: range) -> Any:
         rest = arena[super()._scratch_numbers(self.block) :]
         kernels = carve(rest, self._kernels)
         u = carve(rest[kernels.size :], self._pieces)
-        return _Scratch(*super()._lay(arena, task, strips), kernels, u)  # type: ignore[return-value]
+        return _Scratch(*super()._lay(arena, task, strips), kernels, u)
 
     def _together(self, block: Block) -> Iterator[Stage]:
         """As for weights that are kept, after the kernels are laid out."""

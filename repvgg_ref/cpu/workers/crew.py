@@ -12,6 +12,9 @@ A helper is a fresh interpreter, no fork: it inherits no locks and none of the c
 is told everything by messages of JSON, with arrays in anonymous files (`memfd_create`, Linux), and
 ends when the caller does; `process` starts and watches it. An x86 processor makes stores visible in
 order without further ado, so crews are for these.
+
+A helper takes longer to start than a small network to compute. Until it is there the caller does
+its portions, too (`StandIn`): the same products in the same order, so results are the same bits.
 """
 
 from __future__ import annotations
@@ -23,20 +26,20 @@ import platform
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from io import BufferedWriter, FileIO
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu.budget import Choice
-from repvgg_ref.cpu.workers.pool import OneAtATime
+from repvgg_ref.cpu.workers.pool import OneAtATime, Stage
 from repvgg_ref.cpu.workers.process import (
     CrewError,
     HelperProcess,
@@ -76,6 +79,13 @@ def available(threads: int) -> bool:
     )
 
 
+class Follower(Protocol):
+    """A plan at another seat than the caller's."""
+
+    def parts(self) -> Iterator[None]:
+        """Its part of a run, stage by stage."""
+
+
 class Caller(Seat):
     """Seat 0."""
 
@@ -84,6 +94,9 @@ class Caller(Seat):
         self.crew, self._plan = crew, plan
         weakref.finalize(self, file.close)
         weakref.finalize(self, crew.forget, plan).atexit = False
+
+        self._absent: list[Follower] = []
+        self._turns: list[Iterator[None]] = []
 
     def fileno(self) -> int:
         """Of the plan's file, until `allocate`."""
@@ -97,14 +110,36 @@ class Caller(Seat):
     def allocate(self, numbers: int, dtype: Any) -> Array:
         """As `Seat.allocate`; raises `CrewError` if there is no memory to be had."""
         try:
-            return super().allocate(numbers, dtype)
+            self.memory = super().allocate(numbers, dtype)
+            return self.memory
         except OSError as error:  # also a limit on the size of files, which it counts as
             raise CrewError(f"no memory can be shared: {error}") from error
 
+    def stand_in(self, make: Callable[[StandIn], Follower]) -> None:
+        """Until the helpers are there, go through the plans that `make` makes for their seats."""
+        if not self.crew.answered:
+            seats, turns = self.crew.seats, self.crew.turns
+            self._absent = [
+                make(StandIn(seat, seats, self.memory, turns)) for seat in range(1, seats)
+            ]
+
     def call(self) -> None:
-        """Let the helpers begin."""
-        self.crew.greet()
-        self.crew.tell({"do": "run", "plan": self._plan})
+        """Let the helpers begin, or who stands in for them."""
+        if self._absent and self.crew.answered:
+            self._absent = []
+        self._turns = [each.parts() for each in self._absent]
+        if not self._turns:
+            self.crew.greet()
+            self.crew.tell({"do": "run", "plan": self._plan})
+
+    def run(self, stage: Stage) -> None:
+        """As `Seat.run`."""
+        if not self._turns:
+            super().run(stage)
+            return
+        self.portion(stage)
+        for turn in self._turns:
+            next(turn)
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -115,6 +150,26 @@ class Caller(Seat):
             except BaseException:
                 self.crew.close()
                 raise
+
+
+class StandIn(Seat):
+    """The seat of a helper that is not there yet, as its caller takes it: for nobody to wait."""
+
+    def __init__(self, seat: int, seats: int, memory: Array, turns: OneAtATime) -> None:
+        self.seat, self._memory, self._turns = seat, memory, turns
+        self.threads = self.processes = seats
+
+    def allocate(self, numbers: int, dtype: Any) -> Array:
+        """What the caller has allocated for the same plan."""
+        return self._memory
+
+    def run(self, stage: Stage) -> None:
+        """Do this seat's portion."""
+        self.portion(stage)
+
+    def session(self) -> AbstractContextManager[None]:
+        """The caller's."""
+        return self._turns.session()
 
 
 class Crew:
@@ -197,6 +252,11 @@ class Crew:
         """Raise `CrewError` if a helper ended, or did nothing, in a wait that began at `since`."""
         for helper in self._helpers:
             helper.check(since)
+
+    @property
+    def answered(self) -> bool:
+        """Whether nobody would have to wait in `greet`, whatever comes of it."""
+        return all(helper.answered for helper in self._helpers)
 
     def greet(self) -> None:
         """Wait until every helper has said who it is; raises `CrewError` if one does not."""

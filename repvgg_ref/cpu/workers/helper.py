@@ -11,7 +11,9 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from io import FileIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +69,17 @@ class _Helper:
             self._board.meet(self._check)
 
     def _join(self, order: dict[str, Any], buffers: FileIO, weights: FileIO) -> Plan:
-        return Plan(
-            tuple(BlockSpec(**block) for block in order["blocks"]),
-            _arrays(weights, order["params"], np.dtype(order["dtype"])),
-            tuple(order["shape"]),
-            dtype=np.dtype(order["dtype"]),
-            team=Seat(self._seat, self._seats, self._board, buffers, self._check),
-            choices=[Choice(*choice) for choice in order["choices"]],
-            packed=self._packed.setdefault(order["model"], {}),
-        )
+        dtype = np.dtype(order["dtype"])
+        with weights:
+            return Plan(
+                tuple(BlockSpec(**block) for block in order["blocks"]),
+                _Arrays(weights, order["params"], dtype),
+                tuple(order["shape"]),
+                dtype=dtype,
+                team=Seat(self._seat, self._seats, self._board, buffers, self._check),
+                choices=[Choice(*choice) for choice in order["choices"]],
+                packed=self._packed.setdefault(order["model"], {}),
+            )
 
     def _drop(self, plan: int) -> None:
         """With the packed weights of a model that has no other plan."""
@@ -89,19 +93,35 @@ class _Helper:
             raise SystemExit
 
 
-def _arrays(file: FileIO, shapes: dict[str, list[int]], dtype: Any) -> dict[str, Array]:
-    """Arrays one after the other in a file: kernels where they lie, since they are only packed.
+class _Arrays(Mapping[str, Array]):
+    """Arrays that lie in a file one after the other, each mapped while somebody holds it.
 
-    The others are copied: a plan keeps them, and would keep all of the file.
+    A plan only packs kernels, and keeps the others: those are copied.
     """
-    with file:
-        memory, begin = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), 0
-    found: dict[str, Array] = {}
-    for name, shape in shapes.items():
-        array = np.frombuffer(memory, dtype, math.prod(shape), begin).reshape(shape)
-        found[name] = array if name.endswith(".fused.weight") else array.copy()
-        begin += array.nbytes
-    return found
+
+    def __init__(self, file: FileIO, shapes: dict[str, list[int]], dtype: Any) -> None:
+        self._file, self._shapes, self._dtype = file, shapes, dtype
+        sizes = [math.prod(shape) * dtype.itemsize for shape in shapes.values()]
+        self._begins = dict(zip(shapes, accumulate(sizes, initial=0), strict=False))
+
+    def __getitem__(self, name: str) -> Array:
+        shape, begin = self._shapes[name], self._begins[name]
+        count = math.prod(shape)
+        beyond = begin % mmap.ALLOCATIONGRANULARITY
+        memory = mmap.mmap(
+            self._file.fileno(),
+            beyond + count * self._dtype.itemsize,
+            offset=begin - beyond,
+            access=mmap.ACCESS_READ,
+        )
+        array = np.frombuffer(memory, self._dtype, count, beyond).reshape(shape)
+        return array if name.endswith(".fused.weight") else array.copy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 def _peak_bytes() -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,11 @@ def aligned(size: int) -> Array:
 
 
 class _Idle:
-    """Memory that waits for its next user, oldest first."""
+    """Memory that waits for its next user, oldest first.
+
+    Threads ask at once, and no lock could be held where one of them forks: what was looked at may
+    be gone, or another's, by the time it is taken, so it is looked at again.
+    """
 
     def __init__(self) -> None:
         self._waiting: list[tuple[int, Array]] = []
@@ -44,11 +49,16 @@ class _Idle:
     def take(self, size: int) -> Array:
         """Idle memory of `size` bytes, or new."""
         self._requests += 1
-        while self._waiting and self._waiting[0][0] < self._requests - PATIENCE:
-            self._waiting.pop(0)
+        with suppress(IndexError):
+            while self._waiting[0][0] < self._requests - PATIENCE:
+                self._waiting.pop(0)
         for place in reversed(range(len(self._waiting))):  # the last one may still be in cache
-            if self._waiting[place][1].size == size:
-                return self._waiting.pop(place)[1]
+            with suppress(IndexError):
+                if self._waiting[place][1].size == size:
+                    since, memory = self._waiting.pop(place)
+                    if memory.size == size:
+                        return memory
+                    self._waiting.append((since, memory))
         return aligned(size)
 
     def put(self, memory: Array) -> None:
@@ -57,10 +67,11 @@ class _Idle:
 
     def keep(self, size: int) -> None:
         """Give back to the system what waits longest, until no more than `size` bytes wait."""
-        held = sum(memory.size for _, memory in self._waiting)
-        while held > size:
-            _, memory = self._waiting.pop(0)
-            held -= memory.size
+        held = sum(memory.size for _, memory in list(self._waiting))
+        with suppress(IndexError):
+            while held > size:
+                _, memory = self._waiting.pop(0)
+                held -= memory.size
 
     def clear(self) -> None:
         """Give everything back to the system."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -48,7 +49,7 @@ class HelperProcess:
             numbers = map(str, (seat, seats, board.fileno(), theirs.fileno(), os.getpid()))
             try:
                 self._child = subprocess.Popen(
-                    running(*_PROGRAM, *numbers),
+                    running(*_PROGRAM, *numbers, light=True),
                     pass_fds=(board.fileno(), theirs.fileno()),
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -61,6 +62,16 @@ class HelperProcess:
         self._until = time.monotonic() + ANSWER
         self._watched: tuple[float, int] | None = None  # since when, and the ticks it has used
         self._looked = self._idle = 0.0
+
+    @property
+    def answered(self) -> bool:
+        """Whether `greet` would not wait: it has said something, has ended, or its time is up."""
+        if self._expected is None or time.monotonic() >= self._until:
+            return True
+        try:
+            return bool(select.select([self._channel], [], [], 0)[0])
+        except (OSError, ValueError):  # somebody closed the socket, or it is none that select takes
+            return True
 
     def greet(self) -> None:
         """Wait until the helper has said who it is.

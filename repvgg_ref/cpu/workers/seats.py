@@ -91,10 +91,14 @@ class Seat:
 
     def run(self, stage: Stage) -> None:
         """Do this seat's portion, and wait for the others."""
+        self.portion(stage)
+        self._board.meet(self._check)
+
+    def portion(self, stage: Stage) -> None:
+        """Do this seat's portion."""
         assert self.seat is not None
         for item in portion(stage.items, self.seat, self.threads):
             stage.run(self.seat, item)
-        self._board.meet(self._check)
 
     def call(self) -> None:
         """Only seat 0 calls."""

@@ -8,7 +8,7 @@ Fasi, Higham, Mikaitis & Pranesh, "Numerical behavior of NVIDIA tensor cores", P
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -107,7 +107,7 @@ def precision_of(outputs: Mapping[str, Array]) -> str:
         return "fp16"
     if "bfloat16" in names:
         return "bf16"
-    if len({value for array in outputs.values() for value in _sample(array)}) < _EVIDENCE:
+    if not _has_evidence(outputs.values()):
         return "fp32"
     for name, fits in (("bf16", _is_bfloat16), ("fp16", _is_float16)):
         if all(fits(array) for array in outputs.values()):
@@ -123,10 +123,17 @@ def stored_format(arrays: Mapping[str, Array]) -> str:
     return found
 
 
-def _sample(array: Array) -> list[float]:
-    """Some finite values that are not 0."""
-    flat = array.reshape(-1)
-    return [float(v) for v in flat[np.isfinite(flat) & (flat != 0)][:_SAMPLE]]
+def _has_evidence(arrays: Iterable[Array]) -> bool:
+    """Whether there are enough different finite values that are not 0; looks no further then."""
+    found: set[float] = set()
+    for array in arrays:
+        flat = array.reshape(-1)
+        for start in range(0, flat.size, _SAMPLE):
+            some = flat[start : start + _SAMPLE]
+            found.update(some[np.isfinite(some) & (some != 0)].tolist())
+            if len(found) >= _EVIDENCE:
+                return True
+    return False
 
 
 def _is_bfloat16(array: Array) -> bool:

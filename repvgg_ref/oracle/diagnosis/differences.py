@@ -147,8 +147,13 @@ class Block:
 
 
 def _relu_difference(z: Array, d: Array) -> Array:
-    """Exact in d where both sides are on; of what crosses 0 a part is left."""
-    return np.asarray(np.where(z > 0, np.maximum(d, -z), np.maximum(d + z, 0)))
+    """``max(z + d, 0) - max(z, 0)``: d where both sides are on; of what crosses 0 a part is left.
+
+    One of the two terms is exact: the second is 0 where z is on, the first -z where all is off.
+    """
+    found = np.maximum(d, -z)
+    found += np.minimum(z, 0)
+    return np.asarray(found)
 
 
 def _gated(se: SqueezeExcitationParams, z: Array, d: Array) -> tuple[Array, Array]:

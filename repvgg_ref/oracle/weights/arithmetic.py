@@ -83,10 +83,13 @@ def narrow(exact: Array, number_format: str, direction: Direction) -> Array:
     if number_format == "fp64":
         return _to_double(exact, direction)
     exact = np.asarray(exact, np.float64)
+    if direction == "nearest" and number_format != "bf16":
+        with np.errstate(over="ignore", under="ignore"):
+            return exact.astype(_type_of(number_format)).astype(np.float64)
     low, high = _neighbours(np.abs(exact), number_format)
     negative = exact < 0
     if direction == "nearest":
-        return np.copysign(_nearest(np.abs(exact), low, high, number_format), exact)
+        return np.copysign(_nearest_bfloat16(np.abs(exact), low, high), exact)
     outward = (negative == (direction == "down")) & (direction != "zero")
     return np.copysign(np.where(outward, high, low), exact)
 
@@ -104,7 +107,7 @@ def _to_double(exact: Array, direction: Direction) -> Array:
 
 def _neighbours(size: Array, number_format: str) -> tuple[Array, Array]:
     """The numbers of the format next to ``size >= 0``, below and above; both it if it is one."""
-    narrower: Any = np.float16 if number_format == "fp16" else np.float32
+    narrower = _type_of(number_format)
     with np.errstate(over="ignore", under="ignore"):
         near = size.astype(narrower)
     low = np.where(near.astype(np.float64) > size, np.nextafter(near, narrower(0)), near)
@@ -118,11 +121,12 @@ def _neighbours(size: Array, number_format: str) -> tuple[Array, Array]:
     return wide, np.where(wide == size, size, above.astype(np.float64))
 
 
-def _nearest(size: Array, low: Array, high: Array, number_format: str) -> Array:
-    if number_format != "bf16":
-        narrower: Any = np.float16 if number_format == "fp16" else np.float32
-        with np.errstate(over="ignore", under="ignore"):
-            return size.astype(narrower).astype(np.float64)
+def _type_of(number_format: str) -> Any:
+    """NumPy's type of a format; float32 for "bf16", which NumPy has none for."""
+    return np.float16 if number_format == "fp16" else np.float32
+
+
+def _nearest_bfloat16(size: Array, low: Array, high: Array) -> Array:
     odd = (low.astype(np.float32).view(np.uint32) >> 16) & 1 == 1
     up = (high - size < size - low) | ((high - size == size - low) & odd)
     return np.where(up, high, low)

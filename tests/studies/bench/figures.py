@@ -25,6 +25,7 @@ FOLDER = Path(__file__).parent / "results"
 
 JOBS: dict[str, tuple[str, ...]] = {
     "B1-b16": ("--model", "RepVGG-B1", "--batch", "16"),
+    "B1-b16-lean": ("--model", "RepVGG-B1", "--batch", "16", "--memory", "lean"),
     "A0-b16": ("--model", "RepVGG-A0", "--batch", "16"),
     "B1g4-b16": ("--model", "RepVGG-B1g4", "--batch", "16"),
     "B0-b16": ("--model", "RepVGG-B0", "--batch", "16"),
@@ -40,6 +41,7 @@ JOBS: dict[str, tuple[str, ...]] = {
 _EACH = ("torch", "onnxruntime", "openvino", "ncnn")
 TARGETS: dict[str, dict[str, float]] = {
     "B1-b16": {"torch": 2.0, "openvino": 1.8, "onnxruntime": 1.8, "ncnn": 1.5},
+    "B1-b16-lean": {"torch": 1.5},
     "A0-b16": dict.fromkeys(_EACH, 1.5),
     "B1g4-b16": dict.fromkeys(_EACH, 1.3),
     "B0-b16": dict.fromkeys(_EACH, 1.3),
@@ -70,9 +72,11 @@ def run(name: str, rounds: int) -> None:
     command = [sys.executable, "-m", "repvgg_ref_cli", "bench", *JOBS[name]]
     files = ["--out", str(_json(name)), "--picture", str(_json(name).with_suffix(".svg"))]
     root = FOLDER.parents[3]
-    # All processors and the kernels that this processor has, whatever the shell of the tests says.
+    # All processors, the kernels that this processor has and memory as the job says, whatever the
+    # shell of the tests does.
     env = {key: text for key, text in os.environ.items() if not key.endswith("_NUM_THREADS")}
-    env.pop("OPENBLAS_CORETYPE", None)
+    for variable in ("OPENBLAS_CORETYPE", "REPVGG_MEMORY"):
+        env.pop(variable, None)
     env["PYTHONPATH"] = f"{root / 'cli'}:{root}"
     subprocess.run([*command, *files, "--rounds", str(rounds)], check=True, env=env, cwd=root)
     print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
