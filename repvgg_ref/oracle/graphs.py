@@ -31,7 +31,8 @@ from repvgg_ref.oracle.bugs import NODE_BUGS, Mutant, Site
 from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.candidates.names import listed
-from repvgg_ref.oracle.diagnosis.explain import Case, explain, not_finite, wrong_shape
+from repvgg_ref.oracle.diagnosis.explain import Case, explain
+from repvgg_ref.oracle.diagnosis.incomparable import not_finite, wrong_shape
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.node import NodeProgram, wide_pass
 from repvgg_ref.oracle.programs.program import layer_output, plain

@@ -53,7 +53,9 @@ def chain_of(model: Model, x: Array) -> Any:
     """The fused chain that `model` keeps for images like `x`."""
     model.forward(x, backend="cupy")
     kept = model._at(backend_ops("cupy", x.dtype))
-    return kept.fast(model.arch, model.params, x.dtype, algorithm="auto", threads=None)
+    return kept.fast(
+        model.arch, model.params, x.dtype, algorithm="auto", threads=None, memory="fast"
+    )
 
 
 def test_small_batches_run_as_one_graph_and_give_the_same(device: UnderTest) -> None:

@@ -17,7 +17,8 @@ from repvgg_ref.oracle.dense.port import DensePort, Judged
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape, energy_left
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
-from repvgg_ref.oracle.diagnosis.explain import Case, not_finite, wrong_shape
+from repvgg_ref.oracle.diagnosis.explain import Case
+from repvgg_ref.oracle.diagnosis.incomparable import not_finite, wrong_shape
 from repvgg_ref.oracle.diagnosis.ranking import Trial
 from repvgg_ref.oracle.diagnosis.small import explain_unknown
 from repvgg_ref.oracle.report import Finding

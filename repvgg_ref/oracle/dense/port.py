@@ -43,12 +43,23 @@ def _as_it_is(y: Array) -> Array:
     return y
 
 
-_SOFTMAX: Function = partial(scipy.special.softmax, axis=1)
+def _softmax(y: Array) -> Array:
+    return np.asarray(scipy.special.softmax(y, axis=1))
+
+
+def _log_softmax(y: Array) -> Array:
+    return np.asarray(scipy.special.log_softmax(y, axis=1))
+
+
+def _sigmoid(y: Array) -> Array:
+    return np.asarray(scipy.special.expit(y))
+
+
 _ENDS: Mapping[str, Ending] = {
-    "probabilities, not logits": (_as_it_is, _SOFTMAX),
-    "log-probabilities, not logits": (_as_it_is, partial(scipy.special.log_softmax, axis=1)),
-    "probabilities, resized, not logits": (_SOFTMAX, _as_it_is),
-    "sigmoids, not logits": (_as_it_is, scipy.special.expit),
+    "probabilities, not logits": (_as_it_is, _softmax),
+    "log-probabilities, not logits": (_as_it_is, _log_softmax),
+    "probabilities, resized, not logits": (_softmax, _as_it_is),
+    "sigmoids, not logits": (_as_it_is, _sigmoid),
 }
 _AUXILIARY = "the auxiliary head's output"
 _SCREENED = 32  # output channels that tell whether it is worth computing all

@@ -25,6 +25,7 @@ from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
+from repvgg_ref.oracle.diagnosis.incomparable import not_finite, wrong_shape
 from repvgg_ref.oracle.diagnosis.small import ESTIMATED, explain_alarms, explain_unknown
 from repvgg_ref.oracle.estimates.estimate import Estimate
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
@@ -376,30 +377,3 @@ def _residual(case: Case, name: str | None) -> Array | None:
     if name is None or case.comparisons[name].y.shape != case.comparisons[name].y_hat.shape:
         return None
     return np.asarray(case.comparisons[name].y_hat - case.comparisons[name].y)
-
-
-def not_finite(name: str, share: float, *, overflow: bool) -> Finding:
-    """The finding that NaN or infinity among the outputs is."""
-    bug = "fp16-overflow" if overflow else "not-finite"
-    says = f"{share:.1%} of the outputs are NaN or infinite" + (
-        ", where the right value exceeds float16's range" if overflow else ""
-    )
-    advice = (
-        "scale the activations, or run this layer in float32"
-        if overflow
-        else "look for a division by zero, a root of a negative variance, or memory never written"
-    )
-    return Finding(bug, name, share, 1.0 if overflow else 0.5, share, says, advice)
-
-
-def wrong_shape(name: str, note: str) -> Finding:
-    """The finding that an output of another size is, where no bug explains it."""
-    return Finding(
-        "wrong-shape",
-        name,
-        None,
-        1.0,
-        0.0,
-        note,
-        "check stride, padding, dilation and the number of channels or classes",
-    )
