@@ -36,7 +36,8 @@ from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
 # A bad layer after the first is diagnosed as well, but not without end.
 _MOST_DIAGNOSED = 6
-_MOST_SEARCHED = 3  # for a known bug beside an unknown one, which takes seconds a layer
+# Searched for a known bug beside an unknown one, which takes seconds a layer; of more, the first.
+_MOST_SEARCHED = 3
 _NO_ARITHMETIC = 2.0**-5  # errors this large are a bug's, not a number format's
 _SYSTEMATIC = {"outputs-scaled", "bias-scaled"}  # no arithmetic does that in all layers
 _MOST_STRANGE = 3  # a third of the layers is no fault of one of them
@@ -135,7 +136,8 @@ class Case:
         if lost.any():
             overflow = bool(np.abs(compared.y[lost]).min() > _LARGEST_HALF)
             return [not_finite(name, float(lost.mean()), overflow=overflow)]
-        closely = self.thoroughly and name in self.bad[:_MOST_SEARCHED]
+        few = len(self.bad) <= _MOST_SEARCHED
+        closely = self.thoroughly and (few or name == self.bad[0])
         found = diagnose(self.evidence(name), thoroughly=closely)
         if found[0].bug != "unknown" or name not in self.estimates.samples:
             return found
