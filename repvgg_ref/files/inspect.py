@@ -241,7 +241,8 @@ def _about_metadata(checkpoint: Checkpoint) -> Iterator[Finding]:
     said = [] if eps is None else [f"eps = {eps:g}"]
     if checkpoint.arch is not None:
         steps = unusual(checkpoint.arch).says
-        said += [f"{steps}, unlike the official networks"] if steps else []
+        told = bool({"strides", "dilations"} & metadata.keys())
+        said += [f"{steps}, unlike the official networks"] if steps and told else []
     for text in filter(None, (*said, about.says)):
         yield Finding("info", None, f"the file's metadata says {text}")
     named = {"model": checkpoint.arch.name if checkpoint.arch else None, "form": checkpoint.form}

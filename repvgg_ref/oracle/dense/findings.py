@@ -60,9 +60,11 @@ def dense_findings(
     What only follows from another's size is not explained.
     """
     caused = [each for each in bad if port.inputs(each.node) is not None] or bad
+    chosen = caused  # the first, and the last: another stage's may have a cause of its own
+    if len(caused) > _MOST_DIAGNOSED:
+        chosen = [*caused[: _MOST_DIAGNOSED - 1], caused[-1]]
     found = {
-        each.node.name: _findings(port, each, case, thoroughly=each is caused[0])
-        for each in caused[:_MOST_DIAGNOSED]
+        each.node.name: _findings(port, each, case, thoroughly=each is caused[0]) for each in chosen
     }
     judged = {each.node.name: each for each in layers}
 

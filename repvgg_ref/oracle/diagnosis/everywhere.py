@@ -23,6 +23,7 @@ _ERRORS = 6.0  # or so many standard errors
 _A_BIT = 1.0  # relative: what errs at random, in as many bits
 _NUMBER = re.compile(r"[-+.e\d]+")
 _FITTED = {bug.name for bug in LAYER_BUGS if bug.continuous}
+_CHOSEN = {bug.name for bug in LAYER_BUGS if "{parameter" in bug.says} - _FITTED
 
 FoundIn = Mapping[str, Sequence[Finding]]
 
@@ -63,8 +64,8 @@ class Layers:
         shown = len(own)
         for name in left:
             stands = self._stands(finding, name)
-            if stands is False:
-                return 0
+            if stands is False or (stands is None and name in self.bad):
+                return 0  # what is wrong there is something else
             shown += bool(stands)
         return shown
 
@@ -122,8 +123,13 @@ def _joined(found: list[tuple[str, Finding]]) -> list[Finding]:
 
 
 def _kind(finding: Finding) -> str:
-    """What a bug with a number says besides: of which norms, say."""
-    return _NUMBER.sub("", finding.says) if finding.bug in _FITTED else ""
+    """What a bug with a fitted number says besides, of which norms, say; else its choice.
+
+    Dilated by 2 and dilated by 4 are two causes, although they have one name.
+    """
+    if finding.bug in _FITTED:
+        return _NUMBER.sub("", finding.says)
+    return finding.says if finding.bug in _CHOSEN else ""
 
 
 def _also(finding: Finding, others: Sequence[str]) -> Finding:
@@ -166,7 +172,7 @@ def _mutants(evidence: Evidence, finding: Finding) -> Iterator[Mutant[Any]]:
     made = list(planted(bugs, site, evidence.layer, precision=evidence.precision))
     if finding.bug not in _FITTED:
         same = [mutant for mutant in made if finding.says.endswith(mutant.says)]
-        yield from same or made
+        yield from same or (m for m in made if m.variant.parameter is None)
         return
     same = [mutant for mutant in made if mutant.variant.detail in finding.says]
     for mutant in sorted(same, key=lambda mutant: -len(mutant.variant.detail))[:1]:

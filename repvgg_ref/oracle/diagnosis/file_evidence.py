@@ -23,6 +23,7 @@ from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates.base import FileEvidence
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
+from repvgg_ref.oracle.diagnosis.small import ESTIMATED
 from repvgg_ref.oracle.diagnosis.static_check import check_kernel
 from repvgg_ref.oracle.diagnosis.tap_evidence import TapEvidence, tap_evidence
 from repvgg_ref.oracle.programs.block import BlockProgram
@@ -71,7 +72,9 @@ def with_file_evidence(report: Report, programs: Programs, evidence: FileEvidenc
     blocks = [name for name in order[:-1] if name in evidence.kernels]
     joined = merged(found, Layers(blocks, list(found), check.evidence_of)) if len(found) > 1 else []
     everywhere = [finding for finding in joined if finding.layer == EVERYWHERE]
-    diagnosis = _merged((*report.diagnosis, *everywhere), found, order)
+    # what the numbers in the file say is exact, and what outputs made of it was estimated
+    seen = (f for f in report.diagnosis if f.bug not in ESTIMATED or f.layer not in found)
+    diagnosis = _merged((*seen, *everywhere), found, order)
     says = next((f.says for f in diagnosis if f.is_in(first)), "")
     alike = first == report.first_bad_layer and diagnosis[:1] == report.diagnosis[:1]
     unchanged = report.verdict == "disagree" and alike
@@ -284,7 +287,11 @@ def _marked(
     known = {layer.name: layer for layer in layers}
     for name, mark in marks.items():
         own = known.get(name)
-        known[name] = mark if own is None else replace(own, ok=False, note=own.note or mark.note)
+        if own is None:
+            known[name] = mark
+        else:  # what is within its bound was noticed by estimates: the file says it exactly
+            note = own.note if own.note and own.ratio > 1 else mark.note
+            known[name] = replace(own, ok=False, note=note)
     return tuple(known[name] for name in order if name in known)
 
 

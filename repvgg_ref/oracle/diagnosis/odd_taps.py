@@ -17,8 +17,8 @@ def altered(layer: str, odd: Odd) -> Finding:
     """A few numbers that the conversion, which the rest of the file shows, does not give."""
     channels = np.flatnonzero(odd.by_channel)
     count, biases = int(odd.by_channel.sum()), int(odd.bias.sum())
-    what = f"{count - biases} taps" * (count > biases) + " and " * (0 < biases < count)
-    what += f"{biases} biases" * (biases > 0)
+    parts = (_counted(count - biases, "tap", "taps"), _counted(biases, "bias", "biases"))
+    what, one = " and ".join(filter(None, parts)), count == 1
     first = np.argwhere(odd.taps)
     place = f" (the first is [{', '.join(map(str, first[0]))}])" if len(first) else ""
     return Finding(
@@ -27,8 +27,9 @@ def altered(layer: str, odd: Odd) -> Finding:
         float(count),
         1.0,
         1.0,
-        f"{what}, in output channels {_listed(channels)}, differ from what their raw weights and"
-        f" the channel's scale give{place}",
+        f"{what}, in output channel{'s' * (len(channels) > 1)} {_listed(channels)},"
+        f" {'differs' if one else 'differ'} from what the raw weights and the channel's scale"
+        f" give{place}",
         "convert again; a damaged or edited file, or weights fused in mixed precision",
     )
 
@@ -73,6 +74,11 @@ def unknown(layer: str, seen: Observation) -> Finding:
         says + (", all of them biases" if bias_only else ""),
         "the bug is not in the library: compare the taps named here",
     )
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    """`one tap`, `3 taps`, or nothing."""
+    return "" if not count else f"one {one}" if count == 1 else f"{count} {many}"
 
 
 def _listed(channels: Array) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -135,3 +136,21 @@ def test_a_wide_head_is_looked_at_in_part_and_loses_no_bug() -> None:
         outputs = hiding(port(wrong, rr.fuse(wide)))
         report = rr.verify(wide, outputs, inputs=X)
         assert [finding.bug for finding in report.diagnosis] == ([bug] if bug else [])
+
+
+def test_one_bug_with_two_numbers_is_two_causes() -> None:
+    """Stages that exchange their dilations: neither number is said of both."""
+    programs = {name: _WALKED.programs[name] for name in BLOCKS}
+    exchanged = {name: {2: 4, 4: 2}.get(program.dilation) for name, program in programs.items()}
+    wrong = {
+        name: partial(
+            lambda program, xs: np.asarray(output_of(program, xs[0])),
+            replace(programs[name], dilation=dilation, pads=(dilation,) * 4),
+        )
+        for name, dilation in exchanged.items()
+        if dilation is not None
+    }
+    report = rr.verify(MODEL, port(wrong), inputs=X)
+    told = [(each.estimate, each.layer) for each in report.diagnosis]
+    assert told == [(4.0, "stage3.0"), (2.0, "stage4.0")]
+    assert {each.bug for each in report.diagnosis} == {"dilation-other"}
