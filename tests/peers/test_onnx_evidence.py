@@ -282,7 +282,7 @@ def test_verify_takes_file_and_values_together(tmp_path: Path) -> None:
     report = verify(network(), path, inputs=images())
     assert (report.verdict, report.first_bad_layer) == ("disagree", "stage2.0")
     assert report.diagnosis[0].bug == "taps-altered"
-    assert "channels 3" in report.reason
+    assert "channel 3" in report.reason
 
 
 def test_a_graph_that_swaps_channels_is_told_from_one_that_normalises(tmp_path: Path) -> None:
