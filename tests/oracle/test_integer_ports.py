@@ -13,7 +13,7 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.integer.network import IntegerNetwork
-from repvgg_ref.integer.schemes import ANY, SCHEMES
+from repvgg_ref.integer.schemes import SCHEMES
 from repvgg_ref.oracle.integers.front import verify_integers
 from repvgg_ref.oracle.integers.report import IntegerReport
 from tests.integer.networks import chain, images
@@ -104,56 +104,6 @@ def test_lists_of_numbers_are_told_apart_from_arrays_of_the_type() -> None:
     report = verdict_of({name: y.tolist() for name, y in NUMBERS.items()})
     assert report.verdict == "cannot-judge"
     assert "int64" in report.reason
-
-
-# ------------------------------------------------------------------ means
-
-
-def average_pool_of_tensorflow_lite(x: Array) -> Array:
-    """As reference_integer_ops::AveragePool adds and divides, one number at a time."""
-    N, C, H, W = x.shape
-    y = np.zeros((N, C), x.dtype)
-    for n, c in np.ndindex(N, C):
-        acc, count = sum(int(v) for v in x[n, c].ravel()), H * W
-        half = acc + count // 2 if acc > 0 else acc - count // 2
-        y[n, c] = abs(half) // count * (1 if half > 0 else -1)  # C's division
-    return y
-
-
-def with_plain_mean(network: IntegerNetwork) -> IntegerNetwork:
-    """Pooling that gives numbers of the same meaning as it reads, as in TensorFlow Lite."""
-    *convs, pool, linear = network.layers
-    pool, linear = replace(pool, output=pool.input), replace(linear, input=pool.input)
-    return replace(network, layers=(*convs, pool, linear))
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_tensorflow_lites_average_pool_is_right(seed: int) -> None:
-    network = with_plain_mean(chain(seed=seed, dtype=np.int8, rounding="double"))
-    x = images(network, seed=seed, size=20)
-    numbers = dump(network, x)
-    before = network.layers[[layer.name for layer in network.layers].index("pool") - 1].name
-    numbers["pool"] = average_pool_of_tensorflow_lite(numbers[before])
-    numbers["linear"] = network["linear"].forward(numbers["pool"], "double")
-    assert judged(network, numbers).verdict == "agree"
-    assert judged(network.rounded(ANY), numbers).verdict == "agree"
-    numbers["pool"] = numbers["pool"] + np.int8(1)
-    assert judged(network, numbers).first_bad_layer == "pool"
-
-
-@pytest.mark.few(4)
-@pytest.mark.parametrize("rounding", SCHEMES)
-def test_the_mean_of_equal_numbers_is_that_number(rounding: str) -> None:
-    """Whatever 31 bits make of 1/n, and whatever the scale that cancels."""
-    network = with_plain_mean(chain(seed=5, dtype=np.int8, rounding=rounding))
-    x = images(network, seed=5, size=20)
-    numbers = dump(network, x)
-    names = list(numbers)
-    before = names[names.index("pool") - 1]
-    numbers[before] = np.broadcast_to(numbers[before][:, :, :1, :1], numbers[before].shape)
-    numbers["pool"] = numbers[before][:, :, 0, 0]
-    report = judged(network, numbers)
-    assert next(row for row in report.layers if row.name == "pool").ok
 
 
 # ------------------------------------------------- single channels, wrapping
