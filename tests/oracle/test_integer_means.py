@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -193,7 +194,7 @@ def test_a_sum_one_off_is_seen_where_nothing_is_rounded_twice(
     layer = pool_of(which)
 
     def whole(acc: int, n: int) -> int:
-        return int(np.floor(ratio(layer) * (acc + off) / n + Fraction(1, 2)))
+        return math.floor(ratio(layer) * (acc + off) / n + Fraction(1, 2))
 
     report = pooled(layer, rows_of(layer, side), whole, "single")
     assert report.verdict == ("disagree" if off else "agree")

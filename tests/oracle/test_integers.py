@@ -274,13 +274,60 @@ def test_header_files_compile_and_hold_the_numbers(tmp_path: Path) -> None:
     if compiler is None:
         pytest.skip("no C compiler")
     write_integer_golden(NETWORK, tmp_path / "bundle", name="small")
-    held = NETWORK["stage0"].scaling()
+    held, pool = NETWORK["stage0"].scaling(), _pool_scaling(tmp_path / "bundle")
     (tmp_path / "main.c").write_text(
         '#include "bundle/network.h"\n#include <stdio.h>\nint main(void) {\n'
         'printf("%d %d %d", stage0_multiplier[1], stage0_shift[1], stage0_output_zero_point);\n'
+        'printf(" %a %a", stage0_weight_scale[1], pool_input_scale[0]);\n'
+        'printf(" %d %d %a", pool_multiplier[0], pool_shift[0], pool_scale[0]);\n'
         "return 0; }\n"
     )
     subprocess.run([compiler, "main.c", "-o", "main"], cwd=tmp_path, check=True)
     said = subprocess.run([str(tmp_path / "main")], check=True, capture_output=True, text=True)
     zero = int(NETWORK["stage0"].output.zero_point)
-    assert said.stdout == f"{held.multiplier[1]} {held.shift[1]} {zero}"
+    whole, single = said.stdout.split()[:3], said.stdout.split()[3:5]
+    assert whole == [str(held.multiplier[1]), str(held.shift[1]), str(zero)]
+    scales = NETWORK["stage0"].weight_scale[1], NETWORK["pool"].input.scale  # type: ignore[index]
+    assert [float.fromhex(each) for each in single] == [float(each) for each in scales]
+    *fixed, real = said.stdout.split()[5:]
+    assert fixed == [str(pool.multiplier), str(pool.shift)]
+    assert float.fromhex(real) == float(pool.single)
+
+
+def _pool_scaling(bundle: Path) -> Any:
+    """Of the pool for the images of the bundle's vectors."""
+    with np.load(bundle / "vectors.npz") as vectors:
+        pixels = vectors["stage2.0"][0, 0].size
+    return NETWORK["pool"].scaling(pixels)
+
+
+def test_raw_numbers_are_enough_to_compute_every_layer(tmp_path: Path) -> None:
+    """From the files alone, with float32's M: what a bench reads that has no npz."""
+    network = NETWORK.rounded("float-even")
+    write_integer_golden(network, tmp_path / "bundle", name="small")
+
+    def raw(name: str, dtype: Any) -> Any:
+        return np.fromfile(tmp_path / "bundle" / "raw" / f"{name}.bin", dtype)
+
+    for layer in network.layers:
+        read = {key: raw(f"{layer.name}.{key}", "<f4") for key in ("input_scale", "output_scale")}
+        assert read["input_scale"] == layer.input.scale
+        assert read["output_scale"] == layer.output.scale
+        if layer.weight_scale is not None:
+            wide = raw(f"{layer.name}.weight_scale", "<f4")
+            made = read["input_scale"] * wide / read["output_scale"]
+            assert (raw(f"{layer.name}.scale", "<f4") == made).all()
+    pool, y = raw("pool", np.uint8), raw("stage2.0", np.uint8)
+    before, after = network["pool"].input, network["pool"].output
+    sums = (y.astype(np.int64) - int(before.zero_point)).reshape(pool.size, -1).sum(axis=1)
+    whole = np.rint(sums.astype(np.float32) * raw("pool.scale", "<f4")) + int(after.zero_point)
+    assert (np.clip(whole, 0, 255) == pool).all()
+    t = 31 + int(raw("pool.shift", np.int8)[0])
+    fixed = (sums * raw("pool.multiplier", "<i4")[0] + (1 << (t - 1))) >> t
+    single = NETWORK["pool"].forward(y.reshape(-1, 24, *_square(y.size // pool.size)), "single")
+    assert (np.clip(fixed + int(after.zero_point), 0, 255) == single.ravel()).all()
+
+
+def _square(pixels: int) -> tuple[int, int]:
+    side = int(pixels**0.5)
+    return side, side

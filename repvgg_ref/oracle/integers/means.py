@@ -96,15 +96,15 @@ def _means(layer: IntegerLayer, x: Array, scheme: str) -> Iterator[Mean]:
 
 def _multipliers(layer: IntegerLayer, n: int) -> Iterator[tuple[Scaling, str]]:
     """Of a mean over `n` pixels."""
-    one, before, after = np.float32(1), np.float64(layer.input.scale), layer.output.scale
-    nearest = np.asarray(before / (after.astype(np.float64) * n))
+    before, after = (side.scale.astype(np.float64) for side in (layer.input, layer.output))
+    one, nearest = np.ones((), np.float32), np.asarray(before / (after * n))
     single = nearest.astype(np.float32)
     yield (
         Scaling(single, one, *fixed_point(nearest)),
         "multiplies by the number nearest to input_scale / (output_scale * pixels)",
     )
     # In one integer, at most 32 bits longer and shifted by no more than there is a shift for.
-    multiplier, shift = fixed_point(np.asarray(before / after.astype(np.float64)))
+    multiplier, shift = fixed_point(np.asarray(before / after))
     longer = min(n.bit_length() - 1, 32, FARTHEST - int(shift))
     yield (
         Scaling(single, one, (multiplier << longer) // n, shift + longer),
