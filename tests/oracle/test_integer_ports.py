@@ -126,6 +126,8 @@ def test_channels_that_hold_one_number_are_called_stuck(value: int, channels: li
     report = changed(NETWORK, "stage1.1", y)
     assert [finding.bug for finding in report.diagnosis] == ["channel-stuck"]
     assert str(value) in report.diagnosis[0].says
+    others = report.diagnosis[0].equivalents
+    assert report.diagnosis[0].confidence == 1 / (1 + len(others))
 
 
 @pytest.mark.parametrize("name", ["stage0", "stage1.1", "stage2.0", "linear"])
