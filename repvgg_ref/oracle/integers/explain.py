@@ -249,7 +249,7 @@ def _unknown(
         f"{int(np.abs(right.astype(int) - asked.y_hat.astype(int)).max())}{_where(bad)}; "
         + "; ".join(_measured(asked, sheet, bad))
     )
-    names = tuple(dict.fromkeys(each.name for each in fitting))
+    names = list(dict.fromkeys(each.name for each in fitting))
     if names:
         says += f"; so few may fit by chance what fits them: {listed(names)}"
     return Finding(
@@ -261,7 +261,7 @@ def _unknown(
         says=says,
         advice="compare the numbers of the first of these channels by hand: accumulator, "
         "multiplier, shift, zero point, clip",
-        equivalents=names,
+        equivalents=tuple(names),
     )
 
 
