@@ -15,6 +15,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.integer.schemes import SCHEMES
 from repvgg_ref.oracle.integers.front import verify_integers
+from repvgg_ref.oracle.integers.program import Sheet
 from repvgg_ref.oracle.integers.report import IntegerReport
 from tests.integer.networks import chain, images
 from tests.oracle.test_integers import NETWORK, X, dump, judged, site_of
@@ -126,8 +127,20 @@ def test_channels_that_hold_one_number_are_called_stuck(value: int, channels: li
     report = changed(NETWORK, "stage1.1", y)
     assert [finding.bug for finding in report.diagnosis] == ["channel-stuck"]
     assert str(value) in report.diagnosis[0].says
-    others = report.diagnosis[0].equivalents
-    assert report.diagnosis[0].confidence == 1 / (1 + len(others))
+
+
+def test_a_stuck_channel_lists_the_bugs_that_leave_it_so() -> None:
+    """Without the output's zero point, the channel's numbers all end at 0."""
+    site = site_of(NETWORK, "stage2.0", X)
+    finish = replace(site.program.finish, added=0)
+    wrong = Sheet(site.x).numbers(replace(site.program, finish=finish))
+    y = NUMBERS["stage2.0"].copy()
+    y[:, 6] = wrong[:, 6]
+    assert np.unique(y[:, 6]).size == 1
+    (finding,) = changed(NETWORK, "stage2.0", y).diagnosis
+    assert finding.bug == "channel-stuck"
+    assert "output-zero-point-ignored" in finding.equivalents
+    assert finding.confidence == 1 / (1 + len(finding.equivalents))
 
 
 @pytest.mark.parametrize("name", ["stage0", "stage1.1", "stage2.0", "linear"])
