@@ -12,11 +12,13 @@ import pytest
 
 from repvgg_ref.integer.equalize import equalize
 from repvgg_ref.integer.layers import IntegerLayer
-from repvgg_ref.integer.quantize import quantize
+from repvgg_ref.integer.quantize import as_chain, quantize
 from repvgg_ref.integer.schemes import ANY
 from repvgg_ref.models.network import fuse
+from repvgg_ref.oracle.integers.factors import across
 from repvgg_ref.oracle.integers.front import verify_integers
 from repvgg_ref.oracle.integers.golden import write_integer_golden
+from repvgg_ref.oracle.integers.weights import real_array
 from tests.oracle.test_integer_weights import IMAGES, MODEL, NAMES, with_layer
 from tests.oracle.test_integer_weights import NETWORK as QUANTISED
 from tests.oracle.test_integer_weights import judged as judged_weights
@@ -92,6 +94,48 @@ def clipped(layer: IntegerLayer) -> IntegerLayer:
         bias=np.rint(bias).astype(np.int32),
         weight_scale=scale.astype(np.float32),
     )
+
+
+def clipped_at(end: int, *, beyond: float) -> Callable[[IntegerLayer], IntegerLayer]:
+    """The layer's least weight is `beyond` in its scale; `end` is the least that is stored."""
+
+    def change(layer: IntegerLayer) -> IntegerLayer:
+        params = as_chain(MODEL).params
+        weight, bias = (real_array(params, layer.name, part) for part in ("weight", "bias"))
+        scale = np.array(layer.weight_scale)
+        channel = int(weight.reshape(len(weight), -1).min(axis=1).argmin())
+        scale[channel] = weight[channel].min() / beyond
+        steps = np.rint(weight / across(scale.astype(np.float64), weight))
+        units = float(layer.input.scale) * scale.astype(np.float64)
+        return replace(
+            layer,
+            weight=np.clip(steps, end, 127).astype(np.int8),
+            bias=np.rint(bias / units).astype(np.int32),
+            weight_scale=scale,
+        )
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["stage0", "stage1.1", "linear"])
+@pytest.mark.parametrize("beyond", [-127.8, -128.4, -131.0])
+def test_weights_may_be_clipped_at_either_least_number(name: str, beyond: float) -> None:
+    """TensorFlow Lite's end at -127; where one is -128, the others of the layer are no less."""
+    for end in (-127, -128):
+        report = judged_weights(with_layer(name, clipped_at(end, beyond=beyond)))
+        assert report.verdict == "agree", report.reason
+    short = judged_weights(with_layer(name, clipped_at(-126, beyond=beyond)))
+    assert (short.verdict, short.first_bad_layer) == ("disagree", name)
+
+    def mixed(layer: IntegerLayer) -> IntegerLayer:
+        held = clipped_at(-127, beyond=beyond)(layer)
+        weight = np.array(held.weight)
+        weight[np.unravel_index(np.abs(weight).argmin(), weight.shape)] = -128
+        return replace(held, weight=weight)
+
+    report = judged_weights(with_layer(name, mixed))
+    assert (report.verdict, report.first_bad_layer) == ("disagree", name)
+    assert report.layers[NAMES.index(name)].note.startswith("2 of")
 
 
 def off_multiplier(layer: IntegerLayer) -> IntegerLayer:

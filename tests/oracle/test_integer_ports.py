@@ -13,8 +13,9 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.integer.network import IntegerNetwork
-from repvgg_ref.integer.schemes import ANY, SCHEMES
+from repvgg_ref.integer.schemes import SCHEMES
 from repvgg_ref.oracle.integers.front import verify_integers
+from repvgg_ref.oracle.integers.program import Sheet
 from repvgg_ref.oracle.integers.report import IntegerReport
 from tests.integer.networks import chain, images
 from tests.oracle.test_integers import NETWORK, X, dump, judged, site_of
@@ -106,56 +107,6 @@ def test_lists_of_numbers_are_told_apart_from_arrays_of_the_type() -> None:
     assert "int64" in report.reason
 
 
-# ------------------------------------------------------------------ means
-
-
-def average_pool_of_tensorflow_lite(x: Array) -> Array:
-    """As reference_integer_ops::AveragePool adds and divides, one number at a time."""
-    N, C, H, W = x.shape
-    y = np.zeros((N, C), x.dtype)
-    for n, c in np.ndindex(N, C):
-        acc, count = sum(int(v) for v in x[n, c].ravel()), H * W
-        half = acc + count // 2 if acc > 0 else acc - count // 2
-        y[n, c] = abs(half) // count * (1 if half > 0 else -1)  # C's division
-    return y
-
-
-def with_plain_mean(network: IntegerNetwork) -> IntegerNetwork:
-    """Pooling that gives numbers of the same meaning as it reads, as in TensorFlow Lite."""
-    *convs, pool, linear = network.layers
-    pool, linear = replace(pool, output=pool.input), replace(linear, input=pool.input)
-    return replace(network, layers=(*convs, pool, linear))
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_tensorflow_lites_average_pool_is_right(seed: int) -> None:
-    network = with_plain_mean(chain(seed=seed, dtype=np.int8, rounding="double"))
-    x = images(network, seed=seed, size=20)
-    numbers = dump(network, x)
-    before = network.layers[[layer.name for layer in network.layers].index("pool") - 1].name
-    numbers["pool"] = average_pool_of_tensorflow_lite(numbers[before])
-    numbers["linear"] = network["linear"].forward(numbers["pool"], "double")
-    assert judged(network, numbers).verdict == "agree"
-    assert judged(network.rounded(ANY), numbers).verdict == "agree"
-    numbers["pool"] = numbers["pool"] + np.int8(1)
-    assert judged(network, numbers).first_bad_layer == "pool"
-
-
-@pytest.mark.few(4)
-@pytest.mark.parametrize("rounding", SCHEMES)
-def test_the_mean_of_equal_numbers_is_that_number(rounding: str) -> None:
-    """Whatever 31 bits make of 1/n, and whatever the scale that cancels."""
-    network = with_plain_mean(chain(seed=5, dtype=np.int8, rounding=rounding))
-    x = images(network, seed=5, size=20)
-    numbers = dump(network, x)
-    names = list(numbers)
-    before = names[names.index("pool") - 1]
-    numbers[before] = np.broadcast_to(numbers[before][:, :, :1, :1], numbers[before].shape)
-    numbers["pool"] = numbers[before][:, :, 0, 0]
-    report = judged(network, numbers)
-    assert next(row for row in report.layers if row.name == "pool").ok
-
-
 # ------------------------------------------------- single channels, wrapping
 
 
@@ -176,6 +127,20 @@ def test_channels_that_hold_one_number_are_called_stuck(value: int, channels: li
     report = changed(NETWORK, "stage1.1", y)
     assert [finding.bug for finding in report.diagnosis] == ["channel-stuck"]
     assert str(value) in report.diagnosis[0].says
+
+
+def test_a_stuck_channel_lists_the_bugs_that_leave_it_so() -> None:
+    """Without the output's zero point, the channel's numbers all end at 0."""
+    site = site_of(NETWORK, "stage2.0", X)
+    finish = replace(site.program.finish, added=0)
+    wrong = Sheet(site.x).numbers(replace(site.program, finish=finish))
+    y = NUMBERS["stage2.0"].copy()
+    y[:, 6] = wrong[:, 6]
+    assert np.unique(y[:, 6]).size == 1
+    (finding,) = changed(NETWORK, "stage2.0", y).diagnosis
+    assert finding.bug == "channel-stuck"
+    assert "output-zero-point-ignored" in finding.equivalents
+    assert finding.confidence == 1 / (1 + len(finding.equivalents))
 
 
 @pytest.mark.parametrize("name", ["stage0", "stage1.1", "stage2.0", "linear"])

@@ -125,9 +125,9 @@ def neighbours_scale(site: IntegerSite) -> Variants:
     scaling = site.program.finish.scaling
     if scaling.numerator.ndim:
         places = np.arange(len(scaling.numerator))
-        for step in (1, -1):
+        for step, whose in ((1, "the one before's"), (-1, "the next one's")):
             shifted = _taken(scaling, np.roll(places, step))
-            yield Variant(_finish(site, scaling=shifted), step, f"{-step:+d}")
+            yield Variant(_finish(site, scaling=shifted), step, whose)
         found = scales_taken(site.program, site.x, site.y_hat)
         if found is not None and (found != places).any():
             moved = np.flatnonzero(found != places)

@@ -43,7 +43,7 @@ class _Bounds(NamedTuple):
         """Those of a layer; factors that no ReLU lets through, and the logits', are 1."""
         assert pair.layer.weight is not None
         number, steps = pair.layer.weight.astype(np.float64), pair.steps
-        least, most = pair.layer.weight_ends
+        least, most = pair.ends
         # What was clipped may have been any larger.
         start = np.where(number <= least, -np.inf, number - _ROOM)
         stop = np.where(number >= most, np.inf, number + _ROOM)

@@ -1,25 +1,31 @@
 """Which bug is it: programs that give exactly the candidate's numbers, one bug or two.
 
 Arithmetic is exact, so an explanation leaves nothing. Bugs are tried on the channels that are
-wrong; where others are right, the bug is said to sit in those channels alone.
+wrong; where others are right, the bug is said to sit in those channels alone. Few numbers fit by
+chance: a name is given only where they tell more bits than the choice among what is tried takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import lgamma, log
 from typing import NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.wrappers import listed
 from repvgg_ref.oracle.bugs.base import Mutant, planted
 from repvgg_ref.oracle.integers.bugs import IntegerSite, bugs_of
 from repvgg_ref.oracle.integers.program import IntegerProgram, Sheet
 from repvgg_ref.oracle.report import Finding
 
 _SHOWN = 8  # channels
+_FEW = 2  # numbers of a channel: that these are alike is no sign
 _PIXELS = 12
+_TRIED = 6.0  # bits that choosing one bug takes: some 50 variants are tried
+_SURE = 7.0  # bits beyond the choice: by chance it fits in one case of a hundred
 
 
 @dataclass
@@ -43,6 +49,32 @@ class Explanation(NamedTuple):
     mutants: tuple[Mutant[IntegerProgram], ...]
     channels: Array | None
 
+    @property
+    def freedom(self) -> float:
+        """Bits of the choice: of bugs, and of the channels that alone have them."""
+        places = self.channels
+        which = 0.0 if places is None else float(places.sum() * np.log2(places.size))
+        return _TRIED * len(self.mutants) + which
+
+    @property
+    def name(self) -> str:
+        """The bugs' names."""
+        return " and ".join(mutant.bug.name for mutant in self.mutants)
+
+
+def _bits(right: Array, y_hat: Array, channels: Array | None) -> float:
+    """What the numbers of `channels` tell: which are wrong, and by how much.
+
+    One that is d off is one of 2 d + 1; k of n are wrong in n! / (k! (n - k)!) ways.
+    """
+    if right.shape != y_hat.shape:
+        return np.inf
+    apart = np.abs(right.astype(np.int64) - y_hat.astype(np.int64))
+    apart = apart if channels is None else apart[:, channels]
+    n, k = apart.size, int((apart > 0).sum())
+    ways = lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
+    return float(np.log2(2 * apart + 1).sum()) + ways / log(2)
+
 
 def explained(asked: Asked) -> list[Finding]:
     """What the layer does differently: known bugs, or what was measured of an unknown one."""
@@ -54,18 +86,23 @@ def explained(asked: Asked) -> list[Finding]:
         bad = (right != asked.y_hat).any(axis=(0, 2, 3))
     found = list(_singles(asked, sheet, bad))
     if not any(each.channels is None for each in found) and _is_stuck(right, asked.y_hat, bad):
-        return [_stuck(asked, bad)]
-    found = found or list(_pairs(asked, bad))
-    if not found:
-        return [_unknown(asked, sheet, right, bad)]
+        return [_stuck(asked, bad, found)]
+    if not found and _bits(right, asked.y_hat, None) > 2 * _TRIED + _SURE:
+        found = list(_pairs(asked, bad))
+    sure = [
+        each for each in found if _bits(right, asked.y_hat, each.channels) > each.freedom + _SURE
+    ]
+    if not sure:
+        return [_unknown(asked, sheet, right, bad, found)]
+    found = sure
     # All are exact: the fewest bugs in the most channels come first.
-    names = list(dict.fromkeys(tuple(m.bug.name for m in each.mutants) for each in found))
+    names = list(dict.fromkeys(each.name for each in found))
     first = (
         next(each for each in found if each.channels is None)
         if any(each.channels is None for each in found)
         else found[0]
     )
-    others = tuple(" and ".join(n) for n in names if n != tuple(m.bug.name for m in first.mutants))
+    others = tuple(name for name in names if name != first.name)
     where = _where(first.channels)
     return [
         Finding(
@@ -83,27 +120,34 @@ def explained(asked: Asked) -> list[Finding]:
 
 
 def _is_stuck(right: Array, y_hat: Array, bad: Array) -> bool:
-    """Whether some channels, all that are wrong, hold one number each: it explains itself."""
+    """Whether some channels, all that are wrong, hold one number each: it explains itself.
+
+    Not a number or two: each of them stands there for itself.
+    """
     there = y_hat[:, bad]
     return (
         right.shape == y_hat.shape
+        and there[:, 0].size > _FEW
         and not bad.all()
         and bool((there == there[:1, :, :1, :1]).all())
         and bool((right[:, bad] != right[:1, bad, :1, :1]).any(axis=(0, 2, 3)).all())
     )
 
 
-def _stuck(asked: Asked, bad: Array) -> Finding:
+def _stuck(asked: Asked, bad: Array, others: list[Explanation]) -> Finding:
+    """`others` are bugs that give the same numbers."""
+    names = tuple(dict.fromkeys(each.name for each in others))
     values = sorted({int(v) for v in asked.y_hat[0, bad, 0, 0]})
     shown = ", ".join(map(str, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
     return Finding(
         "channel-stuck",
         asked.name,
         None,
-        1.0,
+        1.0 / (1 + len(names)),
         1.0,
         says=f"one number ({shown}) stands everywhere{_where(bad)}",
         advice="are these channels written at all? Look at the loop over output channels",
+        equivalents=names,
     )
 
 
@@ -192,8 +236,10 @@ def _where(channels: Array | None) -> str:
     return f", in channel{'s' * (len(places) > 1)} {shown} alone"
 
 
-def _unknown(asked: Asked, sheet: Sheet, right: Array, bad: Array) -> Finding:
-    """What can be measured of a bug that is in no library."""
+def _unknown(
+    asked: Asked, sheet: Sheet, right: Array, bad: Array, fitting: list[Explanation]
+) -> Finding:
+    """What can be measured of a bug that is in no library; `fitting` may be so by chance."""
     if right.shape != asked.y_hat.shape:
         says = f"the layer gives shape {asked.y_hat.shape}, not {right.shape}"
         return Finding("unknown", asked.name, None, 0.0, 0.0, says=says)
@@ -203,6 +249,9 @@ def _unknown(asked: Asked, sheet: Sheet, right: Array, bad: Array) -> Finding:
         f"{int(np.abs(right.astype(int) - asked.y_hat.astype(int)).max())}{_where(bad)}; "
         + "; ".join(_measured(asked, sheet, bad))
     )
+    names = list(dict.fromkeys(each.name for each in fitting))
+    if names:
+        says += f"; so few may fit by chance what fits them: {listed(names)}"
     return Finding(
         "unknown",
         asked.name,
@@ -212,6 +261,7 @@ def _unknown(asked: Asked, sheet: Sheet, right: Array, bad: Array) -> Finding:
         says=says,
         advice="compare the numbers of the first of these channels by hand: accumulator, "
         "multiplier, shift, zero point, clip",
+        equivalents=tuple(names),
     )
 
 

@@ -70,9 +70,20 @@ class Pair(NamedTuple):
         """The real weights in units of the scales."""
         return self.weight / across(self.scale, self.weight)
 
+    @property
+    def ends(self) -> tuple[Array, Array]:
+        """Where weights are clipped: one above the type's least number if none lies there.
+
+        TensorFlow Lite's weights are held to -127 to 127.
+        """
+        low, high = self.layer.weight_ends
+        assert self.layer.weight is not None
+        is_narrow = not (self.layer.weight == low).any()
+        return (low + 1 if is_narrow else low), high
+
     def held(self, steps: Array) -> Array:
         """Those of `steps` that 8 bits cannot hold moved to the nearest that they can."""
-        found: Array = np.clip(steps, *self.layer.weight_ends)
+        found: Array = np.clip(steps, *self.ends)
         return found
 
     @property
@@ -148,10 +159,10 @@ def undone(pair: Pair, factors: Factors | None) -> Pair:
     return pair._replace(weight=divided, slack=apart / across(pair.scale, weight))
 
 
-def agreeing(pair: Pair, layer: IntegerLayer) -> int:
+def agreeing(pair: Pair) -> int:
     """How many weights are the nearest integers."""
-    assert layer.weight is not None
-    apart = np.abs(layer.weight - np.clip(pair.steps, *layer.weight_ends))
+    assert pair.layer.weight is not None
+    apart = np.abs(pair.layer.weight - pair.held(pair.steps))
     return int((apart <= HALF + pair.slack).sum())
 
 
@@ -173,8 +184,8 @@ def factors_of(pair: Pair) -> Factors:
     steps, slack = (each.reshape(channels, -1) for each in (pair.steps, pair.slack))
     q = np.concatenate([numbers, pair.held_bias[:, None]], axis=1)
     s = np.concatenate([steps, pair.bias_steps[:, None]], axis=1)
-    low, high = pair.layer.weight_ends
-    inside = ((pair.layer.weight > low + 1) & (pair.layer.weight < high)).reshape(channels, -1)
+    low, high = pair.ends
+    inside = ((pair.layer.weight > low) & (pair.layer.weight < high)).reshape(channels, -1)
     room = np.concatenate(
         [np.full(slack.shape, HALF), HALF * bias_room(pair.bias_steps)[:, None]], axis=1
     )

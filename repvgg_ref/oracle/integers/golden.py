@@ -196,7 +196,7 @@ def _write(folder: Path, network: IntegerNetwork, vectors: Mapping[str, Array], 
     write_network(folder / NETWORK, network)
     save_weights(folder / VECTORS, vectors, container="npz")
     (folder / RAW).mkdir()
-    arrays = dict(vectors) | _parameters(network)
+    arrays = dict(vectors) | _parameters(network, vectors["input"])
     for name, array in arrays.items():
         little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         (folder / RAW / f"{name}.bin").write_bytes(little.tobytes())
@@ -204,17 +204,23 @@ def _write(folder: Path, network: IntegerNetwork, vectors: Mapping[str, Array], 
     (folder / f"{title}.h").write_text(header, encoding="ascii")
 
 
-def _parameters(network: IntegerNetwork) -> dict[str, Array]:
-    """Weights, biases and multipliers in fixed point, by ``LAYER.part``."""
+def _parameters(network: IntegerNetwork, x: Array) -> dict[str, Array]:
+    """Weights, biases, scales and multipliers by ``LAYER.part``, a pool's for images as `x`."""
     found: dict[str, Array] = {}
-    for layer in network.layers:
-        if layer.weight is not None and layer.bias is not None:
-            held = layer.scaling()
-            found[f"{layer.name}.weight"] = layer.weight
-            found[f"{layer.name}.bias"] = layer.bias
-            found[f"{layer.name}.multiplier"] = held.multiplier.astype(np.int32)
-            found[f"{layer.name}.shift"] = held.shift.astype(np.int8)
-            found[f"{layer.name}.scale"] = np.asarray(held.single, np.float32)
+    for step in network.walk(x[:1]):
+        layer = step.layer
+        held = layer.scaling(int(np.prod(step.x.shape[2:])))
+        parts = {
+            "weight": layer.weight,
+            "bias": layer.bias,
+            "weight_scale": layer.weight_scale,
+            "input_scale": layer.input.scale,
+            "output_scale": layer.output.scale,
+            "multiplier": held.multiplier.astype(np.int32),
+            "shift": held.shift.astype(np.int8),
+            "scale": np.asarray(held.single, np.float32),
+        }
+        found |= {f"{layer.name}.{key}": part for key, part in parts.items() if part is not None}
     return found
 
 
@@ -223,7 +229,9 @@ def _header(network: IntegerNetwork, arrays: Mapping[str, Array], title: str) ->
     lines = [
         f"/* {title}: golden vectors by repvgg-ref {__version__}, rounding {network.rounding}.",
         "   y = clip(zero_point + round(M * accumulator)); padding holds the input's zero point;",
-        "   M = multiplier * 2^-(31 + shift). Arrays: C order, little endian, raw/NAME.bin. */",
+        "   M = multiplier * 2^-(31 + shift), or scale in float32: input_scale * weight_scale /",
+        "   output_scale, of a pool input_scale / (output_scale * pixels), pixels of these images.",
+        "   Arrays: C order, little endian, raw/NAME.bin. */",
         "#include <stdint.h>",
         "",
     ]
@@ -245,10 +253,15 @@ def _header(network: IntegerNetwork, arrays: Mapping[str, Array], title: str) ->
         extents = ", ".join(map(str, array.shape)) or "1"
         lines.append(f"/* {name}: {c_type} ({extents}), raw/{name}.bin */")
         lines.append(f"#define {_c_name(name)}_size {array.size}")
-        if array.ndim <= 1 and array.dtype.kind in "iu":
-            numbers = ", ".join(map(str, array.reshape(-1).tolist()))
+        if array.ndim <= 1:
+            numbers = ", ".join(map(_c_number, array.reshape(-1).tolist()))
             lines.append(f"static const {c_type} {_c_name(name)}[] = {{{numbers}}};")
     return "\n".join(lines) + "\n"
+
+
+def _c_number(number: float) -> str:
+    """An integer as it is, a float exactly: C99's hexadecimal form."""
+    return f"{number.hex()}f" if isinstance(number, float) else str(number)
 
 
 def _c_name(name: str) -> str:

@@ -6,7 +6,7 @@ Every layer is computed from the candidate's *own* input of it, so an error show
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from repvgg_ref.integer.layers import IntegerLayer
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.integer.schemes import ANY, SCHEMES
 from repvgg_ref.oracle.integers.explain import Asked, explained
-from repvgg_ref.oracle.integers.means import divided
+from repvgg_ref.oracle.integers.means import other_mean
 from repvgg_ref.oracle.integers.program import (
     IntegerProgram,
     Sheet,
@@ -116,12 +116,6 @@ def _step(
     walk.rows.append(row)
     if row.ok:
         walk.missing.clear()
-        if (
-            layer.kind == "pool"
-            and network.rounding != ANY
-            and not _is_own(layer, network, x, y_hat)
-        ):
-            walk.notes.append(f"{layer.name} divides by the number of pixels, without a multiplier")
     if asked is None:
         return _own(layer, network, x)
     walk.kept[layer.name] = asked
@@ -158,10 +152,6 @@ def _own(layer: IntegerLayer, network: IntegerNetwork, x: Array) -> Array:
     return layer.forward(x, rounding)
 
 
-def _is_own(layer: IntegerLayer, network: IntegerNetwork, x: Array, y_hat: Array) -> bool:
-    return np.array_equal(_own(layer, network, x), y_hat.reshape(len(y_hat), -1))
-
-
 def _compared(
     layer: IntegerLayer, rounding: str, x: Array, y_hat: Array
 ) -> tuple[IntegerLayerReport, Asked | None]:
@@ -181,7 +171,7 @@ def _compared(
         name
         for name in SCHEMES
         if np.array_equal(sheet.numbers(program.with_rounding(name)), y_hat)
-        or any(np.array_equal(mean, y_hat) for mean in divided(layer, x, name))
+        or other_mean(layer, x, y_hat, name) is not None
     )
     return _row(
         layer.name, y, y_hat, schemes, ok=(rounding == ANY and bool(schemes)) or rounding in schemes
@@ -249,6 +239,7 @@ def _concluded(
         )
     else:
         reason = f"all numbers of {len(rows)} layers are those of {_named(everywhere, best)}"
+    notes += _averaging(rows, kept, best)
     if not bad and len(everywhere) > 1:
         notes.append(
             f"these numbers cannot tell {', '.join(everywhere)} apart: `golden` makes some that can"
@@ -265,6 +256,20 @@ def _concluded(
         tuple(notes),
         schemes=everywhere,
     )
+
+
+def _averaging(
+    rows: Sequence[IntegerLayerReport], kept: Mapping[str, Asked], scheme: str
+) -> Iterator[str]:
+    """How right layers average that do it in another way than their own."""
+    for row in rows:
+        asked = kept.get(row.name)
+        if asked is None or not row.ok or scheme not in row.schemes:
+            continue
+        own = Sheet(asked.x).numbers(asked.program.with_rounding(scheme))
+        if not np.array_equal(own, asked.y_hat):
+            how = other_mean(asked.program.layer, asked.x, asked.y_hat, scheme)
+            yield f"{row.name} {how}"
 
 
 def _named(everywhere: tuple[str, ...], best: str) -> str:

@@ -1,4 +1,8 @@
-"""Other right ways to average: exact division, where input and output mean the same by a number.
+"""Other right ways to average than M = s_x / (s_y n) in float32: two multipliers, and division.
+
+M may be the multiplier nearest to the exact quotient. TensorFlow Lite's MEAN takes that of
+s_x / s_y and divides it by n, cut off after 31 bits (``QuantizedMeanOrSum``,
+tensorflow/lite/kernels/internal/reference/reduce.h).
 
 The mean of numbers that share their scale and zero point with the result needs no multiplier.
 Devices then divide: TensorFlow Lite's AVERAGE_POOL_2D and CMSIS-NN the plain sum, halves away from
@@ -9,11 +13,14 @@ zero (reference/integer_ops/pooling.h); cheap hardware without rounding. A multi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.integer.layers import IntegerLayer
+from repvgg_ref.integer.scaling import FARTHEST, Scaling, fixed_point
+from repvgg_ref.integer.schemes import SCHEMES
 
 Division = Callable[[Array, int], Array]
 
@@ -60,14 +67,60 @@ _DIVISIONS: Mapping[str, tuple[Division, ...]] = {
 }
 
 
-def divided(layer: IntegerLayer, x: Array, scheme: str) -> Iterator[Array]:
-    """Means (N, C, 1, 1) that a device of `scheme` may give for numbers (N, C, H, W), by division.
+class Mean(NamedTuple):
+    """Numbers (N, C, 1, 1), and in words how they are averaged."""
+
+    numbers: Array
+    how: str
+
+
+def other_mean(layer: IntegerLayer, x: Array, y_hat: Array, scheme: str) -> str | None:
+    """In which way but the layer's own a device of `scheme` gives `y_hat` (N, C, 1, 1), in words.
+
+    None if in no right one, and for layers that are no pool; `x` is (N, C, H, W).
+    """
+    if layer.kind != "pool":
+        return None
+    ways = _means(layer, x, scheme)
+    return next((way.how for way in ways if np.array_equal(way.numbers, y_hat)), None)
+
+
+def _means(layer: IntegerLayer, x: Array, scheme: str) -> Iterator[Mean]:
+    for scaling, how in _multipliers(layer, int(np.prod(x.shape[2:]))):
+        whole = SCHEMES[scheme].requantize(layer.accumulate(x)[:, :, None, None], scaling)
+        numbers = whole + int(layer.output.zero_point)
+        yield Mean(layer.output.saturated(numbers, relu=layer.relu), how)
+    for numbers in _divided(layer, x, scheme):
+        yield Mean(numbers, "divides by the number of pixels, without a multiplier")
+
+
+def _multipliers(layer: IntegerLayer, n: int) -> Iterator[tuple[Scaling, str]]:
+    """Of a mean over `n` pixels."""
+    before, after = (side.scale.astype(np.float64) for side in (layer.input, layer.output))
+    one, nearest = np.ones((), np.float32), np.asarray(before / (after * n))
+    single = nearest.astype(np.float32)
+    yield (
+        Scaling(single, one, *fixed_point(nearest)),
+        "multiplies by the number nearest to input_scale / (output_scale * pixels)",
+    )
+    # In one integer, at most 32 bits longer and shifted by no more than there is a shift for.
+    multiplier, shift = fixed_point(np.asarray(before / after))
+    longer = min(n.bit_length() - 1, 32, FARTHEST - int(shift))
+    yield (
+        Scaling(single, one, (multiplier << longer) // n, shift + longer),
+        "multiplies by input_scale / output_scale divided by the number of pixels in integers, as "
+        "TensorFlow Lite's MEAN does",
+    )
+
+
+def _divided(layer: IntegerLayer, x: Array, scheme: str) -> Iterator[Array]:
+    """Means by division.
 
     None where input and output differ in scale or zero point: that takes a multiplier.
     """
     given, made = layer.input, layer.output
     same = given.scale == made.scale and given.zero_point == made.zero_point
-    if layer.kind != "pool" or not same or given.dtype != made.dtype:
+    if not same or given.dtype != made.dtype:
         return
     n, zero = int(np.prod(x.shape[2:])), int(given.zero_point)
     total = x.astype(np.int64).sum(axis=(2, 3), keepdims=True)

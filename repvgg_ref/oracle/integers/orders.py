@@ -113,7 +113,7 @@ def _taken(pair: Pair, order: Array) -> Pair:
 
 def _fit(pair: Pair) -> int:
     """How many weights are the nearest integers."""
-    return agreeing(pair, pair.layer)
+    return agreeing(pair)
 
 
 def _is_right(pair: Pair) -> bool:

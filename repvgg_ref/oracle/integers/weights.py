@@ -161,7 +161,7 @@ def _judged(pair: Pair, known: tuple[Finding, ...]) -> tuple[IntegerLayerReport,
     wrong, wrong_bias = apart > HALF, bias_apart > HALF
     # More than the farthest number there is can round to; +128 is not held either.
     beyond = (pair.steps < low - HALF) | (pair.steps > high + 1 + HALF)
-    clipped = beyond & (apart <= 1 + HALF)  # at the end; -127 is beside it
+    clipped = beyond & (apart <= HALF)
     is_clipped = clipped.mean() > _CLIPPED and 2 * clipped.sum() > beyond.sum() and not known
     ok = not (wrong.any() or wrong_bias.any() or is_clipped)
     worst = max(float(apart.max(initial=0)), float(bias_apart.max(initial=0)))
