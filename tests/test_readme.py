@@ -16,6 +16,7 @@ import pytest
 import repvgg_ref_cli.main
 from repvgg_ref_cli.pages import names, read_page
 
+from repvgg_ref.files.convert import convert
 from tests.cli.runner import run_python
 
 ROOT = Path(__file__).parents[1]
@@ -37,9 +38,13 @@ def sessions() -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the clone to commands that name the bundled files."""
+    """A folder that looks like the clone to commands that name the bundled files.
+
+    Converted as by the first command, which another worker may be given.
+    """
     clone = tmp_path_factory.mktemp("clone")
     shutil.copytree(ROOT / "repvgg_ref" / "data", clone / "repvgg_ref" / "data")
+    convert(ROOT / "repvgg_ref" / "data" / "digits-train.pth", clone / "digits.npz")
     return clone
 
 
