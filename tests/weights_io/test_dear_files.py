@@ -32,7 +32,7 @@ def _try_to_read(data: bytes) -> None:
         assert len(message) < 600
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("case", FILES)
 def test_a_file_made_to_be_dear_is_read_or_refused_at_once(case: str) -> None:
     data = FILES[case]()

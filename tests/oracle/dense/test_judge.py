@@ -118,7 +118,7 @@ def test_bugs_between_blocks_are_named() -> None:
         assert [each.bug for each in report.diagnosis][:1] == [bug]
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [*MODEL.arch.layer_names])
 def test_an_error_of_a_thousandth_is_seen_in_every_layer(layer: str) -> None:
     right = outputs()

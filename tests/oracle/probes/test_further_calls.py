@@ -82,6 +82,7 @@ def _first_only(net: Port) -> Port:
     return port
 
 
+@pytest.mark.few(2)
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("make", "bug"),
@@ -100,6 +101,7 @@ def test_what_is_wrong_in_the_first_call_only_is_told(make: Any, bug: str) -> No
     assert report.diagnosis[0].bug == bug
 
 
+@pytest.mark.slow
 def test_square_images_that_go_wrong_alone_are_told() -> None:
     """The reverse of taking all for square, the first call being square itself."""
     x = distinguishing_inputs(MODEL.arch, height=32, width=32)
@@ -297,6 +299,7 @@ class TakesBytes(Candidate):
         return Outputs(x=layers.pop("input"), layers=layers)
 
 
+@pytest.mark.few(2)
 @pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("make", "verdict"),

@@ -100,6 +100,7 @@ def test_factors_near_1_are_a_symmetry_if_they_are_taken_back(kind: str, size: f
             assert not report.equivalences
 
 
+@pytest.mark.slow
 def test_a_negative_factor_is_no_symmetry(tmp_path: Path) -> None:
     model = distinguishing_model(SMALL["plain"])
     factor = np.ones(6, np.float32)
