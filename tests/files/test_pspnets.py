@@ -12,6 +12,7 @@ import weights_io
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.checkpoint import load, save
 from repvgg_ref.files.convert import convert
+from repvgg_ref.files.inspect import inspect_file
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.pspnet import pspnet
 from tests.models.segmenters import pictures, small_model
@@ -139,3 +140,13 @@ def test_missing_and_strange_arrays_are_listed(tmp_path: Path) -> None:
     weights_io.save_weights(tmp_path / "c.npz", headless, container="npz")
     with pytest.raises(CheckpointError, match=r"cls\.4\.weight is missing"):
         load(tmp_path / "c.npz")
+
+
+def test_inspect_says_of_metadata_what_is_in_it(tmp_path: Path) -> None:
+    """A file without any says nothing of dilations; one of ours does."""
+    model = small_model()
+    np.savez(tmp_path / "plain.npz", **model.state_dict())  # type: ignore[arg-type]
+    save(model, tmp_path / "ours.npz")
+    plain, ours = (inspect_file(tmp_path / f"{name}.npz").findings for name in ("plain", "ours"))
+    assert not [each.message for each in plain if "metadata says" in each.message]
+    assert [each.message for each in ours if "metadata says dilation" in each.message]

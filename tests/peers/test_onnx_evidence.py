@@ -22,7 +22,7 @@ from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.candidates import Outputs, WeightsCandidate, resolve
 from repvgg_ref.oracle.diagnosis.file_evidence import is_rounded_once, with_file_evidence
 from repvgg_ref.oracle.programs.layers import Programs
-from repvgg_ref.oracle.report import Report, Verdict
+from repvgg_ref.oracle.report import Finding, LayerReport, Report, Verdict
 from repvgg_ref.oracle.verification import verify
 from tests.oracle.candidates.ports import deployed, images, network
 from tests.peers.candidate_graphs import Style, onnx_model, saved
@@ -283,6 +283,25 @@ def test_verify_takes_file_and_values_together(tmp_path: Path) -> None:
     assert (report.verdict, report.first_bad_layer) == ("disagree", "stage2.0")
     assert report.diagnosis[0].bug == "taps-altered"
     assert "channel 3" in report.reason
+
+
+def test_numbers_in_the_file_come_before_what_outputs_made_of_them(tmp_path: Path) -> None:
+    """Few pixels or inputs that are alike tell weights apart badly; a bug of the library stays."""
+    path = saved(tmp_path / "m.onnx", one_tap_off(3))
+    evidence = run(path, network())[0].evidence
+    seen = tuple(
+        Finding(bug, "stage2.0", 1e-3, 1.0, 1.0, "as outputs have it")
+        for bug in ("channel-scaled", "taps-altered", "relu-missing")
+    )
+    bad = LayerReport("stage2.0", 1e-6, 1e-5, 0.1, ok=False, note="channel 5 is off")
+    report = Report(
+        "disagree", "stage2.0: channel 5 is off", "m", "c", "fp32", (bad,), seen, "stage2.0"
+    )
+    both = with_file_evidence(report, Programs(network()), evidence)
+    assert {finding.bug for finding in both.diagnosis} == {"relu-missing", "taps-altered"}
+    (taps,) = (finding for finding in both.diagnosis if finding.bug == "taps-altered")
+    assert "one tap, in output channel 3" in taps.says
+    assert "channel 5" not in both.reason
 
 
 def test_a_graph_that_swaps_channels_is_told_from_one_that_normalises(tmp_path: Path) -> None:

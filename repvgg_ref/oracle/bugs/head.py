@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.bugs.base import Site, Variant, bug, order_of_channels, round_to_bits
-from repvgg_ref.oracle.programs.activation import sigmoid
+from repvgg_ref.oracle.programs.activation import log_softmax, sigmoid, softmax
 from repvgg_ref.oracle.programs.head import HeadProgram
 
 HeadSite = Site[HeadProgram]
@@ -75,23 +75,12 @@ def head_norm(site: HeadSite) -> HeadVariants:
 )
 def head_output(site: HeadSite) -> HeadVariants:
     for detail, change in {
-        "softmax": _softmax,
-        "log-softmax": _log_softmax,
+        "softmax": softmax,
+        "log-softmax": log_softmax,
         "sigmoid": sigmoid,
         "ReLU": lambda y: np.maximum(y, 0),
     }.items():
         yield Variant(replace(site.program, output_map=change), detail=detail)
-
-
-def _softmax(y: Array) -> Array:
-    e = np.exp(y - y.max(axis=1, keepdims=True))
-    return np.asarray(e / e.sum(axis=1, keepdims=True))
-
-
-def _log_softmax(y: Array) -> Array:
-    """The logarithm of `_softmax`, also where that underflows to 0."""
-    shifted = y - y.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 @bug(
@@ -114,19 +103,19 @@ def head_weight_layout(site: HeadSite) -> HeadVariants:
     advice="check the class list (1001 classes with background?)",
 )
 def head_classes_permuted(site: HeadSite) -> HeadVariants:
-    changes: dict[str, Callable[[Array], Array]] = {
-        "by +1": partial(np.roll, shift=1, axis=1),
-        "by -1": partial(np.roll, shift=-1, axis=1),
-        "reversed": lambda y: y[:, ::-1],
+    """Shifted, reversed, or in the order that is read off the candidate."""
+    places = np.arange(len(site.program.bias))
+    orders = {
+        "by +1": np.roll(places, 1),
+        "by -1": np.roll(places, -1),
+        "reversed": places[::-1],
     }
-    for detail, change in changes.items():
-        yield Variant(replace(site.program, output_map=change), detail=detail)
-    order = order_of_channels(site)
-    if order is not None:
-        yield Variant(
-            replace(site.program, output_map=lambda y: y[:, order]),
-            detail=listed_order(order.tolist()),
-        )
+    theirs = order_of_channels(site)
+    if theirs is not None and not any((theirs == each).all() for each in orders.values()):
+        orders[listed_order(theirs.tolist())] = theirs
+    for detail, order in orders.items():
+        reordered = partial(np.take, indices=order, axis=1)
+        yield Variant(replace(site.program, output_map=reordered), detail=detail)
 
 
 def listed_order(order: Sequence[int]) -> str:

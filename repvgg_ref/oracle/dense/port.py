@@ -13,7 +13,6 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy  # its parts are loaded when they are first used: a second of start-up
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import fused_conv
@@ -30,6 +29,7 @@ from repvgg_ref.oracle.bounds.nodes import moved, node_bound
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
+from repvgg_ref.oracle.programs.activation import log_softmax, sigmoid, softmax
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.node import Change, NodeProgram, wide_pass
 from repvgg_ref.oracle.programs.program import batch_output, plain
@@ -43,23 +43,11 @@ def _as_it_is(y: Array) -> Array:
     return y
 
 
-def _softmax(y: Array) -> Array:
-    return np.asarray(scipy.special.softmax(y, axis=1))
-
-
-def _log_softmax(y: Array) -> Array:
-    return np.asarray(scipy.special.log_softmax(y, axis=1))
-
-
-def _sigmoid(y: Array) -> Array:
-    return np.asarray(scipy.special.expit(y))
-
-
 _ENDS: Mapping[str, Ending] = {
-    "probabilities, not logits": (_as_it_is, _softmax),
-    "log-probabilities, not logits": (_as_it_is, _log_softmax),
-    "probabilities, resized, not logits": (_softmax, _as_it_is),
-    "sigmoids, not logits": (_as_it_is, _sigmoid),
+    "probabilities, not logits": (_as_it_is, softmax),
+    "log-probabilities, not logits": (_as_it_is, log_softmax),
+    "probabilities, resized, not logits": (softmax, _as_it_is),
+    "sigmoids, not logits": (_as_it_is, sigmoid),
 }
 _AUXILIARY = "the auxiliary head's output"
 _SCREENED = 32  # output channels that tell whether it is worth computing all

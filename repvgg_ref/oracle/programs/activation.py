@@ -25,6 +25,16 @@ def sigmoid(y: Array) -> Array:
     return np.asarray(0.5 * (1 + np.tanh(y / 2)))
 
 
+def log_softmax(y: Array) -> Array:
+    """``y - log sum exp y`` over the classes or channels, axis 1, without overflow."""
+    return np.asarray(y - np.logaddexp.reduce(y, axis=1, keepdims=True))
+
+
+def softmax(y: Array) -> Array:
+    """Over the classes or channels, axis 1."""
+    return np.asarray(np.exp(log_softmax(y)))
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": lambda y: np.maximum(y, 0),
     "relu6": lambda y: np.clip(y, 0, 6),
@@ -51,7 +61,7 @@ _BEHIND: dict[str, Callable[[Array], Array]] = {
     "no-sigmoid": lambda y: y,
     "tanh": np.tanh,
     "relu-behind": ACTIVATIONS["relu"],
-    "softmax": lambda y: np.exp(y - np.logaddexp.reduce(y, axis=1, keepdims=True)),
+    "softmax": softmax,
 }
 
 
