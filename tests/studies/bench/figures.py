@@ -4,7 +4,9 @@
 
 Takes some ten minutes on two quiet cores; whatever else runs makes the figures worth less, and
 each document says how busy the machine was. `--readme` only writes the README again from the
-documents that are there. Gates nothing: the README shows what was met and what was not.
+documents that are there. `--folder NAME` keeps another kind of processor's figures in a folder of
+their own below the results: one page never mixes machines. Gates nothing: the README shows what
+was met and what was not.
 """
 
 from __future__ import annotations
@@ -55,22 +57,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument("--folder", default="", help="below results: another kind of processor")
     parser.add_argument("--readme", action="store_true", help="only write the README again")
     asked = parser.parse_args()
-    FOLDER.mkdir(exist_ok=True)
+    folder = FOLDER / asked.folder
+    folder.mkdir(exist_ok=True)
     if not asked.readme:
         for name in asked.only:
-            run(name, asked.rounds)
-    found = {name: json.loads(path.read_text()) for name in JOBS if (path := _json(name)).exists()}
-    (FOLDER / "README.md").write_text("\n".join(readme(found)) + "\n")
+            run(name, asked.rounds, folder)
+    paths = {name: _json(folder, name) for name in JOBS}
+    found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    (folder / "README.md").write_text("\n".join(readme(found)) + "\n")
 
 
-def run(name: str, rounds: int) -> None:
+def run(name: str, rounds: int, folder: Path) -> None:
     """One benchmark as a user would run it."""
     began = time.perf_counter()
     print(f"{name} ...", file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "repvgg_ref_cli", "bench", *JOBS[name]]
-    files = ["--out", str(_json(name)), "--picture", str(_json(name).with_suffix(".svg"))]
+    out = _json(folder, name)
+    files = ["--out", str(out), "--picture", str(out.with_suffix(".svg"))]
     root = FOLDER.parents[3]
     # All processors, the kernels that this processor has and memory as the job says, whatever the
     # shell of the tests does.
@@ -211,8 +217,8 @@ def _order(made: dict[str, Any]) -> Iterator[str]:
     yield f"Not in the paper's order: {'; '.join(pairs) if pairs else 'none'}."
 
 
-def _json(name: str) -> Path:
-    return FOLDER / f"{name}.json"
+def _json(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
 
 
 def _cell(text: str) -> str:
