@@ -47,8 +47,13 @@ def module_name(path: Path) -> str:
 
 
 @cache
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@cache
 def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+    return ast.parse(text(path))
 
 
 @cache
@@ -76,9 +81,10 @@ def sources(package: str) -> list[Path]:
 
 
 def offenders(paths: list[Path], *packages: str) -> list[str]:
+    named = [p for p in paths if any(each.rpartition(".")[2] in text(p) for each in packages)]
     return [
         f"{module_name(path)} imports {name}"
-        for path in paths
+        for path in named  # only those are parsed
         for name in imports(path)
         if any(is_in(name, package) for package in packages)
     ]

@@ -84,7 +84,7 @@ ESTIMATED = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", STRANGE)
 def test_strange_bugs_are_detected_and_called_unknown(port: Port, name: str) -> None:
     layer = port.names[1]
@@ -94,7 +94,7 @@ def test_strange_bugs_are_detected_and_called_unknown(port: Port, name: str) -> 
     assert names[0] in {"unknown", ESTIMATED.get(name)}, f"{name} was called {names}"
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_two_bugs_at_once_are_both_reported(port: Port) -> None:
     layer = port.names[1]
     library = {bug.name: bug for bug in LAYER_BUGS}
