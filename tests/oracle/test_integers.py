@@ -252,7 +252,7 @@ def test_dumps_that_cannot_be_judged_say_why() -> None:
         judged(NETWORK, {k: v for k, v in numbers.items() if k != "input"}).verdict
         == "cannot-judge"
     )
-    wrong_type = numbers | {"stage0": numbers["stage0"].astype(np.int32)}
+    wrong_type = numbers | {"stage0": numbers["stage0"].astype(np.int32) + 256}
     report = judged(NETWORK, wrong_type)
     assert (report.verdict, report.first_bad_layer) == ("disagree", "stage0")
     assert "type int32" in report.layers[0].note

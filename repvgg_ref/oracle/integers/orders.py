@@ -121,6 +121,12 @@ def is_right(pair: Pair) -> bool:
     return _fit(pair) == pair.weight.size and bool((pair.bias_apart <= HALF).all())
 
 
+def is_held(pair: Pair) -> bool:
+    """Whether no more is wrong than biases beside the nearest integers."""
+    biases = (pair.bias_apart <= HALF) | pair.bias_beside
+    return bool(biases.all()) and _fit(pair) == pair.weight.size
+
+
 def _scaled(pair: Pair, order: Array, following: Following) -> Settled:
     """With the factors of the channels, if the next layer takes them back."""
     factors = factors_of(pair) if clips_at_zero(pair.layer) else None

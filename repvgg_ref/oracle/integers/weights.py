@@ -26,6 +26,7 @@ from repvgg_ref.oracle.integers.orders import (
     Settled,
     entered,
     in_order,
+    is_held,
     is_right,
     settle,
 )
@@ -35,6 +36,7 @@ from repvgg_ref.oracle.integers.weight_bugs import explained, finding
 from repvgg_ref.oracle.report import Equivalence, Finding
 
 _BESIDE = "1 beside the nearest integer"
+_EXPLAIN_CLIPS = frozenset({"weight-zero-point", "weight-scale", "neighbours-scale"})
 _CLIPPED = 0.01  # of a layer's weights: more are no choice of a quantiser, but a wrong scale
 
 
@@ -72,7 +74,7 @@ def _walked(
     pairs = _pairs(deploy, wanted, layers, stated)
     start = _Walk(deploy, wanted, layers)
     if len(pairs) == len(layers):
-        if all(map(is_right, pairs)):
+        if all(map(is_held, pairs)):
             return start.plain_as(pairs)
         scaled = start.with_all_factors(pairs)
         if scaled is not None and (scaled.is_right or scaled.is_clear):
@@ -96,9 +98,7 @@ def _pairs(
         weight, bias = (real_array(deploy.params, name, part) for part in ("weight", "bias"))
         if layer.weight is None or layer.weight.shape != weight.shape:
             break
-        found.append(
-            Pair(name, weight, bias, np.zeros_like(weight), layer, stated.get(layer.name))
-        )
+        found.append(Pair(name, weight, bias, np.zeros_like(weight), layer, stated.get(layer.name)))
     return found
 
 
@@ -239,7 +239,7 @@ def _judged(pair: Pair, known: tuple[Finding, ...]) -> tuple[IntegerLayerReport,
         max_lsb=0 if ok else int(np.ceil(worst)),
     )
     found = list(known) or list(explained(pair, wrong, wrong_bias))
-    if is_clipped and "weight-zero-point" not in {each.bug for each in found}:
+    if is_clipped and not _EXPLAIN_CLIPS & {each.bug for each in found}:
         says = f"{clipped.mean():.1%} of the weights are beyond what their scale can hold"
         found.append(finding("weights-clipped", pair.name, says, "largest magnitude / 127"))
     return row, found
