@@ -4,8 +4,8 @@ M may be the multiplier nearest to the exact quotient, or that of a convolution 
 weight scale 1/n, which float32 holds nearly. TensorFlow Lite's MEAN takes that of s_x / s_y and
 divides it by n, cut off after 31 bits (``QuantizedMeanOrSum``, tensorflow/lite/kernels/internal/
 reference/reduce.h). Before, and of uint8 still, it scales the sum of the numbers as they are and
-adds ``z_y - z_x s_x / s_y``, rounded, in older releases cut off (``Mean`` of uint8 in the same
-file; of int8 in optimized/integer_ops/mean.h).
+adds ``z_y - z_x s_x / s_y``, rounded (``Mean`` of uint8 in the same file; of int8 in
+optimized/integer_ops/mean.h). Its oldest releases cut that share off: wrong by one.
 
 The mean of numbers that share their scale and zero point with the result needs no multiplier.
 Devices then divide: TensorFlow Lite's AVERAGE_POOL_2D and CMSIS-NN the plain sum, halves away from
@@ -98,7 +98,7 @@ def _means(layer: IntegerLayer, x: Array, scheme: str) -> Iterator[Mean]:
         numbers = whole + int(layer.output.zero_point)
         yield Mean(layer.output.saturated(numbers, relu=layer.relu), how)
     if scheme in _LEGACY:
-        yield from _as_they_are(layer, x, scheme)
+        yield _as_they_are(layer, x, scheme)
     for numbers in _divided(layer, x, scheme):
         yield Mean(numbers, "divides by the number of pixels, without a multiplier")
 
@@ -127,7 +127,7 @@ def _multipliers(layer: IntegerLayer, n: int) -> Iterator[tuple[Scaling, str]]:
     )
 
 
-def _as_they_are(layer: IntegerLayer, x: Array, scheme: str) -> Iterator[Mean]:
+def _as_they_are(layer: IntegerLayer, x: Array, scheme: str) -> Mean:
     """TensorFlow Lite's MEAN of numbers whose zero point stays in the sum, all in float32."""
     given, made, n = layer.input, layer.output, int(np.prod(x.shape[2:]))
     real = np.asarray(given.scale / (np.float32(n) * made.scale), np.float32)
@@ -135,16 +135,12 @@ def _as_they_are(layer: IntegerLayer, x: Array, scheme: str) -> Iterator[Mean]:
     total = x.astype(np.int64).sum(axis=(2, 3), keepdims=True)
     whole = SCHEMES[scheme].requantize(total, scaling)
     share = np.float32(int(given.zero_point)) * given.scale / made.scale
-    for how, taken in (
-        ("rounded", int(share + np.copysign(np.float32(0.5), share))),
-        ("cut off", int(share)),
-    ):
-        numbers = whole + int(made.zero_point) - taken
-        yield Mean(
-            made.saturated(numbers, relu=layer.relu),
-            f"scales the sum with its zero point, whose share is {how}, as TensorFlow Lite's MEAN "
-            "of uint8 does",
-        )
+    taken = int(share + np.copysign(np.float32(0.5), share))
+    return Mean(
+        made.saturated(whole + int(made.zero_point) - taken, relu=layer.relu),
+        "scales the sum of the numbers as they are, and takes off what their zero point has of it, "
+        "as TensorFlow Lite's MEAN of uint8 does",
+    )
 
 
 def _divided(layer: IntegerLayer, x: Array, scheme: str) -> Iterator[Array]:
