@@ -40,7 +40,7 @@ def part(*names: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (part(), "no layer"),
         (lambda numbers: numbers | {"input": X[:, :2]}, "the network reads (N, 3, H, W)"),
         (lambda numbers: numbers | {"input": X[0]}, "the network reads (N, 3, H, W)"),
-        (lambda numbers: numbers | {"input": X.astype(np.float32)}, "the network reads uint8"),
+        (lambda numbers: numbers | {"input": X + np.float32(0.5)}, "the network reads uint8"),
         (lambda numbers: dump(NETWORK, FLAT), "one number everywhere"),
     ],
     ids=["empty", "one layer", "no head", "input only", "channels", "rank", "type", "flat"],

@@ -157,3 +157,52 @@ def test_factors_are_no_excuse_for_biases_that_are_wrong(seed: int) -> None:
     report = judged(model, network)
     assert [row.name for row in report.layers if not row.ok] == names
     assert not report.equivalences
+
+
+def with_scale(network: IntegerNetwork, place: int, by: float | str) -> IntegerNetwork:
+    """One number changed: a channel's scale, or the only one that the layer has."""
+    layers = list(network.layers)
+    scale = np.array(layers[place].weight_scale)
+    where = 1 if scale.ndim else ()
+    scale[where] = scale[2] if by == "next" else scale[where] * by
+    layers[place] = replace(layers[place], weight_scale=scale)
+    return replace(network, layers=tuple(layers))
+
+
+@pytest.mark.few(6)
+@pytest.mark.parametrize("by", [0.7, 1.05, 2.9, "next"])
+@pytest.mark.parametrize("per_tensor", [False, True])
+@pytest.mark.parametrize("name", ["plain", "grouped"])
+@pytest.mark.parametrize("spread", ["equalised", 1e-2])
+def test_a_wrong_scale_in_an_equalised_network_is_put_into_its_own_layer(
+    spread: Any, name: str, per_tensor: bool, by: Any
+) -> None:
+    """One number there, which as a factor would ask for every weight of a channel behind it."""
+    if per_tensor and by == "next":
+        pytest.skip("there is no other scale")
+    model = distinct_model(SMALL[name], seed=1)
+    made = equalize(model)[0] if spread == "equalised" else equal(model, spread, seed=1)
+    network = quantised(made, seed=1, per_tensor=per_tensor)
+    for place, layer in enumerate(network.layers):
+        if layer.kind == "pool":
+            continue
+        report = judged(model, with_scale(network, place, by))
+        assert [row.name for row in report.layers if not row.ok] == [layer.name]
+        (finding,) = report.diagnosis
+        assert finding.bug in ("weight-scale", "neighbours-scale"), finding.says
+        assert finding.layer == layer.name
+
+
+def test_right_factors_are_found_without_a_search_for_orders(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which took a minute for RepVGG-A0."""
+    model = distinct_model(SMALL["plain"], seed=2)
+    network = quantised(equal(model, 1e-2, seed=2), seed=2)
+
+    def searched(*given: Any) -> None:
+        raise AssertionError("orders were searched")
+
+    monkeypatch.setattr("repvgg_ref.oracle.integers.weights.settle", searched)
+    assert judged(model, network).verdict == "agree"
+    assert judged(model, with_scale(network, 2, 1.3)).first_bad_layer == network.layers[2].name

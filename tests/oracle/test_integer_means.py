@@ -143,10 +143,38 @@ def mean_by_the_nearest(layer: IntegerLayer) -> Callable[[int, int], int]:
     return lambda acc, n: multiplied(acc, *quantised(ratio(layer) / n))
 
 
-@pytest.mark.few(4)
+def mean_by_ones(layer: IntegerLayer) -> Callable[[int, int], int]:
+    """A convolution by ones of the weight scale 1/n, which float32 holds nearly."""
+    return lambda acc, n: multiplied(
+        acc, *quantised(ratio(layer) * Fraction(float(np.float32(1) / np.float32(n))))
+    )
+
+
+def with_the_zero_point(layer: IntegerLayer, half: float) -> Callable[[int, int], int]:
+    """As Mean of uint8: the sum as it is; then its zero point's share, a float made whole."""
+    before, after = layer.input, layer.output
+    share = np.float32(int(before.zero_point) * before.scale / after.scale)
+    share = share + np.float32(half) if share > 0 else share - np.float32(half)
+
+    def whole(acc: int, n: int) -> int:
+        real = np.float32(before.scale / (np.float32(n) * after.scale))
+        total = acc + n * int(before.zero_point)
+        return multiplied(total, *quantised(Fraction(float(real)))) - int(share)
+
+    return whole
+
+
+def legacy_mean(layer: IntegerLayer) -> Callable[[int, int], int]:
+    return with_the_zero_point(layer, 0.5)
+
+
+WAYS = [mean_of_tensorflow_lite, mean_by_the_nearest, mean_by_ones, legacy_mean]
+
+
+@pytest.mark.few(6)
 @pytest.mark.parametrize("side", [7, 5, 14, 1, 8])
 @pytest.mark.parametrize("which", POOLS)
-@pytest.mark.parametrize("way", [mean_of_tensorflow_lite, mean_by_the_nearest])
+@pytest.mark.parametrize("way", WAYS)
 def test_a_mean_by_other_multipliers_is_right(which: str, side: int, way: Any) -> None:
     layer = pool_of(which)
     x = rows_of(layer, side)
@@ -165,6 +193,18 @@ def test_which_other_mean_it_is_stands_in_the_notes() -> None:
     own = behind_a_copy(layer, x.shape[1], "double")
     said = judged(own, {"input": x} | own.forward(x)).notes
     assert not any("multipl" in note for note in said)
+
+
+def test_a_share_of_the_zero_point_that_is_one_off_is_wrong() -> None:
+    """As the first releases cut it off, and any other."""
+    layer = replace(pool_of("other"), output=quantization(0.0172, -11))
+    x = rows_of(layer, 7)
+    right = pooled(layer, x, legacy_mean(layer), "double")
+    assert right.verdict == "agree"
+    assert any("as they are" in note for note in right.notes)
+    for half in (0.0, 1.5, -1.0):
+        report = pooled(layer, x, with_the_zero_point(layer, half), "double")
+        assert (report.verdict, report.first_bad_layer) == ("disagree", "pool")
 
 
 WRONG: dict[str, Callable[[IntegerLayer], Callable[[int, int], int]]] = {

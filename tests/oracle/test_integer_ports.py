@@ -101,10 +101,35 @@ def test_what_cannot_be_asked_says_what_can(text: str) -> None:
     assert "\n" not in report.reason
 
 
-def test_lists_of_numbers_are_told_apart_from_arrays_of_the_type() -> None:
-    report = verdict_of({name: y.tolist() for name, y in NUMBERS.items()})
-    assert report.verdict == "cannot-judge"
-    assert "int64" in report.reason
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        (lambda y, side: y.tolist(), "whole numbers of type int64"),
+        (lambda y, side: y.astype(np.int32), "whole numbers of type int32"),
+        (lambda y, side: y.astype(np.float16), "whole numbers of type float16"),
+        (lambda y, side: side.real(y), "real numbers of type float32, dequantised"),
+        (lambda y, side: side.real(y).astype(np.float64), "of type float64, dequantised"),
+    ],
+    ids=["lists", "int32", "float16", "dequantised", "dequantised, float64"],
+)
+def test_numbers_in_another_type_are_the_numbers_that_they_are(how: Any, says: str) -> None:
+    sides = {layer.name: layer.output for layer in NETWORK.layers}
+    sides["input"] = NETWORK.layers[0].input
+    report = verdict_of({name: how(y, sides[name]) for name, y in NUMBERS.items()})
+    assert report.verdict == "agree", report.reason
+    assert any(says in note and "uint8 that they are" in note for note in report.notes)
+    wrong = NUMBERS | {"stage1.1": 255 - NUMBERS["stage1.1"]}
+    report = verdict_of({name: how(y, sides[name]) for name, y in wrong.items()})
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage1.1")
+
+
+@pytest.mark.parametrize("by", [0.25, -0.25, 300, np.nan])
+def test_what_the_type_cannot_hold_is_no_number_of_it(by: float) -> None:
+    wrong = NUMBERS["stage1.1"] + np.where(
+        np.arange(NUMBERS["stage1.1"][0].size) == 7, by, 0.0
+    ).reshape(NUMBERS["stage1.1"][0].shape)
+    report = verdict_of(NUMBERS | {"stage1.1": wrong})
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "stage1.1")
 
 
 # ------------------------------------------------- single channels, wrapping

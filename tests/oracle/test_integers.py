@@ -129,6 +129,26 @@ def test_a_wrong_number_or_two_have_no_name_but_what_fits_them() -> None:
     assert count > 2  # else nothing fitted, and the test would show nothing
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_scheme_is_named_from_several_numbers_only(count: int) -> None:
+    """Pixels at so many of which another scheme sends one sum on a half elsewhere."""
+    network, x = rounding_probe("double")
+    pixels = x.reshape(*x.shape[:2], 1, -1)
+    a, b = (network.rounded(name).forward(pixels)["rounding"] for name in ("double", "double-up"))
+    apart = (a != b).sum(axis=(0, 1, 2))
+    seen = pixels[..., [*np.flatnonzero(apart == 1)[:count], *np.flatnonzero(apart == 0)]]
+    numbers = {"input": seen} | network.rounded("double-up").forward(seen)
+    report = judged(network, numbers)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "rounding")
+    (finding,) = report.diagnosis
+    assert "double-up" in (finding.says if count > 2 else finding.equivalents)
+    if count > 2:
+        assert (finding.bug, finding.layer) == ("other-rounding", "all")
+    else:
+        assert (finding.bug, finding.confidence) == ("unknown", 0)
+        assert "consistent with" in finding.says
+
+
 def test_one_channel_alone_is_said() -> None:
     site = site_of(NETWORK, "stage1.1", X)
     y = dump(NETWORK, X)
@@ -252,7 +272,7 @@ def test_dumps_that_cannot_be_judged_say_why() -> None:
         judged(NETWORK, {k: v for k, v in numbers.items() if k != "input"}).verdict
         == "cannot-judge"
     )
-    wrong_type = numbers | {"stage0": numbers["stage0"].astype(np.int32)}
+    wrong_type = numbers | {"stage0": numbers["stage0"].astype(np.int32) + 256}
     report = judged(NETWORK, wrong_type)
     assert (report.verdict, report.first_bad_layer) == ("disagree", "stage0")
     assert "type int32" in report.layers[0].note

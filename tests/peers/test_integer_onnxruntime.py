@@ -191,7 +191,10 @@ def quantised_by_runtime(
     *,
     kind: str = "QInt8",
     symmetric: bool = True,
+    activations: str = "QUInt8",
+    centred: bool = False,
 ) -> None:
+    """`centred`: activations, too, have the zero point in the middle of their type."""
     from onnxruntime import quantization
 
     class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -209,10 +212,45 @@ def quantised_by_runtime(
         quant_format=quantization.QuantFormat[form],
         per_channel=per_channel,
         weight_type=quantization.QuantType[kind],
-        activation_type=quantization.QuantType.QUInt8,
+        activation_type=quantization.QuantType[activations],
         nodes_to_exclude=list(exclude),
-        extra_options={} if symmetric else {"WeightSymmetric": False},
+        extra_options={"WeightSymmetric": symmetric, "ActivationSymmetric": centred},
     )
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("activations", ["QInt8", "QUInt8"])
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+def test_symmetric_activations_are_judged(
+    form: str, activations: str, per_channel: bool, tmp_path: Any
+) -> None:
+    """Operators on integers then leave a ReLU of real numbers in front of the pool."""
+    from tests.peers.test_integer_forms import IMAGES, MODEL
+
+    rr.save(MODEL, tmp_path / "float.onnx")
+    path = tmp_path / "q.onnx"
+    quantised_by_runtime(
+        tmp_path / "float.onnx",
+        path,
+        IMAGES,
+        form,
+        per_channel,
+        activations=activations,
+        centred=True,
+    )
+    report = rr.verify(MODEL, path)
+    assert report.verdict == "agree", report.reason
+    if activations == "QInt8":  # of uint8 machines without VNNI saturate sums of two products
+        assert rr.verify(path, path, inputs=IMAGES).verdict == "agree"
+    proto = onnx.load(str(path))
+    *_, last = (node for node in proto.graph.node if node.op_type == "Relu")
+    for node in proto.graph.node:
+        node.input[:] = [last.input[0] if each == last.output[0] else each for each in node.input]
+    proto.graph.node.remove(last)
+    onnx.save(proto, str(path))
+    wrong = rr.verify(MODEL, path)
+    assert (wrong.verdict, wrong.first_bad_layer) == ("disagree", "stage2.1")
+    assert [finding.bug for finding in wrong.diagnosis] == ["relu-missing"]
 
 
 LAYERS = [layer.name for layer in chain().layers]

@@ -1,102 +1,59 @@
-"""The factors of all channels of a chain at once, exactly: what single layers cannot tell.
+"""The factors of all channels of a chain at once, and what of its integers no factors explain.
 
-A tap of s real steps between channel i and channel o became q: ``|q - s c_o / c_i| <= 1/2``, and a
-bias says the same of c_o alone. In logarithms these are bounds of differences of two unknowns, and
-whether all can be met is decided by shortest paths (Bellman and Ford; Cormen et al., Introduction
-to Algorithms, section 24.4). So factors near 1 are found, too, which a layer by itself does not
-tell from none.
+Where no factors meet all bounds, the fewest changes are sought with which some do. A wrong scale is
+one number, and looks like a factor that the next layer does not take back: of a channel, or of a
+whole layer with one scale. Only where no scale explains it are a layer's integers left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.integers.factors import HALF, Factors, Pair, bias_room
-from repvgg_ref.oracle.integers.settings import clips_at_zero
+from repvgg_ref.oracle.integers.factors import HALF, Factors, Pair
+from repvgg_ref.oracle.integers.ratios import Bounds, Ends, met
 
-_ROOM = HALF * (1 - 1e-9)  # that solutions at its very end are none of the judge's alarms
-_WIDEST = 30.0  # logarithms of factors: no scale in float32 leaves room for more
-_SAME = 1e-13  # of a logarithm: what no further sweep changes
-_SWEEPS = 200
 _ENOUGH = 6  # channels: that so many wrong biases would all be in accord is no chance
 _HUNDREDTHS = 0.02  # of a step
-_MOST = 3  # layers that are left out: who has more wrong has another network
+_MOST = 3  # layers with a fault: who has more has another network
 
 
-class _Bounds(NamedTuple):
-    """What a layer's integers allow, in logarithms.
+class Fault(NamedTuple):
+    """What of a layer is not held to the others' factors: `rows`, (O,) bool.
 
-    `low` and `high` (G, O/G, C/G) hold c_o / c_i, `own_low` and `own_high` (O,) c_o itself.
+    `is_scale`: their integers are right but for a factor of their own, a wrong scale;
+    `with_biases` then says that their biases are right without it.
     """
 
-    low: Array
-    high: Array
-    own_low: Array
-    own_high: Array
+    rows: Array
+    is_scale: bool
+    with_biases: bool = False
 
-    @classmethod
-    def of(cls, pair: Pair, *, last: bool) -> _Bounds:
-        """Those of a layer; factors that no ReLU lets through, and the logits', are 1."""
-        assert pair.layer.weight is not None
-        number, steps = pair.layer.weight.astype(np.float64), pair.steps
-        least, most = pair.ends
-        # What was clipped may have been any larger.
-        start = np.where(number <= least, -np.inf, number - _ROOM)
-        stop = np.where(number >= most, np.inf, number + _ROOM)
-        groups, per_group = pair.layer.groups, steps.shape[1]
-        shape = (groups, -1, per_group, steps[0, 0].size)
-        low, high = (each.reshape(shape) for each in _ratios(steps, start, stop))
-        if last or not clips_at_zero(pair.layer):
-            own_low = own_high = np.zeros(len(steps))
-        else:
-            half = _ROOM * bias_room(pair.held_bias / pair.bias_step) * pair.bias_step
-            ends = (pair.held_bias - half, pair.held_bias + half)
-            own_low, own_high = _ratios(pair.bias_steps, *ends)
-        return cls(low.max(axis=3), high.min(axis=3), own_low, own_high)
-
-    def of_rows(self, rows: Array) -> _Bounds:
-        """What these output channels say, (O,) bool; factors that must be 1 are."""
-        fixed = (self.own_low == 0) & (self.own_high == 0)
-        there, own = rows.reshape(*self.low.shape[:2], 1), rows | fixed
-        return _Bounds(
-            np.where(there, self.low, -np.inf),
-            np.where(there, self.high, np.inf),
-            np.where(own, self.own_low, -np.inf),
-            np.where(own, self.own_high, np.inf),
-        )
-
-    @property
-    def open(self) -> _Bounds:
-        """What no channel says."""
-        return self.of_rows(np.zeros(len(self.own_low), bool))
-
-    @property
-    def possible(self) -> bool:
-        """Whether every pair of channels can have a ratio."""
-        inside = (self.low <= self.high).all() and (self.own_low <= self.own_high).all()
-        return bool(inside)
+    def but(self, rows: Array) -> Fault:
+        """Without these rows' indices."""
+        return self._replace(rows=self.rows & ~np.isin(np.arange(len(self.rows)), rows))
 
 
-def _ratios(real: Array, start: Array, stop: Array) -> tuple[Array, Array]:
-    """Logarithms between which c is, where `start` <= `real` * c <= `stop`."""
-    size = np.abs(real)
-    start, stop = np.where(real < 0, -stop, start), np.where(real < 0, -start, stop)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = (np.log(np.maximum(end, 0) / size) for end in (start, stop))
-    low, high = np.where(size == 0, -np.inf, low), np.where(size == 0, np.inf, high)
-    impossible = (stop < 0) | ((size == 0) & (start > 0))
-    return np.where(impossible, np.inf, low), np.where(impossible, -np.inf, high)
-
-
-class Solved(NamedTuple):
-    """Factors of every layer, and the places of those of whose channels some had to be left out."""
+@dataclass(frozen=True)
+class Solved:
+    """Factors of every layer, and the faults, by place, without which there are none."""
 
     factors: tuple[Factors, ...]
-    without: frozenset[int]
+    faults: Mapping[int, Fault]
+
+    @property
+    def without(self) -> frozenset[int]:
+        """Places of layers that are wrong."""
+        return frozenset(self.faults)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether at most one layer is wrong in more than scales."""
+        return sum(not each.is_scale for each in self.faults.values()) <= 1
 
 
 def solved(pairs: Sequence[Pair]) -> Solved | None:
@@ -105,60 +62,134 @@ def solved(pairs: Sequence[Pair]) -> Solved | None:
     `pairs` are the layers of a chain in their own order, not scaled. None if more are wrong.
     """
     last = len(pairs) - 1
-    bounds = [_Bounds.of(pair, last=place == last) for place, pair in enumerate(pairs)]
-    chain = _Chain(bounds)
-    while _met(chain.bounds) is None:
-        if len(chain.without) == _MOST:
-            return None
-        chain = chain.less_one()
-    for place in chain.without:
-        chain.take_back(place, bounds[place], np.arange(len(pairs[place].weight)))
-    found = _met(chain.bounds)
-    return None if found is None else Solved(found, chain.without)
+    bounds = [Bounds.of(pair, last=place == last) for place, pair in enumerate(pairs)]
+    plain = _Chain(tuple(pairs), tuple(bounds))
+    if (chain := plain.explained(_scales) or plain.explained(_anything)) is None:
+        return None
+    for place in chain.faults:
+        chain = chain.narrowed(place)
+    found = chain.met()
+    return None if found is None else Solved(chain.simplest(found), chain.faults)
 
 
+@dataclass(frozen=True)
 class _Chain:
-    """What the layers of a chain allow, some left out."""
+    """What the layers of a chain allow, but for their faults."""
 
-    def __init__(self, bounds: Sequence[_Bounds], without: frozenset[int] = frozenset()) -> None:
-        self.opened = [each.open for each in bounds]
-        self.without = without
-        self.kept: dict[int, list[int]] = {place: [] for place in without}
-        self.bounds = [
-            self.opened[place] if place in without else each for place, each in enumerate(bounds)
-        ]
+    pairs: tuple[Pair, ...]
+    bounds: tuple[Bounds, ...]
+    faults: Mapping[int, Fault] = field(default_factory=dict)
 
-    def less_one(self) -> _Chain:
-        """It without the layer that explains most of the first trouble; the first of several."""
+    def met(self, start: int = 0, stop: int | None = None) -> tuple[Ends, ...] | None:
+        """Factors of every layer's outputs that meet what layers from `start` to `stop` say."""
+        stop = len(self.bounds) if stop is None else stop
+        steps: list[Bounds] = []
+        ends: list[int] = []
+        for place, bound in enumerate(self.bounds):
+            inside = start <= place < stop
+            steps += self._steps(place) if inside else [bound.open]
+            ends.append(len(steps) - 1)
+        found = met(steps)
+        return None if found is None else tuple(found[end] for end in ends)
+
+    def _steps(self, place: int) -> Iterator[Bounds]:
+        """A layer's bounds, and what lies between its factors and those that the next one takes."""
+        bound, fault = self.bounds[place], self.faults.get(place)
+        if fault is None:
+            yield bound
+        elif fault.is_scale:
+            biases = ~bound.fixed & (not fault.with_biases)
+            yield bound.of_biases(biases)
+            yield bound.between(fault.rows, with_biases=fault.with_biases)
+        else:
+            yield bound.of_rows(~fault.rows)
+
+    def explained(self, kinds: Kinds) -> _Chain | None:
+        """With the fewest faults of these kinds with which all others can be met."""
+        chain: _Chain | None = self
+        while chain is not None and chain.met() is None:
+            chain = None if len(chain.faults) == _MOST else chain._with_one_fault(kinds)
+        return chain
+
+    def _with_one_fault(self, kinds: Kinds) -> _Chain | None:
+        """It with the fault that explains most of the first trouble; the first of several."""
         stop = self.trouble
         # The shortest run of layers that ends there and cannot be met.
-        length = _first(stop, lambda n: not self._meets(stop - n, stop))
+        length = _first(stop, lambda n: self.met(stop - n, stop) is None)
+        places = [place for place in range(stop - length, stop) if place not in self.faults]
         choices = (
-            _Chain(self.bounds, self.without | {place}) for place in range(stop - length, stop)
+            self.but(place, fault) for faults in kinds(self, places) for place, fault in faults
         )
-        return max(choices, key=lambda each: each.trouble)
+        able = (each for each in choices if each.met(0, stop) is not None)
+        return max(able, key=lambda each: each.trouble, default=None)
 
-    def take_back(self, place: int, bound: _Bounds, rows: Array) -> None:
-        """Those of `rows` of a layer that was left out with which all can still be met."""
-        tried = bound.of_rows(np.isin(np.arange(len(bound.own_low)), [*self.kept[place], *rows]))
-        if _met([*self.bounds[:place], tried, *self.bounds[place + 1 :]]) is not None:
-            self.bounds[place] = tried
-            self.kept[place] += list(rows)
-        elif len(rows) > 1:
+    def but(self, place: int, fault: Fault) -> _Chain:
+        """With this fault."""
+        return replace(self, faults={**self.faults, place: fault})
+
+    def narrowed(self, place: int) -> _Chain:
+        """With a fault in no more rows than it takes; one scale for all is wrong for all."""
+        fault = self.faults[place]
+        scale = self.pairs[place].layer.weight_scale
+        if fault.is_scale and (scale is None or not scale.ndim):
+            return self
+        return self._taken_back(place, np.flatnonzero(fault.rows))
+
+    def _taken_back(self, place: int, rows: Array) -> _Chain:
+        tried = self.but(place, self.faults[place].but(rows))
+        if tried.met() is not None:
+            return tried
+        chain = self
+        if len(rows) > 1:
             for half in np.array_split(rows, 2):
-                self.take_back(place, bound, half)
+                chain = chain._taken_back(place, half)
+        return chain
 
     @property
     def trouble(self) -> int:
         """How many layers are the fewest that cannot be met together; one more than all if none."""
-        return _first(len(self.bounds) + 1, lambda n: not self._meets(0, n))
+        return _first(len(self.bounds) + 1, lambda n: self.met(0, n) is None)
 
-    def _meets(self, start: int, stop: int) -> bool:
-        inside = self.bounds[start:stop]
-        return _met([*self.opened[:start], *inside, *self.opened[stop:]]) is not None
+    def simplest(self, found: Sequence[Ends]) -> tuple[Factors, ...]:
+        """In the middle of what is left open; 1 wherever it can be, if all these can be at once."""
+        one = [(each.low <= 0) & (each.high >= 0) for each in found]
+        fixed = tuple(
+            bound._replace(
+                own_low=np.where(at, 0.0, bound.own_low), own_high=np.where(at, 0.0, bound.own_high)
+            )
+            for bound, at in zip(self.bounds, one, strict=True)
+        )
+        if (simpler := replace(self, bounds=fixed).met()) is not None:
+            found = simpler
+        return tuple(
+            Factors(np.exp((low + high) / 2), np.expm1((high - low) / 2)) for low, high in found
+        )
 
 
-def is_shown(pairs: Sequence[Pair], without: frozenset[int]) -> bool:
+Choices = Iterator[Iterator[tuple[int, Fault]]]
+Kinds = Callable[[_Chain, Sequence[int]], Choices]
+
+
+def _scales(chain: _Chain, places: Sequence[int]) -> Choices:
+    """Wrong scales; a bias with a scale of its own is mostly none of their business."""
+    for usual in (True, False):
+        yield (
+            (place, Fault(rows, True, usual == (chain.pairs[place].stated is not None)))
+            for place, rows in _all_rows(chain, places)
+        )
+
+
+def _anything(chain: _Chain, places: Sequence[int]) -> Choices:
+    """Wrong scales before other integers."""
+    yield from _scales(chain, places)
+    yield ((place, Fault(rows, False)) for place, rows in _all_rows(chain, places))
+
+
+def _all_rows(chain: _Chain, places: Sequence[int]) -> Iterator[tuple[int, Array]]:
+    return ((place, np.ones(len(chain.bounds[place].own_low), bool)) for place in places)
+
+
+def is_shown(pairs: Sequence[Pair], faults: Mapping[int, Fault]) -> bool:
     """Whether factors are asked for by more than what a few wrong numbers would ask for, too.
 
     A bias that is off by two may be what some factor would have made it. But then nothing else asks
@@ -167,17 +198,19 @@ def is_shown(pairs: Sequence[Pair], without: frozenset[int]) -> bool:
     """
     asking, layers, weights, worst = 0, 0, 0, 0.0
     for place, pair in enumerate(pairs):
-        if place in without:
+        fault = faults.get(place)
+        if fault is not None and not fault.is_scale:
             continue
         apart = np.abs(pair.layer.weight - pair.held(pair.steps)).reshape(len(pair.weight), -1)
         biases = np.where(pair.bias_beside, 0.0, pair.bias_apart)
-        worst = max(worst, float(apart.max()), float(biases.max()))
-        rows = (apart > HALF).any(axis=1)
-        channels = int((rows | (pair.bias_apart > HALF)).sum())
+        held = np.ones(len(apart), bool) if fault is None else ~fault.rows
+        worst = max(worst, float(apart[held].max(initial=0)), float(biases[held].max(initial=0)))
+        rows = (apart > HALF).any(axis=1) & held
+        channels = int((rows | ((pair.bias_apart > HALF) & held)).sum())
         asking, layers, weights = asking + channels, layers + bool(channels), weights + rows.any()
     if weights > 1 or (layers > 1 and asking >= _ENOUGH):
         return True
-    return not without and worst <= HALF + _HUNDREDTHS
+    return not faults and worst <= HALF + _HUNDREDTHS
 
 
 def _first(count: int, fails: Callable[[int], bool]) -> int:
@@ -187,47 +220,3 @@ def _first(count: int, fails: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if fails(middle) else (middle, high)
     return high
-
-
-def _met(bounds: Sequence[_Bounds]) -> tuple[Factors, ...] | None:
-    """Factors within all bounds, in the middle of what these leave open; None if there are none."""
-    if not all(each.possible for each in bounds):
-        return None
-    inputs = bounds[0].low.shape[0] * bounds[0].low.shape[2]
-    low = [np.zeros(inputs), *(np.maximum(each.own_low, -_WIDEST) for each in bounds)]
-    high = [np.zeros(inputs), *(np.minimum(each.own_high, _WIDEST) for each in bounds)]
-    for _ in range(_SWEEPS):
-        before = [each.copy() for each in (*low, *high)]
-        for place, bound in enumerate(bounds):
-            _forward(bound, low, high, place)
-        for place, bound in reversed(list(enumerate(bounds))):
-            _backward(bound, low, high, place)
-        if any((one > other + _SAME).any() for one, other in zip(low, high, strict=True)):
-            return None
-        moved = zip(before, (*low, *high), strict=True)
-        if all(np.abs(one - other).max(initial=0) <= _SAME for one, other in moved):
-            # Both ends meet all bounds, and so does what lies midway: these are linear.
-            return tuple(_factors(*ends) for ends in zip(low[1:], high[1:], strict=True))
-    return None
-
-
-def _factors(low: Array, high: Array) -> Factors:
-    return Factors(np.exp((low + high) / 2), np.expm1((high - low) / 2))
-
-
-def _forward(bound: _Bounds, low: list[Array], high: list[Array], place: int) -> None:
-    """What the outputs' factors can be, by the inputs'."""
-    shape = (bound.low.shape[0], 1, bound.low.shape[2])
-    least = (low[place].reshape(shape) + bound.low).max(axis=2).reshape(-1)
-    most = (high[place].reshape(shape) + bound.high).min(axis=2).reshape(-1)
-    low[place + 1] = np.maximum(low[place + 1], least)
-    high[place + 1] = np.minimum(high[place + 1], most)
-
-
-def _backward(bound: _Bounds, low: list[Array], high: list[Array], place: int) -> None:
-    """What the inputs' factors can be, by the outputs'."""
-    shape = (*bound.low.shape[:2], 1)
-    least = (low[place + 1].reshape(shape) - bound.high).max(axis=1).reshape(-1)
-    most = (high[place + 1].reshape(shape) - bound.low).min(axis=1).reshape(-1)
-    low[place] = np.maximum(low[place], least)
-    high[place] = np.minimum(high[place], most)

@@ -22,7 +22,7 @@ from repvgg_ref.oracle.integers.program import IntegerProgram, Sheet
 from repvgg_ref.oracle.report import Finding
 
 _SHOWN = 8  # channels
-_FEW = 2  # numbers of a channel: that these are alike is no sign
+FEW = 2  # numbers: that these are alike, or rounded as a scheme does, is no sign
 _PIXELS = 12
 _TRIED = 6.0  # bits that choosing one bug takes: some 50 variants are tried
 _SURE = 7.0  # bits beyond the choice: by chance it fits in one case of a hundred
@@ -89,9 +89,7 @@ def explained(asked: Asked) -> list[Finding]:
         return [_stuck(asked, bad, found)]
     if not found and _bits(right, asked.y_hat, None) > 2 * _TRIED + _SURE:
         found = list(_pairs(asked, bad))
-    sure = [
-        each for each in found if _bits(right, asked.y_hat, each.channels) > each.freedom + _SURE
-    ]
+    sure = [each for each in found if _is_shown(each, right, asked.y_hat)]
     if not sure:
         return [_unknown(asked, sheet, right, bad, found)]
     found = sure
@@ -119,6 +117,13 @@ def explained(asked: Asked) -> list[Finding]:
     ]
 
 
+def _is_shown(each: Explanation, right: Array, y_hat: Array) -> bool:
+    """Whether the wrong numbers tell more than the choice takes; a scheme of a few is no news."""
+    if each.name == "other-rounding" and (right != y_hat).sum() <= FEW:
+        return False
+    return _bits(right, y_hat, each.channels) > each.freedom + _SURE
+
+
 def _is_stuck(right: Array, y_hat: Array, bad: Array) -> bool:
     """Whether some channels, all that are wrong, hold one number each: it explains itself.
 
@@ -127,7 +132,7 @@ def _is_stuck(right: Array, y_hat: Array, bad: Array) -> bool:
     there = y_hat[:, bad]
     return (
         right.shape == y_hat.shape
-        and there[:, 0].size > _FEW
+        and there[:, 0].size > FEW
         and not bad.all()
         and bool((there == there[:1, :, :1, :1]).all())
         and bool((right[:, bad] != right[:1, bad, :1, :1]).any(axis=(0, 2, 3)).all())

@@ -16,7 +16,8 @@ from repvgg_ref.files.wrappers import listed
 from repvgg_ref.integer.layers import IntegerLayer
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.integer.schemes import ANY, SCHEMES
-from repvgg_ref.oracle.integers.explain import Asked, explained
+from repvgg_ref.oracle.integers.explain import FEW, Asked, explained
+from repvgg_ref.oracle.integers.held import INPUT, as_held
 from repvgg_ref.oracle.integers.means import other_mean
 from repvgg_ref.oracle.integers.program import (
     IntegerProgram,
@@ -27,7 +28,6 @@ from repvgg_ref.oracle.integers.program import (
 from repvgg_ref.oracle.integers.report import PRECISION, IntegerLayerReport, IntegerReport
 from repvgg_ref.oracle.report import EVERYWHERE, Finding
 
-INPUT = "input"
 Progress = Callable[[str, int, int], None]
 
 
@@ -46,6 +46,8 @@ def judge_numbers(
     to be. One whose output is not in it is judged by the next that is; without a next, it cannot be
     judged, and neither can the port.
     """
+    numbers, said = as_held(network, numbers)
+    notes = (*notes, *said)
     if (problem := _unusable(network, numbers)) is not None:
         return _cannot(reference, candidate, problem)
     is_whole = all(layer.name in numbers for layer in network.layers)
@@ -303,7 +305,8 @@ def _findings(
 ) -> list[Finding]:
     if bad and everywhere:
         ties = all(_only_ties(kept[row.name]) for row in bad)
-        return [_other_scheme(best, everywhere, ties=ties)]
+        count = sum(row.mismatches for row in bad)
+        return [_other_scheme(best, everywhere, bad, ties=ties, is_shown=count > FEW)]
     found: list[Finding] = []
     for row in bad:
         if (asked := kept.get(row.name)) is None:
@@ -314,7 +317,30 @@ def _findings(
     return _gathered(found, bad, rows)
 
 
-def _other_scheme(best: str, everywhere: tuple[str, ...], *, ties: bool) -> Finding:
+def _other_scheme(
+    best: str,
+    everywhere: tuple[str, ...],
+    bad: Sequence[IntegerLayerReport],
+    *,
+    ties: bool,
+    is_shown: bool,
+) -> Finding:
+    """Another scheme explains all numbers; that a wrong one or two look so is no evidence."""
+    if not is_shown:
+        count = sum(row.mismatches for row in bad)
+        where = ", at exact halves alone" if ties else ""
+        return Finding(
+            "unknown",
+            bad[0].name,
+            None,
+            0.0,
+            0.0,
+            says=f"{count} of {sum(row.numbers for row in bad)} numbers "
+            f"{'differs' if count == 1 else 'differ'}{where}: consistent with "
+            f"{listed(everywhere)}, but so few may fit by chance",
+            advice="run the port on the vectors that `golden` writes: they tell schemes apart",
+            equivalents=("other-rounding", *everywhere),
+        )
     where = ", which differs from it at exact halves alone" if ties else ""
     return Finding(
         "other-rounding",

@@ -1,8 +1,11 @@
-"""Other right ways to average than M = s_x / (s_y n) in float32: two multipliers, and division.
+"""Other right ways to average than M = s_x / (s_y n) in float32: other multipliers, and division.
 
-M may be the multiplier nearest to the exact quotient. TensorFlow Lite's MEAN takes that of
-s_x / s_y and divides it by n, cut off after 31 bits (``QuantizedMeanOrSum``,
-tensorflow/lite/kernels/internal/reference/reduce.h).
+M may be the multiplier nearest to the exact quotient, or that of a convolution by ones of the
+weight scale 1/n, which float32 holds nearly. TensorFlow Lite's MEAN takes that of s_x / s_y and
+divides it by n, cut off after 31 bits (``QuantizedMeanOrSum``, tensorflow/lite/kernels/internal/
+reference/reduce.h). Before, and of uint8 still, it scales the sum of the numbers as they are and
+adds ``z_y - z_x s_x / s_y``, rounded (``Mean`` of uint8 in the same file; of int8 in
+optimized/integer_ops/mean.h). Its oldest releases cut that share off: wrong by one.
 
 The mean of numbers that share their scale and zero point with the result needs no multiplier.
 Devices then divide: TensorFlow Lite's AVERAGE_POOL_2D and CMSIS-NN the plain sum, halves away from
@@ -20,6 +23,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.integer.layers import IntegerLayer
 from repvgg_ref.integer.scaling import FARTHEST, Scaling, fixed_point
+from repvgg_ref.integer.scaling import scaling as scaled
 from repvgg_ref.integer.schemes import SCHEMES
 
 Division = Callable[[Array, int], Array]
@@ -67,6 +71,9 @@ _DIVISIONS: Mapping[str, tuple[Division, ...]] = {
 }
 
 
+_LEGACY = frozenset({"double", "double-up", "single"})  # as TensorFlow Lite may be built
+
+
 class Mean(NamedTuple):
     """Numbers (N, C, 1, 1), and in words how they are averaged."""
 
@@ -90,6 +97,8 @@ def _means(layer: IntegerLayer, x: Array, scheme: str) -> Iterator[Mean]:
         whole = SCHEMES[scheme].requantize(layer.accumulate(x)[:, :, None, None], scaling)
         numbers = whole + int(layer.output.zero_point)
         yield Mean(layer.output.saturated(numbers, relu=layer.relu), how)
+    if scheme in _LEGACY:
+        yield _as_they_are(layer, x, scheme)
     for numbers in _divided(layer, x, scheme):
         yield Mean(numbers, "divides by the number of pixels, without a multiplier")
 
@@ -103,6 +112,11 @@ def _multipliers(layer: IntegerLayer, n: int) -> Iterator[tuple[Scaling, str]]:
         Scaling(single, one, *fixed_point(nearest)),
         "multiplies by the number nearest to input_scale / (output_scale * pixels)",
     )
+    one_nth = np.asarray(np.float32(1) / np.float32(n))
+    yield (
+        scaled(layer.input.scale, one_nth, layer.output.scale),
+        "multiplies by input_scale * (1 / pixels) / output_scale, with 1 / pixels in float32",
+    )
     # In one integer, at most 32 bits longer and shifted by no more than there is a shift for.
     multiplier, shift = fixed_point(np.asarray(before / after))
     longer = min(n.bit_length() - 1, 32, FARTHEST - int(shift))
@@ -110,6 +124,22 @@ def _multipliers(layer: IntegerLayer, n: int) -> Iterator[tuple[Scaling, str]]:
         Scaling(single, one, (multiplier << longer) // n, shift + longer),
         "multiplies by input_scale / output_scale divided by the number of pixels in integers, as "
         "TensorFlow Lite's MEAN does",
+    )
+
+
+def _as_they_are(layer: IntegerLayer, x: Array, scheme: str) -> Mean:
+    """TensorFlow Lite's MEAN of numbers whose zero point stays in the sum, all in float32."""
+    given, made, n = layer.input, layer.output, int(np.prod(x.shape[2:]))
+    real = np.asarray(given.scale / (np.float32(n) * made.scale), np.float32)
+    scaling = Scaling(real, np.ones((), np.float32), *fixed_point(real.astype(np.float64)))
+    total = x.astype(np.int64).sum(axis=(2, 3), keepdims=True)
+    whole = SCHEMES[scheme].requantize(total, scaling)
+    share = np.float32(int(given.zero_point)) * given.scale / made.scale
+    taken = int(share + np.copysign(np.float32(0.5), share))
+    return Mean(
+        made.saturated(whole + int(made.zero_point) - taken, relu=layer.relu),
+        "scales the sum of the numbers as they are, and takes off what their zero point has of it, "
+        "as TensorFlow Lite's MEAN of uint8 does",
     )
 
 

@@ -50,6 +50,8 @@ class ReadNetwork:
         Layer -> why the numbers of a right runtime may be others than those of `network`.
     shape : tuple
         The input's shape as the file states it; None where it is free.
+    clipped : frozenset of str
+        Layers whose tensor holds what their ReLU, of real numbers, is still to clip.
     """
 
     network: IntegerNetwork
@@ -59,6 +61,7 @@ class ReadNetwork:
     stated: Mapping[str, StatedBias] = field(default_factory=dict)
     doubts: Mapping[str, str] = field(default_factory=dict)
     shape: tuple[int | None, ...] = (None,) * 4
+    clipped: frozenset[str] = frozenset()
 
 
 def is_quantised(model: Any) -> bool:
@@ -129,6 +132,7 @@ def _read(model: Any, name: str) -> ReadNetwork:
         walk.stated,
         walk.doubts,
         shape if len(shape) == 4 else (None,) * 4,
+        frozenset(walk.clipped),
     )
 
 

@@ -48,9 +48,12 @@ def run_numbers(read: ReadNetwork, name: str, x: Array, *, timeout: float) -> di
         session.end()
     if any(len(part) != len(wanted) for part in parts):
         raise CandidateFailure(f"{name}: ONNX Runtime ended with a damaged result")
-    return {
+    found = {
         layer: np.concatenate([part[i] for part in parts]) for i, layer in enumerate(read.tensors)
     }
+    for layer in read.clipped:
+        found[layer] = np.maximum(found[layer], read.network[layer].output.zero_point)
+    return found
 
 
 def _asked(session: Session, name: str, batch: Array | None, timeout: float) -> list[Array]:

@@ -18,6 +18,7 @@ IGNORED = (
     "its bias has a scale that is not input_scale * weight_scale, which ONNX Runtime heeds only "
     "where it does not fuse the layer"
 )
+REAL = "it sums real numbers, behind a ReLU of them, and floats may round otherwise near a half"
 _SUFFIXES = ("_QuantizeLinear_Output", "_quantized", "_output_0")
 
 
@@ -90,6 +91,8 @@ class Walk(QuantisedArrays):
         self.tensors: dict[str, str] = {}
         self.stated: dict[str, StatedBias] = {}  # layer -> its bias, where it is stored otherwise
         self.doubts: dict[str, str] = {}  # layer -> why its numbers may be others than ours
+        self.clipped: set[str] = set()  # layers whose tensor is in front of their ReLU
+        self.in_reals = False  # the layer at hand reads no numbers, but what a ReLU made of them
         self.entered = ""
         self.size = stated_size(image)
 
@@ -117,6 +120,8 @@ class Walk(QuantisedArrays):
         )
         self.tensors[name] = tensor
         self.numbers[tensor] = Numbers(y, len(self.layers), layer.shape)
+        if self.in_reals:
+            self.doubts[name], self.in_reals = REAL, False
         if layer.stated is not None:
             self.stated[name] = layer.stated
             if layer.kind == "linear" and layer.stated.numbers is not None:
@@ -131,8 +136,20 @@ class Walk(QuantisedArrays):
             raise self.failure(
                 "a layer reads real numbers", got=sanitize(tensor), wanted="quantised ones"
             )
-        self.require_untouched(behind)
+        if behind.relu and self.layers and not (behind.odd or behind.added):
+            self._take_relu(behind.numbers)
+        else:
+            self.require_untouched(behind)
         return self.read_by_layer(behind.numbers), behind.numbers
+
+    def _take_relu(self, tensor: str) -> None:
+        """A ReLU of real numbers that no quantiser follows: of real ones it is that of integers."""
+        self.read_by_layer(tensor)
+        last = self.layers[-1]
+        if not last.relu:
+            self.layers[-1] = replace(last, relu=True)
+            self.clipped.add(last.name)
+        self.in_reals = True
 
     def read_by_layer(self, tensor: str) -> Numbers:
         """The numbers that the next layer reads: those of the last one."""
@@ -189,6 +206,8 @@ class Walk(QuantisedArrays):
         for known in (self.tensors, self.stated, self.doubts):
             if last.name in known:
                 known[name] = known.pop(last.name)  # type: ignore[assignment]
+        if last.name in self.clipped:
+            self.clipped = (self.clipped - {last.name}) | {name}
 
     @property
     def channels(self) -> int:

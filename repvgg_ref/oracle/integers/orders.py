@@ -79,7 +79,7 @@ def settle(pair: Pair, rows: Array, following: Following | None) -> Settled:
 
     `rows` are the channels of ours in the places of `pair`, before any search.
     """
-    if following is None or _is_right(pair):
+    if following is None or is_right(pair):
         return Settled(pair, rows, None)
     plain = _scaled(pair, rows, following)
     if _fit(plain.pair) == plain.pair.weight.size:
@@ -116,9 +116,15 @@ def _fit(pair: Pair) -> int:
     return agreeing(pair)
 
 
-def _is_right(pair: Pair) -> bool:
+def is_right(pair: Pair) -> bool:
     """Whether there is nothing to explain."""
     return _fit(pair) == pair.weight.size and bool((pair.bias_apart <= HALF).all())
+
+
+def is_held(pair: Pair) -> bool:
+    """Whether no more is wrong than biases beside the nearest integers."""
+    biases = (pair.bias_apart <= HALF) | pair.bias_beside
+    return bool(biases.all()) and _fit(pair) == pair.weight.size
 
 
 def _scaled(pair: Pair, order: Array, following: Following) -> Settled:

@@ -8,7 +8,7 @@ two layers is solved for first: positive factors of channels that the next layer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,13 +21,22 @@ from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.integers.equalised import is_shown, solved
 from repvgg_ref.oracle.integers.factors import HALF, Factors, Pair, undone
 from repvgg_ref.oracle.integers.onnx_arrays import StatedBias
-from repvgg_ref.oracle.integers.orders import Following, Settled, entered, in_order, settle
+from repvgg_ref.oracle.integers.orders import (
+    Following,
+    Settled,
+    entered,
+    in_order,
+    is_held,
+    is_right,
+    settle,
+)
 from repvgg_ref.oracle.integers.report import PRECISION, IntegerLayerReport, IntegerReport
 from repvgg_ref.oracle.integers.settings import says_multipliers, slips, unlike_chain
 from repvgg_ref.oracle.integers.weight_bugs import explained, finding
 from repvgg_ref.oracle.report import Equivalence, Finding
 
 _BESIDE = "1 beside the nearest integer"
+_EXPLAIN_CLIPS = frozenset({"weight-zero-point", "weight-scale", "neighbours-scale"})
 _CLIPPED = 0.01  # of a layer's weights: more are no choice of a quantiser, but a wrong scale
 
 
@@ -49,10 +58,48 @@ def judge_integers(
     if unlike := unlike_chain(network.layers, len(deploy.arch.blocks)):
         reason = f"{candidate} is no {reference}: {unlike}"
         return IntegerReport("disagree", reason, reference, candidate, PRECISION)
-    walk = _Walk(deploy, wanted, [layer for layer in network.layers if layer.kind != "pool"])
-    walk.along(stated or {})
-    walk = walk if walk.is_right else walk.with_all_factors()
+    walk = _walked(deploy, wanted, network, stated or {})
     return _report(walk.rows, walk.findings, walk.same, network, reference, candidate)
+
+
+def _walked(
+    deploy: Model, wanted: list[str], network: IntegerNetwork, stated: Mapping[str, StatedBias]
+) -> _Walk:
+    """The layers judged in the order and the factors that leave the fewest of them wrong.
+
+    Channels as they are come first, then with the factors that all layers together allow, which
+    tell one wrong scale from factors; the dear search for other orders is last.
+    """
+    layers = [layer for layer in network.layers if layer.kind != "pool"]
+    pairs = _pairs(deploy, wanted, layers, stated)
+    start = _Walk(deploy, wanted, layers)
+    if len(pairs) == len(layers):
+        if all(map(is_held, pairs)):
+            return start.plain_as(pairs)
+        scaled = start.with_all_factors(pairs)
+        if scaled is not None and (scaled.is_right or scaled.is_clear):
+            return scaled
+    walk = start.along(stated)
+    if not walk.is_right and len(walk.plain) == len(layers):
+        scaled = start.with_all_factors(walk.plain, walk.settled)
+        return scaled if scaled is not None and scaled.wrong < walk.wrong else walk
+    return walk
+
+
+def _pairs(
+    deploy: Model,
+    wanted: list[str],
+    layers: list[IntegerLayer],
+    stated: Mapping[str, StatedBias],
+) -> list[Pair]:
+    """Layers beside what they should hold, up to the first that cannot be compared."""
+    found = []
+    for name, layer in zip(wanted, layers, strict=True):
+        weight, bias = (real_array(deploy.params, name, part) for part in ("weight", "bias"))
+        if layer.weight is None or layer.weight.shape != weight.shape:
+            break
+        found.append(Pair(name, weight, bias, np.zeros_like(weight), layer, stated.get(layer.name)))
+    return found
 
 
 class _Walk:
@@ -69,27 +116,34 @@ class _Walk:
         self.factors: Factors | None = None  # of the input's channels
         self.settled: list[Settled] = []
         self.plain: list[Pair] = []  # in their order, not scaled
+        self.is_clear = False  # nothing but scales is wrong, or one layer
 
-    def along(self, stated: Mapping[str, StatedBias]) -> None:
-        """All layers, until one cannot be compared."""
-        for place, (name, layer) in enumerate(zip(self.wanted, self.layers, strict=True)):
-            weight, bias = (real_array(self.params, name, part) for part in ("weight", "bias"))
-            if layer.weight is None or layer.weight.shape != weight.shape:
-                shape = None if layer.weight is None else layer.weight.shape
-                note = f"weights of shape {shape}, not {weight.shape}"
-                self.rows.append(IntegerLayerReport.incomparable(name, note))
-                return
-            entering = entered(weight, self.order, layer.groups)
-            rows = np.arange(len(weight)) if entering is None else entering[1]
-            weight = weight if entering is None else entering[0]
-            pair = Pair(
-                name, weight, bias[rows], np.zeros_like(weight), layer, stated.get(layer.name)
-            )
+    def plain_as(self, pairs: list[Pair]) -> _Walk:
+        """Layers that are right as they are."""
+        for pair in pairs:
+            self._judge(Settled(pair, np.arange(len(pair.weight)), None))
+        return self
+
+    def along(self, stated: Mapping[str, StatedBias]) -> _Walk:
+        """All layers, until one cannot be compared, orders and factors found one by one."""
+        pairs = _pairs(self.deploy, self.wanted, self.layers, stated)
+        for place, pair in enumerate(pairs):
+            entering = entered(pair.weight, self.order, pair.layer.groups)
+            rows = np.arange(len(pair.weight)) if entering is None else entering[1]
+            weight = pair.weight if entering is None else entering[0]
+            pair = pair._replace(weight=weight, bias=pair.bias[rows])
             settled = settle(undone(pair, self.factors), rows, self._following(place))
             self.order, self.factors = settled.order, settled.factors
             self.settled.append(settled)
             self.plain.append(in_order(pair, rows, settled.order))
             self._judge(settled)
+        if len(pairs) < len(self.layers):
+            name, layer = self.wanted[len(pairs)], self.layers[len(pairs)]
+            wanted = real_array(self.params, name, "weight").shape
+            shape = None if layer.weight is None else layer.weight.shape
+            note = f"weights of shape {shape}, not {wanted}"
+            self.rows.append(IntegerLayerReport.incomparable(name, note))
+        return self
 
     @property
     def is_right(self) -> bool:
@@ -101,27 +155,35 @@ class _Walk:
         """How many layers, and how many integers."""
         return sum(not row.ok for row in self.rows), sum(row.mismatches or 0 for row in self.rows)
 
-    def with_all_factors(self) -> _Walk:
-        """The walk with the factors that all layers together allow, where these explain more."""
-        if len(self.plain) < len(self.layers) or (found := solved(self.plain)) is None:
-            return self
-        bad = {place for place, row in enumerate(self.rows) if not row.ok}
-        if bad <= found.without or not is_shown(self.plain, found.without):
-            return self
+    def with_all_factors(self, pairs: list[Pair], settled: Sequence[Settled] = ()) -> _Walk | None:
+        """The walk with the factors that all layers together allow, if these are shown.
+
+        `settled` are the orders of `pairs`, where these are not the network's own.
+        """
+        if not is_shown(pairs, {}) or (found := solved(pairs)) is None:
+            return None
+        bad = {place for place, pair in enumerate(pairs) if not is_right(pair)}
+        if bad <= found.without or not is_shown(pairs, found.faults):
+            return None
         other = _Walk(self.deploy, self.wanted, self.layers)
         before: Factors | None = None
-        following = [*self.wanted[1:], ""]
-        for pair, factors, settled, after in zip(
-            self.plain, found.factors, self.settled, following, strict=True
-        ):
-            same = [each for each in settled.same if each.kind != "scaling"]
+        for place, (pair, factors) in enumerate(zip(pairs, found.factors, strict=True)):
+            old = settled[place] if settled else Settled(pair, np.arange(len(pair.weight)), None)
+            same = [each for each in old.same if each.kind != "scaling"]
             if factors:
+                after = [*self.wanted[1:], ""][place]
                 same.append(Equivalence(pair.name, "scaling", factors.says(after)))
             exact = Factors.exactly(factors.value)
             scaled = undone(pair, before).times(exact)
-            other._judge(settled._replace(pair=scaled, same=tuple(same)))
+            other._judge(old._replace(pair=scaled, same=tuple(same)))
             before = exact
-        return other if other.wrong < self.wrong else self
+        other.is_clear = found.is_clear and not {*other.bad} - found.without
+        return other
+
+    @property
+    def bad(self) -> list[int]:
+        """Places of layers that are wrong."""
+        return [place for place, row in enumerate(self.rows) if not row.ok]
 
     def _following(self, place: int) -> Following | None:
         if place + 1 == len(self.wanted):
@@ -177,7 +239,7 @@ def _judged(pair: Pair, known: tuple[Finding, ...]) -> tuple[IntegerLayerReport,
         max_lsb=0 if ok else int(np.ceil(worst)),
     )
     found = list(known) or list(explained(pair, wrong, wrong_bias))
-    if is_clipped and "weight-zero-point" not in {each.bug for each in found}:
+    if is_clipped and not _EXPLAIN_CLIPS & {each.bug for each in found}:
         says = f"{clipped.mean():.1%} of the weights are beyond what their scale can hold"
         found.append(finding("weights-clipped", pair.name, says, "largest magnitude / 127"))
     return row, found
