@@ -108,6 +108,11 @@ class Budget:
         """The bytes that `charge_objects` may still be charged."""
         return self.left("total_bytes") + max(0, _FREE_OBJECTS - self._objects)
 
+    @property
+    def objects_bytes(self) -> int:
+        """What objects have been charged, those that are free, too."""
+        return self._objects
+
     def charge_objects(self, size: int, what: str) -> None:
         """Charge the memory of objects that stand for what the file says."""
         weighed = max(0, self._objects - _FREE_OBJECTS)

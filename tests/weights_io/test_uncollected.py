@@ -95,14 +95,14 @@ def test_a_file_is_read_without_a_search_for_garbage() -> None:
     def seen(phase: str, _: dict[str, Any]) -> None:
         found.append(phase)
 
-    data = BytesIO(pickle.dumps([[] for _ in range(20_000)], 2))
+    data = pickle.dumps([[] for _ in range(20_000)], 2)
     gc.callbacks.append(seen)
     try:
-        weights_io.open_weights(data).close()
-        assert found == []
+        weights_io.open_weights(BytesIO(data)).close()
+        assert len(found) <= 2  # one when it is on again; thirty otherwise
         assert gc.isenabled()
         with pytest.raises(weights_io.WeightsFileError):
-            weights_io.open_weights(BytesIO(data.getvalue()[:-1]))
+            weights_io.open_weights(BytesIO(data[:-1]))
         assert gc.isenabled()
     finally:
         gc.callbacks.remove(seen)

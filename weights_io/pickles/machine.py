@@ -366,9 +366,9 @@ _OTHERS: dict[int, tuple[_Step, int, int]] = {
     0x8A: (_Machine.long, 3, 74),  # LONG1
     0x47: (lambda m: m.stack.append(unpack(">d", m.tape.take(8))[0]), 2, 42),  # BINFLOAT
     # text and bytes
-    0x58: (lambda m: m.text(4), 3, 80),  # BINUNICODE
-    0x8C: (lambda m: m.text(1), 3, 80),  # SHORT_BINUNICODE
-    0x8D: (lambda m: m.text(8), 3, 80),  # BINUNICODE8
+    0x58: (lambda m: m.text(4), 3, 72),  # BINUNICODE
+    0x8C: (lambda m: m.text(1), 3, 72),  # SHORT_BINUNICODE
+    0x8D: (lambda m: m.text(8), 3, 72),  # BINUNICODE8
     0x42: (lambda m: m.bytes(4), 3, 80),  # BINBYTES
     0x43: (lambda m: m.bytes(1), 3, 80),  # SHORT_BINBYTES
     0x8E: (lambda m: m.bytes(8), 3, 80),  # BINBYTES8
