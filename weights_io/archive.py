@@ -20,6 +20,7 @@ from weights_io.readers.torch_folder import read_torch_folder, torch_folder
 from weights_io.readers.torch_legacy import read_torch_legacy
 from weights_io.readers.torch_zip import PICKLE, read_torch_zip
 from weights_io.source import Source, open_source
+from weights_io.uncollected import uncollected
 from weights_io.zips.foreign import unreadable_zip, without_leftovers
 from weights_io.zips.read import read_zip
 
@@ -85,7 +86,8 @@ def open_weights(
     """
     if isinstance(file, str | os.PathLike) and (folder := as_folder(file)) is not None:
         if (torch := torch_folder(folder)) is not None:
-            return Archive(Shards(), read_torch_folder(torch, limits))
+            with uncollected():
+                return Archive(Shards(), read_torch_folder(torch, limits))
         file = only_file(folder)
     source = open_source(file)
     try:
@@ -135,6 +137,11 @@ def _budget(source: Source, limits: Limits) -> Budget:
 
 
 def _read(source: Source, kind: Kind, budget: Budget) -> Contents:
+    with uncollected():
+        return _read_as(source, kind, budget)
+
+
+def _read_as(source: Source, kind: Kind, budget: Budget) -> Contents:
     if kind == "safetensors":
         return read_safetensors(source, budget)
     if kind == "torch-legacy":

@@ -8,7 +8,7 @@ by its content; what cannot be explained is an error that lists it, never a part
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +173,9 @@ def open_checkpoint(
     weights: WhichWeights = "model",
     block: str = "auto",
     said: Geometry = UNSAID,
+    archive: weights_io.Archive | None = None,
 ) -> Iterator[Checkpoint]:
-    """Open a file and understand its names and shapes, reading no array.
+    """Open a file, or take its open `archive`, and understand its names and shapes, no array read.
 
     What is wrong with the network is recorded in the `Checkpoint` for `inspect` to show;
     `require_complete` turns it into an error.
@@ -188,7 +189,7 @@ def open_checkpoint(
         )
     if block != "auto":
         require_block(block)
-    with weights_io.open_weights(path) as archive:
+    with nullcontext(archive) if archive else weights_io.open_weights(path) as archive:
         notes: list[str] = []
         arrays, beside = take_network(select(archive.root, weights, notes), notes)
         arrays = without_attachments(arrays, notes)

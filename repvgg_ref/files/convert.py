@@ -101,6 +101,7 @@ def convert(
     dtype: Any = None,
     opset: int | None = None,
     progress: Progress | None = None,
+    archive: weights_io.Archive | None = None,
 ) -> Conversion:
     """Fuse the checkpoint at `path` in float64, round once, check, and write the deploy form.
 
@@ -123,6 +124,8 @@ def convert(
         Of an ONNX file; default `files.onnx.OPSET`.
     progress : callable, optional
         ``progress(layer, next(done), total)`` after every block.
+    archive : weights_io.Archive, optional
+        The file at `path`, if it is open already; it is left open.
 
     Raises
     ------
@@ -143,7 +146,8 @@ def convert(
             wanted="format onnx",
         )
     said = said_geometry(strides, dilations)
-    with open_checkpoint(path, model=model, weights=weights, block=block, said=said) as checkpoint:
+    how = {"model": model, "weights": weights, "block": block, "said": said, "archive": archive}
+    with open_checkpoint(path, **how) as checkpoint:
         arch = require_complete(checkpoint)
         assert checkpoint.dialect is not None
         if checkpoint.form == "train":

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def convert_modules(
     eps: float | None = None,
     weights: WhichWeights = "model",
     progress: Progress | None = None,
+    archive: weights_io.Archive | None = None,
 ) -> ModulesConversion:
     """Fuse every block of the family in the file at `path` and write all arrays to `out`.
 
@@ -74,6 +76,8 @@ def convert_modules(
     kind : {"npz", "safetensors", "pth"}
     family, eps
         As for `files.modules.blocks_of`.
+    archive
+        As for `convert`.
 
     Raises
     ------
@@ -91,7 +95,7 @@ def convert_modules(
             wanted="npz, safetensors or pth",
         )
     notes: list[str] = []
-    with weights_io.open_weights(path) as archive:
+    with nullcontext(archive) if archive else weights_io.open_weights(path) as archive:
         arrays, asked, entries = select(archive.root, weights, notes)
         if asked != "model":
             raise no_such_weights(asked, entries)
@@ -268,7 +272,9 @@ def _watched(
                 spares.take_back(array)
 
 
-def holds_modules(path: Path, weights: WhichWeights = "model") -> bool:
+def holds_modules(
+    path: Path, weights: WhichWeights = "model", archive: weights_io.Archive | None = None
+) -> bool:
     """Whether a file that is no RepVGG by any known names holds blocks of the family.
 
     Also those that cannot be fused: `convert_modules` says why, and what they lack.
@@ -279,7 +285,7 @@ def holds_modules(path: Path, weights: WhichWeights = "model") -> bool:
         If the file is broken or hostile, or of a kind that is not read.
     """
     try:
-        with open_checkpoint(path, weights=weights) as checkpoint:
+        with open_checkpoint(path, weights=weights, archive=archive) as checkpoint:
             if checkpoint.dialect or checkpoint.arch or is_ours(checkpoint.metadata):
                 return False
             return holds_blocks(checkpoint.arrays)

@@ -11,11 +11,12 @@ import pytest
 from repvgg_ref_cli.pages import read_page
 
 import weights_io
+from weights_io import archive
 from repvgg_ref.blocks.family import FAMILY
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.modules import find_blocks
 from tests.cli.formats_page import require_documented
-from tests.cli.runner import invoke
+from tests.cli.runner import invoke, save_small
 from tests.cli.test_pages import programs
 
 
@@ -266,3 +267,21 @@ def test_the_pages_example_does_what_it_shows(capsys: pytest.CaptureFixture[str]
     ((code, shown),) = programs("family")
     exec(compile(code, "family.md", "exec"), {})
     assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("is_network", [True, False])
+def test_a_file_is_opened_once(
+    is_network: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """Whether it is a RepVGG or a file of blocks is asked of what is open."""
+    source = save_small(tmp_path / "a.npz") if is_network else saved(tmp_path, detector())
+    real, opened = archive.open_source, []
+
+    def seen(file: Any) -> Any:
+        opened.append(file)
+        return real(file)
+
+    monkeypatch.setattr(archive, "open_source", seen)
+    done = invoke(capsys, "convert", "--in", source, "--out", tmp_path / "out.npz")
+    assert done.code == 0, done.err
+    assert opened == [source]

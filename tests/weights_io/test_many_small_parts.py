@@ -71,6 +71,19 @@ def _labels(length: int) -> bytes:
     return pickle.dumps({"targets": [number % 1000 for number in range(length)]}, 2)
 
 
+def _boxes(count: int) -> bytes:
+    return pickle.dumps({"boxes": [[number % 100] for number in range(count)]}, 4)
+
+
+def _epochs(count: int) -> bytes:
+    """What a trainer says of each epoch: five numbers under the same names."""
+    told = [
+        {"epoch": n, "loss": 1 / (n + 1), "lr": 0.1, "accuracy": 0.5 + n, "seconds": 3.25 * n}
+        for n in range(count)
+    ]
+    return pickle.dumps({"history": told}, 2)
+
+
 def _scalars(arrays: int) -> bytes:
     header = {
         f"l{number}": {"dtype": "F32", "shape": [], "data_offsets": [4 * number, 4 * number + 4]}
@@ -94,6 +107,8 @@ FILES: dict[str, tuple[Callable[[int], bytes], int, Callable[[Any], int]]] = {
     "an optimiser's state": (_optimiser, 3200, lambda root: len(root["state"])),
     "losses": (_history, 400_000, lambda root: len(root["losses"])),
     "labels": (_labels, 400_000, lambda root: len(root["targets"])),
+    "small lists": (_boxes, 150_000, lambda root: len(root["boxes"])),
+    "dicts of an epoch": (_epochs, 30_000, lambda root: len(root["history"])),
     "scalars in safetensors": (_scalars, 9000, len),
     "members of an archive": (_members, 21_000, len),
     "zeros": (_zeros, 60, lambda root: root["w"].shape[0] >> 18),

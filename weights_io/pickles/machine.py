@@ -32,6 +32,7 @@ from weights_io.pickles.inert import (
     malformed,
 )
 from weights_io.pickles.records import Record
+from weights_io.pickles.stack import Stack
 from weights_io.pickles.strangers import Stranger, stranger
 from weights_io.pickles.tape import Tape
 from weights_io.source import Source
@@ -41,7 +42,6 @@ PROTOCOLS = range(2, 6)
 _STOP = 0x2E
 _INLINE_BYTES = 1024  # longer payloads, most of them array data, stay in the file
 _WIDE = 1 << 63
-_LOW, _MOST_HIGH = 1 << 20, 1000  # keys and places: picklers and optimisers count up from 0
 _BUILDABLE = (OrderedDict, CfgNode, Namespace, NumpyDtype, NumpyArray, Foreign)
 # An optimiser's state has parameters for keys; a cache what it was asked for.
 _ODD_KEYS = (
@@ -79,31 +79,46 @@ def run_pickle(
     return machine.run(), machine.tape.position
 
 
-class _Machine:
-    """Stack, marks and memo of one pickle being read."""
+class _Machine(Stack):
+    """One pickle being read."""
 
     def __init__(self, tape: Tape, budget: Budget, persistent: Persistent | None) -> None:
-        self.tape = tape
-        self.budget, self.limits = budget, budget.limits
+        super().__init__(budget.limits)
+        self.tape, self.budget = tape, budget
         self.persistent = persistent
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []  # the stacks below each open mark
-        self.memo: dict[int, Any] = {}
         self.work, self.room = budget.left("work"), budget.room  # what is left
-        self._high = 0
 
     def run(self) -> object:
+        """Do what the opcodes say, each charged before it is done.
+
+        The loop is the reader's dearest: what a step that only touches the stack does not need is
+        held in variables, and put where the others look for it before they are called.
+        """
         self._check_protocol()
-        byte, steps = self.tape.byte, _STEPS
-        while (opcode := byte()) != _STOP:
-            if opcode not in steps:
-                self._refuse_opcode(opcode)
-            step, work, size = steps[opcode]
-            self.work -= work
-            self.room -= size
-            if self.work < 0 or self.room < 0:
+        tape, steps = self.tape, _TABLE
+        buffer, at = tape.buffer, tape.at
+        work, room = self.work, self.room
+        while True:
+            if at == len(buffer):
+                tape.at = at
+                tape.fill(1)
+                buffer, at = tape.buffer, tape.at
+            opcode = buffer[at]
+            at += 1
+            if opcode == _STOP:
+                break
+            step, is_of_stack, cost, size = steps[opcode]
+            work -= cost
+            room -= size
+            if is_of_stack and work >= 0 <= room:
+                step(self)
+                continue
+            tape.at, self.work, self.room = at, work, room
+            if work < 0 or room < 0:
                 self._settle()
             step(self)
+            buffer, at, work, room = tape.buffer, tape.at, self.work, self.room
+        tape.at, self.work, self.room = at, work, room
         self._settle()
         return self._finish()
 
@@ -135,7 +150,8 @@ class _Machine:
             raise malformed("it ends with other than one object")
         return self.stack[0]
 
-    def _refuse_opcode(self, opcode: int) -> NoReturn:
+    def refuse_opcode(self) -> NoReturn:
+        opcode = self.tape.buffer[self.tape.at - 1]
         if opcode == 0x69:  # INST imports and calls in one: say what it would have called
             refuse(*self._two_lines(), self._entry())
         import pickletools  # only to say the opcode's name
@@ -147,32 +163,6 @@ class _Machine:
             wanted="only opcodes that weights need",
             advice="the file is damaged or was made to do something else than hold weights",
         )
-
-    # The stack ------------------------------------------------------------------------------
-
-    def push(self, value: object) -> None:
-        self.stack.append(value)
-
-    def pop(self) -> Any:
-        if not self.stack:
-            raise malformed("it takes more objects than it has made")
-        return self.stack.pop()
-
-    def top(self) -> Any:
-        if not self.stack:
-            raise malformed("it takes more objects than it has made")
-        return self.stack[-1]
-
-    def mark(self) -> None:
-        self.limits.enforce("depth", len(self.marks) + 1, "the pickle is nested too deeply")
-        self.marks.append(self.stack)
-        self.stack = []
-
-    def pop_mark(self) -> list[Any]:
-        if not self.marks:
-            raise malformed("it closes a group that it has not opened")
-        items, self.stack = self.stack, self.marks.pop()
-        return items
 
     # Scalars, text and bytes ----------------------------------------------------------------
 
@@ -200,14 +190,32 @@ class _Machine:
 
     # Containers -----------------------------------------------------------------------------
 
-    def append(self, items: list[Any]) -> None:
-        target = self.top()
-        if isinstance(target, Foreign):
-            target.take_items()
-            return
+    def append(self) -> None:
+        if len(self.stack) < 2:
+            raise malformed("it takes more objects than it has made")
+        item, target = self.stack.pop(), self.stack[-1]
         if type(target) is not list:
+            self._take([item])
+            return
+        before = target.__sizeof__()
+        target.append(item)
+        self.room -= target.__sizeof__() - before
+
+    def append_all(self) -> None:
+        items = self.pop_mark()
+        target = self.top()
+        if type(target) is not list:
+            self._take(items)
+            return
+        before = target.__sizeof__()
+        target.extend(items)  # no more places than the items had on the stack
+        self.room -= target.__sizeof__() - before
+
+    def _take(self, items: list[Any]) -> None:
+        target = self.top()
+        if not isinstance(target, Foreign):
             raise malformed("it appends to something that is no list")
-        target.extend(items)
+        target.take_items()
 
     def add_items(self) -> None:
         items = self.pop_mark()
@@ -215,15 +223,6 @@ class _Machine:
         if not isinstance(target, PickledSet):
             raise malformed("it adds items to something that is no set")
         target.add(items)
-
-    def frozen_set(self) -> None:
-        self.push(PickledSet(self.pop_mark()))
-
-    def tuple_of(self, count: int) -> None:
-        if len(self.stack) < count:
-            raise malformed("it takes more objects than it has made")
-        items = tuple(self.stack[-count:])
-        self.stack[-count:] = [items]
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
@@ -234,43 +233,35 @@ class _Machine:
             raise malformed("it sets items on something that is no dict")
         pairs = len(items) // 2
         self._spend(pairs * _PAIR_WORK, pairs * _PAIR_BYTES)
+        before = target.__sizeof__()
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if isinstance(key, _ODD_KEYS):
-                self._spend(_ODD_WORK, _ODD_BYTES)
-                key = OddKey(key)
-            elif type(key) is int:
-                # Of wider integers any number have one hash, and each is compared to all others.
-                if not -_WIDE <= key < _WIDE:
-                    raise malformed("a dict has an integer of more than 64 bits for a key")
-            elif type(key) is not str:
-                raise malformed("a dict has a key that is neither text nor an integer")
-            if type(key) is int:
-                self._admit_high(key, "keys")
+            if type(key) is not str:
+                key = self._number_or_odd(key)
             if key in target:
                 raise malformed(f"the key {sanitize(key)} comes twice")
             target[key] = value
+        # A dict takes what it takes: at its worst, when it grows, it holds its old self, too.
+        self.room += pairs * _PAIR_BYTES - (target.__sizeof__() - before)
+
+    def _number_or_odd(self, key: object) -> int | OddKey:
+        """A key that is no text: an integer as it is, of most others that there was one."""
+        if type(key) is int:
+            # Of wider integers any number have one hash, and each is compared to all others.
+            if not -_WIDE <= key < _WIDE:
+                raise malformed("a dict has an integer of more than 64 bits for a key")
+            self.admit_high(key, "keys")
+            return key
+        if isinstance(key, _ODD_KEYS):
+            self._spend(_ODD_WORK, _ODD_BYTES)
+            return OddKey(key)
+        raise malformed("a dict has a key that is neither text nor an integer")
 
     def pair(self) -> list[Any]:
         value, key = self.pop(), self.pop()
         return [key, value]
 
-    # The memo, a dict: a huge index costs nothing (CPython's array is gh-115952) ------------
-
-    def put(self, index: int) -> None:
-        self._admit_high(index, "places of the memo")
-        self.memo[index] = self.top()
-
-    def _admit_high(self, number: int, what: str) -> None:
-        """Integers are their own hashes: many high ones could be made to collide in a dict."""
-        if not -_LOW < number < _LOW:
-            self._high += 1
-            if self._high > _MOST_HIGH:
-                raise malformed(f"too many {what} are large integers")
-
-    def get(self, index: int) -> None:
-        if index not in self.memo:
-            raise malformed("it recalls an object that it has not remembered")
-        self.push(self.memo[index])
+    def take_sparse(self) -> None:
+        self._spend(_SPARSE_WORK, _SPARSE_BYTES)
 
     # Names and what is made of them ---------------------------------------------------------
 
@@ -343,57 +334,67 @@ class _Machine:
         self.push(self.persistent(identity))
 
 
-_PAIR_WORK, _PAIR_BYTES = 6, 120  # of a dict's items
-_ODD_WORK, _ODD_BYTES = 4, 120  # of a key that is neither text nor an integer
+_PAIR_WORK, _PAIR_BYTES = 3, 180  # of a dict's items; memory at most
+_ODD_WORK, _ODD_BYTES = 4, 80  # of a key that is neither text nor an integer
+_SPARSE_WORK, _SPARSE_BYTES = 2, 160  # of a place of the memo that is not counted up to
 _STRANGER_WORK, _STRANGER_BYTES = 6, 400  # of a class that no list has
-# What an opcode does; its work; and the bytes, at most, of what it makes and of its places on the
-# stack and in what takes it. What depends on its operands is charged where they are known.
-_STEPS: dict[int, tuple[Callable[[_Machine], None], int, int]] = {
+_Step = Callable[[_Machine], None]
+
+# What an opcode does; its work; and the bytes, at most, of what it makes and of its place on the
+# stack. What depends on its operands is charged where they are known. These touch the stack alone.
+_OF_STACK: dict[int, tuple[_Step, int, int]] = {
+    0x4E: (lambda m: m.stack.append(None), 1, 10),  # NONE
+    0x88: (lambda m: m.stack.append(True), 1, 10),  # NEWTRUE
+    0x89: (lambda m: m.stack.append(False), 1, 10),  # NEWFALSE
+    0x28: (_Machine.mark, 2, 0),  # MARK
+    0x5D: (lambda m: m.stack.append([]), 2, 66),  # EMPTY_LIST
+    0x29: (lambda m: m.stack.append(()), 1, 10),  # EMPTY_TUPLE
+    0x74: (lambda m: m.push(tuple(m.pop_mark())), 3, 60),  # TUPLE
+    0x85: (lambda m: m.tuple_of(1), 2, 56),  # TUPLE1
+    0x86: (lambda m: m.tuple_of(2), 2, 64),  # TUPLE2
+    0x87: (lambda m: m.tuple_of(3), 3, 72),  # TUPLE3
+    0x7D: (lambda m: m.stack.append({}), 2, 74),  # EMPTY_DICT
+    0x8F: (lambda m: m.stack.append(PickledSet([])), 5, 130),  # EMPTY_SET
+    0x91: (lambda m: m.push(PickledSet(m.pop_mark())), 6, 130),  # FROZENSET
+}
+# These read operands, too, or charge for themselves.
+_OTHERS: dict[int, tuple[_Step, int, int]] = {
     # scalars
-    0x4E: (lambda m: m.stack.append(None), 2, 24),  # NONE
-    0x88: (lambda m: m.stack.append(True), 2, 24),  # NEWTRUE
-    0x89: (lambda m: m.stack.append(False), 2, 24),  # NEWFALSE
-    0x4A: (lambda m: m.stack.append(unpack("<i", m.tape.take(4))[0]), 3, 56),  # BININT
-    0x4B: (lambda m: m.stack.append(m.tape.byte()), 2, 24),  # BININT1
-    0x4D: (lambda m: m.stack.append(m.tape.number(2)), 3, 56),  # BININT2
-    0x8A: (_Machine.long, 3, 80),  # LONG1
-    0x47: (lambda m: m.stack.append(unpack(">d", m.tape.take(8))[0]), 3, 48),  # BINFLOAT
+    0x4A: (lambda m: m.stack.append(unpack("<i", m.tape.take(4))[0]), 2, 42),  # BININT
+    0x4B: (lambda m: m.stack.append(m.tape.byte()), 2, 10),  # BININT1
+    0x4D: (lambda m: m.stack.append(m.tape.number(2)), 2, 42),  # BININT2
+    0x8A: (_Machine.long, 3, 74),  # LONG1
+    0x47: (lambda m: m.stack.append(unpack(">d", m.tape.take(8))[0]), 2, 42),  # BINFLOAT
     # text and bytes
-    0x58: (lambda m: m.text(4), 4, 80),  # BINUNICODE
-    0x8C: (lambda m: m.text(1), 4, 80),  # SHORT_BINUNICODE
-    0x8D: (lambda m: m.text(8), 4, 80),  # BINUNICODE8
+    0x58: (lambda m: m.text(4), 3, 72),  # BINUNICODE
+    0x8C: (lambda m: m.text(1), 3, 72),  # SHORT_BINUNICODE
+    0x8D: (lambda m: m.text(8), 3, 72),  # BINUNICODE8
     0x42: (lambda m: m.bytes(4), 3, 80),  # BINBYTES
     0x43: (lambda m: m.bytes(1), 3, 80),  # SHORT_BINBYTES
     0x8E: (lambda m: m.bytes(8), 3, 80),  # BINBYTES8
     0x96: (lambda m: m.bytes(8), 3, 80),  # BYTEARRAY8
     0x95: (_Machine.frame, 2, 0),  # FRAME
     # containers
-    0x28: (_Machine.mark, 2, 0),  # MARK
-    0x5D: (lambda m: m.stack.append([]), 2, 80),  # EMPTY_LIST
-    0x61: (lambda m: m.append([m.pop()]), 3, 0),  # APPEND
-    0x65: (lambda m: m.append(m.pop_mark()), 2, 0),  # APPENDS
-    0x29: (lambda m: m.stack.append(()), 2, 24),  # EMPTY_TUPLE
-    0x74: (lambda m: m.push(tuple(m.pop_mark())), 3, 64),  # TUPLE
-    0x85: (lambda m: m.tuple_of(1), 4, 72),  # TUPLE1
-    0x86: (lambda m: m.tuple_of(2), 4, 80),  # TUPLE2
-    0x87: (lambda m: m.tuple_of(3), 4, 88),  # TUPLE3
-    0x7D: (lambda m: m.stack.append({}), 2, 88),  # EMPTY_DICT
-    0x73: (lambda m: m.set_items(m.pair()), 5, 0),  # SETITEM
+    0x61: (_Machine.append, 2, 0),  # APPEND
+    0x65: (_Machine.append_all, 2, 0),  # APPENDS
+    0x73: (lambda m: m.set_items(m.pair()), 4, 0),  # SETITEM
     0x75: (lambda m: m.set_items(m.pop_mark()), 3, 0),  # SETITEMS
-    0x8F: (lambda m: m.stack.append(PickledSet([])), 10, 200),  # EMPTY_SET
     0x90: (_Machine.add_items, 2, 0),  # ADDITEMS
-    0x91: (_Machine.frozen_set, 10, 200),  # FROZENSET
     # memo
-    0x71: (lambda m: m.put(m.tape.byte()), 3, 90),  # BINPUT
-    0x72: (lambda m: m.put(m.tape.number(4)), 4, 90),  # LONG_BINPUT
-    0x94: (lambda m: m.put(len(m.memo)), 3, 90),  # MEMOIZE
-    0x68: (lambda m: m.get(m.tape.byte()), 2, 24),  # BINGET
-    0x6A: (lambda m: m.get(m.tape.number(4)), 3, 24),  # LONG_BINGET
+    0x71: (lambda m: m.put(m.tape.byte()), 2, 10),  # BINPUT
+    0x72: (lambda m: m.put(m.tape.number(4)), 2, 10),  # LONG_BINPUT
+    0x94: (_Machine.memoize, 2, 10),  # MEMOIZE
+    0x68: (lambda m: m.get(m.tape.byte()), 2, 10),  # BINGET
+    0x6A: (lambda m: m.get(m.tape.number(4)), 2, 10),  # LONG_BINGET
     # names
-    0x63: (_Machine.global_, 6, 24),  # GLOBAL
-    0x93: (_Machine.stack_global, 5, 24),  # STACK_GLOBAL
+    0x63: (_Machine.global_, 6, 10),  # GLOBAL
+    0x93: (_Machine.stack_global, 5, 10),  # STACK_GLOBAL
     0x52: (_Machine.reduce, 14, 120),  # REDUCE
     0x81: (_Machine.new, 5, 200),  # NEWOBJ
     0x62: (_Machine.build, 5, 80),  # BUILD
     0x51: (_Machine.persistent_id, 16, 300),  # BINPERSID
 }
+_REFUSED = (_Machine.refuse_opcode, False, 0, 0)
+_TABLE = [_REFUSED] * 256
+for _opcode, (_step, _work, _size) in {**_OF_STACK, **_OTHERS}.items():
+    _TABLE[_opcode] = (_step, _opcode in _OF_STACK, _work, _size)

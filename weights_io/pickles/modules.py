@@ -18,6 +18,7 @@ from weights_io.pickles.globals import Getattr, refuse
 from weights_io.pickles.inert import CfgNode, Inert, PickledSet, TensorView
 from weights_io.pickles.records import PARTS, Record
 from weights_io.text import sanitize
+from weights_io.uncollected import uncollected
 
 Resolve = Callable[[TensorView], LazyArray | Inert]
 
@@ -64,7 +65,8 @@ class PickledModule:
         """
         if self._arrays is None:
             walk = _Walk(self._budget, self._resolve)
-            walk.module(self._record, "", None)
+            with uncollected():
+                walk.module(self._record, "", None)
             self._arrays = walk.arrays
         return self._arrays
 

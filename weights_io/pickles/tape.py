@@ -11,7 +11,15 @@ _SHORT = 80  # bytes of a line
 
 
 class Tape:
-    """A forward reader with a small buffer; large payloads are stepped over, not read."""
+    """A forward reader with a small buffer; large payloads are stepped over, not read.
+
+    Attributes
+    ----------
+    buffer : bytes
+        Some bytes of the source.
+    at : int
+        Where in them the next one is; behind the last of them, `fill` comes first.
+    """
 
     def __init__(self, source: Source, start: int, limits: Limits) -> None:
         self.source = source
@@ -20,31 +28,29 @@ class Tape:
         self._start = start
         self._skipped = 0
         self._base = start  # position of the buffer's first byte
-        self._buffer = b""
-        self._at = 0
+        self.buffer = b""
+        self.at = 0
 
     @property
     def position(self) -> int:
         """Where the next byte stands in the source."""
-        return self._base + self._at
+        return self._base + self.at
 
     def byte(self) -> int:
         """Return the next byte."""
-        at = self._at
-        if at == len(self._buffer):
-            self._fill(1)
-            at = 0
-        self._at = at + 1
-        return self._buffer[at]
+        if self.at == len(self.buffer):
+            self.fill(1)
+        self.at += 1
+        return self.buffer[self.at - 1]
 
     def take(self, length: int) -> bytes:
         """Return the next `length` bytes, which the caller has bounded."""
-        end = self._at + length
-        if end > len(self._buffer):
-            self._fill(length)
+        end = self.at + length
+        if end > len(self.buffer):
+            self.fill(length)
             end = length
-        self._at = end
-        return self._buffer[end - length : end]
+        self.at = end
+        return self.buffer[end - length : end]
 
     def number(self, length: int) -> int:
         """Return the next `length` bytes as an unsigned little-endian number."""
@@ -52,18 +58,18 @@ class Tape:
 
     def line(self) -> bytes:
         """Return the bytes up to the next line feed, which is consumed."""
-        end = self._buffer.find(b"\n", self._at)
-        if 0 <= end <= self._at + self._short:  # names, nearly always
-            start, self._at = self._at, end + 1
-            return self._buffer[start:end]
+        end = self.buffer.find(b"\n", self.at)
+        if 0 <= end <= self.at + self._short:  # names, nearly always
+            start, self.at = self.at, end + 1
+            return self.buffer[start:end]
         line = b""
-        while (end := self._buffer.find(b"\n", self._at)) < 0:
-            line += self.take(len(self._buffer) - self._at)
+        while (end := self.buffer.find(b"\n", self.at)) < 0:
+            line += self.take(len(self.buffer) - self.at)
             self.limits.enforce("text_bytes", len(line), "the pickle has too long a line")
-            self._fill(1)
-        line += self.take(end - self._at)
+            self.fill(1)
+        line += self.take(end - self.at)
         self.limits.enforce("text_bytes", len(line), "the pickle has too long a line")
-        self._at += 1
+        self.at += 1
         return line
 
     def skip(self, length: int) -> int:
@@ -71,10 +77,10 @@ class Tape:
         self.require(length)
         start = self.position
         self._skipped += length
-        if self._at + length <= len(self._buffer):
-            self._at += length
+        if self.at + length <= len(self.buffer):
+            self.at += length
         else:
-            self._base, self._buffer, self._at = start + length, b"", 0
+            self._base, self.buffer, self.at = start + length, b"", 0
         return start
 
     def require(self, length: int) -> None:
@@ -88,10 +94,11 @@ class Tape:
                 advice="the file is damaged: copy or download it again",
             )
 
-    def _fill(self, length: int) -> None:
+    def fill(self, length: int) -> None:
+        """Have at least `length` bytes in the buffer from `at` on, which is its beginning then."""
         self.require(length)
         start = self.position
         read = start - self._start - self._skipped
         self.limits.enforce("pickle_bytes", read, "the pickle is too large")
         size = min(max(length, _CHUNK), self.source.size - start)
-        self._base, self._buffer, self._at = start, self.source.read(start, size), 0
+        self._base, self.buffer, self.at = start, self.source.read(start, size), 0

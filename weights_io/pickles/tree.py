@@ -33,7 +33,12 @@ Resolve = Callable[[TensorView], LazyArray | Inert]
 
 _DTYPE = Inert(NumpyDtype.type_name, None)
 _PLAIN = frozenset({str, int, float, bool, type(None), bytes, Inert})
-_PART_WORK, _PART_BYTES = 12, 320  # of a copy, beside its items
+_CONTAINERS = frozenset({list, tuple, dict})
+_PLAIN_KEYS = frozenset({str, int})
+_ITEM_WORK = 4  # of what stands in a list, tuple or dict that is looked through
+_PART_WORK, _PART_BYTES = 8, 320  # of what is remembered, beside the places of a copy's items
+_SET_BYTES, _SET_ITEM_BYTES = 216, 100
+_FEW = 16  # items: to look through so many again costs no more than to remember that one has
 
 
 class TreeBuilder:
@@ -72,10 +77,14 @@ class TreeBuilder:
         return copy
 
     def _copy(self, raw: object, depth: int) -> tuple[object, int]:
-        if type(raw) in _PLAIN:
+        kind = type(raw)
+        if kind in _PLAIN:
             return raw, 1
-        if type(raw) is NumpyDtype:
+        if kind is NumpyDtype:
             return _DTYPE, 1
+        if kind in _CONTAINERS and len(raw) <= _FEW and _is_plain(raw):  # type: ignore[arg-type]
+            self._limits.enforce("depth", depth, "the pickle is nested too deeply")
+            return raw, 1 + len(raw) * (1 + (kind is dict))  # type: ignore[arg-type]
         key = id(raw)
         if key in self._done:
             copy, size = self._done[key]
@@ -108,26 +117,40 @@ class TreeBuilder:
         if isinstance(raw, dict):
             return self._dict(raw, depth)
         if isinstance(raw, list | tuple):
-            if _PLAIN.issuperset(map(type, raw)):  # a million numbers need no copy
-                return raw, 1 + len(raw)
-            items, size = [], 1
-            for item in raw:
-                copy, item_size = self._copy(item, depth)
-                items.append(copy)
-                size += item_size
-            return (tuple(items) if isinstance(raw, tuple) else items), size
+            return self._sequence(raw, depth)
         if isinstance(raw, PickledSet):
             return self._set(raw)
         return self._leaf(raw), 1
+
+    def _sequence(self, raw: list[Any] | tuple[Any, ...], depth: int) -> tuple[object, int]:
+        if _is_plain(raw):  # a million numbers need no copy
+            return raw, 1 + len(raw)
+        self._look_through(len(raw), raw.__sizeof__())
+        items, size = [], 1
+        for item in raw:
+            copy, item_size = self._copy(item, depth)
+            items.append(copy)
+            size += item_size
+        return (tuple(items) if isinstance(raw, tuple) else items), size
+
+    def _look_through(self, items: int, size: int) -> None:
+        """Charge that a container's items are copied, in as many bytes as it takes itself."""
+        self._budget.charge("work", _ITEM_WORK * items, "the pickle holds too many objects")
+        self._budget.charge_objects(size, "the pickle")
 
     def _set(self, raw: PickledSet) -> tuple[set[str] | Inert, int]:
         """A set of strings; of anything else only that there was one. Many can share one list."""
         self._budget.charge("comparisons", len(raw.items), "the sets of the pickle hold too much")
         if all(type(item) is str for item in raw.items):
+            size = _SET_BYTES + _SET_ITEM_BYTES * len(raw.items)
+            self._budget.charge_objects(size, "the pickle")
             return set(raw.items), 1 + len(raw.items)
         return Inert("builtins.set", None), 1
 
     def _dict(self, raw: dict[Any, Any], depth: int) -> tuple[dict[Any, object], int]:
+        if _is_plain(raw):
+            return (raw if type(raw) is dict else dict(raw)), 1 + 2 * len(raw)
+        self._look_through(len(raw), raw.__sizeof__())
         content, size = {}, 1
         for place, (key, value) in enumerate(raw.items()):
             name = Inert(key.type_name, place) if isinstance(key, OddKey) else key
@@ -180,6 +203,13 @@ class TreeBuilder:
             return np.ascontiguousarray(values).reshape(raw.shape)
 
         return LazyArray(raw.shape, dtype, read)
+
+
+def _is_plain(raw: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> bool:
+    """Whether a container stands for itself: nothing in it has to be replaced by something else."""
+    if isinstance(raw, dict):
+        return _PLAIN_KEYS.issuperset(map(type, raw)) and _PLAIN.issuperset(map(type, raw.values()))
+    return _PLAIN.issuperset(map(type, raw))
 
 
 def _is_module(raw: object) -> bool:

@@ -34,9 +34,12 @@ def atomic_path(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator
     On any exception, an interrupt included, the temporary file is removed and an old `path` stays
     as it was; a killed process leaves the old file or none under the final name. On Linux the file
     has no name in the folder until it is finished: what is yielded is one of ``/proc``, without a
-    suffix, that this process alone can open, and a killed process leaves nothing. Elsewhere it is a
-    hidden file beside `path` that goes when the next file is written to that folder. A file that is
-    replaced hands on its mode, and its owner where the system allows it.
+    suffix, that this process alone can open, and a killed process leaves nothing; but one that is
+    killed between the two system calls that replace an old file, microseconds apart, leaves it
+    under a hidden name. (No call does both: `linkat` replaces nothing, and `renameat2` takes names,
+    of which a file without one has none.) Such a hidden file, and elsewhere the one that is being
+    written, goes when a process next writes its first file to that folder. A file that is replaced
+    hands on its mode, and its owner where the system allows it.
 
     Parameters
     ----------
@@ -146,9 +149,10 @@ def _give_name(temporary: Path, held: FileIO, final: Path) -> None:
     except OSError:
         # It is there, and no link replaces it: a hidden name, for an instant, is then renamed.
         hidden = _hidden(final)
+        place, name = os.fspath(final), os.fspath(hidden)
         try:
             _link_or_copy(temporary, held, hidden, final)
-            hidden.replace(final)
+            os.replace(name, place)  # at once: nothing else may come between
         except BaseException:
             _abandon(hidden, held)
             raise

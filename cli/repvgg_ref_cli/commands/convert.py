@@ -36,6 +36,7 @@ from repvgg_ref_cli.piped import destination, is_dash, reads_stdin, refuse_two_o
 if TYPE_CHECKING:
     from repvgg_ref.files.convert import Conversion
     from repvgg_ref.files.convert_modules import ModulesConversion
+    from weights_io import Archive
 
 _DTYPES = {"fp16": "float16", "fp32": "float32", "fp64": "float64"}
 # Options that say nothing of a file of blocks.
@@ -136,6 +137,7 @@ def command(
     """
     from repvgg_ref.files.convert import convert
     from repvgg_ref_cli.progress import ProgressBar
+    from weights_io import open_weights
 
     source = one_checkpoint(file, source)
     if out is None and reads_stdin(ctx):
@@ -145,10 +147,14 @@ def command(
         refuse_options(ctx, OF_A_CHECKPOINT, WHY_NOT)
         _graph(source, out, to, as_json=as_json)
         return
-    with destination(out, f"stdout.{to or 'npz'}") as path, ProgressBar("fusing") as progress:
-        if family != "auto" or _holds_modules(source, weights_set):
+    with (
+        destination(out, f"stdout.{to or 'npz'}") as path,
+        ProgressBar("fusing") as progress,
+        open_weights(source) as archive,
+    ):
+        if family != "auto" or _holds_modules(source, weights_set, archive):
             refuse_options(ctx, _OF_A_NETWORK, "a file of blocks keeps its types, and has no graph")
-            fused = _modules(source, path, to, family, eps, weights_set, progress)
+            fused = _modules(source, path, to, family, eps, weights_set, progress, archive)
             if not as_json:
                 show_modules(source, fused, to_stdout=is_dash(out))
                 return
@@ -171,6 +177,7 @@ def command(
             dtype=None if dtype is None else _DTYPES[dtype],
             opset=opset,
             progress=progress,
+            archive=archive,
         )
         if not as_json:
             _show(source, done, to_stdout=is_dash(out))
@@ -201,11 +208,11 @@ def _graph(source: Path, out: Path | None, to: Any, *, as_json: bool) -> None:
         print_json(graph_json(done))
 
 
-def _holds_modules(source: Path, weights: Any) -> bool:
+def _holds_modules(source: Path, weights: Any, archive: Archive) -> bool:
     """Asked first where that costs little: a file of arrays is looked into by its names alone."""
     from repvgg_ref.files.convert_modules import holds_modules
 
-    return holds_modules(source, weights)
+    return holds_modules(source, weights, archive)
 
 
 def _modules(
@@ -216,14 +223,14 @@ def _modules(
     eps: float | None,
     weights: Any,
     progress: Any,
+    archive: Archive,
 ) -> ModulesConversion:
     from repvgg_ref.files.convert import target_of
     from repvgg_ref.files.convert_modules import convert_modules
 
     target, kind = target_of(source, out, to)
-    return convert_modules(
-        source, target, kind, family=family, eps=eps, weights=weights, progress=progress
-    )
+    how: Any = {"family": family, "eps": eps, "weights": weights, "progress": progress}
+    return convert_modules(source, target, kind, **how, archive=archive)
 
 
 def _as_json(done: Conversion) -> dict[str, Any]:
