@@ -35,8 +35,6 @@ from repvgg_ref.oracle.candidates import (
 )
 from repvgg_ref.oracle.candidates.dumps import array_names
 from repvgg_ref.oracle.comparing import Progress, aligned
-from repvgg_ref.oracle.dense.judge import judge_dense
-from repvgg_ref.oracle.dense.logits import judge_dense_logits
 from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
 from repvgg_ref.oracle.diagnosis.explain import explain
 from repvgg_ref.oracle.diagnosis.file_evidence import with_file_evidence
@@ -44,7 +42,8 @@ from repvgg_ref.oracle.diagnosis.probing import logits_of
 from repvgg_ref.oracle.diagnosis.static_check import check_weights
 from repvgg_ref.oracle.golden.folder import is_golden
 from repvgg_ref.oracle.golden.read import read_golden
-from repvgg_ref.oracle.graphs import judge_graph
+from repvgg_ref.oracle.graphs.judge import judge_graph
+from repvgg_ref.oracle.graphs.logits import judge_dense_logits
 from repvgg_ref.oracle.integers.front import is_about_integers, verify_integers
 from repvgg_ref.oracle.probes.first_call import first_call, require_images
 from repvgg_ref.oracle.probes.naming import finding
@@ -201,8 +200,6 @@ def _judged(
             return check_weights(model, port.path, precision), None
         require_layers(model.arch)
         batch = spare if inputs is None and not port.brings_input else inputs
-        if model.arch.is_dense:
-            return _dense(model, port, batch, precision, named), None
         if not has_programs(model.arch):
             return _graph(model, port, batch, precision, named), None
         # Whatever the caller or the port set, rounding to zero is no error in here.
@@ -225,36 +222,24 @@ def _judged(
 def _graph(
     model: Model, port: Candidate, inputs: Array | None, precision: str, named: str
 ) -> Report:
-    """The verdict on a network that is no chain, of residual blocks say."""
+    """The verdict on a network that is no chain: of residual blocks, or of a class a pixel."""
+    is_dense, head = model.arch.is_dense, model.arch.head.name
     with closing(port), np.errstate(all="warn", under="ignore"):
+        if is_dense and inputs is None and not port.brings_input:
+            inputs = images_of_size(model.arch, port.input_shape())
         first = first_call(port, model.arch, inputs)
     image_batch(model.arch, np.asarray(first.x, np.float32))  # of a size that it takes
-    chosen, programs = _precision(precision, first.outputs), Programs(model)
+    outputs, programs = first.outputs, Programs(model)
+    chosen = _precision(precision, outputs)
     with single_threaded_blas():
-        report = judge_graph(programs, first.outputs, first.x, chosen, named)
-        return with_file_evidence(report, programs, first.outputs.evidence)
-
-
-def _dense(
-    model: Model, port: Candidate, inputs: Array | None, precision: str, named: str
-) -> Report:
-    """The verdict on a network that says a class for every pixel."""
-    with closing(port), np.errstate(all="warn", under="ignore"):
-        told = inputs is not None or port.brings_input
-        spare = inputs if told else images_of_size(model.arch, port.input_shape())
-        first = first_call(port, model.arch, spare)
-    image_batch(model.arch, np.asarray(first.x, np.float32))  # of a size that it takes
-    chosen, outputs = _precision(precision, first.outputs), first.outputs
-    with single_threaded_blas():
-        head, shown = model.arch.head.name, set(outputs.layers)
         alone = replace(outputs, layers={n: y for n, y in outputs.layers.items() if n == head})
-        if shown == {head}:
+        if is_dense and outputs.layers.keys() == {head}:
             return judge_dense_logits(model, alone, first.x, chosen, named)
-        report = judge_dense(model, outputs, first.x, chosen, named)
-        if report.verdict == "cannot-judge" and head in shown:  # they may be wrong by themselves
+        report = judge_graph(programs, outputs, first.x, chosen, named)
+        if is_dense and report.verdict == "cannot-judge" and head in outputs.layers:
             of_logits = judge_dense_logits(model, alone, first.x, chosen, named)
-            report = of_logits if of_logits.verdict == "disagree" else report
-        return with_file_evidence(report, Programs(model), outputs.evidence)
+            report = of_logits if of_logits.verdict == "disagree" else report  # wrong by themselves
+        return with_file_evidence(report, programs, outputs.evidence)
 
 
 def judge(

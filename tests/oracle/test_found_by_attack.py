@@ -21,7 +21,7 @@ from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.program import layer_output
-from tests.oracle.dense.ports import MODEL, RIGHT, X
+from tests.oracle.graphs.ports import MODEL, RIGHT, X
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.pspnet import pspnet
 from tests.models.segmenters import AUX, CHANNELS, CLASSES, DEPTHS, HEAD
-from tests.oracle.dense.ports import MODEL
+from tests.oracle.graphs.ports import MODEL
 from tests.random_networks import random_model
 
 torch: Any = pytest.importorskip("torch")

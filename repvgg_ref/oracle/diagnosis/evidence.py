@@ -124,10 +124,14 @@ class LayerEvidence(Evidence):
         image = self.size or (1, 1)
         self.pixels = all_pixels(*image) if everywhere else sample_pixels(*image)
         self.workspace = Workspace()
+        seen = Observation(*map(self.at_pixels, (y, y_hat, *bound)))
+        super().__init__(site, seen, precision)
+
+    def at_pixels(self, y: Array) -> Array:
+        """A whole output's sampled pixels, (N, O, P)."""
         rows, columns = self.pixels
-        at = rows * image[1] + columns
-        values = (np.asarray(a.reshape(*a.shape[:2], -1)[:, :, at]) for a in (y, y_hat, *bound))
-        super().__init__(site, Observation(*values), precision)
+        width = self.size[1] if self.size else 1
+        return np.asarray(y.reshape(*y.shape[:2], -1)[:, :, rows * width + columns])
 
     def predict(self, program: Program) -> Array | None:
         """The program's output at the sampled pixels; None if it has another size."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +61,6 @@ class Case:
     unjudged: Mapping[str, str] = field(default_factory=dict)
     candidate: str = "candidate"
     unestimated: frozenset[str] = frozenset()
-    thoroughly: ClassVar[bool] = True  # see `diagnose`
 
     @cached_property
     def estimates(self) -> PortEstimates:
@@ -91,10 +90,13 @@ class Case:
         assert found is not None  # only layers are asked about that were compared
         return found
 
-    @property
-    def with_evidence(self) -> list[str]:
-        """The layers on which bugs of layers can be tried."""
-        return list(self.comparisons)
+    def caused(self, bad: list[str]) -> list[str]:
+        """Those of the `bad` layers that something in themselves may have made so."""
+        return bad
+
+    def is_searched(self, name: str) -> bool:
+        """Whether a layer is looked at thoroughly; see `diagnose`."""
+        return len(self.bad) <= _MOST_SEARCHED or name == self.bad[0]
 
     def small_findings(self, name: str) -> list[Finding]:
         """Why a layer within its bound is bad all the same."""
@@ -131,17 +133,20 @@ class Case:
         if lost.all():
             return [not_finite(name, 1.0, overflow=False)]
         if compared.bound is None:
-            site = site_of(self.programs, name, self.input_of(name), compared.y_hat)
-            return diagnose_shape(site, compared.y_hat) or [wrong_shape(name, compared.report.note)]
+            return self.of_shape(name)
         if lost.any():
             overflow = bool(np.abs(compared.y[lost]).min() > _LARGEST_HALF)
             return [not_finite(name, float(lost.mean()), overflow=overflow)]
-        few = len(self.bad) <= _MOST_SEARCHED
-        closely = self.thoroughly and (few or name == self.bad[0])
-        found = diagnose(self.evidence(name), thoroughly=closely)
+        found = diagnose(self.evidence(name), thoroughly=self.is_searched(name))
         if found[0].bug != "unknown" or name not in self.estimates.samples:
             return found
         return explain_unknown(found[0], *self.shown(name))
+
+    def of_shape(self, name: str) -> list[Finding]:
+        """Why its output is of another size."""
+        compared = self.comparisons[name]
+        site = site_of(self.programs, name, self.input_of(name), compared.y_hat)
+        return diagnose_shape(site, compared.y_hat) or [wrong_shape(name, compared.report.note)]
 
     def excuse(self, name: str) -> bool:
         """Overrule a layer whose errors have an algorithm's covariance, and its size at most."""
@@ -170,7 +175,7 @@ class Case:
 
         Where ReLU is off on both sides nothing is seen; SE hides the convolution behind its gate.
         """
-        if name not in self.with_evidence:
+        if name not in self.comparisons:
             return ""
         compared, program = self.comparisons[name], self.programs[name]
         if compared.bound is None or not isinstance(program, BlockProgram):
@@ -187,9 +192,9 @@ class Case:
         power = f"unit roundoff about 2^{np.log2(found.unit_roundoff):.0f}"
         return f"the errors in {name} look like {found.looks_like}: {power}"
 
-    def unexplained(self, name: str) -> Finding:
-        """What is said of a bad layer that no finding explains."""
-        return Finding("unknown", name, None, 0.0, 0.0)
+    def is_of(self, finding: Finding, name: str) -> bool:
+        """Whether a finding says something of a layer."""
+        return finding.is_in(name)
 
     def strangeness(self, beyond: list[str], diagnosis: list[Finding]) -> str:
         """Why nothing can be said of a port whose arithmetic is not known; empty if it can."""
@@ -223,8 +228,8 @@ def explain(case: Case) -> Report:
     diagnosis = diagnosed(case, beyond, alarms)
     bad = case.bad
     first = bad[0] if bad else None
-    if first and not any(finding.is_in(first) for finding in diagnosis):
-        diagnosis = [case.unexplained(first), *diagnosis]
+    if first and not any(case.is_of(finding, first) for finding in diagnosis):
+        diagnosis = [Finding("unknown", first, None, 0.0, 0.0), *diagnosis]
     strange = case.strangeness(beyond, diagnosis)
     # A right port's arithmetic shows best where most products are summed: in the last block.
     arithmetic = case.roundoff(first or case.programs.model.arch.blocks[-1].name)
@@ -255,11 +260,8 @@ _SEEN = {
 }
 
 
-def what_was_tested(case: Case, others: Iterable[str] = ()) -> list[str]:
-    """What the arithmetic is, how small an error would have shown, and what was not seen.
-
-    `others` were judged beside the case's layers, by their bounds.
-    """
+def what_was_tested(case: Case) -> list[str]:
+    """What the arithmetic is, how small an error would have shown, and what was not seen."""
     estimates = case.estimates
     said = [estimates.arithmetic.says]
     weakest: dict[str, tuple[float, str]] = {}
@@ -276,7 +278,8 @@ def what_was_tested(case: Case, others: Iterable[str] = ()) -> list[str]:
             "relative errors that would have been seen in any layer, and the least sensitive one: "
             + ", ".join(shown)
         )
-    blind = [name for name in (*case.comparisons, *others) if name not in estimates.samples]
+    blind = [name for name in case.comparisons if name not in estimates.samples]
+    blind.sort(key=lambda name: name not in case.programs)  # what has weights comes first
     if blind:
         said.append(f"{listed(blind)}: held to certified bounds alone")
     said.append("not tested: training, other inputs than those of the calls named here")
@@ -287,8 +290,11 @@ def diagnosed(case: Case, beyond: list[str], alarms: Mapping[str, list[Estimate]
     """Findings for the bad layers: first those beyond their bounds, else those with alarms."""
     chosen = beyond or list(alarms)
     ask = case.findings if beyond else case.small_findings
-    layers = Layers(case.with_evidence, chosen, case.trial_evidence, ESTIMATED)
-    return merged(_each(ask, chosen[:_MOST_DIAGNOSED]), layers)
+    layers = Layers(list(case.comparisons), chosen, case.trial_evidence, ESTIMATED)
+    asked = caused = case.caused(chosen)
+    if len(caused) > _MOST_DIAGNOSED:  # the first, and the last: it may have a cause of its own
+        asked = [*caused[: _MOST_DIAGNOSED - 1], caused[-1]]
+    return merged(_each(ask, asked), layers)
 
 
 def is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:

@@ -44,9 +44,10 @@ def _described(evidence: LayerEvidence) -> str:
     beyond = ~(np.abs(residual) <= evidence.seen.certified)
     if not beyond.any():
         return "beyond its bound at few outputs"
-    if isinstance(evidence.site.program, HeadProgram):
+    if not evidence.size:
         bad = np.flatnonzero(beyond.any(axis=(0, 2)))
-        return f"{len(bad)} of {beyond.shape[1]} logits are beyond their bound, first {bad[:1]}"
+        what = "logits" if isinstance(evidence.site.program, HeadProgram) else "outputs"
+        return f"{len(bad)} of {beyond.shape[1]} {what} are beyond their bound, first {bad[:1]}"
     said = [
         f"{beyond.mean():.1%} of the outputs looked at are beyond their bound",
         _channels(beyond),

@@ -24,7 +24,6 @@ from repvgg_ref.files.metadata import describe
 from repvgg_ref.models.arguments import image_batch
 from repvgg_ref.models.graph import INPUT, Network
 from repvgg_ref.models.network import Model, require_branches
-from repvgg_ref.oracle.dense.vectors import dense_matrix
 from repvgg_ref.oracle.golden.arrays import (
     BOUND_PRECISIONS,
     BOUNDS,
@@ -50,6 +49,7 @@ from repvgg_ref.oracle.golden.folder import (
 from repvgg_ref.oracle.golden.mutation import MutationMatrix, mutation_matrix
 from repvgg_ref.oracle.golden.raw import RAW, write_raw
 from repvgg_ref.oracle.golden.summary import GoldenSummary, mutation_json
+from repvgg_ref.oracle.graphs.vectors import dense_matrix
 from repvgg_ref.oracle.programs.distinguishing import weak_statistics
 from repvgg_ref.oracle.programs.inputs import distinguishing_labels, golden_inputs
 from repvgg_ref.oracle.programs.layers import require_layers, require_steps

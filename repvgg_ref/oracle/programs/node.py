@@ -68,8 +68,8 @@ class NodeProgram:
             return self.change(xs)
         return np.asarray(self.node.op.forward(self.name, xs, self.run)[0])
 
-    def output_size(self, height: int, width: int) -> tuple[int, ...]:
-        """Height and width of the output on its own inputs."""
+    def output_size(self, *size: int) -> tuple[int, ...]:
+        """Height and width of the output on its own inputs; () of vectors."""
         return self.y.shape[2:]
 
     def evaluate(
@@ -77,4 +77,6 @@ class NodeProgram:
     ) -> Array:
         """The output (N, O, P) on its own inputs, of which `x` is the first."""
         flat = self.y.reshape(*self.y.shape[:2], -1)
-        return flat if pixels is None else flat[:, :, pixels[0] * self.y.shape[3] + pixels[1]]
+        if pixels is None or self.y.ndim == 2:
+            return flat
+        return flat[:, :, pixels[0] * self.y.shape[3] + pixels[1]]

@@ -18,13 +18,13 @@ from repvgg_ref.models.graph import Node
 from repvgg_ref.oracle.bugs import NODE_BUGS, Mutant
 from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.candidates.names import listed
-from repvgg_ref.oracle.dense.port import DensePort
 from repvgg_ref.oracle.diagnosis.evidence import DO_NOT_FIT
+from repvgg_ref.oracle.graphs.port import GraphPort
 
 Seen = tuple[Mutant[Any], Array]
 
 
-def seen_through(port: DensePort, places: Sequence[Node], target: Node) -> Iterator[Seen]:
+def seen_through(port: GraphPort, places: Sequence[Node], target: Node) -> Iterator[Seen]:
     """Every bug of `places`, in one of them or in all that can have it, and what `target` gives.
 
     The places are hidden before `target`, or `target` itself.
@@ -39,13 +39,13 @@ def seen_through(port: DensePort, places: Sequence[Node], target: Node) -> Itera
         yield from _given(port, target, together, replace(together[first], where=where))
 
 
-def _mutants(port: DensePort, place: Node, target: Node) -> list[Mutant[Any]]:
+def _mutants(port: GraphPort, place: Node, target: Node) -> list[Mutant[Any]]:
     site = port.whole(place, port.masked(place, target))
     return list(planted(NODE_BUGS, site, place.name))
 
 
 def _everywhere(
-    port: DensePort, found: Mapping[str, list[Mutant[Any]]]
+    port: GraphPort, found: Mapping[str, list[Mutant[Any]]]
 ) -> Iterator[dict[str, Mutant[Any]]]:
     """The same bug in the same words: in all nodes of an operation, and of any; more than one."""
     alike: dict[tuple[object, ...], dict[str, Mutant[Any]]] = {}
@@ -62,7 +62,7 @@ def _everywhere(
 
 
 def _given(
-    port: DensePort, target: Node, planted_in: Mapping[str, Mutant[Any]], said: Mutant[Any]
+    port: GraphPort, target: Node, planted_in: Mapping[str, Mutant[Any]], said: Mutant[Any]
 ) -> Iterator[Seen]:
     changes = {name: _change(mutant) for name, mutant in planted_in.items()}
     try:

@@ -14,13 +14,13 @@ from repvgg_ref.models.dense import AdaptiveAvgPool, ResizeAs, Zoom
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bugs import NODE_BUGS
 from repvgg_ref.oracle.bugs.base import planted
-from repvgg_ref.oracle.dense.judge import walked
-from repvgg_ref.oracle.dense.port import DensePort
+from repvgg_ref.oracle.graphs.port import GraphPort
+from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.node import NodeProgram
-from tests.oracle.dense.ports import MODEL, RIGHT, X, hiding, port
+from tests.oracle.graphs.ports import MODEL, RIGHT, X, hiding, port
 
-_WALKED = DensePort(MODEL, RIGHT, X, PRECISIONS["fp32"])
-walked(_WALKED)
+_WALKED = GraphPort(Programs(MODEL), RIGHT, X, PRECISIONS["fp32"])
+_WALKED.along()
 _FLOORS = ["ppm.1.resize", "ppm.2.resize", "ppm.3.resize"]
 _POOLS = ["ppm.0.pool", "ppm.1.pool", "ppm.2.pool", "ppm.3.pool"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bugs import Mutant, bugs_for
 from repvgg_ref.oracle.bugs.base import planted
-from repvgg_ref.oracle.dense.port import DensePort, Known
 from repvgg_ref.oracle.golden.arrays import float32_outputs
 from repvgg_ref.oracle.golden.mutation import (
     MutationMatrix,
@@ -23,6 +23,8 @@ from repvgg_ref.oracle.golden.mutation import (
     PlantedLayer,
     swapped_sides,
 )
+from repvgg_ref.oracle.graphs.port import GraphPort
+from repvgg_ref.oracle.programs.layers import Programs
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,16 +35,15 @@ def dense_matrix(model: Model, x: Array, *, progress: Progress | None = None) ->
     `x` is (N, in_channels, H, W); ``progress(node, done, total)``.
     """
     single = float32_outputs(model, x)
-    port = DensePort(model, single, x, PRECISIONS["fp32"])
-    port.known |= {name: Known(y.astype(np.float64), None) for name, y in single.items()}
+    port = GraphPort(Programs(model), single, x, PRECISIONS["fp32"])
+    port.along()
     names, found = model.arch.layer_names, list[Planted]()
     for done, node in enumerate(model.arch.evaluated):
-        judged, rolled = port.judged(node), np.roll(port.known[node.name].y, 1, axis=1)
-        assert judged.y is not None
+        judged, own = port.comparisons[node.name], port.known[node.name].y
         assert judged.bound is not None
         below, is_block = port.known[node.inputs[0]].y, isinstance(node.op, Block)
-        site = port.site(node, rolled)
-        layer = PlantedLayer(model, site, judged.y, port.known[node.name].y, judged.bound, tests=0)
+        site = replace(port.site(node), y_hat=np.roll(own, 1, axis=1))
+        layer = PlantedLayer(model, site, judged.y, own, judged.bound, tests=0)
         mutants = planted(bugs_for(site.program), site, node.name)
         found += [layer.judged(mutant) for mutant in mutants if not _is_no_bug(mutant, node, port)]
         found += swapped_sides(below, node.name) if is_block else []
@@ -51,7 +52,7 @@ def dense_matrix(model: Model, x: Array, *, progress: Progress | None = None) ->
     return MutationMatrix(names, tuple(found))
 
 
-def _is_no_bug(mutant: Mutant[Any], node: Node, port: DensePort) -> bool:
+def _is_no_bug(mutant: Mutant[Any], node: Node, port: GraphPort) -> bool:
     """Whether the mutant is right on every image: a stride, where there is always one pixel."""
     source = next((n for n in port.model.arch.nodes if n.name == node.inputs[0]), None)
     is_one = source is not None and source.op == AdaptiveAvgPool(1)

@@ -13,7 +13,7 @@ import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.models.geometry import Geometry, with_geometry
-from repvgg_ref.oracle.dense import estimated
+from repvgg_ref.oracle.graphs import judge
 from tests.models.segmenters import pictures, small_model
 
 MODEL = small_model(dtype=np.float32)
@@ -158,7 +158,7 @@ def test_the_smallest_errors_that_would_have_been_seen_are_told() -> None:
 def test_sums_of_very_many_products_are_held_to_their_bounds_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(estimated, "_MOST_PRODUCTS", 100)  # the head's are 216
+    monkeypatch.setattr(judge, "_MOST_PRODUCTS", 100)  # the head's are 216
     report = rr.verify(MODEL, outputs(), inputs=X)
     told = {layer.name: layer.detects for layer in report.layers}
     assert (bool(told["cls.0"]), bool(told["cls.4"])) == (False, True)

@@ -1,39 +1,28 @@
-"""What a port of a network that is no chain shows: its own outputs, and what follows from them.
-
-Each node is computed in float64 from the candidate's *own* inputs of it. What a candidate leaves
-out between blocks is computed for it, and how far its own may be from that is kept beside it.
-"""
+"""What else a port of a network that is no chain could have computed, and what it then gives."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any, NamedTuple
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.fusion import FusedConv
-from repvgg_ref.blocks.spec import BlockSpec
-from repvgg_ref.models.dense import ChannelDropout, Concat
-from repvgg_ref.models.graph import INPUT, Node
-from repvgg_ref.models.layers import Block, Pass
-from repvgg_ref.models.network import Model, fuse
-from repvgg_ref.ops import REFERENCE
+from repvgg_ref.models.dense import ChannelDropout
+from repvgg_ref.models.graph import Node
+from repvgg_ref.models.layers import Block
 from repvgg_ref.oracle.bounds.block import Bound
-from repvgg_ref.oracle.bounds.comparison import compare, diagnosis_bound, held
-from repvgg_ref.oracle.bounds.nodes import moved, node_bound
-from repvgg_ref.oracle.bounds.precision import Precision
+from repvgg_ref.oracle.bounds.comparison import diagnosis_bound
 from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
+from repvgg_ref.oracle.graphs.walk import Walk
 from repvgg_ref.oracle.programs.activation import log_softmax, sigmoid, softmax
-from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.node import Change, NodeProgram, wide_pass
 from repvgg_ref.oracle.programs.program import batch_output, plain
-from repvgg_ref.oracle.report import LayerReport
 
 Function = Callable[[Array], Array]
 Ending = tuple[Function, Function]  # before the last resizing, and after it
@@ -53,136 +42,45 @@ _AUXILIARY = "the auxiliary head's output"
 _SCREENED = 32  # output channels that tell whether it is worth computing all
 
 
-class Known(NamedTuple):
-    """A node's output and how far the candidate's own may be from it: None where it is its own."""
+class GraphPort(Walk):
+    """A walk, and what else a port's nodes could have computed."""
 
-    y: Array
-    slack: Array | None
-
-
-class Judged(NamedTuple):
-    """A node's report; what it should give and its bound, None where sizes differ."""
-
-    node: Node
-    report: LayerReport
-    y: Array | None = None
-    bound: Bound | None = None
-
-
-@dataclass
-class DensePort:
-    """A port's outputs along the nodes of a network, `known` filled in as they are walked.
-
-    Attributes
-    ----------
-    outputs : mapping
-        The candidate's own, NCHW by the node's name.
-    x : array, shape (N, C, H, W)
-    """
-
-    model: Model
-    outputs: Mapping[str, Array]
-    x: Array
-    precision: Precision
-    known: dict[str, Known] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.known[INPUT] = Known(np.asarray(self.x, np.float64), None)
-        self.programs = Programs(self.model)
-
-    @cached_property
-    def run(self) -> Pass:
-        """The fused network in float64."""
-        deploy = fuse(self.model) if self.model.form == "train" else self.model
-        return wide_pass(deploy)
-
-    def own(self, name: str) -> Array | None:
-        """The candidate's output of a node, float64."""
-        found = self.outputs.get(name)
-        return None if found is None else np.asarray(found, np.float64)
-
-    def inputs(self, node: Node) -> list[Known] | None:
-        """What a node of the candidate got, as far as it is known."""
-        found = [self.known.get(name) for name in node.inputs]
-        inputs = [each for each in found if each is not None]
-        return inputs if len(inputs) == len(found) else None
-
-    def site(self, node: Node, y_hat: Array | None) -> Site[Any]:
-        """Where bugs of a node are tried: a block's own, or those of what stands between."""
-        if not isinstance(node.op, Block):
-            return self.whole(node, y_hat)
-        inputs = self.inputs(node)
-        assert inputs is not None
-        return site_of(self.programs, node.name, inputs[0].y, y_hat)
+    def site(self, node: Node) -> Site[Any]:
+        """Where bugs of a node are tried: a layer's own, or those of what stands between."""
+        own = self.own(node.name)
+        if node.name in self.inputs:
+            return site_of(self.programs, node.name, self.inputs[node.name], own)
+        inputs = self.given(node)
+        if not isinstance(node.op, Block) or inputs is None:
+            return self.whole(node, own)
+        return site_of(self.programs, node.name, inputs[0].y, own)
 
     def whole(self, node: Node, y_hat: Array | None = None) -> Site[NodeProgram]:
         """A node, block or not, as something whose whole output may be another."""
-        xs = tuple(known.y for known in self.inputs(node) or ())
-        program = NodeProgram(node, xs, self.run, instead=self._instead(node, xs))
+        xs = tuple(known.y for known in self.given(node) or ())
+        change = partial(self.forward, node) if isinstance(node.op, Block) else None
+        program = NodeProgram(node, xs, self.run, change, self._instead(node, xs))
         return Site(program, xs[0], y_hat)
 
-    def computed(self, node: Node, inputs: list[Known]) -> Known:
-        """What a node between blocks gives, and the bound of a port's error in it."""
-        xs = [each.y for each in inputs]
-        y = node.op.forward(node.name, xs, self.run)[0]
-        slacks = [0 * each.y if each.slack is None else each.slack for each in inputs]
-        bound = node_bound(node, xs, self.run, self.precision) + moved(node, slacks, self.run)
-        return Known(y, bound)
-
-    def left_out(self, node: Node, inputs: list[Known]) -> Known:
-        """A node between blocks that the candidate does not show; a copy is a copy everywhere."""
-        found = self.computed(node, inputs)
-        copies = isinstance(node.op, ChannelDropout | Concat)
-        is_own = copies and all(each.slack is None for each in inputs)
-        return Known(found.y, None) if is_own else found
-
-    def judged(self, node: Node) -> Judged:
-        """A node whose inputs and output are known, held to its bound."""
-        inputs, own = self.inputs(node), self.own(node.name)
-        assert inputs is not None
-        assert own is not None
-        if not isinstance(node.op, Block):
-            y, slack = self.computed(node, inputs)
-            assert slack is not None
-            return Judged(node, held(node.name, y, own, slack), y, Bound(slack, slack))
-        program, x, slack = self.programs[node.name], *inputs[0]
-        found = compare(program, x, own, self.precision)
-        if found.bound is None:
-            return Judged(node, found.report)
-        if slack is None:
-            return Judged(node, found.report, found.y, found.bound)
-        more = self._moved(node.op.spec, slack)
-        bound = Bound(found.bound.certified + more, found.bound.likely + more)
-        report = held(node.name, found.y, own, bound.certified)
-        return Judged(node, report, found.y, bound)
-
-    def _moved(self, spec: BlockSpec, slack: Array) -> Array:
-        """By how much a block's output may move if its input does by `slack`."""
-        weight = np.abs(self.run.params[f"{spec.name}.fused.weight"])
-        conv = fused_conv(spec)
-        how = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
-        return np.asarray(
-            REFERENCE.conv2d_forward(slack, weight, None, groups=conv.groups, **how)[0]
-        )
-
-    def diagnosable(self, judged: Judged) -> Bound:
-        """Its bound for comparing *other* programs; see `diagnosis_bound`."""
-        assert judged.bound is not None
-        assert judged.y is not None
-        if not isinstance(judged.node.op, Block):
+    def bound(self, name: str) -> Bound:
+        """A node's bound for comparing *other* programs; see `diagnosis_bound`."""
+        found = self.comparisons[name]
+        assert found.bound is not None
+        if name not in self.inputs and not isinstance(self.nodes[name].op, Block):
             # What is 0 by the right windows, and rounds to nothing, need not be by others.
-            return Bound(*(np.full_like(each, each.max()) for each in judged.bound))
-        name, inputs = judged.node.name, self.inputs(judged.node)
-        assert inputs is not None
-        wide = diagnosis_bound(self.programs[name], inputs[0].y, judged.y, self.precision)
-        more = judged.bound.certified
-        return Bound(wide.certified + more, wide.likely + judged.bound.likely)
+            return Bound(*(np.full_like(each, each.max()) for each in found.bound))
+        program, x = self.programs[name], self.site(self.nodes[name]).x
+        wide = diagnosis_bound(program, x, found.y, self.precision)
+        if name in self.inputs:
+            return wide
+        return Bound(*(more + each for more, each in zip(wide, found.bound, strict=True)))
 
     def hidden_before(self, target: Node) -> Iterator[Node]:
         """The nodes whose outputs the candidate left out, and from which `target` is fed."""
         reached, found = set(target.inputs), []
         for node in reversed(self.model.arch.evaluated):
-            if node.name in reached and node.name not in self.outputs and node.name in self.known:
+            is_hidden = node.name not in self.outputs and node.name in self.known
+            if node.name in reached and is_hidden:
                 found.append(node)
                 reached |= set(node.inputs)
         yield from reversed(found)
@@ -199,8 +97,7 @@ class DensePort:
             if node.name in between and (node.name in changes or is_fed):
                 xs = self._given(node, changed)
                 own = changes.get(node.name)
-                y = own(xs) if own else node.op.forward(node.name, xs, self.run)[0]
-                changed[node.name] = np.asarray(y)
+                changed[node.name] = np.asarray(own(xs) if own else self.forward(node, xs))
         if (own := changes.get(target.name)) is not None:
             return own(self._given(target, changed))
         return self._at_target(target, changed)
@@ -211,7 +108,7 @@ class DensePort:
     def _at_target(self, target: Node, changed: Mapping[str, Array]) -> Array | None:
         xs = self._given(target, changed)
         if not isinstance(target.op, Block):
-            return np.asarray(target.op.forward(target.name, xs, self.run)[0])
+            return self.forward(target, xs)
         program, own = plain(self.programs[target.name]), self.own(target.name)
         if xs[0].shape[1] != target.op.spec.in_channels:
             return None
@@ -224,9 +121,9 @@ class DensePort:
 
     def masked(self, place: Node, target: Node) -> Array | None:
         """A dropout's likely output, read off the output of the 1x1 convolution behind it."""
-        own, x = self.own(target.name), self.known[place.inputs[0]].y
         if not isinstance(place.op, ChannelDropout) or not isinstance(target.op, Block):
             return None
+        own, x = self.own(target.name), self.known[place.inputs[0]].y
         kernel = plain(self.programs[target.name]).fused
         spec = target.op.spec
         if (

@@ -19,8 +19,10 @@ from repvgg_ref.models.layers import Block
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.candidates import Outputs
-from repvgg_ref.oracle.dense.hidden import seen_through
-from repvgg_ref.oracle.dense.port import DensePort, Known
+from repvgg_ref.oracle.graphs.hidden import seen_through
+from repvgg_ref.oracle.graphs.port import GraphPort
+from repvgg_ref.oracle.graphs.walk import Known
+from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report
 
 _ROUNDING = 1e-4  # of the logits' size: no float32 port comes near, and few of 16 bits
@@ -38,11 +40,10 @@ def judge_dense_logits(
     """The verdict on a candidate of which the logits alone are known, for the images `x`."""
     head = model.arch.head.name
     y_hat = np.asarray(outputs.layers[head], np.float64)
-    port = DensePort(model, {}, x, precision)
+    port = GraphPort(Programs(model), {}, x, precision)
     for node in model.arch.evaluated:
-        xs = [port.known[name].y for name in node.inputs]
-        y = np.asarray(node.op.forward(node.name, xs, port.run)[0])
-        port.known[node.name] = Known(y, None)
+        y = port.forward(node, [port.known[name].y for name in node.inputs])
+        port.known[node.name] = Known(y)
     right = port.known[head].y
     away = _apart(y_hat, right)
     layer = LayerReport(
@@ -77,7 +78,7 @@ def _apart(y_hat: Array, y: Array) -> float:
     return float(np.sqrt(((y_hat - y) ** 2).mean())) / max(size, 1e-300)
 
 
-def _first(port: DensePort, found: Finding) -> str:
+def _first(port: GraphPort, found: Finding) -> str:
     """The first layer that can have it."""
     if found.layer not in (None, EVERYWHERE):
         return str(found.layer)
@@ -86,7 +87,7 @@ def _first(port: DensePort, found: Finding) -> str:
     return next(dilated, first) if found.bug.startswith("dilation") else first
 
 
-def _alternatives(port: DensePort) -> Iterator[Alternative]:
+def _alternatives(port: GraphPort) -> Iterator[Alternative]:
     """Logits with a bug, the quickest first."""
     places = [n for n in reversed(port.model.arch.evaluated) if not isinstance(n.op, Block)]
     for mutant, y in seen_through(port, places, port.model.arch.head):
@@ -99,7 +100,7 @@ def _whole(bug: str, says: str, advice: str) -> Finding:
     return Finding(bug, EVERYWHERE, None, 1.0, 1.0, says, advice)
 
 
-def _networks(port: DensePort) -> Iterator[tuple[tuple[str, str, str], Array]]:
+def _networks(port: GraphPort) -> Iterator[tuple[tuple[str, str, str], Array]]:
     """Logits of networks that are wrong as a whole."""
     model, x = port.model, np.asarray(port.x, np.float64)
     wide = replace(model, params={n: np.asarray(a, np.float64) for n, a in model.params.items()})

@@ -16,14 +16,15 @@ from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bugs import NODE_BUGS, pyramid, resizing
 from repvgg_ref.oracle.bugs.base import Mutant, library, planted
 from repvgg_ref.oracle.bugs.harness import mutants, output_of
-from repvgg_ref.oracle.dense.judge import walked
-from repvgg_ref.oracle.dense.port import DensePort
+from repvgg_ref.oracle.graphs.port import GraphPort
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
+from repvgg_ref.oracle.programs.layers import Programs
 from tests.models.segmenters import CHANNELS, CLASSES, DEPTHS
-from tests.oracle.dense.ports import BETWEEN, BLOCKS, MODEL, RIGHT, X, hiding, port
+from tests.oracle.graphs.ports import BETWEEN, BLOCKS, MODEL, RIGHT, X, hiding, port
 
-_WALKED = DensePort(MODEL, RIGHT, X, PRECISIONS["fp32"])
-_REPORTS = [each.report for each in walked(_WALKED)]
+_WALKED = GraphPort(Programs(MODEL), RIGHT, X, PRECISIONS["fp32"])
+_WALKED.along()
+_REPORTS = [each.report for each in _WALKED.comparisons.values()]
 _NODES = {node.name: node for node in MODEL.arch.evaluated}
 _LARGE = 1e-4  # of an output: what is smaller only the statistics of a chain's layers would find
 

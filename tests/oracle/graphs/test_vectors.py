@@ -13,13 +13,13 @@ import pytest
 import repvgg_ref as rr
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.checkpoint import save
-from repvgg_ref.oracle.dense.vectors import dense_matrix
 from repvgg_ref.oracle.golden.read import read_golden
 from repvgg_ref.oracle.golden.summary import GoldenSummary
 from repvgg_ref.oracle.golden.write import write_golden
+from repvgg_ref.oracle.graphs.vectors import dense_matrix
 from repvgg_ref.oracle.verification import verify_golden
 from tests.models.segmenters import small_model
-from tests.oracle.dense.ports import FUSED, MODEL, RIGHT, X, hiding, port
+from tests.oracle.graphs.ports import FUSED, MODEL, RIGHT, X, hiding, port
 
 
 @pytest.fixture(scope="module")

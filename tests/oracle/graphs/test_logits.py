@@ -14,7 +14,7 @@ import pytest
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.geometry import Geometry, with_geometry
-from tests.oracle.dense.ports import FUSED, MODEL, RIGHT, X, port
+from tests.oracle.graphs.ports import FUSED, MODEL, RIGHT, X, port
 
 HEAD = MODEL.arch.head.name
 FLAT = {spec.name: 1 for spec in MODEL.arch.blocks if spec.dilation > 1}

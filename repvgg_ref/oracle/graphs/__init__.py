@@ -1,0 +1,1 @@
+"""Networks that are no chain: judged node by node, their bugs named."""

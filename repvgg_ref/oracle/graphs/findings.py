@@ -1,0 +1,73 @@
+"""Why a node of a network that is no chain is wrong: its own bugs, and those hidden before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.models.graph import Node
+from repvgg_ref.models.layers import Block
+from repvgg_ref.oracle.bugs import NODE_BUGS, Site
+from repvgg_ref.oracle.diagnosis.diagnose import diagnose_shape, energy_left
+from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
+from repvgg_ref.oracle.diagnosis.ranking import Trial
+from repvgg_ref.oracle.graphs.hidden import Seen, seen_through
+from repvgg_ref.oracle.graphs.port import GraphPort
+from repvgg_ref.oracle.report import Finding
+
+_ADVICE = next(bug.advice for bug in NODE_BUGS if bug.name == "another-output")
+_LEFT = 1e-4  # of a wrong shape's energy, by the bug that explains it
+
+
+class NodeEvidence(LayerEvidence):
+    """A node's output at sampled pixels; bugs before it that the candidate hides are tried too."""
+
+    def __init__(self, port: GraphPort, name: str) -> None:
+        self.port, self.node, shown = port, port.nodes[name], port.comparisons[name]
+        excused = port.precision.number_format
+        super().__init__(port.site(self.node), shown.y, shown.y_hat, port.bound(name), excused)
+
+    def trials(self, site: Site[Any] | None = None) -> Iterator[Trial]:
+        """Every bug of the node, and every one of the nodes that lie hidden before it."""
+        yield from super().trials(site)
+        if site is not None:
+            return
+        for mutant, y in rewired(self.port, self.node):
+            if y.shape == (*self.seen.y.shape[:2], *self.size) and np.isfinite(y).all():
+                found = self.seen.compare(mutant, self.at_pixels(y))
+                if found is not None:
+                    yield found
+
+
+def rewired(port: GraphPort, node: Node) -> Iterator[Seen]:
+    """Bugs of the nodes hidden before `node`, or of its output as a whole: what it then gives."""
+    if isinstance(node.op, Block):
+        yield from seen_through(port, [node], node)
+    yield from seen_through(port, list(port.hidden_before(node)), node)
+
+
+def of_shape(port: GraphPort, name: str) -> list[Finding]:
+    """Explain an output of another size."""
+    node, y_hat = port.nodes[name], port.comparisons[name].y_hat
+    found = diagnose_shape(port.site(node), y_hat)
+    for mutant, y in rewired(port, node):
+        if y.shape == y_hat.shape and (left := energy_left(y, y_hat)) < _LEFT:
+            bug, says = mutant.bug, mutant.says
+            estimate = mutant.variant.parameter
+            found.append(Finding(bug.name, mutant.layer, estimate, 1.0, 1 - left, says, bug.advice))
+    return sorted(found, key=lambda finding: -finding.explains)[:3]
+
+
+def other_output(port: GraphPort) -> tuple[Finding, ...]:
+    """What the logits are, if they are another output of the network, whatever came before them."""
+    head = port.model.arch.head
+    y_hat = port.own(head.name)
+    if y_hat is None:
+        return ()
+    return tuple(
+        Finding("another-output", head.name, None, 1.0, 1.0, f"this is {what}", _ADVICE)
+        for what, y in port.without_main().items()
+        if y.shape == y_hat.shape and energy_left(y, y_hat) < _LEFT**2
+    )

@@ -1,0 +1,151 @@
+"""Networks that are no chain, judged node by node, each by itself: see `graphs.walk`.
+
+Layers whose own input is known are then estimated as those of chains are: arithmetic, algorithms,
+and what rounding does not explain (`diagnosis.explain`); all else is held to certified bounds
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.bounds.precision import Precision
+from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.candidates.names import listed
+from repvgg_ref.oracle.diagnosis.explain import Case, explain, is_estimable
+from repvgg_ref.oracle.diagnosis.incomparable import wrong_shape
+from repvgg_ref.oracle.graphs.findings import NodeEvidence, of_shape, other_output
+from repvgg_ref.oracle.graphs.port import GraphPort
+from repvgg_ref.oracle.graphs.walk import Walk
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.report import Finding, Report
+
+_MOST_PRODUCTS = 8192  # that an output is the sum of: of more, estimates take minutes and gigabytes
+
+
+@dataclass(frozen=True)
+class GraphCase(Case):
+    """A `Case` in which some layers have no program, or no input of the candidate's own."""
+
+    port: GraphPort = field(kw_only=True)
+    certain: Mapping[str, bool] = field(kw_only=True)  # layer -> within the largest error
+    kept: dict[str, NodeEvidence] = field(default_factory=dict)
+
+    def input_of(self, name: str) -> Array:
+        """The candidate's own input of a layer."""
+        return self.port.inputs[name]
+
+    def excuse(self, name: str) -> bool:
+        """Only what was computed from an own input shows an algorithm."""
+        return name in self.port.inputs and super().excuse(name)
+
+    def roundoff(self, name: str) -> str:
+        """The same of arithmetic."""
+        return super().roundoff(name) if name in self.port.inputs else ""
+
+    def caused(self, bad: list[str]) -> list[str]:
+        """Not what only follows from another's size."""
+        nodes = self.port.nodes
+        return [name for name in bad if self.port.given(nodes[name]) is not None] or bad
+
+    def evidence(self, name: str) -> NodeEvidence:
+        """A node's comparison as the diagnosis wants it."""
+        if name not in self.kept:
+            self.kept.setdefault(name, NodeEvidence(self.port, name))
+        return self.kept[name]
+
+    def is_searched(self, name: str) -> bool:
+        """As of chains; a residual network's layers are too large."""
+        return self.port.model.arch.is_dense and name == self.bad[0]
+
+    def of_shape(self, name: str) -> list[Finding]:
+        """Why an output is of another size."""
+        compared, node = self.comparisons[name], self.port.nodes[name]
+        found = [] if self.port.given(node) is None else of_shape(self.port, name)
+        return found or [wrong_shape(name, compared.report.note)]
+
+    def is_of(self, finding: Finding, name: str) -> bool:
+        """The same, of what is hidden before the node as well."""
+        places = self.port.hidden_before(self.port.nodes[name])
+        return super().is_of(finding, name) or any(finding.layer == each.name for each in places)
+
+    def strangeness(self, beyond: list[str], diagnosis: list[Finding]) -> str:
+        """As of chains; or if hidden layers may err by so much, though they hardly do."""
+        excused = [name for name in beyond if self.certain.get(name)]
+        known = any(each.bug != "unknown" for each in diagnosis)
+        if not excused or excused != beyond or known:
+            return super().strangeness(beyond, diagnosis)
+        return (
+            f"{beyond[0]} is beyond what rounding in the layers before it, which are not shown,"
+            " likely makes of it, but within what it can, and no bug of the library explains it:"
+            f" show {listed(dict.fromkeys(self.port.hidden))}, too"
+        )
+
+
+def judge_graph(
+    programs: Programs, outputs: Outputs, x: Array, precision: Precision, candidate: str
+) -> Report:
+    """The verdict on layer outputs of a candidate, NCHW by layer name, for the images `x`."""
+    arch = programs.model.arch
+    port = GraphPort(programs, outputs.layers, x, precision)
+    port.along()
+    if not port.comparisons:
+        why = "no layer's input and output are both known: give its layers, not its logits alone"
+        names = arch.name, candidate, precision.name
+        return Report("cannot-judge", why, *names, notes=outputs.notes)
+    certain: dict[str, bool] = {}
+    if port.hidden and port.wrong:
+        widest = Walk(programs, outputs.layers, x, precision, "certified").along()
+        certain = {name: widest.comparisons[name].report.ok for name in port.wrong}
+    judged = {*port.comparisons, *port.hidden}
+    why = "too little is known of what it is given and gives"
+    unjudged = {name: why for name in _with_arrays(programs.model) if name not in judged}
+    case = GraphCase(
+        programs,
+        port.comparisons,
+        x,
+        replace(outputs, notes=(*outputs.notes, *_computed(port))),
+        precision,
+        unjudged,
+        candidate,
+        frozenset(name for name in port.comparisons if not _is_estimated(port, name)),
+        port=port,
+        certain=certain,
+    )
+    report = explain(case)
+    if outputs.problem is None:
+        return report
+    if case.bad:
+        return replace(report, notes=(*report.notes, outputs.problem))
+    found = other_output(port)
+    why = report.reason + "".join(f": {each.says}" for each in found)
+    return replace(report, reason=why, diagnosis=found)
+
+
+def _computed(port: GraphPort) -> list[str]:
+    """What was computed for the candidate, if anything was."""
+    hidden = [name for name, known in port.known.items() if known.slack is not None]
+    if not hidden:
+        return []
+    wider = "not shown, and computed for the candidate, whose next output may be off by what"
+    return [f"{wider} rounding in them makes of it: {listed(hidden)}"]
+
+
+def _is_estimated(port: GraphPort, name: str) -> bool:
+    """Whether a layer was computed of the candidate's own input, and is not too large."""
+    if name not in port.inputs:
+        return False
+    program = port.programs[name]
+    if not is_estimable(program, port.precision):
+        return False
+    kernel = program.fused_kernel() if isinstance(program, BlockProgram) else program
+    return bool(kernel.weight[0].size <= _MOST_PRODUCTS)
+
+
+def _with_arrays(model: Model) -> list[str]:
+    """The layers that an "agree" must have seen: the blocks and the head."""
+    return [*(spec.name for spec in model.arch.blocks), model.arch.head.name]
