@@ -184,7 +184,7 @@ class CityscapesSource(DenseSource):
 
         def check(index: int) -> bool:
             truth = self.truth(index)
-            with readable(self._images[index].name), Pillow.open(self._images[index]) as file:
+            with readable(self.name(index)), Pillow.open(self._images[index]) as file:
                 size = file.size
             self._require_size(index, truth, size)
             return counts_nowhere(truth)
@@ -204,7 +204,7 @@ class CityscapesSource(DenseSource):
         """The labels (H, W) uint8, 0 ... 18 or 255."""
         path = self._truths[index]
         name = sanitize(str(path))
-        with readable(path.name), Pillow.open(path) as file:
+        with readable(str(path)), Pillow.open(path) as file:
             mode, values = file.mode, np.asarray(file)
         if mode not in ("L", "I;16", "I"):
             raise LabelError(
