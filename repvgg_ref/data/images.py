@@ -35,12 +35,12 @@ def open_upright(path: str | Path) -> Image.Image:
         If it is no picture that Pillow reads, is cut off, or is suspiciously large.
     """
     path = Path(path)
-    with readable(str(path)):
+    with readable(path.name):
         data = read_regular(path)
     with warnings.catch_warnings():
         # Pillow warns from 90 megapixels on and refuses from 180: the latter is enough.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return decoder(most=2 * MOST_PIXELS)(str(path), data)
+        return decoder(most=2 * MOST_PIXELS)(path.name, data)
 
 
 def network_input(

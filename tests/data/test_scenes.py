@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from repvgg_ref.data.pictures import ImageError
 from repvgg_ref.data.cityscapes import CLASSES, KINDS, CityscapesSource
 from repvgg_ref.data.dense import IGNORED, LabelError, check_labels, parted
 from repvgg_ref.data.dense_transforms import DenseEvaluationTransform, DenseTrainingTransform
@@ -105,7 +106,8 @@ def test_a_damaged_label_picture_is_named_with_its_folder(tmp_path: Path) -> Non
     root = cityscapes(tmp_path)
     truth = labels_of(root)
     truth.write_bytes(truth.read_bytes()[:60])
-    with pytest.raises(DataError, match=re.escape(f"{truth}: the picture is damaged")):
+    place = truth.relative_to(root).as_posix()
+    with pytest.raises(ImageError, match=re.escape(f"{place}: the picture is damaged")):
         check_labels(open_data(root, split="train"))
 
 

@@ -15,8 +15,11 @@ from repvgg_ref.models.pspnet import FAST_BLOCKS
 Steps = dict[str, int]
 
 
-def mixed_up(network: Network) -> Iterator[tuple[str, Geometry]]:
-    """Other dilations and what to say of them; each set of dilations once, none the right one."""
+IGNORED, OTHER = "dilation-ignored", "dilation-other"
+
+
+def mixed_up(network: Network) -> Iterator[tuple[str, str, Geometry]]:
+    """Bug, what to say of it, other dilations; each set of them once, none the right one."""
     stages: dict[str, Steps] = {}
     for spec in network.blocks:
         stages.setdefault(spec.name.partition(".")[0], {})[spec.name] = spec.dilation
@@ -26,7 +29,9 @@ def mixed_up(network: Network) -> Iterator[tuple[str, Geometry]]:
         found = right | steps
         if found not in told:
             told.append(found)
-            yield says, Geometry({}, {n: d for n, d in found.items() if d != right[n]})
+            other = Geometry({}, {n: d for n, d in found.items() if d != right[n]})
+            bug = IGNORED if set(other.dilations.values()) == {1} else OTHER
+            yield bug, says, other
 
 
 def _ways(stages: dict[str, Steps]) -> Iterator[tuple[str, Steps]]:

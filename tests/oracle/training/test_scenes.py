@@ -29,7 +29,7 @@ NAMED = {
     "dropout-wrong": "left out in aux",
     "corners-not-aligned": "of aux.logits",
     "resize-gradient": "resized back",
-    "dilation-wrong": "stage4 is ignored",
+    "dilation-ignored": "stage4 is ignored",
     "momentum-missing": "",
     "weight-decay-on-batch-norm": "lets decay",
     "learning-rate-of-new-modules": "at the backbone's rate",

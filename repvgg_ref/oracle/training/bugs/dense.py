@@ -17,7 +17,7 @@ from repvgg_ref.models.dense import IGNORED
 from repvgg_ref.models.geometry import with_geometry
 from repvgg_ref.ops.separable import SeparableCache, separable_forward
 from repvgg_ref.oracle.bugs.base import Variant, bug
-from repvgg_ref.oracle.bugs.dilations import mixed_up
+from repvgg_ref.oracle.bugs import dilations
 from repvgg_ref.oracle.bugs.resizing import NEAREST, UNALIGNED, Matrix
 from repvgg_ref.oracle.training.bugs.wrong_setup import (
     TrainingSite,
@@ -198,14 +198,21 @@ def _undivided(backward: Callable[..., Array], grad_y: Array, cache: SeparableCa
 # --------------------------------------------------------------------- dilations
 
 
-@bug(
-    "dilation-wrong",
-    says="{detail}",
-    advice="stage 3 has dilation 2 and stage 4 dilation 4; the fast form only in the last 5 layers",
-    scope="network",
-)
-def _dilation_wrong(site: TrainingSite) -> TrainingVariants:
-    setup = site.program
-    for says, geometry in mixed_up(setup.network) if setup.recipe.pixels else ():
-        network = with_geometry(setup.network, geometry)
-        yield Variant(replace(setup, network=network), detail=says)
+_STEPS = "stage 3 has dilation 2, stage 4 dilation 4; the fast form only in the last 5 layers"
+
+
+@bug(dilations.IGNORED, says="{detail}", advice=_STEPS, scope="network")
+def _dilation_ignored(site: TrainingSite) -> TrainingVariants:
+    yield from _dilated(site.program, dilations.IGNORED)
+
+
+@bug(dilations.OTHER, says="{detail}", advice=_STEPS, scope="network")
+def _dilation_other(site: TrainingSite) -> TrainingVariants:
+    yield from _dilated(site.program, dilations.OTHER)
+
+
+def _dilated(setup: Setup, bug_name: str) -> TrainingVariants:
+    for name, says, geometry in dilations.mixed_up(setup.network) if setup.recipe.pixels else ():
+        if name == bug_name:
+            network = with_geometry(setup.network, geometry)
+            yield Variant(replace(setup, network=network), detail=says)
