@@ -184,7 +184,7 @@ class CityscapesSource(DenseSource):
 
         def check(index: int) -> bool:
             truth = self.truth(index)
-            with readable(self._images[index].name), Pillow.open(self._images[index]) as file:
+            with readable(self._place(self._images[index])), Pillow.open(self._images[index]) as file:
                 size = file.size
             self._require_size(index, truth, size)
             return counts_nowhere(truth)
@@ -200,11 +200,15 @@ class CityscapesSource(DenseSource):
                 wanted=f"{size[1]} x {size[0]}",
             )
 
+    def _place(self, path: Path) -> str:
+        """A file below the root: with its city, and short enough to be printed whole."""
+        return path.relative_to(self.root).as_posix()
+
     def truth(self, index: int) -> Array:
         """The labels (H, W) uint8, 0 ... 18 or 255."""
         path = self._truths[index]
         name = sanitize(str(path))
-        with readable(path.name), Pillow.open(path) as file:
+        with readable(self._place(path)), Pillow.open(path) as file:
             mode, values = file.mode, np.asarray(file)
         if mode not in ("L", "I;16", "I"):
             raise LabelError(

@@ -315,12 +315,16 @@ def _understand_graph(checkpoint: Checkpoint, model: str) -> None:
 
 def _with_folded_head(checkpoint: Checkpoint, found: Found) -> Found:
     """The same where the batch norm of the head was left when the blocks were fused."""
-    eps, head = checkpoint.eps(), found.network.head
-    arrays, canonical = fold_head(checkpoint.arrays, found.canonical, head, eps)
+    arrays, canonical = fold_head(
+        checkpoint.arrays,
+        found.canonical,
+        found.network.head,
+        lambda: checkpoint.eps(checkpoint.asked_eps),  # known when they are read
+    )
     if canonical.keys() == found.canonical.keys():
         return found
-    checkpoint.arrays = arrays
-    checkpoint.notes.append(f"the head kept its batch norm, which is taken in with eps {eps:g}")
+    checkpoint.arrays, checkpoint.norms_left = arrays, True
+    checkpoint.notes.append("the blocks are fused; the head kept its batch norm: folded")
     return found._replace(canonical=canonical)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from functools import partial
 
 import numpy as np
@@ -72,11 +72,14 @@ def find_head(
 
 
 def fold_head(
-    arrays: Mapping[str, LazyArray], canonical: Mapping[str, str], head: Node, eps: float
+    arrays: Mapping[str, LazyArray],
+    canonical: Mapping[str, str],
+    head: Node,
+    eps: Callable[[], float],
 ) -> tuple[dict[str, LazyArray], dict[str, str]]:
     """`arrays` and `canonical` of a deploy form, whose head's batch norm is taken into its matrix.
 
-    As they are, where the head has none.
+    As they are, where the head has none. `eps` is asked when they are read.
     """
     of_head = {ours: n for n, ours in canonical.items() if ours.startswith(f"{head.name}.")}
     weight, bias = f"{head.name}.weight", f"{head.name}.bias"
@@ -87,7 +90,7 @@ def fold_head(
 
     def read(name: str) -> Array:
         params = {ours: arrays[theirs].read() for ours, theirs in of_head.items()}
-        return op.folded(head.name, params, eps=eps, dtype=np.dtype(kind))[name]
+        return op.folded(head.name, params, eps=eps(), dtype=np.dtype(kind))[name]
 
     made = {
         of_head[name]: LazyArray(shape, kind, partial(read, name))

@@ -27,7 +27,7 @@ DROPOUT = 0.1
 CITYSCAPES_CLASSES = 19
 REDUCTION = 8  # of height and width, by stages 0 to 2
 _DILATIONS = {3: 2, 4: 4}  # of stages that keep their size
-_FAST_BLOCKS = 4  # of stage 3 that the fast form dilates
+FAST_BLOCKS = 4  # of stage 3 that the fast form dilates
 
 
 def pspnet(
@@ -90,7 +90,7 @@ def dilated(backbone: Architecture, *, fast: bool) -> Architecture:
             wanted="stages 0 to 4",
         )
     strides = {name: 1 for n in _DILATIONS for name in stages[n]}
-    wide = stages | {3: stages[3][-_FAST_BLOCKS:]} if fast else stages
+    wide = stages | {3: stages[3][-FAST_BLOCKS:]} if fast else stages
     dilations = {name: step for n, step in _DILATIONS.items() for name in wide[n]}
     found = with_geometry(backbone, Geometry(strides, dilations))
     assert isinstance(found, Architecture)

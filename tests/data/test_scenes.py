@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from repvgg_ref.data.pictures import ImageError
 from repvgg_ref.data.cityscapes import CLASSES, KINDS, CityscapesSource
 from repvgg_ref.data.dense import IGNORED, LabelError, check_labels, parted
 from repvgg_ref.data.dense_transforms import DenseEvaluationTransform, DenseTrainingTransform
@@ -97,6 +99,16 @@ def test_what_is_wrong_with_a_folder_is_said_before_anything_begins(tmp_path: Pa
     name = f"{image.parent.name}/{image.name.removesuffix('_leftImg8bit.png')}"
     with pytest.raises(DataError, match=rf"labels of val without pictures \(got 1 of 6: {name} ;"):
         open_data(root, split="val")
+
+
+def test_a_damaged_label_picture_is_named_with_its_folder(tmp_path: Path) -> None:
+    """In every city there may be one of that name."""
+    root = cityscapes(tmp_path)
+    truth = labels_of(root)
+    truth.write_bytes(truth.read_bytes()[:60])
+    place = truth.relative_to(root).as_posix()
+    with pytest.raises(ImageError, match=re.escape(f"{place}: the picture is damaged")):
+        check_labels(open_data(root, split="train"))
 
 
 def test_all_label_files_can_be_looked_at_before_an_epoch_is_lost(tmp_path: Path) -> None:

@@ -78,6 +78,24 @@ def test_the_assumption_is_named_for_a_right_port(trained: Path, options: str) -
     assert rr.verify(said, port(said), inputs=X).verdict == "agree"
 
 
+@pytest.mark.parametrize("said", [{"dilations": {"stage2.1": 2}}, {"strides": {"stage2.0": 1}}])
+def test_a_file_that_says_no_steps_is_not_judged_by_them(
+    trained: Path, tmp_path: Path, said: dict[str, Any]
+) -> None:
+    """Its arrays agree; that it would be loaded as another network is said."""
+    ((what, steps),) = said.items()
+    reference = fork(**said)
+    state = rr.fuse(reference).state_dict()
+    for path in (trained, written(tmp_path, state)):
+        report = rr.verify(reference, path)
+        assert report.verdict == "agree"
+        assert report.reason.endswith(f"its {what} are assumed and not judged")
+        ((block, step),) = steps.items()
+        assert any(f"load it with --{what} {block}={step}" in note for note in report.notes)
+    said_too = rr.verify(rr.load(trained), trained)
+    assert "assumed and not judged" not in said_too.reason
+
+
 LOGITS = [
     "--strides stage2.0=1",
     "--strides stage0=1",

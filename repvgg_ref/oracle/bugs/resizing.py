@@ -20,6 +20,7 @@ from repvgg_ref.oracle.programs.node import NodeProgram
 NodeSite = Site[NodeProgram]
 NodeVariants = Iterator[Variant[NodeProgram]]
 Places = Callable[[int, int], Array]
+Matrix = Callable[[int, int], Array]  # (outputs, pixels) -> (outputs, pixels)
 
 
 def changed(
@@ -70,6 +71,18 @@ def _halves_up(place: Array) -> Array:
     return np.floor(place + 0.5)
 
 
+UNALIGNED: Mapping[str, Matrix] = {
+    "half-pixel": partial(linear, _middles),
+    "asymmetric": partial(linear, _from_corner),
+}
+NEAREST: Mapping[str, Matrix] = {
+    "asymmetric, floor": partial(_nearest, _from_corner, np.floor),
+    "half-pixel": partial(_nearest, _middles, _halves_down),
+    "half-pixel, halves up": partial(_nearest, _middles, _halves_up),
+    "corners aligned": partial(_nearest, _aligned, _halves_down),
+}
+
+
 def _resized(
     matrix: Callable[[int, int], Array], size: tuple[int, int], xs: Sequence[Array]
 ) -> Array:
@@ -92,8 +105,7 @@ def _resizings(site: NodeSite, ways: Mapping[str, Callable[[int, int], Array]]) 
     advice="align_corners=True, or coordinate_transformation_mode=align_corners",
 )
 def corners_not_aligned(site: NodeSite) -> NodeVariants:
-    ways = {"half-pixel": partial(linear, _middles), "asymmetric": partial(linear, _from_corner)}
-    yield from _resizings(site, ways)
+    yield from _resizings(site, UNALIGNED)
 
 
 @bug(
@@ -102,13 +114,7 @@ def corners_not_aligned(site: NodeSite) -> NodeVariants:
     advice="bilinear interpolation belongs there",
 )
 def nearest_pixel(site: NodeSite) -> NodeVariants:
-    ways = {
-        "asymmetric, floor": partial(_nearest, _from_corner, np.floor),
-        "half-pixel": partial(_nearest, _middles, _halves_down),
-        "half-pixel, halves up": partial(_nearest, _middles, _halves_up),
-        "corners aligned": partial(_nearest, _aligned, _halves_down),
-    }
-    yield from _resizings(site, ways)
+    yield from _resizings(site, NEAREST)
 
 
 @bug(

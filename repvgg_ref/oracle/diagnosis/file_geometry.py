@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from repvgg_ref.models.geometry import geometry_of
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.report import Finding, Report
@@ -28,3 +30,24 @@ def other_steps(model: Model, port: Model, name: str) -> Report | None:
             diagnosis=(found,),
         )
     return None
+
+
+def with_unsaid_steps(report: Report, model: Model, port: Model, name: str) -> Report:
+    """The report on a file of other steps than the reference has, where nobody says the file's.
+
+    Its arrays may be right; whoever loads it as it is computes another network.
+    """
+    known, theirs = geometry_of(model.arch), geometry_of(port.arch)
+    for what in ("strides", "dilations"):
+        ours, open_ = getattr(known, what), getattr(port.assumed, what)
+        apart = {n: s for n, s in getattr(theirs, what).items() if n in open_ and s != ours[n]}
+        if not apart:
+            continue
+        first, steps = next(iter(apart)), ",".join(f"{n}={ours[n]}" for n in apart)
+        note = (
+            f"assumed and not judged: {name} does not say its {what}; loaded as it is, {first} has"
+            f" {apart[first]} and the reference {ours[first]}: load it with --{what} {steps}"
+        )
+        reason = f"{report.reason}; its {what} are assumed and not judged"
+        report = replace(report, reason=reason, notes=(note, *report.notes))
+    return report

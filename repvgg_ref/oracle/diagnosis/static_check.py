@@ -38,7 +38,7 @@ from repvgg_ref.oracle.diagnosis.copied import (
     head_finding,
 )
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
-from repvgg_ref.oracle.diagnosis.file_geometry import other_steps
+from repvgg_ref.oracle.diagnosis.file_geometry import other_steps, with_unsaid_steps
 from repvgg_ref.oracle.diagnosis.odd_taps import altered, scaled, unknown
 from repvgg_ref.oracle.diagnosis.ranking import Observation
 from repvgg_ref.oracle.diagnosis.tap_evidence import (
@@ -88,6 +88,11 @@ def check_weights(model: Model, path: str | Path, precision: str = "auto") -> Re
         return Report("disagree", reason, model.name, name, "weights")
     if (other := other_steps(model, port, name)) is not None:
         return other
+    return with_unsaid_steps(_arrays(model, port, name, precision), model, port, name)
+
+
+def _arrays(model: Model, port: Model, name: str, precision: str) -> Report:
+    """The verdict on the arrays of a file."""
     if port.form == "train" and model.form == "train":
         return _same_arrays(model, port, name, precision)
     if port.form == "train":

@@ -51,7 +51,12 @@ from repvgg_ref.oracle.golden.raw import RAW, write_raw
 from repvgg_ref.oracle.golden.summary import GoldenSummary, mutation_json
 from repvgg_ref.oracle.graphs.vectors import dense_matrix
 from repvgg_ref.oracle.programs.distinguishing import weak_statistics
-from repvgg_ref.oracle.programs.inputs import distinguishing_labels, golden_inputs
+from repvgg_ref.oracle.programs.inputs import (
+    dropout_masks,
+    golden_inputs,
+    training_inputs,
+    training_labels,
+)
 from repvgg_ref.oracle.programs.layers import require_layers, require_steps
 from repvgg_ref.oracle.training.noise import noisy_runs, relu_margin
 from repvgg_ref.oracle.training.recipe import Recipe
@@ -118,7 +123,7 @@ def write_golden(
         A new folder, or an older bundle of the same model to replace.
     inputs : array, shape (N, in_channels, H, W), optional
         Default: `golden_inputs`.
-    labels : int array (N,), or float array (N, num_classes); optional
+    labels : int array (N,), or float array (N, num_classes), or (N, H, W); optional
     steps : int
         Steps of SGD.
     weights : bool, optional
@@ -235,13 +240,14 @@ def _trained(
     """The training steps, on the batch that keeps ReLUs farthest from their edge."""
 
     def classes(x: Array) -> Array:
-        return distinguishing_labels(model.arch, len(x)) if labels is None else labels
+        return training_labels(model.arch, x) if labels is None else labels
 
     best: tuple[float, Array] | None = None
     recipe: Recipe | None = None
     for x in _candidates(model, inputs):
-        recipe = recipe or default_recipe(model, x, classes(x), steps)
-        margin = relu_margin(right_setup(model, x, classes(x), recipe))
+        kept = dropout_masks(model.arch, x)
+        recipe = recipe or default_recipe(model, x, classes(x), steps, kept)
+        margin = relu_margin(right_setup(model, x, classes(x), recipe, kept))
         if best is None or margin > best[0]:
             best = margin, x
         if margin >= _SAFE_MARGIN:
@@ -257,7 +263,7 @@ def _candidates(model: Model, inputs: Array | None) -> Iterator[Array]:
         yield _batch(model, inputs)
         return
     for seed in range(_BATCHES_TRIED):
-        yield golden_inputs(model.arch, seed=seed)
+        yield training_inputs(model.arch, seed=seed)
 
 
 def _optional_parts(

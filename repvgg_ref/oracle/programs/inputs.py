@@ -8,7 +8,8 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.arguments import fixed_side
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.dense import IGNORED, ChannelDropout
+from repvgg_ref.models.graph import Network, extents
 
 # Height and width differ, and still do after five halvings (2 x 3): a squeeze-and-excitation that
 # pools over a square, or exchanged axes, change nothing on a square image.
@@ -16,6 +17,10 @@ GOLDEN_EXTENT = (64, 72)
 # Of a network that says a class for every pixel: 8 k + 1, and an eighth of it and 1, 13 x 11, is
 # divided by none of the pyramid's bins.
 DENSE_EXTENT = (97, 81)
+# Of its training steps: as many pixels in more images, since the pyramid's batch norms see one
+# mean an image, and two of them give no gradient but rounding; 11 x 7 has no such divisor either.
+DENSE_TRAINING = (4, 81, 49)
+_IGNORED_SHARES = (0.05, 0.35)  # of the first image and of the last: means of means differ
 
 
 def distinguishing_inputs(
@@ -51,6 +56,14 @@ def golden_inputs(arch: Network, *, batch: int = 2, seed: int = 0) -> Array:
     return distinguishing_inputs(arch, batch=batch, height=height, width=width, seed=seed)
 
 
+def training_inputs(arch: Network, *, seed: int = 0) -> Array:
+    """The batch of a golden bundle's training steps."""
+    if not arch.is_dense:
+        return golden_inputs(arch, seed=seed)
+    batch, height, width = DENSE_TRAINING
+    return distinguishing_inputs(arch, batch=batch, height=height, width=width, seed=seed)
+
+
 def images_of_size(arch: Network, declared: Sequence[int | None] | None) -> Array:
     """A golden bundle's batch, of the size (N, C, H, W) that a port declares, where it does."""
     usual = golden_inputs(arch)
@@ -65,3 +78,34 @@ def distinguishing_labels(arch: Network, batch: int, *, seed: int = 0) -> Array:
     rng = np.random.default_rng(seed)
     chosen = rng.choice(arch.num_classes, batch, replace=batch > arch.num_classes)
     return np.asarray(chosen, np.int64)
+
+
+def training_labels(arch: Network, x: Array, *, seed: int = 0) -> Array:
+    """`distinguishing_labels` for the images `x`; of a dense network int64 (N, H, W).
+
+    Of every image another share of pixels is ignored.
+    """
+    if not arch.is_dense:
+        return distinguishing_labels(arch, len(x), seed=seed)
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, arch.num_classes, (len(x), *x.shape[2:]))
+    shares = np.linspace(*_IGNORED_SHARES, len(x))[:, None, None]
+    labels[rng.random(labels.shape) < shares] = IGNORED
+    return np.asarray(labels, np.int64)
+
+
+def dropout_masks(arch: Network, x: Array, *, seed: int = 0) -> dict[str, Array]:
+    """Which channels every dropout keeps of the images `x`: node -> bool (N, C).
+
+    As many are dropped of each image as the rate says, and one at least; none of an image's last.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[str, Array] = {}
+    known = extents(arch, *x.shape[2:])
+    for node in arch.nodes:
+        if isinstance(node.op, ChannelDropout) and node.op.rate:
+            channels = known[node.name][0]
+            dropped = min(max(1, round(node.op.rate * channels)), channels - 1)
+            order = rng.permuted(np.tile(np.arange(channels), (len(x), 1)), axis=1)
+            found[node.name] = np.asarray(order >= dropped)
+    return found

@@ -128,18 +128,18 @@ def has_programs(arch: Network) -> bool:
 
 
 def require_steps(arch: Network) -> None:
-    """Refuse a network of whose training steps nothing is known: with gates, GELU or a pyramid.
+    """Refuse a network of whose training steps nothing is known: with gates or GELU.
 
     Raises
     ------
     ReportedError
         If it is such a network.
     """
-    if arch.is_dense or (has_programs(arch) and not arch.is_chain):
+    if has_programs(arch) and not arch.is_chain:
         raise ReportedError(
             "no train-step bundle of this network: its training steps are not judged yet",
             got=arch.name,
-            wanted="blocks, residual sums, pools and linear layers",
+            wanted="blocks, residual sums, pools, linear layers, pyramids of PSPNet",
             advice="without --train-step the bundle holds all of evaluation; loss_and_grads gives"
             " loss, gradients and statistics of a step, and verify-op judges single operators'"
             " gradients",

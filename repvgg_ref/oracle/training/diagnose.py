@@ -290,7 +290,7 @@ def is_first_step(name: str) -> bool:
 
 def _is_late(bug: Bug[Any]) -> bool:
     """Whether it shows after the first step only."""
-    return bug.family == "optimizer"
+    return bug.family in ("optimizer", "rates")
 
 
 def _described(given: Array, exact: Array) -> str:

@@ -18,6 +18,7 @@ from weights_io import sanitize
 KINDS = ("batch_mean", "batch_var", "grad", "stat", "after")
 _ALIASES = {"grads": "grad", "gradient": "grad", "gradients": "grad", "stats": "stat"}
 _ALIASES |= {"running": "stat", "weights_after": "after", "final": "after"}
+KEPT = "kept/"  # which channels a dropout keeps: part of the input
 _OWN = ("input", "labels")  # what came with the bundle may be dumped along
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
@@ -80,7 +81,7 @@ def read_training_dump(dump: str | Path | Mapping[str, Any], known: Iterable[str
     for name, tensor in given.items():
         ours = bundle_name(str(name), wanted)
         if ours is None:
-            if name not in _OWN:
+            if name not in _OWN and not str(name).startswith(KEPT):
                 unknown.append(sanitize(str(name)))
             continue
         if ours in arrays:

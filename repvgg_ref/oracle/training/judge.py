@@ -206,7 +206,7 @@ def _explained(
     """The diagnosis, if the start weights are known."""
     if model is None:
         return []
-    setup = right_setup(model, steps.x, steps.labels, steps.recipe)
+    setup = right_setup(model, steps.x, steps.labels, steps.recipe, steps.kept)
     fits = {
         name: array.astype(np.float64)
         for name, array in dump.arrays.items()

@@ -190,6 +190,8 @@ def _results(value: Any, disturbed: Callable[[Any], Any]) -> Any:
     """
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(disturbed(part) for part in value))
+    if isinstance(value, tuple) and all(isinstance(part, np.ndarray) for part in value):
+        return tuple(map(disturbed, value))  # of concatenation, a gradient a part
     if isinstance(value, tuple):
         y, cache = value
         if hasattr(cache, "inv_std") and hasattr(cache, "mean"):

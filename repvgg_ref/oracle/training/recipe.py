@@ -12,6 +12,20 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.train.decay import DECAY_RULES
 
+POLY_POWER = 0.9  # PSPNet's
+
+
+_LOSS = (
+    "mean over the batch of the cross-entropy with targets "
+    "(1 - label_smoothing) * one_hot + label_smoothing / classes; "
+    "plus 0.1 of each auxiliary head's, where there are any"
+)
+_LOSS_OF_PIXELS = (
+    "mean over all pixels whose label is not 255 of the cross-entropy, plus 0.4 of the same of the "
+    "auxiliary head; logits of both at the images' size; no channel but those that kept/NAME lists "
+    "goes through the dropout NAME, and those times 1 / (1 - rate)"
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -25,7 +39,11 @@ class Recipe:
     lrs : tuple of float
         One learning rate a step.
     decay : str
-        A key of `DECAY_RULES`: what weight decay applies to.
+        A key of `DECAY_RULES`: what weight decay applies to, and what learns faster.
+    pixels : bool
+        Whether every pixel has a label, and some are ignored.
+    poly_power : float, optional
+        The power by which `lrs` fall, where they are `poly_rates`.
     """
 
     lrs: tuple[float, ...] = (0.05, 0.03, 0.02)
@@ -34,6 +52,8 @@ class Recipe:
     nesterov: bool = False
     label_smoothing: float = 0.1
     decay: str = "kernels"
+    pixels: bool = False
+    poly_power: float | None = None
 
     def __post_init__(self) -> None:
         if not self.lrs:
@@ -51,10 +71,9 @@ class Recipe:
             "lrs": list(self.lrs),
             "update": "d = grad + weight_decay * w (kernels of convolutions and linear layers only "
             "under the rule 'kernels'); v = momentum * v + d, v = d in the first step; "
-            "w -= lr * v, or lr * (d + momentum * v) with nesterov",
-            "loss": "mean over the batch of the cross-entropy with targets "
-            "(1 - label_smoothing) * one_hot + label_smoothing / classes; "
-            "plus 0.1 of each auxiliary head's, where there are any",
+            "w -= lr * v, or lr * (d + momentum * v) with nesterov; under the rule 'segmentation' "
+            "every array decays, and ppm, cls and aux learn with 10 lr",
+            "loss": _LOSS_OF_PIXELS if self.pixels else _LOSS,
             "batch": "the same in every step; batch norm in training mode",
         }
 
@@ -62,6 +81,7 @@ class Recipe:
     def from_json(cls, fields: Mapping[str, Any]) -> Recipe:
         """The recipe that a manifest describes."""
         try:
+            power = fields.get("poly_power")
             return cls(
                 tuple(float(lr) for lr in fields["lrs"]),
                 float(fields["momentum"]),
@@ -69,12 +89,26 @@ class Recipe:
                 bool(fields["nesterov"]),
                 float(fields["label_smoothing"]),
                 str(fields["decay"]),
+                bool(fields.get("pixels", False)),
+                None if power is None else float(power),
             )
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ReportedError("the manifest's recipe is incomplete", got=str(error)) from None
 
 
-def fitting_recipe(weights: Mapping[str, Array], grads: Mapping[str, Array], steps: int) -> Recipe:
+def poly_rates(lr: float, steps: int, power: float) -> tuple[float, ...]:
+    """``lr (1 - i / steps)^power``, i from 0: the schedule "poly"."""
+    return tuple(lr * (1 - i / steps) ** power for i in range(steps))
+
+
+def fitting_recipe(
+    weights: Mapping[str, Array],
+    grads: Mapping[str, Array],
+    steps: int,
+    *,
+    pixels: bool = False,
+    roles: Mapping[str, str] | None = None,
+) -> Recipe:
     """A recipe whose steps are small for these weights, and whose every setting shows.
 
     The first learning rate moves no array by more than a fiftieth of its norm, so that rounding
@@ -86,17 +120,35 @@ def fitting_recipe(weights: Mapping[str, Array], grads: Mapping[str, Array], ste
     weights, grads : mapping
         Official name -> array; gradients at these weights.
     steps : int
+    pixels : bool
+        Whether it is for a network that says a class for every pixel: PSPNet's rule and schedule.
+    roles : mapping, optional
+        Official name -> the name by which the rule goes (`role_names`).
     """
     if steps < 1:
         raise ReportedError("a train-step bundle needs a step", got=steps, wanted="at least 1")
+    rule = "segmentation" if pixels else "kernels"
+    known = roles or {}
     moves = [
         float(np.linalg.norm(weights[name]) / size)
         for name, grad in grads.items()
-        if (size := float(np.linalg.norm(grad))) > 0 and np.any(weights[name])
+        if (size := _speed(known.get(name, name), rule) * float(np.linalg.norm(grad))) > 0
+        and np.any(weights[name])
     ]
     lr = _rounded_down(min(0.05, 0.02 * min(moves, default=1.0)))
+    decay = min(1.0, float(f"{5e-4 / lr:.1g}"))
+    if pixels:
+        rates = poly_rates(lr, steps, POLY_POWER)
+        return Recipe(
+            rates, 0.9, decay, label_smoothing=0, decay=rule, pixels=True, poly_power=POLY_POWER
+        )
     lrs = [float(f"{lr * 0.6**i:.3g}") for i in range(steps)]
-    return Recipe(tuple(lrs), weight_decay=min(1.0, float(f"{5e-4 / lr:.1g}")))
+    return Recipe(tuple(lrs), weight_decay=decay)
+
+
+def _speed(role: str, rule: str) -> float:
+    """How many times as fast an array learns."""
+    return float(DECAY_RULES[rule](role).lr)
 
 
 def _rounded_down(value: float) -> float:

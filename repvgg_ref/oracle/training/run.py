@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.arguments import image_batch
-from repvgg_ref.models.graph import Network
+from repvgg_ref.models.dense import ChannelDropout
+from repvgg_ref.models.graph import Graph, Network
 from repvgg_ref.models.layers import Pass
 from repvgg_ref.models.names import official_names, role_names
 from repvgg_ref.models.network import Model, require_branches
@@ -108,13 +109,33 @@ class Setup:
         return self.at is None or layer in self.at
 
 
-def right_setup(model: Model, x: Array, labels: Array, recipe: Recipe) -> Setup:
-    """The reference's own training, in float64."""
+@dataclass(frozen=True, eq=False)
+class KeptChannels(ChannelDropout):
+    """Dropout that keeps the channels it is told to, (N, C): the same in every step and port."""
+
+    kept: Array
+
+    def forward(self, name: str, x: list[Array], run: Pass) -> tuple[Array, Any]:
+        """See `ops.channel_dropout`; `run` has no say in it."""
+        return run.ops.channel_dropout_forward(x[0], run.ops.from_host(self.kept), rate=self.rate)
+
+
+def right_setup(
+    model: Model,
+    x: Array,
+    labels: Array,
+    recipe: Recipe,
+    kept: Mapping[str, Array] | None = None,
+) -> Setup:
+    """The reference's own training, in float64.
+
+    `kept` says which channels a dropout keeps: node -> bool (N, C); of others it drops none.
+    """
     require_branches(model, "a training step")
     x = image_batch(model.arch, x)
     names = official_names(model.arch, "train")
     return Setup(
-        network=model.arch,
+        network=_keeping(model.arch, kept or {}),
         params={name: _widened(array) for name, array in model.params.items()},
         x=np.asarray(x, np.float64),
         labels=np.asarray(labels),
@@ -124,6 +145,20 @@ def right_setup(model: Model, x: Array, labels: Array, recipe: Recipe) -> Setup:
         names=names,
         roles={names[ours]: role for ours, role in role_names(model.arch).items()},
     )
+
+
+def _keeping(network: Network, kept: Mapping[str, Array]) -> Network:
+    """The network whose dropouts keep these channels."""
+    if not kept:
+        return network
+    assert isinstance(network, Graph)
+    nodes = (
+        replace(node, op=KeptChannels(node.op.rate, kept[node.name]))
+        if isinstance(node.op, ChannelDropout) and node.name in kept
+        else node
+        for node in network.nodes
+    )
+    return replace(network, nodes=tuple(nodes))
 
 
 def run(setup: Setup, *, first_only: bool = False) -> Arrays:

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.training.bugs.wrong_setup import with_nodes, with_ops, with_recipe
+from repvgg_ref.oracle.training.bugs.rates import with_poly, with_rate_of_new
+from repvgg_ref.oracle.training.bugs.wrong_setup import (
+    with_loss,
+    with_nodes,
+    with_ops,
+    with_recipe,
+)
 from repvgg_ref.oracle.training.run import Setup, Update
 from repvgg_ref.train.sgd import Factors, SgdStep
 
@@ -59,18 +65,7 @@ class Setting:
 
 
 def _with_loss(setup: Setup, loss: float, gradient: float) -> Setup:
-    forward = setup.ops.softmax_cross_entropy_forward
-    backward = setup.ops.softmax_cross_entropy_backward
-
-    def scaled(*args: Any, **how: Any) -> tuple[Array, Any]:
-        found, kept = forward(*args, **how)
-        return loss * found, kept
-
-    return with_ops(
-        setup,
-        softmax_cross_entropy_forward=scaled,
-        softmax_cross_entropy_backward=lambda kept: gradient * backward(kept),
-    )
+    return with_loss(setup, lambda found: loss * found, lambda found: gradient * found)
 
 
 def _with_var_share(setup: Setup, share: float) -> Setup:
@@ -184,7 +179,7 @@ SETTINGS: tuple[Setting, ...] = (
         "label-smoothing",
         "label smoothing is {value}, the recipe's is {right}",
         "target = (1 - s) * one_hot + s / classes, with the recipe's s",
-        lambda setup: setup.recipe.label_smoothing,
+        lambda setup: _when(setup.recipe.label_smoothing, not setup.recipe.pixels),
         lambda setup, s: with_recipe(setup, label_smoothing=s),
         unit=0.1,
         least=0.0,
@@ -208,7 +203,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "aux-heads",
         "the losses of the auxiliary heads weigh {value}, the reference's {right}",
-        "loss = CE(main) + 0.1 * sum of CE(aux), their gradients included",
+        "loss = CE(main) + {right:g} * sum of CE(aux), their gradients included",
         _aux_weight,
         _with_aux_weight,
         least=1e-3,
@@ -260,7 +255,7 @@ SETTINGS: tuple[Setting, ...] = (
         Setting(
             "weight-decay-on-batch-norm",
             "weight decay of " + called + " is {value}, the recipe's there is {right}",
-            "decay the kernels of convolutions and linear layers only",
+            "decay what the recipe's rule says, and as much",
             _decay_of(part),
             _with_decay_of(part),
             late=True,
@@ -293,10 +288,27 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "learning-rate-of-biases",
         "biases and betas learn {value} times as fast as the recipe says",
-        "the same rate for every array",
+        "the same rate for every array of a module",
         lambda setup: 1.0,
         _with_bias_rate,
         late=True,
         least=1e-3,
+    ),
+    Setting(
+        "learning-rate-of-new-modules",
+        "what stands behind the backbone learns {value} times as fast, by the recipe {right}",
+        "two groups: lr for layer0 ... layer4, {right:g} lr for ppm, cls and aux",
+        lambda setup: _when(10.0, setup.recipe.decay == "segmentation"),
+        with_rate_of_new,
+        late=True,
+        least=1e-3,
+    ),
+    Setting(
+        "poly-schedule",
+        "the learning rate falls by the power {value}, the recipe's is {right}",
+        "lr = lr_0 * (1 - i / steps)^{right:g}, i counted from 0 and in iterations",
+        lambda setup: setup.recipe.poly_power if _is_scheduled(setup) else None,
+        with_poly,
+        late=True,
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from repvgg_ref.arrays import Array, one_line
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.json_files import read_object
+from repvgg_ref.oracle.programs.inputs import dropout_masks
+from repvgg_ref.oracle.training.dump import KEPT
 from repvgg_ref.oracle.training.noise import ALLOWED, Yard, Yardstick, relu_margin
 from repvgg_ref.oracle.training.recipe import Recipe, fitting_recipe
 from repvgg_ref.oracle.training.rounding import yardstick_of
@@ -26,8 +28,8 @@ ARRAYS, DESCRIPTION = "train_step.npz", "train_step.json"
 _MOST_FLOAT64 = 24 << 20
 
 _HOW = """
-Load the weights, feed `input` and `labels`, train as `recipe` says, and dump an npz with the names
-of train_step.npz: loss, logits, batch_mean/<bn>, batch_var/<bn> (biased), grad/<name> and
+Load the weights, feed `input` and `labels` (and keep the channels of kept/NAME at the dropout NAME,
+where there is one), train as `recipe` says, and dump an npz with the names of train_step.npz: loss, logits, batch_mean/<bn>, batch_var/<bn> (biased), grad/<name> and
 stat/<name> (running statistics) of the first step; losses (one a step) and after/<name> after the
 last. Any whole kinds will do. No array of a right port has a root-mean-square error above `allowed`
 times tolerances[name][0] or a largest error above `allowed` times tolerances[name][1], unless it
@@ -47,10 +49,12 @@ class TrainingSteps:
         The numbers of `run`, in the order in which a step computes them.
     yardstick : Yardstick
         For float32.
-    stored : "float64" or "float32"
-        What `exact` was rounded to on its way.
     margin : float
         How near to zero a ReLU's input comes (`relu_margin`).
+    stored : "float64" or "float32"
+        What `exact` was rounded to on its way.
+    kept : mapping
+        Which channels every dropout keeps: node -> bool (N, C).
     """
 
     x: Array
@@ -60,6 +64,7 @@ class TrainingSteps:
     yardstick: Yardstick
     margin: float
     stored: str = "float64"
+    kept: Mapping[str, Array] = field(default_factory=dict)
 
     __repr__ = one_line
 
@@ -71,6 +76,7 @@ def training_steps(
     *,
     steps: int = 3,
     recipe: Recipe | None = None,
+    kept: Mapping[str, Array] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> TrainingSteps:
     """Take the steps in float64 and measure what rounding does to them.
@@ -80,11 +86,13 @@ def training_steps(
     model : Model
         Train form.
     x : array, shape (N, in_channels, H, W)
-    labels : int array (N,), or float array (N, num_classes)
+    labels : int array (N,), or float array (N, num_classes); (N, H, W) of a dense network
     steps : int
         How many, if no `recipe` says so.
     recipe : Recipe, optional
         Default `fitting_recipe`.
+    kept : mapping, optional
+        Which channels the dropouts keep: node -> bool (N, C). Default `dropout_masks`.
 
     Raises
     ------
@@ -93,22 +101,28 @@ def training_steps(
     ReportedError
         If a number of the steps is not finite.
     """
+    kept = dropout_masks(model.arch, x) if kept is None else kept
     if recipe is None:
-        recipe = default_recipe(model, x, labels, steps)
-    setup = right_setup(model, x, labels, recipe)
+        recipe = default_recipe(model, x, labels, steps, kept)
+    setup = right_setup(model, x, labels, recipe, kept)
     exact = run(setup)
     _require_finite(exact)
     floating = {name: array for name, array in exact.items() if array.dtype.kind == "f"}
     yardstick = yardstick_of(setup, floating, progress=progress)
-    return TrainingSteps(x, labels, recipe, exact, yardstick, relu_margin(setup))
+    return TrainingSteps(x, labels, recipe, exact, yardstick, relu_margin(setup), kept=kept)
 
 
-def default_recipe(model: Model, x: Array, labels: Array, steps: int) -> Recipe:
+def default_recipe(
+    model: Model, x: Array, labels: Array, steps: int, kept: Mapping[str, Array] | None = None
+) -> Recipe:
     """`fitting_recipe` for the gradients on this batch."""
-    start = run(right_setup(model, x, labels, Recipe((0.0,))), first_only=True)
+    pixels = model.arch.is_dense
+    probing = Recipe((0.0,), label_smoothing=0.0 if pixels else 0.1, pixels=pixels)
+    setup = right_setup(model, x, labels, probing, kept)
+    start = run(setup, first_only=True)
     grads = {n.removeprefix("grad/"): g for n, g in start.items() if n.startswith("grad/")}
     _require_finite(grads)
-    return fitting_recipe(model.state_dict(), grads, steps)
+    return fitting_recipe(model.state_dict(), grads, steps, pixels=pixels, roles=setup.roles)
 
 
 def write_steps(steps: TrainingSteps, folder: Path) -> None:
@@ -119,6 +133,7 @@ def write_steps(steps: TrainingSteps, folder: Path) -> None:
     if stored == "float32":
         arrays = {n: a.astype(np.float32) if _is_large(n, a) else a for n, a in arrays.items()}
     own = {"input": np.asarray(steps.x), "labels": np.asarray(steps.labels)}
+    own |= {f"{KEPT}{name}": mask.astype(np.uint8) for name, mask in steps.kept.items()}
     weights_io.save_weights(folder / ARRAYS, own | arrays, container="npz")
     described = {
         "recipe": steps.recipe.to_json(),
@@ -153,6 +168,8 @@ def read_steps(folder: Path) -> TrainingSteps:
             for key in ("rounding", "sums")
         )
         x, labels = arrays.pop("input"), arrays.pop("labels")
+        masks = [name for name in arrays if name.startswith(KEPT)]
+        kept = {name.removeprefix(KEPT): arrays.pop(name) != 0 for name in masks}
         margin = described["relu_margin"]
         return TrainingSteps(
             x,
@@ -162,6 +179,7 @@ def read_steps(folder: Path) -> TrainingSteps:
             Yardstick(float(described["unit_roundoff"]), yards, *others),
             np.inf if margin is None else float(margin),
             str(described["stored"]),
+            kept,
         )
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         raise ReportedError(

@@ -1,25 +1,20 @@
 """A file of blocks, fused by somebody, against its training checkpoint: block by block, no run.
 
 Every fused number must lie within what a converter's arithmetic can do, `ROUNDINGS` of the
-magnitudes that were added. Where it does not, expressions with one thing wrong are tried: a branch
-left out or added twice, another eps, a scale, a sign or a bias ignored.
+magnitudes that were added. Where it does not, blocks with one thing wrong are tried (`mistakes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 import weights_io
 from repvgg_ref.arrays import Array
-from repvgg_ref.blocks.constructors import Bias, BiasPad, Scale
-from repvgg_ref.blocks.linear import Chain, Conv, Identity, Sum
-from repvgg_ref.blocks.parts import with_eps
-from repvgg_ref.blocks.priors import Factor
 from repvgg_ref.blocks.run import EVERYTHING, Linear, Reader
 from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files.convert_modules import require_blocks
@@ -27,14 +22,14 @@ from repvgg_ref.files.modules import FoundBlock, blocks_of
 from repvgg_ref.files.recorded import geometry_of
 from repvgg_ref.files.wrappers import listed, select
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
-from repvgg_ref.oracle.weights.affine import as_kept, without_affine
+from repvgg_ref.oracle.weights.affine import as_kept
 from repvgg_ref.oracle.weights.arithmetic import FORMAT_NAMES, UNITS, least_error
 from repvgg_ref.oracle.weights.conversion import ROUNDINGS
 from repvgg_ref.oracle.weights.copies import is_counter, unlike
+from repvgg_ref.oracle.weights.mistakes import GENERAL, UNKEYED, Mistake, mistakes
 from weights_io import LazyArray, sanitize
 
-UNKEYED = "identity-unkeyed"
-_EPS = (1e-5, 1e-3, 1e-6, 0.0)
+_FEW = 4  # output channels on which every mistake is tried
 _FORMATS = {dtype: short for short, dtype in FORMAT_NAMES.items()}
 NOT_TESTED = (
     "not tested: strides, padding and what computes with these numbers, which no array says"
@@ -63,6 +58,10 @@ class _Stored(NamedTuple):
     bias: Array
     units: tuple[float, float]
     least: tuple[float, float]
+
+    def part(self, rows: slice) -> _Stored:
+        """That of some output channels."""
+        return self._replace(weight=self.weight[rows], bias=self.bias[rows])
 
 
 def judge_family(
@@ -194,9 +193,18 @@ def _stored(got: list[LazyArray], is_double: bool) -> _Stored:
     return _Stored(weight, bias, (units[0], units[1]), (least[0], least[1]))
 
 
-def _fused(linear: Linear, parts: Mapping[str, Array], eps: float, block: FoundBlock) -> _Fused:
+def _fused(
+    linear: Linear,
+    parts: Mapping[str, Array],
+    eps: float,
+    block: FoundBlock,
+    rows: slice = EVERYTHING,
+) -> _Fused:
     form = linear.form(Reader(parts, eps), EVERYTHING)
-    shape = block.conv.shapes()["fused.weight"]
+    outputs, *rest = block.conv.shapes()["fused.weight"]
+    if rows != EVERYTHING:
+        form = form.part(rows, EVERYTHING)
+    shape = len(range(outputs)[rows]), *rest
     weight, size = np.zeros(shape), np.zeros(shape)
     for i in range(shape[2]):
         for j in range(shape[3]):
@@ -234,20 +242,38 @@ def _named(
     got: _Stored,
     wanted: _Fused,
 ) -> Finding:
-    found: list[tuple[str, str, str]] = []
-    for told, linear, eps in _alternatives(block, folded):
+    """The mistakes that give exactly these numbers; some channels rule out most of them."""
+    found: dict[str, Mistake] = {}
+    few = slice(0, _FEW)
+    for tried in mistakes(block, folded, parts):
+        if tried.bug in found or (found and tried.bug in GENERAL):
+            continue
         try:
-            other = _fused(linear, parts, eps, block)
+            with np.errstate(all="ignore"):
+                if not _explains(tried, got.part(few), block, few):
+                    continue
+                if _explains(tried, got, block, EVERYTHING):
+                    found[tried.bug] = tried
         except ReportedError:
             continue
-        error, bound = _worst(got, other)
-        if error <= bound < np.inf:
-            found.append(told)
     if found:
-        bug, says, advice = found[0]
-        others = tuple(each[0] for each in found[1:])
+        first, *others = found.values()
+        alike = tuple(each.bug for each in others)
         sure = 1 / len(found)
-        return Finding(bug, name, None, sure, 1.0, says=says, advice=advice, equivalents=others)
+        says, advice = first.says, first.advice
+        return Finding(
+            first.bug, name, None, sure, 1.0, says=says, advice=advice, equivalents=alike
+        )
+    return _unknown(name, got, wanted)
+
+
+def _explains(tried: Mistake, got: _Stored, block: FoundBlock, rows: slice) -> bool:
+    error, bound = _worst(got, _fused(tried.linear, tried.parts, tried.eps, block, rows))
+    return error <= bound < np.inf
+
+
+def _unknown(name: str, got: _Stored, wanted: _Fused) -> Finding:
+    """What of a block differs that no mistake explains."""
     weights, biases = _bounds(got, wanted)
     apart = ~(np.abs(got.weight - wanted.weight) <= weights)
     taps = np.flatnonzero(apart.any(axis=(0, 1)).ravel()).tolist()
@@ -257,77 +283,6 @@ def _named(
         f"{apart.shape[2]} x {apart.shape[3]}; bias {'agrees' if same_bias else 'differs'}"
     )
     return Finding("unknown", name, None, 0.0, 0.0, says=says, advice="fuse this block by hand")
-
-
-def _alternatives(
-    block: FoundBlock, folded: FoundBlock
-) -> Iterator[tuple[tuple[str, str, str], Linear, float]]:
-    """((bug, what it says, advice), expression, eps) with one thing wrong."""
-    linear, eps = block.linear, block.eps
-    plain, affine = without_affine(folded.linear)
-    called = " and ".join(part.name for part in affine)
-    if folded is not block:
-        says = f"{called} are folded into the convolution and still stand beside it"
-        yield ("scale-doubled", says, "drop them, or fuse without them"), folded.linear, eps
-    elif len(affine) > 1:
-        says = f"{called} are ignored"
-        yield ("scale-ignored", says, "fold them in, or keep them beside it"), plain, eps
-    maybe = block.member.maybe if block.is_unsure else None
-    if maybe is not None and (other_block := maybe(linear)) is not None:
-        says = "it is right if the identity is what no key tells it to be: there, or not there"
-        yield (UNKEYED, says, "look at the training code"), other_block, eps
-    for other in _EPS:
-        if other != eps:
-            says = f"eps is {other:g}, not {eps:g}"
-            alike = with_eps(linear, lambda _: None)
-            yield ("eps-value", says, f"fuse with eps {eps:g}"), alike, other
-    for says, changed in _changed(linear):
-        bug = says.split(":")[0]
-        yield (bug, says, "add every branch once"), changed, eps
-
-
-def _changed(linear: Any) -> Iterator[tuple[str, Linear]]:
-    """The expression with a branch left out or doubled, or a scale or shift ignored."""
-    if isinstance(linear, Sum):
-        for place, part in enumerate(linear.parts):
-            rest = [*linear.parts[:place], *linear.parts[place + 1 :]]
-            called = _called(part)
-            if rest:
-                yield f"branch-missing: {called} is left out", Sum(*rest)
-            yield f"branch-doubled: {called} is added twice", Sum(*linear.parts, part)
-            for says, inner in _changed(part):
-                yield says, Sum(*linear.parts[:place], inner, *linear.parts[place + 1 :])
-    if isinstance(linear, Chain):
-        for place, part in enumerate(linear.parts):
-            before, after = linear.parts[:place], linear.parts[place + 1 :]
-            if isinstance(part, Scale | Bias):
-                several = getattr(part, "row", None)
-                row = "" if several is None else f", row {several},"
-                yield f"scale-ignored: {part.name}{row} is ignored", Chain(*before, *after)
-            if isinstance(part, Factor):
-                says = f"sign-lost: {_called(linear)} is not subtracted"
-                yield says, Chain(*before, *after)
-            for says, inner in _changed(part):
-                yield says, Chain(*before, inner, *(_bordered(p, part, inner) for p in after))
-    if isinstance(linear, Conv) and linear.bias:
-        yield f"bias-missing: the bias of {linear.name} is left out", replace(linear, bias=False)
-
-
-def _bordered(part: Any, before: Any, changed: Any) -> Any:
-    """A border of the bias of a convolution that has `changed`, with it."""
-    is_its = isinstance(part, BiasPad) and part.conv == before
-    return replace(part, conv=changed) if is_its else part
-
-
-def _called(part: Any) -> str:
-    if isinstance(part, Identity):
-        return "the identity"
-    if isinstance(part, Sum):
-        return f"the sum that begins with {_called(part.parts[0])}"
-    if isinstance(part, Chain):
-        first = part.parts[0]
-        return "the identity's batch norm" if isinstance(first, Identity) else _called(first)
-    return str(getattr(part, "name", "a branch"))
 
 
 def _rest(key: str, ours: Mapping[str, LazyArray], theirs: Mapping[str, LazyArray]) -> str:

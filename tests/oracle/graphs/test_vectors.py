@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
-from repvgg_ref.errors import CheckpointError, ReportedError
+from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.oracle.golden.read import read_golden
 from repvgg_ref.oracle.golden.summary import GoldenSummary
@@ -109,9 +109,3 @@ def test_raw_numbers_say_each_layer_and_what_feeds_it(bundle: tuple[Path, Golden
     assert lines[at + 2].startswith("array ppm ")  # no weights, though ppm.0's begin with its name
     assert "layer logits bilinear-aligned 8" in lines
     assert sum(line.startswith("weight ") for line in lines) == 2 * len(MODEL.arch.blocks)
-
-
-def test_training_steps_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
-    with pytest.raises(ReportedError, match="train-step"):
-        write_golden(MODEL, tmp_path / "a", train_step=True)
-    assert not (tmp_path / "a").exists()

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.models.dense import IGNORED
 from repvgg_ref.models.graph import Node
 from repvgg_ref.ops.batch_norm import RunningStats
 from repvgg_ref.oracle.bugs.base import Variant, bug
 from repvgg_ref.oracle.training.bugs.wrong_setup import (
     TrainingSite,
     TrainingVariants,
+    averaged_over,
+    with_loss,
     with_nodes,
     with_ops,
     with_recipe,
@@ -28,33 +31,28 @@ from repvgg_ref.oracle.training.run import Setup
 
 def _loss(site: TrainingSite, *, loss: float = 1.0, grad: float = 1.0) -> Setup:
     """The setup with loss and gradient of the loss multiplied."""
-    scaled = with_result(
-        site.program,
-        "softmax_cross_entropy_forward",
-        lambda found, *_, **__: (found[0] * loss, found[1]),
-    )
-    return with_result(scaled, "softmax_cross_entropy_backward", lambda found, _: grad * found)
+    return with_loss(site.program, lambda found: found * loss, lambda found: grad * found)
 
 
 @bug(
     "loss-summed",
     says="the loss is the sum over the batch instead of the mean",
-    advice="divide the loss by N (reduction='mean')",
+    advice="divide the loss by what it is summed over (reduction='mean')",
     scope="network",
 )
 def _loss_summed(site: TrainingSite) -> TrainingVariants:
-    n = float(len(site.program.x))
+    n = averaged_over(site.program)
     yield Variant(_loss(site, loss=n, grad=n))
 
 
 @bug(
     "loss-gradient-not-averaged",
     says="the loss is a mean, but its gradient misses the factor 1/N",
-    advice="grad_logits = (softmax - target) / N",
+    advice="grad_logits = (softmax - target) / N, N all that the loss is a mean over",
     scope="network",
 )
 def _loss_gradient_not_averaged(site: TrainingSite) -> TrainingVariants:
-    yield Variant(_loss(site, grad=float(len(site.program.x))))
+    yield Variant(_loss(site, grad=averaged_over(site.program)))
 
 
 @bug(
@@ -64,7 +62,7 @@ def _loss_gradient_not_averaged(site: TrainingSite) -> TrainingVariants:
     scope="network",
 )
 def _loss_gradient_averaged_twice(site: TrainingSite) -> TrainingVariants:
-    yield Variant(_loss(site, grad=1 / len(site.program.x)))
+    yield Variant(_loss(site, grad=1 / averaged_over(site.program)))
 
 
 @bug(
@@ -75,6 +73,8 @@ def _loss_gradient_averaged_twice(site: TrainingSite) -> TrainingVariants:
 )
 def _label_smoothing(site: TrainingSite) -> TrainingVariants:
     setup = site.program
+    if setup.recipe.pixels:
+        return
     s, classes = setup.recipe.label_smoothing, setup.network.num_classes
     others = {"it is left out": 0.0, "it is 0.1": 0.1, "it is 0.2": 0.2, "it is 0.05": 0.05}
     if classes > 1:  # s shared among the others only: the same form with s K / (K - 1)
@@ -92,13 +92,14 @@ def _label_smoothing(site: TrainingSite) -> TrainingVariants:
 )
 def _softmax_twice(site: TrainingSite) -> TrainingVariants:
     setup = site.program
-    forward = setup.ops.softmax_cross_entropy_forward
-    backward = setup.ops.softmax_cross_entropy_backward
+    kind = "pixel" if setup.recipe.pixels else "softmax"
+    forward = getattr(setup.ops, f"{kind}_cross_entropy_forward")
+    backward = getattr(setup.ops, f"{kind}_cross_entropy_backward")
 
-    def twice(logits: Array, labels: Array, *, label_smoothing: float) -> tuple[Array, Any]:
+    def twice(logits: Array, labels: Array, **how: Any) -> tuple[Array, Any]:
         e = np.exp(logits - logits.max(axis=1, keepdims=True))
         p = e / e.sum(axis=1, keepdims=True)
-        loss, cache = forward(p, labels, label_smoothing=label_smoothing)
+        loss, cache = forward(p, labels, **how)
         return loss, (p, cache)
 
     def back(kept: Any) -> Array:
@@ -106,9 +107,8 @@ def _softmax_twice(site: TrainingSite) -> TrainingVariants:
         grad = backward(cache)
         return np.asarray(p * (grad - (grad * p).sum(axis=1, keepdims=True)))
 
-    yield Variant(
-        with_ops(setup, softmax_cross_entropy_forward=twice, softmax_cross_entropy_backward=back)
-    )
+    changes = {f"{kind}_cross_entropy_forward": twice, f"{kind}_cross_entropy_backward": back}
+    yield Variant(with_ops(setup, **changes))
 
 
 @bug(
@@ -119,16 +119,18 @@ def _softmax_twice(site: TrainingSite) -> TrainingVariants:
 )
 def _labels_shifted(site: TrainingSite) -> TrainingVariants:
     setup = site.program
-    if setup.labels.ndim == 1:
+    if setup.labels.dtype.kind in "iu":
+        counts = setup.labels != (IGNORED if setup.recipe.pixels else -1)
         for shift in (1, -1):
             moved = (setup.labels + shift) % setup.network.num_classes
+            moved = np.where(counts, moved, setup.labels)
             yield Variant(replace(setup, labels=moved), parameter=float(shift))
 
 
 @bug(
     "aux-heads",
     says="the auxiliary heads are wrong: {detail}",
-    advice="loss = CE(main) + 0.1 * sum of CE(aux), their gradients included",
+    advice="loss = CE(main) + the reference's weight * sum of CE(aux), their gradients included",
     scope="network",
 )
 def _aux_heads(site: TrainingSite) -> TrainingVariants:
@@ -138,12 +140,15 @@ def _aux_heads(site: TrainingSite) -> TrainingVariants:
         aux = node.training_only and node.loss_weight
         return replace(node, loss_weight=weight) if aux else node
 
-    if any(node.training_only for node in setup.network.nodes):
+    weights = [node.loss_weight for node in setup.network.nodes if node.training_only]
+    right = max(weights, default=0.0)
+    if right:
         without = with_nodes(setup, lambda node: None if node.training_only else node)
         yield Variant(without, detail="their losses are left out")
-        for weight in (1.0, 0.3, 0.4):
-            others = with_nodes(setup, partial(weighing, weight=weight))
-            yield Variant(others, detail=f"they weigh {weight:g} instead of 0.1")
+        for weight in (1.0, 0.3, 0.4, 0.1):
+            if weight != right:
+                others = with_nodes(setup, partial(weighing, weight=weight))
+                yield Variant(others, detail=f"they weigh {weight:g} instead of {right:g}")
 
 
 # ------------------------------------------------------------- batch norm, forward

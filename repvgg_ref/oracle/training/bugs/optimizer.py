@@ -18,7 +18,7 @@ from repvgg_ref.train.sgd import Factors, SgdStep
 @bug(
     "weight-decay-on-batch-norm",
     says="weight decay is applied to {detail}",
-    advice="decay the kernels of convolutions and linear layers only",
+    advice="decay what the recipe's rule says: kernels alone, or under 'segmentation' all arrays",
     scope="network",
 )
 def _weight_decay_on_batch_norm(site: TrainingSite) -> TrainingVariants:
@@ -42,6 +42,16 @@ def _weight_decay_on_batch_norm(site: TrainingSite) -> TrainingVariants:
         if rule != setup.recipe.decay:
             other = setup.factors_by(rule)
             yield Variant(replace(setup, factors=other), detail=f"what the rule '{rule}' says")
+            only = partial(_decaying, right, other)
+            detail = f"what the rule '{rule}' lets decay, learning rates as they should be"
+            yield Variant(replace(setup, factors=only), detail=detail)
+
+
+def _decaying(
+    right: Callable[[str], Factors], other: Callable[[str], Factors], name: str
+) -> Factors:
+    """The right learning rate with another rule's decay."""
+    return right(name)._replace(decay=other(name).decay)
 
 
 @bug(
@@ -203,33 +213,6 @@ def _gradients_accumulate(site: TrainingSite) -> TrainingVariants:
 
     if len(setup.recipe.lrs) > 1:
         yield Variant(replace(setup, update=update))
-
-
-@bug(
-    "learning-rates",
-    says="the learning rates are not the recipe's: {detail}",
-    advice="one rate a step, as the manifest lists them; the same for every array",
-    scope="network",
-)
-def _learning_rates(site: TrainingSite) -> TrainingVariants:
-    setup = site.program
-    lrs = setup.recipe.lrs
-    for detail, others in {
-        "the first one in every step": (lrs[0],) * len(lrs),
-        "shifted by one step": (*lrs[1:], lrs[-1]),
-        "late by one step, zero in the first": (0.0, *lrs[:-1]),
-        "in reverse": lrs[::-1],
-        "ten times as high": tuple(10 * lr for lr in lrs),
-        "a tenth": tuple(lr / 10 for lr in lrs),
-        "all zero: the weights do not move": (0.0,) * len(lrs),
-    }.items():
-        if others != lrs:
-            yield Variant(with_recipe(setup, lrs=others), detail=detail)
-    right = setup.factors_in_use
-    faster = replace(
-        setup, factors=lambda n: right(n)._replace(lr=2.0) if "bias" in n else right(n)
-    )
-    yield Variant(faster, detail="biases learn twice as fast")
 
 
 @bug(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from repvgg_ref.arrays import Array
+from repvgg_ref.models.dense import IGNORED
 from repvgg_ref.models.graph import Graph, Node
 from repvgg_ref.oracle.bugs.base import Site, Variant
 from repvgg_ref.oracle.training.run import Setup
@@ -29,11 +31,31 @@ def with_result(setup: Setup, operator: str, change: Callable[..., Any]) -> Setu
     return with_ops(setup, **{operator: changed})
 
 
+def with_loss(
+    setup: Setup, value: Callable[[Array], Array], gradient: Callable[[Array], Array]
+) -> Setup:
+    """The setup with changes of the losses and of their gradients with respect to logits."""
+    kind = "pixel" if setup.recipe.pixels else "softmax"
+    changed = with_result(
+        setup, f"{kind}_cross_entropy_forward", lambda found, *_, **__: (value(found[0]), found[1])
+    )
+    return with_result(changed, f"{kind}_cross_entropy_backward", lambda found, _: gradient(found))
+
+
+def averaged_over(setup: Setup) -> float:
+    """What the loss is a mean over: images, or pixels that count."""
+    labels = setup.labels
+    return float((labels != IGNORED).sum()) if setup.recipe.pixels else float(len(labels))
+
+
 def with_nodes(setup: Setup, change: Callable[[Node], Node | None]) -> Setup:
     """The setup with every node of the network changed; None leaves it out."""
     changed = (change(node) for node in setup.network.nodes)
     nodes = tuple(node for node in changed if node is not None)
-    return replace(setup, network=Graph(setup.network.name, nodes))
+    network = setup.network
+    made = isinstance(network, Graph)
+    other = replace(network, nodes=nodes) if made else Graph(network.name, nodes)
+    return replace(setup, network=other)
 
 
 def with_recipe(setup: Setup, **changes: Any) -> Setup:
