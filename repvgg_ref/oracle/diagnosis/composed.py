@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -243,18 +243,22 @@ class Composer:
         """The outputs held against a program; None if it has others."""
         try:
             program = around.change(program)
-            y = self._predicted(program)
             z = self._predicted(_bare(program))
         except DO_NOT_FIT:
             return None
-        if y is None or z is None:
+        if z is None:
             return None
         gates_at = _gates_at(program)
-        fits = {} if gates_at is None else self._fits(program, z, gates_at)
+        y = self._predicted(program) if gates_at != "" else _activated(program, z)
+        if y is None:
+            return None
+        # Most maps around the layer show in none of its outputs: those cost no fits.
+        hopeless = around is not NOTHING and not self.shown.resembles(z)
+        fits = {} if gates_at is None or hopeless else self._fits(program, z, gates_at)
         if gates_at:  # behind its own gates
             fits["scaled"] = self.shown.sums(y, [y], _same)
         right = {"part": self.shown.is_right(y), "moved": self._moved(y)} | fits
-        gateless = ACTIVATIONS.get(_activation(program), _same)(z) if gates_at else y
+        gateless = _activated(program, z) if gates_at else y
         return _Held(y, gateless, z, {name: right[name] for name in CONSTRUCTORS if name in right})
 
     def _predicted(self, program: BlockProgram) -> Array | None:
@@ -265,7 +269,7 @@ class Composer:
 
     def _fits(self, program: BlockProgram, z: Array, gates_at: str) -> dict[str, Array]:
         """Where each constructor that has numbers explains the outputs."""
-        shown, act = self.shown, ACTIVATIONS.get(_activation(program), _same)
+        shown, act = self.shown, partial(_activated, program)
         b, ones = _bias(program, self.workspace), np.ones(())
         if not gates_at:
             whole = {"common": shown.sums(z, [z - b, b, ones], act)}
@@ -355,6 +359,10 @@ def _bare(program: BlockProgram) -> BlockProgram:
 
 def _activation(program: BlockProgram) -> str:
     return program.activation.replace("se", "").strip("-") or "none"
+
+
+def _activated(program: BlockProgram, z: Array) -> Array:
+    return ACTIVATIONS.get(_activation(program), _same)(z)
 
 
 def _is_activation(program: BlockProgram, right: BlockProgram) -> bool:

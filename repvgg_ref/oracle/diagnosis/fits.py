@@ -8,6 +8,7 @@ positive and at most 1, or it is none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -20,6 +21,7 @@ _CURVATURE = 0.5  # of a function at most, both sides in deviations; ELU, softpl
 _CHANCE = 0.003  # of a wrong value lying between its neighbours
 _ROUNDS = 3  # of least squares, each without what is far off
 _FEWEST = 6  # active outputs of a channel from which a factor and a constant are taken
+_RESEMBLANCE = 0.5  # a correlation: chance alone gives some 0.4 to forty outputs
 _LARGEST_GATE = 1 + 1e-4  # a sigmoid's, its rounding and its estimate
 
 
@@ -50,10 +52,16 @@ class Shown:
 
     def order(self, y: Array) -> Array:
         """(O,): the channel of `y` that each of the candidate's goes with best."""
-        a, b = (v.transpose(1, 0, 2).reshape(v.shape[1], -1) for v in (self.y_hat, y))
-        a, b = (v - v.mean(axis=1, keepdims=True) for v in (a, b))
-        b = b / np.maximum(np.sqrt((b * b).sum(axis=1, keepdims=True)), 1e-300)
-        return np.asarray(np.argmax(a @ b.T, axis=1))
+        return np.asarray(np.argmax(self._directions @ _directions(y).T, axis=1))
+
+    def resembles(self, z: Array) -> bool:
+        """Whether half of the channels go with a channel of `z`, rising or falling."""
+        best = np.abs(self._directions @ _directions(z).T).max(axis=1)
+        return bool(np.median(best) >= _RESEMBLANCE)
+
+    @cached_property
+    def _directions(self) -> Array:
+        return _directions(self.y_hat)
 
     def sums(self, z: Array, terms: Sequence[Array], act: Act) -> Array:
         """``act(z + a sum of terms)`` with one number for each term and the whole layer."""
@@ -112,6 +120,13 @@ class Shown:
         middle = _median(shifts.T)[0]  # (N, O, 1) -> (1, O, N) -> (O, 1)
         told = np.isfinite(middle)
         return np.asarray(self.gated(act(z + np.where(told, middle, 0.0))) & told)
+
+
+def _directions(values: Array) -> Array:
+    """(O, N * P): each channel less its mean, of length 1; their products are correlations."""
+    flat = values.transpose(1, 0, 2).reshape(values.shape[1], -1)
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    return np.asarray(flat / np.maximum(np.sqrt((flat * flat).sum(axis=1, keepdims=True)), 1e-300))
 
 
 def _by_channel(values: Array) -> Array:
