@@ -17,8 +17,16 @@ from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug, round_to_bits
 from repvgg_ref.oracle.programs.block import BlockProgram
 
-_BF16, _HALF, _TF32 = 8, 11, 11
+_BF16, _HALF = 8, 11
 _LARGEST_HALF = 65504.0
+# TF32 is 11 significant bits, of which 10 are stored; who counts the stored ones keeps one less.
+# Libraries round to nearest; units that are handed float32 ignore the lower bits.
+TF32 = {
+    "to nearest": (11, False),
+    "truncated": (11, True),
+    "to nearest, to 10 significant bits": (10, False),
+    "truncated, to 10 significant bits": (10, True),
+}
 
 
 def _weights(change: Callable[[Array], Array]) -> Callable[[FusedConv], FusedConv]:
@@ -52,6 +60,12 @@ def _to_half(values: Array) -> Array:
         return np.clip(values, -_LARGEST_HALF, _LARGEST_HALF).astype(np.float16).astype(float)
 
 
+NARROWED: dict[str, Callable[[Array], Array]] = {
+    "float16": _to_half,
+    "bfloat16": partial(round_to_bits, bits=_BF16),
+}
+
+
 @bug(
     "weights-int8",
     says="the weights were quantised to 8 bits, {detail}",
@@ -76,8 +90,8 @@ def _quantised(weight: Array, axes: tuple[int, ...] | None, levels: int) -> Arra
     precision=("tf32", "bf16", "fp16"),
 )
 def tf32_arithmetic(site: BlockSite) -> BlockVariants:
-    for detail, truncate in {"to nearest": False, "truncated": True}.items():
-        yield Variant(_operands(site, _TF32, truncate), detail=detail)
+    for detail, (bits, truncate) in TF32.items():
+        yield Variant(_operands(site, bits, truncate), detail=detail)
 
 
 @bug(
@@ -104,10 +118,7 @@ def _operands(site: BlockSite, bits: int, truncate: bool) -> BlockProgram:
     precision=("fp16", "bf16"),
 )
 def output_rounded(site: BlockSite) -> BlockVariants:
-    for detail, change in {
-        "float16": _to_half,
-        "bfloat16": lambda y: round_to_bits(y, _BF16),
-    }.items():
+    for detail, change in NARROWED.items():
         yield Variant(replace(site.program, output_map=change), detail=detail)
 
 

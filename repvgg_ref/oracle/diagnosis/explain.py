@@ -29,6 +29,7 @@ from repvgg_ref.oracle.diagnosis.incomparable import not_finite, wrong_shape
 from repvgg_ref.oracle.diagnosis.small import ESTIMATED, explain_alarms, explain_unknown
 from repvgg_ref.oracle.estimates.estimate import Estimate
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
+from repvgg_ref.oracle.estimates.randomness import bits_kept
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.layers import Programs
@@ -295,7 +296,7 @@ def is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
     """Why nothing can be said of a port whose arithmetic is not known; empty if it can.
 
     Errors in most layers that no bug explains, all of them within their certified bounds, are more
-    likely an arithmetic nobody told us of. Where the noise of most layers is of no kind that is
+    likely an arithmetic nobody told us of; not if all outputs have few bits. Where the noise of most layers is of no kind that is
     known, or half of the layers are odd, what was estimated explains nothing either. Where sums are
     cut in a direction that is not known, in an order that is not, even scales may come of that.
     """
@@ -309,7 +310,9 @@ def is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
     explained = any(finding.bug not in explains_nothing for finding in diagnosis)
     if beyond or not odd:
         return ""
-    if {finding.bug for finding in diagnosis} == {"outputs-rounded"}:
+    unit = case.precision.unit
+    kept = any(bits_kept(case.comparisons[name].y_hat, unit) for name in odd)
+    if {finding.bug for finding in diagnosis} == {"outputs-rounded"} and not kept:
         return (
             f"{len(odd)} of {len(case.comparisons)} layers err at random by more than any"
             " arithmetic known here does, all within their certified bounds: a fast algorithm that"

@@ -22,8 +22,10 @@ from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.diagnosis.evidence import DO_NOT_FIT, Evidence
 from repvgg_ref.oracle.diagnosis.ranking import Observation, Trial
 from repvgg_ref.oracle.estimates.estimate import Estimate
+from repvgg_ref.oracle.estimates.layer import LayerEstimates
 from repvgg_ref.oracle.estimates.patches import Explanation, Patch, explain_by_patches
 from repvgg_ref.oracle.estimates.port import PortEstimates
+from repvgg_ref.oracle.estimates.randomness import fixed_patterns
 from repvgg_ref.oracle.estimates.taps import tap_errors, worst_channels
 from repvgg_ref.oracle.programs.program import Program, Workspace
 from repvgg_ref.oracle.report import Finding
@@ -224,8 +226,10 @@ def explain_unknown(
 
 def _unknown(layer: str, estimates: PortEstimates, explained: Explanation) -> Finding:
     """What can be said of a layer that nothing explains: its estimates, and its taps."""
-    says = "; ".join(_said(estimates.alarms[layer]))
-    taps = _taps(estimates.samples[layer], estimates.arithmetic.nuisances[layer])
+    sample, nuisance = estimates.samples[layer], estimates.arithmetic.nuisances[layer]
+    patterns = fixed_patterns(sample, LayerEstimates(sample, nuisance).perpendicular)
+    says = "; ".join([*_said(estimates.alarms[layer]), *patterns])
+    taps = _taps(sample, nuisance)
     return Finding("unknown", layer, None, 0.0, 0.0, says, _NOTHING_KNOWN, taps=taps)
 
 
