@@ -12,7 +12,7 @@ and what rounding does not explain (`diagnosis.explain`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
@@ -195,10 +195,10 @@ class _GraphCase(Case):
         """Only what was computed from an own input shows an algorithm."""
         return name in self.walk.inputs and super().excuse(name)
 
-    def findings(self, name: str) -> list[Finding]:
+    def findings(self, name: str, together: Collection[str] = ()) -> list[Finding]:
         """Why this layer is bad; nothing if no bug between blocks explains it."""
         if name in self.walk.inputs:
-            return super().findings(name)
+            return super().findings(name, together)
         compared = self.comparisons[name]
         lost = ~np.isfinite(compared.y_hat)
         if lost.any():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,7 +37,8 @@ from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
 # A bad layer after the first is diagnosed as well, but not without end.
 _MOST_DIAGNOSED = 6
-# Searched for a known bug beside an unknown one, which takes seconds a layer; of more, the first.
+# Searched for two bugs at once, which takes seconds a layer; of more, the first alone, and the
+# others for the two that are found there.
 _MOST_SEARCHED = 3
 _NO_ARITHMETIC = 2.0**-5  # errors this large are a bug's, not a number format's
 _SYSTEMATIC = {"outputs-scaled", "bias-scaled"}  # no arithmetic does that in all layers
@@ -125,8 +126,11 @@ class Case:
         """The same; None where the outputs cannot be compared."""
         return None if self.comparisons[name].bound is None else self.evidence(name)
 
-    def findings(self, name: str) -> list[Finding]:
-        """Why this layer is bad."""
+    def findings(self, name: str, together: Collection[str] = ()) -> list[Finding]:
+        """Why this layer is bad.
+
+        `together` are the bugs of which two are sought in a layer that is one of many.
+        """
         compared = self.comparisons[name]
         lost = ~np.isfinite(compared.y_hat)
         if lost.all():
@@ -137,12 +141,15 @@ class Case:
         if lost.any():
             overflow = bool(np.abs(compared.y[lost]).min() > _LARGEST_HALF)
             return [not_finite(name, float(lost.mean()), overflow=overflow)]
-        few = len(self.bad) <= _MOST_SEARCHED
-        closely = self.thoroughly and (few or name == self.bad[0])
-        found = diagnose(self.evidence(name), thoroughly=closely)
+        near = len(self.bad) <= _MOST_SEARCHED or name == self.bad[0]
+        found = diagnose(
+            self.evidence(name),
+            thoroughly=self.thoroughly and near,
+            together=None if near else together,
+        )
         if found[0].bug != "unknown" or name not in self.estimates.samples:
             return found
-        return explain_unknown(found[0], *self.shown(name))
+        return explain_unknown(found[0], *self.shown(name), closely=near)
 
     def excuse(self, name: str) -> bool:
         """Overrule a layer whose errors have an algorithm's covariance, and its size at most."""
@@ -287,9 +294,15 @@ def what_was_tested(case: Case, others: Iterable[str] = ()) -> list[str]:
 def diagnosed(case: Case, beyond: list[str], alarms: Mapping[str, list[Estimate]]) -> list[Finding]:
     """Findings for the bad layers: first those beyond their bounds, else those with alarms."""
     chosen = beyond or list(alarms)
-    ask = case.findings if beyond else case.small_findings
+    asked = chosen[:_MOST_DIAGNOSED]
     layers = Layers(case.with_evidence, chosen, case.trial_evidence, ESTIMATED)
-    return merged(_each(ask, chosen[:_MOST_DIAGNOSED]), layers)
+    if not beyond:
+        return merged(_each(case.small_findings, asked), layers)
+    if len(beyond) <= _MOST_SEARCHED:
+        return merged(_each(case.findings, asked), layers)
+    first = {asked[0]: case.findings(asked[0])}
+    there = {f.bug for f in first[asked[0]]} | {n for f in first[asked[0]] for n in f.equivalents}
+    return merged(first | _each(partial(case.findings, together=there), asked[1:]), layers)
 
 
 def is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:

@@ -206,16 +206,21 @@ def explain_unknown(
     bound: Bound,
     estimates: PortEstimates,
     precision: Precision,
+    *,
+    closely: bool = True,
 ) -> list[Finding]:
-    """Why a layer beyond its bound that no bug of the library explains alone is bad."""
+    """Why a layer beyond its bound that no bug of the library explains alone is bad.
+
+    `closely`: a known bug beside something estimated is sought, too, which takes a second.
+    """
     name = site.program.name
     nuisance = estimates.arithmetic.nuisances[name]
     explained = explain_by_patches(estimates.samples[name], nuisance)
     if explained.patches and not explained.left:
         return [_finding(name, patch, len(explained.patches)) for patch in explained.patches]
     close = SampleEvidence(site, seen, bound, estimates, precision)
-    is_explained = finding.explains > _NEARLY
-    nearer = [] if is_explained else close.best(lambda trial: trial.fit.explains > _HALF)
+    is_settled = finding.explains > _NEARLY or not closely
+    nearer = [] if is_settled else close.best(lambda trial: trial.fit.explains > _HALF)
     if found := _known_and_estimated(close, nearer, nuisance):
         return found
     if _is_there(nearer):
