@@ -9,7 +9,14 @@ from functools import partial
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.bugs.base import Site, Variant, bug, order_of_channels, round_to_bits
+from repvgg_ref.oracle.bugs.base import (
+    Site,
+    Variant,
+    behind,
+    bug,
+    order_of_channels,
+    round_to_bits,
+)
 from repvgg_ref.oracle.bugs.rounding import NARROWED, TF32
 from repvgg_ref.oracle.programs.activation import log_softmax, sigmoid, softmax
 from repvgg_ref.oracle.programs.head import HeadProgram
@@ -81,7 +88,7 @@ def head_output(site: HeadSite) -> HeadVariants:
         "sigmoid": sigmoid,
         "ReLU": lambda y: np.maximum(y, 0),
     }.items():
-        yield Variant(replace(site.program, output_map=change), detail=detail)
+        yield Variant(behind(site.program, change), detail=detail)
 
 
 @bug(
@@ -116,7 +123,7 @@ def head_classes_permuted(site: HeadSite) -> HeadVariants:
         orders[listed_order(theirs.tolist())] = theirs
     for detail, order in orders.items():
         reordered = partial(np.take, indices=order, axis=1)
-        yield Variant(replace(site.program, output_map=reordered), detail=detail)
+        yield Variant(behind(site.program, reordered), detail=detail)
 
 
 def listed_order(order: Sequence[int]) -> str:
@@ -189,7 +196,7 @@ def bf16_arithmetic(site: HeadSite) -> HeadVariants:
 )
 def output_rounded(site: HeadSite) -> HeadVariants:
     for detail, change in NARROWED.items():
-        yield Variant(replace(site.program, output_map=change), detail=detail)
+        yield Variant(behind(site.program, change), detail=detail)
 
 
 def _rounded(

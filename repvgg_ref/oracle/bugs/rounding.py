@@ -7,14 +7,20 @@ with the rounded operands the reference reproduces the candidate's output.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
-from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug, round_to_bits
+from repvgg_ref.oracle.bugs.base import (
+    BlockSite,
+    BlockVariants,
+    Variant,
+    behind,
+    bug,
+    round_to_bits,
+)
 from repvgg_ref.oracle.programs.block import BlockProgram
 
 _BF16, _HALF = 8, 11
@@ -119,7 +125,7 @@ def _operands(site: BlockSite, bits: int, truncate: bool) -> BlockProgram:
 )
 def output_rounded(site: BlockSite) -> BlockVariants:
     for detail, change in NARROWED.items():
-        yield Variant(replace(site.program, output_map=change), detail=detail)
+        yield Variant(behind(site.program, change), detail=detail)
 
 
 @bug(
@@ -130,18 +136,18 @@ def output_rounded(site: BlockSite) -> BlockVariants:
 def fp16_overflow(site: BlockSite) -> BlockVariants:
     if np.abs(site.program.evaluate(site.x)).max() > _LARGEST_HALF:
         yield Variant(
-            replace(site.program, output_map=lambda y: np.minimum(y, _LARGEST_HALF)),
+            behind(site.program, lambda y: np.minimum(y, _LARGEST_HALF)),
             detail="saturated",
         )
         yield Variant(
-            replace(site.program, output_map=lambda y: np.where(y > _LARGEST_HALF, 0, y)),
+            behind(site.program, lambda y: np.where(y > _LARGEST_HALF, 0, y)),
             detail="set to zero",
         )
         yield Variant(
-            replace(site.program, output_map=lambda y: np.where(y > _LARGEST_HALF, 0, _to_half(y))),
+            behind(site.program, lambda y: np.where(y > _LARGEST_HALF, 0, _to_half(y))),
             detail="set to zero, the rest rounded to float16",
         )
-    yield Variant(replace(site.program, output_map=lambda y: 0 * y), detail="all outputs are zero")
+    yield Variant(behind(site.program, lambda y: 0 * y), detail="all outputs are zero")
 
 
 @bug(
@@ -151,8 +157,8 @@ def fp16_overflow(site: BlockSite) -> BlockVariants:
 )
 def activations_int8(site: BlockSite) -> BlockVariants:
     signed = partial(_quantised, axes=None, levels=127)
-    yield Variant(replace(site.program, output_map=signed), detail="max/127")
-    yield Variant(replace(site.program, output_map=_unsigned), detail="max/255")
+    yield Variant(behind(site.program, signed), detail="max/127")
+    yield Variant(behind(site.program, _unsigned), detail="max/255")
 
 
 def _unsigned(y: Array) -> Array:

@@ -309,9 +309,10 @@ def is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
     """Why nothing can be said of a port whose arithmetic is not known; empty if it can.
 
     Errors in most layers that no bug explains, all of them within their certified bounds, are more
-    likely an arithmetic nobody told us of; not if all outputs have few bits. Where the noise of most layers is of no kind that is
-    known, or half of the layers are odd, what was estimated explains nothing either. Where sums are
-    cut in a direction that is not known, in an order that is not, even scales may come of that.
+    likely an arithmetic nobody told us of; not if all outputs have few bits. Where the noise of
+    most layers is of no kind that is known, or half of the layers are odd, what was estimated
+    explains nothing either. Where sums are cut in a direction that is not known, in an order that
+    is not, even scales may come of that.
     """
     odd = case.estimates.alarms
     unknown_noise = case.estimates.is_of_unknown_noise
