@@ -23,6 +23,8 @@ from repvgg_ref.oracle.symmetry.outputs import FINER_ROOMS, align
 
 Progress = Callable[[str, int, int], None]
 
+_FAR = 0.01  # of a layer's largest output: a hundred times what is looked into further
+
 
 def aligned(
     programs: Programs,
@@ -47,6 +49,8 @@ def aligned(
         return compared(outputs, same), same
     in_order, same = align(programs, x, outputs, precision=precision.number_format)
     case = compared(in_order, same)
+    if _is_far_off(case):
+        return case, same
     for room in FINER_ROOMS.get(precision.name, ()):
         if case.is_right:
             break
@@ -54,6 +58,16 @@ def aligned(
         if len(found) > len(same) and (tried := compared(finer, found)).is_right:
             return tried, found
     return case, same
+
+
+def _is_far_off(case: Case) -> bool:
+    """Whether half of the layers err by more than factors near 1 could make them err."""
+    far = [
+        compared.report.max_error > _FAR * float(np.abs(compared.y).max())
+        for compared in case.comparisons.values()
+        if compared.bound is not None and not compared.report.ok
+    ]
+    return 2 * sum(far) > len(case.comparisons)
 
 
 def _is_estimated(

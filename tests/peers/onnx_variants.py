@@ -84,6 +84,10 @@ RIGHT: dict[str, Callable[[], Any]] = {
     "clipped to all of float32": lambda: ending(
         "Clip", np.finfo(np.float32).min, np.finfo(np.float32).max
     ),
+    "clipped far beyond any logit": lambda: ending("Clip", np.float32(-1e30), np.float32(1e30)),
+    "guarded against overflow, then softmax": lambda: behind(
+        lambda g, x: g.add("Softmax", g.add("Min", x, g.constant(65504.0)), axis=1)
+    ),
     "dropout switched off": lambda: headed(lambda g, m, x: dropout(g, m, x, on=False)),
     "half the weights, twice the product": times_two_of_halves,
     "classifier before the pool": lambda: headed(lambda g, m, x: flat_pool(g, class_map(g, m, x))),

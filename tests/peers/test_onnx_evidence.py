@@ -27,6 +27,7 @@ from repvgg_ref.oracle.verification import verify
 from tests.oracle.candidates.ports import deployed, images, network
 from tests.peers.candidate_graphs import Style, onnx_model, saved
 from tests.peers.onnx_edits import add_constant, changed, convolutions, one_tap_off, stored
+from tests.peers.onnx_ends import behind
 from tests.peers.onnx_variants import RIGHT, WRONG
 from tests.random_networks import random_model
 
@@ -339,3 +340,18 @@ def test_arg_max_is_customary(tmp_path: Path) -> None:
     )
     proto.graph.output[0].type.tensor_type.elem_type = 7
     assert judged(saved(tmp_path / "n.onnx", proto), network()).verdict == "disagree"
+
+
+@pytest.mark.parametrize(("narrow", "name"), [(10, "float16"), (16, "bfloat16")])
+def test_logits_that_are_cast_at_the_end_are_no_rounded_weights(
+    tmp_path: Path, narrow: int, name: str
+) -> None:
+    """The values say that they are kept in fewer bits; whoever asks for no more gets a pass."""
+    proto = behind(lambda graph, x: graph.add("Cast", graph.add("Cast", x, to=narrow), to=1))
+    path = saved(tmp_path / "m.onnx", proto)
+    report = verify(network(), path, inputs=images())
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "linear")
+    assert [finding.bug for finding in report.diagnosis] == ["output-rounded"]
+    assert name in report.diagnosis[0].says
+    asked = {"float16": "fp16", "bfloat16": "bf16"}[name]
+    assert verify(network(), path, inputs=images(), precision=asked).verdict == "agree"

@@ -7,9 +7,9 @@ head's, a training setup, or whatever else a function can make a wrong one of.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import scipy  # its parts are loaded when they are first used: a second of start-up
@@ -168,6 +168,14 @@ def planted(
         if precision not in each.precision:
             for variant in each.mutate(site):
                 yield Mutant(each, variant, layer)
+
+
+def behind(program: P, change: Callable[[Array], Array]) -> P:
+    """A program with a function of its output behind it, and behind what is there already."""
+    wide: Any = program
+    first = wide.output_map
+    both = change if first is None else lambda y: change(first(y))
+    return cast(P, replace(wide, output_map=both))
 
 
 def order_of_channels(site: Site[Any]) -> Array | None:

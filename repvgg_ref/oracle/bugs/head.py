@@ -9,7 +9,15 @@ from functools import partial
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.bugs.base import Site, Variant, bug, order_of_channels, round_to_bits
+from repvgg_ref.oracle.bugs.base import (
+    Site,
+    Variant,
+    behind,
+    bug,
+    order_of_channels,
+    round_to_bits,
+)
+from repvgg_ref.oracle.bugs.rounding import NARROWED, TF32
 from repvgg_ref.oracle.programs.activation import log_softmax, sigmoid, softmax
 from repvgg_ref.oracle.programs.head import HeadProgram
 
@@ -80,7 +88,7 @@ def head_output(site: HeadSite) -> HeadVariants:
         "sigmoid": sigmoid,
         "ReLU": lambda y: np.maximum(y, 0),
     }.items():
-        yield Variant(replace(site.program, output_map=change), detail=detail)
+        yield Variant(behind(site.program, change), detail=detail)
 
 
 @bug(
@@ -115,7 +123,7 @@ def head_classes_permuted(site: HeadSite) -> HeadVariants:
         orders[listed_order(theirs.tolist())] = theirs
     for detail, order in orders.items():
         reordered = partial(np.take, indices=order, axis=1)
-        yield Variant(replace(site.program, output_map=reordered), detail=detail)
+        yield Variant(behind(site.program, reordered), detail=detail)
 
 
 def listed_order(order: Sequence[int]) -> str:
@@ -166,7 +174,8 @@ def weights_int8(site: HeadSite) -> HeadVariants:
     precision=("tf32", "bf16", "fp16"),
 )
 def tf32_arithmetic(site: HeadSite) -> HeadVariants:
-    yield _operands_rounded(site.program, 11)
+    for detail, (bits, truncate) in TF32.items():
+        yield _operands_rounded(site.program, bits, truncate, detail)
 
 
 @bug(
@@ -179,14 +188,31 @@ def bf16_arithmetic(site: HeadSite) -> HeadVariants:
     yield _operands_rounded(site.program, 8)
 
 
-def _rounded(head: HeadProgram, bits: int) -> Variant[HeadProgram]:
-    return Variant(replace(head, weight=round_to_bits(head.weight, bits)), detail="to nearest")
+@bug(
+    "output-rounded",
+    says="the logits are kept in {detail}",
+    advice="keep them in float32, or give --precision",
+    precision=("fp16", "bf16"),
+)
+def output_rounded(site: HeadSite) -> HeadVariants:
+    for detail, change in NARROWED.items():
+        yield Variant(behind(site.program, change), detail=detail)
 
 
-def _operands_rounded(head: HeadProgram, bits: int) -> Variant[HeadProgram]:
+def _rounded(
+    head: HeadProgram, bits: int, truncate: bool = False, detail: str = "to nearest"
+) -> Variant[HeadProgram]:
+    weight = round_to_bits(head.weight, bits, truncate=truncate)
+    return Variant(replace(head, weight=weight), detail=detail)
+
+
+def _operands_rounded(
+    head: HeadProgram, bits: int, truncate: bool = False, detail: str = "to nearest"
+) -> Variant[HeadProgram]:
     """The pooled features are what meets the weights, so they are what is rounded."""
 
     def pooled(x: Array) -> Array:
-        return round_to_bits(x.mean(axis=(2, 3), keepdims=True), bits)
+        return round_to_bits(x.mean(axis=(2, 3), keepdims=True), bits, truncate=truncate)
 
-    return Variant(replace(_rounded(head, bits).program, input_map=pooled), detail="to nearest")
+    rounded = _rounded(head, bits, truncate, detail)
+    return rounded._replace(program=replace(rounded.program, input_map=pooled))

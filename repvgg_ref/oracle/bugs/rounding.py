@@ -7,18 +7,32 @@ with the rounded operands the reference reproduces the candidate's output.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
-from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug, round_to_bits
+from repvgg_ref.oracle.bugs.base import (
+    BlockSite,
+    BlockVariants,
+    Variant,
+    behind,
+    bug,
+    round_to_bits,
+)
 from repvgg_ref.oracle.programs.block import BlockProgram
 
-_BF16, _HALF, _TF32 = 8, 11, 11
+_BF16, _HALF = 8, 11
 _LARGEST_HALF = 65504.0
+# TF32 is 11 significant bits, of which 10 are stored; who counts the stored ones keeps one less.
+# Libraries round to nearest; units that are handed float32 ignore the lower bits.
+TF32 = {
+    "to nearest": (11, False),
+    "truncated": (11, True),
+    "to nearest, to 10 significant bits": (10, False),
+    "truncated, to 10 significant bits": (10, True),
+}
 
 
 def _weights(change: Callable[[Array], Array]) -> Callable[[FusedConv], FusedConv]:
@@ -52,6 +66,12 @@ def _to_half(values: Array) -> Array:
         return np.clip(values, -_LARGEST_HALF, _LARGEST_HALF).astype(np.float16).astype(float)
 
 
+NARROWED: dict[str, Callable[[Array], Array]] = {
+    "float16": _to_half,
+    "bfloat16": partial(round_to_bits, bits=_BF16),
+}
+
+
 @bug(
     "weights-int8",
     says="the weights were quantised to 8 bits, {detail}",
@@ -76,8 +96,8 @@ def _quantised(weight: Array, axes: tuple[int, ...] | None, levels: int) -> Arra
     precision=("tf32", "bf16", "fp16"),
 )
 def tf32_arithmetic(site: BlockSite) -> BlockVariants:
-    for detail, truncate in {"to nearest": False, "truncated": True}.items():
-        yield Variant(_operands(site, _TF32, truncate), detail=detail)
+    for detail, (bits, truncate) in TF32.items():
+        yield Variant(_operands(site, bits, truncate), detail=detail)
 
 
 @bug(
@@ -104,11 +124,8 @@ def _operands(site: BlockSite, bits: int, truncate: bool) -> BlockProgram:
     precision=("fp16", "bf16"),
 )
 def output_rounded(site: BlockSite) -> BlockVariants:
-    for detail, change in {
-        "float16": _to_half,
-        "bfloat16": lambda y: round_to_bits(y, _BF16),
-    }.items():
-        yield Variant(replace(site.program, output_map=change), detail=detail)
+    for detail, change in NARROWED.items():
+        yield Variant(behind(site.program, change), detail=detail)
 
 
 @bug(
@@ -119,18 +136,18 @@ def output_rounded(site: BlockSite) -> BlockVariants:
 def fp16_overflow(site: BlockSite) -> BlockVariants:
     if np.abs(site.program.evaluate(site.x)).max() > _LARGEST_HALF:
         yield Variant(
-            replace(site.program, output_map=lambda y: np.minimum(y, _LARGEST_HALF)),
+            behind(site.program, lambda y: np.minimum(y, _LARGEST_HALF)),
             detail="saturated",
         )
         yield Variant(
-            replace(site.program, output_map=lambda y: np.where(y > _LARGEST_HALF, 0, y)),
+            behind(site.program, lambda y: np.where(y > _LARGEST_HALF, 0, y)),
             detail="set to zero",
         )
         yield Variant(
-            replace(site.program, output_map=lambda y: np.where(y > _LARGEST_HALF, 0, _to_half(y))),
+            behind(site.program, lambda y: np.where(y > _LARGEST_HALF, 0, _to_half(y))),
             detail="set to zero, the rest rounded to float16",
         )
-    yield Variant(replace(site.program, output_map=lambda y: 0 * y), detail="all outputs are zero")
+    yield Variant(behind(site.program, lambda y: 0 * y), detail="all outputs are zero")
 
 
 @bug(
@@ -140,8 +157,8 @@ def fp16_overflow(site: BlockSite) -> BlockVariants:
 )
 def activations_int8(site: BlockSite) -> BlockVariants:
     signed = partial(_quantised, axes=None, levels=127)
-    yield Variant(replace(site.program, output_map=signed), detail="max/127")
-    yield Variant(replace(site.program, output_map=_unsigned), detail="max/255")
+    yield Variant(behind(site.program, signed), detail="max/127")
+    yield Variant(behind(site.program, _unsigned), detail="max/255")
 
 
 def _unsigned(y: Array) -> Array:

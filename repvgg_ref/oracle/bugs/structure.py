@@ -13,7 +13,14 @@ from repvgg_ref.blocks.catalogue import linear_expression
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.blocks.linear import Identity
 from repvgg_ref.blocks.unfuse import leaves
-from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug, order_of_channels
+from repvgg_ref.oracle.bugs.base import (
+    BlockSite,
+    BlockVariants,
+    Variant,
+    behind,
+    bug,
+    order_of_channels,
+)
 from repvgg_ref.oracle.programs.block import DENSE, IDENTITY, POINTWISE, BlockProgram
 from repvgg_ref.oracle.programs.inner import inner_terms, without_inner
 
@@ -270,7 +277,7 @@ def channels_permuted(site: BlockSite) -> BlockVariants:
     """The order is read off the candidate: each channel is matched to the nearest of ours."""
     order = order_of_channels(site)
     if order is not None:
-        yield Variant(replace(site.program, output_map=lambda out: out[:, order]))
+        yield Variant(behind(site.program, lambda out: out[:, order]))
 
 
 def _identity_added(program: BlockProgram) -> BlockProgram:

@@ -17,14 +17,13 @@ from repvgg_ref.models.graph import Network
 from repvgg_ref.oracle.candidates.base import FileEvidence
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.onnx_chain import Chain
-from repvgg_ref.oracle.candidates.onnx_reading import Clamp, Opaque, Reading, unread
+from repvgg_ref.oracle.candidates.onnx_reading import OVERFLOW, Clamp, Opaque, Reading, unread
 from repvgg_ref.oracle.candidates.onnx_rules import reader
 from repvgg_ref.oracle.candidates.onnx_taps import Taps
 from repvgg_ref.oracle.candidates.onnx_walk import Tap
 from repvgg_ref.oracle.report import Finding
 from weights_io import sanitize
 
-_OVERFLOW = 65504.0  # float16's largest: a clip there guards, and changes nothing of this size
 _CHOOSING = frozenset({"If", "Loop", "Scan", "Where"})
 _NARROW = frozenset({"float16", "bfloat16"})
 
@@ -183,7 +182,7 @@ def _clips(reading: Reading, spec: BlockSpec) -> Iterator[Finding]:
     if any(isinstance(each, Opaque) for each in reading.after):
         return
     for each in reading.after:
-        if isinstance(each, Clamp) and (each.low, min(each.high, _OVERFLOW)) != (0.0, _OVERFLOW):
+        if isinstance(each, Clamp) and (each.low, min(each.high, OVERFLOW)) != (0.0, OVERFLOW):
             yield certain(
                 "other-activation",
                 spec.name,

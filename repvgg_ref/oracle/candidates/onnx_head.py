@@ -28,7 +28,9 @@ from repvgg_ref.oracle.candidates.onnx_chain import (
 )
 from repvgg_ref.oracle.candidates.onnx_reading import (
     NCHW,
+    OVERFLOW,
     Axes,
+    Clamp,
     Opaque,
     Reading,
     unread,
@@ -50,6 +52,7 @@ _PRODUCTS = frozenset(
     {"Gemm", "MatMul", "FusedGemm", "FusedMatMul", "QLinearMatMul", "MatMulInteger", "QGemm"}
 )
 _FLAT: Axes = (0, 1)
+_FAR = 1024.0  # times the largest logit: what is cut off there is no logit
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,26 @@ class Ending:
         The graph's own.
     linear, others : tuple of str
         The operators behind the classifier, its bias aside, up to the logits and behind them.
+    guard : Clamp or None
+        What follows the logits first, if it cuts off what is large only.
     """
 
     logits: Tap
     output: str
     linear: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    guard: Clamp | None = None
+
+    def is_guarded(self, logits: Array, output: Array) -> bool:
+        """Whether all that follows guards against overflow, far above what these logits are."""
+        guard = self.guard
+        if guard is None or len(self.others) > 1:
+            return False
+        least = max(OVERFLOW, _FAR * float(np.abs(logits).max(initial=0.0)))
+        is_far = guard.low <= -least and guard.high >= least
+        return (
+            is_far and logits.size == output.size and bool((logits.ravel() == output.ravel()).all())
+        )
 
 
 def last_block(chain: Chain, producer: int) -> Tap:
@@ -119,6 +136,7 @@ def find_ending(chain: Chain, producer: int, arch: Network) -> Ending | None:
         chain.output,
         tuple(map(str, linear)),
         tuple(map(str, reading.after)),
+        next((each for each in reading.after[:1] if isinstance(each, Clamp)), None),
     )
 
 

@@ -316,6 +316,9 @@ def _logits(
     logits, others = ending.logits.tensor, ending.others
     if not others:
         return logits, (), []
+    if ending.is_guarded(found[logits], found[ending.output]):
+        note = f"left out at the end: {listed(others)} (it changes none of these logits)"
+        return logits, (), [note]
     unit = _UNITS.get(loaded.precision or "", _UNITS["bf16"])
     if usual := customary(found[logits], found[ending.output], unit):
         note = f"not part of the network, left out at the end: {listed(others)} ({usual})"

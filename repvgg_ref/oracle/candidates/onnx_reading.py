@@ -31,6 +31,7 @@ NCHW: Axes = (0, 1, 2, 3)
 CHANNELS = 1  # this axis of NCHW
 _LARGEST_BLOCK = 16  # channels, in any layout
 _LARGEST = float(np.finfo(np.float32).max)
+OVERFLOW = 65504.0  # float16's largest: a clip there guards, and changes nothing of this size
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,11 @@ from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnosis.alternatives import Alternative, Chain, Progress, alternatives
 from repvgg_ref.oracle.diagnosis.fitting import fitted
+from repvgg_ref.oracle.diagnosis.incomparable import not_finite, wrong_shape
 from repvgg_ref.oracle.diagnosis.look import Look
 from repvgg_ref.oracle.diagnosis.probing import Again, Probing
 from repvgg_ref.oracle.diagnosis.ranking import FALSE_ALARM, Trial, ranked
+from repvgg_ref.oracle.diagnosis.reordered import reordered
 from repvgg_ref.oracle.power import Power, power_in_layers, power_of_bugs
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report, Verdict
@@ -84,10 +86,10 @@ def judge_logits(
     )
 
 
-def _first_place(chain: Chain, findings: Sequence[Finding]) -> str:
-    """The layer of the likeliest bug; the first that can have it, if all have it."""
+def _first_place(chain: Chain, findings: Sequence[Finding]) -> str | None:
+    """The layer of the likeliest bug, if that is known; the first that can have it, if all do."""
     if not findings or findings[0].layer is None:
-        return "linear"
+        return None
     if findings[0].layer != EVERYWHERE:
         return findings[0].layer
     bugs = [bug for bug in LAYER_BUGS if bug.name == findings[0].bug]
@@ -116,18 +118,27 @@ def _judge(
 ) -> _Judgement:
     y = chain.logits
     if y_hat.shape != y.shape or not np.isfinite(y_hat).all():
+        lost = float((~np.isfinite(y_hat)).mean())
         why = "not all finite" if y_hat.shape == y.shape else f"of shape {y_hat.shape}"
         bad = LayerReport.incomparable("linear", f"logits {why}")
-        return _Judgement("disagree", f"the logits are {why}, wanted {y.shape}", bad)
+        says = f"the logits are {why}, wanted {y.shape}"
+        found = wrong_shape("linear", says)
+        if y_hat.shape == y.shape:  # any layer may have made them
+            found = replace(not_finite("linear", lost, overflow=False), layer=None)
+        return _Judgement("disagree", says, bad, (found,))
     first = Look.at(chain, y_hat, precision)
     probing = Probing(first, precision, Again(again))
     look = probing.cheap()
     tried = list(known(look.chain))
     layer = _layer(first)
     named = _named(look, tried, probing)
+    says = named[0].says if named else ""
+    if not named and look.kappa > look.noise.strange:
+        named = reordered(look)
+        says = "; ".join(finding.says for finding in named)
     if named:
         findings = tuple(named)
-        reason = f"{findings[0].says}: the logits are reproduced"
+        reason = f"{says}: the logits are reproduced"
         return _Judgement("disagree", reason, layer, findings, None, probing.notes)
     if not probing.all_right:
         return _unexplained(max(probing.looks, key=lambda each: each.kappa), layer, probing)

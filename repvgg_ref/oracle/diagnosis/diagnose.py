@@ -7,6 +7,7 @@ composed and tried, then each with something that is in no library; if none does
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +35,9 @@ _PAIR_EXPLAINS = 0.05
 _LEFT = 1e-4  # of a wrong shape's energy, by the bug that explains it
 
 
-def diagnose(evidence: LayerEvidence, *, thoroughly: bool = True) -> list[Finding]:
+def diagnose(
+    evidence: LayerEvidence, *, thoroughly: bool = True, together: Collection[str] | None = None
+) -> list[Finding]:
     """Explain one bad layer: the named bug, two bugs at once, or "unknown" with a description.
 
     Parameters
@@ -42,11 +45,13 @@ def diagnose(evidence: LayerEvidence, *, thoroughly: bool = True) -> list[Findin
     thoroughly : bool
         Whether to look for one known bug beside something that is in no library, which takes
         seconds.
+    together : collection of str, optional
+        Only these bugs are tried as two at once, which takes seconds otherwise.
     """
     trials = list(evidence.trials())
     if named := [trial for trial in trials if trial.named]:
         return evidence.seen.ranked(named)
-    if two := _pair(evidence, trials):
+    if two := _pair(evidence, trials, together):
         return two
     found, alone = composed(evidence, trials) if thoroughly else ([], None)
     return found or [unknown(evidence, trials, alone)]
@@ -79,14 +84,20 @@ def energy_left(predicted: Array, y_hat: Array) -> float:
     return float(((y_hat - predicted) ** 2).sum() / max(float((y_hat**2).sum()), 1e-300))
 
 
-def _pair(evidence: LayerEvidence, trials: list[Trial]) -> list[Finding]:
+def _pair(
+    evidence: LayerEvidence, trials: list[Trial], together: Collection[str] | None
+) -> list[Finding]:
     """Two bugs at once: the most explaining ones, each composed with every other."""
+    if together is not None:
+        trials = [trial for trial in trials if trial.mutant.bug.name in together]
     pairs: list[tuple[Trial, Trial]] = []
     thin = evidence.thinned(_PIXELS)
     for first in _starts(evidence, trials):
         thin.workspace = Workspace()  # another program's responses are of no use to this one
         evidence.workspace = Workspace()
-        for second in thin.trials(replace(evidence.site, program=first.mutant.variant.program)):
+        for second in thin.trials(
+            replace(evidence.site, program=first.mutant.variant.program), together
+        ):
             if second.mutant.bug.name != first.mutant.bug.name and second.named:
                 closer = evidence.trial(second.mutant)
                 if closer is not None and closer.named:

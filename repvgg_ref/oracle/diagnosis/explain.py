@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from repvgg_ref.oracle.diagnosis.incomparable import not_finite, wrong_shape
 from repvgg_ref.oracle.diagnosis.small import ESTIMATED, explain_alarms, explain_unknown
 from repvgg_ref.oracle.estimates.estimate import Estimate
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
+from repvgg_ref.oracle.estimates.randomness import bits_kept
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.layers import Programs
@@ -36,7 +37,8 @@ from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
 # A bad layer after the first is diagnosed as well, but not without end.
 _MOST_DIAGNOSED = 6
-# Searched for a known bug beside an unknown one, which takes seconds a layer; of more, the first.
+# Searched for two bugs at once, which takes seconds a layer; of more, the first alone, and the
+# others for the two that are found there.
 _MOST_SEARCHED = 3
 _NO_ARITHMETIC = 2.0**-5  # errors this large are a bug's, not a number format's
 _SYSTEMATIC = {"outputs-scaled", "bias-scaled"}  # no arithmetic does that in all layers
@@ -94,9 +96,13 @@ class Case:
         """Those of the `bad` layers that something in themselves may have made so."""
         return bad
 
+    def is_near(self, name: str) -> bool:
+        """Whether a layer is one of few bad ones, or the first of them."""
+        return len(self.bad) <= _MOST_SEARCHED or name == self.bad[0]
+
     def is_searched(self, name: str) -> bool:
         """Whether a layer is looked at thoroughly; see `diagnose`."""
-        return len(self.bad) <= _MOST_SEARCHED or name == self.bad[0]
+        return self.is_near(name)
 
     def small_findings(self, name: str) -> list[Finding]:
         """Why a layer within its bound is bad all the same."""
@@ -126,8 +132,11 @@ class Case:
         """The same; None where the outputs cannot be compared."""
         return None if self.comparisons[name].bound is None else self.evidence(name)
 
-    def findings(self, name: str) -> list[Finding]:
-        """Why this layer is bad."""
+    def findings(self, name: str, together: Collection[str] = ()) -> list[Finding]:
+        """Why this layer is bad.
+
+        `together` are the bugs of which two are sought in a layer that is one of many.
+        """
         compared = self.comparisons[name]
         lost = ~np.isfinite(compared.y_hat)
         if lost.all():
@@ -137,10 +146,15 @@ class Case:
         if lost.any():
             overflow = bool(np.abs(compared.y[lost]).min() > _LARGEST_HALF)
             return [not_finite(name, float(lost.mean()), overflow=overflow)]
-        found = diagnose(self.evidence(name), thoroughly=self.is_searched(name))
+        near = self.is_near(name)
+        found = diagnose(
+            self.evidence(name),
+            thoroughly=self.is_searched(name),
+            together=None if near else together,
+        )
         if found[0].bug != "unknown" or name not in self.estimates.samples:
             return found
-        return explain_unknown(found[0], *self.shown(name))
+        return explain_unknown(found[0], *self.shown(name), closely=near)
 
     def of_shape(self, name: str) -> list[Finding]:
         """Why its output is of another size."""
@@ -289,21 +303,27 @@ def what_was_tested(case: Case) -> list[str]:
 def diagnosed(case: Case, beyond: list[str], alarms: Mapping[str, list[Estimate]]) -> list[Finding]:
     """Findings for the bad layers: first those beyond their bounds, else those with alarms."""
     chosen = beyond or list(alarms)
-    ask = case.findings if beyond else case.small_findings
     layers = Layers(list(case.comparisons), chosen, case.trial_evidence, ESTIMATED)
     asked = caused = case.caused(chosen)
     if len(caused) > _MOST_DIAGNOSED:  # the first, and the last: it may have a cause of its own
         asked = [*caused[: _MOST_DIAGNOSED - 1], caused[-1]]
-    return merged(_each(ask, asked), layers)
+    if not beyond:
+        return merged(_each(case.small_findings, asked), layers)
+    if len(beyond) <= _MOST_SEARCHED:
+        return merged(_each(case.findings, asked), layers)
+    first = {asked[0]: case.findings(asked[0])}
+    there = {f.bug for f in first[asked[0]]} | {n for f in first[asked[0]] for n in f.equivalents}
+    return merged(first | _each(partial(case.findings, together=there), asked[1:]), layers)
 
 
 def is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
     """Why nothing can be said of a port whose arithmetic is not known; empty if it can.
 
     Errors in most layers that no bug explains, all of them within their certified bounds, are more
-    likely an arithmetic nobody told us of. Where the noise of most layers is of no kind that is
-    known, or half of the layers are odd, what was estimated explains nothing either. Where sums are
-    cut in a direction that is not known, in an order that is not, even scales may come of that.
+    likely an arithmetic nobody told us of; not if all outputs have few bits. Where the noise of
+    most layers is of no kind that is known, or half of the layers are odd, what was estimated
+    explains nothing either. Where sums are cut in a direction that is not known, in an order that
+    is not, even scales may come of that.
     """
     odd = case.estimates.alarms
     unknown_noise = case.estimates.is_of_unknown_noise
@@ -315,7 +335,9 @@ def is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
     explained = any(finding.bug not in explains_nothing for finding in diagnosis)
     if beyond or not odd:
         return ""
-    if {finding.bug for finding in diagnosis} == {"outputs-rounded"}:
+    unit = case.precision.unit
+    kept = any(bits_kept(case.comparisons[name].y_hat, unit) for name in odd)
+    if {finding.bug for finding in diagnosis} == {"outputs-rounded"} and not kept:
         return (
             f"{len(odd)} of {len(case.comparisons)} layers err at random by more than any"
             " arithmetic known here does, all within their certified bounds: a fast algorithm that"

@@ -22,8 +22,10 @@ from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.diagnosis.evidence import DO_NOT_FIT, Evidence
 from repvgg_ref.oracle.diagnosis.ranking import Observation, Trial
 from repvgg_ref.oracle.estimates.estimate import Estimate
+from repvgg_ref.oracle.estimates.layer import LayerEstimates
 from repvgg_ref.oracle.estimates.patches import Explanation, Patch, explain_by_patches
 from repvgg_ref.oracle.estimates.port import PortEstimates
+from repvgg_ref.oracle.estimates.randomness import fixed_patterns
 from repvgg_ref.oracle.estimates.taps import tap_errors, worst_channels
 from repvgg_ref.oracle.programs.program import Program, Workspace
 from repvgg_ref.oracle.report import Finding
@@ -204,16 +206,21 @@ def explain_unknown(
     bound: Bound,
     estimates: PortEstimates,
     precision: Precision,
+    *,
+    closely: bool = True,
 ) -> list[Finding]:
-    """Why a layer beyond its bound that no bug of the library explains alone is bad."""
+    """Why a layer beyond its bound that no bug of the library explains alone is bad.
+
+    `closely`: a known bug beside something estimated is sought, too, which takes a second.
+    """
     name = site.program.name
     nuisance = estimates.arithmetic.nuisances[name]
     explained = explain_by_patches(estimates.samples[name], nuisance)
     if explained.patches and not explained.left:
         return [_finding(name, patch, len(explained.patches)) for patch in explained.patches]
     close = SampleEvidence(site, seen, bound, estimates, precision)
-    is_explained = finding.explains > _NEARLY
-    nearer = [] if is_explained else close.best(lambda trial: trial.fit.explains > _HALF)
+    is_settled = finding.explains > _NEARLY or not closely
+    nearer = [] if is_settled else close.best(lambda trial: trial.fit.explains > _HALF)
     if found := _known_and_estimated(close, nearer, nuisance):
         return found
     if _is_there(nearer):
@@ -224,8 +231,10 @@ def explain_unknown(
 
 def _unknown(layer: str, estimates: PortEstimates, explained: Explanation) -> Finding:
     """What can be said of a layer that nothing explains: its estimates, and its taps."""
-    says = "; ".join(_said(estimates.alarms[layer]))
-    taps = _taps(estimates.samples[layer], estimates.arithmetic.nuisances[layer])
+    sample, nuisance = estimates.samples[layer], estimates.arithmetic.nuisances[layer]
+    patterns = fixed_patterns(sample, LayerEstimates(sample, nuisance).perpendicular)
+    says = "; ".join([*_said(estimates.alarms[layer]), *patterns])
+    taps = _taps(sample, nuisance)
     return Finding("unknown", layer, None, 0.0, 0.0, says, _NOTHING_KNOWN, taps=taps)
 
 

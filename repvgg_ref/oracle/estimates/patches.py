@@ -17,6 +17,7 @@ from repvgg_ref.oracle.arithmetic.nuisance import Nuisance
 from repvgg_ref.oracle.arithmetic.sample import Sample
 from repvgg_ref.oracle.estimates.estimate import Estimate, alarms
 from repvgg_ref.oracle.estimates.layer import LayerEstimates
+from repvgg_ref.oracle.estimates.randomness import OF_CHANNELS, bits_kept, fixed_patterns
 
 _MOST = 3  # causes at once
 _ALIKE = 4.0  # parts of a layer may differ by this factor, and still err alike
@@ -204,10 +205,12 @@ _FROM: dict[str, Callable[[LayerEstimates, Estimate], Patch]] = {
 
 
 def _rounded_weights(here: LayerEstimates) -> Iterator[Patch]:
-    """All weights wrong at random: as large as the residual is."""
+    """All weights, or all outputs, wrong at random: as much as the residual is."""
     sample, nuisance = here.sample, here.nuisance
     if not _is_everywhere(here):
         return
+    patterns = fixed_patterns(sample, here.perpendicular)
+    bits = 0 if sample.gated else bits_kept(sample.y + sample.residual, nuisance.unit)
     on = sample.active
     squares = float((here.residual[on] ** 2).sum())
     excess = squares - float(nuisance.variance[on].sum())
@@ -218,10 +221,13 @@ def _rounded_weights(here: LayerEstimates) -> Iterator[Patch]:
         of_weights, of_outputs = (left / max(size, 1e-300) for size in (energy, outputs))
         if not 0 < of_weights < _COARSEST**2:
             continue
-        if taps is None or taps.value * nuisance.unit**2 > _SHARE * of_weights:
+        unclear = taps is None and not patterns and not bits
+        shown = taps is not None and taps.value * nuisance.unit**2 > _SHARE * of_weights
+        if unclear or (shown and OF_CHANNELS not in patterns):
             yield _at_random("weights-rounded", "weights", of_weights, on)
-        else:  # errors that no weight has, since they differ from output to output
-            yield _at_random("outputs-rounded", "outputs", of_outputs, on)
+        elif bits or not patterns:  # errors that no weight has: they differ at all outputs
+            patch = _at_random("outputs-rounded", "outputs", of_outputs, on)
+            yield replace(patch, says=f"all outputs have {bits} bits at most") if bits else patch
 
 
 def _at_random(kind: str, what: str, square: float, on: Array) -> Patch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -25,6 +25,9 @@ T = TypeVar("T")
 
 # Direct summation has to explain a layer this easily, or algorithms in tiles are tried on it.
 _UNEASY, _UNEASY_LEVEL = 3.5, 0.4
+# No algorithm does that: F(8), the coarsest, has 1e5 times direct sums' noise, in squares, and its
+# outputs are right on the whole.
+_HOPELESS, _HOPELESS_SCALE = 1e8, 1e4  # the second in unit roundoffs
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def _estimate_port(
         return PortEstimates(arithmetic, samples, found, _alarms(found), heaviness)
 
     found = estimated(infer(layers, unit, pool=pool))
-    uneasy = [n for n, listed in found.estimates.items() if any(map(_is_uneasy, listed))]
+    uneasy = [n for n, listed in found.estimates.items() if _may_be_in_tiles(listed, unit)]
     if uneasy and (tiled := infer(layers, unit, uneasy, pool=pool)).algorithms:
         return estimated(tiled)
     return found
@@ -136,6 +139,13 @@ def _kernel(program: Any) -> Array:
     if isinstance(program, BlockProgram):
         return program.fused_kernel().weight
     return np.asarray(program.weight[:, :, None, None])
+
+
+def _may_be_in_tiles(listed: Sequence[Estimate], unit: float) -> bool:
+    """Whether an algorithm in tiles may explain what direct summation does not."""
+    most = {"noise": _HOPELESS, "scale": _HOPELESS_SCALE * unit}
+    hopeless = any(abs(each.value) > most.get(each.kind, np.inf) for each in listed)
+    return not hopeless and any(map(_is_uneasy, listed))
 
 
 def _is_uneasy(estimate: Estimate) -> bool:

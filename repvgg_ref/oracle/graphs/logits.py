@@ -68,7 +68,7 @@ def judge_dense_logits(
     strange = away > _STRANGE and precision.name == "fp32"
     if strange or not np.isfinite(away):
         unknown = Finding("unknown", None, None, 0.0, 0.0, "no known bug gives these logits", _ASK)
-        return Report("disagree", said, *names, (layer,), (unknown,), head, notes=notes)
+        return Report("disagree", said, *names, (layer,), (unknown,), None, notes=notes)
     return Report("cannot-judge", f"{said}: {_ASK}", *names, (layer,), notes=notes)
 
 

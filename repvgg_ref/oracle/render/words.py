@@ -117,7 +117,7 @@ def sureness(finding: Finding) -> str:
 def place(finding: Finding) -> str:
     """Where a bug is."""
     if finding.layer is None:
-        return "the port as a whole"
+        return "a layer that is not known" if finding.bug == "unknown" else "the port as a whole"
     return "every layer" if finding.layer == EVERYWHERE else visible(finding.layer)
 
 

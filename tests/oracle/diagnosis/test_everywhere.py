@@ -99,3 +99,21 @@ def test_weight_files_say_so_too(right: str | None, tmp_path: Path) -> None:
     place = "all" if right is None else "stage0"
     assert [(f.bug, f.layer) for f in report.diagnosis] == [("eps-value", place)]
     assert report.first_bad_layer == "stage0"
+
+
+@pytest.mark.slow
+def test_two_causes_in_all_blocks_are_told_although_the_first_alone_is_searched_for_pairs() -> None:
+    """More layers are bad than are searched: the others are held against the first one's two."""
+    names = ("mean-sign", "bias-twice")
+    outputs, x = {}, X
+    for name, program in PROGRAMS.items():
+        wrong = program
+        for bug in names if name in BLOCKS else ():
+            site = replace(site_of(PROGRAMS, name, x), program=wrong)
+            bugs = [each for each in LAYER_BUGS if each.name == bug]
+            wrong = next(planted(bugs, site, name)).variant.program
+        x = outputs[name] = layer_output(wrong, x.astype(float)).astype(np.float32)
+    report = judge(MODEL, Outputs(outputs), X)
+    assert sum(not layer.ok for layer in report.layers) > 3
+    assert {f.bug for f in report.diagnosis} == set(names)
+    assert all("also in" in f.says or f.layer == "all" for f in report.diagnosis)

@@ -129,8 +129,8 @@ def test_right_logits_are_not_said_to_agree() -> None:
 )
 def test_logits_that_nothing_explains_are_wrong(wrong: Callable[[Array], Array]) -> None:
     report = rr.verify(MODEL, {HEAD: wrong(RIGHT[HEAD])}, inputs=X)
-    assert (report.verdict, report.first_bad_layer) == ("disagree", HEAD)
-    assert [finding.bug for finding in report.diagnosis] == ["unknown"]
+    assert (report.verdict, report.first_bad_layer) == ("disagree", None)
+    assert [(finding.bug, finding.layer) for finding in report.diagnosis] == [("unknown", None)]
     json.dumps(report.to_json(), allow_nan=False)
 
 
