@@ -122,7 +122,7 @@ class Sample:
         return grouped(taps, self.columns)
 
     def along(self, outputs: Array, there: Array | None = None) -> Along:
-        """``sum_p outputs[o, p] x_k[p]``, the transpose of `times`, in single precision.
+        """What errors of taps and branches make of ``sum_p outputs[o, p] ..``.
 
         Parameters
         ----------
@@ -130,22 +130,20 @@ class Sample:
         there : (P,) array of bool, optional
             The only outputs that count, if not all; then `outputs` holds them alone.
         """
-        if there is None:
-            sums, branches = self.single.along(outputs), self.branches
-        else:
-            sums = self.single.along_some(outputs, there)
-            branches = self.branches[:, :, there] if len(self.branches) else self.branches
-        parts = np.einsum("op,bop->bo", outputs, branches) if len(branches) else branches[:, :, 0]
-        return Along(*sums, parts)
+        taps, size = self.single.weighed(*self.single.along(outputs, there))
+        return Along(taps, size, self.by_branches(outputs, there))
 
-    def met(self, along: Along) -> Array:
-        """``sum_k (M_k along_k)**2`` and the squares of branches, (O,).
+    def by_branches(self, outputs: Array, there: Array | None = None) -> Array:
+        """``sum_p outputs[o, p] t_b z_b[p]``, (B, O); arguments as of `along`."""
+        if not len(self.branches):
+            return np.zeros((0, len(outputs)))
+        seen = self.branches if there is None else self.branches[:, :, there]
+        return np.asarray(np.einsum("op,bop->bo", outputs, seen))
 
-        What independent errors of the taps, each in proportion to its magnitude, and of the scales
-        of branches, make of a sum over outputs: a variance, of which a few digits are enough.
-        """
-        taps = self.single.met(along.taps, along.size)
-        return np.asarray(taps + np.square(along.branches).sum(axis=0))
+    def met(self, outputs: Array) -> Array:
+        """`Along.dot` of outputs (O, P) with themselves: a variance, (O,)."""
+        along = self.along(outputs)
+        return along.dot(along)
 
     def jolted(self, rng: np.random.Generator) -> Array:
         """What outputs change by if each tap changes by its magnitude, up or down, (O, P)."""

@@ -17,31 +17,29 @@ from repvgg_ref.arrays import Array
 
 
 class Along(NamedTuple):
-    """Sums over outputs, ``sum_p outputs[o, p] x_k[p]``; with G groups, K taps, B branches.
+    """What errors of taps and branches make of sums over outputs, ``sum_p outputs[o, p] x_k[p]``.
 
     Attributes
     ----------
     taps : (O, K) array, float32
-        In units of `size` and of the largest input of each tap.
+        ``M_k`` times these, in units of `size`.
     size : (O, 1) array, float64
     branches : (B, O) array
-        The same of each branch's own part, ``sum_p outputs[o, p] t_b z_b[p]``.
+        ``sum_p outputs[o, p] t_b z_b[p]``.
     """
 
     taps: Array
     size: Array
     branches: Array
 
-    def less(self, other: Along, factor: Array) -> Along:
-        """The same without `factor` (O,) times another."""
-        share = (factor[:, None] * other.size / self.size).astype(np.float32)
-        return Along(
-            self.taps - share * other.taps, self.size, self.branches - factor * other.branches
-        )
+    def dot(self, other: Along) -> Array:
+        """``sum_k M_k**2 ..`` of products of two such sums, and those of branches, (O,).
 
-    def times(self, factor: Array) -> Along:
-        """Every channel's sums times a factor, (O,)."""
-        return Along(self.taps, self.size * np.abs(factor)[:, None], self.branches * factor)
+        With itself a variance: of errors of the taps, each in proportion to its magnitude and
+        independent of others, and of the scales of branches.
+        """
+        taps = np.einsum("ok,ok->o", self.taps, other.taps) * (self.size * other.size)[:, 0]
+        return np.asarray(taps + (self.branches * other.branches).sum(axis=0))
 
 
 @dataclass(frozen=True)
@@ -51,32 +49,39 @@ class Single:
     columns: Array
     magnitude: Array
 
-    def along(self, outputs: Array) -> tuple[Array, Array]:
-        """``sum_p outputs[o, p] x_k[p]``: (O, P) -> taps and size of `Along`."""
-        rows, size = scaled(outputs)
-        return grouped(rows, self._columns.transpose(0, 2, 1)), size
+    def along(self, outputs: Array, there: Array | None = None) -> tuple[Array, Array]:
+        """``sum_p outputs[o, p] x_k[p]``, in units of the size (O, 1) and of a tap's largest input.
 
-    def along_some(self, outputs: Array, there: Array) -> tuple[Array, Array]:
-        """The same over the outputs at `there` (P,), a mask, alone: (O, those) in."""
+        Parameters
+        ----------
+        outputs : (O, P) array
+        there : (P,) array of bool, optional
+            The only outputs that count, if not all; then `outputs` holds them alone.
+        """
         rows, size = scaled(outputs)
-        return grouped(rows, self._columns[:, :, there].transpose(0, 2, 1)), size
+        columns = self._columns if there is None else self._columns[:, :, there]
+        return grouped(rows, columns.transpose(0, 2, 1)), size
 
     def of_squares(self, outputs: Array) -> tuple[Array, Array]:
         """``sum_p outputs[o, p] x_k[p]**2``, (O, K), in units of squares, and the size, (O, 1)."""
         rows, size = scaled(outputs)
         return grouped(rows, self._squares.transpose(0, 2, 1)), size
 
-    def met(self, taps: Array, size: Array) -> Array:
-        """``sum_k (M_k taps_k)**2``, (O,)."""
+    def weighed(self, taps: Array, size: Array) -> tuple[Array, Array]:
+        """What `along` gave times the magnitude of each tap, in place, and its size."""
         magnitude, of_magnitude = self._magnitude
-        met = magnitude * taps
-        return np.asarray(np.einsum("ok,ok->o", met, met) * (size * of_magnitude)[:, 0] ** 2)
+        taps *= magnitude
+        return taps, size * of_magnitude
 
     def jolted(self, rng: np.random.Generator) -> Array:
         """What outputs change by if each tap changes by its magnitude, up or down, (O, P)."""
         magnitude, of_magnitude = self._magnitude
-        up = rng.integers(0, 2, magnitude.shape, np.int8)
-        return grouped(np.where(up, magnitude, -magnitude), self._columns) * of_magnitude
+        signs = np.unpackbits(np.frombuffer(rng.bytes(-(-magnitude.size // 8)), np.uint8))
+        signs = signs[: magnitude.size].astype(np.uint32)
+        signs <<= 31  # the bit that says minus
+        signs ^= magnitude.reshape(-1).view(np.uint32)
+        taps = signs.view(np.float32).reshape(magnitude.shape)
+        return grouped(taps, self._columns) * of_magnitude
 
     @cached_property
     def sizes(self) -> Array:

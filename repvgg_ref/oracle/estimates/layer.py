@@ -35,6 +35,7 @@ _OF_ITSELF = 1e-9  # of a part's energy: what is left of it beside a plane, or i
 # Medians over a port's layers are at most 7.6 and 18 in modelled arithmetics (where every addition
 # chops 13 and 24) and at least 9 and 25 in Strassen's (tests/studies/NOTES-oracle.md).
 _KURTOSIS, _RATIO = 8.0, 22.0
+_ROUNDED = 2.0**-20  # what float32 sums of products may be off by
 _WHOLE, _CONTRAST = 2.0, 1.0  # u: what a right layer's scale, and part of it, may be off by
 
 
@@ -86,19 +87,18 @@ class LayerEstimates:
         return min(kurtosis / _KURTOSIS, float(high) / max(float(middle), 1e-9 * mean) / _RATIO)
 
     def regress(
-        self, direction: Array, residual: Array | None = None, along: Along | None = None
+        self, direction: Array, residual: Array | None = None, met: Array | None = None
     ) -> Regression:
         """Regress the residual on a direction (O, P), channel by channel.
 
-        `along` is the weighted direction's, where it is at hand.
+        `met` is what taps make of the weighted direction (`Sample.met`), where it is at hand.
         """
         r = self.residual if residual is None else residual
         weighted = self.weights * direction
-        along = self.sample.along(weighted) if along is None else along
         return Regression(
             np.einsum("op,op->o", weighted, r),
             np.einsum("op,op->o", weighted, direction),
-            self._conversion * self.sample.met(along),
+            self._conversion * (self.sample.met(weighted) if met is None else met),
         )
 
     @property
@@ -107,7 +107,7 @@ class LayerEstimates:
 
     def _scales(self) -> Iterator[Estimate]:
         u = self.nuisance.unit
-        found = self.regress(self.sample.y, along=self._along_y)
+        found = self.regress(self.sample.y, met=self._met_by_plane[2])
         value, error = found.pooled()
         tolerance = (_WHOLE + self.nuisance.scale - 1 + self._allowed_drift) * u
         yield Estimate("scale", "", value, error, tolerance, "layer")
@@ -118,14 +118,14 @@ class LayerEstimates:
     def _biases(self) -> Iterator[Estimate]:
         u, sample = self.nuisance.unit, self.sample
         whole = np.broadcast_to(sample.bias[:, None], sample.y.shape)
-        along = self._along_one.times(sample.bias)
-        value, error = self.regress(whole, self.across_scale, along).pooled()
+        met = self._met_by_plane[0] * sample.bias**2
+        value, error = self.regress(whole, self.across_scale, met).pooled()
         yield Estimate("bias", "", value, error, (_WHOLE + self._allowed_drift) * u, "layer")
         size = np.maximum(np.abs(sample.bias), sample.bias_magnitude)
         found = self.regress(
             np.broadcast_to(size[:, None], sample.y.shape),
             self.perpendicular_to_y,
-            self._along_one.times(size),
+            self._met_by_plane[0] * size**2,
         )
         values, errors = found.single()
         yield from self._channels("bias", values, np.hypot(errors, u), self._allowed_drift * u)
@@ -169,10 +169,23 @@ class LayerEstimates:
         power = second - level * first - slope * second
         own = power > _OF_ITSELF * second  # else the part is all that is active
         cross = np.einsum("op,op->o", weighted, self.perpendicular[:, there])
-        part = self.sample.along(weighted, there)
-        part = part.less(self._along_one, level).less(self._along_y, slope)
-        conversion = self._conversion * self.sample.met(part)
+        conversion = self._conversion * self._met_without_plane(weighted, there, level, slope)
         return Regression(*(np.where(own, each, 0.0) for each in (cross, power, conversion)))
+
+    def _met_without_plane(
+        self, weighted: Array, there: Array, level: Array, slope: Array
+    ) -> Array:
+        """`Sample.met` of a part less ``w (level + slope y)`` of the whole, (O,).
+
+        What is next to nothing beside the part counts as what rounding makes of it.
+        """
+        part = self.sample.along(weighted, there)
+        own = part.dot(part)
+        one, y = (part.dot(each) for each in self._along_plane)
+        ones, both, ys = self._met_by_plane
+        met = own - 2 * (level * one + slope * y)
+        met += level**2 * ones + 2 * level * slope * both + slope**2 * ys
+        return np.maximum(met, _ROUNDED * own)
 
     def places(self) -> Iterator[tuple[str, Array]]:
         """Parts of the output that may be wrong alone, by name: where they are, (P,)."""
@@ -202,14 +215,16 @@ class LayerEstimates:
         if not chosen.any():
             return
         weighted = self.weights * self.perpendicular
-        observed = sample.met(self._along_residual)
+        taps, size = self._along_residual
+        residual = Along(*sample.single.weighed(taps.copy(), size), sample.by_branches(weighted))
+        observed = residual.dot(residual)
         nulls, responses = [], []
         for _ in range(_DRAWS):
             if n.tiles is not None:
                 signs = self._rng.choice((-1.0, 1.0), int(n.tiles.max()) + 1)[n.tiles]
-                nulls.append(sample.met(sample.along(weighted * signs)))
+                nulls.append(sample.met(weighted * signs))
             moved = self.weights * self._without_plane(sample.jolted(self._rng)) * n.unit
-            responses.append(sample.met(sample.along(moved)))
+            responses.append(sample.met(moved))
         if nulls:
             null = np.mean(nulls, axis=0)
         else:
@@ -238,7 +253,7 @@ class LayerEstimates:
         power = (own * met).sum(axis=1)
         seen = sample.along(own)
         seen.taps[channels, at] = 0
-        conversion = self._conversion * sample.met(seen)
+        conversion = self._conversion * seen.dot(seen)
         enough = (
             (power > 0.01 * plain)
             & (((met != 0) & (self.weights > 0)).sum(axis=1) >= _FEW)
@@ -262,16 +277,15 @@ class LayerEstimates:
 
         The scores of others are 0. Inputs of a tap are in units of their largest throughout.
         """
-        sample, found = self.sample, self._along_residual
+        sample, (found, size) = self.sample, self._along_residual
         plain, of_plain = sample.single.of_squares(self.weights)
         weighted = self.weights * self.perpendicular
         sandwich, of_sandwich = sample.single.of_squares(np.square(weighted, out=weighted))
-        of_sandwich = of_sandwich * self.nuisance.clustering**2
-        plain *= (of_plain / found.size**2).astype(np.float32)
-        sandwich *= (of_sandwich / found.size**2).astype(np.float32)
+        plain *= (of_plain / size**2).astype(np.float32)
+        sandwich *= (of_sandwich * (self.nuisance.clustering / size) ** 2).astype(np.float32)
         spread = np.maximum(plain, sandwich, out=plain)
         usable = (self.count >= _FEW)[:, None] & (spread > 0) & (sample.magnitude > 0)
-        score = np.abs(found.taps, out=sandwich)
+        score = np.abs(found, out=sandwich)
         np.divide(score, np.sqrt(spread, out=spread), out=score, where=usable)
         score[~usable] = 0
         return score, usable
@@ -311,16 +325,20 @@ class LayerEstimates:
         return self.nuisance.allowed_drift
 
     @cached_property
-    def _along_one(self) -> Along:
-        return self.sample.along(self.weights)
+    def _along_plane(self) -> tuple[Along, Along]:
+        """Of 1 and of y, weighted."""
+        return self.sample.along(self.weights), self.sample.along(self.weights * self.sample.y)
 
     @cached_property
-    def _along_y(self) -> Along:
-        return self.sample.along(self.weights * self.sample.y)
+    def _met_by_plane(self) -> tuple[Array, Array, Array]:
+        """Of 1, of both, of y, (O,) each."""
+        one, y = self._along_plane
+        return one.dot(one), one.dot(y), y.dot(y)
 
     @cached_property
-    def _along_residual(self) -> Along:
-        return self.sample.along(self.weights * self.perpendicular)
+    def _along_residual(self) -> tuple[Array, Array]:
+        """Of what a plane leaves of the residual, weighted: see `Single.along`."""
+        return self.sample.single.along(self.weights * self.perpendicular)
 
     @cached_property
     def perpendicular(self) -> Array:
