@@ -84,18 +84,15 @@ class Single:
         return grouped(taps, self._columns) * of_magnitude
 
     @cached_property
-    def sizes(self) -> Array:
+    def _sizes(self) -> Array:
         """The largest input of each tap, (G, K), float64; 1 where all are 0."""
-        most = np.maximum(
-            self.columns.max(axis=2, initial=0.0), -self.columns.min(axis=2, initial=0.0)
-        )
+        low, high = self.columns.min(axis=2, initial=0.0), self.columns.max(axis=2, initial=0.0)
+        most = np.maximum(high, -low)
         return np.where(most > 0, most, 1.0)
 
     @cached_property
     def _columns(self) -> Array:
-        return np.divide(
-            self.columns, self.sizes[:, :, None], dtype=np.float32, casting="same_kind"
-        )
+        return np.asarray((self.columns / self._sizes[:, :, None]).astype(np.float32))
 
     @cached_property
     def _squares(self) -> Array:
@@ -103,9 +100,10 @@ class Single:
 
     @cached_property
     def _magnitude(self) -> tuple[Array, Array]:
-        groups = len(self.columns)
-        of_taps = self.magnitude.reshape(groups, -1, self.magnitude.shape[1]) * self.sizes[:, None]
-        return scaled(of_taps.reshape(self.magnitude.shape))
+        """Of each tap for inputs as they are in `_columns`."""
+        of_group = self.magnitude.reshape(len(self.columns), -1, self.magnitude.shape[1])
+        magnitude, size = scaled((of_group * self._sizes[:, None]).reshape(self.magnitude.shape))
+        return magnitude, size
 
 
 def grouped(rows: Array, columns: Array) -> Array:
