@@ -124,7 +124,10 @@ def fuse_branches(branches: Mapping[str, Branch], eps: Any) -> FusedConv:
     """The paper's sum (section 3.3), in the arithmetic of the arrays given: exact for rationals."""
     kernels = [branch.kernel(eps) for branch in branches.values()]
     size = tuple(max(kernel.shape[axis] for kernel in kernels) for axis in (2, 3))
-    weight = np.zeros((*kernels[0].shape[:2], *size), kernels[0].dtype)
+    if kernels[0].shape[2:] == size:
+        weight = kernels.pop(0)  # an array of its own
+    else:
+        weight = np.zeros((*kernels[0].shape[:2], *size), kernels[0].dtype)
     for kernel in kernels:
         weight[:, :, *window(kernel.shape[2:], size)] += kernel
     biases = [branch.bias(eps) for branch in branches.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from math import inf, prod
 from numbers import Real
@@ -34,7 +35,7 @@ def as_array(value: Any, what: str) -> Array:
         If it is a list, a number or anything else without a type and a shape of its own, or a
         tensor that is not in host memory.
     """
-    if isinstance(value, np.ma.MaskedArray) and np.any(value.mask):
+    if _is_masked(value) and np.any(value.mask):
         raise ReportedError(
             f"{what}: a masked array",
             got=f"{int(np.sum(value.mask))} of {value.size} numbers masked",
@@ -62,6 +63,12 @@ def as_array(value: Any, what: str) -> Array:
             wanted="an array in host memory, of a type that NumPy has",
             advice="for a tensor: x.float().cpu().numpy()",
         ) from None
+
+
+def _is_masked(value: Any) -> bool:
+    """Whether `value` is one of `numpy.ma`'s: not before somebody has imported that, as we do not."""
+    masked = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)
+    return masked is not None and isinstance(value, masked)
 
 
 def image_batch(network: Network, x: Any) -> Array:

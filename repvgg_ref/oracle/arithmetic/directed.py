@@ -27,6 +27,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.noise import noise_variance
 from repvgg_ref.oracle.arithmetic.sample import Sample, spread_channels
+from repvgg_ref.oracle.arithmetic.single import grouped
 
 _CHOPPED = {
     f"chopped-{step}{order}": (step, bool(order)) for order in ("", "-last") for step in (1, 4, 8)
@@ -197,8 +198,8 @@ class _Maker:
             return -sample.times(cut)
         adds = np.asarray(sample.columns != 0)  # (G, K, P)
         if name in _CHOPPED:
-            counted = replace(sample, columns=sample.columns * self._to_come(adds, *_CHOPPED[name]))
-            return -1.44 * self.unit * counted.times(sample.weight)
+            counted = sample.columns * self._to_come(adds, *_CHOPPED[name])
+            return -1.44 * self.unit * grouped(sample.weight, counted)
         additions = np.repeat(adds.sum(axis=1), len(sample.y) // sample.groups, axis=0)
         return -1.44 * self.unit * additions * sample.y
 

@@ -52,8 +52,11 @@ def _non_negative(matrix: Array, target: Array) -> Array:
     gram, cross = matrix.T @ matrix, matrix.T @ target
     size = len(gram)
     gram += 1e-9 * np.trace(gram) * np.eye(size)
+    plain = np.linalg.solve(gram, cross)
+    if (plain >= 0).all():  # nothing leaves less
+        return np.asarray(plain)
     best, gained = np.zeros(size), 0.0
-    for count in range(1, size + 1):
+    for count in range(1, size):
         for chosen in map(list, combinations(range(size), count)):
             found = np.zeros(size)
             found[chosen] = np.linalg.solve(gram[np.ix_(chosen, chosen)], cross[chosen])

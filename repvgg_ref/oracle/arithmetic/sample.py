@@ -7,12 +7,12 @@ that a layer with one is a layer without whose channels each have one more round
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.arithmetic.single import Along, Single, grouped
 from repvgg_ref.oracle.bounds.block import likely_gate_error
 from repvgg_ref.oracle.bounds.linear_part import branch_products, layer_kernels
 from repvgg_ref.oracle.bounds.precision import Precision
@@ -36,13 +36,17 @@ class Sample:
 
     Attributes
     ----------
-    columns : (G, K, P) array
-        What an output sees of the candidate's own input.
-    weight, magnitude : (O, K) arrays
-        The fused kernel, and the sum of the magnitudes of what each tap was added up from.
+    single : Single
+        `columns` (G, K, P), what an output sees of the candidate's own input, and `magnitude`
+        (O, K), the sum of the magnitudes of what each tap was added up from.
+    weight : (O, K) array
+        The fused kernel.
     bias, bias_magnitude : (O,) arrays
     y, residual : (O, P) arrays
         The reference, and candidate minus reference; both over the gate, if there is one.
+    energy : (O, P) array
+        ``E**2 = sum_k (M_k x_k)**2 + M_b**2``, what independent errors add up to; with the squares
+        of branches, whose own values are rounded, if there are any.
     active : (O, P) array of bool
         Where ReLU hides nothing.
     images, rows, pixels_across : (P,) arrays of int
@@ -64,13 +68,13 @@ class Sample:
     """
 
     name: str
-    columns: Array
+    single: Single
     weight: Array
-    magnitude: Array
     bias: Array
     bias_magnitude: Array
     y: Array
     residual: Array
+    energy: Array
     active: Array
     images: Array
     rows: Array
@@ -82,6 +86,16 @@ class Sample:
     gate_error: Array | None = None
     relu: bool = True
     branches: Array = field(default_factory=lambda: np.zeros((0, 1, 1)))
+
+    @property
+    def columns(self) -> Array:
+        """What an output sees, (G, K, P)."""
+        return self.single.columns
+
+    @property
+    def magnitude(self) -> Array:
+        """Of each tap, (O, K)."""
+        return self.single.magnitude
 
     @property
     def gated(self) -> bool:
@@ -105,78 +119,37 @@ class Sample:
 
     def times(self, taps: Array) -> Array:
         """``sum_k taps[o, k] x_k``: (O, K) -> (O, P)."""
-        return _grouped(taps, self.columns)
+        return grouped(taps, self.columns)
 
-    def along(self, outputs: Array) -> Array:
-        """``sum_p outputs[o, p] x_k[p]``, the transpose of `times`: (O, P) -> (O, K)."""
-        return _grouped(outputs, self.columns.transpose(0, 2, 1))
+    def along(self, outputs: Array, there: Array | None = None) -> Along:
+        """What errors of taps and branches make of ``sum_p outputs[o, p] ..``.
+
+        Parameters
+        ----------
+        outputs : (O, P) array
+        there : (P,) array of bool, optional
+            The only outputs that count, if not all; then `outputs` holds them alone.
+        """
+        taps, size = self.single.weighed(*self.single.along(outputs, there))
+        return Along(taps, size, self.by_branches(outputs, there))
+
+    def by_branches(self, outputs: Array, there: Array | None = None) -> Array:
+        """``sum_p outputs[o, p] t_b z_b[p]``, (B, O); arguments as of `along`."""
+        if not len(self.branches):
+            return np.zeros((0, len(outputs)))
+        seen = self.branches if there is None else self.branches[:, :, there]
+        return np.asarray(np.einsum("op,bop->bo", outputs, seen))
 
     def met(self, outputs: Array) -> Array:
-        """``sum_k (M_k sum_p outputs[o, p] x_k[p])**2``, (O,), in single precision.
-
-        What independent errors of the taps, each in proportion to its magnitude, and of the scales
-        of branches, make of a sum over outputs: a variance, of which a few digits are enough.
-        """
-        columns, of_columns = self._short_columns
-        magnitude, of_magnitude = self._short_magnitude
-        short, of_outputs = _short(outputs, axis=1)
-        seen = _grouped(short, columns.transpose(0, 2, 1))
-        seen *= magnitude
-        size = of_columns * of_magnitude * of_outputs
-        taps = np.einsum("ok,ok->o", seen, seen) * size[:, 0] ** 2
-        return np.asarray(taps + self.met_by_branches(outputs))
-
-    def met_by_branches(self, outputs: Array) -> Array:
-        """``sum_b (sum_p outputs[o, p] t_b z_b[p])**2``, (O,)."""
-        if not len(self.branches):
-            return np.zeros(len(outputs))
-        return np.asarray(np.square(np.einsum("op,bop->bo", outputs, self.branches)).sum(axis=0))
+        """`Along.dot` of outputs (O, P) with themselves: a variance, (O,)."""
+        along = self.along(outputs)
+        return along.dot(along)
 
     def jolted(self, rng: np.random.Generator) -> Array:
         """What outputs change by if each tap changes by its magnitude, up or down, (O, P)."""
-        columns, of_columns = self._short_columns
-        magnitude, of_magnitude = self._short_magnitude
-        up = rng.integers(0, 2, magnitude.shape, np.int8)
-        taps = _grouped(np.where(up, magnitude, -magnitude), columns) * (of_columns * of_magnitude)
+        taps = self.single.jolted(rng)
         signs = rng.choice((-1.0, 1.0), self.branches.shape[:2])[..., None]
         return np.asarray(taps + (signs * self.branches).sum(axis=0) if len(signs) else taps)
-
-    @cached_property
-    def _short_columns(self) -> tuple[Array, Array]:
-        return _short(self.columns)
-
-    @cached_property
-    def _short_magnitude(self) -> tuple[Array, Array]:
-        return _short(self.magnitude, axis=1)
-
-    @cached_property
-    def squares(self) -> Array:
-        """``x**2``, (G, K, P)."""
-        return np.asarray(np.square(self.columns))
-
-    @cached_property
-    def magnitude_squared(self) -> Array:
-        """``M**2``, (O, K)."""
-        return np.asarray(np.square(self.magnitude))
-
-    @cached_property
-    def energy(self) -> Array:
-        """``E**2 = sum_k (M_k x_k)**2 + M_b**2``, (O, P): what independent errors add up to.
-
-        And the squares of branches, whose own values are rounded.
-        """
-        products = self.powers(self.magnitude)
-        if len(self.branches):
-            return np.asarray(products + np.square(self.branches).sum(axis=0))
-        return np.asarray(products + self.bias_magnitude[:, None] ** 2)
-
-    def powers(self, taps: Array) -> Array:
-        """``sum_k (taps[o, k] x_k)**2``, (O, P)."""
-        return _grouped(np.square(taps), self.squares)
-
-    def weighted_squares(self, weights: Array) -> Array:
-        """``sum_p weights[o, p] x_k[p]**2``, (O, K)."""
-        return _grouped(weights, self.squares.transpose(0, 2, 1))
 
     def without_gate(self, weights: Array, most: Array | None = None) -> Array:
         """The residual less a factor for each channel and image: what errors of gates explain.
@@ -205,7 +178,10 @@ class Sample:
         """The same at some output positions only."""
         return replace(
             self,
-            columns=np.ascontiguousarray(self.columns[:, :, positions]),
+            single=Single(
+                np.ascontiguousarray(self.columns[:, :, positions]), self.single.magnitude
+            ),
+            energy=self.energy[:, positions],
             y=self.y[:, positions],
             residual=self.residual[:, positions],
             active=self.active[:, positions],
@@ -222,7 +198,8 @@ class Sample:
         return replace(
             self,
             weight=self.weight[channels],
-            magnitude=self.magnitude[channels],
+            single=Single(self.columns, self.magnitude[channels]),
+            energy=self.energy[channels],
             bias=self.bias[channels],
             bias_magnitude=self.bias_magnitude[channels],
             y=self.y[channels],
@@ -241,17 +218,9 @@ class Sample:
         return replace(self, y=y, residual=residual, active=active)
 
 
-def _grouped(rows: Array, columns: Array) -> Array:
-    """(O, A) times (G, A, B), each group's rows with its own columns: (O, B)."""
-    y = rows.reshape(len(columns), -1, rows.shape[-1]) @ columns
-    return np.asarray(y.reshape(len(rows), -1))
-
-
-def _short(values: Array, axis: int | None = None) -> tuple[Array, Array]:
-    """Values as float32, and the float64 sizes that they were divided by, so that all fit."""
-    size = np.abs(values).max(axis=axis, keepdims=axis is not None, initial=0.0)
-    size = np.where(size > 0, size, 1.0)
-    return (values / size).astype(np.float32), size
+def _energy(single: Single) -> Array:
+    """``sum_k (M_k x_k)**2``, (O, P)."""
+    return grouped(np.square(single.magnitude), np.square(single.columns))
 
 
 @np.errstate(all="ignore")
@@ -287,15 +256,16 @@ def block_sample(
         spread = np.repeat(np.where(factor.T > _SHUT, factor.T, 1.0), p, axis=1)  # (O, N * P)
         likely = np.repeat(likely_gate_error(program, x, precision).T, p, axis=1)
         at, at_hat = at / spread, at_hat / spread
+    single = Single(np.ascontiguousarray(columns), kernels.weight_magnitude.reshape(o, -1))
     made = Sample(
         program.name,
-        np.ascontiguousarray(columns),
+        single,
         kernels.weight.reshape(o, -1),
-        kernels.weight_magnitude.reshape(o, -1),
         kernels.bias,
         kernels.bias_magnitude,
         at,
         at,
+        _energy(single) + kernels.bias_magnitude[:, None] ** 2,
         at > 0,
         np.repeat(np.arange(n), p),
         np.tile(rows, n),
@@ -310,7 +280,9 @@ def block_sample(
     if len(program.branches) > _FEW_BRANCHES:
         parts = branch_products(program, made.columns, made.times(made.weight))
         bias = np.broadcast_to(made.bias_magnitude[:, None], made.y.shape)
-        made = replace(made, branches=np.stack([*parts.values(), bias]))
+        branches = np.stack([*parts.values(), bias])
+        energy = _energy(single) + np.square(branches).sum(axis=0)
+        made = replace(made, branches=branches, energy=energy)
     return made.beside(at, at_hat, precision.unit)
 
 
@@ -320,15 +292,16 @@ def head_sample(
     """Lay out the logits, (N, classes): sums over the pooled channels."""
     pooled = x.mean(axis=(2, 3))  # (N, C)
     zeros = np.zeros(len(x), int)
+    single = Single(pooled.T[None], np.abs(program.weight))
     made = Sample(
         program.name,
-        pooled.T[None],
+        single,
         program.weight,
-        np.abs(program.weight),
         program.bias,
         np.abs(program.bias),
         y.T,
         y.T,
+        _energy(single) + program.bias[:, None] ** 2,
         y.T > 0,
         np.arange(len(x)),
         zeros,

@@ -46,6 +46,7 @@ from repvgg_ref.oracle.bounds.linear_part import (
     direct_energy,
     layer_kernels,
     linear_part,
+    together,
 )
 from repvgg_ref.oracle.bounds.norm_head import norm_head_bound
 from repvgg_ref.oracle.bounds.precision import Precision
@@ -131,27 +132,37 @@ def block_bound(
     ValueError
         If `program` is a mutant (a map, an offset, a ReLU inside), or `y` has another batch size.
     """
-    _require_right(program)
     if len(y) != len(x):
         raise ValueError(f"y has {len(y)} images, x has {len(x)}")
+    bound = block_output(program, x, precision, algorithm=algorithm)[1]
+    return Bound(*(each.reshape(y.shape) for each in bound))
+
+
+def block_output(
+    program: BlockProgram, x: Array, precision: Precision, *, algorithm: Algorithm = "direct"
+) -> tuple[Array, Bound]:
+    """The reference's output of one block, (N, O, Ho, Wo), and its bound; see `block_bound`."""
+    _require_right(program)
     m = _OUTPUTS_PER_TILE[algorithm]
     if program.size != (3, 3) or not applies(m, program.stride, program.dilation):
         m = 0
-    kernels = layer_kernels(program)
-    lam = _lambda(terms=kernels.weight[0].size, outputs=y.size)
-    found = []
-    for image in np.asarray(x, np.float64):
-        part = linear_part(program, kernels, image, m)
+    kernels, size = layer_kernels(program), program.output_size(*x.shape[2:])
+    shape = (len(x), len(kernels.weight), *size)
+    lam = _lambda(terms=kernels.weight[0].size, outputs=int(np.prod(shape)))
+    x = np.asarray(x, np.float64)
+    found: tuple[list[Array], ...] = ([], [], [])
+    # Winograd's tiles, and the means of squeeze-and-excitation, are of one image.
+    alone = m or program.se is not None
+    for images in np.split(x, len(x)) if alone else together(program, kernels, x):
+        part = linear_part(program, kernels, images, m)
         terms = kernels.weight[0].size
         if m:
             terms = roundings(m, program.stride, kernels.weight.shape[1])
         before = Interval(part.value, *_before_activation(part, terms, precision, m, lam))
-        found.append(_activate(program, before, precision, lam))
-    certified, likely = (
-        np.stack([getattr(after, kind) for after in found]).reshape(y.shape)
-        for kind in ("certified", "likely")
-    )
-    return _finished(certified, likely, precision)
+        for listed, each in zip(found, _activate(program, before, precision, lam), strict=True):
+            listed.append(each.reshape(len(each), len(images), -1).transpose(1, 0, 2))
+    y, certified, likely = (np.concatenate(listed).reshape(shape) for listed in found)
+    return y, _finished(certified, likely, precision)
 
 
 def likely_gate_error(program: BlockProgram, x: Array, precision: Precision) -> Array:
@@ -166,7 +177,7 @@ def likely_gate_error(program: BlockProgram, x: Array, precision: Precision) -> 
     lam = _lambda(terms=terms, outputs=len(x) * len(kernels.weight) * height * width)
     found = []
     for image in np.asarray(x, np.float64):
-        part = linear_part(program, kernels, image, 0)
+        part = linear_part(program, kernels, image[None], 0)
         z = Interval(part.value, *_before_activation(part, terms, precision, 0, lam))
         gate = gate_interval(z if program.activation.startswith("se") else z.relu(), program.se,
                              precision, lam)  # fmt: skip
@@ -219,7 +230,7 @@ def head_bound(weight: Array, bias: Array, x: Array, logits: Array, precision: P
 def product_energy(program: BlockProgram, x: Array) -> Array:
     """``sqrt(sum (w x)^2)`` of every output before its activation, (N, O, Ho * Wo), float64."""
     kernels = layer_kernels(program)
-    return np.stack([direct_energy(program, kernels, i) for i in np.asarray(x, np.float64)])
+    return np.stack([direct_energy(program, kernels, i[None]) for i in np.asarray(x, np.float64)])
 
 
 def _before_activation(
@@ -347,3 +358,5 @@ def _require_right(program: BlockProgram) -> None:
         raise ValueError(
             f"{program.spec.name}: bounds are for zeros around, not {program.pad_mode}"
         )
+    if not set(program.activation.split("-")) <= {"relu", "se", "none"}:
+        raise ValueError(f"{program.spec.name}: there is no bound for {program.activation}")

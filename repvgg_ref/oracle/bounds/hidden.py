@@ -57,7 +57,7 @@ def hidden_bound(
 def _likely(program: BlockProgram, image: Array, p: Precision) -> Array:
     """The module's first equation: (O, P); next to nothing where ReLU is off on both sides."""
     kernels = layer_kernels(program)
-    part, products = linear_part(program, kernels, image, 0), kernels.weight[0].size
+    part, products = linear_part(program, kernels, image[None], 0), kernels.weight[0].size
     size, operands = np.abs(part.value), p.u_input**2 + 2 * p.u_weight**2
     noise = p.u_accumulate * np.sqrt(products) * (part.energy + size)
     noise = noise + np.sqrt(operands) * part.energy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,9 +16,12 @@ from repvgg_ref.oracle.bounds.winograd import (
 )
 from repvgg_ref.oracle.programs.block import BlockProgram
 
+# Numbers, in float64, of the windows of images that are looked at together.
+_TOGETHER = 1 << 20
+
 
 class BranchValues(NamedTuple):
-    """A branch ``t (z - mean) + beta`` on one input; vectors are (O,).
+    """A branch ``t (z - mean) + beta`` on some input; vectors are (O,).
 
     `scaled` (O, P) is ``t z``, z the branch's convolution. `gamma` and `spread` (``var + eps``) say
     how well t survives a rounding of its ingredients. `hidden` (O, P) holds the magnitudes inside a
@@ -34,7 +38,7 @@ class BranchValues(NamedTuple):
 
 
 class LinearPart(NamedTuple):
-    """One image through a layer's convolutions, up to SE and ReLU. P is Ho * Wo.
+    """Images through a layer's convolutions, up to SE and ReLU. P is N * Ho * Wo.
 
     Attributes
     ----------
@@ -83,7 +87,9 @@ def layer_kernels(program: BlockProgram) -> Kernels:
     for branch in program.branches.values():
         values = _vectors(branch)
         t = np.abs(values.scale(program.eps))
-        weight_magnitude += program.widened(_size(values) * t[:, None, None, None])
+        size = np.abs(values.weight) if values.size is None else np.array(values.size)
+        size *= t[:, None, None, None]
+        weight_magnitude[:, :, *window(size.shape[2:], program.size)] += size
         bias_magnitude += np.abs(values.beta) + t * (
             np.abs(values.running_mean) + values.before_size
         )
@@ -91,12 +97,12 @@ def layer_kernels(program: BlockProgram) -> Kernels:
 
 
 def linear_part(program: BlockProgram, kernels: Kernels, x: Array, winograd: int) -> LinearPart:
-    """Compute everything about one image `x` (C, H, W), float64.
+    """Compute everything about images `x` (N, C, H, W), float64; images are one after the other.
 
-    `winograd` is m of F(m x m, 3 x 3), or 0 for direct summation. The windows are laid out once and
-    turned into their absolute values and squares in place: three matrix products.
+    `winograd` is m of F(m x m, 3 x 3), then with one image, or 0 for direct summation. The windows
+    are laid out once and turned into their absolute values and squares in place: three products.
     """
-    size = program.output_size(*x.shape[1:])
+    size = program.output_size(*x.shape[2:])
     padded = _padded(program, x)
     columns = _columns(program, padded, size)  # (G, K, P)
     value = _times(kernels.weight, columns) + kernels.bias[:, None]
@@ -106,7 +112,8 @@ def linear_part(program: BlockProgram, kernels: Kernels, x: Array, winograd: int
     if program.relu_inside:  # it enlarges no error
         value = sum(np.maximum(b.scaled + (b.beta - b.t * b.mean)[:, None], 0) for b in branches)
     if winograd:
-        met = np.abs(padded), kernels.weight_magnitude, program.groups, size
+        (image,) = padded
+        met = np.abs(image), kernels.weight_magnitude, program.groups, size
         magnitude, beside = winograd_magnitudes(*met, winograd, program.stride)
         underflow = winograd_underflow(*met, winograd, program.stride)
         energy = np.hypot(_energy(kernels, columns), beside)
@@ -125,6 +132,15 @@ def linear_part(program: BlockProgram, kernels: Kernels, x: Array, winograd: int
     )
 
 
+def together(program: BlockProgram, kernels: Kernels, x: Array) -> Iterator[Array]:
+    """Images in batches whose windows and outputs fit into a few megabytes, (n, C, H, W) each."""
+    outputs = max(int(np.prod(program.output_size(*x.shape[2:]))), 1)
+    taps = x.shape[1] * program.size[0] * program.size[1]
+    most = max(1, _TOGETHER // (outputs * max(taps, len(kernels.weight))))
+    for first in range(0, len(x), most):
+        yield x[first : first + most]
+
+
 def _direct_underflow(kernels: Kernels, columns: Array) -> Underflow:
     """Of a direct sum; `columns` holds magnitudes."""
     weight_sum = kernels.weight_magnitude.sum(axis=(1, 2, 3))[:, None]
@@ -133,8 +149,8 @@ def _direct_underflow(kernels: Kernels, columns: Array) -> Underflow:
 
 
 def direct_energy(program: BlockProgram, kernels: Kernels, x: Array) -> Array:
-    """``sqrt(sum (w x)^2)`` of one image by direct summation, (O, P)."""
-    size = program.output_size(*x.shape[1:])
+    """``sqrt(sum (w x)^2)`` of images by direct summation, (O, P)."""
+    size = program.output_size(*x.shape[2:])
     return _energy(kernels, _columns(program, _padded(program, x), size))
 
 
@@ -195,11 +211,6 @@ def _vectors(branch: Branch) -> Branch:
     return branch._replace(gamma=one, beta=0 * one, running_mean=0 * one, running_var=one)
 
 
-def _size(branch: Branch) -> Array:
-    """The magnitudes of the terms of a kernel."""
-    return np.abs(branch.weight) if branch.size is None else np.asarray(branch.size)
-
-
 def _with_hidden(
     program: BlockProgram, columns: Array, values: tuple[BranchValues, ...]
 ) -> tuple[BranchValues, ...]:
@@ -216,18 +227,22 @@ def _with_hidden(
 
 def _padded(program: BlockProgram, x: Array) -> Array:
     top, left, bottom, right = program.pads
-    return np.pad(x, ((0, 0), (top, bottom), (left, right)))
+    n, c, height, width = x.shape
+    padded = np.zeros((n, c, top + height + bottom, left + width + right))
+    padded[:, :, top : top + height, left : left + width] = x
+    return padded
 
 
 def _columns(program: BlockProgram, padded: Array, size: tuple[int, ...]) -> Array:
-    """What the taps meet at each output pixel, a copy: (G, C/G * Kh * Kw, Ho * Wo)."""
+    """What the taps meet at each output pixel, a copy: (G, C/G * Kh * Kw, N * Ho * Wo)."""
     d, s = program.dilation, program.stride
     span = tuple((n - 1) * d + 1 for n in program.size)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, span, axis=(1, 2))
-    windows = windows[:, ::s, ::s, ::d, ::d].transpose(0, 3, 4, 1, 2)  # (C, Kh, Kw, Ho, Wo)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, span, axis=(2, 3))
+    # (N, C, Ho, Wo, Kh, Kw) -> (C, Kh, Kw, N, Ho, Wo)
+    windows = windows[:, :, ::s, ::s, ::d, ::d].transpose(1, 4, 5, 0, 2, 3)
     columns = np.empty(windows.shape)
     columns[...] = windows
-    return columns.reshape(program.groups, -1, size[0] * size[1])
+    return columns.reshape(program.groups, -1, len(padded) * size[0] * size[1])
 
 
 def _times(weight: Array, columns: Array) -> Array:

@@ -15,47 +15,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.nuisance import Nuisance
 from repvgg_ref.oracle.arithmetic.sample import Sample
+from repvgg_ref.oracle.arithmetic.single import Along
 from repvgg_ref.oracle.estimates.estimate import Estimate, wilson_hilferty
+from repvgg_ref.oracle.estimates.regression import Regression, capped_mean, vary_by_roundings
 
 _FEW = 8  # active outputs that a channel needs to be judged alone
 _MANY = 24  # and to take part in the noise of taps
 _DRAWS = 2
 _SPREAD = 1 / 0.6745  # a Gaussian's standard deviation, of its median absolute value
-_ROUNDINGS = 64.0  # of a channel's mean: what varies less is lost in them
 _SURE = 0.1  # of a level: six times its limit is an alarm however few outputs there are
 _FEWEST = 64  # outputs that tell tails
 _OF_ITSELF = 1e-9  # of a part's energy: what is left of it beside a plane, or it is no part
 # Medians over a port's layers are at most 7.6 and 18 in modelled arithmetics (where every addition
 # chops 13 and 24) and at least 9 and 25 in Strassen's (tests/studies/NOTES-oracle.md).
 _KURTOSIS, _RATIO = 8.0, 22.0
+_ROUNDED = 2.0**-20  # what float32 sums of products may be off by
 _WHOLE, _CONTRAST = 2.0, 1.0  # u: what a right layer's scale, and part of it, may be off by
-
-
-class Regression(NamedTuple):
-    """Of every channel: ``sum w r D``, ``sum w D**2``, and what conversion adds to its variance."""
-
-    cross: Array
-    power: Array
-    conversion: Array
-
-    def pooled(self) -> tuple[float, float]:
-        """Coefficient and standard error of all channels together."""
-        power = max(float(self.power.sum()), 1e-300)
-        spread = float((self.power + self.conversion).sum())
-        return float(self.cross.sum()) / power, float(np.sqrt(spread)) / power
-
-    def single(self) -> tuple[Array, Array]:
-        """Coefficients and standard errors of each channel; 0 and infinity where there is none."""
-        power = np.where(self.power > 0, self.power, np.inf)
-        error = np.sqrt(self.power + self.conversion) / power
-        return self.cross / power, np.where(self.power > 0, error, np.inf)
 
 
 class LayerEstimates:
@@ -70,7 +51,7 @@ class LayerEstimates:
             drifted = replace(sample, residual=self.residual)
             self.residual = drifted.without_gate(self.weights, nuisance.gate * sample.gate_error)
         self.count = sample.active.sum(axis=1)
-        blind = _vary_by_roundings(sample, nuisance.unit)
+        blind = vary_by_roundings(sample, nuisance.unit)
         self.weights[blind], self.count[blind] = 0.0, 0
         self._rng = np.random.default_rng(seed)
 
@@ -105,19 +86,20 @@ class LayerEstimates:
         kurtosis = float((squares**2).mean()) / max(mean**2, 1e-300)
         return min(kurtosis / _KURTOSIS, float(high) / max(float(middle), 1e-9 * mean) / _RATIO)
 
-    def regress(self, direction: Array, residual: Array | None = None) -> Regression:
-        """Regress the residual on a direction (O, P), channel by channel."""
+    def regress(
+        self, direction: Array, residual: Array | None = None, met: Array | None = None
+    ) -> Regression:
+        """Regress the residual on a direction (O, P), channel by channel.
+
+        `met` is what taps make of the weighted direction (`Sample.met`), where it is at hand.
+        """
         r = self.residual if residual is None else residual
         weighted = self.weights * direction
         return Regression(
             np.einsum("op,op->o", weighted, r),
             np.einsum("op,op->o", weighted, direction),
-            self._conversion * self.sample.met(weighted),
+            self._conversion * (self.sample.met(weighted) if met is None else met),
         )
-
-    def _met(self, taps: Array) -> Array:
-        """``sum_k (M_k taps_k)**2`` of each channel."""
-        return np.asarray(np.einsum("ok,ok,ok->o", self.sample.magnitude_squared, taps, taps))
 
     @property
     def _conversion(self) -> float:
@@ -125,7 +107,7 @@ class LayerEstimates:
 
     def _scales(self) -> Iterator[Estimate]:
         u = self.nuisance.unit
-        found = self.regress(self.sample.y)
+        found = self.regress(self.sample.y, met=self._met_by_plane[2])
         value, error = found.pooled()
         tolerance = (_WHOLE + self.nuisance.scale - 1 + self._allowed_drift) * u
         yield Estimate("scale", "", value, error, tolerance, "layer")
@@ -136,11 +118,14 @@ class LayerEstimates:
     def _biases(self) -> Iterator[Estimate]:
         u, sample = self.nuisance.unit, self.sample
         whole = np.broadcast_to(sample.bias[:, None], sample.y.shape)
-        value, error = self.regress(whole, self.across_scale).pooled()
+        met = self._met_by_plane[0] * sample.bias**2
+        value, error = self.regress(whole, self.across_scale, met).pooled()
         yield Estimate("bias", "", value, error, (_WHOLE + self._allowed_drift) * u, "layer")
         size = np.maximum(np.abs(sample.bias), sample.bias_magnitude)
         found = self.regress(
-            np.broadcast_to(size[:, None], sample.y.shape), self.perpendicular_to_y
+            np.broadcast_to(size[:, None], sample.y.shape),
+            self.perpendicular_to_y,
+            self._met_by_plane[0] * size**2,
         )
         values, errors = found.single()
         yield from self._channels("bias", values, np.hypot(errors, u), self._allowed_drift * u)
@@ -184,10 +169,23 @@ class LayerEstimates:
         power = second - level * first - slope * second
         own = power > _OF_ITSELF * second  # else the part is all that is active
         cross = np.einsum("op,op->o", weighted, self.perpendicular[:, there])
-        part = -self.weights * (level[:, None] + slope[:, None] * self.sample.y)
-        part[:, there] += weighted
-        conversion = self._conversion * self.sample.met(part)
+        conversion = self._conversion * self._met_without_plane(weighted, there, level, slope)
         return Regression(*(np.where(own, each, 0.0) for each in (cross, power, conversion)))
+
+    def _met_without_plane(
+        self, weighted: Array, there: Array, level: Array, slope: Array
+    ) -> Array:
+        """`Sample.met` of a part less ``w (level + slope y)`` of the whole, (O,).
+
+        What is next to nothing beside the part counts as what rounding makes of it.
+        """
+        part = self.sample.along(weighted, there)
+        own = part.dot(part)
+        one, y = (part.dot(each) for each in self._along_plane)
+        ones, both, ys = self._met_by_plane
+        met = own - 2 * (level * one + slope * y)
+        met += level**2 * ones + 2 * level * slope * both + slope**2 * ys
+        return np.maximum(met, _ROUNDED * own)
 
     def places(self) -> Iterator[tuple[str, Array]]:
         """Parts of the output that may be wrong alone, by name: where they are, (P,)."""
@@ -217,7 +215,9 @@ class LayerEstimates:
         if not chosen.any():
             return
         weighted = self.weights * self.perpendicular
-        observed = sample.met(weighted)
+        taps, size = self._along_residual
+        residual = Along(*sample.single.weighed(taps.copy(), size), sample.by_branches(weighted))
+        observed = residual.dot(residual)
         nulls, responses = [], []
         for _ in range(_DRAWS):
             if n.tiles is not None:
@@ -231,7 +231,7 @@ class LayerEstimates:
             energy = sample.energy - sample.bias_magnitude[:, None] ** 2
             null = (weighted**2 * energy).sum(axis=1)
         response = np.maximum(np.mean(responses, axis=0), 1e-300)
-        value, error = _capped_mean(
+        value, error = capped_mean(
             ((observed - null) / response)[chosen],
             np.minimum(response / np.maximum(null, 1e-200), 1e6)[chosen],
         )
@@ -240,41 +240,55 @@ class LayerEstimates:
     def _single_taps(self) -> Iterator[Estimate]:
         """The largest error of one tap, relative to its magnitude."""
         sample, u = self.sample, self.nuisance.unit
-        weighted = self.weights * self.perpendicular
-        g = sample.along(weighted)
-        plain = sample.weighted_squares(self.weights)
-        sandwich = sample.weighted_squares(weighted**2) * self.nuisance.clustering**2
-        spread = np.maximum(plain, sandwich)
-        usable = (self.count >= _FEW)[:, None] & (spread > 0) & (sample.magnitude > 0)
-        score = np.where(usable, np.abs(g) / np.sqrt(np.where(usable, spread, 1)), 0)
+        score, usable = self._scores()
         at = score.argmax(axis=1)
         channels = np.arange(len(at))
         group = channels // (len(at) // sample.groups)
         met = sample.columns[group, at]  # (O, P): what each channel's suspect sees
+        g = np.einsum("op,op->o", self.weights * self.perpendicular, met)
+        plain = np.einsum("op,op,op->o", self.weights, met, met)
+        worst = score[channels, at]
+        spread = np.maximum(plain, np.where(worst > 0, (g / worst) ** 2, 0.0))
         own = self.weights * self._without_plane(met)
         power = (own * met).sum(axis=1)
         seen = sample.along(own)
-        seen[channels, at] = 0
-        conversion = self._conversion * (self._met(seen) + sample.met_by_branches(own))
+        seen.taps[channels, at] = 0
+        conversion = self._conversion * seen.dot(seen)
         enough = (
-            (power > 0.01 * plain[channels, at])
+            (power > 0.01 * plain)
             & (((met != 0) & (self.weights > 0)).sum(axis=1) >= _FEW)
             & usable[channels, at]
         )
         if not enough.any():
             return
         size = np.where(enough, power * sample.magnitude[channels, at], np.inf)
-        values = g[channels, at] / size
-        errors = np.sqrt(np.maximum(power, spread[channels, at]) + conversion) / size
+        values = g / size
+        errors = np.sqrt(np.maximum(power, spread) + conversion) / size
         errors = np.hypot(errors, 2 * u)
         chosen = np.flatnonzero(enough)
-        worst = chosen[np.argmax(np.abs(values[chosen]) / errors[chosen])]
-        name = f"channel {worst}, tap {at[worst]}"
+        o = chosen[np.argmax(np.abs(values[chosen]) / errors[chosen])]
+        name = f"channel {o}, tap {at[o]}"
         count = int(usable.sum())
         typical = float(np.median(errors[chosen]))
-        yield Estimate(
-            "tap", name, float(values[worst]), float(errors[worst]), 0.0, "tap", count, typical
-        )
+        yield Estimate("tap", name, float(values[o]), float(errors[o]), 0.0, "tap", count, typical)
+
+    def _scores(self) -> tuple[Array, Array]:
+        """How far every tap seems to be off, in standard errors, and which can be judged, (O, K).
+
+        The scores of others are 0. Inputs of a tap are in units of their largest throughout.
+        """
+        sample, (found, size) = self.sample, self._along_residual
+        plain, of_plain = sample.single.of_squares(self.weights)
+        weighted = self.weights * self.perpendicular
+        sandwich, of_sandwich = sample.single.of_squares(np.square(weighted, out=weighted))
+        plain *= (of_plain / size**2).astype(np.float32)
+        sandwich *= (of_sandwich * (self.nuisance.clustering / size) ** 2).astype(np.float32)
+        spread = np.maximum(plain, sandwich, out=plain)
+        usable = (self.count >= _FEW)[:, None] & (spread > 0) & (sample.magnitude > 0)
+        score = np.abs(found, out=sandwich)
+        np.divide(score, np.sqrt(spread, out=spread), out=score, where=usable)
+        score[~usable] = 0
+        return score, usable
 
     def _noise(self) -> Iterator[Estimate]:
         """How large the errors are, and the largest of them."""
@@ -309,6 +323,22 @@ class LayerEstimates:
     @property
     def _allowed_drift(self) -> float:
         return self.nuisance.allowed_drift
+
+    @cached_property
+    def _along_plane(self) -> tuple[Along, Along]:
+        """Of 1 and of y, weighted."""
+        return self.sample.along(self.weights), self.sample.along(self.weights * self.sample.y)
+
+    @cached_property
+    def _met_by_plane(self) -> tuple[Array, Array, Array]:
+        """Of 1, of both, of y, (O,) each."""
+        one, y = self._along_plane
+        return one.dot(one), one.dot(y), y.dot(y)
+
+    @cached_property
+    def _along_residual(self) -> tuple[Array, Array]:
+        """Of what a plane leaves of the residual, weighted: see `Single.along`."""
+        return self.sample.single.along(self.weights * self.perpendicular)
 
     @cached_property
     def perpendicular(self) -> Array:
@@ -355,30 +385,3 @@ class LayerEstimates:
         """Of every channel: the sums of w, w y and w y**2."""
         w, y = self.weights, self.sample.y
         return w.sum(axis=1), (w * y).sum(axis=1), (w * y * y).sum(axis=1)
-
-
-def _vary_by_roundings(sample: Sample, unit: float) -> Array:
-    """Channels whose outputs differ by few roundings, (O,).
-
-    Where a bias is all, its rounding follows the products: errors are no noise, and say nothing of
-    the weights that they come from.
-    """
-    count = np.maximum(sample.active.sum(axis=1), 1)
-    y = np.where(sample.active, sample.y, 0.0)
-    mean = y.sum(axis=1) / count
-    spread = np.sqrt((np.where(sample.active, y - mean[:, None], 0.0) ** 2).sum(axis=1) / count)
-    several = sample.active.sum(axis=1) > 1
-    return np.asarray(several & (spread < _ROUNDINGS * unit * np.abs(mean)))
-
-
-def _capped_mean(values: Array, precision: Array) -> tuple[float, float]:
-    """Weighted mean over channels, no channel with more weight than four medians, and its error."""
-    weight = precision**2 / (1 + precision**2)
-    weight = np.minimum(weight, 4 * max(float(np.median(weight)), 1e-300))
-    total = float(weight.sum())
-    mean = float((weight * values).sum()) / max(total, 1e-300)
-    spread = float((weight**2 * (values - mean) ** 2).sum())
-    count = len(values)
-    if count < 3:
-        return mean, abs(mean) + 1.0
-    return mean, float(np.sqrt(spread * count / (count - 1))) / max(total, 1e-300)
