@@ -9,12 +9,13 @@ without tiles a is 0.02 to 5 and b is 0.17 to 2; c is next to 0 but for chains, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.arithmetic.sample import Sample
+from repvgg_ref.oracle.arithmetic.sample import Sample, sums_by_image
 
 # One correct rounding of the result errs by u**2 / 6 on average, over all mantissas.
 _LEAST = np.array([0.005, 0.05, 0.0])  # a, b, c
@@ -24,10 +25,26 @@ _CAP = 9.0  # medians: a squared residual beyond is a fault's, not noise
 
 
 def noise_variance(sample: Sample, unit: float) -> Array:
-    """The variance (O, P) of independent errors, a, b and c fitted to the residual."""
+    """The variance (O, P) of independent errors, a, b and c fitted to the residual.
+
+    Errors of gates are the same all over an image's channel: they are no part of it.
+    """
+    lost = 1.0
+    if sample.gated:
+        rough = unit**2 * (sample.energy + 0.3 * sample.y**2) + 1e-300
+        lost = _lost(sample)
+        sample = replace(
+            sample, residual=sample.without_gate(np.where(sample.active, 1 / rough, 0))
+        )
     a, b, c = fit_noise(sample, unit)
     sums = (sample.y - sample.bias[:, None]) ** 2
-    return np.asarray(unit**2 * (a * sample.energy + b * sample.y**2 + c * sums))
+    return np.asarray(lost * unit**2 * (a * sample.energy + b * sample.y**2 + c * sums))
+
+
+def _lost(sample: Sample) -> float:
+    """By how much a residual's squares shrink when gates are taken from it: one fitted each."""
+    outputs, gates = sample.active.sum(), (sums_by_image(sample.images, sample.active) > 0).sum()
+    return float(outputs / max(outputs - gates, 1)) if outputs else 1.0
 
 
 def fit_noise(sample: Sample, unit: float) -> Array:

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.arithmetic.gates import Gates, gates_of
 from repvgg_ref.oracle.arithmetic.single import Along, Single, grouped
-from repvgg_ref.oracle.bounds.block import likely_gate_error
 from repvgg_ref.oracle.bounds.linear_part import branch_products, layer_kernels
 from repvgg_ref.oracle.bounds.precision import Precision
-from repvgg_ref.oracle.programs.activation import gate
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.program import all_pixels
@@ -24,7 +23,6 @@ from repvgg_ref.oracle.programs.program import all_pixels
 # Whole bands of rows are kept, as high as tiles of F(2), F(3), F(4) and F(6) need.
 _BAND = 12
 _MOST_OUTPUTS = 1600  # of a channel
-_SHUT = 1e-200  # a gate that lets nothing through
 # What the rounding of the scales of so few leaves in a channel is within its tolerance (measured).
 _FEW_BRANCHES = 3
 _UNCLEAR = 4.0  # an output this many likely errors above 0 is active whatever the rounding
@@ -57,8 +55,8 @@ class Sample:
         Rows and columns of taps.
     tile_stride : int
         1 where Winograd's algorithm may be at work, 2 with stride 2, 0 where it cannot.
-    gate, gate_error : (O, P) arrays or None
-        What outputs and residuals were divided by, and its likely relative error.
+    gates : Gates or None
+        What outputs and residuals were divided by, image by image.
     relu : bool
         Whether negative outputs are set to 0.
     branches : (B, O, P) array
@@ -82,8 +80,7 @@ class Sample:
     size: tuple[int, int]
     kernel_sides: tuple[int, int] = (1, 1)
     tile_stride: int = 0
-    gate: Array | None = None
-    gate_error: Array | None = None
+    gates: Gates | None = None
     relu: bool = True
     branches: Array = field(default_factory=lambda: np.zeros((0, 1, 1)))
 
@@ -100,7 +97,12 @@ class Sample:
     @property
     def gated(self) -> bool:
         """Whether there is squeeze-and-excitation."""
-        return self.gate is not None
+        return self.gates is not None
+
+    @property
+    def gate(self) -> Array | float:
+        """What outputs were divided by, (O, P), or 1."""
+        return 1.0 if self.gates is None else self.gates.factor.T[:, self.images]
 
     @property
     def kernel_size(self) -> int:
@@ -146,33 +148,21 @@ class Sample:
         return along.dot(along)
 
     def jolted(self, rng: np.random.Generator) -> Array:
-        """What outputs change by if each tap changes by its magnitude, up or down, (O, P)."""
+        """What outputs change by if each tap errs by its magnitude, at random, (O, P)."""
         taps = self.single.jolted(rng)
-        signs = rng.choice((-1.0, 1.0), self.branches.shape[:2])[..., None]
-        return np.asarray(taps + (signs * self.branches).sum(axis=0) if len(signs) else taps)
+        of_branches = rng.standard_normal(self.branches.shape[:2])[..., None]
+        moved = (of_branches * self.branches).sum(axis=0)
+        return np.asarray(taps + moved if len(self.branches) else taps)
 
-    def without_gate(self, weights: Array, most: Array | None = None) -> Array:
-        """The residual less a factor for each channel and image: what errors of gates explain.
+    def without_gate(self, weights: Array) -> Array:
+        """The residual less a factor for each channel and image: whatever errors of gates explain.
 
-        Parameters
-        ----------
-        weights : (O, P) array
-            Of a weighted least squares fit.
-        most : (O, P) array, optional
-            The largest factor in size, the same for all outputs of an image.
+        `weights` (O, P) are those of a weighted least squares fit.
         """
-        left = self.residual.copy()
-        for image in range(int(self.images.max()) + 1):
-            own = self.images == image
-            y, w = self.y[:, own], weights[:, own]
-            power = np.einsum("op,op,op->o", w, y, y)
-            share = np.einsum("op,op,op->o", w, y, self.residual[:, own])
-            share = share / np.where(power > 0, power, np.inf)
-            if most is not None:
-                allowed = most[:, own].max(axis=1)
-                share = np.clip(share, -allowed, allowed)
-            left[:, own] -= share[:, None] * y
-        return left
+        first = sums_by_image(self.images, weights * self.y * self.residual)  # (O, N)
+        power = sums_by_image(self.images, weights * self.y**2)
+        share = first / np.where(power > 0, power, np.inf)
+        return np.asarray(self.residual - share[:, self.images] * self.y)
 
     def at(self, positions: Array) -> Sample:
         """The same at some output positions only."""
@@ -188,8 +178,6 @@ class Sample:
             images=self.images[positions],
             rows=self.rows[positions],
             across=self.across[positions],
-            gate=None if self.gate is None else self.gate[:, positions],
-            gate_error=None if self.gate_error is None else self.gate_error[:, positions],
             branches=self.branches[:, :, positions] if len(self.branches) else self.branches,
         )
 
@@ -205,8 +193,7 @@ class Sample:
             y=self.y[channels],
             residual=self.residual[channels],
             active=self.active[channels],
-            gate=None if self.gate is None else self.gate[channels],
-            gate_error=None if self.gate_error is None else self.gate_error[channels],
+            gates=None if self.gates is None else self.gates.of_channels(channels),
             branches=self.branches[:, channels] if len(self.branches) else self.branches,
         )
 
@@ -221,6 +208,12 @@ class Sample:
 def _energy(single: Single) -> Array:
     """``sum_k (M_k x_k)**2``, (O, P)."""
     return grouped(np.square(single.magnitude), np.square(single.columns))
+
+
+def sums_by_image(images: Array, values: Array, count: int | None = None) -> Array:
+    """Sums over the outputs of each image, `count` in all: (O, P) -> (O, N)."""
+    there = images[:, None] == np.arange(int(images.max()) + 1 if count is None else count)
+    return np.asarray(values @ there.astype(np.float64))
 
 
 @np.errstate(all="ignore")
@@ -249,12 +242,10 @@ def block_sample(
     def outputs(values: Array) -> Array:
         return np.asarray(values[:, :, rows, across].transpose(1, 0, 2).reshape(o, -1))
 
-    factor = _gate(program, x) if program.se is not None else None
+    gates = gates_of(program, x, precision) if program.se is not None else None
     at, at_hat = outputs(y), outputs(y_hat)
-    spread = likely = None
-    if factor is not None:
-        spread = np.repeat(np.where(factor.T > _SHUT, factor.T, 1.0), p, axis=1)  # (O, N * P)
-        likely = np.repeat(likely_gate_error(program, x, precision).T, p, axis=1)
+    if gates is not None:
+        spread = np.repeat(gates.factor.T, p, axis=1)  # (O, N * P)
         at, at_hat = at / spread, at_hat / spread
     single = Single(np.ascontiguousarray(columns), kernels.weight_magnitude.reshape(o, -1))
     made = Sample(
@@ -273,8 +264,7 @@ def block_sample(
         size,
         program.size,
         program.stride if program.size == (3, 3) and program.dilation == 1 else 0,
-        spread,
-        likely,
+        gates,
         relu="relu" in program.activation,
     )
     if len(program.branches) > _FEW_BRANCHES:
@@ -333,22 +323,6 @@ def _active(y: Array, y_hat: Array, energy: Array, products: int, unit: float, r
         return np.asarray(shown)
     unclear = _UNCLEAR * unit * np.sqrt(products * energy)
     return np.asarray(shown & (y_hat > 0) & (y > unclear))
-
-
-def _gate(program: BlockProgram, x: Array) -> Array:
-    """SE's factor of every image and channel, (N, O); see `programs.block.BlockProgram`."""
-    assert program.se is not None
-    before = replace(program, se=None, activation="none" if _gates_first(program) else "relu")
-    factors = []
-    for image in np.split(x, len(x)):
-        z = before.evaluate(image)
-        z = z.reshape(*z.shape[:2], *program.output_size(*image.shape[2:]))
-        factors.append(gate(program.se, z, program.se_pool, program.se_gate)[:, :, 0])
-    return np.concatenate(factors)
-
-
-def _gates_first(program: BlockProgram) -> bool:
-    return program.activation.startswith("se")
 
 
 def _kept(images: int, height: int, width: int) -> tuple[Array, Array]:

@@ -74,13 +74,10 @@ class Single:
         return taps, size * of_magnitude
 
     def jolted(self, rng: np.random.Generator) -> Array:
-        """What outputs change by if each tap changes by its magnitude, up or down, (O, P)."""
+        """What outputs change by if each tap errs by its magnitude, at random, (O, P)."""
         magnitude, of_magnitude = self._magnitude
-        signs = np.unpackbits(np.frombuffer(rng.bytes(-(-magnitude.size // 8)), np.uint8))
-        signs = signs[: magnitude.size].astype(np.uint32)
-        signs <<= 31  # the bit that says minus
-        signs ^= magnitude.reshape(-1).view(np.uint32)
-        taps = signs.view(np.float32).reshape(magnitude.shape)
+        taps = rng.standard_normal(magnitude.shape, np.float32)
+        taps *= magnitude
         return grouped(taps, self._columns) * of_magnitude
 
     @cached_property

@@ -76,8 +76,7 @@ class SampleEvidence(Evidence):
         self.at = chosen
         small = self.sample.at(chosen)
         variance = estimates.arithmetic.nuisances[name].variance[:, chosen]
-        gate = 1.0 if small.gate is None else small.gate
-        likely = np.sqrt(variance + small.energy * estimates.arithmetic.unit**2) * gate
+        likely = np.sqrt(variance + small.energy * estimates.arithmetic.unit**2) * small.gate
         values = (self._positions(array) for array in (seen.y, seen.y_hat, bound.certified))
         y, y_hat, certified = values
         observed = Observation(y[None], y_hat[None], certified[None], likely[None])
@@ -115,9 +114,8 @@ class SampleEvidence(Evidence):
     def beside(self, predicted: Array) -> Sample:
         """The sample held against a prediction of all its outputs."""
         sample = self.sample
-        gate = 1.0 if sample.gate is None else sample.gate
-        y_hat = self.seen.y_hat[0] / gate
-        return sample.beside(predicted[0] / gate, y_hat, self.estimates.arithmetic.unit)
+        y_hat = self.seen.y_hat[0] / sample.gate
+        return sample.beside(predicted[0] / sample.gate, y_hat, self.estimates.arithmetic.unit)
 
     def best(self, is_worth: Callable[[Trial], bool]) -> list[Trial]:
         """The bugs that leave least at all outputs, of those worth it at a few; best first."""

@@ -15,7 +15,7 @@ FALSE_ALARM = 1e-6
 # Rounding errors are no Gaussians: those of long chains have kurtosis 4 to 7, and single outputs of
 # right ports reach 13 standard errors (tests/studies/NOTES-oracle.md). A statistic counts as this
 # many times fewer standard errors, the fewer numbers it is a mean of the more so.
-_STEPS = 20  # a convex curve: each of Newton's is nearer, quadratically so in the end
+_STEPS, _LARGEST = 50, 50.0  # of a search for a logarithm, and its end
 _SIZES = ("taps", "noise")  # squares: too small is no alarm
 
 TAILS = {"layer": 1.0, "channel": 1.15, "tap": 1.4, "output": 3.5}
@@ -42,7 +42,10 @@ class Estimate:
     count : int
         How many such tests were made; this one shows most.
     typical : float
-        The median of their standard errors; 0 for a test that is alone.
+        The median of their standard errors; 0 for a test that is alone. Of "taps": the standard
+        error that a fault would have, relative to its value.
+    shown : float
+        The part of such an error that the value holds: the rest passes for something else.
     """
 
     kind: str
@@ -53,6 +56,7 @@ class Estimate:
     scope: str
     count: int = 1
     typical: float = 0.0
+    shown: float = 1.0
 
     @property
     def deviation(self) -> float:
@@ -100,10 +104,10 @@ class Estimate:
     def smallest(self, tests: int = 1_000_000) -> float:
         """The smallest value that would have been an alarm among so many tests."""
         needed = -NormalDist().inv_cdf(FALSE_ALARM / max(tests, self.count) / 2)
-        beyond = needed * TAILS[self.scope] * (self.typical or self.error)
         if self.kind == "taps":
-            return _above(self.tolerance, beyond)
-        return self.tolerance + beyond
+            return _above(self.tolerance, needed * TAILS[self.scope], self.error, self.typical)
+        beyond = needed * TAILS[self.scope] * (self.typical or self.error)
+        return (self.tolerance + beyond) / max(self.shown, 1e-300)
 
 
 def alarms(estimates: Iterable[Estimate]) -> list[Estimate]:
@@ -121,13 +125,17 @@ def alarms(estimates: Iterable[Estimate]) -> list[Estimate]:
     return found
 
 
-def _above(tolerance: float, beyond: float) -> float:
-    """The value v with ``v log(v / tolerance) = beyond``, by Newton's method from above."""
-    value = tolerance + beyond
+def _above(tolerance: float, needed: float, error: float, relative: float) -> float:
+    """The value v with ``v log(v / tolerance) = needed * hypot(error, relative v)``, by halving."""
+    low, high = 0.0, _LARGEST  # logarithms of v / tolerance
     for _ in range(_STEPS):
-        slope = math.log(value / tolerance) + 1
-        value -= (value * math.log(value / tolerance) - beyond) / slope
-    return value
+        middle = (low + high) / 2
+        value = tolerance * math.exp(middle)
+        if value * middle > needed * math.hypot(error, relative * value):
+            high = middle
+        else:
+            low = middle
+    return tolerance * math.exp(high)
 
 
 def wilson_hilferty(chi_square: float, freedom: float) -> float:

@@ -13,21 +13,23 @@ whose variance is rounding's, ``1 / sum w D**2``, and the conversion's: each tap
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.nuisance import Nuisance
-from repvgg_ref.oracle.arithmetic.sample import Sample
+from repvgg_ref.oracle.arithmetic.sample import Sample, sums_by_image
 from repvgg_ref.oracle.arithmetic.single import Along
 from repvgg_ref.oracle.estimates.estimate import Estimate, wilson_hilferty
+from repvgg_ref.oracle.estimates.gated import GatedFactors
+from repvgg_ref.oracle.estimates.planes import Planes
 from repvgg_ref.oracle.estimates.regression import Regression, capped_mean, vary_by_roundings
 
 _FEW = 8  # active outputs that a channel needs to be judged alone
 _MANY = 24  # and to take part in the noise of taps
 _DRAWS = 2
+_NEAR_ZERO = 1e-3
 _SPREAD = 1 / 0.6745  # a Gaussian's standard deviation, of its median absolute value
 _SURE = 0.1  # of a level: six times its limit is an alarm however few outputs there are
 _FEWEST = 64  # outputs that tell tails
@@ -39,20 +41,21 @@ _ROUNDED = 2.0**-20  # what float32 sums of products may be off by
 _WHOLE, _CONTRAST = 2.0, 1.0  # u: what a right layer's scale, and part of it, may be off by
 
 
-class LayerEstimates:
+class LayerEstimates(Planes):
     """The estimates of one layer; `all` makes them."""
 
     def __init__(self, sample: Sample, nuisance: Nuisance, seed: int = 0) -> None:
-        self.sample, self.nuisance = sample, nuisance
-        self.weights = np.where(sample.active, 1 / np.maximum(nuisance.variance, 1e-300), 0.0)
-        self.weights /= nuisance.clustering**2
-        self.residual = sample.residual - nuisance.drift
-        if sample.gate_error is not None:  # taken to be wrong by what fits best, if it may be
-            drifted = replace(sample, residual=self.residual)
-            self.residual = drifted.without_gate(self.weights, nuisance.gate * sample.gate_error)
+        self.nuisance = nuisance
+        weights = np.where(sample.active, 1 / np.maximum(nuisance.variance, 1e-300), 0.0)
+        super().__init__(sample, weights / nuisance.clustering**2)
         self.count = sample.active.sum(axis=1)
         blind = vary_by_roundings(sample, nuisance.unit)
         self.weights[blind], self.count[blind] = 0.0, 0
+        self.residual = sample.residual - nuisance.drift
+        self.gated: GatedFactors | None = None
+        if sample.gated:
+            self.gated = GatedFactors(sample, nuisance, self.weights, self.residual)
+            self.residual = self.residual - self.gated.of_gates.T[:, sample.images] * sample.y
         self._rng = np.random.default_rng(seed)
 
     @np.errstate(all="ignore")
@@ -107,31 +110,43 @@ class LayerEstimates:
 
     def _scales(self) -> Iterator[Estimate]:
         u = self.nuisance.unit
-        found = self.regress(self.sample.y, met=self._met_by_plane[2])
-        value, error = found.pooled()
         tolerance = (_WHOLE + self.nuisance.scale - 1 + self._allowed_drift) * u
-        yield Estimate("scale", "", value, error, tolerance, "layer")
-        values, errors = found.single()
+        if self.gated is None:
+            found = self.regress(self.sample.y, met=self._met_by_plane[2])
+            whole: tuple[float, float] | None = found.pooled()
+            values, errors = found.single()
+        else:
+            whole = self.gated.whole()
+            values, errors = self.gated.channels()
+        if whole is not None:
+            yield Estimate("scale", "", *whole, tolerance, "layer")
         errors = np.hypot(errors, self.nuisance.scale * u)
         yield from self._channels("scale", values, errors, self._allowed_drift * u)
 
     def _biases(self) -> Iterator[Estimate]:
         u, sample = self.nuisance.unit, self.sample
+        tolerance = self._allowed_drift * u
         whole = np.broadcast_to(sample.bias[:, None], sample.y.shape)
-        met = self._met_by_plane[0] * sample.bias**2
-        value, error = self.regress(whole, self.across_scale, met).pooled()
-        yield Estimate("bias", "", value, error, (_WHOLE + self._allowed_drift) * u, "layer")
+        left = self.without_scale if self.gated is None else self.without_scales
+        met = self._met_by_plane[0]
+        found = self.regress(whole, left(self.residual), met * sample.bias**2)
+        value, error = found.pooled()
+        shown = float(self.power(left(whole)).sum() / max(self.power(whole).sum(), 1e-300))
+        yield Estimate("bias", "", value, error, _WHOLE * u + tolerance, "layer", shown=shown)
         size = np.maximum(np.abs(sample.bias), sample.bias_magnitude)
-        found = self.regress(
-            np.broadcast_to(size[:, None], sample.y.shape),
-            self.perpendicular_to_y,
-            self._met_by_plane[0] * size**2,
-        )
+        each = np.broadcast_to(size[:, None], sample.y.shape)
+        found = self.regress(each, self.without_scales(self.residual), met * size**2)
         values, errors = found.single()
-        yield from self._channels("bias", values, np.hypot(errors, u), self._allowed_drift * u)
+        part = self.power(self.without_scales(each)) / np.maximum(self.power(each), 1e-300)
+        yield from self._channels("bias", values, np.hypot(errors, u), tolerance, part)
 
     def _channels(
-        self, kind: str, values: Array, errors: Array, tolerance: float
+        self,
+        kind: str,
+        values: Array,
+        errors: Array,
+        tolerance: float,
+        part: Array | None = None,
     ) -> Iterator[Estimate]:
         enough = np.flatnonzero((self.count >= _FEW) & np.isfinite(errors))
         if not len(enough):
@@ -143,6 +158,7 @@ class LayerEstimates:
         yield Estimate(
             kind, f"channel {worst}", float(values[worst]), shared * float(errors[worst]),
             tolerance, "channel", len(enough), shared * float(np.median(errors[enough])),
+            1.0 if part is None else float(np.median(part[enough])),
         )  # fmt: skip
         deviation = wilson_hilferty(float((np.minimum(beyond, 50) ** 2).sum()), len(enough))
         size = float(np.sqrt((errors[enough] ** 2).mean()))
@@ -154,7 +170,13 @@ class LayerEstimates:
         if self.count.max() < _FEW:
             return
         for name, there in self.places():
-            value, error = self._contrast(there).pooled()
+            if self.gated is not None and name.startswith("image "):
+                found = self.gated.image(int(name.split()[1]))
+                if found is None:
+                    continue
+                value, error = found
+            else:
+                value, error = self._contrast(there).pooled()
             yield Estimate("contrast", name, value, error, tolerance, "layer")
 
     def _contrast(self, there: Array) -> Regression:
@@ -164,10 +186,12 @@ class LayerEstimates:
         """
         y = self.sample.y[:, there]
         weighted = self.weights[:, there] * y
-        first, second = weighted.sum(axis=1), (weighted * y).sum(axis=1)
-        level, slope = self._plane(first, second)
-        power = second - level * first - slope * second
-        own = power > _OF_ITSELF * second  # else the part is all that is active
+        images = self.slopes_of[there]
+        first, second = (sums_by_image(images, v, self.slopes) for v in (weighted, weighted * y))
+        level, slope = self.plane(first, second)
+        whole = second.sum(axis=1)
+        power = whole - level * first.sum(axis=1) - (slope * second).sum(axis=1)
+        own = power > _OF_ITSELF * whole  # else the part is all that is active
         cross = np.einsum("op,op->o", weighted, self.perpendicular[:, there])
         conversion = self._conversion * self._met_without_plane(weighted, there, level, slope)
         return Regression(*(np.where(own, each, 0.0) for each in (cross, power, conversion)))
@@ -179,6 +203,11 @@ class LayerEstimates:
 
         What is next to nothing beside the part counts as what rounding makes of it.
         """
+        if self.slopes > 1:
+            left = -self.weights * (level[:, None] + slope[:, self.slopes_of] * self.sample.y)
+            left[:, there] += weighted
+            return self.sample.met(left)
+        slope = slope[:, 0]
         part = self.sample.along(weighted, there)
         own = part.dot(part)
         one, y = (part.dot(each) for each in self._along_plane)
@@ -218,24 +247,38 @@ class LayerEstimates:
         taps, size = self._along_residual
         residual = Along(*sample.single.weighed(taps.copy(), size), sample.by_branches(weighted))
         observed = residual.dot(residual)
-        nulls, responses = [], []
-        for _ in range(_DRAWS):
-            if n.tiles is not None:
-                signs = self._rng.choice((-1.0, 1.0), int(n.tiles.max()) + 1)[n.tiles]
-                nulls.append(sample.met(weighted * signs))
-            moved = self.weights * self._without_plane(sample.jolted(self._rng)) * n.unit
-            responses.append(sample.met(moved))
-        if nulls:
-            null = np.mean(nulls, axis=0)
-        else:
-            energy = sample.energy - sample.bias_magnitude[:, None] ** 2
-            null = (weighted**2 * energy).sum(axis=1)
-        response = np.maximum(np.mean(responses, axis=0), 1e-300)
-        value, error = capped_mean(
-            ((observed - null) / response)[chosen],
-            np.minimum(response / np.maximum(null, 1e-200), 1e6)[chosen],
+        null = self._by_chance(weighted)
+        moves = [
+            self.weights * self.withoutplane(sample.jolted(self._rng)) * n.unit
+            for _ in range(_DRAWS)
+        ]
+        drawn = [sample.met(moved) for moved in moves]
+        response = np.maximum(np.mean(drawn, axis=0), 1e-300)
+        precision = np.minimum(response / np.maximum(null, 1e-200), 1e6)[chosen]
+        value, error = capped_mean(((observed - null) / response)[chosen], precision)
+        shows = []  # what is estimated of errors that rounding is nothing beside
+        for t, moved in zip(drawn, moves, strict=True):
+            by_chance = self._by_chance(moved)
+            sure = _NEAR_ZERO * response / np.maximum(by_chance, 1e-200)
+            shows.append(capped_mean(((t - by_chance) / response)[chosen], sure[chosen]))
+        shown = max(float(np.mean([mean for mean, _ in shows])), 1e-3)
+        # One draw from the mean of all, which it is part of.
+        spread = float(np.sqrt(_DRAWS) * np.mean([left for _, left in shows])) / shown
+        yield Estimate(
+            "taps", "", value, error, n.taps, "tap", typical=spread, shown=min(shown, 1.0)
         )
-        yield Estimate("taps", "", value, error, n.taps, "tap")
+
+    def _by_chance(self, weighted: Array) -> Array:
+        """What T is of errors that are independent, in single outputs or in tiles."""
+        sample, tiles = self.sample, self.nuisance.tiles
+        if tiles is None:
+            energy = sample.energy - sample.bias_magnitude[:, None] ** 2
+            return np.asarray((weighted**2 * energy).sum(axis=1))
+        draws = []
+        for _ in range(_DRAWS):
+            signs = self._rng.choice((-1.0, 1.0), int(tiles.max()) + 1)[tiles]
+            draws.append(sample.met(weighted * signs))
+        return np.asarray(np.mean(draws, axis=0))
 
     def _single_taps(self) -> Iterator[Estimate]:
         """The largest error of one tap, relative to its magnitude."""
@@ -249,7 +292,7 @@ class LayerEstimates:
         plain = np.einsum("op,op,op->o", self.weights, met, met)
         worst = score[channels, at]
         spread = np.maximum(plain, np.where(worst > 0, (g / worst) ** 2, 0.0))
-        own = self.weights * self._without_plane(met)
+        own = self.weights * self.withoutplane(met)
         power = (own * met).sum(axis=1)
         seen = sample.along(own)
         seen.taps[channels, at] = 0
@@ -343,45 +386,4 @@ class LayerEstimates:
     @cached_property
     def perpendicular(self) -> Array:
         """The residual without what a scale and a bias of each channel explain."""
-        return self._without_plane(self.residual)
-
-    @cached_property
-    def perpendicular_to_y(self) -> Array:
-        """The residual without what a scale of each channel explains."""
-        found = self.weights * self.sample.y
-        power = (found * self.sample.y).sum(axis=1)
-        share = (found * self.residual).sum(axis=1) / np.where(power > 0, power, np.inf)
-        return np.asarray(self.residual - share[:, None] * self.sample.y)
-
-    @cached_property
-    def across_scale(self) -> Array:
-        """The residual without what one scale of the whole layer explains."""
-        y = self.sample.y
-        share = float((self.weights * y * self.residual).sum())
-        share /= max(float((self.weights * y * y).sum()), 1e-300)
-        return np.asarray(self.residual - share * y)
-
-    def _without_plane(self, values: Array) -> Array:
-        """`values` (O, P) less their weighted regression on 1 and y, channel by channel."""
-        weighted, y = self.weights * values, self.sample.y
-        level, slope = self._plane(weighted.sum(axis=1), np.einsum("op,op->o", weighted, y))
-        left = values - level[:, None] - slope[:, None] * y
-        return np.where(self.sample.active, left, 0.0)
-
-    def _plane(self, first: Array, second: Array) -> tuple[Array, Array]:
-        """Level and slope of a weighted regression on 1 and y, (O,) each.
-
-        `first` and `second` are the sums of ``w v`` and ``w v y`` of what is regressed, v.
-        """
-        one, sy, yy = self._moments
-        determinant = one * yy - sy**2
-        good = determinant > 1e-9 * one * yy
-        slope = np.where(good, (one * second - sy * first) / np.where(good, determinant, 1.0), 0.0)
-        level = np.where(one > 0, (first - slope * sy) / np.where(one > 0, one, 1.0), 0.0)
-        return level, slope
-
-    @cached_property
-    def _moments(self) -> tuple[Array, Array, Array]:
-        """Of every channel: the sums of w, w y and w y**2."""
-        w, y = self.weights, self.sample.y
-        return w.sum(axis=1), (w * y).sum(axis=1), (w * y * y).sum(axis=1)
+        return self.withoutplane(self.residual)

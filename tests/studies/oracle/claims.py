@@ -1,0 +1,220 @@
+"""Is what a report claims to detect detected? Faults of 1.5 times the claimed size, one at a time.
+
+    python -m tests.studies.oracle.claims --seconds 900 --processes 2
+
+A right port of a network is estimated, and every layer of it says what it would see
+(`LayerReport.detects`). Then each layer in turn is made wrong by that much more, kind by kind, the
+later layers going on from its outputs, and the port is estimated again: the layer has to have an
+alarm. Seed after seed until the time is up; writes ``results/claims.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.fusion import FusedConv
+from repvgg_ref.oracle.arithmetic.operands import Seen
+from repvgg_ref.oracle.arithmetic.port import direct_nuisance
+from repvgg_ref.oracle.arithmetic.sample import Sample
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
+from repvgg_ref.oracle.estimates.estimate import alarms
+from repvgg_ref.oracle.estimates.layer import LayerEstimates
+from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
+from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.layers import Programs
+from tests.studies.oracle.arithmetics import layer, run, single
+from tests.studies.oracle.false_alarms import SIZES, estimated, seen_of
+from tests.studies.oracle.networks import network_and_inputs
+
+RESULTS = Path(__file__).parent / "results" / "claims.json"
+NETWORKS = ("se-16", "plus-16", "plain-16", "grouped-16", "se-before-relu", "plus", "many-branches")
+PORTS = ("blocked", "chain", "F4")
+FIRST_SEED = 12000
+_MORE = 1.5
+_FEW = 8  # active outputs of a channel that is judged alone
+_IMAGES = 3
+_WHOLE = 12  # every so many faults the whole port is estimated anew, else the faulty layer alone
+
+# kind -> the claim that it is held to
+KINDS = {
+    "outputs": "scale",
+    "a channel": "channel",
+    "bias": "bias",
+    "a channel's bias": "channel bias",
+    "last image": "part",
+    "last column": "part",
+    "first row": "part",
+    "weights at random": "taps",
+    "a weight": "tap",
+}
+
+
+def faulty(kind: str, program: BlockProgram, x: Array, y: Array, sample: Sample, size: float,
+           port: str) -> Array:  # fmt: skip
+    """The output `y` of a right layer, or the layer with other weights, wrong by `size`."""
+    channel = typical_channel(sample)
+    if kind in _PLACES:
+        y = y.copy()
+        y[_PLACES[kind](channel)] *= 1 + size
+        return y
+    kernel = program.fused_kernel()
+    weight, bias = kernel.weight.copy(), kernel.bias.copy()
+    magnitude = sample.magnitude.reshape(weight.shape)
+    if kind == "bias":
+        bias *= 1 + size
+    elif kind == "a channel's bias":
+        bias[channel] += size * max(abs(bias[channel]), sample.bias_magnitude[channel])
+    elif kind == "weights at random":
+        weight += size * magnitude * np.random.default_rng(0).normal(size=weight.shape)
+    else:
+        own = sample.columns[channel * sample.groups // len(sample.y)]  # (K, P)
+        seen = ((own**2) @ sample.active[channel]) * sample.magnitude[channel] ** 2
+        weight[channel].flat[seen.argmax()] += size * sample.magnitude[channel, seen.argmax()]
+    changed = replace(program, branches={}, fused=FusedConv(single(weight), single(bias)))
+    return layer(changed, x, port)
+
+
+_PLACES: dict[str, Any] = {
+    "outputs": lambda channel: slice(None),
+    "a channel": lambda channel: (slice(None), channel),
+    "last image": lambda channel: -1,
+    "last column": lambda channel: (..., -1),
+    "first row": lambda channel: (..., 0, slice(None)),
+}
+
+
+def typical_channel(sample: Sample) -> int:
+    """Of those that can be judged alone, the one with the median count of active outputs."""
+    counts = sample.active.sum(axis=1)
+    order = [o for o in np.argsort(counts, kind="stable") if counts[o] >= _FEW]
+    return int(order[len(order) // 2]) if order else int(counts.argmax())
+
+
+def alone(right: PortEstimates, here: Seen, y_hat: Array) -> bool:
+    """Whether a faulty layer has an alarm among the right ones of its port."""
+    name = here.program.name
+    sample = right.samples[name]
+
+    def sampled(y: Array) -> Array:
+        return np.asarray(y[sample.images, :, sample.rows, sample.across].T / sample.gate)
+
+    sample = sample.beside(sampled(here.y), sampled(y_hat), right.arithmetic.unit)
+    nuisance = right.arithmetic.nuisances[name]
+    if nuisance.algorithm == "direct":
+        nuisance = direct_nuisance(sample, right.arithmetic.directed, right.arithmetic.unit)
+    found = LayerEstimates(sample, nuisance).all()
+    others = [e for n, listed in right.estimates.items() if n != name for e in listed]
+    return any(e in found for e in alarms([*others, *found]))
+
+
+def tried(network: str, seed: int, size: tuple[int, int], port: str, until: float
+          ) -> list[dict[str, Any]]:  # fmt: skip
+    """All kinds in all layers of one port."""
+    model, x = network_and_inputs(network, seed, size, _IMAGES)
+    programs = Programs(model)
+    seen_right = seen_of(programs, x, run(programs, x, port))
+    right = estimate_port(seen_right, PRECISIONS["fp32"])
+    found = []
+    for name, program in programs.items():
+        if name not in right.samples or not isinstance(program, BlockProgram):
+            continue
+        claims, sample = right.detects(name), right.samples[name]
+        for kind, claim in KINDS.items():
+            if time.monotonic() > until:
+                return found
+            if not claims.get(claim, np.inf) < 1e-2:
+                continue
+            wrong = _MORE * claims[claim]
+
+            def fault(p: Any, x: Array, y: Array, kind: str = kind, wrong: float = wrong,
+                      sample: Sample = sample) -> Array:  # fmt: skip
+                return faulty(kind, p, x, y, sample, wrong, port)
+
+            if len(found) % _WHOLE:
+                here = seen_right[name]
+                seen = alone(right, here, single(fault(program, here.x, here.y_hat)))
+            else:
+                outputs = run(programs, x, port, {name: fault})
+                seen = name in estimated(programs, x, outputs, "fp32").alarms
+            found.append({
+                "network": network, "seed": seed, "size": list(size), "port": port,
+                "layer": name, "kind": kind, "claimed": float(f"{claims[claim]:.3g}"),
+                "seen": seen, "whole": not (len(found) % _WHOLE),
+            })  # fmt: skip
+            if not seen:
+                print(found[-1], flush=True)
+    return found
+
+
+def study(process: int, asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Port after port, until the time is up."""
+    until = time.monotonic() + asked.seconds
+    found: list[dict[str, Any]] = []
+    turns = zip(cycle(asked.networks), cycle(SIZES[1:4]), strict=False)
+    for turn, (network, size) in enumerate(turns):
+        if time.monotonic() > until:
+            return found
+        if turn % asked.processes == process:
+            seed = asked.first_seed + turn
+            found += tried(network, seed, size, PORTS[turn % len(PORTS)], until)
+    return found
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each network and kind: how many were tried, and which were missed."""
+    table: dict[str, dict[str, str]] = {}
+    for network in dict.fromkeys(each["network"] for each in found):
+        mine = [each for each in found if each["network"] == network]
+        count_of = Counter(each["kind"] for each in mine)
+        seen = Counter(each["kind"] for each in mine if each["seen"])
+        table[network] = {kind: f"{seen[kind]} of {count_of[kind]}" for kind in count_of}
+    return {
+        "faults": len(found),
+        "missed": [each for each in found if not each["seen"]],
+        "seen": table,
+        "claimed": _median_claims(found),
+    }
+
+
+def _median_claims(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    sizes: dict[str, dict[str, list[float]]] = {}
+    for each in found:
+        sizes.setdefault(each["network"], {}).setdefault(each["kind"], []).append(each["claimed"])
+    return {
+        network: {kind: float(f"{np.median(s):.2g}") for kind, s in kinds.items()}
+        for network, kinds in sizes.items()
+    }
+
+
+def main() -> int:
+    """Run the study; exit code 1 if anything that was claimed was missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    with ProcessPoolExecutor(asked.processes) as pool:
+        jobs = [pool.submit(study, process, asked) for process in range(asked.processes)]
+        found = [each for job in jobs for each in job.result()]
+    whole = {"first_seed": asked.first_seed, "times the claim": _MORE, **summary(found)}
+    asked.out.write_text(json.dumps(whole, indent=1) + "\n")
+    print(f"{len(found)} faults, {len(whole['missed'])} missed")
+    return 1 if whole["missed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
