@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,11 @@ class NodeEvidence(LayerEvidence):
         excused = port.precision.number_format
         super().__init__(port.site(self.node), shown.y, shown.y_hat, port.bound(name), excused)
 
-    def trials(self, site: Site[Any] | None = None) -> Iterator[Trial]:
+    def trials(
+        self, site: Site[Any] | None = None, names: Collection[str] | None = None
+    ) -> Iterator[Trial]:
         """Every bug of the node, and every one of the nodes that lie hidden before it."""
-        yield from super().trials(site)
+        yield from super().trials(site, names)
         if site is not None:
             return
         for mutant, y in rewired(self.port, self.node):
