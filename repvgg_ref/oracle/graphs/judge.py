@@ -7,7 +7,6 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from repvgg_ref.arrays import Array
@@ -32,7 +31,6 @@ class GraphCase(Case):
     """A `Case` in which some layers have no program, or no input of the candidate's own."""
 
     port: GraphPort = field(kw_only=True)
-    certain: Mapping[str, bool] = field(kw_only=True)  # layer -> within the largest error
     kept: dict[str, NodeEvidence] = field(default_factory=dict)
 
     def input_of(self, name: str) -> Array:
@@ -73,11 +71,18 @@ class GraphCase(Case):
         places = self.port.hidden_before(self.port.nodes[name])
         return super().is_of(finding, name) or any(finding.layer == each.name for each in places)
 
+    def is_possible(self, name: str) -> bool:
+        """Whether the largest errors that hidden layers may have explain a node's output."""
+        port = self.port
+        widest = Walk(port.programs, port.outputs, port.x, port.precision, "certified")
+        hidden = {node.name for node in port.hidden_before(port.nodes[name])}
+        return widest.along({name, *hidden}).comparisons[name].report.ok
+
     def strangeness(self, beyond: list[str], diagnosis: list[Finding]) -> str:
         """As of chains; or if hidden layers may err by so much, though they hardly do."""
-        excused = [name for name in beyond if self.certain.get(name)]
         known = any(each.bug != "unknown" for each in diagnosis)
-        if not excused or excused != beyond or known:
+        behind_hidden = bool(beyond) and set(beyond) <= set(self.port.wrong)
+        if known or not behind_hidden or not all(map(self.is_possible, beyond)):
             return super().strangeness(beyond, diagnosis)
         return (
             f"{beyond[0]} is beyond what rounding in the layers before it, which are not shown,"
@@ -97,10 +102,6 @@ def judge_graph(
         why = "no layer's input and output are both known: give its layers, not its logits alone"
         names = arch.name, candidate, precision.name
         return Report("cannot-judge", why, *names, notes=outputs.notes)
-    certain: dict[str, bool] = {}
-    if port.hidden and port.wrong:
-        widest = Walk(programs, outputs.layers, x, precision, "certified").along()
-        certain = {name: widest.comparisons[name].report.ok for name in port.wrong}
     judged = {*port.comparisons, *port.hidden}
     why = "too little is known of what it is given and gives"
     unjudged = {name: why for name in _with_arrays(programs.model) if name not in judged}
@@ -114,7 +115,6 @@ def judge_graph(
         candidate,
         frozenset(name for name in port.comparisons if not _is_estimated(port, name)),
         port=port,
-        certain=certain,
     )
     report = explain(case)
     if outputs.problem is None:
