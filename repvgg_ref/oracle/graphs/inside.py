@@ -10,18 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.models.graph import Node
 from repvgg_ref.models.layers import AddRelu, Block
+from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bugs import Bug, Mutant, Site, Variant, bugs_for
 from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates.names import listed
-from repvgg_ref.oracle.diagnosis.evidence import DO_NOT_FIT, Evidence, LayerEvidence
+from repvgg_ref.oracle.diagnosis.evidence import (
+    DO_NOT_FIT,
+    Evidence,
+    LayerEvidence,
+    sample_pixels,
+)
 from repvgg_ref.oracle.diagnosis.ranking import Observation, Trial
 from repvgg_ref.oracle.graphs.port import GraphPort
 from repvgg_ref.oracle.programs.block import BlockProgram
@@ -29,7 +37,11 @@ from repvgg_ref.oracle.programs.program import Pixels, Workspace, all_pixels, pl
 
 _PIXELS = 12  # of the target, each with all its channels: for a first look
 _FITTED = 3  # hypotheses with a number, fitted where no usual one explains the target
+_STEP = 2.0**-10  # of a derivative
+_EVERY = 4  # of the pixels looked at: enough where every channel is
 _SOME = 0.5  # of the residual: what explains less is no hint either
+
+_NO_ARITHMETIC = 256  # roundings: a factor of so many on a whole layer is nobody's arithmetic
 
 Changes = Mapping[str, BlockProgram]
 
@@ -40,6 +52,16 @@ _STRIDE: Bug[Any] = Bug(
     "a ResNet's bottleneck has it in its first convolution (v1) or, in torchvision, the 3x3 (v1.5):"
     " stride is said with --strides",
     lambda site: iter(()),
+    scope="layer",
+)
+
+_SCALE: Bug[Any] = Bug(
+    "outputs-scaled",
+    "structure",
+    "its outputs are multiplied by {parameter:.7g}",
+    "look for a factor applied to the whole layer, or to its batch norms",
+    lambda site: iter(()),
+    continuous=True,
     scope="layer",
 )
 
@@ -107,7 +129,11 @@ class Route:
         if isinstance(self.target.op, AddRelu):
             xs = [x[:, :, rows, columns][:, :, None] for x in xs]
             return self.port.forward(self.target, xs)[:, :, 0]
-        whole = self.port.forward(self.target, xs)
+        return self.seen(self.port.forward(self.target, xs))
+
+    def seen(self, whole: Array) -> Array:
+        """The pixels of a whole output of the target's shape."""
+        rows, columns = self.pixels
         return whole[:, :, None] if whole.ndim == 2 else whole[:, :, rows, columns]
 
     def _inputs(self, node: Node, y: Mapping[str, Array]) -> list[Array]:
@@ -204,13 +230,41 @@ def inside_trials(port: GraphPort, target: Node, shown: LayerEvidence) -> Iterat
         if any(trial.named for trial in found):
             break
     if not any(trial.named for trial in found):
-        found += _fitted(few, found)
+        scaled = _scales(route, port.precision)
+        found += _fitted(few, [t for m in scaled if (t := few.trial(m)) is not None])
+        continuous = (t for t in found if t.mutant.bug.continuous and t.fit.explains > _SOME)
+        found += _fitted(few, sorted(continuous, key=lambda t: t.fit.remaining)[:_FITTED])
     closer = InsideEvidence(Route(port, target, shown.pixels), few.site, shown.seen, precision)
     for trial in sorted(found, key=lambda t: t.fit.remaining):
         if trial.fit.explains > _SOME:
             held = closer.trial(trial.mutant)
             if held is not None:
                 yield held
+
+
+def smallest_scales(port: GraphPort, target: Node) -> dict[str, float]:
+    """The factors 1 + s on hidden blocks' outputs that `target` shows for certain: their least s.
+
+    What such a factor changes is beyond the bound although rounding is against it by as much.
+    """
+    compared = port.comparisons[target.name]
+    if target.name in port.inputs or compared.bound is None:
+        return {}
+    pixels = sample_pixels(*(compared.y.shape[2:] or (1, 1)))
+    route = Route(port, target, (pixels[0][::_EVERY], pixels[1][::_EVERY]))
+    y, room = (route.seen(array) for array in (compared.y, compared.bound.certified))
+    found, larger = dict[str, float](), partial(_scaled, 1 + _STEP)
+    for name in route.blocks:
+        moved = route.outputs({name: route.right[name].with_kernel(larger)})
+        if moved is not None and route.right[name].se is None:
+            slope = np.abs(moved - y) / _STEP
+            found[name] = 2 * float((room / np.maximum(slope, 1e-300)).min())
+    return found
+
+
+def _scaled(factor: float, kernel: FusedConv) -> FusedConv:
+    """What ReLU lets through as it is."""
+    return FusedConv(*(part * factor for part in kernel))
 
 
 def _planted(site: Site[Any], precision: str) -> Iterator[Mutant[Any]]:
@@ -221,11 +275,24 @@ def _planted(site: Site[Any], precision: str) -> Iterator[Mutant[Any]]:
             continue
 
 
-def _fitted(few: InsideEvidence, found: list[Trial]) -> list[Trial]:
-    """The best hypotheses with a number, with the number that fits best."""
-    continuous = (t for t in found if t.mutant.bug.continuous and t.fit.explains > _SOME)
-    best = sorted(continuous, key=lambda trial: trial.fit.remaining)[:_FITTED]
-    return [t for each in best if (t := few.trial(few._fitted(each.mutant))) is not None]
+def _fitted(few: InsideEvidence, trials: list[Trial]) -> list[Trial]:
+    """Hypotheses with a number, with the number that fits best."""
+    return [t for each in trials if (t := few.trial(few.fitted(each.mutant))) is not None]
+
+
+def _scales(route: Route, precision: Precision) -> Iterator[Mutant[Any]]:
+    """A factor on a hidden block's outputs, other than what arithmetics that are right make."""
+    least = _NO_ARITHMETIC * precision.unit
+    for name in route.blocks:
+        for step, room in ((_STEP, (1 + least, 2.0)), (-_STEP, (0.5, 1 - least))):
+            at = partial(_scaled_at, name, route.right[name])
+            yield Mutant(
+                replace(_SCALE, admissible=room), Variant(at(1 + step), 1 + step, at=at), name
+            )
+
+
+def _scaled_at(name: str, right: BlockProgram, factor: float) -> Any:
+    return {name: right.with_kernel(partial(_scaled, factor))}
 
 
 def _together(made: Mapping[str, list[Mutant[Any]]]) -> Iterator[Mutant[Any]]:

@@ -103,6 +103,32 @@ def test_one_bug_in_all_hidden_layers_of_a_block_is_one_finding() -> None:
     assert all(name in found.says for name in inner[1:])
 
 
+TOLD = [f"layer{n}.0.{part}" for n in (1, 2) for part in ("downsample", "conv1", "conv2", "conv3")]
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("layer", TOLD)
+def test_a_factor_of_the_size_that_is_told_is_seen_in_a_hidden_layer(layer: str) -> None:
+    """And named if it is larger; a hundredth of it, which is within the bounds, is not seen."""
+    report = rr.verify(MODEL, port({}), inputs=X)
+    assert report.verdict == "agree", report.reason
+    told = {each.name: each.detects.get("hidden") for each in report.layers}
+    size = told[layer.rsplit(".", 1)[0] + ".add"]
+    assert size is not None
+    assert 0 < size < 1e-3
+
+    def judged(share: float) -> rr.Report:
+        factor = 1 + share * size
+        wrong = replace(PROGRAMS[layer], output_map=lambda y: factor * y)
+        return rr.verify(MODEL, port({layer: wrong}), inputs=X)
+
+    assert judged(0.01).verdict == "agree"
+    assert judged(1.0).verdict != "agree"
+    (found,) = judged(10.0).diagnosis
+    assert (found.bug, found.layer) == ("outputs-scaled", layer)
+    assert found.estimate == pytest.approx(1 + 10 * size, rel=0.1 * size)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", INNER)
 def test_nine_of_ten_bugs_of_a_hidden_layer_are_named(
