@@ -94,10 +94,12 @@ class GraphCase(Case):
         behind_hidden = bool(beyond) and set(beyond) <= set(self.port.wrong)
         if known or not behind_hidden or not all(map(self.is_possible, beyond)):
             return super().strangeness(beyond, diagnosis)
+        before = self.port.hidden_before(self.port.nodes[beyond[0]])
+        hidden = [node.name for node in before if node.name in self.port.hidden]
         return (
             f"{beyond[0]} is beyond what rounding in the layers before it, which are not shown,"
             " likely makes of it, but within what it can, and no bug of the library explains it:"
-            f" show {listed(dict.fromkeys(self.port.hidden))}, too"
+            f" show {listed(hidden)}, too"
         )
 
 
