@@ -79,10 +79,10 @@ class Evidence:
             yield from tried
             return
         starts = _starts(sorted(tried, key=lambda trial: trial.fit.remaining))
-        ends = [trial for start in starts if (trial := self.trial(self._fitted(start.mutant)))]
+        ends = [trial for start in starts if (trial := self.trial(self.fitted(start.mutant)))]
         yield from sorted(ends, key=lambda trial: trial.fit.remaining)[:1]
 
-    def _fitted(self, mutant: Mutant[Any]) -> Mutant[Any]:
+    def fitted(self, mutant: Mutant[Any]) -> Mutant[Any]:
         """Gauss-Newton on the logarithm of the parameter."""
         at, value = mutant.variant.at, mutant.variant.parameter
         assert at is not None

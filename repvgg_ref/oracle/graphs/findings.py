@@ -14,6 +14,7 @@ from repvgg_ref.oracle.diagnosis.diagnose import diagnose_shape, energy_left
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.diagnosis.ranking import Trial
 from repvgg_ref.oracle.graphs.hidden import Seen, seen_through
+from repvgg_ref.oracle.graphs.inside import inside_trials
 from repvgg_ref.oracle.graphs.port import GraphPort
 from repvgg_ref.oracle.report import Finding
 
@@ -33,6 +34,8 @@ class NodeEvidence(LayerEvidence):
         self, site: Site[Any] | None = None, names: Collection[str] | None = None
     ) -> Iterator[Trial]:
         """Every bug of the node, and every one of the nodes that lie hidden before it."""
+        if site is not None and getattr(site.program, "name", None) != self.node.name:
+            return  # a hidden node's: two bugs at once are looked for in one node alone
         yield from super().trials(site, names)
         if site is not None:
             return
@@ -41,13 +44,15 @@ class NodeEvidence(LayerEvidence):
                 found = self.seen.compare(mutant, self.at_pixels(y))
                 if found is not None:
                     yield found
+        yield from inside_trials(self.port, self.node, self)
 
 
 def rewired(port: GraphPort, node: Node) -> Iterator[Seen]:
     """Bugs of the nodes hidden before `node`, or of its output as a whole: what it then gives."""
     if isinstance(node.op, Block):
         yield from seen_through(port, [node], node)
-    yield from seen_through(port, list(port.hidden_before(node)), node)
+    hidden = [each for each in port.hidden_before(node) if not isinstance(each.op, Block)]
+    yield from seen_through(port, hidden, node)
 
 
 def of_shape(port: GraphPort, name: str) -> list[Finding]:

@@ -18,11 +18,12 @@ from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.diagnosis.explain import Case, explain, is_estimable
 from repvgg_ref.oracle.diagnosis.incomparable import wrong_shape
 from repvgg_ref.oracle.graphs.findings import NodeEvidence, of_shape, other_output
+from repvgg_ref.oracle.graphs.inside import smallest_scales
 from repvgg_ref.oracle.graphs.port import GraphPort
 from repvgg_ref.oracle.graphs.walk import Walk
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.layers import Programs
-from repvgg_ref.oracle.report import Finding, Report
+from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
 _MOST_PRODUCTS = 8192  # that an output is the sum of: of more, estimates take minutes and gigabytes
 
@@ -32,7 +33,7 @@ class GraphCase(Case):
     """A `Case` in which some layers have no program, or no input of the candidate's own."""
 
     port: GraphPort = field(kw_only=True)
-    certain: Mapping[str, bool] = field(kw_only=True)  # layer -> within the largest error
+    scales: Mapping[str, Mapping[str, float]] = field(kw_only=True)  # see `smallest_scales`
     kept: dict[str, NodeEvidence] = field(default_factory=dict)
 
     def input_of(self, name: str) -> Array:
@@ -42,6 +43,13 @@ class GraphCase(Case):
     def excuse(self, name: str) -> bool:
         """Only what was computed from an own input shows an algorithm."""
         return name in self.port.inputs and super().excuse(name)
+
+    def layer_report(self, name: str) -> LayerReport:
+        """As of chains; of hidden layers, the factor that would have been seen in any of them."""
+        report, scales = super().layer_report(name), self.scales.get(name)
+        if not scales:
+            return report
+        return replace(report, detects={**report.detects, "hidden": max(scales.values())})
 
     def roundoff(self, name: str) -> str:
         """The same of arithmetic."""
@@ -73,16 +81,25 @@ class GraphCase(Case):
         places = self.port.hidden_before(self.port.nodes[name])
         return super().is_of(finding, name) or any(finding.layer == each.name for each in places)
 
+    def is_possible(self, name: str) -> bool:
+        """Whether the largest errors that hidden layers may have explain a node's output."""
+        port = self.port
+        widest = Walk(port.programs, port.outputs, port.x, port.precision, "certified")
+        hidden = {node.name for node in port.hidden_before(port.nodes[name])}
+        return widest.along({name, *hidden}).comparisons[name].report.ok
+
     def strangeness(self, beyond: list[str], diagnosis: list[Finding]) -> str:
         """As of chains; or if hidden layers may err by so much, though they hardly do."""
-        excused = [name for name in beyond if self.certain.get(name)]
         known = any(each.bug != "unknown" for each in diagnosis)
-        if not excused or excused != beyond or known:
+        behind_hidden = bool(beyond) and set(beyond) <= set(self.port.wrong)
+        if known or not behind_hidden or not all(map(self.is_possible, beyond)):
             return super().strangeness(beyond, diagnosis)
+        before = self.port.hidden_before(self.port.nodes[beyond[0]])
+        hidden = [node.name for node in before if node.name in self.port.hidden]
         return (
             f"{beyond[0]} is beyond what rounding in the layers before it, which are not shown,"
             " likely makes of it, but within what it can, and no bug of the library explains it:"
-            f" show {listed(dict.fromkeys(self.port.hidden))}, too"
+            f" show {listed(hidden)}, too"
         )
 
 
@@ -97,24 +114,21 @@ def judge_graph(
         why = "no layer's input and output are both known: give its layers, not its logits alone"
         names = arch.name, candidate, precision.name
         return Report("cannot-judge", why, *names, notes=outputs.notes)
-    certain: dict[str, bool] = {}
-    if port.hidden and port.wrong:
-        widest = Walk(programs, outputs.layers, x, precision, "certified").along()
-        certain = {name: widest.comparisons[name].report.ok for name in port.wrong}
     judged = {*port.comparisons, *port.hidden}
     why = "too little is known of what it is given and gives"
     unjudged = {name: why for name in _with_arrays(programs.model) if name not in judged}
+    scales = {name: smallest_scales(port, port.nodes[name]) for name in port.comparisons}
     case = GraphCase(
         programs,
         port.comparisons,
         x,
-        replace(outputs, notes=(*outputs.notes, *_computed(port))),
+        replace(outputs, notes=(*outputs.notes, *_computed(port, scales))),
         precision,
         unjudged,
         candidate,
         frozenset(name for name in port.comparisons if not _is_estimated(port, name)),
         port=port,
-        certain=certain,
+        scales=scales,
     )
     report = explain(case)
     if outputs.problem is None:
@@ -126,13 +140,21 @@ def judge_graph(
     return replace(report, reason=why, diagnosis=found)
 
 
-def _computed(port: GraphPort) -> list[str]:
+def _computed(port: GraphPort, scales: Mapping[str, Mapping[str, float]]) -> list[str]:
     """What was computed for the candidate, if anything was."""
     hidden = [name for name, known in port.known.items() if known.slack is not None]
     if not hidden:
         return []
     wider = "not shown, and computed for the candidate, whose next output may be off by what"
-    return [f"{wider} rounding in them makes of it: {listed(hidden)}"]
+    said = [f"{wider} rounding in them makes of it: {listed(hidden)}"]
+    sizes = [(size, name) for each in scales.values() for name, size in each.items()]
+    if sizes:
+        size, name = max(sizes)
+        said.append(
+            "a factor on the outputs of a layer that is not shown would have been seen from"
+            f" 1 + {size:.1g} on (in {name}, the least sensitive one)"
+        )
+    return said
 
 
 def _is_estimated(port: GraphPort, name: str) -> bool:

@@ -8,7 +8,7 @@ may be from that is added to the bound of what comes after (`bounds.hidden`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -102,19 +102,24 @@ class Walk:
         others = ((n, each) for n, each in self.comparisons.items() if n not in self.inputs)
         return [name for name, each in others if each.bound is not None and not each.report.ok]
 
-    def along(self) -> Walk:
-        """Compare every node whose output is shown and whose inputs are known."""
+    def along(self, only: Collection[str] | None = None) -> Walk:
+        """Compare every node (or those of `only`) whose output is shown and inputs are known."""
         extents: dict[str, Extent] = {INPUT: (self.x.shape[1], self.x.shape[2], self.x.shape[3])}
         for node in self.model.arch.evaluated:
             extents[node.name] = node.op.extent([extents[name] for name in node.inputs])
             inputs, own = self.given(node), self.own(node.name)
+            is_asked = only is None or node.name in only
             if own is None:
-                if inputs is not None and (found := self._computed(node, inputs)) is not None:
+                if (
+                    is_asked
+                    and inputs is not None
+                    and (found := self._computed(node, inputs)) is not None
+                ):
                     self.known[node.name] = found
                 continue
             wanted = (len(self.x), *_shape(extents[node.name], own))
             fits = own.shape == wanted
-            if (compared := self.compared(node, wanted)) is not None:
+            if is_asked and (compared := self.compared(node, wanted)) is not None:
                 self.comparisons[node.name] = compared
             if fits and np.isfinite(own).all():
                 self.known[node.name] = Known(own)
