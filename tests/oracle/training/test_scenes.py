@@ -21,7 +21,7 @@ from tests.oracle.training.scenes import case, setup_of
 from tests.oracle.training.tiny import dump_of
 
 OWN = ("dense", "rates")
-VARIANTS = 73  # of their bugs and of those that are named below
+VARIANTS = 79  # of their bugs and of those that are named below
 NAMED = {
     "aux-heads": "they weigh 0.1",
     "ignored-pixels": "denominator",

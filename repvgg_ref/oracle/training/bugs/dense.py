@@ -129,11 +129,11 @@ def _resized_by(setup: Setup, matrix: Matrix, places: frozenset[str] | None) -> 
 
 
 def _places(setup: Setup) -> dict[str, frozenset[str] | None]:
-    """Where a network resizes: everywhere, in its pyramid, at its ends."""
+    """Where a network resizes: everywhere, in its pyramid, at all its ends, at one."""
     ends = {node.name for node in setup.network.nodes if node.loss_weight}
     floors = {node.name for node in setup.network.nodes if node.name.endswith(".resize")}
     found: dict[str, frozenset[str] | None] = {"everywhere": None}
-    found["in the pyramid"] = frozenset(floors)
+    found |= {"in the pyramid": frozenset(floors), "of all logits": frozenset(ends)}
     return found | {f"of {name}": frozenset({name}) for name in sorted(ends)}
 
 
