@@ -184,7 +184,10 @@ class CityscapesSource(DenseSource):
 
         def check(index: int) -> bool:
             truth = self.truth(index)
-            with readable(self._place(self._images[index])), Pillow.open(self._images[index]) as file:
+            with (
+                readable(self._place(self._images[index])),
+                Pillow.open(self._images[index]) as file,
+            ):
                 size = file.size
             self._require_size(index, truth, size)
             return counts_nowhere(truth)

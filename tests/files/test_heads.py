@@ -145,7 +145,9 @@ def test_blocks_fused_and_a_head_that_kept_its_norm_are_read(tmp_path: Path, pre
         np.testing.assert_array_equal(found.params[name], array)
     assert found.assumed.eps == 1e-5  # of the head: no other can be taken for the blocks
     other = rr.load(written(tmp_path, behind(prefix, state)), eps=1e-2)
-    apart = other.params["linear.weight"] - rr.fuse(replace(model, eps=1e-2)).params["linear.weight"]
+    apart = (
+        other.params["linear.weight"] - rr.fuse(replace(model, eps=1e-2)).params["linear.weight"]
+    )
     assert not np.any(apart)
     assert other.assumed.eps is None
     gone = {n: a for n, a in state.items() if not n.endswith("bn.running_var")}

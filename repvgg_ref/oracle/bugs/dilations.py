@@ -48,7 +48,10 @@ def _ways(stages: dict[str, Steps]) -> Iterator[tuple[str, Steps]]:
         yield f"all of {stage} is dilated, as in the form that is not fast", every
         spared = list(steps)[:-FAST_BLOCKS]
         fast = every | dict.fromkeys(spared, 1)
-        yield f"only the last {FAST_BLOCKS} blocks of {stage} are dilated, as in the fast form", fast
+        yield (
+            f"only the last {FAST_BLOCKS} blocks of {stage} are dilated, as in the fast form",
+            fast,
+        )
     yield "the first block of a stage has the dilation of the stage before", _late(stages, wide)
     for stage, steps in dilated.items():
         for other in dilated:

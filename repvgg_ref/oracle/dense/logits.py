@@ -115,8 +115,9 @@ def _networks(port: DensePort) -> Iterator[tuple[tuple[str, ...], Array]]:
     for bug, says, steps in mixed_up(model.arch):
         other = replace(wide, arch=with_geometry(model.arch, steps))
         first = next(iter(steps.dilations))
-        yield (bug, says, "stages 3 and 4 are dilated, the fast form's last 5 layers", first), (
-            logits(other, x)
+        yield (
+            (bug, says, "stages 3 and 4 are dilated, the fast form's last 5 layers", first),
+            (logits(other, x)),
         )
     if model.form == "train" and model.eps != _OTHER_EPS:
         said = "eps-value", f"batch norm adds eps = {_OTHER_EPS:g}", "no checkpoint holds it"

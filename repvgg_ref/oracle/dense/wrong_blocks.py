@@ -73,10 +73,10 @@ def _run(
         If an output has no pixel left.
     """
     params = dict(port.run.params)
-    for node, source in instead.items():
+    for taker, source in instead.items():
         for name, array in port.run.params.items():
             if name.startswith(f"{source}."):
-                params[f"{node}.{name.removeprefix(source + '.')}"] = array
+                params[f"{taker}.{name.removeprefix(source + '.')}"] = array
     run = replace(port.run, params=params)
     found = {} if known is None else known
     found[INPUT] = np.asarray(port.x, np.float64)

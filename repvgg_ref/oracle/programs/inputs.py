@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.dense import IGNORED, ChannelDropout
 from repvgg_ref.models.arguments import fixed_side
+from repvgg_ref.models.dense import IGNORED, ChannelDropout
 from repvgg_ref.models.graph import Network, extents
 
 # Height and width differ, and still do after five halvings (2 x 3): a squeeze-and-excitation that

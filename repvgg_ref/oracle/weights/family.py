@@ -208,8 +208,8 @@ def _fused(
     weight, size = np.zeros(shape), np.zeros(shape)
     for i in range(shape[2]):
         for j in range(shape[3]):
-            rows, columns = block.conv.dilation
-            offset = rows * (i - shape[2] // 2), columns * (j - shape[3] // 2)
+            down, right = block.conv.dilation
+            offset = down * (i - shape[2] // 2), right * (j - shape[3] // 2)
             if form.lattice.tap(offset) is not None:
                 weight[:, :, i, j], size[:, :, i, j] = form.at(offset), form.size_at(offset)
     return _Fused(weight, np.asarray(form.bias), size, np.asarray(form.bias_size))
@@ -261,7 +261,9 @@ def _named(
         alike = tuple(each.bug for each in others)
         sure = 1 / len(found)
         says, advice = first.says, first.advice
-        return Finding(first.bug, name, None, sure, 1.0, says=says, advice=advice, equivalents=alike)
+        return Finding(
+            first.bug, name, None, sure, 1.0, says=says, advice=advice, equivalents=alike
+        )
     return _unknown(name, got, wanted)
 
 

@@ -82,7 +82,9 @@ def mistakes(block: FoundBlock, folded: FoundBlock, parts: Leaves) -> Iterator[M
     for bug, says, advice, changed in _of_expression(linear):
         yield otherwise(bug, says, advice, changed)
     for bug, says, changed_parts in _of_arrays(parts, block.names, eps):
-        yield Mistake(bug, says, "take each array as the checkpoint has it", linear, eps, changed_parts)
+        yield Mistake(
+            bug, says, "take each array as the checkpoint has it", linear, eps, changed_parts
+        )
 
 
 # ---------------------------------------------------------------- of the expression
@@ -223,7 +225,9 @@ def _of_arrays(
             changed = dict(wide)
             for norm in chosen:
                 changed |= _renamed(norm, change(_vectors(wide, norm), eps))
-            where = "every batch norm" if len(chosen) > 1 else called(chosen[0] + ends)[: -len(ends)]
+            where = (
+                "every batch norm" if len(chosen) > 1 else called(chosen[0] + ends)[: -len(ends)]
+            )
             yield bug, f"{where}: {says}", changed
     for one, two in combinations(norms, 2):
         first, second = _vectors(wide, one), _vectors(wide, two)
@@ -239,7 +243,7 @@ def _of_arrays(
         yield "leaf-ignored", f"{called(leaf)} is one", wide | {leaf: np.ones_like(wide[leaf])}
     for one, two in combinations(others, 2):
         if wide[one].shape == wide[two].shape:
-            bug = "kernels-exchanged" if wide[one].ndim > 2 else "leaves-exchanged"  # noqa: PLR2004
+            bug = "kernels-exchanged" if wide[one].ndim > 2 else "leaves-exchanged"
             says = f"{called(one)} and {called(two)} are exchanged"
             yield bug, says, wide | {one: wide[two], two: wide[one]}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from repvgg_ref.models.graph import Node
 from repvgg_ref.oracle.bugs.base import Mutant, Site, planted
 from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.training.bugs import TRAINING_BUGS
@@ -128,13 +129,12 @@ def test_the_place_is_the_first_that_goes_wrong() -> None:
         assert judged(wrong, explained=False).first_bad_layer == place
 
 
-def _without_dropout(head: str) -> Callable[..., object]:
-    def change(node: object) -> object:
-        found = getattr(node, "op", None)
-        if isinstance(found, KeptChannels) and getattr(node, "name", "").startswith(head):
-            whole = replace(found, rate=0.0, kept=np.ones_like(found.kept))
-            return replace(node, op=whole)  # type: ignore[type-var]
-        return node
+def _without_dropout(head: str) -> Callable[[Node], Node]:
+    def change(node: Node) -> Node:
+        op = node.op
+        if not isinstance(op, KeptChannels) or not node.name.startswith(head):
+            return node
+        return replace(node, op=replace(op, rate=0.0, kept=np.ones_like(op.kept)))
 
     return change
 

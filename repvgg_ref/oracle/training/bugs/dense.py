@@ -16,8 +16,8 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.models.dense import IGNORED
 from repvgg_ref.models.geometry import with_geometry
 from repvgg_ref.ops.separable import SeparableCache, separable_forward
-from repvgg_ref.oracle.bugs.base import Variant, bug
 from repvgg_ref.oracle.bugs import dilations
+from repvgg_ref.oracle.bugs.base import Variant, bug
 from repvgg_ref.oracle.bugs.resizing import NEAREST, UNALIGNED, Matrix
 from repvgg_ref.oracle.training.bugs.wrong_setup import (
     TrainingSite,
@@ -180,12 +180,13 @@ def _resize_gradient(site: TrainingSite) -> TrainingVariants:
         return np.asarray(forward(grad_y, size=size)[0])
 
     undivided = partial(_undivided, setup.ops.adaptive_avg_pool_backward)
-    for detail, changes in {
+    ways: dict[str, dict[str, Any]] = {
         "resizing is the gradient resized back": {"bilinear_resize_backward": resized},
         "the pyramid's pool is not divided by the windows' pixels": {
             "adaptive_avg_pool_backward": undivided
         },
-    }.items():
+    }
+    for detail, changes in ways.items():
         yield Variant(with_ops(setup, **changes), detail=detail)
 
 
