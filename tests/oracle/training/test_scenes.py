@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import repvgg_ref as rr
+from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.graph import Node
 from repvgg_ref.oracle.bugs.base import Mutant, Site, planted
+from repvgg_ref.oracle.golden.read import read_golden
+from repvgg_ref.oracle.golden.write import write_golden
 from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.training.bugs import TRAINING_BUGS
 from repvgg_ref.oracle.training.bugs.wrong_setup import with_nodes, with_recipe
@@ -144,3 +148,25 @@ def test_steps_of_a_bundle_without_masks_drop_nothing() -> None:
     bare = TrainingSteps(steps.x, steps.labels, steps.recipe, {}, steps.yardstick, 1.0)
     setup = right_setup(model, bare.x, bare.labels, bare.recipe, bare.kept)
     assert not [node for node in setup.network.nodes if isinstance(node.op, KeptChannels)]
+
+
+def test_one_image_is_refused_where_a_batch_norm_would_see_one_value() -> None:
+    model, steps = case()
+    with pytest.raises(ShapeError, match="one value a channel"):
+        right_setup(model, steps.x[:1], steps.labels[:1], steps.recipe)
+
+
+@pytest.mark.slow
+def test_a_golden_bundle_judges_a_dump(tmp_path: Path) -> None:
+    model, _ = case()
+    write_golden(model, tmp_path / "bundle", train_step=True)
+    steps = read_golden(tmp_path / "bundle").steps
+    assert steps is not None
+    setup = right_setup(model, steps.x, steps.labels, steps.recipe, steps.kept)
+    np.savez(tmp_path / "right.npz", **dump_of(setup))  # type: ignore[arg-type]
+    report = rr.verify(tmp_path / "bundle", tmp_path / "right.npz")
+    assert report.verdict == "agree", report.reason
+    other = replace(setup, grads_map=lambda grads: {n: 1.01 * g for n, g in grads.items()})
+    np.savez(tmp_path / "wrong.npz", **dump_of(other))  # type: ignore[arg-type]
+    report = rr.verify(tmp_path / "bundle", tmp_path / "wrong.npz")
+    assert (report.verdict, str(report.first_bad_layer)[:6]) == ("disagree", "after/")
