@@ -315,12 +315,8 @@ def _understand_graph(checkpoint: Checkpoint, model: str) -> None:
 
 def _with_folded_head(checkpoint: Checkpoint, found: Found) -> Found:
     """The same where the batch norm of the head was left when the blocks were fused."""
-    arrays, canonical = fold_head(
-        checkpoint.arrays,
-        found.canonical,
-        found.network.head,
-        lambda: checkpoint.eps(checkpoint.asked_eps),  # known when they are read
-    )
+    head = found.network.head
+    arrays, canonical = fold_head(checkpoint.arrays, found.canonical, head, checkpoint.eps_in_use)
     if canonical.keys() == found.canonical.keys():
         return found
     checkpoint.arrays, checkpoint.norms_left = arrays, True

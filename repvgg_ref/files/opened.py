@@ -83,6 +83,10 @@ class Checkpoint:
             )
         return DEFAULT_EPS if said is None else said
 
+    def eps_in_use(self) -> float:
+        """`eps`, of what was asked for when arrays were: for what is folded as it is read."""
+        return self.eps(self.asked_eps)
+
     def _said_eps(self, asked: float | None) -> float | None:
         """What the file says; modules that say several are passed over where one is asked for."""
         said = read_eps(self.metadata)

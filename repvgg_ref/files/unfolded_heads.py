@@ -64,7 +64,7 @@ def fold_heads(checkpoint: Checkpoint) -> None:
         checkpoint.notes.append("the auxiliary head, which only trains, is left out")
     folded = [conv for conv, norm in _NORMS.items() if f"{norm}.running_var" in arrays]
     for conv in folded:
-        _fold(arrays, conv, lambda: checkpoint.eps(checkpoint.asked_eps))
+        _fold(arrays, conv, checkpoint.eps_in_use)
     if folded:
         checkpoint.notes.append("the backbone is fused; its heads kept their batch norms: folded")
     checkpoint.arrays, checkpoint.norms_left = arrays, bool(folded)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from repvgg_ref.data.pictures import ImageError
 from repvgg_ref.data.cityscapes import CLASSES, KINDS, CityscapesSource
 from repvgg_ref.data.dense import IGNORED, LabelError, check_labels, parted
 from repvgg_ref.data.dense_transforms import DenseEvaluationTransform, DenseTrainingTransform
 from repvgg_ref.data.loader import Loader
 from repvgg_ref.data.open import open_data, open_parts
+from repvgg_ref.data.pictures import ImageError
 from repvgg_ref.data.scenes import ScenesSource
 from repvgg_ref.data.source import DataError, Subset
 

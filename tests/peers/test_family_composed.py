@@ -29,10 +29,11 @@ BLOCKS = PLAIN | COMPOSED
         ("repmixer timm", "layer_scale.gamma", None, "scale-ignored", "layer_scale.gamma"),
         ("repghost", "cheap_operation.1.", 0, "branch-missing", "cheap_operation.0"),
         ("orepa", "weight_orepa_gconv_pw", 0, "branch-missing", "gconv"),
-        ("orepa grouped", "vector", None, "unknown", "weights differ"),
+        ("orepa grouped", "vector", None, "leaf-ignored", "vector is one"),
         ("ecbsr", "conv1x1_lpl.scale", None, "scale-ignored", "conv1x1_lpl.scale"),
         ("ecbsr wider", "conv1x1_3x3.b0", 0, "bias-missing", "conv1x1_3x3.0"),
-        ("ecbsr wider", "conv1x1_sbx.k0", 0, "unknown", "weights differ"),
+        ("ecbsr wider", "conv1x1_sbx.k0", 0, "leaf-zeroed", "conv1x1_sbx.k0 is zero"),
+        ("ecbsr wider", "conv1x1_sbx.k0", 2, "unknown", "weights differ"),
     ],
 )
 def test_what_fusers_of_the_composed_kinds_do_wrong_is_named(

@@ -1,10 +1,10 @@
 # mypy: allow-subclassing-any, allow-untyped-calls, disable-error-code="no-any-return"
-"""Training steps of PSPNet in torch: right ones agree, bugs in torch's own terms get their names."""
+"""Training steps of PSPNet in torch: right ones agree, bugs in torch's terms get their names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ class Script:
     """A torch training script; a planted bug changes one of its settings."""
 
     aux_weight, rate, power, momentum = 0.4, 10.0, 0.9, 0.9
-    aligned: dict[str, Any] = {"mode": "bilinear", "align_corners": True}
+    aligned: ClassVar[dict[str, Any]] = {"mode": "bilinear", "align_corners": True}
     dropout, ignored, counted = True, 255, False
 
     def __init__(self, dtype: Any, **settings: Any) -> None:

@@ -22,6 +22,7 @@ _ALIKE = 0.01  # relative: one number fitted in two layers
 _ERRORS = 6.0  # or so many standard errors
 _A_BIT = 1.0  # relative: what errs at random, in as many bits
 _NUMBER = re.compile(r"[-+.e\d]+")
+_OF_ANOTHER = "layers-swapped"  # two layers that have it have two causes, and all of them many
 _FITTED = {bug.name for bug in LAYER_BUGS if bug.continuous}
 _CHOSEN = {bug.name for bug in LAYER_BUGS if "{parameter" in bug.says} - _FITTED
 
@@ -51,6 +52,8 @@ class Layers:
 
     def count(self, finding: Finding, found_in: FoundIn) -> int:
         """In how many layers a finding is shown to stand, if it stands in all; else 0."""
+        if finding.bug == _OF_ANOTHER:
+            return 0
         own = {n: f for n, each in found_in.items() if (f := _of(each, finding.bug)) is not None}
         if any(f.layer not in (None, name) for name, f in own.items()):
             return 0  # it is in nodes that are hidden, of which not all need have been looked at
@@ -129,7 +132,7 @@ def _kind(finding: Finding) -> str:
     """
     if finding.bug in _FITTED:
         return _NUMBER.sub("", finding.says)
-    return finding.says if finding.bug in _CHOSEN else ""
+    return finding.says if finding.bug in _CHOSEN | {_OF_ANOTHER} else ""
 
 
 def _also(finding: Finding, others: Sequence[str]) -> Finding:

@@ -14,11 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.geometry import with_geometry
 from repvgg_ref.models.layers import Block
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.precision import Precision
-from repvgg_ref.oracle.bugs.dilations import mixed_up
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.graphs.hidden import seen_through
 from repvgg_ref.oracle.graphs.port import GraphPort
@@ -97,11 +95,11 @@ def _alternatives(port: GraphPort) -> Iterator[Alternative]:
     yield from wrong_blocks(port)
 
 
-def _whole(bug: str, says: str, advice: str, layer: str = EVERYWHERE) -> Finding:
-    return Finding(bug, layer, None, 1.0, 1.0, says, advice)
+def _whole(bug: str, says: str, advice: str) -> Finding:
+    return Finding(bug, EVERYWHERE, None, 1.0, 1.0, says, advice)
 
 
-def _networks(port: GraphPort) -> Iterator[tuple[tuple[str, ...], Array]]:
+def _networks(port: GraphPort) -> Iterator[tuple[tuple[str, str, str], Array]]:
     """Logits of networks that are wrong as a whole."""
     model, x = port.model, np.asarray(port.x, np.float64)
     wide = replace(model, params={n: np.asarray(a, np.float64) for n, a in model.params.items()})
@@ -113,13 +111,6 @@ def _networks(port: GraphPort) -> Iterator[tuple[tuple[str, ...], Array]]:
         advice = "the network was trained on RGB"
         said = "input-bgr", "the channels come as B, G, R", advice
         yield said, logits(wide, x[:, ::-1])
-    for bug, says, steps in mixed_up(model.arch):
-        other = replace(wide, arch=with_geometry(model.arch, steps))
-        first = next(iter(steps.dilations))
-        yield (
-            (bug, says, "stages 3 and 4 are dilated, the fast form's last 5 layers", first),
-            (logits(other, x)),
-        )
     if model.form == "train" and model.eps != _OTHER_EPS:
         said = "eps-value", f"batch norm adds eps = {_OTHER_EPS:g}", "no checkpoint holds it"
         yield said, logits(replace(wide, eps=_OTHER_EPS), x)

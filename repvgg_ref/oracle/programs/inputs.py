@@ -97,15 +97,15 @@ def training_labels(arch: Network, x: Array, *, seed: int = 0) -> Array:
 def dropout_masks(arch: Network, x: Array, *, seed: int = 0) -> dict[str, Array]:
     """Which channels every dropout keeps of the images `x`: node -> bool (N, C).
 
-    As many are dropped of each image as the rate says, and one at least; none of an image's last.
+    As many are dropped of each image as the rate says: one at least, and never all.
     """
     rng = np.random.default_rng(seed)
+    rates = {n.name: n.op.rate for n in arch.nodes if isinstance(n.op, ChannelDropout)}
+    known = extents(arch, *x.shape[2:]) if rates else {}
     found: dict[str, Array] = {}
-    known = extents(arch, *x.shape[2:])
-    for node in arch.nodes:
-        if isinstance(node.op, ChannelDropout) and node.op.rate:
-            channels = known[node.name][0]
-            dropped = min(max(1, round(node.op.rate * channels)), channels - 1)
-            order = rng.permuted(np.tile(np.arange(channels), (len(x), 1)), axis=1)
-            found[node.name] = np.asarray(order >= dropped)
+    for name, rate in rates.items():
+        channels = known[name][0]
+        dropped = min(max(1, round(rate * channels)), channels - 1)
+        order = rng.permuted(np.tile(np.arange(channels), (len(x), 1)), axis=1)
+        found[name] = np.asarray(order >= dropped)
     return found

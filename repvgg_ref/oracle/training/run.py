@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.arguments import image_batch
+from repvgg_ref.models.arguments import training_batch
 from repvgg_ref.models.dense import ChannelDropout
 from repvgg_ref.models.graph import Graph, Network
 from repvgg_ref.models.layers import Pass
@@ -129,10 +129,17 @@ def right_setup(
 ) -> Setup:
     """The reference's own training, in float64.
 
-    `kept` says which channels a dropout keeps: node -> bool (N, C); of others it drops none.
+    `kept` says which channels a dropout keeps: node -> bool (N, C); others drop none.
+
+    Raises
+    ------
+    NotFusibleError
+        If the model has no branches.
+    ShapeError
+        If the images do not fit, or a batch norm would see one value a channel.
     """
     require_branches(model, "a training step")
-    x = image_batch(model.arch, x)
+    x = training_batch(model.arch, x)
     names = official_names(model.arch, "train")
     return Setup(
         network=_keeping(model.arch, kept or {}),

@@ -29,7 +29,8 @@ _MOST_FLOAT64 = 24 << 20
 
 _HOW = """
 Load the weights, feed `input` and `labels` (and keep the channels of kept/NAME at the dropout NAME,
-where there is one), train as `recipe` says, and dump an npz with the names of train_step.npz: loss, logits, batch_mean/<bn>, batch_var/<bn> (biased), grad/<name> and
+where there is one), train as `recipe` says, and dump an npz with the names of train_step.npz:
+loss, logits, batch_mean/<bn>, batch_var/<bn> (biased), grad/<name> and
 stat/<name> (running statistics) of the first step; losses (one a step) and after/<name> after the
 last. Any whole kinds will do. No array of a right port has a root-mean-square error above `allowed`
 times tolerances[name][0] or a largest error above `allowed` times tolerances[name][1], unless it

@@ -30,6 +30,7 @@ from repvgg_ref.oracle.weights.mistakes import GENERAL, UNKEYED, Mistake, mistak
 from weights_io import LazyArray, sanitize
 
 _FEW = 4  # output channels on which every mistake is tried
+_MOST_SEARCHED = 16  # bad blocks whose arrays are searched for a mistake, at a tenth of a second
 _FORMATS = {dtype: short for short, dtype in FORMAT_NAMES.items()}
 NOT_TESTED = (
     "not tested: strides, padding and what computes with these numbers, which no array says"
@@ -100,7 +101,10 @@ def compared(
             "no array is called as a fused one is", got=listed(list(theirs)), wanted=listed(fused)
         )
     folded, blocks = blocks, [as_kept(block, theirs) for block in blocks]
-    judged = [_judged(*pair, ours, theirs) for pair in zip(blocks, folded, strict=True)]
+    judged: list[tuple[LayerReport, list[Finding]]] = []
+    for pair in zip(blocks, folded, strict=True):
+        thoroughly = sum(not row.ok for row, _ in judged) < _MOST_SEARCHED
+        judged.append(_judged(*pair, ours, theirs, thoroughly=thoroughly))
     owned = {key for block in blocks for key in block.owned}
     rest = [(key, why) for key in ours if key not in owned if (why := _rest(key, ours, theirs))]
     rows = [row for row, _ in judged] + [LayerReport.incomparable(*each) for each in rest]
@@ -141,6 +145,8 @@ def _judged(
     folded: FoundBlock,
     ours: Mapping[str, LazyArray],
     theirs: Mapping[str, LazyArray],
+    *,
+    thoroughly: bool,
 ) -> tuple[LayerReport, list[Finding]]:
     name = block.prefix.rstrip(".") or block.member.name
     keys = _keys(block)
@@ -169,7 +175,10 @@ def _judged(
     error, bound = _worst(stored, wanted)
     ok = bool(error <= bound)
     row = LayerReport(name, error, bound, error / bound if bound else float(error > 0), ok)
-    return row, [] if ok else [_named(block, folded, name, parts, stored, wanted)]
+    if ok:
+        return row, []
+    given = parts, stored, wanted
+    return row, [_named(block, folded, name, *given, thoroughly=thoroughly)]
 
 
 def _otherwise(block: FoundBlock, weight: LazyArray) -> str:
@@ -208,8 +217,8 @@ def _fused(
     weight, size = np.zeros(shape), np.zeros(shape)
     for i in range(shape[2]):
         for j in range(shape[3]):
-            rows, columns = block.conv.dilation
-            offset = rows * (i - shape[2] // 2), columns * (j - shape[3] // 2)
+            down, right = block.conv.dilation
+            offset = down * (i - shape[2] // 2), right * (j - shape[3] // 2)
             if form.lattice.tap(offset) is not None:
                 weight[:, :, i, j], size[:, :, i, j] = form.at(offset), form.size_at(offset)
     return _Fused(weight, np.asarray(form.bias), size, np.asarray(form.bias_size))
@@ -241,11 +250,15 @@ def _named(
     parts: Mapping[str, Array],
     got: _Stored,
     wanted: _Fused,
+    *,
+    thoroughly: bool,
 ) -> Finding:
     """The mistakes that give exactly these numbers; some channels rule out most of them."""
     found: dict[str, Mistake] = {}
     few = slice(0, _FEW)
     for tried in mistakes(block, folded, parts):
+        if tried.parts is not parts and not thoroughly:
+            break
         if tried.bug in found or (found and tried.bug in GENERAL):
             continue
         try:

@@ -180,6 +180,11 @@ _OF_NORMS: tuple[tuple[str, str, Callable[[Vectors, float], Vectors]], ...] = (
     ("beta-ignored", "beta is left out", _taken_for(beta=0)),
     ("gamma-ignored", "gamma is left out", _taken_for(gamma=1)),
     ("variance-ignored", "the running variance is left out", _taken_for(running_var=1)),
+    (
+        "variance-ignored",
+        "the running variance is taken for 1",
+        lambda norm, _: norm | {"running_var": np.ones_like(norm["running_var"])},
+    ),
     ("var-used-as-std", "the variance is used where its root belongs", _var_as_std),
     ("eps-outside-root", "eps is added to the standard deviation", _eps_outside),
     (
@@ -235,6 +240,10 @@ def _of_arrays(
             places = [called(norm + ends)[: -len(ends)] for norm in (one, two)]
             changed = wide | _renamed(one, second) | _renamed(two, first)
             yield "bn-of-branches-swapped", f"{' and '.join(places)} are exchanged", changed
+            for name in NORM_VECTORS:
+                changed = wide | {f"{one}.{name}": second[name], f"{two}.{name}": first[name]}
+                says = f"{name} of {' and '.join(places)} are exchanged"
+                yield "leaves-exchanged", says, changed
     inside = {f"{norm}.{vector}" for norm in norms for vector in NORM_VECTORS}
     others = [leaf for leaf, array in wide.items() if leaf not in inside and array.size]
     for leaf in others:

@@ -9,7 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import repvgg_ref as rr
+from repvgg_ref.errors import ShapeError
+from repvgg_ref.models.graph import Node
 from repvgg_ref.oracle.bugs.base import Mutant, Site, planted
+from repvgg_ref.oracle.golden.read import read_golden
+from repvgg_ref.oracle.golden.write import write_golden
 from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.training.bugs import TRAINING_BUGS
 from repvgg_ref.oracle.training.bugs.wrong_setup import with_nodes, with_recipe
@@ -21,7 +26,7 @@ from tests.oracle.training.scenes import case, setup_of
 from tests.oracle.training.tiny import dump_of
 
 OWN = ("dense", "rates")
-VARIANTS = 73  # of their bugs and of those that are named below
+VARIANTS = 79  # of their bugs and of those that are named below
 NAMED = {
     "aux-heads": "they weigh 0.1",
     "ignored-pixels": "denominator",
@@ -128,13 +133,12 @@ def test_the_place_is_the_first_that_goes_wrong() -> None:
         assert judged(wrong, explained=False).first_bad_layer == place
 
 
-def _without_dropout(head: str) -> Callable[..., object]:
-    def change(node: object) -> object:
-        found = getattr(node, "op", None)
-        if isinstance(found, KeptChannels) and getattr(node, "name", "").startswith(head):
-            whole = replace(found, rate=0.0, kept=np.ones_like(found.kept))
-            return replace(node, op=whole)  # type: ignore[type-var]
-        return node
+def _without_dropout(head: str) -> Callable[[Node], Node]:
+    def change(node: Node) -> Node:
+        op = node.op
+        if not isinstance(op, KeptChannels) or not node.name.startswith(head):
+            return node
+        return replace(node, op=replace(op, rate=0.0, kept=np.ones_like(op.kept)))
 
     return change
 
@@ -144,3 +148,25 @@ def test_steps_of_a_bundle_without_masks_drop_nothing() -> None:
     bare = TrainingSteps(steps.x, steps.labels, steps.recipe, {}, steps.yardstick, 1.0)
     setup = right_setup(model, bare.x, bare.labels, bare.recipe, bare.kept)
     assert not [node for node in setup.network.nodes if isinstance(node.op, KeptChannels)]
+
+
+def test_one_image_is_refused_where_a_batch_norm_would_see_one_value() -> None:
+    model, steps = case()
+    with pytest.raises(ShapeError, match="one value a channel"):
+        right_setup(model, steps.x[:1], steps.labels[:1], steps.recipe)
+
+
+@pytest.mark.slow
+def test_a_golden_bundle_judges_a_dump(tmp_path: Path) -> None:
+    model, _ = case()
+    write_golden(model, tmp_path / "bundle", train_step=True)
+    steps = read_golden(tmp_path / "bundle").steps
+    assert steps is not None
+    setup = right_setup(model, steps.x, steps.labels, steps.recipe, steps.kept)
+    np.savez(tmp_path / "right.npz", **dump_of(setup))  # type: ignore[arg-type]
+    report = rr.verify(tmp_path / "bundle", tmp_path / "right.npz")
+    assert report.verdict == "agree", report.reason
+    other = replace(setup, grads_map=lambda grads: {n: 1.01 * g for n, g in grads.items()})
+    np.savez(tmp_path / "wrong.npz", **dump_of(other))  # type: ignore[arg-type]
+    report = rr.verify(tmp_path / "bundle", tmp_path / "wrong.npz")
+    assert (report.verdict, str(report.first_bad_layer)[:6]) == ("disagree", "after/")

@@ -129,11 +129,11 @@ def _resized_by(setup: Setup, matrix: Matrix, places: frozenset[str] | None) -> 
 
 
 def _places(setup: Setup) -> dict[str, frozenset[str] | None]:
-    """Where a network resizes: everywhere, in its pyramid, at its ends."""
+    """Where a network resizes: everywhere, in its pyramid, at all its ends, at one."""
     ends = {node.name for node in setup.network.nodes if node.loss_weight}
     floors = {node.name for node in setup.network.nodes if node.name.endswith(".resize")}
     found: dict[str, frozenset[str] | None] = {"everywhere": None}
-    found["in the pyramid"] = frozenset(floors)
+    found |= {"in the pyramid": frozenset(floors), "of all logits": frozenset(ends)}
     return found | {f"of {name}": frozenset({name}) for name in sorted(ends)}
 
 
@@ -180,12 +180,13 @@ def _resize_gradient(site: TrainingSite) -> TrainingVariants:
         return np.asarray(forward(grad_y, size=size)[0])
 
     undivided = partial(_undivided, setup.ops.adaptive_avg_pool_backward)
-    for detail, changes in {
+    ways: dict[str, dict[str, Any]] = {
         "resizing is the gradient resized back": {"bilinear_resize_backward": resized},
         "the pyramid's pool is not divided by the windows' pixels": {
             "adaptive_avg_pool_backward": undivided
         },
-    }.items():
+    }
+    for detail, changes in ways.items():
         yield Variant(with_ops(setup, **changes), detail=detail)
 
 

@@ -42,9 +42,10 @@ def _weight_decay_on_batch_norm(site: TrainingSite) -> TrainingVariants:
         if rule != setup.recipe.decay:
             other = setup.factors_by(rule)
             yield Variant(replace(setup, factors=other), detail=f"what the rule '{rule}' says")
-            only = partial(_decaying, right, other)
-            detail = f"what the rule '{rule}' lets decay, learning rates as they should be"
-            yield Variant(replace(setup, factors=only), detail=detail)
+            if setup.recipe.pixels:  # where the rules differ in learning rates, too
+                only = partial(_decaying, right, other)
+                detail = f"what the rule '{rule}' lets decay, learning rates as they should be"
+                yield Variant(replace(setup, factors=only), detail=detail)
 
 
 def _decaying(

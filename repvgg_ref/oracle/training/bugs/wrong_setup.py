@@ -53,9 +53,9 @@ def with_nodes(setup: Setup, change: Callable[[Node], Node | None]) -> Setup:
     changed = (change(node) for node in setup.network.nodes)
     nodes = tuple(node for node in changed if node is not None)
     network = setup.network
-    made = isinstance(network, Graph)
-    other = replace(network, nodes=nodes) if made else Graph(network.name, nodes)
-    return replace(setup, network=other)
+    if isinstance(network, Graph):
+        return replace(setup, network=replace(network, nodes=nodes))
+    return replace(setup, network=Graph(network.name, nodes))
 
 
 def with_recipe(setup: Setup, **changes: Any) -> Setup:
