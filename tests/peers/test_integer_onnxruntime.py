@@ -68,7 +68,9 @@ def qlinear_conv(layer: IntegerLayer, x: Any, *, exact: bool = True) -> Any:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     session = ort.InferenceSession(
-        model.SerializeToString(), options_of(exact=exact and x.dtype == np.uint8), providers=["CPUExecutionProvider"]
+        model.SerializeToString(),
+        options_of(exact=exact and x.dtype == np.uint8),
+        providers=["CPUExecutionProvider"],
     )
     return session.run(None, {"x": x})[0]
 

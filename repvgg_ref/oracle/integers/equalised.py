@@ -51,9 +51,9 @@ class Solved:
         return frozenset(self.faults)
 
     @property
-    def is_clear(self) -> bool:
-        """Whether at most one layer is wrong in more than scales."""
-        return sum(not each.is_scale for each in self.faults.values()) <= 1
+    def left_out(self) -> frozenset[int]:
+        """Of those the layers in which more than scales is wrong."""
+        return frozenset(place for place, fault in self.faults.items() if not fault.is_scale)
 
 
 def solved(pairs: Sequence[Pair]) -> Solved | None:
