@@ -80,8 +80,10 @@ def settle(pair: Pair, rows: Array, following: Following | None) -> Settled:
 
     `rows` are the channels of ours in the places of `pair`, before any search.
     """
-    if following is None or is_right(pair):
+    if is_right(pair):
         return Settled(pair, rows, None)
+    if following is None:
+        return Settled(pair, rows, None, findings=misplaced(pair, "whoever reads the logits"))
     plain = _scaled(pair, rows, following)
     if _fit(plain.pair) == plain.pair.weight.size:
         return plain
