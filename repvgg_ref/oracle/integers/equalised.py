@@ -127,9 +127,13 @@ class _Chain:
 
     def with_the_smallest(self) -> _Chain | None:
         """It with the one fault that explains everything by the fewest numbers."""
-        able = (each for each in self._choices(self.trouble, _anything) if each.met() is not None)
-        narrow = (each.narrowed(place) for each in able for place in each.faults)
-        return min(narrow, key=lambda each: each.changed, default=None)
+        trouble = self.trouble
+        for kinds in (_numbers, _anything):  # all of a layer is always more
+            able = (each for each in self._choices(trouble, kinds) if each.met() is not None)
+            narrow = [each.narrowed(place) for each in able for place in each.faults]
+            if narrow:
+                return min(narrow, key=lambda each: each.changed)
+        return None
 
     def _choices(self, stop: int, kinds: Kinds) -> Iterator[_Chain]:
         """One fault more, in the shortest run of layers that ends at `stop` and cannot be met."""
