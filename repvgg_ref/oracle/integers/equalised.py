@@ -180,10 +180,11 @@ class _Chain:
         if fault.kind == "bias":
             yield pair._replace(bias=-pair.bias)
             return
-        if np.ndim(pair.layer.weight_scale):
+        scale = pair.layer.weight_scale
+        if scale is not None and scale.ndim:
             for step in (1, -1):
-                scale = np.roll(np.asarray(pair.layer.weight_scale), step)
-                yield pair._replace(layer=replace(pair.layer, weight_scale=scale))
+                rolled = replace(pair.layer, weight_scale=np.roll(scale, step))
+                yield pair._replace(layer=rolled)
         if pair.weight.ndim == 4 and pair.weight.shape[2] > 1:
             for axes in ((2, 3), (2,), (3,)):
                 yield pair._replace(weight=np.flip(pair.weight, axes))

@@ -15,7 +15,9 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,13 +58,14 @@ def main() -> None:
     seeds, found = given.seeds, json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         folder, four = Path(name), cases()
-        for what, count in (
+        parts: tuple[tuple[str, Callable[[], dict[str, Any]]], ...] = (
             ("dumps, bugs of the library", lambda: wrong.listed_in_dumps(four)),
             ("right", lambda: right(four, folder, seeds)),
             ("files", lambda: wrong.in_files(four, folder)),
             ("files, run", lambda: wrong.run_files(four, folder)),
             ("dumps, strange bugs", lambda: wrong.strange_in_dumps(four[1:2])),
-        ):
+        )
+        for what, count in parts:
             if given.only and what not in given.only:
                 continue
             start = time.process_time()

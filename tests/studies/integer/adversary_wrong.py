@@ -328,9 +328,14 @@ def _is_same(a: IntegerLayer, b: IntegerLayer) -> bool:
 
 
 def run_files(cases: list[Case], folder: Path) -> dict[str, Any]:
-    """Wrong files run in ONNX Runtime against the right network, a few of each case."""
+    """Wrong files run in ONNX Runtime against the right network, a few of each case.
+
+    Those of int8: products of uint8 and int8 saturate on machines without VNNI.
+    """
     tally = Tally()
     for case in cases:
+        if case.x.dtype == np.uint8:
+            continue
         wanted = ("bias dropped", "kernel flipped", "shift off")
         some = [each for each in wrong_networks(case) if each[1] in wanted]
         for at, (layer, what, _, network) in enumerate(some[:: max(1, len(some) // 2)]):
