@@ -63,7 +63,7 @@ def main() -> None:
             ("right", lambda: right(four, folder, seeds)),
             ("files", lambda: wrong.in_files(four, folder)),
             ("files, run", lambda: wrong.run_files(four, folder)),
-            ("dumps, strange bugs", lambda: wrong.strange_in_dumps(four[1:2])),
+            ("dumps, strange bugs", lambda: wrong.strange_in_dumps(four[2:])),
         )
         for what, count in parts:
             if given.only and what not in given.only:
