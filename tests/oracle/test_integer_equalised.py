@@ -169,7 +169,7 @@ def with_scale(network: IntegerNetwork, place: int, by: float | str) -> IntegerN
     return replace(network, layers=tuple(layers))
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("by", [0.7, 1.05, 2.9, "next"])
 @pytest.mark.parametrize("per_tensor", [False, True])
 @pytest.mark.parametrize("name", ["plain", "grouped"])
@@ -183,9 +183,8 @@ def test_a_wrong_scale_in_an_equalised_network_is_put_into_its_own_layer(
     model = distinct_model(SMALL[name], seed=1)
     made = equalize(model)[0] if spread == "equalised" else equal(model, spread, seed=1)
     network = quantised(made, seed=1, per_tensor=per_tensor)
-    for place, layer in enumerate(network.layers):
-        if layer.kind == "pool":
-            continue
+    for place in (0, 2, len(network.layers) - 3, len(network.layers) - 1):
+        layer = network.layers[place]
         report = judged(model, with_scale(network, place, by))
         assert [row.name for row in report.layers if not row.ok] == [layer.name]
         (finding,) = report.diagnosis
@@ -206,3 +205,32 @@ def test_right_factors_are_found_without_a_search_for_orders(
     monkeypatch.setattr("repvgg_ref.oracle.integers.weights.settle", searched)
     assert judged(model, network).verdict == "agree"
     assert judged(model, with_scale(network, 2, 1.3)).first_bad_layer == network.layers[2].name
+
+
+WHOLE: dict[str, Callable[[IntegerLayer], dict[str, Any]]] = {
+    "bias-dropped": lambda layer: {"bias": np.zeros_like(layer.bias)},
+    "bias-sign": lambda layer: {"bias": -np.asarray(layer.bias)},
+    "bias-scale": lambda layer: {
+        "bias": np.rint(np.asarray(layer.bias) * float(layer.input.scale)).astype(np.int32)
+    },
+    "kernel-flipped": lambda layer: {"weight": np.asarray(layer.weight)[..., ::-1, ::-1]},
+    "kernel-transposed": lambda layer: {"weight": np.asarray(layer.weight).swapaxes(2, 3)},
+    "neighbours-scale": lambda layer: {"weight_scale": np.roll(np.asarray(layer.weight_scale), 1)},
+}
+
+
+@pytest.mark.few(4)
+@pytest.mark.parametrize("bug", WHOLE)
+@pytest.mark.parametrize("name", ["stage0", "stage1.1", "stage2.1"])
+def test_what_is_wrong_in_a_whole_layer_of_an_equalised_network_is_named(
+    name: str, bug: str
+) -> None:
+    """Its own integers say nothing of its channels' factors then, or the wrong thing."""
+    model = distinct_model(SMALL["grouped"], seed=1)
+    network = quantised(equalize(model)[0], seed=1)
+    layers = tuple(
+        replace(each, **WHOLE[bug](each)) if each.name == name else each for each in network.layers
+    )
+    report = judged(model, replace(network, layers=layers))
+    assert [row.name for row in report.layers if not row.ok] == [name]
+    assert [finding.bug for finding in report.diagnosis] == [bug]

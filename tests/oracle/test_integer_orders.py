@@ -116,9 +116,10 @@ def test_whole_groups_may_change_places() -> None:
     assert report.verdict == "agree", report.reason
 
 
+@pytest.mark.parametrize("evened", [False, True])
 @pytest.mark.parametrize("name", ["plain", "grouped"])
-def test_an_order_that_is_not_taken_back_is_named(name: str) -> None:
-    model, network = drawn(name, 2)
+def test_an_order_that_is_not_taken_back_is_named(name: str, evened: bool) -> None:
+    model, network = drawn(name, 2, evened=evened)
     layers = list(network.layers)
     count, groups = len(layers[0].bias), layers[0].groups
     order = np.concatenate([part[::-1] for part in np.split(np.arange(count), groups)])
@@ -126,6 +127,7 @@ def test_an_order_that_is_not_taken_back_is_named(name: str) -> None:
     report = judged(replace(network, layers=tuple(layers)), model)
     assert (report.verdict, report.first_bad_layer) == ("disagree", "stage0")
     assert report.diagnosis[0].bug == "channels-permuted", report.diagnosis
+    assert [row.name for row in report.layers if not row.ok] == ["stage0"]
 
 
 def test_classes_in_another_order_are_wrong() -> None:

@@ -6,12 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from onnx import helper, numpy_helper
 
+from repvgg_ref.oracle.integers import onnx_run
 from tests.peers.onnx_edits import add_constant, changed
 
 LAYER, LINEAR = "stage1.1", "linear"
 Edit = Callable[[Any], None]
+EXACT = ("session.x64quantprecision", "1")
+
+
+@pytest.fixture
+def exact_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of `verify` on a machine without VNNI do not saturate sums of two products."""
+    monkeypatch.setitem(onnx_run._CONFIG, *EXACT)
 
 
 def constant(name: str, change: Callable[[Any], Any]) -> Edit:

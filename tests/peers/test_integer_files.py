@@ -17,9 +17,13 @@ from tests.models.small import SMALL, distinct_model
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
-from tests.peers.integer_edits import SAME, edits_of  # noqa: E402 - needs onnx
+from tests.peers.integer_edits import (  # noqa: E402 - needs onnx
+    SAME,
+    edits_of,
+    exact_sums,  # noqa: F401 - a fixture
+)
 
-pytestmark = pytest.mark.peers
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("exact_sums")]
 
 SIZE = 16
 MODEL = rr.fuse(distinct_model(SMALL["plain"], seed=3))

@@ -22,10 +22,15 @@ ort = pytest.importorskip("onnxruntime")
 
 from onnx import helper, numpy_helper  # noqa: E402 - needs onnx
 
-from tests.peers.integer_edits import LINEAR, behind, product_and_sum  # noqa: E402 - needs onnx
+from tests.peers.integer_edits import (  # noqa: E402 - needs onnx
+    LINEAR,
+    behind,
+    exact_sums,  # noqa: F401 - a fixture
+    product_and_sum,
+)
 from tests.peers.onnx_edits import add_constant, changed  # noqa: E402 - needs onnx
 
-pytestmark = pytest.mark.peers
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("exact_sums")]
 
 SIZE = 16
 _DRAWN = rr.fuse(distinct_model(SMALL["plain"], seed=3))

@@ -242,7 +242,8 @@ def accumulator_16_saturates(site: IntegerSite) -> Variants:
 @bug(
     "pairs-saturate-16",
     says="sums of two products saturate at 16 bits, as AVX2's vpmaddubsw does ({detail})",
-    advice="keep weights within 7 bits, or use VNNI",
+    advice="keep weights within 7 bits, use VNNI, or, in ONNX Runtime with uint8 activations, "
+    'the session entry "session.x64quantprecision" = "1"',
 )
 def pairs_16(site: IntegerSite) -> Variants:
     for detail in ("pairs of channels", "pairs along the kernel"):

@@ -2,14 +2,15 @@
 
 Where no factors meet all bounds, the fewest changes are sought with which some do. A wrong scale is
 one number, and looks like a factor that the next layer does not take back: of a channel, or of a
-whole layer with one scale. Only where no scale explains it are a layer's integers left out.
+whole layer with one scale; a wrong bias is one, too. Only where neither explains it are a layer's
+integers left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -25,12 +26,13 @@ _MOST = 3  # layers with a fault: who has more has another network
 class Fault(NamedTuple):
     """What of a layer is not held to the others' factors: `rows`, (O,) bool.
 
-    `is_scale`: their integers are right but for a factor of their own, a wrong scale;
-    `with_biases` then says that their biases are right without it.
+    `kind`: "scale" where their integers are right but for a factor of their own, a wrong scale,
+    and `with_biases` says that their biases are right without it; "bias" where their biases alone
+    are wrong; else "all" of their integers.
     """
 
     rows: Array
-    is_scale: bool
+    kind: Literal["scale", "bias", "all"]
     with_biases: bool = False
 
     def but(self, rows: Array) -> Fault:
@@ -51,9 +53,9 @@ class Solved:
         return frozenset(self.faults)
 
     @property
-    def is_clear(self) -> bool:
-        """Whether at most one layer is wrong in more than scales."""
-        return sum(not each.is_scale for each in self.faults.values()) <= 1
+    def left_out(self) -> frozenset[int]:
+        """Of those the layers in which more than scales is wrong."""
+        return frozenset(place for place, fault in self.faults.items() if fault.kind == "all")
 
 
 def solved(pairs: Sequence[Pair]) -> Solved | None:
@@ -64,12 +66,16 @@ def solved(pairs: Sequence[Pair]) -> Solved | None:
     last = len(pairs) - 1
     bounds = [Bounds.of(pair, last=place == last) for place, pair in enumerate(pairs)]
     plain = _Chain(tuple(pairs), tuple(bounds))
-    if (chain := plain.explained(_scales) or plain.explained(_anything)) is None:
-        return None
-    for place in chain.faults:
-        chain = chain.narrowed(place)
+    if plain.met() is None:
+        chain = plain.with_the_smallest() or plain.explained(_numbers) or plain.explained(_anything)
+        if chain is None:
+            return None
+        plain = chain
+    for place in plain.faults:
+        plain = plain.narrowed(place)
+    chain = plain.supposed()
     found = chain.met()
-    return None if found is None else Solved(chain.simplest(found), chain.faults)
+    return None if found is None else Solved(chain.simplest(found), plain.faults)
 
 
 @dataclass(frozen=True)
@@ -97,10 +103,12 @@ class _Chain:
         bound, fault = self.bounds[place], self.faults.get(place)
         if fault is None:
             yield bound
-        elif fault.is_scale:
+        elif fault.kind == "scale":
             biases = ~bound.fixed & (not fault.with_biases)
             yield bound.of_biases(biases)
             yield bound.between(fault.rows, with_biases=fault.with_biases)
+        elif fault.kind == "bias":
+            yield bound.of_biases(~fault.rows | bound.fixed)
         else:
             yield bound.of_rows(~fault.rows)
 
@@ -114,14 +122,73 @@ class _Chain:
     def _with_one_fault(self, kinds: Kinds) -> _Chain | None:
         """It with the fault that explains most of the first trouble; the first of several."""
         stop = self.trouble
-        # The shortest run of layers that ends there and cannot be met.
+        able = (each for each in self._choices(stop, kinds) if each.met(0, stop) is not None)
+        return max(able, key=lambda each: each.trouble, default=None)
+
+    def with_the_smallest(self) -> _Chain | None:
+        """It with the one fault that explains everything by the fewest numbers."""
+        trouble = self.trouble
+        for kinds in (_numbers, _anything):  # all of a layer is always more
+            able = (each for each in self._choices(trouble, kinds) if each.met() is not None)
+            narrow = [each.narrowed(place) for each in able for place in each.faults]
+            if narrow:
+                return min(narrow, key=lambda each: each.changed)
+        return None
+
+    def _choices(self, stop: int, kinds: Kinds) -> Iterator[_Chain]:
+        """One fault more, in the shortest run of layers that ends at `stop` and cannot be met."""
         length = _first(stop, lambda n: self.met(stop - n, stop) is None)
         places = [place for place in range(stop - length, stop) if place not in self.faults]
-        choices = (
-            self.but(place, fault) for faults in kinds(self, places) for place, fault in faults
-        )
-        able = (each for each in choices if each.met(0, stop) is not None)
-        return max(able, key=lambda each: each.trouble, default=None)
+        return (self.but(place, fault) for place, fault in kinds(self, places))
+
+    @property
+    def changed(self) -> int:
+        """How many numbers are wrong by its faults; all of a layer's scales are one mistake."""
+        total = 0
+        for place, fault in self.faults.items():
+            rows = int(fault.rows.sum())
+            if fault.kind == "scale":
+                usual = fault.with_biases == self.has_own_unit(place)
+                total += (1 if fault.rows.all() else rows) + (0 if usual else rows)
+            else:
+                width = self.pairs[place].weight[0].size
+                total += rows if fault.kind == "bias" else rows * (1 + width)
+        return total
+
+    def has_own_unit(self, place: int) -> bool:
+        """Whether a layer's biases are none of its weights' scales' business."""
+        return self.pairs[place].stated is not None
+
+    def supposed(self) -> _Chain:
+        """With layers at fault as known bugs make them, where all can be met so.
+
+        Their factors are known better then than by their neighbours alone.
+        """
+        chain = self
+        for place, fault in self.faults.items():
+            for pair in self._suppositions(place, fault):
+                bound = Bounds.of(pair, last=place == len(self.pairs) - 1)
+                bounds = (*chain.bounds[:place], bound, *chain.bounds[place + 1 :])
+                others = {at: each for at, each in chain.faults.items() if at != place}
+                if (tried := replace(chain, bounds=bounds, faults=others)).met() is not None:
+                    chain = tried
+                    break
+        return chain
+
+    def _suppositions(self, place: int, fault: Fault) -> Iterator[Pair]:
+        pair = self.pairs[place]
+        if fault.kind == "bias":
+            yield pair._replace(bias=-pair.bias)
+            return
+        scale = pair.layer.weight_scale
+        if scale is not None and scale.ndim:
+            for step in (1, -1):
+                rolled = replace(pair.layer, weight_scale=np.roll(scale, step))
+                yield pair._replace(layer=rolled)
+        if pair.weight.ndim == 4 and pair.weight.shape[2] > 1:
+            for axes in ((2, 3), (2,), (3,)):
+                yield pair._replace(weight=np.flip(pair.weight, axes))
+            yield pair._replace(weight=pair.weight.swapaxes(2, 3))
 
     def but(self, place: int, fault: Fault) -> _Chain:
         """With this fault."""
@@ -131,7 +198,7 @@ class _Chain:
         """With a fault in no more rows than it takes; one scale for all is wrong for all."""
         fault = self.faults[place]
         scale = self.pairs[place].layer.weight_scale
-        if fault.is_scale and (scale is None or not scale.ndim):
+        if fault.kind == "scale" and (scale is None or not scale.ndim):
             return self
         return self._taken_back(place, np.flatnonzero(fault.rows))
 
@@ -166,27 +233,23 @@ class _Chain:
         )
 
 
-Choices = Iterator[Iterator[tuple[int, Fault]]]
-Kinds = Callable[[_Chain, Sequence[int]], Choices]
+Kinds = Callable[[_Chain, Sequence[int]], Iterator[tuple[int, Fault]]]
 
 
-def _scales(chain: _Chain, places: Sequence[int]) -> Choices:
-    """Wrong scales; a bias with a scale of its own is mostly none of their business."""
+def _numbers(chain: _Chain, places: Sequence[int]) -> Iterator[tuple[int, Fault]]:
+    """Wrong biases and scales; a bias with a scale of its own mostly has it rightly."""
+    everything = [(place, np.ones(len(chain.bounds[place].own_low), bool)) for place in places]
+    yield from ((place, Fault(rows, "bias")) for place, rows in everything)
     for usual in (True, False):
-        yield (
-            (place, Fault(rows, True, usual == (chain.pairs[place].stated is not None)))
-            for place, rows in _all_rows(chain, places)
-        )
+        for place, rows in everything:
+            yield place, Fault(rows, "scale", chain.has_own_unit(place) == usual)
 
 
-def _anything(chain: _Chain, places: Sequence[int]) -> Choices:
-    """Wrong scales before other integers."""
-    yield from _scales(chain, places)
-    yield ((place, Fault(rows, False)) for place, rows in _all_rows(chain, places))
-
-
-def _all_rows(chain: _Chain, places: Sequence[int]) -> Iterator[tuple[int, Array]]:
-    return ((place, np.ones(len(chain.bounds[place].own_low), bool)) for place in places)
+def _anything(chain: _Chain, places: Sequence[int]) -> Iterator[tuple[int, Fault]]:
+    """These before all integers of a layer."""
+    yield from _numbers(chain, places)
+    for place in places:
+        yield place, Fault(np.ones(len(chain.bounds[place].own_low), bool), "all")
 
 
 def is_shown(pairs: Sequence[Pair], faults: Mapping[int, Fault]) -> bool:
@@ -199,13 +262,14 @@ def is_shown(pairs: Sequence[Pair], faults: Mapping[int, Fault]) -> bool:
     asking, layers, weights, worst = 0, 0, 0, 0.0
     for place, pair in enumerate(pairs):
         fault = faults.get(place)
-        if fault is not None and not fault.is_scale:
+        if fault is not None and fault.kind == "all":
             continue
         apart = np.abs(pair.layer.weight - pair.held(pair.steps)).reshape(len(pair.weight), -1)
         biases = np.where(pair.bias_beside, 0.0, pair.bias_apart)
         held = np.ones(len(apart), bool) if fault is None else ~fault.rows
-        worst = max(worst, float(apart[held].max(initial=0)), float(biases[held].max(initial=0)))
-        rows = (apart > HALF).any(axis=1) & held
+        weighed = held | (fault is not None and fault.kind == "bias")
+        worst = max(worst, float(apart[weighed].max(initial=0)), float(biases[held].max(initial=0)))
+        rows = (apart > HALF).any(axis=1) & weighed
         channels = int((rows | ((pair.bias_apart > HALF) & held)).sum())
         asking, layers, weights = asking + channels, layers + bool(channels), weights + rows.any()
     if weights > 1 or (layers > 1 and asking >= _ENOUGH):

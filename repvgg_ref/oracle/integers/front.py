@@ -24,7 +24,8 @@ from repvgg_ref.oracle.integers.files import (
     quantised_file,
 )
 from repvgg_ref.oracle.integers.golden import NETWORK, VECTORS, is_integer_golden
-from repvgg_ref.oracle.integers.judge import INPUT, judge_numbers
+from repvgg_ref.oracle.integers.held import INPUT
+from repvgg_ref.oracle.integers.judge import judge_numbers
 from repvgg_ref.oracle.integers.onnx_reading import is_quantised, read_integer_onnx
 from repvgg_ref.oracle.integers.ports import numbers_of
 from repvgg_ref.oracle.integers.report import PRECISION, IntegerReport

@@ -337,7 +337,7 @@ def _other_scheme(
             0.0,
             says=f"{count} of {sum(row.numbers for row in bad)} numbers "
             f"{'differs' if count == 1 else 'differ'}{where}: consistent with "
-            f"{listed(everywhere)}, but so few may fit by chance",
+            f"{listed([*everywhere])}, but so few may fit by chance",
             advice="run the port on the vectors that `golden` writes: they tell schemes apart",
             equivalents=("other-rounding", *everywhere),
         )

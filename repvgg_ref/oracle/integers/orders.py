@@ -19,6 +19,7 @@ from repvgg_ref.oracle.report import Equivalence, Finding
 from repvgg_ref.oracle.symmetry.match import Change
 from repvgg_ref.oracle.symmetry.words import equivalences, not_taken_back
 
+_MOST = 0.75  # of the weights: factors that other layers leave open are known nearly
 _FITTING = 0.25  # of the weights: factors of which fewer are in accord are found by chance
 
 
@@ -79,8 +80,10 @@ def settle(pair: Pair, rows: Array, following: Following | None) -> Settled:
 
     `rows` are the channels of ours in the places of `pair`, before any search.
     """
-    if following is None or is_right(pair):
+    if is_right(pair):
         return Settled(pair, rows, None)
+    if following is None:
+        return Settled(pair, rows, None, findings=misplaced(pair, "whoever reads the logits"))
     plain = _scaled(pair, rows, following)
     if _fit(plain.pair) == plain.pair.weight.size:
         return plain
@@ -97,6 +100,16 @@ def settle(pair: Pair, rows: Array, following: Following | None) -> Settled:
     if _fit(moved.pair) < moved.pair.weight.size:  # it explains too little to be named
         return plain
     return plain._replace(findings=(not_taken_back(pair.name, change, following.name),))
+
+
+def misplaced(pair: Pair, after: str) -> tuple[Finding, ...]:
+    """That a layer's channels stand in another order, which `after` does not take back."""
+    order = _matched(pair)
+    if (order == np.arange(len(order))).all() or _fit(
+        _taken(pair, order)
+    ) < _MOST * pair.weight.size:
+        return ()
+    return (not_taken_back(pair.name, Change(order, np.ones(len(order))), after),)
 
 
 def in_order(pair: Pair, rows: Array, order: Array) -> Pair:

@@ -28,6 +28,7 @@ from repvgg_ref.oracle.integers.orders import (
     in_order,
     is_held,
     is_right,
+    misplaced,
     settle,
 )
 from repvgg_ref.oracle.integers.report import PRECISION, IntegerLayerReport, IntegerReport
@@ -77,7 +78,7 @@ def _walked(
         if all(map(is_held, pairs)):
             return start.plain_as(pairs)
         scaled = start.with_all_factors(pairs)
-        if scaled is not None and (scaled.is_right or scaled.is_clear):
+        if scaled is not None and scaled.is_clear:
             return scaled
     walk = start.along(stated)
     if not walk.is_right and len(walk.plain) == len(layers):
@@ -116,7 +117,7 @@ class _Walk:
         self.factors: Factors | None = None  # of the input's channels
         self.settled: list[Settled] = []
         self.plain: list[Pair] = []  # in their order, not scaled
-        self.is_clear = False  # nothing but scales is wrong, or one layer
+        self.is_clear = False  # of the integers nothing but scales is wrong, or one layer's
 
     def plain_as(self, pairs: list[Pair]) -> _Walk:
         """Layers that are right as they are."""
@@ -170,20 +171,17 @@ class _Walk:
         for place, (pair, factors) in enumerate(zip(pairs, found.factors, strict=True)):
             old = settled[place] if settled else Settled(pair, np.arange(len(pair.weight)), None)
             same = [each for each in old.same if each.kind != "scaling"]
+            after = [*self.wanted[1:], ""][place]
             if factors:
-                after = [*self.wanted[1:], ""][place]
                 same.append(Equivalence(pair.name, "scaling", factors.says(after)))
             exact = Factors.exactly(factors.value)
             scaled = undone(pair, before).times(exact)
-            other._judge(old._replace(pair=scaled, same=tuple(same)))
+            says = misplaced(scaled, after) if place in found.left_out else ()
+            other._judge(old._replace(pair=scaled, same=tuple(same), findings=says))
             before = exact
-        other.is_clear = found.is_clear and not {*other.bad} - found.without
+        wrong = {place for place, row in enumerate(other.rows) if row.mismatches}
+        other.is_clear = len(found.left_out) <= 1 and wrong <= found.without
         return other
-
-    @property
-    def bad(self) -> list[int]:
-        """Places of layers that are wrong."""
-        return [place for place, row in enumerate(self.rows) if not row.ok]
 
     def _following(self, place: int) -> Following | None:
         if place + 1 == len(self.wanted):
