@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from contextlib import suppress
 from io import BytesIO
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 import weights_io
-from tests.weights_io import floods
+from tests.weights_io import dear_files, floods
 from tests.weights_io.counting import growth
 from tests.weights_io.forge import (
     integer,
@@ -133,6 +134,20 @@ def test_memory_of_objects_is_of_the_same_budget_as_that_of_arrays() -> None:
     weights_io.open_weights(BytesIO(numbers), enough).close()
     with pytest.raises(weights_io.LimitError, match="the pickle asks for too much memory"):
         weights_io.open_weights(BytesIO(numbers), less)
+
+
+def test_integer_keys_that_are_not_counted_up_are_charged_for_those_they_may_meet() -> None:
+    """Right files have few of them, such as the ids by which an old torch named parameters."""
+    counted, ids = range(60_000), [(number * 0x9E3779B97F4A7C15) >> 4 for number in range(5000)]
+    work = {}
+    for name, keys in (("counted", counted), ("ids", ids), ("few ids", ids[:2500])):
+        held = {key & ((1 << 60) - 1): None for key in keys}
+        with charged() as budgets:
+            assert read_everything(pickle.dumps(held, 4)) == held
+        work[name] = budgets[0].spent["work"]
+    assert work["counted"] < 20 * len(counted)
+    assert work["ids"] > 2.5 * work["few ids"]
+    assert_refused(dear_files.low_keys_that_collide(), "too many opcodes", weights_io.LimitError)
 
 
 @pytest.mark.parametrize("key", [(1 << 63) - 1, -(1 << 63), 140_234_567_890_123])

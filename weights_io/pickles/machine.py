@@ -236,29 +236,28 @@ class _Machine(Stack):
         before = target.__sizeof__()
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str:
-                key = self._number_or_odd(key)
+                key = self._number_or_odd(key, len(target))
             if key in target:
                 raise malformed(f"the key {sanitize(key)} comes twice")
             target[key] = value
         # A dict takes what it takes: at its worst, when it grows, it holds its old self, too.
         self.room += pairs * _PAIR_BYTES - (target.__sizeof__() - before)
 
-    def _number_or_odd(self, key: object) -> int | OddKey:
+    def _number_or_odd(self, key: object, others: int) -> int | OddKey:
         """A key that is no text: an integer as it is, of most others that there was one."""
         if type(key) is int:
             # Of wider integers any number have one hash, and each is compared to all others.
             if not -_WIDE <= key < _WIDE:
                 raise malformed("a dict has an integer of more than 64 bits for a key")
-            self.admit_high(key, "keys")
+            # Integers are their own hashes: others than those that are counted up can be made to
+            # meet, each of them, as many as are there.
+            if not 0 <= key <= others + _AHEAD:
+                self._spend(others // _MEETINGS, 0)
             return key
         if isinstance(key, _ODD_KEYS):
             self._spend(_ODD_WORK, _ODD_BYTES)
             return OddKey(key)
         raise malformed("a dict has a key that is neither text nor an integer")
-
-    def pair(self) -> list[Any]:
-        value, key = self.pop(), self.pop()
-        return [key, value]
 
     def take_sparse(self) -> None:
         self._spend(_SPARSE_WORK, _SPARSE_BYTES)
@@ -335,6 +334,7 @@ class _Machine(Stack):
 
 
 _PAIR_WORK, _PAIR_BYTES = 3, 180  # of a dict's items; memory at most
+_AHEAD, _MEETINGS = 64, 32  # of an integer key: so far before its turn; met for a unit of work
 _ODD_WORK, _ODD_BYTES = 4, 80  # of a key that is neither text nor an integer
 _SPARSE_WORK, _SPARSE_BYTES = 2, 160  # of a place of the memo that is not counted up to
 _STRANGER_WORK, _STRANGER_BYTES = 6, 400  # of a class that no list has
