@@ -20,6 +20,7 @@ from tests.weights_io.forge import (
     state_dict,
     storage,
     tensor,
+    text,
     zip_file,
 )
 from tests.weights_io.refusal import assert_refused
@@ -218,6 +219,23 @@ def test_shards_are_read_by_their_index_or_folder(tmp_path: Path, container: str
     index = _sharded(tmp_path, container=container)
     for path in (index, tmp_path, str(index)):
         _assert_read(path, f"{container}-shards")
+
+
+def test_what_is_free_is_free_once_for_all_shards(tmp_path: Path) -> None:
+    """Copies of one dear little file, each within what a file may ask for, are not all read."""
+    dear = proto(b"}" + text("%d") + b"](" + b"(\x91" * 40_000 + b"es", 4)
+    for count, is_read in ((1, True), (4, False)):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}.bin").write_bytes(dear.replace(b"%d", b"%02d" % number, 1))
+        table = {f"{number:02d}": f"{number}.bin" for number in range(count)}
+        index = folder / "a.index.json"
+        index.write_text(json.dumps({"weight_map": table}))
+        if is_read:
+            weights_io.open_weights(index).close()
+        else:
+            assert "too m" in _message(index)
 
 
 def test_closing_closes_every_shard(tmp_path: Path) -> None:

@@ -394,7 +394,6 @@ _OTHERS: dict[int, tuple[_Step, int, int]] = {
     0x62: (_Machine.build, 5, 80),  # BUILD
     0x51: (_Machine.persistent_id, 16, 300),  # BINPERSID
 }
-_REFUSED = (_Machine.refuse_opcode, False, 0, 0)
-_TABLE = [_REFUSED] * 256
+_TABLE = [(_Machine.refuse_opcode, False, 0, 0)] * 256
 for _opcode, (_step, _work, _size) in {**_OF_STACK, **_OTHERS}.items():
     _TABLE[_opcode] = (_step, _opcode in _OF_STACK, _work, _size)
