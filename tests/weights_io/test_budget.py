@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from contextlib import suppress
 from io import BytesIO
 from typing import Any
@@ -182,6 +183,27 @@ def test_storages_whose_names_differ_by_case_only_are_refused(legacy: bool) -> N
     assert_refused(data, "differ by case only")
     same = {n: tensor(of=storage(key="a")) for n in ("a", "A")}
     assert len(read_everything(torch_zip(state_dict(same), {"a": bytes(16)}))) == 2  # type: ignore[arg-type]
+
+
+def test_what_is_recalled_is_not_taken_apart_again() -> None:
+    """The name of a class and the key of a storage may be long, and are recalled by two bytes."""
+    classes = text("foo") + b"q\x00" + text("Bar") + b"q\x01" + b"h\x00h\x01\x93" * 50
+    used = b"(" + storage()[1:-2] + b"tq\x02" + b"Qh\x02" * 50 + b"Q"
+    calls = []
+
+    def seen(_frame: Any, event: str, called: Any) -> None:
+        if event == "c_call":
+            calls.append(called.__name__)
+
+    old = sys.getprofile()
+    sys.setprofile(seen)
+    try:
+        with suppress(weights_io.ReportedError):
+            read_everything(torch_zip(proto(b"((" + classes + used + b"\x91" + tensor() + b"t", 4)))
+    finally:
+        sys.setprofile(old)
+    assert calls.count("casefold") == 1
+    assert calls.count("isidentifier") == 1
 
 
 def test_a_tensor_of_many_names_is_charged_for_each() -> None:

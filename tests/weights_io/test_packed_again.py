@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -198,6 +199,20 @@ def test_a_folder_without_weights_is_said_to_be_one(tmp_path: Path) -> None:
     assert "shards without their index" in _message(tmp_path)
     (tmp_path / "Manifest.json").touch()
     assert "Core ML" in _message(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="no such flag here")
+def test_a_file_of_a_folder_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
+    """It lies where others may write: what they link to is not theirs to have read."""
+    _unpacked(tmp_path / "m", FILES)
+    secret = tmp_path / "secret"
+    secret.write_bytes(VALUES["1"].tobytes())
+    with weights_io.open_weights(tmp_path / "m") as archive:
+        array = archive.root["a"]  # type: ignore[index]
+        (tmp_path / "m" / "data" / "0").unlink()
+        (tmp_path / "m" / "data" / "0").symlink_to(secret)
+        with pytest.raises(weights_io.WeightsFileError, match="cannot be opened"):
+            array.read()
 
 
 # ------------------------------------------------------------------------------- shards

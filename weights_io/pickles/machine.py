@@ -10,7 +10,7 @@ weights emits, are refused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import islice, pairwise
 from struct import unpack
 from typing import Any, NoReturn
 
@@ -33,7 +33,7 @@ from weights_io.pickles.inert import (
 )
 from weights_io.pickles.records import Record
 from weights_io.pickles.stack import Stack
-from weights_io.pickles.strangers import Stranger, stranger
+from weights_io.pickles.strangers import Stranger, Strangers
 from weights_io.pickles.tape import Tape
 from weights_io.source import Source
 from weights_io.text import sanitize
@@ -85,7 +85,7 @@ class _Machine(Stack):
     def __init__(self, tape: Tape, budget: Budget, persistent: Persistent | None) -> None:
         super().__init__(budget.limits)
         self.tape, self.budget = tape, budget
-        self.persistent = persistent
+        self.persistent, self.strangers = persistent, Strangers(self._spend)
         self.work, self.room = budget.left("work"), budget.room  # what is left
 
     def run(self) -> object:
@@ -280,8 +280,7 @@ class _Machine(Stack):
         """Push the inert stand-in for a global, or refuse it by its exact name."""
         found = GLOBALS.get((module, name))
         if found is None:
-            self._spend(_STRANGER_WORK, _STRANGER_BYTES)
-            found = stranger(module, name)
+            found = self.strangers.find(module, name)
         if found is None:
             refuse(module, name, self._entry())
         self.push(found)
@@ -291,7 +290,8 @@ class _Machine(Stack):
         keys = []
         for below, items in pairwise([*self.marks, self.stack]):
             if below and isinstance(below[-1], dict):
-                keys += [str(key) for key in items[::2] if type(key) in (str, int)][-1:]
+                named = (str(key) for key in reversed(items[::2]) if type(key) in (str, int))
+                keys += islice(named, 1)
         return ".".join(keys)
 
     def reduce(self) -> None:
@@ -337,7 +337,6 @@ _PAIR_WORK, _PAIR_BYTES = 3, 180  # of a dict's items; memory at most
 _AHEAD, _MEETINGS = 64, 32  # of an integer key: so far before its turn; met for a unit of work
 _ODD_WORK, _ODD_BYTES = 4, 80  # of a key that is neither text nor an integer
 _SPARSE_WORK, _SPARSE_BYTES = 2, 160  # of a place of the memo that is not counted up to
-_STRANGER_WORK, _STRANGER_BYTES = 6, 400  # of a class that no list has
 _Step = Callable[[_Machine], None]
 
 # What an opcode does; its work; and the bytes, at most, of what it makes and of its place on the
@@ -394,6 +393,6 @@ _OTHERS: dict[int, tuple[_Step, int, int]] = {
     0x62: (_Machine.build, 5, 80),  # BUILD
     0x51: (_Machine.persistent_id, 16, 300),  # BINPERSID
 }
-_TABLE = [(_Machine.refuse_opcode, False, 0, 0)] * 256
+_TABLE: list[tuple[_Step, bool, int, int]] = [(_Machine.refuse_opcode, False, 0, 0)] * 256
 for _opcode, (_step, _work, _size) in {**_OF_STACK, **_OTHERS}.items():
     _TABLE[_opcode] = (_step, _opcode in _OF_STACK, _work, _size)
