@@ -62,6 +62,8 @@ def open_weights(
 ) -> Archive:
     """Open a weights file without trusting it; nothing in it is ever run.
 
+    While its structure is read, Python's collector of cyclic garbage rests, in all threads.
+
     Parameters
     ----------
     file : path or seekable binary file object

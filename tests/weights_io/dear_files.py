@@ -283,7 +283,7 @@ def low_keys_that_collide() -> bytes:
 
 
 def low_memo_places_that_collide() -> bytes:
-    """33,000 places of the memo below 2^20, and 130,000 recalls of those that are slowest to find."""
+    """33,000 places of the memo below 2^20, and 130,000 recalls of the slowest of them."""
     chain, others = _low_colliding(16)
     put = b"".join(b"r" + pack("<I", number) for number in chain + others)
     again = b"".join(b"j" + pack("<I", number) for number in others[-1000:])
