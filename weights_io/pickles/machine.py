@@ -287,7 +287,7 @@ class _Machine(Stack):
 
     def _entry(self) -> str:
         """Say under which keys the object being read will stand, as far as that is sure."""
-        keys = []
+        keys: list[str] = []
         for below, items in pairwise([*self.marks, self.stack]):
             if below and isinstance(below[-1], dict):
                 named = (str(key) for key in reversed(items[::2]) if type(key) in (str, int))
