@@ -45,6 +45,7 @@ def _arrays(node: Any) -> list[weights_io.LazyArray]:
     return [each for value in values for each in _arrays(value)]
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_takes_three_times_its_size_at_most(name: str) -> None:
     data = FILES[name](SIZE)
