@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +16,7 @@ from weights_io.readers.contents import Contents
 from weights_io.readers.npz import SUFFIX, read_npz
 from weights_io.readers.plain_pickle import read_plain_pickle
 from weights_io.readers.safetensors import read_safetensors
-from weights_io.readers.shards import Shards, read_index, read_shards
+from weights_io.readers.shards import Shards, open_shards, read_index, read_shards
 from weights_io.readers.torch_folder import read_torch_folder, torch_folder
 from weights_io.readers.torch_legacy import read_torch_legacy
 from weights_io.readers.torch_zip import PICKLE, read_torch_zip
@@ -60,6 +61,8 @@ def open_weights(
     file: str | os.PathLike[str] | BinaryIO, limits: Limits = DEFAULT_LIMITS
 ) -> Archive:
     """Open a weights file without trusting it; nothing in it is ever run.
+
+    While its structure is read, Python's collector of cyclic garbage rests, in all threads.
 
     Parameters
     ----------
@@ -107,28 +110,27 @@ def _open_index(source: Source, file: object, budget: Budget) -> Archive:
     source.close()
     if not isinstance(file, str | os.PathLike):
         raise WeightsFileError(f"{source.name}: an index can be opened by its path only")
-    shards = Shards()
+    shards, limits = Shards(), budget.limits
     try:
-        folder, limits = Path(file).parent, budget.limits
+        files = open_shards(Path(file).parent, table, shards)
+        for shard in shards.sources:
+            limits.enforce("file_bytes", shard.size, f"{shard.name}: the file is too large")
+        # What is free is so once: a thousand small files are no thousand times as free.
+        whole = replace(limits, total_bytes=limits.total_bytes * len(files))
+        shared = Budget(whole, sum(shard.size for shard in shards.sources))
         return Archive(
-            shards, read_shards(folder, table, lambda path: _shard(limits, path), shards)
+            shards, read_shards(files, table, lambda shard: _read_shard(shard, shared), shards)
         )
     except BaseException:
         shards.close()
         raise
 
 
-def _shard(limits: Limits, path: Path) -> tuple[Source, Contents]:
-    source = open_source(path)
-    try:
-        budget = _budget(source, limits)
-        kind = detect(source)
-        if kind == "index":
-            raise WeightsFileError(f"{source.name}: an index that names another index")
-        return source, _read(source, kind, budget)
-    except BaseException:
-        source.close()
-        raise
+def _read_shard(source: Source, budget: Budget) -> Contents:
+    kind = detect(source)
+    if kind == "index":
+        raise WeightsFileError(f"{source.name}: an index that names another index")
+    return _read(source, kind, budget)
 
 
 def _budget(source: Source, limits: Limits) -> Budget:

@@ -24,7 +24,7 @@ class Limits:
     total_bytes: int = 16 * _GIB  # of a file: all its arrays once, and what is made of the rest
     expansion: int = 3  # the same / size of the file (shared weights, deflated archives), but
     overlap_bytes: int = 72 * _MIB  # so much is free; also one array whose strides repeat elements
-    work: int = 1 << 40  # of a file; 1,600,000, or 2 a byte
+    work: int = 1 << 40  # of a file; 2,000,000, or 2 a byte
     elements: int = 1 << 31  # of one array
     dimensions: int = 32
     header_bytes: int = 2 * _MIB  # of metadata and of an index of shards

@@ -34,17 +34,22 @@ class IrregularFileError(OSError):
         return f"{self.strerror}: {self.filename!r}"
 
 
-def open_regular(path: str | os.PathLike[str], *, create: bool = False) -> FileIO:
+def open_regular(
+    path: str | os.PathLike[str], *, create: bool = False, links: bool = True
+) -> FileIO:
     """Open a regular file without buffer: to read; or, with `create`, to write into it as it is.
 
-    A file that is created, or written to, is not reached through a symbolic link.
+    A file that is created, or written to, is not reached through a symbolic link; nor, without
+    `links`, is one that is read.
 
     Raises
     ------
     OSError
         As for `open`; `IrregularFileError` for a folder, a FIFO, a device, or a socket.
     """
-    way = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) if create else os.O_RDONLY
+    way = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
+    if create or not links:
+        way |= getattr(os, "O_NOFOLLOW", 0)
     return FileIO(
         os.fspath(path),
         "r+" if create else "r",

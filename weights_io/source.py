@@ -111,13 +111,16 @@ class Region:
         self._source.read_into(self._start + start, view)
 
 
-def open_source(file: str | os.PathLike[str] | BinaryIO) -> Source:
-    """Open a regular file by its path, or take a seekable binary file object as it is."""
+def open_source(file: str | os.PathLike[str] | BinaryIO, *, links: bool = True) -> Source:
+    """Open a regular file by its path, or take a seekable binary file object as it is.
+
+    Without `links` the path may not be that of a symbolic link.
+    """
     if not isinstance(file, str | os.PathLike):
         return Source(file, getattr(file, "name", "<file object>"))
     name = sanitize(os.fspath(file))
     try:
-        return Source(cast("BinaryIO", open_regular(file)), name)
+        return Source(cast("BinaryIO", open_regular(file, links=links)), name)
     except IrregularFileError as error:
         got = error.strerror
         raise WeightsFileError(

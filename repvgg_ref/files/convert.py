@@ -146,7 +146,13 @@ def convert(
             wanted="format onnx",
         )
     said = said_geometry(strides, dilations)
-    how = {"model": model, "weights": weights, "block": block, "said": said, "archive": archive}
+    how: Any = {
+        "model": model,
+        "weights": weights,
+        "block": block,
+        "said": said,
+        "archive": archive,
+    }
     with open_checkpoint(path, **how) as checkpoint:
         arch = require_complete(checkpoint)
         assert checkpoint.dialect is not None

@@ -11,13 +11,13 @@ import pytest
 from repvgg_ref_cli.pages import read_page
 
 import weights_io
-from weights_io import archive
 from repvgg_ref.blocks.family import FAMILY
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.modules import find_blocks
 from tests.cli.formats_page import require_documented
 from tests.cli.runner import invoke, save_small
 from tests.cli.test_pages import programs
+from weights_io import archive
 
 
 def norm(rng: Any, name: str, channels: int) -> dict[str, Any]:

@@ -252,3 +252,39 @@ def memo_places_that_collide() -> bytes:
     places = [pack("<I", number) for number in _colliding(15, 32)]
     put = b"".join(b"r" + place for place in places)
     return proto(b"](N" + put + b"".join(b"j" + place for place in places[-10_000:]) * 10 + b"e")
+
+
+def _low_colliding(bits: int) -> tuple[list[int], list[int]]:
+    """Numbers below 2^20 that meet in a dict of 2^`bits` places, which looks as low as keys do.
+
+    The first fill a chain of places, as in `_colliding`; of all other numbers those are taken whose
+    five first places are filled, so that they walk along the chain.
+    """
+    mask = np.uint64((1 << bits) - 1)
+    chain = [1]
+    while len(chain) < (1 << bits) // 3:
+        chain.append((5 * chain[-1] + 1) & int(mask))
+    filled = np.zeros(1 << bits, np.bool_)
+    filled[chain] = True
+    number = np.arange(1 << bits, 1 << 20, dtype=np.uint64)
+    place, rest = number & mask, number.copy()
+    good = filled[place]
+    for _ in range(5):
+        rest >>= np.uint64(5)
+        place = (place * np.uint64(5) + rest + np.uint64(1)) & mask
+        good &= filled[place]
+    return chain, number[good].tolist()[: (1 << bits) // 3]
+
+
+def low_keys_that_collide() -> bytes:
+    """55,000 integer keys below 2^20, which look like those of a table of pictures."""
+    chain, others = _low_colliding(17)
+    return proto(b"}(" + b"".join(integer(number) + b"N" for number in chain + others) + b"u")
+
+
+def low_memo_places_that_collide() -> bytes:
+    """33,000 places of the memo below 2^20, and 130,000 recalls of the slowest of them."""
+    chain, others = _low_colliding(16)
+    put = b"".join(b"r" + pack("<I", number) for number in chain + others)
+    again = b"".join(b"j" + pack("<I", number) for number in others[-1000:])
+    return proto(b"](N" + put + again * 130 + b"e")

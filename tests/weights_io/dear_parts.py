@@ -65,6 +65,9 @@ def _view(size: bytes, stride: bytes) -> bytes:
 
 PICKLES: dict[str, Callable[[], bytes]] = {
     "classes": _again(b"h\x00h\x01\x93", text("foo"), text("Bar")),
+    "classes of long names": _again(
+        b"h\x00h\x01\x93", text("foo" * 300), text("B" + ".a" * 400 + ".\U00020000")
+    ),
     "records": _again(b"h\x00)\x81", b"cfoo\nBar\n"),
     "records of one state": _again(b"h\x00)\x81h\x01b", b"cfoo\nBar\n", _PARTS),
     "objects that take items": _again(b"h\x00)\x81(e", b"ccollections\ndeque\n"),
@@ -117,11 +120,15 @@ PICKLES: dict[str, Callable[[], bytes]] = {
         b"h\x01h\x00R", _view(b"K\x00" + integer(1 << 30) + b"\x86", b"K\x01K\x01\x86"), REBUILD
     ),
     "one storage": _again(b"h\x00Q", storage()[:-1]),
+    "one storage of a long key": _again(b"h\x00Q", storage(key="\u0149" * 500)[:-1]),
     "storages that are missing": lambda: _numbered(lambda i: tensor(of=storage(key=f"{i:06d}"))),
     "storages of letters that unfold": lambda: _numbered(
         lambda i: tensor(of=storage(key="\u0149" * 40 + f"{i:06d}"))
     ),
     "devices": _again(b"h\x01h\x00R", text("cuda") + b"K\x01\x86", b"ctorch\ndevice\n"),
+    "devices of long names": _again(
+        b"h\x01h\x00R", text("a" * 1000 + "\U00020000") + b"\x85", b"ctorch\ndevice\n"
+    ),
     "sizes": _again(b"h\x01h\x00R", b"K\x01\x85\x85", b"ctorch\nSize\n"),
     "methods": _again(
         b"h\x01h\x00R", b"cfoo\nBar\n)\x81" + text("forward") + b"\x86", b"c__builtin__\ngetattr\n"

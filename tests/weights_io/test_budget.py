@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import sys
 from contextlib import suppress
 from io import BytesIO
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 import weights_io
-from tests.weights_io import floods
+from tests.weights_io import dear_files, floods
 from tests.weights_io.counting import growth
 from tests.weights_io.forge import (
     integer,
@@ -135,6 +137,20 @@ def test_memory_of_objects_is_of_the_same_budget_as_that_of_arrays() -> None:
         weights_io.open_weights(BytesIO(numbers), less)
 
 
+def test_integer_keys_that_are_not_counted_up_are_charged_for_those_they_may_meet() -> None:
+    """Right files have few of them, such as the ids by which an old torch named parameters."""
+    counted, ids = range(60_000), [(number * 0x9E3779B97F4A7C15) >> 4 for number in range(5000)]
+    work = {}
+    for name, keys in (("counted", counted), ("ids", ids), ("few ids", ids[:2500])):
+        held = {key & ((1 << 60) - 1): None for key in keys}
+        with charged() as budgets:
+            assert read_everything(pickle.dumps(held, 4)) == held
+        work[name] = budgets[0].spent["work"]
+    assert work["counted"] < 20 * len(counted)
+    assert work["ids"] > 2.5 * work["few ids"]
+    assert_refused(dear_files.low_keys_that_collide(), "too many opcodes", weights_io.LimitError)
+
+
 @pytest.mark.parametrize("key", [(1 << 63) - 1, -(1 << 63), 140_234_567_890_123])
 def test_integer_keys_of_64_bits_are_read(key: int) -> None:
     assert read_everything(proto(b"}" + integer(key) + b"Ns")) == {key: None}
@@ -167,6 +183,27 @@ def test_storages_whose_names_differ_by_case_only_are_refused(legacy: bool) -> N
     assert_refused(data, "differ by case only")
     same = {n: tensor(of=storage(key="a")) for n in ("a", "A")}
     assert len(read_everything(torch_zip(state_dict(same), {"a": bytes(16)}))) == 2  # type: ignore[arg-type]
+
+
+def test_what_is_recalled_is_not_taken_apart_again() -> None:
+    """The name of a class and the key of a storage may be long, and are recalled by two bytes."""
+    classes = text("foo") + b"q\x00" + text("Bar") + b"q\x01" + b"h\x00h\x01\x93" * 50
+    used = b"(" + storage()[1:-2] + b"tq\x02" + b"Qh\x02" * 50 + b"Q"
+    calls = []
+
+    def seen(_frame: Any, event: str, called: Any) -> None:
+        if event == "c_call":
+            calls.append(called.__name__)
+
+    old = sys.getprofile()
+    sys.setprofile(seen)
+    try:
+        with suppress(weights_io.ReportedError):
+            read_everything(torch_zip(proto(b"((" + classes + used + b"\x91" + tensor() + b"t", 4)))
+    finally:
+        sys.setprofile(old)
+    assert calls.count("casefold") == 1
+    assert calls.count("isidentifier") == 1
 
 
 def test_a_tensor_of_many_names_is_charged_for_each() -> None:

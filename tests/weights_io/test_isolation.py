@@ -15,7 +15,7 @@ PACKAGE = Path(weights_io.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     *("__future__", "collections", "contextlib", "dataclasses", "errno", "fcntl", "io"),
-    *("itertools", "json", "msvcrt"),
+    *("gc", "itertools", "json", "msvcrt"),
     *("math", "operator", "os", "pathlib", "pickletools", "re", "secrets", "stat", "struct"),
     *("threading", "types", "typing", "zlib", "numpy", "weights_io"),
 }

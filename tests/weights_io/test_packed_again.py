@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.weights_io.forge import (
     state_dict,
     storage,
     tensor,
+    text,
     zip_file,
 )
 from tests.weights_io.refusal import assert_refused
@@ -199,6 +201,20 @@ def test_a_folder_without_weights_is_said_to_be_one(tmp_path: Path) -> None:
     assert "Core ML" in _message(tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="no such flag here")
+def test_a_file_of_a_folder_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
+    """It lies where others may write: what they link to is not theirs to have read."""
+    _unpacked(tmp_path / "m", FILES)
+    secret = tmp_path / "secret"
+    secret.write_bytes(VALUES["1"].tobytes())
+    with weights_io.open_weights(tmp_path / "m") as archive:
+        array = archive.root["a"]  # type: ignore[index]
+        (tmp_path / "m" / "data" / "0").unlink()
+        (tmp_path / "m" / "data" / "0").symlink_to(secret)
+        with pytest.raises(weights_io.WeightsFileError, match="cannot be opened"):
+            array.read()
+
+
 # ------------------------------------------------------------------------------- shards
 
 SHARDS = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
@@ -218,6 +234,23 @@ def test_shards_are_read_by_their_index_or_folder(tmp_path: Path, container: str
     index = _sharded(tmp_path, container=container)
     for path in (index, tmp_path, str(index)):
         _assert_read(path, f"{container}-shards")
+
+
+def test_what_is_free_is_free_once_for_all_shards(tmp_path: Path) -> None:
+    """Copies of one dear little file, each within what a file may ask for, are not all read."""
+    dear = proto(b"}" + text("%d") + b"](" + b"(\x91" * 40_000 + b"es", 4)
+    for count, is_read in ((1, True), (4, False)):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}.bin").write_bytes(dear.replace(b"%d", b"%02d" % number, 1))
+        table = {f"{number:02d}": f"{number}.bin" for number in range(count)}
+        index = folder / "a.index.json"
+        index.write_text(json.dumps({"weight_map": table}))
+        if is_read:
+            weights_io.open_weights(index).close()
+        else:
+            assert "too m" in _message(index)
 
 
 def test_closing_closes_every_shard(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from weights_io.pickles.records import Method, Record
 from weights_io.text import sanitize
 
 Args = tuple[Any, ...]
+_LONGEST_DEVICE, _MOST_DEVICES = 32, 1 << 16  # "privateuseone" has 13 letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ def _size(args: Args) -> tuple[int, ...]:
 
 def _device(args: Args) -> Inert:
     kinds = [type(arg) for arg in args[:3]]
-    _expect(kinds in ([str], [str, int]), "torch.device")
+    is_known = kinds in ([str], [str, int]) and len(args[0]) <= _LONGEST_DEVICE
+    _expect(is_known and max(args[1:], default=0) < _MOST_DEVICES, "torch.device")
     return Inert("torch.device", ":".join(str(arg) for arg in args))
 
 

@@ -10,7 +10,7 @@ weights emits, are refused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import islice, pairwise
 from struct import unpack
 from typing import Any, NoReturn
 
@@ -33,7 +33,7 @@ from weights_io.pickles.inert import (
 )
 from weights_io.pickles.records import Record
 from weights_io.pickles.stack import Stack
-from weights_io.pickles.strangers import Stranger, stranger
+from weights_io.pickles.strangers import Stranger, Strangers
 from weights_io.pickles.tape import Tape
 from weights_io.source import Source
 from weights_io.text import sanitize
@@ -85,7 +85,7 @@ class _Machine(Stack):
     def __init__(self, tape: Tape, budget: Budget, persistent: Persistent | None) -> None:
         super().__init__(budget.limits)
         self.tape, self.budget = tape, budget
-        self.persistent = persistent
+        self.persistent, self.strangers = persistent, Strangers(self._spend)
         self.work, self.room = budget.left("work"), budget.room  # what is left
 
     def run(self) -> object:
@@ -236,29 +236,28 @@ class _Machine(Stack):
         before = target.__sizeof__()
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str:
-                key = self._number_or_odd(key)
+                key = self._number_or_odd(key, len(target))
             if key in target:
                 raise malformed(f"the key {sanitize(key)} comes twice")
             target[key] = value
         # A dict takes what it takes: at its worst, when it grows, it holds its old self, too.
         self.room += pairs * _PAIR_BYTES - (target.__sizeof__() - before)
 
-    def _number_or_odd(self, key: object) -> int | OddKey:
+    def _number_or_odd(self, key: object, others: int) -> int | OddKey:
         """A key that is no text: an integer as it is, of most others that there was one."""
         if type(key) is int:
             # Of wider integers any number have one hash, and each is compared to all others.
             if not -_WIDE <= key < _WIDE:
                 raise malformed("a dict has an integer of more than 64 bits for a key")
-            self.admit_high(key, "keys")
+            # Integers are their own hashes: others than those that are counted up can be made to
+            # meet, each of them, as many as are there.
+            if not 0 <= key <= others + _AHEAD:
+                self._spend(others // _MEETINGS, 0)
             return key
         if isinstance(key, _ODD_KEYS):
             self._spend(_ODD_WORK, _ODD_BYTES)
             return OddKey(key)
         raise malformed("a dict has a key that is neither text nor an integer")
-
-    def pair(self) -> list[Any]:
-        value, key = self.pop(), self.pop()
-        return [key, value]
 
     def take_sparse(self) -> None:
         self._spend(_SPARSE_WORK, _SPARSE_BYTES)
@@ -281,18 +280,18 @@ class _Machine(Stack):
         """Push the inert stand-in for a global, or refuse it by its exact name."""
         found = GLOBALS.get((module, name))
         if found is None:
-            self._spend(_STRANGER_WORK, _STRANGER_BYTES)
-            found = stranger(module, name)
+            found = self.strangers.find(module, name)
         if found is None:
             refuse(module, name, self._entry())
         self.push(found)
 
     def _entry(self) -> str:
         """Say under which keys the object being read will stand, as far as that is sure."""
-        keys = []
+        keys: list[str] = []
         for below, items in pairwise([*self.marks, self.stack]):
             if below and isinstance(below[-1], dict):
-                keys += [str(key) for key in items[::2] if type(key) in (str, int)][-1:]
+                named = (str(key) for key in reversed(items[::2]) if type(key) in (str, int))
+                keys += islice(named, 1)
         return ".".join(keys)
 
     def reduce(self) -> None:
@@ -335,9 +334,9 @@ class _Machine(Stack):
 
 
 _PAIR_WORK, _PAIR_BYTES = 3, 180  # of a dict's items; memory at most
+_AHEAD, _MEETINGS = 64, 32  # of an integer key: so far before its turn; met for a unit of work
 _ODD_WORK, _ODD_BYTES = 4, 80  # of a key that is neither text nor an integer
 _SPARSE_WORK, _SPARSE_BYTES = 2, 160  # of a place of the memo that is not counted up to
-_STRANGER_WORK, _STRANGER_BYTES = 6, 400  # of a class that no list has
 _Step = Callable[[_Machine], None]
 
 # What an opcode does; its work; and the bytes, at most, of what it makes and of its place on the
@@ -394,7 +393,6 @@ _OTHERS: dict[int, tuple[_Step, int, int]] = {
     0x62: (_Machine.build, 5, 80),  # BUILD
     0x51: (_Machine.persistent_id, 16, 300),  # BINPERSID
 }
-_REFUSED = (_Machine.refuse_opcode, False, 0, 0)
-_TABLE = [_REFUSED] * 256
+_TABLE: list[tuple[_Step, bool, int, int]] = [(_Machine.refuse_opcode, False, 0, 0)] * 256
 for _opcode, (_step, _work, _size) in {**_OF_STACK, **_OTHERS}.items():
     _TABLE[_opcode] = (_step, _opcode in _OF_STACK, _work, _size)

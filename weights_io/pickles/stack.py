@@ -7,15 +7,14 @@ from typing import Any
 from weights_io.limits import Limits
 from weights_io.pickles.inert import malformed
 
-_LOW, _MOST_HIGH = 1 << 20, 1000  # keys and places: picklers and optimisers count up from 0
-
 
 class Stack:
     """Stack, marks and memo of one pickle.
 
     The memo is a list as far as its places are counted up, as picklers do: that takes a tenth of a
     dict's memory. Any other place is in a dict, where a huge number costs nothing (CPython's own
-    array is gh-115952).
+    array is gh-115952), under its digits: integers are their own hashes, and could be made to
+    collide.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -23,8 +22,7 @@ class Stack:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []  # the stacks below each open mark
         self._memo: list[Any] = []
-        self._sparse: dict[int, Any] = {}
-        self._high = 0
+        self._sparse: dict[str, Any] = {}
 
     def push(self, value: object) -> None:
         """Put a value on the stack."""
@@ -41,6 +39,11 @@ class Stack:
         if not self.stack:
             raise malformed("it takes more objects than it has made")
         return self.stack[-1]
+
+    def pair(self) -> list[Any]:
+        """Take the two topmost values, in the order in which they came."""
+        second, first = self.pop(), self.pop()
+        return [first, second]
 
     def mark(self) -> None:
         """Begin a group."""
@@ -77,13 +80,12 @@ class Stack:
         if index == len(memo):
             memo.append(stack[-1])
             if self._sparse:
-                self._sparse.pop(index, None)
+                self._sparse.pop(str(index), None)
         elif index < len(memo):
             memo[index] = stack[-1]
         else:
-            self.admit_high(index, "places of the memo")
             self.take_sparse()
-            self._sparse[index] = stack[-1]
+            self._sparse[str(index)] = stack[-1]
 
     def take_sparse(self) -> None:
         """Charge a place that is not counted up to, which takes more."""
@@ -93,14 +95,7 @@ class Stack:
         """Recall a value."""
         if index < len(self._memo):
             self.stack.append(self._memo[index])
-        elif index in self._sparse:
-            self.stack.append(self._sparse[index])
+        elif self._sparse and str(index) in self._sparse:
+            self.stack.append(self._sparse[str(index)])
         else:
             raise malformed("it recalls an object that it has not remembered")
-
-    def admit_high(self, number: int, what: str) -> None:
-        """Integers are their own hashes: many high ones could be made to collide in a dict."""
-        if not -_LOW < number < _LOW:
-            self._high += 1
-            if self._high > _MOST_HIGH:
-                raise malformed(f"too many {what} are large integers")

@@ -12,6 +12,7 @@ exploits are made of functions; people are better told of one than given the wei
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from sys import stdlib_module_names
 
@@ -34,6 +35,8 @@ _FORMER = frozenset(
         "winreg",
     }
 )
+_WORK, _LETTERS = 6, 8  # of a class; so many letters of its name are one unit more
+_BYTES, _LETTER_BYTES = 500, 8  # the name, and its parts, of letters of up to four bytes
 _LIBRARY = (frozenset(stdlib_module_names) | _FORMER) - {"__main__"}
 
 
@@ -48,6 +51,25 @@ class Stranger(ForeignType):
     def is_listed(self) -> bool:
         """It is not."""
         return False
+
+
+class Strangers:
+    """The unlisted classes of one pickle, each made once: their names may be long, and recalled."""
+
+    def __init__(self, spend: Callable[[int, int], None]) -> None:
+        self._spend = spend
+        self._known: dict[tuple[str, str], Stranger] = {}
+
+    def find(self, module: str, name: str) -> Stranger | None:
+        """What stands for an unlisted name, charged when it is new; None if it refuses the file."""
+        known = self._known.get((module, name))
+        if known is None:
+            letters = len(module) + len(name)
+            self._spend(_WORK + letters // _LETTERS, _BYTES + _LETTER_BYTES * letters)
+            known = stranger(module, name)
+            if known is not None:
+                self._known[module, name] = known
+        return known
 
 
 def stranger(module: str, name: str) -> Stranger | None:

@@ -38,7 +38,7 @@ _PLAIN_KEYS = frozenset({str, int})
 _ITEM_WORK = 4  # of what stands in a list, tuple or dict that is looked through
 _PART_WORK, _PART_BYTES = 8, 320  # of what is remembered, beside the places of a copy's items
 _SET_BYTES, _SET_ITEM_BYTES = 216, 100
-_FEW = 16  # items: to look through so many again costs no more than to remember that one has
+_FEW = 8  # items: to look through so many again costs no more than to remember that one has
 
 
 class TreeBuilder:

@@ -15,15 +15,14 @@ from weights_io.budget import Budget
 from weights_io.errors import WeightsFileError
 from weights_io.readers.contents import Contents
 from weights_io.readers.metadata import charge_json
-from weights_io.source import Source
+from weights_io.source import Source, open_source
 from weights_io.text import sanitize
 
 SUFFIX = ".index.json"
 _MOST_FILES = 1000
 _MAP = "weight_map"
 
-# Opens one shard: the file, which its caller closes, and what it holds.
-Open = Callable[[Path], tuple[Source, Contents]]
+Read = Callable[[Source], Contents]
 
 
 class Shards:
@@ -68,17 +67,23 @@ def _is_plain(file: str) -> bool:
     return not ({"/", "\\", "\0", ":"} & set(file)) and file not in ("", ".", "..")
 
 
-def read_shards(folder: Path, table: dict[str, str], open_file: Open, shards: Shards) -> Contents:
-    """Open every shard, which `shards` takes for closing, and gather all arrays under one root."""
+def open_shards(folder: Path, table: dict[str, str], shards: Shards) -> list[str]:
+    """Open every file of an index, which `shards` takes for closing; return their names."""
     files = sorted(set(table.values()))
     if len(files) > _MOST_FILES:
         raise WeightsFileError("the index names too many files", got=len(files), wanted=_MOST_FILES)
+    for file in files:
+        shards.sources.append(open_source(folder / file))
+    return files
+
+
+def read_shards(files: list[str], table: dict[str, str], read: Read, shards: Shards) -> Contents:
+    """Read every shard, and gather all arrays under one root."""
     root: dict[str, object] = {}
     metadata: dict[str, str] = {}
     container = ""
-    for file in files:
-        source, contents = open_file(folder / file)
-        shards.sources.append(source)
+    for file, source in zip(files, shards.sources, strict=True):
+        contents = read(source)
         container, metadata = contents.container, metadata | contents.metadata
         if not isinstance(contents.root, dict):
             raise WeightsFileError(f"{sanitize(file)} holds no mapping of named arrays")

@@ -43,7 +43,7 @@ class FolderFile:
         return self.read_all()
 
     def _open(self) -> Source:
-        return open_source(self._path)
+        return open_source(self._path, links=False)  # what was no link may have become one
 
 
 def torch_folder(path: Path) -> Path | None:

@@ -56,9 +56,11 @@ class Storages:
             or view not in ([], [None])
         ):
             raise malformed("a torch storage has a location, size or view that it cannot have")
-        if self._spellings.setdefault(key.casefold(), key) != key:
-            raise malformed(f"storage {sanitize(key)} and another differ by case only")
-        storage = self.by_key.setdefault(key, Storage(key, kind.dtype, count))
+        storage = self.by_key.get(key)  # first: a long key that is recalled is not folded again
+        if storage is None:
+            if self._spellings.setdefault(key.casefold(), key) != key:
+                raise malformed(f"storage {sanitize(key)} and another differ by case only")
+            storage = self.by_key[key] = Storage(key, kind.dtype, count)
         if (storage.dtype, storage.count) != (kind.dtype, count):
             raise malformed(f"storage {sanitize(key)} has two types or sizes")
         return storage

@@ -149,10 +149,9 @@ def _give_name(temporary: Path, held: FileIO, final: Path) -> None:
     except OSError:
         # It is there, and no link replaces it: a hidden name, for an instant, is then renamed.
         hidden = _hidden(final)
-        place, name = os.fspath(final), os.fspath(hidden)
         try:
             _link_or_copy(temporary, held, hidden, final)
-            os.replace(name, place)  # at once: nothing else may come between
+            hidden.replace(final)
         except BaseException:
             _abandon(hidden, held)
             raise
