@@ -145,7 +145,7 @@ def branch_doubled(site: BlockSite) -> BlockVariants:
 
 @bug(
     "block-summed-twice",
-    says="the sum of the branches is added twice before the activation",
+    says="the sum of the branches is doubled before the activation: added twice, or times 2",
     advice="a fused convolution stands for all branches: run it or them, not both",
 )
 def block_summed_twice(site: BlockSite) -> BlockVariants:

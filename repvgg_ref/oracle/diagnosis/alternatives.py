@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -205,10 +206,15 @@ def _carried(
 def _everywhere(
     chain: Chain, bug: Bug[Any], wanted: Collection[Place] | None = None
 ) -> Iterator[Alternative]:
-    """The same setting in every block where it exists; told apart by its words and parameter."""
+    """The same setting in every block where it exists; told apart by its words and parameter.
+
+    What exists in one block alone is that block's.
+    """
     running: dict[_Setting, tuple[Mutant[Any], Array | None]] = {}
+    places: Counter[_Setting] = Counter()
     for name in chain.blocks:
         here = {_setting(m): m for m in _planted(chain, bug, name, chain.inputs[name])}
+        places.update(here.keys())
         for setting, mutant in here.items():
             if wanted is None or Place.of(mutant) in wanted:
                 running.setdefault(setting, (mutant, chain.inputs[name]))
@@ -220,8 +226,8 @@ def _everywhere(
                     there = next((m for m in made if _setting(m) == setting), None)
                 program = chain.plain[name] if there is None else there.variant.program
                 running[setting] = mutant, output_of(program, x, Workspace())
-    for mutant, x in running.values():
-        if x is not None:
+    for setting, (mutant, x) in running.items():
+        if x is not None and places[setting] > 1:
             change = chain.logits_from(chain.names[-1], x) - chain.logits
             close = np.abs(change).max() <= _NOTHING_AT_THE_END * np.abs(chain.logits).max()
             mutant = replace(mutant, where=" (in every layer)")

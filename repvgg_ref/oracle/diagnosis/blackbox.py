@@ -92,9 +92,13 @@ def _first_place(chain: Chain, findings: Sequence[Finding]) -> str | None:
         return None
     if findings[0].layer != EVERYWHERE:
         return findings[0].layer
-    bugs = [bug for bug in LAYER_BUGS if bug.name == findings[0].bug]
-    sites = {name: site_of(chain.programs, name, chain.inputs[name]) for name in chain.names}
-    return next((n for n, site in sites.items() if any(planted(bugs, site, n))), "linear")
+    named = findings[0]
+    bugs = [bug for bug in LAYER_BUGS if bug.name == named.bug]
+    for name in chain.names:
+        made = planted(bugs, site_of(chain.programs, name, chain.inputs[name]), name)
+        if any(m.bug.continuous or named.says.startswith(m.says) for m in made):
+            return name
+    return None
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from repvgg_ref.oracle.diagnosis.constructors import (
     MIXED,
     MUCH_IS_FREE,
     NOTHING,
+    SCALES,
     Around,
 )
 from repvgg_ref.oracle.diagnosis.evidence import DO_NOT_FIT, LayerEvidence
@@ -51,6 +52,7 @@ _ALL = 0.97  # of the outputs, right without a known bug: there is none
 _ALONE = 0.9  # of the outputs, right without a known bug: what else is done is all there is
 _PIXELS, _OUTPUTS = 20, 2000  # a function needs its neighbours near
 _ADVICE = "mend the known one and verify again: what is left is then seen alone"
+_MULTIPLE = 1e-9  # of the largest value: float64's own rounding is far less
 _SAME = 0.02  # of the outputs: two known bugs that explain as many
 _LET_FACTORS_THROUGH = {"relu", "leaky", "none"}  # positive ones
 
@@ -222,14 +224,18 @@ class Composer:
         held, right = self._hold(trial.mutant.variant.program, around), self.right[around.says]
         if held is None:
             return None
-        shares = self._shares(held)
+        shares, program = self._shares(held), trial.mutant.variant.program
+        if program.is_skipped:  # whose factors would be a layer's weights
+            shares = {n: share for n, share in shares.items() if n not in SCALES}
         name = max(shares, key=lambda n: round(shares[n] - least[n], 2))
         # A known bug with a fitted number is no simpler than a constructor that has one.
         without = max(least[name], least["shifted"] if trial.mutant.bug.continuous else 0.0)
         if right is not None:
             changed = held.changed(right, name, self.shown.tolerance)
             without = max(without, self.shown.share(held.right[name] & ~changed))
-            if _is_activation(trial.mutant.variant.program, self.evidence.site.program):
+            if _is_multiple(held.z, right.z):  # a factor of all channels, and no simpler than one
+                without = max(without, least["affine"])
+            if _is_activation(program, self.evidence.site.program):
                 without = max(without, self._shares(right).get("function", 0.0))
         one = Composed(trial, shares[name], float(without), name, around)
         least_share = _MOST_FREE_SHARE if name in MUCH_IS_FREE else _LEAST_SHARE
@@ -363,6 +369,13 @@ def _activation(program: BlockProgram) -> str:
 
 def _activated(program: BlockProgram, z: Array) -> Array:
     return ACTIVATIONS.get(_activation(program), _same)(z)
+
+
+def _is_multiple(z: Array, right: Array) -> bool:
+    """Whether one is the other times a number."""
+    power = float((right**2).sum())
+    factor = float((z * right).sum()) / power if power > 0 else 0.0
+    return bool(np.abs(z - factor * right).max() <= _MULTIPLE * np.abs(z).max())
 
 
 def _is_activation(program: BlockProgram, right: BlockProgram) -> bool:

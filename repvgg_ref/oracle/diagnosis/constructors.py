@@ -32,6 +32,7 @@ CONSTRUCTORS = {
 MIXED = "each output is mixed with its eight neighbours, alike everywhere"
 MUCH_IS_FREE = {"moved affine", "function"}
 HIDES_A_BUG = {"gated", "common", "affine"} | MUCH_IS_FREE  # of the bias or the scale, say
+SCALES = {"scaled", "gated", "weights", "common", "affine", "moved affine"}
 AS_IT_IS = {"part", "moved"}  # without numbers: the outputs themselves, where they stand
 
 

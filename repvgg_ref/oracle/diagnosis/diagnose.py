@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.bugs import Site, bugs_for
+from repvgg_ref.oracle.bugs import Bug, Site, bugs_for
 from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.diagnosis.composed import composed
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
@@ -95,9 +95,9 @@ def _pair(
     for first in _starts(evidence, trials):
         thin.workspace = Workspace()  # another program's responses are of no use to this one
         evidence.workspace = Workspace()
-        for second in thin.trials(
-            replace(evidence.site, program=first.mutant.variant.program), together
-        ):
+        site = replace(evidence.site, program=first.mutant.variant.program)
+        some = thin.trials(site) if together is None else thin.trials_of(_of(together, site), site)
+        for second in some:
             if second.mutant.bug.name != first.mutant.bug.name and second.named:
                 closer = evidence.trial(second.mutant)
                 if closer is not None and closer.named:
@@ -118,6 +118,10 @@ def _pair(
         explains = best[1].fit.explains
         found.append(replace(trial.one_of_two(), explains=explains, equivalents=also))
     return found
+
+
+def _of(names: Collection[str], site: Site[Any]) -> list[Bug[Any]]:
+    return [bug for bug in bugs_for(site.program) if bug.name in names]
 
 
 def _starts(evidence: LayerEvidence, trials: list[Trial]) -> list[Trial]:

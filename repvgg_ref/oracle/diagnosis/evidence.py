@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -45,17 +45,14 @@ class Evidence:
         predicted = self.predict(mutant.variant.program)
         return None if predicted is None else self.seen.compare(mutant, predicted)
 
-    def trials(
-        self, site: Site[Any] | None = None, names: Collection[str] | None = None
-    ) -> Iterator[Trial]:
-        """Every bug that applies at `site` (default: the layer's), continuous parameters fitted.
-
-        `names`: these bugs only.
-        """
+    def trials(self, site: Site[Any] | None = None) -> Iterator[Trial]:
+        """Every bug that applies at `site` (default: the layer's), continuous parameters fitted."""
         site = site or self.site
-        for bug in bugs_for(site.program):
-            if names is not None and bug.name not in names:
-                continue
+        yield from self.trials_of(bugs_for(site.program), site)
+
+    def trials_of(self, bugs: Iterable[Bug[Any]], site: Site[Any]) -> Iterator[Trial]:
+        """These bugs at `site`, continuous parameters fitted."""
+        for bug in bugs:
             try:
                 yield from self._trials_of(bug, site)
             except DO_NOT_FIT:

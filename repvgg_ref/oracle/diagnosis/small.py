@@ -37,6 +37,7 @@ _HALF, _NEARLY = 0.5, 0.9  # of a residual: what a bug explains that may be ther
 # Beyond a bound a bug that is only like what is there explains up to 0.94 (SiLU for Mish), and
 # others nearly as much; the one that is there leaves a twentieth of what others do beside noise.
 _NEARLY_ALL, _APART = 0.95, 0.2
+_CLEAR, _ZERO = 1e-3, 1e-12  # of the largest output
 _NOTHING_KNOWN = "nothing in the library explains it: compare the estimated taps with the port's"
 
 _ADVICE = {
@@ -213,8 +214,10 @@ def explain_unknown(
     """
     name = site.program.name
     nuisance = estimates.arithmetic.nuisances[name]
-    explained = explain_by_patches(estimates.samples[name], nuisance)
-    if explained.patches and not explained.left:
+    sample = estimates.samples[name]
+    explained = explain_by_patches(sample, nuisance)
+    gone = _gone(sample, explained.patches)
+    if explained.patches and not explained.left and not gone:
         return [_finding(name, patch, len(explained.patches)) for patch in explained.patches]
     close = SampleEvidence(site, seen, bound, estimates, precision)
     is_settled = finding.explains > _NEARLY or not closely
@@ -223,8 +226,21 @@ def explain_unknown(
         return found
     if _is_there(nearer):
         return _known_and_unknown(close, nearer, nuisance)
-    says = "; ".join([finding.says, *_said(estimates.alarms.get(name, ()))])
-    return [replace(finding, says=says, taps=_taps(estimates.samples[name], nuisance))]
+    lost = [f"{gone:.1%} of the outputs that should be far above 0 are 0"] if gone else []
+    says = "; ".join([finding.says, *lost, *_said(estimates.alarms.get(name, ()))])
+    return [replace(finding, says=says, taps=_taps(sample, nuisance))]
+
+
+def _gone(sample: Sample, patches: Sequence[Patch]) -> float:
+    """The share of outputs that are 0 although they are far above it with all patches.
+
+    Estimates look at outputs that are not 0 alone: what is dropped, they do not see.
+    """
+    predicted = sample.y + sum(patch.change for patch in patches if patch.change is not None)
+    size = float(np.abs(predicted).max())
+    clear = predicted > _CLEAR * size
+    zero = np.abs(sample.y + sample.residual) <= _ZERO * size
+    return float((clear & zero).sum()) / max(int(clear.sum()), 1)
 
 
 def _unknown(layer: str, estimates: PortEstimates, explained: Explanation) -> Finding:

@@ -11,9 +11,12 @@ import pytest
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.bugs.harness import mutants
 from repvgg_ref.oracle.candidates import CandidateFailure, Outputs
 from repvgg_ref.oracle.diagnosis import blackbox
+from repvgg_ref.oracle.diagnosis.alternatives import alternatives
 from repvgg_ref.oracle.power import Place
+from repvgg_ref.oracle.programs.activation import log_softmax, softmax
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.programs.program import batch_output
 from repvgg_ref.oracle.report import Report
@@ -176,6 +179,10 @@ def test_wrong_shapes_and_nan_disagree(network: Network) -> None:
             library=remembered,
         )
         assert report.verdict == "disagree"
+        assert report.diagnosis[0].bug == (
+            "wrong-shape" if wrong.shape != y.shape else "not-finite"
+        )
+        assert report.diagnosis[0].layer == report.first_bad_layer
 
 
 def test_verify_calls_a_candidate_again() -> None:
@@ -189,3 +196,67 @@ def test_verify_calls_a_candidate_again() -> None:
     report = verify(network.model, port, inputs=distinguishing_inputs(network.model.arch))
     assert report.verdict == "agree", report.reason
     assert len(set(calls)) > 1
+
+
+ALL_CHANGES = {
+    "softmax": (softmax, ("head-output", "head-classes-permuted")),
+    "log-softmax": (log_softmax, ("head-output", "head-classes-permuted")),
+    "nothing": (np.asarray, ("head-classes-permuted",)),
+}
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", ALL_CHANGES)
+def test_classes_in_any_order_are_told_beside_what_else_is_done_to_the_logits(
+    network: Network, name: str
+) -> None:
+    change, bugs = ALL_CHANGES[name]
+    order = np.arange(network.chain.logits.shape[1])
+    order[:2] = 1, 0  # none of those that the library tries
+
+    def spoil(layer: str, program: Any, _x: Array) -> Any:
+        if layer != "linear":
+            return None
+        return replace(program, output_map=lambda y: change(y)[:, order])
+
+    report = judged(network, spoil)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "linear")
+    assert tuple(finding.bug for finding in report.diagnosis) == bugs
+    assert "1 at the place of 0" in report.reason
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("kind", ["absolute value", "logits negated", "bias rolled"])
+def test_what_is_not_placed_is_in_no_layer_anywhere_in_the_report(
+    network: Network, kind: str
+) -> None:
+    layer = "linear" if kind in HEAD else network.chain.blocks[1]
+    change = (BLOCK | HEAD)[kind]  # type: ignore[operator]
+    report = judged(network, lambda name, p, _x: change(p) if name == layer else None)
+    assert report.verdict == "disagree"
+    assert [(f.bug, f.layer) for f in report.diagnosis] == [("unknown", None)]
+    assert report.first_bad_layer is None
+    assert report.to_json()["first_bad_layer"] is None
+
+
+@pytest.mark.few(1)
+def test_a_bug_that_one_block_alone_can_have_is_in_that_block(network: Network) -> None:
+    """An identity that is nowhere else, say: "in every layer" would begin in another one."""
+    programs = network.chain.programs
+    places: dict[tuple[str, str], list[str]] = {}
+    for site, mutant in mutants(programs, network.chain.inputs, network.chain.blocks):
+        if mutant.variant.parameter is None and mutant.bug.scope == "any":
+            places.setdefault((mutant.bug.name, mutant.variant.detail), []).append(
+                site.program.name
+            )
+    alone = [(*key, where[0]) for key, where in places.items() if len(where) == 1]
+    found = alternatives(network.chain, "fp32", wanted=[Place(b, d, None) for b, d, _ in alone])
+    assert not [each for each in found if each.mutant.layer is None]
+
+
+@pytest.mark.few(1)
+def test_a_bug_in_all_blocks_begins_where_this_setting_of_it_can_be(network: Network) -> None:
+    able = [n for n in network.chain.blocks if len(network.chain.programs[n].branches) == 3]
+    report = judged(network, library_spoil(Place("mean-sign", "branch_identity", None)))
+    assert report.diagnosis[0].bug == "mean-sign"
+    assert report.first_bad_layer == able[0]
