@@ -185,7 +185,7 @@ class LayerEstimates:
         ones, both, ys = self._met_by_plane
         met = own - 2 * (level * one + slope * y)
         met += level**2 * ones + 2 * level * slope * both + slope**2 * ys
-        return np.maximum(met, _ROUNDED * own)
+        return np.asarray(np.maximum(met, _ROUNDED * own))
 
     def places(self) -> Iterator[tuple[str, Array]]:
         """Parts of the output that may be wrong alone, by name: where they are, (P,)."""

@@ -66,14 +66,14 @@ def main() -> None:
     with Heats() as heats:
         found = [made for entry in entries if (made := heats.run(entry, task))]
         rivals = [(measured.name, rival.variant, rival) for rival, measured in found]
-        made = in_turns(rivals, asked.calls)
+        latencies = in_turns(rivals, asked.calls)
     others = watch.others()
     print(f"{asked.model}, one image, {asked.threads} threads, {asked.calls} calls each in turns;")
     shown = "unknown" if others is None else f"{100 * others:.0f} %"
     print(f"others used of the machine: {shown}. Milliseconds, and times ours:")
     print(f"{'':36}{'p50':>9}{'p99':>9}{'longest':>9}{'p50':>9}{'p99':>9}")
-    for each in made:
-        print(each.row(made[0]))
+    for each in latencies:
+        print(each.row(latencies[0]))
     for one in [*left_out, *heats.skipped]:
         print(f"{one.name}: {one.reason}")
 
