@@ -65,7 +65,7 @@ def race(
         If the first one fails. Another that fails, or computes something else, is skipped.
     """
     steps = _steps(progress, len(entries) * (1 + rounds) + 1)
-    with _Heats() as heats:
+    with Heats() as heats:
         rivals: list[_Entrant] = []
         for entry in entries:
             if found := heats.run(entry, task):
@@ -93,7 +93,7 @@ def race_networks(
     with ExitStack() as stack:
         rivals: list[_Entrant] = []
         for task in tasks:
-            found = stack.enter_context(_Heats()).run(ENTRIES[OURS], task)
+            found = stack.enter_context(Heats()).run(ENTRIES[OURS], task)
             assert found is not None  # the first of its heats: it raises when it fails
             found[1].name = task.network
             rivals.append(found)
@@ -118,7 +118,7 @@ def difference(got: dict[str, Array], wanted: dict[str, Array]) -> float:
     return float(np.max(errors))
 
 
-class _Heats:
+class Heats:
     """Lets every variant show that it is right, and how fast; keeps the processes that go on.
 
     Attributes
@@ -132,7 +132,7 @@ class _Heats:
         self._stack = ExitStack()
         self._wanted: dict[str, Array] | None = None
 
-    def __enter__(self) -> _Heats:
+    def __enter__(self) -> Heats:
         self._folder = Path(self._stack.enter_context(TemporaryDirectory()))
         return self
 

@@ -66,7 +66,7 @@ def as_array(value: Any, what: str) -> Array:
 
 
 def _is_masked(value: Any) -> bool:
-    """Whether `value` is one of `numpy.ma`'s: not before somebody has imported that, as we do not."""
+    """Whether `value` is one of `numpy.ma`'s, which nobody has before that is imported."""
     masked = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)
     return masked is not None and isinstance(value, masked)
 

@@ -112,7 +112,9 @@ class LayerEstimates(Planes):
         u = self.nuisance.unit
         tolerance = (_WHOLE + self.nuisance.scale - 1 + self._allowed_drift) * u
         if self.gated is None:
-            found = self.regress(self.sample.y, met=self._met_by_plane[2])
+            (ones, both, centred), mean = self._met_by_plane, self._mean
+            met = centred + 2 * mean * both + mean**2 * ones
+            found = self.regress(self.sample.y, met=met)
             whole: tuple[float, float] | None = found.pooled()
             values, errors = found.single()
         else:
@@ -201,7 +203,8 @@ class LayerEstimates(Planes):
     ) -> Array:
         """`Sample.met` of a part less ``w (level + slope y)`` of the whole, (O,).
 
-        What is next to nothing beside the part counts as what rounding makes of it.
+        What is next to nothing beside the part counts as what rounding makes of it. y is taken
+        from its mean: beside a large one, level and slope y are large and cancel.
         """
         if self.slopes > 1:
             left = -self.weights * (level[:, None] + slope[:, self.slopes_of] * self.sample.y)
@@ -211,10 +214,11 @@ class LayerEstimates(Planes):
         part = self.sample.along(weighted, there)
         own = part.dot(part)
         one, y = (part.dot(each) for each in self._along_plane)
-        ones, both, ys = self._met_by_plane
+        ones, both, centred = self._met_by_plane
+        level = level + slope * self._mean
         met = own - 2 * (level * one + slope * y)
-        met += level**2 * ones + 2 * level * slope * both + slope**2 * ys
-        return np.maximum(met, _ROUNDED * own)
+        met += level**2 * ones + 2 * level * slope * both + slope**2 * centred
+        return np.where(np.isnan(met), np.inf, np.maximum(met, _ROUNDED * own))
 
     def places(self) -> Iterator[tuple[str, Array]]:
         """Parts of the output that may be wrong alone, by name: where they are, (P,)."""
@@ -290,7 +294,7 @@ class LayerEstimates(Planes):
         met = sample.columns[group, at]  # (O, P): what each channel's suspect sees
         g = np.einsum("op,op->o", self.weights * self.perpendicular, met)
         plain = np.einsum("op,op,op->o", self.weights, met, met)
-        worst = score[channels, at]
+        worst = score[channels, at]  # |g| over the root of what it scatters by
         spread = np.maximum(plain, np.where(worst > 0, (g / worst) ** 2, 0.0))
         own = self.weights * self.withoutplane(met)
         power = (own * met).sum(axis=1)
@@ -369,14 +373,21 @@ class LayerEstimates(Planes):
 
     @cached_property
     def _along_plane(self) -> tuple[Along, Along]:
-        """Of 1 and of y, weighted."""
-        return self.sample.along(self.weights), self.sample.along(self.weights * self.sample.y)
+        """Of 1 and of y from its mean, weighted."""
+        centred = self.weights * (self.sample.y - self._mean[:, None])
+        return self.sample.along(self.weights), self.sample.along(centred)
 
     @cached_property
     def _met_by_plane(self) -> tuple[Array, Array, Array]:
-        """Of 1, of both, of y, (O,) each."""
+        """Of 1, of both, of y from its mean, (O,) each."""
         one, y = self._along_plane
         return one.dot(one), one.dot(y), y.dot(y)
+
+    @cached_property
+    def _mean(self) -> Array:
+        """Of the outputs of each channel, weighted; 0 where none counts."""
+        one, sy = (moment.sum(axis=1) for moment in self._moments[:2])
+        return np.asarray(np.where(one > 0, sy / np.where(one > 0, one, 1.0), 0.0))
 
     @cached_property
     def _along_residual(self) -> tuple[Array, Array]:

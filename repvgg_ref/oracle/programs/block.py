@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -119,9 +119,9 @@ class BlockProgram:
     def branches_of_norms(self) -> dict[str, tuple[str, ...]]:
         """The branches of each batch norm; of several, the first has its mean and beta."""
         behind: dict[str, list[str]] = {}
-        for leaf, norm in leaves(linear_expression(self.spec)):
-            name = leaf_name(leaf)
-            if norm is not None and name in self.norms:
+        norms = self.norms
+        for name, norm in _norms_behind(self.spec):
+            if name in norms:
                 behind.setdefault(norm, []).append(name)
         return {norm: tuple(names) for norm, names in behind.items()}
 
@@ -306,6 +306,13 @@ class BlockProgram:
             )
             for name, branch in self.branches.items()
         }
+
+
+@lru_cache(maxsize=1024)
+def _norms_behind(spec: BlockSpec) -> tuple[tuple[str, str], ...]:
+    """Branches, each with the batch norm behind it; those without one are left out."""
+    found = leaves(linear_expression(spec))
+    return tuple((leaf_name(leaf), norm) for leaf, norm in found if norm is not None)
 
 
 def _product(groups: int, patches: Array, weight: Array) -> Array:

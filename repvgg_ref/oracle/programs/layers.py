@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -253,12 +254,15 @@ class Programs(Mapping[str, Any]):
 
     def alike(self, name: str) -> tuple[str, ...]:
         """Other blocks of the same shape, which a port could take for this one."""
-        blocks = {spec.name: spec for spec in self.model.arch.blocks}
-        return tuple(
-            other
-            for other, spec in blocks.items()
-            if name in blocks and other != name and replace(spec, name=name) == blocks[name]
-        )
+        return tuple(other for other in self._like.get(name, ()) if other != name)
+
+    @cached_property
+    def _like(self) -> dict[str, list[str]]:
+        """Block -> all blocks of its shape."""
+        of_shape: dict[BlockSpec, list[str]] = {}
+        for spec in self.model.arch.blocks:
+            of_shape.setdefault(replace(spec, name=""), []).append(spec.name)
+        return {name: names for names in of_shape.values() for name in names}
 
 
 def _se_params(spec: BlockSpec, params: Mapping[str, Array]) -> SqueezeExcitationParams | None:

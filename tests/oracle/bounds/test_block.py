@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.bounds.block import Bound, block_bound, head_bound
+from repvgg_ref.oracle.bounds import linear_part
+from repvgg_ref.oracle.bounds.block import Bound, block_bound, block_output, head_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.programs.block import BlockProgram
 from tests.examples import examples
@@ -124,3 +125,19 @@ def test_a_mutant_gets_no_bound() -> None:
     for mutant in (program.with_input(np.negative), program.with_kernel(lambda k: k)):
         with pytest.raises(ValueError, match="block"):
             block_bound(mutant, x, y, PRECISIONS["fp32"])
+
+
+@pytest.mark.parametrize("se", ["none", "before_relu", "after_relu"])
+@pytest.mark.parametrize("most", [1, 1 << 20])
+def test_images_have_the_bounds_that_they_have_alone(
+    se: Any, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the reference's output comes with them."""
+    monkeypatch.setattr(linear_part, "_TOGETHER", most)
+    rng = np.random.default_rng(3)
+    program, x = random_block(rng, data=DATA[0], se=se, stride=2, groups=2)
+    y, bound = block_output(program, x, PRECISIONS["fp32"])
+    np.testing.assert_allclose(y, reference(program, x), rtol=1e-9, atol=1e-12)
+    for image, certified in zip(x, bound.certified, strict=True):
+        alone = block_output(program, image[None], PRECISIONS["fp32"])[1]
+        np.testing.assert_allclose(certified, alone.certified[0], rtol=1e-9)
