@@ -29,6 +29,10 @@ _FEW = 8  # active outputs that a channel needs to be judged alone
 _MANY = 24  # and to take part in the noise of taps
 _DRAWS = 2
 _NEAR_ZERO = 1e-3
+_ONE_TAP = 2**0.5  # relative standard deviation of a channel's tau**2 if one tap is all
+_MOST = 0.75  # of the channels see what is said to be seen in a typical one
+# A fault near the smallest that is seen is so large, in u: the noise that is fitted grows with it.
+_ABOUT = 8.0
 _SPREAD = 1 / 0.6745  # a Gaussian's standard deviation, of its median absolute value
 _ROUNDINGS = 64.0  # of a channel's mean: what varies less is lost in them
 _SURE = 0.1  # of a level: six times its limit is an alarm however few outputs there are
@@ -131,15 +135,30 @@ class LayerEstimates(Planes):
         tolerance = (_WHOLE + self.nuisance.scale - 1 + self._allowed_drift) * u
         if self.gated is None:
             found = self.regress(self.sample.y)
-            whole: tuple[float, float] | None = found.pooled()
+            value, error = found.pooled()
+            typical = self._error_beside_fault()
+            yield Estimate("scale", "", value, error, tolerance, "layer", typical=typical)
             values, errors = found.single()
         else:
-            whole = self.gated.whole()
+            if (whole := self.gated.whole()) is not None:
+                value, error, part = whole
+                growth = self._growth(1 / part)
+                yield Estimate("scale", "", value, error, tolerance, "layer", growth=growth)
             values, errors = self.gated.channels()
-        if whole is not None:
-            yield Estimate("scale", "", *whole, tolerance, "layer")
         errors = np.hypot(errors, self.nuisance.scale * u)
         yield from self._channels("scale", values, errors, self._allowed_drift * u)
+
+    def _growth(self, part: float = 1.0) -> float:
+        """What a fault adds to its standard error, of itself, if `part` of its square is seen."""
+        return float(np.sqrt(part / max(self.sample.active.sum(), 1)))
+
+    def _error_beside_fault(self) -> float:
+        """The scale's standard error where a fault of it has been taken for noise."""
+        y, on = self.sample.y, self.weights > 0
+        noise = 1 / np.where(on, self.weights, 1.0) + (_ABOUT * self.nuisance.unit * y) ** 2
+        weighted = np.where(on, y / noise, 0.0)
+        conversion = self._conversion * self.sample.met(weighted)
+        return Regression(y.sum(axis=1), (weighted * y).sum(axis=1), conversion).pooled()[1]
 
     def _biases(self) -> Iterator[Estimate]:
         u, sample = self.nuisance.unit, self.sample
@@ -148,7 +167,8 @@ class LayerEstimates(Planes):
         left = self.without_scale if self.gated is None else self.without_scales
         value, error = self.regress(whole, left(self.residual)).pooled()
         shown = float(self.power(left(whole)).sum() / max(self.power(whole).sum(), 1e-300))
-        yield Estimate("bias", "", value, error, _WHOLE * u + tolerance, "layer", shown=shown)
+        yield Estimate("bias", "", value, error, _WHOLE * u + tolerance, "layer",
+                       shown=shown, growth=self._growth(shown))  # fmt: skip
         size = np.maximum(np.abs(sample.bias), sample.bias_magnitude)
         each = np.broadcast_to(size[:, None], sample.y.shape)
         values, errors = self.regress(each, self.without_scales(self.residual)).single()
@@ -170,10 +190,11 @@ class LayerEstimates(Planes):
         worst = enough[np.argmax(beyond)]
         # In a long chain the outputs of a channel err alike, in part: all channels scatter more.
         shared = max(1.0, _SPREAD * float(np.median(np.abs(values[enough]) / errors[enough])))
+        shown = 1.0 if part is None else -_most(-part[enough])
         yield Estimate(
             kind, f"channel {worst}", float(values[worst]), shared * float(errors[worst]),
-            tolerance, "channel", len(enough), shared * float(np.median(errors[enough])),
-            1.0 if part is None else float(np.median(part[enough])),
+            tolerance, "channel", len(enough), shared * _most(errors[enough]),
+            shown, self._growth(shown),
         )  # fmt: skip
         deviation = wilson_hilferty(float((np.minimum(beyond, 50) ** 2).sum()), len(enough))
         size = float(np.sqrt((errors[enough] ** 2).mean()))
@@ -189,10 +210,11 @@ class LayerEstimates(Planes):
                 found = self.gated.image(int(name.split()[1]))
                 if found is None:
                     continue
-                value, error = found
+                value, error, part = found
             else:
-                value, error = self._contrast(there).pooled()
-            yield Estimate("contrast", name, value, error, tolerance, "layer")
+                value, error, part = *self._contrast(there).pooled(), 1.0
+            growth = self._growth(1 / part)
+            yield Estimate("contrast", name, value, error, tolerance, "layer", growth=growth)
 
     def _contrast(self, there: Array) -> Regression:
         """Regress on y in one part, without its plane.
@@ -244,7 +266,7 @@ class LayerEstimates(Planes):
         observed = sample.met(weighted)
         null = self._by_chance(weighted)
         moves = [
-            self.weights * self.withoutplane(sample.jolted(self._rng)) * n.unit
+            self.weights * self.without_plane(sample.jolted(self._rng)) * n.unit
             for _ in range(_DRAWS)
         ]
         drawn = [sample.met(moved) for moved in moves]
@@ -259,6 +281,7 @@ class LayerEstimates(Planes):
         shown = max(float(np.mean([mean for mean, _ in shows])), 1e-3)
         # One draw from the mean of all, which it is part of.
         spread = float(np.sqrt(_DRAWS) * np.mean([left for _, left in shows])) / shown
+        spread = max(spread, _ONE_TAP / float(np.sqrt(chosen.sum())))
         yield Estimate(
             "taps", "", value, error, n.taps, "tap", typical=spread, shown=min(shown, 1.0)
         )
@@ -289,7 +312,7 @@ class LayerEstimates(Planes):
         channels = np.arange(len(at))
         group = channels // (len(at) // sample.groups)
         met = sample.columns[group, at]  # (O, P): what each channel's suspect sees
-        own = self.weights * self.withoutplane(met)
+        own = self.weights * self.without_plane(met)
         power = (own * met).sum(axis=1)
         seen = sample.along(own)
         seen[channels, at] = 0
@@ -309,7 +332,7 @@ class LayerEstimates(Planes):
         worst = chosen[np.argmax(np.abs(values[chosen]) / errors[chosen])]
         name = f"channel {worst}, tap {at[worst]}"
         count = int(usable.sum())
-        typical = float(np.median(errors[chosen]))
+        typical = _most(errors[chosen])
         yield Estimate(
             "tap", name, float(values[worst]), float(errors[worst]), 0.0, "tap", count, typical
         )
@@ -351,7 +374,12 @@ class LayerEstimates(Planes):
     @cached_property
     def perpendicular(self) -> Array:
         """The residual without what a scale and a bias of each channel explain."""
-        return self.withoutplane(self.residual)
+        return self.without_plane(self.residual)
+
+
+def _most(values: Array) -> float:
+    """What three channels in four are at most."""
+    return float(np.quantile(values, _MOST, method="higher"))
 
 
 def _vary_by_roundings(sample: Sample, unit: float) -> Array:

@@ -37,7 +37,7 @@ class Planes:
         share /= max(float((self.weights * y * y).sum()), 1e-300)
         return np.asarray(values - share * y)
 
-    def withoutplane(self, values: Array) -> Array:
+    def without_plane(self, values: Array) -> Array:
         """`values` (O, P) less their weighted regression on 1 and y, channel by channel.
 
         A channel behind a gate has a slope for each image.
