@@ -105,7 +105,7 @@ class Estimate:
         return f"{what}{where} off by {self.value:+.3g} of the right value ({sure})"
 
     def smallest(self, tests: int = 1_000_000) -> float:
-        """The smallest error that would have been an alarm among so many tests; infinite for none."""
+        """The smallest error that would be an alarm among so many tests; infinite for none."""
         needed = -NormalDist().inv_cdf(FALSE_ALARM / max(tests, self.count) / 2)
         needed *= TAILS[self.scope]
         if self.kind == "taps":

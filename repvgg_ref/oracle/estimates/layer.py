@@ -30,9 +30,10 @@ _MANY = 24  # and to take part in the noise of taps
 _DRAWS = 2
 _NEAR_ZERO = 1e-3
 _ONE_TAP = 2**0.5  # relative standard deviation of a channel's tau**2 if one tap is all
-_MOST = 0.75  # of the channels see what is said to be seen in a typical one
+_MOST, _MOST_TAPS = 0.75, 0.9  # of the channels see what a typical one is said to
 # A fault near the smallest that is seen is so large, in u: the noise that is fitted grows with it.
 _ABOUT = 8.0
+_UNEVENLY = 1.5  # and with it what conversion makes, since weights move to smaller outputs
 _SPREAD = 1 / 0.6745  # a Gaussian's standard deviation, of its median absolute value
 _ROUNDINGS = 64.0  # of a channel's mean: what varies less is lost in them
 _SURE = 0.1  # of a level: six times its limit is an alarm however few outputs there are
@@ -150,7 +151,7 @@ class LayerEstimates(Planes):
 
     def _growth(self, part: float = 1.0) -> float:
         """What a fault adds to its standard error, of itself, if `part` of its square is seen."""
-        return float(np.sqrt(part / max(self.sample.active.sum(), 1)))
+        return _UNEVENLY * float(np.sqrt(part / max(self.sample.active.sum(), 1)))
 
     def _error_beside_fault(self) -> float:
         """The scale's standard error where a fault of it has been taken for noise."""
@@ -332,7 +333,7 @@ class LayerEstimates(Planes):
         worst = chosen[np.argmax(np.abs(values[chosen]) / errors[chosen])]
         name = f"channel {worst}, tap {at[worst]}"
         count = int(usable.sum())
-        typical = _most(errors[chosen])
+        typical = _most(errors[chosen], _MOST_TAPS)
         yield Estimate(
             "tap", name, float(values[worst]), float(errors[worst]), 0.0, "tap", count, typical
         )
@@ -377,9 +378,9 @@ class LayerEstimates(Planes):
         return self.without_plane(self.residual)
 
 
-def _most(values: Array) -> float:
-    """What three channels in four are at most."""
-    return float(np.quantile(values, _MOST, method="higher"))
+def _most(values: Array, share: float = _MOST) -> float:
+    """What this share of the channels are at most."""
+    return float(np.quantile(values, share, method="higher"))
 
 
 def _vary_by_roundings(sample: Sample, unit: float) -> Array:
