@@ -45,7 +45,8 @@ class GatedFactors:
         self._conversion = nuisance.taps * nuisance.unit**2
         self.power = sums_by_image(sample.images, weights * sample.y**2).T  # (N, O)
         shares = sums_by_image(sample.images, weights * sample.y * residual).T
-        self.shares = shares / np.where(self.power > 0, self.power, np.inf)
+        shares = shares / np.where(self.power > 0, self.power, np.inf)
+        self.shares = np.where(np.isfinite(shares), shares, 0.0)  # of numbers without sense
         self.own = (nuisance.unit * nuisance.gate * self.gates.rounding[: self.images]) ** 2
         self.of_gates = self._of_gates(nuisance.gate * self.gates.likely[: self.images])
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from repvgg_ref.oracle.arithmetic.nuisance import Nuisance
 from repvgg_ref.oracle.arithmetic.sample import Sample, sums_by_image
 from repvgg_ref.oracle.estimates.estimate import Estimate, wilson_hilferty
 from repvgg_ref.oracle.estimates.gated import GatedFactors
-from repvgg_ref.oracle.estimates.planes import Planes
+from repvgg_ref.oracle.estimates.planes import Planes, Regression
 
 _FEW = 8  # active outputs that a channel needs to be judged alone
 _MANY = 24  # and to take part in the noise of taps
@@ -43,26 +42,6 @@ _OF_ITSELF = 1e-9  # of a part's energy: what is left of it beside a plane, or i
 # chops 13 and 24) and at least 9 and 25 in Strassen's (tests/studies/NOTES-oracle.md).
 _KURTOSIS, _RATIO = 8.0, 22.0
 _WHOLE, _CONTRAST = 2.0, 1.0  # u: what a right layer's scale, and part of it, may be off by
-
-
-class Regression(NamedTuple):
-    """Of every channel: ``sum w r D``, ``sum w D**2``, and what conversion adds to its variance."""
-
-    cross: Array
-    power: Array
-    conversion: Array
-
-    def pooled(self) -> tuple[float, float]:
-        """Coefficient and standard error of all channels together."""
-        power = max(float(self.power.sum()), 1e-300)
-        spread = float((self.power + self.conversion).sum())
-        return float(self.cross.sum()) / power, float(np.sqrt(spread)) / power
-
-    def single(self) -> tuple[Array, Array]:
-        """Coefficients and standard errors of each channel; 0 and infinity where there is none."""
-        power = np.where(self.power > 0, self.power, np.inf)
-        error = np.sqrt(self.power + self.conversion) / power
-        return self.cross / power, np.where(self.power > 0, error, np.inf)
 
 
 class LayerEstimates(Planes):
@@ -257,7 +236,7 @@ class LayerEstimates(Planes):
 
         ``T = sum_k (M_k g_k)**2`` with ``g = sum_p w r x`` is expected to be ``sum_p (w r E)**2``
         if only rounding is at work, and more by ``tau**2 H`` if taps are wrong by tau u M_k: H is
-        measured on random signs.
+        measured on random errors.
         """
         sample, n = self.sample, self.nuisance
         chosen = self.count >= _MANY

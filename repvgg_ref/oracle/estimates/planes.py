@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.sample import Sample, sums_by_image
+
+
+class Regression(NamedTuple):
+    """Of every channel: ``sum w r D``, ``sum w D**2``, and what conversion adds to its variance."""
+
+    cross: Array
+    power: Array
+    conversion: Array
+
+    def pooled(self) -> tuple[float, float]:
+        """Coefficient and standard error of all channels together."""
+        power = max(float(self.power.sum()), 1e-300)
+        spread = float((self.power + self.conversion).sum())
+        return float(self.cross.sum()) / power, float(np.sqrt(spread)) / power
+
+    def single(self) -> tuple[Array, Array]:
+        """Coefficients and standard errors of each channel; 0 and infinity where there is none."""
+        power = np.where(self.power > 0, self.power, np.inf)
+        error = np.sqrt(self.power + self.conversion) / power
+        return self.cross / power, np.where(self.power > 0, error, np.inf)
 
 
 class Planes:
