@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.port import direct_nuisance
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.estimates.estimate import FALSE_ALARM, TAILS, Estimate, alarms
+from repvgg_ref.oracle.estimates.estimate import FALSE_ALARM, Estimate, alarms
 from repvgg_ref.oracle.estimates.layer import LayerEstimates
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
 from repvgg_ref.oracle.programs.activation import SqueezeExcitationParams, sigmoid
@@ -22,11 +23,13 @@ from tests.studies.oracle.arithmetics import run
 from tests.studies.oracle.false_alarms import seen_of
 from tests.studies.oracle.networks import network_and_inputs
 
+Ports = Callable[[str], tuple[Programs, PortEstimates]]
+
 _LAYER = {"se-before-relu": "stage1.1", "plus": "stage2.1"}
 
 
 @pytest.fixture(scope="module")
-def ports() -> Callable[[str], tuple[Programs, PortEstimates]]:
+def ports() -> Ports:
     """Right ports of small gated networks by name, estimated once."""
     known: dict[str, tuple[Programs, PortEstimates]] = {}
 
@@ -54,13 +57,17 @@ def found(right: PortEstimates, name: str, factor: Array) -> list[Estimate]:
 
 @pytest.mark.parametrize("network", _LAYER)
 @pytest.mark.parametrize("kind", ["layer", "channel", "image"])
-def test_a_factor_behind_a_gate_is_seen(network: str, kind: str, ports: Callable) -> None:
+def test_a_factor_behind_a_gate_is_seen(network: str, kind: str, ports: Ports) -> None:
     _, right = ports(network)
     name = _LAYER[network]
     assert not right.alarms
     sample = right.samples[name]
     factor = np.ones(sample.y.shape)
-    where = {"layer": slice(None), "channel": 3, "image": (slice(None), sample.images == 1)}
+    where: dict[str, Any] = {
+        "layer": slice(None),
+        "channel": 3,
+        "image": (slice(None), sample.images == 1),
+    }
     factor[where[kind]] += 5e-6
     kinds = {(e.kind, e.where) for e in found(right, name, factor)}
     named = {"layer": ("scale", ""), "channel": ("scale", "channel 3"),
@@ -68,7 +75,7 @@ def test_a_factor_behind_a_gate_is_seen(network: str, kind: str, ports: Callable
     assert named[kind] in kinds
 
 
-def test_a_gate_with_other_means_is_no_fault(ports: Callable) -> None:
+def test_a_gate_with_other_means_is_no_fault(ports: Ports) -> None:
     """Means off by 2e-5, as long chains of additions make them, turn each gate another way.
 
     Factors no larger, but of other channels, are a fault.
@@ -90,7 +97,7 @@ def gate(se: SqueezeExcitationParams, means: Array) -> Array:
     return sigmoid(se.up_weight @ hidden + se.up_bias[:, None])
 
 
-def test_what_hidden_units_could_do_alone_is_told_by_nothing(ports: Callable) -> None:
+def test_what_hidden_units_could_do_alone_is_told_by_nothing(ports: Ports) -> None:
     """Hidden units that move all gates alike: no estimate of the scale, and no claim."""
     _, right = ports("plus")
     sample = right.samples[_LAYER["plus"]]
@@ -120,4 +127,3 @@ def test_the_smallest_error_of_all_taps_is_an_alarm_just_so() -> None:
     needed = -NormalDist().inv_cdf(FALSE_ALARM / 1000 / 2)
     fault = replace(right, value=value, error=math.hypot(0.05, 0.2 * value))
     assert fault.deviation == pytest.approx(needed)
-    assert TAILS["tap"] > 1

@@ -142,7 +142,7 @@ def tried(network: str, seed: int, size: tuple[int, int], port: str, until: floa
     programs = Programs(model)
     seen_right = seen_of(programs, x, run(programs, x, port))
     right = estimate_port(seen_right, PRECISIONS["fp32"])
-    found = []
+    found: list[dict[str, Any]] = []
     for name, program in programs.items():
         if name not in right.samples or not isinstance(program, BlockProgram):
             continue
