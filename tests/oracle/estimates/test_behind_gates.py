@@ -63,11 +63,8 @@ def test_a_factor_behind_a_gate_is_seen(network: str, kind: str, ports: Ports) -
     assert not right.alarms
     sample = right.samples[name]
     factor = np.ones(sample.y.shape)
-    where: dict[str, Any] = {
-        "layer": slice(None),
-        "channel": 3,
-        "image": (slice(None), sample.images == 1),
-    }
+    second = (slice(None), sample.images == 1)
+    where: dict[str, Any] = {"layer": slice(None), "channel": 3, "image": second}
     factor[where[kind]] += 5e-6
     kinds = {(e.kind, e.where) for e in found(right, name, factor)}
     named = {"layer": ("scale", ""), "channel": ("scale", "channel 3"),
