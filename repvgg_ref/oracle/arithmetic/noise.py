@@ -21,30 +21,33 @@ from repvgg_ref.oracle.arithmetic.sample import Sample, sums_by_image
 _LEAST = np.array([0.005, 0.05, 0.0])  # a, b, c
 _START = np.array([1.0, 0.2, 0.2])
 _ROUNDS = 3
+_SHARED, _FEWEST = 4, 128  # outputs of one gate, and of all such: fewer tell no noise
 _CAP = 9.0  # medians: a squared residual beyond is a fault's, not noise
 
 
 def noise_variance(sample: Sample, unit: float) -> Array:
     """The variance (O, P) of independent errors, a, b and c fitted to the residual.
 
-    Errors of gates are the same all over an image's channel: they are no part of it.
+    Errors of gates are the same all over an image's channel: they are no part of it, unless so few
+    outputs share a gate that the two cannot be told apart.
     """
-    lost = 1.0
-    if sample.gated:
-        rough = unit**2 * (sample.energy + 0.3 * sample.y**2) + 1e-300
-        lost = _lost(sample)
-        sample = replace(
-            sample, residual=sample.without_gate(np.where(sample.active, 1 / rough, 0))
-        )
-    a, b, c = fit_noise(sample, unit)
+    told, lost = _beside_gates(sample, unit) if sample.gated else (sample, 1.0)
+    a, b, c = fit_noise(told, unit)
     sums = (sample.y - sample.bias[:, None]) ** 2
     return np.asarray(lost * unit**2 * (a * sample.energy + b * sample.y**2 + c * sums))
 
 
-def _lost(sample: Sample) -> float:
-    """By how much a residual's squares shrink when gates are taken from it: one fitted each."""
-    outputs, gates = sample.active.sum(), (sums_by_image(sample.images, sample.active) > 0).sum()
-    return float(outputs / max(outputs - gates, 1)) if outputs else 1.0
+def _beside_gates(sample: Sample, unit: float) -> tuple[Sample, float]:
+    """A sample less what gates explain, and by how much that makes its squares too small."""
+    shared = sums_by_image(sample.images, sample.active)
+    told = sample.active & (shared >= _SHARED)[:, sample.images]
+    outputs = int(told.sum())
+    if outputs < _FEWEST:
+        return sample, 1.0
+    rough = unit**2 * (sample.energy + 0.3 * sample.y**2) + 1e-300
+    left = sample.without_gate(np.where(sample.active, 1 / rough, 0.0))
+    gates = int((shared >= _SHARED).sum())
+    return replace(sample, residual=left, active=told), outputs / (outputs - gates)
 
 
 def fit_noise(sample: Sample, unit: float) -> Array:

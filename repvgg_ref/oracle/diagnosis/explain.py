@@ -283,7 +283,7 @@ def what_was_tested(case: Case) -> list[str]:
         for what, size in estimates.detects(name).items():
             weakest[what] = max(weakest.get(what, (0.0, "")), (size, name))
     shown = [
-        f"{words} {weakest[what][0]:.1g} ({weakest[what][1]})"
+        f"{words} {_size(weakest[what][0])} ({weakest[what][1]})"
         for what, words in _SEEN.items()
         if what in weakest
     ]
@@ -298,6 +298,10 @@ def what_was_tested(case: Case) -> list[str]:
         said.append(f"{listed(blind)}: held to certified bounds alone")
     said.append("not tested: training, other inputs than those of the calls named here")
     return said
+
+
+def _size(smallest: float) -> str:
+    return f"{smallest:.1g}" if np.isfinite(smallest) else "only beyond its bound"
 
 
 def diagnosed(case: Case, beyond: list[str], alarms: Mapping[str, list[Estimate]]) -> list[Finding]:

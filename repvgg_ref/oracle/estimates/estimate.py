@@ -42,10 +42,12 @@ class Estimate:
     count : int
         How many such tests were made; this one shows most.
     typical : float
-        The median of their standard errors; 0 for a test that is alone. Of "taps": the standard
-        error that a fault would have, relative to its value.
+        The standard error that a fault would have: of several tests that of three in four at most;
+        of "taps" relative to its value. 0: as `error`.
     shown : float
         The part of such an error that the value holds: the rest passes for something else.
+    growth : float
+        Standard error that a fault adds, relative to its size: it is taken for noise, in part.
     """
 
     kind: str
@@ -57,6 +59,7 @@ class Estimate:
     count: int = 1
     typical: float = 0.0
     shown: float = 1.0
+    growth: float = 0.0
 
     @property
     def deviation(self) -> float:
@@ -102,12 +105,19 @@ class Estimate:
         return f"{what}{where} off by {self.value:+.3g} of the right value ({sure})"
 
     def smallest(self, tests: int = 1_000_000) -> float:
-        """The smallest value that would have been an alarm among so many tests."""
+        """The smallest error that would be an alarm among so many tests; infinite for none."""
         needed = -NormalDist().inv_cdf(FALSE_ALARM / max(tests, self.count) / 2)
+        needed *= TAILS[self.scope]
         if self.kind == "taps":
-            return _above(self.tolerance, needed * TAILS[self.scope], self.error, self.typical)
-        beyond = needed * TAILS[self.scope] * (self.typical or self.error)
-        return (self.tolerance + beyond) / max(self.shown, 1e-300)
+            seen = _above(self.tolerance, needed, self.error, self.typical)
+            return seen / max(self.shown, 1e-300)
+        # The value v with shown v - tolerance = needed hypot(error, growth v).
+        error, tolerance, grown = self.typical or self.error, self.tolerance, needed * self.growth
+        left = self.shown**2 - grown**2
+        if self.shown <= grown:
+            return math.inf
+        root = math.hypot(needed * error * math.sqrt(left), grown * tolerance)
+        return (self.shown * tolerance + root) / left
 
 
 def alarms(estimates: Iterable[Estimate]) -> list[Estimate]:

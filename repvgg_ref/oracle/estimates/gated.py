@@ -28,10 +28,11 @@ _SPREAD = 1 / 0.6745  # a Gaussian's standard deviation, of its median absolute 
 
 
 class Factor(NamedTuple):
-    """A coefficient with its standard error."""
+    """A coefficient with its standard error, and the part of psi that no error of gates is."""
 
     value: float
     error: float
+    part: float
 
 
 class GatedFactors:
@@ -44,7 +45,8 @@ class GatedFactors:
         self._conversion = nuisance.taps * nuisance.unit**2
         self.power = sums_by_image(sample.images, weights * sample.y**2).T  # (N, O)
         shares = sums_by_image(sample.images, weights * sample.y * residual).T
-        self.shares = shares / np.where(self.power > 0, self.power, np.inf)
+        shares = shares / np.where(self.power > 0, self.power, np.inf)
+        self.shares = np.where(np.isfinite(shares), shares, 0.0)  # of numbers without sense
         self.own = (nuisance.unit * nuisance.gate * self.gates.rounding[: self.images]) ** 2
         self.of_gates = self._of_gates(nuisance.gate * self.gates.likely[: self.images])
 
@@ -142,20 +144,29 @@ class GatedFactors:
 
     def _regressed(self, q: Array, psi: Array, weight: Array) -> Factor | None:
         size = float((q * psi).sum())
-        if not size > _OF_ITSELF * float((weight * psi**2).sum()):
+        part = size / max(float((weight * psi**2).sum()), 1e-300)
+        if not part > _OF_ITSELF:
             return None
         value = float((q * self.cleaned).sum()) / size
-        error = self._scatter * float(np.sqrt(self._variances(q).sum())) / size
-        return Factor(value, error)
+        expected = self._scatter * float(np.sqrt(self._variances(q).sum()))
+        seen = float(np.sqrt(((q * self._unexplained) ** 2).sum()))
+        return Factor(value, max(expected, seen) / size, part)
+
+    @cached_property
+    def _unexplained(self) -> Array:
+        """Shares less one factor for each image and what the moves explain, (N, O)."""
+        w = self._weight
+        total = np.maximum(w.sum(axis=1, keepdims=True), 1e-300)
+        mean = (w * self.cleaned).sum(axis=1, keepdims=True) / total
+        left = self._beside_moves(np.sqrt(w) * (self.cleaned - mean))
+        return np.where(w > 0, left / np.sqrt(np.where(w > 0, w, 1.0)), 0.0)
 
     @cached_property
     def _scatter(self) -> float:
         """How many times more than expected gates differ from one another; at least 1."""
-        w = self._weight
-        total = np.maximum(w.sum(axis=1, keepdims=True), 1e-300)
-        mean = (w * self.cleaned).sum(axis=1, keepdims=True) / total  # an image may be faulty
-        left = self._beside_moves(np.sqrt(w) * (self.cleaned - mean))[w > 0]
-        return max(1.0, _SPREAD * float(np.median(np.abs(left)))) if left.size else 1.0
+        on = self._weight > 0
+        left = (np.sqrt(self._weight) * np.abs(self._unexplained))[on]
+        return max(1.0, _SPREAD * float(np.median(left))) if left.size else 1.0
 
     def _variances(self, q: Array) -> Array:
         """Of each channel's sum of shares with coefficients q (N, O).

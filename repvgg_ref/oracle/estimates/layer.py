@@ -30,6 +30,11 @@ _FEW = 8  # active outputs that a channel needs to be judged alone
 _MANY = 24  # and to take part in the noise of taps
 _DRAWS = 2
 _NEAR_ZERO = 1e-3
+_ONE_TAP = 2**0.5  # relative standard deviation of a channel's tau**2 if one tap is all
+_MOST, _MOST_TAPS = 0.75, 0.9  # of the channels see what a typical one is said to
+# A fault near the smallest that is seen is so large, in u: the noise that is fitted grows with it.
+_ABOUT = 8.0
+_UNEVENLY = 1.5  # and with it what conversion makes, since weights move to smaller outputs
 _SPREAD = 1 / 0.6745  # a Gaussian's standard deviation, of its median absolute value
 _SURE = 0.1  # of a level: six times its limit is an alarm however few outputs there are
 _FEWEST = 64  # outputs that tell tails
@@ -37,7 +42,6 @@ _OF_ITSELF = 1e-9  # of a part's energy: what is left of it beside a plane, or i
 # Medians over a port's layers are at most 7.6 and 18 in modelled arithmetics (where every addition
 # chops 13 and 24) and at least 9 and 25 in Strassen's (tests/studies/NOTES-oracle.md).
 _KURTOSIS, _RATIO = 8.0, 22.0
-_ROUNDED = 2.0**-20  # what float32 sums of products may be off by
 _WHOLE, _CONTRAST = 2.0, 1.0  # u: what a right layer's scale, and part of it, may be off by
 
 
@@ -112,29 +116,45 @@ class LayerEstimates(Planes):
         u = self.nuisance.unit
         tolerance = (_WHOLE + self.nuisance.scale - 1 + self._allowed_drift) * u
         if self.gated is None:
-            (ones, both, centred), mean = self._met_by_plane, self._mean
+            (ones, both, centred), mean = self.met_by_plane, self.mean
             met = centred + 2 * mean * both + mean**2 * ones
             found = self.regress(self.sample.y, met=met)
-            whole: tuple[float, float] | None = found.pooled()
+            value, error = found.pooled()
+            typical = self._error_beside_fault()
+            yield Estimate("scale", "", value, error, tolerance, "layer", typical=typical)
             values, errors = found.single()
         else:
-            whole = self.gated.whole()
+            if (whole := self.gated.whole()) is not None:
+                value, error, part = whole
+                growth = self._growth(1 / part)
+                yield Estimate("scale", "", value, error, tolerance, "layer", growth=growth)
             values, errors = self.gated.channels()
-        if whole is not None:
-            yield Estimate("scale", "", *whole, tolerance, "layer")
         errors = np.hypot(errors, self.nuisance.scale * u)
         yield from self._channels("scale", values, errors, self._allowed_drift * u)
+
+    def _growth(self, part: float = 1.0) -> float:
+        """What a fault adds to its standard error, of itself, if `part` of its square is seen."""
+        return _UNEVENLY * float(np.sqrt(part / max(self.sample.active.sum(), 1)))
+
+    def _error_beside_fault(self) -> float:
+        """The scale's standard error where a fault of it has been taken for noise."""
+        y, on = self.sample.y, self.weights > 0
+        noise = 1 / np.where(on, self.weights, 1.0) + (_ABOUT * self.nuisance.unit * y) ** 2
+        weighted = np.where(on, y / noise, 0.0)
+        conversion = self._conversion * self.sample.met(weighted)
+        return Regression(y.sum(axis=1), (weighted * y).sum(axis=1), conversion).pooled()[1]
 
     def _biases(self) -> Iterator[Estimate]:
         u, sample = self.nuisance.unit, self.sample
         tolerance = self._allowed_drift * u
         whole = np.broadcast_to(sample.bias[:, None], sample.y.shape)
         left = self.without_scale if self.gated is None else self.without_scales
-        met = self._met_by_plane[0]
+        met = self.met_by_plane[0]
         found = self.regress(whole, left(self.residual), met * sample.bias**2)
         value, error = found.pooled()
         shown = float(self.power(left(whole)).sum() / max(self.power(whole).sum(), 1e-300))
-        yield Estimate("bias", "", value, error, _WHOLE * u + tolerance, "layer", shown=shown)
+        yield Estimate("bias", "", value, error, _WHOLE * u + tolerance, "layer",
+                       shown=shown, growth=self._growth(shown))  # fmt: skip
         size = np.maximum(np.abs(sample.bias), sample.bias_magnitude)
         each = np.broadcast_to(size[:, None], sample.y.shape)
         found = self.regress(each, self.without_scales(self.residual), met * size**2)
@@ -157,10 +177,11 @@ class LayerEstimates(Planes):
         worst = enough[np.argmax(beyond)]
         # In a long chain the outputs of a channel err alike, in part: all channels scatter more.
         shared = max(1.0, _SPREAD * float(np.median(np.abs(values[enough]) / errors[enough])))
+        shown = 1.0 if part is None else -_most(-part[enough])
         yield Estimate(
             kind, f"channel {worst}", float(values[worst]), shared * float(errors[worst]),
-            tolerance, "channel", len(enough), shared * float(np.median(errors[enough])),
-            1.0 if part is None else float(np.median(part[enough])),
+            tolerance, "channel", len(enough), shared * _most(errors[enough]),
+            shown, self._growth(shown),
         )  # fmt: skip
         deviation = wilson_hilferty(float((np.minimum(beyond, 50) ** 2).sum()), len(enough))
         size = float(np.sqrt((errors[enough] ** 2).mean()))
@@ -176,10 +197,11 @@ class LayerEstimates(Planes):
                 found = self.gated.image(int(name.split()[1]))
                 if found is None:
                     continue
-                value, error = found
+                value, error, part = found
             else:
-                value, error = self._contrast(there).pooled()
-            yield Estimate("contrast", name, value, error, tolerance, "layer")
+                value, error, part = *self._contrast(there).pooled(), 1.0
+            growth = self._growth(1 / part)
+            yield Estimate("contrast", name, value, error, tolerance, "layer", growth=growth)
 
     def _contrast(self, there: Array) -> Regression:
         """Regress on y in one part, without its plane.
@@ -195,30 +217,8 @@ class LayerEstimates(Planes):
         power = whole - level * first.sum(axis=1) - (slope * second).sum(axis=1)
         own = power > _OF_ITSELF * whole  # else the part is all that is active
         cross = np.einsum("op,op->o", weighted, self.perpendicular[:, there])
-        conversion = self._conversion * self._met_without_plane(weighted, there, level, slope)
+        conversion = self._conversion * self.met_without_plane(weighted, there, level, slope)
         return Regression(*(np.where(own, each, 0.0) for each in (cross, power, conversion)))
-
-    def _met_without_plane(
-        self, weighted: Array, there: Array, level: Array, slope: Array
-    ) -> Array:
-        """`Sample.met` of a part less ``w (level + slope y)`` of the whole, (O,).
-
-        What is next to nothing beside the part counts as what rounding makes of it. y is taken
-        from its mean: beside a large one, level and slope y are large and cancel.
-        """
-        if self.slopes > 1:
-            left = -self.weights * (level[:, None] + slope[:, self.slopes_of] * self.sample.y)
-            left[:, there] += weighted
-            return self.sample.met(left)
-        slope = slope[:, 0]
-        part = self.sample.along(weighted, there)
-        own = part.dot(part)
-        one, y = (part.dot(each) for each in self._along_plane)
-        ones, both, centred = self._met_by_plane
-        level = level + slope * self._mean
-        met = own - 2 * (level * one + slope * y)
-        met += level**2 * ones + 2 * level * slope * both + slope**2 * centred
-        return np.where(np.isnan(met), np.inf, np.maximum(met, _ROUNDED * own))
 
     def places(self) -> Iterator[tuple[str, Array]]:
         """Parts of the output that may be wrong alone, by name: where they are, (P,)."""
@@ -241,7 +241,7 @@ class LayerEstimates(Planes):
 
         ``T = sum_k (M_k g_k)**2`` with ``g = sum_p w r x`` is expected to be ``sum_p (w r E)**2``
         if only rounding is at work, and more by ``tau**2 H`` if taps are wrong by tau u M_k: H is
-        measured on random signs.
+        measured on random errors.
         """
         sample, n = self.sample, self.nuisance
         chosen = self.count >= _MANY
@@ -253,7 +253,7 @@ class LayerEstimates(Planes):
         observed = residual.dot(residual)
         null = self._by_chance(weighted)
         moves = [
-            self.weights * self.withoutplane(sample.jolted(self._rng)) * n.unit
+            self.weights * self.without_plane(sample.jolted(self._rng)) * n.unit
             for _ in range(_DRAWS)
         ]
         drawn = [sample.met(moved) for moved in moves]
@@ -268,6 +268,7 @@ class LayerEstimates(Planes):
         shown = max(float(np.mean([mean for mean, _ in shows])), 1e-3)
         # One draw from the mean of all, which it is part of.
         spread = float(np.sqrt(_DRAWS) * np.mean([left for _, left in shows])) / shown
+        spread = max(spread, _ONE_TAP / float(np.sqrt(chosen.sum())))
         yield Estimate(
             "taps", "", value, error, n.taps, "tap", typical=spread, shown=min(shown, 1.0)
         )
@@ -296,7 +297,7 @@ class LayerEstimates(Planes):
         plain = np.einsum("op,op,op->o", self.weights, met, met)
         worst = score[channels, at]  # |g| over the root of what it scatters by
         spread = np.maximum(plain, np.where(worst > 0, (g / worst) ** 2, 0.0))
-        own = self.weights * self.withoutplane(met)
+        own = self.weights * self.without_plane(met)
         power = (own * met).sum(axis=1)
         seen = sample.along(own)
         seen.taps[channels, at] = 0
@@ -316,7 +317,7 @@ class LayerEstimates(Planes):
         o = chosen[np.argmax(np.abs(values[chosen]) / errors[chosen])]
         name = f"channel {o}, tap {at[o]}"
         count = int(usable.sum())
-        typical = float(np.median(errors[chosen]))
+        typical = _most(errors[chosen], _MOST_TAPS)
         yield Estimate("tap", name, float(values[o]), float(errors[o]), 0.0, "tap", count, typical)
 
     def _scores(self) -> tuple[Array, Array]:
@@ -372,24 +373,6 @@ class LayerEstimates(Planes):
         return self.nuisance.allowed_drift
 
     @cached_property
-    def _along_plane(self) -> tuple[Along, Along]:
-        """Of 1 and of y from its mean, weighted."""
-        centred = self.weights * (self.sample.y - self._mean[:, None])
-        return self.sample.along(self.weights), self.sample.along(centred)
-
-    @cached_property
-    def _met_by_plane(self) -> tuple[Array, Array, Array]:
-        """Of 1, of both, of y from its mean, (O,) each."""
-        one, y = self._along_plane
-        return one.dot(one), one.dot(y), y.dot(y)
-
-    @cached_property
-    def _mean(self) -> Array:
-        """Of the outputs of each channel, weighted; 0 where none counts."""
-        one, sy = (moment.sum(axis=1) for moment in self._moments[:2])
-        return np.asarray(np.where(one > 0, sy / np.where(one > 0, one, 1.0), 0.0))
-
-    @cached_property
     def _along_residual(self) -> tuple[Array, Array]:
         """Of what a plane leaves of the residual, weighted: see `Single.along`."""
         return self.sample.single.along(self.weights * self.perpendicular)
@@ -397,4 +380,9 @@ class LayerEstimates(Planes):
     @cached_property
     def perpendicular(self) -> Array:
         """The residual without what a scale and a bias of each channel explain."""
-        return self.withoutplane(self.residual)
+        return self.without_plane(self.residual)
+
+
+def _most(values: Array, share: float = _MOST) -> float:
+    """What this share of the channels are at most."""
+    return float(np.quantile(values, share, method="higher"))

@@ -8,6 +8,9 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.sample import Sample, sums_by_image
+from repvgg_ref.oracle.arithmetic.single import Along
+
+_ROUNDED = 2.0**-20  # what float32 sums of products may be off by
 
 
 class Planes:
@@ -37,7 +40,7 @@ class Planes:
         share /= max(float((self.weights * y * y).sum()), 1e-300)
         return np.asarray(values - share * y)
 
-    def withoutplane(self, values: Array) -> Array:
+    def without_plane(self, values: Array) -> Array:
         """`values` (O, P) less their weighted regression on 1 and y, channel by channel.
 
         A channel behind a gate has a slope for each image.
@@ -81,3 +84,41 @@ class Planes:
         if self.slopes == 1:
             return np.asarray(values.sum(axis=1, keepdims=True))
         return sums_by_image(self.slopes_of, values, self.slopes)
+
+    def met_without_plane(self, weighted: Array, there: Array, level: Array, slope: Array) -> Array:
+        """`Sample.met` of a part less ``w (level + slope y)`` of the whole, (O,).
+
+        What is next to nothing beside the part counts as what rounding makes of it. y is taken
+        from its mean: beside a large one, level and slope y are large and cancel.
+        """
+        if self.slopes > 1:
+            left = -self.weights * (level[:, None] + slope[:, self.slopes_of] * self.sample.y)
+            left[:, there] += weighted
+            return self.sample.met(left)
+        slope = slope[:, 0]
+        part = self.sample.along(weighted, there)
+        own = part.dot(part)
+        one, y = (part.dot(each) for each in self.along_plane)
+        ones, both, centred = self.met_by_plane
+        level = level + slope * self.mean
+        met = own - 2 * (level * one + slope * y)
+        met += level**2 * ones + 2 * level * slope * both + slope**2 * centred
+        return np.where(np.isnan(met), np.inf, np.maximum(met, _ROUNDED * own))
+
+    @cached_property
+    def along_plane(self) -> tuple[Along, Along]:
+        """Of 1 and of y from its mean, weighted."""
+        centred = self.weights * (self.sample.y - self.mean[:, None])
+        return self.sample.along(self.weights), self.sample.along(centred)
+
+    @cached_property
+    def met_by_plane(self) -> tuple[Array, Array, Array]:
+        """Of 1, of both, of y from its mean, (O,) each."""
+        one, y = self.along_plane
+        return one.dot(one), one.dot(y), y.dot(y)
+
+    @cached_property
+    def mean(self) -> Array:
+        """Of the outputs of each channel, weighted; 0 where none counts."""
+        one, sy = (moment.sum(axis=1) for moment in self._moments[:2])
+        return np.asarray(np.where(one > 0, sy / np.where(one > 0, one, 1.0), 0.0))

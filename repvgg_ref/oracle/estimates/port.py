@@ -28,6 +28,7 @@ _UNEASY, _UNEASY_LEVEL = 3.5, 0.4
 # No algorithm does that: F(8), the coarsest, has 1e5 times direct sums' noise, in squares, and its
 # outputs are right on the whole.
 _HOPELESS, _HOPELESS_SCALE = 1e8, 1e4  # the second in unit roundoffs
+_NO_BORDER = 2  # rows or columns that are all border
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,17 @@ class PortEstimates:
         """The smallest errors that would have been alarms in a layer, by what they would be in.
 
         Relative: "scale" of outputs, of one "channel", "bias", "part" (an image, row or column),
-        "tap" (of one channel; the most sensitive), "taps" (all, each at random).
+        "tap" (of one channel; the most sensitive), "taps" (all, each at random). Three channels in
+        four show that much; infinite where nothing but the certified bound would tell. Layers of
+        two rows or columns have no "part": their borders are not told from the rest.
         """
         found: dict[str, float] = {}
+        sample = self.samples.get(name)
+        borders = sample is not None and min(sample.size) > _NO_BORDER
         tests = sum(map(len, self.estimates.values()))
         for estimate in self.estimates.get(name, ()):
             key = estimate.sensitivity
-            if key:
+            if key and (key != "part" or borders):
                 size = estimate.smallest(tests)
                 size = self.arithmetic.unit * size**0.5 if key == "taps" else size
                 found[key] = max(size, found.get(key, 0.0))

@@ -27,10 +27,10 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.oracle.arithmetic.operands import Seen
 from repvgg_ref.oracle.arithmetic.port import direct_nuisance
-from repvgg_ref.oracle.arithmetic.sample import Sample
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.estimates.estimate import alarms
 from repvgg_ref.oracle.estimates.layer import LayerEstimates
+from repvgg_ref.oracle.estimates.planes import Planes
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.layers import Programs
@@ -61,27 +61,27 @@ KINDS = {
 }
 
 
-def faulty(kind: str, program: BlockProgram, x: Array, y: Array, sample: Sample, size: float,
-           port: str) -> Array:  # fmt: skip
+def faulty(kind: str, here: LayerEstimates, program: BlockProgram, x: Array, y: Array,
+           size: float, port: str) -> Array:  # fmt: skip
     """The output `y` of a right layer, or the layer with other weights, wrong by `size`."""
-    channel = typical_channel(sample)
+    sample = here.sample
     if kind in _PLACES:
         y = y.copy()
-        y[_PLACES[kind](channel)] *= 1 + size
+        y[_PLACES[kind](typical_channel(here))] *= 1 + size
         return y
     kernel = program.fused_kernel()
     weight, bias = kernel.weight.copy(), kernel.bias.copy()
-    magnitude = sample.magnitude.reshape(weight.shape)
     if kind == "bias":
         bias *= 1 + size
     elif kind == "a channel's bias":
+        channel = typical_channel(here)
         bias[channel] += size * max(abs(bias[channel]), sample.bias_magnitude[channel])
     elif kind == "weights at random":
-        weight += size * magnitude * np.random.default_rng(0).normal(size=weight.shape)
+        noise = np.random.default_rng(0).normal(size=weight.shape)
+        weight += size * sample.magnitude.reshape(weight.shape) * noise
     else:
-        own = sample.columns[channel * sample.groups // len(sample.y)]  # (K, P)
-        seen = ((own**2) @ sample.active[channel]) * sample.magnitude[channel] ** 2
-        weight[channel].flat[seen.argmax()] += size * sample.magnitude[channel, seen.argmax()]
+        channel, tap = typical_tap(here)
+        weight[channel].flat[tap] += size * sample.magnitude[channel, tap]
     changed = replace(program, branches={}, fused=FusedConv(single(weight), single(bias)))
     return layer(changed, x, port)
 
@@ -95,11 +95,27 @@ _PLACES: dict[str, Any] = {
 }
 
 
-def typical_channel(sample: Sample) -> int:
-    """Of those that can be judged alone, the one with the median count of active outputs."""
-    counts = sample.active.sum(axis=1)
-    order = [o for o in np.argsort(counts, kind="stable") if counts[o] >= _FEW]
-    return int(order[len(order) // 2]) if order else int(counts.argmax())
+def typical_channel(here: LayerEstimates) -> int:
+    """Of those that can be judged alone, the one whose scale is told in the middle."""
+    gated = here.gated
+    errors = gated.channels()[1] if gated else here.regress(here.sample.y).single()[1]
+    order = [int(o) for o in np.argsort(errors, kind="stable") if here.count[o] >= _FEW]
+    return order[len(order) // 2] if order else int(here.count.argmax())
+
+
+def typical_tap(here: LayerEstimates) -> tuple[int, int]:
+    """Of a typical channel the tap that shows most beside scale and bias."""
+    sample, channel = here.sample, typical_channel(here)
+    columns = sample.columns[channel * sample.groups // len(sample.y)]  # (K, P)
+
+    def as_rows(values: Array) -> Array:
+        return np.broadcast_to(values[channel], columns.shape)
+
+    rows = replace(sample, y=as_rows(sample.y), active=as_rows(sample.active))
+    weights = as_rows(here.weights)
+    beside = Planes(rows, weights).without_plane(columns)
+    shown = (weights * beside**2).sum(axis=1) * sample.magnitude[channel] ** 2
+    return channel, int(shown.argmax())
 
 
 def alone(right: PortEstimates, here: Seen, y_hat: Array) -> bool:
@@ -126,11 +142,12 @@ def tried(network: str, seed: int, size: tuple[int, int], port: str, until: floa
     programs = Programs(model)
     seen_right = seen_of(programs, x, run(programs, x, port))
     right = estimate_port(seen_right, PRECISIONS["fp32"])
-    found = []
+    found: list[dict[str, Any]] = []
     for name, program in programs.items():
         if name not in right.samples or not isinstance(program, BlockProgram):
             continue
-        claims, sample = right.detects(name), right.samples[name]
+        claims = right.detects(name)
+        estimator = LayerEstimates(right.samples[name], right.arithmetic.nuisances[name])
         for kind, claim in KINDS.items():
             if time.monotonic() > until:
                 return found
@@ -139,8 +156,8 @@ def tried(network: str, seed: int, size: tuple[int, int], port: str, until: floa
             wrong = _MORE * claims[claim]
 
             def fault(p: Any, x: Array, y: Array, kind: str = kind, wrong: float = wrong,
-                      sample: Sample = sample) -> Array:  # fmt: skip
-                return faulty(kind, p, x, y, sample, wrong, port)
+                      here: LayerEstimates = estimator) -> Array:  # fmt: skip
+                return faulty(kind, here, p, x, y, wrong, port)
 
             if len(found) % _WHOLE:
                 here = seen_right[name]
