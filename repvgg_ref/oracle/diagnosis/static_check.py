@@ -134,7 +134,7 @@ def _fused_file(model: Model, port: Model, name: str, precision: str) -> Report:
         report,
         equivalences=same.equivalences,
         diagnosis=(*same.findings, *report.diagnosis),
-        notes=(*report.notes, *same.notes),
+        notes=(*report.notes, *same.notes, *same.seen_in_scaled(conversion)),
     )
     return _said(report, conversion, stored) if report.verdict == "agree" else report
 

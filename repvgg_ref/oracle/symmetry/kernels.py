@@ -12,6 +12,7 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
+from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Equivalence, Finding, Kind
 from repvgg_ref.oracle.symmetry.factors import columns_of, compensated, factor_of
@@ -43,6 +44,18 @@ class Realigned:
         if layer not in self.rescaled:
             return conversion
         return Unsettled(conversion.stored, conversion.roundings + _SCALINGS, _SCALED_TAPS)
+
+    def seen_in_scaled(self, conversion: Conversion) -> tuple[str, ...]:
+        """What is held to less where factors were divided out, in words."""
+        if not self.rescaled:
+            return ()
+        layers = listed(sorted(self.rescaled))
+        held = self.held(next(iter(self.rescaled)), conversion)
+        return (
+            f"in {layers}, whose numbers hold other channels' factors: {held.smallest}. A factor"
+            " nearer to 1 than that, or a column's error beside a row's, may be in either of two"
+            " layers",
+        )
 
     def room(self, name: str) -> float:
         """How far an array that fusion leaves alone may be from the reference's, relatively."""
