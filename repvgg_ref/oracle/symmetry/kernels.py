@@ -239,7 +239,6 @@ class _Walk:
             kind: Kind = "scaling" if hidden.is_scaled else "permutation"
             self.done.equivalences += (Equivalence(name, kind, says),)
 
-
     def _hidden(self, change: Change, here: Array, there: Array, up: str) -> Change:
         """How a gate's hidden units differ, if its second layer takes that back."""
         rows, _ = factor_of(here[change.order], there, self.unit)

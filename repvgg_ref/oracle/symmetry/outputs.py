@@ -120,7 +120,9 @@ class _Walk:
         best = int(np.argmin(left))
         if not left[best] < _GONE * left[0]:
             return nothing
-        return self._compensated(after, y_hat, tried[best]) if tried[best].is_scaled else tried[best]
+        return (
+            self._compensated(after, y_hat, tried[best]) if tried[best].is_scaled else tried[best]
+        )
 
     def _compensated(self, after: str, y_hat: Array, change: Change) -> Change:
         """`change` without factors that the next layer does not know of."""
