@@ -15,7 +15,7 @@ _ROUNDS, _SQUARES = 24, 8  # of rows and columns, in turn; the first by least sq
 _MOST = 1024  # numbers that a factor is the median of
 _OUTPUTS = 256  # of a group, that tell its inputs' factors
 _SURE = 4.0  # standard errors of a factor that is not 1
-_LEAST = 0.25  # roundings: below it nothing is a factor
+_LEAST = 0.5  # roundings: below it nothing is a factor
 _NEARER = 0.5  # of a column's factor may be left beside its row's
 _SPREAD = 1.2533 / 0.6745  # of a median, from the median deviation of what it is taken of
 _ROUNDED = 0.6  # roundings: the least that numbers scatter, for few of them may hide it
@@ -61,14 +61,9 @@ def columns_of(
     factor, error : arrays (C,)
         Their standard errors, as numbers scatter.
     """
-    found = [
-        _of_group(*parts, unit)
-        for parts in zip(
-            *(np.split(_flat(w), groups) for w in (ours, theirs)),
-            [None] * groups if biases is None else _pairs(biases, groups),
-            strict=True,
-        )
-    ]
+    mine, other = (np.split(_flat(w), groups) for w in (ours, theirs))
+    pairs = [None] * groups if biases is None else _pairs(biases, groups)
+    found = [_of_group(a, b, pair, unit) for a, b, pair in zip(mine, other, pairs, strict=True)]
     factor, error = (np.concatenate(each) for each in zip(*found, strict=True))
     return factor, error
 
@@ -123,7 +118,8 @@ def _rows(ours: Array, theirs: Array) -> Array:
 
 def _mean(values: Array, weight: Array, axes: tuple[int, int]) -> Array:
     total = weight.sum(axis=axes, keepdims=True)
-    return (weight * values).sum(axis=axes, keepdims=True) / np.where(total > 0, total, 1.0)
+    mean = (weight * values).sum(axis=axes, keepdims=True) / np.where(total > 0, total, 1.0)
+    return np.asarray(mean)
 
 
 def _by_input(weight: Array) -> Array:
