@@ -36,7 +36,7 @@ def aligned(
 ) -> tuple[Case, tuple[Equivalence, ...]]:
     """The layers compared, once in the reference's order and scale as far as rounding is sure.
 
-    A port that is not right so may be right with factors that are nearer to 1.
+    A port that is not right so may be right, or wrong in fewer layers, with factors nearer to 1.
     """
 
     def compared(given: Outputs, same: tuple[Equivalence, ...]) -> Case:
@@ -48,16 +48,24 @@ def aligned(
     if not programs.model.arch.is_chain:
         return compared(outputs, same), same
     in_order, same = align(programs, x, outputs, precision=precision.number_format)
-    case = compared(in_order, same)
-    if _is_far_off(case):
-        return case, same
+    best = compared(in_order, same)
+    if _is_far_off(best):
+        return best, same
     for room in FINER_ROOMS.get(precision.name, ()):
-        if case.is_right:
+        if best.is_right:
             break
         finer, found = align(programs, x, outputs, room=room)
-        if len(found) > len(same) and (tried := compared(finer, found)).is_right:
-            return tried, found
-    return case, same
+        if not found:
+            continue
+        tried = compared(finer, found)
+        if _wrong(tried) < _wrong(best):
+            best, same = tried, found
+    return best, same
+
+
+def _wrong(case: Case) -> int:
+    """How many layers are not right."""
+    return len({*case.bad, *case.estimates.alarms})
 
 
 def _is_far_off(case: Case) -> bool:

@@ -8,9 +8,10 @@ Fasi, Higham, Mikaitis & Pranesh, "Numerical behavior of NVIDIA tensor cores", P
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,6 +89,7 @@ PRECISIONS: Mapping[str, Precision] = {
 # that all are happen by chance once in 2**208. Zeros and repetitions are evidence of nothing.
 _EVIDENCE = 16
 _SAMPLE = 4096
+_NEARLY_ALL = 0.9
 
 
 def precision_of(outputs: Mapping[str, Array]) -> str:
@@ -102,25 +104,42 @@ def precision_of(outputs: Mapping[str, Array]) -> str:
     outputs : mapping
         Layer name -> floating array.
     """
-    names = {np.dtype(array.dtype).name for array in outputs.values()}
-    if "float16" in names:
-        return "fp16"
-    if "bfloat16" in names:
-        return "bf16"
+    if (by_type := _sixteen_bits(outputs)) is not None:
+        return by_type
     if not _has_evidence(outputs.values()):
         return "fp32"
-    for name, fits in (("bf16", _is_bfloat16), ("fp16", _is_float16)):
-        if all(fits(array) for array in outputs.values()):
+    for name in ("bf16", "fp16"):
+        if all(_HOLDS[name](array).all() for array in outputs.values()):
             return name
     return "fp32"
 
 
+def _sixteen_bits(arrays: Mapping[str, Array]) -> str | None:
+    """The format that an array's type says, if it has 16 bits."""
+    names = {np.dtype(array.dtype).name for array in arrays.values()}
+    return next((f for n, f in (("float16", "fp16"), ("bfloat16", "bf16")) if n in names), None)
+
+
 def stored_format(arrays: Mapping[str, Array]) -> str:
-    """The narrowest format that holds every value: "bf16", "fp16", "fp32", else "fp64"."""
-    found = precision_of(arrays)
-    if found == "fp32" and not all(_is_float32(array) for array in arrays.values()):
-        return "fp64"
-    return found
+    """The narrowest format that holds nearly every value: "bf16", "fp16", "fp32", else "fp64".
+
+    A few that it does not hold are wrong: by chance next to none of a wider format's are in it.
+    """
+    if (by_type := _sixteen_bits(arrays)) is not None:
+        return by_type
+    narrow = _HOLDS if _has_evidence(arrays.values()) else {"fp32": _HOLDS["fp32"]}
+    return next((name for name in narrow if are_stored_as(name, arrays.values())), "fp64")
+
+
+def are_stored_as(name: str, arrays: Iterable[Array]) -> bool:
+    """Whether a format, "bf16", "fp16" or "fp32", holds nearly every value that is not 0."""
+    held = total = 0
+    for array in arrays:
+        flat = array.reshape(-1)
+        some = flat[:: max(1, flat.size // _SAMPLE)]
+        some = some[some != 0]
+        held, total = held + int(_HOLDS[name](some).sum()), total + some.size
+    return held >= _NEARLY_ALL * total
 
 
 def _has_evidence(arrays: Iterable[Array]) -> bool:
@@ -136,24 +155,25 @@ def _has_evidence(arrays: Iterable[Array]) -> bool:
     return False
 
 
-def _is_bfloat16(array: Array) -> bool:
-    """Whether every value is NaN or the upper half of a float32."""
+def _bfloat16s(array: Array) -> Array:
+    """Which values are NaN or the upper half of a float32."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         single = array.astype(np.float32)
     upper = single.view(np.uint32) & np.uint32(0xFFFF) == 0
-    return bool((np.isnan(array) | upper & (single == array)).all())
+    return np.asarray(np.isnan(array) | upper & (single == array))
 
 
-def _is_float16(array: Array) -> bool:
-    """Whether every value is NaN or a float16."""
+def _rounded_to(dtype: Any, array: Array) -> Array:
+    """Which values are NaN or of the type."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        return bool((np.isnan(array) | (array.astype(np.float16) == array)).all())
+        return np.asarray(np.isnan(array) | (array.astype(dtype) == array))
 
 
-def _is_float32(array: Array) -> bool:
-    """Whether every value is NaN or a float32."""
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        return bool((np.isnan(array) | (array.astype(np.float32) == array)).all())
+_HOLDS: Mapping[str, Callable[[Array], Array]] = {
+    "bf16": _bfloat16s,
+    "fp16": partial(_rounded_to, np.float16),
+    "fp32": partial(_rounded_to, np.float32),
+}
 
 
 class RoundoffEstimate(NamedTuple):

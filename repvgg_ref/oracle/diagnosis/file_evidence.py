@@ -31,13 +31,12 @@ from repvgg_ref.oracle.programs.layers import Programs, head_program
 from repvgg_ref.oracle.report import EVERYWHERE, Finding, LayerReport, Report
 from repvgg_ref.oracle.symmetry.kernels import realign
 from repvgg_ref.oracle.weights.arithmetic import FORMAT_NAMES, UNITS, least_error
-from repvgg_ref.oracle.weights.conversion import Conversion, Simulated, Unsettled
+from repvgg_ref.oracle.weights.conversion import OWN_ERROR, Conversion, Simulated, Unsettled
 from repvgg_ref.oracle.weights.held import conversion_of, formats_of
 from repvgg_ref.oracle.weights.terms import terms_of
 
 _UNSEEN = (8, 8)  # extent of the blank image on which bugs are tried: only taps are looked at
 _HALF = 0.5 + 2.0**-20  # of a unit in the last place, and what float64 gets wrong
-_REALIGNED = 16 * 2.0**-24  # relative: how far right numbers are from the reference's
 _RESCALED = 32.0  # roundings: of fusion, of the factors, and of their estimates
 _ROUNDED = {"weights-fp16", "weights-bf16"}
 _ROUNDINGS = 2.0  # of a classifier's weight: stored once, perhaps scaled on the way
@@ -108,7 +107,8 @@ def _realigned(model: Model, report: Report, evidence: FileEvidence) -> FileEvid
         stem = name if name == "linear" else f"{name}.fused"
         weight = kernel.weight[:, :, 0, 0] if name == "linear" else kernel.weight
         theirs |= {f"{stem}.weight": weight, f"{stem}.bias": kernel.bias}
-    same = realign(Programs(model), theirs, _REALIGNED).params
+    unit = max(UNITS[_stored(evidence.kernels)[0]], OWN_ERROR)
+    same = realign(Programs(model), theirs, unit, set(order)).params
     kernels = {}
     for name, kernel in evidence.kernels.items():
         stem = name if name == "linear" else f"{name}.fused"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.arithmetic.noise import noise_variance
 from repvgg_ref.oracle.arithmetic.nuisance import Nuisance
 from repvgg_ref.oracle.arithmetic.operands import Seen
 from repvgg_ref.oracle.arithmetic.sample import Sample
@@ -33,6 +34,7 @@ from repvgg_ref.oracle.report import Finding
 _OUTPUTS = 160  # of a channel: enough to see which bugs are worth a closer look
 _CLOSER = 6
 _SOME = 0.2  # of a residual that is rounding for the most part: less is chance
+_BETTER = 5.0  # standard errors by which a fitted bug must be better than one number
 _HALF, _NEARLY = 0.5, 0.9  # of a residual: what a bug explains that may be there with another
 # Beyond a bound a bug that is only like what is there explains up to 0.94 (SiLU for Mish), and
 # others nearly as much; the one that is there leaves a twentieth of what others do beside noise.
@@ -137,11 +139,14 @@ def explain_alarms(
     site = replace(site, alike=())  # another layer's weights are never within a bound
     close = SampleEvidence(site, seen, bound, estimates, precision)
     nearer = close.best(lambda t: t.is_admissible and t.is_significant and t.fit.explains > _SOME)
-    if named := [trial for trial in nearer if close.leaves_nothing(trial)]:
+    named = [trial for trial in nearer if close.leaves_nothing(trial)]
+    if any(not trial.mutant.bug.continuous for trial in named):
         return close.seen.ranked(named)
     name = site.program.name
     nuisance = estimates.arithmetic.nuisances[name]
     explained = explain_by_patches(estimates.samples[name], nuisance)
+    if named:
+        return _as_simple(close, named, explained) or close.seen.ranked(named)
     if explained.patches and not explained.left:
         return [_finding(name, patch, len(explained.patches)) for patch in explained.patches]
     if found := _known_and_estimated(close, nearer, nuisance):
@@ -149,6 +154,32 @@ def explain_alarms(
     if nearer and nearer[0].fit.explains > _HALF:
         return _known_and_unknown(close, nearer, nuisance)
     return [_unknown(name, estimates, explained)]
+
+
+def _as_simple(
+    close: SampleEvidence, named: Sequence[Trial], explained: Explanation
+) -> list[Finding]:
+    """One estimated number, where no fitted parameter of a bug explains significantly more.
+
+    A factor of a layer that is next to 1 is nearly what some eps makes of it.
+    """
+    if explained.left or len(explained.patches) != 1 or explained.patches[0].change is None:
+        return []
+    patch, sample = explained.patches[0], close.sample
+    beside = [close.beside(trial.predicted) for trial in named]
+    mended = replace(sample, residual=sample.residual - patch.change)
+    variance = noise_variance(beside[0], close.estimates.arithmetic.unit)
+    least, mine = min(_squares(each, variance) for each in beside), _squares(mended, variance)
+    if mine - least > _BETTER**2:
+        return []
+    names = tuple(dict.fromkeys(trial.mutant.bug.name for trial in named))
+    return [replace(_finding(close.layer, patch, 1), equivalents=names)]
+
+
+def _squares(sample: Sample, variance: Array) -> float:
+    """The errors of a layer's outputs, squared and in units of their variance."""
+    on = sample.active
+    return float((sample.residual[on] ** 2 / np.maximum(variance[on], 1e-300)).sum())
 
 
 def _known_and_estimated(

@@ -51,7 +51,7 @@ from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 from repvgg_ref.oracle.symmetry.kernels import Realigned, realign
-from repvgg_ref.oracle.weights.conversion import Conversion, Exact, Odd
+from repvgg_ref.oracle.weights.conversion import OWN_ERROR, Conversion, Exact, Odd
 from repvgg_ref.oracle.weights.held import conversion_of, formats_of, named
 from repvgg_ref.oracle.weights.infer import Layer
 from repvgg_ref.oracle.weights.terms import terms_of
@@ -121,9 +121,10 @@ def _fused_file(model: Model, port: Model, name: str, precision: str) -> Report:
         other = _fused_file(other_eps, port, name, precision)
         if other.verdict == "agree":
             return _of_narrow_eps(other, other_eps.eps)
-    if all(layer.ratio <= 1 for layer in report.layers) or model.arch.is_dense:
-        return report  # too little for another order; and only chains' orders are looked for
-    same = realign(programs, port.params, conversion.units[0] * conversion.roundings)
+    if model.arch.is_dense:
+        return report  # only chains' orders and scales are looked for
+    bad = {layer.name for layer in report.layers if not layer.ok}
+    same = realign(programs, port.params, max(conversion.units[0], OWN_ERROR), bad)
     if not same.equivalences:
         return replace(
             report,
@@ -138,7 +139,7 @@ def _fused_file(model: Model, port: Model, name: str, precision: str) -> Report:
         report,
         equivalences=same.equivalences,
         diagnosis=(*same.findings, *report.diagnosis),
-        notes=(*report.notes, *same.notes),
+        notes=(*report.notes, *same.notes, *same.seen_in_scaled(conversion)),
     )
     return _said(report, conversion, stored) if report.verdict == "agree" else report
 

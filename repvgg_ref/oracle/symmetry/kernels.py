@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -12,14 +12,17 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
+from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Equivalence, Finding, Kind
+from repvgg_ref.oracle.symmetry.factors import columns_of, compensated, factor_of
 from repvgg_ref.oracle.symmetry.match import Change, matched
 from repvgg_ref.oracle.symmetry.words import equivalences, not_taken_back
-from repvgg_ref.oracle.weights.conversion import Conversion, Unsettled
+from repvgg_ref.oracle.weights.conversion import ROUNDINGS, Conversion, Unsettled
 
 _GONE = 0.5  # of what was unexplained may be left where a change is taken as compensated
 _SCALINGS = 12  # roundings more: the factor on both sides, and its estimate
+_SCALED_TAPS = 4  # of these, a row's taps do not share
 
 
 @dataclass
@@ -34,20 +37,35 @@ class Realigned:
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     rescaled: set[str] = field(default_factory=set)
+    unit: float = 2.0**-24
 
     def held(self, layer: str, conversion: Conversion) -> Conversion:
         """What a layer's kernel is held to: no single bit where a factor was divided out."""
         if layer not in self.rescaled:
             return conversion
-        return Unsettled(conversion.stored, conversion.roundings + _SCALINGS)
+        return Unsettled(conversion.stored, conversion.roundings + _SCALINGS, _SCALED_TAPS)
+
+    def seen_in_scaled(self, conversion: Conversion) -> tuple[str, ...]:
+        """What is held to less where factors were divided out, in words."""
+        if not self.rescaled:
+            return ()
+        layers = listed(sorted(self.rescaled))
+        held = self.held(next(iter(self.rescaled)), conversion)
+        return (
+            f"in {layers}, whose numbers hold other channels' factors: {held.smallest}. A factor"
+            " nearer to 1 than that, or a column's error beside a row's, may be in either of two"
+            " layers",
+        )
 
     def room(self, name: str) -> float:
         """How far an array that fusion leaves alone may be from the reference's, relatively."""
         layer = name.partition(".se.")[0].removesuffix(".weight").removesuffix(".bias")
-        return 2.0**-24 * _SCALINGS if layer in self.rescaled else 0.0
+        return self.unit * (ROUNDINGS + _SCALINGS) if layer in self.rescaled else 0.0
 
 
-def realign(programs: Programs, theirs: Mapping[str, Array], room: float) -> Realigned:
+def realign(
+    programs: Programs, theirs: Mapping[str, Array], unit: float, bad: Set[str]
+) -> Realigned:
     """Undo what reorders and scales channels without changing the network.
 
     Parameters
@@ -56,19 +74,25 @@ def realign(programs: Programs, theirs: Mapping[str, Array], room: float) -> Rea
         The reference's layers.
     theirs : mapping
         The port's arrays, deploy form.
-    room : float
-        How far a right number may be from the reference's, relatively.
+    unit : float
+        Unit roundoff of the port's numbers.
+    bad : set of str
+        Layers that hold other numbers than the reference's: only they and those that they feed can
+        be changed so.
     """
-    return _Walk(programs, dict(theirs), room).along()
+    return _Walk(programs, dict(theirs), unit, bad).along()
 
 
 class _Walk:
     """From layer to layer, each in the order and scale in which its input is known to be."""
 
-    def __init__(self, programs: Programs, theirs: dict[str, Array], room: float) -> None:
-        self.programs, self.room = programs, room
+    def __init__(
+        self, programs: Programs, theirs: dict[str, Array], unit: float, bad: Set[str]
+    ) -> None:
+        self.programs, self.unit, self.room = programs, unit, ROUNDINGS * unit
+        self.bad = bad
         self.specs = {spec.name: spec for spec in programs.model.arch.blocks}
-        self.done = Realigned(theirs)
+        self.done = Realigned(theirs, unit=unit)
 
     def along(self) -> Realigned:
         """All layers."""
@@ -141,7 +165,7 @@ class _Walk:
             if not min(map(partial(self._left, after), moved)) < _GONE * self._left(after, nothing):
                 self.done.findings += (not_taken_back(name, change, after),)
                 return nothing
-        return self._divided(after, change) if change.is_scaled else change
+        return self._scaled(name, after, seen, change)
 
     def _left(self, after: str, change: Change) -> float:
         """The share of the next layer that stays unexplained once `change` is undone before it."""
@@ -152,31 +176,43 @@ class _Walk:
         seen = self._seen(after, change)
         return np.inf if seen is None else float(self._matched(after, seen)[1].mean())
 
-    def _divided(self, after: str, change: Change) -> Change:
-        """`change` with those factors only that the next layer divides by."""
-        factors = self._factors_of_inputs(after, change)
-        mine = change.factor
-        kept = np.abs(factors - 1) <= np.abs(factors - mine)
-        return Change(change.order, np.where(kept, mine, 1.0))
+    def _scaled(self, name: str, after: str, seen: _Seen, change: Change) -> Change:
+        """The order of `change`, with the factors that the next layer divides by."""
+        nothing = Change(change.order, np.ones(len(change.order)))
+        if change.is_nothing and not {name, after} & self.bad:
+            return nothing
+        ours = _rows(self.programs[name].fused_kernel())[change.order]
+        theirs = _rows(FusedConv(seen.weight, self.done.params[f"{name}.fused.bias"]))
+        rows, _ = factor_of(ours, theirs, self.unit)
+        columns, error = self._of_inputs(after, Change(change.order, rows))
+        factor = compensated(rows, columns / rows, error, self.unit, ROUNDINGS)
+        return Change(change.order, factor)
 
-    def _factors_of_inputs(self, after: str, change: Change) -> Array:
-        """By what the next layer's columns are off with `change` undone, by the port's channels."""
+    def _of_inputs(self, after: str, change: Change) -> tuple[Array, Array]:
+        """By what the next layer's inputs are scaled with `change` undone, by the port's order."""
         if after not in self.specs:
             want = self.programs[after].weight
             got = change.undone(self.done.params[f"{after}.weight"], 1, 1)
-            groups = 1
-        else:
-            seen = self._seen(after, change)
-            if seen is None:
-                return np.ones(len(change.order))
-            onward, _ = self._matched(after, seen)
-            want, got = self.programs[after].fused_kernel().weight, onward.undone(seen.weight, 0)
-            groups = len(seen.homes)
-        # (O, C/G, ...) -> (G, O/G, C/G, taps), summed over outputs and taps: (G, C/G)
-        by_group = (groups, len(want) // groups, want.shape[1], -1)
-        want, got = want.reshape(by_group), np.asarray(got, np.float64).reshape(by_group)
-        power = np.maximum((want**2).sum(axis=(1, 3)), 1e-300)
-        return np.asarray(((want * got).sum(axis=(1, 3)) / power).reshape(-1)[change.order])
+            factor, error = columns_of(want, got, None, 1, self.unit)
+            return factor[change.order], error[change.order]
+        seen = self._seen(after, change)
+        if seen is None:
+            return change.factor, np.full(len(change.order), np.inf)
+        onward = Change(self._matched(after, seen)[0].order, np.ones(0))
+        kernel = self.programs[after].fused_kernel()
+        bias = self.done.params[f"{after}.fused.bias"]
+        factor, error = columns_of(
+            kernel.weight[onward.order],
+            seen.weight,
+            (kernel.bias[onward.order], bias),
+            len(seen.homes),
+            self.unit,
+        )
+        # the port's groups may come in another order
+        per_group = len(factor) // len(seen.homes)
+        back = np.argsort(seen.homes)
+        factor, error = (f.reshape(-1, per_group)[back].reshape(-1) for f in (factor, error))
+        return factor[change.order], error[change.order]
 
     def _put(self, name: str, weight: Array, change: Change) -> None:
         """The layer's arrays in our order and scale."""
@@ -193,7 +229,7 @@ class _Walk:
         here, there = (
             _rows(FusedConv(of[f"{down}.weight"], of[f"{down}.bias"])) for of in (ours, params)
         )
-        hidden, _ = matched(here, there, self.room)
+        hidden = self._hidden(matched(here, there, self.room)[0], here, there, up)
         if not hidden.is_nothing:
             self._mark(name, hidden)
             for part in ("weight", "bias"):
@@ -202,6 +238,16 @@ class _Walk:
             says = f"hidden units of {name}'s squeeze-and-excitation are changed in both its layers"
             kind: Kind = "scaling" if hidden.is_scaled else "permutation"
             self.done.equivalences += (Equivalence(name, kind, says),)
+
+    def _hidden(self, change: Change, here: Array, there: Array, up: str) -> Change:
+        """How a gate's hidden units differ, if its second layer takes that back."""
+        rows, _ = factor_of(here[change.order], there, self.unit)
+        mine, theirs = (
+            np.asarray(of[f"{up}.weight"], np.float64)
+            for of in (self.programs.model.params, self.done.params)
+        )
+        columns, error = columns_of(mine[:, change.order], theirs, None, 1, self.unit)
+        return Change(change.order, compensated(rows, columns, error, self.unit, ROUNDINGS))
 
 
 class _Seen(NamedTuple):

@@ -15,17 +15,21 @@ from itertools import pairwise
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.arithmetic.sample import sample_of
+from repvgg_ref.oracle.bounds.precision import PRECISIONS, Precision
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.program import Pixels, Program, layer_output
 from repvgg_ref.oracle.report import Equivalence
 from repvgg_ref.oracle.symmetry.glance import glance
 from repvgg_ref.oracle.symmetry.match import Change, matched
+from repvgg_ref.oracle.symmetry.taken_back import not_taken_back
 from repvgg_ref.oracle.symmetry.words import equivalences
 
 _ROOM = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}  # of a channel's largest output
-# Finer ones, for ports that are not right with the first: factors near 1 are no rounding then.
-FINER_ROOMS = {"fp32": (1e-5, 1e-6)}
+# Finer ones, for ports that are not right with the first: factors near 1 are no rounding then. With
+# the last a channel has the factor that fits best, whatever it is.
+FINER_ROOMS = {"fp32": (1e-5, 1e-6, 2e-7)}
 _PIXELS = 10  # looked at first
 _GONE = 0.5  # of what was unexplained may be left where a change is taken as compensated
 _EXPLAINED = 1e-6  # share of a layer's energy, above which something else is wrong with it
@@ -62,7 +66,7 @@ def align(
         What was undone, layer by layer.
     """
     room = _ROOM.get(precision, _ROOM["fp32"]) if room is None else room
-    walk = _Walk(programs, x, outputs, room)
+    walk = _Walk(programs, x, outputs, room, PRECISIONS[precision])
     found = tuple(walk.along())
     return (replace(outputs, layers=walk.layers) if found else outputs), found
 
@@ -70,8 +74,10 @@ def align(
 class _Walk:
     """From layer to layer, each fed the port's own input in our order and scale."""
 
-    def __init__(self, programs: Programs, x: Array, outputs: Outputs, room: float) -> None:
-        self.programs, self.room = programs, room
+    def __init__(
+        self, programs: Programs, x: Array, outputs: Outputs, room: float, precision: Precision
+    ) -> None:
+        self.programs, self.room, self.precision = programs, room, precision
         self.layers = dict(outputs.layers)
         self.x = np.asarray(x, np.float64)
 
@@ -112,7 +118,22 @@ class _Walk:
             tried.append(Change(change.order, nothing.factor))
         left = [self._left(after, each.undone(y_hat, 1)) for each in tried]
         best = int(np.argmin(left))
-        return tried[best] if left[best] < _GONE * left[0] else nothing
+        if not left[best] < _GONE * left[0]:
+            return nothing
+        return (
+            self._compensated(after, y_hat, tried[best]) if tried[best].is_scaled else tried[best]
+        )
+
+    def _compensated(self, after: str, y_hat: Array, change: Change) -> Change:
+        """`change` without factors that the next layer does not know of."""
+        program, x = self.programs[after], change.undone(y_hat, 1)
+        y, theirs = layer_output(program, x), np.asarray(self.layers[after], np.float64)
+        if y.ndim == 4:
+            onward, _ = matched(_by_channel(y), _by_channel(theirs), self.room)
+            theirs = onward.undone(theirs, 1)
+        sample = sample_of(program, x, y, theirs, self.precision)
+        wrong = not_taken_back(sample, change.factor[np.argsort(change.order)])[change.order]
+        return Change(change.order, np.where(wrong, 1.0, change.factor))
 
     def _left(self, after: str, x: Array) -> float:
         """The share of the next layer that the reference does not explain from `x`."""

@@ -290,10 +290,14 @@ class Simulated(NamedTuple):
 
 
 class Unsettled(NamedTuple):
-    """Some order of operations that is not among ours, or a format that was asked for."""
+    """Some order of operations that is not among ours, or a format that was asked for.
+
+    A tap that one branch makes may have met `more` roundings than the two that follow its slope.
+    """
 
     stored: tuple[str, str]
     roundings: float = ROUNDINGS
+    more: int = 0
 
     @property
     def units(self) -> tuple[float, float]:
@@ -303,7 +307,7 @@ class Unsettled(NamedTuple):
     def check(self, terms: Terms, got: FusedConv) -> Odd:
         """Which taps no slope of their channel explains, two directed roundings allowed."""
         none = np.zeros(len(got.bias), bool)
-        return Odd(inconsistent(terms, got, self.stored[0]), none)
+        return Odd(inconsistent(terms, got, self.stored[0], self.more), none)
 
     @property
     def in_words(self) -> str:
@@ -314,7 +318,7 @@ class Unsettled(NamedTuple):
     def smallest(self) -> str:
         """The smallest error that would have been seen."""
         return (
-            f"{8 * self.units[0]:.1g} of a tap that one branch makes,"
+            f"{4 * (2 + self.more) * self.units[0]:.1g} of a tap that one branch makes,"
             f" {self.roundings * self.units[0]:.1g} of what a sum or a bias is made from"
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.bounds.precision import stored_format
+from repvgg_ref.oracle.bounds.precision import are_stored_as, stored_format
 from repvgg_ref.oracle.weights.arithmetic import DIRECTIONS, FORMAT_NAMES, UNITS, narrow
 from repvgg_ref.oracle.weights.conversion import ROUNDINGS, Conversion, Unsettled
 from repvgg_ref.oracle.weights.infer import Layer, infer
@@ -18,11 +18,9 @@ _STORED_ONCE = 3  # roundings, of a number that is asked to be held in 16 bits
 def formats_of(weights: Mapping[str, Array], biases: Mapping[str, Array]) -> tuple[str, str]:
     """The narrowest formats that hold all kernels and all biases of a file."""
     kernels = stored_format(weights)
-    # too few biases say nothing: then they are taken to be stored as the kernels are. Of kernels
-    # the values count, not their type, which the biases need not have.
-    values = {f"k {n}": np.asarray(a, np.float64) for n, a in weights.items()}
-    together = stored_format(values | dict(biases))
-    return kernels, kernels if together == kernels else stored_format(biases)
+    # too few biases say nothing: then they are taken to be stored as the kernels are
+    alike = kernels == "fp64" or are_stored_as(kernels, biases.values())
+    return kernels, kernels if alike else stored_format(biases)
 
 
 def conversion_of(

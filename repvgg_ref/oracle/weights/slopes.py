@@ -14,14 +14,14 @@ from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.oracle.weights.arithmetic import UNITS, least_error
 from repvgg_ref.oracle.weights.terms import Terms, tap_of
 
-# Two roundings of at most two units each, and their product.
-_WIDTH = 4.01
+_ROUNDINGS = 2  # that follow a slope; of at most two units each
+_PRODUCT = 1.0025
 
 
-def inconsistent(terms: Terms, got: FusedConv, stored: str) -> Array:
+def inconsistent(terms: Terms, got: FusedConv, stored: str, more: int = 0) -> Array:
     """The taps, a mask (O, C/G, Kh, Kw), that no slope admits which most of their channel do.
 
-    `stored` is their format.
+    `stored` is their format; each has met `more` roundings than a conversion's.
     """
     odd = np.zeros(got.weight.shape, bool)
     alone = terms.alone
@@ -31,16 +31,17 @@ def inconsistent(terms: Terms, got: FusedConv, stored: str) -> Array:
             continue
         raw = np.stack([terms.on(tap)[number] for tap in taps], -1).astype(np.float64)
         mine = np.stack([tap_of(got, tap) for tap in taps], -1).astype(np.float64)
-        wrong = _outliers(raw.reshape(len(raw), -1), mine.reshape(len(raw), -1), stored)
+        width = 2 * (_ROUNDINGS + more) * _PRODUCT * UNITS[stored]
+        wrong = _outliers(raw.reshape(len(raw), -1), mine.reshape(len(raw), -1), stored, width)
         wrong = wrong.reshape(raw.shape)
         for at, tap in enumerate(taps):
             odd[:, :, tap[0], tap[1]] = wrong[..., at]
     return odd
 
 
-def _outliers(raw: Array, taps: Array, stored: str) -> Array:
+def _outliers(raw: Array, taps: Array, stored: str, width: float) -> Array:
     """The same for rows of raw weights and taps, (O, K)."""
-    room = _WIDTH * UNITS[stored] * np.abs(taps) + least_error(stored)
+    room = width * np.abs(taps) + least_error(stored)
     usable = np.abs(raw) > 1e-30
     safe = np.where(usable, raw, 1.0)
     a, b = (taps - room) / safe, (taps + room) / safe

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.network import fuse
+from repvgg_ref.models.network import Model, build, fuse
 from repvgg_ref.oracle.bugs import LAYER_BUGS, Site
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
@@ -105,3 +105,17 @@ def test_two_bugs_at_once_are_both_reported(port: Port) -> None:
     report = judge(port.model, Outputs({**port.outputs, layer: wrong}), port.x)
     assert report.verdict == "disagree"
     assert {"mean-ignored", "padding-replicate"} <= {finding.bug for finding in report.diagnosis}
+
+
+def test_a_layer_times_a_factor_next_to_1_is_not_called_eps_where_both_fit() -> None:
+    model = build(SMALL["plain"], seed=0)  # all variances are 1: any factor is some eps
+    params = dict(fuse(model).params)
+    for part in ("weight", "bias"):
+        array = params[f"stage1.0.fused.{part}"].astype(np.float64)
+        params[f"stage1.0.fused.{part}"] = (array * (1 + 1e-6)).astype(np.float32)
+    port = Model(model.arch, "deploy", params, model.eps)
+    x = distinguishing_inputs(model.arch, height=48, width=40)
+    report = verify(model, port.forward(x, layers=True), inputs=x)
+    assert report.first_bad_layer == "stage1.0"
+    assert report.diagnosis[0].bug == "outputs-scaled"
+    assert report.diagnosis[0].equivalents == ("eps-value",)

@@ -15,6 +15,7 @@ from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.symmetry.factors import columns_of, compensated
 from repvgg_ref.oracle.symmetry.match import matched
 from repvgg_ref.oracle.symmetry.outputs import align
 from tests.models.small import SMALL
@@ -98,6 +99,59 @@ def test_factors_near_1_are_a_symmetry_if_they_are_taken_back(kind: str, size: f
             assert report.verdict == "disagree"
             assert report.first_bad_layer == layer
             assert not report.equivalences
+
+
+def scaled_throughout(model: Model, size: float, seed: int) -> Model:
+    """All channels of all layers scaled by 1 + N(0, size), the next layer dividing."""
+    port, rng = fuse(model), np.random.default_rng(seed)
+    for spec in model.arch.blocks:
+        factor = np.exp(size * rng.normal(size=spec.out_channels)).astype(np.float32)
+        port = changed(port, spec.name, np.arange(spec.out_channels), factor)
+    return port
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("size", [1e-3, 1e-6])
+@pytest.mark.parametrize("kind", ["grouped", "se-before-relu"])
+@pytest.mark.parametrize("how", ["file", "layers"])
+def test_factors_that_scatter_about_1_are_all_solved_for(
+    how: str, kind: str, size: float, tmp_path: Path
+) -> None:
+    model = distinguishing_model(SMALL[kind], 100)
+    report = judged(how, model, scaled_throughout(model, size, 100), tmp_path)
+    assert report.verdict == "agree", report.reason
+    assert {e.kind for e in report.equivalences} == {"scaling"}
+
+
+def test_one_factor_that_is_not_taken_back_is_placed_among_many_that_are(tmp_path: Path) -> None:
+    model = distinguishing_model(SMALL["plain"], 100)
+    port = scaled_throughout(model, 1e-3, 100)
+    factor = np.ones(6, np.float32)
+    factor[3] = 1 + 2e-4
+    port = changed(port, "stage1.1", np.arange(6), factor, taken_back=False)
+    report = judged("file", model, port, tmp_path)
+    assert report.verdict == "disagree"
+    assert report.first_bad_layer == "stage1.1", report.reason
+
+
+@pytest.mark.parametrize("wrong", [1.0, 3.0])
+def test_factors_of_inputs_are_found_whatever_rows_and_one_tap_are(wrong: float) -> None:
+    rng = np.random.default_rng(5)
+    ours, bias = rng.normal(size=(8, 5, 9)), rng.normal(size=8)
+    columns, rows = (np.exp(rng.normal(size=n)) for n in (5, 8))
+    theirs = ours * rows[:, None, None] * columns[:, None]
+    theirs[2, 3, 4] *= wrong
+    found, _ = columns_of(ours, theirs, (bias, rows * bias), 1, 2.0**-53)
+    assert np.allclose(found, columns, rtol=1e-12)
+
+
+def test_a_factor_of_one_rounding_is_none() -> None:
+    unit = 2.0**-24
+    rows, error = 1 + unit * np.array([4.0, 0.1, 4.0]), np.full(3, 0.1 * unit)
+    columns = 1 / rows
+    columns[2] = 1.0  # not taken back
+    found = compensated(rows, columns, error, unit, 16)
+    assert (found != 1).tolist() == [True, False, False]
 
 
 @pytest.mark.slow

@@ -118,6 +118,19 @@ def test_four_ulp_are_found_where_the_order_is_known(
     assert str(list(at)) in report.diagnosis[0].says
 
 
+@pytest.mark.parametrize("stored", ["fp32", "bf16"])
+def test_one_wrong_tap_does_not_hide_the_format_of_the_others(stored: str, tmp_path: Path) -> None:
+    model = distinguishing_model(SMALL["plain"], 1)
+    port = FLOAT32[0].converted(model, stored)
+    params = {n: a.astype(np.float64) if a.ndim else a for n, a in port.params.items()}
+    port = Model(port.arch, "deploy", params, port.eps)
+    assert verdict(model, port, tmp_path).verdict == "agree"
+    params["stage2.0.fused.weight"][1, 2, 0, 1] *= 1.05  # a float64
+    report = verdict(model, port, tmp_path)
+    assert [layer.name for layer in report.layers if not layer.ok] == ["stage2.0"]
+    assert report.diagnosis[0].bug == "taps-altered"
+
+
 def test_a_scaled_channel_and_a_fitted_eps_are_named(tmp_path: Path) -> None:
     model = distinguishing_model(SMALL["grouped"])
     port = FLOAT32[0].converted(model)
