@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from repvgg_ref.models.graph import Node
 from repvgg_ref.models.layers import Block
-from repvgg_ref.oracle.bugs import NODE_BUGS, Site
+from repvgg_ref.oracle.bugs import NODE_BUGS, Bug, Site
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose_shape, energy_left
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.diagnosis.ranking import Trial
@@ -30,13 +30,14 @@ class NodeEvidence(LayerEvidence):
         excused = port.precision.number_format
         super().__init__(port.site(self.node), shown.y, shown.y_hat, port.bound(name), excused)
 
-    def trials(
-        self, site: Site[Any] | None = None, names: Collection[str] | None = None
-    ) -> Iterator[Trial]:
+    def trials_of(self, bugs: Iterable[Bug[Any]], site: Site[Any]) -> Iterator[Trial]:
+        """None at a hidden node's: two bugs at once are looked for in one node alone."""
+        if site is self.site or getattr(site.program, "name", None) == self.node.name:
+            yield from super().trials_of(bugs, site)
+
+    def trials(self, site: Site[Any] | None = None) -> Iterator[Trial]:
         """Every bug of the node, and every one of the nodes that lie hidden before it."""
-        if site is not None and getattr(site.program, "name", None) != self.node.name:
-            return  # a hidden node's: two bugs at once are looked for in one node alone
-        yield from super().trials(site, names)
+        yield from super().trials(site)
         if site is not None:
             return
         for mutant, y in rewired(self.port, self.node):
