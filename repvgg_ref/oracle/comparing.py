@@ -15,7 +15,8 @@ from repvgg_ref.oracle.blas import single_threaded_blas
 from repvgg_ref.oracle.bounds.comparison import Comparison, compare, relative_difference
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.candidates import Outputs
-from repvgg_ref.oracle.diagnosis.explain import Case, is_estimable
+from repvgg_ref.oracle.diagnosis.explain import Case
+from repvgg_ref.oracle.estimates.port import is_estimable
 from repvgg_ref.oracle.programs.flow import go_on, inputs_of_layers
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Equivalence

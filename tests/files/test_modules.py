@@ -18,6 +18,7 @@ from tests.cli.formats_page import require_documented
 from tests.cli.runner import invoke, save_small
 from tests.cli.test_pages import programs
 from weights_io import archive
+from weights_io import source as sources
 
 
 def norm(rng: Any, name: str, channels: int) -> dict[str, Any]:
@@ -275,7 +276,7 @@ def test_a_file_is_opened_once(
 ) -> None:
     """Whether it is a RepVGG or a file of blocks is asked of what is open."""
     source = save_small(tmp_path / "a.npz") if is_network else saved(tmp_path, detector())
-    real, opened = archive.open_source, []
+    real, opened = sources.open_source, []
 
     def seen(file: Any) -> Any:
         opened.append(file)

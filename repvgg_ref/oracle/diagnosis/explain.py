@@ -31,7 +31,6 @@ from repvgg_ref.oracle.estimates.estimate import Estimate
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
 from repvgg_ref.oracle.estimates.randomness import bits_kept
 from repvgg_ref.oracle.programs.block import BlockProgram
-from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
@@ -361,18 +360,6 @@ def is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
         f"{len(odd)} of {len(case.comparisons)} layers err more than any arithmetic known here"
         " does, all within their certified bounds, and no bug explains it"
     )
-
-
-def is_estimable(program: Any, precision: Precision) -> bool:
-    """Whether a layer's errors follow the law of sums that estimates rest on.
-
-    Not where a branch with a norm inside may be kept in 16 bits on the way: what that rounds is the
-    same for all pixels, and in no kernel that is known.
-    """
-    if not isinstance(program, BlockProgram | HeadProgram):
-        return False
-    inside = isinstance(program, BlockProgram) and program.at_eps is not None
-    return not (inside and precision.number_format in ("fp16", "bf16"))
 
 
 def _each(ask: Callable[[str], list[Finding]], names: Iterable[str]) -> dict[str, list[Finding]]:

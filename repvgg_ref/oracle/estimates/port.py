@@ -20,6 +20,7 @@ from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.estimates.estimate import Estimate, alarms
 from repvgg_ref.oracle.estimates.layer import LayerEstimates
 from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.head import HeadProgram
 
 T = TypeVar("T")
 
@@ -166,3 +167,15 @@ def _alarms(found: Mapping[str, list[Estimate]]) -> dict[str, list[Estimate]]:
     for estimate in alarms(e for listed in found.values() for e in listed):
         by_layer.setdefault(home[id(estimate)], []).append(estimate)
     return {name: by_layer[name] for name in found if name in by_layer}
+
+
+def is_estimable(program: Any, precision: Precision) -> bool:
+    """Whether a layer's errors follow the law of sums that estimates rest on.
+
+    Not where a branch with a norm inside may be kept in 16 bits on the way: what that rounds is the
+    same for all pixels, and in no kernel that is known.
+    """
+    if not isinstance(program, BlockProgram | HeadProgram):
+        return False
+    inside = isinstance(program, BlockProgram) and program.at_eps is not None
+    return not (inside and precision.number_format in ("fp16", "bf16"))

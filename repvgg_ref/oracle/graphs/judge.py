@@ -15,8 +15,9 @@ from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.candidates.names import listed
-from repvgg_ref.oracle.diagnosis.explain import Case, explain, is_estimable
+from repvgg_ref.oracle.diagnosis.explain import Case, explain
 from repvgg_ref.oracle.diagnosis.incomparable import wrong_shape
+from repvgg_ref.oracle.estimates.port import is_estimable
 from repvgg_ref.oracle.graphs.findings import NodeEvidence, of_shape, other_output
 from repvgg_ref.oracle.graphs.inside import smallest_scales
 from repvgg_ref.oracle.graphs.port import GraphPort

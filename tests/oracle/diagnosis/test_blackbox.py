@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -198,7 +199,7 @@ def test_verify_calls_a_candidate_again() -> None:
     assert len(set(calls)) > 1
 
 
-ALL_CHANGES = {
+ALL_CHANGES: dict[str, tuple[Callable[[Array], Array], tuple[str, ...]]] = {
     "softmax": (softmax, ("head-output", "head-classes-permuted")),
     "log-softmax": (log_softmax, ("head-output", "head-classes-permuted")),
     "nothing": (np.asarray, ("head-classes-permuted",)),

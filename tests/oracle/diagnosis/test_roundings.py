@@ -61,7 +61,7 @@ def signs(*axes: int) -> Callable[[tuple[int, ...]], Array]:
 
     def drawn(shape: tuple[int, ...]) -> Array:
         size = [length if axis in axes else 1 for axis, length in enumerate(shape)]
-        return checkers(shape) * np.random.default_rng(3).choice([-1.0, 1.0], size)
+        return np.asarray(checkers(shape) * np.random.default_rng(3).choice([-1.0, 1.0], size))
 
     return drawn
 
@@ -104,7 +104,7 @@ def test_errors_at_random_are_called_so_and_may_be_an_arithmetic() -> None:
 
 def rounded(values: Array, bits: int, cut: Callable[[Array], Array] = np.rint) -> Array:
     mantissa, exponent = np.frexp(values)
-    return np.ldexp(cut(mantissa * 2.0**bits), exponent - bits)
+    return np.asarray(np.ldexp(cut(mantissa * 2.0**bits), exponent - bits))
 
 
 def test_outputs_that_all_have_few_bits_are_rounded_beyond_doubt() -> None:

@@ -226,7 +226,7 @@ def _runtime(cases: Sequence[Case], folder: Path) -> Found:
     )
     for case, style in product(cases, STYLES):
         path = folder / "right.onnx"
-        write_integer_onnx(path, case.network, style=style)  # type: ignore[arg-type]
+        write_integer_onnx(path, case.network, style=style)
         yield f"{style} files", verify_integers(case.model, path)
         read, x = _tapped(path), case.network.layers[0].input.real(case.x)
         for level in chosen:
@@ -286,7 +286,7 @@ def _quantiser(cases: Sequence[Case], folder: Path) -> Found:
 
 def _openvino(cases: Sequence[Case], folder: Path) -> Found:
     import onnx
-    import openvino
+    import openvino  # type: ignore[import-untyped]
 
     core = openvino.Core()
     for case in cases:

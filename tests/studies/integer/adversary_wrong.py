@@ -216,7 +216,12 @@ def _scaled(change: Callable[[Any], Any]) -> Change:
 
 def _each(change: Callable[[Any], Any]) -> Change:
     """Of layers with a scale for each channel."""
-    return lambda layer: _scaled(change)(layer) if np.ndim(layer.weight_scale) else None
+
+    def made(layer: IntegerLayer) -> IntegerLayer | None:
+        scale = layer.weight_scale
+        return _scaled(change)(layer) if scale is not None and np.ndim(scale) else None
+
+    return made
 
 
 def _kernel(change: Callable[[Any], Any]) -> Change:
@@ -242,7 +247,9 @@ def _bias(change: Callable[[Any, IntegerLayer], Any]) -> Change:
 def _permuted(layer: IntegerLayer) -> IntegerLayer:
     order = np.roll(np.arange(len(layer.bias) // layer.groups), 1)  # type: ignore[arg-type]
     order = np.concatenate([order + g * len(order) for g in range(layer.groups)])
-    scale = layer.weight_scale if not np.ndim(layer.weight_scale) else layer.weight_scale[order]  # type: ignore[index]
+    scale = layer.weight_scale
+    if isinstance(scale, np.ndarray) and scale.ndim:
+        scale = scale[order]
     return replace(layer, weight=layer.weight[order], bias=layer.bias[order], weight_scale=scale)  # type: ignore[index]
 
 
@@ -324,7 +331,7 @@ def wrong_networks(case: Case) -> Iterator[tuple[str, str, set[str], IntegerNetw
 def _is_same(a: IntegerLayer, b: IntegerLayer) -> bool:
     settings = (a.stride, a.padding) == (b.stride, b.padding)
     return settings and all(
-        np.array_equal(getattr(a, part), getattr(b, part))  # type: ignore[arg-type]
+        np.array_equal(getattr(a, part), getattr(b, part))
         for part in ("weight", "bias", "weight_scale")
     )
 
