@@ -99,7 +99,8 @@ def test_the_reference_has_its_own_value_and_another_shows_when_it_should(
     setup, chosen = setup_of(), setting
     right = chosen.right(setup)
     if right is None:
-        assert chosen.bug == "aux-heads"  # this network has none
+        # this network has none; those of segmenters are tried in test_scenes
+        assert chosen.bug in {"aux-heads", "learning-rate-of-new-modules", "poly-schedule"}
         return
     exact, same = run(setup), run(chosen.at(setup, right))
     other = run(chosen.at(setup, right + 0.5 * max(abs(right), chosen.unit)))
