@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,14 @@ RECIPES = {
     "official-head": load_recipe("official-head", SHORT | {"warm_up_epochs": 2.0}),
 }
 every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+
+
+@pytest.fixture(autouse=True)
+def without_onednn() -> Iterator[None]:
+    """The backward passes of torch 2.13's oneDNN die on processors without AVX-512."""
+    torch._C._set_mkldnn_enabled(False)
+    yield
+    torch._C._set_mkldnn_enabled(True)
 
 
 def torch_losses(job: Job, dtype: Any) -> list[float]:
