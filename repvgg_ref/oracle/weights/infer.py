@@ -64,6 +64,8 @@ def infer(layers: Iterable[Layer], stored: tuple[str, str]) -> Conversion | None
         The formats of weights and biases, "fp64", "fp32", "fp16" or "bf16".
     """
     samples = [_sample(terms, got) for terms, got in layers]
+    # what is copied says nothing of how the others were fused, unless there are no others
+    samples = [sample for sample in samples if sample.terms.is_computed] or samples
     enough = (len(samples) + 1) // 2
     exact = _exact(samples, stored, enough)
     known = sum(sample.terms.is_stored for sample in samples)

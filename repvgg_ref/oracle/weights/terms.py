@@ -72,6 +72,11 @@ class Terms(NamedTuple):
         return all(term.branch.size is None for term in self.terms)
 
     @property
+    def is_computed(self) -> bool:
+        """Whether fusion computes something: a single kernel without a norm is copied."""
+        return len(self.terms) > 1 or any(term.branch.has_norm for term in self.terms)
+
+    @property
     def has_one_norm(self) -> bool:
         """Whether one batch norm is behind all terms, so that kernels may be summed before it."""
         first = self.terms[0].branch if self.terms else None
