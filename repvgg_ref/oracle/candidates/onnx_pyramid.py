@@ -229,13 +229,14 @@ def _floor(step: Step, tensor: str) -> Floor:
     if resize is None:
         return Floor(tensor)
     is_resized = resize[-1].op_type in RESIZERS
-    block = _carried(makers, resize[-1].input[0] if is_resized else tensor)
+    block, _ = _carried(makers, resize[-1].input[0] if is_resized else tensor)
     nodes, _ = _back(makers, block, CONVOLUTIONS)
     if nodes is None:
         return Floor(tensor)
-    pool = _carried(makers, nodes[-1].input[0])
+    pool, carriers = _carried(makers, nodes[-1].input[0])
     last = resize[-1] if is_resized else None
-    return Floor(joined if is_resized else tensor, block, pool, last, tuple(reversed(nodes)))
+    read = tuple(reversed([*nodes, *carriers]))
+    return Floor(joined if is_resized else tensor, block, pool, last, read)
 
 
 def _back(
@@ -252,8 +253,10 @@ def _back(
     return None, ""
 
 
-def _carried(makers: Mapping[str, Any], tensor: str) -> str:
-    """The tensor of the same values before it is merely carried."""
+def _carried(makers: Mapping[str, Any], tensor: str) -> tuple[str, list[Any]]:
+    """The tensor of the same values before it is merely carried, and by which nodes."""
+    nodes = []
     while tensor in makers and makers[tensor].op_type in CARRIERS:
-        tensor = makers[tensor].input[0]
-    return tensor
+        nodes.append(makers[tensor])
+        tensor = nodes[-1].input[0]
+    return tensor, nodes
