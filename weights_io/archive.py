@@ -21,7 +21,7 @@ from weights_io.readers.torch_folder import read_torch_folder, torch_folder
 from weights_io.readers.torch_legacy import read_torch_legacy
 from weights_io.readers.torch_zip import PICKLE, read_torch_zip
 from weights_io.source import Source, open_source
-from weights_io.uncollected import uncollected
+from weights_io.collector import seldom_collected
 from weights_io.zips.foreign import unreadable_zip, without_leftovers
 from weights_io.zips.read import read_zip
 
@@ -62,7 +62,7 @@ def open_weights(
 ) -> Archive:
     """Open a weights file without trusting it; nothing in it is ever run.
 
-    While its structure is read, Python's collector of cyclic garbage rests, in all threads.
+    While its structure is read, Python's collector of cyclic garbage comes less often, in all threads.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def open_weights(
     """
     if isinstance(file, str | os.PathLike) and (folder := as_folder(file)) is not None:
         if (torch := torch_folder(folder)) is not None:
-            with uncollected():
+            with seldom_collected():
                 return Archive(Shards(), read_torch_folder(torch, limits))
         file = only_file(folder)
     source = open_source(file)
@@ -139,7 +139,7 @@ def _budget(source: Source, limits: Limits) -> Budget:
 
 
 def _read(source: Source, kind: Kind, budget: Budget) -> Contents:
-    with uncollected():
+    with seldom_collected():
         return _read_as(source, kind, budget)
 
 
