@@ -40,11 +40,13 @@ class Archive:
         dict for npz and safetensors.
     metadata : dict of str to str
         What the writer says beside the arrays: ``__metadata__``, or a torch zip's record of ours.
+    notes : tuple of str
+        What whoever trusts the arrays should know: that the file has no checksums.
     """
 
     def __init__(self, source: Source | Shards, contents: Contents) -> None:
         self._source = source
-        self.container, self.root, self.metadata = contents
+        self.container, self.root, self.metadata, self.notes = contents
 
     def close(self) -> None:
         """Close the file; arrays not yet read can no longer be."""
