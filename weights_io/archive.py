@@ -21,7 +21,7 @@ from weights_io.readers.torch_folder import read_torch_folder, torch_folder
 from weights_io.readers.torch_legacy import read_torch_legacy
 from weights_io.readers.torch_zip import PICKLE, read_torch_zip
 from weights_io.source import Source, open_source
-from weights_io.uncollected import uncollected
+from weights_io.collector import seldom_collected
 from weights_io.zips.foreign import unreadable_zip, without_leftovers
 from weights_io.zips.read import read_zip
 
@@ -40,11 +40,13 @@ class Archive:
         dict for npz and safetensors.
     metadata : dict of str to str
         What the writer says beside the arrays: ``__metadata__``, or a torch zip's record of ours.
+    notes : tuple of str
+        What whoever trusts the arrays should know: that the file has no checksums.
     """
 
     def __init__(self, source: Source | Shards, contents: Contents) -> None:
         self._source = source
-        self.container, self.root, self.metadata = contents
+        self.container, self.root, self.metadata, self.notes = contents
 
     def close(self) -> None:
         """Close the file; arrays not yet read can no longer be."""
@@ -62,7 +64,7 @@ def open_weights(
 ) -> Archive:
     """Open a weights file without trusting it; nothing in it is ever run.
 
-    While its structure is read, Python's collector of cyclic garbage rests, in all threads.
+    While its structure is read, Python's collector of cyclic garbage comes less often, in all threads.
 
     Parameters
     ----------
@@ -89,7 +91,7 @@ def open_weights(
     """
     if isinstance(file, str | os.PathLike) and (folder := as_folder(file)) is not None:
         if (torch := torch_folder(folder)) is not None:
-            with uncollected():
+            with seldom_collected():
                 return Archive(Shards(), read_torch_folder(torch, limits))
         file = only_file(folder)
     source = open_source(file)
@@ -139,7 +141,7 @@ def _budget(source: Source, limits: Limits) -> Budget:
 
 
 def _read(source: Source, kind: Kind, budget: Budget) -> Contents:
-    with uncollected():
+    with seldom_collected():
         return _read_as(source, kind, budget)
 
 

@@ -41,6 +41,22 @@ OTHER_TYPES = (
     *(f"{kind}{bits}" for kind in ("int", "uint") for bits in range(1, 8)),
 )
 
+# Other types of safetensors, and the bits of an element: stepped over.
+OTHER_SAFETENSORS: dict[str, int] = {
+    "U16": 16,
+    "U32": 32,
+    "U64": 64,
+    "C64": 64,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F4": 4,
+}
+
 # NumPy's own codes, without the byte order, as .npy headers and pickles spell them.
 FROM_NUMPY_CODE: dict[str, str] = {
     "f2": "float16",

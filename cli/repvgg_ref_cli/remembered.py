@@ -109,7 +109,9 @@ def _read(path: Path) -> dict[str, Any]:
         options = json.loads(weights_io.read_regular(path, most=_MOST))
     except FileNotFoundError:  # a training of 0.1.0, or none
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except RecursionError:  # whose text is Python's own affair
+        raise _damaged(path, "values nested too deeply") from None
+    except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from None
     if not isinstance(options, dict):
         raise _damaged(path, type(options).__name__)

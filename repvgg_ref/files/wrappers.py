@@ -269,7 +269,7 @@ def _arrays_of(mapping: Mapping[Any, Any]) -> dict[str, LazyArray]:
         raise found
     if odd and arrays:
         raise CheckpointError(
-            "some entries among the weights are no arrays",
+            "some entries among the weights are no arrays, or of a type that no weights have",
             got=listed([_with_type(key, mapping[key]) for key in odd[: _SHOWN + 1]], len(odd)),
             wanted="names with arrays only",
         )

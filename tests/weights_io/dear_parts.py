@@ -68,6 +68,14 @@ PICKLES: dict[str, Callable[[], bytes]] = {
     "classes of long names": _again(
         b"h\x00h\x01\x93", text("foo" * 300), text("B" + ".a" * 400 + ".\U00020000")
     ),
+    "classes of many names": lambda: _numbered(lambda i: b"cf\nB%d\n" % i),
+    "sets of five texts": _again(b"\x8f(" + b"".join(map(text, "abcde")) + b"\x90"),
+    "sets of five known texts": _again(
+        b"\x8f(h\x00h\x01h\x02h\x03h\x04\x90", *map(text, "abcde")
+    ),
+    "frozen sets of five known texts": _again(
+        b"(h\x00h\x01h\x02h\x03h\x04\x91", *map(text, "abcde")
+    ),
     "records": _again(b"h\x00)\x81", b"cfoo\nBar\n"),
     "records of one state": _again(b"h\x00)\x81h\x01b", b"cfoo\nBar\n", _PARTS),
     "objects that take items": _again(b"h\x00)\x81(e", b"ccollections\ndeque\n"),

@@ -18,7 +18,7 @@ from weights_io.pickles.globals import Getattr, refuse
 from weights_io.pickles.inert import CfgNode, Inert, PickledSet, TensorView
 from weights_io.pickles.records import PARTS, Record
 from weights_io.text import sanitize
-from weights_io.uncollected import uncollected
+from weights_io.collector import seldom_collected
 
 Resolve = Callable[[TensorView], LazyArray | Inert]
 
@@ -65,7 +65,7 @@ class PickledModule:
         """
         if self._arrays is None:
             walk = _Walk(self._budget, self._resolve)
-            with uncollected():
+            with seldom_collected():
                 walk.module(self._record, "", None)
             self._arrays = walk.arrays
         return self._arrays

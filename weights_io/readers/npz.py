@@ -13,6 +13,7 @@ from weights_io.dtypes import FROM_NUMPY_CODE, STORED, decode
 from weights_io.errors import WeightsFileError
 from weights_io.lazy import LazyArray
 from weights_io.limits import Limits
+from weights_io.pickles.inert import Inert
 from weights_io.readers.contents import Contents
 from weights_io.readers.metadata import as_text_metadata, parse_json
 from weights_io.strided import read_elements
@@ -26,9 +27,16 @@ _MOST_DIGITS = 20  # enough for 64 bits
 
 # The header is a Python literal, its keys sorted. It is matched, never evaluated.
 _LITERAL = re.compile(
-    r"""\{\s*(['"])descr\1\s*:\s*(['"])(?P<order>[<>|=]?)(?P<code>[A-Za-z]\d{0,9})\2\s*,"""
+    r"""\{\s*(['"])descr\1\s*:\s*(['"])(?P<order>[<>|=]?)(?P<code>[A-Za-z]\d{0,9}|[Mm]8\[\d{0,9}[A-Za-z]{1,2}\])\2\s*,"""
     r"""\s*(['"])fortran_order\5\s*:\s*(?P<fortran>True|False)\s*,"""
     r"""\s*(['"])shape\7\s*:\s*\((?P<shape>[\d\s,]*)\)\s*,?\s*\}"""
+)
+
+
+# What weights never come in, stepped over: unsigned, complex and wide numbers, dates, text.
+_OTHER = re.compile(
+    r"(?P<text>[SUV])(?P<units>\d{1,6})|(?:u(?=[248])|c(?=8|16|32)|f(?=12|16))(?P<number>\d{1,2})"
+    r"|[Mm]8(?:\[.*\])?"
 )
 
 
@@ -50,7 +58,7 @@ def read_npz(members: dict[str, Member], budget: Budget) -> Contents:
         if name == METADATA:
             metadata = _read_metadata(member, header, budget)
         else:
-            root[name] = _lazy_array(name, member, header, budget)
+            root[name] = _array(name, member, header, budget)
     return Contents("npz", root, metadata)
 
 
@@ -81,7 +89,7 @@ def _parse_literal(text: str, size: int, shown: str) -> _Header:
     return _Header(match["order"], match["code"], shape, match["fortran"] == "True", size)
 
 
-def _lazy_array(name: str, member: Member, header: _Header, budget: Budget) -> LazyArray:
+def _array(name: str, member: Member, header: _Header, budget: Budget) -> LazyArray | Inert:
     shown = sanitize(name)
     if header.code.startswith("O"):
         raise WeightsFileError(
@@ -89,6 +97,9 @@ def _lazy_array(name: str, member: Member, header: _Header, budget: Budget) -> L
             advice="save it again as an array of numbers",
         )
     dtype = FROM_NUMPY_CODE.get(header.code)
+    if dtype is None and (itemsize := _other_bytes(header.code)) is not None:
+        _check_size(member, header, budget.admit(header.shape, 0, shown) * itemsize)
+        return Inert(f"numpy.ndarray of {header.code}", None)
     if dtype is None:
         raise WeightsFileError(
             f"{shown} has a dtype that is not read here",
@@ -107,6 +118,15 @@ def _lazy_array(name: str, member: Member, header: _Header, budget: Budget) -> L
         return np.ascontiguousarray(values).reshape(header.shape)
 
     return LazyArray(header.shape, dtype, read)
+
+
+def _other_bytes(code: str) -> int | None:
+    """The bytes of an element that is stepped over; None if there are no such elements."""
+    match = _OTHER.fullmatch(code)
+    if match is None:
+        return None
+    size = match["number"] or match["units"] or 8
+    return int(size) * (4 if match["text"] == "U" else 1)
 
 
 def _check_size(member: Member, header: _Header, data_bytes: int) -> None:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from weights_io.budget import Budget
-from weights_io.dtypes import STORED, decode, kept_bytes
+from weights_io.dtypes import OTHER_SAFETENSORS, STORED, decode, kept_bytes
 from weights_io.errors import WeightsFileError
 from weights_io.lazy import LazyArray
+from weights_io.pickles.inert import Inert
 from weights_io.readers.contents import Contents
 from weights_io.readers.metadata import parse_json, parse_text_metadata
 from weights_io.source import Region, Source
@@ -38,7 +39,7 @@ DTYPES = {
 
 
 class _Entry(NamedTuple):
-    dtype: str
+    dtype: str  # ours, or safetensors' own for what is stepped over
     shape: tuple[int, ...]
     begin: int
     end: int
@@ -59,7 +60,7 @@ def read_safetensors(source: Source, budget: Budget) -> Contents:
     entries = {name: _parse_entry(name, entry, budget) for name, entry in header.items()}
     _check_cover(entries, source.size - data_start)
     root = {
-        name: _lazy_array(entry, Region(source, data_start + entry.begin, entry.end - entry.begin))
+        name: _array(entry, Region(source, data_start + entry.begin, entry.end - entry.begin))
         for name, entry in entries.items()
     }
     return Contents("safetensors", root, metadata)
@@ -69,13 +70,25 @@ def _parse_entry(name: str, entry: object, budget: Budget) -> _Entry:
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise _lie(f"{sanitize(name)} has other fields than dtype, shape and data_offsets")
     dtype = entry["dtype"]
-    if type(dtype) is not str or dtype not in DTYPES:
-        what = f"{sanitize(name)} has a dtype that is not read here"
-        raise _lie(what, sanitize(dtype), ", ".join(DTYPES))
+    if type(dtype) is not str or not (dtype in DTYPES or dtype in OTHER_SAFETENSORS):
+        raise WeightsFileError(
+            f"the safetensors header is wrong, or of a newer version: {sanitize(name)} has a dtype "
+            "that is not known here",
+            got=sanitize(dtype),
+            wanted=", ".join((*DTYPES, *OTHER_SAFETENSORS)),
+            advice="save the weights as F32",
+        )
     shape, offsets = _integers(entry["shape"]), _integers(entry["data_offsets"])
     if shape is None or offsets is None or len(offsets) != 2:
         raise _lie(f"{sanitize(name)} has a shape or offsets that are no list of integers")
     begin, end = offsets
+    if dtype in OTHER_SAFETENSORS:
+        bits = budget.admit(shape, 0, name) * OTHER_SAFETENSORS[dtype]
+        if 8 * (end - begin) != bits:
+            raise _lie(
+                f"{sanitize(name)} has offsets that do not fit its shape", end - begin, f"{bits} bits"
+            )
+        return _Entry(dtype, shape, begin, end)
     itemsize = STORED[DTYPES[dtype]].itemsize
     wanted = budget.admit(shape, kept_bytes(DTYPES[dtype]), name) * itemsize
     if dtype == "BF16":
@@ -102,7 +115,9 @@ def _check_cover(entries: dict[str, _Entry], data_size: int) -> None:
         raise _lie("the arrays do not cover the data", f"{data_size} bytes", f"{at} bytes")
 
 
-def _lazy_array(entry: _Entry, record: Region) -> LazyArray:
+def _array(entry: _Entry, record: Region) -> LazyArray | Inert:
+    if entry.dtype in OTHER_SAFETENSORS:
+        return Inert(f"safetensors {entry.dtype}", None)
     stored = STORED[entry.dtype]
 
     def read() -> NDArray[Any]:

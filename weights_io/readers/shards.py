@@ -81,10 +81,11 @@ def read_shards(files: list[str], table: dict[str, str], read: Read, shards: Sha
     """Read every shard, and gather all arrays under one root."""
     root: dict[str, object] = {}
     metadata: dict[str, str] = {}
-    container = ""
+    container, notes = "", dict[str, None]()
     for file, source in zip(files, shards.sources, strict=True):
         contents = read(source)
         container, metadata = contents.container, metadata | contents.metadata
+        notes |= dict.fromkeys(contents.notes)
         if not isinstance(contents.root, dict):
             raise WeightsFileError(f"{sanitize(file)} holds no mapping of named arrays")
         for name, array in contents.root.items():
@@ -97,4 +98,4 @@ def read_shards(files: list[str], table: dict[str, str], read: Read, shards: Sha
             got=f"{len(missing)} missing, first {sanitize(missing[0])}",
             advice=f"download {sanitize(table[missing[0]])} and the index again, from one place",
         )
-    return Contents(f"{container}-shards", root, metadata)
+    return Contents(f"{container}-shards", root, metadata, tuple(notes))

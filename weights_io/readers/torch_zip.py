@@ -40,7 +40,8 @@ def read_torch_zip(members: dict[str, Member], budget: Budget) -> Contents:
     root_folder = _root_folder(members)
     _refuse_strangers(members, root_folder)
     _refuse_equal_names(members)
-    return read_torch_archive(members, root_folder, budget)
+    notes = _without_checksums(members)
+    return read_torch_archive(members, root_folder, budget)._replace(notes=notes)
 
 
 def read_torch_archive(files: Mapping[str, File], root_folder: str, budget: Budget) -> Contents:
@@ -71,6 +72,19 @@ def read_torch_archive(files: Mapping[str, File], root_folder: str, budget: Budg
     )
     root = TreeBuilder(budget, resolve).build(raw)
     return Contents("torch-zip", root, _metadata(files.get(METADATA), budget))
+
+
+def _without_checksums(members: Mapping[str, Member]) -> tuple[str, ...]:
+    """Take a file without any checksum as it is; of one that has some, all are verified.
+
+    ``torch.serialization.set_crc32_options(False)`` writes a zero for each.
+    """
+    filled = [member for member in members.values() if member.size]
+    if not all(member.lacks_checksum for member in filled):
+        return ()
+    for member in filled:
+        member.take_unchecked()
+    return ("the file was written without checksums: damage to its arrays cannot be told",)
 
 
 def _metadata(member: File | None, budget: Budget) -> dict[str, str]:

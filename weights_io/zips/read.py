@@ -3,7 +3,7 @@
 Every lenience of a zip reader is a place where two readers see two different files in one.
 So: the archive starts at byte 0, its members follow one another without overlap or hidden
 gaps, local headers agree with the directory, the directory ends where the end record starts,
-and the end record is the end of the file.
+and the end record, with its comment, is the end of the file.
 """
 
 from __future__ import annotations
@@ -78,17 +78,10 @@ def _bad(what: str, got: object = None, wanted: object = None) -> WeightsFileErr
 
 
 def _find_directory(source: Source) -> _Directory:
-    end_at = source.size - layout.END.size
-    if end_at < 0:
-        raise _bad("the zip archive has no end record", got=f"{source.size} bytes")
-    magic, disk, first_disk, here, entries, size, start, comment = layout.END.unpack(
+    end_at = _find_end(source)
+    _, disk, first_disk, here, entries, size, start, _ = layout.END.unpack(
         source.read(end_at, layout.END.size)
     )
-    if magic != layout.END_MAGIC or comment:
-        raise _bad(
-            "the zip archive does not end with its end record",
-            wanted="a complete file without a comment",
-        )
     if disk or first_disk or here != entries:
         raise _bad("the zip archive is split over several disks")
     directory, stop = _Directory(start, size, entries), end_at
@@ -104,6 +97,24 @@ def _find_directory(source: Source) -> _Directory:
             wanted=f"an end at {stop}",
         )
     return directory
+
+
+def _find_end(source: Source) -> int:
+    """Where the end record is: it and its comment, which names no other, are the file's end."""
+    if source.size < layout.END.size:
+        raise _bad("the zip archive has no end record", got=f"{source.size} bytes")
+    plain = source.size - layout.END.size  # without a comment, as nearly all are
+    for first in (plain, max(0, plain - layout.FULL16)):
+        tail = source.read(first, source.size - first)
+        at = tail.rfind(layout.END_MAGIC)
+        if 0 <= at <= plain - first:
+            comment = layout.END.unpack_from(tail, at)[-1]
+            if first + at + layout.END.size + comment == source.size:
+                return first + at
+    raise _bad(
+        "the zip archive does not end with its end record",
+        wanted="a complete file with nothing behind it but its own comment",
+    )
 
 
 def _find_directory64(
