@@ -30,8 +30,8 @@ from repvgg_ref.models.geometry import unusual
 from repvgg_ref.models.graph import QUIET, Network, walk
 from repvgg_ref.models.heads import NormLinear
 from repvgg_ref.models.layers import Form, Pass
-from repvgg_ref.models.names import official_names
-from repvgg_ref.models.parameters import counted, initial_params, param_shapes, require_params
+from repvgg_ref.models.names import official_names, require_params
+from repvgg_ref.models.parameters import counted, initial_params, param_shapes
 from repvgg_ref.models.registry import network
 from repvgg_ref.models.resident import Resident, in_dtype, like, step_like
 from repvgg_ref.models.step import StepResult, training_step

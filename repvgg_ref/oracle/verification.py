@@ -50,7 +50,7 @@ from repvgg_ref.oracle.probes.naming import finding
 from repvgg_ref.oracle.probes.probing import probed
 from repvgg_ref.oracle.programs.flow import inputs_of_layers
 from repvgg_ref.oracle.programs.inputs import images_of_size
-from repvgg_ref.oracle.programs.layers import Programs, has_programs, require_layers
+from repvgg_ref.oracle.programs.layers import Programs, has_programs, require_layers, require_reference
 from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.training.dump import is_training_dump
 from repvgg_ref.oracle.training.judge import judge_training
@@ -167,6 +167,7 @@ def _verify(
 
     `spare` are inputs for a candidate that brings none, if none were given.
     """
+    require_reference(model)
 
     def against(reference: Model) -> tuple[Report, Seen | None]:
         return _judged(reference, candidate, inputs, precision, timeout, progress, spare)
