@@ -278,7 +278,9 @@ def require_params(arch: Network, form: Form, params: Mapping[str, Array]) -> No
             held = getattr(array, "shape", None)
             got = "no array" if held is None else f"shape {tuple(held)}"
             raise ShapeError(
-                f"{_key(arch, form, name)} is not as {arch.name} has it in {form} form", got=got, wanted=shape
+                f"{_key(arch, form, name)} is not as {arch.name} has it in {form} form",
+                got=got,
+                wanted=shape,
             )
         # V: bfloat16; O: rationals, and whatever counts in them
         if array.dtype.kind not in ("fOViu" if name.endswith(_COUNTER) else "fOV"):
