@@ -12,7 +12,7 @@ classified, `list_models` what can be built.
 
 from typing import TYPE_CHECKING, Any
 
-from repvgg_ref.errors import ReportedError
+from repvgg_ref.errors import NotFusibleError, ReportedError
 from repvgg_ref.files.checkpoint import load, save
 from repvgg_ref.models.architectures import NAMES, Architecture, architecture, plain_architecture
 from repvgg_ref.models.cost import cost
@@ -41,6 +41,7 @@ __all__ = [
     "NAMES",
     "Architecture",
     "Model",
+    "NotFusibleError",
     "OperatorReport",
     "Report",
     "ReportedError",
@@ -76,5 +77,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Every public name, those of the oracle too, and what a module has besides."""
-    return sorted({*globals(), *__all__})
+    """Every public name, those of the oracle and `__version__` among them."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -73,7 +73,7 @@ def split_folder(path: Path, split: str) -> Path:
     if not path.is_dir():
         raise DataError(
             f"{sanitize(path)}: no such folder",
-            got="a file" if path.exists() else "nothing",
+            got="a file" if path.exists() else None,
             advice=did_you_mean(path, [DIGITS, f"{PREFIX}shapes", f"{PREFIX}scenes"]),
         )
     folders = split_folders(path)

@@ -44,9 +44,9 @@ from repvgg_ref.models.arguments import file_path, floating_dtype
 from repvgg_ref.models.geometry import Geometry, geometry_of, said_geometry, with_geometry
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
-from repvgg_ref.models.names import official_names
+from repvgg_ref.models.names import official_names, require_params
 from repvgg_ref.models.network import Model, fuse
-from repvgg_ref.models.parameters import param_shapes, require_params
+from repvgg_ref.models.parameters import param_shapes
 from weights_io.writers.write import Container
 
 CONTAINERS: Mapping[str, Container] = {

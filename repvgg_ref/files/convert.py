@@ -250,7 +250,7 @@ def _parts(
     for node in kept:
         names = [f"{node.name}.{part}" for part in node.op.shapes("train")]
         if names:
-            arrays = {name: _rounded(name, params[name], dtype) for name in names}
+            arrays = {name: _rounded(params, name, params[name], dtype) for name in names}
             yield _Part(node.name, arrays, None)
     for node in arch.evaluated:
         names = [f"{node.name}.{part}" for part in node.op.shapes("deploy")]
@@ -259,7 +259,7 @@ def _parts(
             check = node.op.check(node.name, params, arrays, eps=eps)
             yield _Part(node.name, arrays, check)
         elif names and not isinstance(node.op, Block):
-            arrays = {name: _rounded(name, params[name], dtype) for name in names}
+            arrays = {name: _rounded(params, name, params[name], dtype) for name in names}
             yield _Part(node.name, arrays, None)
 
 
@@ -281,7 +281,7 @@ def _fused_part(
     arrays = {f"{spec.name}.fused.weight": fused.weight, f"{spec.name}.fused.bias": fused.bias}
     for name, array in block.items():
         if ".se." in name:
-            arrays[name] = _rounded(name, array, dtype)
+            arrays[name] = _rounded(params, name, array, dtype)
     risks = activation_findings(spec, block) if dtype == np.float16 else ()
     return _Part(spec.name, arrays, check, tuple(f"{spec.name}: {r.message}" for r in risks))
 
@@ -298,17 +298,17 @@ def _pages(shape: tuple[int, ...], dtype: Any) -> Array:
 def _copied_part(
     spec: BlockSpec, names: list[str], params: LazyParams, eps: float, dtype: Any
 ) -> _Part:
-    arrays = {name: _rounded(name, params[name], dtype) for name in names}
+    arrays = {name: _rounded(params, name, params[name], dtype) for name in names}
     return _Part(spec.name, arrays, None)
 
 
-def _rounded(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
+def _rounded(params: LazyParams, name: str, array: Array, dtype: np.dtype[Any]) -> Array:
     """`array` as it is written; refused if it is not finite, or would not be."""
     if is_counter(name):
         return array
     if not np.isfinite(array).all():
         raise CheckpointError(
-            f"{name} holds NaN or infinity",
+            f"{params.key(name)} holds NaN or infinity",
             got=f"{int((~np.isfinite(array)).sum())} such values",
             wanted="finite numbers",
             advice="take an earlier checkpoint of this run",
@@ -317,7 +317,7 @@ def _rounded(name: str, array: Array, dtype: np.dtype[Any]) -> Array:
         rounded = array.astype(dtype, copy=False)
     if not np.isfinite(rounded).all():
         raise NotFusibleError(
-            f"{name}: a value exceeds the range of {dtype}",
+            f"{params.key(name)}: a value exceeds the range of {dtype}",
             got=f"{np.abs(array).max():g}",
             wanted=f"at most {np.finfo(dtype).max:g}",
             advice="write a wider type",

@@ -20,9 +20,13 @@ class LazyParams(Mapping[str, Array]):
     """
 
     def __init__(
-        self, lazy: Mapping[str, LazyArray], shapes: Mapping[str, tuple[int, ...]], dtype: Any
+        self,
+        lazy: Mapping[str, LazyArray],
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: Any,
+        keys: Mapping[str, str],
     ):
-        self._lazy, self._shapes, self._dtype = lazy, shapes, dtype
+        self._lazy, self._shapes, self._dtype, self._keys = lazy, shapes, dtype, keys
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._lazy and is_counter(name):
@@ -32,6 +36,10 @@ class LazyParams(Mapping[str, Array]):
             return array
         wanted = self._dtype or working_dtype(array.dtype)
         return array.astype(wanted, copy=False)
+
+    def key(self, name: str) -> str:
+        """What the file calls the array, for people."""
+        return self._keys.get(name, name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)

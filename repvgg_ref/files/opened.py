@@ -22,7 +22,7 @@ from repvgg_ref.models.layers import Form
 from repvgg_ref.models.names import Dialect
 from repvgg_ref.models.network import DEFAULT_EPS
 from repvgg_ref.models.parameters import param_shapes
-from weights_io import LazyArray
+from weights_io import LazyArray, sanitize
 
 
 @dataclass
@@ -58,7 +58,8 @@ class Checkpoint:
         """The arrays under canonical names, each read when asked for; `eps`: asked for, if one."""
         assert self.arch is not None
         self.asked_eps = eps
-        return LazyParams(self.ours, param_shapes(self.arch, self._form()), dtype)
+        keys = {ours: sanitize(theirs) for theirs, ours in self.canonical.items()}
+        return LazyParams(self.ours, param_shapes(self.arch, self._form()), dtype, keys)
 
     def stored_dtype(self, canonical: str) -> str:
         """The dtype in which the array of this canonical name is stored."""

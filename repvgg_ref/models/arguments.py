@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from math import inf, prod
 from numbers import Real
@@ -286,6 +287,24 @@ def require_network(name: Any) -> None:
             got=type(name).__name__,
             wanted="a name of list_models(), or an Architecture",
         )
+
+
+def require_own(arch: Network, asked: Mapping[str, Any]) -> Network:
+    """The network; `ReportedError` if it is asked for what it does not have."""
+    own = {
+        "num_classes": arch.num_classes,
+        "in_channels": arch.in_channels,
+        "block": " and ".join(arch.kinds),
+    }
+    others = [what for what, value in asked.items() if value != own[what]]
+    if others:
+        raise ReportedError(
+            "a network of your own is built as it is",
+            got=", ".join(f"{what}={asked[what]!r}" for what in others),
+            wanted=", ".join(f"{what}={own[what]!r}" for what in others),
+            advice="say it where the network is made: architecture, plain_architecture",
+        )
+    return arch
 
 
 def require_seed(seed: Any) -> None:

@@ -13,7 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import KINDS, kind
+from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.layers import Form
 from repvgg_ref.models.parameters import param_shapes
@@ -22,6 +24,7 @@ _NORM = {"gamma": "weight", "beta": "bias"}
 _NORM_BACK = {"weight": "gamma", "bias": "beta"} | {
     field: field for field in ("running_mean", "running_var", "num_batches_tracked")
 }
+_COUNTER = ".num_batches_tracked"
 _AFFINE_LEAVES = ("conv", "fused", "down", "up")
 
 
@@ -259,6 +262,38 @@ def official_names(arch: Network, form: Form) -> dict[str, str]:
     if not all(_BLOCK.fullmatch(block.name) for block in arch.blocks):
         return {name: name for name in names}
     return official_dialect(arch).names(names)
+
+
+def require_params(arch: Network, form: Form, params: Mapping[str, Array]) -> None:
+    """Raise `ShapeError` unless `params` are exactly this network's arrays, of real numbers.
+
+    NumPy would broadcast an array of a wrong shape, and drop an imaginary part.
+    """
+    shapes = param_shapes(arch, form)
+    for name, shape in shapes.items():
+        array = params.get(name)
+        if array is None and name.endswith(_COUNTER):
+            continue
+        if array is None or not hasattr(array, "dtype") or tuple(array.shape) != shape:
+            held = getattr(array, "shape", None)
+            got = "no array" if held is None else f"shape {tuple(held)}"
+            raise ShapeError(
+                f"{_key(arch, form, name)} is not as {arch.name} has it in {form} form",
+                got=got,
+                wanted=shape,
+            )
+        # V: bfloat16; O: rationals, and whatever counts in them
+        if array.dtype.kind not in ("fOViu" if name.endswith(_COUNTER) else "fOV"):
+            raise ShapeError(
+                f"{_key(arch, form, name)} does not hold real numbers",
+                got=array.dtype,
+                wanted="floating point",
+            )
+
+
+def _key(arch: Network, form: Form, name: str) -> str:
+    """What people call an array: in error messages, for it takes all names to find."""
+    return official_names(arch, form).get(name, name)
 
 
 def published_names(network: Network, form: Form) -> dict[str, str]:

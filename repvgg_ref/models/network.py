@@ -21,6 +21,7 @@ from repvgg_ref.models.arguments import (
     label_array,
     require_head,
     require_network,
+    require_own,
     require_seed,
     require_threads,
     training_batch,
@@ -30,8 +31,8 @@ from repvgg_ref.models.geometry import unusual
 from repvgg_ref.models.graph import QUIET, Network, walk
 from repvgg_ref.models.heads import NormLinear
 from repvgg_ref.models.layers import Form, Pass
-from repvgg_ref.models.names import official_names
-from repvgg_ref.models.parameters import counted, initial_params, param_shapes, require_params
+from repvgg_ref.models.names import official_names, require_params
+from repvgg_ref.models.parameters import counted, initial_params, param_shapes
 from repvgg_ref.models.registry import network
 from repvgg_ref.models.resident import Resident, in_dtype, like, step_like
 from repvgg_ref.models.step import StepResult, training_step
@@ -311,30 +312,30 @@ def build(
     name: str | Network,
     *,
     seed: int = 0,
-    num_classes: int = 1000,
-    in_channels: int = 3,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
     dtype: Any = np.float32,
     eps: float = DEFAULT_EPS,
-    block: str = "repvgg",
+    block: str | None = None,
 ) -> Model:
     """An untrained model in train form: by a name of `list_models`, or a network of your own.
 
-    A RepVGG may have another kind of `block`, a name in `blocks.catalogue.block_names`.
+    By name it has 1000 classes and 3 channels unless you say otherwise; a RepVGG may have another
+    kind of `block`, a name in `blocks.catalogue.block_names`. A network of your own has its own.
 
     Raises
     ------
     CheckpointError
         If there is no network of that name.
     ReportedError
-        If there is no class or channel, or `dtype` or `eps` is none that weights can have.
+        If there is no class or channel, `dtype` or `eps` is none that weights can have, or the
+        network of your own has other classes, channels or blocks than you say.
     """
     require_network(name)
     require_seed(seed)
-    arch = (
-        network(name, num_classes=num_classes, in_channels=in_channels, block=block)
-        if isinstance(name, str)
-        else name
-    )
+    asked: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "block": block}
+    asked = {what: value for what, value in asked.items() if value is not None}
+    arch = network(name, **asked) if isinstance(name, str) else require_own(name, asked)
     dtype = np.dtype(np.float32) if dtype is None else floating_dtype(dtype, "build")
     return Model(arch, "train", initial_params(arch, seed=seed, dtype=dtype), eps=checked_eps(eps))
 

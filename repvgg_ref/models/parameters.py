@@ -15,11 +15,8 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import expression
 from repvgg_ref.blocks.wiring import starts
-from repvgg_ref.errors import ShapeError
 from repvgg_ref.models.graph import Network, Node
 from repvgg_ref.models.layers import Block, Form, Shapes
-
-_COUNTER = ".num_batches_tracked"
 
 
 def param_shapes(arch: Network, form: Form) -> Shapes:
@@ -34,29 +31,6 @@ def param_shapes(arch: Network, form: Form) -> Shapes:
         for node in sorted(nodes, key=_place)
         for part, shape in node.op.shapes(form).items()
     }
-
-
-def require_params(arch: Network, form: Form, params: Mapping[str, Array]) -> None:
-    """Raise `ShapeError` unless `params` are exactly this network's arrays, of real numbers.
-
-    NumPy would broadcast an array of a wrong shape, and drop an imaginary part.
-    """
-    shapes = param_shapes(arch, form)
-    for name, shape in shapes.items():
-        array = params.get(name)
-        if array is None and name.endswith(_COUNTER):
-            continue
-        if array is None or not hasattr(array, "dtype") or tuple(array.shape) != shape:
-            held = getattr(array, "shape", None)
-            got = "no array" if held is None else f"shape {tuple(held)}"
-            raise ShapeError(
-                f"{name} is not as {arch.name} has it in {form} form", got=got, wanted=shape
-            )
-        # V: bfloat16; O: rationals, and whatever counts in them
-        if array.dtype.kind not in ("fOViu" if name.endswith(_COUNTER) else "fOV"):
-            raise ShapeError(
-                f"{name} does not hold real numbers", got=array.dtype, wanted="floating point"
-            )
 
 
 def _place(node: Node) -> int:

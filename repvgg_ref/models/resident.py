@@ -14,7 +14,7 @@ import numpy as np
 from repvgg_ref.arrays import Array, to_numpy
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.guarded import Guarded, guarded
-from repvgg_ref.models.parameters import require_params
+from repvgg_ref.models.names import require_params
 from repvgg_ref.models.step import StepResult
 from repvgg_ref.ops import FastNetwork, Ops
 

@@ -50,11 +50,18 @@ from repvgg_ref.oracle.probes.naming import finding
 from repvgg_ref.oracle.probes.probing import probed
 from repvgg_ref.oracle.programs.flow import inputs_of_layers
 from repvgg_ref.oracle.programs.inputs import images_of_size
-from repvgg_ref.oracle.programs.layers import Programs, has_programs, require_layers
+from repvgg_ref.oracle.programs.layers import (
+    Programs,
+    has_programs,
+    require_layers,
+    require_reference,
+)
 from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.training.dump import is_training_dump
 from repvgg_ref.oracle.training.judge import judge_training
 from weights_io import sanitize
+
+_LOST_INPUT = "the input holds NaN or infinity"
 
 CandidateLike = Model | str | Path | Callable[..., Any] | Mapping[str, Array] | Array
 
@@ -82,8 +89,9 @@ def verify(
         Default: the candidate's own, else inputs made so that bugs show. A bundle has its own.
     eps : float, optional
         Batch norm's eps of the reference, if it is given as a path. Default 1e-5.
-    precision : {"auto", "fp32", "tf32", "bf16", "fp16"}
-        What the candidate is held to. "auto" never excuses float32 for computing like less.
+    precision : {"auto", "fp32", "tf32", "bf16", "fp16", "fp16-acc16"}
+        What the candidate is held to; "fp16-acc16" is fp16 whose sums are kept in 16 bits, too.
+        "auto" never excuses float32 for computing like less.
     timeout : float
         Seconds that a candidate in a process of its own may take.
     progress : callable, optional
@@ -167,6 +175,7 @@ def _verify(
 
     `spare` are inputs for a candidate that brings none, if none were given.
     """
+    require_reference(model)
 
     def against(reference: Model) -> tuple[Report, Seen | None]:
         return _judged(reference, candidate, inputs, precision, timeout, progress, spare)
@@ -197,7 +206,10 @@ def _judged(
         if isinstance(port, WeightsCandidate) and not (model.arch.is_chain or model.arch.is_dense):
             port = computing(port, model) if has_programs(model.arch) else port
         if isinstance(port, WeightsCandidate):
-            return check_weights(model, port.path, precision), None
+            if inputs is not None and not _is_finite(inputs):  # as of those that are run
+                return Report("cannot-judge", _LOST_INPUT, model.name, named, "weights"), None
+            stored = precision if precision == "auto" else PRECISIONS[precision].number_format
+            return check_weights(model, port.path, stored), None
         require_layers(model.arch)
         batch = spare if inputs is None and not port.brings_input else inputs
         if not has_programs(model.arch):
@@ -290,7 +302,7 @@ def _precision(asked: str, outputs: Outputs) -> Precision:
 def _require_precision(name: str) -> None:
     if name not in PRECISIONS:
         raise ReportedError(
-            "there is no such precision", got=repr(name), wanted=", ".join(PRECISIONS)
+            "there is no such precision", got=repr(name), wanted=", ".join(("auto", *PRECISIONS))
         )
 
 
@@ -300,9 +312,13 @@ def _unjudgeable(model: Model, x: Array, outputs: Outputs) -> str:
         return "the candidate gave no outputs"
     if not all(np.isfinite(array).all() for array in model.params.values()):
         return "the reference itself holds NaN or infinity"
-    if not np.isfinite(np.asarray(x, np.float64)).all():
-        return "the input holds NaN or infinity"
+    if not _is_finite(x):
+        return _LOST_INPUT
     require_images(model.arch, x)
     if not set(model.arch.layer_names) & set(outputs.layers):
         return "none of the candidate's outputs is a layer of this network"
     return ""
+
+
+def _is_finite(x: Array) -> bool:
+    return bool(np.isfinite(np.asarray(x, np.float64)).all())

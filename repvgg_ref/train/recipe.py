@@ -42,7 +42,7 @@ class Recipe:
 
     name: str = _field("custom", "name of the recipe")
     model: str = _field("RepVGG-A0", "an official model, digits, or init: the network of --init")
-    block: str = _field("repvgg", "kind of block: repvgg, plain, acb, ...")
+    block: str = _field("repvgg", "kind of block, such as repvgg, plain or acb")
     size: int = _field(224, "height and width of the network's input, in pixels")
     epochs: int = _field(120, "passes over the training images")
     batch: int = _field(256, "images a step, over all ranks and accumulated parts")

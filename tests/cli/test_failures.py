@@ -192,3 +192,12 @@ def test_what_newcomers_stumble_over_is_said_plainly(
     arguments: list[object], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert says in invoke(capsys, *arguments).error_line()
+
+
+@pytest.mark.parametrize(("command", "called"), [("docs", "NAME"), ("completion", "SHELL")])
+def test_the_choices_of_an_argument_are_listed_once(
+    command: str, called: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = invoke(capsys, command, "nope").error_line()
+    assert f"Invalid value for {called}: 'nope' is not one of" in line
+    assert "|" not in line

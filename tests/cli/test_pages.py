@@ -75,7 +75,8 @@ def test_the_list_names_every_page_and_json_holds_them(
 ) -> None:
     shown = invoke(capsys, "docs")
     assert (shown.code, shown.err) == (0, "")
-    assert all(f"{name:<11}{read_page(name).title}\n" in shown.out for name in names())
+    width = max(map(len, names()))
+    assert all(f"{name:<{width}}  {read_page(name).title}\n" in shown.out for name in names())
     assert [page["name"] for page in invoke(capsys, "docs", "--json").json()["pages"]] == names()
     page = invoke(capsys, "docs", "formats", "--json").json()
     assert page["text"] == read_page("formats").text

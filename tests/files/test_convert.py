@@ -76,7 +76,9 @@ def test_bad_numbers_in_a_fused_file_are_refused(tmp_path: Path, value: float) -
     state = {n: a.copy() for n, a in rr.fuse(small_model()).state_dict().items()}
     state["stage1.0.rbr_reparam.weight"].flat[7] = value
     path = written(tmp_path, state)
-    with pytest.raises(CheckpointError, match=r"stage1\.0\.fused\.weight holds NaN or infinity"):
+    with pytest.raises(
+        CheckpointError, match=r"stage1\.0\.rbr_reparam\.weight holds NaN or infinity"
+    ):
         convert(path, tmp_path / "out.npz")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 

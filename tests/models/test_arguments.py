@@ -337,13 +337,31 @@ def test_a_models_repr_says_what_it_is() -> None:
 
 
 def test_dir_and_help_show_everything_public() -> None:
-    assert set(rr.__all__) <= set(dir(rr))
+    assert {name for name in dir(rr) if not name.startswith("__")} == set(rr.__all__)
+    assert {"NotFusibleError", "__version__"} <= set(dir(rr))
     plain = pydoc.TextDoc()
     plain.bold = lambda text: text  # type: ignore[method-assign]
     page = pydoc.render_doc(rr, renderer=plain)
     missing = [name for name in rr.__all__ if not any(f"{name}{end}" in page for end in "( \n")]
     assert missing == []
     assert "Judge a port of RepVGG against the reference" in page
+
+
+@pytest.mark.parametrize("asked", [{"block": "acb"}, {"num_classes": 7}, {"in_channels": 1}])
+def test_a_network_of_ones_own_is_built_as_it_is_or_not_at_all(asked: dict[str, Any]) -> None:
+    arch = SMALL["plain"]
+    with pytest.raises(ReportedError, match=f"built as it is .*{next(iter(asked))}"):
+        rr.build(arch, **asked)
+    assert rr.build(arch, block="repvgg", num_classes=3, in_channels=3).arch is arch
+    model = rr.build("RepVGG-A0")
+    assert (model.arch.num_classes, model.arch.in_channels, model.block) == (1000, 3, "repvgg")
+
+
+def test_errors_call_arrays_by_the_keys_of_files() -> None:
+    model = rr.fuse(random_model(SMALL["plain"], 1, np.float32))
+    model.params["stage1.0.fused.weight"] = np.zeros((2, 2), np.float32)
+    with pytest.raises(ShapeError, match=r"stage1\.0\.rbr_reparam\.weight is not as"):
+        model.forward(batch(model.arch)[0])
 
 
 def test_names_of_the_oracle_are_shown_before_it_is_loaded() -> None:

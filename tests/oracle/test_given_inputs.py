@@ -89,7 +89,7 @@ KINDS = (
         (lambda x: x.transpose(0, 2, 3, 1), "look like NHWC"),
         (lambda x: x[0], "one image"),
         (lambda x: x[:, :2], r"got shape \(2, 2, 20, 24\)"),
-        (lambda x: x[:0], r"got shape \(0, 3, 20, 24\)"),
+        (lambda x: x[:0], r"got shape \(0, 3, 20, 24\) ; wanted at least one image"),
         (lambda x: x.tolist(), "not an array"),
         (lambda x: x.astype(str), "no real numbers"),
         (lambda x: x > 0, "no real numbers"),
@@ -116,6 +116,39 @@ def test_the_command_refuses_them_with_exit_code_2(
     if kind != "logits":
         np.save(wrong, case.x)
         assert invoke(capsys, "verify", *arguments, "--inputs", wrong).code == 0
+
+
+@pytest.mark.parametrize("kind", ["weights", "dump", "callable"])
+def test_images_that_are_lost_cannot_be_judged(case: Case, kind: str) -> None:
+    lost = np.where(case.x > 1, np.nan, case.x)
+    report = rr.verify(case.model, case.candidates[kind], inputs=lost)
+    assert (report.verdict, "NaN or infinity" in report.reason) == ("cannot-judge", True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("stage1.0.rbr_dense.conv.weight", np.nan, "holds NaN or infinity"),
+        ("linear.bias", np.inf, "holds NaN or infinity"),
+        ("stage1.0.rbr_1x1.bn.running_var", -1.0, "is negative"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["weights", "mapping"])
+def test_a_reference_s_own_fault_is_no_candidate_s(
+    case: Case, kind: str, key: str, value: float, said: str
+) -> None:
+    model = random_model(SMALL["plain"], 1, np.float32)
+    model.state_dict()[key].flat[0] = value
+    with pytest.raises(ReportedError, match=f"{key} of the reference {said}"):
+        rr.verify(model, case.candidates[kind], inputs=case.x)
+
+
+@pytest.mark.parametrize("kind", ["weights", "mapping"])
+def test_sums_in_16_bits_can_be_asked_for(case: Case, kind: str) -> None:
+    report = rr.verify(case.model, case.candidates[kind], inputs=case.x, precision="fp16-acc16")
+    assert report.verdict == "agree"
+    with pytest.raises(ReportedError, match="wanted auto, fp32"):
+        rr.verify(case.model, case.candidates[kind], inputs=case.x, precision="fp15")
 
 
 @pytest.mark.parametrize("kind", ["dump", "logits", "folder", "dump with its input"])

@@ -30,8 +30,9 @@ def command(name: str | None, as_json: bool) -> None:
         if as_json:
             print_json({"pages": [page.to_json() for page in pages]})
             return
+        width = max(len(page.name) for page in pages)
         for page in pages:
-            click.echo(f"{page.name:<11}{page.title}")
+            click.echo(f"{page.name:<{width}}  {page.title}")
         click.echo("\nrepvgg-ref docs NAME shows one of them")
     elif as_json:
         page = read_page(name)

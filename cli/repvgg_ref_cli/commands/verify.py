@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from repvgg_ref.oracle.report import Report
 
 # As in `repvgg_ref.oracle.bounds.precision`, which is too heavy to import for --help.
-_PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
+_PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16", "fp16-acc16")
 
 # Options that say nothing of a file of blocks.
 _OF_A_NETWORK = ("inputs", "strides", "dilations", "block", "precision")

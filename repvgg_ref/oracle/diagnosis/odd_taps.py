@@ -37,8 +37,8 @@ def altered(layer: str, odd: Odd) -> Finding:
 def scaled(layer: str, seen: Observation) -> Finding | None:
     """Channels of which every tap is the same factor off, if that is all that is wrong."""
     y, y_hat, room = seen.y[0], seen.y_hat[0], seen.certified[0]
-    bad = np.flatnonzero((np.abs(y_hat - y) > room).any(axis=1))
-    if not len(bad):
+    bad = np.flatnonzero(~(np.abs(y_hat - y) <= room).all(axis=1))
+    if not len(bad) or not np.isfinite(y_hat[bad]).all():
         return None
     factors = (y_hat[bad] * y[bad]).sum(axis=1) / np.maximum((y[bad] ** 2).sum(axis=1), 1e-300)
     with_bias = np.abs(y_hat[bad] - factors[:, None] * y[bad])
@@ -61,10 +61,12 @@ def scaled(layer: str, seen: Observation) -> Finding | None:
 
 def unknown(layer: str, seen: Observation) -> Finding:
     """How many numbers are beyond their bound."""
-    bad = np.abs(seen.residual) > seen.certified
+    bad = ~(np.abs(seen.y_hat - seen.y) <= seen.certified)
     taps, channels = int(bad.sum()), int(bad.any(axis=(0, 2)).sum())
     bias_only = bool(bad[..., -1].any() and not bad[..., :-1].any())
     says = f"{taps} taps in {channels} of {bad.shape[1]} channels are beyond their bound"
+    lost = int((~np.isfinite(seen.y_hat)).sum())
+    says += f", {lost} of them NaN or infinite" if lost else ""
     return Finding(
         "unknown",
         layer,

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import reach
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
@@ -88,7 +89,9 @@ def check_weights(model: Model, path: str | Path, precision: str = "auto") -> Re
         return Report("disagree", reason, model.name, name, "weights")
     if (other := other_steps(model, port, name)) is not None:
         return other
-    return with_unsaid_steps(_arrays(model, port, name, precision), model, port, name)
+    # A file may hold NaN, infinity and what overflows: no comparison is true of these.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        return with_unsaid_steps(_arrays(model, port, name, precision), model, port, name)
 
 
 def _arrays(model: Model, port: Model, name: str, precision: str) -> Report:
@@ -102,7 +105,10 @@ def _arrays(model: Model, port: Model, name: str, precision: str) -> Report:
 
 
 def _geometry(model: Model) -> list[tuple[object, ...]]:
-    blocks = [(b.name, b.in_channels, b.out_channels, b.groups, b.se) for b in model.arch.blocks]
+    blocks = [
+        (b.name, b.in_channels, b.out_channels, b.groups, b.se, reach(b).kernel)
+        for b in model.arch.blocks
+    ]
     return [*blocks, (model.arch.features, model.arch.num_classes)]
 
 
@@ -270,11 +276,18 @@ def check_kernel(
         float(error[at] / seen.certified[at]),
         ok=bool((error <= seen.certified).all()) and not count,
         likely_ratio=float((error / seen.likely).max()),
-        note=_contradict(count),
+        note=_lost(seen.y_hat) or _contradict(count),
     )
     if report.ok:
         return report, []
     return report, _findings(site, seen, odd, conversion)
+
+
+def _lost(numbers: Array) -> str:
+    count = int((~np.isfinite(numbers)).sum())
+    if not count:
+        return ""
+    return f"{count} numbers are NaN or infinite" if count > 1 else "one number is NaN or infinite"
 
 
 def _contradict(count: int) -> str:

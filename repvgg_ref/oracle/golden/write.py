@@ -57,7 +57,7 @@ from repvgg_ref.oracle.programs.inputs import (
     training_inputs,
     training_labels,
 )
-from repvgg_ref.oracle.programs.layers import require_layers, require_steps
+from repvgg_ref.oracle.programs.layers import require_layers, require_reference, require_steps
 from repvgg_ref.oracle.training.noise import noisy_runs, relu_margin
 from repvgg_ref.oracle.training.recipe import Recipe
 from repvgg_ref.oracle.training.run import right_setup
@@ -206,11 +206,7 @@ def _batch(model: Model, x: Array) -> Array:
         raise ReportedError(
             "the inputs are no batch of finite numbers", got=f"shape {tuple(x.shape)}"
         )
-    for name, array in model.params.items():
-        if not np.isfinite(array).all():
-            raise ReportedError(
-                f"{name} of the reference holds NaN or infinity", wanted="finite numbers"
-            )
+    require_reference(model)
     return single
 
 

@@ -110,7 +110,13 @@ def require_images(arch: Network, x: Array) -> None:
     """Raise `ShapeError` unless `x` is a batch of images for the network, in numbers."""
     if x.dtype.kind not in "fiu" and not is_floating(x.dtype):
         raise ShapeError("the inputs hold no real numbers", got=x.dtype, wanted="float32")
-    if x.ndim != 4 or x.shape[1] != arch.in_channels or 0 in x.shape:
+    if x.ndim == 4 and 0 in x.shape:
+        raise ShapeError(
+            "the inputs hold no image",
+            got=f"shape {tuple(x.shape)}",
+            wanted=f"at least one image, (N, {arch.in_channels}, H, W)",
+        )
+    if x.ndim != 4 or x.shape[1] != arch.in_channels:
         raise ShapeError(
             "the inputs are no batch of images for this network",
             got=f"shape {tuple(x.shape)}",

@@ -20,6 +20,7 @@ from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.gated import Add, Gate
 from repvgg_ref.models.graph import Network, Node
 from repvgg_ref.models.layers import AddRelu, Block, Flatten, GlobalAvgPool, Linear, MaxPool
+from repvgg_ref.models.names import official_names, require_params
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.programs.activation import SqueezeExcitationParams
 from repvgg_ref.oracle.programs.between import (
@@ -145,6 +146,36 @@ def require_steps(arch: Network) -> None:
             " loss, gradients and statistics of a step, and verify-op judges single operators'"
             " gradients",
         )
+
+
+def require_reference(model: Model) -> None:
+    """Refuse a model that nothing can be held against, before its faults are a candidate's.
+
+    Raises
+    ------
+    ShapeError
+        If an array is missing or has another shape.
+    ReportedError
+        If one holds NaN or infinity, or a variance that has no root.
+    """
+    require_params(model.arch, model.form, model.params)
+    names = official_names(model.arch, model.form)
+    for name, array in model.params.items():
+        key = f"{names.get(name, name)} of the reference"
+        if not np.isfinite(array).all():
+            raise ReportedError(
+                f"{key} holds NaN or infinity",
+                got=f"{int((~np.isfinite(array)).sum())} such values",
+                wanted="finite numbers",
+                advice="take an earlier checkpoint of this run",
+            )
+        if name.endswith(".running_var") and array.size and array.min() < 0:
+            raise ReportedError(
+                f"{key} is negative, so its root does not exist",
+                got=f"{float(array.min()):g}",
+                wanted="variances of at least 0",
+                advice="the file is damaged, or is no batch norm's state",
+            )
 
 
 def require_layers(arch: Network) -> None:

@@ -41,8 +41,10 @@ class Change(NamedTuple):
 
     def left(self, ours: Array, theirs: Array) -> Array:
         """The share of the energy of each row of `theirs` that is not ours, moved and scaled."""
-        rest = ((theirs - self.factor[:, None] * ours[self.order]) ** 2).sum(axis=1)
-        return np.asarray(rest / np.maximum((theirs**2).sum(axis=1), 1e-300))
+        energy = _energy(theirs)
+        rest = _energy(theirs - self.factor[:, None] * ours[self.order])
+        with np.errstate(over="ignore"):  # of a nearly dead channel
+            return np.where(energy > 0, rest / np.where(energy > 0, energy, 1), rest > 0)
 
     def undone(self, theirs: Array, axis: int, power: int = -1) -> Array:
         """`theirs` in our order along `axis`, times ``factor ** power``; the dtype stays."""
@@ -60,7 +62,8 @@ def matched(ours: Array, theirs: Array, room: float) -> tuple[Change, Array]:
     """The order and factors that take rows of `ours`, (O, K), to those of `theirs`.
 
     A channel that is its own for all that can be told, within `room` relative to its largest value,
-    stays where it is with a factor of 1.
+    stays where it is with a factor of 1. One of theirs that holds NaN or infinity takes the place
+    that the others leave it, and nothing explains it.
 
     Returns
     -------
@@ -69,8 +72,11 @@ def matched(ours: Array, theirs: Array, room: float) -> tuple[Change, Array]:
         Of each row of theirs, the share of its energy that the change does not explain.
     """
     change = Change.nothing(len(ours))
-    size = np.sqrt((ours**2).sum(axis=1)), np.sqrt((theirs**2).sum(axis=1))
+    told = np.isfinite(_energy(theirs))
+    theirs = np.where(told[:, None], theirs, 0)
+    size = np.sqrt(_energy(ours)), np.sqrt(_energy(theirs))
     same = np.abs(theirs - ours).max(axis=1) <= room * np.abs(ours).max(axis=1)
+    same &= told  # else a channel of zeros, which any lost one is taken for here
     if same.all():
         return change, np.zeros(len(ours))
     cosine = _unit(theirs, size[1]) @ _unit(ours, size[0]).T  # (theirs, ours)
@@ -88,7 +94,13 @@ def matched(ours: Array, theirs: Array, room: float) -> tuple[Change, Array]:
     if len(explained) and explained.mean() < _MOST:  # none of ours: something else is wrong
         change = Change(own, _factors(ours, theirs, room))
         left = change.left(ours, theirs)
-    return change, left
+    return change, np.where(told, left, 1.0)
+
+
+def _energy(rows: Array) -> Array:
+    """Of each row; infinite where its squares leave float64, NaN where it holds NaN."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.asarray((rows**2).sum(axis=1))
 
 
 def _unit(rows: Array, size: Array) -> Array:

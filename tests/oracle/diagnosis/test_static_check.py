@@ -153,3 +153,27 @@ def test_se_and_head_are_copied_not_fused(tmp_path: Path) -> None:
         report = rr.verify(model, _file(wrong, tmp_path))
         assert report.verdict == "disagree"
         assert report.first_bad_layer == layer
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("layers", [["stage1.0"], ["stage0", "stage1.0", "stage1.1", "linear"]])
+def test_numbers_that_are_lost_are_placed(layers: list[str], value: float, tmp_path: Path) -> None:
+    model = distinguishing_model(SMALL["plain"])
+    deploy = fuse(model)
+    for name, array in deploy.params.items():
+        if name.startswith(tuple(layers)):
+            deploy.params[name] = np.full_like(array, value)
+    report = rr.verify(model, _file(deploy, tmp_path))
+    assert (report.verdict, report.first_bad_layer) == ("disagree", layers[0])
+    assert "NaN or infinite" in report.reason
+    assert all(layer.ok for layer in report.layers if layer.name not in layers)
+
+
+def test_a_kernel_of_another_size_is_another_network(tmp_path: Path) -> None:
+    model = distinguishing_model(SMALL["plain"])
+    state = fuse(model).state_dict()
+    state["stage1.0.rbr_reparam.weight"] = state["stage1.0.rbr_reparam.weight"][:, :, 1:2, 1:2]
+    np.savez(tmp_path / "port.npz", **state)
+    report = rr.verify(model, tmp_path / "port.npz")
+    assert (report.verdict, "another network" in report.reason) == ("disagree", True)

@@ -213,3 +213,16 @@ def test_nothing_is_done_to_a_port_in_our_order() -> None:
     assert same is outputs
     assert not found
     assert not time.process_time() - started > 0.5  # measured: 0.03
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, 0.0])
+def test_a_lost_channel_hides_no_order_and_is_explained_by_none(value: float) -> None:
+    ours = np.random.default_rng(0).standard_normal((8, 10)) * 1e5
+    order = np.roll(np.arange(8), 3)
+    theirs = ours[order]
+    theirs[2] = value
+    change, left = matched(ours, theirs, 1e-6)
+    assert change.order.tolist() == order.tolist()
+    assert left[2] == 1
+    assert not np.delete(left, 2).any()
