@@ -2,8 +2,8 @@
 
 A mean of integers often lies at an exact half. Scales that cancel on paper do not in float32, where
 ``s_x * (1 / s_y)`` may be a rounding above 1 or below it; then all halves go up, or all go down.
-OpenVINO quantises by ``255 * (1 / (highest - lowest))``, the ends being real numbers, and multiplies
-the sum by that times ``s_x`` before it averages (release 2026.4 on a CPU, to the last bit).
+OpenVINO quantises by ``255 * (1 / (highest - lowest))``, the ends being real numbers, and
+multiplies the sum by that times ``s_x`` before it averages (2026.4 on a CPU, to the last bit).
 """
 
 from __future__ import annotations

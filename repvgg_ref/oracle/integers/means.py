@@ -10,7 +10,9 @@ optimized/integer_ops/mean.h). Its oldest releases cut that share off: wrong by 
 The mean of numbers that share their scale and zero point with the result needs no multiplier.
 Devices then divide: TensorFlow Lite's AVERAGE_POOL_2D and CMSIS-NN the plain sum, halves away from
 zero (reference/integer_ops/pooling.h); cheap hardware without rounding. A multiplier for 1/n, which
-31 bits do not hold exactly, may give a number less; so both are right. Devices of float32: see `float_means`.
+31 bits do not hold exactly, may give a number less; so both are right.
+
+What devices of float32 do stands in `float_means`.
 """
 
 from __future__ import annotations
