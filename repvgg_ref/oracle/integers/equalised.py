@@ -20,6 +20,7 @@ from repvgg_ref.oracle.integers.ratios import Bounds, Ends, met
 
 _ENOUGH = 6  # channels: that so many wrong biases would all be in accord is no chance
 _HUNDREDTHS = 0.02  # of a step
+_BIASES_TIMES = (-1.0, 2.0, 0.5)  # subtracted, added twice, or in units half or twice as large
 _MOST = 3  # layers with a fault: who has more has another network
 
 
@@ -185,7 +186,11 @@ class _Chain:
     def _suppositions(self, place: int, fault: Fault) -> Iterator[Pair]:
         pair = self.pairs[place]
         if fault.kind == "bias":
-            yield pair._replace(bias=-pair.bias)
+            for by in _BIASES_TIMES:
+                yield pair._replace(bias=by * pair.bias)
+            held = pair.layer.bias
+            if pair.stated is None and held is not None and not (held % 2).any():
+                yield pair._replace(layer=replace(pair.layer, bias=held // 2))  # rounded before
             return
         scale = pair.layer.weight_scale
         if scale is not None and scale.ndim:
