@@ -13,12 +13,13 @@ import pytest
 from repvgg_ref.integer.equalize import equalize
 from repvgg_ref.integer.layers import IntegerLayer
 from repvgg_ref.integer.quantize import as_chain, quantize
-from repvgg_ref.integer.schemes import ANY
+from repvgg_ref.integer.schemes import ANY, SCHEMES
 from repvgg_ref.models.network import fuse
 from repvgg_ref.oracle.integers.factors import across
 from repvgg_ref.oracle.integers.front import verify_integers
 from repvgg_ref.oracle.integers.golden import write_integer_golden
 from repvgg_ref.oracle.integers.weights import real_array
+from tests.integer.networks import chain, images
 from tests.oracle.test_integer_weights import IMAGES, MODEL, NAMES, with_layer
 from tests.oracle.test_integer_weights import NETWORK as QUANTISED
 from tests.oracle.test_integer_weights import judged as judged_weights
@@ -269,3 +270,28 @@ def test_of_equalised_networks_no_more_is_said_than_is_known() -> None:
     assert "times its channel's factor" in report.reason
     assert "weight and bias" not in report.reason
     assert any(each.kind == "scaling" for each in report.equivalences)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+@pytest.mark.parametrize("moves_zero", [False, True])
+def test_bytes_read_with_the_wrong_sign_are_named_where_padding_is_skipped(
+    dtype: Any, moves_zero: bool
+) -> None:
+    """A loop that leaves out the taps outside reads no wrong bytes there."""
+    network = chain(seed=5, dtype=dtype, post_relu=True)
+    numbers = dump(network, images(network, seed=5))
+    layer, other = network["stage1.0"], np.uint8 if dtype == np.int8 else np.int8
+    zero = layer.input.zero_point.view(other) if moves_zero else layer.input.zero_point
+    inside = numbers["stage0"].view(other).astype(int) - int(zero)
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(inside, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), axis=(2, 3)
+    )[:, :, ::2, ::2]
+    sums = np.einsum("nchwij,ocij->nohw", windows, np.asarray(layer.weight, int))
+    sums = sums + np.asarray(layer.bias)[:, None, None]
+    whole = SCHEMES[network.rounding].requantize(sums, layer.scaling().across(4))
+    y = layer.output.saturated(whole + int(layer.output.zero_point), relu=layer.relu)
+    report = judged(
+        network, {"input": numbers["input"], "stage0": numbers["stage0"], "stage1.0": y}
+    )
+    assert report.first_bad_layer == "stage1.0"
+    assert [finding.bug for finding in report.diagnosis] == ["input-unsigned"]

@@ -213,6 +213,8 @@ WHOLE: dict[str, Callable[[IntegerLayer], dict[str, Any]]] = {
     "bias-scale": lambda layer: {
         "bias": np.rint(np.asarray(layer.bias) * float(layer.input.scale)).astype(np.int32)
     },
+    "bias-scale, doubled": lambda layer: {"bias": 2 * np.asarray(layer.bias)},
+    "weights-negated": lambda layer: {"weight": -np.asarray(layer.weight)},
     "kernel-flipped": lambda layer: {"weight": np.asarray(layer.weight)[..., ::-1, ::-1]},
     "kernel-transposed": lambda layer: {"weight": np.asarray(layer.weight).swapaxes(2, 3)},
     "neighbours-scale": lambda layer: {"weight_scale": np.roll(np.asarray(layer.weight_scale), 1)},
@@ -233,4 +235,19 @@ def test_what_is_wrong_in_a_whole_layer_of_an_equalised_network_is_named(
     )
     report = judged(model, replace(network, layers=layers))
     assert [row.name for row in report.layers if not row.ok] == [name]
-    assert [finding.bug for finding in report.diagnosis] == [bug]
+    assert [finding.bug for finding in report.diagnosis] == [bug.split(",")[0]]
+
+
+@pytest.mark.parametrize("place", [1, 3])
+def test_a_wrong_weight_leaves_its_channels_bias_alone(place: int) -> None:
+    """Whose factor the bias tells, where the weights cannot all."""
+    model = distinct_model(SMALL["plain"], seed=1)
+    network = quantised(equalize(model)[0], seed=1)
+    layer = network.layers[place]
+    weight = np.array(layer.weight)
+    weight[5, 3, 1, 1] += 3 if weight[5, 3, 1, 1] < 100 else -3
+    layers = list(network.layers)
+    layers[place] = replace(layer, weight=weight)
+    report = judged(model, replace(network, layers=tuple(layers)))
+    assert [row.name for row in report.layers if not row.ok] == [layer.name]
+    assert [finding.says for finding in report.diagnosis] == ["weights differ in channels 5"]

@@ -193,6 +193,22 @@ def test_scales_taken_from_any_channel_are_named(name: str, pair: tuple[int, int
     assert f"{here} has {there}'s" in finding.says or "in channel" in finding.says
 
 
+def test_a_scale_that_any_of_two_bugs_gives_has_both_names() -> None:
+    """Another's scale and a shift off by two, where the other's is four times as large."""
+    layer = NETWORK["linear"]
+    scale = np.array(layer.weight_scale)
+    scale[4] = 4 * scale[0]
+    held = replace(layer, weight_scale=scale)
+    network = replace(NETWORK, layers=(*NETWORK.layers[:-1], held))
+    numbers = {"input": X} | network.forward(X)
+    wrong = scale.copy()
+    wrong[0] = scale[4]
+    numbers["linear"] = replace(held, weight_scale=wrong).forward(numbers["pool"], network.rounding)
+    (finding,) = judged(network, {name: array[:3] for name, array in numbers.items()}).diagnosis
+    assert {"neighbours-scale", "shift-off"} <= {finding.bug, *finding.equivalents}
+    assert finding.confidence <= 0.5
+
+
 def test_no_rounding_of_a_single_channel_is_made_up() -> None:
     """A weight off by one moves few numbers, by one: as another rounding of the channel might."""
     layer = NETWORK["stage1.1"]

@@ -16,6 +16,7 @@ from repvgg_ref.integer.scaling import Scaling
 from repvgg_ref.integer.schemes import SCHEMES
 from repvgg_ref.oracle.bugs.base import Bug, Site, Variant, bug, library
 from repvgg_ref.oracle.integers.fitted import MOST_MATCHED, order_of, scales_taken
+from repvgg_ref.oracle.integers.products import as_other, in_pairs, reread
 from repvgg_ref.oracle.integers.program import Finish, IntegerProgram, Sums
 
 IntegerSite: TypeAlias = Site[IntegerProgram]
@@ -217,8 +218,19 @@ def weights_unsigned(site: IntegerSite) -> Variants:
     advice="int8 and uint8 differ by 256 above 127",
 )
 def input_unsigned(site: IntegerSite) -> Variants:
-    sums = site.program.sums
-    yield Variant(_sums(site, products=partial(_reread, sums, site.x.dtype)))
+    sums, dtype = site.program.sums, site.x.dtype
+    is_padded = bool(np.any(sums.pads))
+    yield Variant(_sums(site, products=partial(reread, sums, dtype, None)))
+    if is_padded:
+        padding = partial(reread, sums, dtype, sums.subtracted)
+        yield Variant(_sums(site, products=padding), detail="no padding")
+    zero = int(as_other(np.asarray(sums.subtracted), dtype))
+    if zero != sums.subtracted:
+        other = replace(sums, subtracted=zero)
+        yield Variant(
+            _sums(site, products=partial(reread, other, dtype, zero if is_padded else None)),
+            detail="its zero point, too",
+        )
 
 
 @bug(
@@ -248,7 +260,7 @@ def accumulator_16_saturates(site: IntegerSite) -> Variants:
 def pairs_16(site: IntegerSite) -> Variants:
     for detail in ("pairs of channels", "pairs along the kernel"):
         channels_last = detail == "pairs of channels"
-        products = partial(_in_pairs, site.program.sums, site.x.dtype, channels_last)
+        products = partial(in_pairs, site.program.sums, site.x.dtype, channels_last)
         yield Variant(_sums(site, products=products), detail=detail)
 
 
@@ -353,47 +365,3 @@ def _taken(scaling: Scaling, places: Array) -> Scaling:
     fixed = (scaling.multiplier, scaling.shift)
     multiplier, shift = (each[places] if each.ndim else each for each in fixed)
     return Scaling(scaling.numerator[places], scaling.denominator, multiplier, shift)
-
-
-def _columns(sums: Sums, padded: Array) -> Array:
-    """Windows of padded numbers: (N, G, C/G, K, K, Ho, Wo)."""
-    span = sums.dilation * (sums.weight.shape[2] - 1) + 1
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (span, span), axis=(2, 3))
-    step, apart = sums.stride, sums.dilation
-    windows = windows[:, :, ::step, ::step, ::apart, ::apart].transpose(0, 1, 4, 5, 2, 3)
-    N, C, *rest = windows.shape
-    return windows.reshape(N, sums.groups, C // sums.groups, *rest)
-
-
-def _reread(sums: Sums, dtype: np.dtype[np.integer], padded: Array, weight: Array) -> Array:
-    """Exact sums of numbers read as the other type of 8 bits."""
-    other = np.int8 if dtype == np.uint8 else np.uint8
-    bias = np.zeros(len(weight), np.int64)
-    exact = replace(sums, products=None, pads=((0, 0), (0, 0)), bias=bias)
-    return exact.of(padded.astype(np.uint8).astype(other))
-
-
-def _in_pairs(
-    sums: Sums, dtype: np.dtype[np.integer], channels_last: bool, padded: Array, weight: Array
-) -> Array:
-    """Sums of products, two at a time saturated at 16 bits.
-
-    The instruction multiplies unsigned by signed bytes: int8 numbers are moved up by 128 first,
-    and the zero point's share, so moved, is taken off at the end.
-    """
-    up = 128 if dtype == np.int8 else 0
-    windows = _columns(sums, padded + up)
-    axes = (0, 1, 3, 4, 2, 5, 6) if channels_last else (0, 1, 2, 3, 4, 5, 6)
-    N, G, *_, Ho, Wo = windows.shape
-    columns = windows.transpose(axes).reshape(N, G, -1, Ho * Wo)
-    kernel = weight.transpose(0, 2, 3, 1) if channels_last else weight
-    rows = kernel.reshape(G, len(weight) // G, -1)
-    if rows.shape[2] % 2:
-        columns = np.pad(columns, ((0, 0), (0, 0), (0, 1), (0, 0)))
-        rows = np.pad(rows, ((0, 0), (0, 0), (0, 1)))
-    total = np.zeros((N, G, rows.shape[1], Ho * Wo), np.int64)
-    for k in range(0, rows.shape[2], 2):
-        pair = np.einsum("gok,ngkp->ngop", rows[:, :, k : k + 2], columns[:, :, k : k + 2])
-        total += np.clip(pair, -(2**15), 2**15 - 1)
-    total -= (sums.subtracted + up) * rows.sum(axis=2)[None, :, :, None]
-    return total.reshape(N, len(weight), Ho, Wo)

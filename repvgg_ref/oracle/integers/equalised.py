@@ -20,6 +20,7 @@ from repvgg_ref.oracle.integers.ratios import Bounds, Ends, met
 
 _ENOUGH = 6  # channels: that so many wrong biases would all be in accord is no chance
 _HUNDREDTHS = 0.02  # of a step
+_BIASES_TIMES = (-1.0, 2.0, 0.5)  # subtracted, added twice, or in units half or twice as large
 _MOST = 3  # layers with a fault: who has more has another network
 
 
@@ -28,12 +29,17 @@ class Fault(NamedTuple):
 
     `kind`: "scale" where their integers are right but for a factor of their own, a wrong scale,
     and `with_biases` says that their biases are right without it; "bias" where their biases alone
-    are wrong; else "all" of their integers.
+    are wrong, "weight" where their weights are; else "all" of their integers.
     """
 
     rows: Array
-    kind: Literal["scale", "bias", "all"]
+    kind: Literal["scale", "bias", "weight", "all"]
     with_biases: bool = False
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether weights themselves are wrong, not only what they are multiplied by."""
+        return self.kind in ("weight", "all")
 
     def but(self, rows: Array) -> Fault:
         """Without these rows' indices."""
@@ -55,7 +61,7 @@ class Solved:
     @property
     def left_out(self) -> frozenset[int]:
         """Of those the layers in which more than scales is wrong."""
-        return frozenset(place for place, fault in self.faults.items() if fault.kind == "all")
+        return frozenset(place for place, fault in self.faults.items() if fault.has_weights)
 
 
 def solved(pairs: Sequence[Pair]) -> Solved | None:
@@ -109,6 +115,8 @@ class _Chain:
             yield bound.between(fault.rows, with_biases=fault.with_biases)
         elif fault.kind == "bias":
             yield bound.of_biases(~fault.rows | bound.fixed)
+        elif fault.kind == "weight":
+            yield bound.of_weights(~fault.rows)
         else:
             yield bound.of_rows(~fault.rows)
 
@@ -151,8 +159,8 @@ class _Chain:
                 usual = fault.with_biases == self.has_own_unit(place)
                 total += (1 if fault.rows.all() else rows) + (0 if usual else rows)
             else:
-                width = self.pairs[place].weight[0].size
-                total += rows if fault.kind == "bias" else rows * (1 + width)
+                weights = self.pairs[place].weight[0].size if fault.has_weights else 0
+                total += rows * (weights + (fault.kind != "weight"))
         return total
 
     def has_own_unit(self, place: int) -> bool:
@@ -178,7 +186,11 @@ class _Chain:
     def _suppositions(self, place: int, fault: Fault) -> Iterator[Pair]:
         pair = self.pairs[place]
         if fault.kind == "bias":
-            yield pair._replace(bias=-pair.bias)
+            for by in _BIASES_TIMES:
+                yield pair._replace(bias=by * pair.bias)
+            held = pair.layer.bias
+            if pair.stated is None and held is not None and not (held % 2).any():
+                yield pair._replace(layer=replace(pair.layer, bias=held // 2))  # rounded before
             return
         scale = pair.layer.weight_scale
         if scale is not None and scale.ndim:
@@ -189,6 +201,8 @@ class _Chain:
             for axes in ((2, 3), (2,), (3,)):
                 yield pair._replace(weight=np.flip(pair.weight, axes))
             yield pair._replace(weight=pair.weight.swapaxes(2, 3))
+        if fault.has_weights:
+            yield pair._replace(weight=-pair.weight)
 
     def but(self, place: int, fault: Fault) -> _Chain:
         """With this fault."""
@@ -249,7 +263,9 @@ def _anything(chain: _Chain, places: Sequence[int]) -> Iterator[tuple[int, Fault
     """These before all integers of a layer."""
     yield from _numbers(chain, places)
     for place in places:
-        yield place, Fault(np.ones(len(chain.bounds[place].own_low), bool), "all")
+        rows = np.ones(len(chain.bounds[place].own_low), bool)
+        yield place, Fault(rows, "weight")  # biases tell the factors of what is wrong
+        yield place, Fault(rows, "all")
 
 
 def is_shown(pairs: Sequence[Pair], faults: Mapping[int, Fault]) -> bool:
@@ -262,7 +278,7 @@ def is_shown(pairs: Sequence[Pair], faults: Mapping[int, Fault]) -> bool:
     asking, layers, weights, worst = 0, 0, 0, 0.0
     for place, pair in enumerate(pairs):
         fault = faults.get(place)
-        if fault is not None and fault.kind == "all":
+        if fault is not None and fault.has_weights:
             continue
         apart = np.abs(pair.layer.weight - pair.held(pair.steps)).reshape(len(pair.weight), -1)
         biases = np.where(pair.bias_beside, 0.0, pair.bias_apart)

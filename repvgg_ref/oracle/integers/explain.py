@@ -92,14 +92,10 @@ def explained(asked: Asked) -> list[Finding]:
     sure = [each for each in found if _is_shown(each, right, asked.y_hat)]
     if not sure:
         return [_unknown(asked, sheet, right, bad, found)]
-    found = sure
-    # All are exact: the fewest bugs in the most channels come first.
-    names = list(dict.fromkeys(each.name for each in found))
-    first = (
-        next(each for each in found if each.channels is None)
-        if any(each.channels is None for each in found)
-        else found[0]
-    )
+    # All are exact: the fewest bugs in the most channels come first. What fits too is as good a
+    # cause, though by itself it would not be shown: a choice read off the numbers costs none here.
+    first = next((each for each in sure if each.channels is None), sure[0])
+    names = list(dict.fromkeys(each.name for each in (*sure, *found)))
     others = tuple(name for name in names if name != first.name)
     where = _where(first.channels)
     return [

@@ -11,6 +11,8 @@ The mean of numbers that share their scale and zero point with the result needs 
 Devices then divide: TensorFlow Lite's AVERAGE_POOL_2D and CMSIS-NN the plain sum, halves away from
 zero (reference/integer_ops/pooling.h); cheap hardware without rounding. A multiplier for 1/n, which
 31 bits do not hold exactly, may give a number less; so both are right.
+
+What devices of float32 do stands in `float_means`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from repvgg_ref.integer.layers import IntegerLayer
 from repvgg_ref.integer.scaling import FARTHEST, Scaling, fixed_point
 from repvgg_ref.integer.scaling import scaling as scaled
 from repvgg_ref.integer.schemes import SCHEMES
+from repvgg_ref.oracle.integers.float_means import HALVES, float_means, is_but_for_halves
 
 Division = Callable[[Array, int], Array]
 
@@ -91,7 +94,10 @@ def other_mean(layer: IntegerLayer, x: Array, y_hat: Array, scheme: str) -> str 
     if layer.kind != "pool":
         return None
     ways = _means(layer, x, scheme)
-    return next((way.how for way in ways if np.array_equal(way.numbers, y_hat)), None)
+    found = next((way.how for way in ways if np.array_equal(way.numbers, y_hat)), None)
+    if found is None and is_but_for_halves(layer, x, y_hat, scheme):
+        return HALVES
+    return found
 
 
 def _means(layer: IntegerLayer, x: Array, scheme: str) -> Iterator[Mean]:
@@ -101,6 +107,8 @@ def _means(layer: IntegerLayer, x: Array, scheme: str) -> Iterator[Mean]:
         yield Mean(layer.output.saturated(numbers, relu=layer.relu), how)
     if scheme in _LEGACY:
         yield _as_they_are(layer, x, scheme)
+    for numbers, how in float_means(layer, x, scheme):
+        yield Mean(numbers, how)
     for numbers in _divided(layer, x, scheme):
         yield Mean(numbers, "divides by the number of pixels, without a multiplier")
 

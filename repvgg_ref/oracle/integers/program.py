@@ -37,7 +37,7 @@ class Sums:
     narrow : callable, optional
         What the device's registers make of the exact sums.
     products : callable, optional
-        Sums in place of the exact ones, from (columns, rows): see `bugs.pairs_16`.
+        Sums in place of the exact ones, from (columns, rows): see `products`.
     """
 
     weight: Array

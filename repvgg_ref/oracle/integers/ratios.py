@@ -63,9 +63,13 @@ class Bounds(NamedTuple):
 
     def of_rows(self, rows: Array) -> Bounds:
         """What these output channels say, (O,) bool; factors that must be 1 are."""
+        return self.of_weights(rows).of_biases(rows | self.fixed)
+
+    def of_weights(self, rows: Array) -> Bounds:
+        """What the weights of `rows` say, and all biases."""
         there = rows.reshape(*self.low.shape[:2], 1)
         low, high = np.where(there, self.low, -np.inf), np.where(there, self.high, np.inf)
-        return self._replace(low=low, high=high).of_biases(rows | self.fixed)
+        return self._replace(low=low, high=high)
 
     def of_biases(self, rows: Array) -> Bounds:
         """Those of all weights, and of the biases of `rows` alone."""

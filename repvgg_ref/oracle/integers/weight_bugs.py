@@ -142,6 +142,7 @@ def _alternatives(pair: Pair) -> Iterator[tuple[tuple[str, str, str], Array]]:
             ("kernel-transposed", "the kernel is transposed", "rows come before columns"),
             steps.swapaxes(2, 3),
         )
+    yield ("weights-negated", "the weights have the other sign", "store them as they are"), -steps
     scale = across(pair.scale, steps)
     real = steps * scale
     for step in (1, -1):
