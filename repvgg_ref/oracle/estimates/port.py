@@ -98,7 +98,7 @@ class PortEstimates:
             if directed.is_any:
                 directed = fit_directed({**self.samples, name: sample}, unit)
             nuisance = direct_nuisance(sample, directed, unit)
-        return alarms(LayerEstimates(sample, nuisance).all())
+        return alarms(LayerEstimates(sample, nuisance).all(claims=False))
 
 
 def estimate_port(seen: Mapping[str, Seen], precision: Precision) -> PortEstimates:

@@ -50,7 +50,7 @@ def found(right: PortEstimates, name: str, factor: Array) -> list[Estimate]:
     y_hat = (sample.y + sample.residual) * factor
     faulty = sample.beside(sample.y, y_hat, right.arithmetic.unit)
     nuisance = direct_nuisance(faulty, right.arithmetic.directed, right.arithmetic.unit)
-    mine = LayerEstimates(faulty, nuisance).all()
+    mine = LayerEstimates(faulty, nuisance).all(claims=False)
     others = [e for n, listed in right.estimates.items() if n != name for e in listed]
     return [e for e in alarms([*others, *mine]) if e in mine]
 

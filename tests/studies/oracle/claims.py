@@ -5,7 +5,8 @@
 A right port of a network is estimated, and every layer of it says what it would see
 (`LayerReport.detects`). Then each layer in turn is made wrong by that much more, kind by kind, the
 later layers going on from its outputs, and the port is estimated again: the layer has to have an
-alarm. Seed after seed until the time is up; writes ``results/claims.json``.
+alarm. Of faults in one channel three in four have to be seen, as is claimed. Seed after seed until
+the time is up; writes ``results/claims.json``.
 """
 
 from __future__ import annotations
@@ -38,12 +39,22 @@ from tests.studies.oracle.false_alarms import SIZES, estimated, seen_of
 from tests.studies.oracle.networks import network_and_inputs
 
 RESULTS = Path(__file__).parent / "results" / "claims.json"
-NETWORKS = ("se-narrow", "se-16", "plus-16", "plain-16", "grouped-16", "se-before-relu", "plus", "many-branches")
+NETWORKS = (
+    "se-narrow",
+    "se-16",
+    "plus-16",
+    "plain-16",
+    "grouped-16",
+    "se-before-relu",
+    "plus",
+    "many-branches",
+)
 PORTS = ("blocked", "chain", "F4")
 FIRST_SEED = 12000
 _MORE = 1.5
 _FEW = 8  # active outputs of a channel that is judged alone
 _IMAGES = 3
+_MOST = 0.75  # of the channels: what a claim of one is for
 _WHOLE = 12  # every so many faults the whole port is estimated anew, else the faulty layer alone
 
 # kind -> the claim that it is held to
@@ -125,7 +136,7 @@ def alone(right: PortEstimates, here: Seen, y_hat: Array) -> bool:
     nuisance = right.arithmetic.nuisances[name]
     if nuisance.algorithm == "direct":
         nuisance = direct_nuisance(sample, right.arithmetic.directed, right.arithmetic.unit)
-    found = LayerEstimates(sample, nuisance).all()
+    found = LayerEstimates(sample, nuisance).all(claims=False)
     others = [e for n, listed in right.estimates.items() if n != name for e in listed]
     return any(e in found for e in alarms([*others, *found]))
 
@@ -212,7 +223,7 @@ def _median_claims(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> int:
-    """Run the study; exit code 1 if anything that was claimed was missed."""
+    """Run the study; exit code 1 if more was missed than is claimed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
@@ -226,7 +237,14 @@ def main() -> int:
     whole = {"first_seed": asked.first_seed, "times the claim": _MORE, **summary(found)}
     asked.out.write_text(json.dumps(whole, indent=1) + "\n")
     print(f"{len(found)} faults, {len(whole['missed'])} missed")
-    return 1 if whole["missed"] else 0
+    return 1 if overclaimed(found) else 0
+
+
+def overclaimed(found: list[dict[str, Any]]) -> list[str]:
+    """The kinds of which fewer were seen than is claimed."""
+    kinds = dict.fromkeys(each["kind"] for each in found)
+    seen = {kind: [each["seen"] for each in found if each["kind"] == kind] for kind in kinds}
+    return [k for k, each in seen.items() if np.mean(each) < (_MOST if "a " in k else 1.0)]
 
 
 if __name__ == "__main__":
