@@ -40,7 +40,7 @@ class LayerReport:
         Whether every element is within its certified bound.
     detects : mapping
         The smallest relative errors that would have been seen, by what they would be in; see
-        `estimates.port.PortEstimates.detects`.
+        `estimates.port.PortEstimates.detects`. None: only the certified bound would tell.
     note : str
         Why the layer is bad, if it is not a matter of size (a shape, NaN, a missing layer).
     """
@@ -53,7 +53,7 @@ class LayerReport:
     likely_ratio: float = 0.0
     inherited: float | None = None
     note: str = ""
-    detects: Mapping[str, float] = field(default_factory=dict)
+    detects: Mapping[str, float | None] = field(default_factory=dict)
 
     @classmethod
     def incomparable(cls, name: str, note: str, inherited: float | None = None) -> Self:

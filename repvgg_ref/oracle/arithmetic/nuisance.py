@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.arithmetic.noise import noise_variance
 from repvgg_ref.oracle.arithmetic.sample import Sample
 
 # tau**2: correct rounding of the weights gives 0.05 to 0.1, fusing in float32 up to 0.5, engines
@@ -53,6 +54,12 @@ class Nuisance:
     algorithm: str = "direct"
     gate: float = 1.0
     allowed_drift: float = 0.0
+
+    def fitted_again(self, sample: Sample) -> Nuisance:
+        """The same with direct sums' rounding fitted to another residual, less its drift."""
+        if self.algorithm != "direct":
+            return self
+        return replace(self, variance=noise_variance(sample, self.unit))
 
     def of_algorithm(
         self,

@@ -243,7 +243,7 @@ def _fitting(layer: Layer, unit: float) -> dict[Algorithm, Evidence]:
     fits = {}
     for algorithm in algorithms():
         noise = TileNoise(algorithm, layer.x, layer.weight, layer.sample.groups, channels)
-        seen = evidence(noise, layer.sample, unit)
+        seen = evidence(noise, layer.sample, unit, least=0.0)
         if seen.c <= _LARGEST and seen.gain > 0:
             fits[algorithm] = seen
     return fits

@@ -6,8 +6,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from repvgg_ref.arrays import Array
 
 # Chance of accusing a right port, nominal, over all tests of a verification.
 FALSE_ALARM = 1e-6
@@ -17,8 +20,58 @@ FALSE_ALARM = 1e-6
 # many times fewer standard errors, the fewer numbers it is a mean of the more so.
 _STEPS, _LARGEST = 50, 50.0  # of a search for a logarithm, and its end
 _SIZES = ("taps", "noise")  # squares: too small is no alarm
+_SOME_TESTS, _MANY_TESTS = 200, 1_000_000  # as of a small port, and as of any
+_MOST = 0.75  # of the channels see what a typical one is said to
+LARGEST_CLAIM = 1e-2  # relative: faults beyond are no small ones
 
 TAILS = {"layer": 1.0, "channel": 1.15, "tap": 1.4, "output": 3.5}
+
+
+class Claim(NamedTuple):
+    """How a fault would show in a test; all numbers, or arrays (O,) with a fault for each channel.
+
+    Attributes
+    ----------
+    error : float or array
+        The standard error that the test would have.
+    shown : float or array
+        The part of a fault that the value holds: the rest passes for something else.
+    growth : float or array
+        Standard error that a fault adds, relative to its size: it is taken for noise, in part.
+    size : float or array
+        What the value is relative to, over what a fault is told in.
+    """
+
+    error: Any
+    shown: Any = 1.0
+    growth: Any = 0.0
+    size: Any = 1.0
+
+    def smallest(self, needed: float, tolerance: float) -> Array:
+        """The v with ``shown v - tolerance = needed hypot(error, growth v)``, told in faults."""
+        error, shown, growth, size = np.broadcast_arrays(*self)
+        grown = needed * growth
+        left = shown**2 - grown**2
+        able = shown > grown
+        root = np.hypot(needed * error * np.sqrt(np.maximum(left, 0)), grown * tolerance)
+        found = (shown * tolerance + root) / np.where(able, left, 1.0)
+        return np.where(able, found, np.inf) * size
+
+    def each(self, chosen: Array) -> Claim:
+        """The claims of the chosen channels, arrays all."""
+        return Claim(*(each[chosen] for each in np.broadcast_arrays(*self, chosen)[:-1]))
+
+    def typical(self, scope: str, tolerance: float, tests: int, ways: int = 1) -> Claim:
+        """Of one channel: three in four of all show such a fault when it does, or before.
+
+        Faults may show in several `ways`: then arrays hold all channels so many times.
+        """
+        sizes = self.smallest(_needed(max(tests, _SOME_TESTS)) * TAILS[scope], tolerance)
+        sizes = sizes.reshape(ways, -1)
+        best = sizes.min(axis=0)
+        at = np.argsort(best, kind="stable")[math.ceil(_MOST * (len(best) - 1))]
+        place = int(sizes[:, at].argmin()) * len(best) + int(at)
+        return Claim(*(float(each[place]) for each in np.broadcast_arrays(*self)))
 
 
 @dataclass(frozen=True)
@@ -42,12 +95,9 @@ class Estimate:
     count : int
         How many such tests were made; this one shows most.
     typical : float
-        The standard error that a fault would have: of several tests that of three in four at most;
-        of "taps" relative to its value. 0: as `error`.
-    shown : float
-        The part of such an error that the value holds: the rest passes for something else.
-    growth : float
-        Standard error that a fault adds, relative to its size: it is taken for noise, in part.
+        Of "taps" the standard error that a fault adds, relative to its value.
+    claim : Claim or None
+        How a fault would show, of several tests in three of four at least; None: with `error`.
     """
 
     kind: str
@@ -58,8 +108,7 @@ class Estimate:
     scope: str
     count: int = 1
     typical: float = 0.0
-    shown: float = 1.0
-    growth: float = 0.0
+    claim: Claim | None = None
 
     @property
     def deviation(self) -> float:
@@ -104,20 +153,24 @@ class Estimate:
                 "tap": "weight", "output": "output"}[self.kind]  # fmt: skip
         return f"{what}{where} off by {self.value:+.3g} of the right value ({sure})"
 
-    def smallest(self, tests: int = 1_000_000) -> float:
+    def smallest(self, tests: int = _MANY_TESTS) -> float:
         """The smallest error that would be an alarm among so many tests; infinite for none."""
-        needed = -NormalDist().inv_cdf(FALSE_ALARM / max(tests, self.count) / 2)
-        needed *= TAILS[self.scope]
+        needed = _needed(max(tests, self.count)) * TAILS[self.scope]
+        claim = self.claim or Claim(self.error)
         if self.kind == "taps":
             seen = _above(self.tolerance, needed, self.error, self.typical)
-            return seen / max(self.shown, 1e-300)
-        # The value v with shown v - tolerance = needed hypot(error, growth v).
-        error, tolerance, grown = self.typical or self.error, self.tolerance, needed * self.growth
-        left = self.shown**2 - grown**2
-        if self.shown <= grown:
-            return math.inf
-        root = math.hypot(needed * error * math.sqrt(left), grown * tolerance)
-        return (self.shown * tolerance + root) / left
+            return seen / max(float(claim.shown), 1e-300)
+        return float(claim.smallest(needed, self.tolerance))
+
+
+def _needed(tests: int) -> float:
+    """Standard errors that are an alarm among so many tests."""
+    return -NormalDist().inv_cdf(FALSE_ALARM / tests / 2)
+
+
+def told(size: float) -> float | None:
+    """A smallest error as reports hold it: None if so large that estimates say nothing of it."""
+    return size if size <= LARGEST_CLAIM else None
 
 
 def alarms(estimates: Iterable[Estimate]) -> list[Estimate]:

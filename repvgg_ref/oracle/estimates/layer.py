@@ -13,6 +13,7 @@ whose variance is rounding's, ``1 / sum w D**2``, and the conversion's: each tap
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -20,21 +21,22 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.nuisance import Nuisance
 from repvgg_ref.oracle.arithmetic.sample import Sample, sums_by_image
-from repvgg_ref.oracle.arithmetic.single import Along
-from repvgg_ref.oracle.estimates.estimate import Estimate, wilson_hilferty
+from repvgg_ref.oracle.estimates.estimate import (
+    LARGEST_CLAIM,
+    Claim,
+    Estimate,
+    wilson_hilferty,
+)
 from repvgg_ref.oracle.estimates.gated import GatedFactors
-from repvgg_ref.oracle.estimates.planes import Planes
-from repvgg_ref.oracle.estimates.regression import Regression, capped_mean, vary_by_roundings
+from repvgg_ref.oracle.estimates.regression import (
+    Regression,
+    vary_by_roundings,
+)
+from repvgg_ref.oracle.estimates.tap_tests import FEW, TapTests
 
-_FEW = 8  # active outputs that a channel needs to be judged alone
-_MANY = 24  # and to take part in the noise of taps
-_DRAWS = 2
-_NEAR_ZERO = 1e-3
-_ONE_TAP = 2**0.5  # relative standard deviation of a channel's tau**2 if one tap is all
-_MOST, _MOST_TAPS = 0.75, 0.9  # of the channels see what a typical one is said to
 # A fault near the smallest that is seen is so large, in u: the noise that is fitted grows with it.
 _ABOUT = 8.0
-_UNEVENLY = 1.5  # and with it what conversion makes, since weights move to smaller outputs
+_LARGER = 1.5  # than what would be seen if it were not among what noise is fitted to
 _SPREAD = 1 / 0.6745  # a Gaussian's standard deviation, of its median absolute value
 _SURE = 0.1  # of a level: six times its limit is an alarm however few outputs there are
 _FEWEST = 64  # outputs that tell tails
@@ -45,26 +47,24 @@ _KURTOSIS, _RATIO = 8.0, 22.0
 _WHOLE, _CONTRAST = 2.0, 1.0  # u: what a right layer's scale, and part of it, may be off by
 
 
-class LayerEstimates(Planes):
+class LayerEstimates(TapTests):
     """The estimates of one layer; `all` makes them."""
 
     def __init__(self, sample: Sample, nuisance: Nuisance, seed: int = 0) -> None:
-        self.nuisance = nuisance
         weights = np.where(sample.active, 1 / np.maximum(nuisance.variance, 1e-300), 0.0)
-        super().__init__(sample, weights / nuisance.clustering**2)
-        self.count = sample.active.sum(axis=1)
+        super().__init__(sample, nuisance, weights / nuisance.clustering**2, seed)
         blind = vary_by_roundings(sample, nuisance.unit)
         self.weights[blind], self.count[blind] = 0.0, 0
-        self.residual = sample.residual - nuisance.drift
         self.gated: GatedFactors | None = None
+        self.claims = True
         if sample.gated:
             self.gated = GatedFactors(sample, nuisance, self.weights, self.residual)
             self.residual = self.residual - self.gated.of_gates.T[:, sample.images] * sample.y
-        self._rng = np.random.default_rng(seed)
 
     @np.errstate(all="ignore")
-    def all(self) -> list[Estimate]:
-        """Every estimate of this layer."""
+    def all(self, *, claims: bool = True) -> list[Estimate]:
+        """Every estimate of this layer; without `claims` how a wrong bias would show is a guess."""
+        self.claims = claims
         if not self.sample.active.any():
             return []
         return [
@@ -72,7 +72,7 @@ class LayerEstimates(Planes):
             *self._biases(),
             *self._contrasts(),
             *self.tap_noise(),
-            *self._single_taps(),
+            *self.single_taps(),
             *self._noise(),
         ]
 
@@ -83,7 +83,7 @@ class LayerEstimates(Planes):
         kurtosis alone, those of many (an image) the ratio of quantiles alone. Sums of large numbers
         that cancel, as Strassen's algorithm has them, do both.
         """
-        on = self.sample.active & (self.count >= _FEW)[:, None]
+        on = self.sample.active & (self.count >= FEW)[:, None]
         if on.sum() < _FEWEST:
             return 0.0
         squares = (self.perpendicular**2 / np.maximum(self.nuisance.variance, 1e-300))[on]
@@ -108,33 +108,32 @@ class LayerEstimates(Planes):
             self._conversion * (self.sample.met(weighted) if met is None else met),
         )
 
-    @property
-    def _conversion(self) -> float:
-        return self.nuisance.taps * self.nuisance.unit**2
-
     def _scales(self) -> Iterator[Estimate]:
         u = self.nuisance.unit
         tolerance = (_WHOLE + self.nuisance.scale - 1 + self._allowed_drift) * u
         if self.gated is None:
-            (ones, both, centred), mean = self.met_by_plane, self.mean
-            met = centred + 2 * mean * both + mean**2 * ones
-            found = self.regress(self.sample.y, met=met)
-            value, error = found.pooled()
-            typical = self._error_beside_fault()
-            yield Estimate("scale", "", value, error, tolerance, "layer", typical=typical)
-            values, errors = found.single()
+            value, error = self._on_outputs.pooled()
+            claim = Claim(self._error_beside_fault())
+            yield Estimate("scale", "", value, error, tolerance, "layer", claim=claim)
         else:
             if (whole := self.gated.whole()) is not None:
                 value, error, part = whole
-                growth = self._growth(1 / part)
-                yield Estimate("scale", "", value, error, tolerance, "layer", growth=growth)
-            values, errors = self.gated.channels()
-        errors = np.hypot(errors, self.nuisance.scale * u)
-        yield from self._channels("scale", values, errors, self._allowed_drift * u)
+                claim = Claim(error, growth=self.growth(1 / part))
+                yield Estimate("scale", "", value, error, tolerance, "layer", claim=claim)
+        values, errors = self.factors
+        claim = Claim(errors, growth=self.growth())
+        yield from self._channels("scale", values, claim, self._allowed_drift * u)
 
-    def _growth(self, part: float = 1.0) -> float:
-        """What a fault adds to its standard error, of itself, if `part` of its square is seen."""
-        return _UNEVENLY * float(np.sqrt(part / max(self.sample.active.sum(), 1)))
+    @cached_property
+    def factors(self) -> tuple[Array, Array]:
+        """Of every channel its factor and the standard error, infinite where nothing tells it."""
+        found = self._on_outputs.single() if self.gated is None else self.gated.channels()
+        return found[0], np.hypot(found[1], self.nuisance.scale * self.nuisance.unit)
+
+    @cached_property
+    def _on_outputs(self) -> Regression:
+        (ones, both, centred), mean = self.met_by_plane, self.mean
+        return self.regress(self.sample.y, met=centred + 2 * mean * both + mean**2 * ones)
 
     def _error_beside_fault(self) -> float:
         """The scale's standard error where a fault of it has been taken for noise."""
@@ -147,41 +146,69 @@ class LayerEstimates(Planes):
     def _biases(self) -> Iterator[Estimate]:
         u, sample = self.nuisance.unit, self.sample
         tolerance = self._allowed_drift * u
+        value, claim = self.whole_bias()
+        error = float(claim.error)
+        if self.gated is not None and self.claims:
+            claim = self._beside_bias(claim, _WHOLE * u + tolerance)
+        yield Estimate("bias", "", value, error, _WHOLE * u + tolerance, "layer", claim=claim)
+        met = self.met_by_plane[0]
+        size = np.maximum(np.abs(sample.bias), sample.bias_magnitude)
+        each = np.broadcast_to(size[:, None], sample.y.shape)
+        found = self.regress(each, self.without_scales(self.residual), met * size**2)
+        values, errors = found.single()
+        part = self.power(self.without_scales(each)) / np.maximum(self.power(each), 1e-300)
+        told_in = size / np.maximum(np.abs(sample.bias), 1e-300)
+        claim = Claim(np.hypot(errors, u), part, self.growth(part), told_in)
+        yield from self._channels("bias", values, claim, tolerance)
+
+    def whole_bias(self) -> tuple[float, Claim]:
+        """What all biases are off by, relatively, times the part of it that shows."""
+        sample = self.sample
         whole = np.broadcast_to(sample.bias[:, None], sample.y.shape)
         left = self.without_scale if self.gated is None else self.without_scales
         met = self.met_by_plane[0]
         found = self.regress(whole, left(self.residual), met * sample.bias**2)
         value, error = found.pooled()
         shown = float(self.power(left(whole)).sum() / max(self.power(whole).sum(), 1e-300))
-        yield Estimate("bias", "", value, error, _WHOLE * u + tolerance, "layer",
-                       shown=shown, growth=self._growth(shown))  # fmt: skip
-        size = np.maximum(np.abs(sample.bias), sample.bias_magnitude)
-        each = np.broadcast_to(size[:, None], sample.y.shape)
-        found = self.regress(each, self.without_scales(self.residual), met * size**2)
-        values, errors = found.single()
-        part = self.power(self.without_scales(each)) / np.maximum(self.power(each), 1e-300)
-        yield from self._channels("bias", values, np.hypot(errors, u), tolerance, part)
+        return value, Claim(error, shown, self.growth(shown))
+
+    def _beside_bias(self, claim: Claim, tolerance: float) -> Claim:
+        """How a wrong bias shows once it has been taken for noise, in part, as behind gates it is.
+
+        Rounding is fitted to a layer with such faults, of the size that would have been seen.
+        """
+        sample, size = self.sample, _LARGER * self.smallest_of(claim, tolerance)
+        if not size <= LARGEST_CLAIM:
+            return claim
+        shown = [claim]
+        for fault in (size, -size):
+            wrong = sample.residual + fault * sample.bias[:, None]
+            drawn = replace(sample, residual=wrong - self.nuisance.drift)
+            fitted = self.nuisance.fitted_again(drawn)
+            shown.append(LayerEstimates(replace(sample, residual=wrong), fitted).whole_bias()[1])
+        return max(shown, key=lambda each: self.smallest_of(each, tolerance))
+
+    @staticmethod
+    def smallest_of(claim: Claim, tolerance: float) -> float:
+        """What a layer's fault has to be, among very many tests."""
+        return Estimate("bias", "", 0.0, 0.0, tolerance, "layer", claim=claim).smallest()
 
     def _channels(
-        self,
-        kind: str,
-        values: Array,
-        errors: Array,
-        tolerance: float,
-        part: Array | None = None,
+        self, kind: str, values: Array, claims: Claim, tolerance: float
     ) -> Iterator[Estimate]:
-        enough = np.flatnonzero((self.count >= _FEW) & np.isfinite(errors))
+        errors = claims.error
+        enough = np.flatnonzero((self.count >= FEW) & np.isfinite(errors))
         if not len(enough):
             return
         beyond = np.maximum(0, np.abs(values) - tolerance)[enough] / errors[enough]
         worst = enough[np.argmax(beyond)]
         # In a long chain the outputs of a channel err alike, in part: all channels scatter more.
         shared = max(1.0, _SPREAD * float(np.median(np.abs(values[enough]) / errors[enough])))
-        shown = 1.0 if part is None else -_most(-part[enough])
+        error, *others = (each[enough] for each in np.broadcast_arrays(*claims))
+        claim = Claim(shared * error, *others).typical("channel", tolerance, len(enough))
         yield Estimate(
             kind, f"channel {worst}", float(values[worst]), shared * float(errors[worst]),
-            tolerance, "channel", len(enough), shared * _most(errors[enough]),
-            shown, self._growth(shown),
+            tolerance, "channel", len(enough), claim=claim,
         )  # fmt: skip
         deviation = wilson_hilferty(float((np.minimum(beyond, 50) ** 2).sum()), len(enough))
         size = float(np.sqrt((errors[enough] ** 2).mean()))
@@ -190,7 +217,7 @@ class LayerEstimates(Planes):
     def _contrasts(self) -> Iterator[Estimate]:
         tolerance = _CONTRAST + self._allowed_drift + self.nuisance.scale - 1
         tolerance *= self.nuisance.unit
-        if self.count.max() < _FEW:
+        if self.count.max() < FEW:
             return
         for name, there in self.places():
             if self.gated is not None and name.startswith("image "):
@@ -200,8 +227,8 @@ class LayerEstimates(Planes):
                 value, error, part = found
             else:
                 value, error, part = *self._contrast(there).pooled(), 1.0
-            growth = self._growth(1 / part)
-            yield Estimate("contrast", name, value, error, tolerance, "layer", growth=growth)
+            claim = Claim(error, growth=self.growth(1 / part))
+            yield Estimate("contrast", name, value, error, tolerance, "layer", claim=claim)
 
     def _contrast(self, there: Array) -> Regression:
         """Regress on y in one part, without its plane.
@@ -236,113 +263,11 @@ class LayerEstimates(Planes):
                 yield f"last {name}", at == length - 1
                 yield f"odd {name}s", at % 2 == 1
 
-    def tap_noise(self) -> Iterator[Estimate]:
-        """Whether all taps are wrong, by a little each: tau**2 against its tolerance.
-
-        ``T = sum_k (M_k g_k)**2`` with ``g = sum_p w r x`` is expected to be ``sum_p (w r E)**2``
-        if only rounding is at work, and more by ``tau**2 H`` if taps are wrong by tau u M_k: H is
-        measured on random errors.
-        """
-        sample, n = self.sample, self.nuisance
-        chosen = self.count >= _MANY
-        if not chosen.any():
-            return
-        weighted = self.weights * self.perpendicular
-        taps, size = self._along_residual
-        residual = Along(*sample.single.weighed(taps.copy(), size), sample.by_branches(weighted))
-        observed = residual.dot(residual)
-        null = self._by_chance(weighted)
-        moves = [
-            self.weights * self.without_plane(sample.jolted(self._rng)) * n.unit
-            for _ in range(_DRAWS)
-        ]
-        drawn = [sample.met(moved) for moved in moves]
-        response = np.maximum(np.mean(drawn, axis=0), 1e-300)
-        precision = np.minimum(response / np.maximum(null, 1e-200), 1e6)[chosen]
-        value, error = capped_mean(((observed - null) / response)[chosen], precision)
-        shows = []  # what is estimated of errors that rounding is nothing beside
-        for t, moved in zip(drawn, moves, strict=True):
-            by_chance = self._by_chance(moved)
-            sure = _NEAR_ZERO * response / np.maximum(by_chance, 1e-200)
-            shows.append(capped_mean(((t - by_chance) / response)[chosen], sure[chosen]))
-        shown = max(float(np.mean([mean for mean, _ in shows])), 1e-3)
-        # One draw from the mean of all, which it is part of.
-        spread = float(np.sqrt(_DRAWS) * np.mean([left for _, left in shows])) / shown
-        spread = max(spread, _ONE_TAP / float(np.sqrt(chosen.sum())))
-        yield Estimate(
-            "taps", "", value, error, n.taps, "tap", typical=spread, shown=min(shown, 1.0)
-        )
-
-    def _by_chance(self, weighted: Array) -> Array:
-        """What T is of errors that are independent, in single outputs or in tiles."""
-        sample, tiles = self.sample, self.nuisance.tiles
-        if tiles is None:
-            energy = sample.energy - sample.bias_magnitude[:, None] ** 2
-            return np.asarray((weighted**2 * energy).sum(axis=1))
-        draws = []
-        for _ in range(_DRAWS):
-            signs = self._rng.choice((-1.0, 1.0), int(tiles.max()) + 1)[tiles]
-            draws.append(sample.met(weighted * signs))
-        return np.asarray(np.mean(draws, axis=0))
-
-    def _single_taps(self) -> Iterator[Estimate]:
-        """The largest error of one tap, relative to its magnitude."""
-        sample, u = self.sample, self.nuisance.unit
-        score, usable = self._scores()
-        at = score.argmax(axis=1)
-        channels = np.arange(len(at))
-        group = channels // (len(at) // sample.groups)
-        met = sample.columns[group, at]  # (O, P): what each channel's suspect sees
-        g = np.einsum("op,op->o", self.weights * self.perpendicular, met)
-        plain = np.einsum("op,op,op->o", self.weights, met, met)
-        worst = score[channels, at]  # |g| over the root of what it scatters by
-        spread = np.maximum(plain, np.where(worst > 0, (g / worst) ** 2, 0.0))
-        own = self.weights * self.without_plane(met)
-        power = (own * met).sum(axis=1)
-        seen = sample.along(own)
-        seen.taps[channels, at] = 0
-        conversion = self._conversion * seen.dot(seen)
-        enough = (
-            (power > 0.01 * plain)
-            & (((met != 0) & (self.weights > 0)).sum(axis=1) >= _FEW)
-            & usable[channels, at]
-        )
-        if not enough.any():
-            return
-        size = np.where(enough, power * sample.magnitude[channels, at], np.inf)
-        values = g / size
-        errors = np.sqrt(np.maximum(power, spread) + conversion) / size
-        errors = np.hypot(errors, 2 * u)
-        chosen = np.flatnonzero(enough)
-        o = chosen[np.argmax(np.abs(values[chosen]) / errors[chosen])]
-        name = f"channel {o}, tap {at[o]}"
-        count = int(usable.sum())
-        typical = _most(errors[chosen], _MOST_TAPS)
-        yield Estimate("tap", name, float(values[o]), float(errors[o]), 0.0, "tap", count, typical)
-
-    def _scores(self) -> tuple[Array, Array]:
-        """How far every tap seems to be off, in standard errors, and which can be judged, (O, K).
-
-        The scores of others are 0. Inputs of a tap are in units of their largest throughout.
-        """
-        sample, (found, size) = self.sample, self._along_residual
-        plain, of_plain = sample.single.of_squares(self.weights)
-        weighted = self.weights * self.perpendicular
-        sandwich, of_sandwich = sample.single.of_squares(np.square(weighted, out=weighted))
-        plain *= (of_plain / size**2).astype(np.float32)
-        sandwich *= (of_sandwich * (self.nuisance.clustering / size) ** 2).astype(np.float32)
-        spread = np.maximum(plain, sandwich, out=plain)
-        usable = (self.count >= _FEW)[:, None] & (spread > 0) & (sample.magnitude > 0)
-        score = np.abs(found, out=sandwich)
-        np.divide(score, np.sqrt(spread, out=spread), out=score, where=usable)
-        score[~usable] = 0
-        return score, usable
-
     def _noise(self) -> Iterator[Estimate]:
         """How large the errors are, and the largest of them."""
         sample, n = self.sample, self.nuisance
         on = sample.active
-        if on.sum() < _FEW:
+        if on.sum() < FEW:
             return
         norm = self.perpendicular[on] ** 2 / self._level_unit[on]
         level = float(norm.mean())
@@ -371,18 +296,3 @@ class LayerEstimates(Planes):
     @property
     def _allowed_drift(self) -> float:
         return self.nuisance.allowed_drift
-
-    @cached_property
-    def _along_residual(self) -> tuple[Array, Array]:
-        """Of what a plane leaves of the residual, weighted: see `Single.along`."""
-        return self.sample.single.along(self.weights * self.perpendicular)
-
-    @cached_property
-    def perpendicular(self) -> Array:
-        """The residual without what a scale and a bias of each channel explain."""
-        return self.without_plane(self.residual)
-
-
-def _most(values: Array, share: float = _MOST) -> float:
-    """What this share of the channels are at most."""
-    return float(np.quantile(values, share, method="higher"))

@@ -17,7 +17,7 @@ from repvgg_ref.oracle.arithmetic.sample import Sample, sample_of
 from repvgg_ref.oracle.arithmetic.tiles import Layer
 from repvgg_ref.oracle.blas import pool_for_estimates
 from repvgg_ref.oracle.bounds.precision import Precision
-from repvgg_ref.oracle.estimates.estimate import Estimate, alarms
+from repvgg_ref.oracle.estimates.estimate import Estimate, alarms, told
 from repvgg_ref.oracle.estimates.layer import LayerEstimates
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.head import HeadProgram
@@ -64,13 +64,15 @@ class PortEstimates:
         known = [value for value in self.heaviness.values() if value > 0]
         return bool(known) and float(np.median(known)) > 1
 
-    def detects(self, name: str) -> dict[str, float]:
+    def detects(self, name: str) -> dict[str, float | None]:
         """The smallest errors that would have been alarms in a layer, by what they would be in.
 
-        Relative: "scale" of outputs, of one "channel", "bias", "part" (an image, row or column),
-        "tap" (of one channel; the most sensitive), "taps" (all, each at random). Three channels in
-        four show that much; infinite where nothing but the certified bound would tell. Layers of
-        two rows or columns have no "part": their borders are not told from the rest.
+        Relative: "scale" of outputs, of one "channel", "bias", "channel bias", "part" (an image,
+        row or column), "tap" (a channel's largest weight), "taps" (all, each at random). For
+        "channel", "channel bias" and "tap" it is what three in four of the channels that can be
+        judged alone show. None where it would be more than `LARGEST_CLAIM`: the certified bound
+        alone tells. Layers of two rows or columns have no "part": their borders are not told from
+        the rest.
         """
         found: dict[str, float] = {}
         sample = self.samples.get(name)
@@ -82,7 +84,7 @@ class PortEstimates:
                 size = estimate.smallest(tests)
                 size = self.arithmetic.unit * size**0.5 if key == "taps" else size
                 found[key] = max(size, found.get(key, 0.0))
-        return found
+        return {what: told(size) for what, size in found.items()}
 
     def of(self, name: str, sample: Sample) -> list[Estimate]:
         """What would be alarms in a layer if its outputs were held against another reference.
@@ -96,7 +98,7 @@ class PortEstimates:
             if directed.is_any:
                 directed = fit_directed({**self.samples, name: sample}, unit)
             nuisance = direct_nuisance(sample, directed, unit)
-        return alarms(LayerEstimates(sample, nuisance).all())
+        return alarms(LayerEstimates(sample, nuisance).all(claims=False))
 
 
 def estimate_port(seen: Mapping[str, Seen], precision: Precision) -> PortEstimates:

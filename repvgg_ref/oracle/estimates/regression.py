@@ -32,6 +32,37 @@ class Regression(NamedTuple):
         return self.cross / power, np.where(self.power > 0, error, np.inf)
 
 
+class TapRegression(NamedTuple):
+    """One tap of every channel, (O,) each.
+
+    Attributes
+    ----------
+    cross : array
+        ``sum w r x``, r beside scale and bias.
+    scatter : array
+        What rounding makes of its square.
+    conversion : array
+        What errors of the other taps add to that.
+    size : array
+        What `cross` is of a tap that is off by its magnitude; infinite where nothing tells it.
+    told : array of bool
+    growth : array
+        Standard error that a fault of the tap adds, relative to the fault.
+    """
+
+    cross: Array
+    scatter: Array
+    conversion: Array
+    size: Array
+    told: Array
+    growth: Array
+
+    def estimated(self, scatter: Array, least: float) -> tuple[Array, Array]:
+        """Values and standard errors; `scatter` is what it is seen to be, if that is more."""
+        spread = np.maximum(self.scatter, scatter) + self.conversion
+        return self.cross / self.size, np.hypot(np.sqrt(spread) / self.size, least)
+
+
 def vary_by_roundings(sample: Sample, unit: float) -> Array:
     """Channels whose outputs differ by few roundings, (O,).
 

@@ -17,6 +17,7 @@ from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.diagnosis.explain import Case, explain
 from repvgg_ref.oracle.diagnosis.incomparable import wrong_shape
+from repvgg_ref.oracle.estimates.estimate import told
 from repvgg_ref.oracle.estimates.port import is_estimable
 from repvgg_ref.oracle.graphs.findings import NodeEvidence, of_shape, other_output
 from repvgg_ref.oracle.graphs.inside import smallest_scales
@@ -50,7 +51,7 @@ class GraphCase(Case):
         report, scales = super().layer_report(name), self.scales.get(name)
         if not scales:
             return report
-        return replace(report, detects={**report.detects, "hidden": max(scales.values())})
+        return replace(report, detects={**report.detects, "hidden": told(max(scales.values()))})
 
     def roundoff(self, name: str) -> str:
         """The same of arithmetic."""

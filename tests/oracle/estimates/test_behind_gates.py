@@ -14,7 +14,7 @@ import pytest
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.port import direct_nuisance
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.estimates.estimate import FALSE_ALARM, Estimate, alarms
+from repvgg_ref.oracle.estimates.estimate import FALSE_ALARM, Claim, Estimate, alarms
 from repvgg_ref.oracle.estimates.layer import LayerEstimates
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
 from repvgg_ref.oracle.programs.activation import SqueezeExcitationParams, sigmoid
@@ -50,7 +50,7 @@ def found(right: PortEstimates, name: str, factor: Array) -> list[Estimate]:
     y_hat = (sample.y + sample.residual) * factor
     faulty = sample.beside(sample.y, y_hat, right.arithmetic.unit)
     nuisance = direct_nuisance(faulty, right.arithmetic.directed, right.arithmetic.unit)
-    mine = LayerEstimates(faulty, nuisance).all()
+    mine = LayerEstimates(faulty, nuisance).all(claims=False)
     others = [e for n, listed in right.estimates.items() if n != name for e in listed]
     return [e for e in alarms([*others, *mine]) if e in mine]
 
@@ -110,16 +110,17 @@ def test_what_hidden_units_could_do_alone_is_told_by_nothing(ports: Ports) -> No
 @pytest.mark.parametrize("shown", [1.0, 0.3])
 @pytest.mark.parametrize("growth", [0.0, 0.02])
 def test_the_smallest_error_is_an_alarm_just_so(shown: float, growth: float) -> None:
-    right = Estimate("scale", "", 0.0, 3e-8, 1.2e-7, "layer", shown=shown, growth=growth)
+    claim = Claim(3e-8, shown, growth)
+    right = Estimate("scale", "", 0.0, 3e-8, 1.2e-7, "layer", claim=claim)
     size = right.smallest(1000)
     value, error = shown * size, math.hypot(3e-8, growth * size)
     needed = -NormalDist().inv_cdf(FALSE_ALARM / 1000 / 2)
     assert replace(right, value=value, error=error).deviation == pytest.approx(needed)
-    assert math.isinf(replace(right, growth=0.3 * shown).smallest(1000))
+    assert math.isinf(replace(right, claim=Claim(3e-8, shown, 0.3 * shown)).smallest(1000))
 
 
 def test_the_smallest_error_of_all_taps_is_an_alarm_just_so() -> None:
-    right = Estimate("taps", "", 0.1, 0.05, 2.5, "tap", typical=0.2, shown=0.7)
+    right = Estimate("taps", "", 0.1, 0.05, 2.5, "tap", typical=0.2, claim=Claim(0.05, 0.7))
     value = 0.7 * right.smallest(1000)
     needed = -NormalDist().inv_cdf(FALSE_ALARM / 1000 / 2)
     fault = replace(right, value=value, error=math.hypot(0.05, 0.2 * value))

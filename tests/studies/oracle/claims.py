@@ -5,7 +5,8 @@
 A right port of a network is estimated, and every layer of it says what it would see
 (`LayerReport.detects`). Then each layer in turn is made wrong by that much more, kind by kind, the
 later layers going on from its outputs, and the port is estimated again: the layer has to have an
-alarm. Seed after seed until the time is up; writes ``results/claims.json``.
+alarm. Of faults in one channel three in four have to be seen, as is claimed. Seed after seed until
+the time is up; writes ``results/claims.json``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from repvgg_ref.oracle.arithmetic.port import direct_nuisance
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.estimates.estimate import alarms
 from repvgg_ref.oracle.estimates.layer import LayerEstimates
-from repvgg_ref.oracle.estimates.planes import Planes
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.layers import Programs
@@ -39,25 +39,39 @@ from tests.studies.oracle.false_alarms import SIZES, estimated, seen_of
 from tests.studies.oracle.networks import network_and_inputs
 
 RESULTS = Path(__file__).parent / "results" / "claims.json"
-NETWORKS = ("se-16", "plus-16", "plain-16", "grouped-16", "se-before-relu", "plus", "many-branches")
+NETWORKS = (
+    "se-narrow",
+    "se-16",
+    "plus-16",
+    "plain-16",
+    "grouped-16",
+    "se-before-relu",
+    "plus",
+    "many-branches",
+)
 PORTS = ("blocked", "chain", "F4")
 FIRST_SEED = 12000
 _MORE = 1.5
 _FEW = 8  # active outputs of a channel that is judged alone
 _IMAGES = 3
+_MOST = 0.75  # of the channels: what a claim of one is for
 _WHOLE = 12  # every so many faults the whole port is estimated anew, else the faulty layer alone
 
 # kind -> the claim that it is held to
 KINDS = {
     "outputs": "scale",
     "a channel": "channel",
+    "a channel of median energy": "channel",
     "bias": "bias",
+    "bias, the other way": "bias",
     "a channel's bias": "channel bias",
+    "the bias of a channel of median energy": "channel bias",
     "last image": "part",
     "last column": "part",
     "first row": "part",
     "weights at random": "taps",
     "a weight": "tap",
+    "a weight of a channel of median energy": "tap",
 }
 
 
@@ -65,23 +79,22 @@ def faulty(kind: str, here: LayerEstimates, program: BlockProgram, x: Array, y: 
            size: float, port: str) -> Array:  # fmt: skip
     """The output `y` of a right layer, or the layer with other weights, wrong by `size`."""
     sample = here.sample
+    channel = (median_channel if kind.endswith("median energy") else typical_channel)(here)
     if kind in _PLACES:
         y = y.copy()
-        y[_PLACES[kind](typical_channel(here))] *= 1 + size
+        y[_PLACES[kind](channel)] *= 1 + size
         return y
     kernel = program.fused_kernel()
     weight, bias = kernel.weight.copy(), kernel.bias.copy()
-    if kind == "bias":
-        bias *= 1 + size
-    elif kind == "a channel's bias":
-        channel = typical_channel(here)
-        bias[channel] += size * max(abs(bias[channel]), sample.bias_magnitude[channel])
+    if kind.startswith("bias"):
+        bias *= 1 + (size if kind == "bias" else -size)
+    elif "bias" in kind:
+        bias[channel] *= 1 + size
     elif kind == "weights at random":
         noise = np.random.default_rng(0).normal(size=weight.shape)
         weight += size * sample.magnitude.reshape(weight.shape) * noise
     else:
-        channel, tap = typical_tap(here)
-        weight[channel].flat[tap] += size * sample.magnitude[channel, tap]
+        weight[channel].flat[np.abs(weight[channel]).argmax()] *= 1 + size
     changed = replace(program, branches={}, fused=FusedConv(single(weight), single(bias)))
     return layer(changed, x, port)
 
@@ -89,6 +102,7 @@ def faulty(kind: str, here: LayerEstimates, program: BlockProgram, x: Array, y: 
 _PLACES: dict[str, Any] = {
     "outputs": lambda channel: slice(None),
     "a channel": lambda channel: (slice(None), channel),
+    "a channel of median energy": lambda channel: (slice(None), channel),
     "last image": lambda channel: -1,
     "last column": lambda channel: (..., -1),
     "first row": lambda channel: (..., 0, slice(None)),
@@ -103,19 +117,11 @@ def typical_channel(here: LayerEstimates) -> int:
     return order[len(order) // 2] if order else int(here.count.argmax())
 
 
-def typical_tap(here: LayerEstimates) -> tuple[int, int]:
-    """Of a typical channel the tap that shows most beside scale and bias."""
-    sample, channel = here.sample, typical_channel(here)
-    columns = sample.columns[channel * sample.groups // len(sample.y)]  # (K, P)
-
-    def as_rows(values: Array) -> Array:
-        return np.broadcast_to(values[channel], columns.shape)
-
-    rows = replace(sample, y=as_rows(sample.y), active=as_rows(sample.active))
-    weights = as_rows(here.weights)
-    beside = Planes(rows, weights).without_plane(columns)
-    shown = (weights * beside**2).sum(axis=1) * sample.magnitude[channel] ** 2
-    return channel, int(shown.argmax())
+def median_channel(here: LayerEstimates) -> int:
+    """The one of median energy, behind ReLU, among those that can be judged alone."""
+    energy = (np.maximum(here.sample.y, 0) ** 2).mean(axis=1)
+    order = [int(o) for o in np.argsort(energy, kind="stable") if here.count[o] >= _FEW]
+    return order[len(order) // 2] if order else int(here.count.argmax())
 
 
 def alone(right: PortEstimates, here: Seen, y_hat: Array) -> bool:
@@ -130,7 +136,7 @@ def alone(right: PortEstimates, here: Seen, y_hat: Array) -> bool:
     nuisance = right.arithmetic.nuisances[name]
     if nuisance.algorithm == "direct":
         nuisance = direct_nuisance(sample, right.arithmetic.directed, right.arithmetic.unit)
-    found = LayerEstimates(sample, nuisance).all()
+    found = LayerEstimates(sample, nuisance).all(claims=False)
     others = [e for n, listed in right.estimates.items() if n != name for e in listed]
     return any(e in found for e in alarms([*others, *found]))
 
@@ -151,9 +157,10 @@ def tried(network: str, seed: int, size: tuple[int, int], port: str, until: floa
         for kind, claim in KINDS.items():
             if time.monotonic() > until:
                 return found
-            if not claims.get(claim, np.inf) < 1e-2:
+            claimed = claims.get(claim)
+            if claimed is None:
                 continue
-            wrong = _MORE * claims[claim]
+            wrong = _MORE * claimed
 
             def fault(p: Any, x: Array, y: Array, kind: str = kind, wrong: float = wrong,
                       here: LayerEstimates = estimator) -> Array:  # fmt: skip
@@ -167,7 +174,7 @@ def tried(network: str, seed: int, size: tuple[int, int], port: str, until: floa
                 seen = name in estimated(programs, x, outputs, "fp32").alarms
             found.append({
                 "network": network, "seed": seed, "size": list(size), "port": port,
-                "layer": name, "kind": kind, "claimed": float(f"{claims[claim]:.3g}"),
+                "layer": name, "kind": kind, "claimed": float(f"{claimed:.3g}"),
                 "seen": seen, "whole": not (len(found) % _WHOLE),
             })  # fmt: skip
             if not seen:
@@ -216,7 +223,7 @@ def _median_claims(found: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def main() -> int:
-    """Run the study; exit code 1 if anything that was claimed was missed."""
+    """Run the study; exit code 1 if more was missed than is claimed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
@@ -230,7 +237,14 @@ def main() -> int:
     whole = {"first_seed": asked.first_seed, "times the claim": _MORE, **summary(found)}
     asked.out.write_text(json.dumps(whole, indent=1) + "\n")
     print(f"{len(found)} faults, {len(whole['missed'])} missed")
-    return 1 if whole["missed"] else 0
+    return 1 if overclaimed(found) else 0
+
+
+def overclaimed(found: list[dict[str, Any]]) -> list[str]:
+    """The kinds of which fewer were seen than is claimed."""
+    kinds = dict.fromkeys(each["kind"] for each in found)
+    seen = {kind: [each["seen"] for each in found if each["kind"] == kind] for kind in kinds}
+    return [k for k, each in seen.items() if np.mean(each) < (_MOST if "a " in k else 1.0)]
 
 
 if __name__ == "__main__":

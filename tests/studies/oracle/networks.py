@@ -24,6 +24,9 @@ NETWORKS: dict[str, Network] = {
     "se-16": plain_architecture(
         depths=[2, 2, 3, 1], channels=_CHANNELS, se="before_relu", num_classes=10
     ),
+    "se-narrow": plain_architecture(
+        depths=[2, 1, 1, 1], channels=[16, 16, 24, 24, 32], se="before_relu", num_classes=10
+    ),
     "plus-16": plain_architecture(
         depths=[2, 2, 3, 1], channels=_CHANNELS, se="after_relu", num_classes=10
     ),
