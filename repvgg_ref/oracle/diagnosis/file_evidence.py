@@ -212,7 +212,7 @@ class _Check:
         )
         if computed and isinstance(found, Simulated):
             # its parts were rounded each by itself, and their sum is ours
-            return found._replace(added=None, shift=None)
+            return found._replace(added=None, biases=None)
         return found
 
 
@@ -275,9 +275,9 @@ def check_classifier(
     says = (
         f"{int(wrong.sum())} weights of the classifier, in classes {shown}, are not the reference's"
     )
-    return report, [
-        Finding("taps-altered", "linear", float(wrong.sum()), 1.0, 1.0, says, "convert again")
-    ]
+    beside = np.divide(errors, sizes, out=np.zeros_like(errors), where=wrong & (sizes > 0))
+    largest = float(beside.max()) or None  # None where all of them should be 0
+    return report, [Finding("taps-altered", "linear", largest, 1.0, 1.0, says, "convert again")]
 
 
 def _marked(

@@ -10,11 +10,13 @@ from repvgg_ref.oracle.report import Finding
 from repvgg_ref.oracle.weights.conversion import Odd
 
 _SHOWN = 6
-_MOST = 0.5  # of a channel's taps err where the channel is scaled
 
 
-def altered(layer: str, odd: Odd) -> Finding:
-    """A few numbers that the conversion, which the rest of the file shows, does not give."""
+def altered(layer: str, seen: Observation, odd: Odd, unit: float) -> Finding:
+    """A few numbers that the conversion, which the rest of the file shows, does not give.
+
+    `unit` is the unit roundoff of biases.
+    """
     channels = np.flatnonzero(odd.by_channel)
     count, biases = int(odd.by_channel.sum()), int(odd.bias.sum())
     parts = (_counted(count - biases, "tap", "taps"), _counted(biases, "bias", "biases"))
@@ -24,7 +26,7 @@ def altered(layer: str, odd: Odd) -> Finding:
     return Finding(
         "taps-altered",
         layer,
-        float(count),
+        _largest(seen, odd, unit),
         1.0,
         1.0,
         f"{what}, in output channel{'s' * (len(channels) > 1)} {_listed(channels)},"
@@ -34,29 +36,16 @@ def altered(layer: str, odd: Odd) -> Finding:
     )
 
 
-def scaled(layer: str, seen: Observation) -> Finding | None:
-    """Channels of which every tap is the same factor off, if that is all that is wrong."""
-    y, y_hat, room = seen.y[0], seen.y_hat[0], seen.certified[0]
-    bad = np.flatnonzero(~(np.abs(y_hat - y) <= room).all(axis=1))
-    if not len(bad) or not np.isfinite(y_hat[bad]).all():
-        return None
-    factors = (y_hat[bad] * y[bad]).sum(axis=1) / np.maximum((y[bad] ** 2).sum(axis=1), 1e-300)
-    with_bias = np.abs(y_hat[bad] - factors[:, None] * y[bad])
-    whole = (np.abs(y_hat[bad] - y[bad]) > room[bad] / 16).mean(axis=1) > _MOST
-    within = with_bias <= room[bad] * (1 + np.abs(factors[:, None]))
-    if not (within[:, :-1].all() and (factors > 0).all() and whole.all()):
-        return None
-    bias = "" if within.all() else ", its bias not"
-    shown = ", ".join(f"{o} by {f:.7g}" for o, f in zip(bad[:_SHOWN], factors, strict=False))
-    return Finding(
-        "channel-scaled",
-        layer,
-        float(factors[0] - 1),
-        1.0,
-        1.0,
-        f"output channels are scaled: {shown}{bias}",
-        "compare gamma, running_var and eps of these channels; fold every scale into both layers",
-    )
+def _largest(seen: Observation, odd: Odd, unit: float) -> float | None:
+    """The largest error among some numbers: of taps beside the right one, of biases their terms."""
+    wrong = np.concatenate([odd.taps.reshape(len(odd.bias), -1), odd.bias[:, None]], axis=1)
+    size = np.abs(seen.y[0])
+    size[:, -1] = seen.likely[0, :, -1] / unit  # the sum of its terms' magnitudes
+    wrong &= (size > 0) & np.isfinite(seen.y_hat[0])
+    if not wrong.any():
+        return None  # all of them should be 0, or are no numbers
+    errors = (seen.y_hat[0] - seen.y[0])[wrong] / size[wrong]
+    return float(errors[np.abs(errors).argmax()])
 
 
 def unknown(layer: str, seen: Observation) -> Finding:

@@ -40,7 +40,8 @@ from repvgg_ref.oracle.diagnosis.copied import (
 )
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.file_geometry import other_steps, with_unsaid_steps
-from repvgg_ref.oracle.diagnosis.odd_taps import altered, scaled, unknown
+from repvgg_ref.oracle.diagnosis.kernel_factors import rounded, scaled
+from repvgg_ref.oracle.diagnosis.odd_taps import altered, unknown
 from repvgg_ref.oracle.diagnosis.ranking import Observation
 from repvgg_ref.oracle.diagnosis.tap_evidence import (
     FittedTaps,
@@ -304,11 +305,11 @@ def _findings(
     taps = evidence_of(site, seen, conversion)
     if found := [trial for trial in taps.trials() if trial.named]:
         return taps.seen.ranked(found)
-    if scales := scaled(layer, seen):
-        return [scales]
+    if simple := rounded(layer, seen) or scaled(layer, seen, odd):
+        return [simple]
     count = odd.by_channel.sum()
     if count and count < _FEW * odd.taps.size:
-        return [altered(layer, odd)]
+        return [altered(layer, seen, odd, conversion.units[1])]
     fine = FittedTaps(site, seen, excused)
     if found := [trial for trial in fine.trials() if trial.named]:
         return fine.seen.ranked(found)

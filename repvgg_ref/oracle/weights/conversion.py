@@ -26,9 +26,9 @@ from repvgg_ref.oracle.weights.arithmetic import (
     narrow,
     stepped,
 )
+from repvgg_ref.oracle.weights.biases import Settled, beyond, differs
 from repvgg_ref.oracle.weights.orders import (
     Order,
-    Shift,
     Sum,
     added_parts,
     parameters,
@@ -150,15 +150,14 @@ class Exact(NamedTuple):
 class Simulated(NamedTuple):
     """Fused in float32, the file's own format; `steps` is by how many ulps the file's slopes err.
 
-    `added` or `shift` is None where the file does not settle how sums, or biases, are formed.
+    `added` or `biases` is None where the file does not settle how sums, or biases, are formed.
     """
 
     stored: tuple[str, str]
     arithmetic: Arithmetic
     order: Order
     added: Sum | None
-    shift: Shift | None
-    shift_order: tuple[int, ...] = ()
+    biases: Settled | None
     steps: int = 0
 
     @property
@@ -240,12 +239,10 @@ class Simulated(NamedTuple):
         return np.asarray(sum((r != 0).sum(axis=1) for r in raw))
 
     def _odd_bias(self, terms: Terms, got: FusedConv, fitted: list[Array | None]) -> Array:
-        shift, a = self.shift, self.arithmetic
-        if shift is None:
+        if self.biases is None:
             return np.zeros(len(got.bias), bool)
-        same = shift.order == self.order
-        shared = fitted if same else parameters(terms, shift.order, a)
-        order = self.shift_order
+        a, (shift, order, known) = self.arithmetic, self.biases
+        shared = fitted if shift.order == self.order else parameters(terms, shift.order, a)
         odd = differs(got.bias, added_parts(shift_parts(terms, shift, shared, a), order, a))
         rows = np.flatnonzero(odd)
         if len(rows) and terms.bias is None:
@@ -258,6 +255,8 @@ class Simulated(NamedTuple):
                 ]
                 want = added_parts(shift_parts(some, shift, moved, a), order, a)
                 odd[rows] &= differs(bias, want)
+            if len(terms.terms) not in known:
+                odd[rows] &= beyond(some, bias, a)
         return odd
 
     @property
@@ -281,7 +280,7 @@ class Simulated(NamedTuple):
         )
         unsettled = [
             *(["centre taps"] if self.added is None else []),
-            *(["biases"] if self.shift is None else []),
+            *(["biases"] if self.biases is None else []),
         ]
         if not unsettled:
             return ulp
@@ -324,11 +323,6 @@ class Unsettled(NamedTuple):
 
 
 Conversion = Exact | Simulated | Unsettled
-
-
-def differs(got: Array, want: Array) -> Array:
-    """Where an array is not the float32 one `want`; what was flushed to zero is."""
-    return np.asarray(~((got == want) | (np.abs(got - want.astype(np.float64)) <= FLUSH)))
 
 
 def _near(most: int) -> Iterator[int]:

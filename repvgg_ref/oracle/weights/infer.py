@@ -14,16 +14,13 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.oracle.weights.arithmetic import DIRECTIONS, Arithmetic, stepped
-from repvgg_ref.oracle.weights.conversion import Conversion, Exact, Simulated, differs
+from repvgg_ref.oracle.weights.biases import Vectors, differs, settled
+from repvgg_ref.oracle.weights.conversion import Conversion, Exact, Simulated
 from repvgg_ref.oracle.weights.orders import (
     ORDERS,
     Order,
-    Shift,
     Sum,
-    added_parts,
     parameters,
-    shift_parts,
-    shifts,
     sums,
     tap_predicted,
 )
@@ -34,16 +31,19 @@ Slopes = list[Array | None]
 
 _ROWS, _INPUTS = 12, 16  # of each layer that are looked at
 _OFF, _FEW_OFF = 0.005, 2  # share and number of a layer's taps that may be wrong for all that
-_BIASES_OFF, _BIASES_FEW = 0.01, 1  # share and number of a file's biases
 _STEPS = (0, 1, -1, 2, -2, 3, -3, 4, -4)
 
 
 class Sample(NamedTuple):
-    """Some rows and inputs of a layer; `alone`: number of a term -> its raw weights, the taps."""
+    """Some rows and inputs of a layer; `alone`: number of a term -> its raw weights, the taps.
+
+    `biases` are all of the layer's.
+    """
 
     terms: Terms
     got: FusedConv
     alone: dict[int, tuple[Array, Array]]
+    biases: Vectors
 
 
 class Score(NamedTuple):
@@ -81,9 +81,14 @@ def infer(layers: Iterable[Layer], stored: tuple[str, str]) -> Conversion | None
         return None
     slopes = [_fitted(sample, order, a) for sample in samples]
     added = _best_sum(samples, order, a, [fitted for fitted, _ in slopes], enough)
-    shift, shift_order = _best_shift(samples, order, a, [fitted for fitted, _ in slopes])
-    spread = int(np.quantile(np.concatenate([abs(s) for _, s in slopes]), 0.99, method="lower"))
-    return Simulated(stored, a, order, added, shift, shift_order, spread)
+    moved = np.concatenate([abs(s) for _, s in slopes])
+    # slopes that err are known in the rows alone that were looked at
+    vectors = [
+        Vectors(sample.terms, sample.got.bias, fitted) if moved.any() else sample.biases
+        for sample, (fitted, _) in zip(samples, slopes, strict=True)
+    ]
+    spread = int(np.quantile(moved, 0.99, method="lower"))
+    return Simulated(stored, a, order, added, settled(vectors, order, a), spread)
 
 
 def _sample(terms: Terms, got: FusedConv) -> Sample:
@@ -103,7 +108,8 @@ def _sample(terms: Terms, got: FusedConv) -> Sample:
         )
         for number, mine in taps.items()
     }
-    return Sample(some, kernel, alone)
+    whole = terms.rows(np.arange(outputs), columns[:1])  # of which vectors alone are looked at
+    return Sample(some, kernel, alone, Vectors(whole, got.bias))
 
 
 def _exact(samples: list[Sample], stored: tuple[str, str], enough: int) -> Exact | None:
@@ -195,7 +201,7 @@ def _best_sum(
     found: list[tuple[Score, int, Sum]] = []
     for how in sums(largest):
         wrong = []
-        for (terms, got, _), mine in zip(samples, slopes, strict=True):
+        for (terms, got, *_), mine in zip(samples, slopes, strict=True):
             odd = [
                 differs(tap_of(got, tap), tap_predicted(terms, tap, order, how, mine, a))
                 for tap in terms.shared
@@ -204,31 +210,3 @@ def _best_sum(
         found.append((_score(wrong), -len(found), how))
     score, _, best = max(found, key=lambda each: each[:2])
     return best if score.layers >= enough else None
-
-
-def _best_shift(
-    samples: list[Sample], order: Order, a: Arithmetic, slopes: list[Slopes]
-) -> tuple[Shift | None, tuple[int, ...]]:
-    """How biases are formed and added; None if no way of ours gives (nearly) all of them.
-
-    Orders differ in few biases, and those by an ulp: one that gives most of them is not known to be
-    the file's. `slopes` are those of `order`, as the taps show them.
-    """
-    largest = max((sample.terms for sample in samples), key=lambda terms: len(terms.terms))
-    sequences = list(dict.fromkeys(how.order for how in sums(largest)))
-    found: list[tuple[int, int, Shift, tuple[int, ...]]] = []
-    for shift in shifts(a):
-        same = shift.order == order
-        parts = [
-            shift_parts(s.terms, shift, t if same else parameters(s.terms, shift.order, a), a)
-            for s, t in zip(samples, slopes, strict=True)
-        ]
-        for sequence in sequences:
-            off = sum(
-                int(differs(sample.got.bias, added_parts(mine, sequence, a)).sum())
-                for sample, mine in zip(samples, parts, strict=True)
-            )
-            found.append((off, len(found), shift, sequence))
-    off, _, best, sequence = min(found, key=lambda each: each[:2])
-    biases = sum(len(sample.got.bias) for sample in samples)
-    return (best if off <= max(_BIASES_FEW, _BIASES_OFF * biases) else None), sequence
