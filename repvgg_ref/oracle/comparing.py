@@ -20,7 +20,7 @@ from repvgg_ref.oracle.estimates.port import is_estimable
 from repvgg_ref.oracle.programs.flow import go_on, inputs_of_layers
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Equivalence
-from repvgg_ref.oracle.symmetry.outputs import FINER_ROOMS, align
+from repvgg_ref.oracle.symmetry.outputs import FINER_ROOMS, Aligned, align
 
 Progress = Callable[[str, int, int], None]
 
@@ -40,27 +40,35 @@ def aligned(
     A port that is not right so may be right, or wrong in fewer layers, with factors nearer to 1.
     """
 
-    def compared(given: Outputs, same: tuple[Equivalence, ...]) -> Case:
-        comparisons, unjudged = compare_all(programs, given, x, precision, progress)
+    def compared(given: Aligned) -> Case:
+        layers, same, _, refused = given
+        comparisons, unjudged = compare_all(programs, layers, x, precision, progress)
         behind = frozenset(n for n in programs if not _is_estimated(programs, n, precision, same))
-        return Case(programs, comparisons, x, given, precision, unjudged, candidate, behind)
+        unjudged |= {name: why for name, why in refused.items() if name in behind}
+        return Case(programs, comparisons, x, layers, precision, unjudged, candidate, behind)
 
-    same: tuple[Equivalence, ...] = ()
     if not programs.model.arch.is_chain:
-        return compared(outputs, same), same
-    in_order, same = align(programs, x, outputs, precision=precision.number_format)
-    best = compared(in_order, same)
+        return compared(Aligned(outputs, (), {}, {})), ()
+    found = align(programs, x, outputs, precision=precision.number_format)
+    best, same = compared(found), found.equivalences
     if _is_far_off(best):
         return best, same
     for room in FINER_ROOMS.get(precision.name, ()):
         if best.is_right:
             break
-        finer, found = align(programs, x, outputs, room=room)
-        if not found:
+        found = align(programs, x, outputs, room=room)
+        if not found.equivalences:
             continue
-        tried = compared(finer, found)
+        tried = compared(found)
         if _wrong(tried) < _wrong(best):
-            best, same = tried, found
+            best, same = tried, found.equivalences
+    if not best.is_right and found.unsure:  # right if the next layers take back all that they may?
+        found = align(programs, x, outputs, room=room, surely=False)
+        tried = compared(found)
+        if tried.is_right:
+            wrong = {*best.bad, *best.estimates.alarms}
+            unsure = {n: why for n, why in found.unsure.items() if n in wrong} or found.unsure
+            return replace(tried, unjudged={**tried.unjudged, **unsure}), found.equivalences
     return best, same
 
 

@@ -8,9 +8,10 @@ wrong, here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,16 +24,40 @@ from repvgg_ref.oracle.programs.program import Pixels, Program, layer_output
 from repvgg_ref.oracle.report import Equivalence
 from repvgg_ref.oracle.symmetry.glance import glance
 from repvgg_ref.oracle.symmetry.match import Change, matched
-from repvgg_ref.oracle.symmetry.taken_back import not_taken_back
-from repvgg_ref.oracle.symmetry.words import equivalences
+from repvgg_ref.oracle.symmetry.taken_back import asked
+from repvgg_ref.oracle.symmetry.words import equivalences, hidden, refused
 
 _ROOM = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}  # of a channel's largest output
 # Finer ones, for ports that are not right with the first: factors near 1 are no rounding then. With
-# the last a channel has the factor that fits best, whatever it is.
-FINER_ROOMS = {"fp32": (1e-5, 1e-6, 2e-7)}
+# the last a channel has the factor that fits best, whatever it is: what the next layer leaves
+# unexplained is rounding for the most part, and each channel is asked about alone.
+_FINEST = 2e-7
+FINER_ROOMS = {"fp32": (1e-5, 1e-6, _FINEST)}
 _PIXELS = 10  # looked at first
+_ROUNDINGS = 8.0  # what factors are estimated to, in a layer whose input was divided by others
 _GONE = 0.5  # of what was unexplained may be left where a change is taken as compensated
 _EXPLAINED = 1e-6  # share of a layer's energy, above which something else is wrong with it
+
+
+class Aligned(NamedTuple):
+    """A port's outputs in the reference's order and scale.
+
+    Attributes
+    ----------
+    outputs : Outputs
+        The same object where nothing was found.
+    equivalences : tuple of Equivalence
+        What was undone, layer by layer.
+    unsure : mapping
+        Layer -> why some of its factors may be no symmetry.
+    refused : mapping
+        Layer -> which of its factors the next layer does not take back.
+    """
+
+    outputs: Outputs
+    equivalences: tuple[Equivalence, ...]
+    unsure: Mapping[str, str]
+    refused: Mapping[str, str]
 
 
 def align(
@@ -42,7 +67,8 @@ def align(
     *,
     precision: str = "fp32",
     room: float | None = None,
-) -> tuple[Outputs, tuple[Equivalence, ...]]:
+    surely: bool = True,
+) -> Aligned:
     """Put a port's layer outputs into the reference's order and scale.
 
     Parameters
@@ -57,27 +83,34 @@ def align(
         How far a right layer may be from the reference's.
     room : float, optional
         The same as a number, of a channel's largest output.
-
-    Returns
-    -------
-    outputs : Outputs
-        The same object where nothing was found.
-    equivalences : tuple of Equivalence
-        What was undone, layer by layer.
+    surely : bool
+        Of factors so near to 1 that the next layer's rounding hides whether it takes them back,
+        none is undone; else they are, and the layer is `unsure`.
     """
     room = _ROOM.get(precision, _ROOM["fp32"]) if room is None else room
-    walk = _Walk(programs, x, outputs, room, PRECISIONS[precision])
+    walk = _Walk(programs, x, outputs, room, PRECISIONS[precision], surely=surely)
     found = tuple(walk.along())
-    return (replace(outputs, layers=walk.layers) if found else outputs), found
+    layers = replace(outputs, layers=walk.layers) if found else outputs
+    return Aligned(layers, found, walk.unsure, walk.refused)
 
 
 class _Walk:
     """From layer to layer, each fed the port's own input in our order and scale."""
 
     def __init__(
-        self, programs: Programs, x: Array, outputs: Outputs, room: float, precision: Precision
+        self,
+        programs: Programs,
+        x: Array,
+        outputs: Outputs,
+        room: float,
+        precision: Precision,
+        *,
+        surely: bool,
     ) -> None:
         self.programs, self.room, self.precision = programs, room, precision
+        self.is_near, self.surely = room <= _FINEST, surely  # factors as near to 1 as rounding
+        self.unsure: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
         self.layers = dict(outputs.layers)
         self.x = np.asarray(x, np.float64)
 
@@ -118,13 +151,14 @@ class _Walk:
             tried.append(Change(change.order, nothing.factor))
         left = [self._left(after, each.undone(y_hat, 1)) for each in tried]
         best = int(np.argmin(left))
-        if not left[best] < _GONE * left[0]:
-            return nothing
-        return (
-            self._compensated(after, y_hat, tried[best]) if tried[best].is_scaled else tried[best]
-        )
+        shown = left[best] < _GONE * left[0]
+        if self.is_near and (shown or not len(change.moved)):
+            return self._compensated(program.name, after, y_hat, change)
+        if not shown or not tried[best].is_scaled:
+            return tried[best] if shown else nothing
+        return self._compensated(program.name, after, y_hat, tried[best])
 
-    def _compensated(self, after: str, y_hat: Array, change: Change) -> Change:
+    def _compensated(self, name: str, after: str, y_hat: Array, change: Change) -> Change:
         """`change` without factors that the next layer does not know of."""
         program, x = self.programs[after], change.undone(y_hat, 1)
         y, theirs = layer_output(program, x), np.asarray(self.layers[after], np.float64)
@@ -132,8 +166,18 @@ class _Walk:
             onward, _ = matched(_by_channel(y), _by_channel(theirs), self.room)
             theirs = onward.undone(theirs, 1)
         sample = sample_of(program, x, y, theirs, self.precision)
-        wrong = not_taken_back(sample, change.factor[np.argsort(change.order)])[change.order]
-        return Change(change.order, np.where(wrong, 1.0, change.factor))
+        answer = asked(sample, change.factor[np.argsort(change.order)], self.precision.unit)
+        kept, wrong = change.factor != 1, answer.wrong[change.order]
+        far = wrong & (np.abs(change.factor - 1) > _ROUNDINGS * self.precision.unit)
+        if far.any():
+            self.refused[name] = refused(change.factor[far], after)
+        kept &= ~wrong
+        unsure = answer.unsure[change.order] & kept
+        if self.is_near and unsure.any():
+            self.unsure[name] = hidden(change.factor[unsure], after)
+            if self.surely:
+                kept &= ~unsure
+        return Change(change.order, np.where(kept, change.factor, 1.0))
 
     def _left(self, after: str, x: Array) -> float:
         """The share of the next layer that the reference does not explain from `x`."""

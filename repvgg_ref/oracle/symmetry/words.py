@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.report import Equivalence, Finding
 from repvgg_ref.oracle.symmetry.match import Change
 
@@ -25,6 +28,24 @@ def equivalences(layer: str, change: Change, after: str, doubt: str = "") -> lis
         )
         found.append(Equivalence(layer, "scaling", says))
     return found
+
+
+def hidden(factor: Array, after: str) -> str:
+    """Why a layer cannot be judged whose factors may be taken back or not."""
+    off = float(np.abs(factor - 1).max())
+    return (
+        f"{len(factor)} of its channels are scaled by factors within {off:.2g} of 1, and rounding"
+        f" hides whether {after} divides by them"
+    )
+
+
+def refused(factor: Array, after: str) -> str:
+    """Why a layer that is not estimated cannot be judged, in which factors are no symmetry."""
+    off = float(np.abs(factor - 1).max())
+    return (
+        f"{len(factor)} of its channels seem to be scaled by factors within {off:.2g} of 1 that"
+        f" {after} does not divide by, and its input is known too roughly to be sure"
+    )
 
 
 def not_taken_back(layer: str, change: Change, after: str) -> Finding:
