@@ -9,6 +9,7 @@ from repvgg_ref.oracle.diagnosis.ranking import Observation
 from repvgg_ref.oracle.report import Finding
 from repvgg_ref.oracle.weights.conversion import Odd
 
+FEW = 0.2  # of a kernel's taps: more are no damage but a method
 _SHOWN = 6
 _MOST = 0.5  # of a channel's taps err where the channel is scaled
 
@@ -34,9 +35,14 @@ def altered(layer: str, odd: Odd) -> Finding:
     )
 
 
-def scaled(layer: str, seen: Observation) -> Finding | None:
-    """Channels of which every tap is the same factor off, if that is all that is wrong."""
-    y, y_hat, room = seen.y[0], seen.y_hat[0], seen.certified[0]
+def scaled(layer: str, y: Array, y_hat: Array, room: Array) -> Finding | None:
+    """Channels of which every tap is the same factor off, if that is all that is wrong.
+
+    Parameters
+    ----------
+    y, y_hat, room : arrays (O, K + 1)
+        Taps and bias of each channel: the reference's, the candidate's, how far they may be apart.
+    """
     bad = np.flatnonzero((np.abs(y_hat - y) > room).any(axis=1))
     if not len(bad):
         return None

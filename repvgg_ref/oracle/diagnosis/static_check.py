@@ -39,7 +39,7 @@ from repvgg_ref.oracle.diagnosis.copied import (
 )
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.file_geometry import other_steps, with_unsaid_steps
-from repvgg_ref.oracle.diagnosis.odd_taps import altered, scaled, unknown
+from repvgg_ref.oracle.diagnosis.odd_taps import FEW, altered, scaled, unknown
 from repvgg_ref.oracle.diagnosis.ranking import Observation
 from repvgg_ref.oracle.diagnosis.tap_evidence import (
     FittedTaps,
@@ -63,7 +63,6 @@ _NOT_TESTED = (
     " itself, or its layer outputs"
 )
 _NO_EPS = "; nor eps, which is in no file before fusion"
-_FEW = 0.2  # of a kernel's taps: more are no damage but a method
 
 
 def check_weights(model: Model, path: str | Path, precision: str = "auto") -> Report:
@@ -291,10 +290,10 @@ def _findings(
     taps = evidence_of(site, seen, conversion)
     if found := [trial for trial in taps.trials() if trial.named]:
         return taps.seen.ranked(found)
-    if scales := scaled(layer, seen):
+    if scales := scaled(layer, seen.y[0], seen.y_hat[0], seen.certified[0]):
         return [scales]
     count = odd.by_channel.sum()
-    if count and count < _FEW * odd.taps.size:
+    if count and count < FEW * odd.taps.size:
         return [altered(layer, odd)]
     fine = FittedTaps(site, seen, excused)
     if found := [trial for trial in fine.trials() if trial.named]:

@@ -61,7 +61,16 @@ def judge_graph_file(reference: Path, candidate: Path, *, eps: float | None = No
             blocks = [block for block in every if not _is_as_trained(block, theirs)]
             ours = _in_shape(trained.arrays, {k: s for b in blocks for k, s in _shapes(b).items()})
             wanted = {f"{b.fused}.weight": b.conv.shapes()["fused.weight"] for b in blocks}
-            return compared(blocks, ours, _in_shape(theirs, wanted), report)
+            port_arrays = _in_shape(theirs, wanted)
+            found = compared(blocks, ours, port_arrays, report)
+            if found.verdict != "disagree":
+                return found
+
+            def again(changed: Mapping[str, LazyArray], roundings: Mapping[str, int]) -> Report:
+                return compared(blocks, ours, port_arrays | dict(changed), report, roundings)
+
+            called = {block.node: name_of(block.found) for block in every}
+            return reconsidered(found, load(reference, eps=eps), called, port_arrays, again)
         except ReportedError as error:
             return replace(report, verdict="cannot-judge", reason=str(error))
 
