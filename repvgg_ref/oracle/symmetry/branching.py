@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from weights_io import LazyArray
 
 _GONE = 0.5  # of what was unexplained may be left in a reader that takes a change back
 _ROOM = 4 * (ROUNDINGS + SCALINGS)  # roundings of a row's largest number, for all that is in it
+_UNSURE = {"unknown", "channel-scaled", "taps-altered"}  # what an order or a scale looks like
 _FORMATS = {dtype: short for short, dtype in FORMAT_NAMES.items()}
 
 Again = Callable[[Mapping[str, LazyArray], Mapping[str, int]], Report]
@@ -90,9 +90,7 @@ class _Case:
         """The nodes of which something differs."""
         wrong = [row.name for row in report.layers if not row.ok]
         blocks = {name for name, said in self.called.items() if said in wrong}
-        return blocks | {
-            ours.rpartition(".")[0] for ours, key in self.keys.items() if key in wrong
-        }
+        return blocks | {ours.rpartition(".")[0] for ours, key in self.keys.items() if key in wrong}
 
     def _solve(self, rows: list[list[str]], bad: set[str], again: Again) -> None:
         keys = [self._keys(name) for row in rows for name in row]
@@ -113,8 +111,7 @@ class _Case:
         only_scaled = all(each.kind == "scaling" for each in same.equivalences)
         if only_scaled and len(self._bad(found)) >= len(bad):
             return  # factors by chance: of numbers that are all wrong some go together
-        for ours, array in changed.items():
-            self.theirs = {**self.theirs, ours: array}
+        self.theirs = {**self.theirs, **changed}
         self.report = replace(_with(found, same), equivalences=same.equivalences)
 
     def _keys(self, name: str) -> dict[str, str]:
@@ -150,7 +147,7 @@ class _Case:
         name = next((n for n, said in self.called.items() if said == first and n in bad), None)
         if name is None or not isinstance(self.nodes[name].op, Block):
             return ""
-        if any(f.bug != "unknown" and f.is_in(str(first)) for f in self._sure()):
+        if any(f.bug not in _UNSURE and f.is_in(str(first)) for f in self.report.diagnosis):
             return ""
         got = self._numbers(name)
         if got is None or (change := self._of_rows(name, got)) is None:
@@ -167,10 +164,6 @@ class _Case:
             f" ({shown}): such a network may be equal. This is solved for only where one layer"
             " feeds one other: give the port itself, or its logits"
         )
-
-    def _sure(self) -> Iterator[Any]:
-        """Findings that no order or scale of channels looks like."""
-        return (f for f in self.report.diagnosis if f.bug != "channel-scaled")
 
     def _of_rows(self, name: str, got: FusedConv) -> Change | None:
         """How the output channels differ, if that is all that differs."""
@@ -192,10 +185,10 @@ class _Case:
         if weights is None or weights[0].shape[1] != len(change.order):
             return True  # nothing that shows it: its groups, or what is concatenated before it
         ours, theirs = weights
-        undone = change.undone(theirs, 1, 1)
+        undone, room = change.undone(theirs, 1, 1), _ROOM * UNITS["fp32"]
 
         def left(array: Array) -> float:
-            return float(matched(_flat(ours), _flat(array), 0.0)[1].mean())
+            return float(matched(_flat(ours), _flat(array), room)[1].mean())
 
         return left(undone) < _GONE * left(theirs)
 
