@@ -46,7 +46,8 @@ def scaled(layer: str, y: Array, y_hat: Array, room: Array) -> Finding | None:
     bad = np.flatnonzero((np.abs(y_hat - y) > room).any(axis=1))
     if not len(bad):
         return None
-    factors = (y_hat[bad] * y[bad]).sum(axis=1) / np.maximum((y[bad] ** 2).sum(axis=1), 1e-300)
+    taps, taps_hat = y[bad, :-1], y_hat[bad, :-1]  # the bias need not be scaled with them
+    factors = (taps_hat * taps).sum(axis=1) / np.maximum((taps**2).sum(axis=1), 1e-300)
     with_bias = np.abs(y_hat[bad] - factors[:, None] * y[bad])
     whole = (np.abs(y_hat[bad] - y[bad]) > room[bad] / 16).mean(axis=1) > _MOST
     within = with_bias <= room[bad] * (1 + np.abs(factors[:, None]))

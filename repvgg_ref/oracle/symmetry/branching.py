@@ -76,7 +76,8 @@ class _Case:
     def judged(self, again: Again) -> Report:
         """What is said once all that can be solved for is."""
         bad = self._bad(self.report)
-        rows = [row for row in _rows(self.arch) if self._is_there(row) and len({*row} & bad) > 1]
+        open_ones = {name for name in bad if not self._is_named(self.called.get(name, name))}
+        rows = [row for row in _rows(self.arch) if {*row} & open_ones and self._is_there(row)]
         if rows:
             self._solve(rows, bad, again)
         if self.report.verdict == "disagree" and (why := self._may_be_equal()):
@@ -85,6 +86,10 @@ class _Case:
                 self.report, verdict="cannot-judge", reason=why, first_bad_layer=None, diagnosis=()
             )
         return self.report
+
+    def _is_named(self, layer: str) -> bool:
+        """Whether something else than an order or a scale of channels is known of a layer."""
+        return any(f.bug not in _UNSURE and f.is_in(layer) for f in self.report.diagnosis)
 
     def _bad(self, report: Report) -> set[str]:
         """The nodes of which something differs."""
@@ -147,7 +152,7 @@ class _Case:
         name = next((n for n, said in self.called.items() if said == first and n in bad), None)
         if name is None or not isinstance(self.nodes[name].op, Block):
             return ""
-        if any(f.bug not in _UNSURE and f.is_in(str(first)) for f in self.report.diagnosis):
+        if self._is_named(str(first)):
             return ""
         got = self._numbers(name)
         if got is None or (change := self._of_rows(name, got)) is None:
@@ -209,10 +214,12 @@ def _flat(weight: Array) -> Array:
 
 
 def _with(report: Report, same: Realigned) -> Report:
-    """What was found on the way, said first."""
+    """What was found on the way, said first, and of its layers no longer that nothing is known."""
+    where = {finding.layer for finding in same.findings}
+    rest = (f for f in report.diagnosis if f.bug != "unknown" or f.layer not in where)
     return replace(
         report,
-        diagnosis=(*same.findings, *report.diagnosis),
+        diagnosis=(*same.findings, *rest),
         notes=(*report.notes, *same.notes),
     )
 

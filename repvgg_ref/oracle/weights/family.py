@@ -20,10 +20,11 @@ from repvgg_ref.files.convert_modules import require_blocks
 from repvgg_ref.files.modules import FoundBlock, blocks_of
 from repvgg_ref.files.recorded import geometry_of
 from repvgg_ref.files.wrappers import listed, select
+from repvgg_ref.models.about import Assumed
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 from repvgg_ref.oracle.weights.affine import as_kept
 from repvgg_ref.oracle.weights.copies import is_counter, unlike
-from repvgg_ref.oracle.weights.family_named import explains_eps, joined, named
+from repvgg_ref.oracle.weights.family_named import is_hidden, joined, named
 from repvgg_ref.oracle.weights.fused_block import FORMATS, Stored, fused_of, stored_of, worst
 from repvgg_ref.oracle.weights.kernel_mistakes import swapped
 from repvgg_ref.oracle.weights.mistakes import UNKEYED
@@ -51,7 +52,10 @@ def judge_family(
         require_blocks(reference, blocks, ours, trained.metadata)
         title = f"{sanitize(reference.name)} ({blocks.family})"
         notes = (NOT_TESTED, *blocks.notes)
-        report = Report("agree", "", title, sanitize(candidate.name), "weights", notes=notes)
+        assumed = Assumed(eps=blocks.assumed_eps)
+        report = Report(
+            "agree", "", title, sanitize(candidate.name), "weights", notes=notes, assumed=assumed
+        )
         try:
             return compared(blocks.found, ours, select(port.root, "model", []).arrays, report)
         except ReportedError as error:
@@ -207,12 +211,12 @@ def _joined(
     """One finding, if one cause stands in all blocks."""
     right = [block for block, row in zip(blocks, rows, strict=True) if row.ok]
 
-    def is_hidden(finding: Finding) -> bool:
+    def stands(finding: Finding) -> bool:
         return all(
-            explains_eps(finding, block, held.parts(block), held.stored(block)) for block in right
+            is_hidden(finding, block, held.parts(block), held.stored(block)) for block in right
         )
 
-    return joined(found, [row.name for row in rows if not row.ok], is_hidden)
+    return joined(found, [row.name for row in rows if not row.ok], stands)
 
 
 def _otherwise(block: FoundBlock, weight: LazyArray) -> str:

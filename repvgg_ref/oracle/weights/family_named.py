@@ -14,7 +14,7 @@ from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.modules import FoundBlock
 from repvgg_ref.oracle.report import EVERYWHERE, Finding
 from repvgg_ref.oracle.weights.fused_block import Fused, Stored, fused_of, worst
-from repvgg_ref.oracle.weights.kernel_mistakes import of_kernel, unexplained
+from repvgg_ref.oracle.weights.kernel_mistakes import hides, of_kernel, unexplained
 from repvgg_ref.oracle.weights.mistakes import GENERAL, Mistake, mistakes
 
 EPS = "eps-value"
@@ -56,19 +56,18 @@ def named(
     return of_kernel(name, got, wanted, block.conv.groups) or _unknown(name, got, wanted)
 
 
-def explains_eps(
-    finding: Finding, block: FoundBlock, parts: Mapping[str, Array], got: Stored
-) -> bool:
-    """Whether a right block is as right with the eps that a finding measured."""
+def is_hidden(finding: Finding, block: FoundBlock, parts: Mapping[str, Array], got: Stored) -> bool:
+    """Whether a right block would be as right with what a finding says."""
     if finding.bug != EPS or finding.estimate is None:
-        return False
+        wanted = fused_of(block.linear, parts, block.eps, block)
+        return hides(finding, wanted, block.conv.groups)
     alike = with_eps(block.linear, lambda _: None)
     error, bound = worst(got, fused_of(alike, parts, finding.estimate, block))
     return error <= bound
 
 
 def joined(
-    found: Sequence[Finding], bad: Sequence[str], is_hidden: Callable[[Finding], bool]
+    found: Sequence[Finding], bad: Sequence[str], stands: Callable[[Finding], bool]
 ) -> tuple[Finding, ...]:
     """One finding of "all" where every block that is wrong has one cause, in the same words.
 
@@ -78,13 +77,13 @@ def joined(
         One of each block that is wrong, if its numbers could be compared.
     bad : sequence of str
         The blocks that are wrong.
-    is_hidden : callable
+    stands : callable
         Whether the blocks that are right would not show it.
     """
     alike = len({(each.bug, each.says) for each in found}) == 1
     if not alike or len(found) < 2 or len(found) < len(bad) or found[0].bug == "unknown":
         return tuple(found)
-    if not is_hidden(found[0]):
+    if not stands(found[0]):
         return tuple(found)
     says = f"{found[0].says} (in all {len(found)} blocks that show it)"
     return (replace(found[0], layer=EVERYWHERE, says=says),)

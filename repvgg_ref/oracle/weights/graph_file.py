@@ -20,6 +20,7 @@ from repvgg_ref.files.checkpoint import load, open_checkpoint
 from repvgg_ref.files.modules import FoundBlock
 from repvgg_ref.files.opened import Checkpoint
 from repvgg_ref.files.wrappers import select
+from repvgg_ref.models.about import Assumed
 from repvgg_ref.models.graph import Node
 from repvgg_ref.models.heads import NormLinear
 from repvgg_ref.models.layers import Block
@@ -56,7 +57,10 @@ def judge_graph_file(reference: Path, candidate: Path, *, eps: float | None = No
         assert trained.arch is not None
         title = f"{sanitize(reference.name)} ({trained.arch.name})"
         notes = (NOT_TESTED, *trained.notes)
-        report = Report("agree", "", title, sanitize(candidate.name), "weights", notes=notes)
+        assumed = Assumed(eps=trained.assumed(eps).eps)
+        report = Report(
+            "agree", "", title, sanitize(candidate.name), "weights", notes=notes, assumed=assumed
+        )
         try:
             theirs = select(port.root, "model", []).arrays
             every = dict(_blocks(trained, trained.eps(eps)))

@@ -51,6 +51,15 @@ def of_kernel(name: str, got: Stored, wanted: Fused, groups: int) -> Finding | N
     return altered(name, odd) if 0 < count < FEW * odd.taps.size else None
 
 
+def hides(finding: Finding, right: Fused, groups: int) -> bool:
+    """Whether a kernel is the same with the change that a finding names: 1x1 ones flipped, say."""
+    if finding.bug not in dict(_CHANGES):
+        return False
+    return all(
+        (bug, says) != (finding.bug, finding.says) for bug, says, *_ in _changed(right, groups)
+    )
+
+
 def swapped(name: str, other: str) -> Finding:
     """A block that holds the numbers of another."""
     bug = _LIBRARY["layers-swapped"]
