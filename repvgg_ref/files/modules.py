@@ -78,13 +78,15 @@ class Blocks:
     """All blocks of a file, what nearly was one, and what was assumed of them.
 
     `left` says of prefixes why a block is none that can be fused: one whose modules are in the file
-    and compute something else, or one that lacks arrays.
+    and compute something else, or one that lacks arrays. `assumed_eps` is the eps of blocks whose
+    users have several and of which nothing tells theirs.
     """
 
     found: list[FoundBlock] = field(default_factory=list)
     near: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    assumed_eps: float | None = None
 
     @property
     def family(self) -> str:
@@ -360,10 +362,17 @@ def _with_eps(blocks: Blocks, shapes: Mapping[str, Shape], eps: float | None) ->
                 assumed[one.name] = _eps_of(one, hints, notes)
             if block.is_told:
                 said.append(f"eps {assumed[one.name]:g} is assumed where its modules do not say it")
+            if blocks.assumed_eps is None and (block.is_told or _is_open(one, hints)):
+                blocks.assumed_eps = assumed[one.name]
             found.append(replace(block, eps=assumed[one.name]))
         notes |= dict.fromkeys(f"{one.name}: {sanitize(each)}" for each in said if each)
     blocks.notes = list(notes)
     return found
+
+
+def _is_open(one: Member, hints: tuple[bool, ...]) -> bool:
+    """Whether a kind's users have several eps and no key of the file tells which."""
+    return len(one.eps) > 1 and not any(hints)
 
 
 def _eps_of(one: Member, hints: tuple[bool, ...], notes: dict[str, None]) -> float:
@@ -373,10 +382,9 @@ def _eps_of(one: Member, hints: tuple[bool, ...], notes: dict[str, None]) -> flo
     """
     if len(one.eps) < 2:
         return one.eps[0] if one.eps else 0.0
-    is_yolo, is_official = hints
-    if is_yolo:
+    if hints[0]:
         return max(one.eps)
-    if not is_official:
+    if _is_open(one, hints):
         line = (
             f"{one.name}: eps {min(one.eps):g} is assumed, which no key tells; "
             f"--eps {max(one.eps):g} is the YOLO line's"

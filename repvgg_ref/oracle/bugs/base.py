@@ -93,6 +93,8 @@ class Bug(Generic[P]):
     admissible : (float, float)
         The least and the largest parameter that the name can mean. What has no parameter of its own
         is fitted with a coefficient, and is there once: the only admissible one is 1.
+    right : float
+        The parameter of what is right: an estimate is what there is beside it.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Bug(Generic[P]):
     scope: Scope = "any"
     precision: frozenset[str] = frozenset()
     admissible: tuple[float, float] = (-np.inf, np.inf)
+    right: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,36 @@ from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.oracle.bugs.base import BlockSite, BlockVariants, Variant, bug
 from repvgg_ref.oracle.programs.block import POINTWISE, BlockProgram
 
+Changed = Callable[[Array], Array]  # of a kernel (O, C/G, Kh, Kw)
+
+
+def _reread(weight: Array, order: tuple[int, ...]) -> Array:
+    """Memory written in another axis order and read as if it were OIHW."""
+    return np.ascontiguousarray(weight.transpose(order)).reshape(weight.shape)
+
+
+def _reread_back(weight: Array, order: tuple[int, ...]) -> Array:
+    """OIHW memory read as if it were written in another axis order."""
+    return weight.reshape([weight.shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
+FLIPS: dict[str, Changed] = {
+    "both ways": partial(np.flip, axis=(2, 3)),
+    "top to bottom": partial(np.flip, axis=2),
+    "left to right": partial(np.flip, axis=3),
+}
+LAYOUTS: dict[str, Changed] = {
+    detail: partial(change, order=order)
+    for name, order in {"HWIO": (2, 3, 1, 0), "OHWI": (0, 2, 3, 1), "IHWO": (1, 2, 3, 0)}.items()
+    for detail, change in (
+        (f"{name} as OIHW", _reread),
+        (f"OIHW as {name}", _reread_back),
+    )
+}
 _NEIGHBOURS = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
 
 
-def _kernel(program: BlockProgram, change: Callable[[Array], Array]) -> BlockProgram:
+def _kernel(program: BlockProgram, change: Changed) -> BlockProgram:
     return program.with_kernel(lambda k: FusedConv(np.ascontiguousarray(change(k.weight)), k.bias))
 
 
@@ -155,8 +181,8 @@ def _with_kernels(program: BlockProgram, kernels: Mapping[str, Array]) -> BlockP
     advice="do not flip kernels",
 )
 def kernel_flipped(site: BlockSite) -> BlockVariants:
-    for detail, axes in {"both ways": (2, 3), "top to bottom": (2,), "left to right": (3,)}.items():
-        yield Variant(_kernel(site.program, partial(np.flip, axis=axes)), detail=detail)
+    for detail, change in FLIPS.items():
+        yield Variant(_kernel(site.program, change), detail=detail)
 
 
 @bug(
@@ -185,24 +211,8 @@ def kernel_in_out_swapped(site: BlockSite) -> BlockVariants:
     advice="transpose the kernel to the runtime's layout instead of reshaping its memory",
 )
 def kernel_memory_layout(site: BlockSite) -> BlockVariants:
-    for detail, order in {
-        "HWIO as OIHW": (2, 3, 1, 0),
-        "OHWI as OIHW": (0, 2, 3, 1),
-        "IHWO as OIHW": (1, 2, 3, 0),
-    }.items():
-        yield Variant(_kernel(site.program, partial(_reread, order=order)), detail=detail)
-        back = "OIHW as " + detail.split(" ")[0]
-        yield Variant(_kernel(site.program, partial(_reread_back, order=order)), detail=back)
-
-
-def _reread(weight: Array, order: tuple[int, ...]) -> Array:
-    """Memory written in another axis order and read as if it were OIHW."""
-    return np.ascontiguousarray(weight.transpose(order)).reshape(weight.shape)
-
-
-def _reread_back(weight: Array, order: tuple[int, ...]) -> Array:
-    """OIHW memory read as if it were written in another axis order."""
-    return weight.reshape([weight.shape[axis] for axis in order]).transpose(np.argsort(order))
+    for detail, change in LAYOUTS.items():
+        yield Variant(_kernel(site.program, change), detail=detail)
 
 
 @bug(

@@ -9,6 +9,7 @@ from repvgg_ref.oracle.diagnosis.ranking import Observation
 from repvgg_ref.oracle.report import Finding
 from repvgg_ref.oracle.weights.conversion import Odd
 
+FEW = 0.2  # of a kernel's taps: more are no damage but a method
 _SHOWN = 6
 
 

@@ -81,7 +81,7 @@ class Trial:
         return Finding(
             bug=bug.name,
             layer=layer,
-            estimate=float(fit.coefficient if parameter is None else parameter),
+            estimate=float(fit.coefficient if parameter is None else parameter - bug.right),
             confidence=confidence,
             explains=fit.explains,
             says=self.mutant.says,

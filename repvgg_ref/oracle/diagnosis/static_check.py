@@ -41,7 +41,7 @@ from repvgg_ref.oracle.diagnosis.copied import (
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.file_geometry import other_steps, with_unsaid_steps
 from repvgg_ref.oracle.diagnosis.kernel_factors import rounded, scaled
-from repvgg_ref.oracle.diagnosis.odd_taps import altered, unknown
+from repvgg_ref.oracle.diagnosis.odd_taps import FEW, altered, unknown
 from repvgg_ref.oracle.diagnosis.ranking import Observation
 from repvgg_ref.oracle.diagnosis.tap_evidence import (
     FittedTaps,
@@ -65,7 +65,6 @@ _NOT_TESTED = (
     " itself, or its layer outputs"
 )
 _NO_EPS = "; nor eps, which is in no file before fusion"
-_FEW = 0.2  # of a kernel's taps: more are no damage but a method
 
 
 def check_weights(model: Model, path: str | Path, precision: str = "auto") -> Report:
@@ -308,7 +307,7 @@ def _findings(
     if simple := rounded(layer, seen) or scaled(layer, seen, odd):
         return [simple]
     count = odd.by_channel.sum()
-    if count and count < _FEW * odd.taps.size:
+    if count and count < FEW * odd.taps.size:
         return [altered(layer, seen, odd, conversion.units[1])]
     fine = FittedTaps(site, seen, excused)
     if found := [trial for trial in fine.trials() if trial.named]:

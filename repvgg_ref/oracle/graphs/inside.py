@@ -63,6 +63,7 @@ _SCALE: Bug[Any] = Bug(
     lambda site: iter(()),
     continuous=True,
     scope="layer",
+    right=1.0,
 )
 
 

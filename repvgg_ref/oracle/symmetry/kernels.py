@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -21,7 +21,7 @@ from repvgg_ref.oracle.symmetry.words import equivalences, not_taken_back
 from repvgg_ref.oracle.weights.conversion import ROUNDINGS, Conversion, Unsettled
 
 _GONE = 0.5  # of what was unexplained may be left where a change is taken as compensated
-_SCALINGS = 12  # roundings more: the factor on both sides, and its estimate
+SCALINGS = 12  # roundings more: the factor on both sides, and its estimate
 _SCALED_TAPS = 4  # of these, a row's taps do not share
 
 
@@ -43,7 +43,7 @@ class Realigned:
         """What a layer's kernel is held to: no single bit where a factor was divided out."""
         if layer not in self.rescaled:
             return conversion
-        return Unsettled(conversion.stored, conversion.roundings + _SCALINGS, _SCALED_TAPS)
+        return Unsettled(conversion.stored, conversion.roundings + SCALINGS, _SCALED_TAPS)
 
     def seen_in_scaled(self, conversion: Conversion) -> tuple[str, ...]:
         """What is held to less where factors were divided out, in words."""
@@ -60,7 +60,7 @@ class Realigned:
     def room(self, name: str) -> float:
         """How far an array that fusion leaves alone may be from the reference's, relatively."""
         layer = name.partition(".se.")[0].removesuffix(".weight").removesuffix(".bias")
-        return self.unit * (ROUNDINGS + _SCALINGS) if layer in self.rescaled else 0.0
+        return self.unit * (ROUNDINGS + SCALINGS) if layer in self.rescaled else 0.0
 
 
 def realign(
@@ -83,12 +83,41 @@ def realign(
     return _Walk(programs, dict(theirs), unit, bad).along()
 
 
+def realign_inside(
+    programs: Programs,
+    theirs: Mapping[str, Array],
+    unit: float,
+    bad: Set[str],
+    rows: Iterable[Sequence[str]],
+    called: Mapping[str, str],
+) -> Realigned:
+    """`realign` between the blocks of each row alone: of a network that is no chain.
+
+    Parameters
+    ----------
+    rows : iterable of sequences of str
+        Blocks of which each feeds the next one and nothing else. The last one's outputs stay.
+    called : mapping
+        Block -> what it is called in words.
+    """
+    walk = _Walk(programs, dict(theirs), unit, bad, called)
+    for row in rows:
+        walk.within(row)
+    return walk.done
+
+
 class _Walk:
     """From layer to layer, each in the order and scale in which its input is known to be."""
 
     def __init__(
-        self, programs: Programs, theirs: dict[str, Array], unit: float, bad: Set[str]
+        self,
+        programs: Programs,
+        theirs: dict[str, Array],
+        unit: float,
+        bad: Set[str],
+        called: Mapping[str, str] | None = None,
     ) -> None:
+        self.called = called or {}
         self.programs, self.unit, self.room = programs, unit, ROUNDINGS * unit
         self.bad = bad
         self.specs = {spec.name: spec for spec in programs.model.arch.blocks}
@@ -96,33 +125,55 @@ class _Walk:
 
     def along(self) -> Realigned:
         """All layers."""
-        names = list(self.programs)
-        change = Change.nothing(self.programs.model.arch.in_channels)
-        for name, after in pairwise(names):
-            seen = self._seen(name, change)
-            if seen is None:
-                return self._refused(name)
-            self._mark(name, change)
-            change = self._settled(name, after, seen)
-            self._put(name, seen.weight, change)
-            self._mark(name, change)
-            self.done.equivalences += tuple(equivalences(name, change, after))
+        change = self._through(list(self.programs))
+        if change is None:
+            return self.done
         weight = self.done.params["linear.weight"]
         self.done.params["linear.weight"] = change.undone(weight, 1, 1)
         self._mark("linear", change)
         return self.done
 
+    def within(self, row: Sequence[str]) -> None:
+        """A row of blocks whose last one is taken as it is, but for its inputs."""
+        change = self._through(row)
+        if change is None:
+            return
+        last, nothing = row[-1], Change.nothing(self.specs[row[-1]].out_channels)
+        seen = self._seen(last, change)
+        if seen is None:
+            self._refused(last)
+            return
+        self._mark(last, change)
+        self._put(last, seen.weight, nothing)
+
+    def _through(self, names: Sequence[str]) -> Change | None:
+        """How the input of the last of `names` differs; None if one cannot have its input so."""
+        change = Change.nothing(self.specs[names[0]].in_channels)
+        for name, after in pairwise(names):
+            seen = self._seen(name, change)
+            if seen is None:
+                self._refused(name)
+                return None
+            self._mark(name, change)
+            change = self._settled(name, after, seen)
+            self._put(name, seen.weight, change)
+            self._mark(name, change)
+            self.done.equivalences += tuple(equivalences(*self._said(name, change, after)))
+        return change
+
+    def _said(self, name: str, change: Change, after: str) -> tuple[str, Change, str]:
+        return self.called.get(name, name), change, self.called.get(after, after)
+
     def _mark(self, name: str, change: Change) -> None:
         if change.is_scaled:
             self.done.rescaled.add(name)
 
-    def _refused(self, name: str) -> Realigned:
+    def _refused(self, name: str) -> None:
         note = (
-            f"{name} keeps groups of channels apart that the order of its input mixes: no network"
-            " of this shape takes that back"
+            f"{self.called.get(name, name)} keeps groups of channels apart that the order of its"
+            " input mixes: no network of this shape takes that back"
         )
         self.done.notes += (note,)
-        return self.done
 
     def _seen(self, name: str, change: Change) -> _Seen | None:
         """The port's kernel for an input in our order; None if that order crosses its groups."""
@@ -144,8 +195,8 @@ class _Walk:
 
     def _matched(self, name: str, seen: _Seen) -> tuple[Change, Array]:
         """How the layer's output channels differ from ours, and what that leaves of each row."""
-        ours = _rows(self.programs[name].fused_kernel())
-        theirs = _rows(FusedConv(seen.weight, self.done.params[f"{name}.fused.bias"]))
+        ours = rows_of(self.programs[name].fused_kernel())
+        theirs = rows_of(FusedConv(seen.weight, self.done.params[f"{name}.fused.bias"]))
         per_group = len(ours) // len(seen.homes)
         order, factor, left = [], [], []
         for group, home in enumerate(seen.homes):
@@ -163,7 +214,7 @@ class _Walk:
         if len(change.moved):
             moved = (change, Change(change.order, nothing.factor))
             if not min(map(partial(self._left, after), moved)) < _GONE * self._left(after, nothing):
-                self.done.findings += (not_taken_back(name, change, after),)
+                self.done.findings += (not_taken_back(*self._said(name, change, after)),)
                 return nothing
         return self._scaled(name, after, seen, change)
 
@@ -181,8 +232,8 @@ class _Walk:
         nothing = Change(change.order, np.ones(len(change.order)))
         if change.is_nothing and not {name, after} & self.bad:
             return nothing
-        ours = _rows(self.programs[name].fused_kernel())[change.order]
-        theirs = _rows(FusedConv(seen.weight, self.done.params[f"{name}.fused.bias"]))
+        ours = rows_of(self.programs[name].fused_kernel())[change.order]
+        theirs = rows_of(FusedConv(seen.weight, self.done.params[f"{name}.fused.bias"]))
         rows, _ = factor_of(ours, theirs, self.unit)
         columns, error = self._of_inputs(after, Change(change.order, rows))
         factor = compensated(rows, columns / rows, error, self.unit, ROUNDINGS)
@@ -227,7 +278,7 @@ class _Walk:
             params[f"{up}.{part}"] = change.undone(params[f"{up}.{part}"], 0, 0)
         ours = self.programs.model.params
         here, there = (
-            _rows(FusedConv(of[f"{down}.weight"], of[f"{down}.bias"])) for of in (ours, params)
+            rows_of(FusedConv(of[f"{down}.weight"], of[f"{down}.bias"])) for of in (ours, params)
         )
         hidden = self._hidden(matched(here, there, self.room)[0], here, there, up)
         if not hidden.is_nothing:
@@ -257,7 +308,7 @@ class _Seen(NamedTuple):
     homes: Array
 
 
-def _rows(kernel: FusedConv) -> Array:
+def rows_of(kernel: FusedConv) -> Array:
     """A channel's taps and bias, (O, K + 1)."""
     flat = np.asarray(kernel.weight, np.float64).reshape(len(kernel.weight), -1)
     return np.concatenate([flat, np.asarray(kernel.bias, np.float64)[:, None]], axis=1)

@@ -1,7 +1,8 @@
 """The fused file of a network that is no chain, against its training file: block by block, no run.
 
 Every block, a convolution and its batch norm included, is held as a block of the family is; what
-stands between them is not run, and copied arrays must be the same.
+stands between them is not run, and copied arrays must be the same. Equal networks whose layers
+differ in the order or scale of channels are told from wrong ones (`oracle.symmetry.branching`).
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from repvgg_ref.blocks.catalogue import expression, one_conv
 from repvgg_ref.blocks.member import Member
 from repvgg_ref.blocks.run import Linear
 from repvgg_ref.errors import ReportedError
-from repvgg_ref.files.checkpoint import open_checkpoint
+from repvgg_ref.files.checkpoint import load, open_checkpoint
 from repvgg_ref.files.modules import FoundBlock
 from repvgg_ref.files.opened import Checkpoint
 from repvgg_ref.files.wrappers import select
+from repvgg_ref.models.about import Assumed
 from repvgg_ref.models.graph import Node
 from repvgg_ref.models.heads import NormLinear
 from repvgg_ref.models.layers import Block
 from repvgg_ref.models.names import official_names
 from repvgg_ref.oracle.report import Report
+from repvgg_ref.oracle.symmetry.branching import reconsidered
 from repvgg_ref.oracle.weights.copies import is_counter
-from repvgg_ref.oracle.weights.family import NOT_TESTED, compared
+from repvgg_ref.oracle.weights.family import NOT_TESTED, compared, name_of
 from weights_io import LazyArray, sanitize
 
 _COUNTER = ".num_batches_tracked"
@@ -54,14 +57,26 @@ def judge_graph_file(reference: Path, candidate: Path, *, eps: float | None = No
         assert trained.arch is not None
         title = f"{sanitize(reference.name)} ({trained.arch.name})"
         notes = (NOT_TESTED, *trained.notes)
-        report = Report("agree", "", title, sanitize(candidate.name), "weights", notes=notes)
+        assumed = Assumed(eps=trained.assumed(eps).eps)
+        report = Report(
+            "agree", "", title, sanitize(candidate.name), "weights", notes=notes, assumed=assumed
+        )
         try:
             theirs = select(port.root, "model", []).arrays
-            every = _blocks(trained, trained.eps(eps))
-            blocks = [block for block in every if not _is_as_trained(block, theirs)]
+            every = dict(_blocks(trained, trained.eps(eps)))
+            blocks = [block for block in every.values() if not _is_as_trained(block, theirs)]
             ours = _in_shape(trained.arrays, {k: s for b in blocks for k, s in _shapes(b).items()})
             wanted = {f"{b.fused}.weight": b.conv.shapes()["fused.weight"] for b in blocks}
-            return compared(blocks, ours, _in_shape(theirs, wanted), report)
+            theirs = _in_shape(theirs, wanted)
+            found = compared(blocks, ours, theirs, report)
+            if found.verdict != "disagree":
+                return found
+
+            def again(changed: Mapping[str, LazyArray], roundings: Mapping[str, int]) -> Report:
+                return compared(blocks, ours, {**theirs, **changed}, report, roundings)
+
+            called = {node: name_of(block) for node, block in every.items()}
+            return reconsidered(found, load(reference, eps=eps), called, theirs, again)
         except ReportedError as error:
             return replace(report, verdict="cannot-judge", reason=str(error))
 
@@ -73,8 +88,8 @@ def _is_as_trained(block: FoundBlock, theirs: Mapping[str, LazyArray]) -> bool:
     return kept and (fused in block.owned or fused not in theirs)
 
 
-def _blocks(trained: Checkpoint, eps: float) -> Iterator[FoundBlock]:
-    """Every part of the network that becomes one convolution, as a block of a file."""
+def _blocks(trained: Checkpoint, eps: float) -> Iterator[tuple[str, FoundBlock]]:
+    """Every part of the network that becomes one convolution: its node, and a block of a file."""
     assert trained.arch is not None
     keys = {ours: theirs for theirs, ours in trained.canonical.items()}
     fused = official_names(trained.arch, "deploy")
@@ -92,7 +107,7 @@ def _blocks(trained: Checkpoint, eps: float) -> Iterator[FoundBlock]:
         owned = tuple(key for ours, key in keys.items() if ours.startswith(f"{node.name}."))
         member = Member(kind, "", lambda parts: None, "", (eps,), "", "")
         conv = one_conv(linear, node.name)
-        yield FoundBlock(f"{owner}.", member, linear, conv, names, owned, eps)
+        yield node.name, FoundBlock(f"{owner}.", member, linear, conv, names, owned, eps)
 
 
 def _linear(node: Node) -> Linear | None:

@@ -33,7 +33,10 @@ Vectors = dict[str, Array]  # of one norm, by the names of `NORM_VECTORS`
 
 
 class Mistake(NamedTuple):
-    """A bug's name, what it says, its advice, and the expression, eps and arrays that have it."""
+    """A bug's name, what it says, its advice, and the expression, eps and arrays that have it.
+
+    `estimate` is its parameter, where it has one.
+    """
 
     bug: str
     says: str
@@ -41,6 +44,7 @@ class Mistake(NamedTuple):
     linear: Linear
     eps: float
     parts: Leaves
+    estimate: float | None = None
 
 
 def mistakes(block: FoundBlock, folded: FoundBlock, parts: Leaves) -> Iterator[Mistake]:
@@ -78,7 +82,7 @@ def mistakes(block: FoundBlock, folded: FoundBlock, parts: Leaves) -> Iterator[M
         if other != eps:
             says = f"eps is {other:g}, not {eps:g}"
             alike = with_eps(linear, lambda _: None)
-            yield Mistake("eps-value", says, f"fuse with eps {eps:g}", alike, other, parts)
+            yield Mistake("eps-value", says, f"fuse with eps {eps:g}", alike, other, parts, other)
     for bug, says, advice, changed in _of_expression(linear):
         yield otherwise(bug, says, advice, changed)
     for bug, says, changed_parts in _of_arrays(parts, block.names, eps):

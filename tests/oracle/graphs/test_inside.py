@@ -126,7 +126,7 @@ def test_a_factor_of_the_size_that_is_told_is_seen_in_a_hidden_layer(layer: str)
     assert judged(1.0).verdict != "agree"
     (found,) = judged(10.0).diagnosis
     assert (found.bug, found.layer) == ("outputs-scaled", layer)
-    assert found.estimate == pytest.approx(1 + 10 * size, rel=0.1 * size)
+    assert found.estimate == pytest.approx(10 * size, rel=0.01)
 
 
 @pytest.mark.slow
