@@ -65,7 +65,7 @@ def aligned(
     if not best.is_right and found.unsure:  # right if the next layers take back all that they may?
         found = align(programs, x, outputs, room=room, surely=False)
         tried = compared(found)
-        if tried.is_right:
+        if tried.is_right and not found.refused:
             wrong = {*best.bad, *best.estimates.alarms}
             unsure = {n: why for n, why in found.unsure.items() if n in wrong} or found.unsure
             return replace(tried, unjudged={**tried.unjudged, **unsure}), found.equivalences
@@ -73,8 +73,8 @@ def aligned(
 
 
 def _wrong(case: Case) -> int:
-    """How many layers are not right."""
-    return len({*case.bad, *case.estimates.alarms})
+    """How many layers are not right, those included that may have lost an alarm on the way."""
+    return len({*case.bad, *case.estimates.alarms, *case.unjudged})
 
 
 def _is_far_off(case: Case) -> bool:

@@ -35,6 +35,9 @@ _FINEST = 2e-7
 FINER_ROOMS = {"fp32": (1e-5, 1e-6, _FINEST)}
 _PIXELS = 10  # looked at first
 _ROUNDINGS = 8.0  # what factors are estimated to, in a layer whose input was divided by others
+# Where rounding hides what the next layer does, so many channels that are off by so many roundings
+# may be another network's scale; of fewer, a fault of theirs is likelier.
+_SEVERAL, _OFF = 3, 4.0
 _GONE = 0.5  # of what was unexplained may be left where a change is taken as compensated
 _EXPLAINED = 1e-6  # share of a layer's energy, above which something else is wrong with it
 
@@ -174,8 +177,11 @@ class _Walk:
         kept &= ~wrong
         unsure = answer.unsure[change.order] & kept
         if self.is_near and unsure.any():
-            self.unsure[name] = hidden(change.factor[unsure], after)
-            if self.surely:
+            off = np.abs(change.factor[unsure] - 1) > _OFF * self.precision.unit
+            several = off.sum() >= _SEVERAL
+            if several:
+                self.unsure[name] = hidden(change.factor[unsure], after)
+            if self.surely or not several:
                 kept &= ~unsure
         return Change(change.order, np.where(kept, change.factor, 1.0))
 

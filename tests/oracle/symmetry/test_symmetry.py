@@ -11,13 +11,17 @@ import pytest
 
 import repvgg_ref as rr
 from repvgg_ref.models.network import Model, fuse
+from repvgg_ref.oracle.arithmetic.sample import sample_of
+from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.inputs import distinguishing_inputs
 from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.programs.program import layer_output
 from repvgg_ref.oracle.symmetry.factors import columns_of, compensated
 from repvgg_ref.oracle.symmetry.match import matched
 from repvgg_ref.oracle.symmetry.outputs import align
+from repvgg_ref.oracle.symmetry.taken_back import asked
 from tests.models.small import SMALL
 from tests.oracle.symmetry.ports import changed, drawn_order
 
@@ -121,6 +125,50 @@ def test_factors_that_scatter_about_1_are_all_solved_for(
     report = judged(how, model, scaled_throughout(model, size, 100), tmp_path)
     assert report.verdict == "agree", report.reason
     assert {e.kind for e in report.equivalences} == {"scaling"}
+
+
+def test_factors_about_as_near_to_1_as_rounding_are_solved_for_in_every_layer() -> None:
+    model = distinguishing_model(SMALL["plain"], 100)
+    x = distinguishing_inputs(model.arch, height=48, width=40)
+    layers = scaled_throughout(model, 5e-7, 2).forward(x, layers=True)
+    found = align(Programs(model), x, Outputs(layers), room=2e-7)
+    # of the last block's the logits of few images say little
+    assert {each.layer for each in found.equivalences} >= set(list(model.arch.layer_names)[:-2])
+    assert not found.refused
+
+
+def test_an_equal_network_with_factors_as_near_to_1_as_rounding_agrees() -> None:
+    model = distinguishing_model(SMALL["grouped"], 100)
+    report = judged("layers", model, scaled_throughout(model, 5e-7, 2), Path())
+    assert report.verdict == "agree", report.reason
+
+
+def test_one_factor_as_near_to_1_as_rounding_that_is_not_taken_back_is_placed() -> None:
+    model = distinguishing_model(SMALL["plain"], 100)
+    factor = np.ones(6, np.float32)
+    factor[3] = 1 + 1e-6
+    port = changed(model, "stage1.1", np.arange(6), factor, taken_back=False)
+    report = judged("layers", model, port, Path())
+    assert report.verdict == "disagree"
+    assert report.first_bad_layer == "stage1.1", report.reason
+
+
+@pytest.mark.parametrize(("noise", "answer"), [(1e-9, "known"), (1e-5, "unsure")])
+def test_the_next_layer_says_of_each_factor_whether_it_is_taken_back_or_that_it_cannot(
+    noise: float, answer: str
+) -> None:
+    model, rng = distinguishing_model(SMALL["plain"], 100), np.random.default_rng(0)
+    program = Programs(model)["linear"]
+    channels = program.weight.shape[1]
+    factor = 1 + 1e-6 * rng.choice((-1, 1), channels)
+    taken = np.arange(channels) != 3
+    x = rng.normal(size=(64, channels, 1, 1))
+    y = layer_output(program, x)
+    y_hat = layer_output(program, x * np.where(taken, 1, factor)[:, None, None])
+    y_hat = y_hat * (1 + noise * rng.normal(size=y.shape))
+    found = asked(sample_of(program, x, y, y_hat, PRECISIONS["fp32"]), factor, 1e-9)
+    assert (found.wrong == ~taken).all() if answer == "known" else not found.wrong.any()
+    assert found.unsure.all() == (answer == "unsure")
 
 
 def test_one_factor_that_is_not_taken_back_is_placed_among_many_that_are(tmp_path: Path) -> None:
