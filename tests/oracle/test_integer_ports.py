@@ -135,6 +135,22 @@ def test_what_the_type_cannot_hold_is_no_number_of_it(by: float) -> None:
 # ------------------------------------------------- single channels, wrapping
 
 
+@pytest.mark.parametrize("single", [False, True])
+def test_channels_that_stand_last_are_told_by_their_number(single: bool) -> None:
+    """In all layers; of those alone that are so, if layouts are mixed."""
+    last = {
+        name: np.ascontiguousarray(np.moveaxis(y, 1, 3)) if y.ndim == 4 else y
+        for name, y in NUMBERS.items()
+    }
+    numbers = NUMBERS | {"stage1.0": last["stage1.0"]} if single else last
+    report = judged(NETWORK, numbers)
+    assert report.verdict == "agree", report.reason
+    assert any("NHWC transposed to NCHW" in note for note in report.notes)
+    assert single == ("the layers come in both layouts" in report.notes)
+    wrong = last["stage1.0"] + (np.arange(16) == 3).astype(np.uint8)
+    assert judged(NETWORK, numbers | {"stage1.0": wrong}).first_bad_layer == "stage1.0"
+
+
 def changed(network: IntegerNetwork, name: str, y: Array) -> IntegerReport:
     """The judgement of a port whose layer `name` gives `y`, and all others what is right."""
     numbers, seen = {"input": X}, X

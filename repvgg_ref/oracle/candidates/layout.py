@@ -55,7 +55,7 @@ def to_nchw(
     known = dict(declared or {})
     channels = {name: arch.channels[name] for name in (*arch.layer_names, INPUT) if name != _LOGITS}
     images = {name: a for name, a in arrays.items() if name in channels and a.ndim == 4}
-    seen = {name: known.get(name) or _by_shape(a, channels[name]) for name, a in images.items()}
+    seen = {name: known.get(name) or by_shape(a, channels[name]) for name, a in images.items()}
     votes = {layout for layout in seen.values() if layout in LAYOUTS}
     common = votes.pop() if len(votes) == 1 else None
     undecided = [name for name, layout in seen.items() if layout == "either"]
@@ -78,7 +78,7 @@ def to_nchw(
     return Arranged(arranged, notes)
 
 
-def _by_shape(array: Array, channels: int) -> str:
+def by_shape(array: Array, channels: int) -> str:
     """One of "NCHW", "NHWC", "either" and "neither"."""
     first, last = array.shape[1] == channels, array.shape[3] == channels
     if first and last:

@@ -1,4 +1,4 @@
-"""A dump's numbers in the activations' own type, where another one holds the same numbers."""
+"""A dump's numbers in the activations' own type and layout, where others hold the same numbers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.files.wrappers import listed
 from repvgg_ref.integer.layers import Quantization
 from repvgg_ref.integer.network import IntegerNetwork
+from repvgg_ref.oracle.candidates.layout import by_shape
 
 INPUT = "input"
 _NEAR = 1e-5  # relative: real numbers of a scale, computed or printed in float32
@@ -39,6 +40,35 @@ def as_held(
                 told.setdefault(f"{how}, taken for the {side.dtype} that they are", []).append(name)
                 break
     notes += [f"{listed(names)}: {how}" for how, names in told.items()]
+    return found, notes
+
+
+def in_nchw(
+    network: IntegerNetwork, numbers: Mapping[str, Array]
+) -> tuple[dict[str, Array], list[str]]:
+    """The dump with (N, H, W, C) images moved to (N, C, H, W), and a note on which these are.
+
+    Channels tell it; where C = H = W the other layers do, and without them it is NCHW.
+    """
+    count = network.in_channels
+    channels = {INPUT: count}
+    for layer in network.layers:
+        count = count if layer.out_channels is None else layer.out_channels
+        channels[layer.name] = count
+    seen = {
+        name: by_shape(array, channels[name])
+        for name, array in numbers.items()
+        if name in channels and array.ndim == 4
+    }
+    is_last = "NHWC" in seen.values() and "NCHW" not in seen.values()
+    moved = [name for name, how in seen.items() if how == "NHWC" or (is_last and how == "either")]
+    found = {
+        name: np.moveaxis(array, 3, 1) if name in moved else array
+        for name, array in numbers.items()
+    }
+    notes = [f"NHWC transposed to NCHW: {listed(moved)}"] if moved else []
+    if moved and "NCHW" in seen.values():
+        notes.append("the layers come in both layouts")
     return found, notes
 
 

@@ -17,7 +17,7 @@ from repvgg_ref.integer.layers import IntegerLayer
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.integer.schemes import ANY, SCHEMES
 from repvgg_ref.oracle.integers.explain import FEW, Asked, explained
-from repvgg_ref.oracle.integers.held import INPUT, as_held
+from repvgg_ref.oracle.integers.held import INPUT, as_held, in_nchw
 from repvgg_ref.oracle.integers.means import other_mean
 from repvgg_ref.oracle.integers.program import (
     IntegerProgram,
@@ -46,8 +46,9 @@ def judge_numbers(
     to be. One whose output is not in it is judged by the next that is; without a next, it cannot be
     judged, and neither can the port.
     """
+    numbers, moved = in_nchw(network, numbers)
     numbers, said = as_held(network, numbers)
-    notes = (*notes, *said)
+    notes = (*notes, *moved, *said)
     if (problem := _unusable(network, numbers)) is not None:
         return _cannot(reference, candidate, problem)
     is_whole = all(layer.name in numbers for layer in network.layers)
