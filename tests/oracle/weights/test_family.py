@@ -12,9 +12,13 @@ import weights_io
 from repvgg_ref.files.convert_modules import convert_modules
 from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.weights.family import judge_family
-from tests.files.test_modules import by_hand, detector, saved
+from tests.files.test_modules import by_hand, detector, norm, saved
 
 TAIL = np.linspace(-3.3, 3.3, 9, dtype=np.float32)
+
+
+PARTS = "weight", "bias"
+KERNEL, BIAS = "neck.0.conv.weight", "neck.0.conv.bias"
 
 
 def trained() -> dict[str, Any]:
@@ -116,3 +120,80 @@ def test_a_broken_checkpoint_judges_nothing(broken: float, tmp_path: Path) -> No
     for change in ({}, nothing):
         report = judged(tmp_path, fused() | change, state)
         assert report.verdict == "cannot-judge"
+
+
+def one_tap(weight: Any) -> Any:
+    weight = weight.copy()
+    weight[2, 1, 0, 1] *= np.float32(1.001)
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("bug", "says", "estimate", "change"),
+    [
+        ("kernel-flipped", "both ways", None, {KERNEL: lambda w: w[:, :, ::-1, ::-1]}),
+        ("kernel-flipped", "left to right", None, {KERNEL: lambda w: w[..., ::-1]}),
+        ("kernel-height-width-swapped", "", None, {KERNEL: lambda w: w.swapaxes(2, 3)}),
+        ("kernel-in-out-swapped", "", None, {KERNEL: lambda w: w.swapaxes(0, 1)}),
+        (
+            "kernel-memory-layout",
+            "OHWI as OIHW",
+            None,
+            {KERNEL: lambda w: w.transpose(0, 2, 3, 1).reshape(w.shape)},
+        ),
+        ("bias-missing", "all of it is zero", None, {BIAS: np.zeros_like}),
+        ("channel-scaled", "its bias not", 1e-4, {KERNEL: lambda w: w * np.float32(1.0001)}),
+        ("taps-altered", "one tap, in output channel 2", 1, {KERNEL: one_tap}),
+        ("taps-altered", "4 biases", 4, {BIAS: lambda b: b * np.float32(1.01)}),
+    ],
+)
+def test_what_befalls_a_fused_kernel_has_a_name(
+    bug: str, says: str, estimate: float | None, change: dict[str, Any], tmp_path: Path
+) -> None:
+    right = fused()
+    wrong = {key: np.ascontiguousarray(make(right[key])) for key, make in change.items()}
+    report = judged(tmp_path, right | wrong, trained())
+    (found,) = report.diagnosis
+    assert (report.verdict, found.bug, found.layer) == ("disagree", bug, "neck.0")
+    assert says in found.says
+    assert found.estimate == (None if estimate is None else pytest.approx(estimate, rel=0.01))
+
+
+def test_exchanged_blocks_name_each_other(tmp_path: Path) -> None:
+    right = fused()
+    places = {f"neck.{a}.conv.{p}": f"neck.{1 - a}.conv.{p}" for a in (0, 1) for p in PARTS}
+    report = judged(tmp_path, right | {a: right[b] for a, b in places.items()}, trained())
+    assert [(f.bug, f.layer, f.says.split()[-1]) for f in report.diagnosis] == [
+        ("layers-swapped", "neck.0", "neck.1"),
+        ("layers-swapped", "neck.1", "neck.0"),
+    ]
+
+
+def test_one_cause_in_all_blocks_is_one_finding(tmp_path: Path) -> None:
+    """And in one of two blocks it is that block's."""
+    right, other = fused(), fused()
+    for place in (0, 1):
+        made = by_hand(trained(), f"neck.{place}", 1e-3)
+        other |= {f"neck.{place}.conv.{p}": np.float32(a) for p, a in zip(PARTS, made, strict=True)}
+    for wrong, where in ((other, "all"), (right | {k: other[k] for k in (KERNEL, BIAS)}, "neck.0")):
+        report = judged(tmp_path, wrong, trained())
+        (found,) = report.diagnosis
+        assert (found.bug, found.layer, found.estimate) == ("eps-value", where, 1e-3)
+        assert report.first_bad_layer == "neck.0"
+
+
+@pytest.mark.parametrize(("asked", "assumed"), [(None, 1e-5), (1e-3, None)])
+def test_an_eps_that_nobody_said_is_reported_as_assumed(
+    asked: float | None, assumed: float | None, tmp_path: Path
+) -> None:
+    """Official networks and the YOLO line call their blocks alike and differ in it."""
+    rng, state = np.random.default_rng(0), dict[str, Any]()
+    for branch, k in (("rbr_dense", 3), ("rbr_1x1", 1)):
+        name = f"neck.0.{branch}"
+        state[f"{name}.conv.weight"] = rng.normal(size=(4, 2, k, k)).astype(np.float32)
+        state |= norm(rng, f"{name}.bn", 4)
+    path, target = saved(tmp_path, state), tmp_path / "ours.npz"
+    convert_modules(path, target, "npz", eps=asked)
+    report = judge_family(path, target, eps=asked)
+    assert report.verdict == "agree", report.reason
+    assert report.to_json()["assumed"]["eps"] == assumed
