@@ -23,6 +23,7 @@ ROOMS = (
     "weights",
     "symmetry",
     "diagnosis",
+    "families",
     "training",
     "golden",
     "probes",

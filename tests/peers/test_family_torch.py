@@ -12,7 +12,7 @@ import pytest
 import weights_io
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.convert_modules import ModulesConversion, convert_modules
-from repvgg_ref.oracle.weights.family import judge_family
+from repvgg_ref.oracle.families.family import judge_family
 
 torch = pytest.importorskip("torch")
 

@@ -15,7 +15,7 @@ from repvgg_ref.cpu import NUMPY
 from repvgg_ref.files.convert import convert
 from repvgg_ref.models import gated
 from repvgg_ref.models.repvit import repvit, rows
-from repvgg_ref.oracle.weights.graph_file import is_graph_file, judge_graph_file
+from repvgg_ref.oracle.families.graph_file import is_graph_file, judge_graph_file
 from tests.models.small import distinct_model
 
 torch = pytest.importorskip("torch")

@@ -16,7 +16,7 @@ import weights_io
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.convert_modules import convert_modules
 from repvgg_ref.files.inspect import inspect_file
-from repvgg_ref.oracle.weights.family import judge_family
+from repvgg_ref.oracle.families.family import judge_family
 from tests.cli.runner import invoke
 
 torch = pytest.importorskip("torch")

@@ -14,7 +14,7 @@ import weights_io
 from repvgg_ref.files.convert import convert
 from repvgg_ref.files.convert_modules import convert_modules
 from repvgg_ref.files.inspect import inspect_file
-from repvgg_ref.oracle.weights.family import judge_family
+from repvgg_ref.oracle.families.family import judge_family
 from tests.files.module_settings import block, file_of
 from tests.weights_io.forge import proto, state_dict, tensor, torch_zip
 

@@ -111,8 +111,8 @@ def command(
     from repvgg_ref.oracle.golden.folder import is_golden
     from repvgg_ref.oracle.integers.front import is_about_integers
     from repvgg_ref.oracle.verification import require_no_inputs, verify
-    from repvgg_ref.oracle.weights.family import judge_family
-    from repvgg_ref.oracle.weights.graph_file import is_graph_file, judge_graph_file
+    from repvgg_ref.oracle.families.family import judge_family
+    from repvgg_ref.oracle.families.graph_file import is_graph_file, judge_graph_file
     from repvgg_ref_cli.batches import read_batch
 
     on_stdout = _on_stdout(page, junit, as_json=as_json)

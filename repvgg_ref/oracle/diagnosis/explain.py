@@ -280,8 +280,7 @@ def what_was_tested(case: Case) -> list[str]:
     weakest: dict[str, tuple[float, str]] = {}
     for name in estimates.samples:
         for what, size in estimates.detects(name).items():
-            least = np.inf if size is None else size
-            weakest[what] = max(weakest.get(what, (0.0, "")), (least, name))
+            weakest[what] = max(weakest.get(what, (0.0, "")), (size or np.inf, name))
     shown = [
         f"{words} {_size(weakest[what][0])} ({weakest[what][1]})"
         for what, words in _SEEN.items()

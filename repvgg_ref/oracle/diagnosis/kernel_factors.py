@@ -98,7 +98,7 @@ def _explanations(layer: str, seen: Observation, odd: Odd) -> Iterator[Finding]:
             yield _finding("bias-scaled", layer, factor, says)
         return
     factor = errors.taps.factor()
-    if errors.taps.is_explained(factor) and len(taps) > 1:
+    if errors.taps.is_explained(factor) and taps.size > 1:
         yield from _with_bias(layer, errors, factor, np.array([], int))
     bad = np.flatnonzero(taps | biases)
     channels = errors.rows(bad)

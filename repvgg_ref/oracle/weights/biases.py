@@ -78,8 +78,10 @@ def settled(layers: Sequence[Vectors], order: Order, a: Arithmetic) -> Settled |
         got.setdefault(len(layer.terms.terms), []).append(layer.bias)
     whole = {number: np.concatenate(each) for number, each in got.items()}
     tried = [
-        _Tried(*way, given, {n: int(differs(whole[n], g).sum()) for n, g in given.items()})
-        for *way, given in _given(layers, order, a)
+        _Tried(
+            shift, sequence, given, {n: int(differs(whole[n], g).sum()) for n, g in given.items()}
+        )
+        for shift, sequence, given in _given(layers, order, a)
     ]
     best = min(tried, key=lambda each: each.off)
     if best.off > max(_FEW_OFF, _OFF * sum(map(len, whole.values()))):

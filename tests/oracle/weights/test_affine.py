@@ -12,8 +12,8 @@ import pytest
 import weights_io
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.convert_modules import convert_modules
+from repvgg_ref.oracle.families.family import judge_family
 from repvgg_ref.oracle.report import Report
-from repvgg_ref.oracle.weights.family import judge_family
 
 State = dict[str, Array]
 SCALE, BIAS = "b.lab.scale", "b.lab.bias"

@@ -10,8 +10,8 @@ import pytest
 
 import weights_io
 from repvgg_ref.files.convert_modules import convert_modules
+from repvgg_ref.oracle.families.family import judge_family
 from repvgg_ref.oracle.report import Report
-from repvgg_ref.oracle.weights.family import judge_family
 from tests.files.test_modules import by_hand, detector, norm, saved
 
 TAIL = np.linspace(-3.3, 3.3, 9, dtype=np.float32)

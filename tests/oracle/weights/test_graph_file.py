@@ -12,7 +12,7 @@ import pytest
 import repvgg_ref as rr
 import weights_io
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.weights.graph_file import is_graph_file, judge_graph_file
+from repvgg_ref.oracle.families.graph_file import is_graph_file, judge_graph_file
 from tests.cli.runner import invoke
 from tests.models.small import distinct_model
 

@@ -11,8 +11,8 @@ import pytest
 
 import weights_io
 from repvgg_ref.files.convert_modules import convert_modules
+from repvgg_ref.oracle.families.family import judge_family
 from repvgg_ref.oracle.report import Finding
-from repvgg_ref.oracle.weights.family import judge_family
 
 State = dict[str, Any]
 CHANNELS = 5

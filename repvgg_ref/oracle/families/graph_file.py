@@ -25,10 +25,10 @@ from repvgg_ref.models.graph import Node
 from repvgg_ref.models.heads import NormLinear
 from repvgg_ref.models.layers import Block
 from repvgg_ref.models.names import official_names
+from repvgg_ref.oracle.families.family import NOT_TESTED, compared, name_of
 from repvgg_ref.oracle.report import Report
 from repvgg_ref.oracle.symmetry.branching import reconsidered
 from repvgg_ref.oracle.weights.copies import is_counter
-from repvgg_ref.oracle.weights.family import NOT_TESTED, compared, name_of
 from weights_io import LazyArray, sanitize
 
 _COUNTER = ".num_batches_tracked"

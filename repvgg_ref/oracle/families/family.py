@@ -21,12 +21,12 @@ from repvgg_ref.files.modules import FoundBlock, blocks_of
 from repvgg_ref.files.recorded import geometry_of
 from repvgg_ref.files.wrappers import listed, select
 from repvgg_ref.models.about import Assumed
+from repvgg_ref.oracle.families.family_named import is_hidden, joined, named
+from repvgg_ref.oracle.families.kernel_mistakes import swapped
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 from repvgg_ref.oracle.weights.affine import as_kept
 from repvgg_ref.oracle.weights.copies import is_counter, unlike
-from repvgg_ref.oracle.weights.family_named import is_hidden, joined, named
 from repvgg_ref.oracle.weights.fused_block import FORMATS, Stored, fused_of, stored_of, worst
-from repvgg_ref.oracle.weights.kernel_mistakes import swapped
 from repvgg_ref.oracle.weights.mistakes import UNKEYED
 from weights_io import LazyArray, sanitize
 

@@ -12,9 +12,9 @@ from repvgg_ref.blocks.parts import with_eps
 from repvgg_ref.blocks.run import EVERYTHING
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.modules import FoundBlock
+from repvgg_ref.oracle.families.kernel_mistakes import hides, of_kernel, unexplained
 from repvgg_ref.oracle.report import EVERYWHERE, Finding
 from repvgg_ref.oracle.weights.fused_block import Fused, Stored, fused_of, worst
-from repvgg_ref.oracle.weights.kernel_mistakes import hides, of_kernel, unexplained
 from repvgg_ref.oracle.weights.mistakes import GENERAL, Mistake, mistakes
 
 EPS = "eps-value"
