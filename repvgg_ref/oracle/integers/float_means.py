@@ -68,8 +68,7 @@ def _levels_per_unit(layer: IntegerLayer) -> np.float32:
     low, high = (
         np.float32(end - int(made.zero_point)) * made.scale for end in (limits.min, limits.max)
     )
-    found: np.float32 = np.float32(limits.max - limits.min) * (np.float32(1) / (high - low))
-    return found
+    return np.float32(np.float32(limits.max - limits.min) * (np.float32(1) / (high - low)))
 
 
 def is_but_for_halves(layer: IntegerLayer, x: Array, y_hat: Array, scheme: str) -> bool:

@@ -14,6 +14,7 @@ from repvgg_ref.oracle.bugs import LAYER_BUGS, Site
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.layers import block_program
 from tests.models.small import SMALL
+from weights_io import save_weights
 
 KINDS = ("plain", "grouped", "se-before-relu", "plus")
 
@@ -174,6 +175,6 @@ def test_a_kernel_of_another_size_is_another_network(tmp_path: Path) -> None:
     model = distinguishing_model(SMALL["plain"])
     state = fuse(model).state_dict()
     state["stage1.0.rbr_reparam.weight"] = state["stage1.0.rbr_reparam.weight"][:, :, 1:2, 1:2]
-    np.savez(tmp_path / "port.npz", **state)
+    save_weights(tmp_path / "port.npz", state, container="npz")
     report = rr.verify(model, tmp_path / "port.npz")
     assert (report.verdict, "another network" in report.reason) == ("disagree", True)
