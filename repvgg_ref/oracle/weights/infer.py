@@ -24,7 +24,7 @@ from repvgg_ref.oracle.weights.orders import (
     sums,
     tap_predicted,
 )
-from repvgg_ref.oracle.weights.terms import Tap, Terms, tap_of
+from repvgg_ref.oracle.weights.terms import Tap, Terms, own_inputs, tap_of
 
 Layer = tuple[Terms, FusedConv]
 Slopes = list[Array | None]
@@ -37,13 +37,15 @@ _STEPS = (0, 1, -1, 2, -2, 3, -3, 4, -4)
 class Sample(NamedTuple):
     """Some rows and inputs of a layer; `alone`: number of a term -> its raw weights, the taps.
 
-    `biases` are all of the layer's.
+    `biases` are all of the layer's, `own` all rows' inputs of their own number: an identity lies
+    there, so that orders of addition differ there alone.
     """
 
     terms: Terms
     got: FusedConv
     alone: dict[int, tuple[Array, Array]]
     biases: Vectors
+    own: tuple[Terms, FusedConv]
 
 
 class Score(NamedTuple):
@@ -80,8 +82,9 @@ def infer(layers: Iterable[Layer], stored: tuple[str, str]) -> Conversion | None
     else:
         return None
     slopes = [_fitted(sample, order, a) for sample in samples]
-    added = _best_sum(samples, order, a, [fitted for fitted, _ in slopes], enough)
     moved = np.concatenate([abs(s) for _, s in slopes])
+    fits = [fitted for fitted, _ in slopes]
+    added = _best_sum(samples, order, a, fits, enough, any_moved=bool(moved.any()))
     # slopes that err are known in the rows alone that were looked at
     vectors = [
         Vectors(sample.terms, sample.got.bias, fitted) if moved.any() else sample.biases
@@ -109,7 +112,8 @@ def _sample(terms: Terms, got: FusedConv) -> Sample:
         for number, mine in taps.items()
     }
     whole = terms.rows(np.arange(outputs), columns[:1])  # of which vectors alone are looked at
-    return Sample(some, kernel, alone, Vectors(whole, got.bias))
+    own = terms.own, FusedConv(own_inputs(got.weight), got.bias)
+    return Sample(some, kernel, alone, Vectors(whole, got.bias), own)
 
 
 def _exact(samples: list[Sample], stored: tuple[str, str], enough: int) -> Exact | None:
@@ -194,19 +198,32 @@ def _fitted(sample: Sample, order: Order, a: Arithmetic) -> tuple[Slopes, Array]
 
 
 def _best_sum(
-    samples: list[Sample], order: Order, a: Arithmetic, slopes: list[Slopes], enough: int
+    samples: list[Sample],
+    order: Order,
+    a: Arithmetic,
+    slopes: list[Slopes],
+    enough: int,
+    *,
+    any_moved: bool,
 ) -> Sum | None:
     """How taps of several terms are added; None if no way of ours reproduces them."""
     largest = max((sample.terms for sample in samples), key=lambda terms: len(terms.terms))
+    parts = [
+        [(sample.terms, sample.got, mine), (*sample.own, parameters(sample.own[0], order, a))]
+        for sample, mine in zip(samples, slopes, strict=True)
+    ]
+    if any_moved:  # slopes that err are known in the rows alone that were looked at
+        parts = [of_layer[:1] for of_layer in parts]
     found: list[tuple[Score, int, Sum]] = []
     for how in sums(largest):
         wrong = []
-        for (terms, got, *_), mine in zip(samples, slopes, strict=True):
+        for of_layer in parts:
             odd = [
-                differs(tap_of(got, tap), tap_predicted(terms, tap, order, how, mine, a))
+                differs(tap_of(got, tap), tap_predicted(terms, tap, order, how, mine, a)).ravel()
+                for terms, got, mine in of_layer
                 for tap in terms.shared
             ]
-            wrong.append(_stacked(odd) if odd else np.zeros((1, 1), bool))
+            wrong.append(np.concatenate(odd) if odd else np.zeros(1, bool))
         found.append((_score(wrong), -len(found), how))
     score, _, best = max(found, key=lambda each: each[:2])
     return best if score.layers >= enough else None

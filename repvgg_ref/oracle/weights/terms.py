@@ -36,6 +36,15 @@ class Term(NamedTuple):
 
         return self._replace(branch=self.branch.arrays(part))
 
+    @property
+    def own(self) -> Term:
+        """Of each row the input of its own number, where an identity lies: (O, 1, Kh, Kw)."""
+
+        def part(array: Array) -> Array:
+            return array if array.ndim == 1 else own_inputs(array)
+
+        return self._replace(branch=self.branch.arrays(part))
+
 
 class Terms(NamedTuple):
     """One layer: its terms, the extent of its kernel, and eps."""
@@ -95,6 +104,17 @@ class Terms(NamedTuple):
         return self._replace(
             terms=tuple(term.rows(chosen, inputs) for term in self.terms), bias=bias
         )
+
+    @property
+    def own(self) -> Terms:
+        """Of each row the input of its own number: nowhere else do all terms meet."""
+        return self._replace(terms=tuple(term.own for term in self.terms))
+
+
+def own_inputs(weight: Array) -> Array:
+    """Of each row of a kernel (O, C/G, Kh, Kw) the input of its own number, (O, 1, Kh, Kw)."""
+    rows = np.arange(len(weight))
+    return np.asarray(weight[rows, rows % weight.shape[1]][:, None])
 
 
 def terms_of(program: BlockProgram) -> Terms:
