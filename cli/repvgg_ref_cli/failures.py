@@ -105,8 +105,12 @@ def _usage(error: click.ClickException) -> Failure:
         advice = f"{meant} ; {advice}"
     # Its own suggestions, which depend on click's version, are left out.
     said = error.message if isinstance(error, click.NoSuchOption) else error.format_message()
-    param = getattr(error, "param", None)
-    if isinstance(param, click.Argument) and isinstance(param.type, click.Choice):
+    param, is_missing = getattr(error, "param", None), isinstance(error, click.MissingParameter)
+    if (
+        isinstance(param, click.Argument)
+        and isinstance(param.type, click.Choice)
+        and not is_missing
+    ):
         # click calls such an argument by its choices, which the message lists anyway
         said = f"Invalid value for {(param.name or '').upper()}: {error.message}"
     said = re.sub(r"\s*\n\s*", " ", said).rstrip(".")  # click lists choices one a line
