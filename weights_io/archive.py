@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from weights_io.budget import Budget
+from weights_io.collector import seldom_collected
 from weights_io.detect import Kind, detect
 from weights_io.errors import WeightsFileError
 from weights_io.folders import as_folder, only_file
@@ -21,7 +22,6 @@ from weights_io.readers.torch_folder import read_torch_folder, torch_folder
 from weights_io.readers.torch_legacy import read_torch_legacy
 from weights_io.readers.torch_zip import PICKLE, read_torch_zip
 from weights_io.source import Source, open_source
-from weights_io.collector import seldom_collected
 from weights_io.zips.foreign import unreadable_zip, without_leftovers
 from weights_io.zips.read import read_zip
 
@@ -64,7 +64,8 @@ def open_weights(
 ) -> Archive:
     """Open a weights file without trusting it; nothing in it is ever run.
 
-    While its structure is read, Python's collector of cyclic garbage comes less often, in all threads.
+    While its structure is read, Python's collector of cyclic garbage comes less often, in all
+    threads.
 
     Parameters
     ----------

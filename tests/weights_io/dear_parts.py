@@ -70,9 +70,7 @@ PICKLES: dict[str, Callable[[], bytes]] = {
     ),
     "classes of many names": lambda: _numbered(lambda i: b"cf\nB%d\n" % i),
     "sets of five texts": _again(b"\x8f(" + b"".join(map(text, "abcde")) + b"\x90"),
-    "sets of five known texts": _again(
-        b"\x8f(h\x00h\x01h\x02h\x03h\x04\x90", *map(text, "abcde")
-    ),
+    "sets of five known texts": _again(b"\x8f(h\x00h\x01h\x02h\x03h\x04\x90", *map(text, "abcde")),
     "frozen sets of five known texts": _again(
         b"(h\x00h\x01h\x02h\x03h\x04\x91", *map(text, "abcde")
     ),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from weights_io.budget import Budget
+from weights_io.collector import seldom_collected
 from weights_io.errors import WeightsFileError
 from weights_io.lazy import LazyArray
 from weights_io.modules import ModuleRecord
@@ -18,7 +19,6 @@ from weights_io.pickles.globals import Getattr, refuse
 from weights_io.pickles.inert import CfgNode, Inert, PickledSet, TensorView
 from weights_io.pickles.records import PARTS, Record
 from weights_io.text import sanitize
-from weights_io.collector import seldom_collected
 
 Resolve = Callable[[TensorView], LazyArray | Inert]
 

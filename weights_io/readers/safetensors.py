@@ -86,7 +86,9 @@ def _parse_entry(name: str, entry: object, budget: Budget) -> _Entry:
         bits = budget.admit(shape, 0, name) * OTHER_SAFETENSORS[dtype]
         if 8 * (end - begin) != bits:
             raise _lie(
-                f"{sanitize(name)} has offsets that do not fit its shape", end - begin, f"{bits} bits"
+                f"{sanitize(name)} has offsets that do not fit its shape",
+                end - begin,
+                f"{bits} bits",
             )
         return _Entry(dtype, shape, begin, end)
     itemsize = STORED[DTYPES[dtype]].itemsize

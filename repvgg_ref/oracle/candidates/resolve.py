@@ -150,8 +150,7 @@ def _resolve_text(
     if is_module(text):
         return ModuleCandidate(sanitize(text), text, arch, timeout)
     raise CandidateFailure(
-        f"{sanitize(text)}: no "
-        + ("regular file" if path.exists() else "such file or folder"),
+        f"{sanitize(text)}: no " + ("regular file" if path.exists() else "such file or folder"),
         wanted="a file, a folder, module:callable, or exec:command {input} {output}",
     )
 
