@@ -64,7 +64,8 @@ def open_weights(
 ) -> Archive:
     """Open a weights file without trusting it; nothing in it is ever run.
 
-    While its structure is read, Python's collector of cyclic garbage comes less often, in all threads.
+    While its structure is read, Python's collector of cyclic garbage comes less often, in all
+    threads.
 
     Parameters
     ----------

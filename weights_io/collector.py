@@ -1,8 +1,8 @@
 """Fewer searches for cyclic garbage while a file is read.
 
 A reader makes very many containers, none of which is garbage. Python's collector looks through them
-again and again, which takes up to half of the time that reading takes. It is the whole process's, so
-it is never switched off: it comes after every `RARELY` new containers instead of every 700, and
+again and again, which takes up to half of the time that reading takes. It is the whole process's,
+so it is never switched off: it comes after every `RARELY` new containers instead of every 700, and
 what others make meanwhile is found as surely. Whether it is on is nobody's affair but the user's.
 """
 

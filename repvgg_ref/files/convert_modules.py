@@ -96,6 +96,7 @@ def convert_modules(
         )
     notes: list[str] = []
     with nullcontext(archive) if archive else weights_io.open_weights(path) as archive:
+        notes += archive.notes
         arrays, asked, entries = select(archive.root, weights, notes)
         if asked != "model":
             raise no_such_weights(asked, entries)

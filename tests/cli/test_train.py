@@ -220,6 +220,7 @@ def test_options_that_were_damaged_are_an_error_of_one_line(
     (tmp_path / "options.json").write_text(content)
     line = invoke(capsys, "train", "--out", tmp_path, "--resume").error_line()
     assert "options.json" in line or "'--seed'" in line
+    assert "recursion" not in line
 
 
 def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_ends_the_program(

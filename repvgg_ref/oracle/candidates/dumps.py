@@ -125,10 +125,15 @@ def read_npz(path: Path) -> Dump:
                 )
             found = archive.root.items()
             arrays = {k: v for k, v in found if isinstance(v, weights_io.LazyArray)}
-            others = [str(k) for k, v in found if k not in arrays]
+            others = [
+                f"{k} ({v.type_name})" if isinstance(v, weights_io.Inert) else str(k)
+                for k, v in found
+                if k not in arrays
+            ]
             if others:
                 raise CandidateFailure(
-                    f"{sanitize(path.name)}: entries that are no arrays", got=listed(others)
+                    f"{sanitize(path.name)}: entries that are no arrays, or of a type not read",
+                    got=listed(others),
                 )
             precision = SHORT.get({v.dtype for v in arrays.values()}.pop()) if arrays else None
             loaded = {str(name): lazy.read() for name, lazy in arrays.items()}

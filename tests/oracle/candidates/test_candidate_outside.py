@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import stat
 import sys
@@ -93,6 +94,13 @@ def test_a_module_that_fails_is_reported_in_one_line(name: str, says: str, verdi
 def test_a_module_that_is_not_there_is_reported() -> None:
     assert "ModuleNotFoundError" in str(failure("no_such_module_anywhere:net"))
     assert "FileNotFoundError" in str(failure("no_such_file.py:net"))
+
+
+@pytest.mark.skipif("not hasattr(os, 'mkfifo')", reason="no FIFOs here")
+def test_a_fifo_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "port.npz")
+    assert "no regular file" in str(failure(str(tmp_path / "port.npz")))
+    assert "no such file" in str(failure(str(tmp_path / "other.npz")))
 
 
 def test_a_port_that_hangs_is_stopped_with_all_its_processes(
