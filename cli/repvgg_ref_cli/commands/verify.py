@@ -108,11 +108,11 @@ def command(
     Exit codes: 0 agrees, 1 disagrees, 2 cannot be judged.
     """  # noqa: D301 - \b is click's
     import repvgg_ref
+    from repvgg_ref.oracle.families.family import judge_family
+    from repvgg_ref.oracle.families.graph_file import is_graph_file, judge_graph_file
     from repvgg_ref.oracle.golden.folder import is_golden
     from repvgg_ref.oracle.integers.front import is_about_integers
     from repvgg_ref.oracle.verification import require_no_inputs, verify
-    from repvgg_ref.oracle.families.family import judge_family
-    from repvgg_ref.oracle.families.graph_file import is_graph_file, judge_graph_file
     from repvgg_ref_cli.batches import read_batch
 
     on_stdout = _on_stdout(page, junit, as_json=as_json)
