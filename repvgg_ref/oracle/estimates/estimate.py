@@ -55,7 +55,7 @@ class Claim(NamedTuple):
         able = shown > grown
         root = np.hypot(needed * error * np.sqrt(np.maximum(left, 0)), grown * tolerance)
         found = (shown * tolerance + root) / np.where(able, left, 1.0)
-        return np.where(able, found, np.inf) * size
+        return np.asarray(np.where(able, found, np.inf) * size)
 
     def each(self, chosen: Array) -> Claim:
         """The claims of the chosen channels, arrays all."""
