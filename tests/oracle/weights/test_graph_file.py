@@ -122,8 +122,8 @@ def test_channels_inside_a_residual_block_may_come_otherwise(
     files: tuple[Path, State, State], kind: str, tmp_path: Path
 ) -> None:
     """As long as the next convolution takes that back; a wrong tap is still seen in it."""
-    how = (ORDER, ONE) if kind == "permutation" else (np.arange(64), FACTOR)
-    equal = changed(files[2], *how, *HIDDEN)
+    order, factor = (ORDER, ONE) if kind == "permutation" else (np.arange(64), FACTOR)
+    equal = changed(files[2], order, factor, *HIDDEN)
     x = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
     for wrong in (False, True):
         if wrong:
