@@ -276,7 +276,8 @@ class Simulated(NamedTuple):
         """The smallest error that would have been seen."""
         ulp = (
             f"one ulp of {FORMAT_NAMES[self.stored[0]]} in a tap ({_relative(self.stored)}), and"
-            " what an ulp of a branch's slope makes of a sum or a bias"
+            " what an ulp of a branch's slope, or another order where the file does not settle it,"
+            " makes of a sum or a bias"
         )
         unsettled = [
             *(["centre taps"] if self.added is None else []),
