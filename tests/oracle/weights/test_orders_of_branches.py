@@ -54,7 +54,11 @@ def test_right_ways_to_form_biases_are_not_beyond_and_wrong_ones_are() -> None:
     for order in permutations(range(3)):
         of_norms = sum(betas[n] - shifts[n] for n in order)
         of_betas = sum(betas[n] for n in order) - sum(shifts[n] for n in order)
-        for right in (of_norms, of_betas, sum(betas).astype(float) - sum(shifts).astype(float)):
+        for right in (
+            of_norms,
+            of_betas,
+            np.sum(betas, axis=0, dtype=float) - np.sum(shifts, axis=0, dtype=float),
+        ):
             assert not beyond(terms, np.asarray(right, np.float32), a).any()
     size = sum(np.abs(array) for array in (*betas, *shifts))
     wrong = sum(betas) - sum(shifts) + 8 * 2.0**-24 * size
