@@ -62,13 +62,13 @@ def _orders(layer: IntegerLayer, total: Array, n: np.float32) -> Iterator[tuple[
             yield mean, f"multiplies by {by}, and averages, in float32"
 
 
-def _levels_per_unit(layer: IntegerLayer) -> np.float32:
+def _levels_per_unit(layer: IntegerLayer) -> Array:
     """Quantisation steps in a unit of the output, from the real numbers at its ends."""
     made, limits = layer.output, np.iinfo(layer.output.dtype)
     low, high = (
         np.float32(end - int(made.zero_point)) * made.scale for end in (limits.min, limits.max)
     )
-    found: np.float32 = np.float32(limits.max - limits.min) * (np.float32(1) / (high - low))
+    found: Array = np.asarray(np.float32(limits.max - limits.min) * (np.float32(1) / (high - low)))
     return found
 
 
