@@ -19,6 +19,7 @@ from repvgg_ref.cpu.engine import Engine
 from repvgg_ref.errors import ReportedError, ShapeError
 from repvgg_ref.models.guarded import guarded
 from repvgg_ref.models.layers import Form
+from repvgg_ref.models.names import official_names
 from repvgg_ref.models.network import Model, fuse
 from tests.models.small import GRAPHS, SMALL, batch, distinct_model
 
@@ -232,7 +233,7 @@ def test_an_array_that_numpy_would_broadcast_is_refused(
     if form == "train":
         uses += [lambda: fuse(model), lambda: model.loss_and_grads(x, labels)]
     for use in uses:
-        with pytest.raises(ShapeError, match=f"{name} is not as"):
+        with pytest.raises(ShapeError, match=f"{official_names(model.arch, form)[name]} is not as"):
             use()
 
 
