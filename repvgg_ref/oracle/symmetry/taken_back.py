@@ -60,7 +60,33 @@ def asked(sample: Sample, factor: Array, unit: float) -> Answer:
         # of `met` being 0, not `power`
         odds = power * (power - 2 * met) / (2 * variance) if power > 0 else np.inf
         wrong[c], unsure[c] = odds < -_SURE, abs(odds) <= _SURE
+    if (
+        unsure.any()
+        and not sample.gated
+        and _is_together_wrong(sample, weight, factor, unsure, unit)
+    ):
+        return Answer(wrong | unsure, np.zeros(len(factor), bool))
     return Answer(wrong, unsure)
+
+
+def _is_together_wrong(
+    sample: Sample, weight: Array, factor: Array, chosen: Array, unit: float
+) -> bool:
+    """Whether the next layer surely takes these channels, together, as they are.
+
+    A factor that all of them share is a scale of that layer's own outputs, which it has one by one;
+    but where all of its rows have just this scale, its errors are the factor.
+    """
+    taps, outputs = sample.kernel_size, len(sample.y) // sample.groups
+    off = np.repeat(np.where(chosen, factor - 1, 0.0), taps).reshape(sample.groups, 1, -1)
+    taken = (sample.weight.reshape(sample.groups, outputs, -1) * off).reshape(sample.weight.shape)
+    part = sample.times(taken)
+    weighted = weight * part
+    met, power = (np.einsum("op,op->o", weighted, v) for v in (sample.residual, part))
+    variance = min(float(((met - power) ** 2).sum()), float((met**2).sum()))
+    variance += unit**2 * float(sample.met(weighted).sum())
+    odds = power.sum() * (power.sum() - 2 * met.sum()) / max(2 * variance, 1e-300)
+    return bool(odds < -_SURE)
 
 
 def _in_scale(sample: Sample, weight: Array, values: Array) -> Array:
