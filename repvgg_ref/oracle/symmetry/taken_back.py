@@ -13,6 +13,7 @@ from repvgg_ref.oracle.arithmetic.sample import Sample
 # Of odds, the logarithm that settles it: by chance 4 channels in a million are as far from what
 # they are, at worst.
 _SURE = 10.0
+_ALIKE = 0.1  # of factors less 1, which are one scale
 
 
 class Answer(NamedTuple):
@@ -60,13 +61,23 @@ def asked(sample: Sample, factor: Array, unit: float) -> Answer:
         # of `met` being 0, not `power`
         odds = power * (power - 2 * met) / (2 * variance) if power > 0 else np.inf
         wrong[c], unsure[c] = odds < -_SURE, abs(odds) <= _SURE
-    if (
+    together = _is_one_scale(factor, unsure) or (
         unsure.any()
         and not sample.gated
         and _is_together_wrong(sample, weight, factor, unsure, unit)
-    ):
+    )
+    if together:
         return Answer(wrong | unsure, np.zeros(len(factor), bool))
     return Answer(wrong, unsure)
+
+
+def _is_one_scale(factor: Array, unsure: Array) -> bool:
+    """Whether most channels have the same factor: one number that is wrong, not an equal network.
+
+    Channels of equal networks are scaled each by its own.
+    """
+    off = factor[unsure] - 1
+    return bool(2 * len(off) >= len(factor) and off.std() < _ALIKE * abs(off.mean()))
 
 
 def _is_together_wrong(

@@ -142,9 +142,9 @@ def one_tap(weight: Any) -> Any:
             {KERNEL: lambda w: w.transpose(0, 2, 3, 1).reshape(w.shape)},
         ),
         ("bias-missing", "all of it is zero", None, {BIAS: np.zeros_like}),
-        ("channel-scaled", "its bias not", 1e-4, {KERNEL: lambda w: w * np.float32(1.0001)}),
-        ("taps-altered", "one tap, in output channel 2", 1, {KERNEL: one_tap}),
-        ("taps-altered", "4 biases", 4, {BIAS: lambda b: b * np.float32(1.01)}),
+        ("weights-scaled", "biases are not", 1e-4, {KERNEL: lambda w: w * np.float32(1.0001)}),
+        ("taps-altered", "one tap, in output channel 2", -1e-3, {KERNEL: one_tap}),
+        ("bias-scaled", "1.01", 1e-2, {BIAS: lambda b: b * np.float32(1.01)}),
     ],
 )
 def test_what_befalls_a_fused_kernel_has_a_name(
