@@ -165,6 +165,8 @@ class _Walk:
         """`change` without factors that the next layer does not know of."""
         program, x = self.programs[after], change.undone(y_hat, 1)
         y, theirs = layer_output(program, x), np.asarray(self.layers[after], np.float64)
+        if y.shape != theirs.shape:
+            return Change(change.order, np.ones(len(change.order)))  # it says nothing of factors
         if y.ndim == 4:
             onward, _ = matched(_by_channel(y), _by_channel(theirs), self.room)
             theirs = onward.undone(theirs, 1)
