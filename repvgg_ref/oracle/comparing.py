@@ -90,17 +90,17 @@ def _is_far_off(case: Case) -> bool:
 def _is_estimated(
     programs: Programs, name: str, precision: Precision, same: Sequence[Equivalence]
 ) -> bool:
-    """Whether a layer can be estimated: not where its input was only estimated itself."""
-    behind = programs.model.arch.is_chain and _is_behind_estimates(programs, name, same)
-    return is_estimable(programs[name], precision) and not behind
+    """Whether a layer can be estimated: not where its input or output was only estimated itself."""
+    blurred = programs.model.arch.is_chain and _is_blurred(programs, name, same)
+    return is_estimable(programs[name], precision) and not blurred
 
 
-def _is_behind_estimates(programs: Programs, name: str, same: Sequence[Equivalence]) -> bool:
-    """Whether a layer's input was divided by factors that gates have blurred."""
-    at = list(programs).index(name) - 1
-    before = list(programs)[at] if at >= 0 else ""
-    scaled = any(each.layer == before and each.kind == "scaling" for each in same)
-    return scaled and programs.model.arch.block(before).se != "none"
+def _is_blurred(programs: Programs, name: str, same: Sequence[Equivalence]) -> bool:
+    """Whether a layer's output or input was divided by factors that errors of gates are part of."""
+    at = list(programs).index(name)
+    scaled = {each.layer for each in same if each.kind == "scaling"}
+    gated = {spec.name for spec in programs.model.arch.blocks if spec.se != "none"}
+    return not scaled.isdisjoint(gated.intersection(list(programs)[max(at - 1, 0) : at + 1]))
 
 
 def compare_all(

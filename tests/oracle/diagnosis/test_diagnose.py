@@ -119,3 +119,19 @@ def test_a_layer_times_a_factor_next_to_1_is_not_called_eps_where_both_fit() -> 
     assert report.first_bad_layer == "stage1.0"
     assert report.diagnosis[0].bug == "outputs-scaled"
     assert report.diagnosis[0].equivalents == ("eps-value",)
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", [spec.name for spec in SMALL["plain"].blocks])
+def test_a_layer_times_a_factor_next_to_1_is_wrong_whatever_comes_after_it(name: str) -> None:
+    """Behind the last block a few logits, whose rounding hides whether they divide by it."""
+    model = distinguishing_model(SMALL["plain"])
+    params = dict(fuse(model).params)
+    for part in ("weight", "bias"):
+        array = params[f"{name}.fused.{part}"].astype(np.float64)
+        params[f"{name}.fused.{part}"] = (array * (1 + 3e-6)).astype(np.float32)
+    x = distinguishing_inputs(model.arch, height=48, width=40)
+    outputs = Model(model.arch, "deploy", params, model.eps).forward(x, layers=True)
+    report = verify(model, outputs, inputs=x)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", name)
+    assert report.diagnosis[0].bug == "outputs-scaled"

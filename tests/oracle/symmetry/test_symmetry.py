@@ -96,8 +96,9 @@ def test_factors_near_1_are_a_symmetry_if_they_are_taken_back(kind: str, size: f
     for taken_back in (True, False):
         port = changed(model, layer, np.arange(channels), factor, taken_back=taken_back)
         report = rr.verify(model, port.forward(x, layers=True), inputs=x)
-        if taken_back:
-            assert report.verdict == "agree", report.reason
+        hidden = model.arch.block(layer).se == "after_relu" and size < 1e-4
+        if taken_back:  # the gate's own error is 4e-6 there
+            assert report.verdict == ("cannot-judge" if hidden else "agree"), report.reason
             assert [(e.layer, e.kind) for e in report.equivalences] == [(layer, "scaling")]
         elif model.arch.block(layer).se == "none":  # a gate's own rounding hides factors so small
             assert report.verdict == "disagree"
@@ -123,7 +124,9 @@ def test_factors_that_scatter_about_1_are_all_solved_for(
 ) -> None:
     model = distinguishing_model(SMALL[kind], 100)
     report = judged(how, model, scaled_throughout(model, size, 100), tmp_path)
-    assert report.verdict == "agree", report.reason
+    hidden = (how, kind, size) == ("layers", "grouped", 1e-6)  # four images' logits tell too little
+    assert report.verdict == ("cannot-judge" if hidden else "agree"), report.reason
+    assert not hidden or "rounding hides whether linear divides by them" in report.reason
     assert {e.kind for e in report.equivalences} == {"scaling"}
 
 

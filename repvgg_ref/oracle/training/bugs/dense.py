@@ -5,7 +5,7 @@ Labels that do not count, dropout of channels, resizing both ways, dilations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -137,6 +137,13 @@ def _places(setup: Setup) -> dict[str, frozenset[str] | None]:
     return found | {f"of {name}": frozenset({name}) for name in sorted(ends)}
 
 
+def _resized(setup: Setup, matrices: Mapping[str, Matrix]) -> TrainingVariants:
+    """Each matrix in each of the places."""
+    for where, places in _places(setup).items() if setup.recipe.pixels else ():
+        for way, matrix in matrices.items():
+            yield Variant(_resized_by(setup, matrix, places), detail=f"{way}, {where}")
+
+
 @bug(
     "corners-not-aligned",
     says="it resizes without aligning the corners ({detail})",
@@ -144,10 +151,7 @@ def _places(setup: Setup) -> dict[str, frozenset[str] | None]:
     scope="network",
 )
 def _corners_not_aligned(site: TrainingSite) -> TrainingVariants:
-    setup = site.program
-    for where, places in _places(setup).items() if setup.recipe.pixels else ():
-        for way, matrix in UNALIGNED.items():
-            yield Variant(_resized_by(setup, matrix, places), detail=f"{way}, {where}")
+    yield from _resized(site.program, UNALIGNED)
 
 
 @bug(
@@ -157,10 +161,7 @@ def _corners_not_aligned(site: TrainingSite) -> TrainingVariants:
     scope="network",
 )
 def _nearest_pixel(site: TrainingSite) -> TrainingVariants:
-    setup = site.program
-    for where, places in _places(setup).items() if setup.recipe.pixels else ():
-        for way, matrix in NEAREST.items():
-            yield Variant(_resized_by(setup, matrix, places), detail=f"{way}, {where}")
+    yield from _resized(site.program, NEAREST)
 
 
 @bug(
