@@ -141,9 +141,8 @@ def _fused_file(model: Model, port: Model, name: str, precision: str) -> Report:
     if not same.rescaled:
         conversion = conversion_of(lambda: _layers(programs, aligned), stored, precision)
     found = _judged(programs, aligned, name, conversion, {stored[0], stored[1], precision}, same)
-    only_scaled = all(each.kind == "scaling" for each in same.equivalences)
-    if only_scaled and sum(not layer.ok for layer in found.layers) >= len(bad):
-        return report  # factors by chance: of numbers that are all wrong some go together
+    if same.is_chance(sum(not layer.ok for layer in found.layers), len(bad)):
+        return report
     found = replace(
         found,
         equivalences=same.equivalences,

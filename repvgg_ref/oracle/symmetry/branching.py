@@ -113,9 +113,8 @@ class _Case:
         }
         most = {self.called[name]: ROUNDINGS + SCALINGS for name in same.rescaled}
         found = again(changed, most)
-        only_scaled = all(each.kind == "scaling" for each in same.equivalences)
-        if only_scaled and len(self._bad(found)) >= len(bad):
-            return  # factors by chance: of numbers that are all wrong some go together
+        if same.is_chance(len(self._bad(found)), len(bad)):
+            return
         self.theirs = {**self.theirs, **changed}
         self.report = replace(_with(found, same), equivalences=same.equivalences)
 

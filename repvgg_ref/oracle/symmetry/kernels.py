@@ -39,6 +39,13 @@ class Realigned:
     rescaled: set[str] = field(default_factory=set)
     unit: float = 2.0**-24
 
+    def is_chance(self, wrong: int, before: int) -> bool:
+        """Whether factors, and nothing else, were undone and as many layers are wrong as before.
+
+        Of numbers that are all wrong some go together.
+        """
+        return wrong >= before and all(each.kind == "scaling" for each in self.equivalences)
+
     def held(self, layer: str, conversion: Conversion) -> Conversion:
         """What a layer's kernel is held to: no single bit where a factor was divided out."""
         if layer not in self.rescaled:
