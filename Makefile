@@ -4,7 +4,7 @@ FUZZ_VENV ?= .venv-fuzz
 FUZZ_RUNS ?= 1000000
 CORPUS ?= .fuzz-corpus
 
-.PHONY: check format lint types test every peers fuzz costly sbom matrix figures gpu gpu-plans demo ci
+.PHONY: check format lint types test costs every peers fuzz costly sbom matrix figures gpu gpu-plans demo ci
 
 check: lint types test
 
@@ -19,8 +19,13 @@ lint:
 types:
 	$(PYTHON) -m mypy
 
+# All that CI proves; the README's line runs what costs little.
 test:
-	$(PYTHON) -m pytest -q -n auto
+	$(PYTHON) -m pytest -q -n auto --dear
+
+# What a test costs, after which `make test` and the README's line differ: tests/costs.json.
+costs:
+	$(PYTHON) -m pytest -q -n auto --dear --measure-costs
 
 # Every case of the families of which `make test` runs a few, and the slow tests.
 every:

@@ -1,13 +1,18 @@
-"""How the suite runs: few cases of many on every push, all of them with ``--every-case``.
+"""How the suite runs: what costs little always, the rest on every push, all cases on demand.
 
-Marks say what a push may leave out, and the closing section says how much it left out:
+- Without an option, as in the README: tests that cost less than half a second of processor time.
+- ``--dear``: the others, too, which `costs.json` names. CI runs both parts on every push.
+- ``--every-case``: also what marks let a push leave out.
+
+``--measure-costs`` writes `costs.json` anew, from what the tests that ran took; a test that it does
+not name costs little. The closing section says how much was left out. The marks:
 
 - ``few(n)``: a family of parametrised cases of which `n` will do, spread evenly. Without `n`: as
   many as it takes for every value of every parameter to occur. Cases for a GPU always stay.
-- ``slow``: takes long and proves little that a cheaper test does not; runs only with the others.
+- ``slow``: takes long and proves little that a cheaper test does not; on demand only.
 
 Hypothesis draws fewer examples, too (`tests/examples.py`). A test that is named
-(``file.py::test``) runs all its cases.
+(``file.py::test``) runs, with all its cases.
 
 ``--not-yet-passed`` runs what no earlier run in this clone has passed: CI runs the README's test
 command first, then installs the peers and runs the rest. All of it works in one process and, with
@@ -17,8 +22,10 @@ command first, then installs the peers and runs the rest. All of it works in one
 from __future__ import annotations
 
 import gc
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -32,11 +39,17 @@ hypothesis.settings.register_profile("every", max_examples=100, deadline=None)
 
 _PASSED = "repvgg_ref/passed"
 _LEFT_OUT = "left_out"
+_COSTS = Path(__file__).with_name("costs.json")
+_DEAR = 0.5  # seconds of processor time, a test's own processes included
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-case", action="store_true", help="all cases of the tests marked few and slow"
+    )
+    parser.addoption("--dear", action="store_true", help="the tests of costs.json, too")
+    parser.addoption(
+        "--measure-costs", action="store_true", help="write costs.json anew: run with --dear"
     )
     parser.addoption(
         "--not-yet-passed", action="store_true", help="leave out what passed in earlier runs"
@@ -49,6 +62,8 @@ def pytest_configure(config: pytest.Config) -> None:
         hypothesis.settings.load_profile("every" if every else "push")
     config.pluginmanager.register(_Selection(config))
     config.pluginmanager.register(_Told())
+    if config.getoption("--measure-costs"):
+        config.pluginmanager.register(_Measured(is_worker=hasattr(config, "workerinput")))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -78,7 +93,8 @@ class _Selection:
         self._cache = getattr(config, "cache", None)  # None with -p no:cacheprovider
         self._passed: set[str] = set(self._cache.get(_PASSED, []) if self._cache else [])
         self._is_worker = hasattr(config, "workerinput")
-        self._left_out = {"cases": 0, "of": 0, "slow": 0}
+        self._left_out = {"cases": 0, "of": 0, "slow": 0, "dear": 0}
+        self._dear = frozenset(json.loads(_COSTS.read_text()) if _COSTS.exists() else ())
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -108,10 +124,12 @@ class _Selection:
             run.difference_update(set(family).difference(few))
             self._left_out["cases"] += len(few)
             self._left_out["of"] += len(family)
-        for item in items:
-            if slow and item in run and item.get_closest_marker("slow"):
+        dear = not self._config.getoption("--dear")
+        for item in run.copy():
+            kind = "slow" if slow and item.get_closest_marker("slow") else "dear"
+            if kind == "slow" or (dear and _test(item.nodeid) in self._dear):
                 run.remove(item)
-                self._left_out["slow"] += 1
+                self._left_out[kind] += 1
         return [item for item in items if item in run]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -132,12 +150,43 @@ class _Selection:
         self._left_out = getattr(node, "workeroutput", {}).get(_LEFT_OUT, self._left_out)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        few = self._left_out
-        if few["of"] or few["slow"]:
+        left_out = self._left_out
+        if left_out["of"] or left_out["slow"] or left_out["dear"]:
             terminalreporter.write_line(
-                f"few of many: {few['cases']} of {few['of']} cases of the families marked so; "
-                f"{few['slow']} slow tests left out; --every-case runs all"
+                f"left out: {left_out['of'] - left_out['cases']} of {left_out['of']} cases of "
+                f"families marked few, {left_out['dear']} dear tests (--dear), "
+                f"{left_out['slow']} slow ones; --every-case runs all"
             )
+
+
+class _Measured:
+    """Writes `costs.json`: the tests whose dearest case costs at least half a second."""
+
+    def __init__(self, *, is_worker: bool) -> None:
+        self._is_worker = is_worker
+        self._costs: dict[str, float] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        before = _processor_time()
+        try:
+            return (yield)
+        finally:
+            item.user_properties.append((_COSTS.name, _processor_time() - before))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self._is_worker or report.when != "call":
+            return
+        told = dict(report.user_properties)
+        test, cost = _test(report.nodeid), float(str(told.pop(_COSTS.name)))
+        self._costs[test] = max(self._costs.get(test, 0.0), cost)
+        report.user_properties[:] = told.items()
+
+    def pytest_sessionfinish(self) -> None:
+        if not self._is_worker:
+            dear = {test: round(cost, 1) for test, cost in self._costs.items() if cost >= _DEAR}
+            _COSTS.write_text(json.dumps(dear, indent=1, sort_keys=True) + "\n")
 
 
 class _Told:
@@ -192,6 +241,16 @@ def _values(item: pytest.Item) -> set[tuple[str, int]]:
     """The case's parameters, values told apart by identity: each stands in one list."""
     callspec = getattr(item, "callspec", None)
     return {(name, id(value)) for name, value in callspec.params.items()} if callspec else set()
+
+
+def _test(nodeid: str) -> str:
+    """The test that a case is of."""
+    return nodeid.partition("[")[0]
+
+
+def _processor_time() -> float:
+    """Seconds, of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
 
 
 def _is_drawn(item: pytest.Item) -> bool:

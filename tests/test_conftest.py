@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FAMILIES = """
+import time
+
 import numpy
 import pytest
 from hypothesis import given, strategies as st
@@ -31,6 +34,12 @@ def test_line(n, record_property):
 def test_slow(record_property):
     record_property("slow", "ran")
 
+def test_dear(record_property):
+    record_property("dear", "ran")
+    deadline = time.process_time() + 0.6
+    while time.process_time() < deadline:
+        pass
+
 @given(st.integers())
 def test_drawn(number):
     pass
@@ -42,6 +51,7 @@ def folder(tmp_path: Path) -> Path:
     """A suite of its own, under this one's rules."""
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
     (tmp_path / "test_families.py").write_text(FAMILIES)
+    (tmp_path / "costs.json").write_text('{"test_families.py::test_dear": 0.6}')
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    few: n\n    slow: s\n")
     return tmp_path
 
@@ -53,7 +63,7 @@ def run(folder: Path, *options: str) -> tuple[list[str], str]:
         [*command, *options], cwd=folder, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return re.findall(r"^(?:grid|line|slow): \w+$", done.stdout, re.MULTILINE), done.stdout
+    return re.findall(r"^(?:dear|grid|line|slow): \w+$", done.stdout, re.MULTILINE), done.stdout
 
 
 @pytest.mark.few(1)
@@ -67,14 +77,34 @@ def test_few_of_many_hold_every_value_and_the_others_can_be_had(
     assert {pair[0] for pair in grid} == set("abcd")
     assert {pair[1] for pair in grid} == set("xyz")
     assert counted[4:] == ["line: 0", "line: 4", "line: 8"]
-    assert "few of many: 7 of 21 cases of the families marked so; 1 slow tests left out" in printed
+    assert (
+        "left out: 14 of 21 cases of families marked few, 1 dear tests (--dear), 1 slow ones"
+        in printed
+    )
     assert "8 passed" in printed.splitlines()[-1]
 
     # All cases, without those that have passed.
     counted, printed = run(folder, "-n", processes, "--every-case", "--not-yet-passed")
-    assert len(counted) == 22 - 7
-    assert "few of many" not in printed
-    assert "16 passed" in printed.splitlines()[-1], "and those whose examples are drawn"
+    assert len(counted) == 23 - 7
+    assert "left out" not in printed
+    assert "17 passed" in printed.splitlines()[-1], "and those whose examples are drawn"
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_what_is_dear_is_measured(folder: Path, processes: str) -> None:
+    (folder / "costs.json").unlink()
+    counted, _ = run(folder, "-n", processes, "--measure-costs")
+    assert counted[0] == "dear: ran", "nothing is known to be dear"
+    assert list(json.loads((folder / "costs.json").read_text())) == ["test_families.py::test_dear"]
+    assert "dear: ran" not in run(folder)[0]
+    assert "dear: ran" in run(folder, "--dear")[0]
+
+
+def test_every_test_that_is_said_to_be_dear_exists() -> None:
+    for test in json.loads((ROOT / "tests" / "costs.json").read_text()):
+        file, _, name = test.partition("::")
+        assert f"def {name.rpartition('::')[2]}(" in (ROOT / file).read_text(), test
 
 
 def test_a_case_that_is_named_runs(folder: Path) -> None:
