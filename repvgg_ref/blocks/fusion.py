@@ -126,6 +126,7 @@ def row_chunks(linear: Linear, taps: int = CHUNK_TAPS) -> Iterator[slice]:
     largest = max(int(np.prod(shape[1:])) for shape in linear.shapes().values() if len(shape) > 1)
     per_group = linear.out_channels // linear.groups
     step = max(1, taps // largest)
+    step = -(-linear.out_channels // max(1, round(linear.out_channels / step)))  # no small rest
     if step >= per_group:
         step = step // per_group * per_group
         for start in range(0, linear.out_channels, step):
@@ -242,7 +243,13 @@ def _index(lattice: Lattice, offset: Pair) -> Pair:
 
 
 def _is_finite(array: Array) -> bool:
-    """By the extremes, which need no array of flags as large as a block; NaN is both."""
+    """By the sum, in which NaN and infinity stay; where that alone overflows, by the extremes.
+
+    Neither needs an array of flags as large as a block.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.einsum(array, list(range(array.ndim)), [])):
+            return True
     return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
 
 

@@ -21,8 +21,10 @@ import numpy as np
 from repvgg_ref.arrays import Array
 
 _ROOT_BITS = 256
-_BUFFER = 512  # numbers
+_NO_BUFFER, _BUFFERS = 16, (256, 2048)  # numbers: the fewest there are; for conversions
 PIECE = 1 << 17  # numbers of some four bytes that stay in a core's L2 cache
+_MORE = 1 + 2.0**-20  # what a norm of many terms can lose by its own rounding
+_UNSEEN = 2.0**-500  # numbers below it are lost in a norm, their squares being too small
 _AT_ONCE = 1 << 14  # numbers in exact arithmetic, each of some hundred bytes
 
 
@@ -69,9 +71,11 @@ def round_products(x: Array, factor: Array, error: Array, out: Array, exact: Exa
         As for `round_once`.
     """
     low, high = (np.broadcast_to(end, (len(x), *end.shape[1:])) for end in _ends(factor, error))
-    for rows in pieces(len(x), x[:1].size):
+    per_row = x[:1].size
+    buffer = int(np.clip(per_row // 32 * 16, *_BUFFERS))  # half a row, a multiple of 16
+    for rows in pieces(len(x), per_row):
         lower, above = out[rows], np.empty_like(out[rows])
-        with _one_row_a_buffer(), np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        with _buffers_of(buffer), np.errstate(over="ignore", under="ignore", invalid="ignore"):
             for end, into in ((low, lower), (high, above)):
                 np.multiply(x[rows], end[rows], out=into, dtype=np.float64, casting="unsafe")
         settled(lower, above, further(exact, rows.start))
@@ -94,22 +98,22 @@ def round_sums(
     exact
         As for `round_once`.
 
-    One error for a row, of its largest terms, decides nearly all; else that of the terms.
+    One error for a row decides nearly all: that of the norms of its terms, none of which is larger
+    and which take one pass. Else that of the terms.
     """
     value, spare = np.empty(out.shape), np.empty(out.shape)
-    bound = np.full((len(out), 1), least)
-    with _one_row_a_buffer():
+    norm = np.zeros(len(out))
+    with _buffers_of(_NO_BUFFER), np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for place, (x, factor) in enumerate(parts):
             term = spare if place else value
             np.copyto(term, x)  # taps of one offset lie apart in their kernel
             term *= factor[:, None]
-            largest = np.maximum(term.max(axis=1, initial=0), -term.min(axis=1, initial=0))
-            bound += error * largest[:, None]
+            norm += np.sqrt(np.einsum("oc,oc->o", term, term))
             if place:
                 value += term
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            lower = np.subtract(value, bound, out=spare).astype(out.dtype)
-            upper = np.add(value, bound, out=spare).astype(out.dtype)
+        bound = (error * (_MORE * norm + _UNSEEN) + least)[:, None]
+        lower = np.subtract(value, bound, out=spare).astype(out.dtype)
+        upper = np.add(value, bound, out=spare).astype(out.dtype)
     out[...] = lower
     if np.array_equal(lower, upper):
         return
@@ -124,13 +128,13 @@ def round_sums(
 
 
 @contextmanager
-def _one_row_a_buffer() -> Iterator[None]:
-    """NumPy's ufuncs buffer less than most rows have numbers.
+def _buffers_of(numbers: int) -> Iterator[None]:
+    """Of NumPy's ufuncs, which should hold less than two rows.
 
     A factor a row is one number to their inner loops then; of rows of which two fit in a buffer it
     is written out as often as the row is long, which takes twice as long as the product itself.
     """
-    before = np.setbufsize(_BUFFER)
+    before = np.setbufsize(numbers)
     try:
         yield
     finally:
