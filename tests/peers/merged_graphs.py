@@ -119,6 +119,24 @@ def a_border_of_zeros_apart() -> Any:
 
 
 @merged
+def padding_as_torch_writes_it() -> Any:
+    """`F.pad` counts from the last axis on, and its export turns the numbers round in the graph."""
+    g = Graph()
+    others = g.node(
+        "ConstantOfShape",
+        g.constant(np.array([4])),
+        value=onnx.numpy_helper.from_array(np.array([0])),
+    )
+    pairs = g.node("Concat", g.constant(np.array([1, 1, 2, 0])), others, axis=0)
+    pairs = g.node("Reshape", pairs, g.constant(np.array([-1, 2])))
+    ends = (g.constant(np.array([each])) for each in (-1, -(2**62), 0, -1))
+    turned = g.node("Transpose", g.node("Slice", pairs, *ends), perm=[1, 0])
+    pads = g.node("Cast", g.node("Reshape", turned, g.constant(np.array([-1]))), to=7)
+    y = g.conv_bn(g.node("Pad", X, pads), 4, 6, 3, pads=[0] * 4)
+    return g.model(4, g.relu(g.add(y, g.conv_bn(X, 4, 6, 1))))
+
+
+@merged
 def an_identity_cut_to_size() -> Any:
     """As where padding is avoided: a 3x3 beside what is left of the input."""
     g = Graph()

@@ -15,10 +15,11 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.files.onnx_graph.packages import require
 
-# Operators that are computed beforehand. None of them makes much out of little.
+# Operators that are computed beforehand; `_size` knows those that make much out of little.
 _FOLDED = frozenset(
     {"Identity", "Cast", "CastLike", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
     | {"DequantizeLinear", "QuantizeLinear", "Concat", "Slice", "Gather", "Split", "Pad", "Shape"}
+    | {"ConstantOfShape"}  # of the padding that torch writes
     | {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Reciprocal", "Pow", "Exp", "MatMul"}
 )
 _PASSING = frozenset({"Cast", "Identity", "Transpose", "DequantizeLinear", "QuantizeLinear"})
@@ -133,6 +134,8 @@ def _size(node: Any, inputs: list[Array]) -> int:
         return max(whole, int(inputs[0].size * inputs[1].shape[-1]))
     if node.op_type == "Gather" and len(inputs) == 2:
         return max(whole, inputs[0].size * inputs[1].size)
+    if node.op_type == "ConstantOfShape":
+        return prod(abs(int(n)) for array in inputs for n in array.reshape(-1))
     if node.op_type == "Pad":
         pads = setting(node, "pads") or (inputs[1].tolist() if len(inputs) > 1 else [])
         return max(whole, inputs[0].size * prod(1 + abs(int(n)) for n in pads))

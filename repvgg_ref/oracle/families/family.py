@@ -30,7 +30,9 @@ from repvgg_ref.oracle.weights.fused_block import FORMATS, Stored, fused_of, sto
 from repvgg_ref.oracle.weights.mistakes import UNKEYED
 from weights_io import LazyArray, sanitize
 
-_MOST_SEARCHED = 16  # bad blocks whose arrays are searched for a mistake, at a tenth of a second
+_MOST_SEARCHED = (
+    16  # bad blocks whose arrays are searched for a mistake, a tenth of a second to seconds
+)
 NOT_TESTED = (
     "not tested: strides, padding and what computes with these numbers, which no array says"
 )

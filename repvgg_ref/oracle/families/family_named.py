@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from repvgg_ref.files.modules import FoundBlock
 from repvgg_ref.oracle.families.kernel_mistakes import hides, of_kernel, unexplained
 from repvgg_ref.oracle.report import EVERYWHERE, Finding
 from repvgg_ref.oracle.weights.fused_block import Fused, Stored, fused_of, worst
-from repvgg_ref.oracle.weights.mistakes import GENERAL, Mistake, mistakes
+from repvgg_ref.oracle.weights.mistakes import GENERAL, Mistake, mistakes, rare_mistakes
 
 EPS = "eps-value"
 _FEW = 4  # output channels on which every mistake is tried
@@ -32,21 +32,11 @@ def named(
     thoroughly: bool,
 ) -> Finding:
     """The mistakes that give exactly these numbers; some channels rule out most of them."""
-    found: dict[str, Mistake] = {}
-    few = slice(0, _FEW)
-    for tried in mistakes(block, folded, parts):
-        if tried.parts is not parts and not thoroughly:
-            break
-        if tried.bug in found or (found and tried.bug in GENERAL):
-            continue
-        try:
-            with np.errstate(all="ignore"):
-                if not _explains(tried, got.part(few), block, few):
-                    continue
-                if _explains(tried, got, block, EVERYTHING):
-                    found[tried.bug] = tried
-        except ReportedError:
-            continue
+
+    def those(tries: Iterable[Mistake]) -> dict[str, Mistake]:
+        return _explaining(tries, parts, got, block, thoroughly=thoroughly)
+
+    found = those(mistakes(block, folded, parts)) or those(rare_mistakes(block, parts))
     if found:
         first, *others = found.values()
         alike = tuple(each.bug for each in others)
@@ -87,6 +77,39 @@ def joined(
         return tuple(found)
     says = f"{found[0].says} (in all {len(found)} blocks that show it)"
     return (replace(found[0], layer=EVERYWHERE, says=says),)
+
+
+def _explaining(
+    tries: Iterable[Mistake],
+    parts: Mapping[str, Array],
+    got: Stored,
+    block: FoundBlock,
+    *,
+    thoroughly: bool,
+) -> dict[str, Mistake]:
+    """The first of each name that gives exactly these numbers."""
+    found: dict[str, Mistake] = {}
+    few = _few(block)
+    for tried in tries:
+        if tried.parts is not parts and not thoroughly:
+            break
+        if tried.bug in found or (found and tried.bug in GENERAL):
+            continue
+        try:
+            with np.errstate(all="ignore"):
+                if not _explains(tried, got.part(few), block, few):
+                    continue
+                if _explains(tried, got, block, EVERYTHING):
+                    found[tried.bug] = tried
+        except ReportedError:
+            continue
+    return found
+
+
+def _few(block: FoundBlock) -> slice:
+    """Some output channels: whole groups, or some of one."""
+    per_group = block.linear.out_channels // block.linear.groups
+    return slice(0, _FEW // per_group * per_group or _FEW)
 
 
 def _explains(tried: Mistake, got: Stored, block: FoundBlock, rows: slice) -> bool:

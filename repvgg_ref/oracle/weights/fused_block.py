@@ -70,11 +70,12 @@ def fused_of(
     block: FoundBlock,
     rows: slice = EVERYTHING,
 ) -> Fused:
-    """What an expression, the block's or another, fuses to, or some output channels of it."""
-    form = linear.form(Reader(parts, eps), EVERYTHING)
+    """What an expression, the block's or another, fuses to, or some output channels of it.
+
+    These are whole groups, or some of one.
+    """
+    form = linear.form(Reader(parts, eps), rows)
     outputs, *rest = block.conv.shapes()["fused.weight"]
-    if rows != EVERYTHING:
-        form = form.part(rows, EVERYTHING)
     shape = len(range(outputs)[rows]), *rest
     weight, size = np.zeros(shape), np.zeros(shape)
     for i in range(shape[2]):

@@ -48,6 +48,19 @@ def filled(key: str, value: float) -> Callable[[State], State]:
     return lambda state: {key: np.full_like(state[key], value)}
 
 
+def negated(key: str) -> Callable[[State], State]:
+    return lambda state: {key: -state[key]}
+
+
+def turned(key: str) -> Callable[[State], State]:
+    return lambda state: {key: state[key].swapaxes(2, 3).copy()}
+
+
+def with_eps(key: str, eps: float) -> Callable[[State], State]:
+    """A variance with so much more that its norm has another eps."""
+    return lambda state: {key: state[key].astype(np.float64) + (eps - 1e-5)}
+
+
 def added_first(state: State) -> State:
     return {"lab.bias": state["lab.bias"] * state["lab.scale"]}
 
@@ -83,6 +96,20 @@ CASES: dict[str, tuple[Callable[[State], State], str, str]] = {
         "bn-of-branches-swapped",
         "conv_kxk.0.bn and conv_kxk.1.bn",
     ),
+    "mean and beta": (
+        exchanged("conv_1x1.bn.running_mean", "identity.bias"),
+        "leaves-exchanged",
+        "running_mean of conv_1x1.bn and beta of identity",
+    ),
+    "sign of gamma": (negated("conv_kxk.0.bn.weight"), "gamma-sign", "conv_kxk.0.bn"),
+    "sign of beta": (negated("identity.bias"), "beta-sign", "identity"),
+    "sign of a kernel": (negated("conv_1x1.conv.weight"), "leaf-negated", "conv_1x1.conv.weight"),
+    "one kernel turned": (
+        turned("conv_kxk.1.conv.weight"),
+        "kernel-height-width-swapped",
+        "conv_kxk.1.conv.weight",
+    ),
+    "one eps": (with_eps("identity.running_var", 1e-3), "eps-value", "identity: eps is 0.001"),
     "affine": (exchanged("lab.scale", "lab.bias"), "leaves-exchanged", "lab.scale and lab.bias"),
 }
 
