@@ -35,6 +35,7 @@ from tests.peers.family_modules import PLAIN, drawn
 State = dict[str, Any]
 PREFIX = "model.3."
 VAGUE = "unknown", "taps-altered"  # what differs, but not why
+COPIED = "copied otherwise"  # an array that stays beside the fused convolution, named as it is
 EVERY = "every batch norm"  # what a finding calls them together
 
 
@@ -94,7 +95,8 @@ def fused(folder: Path, name: str, state: State, eps: float | None) -> tuple[Sta
     weights_io.save_weights(folder / f"{name}.npz", state, container="npz")
     done = convert_modules(folder / f"{name}.npz", folder / f"{name}-fused.npz", "npz", eps=eps)
     with weights_io.open_weights(folder / f"{name}-fused.npz") as archive:
-        return {k: a.read() for k, a in archive.root.items()}, done.blocks[0].eps  # type: ignore[union-attr]
+        root: Any = archive.root
+        return {k: a.read() for k, a in root.items()}, done.blocks[0].eps
 
 
 def judged(folder: Path, right: State, state: State, mistake: Mistake, eps: float | None) -> Any:
@@ -110,6 +112,8 @@ def judged(folder: Path, right: State, state: State, mistake: Mistake, eps: floa
     if worst < 1e-6:
         return None
     report = judge_family(folder / "train.npz", folder / "other-fused.npz", eps=eps)
+    if copied := [row for row in report.layers if not row.ok and row.name in mistake.keys]:
+        return report.verdict, COPIED, copied[0].name
     first = report.diagnosis[0] if report.diagnosis else None
     return report.verdict, first and first.bug, first and first.says
 
