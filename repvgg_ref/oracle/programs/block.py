@@ -137,6 +137,14 @@ class BlockProgram:
         """The same with one branch removed."""
         return replace(self, branches={n: b for n, b in self.branches.items() if n != branch})
 
+    def of_channels(self, rows: slice) -> BlockProgram:
+        """The same with some output channels only, for whoever asks for the kernel alone."""
+        fused = self.fused
+        return replace(
+            self.with_branches(lambda _, branch: branch.arrays(lambda array: array[rows])),
+            fused=fused and FusedConv(fused.weight[rows], fused.bias[rows]),
+        )
+
     def has_own_norm(self, branch: str) -> bool:
         """Whether the branch's batch norm is no other's, so that it comes and goes with it."""
         return (branch,) in self.branches_of_norms.values()
