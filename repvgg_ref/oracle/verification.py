@@ -222,7 +222,8 @@ def _judged(
             again = None if port.brings_input else partial(logits_of, port)
             programs = Programs(model)
             report = judge(programs, first.outputs, first.x, again=again, **settings)
-            report = with_file_evidence(report, programs, first.outputs.evidence)
+            with single_threaded_blas():
+                report = with_file_evidence(report, programs, first.outputs.evidence)
             layers = first.outputs.layers
             seen = Seen(first.x, inputs_of_layers(programs, layers, first.x), layers)
             return probed(report, programs, port, first, judge), seen
@@ -294,8 +295,9 @@ def judge(
             return judge_logits(
                 programs, outputs, x, chosen, candidate, again=again, progress=progress
             )
-    case, same = aligned(programs, outputs, x, chosen, candidate, progress)
-    return replace(explain(case), equivalences=same)
+    with single_threaded_blas():
+        case, same = aligned(programs, outputs, x, chosen, candidate, progress)
+        return replace(explain(case), equivalences=same)
 
 
 def _precision(asked: str, outputs: Outputs) -> Precision:

@@ -30,7 +30,7 @@ def read_onnx(path: Path) -> Any:
     """
     onnx, external = require("onnx"), require("onnx.external_data_helper")
     name = sanitize(path.name)
-    data = read_bytes(path)
+    data = _bytes(path)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -47,8 +47,8 @@ def read_onnx(path: Path) -> Any:
     return model
 
 
-def read_bytes(path: Path) -> bytes:
-    """What is in a file of at most `PROTOBUF_BYTES`; `CheckpointError` if it is larger, or none."""
+def _bytes(path: Path) -> bytes:
+    """A file of at most `PROTOBUF_BYTES`."""
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(PROTOBUF_BYTES + 1) if size <= PROTOBUF_BYTES else b""

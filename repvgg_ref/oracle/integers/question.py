@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,14 @@ def is_quantised(model: Any) -> bool:
 
 
 def _holds_quantised_graph(path: Path) -> bool:
-    """Whether activations are quantised in an ONNX file.
+    """Whether activations are quantised in an ONNX file as it is now."""
+    now = path.stat()
+    return _is_quantised_file(path, now.st_ino, now.st_mtime_ns, now.st_size)
 
-    It is parsed only if its bytes hold the name of an operator that does so.
-    """
-    from repvgg_ref.files.onnx_graph.load import read_bytes
 
-    data = read_bytes(path)
-    if not any(name.encode() in data for name in QUANTISING):
-        return False
+@lru_cache(maxsize=8)
+def _is_quantised_file(path: Path, *_: int) -> bool:
+    """The same, asked once of each state of a file: a command and `verify` both ask."""
     from repvgg_ref.oracle.candidates.onnx_load import load_onnx
 
     return is_quantised(load_onnx(path))
