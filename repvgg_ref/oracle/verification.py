@@ -35,16 +35,11 @@ from repvgg_ref.oracle.candidates import (
 )
 from repvgg_ref.oracle.candidates.dumps import array_names
 from repvgg_ref.oracle.comparing import Progress, aligned
-from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
 from repvgg_ref.oracle.diagnosis.explain import explain
 from repvgg_ref.oracle.diagnosis.file_evidence import with_file_evidence
 from repvgg_ref.oracle.diagnosis.probing import logits_of
-from repvgg_ref.oracle.diagnosis.static_check import check_weights
 from repvgg_ref.oracle.golden.folder import is_golden
-from repvgg_ref.oracle.golden.read import read_golden
-from repvgg_ref.oracle.graphs.judge import judge_graph
-from repvgg_ref.oracle.graphs.logits import judge_dense_logits
-from repvgg_ref.oracle.integers.front import is_about_integers, verify_integers
+from repvgg_ref.oracle.integers.question import is_about_integers
 from repvgg_ref.oracle.probes.first_call import first_call, require_images
 from repvgg_ref.oracle.probes.naming import finding
 from repvgg_ref.oracle.probes.probing import probed
@@ -57,8 +52,6 @@ from repvgg_ref.oracle.programs.layers import (
     require_reference,
 )
 from repvgg_ref.oracle.report import Report
-from repvgg_ref.oracle.training.dump import is_training_dump
-from repvgg_ref.oracle.training.judge import judge_training
 from weights_io import sanitize
 
 _LOST_INPUT = "the input holds NaN or infinity"
@@ -109,6 +102,8 @@ def verify(
     """
     inputs = None if inputs is None else as_array(inputs, "the inputs")
     if is_about_integers(reference, candidate):
+        from repvgg_ref.oracle.integers.front import verify_integers
+
         return verify_integers(
             reference, candidate, inputs=inputs, eps=eps, timeout=timeout, progress=progress
         )
@@ -148,6 +143,10 @@ def verify_golden(
     ReportedError
         If layers are to be judged and the weights are nowhere.
     """
+    from repvgg_ref.oracle.golden.read import read_golden
+    from repvgg_ref.oracle.training.dump import is_training_dump
+    from repvgg_ref.oracle.training.judge import judge_training
+
     golden = read_golden(folder, reference=reference)
     steps = golden.steps
     if steps is not None and is_training_dump(array_names(candidate), steps.exact):
@@ -208,6 +207,8 @@ def _judged(
         if isinstance(port, WeightsCandidate):
             if inputs is not None and not _is_finite(inputs):  # as of those that are run
                 return Report("cannot-judge", _LOST_INPUT, model.name, named, "weights"), None
+            from repvgg_ref.oracle.diagnosis.static_check import check_weights
+
             stored = precision if precision == "auto" else PRECISIONS[precision].number_format
             return check_weights(model, port.path, stored), None
         require_layers(model.arch)
@@ -221,7 +222,8 @@ def _judged(
             again = None if port.brings_input else partial(logits_of, port)
             programs = Programs(model)
             report = judge(programs, first.outputs, first.x, again=again, **settings)
-            report = with_file_evidence(report, programs, first.outputs.evidence)
+            with single_threaded_blas():
+                report = with_file_evidence(report, programs, first.outputs.evidence)
             layers = first.outputs.layers
             seen = Seen(first.x, inputs_of_layers(programs, layers, first.x), layers)
             return probed(report, programs, port, first, judge), seen
@@ -235,6 +237,9 @@ def _graph(
     model: Model, port: Candidate, inputs: Array | None, precision: str, named: str
 ) -> Report:
     """The verdict on a network that is no chain: of residual blocks, or of a class a pixel."""
+    from repvgg_ref.oracle.graphs.judge import judge_graph
+    from repvgg_ref.oracle.graphs.logits import judge_dense_logits
+
     is_dense, head = model.arch.is_dense, model.arch.head.name
     with closing(port), np.errstate(all="warn", under="ignore"):
         if is_dense and inputs is None and not port.brings_input:
@@ -284,12 +289,15 @@ def judge(
         if not model.arch.is_chain:
             reason = "logits alone say too little of a network that is no chain: give its layers"
             return Report("cannot-judge", reason, model.name, candidate, chosen.name)
+        from repvgg_ref.oracle.diagnosis.blackbox import judge_logits
+
         with single_threaded_blas():
             return judge_logits(
                 programs, outputs, x, chosen, candidate, again=again, progress=progress
             )
-    case, same = aligned(programs, outputs, x, chosen, candidate, progress)
-    return replace(explain(case), equivalences=same)
+    with single_threaded_blas():
+        case, same = aligned(programs, outputs, x, chosen, candidate, progress)
+        return replace(explain(case), equivalences=same)
 
 
 def _precision(asked: str, outputs: Outputs) -> Precision:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from repvgg_ref.files.integer_npz import write_network
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.integer.schemes import ANY, SCHEMES
 from repvgg_ref.oracle.bugs.base import planted
+from repvgg_ref.oracle.integers import question
 from repvgg_ref.oracle.integers.bugs import BUGS, IntegerSite, bugs_of
 from repvgg_ref.oracle.integers.golden import write_integer_golden
 from repvgg_ref.oracle.integers.judge import judge_numbers
@@ -377,3 +379,21 @@ def test_raw_numbers_are_enough_to_compute_every_layer(tmp_path: Path) -> None:
 def _square(pixels: int) -> tuple[int, int]:
     side = int(pixels**0.5)
     return side, side
+
+
+def test_a_graph_is_parsed_once_to_tell_whether_it_is_quantised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def load(path: Path) -> Any:
+        read.append(path.read_text())
+        return SimpleNamespace(graph=SimpleNamespace(node=[SimpleNamespace(op_type=read[-1])]))
+
+    monkeypatch.setattr("repvgg_ref.oracle.candidates.onnx_load.load_onnx", load)
+    path = tmp_path / "model.onnx"
+    for operator, quantised in (("Conv", False), ("QLinearConv", True)):
+        path.write_text(operator)
+        assert question.is_about_integers(None, path) is quantised
+        assert question.is_about_integers(path, None) is quantised
+    assert read == ["Conv", "QLinearConv"]

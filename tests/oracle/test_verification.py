@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.oracle import comparing, verification
@@ -298,3 +301,31 @@ def test_a_broken_oracle_fails_its_checks(name: str) -> None:
             if failed:
                 break
     assert failed, f"nobody noticed: {name}"
+
+
+def test_blas_has_one_thread_while_layers_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenBLAS's threads spin beside small products, here as anywhere."""
+    seen: list[int] = []
+
+    def watched(*given: Any) -> Any:
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return comparing.aligned(*given)
+
+    monkeypatch.setattr(verification, "aligned", watched)
+    with threadpool_limits(limits=2, user_api="blas"):
+        assert _judge().verdict == "agree"
+    assert seen
+    assert max(seen) == 1
+
+
+def test_verify_loads_no_judge_that_is_not_asked() -> None:
+    """Rooms that a weight file, or a chain's outputs, need nothing of: half a second of imports."""
+    rooms = ("training", "integers.judge", "golden.read", "graphs", "families.family", "render")
+    program = f"""
+import sys, repvgg_ref.oracle.verification, repvgg_ref.oracle.families.kind
+print([m for m in sys.modules if m.startswith(tuple('repvgg_ref.oracle.' + r for r in {rooms}))])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -15,7 +15,8 @@ from repvgg_ref.cpu import NUMPY
 from repvgg_ref.files.convert import convert
 from repvgg_ref.models import gated
 from repvgg_ref.models.repvit import repvit, rows
-from repvgg_ref.oracle.families.graph_file import is_graph_file, judge_graph_file
+from repvgg_ref.oracle.families.graph_file import judge_graph_file
+from repvgg_ref.oracle.families.kind import kind_of
 from tests.models.small import distinct_model
 
 torch = pytest.importorskip("torch")
@@ -343,7 +344,7 @@ def test_a_published_file_is_told_converts_and_is_judged(tmp_path: Path) -> None
         want = root(x).numpy()
     got = rr.load(tmp_path / "fused.pth").forward(x.numpy())
     assert not np.abs(got - want).max() > 1e-4 * np.abs(want).max()
-    assert is_graph_file(tmp_path / "m.pth")
+    assert kind_of(tmp_path / "m.pth") == "network"
     report = judge_graph_file(tmp_path / "m.pth", tmp_path / "fused.pth")
     assert report.verdict == "agree", report.reason
     assert len(report.layers) == 84  # two of the stem, 82 of blocks and head: all that is fused

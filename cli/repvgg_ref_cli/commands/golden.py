@@ -85,7 +85,7 @@ def command(
     """
     from repvgg_ref.models.geometry import said_geometry
     from repvgg_ref.oracle.golden.write import write_golden
-    from repvgg_ref.oracle.integers.front import is_about_integers
+    from repvgg_ref.oracle.integers.question import is_about_integers
     from repvgg_ref_cli.batches import read_batch
     from repvgg_ref_cli.progress import ProgressBar
 

@@ -108,10 +108,9 @@ def command(
     Exit codes: 0 agrees, 1 disagrees, 2 cannot be judged.
     """  # noqa: D301 - \b is click's
     import repvgg_ref
-    from repvgg_ref.oracle.families.family import judge_family
-    from repvgg_ref.oracle.families.graph_file import is_graph_file, judge_graph_file
+    from repvgg_ref.oracle.families.kind import kind_of
     from repvgg_ref.oracle.golden.folder import is_golden
-    from repvgg_ref.oracle.integers.front import is_about_integers
+    from repvgg_ref.oracle.integers.question import is_about_integers
     from repvgg_ref.oracle.verification import require_no_inputs, verify
     from repvgg_ref_cli.batches import read_batch
 
@@ -122,10 +121,14 @@ def command(
             refuse_options(ctx, ["precision"], "integers are compared bit for bit")
             given = {"eps": eps, "block": block, "strides": strides, "dilations": dilations}
             report = _integers(reference, candidate, inputs, given, timeout, progress)
-        elif _is_family(reference, candidate):
+        elif (kind := kind_of(reference) if _is_weights(candidate) else "other") == "blocks":
+            from repvgg_ref.oracle.families.family import judge_family
+
             refuse_options(ctx, _OF_A_NETWORK, "of a file of blocks nothing is run")
             report = judge_family(reference, Path(candidate), eps=eps)
-        elif _is_weights(candidate) and is_graph_file(reference):
+        elif kind == "network":
+            from repvgg_ref.oracle.families.graph_file import judge_graph_file
+
             refuse_options(ctx, _OF_A_NETWORK, "the file's weights are compared, nothing is run")
             report = judge_graph_file(reference, Path(candidate), eps=eps)
         elif is_golden(reference):
@@ -159,17 +162,6 @@ def command(
         _refuse(report)
 
 
-def _is_family(reference: Path, candidate: str | Path) -> bool:
-    """Whether a fused file is to be held against a training file of other blocks than RepVGG's."""
-    from repvgg_ref.errors import ReportedError
-    from repvgg_ref.files.convert_modules import holds_modules
-
-    try:
-        return _is_weights(candidate) and holds_modules(reference)
-    except ReportedError:  # of whoever reads it as what it is
-        return False
-
-
 def _is_weights(candidate: str | Path) -> bool:
     suffixes = (".pth", ".pt", ".npz", ".safetensors", ".bin", ".ckpt")
     return Path(candidate).suffix.lower() in suffixes and Path(candidate).is_file()
@@ -186,7 +178,8 @@ def _integers(
     """Integer networks: numbers bit for bit, or integers against a checkpoint."""
     import repvgg_ref
     from repvgg_ref.oracle.candidates.npy_files import read_npy
-    from repvgg_ref.oracle.integers.front import is_about_integers, verify_integers
+    from repvgg_ref.oracle.integers.front import verify_integers
+    from repvgg_ref.oracle.integers.question import is_about_integers
 
     chosen: Any = reference
     if not is_about_integers(reference, None):
@@ -216,6 +209,8 @@ def _progress(candidate: str | Path) -> Iterator[Callable[[str, int, int], None]
 
 
 def _write(report: Report, page: Path | None, junit: Path | None, seconds: float) -> None:
+    if page is None and junit is None:
+        return
     from repvgg_ref.oracle.render import render_html, render_junit
     from weights_io import atomic_path
 

@@ -32,10 +32,6 @@ from repvgg_ref.oracle.candidates.manifest import read_folder
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.candidates.npy_files import opened
 from repvgg_ref.oracle.candidates.onnx_data_set import data_set_folder, read_data_set
-from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
-from repvgg_ref.oracle.candidates.onnx_named import NamedOnnxCandidate
-from repvgg_ref.oracle.candidates.onnx_relus import OnnxReluCandidate
-from repvgg_ref.oracle.candidates.onnx_segmenter import PyramidCandidate
 from repvgg_ref.oracle.candidates.outside import (
     EXEC,
     CommandCandidate,
@@ -166,12 +162,7 @@ def _resolve_file(path: Path, arch: Network, timeout: float) -> Candidate | Weig
     with opened(path) as file:
         head = file.read(16)
     if path.suffix.lower() == ".onnx" or _starts_like_onnx(head):
-        if arch.is_chain:
-            return OnnxCandidate(name, path, arch, timeout)
-        if arch.is_dense:
-            return PyramidCandidate(name, path, arch, timeout)
-        named = NamedOnnxCandidate if is_gated(arch) else OnnxReluCandidate
-        return named(name, path, arch, timeout)
+        return _onnx(name, path, arch, timeout)
     if head.startswith(b"\x93NUMPY"):
         return DumpCandidate(name, arch, lambda: read_single(path))
     if head.lstrip()[:1] in (b"{", b"["):
@@ -179,6 +170,25 @@ def _resolve_file(path: Path, arch: Network, timeout: float) -> Candidate | Weig
     if not holds_layers(path, arch) and _holds_weights(path):
         return WeightsCandidate(path)
     return dump_candidate(name, arch, read_npz(path))
+
+
+def _onnx(name: str, path: Path, arch: Network, timeout: float) -> Candidate:
+    """How a graph's layers are found depends on the network; each way is loaded when asked for."""
+    if arch.is_chain:
+        from repvgg_ref.oracle.candidates.onnx_model import OnnxCandidate
+
+        return OnnxCandidate(name, path, arch, timeout)
+    if arch.is_dense:
+        from repvgg_ref.oracle.candidates.onnx_segmenter import PyramidCandidate
+
+        return PyramidCandidate(name, path, arch, timeout)
+    if is_gated(arch):
+        from repvgg_ref.oracle.candidates.onnx_named import NamedOnnxCandidate
+
+        return NamedOnnxCandidate(name, path, arch, timeout)
+    from repvgg_ref.oracle.candidates.onnx_relus import OnnxReluCandidate
+
+    return OnnxReluCandidate(name, path, arch, timeout)
 
 
 def _starts_like_onnx(head: bytes) -> bool:

@@ -45,6 +45,7 @@ from repvgg_ref.oracle.diagnosis.odd_taps import FEW, altered, unknown
 from repvgg_ref.oracle.diagnosis.ranking import Observation
 from repvgg_ref.oracle.diagnosis.tap_evidence import (
     FittedTaps,
+    distance,
     evidence_of,
     observed,
     tap_evidence,
@@ -263,27 +264,24 @@ def check_kernel(
     if conversion is None:
         stored = formats_of({"weight": got.weight}, {"bias": got.bias})
         conversion = conversion_of(lambda: [(terms_of(program), got)], stored)
-    seen = observed(program, got, conversion)
-    error = np.abs(seen.y_hat - seen.y)
-    at = np.unravel_index(np.argmax(error / seen.certified), error.shape)
+    far = distance(program, got, conversion)
     odd = conversion.check(terms_of(program), got)
     count = int(odd.by_channel.sum())
     report = LayerReport(
         program.name,
-        float(error[at]),
-        float(seen.certified[at]),
-        float(error[at] / seen.certified[at]),
-        ok=bool((error <= seen.certified).all()) and not count,
-        likely_ratio=float((error / seen.likely).max()),
-        note=_lost(seen.y_hat) or _contradict(count),
+        far.error,
+        far.certified,
+        far.ratio,
+        ok=far.ok and not count,
+        likely_ratio=far.likely,
+        note=_lost(far.lost) or _contradict(count),
     )
     if report.ok:
         return report, []
-    return report, _findings(site, seen, odd, conversion)
+    return report, _findings(site, observed(program, got, conversion), odd, conversion)
 
 
-def _lost(numbers: Array) -> str:
-    count = int((~np.isfinite(numbers)).sum())
+def _lost(count: int) -> str:
     if not count:
         return ""
     return f"{count} numbers are NaN or infinite" if count > 1 else "one number is NaN or infinite"

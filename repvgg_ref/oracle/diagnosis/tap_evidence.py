@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from repvgg_ref.oracle.weights.arithmetic import FLUSH
 from repvgg_ref.oracle.weights.conversion import OWN_ERROR, Conversion
 
 _LIKELY = 1.0
+_TOGETHER = 1 << 16  # taps that are looked at together: what is made of them stays in cache
 _COARSE = 6.0  # roundings of the largest tap, for comparing other kernels
 
 
@@ -34,6 +35,65 @@ def observed(program: BlockProgram, got: FusedConv, conversion: Conversion) -> O
         (conversion.roundings * unit + OWN_ERROR) * sizes + tiny,
         (_LIKELY * unit + OWN_ERROR) * sizes + tiny,
     )
+
+
+class Distance(NamedTuple):
+    """How far a file's taps are from the exact ones.
+
+    Attributes
+    ----------
+    error, certified : float
+        Of the tap whose error is the largest part of what its bound allows.
+    ratio, likely : float
+        That part, and the largest one of a single rounding.
+    lost : int
+        How many taps are NaN or infinite.
+    ok : bool
+        Whether every tap is within its bound.
+    """
+
+    error: float
+    certified: float
+    ratio: float
+    likely: float
+    lost: int
+    ok: bool
+
+
+def distance(program: BlockProgram, got: FusedConv, conversion: Conversion) -> Distance:
+    """The largest error of a file's taps; some channels after others, as rows are independent.
+
+    Says what `observed` would, without an array of every tap for each of its numbers.
+    """
+    step = max(1, _TOGETHER // got.weight[0].size)
+    parts = [
+        _distance(observed(program.of_channels(rows), _rows(got, rows), conversion))
+        for rows in (slice(at, at + step) for at in range(0, len(got.weight), step))
+    ]
+    worst = max(parts, key=lambda part: (part.ratio != part.ratio, part.ratio))
+    return worst._replace(
+        likely=float(np.max([part.likely for part in parts])),
+        lost=sum(part.lost for part in parts),
+        ok=all(part.ok for part in parts),
+    )
+
+
+def _distance(seen: Observation) -> Distance:
+    error = np.abs(seen.y_hat - seen.y)
+    ratio = error / seen.certified
+    at = np.unravel_index(np.argmax(ratio), ratio.shape)  # of a NaN, if there is one
+    return Distance(
+        float(error[at]),
+        float(seen.certified[at]),
+        float(ratio[at]),
+        float((error / seen.likely).max()),
+        int((~np.isfinite(seen.y_hat)).sum()),
+        bool((error <= seen.certified).all()),
+    )
+
+
+def _rows(kernel: FusedConv, rows: slice) -> FusedConv:
+    return FusedConv(kernel.weight[rows], kernel.bias[rows])
 
 
 def _coarse(seen: Observation, unit: float) -> Observation:

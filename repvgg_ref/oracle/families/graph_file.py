@@ -34,19 +34,8 @@ from weights_io import LazyArray, sanitize
 _COUNTER = ".num_batches_tracked"
 
 
-def is_graph_file(reference: Path) -> bool:
-    """Whether a file holds a network in train form whose layers are judged in files only."""
-    try:
-        with open_checkpoint(reference) as trained:
-            arch = trained.arch
-            known = arch is not None and trained.form == "train" and arch.is_fusible
-            return known and arch is not None and not arch.is_chain and not arch.is_dense
-    except ReportedError:
-        return False
-
-
 def judge_graph_file(reference: Path, candidate: Path, *, eps: float | None = None) -> Report:
-    """Judge the fused file `candidate` against the training file `reference`, an `is_graph_file`.
+    """Judge the fused file `candidate` against the training file `reference`, a "network".
 
     Raises
     ------

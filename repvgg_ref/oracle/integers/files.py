@@ -14,15 +14,11 @@ from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.onnx_load import load_onnx
 from repvgg_ref.oracle.integers.onnx_operators import TWICE
-from repvgg_ref.oracle.integers.onnx_reading import (
-    UNROUNDED,
-    ReadNetwork,
-    is_quantised,
-    read_integer_onnx,
-)
+from repvgg_ref.oracle.integers.onnx_reading import UNROUNDED, ReadNetwork, read_integer_onnx
 from repvgg_ref.oracle.integers.onnx_run import run_numbers
 from repvgg_ref.oracle.integers.onnx_walk import IGNORED
 from repvgg_ref.oracle.integers.ports import IMAGES, INPUT, SIDE, images_for
+from repvgg_ref.oracle.integers.question import is_quantised
 from repvgg_ref.oracle.integers.report import IntegerReport
 from repvgg_ref.oracle.integers.weights import judge_integers
 from weights_io import sanitize

@@ -1,4 +1,4 @@
-"""Which question is asked: numbers against an integer network, or its integers against weights."""
+"""Numbers against an integer network, or its integers against weights."""
 
 from __future__ import annotations
 
@@ -6,36 +6,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import weights_io
 from repvgg_ref.arrays import Array
-from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import load
-from repvgg_ref.files.integer_npz import is_integer_network, read_network
+from repvgg_ref.files.integer_npz import read_network
 from repvgg_ref.integer.network import IntegerNetwork
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.candidates.base import CandidateFailure
 from repvgg_ref.oracle.candidates.dumps import read_npz
-from repvgg_ref.oracle.candidates.onnx_load import load_onnx
-from repvgg_ref.oracle.golden.folder import checked_manifest, is_golden, read_manifest
+from repvgg_ref.oracle.golden.folder import checked_manifest
 from repvgg_ref.oracle.integers.files import (
     excused,
     file_numbers,
     judged_file,
     quantised_file,
 )
-from repvgg_ref.oracle.integers.golden import NETWORK, VECTORS, is_integer_golden
+from repvgg_ref.oracle.integers.golden import NETWORK, VECTORS
 from repvgg_ref.oracle.integers.held import INPUT
 from repvgg_ref.oracle.integers.judge import judge_numbers
-from repvgg_ref.oracle.integers.onnx_reading import is_quantised, read_integer_onnx
+from repvgg_ref.oracle.integers.onnx_reading import read_integer_onnx
 from repvgg_ref.oracle.integers.ports import numbers_of
+from repvgg_ref.oracle.integers.question import is_bundle, is_integers
 from repvgg_ref.oracle.integers.report import PRECISION, IntegerReport
 from repvgg_ref.oracle.integers.weights import judge_integers
 from weights_io import sanitize
-
-
-def is_about_integers(reference: Any, candidate: Any) -> bool:
-    """Whether one of the two is an integer network; nothing is run to find out."""
-    return _is_integers(reference) or _is_integers(candidate)
 
 
 def verify_integers(
@@ -56,20 +49,20 @@ def verify_integers(
     named = sanitize(str(candidate)) if isinstance(candidate, str | Path) else "candidate"
     try:
         theirs = quantised_file(candidate)
-        if not _is_integers(reference):
+        if not is_integers(reference):
             model = reference if isinstance(reference, Model) else load(reference, eps=eps)  # type: ignore[arg-type]
             if theirs is not None:
                 return judged_file(theirs, model, candidate=named)
             return judge_integers(model, integer_network(candidate), candidate=named)
         ours = quantised_file(reference)
         network = ours.network if ours is not None else integer_network(reference)
-        if inputs is None and _is_bundle(reference):
+        if inputs is None and is_bundle(reference):
             inputs = read_npz(Path(reference) / VECTORS).arrays[INPUT]  # type: ignore[arg-type]
         title = "reference" if isinstance(reference, IntegerNetwork) else Path(reference).name  # type: ignore[arg-type]
         if theirs is not None:
             numbers, notes = file_numbers(theirs, network, ours, inputs, timeout)
         else:
-            port = integer_network(candidate) if _is_integers(candidate) else candidate
+            port = integer_network(candidate) if is_integers(candidate) else candidate
             numbers, notes = numbers_of(port, network, inputs, timeout)
         report = judge_numbers(
             network,
@@ -84,38 +77,12 @@ def verify_integers(
         return IntegerReport(failure.verdict, str(failure), "reference", named, PRECISION)
 
 
-def _is_integers(what: Any) -> bool:
-    if isinstance(what, IntegerNetwork):
-        return True
-    if _is_bundle(what):
-        return True
-    if not isinstance(what, str | Path) or not Path(what).is_file():
-        return False
-    path = Path(what)
-    if path.suffix.lower() == ".onnx":
-        try:
-            return is_quantised(load_onnx(path))
-        except ReportedError:
-            return False
-    if path.suffix.lower() not in (".npz", ""):  # what comes on stdin has no suffix
-        return False
-    try:
-        with weights_io.open_weights(path) as archive:
-            return is_integer_network(archive.metadata)
-    except ReportedError:
-        return False
-
-
-def _is_bundle(what: Any) -> bool:
-    return is_golden(what) and is_integer_golden(read_manifest(Path(what)))
-
-
 def integer_network(what: Any) -> IntegerNetwork:
     """The network of an npz, a quantised ONNX file or a bundle of golden vectors."""
     if isinstance(what, IntegerNetwork):
         return what
     path = Path(what)
-    if _is_bundle(path):
+    if is_bundle(path):
         checked_manifest(path)
         return read_network(path / NETWORK)
     return read_integer_onnx(path).network if path.suffix.lower() == ".onnx" else read_network(path)

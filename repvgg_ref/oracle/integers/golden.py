@@ -26,10 +26,10 @@ from repvgg_ref.oracle.golden.folder import FORMAT, MANIFEST, VERSION, atomic_fo
 from repvgg_ref.oracle.integers.bugs import IntegerSite, bugs_of
 from repvgg_ref.oracle.integers.probe import rounding_probe, separated
 from repvgg_ref.oracle.integers.program import Sheet, as_images, program_of
+from repvgg_ref.oracle.integers.question import KIND
 from repvgg_ref.version import __version__
 from weights_io import save_weights
 
-KIND = "integers"
 NETWORK, VECTORS, LOCAL = "network.npz", "vectors.npz", "local.npz"
 PROBE, RAW = "rounding", "raw"
 _IMAGES, _SIDE, _LOCAL_SIDE = 3, 32, 12
@@ -288,8 +288,3 @@ def _manifest(folder: Path, network: IntegerNetwork, score: Score) -> dict[str, 
         "score": score.to_json(),
         "files": {path.relative_to(folder).as_posix(): {"sha256": sha256(path)} for path in files},
     }
-
-
-def is_integer_golden(manifest: Mapping[str, Any]) -> bool:
-    """Whether a bundle's manifest is one of these."""
-    return manifest.get("kind") == KIND

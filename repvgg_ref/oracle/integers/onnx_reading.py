@@ -28,7 +28,6 @@ from repvgg_ref.oracle.integers.onnx_walk import Open, Walk
 from weights_io import sanitize
 
 ROUNDING = "float-even"
-QUANTISING = frozenset({"QuantizeLinear", "QLinearConv", "QGemm", "QLinearMatMul"})
 UNROUNDED = "its output is not quantised"
 
 
@@ -62,11 +61,6 @@ class ReadNetwork:
     doubts: Mapping[str, str] = field(default_factory=dict)
     shape: tuple[int | None, ...] = (None,) * 4
     clipped: frozenset[str] = frozenset()
-
-
-def is_quantised(model: Any) -> bool:
-    """Whether activations are quantised in this ONNX model."""
-    return any(node.op_type in QUANTISING for node in model.graph.node)
 
 
 def read_integer_onnx(path: Path) -> ReadNetwork:

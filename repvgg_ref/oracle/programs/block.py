@@ -22,7 +22,7 @@ from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.blocks.unfuse import leaf_name, leaves
 from repvgg_ref.oracle.programs.activation import ACTIVATIONS, SqueezeExcitationParams, gate
-from repvgg_ref.oracle.programs.program import Pixels, Workspace, all_pixels
+from repvgg_ref.oracle.programs.program import Pixels, Workspace
 
 PadMode = Literal["zeros", "reflect", "edge", "none"]
 Offset = tuple[int, int]
@@ -137,6 +137,14 @@ class BlockProgram:
         """The same with one branch removed."""
         return replace(self, branches={n: b for n, b in self.branches.items() if n != branch})
 
+    def of_channels(self, rows: slice) -> BlockProgram:
+        """The same with some output channels only, for whoever asks for the kernel alone."""
+        fused = self.fused
+        return replace(
+            self.with_branches(lambda _, branch: branch.arrays(lambda array: array[rows])),
+            fused=fused and FusedConv(fused.weight[rows], fused.bias[rows]),
+        )
+
     def has_own_norm(self, branch: str) -> bool:
         """Whether the branch's batch norm is no other's, so that it comes and goes with it."""
         return (branch,) in self.branches_of_norms.values()
@@ -210,7 +218,7 @@ class BlockProgram:
         x = np.asarray(x, np.float64)
         height, width = self.output_size(*x.shape[2:])
         needs_all = self.is_skipped or self.se is not None or self.output_map is not None
-        wanted = all_pixels(height, width) if pixels is None or needs_all else pixels
+        wanted = None if needs_all else pixels
 
         def as_image(y: Array) -> Array:
             return y.reshape(*y.shape[:2], height, width)
@@ -240,28 +248,30 @@ class BlockProgram:
     def _before_activation(
         self,
         x: Array,
-        pixels: Pixels,
+        pixels: Pixels | None,
         as_image: Callable[[Array], Array],
         workspace: Workspace,
     ) -> Array:
-        """The sum of the branches, (N, O, P); a new array."""
+        """The sum of the branches, (N, O, P), at all pixels without `pixels`; a new array."""
         geometry = (
             id(self.input_map),
             self.stride,
             self.dilation,
             self.pads,
             self.pad_mode,
-            len(pixels[0]),
+            None if pixels is None else len(pixels[0]),
         )
 
-        def patches() -> Array:
+        def columns() -> Array:
             seen = x if self.input_map is None else np.asarray(self.input_map(x), np.float64)
-            return self.gather(seen, *pixels)
+            if pixels is None:
+                return self._windows(seen)
+            return self.gather(seen, *pixels).transpose(2, 3, 4, 0, 1)
 
         def product(weight: Array, offset: Offset) -> Array:
-            found = workspace.get(("patches", *geometry), self.input_map, patches)
+            found = workspace.get(("columns", *geometry), self.input_map, columns)
             seen = window(weight.shape[2:], self.size, offset)
-            return _product(self.groups, found[..., *seen], weight)
+            return _product(self.groups, found[:, *seen], weight)
 
         if self.fused is not None or self.kernel_map is not None:
             kernel = self.fused_kernel(workspace)
@@ -284,25 +294,43 @@ class BlockProgram:
 
     def gather(self, x: Array, rows: Array, columns: Array) -> Array:
         """The patches that output pixels see: (N, P, C, Kh, Kw)."""
-        top, left, bottom, right = self.pads
-        if self.pad_mode == "none":
-            padded = x
-        else:
-            mode: Any = {"zeros": "constant"}.get(self.pad_mode, self.pad_mode)
-            padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), mode=mode)
+        padded = self._padded(x)
         down, across = (np.arange(n) * self.dilation for n in self.size)
         r = rows[:, None, None] * self.stride + down[:, None]  # (P, Kh, 1)
         c = columns[:, None, None] * self.stride + across[None, :]  # (P, 1, Kw)
         return np.moveaxis(padded[:, :, r, c], 1, 2)  # (N, C, P, Kh, Kw) -> (N, P, C, Kh, Kw)
 
+    def _windows(self, x: Array) -> Array:
+        """The patches that all output pixels see: (C, Kh, Kw, N, P)."""
+        n, c = x.shape[:2]
+        height, width = self.output_size(*x.shape[2:])
+        padded = self._padded(x).transpose(1, 0, 2, 3)
+        found = np.empty((c, *self.size, n, height, width), x.dtype)
+        down, across = (slice(0, (m - 1) * self.stride + 1, self.stride) for m in (height, width))
+        for i, j in np.ndindex(*self.size):
+            from_tap = padded[:, :, i * self.dilation :, j * self.dilation :]
+            found[:, i, j] = from_tap[:, :, down, across]
+        return found.reshape(c, *self.size, n, height * width)
+
+    def _padded(self, x: Array) -> Array:
+        """The input with its border."""
+        if self.pad_mode == "none":
+            return x
+        top, left, bottom, right = self.pads
+        if self.pad_mode != "zeros":
+            mode: Any = self.pad_mode
+            return np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), mode=mode)
+        height, width = x.shape[2:]
+        padded = np.zeros((*x.shape[:2], top + height + bottom, left + width + right), x.dtype)
+        padded[:, :, top : top + height, left : left + width] = x
+        return padded
+
     def responses(self, x: Array) -> dict[str, Array]:
         """Each branch before its batch norm, on every pixel of `x`: (N, O, P)."""
-        patches = self.gather(x, *all_pixels(*self.output_size(*x.shape[2:])))
+        found = self._windows(x)
         return {
             name: _product(
-                self.groups,
-                patches[..., *window(branch.weight.shape[2:], self.size)],
-                branch.weight,
+                self.groups, found[:, *window(branch.weight.shape[2:], self.size)], branch.weight
             )
             for name, branch in self.branches.items()
         }
@@ -316,10 +344,10 @@ def _norms_behind(spec: BlockSpec) -> tuple[tuple[str, str], ...]:
 
 
 def _product(groups: int, patches: Array, weight: Array) -> Array:
-    """``z[n, o, p] = sum over c, i, j of W[o, c, i, j] * patch[n, p, g*C/G + c, i, j]``."""
-    n, p = patches.shape[:2]
+    """``z[n, o, p] = sum over c, i, j of W[o, c, i, j] * patch[g*C/G + c, i, j, n, p]``."""
+    n, p = patches.shape[-2:]
     outputs = weight.shape[0]
-    columns = patches.reshape(n * p, groups, -1).transpose(1, 2, 0)  # (G, K, N*P)
+    columns = patches.reshape(groups, -1, n * p)  # (G, K, N*P)
     rows = weight.reshape(groups, outputs // groups, -1)  # (G, O/G, K)
     y = (rows @ columns).reshape(outputs, n, p)  # (G, O/G, N*P) -> (O, N, P)
     return np.ascontiguousarray(y.transpose(1, 0, 2))

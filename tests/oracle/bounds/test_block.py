@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from repvgg_ref.oracle.bounds import linear_part
 from repvgg_ref.oracle.bounds.block import Bound, block_bound, block_output, head_bound
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.program import all_pixels
 from tests.examples import examples
 from tests.oracle.bounds.arithmetic import ARITHMETICS, ORDERS, Candidate
 from tests.oracle.bounds.cases import DATA, STATISTICS, fill, random_block
@@ -141,3 +143,23 @@ def test_images_have_the_bounds_that_they_have_alone(
     for image, certified in zip(x, bound.certified, strict=True):
         alone = block_output(program, image[None], PRECISIONS["fp32"])[1]
         np.testing.assert_allclose(certified, alone.certified[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("geometry", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 4)])
+@pytest.mark.parametrize("pad_mode", ["zeros", "reflect", "none"])
+def test_all_pixels_are_what_chosen_pixels_are(
+    geometry: tuple[int, int, int], pad_mode: Any
+) -> None:
+    stride, dilation, groups = geometry
+    program, x = random_block(
+        np.random.default_rng(0),
+        data="normal",
+        stride=stride,
+        dilation=dilation,
+        groups=groups,
+        size=7,
+    )
+    program = replace(program, pad_mode=pad_mode)
+    pixels = all_pixels(*program.output_size(*x.shape[2:]))
+    for each in (program, program.as_one_convolution()):
+        assert np.array_equal(each.evaluate(x), each.evaluate(x, pixels))

@@ -11,8 +11,10 @@ import repvgg_ref as rr
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.oracle.bugs import LAYER_BUGS, Site
+from repvgg_ref.oracle.diagnosis import tap_evidence
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.layers import block_program
+from repvgg_ref.oracle.weights.conversion import Exact
 from tests.models.small import SMALL
 from weights_io import save_weights
 
@@ -178,3 +180,25 @@ def test_a_kernel_of_another_size_is_another_network(tmp_path: Path) -> None:
     save_weights(tmp_path / "port.npz", state, container="npz")
     report = rr.verify(model, tmp_path / "port.npz")
     assert (report.verdict, "another network" in report.reason) == ("disagree", True)
+
+
+@pytest.mark.parametrize("kind", ["plain", "grouped"])
+@pytest.mark.parametrize("wrong", [1.5, np.nan])
+def test_channels_looked_at_one_by_one_say_what_all_together_say(
+    kind: str, wrong: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = distinguishing_model(SMALL[kind])
+    spec = model.arch.blocks[1]
+    program, name = block_program(model, spec), f"{spec.name}.fused"
+    params = fuse(model).params
+    got = tap_evidence.FusedConv(params[f"{name}.weight"].copy(), params[f"{name}.bias"])
+    got.weight[2, 1, 0, 2] *= wrong
+    together = tap_evidence.distance(program, got, Exact(("fp32", "fp32")))
+    monkeypatch.setattr(tap_evidence, "_TOGETHER", 1)
+    apart = tap_evidence.distance(program, got, Exact(("fp32", "fp32")))
+    seen = tap_evidence.observed(program, got, Exact(("fp32", "fp32")))
+    error = np.abs(seen.y_hat - seen.y)
+    assert np.array_equal(apart, together, equal_nan=True)
+    assert not apart.ok
+    assert apart.lost == np.isnan(error).sum()
+    assert np.isnan(wrong) or apart.ratio == (error / seen.certified).max()

@@ -12,7 +12,8 @@ import pytest
 import repvgg_ref as rr
 import weights_io
 from repvgg_ref.models.network import Model
-from repvgg_ref.oracle.families.graph_file import is_graph_file, judge_graph_file
+from repvgg_ref.oracle.families.graph_file import judge_graph_file
+from repvgg_ref.oracle.families.kind import kind_of
 from tests.cli.runner import invoke
 from tests.models.small import distinct_model
 
@@ -33,10 +34,10 @@ def held(model: Model) -> State:
 
 
 def test_which_files_are_judged_so(files: tuple[Path, State, State], tmp_path: Path) -> None:
-    assert is_graph_file(files[0])
+    assert kind_of(files[0]) == "network"
     rr.save(rr.build("RepVGG-A0", num_classes=2), tmp_path / "chain.npz")
-    assert not is_graph_file(tmp_path / "chain.npz")
-    assert not is_graph_file(tmp_path / "none.npz")
+    assert kind_of(tmp_path / "chain.npz") == "other"
+    assert kind_of(tmp_path / "none.npz") == "other"
 
 
 def scaled(key: str) -> Callable[[State], State]:

@@ -1,4 +1,4 @@
-"""How long does `verify` take on RepVGG-A0 as an ONNX file, and how much memory?
+"""How long does `verify` take on RepVGG-A0 as an ONNX or a weight file, and how much memory?
 
     python tests/studies/peers/verify_speed.py
 
@@ -21,6 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[3]))  # run as a script, from anywhere
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.files.checkpoint import save
 from repvgg_ref.files.onnx import write_onnx
 from repvgg_ref.models.architectures import architecture
 from repvgg_ref.models.network import Model, fuse
@@ -28,6 +29,7 @@ from repvgg_ref.oracle import verify
 from tests.random_networks import random_model
 
 _SHAPES = {"224 x 224, fixed": (1, 224), "free": (None, None)}
+_WEIGHTS = "weight file"
 _BUGS = ("none", "identity left out of one layer", "bias twice in every layer", "unknown")
 
 
@@ -51,10 +53,13 @@ def planted(model: Model, bug: str) -> dict[str, Array]:
 def one(shape: str, bug: str) -> None:
     """Measure one case in this process and print a line."""
     model = random_model(architecture("RepVGG-A0"), seed=0)
-    batch, size = _SHAPES[shape]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a0.onnx"
-        write_onnx(path, model.arch, planted(model, bug), metadata={}, batch=batch, size=size)
+        path = Path(folder) / ("a0.npz" if shape == _WEIGHTS else "a0.onnx")
+        if shape == _WEIGHTS:
+            save(Model(model.arch, "deploy", planted(model, bug)), path)
+        else:
+            batch, size = _SHAPES[shape]
+            write_onnx(path, model.arch, planted(model, bug), metadata={}, batch=batch, size=size)
         wall, cpu = time.perf_counter(), time.process_time()
         report = verify(model, path)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -70,7 +75,7 @@ def main() -> None:
         return
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     print(f"{'input':17} {'bug':31} {'wall':>7} {'CPU':>7} {'peak':>8}", flush=True)
-    for shape in _SHAPES:
+    for shape in (*_SHAPES, _WEIGHTS):
         for bug in _BUGS:
             subprocess.run([sys.executable, __file__, shape, bug], check=True)
 
