@@ -1,0 +1,346 @@
+"""A chain with depthwise layers, such as MobileOne, in CHWN: every channel's pixels lie together.
+
+The chain's own layout, NHWC (`plan`), suits products over channels. A depthwise layer has none:
+there NumPy multiplies and adds tap by tap, 17 passes over memory. In CHWN it is a product as well,
+
+    y[c, h, :] = w[c, 1 x K K] x~[c, h, K K x (Wo N)]
+
+where x~ holds each input row K times, shifted by one tap each: the K * K rows that an output row
+needs lie one after the other, and those of the next overlap with them. So nothing is copied K * K
+times. A pointwise layer is one product of (O, C) with (C, pixels), as good as in NHWC, and takes
+the model's own weights as they are: nothing is packed.
+
+Images are the innermost axis: rows of 7 pixels of 16 images are as long as BLAS likes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.catalogue import is_fusible
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.cpu.convolution.depthwise import is_depthwise
+from repvgg_ref.cpu.convolution.direct import Window, seen, window_of
+from repvgg_ref.cpu.convolution.layout import carve, strided
+from repvgg_ref.cpu.convolution.schedule import ConvShape
+from repvgg_ref.cpu.engine import Plans
+from repvgg_ref.cpu.graph import conv_shape, is_square
+from repvgg_ref.cpu.plan import Tap, gate_of
+from repvgg_ref.cpu.workers import memory
+from repvgg_ref.cpu.workers.pool import Pool, Stage, Step, pool, portion, prepared
+from repvgg_ref.models.graph import Network, extents
+from repvgg_ref.models.layers import Linear
+
+BLOCK_NUMBERS = 120_000  # of scratch: 480 KB of float32, in second-level cache
+LONG_ROW = 100  # numbers; shorter ones are computed two at a time, since calls bind
+
+
+def is_planar(network: Network) -> bool:
+    """Whether it is a chain with depthwise layers, and nothing but what this layout knows."""
+    blocks = network.blocks
+    return (
+        network.is_chain
+        and isinstance(network.head.op, Linear)
+        and any(_is_deep(spec) for spec in blocks)
+        and all(
+            is_fusible(spec)
+            and is_square(spec)
+            and spec.activation == "relu"
+            and (_is_deep(spec) or spec.groups == 1)
+            for spec in blocks
+        )
+    )
+
+
+def _is_deep(spec: BlockSpec) -> bool:
+    return spec.groups == spec.in_channels == spec.out_channels > 1 and spec.dilation == 1
+
+
+class _Layer(NamedTuple):
+    """One block: its output, (O, Ho, Wo, N), and how it is made."""
+
+    name: str
+    y: Array
+    stages: list[Stage]
+
+
+class PlanarEngine(Plans["PlanarPlan"]):
+    """Evaluates a fused network that `is_planar`; arguments as for `Plans`.
+
+    All layers are direct, and no weights are packed: an algorithm or a budget changes nothing.
+    """
+
+    def __init__(
+        self, network: Network, params: Mapping[str, Array], **settings: Any
+    ) -> None:
+        super().__init__(params, **settings)
+        self._network = network
+
+    def _make(self, shape: tuple[int, ...]) -> PlanarPlan:
+        return PlanarPlan(self._network, self._params, shape, self._dtype, pool(self._threads))
+
+
+class PlanarPlan:
+    """The fused chain for one batch of `shape`, (N, C, H, W); `run` may be called again.
+
+    Layers take turns with two buffers, as in `plan`; borders are in scratch only.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        params: Mapping[str, Array],
+        shape: tuple[int, ...],
+        dtype: Any,
+        team: Pool,
+    ) -> None:
+        self.team, blocks = team, network.blocks
+        images, channels, height, width = shape
+        found = extents(network, height, width)
+        shapes = [conv_shape(spec, images, found[spec.name]) for spec in blocks]
+        sizes = [(channels, height, width, images)]
+        sizes += [(each.outputs, each.height, each.width, images) for each in shapes]
+        buffers = [
+            memory.empty((max(math.prod(size) for size in sizes[first::2]),), dtype)
+            for first in (0, 1)
+        ]
+        views = [carve(buffers[i % 2], size) for i, size in enumerate(sizes)]
+        scratch = [
+            memory.empty((max(_scratch(each) for each in shapes),), dtype)
+            for _ in range(team.threads)
+        ]
+        self._entry, self._layers = views[0], list[_Layer]()
+        for spec, each, x, y in zip(blocks, shapes, views, views[1:], strict=False):
+            fused = (params[f"{spec.name}.fused.{part}"] for part in ("weight", "bias"))
+            work = _Convolution(each, x, y, *fused, scratch, relu=spec.se != "before_relu")
+            stages = [work.stage(team.threads)]
+            if spec.se != "none":
+                stages += _gate_stages(spec, y, params, team.threads)
+            self._layers.append(_Layer(spec.name, y, stages))
+        self._logits = np.empty((images, len(params["linear.bias"])), dtype)
+        self._head = _head_stages(views[-1], params, self._logits, team.threads)
+
+    def run(self, x: Array, tap: Tap | None = None) -> Array:
+        """Logits of `x`, (N, C, H, W) of the plan's shape; `tap` sees every layer, NHWC views."""
+        entry = self._entry
+        with self.team.session():
+            self.team.run(Stage(x.shape[2], lambda worker, row: _enter(x[:, :, row], entry[:, row])))
+            for name, y, stages in self._layers:
+                for stage in stages:
+                    self.team.run(stage)
+                if tap is not None:
+                    tap(name, y.transpose(3, 1, 2, 0))
+            for stage in self._head:
+                self.team.run(stage)
+            return self._logits.copy()
+
+
+class _Convolution(NamedTuple):
+    """One convolution from x (C, H, W, N) to y (O, Ho, Wo, N); `scratch`, one for each worker."""
+
+    shape: ConvShape
+    x: Array
+    y: Array
+    weight: Array
+    bias: Array
+    scratch: list[Array]
+    relu: bool
+
+    def stage(self, threads: int) -> Stage:
+        """Blocks of output rows; of a depthwise layer, of some channels."""
+        cut = _cut(self.shape)
+        parts = _at_least(-(-self.shape.height // cut.rows), threads, self.shape.height // cut.unit)
+        cuts = _shares(self.shape.height, parts, cut.unit)
+        if not is_depthwise(self.shape):
+            return prepared(len(cuts), lambda worker, item: self._dense(worker, cuts[item]))
+        shares = -(-self.shape.channels // cut.channels)
+        channels = [portion(self.shape.channels, k, shares) for k in range(shares)]
+        items = list(product(channels, cuts))
+        return prepared(
+            len(items), lambda worker, item: self._deep(worker, *items[item], cut.unit)
+        )
+
+    def _dense(self, worker: int, rows: range) -> list[Step]:
+        """``y = W columns``, columns being x itself for a pointwise layer."""
+        shape, width = self.shape, self.shape.width * self.shape.images
+        some = slice(rows.start, rows.stop)
+        steps: list[Step] = []
+        if shape.kernel == shape.stride == 1:
+            columns = self.x[:, some].reshape(shape.channels, -1)
+        else:
+            taps = shape.kernel**2 * shape.channels
+            columns = carve(self.scratch[worker], (taps, len(rows) * width))
+            held = columns.reshape(
+                shape.channels, shape.kernel, shape.kernel, len(rows), shape.width, shape.images
+            )
+            for i in range(shape.kernel):
+                low, high, first = seen(_window(shape), i, self.x.shape[1], rows)
+                its = held[:, i].swapaxes(1, 2)  # (C, rows, K, Wo, N)
+                steps += self._shifted(slice(None), its, low, high, first)
+        # (O, pixels) = (O, C K K) @ (C K K, pixels)
+        out = self.y[:, some]
+        target = self.y.reshape(shape.outputs, -1)[:, rows.start * width : rows.stop * width]
+        steps.append(partial(np.matmul, self.weight.reshape(shape.outputs, -1), columns, out=target))
+        return steps + _finish(out, self.bias, relu=self.relu)
+
+    def _deep(self, worker: int, channels: range, rows: range, unit: int) -> list[Step]:
+        """``y[c, h] = w[c] x~[c, h]``, some rows of an image at once where they are short."""
+        shape, count = self.shape, len(rows) // unit
+        reach = (len(rows) - 1) * shape.stride + shape.kernel
+        some, row = slice(channels.start, channels.stop), shape.width * shape.images
+        held = carve(
+            self.scratch[worker],
+            (len(channels), reach, shape.kernel, shape.width, shape.images),
+        )
+        start = rows.start * shape.stride - shape.border
+        low, high = max(0, -start), min(reach, self.x.shape[1] - start)
+        steps = self._shifted(some, held, low, high, start + low, step=1)
+        taps = _banded(self.weight[some, 0], unit, shape.stride)
+        channel, _, shift, _, number = held.strides
+        jump = unit * shape.stride * shape.kernel * shift
+        views = strided(
+            held, (len(channels), count, taps.shape[-1], row), (channel, jump, shift, number)
+        )
+        out = self.y[some, rows.start : rows.stop]
+        # (channels, count, unit, Wo N) = (channels, 1, unit, K..) @ (channels, count, K.., Wo N)
+        target = out.reshape(len(channels), count, unit, row)
+        steps.append(partial(np.matmul, taps, views, out=target))
+        return steps + _finish(out, self.bias[some], relu=self.relu)
+
+    def _shifted(
+        self, channels: slice, held: Array, low: int, high: int, first: int, step: int | None = None
+    ) -> list[Step]:
+        """Rows `low` to `high` of `held`, (C, rows, K, Wo, N): each tap's pixels; zeros beyond.
+
+        They are every `step`-th row of x from `first` on, by default the stride.
+        """
+        window, step = _window(self.shape), step or self.shape.stride
+        steps: list[Step] = [partial(part.fill, 0) for part in (held[:, :low], held[:, high:])]
+        rows = self.x[channels, first::step][:, : max(0, high - low)]
+        for j in range(window.kernel):
+            left, right, column = seen(window, j, self.x.shape[2], range(window.width))
+            its = held[:, low:high, j]
+            steps += [partial(part.fill, 0) for part in (its[:, :, :left], its[:, :, right:])]
+            met = rows[:, :, column :: window.stride][:, :, : right - left]
+            steps.append(partial(np.copyto, its[:, :, left:right], met))
+        return steps
+
+
+class _Cut(NamedTuple):
+    """How a layer is cut: rows of a block in multiples of `unit`, and channels, if depthwise."""
+
+    rows: int
+    channels: int
+    unit: int
+
+
+def _cut(shape: ConvShape) -> _Cut:
+    """Blocks of which scratch and output stay in cache."""
+    row = shape.width * shape.images
+    if not is_depthwise(shape):
+        taps = shape.kernel**2 * shape.channels
+        return _Cut(max(1, BLOCK_NUMBERS // ((taps + shape.outputs) * row)), shape.channels, 1)
+    unit = 2 if row < LONG_ROW and shape.height % 2 == 0 else 1
+    a_row = (shape.stride * shape.kernel + 1) * row
+    rows = min(shape.height, max(unit, BLOCK_NUMBERS // a_row // unit * unit))
+    return _Cut(rows, max(1, BLOCK_NUMBERS // (a_row * rows)), unit)
+
+
+def _scratch(shape: ConvShape) -> int:
+    """Numbers of scratch that a block needs, at most."""
+    cut, row = _cut(shape), shape.width * shape.images
+    if is_depthwise(shape):
+        reach = (cut.rows - 1) * shape.stride + shape.kernel
+        return cut.channels * reach * shape.kernel * row
+    return shape.kernel**2 * shape.channels * cut.rows * row if shape.kernel > 1 else 0
+
+
+def _at_least(parts: int, threads: int, most: int) -> int:
+    """`parts`, as many of them as keep all threads busy, but no more than `most`."""
+    return min(most, -(-parts // threads) * threads)
+
+
+def _shares(rows: int, parts: int, unit: int) -> list[range]:
+    """`rows` in nearly equal parts, each a multiple of `unit`."""
+    shares = (portion(rows // unit, k, parts) for k in range(parts))
+    return [range(each.start * unit, each.stop * unit) for each in shares]
+
+
+def _window(shape: ConvShape) -> Window:
+    """The windows over x, which holds none of its border."""
+    return window_of(shape, shape.border)
+
+
+def _banded(weight: Array, unit: int, stride: int) -> Array:
+    """(C, K, K) -> (C, 1, unit, K'): the taps of `unit` output rows over the input rows of all."""
+    channels, kernel, _ = weight.shape
+    taps = np.zeros((channels, 1, unit, (unit - 1) * stride + kernel, kernel), weight.dtype)
+    for row in range(unit):
+        taps[:, 0, row, row * stride : row * stride + kernel] = weight
+    return taps.reshape(channels, 1, unit, -1)
+
+
+def _finish(y: Array, bias: Array, *, relu: bool) -> list[Step]:
+    steps: list[Step] = [partial(np.add, y, bias[:, None, None, None], out=y)]
+    return [*steps, partial(np.maximum, y, 0, out=y)] if relu else steps
+
+
+def _gate_stages(
+    spec: BlockSpec, y: Array, params: Mapping[str, Array], threads: int
+) -> Iterator[Stage]:
+    """Squeeze-and-excitation in place: means, every image's gate, products; then ReLU if asked."""
+    parts = min(threads, len(y))
+    squeezed, gates = (np.empty((len(y), 1, 1, y.shape[3]), y.dtype) for _ in range(2))
+    weights = {
+        part: params[f"{spec.name}.se.{part}"]
+        for part in ("down.weight", "down.bias", "up.weight", "up.bias")
+    }
+
+    def average(worker: int, item: int) -> list[Step]:
+        mine = portion(len(y), item, parts)
+        some = slice(mine.start, mine.stop)
+        return [partial(np.mean, y[some], axis=(1, 2), keepdims=True, out=squeezed[some])]
+
+    def excite(worker: int, item: int) -> None:
+        gates[:, 0, 0] = gate_of(squeezed[:, 0, 0], weights)
+
+    def scale(worker: int, item: int) -> list[Step]:
+        mine = portion(len(y), item, parts)
+        some = slice(mine.start, mine.stop)
+        steps: list[Step] = [partial(np.multiply, y[some], gates[some], out=y[some])]
+        if spec.se == "before_relu":
+            steps.append(partial(np.maximum, y[some], 0, out=y[some]))
+        return steps
+
+    yield from (prepared(parts, average), Stage(1, excite), prepared(parts, scale))
+
+
+def _head_stages(
+    x: Array, params: Mapping[str, Array], logits: Array, threads: int
+) -> list[Stage]:
+    """Global average, then the linear layer."""
+    weight, bias = params["linear.weight"], params["linear.bias"]
+    parts = min(threads, len(x))
+    pooled = np.empty((len(x), x.shape[3]), x.dtype)
+
+    def average(worker: int, item: int) -> list[Step]:
+        mine = portion(len(x), item, parts)
+        some = slice(mine.start, mine.stop)
+        return [partial(np.mean, x[some], axis=(1, 2), out=pooled[some])]
+
+    def classify(worker: int, item: int) -> None:
+        np.add((weight @ pooled).T, bias, out=logits)
+
+    return [prepared(parts, average), Stage(1, classify)]
+
+
+def _enter(rows: Array, entry: Array) -> None:
+    """One row of all images: (N, C, W) into (C, W, N)."""
+    np.copyto(entry, rows.transpose(1, 2, 0))
