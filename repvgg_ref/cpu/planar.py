@@ -3,7 +3,7 @@
 The chain's own layout, NHWC (`plan`), suits products over channels. A depthwise layer has none:
 there NumPy multiplies and adds tap by tap, 17 passes over memory. In CHWN it is a product as well,
 
-    y[c, h, :] = w[c, 1 x K K] x~[c, h, K K x (Wo N)]
+    y[h, c, :] = w[c, 1 x K K] x~[h, c, K K x (Wo N)]
 
 where x~ holds each input row K times, shifted by one tap each: the K * K rows that an output row
 needs lie one after the other, and those of the next overlap with them. So nothing is copied K * K
@@ -22,13 +22,15 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.blocks.catalogue import is_fusible
 from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.cpu.convolution import gemm
 from repvgg_ref.cpu.convolution.depthwise import is_depthwise
 from repvgg_ref.cpu.convolution.direct import Window, seen, window_of
-from repvgg_ref.cpu.convolution.layout import carve, strided
+from repvgg_ref.cpu.convolution.layout import carve
 from repvgg_ref.cpu.convolution.schedule import ConvShape
 from repvgg_ref.cpu.engine import Plans
 from repvgg_ref.cpu.graph import conv_shape, is_square
@@ -39,6 +41,8 @@ from repvgg_ref.models.graph import Network, extents
 from repvgg_ref.models.layers import Linear
 
 BLOCK_NUMBERS = 120_000  # of scratch: 480 KB of float32, in second-level cache
+ROWS = 7
+_HIGH = 32  # outputs of a block that is multiplied in place
 LONG_ROW = 100  # numbers; shorter ones are computed two at a time, since calls bind
 
 
@@ -64,7 +68,7 @@ def _is_deep(spec: BlockSpec) -> bool:
 
 
 class _Layer(NamedTuple):
-    """One block: its output, (O, Ho, Wo, N), and how it is made."""
+    """One block: its output, (Ho, O, Wo, N), and how it is made."""
 
     name: str
     y: Array
@@ -105,21 +109,21 @@ class PlanarPlan:
         images, channels, height, width = shape
         found = extents(network, height, width)
         shapes = [conv_shape(spec, images, found[spec.name]) for spec in blocks]
-        sizes = [(channels, height, width, images)]
-        sizes += [(each.outputs, each.height, each.width, images) for each in shapes]
+        sizes = [(height, channels, width, images)]
+        sizes += [(each.height, each.outputs, each.width, images) for each in shapes]
         buffers = [
             memory.empty((max(math.prod(size) for size in sizes[first::2]),), dtype)
             for first in (0, 1)
         ]
         views = [carve(buffers[i % 2], size) for i, size in enumerate(sizes)]
-        scratch = [
-            memory.empty((max(_scratch(each) for each in shapes),), dtype)
-            for _ in range(team.threads)
-        ]
+        scratch = {each: _scratch(each, team.threads, dtype) for each in shapes}
+        zeros = np.zeros(max(each.outputs * each.width * images for each in shapes), dtype)
         self._entry, self._layers = views[0], list[_Layer]()
         for spec, each, x, y in zip(blocks, shapes, views, views[1:], strict=False):
-            fused = (params[f"{spec.name}.fused.{part}"] for part in ("weight", "bias"))
-            work = _Convolution(each, x, y, *fused, scratch, relu=spec.se != "before_relu")
+            weight, bias = (params[f"{spec.name}.fused.{part}"] for part in ("weight", "bias"))
+            row = np.repeat(bias, each.width * images).reshape(len(bias), -1)
+            relu = zeros[:0] if spec.se == "before_relu" else zeros
+            work = _Convolution(each, x, y, weight, row, scratch[each], relu)
             stages = [work.stage(team.threads)]
             if spec.se != "none":
                 stages += _gate_stages(spec, y, params, team.threads)
@@ -131,19 +135,19 @@ class PlanarPlan:
         """Logits of `x`, (N, C, H, W) of the plan's shape; `tap` sees every layer, NHWC views."""
         entry = self._entry
         with self.team.session():
-            self.team.run(Stage(x.shape[2], lambda worker, row: _enter(x[:, :, row], entry[:, row])))
+            self.team.run(Stage(x.shape[2], lambda worker, row: _enter(x[:, :, row], entry[row])))
             for name, y, stages in self._layers:
                 for stage in stages:
                     self.team.run(stage)
                 if tap is not None:
-                    tap(name, y.transpose(3, 1, 2, 0))
+                    tap(name, y.transpose(3, 0, 2, 1))
             for stage in self._head:
                 self.team.run(stage)
             return self._logits.copy()
 
 
 class _Convolution(NamedTuple):
-    """One convolution from x (C, H, W, N) to y (O, Ho, Wo, N); `scratch`, one for each worker."""
+    """One convolution from x (H, C, W, N) to y (Ho, O, Wo, N); `scratch`, one for each worker."""
 
     shape: ConvShape
     x: Array
@@ -151,85 +155,77 @@ class _Convolution(NamedTuple):
     weight: Array
     bias: Array
     scratch: list[Array]
-    relu: bool
+    zeros: Array
 
     def stage(self, threads: int) -> Stage:
         """Blocks of output rows; of a depthwise layer, of some channels."""
-        cut = _cut(self.shape)
-        parts = _at_least(-(-self.shape.height // cut.rows), threads, self.shape.height // cut.unit)
-        cuts = _shares(self.shape.height, parts, cut.unit)
+        cut, height = _cut(self.shape), self.shape.height
+        parts = _at_least(-(-height // cut.rows), threads, height // cut.unit)
+        rows = _shares(height, parts, cut.unit)
         if not is_depthwise(self.shape):
-            return prepared(len(cuts), lambda worker, item: self._dense(worker, cuts[item]))
+            return prepared(len(rows), lambda worker, item: self._dense(worker, rows[item]))
         shares = -(-self.shape.channels // cut.channels)
         channels = [portion(self.shape.channels, k, shares) for k in range(shares)]
-        items = list(product(channels, cuts))
-        return prepared(
-            len(items), lambda worker, item: self._deep(worker, *items[item], cut.unit)
-        )
+        items = list(product(rows, channels))
+        return prepared(len(items), lambda worker, item: self._deep(worker, *items[item], cut.unit))
 
     def _dense(self, worker: int, rows: range) -> list[Step]:
-        """``y = W columns``, columns being x itself for a pointwise layer."""
-        shape, width = self.shape, self.shape.width * self.shape.images
+        """``y[h] = W columns[h]``, columns being x itself for a pointwise layer."""
+        shape, row = self.shape, self.shape.width * self.shape.images
         some = slice(rows.start, rows.stop)
         steps: list[Step] = []
         if shape.kernel == shape.stride == 1:
-            columns = self.x[:, some].reshape(shape.channels, -1)
+            columns = self.x[some].reshape(len(rows), shape.channels, row)
         else:
-            taps = shape.kernel**2 * shape.channels
-            columns = carve(self.scratch[worker], (taps, len(rows) * width))
-            held = columns.reshape(
-                shape.channels, shape.kernel, shape.kernel, len(rows), shape.width, shape.images
-            )
+            held = self.scratch[worker][: len(rows)]
             for i in range(shape.kernel):
-                low, high, first = seen(_window(shape), i, self.x.shape[1], rows)
-                its = held[:, i].swapaxes(1, 2)  # (C, rows, K, Wo, N)
-                steps += self._shifted(slice(None), its, low, high, first)
-        # (O, pixels) = (O, C K K) @ (C K K, pixels)
-        out = self.y[:, some]
-        target = self.y.reshape(shape.outputs, -1)[:, rows.start * width : rows.stop * width]
-        steps.append(partial(np.matmul, self.weight.reshape(shape.outputs, -1), columns, out=target))
-        return steps + _finish(out, self.bias, relu=self.relu)
+                low, high, first = seen(_window(shape), i, len(self.x), rows)
+                steps += self._shifted(slice(None), held[:, i], low, high, first, shape.stride)
+            columns = held.reshape(len(rows), -1, row)
+        out = self.y[some]
+        # (rows, O, Wo N) = (O, K K C) @ (rows, K K C, Wo N)
+        weight = self.weight.transpose(0, 2, 3, 1).reshape(shape.outputs, -1)
+        return [*steps, _product(weight, columns, out.reshape(len(rows), -1, row)), *_finish(out, self.bias.reshape(-1), self.zeros)]
 
-    def _deep(self, worker: int, channels: range, rows: range, unit: int) -> list[Step]:
-        """``y[c, h] = w[c] x~[c, h]``, some rows of an image at once where they are short."""
+    def _deep(self, worker: int, rows: range, channels: range, unit: int) -> list[Step]:
+        """``y[h, c] = w[c] x~[h, c]``, some rows of an image at once where they are short."""
         shape, count = self.shape, len(rows) // unit
         reach = (len(rows) - 1) * shape.stride + shape.kernel
         some, row = slice(channels.start, channels.stop), shape.width * shape.images
-        held = carve(
-            self.scratch[worker],
-            (len(channels), reach, shape.kernel, shape.width, shape.images),
-        )
+        held = self.scratch[worker][: len(channels), :reach]
         start = rows.start * shape.stride - shape.border
-        low, high = max(0, -start), min(reach, self.x.shape[1] - start)
-        steps = self._shifted(some, held, low, high, start + low, step=1)
+        low, high = max(0, -start), min(reach, len(self.x) - start)
+        by_row = held.transpose(1, 2, 0, 3, 4)
+        steps = self._shifted(some, by_row, low, high, start + low, 1)
         taps = _banded(self.weight[some, 0], unit, shape.stride)
-        channel, _, shift, _, number = held.strides
-        jump = unit * shape.stride * shape.kernel * shift
-        views = strided(
-            held, (len(channels), count, taps.shape[-1], row), (channel, jump, shift, number)
+        channel, of_row, shift, _, number = held.strides
+        views = as_strided(
+            held,
+            (len(channels), count, taps.shape[-1], row),
+            (channel, unit * shape.stride * of_row, shift, number),
         )
-        out = self.y[some, rows.start : rows.stop]
+        out = self.y[rows.start : rows.stop, some]
         # (channels, count, unit, Wo N) = (channels, 1, unit, K..) @ (channels, count, K.., Wo N)
-        target = out.reshape(len(channels), count, unit, row)
-        steps.append(partial(np.matmul, taps, views, out=target))
-        return steps + _finish(out, self.bias[some], relu=self.relu)
+        target = out.reshape(count, unit, len(channels), row).transpose(2, 0, 1, 3)
+        product = partial(np.matmul, taps, views, out=target)
+        return [*steps, product, *_finish(out, self.bias[some].reshape(-1), self.zeros)]
 
     def _shifted(
-        self, channels: slice, held: Array, low: int, high: int, first: int, step: int | None = None
+        self, channels: slice, held: Array, low: int, high: int, first: int, step: int
     ) -> list[Step]:
-        """Rows `low` to `high` of `held`, (C, rows, K, Wo, N): each tap's pixels; zeros beyond.
+        """Rows `low` to `high` of `held`, (rows, K, C, Wo, N): each tap's pixels; zeros beyond.
 
-        They are every `step`-th row of x from `first` on, by default the stride.
+        They are every `step`-th row of x from `first` on.
         """
-        window, step = _window(self.shape), step or self.shape.stride
-        steps: list[Step] = [partial(part.fill, 0) for part in (held[:, :low], held[:, high:])]
-        rows = self.x[channels, first::step][:, : max(0, high - low)]
+        window = _window(self.shape)
+        beyond = (part for part in (held[:low], held[high:]) if part.size)
+        steps: list[Step] = [partial(part.fill, 0) for part in beyond]
+        rows = self.x[first::step, channels][: max(0, high - low)]
         for j in range(window.kernel):
             left, right, column = seen(window, j, self.x.shape[2], range(window.width))
-            its = held[:, low:high, j]
-            steps += [partial(part.fill, 0) for part in (its[:, :, :left], its[:, :, right:])]
-            met = rows[:, :, column :: window.stride][:, :, : right - left]
-            steps.append(partial(np.copyto, its[:, :, left:right], met))
+            if left < right:
+                met = rows[:, :, column :: window.stride][:, :, : right - left]
+                steps.append(partial(np.copyto, held[low:high, j, :, left:right], met))
         return steps
 
 
@@ -249,17 +245,27 @@ def _cut(shape: ConvShape) -> _Cut:
         return _Cut(max(1, BLOCK_NUMBERS // ((taps + shape.outputs) * row)), shape.channels, 1)
     unit = 2 if row < LONG_ROW and shape.height % 2 == 0 else 1
     a_row = (shape.stride * shape.kernel + 1) * row
-    rows = min(shape.height, max(unit, BLOCK_NUMBERS // a_row // unit * unit))
+    rows = min(shape.height, ROWS * unit, max(unit, BLOCK_NUMBERS // a_row // unit * unit))
     return _Cut(rows, max(1, BLOCK_NUMBERS // (a_row * rows)), unit)
 
 
-def _scratch(shape: ConvShape) -> int:
-    """Numbers of scratch that a block needs, at most."""
-    cut, row = _cut(shape), shape.width * shape.images
+def _scratch(shape: ConvShape, threads: int, dtype: Any) -> list[Array]:
+    """Zeros for a block of the largest, one array for each worker; (0,) where x itself will do.
+
+    Depthwise (channels, rows, K, Wo, N), else (rows, K, K, C, Wo, N): smaller blocks lie at the
+    beginning, so that nobody writes where a tap meets the border on the left and on the right.
+    """
+    cut, row = _cut(shape), (shape.width, shape.images)
+    size: tuple[int, ...] = (0,)
     if is_depthwise(shape):
         reach = (cut.rows - 1) * shape.stride + shape.kernel
-        return cut.channels * reach * shape.kernel * row
-    return shape.kernel**2 * shape.channels * cut.rows * row if shape.kernel > 1 else 0
+        size = (cut.channels, reach, shape.kernel, *row)
+    elif not (shape.kernel == shape.stride == 1):
+        size = (cut.rows, shape.kernel, shape.kernel, shape.channels, *row)
+    made = [memory.empty(size, dtype) for _ in range(threads)]
+    for each in made:
+        each.fill(0)
+    return made
 
 
 def _at_least(parts: int, threads: int, most: int) -> int:
@@ -287,36 +293,63 @@ def _banded(weight: Array, unit: int, stride: int) -> Array:
     return taps.reshape(channels, 1, unit, -1)
 
 
-def _finish(y: Array, bias: Array, *, relu: bool) -> list[Step]:
-    steps: list[Step] = [partial(np.add, y, bias[:, None, None, None], out=y)]
-    return [*steps, partial(np.maximum, y, 0, out=y)] if relu else steps
+def _product(weight: Array, columns: Array, out: Array) -> Step:
+    """``out = weight @ columns``, (rows, O, Wo N), in blocks that BLAS multiplies in place if any.
+
+    They are 32 outputs high, and as wide as divides a row into multiples of 32.
+    """
+    rows, inner, row = columns.shape
+    most = gemm.IN_PLACE_LIMIT // (inner * _HIGH) if gemm.multiplies_in_place() else 0
+    wide = next((n for n in range(min(most, row), 95, -1) if row % n == n % 32 == 0), 0)
+    if not wide or len(weight) % _HIGH:
+        return partial(np.matmul, weight, columns, out=out)
+    # (rows, blocks, O / 32, 32, wide) = (O / 32, 32, K) @ (rows, blocks, 1, K, wide)
+    left = columns.reshape(rows, inner, -1, wide).transpose(0, 2, 1, 3)[:, :, None]
+    target = out.reshape(rows, -1, _HIGH, row // wide, wide).transpose(0, 3, 1, 2, 4)
+    return partial(np.matmul, weight.reshape(-1, _HIGH, inner), left, out=target)
+
+
+def _finish(y: Array, bias: Array, zeros: Array) -> list[Step]:
+    """Bias and, where there are `zeros`, ReLU for rows (rows, channels, Wo, N) of y.
+
+    Both are one-dimensional passes over two arrays: NumPy takes twice as long where one of them is
+    a number, four times where there are two dimensions.
+    """
+    steps: list[Step] = []
+    rows = bias.size
+    for row in y:
+        flat = row.reshape(-1)
+        steps.append(partial(np.add, flat, bias, out=flat))
+        if zeros.size:
+            steps.append(partial(np.maximum, flat, zeros[:rows], out=flat))
+    return steps
 
 
 def _gate_stages(
     spec: BlockSpec, y: Array, params: Mapping[str, Array], threads: int
 ) -> Iterator[Stage]:
     """Squeeze-and-excitation in place: means, every image's gate, products; then ReLU if asked."""
-    parts = min(threads, len(y))
-    squeezed, gates = (np.empty((len(y), 1, 1, y.shape[3]), y.dtype) for _ in range(2))
+    parts = min(threads, y.shape[1])
+    squeezed, gates = (np.empty((y.shape[1], 1, y.shape[3]), y.dtype) for _ in range(2))
     weights = {
         part: params[f"{spec.name}.se.{part}"]
         for part in ("down.weight", "down.bias", "up.weight", "up.bias")
     }
 
     def average(worker: int, item: int) -> list[Step]:
-        mine = portion(len(y), item, parts)
+        mine = portion(y.shape[1], item, parts)
         some = slice(mine.start, mine.stop)
-        return [partial(np.mean, y[some], axis=(1, 2), keepdims=True, out=squeezed[some])]
+        return [partial(np.mean, y[:, some], axis=(0, 2), out=squeezed[some, 0])]
 
     def excite(worker: int, item: int) -> None:
-        gates[:, 0, 0] = gate_of(squeezed[:, 0, 0], weights)
+        gates[:, 0] = gate_of(squeezed[:, 0], weights)
 
     def scale(worker: int, item: int) -> list[Step]:
-        mine = portion(len(y), item, parts)
+        mine = portion(y.shape[1], item, parts)
         some = slice(mine.start, mine.stop)
-        steps: list[Step] = [partial(np.multiply, y[some], gates[some], out=y[some])]
+        steps: list[Step] = [partial(np.multiply, y[:, some], gates[some], out=y[:, some])]
         if spec.se == "before_relu":
-            steps.append(partial(np.maximum, y[some], 0, out=y[some]))
+            steps.append(partial(np.maximum, y[:, some], 0, out=y[:, some]))
         return steps
 
     yield from (prepared(parts, average), Stage(1, excite), prepared(parts, scale))
@@ -327,13 +360,13 @@ def _head_stages(
 ) -> list[Stage]:
     """Global average, then the linear layer."""
     weight, bias = params["linear.weight"], params["linear.bias"]
-    parts = min(threads, len(x))
-    pooled = np.empty((len(x), x.shape[3]), x.dtype)
+    parts = min(threads, x.shape[1])
+    pooled = np.empty((x.shape[1], x.shape[3]), x.dtype)
 
     def average(worker: int, item: int) -> list[Step]:
-        mine = portion(len(x), item, parts)
+        mine = portion(x.shape[1], item, parts)
         some = slice(mine.start, mine.stop)
-        return [partial(np.mean, x[some], axis=(1, 2), out=pooled[some])]
+        return [partial(np.mean, x[:, some], axis=(0, 2), out=pooled[some])]
 
     def classify(worker: int, item: int) -> None:
         np.add((weight @ pooled).T, bias, out=logits)
