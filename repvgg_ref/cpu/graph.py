@@ -13,7 +13,7 @@ from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu.budget import Memory
 from repvgg_ref.cpu.buffers import GIVES_FEATURES, Reading, hand_out
-from repvgg_ref.cpu.convolution.schedule import ConvShape, Staged
+from repvgg_ref.cpu.convolution.schedule import ConvShape, Staged, rectified
 from repvgg_ref.cpu.engine import Plans
 from repvgg_ref.cpu.gated import gate, gelu_steps, row_stage, silu_steps
 from repvgg_ref.cpu.plan import Tap, pack_convolutions
@@ -247,7 +247,7 @@ def _linear(x: Array, weight: Array, bias: Array, y: Array, *, relu: bool, threa
 
 
 def _add_relu(x: Array, other: Array, y: Array) -> list[Step]:
-    return [partial(np.add, x, other, out=y), partial(np.maximum, y, 0, out=y)]
+    return [partial(np.add, x, other, out=y), rectified(y, y)]
 
 
 def _max_pool(x: Array, y: Array, op: MaxPool) -> list[Step]:

@@ -31,7 +31,7 @@ from repvgg_ref.cpu.convolution import gemm
 from repvgg_ref.cpu.convolution.depthwise import is_depthwise
 from repvgg_ref.cpu.convolution.direct import Window, seen, window_of
 from repvgg_ref.cpu.convolution.layout import carve
-from repvgg_ref.cpu.convolution.schedule import ConvShape
+from repvgg_ref.cpu.convolution.schedule import ConvShape, add, rectified
 from repvgg_ref.cpu.engine import Plans
 from repvgg_ref.cpu.graph import conv_shape, is_square
 from repvgg_ref.cpu.plan import Tap, gate_of
@@ -117,12 +117,11 @@ class PlanarPlan:
         ]
         views = [carve(buffers[i % 2], size) for i, size in enumerate(sizes)]
         scratch = {each: _scratch(each, team.threads, dtype) for each in shapes}
-        zeros = np.zeros(max(each.outputs * each.width * images for each in shapes), dtype)
         self._entry, self._layers = views[0], list[_Layer]()
         for spec, each, x, y in zip(blocks, shapes, views, views[1:], strict=False):
             weight, bias = (params[f"{spec.name}.fused.{part}"] for part in ("weight", "bias"))
             row = np.repeat(bias, each.width * images).reshape(len(bias), -1)
-            relu = zeros[:0] if spec.se == "before_relu" else zeros
+            relu = spec.se != "before_relu"
             work = _Convolution(each, x, y, weight, row, scratch[each], relu)
             stages = [work.stage(team.threads)]
             if spec.se != "none":
@@ -155,7 +154,7 @@ class _Convolution(NamedTuple):
     weight: Array
     bias: Array
     scratch: list[Array]
-    zeros: Array
+    relu: bool
 
     def stage(self, threads: int) -> Stage:
         """Blocks of output rows; of a depthwise layer, of some channels."""
@@ -185,7 +184,7 @@ class _Convolution(NamedTuple):
         out = self.y[some]
         # (rows, O, Wo N) = (O, K K C) @ (rows, K K C, Wo N)
         weight = self.weight.transpose(0, 2, 3, 1).reshape(shape.outputs, -1)
-        return [*steps, _product(weight, columns, out.reshape(len(rows), -1, row)), *_finish(out, self.bias.reshape(-1), self.zeros)]
+        return [*steps, _product(weight, columns, out.reshape(len(rows), -1, row)), *_finish(out, self.bias.reshape(-1), relu=self.relu)]
 
     def _deep(self, worker: int, rows: range, channels: range, unit: int) -> list[Step]:
         """``y[h, c] = w[c] x~[h, c]``, some rows of an image at once where they are short."""
@@ -208,7 +207,7 @@ class _Convolution(NamedTuple):
         # (channels, count, unit, Wo N) = (channels, 1, unit, K..) @ (channels, count, K.., Wo N)
         target = out.reshape(count, unit, len(channels), row).transpose(2, 0, 1, 3)
         product = partial(np.matmul, taps, views, out=target)
-        return [*steps, product, *_finish(out, self.bias[some].reshape(-1), self.zeros)]
+        return [*steps, product, *_finish(out, self.bias[some].reshape(-1), relu=self.relu)]
 
     def _shifted(
         self, channels: slice, held: Array, low: int, high: int, first: int, step: int
@@ -309,19 +308,15 @@ def _product(weight: Array, columns: Array, out: Array) -> Step:
     return partial(np.matmul, weight.reshape(-1, _HIGH, inner), left, out=target)
 
 
-def _finish(y: Array, bias: Array, zeros: Array) -> list[Step]:
-    """Bias and, where there are `zeros`, ReLU for rows (rows, channels, Wo, N) of y.
+def _finish(y: Array, bias: Array, *, relu: bool) -> list[Step]:
+    """Bias and ReLU for rows of y, (rows, channels, Wo, N), the bias being that of one row.
 
-    Both are one-dimensional passes over two arrays: NumPy takes twice as long where one of them is
-    a number, four times where there are two dimensions.
+    One-dimensional, since NumPy takes twice as long or more over several dimensions.
     """
     steps: list[Step] = []
-    rows = bias.size
     for row in y:
         flat = row.reshape(-1)
-        steps.append(partial(np.add, flat, bias, out=flat))
-        if zeros.size:
-            steps.append(partial(np.maximum, flat, zeros[:rows], out=flat))
+        steps += add(flat, bias, flat, flat, relu=relu)
     return steps
 
 
@@ -349,7 +344,7 @@ def _gate_stages(
         some = slice(mine.start, mine.stop)
         steps: list[Step] = [partial(np.multiply, y[:, some], gates[some], out=y[:, some])]
         if spec.se == "before_relu":
-            steps.append(partial(np.maximum, y[:, some], 0, out=y[:, some]))
+            steps.append(rectified(y[:, some], y[:, some]))
         return steps
 
     yield from (prepared(parts, average), Stage(1, excite), prepared(parts, scale))
