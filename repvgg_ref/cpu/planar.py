@@ -1,14 +1,15 @@
-"""A chain with depthwise layers, such as MobileOne, in CHWN: every channel's pixels lie together.
+"""A chain with depthwise layers, such as MobileOne, in HCWN: rows of a channel lie together.
 
 The chain's own layout, NHWC (`plan`), suits products over channels. A depthwise layer has none:
-there NumPy multiplies and adds tap by tap, 17 passes over memory. In CHWN it is a product as well,
+there NumPy multiplies and adds tap by tap, 17 passes over memory. In HCWN it is a product as well,
 
     y[h, c, :] = w[c, 1 x K K] x~[h, c, K K x (Wo N)]
 
 where x~ holds each input row K times, shifted by one tap each: the K * K rows that an output row
 needs lie one after the other, and those of the next overlap with them. So nothing is copied K * K
-times. A pointwise layer is one product of (O, C) with (C, pixels), as good as in NHWC, and takes
-the model's own weights as they are: nothing is packed.
+times. A pointwise layer is a product of (O, C) with (C, Wo N) for each row, and takes the model's
+own weights as they are: nothing is packed. All else is passes over rows of all channels, which are
+one-dimensional.
 
 Images are the innermost axis: rows of 7 pixels of 16 images are as long as BLAS likes them.
 """
@@ -33,15 +34,16 @@ from repvgg_ref.cpu.convolution.direct import Window, seen, window_of
 from repvgg_ref.cpu.convolution.layout import carve
 from repvgg_ref.cpu.convolution.schedule import ConvShape, add, rectified
 from repvgg_ref.cpu.engine import Plans
-from repvgg_ref.cpu.graph import conv_shape, is_square
+from repvgg_ref.cpu.graph import GraphEngine, GraphPlan, conv_shape, is_known, is_square
 from repvgg_ref.cpu.plan import Tap, gate_of
 from repvgg_ref.cpu.workers import memory
 from repvgg_ref.cpu.workers.pool import Pool, Stage, Step, pool, portion, prepared
 from repvgg_ref.models.graph import Network, extents
 from repvgg_ref.models.layers import Linear
 
+FEWEST_IMAGES = 4
 BLOCK_NUMBERS = 120_000  # of scratch: 480 KB of float32, in second-level cache
-ROWS = 7
+ROWS = 7  # of a depthwise block: fewer share less of x~, more leave it few channels
 _HIGH = 32  # outputs of a block that is multiplied in place
 LONG_ROW = 100  # numbers; shorter ones are computed two at a time, since calls bind
 
@@ -75,19 +77,21 @@ class _Layer(NamedTuple):
     stages: list[Stage]
 
 
-class PlanarEngine(Plans["PlanarPlan"]):
+class PlanarEngine(Plans["PlanarPlan | GraphPlan"]):
     """Evaluates a fused network that `is_planar`; arguments as for `Plans`.
 
-    All layers are direct, and no weights are packed: an algorithm or a budget changes nothing.
+    All layers are direct, and no weights are packed: an algorithm or a budget changes nothing. A
+    few images make rows too short for that, and are left to a `GraphEngine` that knows the network.
     """
 
-    def __init__(
-        self, network: Network, params: Mapping[str, Array], **settings: Any
-    ) -> None:
+    def __init__(self, network: Network, params: Mapping[str, Array], **settings: Any) -> None:
         super().__init__(params, **settings)
         self._network = network
+        self._of_few = GraphEngine(network, params, **settings) if is_known(network) else None
 
-    def _make(self, shape: tuple[int, ...]) -> PlanarPlan:
+    def _make(self, shape: tuple[int, ...]) -> PlanarPlan | GraphPlan:
+        if self._of_few is not None and shape[0] < FEWEST_IMAGES:
+            return self._of_few.plan(shape)
         return PlanarPlan(self._network, self._params, shape, self._dtype, pool(self._threads))
 
 
@@ -184,7 +188,11 @@ class _Convolution(NamedTuple):
         out = self.y[some]
         # (rows, O, Wo N) = (O, K K C) @ (rows, K K C, Wo N)
         weight = self.weight.transpose(0, 2, 3, 1).reshape(shape.outputs, -1)
-        return [*steps, _product(weight, columns, out.reshape(len(rows), -1, row)), *_finish(out, self.bias.reshape(-1), relu=self.relu)]
+        return [
+            *steps,
+            _product(weight, columns, out.reshape(len(rows), -1, row)),
+            *_finish(out, self.bias.reshape(-1), relu=self.relu),
+        ]
 
     def _deep(self, worker: int, rows: range, channels: range, unit: int) -> list[Step]:
         """``y[h, c] = w[c] x~[h, c]``, some rows of an image at once where they are short."""
@@ -350,9 +358,7 @@ def _gate_stages(
     yield from (prepared(parts, average), Stage(1, excite), prepared(parts, scale))
 
 
-def _head_stages(
-    x: Array, params: Mapping[str, Array], logits: Array, threads: int
-) -> list[Stage]:
+def _head_stages(x: Array, params: Mapping[str, Array], logits: Array, threads: int) -> list[Stage]:
     """Global average, then the linear layer."""
     weight, bias = params["linear.weight"], params["linear.bias"]
     parts = min(threads, x.shape[1])

@@ -12,7 +12,8 @@ import pytest
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu import NUMPY, planar
 from repvgg_ref.cpu.convolution import gemm
-from repvgg_ref.cpu.planar import PlanarEngine, is_planar
+from repvgg_ref.cpu.graph import GraphPlan
+from repvgg_ref.cpu.planar import PlanarEngine, PlanarPlan, is_planar
 from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.mobileone import mobileone
 from repvgg_ref.models.network import Model, fuse
@@ -26,6 +27,11 @@ GATED = mobileone("gated", depths=(1, 2, 1, 1), gates=(0, 1, 1, 0), **WIDTHS)
 @cache
 def fused(arch: Architecture) -> Model:
     return fuse(distinct_model(arch))
+
+
+@pytest.fixture(autouse=True)
+def _any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planar, "FEWEST_IMAGES", 1)
 
 
 def engine_of(model: Model, threads: int = 2, dtype: Any = np.float64) -> PlanarEngine:
@@ -93,8 +99,19 @@ def test_a_number_that_is_none_reaches_no_other_channel_or_row() -> None:
     assert (np.isfinite(y) == np.isfinite(wanted)).all()
 
 
+def test_few_images_are_left_to_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planar, "FEWEST_IMAGES", 2)
+    engine, x = engine_of(fused(ARCH)), images(2, 3, 33, 20)
+    assert isinstance(engine.plan(x[:1].shape), GraphPlan)
+    assert isinstance(engine.plan(x.shape), PlanarPlan)
+    assert not (np.abs(engine.run(x)[:1] - engine.run(x[:1])).max() > 1e-12)
+    gated = engine_of(fused(GATED))  # no graph knows its gates
+    assert isinstance(gated.plan(x[:1].shape), PlanarPlan)
+
+
 def test_only_chains_with_depthwise_layers_are_planar() -> None:
-    assert is_planar(ARCH) and is_planar(GATED)
+    assert is_planar(ARCH)
+    assert is_planar(GATED)
     assert not any(is_planar(arch) for arch in SMALL.values())
     grouped = replace(ARCH.blocks[1], groups=2)
     assert not is_planar(replace(ARCH, blocks=(ARCH.blocks[0], grouped, *ARCH.blocks[2:])))
