@@ -13,7 +13,7 @@ from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.cpu.budget import Memory
 from repvgg_ref.cpu.buffers import GIVES_FEATURES, Reading, hand_out
-from repvgg_ref.cpu.convolution.schedule import ConvShape, Staged
+from repvgg_ref.cpu.convolution.schedule import ConvShape, Staged, rectified
 from repvgg_ref.cpu.engine import Plans
 from repvgg_ref.cpu.gated import gate, gelu_steps, row_stage, silu_steps
 from repvgg_ref.cpu.plan import Tap, pack_convolutions
@@ -45,7 +45,7 @@ def is_known(network: Network) -> bool:
         if isinstance(op, Linear | Dropout):
             known = sources <= features
         elif isinstance(op, Block):
-            known = sources <= images and _is_square(op.spec)
+            known = sources <= images and op.spec.se == "none" and is_square(op.spec)
         elif isinstance(op, MaxPool):
             known = sources <= images and 2 * op.padding < op.kernel
         else:
@@ -56,15 +56,15 @@ def is_known(network: Network) -> bool:
     return isinstance(network.head.op, Linear)
 
 
-def _is_square(spec: BlockSpec) -> bool:
-    """Whether the fused block is what a `ConvShape` describes, then ReLU or nothing."""
+def is_square(spec: BlockSpec) -> bool:
+    """Whether the fused block's convolution is what a `ConvShape` describes."""
     conv = fused_conv(spec)
     kernel, stride, dilation = conv.kernel[0], conv.stride[0], conv.dilation[0]
     padding = dilation * (kernel // 2)
     square = (conv.kernel, conv.stride, conv.dilation, conv.padding) == tuple(
         (number, number) for number in (kernel, stride, dilation, padding)
     )
-    return square and kernel % 2 == 1 and spec.se == "none"
+    return square and kernel % 2 == 1
 
 
 class GraphEngine(Plans["GraphPlan"]):
@@ -90,7 +90,7 @@ class GraphEngine(Plans["GraphPlan"]):
             pool(self._threads),
         )
         _require_fitting(network, sizes)
-        shapes = [_conv_shape(spec, shape[0], sizes[spec.name]) for spec in network.blocks]
+        shapes = [conv_shape(spec, shape[0], sizes[spec.name]) for spec in network.blocks]
         convolutions = pack_convolutions(
             network.blocks, self._params, shapes, self._choose(shapes), team, self._packed
         )
@@ -111,7 +111,8 @@ def _require_fitting(network: Network, sizes: Mapping[str, Extent]) -> None:
             raise ShapeError(f"{node.name}: no window fits", got=sizes[node.inputs[0]])
 
 
-def _conv_shape(spec: BlockSpec, images: int, y: Extent) -> ConvShape:
+def conv_shape(spec: BlockSpec, images: int, y: Extent) -> ConvShape:
+    """The convolution of a fused block that `is_square`, y being its channels and pixels."""
     outputs, height, width = y
     conv = fused_conv(spec)
     return ConvShape(
@@ -246,7 +247,7 @@ def _linear(x: Array, weight: Array, bias: Array, y: Array, *, relu: bool, threa
 
 
 def _add_relu(x: Array, other: Array, y: Array) -> list[Step]:
-    return [partial(np.add, x, other, out=y), partial(np.maximum, y, 0, out=y)]
+    return [partial(np.add, x, other, out=y), rectified(y, y)]
 
 
 def _max_pool(x: Array, y: Array, op: MaxPool) -> list[Step]:

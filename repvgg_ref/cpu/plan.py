@@ -263,12 +263,18 @@ def _clear(views: list[Array]) -> None:
 
 def squeeze_excite(y: Array, weights: Mapping[str, Array], *, relu: bool) -> None:
     """Scale the channels of one image (H, W, C) by their gate, in place; then ReLU if asked."""
-    squeezed = y.mean(axis=(0, 1))
-    middle = np.maximum(weights["down.weight"][:, :, 0, 0] @ squeezed + weights["down.bias"], 0)
-    logits = weights["up.weight"][:, :, 0, 0] @ middle + weights["up.bias"]
-    y *= 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without overflow
+    y *= gate_of(y.mean(axis=(0, 1))[:, None], weights)[:, 0]
     if relu:
         np.maximum(y, 0, out=y)
+
+
+def gate_of(squeezed: Array, weights: Mapping[str, Array]) -> Array:
+    """What squeeze-and-excitation scales channels by: means and gates (C, N) of N images."""
+    down, up = (weights[f"{name}.weight"][:, :, 0, 0] for name in ("down", "up"))
+    middle = np.maximum(down @ squeezed + weights["down.bias"][:, None], 0)
+    logits = up @ middle + weights["up.bias"][:, None]
+    gates: Array = 0.5 * (1 + np.tanh(0.5 * logits))  # the sigmoid, without overflow
+    return gates
 
 
 def _padded_shapes(

@@ -17,6 +17,7 @@ from repvgg_ref.cpu.budget import Memory
 from repvgg_ref.cpu.convolution.conv2d import conv2d_backward, conv2d_forward, conv_bias_relu
 from repvgg_ref.cpu.engine import Engine
 from repvgg_ref.cpu.graph import GraphEngine, is_known
+from repvgg_ref.cpu.planar import PlanarEngine, is_planar
 from repvgg_ref.cpu.training.batch_norm import batch_norm_train_backward, batch_norm_train_forward
 from repvgg_ref.cpu.training.expression import recognise
 from repvgg_ref.cpu.workers.pool import default_of, in_session
@@ -53,11 +54,13 @@ def fused_network(
     algorithm: str,
     threads: int | None,
     memory: Memory | None = None,
-) -> Engine | GraphEngine | None:
-    """`Ops.recognise_network`: plain chains of convolutions, and graphs that `is_known` knows."""
+) -> Engine | PlanarEngine | GraphEngine | None:
+    """`Ops.recognise_network`: plain chains, chains with depthwise layers, known graphs."""
     how: Any = {"dtype": dtype, "algorithm": algorithm, "threads": threads, "memory": memory}
     if network.is_chain and all(is_plain(spec) for spec in network.blocks):
         return Engine(network.blocks, params, **how)
+    if is_planar(network):
+        return PlanarEngine(network, params, **how)
     return GraphEngine(network, params, **how) if is_known(network) else None
 
 

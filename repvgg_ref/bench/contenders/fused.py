@@ -13,6 +13,7 @@ from repvgg_ref.bench.layers import time_layers
 from repvgg_ref.bench.memory import fused_count
 from repvgg_ref.bench.task import Task
 from repvgg_ref.cpu.engine import Engine
+from repvgg_ref.cpu.planar import is_planar
 from repvgg_ref.models.names import official_names
 from repvgg_ref.models.network import Model, fuse
 
@@ -60,7 +61,7 @@ def _inference(task: Task) -> Contender:
             **how,
         )
 
-    if task.backend != "numpy" or not deploy.arch.is_chain:
+    if task.backend != "numpy" or not deploy.arch.is_chain or is_planar(deploy.arch):
         return Contender(run, _logits, waiting_for(task.backend))
     return Contender(
         run,

@@ -17,7 +17,14 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.convolution.direct import seen, window_of
 from repvgg_ref.cpu.convolution.layout import by_image, carve, image_blocks
-from repvgg_ref.cpu.convolution.schedule import Block, Convolution, ConvShape, Layout, Task
+from repvgg_ref.cpu.convolution.schedule import (
+    Block,
+    Convolution,
+    ConvShape,
+    Layout,
+    Task,
+    rectified,
+)
 from repvgg_ref.cpu.workers.pool import Pool, Step
 
 NUMBERS = 60_000  # sums and products of one block: 240 KB of float32
@@ -80,7 +87,7 @@ class DepthwiseConvolution(Convolution):
             steps.append(partial(np.copyto, sums, start))
             steps += self._taps(task, images, range(first, last), sums, products, packed[0])
             if task.relu:
-                steps.append(partial(np.maximum, sums, 0, out=y))
+                steps.append(rectified(sums, y))
             else:
                 steps.append(partial(np.copyto, y, sums))
         return steps

@@ -40,6 +40,7 @@ from repvgg_ref.cpu.convolution.schedule import (
     Layout,
     Task,
     private_weights,
+    rectified,
 )
 from repvgg_ref.cpu.convolution.tiles import (
     Tiles,
@@ -236,5 +237,5 @@ class WinogradConvolution(Convolution):
             for step, out in rows_of_strips(fifth, above, y[images], first, last):
                 steps.append(step)
                 if relu:
-                    steps.append(partial(np.maximum, out, 0, out=out))
+                    steps.append(rectified(out, out))
         return steps

@@ -19,6 +19,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.cpu.convolution import direct
 from repvgg_ref.cpu.convolution.direct import Window
 from repvgg_ref.cpu.convolution.layout import carve, image_runs
+from repvgg_ref.cpu.convolution.schedule import rectified
 from repvgg_ref.cpu.workers import memory
 from repvgg_ref.cpu.workers.pool import pool, share_out
 
@@ -180,7 +181,7 @@ def combine(
                     rows += np.multiply(held, scale, out=scaled)
             rows += bias
             if relu:
-                np.maximum(rows, 0, out=rows)
+                rectified(rows, rows)()
 
     share_out(grid.shares, share)
     return y

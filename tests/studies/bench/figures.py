@@ -34,6 +34,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "A0-b1": ("--model", "RepVGG-A0", "--batch", "1"),
     "B1-b1": ("--model", "RepVGG-B1", "--batch", "1"),
     "A0-train-b16": ("--train", "--model", "RepVGG-A0", "--batch", "16"),
+    "S0-b16": ("--model", "MobileOne-S0", "--batch", "16"),
     "A0-convert": ("--convert", "--model", "RepVGG-A0"),
     "B3-convert": ("--convert", "--model", "RepVGG-B3"),
     "table4-b16": ("--table4", "--batch", "16"),
@@ -50,6 +51,7 @@ TARGETS: dict[str, dict[str, float]] = {
     "A0-b1": {"ncnn": 1.0, "onnxruntime": 1.3},
     "B1-b1": {"ncnn": 1.0, "onnxruntime": 1.3},
     "A0-train-b16": {"torch": 1.8},
+    "S0-b16": {"torch": 1.0},
 }
 
 

@@ -4,24 +4,42 @@ Median, 99th percentile and longest of `--calls` calls of a network on one image
 installed peer's fastest variant, each in a process of its own. They are called in turns, one image
 each, the first one moving on from turn to turn; between two calls threads come to rest, as those of
 a server do that waits for its next request. First calls, which pack weights and start processes,
-are not among them. Prints a table, and how much of the machine something else used.
+are not among them: ours are timed by themselves, each in a fresh process whose model is there.
+Prints a table, and how much of the machine something else used; `--out` keeps that as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import NamedTuple
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.bench.contenders.base import BRANCHES, DIRECT
-from repvgg_ref.bench.machine import Watch
+from repvgg_ref.bench.machine import Watch, machine
 from repvgg_ref.bench.peers import choose_entries
 from repvgg_ref.bench.race import Heats
 from repvgg_ref.bench.rival import Rival
 from repvgg_ref.bench.task import Task
 from repvgg_ref.cpu.workers.pool import default_threads
+
+SHARES = {"p50": 0.5, "p99": 0.99, "longest": 1.0}
+FIRST_CALLS = 7
+FIRST_CALL = """
+import sys, time
+import numpy as np
+from repvgg_ref.models.network import build, fuse
+model = fuse(build(sys.argv[1]))
+x = np.random.default_rng(0).standard_normal((1, 3, int(sys.argv[2]), int(sys.argv[2])), np.float32)
+began = time.perf_counter()
+model.forward(x)
+print(time.perf_counter() - began)
+"""
 
 
 class Latency(NamedTuple):
@@ -31,12 +49,15 @@ class Latency(NamedTuple):
     variant: str
     seconds: Array
 
+    def shares(self) -> dict[str, float]:
+        """Seconds that half of the calls, 99 in 100 and all of them stay within."""
+        return {key: float(np.quantile(self.seconds, share)) for key, share in SHARES.items()}
+
     def row(self, ours: Latency) -> str:
         """Milliseconds, and by how much they are more than `ours`."""
-        shares = [float(np.quantile(self.seconds, q)) for q in (0.5, 0.99, 1.0)]
-        of_ours = [float(np.quantile(ours.seconds, q)) for q in (0.5, 0.99)]
-        times = "".join(f"{1e3 * each:9.2f}" for each in shares)
-        ratios = "".join(f"{a / b:9.2f}" for a, b in zip(shares, of_ours, strict=False))
+        shares, of_ours = self.shares(), ours.shares()
+        times = "".join(f"{1e3 * each:9.2f}" for each in shares.values())
+        ratios = "".join(f"{shares[key] / of_ours[key]:9.2f}" for key in ("p50", "p99"))
         return f"{self.name:14}{self.variant:22}{times}{ratios}"
 
 
@@ -50,6 +71,30 @@ def in_turns(rivals: list[tuple[str, str, Rival]], calls: int) -> list[Latency]:
     return [Latency(*rivals[k][:2], seconds[k]) for k in range(len(rivals))]
 
 
+def first_calls(model: str, size: int) -> list[float]:
+    """Seconds of the first image, each time in a fresh process."""
+    command = [sys.executable, "-c", FIRST_CALL, model, str(size)]
+    return sorted(float(subprocess.check_output(command)) for _ in range(FIRST_CALLS))
+
+
+def document(
+    asked: argparse.Namespace, others: float | None, found: list[Latency], first: list[float]
+) -> dict[str, Any]:
+    """What `--out` keeps."""
+    return {
+        "model": asked.model,
+        "size": asked.size,
+        "calls": asked.calls,
+        "threads": asked.threads,
+        "machine": machine(),
+        "others": others,
+        "first_calls": first,
+        "contenders": [
+            {"name": each.name, "variant": each.variant, **each.shares()} for each in found
+        ],
+    }
+
+
 def main() -> None:
     """Race and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -58,6 +103,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--against", nargs="+", help="default: all that are installed")
+    parser.add_argument("--out", type=Path, help="a JSON file")
     asked = parser.parse_args()
     task = Task("inference", asked.model, 1, asked.size, asked.threads)
     entries, left_out = choose_entries(asked.against, task)
@@ -74,6 +120,11 @@ def main() -> None:
     print(f"{'':36}{'p50':>9}{'p99':>9}{'longest':>9}{'p50':>9}{'p99':>9}")
     for each in latencies:
         print(each.row(latencies[0]))
+    first = first_calls(asked.model, asked.size)
+    print(f"our first call: {1e3 * first[len(first) // 2]:.0f} ms, median of {len(first)}")
+    if asked.out:
+        kept = document(asked, others, latencies, first)
+        asked.out.write_text(json.dumps(kept, indent=1) + "\n")
     for one in [*left_out, *heats.skipped]:
         print(f"{one.name}: {one.reason}")
 
