@@ -120,8 +120,12 @@ def _work(asked: argparse.Namespace) -> None:
     for _ in sys.stdin:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
         marks: list[tuple[str, float]] = []
+
+        def tap(name: str, marks: list[tuple[str, float]] = marks) -> None:
+            marks.append((name, time.process_time()))
+
         start, spent = time.perf_counter(), time.process_time()
-        y = run(lambda name: marks.append((name, time.process_time())))
+        y = run(tap)
         seconds = time.perf_counter() - start
         peak = round((_resident("VmHWM") - before) / 1e3, 1)
         total = float(np.abs(np.asarray(y, np.float64)).sum())
