@@ -38,7 +38,8 @@ def means(bounds: Windows, bins: int, pixels: int) -> Array:
     return matrix
 
 
-def _adaptive(pixels: int, bins: int) -> list[tuple[int, int]]:
+def adaptive_windows(pixels: int, bins: int) -> list[tuple[int, int]]:
+    """The right ones."""
     return [(i * pixels // bins, -(-(i + 1) * pixels // bins)) for i in range(bins)]
 
 
@@ -72,7 +73,7 @@ def pool_windows(site: NodeSite) -> NodeVariants:
     op = site.program.node.op
     if not isinstance(op, AdaptiveAvgPool) or min(site.x.shape[2:]) < op.bins:
         return
-    right = [_adaptive(n, op.bins) for n in site.x.shape[2:]]
+    right = [adaptive_windows(n, op.bins) for n in site.x.shape[2:]]
     for detail, windows in OTHER_WINDOWS.items():
         if [windows(n, op.bins) for n in site.x.shape[2:]] != right:
             yield changed(site, partial(_windows, op.bins, windows), detail)
@@ -89,7 +90,7 @@ def pool_bins(site: NodeSite) -> NodeVariants:
     if isinstance(op, AdaptiveAvgPool):
         for bins in range(1, _OTHER_BINS + 1):
             if bins != op.bins:
-                yield changed(site, partial(_windows, bins, _adaptive), "", float(bins))
+                yield changed(site, partial(_windows, bins, adaptive_windows), "", float(bins))
 
 
 @bug("pool-max", says="the pyramid takes maxima", advice="means belong there")
@@ -102,7 +103,7 @@ def pool_max(site: NodeSite) -> NodeVariants:
 def _maxima(bins: int, xs: Sequence[Array]) -> Array:
     x = xs[0]
     for axis in (2, 3):
-        found = [x.take(range(*w), axis).max(axis) for w in _adaptive(x.shape[axis], bins)]
+        found = [x.take(range(*w), axis).max(axis) for w in adaptive_windows(x.shape[axis], bins)]
         x = np.stack(found, axis)
     return x
 

@@ -34,7 +34,7 @@ from tests.oracle.training.scenes import case, setup_of
 from tests.oracle.training.tiny import dump_of
 
 OWN = ("dense", "pyramid", "rates")
-VARIANTS = 152  # of their bugs and of those that are named below
+VARIANTS = 147  # of their bugs and of those that are named below
 NAMED = {
     "aux-heads": "they weigh 0.1",
     "ignored-pixels": "denominator",
@@ -50,7 +50,7 @@ NAMED = {
     "class-ignored": "one less",
     "labels-resized": "nearest",
     "resize-cubic": "in the pyramid",
-    "pool-windows": "stride floor",
+    "pool-windows": "floor to floor",
     "pool-bins": "in reverse",
     "concat-order": "4, 3, 2, 1, 0",
 }

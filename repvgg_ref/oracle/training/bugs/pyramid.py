@@ -10,10 +10,10 @@ from typing import Any
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.dense import AdaptiveAvgPool, Concat
-from repvgg_ref.models.graph import Node
+from repvgg_ref.models.graph import Node, extents
 from repvgg_ref.ops.separable import SeparableCache, separable_forward
 from repvgg_ref.oracle.bugs.base import Variant, bug
-from repvgg_ref.oracle.bugs.pyramid import OTHER_WINDOWS, Windows, means, orders
+from repvgg_ref.oracle.bugs.pyramid import OTHER_WINDOWS, Windows, adaptive_windows, means, orders
 from repvgg_ref.oracle.training.bugs.wrong_setup import (
     TrainingSite,
     TrainingVariants,
@@ -32,8 +32,20 @@ _OTHER_BINS = (1, 2, 3, 4, 6, 8)
     scope="network",
 )
 def _pool_windows(site: TrainingSite) -> TrainingVariants:
-    for detail, windows in OTHER_WINDOWS.items() if site.program.recipe.pixels else ():
-        yield Variant(_with_windows(site.program, windows), detail=detail)
+    """Where the pixels are multiples of the bins, say, some windows are the right ones."""
+    setup = site.program
+    known = extents(setup.network, *setup.x.shape[2:]) if setup.recipe.pixels else {}
+    pools = [
+        (pixels, node.op.bins)
+        for node in setup.network.nodes
+        if isinstance(node.op, AdaptiveAvgPool) and node.inputs[0] in known
+        for sizes in [known[node.inputs[0]][1:]]
+        for pixels in sizes
+        if min(sizes) >= node.op.bins
+    ]
+    for detail, windows in OTHER_WINDOWS.items():
+        if any(windows(*pool) != adaptive_windows(*pool) for pool in pools):
+            yield Variant(_with_windows(setup, windows), detail=detail)
 
 
 def _with_windows(setup: Setup, windows: Windows) -> Setup:
