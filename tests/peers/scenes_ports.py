@@ -39,6 +39,7 @@ class Port:
         self.x, self.labels = self.tensor(steps.x), torch.tensor(steps.labels)
         self.kept = {n.partition(".")[0]: self.tensor(k * 1.0) for n, k in steps.kept.items()}
         self.velocity: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}  # of gradients that a wrong port never clears
         self.seen: dict[str, Tensor] = {}
         self.step = 0
         for name, value in changed.items():

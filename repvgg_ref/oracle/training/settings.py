@@ -126,7 +126,7 @@ def _with_smoothing(setup: Setup, share: float) -> Setup:
 
     def gradient_of(kept: Any) -> Array:
         uniform = kept.weights * (kept.probabilities - 1 / kept.probabilities.shape[1])
-        return (1 - share) * backward(kept) + share * uniform
+        return np.asarray((1 - share) * backward(kept) + share * uniform)
 
     return with_ops(
         setup, pixel_cross_entropy_forward=loss_of, pixel_cross_entropy_backward=gradient_of

@@ -74,7 +74,7 @@ def _torch_norm(port: Port, right: Any, name: str, x: Tensor) -> Tensor:
     port.state[f"{name}.num_batches_tracked"] += 1
     names = ("running_mean", "running_var", "weight", "bias")
     arrays = [port.state[f"{name}.{each}"] for each in names]
-    return F.batch_norm(x, *arrays, training=True, momentum=port.bn_momentum, eps=port.eps)
+    return F.batch_norm(x, *arrays, True, port.bn_momentum, port.eps)
 
 
 def _torch_loss(port: Port, right: Any, name: str, logits: Tensor) -> Tensor:

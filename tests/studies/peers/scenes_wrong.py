@@ -324,7 +324,7 @@ WRONG = {
         rating(lambda name: 0.1 if name.startswith(NEW) else 10.0),
         "after/",
         "learning-rate-of-new-modules",
-        "unknown",
+        "learning-rate-factor",  # and that of the new modules: as good a name
     ),
     "aux at the backbone's rate": _wrong(
         rating(lambda name: 0.1 if name.startswith("aux") else 1.0),

@@ -82,7 +82,7 @@ def _difference(runs: dict[str, list[dict[str, float]]]) -> float:
 
 def _by_shape(arch: Any, runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Layers of one shape together, the least of the passes."""
-    shapes: dict[tuple[int, ...], list[str]] = {}
+    shapes: dict[tuple[int, int, int, int], list[str]] = {}
     for spec in arch.blocks:
         if spec.dilation > 1:
             shape = spec.in_channels, spec.out_channels, spec.dilation, spec.groups

@@ -77,11 +77,10 @@ def _labels_resized(site: TrainingSite) -> TrainingVariants:
     setup = site.program
     factors = {node.op.factor for node in setup.network.nodes if isinstance(node.op, Zoom)}
     for factor in factors if len(factors) == 1 else ():
-        own = np.ix_(*(range(0, pixels, factor) for pixels in setup.labels.shape[1:]))
         for detail, places in (("the labels there", _aligned), ("the labels' nearest", _floored)):
-            taken = np.ix_(*(places(pixels, factor) for pixels in setup.labels.shape[1:]))
+            rows, columns = (places(pixels, factor) for pixels in setup.labels.shape[1:])
             labels = np.full_like(setup.labels, IGNORED)
-            labels[:, *own] = setup.labels[:, *taken]
+            labels[:, ::factor, ::factor] = setup.labels[:, rows][:, :, columns]
             yield Variant(replace(setup, labels=labels), detail=detail)
 
 

@@ -5,8 +5,9 @@ The same wrong ways as in evaluation (`oracle.bugs.pyramid`), with their gradien
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.dense import AdaptiveAvgPool, Concat
@@ -75,17 +76,21 @@ def _pool_bins(site: TrainingSite) -> TrainingVariants:
         for bins in _OTHER_BINS:
             if bins != op.bins:
                 other = replace(op, bins=bins)
-                wrong = with_nodes(setup, lambda n, a=name, b=other: _with_op(n, a, b))
+                wrong = with_nodes(setup, partial(_with_op, {name: other}))
                 yield Variant(wrong, float(bins), f"{op.bins} in its place")
-    bins = [op.bins for op in pools.values()]
-    if len(bins) > 1:
-        upside_down = {n: replace(pools[n], bins=b) for n, b in zip(pools, bins[::-1], strict=True)}
-        wrong = with_nodes(setup, lambda n: _with_op(n, n.name, upside_down.get(n.name, n.op)))
-        yield Variant(wrong, float(bins[-1]), "the first, and so on in reverse")
+    upside_down = dict(zip(pools, reversed(pools.values()), strict=True))
+    if len(pools) > 1:
+        wrong = with_nodes(setup, partial(_with_op, upside_down))
+        last = next(iter(upside_down.values()))
+        yield Variant(wrong, float(last.bins), "the first, and so on in reverse")
 
 
-def _with_op(node: Node, name: str, op: Any) -> Node:
-    return replace(node, op=op) if node.name == name else node
+def _with_op(others: Mapping[str, AdaptiveAvgPool], node: Node) -> Node:
+    return replace(node, op=others.get(node.name, node.op))
+
+
+def _with_inputs(name: str, inputs: tuple[str, ...], node: Node) -> Node:
+    return replace(node, inputs=inputs) if node.name == name else node
 
 
 @bug(
@@ -100,8 +105,5 @@ def _concat_order(site: TrainingSite) -> TrainingVariants:
         if isinstance(node.op, Concat):
             for order in orders(len(node.inputs)):
                 inputs = tuple(node.inputs[i] for i in order)
-                wrong = with_nodes(
-                    setup,
-                    lambda n, a=node.name, b=inputs: replace(n, inputs=b) if n.name == a else n,
-                )
+                wrong = with_nodes(setup, partial(_with_inputs, node.name, inputs))
                 yield Variant(wrong, detail=", ".join(map(str, order)))
