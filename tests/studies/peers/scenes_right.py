@@ -72,9 +72,9 @@ def _torch_norm(port: Port, right: Any, name: str, x: Tensor) -> Tensor:
     if port.step == 0:
         port.seen |= {f"batch_mean/{name}": mean, f"batch_var/{name}": var}
     port.state[f"{name}.num_batches_tracked"] += 1
-    names = ("running_mean", "running_var", "weight", "bias")
-    arrays = [port.state[f"{name}.{each}"] for each in names]
-    return F.batch_norm(x, *arrays, True, port.bn_momentum, port.eps)
+    mean, var = (port.state[f"{name}.running_{what}"] for what in ("mean", "var"))
+    gamma, beta = port.state[f"{name}.weight"], port.state[f"{name}.bias"]
+    return F.batch_norm(x, mean, var, gamma, beta, True, port.bn_momentum, port.eps)
 
 
 def _torch_loss(port: Port, right: Any, name: str, logits: Tensor) -> Tensor:
