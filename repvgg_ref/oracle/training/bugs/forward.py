@@ -150,7 +150,7 @@ def _aux_heads(site: TrainingSite) -> TrainingVariants:
     if right:
         without = with_nodes(setup, lambda node: None if node.training_only else node)
         yield Variant(without, detail="their losses are left out")
-        for weight in (0.0, 1.0, 0.3, 0.4, 0.1):
+        for weight in (1.0, 0.3, 0.4, 0.1, 0.0):
             if weight != right:
                 others = with_nodes(setup, partial(weighing, weight=weight or _UNFELT))
                 yield Variant(others, detail=f"they weigh {weight:g} instead of {right:g}")
