@@ -27,14 +27,14 @@ class UnfitError(ReportedError):
     """A training that does not fit: into memory, or onto its data."""
 
 
-def activation_bytes(arch: Network, *, images: int, size: int, itemsize: int) -> int:
+def activation_bytes(arch: Network, *, images: int, extent: tuple[int, int], itemsize: int) -> int:
     """What a step keeps of its forward pass for the backward pass, in bytes.
 
     Each block keeps its input for the convolutions, a normalised image for every branch, and its
     output for the ReLU; the block in work holds a gradient for each of these beside them. Backends
     with fused blocks keep a third less.
     """
-    kept, largest, sizes = 0, 0, extents(arch, size, size)
+    kept, largest, sizes = 0, 0, extents(arch, *extent)
     for node in arch.nodes if arch.is_dense else arch.evaluated:
         if not isinstance(node.op, Block):
             numbers, logits = prod(sizes[node.name]), isinstance(node.op, Zoom)
@@ -58,7 +58,8 @@ def memory_bytes(
     direction, factors, and two each for averages.
     """
     vectors = 10 + (2 if recipe.ema else 0)
-    activations = activation_bytes(arch, images=images, size=recipe.size, itemsize=itemsize)
+    extent = recipe.size, recipe.size
+    activations = activation_bytes(arch, images=images, extent=extent, itemsize=itemsize)
     return vectors * parameters * itemsize + activations
 
 

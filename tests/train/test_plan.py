@@ -46,7 +46,7 @@ def test_the_estimate_of_a_steps_memory_is_near_its_measured_peak() -> None:
     measured = run_python("-c", MEASURED, images)
     assert measured.returncode == 0, measured.stderr
     arch = digits_architecture()
-    estimate = activation_bytes(arch, images=images, size=32, itemsize=4)
+    estimate = activation_bytes(arch, images=images, extent=(32, 32), itemsize=4)
     assert 0.4 <= int(measured.stdout) / estimate <= 1.5
 
 

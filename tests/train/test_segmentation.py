@@ -282,7 +282,7 @@ def test_the_estimate_of_a_steps_memory_is_near_its_measured_peak() -> None:
 
     measured = run_python("-c", MEASURED, 12)
     assert measured.returncode == 0, measured.stderr
-    estimate = activation_bytes(scenes_network(8), images=10, size=129, itemsize=4)
+    estimate = activation_bytes(scenes_network(8), images=10, extent=(129, 129), itemsize=4)
     assert 0.4 <= int(measured.stdout) / estimate <= 1.4
 
 

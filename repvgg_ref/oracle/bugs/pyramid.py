@@ -6,7 +6,7 @@ runtimes and other implementations of PSPNet do (Caffe's fixed windows). How it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,28 +17,29 @@ from repvgg_ref.oracle.bugs.base import bug
 from repvgg_ref.oracle.bugs.resizing import NodeSite, NodeVariants, changed
 
 _OTHER_BINS = 8  # a pyramid of up to so many
+Windows = Callable[[int, int], list[tuple[int, int]]]  # (pixels, bins) -> first and end of each
 
 
 # --- pooling ------------------------------------------------------------------------------------
 
 
-def _windows(
-    bins: int, bounds: Callable[[int, int], list[tuple[int, int]]], xs: Sequence[Array]
-) -> Array:
+def _windows(bins: int, bounds: Windows, xs: Sequence[Array]) -> Array:
     """Means over a grid of windows."""
     x = xs[0]
-    rows, columns = (_means(bounds(n, bins), n) for n in x.shape[2:])
+    rows, columns = (means(bounds, bins, n) for n in x.shape[2:])
     return np.asarray(rows @ x @ columns.T)
 
 
-def _means(windows: Sequence[tuple[int, int]], pixels: int) -> Array:
-    matrix = np.zeros((len(windows), pixels))
-    for i, (start, end) in enumerate(windows):
+def means(bounds: Windows, bins: int, pixels: int) -> Array:
+    """The matrix (bins, pixels) that averages over windows."""
+    matrix = np.zeros((bins, pixels))
+    for i, (start, end) in enumerate(bounds(pixels, bins)):
         matrix[i, start:end] = 1 / max(end - start, 1)
     return matrix
 
 
-def _adaptive(pixels: int, bins: int) -> list[tuple[int, int]]:
+def adaptive_windows(pixels: int, bins: int) -> list[tuple[int, int]]:
+    """The right ones."""
     return [(i * pixels // bins, -(-(i + 1) * pixels // bins)) for i in range(bins)]
 
 
@@ -56,6 +57,13 @@ def _overlapping(pixels: int, bins: int) -> list[tuple[int, int]]:
     return [(i * step, i * step + pixels - (bins - 1) * step) for i in range(bins)]
 
 
+OTHER_WINDOWS: Mapping[str, Windows] = {
+    "floor to floor": _floored,
+    "fixed: what is over is cut off": _fixed,
+    "fixed: stride floor(H / b), the last window ends at the border": _overlapping,
+}
+
+
 @bug(
     "pool-windows",
     says="the pyramid's pool has other windows ({detail})",
@@ -65,12 +73,8 @@ def pool_windows(site: NodeSite) -> NodeVariants:
     op = site.program.node.op
     if not isinstance(op, AdaptiveAvgPool) or min(site.x.shape[2:]) < op.bins:
         return
-    right = [_adaptive(n, op.bins) for n in site.x.shape[2:]]
-    for detail, windows in (
-        ("floor to floor", _floored),
-        ("fixed: what is over is cut off", _fixed),
-        ("fixed: stride floor(H / b), the last window ends at the border", _overlapping),
-    ):
+    right = [adaptive_windows(n, op.bins) for n in site.x.shape[2:]]
+    for detail, windows in OTHER_WINDOWS.items():
         if [windows(n, op.bins) for n in site.x.shape[2:]] != right:
             yield changed(site, partial(_windows, op.bins, windows), detail)
 
@@ -86,7 +90,7 @@ def pool_bins(site: NodeSite) -> NodeVariants:
     if isinstance(op, AdaptiveAvgPool):
         for bins in range(1, _OTHER_BINS + 1):
             if bins != op.bins:
-                yield changed(site, partial(_windows, bins, _adaptive), "", float(bins))
+                yield changed(site, partial(_windows, bins, adaptive_windows), "", float(bins))
 
 
 @bug("pool-max", says="the pyramid takes maxima", advice="means belong there")
@@ -99,7 +103,7 @@ def pool_max(site: NodeSite) -> NodeVariants:
 def _maxima(bins: int, xs: Sequence[Array]) -> Array:
     x = xs[0]
     for axis in (2, 3):
-        found = [x.take(range(*w), axis).max(axis) for w in _adaptive(x.shape[axis], bins)]
+        found = [x.take(range(*w), axis).max(axis) for w in adaptive_windows(x.shape[axis], bins)]
         x = np.stack(found, axis)
     return x
 
@@ -115,11 +119,11 @@ def _maxima(bins: int, xs: Sequence[Array]) -> Array:
 )
 def concat_order(site: NodeSite) -> NodeVariants:
     if isinstance(site.program.node.op, Concat):
-        for order in _orders(len(site.program.xs)):
+        for order in orders(len(site.program.xs)):
             yield changed(site, partial(_joined, order), ", ".join(map(str, order)))
 
 
-def _orders(count: int) -> Iterator[tuple[int, ...]]:
+def orders(count: int) -> Iterator[tuple[int, ...]]:
     """The feature map last, the pyramid upside down, all of it, two parts exchanged."""
     straight = tuple(range(count))
     seen = {straight}

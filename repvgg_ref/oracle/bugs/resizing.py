@@ -123,8 +123,7 @@ def nearest_pixel(site: NodeSite) -> NodeVariants:
     advice="bilinear interpolation belongs there",
 )
 def resize_cubic(site: NodeSite) -> NodeVariants:
-    ways = {"corners aligned": partial(_cubic, _aligned), "half-pixel": partial(_cubic, _unclipped)}
-    yield from _resizings(site, ways)
+    yield from _resizings(site, CUBIC)
 
 
 def _unclipped(outputs: int, pixels: int) -> Array:
@@ -141,6 +140,12 @@ def _cubic(places: Places, outputs: int, pixels: int) -> Array:
         at = np.arange(outputs), (first + tap).clip(0, pixels - 1)
         np.add.at(matrix, at, np.where(t <= 1, near, far))
     return matrix
+
+
+CUBIC: Mapping[str, Matrix] = {
+    "corners aligned": partial(_cubic, _aligned),
+    "half-pixel": partial(_cubic, _unclipped),
+}
 
 
 _HALF_PIXEL = "half-pixel"

@@ -21,7 +21,7 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.errors import MissingExtraError, ReportedError
 from repvgg_ref.files.checkpoint import save
 from repvgg_ref.files.metadata import describe
-from repvgg_ref.models.arguments import image_batch
+from repvgg_ref.models.arguments import image_batch, training_batch
 from repvgg_ref.models.graph import INPUT, Network
 from repvgg_ref.models.network import Model, require_branches
 from repvgg_ref.oracle.golden.arrays import (
@@ -64,6 +64,7 @@ from repvgg_ref.oracle.training.run import right_setup
 from repvgg_ref.oracle.training.steps import (
     TrainingSteps,
     default_recipe,
+    require_memory,
     training_steps,
     write_steps,
 )
@@ -148,6 +149,8 @@ def write_golden(
         require_steps(model.arch)
     require_vectors(model.arch, raw=raw)
     x = _batch(model, golden_inputs(model.arch) if inputs is None else inputs)
+    if train_step and inputs is not None:  # before the long work
+        require_memory(model, training_batch(model.arch, x))
     step = _counter(model, progress, train_step)
     matrix_of = dense_matrix if model.arch.is_dense else mutation_matrix
     layers = layer_arrays(model, x, step)

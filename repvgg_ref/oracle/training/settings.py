@@ -21,8 +21,10 @@ from repvgg_ref.oracle.training.bugs.wrong_setup import (
     with_ops,
     with_recipe,
 )
-from repvgg_ref.oracle.training.run import Setup, Update
+from repvgg_ref.oracle.training.run import KeptChannels, Setup, Update
 from repvgg_ref.train.sgd import Factors, SgdStep
+
+_LEAST = 1e-300  # of what a logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,44 @@ def _with_aux_weight(setup: Setup, weight: float) -> Setup:
         lambda node: (
             replace(node, loss_weight=weight) if node.training_only and node.loss_weight else node
         ),
+    )
+
+
+def _dropout_rate(setup: Setup) -> float | None:
+    rates = {n.op.rate for n in setup.network.nodes if isinstance(n.op, KeptChannels)}
+    return rates.pop() if len(rates) == 1 else None
+
+
+def _with_dropout_rate(setup: Setup, rate: float) -> Setup:
+    return with_nodes(
+        setup,
+        lambda node: (
+            replace(node, op=replace(node.op, rate=rate))
+            if isinstance(node.op, KeptChannels)
+            else node
+        ),
+    )
+
+
+def _with_smoothing(setup: Setup, share: float) -> Setup:
+    """The setup whose targets are ``(1 - share) * one_hot + share / classes``."""
+    if not setup.recipe.pixels:
+        return with_recipe(setup, label_smoothing=share)
+    forward = setup.ops.pixel_cross_entropy_forward
+    backward = setup.ops.pixel_cross_entropy_backward
+
+    def loss_of(logits: Array, labels: Array, *, ignored: int) -> tuple[Array, Any]:
+        loss, kept = forward(logits, labels, ignored=ignored)
+        logs = np.log(np.maximum(kept.probabilities, _LEAST))
+        uniform = -(kept.weights * logs.mean(axis=1, keepdims=True)).sum()
+        return (1 - share) * loss + share * uniform, kept
+
+    def gradient_of(kept: Any) -> Array:
+        uniform = kept.weights * (kept.probabilities - 1 / kept.probabilities.shape[1])
+        return np.asarray((1 - share) * backward(kept) + share * uniform)
+
+    return with_ops(
+        setup, pixel_cross_entropy_forward=loss_of, pixel_cross_entropy_backward=gradient_of
     )
 
 
@@ -179,8 +219,8 @@ SETTINGS: tuple[Setting, ...] = (
         "label-smoothing",
         "label smoothing is {value}, the recipe's is {right}",
         "target = (1 - s) * one_hot + s / classes, with the recipe's s",
-        lambda setup: _when(setup.recipe.label_smoothing, not setup.recipe.pixels),
-        lambda setup, s: with_recipe(setup, label_smoothing=s),
+        lambda setup: setup.recipe.label_smoothing,
+        _with_smoothing,
         unit=0.1,
         least=0.0,
     ),
@@ -207,6 +247,14 @@ SETTINGS: tuple[Setting, ...] = (
         _aux_weight,
         _with_aux_weight,
         least=1e-3,
+    ),
+    Setting(
+        "dropout-wrong",
+        "dropout divides what it keeps by 1 - {value}, the reference by 1 - {right}",
+        "whole channels times 0 or 1 / (1 - {right:g})",
+        _dropout_rate,
+        _with_dropout_rate,
+        unit=0.1,
     ),
     Setting(
         "running-momentum-value",

@@ -21,8 +21,12 @@ from repvgg_ref.oracle.training.noise import ALLOWED, Yard, Yardstick, relu_marg
 from repvgg_ref.oracle.training.recipe import Recipe, fitting_recipe
 from repvgg_ref.oracle.training.rounding import yardstick_of
 from repvgg_ref.oracle.training.run import Arrays, right_setup, run
+from repvgg_ref.train.plan import activation_bytes, available_memory
 from weights_io import sanitize
 
+# In float64 the reference's layers take up to 1.5 times what is kept of them: windows written out.
+_WINDOWS = 1.5
+_VECTORS = 10  # weights, gradients, velocities, before and after a step, and of the runs with noise
 ARRAYS, DESCRIPTION = "train_step.npz", "train_step.json"
 # Gradients and weights of a large network are stored in float32: 8 bytes a parameter, twice.
 _MOST_FLOAT64 = 24 << 20
@@ -100,8 +104,9 @@ def training_steps(
     NotFusibleError
         If the model has no branches.
     ReportedError
-        If a number of the steps is not finite.
+        If a number of the steps is not finite, or the machine has too little memory for them.
     """
+    require_memory(model, x)
     kept = dropout_masks(model.arch, x) if kept is None else kept
     if recipe is None:
         recipe = default_recipe(model, x, labels, steps, kept)
@@ -111,6 +116,34 @@ def training_steps(
     floating = {name: array for name, array in exact.items() if array.dtype.kind == "f"}
     yardstick = yardstick_of(setup, floating, progress=progress)
     return TrainingSteps(x, labels, recipe, exact, yardstick, relu_margin(setup), kept=kept)
+
+
+def needed_memory(model: Model, x: Array) -> int:
+    """Bytes that the steps take at most, estimated: what layers keep, and vectors of parameters."""
+    images, _, height, width = np.shape(x)
+    wide = np.dtype(np.float64).itemsize
+    kept = activation_bytes(model.arch, images=images, extent=(height, width), itemsize=wide)
+    vectors = _VECTORS * sum(array.size for array in model.params.values()) * wide
+    return int(_WINDOWS * kept + vectors)
+
+
+def require_memory(model: Model, x: Array, available: int | None = None) -> None:
+    """Refuse steps that do not fit into what is `available`, by default on this machine.
+
+    Raises
+    ------
+    ReportedError
+        If they do not; it says how much they need.
+    """
+    needed = needed_memory(model, x)
+    given = available_memory(np.empty(0)) if available is None else available
+    if given is not None and needed > given:
+        raise ReportedError(
+            "the training steps of this batch do not fit into memory",
+            got=f"about {needed / 2**30:.1f} GiB needed for {'x'.join(map(str, np.shape(x)))}",
+            wanted=f"at most the {given / 2**30:.1f} GiB that are available",
+            advice="--inputs FILE.npy with smaller images shows the same bugs",
+        )
 
 
 def default_recipe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,23 +11,30 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
-from repvgg_ref.errors import ShapeError
+from repvgg_ref.errors import ReportedError, ShapeError
 from repvgg_ref.models.graph import Node
 from repvgg_ref.oracle.bugs.base import Mutant, Site, planted
 from repvgg_ref.oracle.golden.read import read_golden
 from repvgg_ref.oracle.golden.write import write_golden
 from repvgg_ref.oracle.report import Report
+from repvgg_ref.oracle.training import steps as steps_module
 from repvgg_ref.oracle.training.bugs import TRAINING_BUGS
 from repvgg_ref.oracle.training.bugs.wrong_setup import with_nodes, with_recipe
 from repvgg_ref.oracle.training.judge import judge_training
 from repvgg_ref.oracle.training.run import KeptChannels, Setup, right_setup, run
 from repvgg_ref.oracle.training.settings import SETTINGS
-from repvgg_ref.oracle.training.steps import TrainingSteps, read_steps, write_steps
+from repvgg_ref.oracle.training.steps import (
+    TrainingSteps,
+    needed_memory,
+    read_steps,
+    require_memory,
+    write_steps,
+)
 from tests.oracle.training.scenes import case, setup_of
 from tests.oracle.training.tiny import dump_of
 
-OWN = ("dense", "rates")
-VARIANTS = 79  # of their bugs and of those that are named below
+OWN = ("dense", "pyramid", "rates")
+VARIANTS = 147  # of their bugs and of those that are named below
 NAMED = {
     "aux-heads": "they weigh 0.1",
     "ignored-pixels": "denominator",
@@ -39,6 +47,12 @@ NAMED = {
     "weight-decay-on-batch-norm": "lets decay",
     "learning-rate-of-new-modules": "at the backbone's rate",
     "poly-schedule": "counted from 1",
+    "class-ignored": "one less",
+    "labels-resized": "nearest",
+    "resize-cubic": "in the pyramid",
+    "pool-windows": "floor to floor",
+    "pool-bins": "in reverse",
+    "concat-order": "4, 3, 2, 1, 0",
 }
 
 
@@ -114,7 +128,13 @@ def test_bugs_are_named(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("bug", "value"),
-    [("poly-schedule", 0.7), ("learning-rate-of-new-modules", 4.0), ("aux-heads", 0.25)],
+    [
+        ("poly-schedule", 0.7),
+        ("learning-rate-of-new-modules", 4.0),
+        ("aux-heads", 0.25),
+        ("label-smoothing", 0.07),
+        ("dropout-wrong", 0.3),
+    ],
 )
 def test_a_number_that_is_in_no_list_is_estimated(bug: str, value: float) -> None:
     setting = next(each for each in SETTINGS if each.bug == bug)
@@ -154,6 +174,32 @@ def test_one_image_is_refused_where_a_batch_norm_would_see_one_value() -> None:
     model, steps = case()
     with pytest.raises(ShapeError, match="one value a channel"):
         right_setup(model, steps.x[:1], steps.labels[:1], steps.recipe)
+
+
+def test_steps_that_do_not_fit_into_memory_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, steps = case()
+    monkeypatch.setattr(
+        steps_module, "available_memory", lambda like: needed_memory(model, steps.x)
+    )
+    require_memory(model, steps.x)
+    large = np.zeros((2, 3, 713, 713), np.float32)
+    with pytest.raises(ReportedError, match=r"GiB needed for 2x3x713x713"):
+        write_golden(model, tmp_path / "bundle", inputs=large, train_step=True)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_estimate_of_memory_is_no_less_than_what_steps_take() -> None:
+    model, steps = case()
+    setup = setup_of()
+    tracemalloc.start()
+    try:
+        run(setup)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= needed_memory(model, steps.x) <= 4 * peak
 
 
 @pytest.mark.slow

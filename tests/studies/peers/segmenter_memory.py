@@ -5,9 +5,11 @@
                                           [--threads 2] [--rounds 5] [--json OUT.json]
 
 Each contender is a process of its own that holds the same fused weights and runs one pass when
-told to; they take turns, since machines are noisy. Memory is the peak of what the kernel counts as
-resident (VmHWM, set back before the pass) less what was resident with the weights loaded and before
-any pass; of the first pass, and of a later one, when what is kept for the next pass is there.
+told to; they take turns, since machines are noisy. Dilated convolutions are told shape by shape, in
+seconds of the processor, which other work on the machine disturbs little.
+Memory is the peak of what the kernel counts as resident (VmHWM, set back before the pass) less what
+was resident with the weights loaded and before any pass; of the first pass, and of a later one,
+when what is kept for the next pass is there.
 Torch is eager, contiguous float32, each batch norm folded. Gates nothing.
 """
 
@@ -27,7 +29,8 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[3]
-Pass = Callable[[], Any]
+Tap = Callable[[str], None]  # told each layer when it is done
+Run = Callable[[Tap], Any]
 
 
 def main() -> None:
@@ -41,6 +44,8 @@ def main() -> None:
     if asked.worker:
         _work(asked)
         return
+    from repvgg_ref.bench.machine import machine
+
     workers = {who: _started(who, asked) for who in ("repvgg-ref", "torch")}
     runs: dict[str, list[dict[str, float]]] = {who: [] for who in workers}
     for _ in range(asked.rounds):
@@ -50,6 +55,7 @@ def main() -> None:
     for worker in workers.values():
         worker.stdin.close()
     found: dict[str, Any] = {"load": os.getloadavg()[0], "logits": _difference(runs)}
+    found |= {key: value for key, value in machine().items() if key in ("processor", "cores")}
     found |= {key: getattr(asked, key) for key in ("model", "size", "threads", "rounds")}
     for who, each in runs.items():
         found[who] = {
@@ -61,6 +67,7 @@ def main() -> None:
     found["memory"] = round(max(ours["first_mb"], ours["later_mb"]) / theirs["later_mb"], 3)
     pairs = zip(runs["torch"][1:], runs["repvgg-ref"][1:], strict=True)
     found["speed"] = round(median(b["seconds"] / a["seconds"] for b, a in pairs), 3)
+    found["dilated"] = _by_shape(_model(asked).arch, runs)
     text = json.dumps(found, indent=1)
     print(text)
     if asked.json:
@@ -71,6 +78,25 @@ def _difference(runs: dict[str, list[dict[str, float]]]) -> float:
     """Of the sums of absolute logits, relative."""
     ours, theirs = (runs[who][0]["sum"] for who in ("repvgg-ref", "torch"))
     return abs(ours - theirs) / theirs
+
+
+def _by_shape(arch: Any, runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Layers of one shape together, the least of the passes."""
+    shapes: dict[tuple[int, int, int, int], list[str]] = {}
+    for spec in arch.blocks:
+        if spec.dilation > 1:
+            shape = spec.in_channels, spec.out_channels, spec.dilation, spec.groups
+            shapes.setdefault(shape, []).append(spec.name)
+    rows = []
+    for shape, names in shapes.items():
+        spent = {
+            who: [sum(run["layers"][name] for name in names) for run in each[1:]]
+            for who, each in runs.items()
+        }
+        row: dict[str, Any] = dict(zip(("in", "out", "dilation", "groups"), shape, strict=True))
+        row |= {"layers": len(names)} | {who: min(each) for who, each in spent.items()}
+        rows.append(row | {"speed": round(row["torch"] / row["repvgg-ref"], 3)})
+    return rows
 
 
 def _started(who: str, asked: argparse.Namespace) -> Any:
@@ -93,13 +119,21 @@ def _work(asked: argparse.Namespace) -> None:
     before = _resident("VmRSS")
     for _ in sys.stdin:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
-        start = time.perf_counter()
-        y = run()
+        marks: list[tuple[str, float]] = []
+
+        def tap(name: str, marks: list[tuple[str, float]] = marks) -> None:
+            marks.append((name, time.process_time()))
+
+        start, spent = time.perf_counter(), time.process_time()
+        y = run(tap)
         seconds = time.perf_counter() - start
         peak = round((_resident("VmHWM") - before) / 1e3, 1)
         total = float(np.abs(np.asarray(y, np.float64)).sum())
         del y
-        print(json.dumps({"seconds": seconds, "peak_mb": peak, "sum": total}), flush=True)
+        begun = [spent, *(at for _, at in marks)]
+        layers = {name: at - since for (name, at), since in zip(marks, begun[:-1], strict=True)}
+        told = {"seconds": seconds, "peak_mb": peak, "sum": total, "layers": layers}
+        print(json.dumps(told), flush=True)
 
 
 def _resident(what: str) -> int:
@@ -119,12 +153,23 @@ def _picture(asked: argparse.Namespace) -> Any:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 
-def _ours(asked: argparse.Namespace) -> Pass:
+def _ours(asked: argparse.Namespace) -> Run:
+    from repvgg_ref.cpu import NUMPY
+
     model, x = _model(asked), _picture(asked)
-    return lambda: model.forward(x, backend="numpy")
+
+    def run(tap: Tap) -> Any:
+        logits = None
+        for name, y in model.walk(x, NUMPY):
+            tap(name)
+            logits = y if name == model.arch.head.name else None
+            del y  # or it would be held beside the next one
+        return logits
+
+    return run
 
 
-def _theirs(asked: argparse.Namespace) -> Pass:
+def _theirs(asked: argparse.Namespace) -> Run:
     import torch
 
     from repvgg_ref.models.dense import AdaptiveAvgPool, Concat, ResizeAs, Zoom
@@ -155,11 +200,12 @@ def _theirs(asked: argparse.Namespace) -> Pass:
             return of.interpolate(x, size, mode="bilinear", align_corners=True)
         return x
 
-    def run() -> Any:
+    def run(tap: Tap) -> Any:
         alive = {INPUT: x}
         with torch.inference_mode():
             for node in nodes:
                 alive[node.name] = computed(node, [alive[name] for name in node.inputs])
+                tap(node.name)
                 for name in node.inputs:  # as soon as nobody wants it, as ours does
                     if last[name] == node.name:
                         alive.pop(name, None)

@@ -7,12 +7,13 @@ from repvgg_ref.oracle.training.bugs import (
     forward,
     operators,
     optimizer,
+    pyramid,
     rates,
 )
 from repvgg_ref.oracle.training.run import Setup
 
 TRAINING_BUGS: tuple[Bug[Setup], ...] = library(
-    backward, forward, dense, operators, optimizer, rates
+    backward, forward, dense, pyramid, operators, optimizer, rates
 )
 
 __all__ = ["TRAINING_BUGS"]

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.models.dense import IGNORED
+from repvgg_ref.models.dense import IGNORED, Zoom
 from repvgg_ref.models.geometry import with_geometry
 from repvgg_ref.ops.separable import SeparableCache, separable_forward
 from repvgg_ref.oracle.bugs import dilations
 from repvgg_ref.oracle.bugs.base import Variant, bug
-from repvgg_ref.oracle.bugs.resizing import NEAREST, UNALIGNED, Matrix
+from repvgg_ref.oracle.bugs.resizing import CUBIC, NEAREST, UNALIGNED, Matrix
 from repvgg_ref.oracle.training.bugs.wrong_setup import (
     TrainingSite,
     TrainingVariants,
@@ -48,6 +48,49 @@ def _ignored_pixels(site: TrainingSite) -> TrainingVariants:
     for label in (0, setup.network.num_classes - 1):
         learned = np.where(setup.labels == IGNORED, label, setup.labels)
         yield Variant(replace(setup, labels=learned), detail=f"they are taken for class {label}")
+
+
+@bug(
+    "class-ignored",
+    says="a class is ignored, too: {detail}",
+    advice="only the label 255 counts nowhere, and 0 is a class",
+    scope="network",
+)
+def _class_ignored(site: TrainingSite) -> TrainingVariants:
+    setup = site.program
+    if not setup.recipe.pixels:
+        return
+    labels = np.where(setup.labels == 0, IGNORED, setup.labels)
+    yield Variant(replace(setup, labels=labels), detail="class 0")
+    counted = np.where(labels == IGNORED, IGNORED, labels - 1)
+    yield Variant(replace(setup, labels=counted), detail="class 0, and the others are one less")
+
+
+@bug(
+    "labels-resized",
+    says="the loss is taken where the head's own pixels are: {detail}",
+    advice="resize the logits to the labels, not the labels to the logits",
+    scope="network",
+)
+def _labels_resized(site: TrainingSite) -> TrainingVariants:
+    """Resized with aligned corners, every so many pixels have the head's own logits."""
+    setup = site.program
+    factors = {node.op.factor for node in setup.network.nodes if isinstance(node.op, Zoom)}
+    for factor in factors if len(factors) == 1 else ():
+        for detail, places in (("the labels there", _aligned), ("the labels' nearest", _floored)):
+            rows, columns = (places(pixels, factor) for pixels in setup.labels.shape[1:])
+            labels = np.full_like(setup.labels, IGNORED)
+            labels[:, ::factor, ::factor] = setup.labels[:, rows][:, :, columns]
+            yield Variant(replace(setup, labels=labels), detail=detail)
+
+
+def _aligned(pixels: int, factor: int) -> Array:
+    return np.arange(0, pixels, factor)
+
+
+def _floored(pixels: int, factor: int) -> Array:
+    count = len(range(0, pixels, factor))
+    return np.arange(count) * pixels // count
 
 
 @bug(
@@ -92,13 +135,15 @@ def _dropout_wrong(site: TrainingSite) -> TrainingVariants:
         "what it keeps is not divided by 1 - rate": lambda op: replace(op, rate=0.0),
         "it drops what is to be kept": lambda op: replace(op, kept=~op.kept),
         "it divides by the rate": lambda op: replace(op, rate=1 - op.rate),
+        "it keeps the same channels of all images": lambda op: replace(
+            op, kept=np.repeat(op.kept[:1], len(op.kept), axis=0)
+        ),
     }
     for detail, change in every.items() if places else ():
         yield Variant(_dropping(setup, change, all_of_it), detail=detail)
-    left_out = every["it is left out"]
-    for place in places if len(places) > 1 else ():
-        one = _dropping(setup, left_out, frozenset({place}))
-        yield Variant(one, detail=f"it is left out in {place.partition('.')[0]}")
+        for place in places if len(places) > 1 else ():
+            one = _dropping(setup, change, frozenset({place}))
+            yield Variant(one, detail=f"{detail} in {place.partition('.')[0]}")
 
 
 def _dropping(
@@ -165,6 +210,16 @@ def _nearest_pixel(site: TrainingSite) -> TrainingVariants:
 
 
 @bug(
+    "resize-cubic",
+    says="it interpolates with cubics where it resizes ({detail})",
+    advice="bilinear interpolation belongs there, with aligned corners",
+    scope="network",
+)
+def _resize_cubic(site: TrainingSite) -> TrainingVariants:
+    yield from _resized(site.program, CUBIC)
+
+
+@bug(
     "resize-gradient",
     says="the gradient of {detail}",
     advice="the way back is the transposed map: every pixel gets what it gave, by its weight",
@@ -174,21 +229,35 @@ def _resize_gradient(site: TrainingSite) -> TrainingVariants:
     setup = site.program
     if not setup.recipe.pixels:
         return
-    forward = setup.ops.bilinear_resize_forward
-
-    def resized(grad_y: Array, cache: SeparableCache) -> Array:
-        size = cache.rows.shape[1], cache.columns.shape[1]
-        return np.asarray(forward(grad_y, size=size)[0])
-
     undivided = partial(_undivided, setup.ops.adaptive_avg_pool_backward)
-    ways: dict[str, dict[str, Any]] = {
-        "resizing is the gradient resized back": {"bilinear_resize_backward": resized},
-        "the pyramid's pool is not divided by the windows' pixels": {
-            "adaptive_avg_pool_backward": undivided
-        },
+    pooled = with_ops(setup, adaptive_avg_pool_backward=undivided)
+    yield Variant(pooled, detail="the pyramid's pool is not divided by the windows' pixels")
+    transposed, forward = setup.ops.bilinear_resize_backward, setup.ops.bilinear_resize_forward
+    ways: dict[str, Callable[[Array, SeparableCache], Array]] = {
+        "resizing is the gradient resized back": lambda grad, cache: np.asarray(
+            forward(grad, size=_size_of(cache))[0]
+        ),
+        "resizing does not align the corners": lambda grad, cache: transposed(
+            grad, _exchanged(cache, UNALIGNED["half-pixel"])
+        ),
+        "resizing goes to the nearest pixel": lambda grad, cache: transposed(
+            grad, _exchanged(cache, NEAREST["asymmetric, floor"])
+        ),
     }
-    for detail, changes in ways.items():
-        yield Variant(with_ops(setup, **changes), detail=detail)
+    for where in ("everywhere", "in the pyramid", "of all logits"):
+        for detail, way in ways.items():
+            wrong = replace(with_ops(setup, bilinear_resize_backward=way), at=_places(setup)[where])
+            yield Variant(wrong, detail=f"{detail}, {where}")
+
+
+def _size_of(cache: SeparableCache) -> tuple[int, int]:
+    """Of what was resized."""
+    return cache.rows.shape[1], cache.columns.shape[1]
+
+
+def _exchanged(cache: SeparableCache, matrix: Matrix) -> SeparableCache:
+    """Another map between the same sizes."""
+    return SeparableCache(*(matrix(*each.shape).astype(each.dtype) for each in cache))
 
 
 def _undivided(backward: Callable[..., Array], grad_y: Array, cache: SeparableCache) -> Array:

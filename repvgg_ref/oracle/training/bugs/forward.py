@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,10 @@ from repvgg_ref.oracle.training.bugs.wrong_setup import (
     with_result,
 )
 from repvgg_ref.oracle.training.run import Setup
+
+_UNFELT = math.ulp(
+    0.0
+)  # what it multiplies rounds to zero, but a head of this weight has gradients
 
 # ------------------------------------------------------------------------ loss
 
@@ -145,9 +150,9 @@ def _aux_heads(site: TrainingSite) -> TrainingVariants:
     if right:
         without = with_nodes(setup, lambda node: None if node.training_only else node)
         yield Variant(without, detail="their losses are left out")
-        for weight in (1.0, 0.3, 0.4, 0.1):
+        for weight in (1.0, 0.3, 0.4, 0.1, 0.0):
             if weight != right:
-                others = with_nodes(setup, partial(weighing, weight=weight))
+                others = with_nodes(setup, partial(weighing, weight=weight or _UNFELT))
                 yield Variant(others, detail=f"they weigh {weight:g} instead of {right:g}")
 
 

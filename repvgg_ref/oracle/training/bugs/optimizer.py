@@ -37,7 +37,8 @@ def _weight_decay_on_batch_norm(site: TrainingSite) -> TrainingVariants:
         def factors(name: str, decays: Callable[[str], bool] = decays) -> Factors:
             return right(name)._replace(decay=1.0) if decays(name) else right(name)
 
-        yield Variant(replace(setup, factors=factors), detail=detail)
+        if any(factors(name) != right(name) for name in setup.names.values()):
+            yield Variant(replace(setup, factors=factors), detail=detail)
     for rule in DECAY_RULES:
         if rule != setup.recipe.decay:
             other = setup.factors_by(rule)

@@ -73,6 +73,14 @@ def _learning_rate_of_new_modules(site: TrainingSite) -> TrainingVariants:
     for module in ("ppm.", "cls.", "aux."):
         one = with_rate_of_new(setup, 1.0, (module,))
         yield Variant(one, detail=f"{module[:-1]} learns at the backbone's rate")
+    for module, called in {
+        "layer": "the backbone",
+        "ppm.": "the pyramid",
+        "cls.": "the main head",
+        "aux.": "the auxiliary head",
+    }.items():
+        still = with_rate_of_new(setup, 0.0, (module,))
+        yield Variant(still, detail=f"{called} does not learn: it is in no group")
 
 
 @bug(
