@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.arithmetic.sample import Sample
 from repvgg_ref.oracle.arithmetic.planes import Planes
+from repvgg_ref.oracle.arithmetic.sample import Sample
 
 # Of odds, the logarithm that settles it: by chance 4 channels in a million are as far from what
 # they are, at worst.

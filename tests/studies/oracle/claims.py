@@ -6,8 +6,8 @@ A right port of a network is estimated, and every layer of it says what it would
 (`LayerReport.detects`). Then each layer in turn is made wrong by that much more, kind by kind, the
 later layers going on from its outputs, and the port is estimated again: the layer has to have an
 alarm. Of faults in one channel three in four have to be seen, as is claimed. Seed after seed until
-the time is up; writes ``results/claims.json``. ``--rows FILE`` keeps every fault in a file, one a line,
-and goes on from what it holds.
+the time is up; writes ``results/claims.json``. ``--rows FILE`` keeps every fault in a file, one a
+line, and goes on from what it holds.
 """
 
 from __future__ import annotations
