@@ -23,6 +23,7 @@ _LEAST = np.array([0.005, 0.05, 0.0])  # a, b, c
 _START = np.array([1.0, 0.2, 0.2])
 _ROUNDS = 3
 _SHARED, _FEWEST = 4, 128  # outputs of one gate, and of all such: fewer tell no noise
+_WITH_SHARED = 4.0  # of the largest noise: twice the deviation, what a channel's outputs share
 _CAP = 9.0  # medians: a squared residual beyond is a fault's, not noise
 
 
@@ -30,16 +31,24 @@ def noise_variance(sample: Sample, unit: float, most: float = np.inf) -> Array:
     """The variance (O, P) of independent errors, a, b and c fitted to the residual.
 
     Errors of gates are the same all over an image's channel: they are no part of it, unless so few
-    outputs share a gate that the two cannot be told apart. Where that makes it larger than `most`
-    (in the mean, see `noise_unit`) it is no right layer's: what scales and biases explain is then
-    left out as well, or a fault of these hides in the noise that it is taken for.
+    outputs share a gate that the two cannot be told apart. `most` is the largest mean of a right
+    layer, see `noise_unit`. Where all of the residual is several times that, it is `most` so many
+    times, or what is left beside scales and biases if that is more: else a fault of these hides in
+    the noise that it is taken for.
     """
     told, lost = _beside_gates(sample, unit) if sample.gated else (sample, 1.0)
     found = _variance(sample, lost * fit_noise(told, unit), unit)
-    on = sample.active
-    if not on.any() or float((found[on] / noise_unit(sample, unit)[on]).mean()) <= most:
+    size, most = _size(found, sample, unit), _WITH_SHARED * most
+    if size <= most:
         return found
-    return _variance(sample, fit_noise(_beside_planes(sample, unit), unit), unit)
+    left = _variance(sample, fit_noise(_beside_planes(sample, unit), unit), unit)
+    return found * min(1.0, max(most, _size(left, sample, unit)) / size)
+
+
+def _size(variance: Array, sample: Sample, unit: float) -> float:
+    """Its mean over the active outputs, in units of direct sums' squared errors; 0 for none."""
+    on = sample.active
+    return float((variance[on] / noise_unit(sample, unit)[on]).mean()) if on.any() else 0.0
 
 
 def noise_unit(sample: Sample, unit: float) -> Array:
