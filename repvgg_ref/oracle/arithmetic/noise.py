@@ -15,6 +15,7 @@ from itertools import combinations
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.arithmetic.planes import Planes
 from repvgg_ref.oracle.arithmetic.sample import Sample, sums_by_image
 
 # One correct rounding of the result errs by u**2 / 6 on average, over all mantissas.
@@ -22,19 +23,56 @@ _LEAST = np.array([0.005, 0.05, 0.0])  # a, b, c
 _START = np.array([1.0, 0.2, 0.2])
 _ROUNDS = 3
 _SHARED, _FEWEST = 4, 128  # outputs of one gate, and of all such: fewer tell no noise
+_WITH_SHARED = 4.0  # of the largest noise: twice the deviation, what a channel's outputs share
 _CAP = 9.0  # medians: a squared residual beyond is a fault's, not noise
 
 
-def noise_variance(sample: Sample, unit: float) -> Array:
+def noise_variance(sample: Sample, unit: float, most: float = np.inf) -> Array:
     """The variance (O, P) of independent errors, a, b and c fitted to the residual.
 
     Errors of gates are the same all over an image's channel: they are no part of it, unless so few
-    outputs share a gate that the two cannot be told apart.
+    outputs share a gate that the two cannot be told apart. `most` is the largest mean of a right
+    layer, see `noise_unit`. Where all of the residual is several times that, it is `most` so many
+    times, or what is left beside scales and biases if that is more: else a fault of these hides in
+    the noise that it is taken for.
     """
     told, lost = _beside_gates(sample, unit) if sample.gated else (sample, 1.0)
-    a, b, c = fit_noise(told, unit)
+    found = _variance(sample, lost * fit_noise(told, unit), unit)
+    size, most = _size(found, sample, unit), _WITH_SHARED * most
+    if size <= most:
+        return found
+    left = _variance(sample, fit_noise(_beside_planes(sample, unit), unit), unit)
+    return found * min(1.0, max(most, _size(left, sample, unit)) / size)
+
+
+def _size(variance: Array, sample: Sample, unit: float) -> float:
+    """Its mean over the active outputs, in units of direct sums' squared errors; 0 for none."""
+    on = sample.active
+    return float((variance[on] / noise_unit(sample, unit)[on]).mean()) if on.any() else 0.0
+
+
+def noise_unit(sample: Sample, unit: float) -> Array:
+    """What direct sums' squared errors are told in, (O, P)."""
+    return np.asarray(unit**2 * (sample.energy + 0.3 * sample.y**2) + 1e-300)
+
+
+def _variance(sample: Sample, coefficients: Array, unit: float) -> Array:
+    a, b, c = coefficients
     sums = (sample.y - sample.bias[:, None]) ** 2
-    return np.asarray(lost * unit**2 * (a * sample.energy + b * sample.y**2 + c * sums))
+    return np.asarray(unit**2 * (a * sample.energy + b * sample.y**2 + c * sums))
+
+
+def _beside_planes(sample: Sample, unit: float) -> Sample:
+    """A sample less what scales and biases explain, where that leaves anything."""
+    on = sample.active
+    planes = Planes(sample, np.where(on, 1 / noise_unit(sample, unit), 0.0))
+    left = planes.freedom
+    enough = left > 0
+    if not enough.any():
+        return sample
+    widened = np.sqrt(on.sum(axis=1) / np.where(enough, left, np.inf))
+    residual = planes.without_plane(sample.residual) * widened[:, None]
+    return replace(sample, residual=residual, active=on & enough[:, None])
 
 
 def _beside_gates(sample: Sample, unit: float) -> tuple[Sample, float]:
@@ -44,8 +82,7 @@ def _beside_gates(sample: Sample, unit: float) -> tuple[Sample, float]:
     outputs = int(told.sum())
     if outputs < _FEWEST:
         return sample, 1.0
-    rough = unit**2 * (sample.energy + 0.3 * sample.y**2) + 1e-300
-    left = sample.without_gate(np.where(sample.active, 1 / rough, 0.0))
+    left = sample.without_gate(np.where(sample.active, 1 / noise_unit(sample, unit), 0.0))
     gates = int((shared >= _SHARED).sum())
     return replace(sample, residual=left, active=told), outputs / (outputs - gates)
 

@@ -59,7 +59,7 @@ class Nuisance:
         """The same with direct sums' rounding fitted to another residual, less its drift."""
         if self.algorithm != "direct":
             return self
-        return replace(self, variance=noise_variance(sample, self.unit))
+        return replace(self, variance=noise_variance(sample, self.unit, self.level))
 
     def of_algorithm(
         self,

@@ -19,6 +19,7 @@ from repvgg_ref.oracle.arithmetic.tiles import (
     Layer,
     TileNoise,
     evidence,
+    possible,
     recognise,
 )
 
@@ -41,6 +42,8 @@ class PortArithmetic:
         Layer -> Winograd's algorithm, where the residual has that covariance.
     evidence : mapping
         Layer -> for those, how well it fits.
+    possible : tuple of Algorithm
+        What layers of stride 1 may be computed by although they are too small to prove it.
     """
 
     unit: float
@@ -48,6 +51,7 @@ class PortArithmetic:
     nuisances: Mapping[str, Nuisance]
     algorithms: Mapping[str, Algorithm]
     evidence: Mapping[str, Evidence]
+    possible: tuple[Algorithm, ...] = ()
 
     @property
     def says(self) -> str:
@@ -113,7 +117,8 @@ def infer(
     if is_proved([each[1] for each in fits.values()]):
         for name, fit in fits.items():
             chosen[name], seen[name], nuisances[name] = fit
-    return PortArithmetic(unit, directed, nuisances, chosen, seen)
+    unproved = possible(layers, unit) if tiled and not chosen else ()
+    return PortArithmetic(unit, directed, nuisances, chosen, seen, unproved)
 
 
 def direct_nuisance(sample: Sample, directed: Directed, unit: float) -> Nuisance:
@@ -123,11 +128,12 @@ def direct_nuisance(sample: Sample, directed: Directed, unit: float) -> Nuisance
     size = 0.0  # of the drift, relative to the outputs
     if directed.is_any and sample.active.any():
         size = abs(float(np.mean(drift / np.maximum(sample.y, 1e-300), where=sample.active)))
+    level = (6 + sample.products / 25) * (1 + _CHOPS * directed.chopped)
     return Nuisance(
         unit,
-        noise_variance(left, unit),
+        noise_variance(left, unit, level),
         drift,
-        level=(6 + sample.products / 25) * (1 + _CHOPS * directed.chopped),
+        level=level,
         allowed_drift=_DRIFT * size / unit,
         gate=1.0 + size / unit / 4,
     )

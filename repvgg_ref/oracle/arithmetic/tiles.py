@@ -12,6 +12,7 @@ A)``. One number a layer scales it. That a residual has the *size* that this all
     c      mean r**2 / (u**2 v)                                       about 1, at most 6
     gain   log likelihood gained over direct noise, v scaled freely   positive
     beta   regression of products within tiles on the predicted       1 for these points, 0 else
+    tied   log likelihood gained by the covariance over its diagonal  positive; in small layers
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.exact.points import Point
 from repvgg_ref.oracle.arithmetic.noise import noise_variance
-from repvgg_ref.oracle.arithmetic.sample import Sample, spread_channels
+from repvgg_ref.oracle.arithmetic.sample import Sample, spread_channels, sums_by_image
 from repvgg_ref.oracle.bounds.winograd import POINTS, transforms
 
 _LARGEST, _PROVED = 6.0, 100.0
+_TIED = 20.0  # by chance once in exp(20): Markov's inequality for a ratio of likelihoods
+_OWN = 0.1  # of an output's variance: what tiles do not share, so that no covariance is singular
 _LEAST_BETA, _SURE = 0.1, 3.0  # standard errors
-_FEWEST_OUTPUTS = 3000
+_FEWEST_OUTPUTS, _FEWEST_ALIKE = 3000, 64  # for covariances, and for variances
+_SMALLEST, _FEWEST_SIZED = 0.05, 16  # of c where nothing is proved, and outputs that tell it
 _SMALL_LOSS = -0.03  # log likelihood an output, in a layer too small for more
 _CHANNELS, _LAYERS = 32, 3  # looked at to choose the algorithm
+_FEWEST_TIED = 5  # outputs of an image: two directions are lost
 _TILES = 48  # for correlations
 
 
@@ -45,13 +50,20 @@ class Evidence(NamedTuple):
     beta: float
     beta_error: float
     outputs: int
+    tied: float = 0.0
 
     def excuses(self, *, proved: bool) -> bool:
         """Whether the layer may be larger than direct summation; `proved` by other layers."""
         if self.outputs < _FEWEST_OUTPUTS and proved:
-            return self.c <= 2 * _LARGEST and self.gain > _SMALL_LOSS * self.outputs
+            return self.is_possible
         covaries = self.beta > max(_LEAST_BETA, _SURE * self.beta_error)
         return self.c <= _LARGEST and self.gain > 0 and covaries
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether errors are no larger than the algorithm's, and lie as its do, if that is told."""
+        alike = self.gain > _SMALL_LOSS * self.outputs or self.outputs < _FEWEST_ALIKE
+        return self.c <= 2 * _LARGEST and alike
 
 
 class Algorithm(NamedTuple):
@@ -162,6 +174,36 @@ class TileNoise:
         uneven = float(((cross - beta * power) ** 2).sum())
         return beta, float(np.sqrt(uneven)) / total
 
+    def tied(self, sample: Sample) -> float:
+        """Log likelihood that covariances within tiles gain over the same variances alone.
+
+        Image by image and channel by channel, without the directions 1 and y, along which faults
+        and gates err as well (restricted likelihood); the variances are scaled freely.
+        """
+        tiles = self.tiles(sample)
+        at = sample.rows % self.m * self.m + sample.across % self.m
+        both = np.kron(self.a, self.a)
+        logs, squares, count = np.zeros(2), np.zeros(2), 0
+        for o, image in np.ndindex(len(sample.y), self.images):
+            on = np.flatnonzero(sample.active[o] & (sample.images == image))
+            if len(on) < _FEWEST_TIED:
+                continue
+            seen = both[:, at[on]] * np.sqrt(self.spectrum[o, tiles[on]].reshape(len(on), -1)).T
+            shared = seen.T @ seen * (tiles[on][:, None] == tiles[on])
+            plane = np.stack([np.ones(len(on)), sample.y[o, on]], axis=1)
+            beside = np.linalg.qr(plane, mode="complete")[0][:, 2:]
+            left = beside.T @ sample.residual[o, on]
+            alone = np.diag(np.diag(shared))
+            for k, covariance in enumerate((alone, _OWN * alone + (1 - _OWN) * shared)):
+                reduced = beside.T @ covariance @ beside
+                logs[k] += np.linalg.slogdet(reduced)[1]
+                squares[k] += left @ np.linalg.solve(reduced, left)
+            count += len(left)
+        if not count or not squares.all():
+            return 0.0
+        likely = -(logs + count * np.log(squares)) / 2
+        return float(likely[1] - likely[0])
+
     def widening(self) -> float:
         """By how much correlated outputs of a tile widen a standard error: ``sqrt(1'R1/m**2)``."""
         both = np.kron(self.a, self.a)
@@ -185,22 +227,27 @@ def evidence(noise: TileNoise, sample: Sample, unit: float, *, least: float = -n
     With a gain of `least` or less, products within tiles are not regressed, which takes long.
     """
     on = sample.active
+    n = int(on.sum())
     v = unit**2 * noise.variance(sample) + 1e-300
+    told = n
     if sample.gated:  # gates err, too, and know nothing of tiles
+        told -= int(sums_by_image(sample.images, on).astype(bool).sum())
         sample = replace(sample, residual=sample.without_gate(np.where(on, 1 / v, 0.0)))
-    squares = sample.residual[on] ** 2
-    direct = noise_variance(sample, unit)[on] + 1e-300
-    mine = v[on]
-    n = len(squares)
-    if n < 64:
+    if told <= 0:
         return Evidence(0.0, 0.0, 0.0, 1.0, n)
-    c = float((squares / mine).mean())
+    squares = sample.residual[on] ** 2
+    mine = v[on]
+    c = float((squares / mine).sum()) / told
+    if n < _FEWEST_ALIKE:
+        return Evidence(c, 0.0, 0.0, 1.0, n)
+    direct = noise_variance(sample, unit)[on] + 1e-300
     gain = likelihood(squares, mine) - likelihood(squares, direct)
     if gain <= least:
         return Evidence(c, gain, 0.0, 1.0, n)
     z = sample.residual / np.sqrt(v * max(c, 1e-300))
     beta, error = noise.beta(np.clip(z, -4, 4), on, sample)
-    return Evidence(c, gain, beta, error, n)
+    tied = noise.tied(sample) if n < _FEWEST_OUTPUTS else 0.0
+    return Evidence(c, gain, beta, error, n, tied)
 
 
 def likelihood(squares: Array, variance: Array) -> float:
@@ -237,6 +284,24 @@ def recognise(
     return tuple(sorted(found, key=lambda algorithm: -found[algorithm]))
 
 
+def possible(layers: Mapping[str, Layer], unit: float) -> tuple[Algorithm, ...]:
+    """What a port may be computed by whose layers hold too few outputs to prove anything.
+
+    All layers of stride 1 err by as much as they should, and nothing in them refutes it.
+    """
+    able = [each for each in layers.values() if each.sample.tile_stride == 1]
+    told = [_thinned(each) for each in able if each.sample.active.sum() >= _FEWEST_SIZED]
+    if not told or any(each.sample.active.sum() >= _FEWEST_OUTPUTS for each, _ in told):
+        return ()
+    return tuple(a for a in algorithms() if all(_may_be(a, *each, unit) for each in told))
+
+
+def _may_be(algorithm: Algorithm, layer: Layer, channels: Array, unit: float) -> bool:
+    noise = TileNoise(algorithm, layer.x, layer.weight, layer.sample.groups, channels)
+    seen = evidence(noise, layer.sample, unit)
+    return seen.is_possible and seen.c >= _SMALLEST and seen.tied > -_TIED / 4
+
+
 def _fitting(layer: Layer, unit: float) -> dict[Algorithm, Evidence]:
     """The algorithms that describe a layer's variances better than direct summation does."""
     layer, channels = _thinned(layer)
@@ -254,6 +319,8 @@ def _is_proved(seen: Sequence[Evidence]) -> bool:
     known = [each for each in seen if each.beta_error > 0]
     if sum(each.gain for each in known) <= _PROVED / 2:
         return False
+    if sum(each.tied for each in known) > _TIED:
+        return True
     precision = [each.beta_error**-2 for each in known]
     beta = sum(p * each.beta for p, each in zip(precision, known, strict=True)) / sum(precision)
     return bool(beta > max(_LEAST_BETA, _SURE * sum(precision) ** -0.5))

@@ -27,9 +27,9 @@ from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.diagnosis.incomparable import not_finite, wrong_shape
 from repvgg_ref.oracle.diagnosis.small import ESTIMATED, explain_alarms, explain_unknown
+from repvgg_ref.oracle.diagnosis.strange import strangeness
 from repvgg_ref.oracle.estimates.estimate import Estimate
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
-from repvgg_ref.oracle.estimates.randomness import bits_kept
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
@@ -40,8 +40,6 @@ _MOST_DIAGNOSED = 6
 # others for the two that are found there.
 _MOST_SEARCHED = 3
 _NO_ARITHMETIC = 2.0**-5  # errors this large are a bug's, not a number format's
-_SYSTEMATIC = {"outputs-scaled", "bias-scaled"}  # no arithmetic does that in all layers
-_MOST_STRANGE = 3  # a third of the layers is no fault of one of them
 _FEWEST = 32  # outputs that an estimate of the roundoff needs
 _LARGEST_HALF = 60000  # about: what is not finite and should be more has overflown
 
@@ -211,7 +209,9 @@ class Case:
 
     def strangeness(self, beyond: list[str], diagnosis: list[Finding]) -> str:
         """Why nothing can be said of a port whose arithmetic is not known; empty if it can."""
-        return is_strange(self, beyond, diagnosis)
+        if beyond:
+            return ""
+        return strangeness(self.comparisons, self.estimates, diagnosis)
 
     def mark(self, name: str, *, ok: bool, note: str) -> None:
         """Overrule a layer's judgement, saying why."""
@@ -317,49 +317,6 @@ def diagnosed(case: Case, beyond: list[str], alarms: Mapping[str, list[Estimate]
     first = {asked[0]: case.findings(asked[0])}
     there = {f.bug for f in first[asked[0]]} | {n for f in first[asked[0]] for n in f.equivalents}
     return merged(first | _each(partial(case.findings, together=there), asked[1:]), layers)
-
-
-def is_strange(case: Case, beyond: list[str], diagnosis: list[Finding]) -> str:
-    """Why nothing can be said of a port whose arithmetic is not known; empty if it can.
-
-    Errors in most layers that no bug explains, all of them within their certified bounds, are more
-    likely an arithmetic nobody told us of; not if all outputs have few bits. Where the noise of
-    most layers is of no kind that is known, or half of the layers are odd, what was estimated
-    explains nothing either. Where sums are cut in a direction that is not known, in an order that
-    is not, even scales may come of that.
-    """
-    odd = case.estimates.alarms
-    unknown_noise = case.estimates.is_of_unknown_noise
-    everywhere = 2 * len(odd) >= len(case.comparisons)
-    estimated = ESTIMATED - _SYSTEMATIC if everywhere or unknown_noise else frozenset()
-    if case.estimates.arithmetic.directed.is_at_limit:
-        estimated = ESTIMATED
-    explains_nothing = {"unknown", *estimated}
-    explained = any(finding.bug not in explains_nothing for finding in diagnosis)
-    if beyond or not odd:
-        return ""
-    unit = case.precision.unit
-    kept = any(bits_kept(case.comparisons[name].y_hat, unit) for name in odd)
-    if {finding.bug for finding in diagnosis} == {"outputs-rounded"} and not kept:
-        return (
-            f"{len(odd)} of {len(case.comparisons)} layers err at random by more than any"
-            " arithmetic known here does, all within their certified bounds: a fast algorithm that"
-            " is not known here, or outputs kept in fewer bits"
-        )
-    if explained:
-        return ""
-    if unknown_noise:
-        return (
-            f"most layers err as in no arithmetic known here (with heavier tails), {len(odd)} of"
-            f" {len(case.comparisons)} by more than such arithmetics do, all within their"
-            " certified bounds, and no known bug explains it"
-        )
-    if len(odd) * _MOST_STRANGE < len(case.comparisons):
-        return ""
-    return (
-        f"{len(odd)} of {len(case.comparisons)} layers err more than any arithmetic known here"
-        " does, all within their certified bounds, and no bug explains it"
-    )
 
 
 def _each(ask: Callable[[str], list[Finding]], names: Iterable[str]) -> dict[str, list[Finding]]:

@@ -57,6 +57,11 @@ class Claim(NamedTuple):
         found = (shown * tolerance + root) / np.where(able, left, 1.0)
         return np.asarray(np.where(able, found, np.inf) * size)
 
+    def of_size(self, size: float, needed: float, tolerance: float) -> Claim:
+        """One that shows faults of `size` and more, among so many tests; of the same part."""
+        error = (float(self.shown) * size / float(self.size) - tolerance) / needed
+        return Claim(error, self.shown, 0.0, self.size)
+
     def each(self, chosen: Array) -> Claim:
         """The claims of the chosen channels, arrays all."""
         return Claim(*(each[chosen] for each in np.broadcast_arrays(*self, chosen)[:-1]))
@@ -161,6 +166,11 @@ class Estimate:
             seen = _above(self.tolerance, needed, self.error, self.typical)
             return seen / max(float(claim.shown), 1e-300)
         return float(claim.smallest(needed, self.tolerance))
+
+
+def needed_for(scope: str) -> float:
+    """Standard errors that are an alarm among very many tests."""
+    return _needed(_MANY_TESTS) * TAILS[scope]
 
 
 def _needed(tests: int) -> float:

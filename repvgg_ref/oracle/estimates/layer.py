@@ -19,12 +19,14 @@ from functools import cached_property
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.arithmetic.noise import noise_unit
 from repvgg_ref.oracle.arithmetic.nuisance import Nuisance
 from repvgg_ref.oracle.arithmetic.sample import Sample, sums_by_image
 from repvgg_ref.oracle.estimates.estimate import (
     LARGEST_CLAIM,
     Claim,
     Estimate,
+    needed_for,
     wilson_hilferty,
 )
 from repvgg_ref.oracle.estimates.gated import GatedFactors
@@ -36,8 +38,7 @@ from repvgg_ref.oracle.estimates.tap_tests import FEW, TapTests
 
 # A fault near the smallest that is seen is so large, in u: the noise that is fitted grows with it.
 _ABOUT = 8.0
-_REFITS = 2
-_LARGER = 1.5  # than what would be seen if it were not among what noise is fitted to
+_LARGER = 1.5  # than the last fault that was tried
 _SPREAD = 1 / 0.6745  # a Gaussian's standard deviation, of its median absolute value
 _SURE = 0.1  # of a level: six times its limit is an alarm however few outputs there are
 _FEWEST = 64  # outputs that tell tails
@@ -174,30 +175,26 @@ class LayerEstimates(TapTests):
         return value, Claim(error, shown, self.growth(shown))
 
     def _beside_bias(self, claim: Claim, tolerance: float) -> Claim:
-        """How a wrong bias shows once it has been taken for noise, in part, as behind gates it is.
+        """How a wrong bias shows though it is taken for noise, in part, as behind gates it is.
 
-        Rounding is fitted to a layer with such faults, of the size that would have been seen.
+        Rounding is fitted to layers with such faults, larger and larger ones until they are seen.
         """
-        sample = self.sample
-        for _ in range(_REFITS):
-            size = _LARGER * self.smallest_of(claim, tolerance)
-            if not size <= LARGEST_CLAIM:
-                break
-            shown = [claim]
-            for fault in (size, -size):
-                wrong = sample.residual + fault * sample.bias[:, None]
-                fitted = self.nuisance.fitted_again(
-                    replace(sample, residual=wrong - self.nuisance.drift)
-                )
-                other = LayerEstimates(replace(sample, residual=wrong), fitted)
-                shown.append(other.whole_bias()[1])
-            claim = max(shown, key=lambda each: self.smallest_of(each, tolerance))
-        return claim
+        needed = needed_for("layer")
+        size = float(claim._replace(growth=0.0).smallest(needed, tolerance))
+        while size <= LARGEST_CLAIM:
+            faults = (size, -size, _LARGER * size, -_LARGER * size)
+            if all(self._shows_bias(fault, needed, tolerance) for fault in faults):
+                return claim.of_size(size, needed, tolerance)
+            size *= _LARGER
+        return Claim(np.inf)
 
-    @staticmethod
-    def smallest_of(claim: Claim, tolerance: float) -> float:
-        """What a layer's fault has to be, among very many tests."""
-        return Estimate("bias", "", 0.0, 0.0, tolerance, "layer", claim=claim).smallest()
+    def _shows_bias(self, fault: float, needed: float, tolerance: float) -> bool:
+        """Whether it is seen that all biases are off by `fault`, relatively."""
+        sample = self.sample
+        wrong = sample.residual + fault * sample.bias[:, None]
+        fitted = self.nuisance.fitted_again(replace(sample, residual=wrong - self.nuisance.drift))
+        claim = LayerEstimates(replace(sample, residual=wrong), fitted).whole_bias()[1]
+        return float(claim._replace(growth=0.0).smallest(needed, tolerance)) <= abs(fault)
 
     def _channels(
         self, kind: str, values: Array, claims: Claim, tolerance: float
@@ -297,7 +294,7 @@ class LayerEstimates(TapTests):
         n = self.nuisance
         if n.algorithm != "direct":
             return np.asarray(n.variance)
-        return np.asarray(n.unit**2 * (self.sample.energy + 0.3 * self.sample.y**2) + 1e-300)
+        return noise_unit(self.sample, n.unit)
 
     @property
     def _allowed_drift(self) -> float:

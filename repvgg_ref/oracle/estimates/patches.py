@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from repvgg_ref.arrays import Array
-from repvgg_ref.oracle.arithmetic.noise import noise_variance
 from repvgg_ref.oracle.arithmetic.nuisance import Nuisance
 from repvgg_ref.oracle.arithmetic.sample import Sample
 from repvgg_ref.oracle.estimates.estimate import Estimate, alarms
@@ -64,14 +63,14 @@ def explain_by_patches(sample: Sample, nuisance: Nuisance) -> Explanation:
     patches: tuple[Patch, ...] = ()
     if nuisance.algorithm == "direct":  # what was taken for noise may be the fault
         still = replace(sample, residual=sample.residual - nuisance.drift)
-        nuisance = replace(nuisance, variance=noise_variance(still, nuisance.unit))
+        nuisance = nuisance.fitted_again(still)
     here = LayerEstimates(sample, nuisance)
-    left = alarms(here.all())
+    left = alarms(here.all(claims=False))
     while left and len(patches) < _MOST:
         tried = [(patch, _after(patch, here)) for patch in _candidates(here, left)]
         if not tried:
             break
-        judged = [(patch, after, after.all()) for patch, after in tried]
+        judged = [(patch, after, after.all(claims=False)) for patch, after in tried]
         patch, after, rest = min(judged, key=lambda t: _left_over(t[2]))
         rest = alarms(rest)
         if _badness(rest) >= _badness(left):
@@ -98,7 +97,7 @@ def _after(patch: Patch, here: LayerEstimates) -> LayerEstimates:
         mended = replace(sample, residual=sample.residual - patch.change)
         if nuisance.algorithm == "direct":  # what was taken for noise was the fault, in part
             left = replace(mended, residual=mended.residual - nuisance.drift)
-            nuisance = replace(nuisance, variance=noise_variance(left, nuisance.unit))
+            nuisance = nuisance.fitted_again(left)
         return LayerEstimates(mended, nuisance)
     square = (patch.value / nuisance.unit) ** 2
     size = sample.energy if patch.kind == "weights-rounded" else sample.y**2

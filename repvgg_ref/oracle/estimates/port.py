@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -138,9 +138,12 @@ def _estimate_port(
 
     found = estimated(infer(layers, unit, pool=pool))
     uneasy = [n for n, listed in found.estimates.items() if _may_be_in_tiles(listed, unit)]
-    if uneasy and (tiled := infer(layers, unit, uneasy, pool=pool)).algorithms:
+    if not uneasy:
+        return found
+    tiled = infer(layers, unit, uneasy, pool=pool)
+    if tiled.algorithms:
         return estimated(tiled)
-    return found
+    return replace(found, arithmetic=tiled) if tiled.possible else found
 
 
 def _kernel(program: Any) -> Array:

@@ -10,10 +10,10 @@ import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.oracle.arithmetic.nuisance import Nuisance
+from repvgg_ref.oracle.arithmetic.planes import Planes
 from repvgg_ref.oracle.arithmetic.sample import Sample
 from repvgg_ref.oracle.arithmetic.single import Along
 from repvgg_ref.oracle.estimates.estimate import TAILS, Claim, Estimate
-from repvgg_ref.oracle.estimates.planes import Planes
 from repvgg_ref.oracle.estimates.regression import TapRegression, capped_mean
 
 FEW = 8  # active outputs that a channel needs to be judged alone

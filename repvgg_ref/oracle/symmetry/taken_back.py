@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.oracle.arithmetic.planes import Planes
 from repvgg_ref.oracle.arithmetic.sample import Sample
-from repvgg_ref.oracle.estimates.planes import Planes
 
 # Of odds, the logarithm that settles it: by chance 4 channels in a million are as far from what
 # they are, at worst.
@@ -58,15 +58,32 @@ def asked(sample: Sample, factor: Array, unit: float) -> Answer:
         # (O/G, taps) @ (taps, P)
         part[rows] = (factor[c] - 1) * sample.weight[rows, seen] @ sample.columns[group, seen]
         weighted = weight * planes.without_scales(part)
-        met, power = float((weighted * error).sum()), float((weighted * part).sum())
-        variance = float(((weighted * error) ** 2).sum())
-        variance += unit**2 * float(sample.met(weighted).sum())
-        # of `met` being 0, not `power`
-        odds = power * (power - 2 * met) / (2 * variance) if power > 0 else np.inf
+        odds = _odds(sample, weighted, part, error, unit)
         wrong[c], unsure[c] = odds < -_SURE, abs(odds) <= _SURE
     if _is_one_scale(factor, unsure):
         return Answer(wrong | unsure, np.zeros(len(factor), bool))
     return Answer(wrong, unsure)
+
+
+def _odds(sample: Sample, weighted: Array, part: Array, error: Array, unit: float) -> float:
+    """The logarithm of the odds that a channel's `part` (O, P) is not among the errors.
+
+    Exact where it is near what settles it, else a bound on the same side: what errors of weights
+    add takes a product as large as the layer. It is at least 0, and at most what it would be if the
+    errors at all outputs added up (Minkowski's inequality).
+    """
+    met, power = float((weighted * error).sum()), float((weighted * part).sum())
+    if not power > 0:  # of `met` being 0, not `power`
+        return np.inf
+    evidence = power * (power - 2 * met) / 2
+    rounding = float(((weighted * error) ** 2).sum())
+    if abs(evidence) <= _SURE * rounding:
+        return evidence / rounding
+    added = (np.abs(weighted) * np.sqrt(sample.energy)).sum(axis=1)
+    most = rounding + unit**2 * float((added**2).sum())
+    if abs(evidence) > _SURE * most:
+        return evidence / most
+    return evidence / (rounding + unit**2 * float(sample.met(weighted).sum()))
 
 
 def _is_one_scale(factor: Array, unsure: Array) -> bool:

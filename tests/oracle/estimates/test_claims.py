@@ -13,17 +13,20 @@ from repvgg_ref.arrays import Array
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.arithmetic import tiles
+from repvgg_ref.oracle.arithmetic.noise import noise_unit, noise_variance
 from repvgg_ref.oracle.arithmetic.operands import Seen
 from repvgg_ref.oracle.arithmetic.port import direct_nuisance
+from repvgg_ref.oracle.arithmetic.sample import Sample
 from repvgg_ref.oracle.arithmetic.tiles import Layer, TileNoise
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
-from repvgg_ref.oracle.estimates.estimate import Claim, Estimate, alarms
+from repvgg_ref.oracle.estimates.estimate import Claim, Estimate, alarms, needed_for
 from repvgg_ref.oracle.estimates.layer import LayerEstimates
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
 from repvgg_ref.oracle.programs.layers import Programs
 from tests.studies.oracle.arithmetics import run
 from tests.studies.oracle.false_alarms import seen_of
+from tests.studies.oracle.networks import network_and_inputs
 
 _MORE = 1.5  # times the claim
 _CHANNELS = 16
@@ -83,6 +86,44 @@ def test_a_bias_behind_a_gate_is_seen_as_claimed(right: PortEstimates, sign: int
     assert claimed > 1.05 * alone.smallest(sum(map(len, right.estimates.values())))
     error = sign * _MORE * claimed * right.samples["stage0"].bias[:, None]
     assert is_seen(right, "stage0", np.where(right.samples["stage0"].active, error, 0.0), "bias")
+
+
+def test_a_fault_of_biases_is_no_noise_and_errors_at_random_are(right: PortEstimates) -> None:
+    """Else a layer that is wrong by thousands of roundings has only large roundings."""
+    sample, nuisance = right.samples["stage1.1"], right.arithmetic.nuisances["stage1.1"]
+    unit = nuisance.unit
+    wrong = replace(sample, residual=sample.residual + 1e-3 * sample.bias[:, None])
+
+    def size(of: Sample, most: float) -> float:
+        found = noise_variance(of, unit, most) / noise_unit(of, unit)
+        return float(found[of.active].mean())
+
+    few = wrong.at(np.flatnonzero((wrong.rows < 2) & (wrong.across < 2)))  # of each gate
+    assert size(few, np.inf) > 1e4 * nuisance.level
+    assert size(few, nuisance.level) == pytest.approx(4 * nuisance.level)
+    noise = 1e-3 * sample.y * np.random.default_rng(0).normal(size=sample.y.shape)
+    by_chance = replace(sample, residual=sample.residual + noise)
+    assert size(by_chance, nuisance.level) == pytest.approx(size(by_chance, np.inf), rel=0.2)
+
+
+def test_a_claim_of_some_size_is_of_that_size() -> None:
+    claim = Claim(1e-7, 0.3, 0.02, 2.0)
+    needed, tolerance = needed_for("layer"), 1e-7
+    assert claim.of_size(4e-6, needed, tolerance).smallest(needed, tolerance) == pytest.approx(4e-6)
+
+
+def test_biases_of_few_outputs_behind_gates_are_seen_as_claimed() -> None:
+    """Four pixels a gate: the fault is taken for noise until it is larger than any."""
+    model, x = network_and_inputs("se-16", 17001, (48, 40), 3)
+    programs, name = Programs(model), "stage4.0"
+    seen = seen_of(programs, x, run(programs, x, "chain"))
+    port = estimate_port(seen, PRECISIONS["fp32"])
+    claimed, sample = port.detects(name)["bias"], port.samples[name]
+    assert claimed is not None
+    assert claimed < 1e-5
+    for fault in (_MORE * claimed, -_MORE * claimed, -1e-2):
+        error = np.where(sample.active, fault * sample.bias[:, None], 0.0)
+        assert is_seen(port, name, error, "bias")
 
 
 def test_three_channels_in_four_show_what_is_claimed_of_a_weight(right: PortEstimates) -> None:

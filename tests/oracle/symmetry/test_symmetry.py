@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import repvgg_ref as rr
+from repvgg_ref.arrays import Array
 from repvgg_ref.models.network import Model, fuse
-from repvgg_ref.oracle.arithmetic.sample import sample_of
+from repvgg_ref.oracle.arithmetic.sample import Sample, sample_of
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.programs.distinguishing import distinguishing_model
@@ -162,6 +163,41 @@ def test_the_next_layer_says_of_each_factor_whether_it_is_taken_back_or_that_it_
     found = asked(sample_of(program, x, y, y_hat, PRECISIONS["fp32"]), factor, 1e-9)
     assert (found.wrong == ~taken).all() if answer == "known" else not found.wrong.any()
     assert found.unsure.all() == (answer == "unsure")
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-9, 1e-7, 1e-5])
+def test_bounds_settle_of_factors_what_errors_of_weights_would(
+    unit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The product as large as the layer is made for those alone that are near."""
+    model, rng = distinguishing_model(SMALL["plain"], 100), np.random.default_rng(0)
+    program = Programs(model)["stage2.0"]
+    channels = program.fused_kernel().weight.shape[1]
+    factor = 1 + rng.normal(0, 1e-6, channels)
+    x = np.abs(rng.normal(size=(2, channels, 8, 8)))
+    y = layer_output(program, x)
+    y_hat = layer_output(program, x * factor[:, None, None]) * (1 + 1e-7 * rng.normal(size=y.shape))
+    sample = sample_of(program, x, y, y_hat, PRECISIONS["fp32"])
+    made: list[Array] = []
+    met = Sample.met
+
+    def counted(self: Sample, outputs: Array) -> Array:
+        made.append(outputs)
+        return met(self, outputs)
+
+    monkeypatch.setattr(Sample, "met", counted)
+    found = asked(sample, factor, unit)
+    assert len(made) < channels
+    monkeypatch.setattr("repvgg_ref.oracle.symmetry.taken_back._odds", odds_with_all)
+    assert (found.wrong == (exact := asked(sample, factor, unit)).wrong).all()
+    assert (found.unsure == exact.unsure).all()
+
+
+def odds_with_all(sample: Sample, weighted: Array, part: Array, error: Array, unit: float) -> float:
+    """With errors of weights, always."""
+    met, power = float((weighted * error).sum()), float((weighted * part).sum())
+    variance = float(((weighted * error) ** 2).sum()) + unit**2 * float(sample.met(weighted).sum())
+    return power * (power - 2 * met) / (2 * variance) if power > 0 else np.inf
 
 
 def test_one_factor_that_is_not_taken_back_is_placed_among_many_that_are(tmp_path: Path) -> None:

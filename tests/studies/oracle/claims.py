@@ -6,7 +6,8 @@ A right port of a network is estimated, and every layer of it says what it would
 (`LayerReport.detects`). Then each layer in turn is made wrong by that much more, kind by kind, the
 later layers going on from its outputs, and the port is estimated again: the layer has to have an
 alarm. Of faults in one channel three in four have to be seen, as is claimed. Seed after seed until
-the time is up; writes ``results/claims.json``.
+the time is up; writes ``results/claims.json``. ``--rows FILE`` keeps every fault in a file, one a
+line, and goes on from what it holds.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -141,9 +143,18 @@ def alone(right: PortEstimates, here: Seen, y_hat: Array) -> bool:
     return any(e in found for e in alarms([*others, *found]))
 
 
-def tried(network: str, seed: int, size: tuple[int, int], port: str, until: float
-          ) -> list[dict[str, Any]]:  # fmt: skip
+class Port(NamedTuple):
+    """A right port that faults are planted in."""
+
+    network: str
+    seed: int
+    size: tuple[int, int]
+    arithmetic: str
+
+
+def tried(asked: Port) -> list[dict[str, Any]]:
     """All kinds in all layers of one port."""
+    network, seed, size, port = asked
     model, x = network_and_inputs(network, seed, size, _IMAGES)
     programs = Programs(model)
     seen_right = seen_of(programs, x, run(programs, x, port))
@@ -155,8 +166,6 @@ def tried(network: str, seed: int, size: tuple[int, int], port: str, until: floa
         claims = right.detects(name)
         estimator = LayerEstimates(right.samples[name], right.arithmetic.nuisances[name])
         for kind, claim in KINDS.items():
-            if time.monotonic() > until:
-                return found
             claimed = claims.get(claim)
             if claimed is None:
                 continue
@@ -182,18 +191,18 @@ def tried(network: str, seed: int, size: tuple[int, int], port: str, until: floa
     return found
 
 
-def study(process: int, asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Port after port, until the time is up."""
-    until = time.monotonic() + asked.seconds
-    found: list[dict[str, Any]] = []
+def ports(asked: argparse.Namespace) -> Iterator[Port]:
+    """Port after port, without end."""
     turns = zip(cycle(asked.networks), cycle(SIZES[1:4]), strict=False)
     for turn, (network, size) in enumerate(turns):
-        if time.monotonic() > until:
-            return found
-        if turn % asked.processes == process:
-            seed = asked.first_seed + turn
-            found += tried(network, seed, size, PORTS[turn % len(PORTS)], until)
-    return found
+        yield Port(network, asked.first_seed + turn, size, PORTS[turn % len(PORTS)])
+
+
+def rows_of(path: Path | None) -> list[dict[str, Any]]:
+    """What an earlier run kept, or nothing."""
+    if path is None or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -229,11 +238,19 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--rows", type=Path, help="every fault, one a line: go on from here")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
+    until = time.monotonic() + asked.seconds
+    found = rows_of(asked.rows)
+    left = islice(ports(asked), len({row["seed"] for row in found}), None)
     with ProcessPoolExecutor(asked.processes) as pool:
-        jobs = [pool.submit(study, process, asked) for process in range(asked.processes)]
-        found = [each for job in jobs for each in job.result()]
+        while time.monotonic() < until:
+            for rows in pool.map(tried, list(islice(left, asked.processes))):
+                found += rows
+                if asked.rows:
+                    with asked.rows.open("a") as kept:
+                        kept.writelines(json.dumps(row) + "\n" for row in rows)
     whole = {"first_seed": asked.first_seed, "times the claim": _MORE, **summary(found)}
     asked.out.write_text(json.dumps(whole, indent=1) + "\n")
     print(f"{len(found)} faults, {len(whole['missed'])} missed")

@@ -4,19 +4,22 @@
 
 Seed after seed until the time is up; ports of runtimes: `tests/studies/peers/runtimes.py`. Writes
 ``results/false-alarms.json`` and a picture of the p-values. ``--networks RepVGG-A0 --size 64 64``
-runs every arithmetic on those networks alone.
+runs every arithmetic on those networks alone; ``--resume`` goes on where an earlier run of the same
+arguments stopped, killed or not.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from itertools import count, cycle
+from functools import lru_cache
+from itertools import count, cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,7 +33,7 @@ from repvgg_ref.oracle.programs.program import layer_output
 from repvgg_ref.oracle.verification import judge
 from tests.studies.oracle.arithmetics import ARITHMETICS, run
 from tests.studies.oracle.networks import Size, network_and_inputs
-from tests.studies.oracle.tally import Tally, write
+from tests.studies.oracle.tally import Tally, read, write
 
 RESULTS = Path(__file__).parent / "results"
 FIRST_SEED = 300  # lower ones were used while thresholds were chosen
@@ -76,6 +79,16 @@ def estimated(
     return estimate_port(seen_of(programs, x, outputs), PRECISIONS[precision])
 
 
+class Run(NamedTuple):
+    """One port: a network's, in one arithmetic."""
+
+    network: str
+    seed: int
+    size: Size
+    arithmetic: str
+    judged: bool
+
+
 def cases(seeds: Iterator[int]) -> Iterator[tuple[str, int, Size]]:
     """Networks, seeds and sizes, small ones mostly, without end."""
     sizes, large = cycle(SIZES), cycle(LARGE)
@@ -86,36 +99,50 @@ def cases(seeds: Iterator[int]) -> Iterator[tuple[str, int, Size]]:
             yield big, seed, size
 
 
-def study(process: int, asked: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Tally]:
-    """All arithmetics on one network after the other, until the time is up."""
-    until = time.monotonic() + asked.seconds
-    tallies = {name: Tally() for name in names}
-    turn = process
-    seeds = count(asked.first_seed + process, asked.processes)
-    size: Any = tuple(asked.size)
+def runs_of(asked: argparse.Namespace) -> Iterator[Run]:
+    """All arithmetics on one network after the other, without end."""
+    seeds = count(asked.first_seed)
+    names = tuple(asked.arithmetics)
+    turn = 0
+    size = asked.size[0], asked.size[1]
     only = ((*each, size) for each in zip(cycle(asked.networks or SMALL), seeds, strict=False))
     for network, seed, size in only if asked.networks else cases(seeds):
-        model, x = network_and_inputs(network, seed, size)
-        programs = Programs(model)
         every = asked.networks or (network in SMALL and max(size) <= 96)
-        chosen = names if every else names[seed % _SHARE :: _SHARE]
-        for name in chosen:
-            if time.monotonic() > until:
-                return tallies
-            outputs = run(programs, x, name)
-            precision = PRECISION.get(name, "fp32")
-            what = {"network": network, "seed": seed, "size": list(size)}
-            found = estimated(programs, x, outputs, precision)
-            tallies[name].add(found, **what)
-            if found.alarms:
-                print(name, tallies[name].alarms[-1], flush=True)
+        for name in names if every else names[seed % _SHARE :: _SHARE]:
             turn += 1
-            if turn % _JUDGED == 0 or found.alarms:
-                report = judge(model, Outputs(outputs), x, precision=precision)
-                tallies[name].add_verdict(report, **what)
-                if report.verdict != "agree":
-                    print(name, tallies[name].not_agree[-1], flush=True)
-    return tallies
+            yield Run(network, seed, size, name, turn % _JUDGED == 0)
+
+
+_network = lru_cache(maxsize=1)(network_and_inputs)  # the runs of one follow each other
+
+
+def tallied(asked: Run) -> tuple[str, Tally]:
+    """One run, counted."""
+    model, x = _network(asked.network, asked.seed, asked.size)
+    programs = Programs(model)
+    outputs = run(programs, x, asked.arithmetic)
+    precision = PRECISION.get(asked.arithmetic, "fp32")
+    what = {"network": asked.network, "seed": asked.seed, "size": list(asked.size)}
+    found = estimated(programs, x, outputs, precision)
+    tally = Tally()
+    tally.add(found, **what)
+    if asked.judged or found.alarms:
+        report = judge(model, Outputs(outputs), x, precision=precision)
+        tally.add_verdict(report, **what)
+    for listed in (tally.alarms, tally.not_agree):
+        if listed:
+            print(asked.arithmetic, listed[-1], flush=True)
+    return asked.arithmetic, tally
+
+
+def resumed(asked: argparse.Namespace) -> dict[str, Tally]:
+    """What an earlier run left, or nothing."""
+    if not (asked.resume and asked.out.exists()):
+        return {}
+    same = json.loads(asked.out.read_text())["first_seed"] == asked.first_seed
+    if not same:
+        raise SystemExit(f"{asked.out} is of other seeds: give --first-seed as it was")
+    return read(asked.out)
 
 
 def main() -> int:
@@ -127,19 +154,18 @@ def main() -> int:
     parser.add_argument("--arithmetics", nargs="+", default=ARITHMETICS, choices=ARITHMETICS)
     parser.add_argument("--networks", nargs="+", default=[], help="these alone")
     parser.add_argument("--size", nargs=2, type=int, default=(64, 64), help="of --networks")
+    parser.add_argument("--resume", action="store_true", help="go on with what --out holds")
     parser.add_argument("--out", type=Path, default=RESULTS / "false-alarms.json")
     asked = parser.parse_args()
-    names = tuple(asked.arithmetics)
-    with ProcessPoolExecutor(asked.processes) as pool:
-        jobs = [pool.submit(study, process, asked, names) for process in range(asked.processes)]
-        parts = [job.result() for job in jobs]
-    tallies = parts[0]
-    for part in parts[1:]:
-        for name, tally in part.items():
-            tallies[name].merge(tally)
-    tallies = {name: tally for name, tally in tallies.items() if tally.runs}
+    until = time.monotonic() + asked.seconds
+    tallies = resumed(asked)
+    runs = islice(runs_of(asked), sum(tally.runs for tally in tallies.values()), None)
     asked.out.parent.mkdir(exist_ok=True)
-    write(asked.out, tallies, {"first_seed": asked.first_seed, "seconds": asked.seconds})
+    with ProcessPoolExecutor(asked.processes) as pool:
+        while time.monotonic() < until:
+            for name, tally in pool.map(tallied, list(islice(runs, asked.processes))):
+                tallies.setdefault(name, Tally()).merge(tally)
+            write(asked.out, tallies, {"first_seed": asked.first_seed})
     accused = sum(v["verdict"] == "disagree" for t in tallies.values() for v in t.not_agree)
     print(f"{sum(t.runs for t in tallies.values())} runs, {accused} right ports accused")
     return 1 if accused else 0

@@ -79,6 +79,13 @@ class Planes:
         """How many slopes a channel has."""
         return int(self.slopes_of.max()) + 1
 
+    @property
+    def freedom(self) -> Array:
+        """Of each channel, how many more outputs there are than a plane has parameters, (O,)."""
+        on = (self.weights > 0).astype(float)
+        slopes = (self.by_slope(on) > 0).sum(axis=1)
+        return np.asarray(on.sum(axis=1) - slopes - 1)
+
     def by_slope(self, values: Array) -> Array:
         """Sums (O, S) of values (O, P)."""
         if self.slopes == 1:
