@@ -145,7 +145,7 @@ def test_layers_that_cannot_be_compared_are_no_traceback(layer: str, wrong: Any)
     assert report.verdict == "cannot-judge" or report.first_bad_layer == layer
 
 
-def small_vgg() -> Graph:
+def small_vgg(hidden: int = 10) -> Graph:
     """Convolutions, pools and hidden linear layers, for 8 x 8 pixels."""
     layers = [
         (BlockSpec("conv1", 3, 4, 1, kind="conv-bias"), "pool1"),
@@ -158,8 +158,8 @@ def small_vgg() -> Graph:
         last = pool
     nodes += [
         Node("flatten", Flatten(), (last,)),
-        Node("fc0", Linear(24, 10, relu=True), ("flatten",)),
-        Node("fc1", Linear(10, 4), ("fc0",), loss_weight=1.0),
+        Node("fc0", Linear(24, hidden, relu=True), ("flatten",)),
+        Node("fc1", Linear(hidden, 4), ("fc0",), loss_weight=1.0),
     ]
     return Graph("small", tuple(nodes))
 
@@ -185,6 +185,59 @@ def test_rivals_are_judged_as_well(name: str, half: bool) -> None:
     assert [layer.name for layer in report.layers] == list(arch.layer_names)
     worse = {**given, arch.head.name: given[arch.head.name] * (1.3 if half else 1.001)}
     assert rr.verify(model, worse, inputs=x).first_bad_layer == arch.head.name
+
+
+def with_hidden_linear(
+    wrong: Callable[[Array, Array, Array], Array],
+) -> tuple[Model, dict[str, Array], Array]:
+    """A VGG's port that computes its first linear layer so, run on from there."""
+    arch = small_vgg(hidden=48)
+    x = np.random.default_rng(1).standard_normal((6, 3, 8, 8)).astype(np.float32)
+    model = distinguishing_model(arch, seed=2, x=x)
+    outputs, params = dict(model.forward(x, layers=True)), model.params
+    features = outputs["pool2"].reshape(len(x), -1)
+    y = wrong(features, params["fc0.weight"], params["fc0.bias"]).astype(np.float32)
+    outputs["fc0"], outputs["fc1"] = y, y @ params["fc1.weight"].T + params["fc1.bias"]
+    return model, outputs, x
+
+
+def _by_pixels(x: Array) -> Array:
+    return x.reshape(len(x), 6, 4).transpose(0, 2, 1).reshape(len(x), -1)
+
+
+WRONG_LINEAR: dict[str, Callable[[Array, Array, Array], Array]] = {
+    "outputs-scaled": lambda x, w, b: np.maximum(x @ w.T + b, 0) * np.float32(1 + 1e-5),
+    "head-bias": lambda x, w, b: np.maximum(x @ w.T, 0),
+    "relu-missing": lambda x, w, b: x @ w.T + b,
+    "flatten-order": lambda x, w, b: np.maximum(_by_pixels(x) @ w.T + b, 0),
+}
+
+
+@pytest.mark.parametrize("bug", WRONG_LINEAR)
+def test_a_hidden_linear_layer_is_estimated_and_its_bugs_are_named(bug: str) -> None:
+    model, outputs, x = with_hidden_linear(WRONG_LINEAR[bug])
+    report = rr.verify(model, outputs, inputs=x)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "fc0")
+    assert [(found.bug, found.layer) for found in report.diagnosis] == [(bug, "fc0")]
+
+
+def test_of_a_large_linear_layer_the_first_outputs_are_estimated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A factor is seen in them; what is wrong behind them, by the certified bounds."""
+    monkeypatch.setattr("repvgg_ref.oracle.graphs.judge._MOST_WEIGHTS", 24 * 24)
+    model, right, x = with_hidden_linear(lambda x, w, b: np.maximum(x @ w.T + b, 0))
+    report = rr.verify(model, right, inputs=x)
+    assert report.verdict == "agree", report.reason
+    size = next(each for each in report.layers if each.name == "fc0").detects["scale"]
+    assert size is not None
+    assert size < 1e-5
+    model, outputs, x = with_hidden_linear(WRONG_LINEAR["outputs-scaled"])
+    (found,) = rr.verify(model, outputs, inputs=x).diagnosis
+    assert (found.bug, found.layer) == ("outputs-scaled", "fc0")
+    wrong = right["fc0"].copy()
+    wrong[:, 30:] *= 1.01
+    assert rr.verify(model, {**right, "fc0": wrong}, inputs=x).first_bad_layer == "fc0"
 
 
 def test_networks_with_other_layers_are_refused_by_what_they_hold() -> None:
