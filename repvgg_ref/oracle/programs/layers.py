@@ -279,12 +279,13 @@ class Programs(Mapping[str, Any]):
         return between_program(self.model, node)
 
     def _flattened(self, name: str) -> int:
-        """The channels of the map that `name` makes features of; 0 if it does not."""
+        """The channels of the map that `name` makes features of; 0 if they are not known."""
         if name not in self._nodes or not isinstance(self._nodes[name].op, Flatten):
             return 0
-        while not isinstance(op := self._nodes[name].op, Block):
-            (name,) = self._nodes[name].inputs
-        return op.spec.out_channels
+        at = self._nodes[self._nodes[name].inputs[0]]
+        while isinstance(at.op, AddRelu | MaxPool):
+            at = self._nodes[at.inputs[0]]
+        return at.op.spec.out_channels if isinstance(at.op, Block) else 0
 
     def __contains__(self, name: object) -> bool:
         return name in self._names

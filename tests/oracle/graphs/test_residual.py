@@ -18,7 +18,7 @@ from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.baselines import resnet
 from repvgg_ref.models.graph import INPUT, Graph, Node
-from repvgg_ref.models.layers import Block, Flatten, Linear, MaxPool, Pass
+from repvgg_ref.models.layers import AddRelu, Block, Flatten, Linear, MaxPool, Pass
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.registry import network
 from repvgg_ref.models.residual_reorg import residual_reorg
@@ -26,6 +26,7 @@ from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.candidates.names import LayerNames
 from repvgg_ref.oracle.golden.write import write_golden
 from repvgg_ref.oracle.programs.distinguishing import TRAINING, distinguishing_model
+from repvgg_ref.oracle.programs.layers import Programs
 
 CHAIN = plain_architecture(depths=[2, 3, 1], channels=[4, 6, 8, 8], num_classes=3, kind="plain")
 REORG = residual_reorg(CHAIN)
@@ -219,6 +220,20 @@ def test_a_hidden_linear_layer_is_estimated_and_its_bugs_are_named(bug: str) -> 
     report = rr.verify(model, outputs, inputs=x)
     assert (report.verdict, report.first_bad_layer) == ("disagree", "fc0")
     assert [(found.bug, found.layer) for found in report.diagnosis] == [(bug, "fc0")]
+
+
+def test_features_know_the_channels_of_their_map() -> None:
+    """Behind pools and sums; a head behind a mean has no map's pixels."""
+    conv = [BlockSpec(name, n, 4, 1, kind="conv-bias") for name, n in (("a", 3), ("b", 4))]
+    nodes = (
+        Node("a", Block(conv[0]), (INPUT,)),
+        Node("b", Block(conv[1]), ("a",)),
+        Node("add", AddRelu(), ("b", "a")),
+        Node("flatten", Flatten(), ("add",)),
+        Node("fc", Linear(64, 3), ("flatten",), loss_weight=1.0),
+    )
+    assert Programs(rr.build(Graph("small", nodes)))["fc"].flattened == 4
+    assert Programs(rr.build(RIVALS["resnet"][0]))["linear"].flattened == 0
 
 
 def test_of_a_large_linear_layer_the_first_outputs_are_estimated(
