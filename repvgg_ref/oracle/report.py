@@ -82,6 +82,8 @@ class Finding:
         In words: what the candidate does, and what to try next.
     taps : mapping or None
         What was estimated of the weights: `estimates.taps.tap_errors`.
+    also : tuple of str
+        The other layers that a candidate does not show and that have it, which is all that can.
     """
 
     bug: str
@@ -94,6 +96,7 @@ class Finding:
     standard_error: float | None = None
     equivalents: tuple[str, ...] = ()
     taps: Mapping[str, Any] | None = None
+    also: tuple[str, ...] = ()
 
     def is_in(self, layer: str) -> bool:
         """Whether it is said of a layer, alone or among all."""

@@ -279,7 +279,7 @@ def block_sample(
 def head_sample(
     program: HeadProgram, x: Array, y: Array, y_hat: Array, precision: Precision
 ) -> Sample:
-    """Lay out the logits, (N, classes): sums over the pooled channels."""
+    """Lay out what a linear layer gives, (N, O): sums over the pooled channels."""
     pooled = x.mean(axis=(2, 3))  # (N, C)
     zeros = np.zeros(len(x), int)
     single = Single(pooled.T[None], np.abs(program.weight))
@@ -297,7 +297,7 @@ def head_sample(
         zeros,
         zeros,
         (1, 1),
-        relu=False,
+        relu=program.relu,
     )
     return made.beside(y.T, y_hat.T, precision.unit)
 

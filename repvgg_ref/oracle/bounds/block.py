@@ -33,6 +33,7 @@ which serves the roundings of inputs and weights; sums in n steps err by at most
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -88,6 +89,7 @@ _WRITES = 7
 _OWN_ERROR = 2.0**-28
 
 _FAILURE = 1e-3
+_TOGETHER = 1 << 22  # weights of a linear layer that are looked at at once
 
 
 class Bound(NamedTuple):
@@ -202,11 +204,13 @@ def layer_bound(program: Program, x: Array, y: Array, precision: Precision) -> B
 def head_bound(weight: Array, bias: Array, x: Array, logits: Array, precision: Precision) -> Bound:
     """Bound the error of the logits, ``weight @ mean of x over H and W + bias``.
 
+    Of a hidden layer, whose features are images of one pixel, as well: a ReLU enlarges no error.
+
     Parameters
     ----------
     weight, bias : (classes, C), (classes,) arrays
     x : (N, C, H, W) array
-        The candidate's output of its last block.
+        The candidate's own input of the layer.
     logits : (N, classes) array
         The reference's for it.
 
@@ -219,12 +223,20 @@ def head_bound(weight: Array, bias: Array, x: Array, logits: Array, precision: P
     for image in np.asarray(x, np.float64):
         flat = image.reshape(len(image), -1)  # (C, H, W) -> (C, H * W)
         exact = Interval(flat, np.zeros_like(flat), np.zeros_like(flat))
-        found.append(dense(pooled(exact, precision, lam), weight, bias, precision, lam))
+        features = pooled(exact, precision, lam)
+        found += [dense(features, *part, precision, lam) for part in _parts(weight, bias)]
     return _finished(
-        np.stack([after.certified for after in found]).reshape(logits.shape),
-        np.stack([after.likely for after in found]).reshape(logits.shape),
+        np.concatenate([after.certified for after in found]).reshape(logits.shape),
+        np.concatenate([after.likely for after in found]).reshape(logits.shape),
         precision,
     )
+
+
+def _parts(weight: Array, bias: Array) -> Iterator[tuple[Array, Array]]:
+    """A matrix a few rows at a time: VGG's first takes 0.8 GB, and so do its magnitudes."""
+    rows = max(1, _TOGETHER // weight.shape[1])
+    for first in range(0, len(weight), rows):
+        yield weight[first : first + rows], bias[first : first + rows]
 
 
 def product_energy(program: BlockProgram, x: Array) -> Array:

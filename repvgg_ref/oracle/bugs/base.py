@@ -111,12 +111,16 @@ class Bug(Generic[P]):
 
 @dataclass(frozen=True)
 class Mutant(Generic[P]):
-    """One bug planted; `layer` None: in every layer. `where` is added to what is said of it."""
+    """One bug planted; `layer` None: in every layer. `where` is added to what is said of it.
+
+    `also`: the other layers that it is planted in, which are all that can have it.
+    """
 
     bug: Bug[P]
     variant: Variant[P]
     layer: str | None = None
     where: str = ""
+    also: tuple[str, ...] = ()
 
     @property
     def says(self) -> str:

@@ -1,4 +1,4 @@
-"""The pool and the linear layer done differently."""
+"""The pool and the linear layer done differently, the last or a hidden one."""
 
 from __future__ import annotations
 
@@ -42,6 +42,19 @@ def head_pool(site: HeadSite) -> HeadVariants:
         yield Variant(replace(site.program, pool=pool), detail=detail)
 
 
+@bug(
+    "flatten-order",
+    says="the map is made features of in another order: pixel by pixel, not channel by channel",
+    advice="flatten (N, C, H, W); of (N, H, W, C) transpose first, or reorder the matrix",
+)
+def flatten_order(site: HeadSite) -> HeadVariants:
+    weight, channels = site.program.weight, site.program.flattened
+    if 1 < channels < weight.shape[1]:
+        pixels = weight.reshape(len(weight), -1, channels)  # (O, H W, C)
+        read = np.ascontiguousarray(pixels.transpose(0, 2, 1)).reshape(weight.shape)
+        yield Variant(replace(site.program, weight=read))
+
+
 @bug("head-bias", says="the linear layer's bias is {detail}", advice="logits = W f + b")
 def head_bias(site: HeadSite) -> HeadVariants:
     program = site.program
@@ -82,6 +95,8 @@ def head_norm(site: HeadSite) -> HeadVariants:
     advice="compare logits, before any softmax",
 )
 def head_output(site: HeadSite) -> HeadVariants:
+    if site.program.relu:
+        return
     for detail, change in {
         "softmax": softmax,
         "log-softmax": log_softmax,
@@ -89,6 +104,16 @@ def head_output(site: HeadSite) -> HeadVariants:
         "ReLU": lambda y: np.maximum(y, 0),
     }.items():
         yield Variant(behind(site.program, change), detail=detail)
+
+
+@bug(
+    "relu-missing",
+    says="no ReLU follows the linear layer",
+    advice="a hidden linear layer is followed by a ReLU",
+)
+def relu_missing(site: HeadSite) -> HeadVariants:
+    if site.program.relu:
+        yield Variant(replace(site.program, relu=False))
 
 
 @bug(
@@ -107,7 +132,7 @@ def head_weight_layout(site: HeadSite) -> HeadVariants:
 
 @bug(
     "head-classes-permuted",
-    says="the classes come in another order ({detail})",
+    says="the outputs come in another order ({detail})",
     advice="check the class list (1001 classes with background?)",
 )
 def head_classes_permuted(site: HeadSite) -> HeadVariants:

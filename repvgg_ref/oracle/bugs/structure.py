@@ -24,6 +24,9 @@ from repvgg_ref.oracle.bugs.base import (
 from repvgg_ref.oracle.programs.block import DENSE, IDENTITY, POINTWISE, BlockProgram
 from repvgg_ref.oracle.programs.inner import inner_terms, without_inner
 
+# A projection left out, as in the paper of residual networks, option A.
+_LACKING = ", with zeros for the channels that it lacks"
+
 
 @bug(
     "identity-missing",
@@ -246,7 +249,7 @@ def se_gate(site: BlockSite) -> BlockVariants:
 
 @bug(
     "layer-skipped",
-    says="the layer is skipped: its output is its input",
+    says="the layer is skipped: its output is its input{detail}",
     advice="compare the number of blocks per stage",
     scope="layer",
 )
@@ -254,6 +257,11 @@ def layer_skipped(site: BlockSite) -> BlockVariants:
     spec = site.program.spec
     if spec.in_channels == spec.out_channels and spec.stride == 1:
         yield Variant(replace(site.program, branches={}, fused=None, activation="none", se=None))
+    elif spec.kernel == 1 and spec.groups == 1 and spec.activation == "none":
+        kernel = np.eye(spec.out_channels, spec.in_channels)[:, :, None, None]
+        bare = FusedConv(kernel, np.zeros(spec.out_channels))
+        detail = ", its first channels" if spec.out_channels < spec.in_channels else _LACKING
+        yield Variant(site.program.with_kernel(lambda _: bare), detail=detail)
 
 
 @bug(

@@ -22,6 +22,7 @@ _ALIKE = 0.01  # relative: one number fitted in two layers
 _ERRORS = 6.0  # or so many standard errors
 _A_BIT = 1.0  # relative: what errs at random, in as many bits
 _NUMBER = re.compile(r"[-+.e\d]+")
+_ALSO, _SHOWN = " (also in ", 8
 _OF_ANOTHER = "layers-swapped"  # two layers that have it have two causes, and all of them many
 _FITTED = {bug.name for bug in LAYER_BUGS if bug.continuous}
 _CHOSEN = {bug.name for bug in LAYER_BUGS if "{parameter" in bug.says} - _FITTED
@@ -55,8 +56,8 @@ class Layers:
         if finding.bug == _OF_ANOTHER:
             return 0
         own = {n: f for n, each in found_in.items() if (f := _of(each, finding.bug)) is not None}
-        if any(f.layer not in (None, name) for name, f in own.items()):
-            return 0  # it is in nodes that are hidden, of which not all need have been looked at
+        if any(f.layer not in (None, name) and not f.also for name, f in own.items()):
+            return 0  # it is in one of the nodes that are hidden before this one
         is_fitted = finding.bug in _FITTED | self.estimated
         if len(own) < 2 or not all(_alike(finding, each, is_fitted) for each in own.values()):
             return 0
@@ -64,7 +65,7 @@ class Layers:
         if finding.bug in self.estimated:
             asked = [name in self.bad and name not in found_in for name in left]
             return len(own) if all(asked) else 0
-        shown = len(own)
+        shown = len(own) + sum(len(each.also) for each in own.values())
         for name in left:
             stands = self._stands(finding, name)
             if stands is False or (stands is None and name in self.bad):
@@ -78,6 +79,7 @@ class Layers:
         if evidence is None:
             return False
         trials = [t for m in _mutants(evidence, finding) if (t := _tried(evidence, m)) is not None]
+        trials += [t for t in evidence.hidden_trials(finding.bug) if _is_same(finding, t)]
         if not trials:
             return None
         fitting = [trial for trial in trials if trial.within and trial.is_admissible]
@@ -98,7 +100,10 @@ def merged(found_in: FoundIn, layers: Layers) -> list[Finding]:
             first.setdefault(finding.bug, finding)
     everywhere = {
         bug: replace(
-            finding, layer=EVERYWHERE, says=f"{finding.says} (in all {count} layers that show it)"
+            finding,
+            layer=EVERYWHERE,
+            says=f"{_said(finding)} (in all {count} layers that show it)",
+            also=(),
         )
         for bug, finding in first.items()
         if (count := layers.count(finding, found_in))
@@ -122,7 +127,10 @@ def _joined(found: list[tuple[str, Finding]]) -> list[Finding]:
     groups: dict[str, list[tuple[str, Finding]]] = {}
     for name, finding in found:
         groups.setdefault(_kind(finding), []).append((name, finding))
-    return [_also(group[0][1], [f.layer or n for n, f in group[1:]]) for group in groups.values()]
+    return [
+        _also(group[0][1], [each for n, f in group[1:] for each in (f.layer or n, *f.also)])
+        for group in groups.values()
+    ]
 
 
 def _kind(finding: Finding) -> str:
@@ -131,16 +139,27 @@ def _kind(finding: Finding) -> str:
     Dilated by 2 and dilated by 4 are two causes, although they have one name.
     """
     if finding.bug in _FITTED:
-        return _NUMBER.sub("", finding.says)
-    return finding.says if finding.bug in _CHOSEN | {_OF_ANOTHER} else ""
+        return _NUMBER.sub("", _said(finding))
+    return _said(finding) if finding.bug in _CHOSEN | {_OF_ANOTHER} else ""
+
+
+def _said(finding: Finding) -> str:
+    """What is said of a bug but for the layers that it is in."""
+    return finding.says.rsplit(_ALSO, 1)[0] if finding.also else finding.says
+
+
+def _is_same(finding: Finding, trial: Trial) -> bool:
+    """Whether a trial is of the bug in the setting that was found."""
+    return _alike(finding, trial.finding(1.0), finding.bug in _FITTED)
 
 
 def _also(finding: Finding, others: Sequence[str]) -> Finding:
     """Say in which other layers a bug is."""
     if not others:
         return finding
-    also = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-    return replace(finding, says=f"{finding.says} (also in {also})")
+    others = [*finding.also, *others]
+    also = ", ".join(others[:_SHOWN]) + (", ..." if len(others) > _SHOWN else "")
+    return replace(finding, says=f"{_said(finding)}{_ALSO}{also})", also=())
 
 
 def _of(found: Sequence[Finding], bug: str) -> Finding | None:
@@ -157,7 +176,7 @@ def _is_beaten(finding: Finding, found: Sequence[Finding], everywhere: Mapping[s
 
 def _alike(first: Finding, second: Finding, is_fitted: bool) -> bool:
     """Whether two layers have the same: the same words, or one number to within its errors."""
-    if first.bug != second.bug or first.says == second.says:
+    if first.bug != second.bug or _said(first) == _said(second):
         return True  # of another bug that predicts the same here nothing more is known
     if not is_fitted or first.estimate is None or second.estimate is None:
         return False
@@ -174,7 +193,7 @@ def _mutants(evidence: Evidence, finding: Finding) -> Iterator[Mutant[Any]]:
     bugs = [bug for bug in bugs_for(site.program) if bug.name == finding.bug]
     made = list(planted(bugs, site, evidence.layer, precision=evidence.precision))
     if finding.bug not in _FITTED:
-        same = [mutant for mutant in made if finding.says.endswith(mutant.says)]
+        same = [mutant for mutant in made if _said(finding).endswith(mutant.says)]
         yield from same or (m for m in made if m.variant.parameter is None)
         return
     same = [mutant for mutant in made if mutant.variant.detail in finding.says]

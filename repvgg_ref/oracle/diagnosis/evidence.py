@@ -58,6 +58,10 @@ class Evidence:
             except DO_NOT_FIT:
                 continue
 
+    def hidden_trials(self, bug: str) -> Iterator[Trial]:
+        """A bug of the library in what leads to this layer and is not shown; here nothing is."""
+        yield from ()
+
     def usual(self) -> Iterator[Trial]:
         """Bugs with a continuous parameter, at the values that people use."""
         bugs = [bug for bug in bugs_for(self.site.program) if bug.continuous]

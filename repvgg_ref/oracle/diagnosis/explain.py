@@ -21,13 +21,13 @@ from repvgg_ref.oracle.bounds.precision import Precision, estimate_unit_roundoff
 from repvgg_ref.oracle.bugs import Site
 from repvgg_ref.oracle.bugs.harness import site_of
 from repvgg_ref.oracle.candidates import Outputs
-from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.diagnosis.diagnose import diagnose, diagnose_shape
 from repvgg_ref.oracle.diagnosis.everywhere import Layers, merged
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.diagnosis.incomparable import not_finite, wrong_shape
 from repvgg_ref.oracle.diagnosis.small import ESTIMATED, explain_alarms, explain_unknown
 from repvgg_ref.oracle.diagnosis.strange import strangeness
+from repvgg_ref.oracle.diagnosis.tested import what_was_tested
 from repvgg_ref.oracle.estimates.estimate import Estimate
 from repvgg_ref.oracle.estimates.port import PortEstimates, estimate_port
 from repvgg_ref.oracle.programs.block import BlockProgram
@@ -39,6 +39,7 @@ _MOST_DIAGNOSED = 6
 # Searched for two bugs at once, which takes seconds a layer; of more, the first alone, and the
 # others for the two that are found there.
 _MOST_SEARCHED = 3
+_HOPELESS = 1e3  # times a bound: F(8), the coarsest algorithm, has 200 times that of direct sums
 _NO_ARITHMETIC = 2.0**-5  # errors this large are a bug's, not a number format's
 _FEWEST = 32  # outputs that an estimate of the roundoff needs
 _LARGEST_HALF = 60000  # about: what is not finite and should be more has overflown
@@ -65,13 +66,24 @@ class Case:
     def estimates(self) -> PortEstimates:
         """What the layers compute, as far as rounding lets it be told."""
         seen = {
-            name: Seen(self.programs[name], self.input_of(name), compared.y, compared.y_hat)
+            name: self.seen(name)
             for name, compared in self.comparisons.items()
             if compared.bound is not None
             and np.isfinite(compared.y_hat).all()
             and name not in self.unestimated
+            and not self.is_hopeless(name)
         }
         return estimate_port(seen, self.precision)
+
+    def is_hopeless(self, name: str) -> bool:
+        """Whether no estimate of a layer is of use: beyond any algorithm, and not diagnosed."""
+        far = self.comparisons[name].report.ratio > _HOPELESS
+        return far and name not in self.asked(self.caused(self.bad))
+
+    def asked(self, caused: list[str]) -> list[str]:
+        """The layers to diagnose: the first, and the last, which may have a cause of its own."""
+        few = len(caused) <= _MOST_DIAGNOSED
+        return caused if few else [*caused[: _MOST_DIAGNOSED - 1], caused[-1]]
 
     @property
     def bad(self) -> list[str]:
@@ -88,6 +100,11 @@ class Case:
         found = self.programs.input_of(name, {**self.outputs.layers, INPUT: self.x})
         assert found is not None  # only layers are asked about that were compared
         return found
+
+    def seen(self, name: str) -> Seen:
+        """What of a layer is estimated: all of it."""
+        compared = self.comparisons[name]
+        return Seen(self.programs[name], self.input_of(name), compared.y, compared.y_hat)
 
     def caused(self, bad: list[str]) -> list[str]:
         """Those of the `bad` layers that something in themselves may have made so."""
@@ -107,11 +124,13 @@ class Case:
 
     def shown(self, name: str) -> tuple[Site[Any], Seen, Bound, PortEstimates, Precision]:
         """A layer as explanations want it."""
-        compared = self.comparisons[name]
-        site = site_of(self.programs, name, self.input_of(name), compared.y_hat)
-        assert compared.bound is not None
-        seen = Seen(self.programs[name], site.x, compared.y, compared.y_hat)
-        return site, seen, compared.bound, self.estimates, self.precision
+        seen, bound = self.seen(name), self.comparisons[name].bound
+        assert bound is not None
+        site = site_of(self.programs, name, seen.x, seen.y_hat)
+        if seen.program is not site.program:  # a part of it
+            site = replace(site, program=seen.program)
+            bound = Bound(*(each[:, : seen.y.shape[1]] for each in bound))
+        return site, seen, bound, self.estimates, self.precision
 
     def layer_report(self, name: str) -> LayerReport:
         """The layer's report, with the smallest errors that would have been seen in it."""
@@ -257,59 +276,22 @@ def explain(case: Case) -> Report:
         layers=tuple(case.layer_report(name) for name in case.comparisons),
         diagnosis=tuple(diagnosis),
         first_bad_layer=first,
-        notes=(*case.outputs.notes, *filter(None, [arithmetic, *what_was_tested(case)])),
+        notes=(
+            *case.outputs.notes,
+            *filter(
+                None,
+                [arithmetic, *what_was_tested(case.estimates, case.comparisons, case.programs)],
+            ),
+        ),
         residual=_residual(case, first),
     )
-
-
-# What `LayerReport.detects` holds, in the order and the words in which people are told.
-_SEEN = {
-    "scale": "all outputs",
-    "part": "an image, a border",
-    "channel": "a typical channel",
-    "bias": "the bias",
-    "taps": "all weights at random",
-    "tap": "one weight of a typical channel",
-}
-
-
-def what_was_tested(case: Case) -> list[str]:
-    """What the arithmetic is, how small an error would have shown, and what was not seen."""
-    estimates = case.estimates
-    said = [estimates.arithmetic.says]
-    weakest: dict[str, tuple[float, str]] = {}
-    for name in estimates.samples:
-        for what, size in estimates.detects(name).items():
-            weakest[what] = max(weakest.get(what, (0.0, "")), (size or np.inf, name))
-    shown = [
-        f"{words} {_size(weakest[what][0])} ({weakest[what][1]})"
-        for what, words in _SEEN.items()
-        if what in weakest
-    ]
-    if shown:
-        said.append(
-            "relative errors that would have been seen in any layer, and the least sensitive one: "
-            + ", ".join(shown)
-        )
-    blind = [name for name in case.comparisons if name not in estimates.samples]
-    blind.sort(key=lambda name: name not in case.programs)  # what has weights comes first
-    if blind:
-        said.append(f"{listed(blind)}: held to certified bounds alone")
-    said.append("not tested: training, other inputs than those of the calls named here")
-    return said
-
-
-def _size(smallest: float) -> str:
-    return f"{smallest:.1g}" if np.isfinite(smallest) else "only beyond its bound"
 
 
 def diagnosed(case: Case, beyond: list[str], alarms: Mapping[str, list[Estimate]]) -> list[Finding]:
     """Findings for the bad layers: first those beyond their bounds, else those with alarms."""
     chosen = beyond or list(alarms)
     layers = Layers(list(case.comparisons), chosen, case.trial_evidence, ESTIMATED)
-    asked = caused = case.caused(chosen)
-    if len(caused) > _MOST_DIAGNOSED:  # the first, and the last: it may have a cause of its own
-        asked = [*caused[: _MOST_DIAGNOSED - 1], caused[-1]]
+    asked = case.asked(case.caused(chosen))
     if not beyond:
         return merged(_each(case.small_findings, asked), layers)
     if len(beyond) <= _MOST_SEARCHED:

@@ -46,7 +46,9 @@ def _described(evidence: LayerEvidence) -> str:
         return "beyond its bound at few outputs"
     if not evidence.size:
         bad = np.flatnonzero(beyond.any(axis=(0, 2)))
-        what = "logits" if isinstance(evidence.site.program, HeadProgram) else "outputs"
+        program = evidence.site.program
+        is_last = isinstance(program, HeadProgram) and not program.relu
+        what = "logits" if is_last else "outputs"
         return f"{len(bad)} of {beyond.shape[1]} {what} are beyond their bound, first {bad[:1]}"
     said = [
         f"{beyond.mean():.1%} of the outputs looked at are beyond their bound",

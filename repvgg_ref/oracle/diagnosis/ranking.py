@@ -88,6 +88,7 @@ class Trial:
             advice=bug.advice,
             standard_error=float(self.error),
             equivalents=tuple(dict.fromkeys(name for name in equivalents if name != bug.name)),
+            also=self.mutant.also,
         )
 
     def one_of_two(self) -> Finding:

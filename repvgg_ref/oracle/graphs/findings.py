@@ -14,7 +14,7 @@ from repvgg_ref.oracle.diagnosis.diagnose import diagnose_shape, energy_left
 from repvgg_ref.oracle.diagnosis.evidence import LayerEvidence
 from repvgg_ref.oracle.diagnosis.ranking import Trial
 from repvgg_ref.oracle.graphs.hidden import Seen, seen_through
-from repvgg_ref.oracle.graphs.inside import inside_trials
+from repvgg_ref.oracle.graphs.inside import inside_trials, together_trials
 from repvgg_ref.oracle.graphs.port import GraphPort
 from repvgg_ref.oracle.report import Finding
 
@@ -46,6 +46,10 @@ class NodeEvidence(LayerEvidence):
                 if found is not None:
                     yield found
         yield from inside_trials(self.port, self.node, self)
+
+    def hidden_trials(self, bug: str) -> Iterator[Trial]:
+        """The bug in all blocks hidden before the node that can have it."""
+        yield from together_trials(self.port, self.node, self, bug)
 
 
 def rewired(port: GraphPort, node: Node) -> Iterator[Seen]:

@@ -34,9 +34,14 @@ def seen_through(port: GraphPort, places: Sequence[Node], target: Node) -> Itera
         for mutant in mutants:
             yield from _given(port, target, {name: mutant}, mutant)
     for together in _everywhere(port, found):
-        first, *others = together
-        where = f" (also in {listed(others)})"
-        yield from _given(port, target, together, replace(together[first], where=where))
+        yield from _given(port, target, together, in_all(together))
+
+
+def in_all(alike: Mapping[str, Mutant[Any]]) -> Mutant[Any]:
+    """The same bug in several layers, as one that stands in the first."""
+    first, *others = alike
+    where = f" (also in {listed(others)})"
+    return replace(alike[first], where=where, also=tuple(others))
 
 
 def _mutants(port: GraphPort, place: Node, target: Node) -> list[Mutant[Any]]:

@@ -23,7 +23,6 @@ from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.bugs import Bug, Mutant, Site, Variant, bugs_for
 from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.bugs.harness import site_of
-from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.diagnosis.evidence import (
     DO_NOT_FIT,
     Evidence,
@@ -31,6 +30,7 @@ from repvgg_ref.oracle.diagnosis.evidence import (
     sample_pixels,
 )
 from repvgg_ref.oracle.diagnosis.ranking import Observation, Trial
+from repvgg_ref.oracle.graphs.hidden import in_all
 from repvgg_ref.oracle.graphs.port import GraphPort
 from repvgg_ref.oracle.programs.block import BlockProgram
 from repvgg_ref.oracle.programs.program import Pixels, Workspace, all_pixels, plain
@@ -41,7 +41,7 @@ _STEP = 2.0**-10  # of a derivative
 _EVERY = 4  # of the pixels looked at: enough where every channel is
 _SOME = 0.5  # of the residual: what explains less is no hint either
 
-_NO_ARITHMETIC = 256  # roundings: a factor of so many on a whole layer is nobody's arithmetic
+NO_ARITHMETIC = 256  # times rounding: what errs by so much as a whole is nobody's arithmetic
 
 Changes = Mapping[str, BlockProgram]
 
@@ -212,13 +212,9 @@ def inside_trials(port: GraphPort, target: Node, shown: LayerEvidence) -> Iterat
     route = Route(port, target, thin.pixels)
     if not route.blocks:
         return
-    sites = {
-        name: site_of(port.programs, name, port.known[port.nodes[name].inputs[0]].y)
-        for name in route.right
-    }
-    precision = shown.precision
-    made = {name: list(_planted(site, precision)) for name, site in sites.items()}
-    few = InsideEvidence(route, sites[route.blocks[0]], thin.seen, precision)
+    sites = _sites(route)
+    made = {name: list(_planted(site, shown.precision)) for name, site in sites.items()}
+    few = InsideEvidence(route, sites[route.blocks[0]], thin.seen, shown.precision)
     alone = [
         replace(mutant, variant=_joint({name: mutant.variant}))
         for name in route.blocks
@@ -235,12 +231,42 @@ def inside_trials(port: GraphPort, target: Node, shown: LayerEvidence) -> Iterat
         found += _fitted(few, [t for m in scaled if (t := few.trial(m)) is not None])
         continuous = (t for t in found if t.mutant.bug.continuous and t.fit.explains > _SOME)
         found += _fitted(few, sorted(continuous, key=lambda t: t.fit.remaining)[:_FITTED])
-    closer = InsideEvidence(Route(port, target, shown.pixels), few.site, shown.seen, precision)
+    closer = _closer(port, target, shown, few.site)
     for trial in sorted(found, key=lambda t: t.fit.remaining):
         if trial.fit.explains > _SOME:
             held = closer.trial(trial.mutant)
             if held is not None:
                 yield held
+
+
+def together_trials(
+    port: GraphPort, target: Node, shown: LayerEvidence, bug: str
+) -> Iterator[Trial]:
+    """One bug of the library in all hidden blocks before `target` that can have it, of several."""
+    route = Route(port, target, shown.pixels)
+    sites = _sites(route)
+    made = {
+        name: [each for each in _planted(site, shown.precision) if each.bug.name == bug]
+        for name, site in sites.items()
+    }
+    for mutant in _together(made):
+        held = _closer(port, target, shown, sites[mutant.layer or target.name]).trial(mutant)
+        if held is not None:
+            yield held
+
+
+def _sites(route: Route) -> dict[str, Site[Any]]:
+    """Where bugs of hidden blocks, and of the target if it is one, are planted."""
+    port = route.port
+    return {
+        name: site_of(port.programs, name, port.known[port.nodes[name].inputs[0]].y)
+        for name in route.right
+    }
+
+
+def _closer(port: GraphPort, target: Node, shown: LayerEvidence, site: Site[Any]) -> InsideEvidence:
+    """All that is seen of the target."""
+    return InsideEvidence(Route(port, target, shown.pixels), site, shown.seen, shown.precision)
 
 
 def smallest_scales(port: GraphPort, target: Node) -> dict[str, float]:
@@ -283,7 +309,7 @@ def _fitted(few: InsideEvidence, trials: list[Trial]) -> list[Trial]:
 
 def _scales(route: Route, precision: Precision) -> Iterator[Mutant[Any]]:
     """A factor on a hidden block's outputs, other than what arithmetics that are right make."""
-    least = _NO_ARITHMETIC * precision.unit
+    least = NO_ARITHMETIC * precision.unit
     for name in route.blocks:
         for step, room in ((_STEP, (1 + least, 2.0)), (-_STEP, (0.5, 1 - least))):
             at = partial(_scaled_at, name, route.right[name])
@@ -303,11 +329,9 @@ def _together(made: Mapping[str, list[Mutant[Any]]]) -> Iterator[Mutant[Any]]:
         for mutant in mutants:
             alike.setdefault((mutant.bug.name, mutant.says), {})[name] = mutant
     for same in alike.values():
-        first, *others = same
-        if others:
+        if len(same) > 1:
             variants = {name: mutant.variant for name, mutant in same.items()}
-            where = f" (also in {listed(others)})"
-            yield replace(same[first], variant=_joint(variants), where=where)
+            yield replace(in_all(same), variant=_joint(variants))
 
 
 def _joint(variants: Mapping[str, Variant[Any]]) -> Variant[Any]:

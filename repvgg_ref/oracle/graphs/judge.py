@@ -7,11 +7,14 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.network import Model
+from repvgg_ref.oracle.arithmetic.operands import Seen
 from repvgg_ref.oracle.bounds.precision import Precision
 from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.candidates.names import listed
@@ -20,14 +23,15 @@ from repvgg_ref.oracle.diagnosis.incomparable import wrong_shape
 from repvgg_ref.oracle.estimates.estimate import told
 from repvgg_ref.oracle.estimates.port import is_estimable
 from repvgg_ref.oracle.graphs.findings import NodeEvidence, of_shape, other_output
-from repvgg_ref.oracle.graphs.inside import smallest_scales
+from repvgg_ref.oracle.graphs.inside import NO_ARITHMETIC, smallest_scales
 from repvgg_ref.oracle.graphs.port import GraphPort
 from repvgg_ref.oracle.graphs.walk import Walk
-from repvgg_ref.oracle.programs.block import BlockProgram
+from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
 
-_MOST_PRODUCTS = 8192  # that an output is the sum of: of more, estimates take minutes and gigabytes
+_MOST_PRODUCTS = 8192  # that a convolution sums up: of more, estimates take minutes and gigabytes
+_MOST_WEIGHTS = 1 << 23  # of a linear layer: of a larger one its first outputs are estimated
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,16 @@ class GraphCase(Case):
     def input_of(self, name: str) -> Array:
         """The candidate's own input of a layer."""
         return self.port.inputs[name]
+
+    def seen(self, name: str) -> Seen:
+        """As of chains; of a large linear layer its first outputs, which have its numbers."""
+        seen = super().seen(name)
+        if not isinstance(seen.program, HeadProgram) or seen.program.weight.size <= _MOST_WEIGHTS:
+            return seen
+        most = max(1, _MOST_WEIGHTS // seen.program.weight.shape[1])
+        weight, bias = seen.program.weight[:most], seen.program.bias[:most]
+        first = replace(seen.program, weight=weight, bias=bias)
+        return Seen(first, seen.x, seen.y[:, :most], seen.y_hat[:, :most])
 
     def excuse(self, name: str) -> bool:
         """Only what was computed from an own input shows an algorithm."""
@@ -68,6 +82,16 @@ class GraphCase(Case):
             self.kept.setdefault(name, NodeEvidence(self.port, name))
         return self.kept[name]
 
+    def findings(self, name: str, together: Collection[str] = ()) -> list[Finding]:
+        """As of chains; what nobody knows may as well be in what is hidden before the node."""
+        found = super().findings(name, together)
+        before = self.port.hidden_before(self.port.nodes[name])
+        hidden = [node.name for node in before if node.name in self.port.hidden]
+        if not hidden or found[0].bug != "unknown":
+            return found
+        where = f"{found[0].says}; in it, or in what is not shown before it: {listed(hidden)}"
+        return [replace(found[0], says=where), *found[1:]]
+
     def is_searched(self, name: str) -> bool:
         """As of chains; a residual network's layers are too large."""
         return self.port.model.arch.is_dense and name == self.bad[0]
@@ -84,8 +108,14 @@ class GraphCase(Case):
         return super().is_of(finding, name) or any(finding.layer == each.name for each in places)
 
     def is_possible(self, name: str) -> bool:
-        """Whether the largest errors that hidden layers may have explain a node's output."""
-        port = self.port
+        """Whether the largest errors that hidden layers may have explain a node's output.
+
+        They do not if it errs as a whole by more than rounding does at any pace.
+        """
+        port, compared = self.port, self.comparisons[name]
+        assert compared.bound is not None
+        if _size(compared.y_hat - compared.y) > NO_ARITHMETIC * _size(compared.bound.certified):
+            return False
         widest = Walk(port.programs, port.outputs, port.x, port.precision, "certified")
         hidden = {node.name for node in port.hidden_before(port.nodes[name])}
         return widest.along({name, *hidden}).comparisons[name].report.ok
@@ -166,8 +196,13 @@ def _is_estimated(port: GraphPort, name: str) -> bool:
     program = port.programs[name]
     if not is_estimable(program, port.precision):
         return False
-    kernel = program.fused_kernel() if isinstance(program, BlockProgram) else program
-    return bool(kernel.weight[0].size <= _MOST_PRODUCTS)
+    if isinstance(program, HeadProgram):
+        return True
+    return bool(program.fused_kernel().weight[0].size <= _MOST_PRODUCTS)
+
+
+def _size(values: Array) -> float:
+    return float(np.sqrt((values**2).mean()))
 
 
 def _with_arrays(model: Model) -> list[str]:

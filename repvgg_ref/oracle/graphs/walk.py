@@ -16,7 +16,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.models.dense import ChannelDropout, Concat
 from repvgg_ref.models.graph import INPUT, Node
-from repvgg_ref.models.layers import Block, Extent, Flatten, MaxPool
+from repvgg_ref.models.layers import Block, Extent, Flatten, Linear, MaxPool
 from repvgg_ref.oracle.bounds.block import Bound
 from repvgg_ref.oracle.bounds.comparison import Comparison, compare, held, misshapen
 from repvgg_ref.oracle.bounds.hidden import Kind, hidden_bound, moved_by_block
@@ -81,9 +81,13 @@ class Walk:
         self.hidden: list[str] = []
 
     def own(self, name: str) -> Array | None:
-        """The candidate's output of a node, float64."""
+        """The candidate's output of a node, float64; a linear layer's is a vector."""
         found = self.outputs.get(name)
-        return None if found is None else np.asarray(found, np.float64)
+        if found is None:
+            return None
+        own = np.asarray(found, np.float64)
+        is_vector = isinstance(self.nodes[name].op, Linear) and own.shape[2:] == (1, 1)
+        return own[:, :, 0, 0] if is_vector else own
 
     def given(self, node: Node) -> list[Known] | None:
         """What a node of the candidate got; None if that is not known."""

@@ -1,4 +1,4 @@
-"""The last layer as somebody's port computes it: global average pool, then linear."""
+"""A linear layer as somebody's port computes it: the last one, behind a pool, or a hidden one."""
 
 from __future__ import annotations
 
@@ -39,10 +39,12 @@ class HeadNorm(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadProgram:
-    """``logits = output_map(weight @ pool(input_map(x)) + bias)``; float64.
+    """``y = output_map(weight @ pool(input_map(x)) + bias)``, with a ReLU if `relu`; float64.
 
+    Features that no pool made are images of one pixel: whatever the pool, they stay what they are.
     `pool` is "mean", "max", "sum" or "corner" (the first pixel). `norm` is the batch norm that
-    `weight` and `bias` have taken in already, if there is one.
+    `weight` and `bias` have taken in already, if there is one. `flattened` is how many channels the
+    map had whose pixels are the features; 0 if they are no map's.
     """
 
     weight: Array
@@ -52,22 +54,26 @@ class HeadProgram:
     output_map: Callable[[Array], Array] | None = None
     name: str = "linear"
     norm: HeadNorm | None = None
+    relu: bool = False
+    flattened: int = 0
 
     __repr__ = one_line
 
     def output_size(self, height: int, width: int) -> tuple[int, ...]:
-        """Logits have neither height nor width."""
+        """What a linear layer gives has neither height nor width."""
         return ()
 
     def evaluate(
         self, x: Array, pixels: Pixels | None = None, workspace: Workspace | None = None
     ) -> Array:
-        """Logits (N, classes, 1) from the last block's output (N, C, H, W), in float64."""
+        """The outputs (N, O, 1) for an input (N, C, H, W), in float64."""
         x = np.asarray(x, np.float64)
         if self.input_map is not None:
             x = self.input_map(x)
-        logits = POOLS[self.pool](x) @ self.weight.T + self.bias  # (N, K) = (N, C) @ (C, K)
-        return (logits if self.output_map is None else self.output_map(logits))[:, :, None]
+        y = POOLS[self.pool](x) @ self.weight.T + self.bias  # (N, O) = (N, C) @ (C, O)
+        if self.relu:
+            y = np.maximum(y, 0)
+        return (y if self.output_map is None else self.output_map(y))[:, :, None]
 
 
 POOLS: dict[str, Callable[[Array], Array]] = {

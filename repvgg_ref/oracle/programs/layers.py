@@ -50,13 +50,18 @@ def block_program(model: Model, spec: BlockSpec) -> BlockProgram:
 
 def head_program(model: Model) -> HeadProgram:
     """How the reference computes its logits."""
-    params, name = model.params, model.arch.head.name
+    return linear_program(model, model.arch.head)
+
+
+def linear_program(model: Model, node: Node) -> HeadProgram:
+    """How the reference computes a linear layer."""
+    params, name, relu = model.params, node.name, isinstance(node.op, Linear) and node.op.relu
     weight, bias = (_float64(params[f"{name}.{part}"]) for part in ("weight", "bias"))
     if f"{name}.bn.gamma" not in params:
-        return HeadProgram(weight, bias, name=name)
+        return HeadProgram(weight, bias, name=name, relu=relu)
     gamma, beta, mean, var = (_float64(params[f"{name}.bn.{part}"]) for part in NORM_VECTORS)
     norm = HeadNorm(gamma, beta, mean, var, model.eps, weight, bias)
-    return HeadProgram(*norm.folded(), norm=norm, name=name)
+    return HeadProgram(*norm.folded(), norm=norm, name=name, relu=relu)
 
 
 def between_program(model: Model, node: Node) -> BetweenProgram:
@@ -69,14 +74,10 @@ def between_program(model: Model, node: Node) -> BetweenProgram:
 
 
 def _with_programs(arch: Network) -> tuple[str, ...]:
-    """The layers that have a program: all, or the blocks, and the head if it is pooled into."""
+    """The layers that have a program: all, or the blocks and the linear layers."""
     if has_programs(arch):
         return arch.layer_names
-    pools = {node.name for node in arch.evaluated if isinstance(node.op, GlobalAvgPool)}
-    head = arch.head
-    known = isinstance(head.op, Linear) and not head.op.relu and set(head.inputs) <= pools
-    blocks = tuple(spec.name for spec in arch.blocks)
-    return (*blocks, head.name) if known and head.name not in blocks else blocks
+    return tuple(node.name for node in arch.evaluated if isinstance(node.op, Block | Linear))
 
 
 def correct_program(
@@ -217,7 +218,7 @@ def _cannot(arch: Network, what: str, more: str = "") -> ReportedError:
 class Programs(Mapping[str, Any]):
     """Every layer's correct program by its name, built when asked for; of a dense network, blocks'.
 
-    Of a network that is no chain: the blocks', and the head's if it is a mean and a linear layer.
+    Of a network that is no chain: the blocks' and the linear layers'.
     A small network's are kept; of a large one, since float64 is large, each thread's last.
     """
 
@@ -245,13 +246,15 @@ class Programs(Mapping[str, Any]):
         Parameters
         ----------
         known : mapping
-            `INPUT` and layers -> arrays. What two layers feed gets both, side by side as channels.
+            `INPUT` and layers -> arrays. What two layers feed gets both, side by side as channels;
+            what features (N, C) feed gets them as images of one pixel.
         """
         given = [known.get(source) for source in self.sources(name)]
         found = [np.asarray(array, np.float64) for array in given if array is not None]
         if len(found) < len(given) or len({array.shape for array in found}) > 1:
             return None
-        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+        x = found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+        return x[:, :, None, None] if x.ndim == 2 else x
 
     def sources(self, name: str) -> tuple[str, ...]:
         """The layers that feed a layer: of a classifier behind a mean that whose mean it gets."""
@@ -267,12 +270,22 @@ class Programs(Mapping[str, Any]):
         return tuple(source for source in self.sources(name) if source not in later)
 
     def _program(self, name: str) -> Any:
-        if name == self.model.arch.head.name:
-            return head_program(self.model)
         node = self._nodes[name]
+        if isinstance(node.op, Linear):
+            found = linear_program(self.model, node)
+            return replace(found, flattened=self._flattened(node.inputs[0]))
         if isinstance(node.op, Block):
             return block_program(self.model, node.op.spec)
         return between_program(self.model, node)
+
+    def _flattened(self, name: str) -> int:
+        """The channels of the map that `name` makes features of; 0 if they are not known."""
+        if name not in self._nodes or not isinstance(self._nodes[name].op, Flatten):
+            return 0
+        at = self._nodes[self._nodes[name].inputs[0]]
+        while isinstance(at.op, AddRelu | MaxPool):
+            at = self._nodes[at.inputs[0]]
+        return at.op.spec.out_channels if isinstance(at.op, Block) else 0
 
     def __contains__(self, name: object) -> bool:
         return name in self._names

@@ -9,6 +9,7 @@ import pytest
 
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.models.network import Model, fuse
 from repvgg_ref.oracle.bugs import LAYER_BUGS, Site
 from repvgg_ref.oracle.diagnosis import tap_evidence
@@ -191,7 +192,7 @@ def test_channels_looked_at_one_by_one_say_what_all_together_say(
     spec = model.arch.blocks[1]
     program, name = block_program(model, spec), f"{spec.name}.fused"
     params = fuse(model).params
-    got = tap_evidence.FusedConv(params[f"{name}.weight"].copy(), params[f"{name}.bias"])
+    got = FusedConv(params[f"{name}.weight"].copy(), params[f"{name}.bias"])
     got.weight[2, 1, 0, 2] *= wrong
     together = tap_evidence.distance(program, got, Exact(("fp32", "fp32")))
     monkeypatch.setattr(tap_evidence, "_TOGETHER", 1)

@@ -11,6 +11,7 @@ import pytest
 
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.models.baselines import resnet
 from repvgg_ref.models.graph import INPUT
 from repvgg_ref.oracle.bugs import Mutant, bugs_for
@@ -101,6 +102,48 @@ def test_one_bug_in_all_hidden_layers_of_a_block_is_one_finding() -> None:
     (found,) = rr.verify(MODEL, port(wrong), inputs=X).diagnosis
     assert (found.bug, found.layer) == ("beta-ignored", inner[0])
     assert all(name in found.says for name in inner[1:])
+
+
+def test_one_bug_in_the_hidden_layers_of_all_blocks_is_one_finding() -> None:
+    """In all layers, shown ones included; else it is said in which others it is."""
+    other = replace(MODEL, eps=1e-3).forward(X, layers=True)
+    (found,) = rr.verify(MODEL, {n: other[n] for n in other if n not in INNER}, inputs=X).diagnosis
+    assert (found.bug, found.layer) == ("eps-value", "all")
+    assert "(in all 9 layers that show it)" in found.says
+    assert found.estimate == pytest.approx(1e-3, rel=1e-6)
+    programs = Programs(replace(MODEL, eps=1e-3))
+    outputs = port({name: programs[name] for name in INNER})
+    (found,) = rr.verify(MODEL, outputs, inputs=X).diagnosis
+    assert (found.bug, found.layer) == ("eps-value", INNER[0])
+    assert all(name in found.says for name in INNER[1:])
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("layer", ["layer1.0.conv1", "layer2.0.conv2", "layer2.0.downsample"])
+def test_noise_in_a_hidden_layer_is_no_rounding(layer: str) -> None:
+    """A tenth of the weights: plainly wrong, though the largest rounding of all may be as large."""
+    rng = np.random.default_rng(0)
+
+    def noisy(kernel: FusedConv) -> FusedConv:
+        noise = rng.standard_normal(kernel.weight.shape)
+        return kernel._replace(weight=kernel.weight * (1 + 0.1 * noise))
+
+    report = rr.verify(MODEL, port({layer: PROGRAMS[layer].with_kernel(noisy)}), inputs=X)
+    assert report.verdict == "disagree", report.reason
+    assert report.first_bad_layer == layer.rsplit(".", 1)[0] + ".add"
+    assert layer in report.diagnosis[0].says
+
+
+@pytest.mark.parametrize("block", ["layer1.0", "layer2.0"])
+def test_a_projection_left_out_is_named(block: str) -> None:
+    """Zeros for the channels that are missing, and every other pixel where it strides."""
+    right = PROGRAMS[f"{block}.downsample"]
+    wide, narrow = right.spec.out_channels, right.spec.in_channels
+    kernel = FusedConv(np.eye(wide, narrow)[:, :, None, None], np.zeros(wide))
+    outputs = port({right.name: replace(right, branches={}, fused=kernel)})
+    (found,) = rr.verify(MODEL, outputs, inputs=X).diagnosis
+    assert (found.bug, found.layer) == ("layer-skipped", right.name)
+    assert "zeros for the channels that it lacks" in found.says
 
 
 TOLD = [f"layer{n}.0.{part}" for n in (1, 2) for part in ("downsample", "conv1", "conv2", "conv3")]

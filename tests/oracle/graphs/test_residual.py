@@ -18,7 +18,7 @@ from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.architectures import plain_architecture
 from repvgg_ref.models.baselines import resnet
 from repvgg_ref.models.graph import INPUT, Graph, Node
-from repvgg_ref.models.layers import Block, Flatten, Linear, MaxPool, Pass
+from repvgg_ref.models.layers import AddRelu, Block, Flatten, Linear, MaxPool, Pass
 from repvgg_ref.models.network import Model
 from repvgg_ref.models.registry import network
 from repvgg_ref.models.residual_reorg import residual_reorg
@@ -26,6 +26,7 @@ from repvgg_ref.ops import REFERENCE
 from repvgg_ref.oracle.candidates.names import LayerNames
 from repvgg_ref.oracle.golden.write import write_golden
 from repvgg_ref.oracle.programs.distinguishing import TRAINING, distinguishing_model
+from repvgg_ref.oracle.programs.layers import Programs
 
 CHAIN = plain_architecture(depths=[2, 3, 1], channels=[4, 6, 8, 8], num_classes=3, kind="plain")
 REORG = residual_reorg(CHAIN)
@@ -145,7 +146,7 @@ def test_layers_that_cannot_be_compared_are_no_traceback(layer: str, wrong: Any)
     assert report.verdict == "cannot-judge" or report.first_bad_layer == layer
 
 
-def small_vgg() -> Graph:
+def small_vgg(hidden: int = 10) -> Graph:
     """Convolutions, pools and hidden linear layers, for 8 x 8 pixels."""
     layers = [
         (BlockSpec("conv1", 3, 4, 1, kind="conv-bias"), "pool1"),
@@ -158,8 +159,8 @@ def small_vgg() -> Graph:
         last = pool
     nodes += [
         Node("flatten", Flatten(), (last,)),
-        Node("fc0", Linear(24, 10, relu=True), ("flatten",)),
-        Node("fc1", Linear(10, 4), ("fc0",), loss_weight=1.0),
+        Node("fc0", Linear(24, hidden, relu=True), ("flatten",)),
+        Node("fc1", Linear(hidden, 4), ("fc0",), loss_weight=1.0),
     ]
     return Graph("small", tuple(nodes))
 
@@ -185,6 +186,73 @@ def test_rivals_are_judged_as_well(name: str, half: bool) -> None:
     assert [layer.name for layer in report.layers] == list(arch.layer_names)
     worse = {**given, arch.head.name: given[arch.head.name] * (1.3 if half else 1.001)}
     assert rr.verify(model, worse, inputs=x).first_bad_layer == arch.head.name
+
+
+def with_hidden_linear(
+    wrong: Callable[[Array, Array, Array], Array],
+) -> tuple[Model, dict[str, Array], Array]:
+    """A VGG's port that computes its first linear layer so, run on from there."""
+    arch = small_vgg(hidden=48)
+    x = np.random.default_rng(1).standard_normal((6, 3, 8, 8)).astype(np.float32)
+    model = distinguishing_model(arch, seed=2, x=x)
+    outputs, params = dict(model.forward(x, layers=True)), model.params
+    features = outputs["pool2"].reshape(len(x), -1)
+    y = wrong(features, params["fc0.weight"], params["fc0.bias"]).astype(np.float32)
+    outputs["fc0"], outputs["fc1"] = y, y @ params["fc1.weight"].T + params["fc1.bias"]
+    return model, outputs, x
+
+
+def _by_pixels(x: Array) -> Array:
+    return x.reshape(len(x), 6, 4).transpose(0, 2, 1).reshape(len(x), -1)
+
+
+WRONG_LINEAR: dict[str, Callable[[Array, Array, Array], Array]] = {
+    "outputs-scaled": lambda x, w, b: np.maximum(x @ w.T + b, 0) * np.float32(1 + 1e-5),
+    "head-bias": lambda x, w, b: np.maximum(x @ w.T, 0),
+    "relu-missing": lambda x, w, b: x @ w.T + b,
+    "flatten-order": lambda x, w, b: np.maximum(_by_pixels(x) @ w.T + b, 0),
+}
+
+
+@pytest.mark.parametrize("bug", WRONG_LINEAR)
+def test_a_hidden_linear_layer_is_estimated_and_its_bugs_are_named(bug: str) -> None:
+    model, outputs, x = with_hidden_linear(WRONG_LINEAR[bug])
+    report = rr.verify(model, outputs, inputs=x)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "fc0")
+    assert [(found.bug, found.layer) for found in report.diagnosis] == [(bug, "fc0")]
+
+
+def test_features_know_the_channels_of_their_map() -> None:
+    """Behind pools and sums; a head behind a mean has no map's pixels."""
+    conv = [BlockSpec(name, n, 4, 1, kind="conv-bias") for name, n in (("a", 3), ("b", 4))]
+    nodes = (
+        Node("a", Block(conv[0]), (INPUT,)),
+        Node("b", Block(conv[1]), ("a",)),
+        Node("add", AddRelu(), ("b", "a")),
+        Node("flatten", Flatten(), ("add",)),
+        Node("fc", Linear(64, 3), ("flatten",), loss_weight=1.0),
+    )
+    assert Programs(rr.build(Graph("small", nodes)))["fc"].flattened == 4
+    assert Programs(rr.build(RIVALS["resnet"][0]))["linear"].flattened == 0
+
+
+def test_of_a_large_linear_layer_the_first_outputs_are_estimated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A factor is seen in them; what is wrong behind them, by the certified bounds."""
+    monkeypatch.setattr("repvgg_ref.oracle.graphs.judge._MOST_WEIGHTS", 24 * 24)
+    model, right, x = with_hidden_linear(lambda x, w, b: np.maximum(x @ w.T + b, 0))
+    report = rr.verify(model, right, inputs=x)
+    assert report.verdict == "agree", report.reason
+    size = next(each for each in report.layers if each.name == "fc0").detects["scale"]
+    assert size is not None
+    assert size < 1e-5
+    model, outputs, x = with_hidden_linear(WRONG_LINEAR["outputs-scaled"])
+    (found,) = rr.verify(model, outputs, inputs=x).diagnosis
+    assert (found.bug, found.layer) == ("outputs-scaled", "fc0")
+    wrong = right["fc0"].copy()
+    wrong[:, 30:] *= 1.01
+    assert rr.verify(model, {**right, "fc0": wrong}, inputs=x).first_bad_layer == "fc0"
 
 
 def test_networks_with_other_layers_are_refused_by_what_they_hold() -> None:
