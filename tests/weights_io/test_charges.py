@@ -79,7 +79,8 @@ def _reading(kind: str, objects: int) -> tuple[int, int]:
                 assert len(archive.root) == objects  # type: ignore[arg-type]
         finally:
             tracemalloc.stop()
-    return peak - 2 * len(body), budgets[0].objects_bytes + budgets[0].spent["texts_bytes"]
+    spent = budgets[0].spent
+    return peak - 2 * len(body), spent["total_bytes"] + spent["texts_bytes"]
 
 
 @pytest.mark.few(4)
