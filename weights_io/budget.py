@@ -26,8 +26,8 @@ Charged = Literal[
 ]
 _CHARGED: tuple[Charged, ...] = Charged.__args__  # type: ignore[attr-defined]
 
-# What is free, and how much more a byte of a larger file gives. Whatever a file holds
-# has its bytes in it, so a right one needs no more; a small one that is read again and again does.
+# What is free, and how much more a byte of a larger file gives. Whatever a file holds has its bytes
+# in it, so a right one needs no more; a small one that is read again and again does.
 _FREE_WORK, _WORK_A_BYTE = 2_000_000, 2
 _FREE_NODES = 250_000
 _FREE_COMPARISONS, _FREE_COPIES = 1000, 1 << 16
