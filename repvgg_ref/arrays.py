@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from repvgg_ref.errors import InexactError
+from repvgg_ref.errors import InexactError, ReportedError
 
 Array: TypeAlias = NDArray[Any]
 Real: TypeAlias = float | Fraction
@@ -40,6 +40,35 @@ def to_numpy(x: Array) -> Array:
 def is_exact(x: Array) -> bool:
     """Say whether `x` holds exact rationals."""
     return x.dtype == np.object_
+
+
+def is_finite(x: Array) -> bool:
+    """Say whether `x` holds no NaN and no infinity.
+
+    By the sum, in which NaN and infinity stay; where that alone overflows, by the extremes. Neither
+    needs an array of flags as large as a block.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.einsum(x, list(range(x.ndim)), [])):
+            return True
+    return bool(np.isfinite(x.min()) and np.isfinite(x.max()))
+
+
+def require_finite(
+    x: Array,
+    what: str,
+    *,
+    error: type[ReportedError] = ReportedError,
+    advice: str = "take an earlier checkpoint of this run",
+) -> None:
+    """Raise `error`, which says `what` and how many numbers are not finite, unless all are."""
+    if not is_finite(x):
+        raise error(
+            what,
+            got=f"{int((~np.isfinite(x)).sum())} such values",
+            wanted="finite numbers",
+            advice=advice,
+        )
 
 
 def scalar_like(value: Real, x: Array) -> Any:

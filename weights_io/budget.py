@@ -26,10 +26,10 @@ Charged = Literal[
 ]
 _CHARGED: tuple[Charged, ...] = Charged.__args__  # type: ignore[attr-defined]
 
-# What is free, and how many bytes of a larger file each further one takes. Whatever a file holds
-# has its bytes in it, so a right one needs no more; a small one that is read again and again does.
+# What is free, and how much more a byte of a larger file gives. Whatever a file holds has its bytes
+# in it, so a right one needs no more; a small one that is read again and again does.
 _FREE_WORK, _WORK_A_BYTE = 2_000_000, 2
-_FREE_NODES, _BYTES_A_NODE = 250_000, 2
+_FREE_NODES = 250_000
 _FREE_COMPARISONS, _FREE_COPIES = 1000, 1 << 16
 # An array, from its description to its values, and a member of an archive: work, and memory beside
 # the values.
@@ -66,7 +66,7 @@ class Budget:
         in_file, free = limits.expansion * file_bytes, limits.overlap_bytes
         in_proportion: dict[Charged, int] = {
             "work": max(_WORK_A_BYTE * file_bytes, _FREE_WORK),
-            "nodes": max(file_bytes // _BYTES_A_NODE, _FREE_NODES),
+            "nodes": max(file_bytes, _FREE_NODES),  # a truth takes one byte
             "comparisons": max(file_bytes, _FREE_COMPARISONS),
             "copied_bytes": max(in_file, _FREE_COPIES),
             "total_bytes": max(in_file, free),
@@ -107,11 +107,6 @@ class Budget:
     def room(self) -> int:
         """The bytes that `charge_objects` may still be charged."""
         return self.left("total_bytes") + max(0, _FREE_OBJECTS - self._objects)
-
-    @property
-    def objects_bytes(self) -> int:
-        """What objects have been charged, those that are free, too."""
-        return self._objects
 
     def charge_objects(self, size: int, what: str) -> None:
         """Charge the memory of objects that stand for what the file says."""

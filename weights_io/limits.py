@@ -15,7 +15,7 @@ class Limits:
     """Upper bounds on everything a weights file can ask for.
 
     The defaults keep a file of up to 1 MB within half a second and 100 MB of memory; a larger one
-    may take so much more as it is larger. Sizes are in bytes, work in steps of a quarter of a
+    may take so much more as it is larger. Sizes are in bytes, work in steps of a sixth of a
     microsecond; everything else is a count. What is said to be of a file is charged to its
     `Budget` while it is read.
     """
@@ -30,7 +30,7 @@ class Limits:
     header_bytes: int = 2 * _MIB  # of metadata and of an index of shards
     npy_header_bytes: int = 4096
     pickle_bytes: int = 16 * _MIB  # of one pickle, the array data in it not counted
-    nodes: int = 1 << 22  # of the tree, shared parts each time; of JSON; 250,000, or 1 in 2 bytes
+    nodes: int = 1 << 24  # of the tree, shared parts each time; of JSON; 250,000, or 1 a byte
     comparisons: int = 1 << 24  # of a file: items of sets, attributes; 1,000, or 1 a byte
     depth: int = 100
     text_bytes: int = 64 * 1024  # of one string

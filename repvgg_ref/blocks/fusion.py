@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from repvgg_ref.arrays import Array, one_line
+from repvgg_ref.arrays import Array, is_finite, one_line, require_finite
 from repvgg_ref.blocks.catalogue import expression, fused_conv, part_of
 from repvgg_ref.blocks.exactly import Exactly
 from repvgg_ref.blocks.form import Form, Lattice, Pair
@@ -112,7 +112,7 @@ def fuse_linear(
     for rows in row_chunks(linear):
         with np.errstate(over="ignore", invalid="ignore"):  # looked for below
             fused.bias[rows] = _fuse_rows(linear, read, exact, rows, fused.weight[rows])
-    if not (_is_finite(fused.weight) and _is_finite(fused.bias)):
+    if not (is_finite(fused.weight) and is_finite(fused.bias)):
         raise NotFusibleError(
             f"{block}: a fused value exceeds the range of {np.dtype(dtype)}",
             wanted=f"at most {np.finfo(dtype).max:g}",
@@ -242,26 +242,10 @@ def _index(lattice: Lattice, offset: Pair) -> Pair:
     return index
 
 
-def _is_finite(array: Array) -> bool:
-    """By the sum, in which NaN and infinity stay; where that alone overflows, by the extremes.
-
-    Neither needs an array of flags as large as a block.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.einsum(array, list(range(array.ndim)), [])):
-            return True
-    return bool(np.isfinite(array.min()) and np.isfinite(array.max()))
-
-
 def _require_sound(name: str, array: Array, eps: float) -> None:
     place, _, field = name.rpartition(".")
-    if not _is_finite(array):
-        raise NotFusibleError(
-            f"{place.removesuffix('.bn').removesuffix('.conv')}: {field} holds NaN or infinity",
-            got=f"{int((~np.isfinite(array)).sum())} such values",
-            wanted="finite numbers",
-            advice="take an earlier checkpoint of this run",
-        )
+    where = place.removesuffix(".bn").removesuffix(".conv")
+    require_finite(array, f"{where}: {field} holds NaN or infinity", error=NotFusibleError)
     if field != "running_var":
         return
     if not (array >= 0).all():

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 import weights_io
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, require_finite
 from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.fusion import fuse_block
 from repvgg_ref.blocks.selfcheck import BlockCheck, check_block, worst
@@ -306,13 +306,7 @@ def _rounded(params: LazyParams, name: str, array: Array, dtype: np.dtype[Any]) 
     """`array` as it is written; refused if it is not finite, or would not be."""
     if is_counter(name):
         return array
-    if not np.isfinite(array).all():
-        raise CheckpointError(
-            f"{params.key(name)} holds NaN or infinity",
-            got=f"{int((~np.isfinite(array)).sum())} such values",
-            wanted="finite numbers",
-            advice="take an earlier checkpoint of this run",
-        )
+    require_finite(array, f"{params.key(name)} holds NaN or infinity", error=CheckpointError)
     with np.errstate(over="ignore", under="ignore"):  # looked for here
         rounded = array.astype(dtype, copy=False)
     if not np.isfinite(rounded).all():

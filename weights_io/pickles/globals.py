@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 
 import numpy as np
 
-from weights_io.dtypes import OTHER_TYPES, STORED, decode
+from weights_io.dtypes import OTHER_TYPES, STORED
 from weights_io.errors import RefusedGlobalError
 from weights_io.pickles.foreign import (
     HISTORY,
@@ -42,6 +42,7 @@ from weights_io.pickles.records import Method, Record
 from weights_io.text import sanitize
 
 Args = tuple[Any, ...]
+_LAZY_BITS = frozenset({"neg", "conj"})
 _LONGEST_DEVICE, _MOST_DEVICES = 32, 1 << 16  # "privateuseone" has 13 letters
 
 
@@ -105,17 +106,27 @@ def _rebuild_tensor(args: Args) -> TensorView:
     storage, offset, shape, strides, _requires_grad, hooks, *metadata = args
     good = isinstance(storage, Storage) and type(offset) is int and hooks == {}
     _expect(good, "torch._utils._rebuild_tensor_v2")
-    negate = bool(metadata) and _is_negated(metadata[0])
+    negate = bool(metadata) and _is_negated(metadata[0], storage)
     return TensorView(storage, offset, sizes(shape), sizes(strides), negate)
 
 
-def _is_negated(metadata: object) -> bool:
-    """Read torch's lazy-math bits: `neg` is honoured, anything else changes values unknowably."""
-    if metadata in (None, {}):
+def _is_negated(metadata: object, storage: Storage) -> bool:
+    """Read torch's lazy-math bits: `neg` is honoured, and `conj` where torch itself takes it.
+
+    That is of complex numbers, which are stepped over whatever their sign; torch refuses it of real
+    ones. Anything else changes values unknowably.
+    """
+    if metadata is None:
         return False
-    if isinstance(metadata, dict) and metadata.keys() == {"neg"} and type(metadata["neg"]) is bool:
-        return metadata["neg"]
-    raise malformed("a tensor carries metadata other than neg, such as conj")
+    if not (
+        isinstance(metadata, dict)
+        and metadata.keys() <= _LAZY_BITS
+        and {bool}.issuperset(map(type, metadata.values()))
+    ):
+        raise malformed("a tensor carries metadata other than neg and conj")
+    if metadata.get("conj") and not storage.dtype.startswith("Complex"):
+        raise malformed("a tensor of real numbers is conjugated")
+    return bool(metadata.get("neg"))
 
 
 def _rebuild_parameter(args: Args) -> TensorView | Foreign:
@@ -218,7 +229,7 @@ def _scalar(args: Args) -> object:
     if kind.dtype is None:
         return Inert("numpy scalar", None)
     _expect(type(data) is bytes and len(data) == kind.stored.itemsize, "numpy scalar")
-    return decode(np.frombuffer(bytearray(data), kind.stored), kind.dtype)[0].item()
+    return data != b"\0" if kind.dtype == "bool" else np.frombuffer(data, kind.stored).item()
 
 
 def _expect(condition: bool, name: str) -> None:

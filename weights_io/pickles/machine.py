@@ -9,9 +9,8 @@ weights emits, are refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice, pairwise
-from struct import unpack
 from typing import Any, NoReturn
 
 from weights_io.budget import Budget
@@ -35,7 +34,6 @@ from weights_io.pickles.records import Record
 from weights_io.pickles.stack import Stack
 from weights_io.pickles.strangers import Stranger, Strangers
 from weights_io.pickles.tape import Tape
-from weights_io.source import Source
 from weights_io.text import sanitize
 
 PROTOCOLS = range(2, 6)
@@ -50,36 +48,13 @@ _ODD_KEYS = (
 )
 
 Persistent = Callable[[object], object]
+# What an opcode does; the bytes of its operand, or `FREE` if it reads and charges by itself; its
+# work; and the bytes, at most, of what it makes and of its place on the stack.
+Step = tuple[Callable[..., None], int, int, int]
+FREE = -1
 
 
-def run_pickle(
-    source: Source, start: int, budget: Budget, persistent: Persistent | None = None
-) -> tuple[object, int]:
-    """Interpret one pickle and return its raw object and the position after it.
-
-    Parameters
-    ----------
-    source : Source
-        The file, or a part of it in memory.
-    start : int
-        Where the pickle begins.
-    budget : Budget
-        Of the file, which may hold several pickles.
-    persistent : callable, optional
-        Turns a persistent id into an inert object; without it such an id is refused.
-
-    Raises
-    ------
-    RefusedGlobalError
-        When the pickle names anything outside the table, wherever it stands.
-    WeightsFileError
-        When the pickle is broken, uses an opcode that weights do not need, or asks too much.
-    """
-    machine = _Machine(Tape(source, start, budget.limits), budget, persistent)
-    return machine.run(), machine.tape.position
-
-
-class _Machine(Stack):
+class Machine(Stack):
     """One pickle being read."""
 
     def __init__(self, tape: Tape, budget: Budget, persistent: Persistent | None) -> None:
@@ -88,14 +63,14 @@ class _Machine(Stack):
         self.persistent, self.strangers = persistent, Strangers(self._spend)
         self.work, self.room = budget.left("work"), budget.room  # what is left
 
-    def run(self) -> object:
+    def run(self, steps: Sequence[Step]) -> object:
         """Do what the opcodes say, each charged before it is done.
 
         The loop is the reader's dearest: what a step that only touches the stack does not need is
         held in variables, and put where the others look for it before they are called.
         """
         self._check_protocol()
-        tape, steps = self.tape, _TABLE
+        tape = self.tape
         buffer, at = tape.buffer, tape.at
         work, room = self.work, self.room
         while True:
@@ -107,16 +82,24 @@ class _Machine(Stack):
             at += 1
             if opcode == _STOP:
                 break
-            step, is_of_stack, cost, size = steps[opcode]
+            step, width, cost, size = steps[opcode]
             work -= cost
             room -= size
-            if is_of_stack and work >= 0 <= room:
-                step(self)
-                continue
+            if work >= 0 <= room:
+                if width == 0:
+                    step(self)
+                    continue
+                if width > 0 and at + width <= len(buffer):
+                    step(self, buffer[at : at + width])
+                    at += width
+                    continue
             tape.at, self.work, self.room = at, work, room
             if work < 0 or room < 0:
                 self._settle()
-            step(self)
+            if width > 0:  # where the buffer ends
+                step(self, tape.take(width))
+            else:
+                step(self)
             buffer, at, work, room = tape.buffer, tape.at, self.work, self.room
         tape.at, self.work, self.room = at, work, room
         self._settle()
@@ -151,6 +134,7 @@ class _Machine(Stack):
         return self.stack[0]
 
     def refuse_opcode(self) -> NoReturn:
+        """Raise: no writer of weights emits it."""
         opcode = self.tape.buffer[self.tape.at - 1]
         if opcode == 0x69:  # INST imports and calls in one: say what it would have called
             refuse(*self._two_lines(), self._entry())
@@ -167,11 +151,17 @@ class _Machine(Stack):
     # Scalars, text and bytes ----------------------------------------------------------------
 
     def long(self) -> None:
+        """LONG1."""
         length = self.tape.byte()
         self.limits.enforce("integer_bytes", length, "the pickle holds too large an integer")
         self.push(int.from_bytes(self.tape.take(length), "little", signed=True))
 
+    def short_text(self) -> None:
+        """Text of at most 255 bytes."""
+        self.push(self.budget.keep_text(decode_text(self.tape.take(self.tape.byte()))))
+
     def text(self, width: int) -> None:
+        """Text, whose length takes `width` bytes; a long one stays in the file."""
         length = self.tape.number(width)
         if length > _INLINE_BYTES:
             self.push(Span(self.tape.source, self.tape.skip(length), length, "text"))
@@ -179,6 +169,7 @@ class _Machine(Stack):
             self.push(self.budget.keep_text(decode_text(self.tape.take(length))))
 
     def bytes(self, width: int) -> None:
+        """Bytes, whose length takes `width` bytes; many of them stay in the file."""
         length = self.tape.number(width)
         if length > _INLINE_BYTES:
             self.push(Span(self.tape.source, self.tape.skip(length), length, "bytes"))
@@ -186,22 +177,21 @@ class _Machine(Stack):
             self.push(self.tape.take(length))
 
     def frame(self) -> None:
+        """FRAME: a promise that so much follows."""
         self.tape.require(self.tape.number(8))
 
     # Containers -----------------------------------------------------------------------------
 
     def append(self) -> None:
-        if len(self.stack) < 2:
-            raise malformed("it takes more objects than it has made")
-        item, target = self.stack.pop(), self.stack[-1]
-        if type(target) is not list:
+        """APPEND."""
+        item, target = self.pop(), self.top()
+        if type(target) is list:
+            target.append(item)  # which takes the place that the item had on the stack
+        else:
             self._take([item])
-            return
-        before = target.__sizeof__()
-        target.append(item)
-        self.room -= target.__sizeof__() - before
 
     def append_all(self) -> None:
+        """APPENDS."""
         items = self.pop_mark()
         target = self.top()
         if type(target) is not list:
@@ -218,23 +208,34 @@ class _Machine(Stack):
         target.take_items()
 
     def add_items(self) -> None:
+        """ADDITEMS."""
         items = self.pop_mark()
         target = self.top()
         if not isinstance(target, PickledSet):
             raise malformed("it adds items to something that is no set")
         target.add(items)
 
-    def set_items(self, items: list[Any]) -> None:
+    def set_item(self) -> None:
+        """SETITEM."""
+        value, key = self.pop(), self.pop()
+        self._set((key,), (value,))
+
+    def set_items(self) -> None:
+        """SETITEMS."""
+        items = self.pop_mark()
+        self._set(items[::2], items[1::2])
+
+    def _set(self, keys: Sequence[Any], values: Sequence[Any]) -> None:
         target = self.top()
         if isinstance(target, Foreign):
             target.take_items()
             return
-        if not isinstance(target, dict) or len(items) % 2:
+        pairs = len(values)
+        if not isinstance(target, dict) or len(keys) != pairs:
             raise malformed("it sets items on something that is no dict")
-        pairs = len(items) // 2
         self._spend(pairs * _PAIR_WORK, pairs * _PAIR_BYTES)
         before = target.__sizeof__()
-        for key, value in zip(items[::2], items[1::2], strict=True):
+        for key, value in zip(keys, values, strict=True):
             if type(key) is not str:
                 key = self._number_or_odd(key, len(target))
             if key in target:
@@ -260,6 +261,7 @@ class _Machine(Stack):
         raise malformed("a dict has a key that is neither text nor an integer")
 
     def take_sparse(self) -> None:
+        """Charge a place of the memo that is not counted up to."""
         self._spend(_SPARSE_WORK, _SPARSE_BYTES)
 
     # Names and what is made of them ---------------------------------------------------------
@@ -268,9 +270,11 @@ class _Machine(Stack):
         return decode_text(self.tape.line()), decode_text(self.tape.line())
 
     def global_(self) -> None:
+        """GLOBAL."""
         self._look_up(*self._two_lines())
 
     def stack_global(self) -> None:
+        """STACK_GLOBAL."""
         name, module = self.pop(), self.pop()
         if type(name) is not str or type(module) is not str:
             raise malformed("a global whose name is no text")
@@ -295,6 +299,7 @@ class _Machine(Stack):
         return ".".join(keys)
 
     def reduce(self) -> None:
+        """REDUCE."""
         args, function = self.pop(), self.pop()
         if isinstance(function, ForeignType) and type(args) is tuple:
             self.push(Foreign(function))
@@ -304,11 +309,12 @@ class _Machine(Stack):
         made = function.reduce(args)
         if isinstance(made, bytes):
             self.budget.charge("copied_bytes", len(made), "the pickle copies too many bytes")
-        elif isinstance(made, NumpyDtype | TensorView):
-            self._spend(12, 200)
+        elif isinstance(made, NumpyDtype | TensorView | Inert):
+            self._spend(_MADE_WORK, _MADE_BYTES)
         self.push(made)
 
     def new(self) -> None:
+        """NEWOBJ."""
         args, cls = self.pop(), self.pop()
         if isinstance(cls, ForeignType) and type(args) is tuple:
             self.push(Record(cls) if isinstance(cls, Stranger) and not args else Foreign(cls))
@@ -318,6 +324,7 @@ class _Machine(Stack):
         self.push(cls.new())
 
     def build(self) -> None:
+        """BUILD."""
         state = self.pop()
         target = self.top()
         if not isinstance(target, _BUILDABLE):
@@ -327,6 +334,7 @@ class _Machine(Stack):
         target.build(state)
 
     def persistent_id(self) -> None:
+        """BINPERSID."""
         identity = self.pop()
         if self.persistent is None:
             raise malformed("it refers to storages outside it, which a plain pickle has not")
@@ -335,64 +343,6 @@ class _Machine(Stack):
 
 _PAIR_WORK, _PAIR_BYTES = 3, 180  # of a dict's items; memory at most
 _AHEAD, _MEETINGS = 64, 32  # of an integer key: so far before its turn; met for a unit of work
-_ODD_WORK, _ODD_BYTES = 4, 80  # of a key that is neither text nor an integer
+_ODD_WORK, _ODD_BYTES = 7, 80  # of a key that is neither text nor an integer
+_MADE_WORK, _MADE_BYTES = 12, 200  # of what is looked at before it is made
 _SPARSE_WORK, _SPARSE_BYTES = 2, 160  # of a place of the memo that is not counted up to
-_Step = Callable[[_Machine], None]
-
-# What an opcode does; its work; and the bytes, at most, of what it makes and of its place on the
-# stack. What depends on its operands is charged where they are known. These touch the stack alone.
-_OF_STACK: dict[int, tuple[_Step, int, int]] = {
-    0x4E: (lambda m: m.stack.append(None), 1, 10),  # NONE
-    0x88: (lambda m: m.stack.append(True), 1, 10),  # NEWTRUE
-    0x89: (lambda m: m.stack.append(False), 1, 10),  # NEWFALSE
-    0x28: (_Machine.mark, 2, 0),  # MARK
-    0x5D: (lambda m: m.stack.append([]), 2, 66),  # EMPTY_LIST
-    0x29: (lambda m: m.stack.append(()), 1, 10),  # EMPTY_TUPLE
-    0x74: (lambda m: m.push(tuple(m.pop_mark())), 3, 60),  # TUPLE
-    0x85: (lambda m: m.tuple_of(1), 2, 56),  # TUPLE1
-    0x86: (lambda m: m.tuple_of(2), 2, 64),  # TUPLE2
-    0x87: (lambda m: m.tuple_of(3), 3, 72),  # TUPLE3
-    0x7D: (lambda m: m.stack.append({}), 2, 74),  # EMPTY_DICT
-    0x8F: (lambda m: m.stack.append(PickledSet([])), 5, 130),  # EMPTY_SET
-    0x91: (lambda m: m.push(PickledSet(m.pop_mark())), 6, 130),  # FROZENSET
-}
-# These read operands, too, or charge for themselves.
-_OTHERS: dict[int, tuple[_Step, int, int]] = {
-    # scalars
-    0x4A: (lambda m: m.stack.append(unpack("<i", m.tape.take(4))[0]), 2, 42),  # BININT
-    0x4B: (lambda m: m.stack.append(m.tape.byte()), 2, 10),  # BININT1
-    0x4D: (lambda m: m.stack.append(m.tape.number(2)), 2, 42),  # BININT2
-    0x8A: (_Machine.long, 3, 74),  # LONG1
-    0x47: (lambda m: m.stack.append(unpack(">d", m.tape.take(8))[0]), 2, 42),  # BINFLOAT
-    # text and bytes
-    0x58: (lambda m: m.text(4), 3, 72),  # BINUNICODE
-    0x8C: (lambda m: m.text(1), 3, 72),  # SHORT_BINUNICODE
-    0x8D: (lambda m: m.text(8), 3, 72),  # BINUNICODE8
-    0x42: (lambda m: m.bytes(4), 3, 80),  # BINBYTES
-    0x43: (lambda m: m.bytes(1), 3, 80),  # SHORT_BINBYTES
-    0x8E: (lambda m: m.bytes(8), 3, 80),  # BINBYTES8
-    0x96: (lambda m: m.bytes(8), 3, 80),  # BYTEARRAY8
-    0x95: (_Machine.frame, 2, 0),  # FRAME
-    # containers
-    0x61: (_Machine.append, 2, 0),  # APPEND
-    0x65: (_Machine.append_all, 2, 0),  # APPENDS
-    0x73: (lambda m: m.set_items(m.pair()), 4, 0),  # SETITEM
-    0x75: (lambda m: m.set_items(m.pop_mark()), 3, 0),  # SETITEMS
-    0x90: (_Machine.add_items, 2, 0),  # ADDITEMS
-    # memo
-    0x71: (lambda m: m.put(m.tape.byte()), 2, 10),  # BINPUT
-    0x72: (lambda m: m.put(m.tape.number(4)), 2, 10),  # LONG_BINPUT
-    0x94: (_Machine.memoize, 2, 10),  # MEMOIZE
-    0x68: (lambda m: m.get(m.tape.byte()), 2, 10),  # BINGET
-    0x6A: (lambda m: m.get(m.tape.number(4)), 2, 10),  # LONG_BINGET
-    # names
-    0x63: (_Machine.global_, 6, 10),  # GLOBAL
-    0x93: (_Machine.stack_global, 5, 10),  # STACK_GLOBAL
-    0x52: (_Machine.reduce, 14, 120),  # REDUCE
-    0x81: (_Machine.new, 5, 200),  # NEWOBJ
-    0x62: (_Machine.build, 5, 80),  # BUILD
-    0x51: (_Machine.persistent_id, 16, 300),  # BINPERSID
-}
-_TABLE: list[tuple[_Step, bool, int, int]] = [(_Machine.refuse_opcode, False, 0, 0)] * 256
-for _opcode, (_step, _work, _size) in {**_OF_STACK, **_OTHERS}.items():
-    _TABLE[_opcode] = (_step, _opcode in _OF_STACK, _work, _size)

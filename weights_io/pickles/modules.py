@@ -28,7 +28,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _METHODS = ("forward", "_conv_forward", "_call_impl", "_wrapped_call_impl")
 # Pruning hooks make `weight` of `weight_orig` and `weight_mask`, which say so by their names.
 _PRUNING = "torch.nn.utils.prune."
-_MODULE_WORK = 48
+_MODULE_WORK, _PART_WORK = 64, 12
 
 
 class PickledModule:
@@ -113,6 +113,8 @@ class _Walk:
         if not isinstance(held, dict) or isinstance(held, CfgNode):
             raise one.impossible(f"its {part} is no dict")
         self._budget.charge("nodes", 1 + len(held), "the modules unfold into too many parts")
+        work = _PART_WORK * len(held)
+        self._budget.charge("work", work, "the modules unfold into too many parts")
         return held
 
     def _name(self, one: _Module, name: object) -> str:

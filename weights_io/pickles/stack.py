@@ -40,11 +40,6 @@ class Stack:
             raise malformed("it takes more objects than it has made")
         return self.stack[-1]
 
-    def pair(self) -> list[Any]:
-        """Take the two topmost values, in the order in which they came."""
-        second, first = self.pop(), self.pop()
-        return [first, second]
-
     def mark(self) -> None:
         """Begin a group."""
         if len(self.marks) >= self.limits.depth:
@@ -58,6 +53,12 @@ class Stack:
             raise malformed("it closes a group that it has not opened")
         items, self.stack = self.stack, self.marks.pop()
         return items
+
+    def tuple_of_one(self) -> None:
+        """Put the topmost value into a tuple; a hostile file may ask for nothing else."""
+        if not self.stack:
+            raise malformed("it takes more objects than it has made")
+        self.stack[-1] = (self.stack[-1],)
 
     def tuple_of(self, count: int) -> None:
         """Put the topmost values into one tuple."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from weights_io.budget import Budget
 from weights_io.pickles.inert import malformed
-from weights_io.pickles.machine import run_pickle
+from weights_io.pickles.opcodes import run_pickle
 from weights_io.pickles.tree import TreeBuilder
 from weights_io.readers.contents import Contents
 from weights_io.source import Source

@@ -11,7 +11,7 @@ from weights_io.budget import Budget
 from weights_io.dtypes import stored_bytes
 from weights_io.errors import WeightsFileError
 from weights_io.pickles.inert import Storage, malformed
-from weights_io.pickles.machine import run_pickle
+from weights_io.pickles.opcodes import run_pickle
 from weights_io.pickles.tree import TreeBuilder
 from weights_io.readers.contents import Contents
 from weights_io.readers.torch_tensors import Storages, TensorResolver, check_record_size

@@ -9,7 +9,7 @@ from weights_io.budget import Budget
 from weights_io.errors import WeightsFileError
 from weights_io.limits import Limits
 from weights_io.pickles.inert import Storage, malformed
-from weights_io.pickles.machine import run_pickle
+from weights_io.pickles.opcodes import run_pickle
 from weights_io.pickles.tree import TreeBuilder
 from weights_io.readers.contents import Contents
 from weights_io.readers.metadata import parse_json, parse_text_metadata

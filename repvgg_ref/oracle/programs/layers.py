@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from repvgg_ref.arrays import Array
+from repvgg_ref.arrays import Array, require_finite
 from repvgg_ref.blocks.branches import Branch, branches_of
 from repvgg_ref.blocks.catalogue import is_fusible, part_of, reach
 from repvgg_ref.blocks.fusion import FusedConv
@@ -163,13 +163,7 @@ def require_reference(model: Model) -> None:
     names = official_names(model.arch, model.form)
     for name, array in model.params.items():
         key = f"{names.get(name, name)} of the reference"
-        if not np.isfinite(array).all():
-            raise ReportedError(
-                f"{key} holds NaN or infinity",
-                got=f"{int((~np.isfinite(array)).sum())} such values",
-                wanted="finite numbers",
-                advice="take an earlier checkpoint of this run",
-            )
+        require_finite(array, f"{key} holds NaN or infinity")
         if name.endswith(".running_var") and array.size and array.min() < 0:
             raise ReportedError(
                 f"{key} is negative, so its root does not exist",

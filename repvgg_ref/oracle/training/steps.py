@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import weights_io
-from repvgg_ref.arrays import Array, one_line
+from repvgg_ref.arrays import Array, one_line, require_finite
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.json_files import read_object
@@ -237,10 +237,8 @@ def _is_large(name: str, array: Array) -> bool:
 
 def _require_finite(arrays: Mapping[str, Array]) -> None:
     for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise ReportedError(
-                f"{name} of the reference's own training step is not finite",
-                got=f"{int((~np.isfinite(array)).sum())} such values",
-                wanted="finite numbers",
-                advice="take another checkpoint, or inputs of the scale of normalised images",
-            )
+        require_finite(
+            array,
+            f"{name} of the reference's own training step is not finite",
+            advice="take another checkpoint, or inputs of the scale of normalised images",
+        )
