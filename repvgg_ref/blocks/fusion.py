@@ -155,6 +155,7 @@ def _fuse_rows(linear: Linear, read: Reader, exact: Reader, rows: slice, weight:
     sums = [(offset, _index(lattice, offset), exactly.at(offset)) for offset in shared]
     for piece in pieces(len(weight), weight[0].size):
         _round_products(form, products, piece, weight[piece], exactly)
+    for piece in pieces(len(weight), weight.shape[1]):
         for offset, (i, j), decide in sums:
             _round_taps(form, offset, piece, weight[piece, :, i, j], further(decide, piece.start))
     bias_error = form.error * form.bias_size + _TINY

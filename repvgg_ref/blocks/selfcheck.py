@@ -35,10 +35,10 @@ from repvgg_ref.blocks.priors import Factor
 from repvgg_ref.blocks.run import EVERYTHING, NORM_VECTORS, Linear, Reader
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import ReportedError
-from repvgg_ref.exact.rounding import PIECE
 
 _WINDOWS = 2
 _U64 = 2.0**-53
+_PIECE = 1 << 17  # numbers of some eight bytes that stay in a core's L2 cache
 _LEAST = 1e-25  # beside it what float32 loses below its range is nothing
 
 
@@ -217,12 +217,12 @@ def _met(
 def _pieces(matrix: Array, columns: Array, sizes: Array) -> Iterator[tuple[Array, ...]]:
     """Some rows of a matrix, or some groups, at a time: as stored and in float64; what they met."""
     if len(matrix) == 1:
-        step = max(1, PIECE // matrix.shape[2])
+        step = max(1, _PIECE // matrix.shape[2])
         for start in range(0, matrix.shape[1], step):
             part = matrix[:, start : start + step]
             yield part, part.astype(np.float64), columns, sizes
         return
-    step = max(1, PIECE // matrix[0].size)
+    step = max(1, _PIECE // matrix[0].size)
     for start in range(0, len(matrix), step):
         at = slice(start, start + step)
         yield matrix[at], matrix[at].astype(np.float64), columns[at], sizes[at]

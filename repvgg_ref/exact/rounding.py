@@ -22,7 +22,7 @@ from repvgg_ref.arrays import Array
 
 _ROOT_BITS = 256
 _NO_BUFFER, _BUFFERS = 16, (256, 2048)  # numbers: the fewest there are; for conversions
-PIECE = 1 << 17  # numbers of some four bytes that stay in a core's L2 cache
+PIECE = 1 << 20  # numbers: of fewer, threads that share an interpreter wait for each other
 _MORE = 1 + 2.0**-20  # what a norm of many terms can lose by its own rounding
 _UNSEEN = 2.0**-500  # numbers below it are lost in a norm, their squares being too small
 _AT_ONCE = 1 << 14  # numbers in exact arithmetic, each of some hundred bytes
@@ -142,7 +142,7 @@ def _buffers_of(numbers: int) -> Iterator[None]:
 
 
 def pieces(rows: int, per_row: int) -> Iterator[slice]:
-    """Some rows at a time, which stay in a core's cache."""
+    """Some rows at a time."""
     step = max(1, PIECE // max(1, per_row))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

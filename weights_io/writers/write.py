@@ -66,7 +66,7 @@ def write_weights(
         )
     check_specs(specs)
     with atomic_path(path) as temporary:
-        with reported(path), temporary.open("wb") as file:
+        with reported(path), temporary.open("r+b") as file:
             _WRITERS[container](file, specs, encode_all(specs, arrays), metadata or {})
         if check is not None:
             check(temporary)
