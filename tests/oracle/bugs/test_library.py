@@ -27,8 +27,8 @@ ASYMMETRIC = plain_architecture(
 INSIDE = plain_architecture(depths=[1], channels=[4, 4], num_classes=3, kind="relu-in-branches")
 NO_CHAIN = repvit("small", widths=(8, 12), depths=(1, 1), num_classes=3)
 
-# They need a square image, a candidate's output, or two layers of one shape.
-_ELSEWHERE = {"height-width-swapped", "channels-permuted", "layers-swapped"}
+# They need a square image, a candidate's output, two layers of one shape, or a head that flattens.
+_ELSEWHERE = {"height-width-swapped", "channels-permuted", "layers-swapped", "flatten-order"}
 
 
 @pytest.mark.parametrize(
