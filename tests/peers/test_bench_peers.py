@@ -30,7 +30,11 @@ def _short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("entry", "network"),
-    [*((entry, "RepVGG-A0") for entry in PEERS), (ENTRIES["ncnn"], "RepVGG-B1g4")],
+    [
+        *((entry, "RepVGG-A0") for entry in PEERS),
+        (ENTRIES["ncnn"], "RepVGG-B1g4"),
+        *((entry, "MobileOne-S0") for entry in PEERS),
+    ],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_every_variant_of_a_peer_computes_the_same(entry: Any, network: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from repvgg_ref.arrays import Array
 from repvgg_ref.bench.contenders.base import CannotTakePartError, Contender
 from repvgg_ref.bench.task import Task
+from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.network import Model, fuse
 
@@ -78,11 +79,12 @@ def write_ncnn(deploy: Model, folder: Path) -> tuple[Path, Path]:
 
 
 def _convolution(spec: BlockSpec, x: str) -> str:
-    """3x3, bias (5) and ReLU (9) included."""
-    weights = 9 * spec.out_channels * spec.in_channels // spec.groups
+    """With bias (5) and ReLU (9) included."""
+    kernel = fused_conv(spec).kernel[0]
+    weights = kernel**2 * spec.out_channels * spec.in_channels // spec.groups
     settings = (
-        f"0={spec.out_channels} 1=3 2={spec.dilation} 3={spec.stride} 4={spec.dilation} "
-        f"5=1 6={weights} 9=1"
+        f"0={spec.out_channels} 1={kernel} 2={spec.dilation} 3={spec.stride} "
+        f"4={spec.dilation * (kernel // 2)} 5=1 6={weights} 9=1"
     )
     if spec.groups == 1:
         return f"Convolution {spec.name} 1 1 {x} {spec.name} {settings}"

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 from repvgg_ref.bench.contenders.base import CannotTakePartError
+from repvgg_ref.blocks.catalogue import fused_conv
 from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.models.graph import Network
 from repvgg_ref.models.network import Model
@@ -48,14 +49,14 @@ def train_forward(torch: Any, network: Any, arch: Network, x: Any) -> Any:
 
 
 def deploy_network(torch: Any, deploy: Model) -> Any:
-    """The fused chain with its weights: 3x3 convolutions and ReLU in place, nothing else."""
+    """The fused chain with its weights: convolutions and ReLU in place, nothing else."""
     if not deploy.arch.is_chain:
         raise CannotTakePartError("only a chain of blocks is written for torch")
     if any(spec.se != "none" for spec in deploy.arch.blocks):
         raise CannotTakePartError("squeeze-and-excitation is not written for torch")
     layers = []
     for spec in deploy.arch.blocks:
-        conv = _conv(torch.nn, spec, 3, bias=True)
+        conv = _conv(torch.nn, spec, fused_conv(spec).kernel[0], bias=True)
         _fill(torch, conv, deploy, f"{spec.name}.fused")
         layers += [conv, torch.nn.ReLU(inplace=True)]
     linear = torch.nn.Linear(deploy.arch.features, deploy.arch.num_classes)
@@ -87,8 +88,8 @@ def _conv(nn: Any, spec: BlockSpec, kernel: int, *, bias: bool) -> Any:
         spec.out_channels,
         kernel,
         stride=spec.stride,
-        padding=spec.dilation if kernel == 3 else 0,
-        dilation=spec.dilation if kernel == 3 else 1,
+        padding=spec.dilation * (kernel // 2),
+        dilation=spec.dilation if kernel > 1 else 1,
         groups=spec.groups,
         bias=bias,
     )
