@@ -144,6 +144,19 @@ def test_integer_images_are_refused_where_they_are_no_numbers(tmp_path: Path) ->
     assert "tensor(uint8)" in str(failure(saved(tmp_path / "m.onnx", proto)))
 
 
+@pytest.mark.parametrize(
+    ("scale", "shift"), [(255.0, 0.0), (0.229, 0.485), (1 / 255, -1000.0)], ids=str
+)
+def test_what_is_no_normalisation_of_pixels_is_not_judged(
+    tmp_path: Path, scale: float, shift: float
+) -> None:
+    def first(graph: Graph, x: str) -> str:
+        return graph.add("Add", graph.add("Mul", x, graph.constant(scale)), graph.constant(shift))
+
+    path = saved(tmp_path / "m.onnx", onnx_model(network(), Style(entrance=first)))
+    assert "no normalisation of pixels" in str(failure(path))
+
+
 @pytest.mark.parametrize("shape", [("n", 3, 224, 224), (3, 3, 20, 12), (0, 3, 20, 12)])
 def test_another_fixed_shape_is_refused_with_both(tmp_path: Path, shape: Any) -> None:
     error = failure(saved(tmp_path / "m.onnx", onnx_model(network(), Style(input_shape=shape))))

@@ -2,6 +2,8 @@
 
 Normalisation is the input's affair, whatever its constants: then the network is judged from the
 tensor that enters its first block, and the images are chosen so that the usual ones arrive there.
+What brings pixels of no kind to where networks expect them is none, and nothing is judged: times
+255 behind images that are normalised would agree.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ from repvgg_ref.oracle.candidates.onnx_walk import (
     walked_back,
 )
 
+_PIXELS = (1.0, 255.0)  # the brightest, of floats and of bytes; the darkest is 0
+_FARTHEST, _NARROWEST = 10.0, 0.5  # what normalised pixels lie within, and cover
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -39,6 +44,11 @@ class Normalisation:
     source: tuple[int, ...]
     scale: tuple[float, ...]
     shift: tuple[float, ...]
+
+    @property
+    def is_of_pixels(self) -> bool:
+        """Whether each channel's pixels come to lie about 0, or only lose their mean."""
+        return all(map(_is_of_pixels, self.scale, self.shift))
 
     def judged(self, y: Array) -> Array:
         """The batch (N, C, H, W) that the first block should see: `y`, in the image's order."""
@@ -92,6 +102,13 @@ def find_entrance(chain: Chain, first: int, channels: int, *, integers: bool) ->
     found = _normalisation(chain, first, channels, perms)
     done = 0 if found is None else found.tap.step + 1
     rest = [step for step in steps[done:first] if step.single not in CARRIERS | QUANTISERS]
+    if found is not None and not found.is_of_pixels:
+        raise CandidateFailure(
+            "the graph changes its input before the first block as no normalisation of pixels does",
+            got=str(found),
+            wanted=f"pixels 0 to 1 or to 255 within +-{_FARTHEST:g}, or less their mean",
+            advice="take it out of the graph, or hand the port over as a callable with --inputs",
+        )
     notes = []
     if found is not None and (own := _named(steps[:done])):
         says = f"the graph normalises its input before the first block: {own} ({found})"
@@ -100,6 +117,17 @@ def find_entrance(chain: Chain, first: int, channels: int, *, integers: bool) ->
         notes.append(f"the graph changes its input before the first block: {_named(rest)}")
     followed = found is not None or all(step.single for step in steps[:first])
     return Entrance(perms[0] if followed else None, found, tuple(notes))
+
+
+def _is_of_pixels(scale: float, shift: float) -> bool:
+    if not np.isfinite((scale, shift)).all():
+        return True  # its outputs say enough
+    for brightest in _PIXELS:
+        low, high = sorted((shift, scale * brightest + shift))
+        is_near = low >= -_FARTHEST and high <= _FARTHEST and high - low >= _NARROWEST
+        if is_near or (scale == 1 and low < 0 < high):
+            return True
+    return False
 
 
 def _normalisation(
