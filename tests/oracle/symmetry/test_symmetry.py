@@ -211,6 +211,20 @@ def test_no_layer_agrees_whose_common_factor_the_next_one_seems_to_take_back(
     assert report.verdict != "agree", report.equivalences
 
 
+@pytest.mark.parametrize(("size", "wrong"), [(1e-3, 0.0), (1e-2, 3e-3)])
+def test_a_head_behind_factors_that_gates_blur_is_called_wrong_if_it_is_beyond_what_they_explain(
+    size: float, wrong: float
+) -> None:
+    x = distinguishing_inputs(SMALL["plus"], batch=3, height=24, width=24, seed=92016)
+    model = distinguishing_model(SMALL["plus"], 92016, x=x)
+    port = scaled_throughout(model, size, 92016)
+    port.params["linear.bias"][0] += np.float32(wrong)
+    report = rr.verify(model, port.forward(x, layers=True), inputs=x)
+    assert report.verdict == ("disagree" if wrong else "cannot-judge"), report.reason
+    assert "linear" in report.reason
+    assert report.first_bad_layer == ("linear" if wrong else None)
+
+
 @pytest.mark.parametrize("unit", [1e-12, 1e-9, 1e-7, 1e-5])
 def test_bounds_settle_of_factors_what_errors_of_weights_would(
     unit: float, monkeypatch: pytest.MonkeyPatch
