@@ -47,6 +47,9 @@ def asked(sample: Sample, factor: Array, unit: float) -> Answer:
     weight = np.where(sample.active, 1 / (sample.energy + 1e-300), 0.0)
     # the layer's own outputs may be in another scale; where there are gates, each image's
     planes = Planes(sample, weight)
+    alone = planes.by_slope((weight > 0).astype(float)) == 1  # an output that is a scale itself
+    weight = np.where(alone[:, planes.slopes_of], 0.0, weight)
+    planes = Planes(sample, weight)
     error = planes.without_scales(sample.residual)
 
     def odds(part: Array, error: Array) -> float:

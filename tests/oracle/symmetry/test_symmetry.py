@@ -198,6 +198,20 @@ def test_a_part_that_is_a_scale_of_the_next_layer_says_nothing() -> None:
     assert not asked(sample, np.where(np.arange(channels) == 1, 1.25, 1.0), 1e-9).unsure.any()
 
 
+def test_one_output_an_image_behind_a_gate_says_nothing_of_factors() -> None:
+    """Its own scale explains it, and what float64 leaves of that is no evidence."""
+    model, rng = distinguishing_model(SMALL["se-before-relu"], 100), np.random.default_rng(0)
+    program = Programs(model)["stage2.0"]
+    channels = program.fused_kernel().weight.shape[1]
+    factor = 1 + 1e-5 * rng.normal(size=channels)
+    x = np.abs(rng.normal(size=(3, channels, 2, 2)))
+    y = layer_output(program, x)
+    assert y.shape[2:] == (1, 1)
+    y_hat = layer_output(program, x * factor[:, None, None])
+    found = asked(sample_of(program, x, y, y_hat, PRECISIONS["fp32"]), factor, 1e-9)
+    assert found.unsure.all()
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize(("layer", "size"), [("stage2.1", 2e-6), ("stage3.0", 5e-6)])
 def test_no_layer_agrees_whose_common_factor_the_next_one_seems_to_take_back(
