@@ -66,7 +66,7 @@ def aligned(
             best, same = tried, found.equivalences
     if not best.is_right and found.unsure:  # right if the next layers take back all that they may?
         found = align(programs, x, outputs, room=room, surely=False)
-        tried = compared(found)
+        tried = _without_rough_head(compared(found), found.equivalences)
         if tried.is_right and not found.refused:
             wrong = {*best.bad, *best.estimates.alarms}
             unsure = {n: why for n, why in found.unsure.items() if n in wrong} or found.unsure
