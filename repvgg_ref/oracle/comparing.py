@@ -18,7 +18,9 @@ from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.diagnosis.explain import Case
 from repvgg_ref.oracle.estimates.port import is_estimable
 from repvgg_ref.oracle.programs.flow import go_on, inputs_of_layers
+from repvgg_ref.oracle.programs.head import HeadProgram
 from repvgg_ref.oracle.programs.layers import Programs
+from repvgg_ref.oracle.programs.program import layer_output
 from repvgg_ref.oracle.report import Equivalence
 from repvgg_ref.oracle.symmetry.outputs import FINER_ROOMS, Aligned, align
 
@@ -64,17 +66,43 @@ def aligned(
             best, same = tried, found.equivalences
     if not best.is_right and found.unsure:  # right if the next layers take back all that they may?
         found = align(programs, x, outputs, room=room, surely=False)
-        tried = compared(found)
+        tried = _without_rough_head(compared(found), found.equivalences)
         if tried.is_right and not found.refused:
             wrong = {*best.bad, *best.estimates.alarms}
             unsure = {n: why for n, why in found.unsure.items() if n in wrong} or found.unsure
             return replace(tried, unjudged={**tried.unjudged, **unsure}), found.equivalences
-    return best, same
+    return _without_rough_head(best, same), same
 
 
 def _wrong(case: Case) -> int:
     """How many layers are not right, those included that may have lost an alarm on the way."""
     return len({*case.bad, *case.estimates.alarms, *case.unjudged})
+
+
+def _without_rough_head(case: Case, same: Sequence[Equivalence]) -> Case:
+    """The case, its head unjudged where factors before it are known too roughly to call it wrong.
+
+    A right gated layer, divided by its factors, is within its bound of the reference, and so it is
+    divided by those that were estimated.
+    """
+    *_, before, name = case.programs
+    head, compared, gated = (
+        case.programs[name],
+        case.comparisons.get(name),
+        _rough(case.programs, same),
+    )
+    if before not in gated or name not in case.bad or not isinstance(head, HeadProgram):
+        return case
+    bound = case.comparisons[before].bound
+    if compared is None or compared.bound is None or bound is None:
+        return case
+    sizes = replace(head, weight=np.abs(head.weight), bias=np.zeros_like(head.bias), relu=False)
+    doubt = layer_output(sizes, 2 * bound.certified)
+    if not (np.abs(compared.y_hat - compared.y) <= compared.bound.certified + doubt).all():
+        return case
+    why = f"its input is {before} divided by factors that errors of gates let be told only roughly"
+    case.mark(name, ok=True, note=why)
+    return replace(case, unjudged={**case.unjudged, name: why})
 
 
 def _is_far_off(case: Case) -> bool:
@@ -98,9 +126,13 @@ def _is_estimated(
 def _is_blurred(programs: Programs, name: str, same: Sequence[Equivalence]) -> bool:
     """Whether a layer's output or input was divided by factors that errors of gates are part of."""
     at = list(programs).index(name)
+    return not _rough(programs, same).isdisjoint(list(programs)[max(at - 1, 0) : at + 1])
+
+
+def _rough(programs: Programs, same: Sequence[Equivalence]) -> set[str]:
+    """Layers that were divided by factors that errors of gates are part of."""
     scaled = {each.layer for each in same if each.kind == "scaling"}
-    gated = {spec.name for spec in programs.model.arch.blocks if spec.se != "none"}
-    return not scaled.isdisjoint(gated.intersection(list(programs)[max(at - 1, 0) : at + 1]))
+    return {spec.name for spec in programs.model.arch.blocks if spec.se != "none"} & scaled
 
 
 def compare_all(

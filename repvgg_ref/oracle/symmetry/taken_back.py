@@ -1,4 +1,4 @@
-"""Which channels' factors the next layer divides by: each is asked of that layer's errors."""
+"""Which channels' factors the next layer divides by: its errors are asked of each, and of all."""
 
 from __future__ import annotations
 
@@ -47,34 +47,62 @@ def asked(sample: Sample, factor: Array, unit: float) -> Answer:
     weight = np.where(sample.active, 1 / (sample.energy + 1e-300), 0.0)
     # the layer's own outputs may be in another scale; where there are gates, each image's
     planes = Planes(sample, weight)
+    alone = planes.by_slope((weight > 0).astype(float)) == 1  # an output that is a scale itself
+    weight = np.where(alone[:, planes.slopes_of], 0.0, weight)
+    planes = Planes(sample, weight)
     error = planes.without_scales(sample.residual)
+
+    def odds(part: Array, error: Array) -> float:
+        return _odds(sample, weight * planes.without_scales(part), part, error, unit)
+
+    scaled = factor != 1
     wrong, unsure = np.zeros((2, len(factor)), bool)
-    taps = sample.kernel_size
-    outputs, inputs = len(sample.y) // sample.groups, len(factor) // sample.groups
-    for c in np.flatnonzero(factor != 1):
-        group, place = divmod(int(c), inputs)
-        rows, seen = (slice(n * m, (n + 1) * m) for n, m in ((group, outputs), (place, taps)))
-        part = np.zeros_like(error)
-        # (O/G, taps) @ (taps, P)
-        part[rows] = (factor[c] - 1) * sample.weight[rows, seen] @ sample.columns[group, seen]
-        weighted = weight * planes.without_scales(part)
-        odds = _odds(sample, weighted, part, error, unit)
-        wrong[c], unsure[c] = odds < -_SURE, abs(odds) <= _SURE
+    for c in np.flatnonzero(scaled):
+        found = odds(_part(sample, int(c), factor), error)
+        wrong[c], unsure[c] = found < -_SURE, abs(found) <= _SURE
+    # Asked alone, a channel's part may be hidden by those of others: all parts of a common factor
+    # add up to a scale of the layer, and each of them seems to be taken back.
+    rest = scaled & ~wrong
+    left = error - planes.without_scales(_parts(sample, np.where(wrong, factor, 1.0)))
+    together = odds(_parts(sample, np.where(rest, factor, 1.0)), left)
+    if together < -_SURE:
+        return Answer(scaled, np.zeros_like(scaled))
+    if together <= _SURE:
+        unsure = rest
     if _is_one_scale(factor, unsure):
-        return Answer(wrong | unsure, np.zeros(len(factor), bool))
+        return Answer(wrong | unsure, np.zeros_like(scaled))
     return Answer(wrong, unsure)
 
 
+def _part(sample: Sample, c: int, factor: Array) -> Array:
+    """What the outputs (O, P) hold more of channel `c` if they are given it as it is."""
+    part = np.zeros(sample.y.shape)
+    taps = sample.kernel_size
+    outputs, inputs = len(sample.y) // sample.groups, len(factor) // sample.groups
+    group, place = divmod(c, inputs)
+    rows, seen = (slice(n * m, (n + 1) * m) for n, m in ((group, outputs), (place, taps)))
+    # (O/G, taps) @ (taps, P)
+    part[rows] = (factor[c] - 1) * sample.weight[rows, seen] @ sample.columns[group, seen]
+    return part
+
+
+def _parts(sample: Sample, factor: Array) -> Array:
+    """The same of all channels together."""
+    of_taps = np.repeat((factor - 1).reshape(sample.groups, -1), sample.kernel_size, axis=1)
+    outputs = len(sample.weight) // sample.groups
+    return sample.times(sample.weight * np.repeat(of_taps, outputs, axis=0))  # (O, K)
+
+
 def _odds(sample: Sample, weighted: Array, part: Array, error: Array, unit: float) -> float:
-    """The logarithm of the odds that a channel's `part` (O, P) is not among the errors.
+    """The logarithm of the odds that a `part` (O, P) of channels is not among the errors.
 
     Exact where it is near what settles it, else a bound on the same side: what errors of weights
     add takes a product as large as the layer. It is at least 0, and at most what it would be if the
     errors at all outputs added up (Minkowski's inequality).
     """
     met, power = float((weighted * error).sum()), float((weighted * part).sum())
-    if not power > 0:  # of `met` being 0, not `power`
-        return np.inf
+    if not power > 0:  # no output shows it, or it is a scale of each
+        return 0.0 if (sample.active & (part != 0)).any() else np.inf
     evidence = power * (power - 2 * met) / 2
     rounding = float(((weighted * error) ** 2).sum())
     if abs(evidence) <= _SURE * rounding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from repvgg_ref.oracle.symmetry.outputs import align
 from repvgg_ref.oracle.symmetry.taken_back import asked
 from tests.models.small import SMALL
 from tests.oracle.symmetry.ports import changed, drawn_order
+from tests.studies.oracle.arithmetics import run
 
 KINDS = ("plain", "grouped", "se-before-relu", "plus")
 
@@ -165,6 +167,78 @@ def test_the_next_layer_says_of_each_factor_whether_it_is_taken_back_or_that_it_
     assert found.unsure.all() == (answer == "unsure")
 
 
+@pytest.mark.parametrize("noise", [1e-9, 1e-7])
+def test_a_common_factor_of_all_channels_is_not_taken_back_because_its_parts_hide_one_another(
+    noise: float,
+) -> None:
+    """Each alone seems to be: all together are a scale of the next layer."""
+    model, rng = distinguishing_model(SMALL["plain"], 100), np.random.default_rng(0)
+    program = Programs(model)["stage2.0"]
+    channels = program.fused_kernel().weight.shape[1]
+    factor = 1 + 5e-6 + rng.normal(0, 1.5e-6, channels)  # as gates leave a factor of all: roughly
+    x = np.abs(rng.normal(size=(2, channels, 8, 8)))
+    y = layer_output(program, x)
+    y_hat = layer_output(program, x * factor[:, None, None])
+    y_hat *= 1 + noise * rng.normal(size=y.shape)
+    found = asked(sample_of(program, x, y, y_hat, PRECISIONS["fp32"]), factor, 1e-10)
+    assert (found.wrong | found.unsure).all()
+
+
+def test_a_part_that_is_a_scale_of_the_next_layer_says_nothing() -> None:
+    model, rng = distinguishing_model(SMALL["plain"], 100), np.random.default_rng(0)
+    program = Programs(model)["stage2.0"]
+    channels = program.fused_kernel().weight.shape[1]
+    x = np.zeros((2, channels, 8, 8))
+    x[:, 0] = rng.uniform(size=(2, 8, 8))
+    y = layer_output(program, x)
+    sample = sample_of(program, x, y, y, PRECISIONS["fp32"])
+    sample = replace(sample, y=sample.y - sample.bias[:, None])  # of which nothing is left then
+    found = asked(sample, np.where(np.arange(channels) == 0, 1.25, 1.0), 1e-9)
+    assert found.unsure[0]
+    assert not asked(sample, np.where(np.arange(channels) == 1, 1.25, 1.0), 1e-9).unsure.any()
+
+
+def test_one_output_an_image_behind_a_gate_says_nothing_of_factors() -> None:
+    """Its own scale explains it, and what float64 leaves of that is no evidence."""
+    model, rng = distinguishing_model(SMALL["se-before-relu"], 100), np.random.default_rng(0)
+    program = Programs(model)["stage2.0"]
+    channels = program.fused_kernel().weight.shape[1]
+    factor = 1 + 1e-5 * rng.normal(size=channels)
+    x = np.abs(rng.normal(size=(3, channels, 2, 2)))
+    y = layer_output(program, x)
+    assert y.shape[2:] == (1, 1)
+    y_hat = layer_output(program, x * factor[:, None, None])
+    found = asked(sample_of(program, x, y, y_hat, PRECISIONS["fp32"]), factor, 1e-9)
+    assert found.unsure.all()
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize(("layer", "size"), [("stage2.1", 2e-6), ("stage3.0", 5e-6)])
+def test_no_layer_agrees_whose_common_factor_the_next_one_seems_to_take_back(
+    layer: str, size: float
+) -> None:
+    """Behind gates a realigned layer is held to its bounds alone, and those are wider."""
+    x = distinguishing_inputs(SMALL["plus"], batch=3, height=24, width=24, seed=43004)
+    model = distinguishing_model(SMALL["plus"], 43004, x=x)
+    faults = {layer: lambda _program, _x, y: (1 + size) * y}
+    report = rr.verify(model, run(Programs(model), x, "blocked", faults), inputs=x)
+    assert report.verdict != "agree", report.equivalences
+
+
+@pytest.mark.parametrize(("size", "wrong"), [(1e-3, 0.0), (1e-2, 3e-3)])
+def test_a_head_behind_factors_that_gates_blur_is_called_wrong_if_it_is_beyond_what_they_explain(
+    size: float, wrong: float
+) -> None:
+    x = distinguishing_inputs(SMALL["plus"], batch=3, height=24, width=24, seed=92016)
+    model = distinguishing_model(SMALL["plus"], 92016, x=x)
+    port = scaled_throughout(model, size, 92016)
+    port.params["linear.bias"][0] += np.float32(wrong)
+    report = rr.verify(model, port.forward(x, layers=True), inputs=x)
+    assert report.verdict == ("disagree" if wrong else "cannot-judge"), report.reason
+    assert "linear" in report.reason
+    assert report.first_bad_layer == ("linear" if wrong else None)
+
+
 @pytest.mark.parametrize("unit", [1e-12, 1e-9, 1e-7, 1e-5])
 def test_bounds_settle_of_factors_what_errors_of_weights_would(
     unit: float, monkeypatch: pytest.MonkeyPatch
@@ -197,7 +271,9 @@ def odds_with_all(sample: Sample, weighted: Array, part: Array, error: Array, un
     """With errors of weights, always."""
     met, power = float((weighted * error).sum()), float((weighted * part).sum())
     variance = float(((weighted * error) ** 2).sum()) + unit**2 * float(sample.met(weighted).sum())
-    return power * (power - 2 * met) / (2 * variance) if power > 0 else np.inf
+    if not power > 0:
+        return 0.0 if (sample.active & (part != 0)).any() else np.inf
+    return power * (power - 2 * met) / (2 * variance)
 
 
 def test_one_factor_that_is_not_taken_back_is_placed_among_many_that_are(tmp_path: Path) -> None:
