@@ -13,13 +13,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from repvgg_ref.blocks import relatives as relatives  # its entries, which ask more of a file
+from repvgg_ref.blocks import quantised as quantised  # its entries, and those of the next
+from repvgg_ref.blocks import relatives as relatives  # ask more of a file
 from repvgg_ref.blocks.catalogue import diverse_of
 from repvgg_ref.blocks.catalogue import kind as catalogued
 from repvgg_ref.blocks.constructors import Bias, Scale
 from repvgg_ref.blocks.linear import Chain, Identity, Sum
 from repvgg_ref.blocks.member import FAMILY as FAMILY
-from repvgg_ref.blocks.member import NORM, other_identity
+from repvgg_ref.blocks.member import NORM
 from repvgg_ref.blocks.member import Member as Member
 from repvgg_ref.blocks.member import member as member
 from repvgg_ref.blocks.parts import Parts, is_number, is_wide, renamed, with_eps
@@ -27,36 +28,6 @@ from repvgg_ref.blocks.run import Linear
 from repvgg_ref.blocks.spec import BlockSpec
 
 _CONV = r"(weight|bias)"
-
-
-@member(
-    "qarepvgg",
-    "rbr_1x1.weight",
-    fused="rbr_reparam",
-    eps=(1e-3,),
-    users="YOLOv6 v2, YOLO-NAS",
-    keys=rf"rbr_dense\.conv\.weight|rbr_dense\.bn\.{NORM}|rbr_1x1\.weight|rbr_identity\.{NORM}",
-    untold="the identity has no key: it is taken where channels are equal, V2's average never",
-    told_by="rbr_identity",
-    maybe=other_identity,
-)
-def qarepvgg(parts: Parts) -> Linear | None:
-    """Chu et al., arXiv 2212.01593; its deploy form keeps the outer batch norm, ``bn``."""
-    dense = parts.conv_bn("rbr_dense.conv", "rbr_dense.bn")
-    if dense is None:
-        return None
-    main = dense.parts[0]
-    point = parts.conv("rbr_1x1", like=main)
-    if point is None:
-        return None
-    more: list[Linear] = []
-    equal = main.in_channels == main.out_channels and main.stride == (1, 1)
-    told = parts.has("rbr_identity", "Identity")
-    if told or (told is None and equal):
-        more.append(Identity("x", main.in_channels, main.groups))
-    if parts.has("rbr_avg", "AvgPool2d"):
-        more.append(parts.average("rbr_avg", main.in_channels))
-    return Sum(dense, point, *more)
 
 
 @member(

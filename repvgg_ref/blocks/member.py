@@ -42,6 +42,10 @@ class Member:
         What keys cannot tell, and what is assumed, unless the file holds the modules themselves.
     told_by : str
         The attribute of the block's module that tells it.
+    outer : str
+        The batch norm behind the block, which its deploy form keeps and others fold.
+    placeholder : str
+        A pattern of the block's arrays that it never computes with while it trains.
     beside : str
         A pattern of submodules that stand in its branches and have no arrays.
     leaves : pairs of str
@@ -60,6 +64,8 @@ class Member:
     note: str = ""
     untold: str = ""
     told_by: str = ""
+    outer: str = ""
+    placeholder: str = ""
     beside: str = ""
     leaves: tuple[tuple[str, str], ...] = ()
     maybe: Callable[[Any], Linear | None] | None = None

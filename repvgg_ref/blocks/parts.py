@@ -65,12 +65,19 @@ class Parts:
         return None if self.told is None else self.told.has(name, kind)
 
     def conv(
-        self, name: str, *, dilation: int = 1, like: Conv | None = None, skip: str = ""
+        self,
+        name: str,
+        *,
+        dilation: int = 1,
+        like: Conv | None = None,
+        skip: str = "",
+        ungrouped: bool = False,
     ) -> Conv | None:
         """The centred convolution whose kernel is ``name.weight``; None if there is none.
 
         `like` is one that reads the same channels in the same groups; `skip` the batch norm of the
-        identity beside it, which alone can tell how many channels a grouped one reads.
+        identity beside it, which alone can tell how many channels a grouped one reads. `ungrouped`
+        says that its kind is not known depthwise: a kernel (O, 1, Kh, Kw) reads one channel.
         """
         shape = self.shapes.get(f"{name}.weight", ())
         if len(shape) != 4 or 0 in shape or not shape[2] % 2 or not shape[3] % 2:
@@ -87,7 +94,9 @@ class Parts:
             return Conv(name, inputs, outputs, (rows, columns), *told, bias)
         if not 1 <= dilation <= _MOST:
             return None
-        inputs = like.in_channels if like is not None else self._inputs(skip, outputs, per_group)
+        inputs = per_group if ungrouped else self._inputs(skip, outputs, per_group)
+        if like is not None:
+            inputs = like.in_channels
         return Conv(
             name,
             inputs,
@@ -139,9 +148,10 @@ class Parts:
         dilation: int = 1,
         like: Conv | None = None,
         skip: str = "",
+        ungrouped: bool = False,
     ) -> Chain | None:
         """A convolution and its batch norm; None unless both are there."""
-        found = self.conv(conv, dilation=dilation, like=like, skip=skip)
+        found = self.conv(conv, dilation=dilation, like=like, skip=skip, ungrouped=ungrouped)
         after = None if found is None else self.norm(norm, found.out_channels)
         return None if found is None or after is None else Chain(found, after)
 
@@ -191,6 +201,17 @@ def with_eps(linear: Any, pick: Callable[[str], float | None]) -> Any:
 
     def settle(leaf: Any) -> Any:
         return replace(leaf, eps=pick(leaf.name)) if isinstance(leaf, Norm) else leaf
+
+    return _mapped(linear, settle)
+
+
+def depthwise(linear: Any) -> Any:
+    """An expression of one channel read as one of as many as it gives, each by itself."""
+    channels = linear.out_channels
+
+    def settle(leaf: Any) -> Any:
+        alone = isinstance(leaf, Conv)
+        return replace(leaf, in_channels=channels, groups=channels) if alone else leaf
 
     return _mapped(linear, settle)
 

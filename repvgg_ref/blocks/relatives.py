@@ -154,7 +154,9 @@ def _online(parts: Parts, at: str) -> Sum | None:
         [FormulaConv(replace(main, name=f"{at}gconv"), gconv)],
     ]
     kept = [term for term in terms if term]
-    vector = f"{at}vector", (len(kept), out)
+    # A RepVGG's counts the identity among them where it can be added; nothing reads that row.
+    rows = len(kept) + (at != "" and inputs == out and parts.first(f"{at}vector") > len(kept))
+    vector = f"{at}vector", (rows, out)
     return Sum(*(Chain(*term, Scale(*vector, row)) for row, term in enumerate(kept)))
 
 
@@ -169,7 +171,7 @@ def _online(parts: Parts, at: str) -> Sum | None:
 )
 def orepa_point(parts: Parts) -> Linear | None:
     """OREPA's 1x1 block: W, and two 1x1 convolutions one behind the other."""
-    main = parts.conv("origin")
+    main = parts.conv("origin", ungrouped=True)
     middle = parts.first("l2i_conv1.weight")
     after = parts.norm("bn", main.out_channels) if main is not None else None
     if main is None or after is None or not middle:
@@ -198,7 +200,7 @@ def ecbsr(parts: Parts) -> Linear | None:
 
     Between a 1x1 convolution with a bias and a 3x3 kernel the published code pads with that bias.
     """
-    main = parts.conv("conv3x3")
+    main = parts.conv("conv3x3", ungrouped=True)
     if main is None:
         return None
     branches: list[Linear] = [main]

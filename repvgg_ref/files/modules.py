@@ -28,7 +28,8 @@ _COUNTER = "num_batches_tracked"
 # Of blocks, any file may hold so many, and a larger one as many as go with so many elements each:
 # networks have tens to hundreds, of many thousand elements; each costs time, however small.
 _FREE_BLOCKS, _ELEMENTS_A_BLOCK = 256, 4096
-_STORED = {"gamma": "weight", "beta": "bias"}  # of a batch norm
+STORED = {"gamma": "weight", "beta": "bias"}
+"""What files call the vectors of a batch norm, where not as we do."""
 # Keys of files whose batch norms have the other of two eps: they are set after building.
 _YOLO = re.compile(r"(^|\.)(ERBlock_\d|Rep_[pn]\d|reduce_layer\d|detect)\.")
 _OFFICIAL = re.compile(r"(^|\.)stage\d+\.")
@@ -255,7 +256,8 @@ def _block(
     if lacks:
         blocks.near.append(f"{where}: {one.name} without {sanitize(', '.join(lacks[:4]))}")
         return None
-    if spare := [end for end in mine if end not in names.values() and _COUNTER not in end]:
+    used = {*names.values(), *(end for end in mine if re.fullmatch(one.placeholder, end))}
+    if spare := [end for end in mine if end not in used and _COUNTER not in end]:
         blocks.near.append(f"{where}: {one.name} with {sanitize(', '.join(spare[:4]))} besides")
         return None
     owned = tuple(sorted((prefix + end for end in mine), key=place.__getitem__))
@@ -332,7 +334,7 @@ def _key(leaf: str, ends: Mapping[str, str], shapes: Mapping[str, Shape]) -> str
     """How a file calls an array of an expression; `ends` has those that are there."""
     start, dot, end = leaf.rpartition(".")
     if f"{start}.running_var" in shapes:
-        leaf = f"{start}{dot}{_STORED.get(end, end)}"
+        leaf = f"{start}{dot}{STORED.get(end, end)}"
     return ends.get(leaf, leaf)
 
 

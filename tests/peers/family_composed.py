@@ -111,19 +111,21 @@ class Orepa(nn.Module):  # type: ignore[misc]
                 self.part("1x1_kxk_idconv1") + self.id_tensor, self.part("1x1_kxk_conv2"), i
             ),
         ]
-        if len(v) == 6:
+        if self.called == "weight_orepa_":
             terms.append(nn.functional.pad(self.part("1x1"), [p] * 4))
         terms.append(self.gconv(i))
-        weight = sum(row * term for row, term in zip(v, terms, strict=True))
+        weight = sum(row * term for row, term in zip(v, terms, strict=False))
         return self.bn(nn.functional.conv2d(x, weight, padding=p, groups=self.g))
 
 
 class OrepaRepVgg(nn.Module):  # type: ignore[misc]
     """RepVGG's block with OREPA's kernel for the 3x3 branch."""
 
-    def __init__(self, i: int, o: int) -> None:
+    def __init__(self, i: int, o: int, *, counts_identity: bool = True) -> None:
         super().__init__()
         self.rbr_dense = Orepa(i, o, 3, name="rbr")
+        if i == o and counts_identity:  # as published; nothing reads that row
+            self.rbr_dense.vector = nn.Parameter(torch.randn(6, o))
         self.rbr_1x1 = Named(conv(i, o, 1), bn(o, 1e-5))
         if i == o:
             self.rbr_identity = bn(i, 1e-5)
@@ -212,9 +214,16 @@ COMPOSED: dict[str, tuple[str, Any, str]] = {
     "orepa grouped": ("orepa", lambda: Orepa(4, 6, 3, g=2), "orepa_reparam"),
     "orepa depthwise": ("orepa", lambda: Orepa(4, 4, 5, g=4, wide=2), "orepa_reparam"),
     "orepa repvgg": ("orepa-repvgg", lambda: OrepaRepVgg(6, 6), "rbr_reparam"),
+    "orepa repvgg uncounted": (
+        "orepa-repvgg",
+        lambda: OrepaRepVgg(6, 6, counts_identity=False),
+        "rbr_reparam",
+    ),
     "orepa repvgg wider": ("orepa-repvgg", lambda: OrepaRepVgg(4, 6), "rbr_reparam"),
     "orepa 1x1": ("orepa-1x1", lambda: OrepaPoint(4, 6), "or1x1_reparam"),
     "orepa 1x1 narrower": ("orepa-1x1", lambda: OrepaPoint(6, 4), "or1x1_reparam"),
+    "orepa 1x1 grey": ("orepa-1x1", lambda: OrepaPoint(1, 4), "or1x1_reparam"),
     "ecbsr": ("ecbsr", lambda: Ecb(6, 6), "conv3x3"),
+    "ecbsr grey": ("ecbsr", lambda: Ecb(1, 8), "conv3x3"),
     "ecbsr wider": ("ecbsr", lambda: Ecb(3, 8), "conv3x3"),
 }

@@ -68,6 +68,24 @@ class Qa(nn.Module):  # type: ignore[misc]
         return y + x if self.same else y
 
 
+class YoloNas(nn.Module):  # type: ignore[misc]
+    """The same as super-gradients has it, with a placeholder for what it will be fused to."""
+
+    def __init__(self, i: int, o: int, eps: float, *, alpha: bool, bias: bool = True) -> None:
+        super().__init__()
+        self.branch_3x3 = Named(conv(i, o, 3), bn(o, eps))
+        self.branch_1x1 = conv(i, o, 1, bias=bias)
+        self.alpha = nn.Parameter(torch.tensor([1.0])) if alpha else None
+        self.post_bn = bn(o, eps)
+        self.rbr_reparam = conv(i, o, 3, bias=True)
+        self.same = i == o
+
+    def forward(self, x: Any) -> Any:
+        point = self.branch_1x1(x)
+        y = self.branch_3x3(x) + (point if self.alpha is None else self.alpha * point)
+        return y + x if self.same else y
+
+
 class Two(nn.Module):  # type: ignore[misc]
     """YOLOv9's RepConv, RT-DETR's RepVggBlock, PP-YOLOE's with alpha."""
 
@@ -303,6 +321,14 @@ PLAIN: dict[str, tuple[str, Any, str]] = {
     "yolov6 grouped": ("yolov6", lambda: Rbr(8, 8, 1e-3, groups=4), "rbr_reparam"),
     "qarepvgg": ("qarepvgg", lambda: Qa(6, 6, 1e-3), "rbr_reparam"),
     "qarepvgg wider": ("qarepvgg", lambda: Qa(4, 8, 1e-3), "rbr_reparam"),
+    "qarepvgg grey": ("qarepvgg", lambda: Qa(1, 8, 1e-3), "rbr_reparam"),
+    "yolo-nas": ("yolo-nas", lambda: YoloNas(6, 6, 1e-3, alpha=True), "rbr_reparam"),
+    "yolo-nas grey": ("yolo-nas", lambda: YoloNas(1, 8, 1e-3, alpha=True), "rbr_reparam"),
+    "yolo-nas wider": (
+        "yolo-nas",
+        lambda: YoloNas(4, 8, 1e-3, alpha=False, bias=False),
+        "rbr_reparam",
+    ),
     "yolov7": ("yolov7", lambda: Rbr(6, 6, 1e-3, numbers=True), "rbr_reparam"),
     "yolov9": ("yolov9", lambda: Two(6, 6, 1e-3, "bn", same=True), "conv"),
     "yolov9 no identity": ("yolov9", lambda: Two(4, 6, 1e-3, "bn"), "conv"),

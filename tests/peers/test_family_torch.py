@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import weights_io
+from repvgg_ref.blocks.family import FAMILY
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.convert_modules import ModulesConversion, convert_modules
 from repvgg_ref.oracle.families.family import judge_family
@@ -69,8 +70,8 @@ def test_a_block_is_fused_to_what_impulses_through_it_give(
     np.testing.assert_allclose(told, kernel.numpy(), rtol=0, atol=room, equal_nan=False)
     size = max(1, float(offset.abs().max()))
     np.testing.assert_allclose(bias, offset.numpy(), rtol=0, atol=1e-11 * size, equal_nan=False)
-    outer = f"{prefix}bn." if kind == "qarepvgg" else "nothing"
-    kept = {name for name in state if name.startswith(outer)}
+    outer = FAMILY[kind].outer
+    kept = {name for name in state if outer and name.startswith(f"{prefix}{outer}.")}
     names = {f"{start}.weight".lstrip("."), f"{start}.bias".lstrip("."), "other.weight"}
     assert set(arrays) == names | kept
     np.testing.assert_array_equal(arrays["other.weight"], state["other.weight"].numpy())

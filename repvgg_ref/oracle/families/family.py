@@ -24,7 +24,7 @@ from repvgg_ref.models.about import Assumed
 from repvgg_ref.oracle.families.family_named import is_hidden, joined, named
 from repvgg_ref.oracle.families.kernel_mistakes import swapped
 from repvgg_ref.oracle.report import Finding, LayerReport, Report
-from repvgg_ref.oracle.weights.affine import as_kept
+from repvgg_ref.oracle.weights.affine import as_kept, with_outer
 from repvgg_ref.oracle.weights.copies import is_counter, unlike
 from repvgg_ref.oracle.weights.fused_block import FORMATS, Stored, fused_of, stored_of, worst
 from repvgg_ref.oracle.weights.mistakes import UNKEYED
@@ -83,6 +83,11 @@ def compared(
         raise CheckpointError(
             "no array is called as a fused one is", got=listed(list(theirs)), wanted=listed(fused)
         )
+    if _is_unfused(blocks, ours, theirs):
+        raise CheckpointError(
+            "its blocks are as they were trained", got=listed(fused), wanted="fused ones"
+        )
+    blocks = [with_outer(block, ours, theirs) for block in blocks]
     folded, blocks = blocks, [as_kept(block, theirs) for block in blocks]
     held = _Files(ours, theirs, roundings or {})
     judged: list[tuple[LayerReport, list[Finding]]] = []
@@ -124,6 +129,18 @@ def compared(
 
 def _keys(block: FoundBlock) -> list[str]:
     return [f"{block.fused}.{part}".lstrip(".") for part in ("weight", "bias")]
+
+
+def _is_unfused(
+    blocks: list[FoundBlock], ours: Mapping[str, LazyArray], theirs: Mapping[str, LazyArray]
+) -> bool:
+    """Whether all that is called as a fused array is the training file's own, beside branches."""
+    owned = {key for block in blocks for key in block.owned}
+    fused = [key for block in blocks for key in _keys(block)]
+    if not fused or not owned.issuperset(fused):
+        return False
+    kept = all(key in theirs or is_counter(key) for key in owned)
+    return kept and not any(unlike(ours[key], theirs[key]) for key in fused)
 
 
 class _Files(NamedTuple):

@@ -90,9 +90,11 @@ _OF_NORMS: tuple[tuple[str, str, Callable[[Vectors, float], Vectors]], ...] = (
 )
 
 
-_SIGNS: tuple[tuple[str, str, Callable[[Vectors, float], Vectors]], ...] = (
+_RARE_OF_NORMS: tuple[tuple[str, str, Callable[[Vectors, float], Vectors]], ...] = (
     ("gamma-sign", "gamma has the other sign", lambda norm, _: norm | {"gamma": -norm["gamma"]}),
     ("beta-sign", "beta is subtracted", lambda norm, _: norm | {"beta": -norm["beta"]}),
+    ("leaf-ignored", "beta is taken for 1", _taken_for(beta=1)),
+    ("leaf-ignored", "the running mean is taken for 1", _taken_for(running_mean=1)),
 )
 _OF_ANY: tuple[tuple[str, str, Callable[[Array], Array]], ...] = (
     ("leaf-zeroed", "is zero", np.zeros_like),
@@ -159,8 +161,8 @@ class Arrays:
         yield from self._exchanged(self._others)
 
     def rare_mistakes(self) -> Iterator[Wrong]:
-        """A sign, one norm's eps, one kernel turned round, and any two arrays of one shape."""
-        yield from self._of_norms(_SIGNS)
+        """A sign, ones, one norm's eps, one kernel turned round, any two arrays of one shape."""
+        yield from self._of_norms(_RARE_OF_NORMS)
         for norm in self._norms if len(self._norms) > 1 else []:
             for other in WRONG_EPS:
                 variance = {norm + _END: self._wide[norm + _END] + (other - self._eps)}

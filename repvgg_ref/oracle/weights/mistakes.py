@@ -6,7 +6,7 @@ done to the arrays stands in `array_mistakes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -74,7 +74,7 @@ def mistakes(
         advice = "the scale multiplies first, then the shift is added"
         yield otherwise("affine-order", says, advice, Chain(plain, *reversed(affine)))
     maybe = block.member.maybe if block.is_unsure else None
-    if maybe is not None and (other_block := maybe(linear)) is not None:
+    if maybe is not None and (other_block := _read_otherwise(linear, maybe)) is not None:
         says = "it is right if the identity is what no key tells it to be: there, or not there"
         yield otherwise(UNKEYED, says, "look at the training code", other_block)
     for other in WRONG_EPS:
@@ -85,6 +85,14 @@ def mistakes(
     for bug, says, advice, changed in _of_expression(linear):
         yield otherwise(bug, says, advice, changed)
     yield from _with_arrays(block, Arrays(parts, block.names, eps).mistakes())
+
+
+def _read_otherwise(linear: Any, maybe: Callable[[Any], Linear | None]) -> Linear | None:
+    """What its keys may mean, too, with what is folded into it from behind."""
+    if not isinstance(linear, Chain):
+        return maybe(linear)
+    other = maybe(linear.parts[0])
+    return None if other is None else Chain(other, *linear.parts[1:])
 
 
 def rare_mistakes(block: FoundBlock, parts: Mapping[str, Array]) -> Iterator[Mistake]:
