@@ -38,8 +38,12 @@ class ModuleRecord:
     children: dict[str, ModuleRecord] = field(default_factory=dict)
 
     def has(self, name: str) -> bool:
-        """Whether it has an attribute of this name, be it None, that is no part of it."""
-        return name in self.attributes
+        """Whether it has an attribute of this name, be it None, that is no part of it.
+
+        So is a submodule that was taken out by setting it to None.
+        """
+        submodules = self.attributes.get("_modules", {})
+        return name in self.attributes or (name in submodules and submodules[name] is None)
 
     def get(self, name: str) -> object:
         """A plain attribute: a number, a truth, None, short text or a tuple of integers.

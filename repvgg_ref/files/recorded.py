@@ -30,6 +30,7 @@ _ADDS_INPUT = "IdentityBasedConv1x1"  # of W + I, in older diverse-branch blocks
 _IN_ORDER = "torch.nn.modules.container.Sequential"
 # What blocks of the family multiply a branch or the sum by, or add.
 _FACTORS = ("alpha", "beta", "gamma", "scale", "layer_scale")
+_NO_FACTOR = "alpha", 1.0  # what super-gradients writes where it has none; it only multiplies
 _MOST = 64  # a larger stride or dilation is a slip or an attack
 Records = Mapping[str, ModuleRecord]
 
@@ -105,7 +106,8 @@ class Recorded:
         met = (self._modules[path] for path in paths if path in self._modules)
         require_in_order(met, self._own)
         for name in _FACTORS:
-            if type(factor := self._own.get(name)) in (float, int):
+            factor = self._own.get(name)
+            if type(factor) in (float, int) and (name, factor) != _NO_FACTOR:
                 raise cannot(self._own, f"its {name} is no array", factor, "an array, or None")
         inside = {id(one): one for one in self._all()}
         start = len(self._own.path) + 1 if self._own.path else 0

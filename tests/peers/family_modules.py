@@ -68,6 +68,13 @@ class Qa(nn.Module):  # type: ignore[misc]
         return y + x if self.same else y
 
 
+class Residual(nn.Module):  # type: ignore[misc]
+    """What super-gradients calls the identity."""
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+
 class YoloNas(nn.Module):  # type: ignore[misc]
     """The same as super-gradients has it, with a placeholder for what it will be fused to."""
 
@@ -75,15 +82,14 @@ class YoloNas(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.branch_3x3 = Named(conv(i, o, 3), bn(o, eps))
         self.branch_1x1 = conv(i, o, 1, bias=bias)
-        self.alpha = nn.Parameter(torch.tensor([1.0])) if alpha else None
+        self.identity = Residual() if i == o else None
+        self.alpha = nn.Parameter(torch.tensor([1.0])) if alpha else 1.0
         self.post_bn = bn(o, eps)
         self.rbr_reparam = conv(i, o, 3, bias=True)
-        self.same = i == o
 
     def forward(self, x: Any) -> Any:
-        point = self.branch_1x1(x)
-        y = self.branch_3x3(x) + (point if self.alpha is None else self.alpha * point)
-        return y + x if self.same else y
+        y = self.branch_3x3(x) + self.alpha * self.branch_1x1(x)
+        return y if self.identity is None else y + self.identity(x)
 
 
 class Two(nn.Module):  # type: ignore[misc]

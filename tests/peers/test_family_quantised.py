@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from repvgg_ref.files.convert_modules import convert_modules
 from repvgg_ref.files.modules import find_blocks
 from repvgg_ref.oracle.families.family import judge_family
 
@@ -14,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 from tests.peers.family_composed import COMPOSED  # noqa: E402
 from tests.peers.family_modules import PLAIN, drawn, response  # noqa: E402
-from tests.peers.test_family_torch import converted  # noqa: E402
+from tests.peers.test_family_torch import arrays_of, converted  # noqa: E402
 
 pytestmark = pytest.mark.peers
 BLOCKS = PLAIN | COMPOSED
@@ -66,7 +68,7 @@ def test_a_folded_outer_batch_norm_is_right_and_one_that_is_only_dropped_is_not(
 
 def test_an_identity_that_no_key_tells_leaves_a_folded_file_open_too(tmp_path: Path) -> None:
     module = float32("yolo-nas", seed=4)
-    module.same = False
+    module.identity = None
     folded = deployed(module, module.post_bn)
     report = judged(tmp_path, state_of(module), folded)
     assert (report.verdict, "no key tells" in report.reason) == ("cannot-judge", True)
@@ -86,6 +88,26 @@ def test_a_depthwise_reading_of_kernels_of_one_channel_is_left_open(
     assert (report.verdict, "no key tells" in report.reason) == ("cannot-judge", True)
     fused["rbr_reparam.weight"][0, 0, 0, 0] += 1
     assert judged(tmp_path, state, fused).verdict == "disagree"
+
+
+@pytest.mark.parametrize("has_identity", [True, False], ids=["identity", "taken out"])
+@pytest.mark.parametrize("alpha", [1.0, None], ids=["no alpha", "alpha"])
+def test_a_whole_module_tells_its_identity_and_that_it_has_no_alpha(
+    has_identity: bool, alpha: float | None, tmp_path: Path
+) -> None:
+    module = float32("yolo-nas", seed=3)
+    module.identity = module.identity if has_identity else None
+    if alpha is not None:
+        del module.alpha
+        module.alpha = alpha
+    wanted = deployed(module)
+    torch.save({"model": torch.nn.Sequential(module.float())}, tmp_path / "whole.pt")
+    done = convert_modules(tmp_path / "whole.pt", tmp_path / "out.npz", "npz")
+    assert [(block.member.name, block.eps) for block in done.blocks] == [("yolo-nas", 1e-3)]
+    assert not any("no key" in note for note in done.notes)
+    found = arrays_of(tmp_path / "out.npz")
+    for name, array in wanted.items():
+        np.testing.assert_allclose(found[f"0.{name}"], array.numpy(), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("case", ["yolo-nas", "ecbsr"])
