@@ -14,7 +14,7 @@ from repvgg_ref.blocks.member import NORM, member, other_identity
 from repvgg_ref.blocks.parts import Parts, depthwise, is_number
 from repvgg_ref.blocks.run import Linear
 
-_UNTOLD = "the identity has no key: it is taken where channels are equal, and none is depthwise"
+_UNTOLD = "the identity has no key: it is taken where channels are equal; depthwise kernels never"
 
 
 def _other_reading(linear: Any) -> Linear | None:
@@ -32,7 +32,7 @@ def _other_reading(linear: Any) -> Linear | None:
     eps=(1e-3,),
     users="YOLOv6 v2",
     keys=rf"rbr_dense\.conv\.weight|rbr_dense\.bn\.{NORM}|rbr_1x1\.weight|rbr_identity\.{NORM}",
-    untold=f"{_UNTOLD}; V2's average never",
+    untold=f"{_UNTOLD}, V2's average never",
     told_by="rbr_identity",
     outer="bn",
     maybe=_other_reading,

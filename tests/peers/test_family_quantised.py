@@ -66,6 +66,18 @@ def test_a_folded_outer_batch_norm_is_right_and_one_that_is_only_dropped_is_not(
     assert judged(tmp_path, trained, folded | kept).verdict == "disagree"
 
 
+def test_a_folded_outer_batch_norm_has_the_eps_of_its_module(tmp_path: Path) -> None:
+    module = float32("yolo-nas", seed=4)
+    module.post_bn.eps = 0.02
+    folded = {f"0.{name}": array for name, array in deployed(module, module.post_bn).items()}
+    torch.save(torch.nn.Sequential(module.float()), tmp_path / "whole.pt")
+    torch.save(folded, tmp_path / "fused.pth")
+    report = judge_family(tmp_path / "whole.pt", tmp_path / "fused.pth")
+    assert report.verdict == "agree", report.reason
+    report = judge_family(tmp_path / "whole.pt", tmp_path / "fused.pth", eps=1e-3)
+    assert report.verdict == "disagree"
+
+
 def test_an_identity_that_no_key_tells_leaves_a_folded_file_open_too(tmp_path: Path) -> None:
     module = float32("yolo-nas", seed=4)
     module.identity = None

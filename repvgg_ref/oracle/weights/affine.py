@@ -41,8 +41,8 @@ def with_outer(
     if not name or not there or any(key in theirs for key in names.values()):
         return block
     record = ours[f"{block.prefix}{name}.running_var"].module
-    is_own = record is not None and any(each.eps is not None for each in norms_in(block.linear))
-    outer = Norm(name, channels, eps_of(record) if is_own else None)
+    is_told = any(each.eps is not None for each in norms_in(block.linear))
+    outer = Norm(name, channels, eps_of(record) if record is not None and is_told else None)
     return replace(
         block,
         linear=Chain(block.linear, outer),
