@@ -35,8 +35,11 @@ IMAGES, LABELS = "leftImg8bit", "gtFine"
 _IMAGE_END = "_leftImg8bit.png"
 _IDS, _TRAIN_IDS = "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
 _MOST_ID = 33
+_ID_MODES = ("L", "I;16", "I")
+_NO_COLOURS = {"1": "of one bit a pixel", "LA": "in grey and alpha", "F": "of real numbers"}
 _SAMPLE = 4  # label files of a split that are read before anything begins
 _SHOWN = 20  # names
+Size = tuple[int, int]  # width and height, as Pillow says it
 
 
 class Kind(NamedTuple):
@@ -89,8 +92,9 @@ class CityscapesSource(DenseSource):
     DataError
         If there is no picture, one has no labels, or labels have no picture.
     LabelError
-        If a label file is a picture in colours, or holds numbers that are no ids; of these only a
-        few are looked at here, the others by `check_labels` or when they are read.
+        If a label file is a picture in colours or of another size than its picture, which the
+        headers of all say; or holds numbers that are no ids: of these only a few are looked at
+        here, the others by `check_labels` or when they are read.
     """
 
     classes: tuple[str, ...] = CLASSES
@@ -112,6 +116,8 @@ class CityscapesSource(DenseSource):
                 wanted=f"CITY/NAME{_IMAGE_END}",
             )
         self._truths = self._paired(split)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(self._check_headers, range(len(self._images))))
         self.labels = np.zeros(len(self._images), np.int64)
         for index in np.unique(np.linspace(0, len(self) - 1, _SAMPLE).astype(int)).tolist():
             self.truth(index)
@@ -173,7 +179,7 @@ class CityscapesSource(DenseSource):
     def picture(self, index: int) -> Pillow.Image:
         """The image with its labels."""
         image, truth = self._decode(self.name(index), self.stored(index)), self.truth(index)
-        self._require_size(index, truth, image.size)
+        self._require_size(index, truth.shape[::-1], image.size)
         return labelled(image, truth)
 
     def check_labels(self, indices: Iterable[int]) -> int:
@@ -183,23 +189,38 @@ class CityscapesSource(DenseSource):
         """
 
         def check(index: int) -> bool:
-            truth = self.truth(index)
-            with (
-                readable(self._place(self._images[index])),
-                Pillow.open(self._images[index]) as file,
-            ):
-                size = file.size
-            self._require_size(index, truth, size)
-            return counts_nowhere(truth)
+            return counts_nowhere(self.truth(index))
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return sum(pool.map(check, indices))
 
-    def _require_size(self, index: int, truth: Array, size: tuple[int, int]) -> None:
-        if size != truth.shape[::-1]:
+    def _check_headers(self, index: int) -> None:
+        """Refuse labels that are no ids or have not the picture's size; no pixel is decoded."""
+        size, _ = self._header(self._images[index])
+        labels_size, mode = self._header(self._truths[index])
+        self._require_ids(index, mode)
+        self._require_size(index, labels_size, size)
+
+    def _header(self, path: Path) -> tuple[Size, str]:
+        with readable(self._place(path)), Pillow.open(path) as file:
+            return file.size, file.mode
+
+    def _require_ids(self, index: int, mode: str) -> None:
+        if mode in _ID_MODES:
+            return
+        kind = _NO_COLOURS.get(mode, "in colours")
+        raise LabelError(
+            f"{sanitize(self._truths[index])}: a picture {kind}, where ids are expected",
+            got=f"mode {mode}",
+            wanted="one number a pixel (mode L)",
+            advice=f"take the files that end in {_IDS}, not ..._color.png",
+        )
+
+    def _require_size(self, index: int, labels_size: Size, size: Size) -> None:
+        if size != labels_size:
             raise LabelError(
                 f"{sanitize(self._truths[index])}: labels of another size than the picture",
-                got="{} x {}".format(*truth.shape),
+                got=f"{labels_size[1]} x {labels_size[0]}",
                 wanted=f"{size[1]} x {size[0]}",
             )
 
@@ -213,13 +234,7 @@ class CityscapesSource(DenseSource):
         name = sanitize(str(path))
         with readable(self._place(path)), Pillow.open(path) as file:
             mode, values = file.mode, np.asarray(file)
-        if mode not in ("L", "I;16", "I"):
-            raise LabelError(
-                f"{name}: a picture in colours, where ids are expected",
-                got=f"mode {mode}",
-                wanted="one number a pixel (mode L)",
-                advice=f"take the files that end in {_IDS}, not ..._color.png",
-            )
+        self._require_ids(index, mode)
         if values.dtype != np.uint8 and not ((values >= 0) & (values <= IGNORED)).all():
             wrong = int(values.max())
             raise LabelError(f"{name}: labels out of range", got=wrong, wanted="0 ... 255")

@@ -125,16 +125,34 @@ def test_all_label_files_can_be_looked_at_before_an_epoch_is_lost(tmp_path: Path
     check_labels(source, rank=0, ranks=2)  # the sixth is the other's
     with pytest.raises(LabelError, match="got 40"):
         check_labels(source, rank=1, ranks=2)
-    Image.fromarray(np.zeros((20, 49), np.uint8)).save(truths[5])
-    with pytest.raises(LabelError, match="another size than the picture"):
-        check_labels(source)
     assert check_labels(ScenesSource("generated:scenes-33", split="val")) == (0, 0)  # no files
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("labels", "what"),
+    [
+        (np.zeros((20, 49), np.uint8), r"another size than the picture \(got 20 x 49 ; wanted 34 x"),
+        (np.zeros((34, 49, 3), np.uint8), "in colours, where ids are expected"),
+        (np.zeros((34, 49), bool), "of one bit a pixel, where ids are expected"),
+    ],
+    ids=["size", "colours", "one-bit"],
+)
+def test_what_headers_tell_of_any_label_file_is_said_at_once(
+    tmp_path: Path, split: str, labels: np.ndarray, what: str
+) -> None:
+    """Not of those alone that are read before anything begins."""
+    root = cityscapes(tmp_path, count=6)
+    truth = sorted((root / "gtFine" / split).glob("*/*labelIds.png"))[5]
+    Image.fromarray(labels).save(truth)
+    with pytest.raises(LabelError, match=f"aachen_000005.*{what}"):
+        open_parts(root)
 
 
 def test_labels_of_another_size_end_an_epoch_and_are_not_passed_over(tmp_path: Path) -> None:
     root = cityscapes(tmp_path)
-    Image.fromarray(np.zeros((20, 49), np.uint8)).save(labels_of(root))
     source = open_data(root, split="train")
+    Image.fromarray(np.zeros((20, 49), np.uint8)).save(labels_of(root))
     loader = Loader(source, transform=DenseTrainingTransform(17), batch_size=6)
     with pytest.raises(LabelError, match="another size than the picture"):
         list(loader.epoch(0))
