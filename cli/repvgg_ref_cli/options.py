@@ -218,7 +218,8 @@ def assumed_line(assumed: Assumed) -> list[str]:
     advice = [f"{', '.join(others)} say otherwise"] if others else []
     if assumed.is_fused:
         advice.append("of another eps, fuse the trained file again")
-    return [f"assumed {assumed}: nobody has said it; {'; '.join(advice)}"]
+    # Of blocks that somebody did say, "else" in `assumed` tells nothing.
+    return [f"assumed, where nobody has said otherwise, {assumed}; {'; '.join(advice)}"]
 
 
 def refuse_options(ctx: click.Context, names: Iterable[str], why: str) -> None:

@@ -15,7 +15,7 @@ from repvgg_ref.models.architectures import Architecture
 from repvgg_ref.models.geometry import Geometry, geometry_of, with_geometry
 from repvgg_ref.models.graph import Graph
 from repvgg_ref.models.layers import Form
-from repvgg_ref.models.names import OFFICIAL, TORCHVISION, published_names
+from repvgg_ref.models.names import OFFICIAL, OFFICIAL_PSPNET, published_names
 from repvgg_ref.models.pspnet import AUX_HEAD, FAST, PREFIX, pspnet
 from repvgg_ref.models.registry import find_name
 
@@ -62,7 +62,7 @@ def identify_pspnet(
     alike = (graph for graph in fits if geometry_of(graph) == geometry_of(graph) | _of(graph, said))
     network = with_geometry(next(alike, fits[0]), said)
     theirs = {name: ours for ours, name in published_names(network, form).items()}
-    return Found(network, form, {n: theirs[n] for n in shapes if n in theirs}, TORCHVISION)
+    return Found(network, form, {n: theirs[n] for n in shapes if n in theirs}, OFFICIAL_PSPNET)
 
 
 def _of(graph: Graph, said: Geometry) -> Geometry:

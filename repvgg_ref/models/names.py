@@ -242,6 +242,8 @@ CANONICAL = Dialect(name="canonical", stem="", block="", parts={}, whole={})
 """Our own names, for networks whose blocks are in no stage."""
 TORCHVISION = replace(CANONICAL, name="torchvision")
 """The names that a network's nodes say themselves: `published_names`."""
+OFFICIAL_PSPNET = replace(CANONICAL, name="official")
+"""The same of a PSPNet, whose nodes say the names of the official example."""
 
 
 def official_dialect(arch: Network) -> Dialect:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import repvgg_ref as rr
+from repvgg_ref.data.cityscapes import CLASSES as CITYSCAPES
 from repvgg_ref.data.dense import labelled, parted
 from repvgg_ref.data.scenes import CLASSES, ScenesSource
 from repvgg_ref.files.checkpoint import save
@@ -163,3 +164,27 @@ def test_train_takes_the_recipe_of_the_data(
     wrong = invoke(capsys, "train", "--data", "generated:shapes", "--recipe", "pspnet", "--dry-run")
     assert "labels of pixels" in wrong.error_line()
     assert segmentation_scores(np.zeros(1, int), np.zeros(1, int), 1)["miou"] == 1
+
+
+def test_names_and_assumptions_of_a_file_that_says_nothing_of_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its names are the official example's, its 19 classes Cityscapes', and what is said is said."""
+    model, path = random_model(small_graph(classes=len(CITYSCAPES)), 0), tmp_path / "net.npz"
+    np.savez(path, **model.state_dict())
+    found = invoke(capsys, "inspect", path, "--json").json()
+    assert (found["dialect"], found["form"]) == ("official", "train")
+    said = ("--dilations", "stage3.0=1")
+    shown = invoke(capsys, "convert", "--in", path, "--out", tmp_path / "fused.npz", *said)
+    assert "official names" in shown.out
+    assert "assumed, where nobody has said otherwise, eps 1e-05; stride" in shown.out
+    Image.fromarray(np.zeros((33, 33, 3), np.uint8)).save(tmp_path / "street.png")
+    how = ("--weights", path, tmp_path / "street.png", "--size", 33)
+    shown = invoke(capsys, "predict", *how)
+    assert "Cityscapes' 19 are shown" in shown.err
+    found = invoke(capsys, "predict", *how, "--json").json()
+    require_documented("predict", [found])
+    assert found["class_names"] == "cityscapes"
+    assert {CITYSCAPES[part["index"]] for part in found["images"][0]["pixels"]} == {
+        part["class"] for part in found["images"][0]["pixels"]
+    }

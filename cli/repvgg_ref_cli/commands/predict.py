@@ -165,6 +165,8 @@ def _segment(
     from repvgg_ref_cli.segmentation import predict, show_parts
 
     known, source = _class_names(classes, model)
+    if source == "cityscapes":
+        note("the file names no classes: Cityscapes' 19 are shown; --classes names others")
     names = known or [str(c) for c in range(model.arch.num_classes)]
     results = predict(model, images, names, **how)
     if not as_json:
@@ -182,7 +184,8 @@ def _segment(
 
 
 def _class_names(path: Path | None, model: Model) -> tuple[Sequence[str] | None, str]:
-    """The names in `path`, those that the model knows, ImageNet's or none; and which."""
+    """The names in `path`, those that the model knows, the usual data set's or none; and which."""
+    from repvgg_ref.data.cityscapes import CLASSES
     from repvgg_ref.data.imagenet import imagenet_classes, is_imagenet
 
     if path is not None:
@@ -192,6 +195,8 @@ def _class_names(path: Path | None, model: Model) -> tuple[Sequence[str] | None,
         return [known.get(name, name) for name in model.about.classes], "file"
     if is_imagenet(model.arch):
         return list(imagenet_classes().values()), "imagenet"
+    if model.arch.is_dense and model.arch.num_classes == len(CLASSES):
+        return CLASSES, "cityscapes"
     return None, "none"
 
 
