@@ -8,7 +8,7 @@ The classifier need not have it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,23 +44,28 @@ class Layers:
         What a layer shows; None if bugs cannot be tried on it.
     estimated : frozenset of str
         Findings that are no bugs of the library but were estimated.
+    alike : callable
+        The places of the same operation as one that is hidden before a layer; none if unknown.
     """
 
     names: Sequence[str]
     bad: Sequence[str]
     evidence: Callable[[str], Evidence | None]
     estimated: frozenset[str] = frozenset()
+    alike: Callable[[str], Collection[str]] = lambda place: ()
 
     def count(self, finding: Finding, found_in: FoundIn) -> int:
         """In how many layers a finding is shown to stand, if it stands in all; else 0."""
         if finding.bug == _OF_ANOTHER:
             return 0
         own = {n: f for n, each in found_in.items() if (f := _of(each, finding.bug)) is not None}
-        if any(f.layer not in (None, name) and not f.also for name, f in own.items()):
-            return 0  # it is in one of the nodes that are hidden before this one
         is_fitted = finding.bug in _FITTED | self.estimated
         if len(own) < 2 or not all(_alike(finding, each, is_fitted) for each in own.values()):
             return 0
+        if hidden := [f.layer for n, f in own.items() if f.layer not in (None, n) and not f.also]:
+            places = {place for n, f in own.items() for place in (f.layer or n, *f.also)}
+            able = self.alike(str(hidden[0]))
+            return len(places) if able and places.issuperset(able) else 0
         left = [name for name in self.names if name not in own and name != "linear"]
         if finding.bug in self.estimated:
             asked = [name in self.bad and name not in found_in for name in left]

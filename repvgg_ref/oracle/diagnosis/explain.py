@@ -226,6 +226,10 @@ class Case:
         """Whether a finding says something of a layer."""
         return finding.is_in(name)
 
+    def alike(self, place: str) -> Collection[str]:
+        """The places of the same operation as one that is hidden before a layer."""
+        return ()
+
     def strangeness(self, beyond: list[str], diagnosis: list[Finding]) -> str:
         """Why nothing can be said of a port whose arithmetic is not known; empty if it can."""
         if beyond:
@@ -290,7 +294,7 @@ def explain(case: Case) -> Report:
 def diagnosed(case: Case, beyond: list[str], alarms: Mapping[str, list[Estimate]]) -> list[Finding]:
     """Findings for the bad layers: first those beyond their bounds, else those with alarms."""
     chosen = beyond or list(alarms)
-    layers = Layers(list(case.comparisons), chosen, case.trial_evidence, ESTIMATED)
+    layers = Layers(list(case.comparisons), chosen, case.trial_evidence, ESTIMATED, case.alike)
     asked = case.asked(case.caused(chosen))
     if not beyond:
         return merged(_each(case.small_findings, asked), layers)

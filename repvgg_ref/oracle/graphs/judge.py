@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from repvgg_ref.arrays import Array
+from repvgg_ref.models.layers import Block
 from repvgg_ref.models.network import Model
 from repvgg_ref.oracle.arithmetic.operands import Seen
 from repvgg_ref.oracle.bounds.precision import Precision
@@ -107,6 +108,11 @@ class GraphCase(Case):
         places = self.port.hidden_before(self.port.nodes[name])
         return super().is_of(finding, name) or any(finding.layer == each.name for each in places)
 
+    def alike(self, place: str) -> Collection[str]:
+        """Of blocks nobody knows which could have a bug: those are tried one by one."""
+        kind = type(self.port.nodes[place].op)
+        return [n.name for n in self.port.nodes.values() if type(n.op) is kind is not Block]
+
     def is_possible(self, name: str) -> bool:
         """Whether the largest errors that hidden layers may have explain a node's output.
 
@@ -169,7 +175,8 @@ def judge_graph(
         return replace(report, notes=(*report.notes, outputs.problem))
     found = other_output(port)
     why = report.reason + "".join(f": {each.says}" for each in found)
-    return replace(report, reason=why, diagnosis=found)
+    first = found[0].layer if found else None
+    return replace(report, reason=why, diagnosis=found, first_bad_layer=first)
 
 
 def _computed(port: GraphPort, scales: Mapping[str, Mapping[str, float]]) -> list[str]:

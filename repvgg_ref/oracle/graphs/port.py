@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -39,6 +38,7 @@ _ENDS: Mapping[str, Ending] = {
     "sigmoids, not logits": (_as_it_is, sigmoid),
 }
 _AUXILIARY = "the auxiliary head's output"
+_LEAST_ADDED = 1e-3  # of the auxiliary logits: less is what rounding in a right port makes of it
 _SCREENED = 32  # output channels that tell whether it is worth computing all
 
 
@@ -144,13 +144,9 @@ class GraphPort(Walk):
         head = self.model.arch.head
         if node.name not in (head.name, *head.inputs):
             return {}
-        found: dict[str, Callable[[], Array]] = {}
-        auxiliary = self._auxiliary
-        if auxiliary is not None:
-            end = auxiliary.name if node.name == head.name else auxiliary.inputs[0]
-            with contextlib.suppress(KeyError):  # what it is fed by may not be known
-                given = self._trained_only(end)
-                found[_AUXILIARY] = lambda: given
+        main = partial(self.forward, node, list(xs))
+        others = self.with_auxiliary(node.name, main)
+        found = {what: partial(np.asarray, y) for what, y in others.items()}
         if node.name == head.name:
             found |= {what: partial(self._ended, node, xs, end) for what, end in _ENDS.items()}
         return found
@@ -161,15 +157,33 @@ class GraphPort(Walk):
         y = node.op.forward(node.name, [before(xs[0]), *xs[1:]], self.run)[0]
         return np.asarray(after(y))
 
-    def without_main(self) -> dict[str, Array]:
-        """What could be given for the logits without the main head."""
-        auxiliary = self._auxiliary
+    def main_logits(self) -> Array:
+        """The right logits, of the candidate's own outputs as far along as they are known."""
+        head = self.model.arch.head
+        xs = [self._computed_on(name, further=True) for name in head.inputs]
+        return self.forward(head, xs)
+
+    def with_auxiliary(self, name: str, main: Callable[[], Array]) -> dict[str, Array]:
+        """What else the head, or what it resizes, could be: the auxiliary head's, or both added.
+
+        `main` gives what is right. Nothing if the auxiliary head is fed by what is not known.
+        """
+        auxiliary, own = self._auxiliary, self.own(name)
         if auxiliary is None:
             return {}
+        end = auxiliary.name if name == self.model.arch.head.name else auxiliary.inputs[0]
         try:
-            return {_AUXILIARY: self._trained_only(auxiliary.name)}
-        except KeyError:  # what it is fed by is not known
+            given = self._computed_on(end)
+        except KeyError:
             return {}
+        found = {_AUXILIARY: given}
+        if own is not None and own.shape == given.shape and np.isfinite(own).all():
+            right = main()
+            factor = float((given * (own - right)).sum() / max((given**2).sum(), 1e-300))
+            if abs(factor) > _LEAST_ADDED:
+                what = f"the main logits plus {factor:.3g} times {_AUXILIARY}"
+                found[what] = right + factor * given
+        return found
 
     @property
     def _auxiliary(self) -> Node | None:
@@ -177,8 +191,11 @@ class GraphPort(Walk):
         nodes = (n for n in self.model.arch.nodes if n.loss_weight and n.training_only)
         return next(nodes, None) if self.model.form == "train" else None
 
-    def _trained_only(self, name: str) -> Array:
-        """The output of a node that exists in training only, on the candidate's own features."""
+    def _computed_on(self, name: str, *, further: bool = False) -> Array:
+        """A node's right output, of the candidate's own features.
+
+        `further`: along any nodes, not only those that exist in training alone.
+        """
         run = replace(wide_pass(self.model), dropout=0.0)
         nodes = {node.name: node for node in self.model.arch.nodes}
 
@@ -186,7 +203,7 @@ class GraphPort(Walk):
             if at in self.known:
                 return self.known[at].y
             node = nodes[at]
-            if not node.training_only:
+            if not (further or node.training_only):
                 raise KeyError(at)
             return np.asarray(node.op.forward(at, [output(n) for n in node.inputs], run)[0])
 

@@ -48,7 +48,8 @@ def _entries(report: Report, page: str | None) -> Iterator[tuple[str, str]]:
     yield "precision", visible(report.precision)
     if report.first_bad_layer is not None:
         bad = sum(not layer.ok for layer in report.layers)
-        yield "first bad", f"{visible(report.first_bad_layer)} ({bad} bad of {len(report.layers)})"
+        of = f" ({bad} bad of {len(report.layers)})" if bad else ""  # none: it was not compared
+        yield "first bad", visible(report.first_bad_layer) + of
     for index, finding in enumerate(report.diagnosis[:_MOST_FINDINGS]):
         yield "diagnosis" if index == 0 else "or/and", _finding(finding)
     for index, step in enumerate(next_steps(report)):

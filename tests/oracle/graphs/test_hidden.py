@@ -14,9 +14,11 @@ from repvgg_ref.models.dense import AdaptiveAvgPool, ResizeAs, Zoom
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bugs import NODE_BUGS
 from repvgg_ref.oracle.bugs.base import planted
+from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.graphs.port import GraphPort
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.node import NodeProgram
+from repvgg_ref.oracle.verification import judge
 from tests.oracle.graphs.ports import MODEL, RIGHT, X, hiding, port
 
 _WALKED = GraphPort(Programs(MODEL), RIGHT, X, PRECISIONS["fp32"])
@@ -91,3 +93,50 @@ def test_a_hidden_bug_in_most_places_is_not_in_all() -> None:
     (finding,) = rr.verify(MODEL, hiding(outputs), inputs=X).diagnosis
     assert finding.layer == "ppm.1.pool"
     assert finding.says.endswith("(also in ppm.2.pool, ppm.3.pool)")
+
+
+@pytest.mark.parametrize("right", ["", "ppm.2.pool"])
+def test_hidden_each_before_a_block_that_shows_it_it_is_in_all_only_if_it_is(right: str) -> None:
+    outputs = wrong_everywhere("pool-max", "", AdaptiveAvgPool, but=right)
+    (finding,) = rr.verify(MODEL, without(outputs, _POOLS), inputs=X).diagnosis
+    assert (finding.bug, finding.layer) == ("pool-max", "ppm.0.pool" if right else "all")
+    assert finding.says.endswith(
+        "(also in ppm.1.pool, ppm.3.pool)" if right else "(in all 4 layers that show it)"
+    )
+
+
+def _auxiliary(of: str) -> Array:
+    """Float64 logits of the auxiliary head on the right port's own features."""
+    return GraphPort.with_auxiliary(_WALKED, of, lambda: RIGHT[of])["the auxiliary head's output"]
+
+
+def test_auxiliary_logits_that_are_added_are_told_with_their_factor() -> None:
+    outputs = port({"cls.4": lambda xs: RIGHT["cls.4"] + 0.4 * _auxiliary("cls.4")})
+    report = rr.verify(MODEL, outputs, inputs=X)
+    assert report.first_bad_layer == "cls.4"
+    (finding,) = report.diagnosis
+    assert finding.bug == "another-output"
+    assert "plus 0.4 times the auxiliary head's" in finding.says
+
+
+@pytest.mark.parametrize(
+    ("added", "bug", "says"),
+    [
+        (0.0, None, ""),
+        (0.25, "another-output", "plus 0.25 times the auxiliary head's"),
+        (None, "unknown", "the logits are not the network's"),
+    ],
+)
+def test_logits_that_cannot_be_compared_are_placed_all_the_same(
+    added: float | None, bug: str | None, says: str
+) -> None:
+    """A graph in which no pyramid is found shows its backbone and its logits alone."""
+    shown = {n: y for n, y in RIGHT.items() if n.startswith("stage") or n == "logits"}
+    if added is None:
+        shown["logits"] = RIGHT["logits"][:, ::-1]
+    else:
+        shown["logits"] = RIGHT["logits"] + added * _auxiliary("logits")
+    report = judge(MODEL, Outputs(shown, problem="no pyramid"), X)
+    assert (report.verdict, report.first_bad_layer) == ("disagree", "logits" if bug else None)
+    assert [f.bug for f in report.diagnosis] == ([bug] if bug else [])
+    assert says in report.reason
