@@ -72,7 +72,10 @@ def test_people_are_told_what_was_read_written_checked_and_what_is_next(
         "next   ",
     ]
     assert "net.safetensors: custom, train form, official names, safetensors" in shown.out
-    assert "       assumed, where nobody has said otherwise, eps 1e-05; stride 2 in stage0, stage1.0" in shown.out
+    assert (
+        "       assumed, where nobody has said otherwise, eps 1e-05; stride 2 in stage0, stage1.0"
+        in shown.out
+    )
     assert (tmp_path / "net-deploy.npz").exists()
 
 

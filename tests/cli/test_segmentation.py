@@ -169,9 +169,10 @@ def test_train_takes_the_recipe_of_the_data(
 def test_names_and_assumptions_of_a_file_that_says_nothing_of_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its names are the official example's, its 19 classes Cityscapes', and what is said is said."""
+    """Its names are the official example's, its 19 classes Cityscapes', what is said is said."""
     model, path = random_model(small_graph(classes=len(CITYSCAPES)), 0), tmp_path / "net.npz"
-    np.savez(path, **model.state_dict())
+    arrays: Any = model.state_dict()
+    np.savez(path, **arrays)
     found = invoke(capsys, "inspect", path, "--json").json()
     assert (found["dialect"], found["form"]) == ("official", "train")
     said = ("--dilations", "stage3.0=1")

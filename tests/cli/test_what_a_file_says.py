@@ -88,7 +88,9 @@ def test_every_command_tells_what_it_assumed_and_takes_what_is_said(
     if name == "inspect":  # it has nothing to say beside its JSON
         shown = invoke(capsys, name, *arguments)
     told = " ".join((shown.out + shown.err).split())
-    assert "assumed, where nobody has said otherwise, eps 1e-05; stride 2 in stage0, stage1.0" in told
+    assert (
+        "assumed, where nobody has said otherwise, eps 1e-05; stride 2 in stage0, stage1.0" in told
+    )
     assert "--eps, --strides, --dilations say otherwise" in told
 
     if name == "golden":  # what is said to it: tests/oracle/test_assumptions.py, and it takes long
@@ -110,7 +112,9 @@ def test_of_a_fused_file_no_other_eps_is_offered(
     arguments = commands(fused, tmp_path, picture)[name]
     shown = invoke(capsys, name, *arguments, "--eps", "0.01")
     told = " ".join((shown.out + shown.err).replace("│", " ").split())
-    assert "assumed, where nobody has said otherwise, eps 1e-05 when it was fused; stride 2 in" in told
+    assert (
+        "assumed, where nobody has said otherwise, eps 1e-05 when it was fused; stride 2 in" in told
+    )
     assert "--strides, --dilations say otherwise; of another eps, fuse the trained file" in told
     assert "--eps, --strides" not in told
     assert "eps 0.01 has no effect: the file is fused" in told

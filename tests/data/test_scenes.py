@@ -132,7 +132,10 @@ def test_all_label_files_can_be_looked_at_before_an_epoch_is_lost(tmp_path: Path
 @pytest.mark.parametrize(
     ("labels", "what"),
     [
-        (np.zeros((20, 49), np.uint8), r"another size than the picture \(got 20 x 49 ; wanted 34 x"),
+        (
+            np.zeros((20, 49), np.uint8),
+            r"another size than the picture \(got 20 x 49 ; wanted 34 x",
+        ),
         (np.zeros((34, 49, 3), np.uint8), "in colours, where ids are expected"),
         (np.zeros((34, 49), bool), "of one bit a pixel, where ids are expected"),
     ],

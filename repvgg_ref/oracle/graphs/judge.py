@@ -21,6 +21,7 @@ from repvgg_ref.oracle.candidates import Outputs
 from repvgg_ref.oracle.candidates.names import listed
 from repvgg_ref.oracle.diagnosis.explain import Case, explain
 from repvgg_ref.oracle.diagnosis.incomparable import wrong_shape
+from repvgg_ref.oracle.diagnosis.one_channel import scaled_channel
 from repvgg_ref.oracle.estimates.estimate import told
 from repvgg_ref.oracle.estimates.port import is_estimable
 from repvgg_ref.oracle.graphs.findings import NodeEvidence, of_shape, other_output
@@ -86,6 +87,9 @@ class GraphCase(Case):
     def findings(self, name: str, together: Collection[str] = ()) -> list[Finding]:
         """As of chains; what nobody knows may as well be in what is hidden before the node."""
         found = super().findings(name, together)
+        if found[0].bug == "unknown" and name not in self.estimates.samples:
+            scaled = scaled_channel(self.evidence(name))
+            found = found if scaled is None else [scaled]
         before = self.port.hidden_before(self.port.nodes[name])
         hidden = [node.name for node in before if node.name in self.port.hidden]
         if not hidden or found[0].bug != "unknown":

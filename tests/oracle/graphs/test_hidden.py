@@ -6,19 +6,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 
 import repvgg_ref as rr
 from repvgg_ref.arrays import Array
+from repvgg_ref.blocks.fusion import FusedConv
 from repvgg_ref.models.dense import AdaptiveAvgPool, ResizeAs, Zoom
 from repvgg_ref.oracle.bounds.precision import PRECISIONS
 from repvgg_ref.oracle.bugs import NODE_BUGS
 from repvgg_ref.oracle.bugs.base import planted
 from repvgg_ref.oracle.candidates import Outputs
+from repvgg_ref.oracle.graphs.judge import judge_graph
 from repvgg_ref.oracle.graphs.port import GraphPort
 from repvgg_ref.oracle.programs.layers import Programs
 from repvgg_ref.oracle.programs.node import NodeProgram
-from repvgg_ref.oracle.verification import judge
+from repvgg_ref.oracle.programs.program import batch_output
 from tests.oracle.graphs.ports import MODEL, RIGHT, X, hiding, port
 
 _WALKED = GraphPort(Programs(MODEL), RIGHT, X, PRECISIONS["fp32"])
@@ -136,7 +139,32 @@ def test_logits_that_cannot_be_compared_are_placed_all_the_same(
         shown["logits"] = RIGHT["logits"][:, ::-1]
     else:
         shown["logits"] = RIGHT["logits"] + added * _auxiliary("logits")
-    report = judge(MODEL, Outputs(shown, problem="no pyramid"), X)
+    outputs = Outputs(shown, problem="no pyramid")
+    report = judge_graph(Programs(MODEL), outputs, X, PRECISIONS["fp32"], "candidate")
     assert (report.verdict, report.first_bad_layer) == ("disagree", "logits" if bug else None)
     assert [f.bug for f in report.diagnosis] == ([bug] if bug else [])
     assert says in report.reason
+
+
+@pytest.mark.parametrize("name", ["ppm.1", "ppm.3"])
+@pytest.mark.parametrize("of", ["outputs", "weights"])
+def test_a_channel_that_is_scaled_behind_a_hidden_pool_is_told(name: str, of: str) -> None:
+    program = _WALKED.programs[name].as_one_convolution()
+    factor = np.ones((len(program.fused.bias), 1, 1, 1))
+    factor[1] = 1.003
+    bias = factor.ravel() if of == "outputs" else 1.0
+    fused = FusedConv(program.fused.weight * factor, program.fused.bias * bias)
+    wrong = replace(program, fused=fused)
+    outputs = port({name: lambda xs: batch_output(wrong, np.asarray(xs[0], np.float64))})
+    (finding,) = rr.verify(MODEL, without(outputs, _POOLS), inputs=X).diagnosis
+    assert (finding.bug, finding.layer) == ("channel-scaled", name)
+    assert finding.estimate == pytest.approx(0.003, rel=1e-2)
+    assert f"the {of} of channel 1 are 1.003" in finding.says
+
+
+def test_a_channel_that_is_shifted_is_not_scaled() -> None:
+    shifted = RIGHT["ppm.3"].copy()
+    shifted[:, 1] += 0.01 * np.abs(RIGHT["ppm.3"]).max() * (shifted[:, 1] > 0)
+    outputs = port({"ppm.3": lambda xs: shifted})
+    (finding,) = rr.verify(MODEL, without(outputs, _POOLS), inputs=X).diagnosis
+    assert finding.bug != "channel-scaled"
