@@ -18,7 +18,8 @@ from repvgg_ref.oracle.families.family import judge_family
 torch = pytest.importorskip("torch")
 
 from tests.peers.family_composed import COMPOSED  # noqa: E402
-from tests.peers.family_modules import PLAIN, drawn, response  # noqa: E402
+from tests.peers.family_modules import PLAIN, drawn  # noqa: E402
+from tests.peers.impulses import response  # noqa: E402
 
 pytestmark = pytest.mark.peers
 BLOCKS = PLAIN | COMPOSED

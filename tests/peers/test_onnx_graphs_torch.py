@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from repvgg_ref.files.convert_graph import convert_graph
-from tests.peers.family_modules import PLAIN, bn, conv, drawn, response
+from tests.peers.family_modules import PLAIN, bn, conv, drawn
+from tests.peers.impulses import response
 from tests.peers.linear_graphs import operators, run
 
 pytestmark = pytest.mark.peers
