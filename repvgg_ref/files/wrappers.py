@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ _SHARD = re.compile(r"\d{5}-of-\d{5}")
 _SHOWN = 12
 _MOST_PLACES = 1000  # of arrays that are counted where none is a network's
 _CONTAINERS = (dict, list, tuple)
+_PARTS = (LazyArray, PickledModule, *_CONTAINERS)  # all else holds no arrays
 
 
 def is_average(name: str) -> bool:
@@ -67,18 +68,18 @@ def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
     while (entry := _entry(holder, asked, known)) is not None:
         taken, asked = entry
         _note(taken, holder, known.entries(holder), notes, first=holder is root)
-        holder = _named(holder)[taken]
+        holder = known.parts(holder)[taken]
     if isinstance(holder, PickledModule):
         return Selected(_arrays_of_module(holder, notes), asked, known.entries(root))
     arrays = _arrays_of(holder) if isinstance(holder, dict) else {}
     if not arrays:
-        _require_none(root)
+        _require_none(root, known)
     return Selected(arrays, asked, known.entries(root))
 
 
-def _require_none(root: Any) -> None:
+def _require_none(root: Any, known: _Holders) -> None:
     """Raise the error that tells what a file without named weights holds instead."""
-    places = list(islice(_places(root, "", set()), _MOST_PLACES))
+    places = list(islice(_places(root, "", known, set()), _MOST_PLACES))
     if places:
         count = "1 array" if len(places) == 1 else f"{len(places)} arrays"
         more = " or more" if len(places) == _MOST_PLACES else ""
@@ -93,69 +94,84 @@ def _require_none(root: Any) -> None:
         )
 
 
-def _places(value: Any, place: str, seen: set[int]) -> Iterator[str]:
+def _places(value: Any, place: str, known: _Holders, seen: set[int]) -> Iterator[str]:
     """Where arrays stand below `value`, as far as names that `--weights` would know tell it.
 
     A container that stands in several places is looked into once: there may be 2**n paths to it.
     """
     if isinstance(value, LazyArray):
         yield place or "the file itself"
-    elif isinstance(value, _CONTAINERS) and id(value) not in seen:
+    elif id(value) not in seen:
         seen.add(id(value))
-        for name, each in _named(value).items():
-            yield from _places(each, f"{place}.{name}" if place else name, seen)
-
-
-def _named(holder: Any) -> dict[str, Any]:
-    """What stands in a dict, list or tuple, under the name that `--weights` knows it by.
-
-    A number is its digits, as is the place in a list; another key that is no text is its type and
-    its place in the dict. Where text and a number are spelled alike, it is the text's.
-    """
-    if not isinstance(holder, dict):
-        return {str(place): value for place, value in enumerate(holder)}
-    texts = {key: value for key, value in holder.items() if isinstance(key, str)}
-    others = {_spelled(key): value for key, value in holder.items() if not isinstance(key, str)}
-    return others | texts if others else texts
+        for name, each in known.parts(value).items():
+            yield from _places(each, f"{place}.{name}" if place else name, known, seen)
 
 
 def _spelled(key: Any) -> str:
+    """The name that `--weights` knows a part by, of which `key` is the key or the place.
+
+    A number is its digits; another key that is no text is its type and its place in the dict.
+    """
     return f"{key.type_name}#{key.value}" if isinstance(key, Inert) else str(key)
 
 
-_NOTHING, _MODULES, _ARRAYS = range(3)
+_NOTHING, _NAMELESS, _MODULES, _ARRAYS = range(4)
 
 
 class _Holders:
-    """What of a tree holds weights, each container looked at once however often it is shared.
+    """What of a tree holds arrays, each container looked at once however often it is shared.
 
+    What holds none costs little and gets no name, since a megabyte can hold a million plain values.
     A module is taken for a holder unseen: what is in it is walked where it is needed.
     """
 
     def __init__(self) -> None:
         self._known: dict[int, int] = {}
-        self._entries: dict[int, list[str]] = {}
+        self._parts: dict[int, dict[str, Any]] = {}
 
     def entries(self, holder: Any) -> list[str]:
         """The names of what stands in `holder` and holds weights."""
-        key = id(holder)
-        if key not in self._entries:
-            named = _named(holder) if isinstance(holder, _CONTAINERS) else {}
-            self._entries[key] = [name for name, value in named.items() if self.held(value)]
-        return self._entries[key]
+        return [name for name, part in self.parts(holder).items() if self.held(part) >= _MODULES]
 
-    def held(self, entry: object) -> int:
-        """The best that stands in it: named arrays, else whole modules, else nothing."""
-        if isinstance(entry, PickledModule):
+    def parts(self, holder: Any) -> dict[str, Any]:
+        """What holds arrays in a dict, list or tuple, under the name that `--weights` knows it by.
+
+        Where text and a number are spelled alike, it is the text's.
+        """
+        key = id(holder)
+        if key not in self._parts:
+            self._parts[key] = self._named(holder) if isinstance(holder, _CONTAINERS) else {}
+        return self._parts[key]
+
+    def held(self, part: object) -> int:
+        """The best that stands in it: named arrays, else whole modules, else arrays, or nothing."""
+        if isinstance(part, PickledModule):
             return _MODULES
-        if not isinstance(entry, _CONTAINERS):
-            return _NOTHING
-        key = id(entry)
+        if not isinstance(part, _CONTAINERS):
+            return _NAMELESS if isinstance(part, LazyArray) else _NOTHING
+        key = id(part)
         if key not in self._known:
             self._known[key] = _NOTHING  # while it is looked into: it may hold itself
-            inside = map(self.held, entry.values() if isinstance(entry, dict) else entry)
-            self._known[key] = _ARRAYS if _holds_named(entry) else max(inside, default=_NOTHING)
+            self._known[key] = _ARRAYS if _holds_named(part) else self._best_in(_values(part))
         return self._known[key]
+
+    def _best_in(self, values: Iterable[Any]) -> int:
+        kinds = set(map(type, values))
+        if not any(issubclass(kind, _PARTS) for kind in kinds):
+            return _NOTHING
+        return max(map(self.held, values))
+
+    def _named(self, holder: Any) -> dict[str, Any]:
+        if self.held(holder) == _NOTHING:
+            return {}
+        pairs = holder.items() if isinstance(holder, dict) else enumerate(holder)
+        parts = [(key, value) for key, value in pairs if self.held(value) != _NOTHING]
+        others = {_spelled(key): value for key, value in parts if not isinstance(key, str)}
+        return others | {key: value for key, value in parts if isinstance(key, str)}
+
+
+def _values(holder: Any) -> Iterable[Any]:
+    return holder.values() if isinstance(holder, dict) else holder
 
 
 def _holds_named(entry: Any) -> bool:
@@ -174,8 +190,8 @@ def _entry(holder: Any, asked: WhichWeights, known: _Holders) -> tuple[str, Whic
             return key, asked[len(key) + 1 :] or "model"
     if not entries or (_holds_named(holder) and not set(entries) & {*_MODEL_KEYS, *_EMA_KEYS}):
         return None
-    named = _named(holder)
-    arrays = {key for key in entries if known.held(named[key]) == _ARRAYS}
+    parts = known.parts(holder)
+    arrays = {key for key in entries if known.held(parts[key]) == _ARRAYS}
     averages = [key for key in entries if is_average(key)]
     averaged = set(averages)
     models = [key for key in entries if key not in averaged]
