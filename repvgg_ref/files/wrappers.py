@@ -156,10 +156,7 @@ class _Holders:
         return self._known[key]
 
     def _best_in(self, values: Iterable[Any]) -> int:
-        kinds = set(map(type, values))
-        if not any(issubclass(kind, _PARTS) for kind in kinds):
-            return _NOTHING
-        return max(map(self.held, values))
+        return max(map(self.held, values)) if _is_among(_PARTS, values) else _NOTHING
 
     def _named(self, holder: Any) -> dict[str, Any]:
         if self.held(holder) == _NOTHING:
@@ -170,13 +167,20 @@ class _Holders:
         return others | {key: value for key, value in parts if isinstance(key, str)}
 
 
+def _is_among(kinds: tuple[type, ...], values: Iterable[Any]) -> bool:
+    """Whether one of the values is of one of these types: no step of Python's for each value."""
+    return any(issubclass(kind, kinds) for kind in set(map(type, values)))
+
+
 def _values(holder: Any) -> Iterable[Any]:
     return holder.values() if isinstance(holder, dict) else holder
 
 
 def _holds_named(entry: Any) -> bool:
     """Whether arrays of layers stand in it: an optimiser's have no dots in their names."""
-    return isinstance(entry, dict) and any(
+    if not isinstance(entry, dict) or not _is_among((LazyArray,), entry.values()):
+        return False
+    return any(
         isinstance(value, LazyArray) and isinstance(name, str) and "." in name.strip(".")
         for name, value in entry.items()
     )
@@ -275,15 +279,17 @@ def _arrays_of_module(module: PickledModule, notes: list[str]) -> dict[str, Lazy
 
 
 def _arrays_of(mapping: Mapping[Any, Any]) -> dict[str, LazyArray]:
+    if not _is_among((LazyArray,), mapping.values()):
+        _refuse_strangers(mapping)
+        return {}
     arrays = {key: v for key, v in mapping.items() if isinstance(v, LazyArray)}
     odd = [
         key
         for key, v in mapping.items()
         if not (isinstance(key, str) and (key in arrays or key.endswith(_NO_ARRAY)))
     ]
-    if (odd or not arrays) and (found := _stranger(mapping)) is not None:
-        raise found
-    if odd and arrays:
+    if odd:
+        _refuse_strangers(mapping)
         raise CheckpointError(
             "some entries among the weights are no arrays, or of a type that no weights have",
             got=listed([_with_type(key, mapping[key]) for key in odd[: _SHOWN + 1]], len(odd)),
@@ -297,21 +303,22 @@ def _with_type(key: Any, value: Any) -> str:
     return f"{name} ({value.type_name})" if isinstance(value, Inert) else name
 
 
-def _stranger(mapping: Mapping[Any, Any]) -> RefusedGlobalError | None:
-    """What is said of an object of an unknown class among weights, or in their place."""
+def _refuse_strangers(mapping: Mapping[Any, Any]) -> None:
+    """Raise if an object of an unknown class is among weights, or in their place."""
+    if not _is_among((PickledModule, Inert), mapping.values()):
+        return
     for key, value in mapping.items():
         is_module = isinstance(value, PickledModule)
         if is_module or (isinstance(value, Inert) and not value.is_listed):
             is_class = value.type_name == "type"
             name = value.value if is_class and not is_module else value.type_name
             named, entry = weights_io.sanitize(name), weights_io.sanitize(key)
-            return RefusedGlobalError(
+            raise RefusedGlobalError(
                 f"refused global {named} (in the entry {entry}): only arrays are read, and nothing "
                 "that a file names is imported",
                 advice="if this is a whole model, re-save the weights alone where its code is: "
                 "torch.save(model.state_dict(), path)",
             )
-    return None
 
 
 def listed(names: list[str], count: int | None = None) -> str:

@@ -191,7 +191,9 @@ def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str]) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX closes it")
-@pytest.mark.parametrize("command", ["convert {} --out -", "convert - <{}", "advise --in {} --report -"])
+@pytest.mark.parametrize(
+    "command", ["convert {} --out -", "convert - <{}", "advise --in {} --report -"]
+)
 def test_bytes_for_a_closed_stdout_are_one_error(command: str) -> None:
     done = subprocess.run(
         f"{sys.executable} -m repvgg_ref_cli {command.format(MODEL_PATH)} >&-",

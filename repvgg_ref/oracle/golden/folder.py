@@ -102,9 +102,7 @@ def checked_manifest(
     return manifest
 
 
-def _told_files(
-    folder: Path, manifest: Mapping[str, Any], needed: list[str]
-) -> Mapping[str, Any]:
+def _told_files(folder: Path, manifest: Mapping[str, Any], needed: list[str]) -> Mapping[str, Any]:
     """The manifest's table of files, which must tell of all that are `needed`."""
     files = manifest.get("files")
     missing = [name for name in needed if not isinstance(files, dict) or name not in files]
