@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import weights_io
 from repvgg_ref.errors import CheckpointError, did_you_mean
@@ -47,8 +48,10 @@ class Selected(NamedTuple):
     entries: list[str]
 
 
-def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
+def select(archive: weights_io.Archive, weights: WhichWeights, notes: list[str]) -> Selected:
     """The mapping of arrays that was asked for, out of whatever wraps it.
+
+    An archive is searched once, however often it is asked.
 
     Raises
     ------
@@ -58,13 +61,15 @@ def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
         If an object of a class that nobody knows, and that is no module, stands where the arrays
         should be.
     """
+    root: Any = archive.root
+    known = _SEARCHED.setdefault(archive, _Holders())
     if isinstance(root, dict) and _PADDLE in root:
         raise CheckpointError(
             "this is a PaddlePaddle checkpoint (.pdparams), whose names and layouts are others",
             wanted="a checkpoint of PyTorch or MegEngine",
             advice="convert the PyTorch weights, or save the arrays under official names as .npz",
         )
-    holder, asked, known = root, weights, _Holders()
+    holder, asked = root, weights
     while (entry := _entry(holder, asked, known)) is not None:
         taken, asked = entry
         _note(taken, holder, known.entries(holder), notes, first=holder is root)
@@ -170,6 +175,9 @@ class _Holders:
 def _is_among(kinds: tuple[type, ...], values: Iterable[Any]) -> bool:
     """Whether one of the values is of one of these types: no step of Python's for each value."""
     return any(issubclass(kind, kinds) for kind in set(map(type, values)))
+
+
+_SEARCHED: WeakKeyDictionary[weights_io.Archive, _Holders] = WeakKeyDictionary()
 
 
 def _values(holder: Any) -> Iterable[Any]:

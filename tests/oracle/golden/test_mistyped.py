@@ -142,7 +142,7 @@ def test_the_input_is_of_the_shape_that_the_manifest_says(copied: Path, shape: A
     manifest = json.loads((copied / MANIFEST).read_text())
     manifest["input"]["shape"] = shape
     (copied / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(ReportedError, match="does not describe a network.*input of shape"):
+    with pytest.raises(ReportedError, match=r"does not describe a network.*input of shape"):
         read_golden(copied)
 
 
