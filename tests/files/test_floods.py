@@ -46,7 +46,10 @@ PLAIN: dict[str, Any] = {
     "numbers": tuple(range(_MANY)),
     "texts": {"entry": ["text"] * _MANY},
     "numbered": dict.fromkeys(range(_MANY)),
-    "beside weights": [{"a.weight": weights_io.LazyArray((1,), "float32", lambda: np.ones(1))}, [0.5] * _MANY],
+    "beside weights": [
+        {"a.weight": weights_io.LazyArray((1,), "float32", lambda: np.ones(1))},
+        [0.5] * _MANY,
+    ],
 }
 
 
