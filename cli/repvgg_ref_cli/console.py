@@ -6,7 +6,9 @@ import codecs
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ _ASCII = {
     **dict(zip("\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588", "_.:-=+*#", strict=True)),
 }
 _ERRORS = "repvgg-ref-ascii"
+_STDOUT = "standard output"  # as errors call it
 
 
 def is_plain() -> bool:
@@ -50,6 +53,28 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=_ERRORS, **encoding)
+
+
+def is_nowhere(stream: IO[str]) -> bool:
+    """Whether `prepare_streams` found it closed."""
+    return getattr(stream, "name", None) == os.devnull
+
+
+@contextmanager
+def naming_stdout() -> Iterator[None]:
+    """Say of errors meanwhile that it was stdout: the system tells no name of an open file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or _STDOUT
+        raise
+
+
+def name_of(error: OSError) -> str | None:
+    """The file or stream that an error is about; click and rich write to streams alone."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    by_them = frame.f_globals.get("__name__", "").partition(".")[0] in ("click", "rich")
+    return _STDOUT if error.filename is None and by_them else error.filename
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 import click
 
+from repvgg_ref_cli.console import name_of
 from repvgg_ref_cli.piped import without_copy
 from repvgg_ref_cli.suggestions import suggestion
 
@@ -88,7 +89,8 @@ def _explain(error: BaseException) -> Failure:
         message = "interrupted; nothing half-written is left"
         return Failure("interrupted", message, INTERRUPTED)
     if isinstance(error, OSError):
-        name = f"{error.filename}: " if error.filename is not None else ""
+        where = name_of(error)
+        name = "" if where is None else f"{where}: "
         if isinstance(error, IsADirectoryError):
             return Failure("system", f"{name}is a folder (wanted a file)", wanted="a file")
         return Failure("system", f"{name}{error.strerror or error}")

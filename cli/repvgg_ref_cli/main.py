@@ -18,7 +18,7 @@ from types import FrameType
 import click
 
 from repvgg_ref_cli import completion
-from repvgg_ref_cli.console import is_plain, prepare_streams
+from repvgg_ref_cli.console import is_plain, naming_stdout, prepare_streams
 from repvgg_ref_cli.failures import leave_quietly, printable, report
 from repvgg_ref_cli.options import Settings, debug_option, note
 
@@ -112,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _warned
             code = _run(asked, settings)
         if sys.stdout is not None:
-            sys.stdout.flush()  # a full disk or a closed pipe shows here, not at exit
+            with naming_stdout():
+                sys.stdout.flush()  # a full disk or a closed pipe shows here, not at exit
     except BrokenPipeError:
         return leave_quietly()
     except BaseException as error:

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
+from repvgg_ref_cli.console import is_nowhere, naming_stdout
+
 _Out = TypeVar("_Out", bound=Path | None)
 
 _DASH, _TAKEN = "-", "repvgg_ref_cli.stdin"
@@ -69,12 +71,14 @@ def is_dash(path: Path | None) -> bool:
 
 
 def refuse_two_on_stdout(out: Path | None, *, as_json: bool, option: str = "--out") -> None:
-    """Raise if stdout would get bytes and a JSON object, or bytes would go to a terminal."""
+    """Raise if stdout would get bytes and a JSON object, or is a terminal, or closed."""
     if not is_dash(out):
         return
     if as_json:
         raise click.UsageError(f"{option} - and --json would both write to stdout; drop one")
-    if sys.stdout is None or sys.stdout.isatty():
+    if sys.stdout is None or is_nowhere(sys.stdout):
+        raise click.UsageError(f"{option} - writes bytes to stdout, which is closed")
+    if sys.stdout.isatty():
         raise click.UsageError(f"{option} - writes bytes to stdout; send them to a pipe or a file")
 
 
@@ -94,9 +98,9 @@ def destination(out: _Out, name: str) -> Iterator[_Out | Path]:
     with tempfile.TemporaryDirectory(prefix="repvgg-ref-") as folder:
         path = Path(folder) / name
         yield path
-        with path.open("rb") as file:
+        with path.open("rb") as file, naming_stdout():
             shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+            sys.stdout.buffer.flush()
 
 
 def _copied(ctx: click.Context, param: click.Parameter | None) -> Path:

@@ -191,7 +191,7 @@ def open_checkpoint(
         require_block(block)
     with nullcontext(archive) if archive else weights_io.open_weights(path) as archive:
         notes: list[str] = [*archive.notes]
-        arrays, beside = take_network(select(archive.root, weights, notes), notes)
+        arrays, beside = take_network(select(archive, weights, notes), notes)
         arrays = without_attachments(arrays, notes)
         checkpoint = Checkpoint(path, archive.container, archive.metadata, arrays, notes)
         checkpoint.beside = beside

@@ -97,7 +97,7 @@ def convert_modules(
     notes: list[str] = []
     with nullcontext(archive) if archive else weights_io.open_weights(path) as archive:
         notes += archive.notes
-        arrays, asked, entries = select(archive.root, weights, notes)
+        arrays, asked, entries = select(archive, weights, notes)
         if asked != "model":
             raise no_such_weights(asked, entries)
         blocks = blocks_of(arrays, family=family, eps=eps)

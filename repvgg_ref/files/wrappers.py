@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import weights_io
 from repvgg_ref.errors import CheckpointError, did_you_mean
@@ -28,6 +29,7 @@ _SHARD = re.compile(r"\d{5}-of-\d{5}")
 _SHOWN = 12
 _MOST_PLACES = 1000  # of arrays that are counted where none is a network's
 _CONTAINERS = (dict, list, tuple)
+_PARTS = (LazyArray, PickledModule, *_CONTAINERS)  # all else holds no arrays
 
 
 def is_average(name: str) -> bool:
@@ -46,8 +48,10 @@ class Selected(NamedTuple):
     entries: list[str]
 
 
-def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
+def select(archive: weights_io.Archive, weights: WhichWeights, notes: list[str]) -> Selected:
     """The mapping of arrays that was asked for, out of whatever wraps it.
+
+    An archive is searched once, however often it is asked.
 
     Raises
     ------
@@ -57,28 +61,30 @@ def select(root: Any, weights: WhichWeights, notes: list[str]) -> Selected:
         If an object of a class that nobody knows, and that is no module, stands where the arrays
         should be.
     """
+    root: Any = archive.root
+    known = _SEARCHED.setdefault(archive, _Holders())
     if isinstance(root, dict) and _PADDLE in root:
         raise CheckpointError(
             "this is a PaddlePaddle checkpoint (.pdparams), whose names and layouts are others",
             wanted="a checkpoint of PyTorch or MegEngine",
             advice="convert the PyTorch weights, or save the arrays under official names as .npz",
         )
-    holder, asked, known = root, weights, _Holders()
+    holder, asked = root, weights
     while (entry := _entry(holder, asked, known)) is not None:
         taken, asked = entry
         _note(taken, holder, known.entries(holder), notes, first=holder is root)
-        holder = _named(holder)[taken]
+        holder = known.parts(holder)[taken]
     if isinstance(holder, PickledModule):
         return Selected(_arrays_of_module(holder, notes), asked, known.entries(root))
     arrays = _arrays_of(holder) if isinstance(holder, dict) else {}
     if not arrays:
-        _require_none(root)
+        _require_none(root, known)
     return Selected(arrays, asked, known.entries(root))
 
 
-def _require_none(root: Any) -> None:
+def _require_none(root: Any, known: _Holders) -> None:
     """Raise the error that tells what a file without named weights holds instead."""
-    places = list(islice(_places(root, "", set()), _MOST_PLACES))
+    places = list(islice(_places(root, "", known, set()), _MOST_PLACES))
     if places:
         count = "1 array" if len(places) == 1 else f"{len(places)} arrays"
         more = " or more" if len(places) == _MOST_PLACES else ""
@@ -93,74 +99,96 @@ def _require_none(root: Any) -> None:
         )
 
 
-def _places(value: Any, place: str, seen: set[int]) -> Iterator[str]:
+def _places(value: Any, place: str, known: _Holders, seen: set[int]) -> Iterator[str]:
     """Where arrays stand below `value`, as far as names that `--weights` would know tell it.
 
     A container that stands in several places is looked into once: there may be 2**n paths to it.
     """
     if isinstance(value, LazyArray):
         yield place or "the file itself"
-    elif isinstance(value, _CONTAINERS) and id(value) not in seen:
+    elif id(value) not in seen:
         seen.add(id(value))
-        for name, each in _named(value).items():
-            yield from _places(each, f"{place}.{name}" if place else name, seen)
-
-
-def _named(holder: Any) -> dict[str, Any]:
-    """What stands in a dict, list or tuple, under the name that `--weights` knows it by.
-
-    A number is its digits, as is the place in a list; another key that is no text is its type and
-    its place in the dict. Where text and a number are spelled alike, it is the text's.
-    """
-    if not isinstance(holder, dict):
-        return {str(place): value for place, value in enumerate(holder)}
-    texts = {key: value for key, value in holder.items() if isinstance(key, str)}
-    others = {_spelled(key): value for key, value in holder.items() if not isinstance(key, str)}
-    return others | texts if others else texts
+        for name, each in known.parts(value).items():
+            yield from _places(each, f"{place}.{name}" if place else name, known, seen)
 
 
 def _spelled(key: Any) -> str:
+    """The name that `--weights` knows a part by, of which `key` is the key or the place.
+
+    A number is its digits; another key that is no text is its type and its place in the dict.
+    """
     return f"{key.type_name}#{key.value}" if isinstance(key, Inert) else str(key)
 
 
-_NOTHING, _MODULES, _ARRAYS = range(3)
+_NOTHING, _NAMELESS, _MODULES, _ARRAYS = range(4)
 
 
 class _Holders:
-    """What of a tree holds weights, each container looked at once however often it is shared.
+    """What of a tree holds arrays, each container looked at once however often it is shared.
 
+    What holds none costs little and gets no name, since a megabyte can hold a million plain values.
     A module is taken for a holder unseen: what is in it is walked where it is needed.
     """
 
     def __init__(self) -> None:
         self._known: dict[int, int] = {}
-        self._entries: dict[int, list[str]] = {}
+        self._parts: dict[int, dict[str, Any]] = {}
 
     def entries(self, holder: Any) -> list[str]:
         """The names of what stands in `holder` and holds weights."""
-        key = id(holder)
-        if key not in self._entries:
-            named = _named(holder) if isinstance(holder, _CONTAINERS) else {}
-            self._entries[key] = [name for name, value in named.items() if self.held(value)]
-        return self._entries[key]
+        return [name for name, part in self.parts(holder).items() if self.held(part) >= _MODULES]
 
-    def held(self, entry: object) -> int:
-        """The best that stands in it: named arrays, else whole modules, else nothing."""
-        if isinstance(entry, PickledModule):
+    def parts(self, holder: Any) -> dict[str, Any]:
+        """What holds arrays in a dict, list or tuple, under the name that `--weights` knows it by.
+
+        Where text and a number are spelled alike, it is the text's.
+        """
+        key = id(holder)
+        if key not in self._parts:
+            self._parts[key] = self._named(holder) if isinstance(holder, _CONTAINERS) else {}
+        return self._parts[key]
+
+    def held(self, part: object) -> int:
+        """The best that stands in it: named arrays, else whole modules, else arrays, or nothing."""
+        if isinstance(part, PickledModule):
             return _MODULES
-        if not isinstance(entry, _CONTAINERS):
-            return _NOTHING
-        key = id(entry)
+        if not isinstance(part, _CONTAINERS):
+            return _NAMELESS if isinstance(part, LazyArray) else _NOTHING
+        key = id(part)
         if key not in self._known:
             self._known[key] = _NOTHING  # while it is looked into: it may hold itself
-            inside = map(self.held, entry.values() if isinstance(entry, dict) else entry)
-            self._known[key] = _ARRAYS if _holds_named(entry) else max(inside, default=_NOTHING)
+            self._known[key] = _ARRAYS if _holds_named(part) else self._best_in(_values(part))
         return self._known[key]
+
+    def _best_in(self, values: Iterable[Any]) -> int:
+        return max(map(self.held, values)) if _is_among(_PARTS, values) else _NOTHING
+
+    def _named(self, holder: Any) -> dict[str, Any]:
+        if self.held(holder) == _NOTHING:
+            return {}
+        pairs = holder.items() if isinstance(holder, dict) else enumerate(holder)
+        parts = [(key, value) for key, value in pairs if self.held(value) != _NOTHING]
+        others = {_spelled(key): value for key, value in parts if not isinstance(key, str)}
+        return others | {key: value for key, value in parts if isinstance(key, str)}
+
+
+def _is_among(kinds: tuple[type, ...], values: Iterable[Any]) -> bool:
+    """Whether one of the values is of one of these types: no step of Python's for each value."""
+    return any(issubclass(kind, kinds) for kind in set(map(type, values)))
+
+
+_SEARCHED: WeakKeyDictionary[weights_io.Archive, _Holders] = WeakKeyDictionary()
+
+
+def _values(holder: Any) -> Iterable[Any]:
+    return holder.values() if isinstance(holder, dict) else holder
 
 
 def _holds_named(entry: Any) -> bool:
     """Whether arrays of layers stand in it: an optimiser's have no dots in their names."""
-    return isinstance(entry, dict) and any(
+    if not isinstance(entry, dict) or not _is_among((LazyArray,), entry.values()):
+        return False
+    return any(
         isinstance(value, LazyArray) and isinstance(name, str) and "." in name.strip(".")
         for name, value in entry.items()
     )
@@ -174,8 +202,8 @@ def _entry(holder: Any, asked: WhichWeights, known: _Holders) -> tuple[str, Whic
             return key, asked[len(key) + 1 :] or "model"
     if not entries or (_holds_named(holder) and not set(entries) & {*_MODEL_KEYS, *_EMA_KEYS}):
         return None
-    named = _named(holder)
-    arrays = {key for key in entries if known.held(named[key]) == _ARRAYS}
+    parts = known.parts(holder)
+    arrays = {key for key in entries if known.held(parts[key]) == _ARRAYS}
     averages = [key for key in entries if is_average(key)]
     averaged = set(averages)
     models = [key for key in entries if key not in averaged]
@@ -259,15 +287,17 @@ def _arrays_of_module(module: PickledModule, notes: list[str]) -> dict[str, Lazy
 
 
 def _arrays_of(mapping: Mapping[Any, Any]) -> dict[str, LazyArray]:
+    if not _is_among((LazyArray,), mapping.values()):
+        _refuse_strangers(mapping)
+        return {}
     arrays = {key: v for key, v in mapping.items() if isinstance(v, LazyArray)}
     odd = [
         key
         for key, v in mapping.items()
         if not (isinstance(key, str) and (key in arrays or key.endswith(_NO_ARRAY)))
     ]
-    if (odd or not arrays) and (found := _stranger(mapping)) is not None:
-        raise found
-    if odd and arrays:
+    if odd:
+        _refuse_strangers(mapping)
         raise CheckpointError(
             "some entries among the weights are no arrays, or of a type that no weights have",
             got=listed([_with_type(key, mapping[key]) for key in odd[: _SHOWN + 1]], len(odd)),
@@ -281,21 +311,22 @@ def _with_type(key: Any, value: Any) -> str:
     return f"{name} ({value.type_name})" if isinstance(value, Inert) else name
 
 
-def _stranger(mapping: Mapping[Any, Any]) -> RefusedGlobalError | None:
-    """What is said of an object of an unknown class among weights, or in their place."""
+def _refuse_strangers(mapping: Mapping[Any, Any]) -> None:
+    """Raise if an object of an unknown class is among weights, or in their place."""
+    if not _is_among((PickledModule, Inert), mapping.values()):
+        return
     for key, value in mapping.items():
         is_module = isinstance(value, PickledModule)
         if is_module or (isinstance(value, Inert) and not value.is_listed):
             is_class = value.type_name == "type"
             name = value.value if is_class and not is_module else value.type_name
             named, entry = weights_io.sanitize(name), weights_io.sanitize(key)
-            return RefusedGlobalError(
+            raise RefusedGlobalError(
                 f"refused global {named} (in the entry {entry}): only arrays are read, and nothing "
                 "that a file names is imported",
                 advice="if this is a whole model, re-save the weights alone where its code is: "
                 "torch.save(model.state_dict(), path)",
             )
-    return None
 
 
 def listed(names: list[str], count: int | None = None) -> str:

@@ -31,7 +31,8 @@ KEPT = 2
 _NAME = re.compile(r"state-(\d{9})\.(json|safetensors)")
 _MOST = 1 << 20  # bytes of a note
 _NUMBER = (int, float)
-# What a note says, and of what type; `FORMAT` 1 did not know the last.
+_DIGEST = "note_sha256"
+# What a note says, and of what type.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "step": int,
     "sha256": str,
@@ -39,8 +40,9 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "version": str,
     "threads": int,
     "loss_scale": list,
-    "note_sha256": str,
 }
+# All that a note of 0.1.0 says, which has no digest of its own.
+_OF_0_1_0 = {"format", *_FIELDS}
 
 
 class StateError(ReportedError):
@@ -95,7 +97,7 @@ def write_state(
         data.unlink(missing_ok=True)  # a FIFO, or a link to another state's, would be written to
         weights_io.write_weights(data, specs, values.values(), container="safetensors", check=flush)
         about = {"format": FORMAT, "step": step, "sha256": digests[0], **facts}
-        write_text(note, _spelt(about | {"note_sha256": _digest_of(about)}))
+        write_text(note, _spelt(about | {_DIGEST: _digest_of(about)}))
     with contextlib.suppress(OSError, StateError):  # the state is there; older ones go next time
         kept = [other for other in steps_in(folder) if other <= step][:KEPT]
         _remove_all_but(folder, kept)
@@ -208,16 +210,11 @@ def _noted(note: Path, step: int) -> dict[str, Any]:
         facts = json.loads(text)
     except RecursionError:
         raise StateError("its note is nested too deeply") from None
-    if not isinstance(facts, dict) or facts.get("format") not in (1, FORMAT):
-        got = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
-        raise StateError("another version's state", got=got, wanted=FORMAT)
-    if facts["format"] == FORMAT:
-        about = {name: value for name, value in facts.items() if name != "note_sha256"}
-        if facts.get("note_sha256") != _digest_of(about) or text != _spelt(facts):
-            raise StateError("its note is not the one that was written")
+    if not isinstance(facts, dict):
+        raise StateError("its note is no table", got=type(facts).__name__)
+    _require_as_written(facts, text)
     for name, kind in _FIELDS.items():
-        is_known = facts["format"] == FORMAT or name != "note_sha256"
-        if is_known and (not isinstance(facts.get(name), kind) or facts[name] is True):
+        if not isinstance(facts.get(name), kind) or isinstance(facts[name], bool):
             raise StateError(f"its note does not say {name!r}", got=repr(facts.get(name))[:80])
     if facts["step"] != step:
         raise StateError("its note is another state's", got=facts["step"], wanted=step)
@@ -225,6 +222,18 @@ def _noted(note: Path, step: int) -> dict[str, Any]:
     if len(scale) != 2 or not all(type(value) in _NUMBER for value in scale):
         raise StateError("its note has no loss scale", got=repr(scale)[:80])
     return facts
+
+
+def _require_as_written(facts: Mapping[str, Any], text: str) -> None:
+    """Hold a note to its digest; what says that it is of 0.1.0 may say no more than those did."""
+    found = facts.get("format")
+    if type(found) is not int or found not in (1, FORMAT):
+        raise StateError("another version's state", got=repr(found)[:80], wanted=FORMAT)
+    if found == 1 and facts.keys() <= _OF_0_1_0:
+        return
+    about = {name: value for name, value in facts.items() if name != _DIGEST}
+    if found == 1 or facts.get(_DIGEST) != _digest_of(about) or text != _spelt(facts):
+        raise StateError("its note is not the one that was written")
 
 
 def _spelt(facts: Mapping[str, Any]) -> str:

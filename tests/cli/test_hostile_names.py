@@ -6,6 +6,8 @@ A file's name may hold any byte but NUL and the slash, an array's name any chara
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -44,6 +46,23 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     made = tmp_path / NAMES[request.param]
     made.mkdir()
     return made
+
+
+ODD = NAMES | {"back": "\\n", "quotes": "'\"", "bytes": "a\udcff", "long": "a" * 200}
+
+
+@pytest.mark.parametrize("stem", ODD.values(), ids=ODD)
+def test_what_to_do_next_can_be_pasted(
+    stem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_small(tmp_path / "train.npz")
+    out = tmp_path / f"{stem}.npz"
+    told = checked(invoke(capsys, "convert", tmp_path / "train.npz", "--out", out)).out
+    (load, numpys), *others = re.findall(r"next   python: (.*)\.forward\(x\), or (.*)", told)
+    assert others == []
+    names = {"repvgg_ref": rr, "numpy": np, "os": os}
+    assert eval(load, names).form == "deploy"
+    assert eval(numpys, names).files
 
 
 @pytest.mark.parametrize("kind", [ReportedError, WeightsFileError, DataError, VerificationError])

@@ -15,6 +15,7 @@ from repvgg_ref_cli.main import COMMANDS
 from repvgg_ref import backends
 from repvgg_ref.blocks.selfcheck import SelfCheckError
 from repvgg_ref.cpu.convolution.algorithms import ALGORITHMS
+from repvgg_ref.data.digits import MODEL_PATH
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files import convert
 from tests.cli.runner import environment, invoke, run_python, save_small
@@ -171,10 +172,14 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
-def test_a_full_disk_behind_stdout_is_one_line() -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [["table", "--json"], ["table"], ["convert", str(MODEL_PATH), "--out", "-"]],
+)
+def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "repvgg_ref_cli", "table", "--json"],
+            [sys.executable, "-m", "repvgg_ref_cli", *arguments],
             env=environment(),
             stdout=full,
             stderr=subprocess.PIPE,
@@ -182,7 +187,26 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
             check=False,
         )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: No space left on device\n")
+    assert done.stderr.splitlines()[-1] == "error: standard output: No space left on device"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX closes it")
+@pytest.mark.parametrize(
+    "command", ["convert {} --out -", "convert - <{}", "advise --in {} --report -"]
+)
+def test_bytes_for_a_closed_stdout_are_one_error(command: str) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m repvgg_ref_cli {command.format(MODEL_PATH)} >&-",
+        shell=True,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "writes bytes to stdout, which is closed" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_names_that_the_terminal_cannot_show_do_not_stop_it(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from repvgg_ref.errors import CheckpointError, ReportedError
 from repvgg_ref.files import identify, modules
 from repvgg_ref.files.convert import convert
 from repvgg_ref.files.inspect import inspect_file
+from repvgg_ref.files.wrappers import select
 from repvgg_ref.models.architectures import plain_architecture
 from tests.random_networks import random_model
 from tests.weights_io import floods
-from tests.weights_io.counting import growth
+from tests.weights_io.counting import calls_of, growth
 
 MOST = 2.15  # 2 ** 1.1: a slope of at most 1.1
 
@@ -35,6 +38,51 @@ def test_names_are_understood_in_linear_time(case: str) -> None:
     size = 4000
     files = {size * factor: floods.NAMING[case](size * factor) for factor in (1, 2, 4)}
     assert growth(lambda n: _inspected(files[n]), size) <= MOST
+
+
+_MANY = 50_000
+PLAIN: dict[str, Any] = {
+    "truths": [True] * _MANY,
+    "numbers": tuple(range(_MANY)),
+    "texts": {"entry": ["text"] * _MANY},
+    "numbered": dict.fromkeys(range(_MANY)),
+    "beside weights": [
+        {"a.weight": weights_io.LazyArray((1,), "float32", lambda: np.ones(1))},
+        [0.5] * _MANY,
+    ],
+}
+
+
+class _Opened(weights_io.Archive):
+    """An archive of what no file need say."""
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+
+
+@pytest.mark.parametrize("root", PLAIN.values(), ids=PLAIN)
+def test_plain_values_are_passed_over(root: Any) -> None:
+    """With a name for each, a megabyte of truths took 2.4 s and 174 MB."""
+
+    def search() -> None:
+        with contextlib.suppress(CheckpointError):
+            select(_Opened(root), "model", [])
+
+    assert calls_of(search) < 1000
+    tracemalloc.start()
+    try:
+        search()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
+
+
+def test_containers_without_arrays_get_no_names() -> None:
+    root = {number: [None] for number in range(_MANY // 10)}
+    archive = _Opened(root)
+    assert calls_of(lambda: select(archive, "model", [])) < 20 * len(root)
+    assert calls_of(lambda: select(archive, "model", [])) < 100  # `convert` asks twice
 
 
 def _chain(folder: Path, depth: int, form: str) -> Path:

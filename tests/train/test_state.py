@@ -122,10 +122,16 @@ def _says(**facts: Any) -> Callable[[Path], object]:
     """A note of version 0.1.0, which had no digest of its own, that says something else."""
 
     def damage(path: Path) -> None:
-        about = json.loads(path.read_text()) | {"format": 1} | facts
+        about = json.loads(path.read_text()) | {"format": 1, "note_sha256": ...} | facts
         path.write_text(json.dumps({name: value for name, value in about.items() if value != ...}))
 
     return damage
+
+
+def _called_old(path: Path) -> None:
+    """A note that says of itself that it has no digest, which then nobody would look at."""
+    said = path.read_text().replace('"format": 2', '"format": 1').replace('"lr": 0.1', '"lr": 0.5')
+    path.write_text(said)
 
 
 DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
@@ -154,7 +160,12 @@ DAMAGES: list[tuple[str, Callable[[Path], object]]] = [
     (".json", _says(loss_scale=[1])),
     (".json", _says(loss_scale=[1.0, "0"])),
     (".json", _says(sha256=None)),
+    (".json", _says(threads=False)),
     (".json", _says(format=2, note_sha256="")),
+    (".json", _says(format=True)),
+    (".json", _says(format=1.0)),
+    (".json", _says(metadata={})),
+    (".json", _called_old),
 ]
 
 
@@ -202,7 +213,7 @@ def test_every_bit_that_flips_is_noticed(every: int, tmp_path: Path) -> None:
 
 def test_a_state_of_version_0_1_is_read(tmp_path: Path) -> None:
     write(tmp_path, 2)
-    _says(note_sha256=...)(tmp_path / "state-000000002.json")
+    _says()(tmp_path / "state-000000002.json")
     stored, damaged = read_newest(tmp_path)
     assert stored is not None
     assert (stored.step, damaged) == (2, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -42,10 +43,10 @@ _DTYPES = {"fp16": "float16", "fp32": "float32", "fp64": "float64"}
 # Options that say nothing of a file of blocks.
 _OF_A_NETWORK = ("model", "block", "strides", "dilations", "batch", "size", "dtype", "opset")
 _NEXT = {
-    "npz": "python: repvgg_ref.load({out!r}).forward(x), or numpy.load({out!r})",
-    "safetensors": "python: repvgg_ref.load({out!r}).forward(x)",
-    "pth": "official code: {create}model.load_state_dict(torch.load({out!r}, weights_only=True))",
-    "onnx": "python: onnxruntime.InferenceSession({out!r}).run(None, {{'input': x}})",
+    "npz": "python: repvgg_ref.load({out}).forward(x), or numpy.load({out})",
+    "safetensors": "python: repvgg_ref.load({out}).forward(x)",
+    "pth": "official code: {create}model.load_state_dict(torch.load({out}, weights_only=True))",
+    "onnx": "python: onnxruntime.InferenceSession({out}).run(None, {{'input': x}})",
 }
 
 
@@ -279,7 +280,17 @@ def _show(source: Path, done: Conversion, *, to_stdout: bool) -> None:
     if done.format == "onnx" and done.dtype == "float64":
         tell("next   another runtime than ONNX Runtime, whose CPU convolves no float64")
         return
-    tell(f"next   {_NEXT[done.format].format(out=sanitize(done.out), create=_create(done))}")
+    tell(f"next   {_NEXT[done.format].format(out=_expression(done.out), create=_create(done))}")
+
+
+def _expression(path: Path) -> str:
+    """What Python reads as this path: a literal, or its bytes if they are no UTF-8."""
+    name = str(path)
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return f"os.fsdecode({os.fsencode(name)!r})"
+    return repr(name)
 
 
 def _create(done: Conversion) -> str:

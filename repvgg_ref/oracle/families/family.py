@@ -49,7 +49,7 @@ def judge_family(
         If the reference holds no block of the family.
     """
     with weights_io.open_weights(reference) as trained, weights_io.open_weights(candidate) as port:
-        ours = select(trained.root, "model", []).arrays
+        ours = select(trained, "model", []).arrays
         blocks = blocks_of(ours, family=family, eps=eps)
         require_blocks(reference, blocks, ours, trained.metadata)
         title = f"{sanitize(reference.name)} ({blocks.family})"
@@ -59,7 +59,7 @@ def judge_family(
             "agree", "", title, sanitize(candidate.name), "weights", notes=notes, assumed=assumed
         )
         try:
-            return compared(blocks.found, ours, select(port.root, "model", []).arrays, report)
+            return compared(blocks.found, ours, select(port, "model", []).arrays, report)
         except ReportedError as error:
             return replace(report, verdict="cannot-judge", reason=str(error))
 

@@ -51,7 +51,7 @@ def judge_graph_file(reference: Path, candidate: Path, *, eps: float | None = No
             "agree", "", title, sanitize(candidate.name), "weights", notes=notes, assumed=assumed
         )
         try:
-            theirs = select(port.root, "model", []).arrays
+            theirs = select(port, "model", []).arrays
             every = dict(_blocks(trained, trained.eps(eps)))
             blocks = [block for block in every.values() if not _is_as_trained(block, theirs)]
             ours = _in_shape(trained.arrays, {k: s for b in blocks for k, s in _shapes(b).items()})

@@ -6,8 +6,9 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,14 @@ def atomic_folder(path: Path, which: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def is_golden(path: object) -> bool:
-    """Whether `path` is a folder with the manifest of a golden bundle."""
+    """Whether `path` is a folder with the manifest of a golden bundle, be it damaged."""
     if not isinstance(path, str | Path) or not Path(path).is_dir():
         return False
+    folder = Path(path)
     try:
-        return read_manifest(Path(path)).get("format") == FORMAT
-    except ReportedError:
-        return False
+        return read_manifest(folder).get("format") == FORMAT
+    except ReportedError:  # beside several files of arrays it is no weights file's
+        return (folder / MANIFEST).exists() and len(list(islice(folder.glob("*.npz"), 2))) > 1
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -69,8 +71,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def checked_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, after every file was found to be the one it speaks of."""
+def checked_manifest(
+    folder: Path, needed: Callable[[Mapping[str, Any]], list[str]]
+) -> dict[str, Any]:
+    """The manifest, after every file was found to be the one it speaks of.
+
+    `needed` tells from a manifest which files are read.
+
+    Raises
+    ------
+    ReportedError
+        If it is of another version, a file is another, or of one that is needed it tells none.
+    """
     manifest = read_manifest(folder)
     if manifest.get("format") != FORMAT or manifest.get("format_version") != VERSION:
         raise ReportedError(
@@ -78,8 +90,8 @@ def checked_manifest(folder: Path) -> dict[str, Any]:
             got=sanitize(f"{manifest.get('format')} {manifest.get('format_version')}"),
             wanted=f"{FORMAT} {VERSION}",
         )
-    files = manifest.get("files")
-    for name, about in files.items() if isinstance(files, dict) else ():
+    files = _told_files(folder, manifest, needed(manifest))
+    for name, about in files.items():
         if found := _amiss(folder, name, about.get("sha256") if isinstance(about, dict) else None):
             raise ReportedError(
                 f"{sanitize(folder.name)}: {sanitize(name)} is not the file that was written",
@@ -88,6 +100,20 @@ def checked_manifest(folder: Path) -> dict[str, Any]:
                 advice="get the bundle again from its source",
             )
     return manifest
+
+
+def _told_files(folder: Path, manifest: Mapping[str, Any], needed: list[str]) -> Mapping[str, Any]:
+    """The manifest's table of files, which must tell of all that are `needed`."""
+    files = manifest.get("files")
+    missing = [name for name in needed if not isinstance(files, dict) or name not in files]
+    if isinstance(files, dict) and not missing:
+        return files
+    raise ReportedError(
+        f"{sanitize(folder.name)}: the manifest tells no digest of the bundle's files",
+        got=f"none of {missing[0]}" if isinstance(files, dict) else f"files: {sanitize(files)}",
+        wanted="the bundle as it was made",
+        advice="get the bundle again from its source",
+    )
 
 
 def sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ from repvgg_ref.models.network import Model
 from repvgg_ref.models.parameters import param_shapes
 from repvgg_ref.oracle.golden.arrays import OUTPUTS, WEIGHTS
 from repvgg_ref.oracle.golden.folder import checked_manifest, digest_of
-from repvgg_ref.oracle.training.steps import TrainingSteps, read_steps
+from repvgg_ref.oracle.training.steps import ARRAYS, DESCRIPTION, TrainingSteps, read_steps
 from weights_io import sanitize
 
 _Spec = TypeVar("_Spec", BlockSpec, AuxHeadSpec)
@@ -61,14 +61,20 @@ def read_golden(folder: str | Path, *, reference: Model | str | Path | None = No
         If `reference` does not have the weights that the bundle was made with.
     """
     path = Path(folder)
-    manifest = checked_manifest(path)
+    manifest = checked_manifest(path, _needed)
     with _told(path):
         with weights_io.open_weights(path / OUTPUTS) as archive:
             root: Any = archive.root
             x = root["input"].read()
+        _require_shape(manifest["input"], x)
         model = _model(path, manifest, reference)
     steps = read_steps(path) if manifest.get("train_step") is not None else None
     return Golden(manifest, x, model, steps)
+
+
+def _require_shape(said: Mapping[str, Any], x: Array) -> None:
+    if said["shape"] != list(x.shape):
+        raise ValueError(f"input of shape {said['shape']}, and there is one of {x.shape}")
 
 
 @contextmanager
@@ -82,6 +88,11 @@ def _told(folder: Path) -> Iterator[None]:
             got=sanitize(f"{type(error).__name__}: {error}"),
             advice="get the bundle again from its source",
         ) from None
+
+
+def _needed(manifest: Mapping[str, Any]) -> list[str]:
+    """The files of a bundle that are read; its weights have a digest of their own."""
+    return [OUTPUTS] if manifest.get("train_step") is None else [OUTPUTS, ARRAYS, DESCRIPTION]
 
 
 def _model(

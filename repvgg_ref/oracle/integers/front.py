@@ -83,6 +83,6 @@ def integer_network(what: Any) -> IntegerNetwork:
         return what
     path = Path(what)
     if is_bundle(path):
-        checked_manifest(path)
+        checked_manifest(path, lambda _: [NETWORK])
         return read_network(path / NETWORK)
     return read_integer_onnx(path).network if path.suffix.lower() == ".onnx" else read_network(path)
