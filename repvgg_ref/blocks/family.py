@@ -157,6 +157,7 @@ def mobileone(parts: Parts) -> Linear | None:
     users="timm's MobileOne, FastViT",
     keys=rf"conv_kxk\.\d+\.conv\.weight|conv_kxk\.\d+\.bn\.{NORM}|conv_scale\.conv\.weight"
     rf"|conv_scale\.bn\.{NORM}|identity\.{NORM}|conv_1x1\.conv\.weight",
+    neutral="drop_path",
 )
 def mobileone_timm(parts: Parts) -> Linear | None:
     """The same under timm's names."""

@@ -76,6 +76,12 @@ class Member:
     leaves: tuple[tuple[str, str], ...] = ()
     maybe: Callable[[Any], Linear | None] | None = None
 
+    @property
+    def deployed(self) -> tuple[str, str]:
+        """The ends of the keys of its fused convolution, the bias last."""
+        start = f"{self.fused}." if self.fused else ""
+        return f"{start}weight", f"{start}bias"
+
     def owns(self, end: str) -> bool:
         """Whether a key with this end, behind the prefix, is the block's.
 

@@ -30,6 +30,7 @@ _OREPA = ((r"(^|\.)weight_(?:orepa|rbr|or1x1)_(\w+)$", r"\1\2.weight"), ("id_ten
     users="FastViT (Apple)",
     keys=rf"norm\.rbr_skip\.{NORM}|mixer\.rbr_(conv\.\d+|scale)\.(conv\.weight|bn\.{NORM})"
     rf"|mixer\.rbr_skip\.{NORM}|layer_scale",
+    summed="mixer|norm",
 )
 def repmixer(parts: Parts) -> Linear | None:
     """Vasu et al., "FastViT" (arXiv 2303.14189, section 3.2): x + g (mixer - norm)."""
@@ -45,6 +46,8 @@ def repmixer(parts: Parts) -> Linear | None:
     users="timm's FastViT, MobileCLIP",
     keys=rf"norm\.identity\.{NORM}|mixer\.conv_(kxk\.\d+|scale)\.(conv\.weight|bn\.{NORM})"
     rf"|mixer\.identity\.{NORM}|layer_scale\.gamma",
+    neutral="layer_scale",
+    summed="mixer|norm",
 )
 def repmixer_timm(parts: Parts) -> Linear | None:
     """The same under timm's names."""

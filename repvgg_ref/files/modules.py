@@ -236,8 +236,8 @@ def _block(
         if isinstance(made, ReportedError):
             raise made
         if told is not None and made is not None:
-            others = (end for end in ends if end not in mine and end not in _deployed(one))
-            strange = {end: records[prefix + end] for end in others if prefix + end in records}
+            others = ends.keys() - mine.keys() - {*one.deployed}
+            strange = {end: records.get(prefix + end) for end in others}
             told.require_as_built(made[0].shapes(), one, strange)
     except ReportedError as error:  # shapes that no such block has
         blocks.near.append(f"{where}: {error}")
@@ -263,7 +263,7 @@ def _block(
         blocks.near.append(f"{where}: {one.name} with {sanitize(', '.join(spare[:4]))} besides")
         return None
     owned = tuple(sorted((prefix + end for end in mine), key=place.__getitem__))
-    deployed = _deployed(one)[1]
+    deployed = one.deployed[1]
     is_own = one.names(deployed)
     if deployed in mine and not is_own:
         blocks.near.append(
@@ -283,12 +283,6 @@ def _block(
         told is not None,
         told is None or not (one.told_by == "" or told.knows(one.told_by)),
     )
-
-
-def _deployed(one: Member) -> tuple[str, str]:
-    """The ends of the keys of its fused convolution."""
-    weight, bias = (f"{one.fused}.{part}".lstrip(".") for part in ("weight", "bias"))
-    return weight, bias
 
 
 @lru_cache(maxsize=1024)

@@ -23,7 +23,7 @@ _DROPPED = ("DropPath", "DropBlock2d")  # torch has none: each library has its o
 _CONTAINERS = "torch.nn.modules.container."
 _SUMMED = f"{_CONTAINERS}ModuleList"  # whose parts no container runs one behind the other
 # What stands behind the sum, whatever it is: it stays, and reads what the fused convolution makes.
-_BEHIND = ("act", "activation", "nonlinear", "nonlinearity", "relu", "se")
+_BEHIND = ("act", "activation", "nonlinear", "nonlinearity", "relu", "attn", "se", "post_se")
 # Published blocks whose kernels are made of arrays of their own, under no convolution's name.
 _MADE_HERE = ("OREPA", "OREPA_1x1", "OREPA_3x3_RepVGG", "SeqConv3x3")
 # Classes that compute what their names say. Any other, though it is made of one, may scale, shift
@@ -79,8 +79,9 @@ class Recorded:
         """Of the convolution `name`, whose kernel has this shape."""
         if (found := self._modules.get(name)) is None:
             return None
-        made_here = _MADE_HERE if self._path(found) != name else ()
-        return geometry_of(found, shape, centred=centred, made_here=made_here)
+        if is_made_here := self._path(found) != name:
+            self._require_made_here(found)
+        return geometry_of(found, shape, centred=centred, is_made_here=is_made_here)
 
     def eps(self, name: str) -> float | None:
         """Of the batch norm `name`."""
@@ -128,7 +129,7 @@ class Recorded:
         return Window(*sizes)
 
     def require_as_built(
-        self, leaves: Iterable[str], one: Member, others: Mapping[str, ModuleRecord]
+        self, leaves: Iterable[str], one: Member, others: Mapping[str, ModuleRecord | None]
     ) -> None:
         """Raise `CheckpointError` if a module of the block may compute another thing.
 
@@ -141,9 +142,8 @@ class Recorded:
                 continue
             if self._path(found) == leaf.rpartition(".")[0]:
                 require_known(found, leaf)
-            elif _name(found) not in _MADE_HERE:
-                why = "a kernel's class that may compute another thing"
-                raise cannot(found, why, found.type_name, " or ".join(_MADE_HERE))
+            else:
+                self._require_made_here(found)
         paths = [leaf.rpartition(".")[0] for leaf in leaves]
         met = (self._modules[path] for path in paths if path in self._modules)
         require_in_order(met, self._own)
@@ -152,16 +152,25 @@ class Recorded:
             if type(factor) in (float, int) and (name, factor) != _NO_FACTOR:
                 raise cannot(self._own, f"its {name} is no array", factor, "an array, or None")
         inside = {id(found): found for found in self._all()}
-        for end, found in others.items():
-            if id(found) in inside:
+        for end, holder in others.items():
+            if holder is not None and id(holder) in inside:
                 why = "it has an array that no such block has"
-                raise cannot(found, why, end, f"the arrays of {one.name}")
+                raise cannot(holder, why, end, f"the arrays of {one.name}")
         for found in inside.values():
             require_unaltered(found)
             _require_own_container(found)
             for child in found.children.values():
                 if id(child) not in inside:
                     self._require_part(found, child, one)
+
+    def _require_made_here(self, found: ModuleRecord) -> None:
+        """Raise `CheckpointError` if nothing tells what a module makes of arrays of its own.
+
+        The block's own class is as good as its keys.
+        """
+        if found is not self._own and _name(found) not in _MADE_HERE:
+            why = "a kernel's class that may compute another thing"
+            raise cannot(found, why, found.type_name, " or ".join(_MADE_HERE))
 
     def _require_part(self, above: ModuleRecord, child: ModuleRecord, one: Member) -> None:
         """Raise `CheckpointError` unless a part without arrays of the block changes nothing."""
@@ -172,10 +181,14 @@ class Recorded:
             is_fused = path == one.fused and child.type_name in _CONVS
             if not is_fused and path not in _BEHIND:
                 raise cannot(child, f"no {one.name} has such a part", child.type_name, "None")
-        elif above.type_name == _SUMMED or re.fullmatch(one.summed, self._path(above)):
+        elif _last(child) not in _BEHIND and self._is_sum(above, one):
             raise cannot(child, "it stands among branches that are summed", child.type_name, "None")
         else:
             require_neutral(child)
+
+    def _is_sum(self, above: ModuleRecord, one: Member) -> bool:
+        """Whether what it holds are branches."""
+        return above.type_name == _SUMMED or bool(re.fullmatch(one.summed, self._path(above)))
 
     def _path(self, found: ModuleRecord) -> str:
         """Where it stands in the block."""
@@ -274,11 +287,11 @@ def require_unaltered(found: ModuleRecord) -> None:
 
 
 def geometry_of(
-    found: ModuleRecord, shape: Shape, *, centred: bool = True, made_here: tuple[str, ...] = ()
+    found: ModuleRecord, shape: Shape, *, centred: bool = True, is_made_here: bool = False
 ) -> Geometry:
     """How a convolution with a kernel of this shape reads its input.
 
-    `made_here` are names of classes that may hold it beside torch's.
+    If it `is_made_here`, of other arrays, its module need be no convolution of torch's.
 
     Raises
     ------
@@ -286,7 +299,7 @@ def geometry_of(
         If its class is not torch's, its module does not say so, or says what such a kernel cannot
         have; if `centred`, also if its padding does not keep the size.
     """
-    if _name(found) not in made_here:
+    if not is_made_here:
         _require_class(found, _CONVS, "convolution")
     outputs, per_group, *kernel = shape
     groups = _count(found, "groups", outputs)
