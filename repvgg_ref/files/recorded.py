@@ -21,7 +21,7 @@ _AVERAGE = "torch.nn.modules.pooling.AvgPool2d"
 _NEUTRAL = (_IDENTITY, *(f"torch.nn.modules.dropout.Dropout{end}" for end in ("", "2d")))
 _DROPPED = ("DropPath", "DropBlock2d")  # torch has none: each library has its own
 _CONTAINERS = "torch.nn.modules.container."
-_SUMMED = f"{_CONTAINERS}ModuleList"  # whose parts no container runs one behind the other
+SUMMED = f"{_CONTAINERS}ModuleList"  # whose parts no container runs one behind the other
 # What stands behind the sum, whatever it is: it stays, and reads what the fused convolution makes.
 _BEHIND = ("act", "activation", "nonlinear", "nonlinearity", "relu", "attn", "se", "post_se")
 # Published blocks whose kernels are made of arrays of their own, under no convolution's name.
@@ -158,7 +158,7 @@ class Recorded:
                 raise cannot(holder, why, end, f"the arrays of {one.name}")
         for found in inside.values():
             require_unaltered(found)
-            _require_own_container(found)
+            require_own_container(found)
             for child in found.children.values():
                 if id(child) not in inside:
                     self._require_part(found, child, one)
@@ -188,7 +188,7 @@ class Recorded:
 
     def _is_sum(self, above: ModuleRecord, one: Member) -> bool:
         """Whether what it holds are branches."""
-        return above.type_name == _SUMMED or bool(re.fullmatch(one.summed, self._path(above)))
+        return above.type_name == SUMMED or bool(re.fullmatch(one.summed, self._path(above)))
 
     def _path(self, found: ModuleRecord) -> str:
         """Where it stands in the block."""
@@ -246,7 +246,7 @@ def require_in_order(met: Iterable[ModuleRecord], top: ModuleRecord | None = Non
             raise cannot(above, "its parts are in another order", got, sanitize(known))
 
 
-def _require_own_container(found: ModuleRecord) -> None:
+def require_own_container(found: ModuleRecord) -> None:
     """Raise `CheckpointError` if a class is called as a container of torch's and is none."""
     name = _name(found)
     if name in ("Sequential", "ModuleList", "ModuleDict") and (
