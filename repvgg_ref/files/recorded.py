@@ -93,11 +93,12 @@ class Recorded:
         Raises
         ------
         CheckpointError
-            If its class is not torch's `kind`.
+            If its class is not torch's `kind`, or called so where torch has none.
         """
         if (found := self._own.children.get(name)) is None:
             return False if self.knows(name) else None
-        if found.type_name not in (_IDENTITY, _AVERAGE) or not found.type_name.endswith(kind):
+        known = {"Identity": _IDENTITY, "AvgPool2d": _AVERAGE}
+        if known.get(kind, kind) not in (found.type_name, _name(found)):
             raise cannot(found, "it is no branch of such a block", found.type_name, kind)
         return True
 
