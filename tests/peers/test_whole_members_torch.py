@@ -19,7 +19,7 @@ from torch import nn  # noqa: E402
 from tests.peers.family_composed import COMPOSED, Ecb, Orepa  # noqa: E402
 from tests.peers.family_modules import PLAIN, drawn, response  # noqa: E402
 from tests.peers.test_family_torch import arrays_of, dense  # noqa: E402
-from tests.peers.whole_modules import written  # noqa: E402
+from tests.peers.whole_modules import Sequential, written  # noqa: E402
 
 pytestmark = pytest.mark.peers
 BLOCKS = PLAIN | COMPOSED
@@ -27,13 +27,6 @@ BLOCKS = PLAIN | COMPOSED
 
 class OREPA(Orepa):
     """Under its published name, by which it is known inside another block."""
-
-
-class Sequential(nn.Sequential):  # type: ignore[misc]
-    """A container called as torch's is, which doubles what its parts make."""
-
-    def forward(self, x: Any) -> Any:
-        return 2 * super().forward(x)
 
 
 class Identity(nn.Identity):  # type: ignore[misc]

@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 
 from tests.peers.official_module import RepVGG  # noqa: E402
 from tests.peers.torch_repvgg import build_torch  # noqa: E402
-from tests.peers.whole_modules import WRITTEN, Hook, Negated, Scaled, with_eps, written  # noqa: E402
+from tests.peers.whole_modules import WRITTEN, Hook, Negated, Scaled, Sequential, with_eps, written  # noqa: E402
 
 pytestmark = pytest.mark.peers
 GROUPS = {"stage1.1": 2, "stage2.1": 4}
@@ -174,13 +174,6 @@ def test_a_member_without_arrays_that_no_block_has_is_refused(
     setattr(module.get_submodule("stage1.1"), place, made())
     with pytest.raises(weights_io.ReportedError, match=why):
         rr.load(written(tmp_path, module))
-
-
-class Sequential(torch.nn.Sequential):
-    """A container called as torch's is, which doubles what its parts make."""
-
-    def forward(self, x: Any) -> Any:
-        return 2 * super().forward(x)
 
 
 @pytest.mark.parametrize("place", ["stage1.1.rbr_1x1", "stage1"])
