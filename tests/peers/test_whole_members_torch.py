@@ -160,11 +160,11 @@ def test_a_member_that_the_kind_has_not_leaves_the_block(case: str, tmp_path: Pa
 def require_right(folder: Path, block: Any, fused: str, channels: int) -> None:
     """Fused as impulses through the block say."""
     behind = {name: getattr(block, name, None) for name in ("act", "nonlinear", "se")}
-    convert_modules(written(folder, block), folder / "out.npz", "npz")
+    convert_modules(written(folder, nn.Sequential(block)), folder / "out.npz", "npz")
     arrays = arrays_of(folder / "out.npz")
     for name in (name for name, part in behind.items() if part is not None):
         setattr(block, name, nn.Identity())
-    weight, bias = (arrays[f"{fused}.{part}"] for part in ("weight", "bias"))
+    weight, bias = (arrays[f"0.{fused}.{part}"] for part in ("weight", "bias"))
     kernel, offset = (each.numpy() for each in response(block, channels, weight.shape[2] // 2))
     room = 1e-12 * float(np.abs(kernel).max())
     np.testing.assert_allclose(dense(weight, channels), kernel, rtol=0, atol=room, equal_nan=False)
