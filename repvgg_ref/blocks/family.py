@@ -11,21 +11,17 @@ fused kernel. Sources are in each function.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 from repvgg_ref.blocks import quantised as quantised  # its entries, and those of the next
 from repvgg_ref.blocks import relatives as relatives  # ask more of a file
-from repvgg_ref.blocks.catalogue import diverse_of
-from repvgg_ref.blocks.catalogue import kind as catalogued
 from repvgg_ref.blocks.constructors import Bias, Scale
 from repvgg_ref.blocks.linear import Chain, Identity, Sum
 from repvgg_ref.blocks.member import FAMILY as FAMILY
 from repvgg_ref.blocks.member import NORM
 from repvgg_ref.blocks.member import Member as Member
 from repvgg_ref.blocks.member import member as member
-from repvgg_ref.blocks.parts import Parts, is_number, is_wide, renamed, with_eps
+from repvgg_ref.blocks.parts import Parts, is_number, is_wide
 from repvgg_ref.blocks.run import Linear
-from repvgg_ref.blocks.spec import BlockSpec
 
 _CONV = r"(weight|bias)"
 
@@ -161,6 +157,7 @@ def mobileone(parts: Parts) -> Linear | None:
     users="timm's MobileOne, FastViT",
     keys=rf"conv_kxk\.\d+\.conv\.weight|conv_kxk\.\d+\.bn\.{NORM}|conv_scale\.conv\.weight"
     rf"|conv_scale\.bn\.{NORM}|identity\.{NORM}|conv_1x1\.conv\.weight",
+    neutral="drop_path",
 )
 def mobileone_timm(parts: Parts) -> Linear | None:
     """The same under timm's names."""
@@ -266,6 +263,7 @@ def yolov10_dw(parts: Parts) -> Linear | None:
     eps=(1e-5,),
     users="ACNet",
     keys=rf"(square|ver|hor)_conv\.weight|(square|ver|hor)_bn\.{NORM}",
+    neutral="(ver|hor)_conv_crop_layer",
 )
 def acb(parts: Parts) -> Linear | None:
     """Ding et al., arXiv 1908.03930."""
@@ -273,57 +271,6 @@ def acb(parts: Parts) -> Linear | None:
     main = square.parts[0] if square else None
     sides = [parts.conv_bn(f"{name}_conv", f"{name}_bn", like=main) for name in ("ver", "hor")]
     return Sum(square, *sides) if main is not None and None not in sides else None
-
-
-@member(
-    "dbb",
-    "dbb_origin.conv.weight",
-    fused="dbb_reparam",
-    eps=(1e-5,),
-    users="Diverse Branch Block",
-    keys=rf"dbb_(origin|1x1)\.(conv\.weight|bn\.{NORM})|dbb_avg\.(conv\.weight|bn\.bn\.{NORM}"
-    rf"|avgbn\.{NORM})|dbb_1x1_kxk\.(idconv1\.(conv\.)?weight|conv1\.weight|conv2\.weight"
-    rf"|bn1\.bn\.{NORM}|bn2\.{NORM})",
-    beside=r"dbb_avg\.avg",
-)
-def dbb(parts: Parts) -> Linear | None:
-    """Ding et al., arXiv 2103.13425: as the catalogue has it, under its published keys.
-
-    The convolution of W + I is a module of its own in newer files, a `Conv2d` in older ones.
-    """
-    inner = "dbb_1x1_kxk.bn1.bn"
-    wide = parts.first("dbb_1x1_kxk.conv1.weight")
-    # As wide as the input behind W + I; else its convolutions tell the groups.
-    dense = parts.conv_bn("dbb_origin.conv", "dbb_origin.bn", skip="" if wide else inner)
-    if dense is None:
-        return None
-    main = dense.parts[0]
-    if wide and parts.told is None:
-        groups = wide // max(1, (*parts.shapes.get("dbb_1x1_kxk.conv2.weight", ()), 0, 0)[1])
-        per_group = main.in_channels // main.groups
-        main = replace(main, in_channels=groups * per_group, groups=groups)
-    if not main.groups or main.out_channels % main.groups or wide % main.groups:
-        return None
-    spec = BlockSpec(
-        "block",
-        main.in_channels,
-        main.out_channels,
-        1,
-        main.groups,
-        kind="dbb",
-        kernel=main.kernel[0],
-    )
-    keys = dict(catalogued("dbb").keys)
-    if "dbb_1x1_kxk.idconv1.conv.weight" in parts.shapes:
-        keys["sequence.same.conv"] = "dbb_1x1_kxk.idconv1.conv"
-    found: Linear = with_eps(renamed(diverse_of(spec, wide), keys), parts.eps)
-    return found if parts.told is None or _is_plain(parts) else None
-
-
-def _is_plain(parts: Parts) -> bool:
-    """Whether no convolution of a diverse-branch block is dilated, as none of its branches can."""
-    wide = (parts.conv(name) for name in ("dbb_origin.conv", "dbb_1x1.conv"))
-    return all(conv is None or conv.dilation == (1, 1) for conv in wide)
 
 
 @member(

@@ -47,7 +47,11 @@ class Member:
     placeholder : str
         A pattern of the block's arrays that it never computes with while it trains.
     beside : str
-        A pattern of submodules that stand in its branches and have no arrays.
+        A pattern of submodules that are none of its arrays', at which `build` looks if it matters.
+    neutral : str
+        A pattern of further ones that change nothing, if they are identities.
+    summed : str
+        A pattern of containers of branches: an identity in one would be a branch, too.
     leaves : pairs of str
         Where a key does not end as an array of `linear` does: a pattern, and what replaces it.
     maybe : callable, optional
@@ -67,8 +71,16 @@ class Member:
     outer: str = ""
     placeholder: str = ""
     beside: str = ""
+    neutral: str = ""
+    summed: str = ""
     leaves: tuple[tuple[str, str], ...] = ()
     maybe: Callable[[Any], Linear | None] | None = None
+
+    @property
+    def deployed(self) -> tuple[str, str]:
+        """The ends of the keys of its fused convolution, the bias last."""
+        start = f"{self.fused}." if self.fused else ""
+        return f"{start}weight", f"{start}bias"
 
     def owns(self, end: str) -> bool:
         """Whether a key with this end, behind the prefix, is the block's.

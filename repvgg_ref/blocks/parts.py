@@ -40,7 +40,7 @@ class Window(NamedTuple):
 class Told(Protocol):
     """What is told of a block beside its arrays, by a file that holds its modules."""
 
-    def conv(self, name: str, shape: Shape) -> Geometry | None:
+    def conv(self, name: str, shape: Shape, *, centred: bool = True) -> Geometry | None:
         """Of a convolution whose kernel has this shape; None if nothing is told."""
 
     def eps(self, name: str) -> float | None:
@@ -51,6 +51,9 @@ class Told(Protocol):
 
     def window(self, name: str) -> Window:
         """Of an average pooling that is there."""
+
+    def setting(self, path: str, name: str) -> object:
+        """A plain attribute of a submodule, "" for the block's own; None: untold."""
 
 
 @dataclass(frozen=True)

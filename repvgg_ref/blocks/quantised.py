@@ -34,6 +34,7 @@ def _other_reading(linear: Any) -> Linear | None:
     keys=rf"rbr_dense\.conv\.weight|rbr_dense\.bn\.{NORM}|rbr_1x1\.weight|rbr_identity\.{NORM}",
     untold=f"{_UNTOLD}, V2's average never",
     told_by="rbr_identity",
+    beside="rbr_identity|rbr_avg|bn",
     outer="bn",
     maybe=_other_reading,
 )
@@ -56,6 +57,7 @@ def qarepvgg(parts: Parts) -> Linear | None:
     note="an rbr_reparam beside branches is an untrained placeholder: it is replaced",
     untold=_UNTOLD,
     told_by="identity",
+    beside="identity|post_bn",
     outer="post_bn",
     placeholder=r"rbr_reparam\.(weight|bias)",
     maybe=_other_reading,

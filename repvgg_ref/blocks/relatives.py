@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from repvgg_ref.blocks.catalogue import diverse_of
+from repvgg_ref.blocks.catalogue import kind as catalogued
 from repvgg_ref.blocks.constructors import Bias, BiasPad, FormulaConv, Scale
 from repvgg_ref.blocks.linear import Chain, Conv, Identity, Sum
 from repvgg_ref.blocks.member import NORM, member, other_identity
-from repvgg_ref.blocks.parts import Parts
+from repvgg_ref.blocks.parts import Geometry, Parts, Told, Window, renamed, with_eps
 from repvgg_ref.blocks.priors import Factor, Separable, Stored
-from repvgg_ref.blocks.run import Linear
+from repvgg_ref.blocks.run import Linear, Shapes
+from repvgg_ref.blocks.spec import BlockSpec
+from repvgg_ref.errors import CheckpointError
 
 _EXPANDED = 8  # outputs a channel of OREPA's depthwise kernel
 _OREPA = ((r"(^|\.)weight_(?:orepa|rbr|or1x1)_(\w+)$", r"\1\2.weight"), ("id_tensor$", "id.weight"))
@@ -26,6 +30,7 @@ _OREPA = ((r"(^|\.)weight_(?:orepa|rbr|or1x1)_(\w+)$", r"\1\2.weight"), ("id_ten
     users="FastViT (Apple)",
     keys=rf"norm\.rbr_skip\.{NORM}|mixer\.rbr_(conv\.\d+|scale)\.(conv\.weight|bn\.{NORM})"
     rf"|mixer\.rbr_skip\.{NORM}|layer_scale",
+    summed="mixer|norm",
 )
 def repmixer(parts: Parts) -> Linear | None:
     """Vasu et al., "FastViT" (arXiv 2303.14189, section 3.2): x + g (mixer - norm)."""
@@ -41,6 +46,8 @@ def repmixer(parts: Parts) -> Linear | None:
     users="timm's FastViT, MobileCLIP",
     keys=rf"norm\.identity\.{NORM}|mixer\.conv_(kxk\.\d+|scale)\.(conv\.weight|bn\.{NORM})"
     rf"|mixer\.identity\.{NORM}|layer_scale\.gamma",
+    neutral="layer_scale",
+    summed="mixer|norm",
 )
 def repmixer_timm(parts: Parts) -> Linear | None:
     """The same under timm's names."""
@@ -69,6 +76,9 @@ def _mixed(parts: Parts, mixer: Sum | None, norm: str, scale: str) -> Linear | N
     users="RepGhost",
     keys=rf"cheap_operation\.0\.weight|(cheap_operation\.1|fusion_bn\.0)\.{NORM}",
     note="an identity without a batch norm beside the one with it has no key: none is taken",
+    beside="primary_conv",
+    neutral="fusion_conv",
+    summed="fusion_bn",
 )
 def repghost(parts: Parts) -> Linear | None:
     """Chen et al., "RepGhost" (arXiv 2211.06088, figure 3): BN(dw x) + BN(x), in place."""
@@ -192,7 +202,8 @@ def orepa_point(parts: Parts) -> Linear | None:
     keys=r"conv3x3\.(weight|bias)|conv1x1_3x3\.[kb][01]"
     r"|conv1x1_(sbx|sby|lpl)\.(k0|b0|scale|bias|mask)",
     leaves=((r"\.k(\d)$", r".\1.weight"), (r"\.b(\d)$", r".\1.bias"), ("mask$", "mask.weight")),
-    note="the identity has no key: it is never taken, as in the published configurations",
+    untold="the identity has no key: it is never taken, as in the published configurations",
+    told_by="with_idt",
     maybe=other_identity,
 )
 def ecbsr(parts: Parts) -> Linear | None:
@@ -216,4 +227,86 @@ def ecbsr(parts: Parts) -> Linear | None:
         scaled = [Scale(f"{at}.scale", (out, 1, 1, 1)), Bias(f"{at}.bias", (out,))]
         border = BiasPad(main.padding, first)
         branches.append(Chain(first, border, second, *(scaled if masked else [])))
+    if parts.told is not None and parts.told.setting("", "with_idt"):
+        branches.append(Identity("x", main.in_channels))
     return Sum(*branches)
+
+
+@member(
+    "dbb",
+    "dbb_origin.conv.weight",
+    fused="dbb_reparam",
+    eps=(1e-5,),
+    users="Diverse Branch Block",
+    keys=rf"dbb_(origin|1x1)\.(conv\.weight|bn\.{NORM})|dbb_avg\.(conv\.weight|bn\.bn\.{NORM}"
+    rf"|avgbn\.{NORM})|dbb_1x1_kxk\.(idconv1\.(conv\.)?weight|conv1\.weight|conv2\.weight"
+    rf"|bn1\.bn\.{NORM}|bn2\.{NORM})",
+    beside=r"dbb_avg\.avg",
+)
+def dbb(parts: Parts) -> Linear | None:
+    """Ding et al., arXiv 2103.13425: as the catalogue has it, under its published keys.
+
+    The convolution of W + I is a module of its own in newer files, a `Conv2d` in older ones.
+    """
+    inner = "dbb_1x1_kxk.bn1.bn"
+    wide = parts.first("dbb_1x1_kxk.conv1.weight")
+    # As wide as the input behind W + I; else its convolutions tell the groups.
+    dense = parts.conv_bn("dbb_origin.conv", "dbb_origin.bn", skip="" if wide else inner)
+    if dense is None:
+        return None
+    main = dense.parts[0]
+    if wide and parts.told is None:
+        groups = wide // max(1, (*parts.shapes.get("dbb_1x1_kxk.conv2.weight", ()), 0, 0)[1])
+        per_group = main.in_channels // main.groups
+        main = replace(main, in_channels=groups * per_group, groups=groups)
+    if not main.groups or main.out_channels % main.groups or wide % main.groups:
+        return None
+    spec = BlockSpec(
+        "block",
+        main.in_channels,
+        main.out_channels,
+        1,
+        main.groups,
+        kind="dbb",
+        kernel=main.kernel[0],
+    )
+    keys = dict(catalogued("dbb").keys)
+    if "dbb_1x1_kxk.idconv1.conv.weight" in parts.shapes:
+        keys["sequence.same.conv"] = "dbb_1x1_kxk.idconv1.conv"
+    found: Linear = with_eps(renamed(diverse_of(spec, wide), keys), parts.eps)
+    if parts.told is not None:
+        _require_diverse(parts.told, parts.shapes, dense.parts[0])
+    return found
+
+
+def _require_diverse(told: Told, shapes: Shapes, main: Conv) -> None:
+    """Raise `CheckpointError` unless the modules read as those of a diverse branch block.
+
+    `main` is its largest convolution as it is told. What is padded is padded by the batch norms
+    before the average and the second convolution, which read no border of zeros.
+    """
+    border = main.padding
+    depthwise = "dbb_avg.conv.weight" not in shapes
+    average = Window(main.kernel, main.stride, border if depthwise else (0, 0))
+    _require_same("dbb_avg.avg", told.window("dbb_avg.avg"), average)
+    reads = {
+        "dbb_origin.conv": (main.stride, border),
+        "dbb_1x1.conv": (main.stride, (0, 0)),
+        "dbb_avg.conv": ((1, 1), (0, 0)),
+        "dbb_1x1_kxk.conv1": ((1, 1), (0, 0)),
+        "dbb_1x1_kxk.conv2": (main.stride, (0, 0)),
+    }
+    for name, (stride, padding) in reads.items():
+        if (shape := shapes.get(f"{name}.weight")) is not None:
+            wanted = Geometry(stride, padding, (1, 1), main.groups)
+            _require_same(name, told.conv(name, shape, centred=False), wanted)
+    for name in ("dbb_avg.bn", "dbb_1x1_kxk.bn1"):
+        if (pixels := told.setting(name, "pad_pixels")) is not None:
+            _require_same(name, pixels, border[0])
+
+
+def _require_same(name: str, got: object, wanted: object) -> None:
+    if got is not None and got != wanted:
+        raise CheckpointError(
+            f"{name} reads otherwise than in a diverse branch block", got=got, wanted=wanted
+        )

@@ -17,7 +17,7 @@ from repvgg_ref.blocks.parts import Parts, norms_in, with_eps
 from repvgg_ref.blocks.run import Linear
 from repvgg_ref.errors import CheckpointError, ReportedError, did_you_mean
 from repvgg_ref.files.lacking import completed
-from repvgg_ref.files.recorded import Recorded, Records, records_of
+from repvgg_ref.files.recorded import Recorded, Records, block_of, records_of
 from repvgg_ref.models.arguments import checked_eps
 from weights_io import LazyArray, sanitize
 
@@ -229,14 +229,16 @@ def _block(
     leaves = {one.leaf(end): end for end in mine}
     where = sanitize(prefix.rstrip(".")) or "the file's root"
     held = {leaf: records[prefix + end] for leaf, end in leaves.items() if prefix + end in records}
-    told = Recorded(held) if held else None
+    told = Recorded(held, block_of(prefix, mine, records)) if held else None
     here = tuple((leaf, mine[end]) for leaf, end in leaves.items())
     try:
         made = _expression(one.name, here) if told is None else _built(one, dict(here), told)
         if isinstance(made, ReportedError):
             raise made
         if told is not None and made is not None:
-            told.require_as_built(made[0].shapes(), one.beside)
+            others = ends.keys() - mine.keys() - {*one.deployed}
+            strange = {end: records.get(prefix + end) for end in others}
+            told.require_as_built(made[0].shapes(), one, strange)
     except ReportedError as error:  # shapes that no such block has
         blocks.near.append(f"{where}: {error}")
         if told is not None:
@@ -261,7 +263,7 @@ def _block(
         blocks.near.append(f"{where}: {one.name} with {sanitize(', '.join(spare[:4]))} besides")
         return None
     owned = tuple(sorted((prefix + end for end in mine), key=place.__getitem__))
-    deployed = f"{one.fused}.bias".lstrip(".")
+    deployed = one.deployed[1]
     is_own = one.names(deployed)
     if deployed in mine and not is_own:
         blocks.near.append(

@@ -11,11 +11,21 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from repvgg_ref.blocks.form import Pair
+from repvgg_ref.blocks.member import Member
 from repvgg_ref.blocks.parts import Geometry, Shape, Window
 from repvgg_ref.errors import CheckpointError
 from weights_io import LazyArray, ModuleRecord, sanitize
 
-_NEUTRAL = ("Identity", "Dropout", "Dropout2d", "DropPath", "DropBlock2d")
+_IDENTITY = "torch.nn.modules.linear.Identity"
+_AVERAGE = "torch.nn.modules.pooling.AvgPool2d"
+_NEUTRAL = (_IDENTITY, *(f"torch.nn.modules.dropout.Dropout{end}" for end in ("", "2d")))
+_DROPPED = ("DropPath", "DropBlock2d")  # torch has none: each library has its own
+_CONTAINERS = "torch.nn.modules.container."
+SUMMED = f"{_CONTAINERS}ModuleList"  # whose parts no container runs one behind the other
+# What stands behind the sum, whatever it is: it stays, and reads what the fused convolution makes.
+_BEHIND = ("act", "activation", "nonlinear", "nonlinearity", "relu", "attn", "se", "post_se")
+# Published blocks whose kernels are made of arrays of their own, under no convolution's name.
+_MADE_HERE = ("OREPA", "OREPA_1x1", "OREPA_3x3_RepVGG", "SeqConv3x3")
 # Classes that compute what their names say. Any other, though it is made of one, may scale, shift
 # or standardise: what it does stands in code, which is never asked.
 _CONVS = ("torch.nn.modules.conv.Conv2d",)
@@ -40,26 +50,38 @@ def records_of(arrays: Mapping[str, LazyArray]) -> dict[str, ModuleRecord]:
     return {name: a.module for name, a in arrays.items() if a.module is not None}
 
 
+def block_of(prefix: str, ends: Iterable[str], records: Records) -> ModuleRecord:
+    """The module of a block, above those that hold the arrays `ends` behind its prefix."""
+    end = next(end for end in ends if prefix + end in records)
+    found = records[prefix + end]
+    for _ in range(end.count(".")):
+        found = found.parent or found
+    return found
+
+
 class Recorded:
     """`blocks.parts.Told` of one block, by the modules that hold its arrays.
 
     Parameters
     ----------
     records : mapping
-        The end of a key, behind the block's prefix -> the module that holds the array.
+        A leaf of the block's expression -> the module that holds the array.
+    own : ModuleRecord
+        The block's own module.
     """
 
-    def __init__(self, records: Records) -> None:
-        self._records = records
-        self._modules = {end.rpartition(".")[0]: found for end, found in records.items()}
-        path, found = next(iter(self._modules.items()))
-        for _ in filter(None, path.split(".")):
-            found = found.parent or found
-        self._own = found
+    def __init__(self, records: Records, own: ModuleRecord) -> None:
+        self._records, self._own = records, own
+        self._start = len(own.path) + 1 if own.path else 0
+        self._modules = {leaf.rpartition(".")[0]: found for leaf, found in records.items()}
 
-    def conv(self, name: str, shape: Shape) -> Geometry | None:
+    def conv(self, name: str, shape: Shape, *, centred: bool = True) -> Geometry | None:
         """Of the convolution `name`, whose kernel has this shape."""
-        return geometry_of(self._modules[name], shape) if name in self._modules else None
+        if (found := self._modules.get(name)) is None:
+            return None
+        if is_made_here := self._path(found) != name:
+            self._require_made_here(found)
+        return geometry_of(found, shape, centred=centred, is_made_here=is_made_here)
 
     def eps(self, name: str) -> float | None:
         """Of the batch norm `name`."""
@@ -71,37 +93,58 @@ class Recorded:
         Raises
         ------
         CheckpointError
-            If its class is not called `kind`.
+            If its class is not torch's `kind`, or called so where torch has none.
         """
         if (found := self._own.children.get(name)) is None:
             return False if self.knows(name) else None
-        if found.type_name.rpartition(".")[2] != kind:
+        known = {"Identity": _IDENTITY, "AvgPool2d": _AVERAGE}
+        if known.get(kind, kind) not in (found.type_name, _name(found)):
             raise cannot(found, "it is no branch of such a block", found.type_name, kind)
         return True
+
+    def setting(self, path: str, name: str) -> object:
+        """A plain attribute of the submodule at `path`; None if either is not there."""
+        found = self._at(path)
+        return None if found is None else found.get(name)
 
     def knows(self, name: str) -> bool:
         """Whether the block has an attribute or a submodule of that name, be it None."""
         return name in self._own.children or self._own.has(name)
 
     def window(self, name: str) -> Window:
-        """Of the average pooling `name`, a submodule of the block."""
-        pool = self._own.children[name]
+        """Of the average pooling at the path `name` in the block.
+
+        Raises
+        ------
+        CheckpointError
+            If there is none, or one that no convolution equals.
+        """
+        pool = self._at(name)
+        if pool is None or pool.type_name != _AVERAGE:
+            got = "nothing" if pool is None else pool.type_name
+            raise cannot(pool or self._own, f"its {name} is no average", got, _AVERAGE)
         sizes = (_pair(pool, what) for what in ("kernel_size", "stride", "padding"))
         counted = pool.get("count_include_pad"), pool.get("ceil_mode"), pool.get("divisor_override")
         if counted != (True, False, None):
             raise cannot(pool, "its border is averaged otherwise", counted, (True, False, None))
         return Window(*sizes)
 
-    def require_as_built(self, leaves: Iterable[str], beside: str = "") -> None:
+    def require_as_built(
+        self, leaves: Iterable[str], one: Member, others: Mapping[str, ModuleRecord | None]
+    ) -> None:
         """Raise `CheckpointError` if a module of the block may compute another thing.
 
-        `leaves` are its arrays in the order in which they are met. Nothing may stand in its
-        branches that no array tells of, such as an activation, but for what the pattern `beside`
-        knows.
+        `leaves` are its arrays in the order in which they are met, `others` those behind its prefix
+        that the kind `one` has not. Whatever the block's module holds must be a part that the kind
+        knows, with arrays or without, or stand behind the sum.
         """
-        for end, found in self._records.items():
-            if found is not self._own:
-                require_known(found, end)
+        for leaf, found in self._records.items():
+            if found is self._own:
+                continue
+            if self._path(found) == leaf.rpartition(".")[0]:
+                require_known(found, leaf)
+            else:
+                self._require_made_here(found)
         paths = [leaf.rpartition(".")[0] for leaf in leaves]
         met = (self._modules[path] for path in paths if path in self._modules)
         require_in_order(met, self._own)
@@ -109,15 +152,54 @@ class Recorded:
             factor = self._own.get(name)
             if type(factor) in (float, int) and (name, factor) != _NO_FACTOR:
                 raise cannot(self._own, f"its {name} is no array", factor, "an array, or None")
-        inside = {id(one): one for one in self._all()}
-        start = len(self._own.path) + 1 if self._own.path else 0
+        inside = {id(found): found for found in self._all()}
+        for end, holder in others.items():
+            if holder is not None and id(holder) in inside:
+                why = "it has an array that no such block has"
+                raise cannot(holder, why, end, f"the arrays of {one.name}")
         for found in inside.values():
             require_unaltered(found)
-            if found is self._own:
-                continue
+            require_own_container(found)
             for child in found.children.values():
-                if id(child) not in inside and not re.fullmatch(beside, child.path[start:]):
-                    require_neutral(child)
+                if id(child) not in inside:
+                    self._require_part(found, child, one)
+
+    def _require_made_here(self, found: ModuleRecord) -> None:
+        """Raise `CheckpointError` if nothing tells what a module makes of arrays of its own.
+
+        The block's own class is as good as its keys.
+        """
+        if found is not self._own and _name(found) not in _MADE_HERE:
+            why = "a kernel's class that may compute another thing"
+            raise cannot(found, why, found.type_name, " or ".join(_MADE_HERE))
+
+    def _require_part(self, above: ModuleRecord, child: ModuleRecord, one: Member) -> None:
+        """Raise `CheckpointError` unless a part without arrays of the block changes nothing."""
+        path = self._path(child)
+        if re.fullmatch(one.beside, path):
+            return  # its kind looks at it, if it matters
+        if above is self._own and not re.fullmatch(one.neutral, path):
+            is_fused = path == one.fused and child.type_name in _CONVS
+            if not is_fused and path not in _BEHIND:
+                raise cannot(child, f"no {one.name} has such a part", child.type_name, "None")
+        elif _last(child) not in _BEHIND and self._is_sum(above, one):
+            raise cannot(child, "it stands among branches that are summed", child.type_name, "None")
+        else:
+            require_neutral(child)
+
+    def _is_sum(self, above: ModuleRecord, one: Member) -> bool:
+        """Whether what it holds are branches."""
+        return above.type_name == SUMMED or bool(re.fullmatch(one.summed, self._path(above)))
+
+    def _path(self, found: ModuleRecord) -> str:
+        """Where it stands in the block."""
+        return found.path[self._start :]
+
+    def _at(self, path: str) -> ModuleRecord | None:
+        found: ModuleRecord | None = self._own
+        for name in filter(None, path.split(".")):
+            found = None if found is None else found.children.get(name)
+        return found
 
     def _all(self) -> Iterator[ModuleRecord]:
         for found in self._records.values():
@@ -165,13 +247,32 @@ def require_in_order(met: Iterable[ModuleRecord], top: ModuleRecord | None = Non
             raise cannot(above, "its parts are in another order", got, sanitize(known))
 
 
+def require_own_container(found: ModuleRecord) -> None:
+    """Raise `CheckpointError` if a class is called as a container of torch's and is none."""
+    name = _name(found)
+    if name in ("Sequential", "ModuleList", "ModuleDict") and (
+        found.type_name != _CONTAINERS + name
+    ):
+        why = "a container of a class that may compute another thing"
+        raise cannot(found, why, found.type_name, _CONTAINERS + name)
+
+
 def _last(found: ModuleRecord) -> str:
     return found.path.rpartition(".")[2]
 
 
+def _name(found: ModuleRecord) -> str:
+    """Of its class, without its module."""
+    return found.type_name.rpartition(".")[2]
+
+
 def require_neutral(child: ModuleRecord) -> None:
     """Raise `CheckpointError` if a module in a branch does anything in evaluation."""
-    if child.type_name.rpartition(".")[2] not in _NEUTRAL:
+    require_unaltered(child)
+    if child.type_name == _IN_ORDER:
+        for each in child.children.values():
+            require_neutral(each)
+    elif child.type_name not in _NEUTRAL and _name(child) not in _DROPPED:
         raise cannot(child, "it stands in a branch of a block", child.type_name, "Identity")
 
 
@@ -186,8 +287,12 @@ def require_unaltered(found: ModuleRecord) -> None:
         )
 
 
-def geometry_of(found: ModuleRecord, shape: Shape, *, centred: bool = True) -> Geometry:
+def geometry_of(
+    found: ModuleRecord, shape: Shape, *, centred: bool = True, is_made_here: bool = False
+) -> Geometry:
     """How a convolution with a kernel of this shape reads its input.
+
+    If it `is_made_here`, of other arrays, its module need be no convolution of torch's.
 
     Raises
     ------
@@ -195,7 +300,8 @@ def geometry_of(found: ModuleRecord, shape: Shape, *, centred: bool = True) -> G
         If its class is not torch's, its module does not say so, or says what such a kernel cannot
         have; if `centred`, also if its padding does not keep the size.
     """
-    _require_class(found, _CONVS, "convolution")
+    if not is_made_here:
+        _require_class(found, _CONVS, "convolution")
     outputs, per_group, *kernel = shape
     groups = _count(found, "groups", outputs)
     stride, dilation = _pair(found, "stride"), _pair(found, "dilation")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from repvgg_ref.blocks.catalogue import expression, fused_conv
@@ -11,6 +11,7 @@ from repvgg_ref.blocks.spec import BlockSpec
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.identify import block_of
 from repvgg_ref.files.recorded import (
+    SUMMED,
     cannot,
     eps_of,
     geometry_of,
@@ -18,6 +19,7 @@ from repvgg_ref.files.recorded import (
     require_in_order,
     require_known,
     require_neutral,
+    require_own_container,
     require_unaltered,
 )
 from repvgg_ref.models.geometry import Geometry
@@ -26,6 +28,7 @@ from weights_io import LazyArray, ModuleRecord, sanitize
 
 Arrays = Mapping[str, LazyArray]
 _NAMED = ("nonlinearity", "act", "relu", "activation")  # what blocks call what follows their sum
+_GATES = ("attn", "se", "post_se")  # and what gates it
 _RELU = "ReLU"
 _LEVELS = 2  # from a branch, or a convolution, up to its block
 
@@ -114,6 +117,9 @@ def require_as_told(network: Network, canonical: Arrays, said: Geometry) -> None
         for child in found.children.values():
             require_neutral(child)
     inside = {id(found) for found in records.values()}
+    for found in _above(records.values()):
+        require_unaltered(found)
+        require_own_container(found)
     for spec in network.blocks:
         names = (f"{spec.name}.{leaf}" for leaf in expression(spec).shapes())
         require_in_order(records[name] for name in names if name in records)
@@ -122,6 +128,17 @@ def require_as_told(network: Network, canonical: Arrays, said: Geometry) -> None
             if name in records:
                 _require_same(spec, conv, records[name], canonical[name].shape, said)
                 _require_surroundings(spec, records[name], inside)
+
+
+def _above(records: Iterable[ModuleRecord]) -> list[ModuleRecord]:
+    """What holds these modules, up to the whole."""
+    met: dict[int, ModuleRecord] = {}
+    for found in records:
+        above = found.parent
+        while above is not None and id(above) not in met:
+            met[id(above)] = above
+            above = above.parent
+    return list(met.values())
 
 
 def _convs(spec: BlockSpec, held: Mapping[str, Any]) -> list[Conv]:
@@ -161,6 +178,11 @@ def _require_surroundings(spec: BlockSpec, record: ModuleRecord, inside: set[int
             if id(child) not in inside:
                 require_neutral(child)
         above = above.parent
+        if above is not None and above.type_name == SUMMED:
+            _require_members(above, inside)
+            above = above.parent
+        if above is not None:
+            _require_members(above, inside, (*_NAMED, *_GATES))
     wanted = _RELU if spec.activation == "relu" else "Identity"
     for _ in range(_LEVELS):
         if above is None:
@@ -170,6 +192,21 @@ def _require_surroundings(spec: BlockSpec, record: ModuleRecord, inside: set[int
             if kind.rpartition(".")[2] not in (wanted, _RELU):
                 raise cannot(above, f"its {name} is no {wanted}", kind, wanted)
         above = above.parent
+
+
+def _require_members(block: ModuleRecord, inside: set[int], behind: tuple[str, ...] = ()) -> None:
+    """No part beside the branches but what stands `behind` their sum; no gate without arrays."""
+    for name, child in block.children.items():
+        if _holds(child, inside) or (name in _NAMED and name in behind):
+            continue
+        if name not in behind:
+            raise cannot(child, "no such block has such a part", child.type_name, "None")
+        require_neutral(child)
+
+
+def _holds(module: ModuleRecord, inside: set[int]) -> bool:
+    """Whether it is one of the modules `inside`, or holds one."""
+    return id(module) in inside or any(_holds(c, inside) for c in module.children.values())
 
 
 def _is_branch(spec: BlockSpec, module: ModuleRecord, inside: set[int]) -> bool:

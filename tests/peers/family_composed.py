@@ -55,6 +55,9 @@ class Orepa(nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.k, self.g, self.called, per = k, g, f"weight_{name}_", i // g
+        # What the published class keeps.
+        self.in_channels, self.out_channels, self.kernel_size, self.groups = i, o, k, g
+        self.stride, self.padding, self.dilation = 1, k // 2, 1
         middle = wide * i
         shapes = {
             "origin": (o, per, k, k),
@@ -141,6 +144,8 @@ class OrepaPoint(nn.Module):  # type: ignore[misc]
     def __init__(self, i: int, o: int) -> None:
         super().__init__()
         middle = min(i, o)
+        self.in_channels, self.out_channels, self.kernel_size, self.groups = i, o, 1, 1
+        self.stride, self.padding, self.dilation = 1, 0, 1
         self.weight_or1x1_origin = nn.Parameter(torch.randn(o, i, 1, 1))
         self.weight_or1x1_l2i_conv1 = nn.Parameter(torch.randn(middle, i, 1, 1))
         self.weight_or1x1_l2i_conv2 = nn.Parameter(torch.randn(o, middle, 1, 1))
@@ -154,7 +159,7 @@ class OrepaPoint(nn.Module):  # type: ignore[misc]
         return self.bn(first * y + second * z)
 
 
-class Sequence(nn.Module):  # type: ignore[misc]
+class SeqConv3x3(nn.Module):  # type: ignore[misc]
     """A 1x1 convolution, a border of its bias, and a 3x3 kernel: ECBSR's, or a scaled mask."""
 
     def __init__(self, i: int, m: int, o: int, mask: list[list[float]] | None) -> None:
@@ -188,11 +193,11 @@ class Ecb(nn.Module):  # type: ignore[misc]
         sobel = [[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]
         turned = [list(column) for column in zip(*sobel, strict=True)]
         self.conv3x3 = conv(i, o, 3, bias=True)
-        self.conv1x1_3x3 = Sequence(i, 2 * o, o, None)
-        self.conv1x1_sbx = Sequence(i, o, o, sobel)
-        self.conv1x1_sby = Sequence(i, o, o, turned)
+        self.conv1x1_3x3 = SeqConv3x3(i, 2 * o, o, None)
+        self.conv1x1_sbx = SeqConv3x3(i, o, o, sobel)
+        self.conv1x1_sby = SeqConv3x3(i, o, o, turned)
         laplace = [[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]]
-        self.conv1x1_lpl = Sequence(i, o, o, laplace)
+        self.conv1x1_lpl = SeqConv3x3(i, o, o, laplace)
 
     def forward(self, x: Any) -> Any:
         y = self.conv3x3(x) + self.conv1x1_3x3(x) + self.conv1x1_sbx(x)

@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 
 from tests.peers.official_module import RepVGG  # noqa: E402
 from tests.peers.torch_repvgg import build_torch  # noqa: E402
-from tests.peers.whole_modules import WRITTEN, Negated, Scaled, with_eps, written  # noqa: E402
+from tests.peers.whole_modules import WRITTEN, Hook, Negated, Scaled, Sequential, with_eps, written  # noqa: E402
 
 pytestmark = pytest.mark.peers
 GROUPS = {"stage1.1": 2, "stage2.1": 4}
@@ -155,6 +155,39 @@ def test_a_part_that_computes_something_else_is_refused(
     block, (parent, _, last) = module.get_submodule("stage1.1"), place.rpartition(".")
     setattr(block.get_submodule(parent), last, made(block.get_submodule(place)))
     with pytest.raises(weights_io.ReportedError, match=why):
+        rr.load(written(tmp_path, module))
+
+
+@pytest.mark.parametrize(
+    ("place", "made", "why"),
+    [
+        ("rbr_identity", torch.nn.Identity, "no such block has such a part"),
+        ("rbr_1x1", torch.nn.ReLU, "no such block has such a part"),
+        ("rbr_more", lambda: torch.nn.AvgPool2d(3, 1, 1), "no such block has such a part"),
+        ("se", lambda: torch.nn.AvgPool2d(3, 1, 1), "it stands in a branch of a block"),
+    ],
+)
+def test_a_member_without_arrays_that_no_block_has_is_refused(
+    place: str, made: Callable[[], Any], why: str, tmp_path: Path
+) -> None:
+    module = network(SMALL)
+    setattr(module.get_submodule("stage1.1"), place, made())
+    with pytest.raises(weights_io.ReportedError, match=why):
+        rr.load(written(tmp_path, module))
+
+
+@pytest.mark.parametrize("place", ["stage1.1.rbr_1x1", "stage1"])
+def test_a_container_of_another_class_is_refused(place: str, tmp_path: Path) -> None:
+    module = network(SMALL)
+    module.get_submodule(place).__class__ = Sequential
+    with pytest.raises(weights_io.ReportedError, match="a container of a class that may compute"):
+        rr.load(written(tmp_path, module))
+
+
+def test_a_hook_on_a_whole_block_is_refused(tmp_path: Path) -> None:
+    module = network(SMALL)
+    module.get_submodule("stage1.1").register_forward_hook(Hook())
+    with pytest.raises(weights_io.ReportedError, match="a hook may change what it computes"):
         rr.load(written(tmp_path, module))
 
 

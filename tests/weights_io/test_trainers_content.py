@@ -191,6 +191,60 @@ def test_tensors_of_every_kind_are_the_same_numbers(case: str) -> None:
     _assert_values(_with_values(state_dict({"w": CARRIED[case]})))
 
 
+def _hung(state: bytes) -> dict[str, bytes]:
+    """A parameter, and a tensor, that torch sets these attributes on."""
+    made = storage() + b"K\x00K\x04\x85K\x01\x85\x89" + ORDERED
+    return {
+        "a parameter": b"ctorch._utils\n_rebuild_parameter_with_state\n("
+        + tensor() + b"\x88" + ORDERED + state + b"tR",
+        "a tensor": b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\n"
+        b"ctorch\nTensor\n(" + made + b"t" + state + b"tR",
+        "a parameter of its class": b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n"
+        b"_rebuild_parameter_with_state\nctorch.nn.parameter\nParameter\n(" + tensor() + b"\x88"
+        + ORDERED + state + b"t" + b"NtR",
+    }  # fmt: skip
+
+
+def _said(name: str, value: bytes) -> bytes:
+    return b"}" + text(name) + value + b"s"
+
+
+# torch sets each of these on the tensor, one by one, and so its values may be others afterwards.
+CHANGING = {
+    "its data": (_said("data", tensor()), "a tensor's own attribute data"),
+    "its data, in a slot": (b"N" + _said("data", tensor()) + b"\x86", "own attribute data"),
+    "its data, as nothing": (_said("data", b"N"), "a tensor's own attribute data"),
+    "its real part": (_said("real", tensor()), "a tensor's own attribute real"),
+    "its gradient": (_said("requires_grad", b"\x89"), "own attribute requires_grad"),
+    "its hooks": (_said("_backward_hooks", b"}"), "own attribute _backward_hooks"),
+    "its class": (_said("__class__", b"ctorch\nTensor\n"), "own attribute __class__"),
+    "a method": (_said("detach", HISTORY), "an attribute detach that is no plain data"),
+    "another tensor": (_said("main", tensor()), "an attribute main that is no plain data"),
+    "no dict": (b"]", "attributes of an unknown form"),
+    "three states": (b"}}}\x87", "attributes of an unknown form"),
+    "a number for a name": (b"}K\x01K\x01s", "own attribute 1 is set anew"),
+    "too many": (
+        b"}(" + b"".join(text(f"a{i}") + b"K\x01" for i in range(65)) + b"u",
+        "an unknown form",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHANGING)
+def test_an_attribute_that_may_change_a_tensor_is_refused(case: str) -> None:
+    state, why = CHANGING[case]
+    for made in _hung(state).values():
+        assert_refused(torch_zip(state_dict({"w": made})), why)
+
+
+@pytest.mark.parametrize(
+    "state", [b"N", b"}", _said("is_norm", b"\x88"), b"N}\x86", _said("dims", b"]")]
+)
+def test_an_attribute_that_is_plain_data_is_let_go(state: bytes) -> None:
+    for made in _hung(state).values():
+        _assert_values(_with_values(state_dict({"w": made})))
+
+
 @pytest.mark.parametrize(
     "function", [b"ccollections\nOrderedDict\n", b"c_codecs\nencode\n", b"cpathlib\nPath\n"]
 )

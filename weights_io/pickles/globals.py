@@ -43,6 +43,13 @@ from weights_io.text import sanitize
 
 Args = tuple[Any, ...]
 _LAZY_BITS = frozenset({"neg", "conj"})
+# Attributes of a tensor: what torch sets of its own, and what else may hang there, of which types.
+_OWN = frozenset(
+    {"data", "grad", "real", "imag", "names", "requires_grad", "_backward_hooks"}
+    | {"_post_accumulate_grad_hooks"}
+)
+_PLAIN = frozenset({bool, int, float, str, type(None), list, tuple, dict, OrderedDict, Span})
+_MOST_HUNG = 64
 _LONGEST_DEVICE, _MOST_DEVICES = 32, 1 << 16  # "privateuseone" has 13 letters
 
 
@@ -142,7 +149,30 @@ def _rebuild_parameter(args: Args) -> TensorView | Foreign:
 def _rebuild_parameter_with_state(args: Args) -> TensorView | Foreign:
     """Serve a parameter that somebody hung attributes on, which are let go."""
     _expect(len(args) == 4, "torch._utils._rebuild_parameter_with_state")
+    _require_aside(args[3])
     return _rebuild_parameter(args[:3])
+
+
+def _require_aside(state: object) -> None:
+    """Refuse attributes that may change a tensor's values, which torch sets one by one.
+
+    ``data`` is one: a tensor set there is what torch computes with. What is plain data can, under
+    no name, do more than make torch raise an error, whatever it holds.
+    """
+    for part in state if type(state) is tuple and len(state) == 2 else (state,):
+        if part is None:
+            continue
+        if not isinstance(part, dict) or len(part) > _MOST_HUNG:
+            raise malformed("a tensor has attributes of an unknown form")
+        for name, value in part.items():
+            if type(name) is not str or name in _OWN or name.startswith("__"):
+                raise malformed(f"a tensor's own attribute {sanitize(name)} is set anew")
+            if type(value) not in _PLAIN:
+                kind = getattr(value, "type_name", type(value).__name__)
+                raise malformed(
+                    f"a tensor has an attribute {sanitize(name)} that is no plain data "
+                    f"({sanitize(kind)})"
+                )
 
 
 def _rebuild_from_type(args: Args) -> TensorView | Foreign:
@@ -152,6 +182,7 @@ def _rebuild_from_type(args: Args) -> TensorView | Foreign:
     _expect(good and type(args[2]) is tuple, "torch._tensor._rebuild_from_type_v2")
     if args[1] not in _TENSORS or args[0] in _OTHER_TENSORS:
         return Foreign(args[1])  # of a class of its own, or of a kind that is stepped over
+    _require_aside(args[3])
     rebuild = args[0].reduce
     return cast("TensorView", rebuild(args[2]))
 
