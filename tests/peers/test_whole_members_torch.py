@@ -17,7 +17,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from tests.peers.family_composed import COMPOSED, Ecb, Orepa  # noqa: E402
-from tests.peers.family_modules import PLAIN, drawn, response  # noqa: E402
+from tests.peers.family_modules import PLAIN, drawn  # noqa: E402
+from tests.peers.impulses import response  # noqa: E402
 from tests.peers.test_family_torch import arrays_of, dense  # noqa: E402
 from tests.peers.whole_modules import Sequential, written  # noqa: E402
 

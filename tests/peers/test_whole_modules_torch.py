@@ -22,7 +22,8 @@ from tests.cli.runner import invoke
 torch = pytest.importorskip("torch")
 
 from tests.peers.family_composed import COMPOSED  # noqa: E402
-from tests.peers.family_modules import PLAIN, drawn, response  # noqa: E402
+from tests.peers.family_modules import PLAIN, drawn  # noqa: E402
+from tests.peers.impulses import response  # noqa: E402
 from tests.peers.test_family_torch import arrays_of, dense  # noqa: E402
 from tests.peers.test_whole_networks_torch import SMALL, network  # noqa: E402
 from tests.peers.whole_modules import (  # noqa: E402
