@@ -26,6 +26,7 @@ TOP_ROOMS = ("train", "oracle", "bench")
 BRANCH_NAMES = ("branch_3x3", "branch_1x1", "branch_identity")
 MAY_NAME_BRANCHES = (
     "repvgg_ref.blocks.catalogue",
+    "repvgg_ref.blocks.quantised",  # data of the family: YOLO-NAS calls its branches so, too
     "repvgg_ref.files.dialects",
     "repvgg_ref.oracle.programs.block",  # whose three constants bugs are called by
 )

@@ -74,7 +74,8 @@ def test_winograd_in_layers_too_small_to_prove_it_is_not_judged(name: str) -> No
     outputs = run(Programs(model), x, name)
     report = judge(model, Outputs(outputs), x, precision="fp32")
     assert report.verdict == "cannot-judge"
-    assert "there are too few outputs to tell" in report.reason
+    few, rough = "there are too few outputs to tell", "gates let be told only roughly"
+    assert few in report.reason or rough in report.reason
 
 
 def test_a_fault_in_a_layer_as_small_is_judged() -> None:
