@@ -21,7 +21,6 @@ from repvgg_ref.blocks.selfcheck import BlockCheck, check_linear, worst
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.checkpoint import open_checkpoint
 from repvgg_ref.files.deployed import already_fused
-from repvgg_ref.files.metadata import is_ours
 from repvgg_ref.files.modules import AUTO, Blocks, FoundBlock, blocks_of, holds_blocks
 from repvgg_ref.files.spares import Spares
 from repvgg_ref.files.wrappers import WhichWeights, listed, no_such_weights, select
@@ -287,8 +286,6 @@ def holds_modules(
     """
     try:
         with open_checkpoint(path, weights=weights, archive=archive) as checkpoint:
-            if checkpoint.dialect or checkpoint.arch or is_ours(checkpoint.metadata):
-                return False
-            return holds_blocks(checkpoint.arrays)
+            return not checkpoint.is_network and holds_blocks(checkpoint.arrays)
     except CheckpointError:
         return False

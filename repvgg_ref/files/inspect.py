@@ -121,7 +121,7 @@ def _kind(checkpoint: Checkpoint) -> str | None:
 
 def _blocks(checkpoint: Checkpoint, eps: float | None) -> Blocks:
     """What a file that is no RepVGG by any known names holds of the family."""
-    if checkpoint.dialect or checkpoint.arch or is_ours(checkpoint.metadata):
+    if checkpoint.is_network:
         return Blocks()
     return blocks_of(checkpoint.arrays, eps=eps)
 

@@ -11,7 +11,7 @@ from repvgg_ref.arrays import one_line
 from repvgg_ref.errors import CheckpointError
 from repvgg_ref.files.identify import UNSAID
 from repvgg_ref.files.lazy_params import LazyParams
-from repvgg_ref.files.metadata import assumed_eps, read_about, read_eps, strangers_eps
+from repvgg_ref.files.metadata import assumed_eps, is_ours, read_about, read_eps, strangers_eps
 from repvgg_ref.files.strides import assumed_geometry
 from repvgg_ref.files.told_networks import told_eps
 from repvgg_ref.models.about import About, Assumed
@@ -65,6 +65,11 @@ class Checkpoint:
         """The dtype in which the array of this canonical name is stored."""
         theirs = {ours: name for name, ours in self.canonical.items()}
         return self.arrays[theirs[canonical]].dtype
+
+    @property
+    def is_network(self) -> bool:
+        """Whether names, shapes or a note of ours tell a network; other files may hold blocks."""
+        return bool(self.dialect or self.arch or is_ours(self.metadata))
 
     @property
     def ours(self) -> dict[str, LazyArray]:

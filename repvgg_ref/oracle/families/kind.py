@@ -7,7 +7,6 @@ from typing import Literal
 
 from repvgg_ref.errors import ReportedError
 from repvgg_ref.files.checkpoint import open_checkpoint
-from repvgg_ref.files.metadata import is_ours
 from repvgg_ref.files.modules import holds_blocks
 
 Kind = Literal["blocks", "network", "other"]
@@ -23,7 +22,7 @@ def kind_of(reference: Path) -> Kind:
     try:
         with open_checkpoint(reference) as trained:
             arch = trained.arch
-            if not (trained.dialect or arch or is_ours(trained.metadata)):
+            if not trained.is_network:
                 return "blocks" if holds_blocks(trained.arrays) else "other"
             if arch is None or trained.form != "train" or not arch.is_fusible:
                 return "other"
